@@ -1,0 +1,94 @@
+"""What a model reads: flat token and patch axes, documents as segments, no batch axis and no padding to a document length.
+
+T tokens, P patches, S segments. Everything is built by the loader in numpy, so a step never waits for the device.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Which positions of a flat axis of length N belong together (documents of tokens, or of patches)."""
+
+    ids: Tensor
+    """int64 [N], the segment of each position, non-decreasing."""
+    positions: Tensor
+    """int64 [N], the position inside its segment (rotary positions restart with each document)."""
+    offsets: Tensor
+    """int32 [S + 1], where each segment begins; the last is N. What variable-length attention kernels want."""
+    lengths: tuple[int, ...]
+    """The same as Python ints, so that no code needs to ask the device."""
+
+    @property
+    def longest(self) -> int:
+        return max(self.lengths, default=0)
+
+    def to(self, device: torch.device) -> "Segments":
+        return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)[:3]})
+
+
+def segments(lengths: Sequence[int], positions: np.ndarray | None = None) -> Segments:
+    """Segments of the given lengths, side by side.
+
+    ``positions`` (int64 [N]) replaces the positions counted from each segment's start: a continued document goes on counting.
+    """
+    counts = np.asarray(lengths, np.int64)
+    offsets = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    if positions is None:
+        positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], counts)
+    return Segments(
+        ids=torch.from_numpy(np.repeat(np.arange(len(counts)), counts)),
+        positions=torch.from_numpy(np.ascontiguousarray(positions, np.int64)),
+        offsets=torch.from_numpy(offsets.astype(np.int32)),
+        lengths=tuple(counts.tolist()),
+    )
+
+
+@dataclass(frozen=True)
+class Patches:
+    """How the tokens of a batch are grouped (DESIGN definitions; paper section 2)."""
+
+    of_token: Tensor
+    """int64 [T], the patch that the encoder puts each token in, non-decreasing."""
+    of_decoder: Tensor
+    """int64 [T], the patch whose global output the decoder reads at each token: the last one complete when it predicts."""
+    documents: Segments
+    """Documents on the patch axis [P]; patches past the last real one own no tokens and form a segment of their own."""
+
+    @property
+    def count(self) -> int:
+        return sum(self.documents.lengths)
+
+    def to(self, device: torch.device) -> "Patches":
+        return Patches(
+            self.of_token.to(device, non_blocking=True),
+            self.of_decoder.to(device, non_blocking=True),
+            self.documents.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One pack as a model reads it."""
+
+    ids: Tensor
+    """int64 [T]."""
+    labels: Tensor
+    """int64 [T]: the next token, or IGNORED_LABEL."""
+    documents: Segments
+    patches: Patches | None
+    """None for models without patches (the entropy model)."""
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(
+            self.ids.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=True),
+            self.documents.to(device),
+            self.patches.to(device) if self.patches is not None else None,
+        )

@@ -1,0 +1,82 @@
+"""What decides where patches begin, as one immutable value: part of the identity of datasets and checkpoints (law 7)."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from shared.model_settings import Settings
+from shared.patching.grid import snap
+
+ENTROPY_RULES = ("entropy", "monotonic", "entropy_rise")
+RISE_RULES = ("monotonic", "entropy_rise")
+LONGEST_PATCH = 65_535  # lengths are stored as uint16
+
+
+class PatchingSettings(Settings):
+    """A patching rule with its thresholds and length limits (paper sections 2.1 to 2.4)."""
+
+    rule: Literal["none", "byte", "static", "space", "entropy", "monotonic", "entropy_rise"]
+    """none: no patches (what the entropy model trains on); byte: every byte; static: fixed stride (MegaByte);
+    space: after the first space-like byte of a run (SpaceByte); entropy: H > theta; monotonic: rise of H > theta;
+    entropy_rise: H > theta and rise > theta_rise."""
+    theta: float | None = None
+    """Nats. The default threshold, calibrated on all bytes."""
+    thetas: dict[str, float] = Field(default_factory=dict)
+    """Nats, by subset, where a subset has its own threshold."""
+    theta_rise: float | None = None
+    """Nats, for entropy_rise only."""
+    stride: int | None = Field(default=None, ge=1)
+    """Bytes, for static only."""
+    min_length: int = Field(default=1, ge=1)
+    max_length: int = Field(default=512, ge=1, le=LONGEST_PATCH)
+    entropy_dtype: Literal["float32", "float16"] = "float32"
+    """Precision to which entropies are rounded before a rise is taken; online and offline round alike."""
+    grid: bool = False
+    """Thresholds on H lie on the sidecar grid, so that boundaries can be found again from a uint8 sidecar."""
+    reference_starts: bool = False
+    """Rules on rises begin as the released reference does: always a start at 2, and never one at 3 for entropy_rise."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "PatchingSettings":
+        if self.min_length > self.max_length:
+            raise ValueError(f"min_length {self.min_length} is greater than max_length {self.max_length}")
+        needed = {
+            "theta": self.rule in ENTROPY_RULES,
+            "theta_rise": self.rule == "entropy_rise",
+            "stride": self.rule == "static",
+        }
+        for key, wanted in needed.items():
+            if wanted != (getattr(self, key) is not None):
+                raise ValueError(f"rule {self.rule!r} {'needs' if wanted else 'does not take'} {key}")
+        if self.thetas and self.rule not in ENTROPY_RULES:
+            raise ValueError(f"rule {self.rule!r} does not take thetas")
+        if self.reference_starts and self.rule not in RISE_RULES:
+            raise ValueError(f"reference_starts is for the rules {', '.join(RISE_RULES)}, not {self.rule!r}")
+        if self.grid:
+            if self.rule not in ("entropy", "entropy_rise"):
+                raise ValueError(f"grid is for thresholds on the entropy itself, not for the rule {self.rule!r}")
+            for theta in (self.theta, *self.thetas.values()):
+                if theta is not None and snap(theta) != theta:
+                    raise ValueError(f"theta {theta} is not on the sidecar grid; the nearest value is {snap(theta)!r}")
+        return self
+
+    @property
+    def needs_entropy(self) -> bool:
+        return self.rule in ENTROPY_RULES
+
+    @property
+    def patched(self) -> bool:
+        return self.rule != "none"
+
+    def for_subset(self, subset: str | None) -> "PatchingSettings":
+        """These settings with the threshold of one subset as the only one."""
+        theta = self.theta if subset is None else self.thetas.get(subset, self.theta)
+        return self.model_copy(update={"theta": theta, "thetas": {}})
+
+    def on_grid(self) -> "PatchingSettings":
+        """These settings with thresholds moved to the nearest value of the sidecar grid."""
+        if self.rule not in ("entropy", "entropy_rise"):
+            return self
+        assert self.theta is not None
+        moved = {"theta": snap(self.theta), "thetas": {k: snap(v) for k, v in self.thetas.items()}, "grid": True}
+        return PatchingSettings.model_validate(self.model_dump() | moved)

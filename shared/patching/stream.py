@@ -1,0 +1,69 @@
+"""The same rules one token at a time, as generation meets them: every decision equals that of the stored lengths (law 2)."""
+
+import numpy as np
+
+from shared.patching.rules import SPACE_LIKE, first_rise_start
+from shared.patching.settings import PatchingSettings
+from shared.vocabulary import BOS, OFFSET
+
+
+class PatchStream:
+    """Boundaries of one document while it grows."""
+
+    def __init__(self, patching: PatchingSettings) -> None:
+        if not patching.patched:
+            raise ValueError("rule 'none' makes no patches")
+        self.patching = patching
+        self._position = -1  # of the latest token
+        self._start = 0  # of the current patch
+        self._space_like = True
+        self._entropy = np.float32("nan")
+
+    def push(self, token: int, entropy: float | None = None) -> bool:
+        """Take the token at the next position t; say whether a patch starts at t + 1.
+
+        entropy is H(token t + 1 | tokens <= t) in nats, needed by the rules on entropy. The first token must be BOS.
+        """
+        if self._position < 0 and token != BOS:
+            raise ValueError(f"a document begins with BOS ({BOS}), got {token}")
+        if self.patching.needs_entropy and entropy is None:
+            raise ValueError(f"rule {self.patching.rule!r} needs the entropy after each token")
+        self._position += 1
+        following = self._position + 1
+        wanted = self._wants(token, following, entropy)
+        length = following - self._start
+        starts = (
+            following == 1
+            or token < OFFSET
+            or length >= self.patching.max_length
+            or (wanted and length >= self.patching.min_length)
+        )
+        if starts:
+            self._start = following
+        return starts
+
+    def _wants(self, token: int, following: int, entropy: float | None) -> bool:
+        """Whether the rule wants a start at ``following``, given the token before it; remembers what the next call needs."""
+        rule = self.patching.rule
+        if rule == "byte":
+            return True
+        if rule == "static":
+            assert self.patching.stride is not None
+            return (following - 1) % self.patching.stride == 0
+        if rule == "space":
+            before, self._space_like = self._space_like, bool(SPACE_LIKE[token])
+            return following >= 2 and self._space_like and not before
+        return self._entropy_wants(following, np.float32(entropy))
+
+    def _entropy_wants(self, following: int, entropy: np.float32) -> bool:
+        above = bool(entropy > np.float32(self.patching.theta))
+        if self.patching.rule == "entropy":
+            return above
+        rounded = np.float32(np.dtype(self.patching.entropy_dtype).type(entropy))
+        rise = rounded - self._entropy
+        self._entropy = rounded
+        if following < first_rise_start(self.patching):
+            return self.patching.reference_starts and following == 2
+        if self.patching.rule == "monotonic":
+            return bool(rise > np.float32(self.patching.theta))
+        return above and bool(rise > np.float32(self.patching.theta_rise))

@@ -1,0 +1,149 @@
+"""The manifest of a dataset: what it holds, what made it, and the figures that verify it. Plain JSON, free of torch."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from shared.files import write_atomic
+from shared.identity import digest
+from shared.model_settings import Settings
+from shared.patching.settings import PatchingSettings
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+PATCHER_FOLDER = "patcher"
+
+ShardFormat = Literal["arrow", "webdataset"]
+SidecarType = Literal["none", "uint8", "float32"]
+
+
+class DatasetError(ValueError):
+    """A dataset or shard that is missing, damaged or not what was expected; the message names the file."""
+
+
+class NumericsClass(Settings):
+    """Within one such class shards are byte-identical whatever the number of workers (law 5)."""
+
+    device: str
+    """Device type and, on a CPU, the instruction set that torch uses."""
+    dtype: Literal["float32", "bfloat16"]
+    torch: str
+    attention: str
+    stream_length: int
+    threads: int
+    """Threads of each worker."""
+    probe: str
+    """sha256 of the entropies of a fixed stream."""
+
+
+class PatcherIdentity(Settings):
+    """The entropy model whose folder is copied into the dataset as patcher/."""
+
+    sha256: str
+    numerics: NumericsClass
+
+
+class DatasetIdentity(Settings):
+    """What made a dataset (law 7)."""
+
+    format_version: Literal[1] = 1
+    split: Literal["train", "validation"]
+    format: ShardFormat
+    sidecar: SidecarType
+    patching: PatchingSettings
+    patcher: PatcherIdentity | None
+    source: str
+    """Digest of the snapshotted inputs and of every option that decides which record goes where."""
+
+
+class SubsetTotals(Settings):
+    """Figures of one subset."""
+
+    documents: int = 0
+    rows: int = 0
+    bytes: int = 0
+    patches: int = 0
+    """Patches other than BOS; 0 when unpatched."""
+
+    def __add__(self, other: "SubsetTotals") -> "SubsetTotals":
+        ours, theirs = self.model_dump(), other.model_dump()
+        return SubsetTotals(**{key: ours[key] + theirs[key] for key in ours})
+
+    @property
+    def mean_patch_size(self) -> float:
+        """Text bytes over patches other than BOS."""
+        return self.bytes / self.patches if self.patches else float("nan")
+
+
+class ShardEntry(Settings):
+    """One shard file with its companions."""
+
+    name: str
+    """File name inside the dataset folder; the index is NAME.index, the sidecar NAME.entropy."""
+    bytes_on_disk: int
+    sha256: str
+    index_sha256: str
+    sidecar_sha256: str | None
+    content_hash: str
+    """Sum over documents of sha256(subset, NUL, text) modulo 2^256, in hex: independent of order and of sharding."""
+    subsets: dict[str, SubsetTotals]
+    patch_length_histogram: list[int]
+    """Patches (BOS left out) of length 1, 2, ... up to 64; the last counts all longer ones. Empty when unpatched."""
+    entropy_histogram: list[int]
+    """Entropies by sidecar grid value 0..255. Empty when nothing was scored."""
+
+
+class Manifest(Settings):
+    """Everything about a finished dataset."""
+
+    identity: DatasetIdentity
+    shards: list[ShardEntry]
+
+    @property
+    def subsets(self) -> dict[str, SubsetTotals]:
+        """Totals by subset, subsets in sorted order."""
+        totals: dict[str, SubsetTotals] = {}
+        for shard in self.shards:
+            for name, figures in shard.subsets.items():
+                totals[name] = totals.get(name, SubsetTotals()) + figures
+        return dict(sorted(totals.items()))
+
+    @property
+    def totals(self) -> SubsetTotals:
+        return sum(self.subsets.values(), SubsetTotals())
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of identity and content; what loaders and checkpoints record."""
+        return digest({"identity": self.identity.model_dump(), "shards": [shard.sha256 for shard in self.shards]})
+
+    def save(self, folder: Path) -> None:
+        write_atomic(folder / MANIFEST_NAME, self.model_dump_json(indent=1) + "\n")
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read a dataset's manifest.
+
+    Raises DatasetError when there is none, or when it is not one of this version.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        text = path.read_text()
+    except (FileNotFoundError, NotADirectoryError):
+        raise DatasetError(f"{folder} is not a finished dataset: it has no {MANIFEST_NAME}") from None
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        raise DatasetError(f"{path}: {first_problem(error)}") from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing that validation found, as one line: key, what is wrong, value."""
+    problem: Any = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    shown = repr(problem.get("input"))
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {key!r}"
+    return f"{key}: {message}" + (f" (got {shown})" if len(shown) <= 80 and problem["type"] != "missing" else "")
