@@ -1,0 +1,100 @@
+# Patchwork: from raw text to a trained byte latent transformer. `make` lists what there is.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+BIN := $(VENV)/bin
+
+# The default corpus is on every machine: the Python standard library's own sources, tests left out.
+STDLIB_FILTER := --include '*.py' --exclude '__pycache__' --exclude 'site-packages' --exclude 'test' --exclude 'tests' --exclude '*_test' --exclude 'config-*'
+ifeq ($(origin CORPUS),undefined)
+CORPUS = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
+CORPUS_OPTIONS ?= $(STDLIB_FILTER)
+OUT ?= runs/stdlib
+else
+CORPUS_OPTIONS ?=
+OUT ?= runs/$(firstword $(subst ., ,$(notdir $(patsubst %/,%,$(CORPUS)))))
+endif
+
+CORPUS_BYTES ?= 4000000
+SEED ?= 1
+NPROC ?= 2
+THREADS ?= 1
+EXECUTOR ?= ray
+PATCH_SIZE ?= 4.5
+CONFIG ?= trainer/recipes/blt-small.toml
+ENTROPY_CONFIG ?= trainer/recipes/entropy-small.toml
+PROMPT ?= def
+BYTES ?= 300
+
+TORCHRUN := $(BIN)/torchrun --standalone --nproc-per-node $(NPROC)
+PIPELINE := $(BIN)/python -m pipeline
+TRAINER := $(BIN)/python -m trainer
+PARALLEL := --executor $(EXECUTOR) --workers $(NPROC) --threads $(THREADS)
+
+.PHONY: help setup corpus entropy calibrate preprocess blt train evaluate generate test test-all bench lint format clean
+
+help: ## list what there is
+	@echo "Patchwork: byte latent transformers from raw text. The one to start with: make train"
+	@echo
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14 | sed 's/^/  make /'
+	@echo
+	@echo "  Variables: CORPUS=file or folder ($(notdir $(CORPUS))), CORPUS_BYTES=$(CORPUS_BYTES) (0: all), OUT=$(OUT),"
+	@echo "  CONFIG=$(CONFIG), ENTROPY_CONFIG=$(ENTROPY_CONFIG),"
+	@echo "  NPROC=$(NPROC) ranks and workers, THREADS=$(THREADS) each, EXECUTOR=$(EXECUTOR), PATCH_SIZE=$(PATCH_SIZE) bytes, PROMPT=, BYTES=, SEED="
+
+setup: ## make the virtual environment (VENV=.venv) with the versions of constraints.txt
+	@PYTHON=$(PYTHON) infra/setup.sh $(VENV) $(CONSTRAINTS)
+
+corpus: setup ## CORPUS into unpatched shards: a seeded sample of CORPUS_BYTES, split into train and validation
+	@echo "== corpus -> $(OUT)/corpus"
+	@$(PIPELINE) preprocess $(CORPUS) $(CORPUS_OPTIONS) --out $(OUT)/corpus --rule none --executor inline \
+	  $(if $(filter-out 0,$(CORPUS_BYTES)),--sample-bytes $(CORPUS_BYTES) --seed $(SEED))
+
+entropy: corpus ## train the small byte model whose uncertainty makes the patches
+	@echo "== entropy model -> $(OUT)/entropy"
+	@$(TORCHRUN) trainer/main.py $(ENTROPY_CONFIG) --data.path $(OUT)/corpus --run.out $(OUT)/entropy
+
+calibrate: entropy ## choose the threshold that gives PATCH_SIZE bytes a patch
+	@echo "== calibration -> $(OUT)/patching.json"
+	@$(PIPELINE) calibrate $(OUT)/corpus/train --patcher $(OUT)/entropy/model --target $(PATCH_SIZE) --threads $(NPROC) --out $(OUT)/patching.json
+
+preprocess: calibrate ## score the corpus with Ray and write patched shards
+	@echo "== preprocess -> $(OUT)/patched"
+	@$(PIPELINE) preprocess $(OUT)/corpus --out $(OUT)/patched --patcher $(OUT)/entropy/model --patching $(OUT)/patching.json $(PARALLEL)
+
+blt: preprocess ## train the byte latent transformer on the patched shards (FSDP, NPROC ranks)
+	@echo "== byte latent transformer -> $(OUT)/blt"
+	@$(TORCHRUN) trainer/main.py $(CONFIG) --data.path $(OUT)/patched --run.out $(OUT)/blt
+
+evaluate: blt ## bits per byte on validation by subset, beside baselines
+	@echo "== evaluation -> $(OUT)/evaluation.json"
+	@$(TRAINER) evaluate $(OUT)/blt/model $(OUT)/patched --baselines --json $(OUT)/evaluation.json
+
+generate: blt ## BYTES of text after PROMPT
+	@echo "== sample"
+	@$(TRAINER) generate $(OUT)/blt/model --prompt "$(PROMPT)" --bytes $(BYTES)
+
+train: evaluate generate ## everything: raw text in, trained model, figures and a sample out
+	@echo "== done: model in $(OUT)/blt/model, figures in $(OUT)/evaluation.json, curves: tensorboard --logdir $(OUT)"
+
+test: setup ## the test suite (minutes, two cores)
+	@$(BIN)/python -m pytest
+
+test-all: setup ## everything, the slow tests too (Ray matrices, large data)
+	@$(BIN)/python -m pytest -m "slow or not slow"
+
+bench: setup ## measure speed as ratios against peers in the same run
+	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+lint: setup ## ruff (lint and format) and mypy
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: setup ## format the code
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+clean: ## remove the runs (not the environment)
+	rm -rf runs
