@@ -1,4 +1,4 @@
-"""What a model reads: flat token and patch axes, documents as segments, no batch axis and no padding to a document length.
+"""What a model reads: flat token and patch axes, documents as segments, no batch axis, no padding of documents.
 
 T tokens, P patches, S segments. Everything is built by the loader in numpy, so a step never waits for the device.
 """
@@ -35,7 +35,7 @@ class Segments:
 def segments(lengths: Sequence[int], positions: np.ndarray | None = None) -> Segments:
     """Segments of the given lengths, side by side.
 
-    ``positions`` (int64 [N]) replaces the positions counted from each segment's start: a continued document goes on counting.
+    ``positions`` (int64 [N]) replaces those counted from each segment's start: a continued document goes on counting.
     """
     counts = np.asarray(lengths, np.int64)
     offsets = np.zeros(len(counts) + 1, np.int64)
@@ -57,7 +57,7 @@ class Patches:
     of_token: Tensor
     """int64 [T], the patch that the encoder puts each token in, non-decreasing."""
     of_decoder: Tensor
-    """int64 [T], the patch whose global output the decoder reads at each token: the last one complete when it predicts."""
+    """int64 [T], the patch whose global output the decoder reads at each token: the last complete when it predicts."""
     documents: Segments
     """Documents on the patch axis [P]; patches past the last real one own no tokens and form a segment of their own."""
 

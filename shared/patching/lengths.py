@@ -26,7 +26,7 @@ def patch_lengths(tokens: np.ndarray, patching: PatchingSettings, entropies: np.
 
 
 def patch_starts(wanted: np.ndarray, forced: np.ndarray, min_length: int, max_length: int) -> np.ndarray:
-    """int64 [P]: where patches start, given what the rule wants and what is forced, bool [N] each; position 0 is forced."""
+    """int64 [P]: where patches start, given what the rule wants and what is forced, bool [N]; position 0 is forced."""
     if min_length == 1:
         return _split_long(np.flatnonzero(wanted | forced), len(wanted), max_length)
     return _walk(wanted, forced, min_length, max_length)
@@ -45,21 +45,16 @@ def _split_long(starts: np.ndarray, total: int, max_length: int) -> np.ndarray:
 
 
 def _walk(wanted: np.ndarray, forced: np.ndarray, min_length: int, max_length: int) -> np.ndarray:
-    """int64 [P]: starts when a minimum length makes each depend on the one before; one step a patch."""
+    """int64 [P]: starts when a minimum length makes each depend on the one before; one step a candidate, not a byte."""
     total = len(wanted)
-    next_wanted = _next_true(wanted)
-    next_forced = _next_true(forced)
     starts, start = [0], 0
-    while True:
-        earliest = min(start + min_length, total)
-        start = min(next_forced[start + 1], next_wanted[earliest], start + max_length)
-        if start >= total:
-            return np.array(starts, np.int64)
-        starts.append(start)
-
-
-def _next_true(mask: np.ndarray) -> list[int]:
-    """For each position 0..N the first true position at or after it; N where there is none."""
-    total = len(mask)
-    marked = np.append(np.where(mask, np.arange(total), total), total)
-    return np.minimum.accumulate(marked[::-1])[::-1].tolist()
+    candidates = np.append(np.flatnonzero(wanted | forced)[1:], total)
+    for block in np.array_split(candidates, len(candidates) // 65_536 + 1):
+        for candidate in block.tolist():
+            while candidate - start > max_length:
+                start += max_length
+                starts.append(start)
+            if candidate < total and (candidate - start >= min_length or forced[candidate]):
+                start = candidate
+                starts.append(start)
+    return np.array(starts, np.int64)

@@ -1,4 +1,4 @@
-"""What decides where patches begin, as one immutable value: part of the identity of datasets and checkpoints (law 7)."""
+"""What decides where patches begin, as one immutable value: part of what datasets and checkpoints say they are."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""The same rules one token at a time, as generation meets them: every decision equals that of the stored lengths (law 2)."""
+"""The same rules one token at a time, as generation meets them; decisions equal those behind stored lengths (law 2)."""
 
 import numpy as np
 
@@ -43,7 +43,7 @@ class PatchStream:
         return starts
 
     def _wants(self, token: int, following: int, entropy: float | None) -> bool:
-        """Whether the rule wants a start at ``following``, given the token before it; remembers what the next call needs."""
+        """Whether the rule wants a start at ``following``, after ``token``; remembers what the next call needs."""
         rule = self.patching.rule
         if rule == "byte":
             return True
