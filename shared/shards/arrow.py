@@ -1,0 +1,150 @@
+"""Shards as Arrow IPC files: zstd buffers, record batches decoded one at a time, readable by plain pyarrow."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from shared.shards.columns import BatchColumns, Ragged
+from shared.shards.document import Row
+from shared.shards.manifest import DatasetError
+
+SUBSET_TYPE = pa.dictionary(pa.int32(), pa.string())
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("subset", SUBSET_TYPE, nullable=False),
+        pa.field("part", pa.int32(), nullable=False),
+        pa.field("text", pa.large_binary(), nullable=False),
+        pa.field("patch_lengths", pa.large_binary()),
+        # Chat data: which special id ends each span, and whether its bytes are training targets. Always null so far.
+        pa.field(
+            "spans",
+            pa.list_(pa.struct([("end", pa.int64()), ("special", pa.int32()), ("loss", pa.bool_())])),
+        ),
+        pa.field("meta", pa.string()),
+    ]
+)
+
+
+def new_file(sink: Any, schema: pa.Schema) -> pa.ipc.RecordBatchFileWriter:
+    """A writer of an Arrow file whose bytes follow from its batches alone.
+
+    The file format forbids to replace a dictionary; growing ones are written as deltas.
+    """
+    options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd"), emit_dictionary_deltas=True, use_threads=False)
+    return pa.ipc.new_file(sink, schema, options=options)
+
+
+def open_file(path: Path, schema: pa.Schema, what: str) -> pa.ipc.RecordBatchFileReader:
+    """A memory-mapped Arrow file of the given schema. Raises DatasetError."""
+    try:
+        # No threads: a pool does not survive the fork into loader workers.
+        reader = pa.ipc.open_file(pa.memory_map(str(path)), options=pa.ipc.IpcReadOptions(use_threads=False))
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: the {what} is missing") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DatasetError(f"{path} is not an Arrow file: {first_line(error)}") from None
+    if not reader.schema.equals(schema):
+        wanted, found = set(map(str, schema)), set(map(str, reader.schema))
+        problem = "; ".join(f"unexpected {f}" for f in sorted(found - wanted)) or "; ".join(
+            f"no {f}" for f in sorted(wanted - found)
+        )
+        raise DatasetError(f"{path} is not a {what}: its columns differ: {problem or 'their order'}")
+    return reader
+
+
+def read_batch(reader: pa.ipc.RecordBatchFileReader, batch: int, path: Path) -> pa.RecordBatch:
+    """One record batch, fully validated, so that its offsets can be trusted. Raises DatasetError."""
+    try:
+        columns = reader.get_batch(batch)
+        columns.validate(full=True)
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"{path} is damaged: batch {batch}: {first_line(error)}") from None
+    return columns
+
+
+def first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def ragged(column: pa.LargeBinaryArray) -> Ragged:
+    """A view of a large_binary column without copying."""
+    _, offsets, data = column.buffers()
+    positions = np.zeros(len(column) + 1, np.int64)
+    if len(column):
+        positions = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
+    buffer = np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8)
+    return Ragged(buffer, positions[:-1], positions[1:])
+
+
+class SubsetDictionary:
+    """Subset names in order of appearance: a dictionary that only grows from batch to batch."""
+
+    def __init__(self) -> None:
+        self._codes: dict[str, int] = {}
+
+    def encode(self, names: Sequence[str]) -> pa.DictionaryArray:
+        codes = [self._codes.setdefault(name, len(self._codes)) for name in names]
+        return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), pa.array(list(self._codes), pa.string()))
+
+
+class ArrowWriter:
+    """Writes record batches of rows to an open binary file."""
+
+    def __init__(self, sink: Any):
+        self._writer = new_file(sink, SCHEMA)
+        self._subsets = SubsetDictionary()
+
+    def write(self, rows: Sequence[Row]) -> list[int]:
+        """Write one record batch; returns the offset of each row in the file, which this format does not have: -1."""
+        lengths = [None if r.patch_lengths is None else r.patch_lengths.astype("<u2", copy=False) for r in rows]
+        columns = [
+            pa.array([r.id for r in rows], pa.string()),
+            self._subsets.encode([r.subset for r in rows]),
+            pa.array([r.part for r in rows], pa.int32()),
+            pa.array([r.text for r in rows], pa.large_binary()),
+            pa.array([None if l is None else l.tobytes() for l in lengths], pa.large_binary()),
+            pa.nulls(len(rows), SCHEMA.field("spans").type),
+            pa.array([r.meta for r in rows], pa.string()),
+        ]
+        self._writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
+        return [-1] * len(rows)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class ArrowReader:
+    """Record batches of one shard file, read through a memory map."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._reader = open_file(path, SCHEMA, "shard")
+
+    @property
+    def batches(self) -> int:
+        return self._reader.num_record_batches
+
+    def batch(self, number: int) -> BatchColumns:
+        """Decode one record batch. Raises DatasetError."""
+        columns = read_batch(self._reader, number, self._path)
+        if columns.column("spans").null_count != len(columns):
+            raise DatasetError(f"{self._path}: batch {number} has spans (chat data), which this version does not read")
+        lengths = columns.column("patch_lengths")
+        if lengths.null_count not in (0, len(columns)):
+            raise DatasetError(f"{self._path}: batch {number} mixes patched and unpatched rows")
+        patched = len(columns) > 0 and not lengths.null_count
+        view = ragged(lengths) if patched else None
+        if view is not None and ((view.starts | view.ends) & 1).any():
+            raise DatasetError(f"{self._path}: batch {number}: patch lengths are not whole uint16 values")
+        return BatchColumns(
+            texts=ragged(columns.column("text")),
+            lengths=view,
+            parts=columns.column("part").to_numpy(),
+            ids=columns.column("id"),
+            subsets=columns.column("subset"),
+            metas=columns.column("meta"),
+        )

@@ -1,0 +1,135 @@
+"""What the rows of a shard add up to: totals by subset, histograms and content hash, as its manifest entry records."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from shared.shards.document import LONGEST_PART, Row
+from shared.shards.manifest import SubsetTotals
+
+LONGEST_COUNTED = 64
+"""The patch-length histogram counts lengths 1 to 64 one by one, then all longer ones together: 65 entries."""
+_MODULUS = 2**256
+
+
+class ContentHash:
+    """Sum over documents of sha256(subset, NUL, text) modulo 2^256: the same in every order and every sharding."""
+
+    def __init__(self) -> None:
+        self._total = 0
+        self._document = hashlib.sha256()
+
+    def add(self, row: Row, last: bool) -> None:
+        """Count a row; the parts of a document come one after the other."""
+        if row.part == 0:
+            self._document = hashlib.sha256(row.subset.encode() + b"\0")
+        self._document.update(row.text)
+        if last:
+            self._total = (self._total + int.from_bytes(self._document.digest(), "big")) % _MODULUS
+
+    def hexdigest(self) -> str:
+        return f"{self._total:064x}"
+
+
+def add_content_hashes(hashes: Iterable[str]) -> str:
+    """The content hash of several shards together."""
+    return f"{sum(int(h, 16) for h in hashes) % _MODULUS:064x}"
+
+
+class ShardContent:
+    """Running figures over the rows of one shard, in order."""
+
+    def __init__(self) -> None:
+        self._hash = ContentHash()
+        self._subsets: dict[str, dict[str, int]] = {}
+        self._lengths: np.ndarray | None = None
+        self._entropies: np.ndarray | None = None
+
+    def add(self, row: Row, last: bool, grid_values: np.ndarray | None) -> None:
+        """Count a row with its entropies as sidecar grid values (uint8 [T], or None when it was not scored)."""
+        first = row.part == 0
+        figures = self._subsets.setdefault(row.subset, dict.fromkeys(SubsetTotals.model_fields, 0))
+        figures["documents"] += first
+        figures["rows"] += 1
+        figures["bytes"] += len(row.text)
+        if row.patch_lengths is not None:
+            figures["patches"] += len(row.patch_lengths) - first
+            if self._lengths is None:
+                self._lengths = np.zeros(LONGEST_COUNTED + 1, np.int64)
+            counted = np.minimum(row.patch_lengths[int(first) :], LONGEST_COUNTED + 1)
+            self._lengths += np.bincount(counted, minlength=LONGEST_COUNTED + 2)[1:]
+        if grid_values is not None:
+            if self._entropies is None:
+                self._entropies = np.zeros(256, np.int64)
+            self._entropies += np.bincount(grid_values, minlength=256)
+        self._hash.add(row, last)
+
+    def figures(self) -> dict[str, Any]:
+        """The fields of ShardEntry that follow from the rows."""
+        return {
+            "content_hash": self._hash.hexdigest(),
+            "subsets": {name: SubsetTotals(**self._subsets[name]) for name in sorted(self._subsets)},
+            "patch_length_histogram": [] if self._lengths is None else self._lengths.tolist(),
+            "entropy_histogram": [] if self._entropies is None else self._entropies.tolist(),
+        }
+
+
+def with_last(rows: Iterable[Row]) -> Iterator[tuple[Row, bool]]:
+    """Each row with whether its document ends there; parts, patch lengths and entropies are checked.
+
+    Reads one row ahead. Raises ValueError that names the document.
+    """
+    previous: Row | None = None
+    for row in rows:
+        check_order(previous, row)
+        if previous is not None:
+            yield _checked(previous, row.part == 0)
+        previous = row
+    if previous is not None:
+        yield _checked(previous, True)
+
+
+def check_order(previous: Row | None, row: Row) -> None:
+    """The parts of a document are consecutive rows of one shard. Raises ValueError."""
+    if row.part == 0:
+        return
+    if previous is None:
+        raise ValueError(f"document {row.id!r}: a shard cannot begin with part {row.part} of a document")
+    expected = (previous.id, previous.subset, previous.part + 1)
+    if (row.id, row.subset, row.part) != expected:
+        raise ValueError(
+            f"document {row.id!r} ({row.subset}): part {row.part} follows part {previous.part} of document "
+            f"{previous.id!r} ({previous.subset}); the parts of a document must be consecutive"
+        )
+
+
+def check_row(row: Row, last: bool) -> None:
+    """A row that a shard can hold. Raises ValueError that names the document."""
+    name = f"document {row.id!r} part {row.part}"
+    size, first = len(row.text), row.part == 0
+    if not row.subset or "\0" in row.subset:
+        raise ValueError(f"{name}: subset {row.subset!r} must be a name without NUL")
+    if size > LONGEST_PART:
+        raise ValueError(f"{name}: {size} bytes of text; a row holds at most {LONGEST_PART}, cut it into parts")
+    if not size and not first and not last:
+        raise ValueError(f"{name}: a part in the middle of a document has no text")
+    if row.patch_lengths is not None:
+        lengths = row.patch_lengths
+        if lengths.dtype != np.uint16 or lengths.ndim != 1:
+            raise ValueError(f"{name}: patch lengths must be uint16 [P], not {lengths.dtype} {list(lengths.shape)}")
+        total, wanted = int(lengths.sum(dtype=np.int64)), size + first + last
+        if total != wanted:
+            raise ValueError(f"{name}: patch lengths sum to {total}, its bytes and special ids to {wanted}")
+        if len(lengths) and not lengths.min():
+            raise ValueError(f"{name}: a patch has length 0")
+        if first and lengths[0] != 1:
+            raise ValueError(f"{name}: the first patch holds BOS alone, but has length {lengths[0]}")
+    if row.entropies is not None and len(row.entropies) != size + first:
+        raise ValueError(f"{name}: {len(row.entropies)} entropies for {size + first} input tokens")
+
+
+def _checked(row: Row, last: bool) -> tuple[Row, bool]:
+    check_row(row, last)
+    return row, last

@@ -1,0 +1,238 @@
+"""Opening a dataset and reading its rows: one reader for both formats, every file checked before it is first used."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+import numpy as np
+
+from shared.identity import file_sha256
+from shared.patching.grid import dequantise
+from shared.shards.arrow import ArrowReader
+from shared.shards.columns import BatchColumns
+from shared.shards.document import Row
+from shared.shards.index import ShardIndex, index_name, read_index
+from shared.shards.manifest import DatasetError, Manifest, load_manifest
+from shared.shards.sidecar import SidecarReader, sidecar_name
+from shared.shards.webdataset import TarReader
+
+OPEN_READERS = 64
+"""Shards and sidecars that stay mapped at a time."""
+
+
+@dataclass(frozen=True)
+class DatasetIndex:
+    """One entry [N] for each row of a dataset, in order of shard, batch and row."""
+
+    shard: np.ndarray
+    """int32, number of the shard in the manifest."""
+    batch: np.ndarray
+    """int32, inside the shard."""
+    row: np.ndarray
+    """int32, inside the batch."""
+    bytes: np.ndarray
+    """int64, of text."""
+    patches: np.ndarray
+    """int32, all patches: that of BOS and one of EOS alone included; 0 when unpatched."""
+    last_patch: np.ndarray
+    """uint16, tokens of the last patch; 0 when unpatched."""
+    part: np.ndarray
+    """int32."""
+    last: np.ndarray
+    """bool, whether the document ends in this row."""
+    subset: np.ndarray
+    """int32, code into the dataset's subset_names."""
+
+    def __len__(self) -> int:
+        return len(self.bytes)
+
+    @cached_property
+    def batch_starts(self) -> np.ndarray:
+        """int64 [batches + 1], the entry at which each record batch of the dataset begins; the last is N."""
+        return np.append(np.flatnonzero(self.row == 0), len(self.row)).astype(np.int64)
+
+
+class Dataset:
+    """A finished dataset on disk.
+
+    Cheap to make: files are opened when they are needed, in each process for itself, so that a dataset may be
+    handed to loader workers by fork or by pickle. Safe to share between threads.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest):
+        self.folder = folder
+        self.manifest = manifest
+        self.subset_names = tuple(manifest.subsets)
+        """Sorted; DatasetIndex.subset counts into it."""
+        self._checked: set[str] = set()
+        self._indexes: dict[int, ShardIndex] = {}
+        self._forget_readers()
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of identity and content; what loaders and checkpoints record."""
+        return self.manifest.fingerprint
+
+    @cached_property
+    def index(self) -> DatasetIndex:
+        """The index of all shards together. Raises DatasetError."""
+        indexes = [self.shard_index(shard) for shard in range(len(self.manifest.shards))]
+        codes = {name: code for code, name in enumerate(self.subset_names)}
+
+        def joined(column: str, dtype: Any) -> np.ndarray:
+            return np.concatenate([np.zeros(0, dtype), *(getattr(index, column) for index in indexes)])
+
+        shard = np.repeat(np.arange(len(indexes), dtype=np.int32), [len(index) for index in indexes])
+        subset = np.zeros(len(shard), np.int32)
+        for number, index in enumerate(indexes):
+            own = np.array([codes[name] for name in index.subset_names], np.int32)
+            subset[shard == number] = own[index.subset] if len(index) else own[:0]
+        return DatasetIndex(
+            shard=shard,
+            batch=joined("batch", np.int32),
+            row=joined("row", np.int32),
+            bytes=joined("bytes", np.int64),
+            patches=joined("patches", np.int32),
+            last_patch=joined("last_patch", np.uint16),
+            part=joined("part", np.int32),
+            last=joined("last", np.bool_),
+            subset=subset,
+        )
+
+    def shard_index(self, shard: int) -> ShardIndex:
+        """The index of one shard, its file checked. Raises DatasetError."""
+        if shard not in self._indexes:
+            entry = self.manifest.shards[shard]
+            path = self.folder / index_name(entry.name)
+            self._check(path, entry.index_sha256, None)
+            index = read_index(path)
+            figures = sum(totals.rows for totals in entry.subsets.values())
+            if len(index) != figures or not set(index.subset_names) <= entry.subsets.keys():
+                raise DatasetError(f"{path} does not fit the manifest: {len(index)} rows, manifest says {figures}")
+            self._indexes[shard] = index
+        return self._indexes[shard]
+
+    def batch(self, shard: int, batch: int) -> BatchColumns:
+        """Decode one record batch. Raises DatasetError when the shard is missing or damaged."""
+        return self._reader(shard).batch(batch)
+
+    def entropies(self, shard: int, batch: int) -> list[np.ndarray]:
+        """Entropies as the sidecar holds them, for each row of a batch: uint8 grid values [T] or float32 nats [T].
+
+        Raises DatasetError when the dataset has no sidecar, or it is missing or damaged.
+        """
+        return self._sidecar(shard).batch(batch)
+
+    def rows(self, entropies: bool = False) -> Iterator[Row]:
+        """All rows in order; with their entropies in nats, if wanted (of a uint8 sidecar: the middle of each cell).
+
+        Raises DatasetError.
+        """
+        index = self.index
+        for start in index.batch_starts[:-1]:
+            shard, batch = int(index.shard[start]), int(index.batch[start])
+            columns = self.batch(shard, batch)
+            values = self.entropies(shard, batch) if entropies else [None] * len(columns)
+            for row in range(len(columns)):
+                yield columns_row(columns, row, values[row])
+
+    def _reader(self, shard: int) -> ArrowReader | TarReader:
+        entry = self.manifest.shards[shard]
+        path = self.folder / entry.name
+
+        def opened() -> ArrowReader | TarReader:
+            self._check(path, entry.sha256, entry.bytes_on_disk)
+            if self.manifest.identity.format == "arrow":
+                return ArrowReader(path)
+            index = self.shard_index(shard)
+            return TarReader(path, index.offset, index.batch_starts)
+
+        return self._cached(path, opened)
+
+    def _sidecar(self, shard: int) -> SidecarReader:
+        entry, kind = self.manifest.shards[shard], self.manifest.identity.sidecar
+        path = self.folder / sidecar_name(entry.name)
+        if kind == "none" or entry.sidecar_sha256 is None:
+            raise DatasetError(
+                f"{self.folder} has no entropy sidecar; preprocess with --sidecar uint8 to keep entropies"
+            )
+        recorded = entry.sidecar_sha256
+
+        def opened() -> SidecarReader:
+            self._check(path, recorded, None)
+            return SidecarReader(path, kind)
+
+        return self._cached(path, opened)
+
+    def _cached(self, path: Path, opened: Any) -> Any:
+        """The reader of a file, from the most recently used ones of this process."""
+        if self._process != os.getpid():
+            self._forget_readers()  # a lock that another thread held at the fork would never be released
+        with self._lock:
+            reader = self._readers.pop(path, None)
+            if reader is None:
+                reader = opened()
+            self._readers[path] = reader
+            while len(self._readers) > OPEN_READERS:
+                self._readers.popitem(last=False)  # batches still in use keep their file mapped
+            return reader
+
+    def _check(self, path: Path, sha256: str, size: int | None) -> None:
+        """Compare a file with the manifest before its first use. Raises DatasetError."""
+        if path.name not in self._checked:
+            check_file(path, sha256, size)
+            self._checked.add(path.name)
+
+    def _forget_readers(self) -> None:
+        self._process = os.getpid()
+        self._lock = RLock()
+        self._readers: OrderedDict[Path, Any] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "manifest": self.manifest}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Dataset.__init__(self, **state)
+
+
+def open_dataset(folder: Path | str) -> Dataset:
+    """Open a finished dataset. Raises DatasetError when there is none, or its manifest cannot be used."""
+    folder = Path(folder)
+    manifest = load_manifest(folder)
+    for entry in manifest.shards:
+        if entry.name in ("", ".", "..") or Path(entry.name).name != entry.name:
+            raise DatasetError(f"{folder}: the manifest names a shard {entry.name!r}, which is not a plain file name")
+    return Dataset(folder, manifest)
+
+
+def check_file(path: Path, sha256: str, size: int | None = None) -> None:
+    """Compare a file's size (bytes) and sha256 with what the manifest says. Raises DatasetError."""
+    try:
+        found = path.stat().st_size
+        if size is not None and found != size:
+            raise DatasetError(f"{path} is damaged: {found} bytes, manifest says {size}")
+        digest = file_sha256(path)
+    except FileNotFoundError:
+        raise DatasetError(f"{path} is missing; the manifest lists it") from None
+    if digest != sha256:
+        raise DatasetError(f"{path} is damaged: sha256 {digest}, manifest says {sha256}")
+
+
+def columns_row(columns: BatchColumns, row: int, entropies: np.ndarray | None = None) -> Row:
+    """One row as the writer takes it; uint8 entropies become nats."""
+    if entropies is not None and entropies.dtype == np.uint8:
+        entropies = dequantise(entropies)
+    return Row(
+        id=columns.id(row),
+        subset=columns.subset(row),
+        text=columns.text(row).tobytes(),
+        part=columns.part(row),
+        patch_lengths=columns.patch_lengths(row),
+        entropies=entropies,
+        meta=columns.meta(row),
+    )
