@@ -1,4 +1,4 @@
-"""The little of tar that WebDataset shards need: plain files with fixed headers, so that equal rows give equal bytes."""
+"""The little of tar that WebDataset shards need: plain files with fixed headers, so equal rows give equal bytes."""
 
 import tarfile
 from collections.abc import Iterator
