@@ -1,0 +1,77 @@
+"""The ranks of a run: starting the process group, and the few sums that travel beside the gradients."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from shared.config import ConfigError
+from trainer.settings import RunSettings
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class World:
+    """This rank among the R ranks of the run."""
+
+    rank: int
+    size: int
+    device: torch.device
+    mesh: DeviceMesh
+    """[R], over which parameters are sharded."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank writes files and speaks."""
+        return self.rank == 0
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """Sums over all ranks, fp64 on the host (never bf16: figures would carry its rounding)."""
+        if self.size == 1:
+            return list(values)
+        sums = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(sums)
+        return sums.tolist()
+
+    def barrier(self) -> None:
+        """Wait for all ranks (on the host: gloo's all-reduce, no device is touched)."""
+        self.total([0.0])
+
+
+@contextmanager
+def started(run: RunSettings) -> Iterator[World]:
+    """The process group of a torchrun job, or of this process alone when no launcher has set one up.
+
+    Threads are set from the settings first (law 5). Collectives of host tensors go through gloo, of device tensors
+    through NCCL.
+    """
+    torch.set_num_threads(run.threads)
+    device = choose_device(run)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        size = dist.get_world_size()
+        yield World(dist.get_rank(), size, device, init_device_mesh(device.type, (size,)))
+    finally:
+        dist.destroy_process_group()
+
+
+def choose_device(run: RunSettings) -> torch.device:
+    """The device of this rank; ConfigError when cuda is asked for and there is none."""
+    available = torch.cuda.is_available()
+    if run.device == "cuda" and not available:
+        raise ConfigError("run.device is 'cuda', but torch sees no CUDA device; use 'cpu' or 'auto'")
+    if run.device == "cpu" or not available:
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -1,0 +1,126 @@
+"""What made a run and its model (law 7). Free of torch, so that a finished run is recognised at once."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from shared.config import ConfigError
+from shared.files import write_atomic
+from shared.identity import IdentityError, differences, digest
+from shared.model_settings import Settings
+from shared.patching.settings import PatchingSettings
+from shared.shards.manifest import Manifest, PatcherIdentity, first_problem, load_manifest
+from trainer.settings import TrainSettings, decisive
+
+IDENTITY_NAME = "identity.json"
+RESOLVED_NAME = "config.json"
+TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"
+
+
+class RunIdentity(Settings):
+    """Two runs with equal identities learn the same model, within one numerics class."""
+
+    config: dict[str, Any]
+    """The resolved recipe without the keys that do not decide what is learnt."""
+    data: dict[str, str]
+    """Fingerprints of the datasets, by split."""
+    patching: PatchingSettings
+    """As the training split records it."""
+    patcher: PatcherIdentity | None
+
+    @property
+    def digest(self) -> str:
+        return digest(self.model_dump(mode="json"))
+
+
+class RunNumerics(Settings):
+    """The numerics class that the run was in when it finished (law 5)."""
+
+    dtype: str
+    device: str
+    torch: str
+    ranks: int
+    threads: int
+
+
+class ModelIdentity(RunIdentity):
+    """What a model folder says about itself: with patcher/ beside it, all that generation and evaluation need."""
+
+    numerics: RunNumerics
+
+
+def run_identity(settings: TrainSettings) -> RunIdentity:
+    """The identity of the run that these settings describe, from the manifests of its data.
+
+    Raises DatasetError when the data is not there, ConfigError when it does not fit the model.
+    """
+    train, validation = (load_manifest(settings.data.path / split) for split in (TRAIN_SPLIT, VALIDATION_SPLIT))
+    _check_fit(settings, train)
+    _check_agree(train, validation, settings.data.path)
+    return RunIdentity(
+        config=decisive(settings),
+        data={TRAIN_SPLIT: train.fingerprint, VALIDATION_SPLIT: validation.fingerprint},
+        patching=train.identity.patching,
+        patcher=train.identity.patcher,
+    )
+
+
+def _check_fit(settings: TrainSettings, train: Manifest) -> None:
+    """The byte latent transformer needs patches, the entropy model must not see data that it will patch otherwise."""
+    patched = train.identity.patching.patched
+    folder = settings.data.path / TRAIN_SPLIT
+    if settings.model.kind == "blt" and not patched:
+        raise ConfigError(f"{folder}: model.kind 'blt' needs patched shards, these have rule 'none'")
+    if settings.model.kind == "entropy" and patched:
+        raise ConfigError(f"{folder}: model.kind 'entropy' trains on unpatched shards (rule 'none')")
+    unknown = settings.data.weights.keys() - train.subsets.keys()
+    if unknown:
+        raise ConfigError(f"data.weights names {sorted(unknown)[0]!r}; {folder} has {', '.join(train.subsets)}")
+
+
+def _check_agree(train: Manifest, validation: Manifest, folder: Path) -> None:
+    """Both splits must come from one run of the pipeline with one patcher."""
+    parts = [manifest.identity.model_dump(mode="json", exclude={"split"}) for manifest in (train, validation)]
+    lines = differences(*parts)
+    if lines:
+        raise IdentityError(f"{folder}: train/ and validation/ were not made together: {'; '.join(lines)}")
+
+
+def finished(out: Path, identity: RunIdentity) -> bool:
+    """Whether this very run has its model already.
+
+    Raises IdentityError when the folder belongs to another run.
+    """
+    recorded = load_identity(out / IDENTITY_NAME, RunIdentity) if (out / IDENTITY_NAME).exists() else None
+    if recorded is None:
+        return False
+    check_same(recorded, identity, out)
+    return (out / "model" / IDENTITY_NAME).exists()
+
+
+def check_same(recorded: RunIdentity, wanted: RunIdentity, where: Path) -> None:
+    """Raise IdentityError, naming the keys, when a folder was made by another run than the wanted one."""
+    lines = differences(
+        recorded.model_dump(mode="json", include=set(RunIdentity.model_fields)), wanted.model_dump(mode="json")
+    )
+    if lines:
+        raise IdentityError(f"{where} belongs to another run ({'; '.join(lines)}); choose another run.out or remove it")
+
+
+I = TypeVar("I", bound=BaseModel)
+
+
+def load_identity(path: Path, schema: type[I]) -> I:
+    """An identity from its file; IdentityError when it is missing or not one."""
+    try:
+        return schema.model_validate_json(path.read_text())
+    except FileNotFoundError:
+        raise IdentityError(f"{path} is missing: it says what made the model") from None
+    except ValidationError as error:
+        raise IdentityError(f"{path}: {first_problem(error)}") from None
+
+
+def save_identity(identity: BaseModel, path: Path) -> None:
+    """Write an identity in one step; a model folder is complete when it has one."""
+    write_atomic(path, identity.model_dump_json(indent=1) + "\n")

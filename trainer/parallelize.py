@@ -1,0 +1,84 @@
+"""From settings to a sharded model: activation checkpointing, then FSDP2 by unit, then values that no layout changes."""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.checkpoint import checkpoint
+
+from shared.blt import Blt
+from shared.entropy_model import EntropyModel
+from shared.initialise import initial_value
+from shared.model_settings import BltSettings, EntropyModelSettings
+from trainer.distributed import DTYPES, World
+from trainer.settings import TrainSettings
+
+
+def build_model(settings: TrainSettings, world: World) -> nn.Module:
+    """The model of a recipe on this rank's device, its parameters sharded over all ranks, fp32, and initialised."""
+    with torch.device("meta"):
+        model = new_model(settings.model)
+    if settings.parallel.activation_checkpointing == "full":
+        recompute_blocks(model)
+    shard(model, world, DTYPES[settings.run.dtype])
+    model.to_empty(device=world.device)
+    fill(model, settings.run.seed)
+    return model
+
+
+def new_model(settings: EntropyModelSettings | BltSettings) -> nn.Module:
+    """A model with whatever values its layers give it."""
+    return EntropyModel(settings) if isinstance(settings, EntropyModelSettings) else Blt(settings)
+
+
+def transformer_blocks(model: nn.Module) -> list[nn.Module]:
+    """All blocks of all stacks: what is recomputed."""
+    if isinstance(model, EntropyModel):
+        return list(model.blocks)
+    assert isinstance(model, Blt)
+    return [*model.encoder.blocks, *model.global_.blocks, *model.decoder.blocks]
+
+
+def units(model: nn.Module) -> list[nn.Module]:
+    """The parts whose parameters are gathered together, inner ones first; the model itself is the last unit."""
+    if isinstance(model, EntropyModel):
+        return list(model.blocks)
+    assert isinstance(model, Blt)
+    return [model.ngrams, model.encoder, *model.global_.blocks, model.decoder]
+
+
+def recompute_blocks(model: nn.Module) -> None:
+    """Keep only the inputs of blocks. Replaces forward itself, not the module, so that parameter names stay as they are."""
+    for block in transformer_blocks(model):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+
+
+def shard(model: nn.Module, world: World, dtype: torch.dtype) -> None:
+    """FSDP2 over every unit: fp32 shards, compute in ``dtype``, gradients summed in fp32.
+
+    Applied to one rank too: it brings the mixed precision. Inputs are not cast: rotary tables stay fp32.
+    """
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for unit in (*units(model), model):
+        fully_shard(unit, mesh=world.mesh, mp_policy=policy)
+
+
+@torch.no_grad()
+def fill(model: nn.Module, seed: int) -> None:
+    """Initialise every parameter from (seed, name), each rank its slice of the whole.
+
+    Drawing into the shards would give every rank the same numbers on a CPU mesh (pytorch#138329), and other numbers
+    for every number of ranks.
+    """
+    assert not list(model.buffers()), "a buffer would be left uninitialised"
+    for name, parameter in model.named_parameters():
+        parameter.copy_(like(initial_value(name, parameter.shape, seed), parameter))
+
+
+def like(full: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor, which every rank has, laid out like a parameter; nothing is sent."""
+    if not isinstance(parameter, DTensor):
+        return full
+    return distribute_tensor(full, parameter.device_mesh, parameter.placements, src_data_rank=None)

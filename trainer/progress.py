@@ -1,0 +1,59 @@
+"""One line that says how far a run is: redrawn on a terminal, printed now and then elsewhere."""
+
+import sys
+import time
+from typing import TextIO
+
+
+class Progress:
+    """The first rank's progress line; other ranks make it silent."""
+
+    def __init__(self, silent: bool, every_seconds: float, done: float, stream: TextIO | None = None) -> None:
+        """``done``: share of the run that lay behind when this process began (a resumed run's time left counts from there)."""
+        self._stream = stream or sys.stderr
+        self._silent = silent
+        self._terminal = self._stream.isatty()
+        self._every = 0.5 if self._terminal else every_seconds
+        self._began = self._shown = time.monotonic()
+        self._first = done
+        self._width = 0
+
+    def show(self, done: float, text: str) -> None:
+        """Say ``text`` with the share done and the time left, if it is time."""
+        now = time.monotonic()
+        if self._silent or (now - self._shown < self._every and done < 1.0):
+            return
+        self._shown = now
+        left = (now - self._began) * (1.0 - done) / max(done - self._first, 1e-9)
+        line = f"{min(done, 1.0):6.1%}  {text}  {clock(now - self._began)} gone, {clock(max(left, 0.0))} left"
+        if self._terminal:
+            self._stream.write("\r" + line.ljust(self._width))
+            self._width = len(line)
+        else:
+            self._stream.write(line + "\n")
+        self._stream.flush()
+
+    def say(self, text: str) -> None:
+        """A line of its own, below the progress line."""
+        if self._silent:
+            return
+        if self._terminal and self._width:
+            self._stream.write("\n")
+            self._width = 0
+        self._stream.write(text + "\n")
+        self._stream.flush()
+
+
+def clock(seconds: float) -> str:
+    """h:mm:ss or m:ss."""
+    minutes, s = divmod(int(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
+
+
+def quantity(value: float) -> str:
+    """A number with k, M or G."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.1f} {unit}"
+    return f"{value:.0f} "

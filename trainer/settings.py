@@ -1,0 +1,137 @@
+"""What a recipe may say, one class a component. Free of torch: a finished run is recognised without importing it."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from shared.model_settings import ModelSettings, Settings
+
+
+class RunSettings(Settings):
+    """Where, how long and on what."""
+
+    out: Path
+    """Folder of this run: checkpoints, metrics and at the end the model."""
+    seed: int = 0
+    """Decides initial parameters and the order of the data."""
+    steps: int | None = Field(default=None, gt=0)
+    """Length of the run in optimizer steps; either this or bytes."""
+    bytes: int | None = Field(default=None, gt=0)
+    """Length of the run in training targets (bytes of text, and one EOS a document)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where there is one."""
+    threads: int = Field(default=1, gt=0)
+    """Threads of each rank on a CPU; sums depend on it, so it is set and recorded, never left to the machine (law 5)."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of parameters and activations in forward and backward; masters, gradients' sums and logits are float32."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "RunSettings":
+        if (self.steps is None) == (self.bytes is None):
+            raise ValueError("give the length of the run either as steps or as bytes")
+        return self
+
+
+class DataSettings(Settings):
+    """Which data, and how large a step is."""
+
+    path: Path
+    """Folder with the datasets train/ and validation/."""
+    tokens: int = Field(gt=2)
+    """T_max: tokens of a pack, the micro-batch of one rank."""
+    patches: int | None = Field(default=None, gt=1)
+    """P_max: patches of a pack; None sets it from the dataset's mean patch size."""
+    packs: int = Field(gt=0)
+    """G: packs of one optimizer step, over all ranks; the number of ranks must divide it."""
+    weights: dict[str, float] = Field(default_factory=dict)
+    """Share of the bytes by subset; a subset not named keeps its natural share."""
+    workers: int = Field(default=1, ge=0)
+    """Loader processes of each rank; 0 loads in the rank itself."""
+
+
+class ParallelSettings(Settings):
+    """How the model is spread and what is recomputed."""
+
+    activation_checkpointing: Literal["none", "full"] = "none"
+    """full: a block's activations are computed again in the backward pass instead of being kept."""
+
+
+class OptimizerSettings(Settings):
+    """AdamW (Loshchilov & Hutter 2019)."""
+
+    lr: float = Field(gt=0)
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Of weight matrices; norms and embedding tables are never decayed."""
+    clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the whole gradient."""
+
+
+class ScheduleSettings(Settings):
+    """Linear warm-up, then a cosine down to a floor."""
+
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the run."""
+    floor: float = Field(default=0.1, ge=0, le=1)
+    """Share of the peak that is left at the end."""
+
+
+class CheckpointSettings(Settings):
+    """When state is saved; a signal saves it too."""
+
+    every: int = Field(default=500, gt=0)
+    """Steps."""
+    keep: int = Field(default=2, gt=0)
+    """How many of the newest stay."""
+
+
+class MetricsSettings(Settings):
+    """What is reported when."""
+
+    log_every: int = Field(default=10, gt=0)
+    """Steps from one line of metrics.jsonl to the next."""
+    validate_every: int | None = Field(default=None, gt=0)
+    """Steps from one pass over the validation split to the next; None: only at the end."""
+    progress_seconds: float = Field(default=15.0, gt=0)
+    """From one progress line to the next where there is no terminal."""
+
+
+class TrainSettings(Settings):
+    """A whole recipe."""
+
+    run: RunSettings
+    data: DataSettings
+    model: ModelSettings
+    optimizer: OptimizerSettings
+    parallel: ParallelSettings = ParallelSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    metrics: MetricsSettings = MetricsSettings()
+
+    def resolved(self) -> dict[str, Any]:
+        """Every key with its value, as plain JSON."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+FREE_KEYS = {
+    "run": ("out", "device", "threads"),
+    "data": ("path", "workers"),
+    "parallel": ("activation_checkpointing",),
+    "checkpoint": ("every", "keep"),
+    "metrics": ("log_every", "validate_every", "progress_seconds"),
+}
+"""Keys that a run may be continued with other values of: where it stands, how it is spread, what is reported when.
+
+The length of the run is not among them: the learning rate at a step depends on it.
+"""
+
+
+def decisive(settings: TrainSettings) -> dict[str, Any]:
+    """The keys that decide what is learnt: part of a run's identity."""
+    return {
+        section: {key: value for key, value in values.items() if key not in FREE_KEYS.get(section, ())}
+        for section, values in settings.resolved().items()
+    }
