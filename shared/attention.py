@@ -1,0 +1,163 @@
+"""Self-attention on a flat axis of documents, without a batch axis and without a mask of the whole axis.
+
+Shapes: N positions, H query heads, G key/value heads, C head width, B = BAND, S = span of keys that one band of queries sees.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from shared.batch import Segments
+
+BAND = 64
+"""Queries are taken in bands of this many positions. A document that begins at a multiple of it gets the same bits wherever
+it lies in a stream of fixed length (DESIGN "Scoring")."""
+
+
+def carried_length(window: int) -> int:
+    """How many keys and values before a stream a window can reach, rounded up to whole bands."""
+    return -(-(window - 1) // BAND) * BAND
+
+
+def stretches(documents: Segments, opening: Tensor | None = None) -> Tensor:
+    """int64 [N]: numbers of the stretches of an axis within which attention stays, counted from 1.
+
+    One opens with each document, and where ``opening`` (bool [N]) says. Number 0 is only for a first document whose positions show
+    that it goes on from before: it is the stretch that was open there.
+    """
+    opens = documents.ids.diff(prepend=documents.ids[:1]) != 0
+    opens[:1] = documents.positions[:1] == 0
+    return (opens if opening is None else opens | opening).cumsum(0)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Who sees whom on one axis: worked out once in a forward pass and shared by its layers.
+
+    A position sees itself and what came before it in its own document, and with a ``window`` W only itself and the W - 1 before.
+    """
+
+    documents: Segments
+    window: int | None = None
+    """None: the whole document so far."""
+    contexts: Tensor | None = None
+    """int64 [N], `stretches` finer than documents (newline reset). None: the documents themselves."""
+    before: Tensor | None = None
+    """int64 [carried_length(window)], the stretch of each carried key that stands before the axis: 0 for the one still open,
+    negative for those closed. None: nothing is carried."""
+
+    @cached_property
+    def bias(self) -> Tensor:
+        """fp32 [N/B, 1, B, S]: 0 where a query of a band sees a key, -inf elsewhere; N is rounded up to whole bands."""
+        assert self.window is not None
+        contexts = stretches(self.documents) if self.contexts is None else self.contexts
+        reach, device = carried_length(self.window), contexts.device
+        before = contexts.new_full((reach,), -1) if self.before is None else self.before
+        # Padded positions see each other only, so that no row is without a key.
+        contexts = F.pad(contexts, (0, -len(contexts) % BAND), value=torch.iinfo(torch.int64).max)
+        keys = torch.cat([before, contexts]).unfold(0, reach + BAND, BAND)
+        distance = torch.arange(BAND, device=device)[:, None] + reach - torch.arange(reach + BAND, device=device)
+        seen = contexts.view(-1, BAND, 1) == keys[:, None]
+        seen &= (distance >= 0) & (distance < self.window)
+        return torch.zeros(seen.shape, device=device).masked_fill_(~seen, float("-inf"))[:, None]
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, scope: Scope) -> Tensor:
+    """Causal softmax attention within each document: the one self-attention primitive.
+
+    Args:
+        q: [N, H, C].
+        k, v: [N, G, C], H a multiple of G; with ``scope.before`` [carried_length(window) + N, G, C], the carried ones first.
+
+    Returns:
+        [N, H, C] in the dtype of q. Memory is linear in N; time too, but for window None, where it is quadratic in each document.
+    """
+    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and scope.contexts is None:
+        return _variable_length(q, k, v, scope)
+    # On a CPU scores are best computed in fp32 whatever the parameters are: exact, and faster than the bf16 kernel.
+    wide = q.float(), _repeat_heads(k.float(), q.shape[1]), _repeat_heads(v.float(), q.shape[1])
+    out = _by_document(*wide, scope.documents.lengths) if scope.window is None else _banded(*wide, scope)
+    return out.to(q.dtype)
+
+
+def _banded(q: Tensor, k: Tensor, v: Tensor, scope: Scope) -> Tensor:
+    """Each band of queries against its own keys and those that its window reaches."""
+    assert scope.window is not None
+    n, heads, width = q.shape
+    reach, ragged = carried_length(scope.window), -n % BAND
+    front = reach if scope.before is None else 0
+    if ragged:
+        q = F.pad(q, (0, 0, 0, 0, 0, ragged))
+    if front or ragged:
+        k, v = (F.pad(x, (0, 0, 0, 0, front, ragged)) for x in (k, v))
+    bands = q.view(-1, BAND, heads, width).transpose(1, 2)
+    out = F.scaled_dot_product_attention(
+        bands, _Overlapping.apply(k, reach + BAND), _Overlapping.apply(v, reach + BAND), attn_mask=scope.bias
+    )
+    return out.transpose(1, 2).reshape(-1, heads, width)[:n]
+
+
+class _Overlapping(torch.autograd.Function):
+    """[R + N, H, C] -> [N/B, H, R + B, C], a view in which neighbouring bands share keys: nothing is copied.
+
+    The stock backward of ``unfold`` adds element by element; adding whole shifted bands is several times as fast.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, span: int) -> Tensor:
+        ctx.size = x.shape[0]
+        return x.unfold(0, span, BAND).transpose(2, 3)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        bands, heads, span, width = grads[0].shape
+        total = grads[0].new_zeros(ctx.size // BAND, BAND, heads, width)
+        parts = grads[0].transpose(1, 2).view(bands, span // BAND, BAND, heads, width)
+        for shift in range(span // BAND):
+            total[shift : shift + bands] += parts[:, shift]
+        return total.view(-1, heads, width), None
+
+
+def _by_document(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """Full causal attention document by document (patches: documents are many and short)."""
+    parts = [
+        F.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in part), is_causal=True)[0].transpose(0, 1)
+        for part in zip(*(x.split(lengths) for x in (q, k, v)))
+        if part[0].shape[0]
+    ]
+    return torch.cat(parts) if parts else q
+
+
+def _repeat_heads(x: Tensor, heads: int) -> Tensor:
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
+def _variable_length(q: Tensor, k: Tensor, v: Tensor, scope: Scope) -> Tensor:
+    """The fused kernel for accelerators: documents by their offsets, a window by (W - 1, 0)."""
+    from torch.nn.attention.varlen import varlen_attn  # absent from builds without the kernel
+
+    documents = scope.documents
+    offsets, longest = documents.offsets, documents.longest
+    if scope.before is not None:
+        # Keys of the first document begin with those carried for it; bottom-right causal alignment does the rest.
+        reach = len(scope.before)
+        continues = (documents.positions[0] > 0) & (scope.before == 0)
+        offsets = offsets + reach
+        offsets[0] -= continues.sum().to(offsets.dtype)
+        longest += reach
+    return varlen_attn(
+        q,
+        k,
+        v,
+        documents.offsets,
+        offsets,
+        documents.longest,
+        longest,
+        window_size=(-1 if scope.window is None else scope.window - 1, 0),
+        enable_gqa=q.shape[1] != k.shape[1],
+        num_splits=1,  # splits depend on the longest document: neighbours would change a document's bits
+    )

@@ -1,0 +1,71 @@
+"""The local models of the BLT: bytes into patches (encoder), patches back into bytes (decoder). Paper sections 3.2 and 3.3.
+
+Shapes: T tokens, P patches, K vectors a patch, D local width, V vocabulary.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from shared.attention import Scope
+from shared.batch import Patches
+from shared.cross_attention import BytesReadPatches, PatchesReadBytes, pool_patches
+from shared.layers import RMSNorm, blocks, linear, rotary
+from shared.model_settings import BltSettings
+
+
+class LocalEncoder(nn.Module):
+    """Byte states through a few windowed blocks, then K vectors for each patch from its own bytes."""
+
+    def __init__(self, settings: BltSettings) -> None:
+        super().__init__()
+        stack = settings.encoder
+        self.settings = settings
+        self.embedding = nn.Embedding(settings.vocabulary, stack.width)
+        self.blocks = blocks(stack)
+        self.patch_projection = linear(stack.width, settings.queries * stack.width)
+        crosses = stack.layers if settings.encoder_cross_all_layers else 1
+        self.cross = nn.ModuleList(PatchesReadBytes(stack) for _ in range(crosses))
+
+    def forward(self, ids: Tensor, ngrams: Tensor, scope: Scope, patches: Patches) -> tuple[Tensor, Tensor]:
+        """ids int64 [T], summed n-gram embeddings [T, D] -> byte states [T, D], patch vectors [P, K, D]."""
+        stack, queries = self.settings.encoder, self.settings.queries
+        x = self.embedding(ids)
+        x = x + ngrams.to(x.dtype)
+        rotation = rotary(scope.documents.positions, stack.head_width, stack.rope_theta)
+        vectors, first = None, len(self.blocks) - len(self.cross)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, rotation, scope)
+            if layer < first:
+                continue
+            if vectors is None:
+                pooled = pool_patches(x, patches.of_token, patches.count)
+                vectors = self.patch_projection(pooled).unflatten(-1, (queries, stack.width))
+            vectors = self.cross[layer - first](vectors, x, patches.of_token)
+        assert vectors is not None
+        return x, vectors
+
+
+class LocalDecoder(nn.Module):
+    """Byte states and global patch states to the logits of each next byte."""
+
+    def __init__(self, settings: BltSettings) -> None:
+        super().__init__()
+        stack = settings.decoder
+        self.settings = settings
+        self.patch_projection = linear(settings.global_.width, settings.queries * stack.width)
+        crosses = stack.layers if settings.decoder_cross_all_layers else 1
+        self.cross = nn.ModuleList(BytesReadPatches(stack) for _ in range(crosses))
+        self.blocks = blocks(stack)
+        self.norm = RMSNorm(stack.width, stack.norm_eps)
+        self.head = linear(stack.width, settings.vocabulary)
+
+    def forward(self, x: Tensor, global_states: Tensor, scope: Scope, patches: Patches) -> Tensor:
+        """Byte states [T, D] and global states [P, D_global] -> logits fp32 [T, V]."""
+        stack = self.settings.decoder
+        vectors = self.patch_projection(global_states).unflatten(-1, (self.settings.queries, stack.width))
+        rotation = rotary(scope.documents.positions, stack.head_width, stack.rope_theta)
+        for layer, block in enumerate(self.blocks):
+            if layer < len(self.cross):
+                x = self.cross[layer](x, vectors, patches.of_decoder)
+            x = block(x, rotation, scope)
+        return F.linear(self.norm(x).float(), self.head.weight.float())

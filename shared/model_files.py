@@ -1,0 +1,121 @@
+"""Model folders: weights (safetensors, fp32) and settings (JSON), written whole or not at all.
+
+    FOLDER/model.safetensors  FOLDER/config.json  [FOLDER/patcher/, an entropy model's folder]  [FOLDER/identity.json]
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from shared.blt import Blt
+from shared.entropy_model import EntropyModel
+from shared.model_identity import (
+    CONFIG_FILE,
+    PATCHER_FOLDER,
+    WEIGHTS_FILE,
+    ModelFileError,
+    canonical_settings,
+    load_settings,
+)
+from shared.model_settings import BltSettings, EntropyModelSettings
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def build_model(settings: EntropyModelSettings | BltSettings) -> EntropyModel | Blt:
+    """The model of these settings; parameters are not initialised in any reproducible way (see `shared.initialise`)."""
+    return EntropyModel(settings) if isinstance(settings, EntropyModelSettings) else Blt(settings)
+
+
+def save_model(
+    model: nn.Module | Mapping[str, Tensor],
+    settings: EntropyModelSettings | BltSettings,
+    folder: str | Path,
+    patcher: str | Path | None = None,
+) -> None:
+    """Write a model folder, replacing one that is there only once the new one is complete.
+
+    Args:
+        model: a model, or its full state (name -> tensor).
+        patcher: the folder of the entropy model that found the patches, copied along so that the result is self-contained.
+    """
+    folder = Path(folder)
+    state = model.state_dict() if isinstance(model, nn.Module) else model
+    _check(state, settings, str(folder))
+    weights = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in state.items()}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        temporary.chmod(0o755)  # mkdtemp's folder is the owner's alone
+        safetensors.torch.save_file(weights, temporary / WEIGHTS_FILE)
+        (temporary / CONFIG_FILE).write_text(canonical_settings(settings))
+        if patcher is not None:
+            shutil.copytree(patcher, temporary / PATCHER_FOLDER)
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                _sync(path)
+        retired = temporary.with_name(temporary.name + "-replaced")
+        if folder.exists():
+            folder.rename(retired)
+        temporary.rename(folder)
+        _sync(folder.parent)
+        shutil.rmtree(retired, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_state(folder: str | Path) -> tuple[dict[str, Tensor], EntropyModelSettings | BltSettings]:
+    """The fp32 state and the settings of a model folder, checked against each other. Raises ModelFileError."""
+    settings = load_settings(folder)
+    path = Path(folder) / WEIGHTS_FILE
+    if not path.is_file():
+        raise ModelFileError(f"{folder} is not a model folder: {WEIGHTS_FILE} cannot be read")
+    try:
+        state = safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ModelFileError(f"{path} is not a whole safetensors file: {error}") from None
+    _check(state, settings, str(path))
+    return state, settings
+
+
+def load_model(
+    folder: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: Literal["float32", "bfloat16"] | torch.dtype = "float32",
+) -> EntropyModel | Blt:
+    """The model in a folder, in evaluation mode. Raises ModelFileError, which names the first tensor that does not fit."""
+    state, settings = load_state(folder)
+    with torch.device("meta"):
+        model = build_model(settings)
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.to(device, DTYPES[dtype] if isinstance(dtype, str) else dtype).eval()
+
+
+def _check(state: Mapping[str, Tensor], settings: EntropyModelSettings | BltSettings, where: str) -> None:
+    with torch.device("meta"):
+        wanted = build_model(settings).state_dict()
+    for name, tensor in wanted.items():
+        if name not in state:
+            raise ModelFileError(f"{where}: tensor {name} {list(tensor.shape)} is missing")
+        if state[name].shape != tensor.shape:
+            raise ModelFileError(
+                f"{where}: tensor {name} has shape {list(state[name].shape)}, the settings want {list(tensor.shape)}"
+            )
+    if extra := sorted(set(state) - set(wanted)):
+        raise ModelFileError(f"{where}: tensor {extra[0]} is not part of this model")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,50 @@
+"""What a model folder is, read without torch: its settings and the hash that artefacts record (law 7)."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from shared.model_settings import BltSettings, EntropyModelSettings, ModelSettings
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+PATCHER_FOLDER = "patcher"
+
+_ADAPTER: TypeAdapter[EntropyModelSettings | BltSettings] = TypeAdapter(ModelSettings)
+
+
+class ModelFileError(ValueError):
+    """A model folder is missing, incomplete or does not fit its settings; the message names the file and what is wrong."""
+
+
+def canonical_settings(settings: EntropyModelSettings | BltSettings) -> str:
+    """Settings as JSON that is equal for equal settings: every key, sorted."""
+    return json.dumps(settings.model_dump(mode="json", by_alias=True), sort_keys=True, indent=2) + "\n"
+
+
+def load_settings(folder: str | Path) -> EntropyModelSettings | BltSettings:
+    """The settings in a model folder's config.json; raises ModelFileError."""
+    path = Path(folder) / CONFIG_FILE
+    try:
+        return _ADAPTER.validate_json(path.read_bytes())
+    except OSError:
+        raise ModelFileError(f"{folder} is not a model folder: {CONFIG_FILE} cannot be read") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ModelFileError(f"{path}: {where}: {first['msg']}") from None
+
+
+def model_sha256(folder: str | Path) -> str:
+    """sha256 of a model: its canonical settings, then the content of its weights file. Raises ModelFileError."""
+    digest = hashlib.sha256(canonical_settings(load_settings(folder)).encode())
+    path = Path(folder) / WEIGHTS_FILE
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError:
+        raise ModelFileError(f"{folder} is not a model folder: {WEIGHTS_FILE} cannot be read") from None
+    return digest.hexdigest()
