@@ -17,7 +17,7 @@ from shared.shards.arrow import ArrowReader
 from shared.shards.columns import BatchColumns
 from shared.shards.document import Row
 from shared.shards.index import ShardIndex, index_name, read_index
-from shared.shards.manifest import DatasetError, Manifest, load_manifest
+from shared.shards.manifest import MANIFEST_NAME, DatasetError, Manifest, load_manifest
 from shared.shards.sidecar import SidecarReader, sidecar_name
 from shared.shards.webdataset import TarReader
 
@@ -141,6 +141,26 @@ class Dataset:
             for row in range(len(columns)):
                 yield columns_row(columns, row, values[row])
 
+    def batch_count(self, shard: int) -> int:
+        """Record batches of one shard. Raises DatasetError."""
+        return self._reader(shard).batches
+
+    def damaged_files(self, shard: int) -> list[str]:
+        """Check every file of one shard against the manifest; one line for each that is missing or damaged."""
+        entry = self.manifest.shards[shard]
+        problems = []
+        for name, sha256, size in (
+            (entry.name, entry.sha256, entry.bytes_on_disk),
+            (index_name(entry.name), entry.index_sha256, None),
+            (sidecar_name(entry.name), entry.sidecar_sha256, None),
+        ):
+            try:
+                if sha256 is not None:
+                    self._check(self.folder / name, sha256, size)
+            except DatasetError as error:
+                problems.append(str(error))
+        return problems
+
     def _reader(self, shard: int) -> ArrowReader | TarReader:
         entry = self.manifest.shards[shard]
         path = self.folder / entry.name
@@ -208,6 +228,19 @@ def open_dataset(folder: Path | str) -> Dataset:
         if entry.name in ("", ".", "..") or Path(entry.name).name != entry.name:
             raise DatasetError(f"{folder}: the manifest names a shard {entry.name!r}, which is not a plain file name")
     return Dataset(folder, manifest)
+
+
+def find_datasets(folder: Path | str) -> list[Path]:
+    """The dataset folders at a path: itself, or its train/ and validation/. Raises DatasetError when there is none."""
+    folder = Path(folder)
+    if (folder / MANIFEST_NAME).exists():
+        return [folder]
+    found = [folder / split for split in ("train", "validation") if (folder / split / MANIFEST_NAME).exists()]
+    if not found:
+        raise DatasetError(
+            f"{folder} is not a finished dataset: no {MANIFEST_NAME} in it, nor in train/ or validation/ below it"
+        )
+    return found
 
 
 def check_file(path: Path, sha256: str, size: int | None = None) -> None:

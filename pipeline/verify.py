@@ -1,0 +1,287 @@
+"""python -m pipeline verify DATASET: read a dataset again and check everything that can be checked without a model."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from shared.model_identity import ModelFileError, model_sha256
+from shared.patching.grid import quantise
+from shared.patching.lengths import patch_lengths
+from shared.patching.settings import PatchingSettings
+from shared.shards.content import ShardContent, check_order, check_row
+from shared.shards.dataset import Dataset, columns_row, find_datasets, open_dataset
+from shared.shards.document import Row
+from shared.shards.index import COLUMNS, IndexWriter, ShardIndex, index_name
+from shared.shards.manifest import PATCHER_FOLDER, DatasetError, SidecarType
+from shared.shards.sidecar import sidecar_name
+from shared.shards.writer import SUFFIXES
+from shared.vocabulary import document_tokens
+
+LONGEST_REPLAYED = 2**28
+"""Bytes of text; the boundaries of a longer document are not found again, because it is held in memory for that."""
+LISTED = 20
+"""Problems of one shard that are listed; the others are counted."""
+
+Progress = Callable[[int], object]
+"""Hears how many bytes of text are done."""
+
+
+@dataclass
+class Verification:
+    """What checking one dataset has found."""
+
+    problems: list[str] = field(default_factory=list)
+    """One line each; names the file."""
+    documents: int = 0
+    replayed: int = 0
+    """Documents whose boundaries were found again and compared."""
+    text_bytes: int = 0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", type=Path, help="folder of a dataset, or the one above its train/ and validation/")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Verify and report; 0 when everything holds, 1 when something does not."""
+    damaged = False
+    try:
+        folders = find_datasets(arguments.dataset)
+    except DatasetError as error:
+        print(f"patchwork: error: {error}", file=sys.stderr)
+        return 1
+    for folder in folders:
+        try:
+            dataset = open_dataset(folder)
+        except DatasetError as error:
+            print(error)
+            damaged = True
+            continue
+        total = dataset.manifest.totals.bytes
+        with tqdm(total=total, unit="B", unit_scale=True, desc=f"verify {folder.name}", disable=None) as bar:
+            verification = verify(dataset, bar.update)
+        for problem in verification.problems:
+            print(problem)
+        print(summary(dataset, verification))
+        damaged |= bool(verification.problems)
+    return int(damaged)
+
+
+def summary(dataset: Dataset, verification: Verification) -> str:
+    """One line: what was checked, and whether it holds."""
+    patching = dataset.manifest.identity.patching
+    checked = (
+        f"{len(dataset.manifest.shards)} shards, {verification.documents} documents, {verification.text_bytes} bytes"
+    )
+    if not patching.patched:
+        boundaries = "unpatched"
+    elif not replayable(patching, dataset.manifest.identity.sidecar):
+        boundaries = (
+            f"boundaries not found again: rule {patching.rule!r} needs entropies that the sidecar does not hold"
+        )
+    else:
+        boundaries = f"boundaries of {verification.replayed} documents found again"
+    count = len(verification.problems)
+    return f"{dataset.folder}: {checked}; {boundaries}; " + ("no problem" if not count else f"PROBLEMS: {count}")
+
+
+def replayable(patching: PatchingSettings, sidecar: SidecarType) -> bool:
+    """Whether stored entropies decide exactly as the original ones did."""
+    if not patching.needs_entropy:
+        return patching.patched
+    return sidecar == "float32" or (sidecar == "uint8" and patching.rule == "entropy" and patching.grid)
+
+
+def verify(dataset: Dataset, progress: Progress = lambda count: None) -> Verification:
+    """Check files, indexes, rows, sidecars, boundaries and totals of a dataset; ``progress`` hears of bytes done."""
+    found = Verification()
+    found.problems += _identity_problems(dataset)
+    found.problems += _unlisted_files(dataset)
+    for shard in range(len(dataset.manifest.shards)):
+        problems = dataset.damaged_files(shard)
+        # A damaged file is not looked into: what it holds would only repeat that it is damaged.
+        if not problems:
+            try:
+                problems = list(_shard_problems(dataset, shard, found, progress))
+            except DatasetError as error:
+                problems = [str(error)]
+        found.problems += problems[:LISTED]
+        if len(problems) > LISTED:
+            path = dataset.folder / dataset.manifest.shards[shard].name
+            found.problems.append(f"{path}: {len(problems) - LISTED} more problems")
+    return found
+
+
+def _identity_problems(dataset: Dataset) -> Iterator[str]:
+    """Whether the entropy model that the dataset carries is the one that made it (law 7)."""
+    identity = dataset.manifest.identity
+    folder = dataset.folder / PATCHER_FOLDER
+    if identity.patching.needs_entropy and identity.patcher is None:
+        yield f"{dataset.folder}: rule {identity.patching.rule!r} needs an entropy model, but the manifest names none"
+    if identity.patcher is None:
+        return
+    try:
+        sha256 = model_sha256(folder)
+    except ModelFileError as error:
+        yield str(error)
+        return
+    if sha256 != identity.patcher.sha256:
+        recorded = identity.patcher.sha256
+        yield f"{folder} is not the entropy model of this dataset: sha256 {sha256}, manifest says {recorded}"
+
+
+def _unlisted_files(dataset: Dataset) -> Iterator[str]:
+    """Shard files that the manifest does not know."""
+    names = [entry.name for entry in dataset.manifest.shards]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"{dataset.folder / name}: the manifest lists it more than once"
+    known = {*names, *map(index_name, names), *map(sidecar_name, names)}
+    endings = tuple(SUFFIXES.values())
+    endings += tuple(map(index_name, endings)) + tuple(map(sidecar_name, endings))
+    for path in sorted(dataset.folder.iterdir()):
+        if path.name.endswith(endings) and path.name not in known:
+            yield f"{path}: the manifest does not list it"
+
+
+def _shard_problems(dataset: Dataset, shard: int, found: Verification, progress: Progress) -> Iterator[str]:
+    """Everything about one shard whose files are whole. Raises DatasetError when it cannot be decoded."""
+    entry = dataset.manifest.shards[shard]
+    path = dataset.folder / entry.name
+    index = dataset.shard_index(shard)
+    batches = dataset.batch_count(shard)
+    if batches != len(index.batch_starts) - 1:
+        yield f"{path}: {batches} record batches, its index says {len(index.batch_starts) - 1}"
+        return
+    content, rebuilt, document = ShardContent(), IndexWriter(), Document(dataset)
+    previous: Row | None = None
+    for batch, rows in enumerate(_batches_with_last(dataset, shard, batches)):
+        for row, last, grid_values in rows:
+            try:
+                check_order(previous, row)
+                check_row(row, last)
+            except ValueError as error:
+                yield f"{path}: batch {batch}: {error}"
+                document.spoil()
+            previous = row
+            content.add(row, last, grid_values)
+            for problem in document.add(row, last):
+                yield f"{path}: batch {batch}: {problem}"
+            found.documents += last
+            found.text_bytes += len(row.text)
+            progress(len(row.text))
+        start, stop = (int(bound) for bound in index.batch_starts[batch : batch + 2])
+        if len(rows) != stop - start:
+            yield f"{path}: batch {batch} has {len(rows)} rows, its index says {stop - start}"
+            return
+        rebuilt.add_batch([(row, last) for row, last, _ in rows], index.offset[start:stop].tolist())
+    found.replayed += document.replayed
+
+    for column, place in _differing_columns(rebuilt.index(), index):
+        yield f"{dataset.folder / index_name(entry.name)}: column {column!r} is not what row {place} of the shard says"
+    for key, value in content.figures().items():
+        if key == "entropy_histogram" and entry.sidecar_sha256 is None:
+            continue  # nothing to count it from
+        recorded = getattr(entry, key)
+        if value != recorded:
+            yield f"{path}: {key} is {_short(value)}, manifest says {_short(recorded)}"
+
+
+def _differing_columns(ours: ShardIndex, stored: ShardIndex) -> Iterator[tuple[str, int]]:
+    """Columns on which two indexes of equal length differ, with the first such row."""
+    for column in COLUMNS:
+        one, two = getattr(ours, column), getattr(stored, column)
+        if column == "subset":
+            one, two = np.array(ours.subset_names)[one], np.array(stored.subset_names)[two]
+        if (differing := one != two).any():
+            yield column, int(np.argmax(differing))
+
+
+def _batches_with_last(
+    dataset: Dataset, shard: int, batches: int
+) -> Iterator[list[tuple[Row, bool, np.ndarray | None]]]:
+    """For each batch its rows with entropies, whether their document ends there, and their grid values."""
+    scored = dataset.manifest.shards[shard].sidecar_sha256 is not None
+    held: list[tuple[Row, np.ndarray | None]] = []
+    for batch in range(batches + 1):
+        following: list[tuple[Row, np.ndarray | None]] = []
+        if batch < batches:
+            columns = dataset.batch(shard, batch)
+            values = dataset.entropies(shard, batch) if scored else [None] * len(columns)
+            if len(values) != len(columns):
+                name = dataset.folder / sidecar_name(dataset.manifest.shards[shard].name)
+                raise DatasetError(f"{name}: batch {batch} has {len(values)} rows, the shard {len(columns)}")
+            for row, stored in enumerate(values):
+                grid = quantise(stored) if stored is not None and stored.dtype != np.uint8 else stored
+                following.append((columns_row(columns, row, stored), grid))
+        if held:
+            ends = [row.part == 0 for row, _ in held[1:]] + [not following or following[0][0].part == 0]
+            yield [(row, last, grid) for (row, grid), last in zip(held, ends)]
+        held = following
+
+
+class Document:
+    """The document being read: its patch lengths are within the limits, and are those that the rule gives."""
+
+    def __init__(self, dataset: Dataset):
+        self._patching = dataset.manifest.identity.patching
+        self._replayable = replayable(self._patching, dataset.manifest.identity.sidecar)
+        self._parts: list[Row] = []
+        self._spoiled = False
+        self.replayed = 0
+
+    def spoil(self) -> None:
+        """Something is wrong with the document already; its boundaries would only say so again."""
+        self._spoiled = True
+
+    def add(self, row: Row, last: bool) -> Iterator[str]:
+        """Take the next part and yield what is wrong with it, or with the whole document once it is complete."""
+        if row.part == 0:
+            self._parts = []
+        name = f"document {row.id!r}" + (f" part {row.part}" if row.part or not last else "")
+        lengths = row.patch_lengths
+        if (lengths is not None) != self._patching.patched:
+            yield f"{name} is {'un' if lengths is None else ''}patched, the rule is {self._patching.rule!r}"
+            self._spoiled = True
+        elif lengths is not None and len(lengths):
+            yield from self._limits(name, lengths, row.part == 0, last)
+        if self._replayable and not self._spoiled:
+            self._parts.append(row)
+            if sum(len(part.text) for part in self._parts) > LONGEST_REPLAYED:
+                self._parts, self._spoiled = [], True
+        if last:
+            if self._parts and not self._spoiled:
+                yield from self._replay()
+            self._parts, self._spoiled = [], False
+
+    def _limits(self, name: str, lengths: np.ndarray, first: bool, last: bool) -> Iterator[str]:
+        """BOS stands alone and EOS ends its patch, whatever the minimum."""
+        if (longest := int(lengths.max())) > self._patching.max_length:
+            yield f"{name}: a patch of {longest} tokens, longer than max_length {self._patching.max_length}"
+        inner = lengths[int(first) : len(lengths) - int(last)]
+        if len(inner) and (shortest := int(inner.min())) < self._patching.min_length:
+            yield f"{name}: a patch of {shortest} tokens, shorter than min_length {self._patching.min_length}"
+
+    def _replay(self) -> Iterator[str]:
+        row, parts = self._parts[0], self._parts
+        stored = np.concatenate([part.patch_lengths for part in parts if part.patch_lengths is not None])
+        entropies = None
+        if self._patching.needs_entropy:
+            entropies = np.concatenate([part.entropies for part in parts if part.entropies is not None])
+        tokens = document_tokens(b"".join(part.text for part in parts))
+        wanted = patch_lengths(tokens, self._patching.for_subset(row.subset), entropies)
+        self.replayed += 1
+        if not np.array_equal(stored, wanted):
+            common = min(len(stored), len(wanted))
+            patch = int(np.argmin(np.append(stored[:common] == wanted[:common], False)))
+            position = int(stored[:patch].sum(dtype=np.int64))
+            yield f"document {row.id!r}: stored boundaries are not those of the rule, from token {position} on"
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
