@@ -1,6 +1,6 @@
 """Self-attention on a flat axis of documents, without a batch axis and without a mask of the whole axis.
 
-Shapes: N positions, H query heads, G key/value heads, C head width, B = BAND, S = span of keys that one band of queries sees.
+Shapes: N positions, H query heads, G key/value heads, C head width, B = BAND, S = span of keys that a band of queries sees.
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from torch import Tensor
 from shared.batch import Segments
 
 BAND = 64
-"""Queries are taken in bands of this many positions. A document that begins at a multiple of it gets the same bits wherever
-it lies in a stream of fixed length (DESIGN "Scoring")."""
+"""Queries are taken in bands of this many positions. A document that begins at a multiple of it gets the same bits
+wherever it lies in a stream of fixed length (DESIGN "Scoring")."""
 
 
 def carried_length(window: int) -> int:
@@ -26,8 +26,8 @@ def carried_length(window: int) -> int:
 def stretches(documents: Segments, opening: Tensor | None = None) -> Tensor:
     """int64 [N]: numbers of the stretches of an axis within which attention stays, counted from 1.
 
-    One opens with each document, and where ``opening`` (bool [N]) says. Number 0 is only for a first document whose positions show
-    that it goes on from before: it is the stretch that was open there.
+    One opens with each document, and where ``opening`` (bool [N]) says. Number 0 is only for a first document whose
+    positions show that it goes on from before: it is the stretch that was open there.
     """
     opens = documents.ids.diff(prepend=documents.ids[:1]) != 0
     opens[:1] = documents.positions[:1] == 0
@@ -38,7 +38,7 @@ def stretches(documents: Segments, opening: Tensor | None = None) -> Tensor:
 class Scope:
     """Who sees whom on one axis: worked out once in a forward pass and shared by its layers.
 
-    A position sees itself and what came before it in its own document, and with a ``window`` W only itself and the W - 1 before.
+    A position sees itself and what came before it in its own document; with a ``window`` W only the last W of these.
     """
 
     documents: Segments
@@ -47,8 +47,8 @@ class Scope:
     contexts: Tensor | None = None
     """int64 [N], `stretches` finer than documents (newline reset). None: the documents themselves."""
     before: Tensor | None = None
-    """int64 [carried_length(window)], the stretch of each carried key that stands before the axis: 0 for the one still open,
-    negative for those closed. None: nothing is carried."""
+    """int64 [carried_length(window)], the stretch of each carried key that stands before the axis: 0 for the one still
+    open, negative for those closed. None: nothing is carried."""
 
     @cached_property
     def bias(self) -> Tensor:
@@ -71,10 +71,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scope: Scope) -> Tensor:
 
     Args:
         q: [N, H, C].
-        k, v: [N, G, C], H a multiple of G; with ``scope.before`` [carried_length(window) + N, G, C], the carried ones first.
+        k, v: [N, G, C], H a multiple of G; with ``scope.before`` the carried ones stand before these N.
 
     Returns:
-        [N, H, C] in the dtype of q. Memory is linear in N; time too, but for window None, where it is quadratic in each document.
+        [N, H, C] in the dtype of q. Memory is linear in N; so is time, but without a window it is quadratic in each
+        document.
     """
     if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and scope.contexts is None:
         return _variable_length(q, k, v, scope)
@@ -124,12 +125,12 @@ class _Overlapping(torch.autograd.Function):
 
 def _by_document(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> Tensor:
     """Full causal attention document by document (patches: documents are many and short)."""
+    heads_first = (x.transpose(0, 1)[None] for x in (q, k, v))
     parts = [
-        F.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in part), is_causal=True)[0].transpose(0, 1)
-        for part in zip(*(x.split(lengths) for x in (q, k, v)))
-        if part[0].shape[0]
+        F.scaled_dot_product_attention(dq, dk, dv, is_causal=True)
+        for dq, dk, dv in zip(*(x.split(lengths, dim=2) for x in heads_first))
     ]
-    return torch.cat(parts) if parts else q
+    return torch.cat(parts, dim=2)[0].transpose(0, 1)
 
 
 def _repeat_heads(x: Tensor, heads: int) -> Tensor:
@@ -149,7 +150,7 @@ def _variable_length(q: Tensor, k: Tensor, v: Tensor, scope: Scope) -> Tensor:
         offsets = offsets + reach
         offsets[0] -= continues.sum().to(offsets.dtype)
         longest += reach
-    return varlen_attn(
+    out = varlen_attn(
         q,
         k,
         v,
@@ -161,3 +162,5 @@ def _variable_length(q: Tensor, k: Tensor, v: Tensor, scope: Scope) -> Tensor:
         enable_gqa=q.shape[1] != k.shape[1],
         num_splits=1,  # splits depend on the longest document: neighbours would change a document's bits
     )
+    assert isinstance(out, Tensor)
+    return out

@@ -1,7 +1,9 @@
-"""Attention between bytes and patches, at a cost linear in bytes: a byte and a patch meet only where one belongs to the other.
+"""Attention between bytes and patches, linear in bytes: a byte and a patch meet only where one belongs to the other.
 
-Shapes: T tokens, P patches, K vectors a patch, D local width, H heads, G key/value heads, C head width. No positions, and each
-side has its own norm (paper section 3.2.2). The residual is doubled, 2x + attention, as in the published weights.
+No positions, and each side has its own norm (paper section 3.2.2). The residual is doubled, 2x + attention, as in the
+published weights.
+
+Shapes: T tokens, P patches, K vectors a patch, D local width, H heads, G key/value heads, C head width.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Initial parameters from (seed, parameter name) alone: equal for every world size, device and order of construction."""
+"""Initial parameters from (seed, parameter name) alone: equal for every world size, device and construction order."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 def initial_value(name: str, shape: Sequence[int], seed: int) -> Tensor:
     """The initial value of one parameter, fp32 on the CPU.
 
-    Vectors (norms) are ones. Matrices and embeddings [outputs, width] are normal with sigma = width^-0.5, truncated at 3 sigma, as in
-    the reference. N-gram tables get a quarter of that: their sum of six or more must not drown the byte's own embedding, all the
-    more as most rows are rarely trained.
+    Vectors (norms) are ones. Matrices and embeddings [outputs, width] are normal with sigma = width^-0.5, truncated at
+    3 sigma, as in the reference. N-gram tables get a quarter of that: their sum must not drown the byte's own embedding,
+    all the more as most rows are rarely trained.
     """
     if len(shape) == 1:
         return torch.ones(*shape)

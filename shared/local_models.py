@@ -1,4 +1,4 @@
-"""The local models of the BLT: bytes into patches (encoder), patches back into bytes (decoder). Paper sections 3.2 and 3.3.
+"""The local models of the BLT: bytes into patches (encoder), patches back into bytes (decoder); paper 3.2 and 3.3.
 
 Shapes: T tokens, P patches, K vectors a patch, D local width, V vocabulary.
 """

@@ -1,6 +1,6 @@
 """Model folders: weights (safetensors, fp32) and settings (JSON), written whole or not at all.
 
-    FOLDER/model.safetensors  FOLDER/config.json  [FOLDER/patcher/, an entropy model's folder]  [FOLDER/identity.json]
+FOLDER/model.safetensors  FOLDER/config.json  [FOLDER/patcher/, an entropy model's folder]  [FOLDER/identity.json]
 """
 
 import os

@@ -69,9 +69,9 @@ class Scorer:
         with torch.inference_mode():
             carry = self.model.empty_carry()
         exhausted = False
-        while True:
+        while not exhausted:
             fill, pieces = 0, []
-            current = pending[-1] if pending and pending[-1].left else None
+            current: _Pending | None = pending[-1] if pending and pending[-1].left else None
             while fill < self.stream_length:
                 if current is None:
                     current = next(source, None)
@@ -93,8 +93,6 @@ class Scorer:
             while pending and not pending[0].left:
                 done = pending.pop(0).entropies
                 yield done[0] if len(done) == 1 else np.concatenate(done)
-            if exhausted:
-                return
 
     def _stream(self, pieces: list[tuple[_Pending, int, int, int]], carry: Carry) -> tuple[np.ndarray, Carry]:
         """One stream: (document, from, place in the stream, tokens) each; gaps become documents of their own."""
@@ -114,13 +112,15 @@ class Scorer:
 
 
 def probe(scorer: Scorer) -> str:
-    """sha256 over the entropies of fixed documents that fill one stream: equal in one numerics class, else refused (law 5)."""
+    """sha256 over the entropies of fixed documents that fill one stream: equal in one numerics class (law 5)."""
     sizes, noise = [], hashlib.shake_256(b"patchwork probe").digest(scorer.stream_length)
     while sum(sizes) + BAND <= scorer.stream_length:
         sizes.append(min(BAND * (1 + len(sizes) ** 2), scorer.stream_length - sum(sizes)))
     ends = np.cumsum(sizes)
     # A document of n bytes has n + 1 inputs; the odd ones leave a gap before the next.
-    documents = [document_tokens(noise[end - size : end - 1 - number % 2]) for number, (size, end) in enumerate(zip(sizes, ends))]
+    documents = [
+        document_tokens(noise[end - size : end - 1 - number % 2]) for number, (size, end) in enumerate(zip(sizes, ends))
+    ]
     digest = hashlib.sha256()
     for entropies in scorer.score(documents):
         digest.update(entropies.astype("<f4").tobytes())
