@@ -1,0 +1,69 @@
+"""The documents of a dataset as arrays, from its index alone: what planning reads.
+
+D documents, N rows; a document is one row or several consecutive ones. Its inputs are [BOS, b1..bn] (n + 1 tokens).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from shared.shards.dataset import Dataset
+from shared.shards.manifest import DatasetError
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Figures of every document and row, in the order of the dataset."""
+
+    first_row: np.ndarray
+    """int64 [D + 1], where each document's rows begin; the last is N."""
+    subset: np.ndarray
+    """int32 [D], code into subset_names."""
+    inputs: np.ndarray
+    """int64 [D], input tokens: text bytes and BOS."""
+    patches: np.ndarray
+    """int64 [D], patches of the inputs: that of BOS included, one of EOS alone not; 0 when unpatched."""
+    eos_alone: np.ndarray
+    """bool [D], whether the last patch is EOS alone, which makes no patch of the inputs; False when unpatched."""
+    batch: np.ndarray
+    """int64 [D], number in the whole dataset of the record batch that holds the first row."""
+    row_inputs: np.ndarray
+    """int64 [N], input tokens of each row: its bytes, and BOS in the first row of a document."""
+    row_last: np.ndarray
+    """bool [N], whether the document ends in this row."""
+    row_place: np.ndarray
+    """int32 [N, 3]: shard, batch in the shard, row in the batch."""
+    subset_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def bytes_of_subset(self) -> np.ndarray:
+        """int64 [subsets] of text."""
+        return np.bincount(self.subset, self.inputs - 1, len(self.subset_names)).astype(np.int64)
+
+
+def catalogue_of(dataset: Dataset) -> Catalogue:
+    """Read the documents of a dataset from its index. Raises DatasetError when it is damaged or holds none."""
+    index = dataset.index
+    starts = np.flatnonzero(index.part == 0)
+    if len(starts) == 0:
+        raise DatasetError(f"{dataset.folder} holds no documents")
+    ends = np.append(starts[1:], len(index))
+    if starts[0] != 0 or not np.array_equal(np.flatnonzero(index.last), ends - 1):
+        raise DatasetError(f"{dataset.folder}: the index does not list the parts of a document in a row")
+    row_inputs = index.bytes + (index.part == 0)
+    eos_alone = index.last & (index.last_patch == 1)
+    batch = np.repeat(np.arange(len(index.batch_starts) - 1), np.diff(index.batch_starts))
+    return Catalogue(
+        first_row=np.append(starts, len(index)).astype(np.int64),
+        subset=index.subset[starts],
+        inputs=np.add.reduceat(row_inputs, starts),
+        patches=np.add.reduceat(index.patches.astype(np.int64) - eos_alone, starts),
+        eos_alone=eos_alone[ends - 1],
+        batch=batch[starts],
+        row_inputs=row_inputs,
+        row_last=index.last,
+        row_place=np.stack([index.shard, index.batch, index.row], axis=1),
+        subset_names=dataset.subset_names,
+    )

@@ -1,0 +1,149 @@
+"""The training packs of one rank, read ahead by worker processes.
+
+All state semantics are here, in terms of the cursor; torchdata's StatefulDataLoader is the shell that runs workers.
+Step s takes packs [sG, (s + 1)G); rank r of R the r-th of every R of them; worker w of W every W-th of
+the rank's packs. Every worker plans all packs (the index only) and reads the slices of its own.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch.utils.data import IterableDataset, get_worker_info
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from shared.config import ConfigError
+from shared.shards.dataset import Dataset
+from trainer.data.catalogue import catalogue_of
+from trainer.data.cursor import Cursor, check_cursor, first_cursor
+from trainer.data.limits import PackLimits
+from trainer.data.packs import Pack, Step, build_pack
+from trainer.data.plan import PackPlan, Planner, check_division
+from trainer.data.slices import SliceReader
+
+PREFETCH = 4
+"""Packs that each worker reads ahead."""
+
+
+class PackDataset(IterableDataset):
+    """The endless packs of one rank, from a cursor on; each worker of a DataLoader yields its share of them.
+
+    A state is {cursor, next}: the cursor before a step, and which of the rank's packs from there comes next.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        limits: PackLimits,
+        packs_per_step: int,
+        weights: dict[str, float],
+        cursor: Cursor,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        """Raises ConfigError or IdentityError for arguments that do not fit together, DatasetError for damaged data."""
+        check_division(packs_per_step, ranks)
+        check_cursor(cursor, dataset)
+        if cursor.pack % packs_per_step:
+            raise ConfigError(
+                f"data.packs is {packs_per_step}, but the checkpoint was made after {cursor.pack} packs, "
+                "which is no whole number of such steps"
+            )
+        self._dataset, self._limits, self._weights = dataset, limits, weights
+        self._catalogue = catalogue_of(dataset)
+        self._packs_per_step, self._rank, self._ranks = packs_per_step, rank, ranks
+        self._cursor, self._next = cursor, -1
+        self._planner(
+            SliceReader(dataset, self._catalogue)
+        )  # what cannot be planned is refused here, in the rank itself
+
+    def __iter__(self) -> Iterator[Pack | Exception]:
+        """Packs; in a worker, an error that the user should see is the last thing handed out."""
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        try:
+            yield from self._packs(worker if self._next < 0 else self._next, workers)
+        except ValueError as error:
+            if not info:
+                raise
+            yield error  # raised by PackLoader: a DataLoader would wrap it into its own traceback
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"cursor": self._cursor.model_dump(), "next": self._next}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises IdentityError when the state belongs to other data."""
+        cursor = Cursor.model_validate(state["cursor"])
+        check_cursor(cursor, self._dataset)
+        self._cursor, self._next = cursor, state["next"]
+
+    def _packs(self, first: int, every: int) -> Iterator[Pack]:
+        """The rank's packs number first, first + every, ... from the cursor on."""
+        reader = SliceReader(self._dataset, self._catalogue)
+        planner = self._planner(reader)
+        per_rank = self._packs_per_step // self._ranks
+        following = first
+        while True:
+            before = planner.cursor
+            plans, step = self._next_step(planner)
+            own = plans[self._rank :: self._ranks]
+            while following < per_rank:
+                pack = build_pack(own[following], step, self._limits, self._catalogue, reader)
+                following += every
+                self._cursor, self._next = before, following
+                yield pack
+            following -= per_rank
+
+    def _next_step(self, planner: Planner) -> tuple[list[PackPlan], Step]:
+        """Plans of all G packs of the next step."""
+        number = planner.cursor.pack // self._packs_per_step
+        plans = [planner.next_pack() for _ in range(self._packs_per_step)]
+        targets, text = sum(plan.targets for plan in plans), sum(plan.bytes for plan in plans)
+        return plans, Step(number, targets, text, planner.cursor)
+
+    def _planner(self, reader: SliceReader) -> Planner:
+        return Planner(self._catalogue, reader, self._limits, self._weights, self._cursor)
+
+
+class PackLoader:
+    """Iterates over the training packs of one rank for ever."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        limits: PackLimits,
+        packs_per_step: int,
+        weights: dict[str, float] | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+        workers: int = 0,
+        cursor: Cursor | None = None,
+    ) -> None:
+        """A cursor continues a run, with any number of ranks and workers; its seed is the run's.
+
+        Raises ConfigError or IdentityError where the arguments do not fit together, DatasetError for damaged data.
+        """
+        self.cursor = cursor or first_cursor(dataset, seed)
+        """The data state after the step of the latest pack."""
+        self._packs = PackDataset(dataset, limits, packs_per_step, weights or {}, self.cursor, rank, ranks)
+        self._workers = workers
+
+    def __iter__(self) -> Iterator[Pack]:
+        """Raises DatasetError, in this process, for what a worker found damaged."""
+        for item in stateful_loader(self._packs, self._workers):
+            if isinstance(item, Exception):
+                raise item
+            assert item.cursor is not None
+            self.cursor = item.cursor
+            yield item
+
+
+def stateful_loader(packs: PackDataset, workers: int) -> StatefulDataLoader:
+    """The shell that runs the workers; packs arrive in the rank's order, whatever their number."""
+    return StatefulDataLoader(
+        packs,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=PREFETCH if workers else None,
+        multiprocessing_context="fork" if workers else None,
+    )

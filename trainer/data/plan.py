@@ -1,0 +1,200 @@
+"""Planning packs: which slices of which documents each one holds. Pure arithmetic on the catalogue.
+
+The merged stream of documents is cut into packs, each the longest next piece within the limits (DESIGN, Batches). Only
+where a cut falls inside a document are its patch lengths read. S slices of a pack, D documents.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from shared.config import ConfigError
+from shared.identity import IdentityError
+from trainer.data.catalogue import Catalogue
+from trainer.data.cursor import Cursor
+from trainer.data.limits import PackLimits
+from trainer.data.schedule import Schedule, document_rates
+from trainer.data.slices import SliceReader
+from trainer.data.streams import SubsetStream
+
+BLOCK = 1024
+"""Documents scheduled at a time."""
+
+
+@dataclass(frozen=True)
+class PackPlan:
+    """The slices of one pack, in order; only the first may begin and only the last may end inside a document."""
+
+    number: int
+    documents: np.ndarray
+    """int64 [S]."""
+    starts: np.ndarray
+    """int64 [S], the first input of each slice; above 0 it is continued and begins with BOE."""
+    stops: np.ndarray
+    """int64 [S], one past the last input."""
+    targets: int
+    """Labels that count: one for each input."""
+    bytes: int
+    """Bytes of text among them; the others are EOS."""
+
+
+class Room:
+    """What is left of a pack while it is filled."""
+
+    def __init__(self, limits: PackLimits) -> None:
+        self.tokens = limits.tokens
+        self.patches = None if limits.patches is None else limits.patches - 1
+        self._slices: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def add_slice(self, document: int, start: int, stop: int, patches: int) -> None:
+        """Take a slice with so many patches; a continued one costs BOE too."""
+        boe = start > 0
+        self._take(stop - start + boe, patches + boe)
+        self._slices.append((np.array([document]), np.array([start]), np.array([stop])))
+
+    def add_whole(self, documents: np.ndarray, inputs: np.ndarray, patches: int) -> None:
+        """Take whole documents [S] of inputs [S], all together with so many patches."""
+        self._take(int(inputs.sum()), patches)
+        self._slices.append((documents, np.zeros_like(inputs), inputs))
+
+    def _take(self, tokens: int, patches: int) -> None:
+        self.tokens -= tokens
+        if self.patches is not None:
+            self.patches -= patches
+        assert self.tokens >= 0
+        assert self.patches is None or self.patches >= 0
+
+    def plan(self, number: int, catalogue: Catalogue) -> PackPlan:
+        """The plan of what has been taken."""
+        columns = zip(*self._slices) if self._slices else [(np.zeros(0, np.int64),)] * 3
+        documents, starts, stops = (np.concatenate(column) for column in columns)
+        targets = int((stops - starts).sum())
+        ended = int((stops == catalogue.inputs[documents]).sum())
+        return PackPlan(number, documents, starts, stops, targets, targets - ended)
+
+
+class Upcoming:
+    """Documents in the order in which they are packed, and how many of them fit into what is left."""
+
+    def __init__(self, catalogue: Catalogue, documents: np.ndarray) -> None:
+        self.documents = documents
+        self.inputs = catalogue.inputs[documents]
+        self._tokens = np.concatenate([[0], np.cumsum(self.inputs)])
+        self._patches = np.concatenate([[0], np.cumsum(catalogue.patches[documents])])
+
+    def tokens_from(self, position: int) -> int:
+        """Inputs of all documents from a position on."""
+        return int(self._tokens[-1] - self._tokens[position])
+
+    def fill(self, position: int, room: Room) -> int:
+        """Move whole documents from this position into the room; the position of the first that does not fit whole."""
+        end = int(np.searchsorted(self._tokens, self._tokens[position] + room.tokens, side="right")) - 1
+        if room.patches is not None:
+            by_patches = np.searchsorted(self._patches, self._patches[position] + room.patches, side="right") - 1
+            end = min(end, int(by_patches))
+        if end > position:
+            patches = int(self._patches[end] - self._patches[position])
+            room.add_whole(self.documents[position:end], self.inputs[position:end], patches)
+        return end
+
+
+def continue_document(reader: SliceReader, inputs: int, document: int, start: int, room: Room) -> int:
+    """Put as much of a document as fits into the room, from input ``start``; where the slice ends."""
+    boe = start > 0
+    patches = None if room.patches is None else room.patches - boe
+    stop, count = reader.furthest_cut(document, start, room.tokens - boe, patches)
+    if stop > start:
+        room.add_slice(document, start, stop, count)
+    assert stop <= inputs
+    return stop
+
+
+class Planner:
+    """The endless sequence of training packs from a cursor on."""
+
+    def __init__(
+        self, catalogue: Catalogue, reader: SliceReader, limits: PackLimits, weights: dict[str, float], cursor: Cursor
+    ) -> None:
+        """Raises ConfigError for weights that cannot be kept, IdentityError for a cursor made with other packs."""
+        names = catalogue.subset_names
+        documents = np.bincount(catalogue.subset, minlength=len(names))
+        rates = document_rates(documents, catalogue.bytes_of_subset(), weights, names)
+        self._catalogue, self._reader, self._limits = catalogue, reader, limits
+        self._schedule = Schedule(rates, cursor.seed)
+        self._streams = [SubsetStream(catalogue, subset, cursor.seed) for subset in range(len(names))]
+        self._cursor = cursor
+        self._pack, self._offset = cursor.pack, cursor.offset
+        self._drawn = np.array([cursor.drawn[name] for name in names], np.int64)
+        self._scheduled = self._drawn.copy()
+        self._position = 0
+        self._upcoming = Upcoming(catalogue, np.zeros(0, np.int64))
+        if self._offset:
+            self._check_offset()
+
+    @property
+    def cursor(self) -> Cursor:
+        """Where the stream stands after the packs planned so far."""
+        drawn = dict(zip(self._catalogue.subset_names, self._drawn.tolist()))
+        return self._cursor.model_copy(update={"pack": self._pack, "drawn": drawn, "offset": self._offset})
+
+    def next_pack(self) -> PackPlan:
+        """Plan one pack: the longest next piece of the merged stream."""
+        room = Room(self._limits)
+        if self._offset == 0 or self._continue(room):
+            self._extend(room.tokens)
+            end = self._upcoming.fill(self._position, room)
+            self._use(end)
+            self._continue(room)
+        plan = room.plan(self._pack, self._catalogue)
+        assert plan.targets > 0, "a pack must make progress"
+        self._pack += 1
+        return plan
+
+    def _continue(self, room: Room) -> bool:
+        """Take what fits of the next document; whether that was all of it."""
+        document, inputs = self._next_document()
+        self._offset = continue_document(self._reader, inputs, document, self._offset, room)
+        if self._offset < inputs:
+            return False
+        self._use(self._position + 1)
+        return True
+
+    def _use(self, position: int) -> None:
+        """Count the documents up to a position as used up."""
+        used = self._upcoming.documents[self._position : position]
+        self._drawn += np.bincount(self._catalogue.subset[used], minlength=len(self._drawn))
+        self._position, self._offset = position, 0
+
+    def _next_document(self) -> tuple[int, int]:
+        """The next document and its inputs."""
+        self._extend(0)
+        return int(self._upcoming.documents[self._position]), int(self._upcoming.inputs[self._position])
+
+    def _extend(self, tokens: int) -> None:
+        """Schedule more documents, until those at hand have more than so many inputs."""
+        while self._upcoming.tokens_from(self._position) <= tokens:
+            subsets = self._schedule.following(self._scheduled, BLOCK)
+            documents = np.empty(len(subsets), np.int64)
+            for subset in np.unique(subsets):
+                mine = subsets == subset
+                documents[mine] = self._streams[subset].take(int(self._scheduled[subset]), int(mine.sum()))
+            self._scheduled += np.bincount(subsets, minlength=len(self._scheduled))
+            waiting = self._upcoming.documents[self._position :]
+            self._upcoming, self._position = Upcoming(self._catalogue, np.concatenate([waiting, documents])), 0
+
+    def _check_offset(self) -> None:
+        document, inputs = self._next_document()
+        patched = self._limits.patches is not None
+        if self._offset >= inputs or (patched and not self._reader.on_boundary(document, self._offset)):
+            raise IdentityError(
+                f"the checkpoint stops at byte {self._offset - 1} of a document, where these packs cannot; "
+                "was it made with patches or weights of another kind?"
+            )
+
+
+def check_division(packs: int, ranks: int) -> None:
+    """Raise ConfigError unless every rank gets as many packs of a step as every other."""
+    if packs % ranks:
+        raise ConfigError(
+            f"data.packs is {packs}, which {ranks} ranks cannot share equally; choose a multiple of {ranks}"
+        )

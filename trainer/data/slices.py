@@ -1,0 +1,154 @@
+"""Reading pieces of documents: their tokens, their patches, and where a pack may cut them.
+
+Inputs of a document are numbered 0..n: BOS, then its bytes; input n + 1 would be EOS, which is only ever a label. A
+slice is the range [start, stop) of inputs. Only decoded record batches are read here, at most CACHE_BYTES of them are kept.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from shared.shards.columns import BatchColumns
+from shared.shards.dataset import Dataset
+from shared.shards.manifest import DatasetError
+from shared.vocabulary import BOS, EOS, OFFSET
+from trainer.data.catalogue import Catalogue
+
+CACHE_BYTES = 2**28
+
+
+class RowRange(NamedTuple):
+    """One row of a document and the inputs [start, stop) of the document that lie in it."""
+
+    row: int
+    start: int
+    stop: int
+
+
+class SliceReader:
+    """Slices of the documents of one dataset."""
+
+    def __init__(self, dataset: Dataset, catalogue: Catalogue) -> None:
+        self._dataset = dataset
+        self._catalogue = catalogue
+        self._batches: OrderedDict[tuple[int, int], BatchColumns] = OrderedDict()
+        self._held = 0
+        self._ends: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
+
+    def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
+        """int16 [stop - start + 1]: the inputs of a slice and the token after its last one."""
+        tokens = np.empty(stop - start + 1, np.int16)
+        if start == 0:
+            tokens[0] = BOS
+        if stop == self._catalogue.inputs[document]:
+            tokens[-1] = EOS
+        for row, begin, end in self._rows(document, start):
+            if begin > stop:
+                break
+            begin = max(begin, 1)  # BOS is no byte of the row
+            low, high = max(start, begin), min(stop + 1, end)
+            if high > low:
+                text = self._columns(row).text(self._place(row))
+                if len(text) != end - begin:
+                    raise self._damaged(row, f"{len(text)} bytes of text, the index says {end - begin}")
+                np.add(
+                    text[low - begin : high - begin],
+                    OFFSET,
+                    out=tokens[low - start : high - start],
+                    dtype=np.int16,
+                )
+        return tokens
+
+    def patch_lengths(self, document: int, start: int, stop: int) -> np.ndarray:
+        """int64 [P]: lengths of the patches of a slice, which must begin and end on patch boundaries."""
+        bounds = [np.array([start])]
+        for row, begin, _ in self._rows(document, start):
+            if begin >= stop:
+                break
+            ends = self.patch_ends(row, begin)
+            first, last = np.searchsorted(ends, (start, stop), side="right")
+            bounds.append(ends[first:last])
+        lengths = np.diff(np.concatenate(bounds))
+        assert lengths.sum() == stop - start, "a slice must lie on patch boundaries"
+        return lengths
+
+    def on_boundary(self, document: int, stop: int) -> bool:
+        """Whether a patch of the document ends just before input ``stop``, 0 < stop < inputs."""
+        row, begin, _ = next(self._rows(document, stop - 1))
+        return bool(np.isin(stop, self.patch_ends(row, begin)))
+
+    def furthest_cut(self, document: int, start: int, tokens: int, patches: int | None) -> tuple[int, int]:
+        """The longest slice from ``start`` of at most so many inputs and patches: where it ends, and its patches.
+
+        It ends at ``start`` if nothing fits. patches None cuts at any byte; then the second value is 0.
+        """
+        if patches is None:
+            return min(start + tokens, int(self._catalogue.inputs[document])), 0
+        stop, left = start, patches
+        for row, begin, _ in self._rows(document, start):
+            ends = self.patch_ends(row, begin)
+            first = int(np.searchsorted(ends, stop, side="right"))
+            last = min(first + left, int(np.searchsorted(ends, start + tokens, side="right")))
+            if last > first:
+                stop = int(ends[last - 1])
+                left -= last - first
+            if last < len(ends):
+                break
+        return stop, patches - left
+
+    def patch_ends(self, row: int, begin: int) -> np.ndarray:
+        """int64 [P]: the input at which each patch of a row ends; the row's first input is ``begin``.
+
+        Raises DatasetError when the row's lengths do not fit the index.
+        """
+        if self._ends[0] != row:
+            lengths = self._lengths(row).astype(np.int64)
+            if self._catalogue.row_last[row]:
+                lengths[-1] -= 1  # EOS is no input
+            ends = begin + np.cumsum(lengths)
+            if ends[-1] - begin != self._catalogue.row_inputs[row]:
+                raise self._damaged(
+                    row, f"patches of {ends[-1] - begin} inputs, the index says {self._catalogue.row_inputs[row]}"
+                )
+            self._ends = row, ends if lengths[-1] else ends[:-1]
+        return self._ends[1]
+
+    def _lengths(self, row: int) -> np.ndarray:
+        lengths = self._columns(row).patch_lengths(self._place(row))
+        if lengths is None or len(lengths) == 0:
+            raise self._damaged(row, "no patch lengths")
+        return lengths
+
+    def _rows(self, document: int, start: int) -> Iterator[RowRange]:
+        """The rows of a document from the one that holds input ``start``."""
+        catalogue = self._catalogue
+        first, last = int(catalogue.first_row[document]), int(catalogue.first_row[document + 1])
+        begin = 0
+        for row in range(first, last):
+            end = begin + int(catalogue.row_inputs[row])
+            if end > start:
+                yield RowRange(row, begin, end)
+            begin = end
+
+    def _place(self, row: int) -> int:
+        """The row's number in its record batch."""
+        return int(self._catalogue.row_place[row, 2])
+
+    def _columns(self, row: int) -> BatchColumns:
+        """The decoded record batch of a row, from the most recently used ones."""
+        shard, batch = int(self._catalogue.row_place[row, 0]), int(self._catalogue.row_place[row, 1])
+        columns = self._batches.pop((shard, batch), None)
+        if columns is None:
+            columns = self._dataset.batch(shard, batch)
+            self._held += columns.nbytes
+        self._batches[shard, batch] = columns
+        while self._held > CACHE_BYTES and len(self._batches) > 1:
+            self._held -= self._batches.popitem(last=False)[1].nbytes
+        return columns
+
+    def _damaged(self, row: int, problem: str) -> DatasetError:
+        shard = self._dataset.manifest.shards[int(self._catalogue.row_place[row, 0])]
+        name = self._columns(row).id(self._place(row))
+        return DatasetError(f"{self._dataset.folder / shard.name}: document {name!r} has {problem}")

@@ -1,0 +1,67 @@
+"""The endless stream of documents of one subset: pass after pass, each in an order of its own (DESIGN, Batches).
+
+In a pass every record batch with documents of the subset is drawn once, in a random order, and the documents of
+WINDOW successive batches are shuffled together. Every document of the subset is in each pass once (law 4).
+"""
+
+import numpy as np
+
+from trainer.data.catalogue import Catalogue
+from trainer.data.randomness import shuffled, stream_key
+
+WINDOW = 8
+"""Record batches whose documents are shuffled together; as many must be decoded at a time."""
+
+
+class SubsetStream:
+    """Random access to the stream: document number c of the subset is in pass c // documents.
+
+    Memory is bounded: the order of the batches for one pass, and the documents of one window.
+    The order of batches depends on seed, pass and batch only, so that subsets which share batches meet them together.
+    """
+
+    def __init__(self, catalogue: Catalogue, subset: int, seed: int) -> None:
+        self._documents = np.flatnonzero(catalogue.subset == subset)
+        batches = catalogue.batch[self._documents]
+        self._batches, self._starts = np.unique(batches, return_index=True)
+        self._ends = np.append(self._starts[1:], len(self._documents))
+        self._seed = seed
+        self._pass = self._window = -1
+
+    def __len__(self) -> int:
+        """Documents of one pass."""
+        return len(self._documents)
+
+    def take(self, start: int, count: int) -> np.ndarray:
+        """int64 [count]: which documents of the dataset are numbers start, start + 1, ... of the stream."""
+        pieces = []
+        while count > 0:
+            piece = self._rest_of_window(start)[:count]
+            pieces.append(piece)
+            start += len(piece)
+            count -= len(piece)
+        return np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
+
+    def _rest_of_window(self, number: int) -> np.ndarray:
+        """Documents from this number of the stream to the end of the window it lies in."""
+        which_pass, inside = divmod(number, len(self))
+        if which_pass != self._pass:
+            self._enter_pass(which_pass)
+        window = int(np.searchsorted(self._window_starts, inside, side="right")) - 1
+        if window != self._window:
+            self._enter_window(window)
+        return self._order[inside - self._window_starts[window] :]
+
+    def _enter_pass(self, number: int) -> None:
+        key = stream_key(self._seed, "batches", number)
+        self._drawn = np.searchsorted(self._batches, shuffled(self._batches, key))
+        sizes = (self._ends - self._starts)[self._drawn]
+        per_window = np.add.reduceat(sizes, np.arange(0, len(sizes), WINDOW))
+        self._window_starts = np.cumsum(per_window) - per_window
+        self._pass, self._window = number, -1
+
+    def _enter_window(self, window: int) -> None:
+        chosen = self._drawn[window * WINDOW : (window + 1) * WINDOW]
+        documents = np.concatenate([self._documents[self._starts[b] : self._ends[b]] for b in chosen])
+        self._order = shuffled(documents, stream_key(self._seed, "documents", self._pass))
+        self._window = window

@@ -1,0 +1,58 @@
+"""Validation packs: one pass in the order of the dataset, no document cut that fits into a pack."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from shared.shards.dataset import Dataset
+from trainer.data.catalogue import Catalogue, catalogue_of
+from trainer.data.limits import PackLimits
+from trainer.data.packs import Pack, Step, build_pack
+from trainer.data.plan import PackPlan, Room, Upcoming, continue_document
+from trainer.data.slices import SliceReader
+
+
+class ValidationPacks:
+    """The packs of one rank, as many as every other rank has: the last may be empty, so that all run equal forwards.
+
+    Can be iterated again and again.
+    """
+
+    def __init__(self, dataset: Dataset, limits: PackLimits, rank: int = 0, ranks: int = 1) -> None:
+        """Raises DatasetError when the dataset is damaged or empty."""
+        self.subset_names = dataset.subset_names
+        self._limits = limits
+        self._catalogue = catalogue_of(dataset)
+        self._reader = SliceReader(dataset, self._catalogue)
+        plans = plan_validation(self._catalogue, self._reader, limits)
+        empty = [
+            Room(limits).plan(number, self._catalogue) for number in range(len(plans), len(plans) + -len(plans) % ranks)
+        ]
+        self._step = Step(0, sum(plan.targets for plan in plans), sum(plan.bytes for plan in plans), None)
+        self._plans = [*plans, *empty][rank::ranks]
+
+    def __len__(self) -> int:
+        return len(self._plans)
+
+    def __iter__(self) -> Iterator[Pack]:
+        for plan in self._plans:
+            yield build_pack(plan, self._step, self._limits, self._catalogue, self._reader)
+
+
+def plan_validation(catalogue: Catalogue, reader: SliceReader, limits: PackLimits) -> list[PackPlan]:
+    """All documents in order. One that does not fit into what is left of a pack begins the next; if it is longer than a
+    whole pack, it is cut."""
+    upcoming = Upcoming(catalogue, np.arange(len(catalogue)))
+    plans: list[PackPlan] = []
+    position = offset = 0
+    while position < len(catalogue):
+        room = Room(limits)
+        following = position if offset else upcoming.fill(position, room)
+        if following == position:  # longer than a whole pack
+            inputs = int(catalogue.inputs[position])
+            offset = continue_document(reader, inputs, position, offset, room)
+            if offset == inputs:
+                following, offset = upcoming.fill(position + 1, room), 0
+        position = following
+        plans.append(room.plan(len(plans), catalogue))
+    return plans
