@@ -125,6 +125,7 @@ class PackLoader:
         """
         self.cursor = cursor or first_cursor(dataset, seed)
         """The data state after the step of the latest pack."""
+        self.limits = limits
         self._packs = PackDataset(dataset, limits, packs_per_step, weights or {}, self.cursor, rank, ranks)
         self._workers = workers
 
@@ -133,8 +134,8 @@ class PackLoader:
         for item in stateful_loader(self._packs, self._workers):
             if isinstance(item, Exception):
                 raise item
-            assert item.cursor is not None
-            self.cursor = item.cursor
+            assert item.step.cursor is not None
+            self.cursor = item.step.cursor
             yield item
 
 

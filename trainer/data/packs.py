@@ -37,8 +37,11 @@ class Step:
 
     number: int
     targets: int
+    """Labels that count: what the loss is divided by."""
     bytes: int
+    """Bytes of text among them."""
     cursor: Cursor | None
+    """The data state after the step; None outside training."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,7 @@ class Pack:
     """One pack, as numpy arrays that are cheap to send between processes."""
 
     number: int
-    step: int
-    step_targets: int
-    """Labels that count over all packs of the step: what the loss is divided by."""
-    step_bytes: int
-    """Bytes of text among them."""
-    cursor: Cursor | None
-    """The data state after the step; None outside training."""
+    step: Step
     limits: PackLimits
     ids: np.ndarray
     """int16 [T]."""
@@ -66,7 +63,7 @@ class Pack:
     slice_bytes: np.ndarray
     """int64 [S], bytes of text among the targets of each slice; those of a document sum to its length."""
     slice_patches: np.ndarray
-    """int64 [S], patches other than BOS and BOE, one of EOS alone included, as the manifest counts; 0 when unpatched."""
+    """int64 [S], patches other than BOS and BOE, one of EOS alone included (as the manifest counts); 0 if unpatched."""
     ended: np.ndarray
     """bool [S], whether the document ends in the slice."""
 
@@ -147,10 +144,7 @@ def build_pack(plan: PackPlan, step: Step, limits: PackLimits, catalogue: Catalo
         slice_patches = patches.in_slice - 1 + eos_alone
     return Pack(
         number=plan.number,
-        step=step.number,
-        step_targets=step.targets,
-        step_bytes=step.bytes,
-        cursor=step.cursor,
+        step=step,
         limits=limits,
         ids=ids,
         labels=labels,
@@ -182,7 +176,7 @@ def patch_map(lengths: list[np.ndarray], boe: np.ndarray, next_starts: np.ndarra
 
 def pack_digest(pack: Pack) -> str:
     """sha256 of everything a model or a metric reads of a pack; the same for every rank, worker and shard format."""
-    content = hashlib.sha256(f"{pack.number} {pack.step} {pack.step_targets} {pack.step_bytes} {pack.limits}".encode())
+    content = hashlib.sha256(f"{pack.number} {pack.step.number} {pack.step.targets} {pack.step.bytes} {pack.limits}".encode())
     arrays = [pack.ids, pack.labels, pack.in_slice, pack.subset, pack.slice_bytes, pack.slice_patches, pack.ended]
     if pack.patches is not None:
         arrays += [pack.patches.of_token, pack.patches.of_decoder, pack.patches.in_slice]

@@ -1,7 +1,8 @@
 """Reading pieces of documents: their tokens, their patches, and where a pack may cut them.
 
 Inputs of a document are numbered 0..n: BOS, then its bytes; input n + 1 would be EOS, which is only ever a label. A
-slice is the range [start, stop) of inputs. Only decoded record batches are read here, at most CACHE_BYTES of them are kept.
+slice is the range [start, stop) of inputs. Decoded record batches
+are kept, the most recent ones, up to CACHE_BYTES of them.
 """
 
 from collections import OrderedDict
