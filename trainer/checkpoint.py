@@ -19,16 +19,14 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from shared.files import write_atomic
 from shared.model_settings import Settings
 from shared.shards.manifest import first_problem
+from trainer.data.cursor import Cursor
 from trainer.distributed import World
+from trainer.errors import CheckpointError
 from trainer.identity import RunIdentity, check_same
 from trainer.settings import CheckpointSettings
 
 STATE_NAME = "state.json"
 COMMIT_NAME = ".metadata"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is damaged or of another run; the message names the folder."""
 
 
 class TrainState(Settings):
@@ -41,7 +39,7 @@ class TrainState(Settings):
     """Optimizer steps done."""
     targets: int = 0
     """Training targets seen."""
-    cursor: dict[str, Any] | None = None
+    cursor: Cursor | None = None
     """Where the data goes on; None at the beginning."""
 
 

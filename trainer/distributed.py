@@ -60,11 +60,15 @@ def started(run: RunSettings) -> Iterator[World]:
         dist.init_process_group(backend, timeout=timedelta(minutes=30))
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        size = dist.get_world_size()
-        yield World(dist.get_rank(), size, device, init_device_mesh(device.type, (size,)))
-    finally:
-        dist.destroy_process_group()
+    size = dist.get_world_size()
+    yield World(dist.get_rank(), size, device, init_device_mesh(device.type, (size,)))
+    # Not after an error: the others would meet a closed connection and complain before the rank that knows the cause.
+    dist.destroy_process_group()
+
+
+def lost_peer(error: RuntimeError) -> bool:
+    """Whether a collective failed only because another rank has ended."""
+    return isinstance(error, dist.DistError) or "Connection closed by peer" in str(error)
 
 
 def choose_device(run: RunSettings) -> torch.device:

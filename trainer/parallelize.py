@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from shared.blt import Blt
 from shared.entropy_model import EntropyModel
 from shared.initialise import initial_value
-from shared.model_settings import BltSettings, EntropyModelSettings
+from shared.model_files import build_model as empty_model
 from trainer.distributed import DTYPES, World
 from trainer.settings import TrainSettings
 
@@ -19,18 +19,13 @@ from trainer.settings import TrainSettings
 def build_model(settings: TrainSettings, world: World) -> nn.Module:
     """The model of a recipe on this rank's device, its parameters sharded over all ranks, fp32, and initialised."""
     with torch.device("meta"):
-        model = new_model(settings.model)
+        model = empty_model(settings.model)
     if settings.parallel.activation_checkpointing == "full":
         recompute_blocks(model)
     shard(model, world, DTYPES[settings.run.dtype])
     model.to_empty(device=world.device)
     fill(model, settings.run.seed)
     return model
-
-
-def new_model(settings: EntropyModelSettings | BltSettings) -> nn.Module:
-    """A model with whatever values its layers give it."""
-    return EntropyModel(settings) if isinstance(settings, EntropyModelSettings) else Blt(settings)
 
 
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:

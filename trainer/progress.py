@@ -8,15 +8,18 @@ from typing import TextIO
 class Progress:
     """The first rank's progress line; other ranks make it silent."""
 
-    def __init__(self, silent: bool, every_seconds: float, done: float, stream: TextIO | None = None) -> None:
-        """``done``: share of the run that lay behind when this process began (a resumed run's time left counts from there)."""
+    def __init__(self, silent: bool, every_seconds: float, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
         self._silent = silent
         self._terminal = self._stream.isatty()
         self._every = 0.5 if self._terminal else every_seconds
+        self._width = 0
+        self.begin(0.0)
+
+    def begin(self, done: float) -> None:
+        """Start the clock; ``done`` is the share that lies behind already, so that a resumed run's time left is right."""
         self._began = self._shown = time.monotonic()
         self._first = done
-        self._width = 0
 
     def show(self, done: float, text: str) -> None:
         """Say ``text`` with the share done and the time left, if it is time."""

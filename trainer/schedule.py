@@ -7,10 +7,9 @@ from trainer.settings import RunSettings, ScheduleSettings
 
 def progress(run: RunSettings, step: int, targets: int) -> float:
     """Share of the run that lies behind after ``step`` steps and ``targets`` training targets: 1 or more means done."""
-    if run.steps is not None:
-        return step / run.steps
-    assert run.bytes is not None
-    return targets / run.bytes
+    by_steps = step / run.steps if run.steps else 0.0
+    by_bytes = targets / run.bytes if run.bytes else 0.0
+    return max(by_steps, by_bytes)
 
 
 def rate(schedule: ScheduleSettings, done: float) -> float:

@@ -16,9 +16,9 @@ class RunSettings(Settings):
     seed: int = 0
     """Decides initial parameters and the order of the data."""
     steps: int | None = Field(default=None, gt=0)
-    """Length of the run in optimizer steps; either this or bytes."""
+    """Length of the run in optimizer steps."""
     bytes: int | None = Field(default=None, gt=0)
-    """Length of the run in training targets (bytes of text, and one EOS a document)."""
+    """Length of the run in training targets (bytes of text, and one EOS a document). With steps too, the first reached ends it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
     threads: int = Field(default=1, gt=0)
@@ -27,9 +27,9 @@ class RunSettings(Settings):
     """Of parameters and activations in forward and backward; masters, gradients' sums and logits are float32."""
 
     @model_validator(mode="after")
-    def _one_length(self) -> "RunSettings":
-        if (self.steps is None) == (self.bytes is None):
-            raise ValueError("give the length of the run either as steps or as bytes")
+    def _has_length(self) -> "RunSettings":
+        if self.steps is None and self.bytes is None:
+            raise ValueError("give the length of the run, as steps or as bytes")
         return self
 
 

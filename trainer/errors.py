@@ -1,0 +1,56 @@
+"""Errors of the user, said once in one line however many ranks meet them. Free of torch."""
+
+import json
+import os
+import signal
+import sys
+import time
+
+from shared.config import ConfigError
+from shared.identity import IdentityError
+from shared.model_identity import ModelFileError
+from shared.shards.manifest import DatasetError
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read; the message names the folder."""
+
+
+class TrainingError(ValueError):
+    """Training cannot go on; the message says at which step and why."""
+
+
+USER_ERRORS = (ConfigError, DatasetError, IdentityError, ModelFileError, CheckpointError, TrainingError, OSError)
+"""What a user can mend; anything else is a bug and keeps its traceback."""
+
+PATIENCE_SECONDS = 5.0
+
+
+def complain(error: BaseException) -> int:
+    """Say what is wrong; returns the exit code.
+
+    The first rank of a node speaks at once. The others wait: if it has spoken, the launcher ends them meanwhile; one that
+    is alone with its error then speaks for itself.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if not first_of_node():
+        time.sleep(PATIENCE_SECONDS)
+    line = f"patchwork: error: {error}"
+    print(line, file=sys.stderr, flush=True)
+    tell_launcher(line)
+    return 1
+
+
+def first_of_node() -> bool:
+    """Whether this process speaks for its node."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def tell_launcher(line: str) -> None:
+    """Leave the line where torchrun looks for the reason of a failure, so that its summary ends with it."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not path:
+        return
+    details = {"py_callstack": line, "timestamp": str(int(time.time()))}
+    with open(path, "w") as file:
+        json.dump({"message": {"message": line, "extraInfo": details}}, file)

@@ -1,0 +1,121 @@
+"""Setting a run up, and what is left when it is done."""
+
+from pathlib import Path
+
+import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from shared.files import write_atomic
+from shared.identity import IdentityError, canonical_json
+from shared.model_files import save_model
+from shared.model_identity import PATCHER_FOLDER, model_sha256
+from shared.shards.dataset import open_dataset
+from trainer.checkpoint import Checkpoints, TrainState
+from trainer.data.limits import pack_limits
+from trainer.data.loader import PackLoader
+from trainer.distributed import World
+from trainer.evaluate import SubsetScore, table
+from trainer.identity import (
+    IDENTITY_NAME,
+    RESOLVED_NAME,
+    TRAIN_SPLIT,
+    VALIDATION_SPLIT,
+    ModelIdentity,
+    RunIdentity,
+    RunNumerics,
+    save_identity,
+)
+from trainer.loop import Job
+from trainer.metrics import MetricsLog
+from trainer.optimizer import build_optimizer
+from trainer.parallelize import build_model
+from trainer.progress import Progress, quantity
+from trainer.settings import TrainSettings
+from trainer.validation import Validation
+
+MODEL_FOLDER = "model"
+
+
+def claim(settings: TrainSettings, identity: RunIdentity, world: World) -> None:
+    """Make the run's folder say whose it is, before anything else is written there."""
+    if world.first:
+        save_identity(identity, settings.run.out / IDENTITY_NAME)
+        write_atomic(settings.run.out / RESOLVED_NAME, canonical_json(settings.resolved()) + "\n")
+
+
+def prepare(settings: TrainSettings, identity: RunIdentity, world: World) -> Job:
+    """Data, model, optimizer, and the state of the last checkpoint if there is one."""
+    out = settings.run.out
+    train, validation = (open_dataset(settings.data.path / split) for split in (TRAIN_SPLIT, VALIDATION_SPLIT))
+    limits = pack_limits(train.manifest, settings.data.tokens, settings.data.patches)
+    model = build_model(settings, world)
+    optimizer = build_optimizer(model, settings.optimizer)
+    checkpoints = Checkpoints(out, settings.checkpoint, world)
+    newest = checkpoints.newest()
+    if newest is None:
+        state = TrainState(identity=identity, config=settings.resolved())
+    else:
+        state = checkpoints.load(newest, model, optimizer, identity)
+    job = Job(
+        settings=settings,
+        world=world,
+        model=model,
+        optimizer=optimizer,
+        loader=PackLoader(
+            train,
+            limits,
+            packs_per_step=settings.data.packs,
+            weights=settings.data.weights,
+            seed=settings.run.seed,
+            rank=world.rank,
+            ranks=world.size,
+            workers=settings.data.workers,
+            cursor=state.cursor,
+        ),
+        validation=Validation(validation, limits, world),
+        checkpoints=checkpoints,
+        state=state,
+        log=MetricsLog(out, state.step) if world.first else None,
+        limits=limits,
+        line=Progress(not world.first, settings.metrics.progress_seconds),
+    )
+    job.line.say(opening(job, newest))
+    return job
+
+
+def opening(job: Job, resumed: Path | None) -> str:
+    """What this run is, in one line."""
+    parameters = sum(parameter.numel() for parameter in job.model.parameters())
+    world, settings = job.world, job.settings
+    start = f"going on after step {job.state.step} ({resumed})" if resumed else "from the beginning"
+    ranks = f"{world.size} rank{'s' * (world.size > 1)} on {world.device.type}"
+    return f"{settings.model.kind} model, {quantity(parameters)}parameters, {settings.run.dtype}, {ranks}, {start}"
+
+
+def export(job: Job, identity: RunIdentity) -> None:
+    """Write RUN/model: fp32 weights, settings, the patcher and, last, the identity that marks it complete."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = get_model_state_dict(job.model, options=options)  # whole on the first rank only
+    if job.world.first:
+        settings, world = job.settings, job.world
+        folder = settings.run.out / MODEL_FOLDER
+        patcher = settings.data.path / TRAIN_SPLIT / PATCHER_FOLDER if identity.patcher else None
+        if identity.patcher and patcher and (found := model_sha256(patcher)) != identity.patcher.sha256:
+            raise IdentityError(f"{patcher} has sha256 {found}, the dataset was made with {identity.patcher.sha256}")
+        save_model(weights, settings.model, folder, patcher)
+        numerics = RunNumerics(
+            dtype=settings.run.dtype,
+            device=world.device.type,
+            torch=torch.__version__,
+            ranks=world.size,
+            threads=settings.run.threads,
+        )
+        save_identity(ModelIdentity(**dict(identity), numerics=numerics), folder / IDENTITY_NAME)
+    job.world.barrier()
+
+
+def summarise(job: Job, scores: dict[str, SubsetScore]) -> None:
+    """The validation figures by subset, and where everything is."""
+    out = job.settings.run.out
+    job.line.say(table(scores))
+    job.line.say(f"model: {out / MODEL_FOLDER}   metrics: {out}/metrics.jsonl   curves: tensorboard --logdir {out}")

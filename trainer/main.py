@@ -1,0 +1,65 @@
+"""The entry that torchrun starts: `torchrun trainer/main.py RECIPE [--section.key value]...`.
+
+Trains the model that the recipe names on the shards that it names, on as many ranks as there are; run again, it goes on
+from the last checkpoint, and says so when there is nothing left to do.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    # A script's own folder comes first on the path; then trainer/data would be `data` and shadow whatever has that name.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from shared.config import load_recipe
+from trainer.errors import USER_ERRORS, complain, first_of_node
+from trainer.identity import RunIdentity, finished, run_identity
+from trainer.settings import TrainSettings
+
+USAGE = "usage: torchrun trainer/main.py RECIPE.toml [--section.key value]..."
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train what the recipe says; returns the exit code."""
+    if not arguments or arguments[0].startswith("-"):
+        print(USAGE, file=sys.stderr)
+        return 2
+    recipe, *overrides = arguments
+    try:
+        settings = load_recipe(Path(recipe), overrides, TrainSettings)
+        identity = run_identity(settings)
+        if finished(settings.run.out, identity):
+            if first_of_node():
+                print(f"{settings.run.out}/model is current: nothing to train")
+            return 0
+        return train(settings, identity)
+    except USER_ERRORS as error:
+        return complain(error)
+
+
+def train(settings: TrainSettings, identity: RunIdentity) -> int:
+    """The run itself. torch is imported from here on."""
+    from trainer.distributed import lost_peer, started
+    from trainer.job import claim, export, prepare, summarise
+    from trainer.loop import report_validation, run_steps
+    from trainer.stopping import stop_on_signals
+
+    try:
+        with started(settings.run) as world, stop_on_signals() as stop:
+            claim(settings, identity, world)
+            job = prepare(settings, identity, world)
+            if run_steps(job, stop):
+                scores = report_validation(job)
+                export(job, identity)
+                summarise(job, scores)
+            job.close()
+    except RuntimeError as error:
+        if not lost_peer(error):
+            raise
+        return complain(error.__class__("another rank has ended; its own message says why"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

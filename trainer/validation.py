@@ -1,0 +1,21 @@
+"""The validation split, scored by all ranks of a run together."""
+
+from torch import nn
+
+from shared.shards.dataset import Dataset
+from trainer.data.limits import PackLimits
+from trainer.data.validation import ValidationPacks
+from trainer.distributed import World
+from trainer.evaluate import SubsetScore, evaluate
+
+
+class Validation:
+    """One pass over a dataset, each rank its packs."""
+
+    def __init__(self, dataset: Dataset, limits: PackLimits, world: World) -> None:
+        self._packs = ValidationPacks(dataset, limits, world.rank, world.size)
+        self._world = world
+
+    def run(self, model: nn.Module) -> dict[str, SubsetScore]:
+        """Scores by subset over all ranks; every rank takes part, with as many forwards as the others."""
+        return evaluate(model, self._packs, self._world.device)
