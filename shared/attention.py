@@ -1,6 +1,6 @@
 """Self-attention on a flat axis of documents, without a batch axis and without a mask of the whole axis.
 
-Shapes: N positions, H query heads, G key/value heads, C head width, B = BAND, S = span of keys that a band of queries sees.
+Shapes: N positions, H query heads, G key/value heads, C head width, B = BAND, S = keys that one band of queries sees.
 """
 
 from dataclasses import dataclass

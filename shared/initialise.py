@@ -11,8 +11,8 @@ def initial_value(name: str, shape: Sequence[int], seed: int) -> Tensor:
     """The initial value of one parameter, fp32 on the CPU.
 
     Vectors (norms) are ones. Matrices and embeddings [outputs, width] are normal with sigma = width^-0.5, truncated at
-    3 sigma, as in the reference. N-gram tables get a quarter of that: their sum must not drown the byte's own embedding,
-    all the more as most rows are rarely trained.
+    3 sigma, as in the reference. N-gram tables get a quarter of that: their sum must not drown the byte's own
+    embedding, all the more as most rows are rarely trained.
     """
     if len(shape) == 1:
         return torch.ones(*shape)

@@ -45,7 +45,7 @@ def save_model(
 
     Args:
         model: a model, or its full state (name -> tensor).
-        patcher: the folder of the entropy model that found the patches, copied along so that the result is self-contained.
+        patcher: the folder of the entropy model that found the patches, copied along (law 7).
     """
     folder = Path(folder)
     state = model.state_dict() if isinstance(model, nn.Module) else model
@@ -91,7 +91,7 @@ def load_model(
     device: torch.device | str = "cpu",
     dtype: Literal["float32", "bfloat16"] | torch.dtype = "float32",
 ) -> EntropyModel | Blt:
-    """The model in a folder, in evaluation mode. Raises ModelFileError, which names the first tensor that does not fit."""
+    """The model in a folder, in evaluation mode. Raises ModelFileError, naming the first tensor that does not fit."""
     state, settings = load_state(folder)
     with torch.device("meta"):
         model = build_model(settings)

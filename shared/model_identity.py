@@ -16,7 +16,7 @@ _ADAPTER: TypeAdapter[EntropyModelSettings | BltSettings] = TypeAdapter(ModelSet
 
 
 class ModelFileError(ValueError):
-    """A model folder is missing, incomplete or does not fit its settings; the message names the file and what is wrong."""
+    """A model folder is missing, incomplete or does not fit its settings; the message says where and what."""
 
 
 def canonical_settings(settings: EntropyModelSettings | BltSettings) -> str:

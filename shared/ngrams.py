@@ -29,8 +29,8 @@ PRIMES = (
 def ngram_rows(ids: Tensor, documents: Segments, settings: NgramSettings) -> Tensor:
     """Rows of the fused table that each token reads: int64 [T] -> int64 [T, F * N], functions outermost.
 
-    hash(t) = sum_j id[t - n + 1 + j] * p^j in wrapping int64, then a floor modulus by the rows of one table. Tokens left
-    of a document's start count as 0, so that documents of a pack are isolated.
+    hash(t) = sum_j id[t - n + 1 + j] * p^j in wrapping int64, then a floor modulus by the rows of one table. Tokens
+    left of a document's start count as 0, so that documents of a pack are isolated.
     """
     largest = max(settings.sizes, default=1)
     history = [ids]  # history[j] is the token j places back, or 0 before its document

@@ -1,8 +1,8 @@
 """Next-byte entropies of whole documents from streams of fixed length: the same bits whatever lies beside a document.
 
-Documents begin at multiples of the attention band on one endless axis, which is cut every T tokens; a document that a cut divides
-goes on from carried keys and values. Every product of matrices therefore has the same shape, and every document the same place
-within its bands, in every stream (DESIGN "Scoring").
+Documents begin at multiples of the attention band on one endless axis, which is cut every T tokens; a document that a cut
+divides goes on from carried keys and values. Every product of matrices therefore has the same shape, and every document
+the same place within its bands, in every stream (DESIGN "Scoring").
 """
 
 import copy
@@ -46,7 +46,7 @@ class Scorer:
         dtype: Literal["float32", "bfloat16"] = "float32",
         device: torch.device | str = "cpu",
     ) -> None:
-        """``stream_length``: tokens a stream, part of the numerics class (law 5). The model is copied and left as it is."""
+        """``stream_length``: tokens a stream, part of the numerics class (law 5). The model is copied, not changed."""
         if stream_length <= 0 or stream_length % BAND:
             raise ValueError(f"stream_length {stream_length} must be a positive multiple of {BAND}")
         if dtype not in _DTYPES:
@@ -113,7 +113,8 @@ class Scorer:
 
 def probe(scorer: Scorer) -> str:
     """sha256 over the entropies of fixed documents that fill one stream: equal in one numerics class (law 5)."""
-    sizes, noise = [], hashlib.shake_256(b"patchwork probe").digest(scorer.stream_length)
+    sizes: list[int] = []
+    noise = hashlib.shake_256(b"patchwork probe").digest(scorer.stream_length)
     while sum(sizes) + BAND <= scorer.stream_length:
         sizes.append(min(BAND * (1 + len(sizes) ** 2), scorer.stream_length - sum(sizes)))
     ends = np.cumsum(sizes)

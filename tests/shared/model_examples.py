@@ -1,0 +1,112 @@
+"""Small models and packs that the tests of the models share."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shared.batch import Batch, Patches, segments
+from shared.blt import Blt
+from shared.entropy_model import EntropyModel
+from shared.initialise import initialise
+from shared.model_settings import BltSettings, EntropyModelSettings, NgramSettings, StackSettings
+from shared.patching import PatchingSettings, patch_lengths
+from shared.vocabulary import IGNORED_LABEL, document_tokens
+
+SPACE = PatchingSettings(rule="space", max_length=16)
+
+
+def entropy_settings(**changes: object) -> EntropyModelSettings:
+    return EntropyModelSettings.model_validate(
+        {"width": 32, "layers": 2, "heads": 2, "feed_forward": 48, "window": 64} | changes
+    )
+
+
+def blt_settings(global_width: int = 48, kv_heads: int | None = None, **changes: object) -> BltSettings:
+    """K = 2 and a local width of 32, so that a global width of 64 needs no input projection and 48 does."""
+    local = {"width": 32, "heads": 4, "kv_heads": kv_heads, "feed_forward": 40}
+    values = {
+        "ngrams": NgramSettings(sizes=(3, 4, 5), rows=503),
+        "encoder": StackSettings.model_validate(local | {"layers": 1}),
+        "global": StackSettings.model_validate(
+            {"width": global_width, "layers": 2, "heads": 2, "kv_heads": kv_heads and 1, "feed_forward": 56}
+        ),
+        "decoder": StackSettings.model_validate(local | {"layers": 2}),
+        "window": 24,
+    }
+    return BltSettings.model_validate(values | changes)
+
+
+def entropy_model(settings: EntropyModelSettings | None = None, seed: int = 0) -> EntropyModel:
+    model = EntropyModel(settings or entropy_settings())
+    initialise(model, seed)
+    return model
+
+
+def blt(settings: BltSettings | None = None, seed: int = 0) -> Blt:
+    model = Blt(settings or blt_settings())
+    initialise(model, seed)
+    return model
+
+
+def random_text(length: int, seed: int) -> bytes:
+    """Words, newlines and raw bytes, so that every rule finds patches of mixed length."""
+    generator = np.random.default_rng(seed)
+    text = generator.integers(97, 123, length, dtype=np.uint8)
+    text[generator.random(length) < 0.2] = 32
+    text[generator.random(length) < 0.05] = 10
+    raw = generator.random(length) < 0.05
+    text[raw] = generator.integers(0, 256, raw.sum(), dtype=np.uint8)
+    return text.tobytes()
+
+
+def pack(
+    texts: Sequence[bytes],
+    patching: PatchingSettings = SPACE,
+    entropies: Sequence[np.ndarray | None] | None = None,
+    pad: tuple[int, int] = (0, 0),
+) -> Batch:
+    """Whole documents side by side (DESIGN definitions), then ``pad`` tokens and patches that belong to nothing."""
+    ids, labels, of_token, of_decoder, tokens_in, patches_in = [], [], [], [], [], []
+    for text, scores in zip(texts, entropies or [None] * len(texts)):
+        tokens = document_tokens(text)
+        lengths = patch_lengths(tokens, patching, scores)
+        numbers = np.repeat(np.arange(len(lengths)), lengths)
+        first = sum(patches_in)
+        ids.append(tokens[:-1])
+        labels.append(tokens[1:])
+        of_token.append(numbers[:-1] + first)
+        of_decoder.append(numbers[1:] - 1 + first)
+        tokens_in.append(len(tokens) - 1)
+        patches_in.append(int(numbers[:-1].max()) + 1)
+    if pad[0]:
+        assert pad[1], "padded tokens need a patch"
+        ids.append(np.zeros(pad[0], np.int16))
+        labels.append(np.full(pad[0], IGNORED_LABEL))
+        of_token.append(np.full(pad[0], sum(patches_in)))
+        of_decoder.append(np.full(pad[0], sum(patches_in)))
+        tokens_in.append(pad[0])
+    if pad[1]:
+        patches_in.append(pad[1])
+
+    def joined(parts: list[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.concatenate(parts).astype(np.int64))
+
+    patches = Patches(joined(of_token), joined(of_decoder), segments(patches_in))
+    return Batch(joined(ids), joined(labels), segments(tokens_in), patches)
+
+
+def blt_logits(model: Blt, batch: Batch) -> Tensor:
+    assert batch.patches is not None
+    return model(batch.ids, batch.documents, batch.patches)
+
+
+def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    return torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="sum")
+
+
+def gradients(model: torch.nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}

@@ -1,0 +1,162 @@
+"""Laws 2, 3 and 5 for entropies: the same bits alone, packed, with any neighbours, at any place, across any cut."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from model_examples import entropy_model, entropy_settings, random_text
+
+from shared.batch import segments
+from shared.entropy_model import entropy
+from shared.model_settings import EntropyModelSettings
+from shared.scoring import Scorer, probe
+from shared.vocabulary import document_tokens
+
+DTYPES = ("float32", "bfloat16")
+STREAM = 256
+MODELS = {
+    "plain": entropy_settings(),
+    "newline reset": entropy_settings(newline_reset=True),
+    "grouped heads, window of two bands": entropy_settings(heads=4, kv_heads=1, window=128, width=64),
+}
+SCORERS = {(name, dtype): Scorer(entropy_model(s), STREAM, dtype) for name, s in MODELS.items() for dtype in DTYPES}
+
+
+def tokens(length: int, seed: int) -> np.ndarray:
+    return document_tokens(random_text(length, seed))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", MODELS)
+@settings(max_examples=12, deadline=None)
+@given(
+    length=st.one_of(st.integers(0, 70), st.integers(0, 900)),
+    before=st.lists(st.one_of(st.integers(0, 66), st.integers(0, 600)), max_size=4),
+    after=st.lists(st.integers(0, 200), max_size=2),
+    seed=st.integers(0, 2**32),
+)
+def test_entropies_of_a_document_are_the_same_bits_alone_and_between_any_neighbours(
+    name: str, dtype: str, length: int, before: list[int], after: list[int], seed: int
+) -> None:
+    scorer = SCORERS[name, dtype]
+    document = tokens(length, seed)
+    neighbours = [tokens(n, seed + 1 + i) for i, n in enumerate(before + after)]
+    (alone,) = scorer.score([document])
+    packed = list(scorer.score([*neighbours[: len(before)], document, *neighbours[len(before) :]]))
+    assert len(packed) == len(neighbours) + 1
+    np.testing.assert_array_equal(alone.view(np.int32), packed[len(before)].view(np.int32))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_bits_hold_at_a_size_where_products_are_split_between_threads(threads: int, dtype: str) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        model = entropy_model(EntropyModelSettings(width=128, layers=4, heads=4, window=128))
+        scorer = Scorer(model, 64 * 3 * 16, dtype)
+        documents = [tokens(n, n) for n in (5, 70, 1900, 333, 8000, 64, 63, 62, 2500)]
+        packed = list(scorer.score(documents))
+        for order in ([8, 2, 4, 0, 1, 3, 5, 6, 7], *([i] for i in range(9))):
+            for i, found in zip(order, scorer.score([documents[i] for i in order])):
+                np.testing.assert_array_equal(found, packed[i])
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("length", [0, 1, 62, 63, 64, 254, 255, 256, 257, 1000])
+def test_streams_with_carried_state_equal_one_pass_over_the_whole_document(name: str, length: int) -> None:
+    document = tokens(length, seed=length)
+    model = entropy_model(MODELS[name])
+    ids = torch.from_numpy(document[:-1].astype(np.int64))
+    with torch.no_grad():
+        whole = entropy(model(ids, segments([len(ids)])))
+    (streamed,) = SCORERS[name, "float32"].score([document])
+    assert streamed.dtype == np.float32
+    assert streamed.shape == (length + 1,)
+    np.testing.assert_allclose(streamed, whole.numpy(), atol=2e-5)
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 100])
+def test_carried_state_may_be_cut_anywhere_so_that_generation_finds_the_same_entropies(size: int) -> None:
+    """Law 2: byte by byte, or in slices of any length, from nothing but the carry."""
+    model = entropy_model(entropy_settings(newline_reset=True))
+    ids = torch.from_numpy(tokens(200, 5)[:-1].astype(np.int64))
+    carry, parts = model.empty_carry(), []
+    with torch.no_grad():
+        for start in range(0, len(ids), size):
+            part = ids[start : start + size]
+            logits, carry = model.forward_carried(part, segments([len(part)], np.arange(start, start + len(part))), carry)
+            parts.append(logits)
+        whole = model(ids, segments([len(ids)]))
+    torch.testing.assert_close(torch.cat(parts), whole, atol=2e-5, rtol=0)
+
+
+def test_a_newline_opens_a_new_context_in_which_only_the_position_goes_on() -> None:
+    model = entropy_model(entropy_settings(newline_reset=True, layers=2))
+    first, second = b"some line before it", b"\nthe line that counts"
+    ids = torch.from_numpy(document_tokens(first + second)[:-1].astype(np.int64))
+    other = ids.clone()
+    other[1 : 1 + len(first)] = torch.from_numpy(document_tokens(b"something else here")[1:-1].astype(np.int64))
+    tail = ids[1 + len(first) :]
+    positions = np.arange(1 + len(first), len(ids))
+    with torch.no_grad():
+        found, changed = (model(x, segments([len(x)]))[1 + len(first) :] for x in (ids, other))
+        alone = model(tail, segments([len(tail)], positions))
+    assert torch.equal(found, changed)
+    torch.testing.assert_close(found, alone, atol=2e-5, rtol=0)
+    plain = entropy_model(entropy_settings())
+    with torch.no_grad():
+        a, b = (plain(x, segments([len(x)])) for x in (ids, other))
+    assert not torch.equal(a[-1], b[-1])
+
+
+def test_entropy_is_that_of_the_softmax_in_nats() -> None:
+    logits = torch.randn(50, 260, generator=torch.Generator().manual_seed(0)) * 8
+    oracle = torch.distributions.Categorical(logits=logits.double()).entropy()
+    torch.testing.assert_close(entropy(logits).double(), oracle, atol=2e-6, rtol=1e-5)
+    assert entropy(torch.zeros(1, 260)).item() == pytest.approx(np.log(260))
+    certain = torch.full((1, 260), -1e4)
+    certain[0, 7] = 0
+    assert entropy(certain).item() == 0
+
+
+def test_documents_come_in_order_while_later_ones_are_still_unread() -> None:
+    read = []
+
+    def source():
+        for i in range(40):
+            read.append(i)
+            yield tokens(100, i)
+
+    results = SCORERS["plain", "float32"].score(source())
+    next(results)
+    assert len(read) <= 4  # one stream holds two documents of 101 inputs
+    assert sum(1 for _ in results) == 39
+
+
+def test_the_probe_tells_models_apart_and_repeats() -> None:
+    scorer = SCORERS["plain", "float32"]
+    assert probe(scorer) == probe(Scorer(scorer.model, STREAM)) != probe(Scorer(entropy_model(seed=1), STREAM))
+    assert probe(scorer) != probe(SCORERS["plain", "bfloat16"])
+    assert len(probe(scorer)) == 64
+
+
+def test_scoring_leaves_the_model_as_it_is_and_no_documents_give_nothing() -> None:
+    model = entropy_model()
+    before = copy.deepcopy(model.state_dict())
+    scorer = Scorer(model, STREAM, "bfloat16")
+    assert list(scorer.score([])) == []
+    assert all(torch.equal(before[k], v) and v.dtype == torch.float32 for k, v in model.state_dict().items())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("length", [0, -64, 100])
+def test_a_stream_that_is_no_multiple_of_the_band_is_refused(length: int) -> None:
+    with pytest.raises(ValueError, match=f"stream_length {length} must be a positive multiple of 64"):
+        Scorer(entropy_model(), length)
