@@ -212,14 +212,14 @@ def _shown(text: bytes, lengths: np.ndarray | None, more: bool) -> str:
 
 def _examples(dataset: Dataset, count: int) -> Iterator[str]:
     if dataset.manifest.identity.sidecar == "none":
-        yield "Examples: no entropies are kept; preprocess with --sidecar uint8 to see what is most and least predictable"
+        yield "Examples: no entropies are kept; preprocess with --sidecar uint8 to see the most and least predictable"
         return
     ends = ranked_examples(dataset, count)
     if not ends[0]:
         yield f"Examples: no document has {SHORTEST_EXAMPLE} bytes or more"
     for title, examples in zip(("Most predictable documents", "Least predictable documents"), ends):
         if examples:
-            yield f"{title} by mean entropy in nats, of those with {SHORTEST_EXAMPLE} bytes or more; {BOUNDARY} begins a patch"
+            yield f"{title} by mean entropy in nats, of {SHORTEST_EXAMPLE} bytes at least; {BOUNDARY} begins a patch"
         for example in examples:
             name = printable(example.id.encode())
             subset = printable(example.subset.encode())
