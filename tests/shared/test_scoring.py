@@ -91,7 +91,9 @@ def test_carried_state_may_be_cut_anywhere_so_that_generation_finds_the_same_ent
     with torch.no_grad():
         for start in range(0, len(ids), size):
             part = ids[start : start + size]
-            logits, carry = model.forward_carried(part, segments([len(part)], np.arange(start, start + len(part))), carry)
+            logits, carry = model.forward_carried(
+                part, segments([len(part)], np.arange(start, start + len(part))), carry
+            )
             parts.append(logits)
         whole = model(ids, segments([len(ids)]))
     torch.testing.assert_close(torch.cat(parts), whole, atol=2e-5, rtol=0)

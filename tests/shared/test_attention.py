@@ -1,0 +1,102 @@
+"""The one self-attention primitive against a dense oracle, and its cost."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from shared.attention import Scope, attention, carried_length, stretches
+from shared.batch import segments
+
+
+def dense(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+    """The oracle: every score, masked by ``seen`` [queries, keys]."""
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    scores = torch.einsum("qhc,khc->hqk", q, k) * q.shape[-1] ** -0.5
+    return torch.einsum("hqk,khc->qhc", scores.masked_fill(~seen, float("-inf")).softmax(-1), v)
+
+
+def visible(documents: Tensor, window: int | None) -> Tensor:
+    place = torch.arange(len(documents))
+    distance = place[:, None] - place
+    seen = (documents[:, None] == documents) & (distance >= 0)
+    return seen if window is None else seen & (distance < window)
+
+
+def heads(count: int, n: int, seed: int) -> Tensor:
+    return torch.randn(n, count, 8, generator=torch.Generator().manual_seed(seed), requires_grad=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 150), min_size=1, max_size=5),
+    window=st.one_of(st.none(), st.sampled_from([1, 2, 24, 63, 64, 65, 100, 128, 129])),
+    grouped=st.booleans(),
+)
+def test_values_and_gradients_equal_those_of_a_dense_mask(
+    lengths: list[int], window: int | None, grouped: bool
+) -> None:
+    documents = segments(lengths)
+    n, groups = sum(lengths), 2 if grouped else 4
+    inputs = [heads(4, n, 0), heads(groups, n, 1), heads(groups, n, 2)]
+    outgoing = torch.randn(n, 4, 8, generator=torch.Generator().manual_seed(3))
+    found = attention(*inputs, Scope(documents, window))
+    wanted = dense(*inputs, visible(documents.ids, window))
+    torch.testing.assert_close(found, wanted, atol=2e-6, rtol=1e-5)
+    pairs = zip(torch.autograd.grad(found, inputs, outgoing), torch.autograd.grad(wanted, inputs, outgoing))
+    for mine, theirs in pairs:
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("window", [1, 64, 65, 100])
+@pytest.mark.parametrize("cut", [1, 64, 130, 200])
+def test_carried_keys_stand_in_for_the_part_before_a_cut(window: int, cut: int) -> None:
+    n, reach = 300, carried_length(window)
+    q, k, v = (heads(2, n, seed) for seed in range(3))
+    whole = attention(q, k, v, Scope(segments([n]), window))
+    before = torch.full((reach,), -1)
+    before[max(0, reach - cut) :] = 0
+    held_k, held_v = (
+        torch.cat([torch.full((max(0, reach - cut), 2, 8), 9.0), x[max(0, cut - reach) : cut]]) for x in (k, v)
+    )
+    tail = segments([n - cut], np.arange(cut, n))
+    scope = Scope(tail, window, before=before)
+    found = attention(q[cut:], torch.cat([held_k, k[cut:]]), torch.cat([held_v, v[cut:]]), scope)
+    torch.testing.assert_close(found, whole[cut:], atol=2e-6, rtol=1e-5)
+
+
+def test_carried_keys_are_invisible_to_a_document_that_begins() -> None:
+    q, k, v = (heads(2, 70, seed) for seed in range(3))
+    scope = Scope(segments([30, 40]), 64, before=torch.zeros(64, dtype=torch.int64))
+    held = torch.full((64, 2, 8), 5.0)
+    found = attention(q, torch.cat([held, k]), torch.cat([held, v]), scope)
+    torch.testing.assert_close(found, attention(q, k, v, Scope(segments([30, 40]), 64)))
+
+
+def test_stretches_count_documents_and_openings_and_keep_0_for_what_goes_on() -> None:
+    opening = torch.tensor([False, False, True, False, False, True])
+    assert stretches(segments([3, 3]), opening).tolist() == [1, 1, 2, 3, 3, 4]
+    continued = segments([3, 3], np.array([7, 8, 9, 0, 1, 2]))
+    assert stretches(continued, opening).tolist() == [0, 0, 1, 2, 2, 3]
+    assert stretches(segments([2, 2], np.array([7, 8, 3, 4]))).tolist() == [0, 0, 1, 1]
+
+
+def test_scores_are_taken_in_fp32_whatever_the_dtype() -> None:
+    q, k, v = (heads(2, 200, seed).detach().bfloat16() for seed in range(3))
+    for window in (None, 64):
+        found = attention(q, k, v, Scope(segments([200]), window))
+        wanted = dense(q.float(), k.float(), v.float(), visible(torch.zeros(200), window))
+        assert found.dtype == torch.bfloat16
+        assert torch.equal(found, wanted.bfloat16()) or (found - wanted).abs().max() < 2**-7
+
+
+def test_many_documents_without_a_window_cost_no_more_than_their_own_squares(largest_tensor) -> None:
+    for count in (20, 40):
+        n = 50 * count
+        inputs = [heads(2, n, seed) for seed in range(3)]
+        assert (
+            largest_tensor(lambda x=inputs, c=count: attention(*x, Scope(segments([50] * c))).sum().backward())
+            <= n * 16
+        )

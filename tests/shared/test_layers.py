@@ -1,0 +1,75 @@
+"""Blocks and their parts against definitions written out."""
+
+import numpy as np
+import torch
+
+from shared.attention import Scope
+from shared.batch import segments
+from shared.initialise import initial_value, initialise
+from shared.layers import Block, RMSNorm, rotary, rotate
+from shared.model_settings import StackSettings
+
+STACK = StackSettings(width=32, layers=1, heads=4, kv_heads=2, feed_forward=48)
+
+
+def test_rms_norm_divides_by_the_root_mean_square_and_computes_in_fp32() -> None:
+    norm = RMSNorm(16, 1e-5)
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(5, 16) * 30
+    wanted = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight
+    torch.testing.assert_close(norm(x), wanted)
+    half = RMSNorm(16, 1e-5).bfloat16()(x.bfloat16())
+    exact = RMSNorm(16, 1e-5)(x.bfloat16().float())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), exact, atol=0, rtol=2**-7)
+    assert torch.equal(norm(torch.zeros(2, 16)), torch.zeros(2, 16))
+
+
+def test_rotary_turns_neighbouring_pairs_by_the_angle_of_their_position() -> None:
+    positions = torch.tensor([0, 1, 5, 300])
+    x = torch.randn(4, 2, 6)
+    found = rotate(x, rotary(positions, 6, 100.0))
+    for row, position in enumerate(positions.tolist()):
+        for pair in range(3):
+            angle = position * 100.0 ** (-2 * pair / 6)
+            turn = torch.tensor([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]], dtype=torch.float32)
+            here = slice(2 * pair, 2 * pair + 2)
+            torch.testing.assert_close(found[row, :, here], x[row, :, here] @ turn.T, atol=1e-6, rtol=1e-5)
+
+
+def test_rotary_is_exact_at_positions_that_fp32_cannot_count() -> None:
+    far = 2**40 + 1
+    found = rotary(torch.tensor([far]), 8, 10_000.0)[0, 0]
+    assert abs(found.real.item() - np.cos(np.float64(far))) < 1e-6
+    assert not torch.equal(rotary(torch.tensor([far]), 8, 1e4), rotary(torch.tensor([far + 1]), 8, 1e4))
+
+
+def test_a_block_in_bf16_keeps_its_dtype_and_agrees_with_fp32() -> None:
+    block = Block(STACK)
+    initialise(block, 0)
+    documents = segments([70, 30])
+    x, rotation = torch.randn(100, 32), rotary(documents.positions, 8, 1e4)
+    exact = block(x, rotation, Scope(documents, 64))
+    half = block.bfloat16()(x.bfloat16(), rotation, Scope(documents, 64))
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), exact, atol=0.15, rtol=0.05)
+
+
+def test_initial_values_depend_on_seed_and_name_alone() -> None:
+    a = initial_value("blocks.0.qkv.weight", (96, 64), 7)
+    assert torch.equal(a, initial_value("blocks.0.qkv.weight", (96, 64), 7))
+    assert not torch.equal(a, initial_value("blocks.1.qkv.weight", (96, 64), 7))
+    assert not torch.equal(a, initial_value("blocks.0.qkv.weight", (96, 64), 8))
+    sigma = 64**-0.5
+    assert a.abs().max() <= 3 * sigma
+    assert abs(a.std().item() / sigma - 0.9866) < 0.03  # a normal cut at 3 sigma
+    assert torch.equal(initial_value("norm.weight", (64,), 7), torch.ones(64))
+    assert initial_value("ngrams.weight", (500, 64), 7).abs().max() <= 3 * sigma / 4
+
+
+def test_initialise_sets_every_parameter_to_its_initial_value() -> None:
+    block = Block(STACK)
+    torch.manual_seed(123)
+    initialise(block, 5)
+    for name, parameter in block.named_parameters():
+        assert torch.equal(parameter, initial_value(name, parameter.shape, 5)), name
