@@ -87,11 +87,10 @@ def run_steps(job: Job, stop: StopRequest) -> bool:
             path = job.checkpoints.save(job.model, job.optimizer, job.state)
             job.line.say(f"stopped by a signal after step {step}, saved in {path}; the same command goes on from there")
             return False
-        if job.done() < 1.0:
-            if step % checkpoint.every == 0:
-                job.checkpoints.save(job.model, job.optimizer, job.state)
-            if metrics.validate_every and step % metrics.validate_every == 0:
-                report_validation(job)
+        if step % checkpoint.every == 0 or job.done() >= 1.0:
+            job.checkpoints.save(job.model, job.optimizer, job.state)
+        if metrics.validate_every and step % metrics.validate_every == 0 and job.done() < 1.0:
+            report_validation(job)
     return True
 
 
@@ -177,9 +176,9 @@ def report(job: Job, tally: Tally) -> Tally:
 def report_validation(job: Job) -> dict[str, SubsetScore]:
     """One pass over the validation split, written by subset and in total."""
     scores = job.validation.run(job.model)
-    figures = {name: score.bits_per_byte for name, score in scores.items()}
-    total = total_of(scores).bits_per_byte
+    whole = total_of(scores).bits_per_byte
     if job.log is not None:
-        job.log.write(job.state.step, {"validation": figures | {"total": total}})
-    job.line.say(f"step {job.state.step}: validation {total:.4f} bits/byte")
+        by_subset = {name: score.bits_per_byte for name, score in scores.items()}
+        job.log.write(job.state.step, {"validation": {"bits_per_byte": whole, "subsets": by_subset}})
+    job.line.say(f"step {job.state.step}: validation {whole:.4f} bits/byte")
     return scores

@@ -5,6 +5,7 @@ from the last checkpoint, and says so when there is nothing left to do.
 """
 
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def train(settings: TrainSettings, identity: RunIdentity) -> int:
     """The run itself. torch is imported from here on."""
+    warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata's own import
     from trainer.distributed import lost_peer, started
     from trainer.job import claim, export, prepare, summarise
     from trainer.loop import report_validation, run_steps

@@ -119,14 +119,13 @@ class TrainSettings(Settings):
 FREE_KEYS = {
     "run": ("out", "device", "threads"),
     "data": ("path", "workers"),
-    "parallel": ("activation_checkpointing",),
-    "checkpoint": ("every", "keep"),
-    "metrics": ("log_every", "validate_every", "progress_seconds"),
 }
-"""Keys that a run may be continued with other values of: where it stands, how it is spread, what is reported when.
+"""Keys that a run may be continued with other values of: where it stands and how it is spread.
 
 The length of the run is not among them: the learning rate at a step depends on it.
 """
+FREE_SECTIONS = ("parallel", "checkpoint", "metrics")
+"""Sections of such keys only: what is recomputed, saved and reported when."""
 
 
 def decisive(settings: TrainSettings) -> dict[str, Any]:
@@ -134,4 +133,5 @@ def decisive(settings: TrainSettings) -> dict[str, Any]:
     return {
         section: {key: value for key, value in values.items() if key not in FREE_KEYS.get(section, ())}
         for section, values in settings.resolved().items()
+        if section not in FREE_SECTIONS
     }

@@ -1,12 +1,13 @@
 """The validation split, scored by all ranks of a run together."""
 
+import numpy as np
 from torch import nn
 
 from shared.shards.dataset import Dataset
 from trainer.data.limits import PackLimits
 from trainer.data.validation import ValidationPacks
 from trainer.distributed import World
-from trainer.evaluate import SubsetScore, evaluate
+from trainer.evaluate import SubsetScore, evaluate_sums, scores
 
 
 class Validation:
@@ -18,4 +19,6 @@ class Validation:
 
     def run(self, model: nn.Module) -> dict[str, SubsetScore]:
         """Scores by subset over all ranks; every rank takes part, with as many forwards as the others."""
-        return evaluate(model, self._packs, self._world.device)
+        names = self._packs.subset_names
+        own = evaluate_sums(model, self._packs, len(names), self._world.device)
+        return scores(np.array(self._world.total(own.ravel().tolist())).reshape(own.shape), names)
