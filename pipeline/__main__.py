@@ -1,0 +1,56 @@
+"""python -m pipeline COMMAND: from raw text to shards. A command's module is imported only when it is chosen."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+COMMANDS = {
+    "preprocess": "raw text to shards of patched documents",
+    "calibrate": "find the threshold that gives a wanted mean patch size",
+    "inspect": "what a dataset holds: patch sizes, entropies, examples",
+    "verify": "re-read a dataset and check everything in it",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"patchwork: error: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code. Errors that a user can mend are one line on stderr."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    chosen = arguments[0] if arguments and arguments[0] in COMMANDS else None
+    parser = _Parser(prog="python -m pipeline", description="From raw text to shards.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    for name, what in COMMANDS.items():
+        command = commands.add_parser(name, help=what, description=what)
+        if name == chosen:
+            module = importlib.import_module(f"pipeline.{name}")
+            module.add_arguments(command)
+    parsed = parser.parse_args(arguments)
+    try:
+        return module.run(parsed)
+    except KeyboardInterrupt:
+        print("patchwork: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except _user_errors() as error:
+        print(f"patchwork: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+    from pipeline.settings import PipelineError
+    from shared.identity import IdentityError
+    from shared.model_identity import ModelFileError
+    from shared.shards.manifest import DatasetError
+
+    return PipelineError, IdentityError, ModelFileError, DatasetError
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""Who does the splits: this process, a few processes beside it, or Ray. All leave the same bytes."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from pipeline.executors.counting import default_workers, threads_of
+from pipeline.plan import Plan
+from pipeline.settings import ExecutorSettings, Job
+from pipeline.split import Progress
+from pipeline.worker import Outcome
+from shared.shards.manifest import NumericsClass
+
+
+class Executor(AbstractContextManager, Protocol):
+    """Workers for one run; leaving the context ends them."""
+
+    workers: int
+
+    def numerics(self) -> NumericsClass | None:
+        """The numerics class that all workers agree on. Raises NumericsError when they do not."""
+
+    def run(
+        self, numbers: Sequence[int], run: str, recorded: NumericsClass | None, progress: Progress
+    ) -> Iterator[Outcome]:
+        """Process splits, yielding outcomes as they come, in any order. ``progress`` is told input bytes."""
+
+
+def make_executor(settings: ExecutorSettings, job: Job, plan: Plan) -> Executor:
+    """The executor that the settings name; Ray is imported only if it is that."""
+    if settings.kind == "ray":
+        from pipeline.executors.ray import RayExecutor
+
+        return RayExecutor(settings, job, plan)
+    from pipeline.executors.inline import InlineExecutor
+    from pipeline.executors.processes import ProcessExecutor
+
+    workers = settings.workers or default_workers(os.cpu_count() or 1, threads_of(job))
+    # One worker more than splits would only be set up for nothing.
+    workers = min(workers, max(len(plan.splits), 1))
+    return InlineExecutor(job, plan) if workers == 1 else ProcessExecutor(workers, job, plan)

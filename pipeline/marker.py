@@ -1,0 +1,109 @@
+"""What a finished split leaves behind: the marker that says so, and files of what did not become a document."""
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import ValidationError
+
+from pipeline.settings import SPLIT_NAMES, SplitName
+from shared.files import atomic_file, write_atomic
+from shared.identity import canonical_json, file_sha256
+from shared.model_settings import Settings
+from shared.shards.index import index_name
+from shared.shards.manifest import ShardEntry
+from shared.shards.sidecar import sidecar_name
+
+MARKERS, DEAD_LETTERS, EMPTY_RECORDS = "splits", "dead-letters", "empty-records"
+
+
+class Counts(Settings):
+    """Every record of the input has exactly one fate (law 4)."""
+
+    records: int = 0
+    """Counted where they are read; equals the sum of the fates below."""
+    documents: int = 0
+    dead: int = 0
+    empty: int = 0
+    not_sampled: int = 0
+    document_bytes: int = 0
+    """Bytes of text in the documents."""
+
+    def __add__(self, other: "Counts") -> "Counts":
+        ours, theirs = self.model_dump(), other.model_dump()
+        return Counts(**{key: ours[key] + theirs[key] for key in ours})
+
+
+class Marker(Settings):
+    """One finished split."""
+
+    split: int
+    run: str
+    """Digest of the run's identity and numerics: a marker of another run is not believed."""
+    counts: Counts
+    shards: dict[SplitName, list[ShardEntry]]
+
+
+def split_name(number: int) -> str:
+    return f"{number:05d}"
+
+
+def shard_stem(split: int, number: int) -> str:
+    """shard-00012; a split that is one large piece goes on with shard-00012-001 and so on."""
+    return f"shard-{split_name(split)}" + (f"-{number:03d}" if number else "")
+
+
+def marker_path(out: Path, split: int) -> Path:
+    return out / MARKERS / f"{split_name(split)}.json"
+
+
+def write_marker(out: Path, marker: Marker) -> None:
+    write_atomic(marker_path(out, marker.split), marker.model_dump_json(indent=1) + "\n")
+
+
+def read_marker(out: Path, split: int, run: str) -> Marker | None:
+    """The marker of a split, if it is there and of this run."""
+    try:
+        marker = Marker.model_validate_json(marker_path(out, split).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+    return marker if marker.split == split and marker.run == run else None
+
+
+def shard_files(entry: ShardEntry) -> dict[str, str]:
+    """File name and sha256 of everything that belongs to a shard."""
+    files = {entry.name: entry.sha256, index_name(entry.name): entry.index_sha256}
+    if entry.sidecar_sha256 is not None:
+        files[sidecar_name(entry.name)] = entry.sidecar_sha256
+    return files
+
+
+def is_whole(out: Path, marker: Marker) -> bool:
+    """Whether every file of a finished split is there, byte for byte."""
+    return all(
+        (path := out / name / file).is_file() and file_sha256(path) == sha256
+        for name in SPLIT_NAMES
+        for entry in marker.shards[name]
+        for file, sha256 in shard_files(entry).items()
+    )
+
+
+class Ledger:
+    """A file of one JSON object a line: not there without a line, and never half of it."""
+
+    def __init__(self, path: Path, stack: ExitStack) -> None:
+        self._path, self._stack = path, stack
+        self._file: IO[bytes] | None = None
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        if self._file is None:
+            self._file = self._stack.enter_context(atomic_file(self._path))
+        self._file.write(canonical_json(entry).encode() + b"\n")
+
+
+def read_ledgers(out: Path, folder: str) -> list[dict[str, Any]]:
+    """All entries of one kind, in order of splits."""
+    paths = sorted((out / folder).glob("*.jsonl"))
+    return [json.loads(line) for path in paths for line in path.read_bytes().splitlines()]

@@ -1,0 +1,159 @@
+"""From a listing of the input to splits: pure, by size, and never by the number of workers.
+
+A file is surveyed into pieces (byte ranges that begin at cuts, row ranges of our shards, or the whole file), and
+consecutive pieces are grouped into splits.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+from pydantic import Field
+
+from pipeline.settings import ReadSettings, SplitName
+from shared.identity import digest
+from shared.model_settings import Settings
+
+SMALLEST_SPLIT = 2**20
+LARGEST_SPLIT = 64 * 2**20
+"""Bytes, unless the user names a size."""
+SPLITS_WANTED = 8
+"""How many splits a small input is cut into, so that some workers can share it."""
+PIECES_OF_COMPRESSED = 16
+"""A compressed file has at most so many pieces: each reads it from the start."""
+
+
+class Piece(Settings):
+    """A range of one file. Positions count bytes of (decompressed) content, or rows of one of our shards."""
+
+    begin: int
+    end: int
+    bytes: int
+    first_line: int = 1
+    """1 + newlines before ``begin``."""
+
+
+class SourceFile(Settings):
+    """One file of the snapshotted input."""
+
+    root: str
+    """Absolute folder that the relative path starts from; no part of the identity."""
+    path: str
+    kind: Literal["jsonl", "text", "shard"]
+    compression: Literal["none", "gzip", "zstd"] = "none"
+    size: int
+    """Bytes on disk."""
+    mtime_ns: int
+    sha256: str
+    pieces: tuple[Piece, ...]
+    cut_bytes: int
+    """The distance of cuts that the pieces were surveyed for."""
+    shard: int = 0
+    """Number in its dataset, for our own shards."""
+    split: SplitName | None = None
+
+    @property
+    def full_path(self) -> str:
+        return f"{self.root}/{self.path}"
+
+    def identity(self) -> dict[str, Any]:
+        """What makes this file the same file, wherever it lies."""
+        return self.model_dump(include={"path", "kind", "size", "sha256", "split"})
+
+
+class Split(Settings):
+    """One unit of work: one shard for train, one for validation (more where a single piece is larger)."""
+
+    number: int
+    pieces: tuple[tuple[int, int], ...]
+    """(file, piece) pairs in order."""
+    bytes: int
+
+
+class Plan(Settings):
+    """The snapshotted input and its splits."""
+
+    files: tuple[SourceFile, ...]
+    splits: tuple[Split, ...]
+    split_bytes: int
+    sample_threshold: int | None = None
+    """Records whose sample hash lies below are in the sample; None: all are."""
+    sample_bytes: int | None = None
+    """What the threshold was chosen for."""
+    skipped: dict[str, int] = Field(default_factory=dict)
+    """Files that are no text, by reason."""
+
+    @property
+    def bytes(self) -> int:
+        return sum(split.bytes for split in self.splits)
+
+    def pieces(self, split: Split) -> Iterator[tuple[SourceFile, Piece]]:
+        for file, piece in split.pieces:
+            yield self.files[file], self.files[file].pieces[piece]
+
+    def inputs_identity(self) -> dict[str, Any]:
+        """What stands for the input in the identity of a run: readable totals and one digest of everything."""
+        return {
+            "files": len(self.files),
+            "bytes": sum(file.size for file in self.files),
+            "sha256": digest([file.identity() for file in self.files]),
+            "split_bytes": self.split_bytes,
+        }
+
+    def source_digest(self, reading: ReadSettings) -> str:
+        """Digest of the snapshotted inputs and of every option that decides which record goes where."""
+        return digest({"inputs": self.inputs_identity(), "reading": reading.model_dump(exclude={"split_bytes"})})
+
+
+def split_size(total: int, wanted: int | None) -> int:
+    """Bytes of a split for an input of ``total`` bytes on disk."""
+    return wanted or min(max(total // SPLITS_WANTED, SMALLEST_SPLIT), LARGEST_SPLIT)
+
+
+def byte_pieces(size: int, cut_bytes: int, newlines: Sequence[int]) -> tuple[Piece, ...]:
+    """Ranges of a file of lines; ``newlines[k]`` counts those before byte ``(k + 1) * cut_bytes``."""
+    begins = range(0, max(size, 1), cut_bytes)
+    return tuple(
+        Piece(
+            begin=begin,
+            end=min(begin + cut_bytes, size),
+            bytes=min(begin + cut_bytes, size) - begin,
+            first_line=1 + (newlines[number - 1] if number else 0),
+        )
+        for number, begin in enumerate(begins)
+    )
+
+
+def row_pieces(sizes: Sequence[int], starts: Sequence[int], cut_bytes: int) -> tuple[Piece, ...]:
+    """Row ranges of a shard, from the bytes of each row and the rows where documents begin: no document is cut."""
+    pieces, begin, held = [], 0, 0
+    for start, stop in zip(starts, [*starts[1:], len(sizes)]):
+        size = sum(sizes[start:stop])
+        if held and held + size > cut_bytes:
+            pieces.append(Piece(begin=begin, end=start, bytes=held))
+            begin, held = start, 0
+        held += size
+    if starts:
+        pieces.append(Piece(begin=begin, end=len(sizes), bytes=held))
+    return tuple(pieces)
+
+
+def group(files: Sequence[SourceFile], split_bytes: int) -> tuple[Split, ...]:
+    """Splits of consecutive pieces, none larger than ``split_bytes`` unless a single piece is."""
+    splits: list[Split] = []
+    pieces: list[tuple[int, int]] = []
+    held = 0
+
+    def close() -> None:
+        nonlocal pieces, held
+        if pieces:
+            splits.append(Split(number=len(splits), pieces=tuple(pieces), bytes=held))
+        pieces, held = [], 0
+
+    for f, file in enumerate(files):
+        for p, piece in enumerate(file.pieces):
+            if held + piece.bytes > split_bytes:
+                close()
+            pieces.append((f, p))
+            held += piece.bytes
+    close()
+    return tuple(splits)

@@ -1,0 +1,172 @@
+"""python -m pipeline preprocess INPUT... --out DIR: raw text in any format to shards of patched documents."""
+
+import argparse
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from pipeline.driver import preprocess
+from pipeline.dry_run import dry_run
+from pipeline.patching_file import load_patching
+from pipeline.read.jsonl import SUBSET_COLUMNS
+from pipeline.settings import (
+    ExecutorSettings,
+    Job,
+    OutputSettings,
+    PipelineError,
+    ReadSettings,
+    ScoringSettings,
+)
+from pipeline.summary import exit_code, print_summary
+from shared.model_identity import load_settings, model_sha256
+from shared.model_settings import EntropyModelSettings
+from shared.patching import PatchingSettings
+from shared.patching.settings import ENTROPY_RULES
+from shared.shards.manifest import SidecarType, first_problem
+
+EPILOG = """\
+Inputs: .jsonl and .ndjson (plain, .gz, .zst; one record a line), text and source files (one document a file, any
+encoding), directories of these (sorted; hidden folders, symbolic links and binary suffixes are left out), and our own
+datasets, whose records keep their split. DIR gets train/ and validation/, each a dataset. The same command goes on
+where it was stopped, and does nothing when it was finished.
+Exit code: 0 fine, 1 splits failed, 2 bad usage, 3 some records were dead letters.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("inputs", nargs="+", type=Path, metavar="INPUT", help="files, directories or datasets")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of this run")
+    add("--dry-run", action="store_true", help="say what would be done and how long it takes; write nothing")
+
+    group = parser.add_argument_group("patches")
+    rules = ["none", "byte", "static", "space", *ENTROPY_RULES]
+    group.add_argument(
+        "--rule", choices=rules, help="where patches begin (none: unpatched, to train an entropy model on)"
+    )
+    group.add_argument("--theta", type=float, metavar="NATS", help="threshold of the rules on entropy")
+    group.add_argument("--theta-rise", type=float, metavar="NATS", help="second threshold of entropy_rise")
+    group.add_argument("--stride", type=int, metavar="BYTES", help="of the rule static")
+    group.add_argument("--min-length", type=int, metavar="BYTES", help="shortest patch (1)")
+    group.add_argument("--max-length", type=int, metavar="BYTES", help="longest patch (512)")
+    group.add_argument("--patching", type=Path, metavar="FILE.json", help="all of these as calibrate wrote them")
+    add_scoring_arguments(parser)
+
+    group = parser.add_argument_group("output")
+    group.add_argument("--format", choices=["arrow", "webdataset"], default="arrow")
+    group.add_argument(
+        "--sidecar",
+        choices=["none", "uint8", "float32"],
+        help="keep entropies; uint8 moves thresholds on entropy to its grid, so that boundaries replay exactly "
+        "(default: uint8 with thresholds given here or calibrated for it, else none)",
+    )
+
+    group = parser.add_argument_group("records")
+    defaults = ReadSettings()
+    group.add_argument("--text-column", default=defaults.text_column, metavar="NAME")
+    group.add_argument("--id-column", default=defaults.id_column, metavar="NAME", help="without it: path:line")
+    group.add_argument(
+        "--subset-column",
+        metavar="NAME",
+        help=f"source or language, for mixing and reports (default: the first of {', '.join(SUBSET_COLUMNS)} "
+        "that a record has; else the subset 'default')",
+    )
+    group.add_argument("--meta", action="store_true", help="pass the remaining columns through as JSON")
+    group.add_argument("--split-key", metavar="COLUMN", help="records with equal values stay on one side of the split")
+    group.add_argument("--validation-fraction", type=float, default=defaults.validation_fraction, metavar="F")
+    group.add_argument("--sample-bytes", type=int, metavar="N", help="keep a random sample of at most N bytes of text")
+    group.add_argument("--seed", type=int, default=defaults.seed, help="of the sample")
+    group.add_argument("--include", action="append", default=[], metavar="GLOB", help="files to read in directories")
+    group.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="files or folders to leave out")
+
+    group = parser.add_argument_group("work (nothing here but --split-bytes and --threads changes a byte)")
+    group.add_argument("--split-bytes", type=int, metavar="N", help="(default: an eighth of the input, 1 to 64 MiB)")
+    group.add_argument("--executor", choices=["ray", "inline"], default="ray", help="inline does the same without Ray")
+    group.add_argument("--workers", type=int, metavar="N", help="(default: CPUs / threads)")
+    group.add_argument("--ray-address", metavar="ADDR", help="cluster to join, 'auto' on one of its machines")
+
+
+def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of everything that runs an entropy model."""
+    defaults = ScoringSettings()
+    group = parser.add_argument_group("entropy model")
+    group.add_argument("--patcher", type=Path, metavar="MODEL", help="folder of the entropy model")
+    group.add_argument("--stream-length", type=int, default=defaults.stream_length, metavar="T", help="tokens a pass")
+    group.add_argument("--dtype", choices=["float32", "bfloat16"], default=defaults.dtype)
+    group.add_argument("--threads", type=int, default=defaults.threads, metavar="N", help="of each worker")
+    group.add_argument("--device", choices=["auto", "cpu", "cuda"], default=defaults.device)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command; returns the exit code."""
+    try:
+        job, executor = settings_of(arguments)
+    except ValidationError as error:
+        raise PipelineError(first_problem(error)) from None
+    if arguments.dry_run:
+        return dry_run(job, arguments.inputs, executor)
+    report = preprocess(job, arguments.inputs, executor)
+    print_summary(job, report)
+    return exit_code(report)
+
+
+def settings_of(arguments: argparse.Namespace) -> tuple[Job, ExecutorSettings]:
+    """Typed settings from the command line. Raises PipelineError or ValidationError for what does not fit."""
+    patching, sidecar = _patching(arguments)
+    sha256 = None
+    if patching.needs_entropy or sidecar != "none":
+        sha256 = entropy_model_sha256(
+            arguments.patcher, f"rule {patching.rule}" if patching.needs_entropy else "--sidecar"
+        )
+    elif arguments.patcher is not None:
+        raise PipelineError(f"--patcher is of no use for the rule {patching.rule} without --sidecar")
+    if arguments.patching is not None:
+        calibrated = load_patching(arguments.patching).identity.patcher
+        if calibrated != sha256:
+            raise PipelineError(
+                f"--patching {arguments.patching} was calibrated with another entropy model ({calibrated[:12]}) "
+                f"than --patcher {arguments.patcher} ({(sha256 or '')[:12]}); calibrate again"
+            )
+    reading = ReadSettings(**{name: getattr(arguments, name) for name in ReadSettings.model_fields})
+    output = OutputSettings(
+        patching=patching,
+        format=arguments.format,
+        sidecar=sidecar,
+        scoring=scoring_of(arguments) if sha256 is not None else None,
+        patcher_sha256=sha256,
+    )
+    executor = ExecutorSettings(kind=arguments.executor, workers=arguments.workers, address=arguments.ray_address)
+    if executor.address is not None and executor.kind != "ray":
+        raise PipelineError("--ray-address is for --executor ray")
+    patcher = arguments.patcher.resolve() if sha256 is not None else None
+    return Job(out=arguments.out.resolve(), reading=reading, output=output, patcher=patcher), executor
+
+
+def scoring_of(arguments: argparse.Namespace) -> ScoringSettings:
+    return ScoringSettings(**{name: getattr(arguments, name) for name in ScoringSettings.model_fields})
+
+
+def entropy_model_sha256(folder: Path | None, needed_by: str) -> str:
+    """The identity of the entropy model in a folder. Raises PipelineError or ModelFileError if there is none."""
+    if folder is None:
+        raise PipelineError(f"{needed_by} needs --patcher, the folder of an entropy model")
+    if not isinstance(load_settings(folder), EntropyModelSettings):
+        raise PipelineError(f"--patcher {folder} holds a byte latent transformer; give its entropy model's folder")
+    return model_sha256(folder)
+
+
+def _patching(arguments: argparse.Namespace) -> tuple[PatchingSettings, SidecarType]:
+    """The patching settings and the sidecar that go together."""
+    keys = ("rule", "theta", "theta_rise", "stride", "min_length", "max_length")
+    given = {key: getattr(arguments, key) for key in keys if getattr(arguments, key) is not None}
+    if arguments.patching is not None:
+        if given:
+            raise PipelineError(f"--patching already says --{next(iter(given)).replace('_', '-')}; leave that out")
+        patching = load_patching(arguments.patching).patching
+        exact = patching.rule == "monotonic" or patching.grid
+    else:
+        patching = PatchingSettings(**{"rule": "none", **given})
+        exact = True
+    sidecar: SidecarType = arguments.sidecar or ("uint8" if patching.needs_entropy and exact else "none")
+    return (patching.on_grid() if sidecar == "uint8" else patching), sidecar

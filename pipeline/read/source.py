@@ -1,0 +1,65 @@
+"""The records of a split, whatever its files are."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.plan import Piece, Plan, SourceFile, Split
+from pipeline.read import datasets
+from pipeline.read.jsonl import DEFAULT_SUBSET, parse_lines
+from pipeline.read.lines import lines
+from pipeline.read.streams import CHUNK, DamagedStream, chunks
+from pipeline.records import LONGEST_RECORD, DeadLetter, Place, Record, dead_letter
+from pipeline.settings import PipelineError, ReadSettings
+
+
+def read_split(plan: Plan, split: Split, reading: ReadSettings) -> Iterator[Record | DeadLetter]:
+    """Everything that the pieces of a split hold, in order.
+
+    Raises PipelineError when a file is not what it was when the run was planned, DatasetError for a damaged shard.
+    """
+    for file, piece in plan.pieces(split):
+        check_unchanged(file)
+        yield from read_piece(file, piece, reading)
+
+
+def check_unchanged(file: SourceFile) -> None:
+    """Raises PipelineError when size or modification time differ from the snapshot."""
+    try:
+        found = os.stat(file.full_path)
+    except OSError as error:
+        raise PipelineError(f"{file.full_path} was there when the run was planned: {error.strerror}") from None
+    if (found.st_size, found.st_mtime_ns) != (file.size, file.mtime_ns):
+        raise PipelineError(f"{file.full_path} has changed since the run was planned; put it back or start a new run")
+
+
+def read_piece(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterator[Record | DeadLetter]:
+    """Everything in one range of one file. An empty file is one empty record."""
+    if file.size == 0:
+        yield Record(Place(file.path), file.path, DEFAULT_SUBSET, b"")
+    elif file.kind == "shard":
+        folder = Path(file.full_path).parent
+        yield from datasets.documents(folder, file.shard, piece.begin, piece.end, reading.meta)
+    elif file.kind == "text":
+        yield _whole(file)
+    else:
+        content = chunks(Path(file.full_path), file.compression, max(piece.begin - 1, 0))
+        end = None if piece is file.pieces[-1] else piece.end
+        yield from parse_lines(file.path, lines(content, piece.begin, end, piece.first_line), reading)
+
+
+def _whole(file: SourceFile) -> Record | DeadLetter:
+    """A file that is one document, byte for byte: no encoding is asked for."""
+    place = Place(file.path)
+    content = bytearray()
+    try:
+        for chunk in chunks(Path(file.full_path), file.compression):
+            content += chunk
+            if len(content) > LONGEST_RECORD + CHUNK:
+                break
+    except DamagedStream as damage:
+        return dead_letter(Place(file.path, offset=len(content)), str(damage), bytes(content))
+    if len(content) > LONGEST_RECORD:
+        reason = f"longer than a record may be ({LONGEST_RECORD} bytes); this hash is of its beginning"
+        return dead_letter(place, reason, bytes(content))
+    return Record(place, file.path, DEFAULT_SUBSET, bytes(content), size=len(content))

@@ -1,0 +1,144 @@
+"""The folder of a run: its lock, its recorded plan and identity, and what an interrupted run left behind.
+
+DIR/run.json  .lock  splits/00012.json  train/  validation/  dead-letters/00012.jsonl  empty-records/  failures/
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline.marker import DEAD_LETTERS, EMPTY_RECORDS, MARKERS, Marker, is_whole, read_marker, shard_files
+from pipeline.plan import Plan
+from pipeline.settings import SPLIT_NAMES, PipelineError
+from shared.files import write_atomic
+from shared.identity import IdentityError, differences, digest
+from shared.model_identity import CONFIG_FILE, WEIGHTS_FILE, ModelFileError, model_sha256
+from shared.model_settings import Settings
+from shared.shards.manifest import MANIFEST_NAME, PATCHER_FOLDER, NumericsClass, first_problem
+
+RUN_FILE, LOCK_FILE, FAILURES = "run.json", ".lock", "failures"
+
+
+class RunFile(Settings):
+    """What a run is, written before any work and completed when the first worker is ready."""
+
+    identity: dict[str, Any]
+    plan: Plan
+    numerics: NumericsClass | None = None
+
+    @property
+    def digest(self) -> str:
+        """What markers of this run carry."""
+        return digest({"identity": self.identity, "numerics": self.numerics and self.numerics.model_dump()})
+
+    def save(self, out: Path) -> None:
+        write_atomic(out / RUN_FILE, self.model_dump_json(indent=1) + "\n")
+
+
+def load_run(out: Path) -> RunFile | None:
+    """The run recorded in a folder, if there is one. Raises PipelineError for a folder with something else in it."""
+    path = out / RUN_FILE
+    try:
+        return RunFile.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        if out.is_dir() and any(entry.name != LOCK_FILE for entry in out.iterdir()):
+            raise PipelineError(f"--out {out} is not empty and holds no run; give a new folder") from None
+        return None
+    except NotADirectoryError:
+        raise PipelineError(f"--out {out} is a file; give a folder") from None
+    except ValidationError as error:
+        raise PipelineError(f"{path}: {first_problem(error)}") from None
+
+
+def require_same(recorded: RunFile, identity: dict[str, Any], out: Path) -> None:
+    """Raises IdentityError that lists what differs from the run that the folder holds."""
+    if lines := differences(recorded.identity, identity):
+        raise IdentityError(f"{out} holds another run; give a new --out, or put back: {'; '.join(lines)}")
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold a run's folder for this process. Raises PipelineError when another has it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = (out / LOCK_FILE).open("a+")
+    except OSError as error:
+        raise PipelineError(f"--out {out} cannot be written: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise PipelineError(f"{out} is in use by another run (process {file.read().strip() or '?'})") from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def remove_leftovers(out: Path) -> None:
+    """Remove the half-written files of a run that was killed."""
+    for folder in (*SPLIT_NAMES, MARKERS, DEAD_LETTERS, EMPTY_RECORDS):
+        for path in (out / folder).glob("*.tmp"):
+            path.unlink(missing_ok=True)
+    for path in out.glob(f"*/{PATCHER_FOLDER}.*.copy"):
+        shutil.rmtree(path)
+    shutil.rmtree(out / FAILURES, ignore_errors=True)
+
+
+def finished_splits(out: Path, run: RunFile) -> dict[int, Marker]:
+    """Markers of the splits that are done, each with its files checked byte for byte."""
+    found = {}
+    for split in run.plan.splits:
+        marker = read_marker(out, split.number, run.digest)
+        if marker is not None and is_whole(out, marker):
+            found[split.number] = marker
+    return found
+
+
+def finished_run(out: Path, run: RunFile) -> list[Marker] | None:
+    """All markers of a complete run; None if anything is missing. Looks at names and sizes only: it is quick."""
+    markers = []
+    for name in SPLIT_NAMES:
+        if not (out / name / MANIFEST_NAME).is_file():
+            return None
+        if run.numerics is not None and not (out / name / PATCHER_FOLDER / WEIGHTS_FILE).is_file():
+            return None
+    for split in run.plan.splits:
+        marker = read_marker(out, split.number, run.digest)
+        if marker is None or not all(_in_place(out / name, marker, name) for name in SPLIT_NAMES):
+            return None
+        markers.append(marker)
+    return markers
+
+
+def _in_place(folder: Path, marker: Marker, name: Any) -> bool:
+    for entry in marker.shards[name]:
+        if not all((folder / file).is_file() for file in shard_files(entry)):
+            return False
+        if (folder / entry.name).stat().st_size != entry.bytes_on_disk:
+            return False
+    return True
+
+
+def copy_patcher(patcher: Path, sha256: str, out: Path) -> None:
+    """Put the entropy model into both datasets, whole or not at all, so that they are self-contained (law 7)."""
+    for name in SPLIT_NAMES:
+        target = out / name / PATCHER_FOLDER
+        try:
+            if model_sha256(target) == sha256:
+                continue
+        except ModelFileError:
+            shutil.rmtree(target, ignore_errors=True)
+        temporary = target.with_name(f"{PATCHER_FOLDER}.{os.getpid()}.copy")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for file in (CONFIG_FILE, WEIGHTS_FILE):
+            write_atomic(temporary / file, (patcher / file).read_bytes())
+        os.replace(temporary, target)

@@ -1,0 +1,87 @@
+"""What a preprocessing run is told, as immutable values, one for each concern. Free of torch."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from shared.model_settings import Settings
+from shared.patching.settings import PatchingSettings
+from shared.shards.manifest import NumericsClass, ShardFormat, SidecarType
+
+SplitName = Literal["train", "validation"]
+SPLIT_NAMES: tuple[SplitName, ...] = ("train", "validation")
+
+
+class PipelineError(ValueError):
+    """A request that cannot be carried out: one line that names the file or option and what would be right."""
+
+
+class ReadSettings(Settings):
+    """Which records there are, and which of them go where."""
+
+    text_column: str = "text"
+    id_column: str = "id"
+    subset_column: str | None = None
+    """None: the first of ``SUBSET_COLUMNS`` that the record has."""
+    meta: bool = False
+    """Pass the remaining columns through as canonical JSON."""
+    split_key: str | None = None
+    """Column whose value decides between train and validation; None, or a record without it: the content decides."""
+    validation_fraction: float = Field(default=0.05, ge=0, le=1)
+    sample_bytes: int | None = Field(default=None, gt=0)
+    """Keep a seeded sample of at most this many bytes of text."""
+    seed: int = 0
+    include: tuple[str, ...] = ()
+    """Globs on relative paths; empty means everything."""
+    exclude: tuple[str, ...] = ()
+    split_bytes: int | None = Field(default=None, gt=0)
+    """Bytes of one split; None: an eighth of the input, at least 1 MiB and at most 64 MiB."""
+
+
+class ScoringSettings(Settings):
+    """How the entropy model is run over the documents."""
+
+    stream_length: int = Field(default=4096, gt=0, multiple_of=64)
+    """Tokens of one forward pass; fixed, because the length reaches the numerics."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    threads: int = Field(default=1, gt=0)
+    """Threads of each worker; they reach the numerics, too."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class OutputSettings(Settings):
+    """What is made of the records."""
+
+    patching: PatchingSettings
+    format: ShardFormat = "arrow"
+    sidecar: SidecarType = "none"
+    scoring: ScoringSettings | None = None
+    """None when no entropies are needed."""
+    patcher_sha256: str | None = None
+
+
+class ExecutorSettings(Settings):
+    """Who does the work. Nothing here reaches a single byte of the product."""
+
+    kind: Literal["ray", "inline"] = "ray"
+    workers: int | None = Field(default=None, gt=0)
+    """None: as many as CPUs over threads of a worker (with Ray and GPUs: one a GPU)."""
+    address: str | None = None
+    """Ray cluster to join; None starts one on this machine."""
+
+
+class Job(Settings):
+    """Everything that a worker needs besides the plan and the number of its split."""
+
+    out: Path
+    reading: ReadSettings
+    output: OutputSettings
+    patcher: Path | None = None
+    """Folder of the entropy model."""
+
+
+def numerics_differences(recorded: NumericsClass, found: NumericsClass) -> str:
+    """How two numerics classes differ, as the end of a sentence."""
+    ours, theirs = recorded.model_dump(), found.model_dump()
+    return ", ".join(f"{key} {theirs[key]} instead of {ours[key]}" for key in ours if ours[key] != theirs[key])

@@ -1,0 +1,76 @@
+"""What a run says at its end: every record accounted for, and where things are."""
+
+from pipeline.driver import Report
+from pipeline.marker import DEAD_LETTERS, EMPTY_RECORDS, Counts
+from pipeline.run_folder import FAILURES
+from pipeline.settings import SPLIT_NAMES, Job
+from shared.shards.manifest import SubsetTotals
+
+SUBSETS_SHOWN = 12
+
+
+def exit_code(report: Report) -> int:
+    """0 fine, 1 splits failed, 3 some records were dead letters."""
+    if report.failures:
+        return 1
+    return 3 if any(marker.counts.dead for marker in report.markers) else 0
+
+
+def print_summary(job: Job, report: Report) -> None:
+    print("\n".join(summary_lines(job, report)))
+
+
+def summary_lines(job: Job, report: Report) -> list[str]:
+    """The summary of a run for the terminal."""
+    counts = sum((marker.counts for marker in report.markers), Counts())
+    splits = len(report.run.plan.splits)
+    state = f"{len(report.markers)} of {splits} splits"
+    if report.done_before == splits:
+        state = "nothing to do, all is current"
+    elif report.done_before:
+        state += f", {report.done_before} of them before"
+    lines = [f"{job.out}: {state}", f"  {counts.records:>12,} records read"]
+    lines.append(f"  {counts.documents:>12,} documents, {counts.document_bytes:,} bytes of text")
+    for records, what in (
+        (counts.not_sampled, "not in the sample"),
+        (counts.empty, f"empty, listed in {job.out / EMPTY_RECORDS}"),
+        (counts.dead, f"dead letters, with place and reason in {job.out / DEAD_LETTERS}"),
+    ):
+        if records:
+            lines.append(f"  {records:>12,} {what}")
+    for reason, files in report.run.plan.skipped.items():
+        lines.append(f"  {files:>12,} files or folders not read: {reason}")
+    for name in SPLIT_NAMES:
+        lines += _dataset_lines(job, name, _subsets(report, name), sum(len(m.shards[name]) for m in report.markers))
+    for failure in report.failures:
+        paths = ", ".join(file.path for file, _ in report.run.plan.pieces(report.run.plan.splits[failure.split]))
+        shown = paths if len(paths) <= 80 else paths[:77] + "..."
+        lines.append(f"  failed: split {failure.split} ({shown}): {failure.error}")
+    if report.failures:
+        lines.append(f"  details in {job.out / FAILURES}; mend the cause and run the same command: the rest is kept")
+    return lines
+
+
+def _subsets(report: Report, name: str) -> dict[str, SubsetTotals]:
+    totals: dict[str, SubsetTotals] = {}
+    for marker in report.markers:
+        for entry in marker.shards[name]:  # type: ignore[index]
+            for subset, figures in entry.subsets.items():
+                totals[subset] = totals.get(subset, SubsetTotals()) + figures
+    return totals
+
+
+def _dataset_lines(job: Job, name: str, subsets: dict[str, SubsetTotals], shards: int) -> list[str]:
+    total = sum(subsets.values(), SubsetTotals())
+    patches = f", {total.mean_patch_size:.3f} bytes a patch" if total.patches else ""
+    lines = [
+        f"  {name}: {total.documents:,} documents, {total.bytes:,} bytes, {shards} shards{patches}  {job.out / name}"
+    ]
+    if total.patches and 1 < len(subsets) <= SUBSETS_SHOWN:
+        width = max(map(len, subsets))
+        for subset in sorted(subsets):
+            figures = subsets[subset]
+            lines.append(
+                f"      {subset:<{width}}  {figures.bytes:>12,} bytes  {figures.mean_patch_size:.3f} bytes a patch"
+            )
+    return lines

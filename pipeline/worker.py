@@ -1,0 +1,91 @@
+"""What does splits: one process, one thread count, one entropy model, and the proof that it counts as the others do."""
+
+import traceback
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.marker import Marker
+from pipeline.plan import Plan
+from pipeline.settings import Job, PipelineError, ScoringSettings, numerics_differences
+from pipeline.split import Progress, process_split
+from shared.shards.manifest import NumericsClass
+
+if TYPE_CHECKING:
+    from shared.scoring import Scorer
+
+
+class NumericsError(PipelineError):
+    """A worker whose entropies would not be those of the run."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A split that is done, or why it is not. A worker's death is no outcome: executors deal with it."""
+
+    split: int
+    marker: Marker | None = None
+    error: str = ""
+    trace: str = ""
+    """Of an unforeseen error, for the bug report."""
+
+
+class Worker:
+    """Processes splits one after the other. Raises ModelFileError or PipelineError when it cannot be set up."""
+
+    def __init__(self, job: Job, plan: Plan) -> None:
+        self._job, self._plan = job, plan
+        self._scorer: Scorer | None = None
+        self.numerics: NumericsClass | None = None
+        """None when nothing is scored."""
+        if job.output.scoring is not None:
+            self._scorer, self.numerics = load_scorer(job, job.output.scoring)
+
+    def process(
+        self, number: int, run: str, recorded: NumericsClass | None, progress: Progress = lambda _: None
+    ) -> Outcome:
+        """Process one split. Raises NumericsError, and does nothing, in another numerics class than recorded."""
+        require_numerics(recorded, self.numerics)
+        try:
+            return Outcome(number, process_split(self._job, self._plan, number, run, self._scorer, progress))
+        except (ValueError, OSError) as error:
+            return Outcome(number, error=f"{error}" or type(error).__name__, trace=traceback.format_exc())
+        except Exception as error:
+            return Outcome(number, error=f"{type(error).__name__}: {error}", trace=traceback.format_exc())
+
+
+def require_numerics(recorded: NumericsClass | None, found: NumericsClass | None) -> None:
+    """Raises NumericsError when two numerics classes differ; None means that nothing is scored."""
+    if recorded is not None and found is not None and recorded != found:
+        raise NumericsError(
+            f"a worker would score differently from the rest of this run: {numerics_differences(recorded, found)}; "
+            "use equal machines and settings, or a new --out"
+        )
+
+
+def load_scorer(job: Job, scoring: ScoringSettings) -> "tuple[Scorer, NumericsClass]":
+    """The entropy model ready to score, and the numerics class that a probe finds it in (law 5)."""
+    import torch
+
+    from shared.entropy_model import EntropyModel
+    from shared.model_files import load_model
+    from shared.scoring import Scorer, probe
+
+    assert job.patcher is not None
+    torch.set_num_threads(scoring.threads)
+    device = "cuda" if scoring.device == "auto" and torch.cuda.is_available() else scoring.device.replace("auto", "cpu")
+    model = load_model(job.patcher)
+    if not isinstance(model, EntropyModel):
+        raise PipelineError(f"{job.patcher} is not an entropy model, and cannot score")
+    scorer = Scorer(model, scoring.stream_length, scoring.dtype, device)
+    kernel = "varlen" if device == "cuda" and scoring.dtype == "bfloat16" else "banded"
+    hardware = torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
+    numerics = NumericsClass(
+        device=f"{device} {hardware}",
+        dtype=scoring.dtype,
+        torch=torch.__version__,
+        attention=kernel,
+        stream_length=scoring.stream_length,
+        threads=scoring.threads,
+        probe=probe(scorer),
+    )
+    return scorer, numerics
