@@ -176,7 +176,8 @@ def patch_map(lengths: list[np.ndarray], boe: np.ndarray, next_starts: np.ndarra
 
 def pack_digest(pack: Pack) -> str:
     """sha256 of everything a model or a metric reads of a pack; the same for every rank, worker and shard format."""
-    content = hashlib.sha256(f"{pack.number} {pack.step.number} {pack.step.targets} {pack.step.bytes} {pack.limits}".encode())
+    step = pack.step
+    content = hashlib.sha256(f"{pack.number} {step.number} {step.targets} {step.bytes} {pack.limits}".encode())
     arrays = [pack.ids, pack.labels, pack.in_slice, pack.subset, pack.slice_bytes, pack.slice_patches, pack.ended]
     if pack.patches is not None:
         arrays += [pack.patches.of_token, pack.patches.of_decoder, pack.patches.in_slice]

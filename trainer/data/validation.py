@@ -21,6 +21,7 @@ class ValidationPacks:
     def __init__(self, dataset: Dataset, limits: PackLimits, rank: int = 0, ranks: int = 1) -> None:
         """Raises DatasetError when the dataset is damaged or empty."""
         self.subset_names = dataset.subset_names
+        self.ranks = ranks
         self._limits = limits
         self._catalogue = catalogue_of(dataset)
         self._reader = SliceReader(dataset, self._catalogue)
