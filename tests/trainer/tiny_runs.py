@@ -1,6 +1,9 @@
 """Tiny datasets and recipes that the tests of training share."""
 
+import json
+import os
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +38,7 @@ def tiny_data(folder: Path, patching: PatchingSettings, documents: int = 60, sou
     return folder
 
 
-def tiny_recipe(data: Path, out: Path, **sections: dict[str, Any]) -> dict[str, Any]:
+def tiny_recipe(data: Path, out: Path, /, **sections: dict[str, Any]) -> dict[str, Any]:
     """A small BLT for a few steps; sections are laid over it."""
     recipe: dict[str, dict[str, Any]] = {
         "run": {"out": str(out), "steps": 6, "device": "cpu", "dtype": "float32"},
@@ -57,7 +60,7 @@ def tiny_recipe(data: Path, out: Path, **sections: dict[str, Any]) -> dict[str, 
     return recipe
 
 
-def tiny_settings(data: Path, out: Path, **sections: dict[str, Any]) -> TrainSettings:
+def tiny_settings(data: Path, out: Path, /, **sections: dict[str, Any]) -> TrainSettings:
     """The same, checked."""
     return TrainSettings.model_validate(tiny_recipe(data, out, **sections))
 
@@ -79,3 +82,25 @@ def toml(recipe: dict[str, Any]) -> str:
 
     table(recipe, "")
     return "\n".join(lines) + "\n"
+
+
+def torchrun(*arguments: str | Path, ranks: int = 2) -> list[str]:
+    """The command of a torchrun job on this machine."""
+    program = Path(sys.executable).with_name("torchrun")
+    return [str(part) for part in (program, "--standalone", "--nproc-per-node", ranks, *arguments)]
+
+
+def quiet_environment() -> dict[str, str]:
+    """One thread a rank, so that torchrun has nothing to warn of."""
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def metric_lines(out: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl."""
+    path = out / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def losses(out: Path) -> list[float]:
+    """Training losses of a run in order of steps."""
+    return [line["loss"] for line in metric_lines(out) if "loss" in line]

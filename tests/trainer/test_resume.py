@@ -1,0 +1,165 @@
+"""A run that was stopped and goes on equals one that never stopped, bit for bit on the same number of ranks (law 5)."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_runs import (
+    STATIC,
+    losses,
+    metric_lines,
+    quiet_environment,
+    tiny_data,
+    tiny_recipe,
+    toml,
+    torchrun,
+)
+
+from trainer import loop
+from trainer.main import main
+
+ROOT = Path(__file__).parents[2]
+
+
+class Crash(BaseException):
+    """Stands for whatever ends a process at once."""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 short steps, which take long enough to be interrupted; a checkpoint every 50."""
+    folder = tmp_path_factory.mktemp("resume")
+    data = tiny_data(folder / "data", STATIC)
+    values = tiny_recipe(
+        data, folder / "unused", run={"steps": 120}, data={"tokens": 128, "workers": 1}, checkpoint={"every": 50}
+    )
+    path = folder / "recipe.toml"
+    path.write_text(toml(values))
+    return path
+
+
+def launch(recipe: Path, out: Path, **options) -> subprocess.Popen:
+    """The literal command of the README, from the root of the repository."""
+    command = torchrun("trainer/main.py", recipe, "--run.out", out)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=quiet_environment(), stdout=pipe, stderr=pipe, text=True)
+
+
+@pytest.fixture(scope="module")
+def never_stopped(recipe: Path) -> Path:
+    out = recipe.parent / "whole"
+    process = launch(recipe, out)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    return out
+
+
+@pytest.fixture(scope="module")
+def stopped(recipe: Path) -> tuple[Path, str]:
+    """A run of which one rank alone got SIGTERM in the middle; its folder and what it said."""
+    out = recipe.parent / "stopped"
+    process = launch(recipe, out)
+    deadline = time.monotonic() + 120
+    while len(metric_lines(out)) < 10 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    os.kill(rank_processes(process.pid)[-1], signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    return out, errors
+
+
+def rank_processes(launcher: int) -> list[int]:
+    """Processes that torchrun started, in order."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    return sorted(int(child) for child in children if b"main.py" in Path(f"/proc/{child}/cmdline").read_bytes())
+
+
+def weights(out: Path) -> bytes:
+    return (out / "model" / "model.safetensors").read_bytes()
+
+
+def test_a_signal_to_one_rank_saves_and_stops_all_cleanly(stopped: tuple[Path, str]) -> None:
+    out, said = stopped
+    last = metric_lines(out)[-1]["step"]
+    assert 10 <= last < 120
+    assert f"stopped by a signal after step {last}" in said
+    assert (out / "checkpoints" / f"step-{last:08d}" / ".metadata").exists()
+    assert not (out / "model").exists()
+
+
+def test_a_stopped_run_on_two_ranks_goes_on_as_if_it_had_not(
+    recipe: Path, never_stopped: Path, stopped: tuple[Path, str]
+) -> None:
+    out = recipe.parent / "continued"
+    shutil.copytree(stopped[0], out)
+    process = launch(recipe, out)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert "going on after step" in errors
+    assert losses(out) == losses(never_stopped)
+    assert weights(out) == weights(never_stopped)
+
+
+def test_a_checkpoint_of_two_ranks_goes_on_on_one(recipe: Path, never_stopped: Path, stopped: tuple[Path, str]) -> None:
+    out = recipe.parent / "alone"
+    shutil.copytree(stopped[0], out)
+    assert main([str(recipe), "--run.out", str(out)]) == 0
+    assert losses(out) == pytest.approx(losses(never_stopped), rel=2e-3)
+    step = len(losses(stopped[0]))
+    assert losses(out)[step] == pytest.approx(losses(never_stopped)[step], rel=1e-6)
+
+
+def test_a_crash_between_checkpoints_loses_nothing_but_time(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--run.steps", "9", "--checkpoint.every", "4", "--data.workers", "0"]
+    whole, crashed = tmp_path / "whole", tmp_path / "crashed"
+    assert main([str(recipe), "--run.out", str(whole), *options]) == 0
+    take = loop.one_step
+
+    def crash_after_six(job, *rest):
+        if job.state.step == 6:
+            raise Crash
+        return take(job, *rest)
+
+    monkeypatch.setattr(loop, "one_step", crash_after_six)
+    with pytest.raises(Crash):
+        main([str(recipe), "--run.out", str(crashed), *options])
+    import torch.distributed
+
+    torch.distributed.destroy_process_group()
+    monkeypatch.undo()
+    assert main([str(recipe), "--run.out", str(crashed), *options]) == 0
+    assert losses(crashed) == losses(whole)
+    assert [line["step"] for line in metric_lines(crashed)] == [line["step"] for line in metric_lines(whole)]
+    assert weights(crashed) == weights(whole)
+
+
+def test_the_literal_command_ends_with_a_model_and_a_summary(never_stopped: Path) -> None:
+    assert {path.name for path in (never_stopped / "model").iterdir()} == {
+        "model.safetensors",
+        "config.json",
+        "identity.json",
+    }
+    assert losses(never_stopped)[-1] < losses(never_stopped)[0]
+    final = metric_lines(never_stopped)[-1]["validation"]
+    assert final["subsets"].keys() == {"a", "b"}
+    assert list((never_stopped / "tensorboard").iterdir())
+
+
+def test_nothing_to_train_is_said_at_once_and_without_torch(recipe: Path, never_stopped: Path) -> None:
+    code = (
+        "import sys; from trainer.main import main;"
+        f"code = main([{str(recipe)!r}, '--run.out', {str(never_stopped)!r}]);"
+        "assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    before = (never_stopped / "metrics.jsonl").stat()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{never_stopped}/model is current: nothing to train\n"
+    assert (never_stopped / "metrics.jsonl").stat() == before

@@ -1,0 +1,85 @@
+"""Recipes: every key checked, and only what does not change learning is free to change."""
+
+from pathlib import Path
+
+import pytest
+from tiny_runs import NONE, STATIC, tiny_data, tiny_recipe, tiny_settings, toml
+
+from shared.config import ConfigError, load_recipe
+from shared.identity import IdentityError
+from trainer.identity import check_same, run_identity
+from trainer.settings import FREE_KEYS, FREE_SECTIONS, TrainSettings
+
+RECIPES = sorted(Path(__file__).parents[2].glob("trainer/recipes/*.toml"))
+
+
+def test_recipes_are_valid_with_a_path_and_a_folder_given() -> None:
+    assert RECIPES
+    for recipe in RECIPES:
+        load_recipe(recipe, ["--data.path", "x", "--run.out", "y"], TrainSettings)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["--optimizer.learning_rate", "1"], "optimizer.learning_rate"),
+        (["--model.width", "30"], "model.blt.width"),
+        (["--run.dtype", "float16"], "run.dtype"),
+        (["--data.packs", "0"], "data.packs"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(tmp_path: Path, overrides: list[str], words: str) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(toml(tiny_recipe(tmp_path, tmp_path)))
+    with pytest.raises(ConfigError, match=words) as caught:
+        load_recipe(recipe, overrides, TrainSettings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_without_a_length_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="steps or as bytes"):
+        tiny_settings(tmp_path, tmp_path, run={"steps": None})
+
+
+def test_free_keys_exist() -> None:
+    sections = TrainSettings.model_fields
+    assert set(FREE_SECTIONS) <= sections.keys()
+    for section, keys in FREE_KEYS.items():
+        assert set(keys) <= sections[section].annotation.model_fields.keys()  # type: ignore[union-attr]
+
+
+def test_cadence_and_place_do_not_belong_to_the_identity_but_everything_else_does(tmp_path: Path) -> None:
+    data = tiny_data(tmp_path / "data", STATIC)
+    identity = run_identity(tiny_settings(data, tmp_path))
+    free = {"run": {"out": "/elsewhere", "threads": 2}, "checkpoint": {"every": 7}, "metrics": {"log_every": 9}}
+    assert run_identity(tiny_settings(data, tmp_path, **free)) == identity
+    for section, key, value in [
+        ("run", "steps", 7),
+        ("run", "seed", 1),
+        ("run", "dtype", "bfloat16"),
+        ("data", "tokens", 512),
+        ("data", "packs", 4),
+        ("optimizer", "lr", 1.0),
+        ("schedule", "floor", 0.5),
+    ]:
+        other = run_identity(tiny_settings(data, tmp_path, **{section: {key: value}}))
+        with pytest.raises(IdentityError, match=rf"config\.{section}\.{key}: recorded .*, now {value!r}"):
+            check_same(identity, other, tmp_path)
+
+
+def test_other_data_is_another_run(tmp_path: Path) -> None:
+    first = run_identity(tiny_settings(tiny_data(tmp_path / "a", STATIC), tmp_path))
+    other = run_identity(tiny_settings(tiny_data(tmp_path / "b", STATIC, documents=30), tmp_path))
+    with pytest.raises(IdentityError, match=r"data\.train"):
+        check_same(first, other, tmp_path)
+
+
+def test_a_model_that_needs_patches_refuses_unpatched_shards(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs patched shards"):
+        run_identity(tiny_settings(tiny_data(tmp_path / "data", NONE), tmp_path))
+
+
+def test_an_unknown_subset_in_the_weights_is_named(tmp_path: Path) -> None:
+    data = tiny_data(tmp_path / "data", STATIC)
+    with pytest.raises(ConfigError, match="'c'"):
+        run_identity(tiny_settings(data, tmp_path, data={"weights": {"c": 1.0}}))
