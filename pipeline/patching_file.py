@@ -1,6 +1,7 @@
 """The file in which calibration hands its thresholds on, with what they were found on (law 7)."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -18,7 +19,7 @@ class CalibrationIdentity(Settings):
     """sha256 of the entropy model."""
     dataset: str
     """Fingerprint of the documents it was calibrated on."""
-    rule: str
+    rule: Literal["entropy", "monotonic", "entropy_rise"]
     target: float
     """Mean patch size asked for, in bytes."""
     theta_rise: float | None

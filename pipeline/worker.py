@@ -2,6 +2,7 @@
 
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.marker import Marker
@@ -38,7 +39,7 @@ class Worker:
         self.numerics: NumericsClass | None = None
         """None when nothing is scored."""
         if job.output.scoring is not None:
-            self._scorer, self.numerics = load_scorer(job, job.output.scoring)
+            self._scorer, self.numerics = load_scorer(job.patcher, job.output.scoring)
 
     def process(
         self, number: int, run: str, recorded: NumericsClass | None, progress: Progress = lambda _: None
@@ -62,7 +63,7 @@ def require_numerics(recorded: NumericsClass | None, found: NumericsClass | None
         )
 
 
-def load_scorer(job: Job, scoring: ScoringSettings) -> "tuple[Scorer, NumericsClass]":
+def load_scorer(patcher: Path | None, scoring: ScoringSettings) -> "tuple[Scorer, NumericsClass]":
     """The entropy model ready to score, and the numerics class that a probe finds it in (law 5)."""
     import torch
 
@@ -70,12 +71,12 @@ def load_scorer(job: Job, scoring: ScoringSettings) -> "tuple[Scorer, NumericsCl
     from shared.model_files import load_model
     from shared.scoring import Scorer, probe
 
-    assert job.patcher is not None
+    assert patcher is not None, "scoring is asked for together with a model"
     torch.set_num_threads(scoring.threads)
     device = "cuda" if scoring.device == "auto" and torch.cuda.is_available() else scoring.device.replace("auto", "cpu")
-    model = load_model(job.patcher)
+    model = load_model(patcher)
     if not isinstance(model, EntropyModel):
-        raise PipelineError(f"{job.patcher} is not an entropy model, and cannot score")
+        raise PipelineError(f"{patcher} is not an entropy model, and cannot score")
     scorer = Scorer(model, scoring.stream_length, scoring.dtype, device)
     kernel = "varlen" if device == "cuda" and scoring.dtype == "bfloat16" else "banded"
     hardware = torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()

@@ -1,10 +1,12 @@
 """Our own shards as input: rows become the records that they were, parts joined, in the split that they are in."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from pipeline.records import Place, Record
-from pipeline.settings import SplitName
 from shared.shards.columns import BatchColumns
 from shared.shards.dataset import Dataset, open_dataset
 
@@ -12,37 +14,56 @@ from shared.shards.dataset import Dataset, open_dataset
 def documents(folder: Path, shard: int, begin: int, end: int, meta: bool) -> Iterator[Record]:
     """The documents in rows [begin, end) of one shard. Raises DatasetError for a shard that is missing or damaged."""
     dataset = open_dataset(folder)
-    name, split = dataset.manifest.shards[shard].name, dataset.manifest.identity.split
-    parts: list[bytes] = []
-    start, head = begin, None
-    for number, (columns, row) in enumerate(_rows(dataset, shard, begin, end), begin):
-        if columns.part(row) == 0:
-            if head is not None:
-                yield _record(*head, Place(name, row=start), split, parts, meta)
-            start, head, parts = number, (columns, row), []
-        parts.append(columns.text(row).tobytes())
-    if head is not None:
-        yield _record(*head, Place(name, row=start), split, parts, meta)
-
-
-def _rows(dataset: Dataset, shard: int, begin: int, end: int) -> Iterator[tuple[BatchColumns, int]]:
-    """Each row with the record batch it is in; a batch is decoded once."""
     index = dataset.shard_index(shard)
-    columns, held = None, -1
-    for batch, row in zip(index.batch[begin:end].tolist(), index.row[begin:end].tolist()):
-        if columns is None or batch != held:
-            columns, held = dataset.batch(shard, batch), batch
-        yield columns, row
+    rows = ((shard, int(index.batch[row]), int(index.row[row]), row) for row in range(begin, end))
+    yield from _joined(dataset, rows, meta)
 
 
-def _record(columns: BatchColumns, row: int, place: Place, split: SplitName, parts: list[bytes], meta: bool) -> Record:
-    text = parts[0] if len(parts) == 1 else b"".join(parts)
+def documents_at(dataset: Dataset, starts: np.ndarray) -> Iterator[Record]:
+    """The documents that begin at these rows (int64, sorted) of the whole dataset."""
+    index = dataset.index
+
+    def rows() -> Iterator[tuple[int, int, int, int]]:
+        for start in starts.tolist():
+            stop = start + 1
+            while not index.last[stop - 1]:
+                stop += 1
+            for row in range(start, stop):
+                yield int(index.shard[row]), int(index.batch[row]), int(index.row[row]), row
+
+    yield from _joined(dataset, rows(), meta=False)
+
+
+def _joined(dataset: Dataset, rows: Iterable[tuple[int, int, int, int]], meta: bool) -> Iterator[Record]:
+    """Records of rows (shard, batch, row in the batch, number); a batch is decoded once while rows stay in it."""
+    columns: BatchColumns | None = None
+    held: tuple[int, int] | None = None
+    record: Record | None = None
+    parts: list[bytes] = []
+    for shard, batch, row, number in rows:
+        if columns is None or held != (shard, batch):
+            columns, held = dataset.batch(shard, batch), (shard, batch)
+        if columns.part(row) == 0:
+            if record is not None:
+                yield _with_text(record, parts)
+            record, parts = _head(dataset, columns, shard, row, number, meta), []
+        parts.append(columns.text(row).tobytes())
+    if record is not None:
+        yield _with_text(record, parts)
+
+
+def _head(dataset: Dataset, columns: BatchColumns, shard: int, row: int, number: int, meta: bool) -> Record:
+    """A record but for its text."""
     return Record(
-        place=place,
+        place=Place(dataset.manifest.shards[shard].name, row=number),
         id=columns.id(row),
         subset=columns.subset(row),
-        text=text,
-        split=split,
+        text=b"",
+        split=dataset.manifest.identity.split,
         meta=columns.meta(row) if meta else None,
-        size=len(text),
     )
+
+
+def _with_text(record: Record, parts: list[bytes]) -> Record:
+    text = parts[0] if len(parts) == 1 else b"".join(parts)
+    return replace(record, text=text, size=len(text))
