@@ -32,11 +32,11 @@ class Crash(BaseException):
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """120 short steps, which take long enough to be interrupted; a checkpoint every 50."""
+    """60 short steps, which take long enough to be interrupted; a checkpoint every 25."""
     folder = tmp_path_factory.mktemp("resume")
     data = tiny_data(folder / "data", STATIC)
     values = tiny_recipe(
-        data, folder / "unused", run={"steps": 120}, data={"tokens": 128, "workers": 1}, checkpoint={"every": 50}
+        data, folder / "unused", run={"steps": 60}, data={"tokens": 128, "workers": 1}, checkpoint={"every": 25}
     )
     path = folder / "recipe.toml"
     path.write_text(toml(values))
@@ -86,7 +86,7 @@ def weights(out: Path) -> bytes:
 def test_a_signal_to_one_rank_saves_and_stops_all_cleanly(stopped: tuple[Path, str]) -> None:
     out, said = stopped
     last = metric_lines(out)[-1]["step"]
-    assert 10 <= last < 120
+    assert 10 <= last < 60
     assert f"stopped by a signal after step {last}" in said
     assert (out / "checkpoints" / f"step-{last:08d}" / ".metadata").exists()
     assert not (out / "model").exists()
