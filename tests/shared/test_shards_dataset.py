@@ -4,6 +4,7 @@ import multiprocessing
 import pickle
 import tarfile
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -190,11 +191,16 @@ def test_a_dataset_in_use_survives_fork_and_pickle(tmp_path: Path, format) -> No
     wanted = [row.text for row in data.rows()]
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
-    with data._lock:  # as if another thread were reading at the fork
+    with ThreadPoolExecutor(1) as other:  # another thread is reading at the fork
+        other.submit(data._lock.acquire).result()
         child = context.Process(target=read_in_child, args=(data, queue))
         child.start()
-    assert queue.get(timeout=60) == wanted
-    child.join()
+        other.submit(data._lock.release).result()
+    try:
+        assert queue.get(timeout=20) == wanted
+    finally:
+        child.kill()
+        child.join()
     copy = pickle.loads(pickle.dumps(data))
     assert [row.text for row in copy.rows()] == wanted
     assert copy.fingerprint == data.fingerprint
