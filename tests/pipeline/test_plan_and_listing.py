@@ -1,0 +1,160 @@
+"""The plan follows from the input alone, and every byte of it is in exactly one split."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pipeline_helpers import compressed
+
+from pipeline import listing
+from pipeline.driver import make_plan, threshold_for
+from pipeline.listing import list_inputs
+from pipeline.plan import byte_pieces, group, row_pieces, split_size
+from pipeline.read.source import check_unchanged
+from pipeline.settings import PipelineError, ReadSettings
+
+
+@given(st.integers(0, 10_000), st.integers(1, 3000))
+def test_byte_pieces_cover_a_file_without_gap_or_overlap(size, cut):
+    pieces = byte_pieces(size, cut, list(range(size // cut + 1)))
+    assert [p.begin for p in pieces] == [0, *(p.end for p in pieces[:-1])]
+    assert pieces[-1].end == size
+    assert sum(p.bytes for p in pieces) == size
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 3)), max_size=30), st.integers(1, 100))
+def test_row_pieces_begin_at_documents_and_cover_the_rows(documents, cut):
+    sizes, starts = [], []
+    for size, parts in documents:
+        starts.append(len(sizes))
+        sizes += [size] * parts
+    pieces = row_pieces(sizes, starts, cut)
+    assert [p.begin for p in pieces] == [0, *(p.end for p in pieces[:-1])][: len(pieces)]
+    assert not sizes or pieces[-1].end == len(sizes)
+    assert {p.begin for p in pieces} <= set(starts)
+    assert sum(p.bytes for p in pieces) == sum(sizes)
+
+
+def tree(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def paths(folder: Path, **options) -> list[str]:
+    return [file.path for file in list_inputs([folder], ReadSettings(**options)).files]
+
+
+def test_splits_hold_consecutive_pieces_each_once_and_none_larger_than_wanted(tmp_path):
+    tree(tmp_path, {f"f{i:02d}.txt": b"x" * (i * 37 % 500) for i in range(40)} | {"z.jsonl": b'{"text":1}\n' * 300})
+    found = list_inputs([tmp_path], ReadSettings(split_bytes=600))
+    splits = group(found.files, found.split_bytes)
+    assert [p for s in splits for p in s.pieces] == [
+        (f, p) for f, x in enumerate(found.files) for p in range(len(x.pieces))
+    ]
+    assert max(split.bytes for split in splits) <= 600
+    assert sum(split.bytes for split in splits) == sum(file.size for file in found.files)
+
+
+def test_the_size_of_a_split_depends_on_the_input_only():
+    assert split_size(10, None) == 2**20
+    assert split_size(100 * 2**20, None) == 100 * 2**20 // 8
+    assert split_size(2**40, None) == 64 * 2**20
+    assert split_size(2**40, 5) == 5
+
+
+def test_a_directory_is_listed_sorted_without_links_hidden_folders_and_binaries(tmp_path):
+    outside = tree(tmp_path / "outside", {"secret.txt": b"s"})
+    corpus = tree(
+        tmp_path / "c", {"b.txt": b"b", "a/z.py": b"z", "a.txt": b"a", ".git/x": b"x", "i.png": b"p", "t.tar.gz": b"t"}
+    )
+    (corpus / "link").symlink_to(outside)
+    (corpus / "link.txt").symlink_to(outside / "secret.txt")
+    found = list_inputs([corpus], ReadSettings())
+    assert [file.path for file in found.files] == ["a.txt", "a/z.py", "b.txt"]
+    assert found.skipped == {"symbolic links": 2, "hidden directories and caches": 1, "no text by their suffix": 2}
+
+
+def test_globs_choose_files_and_leave_out_whole_folders(tmp_path):
+    tree(tmp_path, {"a/x.py": b"1", "a/test/y.py": b"2", "a/b.txt": b"3", "test.py": b"4"})
+    assert sorted(paths(tmp_path, include=["*.py"])) == ["a/test/y.py", "a/x.py", "test.py"]
+    assert paths(tmp_path, include=["*.py"], exclude=["test"]) == ["a/x.py", "test.py"]
+    assert paths(tmp_path, exclude=["a"]) == ["test.py"]
+
+
+def test_what_was_hashed_is_not_read_again_unless_size_or_time_differ(tmp_path, monkeypatch):
+    tree(tmp_path, {"a.txt": b"one", "b.jsonl": b'{"text": "x"}\n'})
+    first = list_inputs([tmp_path], ReadSettings())
+    surveyed = []
+    real = listing._survey
+    monkeypatch.setattr(listing, "_survey", lambda found, cut: surveyed.append(found.path) or real(found, cut))
+    assert list_inputs([tmp_path], ReadSettings(), first.files) == first
+    assert surveyed == []
+    (tmp_path / "a.txt").write_bytes(b"two")
+    os.utime(tmp_path / "a.txt", ns=(1, first.files[0].mtime_ns + 1))
+    changed = list_inputs([tmp_path], ReadSettings(), first.files)
+    assert surveyed == ["a.txt"]
+    assert changed.files[0].sha256 != first.files[0].sha256
+
+
+def test_the_identity_of_the_input_is_its_content_not_its_place(tmp_path):
+    files = {"a.txt": b"one", "d/b.jsonl": b'{"text": "x"}\n'}
+    here, there = tree(tmp_path / "here", files), tree(tmp_path / "there", files)
+    plans = [make_plan([folder], ReadSettings()) for folder in (here, there)]
+    assert plans[0].source_digest(ReadSettings()) == plans[1].source_digest(ReadSettings())
+    assert plans[0].source_digest(ReadSettings()) != plans[0].source_digest(ReadSettings(seed=1))
+    (there / "a.txt").write_bytes(b"0ne")
+    assert make_plan([there], ReadSettings()).source_digest(ReadSettings()) != plans[0].source_digest(ReadSettings())
+
+
+def test_a_file_that_changed_after_planning_is_refused(tmp_path):
+    tree(tmp_path, {"a.txt": b"one"})
+    file = list_inputs([tmp_path], ReadSettings()).files[0]
+    check_unchanged(file)
+    (tmp_path / "a.txt").write_bytes(b"longer")
+    with pytest.raises(PipelineError, match=r"a\.txt has changed"):
+        check_unchanged(file)
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(PipelineError, match=r"a\.txt was there"):
+        check_unchanged(file)
+
+
+def test_a_compressed_file_has_a_bounded_number_of_pieces_in_its_decompressed_bytes(tmp_path):
+    text = b'{"text": "a"}\n' * 10_000
+    tree(tmp_path, {"a.jsonl.zst": compressed(text)})
+    file = list_inputs([tmp_path], ReadSettings(split_bytes=1000)).files[0]
+    assert len(file.pieces) <= 16
+    assert file.pieces[-1].end == len(text)
+    assert file.pieces[3].first_line == 1 + text.count(b"\n", 0, file.pieces[3].begin)
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 9)), max_size=40), st.integers(0, 200))
+@settings(max_examples=300)
+def test_the_sample_is_the_largest_that_fits(records, limit):
+    hashes = np.array([h for h, _ in records], np.uint64)
+    sizes = np.array([s for _, s in records], np.int64)
+
+    def kept(threshold: int) -> int:
+        return sum(size for value, size in records if value < threshold)
+
+    threshold = threshold_for(hashes, sizes, limit)
+    assert kept(threshold) <= limit
+    larger = [value + 1 for value, _ in records if value >= threshold]
+    assert not larger or kept(min(larger)) > limit
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda f: f / "nowhere", "no such file"),
+        (lambda f: tree(f, {"x.png": b"p"}) / "x.png", r"\.png is no text"),
+        (lambda f: tree(f / "d", {"x.png": b"p"}), "nothing to read; every file was left out"),
+    ],
+)
+def test_an_input_that_cannot_be_used_is_named(tmp_path, make, said):
+    with pytest.raises(PipelineError, match=said):
+        list_inputs([make(tmp_path)], ReadSettings())
