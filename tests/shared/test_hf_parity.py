@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from model_examples import blt, blt_logits, blt_settings, entropy_model, entropy_settings, pack, random_text
 
 from shared.entropy_model import entropy
 from shared.hf import InteropError, from_hf_state, hf_config, to_hf_state
 from shared.model_settings import BltSettings, EntropyModelSettings
 from shared.patching import PatchingSettings, patch_lengths
-from model_examples import blt, blt_logits, blt_settings, entropy_model, entropy_settings, pack, random_text
 
 LOCAL = {"width": 32, "heads": 4, "feed_forward": 40}
 CONFIGS = {
