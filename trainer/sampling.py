@@ -18,4 +18,5 @@ def choose(logits: Tensor, temperature: float, top_k: int | None, generator: tor
         return int(scores.argmax())
     if top_k is not None:
         scores[scores < scores.topk(min(top_k, len(scores))).values[-1]] = -torch.inf
+    scores -= scores.max()  # before dividing, so that no temperature is too low
     return int(torch.multinomial(torch.softmax(scores / temperature, 0), 1, generator=generator))

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_runs import tiny_settings
 
@@ -21,6 +21,7 @@ def tiny_blt() -> Blt:
     return model
 
 
+@settings(deadline=None)
 @given(st.floats(0, 0.9), st.floats(0, 1), st.floats(0, 1))
 def test_the_rate_rises_to_one_and_falls_to_the_floor(warmup: float, floor: float, done: float) -> None:
     schedule = ScheduleSettings(warmup=warmup, floor=floor)
