@@ -4,7 +4,7 @@ Bits per byte = sum of nats over all targets, EOS included, / (ln 2 x text bytes
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -52,21 +52,10 @@ class SubsetScore:
         return self.bytes / self.patches if self.patches else math.nan
 
 
-def evaluate(
-    model: nn.Module,
-    packs: ValidationPacks,
-    device: torch.device,
-    add_up: Callable[[Sequence[float]], Sequence[float]] | None = None,
-) -> dict[str, SubsetScore]:
-    """Score a model on the whole dataset, by subset.
-
-    add_up gives the sums over ranks of some values; it is needed where the packs are shared among ranks.
-    """
-    assert add_up or packs.ranks == 1, "these packs are one rank's share: sums over ranks are needed"
-    sums = evaluate_sums(model, packs, len(packs.subset_names), device)
-    if add_up:
-        sums = np.array(add_up(sums.ravel().tolist())).reshape(sums.shape)
-    return scores(sums, packs.subset_names)
+def evaluate(model: nn.Module, packs: ValidationPacks, device: torch.device) -> dict[str, SubsetScore]:
+    """Score a model on all packs in this process, by subset; ranks that share them add up ``evaluate_sums`` instead."""
+    assert packs.ranks == 1, "these packs are one rank's share"
+    return scores(evaluate_sums(model, packs, len(packs.subset_names), device), packs.subset_names)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ Step s takes packs [sG, (s + 1)G); rank r of R the r-th of every R of them; work
 the rank's packs. Every worker plans all packs (the index only) and reads the slices of its own.
 """
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -141,10 +142,12 @@ class PackLoader:
 
 def stateful_loader(packs: PackDataset, workers: int) -> StatefulDataLoader:
     """The shell that runs the workers; packs arrive in the rank's order, whatever their number."""
-    return StatefulDataLoader(
-        packs,
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=PREFETCH if workers else None,
-        multiprocessing_context="fork" if workers else None,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*set_vital", UserWarning)  # torchdata 0.11 calls it, torch 2.13 objects
+        return StatefulDataLoader(
+            packs,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=PREFETCH if workers else None,
+            multiprocessing_context="fork" if workers else None,
+        )

@@ -1,0 +1,119 @@
+"""Documents and datasets that the tests of packs share, and what their packs must be, in plain Python."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from shared.patching.lengths import patch_lengths
+from shared.patching.settings import PatchingSettings
+from shared.shards.dataset import Dataset, open_dataset
+from shared.shards.document import Row
+from shared.shards.manifest import DatasetIdentity, Manifest, ShardFormat
+from shared.shards.writer import write_shard
+from shared.vocabulary import BOE, IGNORED_LABEL, document_tokens
+from trainer.data.packs import Pack
+
+SPACE = PatchingSettings(rule="space", max_length=8)
+NONE = PatchingSettings(rule="none")
+ALPHABET = np.frombuffer(b"abcdef  \n\xff\x00", np.uint8)
+
+
+def document(id: str, subset: str, text: bytes, patching: PatchingSettings = SPACE) -> Row:
+    lengths = patch_lengths(document_tokens(text), patching) if patching.patched else None
+    return Row(id, subset, text, 0, lengths)
+
+
+def in_parts(row: Row) -> list[Row]:
+    """The same document in three rows, cut on patch boundaries."""
+    assert row.patch_lengths is not None
+    ends = np.cumsum(row.patch_lengths.astype(int))
+    inner = ends[(ends > 1) & (ends < len(row.text) + 1)]
+    if len(inner) < 2:
+        return [row]
+    bounds = [0, int(inner[len(inner) // 3]), int(inner[-1]), len(row.text) + 2]
+    parts = []
+    for part, (low, high) in enumerate(pairwise(bounds)):
+        text = row.text[max(0, low - 1) : high - 1 - (part == 2)]
+        lengths = row.patch_lengths[(ends > low) & (ends <= high)]
+        parts.append(Row(row.id, row.subset, text, part, lengths))
+    return parts
+
+
+def random_documents(
+    seed: int, count: int, mean: int = 30, patching: PatchingSettings = SPACE, subsets: Sequence[str] = ("a", "b", "c")
+) -> list[Row]:
+    """Documents of random bytes and sizes, some empty; ids tell them apart."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.exponential(mean, count).astype(int) * (rng.random(count) > 0.1)
+    names = rng.choice(np.array(subsets), count, p=np.arange(1, len(subsets) + 1) / sum(range(len(subsets) + 1)))
+    return [
+        document(f"{seed}-{number}", str(name), rng.choice(ALPHABET, size).tobytes(), patching)
+        for number, (size, name) in enumerate(zip(sizes, names))
+    ]
+
+
+def make_dataset(
+    folder: Path,
+    shards: Sequence[Sequence[Row]],
+    format: ShardFormat = "arrow",
+    patching: PatchingSettings = SPACE,
+    split: str = "train",
+) -> Dataset:
+    entries = [write_shard(folder, f"shard-{n:05d}", rows, format) for n, rows in enumerate(shards)]
+    identity = DatasetIdentity(
+        split=split, format=format, sidecar="none", patching=patching, patcher=None, source="a test"
+    )
+    Manifest(identity=identity, shards=entries).save(folder)
+    return open_dataset(folder)
+
+
+def random_dataset(folder: Path, seed: int, count: int = 60, shards: int = 5, **kwargs) -> Dataset:
+    rows = random_documents(seed, count, patching=kwargs.get("patching", SPACE))
+    return make_dataset(folder, [rows[n::shards] for n in range(shards)], **kwargs)
+
+
+def whole_documents(dataset: Dataset) -> list[Row]:
+    """The documents of a dataset in order, parts joined."""
+    documents: list[Row] = []
+    for row in dataset.rows():
+        if row.part:
+            before = documents.pop()
+            lengths = None
+            if row.patch_lengths is not None and before.patch_lengths is not None:
+                lengths = np.concatenate([before.patch_lengths, row.patch_lengths])
+            row = Row(row.id, row.subset, before.text + row.text, 0, lengths)
+        documents.append(row)
+    return documents
+
+
+def slices_of(pack: Pack) -> list[dict[str, list[int]]]:
+    """What a pack holds for each of its slices, patches numbered from 0 in each."""
+    found = []
+    ends = np.cumsum(pack.in_slice)
+    first_patch = 0
+    for number, (low, high) in enumerate(zip(ends - pack.in_slice, ends)):
+        one = {"ids": pack.ids[low:high].tolist(), "labels": pack.labels[low:high].tolist()}
+        if pack.patches is not None:
+            one["of_token"] = (pack.patches.of_token[low:high] - first_patch).tolist()
+            one["of_decoder"] = (pack.patches.of_decoder[low:high] - first_patch).tolist()
+            first_patch += int(pack.patches.in_slice[number])
+        found.append(one)
+    return found
+
+
+def expected_slice(row: Row, start: int, stop: int) -> dict[str, list[int]]:
+    """A slice of inputs [start, stop) of a document, from the definitions of DESIGN, byte by byte."""
+    tokens = document_tokens(row.text).tolist()
+    boe = [BOE] if start else []
+    wanted = {
+        "ids": boe + tokens[start:stop],
+        "labels": [IGNORED_LABEL] * len(boe) + tokens[start + 1 : stop + 1],
+    }
+    if row.patch_lengths is not None:
+        patch = np.repeat(np.arange(len(row.patch_lengths)), row.patch_lengths).tolist()  # of each token, EOS included
+        shift = patch[start] - len(boe)
+        wanted["of_token"] = [0] * len(boe) + [patch[i] - shift for i in range(start, stop)]
+        wanted["of_decoder"] = [0] * len(boe) + [patch[i + 1] - 1 - shift for i in range(start, stop)]
+    return wanted

@@ -1,0 +1,181 @@
+"""Bits per byte: sums over targets with EOS, over text bytes, by subset; and the evaluate command."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from pack_examples import NONE, SPACE, document, make_dataset, random_documents, whole_documents
+
+from shared.batch import segments
+from shared.config import ConfigError
+from shared.entropy_model import EntropyModel
+from shared.identity import IdentityError
+from shared.initialise import initialise
+from shared.model_files import build_model, save_model
+from shared.model_settings import BltSettings, EntropyModelSettings
+from shared.patching.settings import PatchingSettings
+from shared.shards.dataset import Dataset
+from shared.vocabulary import document_tokens
+from trainer.data.limits import PackLimits
+from trainer.data.validation import ValidationPacks
+from trainer.evaluate import Baseline, SubsetScore, evaluate, evaluate_sums, scores, table, total_of
+from trainer.identity import IDENTITY_NAME, ModelIdentity, RunNumerics, save_identity
+
+CPU = torch.device("cpu")
+ENTROPY = EntropyModelSettings(width=32, heads=2, layers=1, feed_forward=64, window=64)
+STACK = {"width": 32, "heads": 2, "layers": 1, "feed_forward": 64}
+SIZES = {"encoder": STACK, "global": STACK, "decoder": STACK, "window": 64, "ngrams": {"sizes": (3,), "rows": 101}}
+BLT = BltSettings.model_validate({**SIZES, "queries": 1})
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    rows = random_documents(2, 40)
+    return make_dataset(tmp_path_factory.mktemp("validation"), [rows[:25], rows[25:]], split="validation")
+
+
+@pytest.fixture(scope="module")
+def entropy_model() -> EntropyModel:
+    model = EntropyModel(ENTROPY)
+    initialise(model, 0)
+    return model
+
+
+def test_scores_are_sums_over_the_documents_of_each_subset(dataset: Dataset, entropy_model: EntropyModel) -> None:
+    found = evaluate(entropy_model, ValidationPacks(dataset, PackLimits(256, None)), CPU)
+    wanted: dict[str, SubsetScore] = {}
+    for row in whole_documents(dataset):
+        tokens = torch.from_numpy(document_tokens(row.text).astype(np.int64))
+        logits = entropy_model(tokens[:-1], segments([len(tokens) - 1]))
+        nats = F.cross_entropy(logits.double(), tokens[1:], reduction="sum").item()
+        score = SubsetScore(nats, len(row.text) + 1, len(row.text), 0, 1)
+        wanted[row.subset] = wanted.get(row.subset, SubsetScore()) + score
+    assert found.keys() == wanted.keys()
+    for name, score in found.items():
+        assert score.nats == pytest.approx(wanted[name].nats, rel=1e-6)
+        assert (score.targets, score.bytes, score.documents) == (
+            wanted[name].targets,
+            wanted[name].bytes,
+            wanted[name].documents,
+        )
+        totals = dataset.manifest.subsets[name]
+        assert (score.bytes, score.documents) == (totals.bytes, totals.documents)
+    total = total_of(found)
+    assert total.bits_per_byte == pytest.approx(sum(s.nats for s in wanted.values()) / math.log(2) / total.bytes)
+
+
+def test_a_uniform_model_scores_log2_260_for_every_target(dataset: Dataset) -> None:
+    class Uniform(torch.nn.Module):
+        def forward(self, ids, documents):
+            return torch.zeros(len(ids), 260)
+
+    score = total_of(evaluate(Uniform(), ValidationPacks(dataset, PackLimits(64, None)), CPU))
+    assert score.bits_per_byte == pytest.approx(math.log2(260) * (score.bytes + score.documents) / score.bytes)
+
+
+def test_ranks_add_up_to_one_process(dataset: Dataset, entropy_model: EntropyModel) -> None:
+    limits = PackLimits(96, None)
+    shares = [evaluate_sums(entropy_model, ValidationPacks(dataset, limits, r, 3), 3, CPU) for r in range(3)]
+    together, whole = (
+        scores(sum(shares), dataset.subset_names),
+        evaluate(entropy_model, ValidationPacks(dataset, limits), CPU),
+    )
+    for name in whole:
+        assert together[name].nats == pytest.approx(whole[name].nats, rel=1e-9)
+        assert together[name].bytes == whole[name].bytes
+
+
+def test_evaluating_leaves_the_model_in_its_mode(dataset: Dataset, entropy_model: EntropyModel) -> None:
+    for mode in (True, False):
+        entropy_model.train(mode)
+        evaluate(entropy_model, ValidationPacks(dataset, PackLimits(256, None)), CPU)
+        assert entropy_model.training is mode
+
+
+def test_the_mean_patch_size_is_that_of_the_manifest(dataset: Dataset) -> None:
+    blt = build_model(BLT)
+    initialise(blt, 0)
+    found = evaluate(blt, ValidationPacks(dataset, PackLimits(40, 24)), CPU)
+    for name, totals in dataset.manifest.subsets.items():
+        assert found[name].bytes_per_patch == pytest.approx(totals.mean_patch_size)
+
+
+def test_the_table_lines_up_and_shows_dashes_for_what_is_unknown() -> None:
+    figures = {"a": SubsetScore(math.log(2) * 10, 12, 10, 4, 2), "long name": SubsetScore(0.0, 1, 0, 0, 1)}
+    shown = table(figures, [Baseline("xz -9", 1.5), Baseline("order-2", 2.25, {"a": 2.5})]).splitlines()
+    assert shown[0].split() == ["subset", "documents", "bytes", "bytes/patch", "bits/byte", "xz", "-9", "order-2"]
+    assert shown[1].split() == ["a", "2", "10", "2.50", "1.0000", "-", "2.5000"]
+    assert shown[2].split() == ["long", "name", "1", "0", "-", "-", "-", "-"]
+    assert shown[3].split() == ["total", "3", "10", "2.50", "1.0000", "1.5000", "2.2500"]
+    assert len({len(line) for line in shown}) == 1
+
+
+def save_blt(folder: Path, patching: PatchingSettings) -> Path:
+    """A model folder as a finished run leaves it, with an entropy model as its patcher."""
+    patcher = folder / "entropy"
+    for path, config, carried in ((patcher, ENTROPY, None), (folder / "model", BLT, patcher)):
+        model = build_model(config)
+        initialise(model, 1)
+        save_model(model, config, path, carried)
+    numerics = RunNumerics(dtype="float32", device="cpu", torch=torch.__version__, ranks=1, threads=1)
+    identity = ModelIdentity(config={}, data={}, patching=patching, patcher=None, numerics=numerics)
+    save_identity(identity, folder / "model" / IDENTITY_NAME)
+    return folder / "model"
+
+
+def evaluate_command(arguments: list[str]) -> int:
+    """The command as `python -m trainer evaluate` runs it."""
+    import argparse
+
+    from trainer.evaluate_command import add_arguments, run
+
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return run(parser.parse_args(arguments))
+
+
+def test_the_command_prints_and_writes_scores_beside_the_baselines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = random_documents(4, 60)
+    data = tmp_path / "data"
+    make_dataset(data / "train", [rows[:40]])
+    validation = make_dataset(data / "validation", [rows[40:]], split="validation")
+    model = save_blt(tmp_path, SPACE)
+    out = tmp_path / "scores.json"
+    assert evaluate_command([str(model), str(data), "--baselines", "--tokens", "128", "--json", str(out)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    figures = json.loads(out.read_text())
+    assert figures["fingerprint"] == validation.fingerprint
+    assert figures["total"]["bytes"] == validation.manifest.totals.bytes
+    assert figures["total"]["baselines"].keys() == {"entropy model", "order-2", "xz -9"}
+    assert figures["subsets"]["a"]["baselines"].keys() == {"entropy model", "order-2"}
+    assert [line.split()[0] for line in shown] == ["subset", *validation.subset_names, "total"]
+    assert shown[-1].split()[4] == f"{figures['total']['bits_per_byte']:.4f}"
+    # The entropy model reads the same bytes without patches.
+    entropy = evaluate_command([str(model / "patcher"), str(data), "--json", str(out)])
+    assert entropy == 0
+    alone = json.loads(out.read_text())["total"]
+    assert alone["bytes_per_patch"] is None
+    assert alone["bits_per_byte"] == pytest.approx(figures["total"]["baselines"]["entropy model"], rel=1e-3)
+
+
+def test_data_patched_otherwise_than_the_model_learnt_is_refused(tmp_path: Path, dataset: Dataset) -> None:
+    model = save_blt(tmp_path, PatchingSettings(rule="space", max_length=9))
+    with pytest.raises(IdentityError, match=r"patching.max_length: recorded 9, now 8"):
+        evaluate_command([str(model), str(dataset.folder)])
+
+
+def test_unpatched_data_is_refused_for_a_model_of_patches(tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "data", [[document("x", "a", b"text", NONE)]], patching=NONE)
+    with pytest.raises(IdentityError, match=r"patching.rule: recorded 'space', now 'none'"):
+        evaluate_command([str(save_blt(tmp_path, SPACE)), str(data.folder)])
+
+
+def test_baselines_without_a_training_split_are_refused(tmp_path: Path, dataset: Dataset) -> None:
+    with pytest.raises(ConfigError, match=r"--baselines needs the training split.*--train"):
+        evaluate_command([str(tmp_path), str(dataset.folder), "--baselines"])
