@@ -17,8 +17,8 @@ class Row:
     text: bytes
     part: int = 0
     patch_lengths: np.ndarray | None = None
-    """uint16 [P]; sums to the part's bytes, plus 1 in the first part (BOS), plus 1 in the last (EOS). None when unpatched."""
+    """uint16 [P]; sums to the part's bytes, plus 1 in the first part (BOS) and in the last (EOS). None: unpatched."""
     entropies: np.ndarray | None = None
-    """float32 nats, one for each input token that lies in this part (BOS counted in the first part, EOS never), for the sidecar."""
+    """float32 nats for the sidecar, one for each input token of this part (BOS lies in the first part, EOS in none)."""
     meta: str | None = None
     """JSON that came with the record, passed through."""

@@ -89,7 +89,7 @@ class ShardEntry(Settings):
     """Sum over documents of sha256(subset, NUL, text) modulo 2^256, in hex: independent of order and of sharding."""
     subsets: dict[str, SubsetTotals]
     patch_length_histogram: list[int]
-    """Patches (BOS left out) of length 1, 2, ... up to 64; the last counts all longer ones. Empty when unpatched."""
+    """65 counts of patches (BOS left out): of length 1, 2, ... 64, then all longer ones. Empty when unpatched."""
     entropy_histogram: list[int]
     """Entropies by sidecar grid value 0..255. Empty when nothing was scored."""
 

@@ -123,3 +123,10 @@ def test_snapped_thresholds_stay_where_they_are() -> None:
         assert snap(snap(theta)) == snap(theta)
         assert np.float32(snap(theta)) in GRID
     assert abs(snap(1.335442066192627) - 1.335442066192627) <= 0.011
+
+
+@given(st.lists(st.floats(-1, 7, width=32) | st.sampled_from(GRID.tolist()), min_size=1))
+def test_a_sidecar_value_counts_the_grid_values_below(values: list[float]) -> None:
+    entropies = np.array(values, np.float32)
+    around = np.concatenate([entropies, np.nextafter(entropies, 9), np.nextafter(entropies, -9)]).astype(np.float32)
+    np.testing.assert_array_equal(quantise(around), np.searchsorted(GRID, around, side="left"))
