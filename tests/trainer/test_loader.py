@@ -105,6 +105,16 @@ def test_the_state_of_torchdatas_loader_resumes_inside_a_step(
         assert digests([next(rest) for _ in range(9)]) == digests(uninterrupted[taken : taken + 9])
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_second_iteration_goes_on_after_the_last_step(
+    dataset: Dataset, uninterrupted: list[Pack], workers: int
+) -> None:
+    loader = PackLoader(dataset, LIMITS, G, seed=3, workers=workers)
+    for _, pack in zip(range(2 * G), loader):
+        assert pack.step.number < 2
+    assert pack_digest(next(iter(loader))) == pack_digest(uninterrupted[2 * G])
+
+
 def test_other_seeds_give_other_packs(dataset: Dataset, uninterrupted: list[Pack]) -> None:
     found = iter(PackLoader(dataset, LIMITS, G, seed=4))
     assert pack_digest(next(found)) != pack_digest(uninterrupted[0])

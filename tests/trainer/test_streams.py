@@ -70,6 +70,8 @@ def test_passes_and_seeds_have_orders_of_their_own() -> None:
     assert (first != second).mean() > 0.9
     assert (first != other.take(0, 500)).mean() > 0.9
     assert (first != np.arange(500)).mean() > 0.9
+    width = WINDOW * 10  # documents of the first window: other batches in each pass, not just another order
+    assert set(documents.batch[first[:width]]) != set(documents.batch[second[:width]])
 
 
 def test_subsets_that_share_batches_draw_them_in_the_same_order() -> None:

@@ -23,12 +23,14 @@ from trainer.data.slices import SliceReader
 
 PREFETCH = 4
 """Packs that each worker reads ahead."""
+FROM_WORKER = -1
 
 
 class PackDataset(IterableDataset):
     """The endless packs of one rank, from a cursor on; each worker of a DataLoader yields its share of them.
 
-    A state is {cursor, next}: the cursor before a step, and which of the rank's packs from there comes next.
+    A state is {cursor, next}: the cursor before a step, and which of the rank's packs from there comes next
+    (FROM_WORKER: as many as the worker's number).
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class PackDataset(IterableDataset):
         self._dataset, self._limits, self._weights = dataset, limits, weights
         self._catalogue = catalogue_of(dataset)
         self._packs_per_step, self._rank, self._ranks = packs_per_step, rank, ranks
-        self._cursor, self._next = cursor, -1
+        self._cursor, self._next = cursor, FROM_WORKER
         self._planner(
             SliceReader(dataset, self._catalogue)
         )  # what cannot be planned is refused here, in the rank itself
@@ -62,7 +64,7 @@ class PackDataset(IterableDataset):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         try:
-            yield from self._packs(worker if self._next < 0 else self._next, workers)
+            yield from self._packs(worker if self._next == FROM_WORKER else self._next, workers)
         except ValueError as error:
             if not info:
                 raise
@@ -131,7 +133,11 @@ class PackLoader:
         self._workers = workers
 
     def __iter__(self) -> Iterator[Pack]:
-        """Raises DatasetError, in this process, for what a worker found damaged."""
+        """Packs from the cursor on: a second iteration begins after the last step that the first one entered.
+
+        Raises DatasetError, in this process, for what a worker found damaged.
+        """
+        self._packs.load_state_dict({"cursor": self.cursor.model_dump(), "next": FROM_WORKER})
         for item in stateful_loader(self._packs, self._workers):
             if isinstance(item, Exception):
                 raise item
