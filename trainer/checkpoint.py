@@ -1,8 +1,8 @@
 """Checkpoints: what a run needs to go on as if it had never stopped, on the same or another number of ranks.
 
-RUN/checkpoints/step-00000100/ holds the shards of model and optimizer (torch.distributed.checkpoint) and state.json. DCP writes
-`.metadata` last, by rename: a folder that has it is complete. Nothing in training draws random numbers (parameters
-come from names, data from counters), so there is no generator state to keep.
+RUN/checkpoints/step-00000100/ holds the shards of model and optimizer (torch.distributed.checkpoint) and state.json.
+DCP writes `.metadata` last, by rename: a folder that has it is complete. Nothing in training draws random
+numbers (parameters come from names, data from counters), so there is no generator state to keep.
 """
 
 import shutil

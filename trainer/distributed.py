@@ -61,9 +61,14 @@ def started(run: RunSettings) -> Iterator[World]:
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     size = dist.get_world_size()
-    yield World(dist.get_rank(), size, device, init_device_mesh(device.type, (size,)))
-    # Not after an error: the others would meet a closed connection and complain before the rank that knows the cause.
-    dist.destroy_process_group()
+    ended = False
+    try:
+        yield World(dist.get_rank(), size, device, init_device_mesh(device.type, (size,)))
+        ended = True
+    finally:
+        # Not after an error that others do not know of: they would meet a closed connection and complain first.
+        if ended or size == 1:
+            dist.destroy_process_group()
 
 
 def lost_peer(error: RuntimeError) -> bool:

@@ -29,8 +29,8 @@ PATIENCE_SECONDS = 5.0
 def complain(error: BaseException) -> int:
     """Say what is wrong; returns the exit code.
 
-    The first rank of a node speaks at once. The others wait: if it has spoken, the launcher ends them meanwhile; one that
-    is alone with its error then speaks for itself.
+    The first rank of a node speaks at once. The others wait: if it has spoken, the launcher ends them meanwhile; one
+    that is alone with its error then speaks for itself.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if not first_of_node():

@@ -1,6 +1,7 @@
 """Writing text byte by byte, from a model folder alone.
 
-Each byte recomputes the entropies and the logits of the whole prefix: the plain definition that any faster way must equal (law 2).
+Each byte recomputes the entropies and the logits of the whole prefix: the plain definition that any faster way must
+equal (law 2).
 """
 
 import codecs
@@ -149,7 +150,7 @@ def choose_patching(recorded: PatchingSettings, settings: GenerateSettings) -> P
 
 
 def text_of(pieces: Iterator[Piece], show_patches: bool) -> Iterator[str]:
-    """Pieces as text that never shows half a character; what is not UTF-8 becomes U+FFFD. Patches are set apart by |."""
+    """Pieces as text that never shows half a character; what is not UTF-8 becomes U+FFFD. | sets patches apart."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for piece in pieces:
         mark = "|" if show_patches and piece.starts else ""

@@ -1,7 +1,7 @@
 """What made a run and its model (law 7). Free of torch, so that a finished run is recognised at once."""
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -37,7 +37,7 @@ class RunIdentity(Settings):
 class RunNumerics(Settings):
     """The numerics class that the run was in when it finished (law 5)."""
 
-    dtype: str
+    dtype: Literal["float32", "bfloat16"]
     device: str
     torch: str
     ranks: int
@@ -81,8 +81,8 @@ def _check_fit(settings: TrainSettings, train: Manifest) -> None:
 
 def _check_agree(train: Manifest, validation: Manifest, folder: Path) -> None:
     """Both splits must come from one run of the pipeline with one patcher."""
-    parts = [manifest.identity.model_dump(mode="json", exclude={"split"}) for manifest in (train, validation)]
-    lines = differences(*parts)
+    ours, theirs = (split.identity.model_dump(mode="json", exclude={"split"}) for split in (train, validation))
+    lines = differences(ours, theirs)
     if lines:
         raise IdentityError(f"{folder}: train/ and validation/ were not made together: {'; '.join(lines)}")
 

@@ -1,8 +1,10 @@
 """Setting a run up, and what is left when it is done."""
 
 from pathlib import Path
+from typing import cast
 
 import torch
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from shared.files import write_atomic
@@ -95,7 +97,7 @@ def opening(job: Job, resumed: Path | None) -> str:
 def export(job: Job, identity: RunIdentity) -> None:
     """Write RUN/model: fp32 weights, settings, the patcher and, last, the identity that marks it complete."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights = get_model_state_dict(job.model, options=options)  # whole on the first rank only
+    weights = cast(dict[str, Tensor], get_model_state_dict(job.model, options=options))  # the first rank's alone
     if job.world.first:
         settings, world = job.settings, job.world
         folder = settings.run.out / MODEL_FOLDER

@@ -9,19 +9,19 @@ import torch
 from torch import nn
 
 from trainer.checkpoint import Checkpoints, TrainState
+from trainer.data.limits import PackLimits
+from trainer.data.loader import PackLoader
 from trainer.data.packs import Pack
 from trainer.distributed import World
 from trainer.errors import TrainingError
-from trainer.data.limits import PackLimits
-from trainer.data.loader import PackLoader
 from trainer.evaluate import SubsetScore, total_of
-from trainer.validation import Validation
 from trainer.metrics import MetricsLog, bits_per_byte, peak_memory
 from trainer.progress import Progress, quantity
 from trainer.schedule import progress, rate
 from trainer.settings import TrainSettings
 from trainer.step import take_step
 from trainer.stopping import StopRequest
+from trainer.validation import Validation
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Job:
 
 
 def run_steps(job: Job, stop: StopRequest) -> bool:
-    """Train until the run is done (True) or all ranks have agreed to stop (False); state is saved in the latter case."""
+    """Train until the run is done (True) or all ranks have agreed to stop (False); state is saved either way."""
     metrics, checkpoint = job.settings.metrics, job.settings.checkpoint
     packs = iter(job.loader)
     tally = Tally()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
-    # A script's own folder comes first on the path; then trainer/data would be `data` and shadow whatever has that name.
+    # A script's own folder comes first on the path: trainer/data would be `data` and shadow whatever has that name.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from shared.config import load_recipe

@@ -48,7 +48,7 @@ class MetricsLog:
 
 
 def keep_lines_up_to(path: Path, step: int) -> None:
-    """Drop lines after a step: what was logged after the last checkpoint is logged again. A half-written line goes too."""
+    """Drop lines after a step: what was logged after the last checkpoint is logged again. So do half-written ones."""
     if not path.exists():
         return
     kept = []

@@ -12,7 +12,8 @@ def decay_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Paramete
     Decayed are weight matrices that multiply activations. Norm weights and embedding tables (bytes, n-grams) are not:
     a row that no batch touches would fade away by decay alone.
     """
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             (decayed if isinstance(module, nn.Linear) else kept).append(parameter)
@@ -38,6 +39,6 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def clip(model: nn.Module, largest: float) -> Tensor:
-    """Scale all gradients so that their joint norm is at most ``largest``; the norm before, fp32 scalar on the device."""
+    """Scale all gradients so that their joint norm is at most ``largest``; the norm before, a scalar on the device."""
     norm = nn.utils.clip_grad_norm_(model.parameters(), largest)
     return norm.full_tensor() if isinstance(norm, torch.distributed.tensor.DTensor) else norm

@@ -1,4 +1,4 @@
-"""From settings to a sharded model: activation checkpointing, then FSDP2 by unit, then values that no layout changes."""
+"""From settings to a sharded model: activation checkpointing, FSDP2 by unit, then values that no layout changes."""
 
 from functools import partial
 
@@ -45,9 +45,9 @@ def units(model: nn.Module) -> list[nn.Module]:
 
 
 def recompute_blocks(model: nn.Module) -> None:
-    """Keep only the inputs of blocks. Replaces forward itself, not the module, so that parameter names stay as they are."""
+    """Keep only the inputs of blocks. Replaces forward, not the module, so that parameter names stay as they are."""
     for block in transformer_blocks(model):
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def shard(model: nn.Module, world: World, dtype: torch.dtype) -> None:

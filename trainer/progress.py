@@ -17,7 +17,7 @@ class Progress:
         self.begin(0.0)
 
     def begin(self, done: float) -> None:
-        """Start the clock; ``done`` is the share that lies behind already, so that a resumed run's time left is right."""
+        """Start the clock; ``done`` is the share that lies behind, so that a resumed run's time left is right."""
         self._began = self._shown = time.monotonic()
         self._first = done
 

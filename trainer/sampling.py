@@ -9,7 +9,7 @@ from shared.vocabulary import BOE, BOS, RESERVED
 def choose(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> int:
     """A token id from logits [V] of one position: a byte or EOS, the other special ids are never written.
 
-    Temperature 0 takes the likeliest; else draws from softmax(logits / temperature), of the ``top_k`` likeliest if given.
+    Temperature 0 takes the likeliest; else draws from softmax(logits / temperature), of the ``top_k`` likeliest only.
     Drawn in fp64 on the CPU, so that a seed gives the same text on every device whose logits agree.
     """
     scores = logits.detach().to("cpu", torch.float64)

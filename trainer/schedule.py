@@ -13,7 +13,7 @@ def progress(run: RunSettings, step: int, targets: int) -> float:
 
 
 def rate(schedule: ScheduleSettings, done: float) -> float:
-    """Share of the peak learning rate at a share ``done`` of the run: linear warm-up, then half a cosine to the floor."""
+    """Share of the peak learning rate at a share ``done`` of the run: linear warm-up, then a cosine to the floor."""
     if done < schedule.warmup:
         return done / schedule.warmup
     fall = min(1.0, (done - schedule.warmup) / (1.0 - schedule.warmup))

@@ -18,11 +18,11 @@ class RunSettings(Settings):
     steps: int | None = Field(default=None, gt=0)
     """Length of the run in optimizer steps."""
     bytes: int | None = Field(default=None, gt=0)
-    """Length of the run in training targets (bytes of text, and one EOS a document). With steps too, the first reached ends it."""
+    """Length in training targets (bytes of text, and one EOS a document). With both, the first reached ends it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
     threads: int = Field(default=1, gt=0)
-    """Threads of each rank on a CPU; sums depend on it, so it is set and recorded, never left to the machine (law 5)."""
+    """Threads of each rank on a CPU; sums depend on it, so it is set and recorded, not left to the machine (law 5)."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of parameters and activations in forward and backward; masters, gradients' sums and logits are float32."""
 

@@ -38,9 +38,9 @@ def predict(model: nn.Module, batch: Batch) -> Tensor:
 def backward(model: nn.Module, batches: Sequence[Batch], targets: int, world: World) -> Tensor:
     """Gradients of the step's mean loss; returns this rank's nats, fp64 scalar on the device.
 
-    The loss is the sum over valid targets over the step's global number of them (``targets``), so that every byte weighs
-    the same wherever it was packed. Times the number of ranks, since FSDP takes the mean over ranks. Gradients travel
-    once, with the last micro-batch.
+    The loss is the sum over valid targets over the step's global number of them (``targets``), so that every byte
+    weighs the same wherever it was packed. Times the number of ranks, since FSDP takes the mean over ranks. Gradients
+    travel once, with the last micro-batch.
     """
     nats = torch.zeros((), dtype=torch.float64, device=world.device)
     for number, batch in enumerate(batches):

@@ -55,14 +55,14 @@ def test_loss_and_gradients_of_two_ranks_equal_those_of_one_process(one: Results
     torch.testing.assert_close(one["nats"], two["nats"], rtol=1e-6, atol=0)
     torch.testing.assert_close(one["norm"], two["norm"], rtol=1e-5, atol=0)
     for name, tensor in of(one, "gradient").items():
-        torch.testing.assert_close(two[name], tensor, rtol=1e-5, atol=1e-7, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(two[name], tensor, rtol=1e-5, atol=1e-7, msg=name)
 
 
 def test_parameters_after_steps_stay_equal(one: Results, two: Results) -> None:
     for name, tensor in of(one, "trained").items():
         assert not torch.equal(tensor, one[name.replace("trained", "initial")]), name
         # Adam divides by the gradient's own size, so that rounding shows where gradients are nearly nothing.
-        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_the_sharded_gradient_is_that_of_the_plain_mean_over_all_targets(data: Path, one: Results) -> None:

@@ -26,7 +26,7 @@ from shared.shards.manifest import NumericsClass, PatcherIdentity
 from shared.vocabulary import BOE, BOS, RESERVED, byte_tokens, document_tokens
 from trainer.__main__ import main
 from trainer.data.packs import patch_map
-from trainer.generate import Boundaries, Generator, GenerateSettings, Piece, choose_patching, text_of
+from trainer.generate import Boundaries, GenerateSettings, Generator, Piece, choose_patching, text_of
 from trainer.identity import IDENTITY_NAME, ModelIdentity, RunNumerics, save_identity
 from trainer.sampling import choose
 

@@ -76,5 +76,7 @@ def test_clipping_scales_the_whole_gradient_and_returns_its_norm_before() -> Non
         parameter.grad = torch.ones_like(parameter)
     count = sum(parameter.numel() for parameter in model.parameters())
     assert float(clip(model, 1.0)) == pytest.approx(math.sqrt(count), rel=1e-5)
-    squares = sum(float(parameter.grad.square().sum()) for parameter in model.parameters() if parameter.grad is not None)
+    squares = sum(
+        float(parameter.grad.square().sum()) for parameter in model.parameters() if parameter.grad is not None
+    )
     assert squares == pytest.approx(1.0, rel=1e-3)

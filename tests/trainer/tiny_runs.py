@@ -17,7 +17,22 @@ from trainer.settings import TrainSettings
 
 STATIC = PatchingSettings(rule="static", stride=4, max_length=64)
 NONE = PatchingSettings(rule="none")
-WORDS = "the patch begins where next byte is hard to guess and ends before another one comes along".split()
+WORDS = [
+    "the",
+    "patch",
+    "begins",
+    "where",
+    "next",
+    "byte",
+    "is",
+    "hard",
+    "to",
+    "guess",
+    "and",
+    "ends",
+    "before",
+    "another",
+]
 STACK = {"width": 32, "layers": 1, "heads": 2, "feed_forward": 32}
 
 

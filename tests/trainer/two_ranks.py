@@ -1,6 +1,6 @@
 """Run by torchrun from test_fsdp.py: what this number of ranks computes, written by the first rank.
 
-    torchrun two_ranks.py DATA OUT.safetensors
+torchrun two_ranks.py DATA OUT.safetensors
 """
 
 import sys
