@@ -71,6 +71,7 @@ def test_resuming_after_any_step_is_never_stopping(dataset: Dataset, uninterrupt
         ]
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has cores
 @pytest.mark.parametrize(("ranks", "workers"), [(2, 1), (4, 0), (1, 3)])
 def test_a_run_goes_on_with_other_ranks_and_workers(
     dataset: Dataset, uninterrupted: list[Pack], ranks: int, workers: int
