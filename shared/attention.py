@@ -4,7 +4,6 @@ Shapes: N positions, H query heads, G key/value heads, C head width, B = BAND, S
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -42,28 +41,44 @@ class Scope:
     """
 
     documents: Segments
-    window: int | None = None
+    window: int | None
     """None: the whole document so far."""
-    contexts: Tensor | None = None
-    """int64 [N], `stretches` finer than documents (newline reset). None: the documents themselves."""
-    before: Tensor | None = None
+    bias: Tensor | None
+    """fp32 [N/B, 1, B, S]: 0 where a query of a band sees a key, -inf elsewhere; N is rounded up to whole bands.
+    None where attention needs no bands."""
+    before: Tensor | None
     """int64 [carried_length(window)], the stretch of each carried key that stands before the axis: 0 for the one still
     open, negative for those closed. None: nothing is carried."""
 
-    @cached_property
-    def bias(self) -> Tensor:
-        """fp32 [N/B, 1, B, S]: 0 where a query of a band sees a key, -inf elsewhere; N is rounded up to whole bands."""
-        assert self.window is not None
-        contexts = stretches(self.documents) if self.contexts is None else self.contexts
-        reach, device = carried_length(self.window), contexts.device
-        before = contexts.new_full((reach,), -1) if self.before is None else self.before
+    @classmethod
+    def of(
+        cls,
+        documents: Segments,
+        dtype: torch.dtype,
+        window: int | None = None,
+        contexts: Tensor | None = None,
+        before: Tensor | None = None,
+    ) -> "Scope":
+        """The scope for activations of ``dtype``; ``contexts`` are `stretches` finer than the documents, if any."""
+        device = documents.ids.device
+        if window is None or (contexts is None and _has_kernel(device, dtype)):
+            return cls(documents, window, None, before)
+        contexts = stretches(documents) if contexts is None else contexts
+        reach = carried_length(window)
+        outside = contexts.new_full((reach,), -1) if before is None else before
         # Padded positions see each other only, so that no row is without a key.
         contexts = F.pad(contexts, (0, -len(contexts) % BAND), value=torch.iinfo(torch.int64).max)
-        keys = torch.cat([before, contexts]).unfold(0, reach + BAND, BAND)
+        keys = torch.cat([outside, contexts]).unfold(0, reach + BAND, BAND)
         distance = torch.arange(BAND, device=device)[:, None] + reach - torch.arange(reach + BAND, device=device)
         seen = contexts.view(-1, BAND, 1) == keys[:, None]
-        seen &= (distance >= 0) & (distance < self.window)
-        return torch.zeros(seen.shape, device=device).masked_fill_(~seen, float("-inf"))[:, None]
+        seen &= (distance >= 0) & (distance < window)
+        bias = torch.zeros(seen.shape, device=device).masked_fill_(~seen, float("-inf"))[:, None]
+        return cls(documents, window, bias, before)
+
+
+def _has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the fused kernel for documents of many lengths runs here."""
+    return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scope: Scope) -> Tensor:
@@ -77,7 +92,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scope: Scope) -> Tensor:
         [N, H, C] in the dtype of q. Memory is linear in N; so is time, but without a window it is quadratic in each
         document.
     """
-    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and scope.contexts is None:
+    if scope.bias is None and _has_kernel(q.device, q.dtype):
         return _variable_length(q, k, v, scope)
     # On a CPU scores are best computed in fp32 whatever the parameters are: exact, and faster than the bf16 kernel.
     wide = q.float(), _repeat_heads(k.float(), q.shape[1]), _repeat_heads(v.float(), q.shape[1])
@@ -87,7 +102,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scope: Scope) -> Tensor:
 
 def _banded(q: Tensor, k: Tensor, v: Tensor, scope: Scope) -> Tensor:
     """Each band of queries against its own keys and those that its window reaches."""
-    assert scope.window is not None
+    assert scope.window is not None and scope.bias is not None  # noqa: PT018
     n, heads, width = q.shape
     reach, ragged = carried_length(scope.window), -n % BAND
     front = reach if scope.before is None else 0

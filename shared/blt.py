@@ -29,7 +29,7 @@ class GlobalTransformer(nn.Module):
         if self.input_projection is not None:
             x = self.input_projection(x)
         rotation = rotary(documents.positions, self.settings.head_width, self.settings.rope_theta)
-        scope = Scope(documents)
+        scope = Scope.of(documents, x.dtype)
         for block in self.blocks:
             x = block(x, rotation, scope)
         return x
@@ -48,6 +48,5 @@ class Blt(nn.Module):
 
     def forward(self, ids: Tensor, documents: Segments, patches: Patches) -> Tensor:
         """ids int64 [T] -> logits fp32 [T, V]: at each token those of the next one."""
-        scope = Scope(documents, self.settings.window)
-        states, vectors = self.encoder(ids, self.ngrams(ids, documents), scope, patches)
-        return self.decoder(states, self.global_(vectors, patches.documents), scope, patches)
+        states, vectors = self.encoder(ids, self.ngrams(ids, documents), documents, patches)
+        return self.decoder(states, self.global_(vectors, patches.documents), documents, patches)

@@ -40,8 +40,8 @@ class EntropyModel(nn.Module):
 
     def forward(self, ids: Tensor, documents: Segments) -> Tensor:
         """ids int64 [T] -> logits fp32 [T, V]; documents do not see one another."""
-        scope = Scope(documents, self.settings.window, self._contexts(ids, documents))
         x, rotation = self.embedding(ids), self._rotation(documents)
+        scope = Scope.of(documents, x.dtype, self.settings.window, self._contexts(ids, documents))
         for block in self.blocks:
             x = block(x, rotation, scope)
         return self._logits(x)
@@ -52,8 +52,8 @@ class EntropyModel(nn.Module):
         Equal to one long stream: exact for a document of any length, in bounded memory.
         """
         contexts = self._contexts(ids, documents)
-        scope = Scope(documents, self.settings.window, contexts, carry.contexts)
         x, rotation = self.embedding(ids), self._rotation(documents)
+        scope = Scope.of(documents, x.dtype, self.settings.window, contexts, carry.contexts)
         keys, values = [], []
         for block, k, v in zip(self.blocks, carry.keys, carry.values):
             assert isinstance(block, Block)

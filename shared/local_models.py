@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.attention import Scope
-from shared.batch import Patches
+from shared.batch import Patches, Segments
 from shared.cross_attention import BytesReadPatches, PatchesReadBytes, pool_patches
 from shared.layers import RMSNorm, blocks, linear, rotary
 from shared.model_settings import BltSettings
@@ -26,12 +26,13 @@ class LocalEncoder(nn.Module):
         crosses = stack.layers if settings.encoder_cross_all_layers else 1
         self.cross = nn.ModuleList(PatchesReadBytes(stack) for _ in range(crosses))
 
-    def forward(self, ids: Tensor, ngrams: Tensor, scope: Scope, patches: Patches) -> tuple[Tensor, Tensor]:
+    def forward(self, ids: Tensor, ngrams: Tensor, documents: Segments, patches: Patches) -> tuple[Tensor, Tensor]:
         """ids int64 [T], summed n-gram embeddings [T, D] -> byte states [T, D], patch vectors [P, K, D]."""
         stack, queries = self.settings.encoder, self.settings.queries
         x = self.embedding(ids)
         x = x + ngrams.to(x.dtype)
-        rotation = rotary(scope.documents.positions, stack.head_width, stack.rope_theta)
+        rotation = rotary(documents.positions, stack.head_width, stack.rope_theta)
+        scope = Scope.of(documents, x.dtype, self.settings.window)
         vectors, first = None, len(self.blocks) - len(self.cross)
         for layer, block in enumerate(self.blocks):
             x = block(x, rotation, scope)
@@ -59,11 +60,12 @@ class LocalDecoder(nn.Module):
         self.norm = RMSNorm(stack.width, stack.norm_eps)
         self.head = linear(stack.width, settings.vocabulary)
 
-    def forward(self, x: Tensor, global_states: Tensor, scope: Scope, patches: Patches) -> Tensor:
+    def forward(self, x: Tensor, global_states: Tensor, documents: Segments, patches: Patches) -> Tensor:
         """Byte states [T, D] and global states [P, D_global] -> logits fp32 [T, V]."""
         stack = self.settings.decoder
         vectors = self.patch_projection(global_states).unflatten(-1, (self.settings.queries, stack.width))
-        rotation = rotary(scope.documents.positions, stack.head_width, stack.rope_theta)
+        rotation = rotary(documents.positions, stack.head_width, stack.rope_theta)
+        scope = Scope.of(documents, x.dtype, self.settings.window)
         for layer, block in enumerate(self.blocks):
             if layer < len(self.cross):
                 x = self.cross[layer](x, vectors, patches.of_decoder)

@@ -42,7 +42,7 @@ def test_values_and_gradients_equal_those_of_a_dense_mask(
     n, groups = sum(lengths), 2 if grouped else 4
     inputs = [heads(4, n, 0), heads(groups, n, 1), heads(groups, n, 2)]
     outgoing = torch.randn(n, 4, 8, generator=torch.Generator().manual_seed(3))
-    found = attention(*inputs, Scope(documents, window))
+    found = attention(*inputs, Scope.of(documents, torch.float32, window))
     wanted = dense(*inputs, visible(documents.ids, window))
     torch.testing.assert_close(found, wanted, atol=2e-6, rtol=1e-5)
     pairs = zip(torch.autograd.grad(found, inputs, outgoing), torch.autograd.grad(wanted, inputs, outgoing))
@@ -55,24 +55,24 @@ def test_values_and_gradients_equal_those_of_a_dense_mask(
 def test_carried_keys_stand_in_for_the_part_before_a_cut(window: int, cut: int) -> None:
     n, reach = 300, carried_length(window)
     q, k, v = (heads(2, n, seed) for seed in range(3))
-    whole = attention(q, k, v, Scope(segments([n]), window))
+    whole = attention(q, k, v, Scope.of(segments([n]), torch.float32, window))
     before = torch.full((reach,), -1)
     before[max(0, reach - cut) :] = 0
     held_k, held_v = (
         torch.cat([torch.full((max(0, reach - cut), 2, 8), 9.0), x[max(0, cut - reach) : cut]]) for x in (k, v)
     )
     tail = segments([n - cut], np.arange(cut, n))
-    scope = Scope(tail, window, before=before)
+    scope = Scope.of(tail, torch.float32, window, before=before)
     found = attention(q[cut:], torch.cat([held_k, k[cut:]]), torch.cat([held_v, v[cut:]]), scope)
     torch.testing.assert_close(found, whole[cut:], atol=2e-6, rtol=1e-5)
 
 
 def test_carried_keys_are_invisible_to_a_document_that_begins() -> None:
     q, k, v = (heads(2, 70, seed) for seed in range(3))
-    scope = Scope(segments([30, 40]), 64, before=torch.zeros(64, dtype=torch.int64))
+    scope = Scope.of(segments([30, 40]), torch.float32, 64, before=torch.zeros(64, dtype=torch.int64))
     held = torch.full((64, 2, 8), 5.0)
     found = attention(q, torch.cat([held, k]), torch.cat([held, v]), scope)
-    torch.testing.assert_close(found, attention(q, k, v, Scope(segments([30, 40]), 64)))
+    torch.testing.assert_close(found, attention(q, k, v, Scope.of(segments([30, 40]), torch.float32, 64)))
 
 
 def test_stretches_count_documents_and_openings_and_keep_0_for_what_goes_on() -> None:
@@ -86,7 +86,7 @@ def test_stretches_count_documents_and_openings_and_keep_0_for_what_goes_on() ->
 def test_scores_are_taken_in_fp32_whatever_the_dtype() -> None:
     q, k, v = (heads(2, 200, seed).detach().bfloat16() for seed in range(3))
     for window in (None, 64):
-        found = attention(q, k, v, Scope(segments([200]), window))
+        found = attention(q, k, v, Scope.of(segments([200]), q.dtype, window))
         wanted = dense(q.float(), k.float(), v.float(), visible(torch.zeros(200), window))
         assert found.dtype == torch.bfloat16
         assert torch.equal(found, wanted.bfloat16()) or (found - wanted).abs().max() < 2**-7
@@ -97,6 +97,8 @@ def test_many_documents_without_a_window_cost_no_more_than_their_own_squares(lar
         n = 50 * count
         inputs = [heads(2, n, seed) for seed in range(3)]
         assert (
-            largest_tensor(lambda x=inputs, c=count: attention(*x, Scope(segments([50] * c))).sum().backward())
+            largest_tensor(
+                lambda x=inputs, c=count: attention(*x, Scope.of(segments([50] * c), torch.float32)).sum().backward()
+            )
             <= n * 16
         )

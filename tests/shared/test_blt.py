@@ -1,6 +1,7 @@
 """Laws 1, 3 and 6 for the whole model, and the parts that transformers' model cannot check."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_examples import blt, blt_logits, blt_settings, gradients, pack, random_text, summed_loss
+from torch.utils.checkpoint import checkpoint
 
 from shared.batch import Patches, segments
 from shared.cross_attention import BytesReadPatches, PatchesReadBytes, pool_patches
@@ -111,6 +113,20 @@ def test_patches_without_tokens_stay_zero_and_finite_in_every_dtype() -> None:
         assert logits.isfinite().all()
         found = gradients(model, summed_loss(logits, batch.labels))
         assert all(gradient.isfinite().all() for gradient in found.values())
+
+
+def test_blocks_compile_without_a_break_in_the_graph_and_can_be_recomputed() -> None:
+    plain, batch = blt(), pack([random_text(100, 0), random_text(60, 1)])
+    wanted = gradients(plain, summed_loss(blt_logits(plain, batch), batch.labels))
+    compiled, recomputed = blt(), blt()
+    for block in (*compiled.encoder.blocks, *compiled.global_.blocks, *compiled.decoder.blocks):
+        block.compile(backend="eager", fullgraph=True)
+    for block in (*recomputed.encoder.blocks, *recomputed.global_.blocks, *recomputed.decoder.blocks):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+    for model in (compiled, recomputed):
+        found = gradients(model, summed_loss(blt_logits(model, batch), batch.labels))
+        for name, gradient in found.items():
+            torch.testing.assert_close(gradient, wanted[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_bf16_agrees_with_fp32() -> None:
