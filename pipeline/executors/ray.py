@@ -22,9 +22,10 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
 
 import ray  # noqa: E402
-from ray.exceptions import RayActorError, RayError, RayTaskError  # noqa: E402
+from ray.exceptions import RayError, RayTaskError  # noqa: E402
 
 _REPORT_BYTES = 2**18
+_DEAD = object()
 _OBJECT_STORE_BYTES = 128 * 2**20  # plans and markers only; the data never passes through it
 
 
@@ -68,7 +69,10 @@ class _Actor:
 
 
 class RayExecutor:
-    """Actors on a Ray cluster: the one at ``settings.address``, or one made on this machine for the run."""
+    """Actors on a Ray cluster: the one at ``settings.address``, or one made on this machine for the run.
+
+    An actor gets its first split when it is ready, so a cluster may take its time to grow.
+    """
 
     def __init__(self, settings: ExecutorSettings, job: Job, plan: Plan) -> None:
         self._settings, self._job, self._plan = settings, job, plan
@@ -81,68 +85,89 @@ class RayExecutor:
         gpus = int(resources.get("GPU", 0)) if self._job.output.scoring is not None else 0
         if self._settings.workers is None:
             self.workers = gpus or default_workers(resources.get("CPU", 1), self._threads)
+        self.workers = min(self.workers, len(self._plan.splits))
         share = min(gpus / self.workers, 1.0)
         self._options = {"num_cpus": self._threads, "num_gpus": share, "max_restarts": 0, "max_task_retries": 0}
         self._shared = ray.put(self._job), ray.put(self._plan)
-        self._tracker: Any = ray.remote(_Tracker).options(num_cpus=0).remote()
-        self._actors = [self._actor() for _ in range(self.workers)]
+        self._tracker: Any = ray.remote(_Tracker).options(num_cpus=0, max_restarts=-1).remote()
+        self._reported = self._unready_deaths = 0
+        self._starting: dict[Any, Any] = {}
+        for _ in range(self.workers):
+            self._start_actor()
         return self
 
     def __exit__(self, *_: object) -> None:
         ray.shutdown()
 
     def numerics(self) -> NumericsClass | None:
-        try:
-            found = ray.get([actor.numerics.remote() for actor in self._actors])
-        except RayTaskError as error:
-            raise error.cause from None
-        except RayActorError as error:
-            raise PipelineError(f"a Ray worker died while it was set up: {_first_line(error)}") from None
-        for other in found[1:]:
-            require_numerics(found[0], other)
-        return found[0]
+        """That of the first actor to be ready; the others are compared with it before they work."""
+        while True:
+            ready, _ = ray.wait(list(self._starting))
+            if (found := self._numerics_of(ready[0])) is not _DEAD:
+                return found
 
     def run(
         self, numbers: Sequence[int], run: str, recorded: NumericsClass | None, progress: Progress
     ) -> Iterator[Outcome]:
         queue, deaths = deque(numbers), Counter[int]()
-        idle = deque(range(len(self._actors)))
-        busy: dict[Any, tuple[int, int]] = {}
-        reported = 0
+        idle: deque[Any] = deque()
+        busy: dict[Any, tuple[Any, int]] = {}
         while queue or busy:
             while idle and queue:
-                slot, number = idle.popleft(), queue.popleft()
-                busy[self._actors[slot].process.remote(number, run, recorded)] = slot, number
-            done, _ = ray.wait(list(busy), timeout=1.0)
-            total = ray.get(self._tracker.total.remote())
-            progress(total - reported)
-            reported = total
+                actor, number = idle.popleft(), queue.popleft()
+                busy[actor.process.remote(number, run, recorded)] = actor, number
+            done, _ = ray.wait([*busy, *self._starting], timeout=1.0)
+            progress(self._progress())
             for call in done:
-                slot, number = busy.pop(call)
-                outcome = self._outcome(call, slot, number, deaths)
-                idle.append(slot)
-                if outcome is None:
-                    queue.appendleft(number)
-                else:
-                    yield outcome
+                if call in self._starting:
+                    if (found := self._numerics_of(call)) is not _DEAD:
+                        require_numerics(recorded, found)
+                        idle.append(self._starting.pop(call))
+                    continue
+                actor, number = busy.pop(call)
+                try:
+                    outcome = ray.get(call)
+                except RayTaskError as error:
+                    raise error.cause from None  # counts differently from the run
+                except RayError as error:
+                    # The actor may be unreachable rather than dead: end it, so that two never work in one place.
+                    ray.kill(actor)
+                    self._start_actor()
+                    deaths[number] += 1
+                    if deaths[number] < ATTEMPTS:
+                        queue.appendleft(number)
+                    else:
+                        yield Outcome(number, error=f"its worker died {ATTEMPTS} times: {_first_line(error)}")
+                    continue
+                idle.append(actor)
+                yield outcome
 
-    def _outcome(self, call: Any, slot: int, number: int, deaths: Counter[int]) -> Outcome | None:
-        """What a call came to; None when its actor died and the split should be tried again."""
+    def _numerics_of(self, call: Any) -> Any:
+        """What an actor said when it was ready; _DEAD if it died before, and then another one is started."""
         try:
             return ray.get(call)
         except RayTaskError as error:
-            raise error.cause from None  # a worker that could not be set up, or counts differently
+            raise error.cause from None  # cannot be set up
         except RayError as error:
-            # The actor may be unreachable rather than dead: end it, so that two never work in one place.
-            ray.kill(self._actors[slot])
-            self._actors[slot] = self._actor()
-            deaths[number] += 1
-            if deaths[number] < ATTEMPTS:
-                return None
-            return Outcome(number, error=f"its worker died {ATTEMPTS} times: {_first_line(error)}")
+            ray.kill(self._starting.pop(call))
+            self._unready_deaths += 1
+            if self._unready_deaths >= ATTEMPTS:
+                raise PipelineError(f"Ray workers die while they are set up: {_first_line(error)}") from None
+            self._start_actor()
+            return _DEAD
 
-    def _actor(self) -> Any:
-        return ray.remote(_Actor).options(**self._options).remote(*self._shared, self._tracker)
+    def _start_actor(self) -> None:
+        actor: Any = ray.remote(_Actor).options(**self._options).remote(*self._shared, self._tracker)
+        self._starting[actor.numerics.remote()] = actor
+
+    def _progress(self) -> int:
+        """Input bytes got through since the last call; a tracker lost with its node costs only this figure."""
+        try:
+            total = ray.get(self._tracker.total.remote())
+        except RayError:
+            return 0
+        gained, self._reported = total - self._reported, total
+        return max(gained, 0)
 
 
 def _start(address: str | None, cpus: int) -> None:
