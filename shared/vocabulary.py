@@ -1,5 +1,7 @@
 """The 260 token ids: four special ids, then the 256 bytes."""
 
+from typing import Final
+
 import numpy as np
 
 BOE = 0  # begins a slice of a document that a pack has cut
@@ -7,7 +9,7 @@ BOS = 1  # begins a document
 EOS = 2  # ends a document
 RESERVED = 3
 OFFSET = 4  # byte b has id b + OFFSET
-VOCABULARY_SIZE = 260
+VOCABULARY_SIZE: Final = 260
 
 NEWLINE = ord("\n") + OFFSET
 IGNORED_LABEL = -100
