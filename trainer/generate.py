@@ -22,6 +22,7 @@ from shared.model_files import load_model
 from shared.model_identity import PATCHER_FOLDER, model_sha256
 from shared.patching import PatchingSettings, PatchStream
 from shared.scoring import Scorer
+from shared.shards.manifest import NumericsClass
 from shared.vocabulary import BOS, EOS, byte_tokens, token_bytes
 from trainer.identity import IDENTITY_NAME, ModelIdentity, load_identity
 from trainer.sampling import choose
@@ -50,10 +51,38 @@ class Piece:
     starts: bool
 
 
+SHORTEST_STREAM = 256
+
+
+class PrefixScorer:
+    """Entropies of a growing document, in the numerics class that the dataset records.
+
+    All but the length of the stream: the recorded one is made for throughput, and would score thousands of empty places
+    for each byte. The shortest one that holds the prefix is used: the bits were equal in every measurement, and in fp32
+    law 2 bounds what may differ.
+    """
+
+    def __init__(self, model: EntropyModel, numerics: NumericsClass, device: torch.device) -> None:
+        self._model, self._numerics, self._device = model, numerics, device
+        self._scorer: Scorer | None = None
+
+    def __call__(self, tokens: np.ndarray) -> np.ndarray:
+        """float32 [n + 1] nats after each of the tokens [BOS, b1..bn]."""
+        longest = self._numerics.stream_length
+        if self._scorer is None or self._scorer.stream_length < min(len(tokens), longest):
+            length = SHORTEST_STREAM
+            while length < len(tokens):
+                length *= 2
+            self._scorer = Scorer(self._model, min(length, longest), self._numerics.dtype, self._device)
+        # The closing EOS is not an input and decides nothing.
+        (entropies,) = self._scorer.score([np.append(tokens, np.int16(EOS))])
+        return entropies
+
+
 class Boundaries:
     """The patches of a growing document, as the pipeline would have stored them."""
 
-    def __init__(self, patching: PatchingSettings, scorer: Scorer | None) -> None:
+    def __init__(self, patching: PatchingSettings, scorer: PrefixScorer | None) -> None:
         self._stream = PatchStream(patching)
         self._scorer = scorer
         self.starts = [True]
@@ -61,10 +90,7 @@ class Boundaries:
 
     def extend(self, tokens: np.ndarray) -> None:
         """Decide about all tokens that are new in ``tokens``, the whole document so far [BOS, b1..bn]."""
-        entropies = None
-        if self._scorer is not None:
-            # The closing EOS is not an input and decides nothing.
-            (entropies,) = self._scorer.score([np.append(tokens, np.int16(EOS))])
+        entropies = None if self._scorer is None else self._scorer(tokens)
         for place in range(len(self.starts) - 1, len(tokens)):
             entropy = None if entropies is None else float(entropies[place])
             self.starts.append(self._stream.push(int(tokens[place]), entropy))
@@ -90,7 +116,7 @@ class Generator:
         self.model: nn.Module = load_model(folder, self.device, self.identity.numerics.dtype)
         self.scorer = self._load_scorer(folder / PATCHER_FOLDER) if isinstance(self.model, Blt) else None
 
-    def _load_scorer(self, folder: Path) -> Scorer | None:
+    def _load_scorer(self, folder: Path) -> PrefixScorer | None:
         patcher = self.identity.patcher
         if not self.identity.patching.needs_entropy:
             return None
@@ -100,7 +126,7 @@ class Generator:
             raise IdentityError(f"{folder} has sha256 {found}, the model was trained with {patcher.sha256}")
         entropy_model = load_model(folder)
         assert isinstance(entropy_model, EntropyModel)
-        return Scorer(entropy_model, patcher.numerics.stream_length, patcher.numerics.dtype, self.device)
+        return PrefixScorer(entropy_model, patcher.numerics, self.device)
 
     def write(self, prompt: bytes, settings: GenerateSettings) -> Iterator[Piece]:
         """The prompt's own bytes, then at most ``settings.length`` more, until the model ends the document."""

@@ -26,7 +26,7 @@ from shared.shards.manifest import NumericsClass, PatcherIdentity
 from shared.vocabulary import BOE, BOS, RESERVED, byte_tokens, document_tokens
 from trainer.__main__ import main
 from trainer.data.packs import patch_map
-from trainer.generate import Boundaries, GenerateSettings, Generator, Piece, choose_patching, text_of
+from trainer.generate import Boundaries, GenerateSettings, Generator, Piece, PrefixScorer, choose_patching, text_of
 from trainer.identity import IDENTITY_NAME, ModelIdentity, RunNumerics, save_identity
 from trainer.sampling import choose
 
@@ -49,6 +49,17 @@ def scorer_of(folder: Path) -> Scorer:
     return Scorer(model, STREAM)
 
 
+def prefix_scorer(stream_length: int = STREAM) -> PrefixScorer:
+    model = EntropyModel(PATCHER)
+    initialise(model, 5)
+    return PrefixScorer(model, numerics(stream_length), torch.device("cpu"))
+
+
+def numerics(stream_length: int = STREAM) -> NumericsClass:
+    common = {"device": "cpu", "dtype": "float32", "torch": torch.__version__, "attention": "", "probe": ""}
+    return NumericsClass(**common, stream_length=stream_length, threads=1)  # type: ignore[arg-type]
+
+
 @pytest.fixture(scope="module")
 def entropy_rule(patcher: Path) -> PatchingSettings:
     """A threshold in the middle of this model's entropies, so that about every second byte opens a patch."""
@@ -62,14 +73,11 @@ def model_folder(folder: Path, patching: PatchingSettings, patcher: Path | None)
     model = build_model(settings)
     initialise(model, 0)
     save_model(model, settings, folder, patcher)
-    numerics = NumericsClass(
-        device="cpu", dtype="float32", torch=torch.__version__, attention="", stream_length=STREAM, threads=1, probe=""
-    )
     identity = ModelIdentity(
         config={},
         data={},
         patching=patching,
-        patcher=PatcherIdentity(sha256=model_sha256(patcher), numerics=numerics) if patcher else None,
+        patcher=PatcherIdentity(sha256=model_sha256(patcher), numerics=numerics()) if patcher else None,
         numerics=RunNumerics(dtype="float32", device="cpu", torch=torch.__version__, ranks=1, threads=1),
     )
     save_identity(identity, folder / IDENTITY_NAME)
@@ -104,7 +112,7 @@ def test_patches_of_a_prefix_are_those_that_training_sees(patcher: Path, entropy
     tokens = document_tokens(b"training and writing read the same patches")
     (entropies,) = scorer_of(patcher).score([tokens])
     lengths = patch_lengths(tokens, entropy_rule, entropies).astype(np.int64)
-    boundaries = Boundaries(entropy_rule, scorer_of(patcher))
+    boundaries = Boundaries(entropy_rule, prefix_scorer())
     boundaries.extend(tokens[:-1])
     patches = boundaries.patches()
     alone = lengths[-1] == 1
@@ -114,6 +122,16 @@ def test_patches_of_a_prefix_are_those_that_training_sees(patcher: Path, entropy
     # After the last token training asks where EOS lies; the stream decides that by entropy, as for any byte.
     assert patches.of_decoder[:-1].tolist() == trained.of_decoder[:-1].tolist()
     assert patches.count == trained.in_slice[0]
+
+
+def test_entropies_of_a_prefix_are_those_of_the_recorded_stream_within_law_2() -> None:
+    model = EntropyModel(PATCHER)
+    initialise(model, 5)
+    recorded, scorer = Scorer(model, 1024), prefix_scorer(1024)
+    document = document_tokens(bytes(range(256)) * 5)
+    for length in (2, 255, 257, 600, len(document)):
+        (expected,) = recorded.score([document[:length]])
+        np.testing.assert_allclose(scorer(document[: length - 1]), expected, rtol=0, atol=1e-4)
 
 
 def test_logits_at_each_byte_do_not_depend_on_how_much_came_before_in_one_call(folder: Path) -> None:
