@@ -237,6 +237,8 @@ def test_another_run_in_the_same_folder_is_refused_and_the_difference_named(tmp_
     preprocess(corpus, "--out", out, *STATIC)
     assert preprocess(corpus, "--out", out, *STATIC, "--stride", 7) == 2
     assert "patching.stride: recorded 5, now 7" in capsys.readouterr().err
+    assert preprocess(corpus, "--out", out, *STATIC, "--validation-fraction", 0.5) == 2
+    assert "reading.validation_fraction: recorded 0.05, now 0.5" in capsys.readouterr().err
     write_jsonl(corpus, some_records(21))
     assert preprocess(corpus, "--out", out, *STATIC) == 2
     assert "inputs.sha256" in capsys.readouterr().err

@@ -13,8 +13,11 @@ import pytest
 from pipeline_helpers import command, environment, preprocess, shard_hashes, some_records, stored, write_jsonl
 
 from pipeline.__main__ import main
+from pipeline.driver import make_plan
 from pipeline.run_folder import RUN_FILE
+from pipeline.settings import Job, OutputSettings, ReadSettings, ScoringSettings
 from pipeline.threshold import ScoredDocument, UnreachableTarget, find_theta, mean_patch_size
+from pipeline.worker import NumericsError, Worker
 from shared.identity import file_sha256
 from shared.initialise import initialise
 from shared.model_files import build_model, load_model, save_model
@@ -204,6 +207,21 @@ def test_workers_of_another_numerics_class_are_refused(place, patching, tmp_path
     (out / RUN_FILE).write_text(json.dumps(run))
     assert patch(place, patching, out, *options) == 2
     assert "would score differently from the rest of this run: probe" in capsys.readouterr().err
+
+
+def test_a_worker_that_joins_later_is_refused_too(place, tmp_path):
+    out, reading = tmp_path / "out", ReadSettings()
+    plan = make_plan([place / "a.jsonl"], reading)
+    output = OutputSettings(
+        patching=PatchingSettings(rule="entropy", theta=1.0),
+        scoring=ScoringSettings(stream_length=512),
+        patcher_sha256="x",
+    )
+    worker = Worker(Job(out=out, reading=reading, output=output, patcher=place / "model"), plan)
+    recorded = worker.numerics.model_copy(update={"device": "cpu of another kind"})
+    with pytest.raises(NumericsError, match="instead of cpu of another kind"):
+        worker.process(0, "run", recorded)
+    assert not out.exists()
 
 
 def test_a_patcher_that_is_no_entropy_model_is_named(place, tmp_path, capsys):

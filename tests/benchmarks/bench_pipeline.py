@@ -1,0 +1,97 @@
+"""Speed of the pipeline as ratios within one run: reading against bare json.loads, a whole run against its scoring.
+
+python tests/benchmarks/bench_pipeline.py [MB of text]
+"""
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from pipeline.driver import make_plan
+from pipeline.read import read_split
+from pipeline.settings import Job, OutputSettings, ReadSettings, ScoringSettings
+from pipeline.split import process_split
+from pipeline.worker import load_scorer
+from shared.initialise import initialise
+from shared.model_files import build_model, save_model
+from shared.model_identity import model_sha256
+from shared.model_settings import EntropyModelSettings
+from shared.patching import PatchingSettings
+from shared.vocabulary import document_tokens
+
+MODEL = EntropyModelSettings(width=128, layers=4, heads=4, window=128)
+SCORED_BYTES = 300_000
+
+
+def corpus(path: Path, size: int) -> int:
+    """Write about ``size`` bytes of text as jsonl, from this project's own sources; returns the bytes of text."""
+    texts = [file.read_text() for file in sorted(Path(__file__).parents[2].glob("*/*.py"))]
+    written = number = 0
+    with path.open("w") as file:
+        while written < size:
+            text = texts[number % len(texts)]
+            file.write(json.dumps({"id": number, "lang": "python", "text": text}) + "\n")
+            written, number = written + len(text.encode()), number + 1
+    return written
+
+
+def timed(work: Callable[[], object]) -> float:
+    """The shorter of two runs, in seconds: the machine is rarely ours alone."""
+    times = []
+    for _ in range(2):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def main(megabytes: float) -> None:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        size = corpus(folder / "a.jsonl", int(megabytes * 1e6))
+        reading = ReadSettings(validation_fraction=0)
+
+        def job(rule: PatchingSettings, **output: object) -> Job:
+            return Job(out=folder / "out", reading=reading, output=OutputSettings(patching=rule, **output))
+
+        plan = make_plan([folder / "a.jsonl"], reading)
+        bare = timed(lambda: [json.loads(line)["text"].encode() for line in (folder / "a.jsonl").open("rb")])
+        print(f"{size / 1e6:.1f} MB of text in jsonl, one thread")
+        rates = [("json.loads alone", bare)]
+        rates.append(("plan (hash, count lines)", timed(lambda: make_plan([folder / "a.jsonl"], reading))))
+        rates.append(
+            ("read records", timed(lambda: [sum(1 for _ in read_split(plan, s, reading)) for s in plan.splits]))
+        )
+        for rule in ("none", "byte", "space"):
+            work = job(PatchingSettings(rule=rule))
+            seconds = timed(lambda work=work: [process_split(work, plan, s.number, "") for s in plan.splits])
+            rates.append((f"whole run, rule {rule}", seconds))
+        for what, seconds in rates:
+            print(f"  {what:<28} {size / seconds / 1e6:8.1f} MB/s  {bare / seconds:5.2f} of json.loads")
+
+        model = build_model(MODEL)
+        initialise(model, 1)
+        save_model(model, MODEL, folder / "model")
+        scoring = ScoringSettings()
+        scorer, _ = load_scorer(folder / "model", scoring)
+        scored = corpus(folder / "b.jsonl", SCORED_BYTES)
+        texts = [json.loads(line)["text"].encode() for line in (folder / "b.jsonl").open("rb")]
+        alone = timed(lambda: sum(len(e) for e in scorer.score(map(document_tokens, texts))))
+        plan = make_plan([folder / "b.jsonl"], reading)
+        output = {"sidecar": "uint8", "scoring": scoring, "patcher_sha256": model_sha256(folder / "model")}
+        work = job(PatchingSettings(rule="entropy", theta=5.0).on_grid(), **output)
+        whole = timed(lambda: [process_split(work, plan, s.number, "", scorer) for s in plan.splits])
+        parameters = sum(p.numel() for p in model.parameters())
+        print(f"{scored / 1e6:.1f} MB scored by {parameters / 1e6:.2f}M parameters, one thread, {scoring.dtype}")
+        print(f"  scoring alone                {scored / alone / 1e3:8.1f} kB/s")
+        print(f"  whole run                    {scored / whole / 1e3:8.1f} kB/s  {alone / whole:5.2f} of scoring alone")
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]) if len(sys.argv) > 1 else 20.0)
