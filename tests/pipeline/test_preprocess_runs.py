@@ -100,13 +100,14 @@ def test_bad_input_costs_only_itself(tmp_path, capsys, split_bytes):
         "empty-record.jsonl", "empty.txt", "empty.jsonl", "empty.jsonl.zst",
     }  # fmt: skip
     # Of a cut file every complete line before the cut arrives, and nothing else.
-    ids = {path: [text for i, _, text in stored(out) if i.startswith(path)] for path in reasons}
+    arrived = stored(out)
+    ids = {path: [text for i, _, text in arrived if i.startswith(path)] for path in reasons}
     for path in ("truncated.jsonl.zst", "cut.jsonl.gz"):
         assert sorted(ids[path]) == sorted(b"good %d" % i for i in range(len(ids[path])))
         assert len(ids[path]) > 1000
         assert dead[path]["offset"] == sum(len(GOOD % i) for i in range(len(ids[path])))
     cut = ("truncated.jsonl.zst", "cut.jsonl.gz")
-    assert sorted(text for i, _, text in stored(out) if not i.startswith(cut)) == sorted(texts)
+    assert sorted(text for i, _, text in arrived if not i.startswith(cut)) == sorted(texts)
     fates = counts(out)
     assert fates["records"] == sum(fates[fate] for fate in ("documents", "dead", "empty", "not_sampled"))
     assert (fates["dead"], fates["empty"]) == (8, 4)
