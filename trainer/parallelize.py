@@ -1,4 +1,4 @@
-"""From settings to a sharded model: activation checkpointing, FSDP2 by unit, then values that no layout changes."""
+"""From settings to a sharded model: recomputing, compiling, FSDP2 by unit, then values that no layout changes."""
 
 from functools import partial
 
@@ -22,18 +22,25 @@ def build_model(settings: TrainSettings, world: World) -> nn.Module:
         model = empty_model(settings.model)
     if settings.parallel.activation_checkpointing == "full":
         recompute_blocks(model)
+    if settings.parallel.compile:
+        compile_blocks(model)
     shard(model, world, DTYPES[settings.run.dtype])
     model.to_empty(device=world.device)
     fill(model, settings.run.seed)
     return model
 
 
-def transformer_blocks(model: nn.Module) -> list[nn.Module]:
-    """All blocks of all stacks: what is recomputed."""
+def windowed_blocks(model: nn.Module) -> list[nn.Module]:
+    """Blocks whose attention has a window: their shapes are those of the token axis, the same in every pack."""
     if isinstance(model, EntropyModel):
         return list(model.blocks)
     assert isinstance(model, Blt)
-    return [*model.encoder.blocks, *model.global_.blocks, *model.decoder.blocks]
+    return [*model.encoder.blocks, *model.decoder.blocks]
+
+
+def transformer_blocks(model: nn.Module) -> list[nn.Module]:
+    """All blocks of all stacks: what is recomputed."""
+    return [*windowed_blocks(model), *(model.global_.blocks if isinstance(model, Blt) else [])]
 
 
 def units(model: nn.Module) -> list[nn.Module]:
@@ -48,6 +55,12 @@ def recompute_blocks(model: nn.Module) -> None:
     """Keep only the inputs of blocks. Replaces forward, not the module, so that parameter names stay as they are."""
     for block in transformer_blocks(model):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Compile each block whole. Not the global stack: on a CPU its work depends on each pack's documents."""
+    for block in windowed_blocks(model):
+        block.forward = torch.compile(block.forward, fullgraph=True)
 
 
 def shard(model: nn.Module, world: World, dtype: torch.dtype) -> None:

@@ -65,6 +65,17 @@ def test_parameters_after_steps_stay_equal(one: Results, two: Results) -> None:
         torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.slow
+def test_compiled_and_recomputed_blocks_learn_the_same(data: Path, one: Results) -> None:
+    plain = settings_for(data)
+    settings = plain.model_copy(update={"parallel": plain.parallel.model_copy(update={"compile": True})})
+    with started(settings.run) as world:
+        compiled = compute(settings, world)
+    torch.testing.assert_close(compiled["nats"], one["nats"], rtol=1e-6, atol=0)
+    for name, tensor in of(one, "gradient").items():
+        torch.testing.assert_close(compiled[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+
+
 def test_the_sharded_gradient_is_that_of_the_plain_mean_over_all_targets(data: Path, one: Results) -> None:
     """The oracle: one plain model, all packs of the step, mean cross-entropy over every valid target at once."""
     from shared.shards.dataset import open_dataset
