@@ -7,6 +7,15 @@ from shared.model_settings import Settings
 from shared.shards.dataset import Dataset
 
 
+class Lane(Settings):
+    """One of the places that the packs of a step fill side by side, and the document that its last pack cut."""
+
+    document: int = Field(default=0, ge=0)
+    """Number in the dataset; without meaning when offset is 0."""
+    offset: int = Field(default=0, ge=0)
+    """Inputs of the document that are used up: 0 when the lane goes on with a document that no pack has begun."""
+
+
 class Cursor(Settings):
     """Where the stream of packs stands: everything before pack number ``pack`` has been handed out."""
 
@@ -14,17 +23,17 @@ class Cursor(Settings):
     pack: int = Field(ge=0)
     """Number of the next pack."""
     drawn: dict[str, int]
-    """Documents of each subset's stream that are used up."""
-    offset: int = Field(ge=0)
-    """Inputs of the next document that are used up: above 0 when the last pack cut it."""
+    """Documents of each subset's stream that are used up, or begun by a lane."""
+    lanes: tuple[Lane, ...]
+    """One for each pack of a step."""
     fingerprint: str
     """Of the dataset."""
 
 
-def first_cursor(dataset: Dataset, seed: int) -> Cursor:
-    """The cursor of a run that begins."""
+def first_cursor(dataset: Dataset, seed: int, lanes: int) -> Cursor:
+    """The cursor of a run that begins, with so many packs a step."""
     drawn = dict.fromkeys(dataset.subset_names, 0)
-    return Cursor(seed=seed, pack=0, drawn=drawn, offset=0, fingerprint=dataset.fingerprint)
+    return Cursor(seed=seed, pack=0, drawn=drawn, lanes=(Lane(),) * lanes, fingerprint=dataset.fingerprint)
 
 
 def check_cursor(cursor: Cursor, dataset: Dataset) -> None:

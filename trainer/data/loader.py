@@ -46,10 +46,9 @@ class PackDataset(IterableDataset):
         """Raises ConfigError or IdentityError for arguments that do not fit together, DatasetError for damaged data."""
         check_division(packs_per_step, ranks)
         check_cursor(cursor, dataset)
-        if cursor.pack % packs_per_step:
+        if len(cursor.lanes) != packs_per_step:
             raise ConfigError(
-                f"data.packs is {packs_per_step}, but the checkpoint was made after {cursor.pack} packs, "
-                "which is no whole number of such steps"
+                f"data.packs is {packs_per_step}, but the checkpoint has {len(cursor.lanes)} packs a step"
             )
         self._dataset, self._limits, self._weights = dataset, limits, weights
         self._catalogue = catalogue_of(dataset)
@@ -126,7 +125,7 @@ class PackLoader:
 
         Raises ConfigError or IdentityError where the arguments do not fit together, DatasetError for damaged data.
         """
-        self.cursor = cursor or first_cursor(dataset, seed)
+        self.cursor = cursor or first_cursor(dataset, seed, packs_per_step)
         """The data state after the step of the latest pack."""
         self.limits = limits
         self._packs = PackDataset(dataset, limits, packs_per_step, weights or {}, self.cursor, rank, ranks)

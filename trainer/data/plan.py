@@ -1,7 +1,10 @@
 """Planning packs: which slices of which documents each one holds. Pure arithmetic on the catalogue.
 
-The merged stream of documents is cut into packs, each the longest next piece within the limits (DESIGN, Batches). Only
-where a cut falls inside a document are its patch lengths read. S slices of a pack, D documents.
+The packs of a step are filled side by side, each in a lane of its own: a lane takes the next documents of the merged
+stream and cuts them into its packs, each the longest next piece within the limits (DESIGN, Batches). So the packs of
+one step come from different documents however long these are; one after the other from the same document they would
+make a gradient of that document alone. Only where a cut falls inside a document are its patch lengths read.
+S slices of a pack.
 """
 
 from dataclasses import dataclass
@@ -11,7 +14,7 @@ import numpy as np
 from shared.config import ConfigError
 from shared.identity import IdentityError
 from trainer.data.catalogue import Catalogue
-from trainer.data.cursor import Cursor
+from trainer.data.cursor import Cursor, Lane
 from trainer.data.limits import PackLimits
 from trainer.data.schedule import Schedule, document_rates
 from trainer.data.slices import SliceReader
@@ -123,52 +126,52 @@ class Planner:
         self._schedule = Schedule(rates, cursor.seed)
         self._streams = [SubsetStream(catalogue, subset, cursor.seed) for subset in range(len(names))]
         self._cursor = cursor
-        self._pack, self._offset = cursor.pack, cursor.offset
+        self._pack, self._lanes = cursor.pack, list(cursor.lanes)
         self._drawn = np.array([cursor.drawn[name] for name in names], np.int64)
         self._scheduled = self._drawn.copy()
         self._position = 0
         self._upcoming = Upcoming(catalogue, np.zeros(0, np.int64))
-        if self._offset:
-            self._check_offset()
+        for lane in self._lanes:
+            self._check_lane(lane)
 
     @property
     def cursor(self) -> Cursor:
         """Where the stream stands after the packs planned so far."""
         drawn = dict(zip(self._catalogue.subset_names, self._drawn.tolist()))
-        return self._cursor.model_copy(update={"pack": self._pack, "drawn": drawn, "offset": self._offset})
+        return self._cursor.model_copy(update={"pack": self._pack, "drawn": drawn, "lanes": tuple(self._lanes)})
 
     def next_pack(self) -> PackPlan:
-        """Plan one pack: the longest next piece of the merged stream."""
+        """Plan one pack: the longest next piece of its lane."""
         room = Room(self._limits)
-        if self._offset == 0 or self._continue(room):
+        number = self._pack % len(self._lanes)
+        lane = self._lanes[number]
+        if lane.offset:
+            lane = self._fill(lane, room)
+        if not lane.offset:
             self._extend(room.tokens)
-            end = self._upcoming.fill(self._position, room)
-            self._use(end)
-            self._continue(room)
+            self._use(self._upcoming.fill(self._position, room))
+            self._extend(0)
+            left = room.tokens
+            lane = self._fill(Lane(document=int(self._upcoming.documents[self._position])), room)
+            if room.tokens < left:
+                self._use(self._position + 1)
+        self._lanes[number] = lane
         plan = room.plan(self._pack, self._catalogue)
         assert plan.targets > 0, "a pack must make progress"
         self._pack += 1
         return plan
 
-    def _continue(self, room: Room) -> bool:
-        """Take what fits of the next document; whether that was all of it."""
-        document, inputs = self._next_document()
-        self._offset = continue_document(self._reader, inputs, document, self._offset, room)
-        if self._offset < inputs:
-            return False
-        self._use(self._position + 1)
-        return True
+    def _fill(self, lane: Lane, room: Room) -> Lane:
+        """Take what fits of a lane's document; the lane after that, with offset 0 if all or nothing of it was taken."""
+        inputs = int(self._catalogue.inputs[lane.document])
+        stop = continue_document(self._reader, inputs, lane.document, lane.offset, room)
+        return Lane(document=lane.document, offset=stop) if stop < inputs else Lane()
 
     def _use(self, position: int) -> None:
-        """Count the documents up to a position as used up."""
+        """Count the documents up to a position as drawn."""
         used = self._upcoming.documents[self._position : position]
         self._drawn += np.bincount(self._catalogue.subset[used], minlength=len(self._drawn))
-        self._position, self._offset = position, 0
-
-    def _next_document(self) -> tuple[int, int]:
-        """The next document and its inputs."""
-        self._extend(0)
-        return int(self._upcoming.documents[self._position]), int(self._upcoming.inputs[self._position])
+        self._position = position
 
     def _extend(self, tokens: int) -> None:
         """Schedule more documents, until those at hand have more than so many inputs."""
@@ -182,13 +185,17 @@ class Planner:
             waiting = self._upcoming.documents[self._position :]
             self._upcoming, self._position = Upcoming(self._catalogue, np.concatenate([waiting, documents])), 0
 
-    def _check_offset(self) -> None:
-        document, inputs = self._next_document()
+    def _check_lane(self, lane: Lane) -> None:
+        """Raise IdentityError for a document that packs of these limits could not have cut there."""
+        if not lane.offset:
+            return
+        known = lane.document < len(self._catalogue.inputs)
+        inside = known and lane.offset < self._catalogue.inputs[lane.document]
         patched = self._limits.patches is not None
-        if self._offset >= inputs or (patched and not self._reader.on_boundary(document, self._offset)):
+        if not inside or (patched and not self._reader.on_boundary(lane.document, lane.offset)):
             raise IdentityError(
-                f"the checkpoint stops at byte {self._offset - 1} of a document, where these packs cannot; "
-                "was it made with patches or weights of another kind?"
+                f"the checkpoint stops at byte {lane.offset - 1} of document {lane.document}, where these packs "
+                "cannot; was it made with patches of another kind?"
             )
 
 
