@@ -47,9 +47,7 @@ class PackDataset(IterableDataset):
         check_division(packs_per_step, ranks)
         check_cursor(cursor, dataset)
         if len(cursor.lanes) != packs_per_step:
-            raise ConfigError(
-                f"data.packs is {packs_per_step}, but the checkpoint has {len(cursor.lanes)} packs a step"
-            )
+            raise ConfigError(f"data.packs is {packs_per_step}, but the checkpoint's steps have {len(cursor.lanes)}")
         self._dataset, self._limits, self._weights = dataset, limits, weights
         self._catalogue = catalogue_of(dataset)
         self._packs_per_step, self._rank, self._ranks = packs_per_step, rank, ranks
