@@ -5,6 +5,8 @@ A split that fails by itself fails alike everywhere and is not tried again; one 
 
 import logging
 import os
+import signal
+import socket
 import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -172,6 +174,7 @@ class RayExecutor:
 
 def _start(address: str | None, cpus: int) -> None:
     """Join or make a cluster, quietly. Raises PipelineError when there is none at the address."""
+    on_termination = signal.getsignal(signal.SIGTERM)
     if address is None:
         ray.init(
             address="local",
@@ -181,11 +184,21 @@ def _start(address: str | None, cpus: int) -> None:
             logging_level=logging.ERROR,
             log_to_driver=False,
         )
-        return
-    try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, RayError, ValueError, RuntimeError) as error:
-        raise PipelineError(f"--ray-address {address}: there is no Ray cluster to join: {_first_line(error)}") from None
+    else:
+        try:
+            _require_listener(address)
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        except (OSError, RayError, ValueError, RuntimeError) as error:
+            problem = f"there is no Ray cluster to join: {_first_line(error)}"
+            raise PipelineError(f"--ray-address {address}: {problem}") from None
+    signal.signal(signal.SIGTERM, on_termination)  # Ray's own handler ends the driver without leaving its contexts
+
+
+def _require_listener(address: str) -> None:
+    """Raises OSError when nothing listens at host:port: Ray itself would try for minutes. Names ('auto') are Ray's."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _first_line(error: Exception) -> str:

@@ -101,6 +101,12 @@ def test_ray_writes_the_same_shards_from_any_directory(place, patching, inline, 
     assert "Traceback" not in result.stderr
 
 
+def test_a_cluster_that_is_not_there_is_one_line_within_seconds(place, tmp_path, capsys):
+    arguments = ("--out", tmp_path / "out", "--rule", "space", "--ray-address", "127.0.0.1:1")
+    assert preprocess(place / "a.jsonl", *arguments) == 2
+    assert "--ray-address 127.0.0.1:1: there is no Ray cluster to join" in capsys.readouterr().err
+
+
 def test_datasets_say_what_made_them_and_carry_it(place, inline):
     for name in ("train", "validation"):
         identity = load_manifest(inline / name).identity
