@@ -1,6 +1,5 @@
 """What a finished split leaves behind: the marker that says so, and files of what did not become a document."""
 
-import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -101,9 +100,3 @@ class Ledger:
         if self._file is None:
             self._file = self._stack.enter_context(atomic_file(self._path))
         self._file.write(canonical_json(entry).encode() + b"\n")
-
-
-def read_ledgers(out: Path, folder: str) -> list[dict[str, Any]]:
-    """All entries of one kind, in order of splits."""
-    paths = sorted((out / folder).glob("*.jsonl"))
-    return [json.loads(line) for path in paths for line in path.read_bytes().splitlines()]
