@@ -69,6 +69,7 @@ def prepare(settings: TrainSettings, identity: RunIdentity, world: World) -> Job
             packs_per_step=settings.data.packs,
             weights=settings.data.weights,
             seed=settings.run.seed,
+            lanes=settings.data.lanes,
             rank=world.rank,
             ranks=world.size,
             workers=settings.data.workers,

@@ -119,6 +119,7 @@ def one_step(job: Job, packs: Iterator[Pack], tally: Tally, stop: StopRequest) -
             lr,
             settings.optimizer.clip,
             own,
+            settings.parallel.keep_gathered,
         )
     except TrainingError as error:
         last = job.checkpoints.newest()

@@ -24,7 +24,7 @@ def build_model(settings: TrainSettings, world: World) -> nn.Module:
         recompute_blocks(model)
     if settings.parallel.compile:
         compile_blocks(model)
-    shard(model, world, DTYPES[settings.run.dtype])
+    shard(model, world, DTYPES[settings.run.dtype], settings.parallel.keep_gathered)
     model.to_empty(device=world.device)
     fill(model, settings.run.seed)
     return model
@@ -63,14 +63,14 @@ def compile_blocks(model: nn.Module) -> None:
         block.forward = torch.compile(block.forward, fullgraph=True)
 
 
-def shard(model: nn.Module, world: World, dtype: torch.dtype) -> None:
+def shard(model: nn.Module, world: World, dtype: torch.dtype, keep_gathered: bool = False) -> None:
     """FSDP2 over every unit: fp32 shards, compute in ``dtype``, gradients summed in fp32.
 
     Applied to one rank too: it brings the mixed precision. Inputs are not cast: rotary tables stay fp32.
     """
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for unit in (*units(model), model):
-        fully_shard(unit, mesh=world.mesh, mp_policy=policy)
+        fully_shard(unit, mesh=world.mesh, mp_policy=policy, reshard_after_forward=not keep_gathered)
 
 
 @torch.no_grad()

@@ -44,6 +44,8 @@ class DataSettings(Settings):
     """P_max: patches of a pack; None sets it from the dataset's mean patch size."""
     packs: int = Field(gt=0)
     """G: packs of one optimizer step, over all ranks; the number of ranks must divide it."""
+    lanes: int = Field(default=64, gt=0)
+    """Documents that are read side by side, so that steps do not dwell on one that is longer than a pack."""
     weights: dict[str, float] = Field(default_factory=dict)
     """Share of the bytes by subset; a subset not named keeps its natural share."""
     workers: int = Field(default=1, ge=0)
@@ -55,6 +57,9 @@ class ParallelSettings(Settings):
 
     activation_checkpointing: Literal["none", "full"] = "none"
     """full: a block's activations are computed again in the backward pass instead of being kept."""
+    keep_gathered: bool = False
+    """Parameters stay whole from a step's first forward to its last backward: less traffic, and the memory of one whole
+    copy on every rank. Otherwise each unit is gathered when it is needed."""
     compile: bool = False
     """Compile the blocks of windowed stacks: faster steps after half a minute; needs a C++ compiler on CPUs."""
 

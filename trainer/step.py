@@ -35,7 +35,9 @@ def predict(model: nn.Module, batch: Batch) -> Tensor:
     return model(batch.ids, batch.documents, batch.patches)
 
 
-def backward(model: nn.Module, batches: Sequence[Batch], targets: int, world: World) -> Tensor:
+def backward(
+    model: nn.Module, batches: Sequence[Batch], targets: int, world: World, keep_gathered: bool = False
+) -> Tensor:
     """Gradients of the step's mean loss; returns this rank's nats, fp64 scalar on the device.
 
     The loss is the sum over valid targets over the step's global number of them (``targets``), so that every byte
@@ -45,7 +47,9 @@ def backward(model: nn.Module, batches: Sequence[Batch], targets: int, world: Wo
     nats = torch.zeros((), dtype=torch.float64, device=world.device)
     for number, batch in enumerate(batches):
         if isinstance(model, FSDPModule):
-            model.set_requires_gradient_sync(number == len(batches) - 1)
+            last = number == len(batches) - 1
+            model.set_requires_gradient_sync(last)
+            model.set_reshard_after_backward(last or not keep_gathered)
         batch = batch.to(world.device)
         loss = F.cross_entropy(predict(model, batch), batch.labels, ignore_index=IGNORED_LABEL, reduction="sum")
         (loss * (world.size / targets)).backward()
@@ -62,6 +66,7 @@ def take_step(
     lr: float,
     largest_norm: float,
     extra: Sequence[float],
+    keep_gathered: bool = False,
 ) -> StepResult:
     """Learn from one step's packs.
 
@@ -70,7 +75,7 @@ def take_step(
 
     Raises TrainingError when loss or gradient are not finite, on all ranks alike, with parameters as they were.
     """
-    nats = backward(model, batches, targets, world)
+    nats = backward(model, batches, targets, world, keep_gathered)
     norm = clip(model, largest_norm)
     own_nats, grad_norm = torch.stack([nats, norm.double()]).cpu().tolist()
     total, *sums = world.total([own_nats, *extra])

@@ -8,7 +8,7 @@ from shared.shards.dataset import Dataset
 
 
 class Lane(Settings):
-    """One of the places that the packs of a step fill side by side, and the document that its last pack cut."""
+    """A sequence of documents that packs are cut from by turns, and the document that its last pack cut."""
 
     document: int = Field(default=0, ge=0)
     """Number in the dataset; without meaning when offset is 0."""
@@ -25,13 +25,13 @@ class Cursor(Settings):
     drawn: dict[str, int]
     """Documents of each subset's stream that are used up, or begun by a lane."""
     lanes: tuple[Lane, ...]
-    """One for each pack of a step."""
+    """Pack p is cut from lane p modulo their number."""
     fingerprint: str
     """Of the dataset."""
 
 
 def first_cursor(dataset: Dataset, seed: int, lanes: int) -> Cursor:
-    """The cursor of a run that begins, with so many packs a step."""
+    """The cursor of a run that begins."""
     drawn = dict.fromkeys(dataset.subset_names, 0)
     return Cursor(seed=seed, pack=0, drawn=drawn, lanes=(Lane(),) * lanes, fingerprint=dataset.fingerprint)
 

@@ -46,8 +46,11 @@ class PackDataset(IterableDataset):
         """Raises ConfigError or IdentityError for arguments that do not fit together, DatasetError for damaged data."""
         check_division(packs_per_step, ranks)
         check_cursor(cursor, dataset)
-        if len(cursor.lanes) != packs_per_step:
-            raise ConfigError(f"data.packs is {packs_per_step}, but the checkpoint's steps have {len(cursor.lanes)}")
+        if cursor.pack % packs_per_step:
+            raise ConfigError(
+                f"data.packs is {packs_per_step}, but the checkpoint was made after {cursor.pack} packs, "
+                "which is no whole number of such steps"
+            )
         self._dataset, self._limits, self._weights = dataset, limits, weights
         self._catalogue = catalogue_of(dataset)
         self._packs_per_step, self._rank, self._ranks = packs_per_step, rank, ranks
@@ -114,16 +117,17 @@ class PackLoader:
         packs_per_step: int,
         weights: dict[str, float] | None = None,
         seed: int = 0,
+        lanes: int = 1,
         rank: int = 0,
         ranks: int = 1,
         workers: int = 0,
         cursor: Cursor | None = None,
     ) -> None:
-        """A cursor continues a run, with any number of ranks and workers; its seed is the run's.
+        """A cursor continues a run, with any number of ranks and workers; its seed and lanes are the run's.
 
         Raises ConfigError or IdentityError where the arguments do not fit together, DatasetError for damaged data.
         """
-        self.cursor = cursor or first_cursor(dataset, seed, packs_per_step)
+        self.cursor = cursor or first_cursor(dataset, seed, lanes)
         """The data state after the step of the latest pack."""
         self.limits = limits
         self._packs = PackDataset(dataset, limits, packs_per_step, weights or {}, self.cursor, rank, ranks)

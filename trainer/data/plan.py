@@ -1,9 +1,9 @@
 """Planning packs: which slices of which documents each one holds. Pure arithmetic on the catalogue.
 
-The packs of a step are filled side by side, each in a lane of its own: a lane takes the next documents of the merged
-stream and cuts them into its packs, each the longest next piece within the limits (DESIGN, Batches). So the packs of
-one step come from different documents however long these are; one after the other from the same document they would
-make a gradient of that document alone. Only where a cut falls inside a document are its patch lengths read.
+Packs take turns to be cut from lanes. A lane takes the next documents of the merged stream, and each of its packs is
+the longest next piece of them within the limits (DESIGN, Batches). So packs that follow one another come from different
+documents however long these are: cut from one and the same, they would make steps that know that document alone. Only
+where a cut falls inside a document are its patch lengths read.
 S slices of a pack.
 """
 
