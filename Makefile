@@ -30,7 +30,7 @@ ENTROPY_CONFIG ?= trainer/recipes/entropy-small.toml
 PROMPT ?= def
 BYTES ?= 300
 
-TORCHRUN := $(BIN)/torchrun --standalone --nproc-per-node $(NPROC)
+TORCHRUN := OMP_NUM_THREADS=$(THREADS) $(BIN)/torchrun --standalone --nproc-per-node $(NPROC)
 PIPELINE := $(BIN)/python -m pipeline
 TRAINER := $(BIN)/python -m trainer
 PARALLEL := --executor $(EXECUTOR) --workers $(NPROC) --threads $(THREADS)
@@ -60,7 +60,7 @@ entropy: corpus ## train the small byte model whose uncertainty makes the patche
 
 calibrate: entropy ## choose the threshold that gives PATCH_SIZE bytes a patch
 	@echo "== calibration -> $(OUT)/patching.json"
-	@$(PIPELINE) calibrate $(OUT)/corpus/train --patcher $(OUT)/entropy/model --target $(PATCH_SIZE) --threads $(NPROC) --out $(OUT)/patching.json
+	@$(PIPELINE) calibrate $(OUT)/corpus/train --patcher $(OUT)/entropy/model --target $(PATCH_SIZE) --sample-bytes 500000 --threads $(NPROC) --out $(OUT)/patching.json
 
 preprocess: calibrate ## score the corpus with Ray and write patched shards
 	@echo "== preprocess -> $(OUT)/patched"
