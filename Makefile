@@ -60,7 +60,7 @@ entropy: corpus ## train the small byte model whose uncertainty makes the patche
 
 calibrate: entropy ## choose the threshold that gives PATCH_SIZE bytes a patch
 	@echo "== calibration -> $(OUT)/patching.json"
-	@$(PIPELINE) calibrate $(OUT)/corpus/train --patcher $(OUT)/entropy/model --target $(PATCH_SIZE) --sample-bytes 500000 --threads $(NPROC) --out $(OUT)/patching.json
+	@$(PIPELINE) calibrate $(OUT)/corpus/train --patcher $(OUT)/entropy/model --target $(PATCH_SIZE) --sample-bytes 500000 --threads $(THREADS) --out $(OUT)/patching.json
 
 preprocess: calibrate ## score the corpus with Ray and write patched shards
 	@echo "== preprocess -> $(OUT)/patched"
