@@ -3,7 +3,6 @@
 FOLDER/model.safetensors  FOLDER/config.json  [FOLDER/patcher/, an entropy model's folder]  [FOLDER/identity.json]
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from shared.blt import Blt
 from shared.entropy_model import EntropyModel
+from shared.files import sync
 from shared.model_identity import (
     CONFIG_FILE,
     PATCHER_FOLDER,
@@ -61,12 +61,12 @@ def save_model(
             shutil.copytree(patcher, temporary / PATCHER_FOLDER)
         for path in temporary.rglob("*"):
             if path.is_file():
-                _sync(path)
+                sync(path)
         retired = temporary.with_name(temporary.name + "-replaced")
         if folder.exists():
             folder.rename(retired)
         temporary.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
         shutil.rmtree(retired, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -111,11 +111,3 @@ def _check(state: Mapping[str, Tensor], settings: EntropyModelSettings | BltSett
             )
     if extra := sorted(set(state) - set(wanted)):
         raise ModelFileError(f"{where}: tensor {extra[0]} is not part of this model")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

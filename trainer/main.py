@@ -14,7 +14,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from shared.config import load_recipe
-from trainer.errors import USER_ERRORS, complain, first_of_node
+from trainer.errors import USER_ERRORS, complain, first_of_node, leave
 from trainer.identity import RunIdentity, finished, run_identity
 from trainer.settings import TrainSettings
 
@@ -64,4 +64,4 @@ def train(settings: TrainSettings, identity: RunIdentity) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -16,6 +16,7 @@ from shared.shards.dataset import open_dataset
 from trainer.data.limits import pack_limits
 from trainer.data.loader import PackLoader
 from trainer.distributed import World, started
+from trainer.errors import leave
 from trainer.optimizer import build_optimizer, clip
 from trainer.parallelize import build_model
 from trainer.settings import TrainSettings
@@ -67,3 +68,4 @@ if __name__ == "__main__":
         results = compute(settings, world)
         if world.first:
             safetensors.torch.save_file(results, sys.argv[2])
+    leave(0)
