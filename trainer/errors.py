@@ -46,8 +46,8 @@ def complain(error: BaseException) -> int:
 def leave(code: int) -> NoReturn:
     """End this process at once, when everything that it had to write is written.
 
-    The shutdown of the interpreter now and then aborts a finished rank: threads of gloo may outlive their process group,
-    which sharded parameters still hold (pytorch#190489).
+    The shutdown of the interpreter now and then aborts a finished rank: threads of gloo may outlive their process
+    group, which sharded parameters still hold (pytorch#190489).
     """
     for child in multiprocessing.active_children():
         child.terminate()
