@@ -70,13 +70,20 @@ blt: preprocess ## train the byte latent transformer on the patched shards (FSDP
 	@echo "== byte latent transformer -> $(OUT)/blt"
 	@$(TORCHRUN) trainer/main.py $(CONFIG) --data.path $(OUT)/patched --run.out $(OUT)/blt
 
+# $(call once,NAME,WORDS,COMMAND): run COMMAND and keep what it prints in OUT/NAME.txt; when model, data and WORDS are those
+# that it was made from, show that instead.
+once = key=$$( (echo "$(2)"; cat $(OUT)/blt/model/*.json $(OUT)/blt/model/*.safetensors $(OUT)/patched/*/manifest.json) | sha256sum); \
+  if [ "$$(cat $(OUT)/$(1).identity 2>/dev/null)" != "$$key" ]; then \
+    rm -f $(OUT)/$(1).identity; $(3) | tee $(OUT)/$(1).txt; echo "$$key" >$(OUT)/$(1).identity; \
+  else cat $(OUT)/$(1).txt; fi
+
 evaluate: blt ## bits per byte on validation by subset, beside baselines
-	@echo "== evaluation -> $(OUT)/evaluation.json"
-	@$(TRAINER) evaluate $(OUT)/blt/model $(OUT)/patched --baselines --json $(OUT)/evaluation.json
+	@echo "== evaluation -> $(OUT)/evaluation.txt, evaluation.json"
+	@$(call once,evaluation,,$(TRAINER) evaluate $(OUT)/blt/model $(OUT)/patched --baselines --json $(OUT)/evaluation.json)
 
 generate: blt ## BYTES of text after PROMPT
-	@echo "== sample"
-	@$(TRAINER) generate $(OUT)/blt/model --prompt "$(PROMPT)" --bytes $(BYTES)
+	@echo "== sample -> $(OUT)/sample.txt"
+	@$(call once,sample,$(PROMPT) $(BYTES),$(TRAINER) generate $(OUT)/blt/model --prompt "$(PROMPT)" --bytes $(BYTES))
 
 train: evaluate generate ## everything: raw text in, trained model, figures and a sample out
 	@echo "== done: model in $(OUT)/blt/model, figures in $(OUT)/evaluation.json, curves: tensorboard --logdir $(OUT)"
