@@ -1,11 +1,13 @@
 """Errors of the user, said once in one line however many ranks meet them. Free of torch."""
 
+import hashlib
 import json
 import multiprocessing
 import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import NoReturn
 
 from shared.config import ConfigError
@@ -32,15 +34,31 @@ def complain(error: BaseException) -> int:
     """Say what is wrong; returns the exit code.
 
     The first rank of a node speaks at once. The others wait: if it has spoken, the launcher ends them meanwhile; one
-    that is alone with its error then speaks for itself.
+    that is alone with its error then speaks for itself. What one rank of the node has said no other says again.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if not first_of_node():
         time.sleep(PATIENCE_SECONDS)
     line = f"patchwork: error: {error}"
-    print(line, file=sys.stderr, flush=True)
+    if first_to_say(line):
+        print(line, file=sys.stderr, flush=True)
     tell_launcher(line)
     return 1
+
+
+def first_to_say(line: str) -> bool:
+    """Whether no other rank that this launcher started has said the line: the one that makes its file is the first."""
+    own = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not own:
+        return True
+    said = Path(own).parent.parent / hashlib.sha256(line.encode()).hexdigest()
+    try:
+        said.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def leave(code: int) -> NoReturn:

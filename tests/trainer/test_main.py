@@ -114,6 +114,20 @@ def test_a_rank_alone_with_its_error_speaks_after_a_while(
     assert capsys.readouterr().err == PREFIX + "only here\n"
 
 
+def test_what_one_rank_has_said_no_other_says_again(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """However long either of them took to meet the error."""
+    monkeypatch.setattr(errors, "PATIENCE_SECONDS", 0.0)
+    for rank in "10":
+        (tmp_path / rank).mkdir()
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / rank / "error.json"))
+        assert errors.complain(ValueError("on both")) == 1
+        assert "on both" in (tmp_path / rank / "error.json").read_text()
+    assert capsys.readouterr().err == PREFIX + "on both\n"
+
+
 def test_the_entropy_model_trains_with_the_same_entry(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     data = tiny_data(tmp_path / "data", NONE)
     values = tiny_recipe(data, tmp_path / "run", model={"kind": "entropy", "window": 64, **STACK})
