@@ -73,7 +73,7 @@ def dead_letter(place: Place, reason: str, data: bytes) -> DeadLetter:
 
 
 def split_of(record: Record, reading: ReadSettings) -> SplitName:
-    """train or validation: by the hash of key or content, so that a record never changes sides (DESIGN)."""
+    """train or validation: by the hash of key or content, so that a record never changes sides."""
     if record.split is not None:
         return record.split
     key = record.text if record.key is None else record.key

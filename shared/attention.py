@@ -14,7 +14,7 @@ from shared.batch import Segments
 
 BAND = 64
 """Queries are taken in bands of this many positions. A document that begins at a multiple of it gets the same bits
-wherever it lies in a stream of fixed length (DESIGN "Scoring")."""
+wherever it lies in a stream of fixed length."""
 
 
 def carried_length(window: int) -> int:

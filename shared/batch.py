@@ -52,7 +52,7 @@ def segments(lengths: Sequence[int], positions: np.ndarray | None = None) -> Seg
 
 @dataclass(frozen=True)
 class Patches:
-    """How the tokens of a batch are grouped (DESIGN definitions; paper section 2)."""
+    """How the tokens of a batch are grouped (paper section 2)."""
 
     of_token: Tensor
     """int64 [T], the patch that the encoder puts each token in, non-decreasing."""

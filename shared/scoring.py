@@ -2,7 +2,7 @@
 
 Documents begin at multiples of the attention band on one endless axis, which is cut every T tokens; a document that a
 cut divides goes on from carried keys and values. Every product of matrices therefore has the same shape, and every
-document the same place within its bands, in every stream (DESIGN "Scoring").
+document the same place within its bands, in every stream.
 """
 
 import copy

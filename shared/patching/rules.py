@@ -1,4 +1,4 @@
-"""Where a rule would like a patch to start: one raw decision for each token of a document (DESIGN, Definitions).
+"""Where a rule would like a patch to start: one raw decision for each token of a document.
 
 A decision about position t looks at tokens and entropies before t only (law 1). Length limits come after (lengths.py).
 N tokens of a document [BOS, b1..bn, EOS]; entropies [N - 1], entropies[i] = H(token i + 1 | tokens <= i) in nats.

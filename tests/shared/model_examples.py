@@ -67,7 +67,7 @@ def pack(
     entropies: Sequence[np.ndarray | None] | None = None,
     pad: tuple[int, int] = (0, 0),
 ) -> Batch:
-    """Whole documents side by side (DESIGN definitions), then ``pad`` tokens and patches that belong to nothing."""
+    """Whole documents side by side, then ``pad`` tokens and patches that belong to nothing."""
     ids, labels, of_token, of_decoder, tokens_in, patches_in = [], [], [], [], [], []
     for text, scores in zip(texts, entropies or [None] * len(texts)):
         tokens = document_tokens(text)

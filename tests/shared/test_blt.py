@@ -137,7 +137,7 @@ def test_bf16_agrees_with_fp32() -> None:
 
 
 def test_a_byte_reads_the_last_patch_that_is_complete_when_it_predicts() -> None:
-    """The worked example of blt-facts: lengths [1, 1, 3, 2, 2] over 8 inputs."""
+    """The worked example: lengths [1, 1, 3, 2, 2] over 8 inputs."""
     model = blt()
     ids = torch.tensor([1, 70, 80, 90, 100, 110, 120, 130])
     patches = Patches(torch.tensor([0, 1, 2, 2, 2, 3, 3, 4]), torch.tensor([0, 1, 1, 1, 2, 2, 3, 3]), segments([5]))

@@ -1,4 +1,4 @@
-"""Boundaries against hand-worked cases: blt-facts "Boundaries" and DESIGN "Decision to boundary"."""
+"""Boundaries against cases worked by hand, rule by rule."""
 
 import numpy as np
 import pytest

@@ -104,7 +104,7 @@ def slices_of(pack: Pack) -> list[dict[str, list[int]]]:
 
 
 def expected_slice(row: Row, start: int, stop: int) -> dict[str, list[int]]:
-    """A slice of inputs [start, stop) of a document, from the definitions of DESIGN, byte by byte."""
+    """A slice of inputs [start, stop) of a document, from the definitions, byte by byte."""
     tokens = document_tokens(row.text).tolist()
     boe = [BOE] if start else []
     wanted = {

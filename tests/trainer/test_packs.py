@@ -1,4 +1,4 @@
-"""Packs against the definitions of DESIGN: cuts, labels, patches, padding, and each byte a target once."""
+"""Packs against their definitions: cuts, labels, patches, padding, and each byte a target once."""
 
 from collections import defaultdict
 from itertools import pairwise

@@ -21,7 +21,7 @@ from trainer.data.slices import SliceReader
 
 @dataclass(frozen=True)
 class PackPatches:
-    """The patches of a pack (DESIGN, Definitions)."""
+    """The patches of a pack."""
 
     of_token: np.ndarray
     """int32 [T], non-decreasing."""

@@ -1,7 +1,7 @@
 """Planning packs: which slices of which documents each one holds. Pure arithmetic on the catalogue.
 
 Packs take turns to be cut from lanes. A lane takes the next documents of the merged stream, and each of its packs is
-the longest next piece of them within the limits (DESIGN, Batches). So packs that follow one another come from different
+the longest next piece of them within the limits. So packs that follow one another come from different
 documents however long these are: cut from one and the same, they would make steps that know that document alone. Only
 where a cut falls inside a document are its patch lengths read.
 S slices of a pack.

@@ -1,4 +1,4 @@
-"""The endless stream of documents of one subset: pass after pass, each in an order of its own (DESIGN, Batches).
+"""The endless stream of documents of one subset: pass after pass, each in an order of its own.
 
 In a pass every record batch with documents of the subset is drawn once, in a random order, and the documents of
 WINDOW successive batches are shuffled together. Every document of the subset is in each pass once (law 4).
