@@ -12,13 +12,13 @@ from shared.files import atomic_file, write_atomic
 from shared.identity import canonical_json, file_sha256
 from shared.model_settings import Settings
 from shared.shards.index import index_name
-from shared.shards.manifest import ShardEntry
+from shared.shards.manifest import ShardEntry, Sums
 from shared.shards.sidecar import sidecar_name
 
 MARKERS, DEAD_LETTERS, EMPTY_RECORDS = "splits", "dead-letters", "empty-records"
 
 
-class Counts(Settings):
+class Counts(Sums):
     """Every record of the input has exactly one fate (law 4)."""
 
     records: int = 0
@@ -29,10 +29,6 @@ class Counts(Settings):
     not_sampled: int = 0
     document_bytes: int = 0
     """Bytes of text in the documents."""
-
-    def __add__(self, other: "Counts") -> "Counts":
-        ours, theirs = self.model_dump(), other.model_dump()
-        return Counts(**{key: ours[key] + theirs[key] for key in ours})
 
 
 class Marker(Settings):

@@ -1,7 +1,7 @@
 """The manifest of a dataset: what it holds, what made it, and the figures that verify it. Plain JSON, free of torch."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import ValidationError
 
@@ -57,7 +57,15 @@ class DatasetIdentity(Settings):
     """Digest of the snapshotted inputs and of every option that decides which record goes where."""
 
 
-class SubsetTotals(Settings):
+class Sums(Settings):
+    """Counts that add up field by field."""
+
+    def __add__(self, other: Self) -> Self:
+        ours, theirs = self.model_dump(), other.model_dump()
+        return type(self)(**{key: ours[key] + theirs[key] for key in ours})
+
+
+class SubsetTotals(Sums):
     """Figures of one subset."""
 
     documents: int = 0
@@ -65,10 +73,6 @@ class SubsetTotals(Settings):
     bytes: int = 0
     patches: int = 0
     """Patches other than BOS; 0 when unpatched."""
-
-    def __add__(self, other: "SubsetTotals") -> "SubsetTotals":
-        ours, theirs = self.model_dump(), other.model_dump()
-        return SubsetTotals(**{key: ours[key] + theirs[key] for key in ours})
 
     @property
     def mean_patch_size(self) -> float:
