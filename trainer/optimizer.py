@@ -1,30 +1,20 @@
-"""AdamW over the parameters of a model, norms and tables without decay."""
+"""AdamW over the parameters of a model, in groups of their own decay and rate."""
 
 import torch
 from torch import Tensor, nn
 
+from trainer.parameter_groups import FACTOR, freeze, parameter_groups
 from trainer.settings import OptimizerSettings
 
 
-def decay_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Parameters that are decayed and those that are not.
-
-    Decayed are weight matrices that multiply activations. Norm weights and embedding tables (bytes, n-grams) are not:
-    a row that no batch touches would fade away by decay alone.
-    """
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            (decayed if isinstance(module, nn.Linear) else kept).append(parameter)
-    return decayed, kept
-
-
 def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
-    """AdamW with its moments beside the sharded parameters; the learning rate is set anew before each step."""
-    decayed, kept = decay_groups(model)
+    """AdamW with its moments beside the sharded parameters; the learning rate is set anew before each step.
+
+    Parameters that learn nothing (factor 0) need no gradient from here on, and have no moments.
+    """
+    freeze(model, settings)
     return torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": kept, "weight_decay": 0.0}],
+        parameter_groups(model, settings),
         lr=settings.lr,
         betas=settings.betas,
         eps=settings.eps,
@@ -33,9 +23,9 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opti
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group."""
+    """Set the learning rate of every group, its own share of ``lr``."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group[FACTOR]
 
 
 def clip(model: nn.Module, largest: float) -> Tensor:

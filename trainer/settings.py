@@ -1,9 +1,10 @@
 """What a recipe may say, one class a component. Free of torch: a finished run is recognised without importing it."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from shared.model_settings import ModelSettings, Settings
 
@@ -75,6 +76,23 @@ class OptimizerSettings(Settings):
     """Of weight matrices; norms and embedding tables are never decayed."""
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient."""
+    rates: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
+    """Share of the learning rate by parameter name or whole dotted beginning of it ("global_.blocks" = 0.1): the
+    longest one that fits counts, 1 where none does. 0 freezes: neither gradients nor moments."""
+
+    @field_validator("rates", mode="before")
+    @classmethod
+    def _dotted(cls, rates: Any) -> Any:
+        """Unquoted dots in TOML and on the command line make tables in tables: the same names."""
+        return dict(_flat(rates)) if isinstance(rates, dict) else rates
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 class ScheduleSettings(Settings):
@@ -135,10 +153,20 @@ FREE_SECTIONS = ("parallel", "checkpoint", "metrics")
 """Sections of such keys only: how the same sums are computed, what is saved and reported when."""
 
 
+LATER_KEYS = {"optimizer": {"rates": {}}}
+"""Keys that came after the first runs, with the values that change nothing: those are left out, so that runs from
+before stay what they are."""
+
+
 def decisive(settings: TrainSettings) -> dict[str, Any]:
     """The keys that decide what is learnt: part of a run's identity."""
-    return {
-        section: {key: value for key, value in values.items() if key not in FREE_KEYS.get(section, ())}
-        for section, values in settings.resolved().items()
-        if section not in FREE_SECTIONS
-    }
+    sections = {}
+    for section, values in settings.resolved().items():
+        free, later = FREE_KEYS.get(section, ()), LATER_KEYS.get(section, {})
+        if section not in FREE_SECTIONS:
+            sections[section] = {
+                key: value
+                for key, value in values.items()
+                if key not in free and not (key in later and value == later[key])
+            }
+    return sections

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from tiny_runs import tiny_settings
 
 from shared.blt import Blt
+from shared.config import ConfigError
 from shared.initialise import initialise
-from trainer.optimizer import build_optimizer, clip, decay_groups, set_rate
+from trainer.optimizer import build_optimizer, clip, set_rate
+from trainer.parameter_groups import decayed_names, parameter_groups, rate_factors
 from trainer.schedule import progress, rate
 from trainer.settings import OptimizerSettings, RunSettings, ScheduleSettings
 
@@ -46,14 +48,70 @@ def test_the_run_ends_with_whichever_length_is_reached_first() -> None:
 
 def test_norms_and_tables_are_not_decayed_and_every_matrix_is() -> None:
     model = tiny_blt()
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    decayed, kept = ({names[id(parameter)] for parameter in group} for group in decay_groups(model))
-    assert decayed | kept == set(names.values())
-    assert not decayed & kept
+    decayed = decayed_names(model)
+    kept = {name for name, _ in model.named_parameters()} - decayed
     assert "ngrams.weight" in kept
     assert "encoder.embedding.weight" in kept
     assert all("norm" in name for name in kept - {"ngrams.weight", "encoder.embedding.weight"})
     assert {"decoder.head.weight", "global_.blocks.0.qkv.weight", "encoder.patch_projection.weight"} <= decayed
+
+
+RATES = {"global_.blocks": 0.1, "global_.blocks.0.down": 0.5, "encoder": 0.0, "ngrams.weight": 2.0}
+
+
+def test_every_parameter_that_learns_is_in_one_group_with_its_decay_and_factor() -> None:
+    model = tiny_blt()
+    settings = OptimizerSettings(lr=1.0, weight_decay=0.3, rates=RATES)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {}
+    for group in parameter_groups(model, settings):
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            assert name not in found
+            found[name] = (group["weight_decay"], group["factor"])
+    assert found.keys() == {name for name in names.values() if not name.startswith("encoder.")}
+    assert found["global_.blocks.0.qkv.weight"] == (0.3, 0.1)
+    assert found["global_.blocks.0.down.weight"] == (0.3, 0.5)
+    assert found["global_.blocks.0.attention_norm.weight"] == (0.0, 0.1)
+    assert found["ngrams.weight"] == (0.0, 2.0)
+    assert found["decoder.head.weight"] == (0.3, 1.0)
+
+
+def test_a_prefix_is_whole_parts_of_a_name_and_the_longest_wins() -> None:
+    names = ["a.b.1.w", "a.b.10.w", "c"]
+    assert rate_factors(names, {"a.b.1": 0.5, "a": 0.2, "a.b.10.w": 3.0}) == {"a.b.1.w": 0.5, "a.b.10.w": 3.0, "c": 1}
+    assert rate_factors(names, {"c": 0.0}) == {"a.b.1.w": 1, "a.b.10.w": 1, "c": 0}
+    assert rate_factors(names, {"a": 0.1, "a.b": 0.2}) == {"a.b.1.w": 0.2, "a.b.10.w": 0.2, "c": 1}
+
+
+@pytest.mark.parametrize("prefix", ["global", "global_.block", "decoder.blocks.1", "global_.blocks.0.qkv.weight.x", ""])
+def test_a_prefix_that_no_parameter_has_is_named(prefix: str) -> None:
+    with pytest.raises(ConfigError, match=f"optimizer.rates.* '{prefix}'; they are in .*global_") as caught:
+        build_optimizer(tiny_blt(), OptimizerSettings(lr=1.0, rates={"global_": 0.5, prefix: 0.1}))
+    assert "\n" not in str(caught.value)
+
+
+def test_rates_that_would_freeze_everything_are_refused() -> None:
+    parts = dict.fromkeys(("ngrams", "encoder", "global_", "decoder"), 0.0)
+    with pytest.raises(ConfigError, match="nothing would learn"):
+        build_optimizer(tiny_blt(), OptimizerSettings(lr=1.0, rates=parts))
+
+
+def test_each_group_moves_by_its_share_and_a_frozen_part_neither_moves_nor_remembers() -> None:
+    model = tiny_blt()
+    optimizer = build_optimizer(model, OptimizerSettings(lr=1.0, weight_decay=0.0, rates=RATES))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == (not name.startswith("encoder.")), name
+        if parameter.requires_grad:
+            parameter.grad = torch.ones_like(parameter)
+    set_rate(optimizer, 1e-3)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        factor = rate_factors([*before], RATES)[name]
+        moved = (before[name] - parameter.detach()).double()
+        torch.testing.assert_close(moved, torch.full_like(moved, 1e-3 * factor), rtol=1e-3, atol=2e-7)
+        assert (parameter in optimizer.state) == (factor > 0), name
 
 
 def test_a_step_moves_by_the_rate_that_is_set_and_decays_matrices_only() -> None:

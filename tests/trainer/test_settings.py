@@ -8,7 +8,7 @@ from tiny_runs import NONE, STATIC, tiny_data, tiny_recipe, tiny_settings, toml
 from shared.config import ConfigError, load_recipe
 from shared.identity import IdentityError
 from trainer.identity import check_same, run_identity
-from trainer.settings import FREE_KEYS, FREE_SECTIONS, TrainSettings
+from trainer.settings import FREE_KEYS, FREE_SECTIONS, LATER_KEYS, TrainSettings, decisive
 
 RECIPES = sorted(Path(__file__).parents[2].glob("trainer/recipes/*.toml"))
 
@@ -26,6 +26,7 @@ def test_recipes_are_valid_with_a_path_and_a_folder_given() -> None:
         (["--model.width", "30"], "model.blt.width"),
         (["--run.dtype", "float16"], "run.dtype"),
         (["--data.packs", "0"], "data.packs"),
+        (["--optimizer.rates.global_.blocks", "-1"], r"optimizer.rates.global_.blocks"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(tmp_path: Path, overrides: list[str], words: str) -> None:
@@ -39,6 +40,23 @@ def test_a_wrong_key_or_value_is_named(tmp_path: Path, overrides: list[str], wor
 def test_a_run_without_a_length_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="steps or as bytes"):
         tiny_settings(tmp_path, tmp_path, run={"steps": None})
+
+
+def test_rates_are_named_by_dots_however_they_are_written(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(toml(tiny_recipe(tmp_path, tmp_path)) + '[optimizer.rates]\n"global_.blocks" = 0.1\n')
+    changes = ["--optimizer.rates.global_.blocks", "0.2", "--optimizer.rates.encoder.blocks.0", "0"]
+    assert load_recipe(recipe, [], TrainSettings).optimizer.rates == {"global_.blocks": 0.1}
+    changed = load_recipe(recipe, changes, TrainSettings).optimizer.rates
+    assert changed == {"global_.blocks": 0.2, "encoder.blocks.0": 0.0}
+
+
+def test_a_run_from_before_a_key_existed_is_the_same_run(tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path, tmp_path)
+    for section, later in LATER_KEYS.items():
+        assert not later.keys() & decisive(settings)[section].keys()
+    slower = tiny_settings(tmp_path, tmp_path, optimizer={"rates": {"global_": 0.1}})
+    assert decisive(slower)["optimizer"]["rates"] == {"global_": 0.1}
 
 
 def test_free_keys_exist() -> None:
