@@ -61,7 +61,7 @@ class Scope:
     ) -> "Scope":
         """The scope for activations of ``dtype``; ``contexts`` are `stretches` finer than the documents, if any."""
         device = documents.ids.device
-        if window is None or (contexts is None and _has_kernel(device, dtype)):
+        if window is None or (contexts is None and has_kernel(device, dtype)):
             return cls(documents, window, None, before)
         contexts = stretches(documents) if contexts is None else contexts
         reach = carried_length(window)
@@ -76,7 +76,7 @@ class Scope:
         return cls(documents, window, bias, before)
 
 
-def _has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the fused kernel for documents of many lengths runs here."""
     return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
 
@@ -92,7 +92,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scope: Scope) -> Tensor:
         [N, H, C] in the dtype of q. Memory is linear in N; so is time, but without a window it is quadratic in each
         document.
     """
-    if scope.bias is None and _has_kernel(q.device, q.dtype):
+    if scope.bias is None and has_kernel(q.device, q.dtype):
         return _variable_length(q, k, v, scope)
     # On a CPU scores are best computed in fp32 whatever the parameters are: exact, and faster than the bf16 kernel.
     wide = q.float(), _repeat_heads(k.float(), q.shape[1]), _repeat_heads(v.float(), q.shape[1])

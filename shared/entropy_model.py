@@ -44,7 +44,7 @@ class EntropyModel(nn.Module):
         scope = Scope.of(documents, x.dtype, self.settings.window, self._contexts(ids, documents))
         for block in self.blocks:
             x = block(x, rotation, scope)
-        return self._logits(x)
+        return self.logits(x)
 
     def forward_carried(self, ids: Tensor, documents: Segments, carry: Carry) -> tuple[Tensor, Carry]:
         """The same for one stream of many: its first document goes on from ``carry`` where its first position is not 0.
@@ -62,7 +62,7 @@ class EntropyModel(nn.Module):
             values.append(v)
         numbered = contexts if contexts is not None else stretches(documents)
         left = torch.cat([carry.contexts, numbered])[len(numbered) :] - numbered[-1]
-        return self._logits(x), Carry(left, tuple(keys), tuple(values))
+        return self.logits(x), Carry(left, tuple(keys), tuple(values))
 
     def empty_carry(self) -> Carry:
         """The state before the first stream: nothing to see."""
@@ -79,7 +79,8 @@ class EntropyModel(nn.Module):
     def _rotation(self, documents: Segments) -> Tensor:
         return rotary(documents.positions, self.settings.head_width, self.settings.rope_theta)
 
-    def _logits(self, x: Tensor) -> Tensor:
+    def logits(self, x: Tensor) -> Tensor:
+        """[N, D] after the last block -> fp32 [N, V]."""
         # fp32 whatever the parameters are: in bf16 many logits tie and boundaries would depend on rounding.
         return F.linear(self.norm(x).float(), self.head.weight.float())
 

@@ -60,24 +60,26 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rotation: Tensor, scope: Scope) -> Tensor:
         """[N, D] -> [N, D]; ``rotation`` from `rotary`."""
-        q, k, v = self._project(x, rotation)
-        return self._finish(x, attention(q, k, v, scope))
+        q, k, v = self.project(x, rotation)
+        return self.finish(x, attention(q, k, v, scope))
 
     def forward_carried(
         self, x: Tensor, rotation: Tensor, scope: Scope, keys: Tensor, values: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The same with keys and values [R, G, C] carried from before; returns x and the last R of both."""
-        q, k, v = self._project(x, rotation)
+        q, k, v = self.project(x, rotation)
         k, v = torch.cat([keys, k]), torch.cat([values, v])
-        return self._finish(x, attention(q, k, v, scope)), k[len(k) - len(keys) :], v[len(v) - len(keys) :]
+        return self.finish(x, attention(q, k, v, scope)), k[len(k) - len(keys) :], v[len(v) - len(keys) :]
 
-    def _project(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What attention takes: [N, D] -> queries [N, H, C], keys and values [N, G, C], queries and keys turned."""
         heads = self.qkv(self.attention_norm(x)).unflatten(-1, (-1, self.head_width))
         qk, v = heads.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
         q, k = rotate(qk, rotation).split([self.heads, self.kv_heads], dim=1)
         return q, k, v
 
-    def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """What follows attention: [N, D], [N, H, C] -> [N, D]."""
         x = x + self.attention_output(attended.flatten(-2))
         gate, up = self.gate_up(self.feed_forward_norm(x)).chunk(2, dim=-1)
         return x + self.down(F.silu(gate) * up)
