@@ -32,7 +32,7 @@ class CrossAttention(nn.Module):
         queries = self.query(self.query_norm(x)).float() * self.head_width**-0.5
         return queries.unflatten(-1, (self.heads, self.head_width))
 
-    def _keys_values(self, x: Tensor) -> Tensor:
+    def keys_values(self, x: Tensor) -> Tensor:
         """[..., D] -> fp32 [..., 2, G, C]."""
         both = self.key_value(self.key_value_norm(x)).float()
         return both.unflatten(-1, (2, self.kv_heads, self.head_width))
@@ -49,7 +49,7 @@ class PatchesReadBytes(CrossAttention):
         """patches [P, K, D], tokens [T, D], of_token int64 [T] -> [P, K, D]; a patch that owns no token keeps 2x."""
         count, queries = patches.shape[:2]
         q = self._queries(patches)
-        keys, values = (self._to_heads(x)[:, None] for x in self._keys_values(tokens).unbind(1))
+        keys, values = (self._to_heads(x)[:, None] for x in self.keys_values(tokens).unbind(1))
         scores = (q.flatten(1).index_select(0, of_token).view(-1, *q.shape[1:]) * keys).sum(-1)  # [T, K, H]
         with torch.no_grad():
             top = _segment_max(scores.flatten(1), of_token, count).view(count, *scores.shape[1:])
@@ -68,9 +68,12 @@ class BytesReadPatches(CrossAttention):
 
     def forward(self, tokens: Tensor, patches: Tensor, of_decoder: Tensor) -> Tensor:
         """tokens [T, D], patches [P, K, D], of_decoder int64 [T] -> [T, D]."""
-        both = self._keys_values(patches)  # [P, K, 2, G, C]
-        read = both.flatten(1).index_select(0, of_decoder).view(-1, *both.shape[1:])
-        keys, values = (self._to_heads(x) for x in read.unbind(2))  # [T, K, H, C]
+        both = self.keys_values(patches)
+        return self.read(tokens, both.flatten(1).index_select(0, of_decoder).view(-1, *both.shape[1:]))
+
+    def read(self, tokens: Tensor, keys_values: Tensor) -> Tensor:
+        """tokens [T, D], what each of them reads fp32 [T, K, 2, G, C] (from `keys_values`) -> [T, D]."""
+        keys, values = (self._to_heads(x) for x in keys_values.unbind(2))  # [T, K, H, C]
         scores = (self._queries(tokens)[:, None] * keys).sum(-1)
         attended = (scores.softmax(1)[..., None] * values).sum(1)
         return 2 * tokens + self.output(attended.flatten(-2).to(tokens.dtype))

@@ -70,4 +70,8 @@ class LocalDecoder(nn.Module):
             if layer < len(self.cross):
                 x = self.cross[layer](x, vectors, patches.of_decoder)
             x = block(x, rotation, scope)
+        return self.logits(x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[T, D] after the last block -> fp32 [T, V]."""
         return F.linear(self.norm(x).float(), self.head.weight.float())

@@ -1,0 +1,8 @@
+"""Models over documents that grow: a few bytes at a time, each costing what it adds and not what lies before it.
+
+`GrowingDocuments` is what generation uses; its logits equal those of the models on the whole document.
+"""
+
+from shared.incremental.documents import Advance, GrowingDocuments
+
+__all__ = ["Advance", "GrowingDocuments"]

@@ -1,0 +1,279 @@
+"""The byte latent transformer over growing documents: bytes pass the local models, the global one runs once a patch.
+
+Shapes: R rows, n tokens that each row takes, P patches that end among them, M their bytes, X cross-attentions,
+K vectors a patch, D local width, G key/value heads, C head width, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from shared.blt import Blt
+from shared.cross_attention import pool_patches
+from shared.incremental.ngrams import NgramTail
+from shared.incremental.slots import Placement, Slots
+from shared.incremental.stack import Rotations, StackCache
+from shared.layers import Block
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where rows stand, besides their keys and values. Immutable, so that a place can be gone back to."""
+
+    tokens: tuple[int, ...]
+    patches: tuple[int, ...]
+    """Patches that the global model has read, by row."""
+    tail: Tensor
+    """int64 [R, M], the last tokens of each row, which n-grams reach."""
+    pending: tuple[tuple[Tensor, ...], ...]
+    """By row: encoder states [X, m, D] of the bytes of the patch in progress, for each of its cross-attentions."""
+    read: tuple[Tensor, ...]
+    """For each cross-attention of the decoder: keys and values [R, K, 2, G, C] of the last complete patch."""
+
+
+@dataclass(frozen=True)
+class _Advance:
+    """What an advance has found, until it is known how much of it stays."""
+
+    ids: Tensor
+    """int64 [R, n]."""
+    states: Tensor
+    """[X, R, n, D]."""
+    ends: np.ndarray
+    """bool [R, n], whether a patch ends with each token."""
+    reads: Tensor
+    """int64 [R, n], which entry of ``table`` the decoder read at each token."""
+    table: tuple[Tensor, ...]
+    """For each cross-attention of the decoder [R + P, K, 2, G, C]: what rows read before, then each new patch's."""
+
+
+class BltRows:
+    """R documents before a byte latent transformer.
+
+    Tokens are taken in two steps: `advance` reads them, `commit` keeps some of each row. `mark` and `go_back` forget
+    what was kept since.
+    """
+
+    def __init__(self, model: Blt, rows: int = 1) -> None:
+        settings, weight = model.settings, model.encoder.embedding.weight
+        device, dtype = weight.device, weight.dtype
+        self.model = model
+        self.global_forwards = 0
+        """Patches that the global model has read in all rows."""
+        self._ngrams = NgramTail(settings.ngrams, device)
+        self._bytes = Slots(rows, settings.window, device)
+        self._patches = Slots(rows, None, device)
+        self._encoder = StackCache(settings.encoder, self._bytes, dtype, device)
+        self._decoder = StackCache(settings.decoder, self._bytes, dtype, device)
+        self._global = StackCache(settings.global_, self._patches, dtype, device)
+        self._turns = {
+            name: Rotations(stack, device)
+            for name, stack in (
+                ("encoder", settings.encoder),
+                ("decoder", settings.decoder),
+                ("global", settings.global_),
+            )
+        }
+        nothing = torch.zeros(
+            (rows, settings.queries, 2, settings.decoder.key_value_heads, settings.decoder.head_width), device=device
+        )
+        self._place = _Place(
+            tokens=(0,) * rows,
+            patches=(0,) * rows,
+            tail=torch.zeros(rows, self._ngrams.length, dtype=torch.int64, device=device),
+            pending=((),) * rows,
+            read=(nothing,) * len(model.decoder.cross),
+        )
+        self._last: _Advance | None = None
+
+    def advance(self, ids: Tensor, ends: np.ndarray) -> Tensor:
+        """The next tokens of each row -> logits fp32 [R, n, V]. Nothing is kept before `commit`.
+
+        Args:
+            ids: int64 [R, n].
+            ends: bool [R, n], whether a patch ends with each token, that is, the next one begins a patch.
+        """
+        model, decoder = self.model, self.model.decoder
+        place = self._bytes.place(ids.shape[1])
+        states = self._encode(ids, place)
+        table, reads = self._read_patches(states, ends)
+        index = torch.from_numpy(reads.flatten()).to(ids.device)
+        x = states[-1].flatten(0, 1)
+        rotation = self._turns["decoder"].at(place, self._longest(ids))
+        for layer, block in enumerate(decoder.blocks):
+            assert isinstance(block, Block)
+            if layer < len(table):
+                x = decoder.cross[layer].read(x, table[layer].index_select(0, index))
+            x = self._decoder.step(layer, block, x, rotation, place)
+        self._last = _Advance(ids, states, ends, index.view(ids.shape), table)
+        return model.decoder.logits(x).unflatten(0, ids.shape)
+
+    def _longest(self, ids: Tensor) -> int:
+        return max(self._bytes.lengths) + ids.shape[1]
+
+    def _encode(self, ids: Tensor, place: Placement) -> Tensor:
+        """Byte states after each encoder layer that a cross-attention follows: [X, R, n, D]."""
+        model, encoder = self.model, self.model.encoder
+        x = encoder.embedding(ids.flatten())
+        if model.settings.ngrams.sizes:
+            rows = self._ngrams.rows(self._place.tail, ids)
+            x = x + F.embedding_bag(rows, model.ngrams.weight, mode="sum")
+        rotation = self._turns["encoder"].at(place, self._longest(ids))
+        kept, first = [], len(encoder.blocks) - len(encoder.cross)
+        for layer, block in enumerate(encoder.blocks):
+            assert isinstance(block, Block)
+            x = self._encoder.step(layer, block, x, rotation, place)
+            if layer >= first:
+                kept.append(x)
+        return torch.stack(kept).unflatten(1, ids.shape)
+
+    def _read_patches(self, states: Tensor, ends: np.ndarray) -> tuple[tuple[Tensor, ...], np.ndarray]:
+        """Run the global model over the patches that end here.
+
+        Returns what the decoder can read, as in `_Advance.table`, and int64 [R, n], what it reads at each token.
+        """
+        rows, count = ends.shape
+        reads = np.arange(rows)[:, None].repeat(count, 1)
+        pieces: list[Tensor] = []
+        lengths: list[int] = []
+        counts = ends.sum(1)
+        if not counts.any():
+            return self._place.read, reads
+        for row in np.flatnonzero(counts):
+            begin, waiting = 0, list(self._place.pending[row])
+            for end in np.flatnonzero(ends[row]) + 1:
+                pieces += waiting
+                pieces.append(states[:, row, begin:end])
+                lengths.append(sum(piece.shape[1] for piece in waiting) + end - begin)
+                begin, waiting = end, []
+            # From the token that ends a patch on, the decoder reads that patch.
+            number = len(lengths) - counts[row] + np.cumsum(ends[row]) - 1
+            reads[row] = np.where(np.cumsum(ends[row]) > 0, rows + number, row)
+        vectors = self._patch_vectors(torch.cat(pieces, 1), lengths)
+        out = self._run_global(vectors, counts)
+        settings, decoder = self.model.settings, self.model.decoder
+        vectors = decoder.patch_projection(out).unflatten(-1, (settings.queries, settings.decoder.width))
+        new = [cross.keys_values(vectors) for cross in decoder.cross]
+        return tuple(torch.cat(pair) for pair in zip(self._place.read, new)), reads
+
+    def _patch_vectors(self, states: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Byte states [X, M, D] of patches of these lengths -> [P, K, D]."""
+        encoder, settings = self.model.encoder, self.model.settings
+        count = len(lengths)
+        of_token = torch.from_numpy(np.repeat(np.arange(count), lengths)).to(states.device)
+        pooled = pool_patches(states[0], of_token, count)
+        vectors = encoder.patch_projection(pooled).unflatten(-1, (settings.queries, settings.encoder.width))
+        for cross, tokens in zip(encoder.cross, states):
+            vectors = cross(vectors, tokens, of_token)
+        return vectors
+
+    def _run_global(self, vectors: Tensor, counts: np.ndarray) -> Tensor:
+        """Patch vectors [P, K, D], row by row ``counts`` of them -> global states [P, D_global]."""
+        model = self.model.global_
+        x = vectors.flatten(1)
+        if model.input_projection is not None:
+            x = model.input_projection(x)
+        self.global_forwards += len(x)
+        offsets = np.cumsum(counts) - counts
+        out = []
+        order: list[int] = []
+        # Rows with as many new patches go through together.
+        for count in np.unique(counts[counts > 0]).tolist():
+            chosen = np.flatnonzero(counts == count).tolist()
+            numbers = (offsets[chosen][:, None] + np.arange(count)).flatten().tolist()
+            alone = len(numbers) == len(x)
+            place = self._patches.place(count, None if len(chosen) == len(counts) else chosen)
+            rotation = self._turns["global"].at(place, max(self._patches.lengths) + count)
+            part = x if alone else x[numbers]
+            for layer, block in enumerate(model.blocks):
+                assert isinstance(block, Block)
+                part = self._global.step(layer, block, part, rotation, place)
+            if alone:
+                return part
+            out.append(part)
+            order += numbers
+        return torch.cat(out)[np.argsort(order).tolist()]
+
+    def commit(self, kept: Sequence[int]) -> None:
+        """Keep the first ``kept`` tokens (at least one) of each row's last advance."""
+        last, before = self._last, self._place
+        assert last is not None, "commit follows an advance"
+        assert min(kept) >= 1, "an advance that keeps nothing of a row was in vain"
+        self._last = None
+        rows, count = last.ends.shape
+        tail = torch.cat([before.tail, last.ids], 1)
+        if min(kept) == count:
+            tail, reads = tail[:, count:], last.reads[:, -1]
+        else:
+            upto = torch.tensor(kept, device=tail.device)[:, None]
+            tail = tail.gather(1, upto + torch.arange(before.tail.shape[1], device=tail.device))
+            reads = last.reads.gather(1, upto - 1)[:, 0]
+        pending = []
+        for row in range(rows):
+            ended = np.flatnonzero(last.ends[row, : kept[row]])
+            begin = int(ended[-1]) + 1 if len(ended) else 0
+            waiting = () if len(ended) else before.pending[row]
+            fresh = last.states[:, row, begin : kept[row]]
+            pending.append((*waiting, fresh) if fresh.shape[1] else waiting)
+        self._stand(
+            _Place(
+                tokens=tuple(length + number for length, number in zip(before.tokens, kept)),
+                patches=tuple(
+                    length + int(last.ends[row, : kept[row]].sum()) for row, length in enumerate(before.patches)
+                ),
+                tail=tail,
+                pending=tuple(pending),
+                read=before.read if last.table is before.read else tuple(x.index_select(0, reads) for x in last.table),
+            )
+        )
+
+    def _stand(self, place: _Place) -> None:
+        self._place = place
+        self._bytes.lengths = list(place.tokens)
+        self._patches.lengths = list(place.patches)
+
+    def mark(self) -> _Place:
+        """Where the rows stand; good for `go_back` while no row has taken more than LONGEST_ADVANCE tokens since."""
+        return self._place
+
+    def go_back(self, mark: _Place) -> None:
+        """Forget all tokens since a mark."""
+        self._stand(mark)
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these rows only, in this order."""
+        for part in (self._bytes, self._patches, self._encoder, self._decoder, self._global):
+            part.select(rows)
+        place = self._place
+        self._place = replace(
+            place,
+            tokens=tuple(place.tokens[row] for row in rows),
+            patches=tuple(place.patches[row] for row in rows),
+            tail=place.tail[list(rows)],
+            pending=tuple(place.pending[row] for row in rows),
+            read=tuple(x[list(rows)] for x in place.read),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence["BltRows"]) -> "BltRows":
+        """The rows of all parts, one after another."""
+        whole = cls(parts[0].model, 0)
+        whole.global_forwards = sum(part.global_forwards for part in parts)
+        whole._bytes = Slots.joined([part._bytes for part in parts])
+        whole._patches = Slots.joined([part._patches for part in parts])
+        whole._encoder = StackCache.joined([part._encoder for part in parts], whole._bytes)
+        whole._decoder = StackCache.joined([part._decoder for part in parts], whole._bytes)
+        whole._global = StackCache.joined([part._global for part in parts], whole._patches)
+        places = [part._place for part in parts]
+        whole._place = _Place(
+            tokens=sum((place.tokens for place in places), ()),
+            patches=sum((place.patches for place in places), ()),
+            tail=torch.cat([place.tail for place in places]),
+            pending=sum((place.pending for place in places), ()),
+            read=tuple(torch.cat(parts) for parts in zip(*(place.read for place in places))),
+        )
+        return whole

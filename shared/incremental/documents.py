@@ -1,0 +1,156 @@
+"""Documents that grow, read by a model, by the entropy model that finds its patches, and by the patching rule.
+
+Shapes: R rows (documents), n tokens that each row takes, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shared.blt import Blt
+from shared.entropy_model import EntropyModel, entropy
+from shared.incremental.blt import BltRows
+from shared.incremental.entropy import EntropyRows
+from shared.incremental.slots import LONGEST_ADVANCE
+from shared.patching import PatchingSettings, PatchStream
+
+Chooser = Callable[[Tensor, list[Tensor]], Tensor]
+"""From logits fp32 [R, V] and the tokens drafted so far, int64 [R] each, to the next ones, int64 [R]."""
+
+
+@dataclass(frozen=True)
+class Advance:
+    """What is known after some tokens of each row."""
+
+    logits: Tensor
+    """fp32 [R, n, V], of the token after each."""
+    entropies: np.ndarray | None
+    """float32 [R, n] nats, of the token after each; None for rules that need none."""
+    starts: np.ndarray
+    """bool [R, n], whether the token after each begins a patch."""
+
+
+class GrowingDocuments:
+    """R documents; each token costs what it adds, and the global model runs once a patch.
+
+    Tokens are taken in two steps: `advance` reads them, `commit` keeps some of each row (all, as a rule).
+    """
+
+    def __init__(
+        self,
+        model: Blt | EntropyModel,
+        patching: PatchingSettings,
+        patcher: EntropyModel | None = None,
+        rows: int = 1,
+    ) -> None:
+        """``patcher`` is needed by a BLT whose rule is one on entropy; an entropy model writes by itself, patchless."""
+        self.model = model
+        self._rows = BltRows(model, rows) if isinstance(model, Blt) else EntropyRows(model, rows)
+        self._patcher = None
+        self._streams: list[PatchStream] = []
+        if isinstance(model, Blt):
+            self._streams = [PatchStream(patching) for _ in range(rows)]
+            if patching.needs_entropy:
+                assert patcher is not None, f"rule {patching.rule!r} needs its entropy model"
+                self._patcher = EntropyRows(patcher, rows)
+        self._last: list[list[PatchStream]] = []
+
+    @property
+    def global_forwards(self) -> int:
+        """Patches that the global model has read so far, in all rows."""
+        return self._rows.global_forwards if isinstance(self._rows, BltRows) else 0
+
+    @torch.inference_mode()
+    def advance(self, ids: Tensor) -> Advance:
+        """The next tokens of each row, int64 [R, n] on the model's device, n at most LONGEST_ADVANCE.
+
+        A document begins with BOS. Nothing is kept before `commit`.
+        """
+        if isinstance(self._rows, EntropyRows):
+            logits = self._rows.advance(ids)
+            found = entropy(logits).cpu().numpy()
+            return Advance(logits, found, np.zeros(found.shape, bool))
+        entropies = None
+        if self._patcher is not None:
+            entropies = entropy(self._patcher.advance(ids)).cpu().numpy()
+        starts = self._decide(ids.cpu().numpy(), entropies)
+        return Advance(self._rows.advance(ids, starts), entropies, starts)
+
+    def _decide(self, ids: np.ndarray, entropies: np.ndarray | None) -> np.ndarray:
+        """bool [R, n]: the rule's decisions, and its state after each token, so that any number can be kept."""
+        starts = np.zeros(ids.shape, bool)
+        self._last = []
+        for row, stream in enumerate(self._streams):
+            states = []
+            for place, token in enumerate(ids[row].tolist()):
+                stream = copy(stream)
+                starts[row, place] = stream.push(token, None if entropies is None else entropies[row, place])
+                states.append(stream)
+            self._last.append(states)
+        return starts
+
+    def commit(self, kept: Sequence[int]) -> None:
+        """Keep the first ``kept`` tokens (at least one) of each row's last advance."""
+        with torch.inference_mode():
+            self._rows.commit(kept)
+            if self._patcher is not None:
+                self._patcher.commit(kept)
+        self._streams = [states[count - 1] for states, count in zip(self._last, kept)]
+
+    def read(self, tokens: np.ndarray) -> Advance:
+        """Take all of these tokens of a single row, int16 [N]; logits are those after the last one only."""
+        device = next(self.model.parameters()).device
+        ids = torch.from_numpy(tokens.astype(np.int64)).to(device)[None]
+        parts = []
+        for part in ids.split(LONGEST_ADVANCE, 1):
+            parts.append(self.advance(part))
+            self.commit([part.shape[1]])
+        return Advance(
+            parts[-1].logits[:, -1:],
+            None if parts[0].entropies is None else np.concatenate([part.entropies for part in parts], 1),
+            np.concatenate([part.starts for part in parts], 1),
+        )
+
+    @torch.inference_mode()
+    def draft(self, ids: Tensor, choose: Chooser, count: int) -> Tensor:
+        """Tokens that the local models alone would go on with after ``ids`` int64 [R, 1]: int64 [R, count].
+
+        The decoder keeps reading the last complete patch, past any boundary (self-speculative decoding). Nothing is
+        kept; ``count`` is less than LONGEST_ADVANCE.
+        """
+        assert isinstance(self._rows, BltRows), "only a model with patches has something to skip"
+        mark, drafted = self._rows.mark(), list[Tensor]()
+        for _ in range(count):
+            logits = self._rows.advance(ids, np.zeros(ids.shape, bool))
+            self._rows.commit([1] * len(ids))
+            drafted.append(choose(logits[:, 0], drafted))
+            ids = drafted[-1][:, None]
+        self._rows.go_back(mark)
+        return torch.stack(drafted, 1)
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these rows only, in this order."""
+        with torch.inference_mode():
+            self._rows.select(rows)
+            if self._patcher is not None:
+                self._patcher.select(rows)
+        if self._streams:
+            self._streams = [self._streams[row] for row in rows]
+
+    @classmethod
+    def joined(cls, parts: Sequence["GrowingDocuments"]) -> "GrowingDocuments":
+        """The rows of all parts, one after another; they share model, patcher and rule."""
+        if len(parts) == 1:
+            return parts[0]
+        whole = cls.__new__(cls)
+        whole.model, whole._patcher, whole._last = parts[0].model, None, []
+        whole._streams = [stream for part in parts for stream in part._streams]
+        with torch.inference_mode():
+            whole._rows = type(parts[0]._rows).joined([part._rows for part in parts])
+            if parts[0]._patcher is not None:
+                whole._patcher = EntropyRows.joined([part._patcher for part in parts if part._patcher is not None])
+        return whole

@@ -1,0 +1,88 @@
+"""A stack of blocks over growing documents: keys and values are kept, each token passes the blocks once.
+
+Shapes: R rows, S slots a row, A rows that advance, n tokens each, U slots in use, H query heads, G key/value heads,
+C head width, D width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from shared.attention import has_kernel
+from shared.incremental.slots import Placement, Slots
+from shared.layers import Block, rotary
+from shared.model_settings import StackSettings
+
+
+class Rotations:
+    """Rotary tables for positions so far: computed once, looked up by every token."""
+
+    def __init__(self, settings: StackSettings, device: torch.device) -> None:
+        self._settings, self._device = settings, device
+        self._table = self._upto(256)
+
+    def _upto(self, count: int) -> Tensor:
+        return rotary(torch.arange(count, device=self._device), self._settings.head_width, self._settings.rope_theta)
+
+    def at(self, place: Placement, longest: int) -> Tensor:
+        """complex64 [A n, C/2]; no position is ``longest`` or more."""
+        while len(self._table) < longest:
+            self._table = self._upto(2 * len(self._table))
+        return self._table.index_select(0, place.positions)
+
+
+class StackCache:
+    """The keys and values of a stack's layers, in the slots that `Slots` hands out."""
+
+    def __init__(self, settings: StackSettings, slots: Slots, dtype: torch.dtype, device: torch.device) -> None:
+        self.settings, self.slots = settings, slots
+        rows = len(slots.lengths)
+        shape = (rows, slots.capacity, 2, settings.key_value_heads, settings.head_width)
+        self._layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(settings.layers)]
+
+    def step(self, layer: int, block: Block, x: Tensor, rotation: Tensor, place: Placement) -> Tensor:
+        """[A n, D] through one block, which also sees what is kept of the tokens before: -> [A n, D]."""
+        q, k, v = block.project(x, rotation)
+        return block.finish(x, self._attend(layer, q, k, v, place))
+
+    def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, place: Placement) -> Tensor:
+        self._fit()
+        held, groups = self._layers[layer], self.settings.key_value_heads
+        held.view(-1, *held.shape[2:]).index_copy_(0, place.slots, torch.stack([k, v], 1))
+        if place.rows is not None:
+            held = held[place.rows]
+        keys, values = held[:, : place.used].transpose(1, 3).unbind(2)  # [A, G, U, C] each
+        # The heads that share a key head are further queries to it: nothing is repeated.
+        queries = q.view(-1, place.tokens, groups, q.shape[1] // groups, q.shape[2]).permute(0, 2, 3, 1, 4)
+        bias = place.bias
+        if bias is not None and place.tokens > 1 and q.shape[1] > groups:
+            bias = bias.repeat(1, 1, q.shape[1] // groups, 1)
+        wide = [queries.flatten(2, 3), keys, values]
+        if not has_kernel(q.device, q.dtype):  # the arithmetic of shared.attention
+            wide = [x.float() for x in wide]
+        elif bias is not None:
+            bias = bias.to(q.dtype)
+        out = F.scaled_dot_product_attention(*wide, attn_mask=bias)
+        return out.view(queries.shape).permute(0, 3, 1, 2, 4).reshape(q.shape).to(q.dtype)
+
+    def _fit(self) -> None:
+        """As many slots as there are by now."""
+        missing = self.slots.capacity - self._layers[0].shape[1]
+        if missing:
+            self._layers = [F.pad(x, (0, 0) * 3 + (0, missing)) for x in self._layers]
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these rows only, in this order."""
+        self._layers = [x[list(rows)] for x in self._layers]
+
+    @classmethod
+    def joined(cls, parts: Sequence["StackCache"], slots: Slots) -> "StackCache":
+        """The rows of all parts, one after another, in slots that are joined already."""
+        for part in parts:
+            part._fit()
+        layers = [torch.cat(layer) for layer in zip(*(part._layers for part in parts))]
+        whole = cls.__new__(cls)
+        whole.settings, whole.slots, whole._layers = parts[0].settings, slots, layers
+        return whole
