@@ -55,8 +55,8 @@ class EntropyModelSettings(StackSettings):
     """The byte model whose next-byte entropy decides where patches begin."""
 
     kind: Literal["entropy"] = "entropy"
-    window: int = Field(default=512, gt=0, multiple_of=64)
-    """Each byte sees this many bytes, itself included; a multiple of the attention band (64)."""
+    window: int = Field(default=512, gt=0)
+    """Each byte sees this many bytes, itself included."""
     rope_theta: float = Field(default=10_000.0, gt=0)
     newline_reset: bool = False
     """A newline opens a new context: it sees only itself, and nothing before it is seen after it."""

@@ -21,6 +21,8 @@ MODELS = {
     "plain": entropy_settings(),
     "newline reset": entropy_settings(newline_reset=True),
     "grouped heads, window of two bands": entropy_settings(heads=4, kv_heads=1, window=128, width=64),
+    "a window that ends within a band": entropy_settings(window=100),
+    "a window of the byte alone": entropy_settings(window=1),
 }
 SCORERS = {(name, dtype): Scorer(entropy_model(s), STREAM, dtype) for name, s in MODELS.items() for dtype in DTYPES}
 
@@ -82,10 +84,11 @@ def test_streams_with_carried_state_equal_one_pass_over_the_whole_document(name:
     np.testing.assert_allclose(streamed, whole.numpy(), atol=2e-5)
 
 
+@pytest.mark.parametrize("window", [1, 64, 77])
 @pytest.mark.parametrize("size", [1, 7, 64, 100])
-def test_carried_state_may_be_cut_anywhere_so_that_generation_finds_the_same_entropies(size: int) -> None:
+def test_carried_state_may_be_cut_anywhere_so_that_generation_finds_the_same_entropies(size: int, window: int) -> None:
     """Law 2: byte by byte, or in slices of any length, from nothing but the carry."""
-    model = entropy_model(entropy_settings(newline_reset=True))
+    model = entropy_model(entropy_settings(newline_reset=True, window=window))
     ids = torch.from_numpy(tokens(200, 5)[:-1].astype(np.int64))
     carry, parts = model.empty_carry(), []
     with torch.no_grad():
