@@ -24,8 +24,8 @@ from shared.patching import PatchingSettings, PatchStream
 from shared.scoring import Scorer
 from shared.shards.manifest import NumericsClass
 from shared.vocabulary import BOS, EOS, byte_tokens, token_bytes
+from trainer.generation.sampling import SamplingSettings, Uniforms, choose
 from trainer.identity import IDENTITY_NAME, ModelIdentity, load_identity
-from trainer.sampling import choose
 
 
 @dataclass(frozen=True)
@@ -132,10 +132,11 @@ class Generator:
         """The prompt's own bytes, then at most ``settings.length`` more, until the model ends the document."""
         patching = choose_patching(self.identity.patching, settings)
         boundaries = Boundaries(patching, self.scorer) if isinstance(self.model, Blt) else None
-        draws = torch.Generator().manual_seed(settings.seed)
+        sampling = SamplingSettings(temperature=settings.temperature, top_k=settings.top_k, seed=settings.seed)
+        draws = Uniforms(settings.seed)
         tokens = np.concatenate([np.array([BOS], np.int16), byte_tokens(prompt)])
         shown = 1
-        for _ in range(settings.length + 1):
+        for written in range(settings.length + 1):
             if boundaries is not None:
                 boundaries.extend(tokens)
             for place in range(shown, len(tokens)):
@@ -143,7 +144,7 @@ class Generator:
             shown = len(tokens)
             if len(tokens) == 1 + len(prompt) + settings.length:
                 return
-            token = choose(self._logits(tokens, boundaries), settings.temperature, settings.top_k, draws)
+            token = choose(self._logits(tokens, boundaries).float().cpu(), sampling, draws[written])
             if token == EOS:
                 return
             tokens = np.append(tokens, np.int16(token))

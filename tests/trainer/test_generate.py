@@ -23,12 +23,11 @@ from shared.model_settings import EntropyModelSettings
 from shared.patching import PatchingSettings, patch_lengths
 from shared.scoring import Scorer
 from shared.shards.manifest import NumericsClass, PatcherIdentity
-from shared.vocabulary import BOE, BOS, RESERVED, byte_tokens, document_tokens
+from shared.vocabulary import BOS, byte_tokens, document_tokens
 from trainer.__main__ import main
 from trainer.data.packs import patch_map
 from trainer.generate import Boundaries, GenerateSettings, Generator, Piece, PrefixScorer, choose_patching, text_of
 from trainer.identity import IDENTITY_NAME, ModelIdentity, RunNumerics, save_identity
-from trainer.sampling import choose
 
 PATCHER = EntropyModelSettings(window=64, **STACK)
 STREAM = 256
@@ -150,20 +149,6 @@ def test_any_bytes_are_a_prompt_and_an_empty_one_too(folder: Path) -> None:
     text, _ = write(folder, b"\xff\x00\n", length=2)
     assert text.startswith(b"\xff\x00\n")
     assert len(write(folder, b"", length=3)[0]) <= 3
-
-
-@settings(deadline=None)
-@given(st.integers(0, 2**31), st.floats(0, 3), st.none() | st.integers(1, 300))
-def test_special_ids_are_never_written_and_only_the_likeliest_are_drawn(seed: int, heat: float, k: int | None) -> None:
-    logits = torch.randn(260, generator=torch.Generator().manual_seed(seed))
-    logits[[BOE, BOS, RESERVED]] = 50.0
-    before = logits.clone()
-    token = choose(logits, heat, k, torch.Generator().manual_seed(seed))
-    assert token not in (BOE, BOS, RESERVED)
-    allowed = logits.index_fill(0, torch.tensor([BOE, BOS, RESERVED]), -torch.inf)
-    assert int((allowed > allowed[token]).sum()) < (k or 260)
-    assert heat > 0 or token == int(allowed.argmax())
-    assert torch.equal(logits, before)
 
 
 @settings(deadline=None)

@@ -1,0 +1,1 @@
+"""Writing text byte by byte: what is chosen, when it ends, and how it is shown."""

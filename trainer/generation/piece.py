@@ -1,0 +1,41 @@
+"""What generation hands out: one byte at a time, why a text ended, and what was counted."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Ending = Literal["length", "end of document", "stop"]
+"""Why a text ended: as long as was asked for, by EOS, or before a stop string."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One byte of text with what the patching thought of it."""
+
+    byte: bytes
+    """Exactly one."""
+    starts: bool
+    """Whether a patch begins with it; never for models without patches."""
+    entropy: float | None = None
+    """Nats: how uncertain the entropy model was about this byte; None for rules without one."""
+    from_prompt: bool = False
+
+
+@dataclass
+class Statistics:
+    """Counts of one call, over all its rows. Those of what was written leave the prompts out."""
+
+    bytes: int = 0
+    """Written, with those of a stop string."""
+    patches: int = 0
+    """That began with a written byte."""
+    global_forwards: int = 0
+    """Patches that the global model read in order to write."""
+    drafted: int = 0
+    """Tokens that were proposed ahead of the full model."""
+    accepted: int = 0
+    """Of these, the ones that the full model would have written too."""
+
+    @property
+    def acceptance(self) -> float | None:
+        """Share of the drafted tokens that was accepted; None where nothing was drafted."""
+        return self.accepted / self.drafted if self.drafted else None

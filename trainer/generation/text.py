@@ -1,0 +1,83 @@
+"""Bytes as a terminal shows them: whole characters, and patches by colour or set apart by |."""
+
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+from trainer.generation.piece import Piece
+from trainer.generation.utf8 import Utf8State
+
+PatchStyle = Literal["none", "marks", "colours"]
+MARK = "|"
+RESET = "\x1b[0m"
+PATCH_COLOURS = ("30;46", "30;47")  # black on cyan, black on white
+DIM = "2;"
+
+
+def characters(pieces: Iterable[Piece]) -> Iterator[tuple[str, list[Piece]]]:
+    """Each character as soon as it is whole, with its bytes.
+
+    Joined they are ``bytes.decode("utf-8", "replace")`` of all bytes: U+FFFD stands for each byte that cannot be part
+    of a character, and for each character that is not finished.
+    """
+    state = Utf8State()
+    held: list[Piece] = []
+    for piece in pieces:
+        (byte,) = piece.byte
+        if held and not state.accepts(byte):
+            yield character(held), held
+            held = []
+        state.push(byte)
+        held.append(piece)
+        if state.complete:
+            yield character(held), held
+            held = []
+    if held:
+        yield character(held), held
+
+
+def character(pieces: Iterable[Piece]) -> str:
+    """The one character that some bytes make, or U+FFFD."""
+    return b"".join(piece.byte for piece in pieces).decode("utf-8", "replace")
+
+
+def text_of(pieces: Iterable[Piece], patches: PatchStyle = "none", terminal: bool = False) -> Iterator[str]:
+    """Text to print as it comes, never with half a character.
+
+    A character belongs to the patch of its last byte: where a patch begins inside a character the mark comes before
+    it, once even if several begin there. ``marks`` puts | before each patch; ``colours`` gives them two colours in
+    turn, dim in the prompt, and none across line ends and after the last. With ``terminal``, control characters other
+    than tab and newline are shown by their pictures, so that no text can steer the terminal.
+    """
+    if patches == "colours":
+        yield from _coloured(pieces, terminal)
+        return
+    for text, of in characters(pieces):
+        mark = MARK if patches == "marks" and any(piece.starts for piece in of) else ""
+        yield mark + (visible(text) if terminal else text)
+
+
+def _coloured(pieces: Iterable[Piece], terminal: bool) -> Iterator[str]:
+    turn, worn = 1, ""
+    for text, of in characters(pieces):
+        turn ^= any(piece.starts for piece in of)
+        style = f"\x1b[{DIM if of[-1].from_prompt else ''}{PATCH_COLOURS[turn]}m"
+        if text == "\n":
+            yield (RESET if worn else "") + text
+            worn = ""
+            continue
+        # A new style begins from nothing: otherwise the prompt's dimness would stay.
+        change = "" if style == worn else (RESET if worn else "") + style
+        worn = style
+        yield change + (visible(text) if terminal else text)
+    if worn:
+        yield RESET
+
+
+def visible(character: str) -> str:
+    """A character that does nothing to a terminal: control codes become their Unicode pictures, or U+FFFD."""
+    code = ord(character)
+    if code < 0x20 and character not in "\t\n":
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "\u2421"
+    return "\ufffd" if 0x80 <= code < 0xA0 else character
