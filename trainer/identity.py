@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 from shared.config import ConfigError
 from shared.files import write_atomic
 from shared.identity import IdentityError, differences, digest
+from shared.model_identity import model_sha256
 from shared.model_settings import Settings
 from shared.patching.settings import PatchingSettings
 from shared.shards.manifest import Manifest, PatcherIdentity, first_problem, load_manifest
@@ -28,6 +29,8 @@ class RunIdentity(Settings):
     patching: PatchingSettings
     """As the training split records it."""
     patcher: PatcherIdentity | None
+    start: str | None = None
+    """sha256 of the model that it began with; None where parameters were drawn from the seed."""
 
     @property
     def digest(self) -> str:
@@ -51,9 +54,10 @@ class ModelIdentity(RunIdentity):
 
 
 def run_identity(settings: TrainSettings) -> RunIdentity:
-    """The identity of the run that these settings describe, from the manifests of its data.
+    """The identity of the run that these settings describe, from the manifests of its data and the model to start from.
 
-    Raises DatasetError when the data is not there, ConfigError when it does not fit the model.
+    Raises DatasetError when the data is not there, ConfigError when it does not fit the model, ModelFileError when
+    there is no model to start from.
     """
     train, validation = (load_manifest(settings.data.path / split) for split in (TRAIN_SPLIT, VALIDATION_SPLIT))
     _check_fit(settings, train)
@@ -63,6 +67,7 @@ def run_identity(settings: TrainSettings) -> RunIdentity:
         data={TRAIN_SPLIT: train.fingerprint, VALIDATION_SPLIT: validation.fingerprint},
         patching=train.identity.patching,
         patcher=train.identity.patcher,
+        start=None if settings.start.model is None else model_sha256(settings.start.model),
     )
 
 

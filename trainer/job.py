@@ -33,6 +33,7 @@ from trainer.optimizer import build_optimizer
 from trainer.parallelize import build_model
 from trainer.progress import Progress, quantity
 from trainer.settings import TrainSettings
+from trainer.start import other_settings
 from trainer.validation import Validation
 
 MODEL_FOLDER = "model"
@@ -83,6 +84,9 @@ def prepare(settings: TrainSettings, identity: RunIdentity, world: World) -> Job
         line=Progress(not world.first, settings.metrics.progress_seconds),
     )
     job.line.say(opening(job, newest))
+    if newest is None and settings.start.model is not None:
+        for line in other_settings(settings.start.model, settings.model):
+            job.line.say(f"unlike {settings.start.model}: {line}")
     return job
 
 
@@ -90,7 +94,8 @@ def opening(job: Job, resumed: Path | None) -> str:
     """What this run is, in one line."""
     parameters = sum(parameter.numel() for parameter in job.model.parameters())
     world, settings = job.world, job.settings
-    start = f"going on after step {job.state.step} ({resumed})" if resumed else "from the beginning"
+    begin = f"starting from {settings.start.model}" if settings.start.model else "from the beginning"
+    start = f"going on after step {job.state.step} ({resumed})" if resumed else begin
     ranks = f"{world.size} rank{'s' * (world.size > 1)} on {world.device.type}"
     return f"{settings.model.kind} model, {quantity(parameters)}parameters, {settings.run.dtype}, {ranks}, {start}"
 

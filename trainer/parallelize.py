@@ -14,10 +14,14 @@ from shared.initialise import initial_value
 from shared.model_files import build_model as empty_model
 from trainer.distributed import DTYPES, World
 from trainer.settings import TrainSettings
+from trainer.start import fill_from
 
 
 def build_model(settings: TrainSettings, world: World) -> nn.Module:
-    """The model of a recipe on this rank's device, its parameters sharded over all ranks, fp32, and initialised."""
+    """The model of a recipe on this rank's device, its parameters sharded over all ranks, fp32, and as they begin.
+
+    Raises ModelFileError when the model that it starts from does not fit.
+    """
     with torch.device("meta"):
         model = empty_model(settings.model)
     if settings.parallel.activation_checkpointing == "full":
@@ -26,7 +30,10 @@ def build_model(settings: TrainSettings, world: World) -> nn.Module:
         compile_blocks(model)
     shard(model, world, DTYPES[settings.run.dtype], settings.parallel.keep_gathered)
     model.to_empty(device=world.device)
-    fill(model, settings.run.seed)
+    if settings.start.model is None:
+        fill(model, settings.run.seed)
+    else:
+        fill_from(model, settings.start.model)
     return model
 
 

@@ -53,6 +53,14 @@ class DataSettings(Settings):
     """Loader processes of each rank; 0 loads in the rank itself."""
 
 
+class StartSettings(Settings):
+    """What the parameters are before the first step."""
+
+    model: Path | None = None
+    """A model folder whose parameters the run begins with; None draws them from the seed. A run that has a checkpoint
+    goes on from that."""
+
+
 class ParallelSettings(Settings):
     """How the model is spread and what is recomputed."""
 
@@ -131,6 +139,7 @@ class TrainSettings(Settings):
     data: DataSettings
     model: ModelSettings
     optimizer: OptimizerSettings
+    start: StartSettings = StartSettings()
     parallel: ParallelSettings = ParallelSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
@@ -149,11 +158,12 @@ FREE_KEYS = {
 
 The length of the run is not among them: the learning rate at a step depends on it.
 """
-FREE_SECTIONS = ("parallel", "checkpoint", "metrics")
-"""Sections of such keys only: how the same sums are computed, what is saved and reported when."""
+FREE_SECTIONS = ("start", "parallel", "checkpoint", "metrics")
+"""Sections of such keys only: where a start is found (its content counts: `RunIdentity.start`), how the same sums are
+computed, what is saved and reported when."""
 
 
-LATER_KEYS = {"optimizer": {"rates": {}}}
+LATER_KEYS: dict[str, dict[str, Any]] = {"optimizer": {"rates": {}}}
 """Keys that came after the first runs, with the values that change nothing: those are left out, so that runs from
 before stay what they are."""
 
