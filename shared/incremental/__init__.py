@@ -4,5 +4,6 @@
 """
 
 from shared.incremental.documents import Advance, GrowingDocuments
+from shared.incremental.slots import LONGEST_ADVANCE
 
-__all__ = ["Advance", "GrowingDocuments"]
+__all__ = ["LONGEST_ADVANCE", "Advance", "GrowingDocuments"]

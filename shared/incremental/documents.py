@@ -18,8 +18,8 @@ from shared.incremental.entropy import EntropyRows
 from shared.incremental.slots import LONGEST_ADVANCE
 from shared.patching import PatchingSettings, PatchStream
 
-Chooser = Callable[[Tensor, list[Tensor]], Tensor]
-"""From logits fp32 [R, V] and the tokens drafted so far, int64 [R] each, to the next ones, int64 [R]."""
+Chooser = Callable[[Tensor], Tensor]
+"""From logits fp32 [R, V] to the next tokens, int64 [R, 1]."""
 
 
 @dataclass(frozen=True)
@@ -101,36 +101,37 @@ class GrowingDocuments:
                 self._patcher.commit(kept)
         self._streams = [states[count - 1] for states, count in zip(self._last, kept)]
 
-    def read(self, tokens: np.ndarray) -> Advance:
-        """Take all of these tokens of a single row, int16 [N]; logits are those after the last one only."""
+    def read(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Take all of these tokens of a single row, int16 [N], as the beginning of a document.
+
+        Returns bool [N], whether the token after each begins a patch, and float32 [N] nats of the token after each
+        (None for rules that need none).
+        """
         device = next(self.model.parameters()).device
-        ids = torch.from_numpy(tokens.astype(np.int64)).to(device)[None]
-        parts = []
-        for part in ids.split(LONGEST_ADVANCE, 1):
-            parts.append(self.advance(part))
-            self.commit([part.shape[1]])
-        return Advance(
-            parts[-1].logits[:, -1:],
-            None if parts[0].entropies is None else np.concatenate([part.entropies for part in parts], 1),
-            np.concatenate([part.starts for part in parts], 1),
-        )
+        starts, entropies = [np.zeros(0, bool)], [np.zeros(0, np.float32)]
+        for part in np.split(tokens, range(LONGEST_ADVANCE, len(tokens), LONGEST_ADVANCE)) if len(tokens) else ():
+            found = self.advance(torch.from_numpy(part.astype(np.int64)).to(device)[None])
+            self.commit([len(part)])
+            starts.append(found.starts[0])
+            if found.entropies is not None:
+                entropies.append(found.entropies[0])
+        known = len(entropies) == len(starts)
+        return np.concatenate(starts), np.concatenate(entropies) if known else None
 
     @torch.inference_mode()
-    def draft(self, ids: Tensor, choose: Chooser, count: int) -> Tensor:
-        """Tokens that the local models alone would go on with after ``ids`` int64 [R, 1]: int64 [R, count].
+    def draft(self, ids: Tensor, choose: Chooser, count: int) -> None:
+        """Let the local models alone go on after ``ids`` int64 [R, 1], with ``count`` tokens that ``choose`` takes.
 
         The decoder keeps reading the last complete patch, past any boundary (self-speculative decoding). Nothing is
         kept; ``count`` is less than LONGEST_ADVANCE.
         """
         assert isinstance(self._rows, BltRows), "only a model with patches has something to skip"
-        mark, drafted = self._rows.mark(), list[Tensor]()
+        mark = self._rows.mark()
         for _ in range(count):
             logits = self._rows.advance(ids, np.zeros(ids.shape, bool))
             self._rows.commit([1] * len(ids))
-            drafted.append(choose(logits[:, 0], drafted))
-            ids = drafted[-1][:, None]
+            ids = choose(logits[:, 0])
         self._rows.go_back(mark)
-        return torch.stack(drafted, 1)
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows only, in this order."""

@@ -1,0 +1,162 @@
+"""A model folder, ready to write: prompts in, bytes out as they come.
+
+Each byte costs what it adds: local models and entropy model run once a byte, the global model once a patch. With drafts
+the local models run ahead and the rest checks several bytes at once; what is written stays the same.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shared.blt import Blt
+from shared.config import ConfigError
+from shared.entropy_model import EntropyModel
+from shared.identity import IdentityError
+from shared.incremental import LONGEST_ADVANCE, GrowingDocuments
+from shared.model_files import load_model
+from shared.model_identity import PATCHER_FOLDER, model_sha256
+from shared.patching import PatchingSettings
+from shared.vocabulary import BOS, EOS, byte_tokens
+from trainer.generation.piece import Ending, Piece, Statistics
+from trainer.generation.row import Row
+from trainer.generation.settings import GenerateSettings
+from trainer.identity import IDENTITY_NAME, ModelIdentity, load_identity
+
+
+class Generator:
+    """A model folder, opened for writing. ``statistics`` and ``ended`` are those of the last call."""
+
+    def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
+        """Raises IdentityError or ModelFileError when the folder is not whole or its parts do not belong together."""
+        self.identity = load_identity(folder / IDENTITY_NAME, ModelIdentity)
+        torch.set_num_threads(self.identity.numerics.threads)
+        self.device = torch.device(device)
+        self.model = load_model(folder, self.device, self.identity.numerics.dtype)
+        self.patcher = self._load_patcher(folder / PATCHER_FOLDER) if isinstance(self.model, Blt) else None
+        self.statistics = Statistics()
+        self.ended: list[Ending | None] = []
+        """Why each row ended; None for one that goes on."""
+
+    def _load_patcher(self, folder: Path) -> EntropyModel | None:
+        """The entropy model in the dtype that the dataset was scored in (law 2)."""
+        patcher = self.identity.patcher
+        if not self.identity.patching.needs_entropy:
+            return None
+        assert patcher is not None, "a rule on entropy has an entropy model"
+        found = model_sha256(folder)
+        if found != patcher.sha256:
+            raise IdentityError(f"{folder} has sha256 {found}, the model was trained with {patcher.sha256}")
+        model = load_model(folder, self.device, patcher.numerics.dtype)
+        assert isinstance(model, EntropyModel)
+        return model
+
+    def write(self, prompt: bytes, settings: GenerateSettings) -> Iterator[Piece]:
+        """The prompt's own bytes, then at most ``settings.length`` more, until the model ends the document."""
+        for _, piece in self.write_batch([prompt], settings):
+            yield piece
+
+    def write_batch(self, prompts: Sequence[bytes], settings: GenerateSettings) -> Iterator[tuple[int, Piece]]:
+        """The same for several prompts at once: (row, piece), rows in turn; each row as if it were alone."""
+        rules = choose_patching(self.identity.patching, settings)
+        if settings.draft and not isinstance(self.model, Blt):
+            raise ConfigError("draft: an entropy model has no global model to run ahead of")
+        if settings.draft >= LONGEST_ADVANCE:
+            raise ConfigError(f"draft: {settings.draft} is more than {LONGEST_ADVANCE - 1}")
+        rows = [Row(prompt, settings) for prompt in prompts]
+        self.statistics, self.ended = Statistics(), [row.ended for row in rows]
+        parts, newest = [], []
+        for number, row in enumerate(rows):
+            tokens = np.concatenate([np.array([BOS], np.int16), byte_tokens(row.prompt)])
+            part = GrowingDocuments(self.model, rules, self.patcher)
+            starts, entropies = part.read(tokens[:-1])
+            for piece in row.show_prompt(starts, entropies):
+                yield number, piece
+            parts.append(part)
+            newest.append(int(tokens[-1]))
+        live = [number for number, row in enumerate(rows) if row.ended is None]
+        if live:
+            documents = GrowingDocuments.joined([parts[number] for number in live])
+            yield from self._go_on(rows, live, documents, [newest[number] for number in live], settings.draft)
+
+    def _go_on(
+        self, rows: Sequence[Row], live: list[int], documents: GrowingDocuments, newest: list[int], most: int
+    ) -> Iterator[tuple[int, Piece]]:
+        """Write until no row is live.
+
+        Args:
+            live: numbers of the rows of ``documents``, in order.
+            newest: the last token of each of them, which is there but not read yet.
+            most: bytes drafted at once.
+        """
+        before = documents.global_forwards
+        while live:
+            drafts = self._draft([rows[number] for number in live], documents, newest, most)
+            found = documents.advance(self._ids([[token, *draft] for token, draft in zip(newest, drafts)]))
+            logits = found.logits.cpu().numpy()
+            newest, kept = [], []
+            for place, number in enumerate(live):
+                row, draft, taken = rows[number], drafts[place], 0
+                while True:
+                    token = row.choose(logits[place, taken])
+                    assert token is not None, "only rows that go on are live"
+                    starts = bool(found.starts[place, taken])
+                    entropy = None if found.entropies is None else float(found.entropies[place, taken])
+                    self.statistics.bytes += token != EOS
+                    self.statistics.patches += starts
+                    for piece in row.push(token, starts, entropy):
+                        yield number, piece
+                    if row.ended or taken == len(draft) or token != draft[taken]:
+                        break
+                    taken += 1
+                newest.append(token)
+                kept.append(1 + taken)
+                self.ended[number] = row.ended
+                self.statistics.drafted += len(draft)
+                self.statistics.accepted += taken
+            self.statistics.global_forwards = documents.global_forwards - before
+            documents.commit(kept)
+            going = [place for place, number in enumerate(live) if rows[number].ended is None]
+            if len(going) < len(live):
+                live, newest = [live[place] for place in going], [newest[place] for place in going]
+                documents.select(going)
+
+    def _draft(
+        self, rows: Sequence[Row], documents: GrowingDocuments, newest: Sequence[int], most: int
+    ) -> list[list[int]]:
+        """For each row what the local models alone would write next: at most ``most`` bytes, equally many for all."""
+        # The last byte of a row needs no draft: checking those before it yields it.
+        count = min(most, max(row.left for row in rows) - 1)
+        drafts: list[list[int]] = [[] for _ in rows]
+
+        def choose(logits: Tensor) -> Tensor:
+            for row, draft, scores in zip(rows, drafts, logits.cpu().numpy()):
+                token = row.choose(scores, draft)
+                draft.append(EOS if token is None else token)  # a row that would have ended is filled up
+            return self._ids([draft[-1:] for draft in drafts])
+
+        if count > 0:
+            documents.draft(self._ids([[token] for token in newest]), choose, count)
+        return drafts
+
+    def _ids(self, tokens: list[list[int]]) -> Tensor:
+        return torch.tensor(tokens, device=self.device)
+
+
+def choose_patching(recorded: PatchingSettings, settings: GenerateSettings) -> PatchingSettings:
+    """The recorded rule with the one threshold that this text is patched by.
+
+    Raises ConfigError when subsets have thresholds of their own and none is chosen, or for one that is unknown.
+    """
+    if settings.theta is not None:
+        if not recorded.needs_entropy:
+            raise ConfigError(f"theta: rule {recorded.rule!r} has no threshold")
+        return PatchingSettings.model_validate(
+            recorded.model_dump() | {"theta": settings.theta, "thetas": {}, "grid": False}
+        )
+    if recorded.thetas and settings.subset not in recorded.thetas:
+        known = ", ".join(sorted(recorded.thetas))
+        raise ConfigError(f"thresholds differ by subset: give --theta, or --subset with one of {known}")
+    return recorded.for_subset(settings.subset)
