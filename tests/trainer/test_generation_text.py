@@ -87,6 +87,11 @@ def test_colours_change_with_the_patch_and_the_prompt_is_dim() -> None:
     )
 
 
+def test_a_character_that_the_prompt_begins_is_shown_as_what_finishes_it() -> None:
+    shown = "".join(text_of(pieces_of("é".encode(), {0}, prompt=1), "colours"))
+    assert shown == f"\x1b[{PATCH_COLOURS[0]}mé{RESET}"
+
+
 @pytest.mark.parametrize("patches", ["none", "marks", "colours"])
 def test_no_text_steers_a_terminal(patches: PatchStyle) -> None:
     data = "tab\tline\nbell\x07 escape\x1b[31m return\r delete\x7f csi\u009b".encode()

@@ -90,6 +90,16 @@ def test_what_is_allowed_with_little_room_left_is_whole_characters(prompt: bytes
     text.decode("utf-8")
 
 
+def test_a_character_is_begun_and_gone_on_with_only_if_it_will_be_whole() -> None:
+    for code in (0x41, 0xE9, 0x800, 0xD000, 0x20AC, 0x10000, 0x40000, 0x10FFFF):
+        data = chr(code).encode()
+        for place, byte in enumerate(data):
+            state, needed = Utf8State(data[:place]), len(data) - place
+            for room in range(1, 6):
+                # Inside a character that cannot be finished any more, what would finish it is allowed all the same.
+                assert state.allowed(room)[OFFSET + byte] == (room >= needed or place > 0), (code, place, room)
+
+
 def test_a_prompt_that_ends_inside_a_character_has_it_finished_first_even_without_room() -> None:
     state = Utf8State("€".encode()[:1])
     assert np.flatnonzero(state.allowed()[OFFSET:]).tolist() == list(range(0x80, 0xC0))
