@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shared.blt import Blt
-from shared.cross_attention import pool_patches
+from shared.cross_attention import BytesReadPatches, pool_patches
 from shared.incremental.ngrams import NgramTail
 from shared.incremental.slots import Placement, Slots
 from shared.incremental.stack import Rotations, StackCache
@@ -107,7 +107,9 @@ class BltRows:
         for layer, block in enumerate(decoder.blocks):
             assert isinstance(block, Block)
             if layer < len(table):
-                x = decoder.cross[layer].read(x, table[layer].index_select(0, index))
+                cross = decoder.cross[layer]
+                assert isinstance(cross, BytesReadPatches)
+                x = cross.read(x, table[layer].index_select(0, index))
             x = self._decoder.step(layer, block, x, rotation, place)
         self._last = _Advance(ids, states, ends, index.view(ids.shape), table)
         return model.decoder.logits(x).unflatten(0, ids.shape)
@@ -145,7 +147,7 @@ class BltRows:
             return self._place.read, reads
         for row in np.flatnonzero(counts):
             begin, waiting = 0, list(self._place.pending[row])
-            for end in np.flatnonzero(ends[row]) + 1:
+            for end in (np.flatnonzero(ends[row]) + 1).tolist():
                 pieces += waiting
                 pieces.append(states[:, row, begin:end])
                 lengths.append(sum(piece.shape[1] for piece in waiting) + end - begin)
@@ -157,8 +159,11 @@ class BltRows:
         out = self._run_global(vectors, counts)
         settings, decoder = self.model.settings, self.model.decoder
         vectors = decoder.patch_projection(out).unflatten(-1, (settings.queries, settings.decoder.width))
-        new = [cross.keys_values(vectors) for cross in decoder.cross]
-        return tuple(torch.cat(pair) for pair in zip(self._place.read, new)), reads
+        table = []
+        for cross, before in zip(decoder.cross, self._place.read):
+            assert isinstance(cross, BytesReadPatches)
+            table.append(torch.cat([before, cross.keys_values(vectors)]))
+        return tuple(table), reads
 
     def _patch_vectors(self, states: Tensor, lengths: Sequence[int]) -> Tensor:
         """Byte states [X, M, D] of patches of these lengths -> [P, K, D]."""

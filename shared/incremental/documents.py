@@ -151,7 +151,13 @@ class GrowingDocuments:
         whole.model, whole._patcher, whole._last = parts[0].model, None, []
         whole._streams = [stream for part in parts for stream in part._streams]
         with torch.inference_mode():
-            whole._rows = type(parts[0]._rows).joined([part._rows for part in parts])
+            whole._rows = _joined([part._rows for part in parts])
             if parts[0]._patcher is not None:
                 whole._patcher = EntropyRows.joined([part._patcher for part in parts if part._patcher is not None])
         return whole
+
+
+def _joined(parts: Sequence[BltRows | EntropyRows]) -> BltRows | EntropyRows:
+    """Rows of one kind, one after another."""
+    of_blt = [part for part in parts if isinstance(part, BltRows)]
+    return BltRows.joined(of_blt) if of_blt else EntropyRows.joined([p for p in parts if isinstance(p, EntropyRows)])

@@ -59,12 +59,14 @@ class StackCache:
         bias = place.bias
         if bias is not None and place.tokens > 1 and q.shape[1] > groups:
             bias = bias.repeat(1, 1, q.shape[1] // groups, 1)
-        wide = [queries.flatten(2, 3), keys, values]
-        if not has_kernel(q.device, q.dtype):  # the arithmetic of shared.attention
-            wide = [x.float() for x in wide]
-        elif bias is not None:
-            bias = bias.to(q.dtype)
-        out = F.scaled_dot_product_attention(*wide, attn_mask=bias)
+        # The arithmetic of shared.attention: fp32 where no kernel wants less.
+        dtype = q.dtype if has_kernel(q.device, q.dtype) else torch.float32
+        out = F.scaled_dot_product_attention(
+            queries.flatten(2, 3).to(dtype),
+            keys.to(dtype),
+            values.to(dtype),
+            attn_mask=None if bias is None else bias.to(dtype),
+        )
         return out.view(queries.shape).permute(0, 3, 1, 2, 4).reshape(q.shape).to(q.dtype)
 
     def _fit(self) -> None:

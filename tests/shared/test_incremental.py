@@ -1,4 +1,4 @@
-"""Documents that grow byte by byte: the logits, entropies and boundaries of the whole document, at the cost of a byte."""
+"""Documents that grow byte by byte: logits, entropies and boundaries of the whole document, at the cost of a byte."""
 
 from typing import Any
 

@@ -72,7 +72,7 @@ class Generator:
             tokens = np.concatenate([np.array([BOS], np.int16), byte_tokens(row.prompt)])
             part = GrowingDocuments(self.model, rules, self.patcher)
             starts, entropies = part.read(tokens[:-1])
-            for piece in row.show_prompt(starts, entropies):
+            for piece in row.show_prompt(starts.tolist(), None if entropies is None else entropies.tolist()):
                 yield number, piece
             parts.append(part)
             newest.append(int(tokens[-1]))
