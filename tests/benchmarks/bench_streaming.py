@@ -101,14 +101,14 @@ def compare(dataset: Dataset, dtype: Literal["float32", "bfloat16"], most: int, 
                 assert rule.theta is not None
                 distance = abs(float(nats[place - 1]) - rule.theta)
                 far += distance >= 1e-4
-                print(
-                    f"  {row.id} token {place}: stored {before[place]}, streamed {after[place]}, |H - theta| {distance:.2e}"
-                )
+                stored_as = "start" if before[place] else "no start"
+                print(f"  {row.id} token {place}: stored as {stored_as}, |H - theta| {distance:.2e} nats")
+    speed = text_bytes / (time.perf_counter() - began)
     rate = differing / max(decided, 1)
     print(
         f"{dataset.folder.name} {dtype}: {text_bytes:,} bytes, {decided:,} decisions, {differing} differ ({rate:.2e}), "
         + (f"{far} of them further than 1e-4 from theta, " if dtype == "float32" else "")
-        + f"largest difference of entropies {largest:.1e} nats, {text_bytes / (time.perf_counter() - began):,.0f} bytes/s"
+        + f"largest difference of entropies {largest:.1e} nats, {speed:,.0f} bytes/s"
     )
 
 
