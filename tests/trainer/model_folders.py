@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from tiny_runs import STACK, tiny_settings
 
@@ -11,17 +12,46 @@ from shared.model_files import build_model, save_model
 from shared.model_identity import model_sha256
 from shared.model_settings import EntropyModelSettings
 from shared.patching import PatchingSettings
+from shared.scoring import Scorer
 from shared.shards.manifest import NumericsClass, PatcherIdentity
+from shared.vocabulary import document_tokens
 from trainer.identity import IDENTITY_NAME, ModelIdentity, RunNumerics, save_identity
 
 PATCHER = EntropyModelSettings(window=64, **STACK)
 STREAM = 256
 
 
-def numerics(stream_length: int = STREAM) -> NumericsClass:
+def patcher_model(seed: int = 5) -> EntropyModel:
+    """The entropy model of these folders."""
+    model = EntropyModel(PATCHER)
+    initialise(model, seed)
+    return model
+
+
+def patcher_scorer() -> Scorer:
+    """What the pipeline would score documents with."""
+    return Scorer(patcher_model(), STREAM)
+
+
+def patcher_folder(folder: Path) -> Path:
+    """The entropy model's files alone."""
+    save_model(patcher_model(), PATCHER, folder)
+    return folder
+
+
+def entropy_rule(quantile: float = 0.5, rule: str = "entropy") -> PatchingSettings:
+    """A rule whose threshold is this quantile of what it compares on some text, so that both decisions are common."""
+    (values,) = patcher_scorer().score([document_tokens(bytes(range(32, 127)) * 2)])
+    values = np.diff(values) if rule == "monotonic" else values
+    return PatchingSettings.model_validate(
+        {"rule": rule, "theta": float(np.quantile(values, quantile)), "max_length": 16}
+    )
+
+
+def numerics() -> NumericsClass:
     """What a dataset that was scored here records."""
     common = {"device": "cpu", "dtype": "float32", "torch": torch.__version__, "attention": "", "probe": ""}
-    return NumericsClass(**common, stream_length=stream_length, threads=1)  # type: ignore[arg-type]
+    return NumericsClass(**common, stream_length=STREAM, threads=1)  # type: ignore[arg-type]
 
 
 def identity_of(patching: PatchingSettings, patcher: Path | None = None) -> ModelIdentity:
@@ -35,17 +65,15 @@ def identity_of(patching: PatchingSettings, patcher: Path | None = None) -> Mode
     )
 
 
-def entropy_folder(folder: Path, seed: int = 5) -> Path:
-    """An entropy model."""
-    model = EntropyModel(PATCHER)
-    initialise(model, seed)
-    save_model(model, PATCHER, folder)
+def entropy_folder(folder: Path) -> Path:
+    """What a finished run of the entropy model leaves behind."""
+    patcher_folder(folder)
     save_identity(identity_of(PatchingSettings(rule="none")), folder / IDENTITY_NAME)
     return folder
 
 
-def blt_folder(folder: Path, patching: PatchingSettings, patcher: Path | None = None) -> Path:
-    """A byte latent transformer."""
+def model_folder(folder: Path, patching: PatchingSettings, patcher: Path | None) -> Path:
+    """What a finished run of a byte latent transformer leaves behind."""
     settings = tiny_settings(Path("x"), Path("y")).model
     model = build_model(settings)
     initialise(model, 0)
