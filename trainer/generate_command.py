@@ -2,48 +2,154 @@
 
 import argparse
 import os
+import re
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from shared.config import ConfigError
+from trainer.generation.output import in_turn, json_line, summary
+from trainer.generation.piece import Piece
+from trainer.generation.settings import GenerateSettings
+from trainer.generation.text import RESET, PatchStyle, text_of
+
+INTERRUPTED = 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of generate."""
     parser.add_argument("model", type=Path, help="model folder (RUN/model)")
-    parser.add_argument("--prompt", default="", help="text to go on from")
-    parser.add_argument("--bytes", type=int, default=200, help="bytes to write at most (default 200)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest byte (default 0.8)")
-    parser.add_argument("--top-k", type=int, help="draw from the k likeliest bytes only")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same text (default 0)")
-    parser.add_argument("--subset", help="whose patching threshold to use, where subsets have their own")
-    parser.add_argument("--theta", type=float, help="a patching threshold in nats instead of the recorded one")
-    parser.add_argument("--show-patches", action="store_true", help="set patches apart by |")
+    prompts = parser.add_argument_group("what to go on from; several prompts are one batch, each row as if alone")
+    prompts.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a text (default: an empty one)")
+    prompts.add_argument(
+        "--prompt-file", type=Path, action="append", default=[], metavar="PATH", help="the bytes of a file, any bytes"
+    )
+    writing = parser.add_argument_group("what to write")
+    writing.add_argument("--bytes", type=int, default=200, metavar="N", help="bytes at most (default %(default)s)")
+    writing.add_argument(
+        "--temperature", type=float, default=0.8, help="0: always the likeliest byte (default %(default)s)"
+    )
+    writing.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest bytes only")
+    writing.add_argument("--top-p", type=float, metavar="P", help="only the likeliest bytes that together reach P")
+    writing.add_argument("--min-p", type=float, metavar="P", help="only bytes at least P times as probable as the best")
+    writing.add_argument("--seed", type=int, default=0, help="same seed, same text (default %(default)s)")
+    writing.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help=r"end before this text (repeatable); \n, \t, \r, \\ and \xHH stand for what they do in Python",
+    )
+    writing.add_argument(
+        "--utf8", action="store_true", help="write well-formed UTF-8 only, ending with a whole character"
+    )
+    patching = parser.add_argument_group("where patches begin, and how they are computed")
+    patching.add_argument("--subset", help="whose patching threshold to use, where subsets have their own")
+    patching.add_argument("--theta", type=float, help="a patching threshold in nats instead of the recorded one")
+    patching.add_argument(
+        "--draft",
+        type=int,
+        default=0,
+        metavar="K",
+        help="let the local decoder draft K bytes at a time, checked by the full model (default %(default)s: none)",
+    )
+    patching.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default %(default)s")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument(
+        "--show-patches",
+        action="store_true",
+        help="colour the patches; where there is no terminal, or NO_COLOR is set, set them apart by |",
+    )
+    shown.add_argument(
+        "--json", action="store_true", help="an object for each prompt: texts, starts and entropy of each byte"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write to standard output as the bytes come."""
-    for name, valid in (
-        ("bytes", arguments.bytes >= 0),
-        ("temperature", arguments.temperature >= 0),
-        ("top-k", arguments.top_k is None or arguments.top_k > 0),
-    ):
-        if not valid:
-            raise ConfigError(f"--{name}: {getattr(arguments, name.replace('-', '_'))} is too small")
-    from trainer.generate import GenerateSettings, Generator, text_of
-
-    settings = GenerateSettings(
-        length=arguments.bytes,
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        seed=arguments.seed,
-        subset=arguments.subset,
-        theta=arguments.theta,
-    )
+    """Write to standard output as the bytes come, and a summary to standard error; returns the exit code."""
+    settings = settings_from(arguments)
     # The terminal's own bytes: a prompt that is not UTF-8 arrives as surrogates and goes to the model as it was typed.
-    pieces = Generator(arguments.model).write(os.fsencode(arguments.prompt), settings)
+    prompts = [os.fsencode(text) for text in arguments.prompt]
+    prompts += [path.read_bytes() for path in arguments.prompt_file]
+    prompts = prompts or [b""]
+
+    from trainer.generation.generator import Generator
+
+    generator = Generator(arguments.model, device_named(arguments.device))
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-    for text in text_of(pieces, arguments.show_patches):
-        print(text, end="", flush=True)
-    print()
+    began = time.perf_counter()
+    rows = in_turn(generator.write_batch(prompts, settings), len(prompts))
+    if arguments.json:
+        texts = [list(pieces) for pieces in rows]
+        for pieces, ended in zip(texts, generator.ended):
+            print(json_line(pieces, ended))
+    elif not print_texts(rows, len(prompts), arguments.show_patches):
+        return INTERRUPTED
+    print(summary(generator.statistics, generator.ended, time.perf_counter() - began), file=sys.stderr)
     return 0
+
+
+def settings_from(arguments: argparse.Namespace) -> GenerateSettings:
+    """The settings that the options mean. Raises ConfigError that names the option."""
+    given = vars(arguments)
+    values = {name: given[name] for name in ("subset", "theta", "utf8", "draft")}
+    values["length"] = arguments.bytes
+    values["sampling"] = {name: given[name] for name in ("temperature", "top_k", "top_p", "min_p", "seed")}
+    values["stop"] = tuple(unescaped(os.fsencode(text)) for text in arguments.stop)
+    try:
+        return GenerateSettings.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        key = [str(part) for part in problem["loc"] if isinstance(part, str)][-1]
+        option = {"length": "bytes"}.get(key, key).replace("_", "-")
+        raise ConfigError(f"--{option}: {problem['msg']} (got {problem['input']!r})") from None
+
+
+def unescaped(text: bytes) -> bytes:
+    r"""The bytes that a text with the escapes \n, \t, \r, \\ and \xHH means. Raises ConfigError for any other."""
+
+    def meant(match: re.Match[bytes]) -> bytes:
+        code = match[1]
+        if code.startswith(b"x") and len(code) == 3:
+            return bytes.fromhex(code[1:].decode())
+        if code not in _ESCAPES:
+            raise ConfigError(f"--stop: {os.fsdecode(match[0])} means nothing; write \\\\ for a backslash")
+        return _ESCAPES[code]
+
+    return re.sub(rb"\\(x[0-9a-fA-F]{2}|.|$)", meant, text, flags=re.DOTALL)
+
+
+_ESCAPES = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"\\": b"\\"}
+
+
+def device_named(name: str) -> str:
+    """cpu or cuda. Raises ConfigError when cuda is asked for and there is none."""
+    if name == "cpu":
+        return name
+    import torch
+
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ConfigError("--device: torch sees no CUDA device; use cpu or auto")
+    return "cuda" if available else "cpu"
+
+
+def print_texts(rows: Iterator[Iterator[Piece]], count: int, show_patches: bool) -> bool:
+    """Texts as they come, below a heading where there are several; False when the user has interrupted it."""
+    terminal = sys.stdout.isatty()
+    coloured = show_patches and terminal and not os.environ.get("NO_COLOR")
+    style: PatchStyle = "none" if not show_patches else "colours" if coloured else "marks"
+    try:
+        for number, pieces in enumerate(rows, 1):
+            if count > 1:
+                print(f"== prompt {number} of {count}")
+            for text in text_of(pieces, style, terminal):
+                print(text, end="", flush=True)
+            print()
+    except KeyboardInterrupt:
+        print(RESET if coloured else "")
+        return False
+    return True

@@ -27,7 +27,7 @@ def in_turn(pieces: Iterator[tuple[int, Piece]], rows: int) -> Iterator[Iterator
     yield from map(iter, waiting[1:])
 
 
-def json_line(pieces: Iterable[Piece], ended: Ending) -> str:
+def json_line(pieces: Iterable[Piece], ended: Ending | None) -> str:
     """One text as a JSON object on one line.
 
     ``prompt`` and ``text`` (what was written after it) are strings; where one is not UTF-8 its bytes are beside it in
@@ -61,7 +61,7 @@ def _nats(entropy: float | None) -> float | None:
     return None if entropy is None or not math.isfinite(entropy) else round(entropy, 6)
 
 
-def summary(statistics: Statistics, endings: Sequence[Ending], seconds: float) -> str:
+def summary(statistics: Statistics, endings: Sequence[Ending | None], seconds: float) -> str:
     """One line: how much was written, how fast, and how often the global model ran."""
     parts = [f"{statistics.bytes:,} bytes", f"{statistics.bytes / max(seconds, 1e-9):,.1f} bytes/s"]
     if statistics.patches:
