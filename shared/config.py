@@ -22,6 +22,11 @@ def load_recipe(path: Path, overrides: Sequence[str], schema: type[S]) -> S:
 
     Raises ConfigError for a missing file, bad TOML, an unknown key or a value that does not fit.
     """
+    return check_recipe(read_recipe(path, overrides), schema, path)
+
+
+def read_recipe(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """The values of a TOML file with overrides laid over them, not checked yet. Raises ConfigError."""
     try:
         values = tomllib.loads(path.read_text())
     except FileNotFoundError:
@@ -30,6 +35,11 @@ def load_recipe(path: Path, overrides: Sequence[str], schema: type[S]) -> S:
         raise ConfigError(f"{path}: not TOML: {error}") from None
     for key, value in parse_overrides(overrides):
         set_key(values, key, value)
+    return values
+
+
+def check_recipe(values: dict[str, Any], schema: type[S], path: Path) -> S:
+    """The settings that the values of a recipe are; ConfigError when they are none."""
     try:
         return schema.model_validate(values)
     except ValidationError as error:
