@@ -1,0 +1,168 @@
+"""Greedy generation against transformers' BltForCausalLM with equal weights: python tests/benchmarks/bench_generation.py
+
+Both write the same bytes after the same prompt, in turn, in one run: transformers with ``use_cache=False`` (its cache
+gives wrong logits), ours from growing documents, plain and with drafts. A model of 21 M parameters and a patcher of
+3.5 M, random weights, a threshold that gives about 4.5 bytes a patch. Nothing is asserted about time.
+"""
+
+import argparse
+import sysconfig
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shared.blt import Blt
+from shared.entropy_model import EntropyModel
+from shared.incremental import GrowingDocuments
+from shared.initialise import initialise
+from shared.interop.hf_config import hf_config
+from shared.interop.transfer import to_hf_state
+from shared.model_settings import BltSettings, EntropyModelSettings
+from shared.patching import PatchingSettings
+from shared.vocabulary import BOS, OFFSET, byte_tokens
+
+LOCAL = {"width": 256, "heads": 4}
+BLT = BltSettings.model_validate(
+    {
+        "ngrams": {"rows": 2048},
+        "encoder": LOCAL | {"layers": 1},
+        "global": {"width": 512, "layers": 4, "heads": 8},
+        "decoder": LOCAL | {"layers": 3},
+        "window": 512,
+    }
+)
+PATCHER = EntropyModelSettings(width=256, layers=4, heads=4, window=512)
+SPECIAL = list(range(OFFSET))
+"""Never written: random weights like them as much as bytes."""
+BYTES_PER_PATCH = 4.5
+UNCUT = 65_535
+
+
+class Ours:
+    def __init__(self, model: Blt, patcher: EntropyModel) -> None:
+        self.model, self.patcher = model, patcher
+        self.theta = 0.0
+        self.forwards = self.starts = 0
+        self.drafted = self.accepted = 0
+
+    def write(self, prompt: np.ndarray, count: int, draft: int = 0) -> tuple[list[int], np.ndarray]:
+        """Tokens after the prompt, and the entropies of all of them."""
+        rule = PatchingSettings(rule="entropy", theta=self.theta, max_length=UNCUT)
+        documents = GrowingDocuments(self.model, rule, self.patcher)
+        _, before = documents.read(prompt[:-1])
+        forwards = documents.global_forwards
+        assert before is not None
+        tokens, entropies = [int(prompt[-1])], [before]
+        self.starts = self.drafted = self.accepted = 0
+        while len(tokens) <= count:
+            guess: list[int] = []
+
+            def choose(logits: Tensor, guess: list[int] = guess) -> Tensor:
+                guess.append(greedy(logits[0]))
+                return torch.tensor([guess[-1:]])
+
+            ahead = min(draft, count - len(tokens))
+            if ahead > 0:
+                documents.draft(torch.tensor([tokens[-1:]]), choose, ahead)
+            found = documents.advance(torch.tensor([[tokens[-1], *guess]]))
+            assert found.entropies is not None
+            taken = 0
+            while True:
+                tokens.append(greedy(found.logits[0, taken]))
+                if taken == len(guess) or tokens[-1] != guess[taken]:
+                    break
+                taken += 1
+            documents.commit([1 + taken])
+            entropies.append(found.entropies[0, : 1 + taken])
+            self.starts += int(found.starts[0, : 1 + taken].sum())
+            self.drafted += len(guess)
+            self.accepted += taken
+        self.forwards = documents.global_forwards - forwards
+        return tokens[1:], np.concatenate(entropies)
+
+
+def greedy(logits: Tensor) -> int:
+    return OFFSET + int(logits[OFFSET:].argmax())
+
+
+def counterpart(model: Blt, patcher: EntropyModel) -> torch.nn.Module:
+    from transformers import BltConfig, BltForCausalLM
+
+    theirs = BltForCausalLM(BltConfig(**hf_config(BLT, PATCHER, 0.0))).eval()
+    theirs.load_state_dict(to_hf_state(model.state_dict(), BLT, patcher.state_dict(), PATCHER))
+    theirs.generation_config.eos_token_id = None
+    return theirs
+
+
+def seconds(run: object, *arguments: object) -> tuple[float, object]:
+    began = time.perf_counter()
+    result = run(*arguments)  # type: ignore[operator]
+    return time.perf_counter() - began, result
+
+
+def compare(
+    ours: Ours, theirs: torch.nn.Module, prompt: np.ndarray, count: int, theirs_count: int, rounds: int
+) -> None:
+    # The threshold that gives about the wanted patches where the models write, not in the prompt.
+    ours.theta = 5.0
+    for _ in range(3):
+        _, entropies = ours.write(prompt, count)
+        ours.theta = float(np.quantile(entropies[len(prompt) :], 1 - 1 / BYTES_PER_PATCH))
+    theirs.config.patching_threshold = ours.theta
+    ids = torch.from_numpy(prompt.astype(np.int64))[None]
+
+    def reference() -> list[int]:
+        with torch.inference_mode():
+            out = theirs.generate(
+                ids, max_new_tokens=theirs_count, do_sample=False, use_cache=False, suppress_tokens=SPECIAL
+            )
+        return out[0, ids.shape[1] :].tolist()
+
+    plain, drafted, peer = [], [], []
+    for _ in range(rounds):
+        spent, (tokens, _) = seconds(ours.write, prompt, count)  # type: ignore[misc]
+        plain.append(count / spent)
+        forwards, starts = ours.forwards, ours.starts
+        spent, wanted = seconds(reference)
+        peer.append(theirs_count / spent)
+        spent, (guessed, _) = seconds(ours.write, prompt, count, 4)  # type: ignore[misc]
+        drafted.append(count / spent)
+        assert guessed == tokens, "drafts changed what is written"
+    same = sum(a == b for a, b in zip(tokens, wanted))  # type: ignore[arg-type, var-annotated]
+    best, median = max(plain) / max(peer), np.median(plain) / np.median(peer)
+    print(
+        f"  prompt of {len(prompt) - 1:,} bytes, then {count} bytes of {count / max(starts, 1):.1f} a patch\n"
+        f"    ours           {max(plain):7.2f} bytes/s, {forwards} global forwards for {starts} patches\n"
+        f"    transformers   {max(peer):7.2f} bytes/s ({theirs_count} bytes, {same} of them the same)\n"
+        f"    ratio          {best:7.1f}x best, {median:.1f}x median of {len(plain)}\n"
+        f"    drafts of 4    {max(drafted):7.2f} bytes/s, {ours.accepted} of {ours.drafted} accepted"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="one round, and transformers writes few bytes")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(arguments.threads)
+    model, patcher = Blt(BLT).eval(), EntropyModel(PATCHER).eval()
+    initialise(model, 0)
+    initialise(patcher, 1)
+    text = (Path(sysconfig.get_path("stdlib")) / "argparse.py").read_bytes()
+    parameters = [sum(p.numel() for p in part.parameters()) for part in (model, patcher)]
+    print(f"{parameters[0]:,} + {parameters[1]:,} parameters, fp32, {arguments.threads} threads")
+    ours, theirs = Ours(model, patcher), counterpart(model, patcher)
+    rounds = 1 if arguments.quick else arguments.rounds
+    for length, theirs_count in ((256, 32 if arguments.quick else 128), (2_048, 4 if arguments.quick else 16)):
+        prompt = np.concatenate([[BOS], byte_tokens(text[:length])]).astype(np.int16)
+        compare(ours, theirs, prompt, 128, theirs_count, rounds)
+
+
+if __name__ == "__main__":
+    main()
