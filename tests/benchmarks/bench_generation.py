@@ -1,4 +1,4 @@
-"""Greedy generation against transformers' BltForCausalLM with equal weights: python tests/benchmarks/bench_generation.py
+"""Greedy generation against transformers' BltForCausalLM, equal weights: python tests/benchmarks/bench_generation.py
 
 Both write the same bytes after the same prompt, in turn, in one run: transformers with ``use_cache=False`` (its cache
 gives wrong logits), ours from growing documents, plain and with drafts. A model of 21 M parameters and a patcher of
