@@ -94,7 +94,9 @@ class Generator:
         before = documents.global_forwards
         while live:
             drafts = self._draft([rows[number] for number in live], documents, newest, most)
-            found = documents.advance(self._ids([[token, *draft] for token, draft in zip(newest, drafts)]))
+            longest = max(map(len, drafts))
+            read = [[token, *draft, *[EOS] * (longest - len(draft))] for token, draft in zip(newest, drafts)]
+            found = documents.advance(torch.tensor(read, device=self.device))
             logits = found.logits.cpu().numpy()
             newest, kept = [], []
             for place, number in enumerate(live):
@@ -126,23 +128,21 @@ class Generator:
     def _draft(
         self, rows: Sequence[Row], documents: GrowingDocuments, newest: Sequence[int], most: int
     ) -> list[list[int]]:
-        """For each row what the local models alone would write next: at most ``most`` bytes, equally many for all."""
+        """For each row what the local models alone would write next: at most ``most`` bytes."""
         # The last byte of a row needs no draft: checking those before it yields it.
         count = min(most, max(row.left for row in rows) - 1)
         drafts: list[list[int]] = [[] for _ in rows]
 
         def choose(logits: Tensor) -> Tensor:
-            for row, draft, scores in zip(rows, drafts, logits.cpu().numpy()):
-                token = row.choose(scores, draft)
-                draft.append(EOS if token is None else token)  # a row that would have ended is filled up
-            return self._ids([draft[-1:] for draft in drafts])
+            chosen = [row.choose(scores, draft) for row, draft, scores in zip(rows, drafts, logits.cpu().numpy())]
+            for draft, token in zip(drafts, chosen):
+                draft += [] if token is None else [token]
+            # A row that would have ended reads on, since the others do; nothing comes of it.
+            return torch.tensor([[EOS if token is None else token] for token in chosen], device=self.device)
 
         if count > 0:
-            documents.draft(self._ids([[token] for token in newest]), choose, count)
+            documents.draft(torch.tensor(newest, device=self.device)[:, None], choose, count)
         return drafts
-
-    def _ids(self, tokens: list[list[int]]) -> Tensor:
-        return torch.tensor(tokens, device=self.device)
 
 
 def choose_patching(recorded: PatchingSettings, settings: GenerateSettings) -> PatchingSettings:
