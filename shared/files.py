@@ -43,7 +43,12 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill that gets its name only when the block ends without an error; a name that is free, or empty."""
+    """A folder to fill that gets its name only when the block ends without an error.
+
+    Raises FileExistsError at once when something is there under that name, unless it is an empty folder.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} is there already; choose another folder or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
