@@ -10,6 +10,8 @@ from trainer.errors import USER_ERRORS, complain
 COMMANDS = {
     "evaluate": "bits per byte of a model on a dataset, by subset",
     "generate": "text from a model, byte by byte",
+    "export-hf": "a model folder as one that transformers loads",
+    "import-hf": "a folder of transformers, or of the released reference, as a model folder",
 }
 
 
@@ -19,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     modules = {}
     for name, purpose in COMMANDS.items():
-        modules[name] = import_module(f"trainer.{name}_command")
+        modules[name] = import_module(f"trainer.{name.replace('-', '_')}_command")
         modules[name].add_arguments(commands.add_parser(name, help=purpose, description=purpose))
     chosen = parser.parse_args(arguments)
     try:

@@ -124,8 +124,11 @@ def check_patches(folder: Path, dataset: Dataset) -> None:
     """Raise IdentityError unless a dataset was patched as the data was that the model in a folder learnt on (law 7)."""
     learnt = load_identity(folder / IDENTITY_NAME, ModelIdentity)
     found = dataset.manifest.identity
+    patcher = learnt.patcher
+    if patcher is not None and found.patcher is not None and not patcher.numerics.probe:
+        patcher = patcher.model_copy(update={"numerics": found.patcher.numerics})  # imported: scored nothing so far
     lines = differences(
-        {"patching": learnt.patching.model_dump(), "patcher": learnt.patcher and learnt.patcher.model_dump()},
+        {"patching": learnt.patching.model_dump(), "patcher": patcher and patcher.model_dump()},
         {"patching": found.patching.model_dump(), "patcher": found.patcher and found.patcher.model_dump()},
     )
     if lines:

@@ -34,7 +34,7 @@ class NumericsClass(Settings):
     threads: int
     """Threads of each worker."""
     probe: str
-    """sha256 of the entropies of a fixed stream."""
+    """sha256 of the entropies of a fixed stream; empty where nothing was scored yet (an imported model)."""
 
 
 class PatcherIdentity(Settings):

@@ -1,0 +1,141 @@
+"""Settings as the config.json of a `BltForCausalLM` folder: plain JSON, transformers itself is not needed.
+
+What transformers cannot represent is refused with the reason.
+"""
+
+from typing import Any
+
+from shared.interop.described import Record
+from shared.interop.names import InteropError
+from shared.model_settings import BltSettings, EntropyModelSettings, StackSettings
+from shared.patching.settings import PatchingSettings
+from shared.vocabulary import BOE, BOS, EOS, RESERVED
+
+RECORD_KEY = "patchwork"
+"""Where an exported config.json says what it was made from; transformers carries keys along that it does not know."""
+
+
+def check_representable(settings: BltSettings, patcher: EntropyModelSettings | None = None) -> None:
+    """Raise InteropError with the reason when `BltForCausalLM` cannot compute what these settings say."""
+    if settings.encoder_cross_all_layers and settings.encoder.layers > 1:
+        raise InteropError(
+            "encoder_cross_all_layers with several layers cannot be exported: "
+            "transformers starts the patch vectors anew in each layer"
+        )
+    if not settings.ngrams.sizes:
+        raise InteropError("a model without n-gram embeddings cannot be exported: transformers always has them")
+    if patcher is not None and patcher.newline_reset:
+        raise InteropError(
+            "an entropy model with newline_reset cannot be exported: transformers never resets its context"
+        )
+
+
+def check_rule(patching: PatchingSettings) -> None:
+    """Raise InteropError with the reason when `BltForCausalLM` cannot find these patches by itself."""
+    if patching.rule != "entropy":
+        raise InteropError(
+            f"patches of rule {patching.rule!r} cannot be exported: transformers finds patches by entropy above one "
+            "threshold only (rule 'entropy')"
+        )
+    if patching.thetas:
+        known = ", ".join(sorted(patching.thetas))
+        raise InteropError(
+            f"thresholds differ by subset ({known}) and transformers has one: choose with --theta or --subset"
+        )
+    if patching.min_length > 1:
+        raise InteropError(
+            f"min_length {patching.min_length} cannot be exported: transformers has no shortest length of a patch"
+        )
+
+
+def hf_config(
+    settings: BltSettings,
+    patcher_settings: EntropyModelSettings | None = None,
+    theta: float | None = None,
+    record: Record | None = None,
+) -> dict[str, Any]:
+    """The content of config.json, which is also the keywords of ``transformers.BltConfig``, every field explicit.
+
+    Args:
+        patcher_settings: None for a model whose patches are given from outside.
+        theta: nats, the threshold of the global entropy rule.
+        record: laid beside it for `read_hf_config`.
+    """
+    check_representable(settings, patcher_settings)
+    queries = settings.queries
+    local = {
+        "vocab_size": settings.vocabulary,
+        "cross_attn_k": queries,
+        "hidden_size_global": settings.global_.width,
+        "max_position_embeddings": 24_576,  # says what the published models saw; bounds nothing
+        "sliding_window": settings.window,
+    }
+    patcher: dict[str, Any] = {}
+    if patcher_settings is not None:
+        patcher = _stack("blt_patcher", patcher_settings) | {
+            "vocab_size": patcher_settings.vocabulary,
+            "max_position_embeddings": 8192,
+            "sliding_window": patcher_settings.window,
+        }
+    config = {
+        "model_type": "blt",
+        "architectures": ["BltForCausalLM"],
+        "dtype": "float32",  # in bf16 the patcher's boundaries would depend on rounding
+        "vocab_size": settings.vocabulary,
+        "max_position_embeddings": 4096,
+        "initializer_range": 0.02,
+        "patch_in_forward": patcher_settings is not None,
+        "patch_size": 4,  # read only for not being null
+        "patching_mode": "entropy",
+        "patching_threshold": theta,
+        "patching_batch_size": 1,
+        "max_patch_length": None,  # theirs moves the last position's logits even where it splits nothing
+        "local_attention_window_len": settings.window,
+        "cross_attn_k": queries,
+        "encoder_hash_byte_group_size": list(settings.ngrams.sizes),
+        "encoder_hash_byte_group_vocab": settings.ngrams.rows,
+        "encoder_hash_byte_group_nb_functions": settings.ngrams.functions,
+        "encoder_config": _stack("blt_local_encoder", settings.encoder)
+        | local
+        | {"cross_attn_all_layers": settings.encoder_cross_all_layers},
+        "decoder_config": _stack("blt_local_decoder", settings.decoder)
+        | local
+        | {"cross_attn_all_layers": settings.decoder_cross_all_layers},
+        "global_config": _stack("blt_global_transformer", settings.global_) | {"max_position_embeddings": 4096},
+        "patcher_config": patcher,
+        "rope_parameters": _rope(settings.global_),
+        "tie_word_embeddings": False,
+        "use_cache": False,  # its cache gives wrong logits
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
+        "pad_token_id": RESERVED,
+    }
+    return config if record is None else config | {RECORD_KEY: record.model_dump(mode="json", by_alias=True)}
+
+
+def generation_config() -> dict[str, Any]:
+    """The content of generation_config.json: ids that are not text are never chosen, as in our own generation."""
+    ids = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": RESERVED}
+    return ids | {"use_cache": False, "suppress_tokens": [BOE, BOS, RESERVED]}
+
+
+def _stack(model_type: str, stack: StackSettings) -> dict[str, Any]:
+    return {
+        "model_type": model_type,
+        "hidden_size": stack.width,
+        "num_attention_heads": stack.heads,
+        "num_key_value_heads": stack.key_value_heads,
+        "num_hidden_layers": stack.layers,
+        "intermediate_size": stack.hidden,
+        "rms_norm_eps": stack.norm_eps,
+        "rope_parameters": _rope(stack),
+        "hidden_act": "silu",
+        "dropout": 0.0,
+        "initializer_range": 0.02,
+        "tie_word_embeddings": False,
+        "use_cache": False,
+    }
+
+
+def _rope(stack: StackSettings) -> dict[str, Any]:
+    return {"rope_theta": stack.rope_theta, "rope_type": "default"}

@@ -1,0 +1,170 @@
+"""Which of our tensors holds which of theirs: names and rows, in the spelling of transformers and of the reference.
+
+What they keep apart is a range of rows in one of ours: query, key and value; gate and up; in the reference's layout the
+n-gram tables too. Nothing is permuted: rotary positions turn neighbouring pairs in all three.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from shared.model_files import build_model
+from shared.model_identity import ModelFileError
+from shared.model_settings import BltSettings, EntropyModelSettings, StackSettings
+
+
+class InteropError(ModelFileError):
+    """A model has a part that the other side cannot represent, or a folder is not what it should be."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of their tensors: consecutive rows of one of ours."""
+
+    theirs: str
+    ours: str
+    start: int
+    shape: tuple[int, ...]
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.start, self.start + self.shape[0])
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How one layout names what every BLT has."""
+
+    root: str
+    patcher: str
+    """What stands before the names of the entropy model."""
+    head: str
+    patcher_head: str
+    ngrams: str
+    ngram_tables_apart: bool
+    embedding: str
+    attention: str
+    qkv: tuple[str, str, str]
+    output: str
+    feed_forward: str
+    gate_up: tuple[str, str]
+    down: str
+    block_norms: tuple[str, str]
+    """Before attention, before the feed-forward part."""
+    cross_norms: tuple[str, str]
+    """Of the queries, of the keys and values."""
+
+
+HF = Spelling(
+    root="model.",
+    patcher="model.patcher.",
+    head="lm_head",
+    patcher_head="lm_head",
+    ngrams="model.encoder_hash_tok_embedding",
+    ngram_tables_apart=False,
+    embedding="embed_tokens",
+    attention="self_attn",
+    qkv=("q_proj", "k_proj", "v_proj"),
+    output="o_proj",
+    feed_forward="mlp",
+    gate_up=("gate_proj", "up_proj"),
+    down="down_proj",
+    block_norms=("input_layernorm", "post_attention_layernorm"),
+    cross_norms=("q_norm", "k_norm"),
+)
+REFERENCE = Spelling(
+    root="",
+    patcher="",
+    head="local_decoder.output",
+    patcher_head="output",
+    ngrams="encoder_hash_tok_embedding",
+    ngram_tables_apart=True,
+    embedding="tok_embeddings",
+    attention="attention",
+    qkv=("wq", "wk", "wv"),
+    output="wo",
+    feed_forward="feed_forward",
+    gate_up=("w1", "w3"),
+    down="w2",
+    block_norms=("attention_norm", "ffn_norm"),
+    cross_norms=("cross_attn_norm_q", "cross_attn_norm_kv"),
+)
+
+
+def parts(settings: BltSettings | EntropyModelSettings, spelling: Spelling) -> list[Part]:
+    """All of a model's tensors in their spelling; those of one of ours stand together, in the order of its rows."""
+    with torch.device("meta"):
+        shapes = {name: tuple(tensor.shape) for name, tensor in build_model(settings).state_dict().items()}
+    found = []
+    for ours, theirs, rows in _names(settings, spelling):
+        height, *rest = shapes.pop(f"{ours}.weight")
+        start = 0
+        for name, count in zip(theirs, rows or [height // len(theirs)] * len(theirs)):
+            found.append(Part(f"{name}.weight", f"{ours}.weight", start, (count, *rest)))
+            start += count
+        assert start == height, ours
+    assert not shapes, f"tensors without a name there: {sorted(shapes)}"
+    return found
+
+
+Name = tuple[str, tuple[str, ...], tuple[int, ...] | None]
+"""Ours, theirs, and how many rows each of theirs has (None: equally many)."""
+
+
+def _names(settings: BltSettings | EntropyModelSettings, spelling: Spelling) -> Iterator[Name]:
+    if isinstance(settings, EntropyModelSettings):
+        yield "embedding", (f"{spelling.patcher}{spelling.embedding}",), None
+        yield from _blocks("", spelling.patcher, settings, spelling)
+        yield "norm", (f"{spelling.patcher}norm",), None
+        yield "head", (f"{spelling.patcher}{spelling.patcher_head}",), None
+    else:
+        yield from _blt(settings, spelling)
+
+
+def _blt(settings: BltSettings, spelling: Spelling) -> Iterator[Name]:
+    models = ("local_encoder", "global_transformer", "local_decoder")
+    encoder, larger, decoder = (f"{spelling.root}{model}." for model in models)
+    tables = [f"{spelling.ngrams}.{n}" for n in range(settings.ngrams.functions * len(settings.ngrams.sizes))]
+    if settings.ngrams.sizes:
+        yield "ngrams", tuple(tables) if spelling.ngram_tables_apart else (spelling.ngrams,), None
+    yield "encoder.embedding", (f"{encoder}{spelling.embedding}",), None
+    yield from _blocks("encoder.", encoder, settings.encoder, spelling)
+    yield "encoder.patch_projection", (f"{encoder}patch_embedding_projection",), None
+    crosses = settings.encoder.layers if settings.encoder_cross_all_layers else 1
+    yield from _crosses("encoder.", encoder, settings.encoder, crosses, spelling)
+    if settings.queries * settings.encoder.width != settings.global_.width:
+        yield "global_.input_projection", (f"{larger}token_embedding_projection",), None
+    yield from _blocks("global_.", larger, settings.global_, spelling)
+    yield "decoder.patch_projection", (f"{decoder}patch_embedding_projection",), None
+    crosses = settings.decoder.layers if settings.decoder_cross_all_layers else 1
+    yield from _crosses("decoder.", decoder, settings.decoder, crosses, spelling)
+    yield from _blocks("decoder.", decoder, settings.decoder, spelling)
+    yield "decoder.norm", (f"{decoder}norm",), None
+    yield "decoder.head", (spelling.head,), None
+
+
+def _blocks(ours: str, theirs: str, stack: StackSettings, spelling: Spelling) -> Iterator[Name]:
+    for layer in range(stack.layers):
+        here, there = f"{ours}blocks.{layer}", f"{theirs}layers.{layer}"
+        attention, feed_forward = f"{there}.{spelling.attention}", f"{there}.{spelling.feed_forward}"
+        yield f"{here}.attention_norm", (f"{there}.{spelling.block_norms[0]}",), None
+        yield f"{here}.qkv", tuple(f"{attention}.{x}" for x in spelling.qkv), _qkv_rows(stack)
+        yield f"{here}.attention_output", (f"{attention}.{spelling.output}",), None
+        yield f"{here}.feed_forward_norm", (f"{there}.{spelling.block_norms[1]}",), None
+        yield f"{here}.gate_up", tuple(f"{feed_forward}.{x}" for x in spelling.gate_up), None
+        yield f"{here}.down", (f"{feed_forward}.{spelling.down}",), None
+
+
+def _crosses(ours: str, theirs: str, stack: StackSettings, count: int, spelling: Spelling) -> Iterator[Name]:
+    for layer in range(count):
+        here, there = f"{ours}cross.{layer}", f"{theirs}cross_attn_layers.{layer}"
+        yield f"{here}.query_norm", (f"{there}.{spelling.cross_norms[0]}",), None
+        yield f"{here}.key_value_norm", (f"{there}.{spelling.cross_norms[1]}",), None
+        yield f"{here}.query", (f"{there}.{spelling.qkv[0]}",), None
+        yield f"{here}.key_value", tuple(f"{there}.{x}" for x in spelling.qkv[1:]), None
+        yield f"{here}.output", (f"{there}.{spelling.output}",), None
+
+
+def _qkv_rows(stack: StackSettings) -> tuple[int, ...]:
+    return (stack.width, *[stack.key_value_heads * stack.head_width] * 2)

@@ -1,0 +1,80 @@
+"""Opening a folder that others wrote: what it holds, and where each of our tensors comes from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from shared.interop.described import Described
+from shared.interop.hf_reading import read_hf_config
+from shared.interop.names import HF, REFERENCE, InteropError, Part, parts
+from shared.interop.reference import is_reference, open_reference, read_json
+from shared.interop.transfer import Contents, check, join, shapes
+from shared.model_identity import CONFIG_FILE
+from shared.shards.manifest import first_problem
+from shared.tensor_files import TensorFolder, TensorSource
+
+
+@dataclass(frozen=True)
+class ForeignFolder:
+    """A model and its entropy model, ready to be written as ours, tensor by tensor."""
+
+    layout: Literal["transformers", "reference"]
+    described: Described
+    model: Contents
+    patcher: Contents
+    files: tuple[Path, ...]
+    """Everything that was read."""
+
+
+def open_foreign(folder: Path, entropy_model: Path | None = None, theta: float | None = None) -> ForeignFolder:
+    """A folder of transformers or of the reference, whichever it is; every tensor's name and shape is checked.
+
+    Args:
+        entropy_model: where the reference's entropy model is, if not in the folder.
+        theta: nats, a threshold instead of the recorded one.
+
+    Raises InteropError or ModelFileError, naming the folder or file.
+    """
+    try:
+        if is_reference(folder):
+            return _open_reference(folder, entropy_model, theta)
+        if entropy_model is not None:
+            raise InteropError("the entropy model is in this folder: it is of transformers' layout")
+        return _open_hf(folder, theta)
+    except InteropError as error:
+        shown = str(error)
+        raise InteropError(shown if shown.startswith(str(folder)) else f"{folder}: {shown}") from None
+
+
+def _open_hf(folder: Path, theta: float | None) -> ForeignFolder:
+    path = folder / CONFIG_FILE
+    described, source = read_hf_config(read_json(path), theta), TensorFolder(folder)
+    model, patcher = parts(described.model, HF), parts(described.patcher, HF)
+    if described.tied:
+        model = _untied(model, source)
+    check(source, shapes(model) | shapes(patcher))
+    files = (path, *source.files())
+    return ForeignFolder("transformers", described, join(source, model), join(source, patcher), files)
+
+
+def _untied(model: Sequence[Part], source: TensorSource) -> list[Part]:
+    """The same, where only one of the two tied tensors is in the file."""
+    names = set(source.names())
+    twins = {f"{HF.head}.weight", f"{HF.root}local_encoder.{HF.embedding}.weight"}
+    there = twins & names
+    return [replace(x, theirs=min(there)) if x.theirs in twins - names and there else x for x in model]
+
+
+def _open_reference(folder: Path, entropy_model: Path | None, theta: float | None) -> ForeignFolder:
+    try:
+        found = open_reference(folder, entropy_model, theta)
+    except ValidationError as error:
+        raise InteropError(first_problem(error)) from None
+    described = found.described
+    model, patcher = parts(described.model, REFERENCE), parts(described.patcher, REFERENCE)
+    check(found.blt, shapes(model))
+    check(found.patcher, shapes(patcher))
+    return ForeignFolder("reference", described, join(found.blt, model), join(found.patcher, patcher), found.files)

@@ -1,0 +1,128 @@
+"""Tensors between our files and theirs: what is to be written and where its rows come from, one tensor at a time."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from shared.interop.names import HF, InteropError, Part, parts
+from shared.model_settings import BltSettings, EntropyModelSettings
+from shared.tensor_files import Entry, TensorSource
+
+Produce = Callable[[str], Tensor | Iterable[Tensor]]
+Contents = tuple[list[Entry], Produce]
+"""The plan of a file, and what makes each of its tensors."""
+_BUFFERS = ("rotary_emb.inv_freq", "rope.freqs_cis")
+"""Tables of rotary positions that some files hold: worked out from the settings, not learnt."""
+
+
+class Tensors:
+    """A state in memory as a source."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        self._state = state
+
+    def names(self) -> list[str]:
+        return sorted(self._state)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._state[name].shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._state[name].dtype
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        return self._state[name] if rows is None else self._state[name][rows]
+
+
+def split(source: TensorSource, correspondence: Sequence[Part], dtype: torch.dtype) -> Contents:
+    """Our tensors as theirs: the plan of a file, and what makes each. Raises InteropError as `check` does."""
+    check(source, _whole(correspondence))
+    by_name = {part.theirs: part for part in correspondence}
+
+    def produce(name: str) -> Tensor:
+        part = by_name[name]
+        return source.read(part.ours, part.rows)
+
+    return [(part.theirs, part.shape, dtype) for part in correspondence], produce
+
+
+def join(source: TensorSource, correspondence: Sequence[Part]) -> Contents:
+    """Their tensors as ours, in fp32. What is left over in the source is the caller's to judge."""
+    by_name: dict[str, list[str]] = {}
+    for part in correspondence:
+        by_name.setdefault(part.ours, []).append(part.theirs)
+
+    def produce(name: str) -> Iterator[Tensor]:
+        return (source.read(theirs) for theirs in by_name[name])
+
+    return [(name, shape, torch.float32) for name, shape in _whole(correspondence).items()], produce
+
+
+def both(first: Contents, second: Contents) -> Contents:
+    """The tensors of two in one file."""
+    names = {name for name, _, _ in first[0]}
+    return [*first[0], *second[0]], lambda name: (first if name in names else second)[1](name)
+
+
+def check(source: TensorSource, wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise InteropError at the first tensor that is missing, has another shape, is not of floats, or is left over."""
+    names = set(source.names())
+    for name, shape in wanted.items():
+        if name not in names:
+            raise InteropError(f"tensor {name} {list(shape)} is missing")
+        if source.shape(name) != shape:
+            raise InteropError(f"tensor {name} has shape {list(source.shape(name))}, the settings want {list(shape)}")
+        if not source.dtype(name).is_floating_point:
+            raise InteropError(f"tensor {name} is {source.dtype(name)}: quantised weights cannot be read")
+    for name in sorted(names - wanted.keys()):
+        if not name.endswith(_BUFFERS):
+            raise InteropError(f"tensor {name} has no place in these settings")
+
+
+def shapes(correspondence: Iterable[Part]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of their tensors."""
+    return {part.theirs: part.shape for part in correspondence}
+
+
+def _whole(correspondence: Iterable[Part]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of our tensors."""
+    return {part.ours: (part.rows.stop, *part.shape[1:]) for part in correspondence}
+
+
+def to_hf_state(
+    state: Mapping[str, Tensor],
+    settings: BltSettings,
+    patcher_state: Mapping[str, Tensor] | None = None,
+    patcher_settings: EntropyModelSettings | None = None,
+) -> dict[str, Tensor]:
+    """The state of a BLT, and of the entropy model that finds its patches, as a state of `BltForCausalLM`: views."""
+    out: dict[str, Tensor] = {}
+    models: list[tuple[Mapping[str, Tensor], BltSettings | EntropyModelSettings]] = [(state, settings)]
+    if patcher_state is not None:
+        assert patcher_settings is not None, "the state of a patcher comes with its settings"
+        models.append((patcher_state, patcher_settings))
+    for tensors, described in models:
+        plan, produce = split(Tensors(tensors), parts(described, HF), torch.float32)
+        out |= {name: _one(produce(name)) for name, _, _ in plan}
+    return out
+
+
+def from_hf_state(
+    state: Mapping[str, Tensor], settings: BltSettings, patcher_settings: EntropyModelSettings | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The states of a BLT and of its entropy model (empty without its settings) from that of `BltForCausalLM`.
+
+    Raises InteropError as `check` does.
+    """
+    if patcher_settings is None:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(HF.patcher)}
+    correspondences = [parts(settings, HF), parts(patcher_settings, HF) if patcher_settings else []]
+    check(Tensors(state), shapes(correspondences[0]) | shapes(correspondences[1]))
+    joined = [join(Tensors(state), correspondence) for correspondence in correspondences]
+    blt, patcher = ({name: _one(produce(name)) for name, _, _ in plan} for plan, produce in joined)
+    return blt, patcher
+
+
+def _one(made: Tensor | Iterable[Tensor]) -> Tensor:
+    return made if isinstance(made, Tensor) else torch.cat(list(made))

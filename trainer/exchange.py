@@ -1,0 +1,175 @@
+"""Model folders to and from others' (law 8), with what says how their patches are found (law 7)."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from shared.files import whole_folder, write_atomic
+from shared.identity import IdentityError, file_sha256
+from shared.interop.described import Described, Record
+from shared.interop.hf_config import check_rule
+from shared.interop.names import InteropError
+from shared.interop.opening import open_foreign
+from shared.interop.transfer import Contents
+from shared.interop.writing import write_hf_folder
+from shared.model_files import DTYPES
+from shared.model_identity import (
+    CONFIG_FILE,
+    PATCHER_FOLDER,
+    WEIGHTS_FILE,
+    canonical_settings,
+    load_settings,
+    model_sha256,
+)
+from shared.model_settings import BltSettings, EntropyModelSettings
+from shared.patching.settings import LONGEST_PATCH, PatchingSettings
+from shared.shards.manifest import NumericsClass, PatcherIdentity
+from shared.tensor_files import write_tensors
+from trainer.generation.generator import choose_patching
+from trainer.generation.settings import GenerateSettings
+from trainer.identity import IDENTITY_NAME, ModelIdentity, RunNumerics, load_identity, save_identity
+from trainer.progress import Progress, quantity
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What is chosen when a model folder becomes one of transformers."""
+
+    theta: float | None = None
+    """Nats, instead of the recorded thresholds."""
+    subset: str | None = None
+    """Whose threshold to take where subsets have their own."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the model's weights; the entropy model's stay fp32."""
+    shard_bytes: int = 5_000_000_000
+
+
+def export_hf(folder: Path, out: Path, chosen: ExportSettings, line: Progress) -> list[str]:
+    """Write a model folder as one that transformers loads, tensor by tensor; returns what is not quite the same there.
+
+    Raises ConfigError, IdentityError or ModelFileError; InteropError with the reason for what transformers cannot hold.
+    """
+    model, identity = load_settings(folder), load_identity(folder / IDENTITY_NAME, ModelIdentity)
+    if isinstance(model, EntropyModelSettings):
+        raise InteropError(f"{folder} is an entropy model: transformers has these inside a BLT only; export the BLT")
+    patching = _one_threshold(identity.patching, chosen)
+    patcher, patcher_identity = _patcher(folder / PATCHER_FOLDER, identity.patcher)
+    record = Record(model=model, patcher=patcher, patching=patching, patcher_identity=patcher_identity)
+    write_hf_folder(
+        folder, out, record, DTYPES[chosen.dtype], chosen.shard_bytes, lambda contents: _shown(contents, line)
+    )
+    return list(_differences(patching, patcher_identity, chosen))
+
+
+def import_foreign(
+    folder: Path, out: Path, entropy_model: Path | None, theta: float | None, line: Progress
+) -> Described:
+    """Write a folder of transformers, or of the released reference, as a model folder; returns what is in it.
+
+    Args:
+        entropy_model: where the reference's entropy model is, if not in its folder.
+        theta: nats, a threshold instead of the recorded one.
+
+    Raises ConfigError or ModelFileError; InteropError with the reason for what our models cannot represent.
+    """
+    foreign = open_foreign(folder, entropy_model, theta)
+    described = foreign.described
+    sources = {str(path.relative_to(folder) if path.is_relative_to(folder) else path): path for path in foreign.files}
+    with whole_folder(out) as made:
+        _write_model(made / PATCHER_FOLDER, described.patcher, foreign.patcher, line)
+        _write_model(made, described.model, foreign.model, line)
+        identity = ModelIdentity(
+            config={
+                "imported": {
+                    "layout": foreign.layout,
+                    "sha256": {name: file_sha256(path) for name, path in sorted(sources.items())},
+                }
+            },
+            data={},
+            patching=described.patching,
+            patcher=_imported_patcher(model_sha256(made / PATCHER_FOLDER), described.patcher_identity),
+            numerics=RunNumerics(
+                dtype="float32", device="cpu", torch=torch.__version__, ranks=1, threads=torch.get_num_threads()
+            ),
+        )
+        save_identity(identity, made / IDENTITY_NAME)
+    return described
+
+
+def _one_threshold(recorded: PatchingSettings, chosen: ExportSettings) -> PatchingSettings:
+    """The rule as transformers will follow it."""
+    if recorded.thetas and chosen.theta is None and chosen.subset is None:
+        check_rule(recorded)
+    patching = choose_patching(recorded, GenerateSettings(length=0, subset=chosen.subset, theta=chosen.theta))
+    check_rule(patching)
+    return patching
+
+
+def _patcher(folder: Path, recorded: PatcherIdentity | None) -> tuple[EntropyModelSettings, PatcherIdentity]:
+    """The entropy model in a model folder. Raises IdentityError when it is not the recorded one."""
+    assert recorded is not None, "a rule on entropy has an entropy model"
+    found = model_sha256(folder)
+    if found != recorded.sha256:
+        raise IdentityError(f"{folder} has sha256 {found}, the model was trained with {recorded.sha256}")
+    settings = load_settings(folder)
+    assert isinstance(settings, EntropyModelSettings), "only entropy models score"
+    return settings, recorded
+
+
+def _differences(patching: PatchingSettings, patcher: PatcherIdentity, chosen: ExportSettings) -> Iterable[str]:
+    """What transformers will not do as we do, a line each."""
+    if patching.max_length < LONGEST_PATCH:
+        yield (
+            f"patches longer than max_length {patching.max_length} are not cut there: transformers' own cutting "
+            "would change the logits of the last position"
+        )
+    if patcher.numerics.dtype != "float32":
+        yield (
+            f"the data was scored in {patcher.numerics.dtype}, the exported entropy model is float32: where the "
+            "entropy is close to the threshold, patches there may begin elsewhere"
+        )
+    if chosen.dtype != "float32":
+        yield (
+            f"the model's weights are rounded to {chosen.dtype}, the entropy model's are not: loaded with "
+            f"dtype={chosen.dtype} they would be, and patches would begin elsewhere"
+        )
+
+
+def _imported_patcher(sha256: str, recorded: PatcherIdentity | None) -> PatcherIdentity:
+    """The recorded identity if it is this entropy model's, else one that says that nothing was scored with it yet."""
+    if recorded is not None and recorded.sha256 == sha256:
+        return recorded
+    return PatcherIdentity(
+        sha256=sha256,
+        numerics=NumericsClass(
+            device="", dtype="float32", torch="", attention="", stream_length=4096, threads=1, probe=""
+        ),
+    )
+
+
+def _shown(contents: Contents, line: Progress) -> Contents:
+    """The same, with progress shown as tensors are made."""
+    plan, produce = contents
+    sizes = {name: math.prod(shape) * dtype.itemsize for name, shape, dtype in plan}
+    written = 0
+
+    def shown(name: str) -> Tensor | Iterable[Tensor]:
+        nonlocal written
+        line.show(written / sum(sizes.values()), f"{quantity(written)}B written ")
+        written += sizes[name]
+        return produce(name)
+
+    return plan, shown
+
+
+def _write_model(
+    folder: Path, settings: BltSettings | EntropyModelSettings, contents: Contents, line: Progress
+) -> None:
+    plan, produce = _shown(contents, line)
+    write_tensors(folder / WEIGHTS_FILE, plan, produce)
+    write_atomic(folder / CONFIG_FILE, canonical_settings(settings))

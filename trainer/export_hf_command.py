@@ -1,0 +1,44 @@
+"""`python -m trainer export-hf`: a model folder as one that transformers loads."""
+
+import argparse
+import math
+from pathlib import Path
+
+from shared.config import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of export-hf."""
+    parser.add_argument("model", type=Path, metavar="MODEL", help="model folder (RUN/model)")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write, for AutoModelForCausalLM")
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--theta", type=float, metavar="NATS", help="patching threshold instead of the recorded one")
+    one.add_argument("--subset", help="whose threshold to take, where subsets have their own")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the model's weights; the entropy model stays float32 (default %(default)s)",
+    )
+    parser.add_argument(
+        "--shard-bytes", type=int, default=5_000_000_000, metavar="N", help="largest file (default %(default)s)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the folder and say what differs there."""
+    if arguments.shard_bytes <= 0:
+        raise ConfigError(f"--shard-bytes: {arguments.shard_bytes} is too small")
+    if arguments.theta is not None and not math.isfinite(arguments.theta):
+        raise ConfigError(f"--theta: {arguments.theta} is not a number of nats")
+    from trainer.exchange import ExportSettings, export_hf
+    from trainer.progress import Progress
+
+    line = Progress(silent=False, every_seconds=15.0)
+    chosen = ExportSettings(arguments.theta, arguments.subset, arguments.dtype, arguments.shard_bytes)
+    for difference in export_hf(arguments.model, arguments.out, chosen, line):
+        print(f"note: {difference}")
+    files = sorted(path for path in arguments.out.iterdir() if path.is_file())
+    for path in files:
+        print(f"{path}  {path.stat().st_size:,} bytes")
+    return 0

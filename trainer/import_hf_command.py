@@ -1,0 +1,44 @@
+"""`python -m trainer import-hf`: a folder of transformers, or of the released reference, as a model folder."""
+
+import argparse
+import math
+from pathlib import Path
+
+from shared.config import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of import-hf."""
+    parser.add_argument(
+        "folder",
+        type=Path,
+        metavar="FOLDER",
+        help="a BltForCausalLM folder (config.json, safetensors), or one of the reference (params.json, consolidated)",
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="model folder to write")
+    parser.add_argument(
+        "--entropy-model",
+        type=Path,
+        metavar="DIR",
+        help="the reference's entropy model, if not in FOLDER/entropy_model",
+    )
+    parser.add_argument("--theta", type=float, metavar="NATS", help="patching threshold instead of the recorded one")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the folder and say what is in it."""
+    if arguments.theta is not None and not math.isfinite(arguments.theta):
+        raise ConfigError(f"--theta: {arguments.theta} is not a number of nats")
+    from trainer.exchange import import_foreign
+    from trainer.progress import Progress
+
+    line = Progress(silent=False, every_seconds=15.0)
+    found = import_foreign(arguments.folder, arguments.out, arguments.entropy_model, arguments.theta, line)
+    model, patching = found.model, found.patching
+    stacks = {"encoder": model.encoder, "global": model.global_, "decoder": model.decoder}
+    shapes = ", ".join(f"{name} {stack.layers} x {stack.width}" for name, stack in stacks.items())
+    print(f"{shapes}, window {model.window}, {model.queries} vectors a patch")
+    print(f"entropy model {found.patcher.layers} x {found.patcher.width}, window {found.patcher.window}")
+    print(f"patches: rule {patching.rule!r}, theta {patching.theta!r} nats, max_length {patching.max_length}")
+    print(f"model: {arguments.out}")
+    return 0
