@@ -1,4 +1,4 @@
-"""`python -m trainer evaluate | generate`: what one does with a trained model."""
+"""`python -m trainer COMMAND`: what one does with models beside training them."""
 
 import argparse
 import sys
@@ -12,6 +12,7 @@ COMMANDS = {
     "generate": "text from a model, byte by byte",
     "export-hf": "a model folder as one that transformers loads",
     "import-hf": "a folder of transformers, or of the released reference, as a model folder",
+    "import-llama": "a model to train from a recipe, with the blocks of a Llama as its global transformer",
 }
 
 
@@ -23,7 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, purpose in COMMANDS.items():
         modules[name] = import_module(f"trainer.{name.replace('-', '_')}_command")
         modules[name].add_arguments(commands.add_parser(name, help=purpose, description=purpose))
-    chosen = parser.parse_args(arguments)
+    chosen, overrides = parser.parse_known_args(arguments)
+    if overrides and not hasattr(modules[chosen.command], "TAKES_OVERRIDES"):
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    chosen.overrides = overrides
     try:
         return modules[chosen.command].run(chosen)
     except USER_ERRORS as error:

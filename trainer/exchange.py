@@ -61,7 +61,7 @@ def export_hf(folder: Path, out: Path, chosen: ExportSettings, line: Progress) -
     patcher, patcher_identity = _patcher(folder / PATCHER_FOLDER, identity.patcher)
     record = Record(model=model, patcher=patcher, patching=patching, patcher_identity=patcher_identity)
     write_hf_folder(
-        folder, out, record, DTYPES[chosen.dtype], chosen.shard_bytes, lambda contents: _shown(contents, line)
+        folder, out, record, DTYPES[chosen.dtype], chosen.shard_bytes, lambda contents: with_progress(contents, line)
     )
     return list(_differences(patching, patcher_identity, chosen))
 
@@ -81,8 +81,8 @@ def import_foreign(
     described = foreign.described
     sources = {str(path.relative_to(folder) if path.is_relative_to(folder) else path): path for path in foreign.files}
     with whole_folder(out) as made:
-        _write_model(made / PATCHER_FOLDER, described.patcher, foreign.patcher, line)
-        _write_model(made, described.model, foreign.model, line)
+        write_model(made / PATCHER_FOLDER, described.patcher, foreign.patcher, line)
+        write_model(made, described.model, foreign.model, line)
         identity = ModelIdentity(
             config={
                 "imported": {
@@ -152,7 +152,7 @@ def _imported_patcher(sha256: str, recorded: PatcherIdentity | None) -> PatcherI
     )
 
 
-def _shown(contents: Contents, line: Progress) -> Contents:
+def with_progress(contents: Contents, line: Progress) -> Contents:
     """The same, with progress shown as tensors are made."""
     plan, produce = contents
     sizes = {name: math.prod(shape) * dtype.itemsize for name, shape, dtype in plan}
@@ -167,9 +167,8 @@ def _shown(contents: Contents, line: Progress) -> Contents:
     return plan, shown
 
 
-def _write_model(
-    folder: Path, settings: BltSettings | EntropyModelSettings, contents: Contents, line: Progress
-) -> None:
-    plan, produce = _shown(contents, line)
+def write_model(folder: Path, settings: BltSettings | EntropyModelSettings, contents: Contents, line: Progress) -> None:
+    """Weights and settings of a model folder, tensor by tensor."""
+    plan, produce = with_progress(contents, line)
     write_tensors(folder / WEIGHTS_FILE, plan, produce)
     write_atomic(folder / CONFIG_FILE, canonical_settings(settings))

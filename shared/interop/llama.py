@@ -1,0 +1,170 @@
+"""The blocks of a `LlamaForCausalLM` folder as those of the global transformer (the paper's "byteify").
+
+Theirs turn the two halves of each head against each other, ours neighbouring pairs: the rows of queries and keys change
+places, so that row i of a half and its partner stand side by side.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from torch import Tensor
+
+from shared.interop.names import InteropError
+from shared.model_settings import StackSettings
+from shared.shards.manifest import first_problem
+from shared.tensor_files import TensorFolder
+
+CONFIG_FILE = "config.json"
+WANTED = {
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "feed_forward": "intermediate_size",
+}
+LEFT_OUT = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+"""What a byte model has no use for: tokens and their logits, and the norm before those."""
+_BUFFER = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+"""Saved by old versions; it follows from the settings."""
+
+
+def llama_stack(folder: Path, unscaled: bool = False) -> StackSettings:
+    """The shape of a Llama's blocks, from its config.json.
+
+    Args:
+        unscaled: take a Llama with scaled rotary positions as if they were not scaled.
+
+    Raises InteropError with the reason when our blocks cannot compute the same.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InteropError(f"{folder} has no {CONFIG_FILE}") from None
+    except ValueError as error:
+        raise InteropError(f"{path} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise InteropError(f"{path} is not the configuration of a model")
+    rope = _rope(config)
+    if reason := _reason_against(config, rope, unscaled):
+        raise InteropError(f"{path}: {reason}")
+    try:
+        stack = StackSettings(
+            **{ours: config[theirs] for ours, theirs in WANTED.items()},
+            kv_heads=config.get("num_key_value_heads"),
+            rope_theta=rope.get("rope_theta", 10_000.0),
+            norm_eps=config.get("rms_norm_eps", 1e-6),
+        )
+    except ValidationError as error:
+        raise InteropError(f"{path}: {first_problem(error)}") from None
+    if config.get("head_dim") not in (None, stack.head_width):
+        own = f"hidden_size / num_attention_heads = {stack.head_width}"
+        raise InteropError(f"{path}: head_dim is {config['head_dim']}, heads here have {own}")
+    return stack
+
+
+def _rope(config: dict[str, Any]) -> dict[str, Any]:
+    """Rotary settings of new folders (rope_parameters) and of old ones (rope_theta, rope_scaling)."""
+    theta = {"rope_theta": config["rope_theta"]} if "rope_theta" in config else {}
+    return theta | (config.get("rope_scaling") or {}) | (config.get("rope_parameters") or {})
+
+
+def _reason_against(config: dict[str, Any], rope: dict[str, Any], unscaled: bool) -> str | None:
+    """Why our blocks cannot compute what this Llama does; None when they can."""
+    architectures = config.get("architectures") or []
+    if config.get("model_type") != "llama" or architectures not in ([], ["LlamaForCausalLM"]):
+        found = architectures[0] if architectures else config.get("model_type")
+        return f"this is {found}, only LlamaForCausalLM can be taken over"
+    if missing := [key for key in WANTED.values() if key not in config]:
+        return f"{missing[0]} is missing"
+    if config.get("quantization_config"):
+        return "its weights are quantised; take the folder that they were made from"
+    if config.get("pretraining_tp", 1) > 1:
+        return f"pretraining_tp is {config['pretraining_tp']}, its sums are those of slices; only 1 can be taken over"
+    for bias in ("attention_bias", "mlp_bias"):
+        if config.get(bias):
+            return f"{bias} is set, no projection here has a bias"
+    if config.get("hidden_act", "silu") != "silu":
+        return f"hidden_act is {config['hidden_act']}, blocks here have silu"
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default" and not unscaled:
+        return f"rotary positions are scaled ({kind}), ours are not; --unscaled takes it as if they were not"
+    if rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
+        return "only a part of each head is rotated (partial_rotary_factor), here all of it is"
+    return None
+
+
+class LlamaBlocks:
+    """The tensors of a Llama's blocks under our names, read when they are asked for."""
+
+    def __init__(self, folder: Path, stack: StackSettings) -> None:
+        """Raises ModelFileError, naming the first tensor that is missing, left over or of another shape."""
+        self._tensors = TensorFolder(folder)
+        self._stack = stack
+        self._places = {ours: theirs for layer in range(stack.layers) for ours, theirs in _names(layer, stack).items()}
+        self._check()
+
+    def names(self) -> list[str]:
+        """Our names, beginning with "blocks."."""
+        return list(self._places)
+
+    def left_out(self) -> list[str]:
+        """Their tensors that have no place here."""
+        return [name for name in LEFT_OUT if name in self._tensors.names()]
+
+    def read(self, name: str) -> Iterator[Tensor]:
+        """Consecutive rows of our tensor: one of theirs after another, in their dtype."""
+        for theirs, _ in self._places[name]:
+            tensor = self._tensors.read(theirs)
+            if theirs.endswith((".q_proj.weight", ".k_proj.weight")):
+                tensor = pairs_from_halves(tensor, self._stack.head_width)
+            yield tensor
+
+    def _check(self) -> None:
+        where, names = self._tensors.path, set(self._tensors.names())
+        wanted = {theirs: shape for parts in self._places.values() for theirs, shape in parts}
+        for name, shape in wanted.items():
+            if name not in names:
+                raise InteropError(f"{where}: tensor {name} is missing")
+            if self._tensors.shape(name) != shape:
+                found = list(self._tensors.shape(name))
+                raise InteropError(f"{where}: tensor {name} has shape {found}, {CONFIG_FILE} wants {list(shape)}")
+            if not self._tensors.dtype(name).is_floating_point:
+                raise InteropError(f"{where}: tensor {name} is {self._tensors.dtype(name)}: quantised weights")
+        for name in sorted(names - wanted.keys()):
+            if name not in LEFT_OUT and not _BUFFER.fullmatch(name):
+                raise InteropError(f"{where}: tensor {name} is not part of a Llama of this shape")
+
+
+Parts = tuple[tuple[str, tuple[int, ...]], ...]
+"""Their tensors that are consecutive rows of one of ours, with their shapes."""
+
+
+def _names(layer: int, stack: StackSettings) -> dict[str, Parts]:
+    """Our names of one block's tensors."""
+    ours, theirs = f"blocks.{layer}", f"model.layers.{layer}"
+    width, hidden, keys = stack.width, stack.hidden, stack.key_value_heads * stack.head_width
+    attention, mlp = f"{theirs}.self_attn", f"{theirs}.mlp"
+    return {
+        f"{ours}.attention_norm.weight": ((f"{theirs}.input_layernorm.weight", (width,)),),
+        f"{ours}.qkv.weight": (
+            (f"{attention}.q_proj.weight", (width, width)),
+            (f"{attention}.k_proj.weight", (keys, width)),
+            (f"{attention}.v_proj.weight", (keys, width)),
+        ),
+        f"{ours}.attention_output.weight": ((f"{attention}.o_proj.weight", (width, width)),),
+        f"{ours}.feed_forward_norm.weight": ((f"{theirs}.post_attention_layernorm.weight", (width,)),),
+        f"{ours}.gate_up.weight": (
+            (f"{mlp}.gate_proj.weight", (hidden, width)),
+            (f"{mlp}.up_proj.weight", (hidden, width)),
+        ),
+        f"{ours}.down.weight": ((f"{mlp}.down_proj.weight", (width, hidden)),),
+    }
+
+
+def pairs_from_halves(rows: Tensor, head_width: int) -> Tensor:
+    """Rows [heads * C, D] of a projection: of each head row i and row C/2 + i become rows 2i and 2i + 1."""
+    return rows.unflatten(0, (-1, 2, head_width // 2)).transpose(1, 2).flatten(0, 2)

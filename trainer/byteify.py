@@ -1,0 +1,103 @@
+"""From a Llama and a recipe to a model folder to start from: its blocks in the middle, everything else new."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shared.config import ConfigError, check_recipe, read_recipe, set_key
+from shared.files import whole_folder, write_atomic
+from shared.initialise import initial_value
+from shared.interop.llama import LlamaBlocks, llama_stack
+from shared.model_files import build_model
+from shared.model_settings import BltSettings, StackSettings
+from shared.toml import to_toml
+from trainer.exchange import write_model
+from trainer.progress import Progress
+from trainer.settings import TrainSettings
+
+RECIPE_FILE = "recipe.toml"
+IMPORTED = "global_.blocks"
+"""Beginning of the names of what comes from the Llama."""
+IMPORTED_RATE = 0.1
+"""Share of the learning rate that the imported part begins with (as in the paper)."""
+
+
+@dataclass(frozen=True)
+class Byteified:
+    """What was made."""
+
+    stack: StackSettings
+    imported: int
+    """Parameters from the Llama."""
+    new: int
+    """Parameters that were drawn from the seed."""
+    left_out: list[str]
+    """The Llama's tensors that have no place."""
+
+
+def byteify(
+    llama: Path, out: Path, recipe: Path, overrides: Sequence[str], unscaled: bool, line: Progress
+) -> Byteified:
+    """Write OUT as a model folder with a Llama's blocks as its global transformer, and OUT/recipe.toml to train it.
+
+    One tensor at a time is in memory. Parameters that are not the Llama's are those that a run of the recipe without a
+    start would begin with.
+
+    Raises ConfigError for a recipe that does not fit, InteropError or ModelFileError for a Llama that does not,
+    FileExistsError when OUT is there.
+    """
+    stack = llama_stack(llama, unscaled)
+    values, settings = new_recipe(recipe, overrides, stack, out)
+    assert isinstance(settings.model, BltSettings)
+    blocks = LlamaBlocks(llama, stack)
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in build_model(settings.model).state_dict().items()}
+    imported = {f"global_.{name}" for name in blocks.names()}
+
+    def produce(name: str) -> Tensor | Iterable[Tensor]:
+        if name in imported:
+            return blocks.read(name.removeprefix("global_."))
+        return initial_value(name, shapes[name], settings.run.seed)
+
+    plan = [(name, shape, torch.float32) for name, shape in shapes.items()]
+    with whole_folder(out) as folder:
+        write_model(folder, settings.model, (plan, produce), line)
+        write_atomic(folder / RECIPE_FILE, f"# {recipe} around the blocks of {llama}\n{to_toml(values)}")
+    taken = sum(shapes[name].numel() for name in imported)
+    new = sum(shape.numel() for shape in shapes.values()) - taken
+    return Byteified(stack, taken, new, blocks.left_out())
+
+
+def new_recipe(
+    recipe: Path, overrides: Sequence[str], stack: StackSettings, out: Path
+) -> tuple[dict[str, Any], TrainSettings]:
+    """The recipe with the Llama's shape, the start and the slower rate; as it will be written, and checked.
+
+    Where the data is and where the run goes may be missing: they are given when it is trained.
+    """
+    for option in overrides:
+        if option.startswith("--model.global"):
+            raise ConfigError(f"{option.partition('=')[0]}: the global transformer has the shape of the Llama")
+    values = read_recipe(recipe, overrides)
+    model = values.get("model")
+    if not isinstance(model, dict) or model.get("kind") != "blt":
+        raise ConfigError(f"{recipe}: model.kind must be 'blt': no other model has a global transformer")
+    model.pop("global_", None)  # the section's other name
+    set_key(values, "model.global", stack.model_dump(exclude_none=True))
+    set_key(values, "start.model", str(out.absolute()))
+    settings = check_recipe(_with_places(values), TrainSettings, recipe)
+    set_key(values, "optimizer.rates", {IMPORTED: IMPORTED_RATE} | settings.optimizer.rates)
+    return values, settings
+
+
+def _with_places(values: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with a folder for the run and for the data, where it has none."""
+    placed = dict(values)
+    for section, key in (("run", "out"), ("data", "path")):
+        given = values.get(section, {})
+        placed[section] = {key: "?", **given} if isinstance(given, dict) else given
+    return placed

@@ -1,0 +1,46 @@
+"""`python -m trainer import-llama`: a byte latent transformer to train, with a Llama's blocks in the middle."""
+
+import argparse
+from pathlib import Path
+
+TAKES_OVERRIDES = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of import-llama."""
+    parser.usage = "%(prog)s LLAMA OUT --recipe RECIPE.toml [--unscaled] [--section.key value]..."
+    parser.add_argument(
+        "llama", type=Path, metavar="LLAMA", help="folder of a LlamaForCausalLM (config.json, safetensors)"
+    )
+    parser.add_argument(
+        "out", type=Path, metavar="OUT", help="folder to write: a model folder, and recipe.toml to train it"
+    )
+    parser.add_argument(
+        "--recipe",
+        type=Path,
+        required=True,
+        help="training recipe; its [model] gives the local models, its [model.global] is replaced by the Llama's shape",
+    )
+    parser.add_argument(
+        "--unscaled",
+        action="store_true",
+        help="take a Llama with scaled rotary positions (3.1 and later) as if they were not scaled",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the folder and say what is in it."""
+    from trainer.byteify import IMPORTED, RECIPE_FILE, byteify
+    from trainer.progress import Progress, quantity
+
+    line = Progress(silent=False, every_seconds=15.0)
+    out = arguments.out
+    made = byteify(arguments.llama, out, arguments.recipe, arguments.overrides, arguments.unscaled, line)
+    stack = made.stack
+    heads = f"{stack.heads} heads, {stack.key_value_heads} of keys and values"
+    own = f"{quantity(made.imported)}parameters of the Llama"
+    print(f"{IMPORTED}: {stack.layers} of width {stack.width}, {heads}, {own}")
+    print(f"new: {quantity(made.new)}parameters of the local models and the n-gram tables")
+    print(f"left out: {', '.join(made.left_out) or 'nothing'}")
+    print(f"train it: torchrun trainer/main.py {out / RECIPE_FILE} --data.path DATA --run.out RUN")
+    return 0
