@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed.checkpoint as dcp
 from pydantic import ValidationError
 from torch import nn
@@ -23,6 +22,7 @@ from trainer.data.cursor import Cursor
 from trainer.distributed import World
 from trainer.errors import CheckpointError
 from trainer.identity import RunIdentity, check_same
+from trainer.optimizer import Optimizers
 from trainer.settings import CheckpointSettings
 
 STATE_NAME = "state.json"
@@ -51,7 +51,7 @@ class Checkpoints:
         self.settings = settings
         self.world = world
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState) -> Path:
+    def save(self, model: nn.Module, optimizer: Optimizers, state: TrainState) -> Path:
         """Save a step into a fresh folder, then drop all but the newest; every rank takes part."""
         path = self.folder / f"step-{state.step:08d}"
         if self.world.first:
@@ -59,7 +59,7 @@ class Checkpoints:
             path.mkdir(parents=True)
             write_atomic(path / STATE_NAME, state.model_dump_json(indent=1) + "\n")
         self.world.barrier()
-        parameters, moments = get_state_dict(model, optimizer)
+        parameters, moments = get_state_dict(model, optimizer.parts)
         dcp.save({"model": parameters, "optimizer": moments}, checkpoint_id=path)
         if self.world.first:
             self._drop_old()
@@ -70,20 +70,20 @@ class Checkpoints:
         complete = self._complete()
         return complete[-1] if complete else None
 
-    def load(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: RunIdentity) -> TrainState:
+    def load(self, path: Path, model: nn.Module, optimizer: Optimizers, identity: RunIdentity) -> TrainState:
         """Fill model and optimizer from a checkpoint of this run.
 
         Raises IdentityError for a checkpoint of another run, CheckpointError for one that cannot be read.
         """
         state = read_state(path)
         check_same(state.identity, identity, path)
-        parameters, moments = get_state_dict(model, optimizer)
+        parameters, moments = get_state_dict(model, optimizer.parts)
         try:
             dcp.load({"model": parameters, "optimizer": moments}, checkpoint_id=path)
         except CheckpointException as error:  # derives from BaseException: a plain handler would let it pass
             cause = next(iter(error.failures.values()))[0]
             raise CheckpointError(f"{path} is damaged ({cause}); remove it to go on from the one before") from None
-        set_state_dict(model, optimizer, model_state_dict=parameters, optim_state_dict=moments)
+        set_state_dict(model, optimizer.parts, model_state_dict=parameters, optim_state_dict=moments)
         return state
 
     def _complete(self) -> list[Path]:

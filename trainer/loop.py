@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
 from trainer.checkpoint import Checkpoints, TrainState
@@ -16,6 +15,7 @@ from trainer.distributed import World
 from trainer.errors import TrainingError
 from trainer.evaluate import SubsetScore, total_of
 from trainer.metrics import MetricsLog, bits_per_byte, peak_memory
+from trainer.optimizer import Optimizers
 from trainer.progress import Progress, quantity
 from trainer.schedule import progress, rate
 from trainer.settings import TrainSettings
@@ -52,7 +52,7 @@ class Job:
     settings: TrainSettings
     world: World
     model: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizers
     loader: PackLoader
     limits: PackLimits
     validation: Validation

@@ -1,34 +1,76 @@
-"""AdamW over the parameters of a model, in groups of their own decay and rate."""
+"""The optimizers of a model: row-wise Adagrad for tables that learn by rows, AdamW for everything else."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from trainer.parameter_groups import FACTOR, freeze, parameter_groups
+from trainer.parameter_groups import FACTOR, freeze, parameter_groups, table_factors
+from trainer.rowwise_adagrad import RowwiseAdagrad
 from trainer.settings import OptimizerSettings
+from trainer.tables import row_tables
 
 
-def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
-    """AdamW with its moments beside the sharded parameters; the learning rate is set anew before each step.
+class Optimizers:
+    """Several optimizers, each with its own parameters, that step together."""
 
-    Parameters that learn nothing (factor 0) need no gradient from here on, and have no moments.
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        self.parts = tuple(parts)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of all."""
+        return [group for part in self.parts for group in part.param_groups]
+
+    @property
+    def state(self) -> dict[Tensor, dict[str, Any]]:
+        """State by parameter."""
+        return {parameter: state for part in self.parts for parameter, state in part.state.items()}
+
+    def step(self) -> None:
+        """Update all parameters from their gradients."""
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for part in self.parts:
+            part.zero_grad()
+
+
+def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> Optimizers:
+    """Optimizers with their state beside the sharded parameters; the learning rate is set anew before each step.
+
+    Parameters that learn nothing (factor 0) need no gradient from here on, and have no state.
     """
     freeze(model, settings)
-    return torch.optim.AdamW(
-        parameter_groups(model, settings),
-        lr=settings.lr,
-        betas=settings.betas,
-        eps=settings.eps,
-        fused=True,
-    )
+    parts: list[torch.optim.Optimizer] = []
+    if groups := parameter_groups(model, settings):
+        parts.append(torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True))
+    if tables := table_factors(model, settings):
+        parts.append(RowwiseAdagrad(tables, settings.lr, settings.tables))
+    return Optimizers(parts)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_rate(optimizer: Optimizers, lr: float) -> None:
     """Set the learning rate of every group, its own share of ``lr``."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group[FACTOR]
 
 
+@torch.no_grad()
 def clip(model: nn.Module, largest: float) -> Tensor:
     """Scale all gradients so that their joint norm is at most ``largest``; the norm before, a scalar on the device."""
-    norm = nn.utils.clip_grad_norm_(model.parameters(), largest)
-    return norm.full_tensor() if isinstance(norm, torch.distributed.tensor.DTensor) else norm
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    tables = row_tables(model)
+    norms = [table.gradient_norm() for table in tables]
+    if gradients:
+        norm = nn.utils.get_total_norm(gradients)
+        norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    norm = nn.utils.get_total_norm(norms)
+    scale = (largest / (norm + 1e-6)).clamp(max=1.0)
+    own = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
+    torch._foreach_mul_([*own, *(table.gradient.values for table in tables if table.gradient)], scale)
+    return norm

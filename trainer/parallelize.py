@@ -15,6 +15,7 @@ from shared.model_files import build_model as empty_model
 from trainer.distributed import DTYPES, World
 from trainer.settings import TrainSettings
 from trainer.start import fill_from
+from trainer.tables import RowTables, row_tables
 
 
 def build_model(settings: TrainSettings, world: World) -> nn.Module:
@@ -28,7 +29,10 @@ def build_model(settings: TrainSettings, world: World) -> nn.Module:
         recompute_blocks(model)
     if settings.parallel.compile:
         compile_blocks(model)
-    shard(model, world, DTYPES[settings.run.dtype], settings.parallel.keep_gathered)
+    dtype = DTYPES[settings.run.dtype]
+    if isinstance(model, Blt):
+        model.ngrams = RowTables(model.ngrams, world.mesh, dtype)
+    shard(model, world, dtype, settings.parallel.keep_gathered)
     model.to_empty(device=world.device)
     if settings.start.model is None:
         fill(model, settings.run.seed)
@@ -55,7 +59,7 @@ def units(model: nn.Module) -> list[nn.Module]:
     if isinstance(model, EntropyModel):
         return list(model.blocks)
     assert isinstance(model, Blt)
-    return [model.ngrams, model.encoder, *model.global_.blocks, model.decoder]
+    return [model.encoder, *model.global_.blocks, model.decoder]
 
 
 def recompute_blocks(model: nn.Module) -> None:
@@ -73,11 +77,15 @@ def compile_blocks(model: nn.Module) -> None:
 def shard(model: nn.Module, world: World, dtype: torch.dtype, keep_gathered: bool = False) -> None:
     """FSDP2 over every unit: fp32 shards, compute in ``dtype``, gradients summed in fp32.
 
-    Applied to one rank too: it brings the mixed precision. Inputs are not cast: rotary tables stay fp32.
+    Applied to one rank too: it brings the mixed precision. Inputs are not cast: rotary tables stay fp32. Tables that
+    learn by rows look after themselves.
     """
+    apart = {table.weight for table in row_tables(model)}
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for unit in (*units(model), model):
-        fully_shard(unit, mesh=world.mesh, mp_policy=policy, reshard_after_forward=not keep_gathered)
+        fully_shard(
+            unit, mesh=world.mesh, mp_policy=policy, reshard_after_forward=not keep_gathered, ignored_params=apart
+        )
 
 
 @torch.no_grad()

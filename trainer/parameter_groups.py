@@ -7,6 +7,7 @@ from torch import nn
 
 from shared.config import ConfigError
 from trainer.settings import OptimizerSettings
+from trainer.tables import RowTables, row_tables
 
 FACTOR = "factor"
 """Key of an optimizer's group: its share of the learning rate."""
@@ -51,22 +52,32 @@ def rate_factors(names: Iterable[str], rates: Mapping[str, float]) -> dict[str, 
 def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
     """Groups for AdamW: parameters with the same decay and the same factor of the learning rate.
 
-    Parameters with factor 0 are in none of them.
+    Parameters with factor 0 and those of tables that learn by rows are in none of them.
 
     Raises ConfigError for a prefix that no parameter has, or when every factor is 0.
     """
     named = dict(model.named_parameters())
     decayed = decayed_names(model)
+    factors = rate_factors(named, settings.rates)
+    by_rows = {table.weight for table in row_tables(model)}
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
-    for name, factor in rate_factors(named, settings.rates).items():
-        if factor:
+    for name, factor in factors.items():
+        if factor and named[name] not in by_rows:
             groups.setdefault((name in decayed, factor), []).append(named[name])
-    if not groups:
+    if not any(factors.values()):
         raise ConfigError("optimizer.rates: every factor is 0, nothing would learn")
     return [
         {"params": parameters, "weight_decay": settings.weight_decay if decay else 0.0, FACTOR: factor}
         for (decay, factor), parameters in sorted(groups.items(), key=lambda group: group[0], reverse=True)
     ]
+
+
+def table_factors(model: nn.Module, settings: OptimizerSettings) -> dict[RowTables, float]:
+    """The tables that learn by rows, each with its factor; those with factor 0 are left out."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    factors = rate_factors(names.values(), settings.rates)
+    tables = {table: factors[names[table.weight]] for table in row_tables(model)}
+    return {table: factor for table, factor in tables.items() if factor}
 
 
 def freeze(model: nn.Module, settings: OptimizerSettings) -> None:

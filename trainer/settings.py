@@ -73,8 +73,18 @@ class ParallelSettings(Settings):
     """Compile the blocks of windowed stacks: faster steps after half a minute; needs a C++ compiler on CPUs."""
 
 
+class TableSettings(Settings):
+    """Row-wise Adagrad for the n-gram tables (Duchi et al. 2011): a row's steps shrink with what it has learnt."""
+
+    rate: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    """Learning rate of the tables, as a share of ``optimizer.lr``."""
+    eps: float = Field(default=1e-8, gt=0)
+    initial: float = Field(default=0.0, ge=0)
+    """What a row's sum of squares begins with."""
+
+
 class OptimizerSettings(Settings):
-    """AdamW (Loshchilov & Hutter 2019)."""
+    """AdamW (Loshchilov & Hutter 2019), and row-wise Adagrad for the n-gram tables."""
 
     lr: float = Field(gt=0)
     """Peak learning rate."""
@@ -87,6 +97,8 @@ class OptimizerSettings(Settings):
     rates: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     """Share of the learning rate by parameter name or whole dotted beginning of it ("global_.blocks" = 0.1): the
     longest one that fits counts, 1 where none does. 0 freezes: neither gradients nor moments."""
+
+    tables: TableSettings = TableSettings()
 
     @field_validator("rates", mode="before")
     @classmethod
@@ -168,11 +180,16 @@ LATER_KEYS: dict[str, dict[str, Any]] = {"optimizer": {"rates": {}}}
 before stay what they are."""
 
 
+IDLE_KEYS: dict[str, dict[str, tuple[str, ...]]] = {"entropy": {"optimizer": ("tables",)}}
+"""Keys that say nothing about a kind of model."""
+
+
 def decisive(settings: TrainSettings) -> dict[str, Any]:
     """The keys that decide what is learnt: part of a run's identity."""
     sections = {}
+    idle = IDLE_KEYS.get(settings.model.kind, {})
     for section, values in settings.resolved().items():
-        free, later = FREE_KEYS.get(section, ()), LATER_KEYS.get(section, {})
+        free, later = FREE_KEYS.get(section, ()) + idle.get(section, ()), LATER_KEYS.get(section, {})
         if section not in FREE_SECTIONS:
             sections[section] = {
                 key: value

@@ -13,7 +13,8 @@ from shared.batch import Batch
 from shared.vocabulary import IGNORED_LABEL
 from trainer.distributed import World
 from trainer.errors import TrainingError
-from trainer.optimizer import clip, set_rate
+from trainer.optimizer import Optimizers, clip, set_rate
+from trainer.tables import row_tables
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def backward(
 
     The loss is the sum over valid targets over the step's global number of them (``targets``), so that every byte
     weighs the same wherever it was packed. Times the number of ranks, since FSDP takes the mean over ranks. Gradients
-    travel once, with the last micro-batch.
+    travel once: with the last micro-batch, and those of tables that learn by rows after it.
     """
     nats = torch.zeros((), dtype=torch.float64, device=world.device)
     for number, batch in enumerate(batches):
@@ -54,12 +55,14 @@ def backward(
         loss = F.cross_entropy(predict(model, batch), batch.labels, ignore_index=IGNORED_LABEL, reduction="sum")
         (loss * (world.size / targets)).backward()
         nats += loss.detach()
+    for table in row_tables(model):
+        table.collect()
     return nats
 
 
 def take_step(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizers,
     batches: Sequence[Batch],
     targets: int,
     world: World,

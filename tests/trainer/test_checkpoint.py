@@ -14,9 +14,10 @@ from trainer.checkpoint import COMMIT_NAME, Checkpoints, TrainState
 from trainer.distributed import World, started
 from trainer.errors import CheckpointError
 from trainer.identity import RunIdentity, run_identity
-from trainer.optimizer import build_optimizer
+from trainer.optimizer import Optimizers, build_optimizer
 from trainer.parallelize import build_model
 from trainer.settings import CheckpointSettings, TrainSettings
+from trainer.tables import RowGradient, own_rows, row_tables
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def world(settings: TrainSettings) -> Iterator[World]:
         yield world
 
 
-Saved = tuple[Checkpoints, nn.Module, torch.optim.Optimizer]
+Saved = tuple[Checkpoints, nn.Module, Optimizers]
 
 
 @pytest.fixture
@@ -48,12 +49,16 @@ def saved(settings: TrainSettings, identity: RunIdentity, world: World, tmp_path
     for step in (1, 2, 3):
         for parameter in model.parameters():
             parameter.grad = torch.full_like(parameter, float(step))
+        for table in row_tables(model):
+            rows, width = own_rows(table.weight).shape
+            table.gradient = RowGradient(torch.arange(rows), torch.full((rows, width), float(step)))
+            table.weight.grad = None
         optimizer.step()
         checkpoints.save(model, optimizer, TrainState(identity=identity, config={}, step=step, targets=10 * step))
     return checkpoints, model, optimizer
 
 
-def fresh(settings: TrainSettings, world: World) -> tuple[nn.Module, torch.optim.Optimizer]:
+def fresh(settings: TrainSettings, world: World) -> tuple[nn.Module, Optimizers]:
     model = build_model(settings, world)
     return model, build_optimizer(model, settings.optimizer)
 
@@ -73,6 +78,7 @@ def test_everything_comes_back_bit_for_bit(
     assert (state.step, state.targets) == (3, 30)
     for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(ours.full_tensor(), theirs.full_tensor())  # type: ignore[operator]
+        assert optimizer.state[ours]
         for key, value in optimizer.state[ours].items():
             recovered = other_optimizer.state[theirs][key]
             assert torch.equal(

@@ -59,6 +59,13 @@ def test_a_run_from_before_a_key_existed_is_the_same_run(tmp_path: Path) -> None
     assert decisive(slower)["optimizer"]["rates"] == {"global_": 0.1}
 
 
+def test_how_tables_learn_is_no_part_of_a_run_that_has_none(tmp_path: Path) -> None:
+    stack = {"width": 32, "layers": 1, "heads": 2}
+    entropy = tiny_settings(tmp_path, tmp_path, model={"kind": "entropy", "window": 64, **stack})
+    assert "tables" not in decisive(entropy)["optimizer"]
+    assert "tables" in decisive(tiny_settings(tmp_path, tmp_path))["optimizer"]
+
+
 def test_free_keys_exist() -> None:
     sections = TrainSettings.model_fields
     assert set(FREE_SECTIONS) <= sections.keys()

@@ -21,6 +21,7 @@ from trainer.optimizer import build_optimizer, clip
 from trainer.parallelize import build_model
 from trainer.settings import TrainSettings
 from trainer.step import backward, take_step
+from trainer.tables import RowTables, by_rows, own_rows, row_tables
 
 STEPS = 3
 
@@ -33,12 +34,24 @@ def settings_for(data: Path) -> TrainSettings:
 def whole(model: nn.Module, prefix: str, gradients: bool = False) -> dict[str, torch.Tensor]:
     """Every parameter (or its gradient), gathered."""
     tensors = {}
+    tables = {table.weight: table for table in row_tables(model)}
     for name, parameter in model.named_parameters():
         tensor = parameter.grad if gradients else parameter.detach()
+        if gradients and parameter in tables:
+            assert tensor is None, name
+            tensor = table_gradient(tables[parameter])
         assert tensor is not None, name
         full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         tensors[f"{prefix}/{name}"] = full.clone()
     return tensors
+
+
+def table_gradient(table: RowTables) -> torch.Tensor:
+    """The gradient of a table as one tensor of its shape, sharded like it."""
+    gradient, own = table.gradient, torch.zeros_like(own_rows(table.weight))
+    assert gradient is not None
+    own[gradient.rows] = gradient.values
+    return by_rows(own, table.mesh, table.weight.shape)
 
 
 def compute(settings: TrainSettings, world: World) -> dict[str, torch.Tensor]:

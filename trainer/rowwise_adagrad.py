@@ -1,0 +1,61 @@
+"""Adagrad with one sum for each row: the optimizer of tables of which a step touches few rows.
+
+A row without a gradient is left as it is by the rule itself, so a step over the touched rows is the whole step, bit for
+bit. Adam has no such rule: its moments fade, and move parameters, whether or not there is a gradient.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.parameter_groups import FACTOR
+from trainer.settings import TableSettings
+from trainer.tables import RowTables, by_rows, own_rows
+
+SQUARES = "squares"
+"""Key of a table's state: fp32 [N], for each row the sum over steps of the mean square of its gradient."""
+
+
+class RowwiseAdagrad(torch.optim.Optimizer):
+    """row -= lr * g / (sqrt(squares) + eps) after squares += mean(g^2) (Duchi et al. 2011, one sum a row)."""
+
+    def __init__(self, tables: Mapping[RowTables, float], lr: float, settings: TableSettings) -> None:
+        """Tables with the share of the learning rate of each.
+
+        State is made here: asked for the state of an optimizer that has none yet, torch takes a step with a gradient of
+        zeros of the size of the whole table.
+        """
+        self._tables = list(tables)
+        groups: list[dict[str, Any]] = [
+            {"params": [table.weight], FACTOR: settings.rate * factor} for table, factor in tables.items()
+        ]
+        super().__init__(groups, {"lr": lr, "eps": settings.eps})
+        for table in tables:
+            weight = table.weight
+            own = torch.full((len(own_rows(weight)),), settings.initial, device=weight.device)
+            self.state[weight][SQUARES] = by_rows(own, table.mesh, weight.shape[:1])
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Learn from the gradients that the tables have collected; their values are used up."""
+        for table, group in zip(self._tables, self.param_groups):
+            if table.gradient is None:
+                continue
+            rows, values = table.gradient.rows, table.gradient.values
+            squares = own_rows(self.state[table.weight][SQUARES])
+            sums = squares.index_select(0, rows) + mean_square(values)
+            squares.index_copy_(0, rows, sums)
+            values.div_(sums.sqrt().add_(group["eps"])[:, None]).mul_(-group["lr"])
+            own_rows(table.weight).index_add_(0, rows, values)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients."""
+        for table in self._tables:
+            table.forget()
+
+
+def mean_square(values: Tensor) -> Tensor:
+    """[U, D] -> [U], without a second [U, D]."""
+    return torch.linalg.vector_norm(values, dim=1).square() / values.shape[1]
