@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -66,19 +66,28 @@ def export_hf(folder: Path, out: Path, chosen: ExportSettings, line: Progress) -
     return list(_differences(patching, patcher_identity, chosen))
 
 
-def import_foreign(
-    folder: Path, out: Path, entropy_model: Path | None, theta: float | None, line: Progress
-) -> Described:
+@dataclass(frozen=True)
+class ImportSettings:
+    """What is chosen when a folder of others becomes a model folder."""
+
+    entropy_model: Path | None = None
+    """Where the reference's entropy model is, if not in its folder."""
+    theta: float | None = None
+    """Nats, instead of the recorded threshold."""
+    max_length: int | None = None
+    """Bytes of the longest patch, instead of the recorded number; theirs have none, which is read as 65535."""
+
+
+def import_foreign(folder: Path, out: Path, chosen: ImportSettings, line: Progress) -> Described:
     """Write a folder of transformers, or of the released reference, as a model folder; returns what is in it.
 
-    Args:
-        entropy_model: where the reference's entropy model is, if not in its folder.
-        theta: nats, a threshold instead of the recorded one.
-
-    Raises ConfigError or ModelFileError; InteropError with the reason for what our models cannot represent.
+    Raises ModelFileError or OSError; InteropError with the reason for what our models cannot represent.
     """
-    foreign = open_foreign(folder, entropy_model, theta)
+    foreign = open_foreign(folder, chosen.entropy_model, chosen.theta)
     described = foreign.described
+    if chosen.max_length is not None:
+        patching = described.patching.model_copy(update={"max_length": chosen.max_length})
+        described = replace(described, patching=patching)
     sources = {str(path.relative_to(folder) if path.is_relative_to(folder) else path): path for path in foreign.files}
     with whole_folder(out) as made:
         write_model(made / PATCHER_FOLDER, described.patcher, foreign.patcher, line)

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 from shared.config import ConfigError
+from shared.patching.settings import LONGEST_PATCH
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,17 +24,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the reference's entropy model, if not in FOLDER/entropy_model",
     )
     parser.add_argument("--theta", type=float, metavar="NATS", help="patching threshold instead of the recorded one")
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        metavar="BYTES",
+        help=f"cut longer patches, as transformers would not ({LONGEST_PATCH} if not recorded)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the folder and say what is in it."""
     if arguments.theta is not None and not math.isfinite(arguments.theta):
         raise ConfigError(f"--theta: {arguments.theta} is not a number of nats")
-    from trainer.exchange import import_foreign
+    if arguments.max_length is not None and not 1 <= arguments.max_length <= LONGEST_PATCH:
+        raise ConfigError(f"--max-length: {arguments.max_length} is not between 1 and {LONGEST_PATCH}")
+    from trainer.exchange import ImportSettings, import_foreign
     from trainer.progress import Progress
 
     line = Progress(silent=False, every_seconds=15.0)
-    found = import_foreign(arguments.folder, arguments.out, arguments.entropy_model, arguments.theta, line)
+    chosen = ImportSettings(arguments.entropy_model, arguments.theta, arguments.max_length)
+    found = import_foreign(arguments.folder, arguments.out, chosen, line)
     model, patching = found.model, found.patching
     stacks = {"encoder": model.encoder, "global": model.global_, "decoder": model.decoder}
     shapes = ", ".join(f"{name} {stack.layers} x {stack.width}" for name, stack in stacks.items())

@@ -170,8 +170,8 @@ def _stack(where: str, stack: _Stack, rope_theta: float = 500_000.0) -> dict[str
 def _check_kind(config: _Config) -> None:
     """Raise InteropError for a folder of something else."""
     if config.model_type != "blt" or (config.architectures and "BltForCausalLM" not in config.architectures):
-        kind = ", ".join(config.architectures or [config.model_type or "nothing"])
-        raise InteropError(f"architectures: {kind}, where BltForCausalLM is wanted (model_type 'blt')")
+        found = f"model_type {config.model_type!r}, architectures {config.architectures}"
+        raise InteropError(f"{found}: a folder of BltForCausalLM is wanted (model_type 'blt')")
     if not config.patch_in_forward or config.patching_mode != "entropy" or config.patch_size is None:
         raise InteropError(
             f"patch_in_forward {config.patch_in_forward}, patching_mode {config.patching_mode!r}, patch_size "

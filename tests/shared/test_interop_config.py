@@ -127,8 +127,11 @@ def put(path: str, value: Any):
 
 
 REFUSED = {
-    "another architecture": (put("model_type", "llama"), "BltForCausalLM is wanted"),
-    "the model without its head": (put("architectures", ["BltModel"]), "BltModel, where BltForCausalLM is wanted"),
+    "another architecture": (put("model_type", "llama"), "model_type 'llama'.*BltForCausalLM is wanted"),
+    "the model without its head": (
+        put("architectures", ["BltModel"]),
+        r"\['BltModel'\]: a folder of BltForCausalLM is wanted",
+    ),
     "patches from outside": (put("patch_in_forward", False), "patch_in_forward False"),
     "another way of patching": (put("patching_mode", "space"), "patching_mode 'space'"),
     "a patch a byte": (put("patch_size", None), "patch_size None"),

@@ -110,8 +110,8 @@ def test_a_folder_of_others_gives_an_exact_threshold_and_the_longest_patches(
     assert found.patcher.sha256 == model_sha256(tmp_path / "back" / "patcher")
     assert found.patcher.numerics.probe == ""
     assert list(Generator(tmp_path / "back").write(b"some ", GenerateSettings(length=3)))
-    assert run("import-hf", tmp_path / "hf", tmp_path / "other", "--theta", "0.25") == 0
-    assert identity(tmp_path / "other").patching.theta == 0.25
+    assert run("import-hf", tmp_path / "hf", tmp_path / "other", "--theta", "0.25", "--max-length", "99") == 0
+    assert identity(tmp_path / "other").patching == PatchingSettings(rule="entropy", theta=0.25, max_length=99)
 
 
 def test_an_imported_model_may_be_evaluated_wherever_its_own_entropy_model_scored(tmp_path: Path, model: Path) -> None:
@@ -138,12 +138,15 @@ def test_bf16_rounds_the_model_and_not_the_entropy_model(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    assert run("export-hf", model, tmp_path / "hf", "--dtype", "bfloat16") == 0
+    assert run("export-hf", model, tmp_path / "hf", "--dtype", "bfloat16", "--shard-bytes", 20_000) == 0
     assert "note: the model's weights are rounded to bfloat16" in capsys.readouterr().out
     exported = TensorFolder(tmp_path / "hf")
     for name in exported.names():
         assert exported.dtype(name) == (torch.float32 if "patcher" in name else torch.bfloat16), name
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "hf").dtype == torch.float32  # as config.json says
+    loaded, found = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert loaded.dtype == torch.float32  # as config.json says
+    assert not found["missing_keys"]
+    assert not found["unexpected_keys"]
     assert run("import-hf", tmp_path / "hf", tmp_path / "back") == 0
     before, after = TensorFolder(model), TensorFolder(tmp_path / "back")
     assert all(torch.equal(after.read(name), before.read(name).bfloat16().float()) for name in before.names())
@@ -273,7 +276,12 @@ def test_a_folder_that_is_there_is_not_touched(
 
 @pytest.mark.parametrize(
     "arguments",
-    [("export-hf", "--shard-bytes", "0"), ("export-hf", "--theta", "nan"), ("import-hf", "--theta", "inf")],
+    [
+        ("export-hf", "--shard-bytes", "0"),
+        ("export-hf", "--theta", "nan"),
+        ("import-hf", "--theta", "inf"),
+        ("import-hf", "--max-length", "0"),
+    ],
 )
 def test_bad_options_are_one_line(
     tmp_path: Path, model: Path, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
@@ -288,7 +296,7 @@ def test_bad_options_are_one_line(
 MEASURED = """
 import sys, threading, time
 from pathlib import Path
-from trainer.exchange import ExportSettings, export_hf, import_foreign
+from trainer.exchange import ExportSettings, ImportSettings, export_hf, import_foreign
 from trainer.progress import Progress
 
 def anonymous():
@@ -296,7 +304,7 @@ def anonymous():
 
 def there_and_back(model, out):
     export_hf(model, out / "there", ExportSettings(), line)
-    import_foreign(out / "there", out / "back", None, None, line)
+    import_foreign(out / "there", out / "back", ImportSettings(), line)
 
 small, large, out = (Path(argument) for argument in sys.argv[1:])
 line = Progress(silent=True, every_seconds=15.0)
