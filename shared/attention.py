@@ -11,15 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shared.batch import Segments
-
-BAND = 64
-"""Queries are taken in bands of this many positions. A document that begins at a multiple of it gets the same bits
-wherever it lies in a stream of fixed length."""
-
-
-def carried_length(window: int) -> int:
-    """How many keys and values before a stream a window can reach, rounded up to whole bands."""
-    return -(-(window - 1) // BAND) * BAND
+from shared.tiles import BAND, carried_length, tiled_attention
 
 
 def stretches(documents: Segments, opening: Tensor | None = None) -> Tensor:
@@ -43,12 +35,14 @@ class Scope:
     documents: Segments
     window: int | None
     """None: the whole document so far."""
-    bias: Tensor | None
-    """fp32 [N/B, 1, B, S]: 0 where a query of a band sees a key, -inf elsewhere; N is rounded up to whole bands.
-    None where attention needs no bands."""
-    before: Tensor | None
+    before: Tensor | None = None
     """int64 [carried_length(window)], the stretch of each carried key that stands before the axis: 0 for the one still
     open, negative for those closed. None: nothing is carried."""
+    stretches: tuple[Tensor, Tensor] | None = None
+    """int64, the stretches of the N queries and of all keys, for attention in tiles; None where that is not used."""
+    bias: Tensor | None = None
+    """fp32 [N/B, 1, B, S]: 0 where a query of a band sees a key, -inf elsewhere; N is rounded up to whole bands.
+    None where attention needs no bands."""
 
     @classmethod
     def of(
@@ -61,8 +55,14 @@ class Scope:
     ) -> "Scope":
         """The scope for activations of ``dtype``; ``contexts`` are `stretches` finer than the documents, if any."""
         device = documents.ids.device
-        if window is None or (contexts is None and has_kernel(device, dtype)):
-            return cls(documents, window, None, before)
+        if contexts is None and has_kernel(device, dtype):
+            return cls(documents, window, before)
+        if takes_tiles(device):
+            queries = stretches(documents) if contexts is None else contexts
+            keys = queries if before is None else torch.cat([before, queries])
+            return cls(documents, window, before, (queries, keys))
+        if window is None:
+            return cls(documents, None)
         contexts = stretches(documents) if contexts is None else contexts
         reach = carried_length(window)
         outside = contexts.new_full((reach,), -1) if before is None else before
@@ -73,7 +73,12 @@ class Scope:
         seen = contexts.view(-1, BAND, 1) == keys[:, None]
         seen &= (distance >= 0) & (distance < window)
         bias = torch.zeros(seen.shape, device=device).masked_fill_(~seen, float("-inf"))[:, None]
-        return cls(documents, window, bias, before)
+        return cls(documents, window, before, None, bias)
+
+
+def takes_tiles(device: torch.device) -> bool:
+    """Whether attention on this device goes tile by tile, in fp32 whatever the parameters are."""
+    return device.type == "cpu"
 
 
 def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
@@ -92,9 +97,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scope: Scope) -> Tensor:
         [N, H, C] in the dtype of q. Memory is linear in N; so is time, but without a window it is quadratic in each
         document.
     """
+    if scope.stretches is not None:
+        return tiled_attention(q.float(), k.float(), v.float(), *scope.stretches, scope.window).to(q.dtype)
     if scope.bias is None and has_kernel(q.device, q.dtype):
         return _variable_length(q, k, v, scope)
-    # On a CPU scores are best computed in fp32 whatever the parameters are: exact, and faster than the bf16 kernel.
+    # Without the kernel scores are computed in fp32 whatever the parameters are.
     wide = q.float(), _repeat_heads(k.float(), q.shape[1]), _repeat_heads(v.float(), q.shape[1])
     out = _by_document(*wide, scope.documents.lengths) if scope.window is None else _banded(*wide, scope)
     return out.to(q.dtype)

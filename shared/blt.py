@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from shared.attention import Scope
 from shared.batch import Patches, Segments
-from shared.layers import blocks, linear, rotary
+from shared.layers import Linear, blocks, rotary
 from shared.local_models import LocalDecoder, LocalEncoder
 from shared.model_settings import BltSettings
 from shared.ngrams import NgramEmbedding
@@ -20,7 +20,7 @@ class GlobalTransformer(nn.Module):
         super().__init__()
         self.settings = settings.global_
         inputs, width = settings.queries * settings.encoder.width, settings.global_.width
-        self.input_projection = linear(inputs, width) if inputs != width else None
+        self.input_projection = Linear(inputs, width) if inputs != width else None
         self.blocks = blocks(settings.global_)
 
     def forward(self, vectors: Tensor, documents: Segments) -> Tensor:

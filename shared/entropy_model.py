@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from shared.attention import Scope, carried_length, stretches
 from shared.batch import Segments
-from shared.layers import Block, RMSNorm, blocks, linear, rotary
+from shared.layers import Block, Embedding, Linear, RMSNorm, blocks, computing_dtype, rotary
 from shared.model_settings import EntropyModelSettings
 from shared.vocabulary import NEWLINE
 
@@ -33,10 +33,10 @@ class EntropyModel(nn.Module):
     def __init__(self, settings: EntropyModelSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.embedding = nn.Embedding(settings.vocabulary, settings.width)
+        self.embedding = Embedding(settings.vocabulary, settings.width)
         self.blocks = blocks(settings)
         self.norm = RMSNorm(settings.width, settings.norm_eps)
-        self.head = linear(settings.width, settings.vocabulary)
+        self.head = Linear(settings.width, settings.vocabulary)
 
     def forward(self, ids: Tensor, documents: Segments) -> Tensor:
         """ids int64 [T] -> logits fp32 [T, V]; documents do not see one another."""
@@ -67,7 +67,8 @@ class EntropyModel(nn.Module):
     def empty_carry(self) -> Carry:
         """The state before the first stream: nothing to see."""
         weight, reach = self.embedding.weight, carried_length(self.settings.window)
-        nothing = weight.new_zeros(reach, self.settings.key_value_heads, self.settings.head_width)
+        shape = reach, self.settings.key_value_heads, self.settings.head_width
+        nothing = weight.new_zeros(shape, dtype=computing_dtype(weight))
         layers = self.settings.layers
         return Carry(
             torch.full((reach,), -1, device=weight.device, dtype=torch.int64), (nothing,) * layers, (nothing,) * layers

@@ -3,12 +3,15 @@
 Shapes: N positions, D width, H heads, G key/value heads, C head width.
 """
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.attention import Scope, attention
 from shared.model_settings import StackSettings
+from shared.pointwise import rms_norm, swiglu, turn
 
 
 class RMSNorm(nn.Module):
@@ -20,12 +23,49 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
-def linear(inputs: int, outputs: int) -> nn.Linear:
-    """A projection without bias; no model here has biases."""
-    return nn.Linear(inputs, outputs, bias=False)
+class Linear(nn.Linear):
+    """A projection without bias, in the dtype of what it projects; no model here has biases."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+    def onto(self, base: Tensor, x: Tensor, times: float = 1) -> Tensor:
+        """times * base [N, outputs] + the projection of x [N, inputs], added while it is computed."""
+        return torch.addmm(base, x, self.weight.to(x.dtype).t(), beta=times)
+
+
+class Embedding(nn.Embedding):
+    """A table of vectors, looked up in the dtype that the model computes in."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids).to(computing_dtype(self.weight))
+
+
+def computing_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype of activations where parameters are like ``weight``.
+
+    It is that of the parameters, but fp32 for bfloat16 on a processor whose fp32 products are the faster ones.
+    """
+    slow = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and not _multiplies_bfloat16()
+    return torch.float32 if slow else weight.dtype
+
+
+@lru_cache
+def _multiplies_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 matrices faster than fp32 ones.
+
+    Intel's do with AMX only: its AVX-512 instructions for bfloat16 give half of what those for fp32 give.
+    """
+    features = torch.cpu.get_capabilities()
+    if features["architecture"] != "x86_64":
+        return True
+    return features["amx_bf16"] or (features["avx512_bf16"] and "Intel" not in features["cpu_name"])
 
 
 def rotary(positions: Tensor, head_width: int, theta: float) -> Tensor:
@@ -38,12 +78,6 @@ def rotary(positions: Tensor, head_width: int, theta: float) -> Tensor:
     return torch.complex(angles.cos().float(), angles.sin().float())
 
 
-def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn neighbouring pairs of x [N, heads, C] by ``rotation`` [N, C/2], in fp32; dtype is kept."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotation[:, None]).flatten(-2).to(x.dtype)
-
-
 class Block(nn.Module):
     """Pre-norm block: x += attention(norm(x)); x += down(silu(gate) * up), gate and up from norm(x)."""
 
@@ -52,11 +86,11 @@ class Block(nn.Module):
         self.heads, self.kv_heads, self.head_width = settings.heads, settings.key_value_heads, settings.head_width
         width = settings.width
         self.attention_norm = RMSNorm(width, settings.norm_eps)
-        self.qkv = linear(width, (self.heads + 2 * self.kv_heads) * self.head_width)
-        self.attention_output = linear(width, width)
+        self.qkv = Linear(width, (self.heads + 2 * self.kv_heads) * self.head_width)
+        self.attention_output = Linear(width, width)
         self.feed_forward_norm = RMSNorm(width, settings.norm_eps)
-        self.gate_up = linear(width, 2 * settings.hidden)
-        self.down = linear(settings.hidden, width)
+        self.gate_up = Linear(width, 2 * settings.hidden)
+        self.down = Linear(settings.hidden, width)
 
     def forward(self, x: Tensor, rotation: Tensor, scope: Scope) -> Tensor:
         """[N, D] -> [N, D]; ``rotation`` from `rotary`."""
@@ -74,15 +108,12 @@ class Block(nn.Module):
     def project(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What attention takes: [N, D] -> queries [N, H, C], keys and values [N, G, C], queries and keys turned."""
         heads = self.qkv(self.attention_norm(x)).unflatten(-1, (-1, self.head_width))
-        qk, v = heads.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
-        q, k = rotate(qk, rotation).split([self.heads, self.kv_heads], dim=1)
-        return q, k, v
+        return turn(heads, rotation, self.heads, self.kv_heads)
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """What follows attention: [N, D], [N, H, C] -> [N, D]."""
-        x = x + self.attention_output(attended.flatten(-2))
-        gate, up = self.gate_up(self.feed_forward_norm(x)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up)
+        x = self.attention_output.onto(x, attended.flatten(-2))
+        return self.down.onto(x, swiglu(self.gate_up(self.feed_forward_norm(x))))
 
 
 def blocks(settings: StackSettings) -> nn.ModuleList:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from shared.attention import Scope
 from shared.batch import Patches, Segments
 from shared.cross_attention import BytesReadPatches, PatchesReadBytes, pool_patches
-from shared.layers import RMSNorm, blocks, linear, rotary
+from shared.layers import Embedding, Linear, RMSNorm, blocks, rotary
 from shared.model_settings import BltSettings
 
 
@@ -20,9 +20,9 @@ class LocalEncoder(nn.Module):
         super().__init__()
         stack = settings.encoder
         self.settings = settings
-        self.embedding = nn.Embedding(settings.vocabulary, stack.width)
+        self.embedding = Embedding(settings.vocabulary, stack.width)
         self.blocks = blocks(stack)
-        self.patch_projection = linear(stack.width, settings.queries * stack.width)
+        self.patch_projection = Linear(stack.width, settings.queries * stack.width)
         crosses = stack.layers if settings.encoder_cross_all_layers else 1
         self.cross = nn.ModuleList(PatchesReadBytes(stack) for _ in range(crosses))
 
@@ -53,12 +53,12 @@ class LocalDecoder(nn.Module):
         super().__init__()
         stack = settings.decoder
         self.settings = settings
-        self.patch_projection = linear(settings.global_.width, settings.queries * stack.width)
+        self.patch_projection = Linear(settings.global_.width, settings.queries * stack.width)
         crosses = stack.layers if settings.decoder_cross_all_layers else 1
         self.cross = nn.ModuleList(BytesReadPatches(stack) for _ in range(crosses))
         self.blocks = blocks(stack)
         self.norm = RMSNorm(stack.width, stack.norm_eps)
-        self.head = linear(stack.width, settings.vocabulary)
+        self.head = Linear(stack.width, settings.vocabulary)
 
     def forward(self, x: Tensor, global_states: Tensor, documents: Segments, patches: Patches) -> Tensor:
         """Byte states [T, D] and global states [P, D_global] -> logits fp32 [T, V]."""

@@ -17,7 +17,7 @@ from shared.cross_attention import BytesReadPatches, pool_patches
 from shared.incremental.ngrams import NgramTail
 from shared.incremental.slots import Placement, Slots
 from shared.incremental.stack import Rotations, StackCache
-from shared.layers import Block
+from shared.layers import Block, computing_dtype
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class BltRows:
 
     def __init__(self, model: Blt, rows: int = 1) -> None:
         settings, weight = model.settings, model.encoder.embedding.weight
-        device, dtype = weight.device, weight.dtype
+        device, dtype = weight.device, computing_dtype(weight)
         self.model = model
         self.global_forwards = 0
         """Patches that the global model has read in all rows."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from shared.entropy_model import EntropyModel
 from shared.incremental.slots import Slots
 from shared.incremental.stack import Rotations, StackCache
-from shared.layers import Block
+from shared.layers import Block, computing_dtype
 from shared.vocabulary import NEWLINE
 
 
@@ -22,7 +22,7 @@ class EntropyRows:
         weight = model.embedding.weight
         self.model = model
         self._slots = Slots(rows, model.settings.window, weight.device)
-        self._cache = StackCache(model.settings, self._slots, weight.dtype, weight.device)
+        self._cache = StackCache(model.settings, self._slots, computing_dtype(weight), weight.device)
         self._rotations = Rotations(model.settings, weight.device)
         self._since = torch.zeros(rows, 1, dtype=torch.int64, device=weight.device)
         """[R, 1], where the open context began; stays 0 without newline_reset."""

@@ -6,8 +6,9 @@ import torch
 from shared.attention import Scope
 from shared.batch import segments
 from shared.initialise import initial_value, initialise
-from shared.layers import Block, RMSNorm, rotary, rotate
+from shared.layers import Block, RMSNorm, rotary
 from shared.model_settings import StackSettings
+from shared.pointwise import rotate
 
 STACK = StackSettings(width=32, layers=1, heads=4, kv_heads=2, feed_forward=48)
 

@@ -1,0 +1,160 @@
+"""Causal attention tile by tile, for CPUs: a few queries at a time against the keys that they may see.
+
+The scores of a tile stay in the cache, and the backward pass computes them again. It is an operator of its own, so that
+compiled blocks call it as it is: the keys of a tile are looked up in the tensors while it runs, and nothing is compiled
+anew for other documents.
+
+Shapes: Q queries, N keys, H query heads, G key/value heads, C head width.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BAND = 64
+"""Queries of a tile where there is a window. The bits of a row depend on its place in a tile and on how many keys the
+tile has, so a segment that begins at a multiple of this gets the same ones wherever it lies."""
+
+_WHOLE = 128
+"""Queries of a tile where there is no window."""
+
+_HIDDEN = float("-inf")
+
+
+def tiled_attention(
+    q: Tensor, k: Tensor, v: Tensor, query_ids: Tensor, key_ids: Tensor, window: int | None = None
+) -> Tensor:
+    """Softmax attention of each query to its own key and those before it in its segment.
+
+    Args:
+        q: fp32 [Q, H, C], the last Q of N positions.
+        k, v: fp32 [N, G, C], H a multiple of G.
+        query_ids, key_ids: int64 [Q] and [N], the segments, non-decreasing.
+        window: only the last so many keys, the query's own included; None: all.
+
+    Returns:
+        fp32 [Q, H, C]. Time and memory are linear in Q for segments or windows of bounded length.
+    """
+    return _attention(q, k, v, query_ids, key_ids, window or 0)
+
+
+class _Tile(NamedTuple):
+    queries: slice
+    keys: slice
+    bias: Tensor
+    """fp32 [rows, the last so many keys]: 0 where a row sees a key, -inf elsewhere. Each row sees all keys before."""
+
+
+def _tiles(query_ids: Tensor, key_ids: Tensor, window: int) -> Iterator[_Tile]:
+    """The tiles in order; together they have every query once."""
+    count, earlier = len(query_ids), len(key_ids) - len(query_ids)
+    starts = torch.arange(0, count, BAND if window else _WHOLE)
+    ends = torch.cat([starts[1:], starts.new_full((1,), count)])
+    first = query_ids[starts]
+    # No row of a tile sees a key before the segment of the first row, or before the window of the first row.
+    low = torch.searchsorted(key_ids, first)
+    if window:
+        low = torch.maximum(low, starts + (earlier - carried_length(window)))
+    several = first != query_ids[ends - 1]
+    for start, end, key, mixed in torch.stack([starts, ends, low, several], 1).tolist():
+        queries, keys = slice(start, end), slice(key, end + earlier)
+        rows, before = end - start, start + earlier - key
+        bias = _windowed(window)[:rows, -BAND - before :][:, : before + rows] if window else _causal(rows)
+        if mixed:
+            others = query_ids[queries, None] != key_ids[keys]
+            bias = F.pad(bias, (before + rows - bias.shape[1], 0)).masked_fill_(others, _HIDDEN)
+        yield _Tile(queries, keys, bias)
+
+
+def carried_length(window: int) -> int:
+    """How many keys before a tile a window can reach, rounded up to whole tiles."""
+    return -(-(window - 1) // BAND) * BAND
+
+
+@lru_cache(maxsize=8)
+def _windowed(window: int) -> Tensor:
+    """[BAND, R + BAND], the bias of a whole tile, R = carried_length."""
+    reach = carried_length(window)
+    distance = torch.arange(reach, reach + BAND)[:, None] - torch.arange(reach + BAND)
+    return torch.zeros(distance.shape).masked_fill_((distance < 0) | (distance >= window), _HIDDEN)
+
+
+@lru_cache(maxsize=8)
+def _causal(rows: int) -> Tensor:
+    """[rows, rows], the bias of the keys that are also queries of a tile."""
+    return torch.full((rows, rows), _HIDDEN).triu_(1)
+
+
+def _weights(q: Tensor, k: Tensor, tile: _Tile) -> Tensor:
+    """Attention weights of one tile, [H, rows, keys]; q [Q, H, C], k [H, N, C]."""
+    queries, keys = q[tile.queries].transpose(0, 1), k[:, tile.keys].transpose(1, 2)
+    scale, biased = q.shape[-1] ** -0.5, tile.bias.shape[1]
+    if biased == keys.shape[2]:
+        return torch.baddbmm(tile.bias.expand(len(queries), -1, -1), queries, keys, alpha=scale).softmax(-1)
+    scores = torch.baddbmm(queries.new_empty(1, 1, 1), queries, keys, beta=0, alpha=scale)
+    scores[..., -biased:] += tile.bias
+    return scores.softmax(-1)
+
+
+def _by_head(x: Tensor, heads: int) -> Tensor:
+    """[N, G, C] -> [H, N, C], contiguous: products of matrices are faster so."""
+    x = x.transpose(0, 1)
+    return x.contiguous() if x.shape[0] == heads else x.repeat_interleave(heads // x.shape[0], dim=0)
+
+
+@torch.library.custom_op("patchwork::tiled_attention", mutates_args=())
+def _attention(q: Tensor, k: Tensor, v: Tensor, query_ids: Tensor, key_ids: Tensor, window: int) -> Tensor:
+    k, v = (_by_head(x, q.shape[1]) for x in (k, v))
+    out = torch.empty(q.shape, device=q.device)
+    for tile in _tiles(query_ids, key_ids, window):
+        torch.bmm(_weights(q, k, tile), v[:, tile.keys], out=out[tile.queries].transpose(0, 1))
+    return out
+
+
+@torch.library.custom_op("patchwork::tiled_attention_backward", mutates_args=())
+def _attention_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, query_ids: Tensor, key_ids: Tensor, window: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    groups, scale = k.shape[1], q.shape[-1] ** -0.5
+    k, v = (_by_head(x, q.shape[1]) for x in (k, v))
+    grad_q, grad_k, grad_v = torch.empty(q.shape, device=q.device), torch.zeros_like(k), torch.zeros_like(v)
+    for tile in _tiles(query_ids, key_ids, window):
+        weights = _weights(q, k, tile)
+        queries, arriving = (x[tile.queries].transpose(0, 1) for x in (q, grad))
+        of_weights = torch.bmm(arriving, v[:, tile.keys].transpose(1, 2))
+        of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+        torch.bmm(of_scores, k[:, tile.keys], out=grad_q[tile.queries].transpose(0, 1))
+        grad_k[:, tile.keys].baddbmm_(of_scores.transpose(1, 2), queries, alpha=scale)
+        grad_v[:, tile.keys].baddbmm_(weights.transpose(1, 2), arriving)
+    return grad_q.mul_(scale), _summed(grad_k, groups), _summed(grad_v, groups)
+
+
+def _summed(x: Tensor, groups: int) -> Tensor:
+    """Gradients [H, N, C] of keys or values that several heads share -> [N, G, C]."""
+    return x.unflatten(0, (groups, -1)).sum(1).transpose(0, 1).contiguous()
+
+
+@_attention.register_fake
+def _(q: Tensor, *_: Any) -> Tensor:
+    return torch.empty(q.shape, dtype=q.dtype, device=q.device)
+
+
+@_attention_backward.register_fake
+def _(grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs[:3])
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.window = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return (*_attention_backward(grad.contiguous(), *ctx.saved_tensors, ctx.window), None, None, None)
+
+
+_attention.register_autograd(_differentiate, setup_context=_keep)
