@@ -18,10 +18,23 @@ def _by_hand(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
 
 
+def _with_backward(function: type[torch.autograd.Function], *inputs: Any) -> Any:
+    """A function with its own backward pass, or its forward pass alone where nothing is differentiated: a tenth of a
+    small call is the bookkeeping."""
+    return function.apply(*inputs) if torch.is_grad_enabled() else function.forward(_Nothing(), *inputs)
+
+
+class _Nothing:
+    """Stands for the context of a forward pass that no backward pass follows."""
+
+    def save_for_backward(self, *tensors: Tensor) -> None:
+        """Keep nothing."""
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x [..., D] / sqrt(mean(x^2) + eps) * weight [D], computed in fp32; dtype of x."""
     if _by_hand(x):
-        return _RmsNorm.apply(x, weight.float(), eps)
+        return _with_backward(_RmsNorm, x, weight.float(), eps)
     return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
 
 
@@ -47,7 +60,7 @@ class _RmsNorm(torch.autograd.Function):
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up: [..., 2 F], gate first, -> [..., F] (Shazeer 2020)."""
     if _by_hand(gate_up):
-        return _SwiGlu.apply(gate_up)
+        return _with_backward(_SwiGlu, gate_up)
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
 
@@ -73,7 +86,7 @@ class _SwiGlu(torch.autograd.Function):
 def turn(heads: Tensor, rotation: Tensor, queries: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values from heads [N, H, C] in that order, the first two turned by ``rotation`` [N, C/2]."""
     if _by_hand(heads):
-        return _Turn.apply(heads, rotation, queries, keys)
+        return _with_backward(_Turn, heads, rotation, queries, keys)
     turned = rotate(heads[:, : queries + keys], rotation)
     return turned[:, :queries], turned[:, queries:], heads[:, queries + keys :]
 
