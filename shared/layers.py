@@ -4,6 +4,7 @@ Shapes: N positions, D width, H heads, G key/value heads, C head width.
 """
 
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from shared.attention import Scope, attention
 from shared.model_settings import StackSettings
 from shared.pointwise import rms_norm, swiglu, turn
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class RMSNorm(nn.Module):
@@ -54,6 +57,17 @@ def computing_dtype(weight: Tensor) -> torch.dtype:
     """
     slow = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and not _multiplies_bfloat16()
     return torch.float32 if slow else weight.dtype
+
+
+def rounded_to(model: M, dtype: torch.dtype) -> M:
+    """A model with its parameters rounded to ``dtype``, in place, and held in the dtype that is computed in.
+
+    Where these differ the results are those of parameters in ``dtype``, without a cast before each product.
+    """
+    model = model.to(dtype)
+    for parameter in model.parameters():
+        return model.to(computing_dtype(parameter))
+    return model
 
 
 @lru_cache

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from shared.blt import Blt
 from shared.entropy_model import EntropyModel
 from shared.files import sync
+from shared.layers import rounded_to
 from shared.model_identity import (
     CONFIG_FILE,
     PATCHER_FOLDER,
@@ -91,12 +92,15 @@ def load_model(
     device: torch.device | str = "cpu",
     dtype: Literal["float32", "bfloat16"] | torch.dtype = "float32",
 ) -> EntropyModel | Blt:
-    """The model in a folder, in evaluation mode. Raises ModelFileError, naming the first tensor that does not fit."""
+    """The model in a folder, in evaluation mode, with its parameters rounded to ``dtype`` (see `rounded_to`).
+
+    Raises ModelFileError, naming the first tensor that does not fit.
+    """
     state, settings = load_state(folder)
     with torch.device("meta"):
         model = build_model(settings)
     model.load_state_dict(state, strict=True, assign=True)
-    return model.to(device, DTYPES[dtype] if isinstance(dtype, str) else dtype).eval()
+    return rounded_to(model.to(device), DTYPES[dtype] if isinstance(dtype, str) else dtype).eval()
 
 
 def _check(state: Mapping[str, Tensor], settings: EntropyModelSettings | BltSettings, where: str) -> None:

@@ -17,6 +17,7 @@ import torch
 from shared.attention import BAND
 from shared.batch import segments
 from shared.entropy_model import Carry, EntropyModel, entropy
+from shared.layers import rounded_to
 from shared.vocabulary import BOE, document_tokens
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -53,7 +54,7 @@ class Scorer:
             raise ValueError(f"dtype {dtype!r} must be one of {', '.join(_DTYPES)}")
         self.stream_length = stream_length
         self.device = torch.device(device)
-        self.model = copy.deepcopy(model).to(self.device, _DTYPES[dtype]).eval().requires_grad_(False)
+        self.model = rounded_to(copy.deepcopy(model).to(self.device), _DTYPES[dtype]).eval().requires_grad_(False)
 
     def score(self, documents: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Entropies of each document, in order, as soon as the stream that ends it is done.
