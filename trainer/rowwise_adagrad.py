@@ -34,7 +34,7 @@ class RowwiseAdagrad(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr, "eps": settings.eps})
         for table in tables:
             weight = table.weight
-            own = torch.full((len(own_rows(weight)),), settings.initial, device=weight.device)
+            own = torch.zeros(len(own_rows(weight)), device=weight.device)
             self.state[weight][SQUARES] = by_rows(own, table.mesh, weight.shape[:1])
 
     @torch.no_grad()

@@ -76,11 +76,9 @@ class ParallelSettings(Settings):
 class TableSettings(Settings):
     """Row-wise Adagrad for the n-gram tables (Duchi et al. 2011): a row's steps shrink with what it has learnt."""
 
-    rate: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    rate: float = Field(default=20.0, gt=0, allow_inf_nan=False)
     """Learning rate of the tables, as a share of ``optimizer.lr``."""
-    eps: float = Field(default=1e-8, gt=0)
-    initial: float = Field(default=0.0, ge=0)
-    """What a row's sum of squares begins with."""
+    eps: float = Field(default=1e-10, gt=0)
 
 
 class OptimizerSettings(Settings):
@@ -97,7 +95,6 @@ class OptimizerSettings(Settings):
     rates: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     """Share of the learning rate by parameter name or whole dotted beginning of it ("global_.blocks" = 0.1): the
     longest one that fits counts, 1 where none does. 0 freezes: neither gradients nor moments."""
-
     tables: TableSettings = TableSettings()
 
     @field_validator("rates", mode="before")
