@@ -24,7 +24,14 @@ class TrainingError(ValueError):
     """Training cannot go on; the message says at which step and why."""
 
 
-USER_ERRORS = (ConfigError, DatasetError, IdentityError, ModelFileError, CheckpointError, TrainingError, OSError)
+class LogitsError(ValueError):
+    """A model gives logits of which none can be chosen."""
+
+
+USER_ERRORS = (
+    *(ConfigError, DatasetError, IdentityError, ModelFileError, CheckpointError, TrainingError, LogitsError),
+    OSError,
+)
 """What a user can mend; anything else is a bug and keeps its traceback."""
 
 PATIENCE_SECONDS = 5.0

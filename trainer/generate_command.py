@@ -56,6 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="let the local decoder draft K bytes at a time, checked by the full model (default %(default)s: none)",
     )
+    patching.add_argument(
+        "--threads", type=int, metavar="N", help="of the processor (default: as many as the model was trained with)"
+    )
     patching.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default %(default)s")
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument(
@@ -71,6 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write to standard output as the bytes come, and a summary to standard error; returns the exit code."""
     settings = settings_from(arguments)
+    if arguments.threads is not None and arguments.threads < 1:
+        raise ConfigError(f"--threads: {arguments.threads} is too small")
     # The terminal's own bytes: a prompt that is not UTF-8 arrives as surrogates and goes to the model as it was typed.
     prompts = [os.fsencode(text) for text in arguments.prompt]
     prompts += [path.read_bytes() for path in arguments.prompt_file]
@@ -78,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from trainer.generation.generator import Generator
 
-    generator = Generator(arguments.model, device_named(arguments.device))
+    generator = Generator(arguments.model, device_named(arguments.device), arguments.threads)
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
     began = time.perf_counter()
     rows = in_turn(generator.write_batch(prompts, settings), len(prompts))

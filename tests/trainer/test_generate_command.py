@@ -195,6 +195,7 @@ def test_a_stop_string_is_written_with_escapes() -> None:
         (["--stop", ""], "--stop"),
         (["--stop", r"\q"], "--stop"),
         (["--draft", "-1"], "--draft"),
+        (["--threads", "0"], "--threads"),
         (["--theta", "nan"], "--theta"),
         (["--theta", "2"], "no threshold"),
         (["--prompt-file", "/nowhere/to/be/found"], "/nowhere/to/be/found"),

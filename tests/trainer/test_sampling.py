@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from shared.vocabulary import BOE, BOS, RESERVED, VOCABULARY_SIZE
+from trainer.errors import LogitsError
 from trainer.generation.sampling import WRITABLE, SamplingSettings, Uniforms, choose, filtered
 
 SPECIAL = (BOE, BOS, RESERVED)
@@ -130,9 +131,9 @@ def test_logits_may_be_a_tensor_and_have_to_be_numbers() -> None:
     with torch.inference_mode():
         assert choose(torch.from_numpy(logits), SamplingSettings(), 0.3) == choose(logits, SamplingSettings(), 0.3)
     for bad in (np.nan, np.inf):
-        with pytest.raises(ValueError, match="largest logit"):
+        with pytest.raises(LogitsError, match="largest logit"):
             choose(np.where(np.arange(VOCABULARY_SIZE) == 99, bad, logits), SamplingSettings(), 0.3)
-    with pytest.raises(ValueError, match="largest logit"):
+    with pytest.raises(LogitsError, match="largest logit"):
         choose(logits, SamplingSettings(), 0.3, np.zeros(VOCABULARY_SIZE, bool))
 
 

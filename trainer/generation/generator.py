@@ -29,10 +29,13 @@ from trainer.identity import IDENTITY_NAME, ModelIdentity, load_identity
 class Generator:
     """A model folder, opened for writing. ``statistics`` and ``ended`` are those of the last call."""
 
-    def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
-        """Raises IdentityError or ModelFileError when the folder is not whole or its parts do not belong together."""
+    def __init__(self, folder: Path, device: torch.device | str = "cpu", threads: int | None = None) -> None:
+        """``threads`` of the processor, as many as the training run had by default: sums depend on it in the last bits.
+
+        Raises IdentityError or ModelFileError when the folder is not whole or its parts do not belong together.
+        """
         self.identity = load_identity(folder / IDENTITY_NAME, ModelIdentity)
-        torch.set_num_threads(self.identity.numerics.threads)
+        torch.set_num_threads(threads or self.identity.numerics.threads)
         self.device = torch.device(device)
         self.model = load_model(folder, self.device, self.identity.numerics.dtype)
         self.patcher = self._load_patcher(folder / PATCHER_FOLDER) if isinstance(self.model, Blt) else None

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from shared.model_settings import Settings
 from shared.vocabulary import BOE, BOS, RESERVED, VOCABULARY_SIZE
+from trainer.errors import LogitsError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,13 +65,15 @@ def choose(
     """A token id: a byte or EOS, and one of ``allowed`` (bool [V]) if given.
 
     ``logits`` [V] are of any float type of numpy's, on the CPU; ``uniform`` in [0, 1) picks the token by the inverse of
-    the cumulative probabilities in order of id. Raises ValueError when the likeliest logit is not a finite number.
+    the cumulative probabilities in order of id. Raises LogitsError when the likeliest logit is not a finite number.
     """
     scores = np.array(logits, np.float64)
     scores[~(WRITABLE if allowed is None else WRITABLE & allowed)] = -np.inf
     likeliest = int(scores.argmax())
     if not np.isfinite(scores[likeliest]):
-        raise ValueError(f"nothing can be chosen: the largest logit is {scores[likeliest]}")
+        raise LogitsError(
+            f"nothing can be written: the model's largest logit is {scores[likeliest]}; its weights may not be finite"
+        )
     if settings.temperature == 0:
         return likeliest
     with np.errstate(over="ignore"):
