@@ -43,6 +43,8 @@ class Scope:
     bias: Tensor | None = None
     """fp32 [N/B, 1, B, S]: 0 where a query of a band sees a key, -inf elsewhere; N is rounded up to whole bands.
     None where attention needs no bands."""
+    longest: int = 0
+    """At least the longest document: the next power of two, so that compiled blocks know few of them."""
 
     @classmethod
     def of(
@@ -56,7 +58,7 @@ class Scope:
         """The scope for activations of ``dtype``; ``contexts`` are `stretches` finer than the documents, if any."""
         device = documents.ids.device
         if contexts is None and has_kernel(device, dtype):
-            return cls(documents, window, before)
+            return cls(documents, window, before, longest=1 << (documents.longest - 1).bit_length())
         if takes_tiles(device):
             queries = stretches(documents) if contexts is None else contexts
             keys = queries if before is None else torch.cat([before, queries])
@@ -164,7 +166,7 @@ def _variable_length(q: Tensor, k: Tensor, v: Tensor, scope: Scope) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn  # absent from builds without the kernel
 
     documents = scope.documents
-    offsets, longest = documents.offsets, documents.longest
+    offsets, longest = documents.offsets, scope.longest
     if scope.before is not None:
         # Keys of the first document begin with those carried for it; bottom-right causal alignment does the rest.
         reach = len(scope.before)
@@ -178,7 +180,7 @@ def _variable_length(q: Tensor, k: Tensor, v: Tensor, scope: Scope) -> Tensor:
         v,
         documents.offsets,
         offsets,
-        documents.longest,
+        scope.longest,
         longest,
         window_size=(-1 if scope.window is None else scope.window - 1, 0),
         enable_gqa=q.shape[1] != k.shape[1],

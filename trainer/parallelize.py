@@ -41,17 +41,12 @@ def build_model(settings: TrainSettings, world: World) -> nn.Module:
     return model
 
 
-def windowed_blocks(model: nn.Module) -> list[nn.Module]:
-    """Blocks whose attention has a window: their shapes are those of the token axis, the same in every pack."""
+def transformer_blocks(model: nn.Module) -> list[nn.Module]:
+    """All blocks of all stacks: what is recomputed, and what is compiled."""
     if isinstance(model, EntropyModel):
         return list(model.blocks)
     assert isinstance(model, Blt)
-    return [*model.encoder.blocks, *model.decoder.blocks]
-
-
-def transformer_blocks(model: nn.Module) -> list[nn.Module]:
-    """All blocks of all stacks: what is recomputed."""
-    return [*windowed_blocks(model), *(model.global_.blocks if isinstance(model, Blt) else [])]
+    return [*model.encoder.blocks, *model.decoder.blocks, *model.global_.blocks]
 
 
 def units(model: nn.Module) -> list[nn.Module]:
@@ -69,8 +64,8 @@ def recompute_blocks(model: nn.Module) -> None:
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Compile each block whole. Not the global stack: on a CPU its work depends on each pack's documents."""
-    for block in windowed_blocks(model):
+    """Compile each block whole. Nothing is compiled again for other documents: a pack's two axes have fixed lengths."""
+    for block in transformer_blocks(model):
         block.forward = torch.compile(block.forward, fullgraph=True)
 
 

@@ -3,12 +3,21 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from shared import tiles
 from shared.attention import Scope, attention, carried_length, stretches
 from shared.batch import segments
+
+
+@pytest.fixture(params=["tiles", "batched"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How attention is computed: as on a CPU, or as on an accelerator in fp32."""
+    if request.param == "batched":
+        monkeypatch.setattr("shared.attention.takes_tiles", lambda device: False)
+    return request.param
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
@@ -29,14 +38,14 @@ def heads(count: int, n: int, seed: int) -> Tensor:
     return torch.randn(n, count, 8, generator=torch.Generator().manual_seed(seed), requires_grad=True)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.integers(1, 150), min_size=1, max_size=5),
     window=st.one_of(st.none(), st.sampled_from([1, 2, 24, 63, 64, 65, 100, 128, 129])),
     grouped=st.booleans(),
 )
 def test_values_and_gradients_equal_those_of_a_dense_mask(
-    lengths: list[int], window: int | None, grouped: bool
+    way: str, lengths: list[int], window: int | None, grouped: bool
 ) -> None:
     documents = segments(lengths)
     n, groups = sum(lengths), 2 if grouped else 4
@@ -52,7 +61,7 @@ def test_values_and_gradients_equal_those_of_a_dense_mask(
 
 @pytest.mark.parametrize("window", [1, 64, 65, 100])
 @pytest.mark.parametrize("cut", [1, 64, 130, 200])
-def test_carried_keys_stand_in_for_the_part_before_a_cut(window: int, cut: int) -> None:
+def test_carried_keys_stand_in_for_the_part_before_a_cut(way: str, window: int, cut: int) -> None:
     n, reach = 300, carried_length(window)
     q, k, v = (heads(2, n, seed) for seed in range(3))
     whole = attention(q, k, v, Scope.of(segments([n]), torch.float32, window))
@@ -67,7 +76,7 @@ def test_carried_keys_stand_in_for_the_part_before_a_cut(window: int, cut: int) 
     torch.testing.assert_close(found, whole[cut:], atol=2e-6, rtol=1e-5)
 
 
-def test_carried_keys_are_invisible_to_a_document_that_begins() -> None:
+def test_carried_keys_are_invisible_to_a_document_that_begins(way: str) -> None:
     q, k, v = (heads(2, 70, seed) for seed in range(3))
     scope = Scope.of(segments([30, 40]), torch.float32, 64, before=torch.zeros(64, dtype=torch.int64))
     held = torch.full((64, 2, 8), 5.0)
@@ -83,13 +92,37 @@ def test_stretches_count_documents_and_openings_and_keep_0_for_what_goes_on() ->
     assert stretches(segments([2, 2], np.array([7, 8, 3, 4]))).tolist() == [0, 0, 1, 1]
 
 
-def test_scores_are_taken_in_fp32_whatever_the_dtype() -> None:
+def test_scores_are_taken_in_fp32_whatever_the_dtype(way: str) -> None:
     q, k, v = (heads(2, 200, seed).detach().bfloat16() for seed in range(3))
     for window in (None, 64):
         found = attention(q, k, v, Scope.of(segments([200]), q.dtype, window))
         wanted = dense(q.float(), k.float(), v.float(), visible(torch.zeros(200), window))
         assert found.dtype == torch.bfloat16
         assert torch.equal(found, wanted.bfloat16()) or (found - wanted).abs().max() < 2**-7
+
+
+@pytest.mark.parametrize("window", [None, 100])
+def test_the_operator_keeps_what_compilers_rely_on(window: int | None) -> None:
+    """Shapes, strides and aliases as declared, gradients registered."""
+    ids = segments([70, 200]).ids
+    inputs = [heads(4, 270, 0), heads(2, 270, 1), heads(2, 270, 2)]
+    torch.library.opcheck(tiles._attention, (*inputs, ids, ids, window or 0))
+
+
+@pytest.mark.parametrize("lengths", [[300], [64] * 8, [1] * 300, [5, 290, 5]])
+@pytest.mark.parametrize("window", [None, 1, 100, 512])
+def test_tiles_take_each_query_once_and_no_more_keys_than_needed(lengths: list[int], window: int | None) -> None:
+    ids = segments(lengths).ids
+    found = list(tiles._tiles(ids, ids, window or 0))
+    size = tiles.BAND if window else tiles._WHOLE
+    assert [tile.queries.start for tile in found] == list(range(0, len(ids), size))
+    assert found[-1].queries.stop == len(ids)
+    for tile in found:
+        assert tile.keys.stop == tile.queries.stop
+        assert tile.bias.shape[0] == tile.queries.stop - tile.queries.start
+        assert ids[tile.keys.start] == ids[tile.queries.start]  # nothing of an earlier document
+        if window:
+            assert tile.queries.start - tile.keys.start <= carried_length(window)
 
 
 def test_many_documents_without_a_window_cost_no_more_than_their_own_squares(largest_tensor) -> None:

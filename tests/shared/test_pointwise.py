@@ -1,0 +1,66 @@
+"""Chains with backward passes by hand: their gradients, and that they compute what the plain formulas do."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck
+
+from shared import pointwise
+from shared.layers import rotary
+from shared.pointwise import rms_norm, swiglu, turn
+
+Chain = Callable[..., Tensor | tuple[Tensor, ...]]
+
+
+def exact(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+def test_gradients_by_hand_are_those_of_finite_differences() -> None:
+    torch.manual_seed(0)
+    assert gradcheck(lambda x, w: pointwise._RmsNorm.apply(x, w, 1e-5), (exact(3, 2, 6), exact(6)))
+    assert gradcheck(pointwise._SwiGlu.apply, (exact(4, 10),))
+
+
+CHAINS: dict[str, tuple[Chain, list[tuple[int, ...]]]] = {
+    "norm": (lambda x, w: rms_norm(x, w, 1e-5), [(50, 3, 16), (16,)]),
+    "gate": (swiglu, [(50, 24)]),
+    "turn": (lambda x: turn(x, rotary(torch.arange(7, 57), 8, 1e4), 4, 2), [(50, 8, 8)]),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_by_hand_equals_the_plain_formula(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    chain, shapes = CHAINS[name]
+    inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
+
+    def run() -> list[Tensor]:
+        out = chain(*inputs)
+        outs = list(out) if isinstance(out, tuple) else [out]
+        weights = [torch.randn(x.shape, generator=torch.Generator().manual_seed(2)) for x in outs]
+        return [*outs, *torch.autograd.grad(outs, inputs, weights)]
+
+    found = run()
+    monkeypatch.setattr(pointwise, "_by_hand", lambda x: False)
+    for mine, plain in zip(found, run(), strict=True):
+        torch.testing.assert_close(mine, plain, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_bfloat16_stays_and_agrees_with_fp32(name: str) -> None:
+    torch.manual_seed(1)
+    chain, shapes = CHAINS[name]
+    inputs = [torch.randn(shape).bfloat16() for shape in shapes]
+    half, whole = chain(*inputs), chain(*(x.float() for x in inputs))
+    for mine, exact in zip(*((x if isinstance(x, tuple) else (x,)) for x in (half, whole)), strict=True):
+        assert mine.dtype == torch.bfloat16
+        torch.testing.assert_close(mine.float(), exact, atol=0.02, rtol=2**-6)
+
+
+def test_a_frozen_norm_passes_gradients_on() -> None:
+    x, weight = torch.randn(4, 8, requires_grad=True), torch.ones(8)
+    (gradient,) = torch.autograd.grad(rms_norm(x, weight, 1e-5).sum(), x)
+    assert gradient.isfinite().all()

@@ -1,0 +1,122 @@
+"""Compiled blocks are compiled once: packs of other documents find what they need."""
+
+import sys
+from collections.abc import Iterator
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from shared.attention import Scope
+from shared.batch import Batch, Patches, segments
+from shared.blt import Blt
+from shared.entropy_model import EntropyModel
+from shared.initialise import initialise
+from shared.model_settings import BltSettings, EntropyModelSettings
+from shared.tiles import tiled_attention
+from trainer.parallelize import compile_blocks
+from trainer.step import predict
+
+STACK = {"width": 32, "layers": 2, "heads": 2, "feed_forward": 48}
+BLT = {"ngrams": {"rows": 97}, "encoder": STACK, "decoder": STACK, "global": STACK | {"width": 64}, "window": 24}
+MODELS = {
+    "entropy": (EntropyModel, EntropyModelSettings.model_validate(STACK | {"window": 64})),
+    "blt": (Blt, BltSettings.model_validate(BLT)),
+}
+TOKENS, STRIDE = 256, 4
+DOCUMENTS = ([100, 156], [256], [1] * 256, [3, 250, 3], [64] * 4, [5] * 50 + [6], [200, 56])
+
+
+def pack(lengths: list[int]) -> Batch:
+    """Documents of so many tokens in patches of four, as a loader gives them: both axes always as long."""
+    patches = [-(-length // STRIDE) for length in lengths]
+    of_token = np.concatenate([np.arange(n) // STRIDE + sum(patches[:i]) for i, n in enumerate(lengths)])
+    patches.append(TOKENS - sum(patches) + 1)
+    ids = torch.randint(4, 260, (TOKENS,), generator=torch.Generator().manual_seed(len(lengths)))
+    owner = torch.from_numpy(of_token)
+    return Batch(ids, ids.roll(-1), segments(lengths), Patches(owner, owner, segments(patches)))
+
+
+@pytest.fixture
+def compiled_once() -> Iterator[None]:
+    """Forgets what was compiled before and after; `torch.compile` is left as it was."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.set_stance("default")
+    torch.compiler.reset()
+
+
+def gradient_of(model: nn.Module, batch: Batch) -> Tensor:
+    model.zero_grad()
+    predict(model, batch).square().mean().backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.usefixtures("compiled_once")
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_blocks_are_not_compiled_again_for_other_documents(
+    name: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    kind, settings = MODELS[name]
+    plain, model = kind(settings), kind(settings)  # type: ignore[arg-type]
+    for each in (plain, model):
+        initialise(each, 0)
+    compile_blocks(model)
+    gradient_of(model, without_patches(pack(DOCUMENTS[0]), name))
+    torch.compiler.set_stance("fail_on_recompile")
+    for lengths in DOCUMENTS:
+        batch = without_patches(pack(lengths), name)
+        found = gradient_of(model, batch)
+        torch.testing.assert_close(found, gradient_of(plain, batch), atol=1e-6, rtol=1e-4)
+
+
+def without_patches(batch: Batch, name: str) -> Batch:
+    return batch if name == "blt" else Batch(batch.ids, batch.labels, batch.documents, None)
+
+
+@torch.library.custom_op("patchwork_tests::variable_length", mutates_args=())
+def variable_length(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, longest: int, before: int) -> Tensor:
+    lengths = offsets.diff()
+    assert lengths.max() <= longest
+    ids = torch.repeat_interleave(torch.arange(len(lengths)), lengths.long())
+    return tiled_attention(q.detach(), k.detach(), v.detach(), ids, ids, before + 1 if before >= 0 else None)
+
+
+@variable_length.register_fake
+def _(q: Tensor, *_: Any) -> Tensor:
+    return torch.empty(q.shape)
+
+
+variable_length.register_autograd(lambda ctx, grad: (grad, grad, grad, None, None, None))
+
+
+@pytest.mark.usefixtures("compiled_once")
+def test_nor_are_they_with_the_kernel_of_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel itself is played by our own operator: what counts is what its arguments make the compiler guard.
+
+    The first packs with other numbers of documents, and with another longest one, may still widen what is compiled.
+    """
+    stand_in = ModuleType("varlen")
+    stand_in.varlen_attn = (  # type: ignore[attr-defined]
+        lambda q, k, v, offsets, _, longest, __, window_size, **___: variable_length(
+            q, k, v, offsets, longest, window_size[0]
+        )
+    )
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", stand_in)
+    monkeypatch.setattr("shared.attention.has_kernel", lambda device, dtype: True)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    model = Blt(MODELS["blt"][1])  # type: ignore[arg-type]
+    initialise(model, 0)
+    assert Scope.of(pack(DOCUMENTS[1]).documents, torch.float32, 24).stretches is None
+    compile_blocks(model)
+    for lengths in DOCUMENTS[:3]:
+        gradient_of(model, pack(lengths))
+    torch.compiler.set_stance("fail_on_recompile")
+    for lengths in DOCUMENTS:
+        assert gradient_of(model, pack(lengths)).isfinite().all()
