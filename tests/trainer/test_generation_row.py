@@ -127,7 +127,7 @@ def test_a_choice_with_pending_tokens_is_the_choice_after_they_are_pushed(
         assert plain.ended == drafting.ended
         assert len(drafted) == ahead or plain.ended is not None
     assert drafting.choose(random_logits(text)) is None
-    if utf8 and not prompt:
+    if utf8 and not prompt and plain.ended != "stop":  # a stop may be half a character
         text.decode("utf-8")
 
 
