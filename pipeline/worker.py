@@ -78,7 +78,8 @@ def load_scorer(patcher: Path | None, scoring: ScoringSettings) -> "tuple[Scorer
     if not isinstance(model, EntropyModel):
         raise PipelineError(f"{patcher} is not an entropy model, and cannot score")
     scorer = Scorer(model, scoring.stream_length, scoring.dtype, device)
-    kernel = "varlen" if device == "cuda" and scoring.dtype == "bfloat16" else "banded"
+    on_accelerator = "varlen" if scoring.dtype == "bfloat16" else "banded"
+    kernel = on_accelerator if device == "cuda" else "tiled"
     hardware = torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
     numerics = NumericsClass(
         device=f"{device} {hardware}",
