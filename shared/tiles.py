@@ -12,7 +12,6 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 BAND = 64
@@ -21,8 +20,6 @@ tile has, so a segment that begins at a multiple of this gets the same ones wher
 
 _WHOLE = 128
 """Queries of a tile where there is no window."""
-
-_HIDDEN = float("-inf")
 
 
 def tiled_attention(
@@ -45,8 +42,8 @@ def tiled_attention(
 class _Tile(NamedTuple):
     queries: slice
     keys: slice
-    bias: Tensor
-    """fp32 [rows, the last so many keys]: 0 where a row sees a key, -inf elsewhere. Each row sees all keys before."""
+    biases: list[tuple[slice, Tensor]]
+    """For some of the keys fp32 [rows, some]: 0 where a row sees a key, -inf elsewhere. The others all rows see."""
 
 
 def _tiles(query_ids: Tensor, key_ids: Tensor, window: int) -> Iterator[_Tile]:
@@ -63,11 +60,11 @@ def _tiles(query_ids: Tensor, key_ids: Tensor, window: int) -> Iterator[_Tile]:
     for start, end, key, mixed in torch.stack([starts, ends, low, several], 1).tolist():
         queries, keys = slice(start, end), slice(key, end + earlier)
         rows, before = end - start, start + earlier - key
-        bias = _windowed(window)[:rows, -BAND - before :][:, : before + rows] if window else _causal(rows)
         if mixed:
-            others = query_ids[queries, None] != key_ids[keys]
-            bias = F.pad(bias, (before + rows - bias.shape[1], 0)).masked_fill_(others, _HIDDEN)
-        yield _Tile(queries, keys, bias)
+            hidden = query_ids[queries, None] != key_ids[keys]
+            yield _Tile(queries, keys, [(slice(None), _bias(hidden | _unseen(rows, before, window)))])
+        else:
+            yield _Tile(queries, keys, _edges(rows, before, window))
 
 
 def carried_length(window: int) -> int:
@@ -75,28 +72,32 @@ def carried_length(window: int) -> int:
     return -(-(window - 1) // BAND) * BAND
 
 
-@lru_cache(maxsize=8)
-def _windowed(window: int) -> Tensor:
-    """[BAND, R + BAND], the bias of a whole tile, R = carried_length."""
-    reach = carried_length(window)
-    distance = torch.arange(reach, reach + BAND)[:, None] - torch.arange(reach + BAND)
-    return torch.zeros(distance.shape).masked_fill_((distance < 0) | (distance >= window), _HIDDEN)
+@lru_cache(maxsize=64)
+def _edges(rows: int, before: int, window: int) -> list[tuple[slice, Tensor]]:
+    """The biases of a tile in one segment, which has so many keys before those of its rows."""
+    early = max(0, before + rows - window) if window else 0
+    if early > before:
+        return [(slice(None), _bias(_unseen(rows, before, window)))]
+    late = [(slice(before, None), _bias(_unseen(rows, 0, 0)))]
+    return [(slice(early), _bias(_unseen(rows, before, window)[:, :early])), *late] if early else late
 
 
-@lru_cache(maxsize=8)
-def _causal(rows: int) -> Tensor:
-    """[rows, rows], the bias of the keys that are also queries of a tile."""
-    return torch.full((rows, rows), _HIDDEN).triu_(1)
+def _unseen(rows: int, before: int, window: int) -> Tensor:
+    """bool [rows, before + rows]: keys that are later than a row, or too early for its window (0: none is)."""
+    distance = torch.arange(before, before + rows)[:, None] - torch.arange(before + rows)
+    return (distance < 0) | (distance >= window) if window else distance < 0
+
+
+def _bias(hidden: Tensor) -> Tensor:
+    return torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
 
 
 def _weights(q: Tensor, k: Tensor, tile: _Tile) -> Tensor:
     """Attention weights of one tile, [H, rows, keys]; q [Q, H, C], k [H, N, C]."""
     queries, keys = q[tile.queries].transpose(0, 1), k[:, tile.keys].transpose(1, 2)
-    scale, biased = q.shape[-1] ** -0.5, tile.bias.shape[1]
-    if biased == keys.shape[2]:
-        return torch.baddbmm(tile.bias.expand(len(queries), -1, -1), queries, keys, alpha=scale).softmax(-1)
-    scores = torch.baddbmm(queries.new_empty(1, 1, 1), queries, keys, beta=0, alpha=scale)
-    scores[..., -biased:] += tile.bias
+    scores = torch.baddbmm(queries.new_empty(1, 1, 1), queries, keys, beta=0, alpha=q.shape[-1] ** -0.5)
+    for part, bias in tile.biases:
+        scores[..., part] += bias
     return scores.softmax(-1)
 
 
@@ -135,7 +136,8 @@ def _attention_backward(
 
 def _summed(x: Tensor, groups: int) -> Tensor:
     """Gradients [H, N, C] of keys or values that several heads share -> [N, G, C]."""
-    return x.unflatten(0, (groups, -1)).sum(1).transpose(0, 1).contiguous()
+    x = x if x.shape[0] == groups else x.unflatten(0, (groups, -1)).sum(1)
+    return x.transpose(0, 1).contiguous()
 
 
 @_attention.register_fake

@@ -119,7 +119,7 @@ def test_tiles_take_each_query_once_and_no_more_keys_than_needed(lengths: list[i
     assert found[-1].queries.stop == len(ids)
     for tile in found:
         assert tile.keys.stop == tile.queries.stop
-        assert tile.bias.shape[0] == tile.queries.stop - tile.queries.start
+        assert all(bias.shape[0] == tile.queries.stop - tile.queries.start for _, bias in tile.biases)
         assert ids[tile.keys.start] == ids[tile.queries.start]  # nothing of an earlier document
         if window:
             assert tile.queries.start - tile.keys.start <= carried_length(window)

@@ -1,0 +1,253 @@
+"""Where the time of a training step goes, and how memory grows: python tests/benchmarks/bench_training_step.py [TEXT]
+
+First the step's useful FLOPs a second as a fraction of this machine's own largest products of matrices, measured in the
+same run, and each part alone, forward and backward. Then peak memory of one document of 4 to 64 kB, each size in a
+process of its own. Nothing is asserted.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from training_example import (
+    DTYPES,
+    Example,
+    alternately,
+    example,
+    fresh_model,
+    learn,
+    our_logits,
+    product_peak,
+    read_text,
+)
+
+from shared.attention import Scope, attention
+from shared.blt import Blt
+from shared.cross_attention import BytesReadPatches, PatchesReadBytes, pool_patches
+from shared.layers import Block, computing_dtype, rotary
+from shared.model_settings import BltSettings, StackSettings
+from shared.pointwise import swiglu, turn
+
+SIZES = (4_096, 8_192, 16_384, 32_768, 65_536)
+SMALL = BltSettings.model_validate(
+    {
+        "ngrams": {"rows": 1024},
+        "encoder": {"width": 64, "heads": 2, "layers": 1},
+        "global": {"width": 128, "heads": 2, "layers": 1},
+        "decoder": {"width": 64, "heads": 2, "layers": 1},
+        "window": 512,
+    }
+)
+
+
+def useful_flops(model: Blt, given: Example) -> float:
+    """Of forward and backward: products with parameters, and attention over the keys that are seen; nothing twice."""
+    settings, patches = model.settings, given.batch.patches
+    tokens, count, queries = given.tokens, patches.count, settings.queries
+    forward = 0.0
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            part, kind = name.split(".")[:2], name.split(".")[-1]
+            rows = tokens
+            if part[0] == "global_" or kind == "patch_projection":
+                rows = count
+            elif part[1] == "cross" and (part[0] == "encoder") == (kind in ("query", "output")):
+                rows = count * queries
+            forward += 2 * rows * module.weight.numel()
+    seen = sum(min(place + 1, settings.window) for length in given.batch.documents.lengths for place in range(length))
+    forward += 4 * seen * settings.encoder.width * settings.encoder.layers
+    forward += 4 * seen * settings.decoder.width * settings.decoder.layers
+    crosses = len(model.encoder.cross) + len(model.decoder.cross)
+    forward += 4 * tokens * queries * settings.encoder.width * crosses
+    pairs = sum(length * (length + 1) // 2 for length in patches.documents.lengths)
+    forward += 4 * pairs * settings.global_.width * settings.global_.layers
+    return 3 * forward
+
+
+Part = tuple[str, int, Callable[[], object]]
+
+
+def parts(model: Blt, given: Example) -> list[Part]:
+    """Each part with how often a step has it; running one is its forward and backward."""
+    batch, settings = given.batch, model.settings
+    patches, tokens = batch.patches, given.tokens
+    dtype = computing_dtype(model.encoder.embedding.weight)
+    local, wide = settings.encoder, settings.global_
+    layers = settings.encoder.layers + settings.decoder.layers
+
+    def both(work: Callable[..., Tensor | tuple[Tensor, ...]], *shapes: tuple[int, ...]) -> Callable[[], None]:
+        inputs = [torch.randn(shape).to(dtype).requires_grad_() for shape in shapes]
+
+        def run() -> None:
+            for x in inputs:
+                x.grad = None
+            out = work(*inputs)
+            outs = out if isinstance(out, tuple) else (out,)
+            torch.autograd.backward(outs, [torch.ones_like(x) for x in outs])
+
+        return run
+
+    def block_parts(
+        what: str, block: Block, stack: StackSettings, n: int, count: int, window: int | None
+    ) -> list[Part]:
+        documents = batch.documents if window else patches.documents
+        rotation = rotary(documents.positions, stack.head_width, stack.rope_theta)
+        scope = Scope.of(documents, dtype, window)
+        heads, groups, width = stack.heads, stack.key_value_heads, stack.head_width
+        shapes = [(n, heads, width), (n, groups, width), (n, groups, width)]
+
+        def products(x: Tensor, hidden: Tensor) -> tuple[Tensor, ...]:
+            return block.qkv(x), block.attention_output.onto(x, x), block.gate_up(x), block.down.onto(x, hidden)
+
+        def between(x: Tensor, qkv: Tensor, gate_up: Tensor) -> tuple[Tensor, ...]:
+            turned = turn(qkv.unflatten(-1, (-1, width)), rotation, heads, groups)
+            return block.attention_norm(x), block.feed_forward_norm(x), *turned, swiglu(gate_up)
+
+        return [
+            (f"{what} blocks, products", count, both(products, (n, stack.width), (n, stack.hidden))),
+            (f"{what} blocks, attention", count, both(lambda q, k, v: attention(q, k, v, scope), *shapes)),
+            (
+                f"{what} blocks, norms, rotary, SwiGLU",
+                count,
+                both(between, (n, stack.width), (n, (heads + 2 * groups) * width), (n, 2 * stack.hidden)),
+            ),
+        ]
+
+    to_patches, to_bytes = model.encoder.cross[0], model.decoder.cross[0]
+    assert isinstance(to_patches, PatchesReadBytes)
+    assert isinstance(to_bytes, BytesReadPatches)
+    states, vectors = (tokens, local.width), (patches.count, settings.queries, local.width)
+    block, wide_block = model.encoder.blocks[0], model.global_.blocks[0]
+    assert isinstance(block, Block)
+    assert isinstance(wide_block, Block)
+
+    def embed() -> None:
+        (model.ngrams(batch.ids, batch.documents) + model.encoder.embedding(batch.ids)).sum().backward()
+
+    return [
+        *block_parts("local", block, local, tokens, layers, settings.window),
+        *block_parts("global", wide_block, wide, patches.count, wide.layers, None),
+        (
+            "bytes read patches",
+            len(model.decoder.cross),
+            both(lambda x, y: to_bytes(x, y, patches.of_decoder), states, vectors),
+        ),
+        (
+            "patches read bytes",
+            len(model.encoder.cross),
+            both(lambda x, y: to_patches(y, x, patches.of_token), states, vectors),
+        ),
+        (
+            "pooling, projections of patches",
+            1,
+            both(
+                lambda x, y: (
+                    model.encoder.patch_projection(pool_patches(x, patches.of_token, patches.count)),
+                    model.decoder.patch_projection(y),
+                ),
+                states,
+                (patches.count, wide.width),
+            ),
+        ),
+        ("hashes and embeddings", 1, embed),
+        (
+            "logits and loss",
+            1,
+            both(lambda x: F.cross_entropy(model.decoder.logits(x), batch.labels), states),
+        ),
+    ]
+
+
+def report_step(text: bytes, rows: int, size: int, rounds: int) -> None:
+    given = example(text, rows, size)
+    for name, dtype in DTYPES.items():
+        model = fresh_model().to(dtype)
+        peaks = {each: product_peak(kind) for each, kind in DTYPES.items()}
+        step = "the step"
+        works = {step: lambda model=model: learn(model, lambda: our_logits(model, given.batch), given.batch.labels)}
+        counts = {}
+        for part, count, work in parts(model, given):
+            works[part], counts[part] = work, count
+        for work in works.values():
+            work()
+        timings = alternately(works, rounds)
+        seconds = timings[step].best
+        flops = useful_flops(model, given)
+        print(f"  {rows} x {size:,} bytes, {name}: {seconds:.2f} s, {given.tokens / seconds:,.0f} bytes/s")
+        print(
+            f"    {flops / 1e9:.0f} useful GFLOP, {flops / seconds / 1e9:.0f} GFLOP/s: "
+            + ", ".join(f"{flops / seconds / peak:.0%} of {peak / 1e9:.0f} ({each})" for each, peak in peaks.items())
+        )
+        total = sum(timings[part].best * count for part, count in counts.items())
+        for part, count in counts.items():
+            spent = timings[part].best
+            print(f"    {part:<40}{spent * 1e3:8.1f} ms x {count}  {spent * count / total:5.1%}")
+        print(f"    {'all parts, each measured alone':<40}{total * 1e3:8.1f} ms, {total / seconds:.0%} of the step")
+
+
+def peak_of(size: int, backward: bool, text: bytes) -> int:
+    """Bytes of peak memory that a step, or a forward pass, of one document adds to a process that holds the model."""
+    given, model = example(text, 1, size), fresh_model(SMALL)
+    small = example(text, 1, 256).batch
+    learn(model, lambda: our_logits(model, small), small.labels)  # what is allocated once
+    before = most_memory()
+    if backward:
+        learn(model, lambda: our_logits(model, given.batch), given.batch.labels)
+    else:
+        with torch.inference_mode():
+            our_logits(model, given.batch)
+    return most_memory() - before
+
+
+def most_memory() -> int:
+    """Bytes that this process has had at most. getrusage would begin with those of the process that started it."""
+    found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) * 1024
+
+
+def report_memory(arguments: list[str], sizes: tuple[int, ...]) -> None:
+    print(f"  peak memory, one document, {sum(p.numel() for p in fresh_model(SMALL).parameters()):,} parameters, fp32")
+    for size in sizes:
+        found = []
+        for kind in ("step", "forward"):
+            command = [sys.executable, __file__, *arguments, "--peak", kind, str(size)]
+            found.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+        print(
+            f"    {size:7,} bytes: step {found[0] / 1e6:7.0f} MB, {found[0] / size / 1e3:5.2f} kB a byte;"
+            f" forward {found[1] / 1e6:6.0f} MB, {found[1] / size / 1e3:5.2f} kB a byte"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("text", type=Path, nargs="?", help="a file; else the standard library's sources")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="2 x 2,048 bytes and documents up to 16 kB: a minute")
+    parser.add_argument("--peak", nargs=2, metavar=("KIND", "SIZE"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(arguments.threads)
+    text = read_text(arguments.text)
+    if arguments.peak is not None:
+        kind, size = arguments.peak
+        print(peak_of(int(size), kind == "step", text))
+        return
+    print(f"{sum(p.numel() for p in fresh_model().parameters()):,} parameters, {arguments.threads} thread(s)")
+    rounds = 2 if arguments.quick else arguments.rounds
+    report_step(text, 2, 2_048, rounds)
+    if not arguments.quick:
+        report_step(text, 1, 8_192, rounds)
+    report_memory([str(arguments.text)] if arguments.text else [], SIZES[:3] if arguments.quick else SIZES)
+
+
+if __name__ == "__main__":
+    main()
