@@ -115,7 +115,7 @@ def compare(dataset: Dataset, dtype: Literal["float32", "bfloat16"], most: int, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
-    parser.add_argument("--bytes", type=int, default=200_000, help="of text, from the beginning of each split")
+    parser.add_argument("--bytes", type=int, default=60_000, help="of text, from the beginning of each split")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for folder in find_datasets(arguments.dataset):
