@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LONGEST_ADVANCE = 128
+LONGEST_ADVANCE = 256
 """Tokens that a row may take at once. A window of W keeps W + LONGEST_ADVANCE - 1 slots, so that the last of these
 tokens can be taken back without anything being lost that the first of them sees."""
 _EMPTY = 1 << 40
