@@ -4,7 +4,6 @@ Theirs turn the two halves of each head against each other, ours neighbouring pa
 places, so that row i of a half and its partner stand side by side.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
+from shared.interop.json_file import read_json
 from shared.interop.names import InteropError
 from shared.model_settings import StackSettings
 from shared.shards.manifest import first_problem
@@ -40,14 +40,7 @@ def llama_stack(folder: Path, unscaled: bool = False) -> StackSettings:
     Raises InteropError with the reason when our blocks cannot compute the same.
     """
     path = folder / CONFIG_FILE
-    try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InteropError(f"{folder} has no {CONFIG_FILE}") from None
-    except ValueError as error:
-        raise InteropError(f"{path} is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise InteropError(f"{path} is not the configuration of a model")
+    config = read_json(path)
     rope = _rope(config)
     if reason := _reason_against(config, rope, unscaled):
         raise InteropError(f"{path}: {reason}")

@@ -9,8 +9,9 @@ from pydantic import ValidationError
 
 from shared.interop.described import Described
 from shared.interop.hf_reading import read_hf_config
+from shared.interop.json_file import read_json
 from shared.interop.names import HF, REFERENCE, InteropError, Part, parts
-from shared.interop.reference import is_reference, open_reference, read_json
+from shared.interop.reference import is_reference, open_reference
 from shared.interop.transfer import Contents, check, join, shapes
 from shared.model_identity import CONFIG_FILE
 from shared.shards.manifest import first_problem

@@ -6,7 +6,6 @@ FOLDER/entropy_model/ (or a folder elsewhere) with the same two for the entropy 
 Shapes are taken from the tensors; what these do not show must be among the hyper-parameters.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shared.interop.described import Described
+from shared.interop.json_file import read_json
 from shared.interop.names import REFERENCE, InteropError
 from shared.interop.torch_file import TorchFile
 from shared.model_identity import CONFIG_FILE, WEIGHTS_FILE
@@ -208,16 +208,3 @@ def _weights(folder: Path) -> TensorFolder | TorchFile:
         if (folder / name).is_file():
             return TensorFolder(folder / name) if name.endswith(".safetensors") else TorchFile(folder / name)
     raise InteropError(f"{folder}: neither {WEIGHTS_FILE} nor consolidated.safetensors nor consolidated.pth is there")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; InteropError when it is not one."""
-    try:
-        values = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise InteropError(f"{path} is missing") from None
-    except ValueError as error:
-        raise InteropError(f"{path} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise InteropError(f"{path} is not a JSON object")
-    return values

@@ -342,7 +342,7 @@ def test_tensors_that_a_llama_does_not_have_are_refused(
     (folder / "model.safetensors").unlink()
     assert "model.safetensors" in refusal(capsys, folder, tmp_path / "out", recipe)
     (folder / "config.json").unlink()
-    assert "has no config.json" in refusal(capsys, folder, tmp_path / "out", recipe)
+    assert "config.json is missing" in refusal(capsys, folder, tmp_path / "out", recipe)
 
 
 def test_recipes_and_folders_that_do_not_fit_are_refused(
