@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from training_example import (
+    BYTES_PER_PATCH,
     DTYPES,
     Example,
     alternately,
@@ -35,6 +36,8 @@ from shared.layers import Block, computing_dtype, rotary
 from shared.model_settings import BltSettings, StackSettings
 from shared.pointwise import swiglu, turn
 
+FEW_PATCHES = 64.0
+"""Bytes a patch, so that the global model has next to nothing to do."""
 SIZES = (4_096, 8_192, 16_384, 32_768, 65_536)
 SMALL = BltSettings.model_validate(
     {
@@ -192,13 +195,13 @@ def report_step(text: bytes, rows: int, size: int, rounds: int) -> None:
         print(f"    {'all parts, each measured alone':<40}{total * 1e3:8.1f} ms, {total / seconds:.0%} of the step")
 
 
-def peak_of(size: int, backward: bool, text: bytes) -> int:
+def peak_of(size: int, kind: str, bytes_per_patch: float, text: bytes) -> int:
     """Bytes of peak memory that a step, or a forward pass, of one document adds to a process that holds the model."""
-    given, model = example(text, 1, size), fresh_model(SMALL)
+    given, model = example(text, 1, size, bytes_per_patch), fresh_model(SMALL)
     small = example(text, 1, 256).batch
     learn(model, lambda: our_logits(model, small), small.labels)  # what is allocated once
     before = most_memory()
-    if backward:
+    if kind == "step":
         learn(model, lambda: our_logits(model, given.batch), given.batch.labels)
     else:
         with torch.inference_mode():
@@ -215,10 +218,16 @@ def most_memory() -> int:
 
 def report_memory(arguments: list[str], sizes: tuple[int, ...]) -> None:
     print(f"  peak memory, one document, {sum(p.numel() for p in fresh_model(SMALL).parameters()):,} parameters, fp32")
+    for mean in (BYTES_PER_PATCH, FEW_PATCHES):
+        print(f"   {mean:g} bytes a patch" + (", next to no global attention" if mean == FEW_PATCHES else ""))
+        report_sizes(arguments, sizes, mean)
+
+
+def report_sizes(arguments: list[str], sizes: tuple[int, ...], mean: float) -> None:
     for size in sizes:
         found = []
         for kind in ("step", "forward"):
-            command = [sys.executable, __file__, *arguments, "--peak", kind, str(size)]
+            command = [sys.executable, __file__, *arguments, "--peak", kind, str(size), str(mean)]
             found.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
         print(
             f"    {size:7,} bytes: step {found[0] / 1e6:7.0f} MB, {found[0] / size / 1e3:5.2f} kB a byte;"
@@ -232,14 +241,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="2 x 2,048 bytes and documents up to 16 kB: a minute")
-    parser.add_argument("--peak", nargs=2, metavar=("KIND", "SIZE"), help=argparse.SUPPRESS)
+    parser.add_argument("--peak", nargs=3, metavar=("KIND", "SIZE", "PATCH"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(arguments.threads)
     text = read_text(arguments.text)
     if arguments.peak is not None:
-        kind, size = arguments.peak
-        print(peak_of(int(size), kind == "step", text))
+        kind, size, mean = arguments.peak
+        print(peak_of(int(size), kind, float(mean), text))
         return
     print(f"{sum(p.numel() for p in fresh_model().parameters()):,} parameters, {arguments.threads} thread(s)")
     rounds = 2 if arguments.quick else arguments.rounds

@@ -42,9 +42,9 @@ def read_text(path: Path | None) -> bytes:
     return b"".join(file.read_bytes() for file in sorted(Path(sysconfig.get_path("stdlib")).glob("[a-d]*.py")))
 
 
-def draw_lengths(tokens: int, seed: int) -> np.ndarray:
-    """Patch lengths of 4.5 tokens in the mean that cover so many tokens, the first of them BOS alone."""
-    drawn = np.random.default_rng(seed).geometric(1 / BYTES_PER_PATCH, tokens)
+def draw_lengths(tokens: int, seed: int, mean: float) -> np.ndarray:
+    """Patch lengths of so many tokens in the mean that cover ``tokens``, the first of them BOS alone."""
+    drawn = np.random.default_rng(seed).geometric(1 / mean, tokens)
     ends = np.minimum(1 + np.cumsum(drawn), tokens)
     return np.diff(np.concatenate([[0, 1], ends[: int(np.searchsorted(ends, tokens)) + 1]]))
 
@@ -64,11 +64,11 @@ class Example:
         return self.ids.numel()
 
 
-def example(text: bytes, rows: int, size: int) -> Example:
+def example(text: bytes, rows: int, size: int, bytes_per_patch: float = BYTES_PER_PATCH) -> Example:
     """``rows`` documents of ``size`` inputs each."""
     documents = [document_tokens(text[row * size : (row + 1) * size - 1]) for row in range(rows)]
     assert all(len(tokens) == size + 1 for tokens in documents), f"{len(text)} bytes of text are not enough"
-    lengths = [draw_lengths(size + 1, row) for row in range(rows)]
+    lengths = [draw_lengths(size + 1, row, bytes_per_patch) for row in range(rows)]
     owners = [np.repeat(np.arange(len(each)), each) for each in lengths]
     # A last patch that holds EOS alone is none of a pack's.
     counts = [int(owner[-2]) + 1 for owner in owners]
