@@ -1,6 +1,7 @@
 """Law 2 on real text: boundaries that a dataset stores against those found while the same documents are streamed.
 
-python tests/benchmarks/bench_streaming.py DATASET [--bytes N]     (DATASET: patched with a rule on entropy)
+python tests/benchmarks/bench_streaming.py [DATASET] [--bytes N]     (DATASET: patched with a rule on entropy; by default
+what `make preprocess` leaves)
 
 Documents are read one byte at a time, as generation reads them, in the dtype that the dataset records: every decision
 that differs from the stored one is listed with how far its entropy is from the threshold. Then the same in bf16,
@@ -114,10 +115,13 @@ def compare(dataset: Dataset, dtype: Literal["float32", "bfloat16"], most: int, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", type=Path)
+    parser.add_argument("dataset", type=Path, nargs="?", default=Path("runs/stdlib/patched"))
     parser.add_argument("--bytes", type=int, default=60_000, help="of text, from the beginning of each split")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if not arguments.dataset.exists():
+        print(f"{arguments.dataset} is not there: `make preprocess` makes it")
+        return
     for folder in find_datasets(arguments.dataset):
         dataset = open_dataset(folder)
         recorded = dataset.manifest.identity.patcher
