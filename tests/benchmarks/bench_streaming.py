@@ -1,7 +1,8 @@
 """Law 2 on real text: boundaries that a dataset stores against those found while the same documents are streamed.
 
-python tests/benchmarks/bench_streaming.py [DATASET] [--bytes N]     (DATASET: patched with a rule on entropy; by default
-what `make preprocess` leaves)
+python tests/benchmarks/bench_streaming.py [DATASET] [--bytes N]
+
+DATASET is patched with a rule on entropy; by default it is what `make preprocess` leaves.
 
 Documents are read one byte at a time, as generation reads them, in the dtype that the dataset records: every decision
 that differs from the stored one is listed with how far its entropy is from the threshold. Then the same in bf16,
