@@ -21,6 +21,8 @@ tile has, so a segment that begins at a multiple of this gets the same ones wher
 _WHOLE = 128
 """Queries of a tile where there is no window."""
 
+_ALL = slice(None)
+
 
 def tiled_attention(
     q: Tensor, k: Tensor, v: Tensor, query_ids: Tensor, key_ids: Tensor, window: int | None = None
@@ -62,7 +64,7 @@ def _tiles(query_ids: Tensor, key_ids: Tensor, window: int) -> Iterator[_Tile]:
         rows, before = end - start, start + earlier - key
         if mixed:
             hidden = query_ids[queries, None] != key_ids[keys]
-            yield _Tile(queries, keys, [(slice(None), _bias(hidden | _unseen(rows, before, window)))])
+            yield _Tile(queries, keys, [(_ALL, _bias(hidden | _unseen(rows, before, window)))])
         else:
             yield _Tile(queries, keys, _edges(rows, before, window))
 
@@ -76,8 +78,8 @@ def carried_length(window: int) -> int:
 def _edges(rows: int, before: int, window: int) -> list[tuple[slice, Tensor]]:
     """The biases of a tile in one segment, which has so many keys before those of its rows."""
     early = max(0, before + rows - window) if window else 0
-    if early > before:
-        return [(slice(None), _bias(_unseen(rows, before, window)))]
+    if early + rows > before // 2:  # so much of the tile that one bias for all of it is the cheaper
+        return [(_ALL, _bias(_unseen(rows, before, window)))]
     late = [(slice(before, None), _bias(_unseen(rows, 0, 0)))]
     return [(slice(early), _bias(_unseen(rows, before, window)[:, :early])), *late] if early else late
 
@@ -93,11 +95,14 @@ def _bias(hidden: Tensor) -> Tensor:
 
 
 def _weights(q: Tensor, k: Tensor, tile: _Tile) -> Tensor:
-    """Attention weights of one tile, [H, rows, keys]; q [Q, H, C], k [H, N, C]."""
-    queries, keys = q[tile.queries].transpose(0, 1), k[:, tile.keys].transpose(1, 2)
-    scores = torch.baddbmm(queries.new_empty(1, 1, 1), queries, keys, beta=0, alpha=q.shape[-1] ** -0.5)
+    """Attention weights of one tile, [H, rows, keys]; q [H, Q, C], k [H, C, N]."""
+    queries, keys, scale = q[:, tile.queries], k[:, :, tile.keys], q.shape[-1] ** -0.5
+    part, bias = tile.biases[0]
+    if part == _ALL:
+        return torch.baddbmm(bias.expand(len(q), -1, -1), queries, keys, alpha=scale).softmax(-1)
+    scores = torch.baddbmm(queries.new_empty(1, 1, 1), queries, keys, beta=0, alpha=scale)
     for part, bias in tile.biases:
-        scores[..., part] += bias
+        scores[:, :, part].add_(bias)
     return scores.softmax(-1)
 
 
@@ -111,8 +116,9 @@ def _by_head(x: Tensor, heads: int) -> Tensor:
 def _attention(q: Tensor, k: Tensor, v: Tensor, query_ids: Tensor, key_ids: Tensor, window: int) -> Tensor:
     k, v = (_by_head(x, q.shape[1]) for x in (k, v))
     out = torch.empty(q.shape, device=q.device)
+    q, to, k = q.transpose(0, 1), out.transpose(0, 1), k.transpose(1, 2)
     for tile in _tiles(query_ids, key_ids, window):
-        torch.bmm(_weights(q, k, tile), v[:, tile.keys], out=out[tile.queries].transpose(0, 1))
+        torch.bmm(_weights(q, k, tile), v[:, tile.keys], out=to[:, tile.queries])
     return out
 
 
@@ -123,14 +129,16 @@ def _attention_backward(
     groups, scale = k.shape[1], q.shape[-1] ** -0.5
     k, v = (_by_head(x, q.shape[1]) for x in (k, v))
     grad_q, grad_k, grad_v = torch.empty(q.shape, device=q.device), torch.zeros_like(k), torch.zeros_like(v)
+    q, grad, to = (x.transpose(0, 1) for x in (q, grad, grad_q))
+    k_columns, v_columns = k.transpose(1, 2), v.transpose(1, 2)
     for tile in _tiles(query_ids, key_ids, window):
-        weights = _weights(q, k, tile)
-        queries, arriving = (x[tile.queries].transpose(0, 1) for x in (q, grad))
-        of_weights = torch.bmm(arriving, v[:, tile.keys].transpose(1, 2))
+        rows, keys = tile.queries, tile.keys
+        weights, arriving = _weights(q, k_columns, tile), grad[:, rows]
+        of_weights = torch.bmm(arriving, v_columns[:, :, keys])
         of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-        torch.bmm(of_scores, k[:, tile.keys], out=grad_q[tile.queries].transpose(0, 1))
-        grad_k[:, tile.keys].baddbmm_(of_scores.transpose(1, 2), queries, alpha=scale)
-        grad_v[:, tile.keys].baddbmm_(weights.transpose(1, 2), arriving)
+        torch.bmm(of_scores, k[:, keys], out=to[:, rows])
+        grad_k[:, keys].baddbmm_(of_scores.transpose(1, 2), q[:, rows], alpha=scale)
+        grad_v[:, keys].baddbmm_(weights.transpose(1, 2), arriving)
     return grad_q.mul_(scale), _summed(grad_k, groups), _summed(grad_v, groups)
 
 
