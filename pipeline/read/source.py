@@ -8,8 +8,9 @@ from pipeline.plan import Piece, Plan, SourceFile, Split
 from pipeline.read import datasets
 from pipeline.read.jsonl import DEFAULT_SUBSET, parse_lines
 from pipeline.read.lines import lines
-from pipeline.read.streams import CHUNK, DamagedStream, chunks
-from pipeline.records import LONGEST_RECORD, DeadLetter, Place, Record, dead_letter
+from pipeline.read.streams import chunks
+from pipeline.read.whole import whole_file
+from pipeline.records import DeadLetter, Place, Record
 from pipeline.settings import PipelineError, ReadSettings
 
 
@@ -41,25 +42,8 @@ def read_piece(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterato
         folder = Path(file.full_path).parent
         yield from datasets.documents(folder, file.shard, piece.begin, piece.end, reading.meta)
     elif file.kind == "text":
-        yield _whole(file)
+        yield from whole_file(file, reading)
     else:
         content = chunks(Path(file.full_path), file.compression, max(piece.begin - 1, 0))
         end = None if piece is file.pieces[-1] else piece.end
         yield from parse_lines(file.path, lines(content, piece.begin, end, piece.first_line), reading)
-
-
-def _whole(file: SourceFile) -> Record | DeadLetter:
-    """A file that is one document, byte for byte: no encoding is asked for."""
-    place = Place(file.path)
-    content = bytearray()
-    try:
-        for chunk in chunks(Path(file.full_path), file.compression):
-            content += chunk
-            if len(content) > LONGEST_RECORD + CHUNK:
-                break
-    except DamagedStream as damage:
-        return dead_letter(Place(file.path, offset=len(content)), str(damage), bytes(content))
-    if len(content) > LONGEST_RECORD:
-        reason = f"longer than a record may be ({LONGEST_RECORD} bytes); this hash is of its beginning"
-        return dead_letter(place, reason, bytes(content))
-    return Record(place, file.path, DEFAULT_SUBSET, bytes(content), size=len(content))

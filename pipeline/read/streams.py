@@ -21,12 +21,12 @@ def compression_of(path: Path) -> Compression:
     return SUFFIXES.get(path.suffix.lower(), "none")
 
 
-def chunks(path: Path, compression: Compression, start: int = 0) -> Iterator[bytes]:
+def chunks(path: Path | str, compression: Compression, start: int = 0) -> Iterator[bytes]:
     """The content from byte ``start`` of the decompressed data on, in chunks of at most 1 MiB, in bounded memory.
 
     Raises DamagedStream after the last good chunk.
     """
-    with path.open("rb") as file:
+    with open(path, "rb") as file:
         if compression == "none":
             file.seek(start)
             while chunk := file.read(CHUNK):
