@@ -15,6 +15,7 @@ from pipeline.listing import dataset_folders
 from pipeline.patching_file import CalibrationIdentity, PatchingFile, load_patching
 from pipeline.preprocess import add_scoring_arguments, entropy_model_sha256, scoring_of
 from pipeline.read.datasets import documents_at
+from pipeline.records import chunks_of
 from pipeline.settings import PipelineError
 from pipeline.threshold import ScoredDocument, UnreachableTarget, find_theta, mean_patch_size
 from pipeline.worker import load_scorer
@@ -156,7 +157,7 @@ def _score(dataset: Dataset, rows: np.ndarray, scorer: "Scorer") -> Iterator[Sco
 
     def tokens() -> Iterator[np.ndarray]:
         for record in documents_at(dataset, rows):
-            waiting.append((record.subset, document_tokens(record.text)))
+            waiting.append((record.subset, document_tokens(b"".join(chunks_of(record.text)))))
             yield waiting[-1][1]
 
     interval = 0.2 if sys.stderr.isatty() else 10.0

@@ -1,49 +1,123 @@
-"""A document with its entropies to the rows that stand for it in a shard: pure."""
+"""Texts with their entropies to the rows that stand for them in a shard: pure, in memory for one part of a document."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.records import Record
-from shared.patching import PatchingSettings, patch_lengths
-from shared.shards.document import LONGEST_PART, Row
-from shared.vocabulary import document_tokens
+from pipeline.records import Record, chunks_of
+from shared.patching import PatchingSettings
+from shared.patching.chunks import ChunkedLengths
+from shared.shards.document import Row
+from shared.vocabulary import BOS, EOS, byte_tokens
+
+LONGEST_PART = 2**22
+"""Bytes of a row: a longer document becomes several, each a record batch of its own."""
 
 
-def document_rows(
-    record: Record, patching: PatchingSettings, entropies: np.ndarray | None, longest: int = LONGEST_PART
-) -> Iterator[Row]:
-    """The rows of a document: one, or several parts of at most ``longest`` bytes that end where patches end.
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The next bytes of a document. The chunks of a document follow one another, its last one marked."""
 
-    ``entropies`` float32 [n + 1] nats, or None; ``patching`` is that of all subsets.
+    record: Record
+    text: bytes
+    entropies: np.ndarray | None
+    """float32 nats, one for each input token in the chunk: that of BOS comes with the first chunk."""
+    last: bool
+
+
+def unscored(records: Iterable[Record]) -> Iterator[Chunk]:
+    """Documents without entropies."""
+    for record in records:
+        read = 0
+        for text in chunks_of(record.text):
+            read += len(text)
+            yield Chunk(record, text, None, read == len(record.text))
+
+
+def cut(
+    chunks: Iterable[Chunk], patching: PatchingSettings, longest: int = LONGEST_PART
+) -> Iterator[tuple[Record, Row, bool]]:
+    """Rows of documents, each with its record and whether the document ends there.
+
+    A row holds at most ``longest`` bytes and ends where a patch ends. ``patching`` is that of all subsets.
     """
-    lengths = None
-    if patching.patched:
-        lengths = patch_lengths(document_tokens(record.text), patching.for_subset(record.subset), entropies)
-    for part, (tokens, patches) in enumerate(_parts(len(record.text) + 2, lengths, longest)):
-        yield Row(
-            id=record.id,
-            subset=record.subset,
-            # Token t is byte t - 1; BOS and EOS are no bytes.
-            text=record.text[max(tokens.start - 1, 0) : tokens.stop - 1],
-            part=part,
-            patch_lengths=None if lengths is None else lengths[patches],
-            entropies=None if entropies is None else entropies[tokens],
-            meta=record.meta,
-        )
+    document: _Document | None = None
+    for chunk in chunks:
+        document = document or _Document(chunk.record, patching, longest)
+        for row, last in document.add(chunk):
+            yield chunk.record, row, last
+        if chunk.last:
+            document = None
 
 
-def _parts(tokens: int, lengths: np.ndarray | None, longest: int) -> list[tuple[slice, slice]]:
-    """Ranges of tokens and of patches for each part; together they cover the ``tokens`` = n + 2 of the document."""
-    if tokens - 2 <= longest:
-        return [(slice(0, tokens), slice(0, 0 if lengths is None else len(lengths)))]
-    ends = np.arange(1, tokens + 1) if lengths is None else np.cumsum(lengths, dtype=np.int64)
-    parts, begin, patch = [], 0, 0
-    while begin < tokens:
-        # ``longest`` tokens hold at most as many bytes; the first part has BOS beside them.
-        following = int(np.searchsorted(ends, begin + longest + (begin == 0), side="right"))
-        if tokens - begin - 1 <= longest:
-            following = len(ends)
-        parts.append((slice(begin, int(ends[following - 1])), slice(patch, following)))
-        begin, patch = int(ends[following - 1]), following
-    return parts
+class _Document:
+    """One document while it is cut: what has come and is in no row yet."""
+
+    def __init__(self, record: Record, patching: PatchingSettings, longest: int) -> None:
+        self._record, self._longest = record, longest
+        self._lengths = ChunkedLengths(patching.for_subset(record.subset)) if patching.patched else None
+        self._tokens_left = len(record.text) + 2
+        self._parts = 0
+        self._text = bytearray()
+        self._patches: list[np.ndarray] = []
+        self._entropies: list[np.ndarray] = []
+
+    def add(self, chunk: Chunk) -> Iterator[tuple[Row, bool]]:
+        """Take the next bytes and give the rows that are complete."""
+        first = not self._parts and not self._text
+        if self._lengths is not None:
+            ends = ([BOS] if first else []), ([EOS] if chunk.last else [])
+            tokens = np.concatenate([np.array(ends[0], np.int16), byte_tokens(chunk.text), np.array(ends[1], np.int16)])
+            self._patches.append(self._lengths.add(tokens, chunk.entropies, chunk.last))
+        if chunk.entropies is not None:
+            self._entropies.append(chunk.entropies)
+        self._text += chunk.text
+        # What is left fits in one row, or does not: then a row is due when more than it can hold is there.
+        while self._tokens_left - 1 > self._longest + (self._parts == 0):
+            row = self._part()
+            if row is None:
+                return
+            yield row, False
+        if chunk.last:
+            yield self._row(len(self._text), _joined(self._patches), _joined(self._entropies)), True
+
+    def _part(self) -> Row | None:
+        """The largest row that the next patches fill, if they have all come."""
+        first = self._parts == 0
+        room = self._longest + first  # tokens: the first part has BOS beside its bytes
+        patches = _joined(self._patches)
+        if patches is None:
+            if len(self._text) <= self._longest:
+                return None
+            return self._row(self._longest, None, self._split_entropies(room))
+        ends = np.cumsum(patches, dtype=np.int64)
+        if not len(ends) or ends[-1] <= room:
+            self._patches = [patches]
+            return None
+        count = int(np.searchsorted(ends, room, side="right"))
+        tokens = int(ends[count - 1])
+        self._patches = [patches[count:]]
+        return self._row(tokens - first, patches[:count], self._split_entropies(tokens))
+
+    def _split_entropies(self, count: int) -> np.ndarray | None:
+        """float32 [count]: those of the next tokens; the others are kept."""
+        held = _joined(self._entropies)
+        if held is None:
+            return None
+        self._entropies = [held[count:]]
+        return held[:count]
+
+    def _row(self, size: int, patches: np.ndarray | None, entropies: np.ndarray | None) -> Row:
+        text = bytes(self._text[:size])
+        del self._text[:size]
+        self._tokens_left -= size + (self._parts == 0)
+        row = Row(self._record.id, self._record.subset, text, self._parts, patches, entropies, self._record.meta)
+        self._parts += 1
+        return row
+
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray | None:
+    if len(arrays) > 1:
+        return np.concatenate(arrays)
+    return arrays[0] if arrays else None

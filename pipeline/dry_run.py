@@ -3,17 +3,16 @@
 import os
 import time
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 
-from pipeline.cutting import document_rows
+from pipeline.cutting import cut
 from pipeline.driver import make_plan
 from pipeline.executors.counting import default_workers, threads_of
 from pipeline.plan import Plan
 from pipeline.read import read_split
 from pipeline.records import Record, sampled
+from pipeline.scored import scored
 from pipeline.settings import ExecutorSettings, Job
-from pipeline.split import scored
 from pipeline.worker import load_scorer
 
 TRIAL_FRACTION = 0.01
@@ -61,7 +60,6 @@ def _trial(job: Job, plan: Plan) -> tuple[int, float]:
                 if time.perf_counter() - started > TRIAL_SECONDS:
                     return
 
-    for record, entropies in scored(records(), scorer):
-        for _ in islice(document_rows(record, job.output.patching, entropies), None):
-            pass
+    for _ in cut(scored(records(), scorer), job.output.patching):
+        pass
     return used, time.perf_counter() - started

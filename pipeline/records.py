@@ -2,14 +2,18 @@
 
 import base64
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.settings import ReadSettings, SplitName
 
 LONGEST_RECORD = 512 * 2**20
-"""Bytes; a longer line or file is not held in memory but becomes a dead letter."""
+"""Bytes; a longer line is not held in memory but becomes a dead letter."""
+LONGEST_HELD = 32 * 2**20
+"""Bytes; a longer text that can be read again, a file or the parts of a document in shards, is not held in memory."""
+CHUNK = 2**20
+"""Bytes of a long text at a time."""
 LONGEST_EXCERPT = 64 * 2**10
 """Bytes of a dead letter's record that are kept."""
 _HASHES = 2**64
@@ -33,13 +37,36 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class LongText:
+    """A text that is not held: it is read again, chunk by chunk, each time it is needed."""
+
+    size: int
+    """Bytes; never 0."""
+    sha256: bytes
+    """Digest of the whole text."""
+    open: Callable[[], Iterator[bytes]]
+    """Chunks of about 1 MiB from the beginning. Raises PipelineError when the text is no longer what it was."""
+
+    def __len__(self) -> int:
+        return self.size
+
+
+Text = bytes | LongText
+
+
+def chunks_of(text: Text) -> Iterator[bytes]:
+    """The text in order; what is held comes whole."""
+    return iter((text,)) if isinstance(text, bytes) else text.open()
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """A document of the input. An empty text makes no document: it is counted and listed."""
 
     place: Place
     id: str
     subset: str
-    text: bytes
+    text: Text
     key: bytes | None = None
     """What decides between train and validation, if not the text."""
     split: SplitName | None = None
@@ -76,13 +103,21 @@ def split_of(record: Record, reading: ReadSettings) -> SplitName:
     """train or validation: by the hash of key or content, so that a record never changes sides."""
     if record.split is not None:
         return record.split
-    key = record.text if record.key is None else record.key
-    return "validation" if _hash(key) < reading.validation_fraction * _HASHES else "train"
+    content = content_digest(record.text) if record.key is None else hashlib.sha256(record.key).digest()
+    return "validation" if _position(content) < reading.validation_fraction * _HASHES else "train"
 
 
-def sample_hash(text: bytes, seed: int) -> int:
+def content_digest(text: Text) -> bytes:
+    """sha256 of a text."""
+    return text.sha256 if isinstance(text, LongText) else hashlib.sha256(text).digest()
+
+
+def sample_hash(text: Text, seed: int) -> int:
     """uint64 that orders records at random but for ever: the sample is all those below a threshold."""
-    return _hash(seed.to_bytes(8, "big", signed=True), text)
+    state = hashlib.sha256(seed.to_bytes(8, "big", signed=True))
+    for chunk in chunks_of(text):
+        state.update(chunk)
+    return _position(state.digest())
 
 
 def sampled(record: Record, seed: int, threshold: int | None) -> bool:
@@ -90,9 +125,5 @@ def sampled(record: Record, seed: int, threshold: int | None) -> bool:
     return threshold is None or sample_hash(record.text, seed) < threshold
 
 
-def _hash(*parts: bytes) -> int:
-    state: Any = hashlib.sha256()
-    update: Callable[[bytes], None] = state.update
-    for part in parts:
-        update(part)
-    return int.from_bytes(state.digest()[:8], "big")
+def _position(digest: bytes) -> int:
+    return int.from_bytes(digest[:8], "big")

@@ -3,15 +3,11 @@
 The product follows from the split, the job and the numerics class alone: not from who does it, when, or how often.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from itertools import chain
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from pipeline.cutting import document_rows
+from pipeline.cutting import cut
 from pipeline.marker import (
     DEAD_LETTERS,
     EMPTY_RECORDS,
@@ -25,11 +21,11 @@ from pipeline.marker import (
 from pipeline.plan import LARGEST_SPLIT, Plan, Split
 from pipeline.read import read_split
 from pipeline.records import DeadLetter, Record, sampled, split_of
-from pipeline.settings import Job, SplitName
+from pipeline.scored import scored
+from pipeline.settings import SPLIT_NAMES, Job, SplitName
 from shared.shards.document import Row
 from shared.shards.manifest import ShardEntry
-from shared.shards.writer import write_shard
-from shared.vocabulary import document_tokens
+from shared.shards.writer import ShardWriter
 
 if TYPE_CHECKING:
     from shared.scoring import Scorer
@@ -50,8 +46,15 @@ def process_split(
         dead = Ledger(job.out / DEAD_LETTERS / f"{name}.jsonl", stack)
         empty = Ledger(job.out / EMPTY_RECORDS / f"{name}.jsonl", stack)
         sorting = _Sorting(job, plan, split, dead, empty, progress)
-        shards = _write_shards(job, number, max(plan.split_bytes, LARGEST_SPLIT), scored(sorting.records(), scorer))
-    marker = Marker(split=number, run=run, counts=sorting.counts(), shards=shards)
+        shards = _Shards(job, number, max(plan.split_bytes, LARGEST_SPLIT), stack)
+        side: SplitName | None = None
+        for record, row, last in cut(scored(sorting.records(), scorer), job.output.patching):
+            side = side or split_of(record, job.reading)
+            shards.add(side, row, last)
+            if last:
+                side = None
+        written = shards.closed()
+    marker = Marker(split=number, run=run, counts=sorting.counts(), shards=written)
     write_marker(job.out, marker)
     return marker
 
@@ -90,62 +93,36 @@ class _Sorting:
         return "documents"
 
 
-def scored(records: Iterable[Record], scorer: "Scorer | None") -> Iterator[tuple[Record, np.ndarray | None]]:
-    """Each record with its entropies, float32 [n + 1] nats, or None without a scorer."""
-    if scorer is None:
-        yield from ((record, None) for record in records)
-        return
-    waiting: deque[Record] = deque()
+class _Shards:
+    """The shards of a split while they are written: at most one open for train and one for validation.
 
-    def tokens() -> Iterator[np.ndarray]:
-        for record in records:
-            waiting.append(record)
-            yield document_tokens(record.text)
-
-    for entropies in scorer.score(tokens()):
-        yield waiting.popleft(), entropies
-
-
-def _write_shards(
-    job: Job, split: int, limit: int, documents: Iterator[tuple[Record, np.ndarray | None]]
-) -> dict[SplitName, list[ShardEntry]]:
-    """Write the documents of a split: train streams through, validation, the small part, is collected on the way.
-
-    A shard is closed by the document with which it reaches ``limit`` bytes: that and one document bound the memory.
+    A shard is closed by the document with which it reaches ``limit`` bytes.
     """
-    shards: dict[SplitName, list[ShardEntry]] = {"train": [], "validation": []}
-    validation: list[Row] = []
-    held = 0
 
-    def write(name: SplitName, rows: Iterable[Row]) -> None:
-        stem = shard_stem(split, len(shards[name]))
-        shards[name].append(write_shard(job.out / name, stem, rows, job.output.format, job.output.sidecar))
+    def __init__(self, job: Job, split: int, limit: int, stack: ExitStack) -> None:
+        """``stack``: leaving it by an error removes what is not closed."""
+        self._job, self._split, self._limit, self._stack = job, split, limit, stack
+        self._open: dict[SplitName, ShardWriter] = {}
+        self._sizes: dict[SplitName, int] = {}
+        self._closed: dict[SplitName, list[ShardEntry]] = {name: [] for name in SPLIT_NAMES}
 
-    def train() -> Iterator[tuple[Row, int]]:
-        """Train rows, each with the bytes of its document if it is the last one's end."""
-        nonlocal validation, held
-        for record, entropies in documents:
-            rows = list(document_rows(record, job.output.patching, entropies))
-            if split_of(record, job.reading) == "train":
-                yield from ((row, len(record.text) if row is rows[-1] else 0) for row in rows)
-                continue
-            validation += rows
-            held += len(record.text)
-            if held >= limit:
-                write("validation", validation)
-                validation, held = [], 0
+    def add(self, name: SplitName, row: Row, last: bool) -> None:
+        if name not in self._open:
+            stem, output = shard_stem(self._split, len(self._closed[name])), self._job.output
+            writer = ShardWriter(self._job.out / name, stem, output.format, output.sidecar)
+            self._open[name], self._sizes[name] = self._stack.enter_context(writer), 0
+        self._open[name].add(row, last)
+        self._sizes[name] += len(row.text)
+        if last and self._sizes[name] >= self._limit:
+            self._close(name)
 
-    def one_shard(first: tuple[Row, int]) -> Iterator[Row]:
-        size = 0
-        for row, ended in chain([first], stream):
-            yield row
-            size += ended
-            if ended and size >= limit:
-                return
+    def closed(self) -> dict[SplitName, list[ShardEntry]]:
+        """Close what is open; the entries of all shards."""
+        for name in list(self._open):
+            self._close(name)
+        return self._closed
 
-    stream = train()
-    for first in stream:
-        write("train", one_shard(first))
-    if validation:
-        write("validation", validation)
-    return shards
+    def _close(self, name: SplitName) -> None:
+        writer = self._open.pop(name)
+        writer.close()
+        self._closed[name].append(writer.entry)

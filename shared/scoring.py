@@ -8,7 +8,7 @@ document the same place within its bands, in every stream.
 import copy
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -23,18 +23,47 @@ from shared.vocabulary import BOE, document_tokens
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-@dataclass
-class _Pending:
-    """A document on its way through the streams."""
+@dataclass(frozen=True)
+class Inputs:
+    """The input tokens of one document, which may come in chunks: every token but EOS."""
 
-    inputs: np.ndarray
-    """int16 [n + 1]: every token but the last."""
-    placed: int = 0
-    entropies: list[np.ndarray] = field(default_factory=list)
+    count: int
+    chunks: Iterator[np.ndarray]
+    """int16 [N] each, ``count`` together."""
 
-    @property
-    def left(self) -> int:
-        return len(self.inputs) - self.placed
+
+class _Feed:
+    """A document on its way into the streams."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        assert inputs.count, "a document has at least BOS as an input"
+        self._chunks, self._chunk = inputs.chunks, np.zeros(0, np.int16)
+        self.placed, self.left = 0, inputs.count
+
+    def take(self, count: int) -> np.ndarray:
+        """int16 [count], the next inputs."""
+        taken: list[np.ndarray] = []
+        wanted = count
+        while wanted:
+            if not len(self._chunk):
+                self._chunk = next(self._chunks)
+            taken.append(self._chunk[:wanted])
+            self._chunk = self._chunk[wanted:]
+            wanted -= len(taken[-1])
+        self.placed, self.left = self.placed + count, self.left - count
+        return taken[0] if len(taken) == 1 else np.concatenate(taken)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Inputs of one document in one stream."""
+
+    ids: np.ndarray
+    start: int
+    """Position of the first in its document."""
+    at: int
+    """Place of the first in the stream."""
+    last: bool
 
 
 class Scorer:
@@ -65,47 +94,55 @@ class Scorer:
         Yields:
             float32 [n + 1] nats each: at i the entropy of token i + 1 given the tokens up to i. EOS is not an input.
         """
-        source = (_Pending(np.asarray(document[:-1])) for document in documents)
-        pending: list[_Pending] = []
+        found: list[np.ndarray] = []
+        sources = (Inputs(len(document) - 1, iter([np.asarray(document[:-1])])) for document in documents)
+        for entropies, last in self.score_pieces(sources):
+            found.append(entropies)
+            if last:
+                yield found[0] if len(found) == 1 else np.concatenate(found)
+                found = []
+
+    def score_pieces(self, documents: Iterable[Inputs]) -> Iterator[tuple[np.ndarray, bool]]:
+        """The same as they come out of the streams: float32 [k] nats, and whether they end their document.
+
+        Documents are read as they are needed, so that one of any length takes the memory of a stream.
+        """
+        source = map(_Feed, documents)
         with torch.inference_mode():
             carry = self.model.empty_carry()
+        current: _Feed | None = None
         exhausted = False
         while not exhausted:
-            fill, pieces = 0, []
-            current: _Pending | None = pending[-1] if pending and pending[-1].left else None
+            fill = 0
+            pieces: list[_Piece] = []
             while fill < self.stream_length:
                 if current is None:
                     current = next(source, None)
                     if current is None:
                         exhausted = True
                         break
-                    assert current.left, "a document has at least BOS as an input"
-                    pending.append(current)
-                taken = min(current.left, self.stream_length - fill)
-                pieces.append((current, current.placed, fill, taken))
-                current.placed += taken
-                fill += -(-taken // BAND) * BAND
+                start, count = current.placed, min(current.left, self.stream_length - fill)
+                pieces.append(_Piece(current.take(count), start, fill, not current.left))
+                fill += -(-count // BAND) * BAND
                 if not current.left:
                     current = None
             if pieces:
                 entropies, carry = self._stream(pieces, carry)
-                for document, _, at, taken in pieces:
-                    document.entropies.append(entropies[at : at + taken].copy())
-            while pending and not pending[0].left:
-                done = pending.pop(0).entropies
-                yield done[0] if len(done) == 1 else np.concatenate(done)
+                for piece in pieces:
+                    yield entropies[piece.at : piece.at + len(piece.ids)].copy(), piece.last
 
-    def _stream(self, pieces: list[tuple[_Pending, int, int, int]], carry: Carry) -> tuple[np.ndarray, Carry]:
-        """One stream: (document, from, place in the stream, tokens) each; gaps become documents of their own."""
+    def _stream(self, pieces: list[_Piece], carry: Carry) -> tuple[np.ndarray, Carry]:
+        """One stream; gaps become documents of their own."""
         ids = np.full(self.stream_length, BOE, np.int64)
         positions = np.arange(self.stream_length, dtype=np.int64)
         lengths = []
-        for number, (document, start, at, taken) in enumerate(pieces):
-            ids[at : at + taken] = document.inputs[start : start + taken]
-            positions[at : at + taken] += start - at
-            end = pieces[number + 1][2] if number + 1 < len(pieces) else self.stream_length
-            positions[at + taken : end] -= at + taken
-            lengths += [taken, end - at - taken] if end > at + taken else [taken]
+        for number, piece in enumerate(pieces):
+            stop = piece.at + len(piece.ids)
+            ids[piece.at : stop] = piece.ids
+            positions[piece.at : stop] += piece.start - piece.at
+            end = pieces[number + 1].at if number + 1 < len(pieces) else self.stream_length
+            positions[stop:end] -= stop
+            lengths += [len(piece.ids), end - stop] if end > stop else [len(piece.ids)]
         with torch.inference_mode():
             stream = segments(lengths, positions).to(self.device)
             logits, carry = self.model.forward_carried(torch.from_numpy(ids).to(self.device), stream, carry)

@@ -1,69 +1,78 @@
 """Our own shards as input: rows become the records that they were, parts joined, in the split that they are in."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.records import Place, Record
+from pipeline.records import LONGEST_HELD, LongText, Place, Record, Text
 from shared.shards.columns import BatchColumns
 from shared.shards.dataset import Dataset, open_dataset
+from shared.shards.index import ShardIndex
 
 
 def documents(folder: Path, shard: int, begin: int, end: int, meta: bool) -> Iterator[Record]:
     """The documents in rows [begin, end) of one shard. Raises DatasetError for a shard that is missing or damaged."""
     dataset = open_dataset(folder)
     index = dataset.shard_index(shard)
-    rows = ((shard, int(index.batch[row]), int(index.row[row]), row) for row in range(begin, end))
-    yield from _joined(dataset, rows, meta)
+    starts = begin + np.flatnonzero(index.part[begin:end] == 0)
+    stops = np.append(starts[1:], end)
+    yield from _Shard(dataset, shard, index).records(starts, stops, meta)
 
 
 def documents_at(dataset: Dataset, starts: np.ndarray) -> Iterator[Record]:
     """The documents that begin at these rows (int64, sorted) of the whole dataset."""
     index = dataset.index
-
-    def rows() -> Iterator[tuple[int, int, int, int]]:
-        for start in starts.tolist():
-            stop = start + 1
-            while not index.last[stop - 1]:
-                stop += 1
-            for row in range(start, stop):
-                yield int(index.shard[row]), int(index.batch[row]), int(index.row[row]), row
-
-    yield from _joined(dataset, rows(), meta=False)
+    ends = np.flatnonzero(index.last) + 1
+    stops = ends[np.searchsorted(ends, starts, side="right")]
+    shards = index.shard[starts]
+    for number in np.unique(shards).tolist():
+        chosen = shards == number
+        first = int(np.searchsorted(index.shard, number))
+        shard = _Shard(dataset, number, dataset.shard_index(number))
+        yield from shard.records(starts[chosen] - first, stops[chosen] - first, meta=False)
 
 
-def _joined(dataset: Dataset, rows: Iterable[tuple[int, int, int, int]], meta: bool) -> Iterator[Record]:
-    """Records of rows (shard, batch, row in the batch, number); a batch is decoded once while rows stay in it."""
-    columns: BatchColumns | None = None
-    held: tuple[int, int] | None = None
-    record: Record | None = None
-    parts: list[bytes] = []
-    for shard, batch, row, number in rows:
-        if columns is None or held != (shard, batch):
-            columns, held = dataset.batch(shard, batch), (shard, batch)
-        if columns.part(row) == 0:
-            if record is not None:
-                yield _with_text(record, parts)
-            record, parts = _head(dataset, columns, shard, row, number, meta), []
-        parts.append(columns.text(row).tobytes())
-    if record is not None:
-        yield _with_text(record, parts)
+class _Shard:
+    """The documents of one shard; a record batch is decoded once while rows stay in it."""
 
+    def __init__(self, dataset: Dataset, shard: int, index: ShardIndex) -> None:
+        self._dataset, self._shard, self._index = dataset, shard, index
+        self._number = -1
+        self._columns: BatchColumns | None = None
 
-def _head(dataset: Dataset, columns: BatchColumns, shard: int, row: int, number: int, meta: bool) -> Record:
-    """A record but for its text."""
-    return Record(
-        place=Place(dataset.manifest.shards[shard].name, row=number),
-        id=columns.id(row),
-        subset=columns.subset(row),
-        text=b"",
-        split=dataset.manifest.identity.split,
-        meta=columns.meta(row) if meta else None,
-    )
+    def records(self, starts: np.ndarray, stops: np.ndarray, meta: bool) -> Iterator[Record]:
+        """Documents in rows [start, stop) each; int64 [N]."""
+        sizes = np.append(0, np.cumsum(self._index.bytes))
+        for start, stop, size in zip(starts.tolist(), stops.tolist(), (sizes[stops] - sizes[starts]).tolist()):
+            columns, row = self._at(start)
+            yield Record(
+                place=Place(self._dataset.manifest.shards[self._shard].name, row=start),
+                id=columns.id(row),
+                subset=columns.subset(row),
+                text=self._text(start, stop, size),
+                split=self._dataset.manifest.identity.split,
+                meta=columns.meta(row) if meta else None,
+                size=size,
+            )
 
+    def _text(self, start: int, stop: int, size: int) -> Text:
+        if size <= LONGEST_HELD:
+            return b"".join(self._parts(start, stop))
+        digest = hashlib.sha256()
+        for part in self._parts(start, stop):
+            digest.update(part)
+        return LongText(size, digest.digest(), lambda: self._parts(start, stop))
 
-def _with_text(record: Record, parts: list[bytes]) -> Record:
-    text = parts[0] if len(parts) == 1 else b"".join(parts)
-    return replace(record, text=text, size=len(text))
+    def _parts(self, start: int, stop: int) -> Iterator[bytes]:
+        for number in range(start, stop):
+            columns, row = self._at(number)
+            yield columns.text(row).tobytes()
+
+    def _at(self, row: int) -> tuple[BatchColumns, int]:
+        """The record batch that holds a row of the shard, and its place there."""
+        batch = int(self._index.batch[row])
+        if self._columns is None or self._number != batch:
+            self._columns, self._number = self._dataset.batch(self._shard, batch), batch
+        return self._columns, int(self._index.row[row])

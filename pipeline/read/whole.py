@@ -1,28 +1,51 @@
 """A file that is one document, byte for byte: no encoding is asked for."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator
 
 from pipeline.plan import SourceFile
 from pipeline.read.jsonl import DEFAULT_SUBSET
-from pipeline.read.streams import CHUNK, DamagedStream, chunks
-from pipeline.records import LONGEST_RECORD, DeadLetter, Place, Record, dead_letter
-from pipeline.settings import ReadSettings
+from pipeline.read.streams import DamagedStream, chunks
+from pipeline.records import LONGEST_EXCERPT, LONGEST_HELD, DeadLetter, LongText, Place, Record, Text
+from pipeline.settings import PipelineError, ReadSettings
 
 
 def whole_file(file: SourceFile, reading: ReadSettings) -> Iterator[Record | DeadLetter]:
-    """The one record of a text file."""
-    place = Place(file.path)
-    content = bytearray()
+    """The one record of a text file. It is read once to see that it is sound; a long one is not held."""
+
+    def content() -> Iterator[bytes]:
+        return chunks(file.full_path, file.compression)
+
+    digest, size, held = hashlib.sha256(), 0, bytearray()
     try:
-        for chunk in chunks(file.full_path, file.compression):
-            content += chunk
-            if len(content) > LONGEST_RECORD + CHUNK:
-                break
+        for chunk in content():
+            digest.update(chunk)
+            size += len(chunk)
+            if size <= LONGEST_HELD:
+                held += chunk
+            else:
+                del held[LONGEST_EXCERPT:]
     except DamagedStream as damage:
-        yield dead_letter(Place(file.path, offset=len(content)), str(damage), bytes(content))
+        place = Place(file.path, offset=size)
+        yield DeadLetter(place, str(damage), size, digest.hexdigest(), bytes(held[:LONGEST_EXCERPT]))
         return
-    if len(content) > LONGEST_RECORD:
-        reason = f"longer than a record may be ({LONGEST_RECORD} bytes); this hash is of its beginning"
-        yield dead_letter(place, reason, bytes(content))
-        return
-    yield Record(place, file.path, DEFAULT_SUBSET, bytes(content), size=len(content))
+    text: Text = bytes(held)
+    if size > LONGEST_HELD:
+        text = LongText(size, digest.digest(), lambda: _same(content, size, digest.digest(), file.full_path))
+    yield Record(Place(file.path), file.path, DEFAULT_SUBSET, text, size=size)
+
+
+def _same(content: Callable[[], Iterator[bytes]], size: int, sha256: bytes, path: str) -> Iterator[bytes]:
+    """The content once more. Raises PipelineError, before its last chunk, when it is not what it was before."""
+    digest, read = hashlib.sha256(), 0
+    try:
+        for chunk in content():
+            digest.update(chunk)
+            read += len(chunk)
+            if read > size or (read == size and digest.digest() != sha256):
+                raise PipelineError(f"{path} changed while it was read")
+            yield chunk
+    except DamagedStream as damage:
+        raise PipelineError(f"{path} changed while it was read: {damage}") from None
+    if read < size:
+        raise PipelineError(f"{path} changed while it was read")

@@ -29,9 +29,17 @@ def rounded(entropies: np.ndarray, patching: PatchingSettings) -> np.ndarray:
     return entropies.astype(patching.entropy_dtype).astype(np.float32)
 
 
-def decisions(tokens: np.ndarray, patching: PatchingSettings, entropies: np.ndarray | None = None) -> np.ndarray:
+CONTEXT = 2
+"""Tokens, and entropies, before a token that a decision about it may look at."""
+
+
+def decisions(
+    tokens: np.ndarray, patching: PatchingSettings, entropies: np.ndarray | None = None, offset: int = 0
+) -> np.ndarray:
     """bool [N]: whether the rule wants a patch to start at each token. NaN never opens a patch.
 
+    ``offset``: position of the first of these tokens in its document. Unless that is 0, the first CONTEXT of them are
+    there to be looked back at, and no patch is wanted there.
     Raises ValueError when the rule needs entropies and there are none, or not N - 1 of them.
     """
     count = len(tokens)
@@ -42,20 +50,23 @@ def decisions(tokens: np.ndarray, patching: PatchingSettings, entropies: np.ndar
                 f"rule {patching.rule!r} needs {count - 1} entropies for {count} tokens, "
                 f"got {'none' if entropies is None else len(entropies)}"
             )
-        _entropy_decisions(wanted, entropies.astype(np.float32, copy=False), patching)
+        _entropy_decisions(wanted, entropies.astype(np.float32, copy=False), patching, offset)
     elif patching.rule == "byte":
         wanted[:] = True
     elif patching.rule == "static":
-        wanted[1 :: patching.stride] = True
+        assert patching.stride is not None
+        wanted[(1 - offset) % patching.stride if offset else 1 :: patching.stride] = True
     elif patching.rule == "space":
         space_like = SPACE_LIKE[tokens]
         wanted[2:] = space_like[1:-1] & ~space_like[:-2]
     else:
         raise ValueError("rule 'none' makes no patches")
+    if offset:
+        wanted[:CONTEXT] = False
     return wanted
 
 
-def _entropy_decisions(wanted: np.ndarray, entropies: np.ndarray, patching: PatchingSettings) -> None:
+def _entropy_decisions(wanted: np.ndarray, entropies: np.ndarray, patching: PatchingSettings, offset: int) -> None:
     """Fill ``wanted`` from float32 entropies, in place."""
     theta = np.float32(patching.theta)
     if patching.rule == "entropy":
@@ -67,6 +78,6 @@ def _entropy_decisions(wanted: np.ndarray, entropies: np.ndarray, patching: Patc
         wanted[2:] = rise > theta
     else:
         wanted[2:] = (entropies[1:] > theta) & (rise > np.float32(patching.theta_rise))
-    wanted[: first_rise_start(patching)] = False
-    if patching.reference_starts:
-        wanted[2:3] = True
+    wanted[: max(first_rise_start(patching) - offset, 0)] = False
+    if patching.reference_starts and offset <= 2:
+        wanted[2 - offset : 3 - offset] = True

@@ -77,18 +77,14 @@ class ShardContent:
 
 
 def with_last(rows: Iterable[Row]) -> Iterator[tuple[Row, bool]]:
-    """Each row with whether its document ends there; parts, patch lengths and entropies are checked.
-
-    Reads one row ahead. Raises ValueError that names the document.
-    """
+    """Each row with whether its document ends there. Reads one row ahead."""
     previous: Row | None = None
     for row in rows:
-        check_order(previous, row)
         if previous is not None:
-            yield _checked(previous, row.part == 0)
+            yield previous, row.part == 0
         previous = row
     if previous is not None:
-        yield _checked(previous, True)
+        yield previous, True
 
 
 def check_order(previous: Row | None, row: Row) -> None:
@@ -128,8 +124,3 @@ def check_row(row: Row, last: bool) -> None:
             raise ValueError(f"{name}: the first patch holds BOS alone, but has length {lengths[0]}")
     if row.entropies is not None and len(row.entropies) != size + first:
         raise ValueError(f"{name}: {len(row.entropies)} entropies for {size + first} input tokens")
-
-
-def _checked(row: Row, last: bool) -> tuple[Row, bool]:
-    check_row(row, last)
-    return row, last

@@ -1,17 +1,17 @@
-"""Writing one shard: rows stream through, and the files appear complete or not at all."""
+"""Writing one shard: rows pass through, and the files appear complete or not at all."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
 from shared.files import atomic_file
 from shared.patching.grid import quantise
 from shared.shards.arrow import ArrowWriter
-from shared.shards.content import ShardContent, with_last
+from shared.shards.content import ShardContent, check_order, check_row, with_last
 from shared.shards.document import Row
 from shared.shards.index import IndexWriter, index_name
 from shared.shards.manifest import ShardEntry, ShardFormat, SidecarType
@@ -25,78 +25,111 @@ BATCH_ROWS = 2**14
 SUFFIXES: dict[ShardFormat, str] = {"arrow": ".arrow", "webdataset": ".tar"}
 
 
+class ShardWriter:
+    """One shard with its index and sidecar, written as rows come; the same rows give the same bytes.
+
+    A context: files are written beside their place; when the block ends they are synced and renamed, the shard last,
+    and ``entry`` is set; after an error in it no file is left. All rows are patched or none is; a sidecar needs the
+    entropies of each. Memory: one record batch and some tens of bytes a row.
+    """
+
+    entry: ShardEntry
+
+    def __init__(self, folder: Path, name_stem: str, format: ShardFormat, sidecar: SidecarType = "none") -> None:
+        self._name = name_stem + SUFFIXES[format]
+        self._folder, self._sidecar = folder, sidecar
+        self._content, self._index = ShardContent(), IndexWriter()
+        self._batch: list[tuple[Row, bool]] = []
+        self._held = 0
+        self._previous: Row | None = None
+        self._closed = False
+        with ExitStack() as files:
+            # Leaving the stack renames in reverse order, so the shard appears when its companions are in place.
+            self._shard_file = HashingFile(files.enter_context(atomic_file(folder / self._name)))
+            self._index_file = HashingFile(files.enter_context(atomic_file(folder / index_name(self._name))))
+            self._shard = ArrowWriter(self._shard_file) if format == "arrow" else TarWriter(self._shard_file)
+            self._entropies: SidecarWriter | None = None
+            if sidecar == "none":
+                (folder / sidecar_name(self._name)).unlink(missing_ok=True)  # of an earlier writing with other settings
+            else:
+                path = folder / sidecar_name(self._name)
+                self._sidecar_file = HashingFile(files.enter_context(atomic_file(path)))
+                self._entropies = SidecarWriter(self._sidecar_file, sidecar)
+            self._files = files.pop_all()
+
+    def add(self, row: Row, last: bool) -> None:
+        """Write a row, and say whether its document ends there; the parts of a document are consecutive.
+
+        Raises ValueError that names the document which cannot be stored.
+        """
+        check_order(self._previous, row)
+        check_row(row, last)
+        self._require_like(self._previous, row)
+        self._previous = row
+        size = len(row.text) + len(row.meta or "")
+        if self._batch and (self._held + size > BATCH_BYTES or len(self._batch) == BATCH_ROWS):
+            self._write_batch()
+        self._batch.append((row, last))
+        self._held += size
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        if raised[0] is None:
+            self.close()
+        else:
+            self._files.__exit__(*raised)
+
+    def close(self) -> None:
+        """Put the shard in its place, before the block ends; nothing more can be added."""
+        if self._closed:
+            return
+        self._closed = True
+        with self._files:
+            if self._batch:
+                self._write_batch()
+            self._shard.close()
+            self._index.write(self._index_file)
+            if self._entropies is not None:
+                self._entropies.close()
+        self.entry = ShardEntry(
+            name=self._name,
+            bytes_on_disk=self._shard_file.size,
+            sha256=self._shard_file.sha256,
+            index_sha256=self._index_file.sha256,
+            sidecar_sha256=self._sidecar_file.sha256 if self._entropies is not None else None,
+            **self._content.figures(),
+        )
+
+    def _write_batch(self) -> None:
+        batch, self._batch, self._held = self._batch, [], 0
+        grid_values = [None if row.entropies is None else quantise(row.entropies) for row, _ in batch]
+        for (row, last), values in zip(batch, grid_values):
+            self._content.add(row, last, values)
+        self._index.add_batch(batch, self._shard.write([row for row, _ in batch]))
+        if self._entropies is not None:
+            self._entropies.write(_stored(batch, grid_values, self._sidecar))
+
+    def _require_like(self, previous: Row | None, row: Row) -> None:
+        """Raises ValueError for a row unlike the one before, or without the entropies that the sidecar needs."""
+        patched = row.patch_lengths is not None
+        if previous is not None and patched != (previous.patch_lengths is not None):
+            raise ValueError(
+                f"document {row.id!r} is {'patched' if patched else 'unpatched'}, those before it in the shard are not"
+            )
+        if self._sidecar != "none" and row.entropies is None:
+            raise ValueError(f"document {row.id!r} has no entropies to store in the {self._sidecar} sidecar")
+
+
 def write_shard(
     folder: Path, name_stem: str, rows: Iterable[Row], format: ShardFormat, sidecar: SidecarType = "none"
 ) -> ShardEntry:
-    """Write rows as one shard with its index and sidecar; the same rows give the same bytes.
-
-    Files are written beside their place, synced and renamed, the shard last. Documents in parts must be whole and
-    consecutive. All rows are patched or none is; a sidecar needs the entropies of each.
-
-    Raises ValueError that names the document which cannot be stored; then no file is left.
-    """
-    name = name_stem + SUFFIXES[format]
-    content, index = ShardContent(), IndexWriter()
-    with ExitStack() as files:
-        # Leaving the stack renames in reverse order, so the shard appears when its companions are in place.
-        shard_file = HashingFile(files.enter_context(atomic_file(folder / name)))
-        index_file = HashingFile(files.enter_context(atomic_file(folder / index_name(name))))
-        shard = ArrowWriter(shard_file) if format == "arrow" else TarWriter(shard_file)
-        entropies = sidecar_file = None
-        if sidecar == "none":
-            (folder / sidecar_name(name)).unlink(missing_ok=True)  # of an earlier writing with other settings
-        else:
-            sidecar_file = HashingFile(files.enter_context(atomic_file(folder / sidecar_name(name))))
-            entropies = SidecarWriter(sidecar_file, sidecar)
-        patched: bool | None = None
-        for batch in batches(with_last(rows)):
-            grid_values = []
-            for row, last in batch:
-                patched = _consistent(row, patched, sidecar)
-                grid_values.append(None if row.entropies is None else quantise(row.entropies))
-                content.add(row, last, grid_values[-1])
-            index.add_batch(batch, shard.write([row for row, _ in batch]))
-            if entropies is not None:
-                entropies.write(_stored(batch, grid_values, sidecar))
-        shard.close()
-        index.write(index_file)
-        if entropies is not None:
-            entropies.close()
-    return ShardEntry(
-        name=name,
-        bytes_on_disk=shard_file.size,
-        sha256=shard_file.sha256,
-        index_sha256=index_file.sha256,
-        sidecar_sha256=sidecar_file.sha256 if sidecar_file is not None else None,
-        **content.figures(),
-    )
-
-
-def batches(rows: Iterable[tuple[Row, bool]]) -> Iterator[list[tuple[Row, bool]]]:
-    """Group rows into record batches by their size: the same groups in every format."""
-    batch: list[tuple[Row, bool]] = []
-    held = 0
-    for row, last in rows:
-        size = len(row.text) + len(row.meta or "")
-        if batch and (held + size > BATCH_BYTES or len(batch) == BATCH_ROWS):
-            yield batch
-            batch, held = [], 0
-        batch.append((row, last))
-        held += size
-    if batch:
-        yield batch
-
-
-def _consistent(row: Row, patched: bool | None, sidecar: SidecarType) -> bool:
-    """Whether the shard is patched. Raises ValueError for a row unlike those before, or without needed entropies."""
-    here = row.patch_lengths is not None
-    if patched is not None and here != patched:
-        raise ValueError(
-            f"document {row.id!r} is {'patched' if here else 'unpatched'}, those before it in the shard are not"
-        )
-    if sidecar != "none" and row.entropies is None:
-        raise ValueError(f"document {row.id!r} has no entropies to store in the {sidecar} sidecar")
-    return here
+    """Write rows as one shard. Raises ValueError that names the document which cannot be stored."""
+    with ShardWriter(folder, name_stem, format, sidecar) as writer:
+        for row, last in with_last(rows):
+            writer.add(row, last)
+    return writer.entry
 
 
 def _stored(

@@ -1,29 +1,48 @@
 """A document in rows: whole, or in parts that end where patches end; nothing is lost at the seams."""
 
+from collections.abc import Iterator
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cutting import document_rows
+from pipeline.cutting import Chunk, cut
 from pipeline.records import Place, Record
 from shared.patching import PatchingSettings, patch_lengths
-from shared.shards.content import with_last
+from shared.shards.content import check_row, with_last
 from shared.vocabulary import document_tokens
 
 
-def record(text: bytes) -> Record:
-    return Record(Place("f"), "id", "s", text, meta="{}")
+def chunks(text: bytes, entropies: np.ndarray | None, cuts: set[int]) -> Iterator[Chunk]:
+    """A document in chunks cut at these bytes."""
+    record = Record(Place("f"), "id", "s", text, meta="{}")
+    for begin, end in pairwise([0, *sorted(place for place in cuts if place < len(text)), len(text)]):
+        own = None if entropies is None else entropies[begin + (begin > 0) : end + 1]
+        yield Chunk(record, text[begin:end], own, end == len(text))
 
 
-@given(st.binary(max_size=60), st.integers(8, 70), st.integers(1, 8), st.booleans(), st.booleans())
-@settings(max_examples=300, deadline=None)
-def test_parts_are_the_document(text, longest, stride, patched, scored):
+@given(
+    st.binary(max_size=60),
+    st.integers(8, 70),
+    st.integers(1, 8),
+    st.booleans(),
+    st.booleans(),
+    st.sets(st.integers(1, 59), max_size=5),
+)
+@settings(max_examples=400, deadline=None)
+def test_parts_are_the_document(text, longest, stride, patched, scored, cuts):
     patching = PatchingSettings(rule="static", stride=stride) if patched else PatchingSettings(rule="none")
     entropies = np.arange(len(text) + 1, dtype=np.float32) if scored else None
-    rows = list(document_rows(record(text), patching, entropies, longest))
-    assert list(with_last(rows)) == [(row, row is rows[-1]) for row in rows]  # the writer takes them
+    found = list(cut(chunks(text, entropies, cuts), patching, longest))
+    rows = [row for _, row, _ in found]
+    assert [(row, last) for _, row, last in found] == list(with_last(rows))
+    for row, last in with_last(rows):
+        check_row(row, last)  # the writer takes it
     assert b"".join(row.text for row in rows) == text
     assert all(len(row.text) <= longest for row in rows)
+    if not patched:
+        assert all(len(row.text) == longest for row in rows[:-1])
     assert [row.part for row in rows] == list(range(len(rows)))
     if len(text) > longest:
         assert len(rows) >= 2
@@ -37,7 +56,7 @@ def test_parts_are_the_document(text, longest, stride, patched, scored):
 def test_the_threshold_of_the_subset_is_used():
     patching = PatchingSettings(rule="entropy", theta=0.5, thetas={"s": 2.5})
     entropies = np.array([9, 1, 2, 3, 1], np.float32)
-    (row,) = document_rows(record(b"abcd"), patching, entropies)
+    ((_, row, _),) = cut(chunks(b"abcd", entropies, {2}), patching)
     assert (
         row.patch_lengths.tolist()
         == patch_lengths(document_tokens(b"abcd"), PatchingSettings(rule="entropy", theta=2.5), entropies).tolist()

@@ -1,10 +1,13 @@
 """Laws 1 and 2 for every rule: boundaries are causal, and the stream finds those that are stored."""
 
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.patching import PatchingSettings, PatchStream, patch_lengths
+from shared.patching.chunks import ChunkedLengths
 from shared.patching.grid import GRID, dequantise, quantise, snap
 from shared.patching.settings import ENTROPY_RULES, RISE_RULES
 from shared.vocabulary import OFFSET, VOCABULARY_SIZE, document_tokens
@@ -130,3 +133,24 @@ def test_a_sidecar_value_counts_the_grid_values_below(values: list[float]) -> No
     entropies = np.array(values, np.float32)
     around = np.concatenate([entropies, np.nextafter(entropies, 9), np.nextafter(entropies, -9)]).astype(np.float32)
     np.testing.assert_array_equal(quantise(around), np.searchsorted(GRID, around, side="left"))
+
+
+@settings(max_examples=600, deadline=None)
+@given(documents(), patchings(), st.data())
+def test_a_document_in_chunks_has_the_lengths_of_the_whole(
+    document: tuple[np.ndarray, np.ndarray], patching: PatchingSettings, data: st.DataObject
+) -> None:
+    tokens, entropies = document
+    cuts = sorted(data.draw(st.lists(st.integers(1, len(tokens) - 1), max_size=6)))
+    chunked = ChunkedLengths(patching)
+    found, known = [], 0
+    for begin, end in pairwise([0, *cuts, len(tokens)]):
+        if begin == end:
+            continue
+        found.append(chunked.add(tokens[begin:end], entropies[begin:end], end == len(tokens)))
+        known += int(found[-1].sum())
+        # Nothing is held back but the patch that may still grow: it is within the longest.
+        assert end - known <= patching.max_length
+    lengths = np.concatenate(found)
+    assert lengths.dtype == np.uint16
+    np.testing.assert_array_equal(lengths, patch_lengths(tokens, patching, entropies))

@@ -1,0 +1,53 @@
+"""Patch lengths of a document that comes in chunks: the same lengths as at once, in memory for one chunk."""
+
+import numpy as np
+
+from shared.patching.lengths import patch_starts
+from shared.patching.rules import CONTEXT, decisions
+from shared.patching.settings import PatchingSettings
+from shared.vocabulary import OFFSET
+
+
+class ChunkedLengths:
+    """Lengths of the patches of one document, as its tokens [BOS, b1..bn, EOS] arrive."""
+
+    def __init__(self, patching: PatchingSettings) -> None:
+        self._patching = patching
+        self._tokens = np.zeros(0, np.int16)
+        self._entropies = np.zeros(0, np.float32)
+        self._position = 0  # of the next token
+        self._open = 0  # where the patch that has not ended starts
+
+    def add(self, tokens: np.ndarray, entropies: np.ndarray | None = None, last: bool = False) -> np.ndarray:
+        """uint16 [p]: lengths of the patches that are known to have ended; with ``last`` also of the one that EOS ends.
+
+        tokens int16 [N] come next in the document; entropies float32 [N] nats, one a token ([N - 1] with the last
+        chunk: EOS is no input), for rules that need them. Raises ValueError when they do not fit.
+        """
+        seen = len(self._tokens)  # context before the chunk
+        begin, end = self._position - seen, self._position + len(tokens)
+        tokens = np.concatenate([self._tokens, tokens])
+        if entropies is not None:
+            entropies = np.concatenate([self._entropies, entropies])
+        known = entropies if last or entropies is None else entropies[:-1]
+        wanted = decisions(tokens, self._patching, known, begin)
+        forced = np.zeros(len(tokens), bool)
+        forced[1:] = tokens[:-1] < OFFSET
+        forced[: max(2 - begin, 0)] = True
+        starts = self._starts(wanted[seen:], forced[seen:])
+        lengths = np.diff(starts, append=end) if last else np.diff(starts)
+        self._open, self._position = int(starts[-1]), end
+        self._tokens = tokens[-CONTEXT:]
+        if entropies is not None:
+            self._entropies = entropies[-CONTEXT:]
+        return lengths.astype(np.uint16)
+
+    def _starts(self, wanted: np.ndarray, forced: np.ndarray) -> np.ndarray:
+        """int64 [p + 1]: the open patch's start, then those in this chunk (bool [N] each), as positions."""
+        carried = self._position - self._open
+        if self._position:  # seen from the start of the open patch, whose own start is forced
+            inside = np.zeros(carried, bool)
+            first = inside.copy()
+            first[:1] = True
+            wanted, forced = np.concatenate([inside, wanted]), np.concatenate([first, forced])
+        return patch_starts(wanted, forced, self._patching.min_length, self._patching.max_length) + self._open
