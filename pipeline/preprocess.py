@@ -83,8 +83,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("work (nothing here but --split-bytes and --threads changes a byte)")
     group.add_argument("--split-bytes", type=int, metavar="N", help="(default: an eighth of the input, 1 to 64 MiB)")
     group.add_argument("--executor", choices=["ray", "inline"], default="ray", help="inline does the same without Ray")
-    group.add_argument("--workers", type=int, metavar="N", help="(default: CPUs / threads)")
-    group.add_argument("--ray-address", metavar="ADDR", help="cluster to join, 'auto' on one of its machines")
+    group.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="at most so many (default: CPUs / threads, or GPUs; on a cluster all that it has and gets)",
+    )
+    group.add_argument(
+        "--min-workers", type=int, metavar="N", help="ask a cluster for so many at once (default: what it has room for)"
+    )
+    group.add_argument(
+        "--gpus-per-worker", type=float, metavar="F", help="share of a GPU for each worker, at most 1 (default: 1)"
+    )
+    group.add_argument(
+        "--ray-address",
+        metavar="ADDR",
+        help="cluster to join, 'auto' on one of its machines (default: RAY_ADDRESS, else one is made here)",
+    )
 
 
 def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
@@ -136,11 +151,29 @@ def settings_of(arguments: argparse.Namespace) -> tuple[Job, ExecutorSettings]:
         scoring=scoring_of(arguments) if sha256 is not None else None,
         patcher_sha256=sha256,
     )
-    executor = ExecutorSettings(kind=arguments.executor, workers=arguments.workers, address=arguments.ray_address)
-    if executor.address is not None and executor.kind != "ray":
-        raise PipelineError("--ray-address is for --executor ray")
+    executor = _executor(arguments, output.scoring)
     patcher = arguments.patcher.resolve() if sha256 is not None else None
     return Job(out=arguments.out.resolve(), reading=reading, output=output, patcher=patcher), executor
+
+
+def _executor(arguments: argparse.Namespace, scoring: ScoringSettings | None) -> ExecutorSettings:
+    """Who does the work. Raises PipelineError for an option that would be without effect."""
+    settings = ExecutorSettings(
+        kind=arguments.executor,
+        workers=arguments.workers,
+        min_workers=arguments.min_workers,
+        gpus_per_worker=arguments.gpus_per_worker,
+        address=arguments.ray_address,
+    )
+    if settings.kind != "ray":
+        for option in ("ray_address", "min_workers", "gpus_per_worker"):
+            if getattr(arguments, option) is not None:
+                raise PipelineError(f"--{option.replace('_', '-')} is for --executor ray")
+    if settings.min_workers is not None and settings.min_workers > (settings.workers or settings.min_workers):
+        raise PipelineError(f"--min-workers {settings.min_workers} is more than --workers {settings.workers}")
+    if settings.gpus_per_worker is not None and (scoring is None or scoring.device == "cpu"):
+        raise PipelineError("--gpus-per-worker is for an entropy model on --device auto or cuda; leave it out")
+    return settings
 
 
 def scoring_of(arguments: argparse.Namespace) -> ScoringSettings:

@@ -66,9 +66,14 @@ class ExecutorSettings(Settings):
 
     kind: Literal["ray", "inline"] = "ray"
     workers: int | None = Field(default=None, gt=0)
-    """None: as many as CPUs over threads of a worker (with Ray and GPUs: one a GPU)."""
+    """At most so many. None: as many as CPUs over threads of a worker, or as the GPUs have shares for; on a cluster
+    that was joined, those of nodes that come later, too."""
+    min_workers: int | None = Field(default=None, gt=0)
+    """Asked of a cluster at once, even if it must grow for them. None: as many as it has room for."""
+    gpus_per_worker: float | None = Field(default=None, gt=0, le=1)
+    """None: a whole GPU for each worker that scores, where there are GPUs."""
     address: str | None = None
-    """Ray cluster to join; None starts one on this machine."""
+    """Ray cluster to join; None: the one that RAY_ADDRESS names, else one is started on this machine."""
 
 
 class Job(Settings):

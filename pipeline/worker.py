@@ -9,6 +9,8 @@ from pipeline.marker import Marker
 from pipeline.plan import Plan
 from pipeline.settings import Job, PipelineError, ScoringSettings, numerics_differences
 from pipeline.split import Progress, process_split
+from pipeline.transient import is_transient
+from shared.model_identity import PackedModel
 from shared.shards.manifest import NumericsClass
 
 if TYPE_CHECKING:
@@ -28,18 +30,21 @@ class Outcome:
     error: str = ""
     trace: str = ""
     """Of an unforeseen error, for the bug report."""
+    transient: bool = False
+    """Whether the same split may succeed later."""
 
 
 class Worker:
     """Processes splits one after the other. Raises ModelFileError or PipelineError when it cannot be set up."""
 
-    def __init__(self, job: Job, plan: Plan) -> None:
+    def __init__(self, job: Job, plan: Plan, model: PackedModel | None = None) -> None:
+        """``model``: the entropy model where its folder cannot be seen."""
         self._job, self._plan = job, plan
         self._scorer: Scorer | None = None
         self.numerics: NumericsClass | None = None
         """None when nothing is scored."""
         if job.output.scoring is not None:
-            self._scorer, self.numerics = load_scorer(job.patcher, job.output.scoring)
+            self._scorer, self.numerics = load_scorer(model or job.patcher, job.output.scoring)
 
     def process(
         self, number: int, run: str, recorded: NumericsClass | None, progress: Progress = lambda _: None
@@ -49,9 +54,11 @@ class Worker:
         try:
             return Outcome(number, process_split(self._job, self._plan, number, run, self._scorer, progress))
         except (ValueError, OSError) as error:
-            return Outcome(number, error=f"{error}" or type(error).__name__, trace=traceback.format_exc())
+            text, trace = f"{error}" or type(error).__name__, traceback.format_exc()
+            return Outcome(number, error=text, trace=trace, transient=is_transient(error))
         except Exception as error:
-            return Outcome(number, error=f"{type(error).__name__}: {error}", trace=traceback.format_exc())
+            text, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
+            return Outcome(number, error=text, trace=trace, transient=is_transient(error))
 
 
 def require_numerics(recorded: NumericsClass | None, found: NumericsClass | None) -> None:
@@ -63,7 +70,7 @@ def require_numerics(recorded: NumericsClass | None, found: NumericsClass | None
         )
 
 
-def load_scorer(patcher: Path | None, scoring: ScoringSettings) -> "tuple[Scorer, NumericsClass]":
+def load_scorer(patcher: Path | PackedModel | None, scoring: ScoringSettings) -> "tuple[Scorer, NumericsClass]":
     """The entropy model ready to score, and the numerics class that a probe finds it in (law 5)."""
     import torch
 

@@ -23,6 +23,7 @@ from shared.model_identity import (
     PATCHER_FOLDER,
     WEIGHTS_FILE,
     ModelFileError,
+    PackedModel,
     canonical_settings,
     load_settings,
 )
@@ -73,8 +74,10 @@ def save_model(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def load_state(folder: str | Path) -> tuple[dict[str, Tensor], EntropyModelSettings | BltSettings]:
+def load_state(folder: str | Path | PackedModel) -> tuple[dict[str, Tensor], EntropyModelSettings | BltSettings]:
     """The fp32 state and the settings of a model folder, checked against each other. Raises ModelFileError."""
+    if isinstance(folder, PackedModel):
+        return _unpack(folder), folder.settings
     settings = load_settings(folder)
     path = Path(folder) / WEIGHTS_FILE
     if not path.is_file():
@@ -87,8 +90,17 @@ def load_state(folder: str | Path) -> tuple[dict[str, Tensor], EntropyModelSetti
     return state, settings
 
 
+def _unpack(packed: PackedModel) -> dict[str, Tensor]:
+    try:
+        state = safetensors.torch.load(packed.weights.tobytes())
+    except safetensors.SafetensorError as error:
+        raise ModelFileError(f"{packed.folder}/{WEIGHTS_FILE} is not a whole safetensors file: {error}") from None
+    _check(state, packed.settings, f"{packed.folder}/{WEIGHTS_FILE}")
+    return state
+
+
 def load_model(
-    folder: str | Path,
+    folder: str | Path | PackedModel,
     device: torch.device | str = "cpu",
     dtype: Literal["float32", "bfloat16"] | torch.dtype = "float32",
 ) -> EntropyModel | Blt:

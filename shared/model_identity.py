@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from shared.model_settings import BltSettings, EntropyModelSettings, ModelSettings
@@ -48,3 +50,34 @@ def model_sha256(folder: str | Path) -> str:
     except OSError:
         raise ModelFileError(f"{folder} is not a model folder: {WEIGHTS_FILE} cannot be read") from None
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class PackedModel:
+    """A model folder in memory, to be sent to where the folder cannot be seen."""
+
+    folder: str
+    """Where it was read: for messages only."""
+    settings: EntropyModelSettings | BltSettings
+    weights: np.ndarray
+    """uint8, the bytes of the weights file."""
+
+    def __str__(self) -> str:
+        return self.folder
+
+    @property
+    def sha256(self) -> str:
+        """What ``model_sha256`` says of the folder."""
+        digest = hashlib.sha256(canonical_settings(self.settings).encode())
+        digest.update(self.weights.data)
+        return digest.hexdigest()
+
+
+def pack_model(folder: str | Path) -> PackedModel:
+    """Read a model folder. Raises ModelFileError."""
+    settings = load_settings(folder)
+    try:
+        weights = np.fromfile(Path(folder) / WEIGHTS_FILE, np.uint8)
+    except OSError:
+        raise ModelFileError(f"{folder} is not a model folder: {WEIGHTS_FILE} cannot be read") from None
+    return PackedModel(str(folder), settings, weights)

@@ -16,8 +16,6 @@ from shared.shards.manifest import NumericsClass
 class Executor(AbstractContextManager, Protocol):
     """Workers for one run; leaving the context ends them."""
 
-    workers: int
-
     def numerics(self) -> NumericsClass | None:
         """The numerics class that all workers agree on. Raises NumericsError when they do not."""
 

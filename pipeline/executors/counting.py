@@ -1,9 +1,8 @@
-"""How many workers there are by default, and how often a split is tried."""
+"""How many workers there are: by default, as a cluster has room for them, and as a cluster grows."""
+
+from collections.abc import Iterable, Mapping
 
 from pipeline.settings import Job
-
-ATTEMPTS = 3
-"""How often a split is given to a worker that then dies."""
 
 
 def default_workers(cpus: float, threads: int) -> int:
@@ -14,3 +13,20 @@ def default_workers(cpus: float, threads: int) -> int:
 def threads_of(job: Job) -> int:
     """Threads that each worker computes with."""
     return job.output.scoring.threads if job.output.scoring is not None else 1
+
+
+def room(nodes: Iterable[Mapping[str, float]], cpus: int, gpus: float) -> int:
+    """How many workers of ``cpus`` and ``gpus`` each these nodes can hold (totals of "CPU" and "GPU" by node)."""
+    # The small addition: ten workers of 0.1 GPU do fit on one.
+    return sum(
+        min(int(node.get("CPU", 0)) // cpus, int(node.get("GPU", 0) / gpus + 1e-6) if gpus else 2**31) for node in nodes
+    )
+
+
+def workers_wanted(ready: int, unfinished: int, least: int, most: int) -> int:
+    """How many workers to have or to ask the cluster for, with ``ready`` of them at work.
+
+    Half of them at most are asked for in vain: that is what makes an autoscaling cluster grow, and what a node that
+    joins later finds waiting. Never more than there are splits to do.
+    """
+    return min(max(least, 2 * ready), most, unfinished)

@@ -1,7 +1,9 @@
 """Splits one after the other in this process: nothing to start, easy to debug."""
 
+import time
 from collections.abc import Iterator, Sequence
 
+from pipeline.executors.retry import Queue
 from pipeline.plan import Plan
 from pipeline.settings import Job
 from pipeline.split import Progress
@@ -12,10 +14,8 @@ from shared.shards.manifest import NumericsClass
 class InlineExecutor:
     """One worker, in this process."""
 
-    workers = 1
-
     def __init__(self, job: Job, plan: Plan) -> None:
-        self._worker = Worker(job, plan)
+        self._plan, self._worker = plan, Worker(job, plan)
 
     def __enter__(self) -> "InlineExecutor":
         return self
@@ -29,5 +29,12 @@ class InlineExecutor:
     def run(
         self, numbers: Sequence[int], run: str, recorded: NumericsClass | None, progress: Progress
     ) -> Iterator[Outcome]:
-        for number in numbers:
-            yield self._worker.process(number, run, recorded, progress)
+        queue = Queue(self._plan.splits[number] for number in numbers)
+        while queue.unfinished:
+            number = queue.take(time.monotonic())
+            if number is None:
+                time.sleep(queue.pause(time.monotonic()) or 0.0)
+                continue
+            outcome = queue.ended(self._worker.process(number, run, recorded, progress), time.monotonic())
+            if outcome is not None:
+                yield outcome

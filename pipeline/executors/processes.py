@@ -1,16 +1,17 @@
 """Splits in a few processes of this machine, without Ray: what ``--executor inline --workers N`` means for N > 1."""
 
 import multiprocessing
-from collections import Counter, deque
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from pipeline.executors.counting import ATTEMPTS
+from pipeline.executors.retry import ATTEMPTS, Queue
 from pipeline.plan import Plan
-from pipeline.settings import Job
+from pipeline.settings import Job, PipelineError
 from pipeline.split import Progress
 from pipeline.worker import Outcome, Worker, require_numerics
 from shared.shards.manifest import NumericsClass
@@ -72,7 +73,7 @@ class ProcessExecutor:
             worker.process.join()
 
     def numerics(self) -> NumericsClass | None:
-        found = [self._receive(worker) for worker in self._processes]
+        found = [self._ready(slot) for slot in range(self.workers)]
         for other in found[1:]:
             require_numerics(found[0], other)
         return found[0]
@@ -80,42 +81,55 @@ class ProcessExecutor:
     def run(
         self, numbers: Sequence[int], run: str, recorded: NumericsClass | None, progress: Progress
     ) -> Iterator[Outcome]:
-        queue, deaths = deque(numbers), Counter[int]()
-        while True:
+        queue = Queue(self._plan.splits[number] for number in numbers)
+        while queue.unfinished:
             for worker in self._processes:
-                if worker.split is None and queue:
-                    worker.split = queue.popleft()
-                    worker.pipe.send((worker.split, run, recorded))
+                if worker.split is None and (number := queue.take(time.monotonic())) is not None:
+                    worker.split = number
+                    with suppress(OSError):  # it died while it was idle: what comes from its pipe will say so
+                        worker.pipe.send((number, run, recorded))
             busy = {worker.pipe: slot for slot, worker in enumerate(self._processes) if worker.split is not None}
-            if not busy:
-                return
-            for pipe in wait(list(busy)):
-                worker = self._processes[busy[pipe]]  # type: ignore[index]
+            idle = len(busy) < len(self._processes)
+            # Nobody waits for a split that pauses while all are busy. Without anyone busy, wait only sleeps.
+            for pipe in wait(list(busy), timeout=queue.pause(time.monotonic()) if idle else None):
+                slot = busy[pipe]  # type: ignore[index]
+                worker = self._processes[slot]
+                assert worker.split is not None
+                outcome: Outcome | None
                 try:
                     message = self._receive(worker)
-                except EOFError:
-                    outcome = self._replace(busy[pipe], deaths, queue)  # type: ignore[index]
-                    if outcome is not None:
-                        yield outcome
-                    continue
-                if isinstance(message, int):
-                    progress(message)
+                except (EOFError, OSError):
+                    outcome = queue.lost(worker.split, self._replace(slot))
                 else:
+                    if isinstance(message, int):
+                        progress(message)
+                        continue
                     worker.split = None
-                    yield message
+                    outcome = queue.ended(message, time.monotonic())
+                if outcome is not None:
+                    yield outcome
 
-    def _replace(self, slot: int, deaths: Counter[int], queue: deque[int]) -> Outcome | None:
-        """Start another process for a dead one; its split goes back to the queue, or has failed for good."""
-        dead = self._processes[slot]
-        dead.process.join()
-        assert dead.split is not None
+    def _replace(self, slot: int) -> str:
+        """Start another process for a dead one; returns how that one ended."""
+        dead = self._processes[slot].process
+        self._processes[slot].pipe.close()
+        dead.join()
         self._processes[slot] = self._start()
-        self._receive(self._processes[slot])  # its numerics; it compares them itself with each split
-        deaths[dead.split] += 1
-        if deaths[dead.split] < ATTEMPTS:
-            queue.appendleft(dead.split)
-            return None
-        return Outcome(dead.split, error=f"its worker died {ATTEMPTS} times (exit code {dead.process.exitcode})")
+        self._ready(slot)  # it compares its numerics itself with each split
+        return f"exit code {dead.exitcode}"
+
+    def _ready(self, slot: int) -> NumericsClass | None:
+        """The numerics of a process that starts. Raises PipelineError when it dies, and so do those after it."""
+        for attempt in range(ATTEMPTS):
+            try:
+                return self._receive(self._processes[slot])
+            except (EOFError, OSError):
+                self._processes[slot].pipe.close()
+                dead = self._processes[slot].process
+                dead.join()
+                if attempt + 1 < ATTEMPTS:
+                    self._processes[slot] = self._start()
+        raise PipelineError(f"worker processes die while they are set up (exit code {dead.exitcode})")
 
     def _start(self) -> _Process:
         ours, theirs = self._context.Pipe()
@@ -126,7 +140,7 @@ class ProcessExecutor:
 
     @staticmethod
     def _receive(worker: _Process) -> Any:
-        """The next message. Raises EOFError from a dead process, and the error that a worker refuses with."""
+        """The next message. Raises EOFError or OSError for a dead process, and the error that a worker refuses with."""
         message = worker.pipe.recv()
         if isinstance(message, ValueError):
             raise message

@@ -1,34 +1,42 @@
 """Splits in Ray actors, one at a time each. The one module that imports Ray.
 
-A split that fails by itself fails alike everywhere and is not tried again; one whose actor died is, on a new actor.
+Which split is next, and what is tried again, is decided in ``retry``; here is what is Ray's: actors that come and go.
 """
 
 import logging
 import os
 import signal
 import socket
+import sys
+import time
 import warnings
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipeline.executors.counting import ATTEMPTS, default_workers, threads_of
+from pipeline.executors.counting import default_workers, room, threads_of, workers_wanted
+from pipeline.executors.retry import ATTEMPTS, Queue
+from pipeline.executors.storage import require_shared
 from pipeline.plan import Plan
 from pipeline.settings import ExecutorSettings, Job, PipelineError
 from pipeline.split import Progress
 from pipeline.worker import Outcome, Worker, require_numerics
+from shared.model_identity import ModelFileError, PackedModel, pack_model
 from shared.shards.manifest import NumericsClass
 
-# Read when Ray is imported: all clusters ask for a token from 2.61 on, and a mix of the two cannot talk.
-os.environ.setdefault("RAY_AUTH_MODE", "token")
 warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
 
 import ray  # noqa: E402
 from ray.exceptions import RayError, RayTaskError  # noqa: E402
+from ray.util.metrics import Counter, Gauge  # noqa: E402
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
+ADDRESS_VARIABLE = "RAY_ADDRESS"
+"""Set by the user, and by Ray for what ``ray job submit`` starts."""
+PATIENCE_SECONDS = 30.0
+"""After which the user is told that there is no worker yet."""
 _REPORT_BYTES = 2**18
-_DEAD = object()
-_OBJECT_STORE_BYTES = 128 * 2**20  # plans and markers only; the data never passes through it
+_OBJECT_STORE_BYTES = 128 * 2**20  # besides the model; the data never passes through it
 
 
 class _Tracker:
@@ -44,58 +52,132 @@ class _Tracker:
         return self._bytes
 
 
+class _Gains:
+    """What the tracker counted since it was last asked. Never waits: a tracker that is lost costs only this figure."""
+
+    def __init__(self) -> None:
+        # Beside the driver, so that it is lost with no other node.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        options = {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": here}
+        actor: Any = ray.remote(_Tracker).options(**options)
+        self.tracker = actor.remote()
+        self._asked, self._known = self.tracker.total.remote(), 0
+
+    def bytes(self) -> int:
+        if not ray.wait([self._asked], timeout=0)[0]:
+            return 0
+        try:
+            total = ray.get(self._asked)
+        except RayError:
+            total = self._known
+        self._asked = self.tracker.total.remote()
+        gained, self._known = total - self._known, total
+        return max(gained, 0)
+
+
+class _SplitMetrics:
+    """What the driver counts for Prometheus: each split once, when its fate is known."""
+
+    def __init__(self) -> None:
+        self._splits = Counter("patchwork_splits", "Splits that are done, or failed for good", ("state",))
+        self._documents = Counter("patchwork_documents", "Documents written")
+        self._dead_letters = Counter("patchwork_dead_letters", "Records that could not become a document")
+        self._lost = Counter("patchwork_lost_workers", "Workers that died or could not be reached")
+
+    def ended(self, outcome: Outcome) -> None:
+        self._splits.inc(1, {"state": "failed" if outcome.marker is None else "done"})
+        if outcome.marker is not None:
+            for counter, count in (
+                (self._documents, outcome.marker.counts.documents),
+                (self._dead_letters, outcome.marker.counts.dead),
+            ):
+                if count:  # Ray takes no increment of nothing
+                    counter.inc(count)
+
+    def lost(self) -> None:
+        self._lost.inc(1)
+
+
 class _Actor:
     """A worker that is set up on its first call, so that an error there reaches the driver as itself."""
 
-    def __init__(self, job: Job, plan: Plan, tracker: Any) -> None:
-        self._job, self._plan, self._tracker = job, plan, tracker
+    def __init__(self, job: Job, plan: Plan, model: PackedModel | None, tracker: Any) -> None:
+        self._job, self._plan, self._model, self._tracker = job, plan, model, tracker
         self._worker: Worker | None = None
-        self._unreported = 0
+        self._node = f"{socket.gethostname()} ({ray.util.get_node_ip_address()})"
+        self._unreported, self._reported_at = 0, time.monotonic()
+        self._bytes = Counter("patchwork_input_bytes", "Bytes of input that workers got through")
+        self._rate = Gauge("patchwork_input_bytes_per_second", "Speed of one worker on its latest input")
 
     def numerics(self) -> NumericsClass | None:
         return self._ready().numerics
 
     def process(self, number: int, run: str, recorded: NumericsClass | None) -> Outcome:
-        return self._ready().process(number, run, recorded, self._progress)
+        self._reported_at = time.monotonic()
+        outcome = self._ready().process(number, run, recorded, self._progress)
+        self._report()
+        return outcome
 
     def _ready(self) -> Worker:
         if self._worker is None:
-            self._worker = Worker(self._job, self._plan)
+            require_shared(self._job, self._plan, self._node)
+            self._worker = Worker(self._job, self._plan, self._model)
+            self._model = None
         return self._worker
 
     def _progress(self, count: int) -> None:
         self._unreported += count
         if self._unreported >= _REPORT_BYTES:
-            self._tracker.add.remote(self._unreported)
-            self._unreported = 0
+            self._report()
+
+    def _report(self) -> None:
+        if not self._unreported:
+            return
+        now = time.monotonic()
+        self._tracker.add.remote(self._unreported)
+        self._bytes.inc(self._unreported)
+        self._rate.set(self._unreported / max(now - self._reported_at, 1e-6))
+        self._unreported, self._reported_at = 0, now
 
 
 class RayExecutor:
     """Actors on a Ray cluster: the one at ``settings.address``, or one made on this machine for the run.
 
-    An actor gets its first split when it is ready, so a cluster may take its time to grow.
+    An actor gets its first split when it is ready, and the next when it is through: never more splits are under way
+    than actors are ready. The pool grows with the cluster and shrinks with the work that is left.
     """
 
     def __init__(self, settings: ExecutorSettings, job: Job, plan: Plan) -> None:
         self._settings, self._job, self._plan = settings, job, plan
         self._threads = threads_of(job)
-        self.workers = settings.workers or default_workers(os.cpu_count() or 1, self._threads)
+        self._starting: dict[Any, Any] = {}
+        """What each actor is asked first -> the actor."""
+        self._idle: deque[Any] = deque()
+        self._busy: dict[Any, tuple[Any, int]] = {}
+        self._deaths_at_start, self._start_after = 0, 0.0
 
     def __enter__(self) -> "RayExecutor":
-        _start(self._settings.address, self.workers * self._threads)
-        resources = ray.cluster_resources()
-        gpus = int(resources.get("GPU", 0)) if self._job.output.scoring is not None else 0
-        if self._settings.workers is None:
-            self.workers = gpus or default_workers(resources.get("CPU", 1), self._threads)
-        self.workers = min(self.workers, len(self._plan.splits))
-        share = min(gpus / self.workers, 1.0)
-        self._options = {"num_cpus": self._threads, "num_gpus": share, "max_restarts": 0, "max_task_retries": 0}
-        self._shared = ray.put(self._job), ray.put(self._plan)
-        self._tracker: Any = ray.remote(_Tracker).options(num_cpus=0, max_restarts=-1).remote()
-        self._reported = self._unready_deaths = 0
-        self._starting: dict[Any, Any] = {}
-        for _ in range(self.workers):
-            self._start_actor()
+        model = self._packed_model()
+        address = self._settings.address or os.environ.get(ADDRESS_VARIABLE)
+        if address is None:
+            workers = self._settings.workers or default_workers(os.cpu_count() or 1, self._threads)
+            _make_cluster(workers * self._threads, _OBJECT_STORE_BYTES + 2 * (model.weights.nbytes if model else 0))
+        else:
+            _join_cluster(address, "--ray-address" if self._settings.address else ADDRESS_VARIABLE)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus = self._gpus(any(node.get("GPU") for node in nodes))
+        capacity = max(room(nodes, self._threads, gpus), 1)
+        self._most = self._settings.workers or (capacity if address is None else len(self._plan.splits))
+        self._least = min(self._settings.min_workers or capacity, self._most)
+        self._needs = f"{self._threads} CPU" + (f" and {gpus:g} GPU" if gpus else "")
+        job = self._job
+        if job.output.scoring is not None:
+            # Each actor uses what was reserved for it, whatever else its node has.
+            scoring = job.output.scoring.model_copy(update={"device": "cuda" if gpus else "cpu"})
+            job = job.model_copy(update={"output": job.output.model_copy(update={"scoring": scoring})})
+        self._options = {"num_cpus": self._threads, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
+        self._gains, self._metrics = _Gains(), _SplitMetrics()
+        self._shared = ray.put(job), ray.put(self._plan), ray.put(model)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -103,95 +185,137 @@ class RayExecutor:
 
     def numerics(self) -> NumericsClass | None:
         """That of the first actor to be ready; the others are compared with it before they work."""
+        began, told = time.monotonic(), False
         while True:
-            ready, _ = ray.wait(list(self._starting))
-            if (found := self._numerics_of(ready[0])) is not _DEAD:
-                return found
+            self._fit_pool(len(self._plan.splits))
+            for call in _wait([*self._starting], 1.0):
+                answer = self._first_answer(call)
+                if answer is not None:
+                    return answer[0]
+            if not told and time.monotonic() - began > PATIENCE_SECONDS:
+                told = True
+                wanted = f"each needs {self._needs}; `ray status` shows what there is"
+                print(f"patchwork: no worker is ready yet: {wanted}", file=sys.stderr)
 
     def run(
         self, numbers: Sequence[int], run: str, recorded: NumericsClass | None, progress: Progress
     ) -> Iterator[Outcome]:
-        queue, deaths = deque(numbers), Counter[int]()
-        idle: deque[Any] = deque()
-        busy: dict[Any, tuple[Any, int]] = {}
-        while queue or busy:
-            while idle and queue:
-                actor, number = idle.popleft(), queue.popleft()
-                busy[actor.process.remote(number, run, recorded)] = actor, number
-            done, _ = ray.wait([*busy, *self._starting], timeout=1.0)
-            progress(self._progress())
+        queue = Queue(self._plan.splits[number] for number in numbers)
+        while queue.unfinished:
+            while self._idle and (number := queue.take(time.monotonic())) is not None:
+                actor = self._idle.popleft()
+                self._busy[actor.process.remote(number, run, recorded)] = actor, number
+            self._fit_pool(queue.unfinished)
+            done = _wait([*self._busy, *self._starting], 1.0)
+            progress(self._gains.bytes())
             for call in done:
                 if call in self._starting:
-                    if (found := self._numerics_of(call)) is not _DEAD:
-                        require_numerics(recorded, found)
-                        idle.append(self._starting.pop(call))
+                    answer = self._first_answer(call)
+                    if answer is not None:
+                        require_numerics(recorded, answer[0])
                     continue
-                actor, number = busy.pop(call)
-                try:
-                    outcome = ray.get(call)
-                except RayTaskError as error:
-                    raise error.cause from None  # counts differently from the run
-                except RayError as error:
-                    # The actor may be unreachable rather than dead: end it, so that two never work in one place.
-                    ray.kill(actor)
-                    self._start_actor()
-                    deaths[number] += 1
-                    if deaths[number] < ATTEMPTS:
-                        queue.appendleft(number)
-                    else:
-                        yield Outcome(number, error=f"its worker died {ATTEMPTS} times: {_first_line(error)}")
-                    continue
-                idle.append(actor)
-                yield outcome
+                outcome = self._outcome(call, queue)
+                if outcome is not None:
+                    self._metrics.ended(outcome)
+                    yield outcome
 
-    def _numerics_of(self, call: Any) -> Any:
-        """What an actor said when it was ready; _DEAD if it died before, and then another one is started."""
+    def _outcome(self, call: Any, queue: Queue) -> Outcome | None:
+        """What came of a split; None if it will be tried again."""
+        actor, number = self._busy.pop(call)
         try:
-            return ray.get(call)
+            outcome = ray.get(call)
+        except RayTaskError as error:
+            raise error.cause from None  # counts differently from the run
+        except RayError as error:
+            # The actor may be unreachable rather than dead: end it, so that two never work in one place.
+            ray.kill(actor)
+            self._metrics.lost()
+            return queue.lost(number, _first_line(error), str(error))
+        self._idle.append(actor)
+        return queue.ended(outcome, time.monotonic())
+
+    def _first_answer(self, call: Any) -> tuple[NumericsClass | None] | None:
+        """What an actor said when it was ready; None if it died before."""
+        actor = self._starting.pop(call)
+        try:
+            numerics = ray.get(call)
         except RayTaskError as error:
             raise error.cause from None  # cannot be set up
         except RayError as error:
-            ray.kill(self._starting.pop(call))
-            self._unready_deaths += 1
-            if self._unready_deaths >= ATTEMPTS:
+            ray.kill(actor)
+            self._metrics.lost()
+            self._deaths_at_start += 1
+            if self._deaths_at_start >= ATTEMPTS and not self._idle and not self._busy:
                 raise PipelineError(f"Ray workers die while they are set up: {_first_line(error)}") from None
-            self._start_actor()
-            return _DEAD
+            self._start_after = time.monotonic() + min(2.0**self._deaths_at_start, 300.0)
+            return None
+        self._deaths_at_start = 0
+        self._idle.append(actor)
+        return (numerics,)
 
-    def _start_actor(self) -> None:
-        actor: Any = ray.remote(_Actor).options(**self._options).remote(*self._shared, self._tracker)
-        self._starting[actor.numerics.remote()] = actor
+    def _fit_pool(self, unfinished: int) -> None:
+        """Ask for more actors, or let some go that will get no split."""
+        ready = len(self._idle) + len(self._busy)
+        wanted = workers_wanted(ready, unfinished, self._least, self._most)
+        if time.monotonic() >= self._start_after:
+            for _ in range(wanted - ready - len(self._starting)):
+                actor: Any = ray.remote(_Actor).options(**self._options).remote(*self._shared, self._gains.tracker)
+                self._starting[actor.numerics.remote()] = actor
+        for _ in range(ready + len(self._starting) - wanted):
+            if self._starting:
+                ray.kill(self._starting.popitem()[1])
+            elif self._idle:
+                ray.kill(self._idle.pop())
 
-    def _progress(self) -> int:
-        """Input bytes got through since the last call; a tracker lost with its node costs only this figure."""
-        try:
-            total = ray.get(self._tracker.total.remote())
-        except RayError:
-            return 0
-        gained, self._reported = total - self._reported, total
-        return max(gained, 0)
+    def _packed_model(self) -> PackedModel | None:
+        """The entropy model, read once for all workers. Raises ModelFileError when it is not the one of the run."""
+        if self._job.patcher is None:
+            return None
+        model = pack_model(self._job.patcher)
+        if model.sha256 != self._job.output.patcher_sha256:
+            raise ModelFileError(f"{self._job.patcher} has changed since the run began; put it back")
+        return model
+
+    def _gpus(self, any_there: bool) -> float:
+        """The share of a GPU that each worker gets."""
+        scoring = self._job.output.scoring
+        if scoring is None or scoring.device == "cpu" or (scoring.device == "auto" and not any_there):
+            return 0.0
+        return self._settings.gpus_per_worker or 1.0
 
 
-def _start(address: str | None, cpus: int) -> None:
-    """Join or make a cluster, quietly. Raises PipelineError when there is none at the address."""
+def _wait(calls: list[Any], seconds: float) -> list[Any]:
+    """The first call to be answered, if one is within some seconds."""
+    if not calls:
+        time.sleep(seconds)
+        return []
+    return ray.wait(calls, timeout=seconds)[0]
+
+
+def _make_cluster(cpus: int, object_store_bytes: int) -> None:
+    """Make a cluster on this machine, quietly. Unless RAY_AUTH_MODE says otherwise it asks for a token."""
     on_termination = signal.getsignal(signal.SIGTERM)
-    if address is None:
-        ray.init(
-            address="local",
-            num_cpus=max(cpus, os.cpu_count() or 1),
-            object_store_memory=_OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
-    else:
-        try:
-            _require_listener(address)
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-        except (OSError, RayError, ValueError, RuntimeError) as error:
-            problem = f"there is no Ray cluster to join: {_first_line(error)}"
-            raise PipelineError(f"--ray-address {address}: {problem}") from None
+    ray.init(
+        address="local",
+        num_cpus=max(cpus, os.cpu_count() or 1),
+        object_store_memory=object_store_bytes,
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+    )
     signal.signal(signal.SIGTERM, on_termination)  # Ray's own handler ends the driver without leaving its contexts
+
+
+def _join_cluster(address: str, named_by: str) -> None:
+    """Join a cluster, quietly. Raises PipelineError when there is none at the address, or it does not let us in."""
+    on_termination = signal.getsignal(signal.SIGTERM)
+    try:
+        _require_listener(address)
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except (OSError, RayError, ValueError, RuntimeError) as error:
+        problem = f"there is no Ray cluster to join: {_first_line(error)}"
+        raise PipelineError(f"{named_by} {address}: {problem}") from None
+    signal.signal(signal.SIGTERM, on_termination)
 
 
 def _require_listener(address: str) -> None:

@@ -319,6 +319,9 @@ def test_a_dry_run_says_how_long_and_writes_nothing(tmp_path, capsys):
         (["--rule", "nonsense"], "invalid choice: 'nonsense'"),
         (["--frobnicate"], "unrecognized arguments: --frobnicate"),
         (["--rule", "byte", "--executor", "inline", "--ray-address", "auto"], "--ray-address is for --executor ray"),
+        (["--rule", "byte", "--executor", "inline", "--min-workers", "2"], "--min-workers is for --executor ray"),
+        (["--rule", "byte", "--workers", "2", "--min-workers", "3"], "--min-workers 3 is more than --workers 2"),
+        (["--rule", "byte", "--gpus-per-worker", "0.5"], "--gpus-per-worker is for an entropy model"),
         (["--patching", "nowhere.json"], "nowhere.json cannot be read"),
     ],
 )
