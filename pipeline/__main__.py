@@ -13,7 +13,13 @@ COMMANDS = {
     "calibrate": "find the threshold that gives a wanted mean patch size",
     "inspect": "what a dataset holds: patch sizes, entropies, examples",
     "verify": "re-read a dataset and check everything in it",
+    "recut": "other patch boundaries from the stored entropies, without a model",
+    "merge": "datasets that were made alike become one",
+    "split": "set validation documents apart",
+    "convert": "the same shards in another format: arrow, webdataset, parquet",
 }
+MODULES = {"split": "hold_out"}
+"""Commands whose module has another name."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -32,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, what in COMMANDS.items():
         command = commands.add_parser(name, help=what, description=what)
         if name == chosen:
-            module = importlib.import_module(f"pipeline.{name}")
+            module = importlib.import_module(f"pipeline.{MODULES.get(name, name)}")
             module.add_arguments(command)
     parsed = parser.parse_args(arguments)
     try:

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from pipeline.exported import Source, exports_at, figures
+from pipeline.stored import require_kept, text_bytes
 from shared.model_identity import ModelFileError, model_sha256
 from shared.patching.grid import quantise
 from shared.patching.lengths import patch_lengths
@@ -51,6 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Verify and report; 0 when everything holds, 1 when something does not."""
     damaged = False
     try:
+        if exports := exports_at(arguments.dataset):
+            problems = [_report_export(source) for source in exports]
+            return int(any(problems))
         folders = find_datasets(arguments.dataset)
     except DatasetError as error:
         print(f"patchwork: error: {error}", file=sys.stderr)
@@ -70,6 +75,32 @@ def run(arguments: argparse.Namespace) -> int:
         print(summary(dataset, verification))
         damaged |= bool(verification.problems)
     return int(damaged)
+
+
+def _report_export(source: Source) -> bool:
+    """Verify an export and print what came of it; whether something does not hold."""
+    found = verify_export(source)
+    for problem in found.problems:
+        print(problem)
+    count = len(found.problems)
+    print(
+        f"{source.dataset.folder}: {len(source.dataset.manifest.shards)} Parquet files, {found.documents} documents, "
+        f"{found.text_bytes} bytes; " + ("no problem" if not count else f"PROBLEMS: {count}")
+    )
+    return bool(count)
+
+
+def verify_export(source: Source) -> Verification:
+    """Check the Parquet files that were exported from a dataset: hashes, pages, rows and totals."""
+    found = Verification(problems=list(_identity_problems(source.dataset)))
+    for shard, entry in enumerate(source.dataset.manifest.shards):
+        try:
+            require_kept(source.dataset.folder, entry, figures(source.batches(shard)))
+        except ValueError as error:
+            found.problems.append(str(error))
+        found.documents += sum(totals.documents for totals in entry.subsets.values())
+        found.text_bytes += text_bytes(entry)
+    return found
 
 
 def summary(dataset: Dataset, verification: Verification) -> str:

@@ -1,0 +1,220 @@
+"""Making datasets from datasets, shard by shard: what recut, merge, split and convert share.
+
+OUT appears in one step when everything is in it. Until then the work lies beside it in .OUT.unfinished with a marker
+for each unit that is done, so that the same command goes on where it was stopped.
+"""
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import Field, ValidationError
+
+from pipeline.executors.counting import default_workers
+from pipeline.marker import shard_files
+from pipeline.parallel import each
+from pipeline.progress import bar
+from pipeline.run_folder import LOCK_FILE, locked
+from pipeline.settings import PipelineError
+from shared.files import atomic_file, sync, write_atomic
+from shared.identity import IdentityError, canonical_json, differences, file_sha256
+from shared.model_identity import CONFIG_FILE, WEIGHTS_FILE, model_sha256
+from shared.model_settings import Settings
+from shared.shards.dataset import Dataset, check_file
+from shared.shards.manifest import PATCHER_FOLDER, DatasetError, DatasetIdentity, Manifest, ShardEntry
+from shared.shards.writer import HashingFile
+
+REQUEST_FILE = "made-by.json"
+"""In OUT: the command and what it was given."""
+_MARKERS = "units"
+
+
+class Written(Settings):
+    """What one unit of work has left behind; its marker."""
+
+    shards: dict[str, list[ShardEntry]] = Field(default_factory=dict)
+    """By the folder of their dataset below OUT; empty for OUT itself."""
+    files: dict[str, str] = Field(default_factory=dict)
+    """sha256 of files that belong to no dataset, by path below OUT."""
+
+    def all_files(self) -> dict[str, str]:
+        """Path below OUT and sha256 of every file."""
+        found = dict(self.files)
+        for folder, entries in self.shards.items():
+            for entry in entries:
+                found |= {os.path.join(folder, name): sha256 for name, sha256 in shard_files(entry).items()}
+        return found
+
+
+class Rewriting(Protocol):
+    """One command, as units of work that can be done in any order, in any process, and again. It can be pickled."""
+
+    title: str
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Bytes of text of each unit."""
+        ...
+
+    def write(self, unit: int, out: Path) -> Written:
+        """Write the files of one unit below ``out``; the same bytes each time."""
+        ...
+
+    def finish(self, out: Path, written: Sequence[Written]) -> None:
+        """Write what the units have in common, manifests last."""
+        ...
+
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of every command that rewrites datasets."""
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the result")
+    cpus = default_workers(os.cpu_count() or 1, 1)
+    parser.add_argument("--workers", type=int, default=cpus, metavar="N", help="processes (default: CPUs)")
+
+
+def rewrite(out: Path, request: dict[str, Any], make: Callable[[], Rewriting], workers: int) -> bool:
+    """Carry out what is requested, or go on with it; False if ``out`` holds the very result already.
+
+    ``request``: JSON that decides every byte of the result. ``make`` is called when there is something to do.
+    Raises IdentityError when ``out`` was made by another command, PipelineError when it holds something else.
+    """
+    out = out.resolve()
+    if _is_current(out, request):
+        return False
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    with locked(unfinished):
+        try:
+            _begin(unfinished, request)
+            work = make()
+            work.finish(unfinished, _write_all(work, unfinished, workers))
+            _commit(unfinished, out)
+        except OSError as error:
+            raise PipelineError(f"--out {out}: {error}; mend that, and the same command goes on from here") from None
+    return True
+
+
+def result_lines(out: Path, done: bool, datasets: Sequence[Dataset]) -> list[str]:
+    """What the datasets in ``out`` hold, for the terminal; ``done``: they have just been made."""
+    lines = [f"{out}: " + ("complete" if done else "nothing to do, all is current")]
+    for dataset in datasets:
+        manifest, totals = dataset.manifest, dataset.manifest.totals
+        patches = f", {totals.mean_patch_size:.3f} bytes a patch" if totals.patches else ""
+        lines.append(
+            f"  {manifest.identity.split}: {totals.documents:,} documents, {totals.bytes:,} bytes, "
+            f"{len(manifest.shards)} shards{patches}  {dataset.folder}"
+        )
+    return lines
+
+
+def save_dataset(folder: Path, identity: DatasetIdentity, entries: Sequence[ShardEntry], source: Dataset) -> None:
+    """Commit a dataset of shards that are there, with the entropy model of ``source`` if the identity names it."""
+    if identity.patcher is not None:
+        carry_patcher(source, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    Manifest(identity=identity, shards=list(entries)).save(folder)
+
+
+def carry_patcher(source: Dataset, folder: Path) -> None:
+    """Copy the entropy model that a dataset carries. Raises DatasetError unless it is the one that made the dataset."""
+    model, patcher = source.folder / PATCHER_FOLDER, source.manifest.identity.patcher
+    recorded = patcher.sha256 if patcher is not None else "there is none"
+    if (found := model_sha256(model)) != recorded:
+        raise DatasetError(f"{model} is not the dataset's entropy model: sha256 {found}, manifest says {recorded}")
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        write_atomic(folder / PATCHER_FOLDER / name, (model / name).read_bytes())
+
+
+def link(source: Path, target: Path, sha256: str) -> None:
+    """Give a file another name, or copy it where that cannot be. Raises DatasetError unless its sha256 is this."""
+    if not source.is_file():
+        raise DatasetError(f"{source} is missing; the manifest lists it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another file system, or one without links
+        with source.open("rb") as reading, atomic_file(target) as writing:
+            copy = HashingFile(writing)
+            shutil.copyfileobj(reading, copy, 2**20)
+            if copy.sha256 != sha256:
+                raise DatasetError(f"{source} is damaged: sha256 {copy.sha256}, manifest says {sha256}") from None
+    else:
+        check_file(source, sha256)
+
+
+def _is_current(out: Path, request: dict[str, Any]) -> bool:
+    """Whether the folder holds what is requested. Raises IdentityError or PipelineError if it holds anything else."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    try:
+        recorded = json.loads((out / REQUEST_FILE).read_bytes())
+    except (OSError, ValueError):
+        raise PipelineError(f"--out {out} is there already and no work of this command; give a new folder") from None
+    if lines := differences(recorded, _plain(request)):
+        raise IdentityError(f"{out} was made otherwise; give a new --out, or put back: {'; '.join(lines)}")
+    return True
+
+
+def _begin(unfinished: Path, request: dict[str, Any]) -> None:
+    """Record what is requested, or find it recorded; half-written files are removed."""
+    path = unfinished / REQUEST_FILE
+    if path.exists():
+        if lines := differences(json.loads(path.read_bytes()), _plain(request)):
+            raise IdentityError(
+                f"{unfinished} holds unfinished work of another command; remove it, or put back: {'; '.join(lines)}"
+            )
+    else:
+        write_atomic(path, json.dumps(_plain(request), indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    for leftover in list(unfinished.rglob("*.tmp")):
+        leftover.unlink()
+
+
+def _plain(request: dict[str, Any]) -> dict[str, Any]:
+    """A request as it comes back from JSON."""
+    return json.loads(canonical_json(request))
+
+
+def _write_all(work: Rewriting, unfinished: Path, workers: int) -> list[Written]:
+    """What each unit has left behind, those of an earlier start checked byte for byte."""
+    sizes, markers = work.sizes, unfinished / _MARKERS
+    written = {unit: found for unit in range(len(sizes)) if (found := _marker(unfinished, unit)) is not None}
+    left = [unit for unit in range(len(sizes)) if unit not in written]
+    with bar(work.title, sum(sizes), sum(sizes[unit] for unit in written)) as progress:
+        for unit, result in each(partial(_write, work, unfinished), left, workers):
+            write_atomic(markers / f"{unit}.json", result.model_dump_json())
+            written[unit] = result
+            progress.update(sizes[unit])
+    return [written[unit] for unit in range(len(sizes))]
+
+
+def _write(work: Rewriting, unfinished: Path, unit: int) -> Written:
+    try:
+        return work.write(unit, unfinished)
+    except ValueError as error:  # rows that their shard should not have held: say so in one line
+        raise DatasetError(str(error)) from error
+
+
+def _marker(unfinished: Path, unit: int) -> Written | None:
+    """What a unit has left behind, if it is done and all its files are whole."""
+    try:
+        found = Written.model_validate_json((unfinished / _MARKERS / f"{unit}.json").read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+    whole = all(
+        (unfinished / path).is_file() and file_sha256(unfinished / path) == sha256
+        for path, sha256 in found.all_files().items()
+    )
+    return found if whole else None
+
+
+def _commit(unfinished: Path, out: Path) -> None:
+    shutil.rmtree(unfinished / _MARKERS, ignore_errors=True)
+    (unfinished / LOCK_FILE).unlink()
+    sync(unfinished)
+    os.rename(unfinished, out)
+    sync(out.parent)
