@@ -1,12 +1,13 @@
 """Text for a terminal: bars, tables, byte counts, and raw bytes shown safely."""
 
-from collections.abc import Sequence
-from itertools import pairwise
+import unicodedata
+from collections.abc import Iterator, Sequence
 
 WIDTH = 40
 """Columns of the longest bar."""
 BOUNDARY = "│"
 _EIGHTHS = " ▏▎▍▌▋▊▉"
+_HEIGHTS = "▁▂▃▄▅▆▇█"
 
 
 def bar(value: float, largest: float) -> str:
@@ -59,10 +60,44 @@ def printable(text: bytes) -> str:
 
 def with_boundaries(text: bytes, starts: Sequence[int]) -> str:
     """Printable text with BOUNDARY where patches start; a start inside a character is drawn behind the character."""
-    places = set()
-    for start in starts:
-        while start < len(text) and text[start] & 0xC0 == 0x80:
-            start += 1
-        places.add(start)
-    cuts = sorted({0, len(text), *(place for place in places if place < len(text))})
-    return BOUNDARY.join(printable(text[a:b]) for a, b in pairwise(cuts))
+    return "".join(BOUNDARY * begins + shown for begins, shown, _ in _characters(text, starts))
+
+
+def with_curve(text: bytes, starts: Sequence[int], heights: Sequence[float]) -> str:
+    """What stands under ``with_boundaries``: for each character a block as high as its first byte's height, of 0 to 1.
+
+    ``heights`` [n or more], one for each byte.
+    """
+    line = ""
+    for begins, shown, place in _characters(text, starts):
+        block = _HEIGHTS[min(int(max(heights[place], 0) * len(_HEIGHTS)), len(_HEIGHTS) - 1)]
+        line += BOUNDARY * begins + block * sum(map(_columns, shown))
+    return line
+
+
+def _characters(text: bytes, starts: Sequence[int]) -> Iterator[tuple[bool, str, int]]:
+    """For each character whether a patch begins before it, how it is shown, and the place of its first byte.
+
+    Bytes that are no character are one each.
+    """
+    pending = {start for start in starts if 0 < start < len(text)}
+    place = begins = 0
+    while place < len(text):
+        character = text[place : place + 1]
+        for width in range(2, 5):
+            if character.decode(errors="ignore"):
+                break
+            character = text[place : place + width]
+        if not character.decode(errors="ignore"):
+            character = text[place : place + 1]
+        begins |= place in pending
+        yield bool(begins), printable(character), place
+        begins = any(start in pending for start in range(place + 1, place + len(character)))
+        place += len(character)
+
+
+def _columns(character: str) -> int:
+    """Columns of a terminal that a printable character takes."""
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1

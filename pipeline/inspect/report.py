@@ -1,53 +1,31 @@
-"""python -m pipeline inspect DATASET: what a dataset holds, and where its entropy model found text hard to predict."""
+"""A dataset as lines of text: what it holds, and where its entropy model found text hard to predict."""
 
-import argparse
-import heapq
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from pipeline.charts import BOUNDARY, bar, bars, printable, size, table, with_boundaries
+from pipeline.charts import BOUNDARY, bar, bars, printable, size, table, with_boundaries, with_curve
+from pipeline.inspect.content_types import TYPES, WINDOW
+from pipeline.inspect.figures import Figures, nats
+from pipeline.inspect.survey import SHORTEST_EXAMPLE, Example, survey
 from shared.patching.grid import GRID, dequantise
 from shared.patching.settings import PatchingSettings
 from shared.shards.content import LONGEST_COUNTED
-from shared.shards.dataset import Dataset, find_datasets, open_dataset
-from shared.shards.manifest import DatasetError, DatasetIdentity, SubsetTotals
+from shared.shards.dataset import Dataset
+from shared.shards.manifest import DatasetIdentity, SubsetTotals
 
-SHOWN_BYTES = 160
+SHOWN_BYTES = 120
 """Of each example."""
-SHORTEST_EXAMPLE = 64
-"""Bytes of text; the mean entropy of a shorter document says little."""
 LENGTH_GROUPS = [(n, n) for n in range(1, 9)] + [(9, 12), (13, 16), (17, 32), (33, LONGEST_COUNTED)]
 ENTROPY_GROUPS = 16
+TALLEST = float(GRID[170])
+"""Nats at which a curve under a text reaches its top: two thirds of the largest entropy, which text seldom exceeds."""
 HIGH_WITHOUT_THETA = float(GRID[64])
 """Nats; a quarter of the largest entropy, where the rule compares no entropy with a threshold."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", type=Path, help="folder of a dataset, or the one above its train/ and validation/")
-    parser.add_argument("--examples", type=int, default=3, metavar="N", help="documents shown at either end (3)")
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Print the report of each dataset; 1 when one cannot be read."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # any document must be printable on any terminal
-    try:
-        for folder in find_datasets(arguments.dataset):
-            for line in report(open_dataset(folder), arguments.examples):
-                print(line)
-            print()
-    except DatasetError as error:
-        print(f"patchwork: error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
 def report(dataset: Dataset, examples: int) -> Iterator[str]:
-    """Lines of text about a dataset."""
+    """Lines of text about a dataset, with this many documents at either end. Raises DatasetError."""
     manifest = dataset.manifest
     yield f"{dataset.folder}"
     yield from _made_by(manifest.identity)
@@ -69,9 +47,13 @@ def report(dataset: Dataset, examples: int) -> Iterator[str]:
         yield from _entropies(entropies)
         yield ""
         yield from _predictability(entropies, manifest.identity.patching)
+    found = survey(dataset, examples)
+    if found.figures.bytes.any():
+        yield ""
+        yield from _content_types(found.figures, totals.bytes)
     if examples > 0:
         yield ""
-        yield from _examples(dataset, examples)
+        yield from _examples(dataset, found.easiest, found.hardest)
 
 
 def add_histograms(histograms: list[list[int]], size: int) -> np.ndarray:
@@ -149,79 +131,55 @@ def _predictability(histogram: np.ndarray, patching: PatchingSettings) -> Iterat
     yield from bars([(label, int(count)) for label, count in zip(labels, counts)])
 
 
-@dataclass(frozen=True, order=True)
-class Example:
-    """A document by how hard it was to predict."""
-
-    mean: float
-    """Mean entropy of its positions, nats."""
-    number: int
-    """In the dataset: makes the order complete."""
-    id: str
-    subset: str
-    size: int
-    """Bytes of text."""
-    shown: str
+def sample_words(read: int, total: int) -> str:
+    """What figures of a sample rest on."""
+    return "all text" if read == total else f"a sample of {size(read)} of {size(total)}"
 
 
-def ranked_examples(dataset: Dataset, count: int) -> tuple[list[Example], list[Example]]:
-    """The most and the least predictable documents by mean entropy, most extreme first; needs a sidecar.
-
-    Reads the whole dataset in bounded memory. Raises DatasetError.
-    """
-    easiest: list[tuple[float, int, Example]] = []
-    hardest: list[tuple[float, int, Example]] = []
-    for example in _scored_documents(dataset):
-        for heap, sign in ((easiest, -1), (hardest, 1)):
-            item = (sign * example.mean, sign * example.number, example)
-            if len(heap) < count:
-                heapq.heappush(heap, item)
-            else:
-                heapq.heappushpop(heap, item)
-    easy, hard = ([example for *_, example in sorted(heap, reverse=True)] for heap in (easiest, hardest))
-    return easy, hard
-
-
-def _scored_documents(dataset: Dataset) -> Iterator[Example]:
-    """Every document of some length, with its mean entropy."""
-    index = dataset.index
-    number = count = text_bytes = 0
-    total, shown = 0.0, ""
-    for start in index.batch_starts[:-1].tolist():
-        shard, batch = int(index.shard[start]), int(index.batch[start])
-        columns = dataset.batch(shard, batch)
-        for row, stored in enumerate(dataset.entropies(shard, batch)):
-            nats = dequantise(stored) if stored.dtype == np.uint8 else stored
-            text = columns.text(row)
-            if index.part[start + row] == 0:
-                total, count, text_bytes = 0.0, 0, 0
-                shown = _shown(text[:SHOWN_BYTES].tobytes(), columns.patch_lengths(row), len(text) > SHOWN_BYTES)
-            total += float(np.nansum(nats, dtype=np.float64))
-            count += len(nats)
-            text_bytes += len(text)
-            if index.last[start + row]:
-                if text_bytes >= SHORTEST_EXAMPLE:
-                    yield Example(total / count, number, columns.id(row), columns.subset(row), text_bytes, shown)
-                number += 1
+def _content_types(figures: Figures, total: int) -> Iterator[str]:
+    """Types that occur, most bytes first."""
+    read = sample_words(int(figures.bytes.sum()), total)
+    yield f"Content types in windows of {WINDOW} bytes, by a rule of thumb (of {read})"
+    order = [kind for kind in np.argsort(-figures.type_bytes, kind="stable").tolist() if figures.type_bytes[kind]]
+    patched, scored = figures.type_patches.any(), figures.type_scored.any()
+    sizes = figures.type_bytes / np.maximum(figures.type_patches, 1)
+    measures = sizes if patched else figures.type_bytes
+    rows = [
+        [
+            TYPES[kind],
+            f"{figures.type_bytes[kind] / figures.type_bytes.sum():.1%}",
+            f"{figures.type_nats[kind] / max(figures.type_scored[kind], 1):.3f}" if scored else "-",
+            f"{sizes[kind]:.2f}" if patched and figures.type_patches[kind] else "-",
+            bar(float(measures[kind]), float(measures[order].max()))
+            if not patched or figures.type_patches[kind]
+            else "",
+        ]
+        for kind in order
+    ]
+    yield from table(["type", "bytes", "mean nats", "bytes/patch", ""], rows)
 
 
-def _shown(text: bytes, lengths: np.ndarray | None, more: bool) -> str:
-    starts = [] if lengths is None else (np.cumsum(lengths[: SHOWN_BYTES + 1], dtype=np.int64) - 1).tolist()
-    return with_boundaries(text, starts) + (" ..." if more else "")
-
-
-def _examples(dataset: Dataset, count: int) -> Iterator[str]:
+def _examples(dataset: Dataset, easiest: list[Example], hardest: list[Example]) -> Iterator[str]:
     if dataset.manifest.identity.sidecar == "none":
         yield "Examples: no entropies are kept; preprocess with --sidecar uint8 to see the most and least predictable"
         return
-    ends = ranked_examples(dataset, count)
-    if not ends[0]:
+    if not easiest:
         yield f"Examples: no document has {SHORTEST_EXAMPLE} bytes or more"
-    for title, examples in zip(("Most predictable documents", "Least predictable documents"), ends):
+    for title, examples in (("Most predictable documents", easiest), ("Least predictable documents", hardest)):
         if examples:
             yield f"{title} by mean entropy in nats, of {SHORTEST_EXAMPLE} bytes at least; {BOUNDARY} begins a patch"
         for example in examples:
             name = printable(example.id.encode())
             subset = printable(example.subset.encode())
             yield f"  {example.mean:.3f}  {name} ({subset}, {size(example.size)})"
-            yield f"         {example.shown}"
+            yield from ("         " + line for line in _shown(example))
+
+
+def _shown(example: Example) -> list[str]:
+    """The first bytes in their patches, and under each character how hard it was to predict."""
+    text = example.text[:SHOWN_BYTES]
+    starts = [] if example.lengths is None else (np.cumsum(example.lengths, dtype=np.int64) - 1).tolist()
+    assert example.values is not None
+    heights = nats(example.values) / TALLEST
+    more = " ..." if len(text) < example.size else ""
+    return [with_boundaries(text, starts) + more, with_curve(text, starts, heights.tolist())]

@@ -8,7 +8,8 @@ import pytest
 from dataset_examples import ENTROPY, MONOTONIC, NONE, STATIC, document, documents, in_two_parts, save_dataset
 
 from pipeline.charts import WIDTH, bar, bars, printable, size, table, with_boundaries
-from pipeline.inspect import add_arguments, ranked_examples, report, run
+from pipeline.inspect import add_arguments, report, run
+from pipeline.inspect.survey import survey
 from shared.patching.settings import PatchingSettings
 from shared.shards.dataset import open_dataset
 from shared.shards.document import Row
@@ -65,7 +66,8 @@ def test_documents_are_ranked_by_mean_entropy(tmp_path: Path, format, sidecar, p
     rows.append(document("short", "x", b"!", patching, 0.01))
     parted = [part for row in rows for part in (in_two_parts(row) if patching.patched and row.id == "03" else [row])]
     save_dataset(tmp_path, [parted[:7], parted[7:]], patching, format, sidecar)
-    easy, hard = ranked_examples(open_dataset(tmp_path), 4)
+    found = survey(open_dataset(tmp_path), 4)
+    easy, hard = found.easiest, found.hardest
     means = {row.id: float(row.entropies.mean()) for row in rows if row.id != "short"}
     wanted = sorted(means, key=means.__getitem__)
     assert [example.id for example in easy] == wanted[:4]
@@ -95,7 +97,7 @@ def test_the_command_takes_both_splits_and_refuses_what_is_no_dataset(tmp_path: 
     assert "not a finished dataset" in error
     save_dataset(tmp_path / "train", documents(ENTROPY), ENTROPY, sidecar="uint8")
     save_dataset(tmp_path / "validation", [], ENTROPY, split="validation")
-    assert command(tmp_path, "--examples", "1") == 0
+    assert command(tmp_path, "--documents", "1") == 0
     out = capsys.readouterr().out
     assert "split train" in out
     assert "split validation" in out

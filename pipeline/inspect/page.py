@@ -1,0 +1,254 @@
+"""Datasets as one page for a browser: everything is in the file, nothing is fetched, and no text of a document is code.
+
+The page holds its data as JSON in an element that is not run, with every ``<`` escaped; arrays are base64 of
+little-endian values. Its policy allows this very script and style alone, and no request at all.
+"""
+
+import base64
+import hashlib
+import json
+import math
+import re
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.charts import size
+from pipeline.inspect.content_types import TYPES, WINDOW
+from pipeline.inspect.report import ENTROPY_GROUPS, LENGTH_GROUPS, add_histograms, sample_words
+from pipeline.inspect.sample import SEED
+from pipeline.inspect.survey import SHORTEST_EXAMPLE, SIZE_GROUPS, Example, Survey, survey
+from pipeline.verify import replayable
+from shared.files import write_atomic
+from shared.patching.grid import GRID, dequantise
+from shared.patching.settings import RISE_RULES
+from shared.shards.content import LONGEST_COUNTED
+from shared.shards.dataset import Dataset
+from shared.vocabulary import VOCABULARY_SIZE
+
+MOST_DOCUMENTS = 96
+"""Of each dataset in a page, whatever the number of subsets: some megabytes."""
+
+
+def write_page(file: Path, datasets: Sequence[Dataset], documents: int) -> str:
+    """Write the page of some datasets with ``documents`` documents at either end and of each subset; one line about it.
+
+    Raises DatasetError, and OSError when the file cannot be written.
+    """
+    pages = [dataset_page(dataset, survey(dataset, documents)) for dataset in datasets]
+    text = html(pages)
+    write_atomic(file, text)
+    shown = sum(len(page["documents"]) for page in pages)
+    return f"{file}: {len(pages)} datasets, {shown} documents, {size(len(text.encode()))}; open it in any browser"
+
+
+def html(pages: Sequence[dict[str, Any]]) -> str:
+    """The page that shows what ``dataset_page`` made of one dataset or several."""
+    source = files("pipeline.inspect")
+    style = source.joinpath("page.css").read_text()
+    script = source.joinpath("recut.js").read_text() + source.joinpath("page.js").read_text()
+    data = json.dumps({**_constants(), "datasets": list(pages)}, allow_nan=False).replace("<", "\\u003c")
+    policy = (
+        f"default-src 'none'; img-src data:; script-src '{_source_hash(script)}'; style-src '{_source_hash(style)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    parts = {"policy": policy, "style": style, "data": data, "script": script}
+    # One pass over the template: what is filled in is never looked at again.
+    return re.sub(r"{{(\w+)}}", lambda place: parts[place[1]], source.joinpath("page.html").read_text())
+
+
+def dataset_page(dataset: Dataset, found: Survey) -> dict[str, Any]:
+    """What the page knows about a dataset, as JSON values."""
+    manifest = dataset.manifest
+    identity, totals = manifest.identity, manifest.totals
+    patched, scored = identity.patching.patched, identity.sidecar != "none"
+    documents, left_out = chosen_documents(found)
+    read = int(found.figures.bytes.sum())
+    return {
+        "folder": str(dataset.folder),
+        "facts": _facts(dataset),
+        "warnings": _warnings(dataset, found, left_out),
+        "patching": identity.patching.model_dump(),
+        "sidecar": identity.sidecar,
+        "replayable": scored and identity.patching.needs_entropy and replayable(identity.patching, identity.sidecar),
+        "totals": {"documents": totals.documents, "bytes": totals.bytes},
+        "bytes_a_patch": _ratio(totals.bytes, totals.patches),
+        "entropy_histogram": add_histograms([entry.entropy_histogram for entry in manifest.shards], 256).tolist()
+        if scored
+        else [],
+        "subsets": [
+            {
+                "name": name,
+                "documents": figures.documents,
+                "bytes": figures.bytes,
+                "patches": figures.patches,
+                "bytes_a_patch": _ratio(figures.bytes, figures.patches) if patched else None,
+            }
+            for name, figures in manifest.subsets.items()
+        ],
+        "sampled": f"Counted over {sample_words(read, totals.bytes)}, drawn by seed {SEED}."
+        if read < totals.bytes
+        else "Counted over all text.",
+        "histograms": _histograms(dataset.subset_names, found),
+        "types": _types(found),
+        "documents": [_document(group, example) for group, example in documents],
+    }
+
+
+def chosen_documents(found: Survey) -> tuple[list[tuple[str, Example]], int]:
+    """Documents with the heading of their group, at most MOST_DOCUMENTS, and how many are left out for that.
+
+    Where there are too many, every subset keeps its first before any has a second.
+    """
+    ends = [("least predictable", example) for example in found.hardest]
+    ends += [("most predictable", example) for example in found.easiest]
+    ends = ends[:MOST_DOCUMENTS]
+    turns = sorted(
+        (turn, number, name) for number, name in enumerate(found.random) for turn in range(len(found.random[name]))
+    )
+    kept = sorted((number, turn, name) for turn, number, name in turns[: MOST_DOCUMENTS - len(ends)])
+    drawn = [(f"drawn from {name}", found.random[name][turn]) for _, turn, name in kept]
+    total = len(found.hardest) + len(found.easiest) + len(turns)
+    return [*ends, *drawn], total - len(ends) - len(drawn)
+
+
+def _constants() -> dict[str, Any]:
+    """What does not depend on a dataset."""
+    lengths = [str(a) if a == b else f"{a}-{b}" for a, b in LENGTH_GROUPS] + [f"over {LONGEST_COUNTED}"]
+    width = 256 // ENTROPY_GROUPS
+    tops = [float(GRID[min(width * (group + 1) - 1, 254)]) for group in range(ENTROPY_GROUPS)]
+    return {
+        "grid": _encoded(GRID),
+        "cells": _encoded(dequantise(np.arange(256, dtype=np.uint8))),
+        "maximum_entropy": math.log(VOCABULARY_SIZE),
+        "length_labels": lengths,
+        "entropy_labels": [f"{low:.2f}-{top:.2f}" for low, top in zip([0.0, *tops], tops)],
+        "size_labels": [f"{low:g}-{top:g}" for low, top in zip((0, *SIZE_GROUPS), SIZE_GROUPS)]
+        + [f"over {SIZE_GROUPS[-1]:g}"],
+        "types_note": f"Text is told apart in windows of {WINDOW} bytes by a rule of thumb: letters by script, and "
+        "marks that code and formulas have.",
+    }
+
+
+def _facts(dataset: Dataset) -> list[tuple[str, str]]:
+    """What made the dataset and what it amounts to: label and words."""
+    manifest, identity = dataset.manifest, dataset.manifest.identity
+    totals = manifest.totals
+    rule = identity.patching.model_dump(exclude_defaults=True, exclude={"rule", "thetas"})
+    facts = [("rule", identity.patching.rule + "".join(f", {key} {value}" for key, value in rule.items()))]
+    if identity.patching.thetas:
+        by_subset = ", ".join(f"{name} {theta:.4g}" for name, theta in identity.patching.thetas.items())
+        facts.append(("theta by subset", by_subset))
+    if identity.patcher is not None:
+        numerics = identity.patcher.numerics
+        facts.append(("entropy model", f"{identity.patcher.sha256}, scored in {numerics.dtype} on {numerics.device}"))
+    on_disk = sum(entry.bytes_on_disk for entry in manifest.shards)
+    amount = f"{totals.documents:,} documents, {totals.bytes:,} bytes in {len(manifest.shards)} shards"
+    facts.append(("holds", f"{amount}, {size(on_disk)} on disk"))
+    if totals.patches:
+        facts.append(("patches", f"{totals.patches:,}, {totals.mean_patch_size:.3f} bytes each on average"))
+    facts.append(("split", f"{identity.split}, format {identity.format}, entropy sidecar {identity.sidecar}"))
+    facts.append(("fingerprint", dataset.fingerprint))
+    return facts
+
+
+def _warnings(dataset: Dataset, found: Survey, left_out: int) -> list[str]:
+    """What a reader should know, and the command that would mend it."""
+    identity = dataset.manifest.identity
+    warnings = []
+    if not dataset.manifest.totals.documents:
+        warnings.append("The dataset holds no document.")
+    if identity.sidecar == "none":
+        warnings.append(
+            "No entropies are kept, so there are no curves and nothing to cut anew: "
+            "preprocess with --patcher MODEL --sidecar uint8 keeps them."
+        )
+    elif identity.sidecar == "uint8" and identity.patching.rule in RISE_RULES:
+        warnings.append(
+            f"The sidecar is uint8, which does not hold rises exactly: boundaries of the rule {identity.patching.rule} "
+            "are shown as stored; preprocess with --sidecar float32 to cut by rises here."
+        )
+    if not identity.patching.patched:
+        warnings.append(
+            "The dataset is unpatched: preprocess with --patcher MODEL --patching FILE writes patches "
+            "(calibrate makes the file)."
+        )
+    missing = [name for name, own in zip(dataset.subset_names, found.figures.bytes) if not own]
+    empty = [name for name in missing if not dataset.manifest.subsets[name].bytes]
+    if len(missing) > len(empty):
+        names = ", ".join(name for name in missing if name not in empty)
+        warnings.append(f"Not in the sample, so without histograms and documents: {names}.")
+    if left_out:
+        warnings.append(f"{left_out} documents are left out: the page shows {MOST_DOCUMENTS} at most.")
+    if found.figures.bytes.any() and not any(found.random.values()):
+        warnings.append(f"No document to show: none in the sample has {SHORTEST_EXAMPLE} bytes or more.")
+    return warnings
+
+
+def _histograms(names: Sequence[str], found: Survey) -> list[dict[str, Any]]:
+    """Counts in groups for all subsets together, then for each that the sample holds."""
+    figures = found.figures
+
+    def grouped(name: str, rows: Any) -> dict[str, Any]:
+        return {
+            "name": name,
+            "lengths": _by_length(figures.lengths[rows].sum(0)),
+            "entropies": figures.entropies[rows].sum(0).reshape(ENTROPY_GROUPS, -1).sum(1).tolist(),
+            "sizes": found.documents_by_size[rows].sum(0).tolist(),
+        }
+
+    own = [grouped(name, [code]) for code, name in enumerate(names) if figures.bytes[code]]
+    return [grouped("all", slice(None)), *own]
+
+
+def _types(found: Survey) -> list[dict[str, Any]]:
+    """Content types that occur, most bytes first."""
+    figures = found.figures
+    order = np.argsort(-figures.type_bytes, kind="stable").tolist()
+    return [
+        {
+            "name": TYPES[kind],
+            "bytes": int(figures.type_bytes[kind]),
+            "nats": _ratio(figures.type_nats[kind], figures.type_scored[kind]),
+            "bytes_a_patch": _ratio(figures.type_bytes[kind], figures.type_patches[kind]),
+            "lengths": _by_length(figures.type_lengths[kind]),
+        }
+        for kind in order
+        if figures.type_bytes[kind]
+    ]
+
+
+def _by_length(counts: np.ndarray) -> list[int]:
+    """Counts in LENGTH_GROUPS and one for longer patches, from int64 [65] by length."""
+    return [int(counts[a - 1 : b].sum()) for a, b in LENGTH_GROUPS] + [int(counts[-1])]
+
+
+def _document(group: str, example: Example) -> dict[str, Any]:
+    return {
+        "group": group,
+        "id": example.id,
+        "subset": example.subset,
+        "size": example.size,
+        "mean": None if math.isnan(example.mean) else example.mean,
+        "whole": example.whole,
+        "text": _encoded(np.frombuffer(example.text, np.uint8)),
+        "values": None if example.values is None else _encoded(example.values),
+        "lengths": None if example.lengths is None else _encoded(example.lengths),
+    }
+
+
+def _encoded(values: np.ndarray) -> str:
+    """Base64 of an array's little-endian bytes."""
+    return base64.b64encode(values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()).decode()
+
+
+def _ratio(value: float, count: float) -> float | None:
+    return float(value) / float(count) if count else None
+
+
+def _source_hash(text: str) -> str:
+    """As a content security policy names an inline script or style."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

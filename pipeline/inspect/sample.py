@@ -1,0 +1,98 @@
+"""The part of a dataset that inspect looks at: record batches drawn by a seed, up to a bound on bytes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from shared.shards.columns import BatchColumns
+from shared.shards.dataset import Dataset, DatasetIndex
+
+SAMPLE_BYTES = 32_000_000
+"""Of text, about; a smaller dataset is read whole."""
+ROW_BYTES = 4_000_000
+"""Of the text of one row at most; the rest of a huge one is left out."""
+SEED = 1
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """One record batch of R rows, its ragged columns flattened: T bytes of text, P patches, V entropies."""
+
+    columns: BatchColumns
+    first: int
+    """Place of its first row in the dataset's index."""
+    stored: list[np.ndarray] | None
+    """Entropies of each row as the sidecar holds them; None without a sidecar."""
+    text: np.ndarray
+    """uint8 [T]."""
+    sizes: np.ndarray
+    """int64 [R], bytes of each row."""
+    part: np.ndarray
+    """int32 [R]."""
+    subset: np.ndarray
+    """int32 [R], code into the dataset's subset_names."""
+    lengths: np.ndarray
+    """uint16 [P], those of BOS included; empty when unpatched."""
+    patches: np.ndarray
+    """int64 [R], how many of them belong to each row."""
+    values: np.ndarray
+    """[V] uint8 grid values or float32 nats; empty without a sidecar."""
+    scored: np.ndarray
+    """int64 [R], how many of them belong to each row."""
+
+
+def chosen_batches(index: DatasetIndex, budget: int, seed: int) -> np.ndarray:
+    """int64 [B]: record batches in a seeded order, subsets in turn, until they hold ``budget`` bytes; ascending.
+
+    The subset of a batch is that of its first row.
+    """
+    starts = index.batch_starts
+    order = np.random.default_rng(seed).permutation(len(starts) - 1)
+    subset = index.subset[starts[order]]
+    by_subset = np.argsort(subset, kind="stable")
+    turn = np.empty(len(order), np.int64)
+    _, firsts, counts = np.unique(subset[by_subset], return_index=True, return_counts=True)
+    turn[by_subset] = np.arange(len(order)) - np.repeat(firsts, counts)
+    order = order[np.argsort(turn, kind="stable")]
+    before = np.append(0, np.cumsum(index.bytes))
+    sizes = (before[starts[1:]] - before[starts[:-1]])[order]
+    return np.sort(order[np.cumsum(sizes) - sizes < budget])
+
+
+def stretches(dataset: Dataset, budget: int, seed: int) -> Iterator[Stretch]:
+    """The sample in the order of the dataset. Raises DatasetError."""
+    index = dataset.index
+    scored = dataset.manifest.identity.sidecar != "none"
+    for number in chosen_batches(index, budget, seed).tolist():
+        start, stop = (int(bound) for bound in index.batch_starts[number : number + 2])
+        shard, batch = int(index.shard[start]), int(index.batch[start])
+        columns = dataset.batch(shard, batch)
+        rows = range(stop - start)
+        part = index.part[start:stop]
+        texts = [columns.text(row)[:ROW_BYTES] for row in rows]
+        stored = dataset.entropies(shard, batch) if scored else None
+        values = [] if stored is None else [value[: ROW_BYTES + 1] for value in stored]
+        lengths = [_within(columns.patch_lengths(row)) for row in rows] if columns.lengths is not None else []
+        yield Stretch(
+            columns=columns,
+            first=start,
+            stored=stored,
+            text=np.concatenate(texts),
+            sizes=np.array([len(text) for text in texts], np.int64),
+            part=part,
+            subset=index.subset[start:stop],
+            lengths=np.concatenate([np.zeros(0, np.uint16), *lengths]),
+            patches=np.array([len(own) for own in lengths] or [0] * len(rows), np.int64),
+            values=np.concatenate(values) if values else np.zeros(0, np.uint8),
+            scored=np.array([len(own) for own in values] or [0] * len(rows), np.int64),
+        )
+
+
+def _within(lengths: np.ndarray | None) -> np.ndarray:
+    """uint16: the patches of a row that end inside what is read of it."""
+    assert lengths is not None
+    if len(lengths) <= ROW_BYTES // 65_535:
+        return lengths
+    ends = np.cumsum(lengths, dtype=np.int64)
+    return lengths if ends[-1] <= ROW_BYTES + 2 else lengths[: int(np.searchsorted(ends, ROW_BYTES, side="right"))]
