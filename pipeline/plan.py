@@ -1,7 +1,7 @@
 """From a listing of the input to splits: pure, by size, and never by the number of workers.
 
-A file is surveyed into pieces (byte ranges that begin at cuts, row ranges of our shards, or the whole file), and
-consecutive pieces are grouped into splits.
+A file is surveyed into pieces (byte ranges that begin at cuts, row groups, record batches, row ranges of our shards, or
+the whole file), and consecutive pieces are grouped into splits.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,34 +22,46 @@ PIECES_OF_COMPRESSED = 16
 """A compressed file has at most so many pieces: each reads it from the start."""
 
 
+Kind = Literal["jsonl", "text", "parquet", "arrow", "webdataset", "wet", "shard"]
+"""How a file is read."""
+
+
 class Piece(Settings):
-    """A range of one file. Positions count bytes of (decompressed) content, or rows of one of our shards."""
+    """A range of one file.
+
+    Positions count bytes of (decompressed) content, row groups, record batches, or rows of one of our shards.
+    """
 
     begin: int
     end: int
     bytes: int
-    first_line: int = 1
-    """1 + newlines before ``begin``."""
+    first_line: int | None = 1
+    """1 + newlines before ``begin``; None where nobody has counted them."""
 
 
 class SourceFile(Settings):
     """One file of the snapshotted input."""
 
     root: str
-    """Absolute folder that the relative path starts from; no part of the identity."""
+    """Absolute folder or URL that the relative path starts from; no part of the identity."""
     path: str
-    kind: Literal["jsonl", "text", "shard"]
-    compression: Literal["none", "gzip", "zstd"] = "none"
+    kind: Kind
+    compression: Literal["none", "gzip", "zstd", "bzip2", "xz"] = "none"
     size: int
     """Bytes on disk."""
     mtime_ns: int
+    """0 for remote files."""
     sha256: str
+    """Of the content; empty for remote files, which are not read before they are needed."""
+    version: str = ""
+    """What the store of a remote file says about its version."""
     pieces: tuple[Piece, ...]
     cut_bytes: int
     """The distance of cuts that the pieces were surveyed for."""
     shard: int = 0
     """Number in its dataset, for our own shards."""
     split: SplitName | None = None
+    """Set where the input has decided already which split its records are in."""
 
     @property
     def full_path(self) -> str:
@@ -57,7 +69,8 @@ class SourceFile(Settings):
 
     def identity(self) -> dict[str, Any]:
         """What makes this file the same file, wherever it lies."""
-        return self.model_dump(include={"path", "kind", "size", "sha256", "split"})
+        fields = {"path", "kind", "size", "sha256", "split"} | ({"version"} if self.version else set())
+        return self.model_dump(include=fields)
 
 
 class Split(Settings):
@@ -109,15 +122,15 @@ def split_size(total: int, wanted: int | None) -> int:
     return wanted or min(max(total // SPLITS_WANTED, SMALLEST_SPLIT), LARGEST_SPLIT)
 
 
-def byte_pieces(size: int, cut_bytes: int, newlines: Sequence[int]) -> tuple[Piece, ...]:
-    """Ranges of a file of lines; ``newlines[k]`` counts those before byte ``(k + 1) * cut_bytes``."""
+def byte_pieces(size: int, cut_bytes: int, newlines: Sequence[int] | None) -> tuple[Piece, ...]:
+    """Ranges of a file of lines; ``newlines[k]`` counts those before byte ``(k + 1) * cut_bytes``, None: unknown."""
     begins = range(0, max(size, 1), cut_bytes)
     return tuple(
         Piece(
             begin=begin,
             end=min(begin + cut_bytes, size),
             bytes=min(begin + cut_bytes, size) - begin,
-            first_line=1 + (newlines[number - 1] if number else 0),
+            first_line=None if newlines is None else 1 + (newlines[number - 1] if number else 0),
         )
         for number, begin in enumerate(begins)
     )

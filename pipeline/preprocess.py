@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from pipeline.driver import preprocess
 from pipeline.dry_run import dry_run
 from pipeline.patching_file import load_patching
-from pipeline.read.jsonl import SUBSET_COLUMNS
+from pipeline.read.columns import SUBSET_COLUMNS
 from pipeline.settings import (
     ExecutorSettings,
     Job,
@@ -25,10 +25,17 @@ from shared.patching.settings import ENTROPY_RULES
 from shared.shards.manifest import SidecarType, first_problem
 
 EPILOG = """\
-Inputs: .jsonl and .ndjson (plain, .gz, .zst; one record a line), text and source files (one document a file, any
-encoding), directories of these (sorted; hidden folders, symbolic links and binary suffixes are left out), and our own
-datasets, whose records keep their split. DIR gets train/ and validation/, each a dataset. The same command goes on
-where it was stopped, and does nothing when it was finished.
+Inputs: files, directories, quoted globs ('data/**/*.parquet'), and URLs that fsspec knows (s3://, gs://, hf:// ...);
+directories may mix formats. Each file is read by its suffix:
+  .jsonl .ndjson   one record a line (also .gz .zst .bz2 .xz)
+  .parquet         rows; large files are cut at row groups
+  .arrow .feather  rows of Arrow files and streams; Hugging Face datasets on disk are folders of these
+  .tar             WebDataset samples (also .gz .zst .bz2 .xz); the text is the member .txt, .text or .bytes
+  .wet             texts of a web crawl (also .gz .zst .bz2 .xz)
+  anything else    one document a file, in any encoding (.txt also .gz .zst .bz2 .xz)
+Our own datasets are read, too; their records keep their split. In directories hidden folders, symbolic links and binary
+suffixes are left out. DIR gets train/ and validation/, each a dataset. The same command goes on where it was stopped,
+and does nothing when it was finished.
 Exit code: 0 fine, 1 splits failed, 2 bad usage, 3 some records were dead letters.
 """
 
@@ -36,7 +43,7 @@ Exit code: 0 fine, 1 splits failed, 2 bad usage, 3 some records were dead letter
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("inputs", nargs="+", type=Path, metavar="INPUT", help="files, directories or datasets")
+    add("inputs", nargs="+", metavar="INPUT", help="files, directories, globs, URLs or datasets")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of this run")
     add("--dry-run", action="store_true", help="say what would be done and how long it takes; write nothing")
 
@@ -64,14 +71,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     group = parser.add_argument_group("records")
     defaults = ReadSettings()
-    group.add_argument("--text-column", default=defaults.text_column, metavar="NAME")
-    group.add_argument("--id-column", default=defaults.id_column, metavar="NAME", help="without it: path:line")
+    group.add_argument(
+        "--text-column", default=defaults.text_column, metavar="NAME", help="(text); in WebDataset the member's suffix"
+    )
+    group.add_argument("--id-column", default=defaults.id_column, metavar="NAME", help="without it: path:line or :row")
     group.add_argument(
         "--subset-column",
         metavar="NAME",
         help=f"source or language, for mixing and reports (default: the first of {', '.join(SUBSET_COLUMNS)} "
         "that a record has; else the subset 'default')",
     )
+    group.add_argument(
+        "--subset-from",
+        choices=["column", "directory"],
+        default=defaults.subset_from,
+        help="directory: the first folder below the input is the subset",
+    )
+    group.add_argument("--subset", metavar="NAME", help="one subset for all records")
     group.add_argument("--meta", action="store_true", help="pass the remaining columns through as JSON")
     group.add_argument("--split-key", metavar="COLUMN", help="records with equal values stay on one side of the split")
     group.add_argument("--validation-fraction", type=float, default=defaults.validation_fraction, metavar="F")
@@ -79,6 +95,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=defaults.seed, help="of the sample")
     group.add_argument("--include", action="append", default=[], metavar="GLOB", help="files to read in directories")
     group.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="files or folders to leave out")
+    group.add_argument(
+        "--max-ratio",
+        type=int,
+        default=defaults.max_ratio,
+        metavar="N",
+        help=f"refuse files that decompress to more than N times their bytes ({defaults.max_ratio})",
+    )
 
     group = parser.add_argument_group("work (nothing here but --split-bytes and --threads changes a byte)")
     group.add_argument("--split-bytes", type=int, metavar="N", help="(default: an eighth of the input, 1 to 64 MiB)")

@@ -29,10 +29,12 @@ class Place:
     offset: int | None = None
     """Bytes from the start of the (decompressed) file."""
     row: int | None = None
-    """In our own datasets."""
+    """Counted from 0, in formats of rows, samples or records."""
+    member: str | None = None
+    """Key of a sample in an archive."""
 
     def as_json(self) -> dict[str, Any]:
-        fields = {"path": self.path, "line": self.line, "offset": self.offset, "row": self.row}
+        fields = {"path": self.path, "line": self.line, "offset": self.offset, "row": self.row, "member": self.member}
         return {key: value for key, value in fields.items() if value is not None}
 
 

@@ -1,9 +1,9 @@
 """What a preprocessing run is told, as immutable values, one for each concern. Free of torch."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from shared.model_settings import Settings
 from shared.patching.settings import PatchingSettings
@@ -24,6 +24,10 @@ class ReadSettings(Settings):
     id_column: str = "id"
     subset_column: str | None = None
     """None: the first of ``SUBSET_COLUMNS`` that the record has."""
+    subset_from: Literal["column", "directory"] = "column"
+    """directory: the first folder below the input names the subset of every file in it."""
+    subset: str | None = Field(default=None, min_length=1, pattern=r"^[^\x00]*$")
+    """One subset for all records."""
     meta: bool = False
     """Pass the remaining columns through as canonical JSON."""
     split_key: str | None = None
@@ -37,6 +41,15 @@ class ReadSettings(Settings):
     exclude: tuple[str, ...] = ()
     split_bytes: int | None = Field(default=None, gt=0)
     """Bytes of one split; None: an eighth of the input, at least 1 MiB and at most 64 MiB."""
+    max_ratio: int = Field(default=1000, gt=0)
+    """Decompressed bytes per compressed byte beyond which a file is refused as a decompression bomb."""
+
+    @model_validator(mode="after")
+    def _one_subset(self) -> Self:
+        given = [self.subset is not None, self.subset_column is not None, self.subset_from == "directory"]
+        if sum(given) > 1:
+            raise ValueError("--subset, --subset-column and --subset-from directory exclude one another")
+        return self
 
 
 class ScoringSettings(Settings):

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 
 from pipeline.plan import SourceFile
-from pipeline.read.jsonl import DEFAULT_SUBSET
+from pipeline.read.columns import DEFAULT_SUBSET, named_subset
 from pipeline.read.streams import DamagedStream, chunks
 from pipeline.records import LONGEST_EXCERPT, LONGEST_HELD, DeadLetter, LongText, Place, Record, Text
 from pipeline.settings import PipelineError, ReadSettings
@@ -14,7 +14,7 @@ def whole_file(file: SourceFile, reading: ReadSettings) -> Iterator[Record | Dea
     """The one record of a text file. It is read once to see that it is sound; a long one is not held."""
 
     def content() -> Iterator[bytes]:
-        return chunks(file.full_path, file.compression)
+        return chunks(file.full_path, file.compression, max_ratio=reading.max_ratio)
 
     digest, size, held = hashlib.sha256(), 0, bytearray()
     try:
@@ -32,7 +32,8 @@ def whole_file(file: SourceFile, reading: ReadSettings) -> Iterator[Record | Dea
     text: Text = bytes(held)
     if size > LONGEST_HELD:
         text = LongText(size, digest.digest(), lambda: _same(content, size, digest.digest(), file.full_path))
-    yield Record(Place(file.path), file.path, DEFAULT_SUBSET, text, size=size)
+    subset = named_subset(file.path, reading) or DEFAULT_SUBSET
+    yield Record(Place(file.path), file.path, subset, text, size=size)
 
 
 def _same(content: Callable[[], Iterator[bytes]], size: int, sha256: bytes, path: str) -> Iterator[bytes]:

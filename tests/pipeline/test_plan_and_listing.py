@@ -70,7 +70,7 @@ def test_the_size_of_a_split_depends_on_the_input_only():
 def test_a_directory_is_listed_sorted_without_links_hidden_folders_and_binaries(tmp_path):
     outside = tree(tmp_path / "outside", {"secret.txt": b"s"})
     corpus = tree(
-        tmp_path / "c", {"b.txt": b"b", "a/z.py": b"z", "a.txt": b"a", ".git/x": b"x", "i.png": b"p", "t.tar.gz": b"t"}
+        tmp_path / "c", {"b.txt": b"b", "a/z.py": b"z", "a.txt": b"a", ".git/x": b"x", "i.png": b"p", "t.zip": b"t"}
     )
     (corpus / "link").symlink_to(outside)
     (corpus / "link.txt").symlink_to(outside / "secret.txt")
@@ -90,8 +90,8 @@ def test_what_was_hashed_is_not_read_again_unless_size_or_time_differ(tmp_path, 
     tree(tmp_path, {"a.txt": b"one", "b.jsonl": b'{"text": "x"}\n'})
     first = list_inputs([tmp_path], ReadSettings())
     surveyed = []
-    real = listing._survey
-    monkeypatch.setattr(listing, "_survey", lambda found, cut: surveyed.append(found.path) or real(found, cut))
+    real = listing.survey_file
+    monkeypatch.setattr(listing, "survey_file", lambda found, *rest: surveyed.append(found.path) or real(found, *rest))
     assert list_inputs([tmp_path], ReadSettings(), first.files) == first
     assert surveyed == []
     (tmp_path / "a.txt").write_bytes(b"two")

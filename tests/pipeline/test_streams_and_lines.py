@@ -9,7 +9,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.listing import _count_lines
+from pipeline.listing.survey import count_lines
 from pipeline.plan import byte_pieces
 from pipeline.read.lines import Line, lines
 from pipeline.read.streams import CHUNK, DamagedStream, chunks
@@ -102,7 +102,7 @@ def in_chunks(content: bytes, size: int):
 )
 @settings(max_examples=400, deadline=None)
 def test_byte_ranges_share_the_lines_with_numbers_and_offsets(content, cut, chunk):
-    total, newlines = _count_lines(in_chunks(content, chunk), cut)
+    total, newlines = count_lines(in_chunks(content, chunk), cut)
     assert total == len(content)
     pieces = byte_pieces(total, cut, newlines)
     found = []

@@ -1,0 +1,96 @@
+"""Arrow files and streams (also .feather, and what Hugging Face datasets are on disk): one record batch at a time."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pyarrow as pa
+
+from pipeline.plan import Piece, SourceFile
+from pipeline.read.arrow_messages import DamagedMessages, Message, messages
+from pipeline.read.arrow_rows import records_of, text_problem, wanted_names
+from pipeline.read.storage import damaged_range, open_arrow, reason_in
+from pipeline.read.streams import expands, too_large
+from pipeline.records import DeadLetter, Place, Record
+from pipeline.settings import ReadSettings
+
+
+def batch_sizes(location: str) -> list[int]:
+    """Bytes of each record batch, decompressed, as far as the source is sound. Nothing is decoded."""
+    sizes: list[int] = []
+    with open_arrow(location) as source, suppress(DamagedMessages):  # reading meets damage again and says so
+        sizes.extend(message.made for message in messages(source) if message.kind == "batch")
+    return sizes
+
+
+def read_arrow(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterator[Record | DeadLetter]:
+    """The rows of record batches [begin, end). A file that cannot be opened, or has no text, is one dead letter."""
+    last = piece is file.pieces[-1]
+    with open_arrow(file.full_path) as source:
+        found = messages(source)
+        try:
+            schema = _schema(source, found)
+            problem = text_problem(schema, reading)
+        except (DamagedMessages, pa.ArrowException) as error:
+            problem = f"not an Arrow file or stream that can be read: {error}"
+        if problem is not None:
+            if piece is file.pieces[0]:
+                yield damaged_range(file.full_path, Place(file.path), problem)
+            return
+        names = wanted_names(schema, file.path, reading)
+        head: list[Message] = []
+        number = row = at = 0
+        try:
+            for message in found:
+                at = message.end
+                if message.kind != "batch":
+                    head.append(message)
+                    continue
+                if piece.begin <= number < piece.end:
+                    yield from _batch(file, source, schema, head, message, row, names, reading)
+                number, row = number + 1, row + message.rows
+                if number == piece.end and not last:
+                    return
+        except DamagedMessages as damage:
+            yield damaged_range(file.full_path, Place(file.path, row=row), f"{damage}; rows from {row} on are lost", at)
+
+
+def _schema(source: pa.NativeFile, found: Iterator[Message]) -> pa.Schema:
+    first = next(found, None)
+    if first is None or first.kind != "schema":
+        raise DamagedMessages("it does not begin with a schema")
+    return pa.ipc.read_schema(source.read_at(first.end - first.begin, first.begin))
+
+
+def _batch(
+    file: SourceFile,
+    source: pa.NativeFile,
+    schema: pa.Schema,
+    dictionaries: list[Message],
+    message: Message,
+    row: int,
+    names: list[str],
+    reading: ReadSettings,
+) -> Iterator[Record | DeadLetter]:
+    try:
+        if too_large(message.made, message.body, reading.max_ratio):
+            raise pa.ArrowInvalid(expands(message.body, message.made, reading.max_ratio))
+        batch = _decoded(source, schema, dictionaries, message)
+        yield from records_of(batch, names, file.path, row, reading)
+    except (pa.ArrowException, OSError) as error:
+        reason = f"a damaged batch: {reason_in(error)}; rows {row} to {row + message.rows - 1} are lost"
+        place = Place(file.path, offset=message.begin, row=row)
+        yield damaged_range(file.full_path, place, reason, message.begin, message.end - message.begin)
+
+
+def _decoded(source: pa.NativeFile, schema: pa.Schema, dictionaries: list[Message], message: Message) -> pa.RecordBatch:
+    """The batch in a message. Without dictionaries nothing is copied; with them a stream of what it needs is made."""
+    if not dictionaries:
+        return pa.ipc.read_record_batch(_buffer(source, message), schema)
+    parts = [schema.serialize(), *(_buffer(source, part) for part in (*dictionaries, message))]
+    with pa.ipc.open_stream(pa.py_buffer(b"".join(parts))) as stream:
+        return stream.read_next_batch()
+
+
+def _buffer(source: pa.NativeFile, message: Message) -> pa.Buffer:
+    source.seek(message.begin)
+    return source.read_buffer(message.end - message.begin)

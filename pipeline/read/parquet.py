@@ -1,0 +1,82 @@
+"""Parquet: pieces are row groups, read a few rows at a time, with the checksums of pages where there are any."""
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from pipeline.plan import Piece, SourceFile
+from pipeline.read.arrow_rows import ROWS_AT_ONCE, records_of, text_problem, wanted_names
+from pipeline.read.storage import damaged_range, open_arrow, reason_in
+from pipeline.read.streams import expands, too_large
+from pipeline.records import DeadLetter, Place, Record
+from pipeline.settings import ReadSettings
+
+_BUFFER = 2**20
+"""Bytes of a column that are read at once: a chunk of one is never read whole."""
+
+
+def row_group_sizes(location: str, text_column: str) -> list[int]:
+    """Bytes of text (of everything, without such a column) in each row group, from the footer. Raises as pyarrow."""
+    with open_arrow(location) as source:
+        metadata = _open(source).metadata
+        return [_size(metadata.row_group(group), text_column) for group in range(metadata.num_row_groups)]
+
+
+def read_parquet(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterator[Record | DeadLetter]:
+    """The rows of row groups [begin, end). A file that cannot be opened, or has no text, is one dead letter."""
+    with open_arrow(file.full_path) as source:
+        try:
+            table = _open(source)
+            schema, metadata = table.schema_arrow, table.metadata
+        except (pa.ArrowException, OSError) as error:
+            problem: str | None = f"not a Parquet file that can be read: {reason_in(error)}"
+        else:
+            problem = text_problem(schema, reading)
+        if problem is not None:
+            if piece is file.pieces[0]:
+                yield damaged_range(file.full_path, Place(file.path), problem)
+            return
+        names = wanted_names(schema, file.path, reading)
+        first = 0
+        for group in range(metadata.num_row_groups):
+            if piece.begin <= group < piece.end:
+                yield from _row_group(file, table, group, first, names, reading)
+            first += metadata.row_group(group).num_rows
+
+
+def _row_group(
+    file: SourceFile, table, group: int, first: int, names: list[str], reading: ReadSettings
+) -> Iterator[Record | DeadLetter]:
+    metadata = table.metadata.row_group(group)
+    row, end = first, first + metadata.num_rows
+    columns = [metadata.column(i) for i in range(metadata.num_columns)]
+    columns = [column for column in columns if column.path_in_schema.split(".")[0] in names]
+    made, used = (sum(getattr(c, f"total_{kind}_size") for c in columns) for kind in ("uncompressed", "compressed"))
+    try:
+        if too_large(made, used, reading.max_ratio):
+            raise pa.ArrowInvalid(expands(used, made, reading.max_ratio))
+        for batch in table.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=names, use_threads=False):
+            yield from records_of(batch, names, file.path, row, reading)
+            row += len(batch)
+    except (pa.ArrowException, OSError) as error:
+        reason = f"row group {group}: {reason_in(error)}; rows {row} to {end - 1} are lost"
+    else:
+        if row == end:
+            return
+        reason = f"row group {group} ends after {row - first} of {end - first} rows"
+    text = next((c for c in columns if c.path_in_schema == reading.text_column), columns[0])
+    begin = text.dictionary_page_offset if text.has_dictionary_page else text.data_page_offset
+    size = max(0, min(text.total_compressed_size, file.size - begin))
+    yield damaged_range(file.full_path, Place(file.path, row=row), reason, max(begin, 0), size)
+
+
+def _open(source: pa.NativeFile):
+    import pyarrow.parquet
+
+    return pyarrow.parquet.ParquetFile(source, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True)
+
+
+def _size(metadata, text_column: str) -> int:
+    columns = (metadata.column(i) for i in range(metadata.num_columns))
+    sizes = [column.total_uncompressed_size for column in columns if column.path_in_schema == text_column]
+    return max(sum(sizes) or metadata.total_byte_size, 0)

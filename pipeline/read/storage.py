@@ -1,0 +1,135 @@
+"""Where input files lie, local or behind an fsspec URL: opened, measured and told from a changed file in one way."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+
+from pipeline.records import LONGEST_EXCERPT, DeadLetter, Place
+from pipeline.settings import PipelineError
+
+_PACKAGES = {
+    "s3": ("s3fs", "s3"),
+    "s3a": ("s3fs", "s3"),
+    "gs": ("gcsfs", "gcs"),
+    "gcs": ("gcsfs", "gcs"),
+    "hf": ("huggingface_hub", "hf"),
+    "http": ("aiohttp", None),
+    "https": ("aiohttp", None),
+    "abfs": ("adlfs", None),
+    "az": ("adlfs", None),
+    "r2": ("s3fs", "s3"),
+}
+"""Package that a scheme needs, and the extra of this project that installs it."""
+_VERSION_KEYS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "md5",
+    "content_md5",
+    "checksum",
+    "generation",
+    "VersionId",
+    "version_id",
+    "blob_id",
+    "sha256",
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "updated",
+    "created",
+)
+"""What file systems tell about the version of a file; those that are there are taken together."""
+_CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What tells, without reading it, that a file is the one that was planned for."""
+
+    size: int
+    mtime_ns: int = 0
+    """Of local files."""
+    version: str = ""
+    """Of remote files: what their store says about the version."""
+
+
+def is_url(text: str) -> bool:
+    return "://" in text or text.startswith("pipe:")
+
+
+def local_path(text: str) -> str:
+    """A ``file://`` URL as the path that it means; anything else as it is."""
+    return urlsplit(text).path if text.startswith("file://") else text
+
+
+def stamp(location: str) -> Stamp:
+    """The stamp of a file as it is now, never a cached one. Raises OSError where there is none."""
+    if not is_url(location):
+        found = os.stat(location)
+        return Stamp(found.st_size, found.st_mtime_ns)
+    fs, path = file_system(location)
+    fs.invalidate_cache()
+    return stamp_of(fs, fs.info(path))
+
+
+def stamp_of(fs: Any, info: Mapping[str, Any]) -> Stamp:
+    """The stamp in what a remote file system tells about a file."""
+    told = [f"{key}={info[key]}" for key in _VERSION_KEYS if info.get(key)]
+    # Without anything better the file system's own fingerprint of what it tells has to do.
+    return Stamp(info.get("size") or 0, version=" ".join(told) or str(fs.ukey(info["name"])))
+
+
+def open_binary(location: str) -> IO[bytes]:
+    """A file for reading, with seek. Raises OSError."""
+    if not is_url(location):
+        return open(location, "rb")
+    fs, path = file_system(location)
+    return fs.open(path, "rb")
+
+
+def open_arrow(location: str) -> pa.NativeFile:
+    """The same for pyarrow; a local file is mapped, so that what is skipped costs nothing."""
+    return pa.PythonFile(open_binary(location)) if is_url(location) else pa.memory_map(location)
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path in it. Raises PipelineError for a URL that may not be read."""
+    scheme = urlsplit(url).scheme
+    if scheme == "pipe" or "::" in url:
+        raise PipelineError(f"{url}: commands and chained URLs are not read; give a plain path or URL")
+    if "@" in urlsplit(url).netloc:
+        raise PipelineError(f"{scheme}://...: put the password into the environment, not into the URL")
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(url)
+    except ImportError:
+        package, extra = _PACKAGES.get(scheme, (f"the fsspec driver of {scheme}", None))
+        install = f"pip install 'patchwork-blt[{extra}]'" if extra else f"pip install {package}"
+        raise PipelineError(f"{url}: reading {scheme}:// needs the package {package}; {install}") from None
+    except ValueError as error:
+        raise PipelineError(f"{url}: {error}") from None
+
+
+def damaged_range(location: str, place: Place, reason: str, begin: int = 0, size: int | None = None) -> DeadLetter:
+    """The dead letter of a range of a file that makes no sense; ``size`` None is all the rest."""
+    state, held, excerpt = hashlib.sha256(), 0, b""
+    with open_binary(location) as file:
+        file.seek(begin)
+        while chunk := file.read(_CHUNK if size is None else min(_CHUNK, size - held)):
+            state.update(chunk)
+            excerpt = excerpt or chunk[:LONGEST_EXCERPT]
+            held += len(chunk)
+    return DeadLetter(place, reason, held, state.hexdigest(), excerpt)
+
+
+def reason_in(error: Exception) -> str:
+    """What pyarrow says about data in one line. What the system says of a disk or network is raised again."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
+    return " ".join(str(error).split())
