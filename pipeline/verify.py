@@ -12,8 +12,8 @@ from tqdm import tqdm
 from pipeline.exported import Source, exports_at, figures
 from pipeline.stored import require_kept, text_bytes
 from shared.model_identity import ModelFileError, model_sha256
+from shared.patching.chunks import ChunkedLengths
 from shared.patching.grid import quantise
-from shared.patching.lengths import patch_lengths
 from shared.patching.settings import PatchingSettings
 from shared.shards.content import ShardContent, check_order, check_row
 from shared.shards.dataset import Dataset, columns_row, find_datasets, open_dataset
@@ -24,8 +24,6 @@ from shared.shards.sidecar import sidecar_name
 from shared.shards.writer import SUFFIXES
 from shared.vocabulary import document_tokens
 
-LONGEST_REPLAYED = 2**28
-"""Bytes of text; the boundaries of a longer document are not found again, because it is held in memory for that."""
 LISTED = 20
 """Problems of one shard that are listed; the others are counted."""
 
@@ -261,8 +259,11 @@ class Document:
     def __init__(self, dataset: Dataset):
         self._patching = dataset.manifest.identity.patching
         self._replayable = replayable(self._patching, dataset.manifest.identity.sidecar)
-        self._parts: list[Row] = []
         self._spoiled = False
+        self._cutter = ChunkedLengths(self._patching)
+        self._stored = self._found = np.zeros(0, np.uint16)
+        self._compared = 0
+        """Tokens whose boundaries were found again."""
         self.replayed = 0
 
     def spoil(self) -> None:
@@ -270,9 +271,7 @@ class Document:
         self._spoiled = True
 
     def add(self, row: Row, last: bool) -> Iterator[str]:
-        """Take the next part and yield what is wrong with it, or with the whole document once it is complete."""
-        if row.part == 0:
-            self._parts = []
+        """Take the next part and yield what is wrong with it."""
         name = f"document {row.id!r}" + (f" part {row.part}" if row.part or not last else "")
         lengths = row.patch_lengths
         if (lengths is not None) != self._patching.patched:
@@ -281,13 +280,9 @@ class Document:
         elif lengths is not None and len(lengths):
             yield from self._limits(name, lengths, row.part == 0, last)
         if self._replayable and not self._spoiled:
-            self._parts.append(row)
-            if sum(len(part.text) for part in self._parts) > LONGEST_REPLAYED:
-                self._parts, self._spoiled = [], True
+            yield from self._replay(row, last)
         if last:
-            if self._parts and not self._spoiled:
-                yield from self._replay()
-            self._parts, self._spoiled = [], False
+            self._spoiled = False
 
     def _limits(self, name: str, lengths: np.ndarray, first: bool, last: bool) -> Iterator[str]:
         """BOS stands alone and EOS ends its patch, whatever the minimum."""
@@ -297,20 +292,27 @@ class Document:
         if len(inner) and (shortest := int(inner.min())) < self._patching.min_length:
             yield f"{name}: a patch of {shortest} tokens, shorter than min_length {self._patching.min_length}"
 
-    def _replay(self) -> Iterator[str]:
-        row, parts = self._parts[0], self._parts
-        stored = np.concatenate([part.patch_lengths for part in parts if part.patch_lengths is not None])
-        entropies = None
-        if self._patching.needs_entropy:
-            entropies = np.concatenate([part.entropies for part in parts if part.entropies is not None])
-        tokens = document_tokens(b"".join(part.text for part in parts))
-        wanted = patch_lengths(tokens, self._patching.for_subset(row.subset), entropies)
-        self.replayed += 1
-        if not np.array_equal(stored, wanted):
-            common = min(len(stored), len(wanted))
-            patch = int(np.argmin(np.append(stored[:common] == wanted[:common], False)))
-            position = int(stored[:patch].sum(dtype=np.int64))
+    def _replay(self, row: Row, last: bool) -> Iterator[str]:
+        """Find the boundaries of a part again; of its last patch it may only be known later where that ends."""
+        if row.part == 0:
+            self._cutter = ChunkedLengths(self._patching.for_subset(row.subset))
+            self._stored = self._found = np.zeros(0, np.uint16)
+            self._compared = 0
+        assert row.patch_lengths is not None
+        tokens = document_tokens(row.text)[int(row.part > 0) : None if last else -1]
+        found = self._cutter.add(tokens, row.entropies if self._patching.needs_entropy else None, last)
+        stored, found = np.append(self._stored, row.patch_lengths), np.append(self._found, found)
+        common = min(len(stored), len(found))
+        differing = np.flatnonzero(stored[:common] != found[:common])
+        if len(differing) or (last and len(stored) != len(found)):
+            patch = int(differing[0]) if len(differing) else common
+            position = self._compared + int(stored[:patch].sum(dtype=np.int64))
             yield f"document {row.id!r}: stored boundaries are not those of the rule, from token {position} on"
+            self._spoiled = True
+            return
+        self._compared += int(stored[:common].sum(dtype=np.int64))
+        self._stored, self._found = stored[common:], found[common:]
+        self.replayed += last
 
 
 def _short(value: object) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,7 @@ from dataset_examples import (
     set_value,
 )
 
-from pipeline import verify as verify_module
-from pipeline.verify import add_arguments, run, summary, verify
+from pipeline.verify import LISTED, add_arguments, run, summary, verify
 from shared.model_identity import model_sha256
 from shared.model_settings import EntropyModelSettings
 from shared.patching.settings import PatchingSettings
@@ -82,13 +82,17 @@ def test_documents_over_several_batches_are_verified_whole(tmp_path: Path, monke
     assert problems(tmp_path) == []
 
 
-def test_a_document_too_long_to_hold_is_not_counted_as_found_again(tmp_path: Path, monkeypatch) -> None:
-    save_dataset(tmp_path, documents(STATIC), STATIC)
-    monkeypatch.setattr(verify_module, "LONGEST_REPLAYED", 150)
+@pytest.mark.parametrize("at", [0, -2])
+def test_a_boundary_moved_in_a_later_part_is_found(tmp_path: Path, at: int) -> None:
+    rows = [row for shard in documents(STATIC) for row in shard]
+    moved = rows[-1].patch_lengths.copy()
+    moved[at], moved[at + 1] = moved[at] + 1, moved[at + 1] - 1
+    rows[-1] = replace(rows[-1], patch_lengths=moved[moved > 0])
+    save_dataset(tmp_path, [rows], STATIC)
     data = open_dataset(tmp_path)
     found = verify(data)
-    assert not found.problems
-    assert "boundaries of 3 documents found again" in summary(data, found)  # not d (256) nor e (180 in two parts)
+    assert sum("document 'e': stored boundaries are not those of the rule" in line for line in found.problems) == 1
+    assert "boundaries of 4 documents found again" in summary(data, found)
 
 
 @pytest.mark.parametrize("format", ["arrow", "webdataset"])
@@ -271,7 +275,7 @@ def test_the_entropy_model_in_the_dataset_must_be_the_recorded_one(tmp_path: Pat
 def test_many_problems_of_a_shard_are_counted_rather_than_all_listed(tmp_path: Path) -> None:
     save_dataset(tmp_path, [[document(f"{n:03d}", "x", b"abcdefgh", STATIC) for n in range(100)]], BYTE)
     lines = problems(tmp_path)
-    assert len(lines) == verify_module.LISTED + 1
+    assert len(lines) == LISTED + 1
     assert "80 more problems" in lines[-1]
 
 
