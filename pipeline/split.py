@@ -3,8 +3,8 @@
 The product follows from the split, the job and the numerics class alone: not from who does it, when, or how often.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, closing, nullcontext
 from typing import TYPE_CHECKING
 
 from pipeline.cutting import cut
@@ -18,6 +18,7 @@ from pipeline.marker import (
     split_name,
     write_marker,
 )
+from pipeline.overlap import ahead, behind
 from pipeline.plan import LARGEST_SPLIT, Plan, Split
 from pipeline.read import read_split
 from pipeline.records import DeadLetter, Record, sampled, split_of
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from shared.scoring import Scorer
 
 Progress = Callable[[int], None]
+READ_AHEAD = 2**24
+WRITTEN_BEHIND = 2**24
+"""Bytes of text that wait for the scorer, and for the writer."""
 
 
 def process_split(
@@ -47,16 +51,32 @@ def process_split(
         empty = Ledger(job.out / EMPTY_RECORDS / f"{name}.jsonl", stack)
         sorting = _Sorting(job, plan, split, dead, empty, progress)
         shards = _Shards(job, number, max(plan.split_bytes, LARGEST_SPLIT), stack)
+        records: Generator[Record, None, None] = sorting.records()
+        if scorer is not None:  # else there is nothing to overlap with, and handing over costs more than it gains
+            records = stack.enter_context(closing(ahead(records, _held, READ_AHEAD)))
         side: SplitName | None = None
-        for record, row, last in cut(scored(sorting.records(), scorer), job.output.patching):
+
+        def write(item: tuple[Record, Row, bool]) -> None:
+            nonlocal side
+            record, row, last = item
             side = side or split_of(record, job.reading)
             shards.add(side, row, last)
             if last:
                 side = None
+
+        written_behind = behind(write, lambda item: len(item[1].text), WRITTEN_BEHIND)
+        with nullcontext(write) if scorer is None else written_behind as writing:
+            for item in cut(scored(records, scorer), job.output.patching):
+                writing(item)
         written = shards.closed()
     marker = Marker(split=number, run=run, counts=sorting.counts(), shards=written)
     write_marker(job.out, marker)
     return marker
+
+
+def _held(record: Record) -> int:
+    """Bytes that a record takes while it waits."""
+    return len(record.text) if isinstance(record.text, bytes) else 0
 
 
 class _Sorting:
@@ -67,7 +87,7 @@ class _Sorting:
         self._dead_letters, self._empty_records, self._progress = dead, empty, progress
         self._counts = dict.fromkeys(Counts.model_fields, 0)
 
-    def records(self) -> Iterator[Record]:
+    def records(self) -> Generator[Record, None, None]:
         """The records that become documents."""
         for found in read_split(self._plan, self._split, self._reading):
             self._counts["records"] += 1
