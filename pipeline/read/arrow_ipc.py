@@ -58,7 +58,7 @@ def _schema(source: pa.NativeFile, found: Iterator[Message]) -> pa.Schema:
     first = next(found, None)
     if first is None or first.kind != "schema":
         raise DamagedMessages("it does not begin with a schema")
-    return pa.ipc.read_schema(source.read_at(first.end - first.begin, first.begin))
+    return pa.ipc.read_schema(_buffer(source, first))
 
 
 def _batch(
