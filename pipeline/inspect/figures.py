@@ -1,11 +1,14 @@
 """What a sample adds up to by subset and by content type: vectors over whole batches, no loop over bytes or patches."""
 
+import math
+
 import numpy as np
 
 from pipeline.inspect.content_types import TYPES, content_types, window_starts
 from pipeline.inspect.sample import Stretch
 from shared.patching.grid import dequantise, quantise
 from shared.shards.content import LONGEST_COUNTED
+from shared.vocabulary import VOCABULARY_SIZE
 
 
 class Figures:
@@ -64,8 +67,9 @@ class Figures:
 
 
 def nats(values: np.ndarray) -> np.ndarray:
-    """float64 nats of what a sidecar holds; NaN counts nothing."""
-    return np.nan_to_num((dequantise(values) if values.dtype == np.uint8 else values).astype(np.float64))
+    """float64 nats of what a sidecar holds, to add up: NaN counts nothing, infinity as the largest entropy."""
+    exact = (dequantise(values) if values.dtype == np.uint8 else values).astype(np.float64)
+    return np.nan_to_num(exact, posinf=math.log(VOCABULARY_SIZE), neginf=0)
 
 
 def _rows_and_places(counts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

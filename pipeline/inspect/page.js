@@ -118,7 +118,7 @@ function fillCutting() {
   const options = [element("option", { value: "" }, `as stored (${dataset.patching.rule})`)];
   for (const [rule, words] of Object.entries(RULES)) {
     const possible = rule === "entropy" || dataset.sidecar === "float32";
-    const option = element("option", { value: rule }, possible ? words : `${words}: needs a float32 sidecar`);
+    const option = element("option", { value: rule }, possible ? words : `${words}: float32 sidecar only`);
     option.disabled = !possible;
     options.push(option);
   }
@@ -298,7 +298,9 @@ function drawCurve(entry, starts) {
     label.style.bottom = `${(100 * nats) / top}%`;
     return label;
   });
-  at("axis").replaceChildren(...ticks);
+  const unit = element("span", {}, "nats");
+  unit.style.bottom = "99%";
+  at("axis").replaceChildren(unit, ...ticks);
   zoom();
 }
 
@@ -381,8 +383,8 @@ function fillSubsets() {
 function showHistograms(number) {
   const own = dataset.histograms[number];
   at("histograms").replaceChildren(
-    bars("patches by length in tokens", page.length_labels, own.lengths),
-    bars("positions by entropy in nats", page.entropy_labels, own.entropies),
+    bars("patches by tokens", page.length_labels, own.lengths),
+    bars("positions by entropy, nats", page.entropy_labels, own.entropies),
     bars("documents by bytes a patch", page.size_labels, own.sizes),
   );
 }
@@ -409,7 +411,7 @@ function fillTypes() {
 function showTypeLengths(number) {
   const kind = dataset.types[number];
   const patched = dataset.patching.rule !== "none" && kind;
-  at("type-lengths").replaceChildren(...(patched ? [bars("patches by length in tokens", page.length_labels, kind.lengths)] : []));
+  at("type-lengths").replaceChildren(...(patched ? [bars("patches by tokens", page.length_labels, kind.lengths)] : []));
 }
 
 at("dataset").addEventListener("change", (event) => showDataset(Number(event.target.value)));

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from dataset_examples import ENTROPY, MONOTONIC, NONE, STATIC, document, documents, in_two_parts, save_dataset
 
-from pipeline.charts import WIDTH, bar, bars, printable, size, table, with_boundaries
+from pipeline.charts import WIDTH, bar, bars, printable, size, table, with_boundaries, with_curve
 from pipeline.inspect import add_arguments, report, run
+from pipeline.inspect.content_types import TYPES, WINDOW, content_types
 from pipeline.inspect.survey import survey
 from shared.patching.settings import PatchingSettings
 from shared.shards.dataset import open_dataset
@@ -112,6 +113,77 @@ def test_boundaries_are_drawn_behind_characters_and_bytes_are_escaped() -> None:
     assert with_boundaries("a大b".encode(), [0, 2, 3, 4]) == "a大│b"
     assert with_boundaries(b"", [0]) == ""
     assert printable(b"\x1b[31m\xff\n") == "\\x1b[31m\\xff\\n"
+
+
+def test_a_curve_stands_under_its_characters() -> None:
+    text = "a大\n\u0301b".encode()  # one column, two, two for the escape, none for the accent, one
+    heights = [0.0, 1.0, 0.0, 0.0, 0.5, 0.9, 0.9, 0.26]
+    assert with_boundaries(text, [0, 2, 4]) == "a大│\\n\u0301b"
+    assert with_curve(text, [0, 2, 4], heights) == "▁██│▅▅▃"
+    assert with_curve(b"", [0], []) == ""
+
+
+def test_content_types_are_told_with_their_patch_sizes(tmp_path: Path) -> None:
+    rows = [document("a", "x", b"def f(x):\n    return {x[0]: -x}\n" * 9, STATIC)]
+    rows.append(document("b", "x", "Когда пришёл корабль, на пристани никого не было. ".encode() * 9, STATIC))
+    save_dataset(tmp_path, [rows], STATIC, sidecar="uint8")
+    lines = lines_of(tmp_path)
+    assert any(line.startswith("Content types") and "all text" in line for line in lines)
+    code, other = row_of(lines, "code"), row_of(lines, "Cyrillic")
+    total = sum(len(row.text) for row in rows)
+    assert code[1] == f"{len(rows[0].text) / total:.1%}"
+    assert float(code[2]) == pytest.approx(float(rows[0].entropies[:-1].mean()), abs=0.02)
+    for row, cells in zip(rows, (code, other)):
+        assert float(cells[3]) == pytest.approx(len(row.text) / np.ceil(len(row.text) / 4), abs=0.005)
+
+
+def by_bytes(rows: list[Row], patched: bool) -> tuple[dict, dict, dict]:
+    """What the figures by content type and by subset must be, byte by byte: patch lengths, nats, lengths by subset."""
+    lengths: dict = {}
+    nats: dict = {}
+    by_subset: dict = {}
+    for row in rows:
+        kinds = content_types(np.frombuffer(row.text, np.uint8), np.array([len(row.text)]))
+        kind_of = [TYPES[kind] for kind in np.repeat(kinds, WINDOW)[: len(row.text)]]
+        first = row.part == 0
+        place = -1 if first else 0  # of the token, in bytes of the row
+        for length in row.patch_lengths.tolist() if patched else []:
+            if place >= 0:
+                by_subset.setdefault(row.subset, []).append(min(length, 65))
+            if 0 <= place < len(row.text):
+                lengths.setdefault(kind_of[place], []).append(min(length, 65))
+            place += length
+        for number, value in enumerate(row.entropies.tolist()):
+            byte = number if first else number + 1
+            if byte < len(row.text):
+                nats.setdefault(kind_of[byte], []).append(value)
+    return lengths, nats, by_subset
+
+
+@pytest.mark.parametrize("format", ["arrow", "webdataset"])
+def test_figures_are_those_of_every_byte(tmp_path: Path, format) -> None:
+    patching = PatchingSettings(rule="entropy", theta=4.8, max_length=512)
+    texts = [
+        b"def f(x): return {x[0]: -x}\n" * 30,
+        "Größe 大きさ, размер. ".encode() * 40,
+        bytes(range(256)) * 2,
+        b"",
+        b"ab",
+    ]
+    rows = [document(str(n), "pq"[n % 2], text, patching) for n, text in enumerate(texts)]
+    rows = [*rows, *in_two_parts(document("z", "q", "слово word ".encode() * 50, patching))]
+    save_dataset(tmp_path, [rows[:2], rows[2:]], patching, format, "float32")
+    figures = survey(open_dataset(tmp_path), 0).figures
+    lengths, nats, by_subset = by_bytes(rows, True)
+    for code, name in enumerate(TYPES):
+        assert figures.type_lengths[code].tolist() == np.bincount(lengths.get(name, []), minlength=66)[1:].tolist()
+        assert figures.type_nats[code] == pytest.approx(sum(nats.get(name, [])))
+        assert figures.type_scored[code] == len(nats.get(name, []))
+    for code, name in enumerate("pq"):
+        assert figures.lengths[code].tolist() == np.bincount(by_subset[name], minlength=66)[1:].tolist()
+    manifest = open_dataset(tmp_path).manifest
+    entropies = sum(np.array(entry.entropy_histogram) for entry in manifest.shards)
+    assert figures.entropies.sum(0).tolist() == entropies.tolist()
 
 
 def test_bars_are_proportional_and_tables_aligned() -> None:
