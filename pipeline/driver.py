@@ -132,6 +132,7 @@ def _finish(job: Job, run: RunFile, settings: ExecutorSettings) -> Report:
                 bar.update(bytes_left - bar.n if not failures else 0)
     done = [markers[number] for number in sorted(markers)]
     if not failures:
+        remove_leftovers(job.out)  # of workers that were lost
         write_manifests(job, run, done)
     return Report(run, done, sorted(failures, key=lambda f: f.split), before)
 

@@ -1,6 +1,7 @@
 """Writing files so that a reader never sees half of one: temporary name, fsync, rename."""
 
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -22,7 +23,8 @@ def sync(path: Path) -> None:
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that appears under its name only when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # Random, for two machines of a cluster may write the same file, and containers have equal process ids.
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file

@@ -1,0 +1,229 @@
+"""Runs on clusters of several nodes on this machine: nodes that join, nodes that die, a driver that is killed."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from pipeline_helpers import environment, preprocess, shard_hashes, some_records, write_jsonl
+from ray.cluster_utils import AutoscalingCluster, Cluster
+
+import pipeline.executors.ray as ray_executor
+from pipeline.executors.storage import require_shared
+from pipeline.plan import Plan, SourceFile
+from pipeline.run_folder import RunFile
+from pipeline.settings import Job, OutputSettings, PipelineError, ReadSettings
+from shared.initialise import initialise
+from shared.model_files import build_model, load_model, save_model
+from shared.model_identity import ModelFileError, model_sha256, pack_model
+from shared.model_settings import EntropyModelSettings
+from shared.patching import PatchingSettings
+
+OBJECT_STORE = {"object_store_memory": 128 * 2**20}
+SPACE = ("--rule", "space", "--split-bytes", 9000)
+# A dead node is noticed within two seconds, not fifteen.
+WATCHFUL = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head that does no splits, to which the tests add nodes."""
+    options = {"num_cpus": 0, "include_dashboard": False, "_system_config": WATCHFUL, **OBJECT_STORE}
+    cluster = Cluster(initialize_head=True, head_node_args=options)
+    yield cluster
+    cluster.shutdown()
+
+
+def with_nodes(cluster: Cluster, count: int) -> None:
+    """Let the cluster have so many nodes of one CPU beside its head."""
+    while len(cluster.worker_nodes) < count:
+        cluster.add_node(num_cpus=1, **OBJECT_STORE)
+    while len(cluster.worker_nodes) > count:
+        kill_node(cluster)
+
+
+def kill_node(cluster: Cluster) -> None:
+    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return write_jsonl(tmp_path_factory.mktemp("corpus") / "a.jsonl", some_records(2000))
+
+
+@pytest.fixture(scope="module")
+def quiet(corpus) -> Path:
+    """The undisturbed run, without Ray."""
+    out = corpus.parent / "quiet"
+    assert preprocess(corpus, "--out", out, *SPACE, "--executor", "inline", "--workers", 1) == 0
+    return out
+
+
+def started(corpus: Path, out: Path, *options: object) -> subprocess.Popen:
+    line = [sys.executable, "-m", "pipeline", "preprocess", corpus, "--out", out, *SPACE, *options]
+    return subprocess.Popen([str(part) for part in line], env=environment(), stdout=subprocess.PIPE, text=True)
+
+
+def wait_until(true: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def markers(out: Path) -> int:
+    return len(list(out.glob("splits/*.json")))
+
+
+def actors() -> dict[int, int]:
+    """Process id of each Ray worker of a run on this machine -> that of its node's daemon."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if (entry / "cmdline").read_bytes().startswith(b"ray::_Actor"):
+                    found[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+    return found
+
+
+def test_two_nodes_write_what_one_process_writes_and_need_no_model_folder(cluster, tmp_path, monkeypatch):
+    corpus, model = write_jsonl(tmp_path / "a.jsonl", some_records(60, words=12)), tmp_path / "model"
+    settings = EntropyModelSettings(width=32, layers=2, heads=2, window=64, feed_forward=64)
+    network = build_model(settings)
+    initialise(network, 1)
+    save_model(network, settings, model)
+    scoring = ("--rule", "entropy", "--theta", 5.5, "--patcher", model, "--stream-length", 512, "--split-bytes", 2000)
+    assert preprocess(corpus, "--out", tmp_path / "one", *scoring, "--executor", "inline", "--workers", 1) == 0
+
+    def pack_and_hide(folder):
+        packed = pack_model(folder)
+        model.rename(tmp_path / "hidden")
+        return packed
+
+    with_nodes(cluster, 2)
+    monkeypatch.setattr(ray_executor, "pack_model", pack_and_hide)
+    daemons: set[int] = set()
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.1):
+            daemons.update(actors().values())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        assert preprocess(corpus, "--out", tmp_path / "two", *scoring, "--ray-address", cluster.address) == 0
+    finally:
+        over.set()
+        watcher.join()
+    assert not model.exists()
+    assert len(daemons) == 2
+    assert shard_hashes(tmp_path / "two") == shard_hashes(tmp_path / "one")
+
+
+def test_nodes_that_die_are_survived_and_one_that_joins_is_used(cluster, corpus, quiet, tmp_path):
+    with_nodes(cluster, 1)
+    process = started(corpus, tmp_path / "out", "--ray-address", cluster.address)
+    wait_until(lambda: markers(tmp_path / "out") >= 3 or process.poll() is not None)
+    kill_node(cluster)
+    assert markers(tmp_path / "out") < markers(quiet)
+    with_nodes(cluster, 1)  # only this one is there to finish the work
+    assert process.wait(120) == 0
+    assert shard_hashes(tmp_path / "out") == shard_hashes(quiet)
+
+
+@pytest.mark.slow
+def test_workers_of_a_killed_driver_end_by_themselves(cluster, corpus, quiet, tmp_path):
+    with_nodes(cluster, 2)
+    out = tmp_path / "out"
+    process = started(corpus, out, "--ray-address", cluster.address)
+    wait_until(lambda: markers(out) >= 3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    wait_until(lambda: not actors(), 30)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    time.sleep(1)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    assert preprocess(corpus, "--out", out, *SPACE, "--ray-address", cluster.address) == 0
+    assert shard_hashes(out) == shard_hashes(quiet)
+
+
+@pytest.mark.slow
+def test_an_autoscaling_cluster_grows_for_the_run(corpus, quiet, tmp_path):
+    kind = {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2}
+    cluster = AutoscalingCluster(head_resources={"CPU": 0}, worker_node_types={"cpu": kind}, idle_timeout_minutes=5)
+    cluster.start()
+    try:
+        assert preprocess(corpus, "--out", tmp_path / "out", *SPACE, "--workers", 2, "--ray-address", "auto") == 0
+    finally:
+        cluster.shutdown()
+    assert shard_hashes(tmp_path / "out") == shard_hashes(quiet)
+
+
+# ---- what is checked before a split is begun
+
+
+def test_a_node_without_the_folder_or_the_input_is_named(tmp_path):
+    file = SourceFile(
+        root=str(tmp_path / "input"), path="a", kind="text", size=1, mtime_ns=0, sha256="", pieces=(), cut_bytes=1
+    )
+    plan = Plan(files=(file,), splits=(), split_bytes=1)
+    job = Job(
+        out=tmp_path / "out", reading=ReadSettings(), output=OutputSettings(patching=PatchingSettings(rule="byte"))
+    )
+    job.out.mkdir()
+    with pytest.raises(
+        PipelineError, match=r"node n7 does not see .*/out/run.json of this run; give an --out that all"
+    ):
+        require_shared(job, plan, "n7")
+    RunFile(identity={}, plan=plan).save(job.out)
+    with pytest.raises(PipelineError, match=r"node n7 does not see the input folder .*/input"):
+        require_shared(job, plan, "n7")
+    (tmp_path / "input").mkdir()
+    require_shared(job, plan, "n7")
+    with pytest.raises(PipelineError, match="node n7 does not see"):
+        require_shared(job, plan.model_copy(update={"split_bytes": 2}), "n7")
+
+
+def test_a_packed_model_is_the_model(tmp_path):
+    settings = EntropyModelSettings(width=32, layers=1, heads=2, window=64, feed_forward=64)
+    network = build_model(settings)
+    initialise(network, 3)
+    save_model(network, settings, tmp_path / "m")
+    packed, sha256 = pack_model(tmp_path / "m"), model_sha256(tmp_path / "m")
+    shutil.rmtree(tmp_path / "m")
+    assert packed.sha256 == sha256
+    for name, tensor in load_model(packed).state_dict().items():
+        assert tensor.equal(network.state_dict()[name])
+    packed.weights[:8] = 255
+    assert packed.sha256 != sha256
+    with pytest.raises(ModelFileError, match=r"m/model\.safetensors is not a whole safetensors file"):
+        load_model(packed)
+    with pytest.raises(ModelFileError, match="is not a model folder"):
+        pack_model(tmp_path / "m")
+
+
+def test_a_model_that_changed_since_the_run_began_is_refused(tmp_path, monkeypatch, capsys):
+    corpus, settings = (
+        write_jsonl(tmp_path / "a.jsonl", some_records(5)),
+        EntropyModelSettings(width=32, layers=1, heads=2, window=64, feed_forward=64),
+    )
+    network = build_model(settings)
+    save_model(network, settings, tmp_path / "m")
+
+    def swapped(folder):
+        initialise(network, 9)
+        save_model(network, settings, folder)
+        return pack_model(folder)
+
+    monkeypatch.setattr(ray_executor, "pack_model", swapped)
+    options = ("--rule", "entropy", "--theta", 1, "--patcher", tmp_path / "m")
+    assert preprocess(corpus, "--out", tmp_path / "out", *options) == 2
+    assert "m has changed since the run began; put it back" in capsys.readouterr().err
