@@ -144,7 +144,7 @@ def _remote(url: str, reading: ReadSettings, skipped: Counter[str]) -> Iterator[
     if pattern is None and (single or fs.isfile(base)):
         _require_format(url)
         root, _, name = url.rpartition("/")
-        yield Found(root, name, stamp_of(fs, fs.info(base)))
+        yield Found(root, name, stamp_of(fs.info(base)))
         return
     base = base.rstrip("/")
     infos = {name.removeprefix(base).lstrip("/"): info for name, info in fs.find(base, detail=True).items()}
@@ -159,7 +159,7 @@ def _remote(url: str, reading: ReadSettings, skipped: Counter[str]) -> Iterator[
         if reason := next(filter(None, reasons), None) or file_left_out(relative, reading):
             skipped[reason] += 1
         else:
-            files[relative] = stamp_of(fs, infos[relative])
+            files[relative] = stamp_of(infos[relative])
     for path, split in without_companions(files, skipped).items():
         yield Found(folder, path, files[path], split)
     if pattern is not None:

@@ -3,14 +3,12 @@
 import hashlib
 from collections.abc import Iterator
 
-import pyarrow as pa
-
 from pipeline.listing.finding import Found
 from pipeline.listing.formats import format_of
 from pipeline.plan import PIECES_OF_COMPRESSED, Piece, SourceFile, byte_pieces, row_pieces
 from pipeline.read.arrow_ipc import batch_sizes
 from pipeline.read.parquet import row_group_sizes
-from pipeline.read.storage import is_url, open_binary, reason_in
+from pipeline.read.storage import DATA_ERRORS, is_url, open_binary, reason_in
 from pipeline.read.streams import Compression, DamagedStream, chunks
 from pipeline.settings import PipelineError, ReadSettings
 
@@ -60,8 +58,8 @@ def _pieces(file: SourceFile, reading: ReadSettings) -> tuple[Piece, ...]:
         try:
             parquet = file.kind == "parquet"
             sizes = row_group_sizes(file.full_path, reading.text_column) if parquet else batch_sizes(file.full_path)
-        except (pa.ArrowException, OSError) as error:
-            reason_in(error)
+        except DATA_ERRORS as error:
+            reason_in(error)  # raises what the system says of a disk
             return whole
         return row_pieces(sizes, range(len(sizes)), file.cut_bytes) or whole
     return whole

@@ -8,7 +8,7 @@ import pyarrow as pa
 from pipeline.plan import Piece, SourceFile
 from pipeline.read.arrow_messages import DamagedMessages, Message, messages
 from pipeline.read.arrow_rows import records_of, text_problem, wanted_names
-from pipeline.read.storage import damaged_range, open_arrow, reason_in
+from pipeline.read.storage import DATA_ERRORS, damaged_range, open_arrow, reason_in
 from pipeline.read.streams import expands, too_large
 from pipeline.records import DeadLetter, Place, Record
 from pipeline.settings import ReadSettings
@@ -30,8 +30,8 @@ def read_arrow(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterato
         try:
             schema = _schema(source, found)
             problem = text_problem(schema, reading)
-        except (DamagedMessages, pa.ArrowException) as error:
-            problem = f"not an Arrow file or stream that can be read: {error}"
+        except DATA_ERRORS as error:
+            problem = f"not an Arrow file or stream that can be read: {reason_in(error)}"
         if problem is not None:
             if piece is file.pieces[0]:
                 yield damaged_range(file.full_path, Place(file.path), problem)
@@ -76,7 +76,7 @@ def _batch(
             raise pa.ArrowInvalid(expands(message.body, message.made, reading.max_ratio))
         batch = _decoded(source, schema, dictionaries, message)
         yield from records_of(batch, names, file.path, row, reading)
-    except (pa.ArrowException, OSError) as error:
+    except DATA_ERRORS as error:
         reason = f"a damaged batch: {reason_in(error)}; rows {row} to {row + message.rows - 1} are lost"
         place = Place(file.path, offset=message.begin, row=row)
         yield damaged_range(file.full_path, place, reason, message.begin, message.end - message.begin)

@@ -72,17 +72,19 @@ def _message(source: pa.NativeFile, metadata: bytes, begin: int, body: int) -> M
     if kind != "schema":
         rows = record.number(0, "<q")
         if record.has(3) and size >= 0 and body + size <= source.size():
-            made = sum(_decompressed(source, body + begin, length) for begin, length in record.pairs(2))
+            made = sum(_decompressed(source, body, size, *buffer) for buffer in record.pairs(2))
     if rows < 0:
         raise IndexError
     return Message(kind, begin, body + size, rows, size, made)
 
 
-def _decompressed(source: pa.NativeFile, at: int, length: int) -> int:
+def _decompressed(source: pa.NativeFile, body: int, size: int, begin: int, length: int) -> int:
     """Bytes of a compressed buffer, which begins with that number; -1 means stored as it is."""
+    if begin < 0 or length < 0 or begin + length > size:
+        raise IndexError
     if length < 8:
-        return max(length, 0)
-    given = struct.unpack("<q", source.read_at(8, at))[0]
+        return length
+    given = struct.unpack("<q", source.read_at(8, body + begin))[0]
     return length - 8 if given == -1 else max(given, 0)
 
 

@@ -83,8 +83,19 @@ def _values(array: pa.Array) -> list[Any]:
     """Values of a column; text that is not UTF-8 stays bytes, which no id or subset may be."""
     if pa.types.is_dictionary(array.type):
         array = array.dictionary.take(array.indices)
-    values = array.to_pylist()
+    try:
+        values = array.to_pylist()
+    except (ValueError, OverflowError):  # a time before the year 1, for one
+        values = [_value(scalar) for scalar in array]
     return [_decoded(value) if isinstance(value, bytes) else without_nan(value) for value in values]
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    """A value in Python's types; as it is if there is none for it, so that only who needs it fails."""
+    try:
+        return scalar.as_py()
+    except (ValueError, OverflowError):
+        return scalar
 
 
 def _decoded(value: bytes) -> str | bytes:

@@ -1,15 +1,19 @@
 """Parquet: pieces are row groups, read a few rows at a time, with the checksums of pages where there are any."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from pipeline.plan import Piece, SourceFile
 from pipeline.read.arrow_rows import ROWS_AT_ONCE, records_of, text_problem, wanted_names
-from pipeline.read.storage import damaged_range, open_arrow, reason_in
+from pipeline.read.storage import DATA_ERRORS, damaged_range, open_arrow, reason_in
 from pipeline.read.streams import expands, too_large
 from pipeline.records import DeadLetter, Place, Record
 from pipeline.settings import ReadSettings
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
 
 _BUFFER = 2**20
 """Bytes of a column that are read at once: a chunk of one is never read whole."""
@@ -27,30 +31,35 @@ def read_parquet(file: SourceFile, piece: Piece, reading: ReadSettings) -> Itera
     with open_arrow(file.full_path) as source:
         try:
             table = _open(source)
-            schema, metadata = table.schema_arrow, table.metadata
-        except (pa.ArrowException, OSError) as error:
-            problem: str | None = f"not a Parquet file that can be read: {reason_in(error)}"
-        else:
-            problem = text_problem(schema, reading)
+            problem = text_problem(table.schema_arrow, reading)
+            names = wanted_names(table.schema_arrow, file.path, reading)
+            paths = [table.schema.column(i).path for i in range(table.metadata.num_columns)]
+        except DATA_ERRORS as error:
+            problem = f"not a Parquet file that can be read: {reason_in(error)}"
         if problem is not None:
             if piece is file.pieces[0]:
                 yield damaged_range(file.full_path, Place(file.path), problem)
             return
-        names = wanted_names(schema, file.path, reading)
         first = 0
-        for group in range(metadata.num_row_groups):
+        for group in range(table.metadata.num_row_groups):
             if piece.begin <= group < piece.end:
-                yield from _row_group(file, table, group, first, names, reading)
-            first += metadata.row_group(group).num_rows
+                yield from _row_group(file, table, group, first, names, paths, reading)
+            first += table.metadata.row_group(group).num_rows
 
 
 def _row_group(
-    file: SourceFile, table, group: int, first: int, names: list[str], reading: ReadSettings
+    file: SourceFile,
+    table: "ParquetFile",
+    group: int,
+    first: int,
+    names: list[str],
+    paths: list[str],
+    reading: ReadSettings,
 ) -> Iterator[Record | DeadLetter]:
+    """The rows of one row group, whose first row has this number; ``paths`` are those of all columns in the file."""
     metadata = table.metadata.row_group(group)
     row, end = first, first + metadata.num_rows
-    columns = [metadata.column(i) for i in range(metadata.num_columns)]
-    columns = [column for column in columns if column.path_in_schema.split(".")[0] in names]
+    columns = [metadata.column(i) for i, path in enumerate(paths) if path.split(".")[0] in names]
     made, used = (sum(getattr(c, f"total_{kind}_size") for c in columns) for kind in ("uncompressed", "compressed"))
     try:
         if too_large(made, used, reading.max_ratio):
@@ -58,25 +67,26 @@ def _row_group(
         for batch in table.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=names, use_threads=False):
             yield from records_of(batch, names, file.path, row, reading)
             row += len(batch)
-    except (pa.ArrowException, OSError) as error:
+    except DATA_ERRORS as error:
         reason = f"row group {group}: {reason_in(error)}; rows {row} to {end - 1} are lost"
     else:
         if row == end:
             return
         reason = f"row group {group} ends after {row - first} of {end - first} rows"
-    text = next((c for c in columns if c.path_in_schema == reading.text_column), columns[0])
+    text = metadata.column(paths.index(reading.text_column))
     begin = text.dictionary_page_offset if text.has_dictionary_page else text.data_page_offset
-    size = max(0, min(text.total_compressed_size, file.size - begin))
-    yield damaged_range(file.full_path, Place(file.path, row=row), reason, max(begin, 0), size)
+    begin = min(max(begin, 0), file.size)
+    size = min(max(text.total_compressed_size, 0), file.size - begin)
+    yield damaged_range(file.full_path, Place(file.path, row=row), reason, begin, size)
 
 
-def _open(source: pa.NativeFile):
+def _open(source: pa.NativeFile) -> "ParquetFile":
     import pyarrow.parquet
 
     return pyarrow.parquet.ParquetFile(source, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True)
 
 
-def _size(metadata, text_column: str) -> int:
+def _size(metadata: Any, text_column: str) -> int:
     columns = (metadata.column(i) for i in range(metadata.num_columns))
     sizes = [column.total_uncompressed_size for column in columns if column.path_in_schema == text_column]
     return max(sum(sizes) or metadata.total_byte_size, 0)

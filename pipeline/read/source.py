@@ -33,12 +33,13 @@ def read_split(plan: Plan, split: Split, reading: ReadSettings) -> Iterator[Reco
 
 def check_unchanged(file: SourceFile) -> None:
     """Raises PipelineError when size, modification time or version differ from the snapshot."""
+    planned = Stamp(file.size, file.mtime_ns, file.version)
     try:
-        found = stamp(file.full_path)
+        found = stamp(file.full_path, planned)
     except FileNotFoundError as error:
         reason = error.strerror or "it is not there any more"
         raise PipelineError(f"{file.full_path} was there when the run was planned: {reason}") from None
-    if found != Stamp(file.size, file.mtime_ns, file.version):
+    if found != planned:
         raise PipelineError(f"{file.full_path} has changed since the run was planned; put it back or start a new run")
 
 

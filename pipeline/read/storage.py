@@ -2,8 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import IO, Any
 from urllib.parse import urlsplit
 
@@ -43,7 +44,9 @@ _VERSION_KEYS = (
     "updated",
     "created",
 )
-"""What file systems tell about the version of a file; those that are there are taken together."""
+"""What file systems tell about the version of a file; the first that is there is taken."""
+DATA_ERRORS = (pa.ArrowException, ValueError, OSError)
+"""What pyarrow raises for data that makes no sense; see ``reason_in`` for what else an OSError can be."""
 _CHUNK = 2**20
 
 
@@ -55,7 +58,7 @@ class Stamp:
     mtime_ns: int = 0
     """Of local files."""
     version: str = ""
-    """Of remote files: what their store says about the version."""
+    """Of remote files: what their store says about the version, as key=value; empty where it says nothing."""
 
 
 def is_url(text: str) -> bool:
@@ -67,21 +70,32 @@ def local_path(text: str) -> str:
     return urlsplit(text).path if text.startswith("file://") else text
 
 
-def stamp(location: str) -> Stamp:
-    """The stamp of a file as it is now, never a cached one. Raises OSError where there is none."""
+def stamp(location: str, planned: Stamp | None = None) -> Stamp:
+    """The stamp of a file as it is now, never a cached one; its version by the key that was planned with.
+
+    Raises OSError where there is no such file.
+    """
     if not is_url(location):
         found = os.stat(location)
         return Stamp(found.st_size, found.st_mtime_ns)
     fs, path = file_system(location)
     fs.invalidate_cache()
-    return stamp_of(fs, fs.info(path))
+    # Stores tell less in a listing than about one file, so the key is that of the listing.
+    keys = _VERSION_KEYS if planned is None else (planned.version.partition("=")[0],)
+    return stamp_of(fs.info(path), keys)
 
 
-def stamp_of(fs: Any, info: Mapping[str, Any]) -> Stamp:
+def stamp_of(info: Mapping[str, Any], keys: Sequence[str] = _VERSION_KEYS) -> Stamp:
     """The stamp in what a remote file system tells about a file."""
-    told = [f"{key}={info[key]}" for key in _VERSION_KEYS if info.get(key)]
-    # Without anything better the file system's own fingerprint of what it tells has to do.
-    return Stamp(info.get("size") or 0, version=" ".join(told) or str(fs.ukey(info["name"])))
+    found = next((f"{key}={_plain(info[key])}" for key in keys if info.get(key)), "")
+    return Stamp(info.get("size") or 0, version=found)
+
+
+def _plain(value: Any) -> str:
+    """A version as text; times are told as numbers in one place and as times in another."""
+    if isinstance(value, datetime):
+        value = value.timestamp()
+    return f"{value:.3f}" if isinstance(value, float) else str(value).strip('"')
 
 
 def open_binary(location: str) -> IO[bytes]:
@@ -94,7 +108,7 @@ def open_binary(location: str) -> IO[bytes]:
 
 def open_arrow(location: str) -> pa.NativeFile:
     """The same for pyarrow; a local file is mapped, so that what is skipped costs nothing."""
-    return pa.PythonFile(open_binary(location)) if is_url(location) else pa.memory_map(location)
+    return pa.PythonFile(open_binary(location), mode="r") if is_url(location) else pa.memory_map(location)
 
 
 def file_system(url: str) -> tuple[Any, str]:
@@ -130,6 +144,6 @@ def damaged_range(location: str, place: Place, reason: str, begin: int = 0, size
 
 def reason_in(error: Exception) -> str:
     """What pyarrow says about data in one line. What the system says of a disk or network is raised again."""
-    if isinstance(error, OSError) and error.errno is not None:
+    if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
         raise error
     return " ".join(str(error).split())
