@@ -12,6 +12,10 @@ from shared.vocabulary import VOCABULARY_SIZE
 
 ASKED = 4
 """Thresholds whose sizes are asked for in one pass over the dataset."""
+CLOSE_ENOUGH = 1e-4
+"""Relative distance from the target at which the search ends."""
+_WIDER = 8
+"""How much farther from a bad guess each of them lies than the one before."""
 _FINE = 2**16
 """Thresholds a nat where no grid binds them."""
 
@@ -27,6 +31,11 @@ class Thetas:
 
     def __getitem__(self, number: int) -> float:
         return float(GRID[number]) if self.grid else (self.first + number) / _FINE
+
+    @property
+    def cell(self) -> int:
+        """How many thresholds lie in a cell of the sidecar's grid."""
+        return 1 if self.grid else round(float(GRID[1]) * _FINE)
 
     def nearest(self, theta: float) -> int:
         """The number of the threshold nearest to theta."""
@@ -44,11 +53,12 @@ def thetas_of(rule: str, grid: bool) -> Thetas:
 
 
 def nearest(
-    sizes: Callable[[Sequence[int]], Sequence[float]], count: int, guess: int, target: float
+    sizes: Callable[[Sequence[int]], Sequence[float]], count: int, guess: int, near: int, target: float
 ) -> tuple[int, float]:
     """The number in [0, count) whose size is nearest to ``target``, and that size.
 
-    ``sizes`` gives the mean patch sizes (bytes) of a few numbers; they grow with the number. A good guess saves calls.
+    ``sizes`` gives the mean patch sizes (bytes) of a few numbers; they grow with the number. ``guess`` should be
+    within ``near`` of it; if it is not, that costs a few calls more.
     Raises UnreachableTarget.
     """
     known: dict[int, float] = {}
@@ -58,8 +68,8 @@ def nearest(
         if numbers:
             known.update(zip(numbers, sizes(numbers), strict=True))
 
-    ask(range(guess - 1, guess + ASKED - 1))
-    reach = ASKED
+    ask([guess - near, guess, guess + near, guess + 2 * near])
+    reach = near
     while True:
         low = max((n for n, size in known.items() if size <= target), default=None)
         high = min((n for n, size in known.items() if size >= target), default=None)
@@ -69,13 +79,14 @@ def nearest(
                     f"a mean patch size of {target} bytes cannot be reached: this dataset and rule give between "
                     f"{known[0]:.3f} and {known[count - 1]:.3f}"
                 )
-            edge = min(known) if low is None else max(known)
-            sign = -1 if low is None else 1
-            reached = edge + sign * reach
-            ask([reached, edge + sign * reach // 2] if 0 < reached < count - 1 else [0, count - 1])
-            reach *= 8
-        elif high - low <= 1:
+            edge, sign = (min(known), -1) if low is None else (max(known), 1)
+            ask([edge + sign * reach * _WIDER**step for step in range(1, ASKED + 1)])
+            reach *= _WIDER**ASKED
+        elif high - low <= 1 or min(abs(known[n] / target - 1) for n in (low, high)) < CLOSE_ENOUGH:
             best = min((low, high), key=lambda n: abs(known[n] - target))
             return best, known[best]
         else:
-            ask([low + (high - low) * step // (ASKED + 1) for step in range(1, ASKED + 1)] + [low + 1])
+            share = (target - known[low]) / (known[high] - known[low])
+            middle = min(max(low + round(share * (high - low)), low + 1), high - 1)
+            aside = (high - low) // 16 + 1
+            ask([number for number in (middle - aside, middle, middle + 1, middle + aside) if low < number < high])

@@ -190,7 +190,8 @@ def with_target(dataset: Dataset, draft: PatchingSettings, target: float, worker
         return (total / counts).tolist()
 
     try:
-        number, realised = nearest(sizes, thetas.count, _guess(dataset, thetas, target), target)
+        guess = _guess(dataset, thetas, target)
+        number, realised = nearest(sizes, thetas.count, guess, thetas.cell, target)
     except UnreachableTarget as error:
         raise PipelineError(f"--target: {error}") from None
     print(f"theta {thetas[number]:.6f} nats: {realised:.3f} bytes a patch in {dataset.folder}, {target} wanted")

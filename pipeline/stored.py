@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.read.datasets import documents
+from pipeline.read.datasets import shard_records
 from pipeline.records import Record
 from shared.identity import IdentityError, differences
 from shared.shards.content import with_last
@@ -64,8 +64,28 @@ def shard_batches(dataset: Dataset, shard: int) -> Iterator[list[Row]]:
 
     Raises DatasetError for a shard that is missing or damaged.
     """
-    # A dataset remembers the index of each shard that it has read; this one is forgotten with the shard.
-    dataset = Dataset(dataset.folder, dataset.manifest)
+    return _batches(_anew(dataset), shard)
+
+
+def shard_rows(dataset: Dataset, shard: int) -> Iterator[tuple[Row, bool]]:
+    """The rows of a shard in order, each with whether its document ends there."""
+    return _rows(_anew(dataset), shard)
+
+
+def shard_documents(dataset: Dataset, shard: int) -> Iterator[tuple[Record, Iterator[tuple[Row, bool]]]]:
+    """Each document of a shard as a record and as its rows, which must be used up before the next document."""
+    dataset = _anew(dataset)
+    rows = _rows(dataset, shard)
+    for record in shard_records(dataset, shard, 0, len(dataset.shard_index(shard)), meta=True):
+        yield record, _document(rows)
+
+
+def _anew(dataset: Dataset) -> Dataset:
+    """The dataset without what it remembers of the shards that it has read, so that memory does not grow with them."""
+    return Dataset(dataset.folder, dataset.manifest)
+
+
+def _batches(dataset: Dataset, shard: int) -> Iterator[list[Row]]:
     scored = dataset.manifest.shards[shard].sidecar_sha256 is not None
     for batch in range(dataset.batch_count(shard)):
         columns = dataset.batch(shard, batch)
@@ -73,17 +93,8 @@ def shard_batches(dataset: Dataset, shard: int) -> Iterator[list[Row]]:
         yield [columns_row(columns, row, values[row]) for row in range(len(columns))]
 
 
-def shard_rows(dataset: Dataset, shard: int) -> Iterator[tuple[Row, bool]]:
-    """The rows of a shard in order, each with whether its document ends there."""
-    yield from with_last(row for batch in shard_batches(dataset, shard) for row in batch)
-
-
-def shard_documents(dataset: Dataset, shard: int) -> Iterator[tuple[Record, Iterator[tuple[Row, bool]]]]:
-    """Each document of a shard as a record and as its rows, which must be used up before the next document."""
-    rows = shard_rows(dataset, shard)
-    count = sum(totals.rows for totals in dataset.manifest.shards[shard].subsets.values())
-    for record in documents(dataset.folder, shard, 0, count, meta=True):
-        yield record, _document(rows)
+def _rows(dataset: Dataset, shard: int) -> Iterator[tuple[Row, bool]]:
+    yield from with_last(row for batch in _batches(dataset, shard) for row in batch)
 
 
 def _document(rows: Iterator[tuple[Row, bool]]) -> Iterator[tuple[Row, bool]]:

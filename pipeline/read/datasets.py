@@ -14,7 +14,11 @@ from shared.shards.index import ShardIndex
 
 def documents(folder: Path, shard: int, begin: int, end: int, meta: bool) -> Iterator[Record]:
     """The documents in rows [begin, end) of one shard. Raises DatasetError for a shard that is missing or damaged."""
-    dataset = open_dataset(folder)
+    yield from shard_records(open_dataset(folder), shard, begin, end, meta)
+
+
+def shard_records(dataset: Dataset, shard: int, begin: int, end: int, meta: bool) -> Iterator[Record]:
+    """The same of a dataset that is open."""
     index = dataset.shard_index(shard)
     starts = begin + np.flatnonzero(index.part[begin:end] == 0)
     stops = np.append(starts[1:], end)
