@@ -1,15 +1,17 @@
 """Members of a tar, read forward: nothing is extracted, and a cut or broken archive says so."""
 
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.read.forward import Forward
 from pipeline.read.streams import DamagedStream
 
-BLOCK = tarfile.BLOCKSIZE
+BLOCK = 512
 _LONGEST_EXTENSION = 2**20
-_PAX_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+_WITHOUT_CONTENT = b"123456"
+"""Links, devices and folders."""
+_LONG_NAME, _LONG_LINK, _SPARSE = b"L", b"K", b"S"
+_EXTENDED, _EXTENDED_FOR_ALL = (b"x", b"X"), b"g"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,82 +24,109 @@ class Member:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Header:
+    name: str
+    size: int
+    type: bytes
+
+
 def members(stream: Forward) -> Iterator[Member]:
     """Regular files in order; folders, links and devices are passed over.
 
     Raises DamagedStream where the archive is damaged, or ends without its end mark.
     """
-    long_name: str | None = None
+    name: str | None = None
     size: int | None = None
-    while True:
-        at = stream.offset
-        header = _header(stream, at)
-        if header is None:
-            return
-        if header.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, *_PAX_HEADERS):
-            data = _extension(stream, header, at)
-            if header.type == tarfile.GNUTYPE_LONGNAME:
-                long_name = _text(data.rstrip(b"\0"))
-            elif header.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
-                records = _pax_records(data, at)
-                long_name = records.get("path", long_name)
-                given = records.get("size", "")
-                size = int(given) if given.isascii() and given.isdigit() else size
-            continue
-        member = Member(long_name or header.name, stream.offset, header.size if size is None else size)
-        long_name, size = None, None
-        end = member.offset + member.size + -member.size % BLOCK
-        if header.isreg():
+    while (header := _header(stream)) is not None:
+        if header.type == _LONG_NAME:
+            name = _text(_extension(stream, header))
+        elif header.type in _EXTENDED:
+            fields = _extended(_extension(stream, header), stream.offset)
+            name = fields.get("path", name)
+            size = _decimal(fields["size"], stream.offset) if "size" in fields else size
+        elif header.type in (_LONG_LINK, _EXTENDED_FOR_ALL):
+            _extension(stream, header)
+        else:
+            member = Member(name or header.name, stream.offset, header.size if size is None else size)
+            name, size = None, None
+            if header.type in _WITHOUT_CONTENT:
+                continue
             yield member
-        stream.skip(end - stream.offset)
-        if stream.offset < end:
-            raise DamagedStream(stream.damage or f"the tar ends inside {member.name!r}")
+            end = member.offset + member.size + -member.size % BLOCK
+            stream.skip(end - stream.offset)
+            if stream.offset < end:
+                raise DamagedStream(stream.damage or f"the tar ends inside {member.name!r}")
 
 
-def _header(stream: Forward, at: int) -> tarfile.TarInfo | None:
+def _header(stream: Forward) -> _Header | None:
     """The next header; None at the end mark, after which only zeros may follow."""
+    at = stream.offset
     block = stream.read(BLOCK)
     if len(block) < BLOCK:
         raise DamagedStream(stream.damage or "the tar ends without its end mark")
     if block.count(0) == BLOCK:
         while rest := stream.read(2**20):
             if rest.count(0) != len(rest):
-                raise DamagedStream("the tar goes on after its end mark")
+                raise DamagedStream(f"the tar goes on after its end mark at offset {at}")
         if stream.damage is not None:
             raise DamagedStream(stream.damage)
         return None
     try:
-        header = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
-    except (tarfile.HeaderError, ValueError) as error:
-        raise DamagedStream(f"the tar has no member at offset {at}: {error}") from None
-    if header.size < 0:
-        raise DamagedStream(f"the tar has a member of negative size at offset {at}")
-    return header
+        size, checksum = _number(block[124:136]), _number(block[148:156])
+    except ValueError:
+        checksum = -1
+    if checksum != sum(block) - sum(block[148:156]) + 8 * ord(" "):
+        raise DamagedStream(f"the tar has no member at offset {at}")
+    name, kind = block[:100].partition(b"\0")[0], block[156:157]
+    if kind == _SPARSE:
+        raise DamagedStream(f"the tar has a sparse file at offset {at}, which is not read")
+    if block[257:263] == b"ustar\0" and (prefix := block[345:500].partition(b"\0")[0]):
+        name = prefix + b"/" + name
+    return _Header(_text(name), size, b"5" if kind == b"\0" and name.endswith(b"/") else kind)
 
 
-def _extension(stream: Forward, header: tarfile.TarInfo, at: int) -> bytes:
+def _number(field: bytes) -> int:
+    """A number in octal, or, with the highest bit set, in binary. Raises ValueError for what is neither."""
+    if field[0] & 0x80:
+        return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
+    digits = field.partition(b"\0")[0].strip(b" ") or b"0"
+    if not digits.isdigit():
+        raise ValueError
+    return int(digits, 8)
+
+
+def _extension(stream: Forward, header: _Header) -> bytes:
     """The content of a header that belongs to the member after it."""
+    at = stream.offset
     if header.size > _LONGEST_EXTENSION:
         raise DamagedStream(f"the tar has a header of {header.size} bytes at offset {at}")
     data = stream.read(header.size)
     stream.skip(-header.size % BLOCK)
     if len(data) < header.size:
         raise DamagedStream(stream.damage or f"the tar ends inside a header at offset {at}")
-    return data
+    return data.rstrip(b"\0")
 
 
-def _pax_records(data: bytes, at: int) -> dict[str, str]:
+def _extended(data: bytes, at: int) -> dict[str, str]:
     """``length key=value`` records of an extended header."""
-    records = {}
-    while data.rstrip(b"\0"):
+    fields = {}
+    while data:
         length, _, _ = data.partition(b" ")
-        if not length.isdigit() or not len(length) < int(length[:9]) <= len(data):
-            raise DamagedStream(f"the tar has an extended header that makes no sense at offset {at}")
-        record, data = data[len(length) + 1 : int(length)], data[int(length) :]
-        key, _, value = record.partition(b"=")
-        records[_text(key)] = _text(value.removesuffix(b"\n"))
-    return records
+        size = _decimal(length.decode("ascii", "replace"), at)
+        if not len(length) < size <= len(data):
+            raise DamagedStream(f"the tar has an extended header that makes no sense before offset {at}")
+        key, _, value = data[len(length) + 1 : size].partition(b"=")
+        fields[_text(key)] = _text(value.removesuffix(b"\n"))
+        data = data[size:]
+    return fields
+
+
+def _decimal(text: str, at: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise DamagedStream(f"the tar has an extended header that makes no sense before offset {at}")
+    return int(text)
 
 
 def _text(data: bytes) -> str:
-    return data.decode("utf-8", "backslashreplace")
+    return data.rstrip(b"\0").decode("utf-8", "backslashreplace")
