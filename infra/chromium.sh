@@ -38,6 +38,7 @@ if [ ! -x "$folder/start" ]; then
     tar xf fonts.tar
     rm -rf package ./*.tar ./*.tgz
     chmod +x chromium
+    sed -i "s#/opt/fonts#$folder/fonts#" fonts.conf
     # Libraries and fonts of its own only where the system lacks them.
     {
       echo '#!/bin/sh'

@@ -14,12 +14,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", type=Path, help="folder of a dataset, or the one above its train/ and validation/")
     parser.add_argument(
         "--documents",
-        type=int,
+        type=_count,
         default=3,
         metavar="N",
         help="documents shown at either end, and in the page as many at random of each subset (3)",
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one page for a browser, that needs no network")
+
+
+def _count(text: str) -> int:
+    """A number of documents. Raises ValueError, which argparse words."""
+    if (count := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{count} is less than 0")
+    return count
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ from pipeline.charts import size
 from pipeline.inspect.content_types import TYPES, WINDOW
 from pipeline.inspect.report import ENTROPY_GROUPS, LENGTH_GROUPS, add_histograms, sample_words
 from pipeline.inspect.sample import SEED
-from pipeline.inspect.survey import SHORTEST_EXAMPLE, SIZE_GROUPS, Example, Survey, survey
+from pipeline.inspect.survey import SIZE_GROUPS, Example, Survey, survey
 from pipeline.verify import replayable
 from shared.files import write_atomic
 from shared.patching.grid import GRID, dequantise
@@ -183,8 +183,6 @@ def _warnings(dataset: Dataset, found: Survey, left_out: int) -> list[str]:
         warnings.append(f"Not in the sample, so without histograms and documents: {names}.")
     if left_out:
         warnings.append(f"{left_out} documents are left out: the page shows {MOST_DOCUMENTS} at most.")
-    if found.figures.bytes.any() and not any(found.random.values()):
-        warnings.append(f"No document to show: none in the sample has {SHORTEST_EXAMPLE} bytes or more.")
     return warnings
 
 

@@ -50,7 +50,7 @@ class Survey:
     """By mean entropy, most extreme first; empty without a sidecar."""
     hardest: list[Example]
     random: dict[str, list[Example]]
-    """By subset."""
+    """By subset; of any length but 0."""
 
 
 class _Greatest:
@@ -113,12 +113,12 @@ def survey(dataset: Dataset, examples: int, budget: int = SAMPLE_BYTES, seed: in
 
         if document.patches:
             by_size[code, np.searchsorted(SIZE_GROUPS, document.bytes / document.patches)] += 1
-        if document.bytes >= SHORTEST_EXAMPLE:
+        if document.bytes:
             drawn[code].offer((random.random(), number), example)
-            if document.scored:
-                mean = document.nats / document.scored
-                easiest.offer((-mean, -number), example)
-                hardest.offer((mean, -number), example)
+        if document.bytes >= SHORTEST_EXAMPLE and document.scored:
+            mean = document.nats / document.scored
+            easiest.offer((-mean, -number), example)
+            hardest.offer((mean, -number), example)
     chosen = {name: own.items() for name, own in zip(names, drawn)}
     return Survey(figures, by_size, easiest.items(), hardest.items(), chosen)
 

@@ -103,6 +103,9 @@ def test_the_command_takes_both_splits_and_refuses_what_is_no_dataset(tmp_path: 
     assert "split train" in out
     assert "split validation" in out
     assert out.count("Most predictable") == 1
+    with pytest.raises(SystemExit):
+        command(tmp_path, "--documents", "-1")
+    assert "-1 is less than 0" in capsys.readouterr().err
     (tmp_path / "train" / "shard-00000.arrow").unlink()
     assert command(tmp_path) == 1
     assert "shard-00000.arrow is missing" in capsys.readouterr().err

@@ -21,6 +21,8 @@ from shared.shards.dataset import open_dataset
 from shared.shards.document import Row
 from shared.vocabulary import document_tokens
 
+TINY = 24
+"""Entropies at the beginning of a spoilt document that are next to nothing."""
 EXACT = PatchingSettings(rule="entropy", theta=2.7, max_length=40)
 
 
@@ -73,25 +75,40 @@ def spoilt(row: Row, patching: PatchingSettings) -> Row:
     halves = random.random(few).astype(np.float16)
     ties = (halves.astype(np.float32) + np.nextafter(halves, np.float16(9)).astype(np.float32)) / 2
     entropies[places[few : 2 * few]] = ties
-    entropies[places[2 * few : 2 * few + 3]] = [np.nan, np.inf, 2.0**-20]
+    entropies[places[2 * few : 2 * few + 2]] = [np.nan, np.inf]
+    entropies[:TINY] = random.random(TINY) * 2.0**-16  # so small that float16 has few digits left for them
     lengths = patch_lengths(document_tokens(row.text), patching.for_subset(row.subset), entropies)
     return Row(row.id, row.subset, row.text, 0, lengths, entropies)
 
 
-def random_settings(random: np.random.Generator, sidecar: str) -> PatchingSettings:
-    """A rule on entropies that the sidecar can decide, with limits of any size."""
+def random_settings(random: np.random.Generator, sidecar: str, rows: list[Row]) -> PatchingSettings:
+    """A rule on entropies that the sidecar can decide, with limits of any size.
+
+    Half of the thresholds are values that documents meet exactly, or are nearer to one than float32 can tell.
+    """
     rule: Any = "entropy" if sidecar == "uint8" else random.choice(["entropy", "monotonic", "entropy_rise"])
     theta = float(random.uniform(-0.5, 5)) if rule == "monotonic" else float(random.uniform(0, 5.5))
     if sidecar == "uint8":
         theta = snap(theta)
+    dtype = str(random.choice(["float32", "float16"])) if rule != "entropy" else "float32"
+    theta_rise = float(random.uniform(-2, 3))
+    if sidecar == "float32" and random.random() < 0.5:
+        entropies = rows[random.integers(len(rows))].entropies
+        assert entropies is not None
+        place = int(random.choice([random.integers(TINY), random.integers(len(entropies) - 1)]))
+        nudge = random.choice([-1e-13, 0, 1e-13])
+        rises = np.diff(entropies.astype(dtype).astype(np.float32))
+        met = [float(values[place] + nudge) for values in (entropies, rises)]
+        if np.isfinite(met).all():
+            theta, theta_rise = met[rule == "monotonic"], met[1]
     low = int(random.choice([1, 1, 2, 3, 7]))
     return PatchingSettings(
         rule=rule,
         theta=theta,
-        theta_rise=float(random.uniform(-2, 3)) if rule == "entropy_rise" else None,
+        theta_rise=theta_rise if rule == "entropy_rise" else None,
         min_length=low,
         max_length=int(random.choice([low, low + 1, 9, 64, 512])),
-        entropy_dtype=str(random.choice(["float32", "float16"])) if rule != "entropy" else "float32",  # type: ignore[arg-type]
+        entropy_dtype=dtype,  # type: ignore[arg-type]
         reference_starts=bool(random.integers(2)) if rule != "entropy" else False,
         grid=sidecar == "uint8",
     )
@@ -115,7 +132,7 @@ def test_the_browser_cuts_exactly_as_the_library_does(tmp_path: Path, browser: B
     save_dataset(tmp_path / "data", [rows], patching, sidecar=sidecar)
     load(browser, page_of(tmp_path / "data", "--documents", "20"))
     random = np.random.default_rng(5)
-    chosen = [random_settings(random, sidecar) for _ in range(60)]
+    chosen = [random_settings(random, sidecar, rows) for _ in range(150)]
     sent = json.dumps([one.model_dump() for one in chosen])
     found = browser.evaluate(
         f"{sent}.map((one) => opened.map((entry) => [entry.id, Array.from(recut(entry.count, entry.entropies, one))]))"
@@ -270,7 +287,7 @@ def test_both_splits_are_in_one_page_and_an_empty_one_is_said_to_be(tmp_path: Pa
 
 
 def test_it_fits_a_phone_and_follows_dark_mode(tmp_path: Path, browser: Browser) -> None:
-    save_dataset(tmp_path / "data", [some_rows(RISE)], RISE, sidecar="float32")
+    save_dataset(tmp_path / "data", [some_rows(ENTROPY)], ENTROPY, sidecar="uint8")
     file = page_of(tmp_path / "data")
     papers = set()
     try:
