@@ -72,9 +72,13 @@ def test_an_error_of_the_work_reaches_the_giver(at: int) -> None:
         if number == at:
             raise OSError("no space left")
 
-    with pytest.raises(OSError, match="no space left"), behind(work, lambda _: 1, 2) as give:
-        for number in range(10):
-            give(number)
+    def give_all() -> None:
+        with behind(work, lambda _: 1, 2) as give:
+            for number in range(10):
+                give(number)
+
+    with pytest.raises(OSError, match="no space left"):
+        give_all()
 
 
 def test_an_error_of_the_giver_is_not_covered_and_what_waits_is_dropped() -> None:
@@ -85,10 +89,14 @@ def test_an_error_of_the_giver_is_not_covered_and_what_waits_is_dropped() -> Non
         gate.wait()
         done.append(number)
 
-    with pytest.raises(ValueError, match="mine"), behind(work, lambda _: 1, 10) as give:
-        for number in range(5):
-            give(number)
-        threading.Timer(0.05, gate.set).start()
-        raise ValueError("mine")
+    def give_and_fail() -> None:
+        with behind(work, lambda _: 1, 10) as give:
+            for number in range(5):
+                give(number)
+            threading.Timer(0.05, gate.set).start()
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        give_and_fail()
     time.sleep(0.1)
     assert len(done) <= 1
