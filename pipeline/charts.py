@@ -50,6 +50,13 @@ def size(count: int) -> str:
     return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
+def duration(seconds: float) -> str:
+    """Seconds as a clock shows them: 0:07, 12:40, 3:05:00."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def printable(text: bytes) -> str:
     """Bytes as one line that no terminal can misunderstand: what is not a printable character is escaped."""
     return "".join(

@@ -1,20 +1,17 @@
 """A preprocessing run from the first look at the input to the manifests: plan, resume, work, commit."""
 
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tqdm import tqdm
-
-from pipeline.executors import make_executor
+from pipeline.executors import Executor, make_executor
+from pipeline.following import Following, Progress, following
 from pipeline.listing import list_inputs
 from pipeline.marker import Marker
 from pipeline.plan import Plan, group
-from pipeline.read import read_split
-from pipeline.records import Record, sample_hash
+from pipeline.progress import bar
+from pipeline.report import Report, write_report
 from pipeline.run_folder import (
     FAILURES,
     RunFile,
@@ -26,21 +23,11 @@ from pipeline.run_folder import (
     remove_leftovers,
     require_same,
 )
+from pipeline.selection import remove_selection, select, selection_done, selects, surveyed
 from pipeline.settings import SPLIT_NAMES, ExecutorSettings, Job, ReadSettings
-from pipeline.worker import Outcome, require_numerics
+from pipeline.worker import Outcome, Task, require_numerics
 from shared.files import write_atomic
 from shared.shards.manifest import DatasetIdentity, Manifest, PatcherIdentity
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a run came to."""
-
-    run: RunFile
-    markers: list[Marker]
-    failures: list[Outcome] = field(default_factory=list)
-    done_before: int = 0
-    """Splits that an earlier start had finished."""
 
 
 def preprocess(job: Job, inputs: Sequence[Path], executor: ExecutorSettings) -> Report:
@@ -66,38 +53,10 @@ def preprocess(job: Job, inputs: Sequence[Path], executor: ExecutorSettings) -> 
 
 def make_plan(inputs: Sequence[Path], reading: ReadSettings, earlier: Plan | None = None) -> Plan:
     """The plan for the input as it is now; what ``earlier`` knows of unchanged files is taken from there."""
-    with _bar("Looking at the input", None) as bar:
-        listing = list_inputs(inputs, reading, earlier.files if earlier else (), bar.update)
+    with bar("Looking at the input", None) as shown:
+        listing = list_inputs(inputs, reading, earlier.files if earlier else (), shown.update)
     splits = group(listing.files, listing.split_bytes)
-    plan = Plan(files=listing.files, splits=splits, split_bytes=listing.split_bytes, skipped=listing.skipped)
-    if reading.sample_bytes is None:
-        return plan
-    if earlier is not None and earlier.files == plan.files and earlier.sample_bytes == reading.sample_bytes:
-        threshold = earlier.sample_threshold
-    else:
-        threshold = sample_threshold(plan, reading)
-    return plan.model_copy(update={"sample_threshold": threshold, "sample_bytes": reading.sample_bytes})
-
-
-def sample_threshold(plan: Plan, reading: ReadSettings) -> int:
-    """The threshold on sample hashes below which lie the most bytes that are at most ``reading.sample_bytes``."""
-    hashes, sizes = [], []
-    with _bar("Choosing the sample", plan.bytes) as bar:
-        for split in plan.splits:
-            for record in read_split(plan, split, reading):
-                bar.update(record.size)
-                if isinstance(record, Record) and record.text:
-                    hashes.append(sample_hash(record.text, reading.seed))
-                    sizes.append(len(record.text))
-    assert reading.sample_bytes is not None
-    return threshold_for(np.array(hashes, np.uint64), np.array(sizes, np.int64), reading.sample_bytes)
-
-
-def threshold_for(hashes: np.ndarray, sizes: np.ndarray, limit: int) -> int:
-    """The greatest threshold such that records with hashes (uint64 [N]) below it have at most ``limit`` bytes."""
-    order = np.argsort(hashes, kind="stable")
-    kept = int(np.searchsorted(np.cumsum(sizes[order]), limit, side="right"))
-    return 2**64 if kept == len(hashes) else int(hashes[order[kept]])
+    return Plan(files=listing.files, splits=splits, split_bytes=listing.split_bytes, skipped=listing.skipped)
 
 
 def run_identity(job: Job, plan: Plan) -> dict[str, Any]:
@@ -114,6 +73,7 @@ def _finish(job: Job, run: RunFile, settings: ExecutorSettings) -> Report:
     before = len(markers)
     left = [split.number for split in run.plan.splits if split.number not in markers]
     failures: list[Outcome] = []
+    progress: Progress | None = None
     if left:
         with make_executor(settings, job, run.plan) as executor:
             found = executor.numerics()
@@ -121,20 +81,52 @@ def _finish(job: Job, run: RunFile, settings: ExecutorSettings) -> Report:
             if run.numerics != found:
                 run = run.model_copy(update={"numerics": found})
                 run.save(job.out)
-            bytes_left = sum(run.plan.splits[number].bytes for number in left)
-            with _bar("Preprocessing", bytes_left) as bar:
-                for outcome in executor.run(left, run.digest, run.numerics, bar.update):
-                    if outcome.marker is not None:
-                        markers[outcome.split] = outcome.marker
-                    else:
-                        failures.append(outcome)
-                        _record_failure(job.out, outcome)
-                bar.update(bytes_left - bar.n if not failures else 0)
+            if selects(job.reading) and not selection_done(job.out):
+                failures = _select(job, run, executor)
+            if not failures:
+                step = Task("write", run.digest, run.numerics)
+                with _following(job, run, "Preprocessing", left, executor) as followed:
+                    for outcome in _work(job, executor, run, left, step, followed):
+                        if outcome.marker is not None:
+                            markers[outcome.split] = outcome.marker
+                        else:
+                            failures.append(outcome)
+                progress = followed.progress
     done = [markers[number] for number in sorted(markers)]
     if not failures:
-        remove_leftovers(job.out)  # of workers that were lost
         write_manifests(job, run, done)
-    return Report(run, done, sorted(failures, key=lambda f: f.split), before)
+        remove_selection(job.out)
+    report = Report(run, done, sorted(failures, key=lambda f: f.split), before, progress)
+    write_report(job.out, report)
+    return report
+
+
+def _select(job: Job, run: RunFile, executor: Executor) -> list[Outcome]:
+    """Survey what is not surveyed yet, and decide the fate of every text; returns what failed."""
+    splits = [split.number for split in run.plan.splits]
+    left = [number for number in splits if not surveyed(job.out, number)]
+    with _following(job, run, "Surveying", left, executor) as followed:
+        failures = [o for o in _work(job, executor, run, left, Task("survey"), followed) if o.error]
+    if not failures:
+        select(job.out, splits, job.reading)
+    return failures
+
+
+def _following(
+    job: Job, run: RunFile, title: str, left: Sequence[int], executor: Executor
+) -> AbstractContextManager[Following]:
+    sizes = {number: run.plan.splits[number].bytes for number in left}
+    return following(job.out, title, sizes, len(run.plan.splits), executor.device)
+
+
+def _work(
+    job: Job, executor: Executor, run: RunFile, left: Sequence[int], task: Task, followed: Following
+) -> Iterator[Outcome]:
+    for outcome in executor.run(left, task, followed.bytes):
+        followed.ended(outcome, run.plan.splits[outcome.split].bytes)
+        if outcome.error:
+            _record_failure(job.out, outcome)
+        yield outcome
 
 
 def write_manifests(job: Job, run: RunFile, markers: Sequence[Marker]) -> None:
@@ -157,9 +149,3 @@ def write_manifests(job: Job, run: RunFile, markers: Sequence[Marker]) -> None:
 
 def _record_failure(out: Path, outcome: Outcome) -> None:
     write_atomic(out / FAILURES / f"{outcome.split:05d}.txt", f"{outcome.error}\n\n{outcome.trace}")
-
-
-def _bar(title: str, total: int | None) -> tqdm:
-    """A bar in bytes with rate and time left; on a file or pipe it says something every ten seconds only."""
-    interval = 0.2 if sys.stderr.isatty() else 10.0
-    return tqdm(total=total, desc=title, unit="B", unit_scale=True, mininterval=interval, delay=0.5, leave=False)

@@ -10,7 +10,7 @@ from pipeline.driver import make_plan
 from pipeline.executors.counting import default_workers, threads_of
 from pipeline.plan import Plan
 from pipeline.read import read_split
-from pipeline.records import Record, sampled
+from pipeline.records import Record
 from pipeline.scored import scored
 from pipeline.settings import ExecutorSettings, Job
 from pipeline.worker import load_scorer
@@ -34,7 +34,8 @@ def dry_run(job: Job, inputs: Sequence[Path], executor: ExecutorSettings) -> int
         print("the trial met no record, so there is no estimate")
         return 0
     rate = used / seconds
-    hours = plan.bytes / rate / min(workers, len(plan.splits)) / 3600
+    scored_bytes = min(plan.bytes, job.reading.sample_bytes or plan.bytes)
+    hours = scored_bytes / rate / min(workers, len(plan.splits)) / 3600
     print(f"trial: {used:,} bytes in {seconds:.1f} s: {rate / 1e3:,.0f} kB/s a worker")
     print(f"estimate: {hours:.3g} hours with {workers} workers; nothing was written")
     return 0
@@ -53,7 +54,7 @@ def _trial(job: Job, plan: Plan) -> tuple[int, float]:
         for number, split in enumerate(splits, 1):
             for found in read_split(plan, split, job.reading):
                 used += found.size
-                if isinstance(found, Record) and found.text and sampled(found, job.reading.seed, plan.sample_threshold):
+                if isinstance(found, Record) and found.text:
                     yield found
                 if used >= wanted * number / len(splits):
                     break

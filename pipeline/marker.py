@@ -15,7 +15,7 @@ from shared.shards.index import index_name
 from shared.shards.manifest import ShardEntry, Sums
 from shared.shards.sidecar import sidecar_name
 
-MARKERS, DEAD_LETTERS, EMPTY_RECORDS = "splits", "dead-letters", "empty-records"
+MARKERS, DEAD_LETTERS, EMPTY_RECORDS, DUPLICATES = "splits", "dead-letters", "empty-records", "duplicates"
 
 
 class Counts(Sums):
@@ -27,6 +27,8 @@ class Counts(Sums):
     dead: int = 0
     empty: int = 0
     not_sampled: int = 0
+    duplicates: int = 0
+    """Texts that an earlier record has, byte for byte."""
     document_bytes: int = 0
     """Bytes of text in the documents."""
 

@@ -88,10 +88,6 @@ class Plan(Settings):
     files: tuple[SourceFile, ...]
     splits: tuple[Split, ...]
     split_bytes: int
-    sample_threshold: int | None = None
-    """Records whose sample hash lies below are in the sample; None: all are."""
-    sample_bytes: int | None = None
-    """What the threshold was chosen for."""
     skipped: dict[str, int] = Field(default_factory=dict)
     """Files that are no text, by reason."""
 

@@ -91,6 +91,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--meta", action="store_true", help="pass the remaining columns through as JSON")
     group.add_argument("--split-key", metavar="COLUMN", help="records with equal values stay on one side of the split")
     group.add_argument("--validation-fraction", type=float, default=defaults.validation_fraction, metavar="F")
+    group.add_argument(
+        "--dedup", action="store_true", help="of records with equal text keep the first, list the others"
+    )
     group.add_argument("--sample-bytes", type=int, metavar="N", help="keep a random sample of at most N bytes of text")
     group.add_argument("--seed", type=int, default=defaults.seed, help="of the sample")
     group.add_argument("--include", action="append", default=[], metavar="GLOB", help="files to read in directories")

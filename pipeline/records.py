@@ -122,10 +122,5 @@ def sample_hash(text: Text, seed: int) -> int:
     return _position(state.digest())
 
 
-def sampled(record: Record, seed: int, threshold: int | None) -> bool:
-    """Whether the sample holds a record; None samples everything."""
-    return threshold is None or sample_hash(record.text, seed) < threshold
-
-
 def _position(digest: bytes) -> int:
     return int.from_bytes(digest[:8], "big")

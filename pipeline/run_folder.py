@@ -6,15 +6,17 @@ DIR/run.json  .lock  splits/00012.json  train/  validation/  dead-letters/00012.
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pydantic import ValidationError
 
-from pipeline.marker import DEAD_LETTERS, EMPTY_RECORDS, MARKERS, Marker, is_whole, read_marker, shard_files
+from pipeline.marker import DEAD_LETTERS, DUPLICATES, EMPTY_RECORDS, MARKERS, Marker, is_whole, read_marker, shard_files
 from pipeline.plan import Plan
+from pipeline.selection import SELECTION
 from pipeline.settings import SPLIT_NAMES, PipelineError
 from shared.files import write_atomic
 from shared.identity import IdentityError, differences, digest
@@ -72,7 +74,7 @@ def locked(out: Path) -> Iterator[None]:
         raise PipelineError(f"--out {out} cannot be written: {error.strerror}") from None
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except OSError:
             file.seek(0)
             raise PipelineError(f"{out} is in use by another run (process {file.read().strip() or '?'})") from None
@@ -82,9 +84,33 @@ def locked(out: Path) -> Iterator[None]:
         yield
 
 
+def _lock(file: IO[str]) -> None:
+    """Raises OSError when another process has the file. One that only looks who has it is gone in a moment."""
+    for attempt in range(3):
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if attempt == 2:
+                raise
+            time.sleep(0.1)
+
+
+def holder(out: Path) -> str | None:
+    """The process that holds a run's folder now, if one does."""
+    try:
+        with (out / LOCK_FILE).open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return file.read().strip() or "?"
+    except FileNotFoundError:
+        pass
+    return None
+
+
 def remove_leftovers(out: Path) -> None:
     """Remove the half-written files of a run that was killed."""
-    for folder in (*SPLIT_NAMES, MARKERS, DEAD_LETTERS, EMPTY_RECORDS):
+    for folder in (*SPLIT_NAMES, MARKERS, DEAD_LETTERS, EMPTY_RECORDS, DUPLICATES, SELECTION):
         for path in (out / folder).glob("*.tmp"):
             path.unlink(missing_ok=True)
     for path in out.glob(f"*/{PATCHER_FOLDER}.*.copy"):

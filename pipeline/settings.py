@@ -33,6 +33,8 @@ class ReadSettings(Settings):
     split_key: str | None = None
     """Column whose value decides between train and validation; None, or a record without it: the content decides."""
     validation_fraction: float = Field(default=0.05, ge=0, le=1)
+    dedup: bool = False
+    """Of records with equal text, keep the first."""
     sample_bytes: int | None = Field(default=None, gt=0)
     """Keep a seeded sample of at most this many bytes of text."""
     seed: int = 0

@@ -5,11 +5,14 @@ The product follows from the split, the job and the numerics class alone: not fr
 
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing, nullcontext
+from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 from pipeline.cutting import cut
 from pipeline.marker import (
     DEAD_LETTERS,
+    DUPLICATES,
     EMPTY_RECORDS,
     Counts,
     Ledger,
@@ -21,8 +24,9 @@ from pipeline.marker import (
 from pipeline.overlap import ahead, behind
 from pipeline.plan import LARGEST_SPLIT, Plan, Split
 from pipeline.read import read_split
-from pipeline.records import DeadLetter, Record, sampled, split_of
+from pipeline.records import DeadLetter, Record, split_of
 from pipeline.scored import scored
+from pipeline.selection import DUPLICATE, KEPT, fates_of, selects
 from pipeline.settings import SPLIT_NAMES, Job, SplitName
 from shared.shards.document import Row
 from shared.shards.manifest import ShardEntry
@@ -49,7 +53,8 @@ def process_split(
     with ExitStack() as stack:
         dead = Ledger(job.out / DEAD_LETTERS / f"{name}.jsonl", stack)
         empty = Ledger(job.out / EMPTY_RECORDS / f"{name}.jsonl", stack)
-        sorting = _Sorting(job, plan, split, dead, empty, progress)
+        duplicates = Ledger(job.out / DUPLICATES / f"{name}.jsonl", stack)
+        sorting = _Sorting(job, plan, split, _Ledgers(dead, empty, duplicates), progress)
         shards = _Shards(job, number, max(plan.split_bytes, LARGEST_SPLIT), stack)
         records: Generator[Record, None, None] = sorting.records()
         if scorer is not None:  # else there is nothing to overlap with, and handing over costs more than it gains
@@ -79,12 +84,22 @@ def _held(record: Record) -> int:
     return len(record.text) if isinstance(record.text, bytes) else 0
 
 
+@dataclass(frozen=True)
+class _Ledgers:
+    """Where records are listed that make no document."""
+
+    dead: Ledger
+    empty: Ledger
+    duplicates: Ledger
+
+
 class _Sorting:
     """Gives every record of a split its fate, and counts them."""
 
-    def __init__(self, job: Job, plan: Plan, split: Split, dead: Ledger, empty: Ledger, progress: Progress) -> None:
+    def __init__(self, job: Job, plan: Plan, split: Split, ledgers: _Ledgers, progress: Progress) -> None:
         self._reading, self._plan, self._split = job.reading, plan, split
-        self._dead_letters, self._empty_records, self._progress = dead, empty, progress
+        self._ledgers, self._progress = ledgers, progress
+        self._fates = fates_of(job.out, split.number) if selects(job.reading) else repeat((KEPT, 0, 0))
         self._counts = dict.fromkeys(Counts.model_fields, 0)
 
     def records(self) -> Generator[Record, None, None]:
@@ -103,14 +118,17 @@ class _Sorting:
 
     def _fate(self, found: Record | DeadLetter) -> str:
         if isinstance(found, DeadLetter):
-            self._dead_letters.add(found.as_json())
+            self._ledgers.dead.add(found.as_json())
             return "dead"
+        listed = {**found.place.as_json(), "id": found.id}
         if not found.text:
-            self._empty_records.add({**found.place.as_json(), "id": found.id})
+            self._ledgers.empty.add(listed)
             return "empty"
-        if not sampled(found, self._reading.seed, self._plan.sample_threshold):
-            return "not_sampled"
-        return "documents"
+        fate, split, text = next(self._fates)
+        if fate == DUPLICATE:
+            self._ledgers.duplicates.add(listed | {"bytes": len(found.text), "first": {"split": split, "text": text}})
+            return "duplicates"
+        return "documents" if fate == KEPT else "not_sampled"
 
 
 class _Shards:

@@ -1,7 +1,10 @@
 """What a run says at its end: every record accounted for, and where things are."""
 
-from pipeline.driver import Report
-from pipeline.marker import DEAD_LETTERS, EMPTY_RECORDS, Counts
+from pipeline.charts import duration, size
+from pipeline.following import Progress
+from pipeline.logs import LOGS
+from pipeline.marker import DEAD_LETTERS, DUPLICATES, EMPTY_RECORDS
+from pipeline.report import Report
 from pipeline.run_folder import FAILURES
 from pipeline.settings import SPLIT_NAMES, Job
 from shared.shards.manifest import SubsetTotals
@@ -22,7 +25,7 @@ def print_summary(job: Job, report: Report) -> None:
 
 def summary_lines(job: Job, report: Report) -> list[str]:
     """The summary of a run for the terminal."""
-    counts = sum((marker.counts for marker in report.markers), Counts())
+    counts = report.counts
     splits = len(report.run.plan.splits)
     state = f"{len(report.markers)} of {splits} splits"
     if report.done_before == splits:
@@ -33,6 +36,7 @@ def summary_lines(job: Job, report: Report) -> list[str]:
     lines.append(f"  {counts.documents:>12,} documents, {counts.document_bytes:,} bytes of text")
     for records, what in (
         (counts.not_sampled, "not in the sample"),
+        (counts.duplicates, f"duplicates of earlier ones, listed in {job.out / DUPLICATES}"),
         (counts.empty, f"empty, listed in {job.out / EMPTY_RECORDS}"),
         (counts.dead, f"dead letters, with place and reason in {job.out / DEAD_LETTERS}"),
     ):
@@ -41,23 +45,22 @@ def summary_lines(job: Job, report: Report) -> list[str]:
     for reason, files in report.run.plan.skipped.items():
         lines.append(f"  {files:>12,} files or folders not read: {reason}")
     for name in SPLIT_NAMES:
-        lines += _dataset_lines(job, name, _subsets(report, name), sum(len(m.shards[name]) for m in report.markers))
+        lines += _dataset_lines(job, name, report.subsets(name), sum(len(m.shards[name]) for m in report.markers))
     for failure in report.failures:
-        paths = ", ".join(file.path for file, _ in report.run.plan.pieces(report.run.plan.splits[failure.split]))
+        paths = ", ".join(report.files_of(failure))
         shown = paths if len(paths) <= 80 else paths[:77] + "..."
         lines.append(f"  failed: split {failure.split} ({shown}): {failure.error}")
     if report.failures:
-        lines.append(f"  details in {job.out / FAILURES}; mend the cause and run the same command: the rest is kept")
+        lines.append(f"  details in {job.out / FAILURES} and {job.out / LOGS}; mend the cause and run the same command")
+    elif report.progress is not None:
+        lines.append(f"  {_work(report.progress)}")
     return lines
 
 
-def _subsets(report: Report, name: str) -> dict[str, SubsetTotals]:
-    totals: dict[str, SubsetTotals] = {}
-    for marker in report.markers:
-        for entry in marker.shards[name]:  # type: ignore[index]
-            for subset, figures in entry.subsets.items():
-                totals[subset] = totals.get(subset, SubsetTotals()) + figures
-    return totals
+def _work(progress: Progress) -> str:
+    seconds, cost = progress.updated - progress.began, progress.hours_per_gigabyte
+    line = f"{progress.bytes_done:,} bytes of input in {duration(seconds)}, {size(round(progress.rate))}/s"
+    return line + (f", {cost:.3g} {progress.device}-hours/GB" if cost is not None else "")
 
 
 def _dataset_lines(job: Job, name: str, subsets: dict[str, SubsetTotals], shards: int) -> list[str]:

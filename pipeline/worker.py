@@ -1,12 +1,15 @@
 """What does splits: one process, one thread count, one entropy model, and the proof that it counts as the others do."""
 
+import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from pipeline.logs import SplitLog
 from pipeline.marker import Marker
 from pipeline.plan import Plan
+from pipeline.selection import survey_split
 from pipeline.settings import Job, PipelineError, ScoringSettings, numerics_differences
 from pipeline.split import Progress, process_split
 from pipeline.transient import is_transient
@@ -22,11 +25,25 @@ class NumericsError(PipelineError):
 
 
 @dataclass(frozen=True)
+class Task:
+    """What is done with each of some splits."""
+
+    kind: Literal["survey", "write"]
+    run: str = ""
+    """Digest of the run, for the markers."""
+    numerics: NumericsClass | None = None
+    """That of the run: a worker of another one refuses."""
+
+
+@dataclass(frozen=True)
 class Outcome:
     """A split that is done, or why it is not. A worker's death is no outcome: executors deal with it."""
 
     split: int
     marker: Marker | None = None
+    """Of a split that was written."""
+    seconds: float = 0.0
+    """That a worker spent on it."""
     error: str = ""
     trace: str = ""
     """Of an unforeseen error, for the bug report."""
@@ -46,19 +63,35 @@ class Worker:
         if job.output.scoring is not None:
             self._scorer, self.numerics = load_scorer(model or job.patcher, job.output.scoring)
 
-    def process(
-        self, number: int, run: str, recorded: NumericsClass | None, progress: Progress = lambda _: None
-    ) -> Outcome:
-        """Process one split. Raises NumericsError, and does nothing, in another numerics class than recorded."""
-        require_numerics(recorded, self.numerics)
-        try:
-            return Outcome(number, process_split(self._job, self._plan, number, run, self._scorer, progress))
-        except (ValueError, OSError) as error:
-            text, trace = f"{error}" or type(error).__name__, traceback.format_exc()
-            return Outcome(number, error=text, trace=trace, transient=is_transient(error))
-        except Exception as error:
-            text, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
-            return Outcome(number, error=text, trace=trace, transient=is_transient(error))
+    def process(self, number: int, task: Task, progress: Progress = lambda _: None) -> Outcome:
+        """Do one split. Raises NumericsError, and does nothing, in another numerics class than that of the run."""
+        require_numerics(task.numerics, self.numerics)
+        began = time.perf_counter()
+        with SplitLog(self._job.out, number) as log:
+            log.say(f"{task.kind} begins")
+            try:
+                marker = None
+                if task.kind == "survey":
+                    survey_split(self._job, self._plan, number, progress)
+                else:
+                    marker = process_split(self._job, self._plan, number, task.run, self._scorer, progress)
+            except Exception as error:
+                text = f"{error}" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
+                log.say(f"{task.kind} failed: {traceback.format_exc()}")
+                return Outcome(
+                    number,
+                    seconds=time.perf_counter() - began,
+                    error=text or type(error).__name__,
+                    trace=traceback.format_exc(),
+                    transient=is_transient(error),
+                )
+            seconds = time.perf_counter() - began
+            log.say(f"{task.kind} done in {seconds:.1f} s" + (f": {_counted(marker)}" if marker else ""))
+            return Outcome(number, marker, seconds)
+
+
+def _counted(marker: Marker) -> str:
+    return ", ".join(f"{count} {name}" for name, count in marker.counts.model_dump().items() if count)
 
 
 def require_numerics(recorded: NumericsClass | None, found: NumericsClass | None) -> None:

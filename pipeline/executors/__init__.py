@@ -9,20 +9,22 @@ from pipeline.executors.counting import default_workers, threads_of
 from pipeline.plan import Plan
 from pipeline.settings import ExecutorSettings, Job
 from pipeline.split import Progress
-from pipeline.worker import Outcome
+from pipeline.worker import Outcome, Task
 from shared.shards.manifest import NumericsClass
 
 
 class Executor(AbstractContextManager, Protocol):
     """Workers for one run; leaving the context ends them."""
 
+    @property
+    def device(self) -> tuple[float, str]:
+        """How many of what each worker takes: (1, "CPU"), (0.5, "GPU")."""
+
     def numerics(self) -> NumericsClass | None:
         """The numerics class that all workers agree on. Raises NumericsError when they do not."""
 
-    def run(
-        self, numbers: Sequence[int], run: str, recorded: NumericsClass | None, progress: Progress
-    ) -> Iterator[Outcome]:
-        """Process splits, yielding outcomes as they come, in any order. ``progress`` is told input bytes."""
+    def run(self, numbers: Sequence[int], task: Task, progress: Progress) -> Iterator[Outcome]:
+        """Do splits, yielding outcomes as they come, in any order. ``progress`` is told input bytes."""
 
 
 def make_executor(settings: ExecutorSettings, job: Job, plan: Plan) -> Executor:

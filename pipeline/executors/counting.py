@@ -30,3 +30,9 @@ def workers_wanted(ready: int, unfinished: int, least: int, most: int) -> int:
     joins later finds waiting. Never more than there are splits to do.
     """
     return min(max(least, 2 * ready), most, unfinished)
+
+
+def device_of(job: Job) -> tuple[float, str]:
+    """How many of what a worker takes where nothing is reserved for it."""
+    scoring = job.output.scoring
+    return (1.0, "GPU") if scoring is not None and scoring.device == "cuda" else (float(threads_of(job)), "CPU")

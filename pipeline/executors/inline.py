@@ -3,11 +3,12 @@
 import time
 from collections.abc import Iterator, Sequence
 
+from pipeline.executors.counting import device_of
 from pipeline.executors.retry import Queue
 from pipeline.plan import Plan
 from pipeline.settings import Job
 from pipeline.split import Progress
-from pipeline.worker import Outcome, Worker
+from pipeline.worker import Outcome, Task, Worker
 from shared.shards.manifest import NumericsClass
 
 
@@ -16,6 +17,7 @@ class InlineExecutor:
 
     def __init__(self, job: Job, plan: Plan) -> None:
         self._plan, self._worker = plan, Worker(job, plan)
+        self.device = device_of(job)
 
     def __enter__(self) -> "InlineExecutor":
         return self
@@ -26,15 +28,13 @@ class InlineExecutor:
     def numerics(self) -> NumericsClass | None:
         return self._worker.numerics
 
-    def run(
-        self, numbers: Sequence[int], run: str, recorded: NumericsClass | None, progress: Progress
-    ) -> Iterator[Outcome]:
+    def run(self, numbers: Sequence[int], task: Task, progress: Progress) -> Iterator[Outcome]:
         queue = Queue(self._plan.splits[number] for number in numbers)
         while queue.unfinished:
             number = queue.take(time.monotonic())
             if number is None:
                 time.sleep(queue.pause(time.monotonic()) or 0.0)
                 continue
-            outcome = queue.ended(self._worker.process(number, run, recorded, progress), time.monotonic())
+            outcome = queue.ended(self._worker.process(number, task, progress), time.monotonic())
             if outcome is not None:
                 yield outcome

@@ -9,11 +9,12 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from pipeline.executors.counting import device_of
 from pipeline.executors.retry import ATTEMPTS, Queue
 from pipeline.plan import Plan
 from pipeline.settings import Job, PipelineError
 from pipeline.split import Progress
-from pipeline.worker import Outcome, Worker, require_numerics
+from pipeline.worker import Outcome, Task, Worker, require_numerics
 from shared.shards.manifest import NumericsClass
 
 _REPORT_BYTES = 2**18
@@ -25,8 +26,8 @@ def _serve(pipe: Connection, job: Job, plan: Plan) -> None:
         worker = Worker(job, plan)
         pipe.send(worker.numerics)
         while True:
-            number, run, recorded = pipe.recv()
-            pipe.send(worker.process(number, run, recorded, _Reports(pipe)))
+            number, task = pipe.recv()
+            pipe.send(worker.process(number, task, _Reports(pipe)))
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
         return
     except ValueError as error:  # cannot be set up, or counts differently
@@ -58,6 +59,7 @@ class ProcessExecutor:
 
     def __init__(self, workers: int, job: Job, plan: Plan) -> None:
         self.workers, self._job, self._plan = workers, job, plan
+        self.device = device_of(job)
         self._context = multiprocessing.get_context("spawn")  # a forked torch with threads would hang
         self._processes: list[_Process] = []
 
@@ -78,16 +80,14 @@ class ProcessExecutor:
             require_numerics(found[0], other)
         return found[0]
 
-    def run(
-        self, numbers: Sequence[int], run: str, recorded: NumericsClass | None, progress: Progress
-    ) -> Iterator[Outcome]:
+    def run(self, numbers: Sequence[int], task: Task, progress: Progress) -> Iterator[Outcome]:
         queue = Queue(self._plan.splits[number] for number in numbers)
         while queue.unfinished:
             for worker in self._processes:
                 if worker.split is None and (number := queue.take(time.monotonic())) is not None:
                     worker.split = number
                     with suppress(OSError):  # it died while it was idle: what comes from its pipe will say so
-                        worker.pipe.send((number, run, recorded))
+                        worker.pipe.send((number, task))
             busy = {worker.pipe: slot for slot, worker in enumerate(self._processes) if worker.split is not None}
             idle = len(busy) < len(self._processes)
             # Nobody waits for a split that pauses while all are busy. Without anyone busy, wait only sleeps.

@@ -20,7 +20,7 @@ from pipeline.executors.storage import require_shared
 from pipeline.plan import Plan
 from pipeline.settings import ExecutorSettings, Job, PipelineError
 from pipeline.split import Progress
-from pipeline.worker import Outcome, Worker, require_numerics
+from pipeline.worker import Outcome, Task, Worker, require_numerics
 from shared.model_identity import ModelFileError, PackedModel, pack_model
 from shared.shards.manifest import NumericsClass
 
@@ -85,8 +85,10 @@ class _SplitMetrics:
         self._lost = Counter("patchwork_lost_workers", "Workers that died or could not be reached")
 
     def ended(self, outcome: Outcome) -> None:
-        self._splits.inc(1, {"state": "failed" if outcome.marker is None else "done"})
+        if outcome.error:
+            self._splits.inc(1, {"state": "failed"})
         if outcome.marker is not None:
+            self._splits.inc(1, {"state": "done"})
             for counter, count in (
                 (self._documents, outcome.marker.counts.documents),
                 (self._dead_letters, outcome.marker.counts.dead),
@@ -112,9 +114,9 @@ class _Actor:
     def numerics(self) -> NumericsClass | None:
         return self._ready().numerics
 
-    def process(self, number: int, run: str, recorded: NumericsClass | None) -> Outcome:
+    def process(self, number: int, task: Task) -> Outcome:
         self._reported_at = time.monotonic()
-        outcome = self._ready().process(number, run, recorded, self._progress)
+        outcome = self._ready().process(number, task, self._progress)
         self._report()
         return outcome
 
@@ -155,6 +157,7 @@ class RayExecutor:
         self._idle: deque[Any] = deque()
         self._busy: dict[Any, tuple[Any, int]] = {}
         self._deaths_at_start, self._start_after = 0, 0.0
+        self.device = (float(self._threads), "CPU")
 
     def __enter__(self) -> "RayExecutor":
         model = self._packed_model()
@@ -169,6 +172,7 @@ class RayExecutor:
         capacity = max(room(nodes, self._threads, gpus), 1)
         self._most = self._settings.workers or (capacity if address is None else len(self._plan.splits))
         self._least = min(self._settings.min_workers or capacity, self._most)
+        self.device = (gpus, "GPU") if gpus else (float(self._threads), "CPU")
         self._needs = f"{self._threads} CPU" + (f" and {gpus:g} GPU" if gpus else "")
         job = self._job
         if job.output.scoring is not None:
@@ -197,14 +201,12 @@ class RayExecutor:
                 wanted = f"each needs {self._needs}; `ray status` shows what there is"
                 print(f"patchwork: no worker is ready yet: {wanted}", file=sys.stderr)
 
-    def run(
-        self, numbers: Sequence[int], run: str, recorded: NumericsClass | None, progress: Progress
-    ) -> Iterator[Outcome]:
+    def run(self, numbers: Sequence[int], task: Task, progress: Progress) -> Iterator[Outcome]:
         queue = Queue(self._plan.splits[number] for number in numbers)
         while queue.unfinished:
             while self._idle and (number := queue.take(time.monotonic())) is not None:
                 actor = self._idle.popleft()
-                self._busy[actor.process.remote(number, run, recorded)] = actor, number
+                self._busy[actor.process.remote(number, task)] = actor, number
             self._fit_pool(queue.unfinished)
             done = _wait([*self._busy, *self._starting], 1.0)
             progress(self._gains.bytes())
@@ -212,7 +214,7 @@ class RayExecutor:
                 if call in self._starting:
                     answer = self._first_answer(call)
                     if answer is not None:
-                        require_numerics(recorded, answer[0])
+                        require_numerics(task.numerics, answer[0])
                     continue
                 outcome = self._outcome(call, queue)
                 if outcome is not None:

@@ -3,14 +3,13 @@
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pipeline_helpers import compressed
 
 from pipeline import listing
-from pipeline.driver import make_plan, threshold_for
+from pipeline.driver import make_plan
 from pipeline.listing import list_inputs
 from pipeline.plan import byte_pieces, group, row_pieces, split_size
 from pipeline.read.source import check_unchanged
@@ -130,21 +129,6 @@ def test_a_compressed_file_has_a_bounded_number_of_pieces_in_its_decompressed_by
     assert len(file.pieces) <= 16
     assert file.pieces[-1].end == len(text)
     assert file.pieces[3].first_line == 1 + text.count(b"\n", 0, file.pieces[3].begin)
-
-
-@given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 9)), max_size=40), st.integers(0, 200))
-@settings(max_examples=300)
-def test_the_sample_is_the_largest_that_fits(records, limit):
-    hashes = np.array([h for h, _ in records], np.uint64)
-    sizes = np.array([s for _, s in records], np.int64)
-
-    def kept(threshold: int) -> int:
-        return sum(size for value, size in records if value < threshold)
-
-    threshold = threshold_for(hashes, sizes, limit)
-    assert kept(threshold) <= limit
-    larger = [value + 1 for value, _ in records if value >= threshold]
-    assert not larger or kept(min(larger)) > limit
 
 
 @pytest.mark.parametrize(

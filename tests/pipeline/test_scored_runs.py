@@ -17,7 +17,7 @@ from pipeline.driver import make_plan
 from pipeline.run_folder import RUN_FILE
 from pipeline.settings import Job, OutputSettings, ReadSettings, ScoringSettings
 from pipeline.threshold import ScoredDocument, UnreachableTarget, find_theta, mean_patch_size
-from pipeline.worker import NumericsError, Worker
+from pipeline.worker import NumericsError, Task, Worker
 from shared.identity import file_sha256
 from shared.initialise import initialise
 from shared.model_files import build_model, load_model, save_model
@@ -226,7 +226,7 @@ def test_a_worker_that_joins_later_is_refused_too(place, tmp_path):
     worker = Worker(Job(out=out, reading=reading, output=output, patcher=place / "model"), plan)
     recorded = worker.numerics.model_copy(update={"device": "cpu of another kind"})
     with pytest.raises(NumericsError, match="instead of cpu of another kind"):
-        worker.process(0, "run", recorded)
+        worker.process(0, Task("write", "run", recorded))
     assert not out.exists()
 
 
