@@ -307,6 +307,7 @@ function drawCurve(entry, starts) {
 function zoom() {
   const count = opened[current].count - 1;
   at("plot").style.width = `${Math.max(Math.round(count * 2 ** Number(at("zoom").value)), 1)}px`;
+  at("axis").style.height = `${at("scroll").clientHeight}px`; // a scroll bar is no part of it
 }
 
 /** Mark a patch in text and curve, and say what is known about it; byte: the one pointed at, or its first. */

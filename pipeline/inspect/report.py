@@ -1,5 +1,6 @@
 """A dataset as lines of text: what it holds, and where its entropy model found text hard to predict."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,13 +14,14 @@ from shared.patching.settings import PatchingSettings
 from shared.shards.content import LONGEST_COUNTED
 from shared.shards.dataset import Dataset
 from shared.shards.manifest import DatasetIdentity, SubsetTotals
+from shared.vocabulary import VOCABULARY_SIZE
 
 SHOWN_BYTES = 120
 """Of each example."""
 LENGTH_GROUPS = [(n, n) for n in range(1, 9)] + [(9, 12), (13, 16), (17, 32), (33, LONGEST_COUNTED)]
 ENTROPY_GROUPS = 16
-TALLEST = float(GRID[170])
-"""Nats at which a curve under a text reaches its top: two thirds of the largest entropy, which text seldom exceeds."""
+TALLEST = math.log(VOCABULARY_SIZE)
+"""Nats at which a curve under a text reaches its top: the largest entropy there is."""
 HIGH_WITHOUT_THETA = float(GRID[64])
 """Nats; a quarter of the largest entropy, where the rule compares no entropy with a threshold."""
 
