@@ -15,6 +15,7 @@ VERSION = b"WARC/1."
 TEXT_TYPE = "conversion"
 WITHOUT_TEXT = ("warcinfo", "metadata", "request", "revisit")
 """Records about the crawl; they are no documents."""
+_END = b"\r\n\r\n"
 _LONGEST_LINE = 2**16
 _LONGEST_HEADER = 2**20
 
@@ -74,7 +75,8 @@ def _record(stream: Forward, header: bytes, place: Place, reading: ReadSettings)
     if len(text) < size:
         short = stream.damage or "the file ends"
         return dead_letter(place, f"{short}, {size - len(text)} bytes before the end of the record", header + text)
-    if (after := stream.line(2)) not in (b"\r\n", b"\n", b""):
+    after = stream.read(len(_END))
+    if not _END.startswith(after):  # shorter at the end of the file
         stream.put_back(text + after)
         return _lost(stream, header, place, "Content-Length is not where the record ends")
     if (given := _field(fields, "WARC-Type")) != TEXT_TYPE:
