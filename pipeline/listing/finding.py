@@ -107,8 +107,8 @@ def _walk(
         elif entry.is_dir():
             if reason := folder_left_out(relative, reading):
                 skipped[reason] += 1
-            elif _is_ours(Path(entry.path)):
-                yield relative, None
+            elif datasets := list(filter(_is_ours, dataset_folders(Path(entry.path)))):
+                yield from ((dataset.relative_to(root).as_posix(), None) for dataset in datasets)
             else:
                 yield from _walk(root, Path(entry.path), reading, skipped)
         elif not entry.is_file():
@@ -118,11 +118,12 @@ def _walk(
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether a folder below an input is one of our datasets: others have files called manifest.json, too."""
+    """Whether a folder with a manifest is one of our datasets: others have files called manifest.json, too."""
     try:
-        return (folder / MANIFEST_NAME).is_file() and load_manifest(folder) is not None
+        load_manifest(folder)
     except DatasetError:
         return False
+    return True
 
 
 def _find_remote(url: str, reading: ReadSettings, skipped: Counter[str]) -> Iterator[Found | Path]:
