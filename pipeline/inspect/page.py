@@ -31,6 +31,8 @@ from shared.vocabulary import VOCABULARY_SIZE
 
 MOST_DOCUMENTS = 96
 """Of each dataset in a page, whatever the number of subsets: some megabytes."""
+LISTED = 20
+"""Subsets named in a warning; the others are counted."""
 
 
 def write_page(file: Path, datasets: Sequence[Dataset], documents: int) -> str:
@@ -176,10 +178,10 @@ def _warnings(dataset: Dataset, found: Survey, left_out: int) -> list[str]:
             "The dataset is unpatched: preprocess with --patcher MODEL --patching FILE writes patches "
             "(calibrate makes the file)."
         )
-    missing = [name for name, own in zip(dataset.subset_names, found.figures.bytes) if not own]
-    empty = [name for name in missing if not dataset.manifest.subsets[name].bytes]
-    if len(missing) > len(empty):
-        names = ", ".join(name for name in missing if name not in empty)
+    totals = dataset.manifest.subsets
+    missing = [name for name, read in zip(dataset.subset_names, found.figures.bytes) if not read and totals[name].bytes]
+    if missing:
+        names = ", ".join(missing[:LISTED]) + (f" and {len(missing) - LISTED} more" if len(missing) > LISTED else "")
         warnings.append(f"Not in the sample, so without histograms and documents: {names}.")
     if left_out:
         warnings.append(f"{left_out} documents are left out: the page shows {MOST_DOCUMENTS} at most.")

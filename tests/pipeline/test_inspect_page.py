@@ -12,7 +12,7 @@ from browser import Browser, chromium
 from dataset_examples import ENTROPY, MONOTONIC, NONE, RISE, STATIC, document, documents, in_two_parts, save_dataset
 
 from pipeline.__main__ import main
-from pipeline.inspect.page import MOST_DOCUMENTS, chosen_documents
+from pipeline.inspect.page import LISTED, MOST_DOCUMENTS, chosen_documents, dataset_page
 from pipeline.inspect.survey import SHOWN_BYTES, survey
 from shared.patching.grid import GRID, dequantise, quantise, snap
 from shared.patching.lengths import patch_lengths
@@ -356,3 +356,17 @@ def test_a_sample_is_bounded_seeded_and_takes_subsets_in_turn(tmp_path: Path) ->
     ids = [[example.id for example in one.random["many"]] for one in found]
     assert ids[0] == ids[1] != ids[2]
     assert survey(dataset, 1).figures.bytes.tolist() == [1000, 11000]
+
+
+def test_subsets_that_the_sample_misses_are_named(tmp_path: Path) -> None:
+    shards = [[document(str(n), f"s{n:02d}", b"text " * 200, ENTROPY)] for n in range(30)]
+    save_dataset(tmp_path, shards, ENTROPY, sidecar="uint8")
+    dataset = open_dataset(tmp_path)
+    found = survey(dataset, 3, budget=4500)
+    page = dataset_page(dataset, found)
+    assert "a sample of 5.0 kB of 30.0 kB" in page["sampled"]
+    (warning,) = page["warnings"]
+    read = {own["name"] for own in page["histograms"]} - {"all"}
+    assert len(read) == 5
+    assert len(set(re.findall(r"s\d\d", warning)) - read) == LISTED
+    assert "and 5 more" in warning
