@@ -20,8 +20,9 @@ JUDGED_FROM = 64 * 2**20
 """Bytes of output before which no ratio is too high: small files of zeros are no attack."""
 MAX_RATIO = ReadSettings().max_ratio
 _COMPRESSED_READ = 2**14
-"""Bytes of input that are decompressed at once where the library sets no bound to what comes out: even at the highest
-ratio of zstd (about 30,000) that fits in memory."""
+"""Bytes of input that are decompressed at once where the library offers no bound to what comes out ..."""
+_SMALLEST_READ = 2**9
+"""... and after much came out: at the highest ratio of zstd (about 30,000) so many bytes make 15 MB."""
 
 
 class DamagedStream(Exception):
@@ -106,15 +107,17 @@ def _unzstd(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
     started = False
     data = b""
     read = 0
+    step = _SMALLEST_READ
     try:
         while True:
             if not data:
-                data = file.read(_COMPRESSED_READ)
+                data = file.read(step)
                 read += len(data)
             if not data:
                 break
             started = True
             out = frame.decompress(data)
+            step = min(2 * step, _COMPRESSED_READ) if len(out) <= CHUNK else _SMALLEST_READ
             for begin in range(0, len(out), CHUNK):
                 yield out[begin : begin + CHUNK], read
             if frame.eof:
