@@ -1,0 +1,107 @@
+"""The files in infra/ are what Ray and KubeRay read, and name commands and options that exist."""
+
+import argparse
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import jsonschema
+import pytest
+import ray.autoscaler
+import yaml
+
+from pipeline.preprocess import add_arguments
+
+INFRA = Path(__file__).parents[1] / "infra"
+IMAGE = "${PATCHWORK_IMAGE}"
+
+
+@pytest.fixture(scope="module")
+def job() -> dict:
+    return yaml.safe_load((INFRA / "kuberay-rayjob.yaml").read_text())
+
+
+@pytest.fixture(scope="module")
+def cluster() -> dict:
+    return yaml.safe_load((INFRA / "ray-cluster.yaml").read_text())
+
+
+def test_the_cluster_file_fits_the_schema_of_ray(cluster):
+    schema = Path(ray.autoscaler.__file__).with_name("ray-schema.json")
+    jsonschema.validate(cluster, json.loads(schema.read_text()))
+    assert cluster["docker"]["image"] == IMAGE
+    kinds = cluster["available_node_types"]
+    assert kinds[cluster["head_node_type"]]["resources"] == {"CPU": 0}
+    workers = [kind for name, kind in kinds.items() if name != cluster["head_node_type"]]
+    assert any("GPU" in kind["resources"] for kind in workers)
+    assert any("GPU" not in kind["resources"] for kind in workers)
+    assert all(0 == kind["min_workers"] < kind["max_workers"] <= cluster["max_workers"] for kind in workers)
+
+
+def test_the_cluster_asks_for_the_token_that_its_nodes_get(cluster):
+    assert "--env RAY_AUTH_MODE=token" in cluster["docker"]["run_options"]
+    assert cluster["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+
+
+@pytest.mark.parametrize("kind", ["head", "worker"])
+def test_the_start_commands_of_the_cluster_have_options_that_ray_knows(cluster, kind):
+    from ray.scripts.scripts import start
+
+    known = {option for parameter in start.params for option in parameter.opts}
+    (line,) = (line for line in cluster[f"{kind}_start_ray_commands"] if line.startswith("ray start"))
+    assert {word.partition("=")[0] for word in shlex.split(line)[2:]} <= known
+
+
+def test_the_job_cleans_up_after_itself_and_is_tried_again(job):
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    spec = job["spec"]
+    assert spec["shutdownAfterJobFinishes"] is True
+    assert spec["backoffLimit"] >= 1
+    assert spec["activeDeadlineSeconds"] > 86400
+    assert spec["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    assert spec["rayClusterSpec"]["enableInTreeAutoscaling"] is True
+
+
+def test_every_pod_of_the_job_has_the_image_and_the_shared_volume(job):
+    spec = job["spec"]["rayClusterSpec"]
+    groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+    for group in groups:
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        assert container["image"] == IMAGE
+        (mount,) = container["volumeMounts"]
+        (volume,) = pod["volumes"]
+        assert mount["name"] == volume["name"]
+        assert "persistentVolumeClaim" in volume
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+        port = next(port for port in container["ports"] if port["name"] == "metrics")
+        assert group["rayStartParams"]["metrics-export-port"] == str(port["containerPort"])
+    gpus = [
+        "nvidia.com/gpu" in group["template"]["spec"]["containers"][0]["resources"]["limits"] for group in groups[1:]
+    ]
+    assert sorted(gpus) == [False, True]
+    assert all(group["minReplicas"] == 0 < group["maxReplicas"] for group in groups[1:])
+
+
+def test_ray_of_the_job_is_the_ray_of_the_constraints(job):
+    constraints = (INFRA.parent / "constraints.txt").read_text()
+    assert f"\nray=={job['spec']['rayClusterSpec']['rayVersion']}\n" in constraints
+
+
+@pytest.mark.parametrize(
+    ("file", "command"), [("kuberay-rayjob.yaml", "PATCHWORK_ARGUMENTS="), ("ray-cluster.yaml", "infra/submit.sh ")]
+)
+def test_the_examples_have_options_that_preprocess_knows(file, command):
+    line = re.search(rf"#   .*{re.escape(command)}(.*)", (INFRA / file).read_text())
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    arguments = parser.parse_args(shlex.split(line[1].strip('"')))
+    assert str(arguments.out) == "/data/patched"
+
+
+def test_submit_without_arguments_says_how_it_is_used():
+    result = subprocess.run([INFRA / "submit.sh"], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.startswith("usage: infra/submit.sh INPUT...")
