@@ -74,7 +74,8 @@ def nearest(
         low = max((n for n, size in known.items() if size <= target), default=None)
         high = min((n for n, size in known.items() if size >= target), default=None)
         if low is None or high is None:
-            if 0 in known and count - 1 in known:
+            if (low is None and 0 in known) or (high is None and count - 1 in known):
+                ask([0, count - 1])
                 raise UnreachableTarget(
                     f"a mean patch size of {target} bytes cannot be reached: this dataset and rule give between "
                     f"{known[0]:.3f} and {known[count - 1]:.3f}"
