@@ -154,6 +154,8 @@ def _remote(url: str, reading: ReadSettings, skipped: Counter[str]) -> Iterator[
     wanted = glob_matcher(pattern) if pattern is not None else lambda _: True
     files: dict[str, Stamp] = {}
     for relative in filter(wanted, sorted(infos)):
+        if not relative or relative.endswith("/"):  # what some stores keep in place of a folder
+            continue
         _require_utf8(relative)
         above = PurePosixPath(relative).parents[:-1]
         reasons = (folder_left_out(folder.as_posix(), reading) for folder in above)

@@ -67,7 +67,7 @@ def is_url(text: str) -> bool:
 
 def local_path(text: str) -> str:
     """A ``file://`` URL as the path that it means; anything else as it is."""
-    return urlsplit(text).path if text.startswith("file://") else text
+    return text.removeprefix("file://")
 
 
 def stamp(location: str, planned: Stamp | None = None) -> Stamp:
@@ -86,9 +86,11 @@ def stamp(location: str, planned: Stamp | None = None) -> Stamp:
 
 
 def stamp_of(info: Mapping[str, Any], keys: Sequence[str] = _VERSION_KEYS) -> Stamp:
-    """The stamp in what a remote file system tells about a file."""
+    """The stamp in what a remote file system tells about a file. Raises PipelineError when it tells no size."""
+    if info.get("size") is None:
+        raise PipelineError(f"{info.get('name')}: its server does not tell how large it is; copy it first")
     found = next((f"{key}={_plain(info[key])}" for key in keys if info.get(key)), "")
-    return Stamp(info.get("size") or 0, version=found)
+    return Stamp(info["size"], version=found)
 
 
 def _plain(value: Any) -> str:

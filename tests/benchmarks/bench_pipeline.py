@@ -3,6 +3,7 @@
 python tests/benchmarks/bench_pipeline.py [MB of text]
 """
 
+import gzip
 import json
 import sys
 import tempfile
@@ -10,7 +11,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+import webdataset
 
 from pipeline.driver import make_plan
 from pipeline.read import read_split
@@ -38,6 +42,39 @@ def corpus(path: Path, size: int) -> int:
             file.write(json.dumps({"id": number, "lang": "python", "text": text}) + "\n")
             written, number = written + len(text.encode()), number + 1
     return written
+
+
+def as_parquet(lines: Path, path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([json.loads(line) for line in lines.open("rb")]), path, row_group_size=5000)
+
+
+def as_arrow(lines: Path, path: Path) -> None:
+    table = pq.read_table(lines.parent / "a.parquet")
+    with pa.ipc.new_stream(str(path), table.schema) as writer:
+        writer.write_table(table, max_chunksize=1000)
+
+
+def as_webdataset(lines: Path, path: Path) -> None:
+    with webdataset.TarWriter(str(path)) as writer:
+        for line in lines.open("rb"):
+            record = json.loads(line)
+            writer.write({"__key__": f"{record['id']:09d}", "txt": record["text"], "json": {"lang": record["lang"]}})
+
+
+def as_wet(lines: Path, path: Path) -> None:
+    with path.open("wb") as file:
+        for line in lines.open("rb"):
+            text = json.loads(line)["text"].encode()
+            head = f"WARC/1.0\r\nWARC-Type: conversion\r\nContent-Length: {len(text)}\r\n\r\n"
+            file.write(gzip.compress(head.encode() + text + b"\r\n\r\n"))
+
+
+OTHER_FORMATS: dict[str, Callable[[Path, Path], None]] = {
+    "a.parquet": as_parquet,
+    "a.arrow": as_arrow,
+    "a.tar": as_webdataset,
+    "a.warc.wet.gz": as_wet,
+}
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -68,6 +105,11 @@ def main(megabytes: float) -> None:
         rates.append(
             ("read records", timed(lambda: [sum(1 for _ in read_split(plan, s, reading)) for s in plan.splits]))
         )
+        for name, write in OTHER_FORMATS.items():
+            write(folder / "a.jsonl", folder / name)
+            other = make_plan([folder / name], reading)
+            seconds = timed(lambda other=other: [sum(1 for _ in read_split(other, s, reading)) for s in other.splits])
+            rates.append((f"read records, {name}", seconds))
         for rule in ("none", "byte", "space"):
             work = job(PatchingSettings(rule=rule))
             seconds = timed(lambda work=work: [process_split(work, plan, s.number, "") for s in plan.splits])

@@ -214,6 +214,19 @@ def test_another_member_is_the_text_when_it_is_named(tmp_path):
     assert (letter["member"], letter["row"]) == ("b", 1)
 
 
+def test_a_sample_with_two_texts_of_one_kind_is_none(tmp_path):
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for name in ("a.txt", "a.txt", "b.txt", "a.txt"):
+            member = tarfile.TarInfo(name)
+            member.size = 1
+            tar.addfile(member, io.BytesIO(name[:1].encode()))
+    # Members of one sample follow one another; the key that comes again is another sample.
+    assert run(tmp_path / "s.tar", tmp_path / "out", code=3) == [
+        ("s.tar:a", "default", b"a"), ("s.tar:b", "default", b"b")
+    ]  # fmt: skip
+    assert letters(tmp_path / "out")[0]["reason"] == "two members .txt in one sample"
+
+
 def test_pages_of_a_crawl_with_their_address(tmp_path):
     page = "WARC/1.0\r\nWARC-Type: {}\r\nWARC-Record-ID: <urn:uuid:{}>\r\nWARC-Target-URI: http://e.org/{}\r\n"
     page += "WARC-Identified-Content-Language: {}\r\nContent-Length: {}\r\n\r\n"

@@ -114,6 +114,13 @@ def test_a_remote_file_that_changed_after_planning_is_refused(bucket):
         check_unchanged(file)
 
 
+def test_a_remote_file_of_unknown_size_is_refused_not_taken_for_empty(bucket, monkeypatch):
+    real = fsspec.filesystem("memory").info
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "info", lambda fs, path, **k: real(path) | {"size": None})
+    with pytest.raises(PipelineError, match=r"a\.jsonl: its server does not tell how large it is"):
+        list_inputs([f"{bucket}/a.jsonl"], ReadSettings())
+
+
 def test_a_file_that_changes_while_it_is_read_is_an_error_of_its_split(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(LINES)
     reading = ReadSettings()
