@@ -20,6 +20,7 @@ from pipeline.run_folder import (
     finished_splits,
     load_run,
     locked,
+    remove_half_written,
     remove_leftovers,
     require_same,
 )
@@ -94,6 +95,7 @@ def _finish(job: Job, run: RunFile, settings: ExecutorSettings) -> Report:
                 progress = followed.progress
     done = [markers[number] for number in sorted(markers)]
     if not failures:
+        remove_half_written(job.out)
         write_manifests(job, run, done)
         remove_selection(job.out)
     report = Report(run, done, sorted(failures, key=lambda f: f.split), before, progress)

@@ -46,14 +46,19 @@ def _begin(function: Callable[[int], Any]) -> None:
     global _function
     _function = function
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """In a process that multiprocessing has started: end at once when the parent is killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
 
+    def watch(sentinel: int) -> None:
+        wait([sentinel])
+        os._exit(1)
 
-def _end_with(sentinel: int) -> None:
-    wait([sentinel])
-    os._exit(1)
+    Thread(target=watch, args=(parent.sentinel,), daemon=True).start()
 
 
 def _call(number: int) -> Any:

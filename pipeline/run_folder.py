@@ -108,11 +108,16 @@ def holder(out: Path) -> str | None:
     return None
 
 
-def remove_leftovers(out: Path) -> None:
-    """Remove the half-written files of a run that was killed."""
+def remove_half_written(out: Path) -> None:
+    """Remove what workers were writing when they were killed. One that still writes fails, and leaves nothing."""
     for folder in (*SPLIT_NAMES, MARKERS, DEAD_LETTERS, EMPTY_RECORDS, DUPLICATES, SELECTION):
         for path in (out / folder).glob("*.tmp"):
             path.unlink(missing_ok=True)
+
+
+def remove_leftovers(out: Path) -> None:
+    """Remove what a run that was killed left behind, and what an earlier start said about failures."""
+    remove_half_written(out)
     for path in out.glob(f"*/{PATCHER_FOLDER}.*.copy"):
         shutil.rmtree(path)
     shutil.rmtree(out / FAILURES, ignore_errors=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.executors.counting import device_of
 from pipeline.executors.retry import ATTEMPTS, Queue
+from pipeline.parallel import end_with_parent
 from pipeline.plan import Plan
 from pipeline.settings import Job, PipelineError
 from pipeline.split import Progress
@@ -21,7 +22,8 @@ _REPORT_BYTES = 2**18
 
 
 def _serve(pipe: Connection, job: Job, plan: Plan) -> None:
-    """What a worker process does: say its numerics, then process splits until the driver hangs up."""
+    """What a worker process does: say its numerics, then process splits until the driver hangs up, or is killed."""
+    end_with_parent()
     try:
         worker = Worker(job, plan)
         pipe.send(worker.numerics)

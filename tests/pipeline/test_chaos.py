@@ -26,9 +26,8 @@ def test_kills_leave_no_trace(tmp_path: Path, workers: int) -> None:
         chaos = Chaos(KILLS - spent.total(), kills, seed=spent.total(), pause=(0.5, 2.0))
         chaos.finish(["preprocess", *options, "--out", out, "--workers", workers], tmp_path / "log")
         spent += chaos.done
-        assert shard_hashes(out) == shard_hashes(tmp_path / "quiet")
+        assert shard_hashes(out) == shard_hashes(tmp_path / "quiet")  # of all files: nothing half-written is there
         assert counts(out) == counts(tmp_path / "quiet")
-        assert not list(out.rglob("*.tmp"))
     assert len({id for id, *_ in stored(out)}) == 12_000
     assert main(["verify", str(out)]) == 0
     assert set(spent) == set(kills)
