@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from pipeline.candidates import Thetas, nearest, thetas_of
+from pipeline.candidates import Thetas, UnreachableTarget, nearest, thetas_of
 from pipeline.cutting import Chunk, cut
 from pipeline.parallel import each
 from pipeline.patching_file import load_patching
@@ -18,7 +18,6 @@ from pipeline.progress import bar
 from pipeline.rewriting import Written, add_output_arguments, result_lines, rewrite, save_dataset
 from pipeline.settings import PipelineError
 from pipeline.stored import Side, require_alike, require_kept, shard_documents, shard_rows, sides_at, stem, text_bytes
-from pipeline.threshold import UnreachableTarget
 from shared.patching import PatchingSettings
 from shared.patching.chunks import ChunkedLengths
 from shared.patching.settings import ENTROPY_RULES, RISE_RULES
@@ -68,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise PipelineError(first_problem(error)) from None
     request = {
         "command": "recut",
-        "patching": draft.model_dump(),
+        "patching": draft.model_dump(exclude={"theta"} if arguments.target is not None else None),
         "target": arguments.target,
         "sources": {side.folder: side.dataset.fingerprint for side in sides},
     }

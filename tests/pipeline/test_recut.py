@@ -1,7 +1,5 @@
 """recut writes what preprocess would have written, byte for byte, or says why it cannot."""
 
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -188,14 +186,3 @@ def test_what_cannot_be_recut_is_refused_in_one_line(tmp_path, capsys, source: s
     assert message in err
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
-
-
-def test_neither_torch_nor_ray_is_imported(place, tmp_path) -> None:
-    code = (
-        "import sys; from pipeline.__main__ import main; code = main(sys.argv[1:]); "
-        "print(sorted({'torch', 'ray'} & sys.modules.keys())); sys.exit(code)"
-    )
-    line = [sys.executable, "-c", code, "recut", place / "uint8", "--out", tmp_path / "out", "--target", "3"]
-    done = subprocess.run([*map(str, line), "--workers", "1"], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "[]"

@@ -126,3 +126,21 @@ def test_unfinished_work_of_another_command_is_not_mixed_in(tmp_path: Path, caps
     assert ".out.unfinished holds unfinished work of another command" in capsys.readouterr().err
     assert run("recut", tmp_path / "in", "--out", tmp_path / "out", "--rule", "byte", "--workers", 1) == 0
     assert run("verify", tmp_path / "out") == 0
+
+
+def test_neither_torch_nor_ray_is_imported(tmp_path: Path) -> None:
+    save_dataset(tmp_path / "a", documents(BYTE), BYTE, "arrow", "uint8")
+    save_dataset(tmp_path / "b", documents(BYTE)[:1], BYTE, "arrow", "uint8")
+    code = (
+        "import sys; from pipeline.__main__ import main; a, b, out = sys.argv[1:]\n"
+        "common = ['--workers', '1', '--out']\n"
+        "assert not main(['recut', a, '--target', '3', *common, out + '1'])\n"
+        "assert not main(['merge', a, b, *common, out + '2'])\n"
+        "assert not main(['split', a, *common, out + '3'])\n"
+        "assert not main(['convert', a, '--to', 'parquet', *common, out + '4'])\n"
+        "print(sorted({'torch', 'ray'} & sys.modules.keys()))"
+    )
+    line = [sys.executable, "-c", code, *map(str, (tmp_path / "a", tmp_path / "b", tmp_path / "out"))]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
