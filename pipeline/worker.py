@@ -1,5 +1,6 @@
 """What does splits: one process, one thread count, one entropy model, and the proof that it counts as the others do."""
 
+import socket
 import time
 import traceback
 from dataclasses import dataclass
@@ -114,6 +115,8 @@ def load_scorer(patcher: Path | PackedModel | None, scoring: ScoringSettings) ->
     assert patcher is not None, "scoring is asked for together with a model"
     torch.set_num_threads(scoring.threads)
     device = "cuda" if scoring.device == "auto" and torch.cuda.is_available() else scoring.device.replace("auto", "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise PipelineError(f"--device cuda: on {socket.gethostname()} PyTorch finds no GPU; use --device cpu")
     model = load_model(patcher)
     if not isinstance(model, EntropyModel):
         raise PipelineError(f"{patcher} is not an entropy model, and cannot score")

@@ -1,9 +1,16 @@
 """What all tests have in common."""
 
+import os
+import secrets
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+# Ray reads these when it is imported, by whichever test does it first.
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+os.environ.pop("RAY_ADDRESS", None)
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,8 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from pipeline.executors.counting import default_workers, room, threads_of, workers_wanted
@@ -24,6 +26,10 @@ from pipeline.worker import Outcome, Task, Worker, require_numerics
 from shared.model_identity import ModelFileError, PackedModel, pack_model
 from shared.shards.manifest import NumericsClass
 
+TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+# Read when Ray is imported. Ray 2.60 itself uses a token that is there when it starts a cluster, but not when it joins.
+if any(name in os.environ for name in TOKEN_VARIABLES) or Path("~/.ray/auth_token").expanduser().exists():
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
 warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
 
 import ray  # noqa: E402
@@ -230,7 +236,7 @@ class RayExecutor:
             raise error.cause from None  # counts differently from the run
         except RayError as error:
             # The actor may be unreachable rather than dead: end it, so that two never work in one place.
-            ray.kill(actor)
+            _end(actor)
             self._metrics.lost()
             return queue.lost(number, _first_line(error), str(error))
         self._idle.append(actor)
@@ -244,7 +250,7 @@ class RayExecutor:
         except RayTaskError as error:
             raise error.cause from None  # cannot be set up
         except RayError as error:
-            ray.kill(actor)
+            _end(actor)
             self._metrics.lost()
             self._deaths_at_start += 1
             if self._deaths_at_start >= ATTEMPTS and not self._idle and not self._busy:
@@ -265,9 +271,9 @@ class RayExecutor:
                 self._starting[actor.numerics.remote()] = actor
         for _ in range(ready + len(self._starting) - wanted):
             if self._starting:
-                ray.kill(self._starting.popitem()[1])
+                _end(self._starting.popitem()[1])
             elif self._idle:
-                ray.kill(self._idle.pop())
+                _end(self._idle.pop())
 
     def _packed_model(self) -> PackedModel | None:
         """The entropy model, read once for all workers. Raises ModelFileError when it is not the one of the run."""
@@ -284,6 +290,12 @@ class RayExecutor:
         if scoring is None or scoring.device == "cpu" or (scoring.device == "auto" and not any_there):
             return 0.0
         return self._settings.gpus_per_worker or 1.0
+
+
+def _end(actor: Any) -> None:
+    """End an actor, whatever state it is in."""
+    with suppress(RayError):  # it never came to be
+        ray.kill(actor)
 
 
 def _wait(calls: list[Any], seconds: float) -> list[Any]:
@@ -316,7 +328,8 @@ def _join_cluster(address: str, named_by: str) -> None:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (OSError, RayError, ValueError, RuntimeError) as error:
         problem = f"there is no Ray cluster to join: {_first_line(error)}"
-        raise PipelineError(f"{named_by} {address}: {problem}") from None
+        token = f"RAY_AUTH_MODE is {os.environ.get('RAY_AUTH_MODE', 'not set')}"
+        raise PipelineError(f"{named_by} {address}: {problem} ({token})") from None
     signal.signal(signal.SIGTERM, on_termination)
 
 

@@ -38,11 +38,12 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def ray_head(*options: str, **variables: str) -> Iterator[Head]:
+def ray_head(*options: str, port: int | None = None, **variables: str) -> Iterator[Head]:
     """``ray start --head --block`` with token authentication; ends with everything that it started."""
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # its sockets allow only short paths
     (folder / "token").write_text("0123456789abcdef" * 4)
-    port, dashboard, metrics, client, agent, grpc = free_ports(6)
+    free, dashboard, metrics, client, agent, grpc = free_ports(6)
+    port = port or free
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
         "RAY_AUTH_MODE": "token",

@@ -1,17 +1,20 @@
 """Runs on clusters of several nodes on this machine: nodes that join, nodes that die, a driver that is killed."""
 
+import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from pipeline_helpers import environment, preprocess, shard_hashes, some_records, write_jsonl
-from ray.cluster_utils import AutoscalingCluster, Cluster
+from pipeline_helpers import preprocess, shard_hashes, some_records, write_jsonl
+from ray.cluster_utils import Cluster
+from ray_helpers import ray_head
 
 import pipeline.executors.ray as ray_executor
 from pipeline.executors.storage import require_shared
@@ -64,9 +67,9 @@ def quiet(corpus) -> Path:
     return out
 
 
-def started(corpus: Path, out: Path, *options: object) -> subprocess.Popen:
+def started(corpus: Path, out: Path, *options: object, environment: Mapping[str, str] = os.environ) -> subprocess.Popen:
     line = [sys.executable, "-m", "pipeline", "preprocess", corpus, "--out", out, *SPACE, *options]
-    return subprocess.Popen([str(part) for part in line], env=environment(), stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen([str(part) for part in line], env=environment, stdout=subprocess.PIPE, text=True)
 
 
 def wait_until(true: Callable[[], object], seconds: float = 120) -> None:
@@ -157,13 +160,28 @@ def test_workers_of_a_killed_driver_end_by_themselves(cluster, corpus, quiet, tm
 
 @pytest.mark.slow
 def test_an_autoscaling_cluster_grows_for_the_run(corpus, quiet, tmp_path):
-    kind = {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2}
-    cluster = AutoscalingCluster(head_resources={"CPU": 0}, worker_node_types={"cpu": kind}, idle_timeout_minutes=5)
-    cluster.start()
-    try:
-        assert preprocess(corpus, "--out", tmp_path / "out", *SPACE, "--workers", 2, "--ray-address", "auto") == 0
-    finally:
-        cluster.shutdown()
+    worker_kind = {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2}
+    head_kind = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
+    config = {
+        "cluster_name": "patchwork",
+        "provider": {"type": "fake_multinode"},
+        "max_workers": 2,
+        "available_node_types": {"ray.head.default": head_kind, "cpu": worker_kind},
+        "head_node_type": "ray.head.default",
+        "upscaling_speed": 10,
+        "idle_timeout_minutes": 5,
+        **{key: {} for key in ("auth", "file_mounts")},
+        **{key: [] for key in ("cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands")},
+        **{f"{kind}_commands": [] for kind in ("setup", "head_setup", "worker_setup")},
+        **{f"{kind}_start_ray_commands": [] for kind in ("head", "worker")},
+        "file_mounts_sync_continuously": False,
+    }
+    (tmp_path / "cluster.json").write_text(json.dumps(config))
+    options = ("--num-cpus", "0", "--autoscaling-config", str(tmp_path / "cluster.json"))
+    # Nodes of the provider for tests look for their head at Ray's own port.
+    with ray_head(*options, port=6379, AUTOSCALER_UPDATE_INTERVAL_S="1", RAY_FAKE_CLUSTER="1") as head:
+        process = started(corpus, tmp_path / "out", "--ray-address", head.address, environment=head.environment)
+        assert process.wait(120) == 0  # done by nodes that were not there before
     assert shard_hashes(tmp_path / "out") == shard_hashes(quiet)
 
 
