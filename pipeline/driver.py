@@ -31,7 +31,7 @@ from shared.files import write_atomic
 from shared.shards.manifest import DatasetIdentity, Manifest, PatcherIdentity
 
 
-def preprocess(job: Job, inputs: Sequence[Path], executor: ExecutorSettings) -> Report:
+def preprocess(job: Job, inputs: Sequence[Path | str], executor: ExecutorSettings) -> Report:
     """Carry out a run, or finish one that was interrupted; a finished one is left as it is.
 
     Raises PipelineError, DatasetError, ModelFileError or IdentityError before any work that would be in vain.
@@ -52,7 +52,7 @@ def preprocess(job: Job, inputs: Sequence[Path], executor: ExecutorSettings) -> 
         return _finish(job, run, executor)
 
 
-def make_plan(inputs: Sequence[Path], reading: ReadSettings, earlier: Plan | None = None) -> Plan:
+def make_plan(inputs: Sequence[Path | str], reading: ReadSettings, earlier: Plan | None = None) -> Plan:
     """The plan for the input as it is now; what ``earlier`` knows of unchanged files is taken from there."""
     with bar("Looking at the input", None) as shown:
         listing = list_inputs(inputs, reading, earlier.files if earlier else (), shown.update)

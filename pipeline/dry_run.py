@@ -22,7 +22,7 @@ TRIAL_SECONDS = 10.0
 SPLITS_TRIED = 8
 
 
-def dry_run(job: Job, inputs: Sequence[Path], executor: ExecutorSettings) -> int:
+def dry_run(job: Job, inputs: Sequence[Path | str], executor: ExecutorSettings) -> int:
     """Print splits, bytes and estimated hours; returns the exit code."""
     plan = make_plan(inputs, job.reading)
     workers = executor.workers or default_workers(os.cpu_count() or 1, threads_of(job))

@@ -76,7 +76,9 @@ def _record(stream: Forward, header: bytes, place: Place, reading: ReadSettings)
         short = stream.damage or "the file ends"
         return dead_letter(place, f"{short}, {size - len(text)} bytes before the end of the record", header + text)
     after = stream.read(len(_END))
-    if not _END.startswith(after):  # shorter at the end of the file
+    if len(after) < len(_END):
+        stream.damage = stream.damage or "the file ends before the mark that ends a record"
+    elif after != _END:
         stream.put_back(text + after)
         return _lost(stream, header, place, "Content-Length is not where the record ends")
     if (given := _field(fields, "WARC-Type")) != TEXT_TYPE:
