@@ -76,11 +76,11 @@ def _record(stream: Forward, header: bytes, place: Place, reading: ReadSettings)
         short = stream.damage or "the file ends"
         return dead_letter(place, f"{short}, {size - len(text)} bytes before the end of the record", header + text)
     after = stream.read(len(_END))
-    if len(after) < len(_END):
-        stream.damage = stream.damage or "the file ends before the mark that ends a record"
-    elif after != _END:
+    if not _END.startswith(after):
         stream.put_back(text + after)
         return _lost(stream, header, place, "Content-Length is not where the record ends")
+    if len(after) < len(_END) and stream.damage is None:
+        stream.damage = "the file ends before the mark that ends a record"
     if (given := _field(fields, "WARC-Type")) != TEXT_TYPE:
         return dead_letter(place, f"a record of the type {given!r}, not {TEXT_TYPE!r}", header + text)
     otherwise = _field(fields, "WARC-Record-ID").strip("<>") or f"{place.path}:{place.row}"
