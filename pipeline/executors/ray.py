@@ -152,7 +152,7 @@ class RayExecutor:
     """Actors on a Ray cluster: the one at ``settings.address``, or one made on this machine for the run.
 
     An actor gets its first split when it is ready, and the next when it is through: never more splits are under way
-    than actors are ready. The pool grows with the cluster and shrinks with the work that is left.
+    than actors are ready. The pool grows with the cluster, as far as there are splits for it.
     """
 
     def __init__(self, settings: ExecutorSettings, job: Job, plan: Plan) -> None:
@@ -262,18 +262,15 @@ class RayExecutor:
         return (numerics,)
 
     def _fit_pool(self, unfinished: int) -> None:
-        """Ask for more actors, or let some go that will get no split."""
+        """Ask for more actors, or withdraw requests when there are no splits for them."""
         ready = len(self._idle) + len(self._busy)
         wanted = workers_wanted(ready, unfinished, self._least, self._most)
         if time.monotonic() >= self._start_after:
             for _ in range(wanted - ready - len(self._starting)):
                 actor: Any = ray.remote(_Actor).options(**self._options).remote(*self._shared, self._gains.tracker)
                 self._starting[actor.numerics.remote()] = actor
-        for _ in range(ready + len(self._starting) - wanted):
-            if self._starting:
-                _end(self._starting.popitem()[1])
-            elif self._idle:
-                _end(self._idle.pop())
+        for _ in range(min(ready + len(self._starting) - wanted, len(self._starting))):
+            _end(self._starting.popitem()[1])
 
     def _packed_model(self) -> PackedModel | None:
         """The entropy model, read once for all workers. Raises ModelFileError when it is not the one of the run."""

@@ -172,13 +172,19 @@ def test_a_fault_of_the_disk_is_tried_again_and_a_full_one_is_not(
         assert shard_hashes(tmp_path / "out") == shard_hashes(tmp_path / "quiet")
 
 
-def test_a_split_that_kills_every_worker_is_given_up_and_the_rest_is_done(corpus, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("executor", "reason"),
+    [("inline", "exit code -9"), pytest.param("ray", "The actor died unexpectedly", marks=pytest.mark.slow)],
+)
+def test_a_split_that_kills_every_worker_is_given_up_and_the_rest_is_done(
+    corpus, tmp_path, capsys, monkeypatch, executor, reason
+):
     folder = tmp_path / "patched"
     folder.mkdir()
     # Read by every worker process as it starts: split 1 ends whoever takes it.
     (folder / "sitecustomize.py").write_text(
         "import os, sys\n"
-        "if 'spawn_main' in ' '.join(sys.orig_argv):\n"
+        "if any(name in ' '.join(sys.orig_argv) for name in ('spawn_main', 'default_worker')):\n"
         "    from pipeline import worker\n"
         "    real = worker.process_split\n"
         "    def deadly(job, plan, number, *rest):\n"
@@ -188,7 +194,7 @@ def test_a_split_that_kills_every_worker_is_given_up_and_the_rest_is_done(corpus
     )
     monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
     out = tmp_path / "out"
-    assert preprocess(corpus, "--out", out, *STATIC, "--executor", "inline", "--workers", 2) == 1
-    assert f"its worker was lost {ATTEMPTS} times: exit code -9" in capsys.readouterr().out
+    assert preprocess(corpus, "--out", out, *STATIC, "--executor", executor, "--workers", 2) == 1
+    assert f"its worker was lost {ATTEMPTS} times: {reason}" in capsys.readouterr().out
     assert {path.stem for path in (out / "splits").iterdir()} == {f"{number:05d}" for number in (0, 2, 3, 4, 5)}
     assert f"lost {ATTEMPTS} times" in (out / "failures" / "00001.txt").read_text()
