@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
 from pipeline.listing.formats import format_of
-from pipeline.settings import PipelineError, ReadSettings, SplitName
+from pipeline.settings import SPLIT_NAMES, PipelineError, ReadSettings, SplitName
 
 HIDDEN, EXCLUDED = "hidden directories and caches", "left out by --exclude"
 _COMPANIONS = "companions of Hugging Face datasets"
@@ -65,39 +65,22 @@ def without_companions(paths: Collection[str], skipped: Counter[str]) -> dict[st
     Of a Hugging Face dataset on disk these are its data files. In a collection of splits with one named validation,
     the records of train and validation stay where they are. Raises PipelineError for one that has an indices table.
     """
-    present = set(paths)
-    folders = {folder for path in paths if (folder := _folder(path)) and _is_dataset(folder, present)}
+    files = [PurePosixPath(path) for path in paths]
+    present = set(files)
+    folders = {file.parent for file in files if file.name == "state.json"}
+    datasets = {folder for folder in folders if folder / "dataset_info.json" in present}
+    collections = {folder.parent for folder in datasets if folder.parent / "dataset_dict.json" in present}
     kept: dict[str, SplitName | None] = {}
-    for path in paths:
-        folder, name = _folder(path), PurePosixPath(path).name
-        if name == "dataset_dict.json" and any(_folder(f.rstrip("/")) == folder for f in folders):
+    for file in files:
+        if file.name == "dataset_dict.json" and file.parent in collections:
             skipped[_COMPANIONS] += 1
-        elif folder not in folders:
-            kept[path] = None
-        elif name.startswith("indices") and name.endswith(".arrow"):
-            raise PipelineError(f"{path}: a dataset with an indices table; save it again after flatten_indices()")
-        elif name.endswith(".arrow") and not name.startswith("cache-"):
-            kept[path] = _kept_split(folder, folders, present)
+        elif file.parent not in datasets:
+            kept[str(file)] = None
+        elif file.name.startswith("indices") and file.suffix == ".arrow":
+            raise PipelineError(f"{file}: a dataset with an indices table; save it again after flatten_indices()")
+        elif file.suffix == ".arrow" and not file.name.startswith("cache-"):
+            apart = file.parent.parent in collections and file.parent.parent / "validation" in datasets
+            kept[str(file)] = next((name for name in SPLIT_NAMES if apart and name == file.parent.name), None)
         else:
             skipped[_COMPANIONS] += 1
     return kept
-
-
-def _folder(path: str) -> str:
-    """The folder of a path with a slash at its end; "./" for the input itself, and nothing above that."""
-    above = path.rpartition("/")[0]
-    return f"{above}/" if above else "./" if path != "." else ""
-
-
-def _is_dataset(folder: str, present: Collection[str]) -> bool:
-    prefix = folder.removeprefix("./")
-    return f"{prefix}state.json" in present and f"{prefix}dataset_info.json" in present
-
-
-def _kept_split(folder: str, folders: Collection[str], present: Collection[str]) -> SplitName | None:
-    above, name = _folder(folder.rstrip("/")), PurePosixPath(folder).name
-    if f"{above.removeprefix('./')}dataset_dict.json" not in present:
-        return None
-    if f"{above.removeprefix('./')}validation/" not in folders:
-        return None
-    return "train" if name == "train" else "validation" if name == "validation" else None
