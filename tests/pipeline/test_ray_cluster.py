@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import torch
 from pipeline_helpers import preprocess, shard_hashes, some_records, write_jsonl
 from ray.cluster_utils import Cluster
 from ray_helpers import ray_head
@@ -183,6 +185,22 @@ def test_an_autoscaling_cluster_grows_for_the_run(corpus, quiet, tmp_path):
         process = started(corpus, tmp_path / "out", "--ray-address", head.address, environment=head.environment)
         assert process.wait(120) == 0  # done by nodes that were not there before
     assert shard_hashes(tmp_path / "out") == shard_hashes(quiet)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines whose GPU is a claim")
+def test_a_gpu_that_is_only_claimed_is_named_and_the_cpus_can_be_chosen(cluster, tmp_path, capsys):
+    corpus, model = write_jsonl(tmp_path / "a.jsonl", some_records(5)), tmp_path / "model"
+    settings = EntropyModelSettings(width=32, layers=1, heads=2, window=64, feed_forward=64)
+    network = build_model(settings)
+    initialise(network, 1)
+    save_model(network, settings, model)
+    cluster.add_node(num_cpus=2, num_gpus=1, **OBJECT_STORE)
+    scoring = ("--rule", "entropy", "--theta", 5.5, "--patcher", model, "--stream-length", 512)
+    options = (corpus, "--out", tmp_path / "out", *scoring, "--ray-address", cluster.address)
+    assert preprocess(*options, "--gpus-per-worker", 0.5) == 2
+    assert f"on {socket.gethostname()} PyTorch finds no GPU; use --device cpu" in capsys.readouterr().err
+    assert preprocess(*options, "--device", "cpu") == 0
 
 
 # ---- what is checked before a split is begun
