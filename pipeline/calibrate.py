@@ -1,39 +1,46 @@
 """python -m pipeline calibrate DATASET --patcher MODEL --target 4.5 --out FILE: the threshold for a mean patch size."""
 
 import argparse
-import sys
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import ValidationError
-from tqdm import tqdm
 
+from pipeline.calibration_report import SUBSETS_SHOWN, print_result
+from pipeline.candidates import UnreachableTarget
+from pipeline.drawing import HELD_OUT, Sample, draw, draw_pairs, held_out_tenth
+from pipeline.entropies import Documents, Entropies, documents_of
+from pipeline.entropy_source import EntropySource
 from pipeline.listing import dataset_folders
-from pipeline.patching_file import CalibrationIdentity, PatchingFile, load_patching
+from pipeline.parity import Pairs, figures, parallel_keys, ratio
+from pipeline.patching_file import TENTH, CalibrationIdentity, HeldOut, ParityFigures, PatchingFile, load_patching
 from pipeline.preprocess import add_scoring_arguments, entropy_model_sha256, scoring_of
-from pipeline.read.datasets import documents_at
-from pipeline.records import chunks_of
 from pipeline.settings import PipelineError
-from pipeline.threshold import ScoredDocument, UnreachableTarget, find_theta, mean_patch_size
-from pipeline.worker import load_scorer
+from pipeline.threshold import Goal, find_thetas, patches_of, with_theta
 from shared.patching import PatchingSettings
 from shared.patching.settings import ENTROPY_RULES
 from shared.shards.dataset import Dataset, open_dataset
 from shared.shards.manifest import DatasetError, first_problem
-from shared.vocabulary import document_tokens
 
-if TYPE_CHECKING:
-    from shared.scoring import Scorer
+SCORED_SAMPLE = 1_000_000
+"""Bytes of text that are scored unless told otherwise."""
+LONGEST_HELD_OUT = 10_000_000
+"""Bytes of held-out text at most, of each subset where subsets are drawn."""
+EPILOG = """\
+A dataset that keeps entropies of this very model (preprocess --sidecar) is counted as it is, all of it and without
+running the model; else a sample is scored. Sizes are then checked on documents that had no part in the choice: those of
+the validation split beside DATASET, or of a tenth set apart.
 
-SUBSETS_SHOWN = 50
-CLOSE = 0.02
-"""Relative distance from the target above which a word is said about it."""
+--parity is for text that several subsets share, such as translations: the subset of --parity-to gets the threshold for
+--target, and every other one the threshold with which it needs as many patches as that one for the same documents.
+KEY says which documents those are: a column (kept with preprocess --meta), 'id' for ids that are equal but for the
+subset's name in them (en/intro.md and de/intro.md), or 'id:SEP' for ids that are equal up to their last SEP.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("dataset", type=Path, metavar="DATASET", help="shards to calibrate on, patched or not; of two splits, train")
     add("--target", type=float, required=True, metavar="BYTES", help="mean patch size")
@@ -43,7 +50,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--min-length", type=int, default=1, metavar="BYTES", help="shortest patch (1)")
     add("--max-length", type=int, default=512, metavar="BYTES", help="longest patch (512)")
     add("--per-subset", action="store_true", help="a threshold for each subset besides the one for all bytes")
-    add("--sample-bytes", type=int, default=1_000_000, metavar="N", help="text to score (with --per-subset: of each)")
+    add("--parity", metavar="KEY", help="thresholds that give parallel text the same number of patches in each subset")
+    add("--parity-to", metavar="SUBSET", help="the subset that the others follow")
+    add(
+        "--sample-bytes",
+        type=_sample_bytes,
+        metavar="N",
+        help=f"text to count on, with --per-subset or --parity of each subset; 0 or all for all of it (default: "
+        f"{SCORED_SAMPLE:,} where the model must run, all where entropies are kept)",
+    )
     add("--seed", type=int, default=0, help="of the sample")
     add(
         "--sidecar",
@@ -57,115 +72,188 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Calibrate, unless the file is there and current; returns the exit code."""
     dataset = _train_dataset(arguments.dataset)
+    validation = _validation_beside(dataset)
     try:
-        scoring = scoring_of(arguments)
-        identity = CalibrationIdentity(
-            patcher=entropy_model_sha256(arguments.patcher, "calibrate"),
-            dataset=dataset.fingerprint,
-            **{
-                key: getattr(arguments, key) for key in CalibrationIdentity.model_fields.keys() - {"patcher", "dataset"}
-            },
-        )
+        sha256 = entropy_model_sha256(arguments.patcher, "calibrate")
+        source = EntropySource(arguments.patcher, sha256, scoring_of(arguments), arguments.out.absolute().parent)
+        identity = _identity(arguments, dataset, validation, source)
         draft = PatchingSettings(
             rule=identity.rule,
             theta=0.0,
             theta_rise=identity.theta_rise,
             min_length=identity.min_length,
             max_length=identity.max_length,
+            grid=identity.sidecar == "uint8" and identity.rule != "monotonic",
         )
     except ValidationError as error:
         raise PipelineError(first_problem(error)) from None
     if (current := _current(arguments.out, identity)) is not None:
         print(f"{arguments.out} is current")
-        _print(current)
+        print_result(current)
         return 0
-    scorer, numerics = load_scorer(arguments.patcher, scoring)
-    whole, by_subset = choose(dataset, identity.sample_bytes, identity.seed, identity.per_subset)
-    wanted = np.union1d(whole, np.concatenate([np.zeros(0, np.int64), *by_subset.values()]))
-    scored = dict(zip(wanted.tolist(), _score(dataset, wanted, scorer), strict=True))
-    patching = _calibrated(
-        draft,
-        identity,
-        [scored[row] for row in whole.tolist()],
-        {name: [scored[row] for row in rows.tolist()] for name, rows in by_subset.items()},
-    )
-    sample = list(scored.values())
-    subsets = {
-        name: mean_patch_size([d for d in sample if d.subset == name], patching)
-        for name in sorted({d.subset for d in sample})
-    }
-    realised = mean_patch_size([scored[row] for row in whole.tolist()], patching)
+    train, held_out = _samples(identity, dataset, validation)
+    counted = source.entropies(train.documents, draft)
+    patching, before = _calibrated(draft, identity, train, counted)
+    patches = patches_of(counted, patching)
+    checked = None if held_out is None else patches_of(source.entropies(held_out.documents, draft), patching)
+    assert source.numerics is not None, "entropies have been opened"
     result = PatchingFile(
-        patching=patching, identity=identity, numerics=numerics, mean_patch_size=realised, subsets=subsets
+        patching=patching,
+        identity=identity,
+        numerics=source.numerics,
+        mean_patch_size=_mean(train.documents, patches, train.whole),
+        subsets=_means(train.documents, patches),
+        held_out=None if held_out is None or checked is None else _held_out(held_out, checked),
+        parity=_parity(identity, train, before, patches, held_out, checked),
     )
     result.save(arguments.out)
-    print(f"scored {sum(d.bytes for d in sample):,} bytes in {len(sample):,} documents of {dataset.folder}")
-    _print(result)
+    done = "scored" if identity.entropies == "scored" else "counted the kept entropies of"
+    size, count = int(train.documents.bytes.sum()), len(train.documents)
+    print(f"{done} {size:,} bytes in {count:,} documents of {dataset.folder}")
+    print_result(result)
     print(f"thresholds are in {arguments.out}")
     return 0
 
 
-def choose(
-    dataset: Dataset, sample_bytes: int, seed: int, per_subset: bool
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """First rows (int64, sorted) of sampled documents: of all, and of each subset if wanted.
+def _identity(
+    arguments: argparse.Namespace, dataset: Dataset, validation: Dataset | None, source: EntropySource
+) -> CalibrationIdentity:
+    """Raises PipelineError or ValidationError for options that do not fit."""
+    if (arguments.parity is None) != (arguments.parity_to is None):
+        raise PipelineError("--parity and --parity-to go together: which documents, and the subset that others follow")
+    if arguments.parity is not None:
+        if arguments.per_subset:
+            raise PipelineError("--parity chooses a threshold for each subset; leave out --per-subset")
+        if arguments.parity_to not in dataset.subset_names:
+            raise PipelineError(
+                f"--parity-to {arguments.parity_to!r} is no subset of {dataset.folder}; it has "
+                f"{', '.join(dataset.subset_names[:SUBSETS_SHOWN])}"
+            )
+    grid = arguments.sidecar == "uint8" and arguments.rule != "monotonic"
+    kept = source.is_kept(dataset.manifest.identity, arguments.rule, grid)
+    keys = ("rule", "target", "theta_rise", "min_length", "max_length", "per_subset", "parity", "parity_to", "sidecar")
+    return CalibrationIdentity(
+        patcher=source.sha256,
+        dataset=dataset.fingerprint,
+        entropies="stored" if kept else "scored",
+        held_out=TENTH if validation is None else validation.fingerprint,
+        sample_bytes=(0 if kept else SCORED_SAMPLE) if arguments.sample_bytes is None else arguments.sample_bytes,
+        **{key: getattr(arguments, key) for key in (*keys, "seed", "stream_length", "threads", "dtype")},
+    )
 
-    Documents are taken in a seeded random order until the next would exceed ``sample_bytes``; at least one is.
-    """
-    index = dataset.index
-    starts = np.flatnonzero(index.part == 0)
-    sizes = np.add.reduceat(index.bytes, starts) if len(starts) else starts
-    starts, sizes = starts[sizes > 0], sizes[sizes > 0]
-    if not len(starts):
+
+def _samples(
+    identity: CalibrationIdentity, dataset: Dataset, validation: Dataset | None
+) -> tuple[Sample, Sample | None]:
+    """What thresholds are chosen on, and what they are checked on. Raises PipelineError when there is no text."""
+    documents = documents_of(dataset)
+    if not len(documents):
         raise PipelineError(f"{dataset.folder} has no text to calibrate on")
-    order = np.random.Generator(np.random.Philox(seed)).permutation(len(starts))
+    keys = None if identity.parity is None else parallel_keys(documents, identity.parity)
+    if validation is not None:
+        others = documents_of(validation)
+        other_keys = None if identity.parity is None else parallel_keys(others, identity.parity)
+    else:
+        held = held_out_tenth(documents, keys, identity.seed)
+        others, other_keys = documents.take(np.flatnonzero(held)), None if keys is None else keys[held]
+        documents, keys = documents.take(np.flatnonzero(~held)), None if keys is None else keys[~held]
+    train = _drawn(identity, documents, keys, identity.sample_bytes)
+    if identity.parity is not None and not train.pairs:
+        raise PipelineError(
+            f"--parity {identity.parity}: no document of {dataset.folder} has the same key as one of subset "
+            f"{identity.parity_to!r}"
+        )
+    limit = min(identity.sample_bytes // HELD_OUT, LONGEST_HELD_OUT) if identity.sample_bytes else LONGEST_HELD_OUT
+    return train, _drawn(identity, others, other_keys, max(limit, 1)) if len(others) else None
 
-    def first(chosen: np.ndarray) -> np.ndarray:
-        count = max(int(np.searchsorted(np.cumsum(sizes[chosen]), sample_bytes, side="right")), 1)
-        return np.sort(starts[chosen[:count]])
 
-    subsets: dict[str, np.ndarray] = {}
-    if per_subset:
-        codes = index.subset[starts[order]]
-        subsets = {dataset.subset_names[code]: first(order[codes == code]) for code in np.unique(codes).tolist()}
-    return first(order), subsets
+def _drawn(identity: CalibrationIdentity, documents: Documents, keys: np.ndarray | None, limit: int) -> Sample:
+    if keys is None:
+        return draw(documents, limit, identity.seed, identity.per_subset)
+    assert identity.parity_to is not None
+    return draw_pairs(documents, keys, identity.parity_to, limit, identity.seed)
 
 
 def _calibrated(
-    draft: PatchingSettings,
+    draft: PatchingSettings, identity: CalibrationIdentity, sample: Sample, entropies: Entropies
+) -> tuple[PatchingSettings, np.ndarray]:
+    """The thresholds, and int64 [N] patches of every document with the one for all bytes where parity is wanted.
+
+    A subset in which the wanted size cannot be reached keeps the one for all bytes, and that is said.
+    Raises PipelineError when it cannot be reached in all bytes.
+    """
+    target, pivot = identity.target, identity.parity_to
+    groups = dict(sample.subsets)
+    if pivot is not None:
+        groups[pivot] = np.unique(np.concatenate([pairs.partners for pairs in sample.pairs.values()]))
+    theta, *others = find_thetas(
+        entropies, draft, [Goal(numbers, target) for numbers in (sample.whole, *groups.values())]
+    )
+    if isinstance(theta, UnreachableTarget):
+        raise PipelineError(f"--target: {theta}")
+    thetas = _reached(dict(zip(groups, others, strict=True)))
+    if pivot is None:
+        return _settled(draft, theta, thetas), np.zeros(0, np.int64)
+    before = patches_of(entropies, with_theta(draft, theta))
+    patches = patches_of(entropies, _settled(draft, theta, thetas))
+    goals = [
+        Goal(pairs.documents, float(entropies.documents.bytes[pairs.documents].sum() / patches[pairs.partners].sum()))
+        for pairs in sample.pairs.values()
+    ]
+    thetas |= _reached(dict(zip(sample.pairs, find_thetas(entropies, draft, goals), strict=True)))
+    return _settled(draft, theta, thetas), before
+
+
+def _reached(found: Mapping[str, float | UnreachableTarget]) -> dict[str, float]:
+    """The thresholds of the subsets that have one; of the others it is said that they have not."""
+    for name, theta in found.items():
+        if isinstance(theta, UnreachableTarget):
+            print(f"subset {name!r} keeps the threshold for all bytes: {theta}")
+    return {name: theta for name, theta in found.items() if not isinstance(theta, UnreachableTarget)}
+
+
+def _settled(draft: PatchingSettings, theta: float, thetas: Mapping[str, float]) -> PatchingSettings:
+    return PatchingSettings.model_validate(
+        draft.model_dump() | {"theta": theta, "thetas": dict(sorted(thetas.items()))}
+    )
+
+
+def _mean(documents: Documents, patches: np.ndarray, numbers: np.ndarray) -> float:
+    """Text bytes over patches other than BOS; ``patches`` int64 [N]."""
+    return int(documents.bytes[numbers].sum()) / int(patches[numbers].sum())
+
+
+def _means(documents: Documents, patches: np.ndarray) -> dict[str, float]:
+    """The same of each subset."""
+    sizes, counts = (np.bincount(documents.subset, weights) for weights in (documents.bytes, patches))
+    return {documents.names[code]: float(sizes[code] / counts[code]) for code in np.flatnonzero(counts).tolist()}
+
+
+def _held_out(sample: Sample, patches: np.ndarray) -> HeldOut:
+    documents = sample.documents
+    return HeldOut(
+        documents=len(documents),
+        bytes=int(documents.bytes.sum()),
+        mean_patch_size=_mean(documents, patches, sample.whole),
+        subsets=_means(documents, patches),
+    )
+
+
+def _parity(
     identity: CalibrationIdentity,
-    whole: list[ScoredDocument],
-    by_subset: dict[str, list[ScoredDocument]],
-) -> PatchingSettings:
-    grid = identity.sidecar == "uint8" and draft.rule != "monotonic"
-    try:
-        theta = find_theta(whole, draft, identity.target, grid)
-        thetas = {}
-        for name, documents in by_subset.items():
-            try:
-                thetas[name] = find_theta(documents, draft, identity.target, grid)
-            except UnreachableTarget as error:
-                raise PipelineError(f"subset {name!r}: {error}") from None
-    except UnreachableTarget as error:
-        raise PipelineError(f"--target: {error}") from None
-    return PatchingSettings.model_validate(draft.model_dump() | {"theta": theta, "thetas": thetas, "grid": grid})
-
-
-def _score(dataset: Dataset, rows: np.ndarray, scorer: "Scorer") -> Iterator[ScoredDocument]:
-    """Documents that begin at these rows, in order, with their entropies."""
-    waiting: deque[tuple[str, np.ndarray]] = deque()
-
-    def tokens() -> Iterator[np.ndarray]:
-        for record in documents_at(dataset, rows):
-            waiting.append((record.subset, document_tokens(b"".join(chunks_of(record.text)))))
-            yield waiting[-1][1]
-
-    interval = 0.2 if sys.stderr.isatty() else 10.0
-    with tqdm(desc="Scoring", unit="B", unit_scale=True, mininterval=interval, delay=0.5, leave=False) as bar:
-        for entropies in scorer.score(tokens()):
-            subset, document = waiting.popleft()
-            bar.update(len(document) - 2)
-            yield ScoredDocument(subset, document, entropies)
+    train: Sample,
+    before: np.ndarray,
+    after: np.ndarray,
+    held_out: Sample | None,
+    checked: np.ndarray | None,
+) -> dict[str, ParityFigures]:
+    """The figures of each subset that has documents in common with the one that it follows, that one first."""
+    if identity.parity_to is None:
+        return {}
+    others = {} if held_out is None or checked is None else {n: ratio(p, checked) for n, p in held_out.pairs.items()}
+    partners = np.unique(np.concatenate([pairs.partners for pairs in train.pairs.values()]))
+    pairs = {identity.parity_to: Pairs(partners, partners), **train.pairs}
+    return {name: figures(train.documents, found, before, after, others.get(name)) for name, found in pairs.items()}
 
 
 def _train_dataset(path: Path) -> Dataset:
@@ -179,6 +267,24 @@ def _train_dataset(path: Path) -> Dataset:
     return dataset
 
 
+def _validation_beside(train: Dataset) -> Dataset | None:
+    """The validation split of the same making, if it has text. Raises DatasetError."""
+    folder = train.folder.absolute().parent / "validation"
+    if not dataset_folders(folder):
+        return None
+    found = open_dataset(folder)
+    ours, theirs = train.manifest.identity, found.manifest.identity
+    alike = (theirs.split, theirs.source) == ("validation", ours.source)
+    return found if alike and found.manifest.totals.bytes else None
+
+
+def _sample_bytes(text: str) -> int:
+    number = 0 if text == "all" else int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} bytes are no sample; give a number of bytes, or all")
+    return number
+
+
 def _current(path: Path, identity: CalibrationIdentity) -> PatchingFile | None:
     """What the file holds, if it was made by the very same calibration."""
     if not path.exists():
@@ -188,16 +294,3 @@ def _current(path: Path, identity: CalibrationIdentity) -> PatchingFile | None:
     except PipelineError:
         return None
     return found if found.identity == identity else None
-
-
-def _print(result: PatchingFile) -> None:
-    target, patching = result.identity.target, result.patching
-    print(f"theta {patching.theta:.6f} nats: {result.mean_patch_size:.3f} bytes a patch, {target} wanted")
-    if abs(result.mean_patch_size / target - 1) > CLOSE:
-        print("  that is the nearest; with --sidecar float32 or none the threshold is not bound to the grid")
-    if len(result.subsets) > 1:
-        width = max(map(len, result.subsets))
-        for name, size in list(result.subsets.items())[:SUBSETS_SHOWN]:
-            print(f"  {name:<{width}}  theta {patching.thetas.get(name, patching.theta):.6f}  {size:.3f} bytes a patch")
-        if len(result.subsets) > SUBSETS_SHOWN:
-            print(f"  and {len(result.subsets) - SUBSETS_SHOWN} more in the file")

@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from pipeline.settings import PipelineError
 from shared.files import write_atomic
 from shared.model_settings import Settings
 from shared.patching import PatchingSettings
 from shared.shards.manifest import NumericsClass, SidecarType, first_problem
+
+TENTH = "a tenth"
 
 
 class CalibrationIdentity(Settings):
@@ -28,10 +30,45 @@ class CalibrationIdentity(Settings):
     per_subset: bool
     sidecar: SidecarType
     sample_bytes: int
+    """Text to count on; 0 for all of it."""
     seed: int
     stream_length: int
     threads: int
     dtype: str
+    entropies: Literal["scored", "stored"] = "scored"
+    """stored: those of the dataset's own sidecar."""
+    held_out: str = "nothing"
+    """On what the sizes were checked: the fingerprint of the validation split, or TENTH of the documents."""
+    parity: str | None = None
+    """What documents that say the same in other subsets have in common."""
+    parity_to: str | None = None
+    """The subset that the others follow."""
+
+
+class HeldOut(Settings):
+    """Mean patch sizes, in bytes, on documents that took no part in the choice of thresholds."""
+
+    documents: int
+    bytes: int
+    mean_patch_size: float
+    subsets: dict[str, float]
+
+
+class ParityFigures(Settings):
+    """One subset beside the one that it follows, over the documents that both have."""
+
+    documents: int
+    bytes: int
+    size_before: float
+    """Mean patch size with the one threshold for all bytes."""
+    size: float
+    """Mean patch size with the subset's own."""
+    ratio_before: float
+    """Patches over those of the same documents in the other subset, both with the one threshold."""
+    ratio: float
+    """The same with a threshold for each."""
+    held_out: float | None
+    """The same on held-out documents; None where none are in both subsets."""
 
 
 class PatchingFile(Settings):
@@ -44,6 +81,9 @@ class PatchingFile(Settings):
     """In bytes, realised on the sample."""
     subsets: dict[str, float]
     """The same for each subset of the sample."""
+    held_out: HeldOut | None = None
+    parity: dict[str, ParityFigures] = Field(default_factory=dict)
+    """By subset."""
 
     def save(self, path: Path) -> None:
         write_atomic(path, self.model_dump_json(indent=1) + "\n")

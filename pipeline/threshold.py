@@ -1,70 +1,149 @@
-"""Which threshold gives a wanted mean patch size: pure, through the same lengths that are stored."""
+"""Thresholds for wanted mean patch sizes, over groups of documents that share every pass over their entropies.
 
-from collections.abc import Sequence
+A sketch of what the rule compares gives a first guess. Then a few candidates of each group are cut at once, exactly as
+they would be stored, until none of the thresholds that there are is nearer. Memory does not grow with the documents but
+for a few numbers of each.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from shared.patching import PatchingSettings, patch_lengths
-from shared.patching.grid import GRID
-from shared.patching.rules import rounded
-
-
-class UnreachableTarget(ValueError):
-    """No threshold gives the mean patch size that was asked for."""
+from pipeline.candidates import UnreachableTarget, search, thetas_of
+from pipeline.entropies import Entropies, Piece
+from pipeline.progress import bar
+from pipeline.sketch import Sketch, compared
+from shared.patching import PatchingSettings
+from shared.patching.chunks import ChunkedLengths
+from shared.vocabulary import BOS, EOS, OFFSET
 
 
 @dataclass(frozen=True)
-class ScoredDocument:
-    """A document of the sample: tokens int16 [n + 2], entropies float32 [n + 1] nats."""
+class Goal:
+    """A mean patch size that some documents should have."""
 
-    subset: str
-    tokens: np.ndarray
-    entropies: np.ndarray
-
-    @property
-    def bytes(self) -> int:
-        return len(self.tokens) - 2
+    documents: np.ndarray
+    """int64 [N], their numbers in order."""
+    target: float
+    """Bytes."""
 
 
-def mean_patch_size(documents: Sequence[ScoredDocument], patching: PatchingSettings) -> float:
-    """Text bytes over patches other than BOS."""
-    patches = sum(len(patch_lengths(d.tokens, patching.for_subset(d.subset), d.entropies)) - 1 for d in documents)
-    return sum(d.bytes for d in documents) / patches
+def find_thetas(
+    entropies: Entropies, draft: PatchingSettings, goals: Sequence[Goal]
+) -> list[float | UnreachableTarget]:
+    """The threshold (nats) for each goal whose mean patch size is nearest to the one wanted, or why there is none.
 
-
-def find_theta(documents: Sequence[ScoredDocument], patching: PatchingSettings, target: float, grid: bool) -> float:
-    """The threshold (nats) whose mean patch size is nearest to ``target`` bytes.
-
-    ``patching`` says everything but theta. A greater threshold makes fewer patches, so candidates are bisected: the
-    values of the sidecar grid, or those at which decisions of this very sample change. Raises UnreachableTarget.
+    ``draft`` says everything but theta. Thresholds lie on the sidecar's grid if ``draft.grid``, else they are whole
+    numbers of 1/65,536 nat; one within 0.01% of the target is taken at once. Raises DatasetError.
     """
-    candidates = GRID if grid else np.unique(np.concatenate([_values(d, patching) for d in documents]))
-    sizes: dict[int, float] = {}
+    thetas = thetas_of(draft.rule, draft.grid)
+    sizes = [int(entropies.documents.bytes[goal.documents].sum()) for goal in goals]
+    sketches = _sketches(entropies, draft, [goal.documents for goal in goals])
+    searches = [
+        search(thetas.count, sketch.guess(size / goal.target), sketch.near, goal.target)
+        for goal, sketch, size in zip(goals, sketches, sizes)
+    ]
+    asked = {number: next(searching) for number, searching in enumerate(searches)}
+    found: dict[int, float | UnreachableTarget] = {}
+    while asked:
+        groups = {number: goals[number].documents for number in asked}
+        patchings = {number: [with_theta(draft, thetas[theta]) for theta in asked[number]] for number in asked}
+        counts = _counts(entropies, groups, patchings)
+        for number in list(asked):
+            try:
+                asked[number] = searches[number].send((sizes[number] / counts[number]).tolist())
+            except StopIteration as end:
+                found[number] = thetas[end.value[0]]
+                del asked[number]
+            except UnreachableTarget as error:
+                found[number] = error
+                del asked[number]
+    return [found[number] for number in range(len(goals))]
 
-    def size(number: int) -> float:
-        if number not in sizes:
-            theta = float(candidates[number])
-            sizes[number] = mean_patch_size(documents, patching.model_copy(update={"theta": theta, "thetas": {}}))
-        return sizes[number]
 
-    low, high = 0, len(candidates) - 1
-    if not size(low) <= target <= size(high):
-        raise UnreachableTarget(
-            f"a mean patch size of {target} bytes cannot be reached: on this sample the rule {patching.rule!r} gives "
-            f"between {size(low):.3f} and {size(high):.3f}"
-        )
-    while high - low > 1:
-        middle = (low + high) // 2
-        if size(middle) < target:
-            low = middle
-        else:
-            high = middle
-    return float(candidates[min((low, high), key=lambda number: abs(size(number) - target))])
+def with_theta(patching: PatchingSettings, theta: float) -> PatchingSettings:
+    """The same with one threshold for all subsets."""
+    return PatchingSettings.model_validate(patching.model_dump() | {"theta": theta, "thetas": {}})
 
 
-def _values(document: ScoredDocument, patching: PatchingSettings) -> np.ndarray:
-    """float32: what the rule compares with theta, where it does."""
-    if patching.rule == "monotonic":
-        return np.diff(rounded(document.entropies, patching))
-    return document.entropies
+def patches_of(entropies: Entropies, patching: PatchingSettings) -> np.ndarray:
+    """int64 [N]: patches other than BOS of every document, each with the threshold of its subset."""
+    documents = entropies.documents
+    by_subset = [patching.for_subset(name) for name in documents.names]
+    counts = np.zeros(len(documents), np.int64)
+    for piece, lengths in _cut(entropies, np.arange(len(documents)), lambda n: [by_subset[documents.subset[n]]]):
+        counts[piece.document] += lengths[0] - piece.first
+    return counts
+
+
+def _counts(
+    entropies: Entropies, groups: Mapping[int, np.ndarray], patchings: Mapping[int, Sequence[PatchingSettings]]
+) -> dict[int, np.ndarray]:
+    """int64 [patchings]: patches other than BOS of each group of documents under each of its patchings."""
+    members = _Members(groups, len(entropies.documents))
+    counts = {group: np.zeros(len(patchings[group]), np.int64) for group in groups}
+
+    def wanted(document: int) -> list[PatchingSettings]:
+        return [patching for group in members.groups(document) for patching in patchings[group]]
+
+    for piece, lengths in _cut(entropies, members.documents, wanted):
+        begin = 0
+        for group in members.groups(piece.document):
+            end = begin + len(counts[group])
+            counts[group] += np.array(lengths[begin:end], np.int64) - piece.first
+            begin = end
+    return counts
+
+
+def _cut(
+    entropies: Entropies, numbers: np.ndarray, wanted: Callable[[int], Sequence[PatchingSettings]]
+) -> Iterator[tuple[Piece, list[int]]]:
+    """Each piece of these documents with how many patches end in it, under every patching wanted of its document."""
+    lengths: list[ChunkedLengths] = []
+    with bar("Counting patches", int(entropies.documents.bytes[numbers].sum())) as progress:
+        for piece in entropies.pieces(numbers):
+            if piece.first:
+                lengths = [ChunkedLengths(patching) for patching in wanted(piece.document)]
+            tokens = _tokens(piece)
+            yield piece, [len(document.add(tokens, piece.entropies, piece.last)) for document in lengths]
+            progress.update(len(piece.entropies))
+
+
+def _tokens(piece: Piece) -> np.ndarray:
+    """int16: tokens that go with the entropies of a piece. Rules on entropy look at no byte, so any stands for all."""
+    tokens = np.full(len(piece.entropies) + piece.last, OFFSET, np.int16)
+    if piece.first:
+        tokens[0] = BOS
+    if piece.last:
+        tokens[-1] = EOS
+    return tokens
+
+
+def _sketches(entropies: Entropies, draft: PatchingSettings, groups: Sequence[np.ndarray]) -> list[Sketch]:
+    """What the rule compares, of each group of documents."""
+    members = _Members(dict(enumerate(groups)), len(entropies.documents))
+    sketches = [Sketch(thetas_of(draft.rule, draft.grid)) for _ in groups]
+    for piece in entropies.pieces(members.documents):
+        values = compared(piece.entropies, draft)
+        for group in members.groups(piece.document):
+            sketches[group].add(values)
+    return sketches
+
+
+class _Members:
+    """Which groups each document belongs to."""
+
+    def __init__(self, groups: Mapping[int, np.ndarray], count: int) -> None:
+        """``groups``: numbers of documents below ``count``, int64 in order."""
+        empty = np.zeros(0, np.int64)
+        documents = np.concatenate([empty, *groups.values()])
+        names = np.concatenate([empty, *(np.full(len(numbers), group) for group, numbers in groups.items())])
+        order = np.argsort(documents, kind="stable")
+        self._groups = names[order]
+        self._begins = np.searchsorted(documents[order], np.arange(count + 1))
+        self.documents = np.flatnonzero(np.diff(self._begins))
+        """int64, those that belong to any, in order."""
+
+    def groups(self, document: int) -> list[int]:
+        return self._groups[self._begins[document] : self._begins[document + 1]].tolist()

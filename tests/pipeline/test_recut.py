@@ -9,9 +9,8 @@ from dataset_examples import BYTE, ENTROPY, MONOTONIC, document, documents, in_t
 from pipeline_helpers import STATIC, preprocess
 from rewriting_examples import make_place, run, scored, sides
 
-from pipeline.candidates import nearest
+from pipeline.candidates import UnreachableTarget, nearest
 from pipeline.patching_file import load_patching
-from pipeline.threshold import UnreachableTarget
 from shared.patching import PatchingSettings, patch_lengths
 from shared.patching.grid import GRID
 from shared.patching.settings import ENTROPY_RULES

@@ -16,7 +16,6 @@ from pipeline.__main__ import main
 from pipeline.driver import make_plan
 from pipeline.run_folder import RUN_FILE
 from pipeline.settings import Job, OutputSettings, ReadSettings, ScoringSettings
-from pipeline.threshold import ScoredDocument, UnreachableTarget, find_theta, mean_patch_size
 from pipeline.worker import NumericsError, Task, Worker
 from shared.identity import file_sha256
 from shared.initialise import initialise
@@ -234,31 +233,6 @@ def test_a_patcher_that_is_no_entropy_model_is_named(place, tmp_path, capsys):
     arguments = ("--out", tmp_path / "out", "--rule", "entropy", "--theta", 1, "--patcher", tmp_path)
     assert preprocess(place / "a.jsonl", *arguments) == 2
     assert "is not a model folder" in capsys.readouterr().err
-
-
-def documents(seed: int) -> list[ScoredDocument]:
-    random = np.random.default_rng(seed)
-    sizes = random.integers(1, 200, 20)
-    return [
-        ScoredDocument("s", document_tokens(random.bytes(n)), random.gamma(2, 1, n + 1).astype(np.float32))
-        for n in sizes
-    ]
-
-
-@pytest.mark.parametrize("min_length", [1, 3])
-@pytest.mark.parametrize("rule", ["entropy", "monotonic"])
-def test_the_threshold_found_is_the_nearest_there_is(rule, min_length):
-    sample = documents(3)
-    draft = PatchingSettings(rule=rule, theta=0.0, min_length=min_length, max_length=64)
-    for target in (4.0, 6.5, 11.0):
-        theta = find_theta(sample, draft, target, grid=False)
-        found = abs(mean_patch_size(sample, draft.model_copy(update={"theta": theta})) - target)
-        others = np.linspace(theta - 1, theta + 1, 201)
-        best = min(abs(mean_patch_size(sample, draft.model_copy(update={"theta": t})) - target) for t in others)
-        # Beyond a minimum length the size is not quite monotone in theta, so a neighbour may be better by a little.
-        assert found <= best + (0 if min_length == 1 else 0.05)
-    with pytest.raises(UnreachableTarget):
-        find_theta(sample, draft, 1000.0, grid=False)
 
 
 # ---- the larger matrix: real clusters, real deaths

@@ -1,0 +1,44 @@
+"""What calibration found, for the terminal."""
+
+from pipeline.parity import table
+from pipeline.patching_file import TENTH, PatchingFile
+
+SUBSETS_SHOWN = 50
+CLOSE = 0.02
+"""Relative distance from the target above which a word is said about it."""
+
+
+def print_result(result: PatchingFile) -> None:
+    """Thresholds and realised sizes, by subset where there are several."""
+    target, patching, checked = result.identity.target, result.patching, result.held_out
+    print(f"theta {patching.theta:.6f} nats: {result.mean_patch_size:.3f} bytes a patch, {target} wanted")
+    if abs(result.mean_patch_size / target - 1) > CLOSE:
+        print("  " + _why_far(result))
+    if checked is None:
+        print("  no document was held out: there are too few")
+    else:
+        where = "a tenth set apart" if result.identity.held_out == TENTH else "validation"
+        print(
+            f"  held out: {checked.mean_patch_size:.3f} bytes a patch in {checked.documents:,} documents, "
+            f"{checked.bytes:,} bytes, of {where}"
+        )
+    if result.parity:
+        assert result.identity.parity_to is not None
+        print(table(result.parity, result.identity.parity_to))
+        if lonely := [name for name in result.subsets if name not in result.parity]:
+            print(f"not in the table, and with the threshold for all bytes: {', '.join(lonely)}")
+    elif len(result.subsets) > 1:
+        others = checked.subsets if checked is not None else {}
+        width = max(map(len, result.subsets))
+        for name, size in list(result.subsets.items())[:SUBSETS_SHOWN]:
+            theta = patching.thetas.get(name, patching.theta)
+            held_out = f", held out {others[name]:.3f}" if name in others else ""
+            print(f"  {name:<{width}}  theta {theta:.6f}  {size:.3f} bytes a patch{held_out}")
+        if len(result.subsets) > SUBSETS_SHOWN:
+            print(f"  and {len(result.subsets) - SUBSETS_SHOWN} more in the file")
+
+
+def _why_far(result: PatchingFile) -> str:
+    if result.patching.thetas:
+        return "that is with a threshold of its own for each subset; --target is met within each"
+    return "that is the nearest; with --sidecar float32 or none the threshold is not bound to the grid"
