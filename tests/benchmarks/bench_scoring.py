@@ -1,0 +1,190 @@
+"""Scoring against scoring one document at a time, the machine's peak, and a whole run: alternately, in one run.
+
+python tests/benchmarks/bench_scoring.py CORPUS.jsonl.zst [--documents 1000] [--threads 1] [--published]
+
+The same entropy model scores a seeded sample of documents packed into streams, as preprocess does; one at a time, each
+padded to 8,192 tokens, as the released preprocessing does; and one at a time as they are. Blocks of documents go to
+each way in turn, so that all see the same machine. Then the whole pipeline, reading and writing included, beside bare
+scoring, and two workers beside one. --published adds the shape of the published entropy model (768 wide, 14 layers,
+window 512) as a fraction of the machine's own products of matrices, measured in between.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from training_example import product_peak
+
+from pipeline.driver import make_plan, preprocess
+from pipeline.read import read_split
+from pipeline.records import Record, sample_hash
+from pipeline.settings import ExecutorSettings, Job, OutputSettings, ReadSettings, ScoringSettings
+from shared.batch import segments
+from shared.entropy_model import EntropyModel, entropy
+from shared.initialise import initialise
+from shared.model_files import build_model, save_model
+from shared.model_identity import model_sha256
+from shared.model_settings import EntropyModelSettings
+from shared.patching import PatchingSettings
+from shared.scoring import Scorer
+from shared.vocabulary import BOE, document_tokens
+
+SMALL = EntropyModelSettings(width=192, layers=2, heads=4, feed_forward=512, window=128)
+PUBLISHED = EntropyModelSettings(width=768, layers=14, heads=12, window=512)
+PADDED = 8192
+BLOCK = 100
+PADDED_OF_BLOCK = 10
+"""Padded documents cost ten times as much: so many of a block are enough to know what they cost."""
+
+
+def sample(path: Path, count: int, seed: int = 0) -> list[bytes]:
+    """The first documents of the corpus in a seeded order."""
+    reading = ReadSettings()
+    plan = make_plan([path], reading)
+    texts = [
+        found.text
+        for split in plan.splits
+        for found in read_split(plan, split, reading)
+        if isinstance(found, Record) and isinstance(found.text, bytes) and found.text
+    ]
+    return sorted(texts, key=lambda text: sample_hash(text, seed))[:count]
+
+
+def fresh(settings: EntropyModelSettings) -> EntropyModel:
+    model = build_model(settings)
+    initialise(model, 1)
+    assert isinstance(model, EntropyModel)
+    return model
+
+
+def alone(model: EntropyModel, tokens: np.ndarray, length: int) -> np.ndarray:
+    """One document in one forward pass of ``length`` tokens, as the reference does it."""
+    ids = np.full(length, BOE, np.int64)
+    ids[: len(tokens) - 1] = tokens[:-1]
+    with torch.inference_mode():
+        found = entropy(model(torch.from_numpy(ids), segments([length])))
+    return found[: len(tokens) - 1].numpy()
+
+
+def seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def against_one_at_a_time(model: EntropyModel, texts: Sequence[bytes], stream: int) -> None:
+    scorer = Scorer(model, stream)
+    documents = [document_tokens(text) for text in texts]
+    spent = {"packed": [0.0, 0], "padded to 8,192": [0.0, 0], "as they are": [0.0, 0]}
+    largest = 0.0
+
+    def counted(name: str, found: Iterator[np.ndarray]) -> list[np.ndarray]:
+        """Processor time, which others on the machine change little."""
+        began = time.process_time()
+        entropies = list(found)
+        spent[name][0] += time.process_time() - began
+        spent[name][1] += sum(len(values) - 1 for values in entropies)
+        return entropies
+
+    for begin in range(0, len(documents), BLOCK):
+        block = documents[begin : begin + BLOCK]
+        few = [document for document in block if len(document) <= PADDED][:PADDED_OF_BLOCK]
+        packed = counted("packed", scorer.score(block))
+        counted("padded to 8,192", (alone(scorer.model, document, PADDED) for document in few))
+        single = counted("as they are", (alone(scorer.model, document, len(document) - 1) for document in block))
+        largest = max(largest, *(float(np.abs(a - b).max()) for a, b in zip(packed, single)))
+    rates = {name: size / time for name, (time, size) in spent.items()}
+    total = sum(map(len, texts))
+    print(f"{len(texts)} documents, {total:,} bytes, {total / len(texts):.0f} on average; streams of {stream}")
+    for name, rate in rates.items():
+        print(f"  {name:<18} {rate / 1e3:8.2f} kB/s   packed is {rates['packed'] / rate:6.2f} times as fast")
+    print(f"  largest difference of an entropy: {largest:.1e} nats")
+
+
+def useful_flops(settings: EntropyModelSettings, model: EntropyModel, lengths: Sequence[int]) -> float:
+    """Of scoring documents of so many inputs: products with parameters, and attention over the keys that are seen."""
+    products = 2 * sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and "embedding" not in name)
+    seen = 0
+    for length in lengths:
+        short = min(length, settings.window)
+        seen += short * (short + 1) // 2 + (length - short) * settings.window
+    return products * sum(lengths) + 4 * seen * settings.width * settings.layers
+
+
+def of_the_peak(texts: Sequence[bytes], stream: int, rounds: int = 3) -> None:
+    model = fresh(PUBLISHED)
+    long = [b"\n\n".join(texts)[: stream - 1]]
+    lengths = [len(text) + 1 for text in long]
+    print(f"published shape, {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, a stream of {stream}")
+    for dtype in ("float32", "bfloat16"):
+        scorer = Scorer(model, stream, dtype)
+        flops = useful_flops(PUBLISHED, model, lengths)
+        list(scorer.score([document_tokens(long[0])]))
+        best, peaks = float("inf"), {torch.float32: 0.0, torch.bfloat16: 0.0}
+        for _ in range(rounds):
+            for kind in peaks:
+                peaks[kind] = max(peaks[kind], product_peak(kind))
+            best = min(best, seconds(lambda s=scorer: list(s.score([document_tokens(long[0])]))))
+        rate = flops / best
+        shares = ", ".join(f"{rate / peak:.0%} of the {str(kind)[6:]} peak" for kind, peak in peaks.items())
+        print(f"  {dtype:<9} {sum(lengths) / best / 1e3:6.2f} kB/s  {rate / 1e9:6.1f} GFLOP/s useful: {shares}")
+
+
+def whole_runs(model: EntropyModel, texts: Sequence[bytes], stream: int, threads: int, rounds: int = 2) -> None:
+    """A whole run against bare scoring, and two workers against one."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with (folder / "a.jsonl").open("w") as file:
+            for text in texts:
+                file.write(json.dumps({"text": text.decode(errors="replace")}) + "\n")
+        save_model(model, SMALL, folder / "model")
+        reading = ReadSettings(split_bytes=max((folder / "a.jsonl").stat().st_size // 16, 1))
+        output = OutputSettings(
+            patching=PatchingSettings(rule="entropy", theta=3.0).on_grid(),
+            sidecar="uint8",
+            scoring=ScoringSettings(stream_length=stream, threads=threads),
+            patcher_sha256=model_sha256(folder / "model"),
+        )
+        scorer = Scorer(model, stream)
+        documents = [document_tokens(text) for text in texts]
+        bare, rates = [], {1: [], 2: []}  # type: ignore[var-annotated]
+        for number in range(rounds):
+            bare.append(seconds(lambda: [None for _ in scorer.score(documents)]))
+            for workers, found in rates.items():
+                job = Job(out=folder / f"{number}-{workers}", reading=reading, output=output, patcher=folder / "model")
+                report = preprocess(job, [folder / "a.jsonl"], ExecutorSettings(kind="inline", workers=workers))
+                assert report.progress is not None
+                found.append(report.progress.updated - report.progress.began)
+        total = sum(map(len, texts))
+        one, two = min(rates[1]), min(rates[2])
+        print(f"whole runs, {threads} thread a worker (set-up of workers not counted)")
+        print(f"  bare scoring       {total / min(bare) / 1e3:8.2f} kB/s")
+        print(f"  one worker         {total / one / 1e3:8.2f} kB/s   {min(bare) / one:.2f} of bare scoring")
+        print(f"  two workers        {total / two / 1e3:8.2f} kB/s   {one / two / 2:.2f} of twice one")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("--documents", type=int, default=1000)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--stream", type=int, default=4096)
+    parser.add_argument("--published", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    texts = sample(arguments.corpus, arguments.documents)
+    model = fresh(SMALL)
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters, {arguments.threads} threads, float32")
+    against_one_at_a_time(model, texts, arguments.stream)
+    whole_runs(model, texts, arguments.stream, arguments.threads)
+    if arguments.published:
+        of_the_peak(texts, arguments.stream)
+
+
+if __name__ == "__main__":
+    main()
