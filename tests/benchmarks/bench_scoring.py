@@ -1,12 +1,13 @@
-"""Scoring against scoring one document at a time, the machine's peak, and a whole run: alternately, in one run.
+"""Scoring against scoring one document at a time, a whole run, two workers, and the machine's peak; in one run.
 
 python tests/benchmarks/bench_scoring.py CORPUS.jsonl.zst [--documents 1000] [--threads 1] [--published]
 
-The same entropy model scores a seeded sample of documents packed into streams, as preprocess does; one at a time, each
-padded to 8,192 tokens, as the released preprocessing does; and one at a time as they are. Blocks of documents go to
-each way in turn, so that all see the same machine. Then the whole pipeline, reading and writing included, beside bare
-scoring, and two workers beside one. --published adds the shape of the published entropy model (768 wide, 14 layers,
-window 512) as a fraction of the machine's own products of matrices, measured in between.
+The same entropy weights score a seeded sample of documents: packed into streams, as preprocess does; in the patcher of
+transformers, one document at a time, padded to 8,192 tokens (as the released preprocessing does) and as it is; and in
+our own model, one at a time. Blocks of documents go to each way in turn, so that all see the same machine. Then the
+whole pipeline, reading and writing included, beside bare scoring, and two workers beside one. --published adds the
+shape of the published entropy model (768 wide, 14 layers, window 512) as a fraction of the machine's own products of
+matrices, measured in between.
 """
 
 import argparse
@@ -19,6 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from training_example import product_peak
+from transformers import AutoConfig
+from transformers.models.blt.modeling_blt import BltPatcher
 
 from pipeline.driver import make_plan, preprocess
 from pipeline.read import read_split
@@ -27,15 +30,21 @@ from pipeline.settings import ExecutorSettings, Job, OutputSettings, ReadSetting
 from shared.batch import segments
 from shared.entropy_model import EntropyModel, entropy
 from shared.initialise import initialise
+from shared.interop.hf_config import hf_config
+from shared.interop.names import HF, parts
 from shared.model_files import build_model, save_model
 from shared.model_identity import model_sha256
-from shared.model_settings import EntropyModelSettings
+from shared.model_settings import BltSettings, EntropyModelSettings
 from shared.patching import PatchingSettings
 from shared.scoring import Scorer
 from shared.vocabulary import BOE, document_tokens
 
 SMALL = EntropyModelSettings(width=192, layers=2, heads=4, feed_forward=512, window=128)
 PUBLISHED = EntropyModelSettings(width=768, layers=14, heads=12, window=512)
+ANY_BLT = BltSettings.model_validate(
+    {name: {"width": 64, "heads": 1, "layers": 1} for name in ("encoder", "global", "decoder")}
+)
+PACKED = "packed into streams"
 PADDED = 8192
 BLOCK = 100
 PADDED_OF_BLOCK = 10
@@ -62,13 +71,28 @@ def fresh(settings: EntropyModelSettings) -> EntropyModel:
     return model
 
 
-def alone(model: EntropyModel, tokens: np.ndarray, length: int) -> np.ndarray:
-    """One document in one forward pass of ``length`` tokens, as the reference does it."""
+def patcher_of_transformers(model: EntropyModel, settings: EntropyModelSettings) -> BltPatcher:
+    """The same weights in the patcher of transformers."""
+    config = AutoConfig.for_model(**hf_config(ANY_BLT, settings)).patcher_config
+    patcher = BltPatcher(config).eval()
+    ours = model.state_dict()
+    state = {part.theirs.removeprefix(HF.patcher): ours[part.ours][part.rows] for part in parts(settings, HF)}
+    patcher.load_state_dict(state, strict=True)
+    return patcher
+
+
+def in_transformers(patcher: BltPatcher, tokens: np.ndarray, length: int) -> np.ndarray:
+    """One document in one forward pass of ``length`` tokens."""
     ids = np.full(length, BOE, np.int64)
     ids[: len(tokens) - 1] = tokens[:-1]
     with torch.inference_mode():
-        found = entropy(model(torch.from_numpy(ids), segments([length])))
-    return found[: len(tokens) - 1].numpy()
+        return patcher(torch.from_numpy(ids)[None])[0][0, : len(tokens) - 1].numpy()
+
+
+def alone(model: EntropyModel, tokens: np.ndarray) -> np.ndarray:
+    """One document in one forward pass of our model."""
+    with torch.inference_mode():
+        return entropy(model(torch.from_numpy(tokens[:-1].astype(np.int64)), segments([len(tokens) - 1]))).numpy()
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -78,31 +102,36 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def against_one_at_a_time(model: EntropyModel, texts: Sequence[bytes], stream: int) -> None:
-    scorer = Scorer(model, stream)
+    scorer, patcher = Scorer(model, stream), patcher_of_transformers(model, SMALL)
     documents = [document_tokens(text) for text in texts]
-    spent = {"packed": [0.0, 0], "padded to 8,192": [0.0, 0], "as they are": [0.0, 0]}
+    spent = {
+        name: [0.0, 0] for name in (PACKED, "transformers, padded", "transformers, unpadded", "ours, one at a time")
+    }
     largest = 0.0
 
     def counted(name: str, found: Iterator[np.ndarray]) -> list[np.ndarray]:
         """Processor time, which others on the machine change little."""
         began = time.process_time()
         entropies = list(found)
-        spent[name][0] += time.process_time() - began
-        spent[name][1] += sum(len(values) - 1 for values in entropies)
+        so_far = spent.setdefault(name, [0.0, 0.0])
+        so_far[0] += time.process_time() - began
+        so_far[1] += sum(len(values) - 1 for values in entropies)
         return entropies
 
     for begin in range(0, len(documents), BLOCK):
         block = documents[begin : begin + BLOCK]
         few = [document for document in block if len(document) <= PADDED][:PADDED_OF_BLOCK]
-        packed = counted("packed", scorer.score(block))
-        counted("padded to 8,192", (alone(scorer.model, document, PADDED) for document in few))
-        single = counted("as they are", (alone(scorer.model, document, len(document) - 1) for document in block))
+        packed = counted(PACKED, scorer.score(block))
+        counted("transformers, padded", (in_transformers(patcher, document, PADDED) for document in few))
+        theirs = (in_transformers(patcher, document, len(document) - 1) for document in block)
+        single = counted("transformers, unpadded", theirs)
+        counted("ours, one at a time", (alone(scorer.model, document) for document in block))
         largest = max(largest, *(float(np.abs(a - b).max()) for a, b in zip(packed, single)))
     rates = {name: size / time for name, (time, size) in spent.items()}
     total = sum(map(len, texts))
     print(f"{len(texts)} documents, {total:,} bytes, {total / len(texts):.0f} on average; streams of {stream}")
     for name, rate in rates.items():
-        print(f"  {name:<18} {rate / 1e3:8.2f} kB/s   packed is {rates['packed'] / rate:6.2f} times as fast")
+        print(f"  {name:<22} {rate / 1e3:8.2f} kB/s   packed is {rates[PACKED] / rate:6.2f} times as fast")
     print(f"  largest difference of an entropy: {largest:.1e} nats")
 
 
