@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from shared.files import write_atomic
 from shared.shards.dataset import Dataset, open_dataset
 from shared.shards.manifest import MANIFEST_NAME
 from trainer.identity import TRAIN_SPLIT, VALIDATION_SPLIT
+from trainer.patch_size import patch_size_warning
 
 if TYPE_CHECKING:
     from trainer.evaluate import Baseline, SubsetScore
@@ -47,6 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
+    if warning := patch_size_warning(arguments.model, dataset):
+        print(warning, file=sys.stderr)
     scores = score_folder(arguments.model, dataset, arguments.tokens, device, arguments.dtype)
     baselines: list[Baseline] = []
     if train is not None:

@@ -51,6 +51,8 @@ class ModelIdentity(RunIdentity):
     """What a model folder says about itself: with patcher/ beside it, all that generation and evaluation need."""
 
     numerics: RunNumerics
+    mean_patch_size: float | None = None
+    """Bytes a patch in the training split; None where that is not known, or there were no patches."""
 
 
 def run_identity(settings: TrainSettings) -> RunIdentity:

@@ -12,6 +12,7 @@ from shared.identity import IdentityError, canonical_json
 from shared.model_files import save_model
 from shared.model_identity import PATCHER_FOLDER, model_sha256
 from shared.shards.dataset import open_dataset
+from shared.shards.manifest import load_manifest
 from trainer.checkpoint import Checkpoints, TrainState
 from trainer.data.limits import pack_limits
 from trainer.data.loader import PackLoader
@@ -31,6 +32,7 @@ from trainer.loop import Job
 from trainer.metrics import MetricsLog
 from trainer.optimizer import build_optimizer
 from trainer.parallelize import build_model
+from trainer.patch_size import mean_patch_size, patch_size_warning
 from trainer.progress import Progress, quantity
 from trainer.settings import TrainSettings
 from trainer.start import other_settings
@@ -87,6 +89,8 @@ def prepare(settings: TrainSettings, identity: RunIdentity, world: World) -> Job
     if newest is None and settings.start.model is not None:
         for line in other_settings(settings.start.model, settings.model):
             job.line.say(f"unlike {settings.start.model}: {line}")
+        if warning := patch_size_warning(settings.start.model, train):
+            job.line.say(warning)
     return job
 
 
@@ -118,7 +122,9 @@ def export(job: Job, identity: RunIdentity) -> None:
             ranks=world.size,
             threads=settings.run.threads,
         )
-        save_identity(ModelIdentity(**dict(identity), numerics=numerics), folder / IDENTITY_NAME)
+        size = mean_patch_size(load_manifest(settings.data.path / TRAIN_SPLIT))
+        made_by = ModelIdentity(**dict(identity), numerics=numerics, mean_patch_size=size)
+        save_identity(made_by, folder / IDENTITY_NAME)
     job.world.barrier()
 
 
