@@ -99,7 +99,7 @@ def actors() -> dict[int, int]:
 
 
 def test_two_nodes_write_what_one_process_writes_and_need_no_model_folder(cluster, tmp_path, monkeypatch):
-    corpus, model = write_jsonl(tmp_path / "a.jsonl", some_records(60, words=12)), tmp_path / "model"
+    corpus, model = write_jsonl(tmp_path / "a.jsonl", some_records(200, words=12)), tmp_path / "model"
     settings = EntropyModelSettings(width=32, layers=2, heads=2, window=64, feed_forward=64)
     network = build_model(settings)
     initialise(network, 1)
