@@ -26,7 +26,11 @@ def print_result(result: PatchingFile) -> None:
         assert result.identity.parity_to is not None
         print(table(result.parity, result.identity.parity_to))
         if lonely := [name for name in result.subsets if name not in result.parity]:
-            print(f"not in the table, and with the threshold for all bytes: {', '.join(lonely)}")
+            more = f" and {len(lonely) - SUBSETS_SHOWN} more" if len(lonely) > SUBSETS_SHOWN else ""
+            print(
+                f"have no document in common with {result.identity.parity_to}, and keep the threshold for all bytes: "
+                f"{', '.join(lonely[:SUBSETS_SHOWN])}{more}"
+            )
     elif len(result.subsets) > 1:
         others = checked.subsets if checked is not None else {}
         width = max(map(len, result.subsets))
@@ -39,6 +43,8 @@ def print_result(result: PatchingFile) -> None:
 
 
 def _why_far(result: PatchingFile) -> str:
+    if (pivot := result.identity.parity_to) is not None:
+        return f"{result.identity.target} are wanted in {pivot}, and the others follow it"
     if result.patching.thetas:
-        return "that is with a threshold of its own for each subset; --target is met within each"
+        return "each subset has a threshold of its own, and the wanted size within itself"
     return "that is the nearest; with --sidecar float32 or none the threshold is not bound to the grid"
