@@ -1,6 +1,6 @@
 """Texts with their entropies to the rows that stand for them in a shard: pure, in memory for one part of a document."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,11 +8,16 @@ import numpy as np
 from pipeline.records import Record, chunks_of
 from shared.patching import PatchingSettings
 from shared.patching.chunks import ChunkedLengths
+from shared.patching.lengths import patch_lengths_together
 from shared.shards.document import Row
-from shared.vocabulary import BOS, EOS, byte_tokens
+from shared.vocabulary import BOS, EOS, byte_tokens, document_tokens
 
 LONGEST_PART = 2**22
 """Bytes of a row: a longer document becomes several, each a record batch of its own."""
+
+
+TOGETHER = 2**16
+"""Tokens of short documents that are cut at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +48,42 @@ def cut(
     A row holds at most ``longest`` bytes and ends where a patch ends. ``patching`` is that of all subsets.
     """
     document: _Document | None = None
+    short: list[Chunk] = []
+    held = 0
     for chunk in chunks:
+        if document is None and chunk.last and len(chunk.text) <= min(longest, TOGETHER):
+            short.append(chunk)
+            held += len(chunk.text) + 2
+            if held < TOGETHER:
+                continue
+            yield from _whole(short, patching)
+            short, held = [], 0
+            continue
+        yield from _whole(short, patching)
+        short, held = [], 0
         document = document or _Document(chunk.record, patching, longest)
         for row, last in document.add(chunk):
             yield chunk.record, row, last
         if chunk.last:
             document = None
+    yield from _whole(short, patching)
+
+
+def _whole(chunks: Sequence[Chunk], patching: PatchingSettings) -> Iterator[tuple[Record, Row, bool]]:
+    """Documents of one chunk and one row each, cut together."""
+    lengths: Sequence[np.ndarray | None] = [None] * len(chunks)
+    if patching.patched and chunks:
+        entropies = [chunk.entropies for chunk in chunks if chunk.entropies is not None]
+        thetas = [patching.thetas.get(chunk.record.subset, patching.theta) for chunk in chunks]
+        lengths = patch_lengths_together(
+            [document_tokens(chunk.text) for chunk in chunks],
+            patching,
+            entropies if patching.needs_entropy else None,
+            thetas if patching.thetas else None,  # type: ignore[arg-type]
+        )
+    for chunk, own in zip(chunks, lengths):
+        record = chunk.record
+        yield record, Row(record.id, record.subset, chunk.text, 0, own, chunk.entropies, record.meta), True
 
 
 class _Document:

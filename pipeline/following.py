@@ -60,41 +60,45 @@ class Following:
 
     def __init__(self, out: Path, shown: tqdm, progress: Progress, devices: float) -> None:
         self._path, self._shown, self._devices = out / PROGRESS_FILE, shown, devices
-        self.progress = progress
-        self._saved = 0.0
+        self._latest = progress
+        self._bytes, self._saved = 0, 0.0
+
+    @property
+    def progress(self) -> Progress:
+        """How far the step is now."""
+        # A split that is tried again is counted again: never beyond what there is.
+        done = min(self._bytes, self._latest.bytes_total)
+        return self._latest.model_copy(update={"bytes_done": done, "updated": time.time()})
 
     def bytes(self, count: int) -> None:
         """Input bytes that workers got through since the last call."""
         self._shown.update(count)
-        # A split that is tried again is counted again: never beyond what there is.
-        done = min(self.progress.bytes_done + count, self.progress.bytes_total)
-        self._put(bytes_done=done)
+        self._bytes += count
+        if time.monotonic() - self._saved > _SAVED_EVERY:
+            self.save()
 
     def ended(self, outcome: Outcome, size: int) -> None:
         """A split of ``size`` input bytes is through."""
-        now = self.progress
-        self._put(
-            splits_done=now.splits_done + (not outcome.error),
-            device_seconds=now.device_seconds + outcome.seconds * self._devices,
-            finished_bytes=now.finished_bytes + size,
+        latest = self._latest
+        self._latest = latest.model_copy(
+            update={
+                "splits_done": latest.splits_done + (not outcome.error),
+                "device_seconds": latest.device_seconds + outcome.seconds * self._devices,
+                "finished_bytes": latest.finished_bytes + size,
+            }
         )
-        cost = self.progress.hours_per_gigabyte
+        cost = self._latest.hours_per_gigabyte
         if cost is not None:
-            self._shown.set_postfix_str(f"{cost:.3g} {now.device}-hours/GB", refresh=False)
+            self._shown.set_postfix_str(f"{cost:.3g} {latest.device}-hours/GB", refresh=False)
 
     def complete(self) -> None:
         """Newlines and the like are in no record: they are counted at the end, when every split is done."""
-        if self.progress.splits_done == self.progress.splits_total:
-            self.bytes(self.progress.bytes_total - self.progress.bytes_done)
+        if self._latest.splits_done == self._latest.splits_total:
+            self.bytes(self._latest.bytes_total - self._bytes)
 
     def save(self) -> None:
         self._saved = time.monotonic()
         write_atomic(self._path, self.progress.model_dump_json(indent=1) + "\n")
-
-    def _put(self, **values: object) -> None:
-        self.progress = self.progress.model_copy(update={**values, "updated": time.time()})
-        if time.monotonic() - self._saved > _SAVED_EVERY:
-            self.save()
 
 
 @contextmanager

@@ -28,9 +28,9 @@ class ChunkedLengths:
         begin, end = self._position - seen, self._position + len(tokens)
         tokens = np.concatenate([self._tokens, tokens])
         if entropies is not None:
-            entropies = np.concatenate([self._entropies, entropies])
-        known = entropies if last or entropies is None else entropies[:-1]
-        wanted = decisions(tokens, self._patching, known, begin)
+            none = np.full(int(last), np.nan, np.float32)  # EOS is no input
+            entropies = np.concatenate([self._entropies, entropies, none])
+        wanted = decisions(tokens, np.arange(begin, end), self._patching, entropies)
         forced = np.zeros(len(tokens), bool)
         forced[1:] = tokens[:-1] < OFFSET
         forced[: max(2 - begin, 0)] = True

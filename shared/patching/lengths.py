@@ -4,6 +4,8 @@ In order of position t: a patch starts at t if t <= 1, or the token before is sp
 or the rule wants it and t - prev >= min_length; prev is the latest start, forced ones included.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from shared.patching.rules import decisions
@@ -17,16 +19,47 @@ def patch_lengths(tokens: np.ndarray, patching: PatchingSettings, entropies: np.
     tokens int16 [N] = [BOS, b1..bn, EOS]; entropies float32 [N - 1] nats for rules that need them. The last patch holds
     EOS and may be EOS alone. Raises ValueError when the rule lacks its entropies.
     """
-    forced = np.zeros(len(tokens), bool)
-    forced[:2] = True
+    return patch_lengths_together([tokens], patching, None if entropies is None else [entropies])[0]
+
+
+def patch_lengths_together(
+    documents: Sequence[np.ndarray],
+    patching: PatchingSettings,
+    entropies: Sequence[np.ndarray] | None = None,
+    thetas: Sequence[float] | None = None,
+) -> list[np.ndarray]:
+    """The same for several documents at once, which costs little more than one when they are short.
+
+    thetas: nats, the threshold of each document, where they differ from that of the settings.
+    """
+    counts = np.array([len(tokens) for tokens in documents])
+    firsts = np.cumsum(counts) - counts
+    tokens = np.concatenate(documents)
+    positions = np.arange(len(tokens)) - np.repeat(firsts, counts)
+    values = theta = None
+    if patching.needs_entropy:
+        for number, count in enumerate(counts.tolist()):
+            given = "none" if entropies is None else len(entropies[number])
+            if given != count - 1:
+                raise ValueError(f"rule {patching.rule!r} needs {count - 1} entropies for {count} tokens, got {given}")
+        values = np.full(len(tokens), np.nan, np.float32)
+        inputs = np.ones(len(tokens), bool)
+        inputs[firsts + counts - 1] = False
+        values[inputs] = np.concatenate(entropies)  # type: ignore[arg-type]
+        theta = None if thetas is None else np.repeat(np.array(thetas, np.float32), counts)
+    forced = positions < 2
     forced[1:] |= tokens[:-1] < OFFSET
-    wanted = decisions(tokens, patching, entropies)
+    wanted = decisions(tokens, positions, patching, values, theta)
     starts = patch_starts(wanted, forced, patching.min_length, patching.max_length)
-    return np.diff(starts, append=len(tokens)).astype(np.uint16)
+    lengths = np.diff(starts, append=len(tokens)).astype(np.uint16)
+    return np.split(lengths, np.searchsorted(starts, firsts[1:]))
 
 
 def patch_starts(wanted: np.ndarray, forced: np.ndarray, min_length: int, max_length: int) -> np.ndarray:
-    """int64 [P]: where patches start, given what the rule wants and what is forced, bool [N]; position 0 is forced."""
+    """int64 [P]: where patches start, given what the rule wants and what is forced, bool [N].
+
+    The tokens may be of several documents one after the other: that a document begins with a start is forced.
+    """
     if min_length == 1:
         return _split_long(np.flatnonzero(wanted | forced), len(wanted), max_length)
     return _walk(wanted, forced, min_length, max_length)

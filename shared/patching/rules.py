@@ -1,7 +1,7 @@
 """Where a rule would like a patch to start: one raw decision for each token of a document.
 
 A decision about position t looks at tokens and entropies before t only (law 1). Length limits come after (lengths.py).
-N tokens of a document [BOS, b1..bn, EOS]; entropies [N - 1], entropies[i] = H(token i + 1 | tokens <= i) in nats.
+The entropy of token i as an input is H(token i + 1 | tokens <= i) in nats.
 """
 
 import numpy as np
@@ -34,50 +34,56 @@ CONTEXT = 2
 
 
 def decisions(
-    tokens: np.ndarray, patching: PatchingSettings, entropies: np.ndarray | None = None, offset: int = 0
+    tokens: np.ndarray,
+    positions: np.ndarray,
+    patching: PatchingSettings,
+    entropies: np.ndarray | None = None,
+    theta: np.ndarray | None = None,
 ) -> np.ndarray:
     """bool [N]: whether the rule wants a patch to start at each token. NaN never opens a patch.
 
-    ``offset``: position of the first of these tokens in its document. Unless that is 0, the first CONTEXT of them are
-    there to be looked back at, and no patch is wanted there.
-    Raises ValueError when the rule needs entropies and there are none, or not N - 1 of them.
+    At positions 0 and 1, where a patch always starts, the answer means nothing; nor for the first CONTEXT tokens when
+    they are not a document's first.
+
+    Args:
+        tokens: int16 [N], of one document or of several one after the other.
+        positions: int64 [N], of each token in its document.
+        entropies: float32 [N] nats, of each token as an input; that of EOS, which is none, is not looked at.
+        theta: float32 [N] nats, where tokens have thresholds of their own.
     """
-    count = len(tokens)
-    wanted = np.zeros(count, bool)
+    wanted = np.zeros(len(tokens), bool)
     if patching.needs_entropy:
-        if entropies is None or len(entropies) != count - 1:
-            raise ValueError(
-                f"rule {patching.rule!r} needs {count - 1} entropies for {count} tokens, "
-                f"got {'none' if entropies is None else len(entropies)}"
-            )
-        _entropy_decisions(wanted, entropies.astype(np.float32, copy=False), patching, offset)
+        if entropies is None or len(entropies) != len(tokens):
+            found = "none" if entropies is None else len(entropies)
+            raise ValueError(f"rule {patching.rule!r} needs an entropy for each of {len(tokens)} tokens, got {found}")
+        limit = np.full(1, patching.theta, np.float32) if theta is None else theta[1:]
+        _entropy_decisions(wanted, positions, entropies.astype(np.float32, copy=False), patching, limit)
     elif patching.rule == "byte":
         wanted[:] = True
     elif patching.rule == "static":
-        assert patching.stride is not None
-        wanted[(1 - offset) % patching.stride if offset else 1 :: patching.stride] = True
+        np.equal(positions % patching.stride, 1 % patching.stride, out=wanted)  # type: ignore[operator]
     elif patching.rule == "space":
         space_like = SPACE_LIKE[tokens]
         wanted[2:] = space_like[1:-1] & ~space_like[:-2]
     else:
         raise ValueError("rule 'none' makes no patches")
-    if offset:
-        wanted[:CONTEXT] = False
     return wanted
 
 
-def _entropy_decisions(wanted: np.ndarray, entropies: np.ndarray, patching: PatchingSettings, offset: int) -> None:
-    """Fill ``wanted`` from float32 entropies, in place."""
-    theta = np.float32(patching.theta)
+def _entropy_decisions(
+    wanted: np.ndarray, positions: np.ndarray, entropies: np.ndarray, patching: PatchingSettings, theta: np.ndarray
+) -> None:
+    """Fill ``wanted`` from float32 entropies, in place; ``theta`` is that of each token but the first, or of all."""
     if patching.rule == "entropy":
-        wanted[1:] = entropies > theta
+        wanted[1:] = entropies[:-1] > theta
         return
     values = rounded(entropies, patching)
-    rise = values[1:] - values[:-1]  # rise[j] decides about start j + 2
+    rise = values[1:-1] - values[:-2]  # rise[j] decides about token j + 2
+    limit = theta if len(theta) == 1 else theta[1:]
     if patching.rule == "monotonic":
-        wanted[2:] = rise > theta
+        wanted[2:] = rise > limit
     else:
-        wanted[2:] = (entropies[1:] > theta) & (rise > np.float32(patching.theta_rise))
-    wanted[: max(first_rise_start(patching) - offset, 0)] = False
-    if patching.reference_starts and offset <= 2:
-        wanted[2 - offset : 3 - offset] = True
+        wanted[2:] = (entropies[1:-1] > limit) & (rise > np.float32(patching.theta_rise))
+    wanted[positions < first_rise_start(patching)] = False
+    if patching.reference_starts:
+        wanted[positions == 2] = True

@@ -172,7 +172,7 @@ def whole_runs(model: EntropyModel, texts: Sequence[bytes], stream: int, threads
             for text in texts:
                 file.write(json.dumps({"text": text.decode(errors="replace")}) + "\n")
         save_model(model, SMALL, folder / "model")
-        reading = ReadSettings(split_bytes=max((folder / "a.jsonl").stat().st_size // 16, 1))
+        reading = ReadSettings(split_bytes=max((folder / "a.jsonl").stat().st_size // 4, 1))
         output = OutputSettings(
             patching=PatchingSettings(rule="entropy", theta=3.0).on_grid(),
             sidecar="uint8",

@@ -61,3 +61,22 @@ def test_the_threshold_of_the_subset_is_used():
         row.patch_lengths.tolist()
         == patch_lengths(document_tokens(b"abcd"), PatchingSettings(rule="entropy", theta=2.5), entropies).tolist()
     )
+
+
+def test_short_documents_are_cut_together_as_each_alone(monkeypatch):
+    monkeypatch.setattr("pipeline.cutting.TOGETHER", 50)
+    patching = PatchingSettings(rule="entropy", theta=0.5, thetas={"b": 0.9}, max_length=7)
+    rng = np.random.default_rng(0)
+    records = [Record(Place("f"), str(n), "ab"[n % 2], bytes(rng.integers(0, 256, n % 60))) for n in range(1, 120)]
+    given = []
+    for record in records:
+        entropies = rng.random(len(record.text) + 1).astype(np.float32)
+        given.append((record, entropies))
+    pieces = [Chunk(record, record.text, entropies, True) for record, entropies in given]
+    found = list(cut(pieces, patching))
+    assert [record.id for record, _, _ in found] == [record.id for record in records]
+    for (record, row, last), (_, entropies) in zip(found, given):
+        wanted = patch_lengths(document_tokens(record.text), patching.for_subset(record.subset), entropies)
+        assert (row.text, row.part, last) == (record.text, 0, True)
+        assert row.patch_lengths.tolist() == wanted.tolist()
+        assert row.entropies is entropies

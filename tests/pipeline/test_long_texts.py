@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pipeline_helpers import STATIC, letters, preprocess, shard_hashes, stored
+from pipeline_helpers import STATIC, counts, letters, preprocess, shard_hashes, stored
 
 from pipeline.cutting import Chunk
 from pipeline.driver import make_plan
@@ -108,24 +108,44 @@ MEASURED = """
 import resource, sys
 from pipeline.__main__ import main
 status = main(sys.argv[1:])
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print("peak", 1024 * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
 sys.exit(status)
 """
 
 
+def peak_bytes(*arguments: object) -> int:
+    """Memory of the driver or of its largest worker while a run goes on."""
+    line = [sys.executable, "-c", MEASURED, "preprocess", *map(str, arguments)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=2400)
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.split()[-1])
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_a_document_of_two_gigabytes_takes_little_memory(tmp_path: Path):
     size, block = 2 * 10**9, a_text(1_000_000)
     with (tmp_path / "a.txt").open("wb") as file:
         for _ in range(size // len(block)):
             file.write(block)
     out = tmp_path / "out"
-    line = [sys.executable, "-c", MEASURED, "preprocess", tmp_path / "a.txt", "--out", out, *STATIC]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=1200)
-    assert done.returncode == 0, done.stderr
-    print(done.stdout)
-    assert int(done.stdout.split()[-1]) < 10**9  # bytes; half of the text, and a half of what a worker may have
-    manifests = [load_manifest(out / name) for name in ("train", "validation")]
-    assert sum(manifest.totals.bytes for manifest in manifests) == size
-    assert sum(manifest.totals.documents for manifest in manifests) == 1
+    assert peak_bytes(tmp_path / "a.txt", "--out", out, *STATIC) < 10**9  # half of what a worker may have
+    totals = [load_manifest(out / name).totals for name in ("train", "validation")]
+    assert sum(total.bytes for total in totals) == size
+    assert sum(total.documents for total in totals) == 1
     assert not letters(out)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_ten_million_tiny_documents_take_little_memory(tmp_path: Path):
+    count = 10_000_000
+    with (tmp_path / "a.jsonl").open("w") as file:
+        for begin in range(0, count, 100_000):
+            file.writelines(f'{{"text":"tiny {number}"}}\n' for number in range(begin, begin + 100_000))
+    out = tmp_path / "out"
+    assert peak_bytes(tmp_path / "a.jsonl", "--out", out, *STATIC[:-1], 2) < 10**9
+    totals = [load_manifest(out / name).totals for name in ("train", "validation")]
+    assert sum(total.documents for total in totals) == counts(out)["records"] == count
+    assert sum(total.bytes for total in totals) == sum(len(f"tiny {number}") for number in range(count))

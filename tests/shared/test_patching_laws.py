@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from shared.patching import PatchingSettings, PatchStream, patch_lengths
 from shared.patching.chunks import ChunkedLengths
 from shared.patching.grid import GRID, dequantise, quantise, snap
+from shared.patching.lengths import patch_lengths_together
 from shared.patching.settings import ENTROPY_RULES, RISE_RULES
 from shared.vocabulary import OFFSET, VOCABULARY_SIZE, document_tokens
 
@@ -154,3 +155,20 @@ def test_a_document_in_chunks_has_the_lengths_of_the_whole(
     lengths = np.concatenate(found)
     assert lengths.dtype == np.uint16
     np.testing.assert_array_equal(lengths, patch_lengths(tokens, patching, entropies))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(documents(), min_size=1, max_size=6), patchings(), st.data())
+def test_documents_together_have_the_lengths_of_each_alone(
+    given_documents: list[tuple[np.ndarray, np.ndarray]], patching: PatchingSettings, data: st.DataObject
+) -> None:
+    tokens, entropies = ([document[part] for document in given_documents] for part in (0, 1))
+    thetas = None
+    own = [patching] * len(tokens)
+    if patching.needs_entropy and data.draw(st.booleans()):
+        thetas = [data.draw(st.floats(-0.5, 2.5)) for _ in tokens]
+        own = [patching.model_copy(update={"theta": theta}) for theta in thetas]
+    together = patch_lengths_together(tokens, patching, entropies, thetas)
+    alone = [patch_lengths(t, p, e) for t, p, e in zip(tokens, own, entropies)]
+    assert [found.tolist() for found in together] == [found.tolist() for found in alone]
+    assert all(found.dtype == np.uint16 for found in together)
