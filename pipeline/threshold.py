@@ -11,11 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.candidates import UnreachableTarget, search, thetas_of
+from pipeline.cutting import TOGETHER
 from pipeline.entropies import Entropies, Piece
 from pipeline.progress import bar
 from pipeline.sketch import Sketch, compared
 from shared.patching import PatchingSettings
 from shared.patching.chunks import ChunkedLengths
+from shared.patching.lengths import patch_lengths_together
 from shared.vocabulary import BOS, EOS, OFFSET
 
 
@@ -48,8 +50,8 @@ def find_thetas(
     found: dict[int, float | UnreachableTarget] = {}
     while asked:
         groups = {number: goals[number].documents for number in asked}
-        patchings = {number: [with_theta(draft, thetas[theta]) for theta in asked[number]] for number in asked}
-        counts = _counts(entropies, groups, patchings)
+        candidates = {number: [thetas[theta] for theta in asked[number]] for number in asked}
+        counts = _counts(entropies, draft, groups, candidates)
         for number in list(asked):
             try:
                 asked[number] = searches[number].send((sizes[number] / counts[number]).tolist())
@@ -69,45 +71,80 @@ def with_theta(patching: PatchingSettings, theta: float) -> PatchingSettings:
 
 def patches_of(entropies: Entropies, patching: PatchingSettings) -> np.ndarray:
     """int64 [N]: patches other than BOS of every document, each with the threshold of its subset."""
-    documents = entropies.documents
-    by_subset = [patching.for_subset(name) for name in documents.names]
+    documents, theta = entropies.documents, patching.theta
+    assert theta is not None, "rules on entropy have a threshold"
+    thetas = [[patching.thetas.get(name, theta)] for name in documents.names]
     counts = np.zeros(len(documents), np.int64)
-    for piece, lengths in _cut(entropies, np.arange(len(documents)), lambda n: [by_subset[documents.subset[n]]]):
-        counts[piece.document] += lengths[0] - piece.first
+    for number, found in _cut(entropies, patching, np.arange(len(documents)), lambda n: thetas[documents.subset[n]]):
+        counts[number] = found[0]
     return counts
 
 
 def _counts(
-    entropies: Entropies, groups: Mapping[int, np.ndarray], patchings: Mapping[int, Sequence[PatchingSettings]]
+    entropies: Entropies, draft: PatchingSettings, groups: Mapping[int, np.ndarray], thetas: Mapping[int, list[float]]
 ) -> dict[int, np.ndarray]:
-    """int64 [patchings]: patches other than BOS of each group of documents under each of its patchings."""
+    """int64 [thetas]: patches other than BOS of each group of documents with each of its thresholds."""
     members = _Members(groups, len(entropies.documents))
-    counts = {group: np.zeros(len(patchings[group]), np.int64) for group in groups}
+    counts = {group: np.zeros(len(thetas[group]), np.int64) for group in groups}
 
-    def wanted(document: int) -> list[PatchingSettings]:
-        return [patching for group in members.groups(document) for patching in patchings[group]]
+    def wanted(document: int) -> list[float]:
+        return [theta for group in members.groups(document) for theta in thetas[group]]
 
-    for piece, lengths in _cut(entropies, members.documents, wanted):
+    for number, found in _cut(entropies, draft, members.documents, wanted):
         begin = 0
-        for group in members.groups(piece.document):
+        for group in members.groups(number):
             end = begin + len(counts[group])
-            counts[group] += np.array(lengths[begin:end], np.int64) - piece.first
+            counts[group] += found[begin:end]
             begin = end
     return counts
 
 
 def _cut(
-    entropies: Entropies, numbers: np.ndarray, wanted: Callable[[int], Sequence[PatchingSettings]]
-) -> Iterator[tuple[Piece, list[int]]]:
-    """Each piece of these documents with how many patches end in it, under every patching wanted of its document."""
-    lengths: list[ChunkedLengths] = []
+    entropies: Entropies, draft: PatchingSettings, numbers: np.ndarray, wanted: Callable[[int], Sequence[float]]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Each of these documents with its patches other than BOS, int64, under every threshold wanted of it.
+
+    Short documents are cut together, the others as they come.
+    """
+    long: list[ChunkedLengths] = []
+    counts = np.zeros(0, np.int64)
+    short: list[Piece] = []
+    held = 0
     with bar("Counting patches", int(entropies.documents.bytes[numbers].sum())) as progress:
         for piece in entropies.pieces(numbers):
-            if piece.first:
-                lengths = [ChunkedLengths(patching) for patching in wanted(piece.document)]
-            tokens = _tokens(piece)
-            yield piece, [len(document.add(tokens, piece.entropies, piece.last)) for document in lengths]
             progress.update(len(piece.entropies))
+            if piece.first and piece.last and len(piece.entropies) < TOGETHER:
+                short.append(piece)
+                held += len(piece.entropies) * len(wanted(piece.document))
+                if held >= TOGETHER:
+                    yield from _together(short, draft, wanted)
+                    short, held = [], 0
+                continue
+            if piece.first:
+                long = [ChunkedLengths(with_theta(draft, theta)) for theta in wanted(piece.document)]
+                counts = np.full(len(long), -1, np.int64)  # BOS
+            tokens = _tokens(piece)
+            counts += [len(lengths.add(tokens, piece.entropies, piece.last)) for lengths in long]
+            if piece.last:
+                yield piece.document, counts
+        yield from _together(short, draft, wanted)
+
+
+def _together(
+    short: Sequence[Piece], draft: PatchingSettings, wanted: Callable[[int], Sequence[float]]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The same for whole documents."""
+    cuts = [(piece, _tokens(piece), theta) for piece in short for theta in wanted(piece.document)]
+    if not cuts:
+        return
+    pieces, tokens, thetas = zip(*cuts)
+    lengths = patch_lengths_together(tokens, draft, [piece.entropies for piece in pieces], thetas)
+    counts = np.array([len(found) - 1 for found in lengths], np.int64)
+    begin = 0
+    for piece in short:
+        end = begin + len(wanted(piece.document))
+        yield piece.document, counts[begin:end]
+        begin = end
 
 
 def _tokens(piece: Piece) -> np.ndarray:
