@@ -7,6 +7,7 @@ the same command is started again until it is done, while something is killed ev
 until all kills are spent.
 """
 
+import json
 import os
 import random
 import signal
@@ -20,7 +21,6 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline"))
-from bench_pipeline import corpus
 from chaos import Chaos, killed, processes, the_driver
 from pipeline_helpers import command, counts, shard_hashes
 from ray_helpers import RAY, Head, ray_head
@@ -29,9 +29,26 @@ from shared.initialise import initialise
 from shared.model_files import build_model, save_model
 from shared.model_settings import EntropyModelSettings
 
-MODEL = EntropyModelSettings(width=32, layers=1, heads=2, window=64)
+MODEL = EntropyModelSettings(width=64, layers=2, heads=2, window=64)
 SPLIT_BYTES = 2**18
 TAG = "PATCHWORK_CHAOS_NODE"
+
+
+def corpus(path: Path, size: int) -> int:
+    """Write about ``size`` bytes of text as jsonl, pieces of this project's sources; every tenth comes twice."""
+    sources = "\n".join(file.read_text() for file in sorted(Path(__file__).parents[2].glob("*/*.py")))
+    chooser = random.Random(0)
+    written = number = 0
+    with path.open("w") as file:
+        while written < size:
+            begin, length = chooser.randrange(len(sources)), chooser.choice((200, 1_000, 5_000, 20_000))
+            text = f"{number}: {sources[begin : begin + length]}"
+            for _ in range(2 if number % 10 == 0 else 1):
+                file.write(json.dumps({"id": number, "text": text}) + "\n")
+                written += len(text)
+            number += 1
+        file.write('{"text": ""}\nno json\n')
+    return written
 
 
 class Nodes:
@@ -98,8 +115,6 @@ def main(kills: int, megabytes: float) -> None:
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         size = corpus(folder / "a.jsonl", int(megabytes * 1e6))
-        with (folder / "a.jsonl").open("a") as file:
-            file.write('{"text": ""}\nno json\n')
         model = build_model(MODEL)
         initialise(model, 1)
         save_model(model, MODEL, folder / "model")
