@@ -7,15 +7,17 @@ document the same place within its bands, in every stream.
 
 import copy
 import hashlib
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from shared.attention import BAND
-from shared.batch import segments
+from shared.batch import Segments, segments
 from shared.entropy_model import Carry, EntropyModel, entropy
 from shared.layers import rounded_to
 from shared.vocabulary import BOE, document_tokens
@@ -75,14 +77,22 @@ class Scorer:
         stream_length: int,
         dtype: Literal["float32", "bfloat16"] = "float32",
         device: torch.device | str = "cpu",
+        in_flight: int | None = None,
     ) -> None:
-        """``stream_length``: tokens a stream, part of the numerics class (law 5). The model is copied, not changed."""
+        """The model is copied, not changed.
+
+        Args:
+            stream_length: tokens a stream, part of the numerics class (law 5).
+            in_flight: streams that are begun before the oldest is waited for; no part of any result. None: one on a
+                CPU, which has nothing to wait for, and two elsewhere.
+        """
         if stream_length <= 0 or stream_length % BAND:
             raise ValueError(f"stream_length {stream_length} must be a positive multiple of {BAND}")
         if dtype not in _DTYPES:
             raise ValueError(f"dtype {dtype!r} must be one of {', '.join(_DTYPES)}")
         self.stream_length = stream_length
         self.device = torch.device(device)
+        self._in_flight = in_flight or (1 if self.device.type == "cpu" else 2)
         self.model = rounded_to(copy.deepcopy(model).to(self.device), _DTYPES[dtype]).eval().requires_grad_(False)
 
     def score(self, documents: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -111,11 +121,12 @@ class Scorer:
         with torch.inference_mode():
             carry = self.model.empty_carry()
         current: _Feed | None = None
+        running: deque[tuple[list[_Piece], _Arriving]] = deque()
         exhausted = False
-        while not exhausted:
+        while running or not exhausted:
             fill = 0
             pieces: list[_Piece] = []
-            while fill < self.stream_length:
+            while fill < self.stream_length and not exhausted:
                 if current is None:
                     current = next(source, None)
                     if current is None:
@@ -127,12 +138,16 @@ class Scorer:
                 if not current.left:
                     current = None
             if pieces:
-                entropies, carry = self._stream(pieces, carry)
-                for piece in pieces:
+                found, carry = self._stream(pieces, carry)
+                running.append((pieces, _Arriving(found)))
+            if len(running) >= self._in_flight or (exhausted and running):
+                done, arriving = running.popleft()
+                entropies = arriving.get()
+                for piece in done:
                     yield entropies[piece.at : piece.at + len(piece.ids)].copy(), piece.last
 
-    def _stream(self, pieces: list[_Piece], carry: Carry) -> tuple[np.ndarray, Carry]:
-        """One stream; gaps become documents of their own."""
+    def _stream(self, pieces: list[_Piece], carry: Carry) -> tuple[Tensor, Carry]:
+        """One stream, begun: entropies fp32 [T] where they are computed. Gaps become documents of their own."""
         ids = np.full(self.stream_length, BOE, np.int64)
         positions = np.arange(self.stream_length, dtype=np.int64)
         lengths = []
@@ -144,9 +159,36 @@ class Scorer:
             positions[stop:end] -= stop
             lengths += [len(piece.ids), end - stop] if end > stop else [len(piece.ids)]
         with torch.inference_mode():
-            stream = segments(lengths, positions).to(self.device)
-            logits, carry = self.model.forward_carried(torch.from_numpy(ids).to(self.device), stream, carry)
-            return entropy(logits).cpu().numpy(), carry
+            logits, carry = self.model.forward_carried(*self._sent(ids, segments(lengths, positions)), carry)
+            return entropy(logits), carry
+
+    def _sent(self, ids: np.ndarray, documents: Segments) -> tuple[Tensor, Segments]:
+        """Ids and documents on the device, by one copy that nobody waits for."""
+        parts = [torch.from_numpy(ids), documents.ids, documents.positions, documents.offsets.long()]
+        together = torch.cat(parts)
+        if self.device.type == "cuda":
+            together = together.pin_memory()
+        tokens, numbers, positions, offsets = together.to(self.device, non_blocking=True).split([len(p) for p in parts])
+        return tokens, Segments(numbers, positions, offsets.int(), documents.lengths)
+
+
+class _Arriving:
+    """A result on its way from the device; the copy begins at once, behind the work that makes it."""
+
+    def __init__(self, found: Tensor) -> None:
+        self._arrived: torch.cuda.Event | None = None
+        self._here = found if found.is_cuda else found.cpu()
+        if found.is_cuda:
+            self._here = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+            self._here.copy_(found, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def get(self) -> np.ndarray:
+        """Wait for it."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._here.numpy()
 
 
 def probe(scorer: Scorer) -> str:

@@ -175,3 +175,13 @@ def test_scoring_leaves_the_model_as_it_is_and_no_documents_give_nothing() -> No
 def test_a_stream_that_is_no_multiple_of_the_band_is_refused(length: int) -> None:
     with pytest.raises(ValueError, match=f"stream_length {length} must be a positive multiple of 64"):
         Scorer(entropy_model(), length)
+
+
+@pytest.mark.parametrize("in_flight", [2, 5])
+def test_streams_in_flight_change_nothing(in_flight: int) -> None:
+    scorer = SCORERS["plain", "float32"]
+    documents = [tokens(size, size) for size in (5, 700, 1, 64, 300, 90, 1200)]
+    ahead = Scorer(scorer.model, STREAM, in_flight=in_flight)
+    for some in (documents, documents[:1], []):
+        for one, other in zip(scorer.score(some), ahead.score(some), strict=True):
+            np.testing.assert_array_equal(one, other)
