@@ -35,7 +35,8 @@ class Sketch:
     def guess(self, patches: float) -> int:
         """The number of a threshold with about so many values above it."""
         above = self._counts[::-1].cumsum()[::-1][1:]
-        return min(int(np.argmin(np.abs(above - patches))) * self.near, self._thetas.count - 1)
+        bins = int(np.argmin(np.abs(above - patches))) + 1  # that lie below
+        return min(bins * self.near - 1, self._thetas.count - 1)
 
 
 def compared(entropies: np.ndarray, patching: PatchingSettings) -> np.ndarray:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from dataset_examples import EXACT, document, in_two_parts, save_dataset
 
-from pipeline.candidates import FINE, UnreachableTarget
+from pipeline.candidates import FINE, UnreachableTarget, thetas_of
 from pipeline.entropies import StoredEntropies, documents_of
+from pipeline.sketch import Sketch, compared
 from pipeline.threshold import Goal, find_thetas, patches_of, with_theta
 from shared.patching import PatchingSettings, patch_lengths
 from shared.patching.grid import GRID, dequantise, quantise
@@ -67,6 +68,31 @@ def test_each_group_gets_the_nearest_threshold_there_is(tmp_path: Path, draft: P
             best = min(abs(size_of(own, with_theta(draft, other)) - target) for other in others)
             # Beyond a minimum length the size is not quite monotone in theta, so a neighbour may be better by a little.
             assert distance <= max(best, 1e-4 * target) + (0 if draft.min_length == 1 else 0.05)
+
+
+@pytest.mark.parametrize(
+    ("rule", "grid"),
+    [("entropy", True), ("entropy", False), ("entropy_rise", True), ("entropy_rise", False), ("monotonic", False)],
+)
+def test_a_sketch_of_parts_guesses_the_threshold_but_for_one_bin(rule: str, grid: bool) -> None:
+    rise = {"theta_rise": 0.5} if rule == "entropy_rise" else {}
+    draft = PatchingSettings.model_validate({"rule": rule, "theta": 0.0, "grid": grid, **rise})
+    thetas = thetas_of(rule, grid)
+    sketch = Sketch(thetas)
+    random = np.random.default_rng(5)
+    documents = [(random.random(size) ** 2 * 5.5).astype(np.float32) for size in (3000, 1, 2, 40_000)]
+    for entropies in documents:
+        entropies[0] = np.nan
+        sketch.add(compared(entropies, draft))
+    values = np.concatenate([compared(entropies, draft) for entropies in documents])
+    for patches in (1, 100, 4000, 10_000):
+        guess = sketch.guess(patches)
+        above = [
+            int((values > thetas[min(max(number, 0), thetas.count - 1)]).sum())
+            for number in (guess + sketch.near, guess - sketch.near)
+        ]
+        assert above[0] <= patches <= above[1]
+    assert sketch.guess(0) > sketch.guess(len(values))
 
 
 def test_on_the_grid_a_uint8_sidecar_finds_what_the_entropies_themselves_would(tmp_path: Path) -> None:
