@@ -13,7 +13,7 @@ from pipeline.drawing import HELD_OUT, Sample, draw, draw_pairs, held_out_tenth
 from pipeline.entropies import Documents, Entropies, documents_of
 from pipeline.entropy_source import EntropySource
 from pipeline.listing import dataset_folders
-from pipeline.parity import Pairs, figures, parallel_keys, ratio
+from pipeline.parity import Pairs, figures, parallel_keys, ratio, without_pairs
 from pipeline.patching_file import TENTH, CalibrationIdentity, HeldOut, ParityFigures, PatchingFile, load_patching
 from pipeline.preprocess import add_scoring_arguments, entropy_model_sha256, scoring_of
 from pipeline.settings import PipelineError
@@ -158,11 +158,10 @@ def _samples(
         others, other_keys = documents.take(np.flatnonzero(held)), None if keys is None else keys[held]
         documents, keys = documents.take(np.flatnonzero(~held)), None if keys is None else keys[~held]
     train = _drawn(identity, documents, keys, identity.sample_bytes)
-    if identity.parity is not None and not train.pairs:
-        raise PipelineError(
-            f"--parity {identity.parity}: no document of {dataset.folder} has the same key as one of subset "
-            f"{identity.parity_to!r}"
-        )
+    if keys is not None and not train.pairs:
+        assert identity.parity is not None
+        assert identity.parity_to is not None
+        raise without_pairs(identity.parity, identity.parity_to, dataset.folder, keys)
     limit = min(identity.sample_bytes // HELD_OUT, LONGEST_HELD_OUT) if identity.sample_bytes else LONGEST_HELD_OUT
     return train, _drawn(identity, others, other_keys, max(limit, 1)) if len(others) else None
 
@@ -279,10 +278,9 @@ def _validation_beside(train: Dataset) -> Dataset | None:
 
 
 def _sample_bytes(text: str) -> int:
-    number = 0 if text == "all" else int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{number} bytes are no sample; give a number of bytes, or all")
-    return number
+    if text != "all" and not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of bytes, nor all")
+    return 0 if text == "all" else int(text)
 
 
 def _current(path: Path, identity: CalibrationIdentity) -> PatchingFile | None:

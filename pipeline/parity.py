@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -53,7 +54,7 @@ def _without_word(text: str, word: str) -> str | None:
 def parallel_keys(documents: Documents, by: str) -> np.ndarray:
     """uint64 [N]: hash of the key of each document; NO_KEY where there is none.
 
-    Raises PipelineError when no document has a key, or two of a subset have the same; DatasetError.
+    Raises PipelineError when two of a subset have the same; DatasetError.
     """
     dataset, index = documents.dataset, documents.dataset.index
     keys = np.zeros(len(documents), np.uint64)
@@ -66,8 +67,6 @@ def parallel_keys(documents: Documents, by: str) -> np.ndarray:
         key = parallel_key(by, columns.id(row), columns.subset(row), columns.meta(row))
         if key is not None:
             keys[number] = max(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"), NO_KEY + 1)
-    if not keys.any():
-        raise PipelineError(f"--parity {by}: no document of {dataset.folder} has {_what(by)}")
     order = np.lexsort((keys, documents.subset))
     alike = (np.diff(keys[order]) == 0) & (np.diff(documents.subset[order]) == 0) & (keys[order][1:] != NO_KEY)
     if alike.any():
@@ -144,12 +143,16 @@ def table(rows: dict[str, ParityFigures], pivot: str) -> str:
     )
 
 
-def _what(by: str) -> str:
+def without_pairs(by: str, pivot: str, folder: Path, keys: np.ndarray) -> PipelineError:
+    """What is wrong when no document of a dataset has a partner; ``keys`` uint64 [N] of all."""
+    if (keys != NO_KEY).any():
+        return PipelineError(f"--parity {by}: no document of {folder} has the same key as one of subset {pivot!r}")
+    what = f"a column {by!r} (preprocess --meta keeps columns)"
     if by == "id":
-        return "an id with its subset's name in it"
-    if by.startswith("id:"):
-        return f"an id with {by.removeprefix('id:')!r} in it"
-    return f"a column {by!r} (preprocess --meta keeps columns)"
+        what = "an id with its subset's name in it"
+    elif by.startswith("id:"):
+        what = f"an id with {by.removeprefix('id:')!r} in it"
+    return PipelineError(f"--parity {by}: no document of {folder} has {what}")
 
 
 def _id(documents: Documents, number: int) -> str:

@@ -187,6 +187,7 @@ def test_parallel_text_gets_the_same_number_of_patches_in_every_language(place, 
         ("--parity id --parity-to a --per-subset", "leave out --per-subset"),
         ("--parity id --parity-to xx", "--parity-to 'xx' is no subset of"),
         ("--parity id:# --parity-to a", "has an id with '#' in it"),
+        ("--parity id --parity-to a", "has an id with its subset's name in it"),
         ("--parity page --parity-to a", "has a column 'page' (preprocess --meta keeps columns)"),
         ("--target 4000", "--target: a mean patch size of 4000.0 bytes cannot be reached"),
     ],
@@ -198,6 +199,23 @@ def test_what_cannot_be_calibrated_is_refused_in_one_line(place, tmp_path, capsy
     assert message in shown
     assert shown.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_text_that_has_no_parallel_is_named(place: Path, tmp_path: Path, capsys) -> None:
+    records = [record | {"id": f"{record['lang']}/{record['id']}"} for record in some_records(20)]
+    unpatched(write_jsonl(tmp_path / "b.jsonl", records), tmp_path / "raw", "--validation-fraction", 0)
+    line = ("calibrate", tmp_path / "raw", "--patcher", place / "model", "--target", 4, "--out", tmp_path / "p.json")
+    assert run(*line, *MODEL, "--parity", "id", "--parity-to", "a") == 2
+    shown = capsys.readouterr().err
+    assert f"no document of {tmp_path / 'raw' / 'train'} has the same key as one of subset 'a'" in shown
+
+
+@pytest.mark.parametrize("text", ["-1", "1e6", "everything"])
+def test_a_sample_is_a_number_of_bytes_or_all(place: Path, tmp_path: Path, capsys, text: str) -> None:
+    line = ("calibrate", place / "raw", "--patcher", place / "model", "--target", 4, "--out", tmp_path / "p.json")
+    with pytest.raises(SystemExit, match="2"):
+        run(*line, f"--sample-bytes={text}")
+    assert f"argument --sample-bytes: {text!r} is no number of bytes, nor all" in capsys.readouterr().err
 
 
 def test_entropies_that_are_scored_take_no_memory_and_leave_no_file(place: Path, tmp_path: Path) -> None:
