@@ -31,19 +31,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code. Errors that a user can mend are one line on stderr."""
+    """Run a command; returns the exit code. Errors that a user can mend, and those of disks, are one line."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    chosen = arguments[0] if arguments and arguments[0] in COMMANDS else None
-    parser = _Parser(prog="python -m pipeline", description="From raw text to shards.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    for name, what in COMMANDS.items():
-        command = commands.add_parser(name, help=what, description=what)
-        if name == chosen:
-            module = importlib.import_module(f"pipeline.{MODULES.get(name, name)}")
-            module.add_arguments(command)
-    parsed = parser.parse_args(arguments)
     try:
-        return module.run(parsed)
+        return _run(arguments)
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -53,6 +44,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _user_errors() as error:
         print(f"patchwork: error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"patchwork: error: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(arguments: Sequence[str]) -> int:
+    chosen = arguments[0] if arguments and arguments[0] in COMMANDS else None
+    parser = _Parser(prog="python -m pipeline", description="From raw text to shards.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    for name, what in COMMANDS.items():
+        command = commands.add_parser(name, help=what, description=what)
+        if name == chosen:
+            module = importlib.import_module(f"pipeline.{MODULES.get(name, name)}")
+            module.add_arguments(command)
+    return module.run(parser.parse_args(arguments))
 
 
 def _user_errors() -> tuple[type[Exception], ...]:

@@ -53,7 +53,7 @@ def cut(
     for chunk in chunks:
         if document is None and chunk.last and len(chunk.text) <= min(longest, TOGETHER):
             short.append(chunk)
-            held += len(chunk.text) + 2
+            held += len(chunk.text) + len(chunk.record.meta or "") + 2
             if held < TOGETHER:
                 continue
             yield from _whole(short, patching)

@@ -1,7 +1,8 @@
 """A preprocessing run from the first look at the input to the manifests: plan, resume, work, commit."""
 
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def preprocess(job: Job, inputs: Sequence[Path | str], executor: ExecutorSetting
     """
     with locked(job.out):
         recorded = load_run(job.out)
-        plan = make_plan(inputs, job.reading, recorded.plan if recorded else None)
+        plan = make_plan(inputs, job.reading, recorded.plan if recorded else None, job.out)
         identity = run_identity(job, plan)
         if recorded is not None:
             require_same(recorded, identity, job.out)
@@ -52,10 +53,15 @@ def preprocess(job: Job, inputs: Sequence[Path | str], executor: ExecutorSetting
         return _finish(job, run, executor)
 
 
-def make_plan(inputs: Sequence[Path | str], reading: ReadSettings, earlier: Plan | None = None) -> Plan:
-    """The plan for the input as it is now; what ``earlier`` knows of unchanged files is taken from there."""
+def make_plan(
+    inputs: Sequence[Path | str], reading: ReadSettings, earlier: Plan | None = None, out: Path | None = None
+) -> Plan:
+    """The plan for the input as it is now; what ``earlier`` knows of unchanged files is taken from there.
+
+    ``out``: the folder of the run, which is left out.
+    """
     with bar("Looking at the input", None) as shown:
-        listing = list_inputs(inputs, reading, earlier.files if earlier else (), shown.update)
+        listing = list_inputs(inputs, reading, earlier.files if earlier else (), shown.update, out)
     splits = group(listing.files, listing.split_bytes)
     return Plan(files=listing.files, splits=splits, split_bytes=listing.split_bytes, skipped=listing.skipped)
 
@@ -96,10 +102,13 @@ def _finish(job: Job, run: RunFile, settings: ExecutorSettings) -> Report:
     done = [markers[number] for number in sorted(markers)]
     if not failures:
         remove_half_written(job.out)
-        write_manifests(job, run, done)
         remove_selection(job.out)
+        write_manifests(job, run, done)
     report = Report(run, done, sorted(failures, key=lambda f: f.split), before, progress)
-    write_report(job.out, report)
+    try:
+        write_report(job.out, report)
+    except OSError as error:
+        print(f"patchwork: there is no new report: {error}", file=sys.stderr)
     return report
 
 
@@ -150,4 +159,5 @@ def write_manifests(job: Job, run: RunFile, markers: Sequence[Marker]) -> None:
 
 
 def _record_failure(out: Path, outcome: Outcome) -> None:
-    write_atomic(out / FAILURES / f"{outcome.split:05d}.txt", f"{outcome.error}\n\n{outcome.trace}")
+    with suppress(OSError):  # on a full disk, say; the summary says it, too
+        write_atomic(out / FAILURES / f"{outcome.split:05d}.txt", f"{outcome.error}\n\n{outcome.trace}")

@@ -24,7 +24,7 @@ SPLITS_TRIED = 8
 
 def dry_run(job: Job, inputs: Sequence[Path | str], executor: ExecutorSettings) -> int:
     """Print splits, bytes and estimated hours; returns the exit code."""
-    plan = make_plan(inputs, job.reading)
+    plan = make_plan(inputs, job.reading, out=job.out)
     workers = executor.workers or default_workers(os.cpu_count() or 1, threads_of(job))
     kinds = ", ".join(sorted({file.kind for file in plan.files}))
     splits = f"{len(plan.splits):,} splits of about {plan.split_bytes:,} bytes"

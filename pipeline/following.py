@@ -4,7 +4,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -78,11 +78,13 @@ class Following:
             self.save()
 
     def ended(self, outcome: Outcome, size: int) -> None:
-        """A split of ``size`` input bytes is through."""
+        """A split of ``size`` input bytes is through; one that failed is in no figure."""
+        if outcome.error:
+            return
         latest = self._latest
         self._latest = latest.model_copy(
             update={
-                "splits_done": latest.splits_done + (not outcome.error),
+                "splits_done": latest.splits_done + 1,
                 "device_seconds": latest.device_seconds + outcome.seconds * self._devices,
                 "finished_bytes": latest.finished_bytes + size,
             }
@@ -98,7 +100,8 @@ class Following:
 
     def save(self) -> None:
         self._saved = time.monotonic()
-        write_atomic(self._path, self.progress.model_dump_json(indent=1) + "\n")
+        with suppress(OSError):  # news that a full disk does not take stop nothing
+            write_atomic(self._path, self.progress.model_dump_json(indent=1) + "\n")
 
 
 @contextmanager

@@ -36,7 +36,7 @@ directories may mix formats. Each file is read by its suffix:
 Our own datasets are read, too; their records keep their split. In directories hidden folders, symbolic links and binary
 suffixes are left out. DIR gets train/ and validation/, each a dataset. The same command goes on where it was stopped,
 and does nothing when it was finished.
-Exit code: 0 fine, 1 splits failed, 2 bad usage, 3 some records were dead letters.
+Exit code: 0 fine, 1 splits or the disk failed, 2 bad usage, 3 some records were dead letters.
 """
 
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,7 +49,8 @@ def load_run(out: Path) -> RunFile | None:
     try:
         return RunFile.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        if out.is_dir() and any(entry.name != LOCK_FILE for entry in out.iterdir()):
+        # A driver that was killed in the middle leaves its lock file, and half a plan under a temporary name.
+        if out.is_dir() and any(e.name != LOCK_FILE and not e.match(f"{RUN_FILE}.*.tmp") for e in out.iterdir()):
             raise PipelineError(f"--out {out} is not empty and holds no run; give a new folder") from None
         return None
     except NotADirectoryError:
@@ -75,9 +76,11 @@ def locked(out: Path) -> Iterator[None]:
     with file:
         try:
             _lock(file)
-        except OSError:
+        except BlockingIOError:
             file.seek(0)
             raise PipelineError(f"{out} is in use by another run (process {file.read().strip() or '?'})") from None
+        except OSError as error:
+            raise PipelineError(f"--out {out} cannot be locked ({error.strerror}); use storage with locks") from None
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
@@ -85,11 +88,11 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def _lock(file: IO[str]) -> None:
-    """Raises OSError when another process has the file. One that only looks who has it is gone in a moment."""
+    """Raises BlockingIOError when another process has the file. One that only looks who has it is gone in a moment."""
     for attempt in range(3):
         try:
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             if attempt == 2:
                 raise
             time.sleep(0.1)
@@ -109,8 +112,11 @@ def holder(out: Path) -> str | None:
 
 
 def remove_half_written(out: Path) -> None:
-    """Remove what workers were writing when they were killed. One that still writes fails, and leaves nothing."""
-    for folder in (*SPLIT_NAMES, MARKERS, DEAD_LETTERS, EMPTY_RECORDS, DUPLICATES, SELECTION):
+    """Remove what a driver and workers were writing when they were killed.
+
+    A worker that still writes fails, and leaves nothing.
+    """
+    for folder in ("", *SPLIT_NAMES, MARKERS, DEAD_LETTERS, EMPTY_RECORDS, DUPLICATES, SELECTION):
         for path in (out / folder).glob("*.tmp"):
             path.unlink(missing_ok=True)
 
@@ -162,11 +168,10 @@ def copy_patcher(patcher: Path, sha256: str, out: Path) -> None:
     """Put the entropy model into both datasets, whole or not at all, so that they are self-contained (law 7)."""
     for name in SPLIT_NAMES:
         target = out / name / PATCHER_FOLDER
-        try:
+        with suppress(ModelFileError):
             if model_sha256(target) == sha256:
                 continue
-        except ModelFileError:
-            shutil.rmtree(target, ignore_errors=True)
+        shutil.rmtree(target, ignore_errors=True)
         temporary = target.with_name(f"{PATCHER_FOLDER}.{os.getpid()}.copy")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)

@@ -7,9 +7,12 @@ compared a range of values at a time, and the sample's limit is found in two ste
 DIR/selection/00012.survey.npy  00012.fates.npy  done
 """
 
+import io
 import shutil
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -18,7 +21,7 @@ from pipeline.plan import Plan
 from pipeline.read import read_split
 from pipeline.records import Record, content_digest, sample_hash
 from pipeline.settings import Job, PipelineError, ReadSettings
-from shared.files import atomic_file, write_atomic
+from shared.files import sync, write_atomic
 
 SELECTION, _DONE = "selection", "done"
 SURVEY = np.dtype([("content", ">u8", 2), ("place", "<u8"), ("bytes", "<i8")])
@@ -42,6 +45,8 @@ def selection_done(out: Path) -> bool:
 
 
 def remove_selection(out: Path) -> None:
+    """Remove what is said of it first: half a selection must not pass for a whole one."""
+    (out / SELECTION / _DONE).unlink(missing_ok=True)
     shutil.rmtree(out / SELECTION, ignore_errors=True)
 
 
@@ -51,35 +56,33 @@ def surveyed(out: Path, split: int) -> bool:
 
 def survey_split(job: Job, plan: Plan, number: int, progress: Callable[[int], None]) -> None:
     """Look at every text of a split and leave its survey; records that are no text have none."""
-    contents, places, sizes = [], [], []
+    contents, places, sizes = bytearray(), array("Q"), array("q")
     for found in read_split(plan, plan.splits[number], job.reading):
         if isinstance(found, Record) and found.text:
-            contents.append(content_digest(found.text)[:16])
+            contents += content_digest(found.text)[:16]
             places.append(sample_hash(found.text, job.reading.seed) if job.reading.sample_bytes is not None else 0)
             sizes.append(len(found.text))
         progress(found.size)
     survey = np.zeros(len(sizes), SURVEY)
-    survey["content"] = np.frombuffer(b"".join(contents), ">u8").reshape(-1, 2)
-    survey["place"], survey["bytes"] = np.array(places, np.uint64), sizes
-    with atomic_file(_survey_path(job.out, number)) as file:
-        np.save(file, survey)
+    survey["content"] = np.frombuffer(contents, ">u8").reshape(-1, 2)
+    survey["place"], survey["bytes"] = places, sizes
+    _save(_survey_path(job.out, number), survey)
 
 
 def select(out: Path, splits: Sequence[int], reading: ReadSettings) -> None:
     """Decide over all texts, in the order of the splits, and leave the fates of those of each split."""
 
     def survey(split: int) -> np.ndarray:
-        return np.load(_survey_path(out, split), mmap_mode="r", allow_pickle=False)
+        return _load(_survey_path(out, split))
 
     def fates(split: int) -> np.ndarray:
-        return np.load(_fates_path(out, split), mmap_mode="r+", allow_pickle=False)
+        return _load(_fates_path(out, split), "r+")
 
     total = 0
     for split in splits:
         texts = len(survey(split))
         total += texts
-        with atomic_file(_fates_path(out, split)) as file:
-            np.save(file, np.zeros(texts, FATES))
+        _save(_fates_path(out, split), np.zeros(texts, FATES))
     if reading.dedup:
         bits = max((total // COMPARED).bit_length(), 0)
         for part in range(1 << bits):
@@ -94,15 +97,16 @@ def select(out: Path, splits: Sequence[int], reading: ReadSettings) -> None:
         for split in splits:
             held = fates(split)
             held["fate"][(held["fate"] == KEPT) & (survey(split)["place"] >= threshold)] = NOT_SAMPLED
+    for split in splits:
+        sync(_fates_path(out, split))  # what was changed in place; another machine reads it, or this one after a crash
     write_atomic(out / SELECTION / _DONE, "")
 
 
 def fates_of(out: Path, split: int) -> Iterator[tuple[int, int, int]]:
-    """(fate, split, text) of each text of a split, in order. Raises PipelineError when there are more texts now."""
-    fates = np.load(_fates_path(out, split), mmap_mode="r", allow_pickle=False)
+    """(fate, split, text) of each text of a split, in order."""
+    fates = _load(_fates_path(out, split))
     for begin in range(0, len(fates), _BLOCK):
         yield from fates[begin : begin + _BLOCK].tolist()
-    raise PipelineError(f"split {split} has more texts than were surveyed; the input has changed")
 
 
 def sample_threshold(texts: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]], limit: int) -> int:
@@ -160,6 +164,22 @@ def _kept(
     """The survey of each split, and which of its texts are kept so far."""
     for split in splits:
         yield survey(split), fates(split)["fate"] == KEPT
+
+
+def _save(path: Path, values: np.ndarray) -> None:
+    content = io.BytesIO()  # into a file NumPy writes by itself, and does not say that a disk is full
+    np.save(content, values)
+    write_atomic(path, content.getvalue())
+
+
+def _load(path: Path, mode: Literal["r", "r+"] = "r") -> np.ndarray:
+    """A mapped array. Raises PipelineError for a file that is not there or damaged: it is not made a second time."""
+    try:
+        return np.load(path, mmap_mode=mode, allow_pickle=False)
+    except (FileNotFoundError, ValueError, EOFError) as error:
+        raise PipelineError(
+            f"{path} is missing or damaged ({error}); remove {path.parent} and run the same command"
+        ) from None
 
 
 def _survey_path(out: Path, split: int) -> Path:

@@ -37,7 +37,7 @@ class ReadSettings(Settings):
     """Of records with equal text, keep the first."""
     sample_bytes: int | None = Field(default=None, gt=0)
     """Keep a seeded sample of at most this many bytes of text."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=-(2**63), lt=2**63)
     include: tuple[str, ...] = ()
     """Globs on relative paths; empty means everything."""
     exclude: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from itertools import repeat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.cutting import cut
 from pipeline.marker import (
@@ -27,7 +27,7 @@ from pipeline.read import read_split
 from pipeline.records import DeadLetter, Record, split_of
 from pipeline.scored import scored
 from pipeline.selection import DUPLICATE, KEPT, fates_of, selects
-from pipeline.settings import SPLIT_NAMES, Job, SplitName
+from pipeline.settings import SPLIT_NAMES, Job, PipelineError, SplitName
 from shared.shards.document import Row
 from shared.shards.manifest import ShardEntry
 from shared.shards.writer import ShardWriter
@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 Progress = Callable[[int], None]
 READ_AHEAD = 2**24
 WRITTEN_BEHIND = 2**24
-"""Bytes of text that wait for the scorer, and for the writer."""
+"""Bytes that wait for the scorer, and for the writer."""
+_RECORD_BYTES = 2**10
+"""Of everything about a record but its text and metadata."""
 
 
 def process_split(
@@ -55,7 +57,7 @@ def process_split(
         empty = Ledger(job.out / EMPTY_RECORDS / f"{name}.jsonl", stack)
         duplicates = Ledger(job.out / DUPLICATES / f"{name}.jsonl", stack)
         sorting = _Sorting(job, plan, split, _Ledgers(dead, empty, duplicates), progress)
-        shards = _Shards(job, number, max(plan.split_bytes, LARGEST_SPLIT), stack)
+        shards = stack.enter_context(_Shards(job, number, max(plan.split_bytes, LARGEST_SPLIT)))
         records: Generator[Record, None, None] = sorting.records()
         if scorer is not None:  # else there is nothing to overlap with, and handing over costs more than it gains
             records = stack.enter_context(closing(ahead(records, _held, READ_AHEAD)))
@@ -69,7 +71,7 @@ def process_split(
             if last:
                 side = None
 
-        written_behind = behind(write, lambda item: len(item[1].text), WRITTEN_BEHIND)
+        written_behind = behind(write, lambda item: _held(item[1]), WRITTEN_BEHIND)
         with nullcontext(write) if scorer is None else written_behind as writing:
             for item in cut(scored(records, scorer), job.output.patching):
                 writing(item)
@@ -79,9 +81,10 @@ def process_split(
     return marker
 
 
-def _held(record: Record) -> int:
-    """Bytes that a record takes while it waits."""
-    return len(record.text) if isinstance(record.text, bytes) else 0
+def _held(item: Record | Row) -> int:
+    """Bytes that a record or row takes while it waits, without its entropies: millions may have a byte of text each."""
+    text = len(item.text) if isinstance(item.text, bytes) else 0
+    return _RECORD_BYTES + text + len(item.meta or "")
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,8 @@ class _Sorting:
                 self._counts["document_bytes"] += len(found.text)
                 yield found
             self._progress(found.size)
+        if selects(self._reading) and next(self._fates, None) is not None:
+            raise self._not_as_surveyed("fewer")
 
     def counts(self) -> Counts:
         return Counts(**self._counts)
@@ -124,22 +129,29 @@ class _Sorting:
         if not found.text:
             self._ledgers.empty.add(listed)
             return "empty"
-        fate, split, text = next(self._fates)
+        found_fate = next(self._fates, None)
+        if found_fate is None:
+            raise self._not_as_surveyed("more")
+        fate, split, text = found_fate
         if fate == DUPLICATE:
             self._ledgers.duplicates.add(listed | {"bytes": len(found.text), "first": {"split": split, "text": text}})
             return "duplicates"
         return "documents" if fate == KEPT else "not_sampled"
 
+    def _not_as_surveyed(self, how_many: str) -> PipelineError:
+        problem = f"split {self._split.number} has {how_many} texts than were surveyed"
+        return PipelineError(f"{problem}; the input has changed, put it back")
+
 
 class _Shards:
     """The shards of a split while they are written: at most one open for train and one for validation.
 
-    A shard is closed by the document with which it reaches ``limit`` bytes.
+    A shard is closed by the document with which it reaches ``limit`` bytes. A context: leaving it by an error removes
+    what is not closed.
     """
 
-    def __init__(self, job: Job, split: int, limit: int, stack: ExitStack) -> None:
-        """``stack``: leaving it by an error removes what is not closed."""
-        self._job, self._split, self._limit, self._stack = job, split, limit, stack
+    def __init__(self, job: Job, split: int, limit: int) -> None:
+        self._job, self._split, self._limit = job, split, limit
         self._open: dict[SplitName, ShardWriter] = {}
         self._sizes: dict[SplitName, int] = {}
         self._closed: dict[SplitName, list[ShardEntry]] = {name: [] for name in SPLIT_NAMES}
@@ -147,12 +159,21 @@ class _Shards:
     def add(self, name: SplitName, row: Row, last: bool) -> None:
         if name not in self._open:
             stem, output = shard_stem(self._split, len(self._closed[name])), self._job.output
-            writer = ShardWriter(self._job.out / name, stem, output.format, output.sidecar)
-            self._open[name], self._sizes[name] = self._stack.enter_context(writer), 0
+            self._open[name] = ShardWriter(self._job.out / name, stem, output.format, output.sidecar)
+            self._sizes[name] = 0
         self._open[name].add(row, last)
         self._sizes[name] += len(row.text)
         if last and self._sizes[name] >= self._limit:
             self._close(name)
+
+    def __enter__(self) -> "_Shards":
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        writers = ExitStack()
+        for writer in self._open.values():
+            writers.push(writer)
+        writers.__exit__(*raised)
 
     def closed(self) -> dict[SplitName, list[ShardEntry]]:
         """Close what is open; the entries of all shards."""
@@ -162,5 +183,5 @@ class _Shards:
 
     def _close(self, name: SplitName) -> None:
         writer = self._open.pop(name)
-        writer.close()
+        writer.close()  # removes its files itself when it cannot
         self._closed[name].append(writer.entry)

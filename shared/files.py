@@ -1,5 +1,6 @@
 """Writing files so that a reader never sees half of one: temporary name, fsync, rename."""
 
+import io
 import os
 import secrets
 import shutil
@@ -7,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
 def sync(path: Path) -> None:
@@ -21,20 +22,42 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that appears under its name only when the block ends without an error."""
+    """A binary file that appears under its name only when the block ends without an error; errors name it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Random, for two machines of a cluster may write the same file, and containers have equal process ids.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with io.BufferedWriter(_NamedFile(temporary, path)) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            with _naming(path):
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+class _NamedFile(io.FileIO):
+    """A file for writing that says in errors what it will be called: the system does not, of a full disk say."""
+
+    def __init__(self, temporary: Path, path: Path) -> None:
+        super().__init__(temporary, "wb")
+        self._path = path
+
+    def write(self, data: Any) -> int:
+        with _naming(self._path):
+            return super().write(data)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

@@ -15,6 +15,8 @@ from shared.shards.dataset import open_dataset
 
 __all__ = ["Listing", "dataset_folders", "list_inputs"]
 
+OWN_FOLDER = "the folder of this run"
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -30,15 +32,20 @@ def list_inputs(
     reading: ReadSettings,
     known: Sequence[SourceFile] = (),
     progress: Callable[[int], None] = lambda _: None,
+    out: Path | None = None,
 ) -> Listing:
     """List, identify and survey the inputs, in the order given and sorted inside directories.
 
     Local files are hashed; of remote ones nothing but a footer is read. A file that ``known`` holds with the same size
-    and modification time or version is not read again. ``progress`` is told the bytes as they are looked at. Raises
-    PipelineError for an input that cannot be used, DatasetError for a bad dataset.
+    and modification time or version is not read again. ``progress`` is told the bytes as they are looked at.
+    ``out``: the folder of the run, which is no part of its input even where it lies in it. Raises PipelineError for an
+    input that cannot be used, DatasetError for a bad dataset.
     """
     skipped: Counter[str] = Counter()
-    found = [entry for text in inputs for entry in find(str(text), reading, skipped)]
+    everything = [entry for text in inputs for entry in find(str(text), reading, skipped)]
+    found = [entry for entry in everything if out is None or not _location(entry).startswith(f"{out}/")]
+    if len(found) < len(everything):
+        skipped[OWN_FOLDER] += 1
     sizes = [entry.stamp.size if isinstance(entry, Found) else _dataset_bytes(entry) for entry in found]
     cut_bytes = split_size(sum(sizes), reading.split_bytes)
     earlier = {(f.root, f.path, f.size, f.mtime_ns, f.version, f.split, f.cut_bytes): f for f in known}
@@ -55,6 +62,10 @@ def list_inputs(
         where = ", ".join(map(str, inputs))
         raise PipelineError(f"{where}: there is nothing to read" + ("; every file was left out" if skipped else ""))
     return Listing(tuple(files), cut_bytes, dict(sorted(skipped.items())))
+
+
+def _location(entry: Found | Path) -> str:
+    return entry.location if isinstance(entry, Found) else str(entry.resolve())
 
 
 def _dataset_bytes(folder: Path) -> int:
