@@ -231,8 +231,8 @@ def _means(documents: Documents, patches: np.ndarray) -> dict[str, float]:
 def _held_out(sample: Sample, patches: np.ndarray) -> HeldOut:
     documents = sample.documents
     return HeldOut(
-        documents=len(documents),
-        bytes=int(documents.bytes.sum()),
+        documents=len(sample.whole),
+        bytes=int(documents.bytes[sample.whole].sum()),
         mean_patch_size=_mean(documents, patches, sample.whole),
         subsets=_means(documents, patches),
     )

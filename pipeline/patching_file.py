@@ -51,7 +51,9 @@ class HeldOut(Settings):
     documents: int
     bytes: int
     mean_patch_size: float
+    """Of these documents."""
     subsets: dict[str, float]
+    """Of them by subset, together with those that were drawn from each subset by itself."""
 
 
 class ParityFigures(Settings):
