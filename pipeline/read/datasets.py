@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,27 @@ from pipeline.records import LONGEST_HELD, LongText, Place, Record, Text
 from shared.shards.columns import BatchColumns
 from shared.shards.dataset import Dataset, open_dataset
 from shared.shards.index import ShardIndex
+from shared.shards.manifest import MANIFEST_NAME, Manifest
 
 
 def documents(folder: Path, shard: int, begin: int, end: int, meta: bool) -> Iterator[Record]:
     """The documents in rows [begin, end) of one shard. Raises DatasetError for a shard that is missing or damaged."""
-    yield from shard_records(open_dataset(folder), shard, begin, end, meta)
+    written = (folder / MANIFEST_NAME).stat().st_mtime_ns if (folder / MANIFEST_NAME).exists() else 0
+    yield from shard_records(_opened(folder, shard, written), shard, begin, end, meta)
+
+
+@lru_cache(maxsize=1)
+def _opened(folder: Path, shard: int, written: int) -> Dataset:
+    """The dataset, for reading one of its shards: the next pieces are likely to be of the same one.
+
+    What is opened and checked for one shard is let go with it, but the manifest is parsed once.
+    """
+    return Dataset(folder, _manifest(folder, written))
+
+
+@lru_cache(maxsize=1)
+def _manifest(folder: Path, written: int) -> Manifest:
+    return open_dataset(folder).manifest
 
 
 def shard_records(dataset: Dataset, shard: int, begin: int, end: int, meta: bool) -> Iterator[Record]:
