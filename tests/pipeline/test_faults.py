@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,13 +35,17 @@ from pipeline.driver import make_plan
 from pipeline.following import load_progress
 from pipeline.overlap import ahead
 from pipeline.records import Place, Record
-from pipeline.run_folder import remove_half_written
+from pipeline.run_folder import copy_patcher, remove_half_written
 from pipeline.selection import select, survey_split
 from pipeline.settings import Job, OutputSettings, PipelineError, ReadSettings
 from pipeline.split import READ_AHEAD, _held, process_split
 from shared.files import atomic_file
+from shared.model_files import build_model, save_model
+from shared.model_identity import WEIGHTS_FILE, model_sha256
+from shared.model_settings import EntropyModelSettings
 from shared.patching import PatchingSettings
 from shared.shards.dataset import open_dataset
+from shared.shards.writer import ShardWriter
 
 LARGE = 3
 """The split of the corpus whose shard is many times as large as any other file of the run."""
@@ -239,6 +245,21 @@ def test_a_driver_that_was_killed_while_it_wrote_its_plan_is_no_other_run(corpus
     assert not left_over(out)
 
 
+def test_a_damaged_copy_of_the_patcher_is_replaced(tmp_path):
+    model, out = tmp_path / "model", tmp_path / "out"
+    settings = EntropyModelSettings(width=32, layers=1, heads=2, window=64, feed_forward=64)
+    save_model(build_model(settings), settings, model)
+    sha256 = model_sha256(model)
+    copy_patcher(model, sha256, out)
+    weights = out / "train" / "patcher" / WEIGHTS_FILE
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.write_bytes(damaged)
+    copy_patcher(model, sha256, out)
+    assert weights.read_bytes() == (model / WEIGHTS_FILE).read_bytes()
+    assert not list(out.rglob("*.copy"))
+
+
 def test_a_worker_of_an_earlier_driver_that_still_writes_changes_nothing(corpus, quiet, tmp_path):
     out = tmp_path / "out"
     reading = ReadSettings(split_bytes=5000, validation_fraction=0)
@@ -296,6 +317,28 @@ def test_a_worker_without_memory_fails_its_split_and_the_rest_is_done(corpus, qu
     assert not left_over(out)
     assert preprocess(*arguments[1:]) == 0
     assert shard_hashes(out) == quiet
+
+
+def test_a_shard_that_is_closed_is_let_go(tmp_path, monkeypatch):
+    from pipeline import split
+
+    writers: list[weakref.ref] = []
+    alive: list[int] = []
+
+    class Watched(ShardWriter):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            writers.append(weakref.ref(self))
+            alive.append(sum(writer() is not None for writer in writers))
+
+    monkeypatch.setattr(split, "ShardWriter", Watched)
+    monkeypatch.setattr(split, "LARGEST_SPLIT", 1)
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": f"{number}" * 50} for number in range(100, 120)])
+    reading = ReadSettings(validation_fraction=0)
+    job = Job(out=tmp_path / "out", reading=reading, output=OutputSettings(patching=PatchingSettings(rule="none")))
+    plan = make_plan([path], reading).model_copy(update={"split_bytes": 1})
+    assert len(process_split(job, plan, 0, "").shards["train"]) == 20
+    assert max(alive) <= 2
 
 
 def test_what_waits_is_bounded_for_texts_of_one_byte_too():

@@ -315,6 +315,7 @@ def test_a_dry_run_says_how_long_and_writes_nothing(tmp_path, capsys):
         (["--rule", "space", "--theta", "2"], "rule 'space' does not take theta"),
         (["--rule", "space", "--patcher", "m"], "--patcher is of no use"),
         (["--rule", "space", "--validation-fraction", "2"], "validation_fraction"),
+        (["--rule", "space", "--seed", str(2**63)], "seed: Input should be less than"),
         (["--rule", "space", "--stream-length", "100", "--sidecar", "uint8"], "--sidecar needs --patcher"),
         (["--rule", "nonsense"], "invalid choice: 'nonsense'"),
         (["--frobnicate"], "unrecognized arguments: --frobnicate"),
