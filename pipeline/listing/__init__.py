@@ -1,9 +1,10 @@
 """Looking at the input once: which files there are, what identifies them, and where they can be cut."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,7 +53,7 @@ def list_inputs(
     files: list[SourceFile] = []
     for entry in found:
         if isinstance(entry, Path):
-            files += _shards(entry, cut_bytes)
+            files += _shards(entry, cut_bytes, earlier)
         else:
             at = entry.stamp
             key = (entry.root, entry.path, at.size, at.mtime_ns, at.version, entry.split, cut_bytes)
@@ -72,18 +73,23 @@ def _dataset_bytes(folder: Path) -> int:
     return open_dataset(folder).manifest.totals.bytes
 
 
-def _shards(folder: Path, cut_bytes: int) -> Iterator[SourceFile]:
-    """The shards of one of our datasets, in order."""
+def _shards(folder: Path, cut_bytes: int, earlier: Mapping[Any, SourceFile]) -> Iterator[SourceFile]:
+    """The shards of one of our datasets, in order; the index of one that was planned with before is not read again."""
     dataset = open_dataset(folder)
-    base = folder.resolve()
+    base, split = folder.resolve(), dataset.manifest.identity.split
     for number, entry in enumerate(dataset.manifest.shards):
         path = base / entry.name
         if not path.is_file():
             raise PipelineError(f"{path} is missing; the manifest lists it")
-        index, found = dataset.shard_index(number), path.stat()
+        root, name, found = str(base.parent), f"{base.name}/{entry.name}", path.stat()
+        before = earlier.get((root, name, found.st_size, found.st_mtime_ns, "", split, cut_bytes))
+        if before is not None and (before.sha256, before.shard) == (entry.sha256, number):
+            yield before
+            continue
+        index = dataset.shard_index(number)
         yield SourceFile(
-            root=str(base.parent),
-            path=f"{base.name}/{entry.name}",
+            root=root,
+            path=name,
             kind="shard",
             size=found.st_size,
             mtime_ns=found.st_mtime_ns,
@@ -91,5 +97,5 @@ def _shards(folder: Path, cut_bytes: int) -> Iterator[SourceFile]:
             pieces=row_pieces(index.bytes.tolist(), np.flatnonzero(index.part == 0).tolist(), cut_bytes),
             cut_bytes=cut_bytes,
             shard=number,
-            split=dataset.manifest.identity.split,
+            split=split,
         )
