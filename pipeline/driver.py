@@ -100,15 +100,15 @@ def _finish(job: Job, run: RunFile, settings: ExecutorSettings) -> Report:
                             failures.append(outcome)
                 progress = followed.progress
     done = [markers[number] for number in sorted(markers)]
-    if not failures:
-        remove_half_written(job.out)
-        remove_selection(job.out)
-        write_manifests(job, run, done)
     report = Report(run, done, sorted(failures, key=lambda f: f.split), before, progress)
     try:
         write_report(job.out, report)
     except OSError as error:
         print(f"patchwork: there is no new report: {error}", file=sys.stderr)
+    if not failures:
+        remove_half_written(job.out)
+        remove_selection(job.out)
+        write_manifests(job, run, done)
     return report
 
 

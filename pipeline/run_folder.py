@@ -15,7 +15,7 @@ from typing import IO, Any
 from pydantic import ValidationError
 
 from pipeline.marker import DEAD_LETTERS, DUPLICATES, EMPTY_RECORDS, MARKERS, Marker, is_whole, read_marker, shard_files
-from pipeline.plan import Plan
+from pipeline.plan import Plan, Split
 from pipeline.selection import SELECTION
 from pipeline.settings import SPLIT_NAMES, PipelineError
 from shared.files import write_atomic
@@ -131,12 +131,13 @@ def remove_leftovers(out: Path) -> None:
 
 def finished_splits(out: Path, run: RunFile) -> dict[int, Marker]:
     """Markers of the splits that are done, each with its files checked byte for byte."""
-    found = {}
-    for split in run.plan.splits:
+
+    def checked(split: Split) -> Marker | None:
         marker = read_marker(out, split.number, run.digest)
-        if marker is not None and is_whole(out, marker):
-            found[split.number] = marker
-    return found
+        return marker if marker is not None and is_whole(out, marker) else None
+
+    with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter's lock
+        return {marker.split: marker for marker in pool.map(checked, run.plan.splits) if marker is not None}
 
 
 def finished_run(out: Path, run: RunFile) -> list[Marker] | None:
