@@ -1,4 +1,4 @@
-"""A hundred kills: a scored run on a Ray cluster whose driver, actors and nodes die in turn ends with the quiet bytes.
+"""Kill after kill: a scored run on a Ray cluster whose driver, actors and nodes die in turn ends with the quiet bytes.
 
 python tests/benchmarks/bench_chaos.py [KILLS] [MB]
 
@@ -163,4 +163,4 @@ def main(kills: int, megabytes: float) -> None:
 
 if __name__ == "__main__":
     arguments = [float(argument) for argument in sys.argv[1:]]
-    main(int(arguments[0]) if arguments else 100, arguments[1] if len(arguments) > 1 else 8.0)
+    main(int(arguments[0]) if arguments else 12, arguments[1] if len(arguments) > 1 else 8.0)

@@ -1,6 +1,6 @@
 """Scoring against scoring one document at a time, a whole run, two workers, and the machine's peak; in one run.
 
-python tests/benchmarks/bench_scoring.py CORPUS.jsonl.zst [--documents 1000] [--threads 1] [--published]
+python tests/benchmarks/bench_scoring.py [CORPUS.jsonl.zst] [--documents 1000] [--threads 1] [--published]
 
 The same entropy weights score a seeded sample of documents: packed into streams, as preprocess does; in the patcher of
 transformers, one document at a time, padded to 8,192 tokens (as the released preprocessing does) and as it is; and in
@@ -45,16 +45,17 @@ ANY_BLT = BltSettings.model_validate(
     {name: {"width": 64, "heads": 1, "layers": 1} for name in ("encoder", "global", "decoder")}
 )
 PACKED = "packed into streams"
+OWN_SOURCES = [Path(__file__).parents[2] / name for name in ("shared", "pipeline", "trainer")]
 PADDED = 8192
 BLOCK = 100
-PADDED_OF_BLOCK = 10
-"""Padded documents cost ten times as much: so many of a block are enough to know what they cost."""
+PADDED_OF_BLOCK = 3
+"""Padded documents cost a hundred times as much: so many of a block are enough to know what they cost."""
 
 
-def sample(path: Path, count: int, seed: int = 0) -> list[bytes]:
+def sample(paths: Sequence[Path], count: int, seed: int = 0) -> list[bytes]:
     """The first documents of the corpus in a seeded order."""
     reading = ReadSettings()
-    plan = make_plan([path], reading)
+    plan = make_plan(paths, reading)
     texts = [
         found.text
         for split in plan.splits
@@ -199,7 +200,7 @@ def whole_runs(model: EntropyModel, texts: Sequence[bytes], stream: int, threads
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("corpus", type=Path)
+    parser.add_argument("corpus", type=Path, nargs="*", default=OWN_SOURCES, help="(default: this project's sources)")
     parser.add_argument("--documents", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--stream", type=int, default=4096)
