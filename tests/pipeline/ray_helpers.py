@@ -51,6 +51,7 @@ def ray_head(*options: str, port: int | None = None, **variables: str) -> Iterat
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
         "PYTHONUNBUFFERED": "1",
         "PYTHON": sys.executable,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # a job begins with plain ``python``
         **variables,
     }
     line = [*RAY, "start", "--head", "--block", "--node-ip-address", "127.0.0.1", "--disable-usage-stats"]
