@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from pipeline.exported import Source, exports_at, figures
+from pipeline.progress import bar
 from pipeline.stored import require_kept, text_bytes
 from shared.model_identity import ModelFileError, model_sha256
 from shared.patching.chunks import ChunkedLengths
@@ -66,8 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
             damaged = True
             continue
         total = dataset.manifest.totals.bytes
-        with tqdm(total=total, unit="B", unit_scale=True, desc=f"verify {folder.name}", disable=None) as bar:
-            verification = verify(dataset, bar.update)
+        with bar(f"verify {folder.name}", total) as shown:
+            verification = verify(dataset, shown.update)
         for problem in verification.problems:
             print(problem)
         print(summary(dataset, verification))

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from pipeline.records import LONGEST_EXCERPT, DeadLetter, Place
+from pipeline.records import CHUNK, LONGEST_EXCERPT, DeadLetter, Place
 from pipeline.settings import PipelineError
 
 _PACKAGES = {
@@ -47,7 +47,6 @@ _VERSION_KEYS = (
 """What file systems tell about the version of a file; the first that is there is taken."""
 DATA_ERRORS = (pa.ArrowException, ValueError, OSError)
 """What pyarrow raises for data that makes no sense; see ``reason_in`` for what else an OSError can be."""
-_CHUNK = 2**20
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ def damaged_range(location: str, place: Place, reason: str, begin: int = 0, size
     state, held, excerpt = hashlib.sha256(), 0, b""
     with open_binary(location) as file:
         file.seek(begin)
-        while chunk := file.read(_CHUNK if size is None else min(_CHUNK, size - held)):
+        while chunk := file.read(CHUNK if size is None else min(CHUNK, size - held)):
             state.update(chunk)
             excerpt = excerpt or chunk[:LONGEST_EXCERPT]
             held += len(chunk)

@@ -10,11 +10,10 @@ from typing import IO, Literal
 import zstandard
 
 from pipeline.read.storage import open_binary
+from pipeline.records import CHUNK
 from pipeline.settings import ReadSettings
 
 Compression = Literal["none", "gzip", "zstd", "bzip2", "xz"]
-CHUNK = 2**20
-"""Bytes of one chunk at most."""
 SUFFIXES: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".xz": "xz"}
 JUDGED_FROM = 64 * 2**20
 """Bytes of output before which no ratio is too high: small files of zeros are no attack."""
