@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     modules = {}
     for name, purpose in COMMANDS.items():
-        modules[name] = import_module(f"trainer.{name.replace('-', '_')}_command")
+        modules[name] = import_module(f"trainer.commands.{name.replace('-', '_')}")
         modules[name].add_arguments(commands.add_parser(name, help=purpose, description=purpose))
     chosen, overrides = parser.parse_known_args(arguments)
     if overrides and not hasattr(modules[chosen.command], "TAKES_OVERRIDES"):

@@ -13,11 +13,12 @@ from shared.model_files import save_model
 from shared.model_identity import PATCHER_FOLDER, model_sha256
 from shared.shards.dataset import open_dataset
 from shared.shards.manifest import load_manifest
-from trainer.checkpoint import Checkpoints, TrainState
+from trainer.checkpoints.store import Checkpoints, TrainState
 from trainer.data.limits import pack_limits
 from trainer.data.loader import PackLoader
-from trainer.distributed import World
-from trainer.evaluate import SubsetScore, table
+from trainer.evaluation.patch_size import mean_patch_size, patch_size_warning
+from trainer.evaluation.scores import SubsetScore, table
+from trainer.evaluation.validation import Validation
 from trainer.identity import (
     IDENTITY_NAME,
     RESOLVED_NAME,
@@ -28,15 +29,14 @@ from trainer.identity import (
     RunNumerics,
     save_identity,
 )
+from trainer.learning.optimizer import build_optimizer
+from trainer.learning.start import other_settings
 from trainer.loop import Job
-from trainer.metrics import MetricsLog
-from trainer.optimizer import build_optimizer
-from trainer.parallelize import build_model
-from trainer.patch_size import mean_patch_size, patch_size_warning
-from trainer.progress import Progress, quantity
+from trainer.observing.metrics import MetricsLog
+from trainer.observing.progress import Progress, quantity
+from trainer.parallel.model import build_model
+from trainer.parallel.world import World
 from trainer.settings import TrainSettings
-from trainer.start import other_settings
-from trainer.validation import Validation
 
 MODEL_FOLDER = "model"
 

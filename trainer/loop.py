@@ -7,21 +7,21 @@ from typing import Any
 
 from torch import nn
 
-from trainer.checkpoint import Checkpoints, TrainState
+from trainer.checkpoints.store import Checkpoints, TrainState
 from trainer.data.limits import PackLimits
 from trainer.data.loader import PackLoader
 from trainer.data.packs import Pack
-from trainer.distributed import World
 from trainer.errors import TrainingError
-from trainer.evaluate import SubsetScore, total_of
-from trainer.metrics import MetricsLog, bits_per_byte, peak_memory
-from trainer.optimizer import Optimizers
-from trainer.progress import Progress, quantity
-from trainer.schedule import progress, rate
+from trainer.evaluation.scores import SubsetScore, total_of
+from trainer.evaluation.validation import Validation
+from trainer.learning.optimizer import Optimizers
+from trainer.learning.schedule import progress, rate
+from trainer.learning.step import take_step
+from trainer.observing.metrics import MetricsLog, bits_per_byte, peak_memory
+from trainer.observing.progress import Progress, quantity
+from trainer.parallel.world import World
 from trainer.settings import TrainSettings
-from trainer.step import take_step
 from trainer.stopping import StopRequest
-from trainer.validation import Validation
 
 
 @dataclass

@@ -42,9 +42,9 @@ def main(arguments: Sequence[str]) -> int:
 def train(settings: TrainSettings, identity: RunIdentity) -> int:
     """The run itself. torch is imported from here on."""
     warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata's own import
-    from trainer.distributed import lost_peer, started
     from trainer.job import claim, export, prepare, summarise
     from trainer.loop import report_validation, run_steps
+    from trainer.parallel.world import lost_peer, started
     from trainer.stopping import stop_on_signals
 
     try:

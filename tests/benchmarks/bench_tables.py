@@ -34,15 +34,15 @@ from shared.vocabulary import document_tokens
 from trainer.data.limits import pack_limits
 from trainer.data.loader import PackLoader
 from trainer.data.validation import ValidationPacks
-from trainer.distributed import World, started
-from trainer.evaluate import evaluate, total_of
-from trainer.optimizer import build_optimizer
-from trainer.parallelize import build_model, fill, shard
-from trainer.rowwise_adagrad import RowwiseAdagrad
-from trainer.schedule import progress, rate
+from trainer.evaluation.scores import evaluate, total_of
+from trainer.learning.optimizer import build_optimizer
+from trainer.learning.rowwise_adagrad import RowwiseAdagrad
+from trainer.learning.schedule import progress, rate
+from trainer.learning.step import take_step
+from trainer.parallel.model import build_model, fill, shard
+from trainer.parallel.tables import RowTables, own_rows
+from trainer.parallel.world import World, started
 from trainer.settings import TableSettings, TrainSettings
-from trainer.step import take_step
-from trainer.tables import RowTables, own_rows
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "trainer/recipes/blt-small.toml"

@@ -26,11 +26,11 @@ from shared.shards.writer import write_shard
 from shared.vocabulary import document_tokens
 from trainer.data.limits import pack_limits
 from trainer.data.loader import PackLoader
-from trainer.distributed import World, started
-from trainer.optimizer import build_optimizer
-from trainer.parallelize import build_model
+from trainer.learning.optimizer import build_optimizer
+from trainer.learning.step import backward, take_step
+from trainer.parallel.model import build_model
+from trainer.parallel.world import World, started
 from trainer.settings import TrainSettings
-from trainer.step import backward, take_step
 
 ROOT = Path(__file__).parents[2]
 PATCHING = PatchingSettings(rule="space", max_length=64)

@@ -16,18 +16,18 @@ from shared.batch import segments
 from shared.model_settings import NgramSettings
 from shared.ngrams import NgramEmbedding
 from shared.shards.dataset import open_dataset
-from trainer.checkpoint import Checkpoints, TrainState
+from trainer.checkpoints.store import Checkpoints, TrainState
 from trainer.data.limits import pack_limits
 from trainer.data.loader import PackLoader
-from trainer.distributed import World, started
 from trainer.errors import TrainingError, leave
 from trainer.identity import run_identity
-from trainer.optimizer import build_optimizer
-from trainer.parallelize import build_model
-from trainer.rowwise_adagrad import SQUARES
+from trainer.learning.optimizer import build_optimizer
+from trainer.learning.rowwise_adagrad import SQUARES
+from trainer.learning.step import take_step
+from trainer.parallel.model import build_model
+from trainer.parallel.tables import RowTables, own_rows
+from trainer.parallel.world import World, started
 from trainer.settings import CheckpointSettings, TrainSettings
-from trainer.step import take_step
-from trainer.tables import RowTables, own_rows
 
 STEPS = 3
 

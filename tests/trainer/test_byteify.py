@@ -218,7 +218,7 @@ def test_two_ranks_train_it_from_its_recipe(tmp_path: Path, recipe: Path, data: 
 IMPORT = """
 import sys
 from pathlib import Path
-from trainer.byteify import byteify
+from trainer.interchange.byteify import byteify
 
 def anonymous():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) >> 10

@@ -10,14 +10,14 @@ from tiny_runs import STATIC, tiny_data, tiny_settings
 from torch import nn
 
 from shared.identity import IdentityError
-from trainer.checkpoint import COMMIT_NAME, Checkpoints, TrainState
-from trainer.distributed import World, started
+from trainer.checkpoints.store import COMMIT_NAME, Checkpoints, TrainState
 from trainer.errors import CheckpointError
 from trainer.identity import RunIdentity, run_identity
-from trainer.optimizer import Optimizers, build_optimizer
-from trainer.parallelize import build_model
+from trainer.learning.optimizer import Optimizers, build_optimizer
+from trainer.parallel.model import build_model
+from trainer.parallel.tables import RowGradient, own_rows, row_tables
+from trainer.parallel.world import World, started
 from trainer.settings import CheckpointSettings, TrainSettings
-from trainer.tables import RowGradient, own_rows, row_tables
 
 
 @pytest.fixture(scope="module")

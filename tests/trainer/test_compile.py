@@ -18,8 +18,8 @@ from shared.entropy_model import EntropyModel
 from shared.initialise import initialise
 from shared.model_settings import BltSettings, EntropyModelSettings
 from shared.tiles import tiled_attention
-from trainer.parallelize import compile_blocks
-from trainer.step import predict
+from trainer.learning.step import predict
+from trainer.parallel.model import compile_blocks
 
 STACK = {"width": 32, "layers": 2, "heads": 2, "feed_forward": 48}
 BLT = {"ngrams": {"rows": 97}, "encoder": STACK, "decoder": STACK, "global": STACK | {"width": 64}, "window": 24}

@@ -22,7 +22,7 @@ from shared.shards.dataset import Dataset
 from shared.vocabulary import document_tokens
 from trainer.data.limits import PackLimits
 from trainer.data.validation import ValidationPacks
-from trainer.evaluate import Baseline, SubsetScore, evaluate, evaluate_sums, scores, table, total_of
+from trainer.evaluation.scores import Baseline, SubsetScore, evaluate, evaluate_sums, scores, table, total_of
 from trainer.identity import IDENTITY_NAME, ModelIdentity, RunNumerics, save_identity
 
 CPU = torch.device("cpu")
@@ -131,7 +131,7 @@ def evaluate_command(arguments: list[str]) -> int:
     """The command as `python -m trainer evaluate` runs it."""
     import argparse
 
-    from trainer.evaluate_command import add_arguments, run
+    from trainer.commands.evaluate import add_arguments, run
 
     parser = argparse.ArgumentParser()
     add_arguments(parser)

@@ -22,7 +22,7 @@ from shared.shards.dataset import open_dataset
 from shared.shards.manifest import PatcherIdentity, load_manifest
 from shared.tensor_files import TensorFolder, write_tensors
 from trainer.__main__ import main
-from trainer.evaluate import check_patches
+from trainer.evaluation.scores import check_patches
 from trainer.generation.generator import Generator
 from trainer.generation.settings import GenerateSettings
 from trainer.identity import IDENTITY_NAME, ModelIdentity, load_identity, save_identity
@@ -296,8 +296,8 @@ def test_bad_options_are_one_line(
 MEASURED = """
 import sys, threading, time
 from pathlib import Path
-from trainer.exchange import ExportSettings, ImportSettings, export_hf, import_foreign
-from trainer.progress import Progress
+from trainer.interchange.folders import ExportSettings, ImportSettings, export_hf, import_foreign
+from trainer.observing.progress import Progress
 
 def anonymous():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) >> 10

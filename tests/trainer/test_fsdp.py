@@ -13,8 +13,8 @@ from shared.initialise import initial_value
 from shared.model_files import build_model as plain_model
 from trainer.data.limits import pack_limits
 from trainer.data.loader import PackLoader
-from trainer.distributed import started
-from trainer.step import predict
+from trainer.learning.step import predict
+from trainer.parallel.world import started
 
 Results = dict[str, torch.Tensor]
 

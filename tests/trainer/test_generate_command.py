@@ -15,7 +15,7 @@ from model_folders import entropy_folder, entropy_rule, model_folder, patcher_fo
 from shared.config import ConfigError
 from shared.patching import PatchingSettings
 from trainer.__main__ import main
-from trainer.generate_command import unescaped
+from trainer.commands.generate import unescaped
 from trainer.generation.generator import Generator
 from trainer.generation.sampling import SamplingSettings
 from trainer.generation.settings import GenerateSettings

@@ -11,9 +11,9 @@ from tiny_runs import tiny_settings
 from shared.blt import Blt
 from shared.config import ConfigError
 from shared.initialise import initialise
-from trainer.optimizer import build_optimizer, clip, set_rate
-from trainer.parameter_groups import decayed_names, parameter_groups, rate_factors
-from trainer.schedule import progress, rate
+from trainer.learning.optimizer import build_optimizer, clip, set_rate
+from trainer.learning.parameter_groups import decayed_names, parameter_groups, rate_factors
+from trainer.learning.schedule import progress, rate
 from trainer.settings import OptimizerSettings, RunSettings, ScheduleSettings
 
 

@@ -8,7 +8,8 @@ from tiny_runs import NONE, STATIC, tiny_data, tiny_recipe, tiny_settings, toml
 from shared.config import ConfigError, load_recipe
 from shared.identity import IdentityError
 from trainer.identity import check_same, run_identity
-from trainer.settings import FREE_KEYS, FREE_SECTIONS, LATER_KEYS, TrainSettings, decisive
+from trainer.settings import TrainSettings, decisive
+from trainer.settings.section import Section
 
 RECIPES = sorted(Path(__file__).parents[2].glob("trainer/recipes/*.toml"))
 
@@ -51,14 +52,6 @@ def test_rates_are_named_by_dots_however_they_are_written(tmp_path: Path) -> Non
     assert changed == {"global_.blocks": 0.2, "encoder.blocks.0": 0.0}
 
 
-def test_a_run_from_before_a_key_existed_is_the_same_run(tmp_path: Path) -> None:
-    settings = tiny_settings(tmp_path, tmp_path)
-    for section, later in LATER_KEYS.items():
-        assert not later.keys() & decisive(settings)[section].keys()
-    slower = tiny_settings(tmp_path, tmp_path, optimizer={"rates": {"global_": 0.1}})
-    assert decisive(slower)["optimizer"]["rates"] == {"global_": 0.1}
-
-
 def test_how_tables_learn_is_no_part_of_a_run_that_has_none(tmp_path: Path) -> None:
     stack = {"width": 32, "layers": 1, "heads": 2}
     entropy = tiny_settings(tmp_path, tmp_path, model={"kind": "entropy", "window": 64, **stack})
@@ -67,10 +60,9 @@ def test_how_tables_learn_is_no_part_of_a_run_that_has_none(tmp_path: Path) -> N
 
 
 def test_free_keys_exist() -> None:
-    sections = TrainSettings.model_fields
-    assert set(FREE_SECTIONS) <= sections.keys()
-    for section, keys in FREE_KEYS.items():
-        assert set(keys) <= sections[section].annotation.model_fields.keys()  # type: ignore[union-attr]
+    for field in TrainSettings.model_fields.values():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            assert set(field.annotation.free) <= field.annotation.model_fields.keys()
 
 
 def test_cadence_and_place_do_not_belong_to_the_identity_but_everything_else_does(tmp_path: Path) -> None:

@@ -26,9 +26,9 @@ from shared.shards.dataset import open_dataset
 from trainer.data.limits import pack_limits
 from trainer.data.loader import PackLoader
 from trainer.identity import IDENTITY_NAME, RunIdentity, load_identity, run_identity
+from trainer.learning.start import other_settings
+from trainer.learning.step import predict
 from trainer.main import main
-from trainer.start import other_settings
-from trainer.step import predict
 
 STILL = 1e-30
 """A learning rate that moves nothing in fp32."""

@@ -20,18 +20,18 @@ from shared.batch import Segments, segments
 from shared.model_settings import NgramSettings
 from shared.ngrams import NgramEmbedding, ngram_rows
 from shared.shards.dataset import open_dataset
-from trainer.checkpoint import Checkpoints, TrainState
+from trainer.checkpoints.store import Checkpoints, TrainState
 from trainer.data.limits import pack_limits
 from trainer.data.loader import PackLoader
-from trainer.distributed import World, started
+from trainer.evaluation.validation import Validation
 from trainer.identity import run_identity
-from trainer.optimizer import build_optimizer, clip, set_rate
-from trainer.parallelize import build_model
-from trainer.rowwise_adagrad import SQUARES, RowwiseAdagrad
+from trainer.learning.optimizer import build_optimizer, clip, set_rate
+from trainer.learning.rowwise_adagrad import SQUARES, RowwiseAdagrad
+from trainer.learning.step import backward, take_step
+from trainer.parallel.model import build_model
+from trainer.parallel.tables import RowGradient, RowTables, by_row, own_rows
+from trainer.parallel.world import World, started
 from trainer.settings import CheckpointSettings, TableSettings, TrainSettings
-from trainer.step import backward, take_step
-from trainer.tables import RowGradient, RowTables, by_row, own_rows
-from trainer.validation import Validation
 
 NGRAMS = NgramSettings(sizes=(2, 3), rows=50, functions=2)
 

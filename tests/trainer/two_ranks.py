@@ -15,13 +15,13 @@ from torch.distributed.tensor import DTensor
 from shared.shards.dataset import open_dataset
 from trainer.data.limits import pack_limits
 from trainer.data.loader import PackLoader
-from trainer.distributed import World, started
 from trainer.errors import leave
-from trainer.optimizer import build_optimizer, clip
-from trainer.parallelize import build_model
+from trainer.learning.optimizer import build_optimizer, clip
+from trainer.learning.step import backward, take_step
+from trainer.parallel.model import build_model
+from trainer.parallel.tables import RowTables, by_rows, own_rows, row_tables
+from trainer.parallel.world import World, started
 from trainer.settings import TrainSettings
-from trainer.step import backward, take_step
-from trainer.tables import RowTables, by_rows, own_rows, row_tables
 
 STEPS = 3
 

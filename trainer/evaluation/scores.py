@@ -23,7 +23,7 @@ from trainer.data.limits import PackLimits, pack_limits
 from trainer.data.packs import Pack
 from trainer.data.validation import ValidationPacks
 from trainer.identity import IDENTITY_NAME, ModelIdentity, load_identity
-from trainer.step import predict
+from trainer.learning.step import predict
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the folder and say what is in it."""
-    from trainer.byteify import IMPORTED, RECIPE_FILE, byteify
-    from trainer.progress import Progress, quantity
+    from trainer.interchange.byteify import IMPORTED, RECIPE_FILE, byteify
+    from trainer.observing.progress import Progress, quantity
 
     line = Progress(silent=False, every_seconds=15.0)
     out = arguments.out

@@ -6,8 +6,8 @@ from typing import Any
 from torch import nn
 
 from shared.config import ConfigError
+from trainer.parallel.tables import RowTables, row_tables
 from trainer.settings import OptimizerSettings
-from trainer.tables import RowTables, row_tables
 
 FACTOR = "factor"
 """Key of an optimizer's group: its share of the learning rate."""

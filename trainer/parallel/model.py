@@ -12,10 +12,10 @@ from shared.blt import Blt
 from shared.entropy_model import EntropyModel
 from shared.initialise import initial_value
 from shared.model_files import build_model as empty_model
-from trainer.distributed import DTYPES, World
+from trainer.learning.start import fill_from
+from trainer.parallel.tables import RowTables, row_tables
+from trainer.parallel.world import DTYPES, World
 from trainer.settings import TrainSettings
-from trainer.start import fill_from
-from trainer.tables import RowTables, row_tables
 
 
 def build_model(settings: TrainSettings, world: World) -> nn.Module:

@@ -10,11 +10,11 @@ from shared.config import ConfigError
 from shared.files import write_atomic
 from shared.shards.dataset import Dataset, open_dataset
 from shared.shards.manifest import MANIFEST_NAME
+from trainer.evaluation.patch_size import patch_size_warning
 from trainer.identity import TRAIN_SPLIT, VALIDATION_SPLIT
-from trainer.patch_size import patch_size_warning
 
 if TYPE_CHECKING:
-    from trainer.evaluate import Baseline, SubsetScore
+    from trainer.evaluation.scores import Baseline, SubsetScore
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,8 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     import torch
 
-    from trainer.baselines import Order2Model, patcher_baseline, xz_baseline
-    from trainer.evaluate import score_folder, table
+    from trainer.evaluation.baselines import Order2Model, patcher_baseline, xz_baseline
+    from trainer.evaluation.scores import score_folder, table
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -80,7 +80,7 @@ def train_folder(arguments: argparse.Namespace) -> Path:
 
 def report(dataset: Dataset, scores: "dict[str, SubsetScore]", baselines: "list[Baseline]") -> dict[str, Any]:
     """The figures as JSON: all, then by subset."""
-    from trainer.evaluate import total_of
+    from trainer.evaluation.scores import total_of
 
     def figures(score: "SubsetScore", others: dict[str, float | None]) -> dict[str, Any]:
         return {

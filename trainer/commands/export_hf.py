@@ -31,8 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--shard-bytes: {arguments.shard_bytes} is too small")
     if arguments.theta is not None and not math.isfinite(arguments.theta):
         raise ConfigError(f"--theta: {arguments.theta} is not a number of nats")
-    from trainer.exchange import ExportSettings, export_hf
-    from trainer.progress import Progress
+    from trainer.interchange.folders import ExportSettings, export_hf
+    from trainer.observing.progress import Progress
 
     line = Progress(silent=False, every_seconds=15.0)
     chosen = ExportSettings(arguments.theta, arguments.subset, arguments.dtype, arguments.shard_bytes)

@@ -19,10 +19,10 @@ from shared.files import write_atomic
 from shared.model_settings import Settings
 from shared.shards.manifest import first_problem
 from trainer.data.cursor import Cursor
-from trainer.distributed import World
 from trainer.errors import CheckpointError
 from trainer.identity import RunIdentity, check_same
-from trainer.optimizer import Optimizers
+from trainer.learning.optimizer import Optimizers
+from trainer.parallel.world import World
 from trainer.settings import CheckpointSettings
 
 STATE_NAME = "state.json"

@@ -6,8 +6,8 @@ from torch import nn
 from shared.shards.dataset import Dataset
 from trainer.data.limits import PackLimits
 from trainer.data.validation import ValidationPacks
-from trainer.distributed import World
-from trainer.evaluate import SubsetScore, evaluate_sums, scores
+from trainer.evaluation.scores import SubsetScore, evaluate_sums, scores
+from trainer.parallel.world import World
 
 
 class Validation:

@@ -15,8 +15,8 @@ from shared.interop.llama import LlamaBlocks, llama_stack
 from shared.model_files import build_model
 from shared.model_settings import BltSettings, StackSettings
 from shared.toml import to_toml
-from trainer.exchange import write_model
-from trainer.progress import Progress
+from trainer.interchange.folders import write_model
+from trainer.observing.progress import Progress
 from trainer.settings import TrainSettings
 
 RECIPE_FILE = "recipe.toml"

@@ -38,8 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--theta: {arguments.theta} is not a number of nats")
     if arguments.max_length is not None and not 1 <= arguments.max_length <= LONGEST_PATCH:
         raise ConfigError(f"--max-length: {arguments.max_length} is not between 1 and {LONGEST_PATCH}")
-    from trainer.exchange import ImportSettings, import_foreign
-    from trainer.progress import Progress
+    from trainer.interchange.folders import ImportSettings, import_foreign
+    from trainer.observing.progress import Progress
 
     line = Progress(silent=False, every_seconds=15.0)
     chosen = ImportSettings(arguments.entropy_model, arguments.theta, arguments.max_length)

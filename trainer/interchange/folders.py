@@ -33,7 +33,7 @@ from shared.tensor_files import write_tensors
 from trainer.generation.generator import choose_patching
 from trainer.generation.settings import GenerateSettings
 from trainer.identity import IDENTITY_NAME, ModelIdentity, RunNumerics, load_identity, save_identity
-from trainer.progress import Progress, quantity
+from trainer.observing.progress import Progress, quantity
 
 
 @dataclass(frozen=True)

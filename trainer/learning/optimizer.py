@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from trainer.parameter_groups import FACTOR, freeze, parameter_groups, table_factors
-from trainer.rowwise_adagrad import RowwiseAdagrad
+from trainer.learning.parameter_groups import FACTOR, freeze, parameter_groups, table_factors
+from trainer.learning.rowwise_adagrad import RowwiseAdagrad
+from trainer.parallel.tables import row_tables
 from trainer.settings import OptimizerSettings
-from trainer.tables import row_tables
 
 
 class Optimizers:

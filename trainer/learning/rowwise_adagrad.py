@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.parameter_groups import FACTOR
+from trainer.learning.parameter_groups import FACTOR
+from trainer.parallel.tables import RowTables, by_rows, own_rows
 from trainer.settings import TableSettings
-from trainer.tables import RowTables, by_rows, own_rows
 
 SQUARES = "squares"
 """Key of a table's state: fp32 [N], for each row the sum over steps of the mean square of its gradient."""

@@ -15,7 +15,7 @@ import torch
 from shared.model_identity import PATCHER_FOLDER
 from shared.shards.dataset import Dataset
 from shared.vocabulary import BOS, EOS, OFFSET, VOCABULARY_SIZE, byte_tokens
-from trainer.evaluate import Baseline, score_folder, total_of
+from trainer.evaluation.scores import Baseline, score_folder, total_of
 
 XZ_PRESET = 9
 """As `xz -9`."""

@@ -11,10 +11,10 @@ from torch.distributed.fsdp import FSDPModule
 
 from shared.batch import Batch
 from shared.vocabulary import IGNORED_LABEL
-from trainer.distributed import World
 from trainer.errors import TrainingError
-from trainer.optimizer import Optimizers, clip, set_rate
-from trainer.tables import row_tables
+from trainer.learning.optimizer import Optimizers, clip, set_rate
+from trainer.parallel.tables import row_tables
+from trainer.parallel.world import World
 
 
 @dataclass(frozen=True)

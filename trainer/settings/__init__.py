@@ -1,0 +1,59 @@
+"""What a recipe may say, a class a section. Free of torch: a finished run is recognised without importing it."""
+
+from typing import Any
+
+from shared.model_settings import ModelSettings, Settings
+from trainer.settings.data import DataSettings, StartSettings
+from trainer.settings.learning import OptimizerSettings, ScheduleSettings, TableSettings
+from trainer.settings.parallel import ParallelSettings
+from trainer.settings.records import CheckpointSettings, MetricsSettings
+from trainer.settings.run import RunSettings
+from trainer.settings.section import Section
+
+__all__ = [
+    "CheckpointSettings",
+    "DataSettings",
+    "MetricsSettings",
+    "OptimizerSettings",
+    "ParallelSettings",
+    "RunSettings",
+    "ScheduleSettings",
+    "StartSettings",
+    "TableSettings",
+    "TrainSettings",
+    "decisive",
+]
+
+
+class TrainSettings(Settings):
+    """A whole recipe."""
+
+    run: RunSettings
+    data: DataSettings
+    model: ModelSettings
+    optimizer: OptimizerSettings
+    start: StartSettings = StartSettings()
+    parallel: ParallelSettings = ParallelSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    metrics: MetricsSettings = MetricsSettings()
+
+    def resolved(self) -> dict[str, Any]:
+        """Every key with its value, as plain JSON."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+IDLE_KEYS: dict[str, dict[str, tuple[str, ...]]] = {"entropy": {"optimizer": ("tables",)}}
+"""Keys that say nothing about a kind of model."""
+
+
+def decisive(settings: TrainSettings) -> dict[str, Any]:
+    """The keys that decide what is learnt: part of a run's identity."""
+    idle = IDLE_KEYS.get(settings.model.kind, {})
+    sections: dict[str, Any] = {"model": settings.model.model_dump(mode="json", by_alias=True)}
+    for name in type(settings).model_fields:
+        section = getattr(settings, name)
+        if isinstance(section, Section) and section.decides:
+            values = section.decisive()
+            sections[name] = {key: value for key, value in values.items() if key not in idle.get(name, ())}
+    return sections

@@ -1,0 +1,35 @@
+"""Where, how long, on what."""
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from trainer.settings.section import Section
+
+
+class RunSettings(Section):
+    """Where, how long and on what."""
+
+    free: ClassVar[tuple[str, ...]] = ("out", "device", "threads")
+
+    out: Path
+    """Folder of this run: checkpoints, metrics and at the end the model."""
+    seed: int = 0
+    """Decides initial parameters and the order of the data."""
+    steps: int | None = Field(default=None, gt=0)
+    """Length of the run in optimizer steps."""
+    bytes: int | None = Field(default=None, gt=0)
+    """Length in training targets (bytes of text, and one EOS a document). With both, the first reached ends it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where there is one."""
+    threads: int = Field(default=1, gt=0)
+    """Threads of each rank on a CPU; sums depend on it, so it is set and recorded, not left to the machine (law 5)."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of parameters and activations in forward and backward; masters, gradients' sums and logits are float32."""
+
+    @model_validator(mode="after")
+    def _has_length(self) -> "RunSettings":
+        if self.steps is None and self.bytes is None:
+            raise ValueError("give the length of the run, as steps or as bytes")
+        return self

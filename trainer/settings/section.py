@@ -1,0 +1,23 @@
+"""What every section of a recipe has in common: it says which of its keys decide what is learnt."""
+
+from typing import Any, ClassVar
+
+from shared.model_settings import Settings
+
+
+class Section(Settings):
+    """A table of a recipe. What decides what is learnt identifies a run; all else may change as it goes on."""
+
+    decides: ClassVar[bool] = True
+    """Whether any key of it decides what is learnt."""
+    free: ClassVar[tuple[str, ...]] = ()
+    """Keys that do not."""
+
+    def decisive(self) -> dict[str, Any]:
+        """The keys that decide what is learnt, as plain JSON; a section inside another answers for itself."""
+        values = self.model_dump(mode="json", by_alias=True, exclude=set(self.free))
+        for name in type(self).model_fields:
+            section = getattr(self, name)
+            if isinstance(section, Section) and name in values:
+                values[name] = section.decisive()
+        return values if self.decides else {}
