@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shared.batch import Segments
-from shared.tiles import BAND, carried_length, tiled_attention
+from shared.tile_sizes import BAND, carried_length
+from shared.tiles import tiled_attention
 
 
 def stretches(documents: Segments, opening: Tensor | None = None) -> Tensor:

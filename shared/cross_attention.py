@@ -15,9 +15,7 @@ from torch import Tensor, nn
 from shared.attention import takes_tiles
 from shared.layers import Linear, RMSNorm
 from shared.model_settings import StackSettings
-
-STRIP = 32
-"""Tokens that a CPU takes together when they read patches."""
+from shared.tile_sizes import STRIP, WIDEST_STRIP
 
 
 class CrossAttention(nn.Module):
@@ -78,7 +76,7 @@ class BytesReadPatches(CrossAttention):
         both = self.keys_values(patches)
         if takes_tiles(both.device):
             rows, seen = _strips(of_decoder, len(both))
-            if rows.shape[1] <= 2 * STRIP:
+            if rows.shape[1] <= WIDEST_STRIP:
                 return self._finish(tokens, self._read_strips(self._queries(tokens), both, rows, seen))
         return self.read(tokens, both.flatten(1).index_select(0, of_decoder).view(-1, *both.shape[1:]))
 

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.attention import Scope, carried_length, stretches
+from shared.attention import Scope, stretches
 from shared.batch import Segments
 from shared.layers import Block, Embedding, Linear, RMSNorm, blocks, computing_dtype, rotary
 from shared.model_settings import EntropyModelSettings
+from shared.tile_sizes import carried_length
 from shared.vocabulary import NEWLINE
 
 

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared.attention import BAND
 from shared.batch import Segments, segments
 from shared.entropy_model import Carry, EntropyModel, entropy
 from shared.layers import rounded_to
+from shared.tile_sizes import BAND
 from shared.vocabulary import BOE, document_tokens
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

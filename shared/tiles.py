@@ -14,12 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-BAND = 64
-"""Queries of a tile where there is a window. The bits of a row depend on its place in a tile and on how many keys the
-tile has, so a segment that begins at a multiple of this gets the same ones wherever it lies."""
-
-_WHOLE = 128
-"""Queries of a tile where there is no window."""
+from shared.tile_sizes import BAND, WHOLE, carried_length
 
 _ALL = slice(None)
 
@@ -51,7 +46,7 @@ class _Tile(NamedTuple):
 def _tiles(query_ids: Tensor, key_ids: Tensor, window: int) -> Iterator[_Tile]:
     """The tiles in order; together they have every query once."""
     count, earlier = len(query_ids), len(key_ids) - len(query_ids)
-    starts = torch.arange(0, count, BAND if window else _WHOLE)
+    starts = torch.arange(0, count, BAND if window else WHOLE)
     ends = torch.cat([starts[1:], starts.new_full((1,), count)])
     first = query_ids[starts]
     # No row of a tile sees a key before the segment of the first row, or before the window of the first row.
@@ -67,11 +62,6 @@ def _tiles(query_ids: Tensor, key_ids: Tensor, window: int) -> Iterator[_Tile]:
             yield _Tile(queries, keys, [(_ALL, _bias(hidden | _unseen(rows, before, window)))])
         else:
             yield _Tile(queries, keys, _edges(rows, before, window))
-
-
-def carried_length(window: int) -> int:
-    """How many keys before a tile a window can reach, rounded up to whole tiles."""
-    return -(-(window - 1) // BAND) * BAND
 
 
 @lru_cache(maxsize=64)

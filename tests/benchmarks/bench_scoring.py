@@ -29,6 +29,7 @@ from pipeline.records import Record, sample_hash
 from pipeline.settings import ExecutorSettings, Job, OutputSettings, ReadSettings, ScoringSettings
 from shared.batch import segments
 from shared.entropy_model import EntropyModel, entropy
+from shared.flops import forward_flops, useful_workload
 from shared.initialise import initialise
 from shared.interop.hf_config import hf_config
 from shared.interop.names import HF, parts
@@ -136,16 +137,6 @@ def against_one_at_a_time(model: EntropyModel, texts: Sequence[bytes], stream: i
     print(f"  largest difference of an entropy: {largest:.1e} nats")
 
 
-def useful_flops(settings: EntropyModelSettings, model: EntropyModel, lengths: Sequence[int]) -> float:
-    """Of scoring documents of so many inputs: products with parameters, and attention over the keys that are seen."""
-    products = 2 * sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and "embedding" not in name)
-    seen = 0
-    for length in lengths:
-        short = min(length, settings.window)
-        seen += short * (short + 1) // 2 + (length - short) * settings.window
-    return products * sum(lengths) + 4 * seen * settings.width * settings.layers
-
-
 def of_the_peak(texts: Sequence[bytes], stream: int, rounds: int = 3) -> None:
     model = fresh(PUBLISHED)
     long = [b"\n\n".join(texts)[: stream - 1]]
@@ -153,7 +144,7 @@ def of_the_peak(texts: Sequence[bytes], stream: int, rounds: int = 3) -> None:
     print(f"published shape, {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, a stream of {stream}")
     for dtype in ("float32", "bfloat16"):
         scorer = Scorer(model, stream, dtype)
-        flops = useful_flops(PUBLISHED, model, lengths)
+        flops = forward_flops(PUBLISHED, useful_workload(PUBLISHED, lengths)).total
         list(scorer.score([document_tokens(long[0])]))
         best, peaks = float("inf"), {torch.float32: 0.0, torch.bfloat16: 0.0}
         for _ in range(rounds):

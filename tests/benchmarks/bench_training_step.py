@@ -32,6 +32,7 @@ from training_example import (
 from shared.attention import Scope, attention
 from shared.blt import Blt
 from shared.cross_attention import BytesReadPatches, PatchesReadBytes, pool_patches
+from shared.flops import forward_flops, training_flops, useful_workload
 from shared.layers import Block, computing_dtype, rotary
 from shared.model_settings import BltSettings, StackSettings
 from shared.pointwise import swiglu, turn
@@ -52,26 +53,9 @@ SMALL = BltSettings.model_validate(
 
 def useful_flops(model: Blt, given: Example) -> float:
     """Of forward and backward: products with parameters, and attention over the keys that are seen; nothing twice."""
-    settings, patches = model.settings, given.batch.patches
-    tokens, count, queries = given.tokens, patches.count, settings.queries
-    forward = 0.0
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear):
-            part, kind = name.split(".")[:2], name.split(".")[-1]
-            rows = tokens
-            if part[0] == "global_" or kind == "patch_projection":
-                rows = count
-            elif part[1] == "cross" and (part[0] == "encoder") == (kind in ("query", "output")):
-                rows = count * queries
-            forward += 2 * rows * module.weight.numel()
-    seen = sum(min(place + 1, settings.window) for length in given.batch.documents.lengths for place in range(length))
-    forward += 4 * seen * settings.encoder.width * settings.encoder.layers
-    forward += 4 * seen * settings.decoder.width * settings.decoder.layers
-    crosses = len(model.encoder.cross) + len(model.decoder.cross)
-    forward += 4 * tokens * queries * settings.encoder.width * crosses
-    pairs = sum(length * (length + 1) // 2 for length in patches.documents.lengths)
-    forward += 4 * pairs * settings.global_.width * settings.global_.layers
-    return 3 * forward
+    patches, documents = given.batch.patches.documents, given.batch.documents
+    work = useful_workload(model.settings, documents.lengths, patches.lengths)
+    return training_flops(forward_flops(model.settings, work)).total
 
 
 Part = tuple[str, int, Callable[[], object]]

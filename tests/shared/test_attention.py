@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from shared import tiles
-from shared.attention import Scope, attention, carried_length, stretches
+from shared.attention import Scope, attention, stretches
 from shared.batch import segments
+from shared.tile_sizes import carried_length
 
 
 @pytest.fixture(params=["tiles", "batched"])
@@ -114,7 +115,7 @@ def test_the_operator_keeps_what_compilers_rely_on(window: int | None) -> None:
 def test_tiles_take_each_query_once_and_no_more_keys_than_needed(lengths: list[int], window: int | None) -> None:
     ids = segments(lengths).ids
     found = list(tiles._tiles(ids, ids, window or 0))
-    size = tiles.BAND if window else tiles._WHOLE
+    size = tiles.BAND if window else tiles.WHOLE
     assert [tile.queries.start for tile in found] == list(range(0, len(ids), size))
     assert found[-1].queries.stop == len(ids)
     for tile in found:
