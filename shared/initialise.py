@@ -1,10 +1,14 @@
 """Initial parameters from (seed, parameter name) alone: equal for every world size, device and construction order."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+CHUNK = 1 << 22
+"""Elements that one generator draws. A rank that holds some rows of a large table draws little more than these."""
 
 
 def initial_value(name: str, shape: Sequence[int], seed: int) -> Tensor:
@@ -14,18 +18,41 @@ def initial_value(name: str, shape: Sequence[int], seed: int) -> Tensor:
     3 sigma, as in the reference. N-gram tables get a quarter of that: their sum must not drown the byte's own
     embedding, all the more as most rows are rarely trained.
     """
+    value = torch.empty(*shape)
+    set_initial_rows(value, name, shape, seed)
+    return value
+
+
+def set_initial_rows(own: Tensor, name: str, shape: Sequence[int], seed: int, first: int = 0) -> None:
+    """Set a run of rows of a parameter of ``shape``, from row ``first`` on, to their initial values.
+
+    Beside ``own`` (contiguous, on any device) there is never more than a chunk, and chunks without a row of it are not
+    drawn.
+    """
     if len(shape) == 1:
-        return torch.ones(*shape)
+        own.fill_(1.0)
+        return
     sigma = shape[-1] ** -0.5
     if name.split(".")[-2:] == ["ngrams", "weight"]:
         sigma /= 4
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    return nn.init.trunc_normal_(torch.empty(*shape), std=sigma, a=-3 * sigma, b=3 * sigma, generator=generator)
+    flat, begin = own.view(-1), first * math.prod(shape[1:])
+    stop = begin + len(flat)
+    for number in range(begin // CHUNK, -(-stop // CHUNK)):
+        start = number * CHUNK
+        chunk = torch.empty(min(CHUNK, math.prod(shape) - start))
+        nn.init.trunc_normal_(chunk, std=sigma, a=-3 * sigma, b=3 * sigma, generator=_generator(name, seed, number))
+        low, high = max(begin, start), min(stop, start + len(chunk))
+        flat[low - begin : high - begin] = chunk[low - start : high - start]
+
+
+def _generator(name: str, seed: int, chunk: int) -> torch.Generator:
+    key = f"{seed}/{name}" if chunk == 0 else f"{seed}/{name}/{chunk}"
+    digest = hashlib.sha256(key.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def initialise(model: nn.Module, seed: int) -> None:
     """Set every parameter of ``model`` to its initial value, in place, on whatever device it is."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(initial_value(name, parameter.shape, seed))
+            set_initial_rows(parameter, name, parameter.shape, seed)

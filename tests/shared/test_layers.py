@@ -1,11 +1,12 @@
 """Blocks and their parts against definitions written out."""
 
 import numpy as np
+import pytest
 import torch
 
 from shared.attention import Scope
 from shared.batch import segments
-from shared.initialise import initial_value, initialise
+from shared.initialise import initial_value, initialise, set_initial_rows
 from shared.layers import Block, RMSNorm, rotary
 from shared.model_settings import StackSettings
 from shared.pointwise import rotate
@@ -66,6 +67,17 @@ def test_initial_values_depend_on_seed_and_name_alone() -> None:
     assert abs(a.std().item() / sigma - 0.9866) < 0.03  # a normal cut at 3 sigma
     assert torch.equal(initial_value("norm.weight", (64,), 7), torch.ones(64))
     assert initial_value("ngrams.weight", (500, 64), 7).abs().max() <= 3 * sigma / 4
+
+
+def test_a_run_of_rows_is_drawn_alone_as_in_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.initialise.CHUNK", 64)
+    shape = (53, 7)
+    whole = initial_value("ngrams.weight", shape, 1)
+    assert len(whole.unique()) > 360  # no chunk is another's
+    for first, end in ((0, 53), (0, 1), (9, 10), (17, 44), (53, 53)):
+        own = torch.empty(end - first, 7)
+        set_initial_rows(own, "ngrams.weight", shape, 1, first)
+        assert torch.equal(own, whole[first:end])
 
 
 def test_initialise_sets_every_parameter_to_its_initial_value() -> None:

@@ -1,39 +1,46 @@
 """From settings to a sharded model: recomputing, compiling, FSDP2 by unit, then values that no layout changes."""
 
-from functools import partial
+from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.utils.checkpoint import checkpoint
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from shared.blt import Blt
+from shared.config import ConfigError
 from shared.entropy_model import EntropyModel
-from shared.initialise import initial_value
+from shared.initialise import set_initial_rows
+from shared.layers import Block
 from shared.model_files import build_model as empty_model
-from trainer.learning.start import fill_from
+from trainer.learning.start import fill_from, own_slice
+from trainer.parallel.recompute import recompute
 from trainer.parallel.tables import RowTables, row_tables
 from trainer.parallel.world import DTYPES, World
 from trainer.settings import TrainSettings
 
 
 def build_model(settings: TrainSettings, world: World) -> nn.Module:
-    """The model of a recipe on this rank's device, its parameters sharded over all ranks, fp32, and as they begin.
+    """The model of a recipe on this rank's device, its parameters sharded over ranks, fp32, and as they begin.
 
-    Raises ModelFileError when the model that it starts from does not fit.
+    Raises ConfigError when ranks cannot be grouped as asked, ModelFileError when the model that it starts from does not
+    fit.
     """
+    parallel = settings.parallel
+    mesh = sharding_mesh(world, parallel.shard)
     with torch.device("meta"):
         model = empty_model(settings.model)
-    if settings.parallel.activation_checkpointing == "full":
-        recompute_blocks(model)
-    if settings.parallel.compile:
+    if parallel.activation_checkpointing != "none":
+        for block in transformer_blocks(model):
+            recompute(block, parallel.activation_checkpointing)
+    if parallel.compile:
         compile_blocks(model)
     dtype = DTYPES[settings.run.dtype]
     if isinstance(model, Blt):
-        model.ngrams = RowTables(model.ngrams, world.mesh, dtype)
-    shard(model, world, dtype, settings.parallel.keep_gathered)
-    model.to_empty(device=world.device)
+        model.ngrams = RowTables(model.ngrams, table_mesh(world, parallel.offload), dtype)
+    shard(model, mesh, dtype, parallel.keep_gathered, parallel.offload)
+    model.to_empty(device="cpu" if parallel.offload else world.device)
     if settings.start.model is None:
         fill(model, settings.run.seed)
     else:
@@ -41,62 +48,82 @@ def build_model(settings: TrainSettings, world: World) -> nn.Module:
     return model
 
 
-def transformer_blocks(model: nn.Module) -> list[nn.Module]:
+def sharding_mesh(world: World, ranks: int | None) -> DeviceMesh:
+    """The ranks as FSDP sees them: [R], or [R / S copies, S ranks] where S = ``ranks`` neighbours share one copy.
+
+    The number of a rank is the same on every mesh, so which packs it reads does not depend on it.
+
+    Raises ConfigError when S does not divide R.
+    """
+    if ranks is None or ranks == world.size:
+        return world.mesh
+    if world.size % ranks:
+        raise ConfigError(f"parallel.shard is {ranks}: it must divide the number of ranks, {world.size}")
+    return init_device_mesh(world.device.type, (world.size // ranks, ranks), mesh_dim_names=("replicate", "shard"))
+
+
+def table_mesh(world: World, offload: bool) -> DeviceMesh:
+    """The ranks [R] over which rows of tables are spread, whatever copies of the rest there are.
+
+    A copy in each group of ranks would cost memory and a sum of rows over the copies, and save no waiting: the rows of
+    a pack are asked for once.
+    """
+    return init_device_mesh("cpu", (world.size,)) if offload else world.mesh
+
+
+def transformer_blocks(model: nn.Module) -> list[Block]:
     """All blocks of all stacks: what is recomputed, and what is compiled."""
-    if isinstance(model, EntropyModel):
-        return list(model.blocks)
-    assert isinstance(model, Blt)
-    return [*model.encoder.blocks, *model.decoder.blocks, *model.global_.blocks]
+    return [module for module in model.modules() if isinstance(module, Block)]
 
 
 def units(model: nn.Module) -> list[nn.Module]:
-    """The parts whose parameters are gathered together, inner ones first; the model itself is the last unit."""
+    """The parts whose parameters are gathered together, in the order of a forward pass; the model is the last unit."""
     if isinstance(model, EntropyModel):
         return list(model.blocks)
     assert isinstance(model, Blt)
     return [model.encoder, *model.global_.blocks, model.decoder]
 
 
-def recompute_blocks(model: nn.Module) -> None:
-    """Keep only the inputs of blocks. Replaces forward, not the module, so that parameter names stay as they are."""
-    for block in transformer_blocks(model):
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-
-
 def compile_blocks(model: nn.Module) -> None:
     """Compile each block whole. Nothing is compiled again for other documents: a pack's two axes have fixed lengths."""
     for block in transformer_blocks(model):
-        block.forward = torch.compile(block.forward, fullgraph=True)
+        block.forward = torch.compile(block.forward, fullgraph=True)  # type: ignore[method-assign]
 
 
-def shard(model: nn.Module, world: World, dtype: torch.dtype, keep_gathered: bool = False) -> None:
+def shard(
+    model: nn.Module, mesh: DeviceMesh, dtype: torch.dtype, keep_gathered: bool = False, offload: bool = False
+) -> None:
     """FSDP2 over every unit: fp32 shards, compute in ``dtype``, gradients summed in fp32.
 
     Applied to one rank too: it brings the mixed precision. Inputs are not cast: rotary tables stay fp32. Tables that
-    learn by rows look after themselves.
+    learn by rows look after themselves. While a unit computes forward the next one is gathered, as it is by itself on
+    the way back.
     """
     apart = {table.weight for table in row_tables(model)}
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    host = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else OffloadPolicy()
     for unit in (*units(model), model):
         fully_shard(
-            unit, mesh=world.mesh, mp_policy=policy, reshard_after_forward=not keep_gathered, ignored_params=apart
+            unit,
+            mesh=mesh,
+            mp_policy=policy,
+            offload_policy=host,
+            reshard_after_forward=not keep_gathered,
+            ignored_params=apart,
         )
+    for unit, following in pairwise(units(model)):
+        assert isinstance(unit, FSDPModule) and isinstance(following, FSDPModule)  # noqa: PT018
+        unit.set_modules_to_forward_prefetch([following])
 
 
 @torch.no_grad()
 def fill(model: nn.Module, seed: int) -> None:
-    """Initialise every parameter from (seed, name), each rank its slice of the whole.
+    """Initialise every parameter from (seed, name), each rank its own rows of it.
 
     Drawing into the shards would give every rank the same numbers on a CPU mesh (pytorch#138329), and other numbers
     for every number of ranks.
     """
     assert not list(model.buffers()), "a buffer would be left uninitialised"
     for name, parameter in model.named_parameters():
-        parameter.copy_(like(initial_value(name, parameter.shape, seed), parameter))
-
-
-def like(full: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor, which every rank has, laid out like a parameter; nothing is sent."""
-    if not isinstance(parameter, DTensor):
-        return full
-    return distribute_tensor(full, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        own = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        set_initial_rows(own, name, parameter.shape, seed, own_slice(parameter)[0].start or 0)

@@ -2,7 +2,8 @@
 
 The tables are most of a large model. FSDP would gather them whole on every rank and make a whole gradient; here each
 rank owns a run of rows, asks the owners for the rows that its tokens read, and sends their gradients back once a step.
-Beside the tables themselves no tensor of their size exists.
+Beside the tables themselves no tensor of their size exists. They lie on the device that computes, or on the host, which
+then has their gradients and optimizer too.
 
 Shapes: T tokens, K rows a token reads, N rows of all tables, U distinct rows, D width, R ranks.
 """
@@ -107,13 +108,18 @@ class RowTables(NgramEmbedding):
             wanted, places = torch.unique(rows, return_inverse=True)
             exchange = Exchange.of(wanted, self._run, self._group)
             asked = exchange.to_owners(wanted) - self._first
-            weight = exchange.from_owners(weight.index_select(0, asked).to(self.dtype))
-        elif self.dtype == weight.dtype:
+            weight = exchange.from_owners(self._fetch(asked))
+        elif self.dtype == weight.dtype and rows.device == weight.device:
             places = rows
-        else:  # not the whole table in another dtype for the sake of a few rows
+        else:  # not the whole table in another dtype or place for the sake of a few rows
             places = torch.arange(rows.numel(), device=rows.device).view_as(rows)
-            weight = weight.index_select(0, rows.flatten()).to(self.dtype)
+            weight = self._fetch(rows.flatten())
         return F.embedding_bag(places, weight, mode="sum")
+
+    def _fetch(self, rows: Tensor) -> Tensor:
+        """Some of this rank's own rows in the dtype that is computed in: int64 [n] -> [n, D], where ``rows`` lies."""
+        weight = own_rows(self.weight)
+        return weight.index_select(0, rows.to(weight.device)).to(self.dtype).to(rows.device)
 
     @torch.no_grad()
     def collect(self) -> None:
@@ -124,7 +130,7 @@ class RowTables(NgramEmbedding):
         """
         if not (self.settings.sizes and self.weight.requires_grad):
             return
-        device = self.weight.device
+        device = self._reads[0][0].device if self._reads else self.weight.device
         read = [torch.empty(0, self.settings.functions * len(self.settings.sizes), dtype=torch.int64, device=device)]
         learnt = [torch.empty(0, self.weight.shape[1], device=device)]
         for rows, sums in self._reads:
@@ -137,7 +143,8 @@ class RowTables(NgramEmbedding):
             exchange = Exchange.of(rows, self._run, self._group)
             rows, values = exchange.to_owners(rows), exchange.to_owners(values)
             rows, values = by_row(rows[:, None] - self._first, values)
-        self.gradient = RowGradient(rows, values.div_(self.mesh.size()))
+        values.div_(self.mesh.size())
+        self.gradient = RowGradient(rows.to(self.weight.device), values.to(self.weight.device))
 
     def gradient_norm(self) -> Tensor:
         """Norm of the gradient over all ranks, a scalar on the device. All ranks take part."""

@@ -1,6 +1,8 @@
-"""How a model is spread over ranks and what is computed again."""
+"""How a model is spread over ranks, what is computed again, and where its state lies."""
 
 from typing import ClassVar, Literal
+
+from pydantic import Field
 
 from trainer.settings.section import Section
 
@@ -10,10 +12,17 @@ class ParallelSettings(Section):
 
     decides: ClassVar[bool] = False
 
-    activation_checkpointing: Literal["none", "full"] = "none"
-    """full: a block's activations are computed again in the backward pass instead of being kept."""
+    shard: int | None = Field(default=None, gt=0)
+    """Ranks that share one copy of the model; it must divide the number of ranks, and copies sum their gradients. None:
+    one copy over all ranks. As many as a node has keeps the gathering of parameters inside it."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What a block keeps for its backward pass. none: everything; full: its input, all else is computed again;
+    selective: also its attention and the products that are no wider, about a third of everything."""
     keep_gathered: bool = False
     """Parameters stay whole from a step's first forward to its last backward: less traffic, and the memory of one whole
     copy on every rank. Otherwise each unit is gathered when it is needed."""
+    offload: bool = False
+    """Parameters, gradients and moments lie in the host's memory, also those of n-gram tables, and the host updates
+    them; the device holds what it computes with."""
     compile: bool = False
     """Compile the blocks of windowed stacks: faster steps after half a minute; needs a C++ compiler on CPUs."""
