@@ -34,6 +34,7 @@ from trainer.learning.start import other_settings
 from trainer.loop import Job
 from trainer.observing.metrics import MetricsLog
 from trainer.observing.progress import Progress, quantity
+from trainer.observing.reporter import Reporter
 from trainer.parallel.model import build_model
 from trainer.parallel.world import World
 from trainer.settings import TrainSettings
@@ -61,6 +62,7 @@ def prepare(settings: TrainSettings, identity: RunIdentity, world: World) -> Job
         state = TrainState(identity=identity, config=settings.resolved())
     else:
         state = checkpoints.load(newest, model, optimizer, identity)
+    line = Progress(not world.first, settings.metrics.progress_seconds)
     job = Job(
         settings=settings,
         world=world,
@@ -81,14 +83,14 @@ def prepare(settings: TrainSettings, identity: RunIdentity, world: World) -> Job
         validation=Validation(validation, limits, world),
         checkpoints=checkpoints,
         state=state,
-        log=MetricsLog(out, state.step) if world.first else None,
         limits=limits,
-        line=Progress(not world.first, settings.metrics.progress_seconds),
+        line=line,
+        reporter=Reporter(world, limits, line, MetricsLog(out, state.step) if world.first else None),
     )
     job.line.say(opening(job, newest))
     if newest is None and settings.start.model is not None:
-        for line in other_settings(settings.start.model, settings.model):
-            job.line.say(f"unlike {settings.start.model}: {line}")
+        for difference in other_settings(settings.start.model, settings.model):
+            job.line.say(f"unlike {settings.start.model}: {difference}")
         if warning := patch_size_warning(settings.start.model, train):
             job.line.say(warning)
     return job

@@ -13,6 +13,7 @@ from shared.batch import Batch
 from shared.vocabulary import IGNORED_LABEL
 from trainer.errors import TrainingError
 from trainer.learning.optimizer import Optimizers, clip, set_rate
+from trainer.observing.clock import StepClock
 from trainer.parallel.tables import row_tables
 from trainer.parallel.world import World
 
@@ -70,6 +71,7 @@ def take_step(
     largest_norm: float,
     extra: Sequence[float],
     keep_gathered: bool = False,
+    clock: StepClock | None = None,
 ) -> StepResult:
     """Learn from one step's packs.
 
@@ -84,7 +86,11 @@ def take_step(
     total, *sums = world.total([own_nats, *extra])
     if not (math.isfinite(total) and math.isfinite(grad_norm)):
         raise TrainingError(f"loss {total / targets} nats, gradient norm {grad_norm}: not finite, nothing was updated")
+    if clock is not None:
+        clock.mark("forward_backward")
     set_rate(optimizer, lr)
     optimizer.step()
     optimizer.zero_grad()
+    if clock is not None:
+        clock.mark("update")
     return StepResult(total, grad_norm, sums)

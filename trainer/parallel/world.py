@@ -39,6 +39,14 @@ class World:
         dist.all_reduce(sums)
         return sums.tolist()
 
+    def table(self, values: Sequence[float]) -> list[list[float]]:
+        """The values of every rank, fp64 [R][values], in the order of ranks."""
+        rows = torch.zeros(self.size, len(values), dtype=torch.float64)
+        rows[self.rank] = torch.tensor(values, dtype=torch.float64)
+        if self.size > 1:
+            dist.all_reduce(rows)
+        return rows.tolist()
+
     def barrier(self) -> None:
         """Wait for all ranks (on the host: gloo's all-reduce, no device is touched)."""
         self.total([0.0])
