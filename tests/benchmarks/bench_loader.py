@@ -53,7 +53,7 @@ def main() -> None:
         limits = pack_limits(dataset.manifest, TOKENS)
         catalogue = catalogue_of(dataset)
         reader = SliceReader(dataset, catalogue)
-        planner = Planner(catalogue, reader, limits, {}, first_cursor(dataset, 0))
+        planner = Planner(catalogue, reader, limits, {}, first_cursor(dataset, 0, 64))
         planner.next_pack()
         began = time.perf_counter()
         text = sum(planner.next_pack().bytes for _ in range(PACKS))

@@ -82,7 +82,7 @@ def patched(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def test_the_worked_example_of_the_definitions() -> None:
     """Lengths [1,1,3,2,2] over 9 tokens: 8 inputs, EOS in the last patch."""
-    found = patch_map([np.array([1, 1, 3, 2, 1])], np.array([False]), np.array([False]))
+    found = patch_map(np.array([1, 1, 3, 2, 1]), np.array([5]), np.array([8]), np.array([False]))
     assert found.of_token.tolist() == [0, 1, 2, 2, 2, 3, 3, 4]
     assert found.of_decoder.tolist() == [0, 1, 1, 1, 2, 2, 3, 3]
 

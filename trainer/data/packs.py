@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from shared.batch import Batch, Patches, segments
-from shared.vocabulary import BOE, IGNORED_LABEL
+from shared.vocabulary import BOE, BOS, EOS, IGNORED_LABEL, OFFSET
 from trainer.data.catalogue import Catalogue
 from trainer.data.cursor import Cursor
 from trainer.data.limits import PackLimits
@@ -120,28 +120,30 @@ def _padded(values: np.ndarray, length: int, fill: int) -> torch.Tensor:
 
 def build_pack(plan: PackPlan, step: Step, limits: PackLimits, catalogue: Catalogue, reader: SliceReader) -> Pack:
     """Read the slices of a plan. Raises DatasetError naming shard and document where the data is damaged."""
-    boe = (plan.starts > 0).astype(np.int64)
-    in_slice = plan.stops - plan.starts + boe
-    total = int(in_slice.sum())
-    ids = np.empty(total, np.int16)
-    labels = np.empty(total, np.int16)
-    end = 0
-    slices = list(zip(plan.documents.tolist(), plan.starts.tolist(), plan.stops.tolist()))
-    for document, start, stop in slices:
-        tokens = reader.tokens(document, start, stop)
-        if start:
-            ids[end], labels[end] = BOE, IGNORED_LABEL
-            end += 1
-        ids[end : end + len(tokens) - 1] = tokens[:-1]
-        labels[end : end + len(tokens) - 1] = tokens[1:]
-        end += len(tokens) - 1
     ended = plan.stops == catalogue.inputs[plan.documents]
-    eos_alone = ended & catalogue.eos_alone[plan.documents]
-    patches, slice_patches = None, np.zeros(len(slices), np.int64)
+    boe = plan.starts > 0
+    in_slice = plan.stops - plan.starts + boe
+    pieces = reader.pieces(plan.documents, plan.starts, plan.stops, limits.patches is not None)
+    ids = _joined(pieces.texts, np.uint8).astype(np.int16)
+    ids += OFFSET
+    last = np.cumsum(in_slice) - 1
+    first = last - in_slice + 1
+    ids[first] = np.where(boe, BOE, BOS)
+    labels = np.empty_like(ids)
+    labels[:-1] = ids[1:]
+    labels[last] = EOS
+    for cut in np.flatnonzero(~ended).tolist():
+        labels[last[cut]] = reader.byte(int(plan.documents[cut]), int(plan.stops[cut]) - 1) + OFFSET
+    labels[first[boe]] = IGNORED_LABEL
+    patches, slice_patches = None, np.zeros(len(in_slice), np.int64)
     if limits.patches is not None:
-        lengths = [reader.patch_lengths(*piece) for piece in slices]
-        patches = patch_map(lengths, boe > 0, ~ended | eos_alone)
-        slice_patches = patches.in_slice - 1 + eos_alone
+        eos_alone = ended & catalogue.eos_alone[plan.documents]
+        lengths = _joined(pieces.lengths, np.uint16).astype(np.int64)
+        ends = np.cumsum(pieces.patches)
+        lengths[(ends - 1)[ended & ~eos_alone]] -= 1  # EOS is no input
+        _check_lengths(lengths, ends - pieces.patches, in_slice, plan, catalogue, reader)
+        patches = patch_map(lengths, pieces.patches, in_slice, ~ended | eos_alone)
+        slice_patches = pieces.patches - 1 + eos_alone
     return Pack(
         number=plan.number,
         step=step,
@@ -157,21 +159,40 @@ def build_pack(plan: PackPlan, step: Step, limits: PackLimits, catalogue: Catalo
     )
 
 
-def patch_map(lengths: list[np.ndarray], boe: np.ndarray, next_starts: np.ndarray) -> PackPatches:
+def _joined(pieces: list[np.ndarray], dtype: type) -> np.ndarray:
+    return np.concatenate(pieces) if pieces else np.zeros(0, dtype)
+
+
+def _check_lengths(
+    lengths: np.ndarray,
+    firsts: np.ndarray,
+    in_slice: np.ndarray,
+    plan: PackPlan,
+    catalogue: Catalogue,
+    reader: SliceReader,
+) -> None:
+    """Raise DatasetError when the patches of a slice do not add up to its tokens."""
+    found = np.add.reduceat(lengths, firsts) if len(firsts) else in_slice
+    wrong = np.flatnonzero(found != in_slice)
+    if len(wrong):
+        row = int(catalogue.first_row[plan.documents[wrong[0]]])
+        raise reader.damaged(row, f"patches of {found[wrong[0]]} inputs, the index says {in_slice[wrong[0]]}")
+
+
+def patch_map(lengths: np.ndarray, patches: np.ndarray, in_slice: np.ndarray, next_starts: np.ndarray) -> PackPatches:
     """Patches of the tokens of a pack.
 
-    lengths: of each slice's patches of inputs; boe bool [S]: BOE comes before them as a patch of its own; next_starts
+    lengths int64 [P]: tokens of each patch; patches, in_slice int64 [S]: patches and tokens of each slice; next_starts
     bool [S]: the token after the slice's last one begins a new patch. The decoder at a token reads the patch before
     that of the next token.
     """
-    pieces = [piece for own, continued in zip(lengths, boe) for piece in (([1] if continued else []), own)]
-    flat = np.concatenate(pieces).astype(np.int64) if pieces else np.zeros(0, np.int64)
-    of_token = np.repeat(np.arange(len(flat), dtype=np.int32), flat)
-    in_slice = np.array([len(own) for own in lengths], np.int64) + boe
-    of_next = np.append(of_token[1:], np.int32(0))
-    last_token = np.cumsum([own.sum() + continued for own, continued in zip(lengths, boe)], dtype=np.int64) - 1
-    of_next[last_token] = of_token[last_token] + next_starts
-    return PackPatches(of_token, of_next[: len(of_token)] - 1, in_slice)
+    of_token = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+    of_decoder = np.empty_like(of_token)
+    of_decoder[:-1] = of_token[1:]
+    last_token = np.cumsum(in_slice) - 1
+    of_decoder[last_token] = of_token[last_token] + next_starts
+    of_decoder -= 1
+    return PackPatches(of_token, of_decoder, patches)
 
 
 def pack_digest(pack: Pack) -> str:

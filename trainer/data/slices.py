@@ -14,10 +14,11 @@ import numpy as np
 from shared.shards.columns import BatchColumns
 from shared.shards.dataset import Dataset
 from shared.shards.manifest import DatasetError
-from shared.vocabulary import BOS, EOS, OFFSET
 from trainer.data.catalogue import Catalogue
 
 CACHE_BYTES = 2**28
+SPECIAL_BYTE, SPECIAL_PATCH = np.zeros(1, np.uint8), np.ones(1, np.uint16)
+"""Where BOS or BOE begins a slice, and the patch that BOE is."""
 
 
 class RowRange(NamedTuple):
@@ -26,6 +27,17 @@ class RowRange(NamedTuple):
     row: int
     start: int
     stop: int
+
+
+class Pieces(NamedTuple):
+    """What S slices hold, one after the other, each slice begun by one special token."""
+
+    texts: list[np.ndarray]
+    """uint8: a SPECIAL_BYTE and the text of each slice."""
+    lengths: list[np.ndarray]
+    """uint16: patch lengths of each slice as they are stored: an EOS that shares the last patch is counted there."""
+    patches: np.ndarray
+    """int64 [S], patches of each slice, those of BOS and BOE included."""
 
 
 class SliceReader:
@@ -38,42 +50,66 @@ class SliceReader:
         self._held = 0
         self._ends: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
 
-    def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
-        """int16 [stop - start + 1]: the inputs of a slice and the token after its last one."""
-        tokens = np.empty(stop - start + 1, np.int16)
-        if start == 0:
-            tokens[0] = BOS
-        if stop == self._catalogue.inputs[document]:
-            tokens[-1] = EOS
+    def pieces(self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray, patched: bool) -> Pieces:
+        """What slices hold, as views of decoded batches: inputs [starts, stops) of documents, each int64 [S].
+
+        Raises DatasetError that names shard and document where the data is damaged.
+        """
+        catalogue = self._catalogue
+        rows, after = catalogue.first_row[documents], catalogue.first_row[documents + 1]
+        inputs = catalogue.inputs[documents]
+        whole = (starts == 0) & (stops == inputs) & (after - rows == 1)
+        kept = catalogue.patches[documents]
+        texts: list[np.ndarray] = []
+        lengths: list[np.ndarray] = []
+        patches: list[int] = []
+        slices = zip(*(column.tolist() for column in (documents, starts, stops, rows, whole, kept)))
+        for document, start, stop, row, is_whole, count in slices:
+            texts.append(SPECIAL_BYTE)
+            if is_whole:  # nearly all documents: nothing to search
+                texts.append(self._text(row, stop - 1))
+                if patched:
+                    lengths.append(self._lengths(row)[:count])
+                    patches.append(len(lengths[-1]))
+                continue
+            texts += self._text_of_inputs(document, max(start, 1), stop)
+            if patched:
+                found = self._lengths_of_inputs(document, start, stop)
+                lengths += [*([SPECIAL_PATCH] if start else []), *found]
+                patches.append(sum(map(len, found)) + (start > 0))
+        return Pieces(texts, lengths, np.array(patches, np.int64))
+
+    def byte(self, document: int, number: int) -> int:
+        """One byte of a document, counted from 0."""
+        return int(self._text_of_inputs(document, number + 1, number + 2)[0][0])
+
+    def _text_of_inputs(self, document: int, start: int, stop: int) -> list[np.ndarray]:
+        """uint8 pieces: the bytes that are inputs [start, stop), 0 < start."""
+        pieces = []
         for row, begin, end in self._rows(document, start):
-            if begin > stop:
+            if begin >= stop:
                 break
             begin = max(begin, 1)  # BOS is no byte of the row
-            low, high = max(start, begin), min(stop + 1, end)
-            if high > low:
-                text = self._columns(row).text(self._place(row))
-                if len(text) != end - begin:
-                    raise self._damaged(row, f"{len(text)} bytes of text, the index says {end - begin}")
-                np.add(
-                    text[low - begin : high - begin],
-                    OFFSET,
-                    out=tokens[low - start : high - start],
-                    dtype=np.int16,
-                )
-        return tokens
+            text = self._text(row, end - begin)
+            pieces.append(text[max(start, begin) - begin : min(stop, end) - begin])
+        return pieces
 
-    def patch_lengths(self, document: int, start: int, stop: int) -> np.ndarray:
-        """int64 [P]: lengths of the patches of a slice, which must begin and end on patch boundaries."""
-        bounds = [np.array([start])]
+    def _lengths_of_inputs(self, document: int, start: int, stop: int) -> list[np.ndarray]:
+        """uint16 pieces: lengths, as stored, of the patches of inputs [start, stop), which lie on patch boundaries."""
+        pieces = []
         for row, begin, _ in self._rows(document, start):
             if begin >= stop:
                 break
-            ends = self.patch_ends(row, begin)
-            first, last = np.searchsorted(ends, (start, stop), side="right")
-            bounds.append(ends[first:last])
-        lengths = np.diff(np.concatenate(bounds))
-        assert lengths.sum() == stop - start, "a slice must lie on patch boundaries"
-        return lengths
+            first, last = np.searchsorted(self.patch_ends(row, begin), (start, stop), side="right")
+            pieces.append(self._lengths(row)[first:last])
+        return pieces
+
+    def _text(self, row: int, size: int) -> np.ndarray:
+        """uint8 [size]: the bytes of a row."""
+        text = self._columns(row).text(self._place(row))
+        if len(text) != size:
+            raise self.damaged(row, f"{len(text)} bytes of text, the index says {size}")
+        return text
 
     def on_boundary(self, document: int, stop: int) -> bool:
         """Whether a patch of the document ends just before input ``stop``, 0 < stop < inputs."""
@@ -110,7 +146,7 @@ class SliceReader:
                 lengths[-1] -= 1  # EOS is no input
             ends = begin + np.cumsum(lengths)
             if ends[-1] - begin != self._catalogue.row_inputs[row]:
-                raise self._damaged(
+                raise self.damaged(
                     row, f"patches of {ends[-1] - begin} inputs, the index says {self._catalogue.row_inputs[row]}"
                 )
             self._ends = row, ends if lengths[-1] else ends[:-1]
@@ -119,7 +155,7 @@ class SliceReader:
     def _lengths(self, row: int) -> np.ndarray:
         lengths = self._columns(row).patch_lengths(self._place(row))
         if lengths is None or len(lengths) == 0:
-            raise self._damaged(row, "no patch lengths")
+            raise self.damaged(row, "no patch lengths")
         return lengths
 
     def _rows(self, document: int, start: int) -> Iterator[RowRange]:
@@ -149,7 +185,8 @@ class SliceReader:
             self._held -= self._batches.popitem(last=False)[1].nbytes
         return columns
 
-    def _damaged(self, row: int, problem: str) -> DatasetError:
+    def damaged(self, row: int, problem: str) -> DatasetError:
+        """The error that names the shard and the document of a row."""
         shard = self._dataset.manifest.shards[int(self._catalogue.row_place[row, 0])]
         name = self._columns(row).id(self._place(row))
         return DatasetError(f"{self._dataset.folder / shard.name}: document {name!r} has {problem}")
