@@ -18,7 +18,8 @@ from numpy.typing import ArrayLike
 from shared.model_settings import BltSettings, EntropyModelSettings, StackSettings
 from shared.tile_sizes import BAND, STRIP, WHOLE, WIDEST_STRIP, carried_length
 
-Recompute = Literal["none", "blocks"]
+Recompute = Literal["none", "selective", "full"]
+"""What blocks compute again in the backward pass: nothing; the product of gate and up; everything."""
 
 
 @dataclass(frozen=True)
@@ -178,23 +179,38 @@ def _cross_products(stack: StackSettings, queries: int, keys: int) -> int:
     return 4 * stack.width * (queries * stack.width + keys * stack.key_value_heads * stack.head_width)
 
 
-def training_flops(forward: Flops) -> Flops:
-    """Useful, of forward and backward: each product has two in the backward pass, for its two operands."""
+def training_flops(settings: Model, work: Workload) -> Flops:
+    """Of forward and backward, nothing twice: each product has two in the backward pass, for its two operands."""
+    forward = forward_flops(settings, work)
     return Flops(_times(forward.products, 3), _times(forward.attention, 3))
 
 
-def executed_training_flops(forward: Flops, recompute: Recompute = "none") -> Flops:
-    """Executed, of forward and backward, from an executed forward pass.
+def executed_training_flops(settings: Model, work: Workload, recompute: Recompute = "none") -> Flops:
+    """Of forward and backward as they are computed, for an executed workload.
 
     Self-attention keeps no scores: its backward pass computes them again, five products for the forward pass's two.
-    With ``recompute`` of blocks their forward pass is done twice, attention too.
+    With ``recompute`` blocks do more a second time.
     """
-    again = 1 if recompute == "blocks" else 0
+    forward, again = forward_flops(settings, work), recompute == "full"
     products = {part: count * (3 + again * (part in STACKS)) for part, count in forward.products.items()}
+    if recompute == "selective":
+        for part, stack, positions in stacks(settings, work):
+            products[part] += positions * stack.layers * 4 * stack.width * stack.hidden
     attention = {
         part: count * (7 + 2 * again) // 2 if part in STACKS else 3 * count for part, count in forward.attention.items()
     }
     return Flops(products, attention)
+
+
+def stacks(settings: Model, work: Workload) -> list[tuple[str, StackSettings, int]]:
+    """The stacks of blocks of a model by part, each with the positions that it computes."""
+    if isinstance(settings, EntropyModelSettings):
+        return [("blocks", settings, work.tokens)]
+    return [
+        ("encoder", settings.encoder, work.tokens),
+        ("global", settings.global_, work.patches),
+        ("decoder", settings.decoder, work.tokens),
+    ]
 
 
 def paper_flops_per_byte(settings: BltSettings, patch_size: float, context_bytes: int = 16_384) -> float:

@@ -32,7 +32,7 @@ from training_example import (
 from shared.attention import Scope, attention
 from shared.blt import Blt
 from shared.cross_attention import BytesReadPatches, PatchesReadBytes, pool_patches
-from shared.flops import forward_flops, training_flops, useful_workload
+from shared.flops import training_flops, useful_workload
 from shared.layers import Block, computing_dtype, rotary
 from shared.model_settings import BltSettings, StackSettings
 from shared.pointwise import swiglu, turn
@@ -55,7 +55,7 @@ def useful_flops(model: Blt, given: Example) -> float:
     """Of forward and backward: products with parameters, and attention over the keys that are seen; nothing twice."""
     patches, documents = given.batch.patches.documents, given.batch.documents
     work = useful_workload(model.settings, documents.lengths, patches.lengths)
-    return training_flops(forward_flops(model.settings, work)).total
+    return training_flops(model.settings, work).total
 
 
 Part = tuple[str, int, Callable[[], object]]

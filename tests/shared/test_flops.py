@@ -23,6 +23,7 @@ from shared.flops import (
     executed_workload,
     forward_flops,
     paper_flops_per_byte,
+    stacks,
     strip_reads,
     tiled_pairs,
     training_flops,
@@ -68,10 +69,11 @@ def linear(counts: dict[str, int]) -> int:
 @pytest.mark.parametrize("settings", BLTS.values(), ids=BLTS.keys())
 def test_products_of_the_blt_are_exactly_those_that_torch_counts(settings):
     model, batch = blt(settings), pack(TEXTS)
-    forward = forward_flops(settings, workload(model, batch))
+    work = workload(model, batch)
+    forward = forward_flops(settings, work)
     counts, both = counted(model, batch)
     assert sum(forward.products.values()) == linear(counts)
-    assert sum(training_flops(forward).products.values()) == linear(both)
+    assert sum(training_flops(settings, work).products.values()) == linear(both)
     assert list(forward.products) == [
         "ngrams",
         "encoder",
@@ -87,10 +89,11 @@ def test_products_of_the_blt_are_exactly_those_that_torch_counts(settings):
 def test_products_of_the_entropy_model_are_exactly_those_that_torch_counts(changes):
     settings = entropy_settings(**changes)
     model, batch = entropy_model(settings), replace(pack(TEXTS), patches=None)
-    forward = forward_flops(settings, workload(model, batch))
+    work = workload(model, batch)
+    forward = forward_flops(settings, work)
     counts, both = counted(model, batch)
     assert sum(forward.products.values()) == linear(counts)
-    assert sum(training_flops(forward).products.values()) == linear(both)
+    assert sum(training_flops(settings, work).products.values()) == linear(both)
 
 
 def test_the_decoder_reads_as_many_patches_as_torch_counts():
@@ -103,7 +106,7 @@ def test_the_decoder_reads_as_many_patches_as_torch_counts():
     counts, both = counted(model, batch)
     strips = {op: count for op, count in counts.items() if op in ("aten.bmm", "aten.baddbmm")}
     assert forward.attention["decoder_cross"] == sum(strips.values()) > 0
-    assert executed_training_flops(forward).attention["decoder_cross"] == sum(both[op] for op in strips)
+    assert executed_training_flops(settings, work).attention["decoder_cross"] == sum(both[op] for op in strips)
 
 
 @given(LENGTHS, st.sampled_from([None, 1, 7, 64, 65, 200]))
@@ -155,15 +158,20 @@ def test_attention_counts_two_products_of_every_pair():
 
 def test_what_is_executed_in_training():
     settings = blt_settings()
-    forward = forward_flops(settings, useful_workload(settings, [100, 20], [25, 6]))
-    plain, again = executed_training_flops(forward), executed_training_flops(forward, "blocks")
-    for part in ("encoder", "global", "decoder"):
-        assert again.products[part] == 4 * forward.products[part] == plain.products[part] + forward.products[part]
+    work = useful_workload(settings, [100, 20], [25, 6])
+    forward, useful = forward_flops(settings, work), training_flops(settings, work)
+    plain, again = executed_training_flops(settings, work), executed_training_flops(settings, work, "full")
+    selective = executed_training_flops(settings, work, "selective")
+    assert plain.products == useful.products
+    for part, stack, positions in stacks(settings, work):
+        assert again.products[part] == 4 * forward.products[part]
         # Scores and sums of values, and in the backward pass scores once more and four gradients.
         assert 2 * plain.attention[part] == 7 * forward.attention[part]
         assert again.attention[part] == plain.attention[part] + forward.attention[part]
+        gate_up = 2 * positions * stack.layers * stack.width * 2 * stack.hidden
+        assert selective.products[part] == plain.products[part] + gate_up
     for part in ("encoder_cross", "decoder_cross", "head"):
-        assert plain.by_part()[part] == again.by_part()[part] == 3 * forward.by_part()[part]
+        assert plain.by_part()[part] == again.by_part()[part] == selective.by_part()[part] == useful.by_part()[part]
 
 
 def test_padding_is_executed_and_not_useful():
