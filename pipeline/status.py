@@ -49,7 +49,7 @@ def status(out: Path) -> tuple[list[str], bool]:
     lines = [f"{out}: {state}"]
     lines.append(f"  {bar(done, total) or '|'}  {done / total if total else 1:.1%} of {size(total)}")
     lines.append(
-        f"  {len(found)} of {len(splits)} splits, {counts.documents:,} documents, {size(counts.document_bytes)}"
+        f"  {len(found)} of {len(splits)} splits, {counts.documents:,} documents, {size(counts.document_bytes)} of text"
     )
     if counts.dead:
         lines.append(f"  {counts.dead:,} dead letters in {out / DEAD_LETTERS}")

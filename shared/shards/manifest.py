@@ -10,7 +10,6 @@ from shared.identity import digest
 from shared.model_settings import Settings
 from shared.patching.settings import PatchingSettings
 
-FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 PATCHER_FOLDER = "patcher"
 
