@@ -13,6 +13,7 @@ from trainer.data.packs import Pack
 from trainer.errors import TrainingError
 from trainer.evaluation.scores import SubsetScore
 from trainer.evaluation.validation import Validation
+from trainer.learning.guard import Guard, GuardState
 from trainer.learning.optimizer import Optimizers
 from trainer.learning.schedule import progress, rate
 from trainer.learning.step import take_step
@@ -85,28 +86,43 @@ def one_step(job: Job, packs: Iterator[Pack], stop: StopRequest) -> bool:
         settings.schedule, progress(settings.run, state.step + 1, state.targets + whole.targets)
     )
     worked = time.process_time()
-    try:
-        result = take_step(
-            *(job.model, job.optimizer, [pack.batch for pack in mine], whole.targets, world),
-            lr,
-            settings.optimizer.clip,
-            [float(stop.asked)],
-            settings.parallel.keep_gathered,
-            clock,
-        )
-    except TrainingError as error:
-        last = job.checkpoints.newest()
-        raise TrainingError(f"step {state.step + 1}: {error}; last checkpoint: {last or 'none'}") from None
+    guard = Guard(settings.guard, state.guard)
+    result = take_step(
+        *(job.model, job.optimizer, [pack.batch for pack in mine], whole.targets, world),
+        lr,
+        settings.optimizer.clip,
+        [float(stop.asked)],
+        settings.parallel.keep_gathered,
+        clock,
+        guard,
+    )
+    step = state.step + 1
+    remembered = guard.after(step, result.nats / whole.targets, result.grad_norm, result.skipped is not None)
+    if result.skipped:
+        say_skipped(job, step, result.skipped, remembered)
     (asked,) = result.sums
     job.state = state.model_copy(
         update={
-            "step": state.step + 1,
+            "step": step,
             "targets": state.targets + whole.targets,
             "cursor": whole.cursor,
+            "guard": remembered,
         }
     )
     job.reporter.count(mine, result, lr, waited, busy=waited + time.process_time() - worked)
     return asked > 0
+
+
+def say_skipped(job: Job, step: int, why: str, remembered: GuardState) -> None:
+    """Say that a step was skipped; TrainingError, on all ranks alike, when it was one too many."""
+    settings, lately = job.settings.guard, len(remembered.skipped)
+    if lately > settings.budget:
+        last = job.checkpoints.newest()
+        raise TrainingError(
+            f"step {step}: {why}, nothing was updated; {lately} of the last {settings.within} steps were skipped, "
+            f"guard.budget allows {settings.budget}; last checkpoint: {last or 'none'}"
+        )
+    job.line.say(f"step {step} is skipped: {why}")
 
 
 def validate(job: Job) -> dict[str, SubsetScore]:

@@ -19,7 +19,7 @@ from shared.shards.dataset import open_dataset
 from trainer.checkpoints.store import Checkpoints, TrainState
 from trainer.data.limits import pack_limits
 from trainer.data.loader import PackLoader
-from trainer.errors import TrainingError, leave
+from trainer.errors import leave
 from trainer.identity import run_identity
 from trainer.learning.optimizer import build_optimizer
 from trainer.learning.rowwise_adagrad import SQUARES
@@ -50,9 +50,10 @@ def trained(settings: TrainSettings, world: World, out: Path) -> dict[str, Tenso
     tables = model.ngrams
     assert isinstance(tables, RowTables)
 
-    def step() -> None:
+    def step() -> str | None:
         mine = [next(packs) for _ in range(settings.data.packs // world.size)]
-        take_step(model, optimizer, [pack.batch for pack in mine], mine[0].step.targets, world, 3e-3, 1.0, [])
+        batches, targets = [pack.batch for pack in mine], mine[0].step.targets
+        return take_step(model, optimizer, batches, targets, world, 3e-3, 1.0, []).skipped
 
     for _ in range(STEPS):
         step()
@@ -75,11 +76,7 @@ def broken(model: torch.nn.Module, tables: RowTables, step, world: World) -> dic
             tables.gradient.values[0, 0] = torch.nan
 
     tables.collect = spoilt
-    refused = False
-    try:
-        step()
-    except TrainingError:
-        refused = True
+    refused = step() is not None
     same = all(torch.equal(own_rows(now), then) for now, then in zip(model.parameters(), before))
     return {"refused": by_rank(refused, world), "unchanged": by_rank(same, world)}
 

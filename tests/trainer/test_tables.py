@@ -25,7 +25,8 @@ from trainer.data.limits import pack_limits
 from trainer.data.loader import PackLoader
 from trainer.evaluation.validation import Validation
 from trainer.identity import run_identity
-from trainer.learning.optimizer import build_optimizer, clip, set_rate
+from trainer.learning.clipping import clip
+from trainer.learning.optimizer import build_optimizer, set_rate
 from trainer.learning.rowwise_adagrad import SQUARES, RowwiseAdagrad
 from trainer.learning.step import backward, take_step
 from trainer.parallel.model import build_model
@@ -210,7 +211,7 @@ def test_one_norm_covers_everything_and_scales_everything(data: Path, world: Wor
 
     before = everything()
     assert float(gradient.values.norm()) > 0
-    norm = clip(model, float(before.norm()) / 2)
+    norm = clip(model, float(before.norm()) / 2).whole
     torch.testing.assert_close(norm, before.norm(), rtol=1e-5, atol=0)
     torch.testing.assert_close(everything(), before / 2, rtol=1e-4, atol=0)
 

@@ -16,7 +16,8 @@ from shared.shards.dataset import open_dataset
 from trainer.data.limits import pack_limits
 from trainer.data.loader import PackLoader
 from trainer.errors import leave
-from trainer.learning.optimizer import build_optimizer, clip
+from trainer.learning.clipping import clip
+from trainer.learning.optimizer import build_optimizer
 from trainer.learning.step import backward, take_step
 from trainer.parallel.model import build_model
 from trainer.parallel.tables import RowTables, by_rows, own_rows, row_tables
@@ -69,7 +70,7 @@ def compute(settings: TrainSettings, world: World) -> dict[str, torch.Tensor]:
             nats = backward(model, batches, targets, world)
             results["nats"] = torch.tensor(world.total([float(nats)]))
             results |= whole(model, "gradient", gradients=True)
-            results["norm"] = clip(model, 1e9).reshape(1)
+            results["norm"] = clip(model, 1e9).whole.reshape(1)
             optimizer.zero_grad()
         take_step(model, optimizer, batches, targets, world, 3e-3, 1.0, [])
     return results | whole(model, "trained")

@@ -21,6 +21,7 @@ from shared.shards.manifest import first_problem
 from trainer.data.cursor import Cursor
 from trainer.errors import CheckpointError
 from trainer.identity import RunIdentity, check_same
+from trainer.learning.guard import GuardState
 from trainer.learning.optimizer import Optimizers
 from trainer.parallel.world import World
 from trainer.settings import CheckpointSettings
@@ -41,6 +42,8 @@ class TrainState(Settings):
     """Training targets seen."""
     cursor: Cursor | None = None
     """Where the data goes on; None at the beginning."""
+    guard: GuardState = GuardState()
+    """What the next steps are judged by."""
 
 
 class Checkpoints:

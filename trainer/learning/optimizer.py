@@ -5,11 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from trainer.learning.parameter_groups import FACTOR, freeze, parameter_groups, table_factors
 from trainer.learning.rowwise_adagrad import RowwiseAdagrad
-from trainer.parallel.tables import row_tables
 from trainer.settings import OptimizerSettings
 
 
@@ -58,19 +56,3 @@ def set_rate(optimizer: Optimizers, lr: float) -> None:
     """Set the learning rate of every group, its own share of ``lr``."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group[FACTOR]
-
-
-@torch.no_grad()
-def clip(model: nn.Module, largest: float) -> Tensor:
-    """Scale all gradients so that their joint norm is at most ``largest``; the norm before, a scalar on the device."""
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    tables = row_tables(model)
-    norms = [table.gradient_norm() for table in tables]
-    if gradients:
-        norm = nn.utils.get_total_norm(gradients)
-        norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-    norm = nn.utils.get_total_norm(norms)
-    scale = (largest / (norm + 1e-6)).clamp(max=1.0)
-    own = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
-    torch._foreach_mul_([*own, *(table.gradient.values for table in tables if table.gradient)], scale)
-    return norm

@@ -11,8 +11,9 @@ from torch.distributed.fsdp import FSDPModule
 
 from shared.batch import Batch
 from shared.vocabulary import IGNORED_LABEL
-from trainer.errors import TrainingError
-from trainer.learning.optimizer import Optimizers, clip, set_rate
+from trainer.learning.clipping import clip
+from trainer.learning.guard import Guard
+from trainer.learning.optimizer import Optimizers, set_rate
 from trainer.observing.clock import StepClock
 from trainer.parallel.tables import row_tables
 from trainer.parallel.world import World
@@ -26,6 +27,10 @@ class StepResult:
     """Sum over the step's targets."""
     grad_norm: float
     """Of the mean loss, before clipping."""
+    norms: dict[str, float]
+    """The same by part of the model."""
+    skipped: str | None
+    """Why nothing was updated; None where it was."""
     sums: list[float]
     """The values that the caller wanted summed over ranks, in order."""
 
@@ -72,25 +77,24 @@ def take_step(
     extra: Sequence[float],
     keep_gathered: bool = False,
     clock: StepClock | None = None,
+    guard: Guard = Guard(),
 ) -> StepResult:
-    """Learn from one step's packs.
+    """Learn from one step's packs, unless the guard objects: then parameters, moments and tables stay as they were.
 
-    The only transfer from the device is that of two scalars, between backward and update: the update must not happen
-    when they are not finite.
-
-    Raises TrainingError when loss or gradient are not finite, on all ranks alike, with parameters as they were.
+    The only transfer from the device is that of a few scalars, between backward and update. What the guard judges is
+    the same on all ranks: sums over them, and the norm that the first one has.
     """
     nats = backward(model, batches, targets, world, keep_gathered)
-    norm = clip(model, largest_norm)
-    own_nats, grad_norm = torch.stack([nats, norm.double()]).cpu().tolist()
-    total, *sums = world.total([own_nats, *extra])
-    if not (math.isfinite(total) and math.isfinite(grad_norm)):
-        raise TrainingError(f"loss {total / targets} nats, gradient norm {grad_norm}: not finite, nothing was updated")
+    norms = clip(model, largest_norm)
+    own_nats, norm, *parts = torch.stack([nats, norms.whole, *norms.parts.values()]).cpu().tolist()
+    total, grad_norm, *sums = world.total([own_nats, norm if world.first or not math.isfinite(norm) else 0.0, *extra])
     if clock is not None:
         clock.mark("forward_backward")
-    set_rate(optimizer, lr)
-    optimizer.step()
+    objection = guard.objection(total / targets, grad_norm)
+    if objection is None:
+        set_rate(optimizer, lr)
+        optimizer.step()
     optimizer.zero_grad()
     if clock is not None:
         clock.mark("update")
-    return StepResult(total, grad_norm, sums)
+    return StepResult(total, grad_norm, dict(zip(norms.parts, parts)), objection, sums)

@@ -1,5 +1,6 @@
 """What a run says of itself: figures of every interval and of validation, written, and shown in one line."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,9 +36,13 @@ class Reporter:
         """Add a step: this rank's packs, what the step found, the seconds that it waited for packs and was busy."""
         tally, step = self._tally, packs[0].step
         tally.steps += 1
-        tally.nats += result.nats
-        tally.targets += step.targets
         tally.bytes += step.bytes
+        if result.skipped is None:
+            tally.nats += result.nats
+            tally.targets += step.targets
+            tally.learnt += step.bytes
+        else:
+            tally.skipped += 1
         tally.lr, tally.grad_norm = lr, result.grad_norm
         tally.own.count(packs)
         tally.own.waited += waited
@@ -62,7 +67,7 @@ class Reporter:
         if self._log is not None:
             self._log.write(step, figures)
         speed = quantity(figures["bytes_per_second"])
-        self._line.show(done, f"step {step}  {figures['bits_per_byte']:.3f} bits/byte  {speed}B/s ")
+        self._line.show(done, f"step {step}  {figures.get('bits_per_byte', math.nan):.3f} bits/byte  {speed}B/s ")
         self._restart()
 
     def validation(self, step: int, scores: Mapping[str, SubsetScore]) -> None:

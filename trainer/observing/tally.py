@@ -51,8 +51,14 @@ class Tally:
 
     steps: int = 0
     nats: float = 0.0
+    """Of steps that were learnt from, as the next two."""
     targets: int = 0
+    learnt: int = 0
+    """Bytes."""
     bytes: int = 0
+    """Of all steps."""
+    skipped: int = 0
+    """Steps that were not learnt from."""
     lr: float = 0.0
     """Of the last step, as the gradient norm."""
     grad_norm: float = 0.0
@@ -65,8 +71,6 @@ def interval_figures(tally: Tally, ranks: Sequence[RankSums], limits: PackLimits
     per_step = 1 / (tally.steps * len(ranks))
     parts = {name: getattr(together, name) * per_step for name in PARTS}
     figures: dict[str, Any] = {
-        "loss": tally.nats / tally.targets,
-        "bits_per_byte": bits_per_byte(tally.nats, tally.bytes),
         "lr": tally.lr,
         "grad_norm": tally.grad_norm,
         "bytes_per_second": tally.bytes / seconds,
@@ -74,7 +78,10 @@ def interval_figures(tally: Tally, ranks: Sequence[RankSums], limits: PackLimits
         "data_wait": together.waited / (seconds * len(ranks)),
         "step_seconds": {"whole": seconds / tally.steps} | parts,
         "memory": max(rank.memory for rank in ranks),
+        "skipped": tally.skipped,
     }
+    if tally.targets:
+        figures |= {"loss": tally.nats / tally.targets, "bits_per_byte": bits_per_byte(tally.nats, tally.learnt)}
     if limits.patches is not None:
         figures |= {
             "patches_per_second": together.own_patches / seconds,

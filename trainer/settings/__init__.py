@@ -4,7 +4,7 @@ from typing import Any
 
 from shared.model_settings import ModelSettings, Settings
 from trainer.settings.data import DataSettings, StartSettings
-from trainer.settings.learning import OptimizerSettings, ScheduleSettings, TableSettings
+from trainer.settings.learning import GuardSettings, OptimizerSettings, ScheduleSettings, TableSettings
 from trainer.settings.parallel import ParallelSettings
 from trainer.settings.records import CheckpointSettings, MetricsSettings
 from trainer.settings.run import RunSettings
@@ -13,6 +13,7 @@ from trainer.settings.section import Section
 __all__ = [
     "CheckpointSettings",
     "DataSettings",
+    "GuardSettings",
     "MetricsSettings",
     "OptimizerSettings",
     "ParallelSettings",
@@ -35,6 +36,7 @@ class TrainSettings(Settings):
     start: StartSettings = StartSettings()
     parallel: ParallelSettings = ParallelSettings()
     schedule: ScheduleSettings = ScheduleSettings()
+    guard: GuardSettings = GuardSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     metrics: MetricsSettings = MetricsSettings()
 

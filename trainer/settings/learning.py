@@ -1,7 +1,7 @@
-"""Optimizers and the learning rate over a run."""
+"""Optimizers, the learning rate over a run, and which steps are not learnt from."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -54,3 +54,19 @@ class ScheduleSettings(Section):
     """Share of the run."""
     floor: float = Field(default=0.1, ge=0, le=1)
     """Share of the peak that is left at the end."""
+
+
+class GuardSettings(Section):
+    """Steps whose loss or gradient norm is not finite, or a spike, are skipped; too many of them end the run."""
+
+    free: ClassVar[tuple[str, ...]] = ("budget", "within")
+
+    sigmas: float = Field(default=10.0, gt=0)
+    """A spike is this many robust standard deviations (from the median absolute deviation, at least a tenth of the
+    median) above the median of the last steps; inf: only figures that are not finite are skipped."""
+    window: int = Field(default=128, gt=0)
+    """Steps that the median is taken over; before there are so many nothing is a spike."""
+    budget: int = Field(default=10, ge=0)
+    """Steps that may be skipped of the last ``within``; one more ends the run. 0 ends it at the first."""
+    within: int = Field(default=500, gt=0)
+    """Steps."""
