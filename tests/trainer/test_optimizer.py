@@ -11,7 +11,7 @@ from tiny_runs import tiny_settings
 from shared.blt import Blt
 from shared.config import ConfigError
 from shared.initialise import initialise
-from trainer.learning.clipping import clip
+from trainer.learning.clipping import clip, part_of
 from trainer.learning.optimizer import build_optimizer, set_rate
 from trainer.learning.parameter_groups import decayed_names, parameter_groups, rate_factors
 from trainer.learning.schedule import progress, rate
@@ -134,8 +134,20 @@ def test_clipping_scales_the_whole_gradient_and_returns_its_norm_before() -> Non
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     count = sum(parameter.numel() for parameter in model.parameters())
-    assert float(clip(model, 1.0).whole) == pytest.approx(math.sqrt(count), rel=1e-5)
+    norms = clip(model, 1.0)
+    assert float(norms.whole) == pytest.approx(math.sqrt(count), rel=1e-5)
     squares = sum(
         float(parameter.grad.square().sum()) for parameter in model.parameters() if parameter.grad is not None
     )
     assert squares == pytest.approx(1.0, rel=1e-3)
+    assert list(norms.parts) == ["ngrams", "encoder", "global", "decoder"]
+    counts = dict.fromkeys(norms.parts, 0)
+    for name, parameter in model.named_parameters():
+        counts[name.split(".")[0].rstrip("_")] += parameter.numel()
+    for part, norm in norms.parts.items():
+        assert float(norm) == pytest.approx(math.sqrt(counts[part]), rel=1e-5), part
+
+
+def test_the_entropy_model_has_three_parts() -> None:
+    names = ["embedding.weight", "blocks.3.qkv.weight", "norm.weight", "head.weight"]
+    assert [part_of(name) for name in names] == ["embedding", "blocks", "head", "head"]

@@ -33,8 +33,8 @@ class GuardState(Settings):
 class Guard:
     """A rule and what it has seen."""
 
-    settings: GuardSettings = GuardSettings()
-    state: GuardState = GuardState()
+    settings: GuardSettings
+    state: GuardState
 
     def objection(self, loss: float, norm: float) -> str | None:
         """Why a step with this mean loss (nats) and gradient norm is not to be learnt from; None when it is."""
@@ -45,6 +45,11 @@ class Guard:
                 usual = f"{median(seen):.6g} over the last {len(seen)} steps"
                 return f"{name} {value:.6g} is above {limit:.6g}, {self.settings.sigmas:g} sigmas over {usual}"
         return None
+
+    @classmethod
+    def fresh(cls) -> "Guard":
+        """By the rule that is the default, before any step."""
+        return cls(GuardSettings(), GuardState())
 
     def after(self, step: int, loss: float, norm: float, skipped: bool) -> GuardState:
         """What is remembered after a step."""

@@ -77,12 +77,13 @@ def take_step(
     extra: Sequence[float],
     keep_gathered: bool = False,
     clock: StepClock | None = None,
-    guard: Guard = Guard(),
+    guard: Guard | None = None,
 ) -> StepResult:
     """Learn from one step's packs, unless the guard objects: then parameters, moments and tables stay as they were.
 
     The only transfer from the device is that of a few scalars, between backward and update. What the guard judges is
-    the same on all ranks: sums over them, and the norm that the first one has.
+    the same on all ranks: sums over them, and the norm that the first one has. Without a guard figures must
+    only be finite.
     """
     nats = backward(model, batches, targets, world, keep_gathered)
     norms = clip(model, largest_norm)
@@ -90,7 +91,7 @@ def take_step(
     total, grad_norm, *sums = world.total([own_nats, norm if world.first or not math.isfinite(norm) else 0.0, *extra])
     if clock is not None:
         clock.mark("forward_backward")
-    objection = guard.objection(total / targets, grad_norm)
+    objection = (guard or Guard.fresh()).objection(total / targets, grad_norm)
     if objection is None:
         set_rate(optimizer, lr)
         optimizer.step()
