@@ -1,22 +1,33 @@
-"""Sharding changes where numbers are, never which: two ranks equal one process (law 5, FSDP)."""
+"""Sharding changes where numbers are, never which: every layout of ranks equals one process (law 5, FSDP and HSDP)."""
 
+import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from rank_runs import FULL, PACKS, STEPS, compute, restored, settings_for
 from tiny_runs import STATIC, quiet_environment, tiny_data, torchrun
-from two_ranks import compute, settings_for
 
+from shared.config import ConfigError
 from shared.initialise import initial_value
 from shared.model_files import build_model as plain_model
+from shared.shards.dataset import open_dataset
 from trainer.data.limits import pack_limits
 from trainer.data.loader import PackLoader
 from trainer.learning.step import predict
+from trainer.parallel.model import build_model
 from trainer.parallel.world import started
 
 Results = dict[str, torch.Tensor]
+
+TWO = [FULL, {"offload": True, "keep_gathered": True}]
+"""Layouts on two ranks: one copy of the model over both."""
+FOUR = [{"shard": 2, "activation_checkpointing": "selective"}]
+"""On four: two copies, each over two ranks."""
+LAYOUTS = ["two/0", "two/1", "four/0"]
 
 
 @pytest.fixture(scope="module")
@@ -26,64 +37,122 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def one(data: Path) -> Results:
-    settings = settings_for(data)
+    """What one process computes. It keeps everything, and leaves its state for the others."""
+    settings = settings_for(data, {})
     with started(settings.run) as world:
-        return compute(settings, world)
+        return compute(settings, world, data.parent / "one")
 
 
 @pytest.fixture(scope="module")
-def two(data: Path) -> Results:
-    out = data.parent / "two.safetensors"
-    script = Path(__file__).with_name("two_ranks.py")
-    subprocess.run(torchrun(script, data, out), check=True, timeout=120, env=quiet_environment())
-    return safetensors.torch.load_file(out)
+def several(data: Path, one: Results) -> dict[str, Results]:
+    """The results of each layout on several ranks."""
+    found = {}
+    for name, layouts, ranks in (("two", TWO, 2), ("four", FOUR, 4)):
+        out, script = data.parent / f"{name}.safetensors", Path(__file__).with_name("rank_runs.py")
+        command = torchrun(script, data, out, *map(json.dumps, layouts), ranks=ranks)
+        subprocess.run(command, check=True, timeout=120, env=quiet_environment())
+        results = safetensors.torch.load_file(out)
+        found |= {f"{name}/{number}": of(results, f"{number}/") for number in range(len(layouts))}
+    return found
 
 
 def of(results: Results, prefix: str) -> Results:
-    return {name: tensor for name, tensor in results.items() if name.startswith(prefix)}
+    """The results under a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in results.items() if name.startswith(prefix)}
 
 
-def test_initial_parameters_are_equal_bit_for_bit_for_any_number_of_ranks(one: Results, two: Results) -> None:
-    assert of(one, "initial")
-    for name, tensor in of(one, "initial").items():
-        assert torch.equal(tensor, two[name]), name
-        parameter = name.removeprefix("initial/")
-        assert torch.equal(tensor, initial_value(parameter, tensor.shape, 0)), name
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_initial_parameters_are_equal_bit_for_bit(layout: str, one: Results, several: dict[str, Results]) -> None:
+    assert of(one, "initial/")
+    for name, tensor in of(one, "initial/").items():
+        assert torch.equal(tensor, several[layout][f"initial/{name}"]), name
+        assert torch.equal(tensor, initial_value(name, tensor.shape, 0)), name
 
 
-def test_loss_and_gradients_of_two_ranks_equal_those_of_one_process(one: Results, two: Results) -> None:
-    torch.testing.assert_close(one["nats"], two["nats"], rtol=1e-6, atol=0)
-    torch.testing.assert_close(one["norm"], two["norm"], rtol=1e-5, atol=0)
-    for name, tensor in of(one, "gradient").items():
-        torch.testing.assert_close(two[name], tensor, rtol=1e-5, atol=1e-7, msg=name)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_pack_is_read_twice_and_none_is_missed(layout: str, one: Results, several: dict[str, Results]) -> None:
+    """Rank r of R takes the r-th of every R packs, whatever the mesh."""
+    by_rank = several[layout]["packs"]
+    ranks = len(by_rank)
+    assert ranks == {"two": 2, "four": 4}[layout.partition("/")[0]]
+    assert sorted(by_rank.flatten().tolist()) == list(range(STEPS * PACKS)) == one["packs"].flatten().tolist()
+    assert all((row % ranks == rank).all() for rank, row in enumerate(by_rank))
 
 
-def test_parameters_after_steps_stay_equal(one: Results, two: Results) -> None:
-    for name, tensor in of(one, "trained").items():
-        assert not torch.equal(tensor, one[name.replace("trained", "initial")]), name
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_loss_and_gradients_equal_those_of_one_process(layout: str, one: Results, several: dict[str, Results]) -> None:
+    found = several[layout]
+    torch.testing.assert_close(found["nats"], one["nats"], rtol=1e-6, atol=0)
+    torch.testing.assert_close(found["first_norm"], one["first_norm"], rtol=1e-5, atol=0)
+    for name, tensor in of(one, "gradient/").items():
+        torch.testing.assert_close(found[f"gradient/{name}"], tensor, rtol=1e-5, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_ranks_whose_packs_are_empty_are_normal(layout: str, one: Results, several: dict[str, Results]) -> None:
+    assert of(one, "unequal/")
+    for name, tensor in of(one, "unequal/").items():
+        assert tensor.any(), name
+        torch.testing.assert_close(several[layout][f"unequal/{name}"], tensor, rtol=1e-5, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_twenty_steps_end_at_the_same_weights(layout: str, one: Results, several: dict[str, Results]) -> None:
+    found = several[layout]
+    torch.testing.assert_close(found["norm"], one["norm"], rtol=1e-3, atol=0)
+    torch.testing.assert_close(found["validation"], one["validation"], rtol=1e-4, atol=0)
+    for name, tensor in of(one, "trained/").items():
+        assert not torch.equal(tensor, one[f"initial/{name}"]), name
         # Adam divides by the gradient's own size, so that rounding shows where gradients are nearly nothing.
-        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+        torch.testing.assert_close(found[f"trained/{name}"], tensor, rtol=1e-3, atol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_exported_model_is_the_trained_one(layout: str, several: dict[str, Results]) -> None:
+    exported = of(several[layout], "exported/")
+    assert exported
+    for name, tensor in exported.items():
+        assert torch.equal(tensor, several[layout][f"trained/{name}"]), name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_state_is_read_back_by_every_layout(layout: str, data: Path, one: Results, several: dict[str, Results]) -> None:
+    """From many ranks to one process and the other way, bit for bit."""
+    ranks, _, number = layout.partition("/")
+    settings = settings_for(data, {})
+    with started(settings.run) as world:
+        here = restored(settings, world, data.parent / f"{ranks}.{number}")
+    assert any(name.startswith("moments/") for name in here)
+    for name, tensor in here.items():
+        assert torch.equal(tensor, several[layout][name]), name
+        assert torch.equal(several[layout][f"restored/{name}"], one[name]), name
+
+
+def test_ranks_that_cannot_be_grouped_are_one_clear_line(data: Path) -> None:
+    settings = settings_for(data, {"shard": 3})
+    with started(settings.run) as world, pytest.raises(ConfigError) as error:
+        build_model(settings, world)
+    assert str(error.value) == "parallel.shard is 3: it must divide the number of ranks, 1"
 
 
 @pytest.mark.slow
-def test_compiled_and_recomputed_blocks_learn_the_same(data: Path, one: Results) -> None:
-    plain = settings_for(data)
-    settings = plain.model_copy(update={"parallel": plain.parallel.model_copy(update={"compile": True})})
+@pytest.mark.parametrize("how", ["none", "selective", "full"])
+def test_compiled_blocks_learn_the_same(how: str, data: Path, one: Results) -> None:
+    parallel: dict[str, Any] = {"compile": True, "activation_checkpointing": how}
+    settings = settings_for(data, parallel)
     with started(settings.run) as world:
         compiled = compute(settings, world)
     torch.testing.assert_close(compiled["nats"], one["nats"], rtol=1e-6, atol=0)
-    for name, tensor in of(one, "gradient").items():
-        torch.testing.assert_close(compiled[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+    for name, tensor in of(one, "gradient/").items():
+        torch.testing.assert_close(compiled[f"gradient/{name}"], tensor, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_the_sharded_gradient_is_that_of_the_plain_mean_over_all_targets(data: Path, one: Results) -> None:
     """The oracle: one plain model, all packs of the step, mean cross-entropy over every valid target at once."""
-    from shared.shards.dataset import open_dataset
-
-    settings = settings_for(data)
+    settings = settings_for(data, {})
     train = open_dataset(data / "train")
-    packs = iter(PackLoader(train, pack_limits(train.manifest, settings.data.tokens), settings.data.packs))
-    batches = [next(packs).batch for _ in range(settings.data.packs)]
+    packs = iter(PackLoader(train, pack_limits(train.manifest, settings.data.tokens), PACKS))
+    batches = [next(packs).batch for _ in range(PACKS)]
     model = plain_model(settings.model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -7,6 +7,7 @@ from shared.shards.dataset import Dataset
 from trainer.data.limits import PackLimits
 from trainer.data.validation import ValidationPacks
 from trainer.evaluation.scores import SubsetScore, evaluate_sums, scores
+from trainer.parallel.model import scatter
 from trainer.parallel.world import World
 
 
@@ -21,4 +22,5 @@ class Validation:
         """Scores by subset over all ranks; every rank takes part, with as many forwards as the others."""
         names = self._packs.subset_names
         own = evaluate_sums(model, self._packs, len(names), self._world.device)
+        scatter(model)
         return scores(np.array(self._world.total(own.ravel().tolist())).reshape(own.shape), names)

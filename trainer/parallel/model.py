@@ -116,6 +116,13 @@ def shard(
         unit.set_modules_to_forward_prefetch([following])
 
 
+def scatter(model: nn.Module) -> None:
+    """Give up what is gathered still: with ``keep_gathered`` a forward pass without a backward pass leaves it so."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 @torch.no_grad()
 def fill(model: nn.Module, seed: int) -> None:
     """Initialise every parameter from (seed, name), each rank its own rows of it.
