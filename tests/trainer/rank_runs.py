@@ -31,7 +31,8 @@ from trainer.data.packs import Pack
 from trainer.errors import leave
 from trainer.evaluation.scores import total_of
 from trainer.evaluation.validation import Validation
-from trainer.learning.optimizer import Optimizers, build_optimizer, clip
+from trainer.learning.clipping import clip
+from trainer.learning.optimizer import Optimizers, build_optimizer
 from trainer.learning.step import backward, take_step
 from trainer.parallel.model import build_model
 from trainer.parallel.tables import RowTables, by_rows, own_rows, row_tables
