@@ -27,7 +27,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     # Random, for two machines of a cluster may write the same file, and containers have equal process ids.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with io.BufferedWriter(_NamedFile(temporary, path)) as file:
+        with io.BufferedWriter(NamedFile(temporary, path)) as file:
             yield file
             file.flush()
             with _naming(path):
@@ -39,7 +39,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     sync(path.parent)
 
 
-class _NamedFile(io.FileIO):
+class NamedFile(io.FileIO):
     """A file for writing that says in errors what it will be called: the system does not, of a full disk say."""
 
     def __init__(self, temporary: Path, path: Path) -> None:

@@ -13,11 +13,12 @@ from shared.model_files import save_model
 from shared.model_identity import PATCHER_FOLDER, model_sha256
 from shared.shards.dataset import open_dataset
 from shared.shards.manifest import load_manifest
-from trainer.checkpoints.store import Checkpoints, TrainState
+from trainer.checkpoints.state import TrainState
+from trainer.checkpoints.store import Checkpoints
 from trainer.data.limits import pack_limits
 from trainer.data.loader import PackLoader
 from trainer.evaluation.patch_size import mean_patch_size, patch_size_warning
-from trainer.evaluation.scores import SubsetScore, table
+from trainer.evaluation.scores import table
 from trainer.evaluation.validation import Validation
 from trainer.identity import (
     IDENTITY_NAME,
@@ -31,7 +32,7 @@ from trainer.identity import (
 )
 from trainer.learning.optimizer import build_optimizer
 from trainer.learning.start import other_settings
-from trainer.loop import Job
+from trainer.loop import Job, say_news
 from trainer.observing.metrics import MetricsLog
 from trainer.observing.progress import Progress, quantity
 from trainer.observing.reporter import Reporter
@@ -87,6 +88,7 @@ def prepare(settings: TrainSettings, identity: RunIdentity, world: World) -> Job
         line=line,
         reporter=Reporter(world, limits, line, MetricsLog(out, state.step) if world.first else None),
     )
+    say_news(job)
     job.line.say(opening(job, newest))
     if newest is None and settings.start.model is not None:
         for difference in other_settings(settings.start.model, settings.model):
@@ -130,8 +132,9 @@ def export(job: Job, identity: RunIdentity) -> None:
     job.world.barrier()
 
 
-def summarise(job: Job, scores: dict[str, SubsetScore]) -> None:
+def summarise(job: Job) -> None:
     """The validation figures by subset, and where everything is."""
     out = job.settings.run.out
-    job.line.say(table(scores))
+    assert job.state.validation is not None
+    job.line.say(table(job.state.validation))
     job.line.say(f"model: {out / MODEL_FOLDER}   metrics: {out}/metrics.jsonl   curves: tensorboard --logdir {out}")

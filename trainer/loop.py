@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from trainer.checkpoints.store import Checkpoints, TrainState
+from trainer.checkpoints.state import TrainState
+from trainer.checkpoints.store import Checkpoints
 from trainer.data.limits import PackLimits
 from trainer.data.loader import PackLoader
 from trainer.data.packs import Pack
-from trainer.errors import TrainingError
+from trainer.errors import CheckpointError, TrainingError
 from trainer.evaluation.scores import SubsetScore
 from trainer.evaluation.validation import Validation
 from trainer.learning.guard import Guard, GuardState
@@ -54,21 +55,51 @@ def run_steps(job: Job, stop: StopRequest) -> bool:
     metrics, checkpoint = job.settings.metrics, job.settings.checkpoint
     packs = iter(job.loader)
     job.reporter.begin(job.done())
+    validate_if_due(job)  # a run that was stopped after a step of validation has that before it still
     while job.done() < 1.0:
         asked = one_step(job, packs, stop)
-        step = job.state.step
-        if step % metrics.log_every == 0 or job.done() >= 1.0:
+        step, over = job.state.step, job.done() >= 1.0
+        if step % metrics.log_every == 0 or over:
             job.reporter.interval(step, job.state.targets, job.done())
-        if asked:
-            path = job.checkpoints.save(job.model, job.optimizer, job.state)
-            job.line.say(f"stopped by a signal after step {step}, saved in {path}; the same command goes on from there")
+        if asked and not over:
+            save_and_stop(job)
             return False
-        if step % checkpoint.every == 0 or job.done() >= 1.0:
+        validate_if_due(job)
+        if step % checkpoint.every == 0 or over:
             with job.reporter.aside():
                 job.checkpoints.save(job.model, job.optimizer, job.state)
-        if metrics.validate_every and step % metrics.validate_every == 0 and job.done() < 1.0:
-            validate(job)
+        say_news(job)
+    job.checkpoints.wait()
+    say_news(job)
     return True
+
+
+def validate_if_due(job: Job) -> None:
+    """Validate after every so many steps and after the last one, once each."""
+    step, every = job.state.step, job.settings.metrics.validate_every
+    due = job.done() >= 1.0 or (every is not None and step > 0 and step % every == 0)
+    if due and job.state.validation is None:
+        job.state = job.state.model_copy(update={"validation": validate(job)})
+
+
+def save_and_stop(job: Job) -> None:
+    """Save the state after this step, whatever the time. Raises CheckpointError when that is not possible."""
+    job.checkpoints.save(job.model, job.optimizer, job.state)
+    saved = job.checkpoints.wait()
+    say_news(job)
+    if not saved:
+        last = job.checkpoints.last or "the beginning"
+        raise CheckpointError(f"stopped by a signal after step {job.state.step}; the same command goes on from {last}")
+    job.line.say(
+        f"stopped by a signal after step {job.state.step}, saved in {job.checkpoints.last}; "
+        "the same command goes on from there"
+    )
+
+
+def say_news(job: Job) -> None:
+    """What there is to say about saves that have ended."""
+    for line in job.checkpoints.news():
+        job.line.say(line)
 
 
 def one_step(job: Job, packs: Iterator[Pack], stop: StopRequest) -> bool:
@@ -107,6 +138,7 @@ def one_step(job: Job, packs: Iterator[Pack], stop: StopRequest) -> bool:
             "targets": state.targets + whole.targets,
             "cursor": whole.cursor,
             "guard": remembered,
+            "validation": None,
         }
     )
     job.reporter.count(mine, result, lr, waited, busy=waited + time.process_time() - worked)
@@ -117,7 +149,8 @@ def say_skipped(job: Job, step: int, why: str, remembered: GuardState) -> None:
     """Say that a step was skipped; TrainingError, on all ranks alike, when it was one too many."""
     settings, lately = job.settings.guard, len(remembered.skipped)
     if lately > settings.budget:
-        last = job.checkpoints.newest()
+        job.checkpoints.wait()
+        last = job.checkpoints.last
         raise TrainingError(
             f"step {step}: {why}, nothing was updated; {lately} of the last {settings.within} steps were skipped, "
             f"guard.budget allows {settings.budget}; last checkpoint: {last or 'none'}"

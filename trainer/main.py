@@ -43,7 +43,7 @@ def train(settings: TrainSettings, identity: RunIdentity) -> int:
     """The run itself. torch is imported from here on."""
     warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata's own import
     from trainer.job import claim, export, prepare, summarise
-    from trainer.loop import run_steps, validate
+    from trainer.loop import run_steps
     from trainer.parallel.world import lost_peer, started
     from trainer.stopping import stop_on_signals
 
@@ -52,9 +52,8 @@ def train(settings: TrainSettings, identity: RunIdentity) -> int:
             claim(settings, identity, world)
             job = prepare(settings, identity, world)
             if run_steps(job, stop):
-                scores = validate(job)
                 export(job, identity)
-                summarise(job, scores)
+                summarise(job)
             job.close()
     except RuntimeError as error:
         if not lost_peer(error):

@@ -16,7 +16,8 @@ from shared.batch import segments
 from shared.model_settings import NgramSettings
 from shared.ngrams import NgramEmbedding
 from shared.shards.dataset import open_dataset
-from trainer.checkpoints.store import Checkpoints, TrainState
+from trainer.checkpoints.state import TrainState
+from trainer.checkpoints.store import Checkpoints
 from trainer.data.limits import pack_limits
 from trainer.data.loader import PackLoader
 from trainer.errors import leave
@@ -58,7 +59,7 @@ def trained(settings: TrainSettings, world: World, out: Path) -> dict[str, Tenso
     for _ in range(STEPS):
         step()
     state = TrainState(identity=run_identity(settings), config={}, step=STEPS)
-    Checkpoints(out, CheckpointSettings(), world).save(model, optimizer, state)
+    Checkpoints(out, CheckpointSettings(asynchronous=False), world).save(model, optimizer, state)
     squares = optimizer.state[tables.weight][SQUARES]
     results = {"weight": tables.weight.full_tensor().clone(), "squares": squares.full_tensor()}
     return results | broken(model, tables, step, world)

@@ -1,7 +1,12 @@
-"""Checkpoints: complete or absent, of this run or refused."""
+"""Checkpoints: as they were written or set aside, of this run or refused, and enough of them kept."""
 
 import os
-from collections.abc import Iterator
+import pickle
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,8 +15,13 @@ from tiny_runs import STATIC, tiny_data, tiny_settings
 from torch import nn
 
 from shared.identity import IdentityError
-from trainer.checkpoints.store import COMMIT_NAME, Checkpoints, TrainState
+from trainer.checkpoints import store
+from trainer.checkpoints.folders import COMPLETE_NAME, FileRecord
+from trainer.checkpoints.retention import BEST_NAME, kept
+from trainer.checkpoints.state import TrainState, read_state
+from trainer.checkpoints.store import Checkpoints
 from trainer.errors import CheckpointError
+from trainer.evaluation.scores import SubsetScore
 from trainer.identity import RunIdentity, run_identity
 from trainer.learning.optimizer import Optimizers, build_optimizer
 from trainer.parallel.model import build_model
@@ -37,97 +47,295 @@ def world(settings: TrainSettings) -> Iterator[World]:
         yield world
 
 
-Saved = tuple[Checkpoints, nn.Module, Optimizers]
+@dataclass
+class Saved:
+    """A model and its optimizer, whose steps can be saved."""
+
+    checkpoints: Checkpoints
+    model: nn.Module
+    optimizer: Optimizers
+    identity: RunIdentity
+
+    def learn(self, size: float) -> None:
+        for parameter in self.model.parameters():
+            parameter.grad = torch.full_like(parameter, size)
+        for table in row_tables(self.model):
+            rows, width = own_rows(table.weight).shape
+            table.gradient = RowGradient(torch.arange(rows), torch.full((rows, width), size))
+            table.weight.grad = None
+        self.optimizer.step()
+
+    def save(self, step: int, score: float | None = None) -> None:
+        """Learn something, begin to save; ``score`` is validation nats of 1000 bytes."""
+        self.learn(float(step))
+        validation = None if score is None else {"a": SubsetScore(score, 1000, 1000, 300, 7)}
+        state = TrainState(identity=self.identity, config={}, step=step, targets=10 * step, validation=validation)
+        self.checkpoints.save(self.model, self.optimizer, state)
+
+    def names(self) -> list[str]:
+        return sorted(path.name for path in self.checkpoints.folder.iterdir())
+
+
+Make = Callable[..., Saved]
 
 
 @pytest.fixture
-def saved(settings: TrainSettings, identity: RunIdentity, world: World, tmp_path: Path) -> Saved:
+def make(settings: TrainSettings, identity: RunIdentity, world: World, tmp_path: Path) -> Make:
+    def make(**options) -> Saved:
+        model = build_model(settings, world)
+        checkpoints = Checkpoints(tmp_path, CheckpointSettings(**options), world)
+        return Saved(checkpoints, model, build_optimizer(model, settings.optimizer), identity)
+
+    return make
+
+
+@pytest.fixture
+def saved(make: Make) -> Saved:
     """Checkpoints of steps 1 to 3 of which the newest 2 are kept; parameters differ from the initial ones."""
-    model = build_model(settings, world)
-    optimizer = build_optimizer(model, settings.optimizer)
-    checkpoints = Checkpoints(tmp_path, CheckpointSettings(keep=2), world)
+    saved = make()
     for step in (1, 2, 3):
-        for parameter in model.parameters():
-            parameter.grad = torch.full_like(parameter, float(step))
-        for table in row_tables(model):
-            rows, width = own_rows(table.weight).shape
-            table.gradient = RowGradient(torch.arange(rows), torch.full((rows, width), float(step)))
-            table.weight.grad = None
-        optimizer.step()
-        checkpoints.save(model, optimizer, TrainState(identity=identity, config={}, step=step, targets=10 * step))
-    return checkpoints, model, optimizer
+        saved.save(step)
+    assert saved.checkpoints.wait()
+    return saved
 
 
-def fresh(settings: TrainSettings, world: World) -> tuple[nn.Module, Optimizers]:
-    model = build_model(settings, world)
-    return model, build_optimizer(model, settings.optimizer)
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def names(checkpoints: Checkpoints) -> list[str]:
-    return sorted(path.name for path in checkpoints.folder.iterdir())
+def everything(model: nn.Module, optimizer: Optimizers) -> dict[str, torch.Tensor]:
+    """Copies of parameters and moments by name."""
+    values = {}
+    for name, parameter in model.named_parameters():
+        values[name] = whole(parameter).clone()
+        for key, value in optimizer.state[parameter].items():
+            values[f"{name} {key}"] = whole(value).clone()
+    return values
 
 
-def test_everything_comes_back_bit_for_bit(
-    saved: Saved, settings: TrainSettings, identity: RunIdentity, world: World
-) -> None:
-    checkpoints, model, optimizer = saved
-    other, other_optimizer = fresh(settings, world)
-    newest = checkpoints.newest()
+def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_everything_comes_back_bit_for_bit(saved: Saved, make: Make) -> None:
+    other = make()
+    newest = other.checkpoints.newest()
     assert newest is not None
-    state = checkpoints.load(newest, other, other_optimizer, identity)
+    assert newest.name == "step-00000003"
+    state = other.checkpoints.load(newest, other.model, other.optimizer, other.identity)
     assert (state.step, state.targets) == (3, 30)
-    for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
-        assert torch.equal(ours.full_tensor(), theirs.full_tensor())  # type: ignore[operator]
-        assert optimizer.state[ours]
-        for key, value in optimizer.state[ours].items():
-            recovered = other_optimizer.state[theirs][key]
-            assert torch.equal(
-                value.full_tensor() if hasattr(value, "full_tensor") else value,
-                recovered.full_tensor() if hasattr(recovered, "full_tensor") else recovered,
-            ), key
+    assert_equal(everything(saved.model, saved.optimizer), everything(other.model, other.optimizer))
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_later_steps_do_not_change_what_is_saved(make: Make, asynchronous: bool) -> None:
+    saved, other = make(asynchronous=asynchronous), make()
+    for step in (1, 2):  # the second time buffers of the first are used
+        saved.save(step)
+        wanted = everything(saved.model, saved.optimizer)
+        saved.learn(100.0)
+        assert saved.checkpoints.wait()
+        assert saved.checkpoints.last is not None
+        other.checkpoints.load(saved.checkpoints.last, other.model, other.optimizer, other.identity)
+        assert_equal(wanted, everything(other.model, other.optimizer))
 
 
 def test_only_the_newest_are_kept(saved: Saved) -> None:
-    assert names(saved[0]) == ["step-00000002", "step-00000003"]
+    assert saved.names() == ["step-00000002", "step-00000003"]
 
 
-def test_an_interrupted_save_is_not_a_checkpoint_and_is_cleared_away(
-    saved: Saved, identity: RunIdentity, world: World
+def test_the_best_and_every_so_many_are_kept(make: Make) -> None:
+    saved = make(every=1, keep=1, keep_every=4, keep_best=1)
+    scores = [9.0, 3.0, 5.0, 7.0, None, 8.0, float("nan")]
+    for step, score in enumerate(scores, 1):
+        saved.save(step, score)
+    assert saved.checkpoints.wait()
+    assert saved.names() == [BEST_NAME, "step-00000002", "step-00000004", "step-00000007"]
+    best = saved.checkpoints.folder / BEST_NAME
+    assert read_state(best).step == 2
+    assert read_state(best).validation == {"a": SubsetScore(3.0, 1000, 1000, 300, 7)}
+
+
+def test_what_is_kept() -> None:
+    assert kept([1, 2, 3], {}, CheckpointSettings(keep=2)) == {2, 3}
+    assert kept([], {}, CheckpointSettings()) == set()
+    assert kept([5, 10, 15, 20], {}, CheckpointSettings(every=5, keep=1, keep_every=10)) == {10, 20}
+    scores = {1: 2.0, 2: 1.0, 3: 1.0, 4: float("nan")}
+    assert kept([1, 2, 3, 4], scores, CheckpointSettings(keep=1, keep_best=2)) == {2, 3, 4}
+    with pytest.raises(ValueError, match="keep_every 7 must be a multiple of every"):
+        CheckpointSettings(every=5, keep_every=7)
+
+
+def shard(path: Path) -> Path:
+    (shard,) = path.glob("*.distcp")
+    return shard
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "flipped byte": (lambda path: flip(shard(path)), "__0_0.distcp is not what was written"),
+    "truncated": (lambda path: os.truncate(shard(path), 100), "__0_0.distcp has 100 bytes"),
+    "shard missing": (lambda path: shard(path).unlink(), "__0_0.distcp: No such file"),
+    "metadata missing": (lambda path: (path / ".metadata").unlink(), ".metadata: No such file"),
+    "metadata of another": (lambda path: (path / ".metadata").write_bytes(pickle.dumps({})), ".metadata has"),
+    "state": (lambda path: (path / "state.json").write_text("{"), "state.json has 1 bytes"),
+    "complete cut": (lambda path: os.truncate(path / COMPLETE_NAME, 9), "COMPLETE: "),
+    "complete flipped": (lambda path: flip(path / COMPLETE_NAME), ""),
+    "complete empty": (lambda path: os.truncate(path / COMPLETE_NAME, 0), "COMPLETE: "),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_is_taken(
+    saved: Saved, make: Make, damage: str
 ) -> None:
-    checkpoints, model, optimizer = saved
-    (checkpoints.folder / "step-00000003" / COMMIT_NAME).unlink()
-    newest = checkpoints.newest()
+    path = saved.checkpoints.folder / "step-00000003"
+    inflict, said = DAMAGES[damage]
+    inflict(path)
+    other = make()
+    newest = other.checkpoints.newest()
     assert newest is not None
     assert newest.name == "step-00000002"
-    checkpoints.save(model, optimizer, TrainState(identity=identity, config={}, step=4))
-    assert names(checkpoints) == ["step-00000002", "step-00000004"]
+    (line,) = other.checkpoints.news()
+    assert f"{path} is damaged ({said}" in line
+    assert "\n" not in line
+    assert saved.names() == ["damaged-step-00000003", "step-00000002"]
+    assert other.checkpoints.load(newest, other.model, other.optimizer, other.identity).step == 2
+    other.save(3)
+    other.save(4)
+    assert other.checkpoints.wait()
+    assert saved.names() == ["damaged-step-00000003", "step-00000003", "step-00000004"]
+
+
+def test_nothing_is_unpickled_before_it_is_known_to_be_what_was_written(saved: Saved, make: Make) -> None:
+    path = saved.checkpoints.folder / "step-00000003"
+    trap = saved.checkpoints.folder / "sprung"
+    (path / ".metadata").write_bytes(pickle.dumps(Trap(str(trap))))
+    other = make()
+    newest = other.checkpoints.newest()
+    assert newest is not None
+    other.checkpoints.load(newest, other.model, other.optimizer, other.identity)
+    assert not trap.exists()
+
+
+@dataclass
+class Trap:
+    path: str
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_when_no_checkpoint_is_whole_the_run_does_not_begin_again_by_itself(saved: Saved, make: Make) -> None:
+    for path in list(saved.checkpoints.folder.iterdir()):
+        flip(shard(path))
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"no checkpoint .* is whole .*damaged-step-00000003"):
+            make().checkpoints.newest()
+    for path in list(saved.checkpoints.folder.iterdir()):
+        shutil.rmtree(path)
+    assert make().checkpoints.newest() is None
+
+
+@pytest.mark.parametrize("left", ["unmarked", "empty", "temporary"])
+def test_an_interrupted_save_is_no_checkpoint_and_is_cleared_away_by_the_next(
+    saved: Saved, make: Make, left: str
+) -> None:
+    path = saved.checkpoints.folder / "step-00000003"
+    if left == "unmarked":
+        (path / COMPLETE_NAME).unlink()
+    elif left == "temporary":
+        (path / COMPLETE_NAME).rename(path / f"{COMPLETE_NAME}.1234abcd.tmp")
+        (path / ".metadata").rename(path / ".metadata.tmp")
+    else:
+        shutil.rmtree(path)
+        path.mkdir()
+    other = make()
+    newest = other.checkpoints.newest()
+    assert newest is not None
+    assert newest.name == "step-00000002"
+    assert other.checkpoints.news() == [f"{path} was being saved when the run ended; it is not used"]
+    assert path.exists()
+    other.save(4)
+    assert other.checkpoints.wait()
+    assert saved.names() == ["step-00000002", "step-00000004"]
 
 
 def test_a_checkpoint_of_another_config_is_refused_with_the_key(
-    saved: Saved, settings: TrainSettings, world: World
+    saved: Saved, settings: TrainSettings, make: Make
 ) -> None:
-    checkpoints = saved[0]
-    newest = checkpoints.newest()
+    other = make()
+    newest = other.checkpoints.newest()
     assert newest is not None
     changed = settings.model_copy(update={"optimizer": settings.optimizer.model_copy(update={"lr": 0.5})})
     with pytest.raises(IdentityError, match=r"config\.optimizer\.lr: recorded 0\.003, now 0\.5"):
-        checkpoints.load(newest, *fresh(changed, world), run_identity(changed))
+        other.checkpoints.load(newest, other.model, other.optimizer, run_identity(changed))
 
 
-@pytest.mark.parametrize("damage", ["missing", "short", "state"])
-def test_a_damaged_checkpoint_is_named(
-    saved: Saved, settings: TrainSettings, identity: RunIdentity, world: World, damage: str
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """The system refuses to write more than ``size`` bytes of a file, as it does when a quota is used up."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+@pytest.mark.parametrize("limit", [100, 20_000])
+def test_a_save_that_fails_leaves_the_last_good_checkpoint_and_training_goes_on(
+    make: Make, asynchronous: bool, limit: int
 ) -> None:
-    checkpoints = saved[0]
-    newest = checkpoints.newest()
-    assert newest is not None
-    (shard,) = newest.glob("*.distcp")
-    if damage == "missing":
-        shard.unlink()
-    elif damage == "short":
-        os.truncate(shard, 100)
-    else:
-        (newest / "state.json").write_text("{")
-    with pytest.raises(CheckpointError, match="step-00000003") as caught:
-        checkpoints.load(newest, *fresh(settings, world), identity)
-    assert "\n" not in str(caught.value)
+    """With 100 bytes the state cannot be written, with 20,000 that can and the parameters cannot."""
+    saved = make(asynchronous=asynchronous, failures=2)
+    saved.save(1)
+    assert saved.checkpoints.wait()
+    with files_of_at_most(limit):
+        saved.save(2)
+        assert not saved.checkpoints.wait()
+    (line,) = saved.checkpoints.news()
+    assert "step-00000002 could not be saved: [Errno 27] File too large" in line
+    assert line.endswith("training goes on, the last good checkpoint is " + str(saved.checkpoints.last))
+    assert saved.names() == ["step-00000001"]
+    saved.save(3)
+    assert saved.checkpoints.wait()
+    assert saved.names() == ["step-00000001", "step-00000003"]
+
+
+def test_too_many_failed_saves_in_a_row_end_the_run(make: Make) -> None:
+    saved = make(failures=2)
+    with files_of_at_most(100):
+        saved.save(1)
+        saved.save(2)
+        with pytest.raises(CheckpointError, match="2 saves in a row have failed, the last good checkpoint is none"):
+            saved.checkpoints.wait()
+    assert saved.names() == []
+
+
+class PowerCut(BaseException):
+    """Nothing is done any more, not even what is done after an error."""
+
+
+def test_only_the_last_file_of_all_makes_a_checkpoint(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Path, list[str]]] = []
+
+    def cut(path: Path, files: dict[str, FileRecord]) -> None:
+        seen.append((path, sorted(files)))
+        raise PowerCut
+
+    monkeypatch.setattr(store, "mark_complete", cut)
+    saved = make()
+    saved.save(1)
+    with pytest.raises(PowerCut):
+        saved.checkpoints.wait()
+    ((path, files),) = seen
+    assert files == sorted(file.name for file in path.iterdir()) == [".metadata", "__0_0.distcp", "state.json"]
+    assert make().checkpoints.newest() is None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from shared.model_identity import model_sha256
 from shared.shards.dataset import open_dataset
-from trainer.checkpoints.store import TrainState
+from trainer.checkpoints.state import TrainState
 from trainer.data.limits import pack_limits
 from trainer.data.loader import PackLoader
 from trainer.identity import run_identity

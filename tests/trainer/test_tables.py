@@ -20,7 +20,8 @@ from shared.batch import Segments, segments
 from shared.model_settings import NgramSettings
 from shared.ngrams import NgramEmbedding, ngram_rows
 from shared.shards.dataset import open_dataset
-from trainer.checkpoints.store import Checkpoints, TrainState
+from trainer.checkpoints.state import TrainState
+from trainer.checkpoints.store import Checkpoints
 from trainer.data.limits import pack_limits
 from trainer.data.loader import PackLoader
 from trainer.evaluation.validation import Validation
@@ -183,7 +184,7 @@ def test_nothing_of_the_tables_size_is_made_by_steps_validation_and_saving(
     model = build_model(settings, world)
     validation = open_dataset(data / "validation")
     weight = own_rows(tables_of(model).weight)
-    checkpoints = Checkpoints(tmp_path, CheckpointSettings(), world)
+    checkpoints = Checkpoints(tmp_path, CheckpointSettings(asynchronous=False), world)
     with Largest(weight) as largest:
         optimizer = build_optimizer(model, settings.optimizer)
         checkpoints.save(model, optimizer, TrainState(identity=run_identity(settings), config={}))

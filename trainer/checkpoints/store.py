@@ -1,77 +1,129 @@
-"""Checkpoints: what a run needs to go on as if it had never stopped, on the same or another number of ranks.
+"""Saving what a run needs to go on as if it had never stopped, and finding the newest that is as it was written.
 
-RUN/checkpoints/step-00000100/ holds the shards of model and optimizer (torch.distributed.checkpoint) and state.json.
-DCP writes `.metadata` last, by rename: a folder that has it is complete. Nothing in training draws random
-numbers (parameters come from names, data from counters), so there is no generator state to keep.
+Nothing in training draws random numbers (parameters come from names, data from counters), so there is no generator
+state to keep.
 """
 
 import shutil
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, TypeVar
 
 import torch.distributed.checkpoint as dcp
-from pydantic import ValidationError
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from shared.files import write_atomic
-from shared.model_settings import Settings
-from shared.shards.manifest import first_problem
-from trainer.data.cursor import Cursor
+from trainer.checkpoints.folders import (
+    STATE_NAME,
+    FileRecord,
+    damage,
+    damaged_folders,
+    is_complete,
+    mark_complete,
+    record_of,
+    set_aside,
+    step_folder,
+    step_folders,
+)
+from trainer.checkpoints.retention import tidy
+from trainer.checkpoints.state import TrainState, read_state, validation_scores
+from trainer.checkpoints.writing import RecordingWriter
 from trainer.errors import CheckpointError
 from trainer.identity import RunIdentity, check_same
-from trainer.learning.guard import GuardState
 from trainer.learning.optimizer import Optimizers
 from trainer.parallel.world import World
 from trainer.settings import CheckpointSettings
 
-STATE_NAME = "state.json"
-COMMIT_NAME = ".metadata"
-
-
-class TrainState(Settings):
-    """Everything about a run that is neither a parameter nor a moment."""
-
-    identity: RunIdentity
-    config: dict[str, Any]
-    """The resolved recipe, for the reader."""
-    step: int = 0
-    """Optimizer steps done."""
-    targets: int = 0
-    """Training targets seen."""
-    cursor: Cursor | None = None
-    """Where the data goes on; None at the beginning."""
-    guard: GuardState = GuardState()
-    """What the next steps are judged by."""
+T = TypeVar("T")
 
 
 class Checkpoints:
-    """The checkpoints of one run."""
+    """The checkpoints of one run. Every rank takes part in everything, in the same order."""
 
     def __init__(self, out: Path, settings: CheckpointSettings, world: World) -> None:
         self.folder = out / "checkpoints"
         self.settings = settings
-        self.world = world
+        self.last: Path | None = None
+        """The newest that is known to be good."""
+        self._world = world
+        self._stager = _stager(world) if settings.asynchronous else None
+        self._saving: tuple[Path, Future[None]] | None = None
+        self._failures = 0
+        self._news: list[str] = []
 
-    def save(self, model: nn.Module, optimizer: Optimizers, state: TrainState) -> Path:
-        """Save a step into a fresh folder, then drop all but the newest; every rank takes part."""
-        path = self.folder / f"step-{state.step:08d}"
-        if self.world.first:
-            shutil.rmtree(path, ignore_errors=True)
-            path.mkdir(parents=True)
-            write_atomic(path / STATE_NAME, state.model_dump_json(indent=1) + "\n")
-        self.world.barrier()
+    def news(self) -> list[str]:
+        """Lines for the user since the last call."""
+        news, self._news = self._news, []
+        return news
+
+    def save(self, model: nn.Module, optimizer: Optimizers, state: TrainState) -> None:
+        """Begin to save a step, when the save before has ended; later steps do not change what is saved.
+
+        Raises CheckpointError when too many saves in a row have failed.
+        """
+        self.wait()
+        path = step_folder(self.folder, state.step)
         parameters, moments = get_state_dict(model, optimizer.parts)
-        dcp.save({"model": parameters, "optimizer": moments}, checkpoint_id=path)
-        if self.world.first:
-            self._drop_old()
-        return path
+        parts = {"model": parameters, "optimizer": moments}
+        if self._stager is None:
+            self._saving = path, _outcome(self._write, path, parts, state)
+        else:
+            self._saving = path, _in_background(self._write, path, self._stager.stage(parts), state)
+
+    def wait(self) -> bool:
+        """Wait for the save in flight; whether the state that was last given to ``save`` is on storage.
+
+        Raises CheckpointError when too many saves in a row have failed.
+        """
+        if self._saving is None:
+            return self._failures == 0
+        (path, outcome), self._saving = self._saving, None
+        try:
+            outcome.result()
+        except CheckpointError as error:
+            self._failures += 1
+            problem = f"{path} could not be saved: {error}"
+            if self._failures >= self.settings.failures:
+                times = f"{self._failures} saves in a row have failed"
+                raise CheckpointError(
+                    f"{times}, the last good checkpoint is {self.last or 'none'}; {problem}"
+                ) from None
+            self._news.append(f"{problem}; training goes on, the last good checkpoint is {self.last or 'none'}")
+        else:
+            self._failures, self.last = 0, path
+        return self._failures == 0
 
     def newest(self) -> Path | None:
-        """The last complete checkpoint; all ranks must agree, so only a start asks."""
-        complete = self._complete()
-        return complete[-1] if complete else None
+        """The newest checkpoint whose files are what was written; damaged ones are set aside.
+
+        Each rank reads its share of the files. Raises CheckpointError when all there are were damaged.
+        """
+        folders = step_folders(self.folder)
+        found: list[Path] = self._world.gather([path for path in reversed(folders) if is_complete(path)])[0]
+        for path in found:
+            problems = self._world.gather(damage(path, self._world.rank, self._world.size))
+            problem = next(filter(None, problems), None)
+            if problem is None:
+                self.last = path
+                break
+            if self._world.first:
+                self._news.append(f"{path} is damaged ({problem}); it is now {set_aside(path)}")
+            self._world.barrier()
+        damaged = self._world.gather(damaged_folders(self.folder))[0]
+        if self.last is None and damaged:
+            raise CheckpointError(
+                f"no checkpoint in {self.folder} is whole any more ({damaged[-1].name} is the newest); "
+                f"mend or remove {'these' if damaged[1:] else 'it'} to begin again"
+            )
+        for path in folders if self._world.first else ():
+            if path not in found:
+                self._news.append(f"{path} was being saved when the run ended; it is not used")
+        return self.last
 
     def load(self, path: Path, model: nn.Module, optimizer: Optimizers, identity: RunIdentity) -> TrainState:
         """Fill model and optimizer from a checkpoint of this run.
@@ -84,28 +136,97 @@ class Checkpoints:
         try:
             dcp.load({"model": parameters, "optimizer": moments}, checkpoint_id=path)
         except CheckpointException as error:  # derives from BaseException: a plain handler would let it pass
-            cause = next(iter(error.failures.values()))[0]
-            raise CheckpointError(f"{path} is damaged ({cause}); remove it to go on from the one before") from None
+            raise CheckpointError(f"{path} cannot be loaded ({_cause(error)})") from None
         set_state_dict(model, optimizer.parts, model_state_dict=parameters, optim_state_dict=moments)
         return state
 
-    def _complete(self) -> list[Path]:
-        return sorted(path.parent for path in self.folder.glob(f"step-*/{COMMIT_NAME}"))
+    def _write(self, path: Path, parts: dict[str, Any], state: TrainState) -> None:
+        """Write a fresh folder and mark it complete when all files of all ranks are on storage, then tidy up.
 
-    def _drop_old(self) -> None:
-        """Keep the newest ones; remains of interrupted saves go too."""
-        kept = self._complete()[-self.settings.keep :]
-        for path in self.folder.glob("step-*"):
-            if path not in kept:
-                (path / COMMIT_NAME).unlink(missing_ok=True)  # first, so that no half-removed one looks complete
-                shutil.rmtree(path)
+        Raises CheckpointError on all ranks when one of them could not write, and leaves no folder then.
+        """
+        first, content = self._world.first, state.model_dump_json(indent=1) + "\n"
+        try:
+            begun = self._agree(lambda: _begin(path, content) if first else {})
+            writer = RecordingWriter(path)
+            dcp.save(parts, storage_writer=writer, process_group=self._world.saving)
+            written = begun + self._gather(writer.records)
+            files = {name: record for records in written for name, record in records.items()}
+            self._agree(lambda: mark_complete(path, files) if first else None)
+        except (CheckpointException, CheckpointError) as error:
+            if first:
+                shutil.rmtree(path, ignore_errors=True)
+            cause = _cause(error) if isinstance(error, CheckpointException) else str(error)
+            raise CheckpointError(cause) from None
+        if first:
+            try:
+                scores = validation_scores(self.folder) if self.settings.keep_best else {}
+                tidy(self.folder, scores, self.settings)
+            except (OSError, CheckpointError) as error:
+                self._news.append(f"old checkpoints could not be removed: {error}")
+
+    def _gather(self, value: T) -> list[T]:
+        return self._world.gather(value, self._world.saving)
+
+    def _agree(self, action: Callable[[], T]) -> list[T]:
+        """Do something on every rank, and give all results to all; CheckpointError everywhere when one rank failed."""
+        result, problem = None, None
+        try:
+            result = action()
+        except Exception as error:
+            problem = str(error) or type(error).__name__
+        outcomes = self._gather((result, problem))
+        failed = next((problem for _, problem in outcomes if problem is not None), None)
+        if failed is not None:
+            raise CheckpointError(failed)
+        return [result for result, _ in outcomes]  # type: ignore[misc]
 
 
-def read_state(path: Path) -> TrainState:
-    """The state file of a checkpoint; CheckpointError when it is missing or not one."""
+def _begin(path: Path, state: str) -> dict[str, FileRecord]:
+    """Make the folder and write the state; what an earlier, interrupted save of this step has left goes."""
+    if path.exists():
+        shutil.rmtree(path)
+    path.mkdir(parents=True)
+    write_atomic(path / STATE_NAME, state)
+    return {STATE_NAME: record_of(state.encode())}
+
+
+def _stager(world: World) -> DefaultStager:
+    """Copies to host memory, which it keeps for the next time; pinned where a device copies faster so."""
+    cuda = world.device.type == "cuda"
+    return DefaultStager(
+        StagingOptions(
+            use_pinned_memory=cuda, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=cuda
+        )
+    )
+
+
+def _outcome(action: Callable[..., None], *arguments: Any) -> Future[None]:
+    """Do it now."""
+    future: Future[None] = Future()
     try:
-        return TrainState.model_validate_json((path / STATE_NAME).read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} has no {STATE_NAME}; remove it to go on from the one before") from None
-    except ValidationError as error:
-        raise CheckpointError(f"{path / STATE_NAME}: {first_problem(error)}") from None
+        action(*arguments)
+        future.set_result(None)
+    except Exception as error:
+        future.set_exception(error)
+    return future
+
+
+def _in_background(action: Callable[..., None], *arguments: Any) -> Future[None]:
+    """Do it in a thread that does not keep the process from ending, as those of an executor would."""
+    future: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            action(*arguments)
+            future.set_result(None)
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, name="checkpoint", daemon=True).start()
+    return future
+
+
+def _cause(error: CheckpointException) -> str:
+    """What happened on the first rank that failed."""
+    return str(next(iter(error.failures.values()))[0])

@@ -1,10 +1,11 @@
-"""The ranks of a run: starting the process group, and the few sums that travel beside the gradients."""
+"""The ranks of a run: starting the process groups, and the few sums that travel beside the gradients."""
 
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -15,16 +16,28 @@ from trainer.settings import RunSettings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
+PATIENT = timedelta(hours=2)
+"""For what takes as long as it takes: compiling, reading and writing checkpoints, writing the model."""
+
 
 @dataclass(frozen=True)
 class World:
-    """This rank among the R ranks of the run."""
+    """This rank among the R ranks of the run.
+
+    Three groups with all ranks, since operations of one group must meet in one order on every rank: gradients and
+    parameters travel in the default group, sums and agreements of the main thread in ``bookkeeping``, those of the
+    thread that writes checkpoints in ``saving``.
+    """
 
     rank: int
     size: int
     device: torch.device
     mesh: DeviceMesh
     """[R], over which parameters are sharded."""
+    bookkeeping: dist.ProcessGroup
+    """gloo: host tensors only."""
+    saving: dist.ProcessGroup
+    """gloo, as patient as storage may be slow."""
 
     @property
     def first(self) -> bool:
@@ -36,7 +49,7 @@ class World:
         if self.size == 1:
             return list(values)
         sums = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(sums)
+        dist.all_reduce(sums, group=self.bookkeeping)
         return sums.tolist()
 
     def table(self, values: Sequence[float]) -> list[list[float]]:
@@ -44,17 +57,25 @@ class World:
         rows = torch.zeros(self.size, len(values), dtype=torch.float64)
         rows[self.rank] = torch.tensor(values, dtype=torch.float64)
         if self.size > 1:
-            dist.all_reduce(rows)
+            dist.all_reduce(rows, group=self.bookkeeping)
         return rows.tolist()
 
     def barrier(self) -> None:
         """Wait for all ranks (on the host: gloo's all-reduce, no device is touched)."""
         self.total([0.0])
 
+    def gather(self, value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+        """Every rank's value, in the order of ranks, on all of them."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=group or self.bookkeeping)
+        return values
+
 
 @contextmanager
 def started(run: RunSettings) -> Iterator[World]:
-    """The process group of a torchrun job, or of this process alone when no launcher has set one up.
+    """The process groups of a torchrun job, or of this process alone when no launcher has set one up.
 
     Threads are set from the settings first (law 5). Collectives of host tensors go through gloo, of device tensors
     through NCCL.
@@ -65,18 +86,23 @@ def started(run: RunSettings) -> Iterator[World]:
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+        dist.init_process_group(backend, timeout=PATIENT)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     size = dist.get_world_size()
     ended = False
     try:
-        yield World(dist.get_rank(), size, device, init_device_mesh(device.type, (size,)))
+        mesh = init_device_mesh(device.type, (size,))
+        yield World(dist.get_rank(), size, device, mesh, bookkeeping=_gloo_group(), saving=_gloo_group())
         ended = True
     finally:
         # Not after an error that others do not know of: they would meet a closed connection and complain first.
         if ended or size == 1:
             dist.destroy_process_group()
+
+
+def _gloo_group() -> dist.ProcessGroup:
+    return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=PATIENT))
 
 
 def lost_peer(error: RuntimeError) -> bool:

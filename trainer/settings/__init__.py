@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from pydantic import model_validator
+
 from shared.model_settings import ModelSettings, Settings
 from trainer.settings.data import DataSettings, StartSettings
 from trainer.settings.learning import GuardSettings, OptimizerSettings, ScheduleSettings, TableSettings
@@ -39,6 +41,16 @@ class TrainSettings(Settings):
     guard: GuardSettings = GuardSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     metrics: MetricsSettings = MetricsSettings()
+
+    @model_validator(mode="after")
+    def _best_are_validated(self) -> "TrainSettings":
+        """Checked here, where both sections are known."""
+        validate, save = self.metrics.validate_every, self.checkpoint.every
+        if self.checkpoint.keep_best and (validate is None or validate % save):
+            raise ValueError(
+                f"checkpoint.keep_best needs metrics.validate_every, a multiple of checkpoint.every ({save})"
+            )
+        return self
 
     def resolved(self) -> dict[str, Any]:
         """Every key with its value, as plain JSON."""

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trainer.settings.section import Section
 
@@ -16,6 +16,22 @@ class CheckpointSettings(Section):
     """Steps."""
     keep: int = Field(default=2, gt=0)
     """How many of the newest stay."""
+    keep_every: int | None = Field(default=None, gt=0)
+    """Checkpoints of steps that are multiples of this stay for ever; must be a multiple of ``every``."""
+    keep_best: int = Field(default=0, ge=0)
+    """How many stay that had the fewest bits per byte of the validation split. Needs ``metrics.validate_every``, a
+    multiple of ``every``: only a checkpoint that was validated can be among the best."""
+    asynchronous: bool = True
+    """Training goes on while a snapshot is written, which takes host memory of the size of this rank's share of
+    parameters and moments. Otherwise it waits."""
+    failures: int = Field(default=3, gt=0)
+    """So many failed saves in a row end the run; until then training goes on with the last good one."""
+
+    @model_validator(mode="after")
+    def _reachable(self) -> "CheckpointSettings":
+        if self.keep_every is not None and self.keep_every % self.every:
+            raise ValueError(f"keep_every {self.keep_every} must be a multiple of every ({self.every})")
+        return self
 
 
 class MetricsSettings(Section):

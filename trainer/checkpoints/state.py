@@ -1,0 +1,51 @@
+"""What a checkpoint holds beside parameters and moments."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, ValidationError
+
+from shared.model_settings import Settings
+from shared.shards.manifest import first_problem
+from trainer.checkpoints.folders import STATE_NAME, is_complete, step_folders, step_of
+from trainer.data.cursor import Cursor
+from trainer.errors import CheckpointError
+from trainer.evaluation.scores import SubsetScore, total_of
+from trainer.identity import RunIdentity
+from trainer.learning.guard import GuardState
+
+
+class TrainState(Settings):
+    """Everything about a run that is neither a parameter nor a moment."""
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
+    identity: RunIdentity
+    config: dict[str, Any]
+    """The resolved recipe, for the reader."""
+    step: int = 0
+    """Optimizer steps done."""
+    targets: int = 0
+    """Training targets seen."""
+    cursor: Cursor | None = None
+    """Where the data goes on; None at the beginning."""
+    guard: GuardState = GuardState()
+    """What the next steps are judged by."""
+    validation: dict[str, SubsetScore] | None = None
+    """Scores of the validation split after this very step, by subset; None where it was not validated."""
+
+
+def read_state(path: Path) -> TrainState:
+    """The state of a checkpoint; CheckpointError when the file is missing or not one."""
+    try:
+        return TrainState.model_validate_json((path / STATE_NAME).read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path / STATE_NAME}: {error.strerror}") from None
+    except ValidationError as error:
+        raise CheckpointError(f"{path / STATE_NAME}: {first_problem(error)}") from None
+
+
+def validation_scores(folder: Path) -> dict[int, float]:
+    """Bits per byte of the validation split, by step, of the complete checkpoints that were validated."""
+    states = {step_of(path): read_state(path) for path in step_folders(folder) if is_complete(path)}
+    return {step: total_of(state.validation).bits_per_byte for step, state in states.items() if state.validation}
