@@ -16,7 +16,6 @@ from trainer.settings import TrainSettings, decisive
 
 IDENTITY_NAME = "identity.json"
 RESOLVED_NAME = "config.json"
-TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"
 
 
 class RunIdentity(Settings):
@@ -25,7 +24,7 @@ class RunIdentity(Settings):
     config: dict[str, Any]
     """The resolved recipe without the keys that do not decide what is learnt."""
     data: dict[str, str]
-    """Fingerprints of the datasets, by split."""
+    """Fingerprints of the datasets, by split; of several, by NAME/split."""
     patching: PatchingSettings
     """As the training split records it."""
     patcher: PatcherIdentity | None
@@ -61,12 +60,19 @@ def run_identity(settings: TrainSettings) -> RunIdentity:
     Raises DatasetError when the data is not there, ConfigError when it does not fit the model, ModelFileError when
     there is no model to start from.
     """
-    train, validation = (load_manifest(settings.data.path / split) for split in (TRAIN_SPLIT, VALIDATION_SPLIT))
+    found = {split: load_manifests(settings.data, split) for split in (TRAIN_SPLIT, VALIDATION_SPLIT)}
+    for name, folder in split_folders(settings.data, TRAIN_SPLIT).items():
+        _check_agree(found[TRAIN_SPLIT][name], found[VALIDATION_SPLIT][name], folder)
+    train = together(found[TRAIN_SPLIT], split_folders(settings.data, TRAIN_SPLIT))
     _check_fit(settings, train)
-    _check_agree(train, validation, settings.data.path)
+    _check_mixing(settings, train)
     return RunIdentity(
         config=decisive(settings),
-        data={TRAIN_SPLIT: train.fingerprint, VALIDATION_SPLIT: validation.fingerprint},
+        data={
+            prefixed(name, split): manifest.fingerprint
+            for split, manifests in found.items()
+            for name, manifest in manifests.items()
+        },
         patching=train.identity.patching,
         patcher=train.identity.patcher,
         start=None if settings.start.model is None else model_sha256(settings.start.model),
@@ -76,22 +82,36 @@ def run_identity(settings: TrainSettings) -> RunIdentity:
 def _check_fit(settings: TrainSettings, train: Manifest) -> None:
     """The byte latent transformer needs patches, the entropy model must not see data that it will patch otherwise."""
     patched = train.identity.patching.patched
-    folder = settings.data.path / TRAIN_SPLIT
+    folder = next(iter(split_folders(settings.data, TRAIN_SPLIT).values()))
     if settings.model.kind == "blt" and not patched:
         raise ConfigError(f"{folder}: model.kind 'blt' needs patched shards, these have rule 'none'")
     if settings.model.kind == "entropy" and patched:
         raise ConfigError(f"{folder}: model.kind 'entropy' trains on unpatched shards (rule 'none')")
-    unknown = settings.data.weights.keys() - train.subsets.keys()
-    if unknown:
-        raise ConfigError(f"data.weights names {sorted(unknown)[0]!r}; {folder} has {', '.join(train.subsets)}")
 
 
-def _check_agree(train: Manifest, validation: Manifest, folder: Path) -> None:
+def _check_mixing(settings: TrainSettings, train: Manifest) -> None:
+    """Shares that can be kept, and data that lasts for the run. Raises ConfigError."""
+    there = targets_until_the_end(*of_one_pass(train), mixing_of(settings.data))
+    run = settings.run
+    if not there or (run.bytes and run.bytes <= there):
+        return
+    if run.bytes:
+        raise ConfigError(f"the run is {run.bytes} targets long, but data.repeats leaves {there}; make it shorter")
+    assert run.steps is not None
+    most = run.steps * settings.data.packs * settings.data.tokens
+    if most > there:
+        raise ConfigError(
+            f"run.steps {run.steps} may need {most} targets, but data.repeats leaves {there}; "
+            "give the length as run.passes or run.bytes"
+        )
+
+
+def _check_agree(train: Manifest, validation: Manifest, folder: Path | str) -> None:
     """Both splits must come from one run of the pipeline with one patcher."""
     ours, theirs = (split.identity.model_dump(mode="json", exclude={"split"}) for split in (train, validation))
     lines = differences(ours, theirs)
     if lines:
-        raise IdentityError(f"{folder}: train/ and validation/ were not made together: {'; '.join(lines)}")
+        raise IdentityError(f"{folder} and its validation/ were not made together: {'; '.join(lines)}")
 
 
 def finished(out: Path, identity: RunIdentity) -> bool:

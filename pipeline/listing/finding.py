@@ -16,9 +16,10 @@ from pipeline.listing.choosing import (
     without_companions,
 )
 from pipeline.listing.formats import format_of, why_not
-from pipeline.read.storage import Stamp, file_system, is_url, local_path, stamp, stamp_of
+from pipeline.read.storage import Stamp, stamp, stamp_of
 from pipeline.settings import SPLIT_NAMES, PipelineError, ReadSettings, SplitName
 from shared.shards.manifest import MANIFEST_NAME, DatasetError, load_manifest
+from shared.storage import StorageError, file_system, is_url, local_path
 
 _LINKS = "symbolic links"
 
@@ -131,6 +132,8 @@ def _find_remote(url: str, reading: ReadSettings, skipped: Counter[str]) -> Iter
         yield from _remote(url, reading, skipped)
     except PipelineError:
         raise
+    except StorageError as error:
+        raise PipelineError(str(error)) from None
     except FileNotFoundError:
         raise PipelineError(f"{url}: there is no such file or directory") from None
     except Exception as error:  # each store has errors of its own

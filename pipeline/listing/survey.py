@@ -8,9 +8,10 @@ from pipeline.listing.formats import format_of
 from pipeline.plan import PIECES_OF_COMPRESSED, Piece, SourceFile, byte_pieces, row_pieces
 from pipeline.read.arrow_ipc import batch_sizes
 from pipeline.read.parquet import row_group_sizes
-from pipeline.read.storage import DATA_ERRORS, is_url, open_binary, reason_in
+from pipeline.read.storage import DATA_ERRORS, reason_in
 from pipeline.read.streams import Compression, DamagedStream, chunks
 from pipeline.settings import PipelineError, ReadSettings
+from shared.storage import is_url, open_binary
 
 
 def survey_file(found: Found, cut_bytes: int, reading: ReadSettings) -> SourceFile:

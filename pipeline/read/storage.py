@@ -1,31 +1,18 @@
-"""Where input files lie, local or behind an fsspec URL: opened, measured and told from a changed file in one way."""
+"""Input files, local or behind an fsspec URL: measured, told from a changed file and quoted in one way."""
 
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import IO, Any
-from urllib.parse import urlsplit
+from typing import Any
 
 import pyarrow as pa
 
 from pipeline.records import CHUNK, LONGEST_EXCERPT, DeadLetter, Place
 from pipeline.settings import PipelineError
+from shared.storage import file_system, is_url, open_binary
 
-_PACKAGES = {
-    "s3": ("s3fs", "s3"),
-    "s3a": ("s3fs", "s3"),
-    "gs": ("gcsfs", "gcs"),
-    "gcs": ("gcsfs", "gcs"),
-    "hf": ("huggingface_hub", "hf"),
-    "http": ("aiohttp", None),
-    "https": ("aiohttp", None),
-    "abfs": ("adlfs", None),
-    "az": ("adlfs", None),
-    "r2": ("s3fs", "s3"),
-}
-"""Package that a scheme needs, and the extra of this project that installs it."""
 _VERSION_KEYS = (
     "ETag",
     "etag",
@@ -60,15 +47,6 @@ class Stamp:
     """Of remote files: what their store says about the version, as key=value; empty where it says nothing."""
 
 
-def is_url(text: str) -> bool:
-    return "://" in text or text.startswith("pipe:")
-
-
-def local_path(text: str) -> str:
-    """A ``file://`` URL as the path that it means; anything else as it is."""
-    return text.removeprefix("file://")
-
-
 def stamp(location: str, planned: Stamp | None = None) -> Stamp:
     """The stamp of a file as it is now, never a cached one; its version by the key that was planned with.
 
@@ -99,36 +77,9 @@ def _plain(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value).strip('"')
 
 
-def open_binary(location: str) -> IO[bytes]:
-    """A file for reading, with seek. Raises OSError."""
-    if not is_url(location):
-        return open(location, "rb")
-    fs, path = file_system(location)
-    return fs.open(path, "rb")
-
-
 def open_arrow(location: str) -> pa.NativeFile:
     """The same for pyarrow; a local file is mapped, so that what is skipped costs nothing."""
     return pa.PythonFile(open_binary(location), mode="r") if is_url(location) else pa.memory_map(location)
-
-
-def file_system(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL, and the path in it. Raises PipelineError for a URL that may not be read."""
-    scheme = urlsplit(url).scheme
-    if scheme == "pipe" or "::" in url:
-        raise PipelineError(f"{url}: commands and chained URLs are not read; give a plain path or URL")
-    if "@" in urlsplit(url).netloc:
-        raise PipelineError(f"{scheme}://...: put the password into the environment, not into the URL")
-    import fsspec
-
-    try:
-        return fsspec.core.url_to_fs(url)
-    except ImportError:
-        package, extra = _PACKAGES.get(scheme, (f"the fsspec driver of {scheme}", None))
-        install = f"pip install 'patchwork-blt[{extra}]'" if extra else f"pip install {package}"
-        raise PipelineError(f"{url}: reading {scheme}:// needs the package {package}; {install}") from None
-    except ValueError as error:
-        raise PipelineError(f"{url}: {error}") from None
 
 
 def damaged_range(location: str, place: Place, reason: str, begin: int = 0, size: int | None = None) -> DeadLetter:

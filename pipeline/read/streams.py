@@ -9,7 +9,7 @@ from typing import IO, Literal
 
 import zstandard
 
-from pipeline.read.storage import open_binary
+from shared.storage import open_binary
 from pipeline.records import CHUNK
 from pipeline.settings import ReadSettings
 

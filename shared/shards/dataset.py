@@ -17,7 +17,7 @@ from shared.shards.arrow import ArrowReader
 from shared.shards.columns import BatchColumns
 from shared.shards.document import Row
 from shared.shards.index import ShardIndex, index_name, read_index
-from shared.shards.manifest import MANIFEST_NAME, DatasetError, Manifest, load_manifest
+from shared.shards.manifest import MANIFEST_NAME, PATCHER_FOLDER, DatasetError, Manifest, load_manifest
 from shared.shards.sidecar import SidecarReader, sidecar_name
 from shared.shards.webdataset import TarReader
 
@@ -77,6 +77,25 @@ class Dataset:
     def fingerprint(self) -> str:
         """Digest of identity and content; what loaders and checkpoints record."""
         return self.manifest.fingerprint
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """The same by split."""
+        return {self.manifest.identity.split: self.fingerprint}
+
+    @property
+    def where(self) -> str:
+        """Where the dataset lies, for errors."""
+        return str(self.folder)
+
+    @property
+    def patcher(self) -> Path:
+        """Folder of the entropy model that found the patches, if one did."""
+        return self.folder / PATCHER_FOLDER
+
+    def shard_path(self, shard: int) -> str:
+        """Where a shard lies, for errors."""
+        return f"{self.where}/{self.manifest.shards[shard].name}"
 
     @cached_property
     def index(self) -> DatasetIndex:

@@ -9,6 +9,7 @@ import numpy as np
 
 from shared.shards.dataset import Dataset
 from shared.shards.manifest import DatasetError
+from trainer.data.mixture import Mixture
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,15 @@ class Catalogue:
         return np.bincount(self.subset, self.inputs - 1, len(self.subset_names)).astype(np.int64)
 
 
-def catalogue_of(dataset: Dataset) -> Catalogue:
+def catalogue_of(dataset: Dataset | Mixture) -> Catalogue:
     """Read the documents of a dataset from its index. Raises DatasetError when it is damaged or holds none."""
     index = dataset.index
     starts = np.flatnonzero(index.part == 0)
     if len(starts) == 0:
-        raise DatasetError(f"{dataset.folder} holds no documents")
+        raise DatasetError(f"{dataset.where} holds no documents")
     ends = np.append(starts[1:], len(index))
     if starts[0] != 0 or not np.array_equal(np.flatnonzero(index.last), ends - 1):
-        raise DatasetError(f"{dataset.folder}: the index does not list the parts of a document in a row")
+        raise DatasetError(f"{dataset.where}: the index does not list the parts of a document in a row")
     row_inputs = index.bytes + (index.part == 0)
     eos_alone = index.last & (index.last_patch == 1)
     batch = np.repeat(np.arange(len(index.batch_starts) - 1), np.diff(index.batch_starts))

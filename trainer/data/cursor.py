@@ -2,9 +2,10 @@
 
 from pydantic import Field
 
-from shared.identity import IdentityError
+from shared.identity import IdentityError, differences
 from shared.model_settings import Settings
 from shared.shards.dataset import Dataset
+from trainer.data.mixture import Mixture
 
 
 class Lane(Settings):
@@ -26,20 +27,20 @@ class Cursor(Settings):
     """Documents of each subset's stream that are used up, or begun by a lane."""
     lanes: tuple[Lane, ...]
     """Pack p is cut from lane p modulo their number."""
-    fingerprint: str
-    """Of the dataset."""
+    fingerprints: dict[str, str]
+    """Of the datasets, by split; of several, by NAME/split."""
 
 
-def first_cursor(dataset: Dataset, seed: int, lanes: int) -> Cursor:
+def first_cursor(dataset: Dataset | Mixture, seed: int, lanes: int) -> Cursor:
     """The cursor of a run that begins."""
     drawn = dict.fromkeys(dataset.subset_names, 0)
-    return Cursor(seed=seed, pack=0, drawn=drawn, lanes=(Lane(),) * lanes, fingerprint=dataset.fingerprint)
+    return Cursor(seed=seed, pack=0, drawn=drawn, lanes=(Lane(),) * lanes, fingerprints=dataset.fingerprints)
 
 
-def check_cursor(cursor: Cursor, dataset: Dataset) -> None:
+def check_cursor(cursor: Cursor, dataset: Dataset | Mixture) -> None:
     """Raise IdentityError when the cursor belongs to other data than this."""
-    if cursor.fingerprint != dataset.fingerprint:
+    lines = differences(cursor.fingerprints, dataset.fingerprints)
+    if lines:
         raise IdentityError(
-            f"{dataset.folder} is not the data that this run began with: "
-            f"its fingerprint is {dataset.fingerprint[:16]}, the checkpoint's {cursor.fingerprint[:16]}"
+            f"{dataset.where} is not the data that this run began with: fingerprint of {'; '.join(lines)}"
         )

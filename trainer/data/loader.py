@@ -17,8 +17,10 @@ from shared.shards.dataset import Dataset
 from trainer.data.catalogue import catalogue_of
 from trainer.data.cursor import Cursor, check_cursor, first_cursor
 from trainer.data.limits import PackLimits
+from trainer.data.mixture import Mixture
 from trainer.data.packs import Pack, Step, build_pack
 from trainer.data.plan import PackPlan, Planner, check_division
+from trainer.data.schedule import Mixing
 from trainer.data.slices import SliceReader
 
 PREFETCH = 4
@@ -35,10 +37,10 @@ class PackDataset(IterableDataset):
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Dataset | Mixture,
         limits: PackLimits,
         packs_per_step: int,
-        weights: dict[str, float],
+        mixing: Mixing,
         cursor: Cursor,
         rank: int = 0,
         ranks: int = 1,
@@ -51,7 +53,7 @@ class PackDataset(IterableDataset):
                 f"data.packs is {packs_per_step}, but the checkpoint was made after {cursor.pack} packs, "
                 "which is no whole number of such steps"
             )
-        self._dataset, self._limits, self._weights = dataset, limits, weights
+        self._dataset, self._limits, self._mixing = dataset, limits, mixing
         self._catalogue = catalogue_of(dataset)
         self._packs_per_step, self._rank, self._ranks = packs_per_step, rank, ranks
         self._cursor, self._next = cursor, FROM_WORKER
@@ -101,10 +103,12 @@ class PackDataset(IterableDataset):
         number = planner.cursor.pack // self._packs_per_step
         plans = [planner.next_pack() for _ in range(self._packs_per_step)]
         targets, text = sum(plan.targets for plan in plans), sum(plan.bytes for plan in plans)
+        if not targets:
+            raise ConfigError("data.repeats: every subset has been drawn as often as it may be, and the run goes on")
         return plans, Step(number, targets, text, planner.cursor)
 
     def _planner(self, reader: SliceReader) -> Planner:
-        return Planner(self._catalogue, reader, self._limits, self._weights, self._cursor)
+        return Planner(self._catalogue, reader, self._limits, self._mixing, self._cursor)
 
 
 class PackLoader:
@@ -112,10 +116,10 @@ class PackLoader:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Dataset | Mixture,
         limits: PackLimits,
         packs_per_step: int,
-        weights: dict[str, float] | None = None,
+        mixing: Mixing | None = None,
         seed: int = 0,
         lanes: int = 1,
         rank: int = 0,
@@ -130,7 +134,7 @@ class PackLoader:
         self.cursor = cursor or first_cursor(dataset, seed, lanes)
         """The data state after the step of the latest pack."""
         self.limits = limits
-        self._packs = PackDataset(dataset, limits, packs_per_step, weights or {}, self.cursor, rank, ranks)
+        self._packs = PackDataset(dataset, limits, packs_per_step, mixing or Mixing(), self.cursor, rank, ranks)
         self._workers = workers
 
     def __iter__(self) -> Iterator[Pack]:

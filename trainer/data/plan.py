@@ -16,7 +16,7 @@ from shared.identity import IdentityError
 from trainer.data.catalogue import Catalogue
 from trainer.data.cursor import Cursor, Lane
 from trainer.data.limits import PackLimits
-from trainer.data.schedule import Schedule, document_rates
+from trainer.data.schedule import Mixing, Schedule, document_ends, document_rates
 from trainer.data.slices import SliceReader
 from trainer.data.streams import SubsetStream
 
@@ -116,14 +116,14 @@ class Planner:
     """The endless sequence of training packs from a cursor on."""
 
     def __init__(
-        self, catalogue: Catalogue, reader: SliceReader, limits: PackLimits, weights: dict[str, float], cursor: Cursor
+        self, catalogue: Catalogue, reader: SliceReader, limits: PackLimits, mixing: Mixing, cursor: Cursor
     ) -> None:
-        """Raises ConfigError for weights that cannot be kept, IdentityError for a cursor made with other packs."""
+        """Raises ConfigError for shares that cannot be kept, IdentityError for a cursor made with other packs."""
         names = catalogue.subset_names
         documents = np.bincount(catalogue.subset, minlength=len(names))
-        rates = document_rates(documents, catalogue.bytes_of_subset(), weights, names)
+        rates = document_rates(documents, catalogue.bytes_of_subset(), mixing.weights, names)
         self._catalogue, self._reader, self._limits = catalogue, reader, limits
-        self._schedule = Schedule(rates, cursor.seed)
+        self._schedule = Schedule(rates, cursor.seed, document_ends(documents, mixing.repeats, names))
         self._streams = [SubsetStream(catalogue, subset, cursor.seed) for subset in range(len(names))]
         self._cursor = cursor
         self._pack, self._lanes = cursor.pack, list(cursor.lanes)
@@ -141,25 +141,38 @@ class Planner:
         return self._cursor.model_copy(update={"pack": self._pack, "drawn": drawn, "lanes": tuple(self._lanes)})
 
     def next_pack(self) -> PackPlan:
-        """Plan one pack: the longest next piece of its lane."""
+        """Plan one pack: the longest next piece of its lane. It is empty only when all documents have been used up."""
         room = Room(self._limits)
-        number = self._pack % len(self._lanes)
+        number = self._turn()
         lane = self._lanes[number]
         if lane.offset:
             lane = self._fill(lane, room)
         if not lane.offset:
             self._extend(room.tokens)
             self._use(self._upcoming.fill(self._position, room))
-            self._extend(0)
-            left = room.tokens
-            lane = self._fill(Lane(document=int(self._upcoming.documents[self._position])), room)
-            if room.tokens < left:
-                self._use(self._position + 1)
+            if not self._ended():
+                left = room.tokens
+                lane = self._fill(Lane(document=int(self._upcoming.documents[self._position])), room)
+                if room.tokens < left:
+                    self._use(self._position + 1)
         self._lanes[number] = lane
         plan = room.plan(self._pack, self._catalogue)
-        assert plan.targets > 0, "a pack must make progress"
+        assert plan.targets > 0 or self._ended(), "a pack must make progress"
         self._pack += 1
         return plan
+
+    def _turn(self) -> int:
+        """The lane of the next pack; when no more documents begin, the next one that has something left."""
+        number = self._pack % len(self._lanes)
+        if not self._lanes[number].offset and self._ended():
+            begun = [lane for lane, at in enumerate(self._lanes) if at.offset]
+            number = min(begun, key=lambda lane: (lane - number) % len(self._lanes), default=number)
+        return number
+
+    def _ended(self) -> bool:
+        """Whether no more documents begin: every subset has been drawn as often as it may be."""
+        self._extend(0)
+        return self._position == len(self._upcoming.documents)
 
     def _fill(self, lane: Lane, room: Room) -> Lane:
         """Take what fits of a lane's document; the lane after that, with offset 0 if all or nothing of it was taken."""
@@ -174,9 +187,11 @@ class Planner:
         self._position = position
 
     def _extend(self, tokens: int) -> None:
-        """Schedule more documents, until those at hand have more than so many inputs."""
+        """Schedule more documents, until those at hand have more than so many inputs or none is left."""
         while self._upcoming.tokens_from(self._position) <= tokens:
             subsets = self._schedule.following(self._scheduled, BLOCK)
+            if not len(subsets):
+                break
             documents = np.empty(len(subsets), np.int64)
             for subset in np.unique(subsets):
                 mine = subsets == subset

@@ -15,6 +15,7 @@ from shared.shards.columns import BatchColumns
 from shared.shards.dataset import Dataset
 from shared.shards.manifest import DatasetError
 from trainer.data.catalogue import Catalogue
+from trainer.data.mixture import Mixture
 
 CACHE_BYTES = 2**28
 SPECIAL_BYTE, SPECIAL_PATCH = np.zeros(1, np.uint8), np.ones(1, np.uint16)
@@ -41,9 +42,9 @@ class Pieces(NamedTuple):
 
 
 class SliceReader:
-    """Slices of the documents of one dataset."""
+    """Slices of the documents of a dataset."""
 
-    def __init__(self, dataset: Dataset, catalogue: Catalogue) -> None:
+    def __init__(self, dataset: Dataset | Mixture, catalogue: Catalogue) -> None:
         self._dataset = dataset
         self._catalogue = catalogue
         self._batches: OrderedDict[tuple[int, int], BatchColumns] = OrderedDict()
@@ -187,6 +188,6 @@ class SliceReader:
 
     def damaged(self, row: int, problem: str) -> DatasetError:
         """The error that names the shard and the document of a row."""
-        shard = self._dataset.manifest.shards[int(self._catalogue.row_place[row, 0])]
+        shard = self._dataset.shard_path(int(self._catalogue.row_place[row, 0]))
         name = self._columns(row).id(self._place(row))
-        return DatasetError(f"{self._dataset.folder / shard.name}: document {name!r} has {problem}")
+        return DatasetError(f"{shard}: document {name!r} has {problem}")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from shared.shards.dataset import Dataset
 from shared.shards.manifest import Manifest
+from trainer.data.mixture import Mixture
 from trainer.identity import IDENTITY_NAME, ModelIdentity, load_identity
 
 FAR = 0.1
@@ -21,7 +22,7 @@ def mean_patch_size(manifest: Manifest) -> float | None:
     return None if math.isnan(size) else size
 
 
-def patch_size_warning(model: Path, dataset: Dataset) -> str | None:
+def patch_size_warning(model: Path, dataset: Dataset | Mixture) -> str | None:
     """A line when a dataset's patches differ in mean size from those that the model in a folder learnt on.
 
     None when they are alike, or either is not known. Raises IdentityError for a damaged identity.
@@ -33,6 +34,6 @@ def patch_size_warning(model: Path, dataset: Dataset) -> str | None:
     if learnt is None or abs(found / learnt - 1) <= FAR:
         return None
     return (
-        f"note: patches of {dataset.folder} have {found:.2f} bytes on average, those that {model} learnt on had "
+        f"note: patches of {dataset.where} have {found:.2f} bytes on average, those that {model} learnt on had "
         f"{learnt:.2f}; `python -m pipeline calibrate` finds the threshold that gives such patches"
     )

@@ -5,6 +5,7 @@ from torch import nn
 
 from shared.shards.dataset import Dataset
 from trainer.data.limits import PackLimits
+from trainer.data.mixture import Mixture
 from trainer.data.validation import ValidationPacks
 from trainer.evaluation.scores import SubsetScore, evaluate_sums, scores
 from trainer.parallel.model import scatter
@@ -14,7 +15,7 @@ from trainer.parallel.world import World
 class Validation:
     """One pass over a dataset, each rank its packs."""
 
-    def __init__(self, dataset: Dataset, limits: PackLimits, world: World) -> None:
+    def __init__(self, dataset: Dataset | Mixture, limits: PackLimits, world: World) -> None:
         self._packs = ValidationPacks(dataset, limits, world.rank, world.size)
         self._world = world
 

@@ -1,0 +1,77 @@
+"""Where files lie, local or behind an fsspec URL: opened in one way, with one line when that cannot be."""
+
+from pathlib import Path
+from typing import IO, Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator
+
+_PACKAGES = {
+    "s3": ("s3fs", "s3"),
+    "s3a": ("s3fs", "s3"),
+    "gs": ("gcsfs", "gcs"),
+    "gcs": ("gcsfs", "gcs"),
+    "hf": ("huggingface_hub", "hf"),
+    "http": ("aiohttp", None),
+    "https": ("aiohttp", None),
+    "abfs": ("adlfs", None),
+    "az": ("adlfs", None),
+    "r2": ("s3fs", "s3"),
+}
+"""Package that a scheme needs, and the extra of this project that installs it."""
+
+
+class StorageError(ValueError):
+    """A URL that cannot be read; the message says why, without any password."""
+
+
+def is_url(text: str) -> bool:
+    return "://" in text or text.startswith("pipe:")
+
+
+def local_path(text: str) -> str:
+    """A ``file://`` URL as the path that it means; anything else as it is."""
+    return text.removeprefix("file://")
+
+
+def location_of(text: Any) -> Any:
+    """A URL as it is written; any other text as a path."""
+    return Path(local_path(text)) if isinstance(text, str) and not is_url(local_path(text)) else text
+
+
+Location = Annotated[Path | str, BeforeValidator(location_of)]
+"""A folder: a path, or a URL as text."""
+
+
+def below(folder: Path | str, name: str) -> Path | str:
+    """What lies under a name in a folder."""
+    return f"{folder.rstrip('/')}/{name}" if isinstance(folder, str) else folder / name
+
+
+def open_binary(location: str) -> IO[bytes]:
+    """A file for reading, with seek. Raises OSError."""
+    if not is_url(location):
+        return open(location, "rb")
+    fs, path = file_system(location)
+    return fs.open(path, "rb")
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path in it. Raises StorageError for a URL that may not be read."""
+    scheme = urlsplit(url).scheme
+    if scheme == "pipe" or "::" in url:
+        raise StorageError(f"{url}: commands and chained URLs are not read; give a plain path or URL")
+    if "@" in urlsplit(url).netloc:
+        raise StorageError(f"{scheme}://...: put the password into the environment, not into the URL")
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(url)
+    except ImportError:
+        package, extra = _PACKAGES.get(scheme, (f"the fsspec driver of {scheme}", None))
+        install = f"pip install 'patchwork-blt[{extra}]'" if extra else f"pip install {package}"
+        raise StorageError(f"{url}: reading {scheme}:// needs the package {package}; {install}") from None
+    except ValueError as error:
+        raise StorageError(f"{url}: {error}") from None
+
+

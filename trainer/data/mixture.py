@@ -1,0 +1,77 @@
+"""Several datasets as one: what planning and packing read of a dataset, over all of them."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from shared.shards.columns import BatchColumns
+from shared.shards.dataset import Dataset, DatasetIndex, open_dataset
+from trainer.data.splits import prefixed, split_folders, together
+from trainer.settings import DataSettings
+
+
+class Mixture:
+    """Named datasets side by side: their shards are counted on, the subsets of each are NAME/subset."""
+
+    def __init__(self, datasets: Mapping[str, Dataset]) -> None:
+        """Raises IdentityError where their patches differ."""
+        folders: dict[str, Path | str] = {name: dataset.where for name, dataset in datasets.items()}
+        self.manifest = together({name: dataset.manifest for name, dataset in datasets.items()}, folders)
+        """Of all together."""
+        self.subset_names = tuple(self.manifest.subsets)
+        self._datasets = dict(datasets)
+        self._places = [(dataset, n) for dataset in datasets.values() for n in range(len(dataset.manifest.shards))]
+
+    @property
+    def where(self) -> str:
+        """The folders, for errors."""
+        return ", ".join(dataset.where for dataset in self._datasets.values())
+
+    @property
+    def patcher(self) -> Path:
+        """Folder of the entropy model, the same in all of them."""
+        return next(iter(self._datasets.values())).patcher
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of each split, by NAME/split."""
+        return {
+            prefixed(name, split): fingerprint
+            for name, dataset in self._datasets.items()
+            for split, fingerprint in dataset.fingerprints.items()
+        }
+
+    @cached_property
+    def index(self) -> DatasetIndex:
+        """The index of all shards together. Raises DatasetError."""
+        codes = {name: code for code, name in enumerate(self.subset_names)}
+        columns: dict[str, list[np.ndarray]] = {field.name: [] for field in fields(DatasetIndex)}
+        before = 0
+        for name, dataset in self._datasets.items():
+            own = np.array([codes[prefixed(name, subset)] for subset in dataset.subset_names], np.int32)
+            for column, pieces in columns.items():
+                piece = getattr(dataset.index, column)
+                if column == "subset" and len(piece):
+                    piece = own[piece]
+                pieces.append(piece + np.int32(before) if column == "shard" else piece)
+            before += len(dataset.manifest.shards)
+        return DatasetIndex(**{column: np.concatenate(pieces) for column, pieces in columns.items()})
+
+    def batch(self, shard: int, batch: int) -> BatchColumns:
+        """Decode one record batch. Raises DatasetError when the shard is missing or damaged."""
+        dataset, own = self._places[shard]
+        return dataset.batch(own, batch)
+
+    def shard_path(self, shard: int) -> str:
+        """Where a shard lies, for errors."""
+        dataset, own = self._places[shard]
+        return dataset.shard_path(own)
+
+
+def open_split(data: DataSettings, split: str) -> Dataset | Mixture:
+    """The dataset of a split, or several as one. Raises DatasetError, IdentityError."""
+    datasets = {name: open_dataset(folder) for name, folder in split_folders(data, split).items()}
+    return datasets[""] if "" in datasets else Mixture(datasets)

@@ -1,0 +1,94 @@
+"""Where the datasets of a run lie and what they are together, from their manifests alone. Free of torch and pyarrow.
+
+A run reads one dataset, or several with names. The subsets of a named one are NAME/subset, so that everything
+downstream sees one dataset with more subsets.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from shared.identity import IdentityError, differences, digest
+from shared.patching.settings import PatchingSettings
+from shared.shards.manifest import DatasetIdentity, Manifest, load_manifest
+from shared.storage import below
+from trainer.data.schedule import Mixing
+from trainer.settings import DataSettings
+
+TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"
+
+
+def split_folders(data: DataSettings, split: str) -> dict[str, Path | str]:
+    """The folder of each dataset's split, by name; one alone has the name ""."""
+    folders = {"": data.path} if data.path is not None else data.datasets
+    return {name: below(folder, split) for name, folder in folders.items()}
+
+
+def load_manifests(data: DataSettings, split: str) -> dict[str, Manifest]:
+    """The manifest of each dataset's split, by name. Raises DatasetError."""
+    return {name: load_manifest(folder) for name, folder in split_folders(data, split).items()}
+
+
+def together(manifests: Mapping[str, Manifest], folders: Mapping[str, Path | str]) -> Manifest:
+    """Several manifests as that of one dataset: shards one after the other, shards and subsets with names before them.
+
+    A single one is returned as it is. Raises IdentityError, naming two folders, where they do not agree in patches.
+    """
+    if len(manifests) == 1:
+        return next(iter(manifests.values()))
+    (first, one), *others = manifests.items()
+    for name, other in others:
+        lines = differences(_of_patches(one.identity), _of_patches(other.identity))
+        if lines:
+            raise IdentityError(
+                f"{folders[first]} and {folders[name]} cannot be mixed, their patches differ: {'; '.join(lines)}"
+            )
+    thetas = {
+        prefixed(name, subset): theta
+        for name, manifest in manifests.items()
+        for subset, theta in manifest.identity.patching.thetas.items()
+    }
+    patching = PatchingSettings.model_validate(one.identity.patching.model_dump() | {"thetas": thetas})
+    source = digest({name: manifest.fingerprint for name, manifest in manifests.items()})
+    shards = [
+        shard.model_copy(
+            update={
+                "name": prefixed(name, shard.name),
+                "subsets": {prefixed(name, subset): totals for subset, totals in shard.subsets.items()},
+            }
+        )
+        for name, manifest in manifests.items()
+        for shard in manifest.shards
+    ]
+    return Manifest(
+        identity=one.identity.model_copy(update={"patching": patching, "source": source}),
+        shards=shards,
+    )
+
+
+def prefixed(name: str, own: str) -> str:
+    """A name inside a dataset as it is called outside of it."""
+    return f"{name}/{own}" if name else own
+
+
+def _of_patches(identity: DatasetIdentity) -> dict[str, object]:
+    """What the datasets of one run must agree in: the rule, and the entropy model with its precision."""
+    patcher = identity.patcher
+    return {
+        "patching": identity.patching.model_dump(mode="json", exclude={"thetas"}),
+        "patcher": patcher and {"sha256": patcher.sha256, "dtype": patcher.numerics.dtype},
+    }
+
+
+def mixing_of(data: DataSettings) -> Mixing:
+    return Mixing(data.weights, data.repeats)
+
+
+def of_one_pass(manifest: Manifest) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Documents and bytes of one pass, int64 [S] each, and the names of the subsets."""
+    totals = manifest.subsets
+    documents, text = (
+        np.array([getattr(figures, key) for figures in totals.values()], np.int64) for key in ("documents", "bytes")
+    )
+    return documents, text, tuple(totals)
