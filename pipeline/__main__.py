@@ -66,8 +66,9 @@ def _user_errors() -> tuple[type[Exception], ...]:
     from shared.identity import IdentityError
     from shared.model_identity import ModelFileError
     from shared.shards.manifest import DatasetError
+    from shared.storage import StorageError
 
-    return PipelineError, IdentityError, ModelFileError, DatasetError
+    return PipelineError, IdentityError, ModelFileError, DatasetError, StorageError
 
 
 def _stop(*_: object) -> NoReturn:

@@ -1,7 +1,10 @@
 """Where files lie, local or behind an fsspec URL: opened in one way, with one line when that cannot be."""
 
+import errno
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator
@@ -19,6 +22,12 @@ _PACKAGES = {
     "r2": ("s3fs", "s3"),
 }
 """Package that a scheme needs, and the extra of this project that installs it."""
+
+ATTEMPTS = 4
+PAUSE_SECONDS = 0.5
+"""Before a connection is tried again for the first time; longer each time after."""
+OWN_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+T = TypeVar("T")
 
 
 class StorageError(ValueError):
@@ -56,6 +65,36 @@ def open_binary(location: str) -> IO[bytes]:
     return fs.open(path, "rb")
 
 
+def read_whole(location: Path | str) -> bytes:
+    """The content of a small file. Raises FileNotFoundError, OSError of a path, StorageError of a URL."""
+
+    def read() -> bytes:
+        with open_binary(str(location)) as file:
+            return file.read()
+
+    return read() if isinstance(location, Path) else tried_again(read, location)
+
+
+def tried_again(read: Callable[[], T], url: str) -> T:
+    """What reading a URL gives, tried again when the connection breaks.
+
+    Raises FileNotFoundError when there is no such file, and StorageError, one line, when it breaks each time.
+    """
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            return read()
+        except (StorageError, FileNotFoundError):
+            raise
+        except Exception as error:  # each store has errors of its own
+            if isinstance(error, OSError) and error.errno in OWN_ERRORS:
+                raise  # of this machine, not of the connection
+            problem = error
+        if left:
+            time.sleep(PAUSE_SECONDS * (ATTEMPTS - left))
+    said = " ".join(str(problem).split())
+    raise StorageError(f"{url}: {type(problem).__name__}: {said} (tried {ATTEMPTS} times)") from None
+
+
 def file_system(url: str) -> tuple[Any, str]:
     """The fsspec file system of a URL, and the path in it. Raises StorageError for a URL that may not be read."""
     scheme = urlsplit(url).scheme
@@ -73,5 +112,3 @@ def file_system(url: str) -> tuple[Any, str]:
         raise StorageError(f"{url}: reading {scheme}:// needs the package {package}; {install}") from None
     except ValueError as error:
         raise StorageError(f"{url}: {error}") from None
-
-

@@ -14,6 +14,7 @@ from shared.config import ConfigError
 from shared.identity import IdentityError
 from shared.model_identity import ModelFileError
 from shared.shards.manifest import DatasetError
+from shared.storage import StorageError
 
 
 class CheckpointError(ValueError):
@@ -29,7 +30,16 @@ class LogitsError(ValueError):
 
 
 USER_ERRORS = (
-    *(ConfigError, DatasetError, IdentityError, ModelFileError, CheckpointError, TrainingError, LogitsError),
+    *(
+        ConfigError,
+        DatasetError,
+        StorageError,
+        IdentityError,
+        ModelFileError,
+        CheckpointError,
+        TrainingError,
+        LogitsError,
+    ),
     OSError,
 )
 """What a user can mend; anything else is a bug and keeps its traceback."""

@@ -1,5 +1,6 @@
 """What made a run and its model (law 7). Free of torch, so that a finished run is recognised at once."""
 
+import math
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -11,7 +12,18 @@ from shared.identity import IdentityError, differences, digest
 from shared.model_identity import model_sha256
 from shared.model_settings import Settings
 from shared.patching.settings import PatchingSettings
-from shared.shards.manifest import Manifest, PatcherIdentity, first_problem, load_manifest
+from shared.shards.manifest import Manifest, PatcherIdentity, first_problem
+from trainer.data.schedule import targets_of_one_pass, targets_until_the_end
+from trainer.data.splits import (
+    TRAIN_SPLIT,
+    VALIDATION_SPLIT,
+    load_manifests,
+    mixing_of,
+    of_one_pass,
+    prefixed,
+    split_folders,
+    together,
+)
 from trainer.settings import TrainSettings, decisive
 
 IDENTITY_NAME = "identity.json"
@@ -65,7 +77,7 @@ def run_identity(settings: TrainSettings) -> RunIdentity:
         _check_agree(found[TRAIN_SPLIT][name], found[VALIDATION_SPLIT][name], folder)
     train = together(found[TRAIN_SPLIT], split_folders(settings.data, TRAIN_SPLIT))
     _check_fit(settings, train)
-    _check_mixing(settings, train)
+    _check_length(settings, train)
     return RunIdentity(
         config=decisive(settings),
         data={
@@ -89,11 +101,21 @@ def _check_fit(settings: TrainSettings, train: Manifest) -> None:
         raise ConfigError(f"{folder}: model.kind 'entropy' trains on unpatched shards (rule 'none')")
 
 
-def _check_mixing(settings: TrainSettings, train: Manifest) -> None:
+def with_length(settings: TrainSettings) -> TrainSettings:
+    """A recipe whose length in passes has become one in targets. Raises DatasetError when the data is not there."""
+    if settings.run.passes is None:
+        return settings
+    train = together(load_manifests(settings.data, TRAIN_SPLIT), split_folders(settings.data, TRAIN_SPLIT))
+    length = math.ceil(settings.run.passes * targets_of_one_pass(*of_one_pass(train), mixing_of(settings.data)))
+    run = settings.run.model_copy(update={"bytes": min(length, settings.run.bytes or length)})
+    return settings.model_copy(update={"run": run})
+
+
+def _check_length(settings: TrainSettings, train: Manifest) -> None:
     """Shares that can be kept, and data that lasts for the run. Raises ConfigError."""
     there = targets_until_the_end(*of_one_pass(train), mixing_of(settings.data))
     run = settings.run
-    if not there or (run.bytes and run.bytes <= there):
+    if there is None or (run.bytes and run.bytes <= there):
         return
     if run.bytes:
         raise ConfigError(f"the run is {run.bytes} targets long, but data.repeats leaves {there}; make it shorter")
@@ -111,7 +133,7 @@ def _check_agree(train: Manifest, validation: Manifest, folder: Path | str) -> N
     ours, theirs = (split.identity.model_dump(mode="json", exclude={"split"}) for split in (train, validation))
     lines = differences(ours, theirs)
     if lines:
-        raise IdentityError(f"{folder} and its validation/ were not made together: {'; '.join(lines)}")
+        raise IdentityError(f"{folder} and the validation split beside it were not made together: {'; '.join(lines)}")
 
 
 def finished(out: Path, identity: RunIdentity) -> bool:

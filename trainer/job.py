@@ -10,21 +10,19 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from shared.files import write_atomic
 from shared.identity import IdentityError, canonical_json
 from shared.model_files import save_model
-from shared.model_identity import PATCHER_FOLDER, model_sha256
-from shared.shards.dataset import open_dataset
-from shared.shards.manifest import load_manifest
+from shared.model_identity import model_sha256
 from trainer.checkpoints.state import TrainState
 from trainer.checkpoints.store import Checkpoints
 from trainer.data.limits import pack_limits
 from trainer.data.loader import PackLoader
+from trainer.data.mixture import open_split
+from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT, mixing_of
 from trainer.evaluation.patch_size import mean_patch_size, patch_size_warning
 from trainer.evaluation.scores import table
 from trainer.evaluation.validation import Validation
 from trainer.identity import (
     IDENTITY_NAME,
     RESOLVED_NAME,
-    TRAIN_SPLIT,
-    VALIDATION_SPLIT,
     ModelIdentity,
     RunIdentity,
     RunNumerics,
@@ -53,7 +51,7 @@ def claim(settings: TrainSettings, identity: RunIdentity, world: World) -> None:
 def prepare(settings: TrainSettings, identity: RunIdentity, world: World) -> Job:
     """Data, model, optimizer, and the state of the last checkpoint if there is one."""
     out = settings.run.out
-    train, validation = (open_dataset(settings.data.path / split) for split in (TRAIN_SPLIT, VALIDATION_SPLIT))
+    train, validation = (open_split(settings.data, split) for split in (TRAIN_SPLIT, VALIDATION_SPLIT))
     limits = pack_limits(train.manifest, settings.data.tokens, settings.data.patches)
     model = build_model(settings, world)
     optimizer = build_optimizer(model, settings.optimizer)
@@ -73,7 +71,7 @@ def prepare(settings: TrainSettings, identity: RunIdentity, world: World) -> Job
             train,
             limits,
             packs_per_step=settings.data.packs,
-            weights=settings.data.weights,
+            mixing=mixing_of(settings.data),
             seed=settings.run.seed,
             lanes=settings.data.lanes,
             rank=world.rank,
@@ -115,7 +113,8 @@ def export(job: Job, identity: RunIdentity) -> None:
     if job.world.first:
         settings, world = job.settings, job.world
         folder = settings.run.out / MODEL_FOLDER
-        patcher = settings.data.path / TRAIN_SPLIT / PATCHER_FOLDER if identity.patcher else None
+        train = open_split(settings.data, TRAIN_SPLIT)
+        patcher = train.patcher if identity.patcher else None
         if identity.patcher and patcher and (found := model_sha256(patcher)) != identity.patcher.sha256:
             raise IdentityError(f"{patcher} has sha256 {found}, the dataset was made with {identity.patcher.sha256}")
         save_model(weights, settings.model, folder, patcher)
@@ -126,7 +125,7 @@ def export(job: Job, identity: RunIdentity) -> None:
             ranks=world.size,
             threads=settings.run.threads,
         )
-        size = mean_patch_size(load_manifest(settings.data.path / TRAIN_SPLIT))
+        size = mean_patch_size(train.manifest)
         made_by = ModelIdentity(**dict(identity), numerics=numerics, mean_patch_size=size)
         save_identity(made_by, folder / IDENTITY_NAME)
     job.world.barrier()

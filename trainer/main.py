@@ -15,7 +15,7 @@ if __name__ == "__main__":
 
 from shared.config import load_recipe
 from trainer.errors import USER_ERRORS, complain, first_of_node, leave
-from trainer.identity import RunIdentity, finished, run_identity
+from trainer.identity import RunIdentity, finished, run_identity, with_length
 from trainer.settings import TrainSettings
 
 USAGE = "usage: torchrun trainer/main.py RECIPE.toml [--section.key value]..."
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     recipe, *overrides = arguments
     try:
-        settings = load_recipe(Path(recipe), overrides, TrainSettings)
+        settings = with_length(load_recipe(Path(recipe), overrides, TrainSettings))
         identity = run_identity(settings)
         if finished(settings.run.out, identity):
             if first_of_node():

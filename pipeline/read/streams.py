@@ -9,9 +9,9 @@ from typing import IO, Literal
 
 import zstandard
 
-from shared.storage import open_binary
 from pipeline.records import CHUNK
 from pipeline.settings import ReadSettings
+from shared.storage import open_binary
 
 Compression = Literal["none", "gzip", "zstd", "bzip2", "xz"]
 SUFFIXES: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".xz": "xz"}

@@ -9,6 +9,7 @@ from shared.files import write_atomic
 from shared.identity import digest
 from shared.model_settings import Settings
 from shared.patching.settings import PatchingSettings
+from shared.storage import below, read_whole
 
 MANIFEST_NAME = "manifest.json"
 PATCHER_FOLDER = "patcher"
@@ -125,14 +126,14 @@ class Manifest(Settings):
         write_atomic(folder / MANIFEST_NAME, self.model_dump_json(indent=1) + "\n")
 
 
-def load_manifest(folder: Path) -> Manifest:
-    """Read a dataset's manifest.
+def load_manifest(folder: Path | str) -> Manifest:
+    """Read the manifest of a dataset in a folder or behind a URL.
 
-    Raises DatasetError when there is none, or when it is not one of this version.
+    Raises DatasetError when there is none, or when it is not one of this version, StorageError when it cannot be read.
     """
-    path = folder / MANIFEST_NAME
+    path = below(folder, MANIFEST_NAME)
     try:
-        text = path.read_text()
+        text = read_whole(path)
     except (FileNotFoundError, NotADirectoryError):
         raise DatasetError(f"{folder} is not a finished dataset: it has no {MANIFEST_NAME}") from None
     try:

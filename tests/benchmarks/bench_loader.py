@@ -21,6 +21,7 @@ from trainer.data.cursor import first_cursor
 from trainer.data.limits import pack_limits
 from trainer.data.loader import PackLoader
 from trainer.data.plan import Planner
+from trainer.data.schedule import Mixing
 from trainer.data.slices import SliceReader
 
 PATCHING = PatchingSettings(rule="space", max_length=64)
@@ -53,7 +54,7 @@ def main() -> None:
         limits = pack_limits(dataset.manifest, TOKENS)
         catalogue = catalogue_of(dataset)
         reader = SliceReader(dataset, catalogue)
-        planner = Planner(catalogue, reader, limits, {}, first_cursor(dataset, 0, 64))
+        planner = Planner(catalogue, reader, limits, Mixing(), first_cursor(dataset, 0, 64))
         planner.next_pack()
         began = time.perf_counter()
         text = sum(planner.next_pack().bytes for _ in range(PACKS))

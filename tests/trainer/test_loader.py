@@ -14,6 +14,7 @@ from trainer.data.cursor import Cursor, first_cursor
 from trainer.data.limits import PackLimits
 from trainer.data.loader import PackDataset, PackLoader, stateful_loader
 from trainer.data.packs import Pack, pack_digest
+from trainer.data.schedule import Mixing
 
 LIMITS = PackLimits(64, 32)
 G = 4
@@ -95,7 +96,7 @@ def test_the_state_of_torchdatas_loader_resumes_inside_a_step(
     dataset: Dataset, uninterrupted: list[Pack], workers: int
 ) -> None:
     def shell():
-        packs = PackDataset(dataset, LIMITS, G, {}, first_cursor(dataset, 3, LANES), 0, 1)
+        packs = PackDataset(dataset, LIMITS, G, Mixing(), first_cursor(dataset, 3, LANES), 0, 1)
         return stateful_loader(packs, workers)
 
     for taken in (1, 5, 10):
@@ -183,7 +184,7 @@ def test_damage_found_by_a_worker_is_one_error_that_names_the_file(tmp_path: Pat
 
 def test_an_index_that_does_not_fit_its_rows_names_shard_and_document(dataset: Dataset) -> None:
     """As if index and shard had been made by two programs that disagree: both are whole, by their sha256."""
-    packs = PackDataset(dataset, LIMITS, G, {}, first_cursor(dataset, 0, LANES))
+    packs = PackDataset(dataset, LIMITS, G, Mixing(), first_cursor(dataset, 0, LANES))
     packs._catalogue.row_inputs[:] += 1  # the catalogue is this test's own
     packs._catalogue.inputs[:] += 1
     with pytest.raises(DatasetError, match=r"shard-0000\d.arrow: document '9-\d+' has "):

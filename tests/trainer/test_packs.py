@@ -37,6 +37,7 @@ from trainer.data.cursor import Cursor, first_cursor
 from trainer.data.limits import PackLimits, pack_limits
 from trainer.data.packs import Step, build_pack, pack_digest, patch_map
 from trainer.data.plan import PackPlan, Planner
+from trainer.data.schedule import Mixing
 from trainer.data.slices import SliceReader
 from trainer.data.validation import ValidationPacks
 
@@ -59,7 +60,7 @@ class Plans:
         self.reader = SliceReader(dataset, self.catalogue)
         self.limits = limits
         cursor = cursor or first_cursor(dataset, 11, lanes)
-        self.planner = Planner(self.catalogue, self.reader, limits, weights or {}, cursor)
+        self.planner = Planner(self.catalogue, self.reader, limits, Mixing(weights or {}), cursor)
 
     def build(self, plan: PackPlan):
         return build_pack(plan, STEP, self.limits, self.catalogue, self.reader)

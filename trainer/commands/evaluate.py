@@ -10,8 +10,8 @@ from shared.config import ConfigError
 from shared.files import write_atomic
 from shared.shards.dataset import Dataset, open_dataset
 from shared.shards.manifest import MANIFEST_NAME
+from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT
 from trainer.evaluation.patch_size import patch_size_warning
-from trainer.identity import TRAIN_SPLIT, VALIDATION_SPLIT
 
 if TYPE_CHECKING:
     from trainer.evaluation.scores import Baseline, SubsetScore

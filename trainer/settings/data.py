@@ -1,20 +1,23 @@
 """Which data, how it is packed, and what the parameters are before any of it."""
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
+from shared.storage import Location
 from trainer.settings.section import Section
 
 
 class DataSettings(Section):
     """Which data, and how large a step is."""
 
-    free: ClassVar[tuple[str, ...]] = ("path", "workers")
+    free: ClassVar[tuple[str, ...]] = ("path", "datasets", "workers")
 
-    path: Path
-    """Folder with the datasets train/ and validation/."""
+    path: Location | None = None
+    """Folder or URL with the datasets train/ and validation/."""
+    datasets: dict[str, Location] = Field(default_factory=dict)
+    """Several such folders by name, instead of ``path``: their subsets are NAME/subset."""
     tokens: int = Field(gt=2)
     """T_max: tokens of a pack, the micro-batch of one rank."""
     patches: int | None = Field(default=None, gt=1)
@@ -24,9 +27,25 @@ class DataSettings(Section):
     lanes: int = Field(default=64, gt=0)
     """Documents that are read side by side, so that steps do not dwell on one that is longer than a pack."""
     weights: dict[str, float] = Field(default_factory=dict)
-    """Share of the bytes by subset; a subset not named keeps its natural share."""
+    """Share of the bytes by subset or dataset; what is not named keeps its natural share."""
+    repeats: dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
+    """Passes by subset or dataset after which it is left out; what is not named is repeated as long as the run goes."""
     workers: int = Field(default=1, ge=0)
     """Loader processes of each rank; 0 loads in the rank itself."""
+
+    @field_validator("datasets")
+    @classmethod
+    def _named(cls, datasets: dict[str, Path | str]) -> dict[str, Path | str]:
+        for name in datasets:
+            if not name or "/" in name:
+                raise ValueError(f"{name!r} cannot be the name of a dataset: it comes before the / of its subsets")
+        return datasets
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "DataSettings":
+        if (self.path is None) != bool(self.datasets):
+            raise ValueError("give either path, for one dataset, or datasets, for several by name")
+        return self
 
 
 class StartSettings(Section):

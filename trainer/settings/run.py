@@ -11,7 +11,7 @@ from trainer.settings.section import Section
 class RunSettings(Section):
     """Where, how long and on what."""
 
-    free: ClassVar[tuple[str, ...]] = ("out", "device", "threads")
+    free: ClassVar[tuple[str, ...]] = ("out", "device", "threads", "passes")
 
     out: Path
     """Folder of this run: checkpoints, metrics and at the end the model."""
@@ -20,7 +20,9 @@ class RunSettings(Section):
     steps: int | None = Field(default=None, gt=0)
     """Length of the run in optimizer steps."""
     bytes: int | None = Field(default=None, gt=0)
-    """Length in training targets (bytes of text, and one EOS a document). With both, the first reached ends it."""
+    """Length in training targets (bytes of text, and one EOS a document). The first length reached ends it."""
+    passes: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Length in passes: as many targets as so many times the training data has. At the start it becomes ``bytes``."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
     threads: int = Field(default=1, gt=0)
@@ -30,6 +32,6 @@ class RunSettings(Section):
 
     @model_validator(mode="after")
     def _has_length(self) -> "RunSettings":
-        if self.steps is None and self.bytes is None:
-            raise ValueError("give the length of the run, as steps or as bytes")
+        if self.steps is None and self.bytes is None and self.passes is None:
+            raise ValueError("give the length of the run, as steps or as bytes or as passes")
         return self
