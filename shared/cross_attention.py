@@ -28,7 +28,7 @@ class CrossAttention(nn.Module):
         self.query_norm = RMSNorm(settings.width, settings.norm_eps)
         self.key_value_norm = RMSNorm(settings.width, settings.norm_eps)
         self.query = Linear(settings.width, settings.width)
-        self.key_value = Linear(settings.width, 2 * self.kv_heads * self.head_width)
+        self.key_value = Linear(settings.width, *[self.kv_heads * self.head_width] * 2)
         self.output = Linear(settings.width, settings.width)
 
     def _queries(self, x: Tensor) -> Tensor:

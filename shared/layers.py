@@ -30,10 +30,14 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Linear):
-    """A projection without bias, in the dtype of what it projects; no model here has biases."""
+    """A projection without bias, in the dtype of what it projects; no model here has biases.
 
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, bias=False)
+    Several projections of the same inputs may lie in one matrix, one below the other: ``outputs`` are their widths.
+    """
+
+    def __init__(self, inputs: int, *outputs: int) -> None:
+        super().__init__(inputs, sum(outputs), bias=False)
+        self.outputs = outputs
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype))
@@ -100,10 +104,10 @@ class Block(nn.Module):
         self.heads, self.kv_heads, self.head_width = settings.heads, settings.key_value_heads, settings.head_width
         width = settings.width
         self.attention_norm = RMSNorm(width, settings.norm_eps)
-        self.qkv = Linear(width, (self.heads + 2 * self.kv_heads) * self.head_width)
+        self.qkv = Linear(width, *(heads * self.head_width for heads in (self.heads, self.kv_heads, self.kv_heads)))
         self.attention_output = Linear(width, width)
         self.feed_forward_norm = RMSNorm(width, settings.norm_eps)
-        self.gate_up = Linear(width, 2 * settings.hidden)
+        self.gate_up = Linear(width, settings.hidden, settings.hidden)
         self.down = Linear(settings.hidden, width)
 
     def forward(self, x: Tensor, rotation: Tensor, scope: Scope) -> Tensor:

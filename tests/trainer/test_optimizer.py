@@ -13,7 +13,7 @@ from shared.config import ConfigError
 from shared.initialise import initialise
 from trainer.learning.clipping import clip, part_of
 from trainer.learning.optimizer import build_optimizer, set_rate
-from trainer.learning.parameter_groups import decayed_names, parameter_groups, rate_factors
+from trainer.learning.parameter_groups import adamw_groups, decayed_names, rate_factors
 from trainer.learning.schedule import progress, rate
 from trainer.settings import OptimizerSettings, RunSettings, ScheduleSettings
 
@@ -65,7 +65,7 @@ def test_every_parameter_that_learns_is_in_one_group_with_its_decay_and_factor()
     settings = OptimizerSettings(lr=1.0, weight_decay=0.3, rates=RATES)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = {}
-    for group in parameter_groups(model, settings):
+    for group in adamw_groups(model, settings):
         for parameter in group["params"]:
             name = names[id(parameter)]
             assert name not in found
@@ -83,6 +83,32 @@ def test_a_prefix_is_whole_parts_of_a_name_and_the_longest_wins() -> None:
     assert rate_factors(names, {"a.b.1": 0.5, "a": 0.2, "a.b.10.w": 3.0}) == {"a.b.1.w": 0.5, "a.b.10.w": 3.0, "c": 1}
     assert rate_factors(names, {"c": 0.0}) == {"a.b.1.w": 1, "a.b.10.w": 1, "c": 0}
     assert rate_factors(names, {"a": 0.1, "a.b": 0.2}) == {"a.b.1.w": 0.2, "a.b.10.w": 0.2, "c": 1}
+
+
+def test_a_pattern_may_have_stars_and_the_most_specific_one_wins() -> None:
+    names = ["a.blocks.0.qkv.weight", "a.blocks.1.qkv.weight", "a.blocks.1.down.weight", "b.blocks.0.qkv.weight"]
+    found = rate_factors(names, {"*.blocks.*.qkv": 0.5, "a.blocks.1": 0.2, "a.*": 0.1, "a.blocks.1.qkv": 3.0})
+    assert list(found.values()) == [0.5, 3.0, 0.2, 0.5]
+    assert rate_factors(names, {"a.blocks.*": 0.1, "a.blocks.0": 0.2})[names[0]] == 0.2, "fewer stars"
+    assert rate_factors(names, {"*.blocks.?.d*n": 0.1, "*.blocks.*.*": 0.2})[names[2]] == 0.1, "more characters"
+    assert rate_factors(["a.b.c"], {"a.*.c": 0.3, "*.b.c": 0.3}) == {"a.b.c": 0.3}
+    with pytest.raises(ConfigError, match=r"'a.\*.c' and '\*.b.c' fit a.b.c equally well and disagree"):
+        rate_factors(["a.b.c"], {"a.*.c": 0.1, "*.b.c": 0.2})
+
+
+def test_decay_is_shared_out_by_pattern_among_matrices_only() -> None:
+    model = tiny_blt()
+    shares = {"global_": 0.5, "*.blocks.*.down": 0.0}
+    groups = adamw_groups(model, OptimizerSettings(lr=1.0, weight_decay=0.2, decay=shares))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {names[id(parameter)]: group["weight_decay"] for group in groups for parameter in group["params"]}
+    assert found["global_.blocks.0.qkv.weight"] == 0.1
+    assert found["global_.blocks.0.down.weight"] == 0.0, "of four parts against one"
+    assert found["encoder.blocks.0.qkv.weight"] == 0.2
+    assert found["global_.blocks.0.attention_norm.weight"] == found["encoder.embedding.weight"] == 0.0
+    for pattern in ("ngrams", "encoder.embedding", "*.blocks.*.attention_norm"):
+        with pytest.raises(ConfigError, match=r"optimizer.decay: no decayed matrix's name begins with"):
+            adamw_groups(model, OptimizerSettings(lr=1.0, decay={pattern: 0.5}))
 
 
 @pytest.mark.parametrize("prefix", ["global", "global_.block", "decoder.blocks.1", "global_.blocks.0.qkv.weight.x", ""])

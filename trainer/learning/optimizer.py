@@ -1,4 +1,4 @@
-"""The optimizers of a model: row-wise Adagrad for tables that learn by rows, AdamW for everything else."""
+"""The optimizers of a model: row-wise Adagrad for tables that learn by rows, Muon for matrices on request, AdamW."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.learning.parameter_groups import FACTOR, freeze, parameter_groups, table_factors
+from trainer.learning.muon import Muon
+from trainer.learning.parameter_groups import (
+    FACTOR,
+    adamw_groups,
+    freeze,
+    inner_matrices,
+    muon_groups,
+    table_factors,
+)
 from trainer.learning.rowwise_adagrad import RowwiseAdagrad
 from trainer.settings import OptimizerSettings
 
@@ -45,8 +53,11 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> Optimizers
     """
     freeze(model, settings)
     parts: list[torch.optim.Optimizer] = []
-    if groups := parameter_groups(model, settings):
+    if groups := adamw_groups(model, settings):
         parts.append(torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True))
+    if groups := muon_groups(model, settings):
+        outputs = {model.get_parameter(name): rows for name, rows in inner_matrices(model).items()}
+        parts.append(Muon(groups, settings.lr, settings.muon, outputs))
     if tables := table_factors(model, settings):
         parts.append(RowwiseAdagrad(tables, settings.lr, settings.tables))
     return Optimizers(parts)

@@ -1,4 +1,4 @@
-"""Which parameters are decayed, and at which share of the learning rate each of them learns."""
+"""Which optimizer each parameter has, whether it is decayed, and at which share of the learning rate it learns."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 from torch import nn
 
 from shared.config import ConfigError
+from shared.layers import Linear
+from trainer.learning.patterns import by_pattern
 from trainer.parallel.tables import RowTables, row_tables
 from trainer.settings import OptimizerSettings
 
@@ -27,47 +29,51 @@ def decayed_names(model: nn.Module) -> set[str]:
     }
 
 
+def inner_matrices(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The matrices from activations to activations, all but the head, with the rows of each projection in them."""
+    return {
+        f"{prefix}.weight": module.outputs
+        for prefix, module in model.named_modules()
+        if isinstance(module, Linear) and prefix.rpartition(".")[2] != "head"
+    }
+
+
 def rate_factors(names: Iterable[str], rates: Mapping[str, float]) -> dict[str, float]:
-    """The share of the learning rate of each parameter: that of the longest prefix of its name, 1 without one.
+    """The share of the learning rate of each parameter. Raises ConfigError as `by_pattern` does."""
+    return by_pattern(names, rates, "optimizer.rates")
 
-    A prefix is whole dotted parts: "decoder.blocks.1" is none of "decoder.blocks.10.down.weight".
 
-    Raises ConfigError for a prefix that no parameter has.
+def adamw_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
+    """Groups for AdamW: all that learns but what `muon_groups` has and tables that learn by rows.
+
+    Raises ConfigError for a pattern that fits no parameter, or when every factor is 0.
     """
-    factors, unused = {}, dict(rates)
-    for name in names:
-        parts = name.split(".")
-        prefixes = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
-        for prefix in prefixes:
-            unused.pop(prefix, None)
-        factors[name] = next((rates[prefix] for prefix in prefixes if prefix in rates), 1.0)
-    if unused:
-        known = ", ".join(dict.fromkeys(name.split(".")[0] for name in factors))
-        raise ConfigError(
-            f"optimizer.rates: no parameter's name begins with {next(iter(unused))!r}; they are in {known}"
-        )
-    return factors
-
-
-def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
-    """Groups for AdamW: parameters with the same decay and the same factor of the learning rate.
-
-    Parameters with factor 0 and those of tables that learn by rows are in none of them.
-
-    Raises ConfigError for a prefix that no parameter has, or when every factor is 0.
-    """
+    apart = {table.weight for table in row_tables(model)}
+    inner = inner_matrices(model) if settings.matrices == "muon" else {}
     named = dict(model.named_parameters())
-    decayed = decayed_names(model)
-    factors = rate_factors(named, settings.rates)
-    by_rows = {table.weight for table in row_tables(model)}
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
-    for name, factor in factors.items():
-        if factor and named[name] not in by_rows:
-            groups.setdefault((name in decayed, factor), []).append(named[name])
-    if not any(factors.values()):
+    if not any(rate_factors(named, settings.rates).values()):
         raise ConfigError("optimizer.rates: every factor is 0, nothing would learn")
+    return _groups(model, settings, [name for name in named if name not in inner and named[name] not in apart])
+
+
+def muon_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
+    """Groups for Muon: the inner matrices that learn, when the settings say so."""
+    groups = _groups(model, settings, list(inner_matrices(model))) if settings.matrices == "muon" else []
+    return [group | {FACTOR: group[FACTOR] * settings.muon.rate} for group in groups]
+
+
+def _groups(model: nn.Module, settings: OptimizerSettings, names: list[str]) -> list[dict[str, Any]]:
+    """Of these parameters those that learn, by decay and factor of the learning rate."""
+    named = dict(model.named_parameters())
+    factors = rate_factors(named, settings.rates)
+    shares = by_pattern(sorted(decayed_names(model)), settings.decay, "optimizer.decay", "decayed matrix")
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name in names:
+        if factors[name]:
+            decay = settings.weight_decay * shares.get(name, 0.0)
+            groups.setdefault((decay, factors[name]), []).append(named[name])
     return [
-        {"params": parameters, "weight_decay": settings.weight_decay if decay else 0.0, FACTOR: factor}
+        {"params": parameters, "weight_decay": decay, FACTOR: factor}
         for (decay, factor), parameters in sorted(groups.items(), key=lambda group: group[0], reverse=True)
     ]
 

@@ -6,7 +6,7 @@ from pydantic import model_validator
 
 from shared.model_settings import ModelSettings, Settings
 from trainer.settings.data import DataSettings, StartSettings
-from trainer.settings.learning import GuardSettings, OptimizerSettings, ScheduleSettings, TableSettings
+from trainer.settings.learning import GuardSettings, MuonSettings, OptimizerSettings, ScheduleSettings, TableSettings
 from trainer.settings.parallel import ParallelSettings
 from trainer.settings.records import CheckpointSettings, MetricsSettings
 from trainer.settings.run import RunSettings
@@ -17,6 +17,7 @@ __all__ = [
     "DataSettings",
     "GuardSettings",
     "MetricsSettings",
+    "MuonSettings",
     "OptimizerSettings",
     "ParallelSettings",
     "RunSettings",

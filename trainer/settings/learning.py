@@ -1,7 +1,7 @@
 """Optimizers, the learning rate over a run, and which steps are not learnt from."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -16,8 +16,25 @@ class TableSettings(Section):
     eps: float = Field(default=1e-10, gt=0)
 
 
+class MuonSettings(Section):
+    """Muon (Jordan et al. 2024) for matrices from activations to activations."""
+
+    rate: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """Learning rate of these matrices, as a share of ``optimizer.lr``. An update has the root mean square that AdamW's
+    usually have, so that 1 is where to begin."""
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    nesterov: bool = True
+    """Look one step of momentum ahead."""
+    steps: int = Field(default=5, gt=0)
+    """Of the iteration that brings singular values near 1."""
+
+
+Shares = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+"""Values by pattern of parameter names: trainer/learning/patterns.py."""
+
+
 class OptimizerSettings(Section):
-    """AdamW (Loshchilov & Hutter 2019), and row-wise Adagrad for the n-gram tables."""
+    """AdamW (Loshchilov & Hutter 2019), Muon on request, and row-wise Adagrad for the n-gram tables."""
 
     lr: float = Field(gt=0)
     """Peak learning rate."""
@@ -27,12 +44,25 @@ class OptimizerSettings(Section):
     """Of weight matrices; norms and embedding tables are never decayed."""
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient."""
-    rates: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
-    """Share of the learning rate by parameter name or whole dotted beginning of it ("global_.blocks" = 0.1): the
-    longest one that fits counts, 1 where none does. 0 freezes: neither gradients nor moments."""
+    matrices: Literal["adamw", "muon"] = "adamw"
+    """What matrices from activations to activations learn by: those of blocks, of cross-attention, and projections."""
+    rates: Shares = Field(default_factory=dict)
+    """Share of the learning rate by parameter name, whole dotted beginning of it, or pattern ("global_.blocks" = 0.1,
+    "*.blocks.*.qkv" = 0.5): the most specific one that fits counts, 1 where none does. 0 freezes: neither gradients nor
+    moments."""
+    decay: Shares = Field(default_factory=dict)
+    """Share of ``weight_decay`` of weight matrices, in the same way."""
     tables: TableSettings = TableSettings()
+    muon: MuonSettings = MuonSettings()
 
-    @field_validator("rates", mode="before")
+    def decisive(self) -> dict[str, Any]:
+        """Without how Muon learns where it does not."""
+        values = super().decisive()
+        if self.matrices != "muon":
+            del values["muon"]
+        return values
+
+    @field_validator("rates", "decay", mode="before")
     @classmethod
     def _dotted(cls, rates: Any) -> Any:
         """Unquoted dots in TOML and on the command line make tables in tables: the same names."""
