@@ -14,7 +14,7 @@ from shared.batch import Segments
 from shared.layers import Block, Embedding, Linear, RMSNorm, blocks, computing_dtype, rotary
 from shared.model_settings import EntropyModelSettings
 from shared.tile_sizes import carried_length
-from shared.vocabulary import NEWLINE
+from shared.vocabulary import NEWLINE, without_named
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class EntropyModel(nn.Module):
 
     def forward(self, ids: Tensor, documents: Segments) -> Tensor:
         """ids int64 [T] -> logits fp32 [T, V]; documents do not see one another."""
-        x, rotation = self.embedding(ids), self._rotation(documents)
+        x, rotation = self.embed(ids), self._rotation(documents)
         scope = Scope.of(documents, x.dtype, self.settings.window, self._contexts(ids, documents))
         for block in self.blocks:
             x = block(x, rotation, scope)
@@ -53,7 +53,7 @@ class EntropyModel(nn.Module):
         Equal to one long stream: exact for a document of any length, in bounded memory.
         """
         contexts = self._contexts(ids, documents)
-        x, rotation = self.embedding(ids), self._rotation(documents)
+        x, rotation = self.embed(ids), self._rotation(documents)
         scope = Scope.of(documents, x.dtype, self.settings.window, contexts, carry.contexts)
         keys, values = [], []
         for block, k, v in zip(self.blocks, carry.keys, carry.values):
@@ -64,6 +64,10 @@ class EntropyModel(nn.Module):
         numbered = contexts if contexts is not None else stretches(documents)
         left = torch.cat([carry.contexts, numbered])[len(numbered) :] - numbered[-1]
         return self.logits(x), Carry(left, tuple(keys), tuple(values))
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """ids int64 [N] -> [N, D]. It knows no named special id: it meets each as RESERVED, wherever it runs."""
+        return self.embedding(without_named(ids))
 
     def empty_carry(self) -> Carry:
         """The state before the first stream: nothing to see."""

@@ -5,7 +5,7 @@ Shapes in comments: D width, H heads, K queries a patch.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from shared.vocabulary import VOCABULARY_SIZE
 
@@ -14,6 +14,26 @@ class Settings(BaseModel):
     """Base of every settings object: immutable, and an unknown key is an error (law 7)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+SpecialName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+
+
+def _is_empty(names: tuple[str, ...]) -> bool:
+    return not names
+
+
+class NamesSpecials(Settings):
+    """Settings of what may know named special ids, as chat turns need them: ids from VOCABULARY_SIZE on, in order."""
+
+    specials: tuple[SpecialName, ...] = Field(default=(), max_length=4096, exclude_if=_is_empty)
+    """Left out where there are none, so that identities without them stay what they are."""
+
+    @model_validator(mode="after")
+    def _different(self) -> "NamesSpecials":
+        if len(set(self.specials)) < len(self.specials):
+            raise ValueError(f"specials names one id twice: {', '.join(self.specials)}")
+        return self
 
 
 class StackSettings(Settings):
@@ -73,7 +93,7 @@ class NgramSettings(Settings):
     """Hash functions, each with its own prime and tables."""
 
 
-class BltSettings(Settings):
+class BltSettings(NamesSpecials):
     """The byte latent transformer: local encoder, global transformer, local decoder."""
 
     kind: Literal["blt"] = "blt"
@@ -87,12 +107,17 @@ class BltSettings(Settings):
     """K: vectors that stand for one patch between the local and the global width."""
     encoder_cross_all_layers: bool = False
     decoder_cross_all_layers: bool = True
-    vocabulary: Literal[260] = VOCABULARY_SIZE
+    vocabulary: int = Field(default_factory=lambda known: VOCABULARY_SIZE + len(known.get("specials", ())))
+    """V: bytes and special ids, the named ones included."""
 
     @model_validator(mode="after")
     def _agree(self) -> "BltSettings":
         if self.encoder.width != self.decoder.width:
             raise ValueError(f"encoder width {self.encoder.width} and decoder width {self.decoder.width} must be equal")
+        if self.vocabulary != VOCABULARY_SIZE + len(self.specials):
+            raise ValueError(
+                f"vocabulary {self.vocabulary} must be {VOCABULARY_SIZE} and one for each of specials; leave it out"
+            )
         return self
 
 

@@ -1,6 +1,7 @@
-"""The 260 token ids: four special ids, then the 256 bytes."""
+"""Token ids: four special ids, the 256 bytes, and from 260 on the special ids that a dataset or model names."""
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 import numpy as np
 
@@ -10,6 +11,7 @@ EOS = 2  # ends a document
 RESERVED = 3
 OFFSET = 4  # byte b has id b + OFFSET
 VOCABULARY_SIZE: Final = 260
+"""Ids that every model has; the k-th named special id of a dataset or model is VOCABULARY_SIZE + k."""
 
 NEWLINE = ord("\n") + OFFSET
 IGNORED_LABEL = -100
@@ -34,4 +36,21 @@ def document_tokens(text: bytes | memoryview | np.ndarray) -> Tokens:
 def token_bytes(tokens: np.ndarray) -> bytes:
     """The text of token ids; special ids are left out."""
     tokens = np.asarray(tokens)
-    return (tokens[tokens >= OFFSET] - OFFSET).astype(np.uint8).tobytes()
+    return (tokens[~is_special(tokens)] - OFFSET).astype(np.uint8).tobytes()
+
+
+def is_special(ids: Any) -> Any:
+    """Whether ids are no bytes: of an int, an array of numpy's or a tensor of torch's. A special id ends its patch."""
+    return (ids < OFFSET) | (ids >= VOCABULARY_SIZE)
+
+
+def without_named(ids: Any) -> Any:
+    """Ids as the entropy model and the rules see them, of the same kinds: every named special id is RESERVED."""
+    return ids - (ids - RESERVED) * (ids >= VOCABULARY_SIZE)
+
+
+def special_id(name: str, specials: Sequence[str]) -> int:
+    """The id of a named special id. Raises ValueError when there is none of that name."""
+    if name not in specials:
+        raise ValueError(f"there is no special id {name!r}; there are {', '.join(specials) or 'none'}")
+    return VOCABULARY_SIZE + specials.index(name)

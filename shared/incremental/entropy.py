@@ -39,7 +39,7 @@ class EntropyRows:
             self._contexts = since
         place = self._slots.place(ids.shape[1], since=since)
         rotation = self._rotations.at(place, max(self._slots.lengths) + ids.shape[1])
-        x = self.model.embedding(ids.flatten())
+        x = self.model.embed(ids.flatten())
         for layer, block in enumerate(self.model.blocks):
             assert isinstance(block, Block)
             x = self._cache.step(layer, block, x, rotation, place)

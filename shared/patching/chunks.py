@@ -5,7 +5,7 @@ import numpy as np
 from shared.patching.lengths import patch_starts
 from shared.patching.rules import CONTEXT, decisions
 from shared.patching.settings import PatchingSettings
-from shared.vocabulary import OFFSET
+from shared.vocabulary import is_special
 
 
 class ChunkedLengths:
@@ -32,7 +32,7 @@ class ChunkedLengths:
             entropies = np.concatenate([self._entropies, entropies, none])
         wanted = decisions(tokens, np.arange(begin, end), self._patching, entropies)
         forced = np.zeros(len(tokens), bool)
-        forced[1:] = tokens[:-1] < OFFSET
+        forced[1:] = is_special(tokens[:-1])
         forced[: max(2 - begin, 0)] = True
         starts = self._starts(wanted[seen:], forced[seen:])
         lengths = np.diff(starts, append=end) if last else np.diff(starts)

@@ -10,7 +10,7 @@ import numpy as np
 
 from shared.patching.rules import decisions
 from shared.patching.settings import PatchingSettings
-from shared.vocabulary import OFFSET
+from shared.vocabulary import is_special
 
 
 def patch_lengths(tokens: np.ndarray, patching: PatchingSettings, entropies: np.ndarray | None = None) -> np.ndarray:
@@ -48,7 +48,7 @@ def patch_lengths_together(
         values[inputs] = np.concatenate(entropies)  # type: ignore[arg-type]
         theta = None if thetas is None else np.repeat(np.array(thetas, np.float32), counts)
     forced = positions < 2
-    forced[1:] |= tokens[:-1] < OFFSET
+    forced[1:] |= is_special(tokens[:-1])
     wanted = decisions(tokens, positions, patching, values, theta)
     starts = patch_starts(wanted, forced, patching.min_length, patching.max_length)
     lengths = np.diff(starts, append=len(tokens)).astype(np.uint16)

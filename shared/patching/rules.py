@@ -7,7 +7,7 @@ The entropy of token i as an input is H(token i + 1 | tokens <= i) in nats.
 import numpy as np
 
 from shared.patching.settings import PatchingSettings
-from shared.vocabulary import OFFSET, VOCABULARY_SIZE
+from shared.vocabulary import OFFSET, VOCABULARY_SIZE, without_named
 
 
 def _space_like() -> np.ndarray:
@@ -63,7 +63,7 @@ def decisions(
     elif patching.rule == "static":
         np.equal(positions % patching.stride, 1 % patching.stride, out=wanted)  # type: ignore[operator]
     elif patching.rule == "space":
-        space_like = SPACE_LIKE[tokens]
+        space_like = SPACE_LIKE[without_named(tokens)]
         wanted[2:] = space_like[1:-1] & ~space_like[:-2]
     else:
         raise ValueError("rule 'none' makes no patches")

@@ -4,7 +4,7 @@ import numpy as np
 
 from shared.patching.rules import SPACE_LIKE, first_rise_start
 from shared.patching.settings import PatchingSettings
-from shared.vocabulary import BOS, OFFSET
+from shared.vocabulary import BOS, is_special, without_named
 
 
 class PatchStream:
@@ -34,7 +34,7 @@ class PatchStream:
         length = following - self._start
         starts = (
             following == 1
-            or token < OFFSET
+            or is_special(token)
             or length >= self.patching.max_length
             or (wanted and length >= self.patching.min_length)
         )
@@ -51,7 +51,7 @@ class PatchStream:
             assert self.patching.stride is not None
             return (following - 1) % self.patching.stride == 0
         if rule == "space":
-            before, self._space_like = self._space_like, bool(SPACE_LIKE[token])
+            before, self._space_like = self._space_like, bool(SPACE_LIKE[without_named(token)])
             return following >= 2 and self._space_like and not before
         return self._entropy_wants(following, np.float32(entropy))
 

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from shared.shards.columns import BatchColumns, Ragged
+from shared.shards.columns import BatchColumns, Ragged, RaggedSpans
 from shared.shards.document import Row
 from shared.shards.manifest import DatasetError
+from shared.shards.spans import NO_SPECIAL, Spans
 
 SUBSET_TYPE = pa.dictionary(pa.int32(), pa.string())
+SPANS_TYPE = pa.list_(pa.struct([("end", pa.int64()), ("special", pa.int32()), ("loss", pa.bool_())]))
 SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
@@ -19,11 +21,8 @@ SCHEMA = pa.schema(
         pa.field("part", pa.int32(), nullable=False),
         pa.field("text", pa.large_binary(), nullable=False),
         pa.field("patch_lengths", pa.large_binary()),
-        # Chat data: which special id ends each span, and whether its bytes are training targets. Always null so far.
-        pa.field(
-            "spans",
-            pa.list_(pa.struct([("end", pa.int64()), ("special", pa.int32()), ("loss", pa.bool_())])),
-        ),
+        # Which special id ends each span, and whether its bytes are training targets; null for plain text.
+        pa.field("spans", SPANS_TYPE),
         pa.field("meta", pa.string()),
     ]
 )
@@ -38,8 +37,8 @@ def new_file(sink: Any, schema: pa.Schema) -> pa.ipc.RecordBatchFileWriter:
     return pa.ipc.new_file(sink, schema, options=options)
 
 
-def open_file(path: Path, schema: pa.Schema, what: str) -> pa.ipc.RecordBatchFileReader:
-    """A memory-mapped Arrow file of the given schema. Raises DatasetError."""
+def open_file(path: Path, schemas: Sequence[pa.Schema], what: str) -> pa.ipc.RecordBatchFileReader:
+    """A memory-mapped Arrow file of one of the given schemas. Raises DatasetError."""
     try:
         # No threads: a pool does not survive the fork into loader workers.
         reader = pa.ipc.open_file(pa.memory_map(str(path)), options=pa.ipc.IpcReadOptions(use_threads=False))
@@ -47,7 +46,8 @@ def open_file(path: Path, schema: pa.Schema, what: str) -> pa.ipc.RecordBatchFil
         raise DatasetError(f"{path}: the {what} is missing") from None
     except (pa.ArrowInvalid, OSError) as error:
         raise DatasetError(f"{path} is not an Arrow file: {first_line(error)}") from None
-    if not reader.schema.equals(schema):
+    if not any(map(reader.schema.equals, schemas)):
+        schema = schemas[0]
         wanted, found = set(map(str, schema)), set(map(str, reader.schema))
         problem = "; ".join(f"unexpected {f}" for f in sorted(found - wanted)) or "; ".join(
             f"no {f}" for f in sorted(wanted - found)
@@ -80,6 +80,35 @@ def ragged(column: pa.LargeBinaryArray) -> Ragged:
     return Ragged(buffer, positions[:-1], positions[1:])
 
 
+def spans_array(spans: Sequence[Spans | None]) -> pa.ListArray:
+    """The spans of some rows as a column."""
+    if all(own is None for own in spans):
+        return pa.nulls(len(spans), SPANS_TYPE)
+    return pa.array([None if own is None else own.as_json() for own in spans], SPANS_TYPE)
+
+
+def ragged_spans(column: pa.ListArray) -> RaggedSpans | None:
+    """A column of spans; None when all are null. Raises ValueError for a span with a null where none belongs."""
+    if column.null_count == len(column):
+        return None
+    # Flattening leaves out what lies under null lists, and offsets begin at 0.
+    present = column.is_valid().to_numpy(zero_copy_only=False)
+    counts = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    values = column.flatten()
+    fields = dict(zip(("end", "special", "loss"), values.flatten()))
+    if values.null_count or fields["end"].null_count or fields["loss"].null_count:
+        raise ValueError("a span without end or loss")
+    return RaggedSpans(
+        present,
+        np.append(0, np.cumsum(counts)).astype(np.int64),
+        Spans(
+            fields["end"].to_numpy(zero_copy_only=False),
+            fields["special"].fill_null(NO_SPECIAL).to_numpy(zero_copy_only=False),
+            fields["loss"].to_numpy(zero_copy_only=False),
+        ),
+    )
+
+
 class SubsetDictionary:
     """Subset names in order of appearance: a dictionary that only grows from batch to batch."""
 
@@ -107,7 +136,7 @@ class ArrowWriter:
             pa.array([r.part for r in rows], pa.int32()),
             pa.array([r.text for r in rows], pa.large_binary()),
             pa.array([None if l is None else l.tobytes() for l in lengths], pa.large_binary()),
-            pa.nulls(len(rows), SCHEMA.field("spans").type),
+            spans_array([r.spans for r in rows]),
             pa.array([r.meta for r in rows], pa.string()),
         ]
         self._writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
@@ -122,7 +151,7 @@ class ArrowReader:
 
     def __init__(self, path: Path):
         self._path = path
-        self._reader = open_file(path, SCHEMA, "shard")
+        self._reader = open_file(path, (SCHEMA,), "shard")
 
     @property
     def batches(self) -> int:
@@ -131,8 +160,6 @@ class ArrowReader:
     def batch(self, number: int) -> BatchColumns:
         """Decode one record batch. Raises DatasetError."""
         columns = read_batch(self._reader, number, self._path)
-        if columns.column("spans").null_count != len(columns):
-            raise DatasetError(f"{self._path}: batch {number} has spans (chat data), which this version does not read")
         lengths = columns.column("patch_lengths")
         if lengths.null_count not in (0, len(columns)):
             raise DatasetError(f"{self._path}: batch {number} mixes patched and unpatched rows")
@@ -140,11 +167,19 @@ class ArrowReader:
         view = ragged(lengths) if patched else None
         if view is not None and ((view.starts | view.ends) & 1).any():
             raise DatasetError(f"{self._path}: batch {number}: patch lengths are not whole uint16 values")
+        texts = ragged(columns.column("text"))
+        try:
+            spans = ragged_spans(columns.column("spans"))
+        except ValueError as error:
+            raise DatasetError(f"{self._path}: batch {number}: {error}") from None
+        if spans is not None and (problem := spans.problem(texts.ends - texts.starts)) is not None:
+            raise DatasetError(f"{self._path}: batch {number}: row {problem[0]} has {problem[1]}")
         return BatchColumns(
-            texts=ragged(columns.column("text")),
+            texts=texts,
             lengths=view,
             parts=columns.column("part").to_numpy(),
             ids=columns.column("id"),
             subsets=columns.column("subset"),
             metas=columns.column("meta"),
+            all_spans=spans,
         )

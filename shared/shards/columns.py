@@ -5,6 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from shared.shards.spans import LARGEST_ID, NO_SPECIAL, Spans, spans_problem
+from shared.vocabulary import VOCABULARY_SIZE
+
 
 @dataclass(frozen=True)
 class Ragged:
@@ -26,6 +29,41 @@ class Ragged:
 
 
 @dataclass(frozen=True)
+class RaggedSpans:
+    """The spans of the rows of a batch, Z of them together."""
+
+    present: np.ndarray
+    """bool [rows]: False for plain text."""
+    bounds: np.ndarray
+    """int64 [rows + 1], where the spans of each row begin."""
+    all: Spans
+    """[Z], those of all rows one after the other."""
+
+    def __getitem__(self, row: int) -> Spans | None:
+        if not self.present[row]:
+            return None
+        own = slice(self.bounds[row], self.bounds[row + 1])
+        return Spans(self.all.ends[own], self.all.specials[own], self.all.losses[own])
+
+    def problem(self, sizes: np.ndarray) -> tuple[int, str] | None:
+        """The first row whose spans are none of its text, and why; sizes int64 [rows] are the bytes of each text."""
+        count = np.diff(self.bounds)
+        row = np.repeat(np.arange(len(count)), count)
+        wrong = self.present & (count == 0)
+        step = np.diff(self.all.ends, prepend=0)
+        step[self.bounds[:-1][count > 0]] = self.all.ends[self.bounds[:-1][count > 0]]
+        unknown = (self.all.specials != NO_SPECIAL) & (self.all.specials < VOCABULARY_SIZE)
+        wrong[row[(step < 0) | unknown | (self.all.specials > LARGEST_ID)]] = True
+        filled = np.flatnonzero(count)
+        wrong[filled] |= self.all.ends[self.bounds[1:][filled] - 1] != sizes[filled]
+        for number in np.flatnonzero(wrong & self.present).tolist():
+            spans = self[number]
+            assert spans is not None
+            return number, spans_problem(spans, int(sizes[number])) or "spans that cannot be read"
+        return None
+
+
+@dataclass(frozen=True)
 class BatchColumns:
     """The rows of one record batch. Arrays are views of the decoded batch: valid as long as they are held."""
 
@@ -40,6 +78,8 @@ class BatchColumns:
     """pyarrow string array [rows], dictionary-encoded or not."""
     metas: Any
     """pyarrow string array [rows], null where nothing came with the record."""
+    all_spans: RaggedSpans | None = None
+    """None when all rows are plain text."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -47,7 +87,8 @@ class BatchColumns:
     @property
     def nbytes(self) -> int:
         """Memory that holding this batch costs."""
-        return self.texts.buffer.nbytes + (self.lengths.buffer.nbytes if self.lengths is not None else 0)
+        spans = self.all_spans.all.ends.nbytes * 2 if self.all_spans is not None else 0
+        return self.texts.buffer.nbytes + (self.lengths.buffer.nbytes if self.lengths is not None else 0) + spans
 
     def text(self, row: int) -> np.ndarray:
         """uint8 [n], the raw bytes of a row."""
@@ -56,6 +97,10 @@ class BatchColumns:
     def patch_lengths(self, row: int) -> np.ndarray | None:
         """uint16 [P], or None when unpatched."""
         return None if self.lengths is None else self.lengths[row].view("<u2")
+
+    def spans(self, row: int) -> Spans | None:
+        """None for plain text."""
+        return None if self.all_spans is None else self.all_spans[row]
 
     def part(self, row: int) -> int:
         return int(self.parts[row])

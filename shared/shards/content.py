@@ -8,6 +8,8 @@ import numpy as np
 
 from shared.shards.document import LONGEST_PART, Row
 from shared.shards.manifest import SubsetTotals
+from shared.shards.spans import Spans, spans_problem
+from shared.vocabulary import EOS
 
 LONGEST_COUNTED = 64
 """The patch-length histogram counts lengths 1 to 64 one by one, then all longer ones together: 65 entries."""
@@ -15,22 +17,38 @@ _MODULUS = 2**256
 
 
 class ContentHash:
-    """Sum over documents of sha256(subset, NUL, text) modulo 2^256: the same in every order and every sharding."""
+    """Sum over documents of sha256(subset, NUL, text) modulo 2^256: the same in every order and every sharding.
+
+    Of a document with spans it is sha256(that, sha256 of 2 id + loss of each token of its body as uint16 LE, and of
+    EOS): special ids and what is learnt are part of the content, where a span was cut is not.
+    """
 
     def __init__(self) -> None:
         self._total = 0
         self._document = hashlib.sha256()
+        self._body = hashlib.sha256()
 
     def add(self, row: Row, last: bool) -> None:
         """Count a row; the parts of a document come one after the other."""
         if row.part == 0:
             self._document = hashlib.sha256(row.subset.encode() + b"\0")
+            self._body = hashlib.sha256()
         self._document.update(row.text)
+        if row.spans is not None:
+            self._body.update(marked_tokens(row.text, row.spans))
+            if last:
+                self._body.update(np.array([2 * EOS + row.spans.last_loss], "<u2").tobytes())
+                self._document = hashlib.sha256(self._document.digest() + self._body.digest())
         if last:
             self._total = (self._total + int.from_bytes(self._document.digest(), "big")) % _MODULUS
 
     def hexdigest(self) -> str:
         return f"{self._total:064x}"
+
+
+def marked_tokens(text: bytes, spans: Spans) -> bytes:
+    """2 id + loss of each token of a body, uint16 LE."""
+    return (2 * spans.tokens(text).astype(np.int32) + spans.learnt()).astype("<u2").tobytes()
 
 
 def add_content_hashes(hashes: Iterable[str]) -> str:
@@ -54,6 +72,10 @@ class ShardContent:
         figures["documents"] += first
         figures["rows"] += 1
         figures["bytes"] += len(row.text)
+        if row.spans is not None:
+            figures["specials"] += row.spans.special_count
+            figures["unlearnt"] += row.size + last - row.targets(last)
+            figures["unlearnt_bytes"] += len(row.text) - row.learnt_bytes
         if row.patch_lengths is not None:
             figures["patches"] += len(row.patch_lengths) - first
             if self._lengths is None:
@@ -99,16 +121,20 @@ def check_order(previous: Row | None, row: Row) -> None:
             f"document {row.id!r} ({row.subset}): part {row.part} follows part {previous.part} of document "
             f"{previous.id!r} ({previous.subset}); the parts of a document must be consecutive"
         )
+    if (row.spans is None) != (previous.spans is None):
+        raise ValueError(f"document {row.id!r}: parts {previous.part} and {row.part}: one has spans, the other has not")
 
 
 def check_row(row: Row, last: bool) -> None:
     """A row that a shard can hold. Raises ValueError that names the document."""
     name = f"document {row.id!r} part {row.part}"
-    size, first = len(row.text), row.part == 0
+    if row.spans is not None and (problem := spans_problem(row.spans, len(row.text))) is not None:
+        raise ValueError(f"{name} has {problem}")
+    text, size, first = len(row.text), row.size, row.part == 0
     if not row.subset or "\0" in row.subset:
         raise ValueError(f"{name}: subset {row.subset!r} must be a name without NUL")
-    if size > LONGEST_PART:
-        raise ValueError(f"{name}: {size} bytes of text; a row holds at most {LONGEST_PART}, cut it into parts")
+    if text > LONGEST_PART:
+        raise ValueError(f"{name}: {text} bytes of text; a row holds at most {LONGEST_PART}, cut it into parts")
     if not size and not first and not last:
         raise ValueError(f"{name}: a part in the middle of a document has no text")
     if row.patch_lengths is not None:

@@ -37,6 +37,12 @@ class DatasetIndex:
     """int32, inside the batch."""
     bytes: np.ndarray
     """int64, of text."""
+    tokens: np.ndarray
+    """int64, of the body: bytes, and special ids between them."""
+    targets: np.ndarray
+    """int64, tokens that are learnt, EOS among them."""
+    learnt_bytes: np.ndarray
+    """int64, of text among the targets."""
     patches: np.ndarray
     """int32, all patches: that of BOS and one of EOS alone included; 0 when unpatched."""
     last_patch: np.ndarray
@@ -116,6 +122,9 @@ class Dataset:
             batch=joined("batch", np.int32),
             row=joined("row", np.int32),
             bytes=joined("bytes", np.int64),
+            tokens=joined("tokens", np.int64),
+            targets=joined("targets", np.int64),
+            learnt_bytes=joined("learnt_bytes", np.int64),
             patches=joined("patches", np.int32),
             last_patch=joined("last_patch", np.uint16),
             part=joined("part", np.int32),
@@ -287,4 +296,5 @@ def columns_row(columns: BatchColumns, row: int, entropies: np.ndarray | None = 
         patch_lengths=columns.patch_lengths(row),
         entropies=entropies,
         meta=columns.meta(row),
+        spans=columns.spans(row),
     )

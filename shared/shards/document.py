@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from shared.shards.spans import Spans
+from shared.vocabulary import BOS, EOS, byte_tokens
+
 LONGEST_PART = 64 * 2**20
 """Bytes of text in one row at most; a longer document becomes consecutive rows."""
 
@@ -17,8 +20,31 @@ class Row:
     text: bytes
     part: int = 0
     patch_lengths: np.ndarray | None = None
-    """uint16 [P]; sums to the part's bytes, plus 1 in the first part (BOS) and in the last (EOS). None: unpatched."""
+    """uint16 [P]; sums to the part's body, plus 1 in the first part (BOS) and in the last (EOS). None: unpatched."""
     entropies: np.ndarray | None = None
     """float32 nats for the sidecar, one for each input token of this part (BOS lies in the first part, EOS in none)."""
     meta: str | None = None
     """JSON that came with the record, passed through."""
+    spans: Spans | None = None
+    """Special ids between the bytes, and what is learnt; None: plain text. Of all parts of a document or of none."""
+
+    @property
+    def size(self) -> int:
+        """Tokens of the body: bytes and the special ids between them."""
+        return len(self.text) + (self.spans.special_count if self.spans is not None else 0)
+
+    def tokens(self, last: bool) -> np.ndarray:
+        """int16: the row's own tokens, with BOS in a first part and EOS if it is the ``last``."""
+        body = byte_tokens(self.text) if self.spans is None else self.spans.tokens(self.text)
+        return np.concatenate([np.array([BOS][self.part :], np.int16), body, np.array([EOS] * last, np.int16)])
+
+    def targets(self, last: bool) -> int:
+        """Tokens of the row that are learnt: EOS among them if it is the ``last`` and follows what is learnt."""
+        if self.spans is None:
+            return len(self.text) + last
+        return int(self.spans.learnt().sum()) + (last and self.spans.last_loss)
+
+    @property
+    def learnt_bytes(self) -> int:
+        """Bytes of text among the targets."""
+        return len(self.text) if self.spans is None else self.spans.learnt_bytes()

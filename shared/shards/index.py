@@ -27,6 +27,16 @@ SCHEMA = pa.schema(
     ]
 )
 
+WITH_SPANS = pa.schema(
+    [
+        *SCHEMA,
+        pa.field("tokens", pa.int64(), nullable=False),
+        pa.field("targets", pa.int64(), nullable=False),
+        pa.field("learnt_bytes", pa.int64(), nullable=False),
+    ]
+)
+"""Of a shard that has any row with spans; of plain text the last three columns follow from the others."""
+
 
 def index_name(shard_name: str) -> str:
     return f"{shard_name}.index"
@@ -38,6 +48,12 @@ class ShardIndex:
 
     bytes: np.ndarray
     """int64, of text."""
+    tokens: np.ndarray
+    """int64, of the body: bytes, and special ids between them."""
+    targets: np.ndarray
+    """int64, tokens that are learnt, EOS among them."""
+    learnt_bytes: np.ndarray
+    """int64, of text among the targets."""
     patches: np.ndarray
     """int32, all patches: that of BOS and one of EOS alone included; 0 when unpatched."""
     last_patch: np.ndarray
@@ -75,6 +91,7 @@ class IndexWriter:
         self._columns = {name: array("q") for name in COLUMNS}
         self._codes: dict[str, int] = {}
         self._batches = 0
+        self._has_spans = False
 
     def add_batch(self, rows: Sequence[tuple[Row, bool]], offsets: Sequence[int]) -> None:
         """Add the rows of one batch, each with whether its document ends there, and their offsets in the file."""
@@ -83,6 +100,9 @@ class IndexWriter:
             patched = lengths is not None and len(lengths) > 0
             values = {
                 "bytes": len(row.text),
+                "tokens": row.size,
+                "targets": row.targets(last),
+                "learnt_bytes": row.learnt_bytes,
                 "patches": len(lengths) if lengths is not None else 0,
                 "last_patch": int(lengths[-1]) if lengths is not None and patched else 0,
                 "part": row.part,
@@ -92,6 +112,7 @@ class IndexWriter:
                 "row": number,
                 "offset": offset,
             }
+            self._has_spans |= row.spans is not None
             for name, value in values.items():
                 self._columns[name].append(value)
         self._batches += 1
@@ -110,17 +131,22 @@ class IndexWriter:
         columns = {name: pa.array(getattr(index, name)) for name in COLUMNS}
         names = pa.array(index.subset_names, pa.string())
         columns["subset"] = pa.DictionaryArray.from_arrays(pa.array(index.subset), names)
-        with new_file(sink, SCHEMA) as writer:
-            writer.write_batch(pa.record_batch([columns[name] for name in SCHEMA.names], schema=SCHEMA))
+        schema = WITH_SPANS if self._has_spans else SCHEMA
+        with new_file(sink, schema) as writer:
+            writer.write_batch(pa.record_batch([columns[name] for name in schema.names], schema=schema))
 
 
 def read_index(path: Path) -> ShardIndex:
     """Read an index file whole. Raises DatasetError."""
-    reader = open_file(path, SCHEMA, "index")
+    reader = open_file(path, (SCHEMA, WITH_SPANS), "index")
     if reader.num_record_batches != 1:
         raise DatasetError(f"{path} is not an index: it has {reader.num_record_batches} record batches, not 1")
     batch = read_batch(reader, 0, path)
-    columns = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in COLUMNS if name != "subset"}
+    stored = [name for name in COLUMNS if name != "subset" and name in batch.schema.names]
+    columns = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in stored}
+    if "tokens" not in columns:
+        text = columns["bytes"]
+        columns |= {"tokens": text, "targets": text + columns["last"], "learnt_bytes": text}
     subset = batch.column("subset")
     index = ShardIndex(
         **columns,
@@ -136,4 +162,4 @@ def read_index(path: Path) -> ShardIndex:
 
 
 def _dtype(name: str) -> np.dtype:
-    return np.dtype(np.int32) if name == "subset" else np.dtype(SCHEMA.field(name).type.to_pandas_dtype())
+    return np.dtype(np.int32) if name == "subset" else np.dtype(WITH_SPANS.field(name).type.to_pandas_dtype())

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from shared.files import write_atomic
 from shared.identity import digest
-from shared.model_settings import Settings
+from shared.model_settings import NamesSpecials, Settings
 from shared.patching.settings import PatchingSettings
 from shared.storage import below, read_whole
 
@@ -44,8 +44,8 @@ class PatcherIdentity(Settings):
     numerics: NumericsClass
 
 
-class DatasetIdentity(Settings):
-    """What made a dataset (law 7)."""
+class DatasetIdentity(NamesSpecials):
+    """What made a dataset (law 7), and the names of the special ids in its spans."""
 
     format_version: Literal[1] = 1
     split: Literal["train", "validation"]
@@ -61,8 +61,11 @@ class Sums(Settings):
     """Counts that add up field by field."""
 
     def __add__(self, other: Self) -> Self:
-        ours, theirs = self.model_dump(), other.model_dump()
-        return type(self)(**{key: ours[key] + theirs[key] for key in ours})
+        return type(self)(**{key: getattr(self, key) + getattr(other, key) for key in type(self).model_fields})
+
+
+def _is_zero(count: int) -> bool:
+    return not count
 
 
 class SubsetTotals(Sums):
@@ -73,6 +76,22 @@ class SubsetTotals(Sums):
     bytes: int = 0
     patches: int = 0
     """Patches other than BOS; 0 when unpatched."""
+    specials: int = Field(default=0, exclude_if=_is_zero)
+    """Named special ids between the bytes."""
+    unlearnt: int = Field(default=0, exclude_if=_is_zero)
+    """Bytes, named special ids and EOS that are no targets, since the loss of their span is off."""
+    unlearnt_bytes: int = Field(default=0, exclude_if=_is_zero)
+    """The bytes among them."""
+
+    @property
+    def tokens(self) -> int:
+        """Inputs: text bytes, named special ids, and BOS."""
+        return self.bytes + self.specials + self.documents
+
+    @property
+    def targets(self) -> int:
+        """What one pass learns: text bytes, named special ids and EOS where the loss is on."""
+        return self.tokens - self.unlearnt
 
     @property
     def mean_patch_size(self) -> float:
@@ -90,7 +109,8 @@ class ShardEntry(Settings):
     index_sha256: str
     sidecar_sha256: str | None
     content_hash: str
-    """Sum over documents of sha256(subset, NUL, text) modulo 2^256, in hex: independent of order and of sharding."""
+    """Sum over documents of sha256(subset, NUL, text) modulo 2^256, in hex: independent of order and of sharding. See
+    `ContentHash` for documents with spans."""
     subsets: dict[str, SubsetTotals]
     patch_length_histogram: list[int]
     """65 counts of patches (BOS left out): of length 1, 2, ... 64, then all longer ones. Empty when unpatched."""

@@ -1,7 +1,8 @@
 """Shards as Parquet files, for others to read: pandas, DuckDB, polars. We read them only to make shards of them again.
 
 A row is a document or a part of a huge one. Columns: id, subset, part, text (bytes, UTF-8 or not), patch_lengths (list
-of uint16; null when unpatched), entropies (list of float nats, BOS's first; null when the dataset keeps none), meta.
+of uint16; null when unpatched), entropies (list of float nats, BOS's first; null when the dataset keeps none), meta,
+spans (list of end in bytes, special id, loss; null for plain text).
 One row group holds one record batch. Pages carry checksums.
 """
 
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 
 from shared.files import atomic_file, write_atomic
 from shared.model_settings import Settings
-from shared.shards.arrow import first_line
+from shared.shards.arrow import SPANS_TYPE, first_line, ragged_spans, spans_array
 from shared.shards.dataset import check_file
 from shared.shards.document import Row
 from shared.shards.manifest import DatasetError, Manifest, SidecarType, first_problem
@@ -33,6 +34,7 @@ SCHEMA = pa.schema(
         pa.field("patch_lengths", pa.list_(pa.field("element", pa.uint16(), nullable=False))),
         pa.field("entropies", pa.list_(pa.field("element", pa.float32(), nullable=False))),
         pa.field("meta", pa.string()),
+        pa.field("spans", SPANS_TYPE),
     ]
 )
 
@@ -102,6 +104,7 @@ def _table(rows: Sequence[Row]) -> pa.Table:
         _lists([r.patch_lengths for r in rows], "patch_lengths"),
         _lists([r.entropies for r in rows], "entropies"),
         pa.array([r.meta for r in rows], pa.string()),
+        spans_array([r.spans for r in rows]),
     ]
     return pa.Table.from_arrays(columns, schema=SCHEMA)
 
@@ -122,6 +125,7 @@ def _rows(table: pa.Table) -> list[Row]:
     columns = {name: table.column(name).combine_chunks() for name in table.column_names}
     lengths, entropies = _arrays(columns["patch_lengths"]), _arrays(columns["entropies"])
     texts: Any = columns["text"]
+    spans = ragged_spans(columns["spans"])
     return [
         Row(
             id=columns["id"][row].as_py(),
@@ -131,6 +135,7 @@ def _rows(table: pa.Table) -> list[Row]:
             patch_lengths=lengths[row],
             entropies=entropies[row],
             meta=columns["meta"][row].as_py(),
+            spans=None if spans is None else spans[row],
         )
         for row in range(len(table))
     ]

@@ -46,7 +46,7 @@ class SidecarReader:
     def __init__(self, path: Path, sidecar: SidecarType):
         self._path = path
         self._dtype = _DTYPES[sidecar]
-        self._reader = open_file(path, _schema(sidecar), "entropy sidecar")
+        self._reader = open_file(path, (_schema(sidecar),), "entropy sidecar")
         recorded = (self._reader.schema.metadata or {}).get(b"type", b"").decode("utf-8", "replace")
         if recorded != sidecar:
             raise DatasetError(f"{path} holds {recorded or 'untyped'} entropies, the manifest says {sidecar}")

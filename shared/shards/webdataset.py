@@ -1,7 +1,7 @@
 """Shards as WebDataset tars: the same rows as raw members, which plain webdataset reads without decoding anything.
 
-Row 7 is 0000000007.json (id, subset, part, meta), 0000000007.bytes and, when patched, 0000000007.patch_lengths
-(uint16 LE).
+Row 7 is 0000000007.json (id, subset, part, meta, and spans where the row has any), 0000000007.bytes and, when patched,
+0000000007.patch_lengths (uint16 LE).
 """
 
 import json
@@ -15,12 +15,14 @@ import pyarrow as pa
 
 from shared.identity import canonical_json
 from shared.shards import tar
-from shared.shards.columns import BatchColumns, Ragged
+from shared.shards.columns import BatchColumns, Ragged, RaggedSpans
 from shared.shards.document import Row
 from shared.shards.manifest import DatasetError
+from shared.shards.spans import NO_SPECIAL, Spans
 
 FIELDS = ("json", "bytes", "patch_lengths")
 RECORD: dict[str, Any] = {"id": str, "subset": str, "part": int, "meta": (str, type(None))}
+SPAN: dict[str, Any] = {"end": int, "special": (int, type(None)), "loss": bool}
 
 
 class TarWriter:
@@ -37,8 +39,10 @@ class TarWriter:
         for row in rows:
             offsets.append(self._size)
             key = f"{self._rows:010d}"
-            record = canonical_json({"id": row.id, "subset": row.subset, "part": row.part, "meta": row.meta})
-            self._put(f"{key}.json", record.encode())
+            record: dict[str, Any] = {"id": row.id, "subset": row.subset, "part": row.part, "meta": row.meta}
+            if row.spans is not None:
+                record["spans"] = row.spans.as_json()
+            self._put(f"{key}.json", canonical_json(record).encode())
             self._put(f"{key}.bytes", row.text)
             if row.patch_lengths is not None:
                 self._put(f"{key}.patch_lengths", row.patch_lengths.astype("<u2", copy=False).tobytes())
@@ -82,13 +86,21 @@ class TarReader:
         if any(patched) and not all(patched):
             raise DatasetError(f"{self._path}: batch {number} mixes patched and unpatched rows")
         records = [record for record, _ in rows]
+        texts = self._ragged([fields["bytes"] for _, fields in rows])
+        try:
+            spans = ragged_spans([record.get("spans") for record in records])
+        except OverflowError:
+            raise DatasetError(f"{self._path} is damaged: batch {number} has spans with numbers out of range") from None
+        if spans is not None and (problem := spans.problem(texts.ends - texts.starts)) is not None:
+            raise DatasetError(f"{self._path} is damaged: row {first + problem[0]} has {problem[1]}")
         return BatchColumns(
-            texts=self._ragged([fields["bytes"] for _, fields in rows]),
+            texts=texts,
             lengths=self._ragged([fields["patch_lengths"] for _, fields in rows]) if any(patched) else None,
             parts=np.array([record["part"] for record in records], np.int32),
             ids=pa.array([record["id"] for record in records], pa.string()),
             subsets=pa.array([record["subset"] for record in records], pa.string()),
             metas=pa.array([record["meta"] for record in records], pa.string()),
+            all_spans=spans,
         )
 
     def _ragged(self, ranges: list[tuple[int, int]]) -> Ragged:
@@ -120,11 +132,32 @@ class TarReader:
     def _record(self, row: int, start: int, end: int) -> dict[str, Any]:
         try:
             record = json.loads(bytes(self._archive[start:end]))
-            valid = record.keys() == RECORD.keys() and all(
-                isinstance(record[key], kind) for key, kind in RECORD.items()
-            )
-        except (ValueError, AttributeError):
+            spans = record.get("spans", [])
+            valid = _is_like(record, RECORD, optional="spans") and all(_is_like(span, SPAN) for span in spans)
+        except (ValueError, AttributeError, TypeError):
             valid = False
         if not valid:
             raise tar.TarError(f"the .json of row {row} does not hold {', '.join(RECORD)}")
         return record
+
+
+def ragged_spans(rows: Sequence[list[dict[str, Any]] | None]) -> RaggedSpans | None:
+    """The spans of the rows of a batch, from their JSON; None when all rows are plain text."""
+    if all(spans is None for spans in rows):
+        return None
+    flat = [span for spans in rows for span in spans or ()]
+    ids = [NO_SPECIAL if span["special"] is None else span["special"] for span in flat]
+    return RaggedSpans(
+        np.array([spans is not None for spans in rows]),
+        np.append(0, np.cumsum([len(spans or ()) for spans in rows])).astype(np.int64),
+        Spans(
+            np.array([span["end"] for span in flat], np.int64),
+            np.array(ids, np.int32),
+            np.array([span["loss"] for span in flat], bool),
+        ),
+    )
+
+
+def _is_like(value: dict[str, Any], kinds: dict[str, Any], optional: str = "") -> bool:
+    """Whether an object has just these keys, with values of these types."""
+    return value.keys() - {optional} == kinds.keys() and all(isinstance(value[key], kinds[key]) for key in kinds)
