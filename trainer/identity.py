@@ -1,6 +1,7 @@
 """What made a run and its model (law 7). Free of torch, so that a finished run is recognised at once."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -99,6 +100,8 @@ def _check_fit(settings: TrainSettings, train: Manifest) -> None:
         raise ConfigError(f"{folder}: model.kind 'blt' needs patched shards, these have rule 'none'")
     if settings.model.kind == "entropy" and patched:
         raise ConfigError(f"{folder}: model.kind 'entropy' trains on unpatched shards (rule 'none')")
+    if settings.model.kind == "blt":
+        check_specials(settings.model.specials, train.identity.specials, str(folder))
 
 
 def with_length(settings: TrainSettings) -> TrainSettings:
@@ -126,6 +129,14 @@ def _check_length(settings: TrainSettings, train: Manifest) -> None:
             f"run.steps {run.steps} may need {most} targets, but data.repeats leaves {there}; "
             "give the length as run.passes or run.bytes"
         )
+
+
+def check_specials(model: Sequence[str], data: Sequence[str], where: str) -> None:
+    """Raise ConfigError unless the special ids of a dataset mean to a model what they are; plain text has none."""
+    if data and tuple(model) != tuple(data):
+        shown = ", ".join(f'"{name}"' for name in data)
+        has = ", ".join(model) or "none"
+        raise ConfigError(f"{where} has the special ids {', '.join(data)}, the model {has}: model.specials = [{shown}]")
 
 
 def _check_agree(train: Manifest, validation: Manifest, folder: Path | str) -> None:

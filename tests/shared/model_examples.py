@@ -61,16 +61,24 @@ def random_text(length: int, seed: int) -> bytes:
     return text.tobytes()
 
 
+def chat_tokens(length: int, seed: int, names: int = 3) -> np.ndarray:
+    """int16: a document with named special ids at random places, some beside one another."""
+    generator = np.random.default_rng(seed)
+    tokens = document_tokens(random_text(length, seed))
+    places = np.sort(generator.integers(1, len(tokens), length // 12))
+    return np.insert(tokens, places, generator.integers(260, 260 + names, len(places)).astype(np.int16))
+
+
 def pack(
-    texts: Sequence[bytes],
+    texts: Sequence[bytes | np.ndarray],
     patching: PatchingSettings = SPACE,
     entropies: Sequence[np.ndarray | None] | None = None,
     pad: tuple[int, int] = (0, 0),
 ) -> Batch:
-    """Whole documents side by side, then ``pad`` tokens and patches that belong to nothing."""
+    """Whole documents (texts or tokens) side by side, then ``pad`` tokens and patches that belong to nothing."""
     ids, labels, of_token, of_decoder, tokens_in, patches_in = [], [], [], [], [], []
     for text, scores in zip(texts, entropies or [None] * len(texts)):
-        tokens = document_tokens(text)
+        tokens = document_tokens(text) if isinstance(text, bytes) else text
         lengths = patch_lengths(tokens, patching, scores)
         numbers = np.repeat(np.arange(len(lengths)), lengths)
         first = sum(patches_in)

@@ -5,7 +5,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from model_examples import blt, blt_logits, blt_settings, entropy_model, entropy_settings, pack, random_text
+from model_examples import (
+    blt,
+    blt_logits,
+    blt_settings,
+    chat_tokens,
+    entropy_model,
+    entropy_settings,
+    pack,
+    random_text,
+)
 from torch import Tensor
 
 from shared.batch import segments
@@ -61,8 +70,8 @@ def rule_for(name: str, entropies: np.ndarray) -> PatchingSettings:
 class Whole:
     """A text as the models see it at once, the oracle of everything here."""
 
-    def __init__(self, model: Blt, patcher: EntropyModel, rule: str, text: bytes) -> None:
-        tokens = document_tokens(text)
+    def __init__(self, model: Blt, patcher: EntropyModel, rule: str, text: bytes | np.ndarray) -> None:
+        tokens = document_tokens(text) if isinstance(text, bytes) else text
         self.ids = torch.from_numpy(tokens[:-1].astype(np.int64))
         with torch.inference_mode():
             self.entropies = entropy(patcher(self.ids, segments([len(self.ids)]))).numpy()
@@ -129,6 +138,16 @@ def test_pieces_of_any_length_and_tokens_taken_back_change_nothing(model: str) -
     big, patcher = blt(MODELS[model]).eval(), entropy_model(entropy_settings(heads=4, kv_heads=2)).eval()
     whole = Whole(big, patcher, "entropy", random_text(700, seed=3))
     grown(GrowingDocuments(big, whole.rule, patcher), whole, seed=4)
+
+
+@pytest.mark.parametrize("rule", ["space", "entropy", "entropy with a minimum", "monotonic", "rise"])
+def test_named_special_ids_are_read_as_offline_and_end_their_patches(rule: str) -> None:
+    model, patcher = blt(blt_settings(specials=("user", "assistant", "end"))).eval(), entropy_model().eval()
+    tokens = chat_tokens(500, seed=7)
+    whole = Whole(model, patcher, rule, tokens)
+    assert whole.logits.shape[1] == 263
+    assert whole.starts[np.flatnonzero(tokens >= 260) + 1].all()
+    grown(GrowingDocuments(model, whole.rule, patcher), whole, seed=8)
 
 
 @pytest.mark.parametrize("window", [64, 40])

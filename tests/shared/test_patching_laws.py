@@ -11,7 +11,7 @@ from shared.patching.chunks import ChunkedLengths
 from shared.patching.grid import GRID, dequantise, quantise, snap
 from shared.patching.lengths import patch_lengths_together
 from shared.patching.settings import ENTROPY_RULES, RISE_RULES
-from shared.vocabulary import OFFSET, VOCABULARY_SIZE, document_tokens
+from shared.vocabulary import OFFSET, VOCABULARY_SIZE, document_tokens, is_special
 
 TEXT_BYTES = st.sampled_from(list(b"ab09  .\n\x00\xc3\xa9\xff"))
 
@@ -22,7 +22,8 @@ def documents(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     text = bytes(draw(st.lists(TEXT_BYTES, max_size=60)))
     tokens = document_tokens(text)
     if draw(st.booleans()) and len(text) > 2:
-        tokens[draw(st.integers(1, len(text)))] = draw(st.integers(0, OFFSET - 1))  # a special id inside
+        for _ in range(draw(st.integers(1, 3))):  # special ids inside, some of them named ones
+            tokens[draw(st.integers(1, len(text)))] = draw(st.sampled_from([*range(OFFSET), 260, 263]))
     return tokens, causal_entropies(tokens)
 
 
@@ -82,7 +83,7 @@ def test_lengths_cover_all_tokens_within_their_limits(
     assert lengths[0] == 1
     assert lengths.sum() == len(tokens)
     assert lengths.max() <= patching.max_length
-    after_special = np.flatnonzero(tokens[:-1] < OFFSET) + 1
+    after_special = np.flatnonzero(is_special(tokens[:-1])) + 1
     assert set(after_special) <= set(starts(tokens, patching).tolist())
     short = np.flatnonzero(lengths[:-1] < patching.min_length)
     ends = np.cumsum(lengths.astype(np.int64))[short]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_examples import entropy_model, entropy_settings, random_text
+from model_examples import chat_tokens, entropy_model, entropy_settings, random_text
 
 from shared.batch import segments
 from shared.entropy_model import entropy
@@ -185,3 +185,11 @@ def test_streams_in_flight_change_nothing(in_flight: int) -> None:
     for some in (documents, documents[:1], []):
         for one, other in zip(scorer.score(some), ahead.score(some), strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+def test_named_special_ids_are_scored_as_the_reserved_one() -> None:
+    scorer = Scorer(entropy_model(), 256)
+    tokens = chat_tokens(300, seed=1)
+    (named,), (reserved,) = (list(scorer.score([ids])) for ids in (tokens, np.where(tokens >= 260, 3, tokens)))
+    assert (tokens >= 260).any()
+    assert named.tobytes() == reserved.tobytes()

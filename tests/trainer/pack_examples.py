@@ -1,6 +1,7 @@
 """Documents and datasets that the tests of packs share, and what their packs must be, in plain Python."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from shared.patching.settings import PatchingSettings
 from shared.shards.dataset import Dataset, open_dataset
 from shared.shards.document import Row
 from shared.shards.manifest import DatasetIdentity, Manifest, ShardFormat
+from shared.shards.spans import Spans, joined_spans, spans_of
 from shared.shards.writer import write_shard
 from shared.vocabulary import BOE, IGNORED_LABEL, document_tokens
 from trainer.data.packs import Pack
@@ -25,19 +27,39 @@ def document(id: str, subset: str, text: bytes, patching: PatchingSettings = SPA
     return Row(id, subset, text, 0, lengths)
 
 
+SPECIALS = ("user", "assistant", "end")
+
+
+def random_spans(size: int, rng: np.random.Generator) -> Spans:
+    """Spans of a text of so many bytes: empty ones too, with and without special ids, some learnt."""
+    ends = np.sort(rng.integers(0, size + 1, rng.integers(0, 6))).tolist()
+    ids = rng.choice([None, 260, 261, 262], len(ends) + 1).tolist()
+    return spans_of(list(zip([*ends, size], ids, (rng.random(len(ends) + 1) < 0.4).tolist())))
+
+
+def with_spans(row: Row, rng: np.random.Generator, patching: PatchingSettings = SPACE) -> Row:
+    """The same text with spans, patched anew."""
+    marked = replace(row, spans=random_spans(len(row.text), rng), patch_lengths=None)
+    lengths = patch_lengths(marked.tokens(True), patching) if patching.patched else None
+    return replace(marked, patch_lengths=lengths)
+
+
 def in_parts(row: Row) -> list[Row]:
     """The same document in three rows, cut on patch boundaries."""
     assert row.patch_lengths is not None
     ends = np.cumsum(row.patch_lengths.astype(int))
-    inner = ends[(ends > 1) & (ends < len(row.text) + 1)]
+    inner = ends[(ends > 1) & (ends < row.size + 1)]
     if len(inner) < 2:
         return [row]
-    bounds = [0, int(inner[len(inner) // 3]), int(inner[-1]), len(row.text) + 2]
-    parts = []
+    bounds = [0, int(inner[len(inner) // 3]), int(inner[-1]), row.size + 2]
+    parts, text, spans = [], row.text, row.spans
     for part, (low, high) in enumerate(pairwise(bounds)):
-        text = row.text[max(0, low - 1) : high - 1 - (part == 2)]
+        size, own = high - low - (part == 0) - (part == 2), None
+        if spans is not None:
+            own, spans, size = spans.split(size)
         lengths = row.patch_lengths[(ends > low) & (ends <= high)]
-        parts.append(Row(row.id, row.subset, text, part, lengths))
+        parts.append(Row(row.id, row.subset, text[:size], part, lengths, spans=own))
+        text = text[size:]
     return parts
 
 
@@ -60,10 +82,17 @@ def make_dataset(
     format: ShardFormat = "arrow",
     patching: PatchingSettings = SPACE,
     split: str = "train",
+    specials: Sequence[str] = (),
 ) -> Dataset:
     entries = [write_shard(folder, f"shard-{n:05d}", rows, format) for n, rows in enumerate(shards)]
     identity = DatasetIdentity(
-        split=split, format=format, sidecar="none", patching=patching, patcher=None, source="a test"
+        split=split,
+        format=format,
+        sidecar="none",
+        patching=patching,
+        patcher=None,
+        source="a test",
+        specials=tuple(specials),
     )
     Manifest(identity=identity, shards=entries).save(folder)
     return open_dataset(folder)
@@ -83,7 +112,10 @@ def whole_documents(dataset: Dataset) -> list[Row]:
             lengths = None
             if row.patch_lengths is not None and before.patch_lengths is not None:
                 lengths = np.concatenate([before.patch_lengths, row.patch_lengths])
-            row = Row(row.id, row.subset, before.text + row.text, 0, lengths)
+            spans = None
+            if row.spans is not None and before.spans is not None:
+                spans = joined_spans([(before.spans, len(before.text)), (row.spans, len(row.text))])
+            row = Row(row.id, row.subset, before.text + row.text, 0, lengths, spans=spans)
         documents.append(row)
     return documents
 
@@ -105,11 +137,15 @@ def slices_of(pack: Pack) -> list[dict[str, list[int]]]:
 
 def expected_slice(row: Row, start: int, stop: int) -> dict[str, list[int]]:
     """A slice of inputs [start, stop) of a document, from the definitions, byte by byte."""
-    tokens = document_tokens(row.text).tolist()
+    tokens = row.tokens(True).tolist()
+    learnt = [True] * len(tokens)
+    if row.spans is not None:
+        learnt = [True, *row.spans.learnt().tolist(), row.spans.last_loss]
     boe = [BOE] if start else []
     wanted = {
         "ids": boe + tokens[start:stop],
-        "labels": [IGNORED_LABEL] * len(boe) + tokens[start + 1 : stop + 1],
+        "labels": [IGNORED_LABEL] * len(boe)
+        + [tokens[i] if learnt[i] else IGNORED_LABEL for i in range(start + 1, stop + 1)],
     }
     if row.patch_lengths is not None:
         patch = np.repeat(np.arange(len(row.patch_lengths)), row.patch_lengths).tolist()  # of each token, EOS included

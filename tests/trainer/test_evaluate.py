@@ -52,7 +52,7 @@ def test_scores_are_sums_over_the_documents_of_each_subset(dataset: Dataset, ent
         tokens = torch.from_numpy(document_tokens(row.text).astype(np.int64))
         logits = entropy_model(tokens[:-1], segments([len(tokens) - 1]))
         nats = F.cross_entropy(logits.double(), tokens[1:], reduction="sum").item()
-        score = SubsetScore(nats, len(row.text) + 1, len(row.text), 0, 1)
+        score = SubsetScore(nats, len(row.text) + 1, len(row.text), len(row.text), 0, 1)
         wanted[row.subset] = wanted.get(row.subset, SubsetScore()) + score
     assert found.keys() == wanted.keys()
     for name, score in found.items():
@@ -105,7 +105,7 @@ def test_the_mean_patch_size_is_that_of_the_manifest(dataset: Dataset) -> None:
 
 
 def test_the_table_lines_up_and_shows_dashes_for_what_is_unknown() -> None:
-    figures = {"a": SubsetScore(math.log(2) * 10, 12, 10, 4, 2), "long name": SubsetScore(0.0, 1, 0, 0, 1)}
+    figures = {"a": SubsetScore(math.log(2) * 10, 12, 10, 10, 4, 2), "long name": SubsetScore(0.0, 1, 0, 0, 0, 1)}
     shown = table(figures, [Baseline("xz -9", 1.5), Baseline("order-2", 2.25, {"a": 2.5})]).splitlines()
     assert shown[0].split() == ["subset", "documents", "bytes", "bytes/patch", "bits/byte", "xz", "-9", "order-2"]
     assert shown[1].split() == ["a", "2", "10", "2.50", "1.0000", "-", "2.5000"]

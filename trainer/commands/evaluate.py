@@ -86,7 +86,7 @@ def report(dataset: Dataset, scores: "dict[str, SubsetScore]", baselines: "list[
         return {
             "documents": score.documents,
             "bytes": score.bytes,
-            "bytes_per_patch": score.bytes / score.patches if score.patches else None,
+            "bytes_per_patch": score.text / score.patches if score.patches else None,
             "bits_per_byte": score.bits_per_byte if score.bytes else None,
             "baselines": {heading: value for heading, value in others.items() if value is not None},
         }

@@ -1,9 +1,11 @@
 """The documents of a dataset as arrays, from its index alone: what planning reads.
 
-D documents, N rows; a document is one row or several consecutive ones. Its inputs are [BOS, b1..bn] (n + 1 tokens).
+D documents, N rows; a document is one row or several consecutive ones. Its inputs are BOS and its body: bytes, and the
+special ids between them. Its targets are the body and EOS, but for what its spans leave out.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -21,7 +23,13 @@ class Catalogue:
     subset: np.ndarray
     """int32 [D], code into subset_names."""
     inputs: np.ndarray
-    """int64 [D], input tokens: text bytes and BOS."""
+    """int64 [D], input tokens: body and BOS."""
+    targets: np.ndarray
+    """int64 [D], tokens that are learnt."""
+    text: np.ndarray
+    """int64 [D], bytes of text."""
+    learnt_bytes: np.ndarray
+    """int64 [D], bytes of text that are learnt."""
     patches: np.ndarray
     """int64 [D], patches of the inputs: that of BOS included, one of EOS alone not; 0 when unpatched."""
     eos_alone: np.ndarray
@@ -29,7 +37,7 @@ class Catalogue:
     batch: np.ndarray
     """int64 [D], number in the whole dataset of the record batch that holds the first row."""
     row_inputs: np.ndarray
-    """int64 [N], input tokens of each row: its bytes, and BOS in the first row of a document."""
+    """int64 [N], input tokens of each row: its body, and BOS in the first row of a document."""
     row_last: np.ndarray
     """bool [N], whether the document ends in this row."""
     row_place: np.ndarray
@@ -39,9 +47,18 @@ class Catalogue:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    @cached_property
+    def plain(self) -> np.ndarray:
+        """bool [D]: no special ids between the bytes, and everything is learnt."""
+        return (self.inputs == self.text + 1) & (self.targets == self.inputs)
+
     def bytes_of_subset(self) -> np.ndarray:
         """int64 [subsets] of text."""
-        return np.bincount(self.subset, self.inputs - 1, len(self.subset_names)).astype(np.int64)
+        return np.bincount(self.subset, self.text, len(self.subset_names)).astype(np.int64)
+
+    def targets_of_subset(self) -> np.ndarray:
+        """int64 [subsets]: what one pass over each learns."""
+        return np.bincount(self.subset, self.targets, len(self.subset_names)).astype(np.int64)
 
 
 def catalogue_of(dataset: Dataset | Mixture) -> Catalogue:
@@ -53,13 +70,16 @@ def catalogue_of(dataset: Dataset | Mixture) -> Catalogue:
     ends = np.append(starts[1:], len(index))
     if starts[0] != 0 or not np.array_equal(np.flatnonzero(index.last), ends - 1):
         raise DatasetError(f"{dataset.where}: the index does not list the parts of a document in a row")
-    row_inputs = index.bytes + (index.part == 0)
+    row_inputs = index.tokens + (index.part == 0)
     eos_alone = index.last & (index.last_patch == 1)
     batch = np.repeat(np.arange(len(index.batch_starts) - 1), np.diff(index.batch_starts))
     return Catalogue(
         first_row=np.append(starts, len(index)).astype(np.int64),
         subset=index.subset[starts],
         inputs=np.add.reduceat(row_inputs, starts),
+        targets=np.add.reduceat(index.targets, starts),
+        text=np.add.reduceat(index.bytes, starts),
+        learnt_bytes=np.add.reduceat(index.learnt_bytes, starts),
         patches=np.add.reduceat(index.patches.astype(np.int64) - eos_alone, starts),
         eos_alone=eos_alone[ends - 1],
         batch=batch[starts],

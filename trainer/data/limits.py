@@ -39,7 +39,7 @@ def pack_limits(manifest: Manifest, tokens: int, patches: int | None = None) -> 
         )
     if patches is None:
         totals = manifest.totals
-        share = (totals.patches + totals.documents) / max(totals.bytes + totals.documents, 1)
+        share = (totals.patches + totals.documents) / max(totals.tokens, 1)
         patches = max(-(-int(tokens * share * HEADROOM) // MULTIPLE) * MULTIPLE, 3)
     if patches < 3:
         raise ConfigError(f"data.patches is {patches}; a pack needs at least 3")

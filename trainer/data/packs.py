@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from shared.batch import Batch, Patches, segments
-from shared.vocabulary import BOE, BOS, EOS, IGNORED_LABEL, OFFSET
+from shared.vocabulary import BOE, BOS, EOS, IGNORED_LABEL, OFFSET, without_named
 from trainer.data.catalogue import Catalogue
 from trainer.data.cursor import Cursor
 from trainer.data.limits import PackLimits
@@ -54,14 +54,18 @@ class Pack:
     ids: np.ndarray
     """int16 [T]."""
     labels: np.ndarray
-    """int16 [T]: the next token, or IGNORED_LABEL (after BOE)."""
+    """int16 [T]: the next token, or IGNORED_LABEL (after BOE, and where spans leave it out)."""
     in_slice: np.ndarray
     """int64 [S], tokens of each slice, BOE included."""
     patches: PackPatches | None
     subset: np.ndarray
     """int32 [S], code into the dataset's subset names."""
+    slice_targets: np.ndarray
+    """int64 [S], labels of each slice that count."""
     slice_bytes: np.ndarray
-    """int64 [S], bytes of text among the targets of each slice; those of a document sum to its length."""
+    """int64 [S], bytes of text among the targets of each slice."""
+    slice_text: np.ndarray
+    """int64 [S], bytes of text that are predicted, learnt or not; those of a document sum to its length."""
     slice_patches: np.ndarray
     """int64 [S], patches other than BOS and BOE, one of EOS alone included (as the manifest counts); 0 if unpatched."""
     ended: np.ndarray
@@ -70,7 +74,7 @@ class Pack:
     @property
     def targets(self) -> int:
         """Labels that count."""
-        return int(self.slice_bytes.sum() + self.ended.sum())
+        return int(self.slice_targets.sum())
 
     @property
     def token_fill(self) -> float:
@@ -91,9 +95,11 @@ class Pack:
         """
         tokens = self.limits.tokens
         padding = tokens - len(self.ids)
+        # Without patches it is the entropy model that learns, and it has no named special ids.
+        labels = without_named(self.labels) if self.patches is None else self.labels
         return Batch(
             ids=_padded(self.ids, tokens, BOE),
-            labels=_padded(self.labels, tokens, IGNORED_LABEL),
+            labels=_padded(labels, tokens, IGNORED_LABEL),
             documents=segments([*self.in_slice.tolist(), padding] if padding else self.in_slice.tolist()),
             patches=self._padded_patches(),
         )
@@ -132,9 +138,19 @@ def build_pack(plan: PackPlan, step: Step, limits: PackLimits, catalogue: Catalo
     labels = np.empty_like(ids)
     labels[:-1] = ids[1:]
     labels[last] = EOS
-    for cut in np.flatnonzero(~ended).tolist():
+    plain = catalogue.plain[plan.documents]
+    for cut in np.flatnonzero(~ended & plain).tolist():
         labels[last[cut]] = reader.byte(int(plan.documents[cut]), int(plan.stops[cut]) - 1) + OFFSET
     labels[first[boe]] = IGNORED_LABEL
+    slice_targets, slice_text = plan.stops - plan.starts, plan.stops - plan.starts - ended
+    slice_bytes = slice_text.copy()
+    for number in np.flatnonzero(~plain).tolist():
+        marked = reader.marked(*(int(column[number]) for column in (plan.documents, plan.starts, plan.stops)))
+        own = slice(first[number] + boe[number], last[number] + 1)
+        ids[own] = marked.tokens[:-1]
+        labels[own] = np.where(marked.learnt[1:], marked.tokens[1:], IGNORED_LABEL)
+        slice_targets[number], slice_bytes[number] = marked.targets, marked.learnt_bytes
+        slice_text[number] = marked.text
     patches, slice_patches = None, np.zeros(len(in_slice), np.int64)
     if limits.patches is not None:
         eos_alone = ended & catalogue.eos_alone[plan.documents]
@@ -153,7 +169,9 @@ def build_pack(plan: PackPlan, step: Step, limits: PackLimits, catalogue: Catalo
         in_slice=in_slice,
         patches=patches,
         subset=catalogue.subset[plan.documents],
-        slice_bytes=plan.stops - plan.starts - ended,
+        slice_targets=slice_targets,
+        slice_bytes=slice_bytes,
+        slice_text=slice_text,
         slice_patches=slice_patches,
         ended=ended,
     )
@@ -200,6 +218,7 @@ def pack_digest(pack: Pack) -> str:
     step = pack.step
     content = hashlib.sha256(f"{pack.number} {step.number} {step.targets} {step.bytes} {pack.limits}".encode())
     arrays = [pack.ids, pack.labels, pack.in_slice, pack.subset, pack.slice_bytes, pack.slice_patches, pack.ended]
+    arrays += [pack.slice_targets, pack.slice_text]
     if pack.patches is not None:
         arrays += [pack.patches.of_token, pack.patches.of_decoder, pack.patches.in_slice]
     for array in arrays:

@@ -36,9 +36,9 @@ class PackPlan:
     stops: np.ndarray
     """int64 [S], one past the last input."""
     targets: int
-    """Labels that count: one for each input."""
+    """Labels that count: one for each input, but for what spans leave out."""
     bytes: int
-    """Bytes of text among them; the others are EOS."""
+    """Bytes of text among them; the others are special ids."""
 
 
 class Room:
@@ -47,33 +47,34 @@ class Room:
     def __init__(self, limits: PackLimits) -> None:
         self.tokens = limits.tokens
         self.patches = None if limits.patches is None else limits.patches - 1
+        self.targets = self.bytes = 0
+        """What is learnt of what has been taken, and the bytes of text among it."""
         self._slices: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
-    def add_slice(self, document: int, start: int, stop: int, patches: int) -> None:
-        """Take a slice with so many patches; a continued one costs BOE too."""
+    def add_slice(self, document: int, start: int, stop: int, patches: int, learnt: tuple[int, int]) -> None:
+        """Take a slice with so many patches, and (targets, bytes) that are learnt; a continued one costs BOE too."""
         boe = start > 0
-        self._take(stop - start + boe, patches + boe)
+        self._take(stop - start + boe, patches + boe, learnt)
         self._slices.append((np.array([document]), np.array([start]), np.array([stop])))
 
-    def add_whole(self, documents: np.ndarray, inputs: np.ndarray, patches: int) -> None:
-        """Take whole documents [S] of inputs [S], all together with so many patches."""
-        self._take(int(inputs.sum()), patches)
+    def add_whole(self, documents: np.ndarray, inputs: np.ndarray, patches: int, learnt: tuple[int, int]) -> None:
+        """Take whole documents [S] of inputs [S], all together with so many patches, targets and bytes."""
+        self._take(int(inputs.sum()), patches, learnt)
         self._slices.append((documents, np.zeros_like(inputs), inputs))
 
-    def _take(self, tokens: int, patches: int) -> None:
+    def _take(self, tokens: int, patches: int, learnt: tuple[int, int]) -> None:
         self.tokens -= tokens
+        self.targets, self.bytes = self.targets + learnt[0], self.bytes + learnt[1]
         if self.patches is not None:
             self.patches -= patches
         assert self.tokens >= 0
         assert self.patches is None or self.patches >= 0
 
-    def plan(self, number: int, catalogue: Catalogue) -> PackPlan:
+    def plan(self, number: int) -> PackPlan:
         """The plan of what has been taken."""
         columns = zip(*self._slices) if self._slices else [(np.zeros(0, np.int64),)] * 3
         documents, starts, stops = (np.concatenate(column) for column in columns)
-        targets = int((stops - starts).sum())
-        ended = int((stops == catalogue.inputs[documents]).sum())
-        return PackPlan(number, documents, starts, stops, targets, targets - ended)
+        return PackPlan(number, documents, starts, stops, self.targets, self.bytes)
 
 
 class Upcoming:
@@ -82,8 +83,10 @@ class Upcoming:
     def __init__(self, catalogue: Catalogue, documents: np.ndarray) -> None:
         self.documents = documents
         self.inputs = catalogue.inputs[documents]
-        self._tokens = np.concatenate([[0], np.cumsum(self.inputs)])
-        self._patches = np.concatenate([[0], np.cumsum(catalogue.patches[documents])])
+        self._tokens = _running(self.inputs)
+        self._patches = _running(catalogue.patches[documents])
+        self._targets = _running(catalogue.targets[documents])
+        self._bytes = _running(catalogue.learnt_bytes[documents])
 
     def tokens_from(self, position: int) -> int:
         """Inputs of all documents from a position on."""
@@ -96,9 +99,16 @@ class Upcoming:
             by_patches = np.searchsorted(self._patches, self._patches[position] + room.patches, side="right") - 1
             end = min(end, int(by_patches))
         if end > position:
-            patches = int(self._patches[end] - self._patches[position])
-            room.add_whole(self.documents[position:end], self.inputs[position:end], patches)
+            patches, targets, text = (
+                int(sums[end] - sums[position]) for sums in (self._patches, self._targets, self._bytes)
+            )
+            room.add_whole(self.documents[position:end], self.inputs[position:end], patches, (targets, text))
         return end
+
+
+def _running(values: np.ndarray) -> np.ndarray:
+    """int64 [N + 1]: the sum of the values before each place."""
+    return np.append(0, np.cumsum(values))
 
 
 def continue_document(reader: SliceReader, inputs: int, document: int, start: int, room: Room) -> int:
@@ -107,7 +117,7 @@ def continue_document(reader: SliceReader, inputs: int, document: int, start: in
     patches = None if room.patches is None else room.patches - boe
     stop, count = reader.furthest_cut(document, start, room.tokens - boe, patches)
     if stop > start:
-        room.add_slice(document, start, stop, count)
+        room.add_slice(document, start, stop, count, reader.learnt(document, start, stop))
     assert stop <= inputs
     return stop
 
@@ -122,6 +132,8 @@ class Planner:
         names = catalogue.subset_names
         documents = np.bincount(catalogue.subset, minlength=len(names))
         rates = document_rates(documents, catalogue.bytes_of_subset(), mixing.weights, names)
+        if not catalogue.targets_of_subset()[rates > 0].any():
+            raise ConfigError("the data has nothing to learn: the loss of all its spans is off")
         self._catalogue, self._reader, self._limits = catalogue, reader, limits
         self._schedule = Schedule(rates, cursor.seed, document_ends(documents, mixing.repeats, names))
         self._streams = [SubsetStream(catalogue, subset, cursor.seed) for subset in range(len(names))]
@@ -141,7 +153,18 @@ class Planner:
         return self._cursor.model_copy(update={"pack": self._pack, "drawn": drawn, "lanes": tuple(self._lanes)})
 
     def next_pack(self) -> PackPlan:
-        """Plan one pack: the longest next piece of its lane. It is empty only when all documents have been used up."""
+        """Plan one pack: the longest next piece of its lane in which there is anything to learn.
+
+        It is empty only when all documents have been used up.
+        """
+        plan = self._cut_pack()
+        while len(plan.documents) and not plan.targets:
+            plan = self._cut_pack()  # nothing to learn in that piece, and the next one sees nothing of it anyway
+        self._pack += 1
+        return plan
+
+    def _cut_pack(self) -> PackPlan:
+        """The longest next piece of a lane."""
         room = Room(self._limits)
         number = self._turn()
         lane = self._lanes[number]
@@ -156,9 +179,8 @@ class Planner:
                 if room.tokens < left:
                     self._use(self._position + 1)
         self._lanes[number] = lane
-        plan = room.plan(self._pack, self._catalogue)
-        assert plan.targets > 0 or self._ended(), "a pack must make progress"
-        self._pack += 1
+        plan = room.plan(self._pack)
+        assert len(plan.documents) or self._ended(), "a pack must make progress"
         return plan
 
     def _turn(self) -> int:

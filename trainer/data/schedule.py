@@ -109,19 +109,21 @@ def named_subsets(values: Mapping[str, float], names: tuple[str, ...], key: str)
     return meant
 
 
-def targets_of_one_pass(documents: np.ndarray, text_bytes: np.ndarray, names: tuple[str, ...], mixing: Mixing) -> int:
-    """Training targets of one pass over all subsets that are drawn: their bytes and an EOS a document, int64 [S]."""
+def targets_of_one_pass(
+    documents: np.ndarray, text_bytes: np.ndarray, targets: np.ndarray, names: tuple[str, ...], mixing: Mixing
+) -> int:
+    """Training targets of one pass over all subsets that are drawn, from those of each, int64 [S]."""
     drawn = document_rates(documents, text_bytes, mixing.weights, names) > 0
-    return int((documents + text_bytes)[drawn].sum())
+    return int(targets[drawn].sum())
 
 
 def targets_until_the_end(
-    documents: np.ndarray, text_bytes: np.ndarray, names: tuple[str, ...], mixing: Mixing
+    documents: np.ndarray, text_bytes: np.ndarray, targets: np.ndarray, names: tuple[str, ...], mixing: Mixing
 ) -> int | None:
-    """Training targets until every subset has ended, from the documents and bytes of one pass [S]; None: no end."""
+    """Targets until every subset has ended, from documents, bytes and targets of one pass [S]; None: no end."""
     drawn = document_rates(documents, text_bytes, mixing.weights, names) > 0
     ends = document_ends(documents, mixing.repeats, names)
     if (ends[drawn] == ENDLESS).any():
         return None
     passes = ends[drawn] // documents[drawn]
-    return int((passes * (documents + text_bytes)[drawn]).sum())
+    return int((passes * targets[drawn]).sum())

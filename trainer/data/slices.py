@@ -1,8 +1,9 @@
 """Reading pieces of documents: their tokens, their patches, and where a pack may cut them.
 
-Inputs of a document are numbered 0..n: BOS, then its bytes; input n + 1 would be EOS, which is only ever a label. A
-slice is the range [start, stop) of inputs. Decoded record batches
-are kept, the most recent ones, up to CACHE_BYTES of them.
+Inputs of a document are numbered 0..n: BOS, then its body; input n + 1 would be EOS, which is only ever a label. A
+slice is the range [start, stop) of inputs. The body of most documents is their bytes; that of one with spans has
+special ids between them, and not all of it is learnt. Decoded record batches are kept, the most recent ones, up to
+CACHE_BYTES of them.
 """
 
 from collections import OrderedDict
@@ -14,6 +15,7 @@ import numpy as np
 from shared.shards.columns import BatchColumns
 from shared.shards.dataset import Dataset
 from shared.shards.manifest import DatasetError
+from shared.vocabulary import BOS, EOS, VOCABULARY_SIZE, byte_tokens, is_special
 from trainer.data.catalogue import Catalogue
 from trainer.data.mixture import Mixture
 
@@ -34,11 +36,34 @@ class Pieces(NamedTuple):
     """What S slices hold, one after the other, each slice begun by one special token."""
 
     texts: list[np.ndarray]
-    """uint8: a SPECIAL_BYTE and the text of each slice."""
+    """uint8: a SPECIAL_BYTE and the text of each slice; of a document with spans something as long as its body."""
     lengths: list[np.ndarray]
     """uint16: patch lengths of each slice as they are stored: an EOS that shares the last patch is counted there."""
     patches: np.ndarray
     """int64 [S], patches of each slice, those of BOS and BOE included."""
+
+
+class Marked(NamedTuple):
+    """A slice of a document with spans: N inputs and the token after them."""
+
+    tokens: np.ndarray
+    """int16 [N + 1]."""
+    learnt: np.ndarray
+    """bool [N + 1], whether each is a target when it is predicted."""
+
+    @property
+    def targets(self) -> int:
+        return int(self.learnt[1:].sum())
+
+    @property
+    def text(self) -> int:
+        """Bytes of text among the tokens that are predicted."""
+        return int((~is_special(self.tokens[1:])).sum())
+
+    @property
+    def learnt_bytes(self) -> int:
+        """Those that are targets."""
+        return int((~is_special(self.tokens[1:]) & self.learnt[1:]).sum())
 
 
 class SliceReader:
@@ -50,6 +75,8 @@ class SliceReader:
         self._batches: OrderedDict[tuple[int, int], BatchColumns] = OrderedDict()
         self._held = 0
         self._ends: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
+        self._body: tuple[int, np.ndarray, np.ndarray] = (-1, np.zeros(0, np.int16), np.zeros(0, bool))
+        self._largest = VOCABULARY_SIZE + len(dataset.manifest.identity.specials)
 
     def pieces(self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray, patched: bool) -> Pieces:
         """What slices hold, as views of decoded batches: inputs [starts, stops) of documents, each int64 [S].
@@ -60,25 +87,65 @@ class SliceReader:
         rows, after = catalogue.first_row[documents], catalogue.first_row[documents + 1]
         inputs = catalogue.inputs[documents]
         whole = (starts == 0) & (stops == inputs) & (after - rows == 1)
-        kept = catalogue.patches[documents]
+        kept, plain = catalogue.patches[documents], catalogue.plain[documents]
         texts: list[np.ndarray] = []
         lengths: list[np.ndarray] = []
         patches: list[int] = []
-        slices = zip(*(column.tolist() for column in (documents, starts, stops, rows, whole, kept)))
-        for document, start, stop, row, is_whole, count in slices:
+        slices = zip(*(column.tolist() for column in (documents, starts, stops, rows, whole, kept, plain)))
+        for document, start, stop, row, is_whole, count, is_plain in slices:
             texts.append(SPECIAL_BYTE)
             if is_whole:  # nearly all documents: nothing to search
-                texts.append(self._text(row, stop - 1))
+                texts.append(self._text(row, stop - 1) if is_plain else np.zeros(stop - 1, np.uint8))
                 if patched:
                     lengths.append(self._lengths(row)[:count])
                     patches.append(len(lengths[-1]))
                 continue
-            texts += self._text_of_inputs(document, max(start, 1), stop)
+            begin = max(start, 1)
+            texts += self._text_of_inputs(document, begin, stop) if is_plain else [np.zeros(stop - begin, np.uint8)]
             if patched:
                 found = self._lengths_of_inputs(document, start, stop)
                 lengths += [*([SPECIAL_PATCH] if start else []), *found]
                 patches.append(sum(map(len, found)) + (start > 0))
         return Pieces(texts, lengths, np.array(patches, np.int64))
+
+    def marked(self, document: int, start: int, stop: int) -> Marked:
+        """A slice of a document, with spans or not."""
+        tokens, learnt = np.empty(stop - start + 1, np.int16), np.ones(stop - start + 1, bool)
+        if start == 0:
+            tokens[0] = BOS
+        for row, begin, end in self._rows(document, start):
+            if begin > stop:
+                break
+            begin = max(begin, 1)  # BOS is not of the body
+            body, own = self._marked_body(row, end - begin)
+            low, high = max(start, begin), min(stop + 1, end)
+            tokens[low - start : high - start] = body[low - begin : high - begin]
+            learnt[low - start : high - start] = own[low - begin : high - begin]
+            if end <= stop and self._catalogue.row_last[row]:
+                spans = self._columns(row).spans(self._place(row))
+                tokens[-1], learnt[-1] = EOS, spans is None or spans.last_loss
+        return Marked(tokens, learnt)
+
+    def learnt(self, document: int, start: int, stop: int) -> tuple[int, int]:
+        """Targets of a slice, and the bytes of text among them."""
+        if self._catalogue.plain[document]:
+            return stop - start, stop - start - (stop == int(self._catalogue.inputs[document]))
+        marked = self.marked(document, start, stop)
+        return marked.targets, marked.learnt_bytes
+
+    def _marked_body(self, row: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """int16 and bool [size]: the body of a row, and what of it is learnt."""
+        if self._body[0] != row:
+            columns, place = self._columns(row), self._place(row)
+            text, spans = columns.text(place), columns.spans(place)
+            tokens = byte_tokens(text) if spans is None else spans.tokens(text)
+            learnt = np.ones(len(tokens), bool) if spans is None else spans.learnt()
+            if len(tokens) != size:
+                raise self.damaged(row, f"{len(tokens)} bytes and special ids, the index says {size}")
+            if size and (largest := int(tokens.max())) >= self._largest:
+                raise self.damaged(row, f"the special id {largest}; the manifest names those below {self._largest}")
+            self._body = row, tokens, learnt
+        return self._body[1:]
 
     def byte(self, document: int, number: int) -> int:
         """One byte of a document, counted from 0."""

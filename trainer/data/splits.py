@@ -44,6 +44,7 @@ def together(manifests: Mapping[str, Manifest], folders: Mapping[str, Path | str
             raise IdentityError(
                 f"{folders[first]} and {folders[name]} cannot be mixed, their patches differ: {'; '.join(lines)}"
             )
+    specials = _specials(manifests, folders)
     thetas = {
         prefixed(name, subset): theta
         for name, manifest in manifests.items()
@@ -62,9 +63,22 @@ def together(manifests: Mapping[str, Manifest], folders: Mapping[str, Path | str
         for shard in manifest.shards
     ]
     return Manifest(
-        identity=one.identity.model_copy(update={"patching": patching, "source": source}),
+        identity=one.identity.model_copy(update={"patching": patching, "source": source, "specials": specials}),
         shards=shards,
     )
+
+
+def _specials(manifests: Mapping[str, Manifest], folders: Mapping[str, Path | str]) -> tuple[str, ...]:
+    """The special ids that the datasets name; plain text has none. Raises IdentityError where two name others."""
+    named = {name: manifest.identity.specials for name, manifest in manifests.items() if manifest.identity.specials}
+    for name, specials in named.items():
+        first, wanted = next(iter(named.items()))
+        if specials != wanted:
+            raise IdentityError(
+                f"{folders[first]} and {folders[name]} cannot be mixed, their special ids differ: "
+                f"{', '.join(wanted)} and {', '.join(specials)}"
+            )
+    return next(iter(named.values()), ())
 
 
 def prefixed(name: str, own: str) -> str:
@@ -85,10 +99,11 @@ def mixing_of(data: DataSettings) -> Mixing:
     return Mixing(data.weights, data.repeats)
 
 
-def of_one_pass(manifest: Manifest) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Documents and bytes of one pass, int64 [S] each, and the names of the subsets."""
+def of_one_pass(manifest: Manifest) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Documents, bytes and targets of one pass, int64 [S] each, and the names of the subsets."""
     totals = manifest.subsets
-    documents, text = (
-        np.array([getattr(figures, key) for figures in totals.values()], np.int64) for key in ("documents", "bytes")
+    documents, text, targets = (
+        np.array([getattr(figures, key) for figures in totals.values()], np.int64)
+        for key in ("documents", "bytes", "targets")
     )
-    return documents, text, tuple(totals)
+    return documents, text, targets, tuple(totals)

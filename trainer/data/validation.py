@@ -27,9 +27,7 @@ class ValidationPacks:
         self._catalogue = catalogue_of(dataset)
         self._reader = SliceReader(dataset, self._catalogue)
         plans = plan_validation(self._catalogue, self._reader, limits)
-        empty = [
-            Room(limits).plan(number, self._catalogue) for number in range(len(plans), len(plans) + -len(plans) % ranks)
-        ]
+        empty = [Room(limits).plan(number) for number in range(len(plans), len(plans) + -len(plans) % ranks)]
         self._step = Step(0, sum(plan.targets for plan in plans), sum(plan.bytes for plan in plans), None)
         self._plans = [*plans, *empty][rank::ranks]
 
@@ -56,5 +54,5 @@ def plan_validation(catalogue: Catalogue, reader: SliceReader, limits: PackLimit
             if offset == inputs:
                 following, offset = upcoming.fill(position + 1, room), 0
         position = following
-        plans.append(room.plan(len(plans), catalogue))
+        plans.append(room.plan(len(plans)))
     return plans

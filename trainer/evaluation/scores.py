@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from shared.identity import IdentityError, differences
 from shared.model_files import load_model
 from shared.model_identity import load_settings
+from shared.model_settings import BltSettings
 from shared.shards.dataset import Dataset
 from shared.vocabulary import IGNORED_LABEL
 from trainer.data.limits import PackLimits, pack_limits
 from trainer.data.packs import Pack
 from trainer.data.validation import ValidationPacks
-from trainer.identity import IDENTITY_NAME, ModelIdentity, load_identity
+from trainer.identity import IDENTITY_NAME, ModelIdentity, check_specials, load_identity
 from trainer.learning.step import predict
 
 
@@ -33,7 +34,9 @@ class SubsetScore:
     nats: float = 0.0
     targets: int = 0
     bytes: int = 0
-    """Of text."""
+    """Of text, among the targets."""
+    text: int = 0
+    """Bytes of text, learnt or not."""
     patches: int = 0
     """Patches other than BOS; 0 when unpatched."""
     documents: int = 0
@@ -49,7 +52,7 @@ class SubsetScore:
     @property
     def bytes_per_patch(self) -> float:
         """Mean patch size; NaN when unpatched."""
-        return self.bytes / self.patches if self.patches else math.nan
+        return self.text / self.patches if self.patches else math.nan
 
 
 def evaluate(model: nn.Module, packs: ValidationPacks, device: torch.device) -> dict[str, SubsetScore]:
@@ -60,18 +63,18 @@ def evaluate(model: nn.Module, packs: ValidationPacks, device: torch.device) -> 
 
 @torch.no_grad()
 def evaluate_sums(model: nn.Module, packs: Iterable[Pack], subsets: int, device: torch.device) -> np.ndarray:
-    """float64 [subsets, 5]: the fields of SubsetScore, to be added up over ranks.
+    """float64 [subsets, 6]: the fields of SubsetScore, to be added up over ranks.
 
     Sums are taken in fp64; one transfer from the device for each pack. The model is left in the mode it was in.
     """
-    sums = np.zeros((subsets, 5))
+    sums = np.zeros((subsets, 6))
     training = model.training
     model.eval()
     for pack in packs:
         batch = pack.batch.to(device)
         nats = slice_nats(predict(model, batch), batch.labels, batch.documents.ids, len(batch.documents.lengths))
-        figures = (nats.cpu().numpy()[: len(pack.subset)], pack.slice_bytes + pack.ended, pack.slice_bytes)
-        np.add.at(sums, pack.subset, np.stack([*figures, pack.slice_patches, pack.ended], axis=1))
+        counts = (pack.slice_targets, pack.slice_bytes, pack.slice_text, pack.slice_patches, pack.ended)
+        np.add.at(sums, pack.subset, np.stack([nats.cpu().numpy()[: len(pack.subset)], *counts], axis=1))
     model.train(training)
     return sums
 
@@ -113,8 +116,10 @@ def score_folder(
 
     Raises ModelFileError, IdentityError when the model learnt on other patches than the dataset's, ConfigError.
     """
-    patched = load_settings(folder).kind == "blt"
-    if patched:
+    model = load_settings(folder)
+    patched = model.kind == "blt"
+    if isinstance(model, BltSettings):
+        check_specials(model.specials, dataset.manifest.identity.specials, str(dataset.folder))
         check_patches(folder, dataset)
     limits = pack_limits(dataset.manifest, tokens) if patched else PackLimits(tokens, None)
     return evaluate(load_model(folder, device, dtype), ValidationPacks(dataset, limits), device)

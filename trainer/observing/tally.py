@@ -19,6 +19,8 @@ class RankSums:
     """All patches, as the fill rate counts them."""
     own_patches: float = 0.0
     """Patches other than BOS and BOE, as the mean patch size counts them."""
+    text: float = 0.0
+    """Bytes of text, learnt or not."""
     packs: float = 0.0
     waited: float = 0.0
     """Seconds that the rank waited for packs."""
@@ -36,6 +38,7 @@ class RankSums:
         self.packs += len(packs)
         for pack in packs:
             self.tokens += len(pack.ids)
+            self.text += int(pack.slice_text.sum())
             self.own_patches += int(pack.slice_patches.sum())
             if pack.patches is not None:
                 self.patches += int(pack.patches.in_slice.sum())
@@ -73,7 +76,7 @@ def interval_figures(tally: Tally, ranks: Sequence[RankSums], limits: PackLimits
     figures: dict[str, Any] = {
         "lr": tally.lr,
         "grad_norm": tally.grad_norm,
-        "bytes_per_second": tally.bytes / seconds,
+        "bytes_per_second": together.text / seconds,
         "token_fill": together.tokens / (together.packs * limits.tokens),
         "data_wait": together.waited / (seconds * len(ranks)),
         "step_seconds": {"whole": seconds / tally.steps} | parts,
@@ -85,7 +88,7 @@ def interval_figures(tally: Tally, ranks: Sequence[RankSums], limits: PackLimits
     if limits.patches is not None:
         figures |= {
             "patches_per_second": together.own_patches / seconds,
-            "bytes_per_patch": tally.bytes / together.own_patches,
+            "bytes_per_patch": together.text / together.own_patches,
             "patch_fill": together.patches / (together.packs * limits.patches),
         }
     return figures | slowest(ranks)
