@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pack_examples import make_dataset, random_dataset, random_documents
 
@@ -61,6 +62,30 @@ def test_packs_do_not_depend_on_ranks_or_workers(
     dataset: Dataset, uninterrupted: list[Pack], ranks: int, workers: int
 ) -> None:
     assert digests(take(dataset, 4, ranks, workers)) == digests(uninterrupted[: 4 * G])
+
+
+def shared_out(dataset: Dataset, cursor: Cursor | None, ranks: int, workers: int, steps: int) -> list[str]:
+    """Digests of the packs of some steps, in order, of ranks whose loader workers take turns as processes would."""
+    packs: list[Pack] = []
+    for rank in range(ranks):
+        cursor = cursor or first_cursor(dataset, 3, LANES)
+        shares = [
+            PackDataset(dataset, LIMITS, G, Mixing(), cursor, rank, ranks)._packs(worker, max(workers, 1))
+            for worker in range(max(workers, 1))
+        ]
+        packs += [next(shares[number % len(shares)]) for number in range(steps * G // ranks)]
+    return digests(sorted(packs, key=lambda pack: pack.number))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_the_stream_is_one_whoever_reads_it_and_wherever_it_stopped(dataset: Dataset, ranks: int, workers: int) -> None:
+    """From 20 random stops each, also far into later passes; other tests do it with real processes."""
+    long = take(dataset, 120)
+    whole, stops = digests(long), np.random.default_rng(ranks * 10 + workers).integers(0, 118, 20)
+    for stop in stops.tolist():
+        cursor = Cursor.model_validate_json(long[stop * G - 1].step.cursor.model_dump_json()) if stop else None
+        assert shared_out(dataset, cursor, ranks, workers, 2) == whole[stop * G : (stop + 2) * G], stop
 
 
 def test_resuming_after_any_step_is_never_stopping(dataset: Dataset, uninterrupted: list[Pack]) -> None:
