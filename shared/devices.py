@@ -3,6 +3,7 @@
 import re
 from typing import NamedTuple
 
+MIB = 2**20
 GIB = 2**30
 
 

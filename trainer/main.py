@@ -1,9 +1,11 @@
 """The entry that torchrun starts: `torchrun trainer/main.py RECIPE [--section.key value]...`.
 
 Trains the model that the recipe names on the shards that it names, on as many ranks as there are; run again, it goes on
-from the last checkpoint, and says so when there is nothing left to do.
+from the last checkpoint, and says so when there is nothing left to do. With `--plan` it only says what all that will
+take, in memory, FLOPs and time; no launcher and no data are needed for that.
 """
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -18,7 +20,8 @@ from trainer.errors import USER_ERRORS, complain, first_of_node, leave
 from trainer.identity import RunIdentity, finished, run_identity, with_length
 from trainer.settings import TrainSettings
 
-USAGE = "usage: torchrun trainer/main.py RECIPE.toml [--section.key value]..."
+USAGE = "usage: torchrun trainer/main.py RECIPE.toml [--plan] [--section.key value]..."
+PLAN = "--plan"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -28,6 +31,8 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     recipe, *overrides = arguments
     try:
+        if PLAN in overrides:
+            return tell_plan(Path(recipe), [part for part in overrides if part != PLAN])
         settings = with_length(load_recipe(Path(recipe), overrides, TrainSettings))
         identity = run_identity(settings)
         if finished(settings.run.out, identity):
@@ -37,6 +42,16 @@ def main(arguments: Sequence[str]) -> int:
         return train(settings, identity)
     except USER_ERRORS as error:
         return complain(error)
+
+
+def tell_plan(recipe: Path, overrides: Sequence[str]) -> int:
+    """Print what the recipe will take, once however many processes are started."""
+    if os.environ.get("RANK", "0") == "0":
+        from trainer.planning.plan import load_plan
+        from trainer.planning.report import report
+
+        print(report(load_plan(recipe, overrides)))
+    return 0
 
 
 def train(settings: TrainSettings, identity: RunIdentity) -> int:

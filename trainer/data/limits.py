@@ -40,7 +40,12 @@ def pack_limits(manifest: Manifest, tokens: int, patches: int | None = None) -> 
     if patches is None:
         totals = manifest.totals
         share = (totals.patches + totals.documents) / max(totals.tokens, 1)
-        patches = max(-(-int(tokens * share * HEADROOM) // MULTIPLE) * MULTIPLE, 3)
+        patches = patches_for(tokens, share)
     if patches < 3:
         raise ConfigError(f"data.patches is {patches}; a pack needs at least 3")
     return PackLimits(tokens, patches)
+
+
+def patches_for(tokens: int, share: float) -> int:
+    """P_max for packs of so many tokens when there is ``share`` of a patch to a token on average."""
+    return max(-(-int(tokens * share * HEADROOM) // MULTIPLE) * MULTIPLE, 3)

@@ -8,6 +8,7 @@ from shared.model_settings import ModelSettings, Settings
 from trainer.settings.data import DataSettings, StartSettings
 from trainer.settings.learning import GuardSettings, MuonSettings, OptimizerSettings, ScheduleSettings, TableSettings
 from trainer.settings.parallel import ParallelSettings
+from trainer.settings.planning import PlanSettings
 from trainer.settings.records import CheckpointSettings, MetricsSettings
 from trainer.settings.run import RunSettings
 from trainer.settings.section import Section
@@ -20,6 +21,7 @@ __all__ = [
     "MuonSettings",
     "OptimizerSettings",
     "ParallelSettings",
+    "PlanSettings",
     "RunSettings",
     "ScheduleSettings",
     "StartSettings",
@@ -42,6 +44,7 @@ class TrainSettings(Settings):
     guard: GuardSettings = GuardSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     metrics: MetricsSettings = MetricsSettings()
+    plan: PlanSettings = PlanSettings()
 
     @model_validator(mode="after")
     def _best_are_validated(self) -> "TrainSettings":

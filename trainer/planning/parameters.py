@@ -1,0 +1,72 @@
+"""The parameters of a model by name and shape, without making it; free of torch."""
+
+from collections.abc import Iterator
+from math import prod
+
+from shared.model_settings import BltSettings, EntropyModelSettings, StackSettings
+
+Shape = tuple[int, ...]
+Model = BltSettings | EntropyModelSettings
+
+TABLES = "ngrams.weight"
+"""Name of the n-gram tables: they are spread by row, and have an optimizer of their own."""
+
+
+def parameter_shapes(settings: Model) -> dict[str, Shape]:
+    """Shapes of all parameters, by the names that they have in the model."""
+    return dict(_entropy_model(settings) if isinstance(settings, EntropyModelSettings) else _blt(settings))
+
+
+def sizes_by_part(shapes: dict[str, Shape]) -> dict[str, int]:
+    """Numbers of parameters by the part that their names begin with."""
+    sizes: dict[str, int] = {}
+    for name, shape in shapes.items():
+        part = name.split(".")[0].rstrip("_")
+        sizes[part] = sizes.get(part, 0) + prod(shape)
+    return sizes
+
+
+def _entropy_model(settings: EntropyModelSettings) -> Iterator[tuple[str, Shape]]:
+    yield "embedding.weight", (settings.vocabulary, settings.width)
+    yield from _blocks("blocks", settings)
+    yield "norm.weight", (settings.width,)
+    yield "head.weight", (settings.vocabulary, settings.width)
+
+
+def _blt(settings: BltSettings) -> Iterator[tuple[str, Shape]]:
+    encoder, latent, decoder, ngrams = settings.encoder, settings.global_, settings.decoder, settings.ngrams
+    inputs = settings.queries * encoder.width
+    yield TABLES, (ngrams.functions * len(ngrams.sizes) * ngrams.rows, encoder.width)
+    yield "encoder.embedding.weight", (settings.vocabulary, encoder.width)
+    yield from _blocks("encoder.blocks", encoder)
+    yield "encoder.patch_projection.weight", (inputs, encoder.width)
+    yield from _crosses("encoder.cross", encoder, encoder.layers if settings.encoder_cross_all_layers else 1)
+    if inputs != latent.width:
+        yield "global_.input_projection.weight", (latent.width, inputs)
+    yield from _blocks("global_.blocks", latent)
+    yield "decoder.patch_projection.weight", (settings.queries * decoder.width, latent.width)
+    yield from _crosses("decoder.cross", decoder, decoder.layers if settings.decoder_cross_all_layers else 1)
+    yield from _blocks("decoder.blocks", decoder)
+    yield "decoder.norm.weight", (decoder.width,)
+    yield "decoder.head.weight", (settings.vocabulary, decoder.width)
+
+
+def _blocks(prefix: str, stack: StackSettings) -> Iterator[tuple[str, Shape]]:
+    width, hidden = stack.width, stack.hidden
+    for layer in range(stack.layers):
+        yield f"{prefix}.{layer}.attention_norm.weight", (width,)
+        yield f"{prefix}.{layer}.qkv.weight", ((stack.heads + 2 * stack.key_value_heads) * stack.head_width, width)
+        yield f"{prefix}.{layer}.attention_output.weight", (width, width)
+        yield f"{prefix}.{layer}.feed_forward_norm.weight", (width,)
+        yield f"{prefix}.{layer}.gate_up.weight", (2 * hidden, width)
+        yield f"{prefix}.{layer}.down.weight", (width, hidden)
+
+
+def _crosses(prefix: str, stack: StackSettings, count: int) -> Iterator[tuple[str, Shape]]:
+    width = stack.width
+    for layer in range(count):
+        yield f"{prefix}.{layer}.query_norm.weight", (width,)
+        yield f"{prefix}.{layer}.key_value_norm.weight", (width,)
+        yield f"{prefix}.{layer}.query.weight", (width, width)
+        yield f"{prefix}.{layer}.key_value.weight", (2 * stack.key_value_heads * stack.head_width, width)
+        yield f"{prefix}.{layer}.output.weight", (width, width)

@@ -1,0 +1,207 @@
+"""What a recipe will take, before anything is started: parameters, memory, FLOPs and time. Free of torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.config import ConfigError, check_recipe, read_recipe
+from shared.devices import Device, find_device
+from shared.flops import (
+    executed_training_flops,
+    executed_workload,
+    forward_flops,
+    paper_flops_per_byte,
+    training_flops,
+    useful_workload,
+)
+from shared.model_identity import load_settings
+from shared.model_settings import BltSettings, EntropyModelSettings
+from shared.shards.manifest import MANIFEST_NAME, PATCHER_FOLDER, Manifest
+from trainer.data.limits import pack_limits, patches_for
+from trainer.data.splits import TRAIN_SPLIT, load_manifests, split_folders, together
+from trainer.evaluation.patch_size import mean_patch_size
+from trainer.identity import with_length
+from trainer.planning.memory import HELD, memory_by_part
+from trainer.planning.parameters import parameter_shapes, sizes_by_part
+from trainer.settings import TrainSettings
+
+PUBLISHED_ENTROPY_MODEL = EntropyModelSettings(width=768, layers=14, heads=12)
+"""That of the paper, with 100 million parameters: taken where the dataset does not bring its own."""
+
+ROOM = 0.9
+"""Share of a device's memory that a plan may fill: the runtime and gaps between tensors need the rest."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe will take."""
+
+    settings: TrainSettings
+    device: Device | None
+    patch_size: float | None
+    """Bytes a patch; None for models without patches."""
+    patches: int
+    """P_max; 0 without patches."""
+    parameters: dict[str, int]
+    """By part of the model."""
+    memory: dict[str, int]
+    """Bytes of one rank, by part."""
+    forward: dict[str, float]
+    """Useful FLOPs a byte of one forward pass, by part."""
+    training: float
+    """Useful FLOPs a byte of forward and backward."""
+    executed: float
+    """The same as they are computed: packs filled up, blocks recomputed."""
+    paper: float | None
+    """Forward FLOPs a byte by the paper's accounting; None for the entropy model."""
+    entropy: float | None
+    """FLOPs a byte of the entropy model that finds the patches; None where there are none."""
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of a step whose packs are full."""
+        return self.settings.data.packs * self.settings.data.tokens
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the run: the first of its lengths that is reached."""
+        run = self.settings.run
+        lengths = [run.bytes, run.steps * self.step_bytes if run.steps else None]
+        return min(length for length in lengths if length)
+
+    @property
+    def steps(self) -> int:
+        return -(-self.bytes // self.step_bytes)
+
+    @property
+    def flops(self) -> float:
+        """Useful FLOPs of the run."""
+        return self.training * self.bytes
+
+    @property
+    def seconds(self) -> float | None:
+        """Of the run at the plan's utilisation; None where the device's peak is not known."""
+        if self.device is None:
+            return None
+        reached = self.settings.plan.ranks * self.device.peak(self.settings.run.dtype) * self.settings.plan.utilisation
+        return self.flops / reached
+
+    @property
+    def device_memory(self) -> int:
+        """Bytes of a rank on its device."""
+        on_host = HELD if self.settings.parallel.offload else ()
+        return sum(size for part, size in self.memory.items() if part not in on_host)
+
+    @property
+    def warning(self) -> str | None:
+        """A line when a rank does not fit on its device."""
+        if self.device is None or self.device_memory <= ROOM * self.device.memory:
+            return None
+        largest = max(self.memory, key=lambda part: self.memory[part])
+        return (
+            f"a rank needs {self.device_memory / 2**30:.1f} GiB and should need at most {ROOM:.0%} of the "
+            f"{self.device.gib:g} GiB of a {self.device.name}; most are {largest}: see data.tokens, "
+            f"parallel.activation_checkpointing, parallel.offload, plan.ranks"
+        )
+
+
+def load_plan(recipe: Path, overrides: Sequence[str]) -> Plan:
+    """The plan of a recipe file with ``--section.key value`` overrides; it need not say where its data and its run are.
+
+    Raises ConfigError.
+    """
+    values = read_recipe(recipe, overrides)
+    data, run = values.setdefault("data", {}), values.setdefault("run", {})
+    if not data.keys() & {"path", "datasets"}:
+        data["path"] = "DATA"
+    run.setdefault("out", "OUT")
+    return make_plan(check_recipe(values, TrainSettings, recipe))
+
+
+def make_plan(settings: TrainSettings) -> Plan:
+    """The plan of a recipe, with the mean patch size and the entropy model of its dataset where that is there.
+
+    Raises ConfigError when ranks, packs and copies do not divide one another, or the data does not fit.
+    """
+    model, asked, parallel = settings.model, settings.plan, settings.parallel
+    check_ranks(settings)
+    manifest = known_manifest(settings)
+    if manifest is not None:
+        settings = with_length(settings)
+    elif settings.run.steps is None and settings.run.bytes is None:
+        raise ConfigError("run.passes needs the data, which is not there; give --run.bytes for the plan")
+    device = find_device(asked.device) if asked.device else None
+    patch_size, patches, entropy_model = None, 0, None
+    if isinstance(model, BltSettings):
+        patch_size, patches, entropy_model = _patching(settings, manifest)
+    tokens, in_documents = _documents(settings, patch_size)
+    useful = useful_workload(model, tokens, in_documents)
+    padding = [patches - sum(in_documents)] if patches > sum(in_documents) else []
+    executed = executed_workload(model, tokens, [*in_documents, *padding], tiled=device is None)
+    total = sum(tokens)
+    paper = paper_flops_per_byte(model, patch_size) if isinstance(model, BltSettings) and patch_size else None
+    return Plan(
+        settings=settings,
+        device=device,
+        patch_size=patch_size,
+        patches=patches,
+        parameters=sizes_by_part(parameter_shapes(model)),
+        memory=memory_by_part(settings, asked.ranks, patches, tiled=device is None),
+        forward={part: count / total for part, count in forward_flops(model, useful).by_part().items()},
+        training=training_flops(model, useful).total / total,
+        executed=executed_training_flops(model, executed, parallel.activation_checkpointing).total / total,
+        paper=paper,
+        entropy=None if entropy_model is None else _per_byte(entropy_model, tokens),
+    )
+
+
+def check_ranks(settings: TrainSettings) -> None:
+    """Raise ConfigError when the plan's ranks do not divide the packs of a step, or copies do not divide the ranks."""
+    ranks, packs, copy = settings.plan.ranks, settings.data.packs, settings.parallel.shard
+    if packs % ranks:
+        raise ConfigError(f"plan.ranks is {ranks}: it must divide data.packs, {packs}")
+    if copy is not None and ranks % copy:
+        raise ConfigError(f"parallel.shard is {copy}: it must divide plan.ranks, {ranks}")
+
+
+def known_manifest(settings: TrainSettings) -> Manifest | None:
+    """That of all training data; None where a folder is not there yet."""
+    folders = split_folders(settings.data, TRAIN_SPLIT)
+    if any(isinstance(folder, Path) and not (folder / MANIFEST_NAME).exists() for folder in folders.values()):
+        return None
+    return together(load_manifests(settings.data, TRAIN_SPLIT), folders)
+
+
+def _patching(settings: TrainSettings, manifest: Manifest | None) -> tuple[float, int, EntropyModelSettings]:
+    """Bytes a patch, P_max, and the entropy model that finds the patches: as the data says, else as planned."""
+    data = settings.data
+    if manifest is None:
+        planned = settings.plan.patch_size
+        return planned, data.patches or patches_for(data.tokens, 1 / planned), PUBLISHED_ENTROPY_MODEL
+    limits, size = pack_limits(manifest, data.tokens, data.patches), mean_patch_size(manifest)
+    if limits.patches is None or size is None:
+        raise ConfigError("model.kind 'blt' needs patched shards, those of data have rule 'none'")
+    return size, limits.patches, _patcher(settings, manifest)
+
+
+def _patcher(settings: TrainSettings, manifest: Manifest) -> EntropyModelSettings:
+    """The entropy model of data in folders here; the published one otherwise, and for patches found without."""
+    folder = next(iter(split_folders(settings.data, TRAIN_SPLIT).values()))
+    if manifest.identity.patcher is None or isinstance(folder, str):
+        return PUBLISHED_ENTROPY_MODEL
+    found = load_settings(folder / PATCHER_FOLDER)
+    assert isinstance(found, EntropyModelSettings)
+    return found
+
+
+def _documents(settings: TrainSettings, patch_size: float | None) -> tuple[list[int], list[int]]:
+    """Tokens and patches of the documents of a full pack; no patches where there is no ``patch_size``."""
+    whole = settings.data.tokens
+    length = min(settings.plan.document_bytes or whole, whole)
+    tokens = [length] * (whole // length) + ([whole % length] if whole % length else [])
+    return tokens, [round(count / patch_size) for count in tokens] if patch_size else []
+
+
+def _per_byte(model: EntropyModelSettings, tokens: list[int]) -> float:
+    """Forward FLOPs a byte."""
+    return forward_flops(model, useful_workload(model, tokens)).total / sum(tokens)

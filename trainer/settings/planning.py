@@ -1,0 +1,32 @@
+"""What --plan reckons with; training itself reads none of it."""
+
+from typing import ClassVar
+
+from pydantic import Field, field_validator
+
+from shared.devices import DEVICES, find_device
+from trainer.settings.section import Section
+
+
+class PlanSettings(Section):
+    """The machine and the data that a recipe is meant for."""
+
+    decides: ClassVar[bool] = False
+
+    ranks: int = Field(default=1, gt=0)
+    """R, one a device."""
+    device: str | None = None
+    """Name of the accelerator, as in shared/devices.py ("H200"); None: a CPU, about which nothing is said."""
+    utilisation: float = Field(default=0.4, gt=0, le=1)
+    """Share of the device's peak that useful FLOPs reach."""
+    patch_size: float = Field(default=4.5, ge=1)
+    """Bytes a patch, where the dataset is not there to say it."""
+    document_bytes: int | None = Field(default=None, gt=0)
+    """Bytes of a document; None: as long as a pack, which is the most that attention can cost."""
+
+    @field_validator("device")
+    @classmethod
+    def _known(cls, device: str | None) -> str | None:
+        if device is not None and find_device(device) is None:
+            raise ValueError(f"{device!r} is not known; give one of {', '.join(known.name for known in DEVICES)}")
+        return device
