@@ -34,6 +34,7 @@ from trainer.loop import Job, say_news
 from trainer.observing.metrics import MetricsLog
 from trainer.observing.progress import Progress, quantity
 from trainer.observing.reporter import Reporter
+from trainer.parallel.dry_run import dry_run
 from trainer.parallel.model import build_model
 from trainer.parallel.world import World
 from trainer.settings import TrainSettings
@@ -93,6 +94,11 @@ def prepare(settings: TrainSettings, identity: RunIdentity, world: World) -> Job
             job.line.say(f"unlike {settings.start.model}: {difference}")
         if warning := patch_size_warning(settings.start.model, train):
             job.line.say(warning)
+    if settings.parallel.dry_run:
+        found = dry_run(model, optimizer, settings, limits, world)
+        job.line.say(found.line())
+        if world.first:
+            found.save(out)
     return job
 
 

@@ -34,6 +34,7 @@ from trainer.evaluation.validation import Validation
 from trainer.learning.clipping import clip
 from trainer.learning.optimizer import Optimizers, build_optimizer
 from trainer.learning.step import backward, take_step
+from trainer.parallel.dry_run import dry_run
 from trainer.parallel.model import build_model
 from trainer.parallel.tables import RowTables, by_rows, own_rows, row_tables
 from trainer.parallel.world import World, started
@@ -99,6 +100,9 @@ def compute(settings: TrainSettings, world: World, saved: Path | None = None) ->
     model = build_model(settings, world)
     results = whole(model, "initial")
     optimizer = build_optimizer(model, settings.optimizer)
+    memory = dry_run(model, optimizer, settings, limits, world).ranks
+    results["parameters"] = torch.tensor([rank.parameters for rank in memory])
+    results["tables"] = torch.tensor([rank.tables for rank in memory])
     numbers = []
     for step in range(STEPS):
         mine = [next(packs) for _ in range(PACKS // world.size)]

@@ -70,6 +70,15 @@ def test_initial_parameters_are_equal_bit_for_bit(layout: str, one: Results, sev
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_ranks_share_copies_of_the_model_and_one_copy_of_the_tables(
+    layout: str, one: Results, several: dict[str, Results]
+) -> None:
+    ranks, copies = {"two": (2, 1), "four": (4, 2)}[layout.partition("/")[0]]
+    assert several[layout]["parameters"].tolist() == [int(one["parameters"]) * copies // ranks] * ranks
+    assert several[layout]["tables"].tolist() == [int(one["tables"]) // ranks] * ranks
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_no_pack_is_read_twice_and_none_is_missed(layout: str, one: Results, several: dict[str, Results]) -> None:
     """Rank r of R takes the r-th of every R packs, whatever the mesh."""
     by_rank = several[layout]["packs"]

@@ -26,3 +26,6 @@ class ParallelSettings(Section):
     them; the device holds what it computes with."""
     compile: bool = False
     """Compile the blocks of windowed stacks: faster steps after half a minute; needs a C++ compiler on CPUs."""
+    dry_run: bool = True
+    """Before the first step, go forward and back through the largest packs without learning: shows what does not fit or
+    compile, and prints memory by part. Takes about as long as two steps."""
