@@ -10,7 +10,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from shared.files import write_atomic
 from shared.identity import IdentityError, canonical_json
 from shared.model_files import save_model
-from shared.model_identity import model_sha256
+from shared.model_identity import load_settings, model_sha256
+from shared.model_settings import EntropyModelSettings
 from trainer.checkpoints.state import TrainState
 from trainer.checkpoints.store import Checkpoints
 from trainer.data.limits import pack_limits
@@ -31,7 +32,6 @@ from trainer.identity import (
 from trainer.learning.optimizer import build_optimizer
 from trainer.learning.start import other_settings
 from trainer.loop import Job, say_news
-from trainer.observing.metrics import MetricsLog
 from trainer.observing.progress import Progress, quantity
 from trainer.observing.reporter import Reporter
 from trainer.parallel.dry_run import dry_run
@@ -62,6 +62,8 @@ def prepare(settings: TrainSettings, identity: RunIdentity, world: World) -> Job
         state = TrainState(identity=identity, config=settings.resolved())
     else:
         state = checkpoints.load(newest, model, optimizer, identity)
+    patcher = load_settings(train.patcher) if identity.patcher else None
+    assert patcher is None or isinstance(patcher, EntropyModelSettings)
     line = Progress(not world.first, settings.metrics.progress_seconds)
     job = Job(
         settings=settings,
@@ -85,7 +87,7 @@ def prepare(settings: TrainSettings, identity: RunIdentity, world: World) -> Job
         state=state,
         limits=limits,
         line=line,
-        reporter=Reporter(world, limits, line, MetricsLog(out, state.step) if world.first else None),
+        reporter=Reporter(settings, world, limits, patcher, line, state.step),
     )
     say_news(job)
     job.line.say(opening(job, newest))

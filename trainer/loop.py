@@ -60,7 +60,7 @@ def run_steps(job: Job, stop: StopRequest) -> bool:
         asked = one_step(job, packs, stop)
         step, over = job.state.step, job.done() >= 1.0
         if step % metrics.log_every == 0 or over:
-            job.reporter.interval(step, job.state.targets, job.done())
+            job.reporter.interval(step, job.state.targets, job.done(), job.optimizer)
         if asked and not over:
             save_and_stop(job)
             return False

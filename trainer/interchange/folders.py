@@ -169,7 +169,7 @@ def with_progress(contents: Contents, line: Progress) -> Contents:
 
     def shown(name: str) -> Tensor | Iterable[Tensor]:
         nonlocal written
-        line.show(written / sum(sizes.values()), f"{quantity(written)}B written ")
+        line.show(written / sum(sizes.values()), f"{quantity(written)}B written")
         written += sizes[name]
         return produce(name)
 

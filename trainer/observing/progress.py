@@ -1,7 +1,9 @@
 """One line that says how far a run is: redrawn on a terminal, printed now and then elsewhere."""
 
+import shutil
 import sys
 import time
+from collections.abc import Sequence
 from typing import TextIO
 
 
@@ -13,7 +15,7 @@ class Progress:
         self._silent = silent
         self._terminal = self._stream.isatty()
         self._every = 0.5 if self._terminal else every_seconds
-        self._width = 0
+        self._drawn = False
         self.begin(0.0)
 
     def begin(self, done: float) -> None:
@@ -21,17 +23,22 @@ class Progress:
         self._began = self._shown = time.monotonic()
         self._first = done
 
-    def show(self, done: float, text: str) -> None:
-        """Say ``text`` with the share done and the time left, if it is time."""
+    def show(self, done: float, *pieces: str) -> None:
+        """Say ``pieces``, the most important first, with the share done and the time left, if it is time.
+
+        On a terminal that is too narrow for all, the last pieces are left out.
+        """
         now = time.monotonic()
         if self._silent or (now - self._shown < self._every and done < 1.0):
             return
         self._shown = now
         left = (now - self._began) * (1.0 - done) / max(done - self._first, 1e-9)
-        line = f"{min(done, 1.0):6.1%}  {text}  {clock(now - self._began)} gone, {clock(max(left, 0.0))} left"
+        times = f"{clock(now - self._began)} gone, {clock(max(left, 0.0))} left"
+        room = shutil.get_terminal_size().columns - 1 if self._terminal else None
+        line = fitted(f"{min(done, 1.0):6.1%}", pieces, times, room)
         if self._terminal:
-            self._stream.write("\r" + line.ljust(self._width))
-            self._width = len(line)
+            self._stream.write(f"\r{line}\x1b[K")
+            self._drawn = True
         else:
             self._stream.write(line + "\n")
         self._stream.flush()
@@ -40,11 +47,21 @@ class Progress:
         """A line of its own, below the progress line."""
         if self._silent:
             return
-        if self._terminal and self._width:
+        if self._drawn:
             self._stream.write("\n")
-            self._width = 0
+            self._drawn = False
         self._stream.write(text + "\n")
         self._stream.flush()
+
+
+def fitted(first: str, pieces: Sequence[str], last: str, room: int | None) -> str:
+    """One line of at most ``room`` columns: as many of the pieces as fit between the first part and the last."""
+    kept = list(pieces)
+    while True:
+        line = "  ".join([first, *kept, last])
+        if room is None or len(line) <= room or not kept:
+            return line if room is None else line[:room]
+        kept.pop()
 
 
 def clock(seconds: float) -> str:
@@ -55,8 +72,8 @@ def clock(seconds: float) -> str:
 
 
 def quantity(value: float) -> str:
-    """A number with k, M or G."""
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    """A number with k, M, G, T or P."""
+    for limit, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit:
             return f"{value / limit:.1f} {unit}"
     return f"{value:.0f} "

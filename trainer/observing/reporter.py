@@ -1,28 +1,83 @@
 """What a run says of itself: figures of every interval and of validation, written, and shown in one line."""
 
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+import torch
+
+from shared.model_settings import EntropyModelSettings
 from trainer.data.limits import PackLimits
 from trainer.data.packs import Pack
-from trainer.evaluation.scores import SubsetScore, total_of
+from trainer.evaluation.scores import SubsetScore
+from trainer.learning.optimizer import Optimizers
 from trainer.learning.step import StepResult
 from trainer.observing.clock import StepClock
-from trainer.observing.metrics import MetricsLog, peak_memory
+from trainer.observing.figures import interval_figures, validation_figures
+from trainer.observing.files import METRICS_NAME, STARTS_NAME, keep_lines_up_to
+from trainer.observing.memory import memory
+from trainer.observing.peak import device_peak
 from trainer.observing.progress import Progress, quantity
-from trainer.observing.tally import RankSums, Tally, interval_figures
+from trainer.observing.sinks import JsonLines, Sinks, check_sinks
+from trainer.observing.tally import RankSums, Tally
+from trainer.observing.work import WorkCounter
 from trainer.parallel.world import World
+from trainer.settings import TrainSettings
+
+HIGH_WAIT = 0.02
+"""Share of the time from which waiting for data is worth saying."""
 
 
 class Reporter:
     """Counts steps on every rank; the first rank writes and speaks."""
 
-    def __init__(self, world: World, limits: PackLimits, line: Progress, log: MetricsLog | None) -> None:
+    def __init__(
+        self,
+        settings: TrainSettings,
+        world: World,
+        limits: PackLimits,
+        patcher: EntropyModelSettings | None,
+        line: Progress,
+        resumed_step: int,
+    ) -> None:
+        """``patcher``: the entropy model that scored the data.
+
+        Raises ConfigError for a sink whose package is missing.
+        """
+        check_sinks(settings)
         self.clock = StepClock(world.device)
-        self._world, self._limits, self._line, self._log = world, limits, line, log
+        self._world, self._limits, self._line = world, limits, line
+        self._work = WorkCounter(
+            *(settings.model, patcher, settings.parallel.activation_checkpointing), tiled=world.device.type == "cpu"
+        )
+        self._peak = settings.metrics.peak_flops or device_peak(world.device, settings.run.dtype)
+        self._before = 0.0
+        """Seconds of training before this start."""
+        self._sinks: Sinks | None = None
+        if world.first:
+            out = settings.run.out
+            self._before, repeated = keep_lines_up_to(out / METRICS_NAME, resumed_step)
+            self._sinks = Sinks(settings, resumed_step, line.say)
+            self._remember_start(settings, resumed_step, repeated)
         self._restart()
+        self._started = time.perf_counter()
+
+    def _remember_start(self, settings: TrainSettings, step: int, repeated: int) -> None:
+        device = self._world.device
+        start = {
+            "time": time.time(),
+            "ranks": self._world.size,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "peak_flops": self._peak,
+            "dtype": settings.run.dtype,
+            "torch": torch.__version__,
+            "repeated": repeated,
+        }
+        try:
+            JsonLines(settings.run.out / STARTS_NAME).write(step, start)
+        except OSError as error:
+            self._line.say(f"{STARTS_NAME}: {error}")
 
     def _restart(self) -> None:
         self._tally, self._aside, self._began = Tally(), 0.0, time.perf_counter()
@@ -30,23 +85,16 @@ class Reporter:
     def begin(self, done: float) -> None:
         """The first step follows."""
         self._restart()
+        self._started = self._began
         self._line.begin(done)
 
     def count(self, packs: Sequence[Pack], result: StepResult, lr: float, waited: float, busy: float) -> None:
         """Add a step: this rank's packs, what the step found, the seconds that it waited for packs and was busy."""
-        tally, step = self._tally, packs[0].step
-        tally.steps += 1
-        tally.bytes += step.bytes
-        if result.skipped is None:
-            tally.nats += result.nats
-            tally.targets += step.targets
-            tally.learnt += step.bytes
-        else:
-            tally.skipped += 1
-        tally.lr, tally.grad_norm = lr, result.grad_norm
-        tally.own.count(packs)
-        tally.own.waited += waited
-        tally.own.busy += busy
+        self._tally.count(packs, result)
+        self._tally.lr = lr
+        self._work.count(packs)
+        self._tally.own.waited += waited
+        self._tally.own.busy += busy
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -55,30 +103,57 @@ class Reporter:
         yield
         self._aside += time.perf_counter() - began
 
-    def interval(self, step: int, targets: int, done: float) -> None:
+    def interval(self, step: int, targets: int, done: float, optimizer: Optimizers) -> None:
         """Write what has been summed, show the progress line, and begin a new sum; every rank takes part."""
         seconds = time.perf_counter() - self._began - self._aside
         own = self._tally.own
-        for part, taken in self.clock.take().items():
-            setattr(own, part, taken)
-        own.memory = peak_memory(self._world.device)
+        for source in (self.clock.take(), vars(self._work.take()), vars(memory(self._world.device))):
+            for name, value in source.items():
+                setattr(own, name, float(value))
         ranks = [RankSums(*row) for row in self._world.table(own.values())]
-        figures = interval_figures(self._tally, ranks, self._limits, seconds) | {"targets": targets}
-        if self._log is not None:
-            self._log.write(step, figures)
-        speed = quantity(figures["bytes_per_second"])
-        self._line.show(done, f"step {step}  {figures.get('bits_per_byte', math.nan):.3f} bits/byte  {speed}B/s ")
+        if self._sinks is not None:
+            figures = interval_figures(self._tally, ranks, self._limits, seconds, self._peak)
+            figures |= learning_rates(self._tally.lr, optimizer) | {"targets": targets, "seconds": self._seconds()}
+            self._sinks.write(step, figures)
+            self._line.show(done, *status(step, figures))
         self._restart()
 
     def validation(self, step: int, scores: Mapping[str, SubsetScore]) -> None:
         """Write and say what a pass over the validation split found, by subset and in total."""
-        whole = total_of(scores).bits_per_byte
-        if self._log is not None:
-            by_subset = {name: score.bits_per_byte for name, score in scores.items()}
-            self._log.write(step, {"validation": {"bits_per_byte": whole, "subsets": by_subset}})
-        self._line.say(f"step {step}: validation {whole:.4f} bits/byte")
+        figures = validation_figures(scores)
+        if self._sinks is not None:
+            self._sinks.write(step, figures | {"seconds": self._seconds()})
+        self._line.say(f"step {step}: validation {figures['validation']['bits_per_byte']:.4f} bits/byte")
+
+    def _seconds(self) -> float:
+        return self._before + time.perf_counter() - self._started
 
     def close(self) -> None:
         """Flush what is still open."""
-        if self._log is not None:
-            self._log.close()
+        if self._sinks is not None:
+            self._sinks.close()
+
+
+def learning_rates(lr: float, optimizer: Optimizers) -> dict[str, Any]:
+    """``lr``, and the rates by optimizer and share of it where parameters learn at several."""
+    rates = {}
+    for part in optimizer.parts:
+        for group in part.param_groups:
+            rates[f"{type(part).__name__} x{group['lr'] / lr if lr else 0:.3g}"] = group["lr"]
+    return {"lr": lr} | ({"lr_by_group": rates} if len(rates) > 1 else {})
+
+
+def status(step: int, figures: Mapping[str, Any]) -> list[str]:
+    """The pieces of the progress line, the most important first."""
+    pieces = [f"step {step}"]
+    if "bits_per_byte" in figures:
+        pieces.append(f"{figures['bits_per_byte']:.3f} bits/byte")
+    pieces.append(f"{quantity(figures['bytes_per_second'])}B/s")
+    if figures["skipped"]:
+        pieces.append(f"{figures['skipped']} skipped")
+    if figures["data_wait"] >= HIGH_WAIT:
+        pieces.append(f"data wait {figures['data_wait']:.0%}")
+    if "utilisation" in figures:
+        pieces.append(f"{figures['utilisation']['model']:.0%} MFU")
+    pieces.append(f"{quantity(figures['memory']['held'])}B memory")
+    return pieces

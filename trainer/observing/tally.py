@@ -1,13 +1,10 @@
-"""What steps add up to between two lines of metrics, and the figures that follow from it."""
+"""What steps add up to between two lines of metrics."""
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
-from typing import Any
 
-from trainer.data.limits import PackLimits
 from trainer.data.packs import Pack
-from trainer.observing.clock import PARTS
-from trainer.observing.metrics import bits_per_byte
+from trainer.learning.step import StepResult
 
 
 @dataclass
@@ -29,9 +26,15 @@ class RankSums:
     forward_backward: float = 0.0
     update: float = 0.0
     busy: float = 0.0
-    """Seconds that the rank itself worked or waited for its packs, not for other ranks."""
-    memory: float = 0.0
-    """Bytes, the most so far."""
+    """Seconds that the rank's processor worked on steps, or waited for packs; not those that it waited for ranks."""
+    useful: float = 0.0
+    """FLOPs, as Work has them; this and the next two."""
+    executed: float = 0.0
+    scoring: float = 0.0
+    held: float = 0.0
+    """Bytes, as Memory has them; this and the next two."""
+    reserved: float = 0.0
+    peak: float = 0.0
 
     def count(self, packs: Sequence[Pack]) -> None:
         """Add the packs of one step."""
@@ -58,46 +61,23 @@ class Tally:
     targets: int = 0
     learnt: int = 0
     """Bytes."""
-    bytes: int = 0
-    """Of all steps."""
     skipped: int = 0
     """Steps that were not learnt from."""
     lr: float = 0.0
-    """Of the last step, as the gradient norm."""
+    """Of the last step, as the gradient norms."""
     grad_norm: float = 0.0
+    norms: dict[str, float] = field(default_factory=dict)
     own: RankSums = field(default_factory=RankSums)
 
-
-def interval_figures(tally: Tally, ranks: Sequence[RankSums], limits: PackLimits, seconds: float) -> dict[str, Any]:
-    """The figures of a line: what steps added up to in so many seconds, over all ranks."""
-    together = RankSums(*(sum(values) for values in zip(*(astuple(rank) for rank in ranks))))
-    per_step = 1 / (tally.steps * len(ranks))
-    parts = {name: getattr(together, name) * per_step for name in PARTS}
-    figures: dict[str, Any] = {
-        "lr": tally.lr,
-        "grad_norm": tally.grad_norm,
-        "bytes_per_second": together.text / seconds,
-        "token_fill": together.tokens / (together.packs * limits.tokens),
-        "data_wait": together.waited / (seconds * len(ranks)),
-        "step_seconds": {"whole": seconds / tally.steps} | parts,
-        "memory": max(rank.memory for rank in ranks),
-        "skipped": tally.skipped,
-    }
-    if tally.targets:
-        figures |= {"loss": tally.nats / tally.targets, "bits_per_byte": bits_per_byte(tally.nats, tally.learnt)}
-    if limits.patches is not None:
-        figures |= {
-            "patches_per_second": together.own_patches / seconds,
-            "bytes_per_patch": together.text / together.own_patches,
-            "patch_fill": together.patches / (together.packs * limits.patches),
-        }
-    return figures | slowest(ranks)
-
-
-def slowest(ranks: Sequence[RankSums]) -> dict[str, Any]:
-    """Which rank was busiest, and how much more than ranks in the mean; nothing when there is one."""
-    mean = sum(rank.busy for rank in ranks) / len(ranks)
-    if len(ranks) == 1 or not mean:
-        return {}
-    number = max(range(len(ranks)), key=lambda rank: ranks[rank].busy)
-    return {"slowest_rank": {"rank": number, "over_mean": ranks[number].busy / mean}}
+    def count(self, packs: Sequence[Pack], result: StepResult) -> None:
+        """Add a step: this rank's packs, and what all ranks found."""
+        step = packs[0].step
+        self.steps += 1
+        if result.skipped is None:
+            self.nats += result.nats
+            self.targets += step.targets
+            self.learnt += step.bytes
+        else:
+            self.skipped += 1
+        self.grad_norm, self.norms = result.grad_norm, result.norms
+        self.own.count(packs)

@@ -45,3 +45,8 @@ class MetricsSettings(Section):
     """Steps from one pass over the validation split to the next; None: only at the end."""
     progress_seconds: float = Field(default=15.0, gt=0)
     """From one progress line to the next where there is no terminal."""
+    wandb: str | None = Field(default=None, min_length=1)
+    """Project of Weights & Biases that gets the figures too; needs the package wandb."""
+    peak_flops: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """FLOPs a second that one rank's device does at best, for utilisation; None: as listed for the GPU's name, or as a
+    short product on this CPU shows."""

@@ -1,0 +1,51 @@
+"""The progress line: what it keeps when there is little room, and how it is drawn."""
+
+import io
+import os
+
+import pytest
+
+from trainer.observing import progress as module
+from trainer.observing.progress import Progress, fitted, quantity
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_narrow_terminal_loses_the_least_important_first() -> None:
+    pieces = ["step 10", "2.345 bits/byte", "12.0 kB/s", "31% MFU"]
+    assert (
+        fitted(" 50.0%", pieces, "0:10 left", None) == " 50.0%  step 10  2.345 bits/byte  12.0 kB/s  31% MFU  0:10 left"
+    )
+    assert fitted(" 50.0%", pieces, "0:10 left", 45) == " 50.0%  step 10  2.345 bits/byte  0:10 left"
+    assert fitted(" 50.0%", pieces, "0:10 left", 12) == " 50.0%  0:10"
+
+
+def test_a_terminal_is_redrawn_and_a_file_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.shutil, "get_terminal_size", lambda: os.terminal_size((60, 24)))
+    terminal, file = Terminal(), io.StringIO()
+    for stream in (terminal, file):
+        line = Progress(False, 0.001, stream)
+        line.show(1.0, "step 1", "x" * 80)
+        line.show(1.0, "step 2")
+        line.say("saved")
+    assert terminal.getvalue() == (
+        "\r100.0%  step 1  0:00 gone, 0:00 left\x1b[K\r100.0%  step 2  0:00 gone, 0:00 left\x1b[K\nsaved\n"
+    )
+    assert file.getvalue().splitlines()[1:] == ["100.0%  step 2  0:00 gone, 0:00 left", "saved"]
+
+
+def test_other_ranks_are_silent() -> None:
+    stream = io.StringIO()
+    line = Progress(True, 0.001, stream)
+    line.show(1.0, "step 1")
+    line.say("saved")
+    assert stream.getvalue() == ""
+
+
+def test_quantities_have_a_unit() -> None:
+    assert [quantity(value) for value in (12, 1234, 2.5e6, 3e9, 4.2e12, 1.5e15)] == [
+        *("12 ", "1.2 k", "2.5 M", "3.0 G", "4.2 T", "1.5 P"),
+    ]

@@ -1,0 +1,93 @@
+"""From sums to the figures of a line: pure functions. docs/metrics.md has every figure with its unit and formula."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple
+from typing import Any
+
+from trainer.data.limits import PackLimits
+from trainer.evaluation.scores import SubsetScore, total_of
+from trainer.observing.clock import PARTS
+from trainer.observing.tally import RankSums, Tally
+
+LN2 = math.log(2.0)
+
+
+def bits_per_byte(nats: float, text_bytes: float) -> float:
+    """Bits per byte of text: all targets' nats, EOS included, over ln 2 times the bytes; NaN where there are none."""
+    return nats / (LN2 * text_bytes) if text_bytes else math.nan
+
+
+def interval_figures(
+    tally: Tally, ranks: Sequence[RankSums], limits: PackLimits, seconds: float, peak: float | None
+) -> dict[str, Any]:
+    """The figures of a line: what steps added up to in so many seconds, over all ranks.
+
+    ``peak``: FLOPs a second of one rank's device at best; None: utilisation is left out.
+    """
+    together = RankSums(*(sum(values) for values in zip(*(astuple(rank) for rank in ranks))))
+    per_step = 1 / (tally.steps * len(ranks))
+    figures: dict[str, Any] = {
+        "grad_norm": tally.grad_norm,
+        "grad_norm_by_part": tally.norms,
+        "skipped": tally.skipped,
+        "bytes_per_second": together.text / seconds,
+        "token_fill": together.tokens / (together.packs * limits.tokens),
+        "data_wait": together.waited / (seconds * len(ranks)),
+        "step_seconds": {"whole": seconds / tally.steps} | {part: getattr(together, part) * per_step for part in PARTS},
+        "memory": {name: max(getattr(rank, name) for rank in ranks) for name in ("held", "reserved", "peak")},
+        **compute(together, seconds, peak and peak * len(ranks)),
+    }
+    if tally.targets:
+        figures |= {"loss": tally.nats / tally.targets, "bits_per_byte": bits_per_byte(tally.nats, tally.learnt)}
+    if limits.patches is not None:
+        figures |= {
+            "patches_per_second": together.own_patches / seconds,
+            "bytes_per_patch": together.text / together.own_patches if together.own_patches else math.nan,
+            "patch_fill": together.patches / (together.packs * limits.patches),
+        }
+    return figures | slowest(ranks)
+
+
+def compute(together: RankSums, seconds: float, peak: float | None) -> dict[str, Any]:
+    """FLOPs a byte and a second, and utilisation as shares of ``peak``, what all devices together can do in a second.
+
+    The entropy model's FLOPs are apart: they were spent when the data was made, once for all its passes.
+    """
+    found: dict[str, Any] = {
+        "flops_per_second": together.useful / seconds,
+        "flops_per_byte": {
+            name: getattr(together, name) / together.text if together.text else math.nan
+            for name in ("useful", "executed")
+        },
+    }
+    if together.scoring:
+        found["flops_per_byte"]["entropy_model"] = together.scoring / together.text if together.text else math.nan
+    if peak:
+        found["utilisation"] = {
+            "model": together.useful / (seconds * peak),
+            "hardware": together.executed / (seconds * peak),
+        }
+    return found
+
+
+def slowest(ranks: Sequence[RankSums]) -> dict[str, Any]:
+    """Which rank was busiest, and how much longer than ranks in the mean; nothing when there is one."""
+    mean = sum(rank.busy for rank in ranks) / len(ranks)
+    if len(ranks) == 1 or not mean:
+        return {}
+    number = max(range(len(ranks)), key=lambda rank: ranks[rank].busy)
+    return {"slowest_rank": {"rank": number, "over_mean": ranks[number].busy / mean}}
+
+
+def validation_figures(scores: Mapping[str, SubsetScore]) -> dict[str, Any]:
+    """What a pass over the validation split found: in total and by subset."""
+    whole = total_of(scores)
+    figures: dict[str, Any] = {
+        "bits_per_byte": whole.bits_per_byte,
+        "subsets": {name: score.bits_per_byte for name, score in scores.items()},
+    }
+    if whole.patches:
+        figures["bytes_per_patch"] = whole.bytes_per_patch
+        figures["bytes_per_patch_by_subset"] = {name: score.bytes_per_patch for name, score in scores.items()}
+    return {"validation": figures}
