@@ -20,8 +20,9 @@ from trainer.errors import TrainingError
 from trainer.learning.optimizer import Optimizers
 from trainer.learning.step import backward
 from trainer.observing.progress import quantity
-from trainer.parallel.memory import HELP, ON_HOST, Memory, standing, to_come
+from trainer.parallel.memory import Memory, standing, to_come
 from trainer.parallel.meter import Meter
+from trainer.parallel.parts import HELP, ON_HOST
 from trainer.parallel.world import DTYPES, World
 from trainer.settings import TrainSettings
 

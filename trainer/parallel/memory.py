@@ -1,4 +1,4 @@
-"""Where a rank's memory goes, part by part, and what makes a part smaller.
+"""Where a rank's memory goes, part by part.
 
 T tokens and V vocabulary of a pack.
 """
@@ -51,21 +51,6 @@ class Memory:
     def line(self) -> str:
         """The parts that are there."""
         return ", ".join(f"{name.replace('_', ' ')} {quantity(size)}B" for name, size in self.parts().items() if size)
-
-
-HELP = {
-    "parameters": "more ranks, a larger parallel.shard or parallel.offload",
-    "gradients": "more ranks, a larger parallel.shard or parallel.offload",
-    "moments": "more ranks, a larger parallel.shard or parallel.offload",
-    "tables": "more ranks, smaller model.ngrams.rows or parallel.offload",
-    "table_moments": "more ranks, smaller model.ngrams.rows or parallel.offload",
-    "gathered": "parallel.keep_gathered = false",
-    "activations": "smaller data.tokens, or parallel.activation_checkpointing = 'selective' or 'full'",
-    "logits": "smaller data.tokens",
-}
-"""What makes a part smaller."""
-ON_HOST = ("parameters", "gradients", "moments", "tables", "table_moments")
-"""Parts that leave the device with ``parallel.offload``."""
 
 
 def standing(model: nn.Module, optimizer: Optimizers, dtype: torch.dtype, keep_gathered: bool) -> Memory:

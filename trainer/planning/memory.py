@@ -9,6 +9,7 @@ from math import prod
 
 from shared.model_settings import BltSettings
 from shared.tile_sizes import STRIP
+from trainer.learning.patterns import by_pattern
 from trainer.planning.activations import Pass, kept_activations, kept_logits
 from trainer.planning.parameters import TABLES, Model, Shape, parameter_shapes
 from trainer.settings import TrainSettings
@@ -17,40 +18,51 @@ FLOAT = 4
 """Bytes of master parameters, sums of gradients and moments."""
 WIDTHS = {"float32": 4, "bfloat16": 2}
 
-HELD = ("parameters", "gradients", "moments", "tables", "table_moments")
-"""Parts that stay from step to step, in the host's memory with ``parallel.offload``."""
+Shapes = Mapping[str, Shape]
 
 
 def memory_by_part(settings: TrainSettings, ranks: int, patches: int, tiled: bool) -> dict[str, int]:
     """Bytes of the first rank by part, at the fullest moment of each, for packs of P = ``patches``.
 
-    ``tiled``: attention as on a CPU. Not counted: what the runtime itself takes, and room lost between tensors.
+    The parts are those that a dry run measures (trainer/parallel/memory.py), and what passes by. ``tiled``: attention
+    as on a CPU. Not counted: what the runtime itself takes, and room lost between tensors.
+
+    Raises ConfigError when ``optimizer.rates`` names no parameter.
     """
-    shapes, parallel = parameter_shapes(settings.model), settings.parallel
+    parallel, width = settings.parallel, WIDTHS[settings.run.dtype]
+    shapes = parameter_shapes(settings.model)
+    factors = by_pattern(shapes, settings.optimizer.rates, "optimizer.rates")
     dense = {name: shape for name, shape in shapes.items() if name != TABLES}
-    share = shard_bytes(dense.values(), parallel.shard or ranks)
-    own_rows = -(-shapes[TABLES][0] // ranks) if TABLES in shapes else 0
-    width = WIDTHS[settings.run.dtype]
-    accumulates = settings.data.packs > ranks
+    learning = {name: shape for name, shape in dense.items() if factors[name]}
+    once = inner_matrices(learning) if settings.optimizer.matrices == "muon" else {}
+    copy = parallel.shard or ranks
+    rows = -(-shapes[TABLES][0] // ranks) if TABLES in shapes else 0
     return {
-        "parameters": share,
-        # Gradients of several packs are summed whole, and each rank's share of them at the end.
-        "gradients": share + (FLOAT * _count(dense.values()) if accumulates else 0),
-        "moments": 2 * share,
-        "tables": FLOAT * own_rows * shapes[TABLES][1] if own_rows else 0,
-        "table_moments": FLOAT * own_rows,
+        "parameters": shard_bytes(dense.values(), copy),
+        "gradients": shard_bytes(learning.values(), copy),
+        "moments": 2 * shard_bytes(learning.values(), copy) - shard_bytes(once.values(), copy),
+        "tables": FLOAT * rows * shapes[TABLES][1] if rows else 0,
+        "table_moments": FLOAT * rows if rows and factors[TABLES] else 0,
         "gathered": gathered_bytes(settings.model, dense, width, parallel.keep_gathered),
         "activations": kept_activations(
             settings.model, whole_pack(settings, patches, tiled), parallel.activation_checkpointing
         ),
         "logits": 2 * kept_logits(settings.model.vocabulary, settings.data.tokens),
+        "passing": passing_bytes(settings.model, learning, width, accumulates=settings.data.packs > ranks),
     }
 
 
+def inner_matrices(shapes: Shapes) -> dict[str, Shape]:
+    """What Muon learns, with one moment: matrices from activations to activations, all but embedding and head."""
+    apart = ("embedding.weight", "head.weight")
+    return {name: shape for name, shape in shapes.items() if len(shape) == 2 and not name.endswith(apart)}
+
+
 def whole_pack(settings: TrainSettings, patches: int, tiled: bool) -> Pass:
-    """The fullest pack. A strip of tokens is taken to read twice as many patches as is usual."""
-    tokens = settings.data.tokens
-    return Pass(tokens, patches, WIDTHS[settings.run.dtype], tiled, min(STRIP, 2 * STRIP * patches // tokens) + 1)
+    """The fullest pack. A CPU is taken to compute in fp32, as most do whatever the parameters are in, and a strip of
+    tokens to read twice as many patches as is usual."""
+    tokens, width = settings.data.tokens, FLOAT if tiled else WIDTHS[settings.run.dtype]
+    return Pass(tokens, patches, width, tiled, min(STRIP, 2 * STRIP * patches // tokens) + 1)
 
 
 def shard_bytes(shapes: Iterable[Shape], ranks: int) -> int:
@@ -58,27 +70,35 @@ def shard_bytes(shapes: Iterable[Shape], ranks: int) -> int:
     return FLOAT * sum(-(-shape[0] // ranks) * prod(shape[1:]) for shape in shapes)
 
 
-def gathered_bytes(settings: Model, dense: Mapping[str, Shape], width: int, keep: bool) -> int:
-    """What is whole at one time, in ``width`` bytes a parameter: a unit, the next one, what is in no unit.
+def gathered_bytes(settings: Model, dense: Shapes, width: int, keep: bool) -> int:
+    """What is whole at one time, in ``width`` bytes a parameter: the two neighbouring units that need most, and what is
+    in no unit; everything with ``keep``."""
+    units = [count(unit) for unit in units_of(settings, dense)]
+    everything = count(dense)
+    pair = max(map(sum, pairwise(units)), default=sum(units))
+    return width * (everything if keep else everything - sum(units) + pair)
 
-    One unit more while it is copied out of what was received, and while its gradients leave: theirs and, in fp32, what
-    is sent. With ``keep`` all units are whole.
+
+def passing_bytes(settings: Model, learning: Shapes, width: int, accumulates: bool) -> int:
+    """What comes and goes with a backward pass.
+
+    The gradients of a unit as they leave: in ``width`` bytes, and once more in fp32 as they are sent. Where several
+    packs are summed before that, all gradients whole in fp32.
     """
-    units = [_count(unit) for unit in units_of(settings, dense)]
-    outside = _count(dense.values()) - sum(units)
-    whole = sum(units) if keep else max((sum(pair) for pair in pairwise(units)), default=max(units))
-    return width * (whole + outside) + max(units) * (2 * width + FLOAT)
+    largest = max(count(unit) for unit in units_of(settings, learning))
+    return largest * (width + FLOAT) + (FLOAT * count(learning) if accumulates else 0)
 
 
-def units_of(settings: Model, dense: Mapping[str, Shape]) -> list[list[Shape]]:
+def units_of(settings: Model, shapes: Shapes) -> list[dict[str, Shape]]:
     """Parameters that are gathered together: encoder, each global block, decoder; each block of the entropy model."""
     prefix = "global_.blocks" if isinstance(settings, BltSettings) else "blocks"
     layers = settings.global_.layers if isinstance(settings, BltSettings) else settings.layers
     names = [f"{prefix}.{layer}." for layer in range(layers)]
     if isinstance(settings, BltSettings):
         names = ["encoder.", *names, "decoder."]
-    return [[shape for name, shape in dense.items() if name.startswith(unit)] for unit in names]
+    return [{name: shape for name, shape in shapes.items() if name.startswith(unit)} for unit in names]
 
 
-def _count(shapes: Iterable[Shape]) -> int:
-    return sum(map(prod, shapes))
+def count(shapes: Shapes) -> int:
+    """Parameters of these shapes."""
+    return sum(map(prod, shapes.values()))

@@ -21,7 +21,8 @@ from trainer.data.limits import pack_limits, patches_for
 from trainer.data.splits import TRAIN_SPLIT, load_manifests, split_folders, together
 from trainer.evaluation.patch_size import mean_patch_size
 from trainer.identity import with_length
-from trainer.planning.memory import HELD, memory_by_part
+from trainer.parallel.parts import HELP, ON_HOST
+from trainer.planning.memory import memory_by_part
 from trainer.planning.parameters import parameter_shapes, sizes_by_part
 from trainer.settings import TrainSettings
 
@@ -89,7 +90,7 @@ class Plan:
     @property
     def device_memory(self) -> int:
         """Bytes of a rank on its device."""
-        on_host = HELD if self.settings.parallel.offload else ()
+        on_host = ON_HOST if self.settings.parallel.offload else ()
         return sum(size for part, size in self.memory.items() if part not in on_host)
 
     @property
@@ -100,8 +101,8 @@ class Plan:
         largest = max(self.memory, key=lambda part: self.memory[part])
         return (
             f"a rank needs {self.device_memory / 2**30:.1f} GiB and should need at most {ROOM:.0%} of the "
-            f"{self.device.gib:g} GiB of a {self.device.name}; most are {largest}: see data.tokens, "
-            f"parallel.activation_checkpointing, parallel.offload, plan.ranks"
+            f"{self.device.gib:g} GiB of a {self.device.name}; {largest.replace('_', ' ')} are most: {HELP[largest]} "
+            f"would help"
         )
 
 

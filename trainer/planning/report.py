@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 
 from shared.devices import GIB, MIB
-from trainer.planning.memory import HELD
+from trainer.parallel.parts import ON_HOST
 from trainer.planning.plan import Plan
 
 WIDTH = 112
@@ -78,9 +78,9 @@ def _ranks(plan: Plan) -> str:
 def _memory(plan: Plan) -> str:
     """In GiB, of small models in MiB."""
     unit, name = (GIB, "GiB") if plan.device_memory >= GIB else (MIB, "MiB")
-    held_on_host = HELD if plan.settings.parallel.offload else ()
+    on_host = ON_HOST if plan.settings.parallel.offload else ()
     words = [
-        f"{part.replace('_', ' ')} {size / unit:.2f}{' on the host' * (part in held_on_host)}"
+        f"{part.replace('_', ' ')} {size / unit:.2f}{' on the host' * (part in on_host)}"
         for part, size in plan.memory.items()
     ]
     of = f" of {plan.device.memory / unit:g}" if plan.device else ""
