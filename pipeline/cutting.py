@@ -1,6 +1,6 @@
 """Texts with their entropies to the rows that stand for them in a shard: pure, in memory for one part of a document."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,12 +10,14 @@ from shared.patching import PatchingSettings
 from shared.patching.chunks import ChunkedLengths
 from shared.patching.lengths import patch_lengths_together
 from shared.shards.document import Row
-from shared.vocabulary import BOS, EOS, byte_tokens, document_tokens
+from shared.shards.spans import Spans, joined_spans
+from shared.vocabulary import BOS, EOS, byte_tokens
 
 LONGEST_PART = 2**22
 """Bytes of a row: a longer document becomes several, each a record batch of its own."""
 
 
+_BEGIN, _END = np.array([BOS], np.int16), np.array([EOS], np.int16)
 TOGETHER = 2**16
 """Tokens of short documents that are cut at once."""
 
@@ -29,15 +31,39 @@ class Chunk:
     entropies: np.ndarray | None
     """float32 nats, one for each input token in the chunk: that of BOS comes with the first chunk."""
     last: bool
+    spans: Spans | None = None
+    """Of this text; None: plain."""
+
+    @property
+    def body(self) -> np.ndarray:
+        """int16: bytes, and special ids between them."""
+        return byte_tokens(self.text) if self.spans is None else self.spans.tokens(self.text)
+
+
+def spans_in_turn(record: Record) -> Callable[[int, bool], Spans | None]:
+    """The spans of a record piece by piece: of its next so many tokens, or of all that are left."""
+    left = record.spans
+
+    def following(tokens: int, last: bool) -> Spans | None:
+        nonlocal left
+        if left is None or last:
+            return left
+        first, left, _ = left.split(tokens)
+        return first
+
+    return following
 
 
 def unscored(records: Iterable[Record]) -> Iterator[Chunk]:
     """Documents without entropies."""
     for record in records:
-        read = 0
+        read = tokens = 0
+        spans = spans_in_turn(record)
         for text in chunks_of(record.text):
             read += len(text)
-            yield Chunk(record, text, None, read == len(record.text))
+            before, tokens = tokens, read if record.spans is None else record.spans.tokens_before(read)
+            last = read == len(record.text)
+            yield Chunk(record, text, None, last, spans(tokens - before, last))
 
 
 def cut(
@@ -76,14 +102,15 @@ def _whole(chunks: Sequence[Chunk], patching: PatchingSettings) -> Iterator[tupl
         entropies = [chunk.entropies for chunk in chunks if chunk.entropies is not None]
         thetas = [patching.thetas.get(chunk.record.subset, patching.theta) for chunk in chunks]
         lengths = patch_lengths_together(
-            [document_tokens(chunk.text) for chunk in chunks],
+            [np.concatenate([_BEGIN, chunk.body, _END]) for chunk in chunks],
             patching,
             entropies if patching.needs_entropy else None,
             thetas if patching.thetas else None,  # type: ignore[arg-type]
         )
     for chunk, own in zip(chunks, lengths):
         record = chunk.record
-        yield record, Row(record.id, record.subset, chunk.text, 0, own, chunk.entropies, record.meta), True
+        row = Row(record.id, record.subset, chunk.text, 0, own, chunk.entropies, record.meta, chunk.spans)
+        yield record, row, True
 
 
 class _Document:
@@ -92,22 +119,29 @@ class _Document:
     def __init__(self, record: Record, patching: PatchingSettings, longest: int) -> None:
         self._record, self._longest = record, longest
         self._lengths = ChunkedLengths(patching.for_subset(record.subset)) if patching.patched else None
-        self._tokens_left = len(record.text) + 2
-        self._parts = 0
+        self._tokens_left = record.tokens + 2
+        self._parts, self._first = 0, True
         self._text = bytearray()
+        self._spans: Spans | None = None
+        self._body = 0
+        """Tokens of what has come."""
         self._patches: list[np.ndarray] = []
         self._entropies: list[np.ndarray] = []
 
     def add(self, chunk: Chunk) -> Iterator[tuple[Row, bool]]:
         """Take the next bytes and give the rows that are complete."""
-        first = not self._parts and not self._text
+        first = self._first
+        self._first = False
         if self._lengths is not None:
-            ends = ([BOS] if first else []), ([EOS] if chunk.last else [])
-            tokens = np.concatenate([np.array(ends[0], np.int16), byte_tokens(chunk.text), np.array(ends[1], np.int16)])
+            tokens = np.concatenate([_BEGIN[: int(first)], chunk.body, _END[: int(chunk.last)]])
             self._patches.append(self._lengths.add(tokens, chunk.entropies, chunk.last))
         if chunk.entropies is not None:
             self._entropies.append(chunk.entropies)
+        if chunk.spans is not None:
+            pieces = [] if self._spans is None else [(self._spans, len(self._text))]
+            self._spans = joined_spans([*pieces, (chunk.spans, len(chunk.text))])
         self._text += chunk.text
+        self._body = len(self._text) + (0 if self._spans is None else self._spans.special_count)
         # What is left fits in one row, or does not: then a row is due when more than it can hold is there.
         while self._tokens_left - 1 > self._longest + (self._parts == 0):
             row = self._part()
@@ -115,7 +149,7 @@ class _Document:
                 return
             yield row, False
         if chunk.last:
-            yield self._row(len(self._text), _joined(self._patches), _joined(self._entropies)), True
+            yield self._row(self._body, _joined(self._patches), _joined(self._entropies)), True
 
     def _part(self) -> Row | None:
         """The largest row that the next patches fill, if they have all come."""
@@ -123,7 +157,7 @@ class _Document:
         room = self._longest + first  # tokens: the first part has BOS beside its bytes
         patches = _joined(self._patches)
         if patches is None:
-            if len(self._text) <= self._longest:
+            if self._body <= self._longest:
                 return None
             return self._row(self._longest, None, self._split_entropies(room))
         ends = np.cumsum(patches, dtype=np.int64)
@@ -143,11 +177,17 @@ class _Document:
         self._entropies = [held[count:]]
         return held[:count]
 
-    def _row(self, size: int, patches: np.ndarray | None, entropies: np.ndarray | None) -> Row:
+    def _row(self, tokens: int, patches: np.ndarray | None, entropies: np.ndarray | None) -> Row:
+        """The row of the next so many tokens of the body."""
+        size, spans = tokens, None
+        if self._spans is not None:
+            spans, self._spans, size = self._spans.split(tokens)
         text = bytes(self._text[:size])
         del self._text[:size]
-        self._tokens_left -= size + (self._parts == 0)
-        row = Row(self._record.id, self._record.subset, text, self._parts, patches, entropies, self._record.meta)
+        self._body -= tokens
+        self._tokens_left -= tokens + (self._parts == 0)
+        record = self._record
+        row = Row(record.id, record.subset, text, self._parts, patches, entropies, record.meta, spans)
         self._parts += 1
         return row
 

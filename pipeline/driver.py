@@ -26,10 +26,10 @@ from pipeline.run_folder import (
     require_same,
 )
 from pipeline.selection import remove_selection, select, selection_done, selects, surveyed
-from pipeline.settings import SPLIT_NAMES, ExecutorSettings, Job, ReadSettings
+from pipeline.settings import SPLIT_NAMES, ExecutorSettings, Job, PipelineError, ReadSettings
 from pipeline.worker import Outcome, Task, require_numerics
 from shared.files import write_atomic
-from shared.shards.manifest import DatasetIdentity, Manifest, PatcherIdentity
+from shared.shards.manifest import DatasetIdentity, Manifest, PatcherIdentity, load_manifest
 
 
 def preprocess(job: Job, inputs: Sequence[Path | str], executor: ExecutorSettings) -> Report:
@@ -41,6 +41,7 @@ def preprocess(job: Job, inputs: Sequence[Path | str], executor: ExecutorSetting
         recorded = load_run(job.out)
         plan = make_plan(inputs, job.reading, recorded.plan if recorded else None, job.out)
         identity = run_identity(job, plan)
+        specials_of(plan, job.reading)  # what does not go together is refused before any work
         if recorded is not None:
             require_same(recorded, identity, job.out)
             if (markers := finished_run(job.out, recorded)) is not None:
@@ -64,6 +65,25 @@ def make_plan(
         listing = list_inputs(inputs, reading, earlier.files if earlier else (), shown.update, out)
     splits = group(listing.files, listing.split_bytes)
     return Plan(files=listing.files, splits=splits, split_bytes=listing.split_bytes, skipped=listing.skipped)
+
+
+def specials_of(plan: Plan, reading: ReadSettings) -> tuple[str, ...]:
+    """The special ids that the documents may have: those of the chats that are read, or of our own datasets.
+
+    Raises PipelineError where these are not the same; plain text has none.
+    """
+    named = {"--chat": reading.chat.specials} if reading.chat is not None else {}
+    for folder in sorted({Path(file.full_path).parent for file in plan.files if file.kind == "shard"}):
+        if specials := load_manifest(folder).identity.specials:
+            named[str(folder)] = specials
+    for name, specials in named.items():
+        first, wanted = next(iter(named.items()))
+        if specials != wanted:
+            raise PipelineError(
+                f"{first} names the special ids {', '.join(wanted)}, {name} {', '.join(specials)}: "
+                "one dataset has one set of them"
+            )
+    return next(iter(named.values()), ())
 
 
 def run_identity(job: Job, plan: Plan) -> dict[str, Any]:
@@ -153,6 +173,7 @@ def write_manifests(job: Job, run: RunFile, markers: Sequence[Marker]) -> None:
             patching=job.output.patching,
             patcher=patcher,
             source=run.plan.source_digest(job.reading),
+            specials=specials_of(run.plan, job.reading),
         )
         shards = [entry for marker in markers for entry in marker.shards[name]]
         Manifest(identity=identity, shards=shards).save(job.out / name)

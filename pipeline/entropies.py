@@ -56,6 +56,11 @@ class Documents:
 
 def documents_of(dataset: Dataset) -> Documents:
     """All documents that have text. Raises DatasetError."""
+    if specials := dataset.manifest.identity.specials:
+        raise DatasetError(
+            f"{dataset.folder} has the special ids {', '.join(specials)}, which begin patches by themselves; "
+            "calibrate on plain text, what the model first learnt from"
+        )
     index = dataset.index
     starts = np.flatnonzero(index.part == 0)
     sizes = np.add.reduceat(index.bytes, starts) if len(starts) else starts

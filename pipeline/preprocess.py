@@ -8,8 +8,10 @@ from pydantic import ValidationError
 from pipeline.driver import preprocess
 from pipeline.dry_run import dry_run
 from pipeline.patching_file import load_patching
+from pipeline.read.chat import MESSAGES, PROMPT, RESPONSES
 from pipeline.read.columns import SUBSET_COLUMNS
 from pipeline.settings import (
+    ChatSettings,
     ExecutorSettings,
     Job,
     OutputSettings,
@@ -18,6 +20,7 @@ from pipeline.settings import (
     ScoringSettings,
 )
 from pipeline.summary import exit_code, print_summary
+from shared.chat import ANSWERING, END, ROLES
 from shared.model_identity import load_settings, model_sha256
 from shared.model_settings import EntropyModelSettings
 from shared.patching import PatchingSettings
@@ -106,6 +109,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"refuse files that decompress to more than N times their bytes ({defaults.max_ratio})",
     )
 
+    group = parser.add_argument_group("chats")
+    group.add_argument(
+        "--chat",
+        action="store_true",
+        help=f"records are chats: a column {MESSAGES} of {{role, content}}, or {PROMPT} and {' or '.join(RESPONSES)}; "
+        "turns begin and end with special ids",
+    )
+    group.add_argument(
+        "--roles", metavar="A,B", help=f"that turns may have, each a special id ({','.join(ROLES)}); {END} ends turns"
+    )
+    group.add_argument("--learn", metavar="A,B", help=f"roles whose turns are learnt, or all ({ANSWERING})")
+
     group = parser.add_argument_group("work (nothing here but --split-bytes and --threads changes a byte)")
     group.add_argument("--split-bytes", type=int, metavar="N", help="(default: an eighth of the input, 1 to 64 MiB)")
     group.add_argument("--executor", choices=["ray", "inline"], default="ray", help="inline does the same without Ray")
@@ -169,7 +184,8 @@ def settings_of(arguments: argparse.Namespace) -> tuple[Job, ExecutorSettings]:
                 f"--patching {arguments.patching} was calibrated with another entropy model ({calibrated[:12]}) "
                 f"than --patcher {arguments.patcher} ({(sha256 or '')[:12]}); calibrate again"
             )
-    reading = ReadSettings(**{name: getattr(arguments, name) for name in ReadSettings.model_fields})
+    given = {name: getattr(arguments, name) for name in ReadSettings.model_fields}
+    reading = ReadSettings(**given | {"chat": _chat(arguments)})
     output = OutputSettings(
         patching=patching,
         format=arguments.format,
@@ -180,6 +196,18 @@ def settings_of(arguments: argparse.Namespace) -> tuple[Job, ExecutorSettings]:
     executor = _executor(arguments, output.scoring)
     patcher = arguments.patcher.resolve() if sha256 is not None else None
     return Job(out=arguments.out.resolve(), reading=reading, output=output, patcher=patcher), executor
+
+
+def _chat(arguments: argparse.Namespace) -> ChatSettings | None:
+    """How chats are read, if records are chats. Raises PipelineError or ValidationError."""
+    if not arguments.chat:
+        for option in ("roles", "learn"):
+            if getattr(arguments, option) is not None:
+                raise PipelineError(f"--{option} is for --chat")
+        return None
+    roles = tuple(arguments.roles.split(",")) if arguments.roles else ROLES
+    learn = (ANSWERING,) if arguments.learn is None else tuple(arguments.learn.split(","))
+    return ChatSettings(roles=roles, learn=roles if learn == ("all",) else learn)
 
 
 def _executor(arguments: argparse.Namespace, scoring: ScoringSettings | None) -> ExecutorSettings:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.settings import ReadSettings, SplitName
+from shared.identity import canonical_json
+from shared.shards.spans import Spans
 
 LONGEST_RECORD = 512 * 2**20
 """Bytes; a longer line is not held in memory but becomes a dead letter."""
@@ -76,6 +78,13 @@ class Record:
     meta: str | None = None
     size: int = 0
     """Bytes that the record took in the input, for the progress bar."""
+    spans: Spans | None = None
+    """Special ids between the bytes, and what is learnt; None: plain text."""
+
+    @property
+    def tokens(self) -> int:
+        """Of the body: bytes and special ids."""
+        return len(self.text) + (self.spans.special_count if self.spans is not None else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,21 +114,28 @@ def split_of(record: Record, reading: ReadSettings) -> SplitName:
     """train or validation: by the hash of key or content, so that a record never changes sides."""
     if record.split is not None:
         return record.split
-    content = content_digest(record.text) if record.key is None else hashlib.sha256(record.key).digest()
+    content = content_digest(record.text, record.spans) if record.key is None else hashlib.sha256(record.key).digest()
     return "validation" if _position(content) < reading.validation_fraction * _HASHES else "train"
 
 
-def content_digest(text: Text) -> bytes:
-    """sha256 of a text."""
-    return text.sha256 if isinstance(text, LongText) else hashlib.sha256(text).digest()
+def content_digest(text: Text, spans: Spans | None = None) -> bytes:
+    """sha256 of a text; of a chat also of its turns."""
+    digest = text.sha256 if isinstance(text, LongText) else hashlib.sha256(text).digest()
+    return digest if spans is None else hashlib.sha256(digest + _spans_digest(spans)).digest()
 
 
-def sample_hash(text: Text, seed: int) -> int:
+def sample_hash(text: Text, seed: int, spans: Spans | None = None) -> int:
     """uint64 that orders records at random but for ever: the sample is all those below a threshold."""
     state = hashlib.sha256(seed.to_bytes(8, "big", signed=True))
     for chunk in chunks_of(text):
         state.update(chunk)
+    if spans is not None:
+        state.update(_spans_digest(spans))
     return _position(state.digest())
+
+
+def _spans_digest(spans: Spans) -> bytes:
+    return hashlib.sha256(canonical_json(spans.as_json()).encode()).digest()
 
 
 def _position(digest: bytes) -> int:

@@ -24,7 +24,6 @@ from shared.patching.settings import ENTROPY_RULES, RISE_RULES
 from shared.shards.dataset import Dataset
 from shared.shards.manifest import DatasetIdentity, first_problem
 from shared.shards.writer import ShardWriter
-from shared.vocabulary import BOS, EOS, byte_tokens
 
 KEPT = ("content_hash", "entropy_histogram")
 """Figures of a shard that do not depend on its boundaries."""
@@ -166,7 +165,7 @@ def _chunks(dataset: Dataset, shard: int) -> Iterator[Chunk]:
     """The documents of a shard with the entropies that it keeps, as they were when they were first cut."""
     for record, rows in shard_documents(dataset, shard):
         for row, last in rows:
-            yield Chunk(record, row.text, row.entropies, last)
+            yield Chunk(record, row.text, row.entropies, last, row.spans)
 
 
 def with_target(dataset: Dataset, draft: PatchingSettings, target: float, workers: int) -> PatchingSettings:
@@ -207,9 +206,7 @@ def patch_counts(dataset: Dataset, patchings: Sequence[PatchingSettings], shard:
         if row.part == 0:
             lengths = [ChunkedLengths(patching) for patching in patchings]
             counts -= 1
-        ends = np.array([BOS][row.part :], np.int16), np.array([EOS] * last, np.int16)
-        tokens = np.concatenate([ends[0], byte_tokens(row.text), ends[1]])
-        counts += [len(document.add(tokens, row.entropies, last)) for document in lengths]
+        counts += [len(document.add(row.tokens(last), row.entropies, last)) for document in lengths]
     return counts
 
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.cutting import Chunk, unscored
-from pipeline.records import CHUNK, Record, chunks_of
-from shared.vocabulary import BOS, byte_tokens
+from pipeline.cutting import Chunk, spans_in_turn, unscored
+from pipeline.records import CHUNK, Record
+from shared.vocabulary import BOS
 
 if TYPE_CHECKING:
     from shared.scoring import Inputs, Scorer
@@ -26,7 +26,7 @@ def scored(records: Iterable[Record], scorer: "Scorer | None") -> Iterator[Chunk
 
         for record in records:
             waiting.append(_Waiting(record))
-            yield Inputs(len(record.text) + 1, waiting[-1].tokens())
+            yield Inputs(record.tokens + 1, waiting[-1].tokens())
 
     found: list[np.ndarray] = []
     count = 0
@@ -36,7 +36,7 @@ def scored(records: Iterable[Record], scorer: "Scorer | None") -> Iterator[Chunk
         if last or count >= CHUNK:
             document = waiting[0]
             entropies = found[0] if len(found) == 1 else np.concatenate(found)
-            yield Chunk(document.record, document.text(count), entropies, last)
+            yield document.chunk(count, entropies, last)
             found, count = [], 0
             if last:
                 waiting.popleft()
@@ -49,18 +49,21 @@ class _Waiting:
         self.record = record
         self._held = bytearray()
         self._begun = False
+        self._spans = spans_in_turn(record)
 
     def tokens(self) -> Iterator[np.ndarray]:
-        """int16 [N] each: BOS and the bytes."""
+        """int16 [N] each: BOS and the body."""
         yield np.array([BOS], np.int16)
-        for chunk in chunks_of(self.record.text):
-            self._held += chunk
-            yield byte_tokens(chunk)
+        for chunk in unscored([self.record]):
+            self._held += chunk.text
+            yield chunk.body
 
-    def text(self, tokens: int) -> bytes:
-        """The bytes of the next ``tokens``, of which BOS is the first."""
-        size = tokens - (not self._begun)
+    def chunk(self, tokens: int, entropies: np.ndarray, last: bool) -> Chunk:
+        """The next ``tokens`` of the document, of which BOS is the first."""
+        body = tokens - (not self._begun)
         self._begun = True
+        spans = self._spans(body, last)
+        size = body if spans is None else int(spans.ends[-1])
         text = bytes(self._held[:size])
         del self._held[:size]
-        return text
+        return Chunk(self.record, text, entropies, last, spans)

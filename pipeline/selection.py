@@ -59,8 +59,9 @@ def survey_split(job: Job, plan: Plan, number: int, progress: Callable[[int], No
     contents, places, sizes = bytearray(), array("Q"), array("q")
     for found in read_split(plan, plan.splits[number], job.reading):
         if isinstance(found, Record) and found.text:
-            contents += content_digest(found.text)[:16]
-            places.append(sample_hash(found.text, job.reading.seed) if job.reading.sample_bytes is not None else 0)
+            contents += content_digest(found.text, found.spans)[:16]
+            sampling = job.reading.sample_bytes is not None
+            places.append(sample_hash(found.text, job.reading.seed, found.spans) if sampling else 0)
             sizes.append(len(found.text))
         progress(found.size)
     survey = np.zeros(len(sizes), SURVEY)

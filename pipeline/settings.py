@@ -5,7 +5,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from shared.model_settings import Settings
+from shared.chat import ANSWERING, END, ROLES
+from shared.model_settings import Settings, SpecialName
 from shared.patching.settings import PatchingSettings
 from shared.shards.manifest import NumericsClass, ShardFormat, SidecarType
 
@@ -15,6 +16,33 @@ SPLIT_NAMES: tuple[SplitName, ...] = ("train", "validation")
 
 class PipelineError(ValueError):
     """A request that cannot be carried out: one line that names the file or option and what would be right."""
+
+
+class ChatSettings(Settings):
+    """How records become chats (see `shared.chat`)."""
+
+    roles: tuple[SpecialName, ...] = Field(default=ROLES, min_length=1)
+    """That a turn may have. The special ids of the dataset are these, in order, and the one that ends turns."""
+    learn: tuple[str, ...] = Field(default=(ANSWERING,), min_length=1)
+    """Roles whose turns are training targets."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if END in self.roles or len(set(self.roles)) < len(self.roles):
+            raise ValueError(f"--roles {', '.join(self.roles)}: each once, and none is {END!r}, which ends turns")
+        for role in self.learn:
+            if role not in self.roles:
+                raise ValueError(f"--learn {role}: --roles names {', '.join(self.roles)}")
+        return self
+
+    @property
+    def specials(self) -> tuple[str, ...]:
+        """Names of the special ids, in order."""
+        return (*self.roles, END)
+
+
+def _is_none(value: object) -> bool:
+    return value is None
 
 
 class ReadSettings(Settings):
@@ -28,6 +56,8 @@ class ReadSettings(Settings):
     """directory: the first folder below the input names the subset of every file in it."""
     subset: str | None = Field(default=None, min_length=1, pattern=r"^[^\x00]*$")
     """One subset for all records."""
+    chat: ChatSettings | None = Field(default=None, exclude_if=_is_none)
+    """Records are chats: messages, or a prompt and its response. None: texts."""
     meta: bool = False
     """Pass the remaining columns through as canonical JSON."""
     split_key: str | None = None

@@ -22,7 +22,7 @@ from shared.shards.index import COLUMNS, IndexWriter, ShardIndex, index_name
 from shared.shards.manifest import PATCHER_FOLDER, DatasetError, SidecarType
 from shared.shards.sidecar import sidecar_name
 from shared.shards.writer import SUFFIXES
-from shared.vocabulary import document_tokens
+from shared.vocabulary import VOCABULARY_SIZE, is_special
 
 LISTED = 20
 """Problems of one shard that are listed; the others are counted."""
@@ -259,6 +259,7 @@ class Document:
     def __init__(self, dataset: Dataset):
         self._patching = dataset.manifest.identity.patching
         self._replayable = replayable(self._patching, dataset.manifest.identity.sidecar)
+        self._largest = VOCABULARY_SIZE + len(dataset.manifest.identity.specials)
         self._spoiled = False
         self._cutter = ChunkedLengths(self._patching)
         self._stored = self._found = np.zeros(0, np.uint16)
@@ -278,17 +279,21 @@ class Document:
             yield f"{name} is {'un' if lengths is None else ''}patched, the rule is {self._patching.rule!r}"
             self._spoiled = True
         elif lengths is not None and len(lengths):
-            yield from self._limits(name, lengths, row.part == 0, last)
+            yield from self._limits(name, row, lengths, last)
+        if row.spans is not None and int(row.spans.specials.max()) >= self._largest:
+            yield f"{name}: special id {int(row.spans.specials.max())}; the manifest names those below {self._largest}"
         if self._replayable and not self._spoiled:
             yield from self._replay(row, last)
         if last:
             self._spoiled = False
 
-    def _limits(self, name: str, lengths: np.ndarray, first: bool, last: bool) -> Iterator[str]:
-        """BOS stands alone and EOS ends its patch, whatever the minimum."""
+    def _limits(self, name: str, row: Row, lengths: np.ndarray, last: bool) -> Iterator[str]:
+        """A special id ends its patch, whatever the minimum."""
         if (longest := int(lengths.max())) > self._patching.max_length:
             yield f"{name}: a patch of {longest} tokens, longer than max_length {self._patching.max_length}"
-        inner = lengths[int(first) : len(lengths) - int(last)]
+        inner = lengths[int(row.part == 0) : len(lengths) - int(last)]
+        if row.spans is not None and int(lengths.sum(dtype=np.int64)) == row.size + (row.part == 0) + last:
+            inner = lengths[~is_special(row.tokens(last)[np.cumsum(lengths, dtype=np.int64) - 1])]
         if len(inner) and (shortest := int(inner.min())) < self._patching.min_length:
             yield f"{name}: a patch of {shortest} tokens, shorter than min_length {self._patching.min_length}"
 
@@ -299,8 +304,7 @@ class Document:
             self._stored = self._found = np.zeros(0, np.uint16)
             self._compared = 0
         assert row.patch_lengths is not None
-        tokens = document_tokens(row.text)[int(row.part > 0) : None if last else -1]
-        found = self._cutter.add(tokens, row.entropies if self._patching.needs_entropy else None, last)
+        found = self._cutter.add(row.tokens(last), row.entropies if self._patching.needs_entropy else None, last)
         stored, found = np.append(self._stored, row.patch_lengths), np.append(self._found, found)
         common = min(len(stored), len(found))
         differing = np.flatnonzero(stored[:common] != found[:common])

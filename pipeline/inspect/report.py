@@ -37,6 +37,12 @@ def report(dataset: Dataset, examples: int) -> Iterator[str]:
         f"  {len(manifest.shards)} shards, {totals.documents:,} documents in {totals.rows:,} rows, "
         f"{size(totals.bytes)} of text in {size(on_disk)} on disk"
     )
+    if totals.unlearnt or manifest.identity.specials:
+        names = ", ".join(manifest.identity.specials) or "no names"
+        yield (
+            f"  special ids: {totals.specials:,} ({names}); learnt: {totals.targets:,} of "
+            f"{totals.targets + totals.unlearnt:,} targets, {size(totals.bytes - totals.unlearnt_bytes)} of text"
+        )
     yield ""
     yield from _by_subset(manifest.subsets, totals, manifest.identity.patching.patched)
     lengths = add_histograms([entry.patch_length_histogram for entry in manifest.shards], LONGEST_COUNTED + 1)

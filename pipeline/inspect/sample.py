@@ -7,12 +7,15 @@ import numpy as np
 
 from shared.shards.columns import BatchColumns
 from shared.shards.dataset import Dataset, DatasetIndex
+from shared.vocabulary import OFFSET, is_special
 
 SAMPLE_BYTES = 32_000_000
 """Of text, about; a smaller dataset is read whole."""
 ROW_BYTES = 4_000_000
 """Of the text of one row at most; the rest of a huge one is left out."""
 SEED = 1
+SPECIAL = 0x1E
+"""Byte (record separator) that stands for a named special id: texts hardly ever have it."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Stretch:
     stored: list[np.ndarray] | None
     """Entropies of each row as the sidecar holds them; None without a sidecar."""
     text: np.ndarray
-    """uint8 [T]."""
+    """uint8 [T]; a special id between the bytes is shown as SPECIAL, so that token t of a row is byte t - 1."""
     sizes: np.ndarray
     """int64 [R], bytes of each row."""
     part: np.ndarray
@@ -70,7 +73,7 @@ def stretches(dataset: Dataset, budget: int, seed: int) -> Iterator[Stretch]:
         columns = dataset.batch(shard, batch)
         rows = range(stop - start)
         part = index.part[start:stop]
-        texts = [columns.text(row)[:ROW_BYTES] for row in rows]
+        texts = [shown_body(columns, row)[:ROW_BYTES] for row in rows]
         stored = dataset.entropies(shard, batch) if scored else None
         values = [] if stored is None else [value[: ROW_BYTES + 1] for value in stored]
         lengths = [_within(columns.patch_lengths(row)) for row in rows] if columns.lengths is not None else []
@@ -87,6 +90,14 @@ def stretches(dataset: Dataset, budget: int, seed: int) -> Iterator[Stretch]:
             values=np.concatenate(values) if values else np.zeros(0, np.uint8),
             scored=np.array([len(own) for own in values] or [0] * len(rows), np.int64),
         )
+
+
+def shown_body(columns: BatchColumns, row: int) -> np.ndarray:
+    """uint8 [n]: the bytes of a row, with SPECIAL for each special id between them."""
+    text, spans = columns.text(row), columns.spans(row)
+    if spans is None:
+        return text
+    return np.where(is_special(body := spans.tokens(text)), SPECIAL, body - OFFSET).astype(np.uint8)
 
 
 def _within(lengths: np.ndarray | None) -> np.ndarray:

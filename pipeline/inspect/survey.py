@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.inspect.figures import Figures, nats
-from pipeline.inspect.sample import SAMPLE_BYTES, SEED, Stretch, stretches
+from pipeline.inspect.sample import SAMPLE_BYTES, SEED, Stretch, shown_body, stretches
 from shared.shards.dataset import Dataset
 
 SHOWN_BYTES = 4096
@@ -165,7 +165,7 @@ def _documents(sample: Iterator[Stretch], last: np.ndarray) -> Iterator[_Documen
 
 def _example(document: _Document, dataset: Dataset) -> Example:
     columns, row = document.stretch.columns, document.row
-    text = columns.text(row)[:SHOWN_BYTES].tobytes()
+    text = shown_body(columns, row)[:SHOWN_BYTES].tobytes()
     whole = len(text) == document.bytes and bool(dataset.index.last[document.next - 1])
     lengths = columns.patch_lengths(row)
     if lengths is not None:

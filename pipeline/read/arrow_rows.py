@@ -5,7 +5,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.read.columns import BadRecord, record_of, wanted_columns, without_nan
+from pipeline.read.chat import chat_problem
+from pipeline.read.columns import body_columns, body_of, record_of, wanted_columns, without_nan
+from pipeline.read.values import BadRecord
 from pipeline.records import LONGEST_RECORD, DeadLetter, Place, Record, dead_letter
 from pipeline.settings import ReadSettings
 
@@ -18,6 +20,8 @@ _BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.str
 
 def text_problem(schema: pa.Schema, reading: ReadSettings) -> str | None:
     """Why a table has no text, if it has none."""
+    if reading.chat is not None:
+        return chat_problem(schema.names)
     name = reading.text_column
     found = schema.get_all_field_indices(name)
     if len(found) != 1:
@@ -43,6 +47,9 @@ def records_of(
 
     Raises pa.ArrowInvalid for a batch that contradicts itself, before any of its rows is yielded.
     """
+    if reading.chat is not None:
+        yield from _chats_of(batch, names, path, first_row, reading)
+        return
     text = _sound(batch.column(reading.text_column))
     columns = {name: _sound(batch.column(name)) for name in names if name != reading.text_column}
     for begin in range(0, len(batch), ROWS_AT_ONCE):
@@ -58,9 +65,31 @@ def records_of(
             else:
                 found = {name: column[i] for name, column in values.items()}
                 try:
-                    yield record_of(place, found, data, reading, f"{path}:{row}", len(data))
+                    yield record_of(place, found, (data, None), reading, f"{path}:{row}", len(data))
                 except BadRecord as bad:
                     yield dead_letter(place, str(bad), data)
+
+
+def _chats_of(
+    batch: pa.RecordBatch, names: list[str], path: str, first_row: int, reading: ReadSettings
+) -> Iterator[Record | DeadLetter]:
+    """The same of rows that are chats: their columns are values of any type."""
+    columns = {name: _sound(batch.column(name)) for name in names}
+    for begin in range(0, len(batch), ROWS_AT_ONCE):
+        values = {name: _values(column.slice(begin, ROWS_AT_ONCE)) for name, column in columns.items()}
+        for i in range(min(ROWS_AT_ONCE, len(batch) - begin)):
+            row = first_row + begin + i
+            found = {name: column[i] for name, column in values.items()}
+            place = Place(path, row=row)
+            try:
+                # A table has all columns in every row: one that is null is not there.
+                body = body_of({name: value for name, value in found.items() if value is not None}, reading)
+                if len(body[0]) > LONGEST_RECORD:
+                    raise BadRecord(f"{len(body[0])} bytes; a record has at most {LONGEST_RECORD}")
+                yield record_of(place, found, body, reading, f"{path}:{row}", len(body[0]))
+            except BadRecord as bad:
+                shown = {name: found[name] for name in body_columns(reading) if name in found}
+                yield dead_letter(place, str(bad), repr(shown).encode("utf-8", "backslashreplace"))
 
 
 def _sound(array: pa.Array) -> pa.Array:

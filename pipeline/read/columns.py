@@ -7,17 +7,16 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
 
+from pipeline.read.chat import COLUMNS, chat_of
+from pipeline.read.values import BadRecord, encoded, kind
 from pipeline.records import Place, Record
 from pipeline.settings import ReadSettings
 from shared.identity import canonical_json
+from shared.shards.spans import Spans
 
 SUBSET_COLUMNS = ("subset", "lang", "language", "source")
 """Looked for in this order when no column is named; the first that holds a name is taken."""
 DEFAULT_SUBSET = "default"
-
-
-class BadRecord(ValueError):
-    """Why something is not a record."""
 
 
 def named_subset(path: str, reading: ReadSettings) -> str | None:
@@ -34,53 +33,54 @@ def wanted_columns(names: list[str], path: str, reading: ReadSettings) -> list[s
     """Those of a file's columns that its records are made of."""
     if reading.meta:
         return names
-    wanted = {reading.text_column, reading.id_column, reading.split_key}
+    wanted = {*body_columns(reading), reading.id_column, reading.split_key}
     if named_subset(path, reading) is None:
         wanted |= {reading.subset_column} if reading.subset_column else set(SUBSET_COLUMNS)
     return [name for name in names if name in wanted]
 
 
 def record_of(
-    place: Place, values: Mapping[str, Any], text: bytes, reading: ReadSettings, otherwise: str, size: int
+    place: Place,
+    values: Mapping[str, Any],
+    body: tuple[bytes, Spans | None],
+    reading: ReadSettings,
+    otherwise: str,
+    size: int,
 ) -> Record:
-    """The record with these columns (with or without that of the text) and this text.
+    """The record with these columns (with or without that of the text), this text and its spans.
 
     ``otherwise`` is its id if it brings none; ``size`` its bytes in the input. Raises BadRecord with the reason.
     """
     subset, subset_column = _subset(place, values, reading)
-    used = {reading.text_column, reading.id_column, subset_column}
+    used = {*body_columns(reading), reading.id_column, subset_column}
     return Record(
         place=place,
         id=_id(values.get(reading.id_column), reading.id_column) or otherwise,
         subset=subset,
-        text=text,
+        text=body[0],
+        spans=body[1],
         key=None if reading.split_key is None else _key(values.get(reading.split_key)),
         meta=_meta({k: v for k, v in values.items() if k not in used}) if reading.meta else None,
         size=size,
     )
 
 
-def text_of(values: Mapping[str, Any], reading: ReadSettings) -> bytes:
-    """The text among the columns. Raises BadRecord."""
+def body_of(values: Mapping[str, Any], reading: ReadSettings) -> tuple[bytes, Spans | None]:
+    """The text among the columns, and the spans of a chat. Raises BadRecord."""
+    if reading.chat is not None:
+        return chat_of(values, reading.chat)
     if reading.text_column not in values:
         raise BadRecord(f"no column {reading.text_column!r}")
-    return _encoded(reading.text_column, values[reading.text_column])
+    return _encoded(reading.text_column, values[reading.text_column]), None
 
 
-def kind(value: Any) -> str:
-    """What a value is in the words of JSON."""
-    names = {dict: "object", list: "array", str: "string", bool: "boolean", int: "number", float: "number"}
-    names[bytes] = "bytes that are not UTF-8"
-    return "null" if value is None else names.get(type(value), type(value).__name__)
+def body_columns(reading: ReadSettings) -> tuple[str, ...]:
+    """Columns that the body may be in."""
+    return (reading.text_column,) if reading.chat is None else COLUMNS
 
 
 def _encoded(column: str, value: Any) -> bytes:
-    if not isinstance(value, str):
-        raise BadRecord(f"column {column!r} is {kind(value)}, not a string")
-    try:
-        return value.encode()
-    except UnicodeEncodeError as error:
-        raise BadRecord(f"column {column!r} has a lone surrogate at character {error.start}") from None
+    return encoded(f"column {column!r}", value)
 
 
 def _id(value: Any, column: str) -> str:
@@ -96,7 +96,7 @@ def _subset(place: Place, values: Mapping[str, Any], reading: ReadSettings) -> t
         return named, None
     if reading.subset_column is None:
         for column in SUBSET_COLUMNS:
-            taken = column in (reading.text_column, reading.id_column)
+            taken = column in (*body_columns(reading), reading.id_column)
             if not taken and isinstance(values.get(column), str) and values[column]:
                 return _name(column, values[column]), column
         return DEFAULT_SUBSET, None

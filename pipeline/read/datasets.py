@@ -12,6 +12,7 @@ from shared.shards.columns import BatchColumns
 from shared.shards.dataset import Dataset, open_dataset
 from shared.shards.index import ShardIndex
 from shared.shards.manifest import MANIFEST_NAME, Manifest
+from shared.shards.spans import Spans, joined_spans
 
 
 def documents(folder: Path, shard: int, begin: int, end: int, meta: bool) -> Iterator[Record]:
@@ -76,6 +77,7 @@ class _Shard:
                 split=self._dataset.manifest.identity.split,
                 meta=columns.meta(row) if meta else None,
                 size=size,
+                spans=self._spans(start, stop),
             )
 
     def _text(self, start: int, stop: int, size: int) -> Text:
@@ -85,6 +87,15 @@ class _Shard:
         for part in self._parts(start, stop):
             digest.update(part)
         return LongText(size, digest.digest(), lambda: self._parts(start, stop))
+
+    def _spans(self, start: int, stop: int) -> Spans | None:
+        """Those of a whole document, as they were before it was cut into parts."""
+        found: list[tuple[Spans, int]] = []
+        for number in range(start, stop):
+            columns, row = self._at(number)
+            if (spans := columns.spans(row)) is not None:
+                found.append((spans, len(columns.text(row))))
+        return joined_spans(found) if found else None
 
     def _parts(self, start: int, stop: int) -> Iterator[bytes]:
         for number in range(start, stop):

@@ -4,8 +4,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.read.columns import BadRecord, kind, record_of, text_of
+from pipeline.read.columns import body_of, record_of
 from pipeline.read.lines import Line
+from pipeline.read.values import BadRecord, kind
 from pipeline.records import LONGEST_RECORD, DeadLetter, Place, Record, dead_letter
 from pipeline.settings import ReadSettings
 
@@ -44,7 +45,7 @@ def parse(place: Place, data: bytes, reading: ReadSettings) -> Record:
     """The record in a line. Raises BadRecord with the reason."""
     values = json_object(data, "the line")
     otherwise = f"{place.path}:@{place.offset}" if place.line is None else f"{place.path}:{place.line}"
-    return record_of(place, values, text_of(values, reading), reading, otherwise, len(data))
+    return record_of(place, values, body_of(values, reading), reading, otherwise, len(data))
 
 
 def json_object(data: bytes, what: str) -> dict[str, Any]:

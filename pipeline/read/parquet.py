@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from pipeline.plan import Piece, SourceFile
 from pipeline.read.arrow_rows import ROWS_AT_ONCE, records_of, text_problem, wanted_names
+from pipeline.read.columns import body_columns
 from pipeline.read.storage import DATA_ERRORS, damaged_range, open_arrow, reason_in
 from pipeline.read.streams import expands, too_large
 from pipeline.records import DeadLetter, Place, Record
@@ -73,7 +74,8 @@ def _row_group(
         if row == end:
             return
         reason = f"row group {group} ends after {row - first} of {end - first} rows"
-    text = metadata.column(paths.index(reading.text_column))
+    held = [path for path in paths if path.split(".")[0] in body_columns(reading)]
+    text = metadata.column(paths.index(held[0]))
     begin = text.dictionary_page_offset if text.has_dictionary_page else text.data_page_offset
     begin = min(max(begin, 0), file.size)
     size = min(max(text.total_compressed_size, 0), file.size - begin)

@@ -11,7 +11,7 @@ from pipeline.read.columns import DEFAULT_SUBSET, named_subset
 from pipeline.read.jsonl import parse_lines
 from pipeline.read.lines import lines
 from pipeline.read.parquet import read_parquet
-from pipeline.read.storage import Stamp, stamp
+from pipeline.read.storage import Stamp, damaged_range, stamp
 from pipeline.read.streams import chunks
 from pipeline.read.webdataset import read_webdataset
 from pipeline.read.wet import read_wet
@@ -55,6 +55,9 @@ def read_piece(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterato
 def _read(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterator[Record | DeadLetter]:
     if file.size == 0:
         yield Record(Place(file.path), file.path, named_subset(file.path, reading) or DEFAULT_SUBSET, b"")
+        return
+    if reading.chat is not None and file.kind in ("text", "wet"):
+        yield damaged_range(file.full_path, Place(file.path), "plain text holds no chats; leave out --chat")
         return
     match file.kind:
         case "text":

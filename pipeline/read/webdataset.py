@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from pipeline.plan import SourceFile
-from pipeline.read.columns import BadRecord, record_of, text_of
+from pipeline.read.columns import body_of, record_of
 from pipeline.read.forward import Forward
 from pipeline.read.jsonl import json_object
 from pipeline.read.streams import DamagedStream, chunks
 from pipeline.read.tar import members
+from pipeline.read.values import BadRecord
 from pipeline.records import LONGEST_RECORD, DeadLetter, Place, Record, dead_letter
 from pipeline.settings import ReadSettings
+from shared.shards.spans import Spans
 
 TEXT_MEMBERS = ("txt", "text", "bytes")
 """Extensions that hold the text, unless --text-column names one; the first that a sample has is taken."""
@@ -93,18 +95,23 @@ def _finished(path: str, sample: _Sample, reading: ReadSettings) -> Record | Dea
     """What a whole sample comes to."""
     place = Place(path, offset=sample.offset, row=sample.row, member=sample.key)
     extension = next((name for name in _text_members(reading) if name in sample.content), None)
-    text = sample.content[extension] if extension is not None else None
+    text = sample.content[extension] if extension is not None and reading.chat is None else None
     described = sample.content.get(JSON_MEMBER)
     try:
         if sample.problem is not None:
             raise BadRecord(sample.problem)
         values = {} if described is None else json_object(described, f"{sample.key}.json")
-        if text is None:
+        body: tuple[bytes, Spans | None]
+        if reading.chat is not None:
+            body = body_of(values, reading)
+        elif text is not None:
+            body = text, None
+        else:
             if reading.text_column not in values:
                 has = ", ".join(f".{name}" for name in sample.extensions[:_SHOWN])
                 raise BadRecord(f"no member .{' or .'.join(_text_members(reading))} in the sample; it has {has}")
-            text = text_of(values, reading)
+            body = body_of(values, reading)
         otherwise = f"{path}:{sample.key}"
-        return record_of(place, values, text, reading, otherwise, sum(map(len, sample.content.values())))
+        return record_of(place, values, body, reading, otherwise, sum(map(len, sample.content.values())))
     except BadRecord as bad:
         return dead_letter(place, str(bad), text if text is not None else described or b"")

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.plan import SourceFile
-from pipeline.read.columns import BadRecord, record_of
+from pipeline.read.columns import record_of
 from pipeline.read.forward import Forward
 from pipeline.read.streams import chunks
+from pipeline.read.values import BadRecord
 from pipeline.records import LONGEST_EXCERPT, LONGEST_RECORD, DeadLetter, Place, Record, dead_letter
 from pipeline.settings import ReadSettings
 
@@ -85,7 +86,7 @@ def _record(stream: Forward, header: bytes, place: Place, reading: ReadSettings)
         return dead_letter(place, f"a record of the type {given!r}, not {TEXT_TYPE!r}", header + text)
     otherwise = _field(fields, "WARC-Record-ID").strip("<>") or f"{place.path}:{place.row}"
     try:
-        return record_of(place, fields, text, reading, otherwise, size)
+        return record_of(place, fields, (text, None), reading, otherwise, size)
     except BadRecord as bad:
         return dead_letter(place, str(bad), header + text)
 

@@ -53,8 +53,10 @@ class Spans:
     def split(self, tokens: int) -> tuple["Spans", "Spans", int]:
         """The spans of the first so many tokens of the body, those of the rest, and how many bytes the first have.
 
-        A span that the cut falls in is in both.
+        A span that the cut falls in is in both. After all of the body the loss of what follows, EOS, is left.
         """
+        if tokens == int(self._sizes().sum()):
+            return self, spans_of([(0, None, self.last_loss)]), int(self.ends[-1])
         ends = np.cumsum(self._sizes())
         cut = int(np.searchsorted(ends, tokens, side="left"))  # the span that holds the last of the first tokens
         before = int(ends[cut - 1]) if cut else 0
@@ -69,12 +71,12 @@ class Spans:
             np.append(self.specials[:cut], self.specials[cut] if whole else NO_SPECIAL).astype(np.int32),
             self.losses[kept],
         )
-        # After a whole last span an empty one is left: what follows it, EOS, has its loss.
-        rest = slice(cut + 1, None) if whole and cut + 1 < len(self.ends) else slice(cut, None)
-        specials = self.specials[rest].copy()
-        if whole and rest.start == cut:
-            specials[0] = NO_SPECIAL
-        return first, Spans(np.maximum(self.ends[rest] - size, 0), specials, self.losses[rest]), size
+        rest = slice(cut + whole, None)
+        return first, Spans(self.ends[rest] - size, self.specials[rest], self.losses[rest]), size
+
+    def tokens_before(self, size: int) -> int:
+        """Tokens of the body up to so many bytes, without special ids that come right after them."""
+        return size + int(((self.specials != NO_SPECIAL) & (self.ends < size)).sum())
 
     def _sizes(self) -> np.ndarray:
         """int64 [S]: tokens of each span."""
@@ -101,6 +103,11 @@ def joined_spans(parts: Sequence[tuple[Spans, int]]) -> Spans:
     ends = np.concatenate([spans.ends + offset for (spans, _), offset in zip(parts, offsets)])
     specials = np.concatenate([spans.specials for spans, _ in parts])
     losses = np.concatenate([spans.losses for spans, _ in parts])
+    # An empty span without special id says something only of EOS, and nothing where the span before it says the same.
+    empty = (specials == NO_SPECIAL) & (np.diff(ends, prepend=0) == 0)
+    empty[-1] &= len(ends) > 1 and losses[-1] == losses[-2]
+    empty[-1] &= not empty.all()
+    ends, specials, losses = ends[~empty], specials[~empty], losses[~empty]
     # A span that no special id ends goes on in the next one if both are alike.
     kept = np.ones(len(ends), bool)
     kept[:-1] = (specials[:-1] != NO_SPECIAL) | (losses[:-1] != losses[1:])
