@@ -25,10 +25,13 @@ from trainer.data.splits import (
     split_folders,
     together,
 )
-from trainer.settings import TrainSettings, decisive
+from trainer.learning.schedule import check_schedule, free_of_length, may_go_on
+from trainer.settings import RunSettings, ScheduleSettings, TrainSettings, decisive
 
 IDENTITY_NAME = "identity.json"
 RESOLVED_NAME = "config.json"
+LENGTHS = ("config.run.steps:", "config.run.bytes:")
+"""How differences of the length of two runs begin."""
 
 
 class RunIdentity(Settings):
@@ -79,6 +82,7 @@ def run_identity(settings: TrainSettings) -> RunIdentity:
     train = together(found[TRAIN_SPLIT], split_folders(settings.data, TRAIN_SPLIT))
     _check_fit(settings, train)
     _check_length(settings, train)
+    check_schedule(settings.schedule, settings.run)
     return RunIdentity(
         config=decisive(settings),
         data={
@@ -148,23 +152,50 @@ def _check_agree(train: Manifest, validation: Manifest, folder: Path | str) -> N
 
 
 def finished(out: Path, identity: RunIdentity) -> bool:
-    """Whether this very run has its model already.
+    """Whether this very run has its model already. One that is to be prolonged has not.
 
     Raises IdentityError when the folder belongs to another run.
     """
-    recorded = load_identity(out / IDENTITY_NAME, RunIdentity) if (out / IDENTITY_NAME).exists() else None
-    if recorded is None:
+    if not (out / IDENTITY_NAME).exists():
         return False
-    check_same(recorded, identity, out)
-    return (out / "model" / IDENTITY_NAME).exists()
+    recorded = load_identity(out / IDENTITY_NAME, RunIdentity)
+    if not (differ_in_length(recorded, identity) and free_of_length(schedule_of(identity))):
+        check_same(recorded, identity, out)
+    model = out / "model" / IDENTITY_NAME
+    return model.exists() and not run_differences(load_identity(model, ModelIdentity), identity)
+
+
+def check_goes_on(recorded: RunIdentity, wanted: RunIdentity, where: Path, step: int, targets: int) -> None:
+    """Raise IdentityError when a run that is at ``step``, after ``targets``, is not the beginning of the wanted one."""
+    if not differ_in_length(recorded, wanted):
+        check_same(recorded, wanted, where)
+        return
+    before, now = (RunSettings.model_validate({"out": where} | side.config["run"]) for side in (recorded, wanted))
+    if problem := may_go_on(schedule_of(wanted), before, now, step, targets):
+        lines = "; ".join(run_differences(recorded, wanted))
+        raise IdentityError(f"{where} cannot go on with another length ({lines}): {problem}")
+
+
+def differ_in_length(recorded: RunIdentity, wanted: RunIdentity) -> bool:
+    """Whether two runs are the same but for how long they are."""
+    lines = run_differences(recorded, wanted)
+    return bool(lines) and all(line.startswith(LENGTHS) for line in lines)
+
+
+def schedule_of(identity: RunIdentity) -> ScheduleSettings:
+    """The schedule that an identity records."""
+    return ScheduleSettings.model_validate(identity.config["schedule"])
+
+
+def run_differences(recorded: RunIdentity, wanted: RunIdentity) -> list[str]:
+    """Where two runs are not the same, a line a key."""
+    ours, theirs = (side.model_dump(mode="json", include=set(RunIdentity.model_fields)) for side in (recorded, wanted))
+    return differences(ours, theirs)
 
 
 def check_same(recorded: RunIdentity, wanted: RunIdentity, where: Path) -> None:
     """Raise IdentityError, naming the keys, when a folder was made by another run than the wanted one."""
-    lines = differences(
-        recorded.model_dump(mode="json", include=set(RunIdentity.model_fields)), wanted.model_dump(mode="json")
-    )
-    if lines:
+    if lines := run_differences(recorded, wanted):
         raise IdentityError(f"{where} belongs to another run ({'; '.join(lines)}); choose another run.out or remove it")
 
 

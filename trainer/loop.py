@@ -113,9 +113,8 @@ def one_step(job: Job, packs: Iterator[Pack], stop: StopRequest) -> bool:
     whole = mine[0].step
     assert whole.cursor is not None
     # The rate belongs to where the step ends, so that the first step of a warm-up learns something too.
-    lr = settings.optimizer.lr * rate(
-        settings.schedule, progress(settings.run, state.step + 1, state.targets + whole.targets)
-    )
+    targets = state.targets + whole.targets
+    lr = settings.optimizer.lr * rate(settings.schedule, settings.run, state.step + 1, targets)
     worked = time.process_time()
     guard = Guard(settings.guard, state.guard)
     result = take_step(
@@ -135,7 +134,7 @@ def one_step(job: Job, packs: Iterator[Pack], stop: StopRequest) -> bool:
     job.state = state.model_copy(
         update={
             "step": step,
-            "targets": state.targets + whole.targets,
+            "targets": targets,
             "cursor": whole.cursor,
             "guard": remembered,
             "validation": None,

@@ -187,7 +187,7 @@ def learnt(settings: TrainSettings, world: World, rows: bool) -> tuple[float, fl
     while progress(settings.run, step, targets) < 1:
         mine = [next(packs) for _ in range(settings.data.packs)]
         step, targets = step + 1, targets + mine[0].step.targets
-        lr = settings.optimizer.lr * rate(settings.schedule, progress(settings.run, step, targets))
+        lr = settings.optimizer.lr * rate(settings.schedule, settings.run, step, targets)
         batches = [pack.batch for pack in mine]
         take_step(model, optimizer, batches, mine[0].step.targets, world, lr, settings.optimizer.clip, [])
     took = time.process_time() - began

@@ -1,11 +1,9 @@
-"""The learning rate and which parameters fade."""
+"""Which parameters learn how fast, and which fade."""
 
 import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tiny_runs import tiny_settings
 
 from shared.blt import Blt
@@ -14,37 +12,13 @@ from shared.initialise import initialise
 from trainer.learning.clipping import clip, part_of
 from trainer.learning.optimizer import build_optimizer, set_rate
 from trainer.learning.parameter_groups import adamw_groups, decayed_names, rate_factors
-from trainer.learning.schedule import progress, rate
-from trainer.settings import OptimizerSettings, RunSettings, ScheduleSettings
+from trainer.settings import OptimizerSettings
 
 
 def tiny_blt() -> Blt:
     model = Blt(tiny_settings("x", "y").model)  # type: ignore[arg-type]
     initialise(model, 0)
     return model
-
-
-@settings(deadline=None)
-@given(st.floats(0, 0.9), st.floats(0, 1), st.floats(0, 1))
-def test_the_rate_rises_to_one_and_falls_to_the_floor(warmup: float, floor: float, done: float) -> None:
-    schedule = ScheduleSettings(warmup=warmup, floor=floor)
-    assert 0 <= rate(schedule, done) <= 1
-    assert rate(schedule, warmup) == pytest.approx(1)
-    assert rate(schedule, 1.0) == pytest.approx(floor)
-    assert rate(schedule, 1.5) == pytest.approx(floor)
-    if done < warmup:
-        assert rate(schedule, done) == pytest.approx(done / warmup)
-
-
-def test_the_cosine_is_half_way_in_the_middle() -> None:
-    assert rate(ScheduleSettings(warmup=0.2, floor=0.1), 0.6) == pytest.approx(0.55)
-
-
-def test_the_run_ends_with_whichever_length_is_reached_first() -> None:
-    run = RunSettings(out="x", steps=10, bytes=1000)
-    assert progress(run, 5, 100) == 0.5
-    assert progress(run, 1, 900) == 0.9
-    assert progress(RunSettings(out="x", bytes=1000), 7, 500) == 0.5
 
 
 def test_norms_and_tables_are_not_decayed_and_every_matrix_is() -> None:

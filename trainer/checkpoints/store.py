@@ -34,7 +34,7 @@ from trainer.checkpoints.retention import tidy
 from trainer.checkpoints.state import TrainState, read_state, validation_scores
 from trainer.checkpoints.writing import RecordingWriter
 from trainer.errors import CheckpointError
-from trainer.identity import RunIdentity, check_same
+from trainer.identity import RunIdentity, check_goes_on
 from trainer.learning.optimizer import Optimizers
 from trainer.parallel.world import World
 from trainer.settings import CheckpointSettings
@@ -126,19 +126,19 @@ class Checkpoints:
         return self.last
 
     def load(self, path: Path, model: nn.Module, optimizer: Optimizers, identity: RunIdentity) -> TrainState:
-        """Fill model and optimizer from a checkpoint of this run.
+        """Fill model and optimizer from a checkpoint of this run, or of one that only was to be shorter or longer.
 
         Raises IdentityError for a checkpoint of another run, CheckpointError for one that cannot be read.
         """
         state = read_state(path)
-        check_same(state.identity, identity, path)
+        check_goes_on(state.identity, identity, path, state.step, state.targets)
         parameters, moments = get_state_dict(model, optimizer.parts)
         try:
             dcp.load({"model": parameters, "optimizer": moments}, checkpoint_id=path)
         except CheckpointException as error:  # derives from BaseException: a plain handler would let it pass
             raise CheckpointError(f"{path} cannot be loaded ({_cause(error)})") from None
         set_state_dict(model, optimizer.parts, model_state_dict=parameters, optim_state_dict=moments)
-        return state
+        return state.model_copy(update={"identity": identity})
 
     def _write(self, path: Path, parts: dict[str, Any], state: TrainState) -> None:
         """Write a fresh folder and mark it complete when all files of all ranks are on storage, then tidy up.

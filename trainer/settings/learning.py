@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from shared.model_settings import Settings
 from trainer.settings.section import Section
 
 
@@ -77,13 +78,43 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield f"{prefix}{key}", value
 
 
-class ScheduleSettings(Section):
-    """Linear warm-up, then a cosine down to a floor."""
+class InSteps(Settings):
+    """A length in optimizer steps."""
 
-    warmup: float = Field(default=0.05, ge=0, lt=1)
-    """Share of the run."""
+    steps: int = Field(gt=0)
+
+
+class InBytes(Settings):
+    """A length in training targets, as ``run.bytes``."""
+
+    bytes: int = Field(gt=0)
+
+
+Length = Annotated[float, Field(ge=0, lt=1)] | InSteps | InBytes
+"""A share of the run, or {steps = N}, or {bytes = N}."""
+
+
+class ScheduleSettings(Section):
+    """The learning rate over a run: linear warm-up, then what ``kind`` says.
+
+    cosine: down to the floor from the end of the warm-up to that of the run. constant: the peak to the end. wsd
+    (warm-up, stable, decay; Hu et al. 2024): the peak, then down to the floor over the last part of the run.
+    """
+
+    kind: Literal["cosine", "wsd", "constant"] = "cosine"
+    warmup: Length = 0.05
+    """With a share a prolonged run is another run; with steps or bytes, and a kind other than cosine, it is not."""
     floor: float = Field(default=0.1, ge=0, le=1)
     """Share of the peak that is left at the end."""
+    decay: Length = 0.2
+    """Of wsd: the last part of the run."""
+    shape: Literal["linear", "sqrt", "cosine"] = "sqrt"
+    """Of the decay of wsd. sqrt is 1 - sqrt(t), which Haegele et al. 2024 (section 3) found best."""
+
+    def decisive(self) -> dict[str, Any]:
+        """Without the keys that say nothing about this kind."""
+        idle = {"cosine": ("decay", "shape"), "wsd": (), "constant": ("decay", "shape", "floor")}[self.kind]
+        return {key: value for key, value in super().decisive().items() if key not in idle}
 
 
 class GuardSettings(Section):
