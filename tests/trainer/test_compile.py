@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -19,7 +19,8 @@ from shared.initialise import initialise
 from shared.model_settings import BltSettings, EntropyModelSettings
 from shared.tiles import tiled_attention
 from trainer.learning.step import predict
-from trainer.parallel.model import compile_blocks
+from trainer.parallel.model import compile_blocks, transformer_blocks
+from trainer.parallel.recompute import recompute
 
 STACK = {"width": 32, "layers": 2, "heads": 2, "feed_forward": 48}
 BLT = {"ngrams": {"rows": 97}, "encoder": STACK, "decoder": STACK, "global": STACK | {"width": 64}, "window": 24}
@@ -59,14 +60,17 @@ def gradient_of(model: nn.Module, batch: Batch) -> Tensor:
 @pytest.mark.usefixtures("compiled_once")
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("how", ["none", "selective", pytest.param("full", marks=pytest.mark.slow)])
 def test_blocks_are_not_compiled_again_for_other_documents(
-    name: str, backend: str, monkeypatch: pytest.MonkeyPatch
+    name: str, backend: str, how: Literal["none", "selective", "full"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     kind, settings = MODELS[name]
     plain, model = kind(settings), kind(settings)  # type: ignore[arg-type]
     for each in (plain, model):
         initialise(each, 0)
+    for block in transformer_blocks(model) if how != "none" else ():
+        recompute(block, how)
     compile_blocks(model)
     gradient_of(model, without_patches(pack(DOCUMENTS[0]), name))
     torch.compiler.set_stance("fail_on_recompile")

@@ -46,14 +46,16 @@ def one(data: Path) -> Results:
 @pytest.fixture(scope="module")
 def several(data: Path, one: Results) -> dict[str, Results]:
     """The results of each layout on several ranks."""
-    found = {}
-    for name, layouts, ranks in (("two", TWO, 2), ("four", FOUR, 4)):
-        out, script = data.parent / f"{name}.safetensors", Path(__file__).with_name("rank_runs.py")
-        command = torchrun(script, data, out, *map(json.dumps, layouts), ranks=ranks)
-        subprocess.run(command, check=True, timeout=120, env=quiet_environment())
-        results = safetensors.torch.load_file(out)
-        found |= {f"{name}/{number}": of(results, f"{number}/") for number in range(len(layouts))}
-    return found
+    return on_ranks(data, "two", TWO, 2) | on_ranks(data, "four", FOUR, 4)
+
+
+def on_ranks(data: Path, name: str, layouts: list[dict[str, Any]], ranks: int) -> dict[str, Results]:
+    """The results of layouts, by the name and the layout's number."""
+    out, script = data.parent / f"{name}.safetensors", Path(__file__).with_name("rank_runs.py")
+    command = torchrun(script, data, out, *map(json.dumps, layouts), ranks=ranks)
+    subprocess.run(command, check=True, timeout=240, env=quiet_environment())
+    results = safetensors.torch.load_file(out)
+    return {f"{name}/{number}": of(results, f"{number}/") for number in range(len(layouts))}
 
 
 def of(results: Results, prefix: str) -> Results:
@@ -154,6 +156,15 @@ def test_compiled_blocks_learn_the_same(how: str, data: Path, one: Results) -> N
     torch.testing.assert_close(compiled["nats"], one["nats"], rtol=1e-6, atol=0)
     for name, tensor in of(one, "gradient/").items():
         torch.testing.assert_close(compiled[f"gradient/{name}"], tensor, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.slow
+def test_compiled_and_recomputed_blocks_learn_the_same_in_copies_of_the_model(data: Path, one: Results) -> None:
+    parallel = {"shard": 2, "compile": True, "activation_checkpointing": "selective"}
+    found = on_ranks(data, "compiled", [parallel], 4)["compiled/0"]
+    torch.testing.assert_close(found["nats"], one["nats"], rtol=1e-6, atol=0)
+    for name, tensor in of(one, "gradient/").items():
+        torch.testing.assert_close(found[f"gradient/{name}"], tensor, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_the_sharded_gradient_is_that_of_the_plain_mean_over_all_targets(data: Path, one: Results) -> None:

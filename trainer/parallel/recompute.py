@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts, noop_context_fn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from shared.layers import Block
 
@@ -31,12 +31,12 @@ def recompute(block: Block, how: Literal["selective", "full"]) -> None:
 
     The numbers do not change: the same operators see the same inputs a second time.
     """
-    kept = partial(create_selective_checkpoint_contexts, partial(policy, block.gate_up.out_features))
-    contexts = kept if how == "selective" else noop_context_fn
     # No block draws random numbers, so there is no generator to rewind.
-    block.forward = partial(  # type: ignore[method-assign]
-        checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
-    )
+    again = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+    if how == "selective":
+        wide = block.gate_up.out_features
+        again = partial(again, context_fn=partial(create_selective_checkpoint_contexts, partial(policy, wide)))
+    block.forward = again  # type: ignore[method-assign]
 
 
 def policy(wide: int, context: Any, operator: Any, *inputs: Any, **_: Any) -> CheckpointPolicy:
