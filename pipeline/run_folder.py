@@ -6,7 +6,6 @@ DIR/run.json  .lock  splits/00012.json  train/  validation/  dead-letters/00012.
 import fcntl
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -19,7 +18,7 @@ from pipeline.marker import DEAD_LETTERS, DUPLICATES, EMPTY_RECORDS, MARKERS, Ma
 from pipeline.plan import Plan, Split
 from pipeline.selection import SELECTION
 from pipeline.settings import SPLIT_NAMES, PipelineError
-from shared.files import write_atomic
+from shared.files import lock, write_atomic
 from shared.identity import IdentityError, differences, digest
 from shared.model_identity import CONFIG_FILE, WEIGHTS_FILE, ModelFileError, model_sha256
 from shared.model_settings import Settings
@@ -76,7 +75,7 @@ def locked(out: Path) -> Iterator[None]:
         raise PipelineError(f"--out {out} cannot be written: {error.strerror}") from None
     with file:
         try:
-            _lock(file)
+            lock(file, patience=0.2)  # one that only looks who has it is gone in a moment
         except BlockingIOError:
             file.seek(0)
             raise PipelineError(f"{out} is in use by another run (process {file.read().strip() or '?'})") from None
@@ -86,17 +85,6 @@ def locked(out: Path) -> Iterator[None]:
         file.write(f"{os.getpid()}\n")
         file.flush()
         yield
-
-
-def _lock(file: IO[str]) -> None:
-    """Raises BlockingIOError when another process has the file. One that only looks who has it is gone in a moment."""
-    for attempt in range(3):
-        try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if attempt == 2:
-                raise
-            time.sleep(0.1)
 
 
 def holder(out: Path) -> str | None:

@@ -1,10 +1,12 @@
 """Writing files so that a reader never sees half of one: temporary name, fsync, rename."""
 
+import fcntl
 import io
 import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,3 +88,19 @@ def whole_folder(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def lock(file: IO[str], patience: float) -> None:
+    """Make an open file this process's own until it is closed, however the process ends.
+
+    Raises BlockingIOError when another process still has it after ``patience`` seconds, OSError where storage has no
+    locks.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.1)

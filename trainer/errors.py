@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import time
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -63,12 +65,23 @@ def complain(error: BaseException) -> int:
     return 1
 
 
+def give_way() -> int:
+    """Say once that another rank has ended; returns the exit code. That rank's error is the one to read."""
+    line = "patchwork: another rank has ended; its own message says why"
+    if first_to_say(line):
+        print(line, file=sys.stderr, flush=True)
+    return 1
+
+
 def first_to_say(line: str) -> bool:
-    """Whether no other rank that this launcher started has said the line: the one that makes its file is the first."""
-    own = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    """Whether no other rank that this launcher started has said the line, in this attempt or one before.
+
+    The one that makes its file is the first.
+    """
+    own = os.environ.get("TORCHELASTIC_ERROR_FILE")  # LOGS/attempt_0/RANK/error.json
     if not own:
         return True
-    said = Path(own).parent.parent / hashlib.sha256(line.encode()).hexdigest()
+    said = Path(own).parent.parent.parent / hashlib.sha256(line.encode()).hexdigest()
     try:
         said.touch(exist_ok=False)
     except FileExistsError:
@@ -78,6 +91,24 @@ def first_to_say(line: str) -> bool:
     return True
 
 
+def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> NoReturn:
+    """Call ``main`` and end this process with its exit code; what it did not expect keeps its traceback.
+
+    Never through the interpreter's own end, where threads of a collective or a save may wait for ranks that are gone.
+    """
+    try:
+        code = main(arguments)
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException as error:
+        traceback.print_exc()
+        tell_launcher(f"{type(error).__name__}: {error}")
+        code = 1
+    leave(code)
+
+
 def leave(code: int) -> NoReturn:
     """End this process at once, when everything that it had to write is written.
 
@@ -85,7 +116,7 @@ def leave(code: int) -> NoReturn:
     group, which sharded parameters still hold (pytorch#190489).
     """
     for child in multiprocessing.active_children():
-        child.terminate()
+        child.kill()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

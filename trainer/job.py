@@ -1,5 +1,9 @@
 """Setting a run up, and what is left when it is done."""
 
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import cast
 
@@ -7,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from shared.files import write_atomic
+from shared.files import lock, write_atomic
 from shared.identity import IdentityError, canonical_json
 from shared.model_files import save_model
 from shared.model_identity import load_settings, model_sha256
@@ -18,6 +22,7 @@ from trainer.data.limits import pack_limits
 from trainer.data.loader import PackLoader
 from trainer.data.mixture import open_split
 from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT, mixing_of
+from trainer.errors import TrainingError
 from trainer.evaluation.patch_size import mean_patch_size, patch_size_warning
 from trainer.evaluation.scores import table
 from trainer.evaluation.validation import Validation
@@ -42,11 +47,43 @@ from trainer.settings import TrainSettings
 MODEL_FOLDER = "model"
 
 
-def claim(settings: TrainSettings, identity: RunIdentity, world: World) -> None:
-    """Make the run's folder say whose it is, before anything else is written there."""
-    if world.first:
-        save_identity(identity, settings.run.out / IDENTITY_NAME)
-        write_atomic(settings.run.out / RESOLVED_NAME, canonical_json(settings.resolved()) + "\n")
+LOCK_NAME = ".lock"
+LOCK_PATIENCE_SECONDS = 20.0
+"""A job that was killed may take a moment to be gone."""
+
+
+@contextmanager
+def claimed(settings: TrainSettings, identity: RunIdentity, world: World) -> Iterator[None]:
+    """Make the run's folder say whose it is, before anything else is written there, and keep other jobs out of it.
+
+    Raises TrainingError when another job writes there.
+    """
+    out = settings.run.out
+    with held(out) if world.first else nullcontext():
+        if world.first:
+            save_identity(identity, out / IDENTITY_NAME)
+            write_atomic(out / RESOLVED_NAME, canonical_json(settings.resolved()) + "\n")
+        yield
+
+
+@contextmanager
+def held(out: Path) -> Iterator[None]:
+    """The lock of a run's folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / LOCK_NAME).open("a+") as file:
+        try:
+            lock(file, LOCK_PATIENCE_SECONDS)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "?"
+            raise TrainingError(f"{out} is in use by another job ({owner}); stop that one first") from None
+        except OSError:
+            pass  # storage without locks: nothing keeps two jobs apart there
+        else:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+        yield
 
 
 def prepare(settings: TrainSettings, identity: RunIdentity, world: World) -> Job:

@@ -16,8 +16,9 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from shared.config import load_recipe
-from trainer.errors import USER_ERRORS, complain, first_of_node, leave
+from trainer.errors import USER_ERRORS, complain, first_of_node, give_way, run
 from trainer.identity import RunIdentity, finished, run_identity, with_length
+from trainer.processes import end_with_launcher
 from trainer.settings import TrainSettings
 
 USAGE = "usage: torchrun trainer/main.py RECIPE.toml [--plan] [--section.key value]..."
@@ -57,14 +58,17 @@ def tell_plan(recipe: Path, overrides: Sequence[str]) -> int:
 def train(settings: TrainSettings, identity: RunIdentity) -> int:
     """The run itself. torch is imported from here on."""
     warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata's own import
-    from trainer.job import claim, export, prepare, summarise
+    from trainer.job import claimed, export, prepare, summarise
     from trainer.loop import run_steps
     from trainer.parallel.world import lost_peer, started
     from trainer.stopping import stop_on_signals
 
     try:
-        with started(settings.run) as world, stop_on_signals() as stop:
-            claim(settings, identity, world)
+        with (
+            started(settings.run) as world,
+            stop_on_signals(world.neighbours) as stop,
+            claimed(settings, identity, world),
+        ):
             job = prepare(settings, identity, world)
             if run_steps(job, stop):
                 export(job, identity)
@@ -73,9 +77,10 @@ def train(settings: TrainSettings, identity: RunIdentity) -> int:
     except RuntimeError as error:
         if not lost_peer(error):
             raise
-        return complain(error.__class__("another rank has ended; its own message says why"))
+        return give_way()
     return 0
 
 
 if __name__ == "__main__":
-    leave(main(sys.argv[1:]))
+    end_with_launcher()
+    run(main, sys.argv[1:])

@@ -121,11 +121,12 @@ def test_what_one_rank_has_said_no_other_says_again(
     """However long either of them took to meet the error."""
     monkeypatch.setattr(errors, "PATIENCE_SECONDS", 0.0)
     for rank in "10":
-        (tmp_path / rank).mkdir()
+        folder = tmp_path / "attempt_0" / rank
+        folder.mkdir(parents=True)
         monkeypatch.setenv("LOCAL_RANK", rank)
-        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / rank / "error.json"))
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(folder / "error.json"))
         assert errors.complain(ValueError("on both")) == 1
-        assert "on both" in (tmp_path / rank / "error.json").read_text()
+        assert "on both" in (folder / "error.json").read_text()
     assert capsys.readouterr().err == PREFIX + "on both\n"
 
 

@@ -22,6 +22,7 @@ from trainer.data.packs import Pack, Step, build_pack
 from trainer.data.plan import PackPlan, Planner, check_division
 from trainer.data.schedule import Mixing
 from trainer.data.slices import SliceReader
+from trainer.processes import serve
 
 PREFETCH = 4
 """Packs that each worker reads ahead."""
@@ -161,4 +162,5 @@ def stateful_loader(packs: PackDataset, workers: int) -> StatefulDataLoader:
             num_workers=workers,
             prefetch_factor=PREFETCH if workers else None,
             multiprocessing_context="fork" if workers else None,
+            worker_init_fn=serve,
         )

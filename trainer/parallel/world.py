@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, cast
 
@@ -18,6 +18,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 PATIENT = timedelta(hours=2)
 """For what takes as long as it takes: compiling, reading and writing checkpoints, writing the model."""
+SIGNS_OF_A_LOST_PEER = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+"""What gloo says when a connection is gone."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class World:
     """gloo: host tensors only."""
     saving: dist.ProcessGroup
     """gloo, as patient as storage may be slow."""
+    neighbours: tuple[int, ...] = ()
+    """Processes of the other ranks that the same launcher has started."""
 
     @property
     def first(self) -> bool:
@@ -93,12 +97,18 @@ def started(run: RunSettings) -> Iterator[World]:
     ended = False
     try:
         mesh = init_device_mesh(device.type, (size,))
-        yield World(dist.get_rank(), size, device, mesh, bookkeeping=_gloo_group(), saving=_gloo_group())
+        world = World(dist.get_rank(), size, device, mesh, bookkeeping=_gloo_group(), saving=_gloo_group())
+        yield replace(world, neighbours=_neighbours(world))
         ended = True
     finally:
         # Not after an error that others do not know of: they would meet a closed connection and complain first.
         if ended or size == 1:
             dist.destroy_process_group()
+
+
+def _neighbours(world: World) -> tuple[int, ...]:
+    own = os.environ.get("GROUP_RANK"), os.getpid()  # the number of the launcher, which is one a machine
+    return tuple(process for launcher, process in world.gather(own) if launcher == own[0] and process != own[1])
 
 
 def _gloo_group() -> dist.ProcessGroup:
@@ -107,7 +117,7 @@ def _gloo_group() -> dist.ProcessGroup:
 
 def lost_peer(error: RuntimeError) -> bool:
     """Whether a collective failed only because another rank has ended."""
-    return isinstance(error, dist.DistError) or "Connection closed by peer" in str(error)
+    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in SIGNS_OF_A_LOST_PEER)
 
 
 def choose_device(run: RunSettings) -> torch.device:

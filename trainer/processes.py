@@ -1,0 +1,51 @@
+"""Processes that end with the one that started them: nothing holds a device, a port or a file after its run."""
+
+import ctypes
+import os
+import signal
+
+SET_PARENT_DEATH_SIGNAL = 1
+"""PR_SET_PDEATHSIG of prctl(2)."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+"""Each asks a run to save and stop. Launchers send SIGTERM, a terminal SIGINT, Slurm SIGUSR1 as a warning."""
+
+
+def end_with_parent() -> None:
+    """Let the system kill this process when its parent ends, however that happens. Does nothing where it cannot.
+
+    The parent is the thread that started this process: one that ends early would take it along.
+    """
+    parent = os.getppid()
+    try:
+        ctypes.CDLL(None, use_errno=True).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+    except (AttributeError, OSError):  # no Linux
+        return
+    if os.getppid() != parent:  # it has ended in between
+        os._exit(1)
+
+
+def end_with_launcher() -> None:
+    """A rank that torchrun has started ends with it: a killed launcher leaves nobody who would write to the run."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()
+
+
+def serve(number: int = 0) -> None:
+    """Make a loader worker its rank's servant: it ends with the rank, and signals to the whole group do not end it.
+
+    torchrun signals the process group of a rank, a terminal that of the job: the rank still needs packs for the step
+    that it is in. ``number`` is the worker's, as a DataLoader calls it.
+    """
+    signal.set_wakeup_fd(-1)  # inherited from the rank, which would take this process's signals for its own
+    for sent in STOP_SIGNALS:
+        signal.signal(sent, signal.SIG_IGN)
+    end_with_parent()
+
+
+def has_ended(process: int) -> bool:
+    """Whether a process of this machine is gone, or only waits to be buried by its parent."""
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return os.path.exists("/proc/self")  # elsewhere nothing is known
