@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from shared.config import ConfigError
+from trainer.parallel.meeting import attempt_store
 from trainer.settings import RunSettings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -90,7 +91,8 @@ def started(run: RunSettings) -> Iterator[World]:
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=PATIENT)
+        store, rank, ranks = attempt_store(PATIENT)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=PATIENT)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     size = dist.get_world_size()
