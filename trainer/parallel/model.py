@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from shared.blt import Blt
 from shared.config import ConfigError
+from shared.cross_attention import CrossAttention
 from shared.entropy_model import EntropyModel
 from shared.initialise import set_initial_rows
 from shared.layers import Block
@@ -35,7 +36,7 @@ def build_model(settings: TrainSettings, world: World) -> nn.Module:
         for block in transformer_blocks(model):
             recompute(block, parallel.activation_checkpointing)
     if parallel.compile:
-        compile_blocks(model)
+        compile_blocks(model, crosses=world.device.type == "cuda")
     dtype = DTYPES[settings.run.dtype]
     if isinstance(model, Blt):
         model.ngrams = RowTables(model.ngrams, table_mesh(world, parallel.offload), dtype)
@@ -84,10 +85,15 @@ def units(model: nn.Module) -> list[nn.Module]:
     return [model.encoder, *model.global_.blocks, model.decoder]
 
 
-def compile_blocks(model: nn.Module) -> None:
-    """Compile each block whole. Nothing is compiled again for other documents: a pack's two axes have fixed lengths."""
-    for block in transformer_blocks(model):
-        block.forward = torch.compile(block.forward, fullgraph=True)  # type: ignore[method-assign]
+def compile_blocks(model: nn.Module, crosses: bool = False) -> None:
+    """Compile each block whole. Nothing is compiled again for other documents: a pack's two axes have fixed lengths.
+
+    With ``crosses`` also attention between bytes and patches, which is a chain of pointwise work and sums by patch. Not
+    on a CPU: there its sizes depend on the patches, and what can be compiled is a fiftieth of a step.
+    """
+    parts = [module for module in model.modules() if crosses and isinstance(module, CrossAttention)]
+    for part in (*transformer_blocks(model), *parts):
+        part.forward = torch.compile(part.forward, fullgraph=True)
 
 
 def shard(

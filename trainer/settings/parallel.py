@@ -25,7 +25,8 @@ class ParallelSettings(Section):
     """Parameters, gradients and moments lie in the host's memory, also those of n-gram tables, and the host updates
     them; the device holds what it computes with."""
     compile: bool = False
-    """Compile the blocks of windowed stacks: faster steps after half a minute; needs a C++ compiler on CPUs."""
+    """Compile all blocks, on a GPU cross-attention too: faster steps after half a minute; needs a C++ compiler on
+    CPUs."""
     dry_run: bool = True
     """Before the first step, go forward and back through the largest packs without learning: shows what does not fit or
     compile, and prints memory by part. Takes about as long as two steps."""
