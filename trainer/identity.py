@@ -10,10 +10,10 @@ from pydantic import BaseModel, ValidationError
 from shared.config import ConfigError
 from shared.files import write_atomic
 from shared.identity import IdentityError, differences, digest
-from shared.model_identity import model_sha256
 from shared.model_settings import Settings
 from shared.patching.settings import PatchingSettings
 from shared.shards.manifest import Manifest, PatcherIdentity, first_problem
+from trainer.checkpoints.origin import origin_of
 from trainer.data.schedule import targets_of_one_pass, targets_until_the_end
 from trainer.data.splits import (
     TRAIN_SPLIT,
@@ -45,7 +45,7 @@ class RunIdentity(Settings):
     """As the training split records it."""
     patcher: PatcherIdentity | None
     start: str | None = None
-    """sha256 of the model that it began with; None where parameters were drawn from the seed."""
+    """sha256 of the model or checkpoint that it began with; None where parameters were drawn from the seed."""
 
     @property
     def digest(self) -> str:
@@ -92,7 +92,7 @@ def run_identity(settings: TrainSettings) -> RunIdentity:
         },
         patching=train.identity.patching,
         patcher=train.identity.patcher,
-        start=None if settings.start.model is None else model_sha256(settings.start.model),
+        start=None if settings.start.model is None else origin_of(settings.start.model).sha256,
     )
 
 

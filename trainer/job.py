@@ -16,6 +16,7 @@ from shared.identity import IdentityError, canonical_json
 from shared.model_files import save_model
 from shared.model_identity import load_settings, model_sha256
 from shared.model_settings import EntropyModelSettings
+from trainer.checkpoints.origin import origin_of
 from trainer.checkpoints.state import TrainState
 from trainer.checkpoints.store import Checkpoints
 from trainer.data.limits import pack_limits
@@ -131,7 +132,7 @@ def prepare(settings: TrainSettings, identity: RunIdentity, world: World) -> Job
     if newest is None and settings.start.model is not None:
         for difference in other_settings(settings.start.model, settings.model):
             job.line.say(f"unlike {settings.start.model}: {difference}")
-        if warning := patch_size_warning(settings.start.model, train):
+        if warning := patch_size_warning(origin_of(settings.start.model).folder, train):
             job.line.say(warning)
     if settings.parallel.dry_run:
         found = dry_run(model, optimizer, settings, limits, world)
@@ -145,7 +146,8 @@ def opening(job: Job, resumed: Path | None) -> str:
     """What this run is, in one line."""
     parameters = sum(parameter.numel() for parameter in job.model.parameters())
     world, settings = job.world, job.settings
-    begin = f"starting from {settings.start.model}" if settings.start.model else "from the beginning"
+    origin = settings.start.model and origin_of(settings.start.model).folder
+    begin = f"starting from {origin}" if origin else "from the beginning"
     start = f"going on after step {job.state.step} ({resumed})" if resumed else begin
     ranks = f"{world.size} rank{'s' * (world.size > 1)} on {world.device.type}"
     return f"{settings.model.kind} model, {quantity(parameters)}parameters, {settings.run.dtype}, {ranks}, {start}"

@@ -1,32 +1,79 @@
-"""Beginning a run with the parameters of a model folder instead of random ones."""
+"""Beginning a run with the parameters of a model folder or a checkpoint instead of random ones."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from shared.identity import differences
-from shared.model_identity import ModelFileError, load_settings
+from shared.model_identity import ModelFileError
 from shared.model_settings import BltSettings, EntropyModelSettings
 from shared.tensor_files import TensorFolder
+from trainer.checkpoints.folders import damage
+from trainer.checkpoints.origin import origin_of
+from trainer.parallel.world import World
+
+
+def fill_from(model: nn.Module, path: Path, world: World) -> None:
+    """Set every parameter to the one of that name in a model folder, a checkpoint, or a run's checkpoint.
+
+    Each rank reads its own slices, so that no rank ever holds more than its share. All ranks take part.
+
+    Raises ModelFileError, naming the first tensor that does not fit, or the file that is damaged.
+    """
+    origin = origin_of(path)
+    if origin.is_checkpoint:
+        fill_from_checkpoint(model, origin.folder, world)
+    else:
+        fill_from_folder(model, origin.folder)
 
 
 @torch.no_grad()
-def fill_from(model: nn.Module, folder: Path) -> None:
-    """Set every parameter to the one of that name in a model folder.
-
-    Files are mapped and each rank reads its own slice, so that no rank ever holds more than its share.
-
-    Raises ModelFileError, naming the first tensor that does not fit.
-    """
+def fill_from_folder(model: nn.Module, folder: Path) -> None:
+    """From the safetensors files of a model folder, which are mapped."""
     tensors = TensorFolder(folder)
     parameters = dict(model.named_parameters())
-    _check(tensors, parameters, folder)
+    _check({name: tensors.shape(name) for name in tensors.names()}, parameters, folder)
     for name, parameter in parameters.items():
         local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
         local.copy_(tensors.read(name)[own_slice(parameter)])
+
+
+def fill_from_checkpoint(model: nn.Module, folder: Path, world: World) -> None:
+    """From the shards of a checkpoint, whatever number of ranks wrote them; its moments are left alone.
+
+    Each rank first checks its part of the files: one of them is a pickle of torch's, and is only read when it is what
+    the save has written.
+    """
+    problem = next(filter(None, world.gather(damage(folder, world.rank, world.size))), None)
+    if problem is not None:
+        raise ModelFileError(f"start.model {folder} is damaged ({problem})")
+    recorded = FileSystemReader(folder).read_metadata().state_dict_metadata
+    shapes = {
+        name.removeprefix(PREFIX): tuple(entry.size)
+        for name, entry in recorded.items()
+        if name.startswith(PREFIX) and isinstance(entry, TensorStorageMetadata)
+    }
+    _check(shapes, dict(model.named_parameters()), folder)
+    parameters = get_model_state_dict(model)
+    try:
+        dcp.load({PREFIX.rstrip("."): parameters}, checkpoint_id=folder)
+    except CheckpointException as error:  # derives from BaseException: a plain handler would let it pass
+        cause = next(iter(error.failures.values()))[0]
+        raise ModelFileError(f"start.model {folder} cannot be loaded ({cause})") from None
+    set_model_state_dict(model, parameters)
+
+
+PREFIX = "model."
+"""How names of parameters begin in a checkpoint."""
 
 
 def own_slice(parameter: Tensor) -> tuple[slice, ...]:
@@ -43,18 +90,17 @@ SEEN_IN_SHAPES = ("feed_forward", "kv_heads")
 
 def other_settings(folder: Path, settings: EntropyModelSettings | BltSettings) -> list[str]:
     """Where ``settings`` are not those of the folder, one line a key: the same shapes may compute something else."""
-    recorded, wanted = (side.model_dump(mode="json", by_alias=True) for side in (load_settings(folder), settings))
+    recorded, wanted = (side.model_dump(mode="json", by_alias=True) for side in (origin_of(folder).settings, settings))
     lines = differences(recorded, wanted, "model.")
     return [line for line in lines if line.partition(":")[0].rpartition(".")[2] not in SEEN_IN_SHAPES]
 
 
-def _check(tensors: TensorFolder, parameters: dict[str, nn.Parameter], folder: Path) -> None:
-    names = tensors.names()
+def _check(shapes: Mapping[str, Sequence[int]], parameters: dict[str, nn.Parameter], folder: Path) -> None:
     for name, parameter in parameters.items():
-        if name not in names:
+        if name not in shapes:
             raise ModelFileError(f"start.model {folder} has no tensor {name}, which this model needs")
-        if tensors.shape(name) != tuple(parameter.shape):
-            theirs, ours = list(tensors.shape(name)), list(parameter.shape)
+        if tuple(shapes[name]) != tuple(parameter.shape):
+            theirs, ours = list(shapes[name]), list(parameter.shape)
             raise ModelFileError(f"start.model {folder}: tensor {name} has shape {theirs}, this model wants {ours}")
-    if extra := sorted(set(names) - parameters.keys()):
+    if extra := sorted(shapes.keys() - parameters.keys()):
         raise ModelFileError(f"start.model {folder}: tensor {extra[0]} is not part of this model")

@@ -54,5 +54,6 @@ class StartSettings(Section):
     decides: ClassVar[bool] = False
 
     model: Path | None = None
-    """A model folder whose parameters the run begins with; None draws them from the seed. A run that has a checkpoint
-    goes on from that."""
+    """What gives the parameters that the run begins with: a model folder, a checkpoint (RUN/checkpoints/step-N), or a
+    run, whose best checkpoint it is, or whose newest where none is kept as the best. None draws them from the seed. A
+    run that has a checkpoint of its own goes on from that."""
