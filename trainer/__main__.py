@@ -10,6 +10,7 @@ from trainer.errors import USER_ERRORS, complain
 COMMANDS = {
     "evaluate": "bits per byte of a model on a dataset, by subset",
     "generate": "text from a model, byte by byte",
+    "report": "curves and facts of runs as a page for a browser, also of runs under way",
     "export-hf": "a model folder as one that transformers loads",
     "import-hf": "a folder of transformers, or of the released reference, as a model folder",
     "import-llama": "a model to train from a recipe, with the blocks of a Llama as its global transformer",

@@ -5,10 +5,8 @@ little-endian values. Its policy allows this very script and style alone, and no
 """
 
 import base64
-import hashlib
 import json
 import math
-import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -23,6 +21,7 @@ from pipeline.inspect.sample import SEED
 from pipeline.inspect.survey import SIZE_GROUPS, Example, Survey, survey
 from pipeline.verify import replayable
 from shared.files import write_atomic
+from shared.page import base_style, page
 from shared.patching.grid import GRID, dequantise
 from shared.patching.settings import RISE_RULES
 from shared.shards.content import LONGEST_COUNTED
@@ -50,16 +49,10 @@ def write_page(file: Path, datasets: Sequence[Dataset], documents: int) -> str:
 def html(pages: Sequence[dict[str, Any]]) -> str:
     """The page that shows what ``dataset_page`` made of one dataset or several."""
     source = files("pipeline.inspect")
-    style = source.joinpath("page.css").read_text()
+    style = base_style() + source.joinpath("page.css").read_text()
     script = source.joinpath("recut.js").read_text() + source.joinpath("page.js").read_text()
     data = json.dumps({**_constants(), "datasets": list(pages)}, allow_nan=False).replace("<", "\\u003c")
-    policy = (
-        f"default-src 'none'; img-src data:; script-src '{_source_hash(script)}'; style-src '{_source_hash(style)}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    parts = {"policy": policy, "style": style, "data": data, "script": script}
-    # One pass over the template: what is filled in is never looked at again.
-    return re.sub(r"{{(\w+)}}", lambda place: parts[place[1]], source.joinpath("page.html").read_text())
+    return page(source.joinpath("page.html").read_text(), style, script, data=data)
 
 
 def dataset_page(dataset: Dataset, found: Survey) -> dict[str, Any]:
@@ -247,8 +240,3 @@ def _encoded(values: np.ndarray) -> str:
 
 def _ratio(value: float, count: float) -> float | None:
     return float(value) / float(count) if count else None
-
-
-def _source_hash(text: str) -> str:
-    """As a content security policy names an inline script or style."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -11,6 +11,9 @@ METRICS_NAME = "metrics.jsonl"
 """A line of figures for each interval, and one for each pass over the validation split."""
 STARTS_NAME = "starts.jsonl"
 """A line for each time that a process began or went on with the run: {step, time, ranks, device, repeated}."""
+MEMORY_NAME = "memory.json"
+"""What the dry run found that each rank holds."""
+REPORT_NAME = "report.html"
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

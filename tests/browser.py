@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-SCRIPT = Path(__file__).parents[2] / "infra" / "chromium.sh"
+SCRIPT = Path(__file__).parents[1] / "infra" / "chromium.sh"
 OPTIONS = (
     "--headless=shell",
     "--no-sandbox",

@@ -1,0 +1,90 @@
+"""A run as its folder tells of it, whether it is under way, done or dead. Free of torch."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shared.config import ConfigError
+from trainer.identity import IDENTITY_NAME, RESOLVED_NAME
+from trainer.observing.files import MEMORY_NAME, METRICS_NAME, STARTS_NAME, read_lines, values
+
+Points = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class History:
+    """What was logged, and what made the run."""
+
+    folder: Path
+    lines: list[dict[str, Any]]
+    """Of intervals, in the order of steps."""
+    validations: list[dict[str, Any]]
+    starts: list[dict[str, Any]]
+    config: dict[str, Any] = field(default_factory=dict)
+    """The resolved recipe."""
+    identity: dict[str, Any] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
+    """What the dry run found."""
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "model" / IDENTITY_NAME).exists()
+
+    @property
+    def done(self) -> float | None:
+        """Share of the run behind; None when its length is not known."""
+        run, last = self.config.get("run", {}), self.lines[-1]
+        shares = [last["step"] / run["steps"]] if run.get("steps") else []
+        shares += [last["targets"] / run["bytes"]] if run.get("bytes") else []
+        return max(shares, default=None)
+
+    def curve(self, key: str, x: str = "targets") -> Points:
+        """(x, figure) of every line that has both; ``x`` is "targets" (bytes learnt) or "seconds"."""
+        return pairs(values(self.lines, x), values(self.lines, key))
+
+    def validation_curve(self, x: str = "targets") -> Points:
+        """(x, bits per byte) of every pass over the validation split."""
+        return pairs(
+            [self.at_step(line["step"], x) for line in self.validations],
+            values(self.validations, "validation/bits_per_byte"),
+        )
+
+    def at_step(self, step: int, x: str = "targets") -> float | None:
+        """Where the run was after a step: the figure ``x`` of the last line up to it, 0 before the first."""
+        found = [value for line in self.lines if line["step"] <= step and (value := line.get(x)) is not None]
+        return float(found[-1]) if found else 0.0
+
+    def resumes(self) -> list[dict[str, Any]]:
+        """Starts that went on with something."""
+        return [start for start in self.starts if start["step"] > 0]
+
+
+def pairs(xs: Sequence[float | None], ys: Sequence[float | None]) -> Points:
+    """Those of which both are known."""
+    return [(x, y) for x, y in zip(xs, ys) if x is not None and y is not None]
+
+
+def load_history(folder: Path) -> History:
+    """Read a run's folder. Raises ConfigError when nothing was ever logged there."""
+    lines = sorted(read_lines(folder / METRICS_NAME), key=lambda line: line["step"])
+    intervals = [line for line in lines if "targets" in line]
+    if not intervals:
+        raise ConfigError(f"{folder} is no run with figures: {METRICS_NAME} is missing or empty")
+    return History(
+        folder,
+        intervals,
+        [line for line in lines if "validation" in line],
+        read_lines(folder / STARTS_NAME),
+        *(_object(folder / name) for name in (RESOLVED_NAME, IDENTITY_NAME, MEMORY_NAME)),
+    )
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """A JSON object; empty when there is none."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,86 @@
+"""A run in words: what came out, how fast, and what befell it. Free of torch."""
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+from trainer.observing.files import values
+from trainer.observing.history import History
+from trainer.observing.progress import clock, quantity
+
+
+def summary(run: History) -> list[tuple[str, str]]:
+    """Facts with their labels, the most important first; what was not logged is left out."""
+    last = run.lines[-1]
+    facts = [("run", _state(run))]
+    learnt = f"{last['step']:,} steps, {last['targets']:,} targets (bytes, and one EOS a document)"
+    seconds = [value for value in values(run.lines, "seconds") if value is not None]
+    facts.append(("learnt", learnt + (f" in {clock(seconds[-1])}" if seconds else "")))
+    facts.append(("bits per byte", _bits(run)))
+    if speed := _mean(run.lines, "bytes_per_second"):
+        facts.append(("speed", f"{quantity(speed)}B/s in the mean{_utilisation(run)}"))
+    facts += _memory(run)
+    if (waited := _mean(run.lines, "data_wait")) is not None:
+        facts.append(("waiting for data", f"{waited:.2%} of the time"))
+    facts.append(("faults", _faults(run)))
+    return facts
+
+
+def _state(run: History) -> str:
+    if run.finished:
+        return f"{run.folder}, done"
+    share = "" if run.done is None else f" at {min(run.done, 1.0):.1%} of its length"
+    return f"{run.folder}, not done{share}"
+
+
+def _bits(run: History) -> str:
+    found = [value for value in values(run.lines, "bits_per_byte") if value is not None]
+    words = f"{found[-1]:.4f} on the last training interval" if found else "nothing learnt"
+    if run.validations:
+        validation = run.validations[-1]["validation"]
+        subsets = validation.get("subsets", {})
+        by_subset = ", ".join(f"{name} {value:.4f}" for name, value in subsets.items() if value is not None)
+        more = f" ({by_subset})" if len(subsets) > 1 else ""
+        words = f"{validation['bits_per_byte']:.4f} on validation{more}, {words}"
+    return words
+
+
+def _utilisation(run: History) -> str:
+    model, hardware = (_mean(run.lines, f"utilisation/{name}") for name in ("model", "hardware"))
+    if model is None or hardware is None:
+        return ""
+    return f", {model:.1%} model FLOPs utilisation ({hardware:.1%} with padding and repeats)"
+
+
+def _memory(run: History) -> list[tuple[str, str]]:
+    peaks = [value for value in values(run.lines, "memory/peak") if value is not None]
+    facts = [("memory", f"{quantity(max(peaks))}B at most on one rank")] if peaks else []
+    if parts := memory_parts(run):
+        words = ", ".join(f"{name.replace('_', ' ')} {quantity(size)}B" for name, size in parts.items())
+        facts.append(("memory by part", f"{words} (dry run, the rank that needs most)"))
+    return facts
+
+
+def memory_parts(run: History) -> dict[str, int]:
+    """Bytes by part of the rank that needs most, as the dry run found; empty without one."""
+    ranks: list[dict[str, int]] = run.memory.get("ranks", [])
+    most = max(ranks, key=lambda rank: rank.get("peak", 0), default={})
+    return {name: size for name, size in most.items() if size and name != "peak"}
+
+
+def _faults(run: History) -> str:
+    resumes = run.resumes()
+    skipped = int(sum(value or 0 for value in values(run.lines, "skipped")))
+    if not resumes and not skipped:
+        return "none: never stopped, no step skipped"
+    repeated = sum(start.get("repeated", 0) for start in run.starts)
+    words = f"went on {len(resumes)} time{'s' * (len(resumes) != 1)}"
+    if repeated:
+        words += f", {repeated} logged steps done again"
+    return f"{words}, {skipped} step{'s' * (skipped != 1)} skipped"
+
+
+def _mean(lines: Sequence[dict[str, Any]], key: str) -> float | None:
+    """The mean of a figure over lines, the first of a start left out where there are more: it warms up."""
+    found = [value for value in values(lines, key) if value is not None]
+    return fmean(found[1:] or found) if found else None
