@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from shared.config import ConfigError
 from shared.files import lock, write_atomic
 from shared.identity import IdentityError, canonical_json
 from shared.model_files import save_model
@@ -38,8 +39,12 @@ from trainer.identity import (
 from trainer.learning.optimizer import build_optimizer
 from trainer.learning.start import other_settings
 from trainer.loop import Job, say_news
+from trainer.observing.files import REPORT_NAME
+from trainer.observing.history import load_history
 from trainer.observing.progress import Progress, quantity
+from trainer.observing.report import write_report
 from trainer.observing.reporter import Reporter
+from trainer.observing.summary import in_words, summary
 from trainer.parallel.dry_run import dry_run
 from trainer.parallel.model import build_model
 from trainer.parallel.world import World
@@ -179,8 +184,15 @@ def export(job: Job, identity: RunIdentity) -> None:
 
 
 def summarise(job: Job) -> None:
-    """The validation figures by subset, and where everything is."""
+    """The validation figures by subset, the run in words, its page, and where everything is."""
     out = job.settings.run.out
     assert job.state.validation is not None
     job.line.say(table(job.state.validation))
-    job.line.say(f"model: {out / MODEL_FOLDER}   metrics: {out}/metrics.jsonl   curves: tensorboard --logdir {out}")
+    if job.world.first:
+        try:
+            run = load_history(out)
+            job.line.say(in_words(summary(run)))
+            write_report(out / REPORT_NAME, [run])
+        except (OSError, ConfigError) as error:  # figures could not be written: the model is there all the same
+            job.line.say(f"{REPORT_NAME}: {error}")
+    job.line.say(f"model: {out / MODEL_FOLDER}   curves: {out / REPORT_NAME}, or tensorboard --logdir {out}")

@@ -70,10 +70,12 @@ def train(settings: TrainSettings, identity: RunIdentity) -> int:
             claimed(settings, identity, world),
         ):
             job = prepare(settings, identity, world)
-            if run_steps(job, stop):
+            done = run_steps(job, stop)
+            if done:
                 export(job, identity)
-                summarise(job)
             job.close()
+            if done:
+                summarise(job)
     except RuntimeError as error:
         if not lost_peer(error):
             raise

@@ -6,7 +6,7 @@ from pathlib import Path
 from trainer.observing.files import REPORT_NAME
 from trainer.observing.history import load_history
 from trainer.observing.report import write_report
-from trainer.observing.summary import summary
+from trainer.observing.summary import in_words, summary
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,9 +23,3 @@ def run(arguments: argparse.Namespace) -> int:
         print()
     print(write_report(arguments.html or arguments.runs[0] / REPORT_NAME, runs))
     return 0
-
-
-def in_words(facts: list[tuple[str, str]]) -> str:
-    """A line for each fact."""
-    width = max(len(label) for label, _ in facts)
-    return "\n".join(f"{label.ljust(width)}  {words}" for label, words in facts)

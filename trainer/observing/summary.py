@@ -84,3 +84,9 @@ def _mean(lines: Sequence[dict[str, Any]], key: str) -> float | None:
     """The mean of a figure over lines, the first of a start left out where there are more: it warms up."""
     found = [value for value in values(lines, key) if value is not None]
     return fmean(found[1:] or found) if found else None
+
+
+def in_words(facts: Sequence[tuple[str, str]]) -> str:
+    """A line for each fact."""
+    width = max(len(label) for label, _ in facts)
+    return "\n".join(f"{label.ljust(width)}  {words}" for label, words in facts)

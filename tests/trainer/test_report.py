@@ -1,0 +1,169 @@
+"""A run in words and as a page: from its folder alone, whatever state it is in; the page in headless Chromium."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import Browser, chromium
+from tiny_runs import STATIC, tiny_data, tiny_recipe, toml
+
+from shared.config import ConfigError
+from trainer.__main__ import main as command
+from trainer.main import main
+from trainer.observing.history import load_history
+from trainer.observing.plot import MOST_POINTS, Curve, chart, ticks, together, y_range
+from trainer.observing.report import html, short_names
+from trainer.observing.summary import summary
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped in the middle, and went on."""
+    folder = tmp_path_factory.mktemp("report")
+    data = tiny_data(folder / "data", STATIC)
+    recipe = tiny_recipe(data, folder / "run", metrics={"validate_every": 2, "log_every": 1}, checkpoint={"every": 2})
+    (folder / "recipe.toml").write_text(toml(recipe))
+    assert main([str(folder / "recipe.toml")]) == 0
+    # As a process that died after step 6 and went on from the checkpoint after step 4 would have left it.
+    shutil.rmtree(folder / "run" / "model")
+    shutil.rmtree(folder / "run" / "checkpoints" / "step-00000006")
+    assert main([str(folder / "recipe.toml")]) == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    program, reason = chromium()
+    if program is None:
+        pytest.skip(f"no Chromium: {reason}")
+    opened = Browser(program, tmp_path_factory.mktemp("profile"))
+    yield opened
+    opened.close()
+
+
+def write_run(folder: Path, lines: list[dict[str, Any]], **files: Any) -> Path:
+    """A run's folder with these lines of metrics and these JSON files."""
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def line(step: int, **figures: Any) -> dict[str, Any]:
+    return {"step": step, "targets": 100 * step, "bits_per_byte": 4.0 / step, "bytes_per_second": 50.0, **figures}
+
+
+def test_the_summary_says_what_happened(finished: Path) -> None:
+    facts = dict(summary(load_history(finished)))
+    assert facts["run"] == f"{finished}, done"
+    assert facts["learnt"].startswith("6 steps, ")
+    assert "on validation (a " in facts["bits per byte"]
+    assert "model FLOPs utilisation" in facts["speed"]
+    assert facts["faults"] == "went on 1 time, 2 logged steps done again, 0 steps skipped"
+
+
+def test_a_run_under_way_or_of_an_older_version_is_told_too(tmp_path: Path) -> None:
+    old = [line(step, memory=5_000_000) for step in (1, 2)]
+    run = load_history(write_run(tmp_path / "old", old, config={"run": {"steps": 8, "bytes": None}}))
+    facts = dict(summary(run))
+    assert facts["run"] == f"{tmp_path / 'old'}, not done at 25.0% of its length"
+    assert facts["bits per byte"] == "2.0000 on the last training interval"
+    assert "memory" not in facts
+    assert "Bits per byte over bytes" in html([run])
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl is missing or empty"):
+        load_history(tmp_path)
+
+
+def test_memory_by_part_is_of_the_rank_that_needs_most(tmp_path: Path) -> None:
+    ranks = [{"parameters": 4, "tables": 2, "peak": 9}, {"parameters": 5000, "tables": 0, "peak": 10}]
+    run = load_history(write_run(tmp_path / "run", [line(1)], memory={"seconds": 1.0, "ranks": ranks}))
+    assert dict(summary(run))["memory by part"] == "parameters 5.0 kB (dry run, the rank that needs most)"
+
+
+def test_nothing_in_a_folder_becomes_markup(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    scores = {"bits_per_byte": 2.0, "subsets": {evil: 2.0, "b": 2.0}}
+    run = load_history(
+        write_run(
+            tmp_path / "a<b>",
+            [line(1, grad_norm_by_part={evil: 1.0}), {"step": 1, "validation": scores}],
+            config={"run": {"out": evil}},
+            identity={"data": {"train": evil}},
+        )
+    )
+    assert "<script" not in html([run])
+    assert "<b>" not in html([run])
+
+
+def test_names_of_runs_are_as_long_as_they_must_be() -> None:
+    assert short_names([Path("/x/a/blt"), Path("/x/b/blt")]) == ["a/blt", "b/blt"]
+    assert short_names([Path("/x/a"), Path("/x/b")]) == ["a", "b"]
+
+
+def test_curves_of_many_points_keep_their_range() -> None:
+    points = [(float(n), float(n % 7)) for n in range(10 * MOST_POINTS)]
+    groups = together(points)
+    assert len(groups) == MOST_POINTS
+    assert min(low for _, _, low, _ in groups) == 0
+    assert max(high for _, _, _, high in groups) == 6
+    assert 'class="band' in chart("a", "", "x", [Curve("a", points)])
+    assert 'class="band' not in chart("a", "", "x", [Curve("a", points[:5])])
+    assert chart("a", "", "x", [Curve("a", [])]) == ""
+    assert "nan" not in chart("a", "", "x", [Curve("a", [(1.0, 2.0)])])
+
+
+def test_axes_have_round_numbers_and_bear_outliers() -> None:
+    assert ticks(0.0, 1.0) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert ticks(980, 2100) == [1000, 1500, 2000]
+    low, high = y_range([1.0 + n % 3 for n in range(100)] + [1e6])
+    assert low == 0.0
+    assert high < 10
+    assert y_range([2.0]) == (pytest.approx(1.8), pytest.approx(2.2))
+
+
+def test_the_page_is_quiet_fits_a_phone_and_shows_both_runs(browser: Browser, finished: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(finished, other, ignore=shutil.ignore_patterns("checkpoints"))
+    config = json.loads((other / "config.json").read_text())
+    config["optimizer"]["lr"] = 0.5
+    (other / "config.json").write_text(json.dumps(config))
+    file = tmp_path / "both.html"
+    assert command(["report", str(finished), str(other), "--html", str(file)]) == 0
+    for page, runs in ((finished / "report.html", 1), (file, 2)):
+        browser.open(page)
+        assert browser.complaints() == []
+        assert [url for url in browser.requests() if not url.startswith("data:")] == [page.as_uri()]
+        assert browser.evaluate("document.querySelectorAll('figure').length") >= 10
+        in_first = "document.querySelector('figure').querySelectorAll"
+        curves, swatches, marks = (
+            browser.evaluate(f"{in_first}('{kind}').length") for kind in ("path.curve", ".swatch", ".mark")
+        )
+        assert (curves - swatches, marks) == (2 * runs, runs)
+        for width in (360, 1200):
+            browser.call(
+                "Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=True
+            )
+            assert browser.evaluate("document.documentElement.scrollWidth") <= width
+        colours = []
+        for scheme in ("light", "dark"):
+            browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+            colours.append(browser.evaluate("getComputedStyle(document.querySelector('path.curve')).stroke"))
+        assert colours[0] != colours[1]
+    assert browser.evaluate("document.querySelector('#differences').textContent").count("optimizer.lr") == 1
+
+
+def test_the_report_needs_no_torch(finished: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from trainer.observing.history import load_history;"
+        "from trainer.observing.report import write_report;"
+        f"write_report(Path({str(tmp_path / 'r.html')!r}), [load_history(Path({str(finished)!r}))]);"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert (tmp_path / "r.html").read_text() == (finished / "report.html").read_text()
