@@ -1,5 +1,6 @@
 """A run under fire: ranks, launcher, loader workers and whole machines are killed until it is done all the same."""
 
+import json
 import os
 import random
 import signal
@@ -11,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tiny_runs import metric_lines, quiet_environment, tiny_data, tiny_recipe, toml, torchrun
+from tiny_runs import STATIC, quiet_environment, tiny_data, tiny_recipe, toml, torchrun
 
 from trainer.checkpoints.folders import COMPLETE_NAME, is_complete, step_folders
 from trainer.processes import has_ended
@@ -123,8 +124,7 @@ class Drill:
         """Kill if it is time; whether it was."""
         ranks = rank_processes(launcher)
         self.seen |= {launcher, *ranks, *(worker for rank in ranks for worker in children(rank))}
-        lines = metric_lines(self.out)
-        if not lines or lines[-1]["step"] < kill.step:
+        if logged_step(self.out) < kill.step:
             return False
         unfinished = self._unfinished()
         if kill.saving and not unfinished:
@@ -156,6 +156,13 @@ class Drill:
         return len(list((self.out / "checkpoints").glob("damaged-*")))
 
 
+def logged_step(out: Path) -> int:
+    """The step of the last whole line of metrics, while the run may be writing one; 0 before any."""
+    path = out / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
 def flip_a_byte(out: Path, chooser: random.Random) -> None:
     """Damage one file of the newest checkpoint."""
     newest = [path for path in step_folders(out / "checkpoints") if is_complete(path)][-1]
@@ -167,8 +174,6 @@ def flip_a_byte(out: Path, chooser: random.Random) -> None:
 
 def drill_recipe(folder: Path, steps: int, every: int) -> Path:
     """A small model with many short steps and many checkpoints."""
-    from tiny_runs import STATIC
-
     data = tiny_data(folder / "data", STATIC)
     values = tiny_recipe(
         *(data, folder / "unused"),

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from drill import rank_processes, weights
 from tiny_runs import (
     STATIC,
     losses,
@@ -71,16 +72,6 @@ def stopped(recipe: Path) -> tuple[Path, str]:
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     return out, errors
-
-
-def rank_processes(launcher: int) -> list[int]:
-    """Processes that torchrun started, in order."""
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    return sorted(int(child) for child in children if b"main.py" in Path(f"/proc/{child}/cmdline").read_bytes())
-
-
-def weights(out: Path) -> bytes:
-    return (out / "model" / "model.safetensors").read_bytes()
 
 
 def test_a_signal_to_one_rank_saves_and_stops_all_cleanly(stopped: tuple[Path, str]) -> None:
