@@ -26,6 +26,7 @@ from trainer.data.splits import (
     together,
 )
 from trainer.learning.schedule import check_schedule, free_of_length, may_go_on
+from trainer.node import once_a_node
 from trainer.settings import RunSettings, ScheduleSettings, TrainSettings, decisive
 
 IDENTITY_NAME = "identity.json"
@@ -92,8 +93,13 @@ def run_identity(settings: TrainSettings) -> RunIdentity:
         },
         patching=train.identity.patching,
         patcher=train.identity.patcher,
-        start=None if settings.start.model is None else origin_of(settings.start.model).sha256,
+        start=_start(settings.start.model),
     )
+
+
+def _start(folder: Path | None) -> str | None:
+    """sha256 of what a run starts from. It may be large, so that one rank of a node reads it for all."""
+    return None if folder is None else once_a_node("start", lambda: origin_of(folder).sha256)
 
 
 def _check_fit(settings: TrainSettings, train: Manifest) -> None:
