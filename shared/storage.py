@@ -91,6 +91,8 @@ def tried_again(read: Callable[[], T], url: str) -> T:
             problem = error
         if left:
             time.sleep(PAUSE_SECONDS * (ATTEMPTS - left))
+    if isinstance(problem, ValueError):
+        raise problem  # of the data, not of the connection
     said = " ".join(str(problem).split())
     raise StorageError(f"{url}: {type(problem).__name__}: {said} (tried {ATTEMPTS} times)") from None
 

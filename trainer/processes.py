@@ -1,8 +1,11 @@
 """Processes that end with the one that started them: nothing holds a device, a port or a file after its run."""
 
 import ctypes
+import multiprocessing
 import os
 import signal
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 
 SET_PARENT_DEATH_SIGNAL = 1
 """PR_SET_PDEATHSIG of prctl(2)."""
@@ -40,6 +43,22 @@ def serve(number: int = 0) -> None:
     for sent in STOP_SIGNALS:
         signal.signal(sent, signal.SIG_IGN)
     end_with_parent()
+
+
+def worker_server(module: str) -> ForkServerContext:
+    """Where loader workers come from: a server process that has imported ``module`` and done nothing else.
+
+    A fork of the rank itself would copy the locks of its threads (collectives, CUDA, saves) in whatever state they are,
+    and its open files. Stop signals stay blocked in the server and in its workers: it must outlive them like these do.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([module])
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return context
 
 
 def has_ended(process: int) -> bool:

@@ -2,9 +2,9 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -14,12 +14,14 @@ import numpy as np
 from shared.identity import file_sha256
 from shared.patching.grid import dequantise
 from shared.shards.arrow import ArrowReader
+from shared.shards.cache import File, FileCache, default_cache
 from shared.shards.columns import BatchColumns
 from shared.shards.document import Row
 from shared.shards.index import ShardIndex, index_name, read_index
 from shared.shards.manifest import MANIFEST_NAME, PATCHER_FOLDER, DatasetError, Manifest, load_manifest
 from shared.shards.sidecar import SidecarReader, sidecar_name
 from shared.shards.webdataset import TarReader
+from shared.storage import location_of
 
 OPEN_READERS = 64
 """Shards and sidecars that stay mapped at a time."""
@@ -136,12 +138,11 @@ class Dataset:
         """The index of one shard, its file checked. Raises DatasetError."""
         if shard not in self._indexes:
             entry = self.manifest.shards[shard]
-            path = self.folder / index_name(entry.name)
-            self._check(path, entry.index_sha256, None)
-            index = read_index(path)
+            file = self._file(index_name(entry.name), entry.index_sha256, None)
+            index = read_index(file.path)
             figures = sum(totals.rows for totals in entry.subsets.values())
             if len(index) != figures or not set(index.subset_names) <= entry.subsets.keys():
-                raise DatasetError(f"{path} does not fit the manifest: {len(index)} rows, manifest says {figures}")
+                raise DatasetError(f"{file.path} does not fit the manifest: {len(index)} rows, manifest says {figures}")
             self._indexes[shard] = index
         return self._indexes[shard]
 
@@ -184,62 +185,66 @@ class Dataset:
         ):
             try:
                 if sha256 is not None:
-                    self._check(self.folder / name, sha256, size)
+                    self._file(name, sha256, size)
             except DatasetError as error:
                 problems.append(str(error))
         return problems
 
     def _reader(self, shard: int) -> ArrowReader | TarReader:
         entry = self.manifest.shards[shard]
-        path = self.folder / entry.name
 
-        def opened() -> ArrowReader | TarReader:
-            self._check(path, entry.sha256, entry.bytes_on_disk)
+        def opened(path: Path) -> ArrowReader | TarReader:
             if self.manifest.identity.format == "arrow":
                 return ArrowReader(path)
             index = self.shard_index(shard)
             return TarReader(path, index.offset, index.batch_starts)
 
-        return self._cached(path, opened)
+        return self._cached(entry.name, entry.sha256, entry.bytes_on_disk, opened)
 
     def _sidecar(self, shard: int) -> SidecarReader:
         entry, kind = self.manifest.shards[shard], self.manifest.identity.sidecar
-        path = self.folder / sidecar_name(entry.name)
         if kind == "none" or entry.sidecar_sha256 is None:
             raise DatasetError(
                 f"{self.folder} has no entropy sidecar; preprocess with --sidecar uint8 to keep entropies"
             )
-        recorded = entry.sidecar_sha256
+        name, opened = sidecar_name(entry.name), partial(SidecarReader, sidecar=kind)
+        return self._cached(name, entry.sidecar_sha256, None, opened)
 
-        def opened() -> SidecarReader:
-            self._check(path, recorded, None)
-            return SidecarReader(path, kind)
-
-        return self._cached(path, opened)
-
-    def _cached(self, path: Path, opened: Any) -> Any:
+    def _cached(self, name: str, sha256: str, size: int | None, opened: Callable[[Path], Any]) -> Any:
         """The reader of a file, from the most recently used ones of this process."""
         if self._process != os.getpid():
             self._forget_readers()  # a lock that another thread held at the fork would never be released
         with self._lock:
-            reader = self._readers.pop(path, None)
-            if reader is None:
-                reader = opened()
-            self._readers[path] = reader
+            file, reader = self._readers.pop(name, (None, None))
+            if file is None:
+                file = self._file(name, sha256, size)
+                reader = opened(file.path)
+            self._readers[name] = file, reader
             while len(self._readers) > OPEN_READERS:
                 self._readers.popitem(last=False)  # batches still in use keep their file mapped
             return reader
 
-    def _check(self, path: Path, sha256: str, size: int | None) -> None:
-        """Compare a file with the manifest before its first use. Raises DatasetError."""
-        if path.name not in self._checked:
+    @property
+    def remote(self) -> bool:
+        """Whether shards are worth fetching before they are needed."""
+        return False
+
+    def fetch(self, shard: int) -> bool:
+        """Have a shard's file at hand; False when another process is fetching it. Raises DatasetError, StorageError."""
+        return True
+
+    def _file(self, name: str, sha256: str, size: int | None) -> File:
+        """A file of the dataset, compared with the manifest before its first use. Raises DatasetError."""
+        path = self.folder / name
+        if name not in self._checked:
             check_file(path, sha256, size)
-            self._checked.add(path.name)
+            self._checked.add(name)
+        return File(path)
 
     def _forget_readers(self) -> None:
         self._process = os.getpid()
         self._lock = RLock()
-        self._readers: OrderedDict[Path, Any] = OrderedDict()
+        self._readers: OrderedDict[str, tuple[File, Any]] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "manifest": self.manifest}
@@ -248,14 +253,21 @@ class Dataset:
         Dataset.__init__(self, **state)
 
 
-def open_dataset(folder: Path | str) -> Dataset:
-    """Open a finished dataset. Raises DatasetError when there is none, or its manifest cannot be used."""
-    folder = Path(folder)
+def open_dataset(folder: Path | str, cache: FileCache | None = None) -> Dataset:
+    """Open a finished dataset in a folder or behind a URL, whose files then come into the cache.
+
+    Raises DatasetError when there is none, or its manifest cannot be used; StorageError when a URL cannot be read.
+    """
+    folder = location_of(str(folder))
     manifest = load_manifest(folder)
     for entry in manifest.shards:
         if entry.name in ("", ".", "..") or Path(entry.name).name != entry.name:
             raise DatasetError(f"{folder}: the manifest names a shard {entry.name!r}, which is not a plain file name")
-    return Dataset(folder, manifest)
+    if isinstance(folder, Path):
+        return Dataset(folder, manifest)
+    from shared.shards.remote import RemoteDataset
+
+    return RemoteDataset(folder, manifest, cache or FileCache(default_cache()))
 
 
 def find_datasets(folder: Path | str) -> list[Path]:

@@ -14,6 +14,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from shared.config import ConfigError
 from shared.shards.dataset import Dataset
+from trainer.data.ahead import FetchAhead
 from trainer.data.catalogue import catalogue_of
 from trainer.data.cursor import Cursor, check_cursor, first_cursor
 from trainer.data.limits import PackLimits
@@ -22,7 +23,7 @@ from trainer.data.packs import Pack, Step, build_pack
 from trainer.data.plan import PackPlan, Planner, check_division
 from trainer.data.schedule import Mixing
 from trainer.data.slices import SliceReader
-from trainer.processes import serve
+from trainer.processes import serve, worker_server
 
 PREFETCH = 4
 """Packs that each worker reads ahead."""
@@ -88,16 +89,19 @@ class PackDataset(IterableDataset):
         planner = self._planner(reader)
         per_rank = self._packs_per_step // self._ranks
         following = first
-        while True:
-            before = planner.cursor
-            plans, step = self._next_step(planner)
-            own = plans[self._rank :: self._ranks]
-            while following < per_rank:
-                pack = build_pack(own[following], step, self._limits, self._catalogue, reader)
-                following += every
-                self._cursor, self._next = before, following
-                yield pack
-            following -= per_rank
+        with FetchAhead(self._dataset) as ahead:
+            while True:
+                if ahead.useful:
+                    ahead.want(planner.shards_ahead())
+                before = planner.cursor
+                plans, step = self._next_step(planner)
+                own = plans[self._rank :: self._ranks]
+                while following < per_rank:
+                    pack = build_pack(own[following], step, self._limits, self._catalogue, reader)
+                    following += every
+                    self._cursor, self._next = before, following
+                    yield pack
+                following -= per_rank
 
     def _next_step(self, planner: Planner) -> tuple[list[PackPlan], Step]:
         """Plans of all G packs of the next step."""
@@ -137,6 +141,8 @@ class PackLoader:
         self.limits = limits
         self._packs = PackDataset(dataset, limits, packs_per_step, mixing or Mixing(), self.cursor, rank, ranks)
         self._workers = workers
+        if workers:
+            worker_server(__name__)  # it imports while the model is built
 
     def __iter__(self) -> Iterator[Pack]:
         """Packs from the cursor on: a second iteration begins after the last step that the first one entered.
@@ -161,6 +167,6 @@ def stateful_loader(packs: PackDataset, workers: int) -> StatefulDataLoader:
             batch_size=None,
             num_workers=workers,
             prefetch_factor=PREFETCH if workers else None,
-            multiprocessing_context="fork" if workers else None,
+            multiprocessing_context=worker_server(__name__) if workers else None,
             worker_init_fn=serve,
         )

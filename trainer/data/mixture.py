@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from shared.shards.cache import FileCache, default_cache
 from shared.shards.columns import BatchColumns
 from shared.shards.dataset import Dataset, DatasetIndex, open_dataset
 from trainer.data.splits import prefixed, split_folders, together
@@ -65,6 +66,16 @@ class Mixture:
         dataset, own = self._places[shard]
         return dataset.batch(own, batch)
 
+    @property
+    def remote(self) -> bool:
+        """Whether shards are worth fetching before they are needed."""
+        return any(dataset.remote for dataset in self._datasets.values())
+
+    def fetch(self, shard: int) -> bool:
+        """Have a shard's file at hand; False when another process is fetching it. Raises DatasetError, StorageError."""
+        dataset, own = self._places[shard]
+        return dataset.fetch(own)
+
     def shard_path(self, shard: int) -> str:
         """Where a shard lies, for errors."""
         dataset, own = self._places[shard]
@@ -73,5 +84,6 @@ class Mixture:
 
 def open_split(data: DataSettings, split: str) -> Dataset | Mixture:
     """The dataset of a split, or several as one. Raises DatasetError, IdentityError."""
-    datasets = {name: open_dataset(folder) for name, folder in split_folders(data, split).items()}
+    cache = FileCache(data.cache or default_cache(), data.cache_bytes)
+    datasets = {name: open_dataset(folder, cache) for name, folder in split_folders(data, split).items()}
     return datasets[""] if "" in datasets else Mixture(datasets)

@@ -183,6 +183,11 @@ class Planner:
         assert len(plan.documents) or self._ended(), "a pack must make progress"
         return plan
 
+    def shards_ahead(self) -> list[int]:
+        """Shards that are needed next, each once, subset by subset in the order of their use."""
+        ahead = [self._streams[subset].shards_ahead(int(self._scheduled[subset])) for subset in self._schedule.subsets]
+        return list(dict.fromkeys(np.concatenate(ahead).tolist()))
+
     def _turn(self) -> int:
         """The lane of the next pack; when no more documents begin, the next one that has something left."""
         number = self._pack % len(self._lanes)

@@ -37,8 +37,9 @@ class Schedule:
 
         ends int64 [S]: documents that each subset gives in all; None: without end.
         """
-        self._subsets = np.flatnonzero(rates)
-        assert len(self._subsets), "no subset to draw from"
+        self.subsets = np.flatnonzero(rates)
+        """int64: those that are drawn."""
+        assert len(self.subsets), "no subset to draw from"
         self._rates = rates / rates.sum()
         self._ends = np.full(len(rates), ENDLESS) if ends is None else ends
         self._keys = [stream_key(seed, "schedule", int(subset)) for subset in range(len(rates))]
@@ -52,10 +53,10 @@ class Schedule:
         known = np.minimum(drawn + ahead, self._ends)
         # Up to the horizon every subset's documents are known, so nothing can come between them.
         horizon = min(
-            (float(known[s] / self._rates[s]) for s in self._subsets if known[s] < self._ends[s]), default=np.inf
+            (float(known[s] / self._rates[s]) for s in self.subsets if known[s] < self._ends[s]), default=np.inf
         )
         times, subsets = [np.zeros(0)], [np.zeros(0, np.int64)]
-        for subset in self._subsets:
+        for subset in self.subsets:
             number = np.arange(drawn[subset], known[subset])
             time = (number + uniform(number, self._keys[subset])) / self._rates[subset]
             before = int(np.searchsorted(time, horizon))

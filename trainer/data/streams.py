@@ -1,7 +1,8 @@
 """The endless stream of documents of one subset: pass after pass, each in an order of its own.
 
-In a pass every record batch with documents of the subset is drawn once, in a random order, and the documents of
-WINDOW successive batches are shuffled together. Every document of the subset is in each pass once (law 4).
+In a pass every record batch with documents of the subset is drawn once: those of SHARDS shards in a random order, then
+those of the next. The documents of WINDOW successive batches are shuffled together. Every document of the subset is in
+each pass once (law 4).
 """
 
 import numpy as np
@@ -11,6 +12,10 @@ from trainer.data.randomness import shuffled, stream_key
 
 WINDOW = 8
 """Record batches whose documents are shuffled together; as many must be decoded at a time."""
+SHARDS = 64
+"""Shards whose batches are shuffled together; as many must be at hand, where data is too large to be kept whole."""
+WINDOWS_AHEAD = 16
+"""How far ahead shards are named, so that they may be fetched."""
 
 
 class SubsetStream:
@@ -25,6 +30,7 @@ class SubsetStream:
         batches = catalogue.batch[self._documents]
         self._batches, self._starts = np.unique(batches, return_index=True)
         self._ends = np.append(self._starts[1:], len(self._documents))
+        self._shards = catalogue.row_place[catalogue.first_row[self._documents[self._starts]], 0]
         self._seed = seed
         self._pass = self._window = -1
 
@@ -52,9 +58,28 @@ class SubsetStream:
             self._enter_window(window)
         return self._order[inside - self._window_starts[window] :]
 
+    def shards_ahead(self, number: int) -> np.ndarray:
+        """int64: shards of the windows from number ``number`` of the stream on, in the order of their first use."""
+        if not len(self):
+            return np.zeros(0, np.int64)
+        self._rest_of_window(number)
+        batches = self._drawn[self._window * WINDOW :]
+        if len(batches) < WINDOWS_AHEAD * WINDOW:
+            batches = np.concatenate([batches, self._batch_order(self._pass + 1)])
+        shards = self._shards[batches[: WINDOWS_AHEAD * WINDOW]]
+        _, first = np.unique(shards, return_index=True)
+        return shards[np.sort(first)]
+
+    def _batch_order(self, number: int) -> np.ndarray:
+        """int64 [batches]: the order of a pass. Batches of a few shards are shuffled, then those of the next few."""
+        drawn = np.searchsorted(self._batches, shuffled(self._batches, stream_key(self._seed, "batches", number)))
+        order = shuffled(np.unique(self._shards), stream_key(self._seed, "shards", number))
+        turn = np.empty(int(order.max()) + 1, np.int64)
+        turn[order] = np.arange(len(order)) // SHARDS
+        return drawn[np.argsort(turn[self._shards[drawn]], kind="stable")]
+
     def _enter_pass(self, number: int) -> None:
-        key = stream_key(self._seed, "batches", number)
-        self._drawn = np.searchsorted(self._batches, shuffled(self._batches, key))
+        self._drawn = self._batch_order(number)
         sizes = (self._ends - self._starts)[self._drawn]
         per_window = np.add.reduceat(sizes, np.arange(0, len(sizes), WINDOW))
         self._window_starts = np.cumsum(per_window) - per_window

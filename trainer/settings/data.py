@@ -12,7 +12,7 @@ from trainer.settings.section import Section
 class DataSettings(Section):
     """Which data, and how large a step is."""
 
-    free: ClassVar[tuple[str, ...]] = ("path", "datasets", "workers")
+    free: ClassVar[tuple[str, ...]] = ("path", "datasets", "workers", "cache", "cache_bytes")
 
     path: Location | None = None
     """Folder or URL with the datasets train/ and validation/."""
@@ -32,6 +32,10 @@ class DataSettings(Section):
     """Passes by subset or dataset after which it is left out; what is not named is repeated as long as the run goes."""
     workers: int = Field(default=1, ge=0)
     """Loader processes of each rank; 0 loads in the rank itself."""
+    cache: Path | None = None
+    """Folder for files of datasets behind URLs, shared by all ranks of a machine; None: in the user's cache folder."""
+    cache_bytes: int = Field(default=64 * 2**30, gt=0)
+    """What that folder may hold; files in use are never removed, whatever their size."""
 
     @field_validator("datasets")
     @classmethod

@@ -1,0 +1,181 @@
+"""A bounded folder of files that came from elsewhere: checked while they arrive, shared by all processes of a machine.
+
+A file lies under its sha256, so that changed data is another file. Locks are those of the file system (flock), which
+end with the process that holds them: who reads a file shares it, who writes or removes one has it alone.
+"""
+
+import fcntl
+import hashlib
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from shared.shards.manifest import DatasetError
+from shared.storage import open_binary, tried_again
+
+CACHE_BYTES = 64 * 2**30
+ARRIVING = ".arriving"
+CHUNK = 2**20
+WAIT_SECONDS = 0.05
+
+
+def default_cache() -> Path:
+    """The user's folder for what can be fetched again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patchwork"
+
+
+class File:
+    """A file that can be read for as long as this object is held."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+
+class Lease(File):
+    """A file of the cache: it stays there until this object is gone, or its process."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        super().__init__(path)
+        self._descriptor = descriptor
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+
+class FileCache:
+    """Files of datasets behind URLs, at most ``limit`` bytes of them but for those in use."""
+
+    def __init__(self, folder: Path, limit: int = CACHE_BYTES) -> None:
+        self.folder = folder
+        self.limit = limit
+        self._seen: set[str] = set()
+
+    def hold(self, url: str, sha256: str, size: int | None) -> Lease:
+        """A file, fetched if it is not here; when another process is fetching it, this one waits.
+
+        Raises DatasetError when what arrives is not what the manifest says, StorageError when nothing arrives.
+        """
+        path = self._path(url, sha256)
+        while True:
+            lease = _shared(path)
+            if lease is not None and self._whole(lease, sha256):
+                os.utime(path)  # the least recently used go first
+                return lease
+            del lease
+            if not self.fetch(url, sha256, size):
+                time.sleep(WAIT_SECONDS)
+
+    def fetch(self, url: str, sha256: str, size: int | None) -> bool:
+        """Fetch a file if it is not here; False at once when another process is at it. Raises as ``hold`` does."""
+        path = self._path(url, sha256)
+        arriving = path.with_name(path.name + ARRIVING)
+        if path.exists():
+            return True
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # its folder went with a file that left just now
+            descriptor = os.open(arriving, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                if not _alone(descriptor, arriving):
+                    return False
+                if not path.exists():
+                    self._make_room(size or 0)
+                    os.ftruncate(descriptor, size or 0)  # others that make room count it
+                    try:
+                        tried_again(lambda: _download(url, descriptor, sha256), url)
+                    except FileNotFoundError:
+                        raise DatasetError(f"{url} is missing; the manifest lists it") from None
+                    except OSError as error:
+                        error.filename = str(path)  # a full disk does not say of which file
+                        raise
+                    self._seen.add(sha256)
+                    os.replace(arriving, path)
+                return True
+            except BaseException:
+                arriving.unlink(missing_ok=True)
+                raise
+            finally:
+                os.close(descriptor)
+        return False
+
+    def _path(self, url: str, sha256: str) -> Path:
+        return self.folder / sha256 / url.rpartition("/")[2]
+
+    def _whole(self, lease: Lease, sha256: str) -> bool:
+        """Whether a file is what it was, looked at once in each process; a damaged one is removed."""
+        if sha256 not in self._seen:
+            with lease.path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                    lease.path.unlink(missing_ok=True)
+                    return False
+            self._seen.add(sha256)
+        return True
+
+    def _make_room(self, size: int) -> None:
+        """Remove the least recently used files that nobody holds, until so many bytes fit in."""
+        found = []
+        for path in self.folder.glob("*/*"):
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                found.append((status.st_mtime_ns, status.st_size, path))
+        total = sum(held for _, held, _ in found) + size
+        for _, held, path in sorted(found):
+            if total <= self.limit:
+                return
+            total -= held * _removed(path)
+
+
+def _download(url: str, descriptor: int, sha256: str) -> None:
+    """Write what a URL holds into an open file. Raises DatasetError when it is something else."""
+    digest, size = hashlib.sha256(), 0
+    with open_binary(url) as source:
+        while chunk := source.read(CHUNK):
+            digest.update(chunk)
+            while chunk:
+                written = os.pwrite(descriptor, chunk, size)
+                size += written
+                chunk = chunk[written:]
+    os.ftruncate(descriptor, size)
+    os.fsync(descriptor)
+    if digest.hexdigest() != sha256:
+        raise DatasetError(f"{url} is damaged: sha256 {digest.hexdigest()}, manifest says {sha256}")
+
+
+def _shared(path: Path) -> Lease | None:
+    """A lease of a file; None when it is not there, or leaving."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    lease = Lease(path, descriptor)
+    return lease if _locked(descriptor, path, fcntl.LOCK_SH) else None
+
+
+def _alone(descriptor: int, path: Path) -> bool:
+    return _locked(descriptor, path, fcntl.LOCK_EX)
+
+
+def _locked(descriptor: int, path: Path, kind: int) -> bool:
+    """Whether a lock could be had at once, on the file that has this name now."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        return os.fstat(descriptor).st_ino == path.stat().st_ino
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
+def _removed(path: Path) -> bool:
+    """Remove a file unless a living process holds it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return True
+    try:
+        if not _alone(descriptor, path):
+            return False
+        path.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+    with suppress(OSError):  # another file has come into its folder
+        path.parent.rmdir()
+    return True

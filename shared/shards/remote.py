@@ -1,0 +1,52 @@
+"""Datasets behind fsspec URLs: their files come into a cache when they are first used."""
+
+from pathlib import Path
+from typing import Any
+
+from shared.model_identity import CONFIG_FILE, WEIGHTS_FILE
+from shared.shards.cache import FileCache, Lease
+from shared.shards.dataset import Dataset
+from shared.shards.manifest import PATCHER_FOLDER, DatasetError, Manifest
+from shared.storage import read_whole
+
+
+class RemoteDataset(Dataset):
+    """A dataset whose files are fetched and checked one by one."""
+
+    def __init__(self, url: str, manifest: Manifest, cache: FileCache) -> None:
+        super().__init__(cache.folder, manifest)
+        self._url = url.rstrip("/")
+        self._cache = cache
+
+    @property
+    def where(self) -> str:
+        return self._url
+
+    @property
+    def patcher(self) -> Path:
+        """Folder of the entropy model, fetched anew: a run asks once, at its end, and checks its hash."""
+        patcher = self.manifest.identity.patcher
+        if patcher is None:
+            raise DatasetError(f"{self._url} was made without an entropy model")
+        folder = self._cache.folder / f"{PATCHER_FOLDER}-{patcher.sha256}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            (folder / name).write_bytes(read_whole(f"{self._url}/{PATCHER_FOLDER}/{name}"))
+        return folder
+
+    @property
+    def remote(self) -> bool:
+        return True
+
+    def fetch(self, shard: int) -> bool:
+        entry = self.manifest.shards[shard]
+        return self._cache.fetch(f"{self._url}/{entry.name}", entry.sha256, entry.bytes_on_disk)
+
+    def _file(self, name: str, sha256: str, size: int | None) -> Lease:
+        return self._cache.hold(f"{self._url}/{name}", sha256, size)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self._url, "manifest": self.manifest, "cache": self._cache}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
