@@ -18,7 +18,7 @@ from shared.patching.settings import PatchingSettings
 from shared.shards.content import ShardContent, check_order, check_row
 from shared.shards.dataset import Dataset, columns_row, find_datasets, open_dataset
 from shared.shards.document import Row
-from shared.shards.index import COLUMNS, IndexWriter, ShardIndex, index_name
+from shared.shards.index import COLUMNS, FOLLOWING, IndexWriter, ShardIndex, index_name
 from shared.shards.manifest import PATCHER_FOLDER, DatasetError, SidecarType
 from shared.shards.sidecar import sidecar_name
 from shared.shards.writer import SUFFIXES
@@ -222,11 +222,15 @@ def _shard_problems(dataset: Dataset, shard: int, found: Verification, progress:
 
 def _differing_columns(ours: ShardIndex, stored: ShardIndex) -> Iterator[tuple[str, int]]:
     """Columns on which two indexes of equal length differ, with the first such row."""
+    agree = (ours.bytes == stored.bytes) & (ours.last == stored.last)
     for column in COLUMNS:
         one, two = getattr(ours, column), getattr(stored, column)
         if column == "subset":
             one, two = np.array(ours.subset_names)[one], np.array(stored.subset_names)[two]
-        if (differing := one != two).any():
+        differing = one != two
+        if column in FOLLOWING:  # of plain text they say the same once more
+            differing &= agree
+        if differing.any():
             yield column, int(np.argmax(differing))
 
 

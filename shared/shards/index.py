@@ -27,15 +27,15 @@ SCHEMA = pa.schema(
     ]
 )
 
+FOLLOWING = ("tokens", "targets", "learnt_bytes")
+"""Columns that follow from bytes and last where no row has spans."""
 WITH_SPANS = pa.schema(
     [
         *SCHEMA,
-        pa.field("tokens", pa.int64(), nullable=False),
-        pa.field("targets", pa.int64(), nullable=False),
-        pa.field("learnt_bytes", pa.int64(), nullable=False),
+        *(pa.field(name, pa.int64(), nullable=False) for name in FOLLOWING),
     ]
 )
-"""Of a shard that has any row with spans; of plain text the last three columns follow from the others."""
+"""Of a shard that has any row with spans; of plain text the FOLLOWING columns are not stored."""
 
 
 def index_name(shard_name: str) -> str:
