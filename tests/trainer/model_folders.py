@@ -10,7 +10,7 @@ from shared.entropy_model import EntropyModel
 from shared.initialise import initialise
 from shared.model_files import build_model, save_model
 from shared.model_identity import model_sha256
-from shared.model_settings import EntropyModelSettings
+from shared.model_settings import BltSettings, EntropyModelSettings
 from shared.patching import PatchingSettings
 from shared.scoring import Scorer
 from shared.shards.manifest import NumericsClass, PatcherIdentity
@@ -72,9 +72,12 @@ def entropy_folder(folder: Path) -> Path:
     return folder
 
 
-def model_folder(folder: Path, patching: PatchingSettings, patcher: Path | None) -> Path:
+def model_folder(
+    folder: Path, patching: PatchingSettings, patcher: Path | None, specials: tuple[str, ...] = ()
+) -> Path:
     """What a finished run of a byte latent transformer leaves behind."""
-    settings = tiny_settings(Path("x"), Path("y")).model
+    values = tiny_settings(Path("x"), Path("y")).model.model_dump(exclude={"vocabulary"})
+    settings = BltSettings.model_validate(values | {"specials": specials})
     model = build_model(settings)
     initialise(model, 0)
     save_model(model, settings, folder, patcher)

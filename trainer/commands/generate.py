@@ -5,12 +5,14 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from shared.chat import Turn
 from shared.config import ConfigError
+from trainer.generation.chat import read_messages
 from trainer.generation.output import in_turn, json_line, summary
 from trainer.generation.piece import Piece
 from trainer.generation.settings import GenerateSettings
@@ -26,6 +28,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prompts.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a text (default: an empty one)")
     prompts.add_argument(
         "--prompt-file", type=Path, action="append", default=[], metavar="PATH", help="the bytes of a file, any bytes"
+    )
+    chat = parser.add_argument_group("a chat instead, for a model that was fine-tuned on chats; its answer is printed")
+    chat.add_argument("--chat", action="store_true", help="answer what --system and --user say, or each --messages")
+    chat.add_argument("--system", metavar="TEXT", help="what the model is told before the chat")
+    chat.add_argument("--user", metavar="TEXT", help="what is asked")
+    chat.add_argument(
+        "--messages",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE.json",
+        help="a chat so far, of any turns: a list of {role, content}; several files are one batch",
     )
     writing = parser.add_argument_group("what to write")
     writing.add_argument("--bytes", type=int, default=200, metavar="N", help="bytes at most (default %(default)s)")
@@ -76,10 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings_from(arguments)
     if arguments.threads is not None and arguments.threads < 1:
         raise ConfigError(f"--threads: {arguments.threads} is too small")
-    # The terminal's own bytes: a prompt that is not UTF-8 arrives as surrogates and goes to the model as it was typed.
-    prompts = [os.fsencode(text) for text in arguments.prompt]
-    prompts += [path.read_bytes() for path in arguments.prompt_file]
-    prompts = prompts or [b""]
+    prompts = prompts_from(arguments)
 
     from trainer.generation.generator import Generator
 
@@ -91,10 +102,28 @@ def run(arguments: argparse.Namespace) -> int:
         texts = [list(pieces) for pieces in rows]
         for pieces, ended in zip(texts, generator.ended):
             print(json_line(pieces, ended))
-    elif not print_texts(rows, len(prompts), arguments.show_patches):
+    elif not print_texts(rows, len(prompts), arguments.show_patches, answers=arguments.chat):
         return INTERRUPTED
     print(summary(generator.statistics, generator.ended, time.perf_counter() - began), file=sys.stderr)
     return 0
+
+
+def prompts_from(arguments: argparse.Namespace) -> list[bytes | Sequence[Turn]]:
+    """The texts or chats that the options mean. Raises ConfigError for options that do not go together."""
+    texts: list[bytes | Sequence[Turn]] = [os.fsencode(text) for text in arguments.prompt]
+    # The terminal's own bytes: a prompt that is not UTF-8 arrives as surrogates and goes to the model as it was typed.
+    texts += [path.read_bytes() for path in arguments.prompt_file]
+    said = {"system": arguments.system, "user": arguments.user}
+    turns = [Turn(role, os.fsencode(text)) for role, text in said.items() if text is not None]
+    if not arguments.chat:
+        if turns or arguments.messages:
+            raise ConfigError("--system, --user and --messages are for --chat")
+        return texts or [b""]
+    if texts:
+        raise ConfigError("--chat answers --user or --messages; --prompt and --prompt-file go on from a text")
+    if bool(arguments.user is not None) == bool(arguments.messages) or (turns and arguments.messages):
+        raise ConfigError("--chat needs what is asked: --user TEXT (and --system TEXT), or --messages FILE.json")
+    return [turns] if turns else [read_messages(path) for path in arguments.messages]
 
 
 def settings_from(arguments: argparse.Namespace) -> GenerateSettings:
@@ -142,8 +171,11 @@ def device_named(name: str) -> str:
     return "cuda" if available else "cpu"
 
 
-def print_texts(rows: Iterator[Iterator[Piece]], count: int, show_patches: bool) -> bool:
-    """Texts as they come, below a heading where there are several; False when the user has interrupted it."""
+def print_texts(rows: Iterator[Iterator[Piece]], count: int, show_patches: bool, answers: bool = False) -> bool:
+    """Texts as they come, below a heading where there are several; False when the user has interrupted it.
+
+    ``answers``: prompts are left out, unless patches are shown.
+    """
     terminal = sys.stdout.isatty()
     coloured = show_patches and terminal and not os.environ.get("NO_COLOR")
     style: PatchStyle = "none" if not show_patches else "colours" if coloured else "marks"
@@ -151,7 +183,8 @@ def print_texts(rows: Iterator[Iterator[Piece]], count: int, show_patches: bool)
         for number, pieces in enumerate(rows, 1):
             if count > 1:
                 print(f"== prompt {number} of {count}")
-            for text in text_of(pieces, style, terminal):
+            shown = (piece for piece in pieces if show_patches or not (answers and piece.from_prompt))
+            for text in text_of(shown, style, terminal):
                 print(text, end="", flush=True)
             print()
     except KeyboardInterrupt:

@@ -7,11 +7,11 @@ the local models run ahead and the rest checks several bytes at once; what is wr
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from shared.blt import Blt
+from shared.chat import Turn, prompt_tokens
 from shared.config import ConfigError
 from shared.entropy_model import EntropyModel
 from shared.identity import IdentityError
@@ -19,7 +19,8 @@ from shared.incremental import LONGEST_ADVANCE, GrowingDocuments
 from shared.model_files import load_model
 from shared.model_identity import PATCHER_FOLDER, model_sha256
 from shared.patching import PatchingSettings
-from shared.vocabulary import BOS, EOS, byte_tokens
+from shared.vocabulary import EOS, is_special
+from trainer.generation.chat import end_of_turn
 from trainer.generation.piece import Ending, Piece, Statistics
 from trainer.generation.row import Row
 from trainer.generation.settings import GenerateSettings
@@ -34,6 +35,7 @@ class Generator:
 
         Raises IdentityError or ModelFileError when the folder is not whole or its parts do not belong together.
         """
+        self.folder = folder
         self.identity = load_identity(folder / IDENTITY_NAME, ModelIdentity)
         torch.set_num_threads(threads or self.identity.numerics.threads)
         self.device = torch.device(device)
@@ -61,18 +63,23 @@ class Generator:
         for _, piece in self.write_batch([prompt], settings):
             yield piece
 
-    def write_batch(self, prompts: Sequence[bytes], settings: GenerateSettings) -> Iterator[tuple[int, Piece]]:
-        """The same for several prompts at once: (row, piece), rows in turn; each row as if it were alone."""
+    def write_batch(
+        self, prompts: Sequence[bytes | Sequence[Turn]], settings: GenerateSettings
+    ) -> Iterator[tuple[int, Piece]]:
+        """The same for several prompts at once: (row, piece), rows in turn; each row as if it were alone.
+
+        A prompt that is a chat so far is answered: its row ends with the turn.
+        """
         rules = choose_patching(self.identity.patching, settings)
         if settings.draft and not isinstance(self.model, Blt):
             raise ConfigError("draft: an entropy model has no global model to run ahead of")
         if settings.draft >= LONGEST_ADVANCE:
             raise ConfigError(f"draft: {settings.draft} is more than {LONGEST_ADVANCE - 1}")
-        rows = [Row(prompt, settings) for prompt in prompts]
+        rows = [self._row(prompt, settings) for prompt in prompts]
         self.statistics, self.ended = Statistics(), [row.ended for row in rows]
         parts, newest = [], []
         for number, row in enumerate(rows):
-            tokens = np.concatenate([np.array([BOS], np.int16), byte_tokens(row.prompt)])
+            tokens = row.tokens
             part = GrowingDocuments(self.model, rules, self.patcher)
             starts, entropies = part.read(tokens[:-1])
             for piece in row.show_prompt(starts.tolist(), None if entropies is None else entropies.tolist()):
@@ -83,6 +90,14 @@ class Generator:
         if live:
             documents = GrowingDocuments.joined([parts[number] for number in live])
             yield from self._go_on(rows, live, documents, [newest[number] for number in live], settings.draft)
+
+    def _row(self, prompt: bytes | Sequence[Turn], settings: GenerateSettings) -> Row:
+        """Raises ConfigError for a chat with a model that does not know its special ids."""
+        if isinstance(prompt, bytes):
+            return Row(prompt, settings)
+        specials = self.model.settings.specials if isinstance(self.model, Blt) else ()
+        end = end_of_turn(prompt, specials, self.folder)
+        return Row(prompt_tokens(prompt, specials), settings, specials, end)
 
     def _go_on(
         self, rows: Sequence[Row], live: list[int], documents: GrowingDocuments, newest: list[int], most: int
@@ -109,7 +124,7 @@ class Generator:
                     assert token is not None, "only rows that go on are live"
                     starts = bool(found.starts[place, taken])
                     entropy = None if found.entropies is None else float(found.entropies[place, taken])
-                    self.statistics.bytes += token != EOS
+                    self.statistics.bytes += not is_special(token)
                     self.statistics.patches += starts
                     for piece in row.push(token, starts, entropy):
                         yield number, piece

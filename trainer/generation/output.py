@@ -31,12 +31,13 @@ def json_line(pieces: Iterable[Piece], ended: Ending | None) -> str:
     """One text as a JSON object on one line.
 
     ``prompt`` and ``text`` (what was written after it) are strings; where one is not UTF-8 its bytes are beside it in
-    hex, as ``prompt_hex`` or ``text_hex``. ``starts`` and ``entropy`` (nats, null where there is none) go by byte,
-    those of the prompt first.
+    hex, as ``prompt_hex`` or ``text_hex``. ``starts`` and ``entropy`` (nats, null where there is none) go by byte and
+    special id, those of the prompt first; ``specials`` says which of them are special ids: [place, name], if any.
     """
     pieces = list(pieces)
     prompt = b"".join(piece.byte for piece in pieces if piece.from_prompt)
     text = b"".join(piece.byte for piece in pieces if not piece.from_prompt)
+    specials = [[place, piece.special] for place, piece in enumerate(pieces) if piece.special is not None]
     return json.dumps(
         {
             **_string("prompt", prompt),
@@ -44,6 +45,7 @@ def json_line(pieces: Iterable[Piece], ended: Ending | None) -> str:
             "ended": ended,
             "starts": [piece.starts for piece in pieces],
             "entropy": [_nats(piece.entropy) for piece in pieces],
+            **({"specials": specials} if specials else {}),
         },
         ensure_ascii=False,
         allow_nan=False,

@@ -3,21 +3,23 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Ending = Literal["length", "end of document", "stop"]
-"""Why a text ended: as long as was asked for, by EOS, or before a stop string."""
+Ending = Literal["length", "end of document", "end of turn", "stop"]
+"""Why a text ended: as long as was asked for, by EOS, by the special id that ends a turn, or before a stop string."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One byte of text with what the patching thought of it."""
+    """One byte of text, or one named special id, with what the patching thought of it."""
 
     byte: bytes
-    """Exactly one."""
+    """Exactly one; empty for a special id."""
     starts: bool
     """Whether a patch begins with it; never for models without patches."""
     entropy: float | None = None
     """Nats: how uncertain the entropy model was about this byte; None for rules without one."""
     from_prompt: bool = False
+    special: str | None = None
+    """The name of a special id."""
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shared.vocabulary import EOS, OFFSET
+from shared.vocabulary import BOS, EOS, OFFSET, VOCABULARY_SIZE, byte_tokens, is_special, token_bytes
 from trainer.generation.piece import Ending, Piece
 from trainer.generation.sampling import Uniforms, choose
 from trainer.generation.settings import GenerateSettings
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class _Progress:
     """How far a row is: what its next choice depends on but for the logits."""
 
-    def __init__(self, prompt: bytes, settings: GenerateSettings) -> None:
+    def __init__(self, prompt: bytes, settings: GenerateSettings, end: int | None) -> None:
+        self.end = end
         self.written = 0
         self.left = settings.length
         self.stops = Stops(settings.stop)
@@ -34,6 +35,9 @@ class _Progress:
         """Take a token; returns how many of the bytes not shown so far may be shown now."""
         if token == EOS:
             self.ended = "end of document"
+            return len(self.stops.held)
+        if token == self.end:
+            self.ended = "end of turn"
             return len(self.stops.held)
         self.written, self.left = self.written + 1, self.left - 1
         if self.utf8 is not None:
@@ -64,11 +68,27 @@ class Row:
     strings and UTF-8 for the i-th token of the row, whichever other rows there are.
     """
 
-    def __init__(self, prompt: bytes, settings: GenerateSettings) -> None:
-        self.prompt = prompt
+    def __init__(
+        self,
+        prompt: bytes | np.ndarray,
+        settings: GenerateSettings,
+        specials: Sequence[str] = (),
+        end: int | None = None,
+    ) -> None:
+        """The prompt is a text, or tokens int16 that begin with BOS and may hold special ids of these names.
+
+        ``end`` is a special id that ends the row.
+        """
+        if isinstance(prompt, bytes):
+            prompt = np.concatenate([np.array([BOS], np.int16), byte_tokens(prompt)])
+        self.tokens = prompt
+        """int16 [N]."""
+        self._specials = specials
         self._sampling = settings.sampling
         self._uniforms = Uniforms(settings.sampling.seed)
-        self._progress = _Progress(prompt, settings)
+        last = int(np.flatnonzero(is_special(prompt))[-1])
+        # A special id ends the character before it, whatever that was.
+        self._progress = _Progress(token_bytes(prompt[last:]), settings, end)
         self._held: list[Piece] = []
 
     @property
@@ -87,7 +107,7 @@ class Row:
         return 0 if self.ended else self._progress.left
 
     def choose(self, logits: "Tensor | np.ndarray", pending: Sequence[int] = ()) -> int | None:
-        """The next token, a byte's id or EOS; None when there is none to choose because the row has ended.
+        """The next token, a byte's id, EOS or ``end``; None when there is none to choose because the row has ended.
 
         With ``pending``, what it would be once these tokens were pushed too. Logits [V] as ``sampling.choose`` takes
         them. Changes nothing: the same arguments choose the same until something is pushed.
@@ -96,23 +116,29 @@ class Row:
         if progress.ended is not None:
             return None
         allowed = None if progress.utf8 is None else progress.utf8.allowed(progress.left)
-        return choose(logits, self._sampling, self._uniforms[progress.written], allowed)
+        return choose(logits, self._sampling, self._uniforms[progress.written], allowed, progress.end)
 
     def show_prompt(self, starts: Sequence[bool], entropies: Sequence[float] | None = None) -> list[Piece]:
-        """The prompt's own pieces, given for each byte whether a patch begins there and the nats about it."""
-        nats = [None] * len(self.prompt) if entropies is None else entropies
+        """The prompt's own pieces, given for each token but BOS whether a patch begins there and the nats about it."""
+        nats = [None] * len(starts) if entropies is None else entropies
         return [
-            Piece(bytes((byte,)), bool(start), None if about is None else float(about), from_prompt=True)
-            for byte, start, about in zip(self.prompt, starts, nats, strict=True)
+            Piece(
+                token_bytes(np.array([token])),
+                bool(start),
+                None if about is None else float(about),
+                from_prompt=True,
+                special=self._specials[token - VOCABULARY_SIZE] if token >= VOCABULARY_SIZE else None,
+            )
+            for token, start, about in zip(self.tokens[1:].tolist(), starts, nats, strict=True)
         ]
 
     def push(self, token: int, starts: bool = False, entropy: float | None = None) -> list[Piece]:
-        """Write a token, EOS too; returns the pieces that are now certain to be shown, all that are left at the end.
+        """Write a token, EOS and ``end`` too; returns the pieces that are now certain to be shown: all, at the end.
 
-        ``starts`` and ``entropy`` are those of a byte; EOS is not shown.
+        ``starts`` and ``entropy`` are those of a byte; what ends the row is not shown.
         """
         assert self.ended is None, f"the row has ended: {self.ended}"
-        if token != EOS:
+        if not is_special(token):
             self._held.append(Piece(bytes((token - OFFSET,)), starts, entropy))
         count = self._progress.push(token)
         shown, self._held = self._held[:count], self._held[count:]

@@ -8,14 +8,14 @@ import numpy as np
 from pydantic import Field
 
 from shared.model_settings import Settings
-from shared.vocabulary import BOE, BOS, RESERVED, VOCABULARY_SIZE
+from shared.vocabulary import BOE, BOS, EOS, RESERVED, VOCABULARY_SIZE
 from trainer.errors import LogitsError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 WRITABLE = np.ones(VOCABULARY_SIZE, bool)
-"""bool [V]: bytes and EOS; the other special ids are never written."""
+"""bool [260]: bytes and EOS; the other special ids are never written."""
 WRITABLE[[BOE, BOS, RESERVED]] = False
 WRITABLE.setflags(write=False)
 
@@ -60,15 +60,24 @@ class Uniforms:
 
 
 def choose(
-    logits: "Tensor | np.ndarray", settings: SamplingSettings, uniform: float, allowed: np.ndarray | None = None
+    logits: "Tensor | np.ndarray",
+    settings: SamplingSettings,
+    uniform: float,
+    allowed: np.ndarray | None = None,
+    end: int | None = None,
 ) -> int:
-    """A token id: a byte or EOS, and one of ``allowed`` (bool [V]) if given.
+    """A token id: a byte or EOS, and one of ``allowed`` (bool [260]) if given.
 
-    ``logits`` [V] are of any float type of numpy's, on the CPU; ``uniform`` in [0, 1) picks the token by the inverse of
-    the cumulative probabilities in order of id. Raises LogitsError when the likeliest logit is not a finite number.
+    ``end`` is another id that may be chosen, where EOS may. ``logits`` [V] are of any float type of numpy's, on the
+    CPU; ``uniform`` in [0, 1) picks the token by the inverse of the cumulative probabilities in order of id. Raises
+    LogitsError when the likeliest logit is not a finite number.
     """
     scores = np.array(logits, np.float64)
-    scores[~(WRITABLE if allowed is None else WRITABLE & allowed)] = -np.inf
+    writable = np.zeros(len(scores), bool)
+    writable[:VOCABULARY_SIZE] = WRITABLE if allowed is None else WRITABLE & allowed
+    if end is not None:
+        writable[end] = writable[EOS]
+    scores[~writable] = -np.inf
     likeliest = int(scores.argmax())
     if not np.isfinite(scores[likeliest]):
         raise LogitsError(

@@ -14,7 +14,7 @@ DIM = "2;"
 
 
 def characters(pieces: Iterable[Piece]) -> Iterator[tuple[str, list[Piece]]]:
-    """Each character as soon as it is whole, with its bytes.
+    """Each character as soon as it is whole, with its bytes; special ids as their names in angle brackets.
 
     Joined they are ``bytes.decode("utf-8", "replace")`` of all bytes: U+FFFD stands for each byte that cannot be part
     of a character, and for each character that is not finished.
@@ -22,6 +22,12 @@ def characters(pieces: Iterable[Piece]) -> Iterator[tuple[str, list[Piece]]]:
     state = Utf8State()
     held: list[Piece] = []
     for piece in pieces:
+        if piece.special is not None:
+            if held:
+                yield character(held), held
+            yield f"<{piece.special}>", [piece]
+            held, state = [], Utf8State()
+            continue
         (byte,) = piece.byte
         if held and not state.accepts(byte):
             yield character(held), held
