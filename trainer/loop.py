@@ -55,10 +55,12 @@ def run_steps(job: Job, stop: StopRequest) -> bool:
     metrics, checkpoint = job.settings.metrics, job.settings.checkpoint
     packs = iter(job.loader)
     job.reporter.begin(job.done())
+    job.reporter.profiler.after(job.state.step)
     validate_if_due(job)  # a run that was stopped after a step of validation has that before it still
     while job.done() < 1.0:
         asked = one_step(job, packs, stop)
         step, over = job.state.step, job.done() >= 1.0
+        job.reporter.profiler.after(step)
         if step % metrics.log_every == 0 or over:
             job.reporter.interval(step, job.state.targets, job.done(), job.optimizer)
         if asked and not over:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 520, 270
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 36
+LEFT, RIGHT, TOP, BOTTOM = 52, 20, 10, 36
 MOST_POINTS = 300
 """Of a curve; of more, neighbours are put together: their mean as the curve, their range as a band."""
 COLOURS, DASHES = 8, 4

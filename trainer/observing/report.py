@@ -120,7 +120,7 @@ def _labels(name: str, parts: Sequence[str], runs: Sequence[History]) -> list[st
 def _marks(runs: Sequence[History], names: Sequence[str], x: str) -> list[Mark]:
     """Where runs went on."""
     return [
-        Mark(place, f"{name} went on after step {start['step']} on {start.get('ranks', '?')} ranks")
+        Mark(place, f"{name} went on after step {start['step']}")
         for run, name in zip(runs, names)
         for start in run.resumes()
         if (place := run.at_step(start["step"], x)) is not None
@@ -139,7 +139,8 @@ def identity_facts(run: History) -> list[tuple[str, str]]:
     if start := identity.get("start"):
         facts.append(("starts from", str(start)))
     for start in run.starts:
-        words = f"{start.get('ranks')} ranks on {start.get('device')}, {start.get('dtype')}, torch {start.get('torch')}"
+        ranks = f"{start.get('ranks')} rank{'s' * (start.get('ranks') != 1)}"
+        words = f"{ranks} on {start.get('device')}, {start.get('dtype')}, torch {start.get('torch')}"
         facts.append((f"from step {start['step']}", words))
     return facts
 

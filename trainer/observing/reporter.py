@@ -18,6 +18,7 @@ from trainer.observing.figures import interval_figures, validation_figures
 from trainer.observing.files import METRICS_NAME, STARTS_NAME, keep_lines_up_to
 from trainer.observing.memory import memory
 from trainer.observing.peak import device_peak
+from trainer.observing.profiling import Profiler
 from trainer.observing.progress import Progress, quantity
 from trainer.observing.sinks import JsonLines, Sinks, check_sinks
 from trainer.observing.tally import RankSums, Tally
@@ -47,6 +48,7 @@ class Reporter:
         """
         check_sinks(settings)
         self.clock = StepClock(world.device)
+        self.profiler = Profiler(settings.metrics.profile, settings.run.out, world, line.say)
         self._world, self._limits, self._line = world, limits, line
         self._work = WorkCounter(
             *(settings.model, patcher, settings.parallel.activation_checkpointing), tiled=world.device.type == "cpu"
@@ -116,6 +118,7 @@ class Reporter:
             figures |= learning_rates(self._tally.lr, optimizer) | {"targets": targets, "seconds": self._seconds()}
             self._sinks.write(step, figures)
             self._line.show(done, *status(step, figures))
+        self.profiler.look(step)
         self._restart()
 
     def validation(self, step: int, scores: Mapping[str, SubsetScore]) -> None:
@@ -130,6 +133,7 @@ class Reporter:
 
     def close(self) -> None:
         """Flush what is still open."""
+        self.profiler.close()
         if self._sinks is not None:
             self._sinks.close()
 

@@ -9,7 +9,7 @@ from trainer.settings.data import DataSettings, StartSettings
 from trainer.settings.learning import GuardSettings, MuonSettings, OptimizerSettings, ScheduleSettings, TableSettings
 from trainer.settings.parallel import ParallelSettings
 from trainer.settings.planning import PlanSettings
-from trainer.settings.records import CheckpointSettings, MetricsSettings
+from trainer.settings.records import CheckpointSettings, MetricsSettings, ProfileSettings
 from trainer.settings.run import RunSettings
 from trainer.settings.section import Section
 
@@ -22,6 +22,7 @@ __all__ = [
     "OptimizerSettings",
     "ParallelSettings",
     "PlanSettings",
+    "ProfileSettings",
     "RunSettings",
     "ScheduleSettings",
     "StartSettings",

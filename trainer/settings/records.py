@@ -34,6 +34,21 @@ class CheckpointSettings(Section):
         return self
 
 
+class ProfileSettings(Section):
+    """Traces of a few steps; touching RUN/profile.request asks a running job for one, too."""
+
+    decides: ClassVar[bool] = False
+
+    at: int | None = Field(default=None, gt=0)
+    """First step of a trace; None: only on request."""
+    steps: int = Field(default=3, gt=0)
+    """Steps of a trace."""
+    ranks: tuple[int, ...] = (0,)
+    """Ranks that write one."""
+    memory: bool = False
+    """On GPUs a snapshot of memory beside each trace, and one when memory runs out; a little slower all along."""
+
+
 class MetricsSettings(Section):
     """What is reported when."""
 
@@ -50,3 +65,4 @@ class MetricsSettings(Section):
     peak_flops: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """FLOPs a second that one rank's device does at best, for utilisation; None: as listed for the GPU's name, or as a
     short product on this CPU shows."""
+    profile: ProfileSettings = ProfileSettings()
