@@ -62,6 +62,12 @@ def test_before_the_window_is_full_only_finite_figures_are_asked_for() -> None:
     assert Guard(RULE, usual(RULE, RULE.window)).objection(1e9, 0.5) is not None
 
 
+def test_without_sigmas_only_figures_that_are_not_finite_are_skipped() -> None:
+    guard = Guard(GuardSettings(sigmas=0, window=4), usual(RULE, 50))
+    assert guard.objection(1e9, 1e9) is None
+    assert guard.objection(1.0, math.inf) is not None
+
+
 @given(st.lists(st.floats(0.1, 10), min_size=1, max_size=50), st.floats(0.1, 20))
 def test_the_limit_is_that_of_the_median_and_the_median_absolute_deviation(seen: list[float], sigmas: float) -> None:
     values = torch.tensor(seen, dtype=torch.float64)

@@ -40,6 +40,8 @@ class Guard:
         """Why a step with this mean loss (nats) and gradient norm is not to be learnt from; None when it is."""
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return f"loss {loss:.6g} nats, gradient norm {norm:.6g}: not finite"
+        if not self.settings.sigmas:
+            return None
         for name, value, seen in (("loss", loss, self.state.losses), ("gradient norm", norm, self.state.norms)):
             if len(seen) >= self.settings.window and value > (limit := spike_limit(seen, self.settings.sigmas)):
                 usual = f"{median(seen):.6g} over the last {len(seen)} steps"

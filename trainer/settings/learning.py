@@ -122,9 +122,9 @@ class GuardSettings(Section):
 
     free: ClassVar[tuple[str, ...]] = ("budget", "within")
 
-    sigmas: float = Field(default=10.0, gt=0)
+    sigmas: float = Field(default=10.0, ge=0, allow_inf_nan=False)
     """A spike is this many robust standard deviations (from the median absolute deviation, at least a tenth of the
-    median) above the median of the last steps; inf: only figures that are not finite are skipped."""
+    median) above the median of the last steps; 0: only figures that are not finite are skipped."""
     window: int = Field(default=128, gt=0)
     """Steps that the median is taken over; before there are so many nothing is a spike."""
     budget: int = Field(default=10, ge=0)
