@@ -21,6 +21,7 @@ from trainer.data.limits import pack_limits
 from trainer.data.loader import PackLoader
 from trainer.identity import run_identity
 from trainer.learning import step as step_module
+from trainer.learning.clipping import GradientNorms
 from trainer.learning.guard import Guard, GuardState, spike_limit
 from trainer.learning.optimizer import build_optimizer
 from trainer.learning.step import take_step
@@ -137,16 +138,15 @@ SPIKES = (5, 8, 9)
 @pytest.fixture
 def spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients of some steps are not finite, as a broken device would make them."""
-    right, steps = step_module.backward, iter(range(1, 100))
+    right, steps = step_module.clip, iter(range(1, 100))
 
-    def backward(model: nn.Module, *arguments: object) -> Tensor:
-        nats = right(model, *arguments)  # type: ignore[arg-type]
+    def clip(model: nn.Module, largest: float) -> GradientNorms:
         if next(steps) in SPIKES:
             gradient = next(p.grad for p in model.parameters() if p.grad is not None)
             own(gradient)[0, 0] = math.inf
-        return nats
+        return right(model, largest)
 
-    monkeypatch.setattr(step_module, "backward", backward)
+    monkeypatch.setattr(step_module, "clip", clip)
 
 
 def run(data: Path, out: Path, *overrides: object) -> int:
