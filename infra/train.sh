@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Trains on one machine or on several: infra/train.sh RECIPE.toml [--section.key value]...
+# Run again, it goes on from the last good checkpoint. On several machines the same command runs on each of them, over
+# storage that all see. What it takes from the environment:
+#   NPROC             ranks on this machine: its GPUs, or 1 where there are none
+#   NODES             machines: 1
+#   RENDEZVOUS        host:port on one of several machines, where all of them meet
+#   JOB               name that all of them meet under: patchwork
+#   MAX_RESTARTS      so often all ranks are started anew when one of them has died: 3
+#   SHUTDOWN_TIMEOUT  seconds that a stopped run has to save itself: 300
+#   TORCHRUN          the launcher: that of .venv, else the one on the path
+set -euo pipefail
+[ $# -gt 0 ] || { echo "usage: infra/train.sh RECIPE.toml [--section.key value]..." >&2; exit 2; }
+root=$(cd "$(dirname "$0")/.." && pwd)
+[ -n "${TORCHRUN:-}" ] || { TORCHRUN=$root/.venv/bin/torchrun; [ -x "$TORCHRUN" ] || TORCHRUN=torchrun; }
+if [ -z "${NPROC:-}" ]; then
+  NPROC=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
+  [ "$NPROC" -gt 0 ] || NPROC=1
+fi
+
+options=(
+  --nproc-per-node "$NPROC"
+  --max-restarts "${MAX_RESTARTS:-3}"
+  --shutdown-timeout "${SHUTDOWN_TIMEOUT:-300}"
+  --signals-to-handle "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+)
+if [ "${NODES:-1}" -gt 1 ]; then
+  [ -n "${RENDEZVOUS:-}" ] || { echo "train: NODES=$NODES needs RENDEZVOUS=host:port on one of them" >&2; exit 2; }
+  options+=(--nnodes "$NODES" --rdzv-backend c10d --rdzv-endpoint "$RENDEZVOUS" --rdzv-id "${JOB:-patchwork}")
+else
+  options+=(--standalone)
+fi
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # run.threads decides; without this the launcher warns
+exec "$TORCHRUN" "${options[@]}" "$root/trainer/main.py" "$@"
