@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -19,35 +20,46 @@ from shared.model_settings import BltSettings, EntropyModelSettings
 from shared.tensor_files import TensorFolder
 from trainer.checkpoints.folders import damage
 from trainer.checkpoints.origin import origin_of
+from trainer.learning.new_ids import NewIds, new_ids
 from trainer.parallel.world import World
 
 
-def fill_from(model: nn.Module, path: Path, world: World) -> None:
+def fill_from(
+    model: nn.Module, path: Path, world: World, settings: EntropyModelSettings | BltSettings, seed: int
+) -> None:
     """Set every parameter to the one of that name in a model folder, a checkpoint, or a run's checkpoint.
 
-    Each rank reads its own slices, so that no rank ever holds more than its share. All ranks take part.
+    ``settings`` are the model's. Rows of special ids that are new to it are drawn from the seed and their names. Each
+    rank reads its own slices, so that no rank ever holds more than its share. All ranks take part.
 
     Raises ModelFileError, naming the first tensor that does not fit, or the file that is damaged.
     """
     origin = origin_of(path)
+    new = new_ids(origin.settings, settings, seed, path)
     if origin.is_checkpoint:
-        fill_from_checkpoint(model, origin.folder, world)
+        fill_from_checkpoint(model, origin.folder, world, new)
     else:
-        fill_from_folder(model, origin.folder)
+        fill_from_folder(model, origin.folder, new)
 
 
 @torch.no_grad()
-def fill_from_folder(model: nn.Module, folder: Path) -> None:
+def fill_from_folder(model: nn.Module, folder: Path, new: NewIds) -> None:
     """From the safetensors files of a model folder, which are mapped."""
     tensors = TensorFolder(folder)
     parameters = dict(model.named_parameters())
-    _check({name: tensors.shape(name) for name in tensors.names()}, parameters, folder)
+    _check(new.shapes({name: tensors.shape(name) for name in tensors.names()}), parameters, folder)
     for name, parameter in parameters.items():
-        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-        local.copy_(tensors.read(name)[own_slice(parameter)])
+        _set(parameter, new.rows(name, tensors.read(name)) if new.grow(name) else tensors.read(name))
 
 
-def fill_from_checkpoint(model: nn.Module, folder: Path, world: World) -> None:
+@torch.no_grad()
+def _set(parameter: Tensor, whole: Tensor) -> None:
+    """Set what this rank holds of a parameter."""
+    local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    local.copy_(whole[own_slice(parameter)])
+
+
+def fill_from_checkpoint(model: nn.Module, folder: Path, world: World, new: NewIds) -> None:
     """From the shards of a checkpoint, whatever number of ranks wrote them; its moments are left alone.
 
     Each rank first checks its part of the files: one of them is a pickle of torch's, and is only read when it is what
@@ -62,14 +74,19 @@ def fill_from_checkpoint(model: nn.Module, folder: Path, world: World) -> None:
         for name, entry in recorded.items()
         if name.startswith(PREFIX) and isinstance(entry, TensorStorageMetadata)
     }
-    _check(shapes, dict(model.named_parameters()), folder)
-    parameters = get_model_state_dict(model)
+    _check(new.shapes(shapes), dict(model.named_parameters()), folder)
+    parameters = cast(dict[str, Tensor], get_model_state_dict(model))
+    # What gets new rows is read whole: it is small.
+    grown = {name: parameters[name] for name in parameters if new.grow(name)}
+    parameters |= {name: torch.empty(shapes[name]) for name in grown}
     try:
         dcp.load({PREFIX.rstrip("."): parameters}, checkpoint_id=folder)
     except CheckpointException as error:  # derives from BaseException: a plain handler would let it pass
         cause = next(iter(error.failures.values()))[0]
         raise ModelFileError(f"start.model {folder} cannot be loaded ({cause})") from None
-    set_model_state_dict(model, parameters)
+    for name, parameter in grown.items():
+        _set(parameter, new.rows(name, parameters[name]))
+    set_model_state_dict(model, {**parameters, **grown})
 
 
 PREFIX = "model."

@@ -45,7 +45,7 @@ def build_model(settings: TrainSettings, world: World) -> nn.Module:
     if settings.start.model is None:
         fill(model, settings.run.seed)
     else:
-        fill_from(model, settings.start.model, world)
+        fill_from(model, settings.start.model, world, settings.model, settings.run.seed)
     return model
 
 
