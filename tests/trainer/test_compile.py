@@ -23,7 +23,8 @@ from trainer.parallel.model import compile_blocks, transformer_blocks
 from trainer.parallel.recompute import recompute
 
 STACK = {"width": 32, "layers": 2, "heads": 2, "feed_forward": 48}
-BLT = {"ngrams": {"rows": 97}, "encoder": STACK, "decoder": STACK, "global": STACK | {"width": 64}, "window": 24}
+WIDE = {"width": 64, "feed_forward": 160}
+BLT = {"ngrams": {"rows": 97}, "encoder": STACK, "decoder": STACK, "global": STACK | WIDE, "window": 24}
 MODELS = {
     "entropy": (EntropyModel, EntropyModelSettings.model_validate(STACK | {"window": 64})),
     "blt": (Blt, BltSettings.model_validate(BLT)),

@@ -31,8 +31,8 @@ class Count(TorchDispatchMode):
 
 def made(name: str, how: How | None) -> nn.Module:
     kind, settings = MODELS[name]
-    if name == "entropy":  # queries, keys and values together are not as wide as gate and up
-        settings = EntropyModelSettings.model_validate(STACK | {"feed_forward": 40})
+    if name == "entropy":  # gate and up are wider than queries, keys and values, as they usually are
+        settings = EntropyModelSettings.model_validate(STACK | {"feed_forward": 64})
     model: nn.Module = kind(settings)  # type: ignore[operator]
     initialise(model, 0)
     for block in transformer_blocks(model) if how else ():

@@ -1,4 +1,4 @@
-"""From settings to a sharded model: recomputing, compiling, FSDP2 by unit, then values that no layout changes."""
+"""From settings to a sharded model: float8, recomputing, compiling, FSDP2 by unit; then values, whatever the layout."""
 
 from itertools import pairwise
 
@@ -16,6 +16,7 @@ from shared.initialise import set_initial_rows
 from shared.layers import Block
 from shared.model_files import build_model as empty_model
 from trainer.learning.start import fill_from, own_slice
+from trainer.parallel.float8 import check_float8, use_float8
 from trainer.parallel.recompute import recompute
 from trainer.parallel.tables import RowTables, row_tables
 from trainer.parallel.world import DTYPES, World
@@ -25,13 +26,16 @@ from trainer.settings import TrainSettings
 def build_model(settings: TrainSettings, world: World) -> nn.Module:
     """The model of a recipe on this rank's device, its parameters sharded over ranks, fp32, and as they begin.
 
-    Raises ConfigError when ranks cannot be grouped as asked, ModelFileError when the model that it starts from does not
-    fit.
+    Raises ConfigError when ranks cannot be grouped as asked or float8 cannot be had, ModelFileError when the model that
+    it starts from does not fit.
     """
     parallel = settings.parallel
+    check_float8(settings, world.device)
     mesh = sharding_mesh(world, parallel.shard)
     with torch.device("meta"):
         model = empty_model(settings.model)
+    if parallel.float8:
+        use_float8(model)
     if parallel.activation_checkpointing != "none":
         for block in transformer_blocks(model):
             recompute(block, parallel.activation_checkpointing)

@@ -25,6 +25,9 @@ ATTENTION = frozenset(
 
 PRODUCTS = frozenset({"aten::mm", "aten::addmm", "aten::_scaled_mm"})
 
+WIDEST = 3
+"""Outputs for each input of a product that is kept: queries, keys and values of all heads have as many."""
+
 
 def recompute(block: Block, how: Literal["selective", "full"]) -> None:
     """Let a block keep less. Replaces its forward, not the module, so that parameter names stay as they are.
@@ -34,25 +37,27 @@ def recompute(block: Block, how: Literal["selective", "full"]) -> None:
     # No block draws random numbers, so there is no generator to rewind.
     again = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
     if how == "selective":
-        wide = block.gate_up.out_features
-        again = partial(again, context_fn=partial(create_selective_checkpoint_contexts, partial(policy, wide)))
+        again = partial(again, context_fn=partial(create_selective_checkpoint_contexts, policy))
     block.forward = again  # type: ignore[method-assign]
 
 
-def policy(wide: int, context: Any, operator: Any, *inputs: Any, **_: Any) -> CheckpointPolicy:
-    """Keep attention and the products of matrices but the one with ``wide`` outputs; compute all else again.
+def policy(context: Any, operator: Any, *inputs: Any, **_: Any) -> CheckpointPolicy:
+    """Keep attention, and the products of matrices that are not too wide; compute all else again.
 
-    The wide one, gate and up of the feed-forward part, is a seventh of a training step's products and a third of what
-    there is to keep. What is pointwise takes little time and most of the rest.
+    Too wide is that of gate and up in the feed-forward part: a seventh of a training step's products, and a third of
+    what there is to keep. What is pointwise takes little time and most of the rest.
     """
     name = operator.name()
-    if name in ATTENTION:
-        return CheckpointPolicy.MUST_SAVE
-    if name in PRODUCTS and matrix(inputs).shape[-1] != wide:
+    if name in ATTENTION or (name in PRODUCTS and not too_wide(inputs)):
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def matrix(inputs: tuple[Any, ...]) -> torch.Tensor:
-    """The right factor of a product: the last of its tensors that is a matrix."""
-    return [part for part in inputs if isinstance(part, torch.Tensor) and part.ndim == 2][-1]
+def too_wide(inputs: tuple[Any, ...]) -> bool:
+    """Whether a product has more than WIDEST outputs for each input.
+
+    Told from the right factor, [inputs, outputs], the last tensor that is a matrix: a number that belongs to the block
+    would be one more that compiled code depends on.
+    """
+    right = [part for part in inputs if isinstance(part, torch.Tensor) and part.ndim == 2][-1]
+    return right.shape[1] > WIDEST * right.shape[0]

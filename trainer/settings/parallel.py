@@ -10,7 +10,14 @@ from trainer.settings.section import Section
 class ParallelSettings(Section):
     """How the model is spread and what is recomputed."""
 
-    decides: ClassVar[bool] = False
+    free: ClassVar[tuple[str, ...]] = (
+        "shard",
+        "activation_checkpointing",
+        "keep_gathered",
+        "offload",
+        "compile",
+        "dry_run",
+    )
 
     shard: int | None = Field(default=None, gt=0)
     """Ranks that share one copy of the model; it must divide the number of ranks, and copies sum their gradients. None:
@@ -27,6 +34,8 @@ class ParallelSettings(Section):
     compile: bool = False
     """Compile all blocks, on a GPU cross-attention too: faster steps after half a minute; needs a C++ compiler on
     CPUs."""
+    float8: bool = False
+    """Products of the global transformer in float8, on Hopper GPUs and newer; needs torchao. Decides what is learnt."""
     dry_run: bool = True
     """Before the first step, go forward and back through the largest packs without learning: shows what does not fit or
     compile, and prints memory by part. Takes about as long as two steps."""
