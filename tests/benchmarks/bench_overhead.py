@@ -80,7 +80,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for split in ("train", "validation"):
             sources(Path(folder) / split)
-        overrides = ["--data.path", folder, "--run.out", f"{folder}/run", "--data.workers", "0", "--run.dtype", "float32"]
+        overrides = [
+            "--data.path",
+            folder,
+            "--run.out",
+            f"{folder}/run",
+            "--data.workers",
+            "0",
+            "--run.dtype",
+            "float32",
+        ]
         settings = load_recipe(ROOT / "trainer/recipes/blt-small.toml", overrides, TrainSettings)
         identity = run_identity(settings)
         with started(settings.run) as world:
@@ -99,7 +108,9 @@ def main() -> None:
     totals = {name: sum(taken) / rounds for name, taken in seconds.items()}
     for name, mean in totals.items():
         print(f"{name:6s} {1000 * mean:8.1f} ms a step in the mean of {rounds}, least {1000 * min(seconds[name]):.1f}")
-    print(f"ratio  {totals['whole'] / totals['bare']:.3f} of means, {min(seconds['whole']) / min(seconds['bare']):.3f} of least")
+    print(
+        f"ratio  {totals['whole'] / totals['bare']:.3f} of means, {min(seconds['whole']) / min(seconds['bare']):.3f} of least"
+    )
 
 
 if __name__ == "__main__":

@@ -35,9 +35,11 @@ def fill_from(
     Raises ModelFileError, naming the first tensor that does not fit, or the file that is damaged.
     """
     origin = origin_of(path)
+    if origin.is_checkpoint:
+        check_files(origin.folder, world)
     new = new_ids(origin.settings, settings, seed, path)
     if origin.is_checkpoint:
-        fill_from_checkpoint(model, origin.folder, world, new)
+        fill_from_checkpoint(model, origin.folder, new)
     else:
         fill_from_folder(model, origin.folder, new)
 
@@ -59,15 +61,18 @@ def _set(parameter: Tensor, whole: Tensor) -> None:
     local.copy_(whole[own_slice(parameter)])
 
 
-def fill_from_checkpoint(model: nn.Module, folder: Path, world: World, new: NewIds) -> None:
-    """From the shards of a checkpoint, whatever number of ranks wrote them; its moments are left alone.
+def check_files(folder: Path, world: World) -> None:
+    """Raise ModelFileError when a checkpoint's files are not what its save has written; each rank reads its part.
 
-    Each rank first checks its part of the files: one of them is a pickle of torch's, and is only read when it is what
-    the save has written.
+    Before any of them is used: one is a pickle of torch's.
     """
     problem = next(filter(None, world.gather(damage(folder, world.rank, world.size))), None)
     if problem is not None:
         raise ModelFileError(f"start.model {folder} is damaged ({problem})")
+
+
+def fill_from_checkpoint(model: nn.Module, folder: Path, new: NewIds) -> None:
+    """From the shards of a checkpoint, whatever number of ranks wrote them; its moments are left alone."""
     recorded = FileSystemReader(folder).read_metadata().state_dict_metadata
     shapes = {
         name.removeprefix(PREFIX): tuple(entry.size)
