@@ -35,7 +35,7 @@ PIPELINE := $(BIN)/python -m pipeline
 TRAINER := $(BIN)/python -m trainer
 PARALLEL := --executor $(EXECUTOR) --workers $(NPROC) --threads $(THREADS)
 
-.PHONY: help setup corpus entropy calibrate preprocess blt train evaluate generate test test-all bench lint format clean
+.PHONY: help setup plan corpus entropy calibrate preprocess blt train evaluate generate test test-all bench lint format clean
 
 help: ## list what there is
 	@echo "Patchwork: byte latent transformers from raw text. The one to start with: make train"
@@ -48,6 +48,9 @@ help: ## list what there is
 
 setup: ## make the virtual environment (VENV=.venv) with the versions of constraints.txt
 	@PYTHON=$(PYTHON) infra/setup.sh $(VENV) $(CONSTRAINTS)
+
+plan: setup ## what CONFIG takes in memory, FLOPs and time; PLAN="--plan.ranks 8 --plan.device H200"
+	@$(BIN)/python trainer/main.py $(CONFIG) --plan $(PLAN)
 
 corpus: setup ## CORPUS into unpatched shards: a seeded sample of CORPUS_BYTES, split into train and validation
 	@echo "== corpus -> $(OUT)/corpus"

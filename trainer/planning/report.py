@@ -93,7 +93,7 @@ def _time(plan: Plan) -> str:
     asked, hours = plan.settings.plan, plan.seconds / 3600
     peak = amount(plan.device.peak(plan.settings.run.dtype), "FLOP/s")
     return (
-        f"; at {asked.utilisation:.0%} of {peak} {hours:,.1f} hours, {hours * asked.ranks:,.0f} GPU-hours, "
+        f"; at {asked.utilisation:.0%} of {peak} {grouped(hours)} hours, {grouped(hours * asked.ranks)} GPU-hours, "
         f"{amount(plan.bytes / plan.seconds, 'B/s')}"
     )
 
@@ -106,6 +106,11 @@ def listed(counts: Mapping[str, float]) -> str:
 def counted(count: int, thing: str) -> str:
     """1 pack, 2 packs."""
     return f"{count:,} {thing}{'s' * (count != 1)}"
+
+
+def grouped(value: float) -> str:
+    """Three digits, or all before the point: 0.213, 10.5, 2,250."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def amount(value: float, unit: str = "") -> str:
