@@ -1,15 +1,17 @@
 """A byte tokenizer in the files that `AutoTokenizer` reads: byte b has id b + 4, and each text begins with <s>."""
 
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
-from shared.vocabulary import BOE, BOS, EOS, OFFSET, RESERVED
+from shared.vocabulary import BOE, BOS, EOS, OFFSET, RESERVED, VOCABULARY_SIZE
 
 SPECIAL = {"<boe>": BOE, "<s>": BOS, "</s>": EOS, "<pad>": RESERVED}
 
 
-def tokenizer_json() -> dict[str, Any]:
-    """The content of tokenizer.json: bytes as symbols that are never merged."""
+def tokenizer_json(specials: Sequence[str] = ()) -> dict[str, Any]:
+    """The content of tokenizer.json: bytes as symbols that are never merged, and <|name|> for each named special id."""
+    named = {f"<|{name}|>": VOCABULARY_SIZE + number for number, name in enumerate(specials)}
     marks = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     symbols = byte_symbols()
     bos, sequence = {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
@@ -19,7 +21,7 @@ def tokenizer_json() -> dict[str, Any]:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": number, "content": name} | marks for name, number in SPECIAL.items()],
+        "added_tokens": [{"id": number, "content": name} | marks for name, number in (SPECIAL | named).items()],
         "normalizer": None,
         "pre_tokenizer": bytes_as_symbols,
         "post_processor": {
@@ -38,7 +40,7 @@ def tokenizer_json() -> dict[str, Any]:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": False,
-            "vocab": SPECIAL | {symbol: byte + OFFSET for byte, symbol in enumerate(symbols)},
+            "vocab": SPECIAL | {symbol: byte + OFFSET for byte, symbol in enumerate(symbols)} | named,
             "merges": [],
         },
     }

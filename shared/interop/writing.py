@@ -1,6 +1,7 @@
 """Writing a model folder as one that transformers loads: weights tensor by tensor, configuration, tokenizer."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,19 +34,28 @@ def write_hf_folder(
         dtype: of the model's weights; the entropy model's stay fp32, so that its decisions do not move.
         watch: wraps what will be written, for instance to show how far it is.
 
+    A model with named special ids finds no patches there by itself, since transformers' entropy model has no rows for
+    these ids: patch lengths are given to it, and the entropy model lies beside it as ours, in patcher/.
+
     Raises InteropError with the reason for what transformers cannot hold.
     """
     check_rule(record.patching)
-    config = hf_config(record.model, record.patcher, record.patching.theta, record)
-    model = split(TensorFolder(folder), parts(record.model, HF), dtype)
-    patcher = split(TensorFolder(folder / PATCHER_FOLDER), parts(record.patcher, HF), torch.float32)
-    plan, produce = watch(both(model, patcher))
+    specials = record.model.specials
+    inside, theta = (None, None) if specials else (record.patcher, record.patching.theta)
+    config = hf_config(record.model, inside, theta, record)
+    contents = split(TensorFolder(folder), parts(record.model, HF), dtype)
+    if not specials:
+        patcher = split(TensorFolder(folder / PATCHER_FOLDER), parts(record.patcher, HF), torch.float32)
+        contents = both(contents, patcher)
+    plan, produce = watch(contents)
     with whole_folder(out) as made:
+        if specials:
+            shutil.copytree(folder / PATCHER_FOLDER, made / PATCHER_FOLDER)
         write_sharded(made, plan, produce, shard_bytes, {"format": "pt"})
         for name, content in (
             (CONFIG_FILE, config),
             ("generation_config.json", generation_config()),
-            ("tokenizer.json", tokenizer_json()),
+            ("tokenizer.json", tokenizer_json(specials)),
             ("tokenizer_config.json", tokenizer_config()),
         ):
             _write_json(made / name, content)

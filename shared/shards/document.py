@@ -38,11 +38,18 @@ class Row:
         body = byte_tokens(self.text) if self.spans is None else self.spans.tokens(self.text)
         return np.concatenate([np.array([BOS][self.part :], np.int16), body, np.array([EOS] * last, np.int16)])
 
+    def learnt(self, last: bool) -> np.ndarray:
+        """bool: which of ``tokens`` are targets. BOS, which nothing predicts, is none."""
+        learnt = np.ones(self.size + (self.part == 0) + last, bool)
+        learnt[: int(self.part == 0)] = False
+        if self.spans is not None:
+            learnt[int(self.part == 0) : len(learnt) - last] = self.spans.learnt()
+            learnt[len(learnt) - last :] = self.spans.last_loss
+        return learnt
+
     def targets(self, last: bool) -> int:
         """Tokens of the row that are learnt: EOS among them if it is the ``last`` and follows what is learnt."""
-        if self.spans is None:
-            return len(self.text) + last
-        return int(self.spans.learnt().sum()) + (last and self.spans.last_loss)
+        return len(self.text) + last if self.spans is None else int(self.learnt(last).sum())
 
     @property
     def learnt_bytes(self) -> int:

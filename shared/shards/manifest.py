@@ -94,6 +94,11 @@ class SubsetTotals(Sums):
         return self.tokens - self.unlearnt
 
     @property
+    def learnt_bytes(self) -> int:
+        """Bytes of text among the targets."""
+        return self.bytes - self.unlearnt_bytes
+
+    @property
     def mean_patch_size(self) -> float:
         """Text bytes over patches other than BOS."""
         return self.bytes / self.patches if self.patches else float("nan")

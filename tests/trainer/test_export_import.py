@@ -359,3 +359,17 @@ def test_a_model_with_a_large_table_goes_there_and_back_in_a_fraction_of_its_mem
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < TABLE_MEGABYTES // 4, f"{done.stdout} MB for a table of {TABLE_MEGABYTES} MB"
     assert file_sha256(tmp_path / "back" / "model.safetensors") == file_sha256(folder / "model.safetensors")
+
+
+def test_a_model_with_named_special_ids_goes_there_with_its_entropy_model_beside_it(
+    tmp_path: Path, patcher: Path, rule: PatchingSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = model_folder(tmp_path / "model", rule, patcher, ("user", "assistant", "end"))
+    assert run("export-hf", model, tmp_path / "hf") == 0
+    assert "special ids user, assistant, end: patch_in_forward is off" in capsys.readouterr().out
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert (config["vocab_size"], config["patch_in_forward"]) == (263, False)
+    assert model_sha256(tmp_path / "hf" / "patcher") == model_sha256(patcher)
+    assert run("import-hf", tmp_path / "hf", tmp_path / "back") != 0
+    assert "only a model that finds its patches itself, by entropy, can be imported" in capsys.readouterr().err
+    assert not (tmp_path / "back").exists()

@@ -98,10 +98,14 @@ def test_a_fine_tuned_model_answers_chats(place: Path, tmp_path: Path, capsys: p
     assert found[-1] < 0.1 < found[0]
     model = str(tmp_path / "tuned" / "model")
     capsys.readouterr()
-    assert trainer(["evaluate", model, str(place / "chats"), "--json", str(tmp_path / "scores.json")]) == 0
+    options = ("--baselines", "--json", str(tmp_path / "scores.json"))
+    assert trainer(["evaluate", model, str(place / "chats"), *options]) == 0
     scores = json.loads((tmp_path / "scores.json").read_text())
     validation = open_dataset(place / "chats" / "validation").manifest.totals
     assert scores["total"]["bytes"] == 2 * validation.documents, "only what is learnt counts"
+    baselines = scores["total"]["baselines"]
+    assert scores["total"]["bits_per_byte"] < baselines["order-2"] < 8
+    assert baselines["xz -9"] > 0
     capsys.readouterr()
     assert trainer(["generate", model, "--chat", "--user", "what is 12?", "--temperature", "0"]) == 0
     printed = capsys.readouterr()

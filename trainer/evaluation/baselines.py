@@ -1,6 +1,7 @@
 """What a model has to beat, on the same text bytes: an order-2 byte model counted on the training split, and xz.
 
-V = 260 ids. Every target of a document counts, EOS included; contexts begin with BOS.
+V = 260 ids, every named special id is RESERVED. Every target of a document counts, EOS included, where the loss is on;
+contexts begin with BOS.
 """
 
 import lzma
@@ -14,7 +15,7 @@ import torch
 
 from shared.model_identity import PATCHER_FOLDER
 from shared.shards.dataset import Dataset
-from shared.vocabulary import BOS, EOS, OFFSET, VOCABULARY_SIZE, byte_tokens
+from shared.vocabulary import BOS, OFFSET, VOCABULARY_SIZE, token_bytes, without_named
 from trainer.evaluation.scores import Baseline, score_folder, total_of
 
 XZ_PRESET = 9
@@ -32,29 +33,30 @@ def token_chunks(dataset: Dataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """
     index = dataset.index
     pieces: list[np.ndarray] = []
+    learnt: list[np.ndarray] = []
     owners: list[int] = []
     held, before = 0, np.full(2, BOS, np.int16)
     for number, row in enumerate(dataset.rows()):
-        pieces.append(np.full(int(row.part == 0), BOS, np.int16))
-        pieces.append(byte_tokens(row.text))
-        pieces.append(np.full(int(index.last[number]), EOS, np.int16))
+        pieces.append(without_named(row.tokens(bool(index.last[number]))))
+        learnt.append(row.learnt(bool(index.last[number])))
         owners.append(number)
-        held += len(row.text) + 2
+        held += len(pieces[-1])
         if held >= CHUNK:
-            yield _contexts(before, pieces, index.subset[owners])
+            yield _contexts(before, pieces, learnt, index.subset[owners])
             before = np.concatenate([before, *pieces])[-2:]
-            pieces, owners, held = [], [], 0
+            pieces, learnt, owners, held = [], [], [], 0
     if pieces:
-        yield _contexts(before, pieces, index.subset[owners])
+        yield _contexts(before, pieces, learnt, index.subset[owners])
 
 
-def _contexts(before: np.ndarray, pieces: list[np.ndarray], subsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _contexts(
+    before: np.ndarray, pieces: list[np.ndarray], learnt: list[np.ndarray], subsets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     tokens = np.concatenate([before, *pieces])
-    lengths = np.array([len(piece) for piece in pieces]).reshape(-1, 3).sum(axis=1)
-    owner = np.repeat(subsets, lengths)
+    owner = np.repeat(subsets, [len(piece) for piece in pieces])
     first, second, target = tokens[:-2].copy(), tokens[1:-1], tokens[2:]
     first[second == BOS] = BOS  # not the EOS of the document before
-    counted = target != BOS
+    counted = (target != BOS) & np.concatenate(learnt)
     return np.stack([first, second, target])[:, counted], owner[counted]
 
 
@@ -69,6 +71,7 @@ class Order2Model:
         """Count a dataset: 140 MB of counts, whatever its size."""
         shape = (VOCABULARY_SIZE,) * 3
         self._counts = np.zeros(math.prod(shape), np.int64)
+        self._targets = TARGETS + bool(dataset.manifest.identity.specials)
         for contexts, _ in token_chunks(dataset):
             flat = np.ravel_multi_index(tuple(contexts.astype(np.int64)), shape)
             self._counts += np.bincount(flat, minlength=len(self._counts))
@@ -79,7 +82,7 @@ class Order2Model:
 
     def probabilities(self, contexts: np.ndarray) -> np.ndarray:
         """float64 [N] for tokens int16 [3, N]: of each target after the two tokens before it."""
-        p = np.full(contexts.shape[1], 1 / TARGETS)
+        p = np.full(contexts.shape[1], 1 / self._targets)
         first, second, target = contexts.astype(np.int64)
         for order, history in ((2, ()), (1, (second,)), (0, (first, second))):
             kinds = self._kinds[order][history]
@@ -95,8 +98,8 @@ class Order2Model:
         for contexts, subset in token_chunks(dataset):
             nats += np.bincount(subset, -np.log(self.probabilities(contexts)), len(nats))
         totals = dataset.manifest.subsets
-        figures = {name: _bits(nats[code], totals[name].bytes) for code, name in enumerate(dataset.subset_names)}
-        return Baseline("order-2", _bits(nats.sum(), dataset.manifest.totals.bytes), figures)
+        figures = {name: _bits(nats[code], totals[name].learnt_bytes) for code, name in enumerate(dataset.subset_names)}
+        return Baseline("order-2", _bits(nats.sum(), dataset.manifest.totals.learnt_bytes), figures)
 
 
 def patcher_baseline(
@@ -111,10 +114,11 @@ def patcher_baseline(
 
 
 def xz_baseline(dataset: Dataset) -> Baseline:
-    """All texts one after the other in one `xz -9` stream; bits a byte of text."""
+    """All that is learnt of the texts, one after the other in one `xz -9` stream; bits a byte of it."""
     compressor = lzma.LZMACompressor(preset=XZ_PRESET)
-    size = sum(len(compressor.compress(row.text)) for row in dataset.rows()) + len(compressor.flush())
-    return Baseline("xz -9", _bits(8 * size * math.log(2), dataset.manifest.totals.bytes))
+    texts = (token_bytes(row.tokens(False)[row.learnt(False)]) if row.spans else row.text for row in dataset.rows())
+    size = sum(len(compressor.compress(text)) for text in texts) + len(compressor.flush())
+    return Baseline("xz -9", _bits(8 * size * math.log(2), dataset.manifest.totals.learnt_bytes))
 
 
 def _bits(nats: float, text_bytes: int) -> float:

@@ -1,7 +1,7 @@
 """Model folders to and from others' (law 8), with what says how their patches are found (law 7)."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -63,7 +63,7 @@ def export_hf(folder: Path, out: Path, chosen: ExportSettings, line: Progress) -
     write_hf_folder(
         folder, out, record, DTYPES[chosen.dtype], chosen.shard_bytes, lambda contents: with_progress(contents, line)
     )
-    return list(_differences(patching, patcher_identity, chosen))
+    return list(_differences(model.specials, patching, patcher_identity, chosen))
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,16 @@ def _patcher(folder: Path, recorded: PatcherIdentity | None) -> tuple[EntropyMod
     return settings, recorded
 
 
-def _differences(patching: PatchingSettings, patcher: PatcherIdentity, chosen: ExportSettings) -> Iterable[str]:
+def _differences(
+    specials: Sequence[str], patching: PatchingSettings, patcher: PatcherIdentity, chosen: ExportSettings
+) -> Iterable[str]:
     """What transformers will not do as we do, a line each."""
-    if patching.max_length < LONGEST_PATCH:
+    if specials:
+        yield (
+            f"transformers' entropy model has no rows for the special ids {', '.join(specials)}: patch_in_forward is "
+            "off, give forward the patch_lengths (docs/finetuning.md); patcher/ holds the entropy model for our library"
+        )
+    elif patching.max_length < LONGEST_PATCH:
         yield (
             f"patches longer than max_length {patching.max_length} are not cut there: transformers' own cutting "
             "would change the logits of the last position"
