@@ -169,7 +169,7 @@ def dense_model(settings: TrainSettings, world: World) -> nn.Module:
     """The same model with its tables left to FSDP."""
     with torch.device("meta"):
         model = empty_model(settings.model)
-    shard(model, world, torch.float32, settings.parallel.keep_gathered)
+    shard(model, world.mesh, torch.float32, settings.parallel.keep_gathered)
     model.to_empty(device=world.device)
     fill(model, settings.run.seed)
     return model

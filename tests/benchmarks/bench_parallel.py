@@ -1,0 +1,103 @@
+"""What the knobs of [parallel] cost and save: python tests/benchmarks/bench_parallel.py
+
+1. A small BLT, packs of 4,096 tokens, one process: what a dry run finds with each way of keeping activations, and the
+   processor seconds of a forward and backward pass against those of keeping everything, in turns.
+2. The n-gram tables of the 1B model at the start of a run: what one rank of 64 draws, how long it takes, and what the
+   process has grown by, against drawing the whole of them.
+
+One thread. Nothing is asserted.
+"""
+
+import resource
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from shared.initialise import set_initial_rows
+from shared.model_settings import BltSettings
+from trainer.data.limits import PackLimits
+from trainer.learning.optimizer import build_optimizer
+from trainer.learning.step import backward
+from trainer.parallel.dry_run import dry_run, one_document
+from trainer.parallel.model import build_model
+from trainer.parallel.world import World, started
+from trainer.settings import DataSettings, OptimizerSettings, ParallelSettings, RunSettings, TrainSettings
+
+LIMITS = PackLimits(4096, 1024)
+LOCAL = {"width": 128, "layers": 2, "heads": 4}
+MODEL = {"encoder": LOCAL | {"layers": 1}, "decoder": LOCAL, "global": {"width": 256, "layers": 8, "heads": 4}}
+LAYOUTS = {
+    "none": {},
+    "selective": {"activation_checkpointing": "selective"},
+    "full": {"activation_checkpointing": "full"},
+    "keep_gathered": {"keep_gathered": True},
+}
+ROUNDS = 5
+TABLE, RANKS, RANK = (6 * 500_002, 1024), 64, 5
+MB = 1e6
+
+
+def settings_for(parallel: dict[str, object]) -> TrainSettings:
+    """The small model, in one layout."""
+    nowhere = Path("unused")
+    return TrainSettings(
+        run=RunSettings(out=nowhere, steps=1, device="cpu", dtype="float32"),
+        data=DataSettings(path=nowhere, tokens=LIMITS.tokens, packs=1),
+        model=BltSettings.model_validate(MODEL | {"ngrams": {"rows": 4096}}),
+        optimizer=OptimizerSettings(lr=1e-3),
+        parallel=ParallelSettings.model_validate(parallel),
+    )
+
+
+def memory_by_part(world: World) -> dict[str, nn.Module]:
+    """Print a table; returns the models."""
+    models, found = {}, {}
+    for name, parallel in LAYOUTS.items():
+        settings = settings_for(parallel)
+        models[name] = build_model(settings, world)
+        optimizer = build_optimizer(models[name], settings.optimizer)
+        (found[name],) = dry_run(models[name], optimizer, settings, LIMITS, world).ranks
+    print(f"a BLT of {sum(p.numel() for p in models['none'].parameters()) / MB:.1f} M parameters, MB by part")
+    print(f"  {'':14s}" + "".join(f"{name:>15s}" for name in found))
+    for part in (*found["none"].parts(), "peak"):
+        print(f"  {part:14s}" + "".join(f"{getattr(memory, part) / MB:15.1f}" for memory in found.values()))
+    return models
+
+
+def seconds_of_a_pass(models: dict[str, nn.Module], world: World) -> None:
+    """Print processor seconds, the least of a few rounds, and ratios of them."""
+    batch, least = one_document(LIMITS), dict.fromkeys(models, float("inf"))
+    for _ in range(ROUNDS):
+        for name, model in models.items():
+            began = time.process_time()
+            backward(model, [batch], LIMITS.tokens, world, keep_gathered=name == "keep_gathered")
+            least[name] = min(least[name], time.process_time() - began)
+            for parameter in model.parameters():
+                parameter.grad = None
+    for name, seconds in least.items():
+        print(f"  {name:14s} {seconds:6.2f} s a pass, ratio {seconds / least['none']:.3f}")
+
+
+def drawn_at_the_start() -> None:
+    """Print what one rank of many holds while it draws its rows."""
+    run = -(-TABLE[0] // RANKS)
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    own = torch.empty(run, TABLE[1])
+    set_initial_rows(own, "ngrams.weight", TABLE, 0, RANK * run)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    whole = TABLE[0] * TABLE[1] * 4
+    print(f"tables of the 1B model, {whole / MB:,.0f} MB: rank {RANK} of {RANKS} owns {own.nbytes / MB:.1f} MB,")
+    print(f"  has grown by {grown / MB:.1f} MB and taken {time.process_time() - began:.2f} s to draw them")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    drawn_at_the_start()
+    with started(settings_for({}).run) as world:
+        seconds_of_a_pass(memory_by_part(world), world)
+
+
+if __name__ == "__main__":
+    main()
