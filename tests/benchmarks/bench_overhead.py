@@ -2,69 +2,86 @@
 
     python tests/benchmarks/bench_overhead.py [ROUNDS]
 
-Both train the small BLT of the recipe on this repository's sources, on one rank and one thread, in turn, a step each.
-Bare: forward, loss, backward, clipping and AdamW of the plain model on packs that are ready; its n-gram tables learn
-by the same optimizer as the trainer's. Whole: what `trainer/main.py` does for a step, its line of metrics, TensorBoard
-and progress included. Seconds are those of this process's own work, the packs' loading in it too.
+Both train the small BLT of the recipe on this repository's sources, on one rank and one thread, in turn, a step each on
+the same packs. Bare: forward, loss, backward, clipping and the optimizers of a model without FSDP, on packs that are
+ready. Sharded: the trainer's model and step, with FSDP, on the same. Whole: what a run does for a step, with
+packs from a loading process, the guard, and a line of metrics, TensorBoard and progress after every step. Seconds are
+those that this process worked, by its own clock.
 """
 
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from bench_train import ROOT, sources
-from torch import nn
 
 from shared.batch import Batch
+from shared.blt import Blt
 from shared.config import load_recipe
-from shared.initialise import initialise
 from shared.model_files import build_model as plain_model
+from shared.vocabulary import IGNORED_LABEL
 from trainer.data.loader import PackLoader
+from trainer.data.mixture import open_split
+from trainer.data.splits import TRAIN_SPLIT
 from trainer.identity import run_identity
 from trainer.job import prepare
+from trainer.learning.clipping import clip
 from trainer.learning.optimizer import build_optimizer
-from trainer.learning.step import predict
+from trainer.learning.step import predict, take_step
 from trainer.loop import Job, one_step
-from trainer.parallel.world import started
+from trainer.parallel.model import build_model, fill
+from trainer.parallel.tables import RowTables, row_tables
+from trainer.parallel.world import DTYPES, World, started
 from trainer.settings import TrainSettings
 from trainer.stopping import StopRequest
 
 WARM_UP = 2
 
 
-def bare(job: Job, packs: list[Batch]) -> Callable[[], None]:
-    """A step of the plain model on the next of some ready batches."""
-    model: nn.Module = plain_model(job.settings.model)
-    initialise(model, 0)
-    tables = {name for name, _ in model.named_parameters() if name.startswith("ngrams")}
-    rest = [parameter for name, parameter in model.named_parameters() if name not in tables]
-    optimizer = torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    per_step = job.settings.data.packs
-    number = 0
+def bare(settings: TrainSettings, world: World) -> Callable[[Sequence[Batch]], None]:
+    """A step of the plain model on ready batches."""
+    with torch.device("meta"):
+        model = plain_model(settings.model)
+    assert isinstance(model, Blt)
+    model.ngrams = RowTables(model.ngrams, world.mesh, DTYPES[settings.run.dtype])
+    model.to_empty(device=world.device)
+    fill(model, settings.run.seed)
+    optimizer = build_optimizer(model, settings.optimizer)
+    (tables,) = row_tables(model)
 
-    def step() -> None:
-        nonlocal number
-        for _ in range(per_step):
-            batch = packs[number % len(packs)]
-            number += 1
-            F.cross_entropy(predict(model, batch), batch.labels, reduction="mean").backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    def step(batches: Sequence[Batch]) -> None:
+        for batch in batches:
+            logits = predict(model, batch)
+            F.cross_entropy(logits, batch.labels, ignore_index=IGNORED_LABEL, reduction="mean").backward()
+        tables.collect()
+        clip(model, settings.optimizer.clip)
         optimizer.step()
         optimizer.zero_grad()
-        for name, parameter in model.named_parameters():
-            if name in tables:
-                parameter.grad = None
+
+    return step
+
+
+def sharded(settings: TrainSettings, world: World) -> Callable[[Sequence[Batch]], None]:
+    """The same for the trainer's own model and step, without its loop."""
+    model = build_model(settings, world)
+    optimizer = build_optimizer(model, settings.optimizer)
+
+    def step(batches: Sequence[Batch]) -> None:
+        targets = sum(int((batch.labels != IGNORED_LABEL).sum()) for batch in batches)
+        gathered = settings.parallel.keep_gathered
+        take_step(model, optimizer, batches, targets, world, 1e-3, settings.optimizer.clip, [], gathered)
 
     return step
 
 
 def whole(job: Job) -> Callable[[], None]:
     """A step of the loop, with its figures."""
-    packs, stop = iter(job.loader), StopRequest(())
+    packs, stop = iter(job.loader), StopRequest()
     job.reporter.begin(0.0)
 
     def step() -> None:
@@ -80,37 +97,37 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for split in ("train", "validation"):
             sources(Path(folder) / split)
-        overrides = [
-            "--data.path",
-            folder,
-            "--run.out",
-            f"{folder}/run",
-            "--data.workers",
-            "0",
-            "--run.dtype",
-            "float32",
-        ]
+        overrides = ["--data.path", folder, "--run.out", f"{folder}/run", "--run.dtype", "float32"]
+        overrides += ["--data.workers", "1"]
         settings = load_recipe(ROOT / "trainer/recipes/blt-small.toml", overrides, TrainSettings)
-        identity = run_identity(settings)
         with started(settings.run) as world:
-            job = prepare(settings, identity, world)
-            ready = iter(PackLoader(job.loader.dataset, job.limits, settings.data.packs))
-            batches = [next(ready).batch for _ in range(4 * settings.data.packs)]
-            works = {"bare": bare(job, batches), "whole": whole(job)}
-            seconds: dict[str, list[float]] = {name: [] for name in works}
-            for number in range(WARM_UP + rounds):
-                for name, work in works.items():
-                    began = time.process_time()
-                    work()
-                    if number >= WARM_UP:
-                        seconds[name].append(time.process_time() - began)
-            job.close()
-    totals = {name: sum(taken) / rounds for name, taken in seconds.items()}
-    for name, mean in totals.items():
-        print(f"{name:6s} {1000 * mean:8.1f} ms a step in the mean of {rounds}, least {1000 * min(seconds[name]):.1f}")
-    print(
-        f"ratio  {totals['whole'] / totals['bare']:.3f} of means, {min(seconds['whole']) / min(seconds['bare']):.3f} of least"
-    )
+            seconds = alternate(settings, world, rounds)
+    means = {name: sum(taken) / rounds for name, taken in seconds.items()}
+    least = {name: min(taken) for name, taken in seconds.items()}
+    for name in seconds:
+        print(
+            f"{name:6s} {1000 * means[name]:8.1f} ms a step in the mean of {rounds}, least {1000 * least[name]:.1f} ms"
+        )
+    print(f"ratio  {means['whole'] / means['bare']:8.3f} of means, {least['whole'] / least['bare']:.3f} of least")
+
+
+def alternate(settings: TrainSettings, world: World, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each step of both."""
+    job = prepare(settings, run_identity(settings), world)
+    bare_step, sharded_step, whole_step = bare(settings, world), sharded(settings, world), whole(job)
+    train = open_split(settings.data, TRAIN_SPLIT)
+    ready = iter(PackLoader(train, job.limits, settings.data.packs, lanes=settings.data.lanes))
+    seconds: dict[str, list[float]] = {"bare": [], "sharded": [], "whole": []}
+    for number in range(WARM_UP + rounds):
+        batches = [next(ready).batch for _ in range(settings.data.packs)]
+        works = (partial(bare_step, batches), partial(sharded_step, batches), whole_step)
+        for name, work in zip(seconds, works):
+            began = time.process_time()
+            work()
+            if number >= WARM_UP:
+                seconds[name].append(time.process_time() - began)
+    job.close()
+    return seconds
 
 
 if __name__ == "__main__":

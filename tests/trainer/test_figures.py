@@ -79,7 +79,10 @@ def test_unpatched_data_has_no_figures_of_patches() -> None:
 
 
 def test_validation_is_given_in_total_and_by_subset() -> None:
-    scores = {"a": SubsetScore(10.0, 12, 10, 5, 2), "b": SubsetScore(20.0, 33, 30, 5, 3)}
+    scores = {
+        "a": SubsetScore(nats=10.0, targets=12, bytes=10, text=10, patches=5, documents=2),
+        "b": SubsetScore(nats=20.0, targets=33, bytes=30, text=30, patches=5, documents=3),
+    }
     found = validation_figures(scores)["validation"]
     assert found["bits_per_byte"] == bits_per_byte(30.0, 40)
     assert found["subsets"]["b"] == bits_per_byte(20.0, 30)

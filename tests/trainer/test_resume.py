@@ -138,6 +138,10 @@ def test_the_literal_command_ends_with_a_model_and_a_summary(never_stopped: Path
     final = metric_lines(never_stopped)[-1]["validation"]
     assert final["subsets"].keys() == {"a", "b"}
     assert list((never_stopped / "tensorboard").iterdir())
+    assert (never_stopped / "report.html").exists()
+    slowest = [line["slowest_rank"] for line in metric_lines(never_stopped) if "slowest_rank" in line]
+    assert all(found["rank"] in (0, 1) and found["over_mean"] >= 1 for found in slowest)
+    assert slowest
 
 
 def test_nothing_to_train_is_said_at_once_and_without_torch(recipe: Path, never_stopped: Path) -> None:

@@ -112,7 +112,7 @@ class WeightsAndBiases:
             name=out.name,
             dir=out,
             config=config,
-            settings=wandb.Settings(silent=True),
+            settings=wandb.Settings(silent=True, console="off"),
         )
 
     def write(self, step: int, figures: dict[str, Any]) -> None:
