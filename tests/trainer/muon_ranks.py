@@ -89,7 +89,9 @@ def learn(settings: TrainSettings, world: World, out: Path | None = None) -> dic
         nats.append(take_step(model, optimizer, batches, targets, world, 3e-3, 1.0, []).nats)
     if out is not None:
         state = TrainState(identity=run_identity(settings), config={}, step=STEPS)
-        Checkpoints(out, CheckpointSettings(), world).save(model, optimizer, state)
+        checkpoints = Checkpoints(out, CheckpointSettings(), world)
+        checkpoints.save(model, optimizer, state)
+        assert checkpoints.wait()
     trained = {f"trained/{name}": whole(parameter.detach()) for name, parameter in model.named_parameters()}
     return {"nats": torch.tensor(nats)} | trained | momenta(model, optimizer)
 

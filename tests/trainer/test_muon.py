@@ -14,6 +14,7 @@ from tiny_runs import STATIC, losses, quiet_environment, tiny_data, tiny_recipe,
 from torch import Tensor, nn
 
 from shared.blt import Blt
+from shared.layers import Block
 from shared.model_files import build_model as plain_model
 from shared.model_identity import model_sha256
 from trainer.checkpoints.store import Checkpoints
@@ -128,6 +129,17 @@ def test_matrices_of_blocks_and_projections_learn_so_and_nothing_else_does(data:
     }
     for name, rows in inner.items():
         assert sum(rows) == len(model.get_parameter(name)), name
+
+
+def test_a_projection_whose_module_was_replaced_learns_so_too(data: Path) -> None:
+    model = plain_model(muon_settings(data).model)
+    assert isinstance(model, Blt)
+    wanted, block = inner_matrices(model), model.global_.blocks[0]
+    assert isinstance(block, Block)
+    block.gate_up = nn.Linear(*reversed(block.gate_up.weight.shape), bias=False)  # type: ignore[assignment]
+    assert inner_matrices(model) == wanted
+    optimizer = build_optimizer(model, muon_settings(data).optimizer)
+    assert MOMENTUM in optimizer.state[block.gate_up.weight]
 
 
 def test_a_frozen_matrix_has_no_momentum(data: Path) -> None:

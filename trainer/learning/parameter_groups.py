@@ -3,10 +3,14 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
+from shared.blt import Blt
 from shared.config import ConfigError
+from shared.entropy_model import EntropyModel
 from shared.layers import Linear
+from shared.model_files import build_model
 from trainer.learning.patterns import by_pattern
 from trainer.parallel.tables import RowTables, row_tables
 from trainer.settings import OptimizerSettings
@@ -30,10 +34,16 @@ def decayed_names(model: nn.Module) -> set[str]:
 
 
 def inner_matrices(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The matrices from activations to activations, all but the head, with the rows of each projection in them."""
+    """The matrices from activations to activations, all but the head, with the rows of each projection in them.
+
+    Asked of a model as its settings make it: the modules of this one may have been replaced (float8).
+    """
+    assert isinstance(model, Blt | EntropyModel)
+    with torch.device("meta"):
+        plain = build_model(model.settings)
     return {
         f"{prefix}.weight": module.outputs
-        for prefix, module in model.named_modules()
+        for prefix, module in plain.named_modules()
         if isinstance(module, Linear) and prefix.rpartition(".")[2] != "head"
     }
 
