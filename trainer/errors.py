@@ -65,11 +65,16 @@ def complain(error: BaseException) -> int:
     return 1
 
 
+def warn(line: str) -> None:
+    """Say at once what does not end the run, from whatever thread."""
+    print(f"patchwork: {line}", file=sys.stderr, flush=True)
+
+
 def give_way() -> int:
     """Say once that another rank has ended; returns the exit code. That rank's error is the one to read."""
-    line = "patchwork: another rank has ended; its own message says why"
+    line = "another rank has ended; its own message says why"
     if first_to_say(line):
-        print(line, file=sys.stderr, flush=True)
+        warn(line)
     return 1
 
 

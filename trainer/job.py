@@ -24,7 +24,7 @@ from trainer.data.limits import pack_limits
 from trainer.data.loader import PackLoader
 from trainer.data.mixture import open_split
 from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT, mixing_of
-from trainer.errors import TrainingError
+from trainer.errors import TrainingError, warn
 from trainer.evaluation.patch_size import mean_patch_size, patch_size_warning
 from trainer.evaluation.scores import table
 from trainer.evaluation.validation import Validation
@@ -47,6 +47,7 @@ from trainer.observing.reporter import Reporter
 from trainer.observing.summary import in_words, summary
 from trainer.parallel.dry_run import dry_run
 from trainer.parallel.model import build_model
+from trainer.parallel.watch import Watch
 from trainer.parallel.world import World
 from trainer.settings import TrainSettings
 
@@ -131,6 +132,7 @@ def prepare(settings: TrainSettings, identity: RunIdentity, world: World) -> Job
         limits=limits,
         line=line,
         reporter=Reporter(settings, world, limits, patcher, line, state.step),
+        watch=Watch(world.store, world.rank, world.size, settings.run.timeout / 2, warn),  # before they give up
     )
     say_news(job)
     job.line.say(opening(job, newest))

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 from torch import nn
 
@@ -20,7 +21,8 @@ from trainer.learning.schedule import progress, rate
 from trainer.learning.step import take_step
 from trainer.observing.progress import Progress
 from trainer.observing.reporter import Reporter
-from trainer.parallel.world import World
+from trainer.parallel.watch import Watch
+from trainer.parallel.world import PATIENT, World
 from trainer.settings import TrainSettings
 from trainer.stopping import StopRequest
 
@@ -40,6 +42,7 @@ class Job:
     state: TrainState
     line: Progress
     reporter: Reporter
+    watch: Watch
 
     def done(self) -> float:
         """Share of the run behind."""
@@ -47,13 +50,14 @@ class Job:
 
     def close(self) -> None:
         """Flush what is still open."""
+        self.watch.close()
         self.reporter.close()
 
 
 def run_steps(job: Job, stop: StopRequest) -> bool:
     """Train until the run is done (True) or all ranks have agreed to stop (False); state is saved either way."""
     metrics, checkpoint = job.settings.metrics, job.settings.checkpoint
-    packs = iter(job.loader)
+    packs, began = iter(job.loader), job.state.step
     job.reporter.begin(job.done())
     job.reporter.profiler.after(job.state.step)
     validate_if_due(job)  # a run that was stopped after a step of validation has that before it still
@@ -61,6 +65,8 @@ def run_steps(job: Job, stop: StopRequest) -> bool:
         asked = one_step(job, packs, stop)
         step, over = job.state.step, job.done() >= 1.0
         job.reporter.profiler.after(step)
+        if step == began + 1:  # whatever is compiled or made ready is so now
+            job.world.wait_at_most(timedelta(seconds=job.settings.run.timeout), job.model)
         if step % metrics.log_every == 0 or over:
             job.reporter.interval(step, job.state.targets, job.done(), job.optimizer)
         if asked and not over:
@@ -68,9 +74,12 @@ def run_steps(job: Job, stop: StopRequest) -> bool:
             return False
         validate_if_due(job)
         if step % checkpoint.every == 0 or over:
+            job.watch.at(step, "saving")
             with job.reporter.aside():
                 job.checkpoints.save(job.model, job.optimizer, job.state)
         say_news(job)
+    job.watch.rest()
+    job.world.wait_at_most(PATIENT, job.model)  # what is left to write may be much
     job.checkpoints.wait()
     say_news(job)
     return True
@@ -81,11 +90,13 @@ def validate_if_due(job: Job) -> None:
     step, every = job.state.step, job.settings.metrics.validate_every
     due = job.done() >= 1.0 or (every is not None and step > 0 and step % every == 0)
     if due and job.state.validation is None:
+        job.watch.at(step, "validating")
         job.state = job.state.model_copy(update={"validation": validate(job)})
 
 
 def save_and_stop(job: Job) -> None:
     """Save the state after this step, whatever the time. Raises CheckpointError when that is not possible."""
+    job.watch.rest()
     job.checkpoints.save(job.model, job.optimizer, job.state)
     saved = job.checkpoints.wait()
     say_news(job)
@@ -108,10 +119,12 @@ def one_step(job: Job, packs: Iterator[Pack], stop: StopRequest) -> bool:
     """One optimizer step; whether any rank has been asked to stop."""
     settings, world, state, clock = job.settings, job.world, job.state, job.reporter.clock
     clock.begin()
+    job.watch.at(state.step + 1, "waiting for data")
     began = time.perf_counter()
     mine = [next(packs) for _ in range(settings.data.packs // world.size)]
     waited = time.perf_counter() - began
     clock.mark("data")
+    job.watch.at(state.step + 1, "computing")
     whole = mine[0].step
     assert whole.cursor is not None
     # The rate belongs to where the step ends, so that the first step of a warm-up learns something too.

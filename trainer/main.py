@@ -16,7 +16,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from shared.config import load_recipe
-from trainer.errors import USER_ERRORS, complain, first_of_node, give_way, run
+from trainer.errors import USER_ERRORS, TrainingError, complain, first_of_node, give_way, run
 from trainer.identity import RunIdentity, finished, run_identity, with_length
 from trainer.processes import end_with_launcher
 from trainer.settings import TrainSettings
@@ -60,7 +60,7 @@ def train(settings: TrainSettings, identity: RunIdentity) -> int:
     warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata's own import
     from trainer.job import claimed, export, prepare, summarise
     from trainer.loop import run_steps
-    from trainer.parallel.world import lost_peer, started
+    from trainer.parallel.world import gave_up, lost_peer, started
     from trainer.stopping import stop_on_signals
 
     try:
@@ -77,6 +77,10 @@ def train(settings: TrainSettings, identity: RunIdentity) -> int:
             if done:
                 summarise(job)
     except RuntimeError as error:
+        if gave_up(error):
+            return complain(
+                TrainingError(f"other ranks have not answered for {settings.run.timeout:g} s (run.timeout)")
+            )
         if not lost_peer(error):
             raise
         return give_way()

@@ -3,13 +3,13 @@
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from threading import Thread
 from types import FrameType
 
+from trainer.errors import warn
 from trainer.processes import STOP_SIGNALS, has_ended
 
 IMPATIENCE_SECONDS = 0.5
@@ -60,7 +60,7 @@ def _watch(read: socket.socket, neighbours: Sequence[int]) -> None:
             now = time.monotonic()
             if signal.SIGINT in numbers:
                 if interrupted is not None and now - interrupted > IMPATIENCE_SECONDS:
-                    print("patchwork: interrupted twice: ended without saving", file=sys.stderr, flush=True)
+                    warn("interrupted twice: ended without saving")
                     os._exit(128 + signal.SIGINT)
                 interrupted = now
             if signal.SIGTERM in numbers and any(map(has_ended, neighbours)):

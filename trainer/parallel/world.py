@@ -5,11 +5,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 
 from shared.config import ConfigError
 from trainer.parallel.meeting import attempt_store
@@ -17,6 +20,7 @@ from trainer.settings import RunSettings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
+FLIGHT_RECORDER_FOLDER = "flight-recorder"
 PATIENT = timedelta(hours=2)
 """For what takes as long as it takes: compiling, reading and writing checkpoints, writing the model."""
 SIGNS_OF_A_LOST_PEER = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
@@ -41,6 +45,8 @@ class World:
     """gloo: host tensors only."""
     saving: dist.ProcessGroup
     """gloo, as patient as storage may be slow."""
+    store: dist.Store
+    """What ranks can leave for each other without waiting."""
     neighbours: tuple[int, ...] = ()
     """Processes of the other ranks that the same launcher has started."""
 
@@ -69,6 +75,13 @@ class World:
         """Wait for all ranks (on the host: gloo's all-reduce, no device is touched)."""
         self.total([0.0])
 
+    def wait_at_most(self, time: timedelta, model: nn.Module) -> None:
+        """From now on, give up a step's collective that others have not joined after this time; a save may take its."""
+        meshes = {parameter.device_mesh for parameter in model.parameters() if isinstance(parameter, DTensor)}
+        groups = {dist.group.WORLD, self.bookkeeping, *(group for mesh in meshes for group in mesh.get_all_groups())}
+        for group in groups:
+            cast(dist.ProcessGroup, group).set_timeout(time)
+
     def gather(self, value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
         """Every rank's value, in the order of ranks, on all of them."""
         if self.size == 1:
@@ -90,22 +103,31 @@ def started(run: RunSettings) -> Iterator[World]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    if "RANK" in os.environ:
-        store, rank, ranks = attempt_store(PATIENT)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=PATIENT)
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    size = dist.get_world_size()
+    store, rank, size = attempt_store(PATIENT) if "RANK" in os.environ else (dist.HashStore(), 0, 1)
+    if device.type == "cuda":
+        record_flights(run.out / FLIGHT_RECORDER_FOLDER)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENT)
     ended = False
     try:
         mesh = init_device_mesh(device.type, (size,))
-        world = World(dist.get_rank(), size, device, mesh, bookkeeping=_gloo_group(), saving=_gloo_group())
+        world = World(rank, size, device, mesh, bookkeeping=_gloo_group(), saving=_gloo_group(), store=store)
         yield replace(world, neighbours=_neighbours(world))
         ended = True
     finally:
         # Not after an error that others do not know of: they would meet a closed connection and complain first.
         if ended or size == 1:
             dist.destroy_process_group()
+
+
+def record_flights(folder: Path) -> None:
+    """Let NCCL keep its last operations, and leave them in FOLDER/rank-0, ... when one takes too long.
+
+    `torchfrtrace` reads them. What the user has set stays. Must come before the process group.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
+    os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(folder / "rank-"))
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
 
 
 def _neighbours(world: World) -> tuple[int, ...]:
@@ -115,6 +137,11 @@ def _neighbours(world: World) -> tuple[int, ...]:
 
 def _gloo_group() -> dist.ProcessGroup:
     return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=PATIENT))
+
+
+def gave_up(error: RuntimeError) -> bool:
+    """Whether a collective failed because other ranks have not joined it in time."""
+    return "Timed out waiting" in str(error)
 
 
 def lost_peer(error: RuntimeError) -> bool:

@@ -11,7 +11,7 @@ from trainer.settings.section import Section
 class RunSettings(Section):
     """Where, how long and on what."""
 
-    free: ClassVar[tuple[str, ...]] = ("out", "device", "threads", "passes")
+    free: ClassVar[tuple[str, ...]] = ("out", "device", "threads", "passes", "timeout")
 
     out: Path
     """Folder of this run: checkpoints, metrics and at the end the model."""
@@ -29,6 +29,10 @@ class RunSettings(Section):
     """Threads of each rank on a CPU; sums depend on it, so it is set and recorded, not left to the machine (law 5)."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of parameters and activations in forward and backward; masters, gradients' sums and logits are float32."""
+
+    timeout: float = Field(default=900.0, gt=0)
+    """Seconds that a rank waits for the others in a step before it gives up; the first step may take longer. Must
+    exceed what the slowest step, validation included, can take on one rank more than on another."""
 
     @model_validator(mode="after")
     def _has_length(self) -> "RunSettings":
