@@ -20,7 +20,7 @@ from trainer.data.splits import (
     VALIDATION_SPLIT,
     load_manifests,
     mixing_of,
-    of_one_pass,
+    one_pass,
     prefixed,
     split_folders,
     together,
@@ -119,14 +119,14 @@ def with_length(settings: TrainSettings) -> TrainSettings:
     if settings.run.passes is None:
         return settings
     train = together(load_manifests(settings.data, TRAIN_SPLIT), split_folders(settings.data, TRAIN_SPLIT))
-    length = math.ceil(settings.run.passes * targets_of_one_pass(*of_one_pass(train), mixing_of(settings.data)))
+    length = math.ceil(settings.run.passes * targets_of_one_pass(one_pass(train), mixing_of(settings.data)))
     run = settings.run.model_copy(update={"bytes": min(length, settings.run.bytes or length)})
     return settings.model_copy(update={"run": run})
 
 
 def _check_length(settings: TrainSettings, train: Manifest) -> None:
     """Shares that can be kept, and data that lasts for the run. Raises ConfigError."""
-    there = targets_until_the_end(*of_one_pass(train), mixing_of(settings.data))
+    there = targets_until_the_end(one_pass(train), mixing_of(settings.data))
     run = settings.run
     if there is None or (run.bytes and run.bytes <= there):
         return

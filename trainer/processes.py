@@ -1,11 +1,12 @@
 """Processes that end with the one that started them: nothing holds a device, a port or a file after its run."""
 
 import ctypes
-import multiprocessing
 import os
 import signal
 from multiprocessing import forkserver
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.popen_forkserver import Popen
+from multiprocessing.process import BaseProcess
 
 SET_PARENT_DEATH_SIGNAL = 1
 """PR_SET_PDEATHSIG of prctl(2)."""
@@ -45,13 +46,32 @@ def serve(number: int = 0) -> None:
     end_with_parent()
 
 
-def worker_server(module: str) -> ForkServerContext:
+class _WorkerPopen(Popen):
+    """Ends a worker in the way that it heeds."""
+
+    def terminate(self) -> None:
+        self.kill()
+
+
+class _WorkerProcess(ForkServerProcess):
+    @staticmethod
+    def _Popen(process: BaseProcess) -> Popen:
+        return _WorkerPopen(process)
+
+
+class WorkerContext(ForkServerContext):
+    """Starts processes that no request to stop reaches: who ends them means it."""
+
+    Process = _WorkerProcess
+
+
+def worker_server(module: str) -> WorkerContext:
     """Where loader workers come from: a server process that has imported ``module`` and done nothing else.
 
     A fork of the rank itself would copy the locks of its threads (collectives, CUDA, saves) in whatever state they are,
     and its open files. Stop signals stay blocked in the server and in its workers: it must outlive them like these do.
     """
-    context = multiprocessing.get_context("forkserver")
+    context = WorkerContext()
     context.set_forkserver_preload([module])
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:

@@ -1,6 +1,8 @@
 """The loader hands out one stream of packs, whatever the ranks, the workers and the stops (law 5)."""
 
 import json
+import multiprocessing
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from shared.shards.dataset import Dataset, open_dataset
 from shared.shards.manifest import DatasetError
 from trainer.data.cursor import Cursor, first_cursor
 from trainer.data.limits import PackLimits
-from trainer.data.loader import PackDataset, PackLoader, stateful_loader
+from trainer.data.loader import PackDataset, PackLoader, WorkerError, stateful_loader
 from trainer.data.packs import Pack, pack_digest
 from trainer.data.schedule import Mixing
 
@@ -214,3 +216,28 @@ def test_an_index_that_does_not_fit_its_rows_names_shard_and_document(dataset: D
     packs._catalogue.inputs[:] += 1
     with pytest.raises(DatasetError, match=r"shard-0000\d.arrow: document '9-\d+' has "):
         next(iter(packs))
+
+
+def test_a_worker_that_dies_is_one_line(dataset: Dataset) -> None:
+    packs = iter(PackLoader(dataset, LIMITS, G, workers=1))
+    next(packs)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    with pytest.raises(WorkerError, match=r"^a loader worker has died: DataLoader worker .* memory enough\?$"):
+        list(islice(packs, 100))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_shard_that_has_been_cut_short_or_taken_away_is_named(tmp_path: Path, workers: int) -> None:
+    rows = random_documents(1, 40)
+    make_dataset(tmp_path, [rows[:20], rows[20:]])
+    shard = tmp_path / "shard-00001.arrow"
+    content = shard.read_bytes()
+    cut = (content[:-100], r"is damaged: \d+ bytes, manifest says \d+$")
+    for damage, words in (cut, (None, "is missing; the manifest")):
+        shard.unlink()
+        if damage is not None:
+            shard.write_bytes(damage)
+        with pytest.raises(DatasetError, match=rf"^\S*shard-00001.arrow {words}"):
+            for _, _pack in zip(range(40), PackLoader(open_dataset(tmp_path), LIMITS, G, workers=workers)):
+                pass

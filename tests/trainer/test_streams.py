@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from trainer.data.catalogue import Catalogue
 from trainer.data.randomness import mixed, shuffled, stream_key, uniform
-from trainer.data.streams import WINDOW, SubsetStream
+from trainer.data.streams import SHARDS, WINDOW, SubsetStream
 
 
 def catalogue(subset: np.ndarray, batch: np.ndarray) -> Catalogue:
@@ -103,3 +103,35 @@ def test_uniform_values_fill_the_unit_interval_evenly() -> None:
     assert values.max() < 1
     counts = np.histogram(values, 20, (0, 1))[0]
     assert counts == pytest.approx(np.full(20, 5000), rel=0.06)
+
+
+def test_batches_of_a_few_shards_are_drawn_before_those_of_the_next() -> None:
+    """So that data too large for a cache is fetched once a pass; within these shards the order is random."""
+    batches = 6 * SHARDS
+    documents = catalogue(np.zeros(batches * 5), np.repeat(np.arange(batches), 5))
+    documents.row_place[:, 0] = documents.batch // 2  # two batches a shard, three groups of shards
+    stream = SubsetStream(documents, 0, 3)
+    for which in range(2):
+        drawn = stream.take(which * len(stream), len(stream))
+        shards = documents.row_place[drawn, 0].reshape(3, -1)
+        groups = [set(group.tolist()) for group in shards]
+        assert [len(group) for group in groups] == [SHARDS] * 3
+        assert set.union(*groups) == set(range(3 * SHARDS))
+        assert (np.diff(shards[0]) != 0).mean() > 0.5, "and mixed among themselves"
+
+
+def test_shards_are_named_before_they_are_needed() -> None:
+    documents = catalogue(np.zeros(4000), np.repeat(np.arange(800), 5))
+    documents.row_place[:, 0] = documents.batch // 4
+    stream = SubsetStream(documents, 0, 3)
+    for number in (0, 1234, 3990, 9000):
+        ahead = stream.shards_ahead(number).tolist()
+        assert len(set(ahead)) == len(ahead)
+        first = WINDOW * 5 - number % (WINDOW * 5)
+        needed = documents.row_place[SubsetStream(documents, 0, 3).take(number, first + 12 * WINDOW * 5), 0]
+        assert set(needed.tolist()) <= set(ahead)
+        windows = [needed[:first], *needed[first:].reshape(12, -1)]
+        when = [
+            min(turn for turn, window in enumerate(windows) if shard in window) for shard in ahead if shard in needed
+        ]
+        assert when == sorted(when), "in the order of their use"

@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from shared.config import ConfigError
+from shared.shards.arrow import first_line
 from shared.shards.dataset import Dataset
 from trainer.data.ahead import FetchAhead
 from trainer.data.catalogue import catalogue_of
@@ -69,7 +70,7 @@ class PackDataset(IterableDataset):
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         try:
             yield from self._packs(worker if self._next == FROM_WORKER else self._next, workers)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             if not info:
                 raise
             yield error  # raised by PackLoader: a DataLoader would wrap it into its own traceback
@@ -116,6 +117,10 @@ class PackDataset(IterableDataset):
         return Planner(self._catalogue, reader, self._limits, self._mixing, self._cursor)
 
 
+class WorkerError(OSError):
+    """A loader worker has ended by itself: the system took its memory, or someone killed it."""
+
+
 class PackLoader:
     """Iterates over the training packs of one rank for ever."""
 
@@ -147,10 +152,17 @@ class PackLoader:
     def __iter__(self) -> Iterator[Pack]:
         """Packs from the cursor on: a second iteration begins after the last step that the first one entered.
 
-        Raises DatasetError, in this process, for what a worker found damaged.
+        Raises DatasetError, in this process, for what a worker found damaged, and WorkerError when one has died.
         """
         self._packs.load_state_dict({"cursor": self.cursor.model_dump(), "next": FROM_WORKER})
-        for item in stateful_loader(self._packs, self._workers):
+        items = iter(stateful_loader(self._packs, self._workers))
+        while True:
+            try:
+                item = next(items)
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise WorkerError(f"a loader worker has died: {first_line(error)}; was there memory enough?") from None
             if isinstance(item, Exception):
                 raise item
             assert item.step.cursor is not None

@@ -110,21 +110,30 @@ def named_subsets(values: Mapping[str, float], names: tuple[str, ...], key: str)
     return meant
 
 
-def targets_of_one_pass(
-    documents: np.ndarray, text_bytes: np.ndarray, targets: np.ndarray, names: tuple[str, ...], mixing: Mixing
-) -> int:
-    """Training targets of one pass over all subsets that are drawn, from those of each, int64 [S]."""
-    drawn = document_rates(documents, text_bytes, mixing.weights, names) > 0
-    return int(targets[drawn].sum())
+@dataclass(frozen=True)
+class OnePass:
+    """What one pass over each of S subsets holds; arrays are int64 [S]."""
+
+    names: tuple[str, ...]
+    documents: np.ndarray
+    bytes: np.ndarray
+    """Of text."""
+    targets: np.ndarray
+
+    def drawn(self, mixing: Mixing) -> np.ndarray:
+        """bool [S], whether a subset has a share. Raises ConfigError."""
+        return document_rates(self.documents, self.bytes, mixing.weights, self.names) > 0
 
 
-def targets_until_the_end(
-    documents: np.ndarray, text_bytes: np.ndarray, targets: np.ndarray, names: tuple[str, ...], mixing: Mixing
-) -> int | None:
-    """Targets until every subset has ended, from documents, bytes and targets of one pass [S]; None: no end."""
-    drawn = document_rates(documents, text_bytes, mixing.weights, names) > 0
-    ends = document_ends(documents, mixing.repeats, names)
-    if (ends[drawn] == ENDLESS).any():
+def targets_of_one_pass(one: OnePass, mixing: Mixing) -> int:
+    """Training targets of one pass over all subsets that are drawn. Raises ConfigError."""
+    return int(one.targets[one.drawn(mixing)].sum())
+
+
+def targets_until_the_end(one: OnePass, mixing: Mixing) -> int | None:
+    """Training targets until every subset that is drawn has ended; None: no end. Raises ConfigError."""
+    drawn = one.drawn(mixing)
+    ends = document_ends(one.documents, mixing.repeats, one.names)[drawn]
+    if (ends == ENDLESS).any():
         return None
-    passes = ends[drawn] // documents[drawn]
-    return int((passes * targets[drawn]).sum())
+    return int((ends // one.documents[drawn] * one.targets[drawn]).sum())

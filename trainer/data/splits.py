@@ -13,7 +13,7 @@ from shared.identity import IdentityError, differences, digest
 from shared.patching.settings import PatchingSettings
 from shared.shards.manifest import DatasetIdentity, Manifest, load_manifest
 from shared.storage import below
-from trainer.data.schedule import Mixing
+from trainer.data.schedule import Mixing, OnePass
 from trainer.settings import DataSettings
 
 TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"
@@ -99,11 +99,11 @@ def mixing_of(data: DataSettings) -> Mixing:
     return Mixing(data.weights, data.repeats)
 
 
-def of_one_pass(manifest: Manifest) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Documents, bytes and targets of one pass, int64 [S] each, and the names of the subsets."""
+def one_pass(manifest: Manifest) -> OnePass:
+    """What one pass over each subset holds."""
     totals = manifest.subsets
     documents, text, targets = (
         np.array([getattr(figures, key) for figures in totals.values()], np.int64)
         for key in ("documents", "bytes", "targets")
     )
-    return documents, text, targets, tuple(totals)
+    return OnePass(tuple(totals), documents, text, targets)
