@@ -45,7 +45,7 @@ def predict(model: nn.Module, batch: Batch) -> Tensor:
 def backward(
     model: nn.Module, batches: Sequence[Batch], targets: int, world: World, keep_gathered: bool = False
 ) -> Tensor:
-    """Gradients of the step's mean loss; returns this rank's nats, fp64 scalar on the device.
+    """Gradients of the step's mean loss; returns this rank's nats, fp64 scalar where gradients lie.
 
     The loss is the sum over valid targets over the step's global number of them (``targets``), so that every byte
     weighs the same wherever it was packed. Times the number of ranks, since FSDP takes the mean over ranks. Gradients
@@ -63,7 +63,7 @@ def backward(
         nats += loss.detach()
     for table in row_tables(model):
         table.collect()
-    return nats
+    return nats.to(next(model.parameters()).device)
 
 
 def take_step(
