@@ -107,6 +107,8 @@ def test_parameters_are_those_of_the_model(name):
 
 VARIANTS = {
     "projected": {},
+    "plain": {"parallel": {"activation_checkpointing": "selective"}},
+    "one decoder cross": {"parallel": {"activation_checkpointing": "full"}},
     "grouped heads": {"optimizer": {"lr": 1e-3, "matrices": "muon"}},
     "all crosses": {"optimizer": {"lr": 1e-3, "rates": {"global_": 0, "ngrams": 0}}},
     "entropy": {"parallel": {"keep_gathered": True}},
@@ -115,7 +117,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_memory_is_what_the_dry_run_measures(name, patched, unpatched):
-    """All parts of real tensors; what is kept for the backward pass within a tenth, for packs of odd patches."""
+    """All parts of real tensors; what is kept for the backward pass within a tenth, as the packs' patches are odd."""
     folder = unpatched if name == "entropy" else patched
     sections = {"data": {"packs": 1, "tokens": 1024}, **VARIANTS[name]}
     settings = recipe(name, folder, **sections)
@@ -128,6 +130,7 @@ def test_memory_is_what_the_dry_run_measures(name, patched, unpatched):
     for part in ("parameters", "gradients", "moments", "tables", "table_moments", "gathered", "logits"):
         assert planned[part] == getattr(measured, part), part
     assert planned["activations"] == pytest.approx(measured.activations, rel=0.1)
+    assert measured.peak < sum(planned.values()) < 1.3 * measured.peak
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8, 64])

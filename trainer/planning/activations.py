@@ -9,8 +9,9 @@ Shapes: T tokens, P patches, K vectors a patch, D width, H heads, G key/value he
 from dataclasses import dataclass
 from typing import Literal
 
-from shared.model_settings import BltSettings, EntropyModelSettings, StackSettings
+from shared.model_settings import EntropyModelSettings, StackSettings
 from shared.tile_sizes import STRIP, WIDEST_STRIP
+from trainer.planning.parameters import Model
 
 Kept = Literal["none", "selective", "full"]
 """What blocks compute again: nothing, what is pointwise and the product of gate and up, everything."""
@@ -35,20 +36,12 @@ class Pass:
     """On a CPU: patches that the strip of tokens with the most of them reads."""
 
 
-def kept_activations(settings: BltSettings | EntropyModelSettings, given: Pass, recompute: Kept = "none") -> int:
-    """Bytes kept when the forward pass of a pack is over, without the logits' (`kept_logits`).
-
-    With ``recompute`` the whole of the largest block is added: it is there while that block is gone through again.
-    """
+def kept_activations(settings: Model, given: Pass, recompute: Kept = "none") -> int:
+    """Bytes kept when the forward pass of a pack is over, without the logits' (`kept_logits`)."""
+    stacks = sum(_stack(stack, positions, given, recompute) for stack, positions in _axes(settings, given))
     if isinstance(settings, EntropyModelSettings):
-        return (
-            _stack(settings, given.tokens, given, recompute)
-            + _recomputed([(settings, given.tokens)], given, recompute)
-            + _head(settings, given)
-        )
+        return stacks + _head(settings, given)
     encoder, latent, decoder = settings.encoder, settings.global_, settings.decoder
-    axes = [(encoder, given.tokens), (latent, given.patches), (decoder, given.tokens)]
-    stacks = sum(_stack(stack, positions, given, recompute) for stack, positions in axes)
     encoder_crosses = encoder.layers if settings.encoder_cross_all_layers else 1
     decoder_crosses = decoder.layers if settings.decoder_cross_all_layers else 1
     inputs = settings.queries * encoder.width
@@ -63,7 +56,7 @@ def kept_activations(settings: BltSettings | EntropyModelSettings, given: Pass, 
     crosses += decoder_crosses * _bytes_read_patches(decoder, settings.queries, given)
     # One set of patch vectors that all layers of the decoder norm; bytes between its layers.
     crosses += given.width * decoder.width * (given.patches * settings.queries + given.tokens * (decoder_crosses - 1))
-    return stacks + _recomputed(axes, given, recompute) + between + crosses + _head(decoder, given)
+    return stacks + between + crosses + _head(decoder, given)
 
 
 def kept_logits(vocabulary: int, tokens: int) -> int:
@@ -71,17 +64,25 @@ def kept_logits(vocabulary: int, tokens: int) -> int:
     return FLOAT * tokens * vocabulary
 
 
+def recomputed_block(settings: Model, given: Pass, recompute: Kept) -> int:
+    """What the block that needs most makes anew, beside what it has kept, when the backward pass comes to it."""
+    return max(
+        positions * (_block(stack, given, "none") - _block(stack, given, recompute))
+        for stack, positions in _axes(settings, given)
+    )
+
+
+def _axes(settings: Model, given: Pass) -> list[tuple[StackSettings, int]]:
+    """The stacks of blocks of a model, each with the positions that it computes."""
+    if isinstance(settings, EntropyModelSettings):
+        return [(settings, given.tokens)]
+    return [(settings.encoder, given.tokens), (settings.global_, given.patches), (settings.decoder, given.tokens)]
+
+
 def _stack(stack: StackSettings, positions: int, given: Pass, recompute: Kept) -> int:
     """All blocks of a stack, and the rotations that they share."""
     rotations = positions * FLOAT * stack.head_width
     return rotations + stack.layers * positions * _block(stack, given, recompute)
-
-
-def _recomputed(axes: list[tuple[StackSettings, int]], given: Pass, recompute: Kept) -> int:
-    """What the block with the most needs beside what it has kept."""
-    return max(
-        positions * (_block(stack, given, "none") - _block(stack, given, recompute)) for stack, positions in axes
-    )
 
 
 def _block(stack: StackSettings, given: Pass, recompute: Kept) -> int:

@@ -10,7 +10,7 @@ from math import prod
 from shared.model_settings import BltSettings
 from shared.tile_sizes import STRIP
 from trainer.learning.patterns import by_pattern
-from trainer.planning.activations import Pass, kept_activations, kept_logits
+from trainer.planning.activations import Pass, kept_activations, kept_logits, recomputed_block
 from trainer.planning.parameters import TABLES, Model, Shape, parameter_shapes
 from trainer.settings import TrainSettings
 
@@ -30,7 +30,7 @@ def memory_by_part(settings: TrainSettings, ranks: int, patches: int, tiled: boo
     Raises ConfigError when ``optimizer.rates`` names no parameter.
     """
     parallel, width = settings.parallel, WIDTHS[settings.run.dtype]
-    shapes = parameter_shapes(settings.model)
+    shapes, pack = parameter_shapes(settings.model), whole_pack(settings, patches, tiled)
     factors = by_pattern(shapes, settings.optimizer.rates, "optimizer.rates")
     dense = {name: shape for name, shape in shapes.items() if name != TABLES}
     learning = {name: shape for name, shape in dense.items() if factors[name]}
@@ -44,11 +44,10 @@ def memory_by_part(settings: TrainSettings, ranks: int, patches: int, tiled: boo
         "tables": FLOAT * rows * shapes[TABLES][1] if rows else 0,
         "table_moments": FLOAT * rows if rows and factors[TABLES] else 0,
         "gathered": gathered_bytes(settings.model, dense, width, parallel.keep_gathered),
-        "activations": kept_activations(
-            settings.model, whole_pack(settings, patches, tiled), parallel.activation_checkpointing
-        ),
+        "activations": kept_activations(settings.model, pack, parallel.activation_checkpointing),
         "logits": 2 * kept_logits(settings.model.vocabulary, settings.data.tokens),
-        "passing": passing_bytes(settings.model, learning, width, accumulates=settings.data.packs > ranks),
+        "passing": passing_bytes(settings.model, learning, width, accumulates=settings.data.packs > ranks)
+        + recomputed_block(settings.model, pack, parallel.activation_checkpointing),
     }
 
 
@@ -60,9 +59,9 @@ def inner_matrices(shapes: Shapes) -> dict[str, Shape]:
 
 def whole_pack(settings: TrainSettings, patches: int, tiled: bool) -> Pass:
     """The fullest pack. A CPU is taken to compute in fp32, as most do whatever the parameters are in, and a strip of
-    tokens to read twice as many patches as is usual."""
-    tokens, width = settings.data.tokens, FLOAT if tiled else WIDTHS[settings.run.dtype]
-    return Pass(tokens, patches, width, tiled, min(STRIP, 2 * STRIP * patches // tokens) + 1)
+    tokens to read as many patches: some of a pack's patches are single bytes."""
+    width = FLOAT if tiled else WIDTHS[settings.run.dtype]
+    return Pass(settings.data.tokens, patches, width, tiled, STRIP)
 
 
 def shard_bytes(shapes: Iterable[Shape], ranks: int) -> int:
