@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import torch
 import torch.nn.functional as F
@@ -104,11 +105,10 @@ def main() -> None:
             seconds = alternate(settings, world, rounds)
     means = {name: sum(taken) / rounds for name, taken in seconds.items()}
     least = {name: min(taken) for name, taken in seconds.items()}
-    for name in seconds:
-        print(
-            f"{name:6s} {1000 * means[name]:8.1f} ms a step in the mean of {rounds}, least {1000 * least[name]:.1f} ms"
-        )
-    print(f"ratio  {means['whole'] / means['bare']:8.3f} of means, {least['whole'] / least['bare']:.3f} of least")
+    for name, taken in seconds.items():
+        ratio = median(own / base for own, base in zip(taken, seconds["bare"]))
+        words = f"{1000 * means[name]:8.1f} ms a step in the mean of {rounds}, {1000 * least[name]:.1f} at least"
+        print(f"{name:8s}{words}; of bare {ratio:.3f} in the median, {least[name] / least['bare']:.3f} at least")
 
 
 def alternate(settings: TrainSettings, world: World, rounds: int) -> dict[str, list[float]]:

@@ -38,6 +38,7 @@ def settings_for(out: Path, **metrics: Any) -> TrainSettings:
     return tiny_settings(out / "data", out, metrics=metrics)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own writer ends
 def test_lines_wait_for_a_full_disk_and_come_whole_and_in_order(tmp_path: Path) -> None:
     said: list[str] = []
     sinks = Sinks(settings_for(tmp_path), 0, said.append)
