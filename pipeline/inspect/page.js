@@ -57,7 +57,7 @@ function storedSettings(subset) {
 }
 
 function startsOf(entry) {
-  if (cutting !== null && entry.entropies !== null) return recut(entry.count, entry.entropies, cutting);
+  if (cutting !== null && entry.entropies !== null) return recut(entry.count, entry.entropies, cutting, entry.specials);
   return entry.stored ?? Int32Array.of(0, 1);
 }
 
@@ -76,7 +76,7 @@ function meanPatchSize(entries) {
 function foundAgain() {
   if (!dataset.replayable) return null;
   return opened.filter((entry) => {
-    const ours = recut(entry.count, entry.entropies, storedSettings(entry.subset));
+    const ours = recut(entry.count, entry.entropies, storedSettings(entry.subset), entry.specials);
     return ours.length === entry.stored.length && ours.every((start, patch) => start === entry.stored[patch]);
   }).length;
 }

@@ -230,6 +230,7 @@ def _document(group: str, example: Example) -> dict[str, Any]:
         "text": _encoded(np.frombuffer(example.text, np.uint8)),
         "values": None if example.values is None else _encoded(example.values),
         "lengths": None if example.lengths is None else _encoded(example.lengths),
+        "specials": example.specials,
     }
 
 

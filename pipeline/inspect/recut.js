@@ -4,12 +4,13 @@
  * Where patches begin, exactly as the library decides it: positions of the first tokens, ascending, 0 (BOS) first.
  *
  * count: tokens in view: BOS, the bytes, and EOS if the document ends there. entropies: Float32Array of count - 1 nats
- * or more; entropies[t - 1] was known before token t. settings: rule (entropy, monotonic or entropy_rise), theta,
+ * or more; entropies[t - 1] was known before token t. specials: positions of special ids between the bytes, each of
+ * which ends its patch. settings: rule (entropy, monotonic or entropy_rise), theta,
  * theta_rise, min_length, max_length, entropy_dtype and reference_starts, as in a dataset's manifest.
  * All arithmetic is that of fp32. NaN never opens a patch. The boundaries of a beginning are a beginning of the
  * boundaries, so that a document cut off for display is cut into patches as the whole one is.
  */
-function recut(count, entropies, settings) {
+function recut(count, entropies, settings, specials) {
   const theta = Math.fround(settings.theta);
   const thetaRise = Math.fround(settings.theta_rise);
   const rounded = settings.entropy_dtype === "float16" ? toHalf : (value) => value;
@@ -21,11 +22,12 @@ function recut(count, entropies, settings) {
     if (settings.rule === "monotonic") return rise > theta;
     return entropies[t - 1] > theta && rise > thetaRise;
   };
+  const forced = new Set(specials.map((position) => position + 1));
   const starts = [];
   let start = 0;
   for (let t = 0; t < count; t++) {
     const length = t - start;
-    if (t <= 1 || length >= settings.max_length || (length >= settings.min_length && wants(t))) {
+    if (t <= 1 || forced.has(t) || length >= settings.max_length || (length >= settings.min_length && wants(t))) {
       starts.push(t);
       start = t;
     }

@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.inspect.figures import Figures, nats
 from pipeline.inspect.sample import SAMPLE_BYTES, SEED, Stretch, shown_body, stretches
 from shared.shards.dataset import Dataset
+from shared.vocabulary import is_special
 
 SHOWN_BYTES = 4096
 """Of each example, from its beginning."""
@@ -37,6 +38,8 @@ class Example:
     """uint16: patches that begin in these tokens (BOS, the n bytes, EOS if whole); the last may end beyond them."""
     values: np.ndarray | None
     """uint8 grid values or float32 nats [n + 1]; None without a sidecar."""
+    specials: list[int]
+    """Positions among the tokens of special ids between the bytes, which the text shows as SPECIAL."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,10 @@ def _example(document: _Document, dataset: Dataset) -> Example:
         lengths = lengths[: len(text) + 2]
         starts = np.cumsum(lengths, dtype=np.int64) - lengths
         lengths = lengths[starts < len(text) + 1 + whole].copy()
-    stored = document.stretch.stored
+    stored, spans = document.stretch.stored, columns.spans(row)
+    named: list[int] = []
+    if spans is not None:
+        named = (np.flatnonzero(is_special(spans.tokens(columns.text(row))[: len(text)])) + 1).tolist()
     return Example(
         id=columns.id(row),
         subset=columns.subset(row),
@@ -182,4 +188,5 @@ def _example(document: _Document, dataset: Dataset) -> Example:
         whole=whole,
         lengths=lengths,
         values=None if stored is None else stored[row][: len(text) + 1].copy(),
+        specials=named,
     )

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from shared.patching.lengths import patch_lengths
 from shared.patching.settings import PatchingSettings
 from shared.shards.dataset import open_dataset
 from shared.shards.document import Row
+from shared.shards.spans import spans_of
 from shared.vocabulary import document_tokens
 
 TINY = 24
@@ -114,28 +116,42 @@ def random_settings(random: np.random.Generator, sidecar: str, rows: list[Row]) 
     )
 
 
+def chat(patching: PatchingSettings, seed: int) -> Row:
+    """A document with special ids between its bytes, and random entropies."""
+    random = np.random.default_rng(seed)
+    text = b"so many words, and then some " * 3
+    ends = np.sort(random.integers(0, len(text), 5)).tolist()
+    spans = spans_of([*((end, 260 + n % 3, n % 2 == 0) for n, end in enumerate(ends)), (len(text), None, True)])
+    row = Row(f"chat-{seed}", "prose", text, spans=spans)
+    entropies = (random.random(row.size + 1) * 5).astype(np.float32)
+    lengths = patch_lengths(row.tokens(True), patching.for_subset(row.subset), entropies)
+    return replace(row, entropies=entropies, patch_lengths=lengths)
+
+
 def expected_starts(row: Row, patching: PatchingSettings, sidecar: str) -> list[int]:
     """Where the library's patches begin, as far as the page shows the document."""
     assert row.entropies is not None
-    lengths = patch_lengths(document_tokens(row.text), patching, row.entropies)
+    lengths = patch_lengths(row.tokens(True), patching, row.entropies)
     if sidecar == "uint8":  # what was stored decides as what was scored
-        replayed = patch_lengths(document_tokens(row.text), patching, dequantise(quantise(row.entropies)))
+        replayed = patch_lengths(row.tokens(True), patching, dequantise(quantise(row.entropies)))
         assert np.array_equal(lengths, replayed)
     starts = np.cumsum(lengths, dtype=np.int64) - lengths
-    shown = len(row.text) + 2 if len(row.text) <= SHOWN_BYTES else SHOWN_BYTES + 1
+    shown = row.size + 2 if row.size <= SHOWN_BYTES else SHOWN_BYTES + 1
     return starts[starts < shown].tolist()
 
 
 @pytest.mark.parametrize(("sidecar", "patching"), [("uint8", ENTROPY), ("float32", RISE), ("float32", MONOTONIC)])
 def test_the_browser_cuts_exactly_as_the_library_does(tmp_path: Path, browser: Browser, sidecar, patching) -> None:
     rows = [spoilt(row, patching) for seed in range(3) for row in some_rows(patching, seed)]
+    rows += [chat(patching, seed) for seed in range(2)]
     save_dataset(tmp_path / "data", [rows], patching, sidecar=sidecar)
     load(browser, page_of(tmp_path / "data", "--documents", "20"))
     random = np.random.default_rng(5)
     chosen = [random_settings(random, sidecar, rows) for _ in range(150)]
     sent = json.dumps([one.model_dump() for one in chosen])
     found = browser.evaluate(
-        f"{sent}.map((one) => opened.map((entry) => [entry.id, Array.from(recut(entry.count, entry.entropies, one))]))"
+        f"{sent}.map((one) => opened.map((entry) => "
+        "[entry.id, Array.from(recut(entry.count, entry.entropies, one, entry.specials))]))"
     )
     by_id = {row.id: row for row in rows}
     assert {id for id, _ in found[0]} == by_id.keys()
