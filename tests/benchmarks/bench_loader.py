@@ -1,19 +1,24 @@
-"""How fast packs are planned, built and handed out: `python tests/benchmarks/bench_loader.py`.
+"""How fast packs are planned and built: `python tests/benchmarks/bench_loader.py [MEGABYTES]`.
 
-One thread, documents of about 2 kB in three subsets, space patches, packs of 8192 tokens, 8 packs a step.
+One process reads one pass from cold shards, of both formats, in packs of 16384 tokens, 8 a step; beside it pyarrow
+decodes the same Arrow shards. Documents of about 2 kB in three subsets, space patches. CPU seconds of this process, so
+that other work on the machine counts little.
 """
 
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute
 
 from shared.patching.lengths import patch_lengths
 from shared.patching.settings import PatchingSettings
 from shared.shards.dataset import Dataset, open_dataset
 from shared.shards.document import Row
-from shared.shards.manifest import DatasetIdentity, Manifest
+from shared.shards.manifest import DatasetIdentity, Manifest, ShardFormat
 from shared.shards.writer import write_shard
 from shared.vocabulary import document_tokens
 from trainer.data.catalogue import catalogue_of
@@ -25,53 +30,80 @@ from trainer.data.schedule import Mixing
 from trainer.data.slices import SliceReader
 
 PATCHING = PatchingSettings(rule="space", max_length=64)
-DOCUMENTS, MEAN_BYTES, SHARDS = 5000, 2000, 4
-TOKENS, PACKS = 8192, 1000
+MEAN_BYTES, SHARDS, TOKENS, LANES = 2000, 4, 16384, 64
 
 
-def example(folder: Path) -> Dataset:
+def documents(megabytes: int) -> list[Row]:
     rng = np.random.default_rng(0)
     alphabet = np.frombuffer(b"abcdefghijkl   \n", np.uint8)
-    rows = []
-    for number in range(DOCUMENTS):
+    rows, held = [], 0
+    while held < megabytes * 10**6:
         text = rng.choice(alphabet, int(rng.exponential(MEAN_BYTES))).tobytes()
-        rows.append(Row(str(number), "abc"[number % 3], text, 0, patch_lengths(document_tokens(text), PATCHING)))
-    shards = [write_shard(folder, f"shard-{n:05d}", rows[n::SHARDS], "arrow") for n in range(SHARDS)]
+        rows.append(Row(str(len(rows)), "abc"[len(rows) % 3], text, 0, patch_lengths(document_tokens(text), PATCHING)))
+        held += len(text)
+    return rows
+
+
+def write(folder: Path, rows: list[Row], format: ShardFormat) -> Dataset:
+    shards = [write_shard(folder, f"shard-{n:05d}", rows[n::SHARDS], format) for n in range(SHARDS)]
     identity = DatasetIdentity(
-        split="train", format="arrow", sidecar="none", patching=PATCHING, patcher=None, source="a benchmark"
+        split="train", format=format, sidecar="none", patching=PATCHING, patcher=None, source="a benchmark"
     )
     Manifest(identity=identity, shards=shards).save(folder)
     return open_dataset(folder)
 
 
-def report(what: str, seconds: float, text_bytes: int) -> None:
-    print(f"{what:<28} {seconds / PACKS * 1e6:8.0f} us/pack {text_bytes / seconds / 1e6:8.1f} MB/s of text")
+def report(what: str, began: float, text_bytes: int) -> float:
+    seconds = time.process_time() - began
+    print(f"{what:<34} {text_bytes / seconds / 1e6:8.1f} MB/s of text")
+    return seconds
+
+
+def decode(dataset: Dataset) -> float:
+    """Every record batch by pyarrow alone."""
+    began, text = time.process_time(), 0
+    for shard in dataset.manifest.shards:
+        options = pa.ipc.IpcReadOptions(use_threads=False)
+        reader = pa.ipc.open_file(pa.memory_map(str(dataset.folder / shard.name)), options=options)
+        for batch in range(reader.num_record_batches):
+            text += pa.compute.binary_length(reader.get_batch(batch).column("text")).to_numpy().sum()
+    return report("plain pyarrow, zstd Arrow", began, int(text))
+
+
+def plan(dataset: Dataset) -> None:
+    catalogue, limits = catalogue_of(dataset), pack_limits(dataset.manifest, TOKENS)
+    planner = Planner(catalogue, SliceReader(dataset, catalogue), limits, Mixing(), first_cursor(dataset, 0, LANES))
+    whole = dataset.manifest.totals.bytes
+    began, text = time.process_time(), 0
+    while text < whole:
+        text += planner.next_pack().bytes
+    report("planning, with cuts", began, text)
+
+
+def load(dataset: Dataset, what: str, batches: bool) -> float:
+    """One pass in this process, from shards that it has not checked yet; batches: as tensors, too."""
+    dataset = open_dataset(dataset.folder)
+    limits, whole = pack_limits(dataset.manifest, TOKENS), dataset.manifest.totals.bytes
+    packs = iter(PackLoader(dataset, limits, packs_per_step=8, lanes=LANES))
+    began, text = time.process_time(), 0
+    while text < whole:
+        pack = next(packs)
+        text += int(pack.slice_text.sum())
+        assert not batches or len(pack.batch.ids) == TOKENS
+    return report(what, began, text)
 
 
 def main() -> None:
+    rows = documents(int(sys.argv[1]) if len(sys.argv) > 1 else 40)
     with tempfile.TemporaryDirectory() as folder:
-        dataset = example(Path(folder))
-        limits = pack_limits(dataset.manifest, TOKENS)
-        catalogue = catalogue_of(dataset)
-        reader = SliceReader(dataset, catalogue)
-        planner = Planner(catalogue, reader, limits, Mixing(), first_cursor(dataset, 0, 64))
-        planner.next_pack()
-        began = time.perf_counter()
-        text = sum(planner.next_pack().bytes for _ in range(PACKS))
-        report("planning alone", time.perf_counter() - began, text)
-        for workers in (0, 1, 2):
-            packs = iter(PackLoader(dataset, limits, packs_per_step=8, workers=workers))
-            next(packs)
-            began = time.perf_counter()
-            text, fill = 0, []
-            for _ in range(PACKS):
-                pack = next(packs)
-                assert len(pack.batch.ids) == TOKENS
-                text += int(pack.slice_bytes.sum())
-                fill.append((pack.token_fill, pack.patch_fill))
-            report(f"loading, {workers} workers", time.perf_counter() - began, text)
-        token_fill, patch_fill = np.mean(fill, axis=0)
-        print(f"fill: {token_fill:.1%} of tokens, {patch_fill:.1%} of patches")
+        arrow = write(Path(folder) / "arrow", rows, "arrow")
+        tar = write(Path(folder) / "webdataset", rows, "webdataset")
+        plain = decode(arrow)
+        plan(arrow)
+        packed = load(arrow, "packs, zstd Arrow", batches=False)
+        load(arrow, "packs and batches, zstd Arrow", batches=True)
+        load(tar, "packs, WebDataset", batches=False)
+        print(f"packs cost {packed / plain:.1f} times what decoding alone does")
 
 
 if __name__ == "__main__":
