@@ -129,7 +129,6 @@ def prepare(settings: TrainSettings, identity: RunIdentity, world: World) -> Job
         validation=Validation(validation, limits, world),
         checkpoints=checkpoints,
         state=state,
-        limits=limits,
         line=line,
         reporter=Reporter(settings, world, limits, patcher, line, state.step),
         watch=Watch(world.store, world.rank, world.size, settings.run.timeout / 2, warn),  # before they give up

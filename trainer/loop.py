@@ -9,7 +9,6 @@ from torch import nn
 
 from trainer.checkpoints.state import TrainState
 from trainer.checkpoints.store import Checkpoints
-from trainer.data.limits import PackLimits
 from trainer.data.loader import PackLoader
 from trainer.data.packs import Pack
 from trainer.errors import CheckpointError, TrainingError
@@ -36,7 +35,6 @@ class Job:
     model: nn.Module
     optimizer: Optimizers
     loader: PackLoader
-    limits: PackLimits
     validation: Validation
     checkpoints: Checkpoints
     state: TrainState

@@ -116,7 +116,7 @@ def alternate(settings: TrainSettings, world: World, rounds: int) -> dict[str, l
     job = prepare(settings, run_identity(settings), world)
     bare_step, sharded_step, whole_step = bare(settings, world), sharded(settings, world), whole(job)
     train = open_split(settings.data, TRAIN_SPLIT)
-    ready = iter(PackLoader(train, job.limits, settings.data.packs, lanes=settings.data.lanes))
+    ready = iter(PackLoader(train, job.loader.limits, settings.data.packs, lanes=settings.data.lanes))
     seconds: dict[str, list[float]] = {"bare": [], "sharded": [], "whole": []}
     for number in range(WARM_UP + rounds):
         batches = [next(ready).batch for _ in range(settings.data.packs)]
