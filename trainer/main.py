@@ -58,7 +58,6 @@ def tell_plan(recipe: Path, overrides: Sequence[str]) -> int:
 def train(settings: TrainSettings, identity: RunIdentity) -> int:
     """The run itself. torch is imported from here on."""
     warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata's own import
-    from trainer.data.loader import lost_worker
     from trainer.job import claimed, export, prepare, summarise
     from trainer.loop import run_steps
     from trainer.parallel.world import gave_up, lost_peer, started
@@ -82,8 +81,6 @@ def train(settings: TrainSettings, identity: RunIdentity) -> int:
             return complain(
                 TrainingError(f"other ranks have not answered for {settings.run.timeout:g} s (run.timeout)")
             )
-        if lost_worker(error):
-            return complain(TrainingError(f"a loader worker was killed, for want of memory perhaps: {error}"))
         if not lost_peer(error):
             raise
         return give_way()

@@ -3,10 +3,11 @@
 import ctypes
 import os
 import signal
-from multiprocessing import forkserver
+from multiprocessing import connection, forkserver, parent_process
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.popen_forkserver import Popen
 from multiprocessing.process import BaseProcess
+from threading import Thread
 
 SET_PARENT_DEATH_SIGNAL = 1
 """PR_SET_PDEATHSIG of prctl(2)."""
@@ -40,10 +41,17 @@ def serve(number: int = 0) -> None:
     torchrun signals the process group of a rank, a terminal that of the job: the rank still needs packs for the step
     that it is in. ``number`` is the worker's, as a DataLoader calls it.
     """
-    signal.set_wakeup_fd(-1)  # inherited from the rank, which would take this process's signals for its own
     for sent in STOP_SIGNALS:
         signal.signal(sent, signal.SIG_IGN)
-    end_with_parent()
+    rank = parent_process()
+    assert rank is not None
+    Thread(target=_end_with, args=(rank.sentinel,), name="rank", daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    """The system's parent is the server, which lives as long as its workers do: only a pipe tells of the rank."""
+    connection.wait([sentinel])
+    os._exit(1)
 
 
 class _WorkerPopen(Popen):

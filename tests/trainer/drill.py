@@ -29,6 +29,12 @@ def children(process: int) -> list[int]:
         return []
 
 
+def descendants(process: int) -> list[int]:
+    """Children, and theirs."""
+    own = children(process)
+    return own + [other for child in own for other in descendants(child)]
+
+
 def rank_processes(launcher: int) -> list[int]:
     """The ranks that torchrun has started."""
     return [child for child in children(launcher) if b"main.py" in command_line(child)]
@@ -81,7 +87,11 @@ class Drill:
             "rank": lambda launcher: self._one(rank_processes(launcher)),
             "launcher": lambda launcher: [launcher],
             "loader worker": lambda launcher: self._one(
-                [worker for rank in rank_processes(launcher) for worker in children(rank)]
+                [
+                    process
+                    for rank in rank_processes(launcher)
+                    for process in set(descendants(rank)) - set(children(rank))
+                ]
             ),
             "machine": lambda launcher: [launcher, *rank_processes(launcher)],
             "machine, then a byte of a checkpoint": lambda launcher: [launcher, *rank_processes(launcher)],
@@ -123,7 +133,7 @@ class Drill:
     def _strike(self, kill: Kill, launcher: int) -> bool:
         """Kill if it is time; whether it was."""
         ranks = rank_processes(launcher)
-        self.seen |= {launcher, *ranks, *(worker for rank in ranks for worker in children(rank))}
+        self.seen |= {launcher, *ranks, *(worker for rank in ranks for worker in descendants(rank))}
         if logged_step(self.out) < kill.step:
             return False
         unfinished = self._unfinished()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from drill import ROOT, children, drill_recipe, killed, logged_step, rank_processes
+from drill import ROOT, children, descendants, drill_recipe, killed, logged_step, rank_processes
 from tiny_runs import quiet_environment, torchrun
 
 from trainer.parallel.watch import Sign, standstill
@@ -89,27 +89,33 @@ def test_a_rank_whose_neighbour_has_ended_does_not_wait_for_it(listener: tuple[s
 
 MASTER = """
 import os, time
-from trainer.processes import serve
-child = os.fork()
-if child == 0:
+from trainer.processes import serve, worker_server
+
+def work():
     serve()
     os.write(1, b"%d\\n" % os.getpid())
     time.sleep(60)
-time.sleep(60)
+
+if __name__ == "__main__":
+    worker_server("trainer.processes").Process(target=work, daemon=True).start()
+    time.sleep(60)
 """
 
 
-def test_a_loader_worker_survives_signals_to_its_group_and_ends_with_its_rank() -> None:
-    with subprocess.Popen([sys.executable, "-c", MASTER], stdout=subprocess.PIPE, text=True) as rank:
+def test_a_loader_worker_survives_signals_to_its_group_and_ends_with_its_rank(tmp_path: Path) -> None:
+    (tmp_path / "master.py").write_text(MASTER)
+    with subprocess.Popen([sys.executable, tmp_path / "master.py"], stdout=subprocess.PIPE, text=True) as rank:
         assert rank.stdout
         worker = int(rank.stdout.readline())
+        servers = children(rank.pid)
+        assert len(servers) >= 2  # the server that the worker comes from, and what multiprocessing needs itself
         for number in STOP_SIGNALS:
             os.kill(worker, number)
         time.sleep(0.3)
         assert not has_ended(worker)
         rank.kill()
     deadline = time.monotonic() + 20
-    while not has_ended(worker):
+    while not all(map(has_ended, [worker, *servers])):
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -153,7 +159,7 @@ def running(recipe: Path, out: Path, *options: str) -> subprocess.Popen:
 def test_an_interrupt_of_the_launcher_saves_and_leaves_nobody_behind(recipe: Path) -> None:
     process = running(recipe, recipe.parent / "interrupted")
     ranks = rank_processes(process.pid)
-    everybody = [*ranks, *(worker for rank in ranks for worker in children(rank))]
+    everybody = [*ranks, *(process for rank in ranks for process in descendants(rank))]
     assert len(everybody) >= 4
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)

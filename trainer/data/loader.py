@@ -182,8 +182,3 @@ def stateful_loader(packs: PackDataset, workers: int) -> StatefulDataLoader:
             multiprocessing_context=worker_server(__name__) if workers else None,
             worker_init_fn=serve,
         )
-
-
-def lost_worker(error: RuntimeError) -> bool:
-    """Whether a DataLoader has found a worker of its own dead; what a worker has found wrong is another error."""
-    return str(error).startswith("DataLoader worker")
