@@ -135,7 +135,7 @@ def batch_job(tmp_path: Path, srun: str) -> tuple[subprocess.Popen[str], Path]:
     said = tmp_path / "said"
     commands = {
         "srun": f'#!/bin/bash\necho "$@" "$NODES $NPROC $RENDEZVOUS" >{tmp_path}/started\n{srun}\n',
-        "scontrol": f'#!/bin/bash\nif [ "$1" = show ]; then printf "node7\\nnode8\\n"; else echo "$@" >>{said}; fi\n',
+        "scontrol": f'#!/bin/bash\nif [ "$1" = show ]; then printf "node%d\\n" {{7..4000}}; else echo "$@" >>{said}; fi\n',
     }
     for name, text in commands.items():
         (tmp_path / name).write_text(text)
@@ -143,7 +143,7 @@ def batch_job(tmp_path: Path, srun: str) -> tuple[subprocess.Popen[str], Path]:
     slurm = {"SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_ID": "123", "SLURM_JOB_NODELIST": "node[7-8]"}
     env = os.environ | slurm | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     job = subprocess.Popen([INFRA / "slurm.sbatch", "recipe.toml"], env=env, text=True)
-    wait_for((tmp_path / "started").exists)
+    wait_for(lambda: (tmp_path / "started").exists() or job.poll() is not None)
     return job, said
 
 
