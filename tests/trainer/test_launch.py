@@ -135,7 +135,8 @@ def batch_job(tmp_path: Path, srun: str) -> tuple[subprocess.Popen[str], Path]:
     said = tmp_path / "said"
     commands = {
         "srun": f'#!/bin/bash\necho "$@" "$NODES $NPROC $RENDEZVOUS" >{tmp_path}/started\n{srun}\n',
-        "scontrol": f'#!/bin/bash\nif [ "$1" = show ]; then printf "node%d\\n" {{7..4000}}; else echo "$@" >>{said}; fi\n',
+        "scontrol": "#!/bin/bash\n"
+        f'if [ "$1" = show ]; then printf "node%d\\n" {{7..4000}}; else echo "$@" >>{said}; fi\n',
     }
     for name, text in commands.items():
         (tmp_path / name).write_text(text)
