@@ -16,7 +16,9 @@ _ASKING = "user"
 
 def chat_of(values: Mapping[str, Any], chat: ChatSettings) -> tuple[bytes, Spans]:
     """The text and the spans of a record. Raises BadRecord with the reason."""
-    turns = _messages(values[MESSAGES], chat.roles) if MESSAGES in values else _pair(values, chat.roles)
+    # A table has all columns in every row; where messages are null beside a prompt, they are not there.
+    has_messages = values.get(MESSAGES) is not None or (MESSAGES in values and PROMPT not in values)
+    turns = _messages(values[MESSAGES], chat.roles) if has_messages else _pair(values, chat.roles)
     if not any(turn.role in chat.learn for turn in turns):
         raise BadRecord(f"nothing to learn: no turn of the role {' or '.join(chat.learn)}")
     return chat_body(turns, chat.specials, chat.learn)

@@ -105,9 +105,10 @@ def joined_spans(parts: Sequence[tuple[Spans, int]]) -> Spans:
     losses = np.concatenate([spans.losses for spans, _ in parts])
     # An empty span without special id says something only of EOS, and nothing where the span before it says the same.
     empty = (specials == NO_SPECIAL) & (np.diff(ends, prepend=0) == 0)
-    empty[-1] &= len(ends) > 1 and losses[-1] == losses[-2]
-    empty[-1] &= not empty.all()
-    ends, specials, losses = ends[~empty], specials[~empty], losses[~empty]
+    places = np.flatnonzero(~empty[:-1])
+    if not len(places) or not empty[-1] or losses[-1] != losses[places[-1]]:
+        places = np.append(places, len(ends) - 1)
+    ends, specials, losses = ends[places], specials[places], losses[places]
     # A span that no special id ends goes on in the next one if both are alike.
     kept = np.ones(len(ends), bool)
     kept[:-1] = (specials[:-1] != NO_SPECIAL) | (losses[:-1] != losses[1:])

@@ -90,7 +90,7 @@ def test_what_is_learnt_and_which_roles_there_are_can_be_chosen() -> None:
     pair, turns = (
         parse(values)
         for values in (
-            {"prompt": "p", "completion": "rr"},
+            {"prompt": "p", "completion": "rr", "messages": None},
             {"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "rr"}]},
         )
     )

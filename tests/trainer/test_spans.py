@@ -22,6 +22,7 @@ from pack_examples import (
 from shared.batch import Batch, Patches, segments
 from shared.blt import Blt
 from shared.config import ConfigError
+from shared.identity import IdentityError
 from shared.initialise import initialise
 from shared.model_settings import BltSettings
 from shared.shards.dataset import Dataset
@@ -32,6 +33,7 @@ from shared.vocabulary import BOE, IGNORED_LABEL, VOCABULARY_SIZE
 from trainer.data.catalogue import catalogue_of
 from trainer.data.cursor import Cursor, first_cursor
 from trainer.data.limits import PackLimits
+from trainer.data.mixture import Mixture
 from trainer.data.packs import Pack, Step, build_pack, pack_digest
 from trainer.data.plan import PackPlan, Planner
 from trainer.data.schedule import Mixing
@@ -189,3 +191,16 @@ def test_the_entropy_model_learns_named_special_ids_as_the_reserved_one(dataset:
     raw = np.concatenate([pack.labels for pack in packs])
     assert (raw >= VOCABULARY_SIZE).any()
     np.testing.assert_array_equal(named.numpy(), np.where(raw >= VOCABULARY_SIZE, 3, raw))
+
+
+def test_chats_and_plain_text_may_be_mixed_but_not_chats_of_other_special_ids(tmp_path: Path) -> None:
+    text = make_dataset(tmp_path / "text", [random_documents(7, 20)])
+    chat = make_dataset(tmp_path / "chat", [chats(8, 20)], specials=SPECIALS)
+    mixture = Mixture({"text": text, "chat": chat})
+    assert mixture.manifest.identity.specials == SPECIALS
+    packs = list(ValidationPacks(mixture, LIMITS[0]))
+    totals = text.manifest.totals + chat.manifest.totals
+    assert sum(pack.targets for pack in packs) == totals.targets
+    other = make_dataset(tmp_path / "other", [chats(9, 20)], specials=SPECIALS[::-1])
+    with pytest.raises(IdentityError, match="cannot be mixed, their special ids differ"):
+        Mixture({"chat": chat, "other": other})
