@@ -31,8 +31,11 @@ BLT = {"kind": "blt", "window": 64, "ngrams": {"sizes": [3], "rows": 500}, "enco
 MODEL = BLT | {"global": STACK}
 
 
-def settings_for(tokens: int = LIMITS.tokens, model: dict[str, Any] = MODEL, **parallel: Any) -> TrainSettings:
-    return tiny_settings(Path("unused"), Path("unused"), data={"tokens": tokens}, model=model, parallel=parallel)
+def settings_for(
+    tokens: int = LIMITS.tokens, model: dict[str, Any] = MODEL, dtype: str = "float32", **parallel: Any
+) -> TrainSettings:
+    sections = {"run": {"dtype": dtype}, "data": {"tokens": tokens}, "model": model, "parallel": parallel}
+    return tiny_settings(Path("unused"), Path("unused"), **sections)
 
 
 @pytest.fixture
@@ -82,6 +85,7 @@ def test_a_run_learns_the_same_with_and_without(tmp_path: Path) -> None:
     assert losses(tmp_path / "True") == losses(tmp_path / "False")
     (rank,) = json.loads((tmp_path / "True/memory.json").read_text())["ranks"]
     assert set(rank) == {*HELP, "peak"} - {"passing"}
+    assert rank.pop("gathered") == 0  # one rank that computes in the dtype of its masters
     assert all(rank.values())
     assert not (tmp_path / "False/memory.json").exists()
 
@@ -95,8 +99,13 @@ def test_standing_parts_are_the_arithmetic_of_the_shapes(world: World) -> None:
     assert memory.moments == 8 * sum(sizes.values())
     assert (memory.tables, memory.table_moments) == (4 * tables, 4 * 500)
     assert memory.logits == 2 * 4 * 256 * 260
-    kept = found(settings_for(keep_gathered=True), world).ranks[0]
-    assert kept.gathered == memory.parameters > memory.gathered > memory.parameters / 3
+    assert memory.gathered == 0
+
+
+def test_a_model_in_another_dtype_than_its_masters_is_gathered_in_that(world: World) -> None:
+    (memory,) = found(settings_for(dtype="bfloat16"), world).ranks
+    (kept,) = found(settings_for(dtype="bfloat16", keep_gathered=True), world).ranks
+    assert 2 * kept.gathered == memory.parameters > 2 * memory.gathered > memory.parameters / 3
 
 
 def test_activations_are_the_tensors_that_the_backward_pass_will_ask_for(world: World) -> None:

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from trainer.learning.optimizer import Optimizers
 from trainer.observing.progress import quantity
@@ -88,7 +89,9 @@ def held_by(tensors: Iterable[Tensor]) -> int:
 
 
 def gathered_elements(model: nn.Module, keep: bool) -> int:
-    """Parameters that are whole at once; see `Memory.gathered`."""
+    """Parameters that are whole at once, beside a rank's own; see `Memory.gathered`."""
+    if not isinstance(model, FSDPModule):
+        return 0
     sizes = [sum(parameter.numel() for parameter in unit.parameters()) for unit in units(model)]
     tables = sum(table.weight.numel() for table in row_tables(model))
     everything = sum(parameter.numel() for parameter in model.parameters()) - tables

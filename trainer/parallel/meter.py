@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, UntypedStorage, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -81,7 +82,8 @@ class Meter:
             before = self._now()
 
         def end(*_: Any) -> None:
-            gathered = [parameter for parameter in model.parameters() if not isinstance(parameter, DTensor)]
+            sharded = isinstance(model, FSDPModule)
+            gathered = [own for own in model.parameters() if sharded and not isinstance(own, DTensor)]
             self.kept = max(self.kept, self._now(gathered) - before)
 
         hooks = [model.register_forward_pre_hook(begin, prepend=True), model.register_forward_hook(end)]

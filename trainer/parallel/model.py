@@ -44,7 +44,8 @@ def build_model(settings: TrainSettings, world: World) -> nn.Module:
     dtype = DTYPES[settings.run.dtype]
     if isinstance(model, Blt):
         model.ngrams = RowTables(model.ngrams, table_mesh(world, parallel.offload), dtype)
-    shard(model, mesh, dtype, parallel.keep_gathered, parallel.offload)
+    if parallel.sharded(world.size, settings.run.dtype):
+        shard(model, mesh, dtype, parallel.keep_gathered, parallel.offload)
     model.to_empty(device="cpu" if parallel.offload else world.device)
     if settings.start.model is None:
         fill(model, settings.run.seed)
@@ -105,7 +106,7 @@ def shard(
 ) -> None:
     """FSDP2 over every unit: fp32 shards, compute in ``dtype``, gradients summed in fp32.
 
-    Applied to one rank too: it brings the mixed precision. Inputs are not cast: rotary tables stay fp32. Tables that
+    On one rank too it brings mixed precision and offloading. Inputs are not cast: rotary tables stay fp32. Tables that
     learn by rows look after themselves. While a unit computes forward the next one is gathered, as it is by itself on
     the way back.
     """

@@ -36,6 +36,7 @@ def memory_by_part(settings: TrainSettings, ranks: int, patches: int, tiled: boo
     learning = {name: shape for name, shape in dense.items() if factors[name]}
     once = inner_matrices(learning) if settings.optimizer.matrices == "muon" else {}
     copy = parallel.shard or ranks
+    sharded = parallel.sharded(ranks, settings.run.dtype)
     rows = -(-shapes[TABLES][0] // ranks) if TABLES in shapes else 0
     return {
         "parameters": shard_bytes(dense.values(), copy),
@@ -43,10 +44,10 @@ def memory_by_part(settings: TrainSettings, ranks: int, patches: int, tiled: boo
         "moments": 2 * shard_bytes(learning.values(), copy) - shard_bytes(once.values(), copy),
         "tables": FLOAT * rows * shapes[TABLES][1] if rows else 0,
         "table_moments": FLOAT * rows if rows and factors[TABLES] else 0,
-        "gathered": gathered_bytes(settings.model, dense, width, parallel.keep_gathered),
+        "gathered": gathered_bytes(settings.model, dense, width, parallel.keep_gathered) if sharded else 0,
         "activations": kept_activations(settings.model, pack, parallel.activation_checkpointing),
         "logits": 2 * kept_logits(settings.model.vocabulary, settings.data.tokens),
-        "passing": passing_bytes(settings.model, learning, width, accumulates=settings.data.packs > ranks)
+        "passing": passing_bytes(settings.model, learning, width, sharded, accumulates=settings.data.packs > ranks)
         + recomputed_block(settings.model, pack, parallel.activation_checkpointing),
     }
 
@@ -78,12 +79,14 @@ def gathered_bytes(settings: Model, dense: Shapes, width: int, keep: bool) -> in
     return width * (everything if keep else everything - sum(units) + pair)
 
 
-def passing_bytes(settings: Model, learning: Shapes, width: int, accumulates: bool) -> int:
+def passing_bytes(settings: Model, learning: Shapes, width: int, sharded: bool, accumulates: bool) -> int:
     """What comes and goes with a backward pass.
 
-    The gradients of a unit as they leave: in ``width`` bytes, and once more in fp32 as they are sent. Where several
-    packs are summed before that, all gradients whole in fp32.
+    Sharded: the gradients of a unit as they leave, in ``width`` bytes, and once more in fp32 as they are sent; where
+    several packs are summed before that, all gradients whole in fp32. Otherwise a gradient that is added to another.
     """
+    if not sharded:
+        return FLOAT * max(map(prod, learning.values())) if accumulates else 0
     largest = max(count(unit) for unit in units_of(settings, learning))
     return largest * (width + FLOAT) + (FLOAT * count(learning) if accumulates else 0)
 

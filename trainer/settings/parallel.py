@@ -39,3 +39,7 @@ class ParallelSettings(Section):
     dry_run: bool = True
     """Before the first step, go forward and back through the largest packs without learning: shows what does not fit or
     compile, and prints memory by part. Takes about as long as two steps."""
+
+    def sharded(self, ranks: int, dtype: str) -> bool:
+        """Whether FSDP has anything to do: one rank that computes in the dtype of its masters needs none of it."""
+        return ranks > 1 or dtype != "float32" or self.offload
