@@ -107,11 +107,11 @@ def test_parameters_are_those_of_the_model(name):
 
 VARIANTS = {
     "projected": {},
-    "plain": {"parallel": {"activation_checkpointing": "selective"}},
+    "plain": {"parallel": {"activation_checkpointing": "selective", "offload": True}},
     "one decoder cross": {"parallel": {"activation_checkpointing": "full"}},
     "grouped heads": {"optimizer": {"lr": 1e-3, "matrices": "muon"}},
     "all crosses": {"optimizer": {"lr": 1e-3, "rates": {"global_": 0, "ngrams": 0}}},
-    "entropy": {"parallel": {"keep_gathered": True}},
+    "entropy": {"parallel": {"keep_gathered": True, "offload": True}},
 }
 
 
@@ -187,7 +187,8 @@ def test_memory_follows_ranks_copies_and_accumulation():
     assert memory[1]["moments"] == 2 * memory[1]["parameters"] > memory[4]["moments"] >= memory[1]["moments"] / 4
     shapes = parameter_shapes(one.model)
     whole = 4 * sum(prod(shape) for name, shape in shapes.items() if name != TABLES)
-    assert memory[1]["passing"] - memory[4]["passing"] == whole  # four packs are summed on the one rank
+    two = memory_by_part(one, 2, 512, tiled=False)
+    assert two["passing"] - memory[4]["passing"] == whole  # two packs are summed on each rank
     copies = memory_by_part(recipe("plain", data={"packs": 4}, parallel={"shard": 1}), 4, 512, tiled=False)
     assert copies["parameters"] == whole
     assert copies["tables"] == memory[4]["tables"]  # over all ranks, whatever copies there are
@@ -199,8 +200,8 @@ def test_units_are_whole_two_at_a_time_or_all():
     sizes = [count(unit) for unit in units_of(settings, dense)]
     assert gathered_bytes(settings, dense, 2, keep=False) == 2 * max(map(sum, pairwise(sizes)))
     assert gathered_bytes(settings, dense, 2, keep=True) == 2 * sum(sizes)
-    assert passing_bytes(settings, dense, 2, accumulates=False) == 6 * max(sizes)
-    assert passing_bytes(settings, dense, 2, accumulates=True) == 6 * max(sizes) + 4 * sum(sizes)
+    assert passing_bytes(settings, dense, 2, sharded=True, accumulates=False) == 6 * max(sizes)
+    assert passing_bytes(settings, dense, 2, sharded=True, accumulates=True) == 6 * max(sizes) + 4 * sum(sizes)
 
 
 def test_a_plan_takes_patches_from_the_dataset_where_it_is_there(patched, unpatched):

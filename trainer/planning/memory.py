@@ -82,12 +82,12 @@ def gathered_bytes(settings: Model, dense: Shapes, width: int, keep: bool) -> in
 def passing_bytes(settings: Model, learning: Shapes, width: int, sharded: bool, accumulates: bool) -> int:
     """What comes and goes with a backward pass.
 
-    Sharded: the gradients of a unit as they leave, in ``width`` bytes, and once more in fp32 as they are sent; where
-    several packs are summed before that, all gradients whole in fp32. Otherwise a gradient that is added to another.
+    The gradients of a unit as they are made; sharded in ``width`` bytes, and once more in fp32 as they are sent. Where
+    several packs are summed before they are sent, all gradients whole in fp32.
     """
-    if not sharded:
-        return FLOAT * max(map(prod, learning.values())) if accumulates else 0
     largest = max(count(unit) for unit in units_of(settings, learning))
+    if not sharded:
+        return largest * FLOAT
     return largest * (width + FLOAT) + (FLOAT * count(learning) if accumulates else 0)
 
 
