@@ -157,6 +157,13 @@ def test_the_best_and_every_so_many_are_kept(make: Make) -> None:
     assert read_state(best).validation == {"a": SubsetScore(3.0, 1000, 1000, 300, 7)}
 
 
+def test_scores_that_are_no_numbers_make_nothing_the_best(make: Make) -> None:
+    saved = make(every=1, keep=1, keep_best=1)
+    saved.save(1, float("nan"))
+    assert saved.checkpoints.wait()
+    assert saved.names() == ["step-00000001"]
+
+
 def test_what_is_kept() -> None:
     assert kept([1, 2, 3], {}, CheckpointSettings(keep=2)) == {2, 3}
     assert kept([], {}, CheckpointSettings()) == set()

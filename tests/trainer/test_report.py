@@ -15,7 +15,7 @@ from tiny_runs import STATIC, tiny_data, tiny_recipe, toml
 from shared.config import ConfigError
 from trainer.__main__ import main as command
 from trainer.main import main
-from trainer.observing.history import load_history
+from trainer.observing.history import History, load_history
 from trainer.observing.plot import MOST_POINTS, Curve, chart, ticks, together, y_range
 from trainer.observing.report import html, short_names
 from trainer.observing.summary import summary
@@ -78,6 +78,35 @@ def test_a_run_under_way_or_of_an_older_version_is_told_too(tmp_path: Path) -> N
     assert "Bits per byte over bytes" in html([run])
     with pytest.raises(ConfigError, match=r"metrics\.jsonl is missing or empty"):
         load_history(tmp_path)
+
+
+def test_a_validation_that_is_not_finite_is_told(tmp_path: Path) -> None:
+    scores = {"bits_per_byte": None, "subsets": {"a": None, "b": 2.0}}
+    run = load_history(write_run(tmp_path / "run", [line(1), {"step": 1, "validation": scores}]))
+    words = dict(summary(run))["bits per byte"]
+    assert words == "not finite on validation (b 2.0000), 4.0000 on the last training interval"
+    assert "not finite" in html([run])
+
+
+class Counted(list[Any]):
+    """A list that counts how often one of its elements is looked at."""
+
+    looks = 0
+
+    def __getitem__(self, key: Any) -> Any:
+        self.looks += 1
+        return super().__getitem__(key)
+
+    def __iter__(self) -> Iterator[Any]:
+        raise AssertionError("all lines are read to find one")
+
+
+def test_finding_a_step_does_not_read_all_lines(tmp_path: Path) -> None:
+    lines = Counted([line(step, seconds=0.5 * step if step != 900 else None) for step in range(10, 1001, 10)])
+    run = History(tmp_path, lines, [], [])
+    assert [run.at_step(step) for step in (5, 10, 19, 1000, 2000)] == [0.0, 1000.0, 1000.0, 100_000.0, 100_000.0]
+    assert run.at_step(905, "seconds") == 445.0
+    assert lines.looks < 6 * 10
 
 
 def test_memory_by_part_is_of_the_rank_that_needs_most(tmp_path: Path) -> None:

@@ -28,6 +28,12 @@ def test_recipes_are_valid_with_a_path_and_a_folder_given() -> None:
         (["--run.dtype", "float16"], "run.dtype"),
         (["--data.packs", "0"], "data.packs"),
         (["--optimizer.rates.global_.blocks", "-1"], r"optimizer.rates.global_.blocks"),
+        (["--optimizer.betas", "[0.9, 1.5]"], r"optimizer.betas"),
+        (["--optimizer.clip", "inf"], "optimizer.clip"),
+        (["--optimizer.tables.rate", "inf"], "optimizer.tables.rate"),
+        (["--optimizer.rates.encoder", "inf"], "optimizer.rates.encoder"),
+        (["--run.timeout", "inf"], "run.timeout"),
+        (["--data.weights.a", "nan"], "data.weights.a"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(tmp_path: Path, overrides: list[str], words: str) -> None:

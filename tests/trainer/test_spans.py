@@ -1,6 +1,7 @@
 """Documents with spans in packs: special ids between the bytes, labels only where the loss is on, each target once."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +175,19 @@ def test_data_without_anything_to_learn_is_refused(tmp_path: Path) -> None:
     data = make_dataset(tmp_path, [[Row("x", "a", row.text, 0, row.patch_lengths, spans=spans_of([(7, None, False)]))]])
     with pytest.raises(ConfigError, match="nothing to learn"):
         packs_of(data, PackLimits(20, 10), 1)
+
+
+def test_going_on_for_ever_with_nothing_to_learn_is_refused(tmp_path: Path) -> None:
+    """Else planning would look for a target until the end of time."""
+    silent = document("y", "b", b"abc def")
+    rows = [document("x", "a", b"abc def"), replace(silent, spans=spans_of([(7, None, False)]))]
+    data = make_dataset(tmp_path, [rows])
+    catalogue = catalogue_of(data)
+    reader, limits = SliceReader(data, catalogue), PackLimits(20, 10)
+    with pytest.raises(ConfigError, match="others go on for ever"):
+        Planner(catalogue, reader, limits, Mixing(repeats={"a": 1}), first_cursor(data, 0, 1))
+    both = Planner(catalogue, reader, limits, Mixing(repeats={"a": 1, "b": 1}), first_cursor(data, 0, 1))
+    assert [both.next_pack().targets for _ in range(2)] == [8, 0]
 
 
 def test_a_special_id_without_a_name_is_damage(tmp_path: Path) -> None:

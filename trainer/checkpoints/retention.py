@@ -39,8 +39,8 @@ def tidy(folder: Path, scores: Mapping[int, float], settings: CheckpointSettings
     for path in step_folders(folder):
         if path not in complete or step_of(path) not in stay:
             remove(path)
-    if settings.keep_best and scores:
-        point_to(folder / BEST_NAME, f"step-{best(scores)[0]:08d}")
+    if settings.keep_best and (ranked := best(scores)):
+        point_to(folder / BEST_NAME, f"step-{ranked[0]:08d}")
 
 
 def remove(path: Path) -> None:

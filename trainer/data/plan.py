@@ -16,7 +16,7 @@ from shared.identity import IdentityError
 from trainer.data.catalogue import Catalogue
 from trainer.data.cursor import Cursor, Lane
 from trainer.data.limits import PackLimits
-from trainer.data.schedule import Mixing, Schedule, document_ends, document_rates
+from trainer.data.schedule import ENDLESS, Mixing, Schedule, document_ends, document_rates
 from trainer.data.slices import SliceReader
 from trainer.data.streams import SubsetStream
 
@@ -134,8 +134,14 @@ class Planner:
         rates = document_rates(documents, catalogue.bytes_of_subset(), mixing.weights, names)
         if not catalogue.targets_of_subset()[rates > 0].any():
             raise ConfigError("the data has nothing to learn: the loss of all its spans is off")
+        ends = document_ends(documents, mixing.repeats, names)
+        lasting = (rates > 0) & (ends == ENDLESS)
+        if lasting.any() and not catalogue.targets_of_subset()[lasting].any():
+            raise ConfigError(
+                "data.repeats ends every subset with anything to learn, others go on for ever; end them too"
+            )
         self._catalogue, self._reader, self._limits = catalogue, reader, limits
-        self._schedule = Schedule(rates, cursor.seed, document_ends(documents, mixing.repeats, names))
+        self._schedule = Schedule(rates, cursor.seed, ends)
         self._streams = [SubsetStream(catalogue, subset, cursor.seed) for subset in range(len(names))]
         self._cursor = cursor
         self._pack, self._lanes = cursor.pack, list(cursor.lanes)

@@ -1,6 +1,7 @@
 """A run as its folder tells of it, whether it is under way, done or dead. Free of torch."""
 
 import json
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,10 +52,11 @@ class History:
             values(self.validations, "validation/bits_per_byte"),
         )
 
-    def at_step(self, step: int, x: str = "targets") -> float | None:
+    def at_step(self, step: int, x: str = "targets") -> float:
         """Where the run was after a step: the figure ``x`` of the last line up to it, 0 before the first."""
-        found = [value for line in self.lines if line["step"] <= step and (value := line.get(x)) is not None]
-        return float(found[-1]) if found else 0.0
+        last = bisect_right(self.lines, step, key=lambda line: line["step"])
+        found = (self.lines[number].get(x) for number in range(last - 1, -1, -1))
+        return float(next((value for value in found if value is not None), 0.0))
 
     def resumes(self) -> list[dict[str, Any]]:
         """Starts that went on with something."""

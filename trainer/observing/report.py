@@ -120,10 +120,9 @@ def _labels(name: str, parts: Sequence[str], runs: Sequence[History]) -> list[st
 def _marks(runs: Sequence[History], names: Sequence[str], x: str) -> list[Mark]:
     """Where runs went on."""
     return [
-        Mark(place, f"{name} went on after step {start['step']}")
+        Mark(run.at_step(start["step"], x), f"{name} went on after step {start['step']}")
         for run, name in zip(runs, names)
         for start in run.resumes()
-        if (place := run.at_step(start["step"], x)) is not None
     ]
 
 

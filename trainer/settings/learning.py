@@ -12,7 +12,7 @@ from trainer.settings.section import Section
 class TableSettings(Section):
     """Row-wise Adagrad for the n-gram tables (Duchi et al. 2011): a row's steps shrink with what it has learnt."""
 
-    rate: float = Field(default=20.0, gt=0, allow_inf_nan=False)
+    rate: float = Field(default=20.0, gt=0)
     """Learning rate of the tables, as a share of ``optimizer.lr``."""
     eps: float = Field(default=1e-10, gt=0)
 
@@ -20,7 +20,7 @@ class TableSettings(Section):
 class MuonSettings(Section):
     """Muon (Jordan et al. 2024) for matrices from activations to activations."""
 
-    rate: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    rate: float = Field(default=1.0, gt=0)
     """Learning rate of these matrices, as a share of ``optimizer.lr``. An update has the root mean square that AdamW's
     usually have, so that 1 is where to begin."""
     momentum: float = Field(default=0.95, ge=0, lt=1)
@@ -30,8 +30,12 @@ class MuonSettings(Section):
     """Of the iteration that brings singular values near 1."""
 
 
-Shares = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+Shares = dict[str, Annotated[float, Field(ge=0)]]
 """Values by pattern of parameter names: trainer/learning/patterns.py."""
+
+
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+"""Share of a running mean that a step leaves."""
 
 
 class OptimizerSettings(Section):
@@ -39,7 +43,7 @@ class OptimizerSettings(Section):
 
     lr: float = Field(gt=0)
     """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.95)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
     """Of weight matrices; norms and embedding tables are never decayed."""
@@ -122,7 +126,7 @@ class GuardSettings(Section):
 
     free: ClassVar[tuple[str, ...]] = ("budget", "within")
 
-    sigmas: float = Field(default=10.0, ge=0, allow_inf_nan=False)
+    sigmas: float = Field(default=10.0, ge=0)
     """A spike is this many robust standard deviations (from the median absolute deviation, at least a tenth of the
     median) above the median of the last steps; 0: only figures that are not finite are skipped."""
     window: int = Field(default=128, gt=0)

@@ -62,7 +62,7 @@ class MetricsSettings(Section):
     """From one progress line to the next where there is no terminal."""
     wandb: str | None = Field(default=None, min_length=1)
     """Project of Weights & Biases that gets the figures too; needs the package wandb."""
-    peak_flops: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    peak_flops: float | None = Field(default=None, gt=0)
     """FLOPs a second that one rank's device does at best, for utilisation; None: as listed for the GPU's name, or as a
     short product on this CPU shows."""
     profile: ProfileSettings = ProfileSettings()

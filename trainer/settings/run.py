@@ -21,7 +21,7 @@ class RunSettings(Section):
     """Length of the run in optimizer steps."""
     bytes: int | None = Field(default=None, gt=0)
     """Length in training targets (bytes of text, and one EOS a document). The first length reached ends it."""
-    passes: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    passes: float | None = Field(default=None, gt=0)
     """Length in passes: as many targets as so many times the training data has. At the start it becomes ``bytes``."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""

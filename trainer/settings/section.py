@@ -2,11 +2,15 @@
 
 from typing import Any, ClassVar
 
+from pydantic import ConfigDict
+
 from shared.model_settings import Settings
 
 
 class Section(Settings):
     """A table of a recipe. What decides what is learnt identifies a run; all else may change as it goes on."""
+
+    model_config = ConfigDict(allow_inf_nan=False)  # they are nothing that a step could use, nor JSON
 
     decides: ClassVar[bool] = True
     """Whether any key of it decides what is learnt."""
