@@ -4,7 +4,7 @@
 
 Both train the small BLT of the recipe on this repository's sources, on one rank and one thread, in turn, a step each on
 the same packs. Bare: forward, loss, backward, clipping and the optimizers of a model without FSDP, on packs that are
-ready. Sharded: the trainer's model and step, with FSDP, on the same. Whole: what a run does for a step, with
+ready. Step: the trainer's model and step on the same. Whole: what a run does for a step, with
 packs from a loading process, the guard, and a line of metrics, TensorBoard and progress after every step. Seconds are
 those that this process worked, by its own clock.
 """
@@ -67,7 +67,7 @@ def bare(settings: TrainSettings, world: World) -> Callable[[Sequence[Batch]], N
     return step
 
 
-def sharded(settings: TrainSettings, world: World) -> Callable[[Sequence[Batch]], None]:
+def trainers(settings: TrainSettings, world: World) -> Callable[[Sequence[Batch]], None]:
     """The same for the trainer's own model and step, without its loop."""
     model = build_model(settings, world)
     optimizer = build_optimizer(model, settings.optimizer)
@@ -114,13 +114,13 @@ def main() -> None:
 def alternate(settings: TrainSettings, world: World, rounds: int) -> dict[str, list[float]]:
     """Seconds of each step of both."""
     job = prepare(settings, run_identity(settings), world)
-    bare_step, sharded_step, whole_step = bare(settings, world), sharded(settings, world), whole(job)
+    bare_step, trainer_step, whole_step = bare(settings, world), trainers(settings, world), whole(job)
     train = open_split(settings.data, TRAIN_SPLIT)
     ready = iter(PackLoader(train, job.loader.limits, settings.data.packs, lanes=settings.data.lanes))
-    seconds: dict[str, list[float]] = {"bare": [], "sharded": [], "whole": []}
+    seconds: dict[str, list[float]] = {"bare": [], "step": [], "whole": []}
     for number in range(WARM_UP + rounds):
         batches = [next(ready).batch for _ in range(settings.data.packs)]
-        works = (partial(bare_step, batches), partial(sharded_step, batches), whole_step)
+        works = (partial(bare_step, batches), partial(trainer_step, batches), whole_step)
         for name, work in zip(seconds, works):
             began = time.process_time()
             work()

@@ -47,7 +47,8 @@ def settings_for(parallel: dict[str, object]) -> TrainSettings:
         data=DataSettings(path=nowhere, tokens=LIMITS.tokens, packs=1),
         model=BltSettings.model_validate(MODEL | {"ngrams": {"rows": 4096}}),
         optimizer=OptimizerSettings(lr=1e-3),
-        parallel=ParallelSettings.model_validate(parallel),
+        # On the host, which is here already: one rank that computes in fp32 would have no FSDP otherwise.
+        parallel=ParallelSettings.model_validate({"offload": True, **parallel}),
     )
 
 
