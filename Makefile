@@ -89,7 +89,7 @@ generate: blt ## BYTES of text after PROMPT
 	@$(call once,sample,$(PROMPT) $(BYTES),$(TRAINER) generate $(OUT)/blt/model --prompt "$(PROMPT)" --bytes $(BYTES))
 
 train: evaluate generate ## everything: raw text in, trained model, figures and a sample out
-	@echo "== done: model in $(OUT)/blt/model, figures in $(OUT)/evaluation.json, curves: tensorboard --logdir $(OUT)"
+	@echo "== done: model in $(OUT)/blt/model, figures in $(OUT)/evaluation.json, curves: $(OUT)/blt/report.html"
 
 test: setup ## the test suite (minutes, two cores)
 	@$(BIN)/python -m pytest

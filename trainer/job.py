@@ -156,7 +156,7 @@ def opening(job: Job, resumed: Path | None) -> str:
     begin = f"starting from {origin}" if origin else "from the beginning"
     start = f"going on after step {job.state.step} ({resumed})" if resumed else begin
     ranks = f"{world.size} rank{'s' * (world.size > 1)} on {world.device.type}"
-    return f"{settings.model.kind} model, {quantity(parameters)}parameters, {settings.run.dtype}, {ranks}, {start}"
+    return f"{settings.model.kind} model, {quantity(parameters).rstrip()} parameters, {settings.run.dtype}, {ranks}, {start}"
 
 
 def export(job: Job, identity: RunIdentity) -> None:

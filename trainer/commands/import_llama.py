@@ -38,9 +38,9 @@ def run(arguments: argparse.Namespace) -> int:
     made = byteify(arguments.llama, out, arguments.recipe, arguments.overrides, arguments.unscaled, line)
     stack = made.stack
     heads = f"{stack.heads} heads, {stack.key_value_heads} of keys and values"
-    own = f"{quantity(made.imported)}parameters of the Llama"
+    own = f"{quantity(made.imported).rstrip()} parameters of the Llama"
     print(f"{IMPORTED}: {stack.layers} of width {stack.width}, {heads}, {own}")
-    print(f"new: {quantity(made.new)}parameters of the local models and the n-gram tables")
+    print(f"new: {quantity(made.new).rstrip()} parameters of the local models and the n-gram tables")
     print(f"left out: {', '.join(made.left_out) or 'nothing'}")
     print(f"train it: torchrun trainer/main.py {out / RECIPE_FILE} --data.path DATA --run.out RUN")
     return 0
