@@ -150,13 +150,13 @@ def prepare(settings: TrainSettings, identity: RunIdentity, world: World) -> Job
 
 def opening(job: Job, resumed: Path | None) -> str:
     """What this run is, in one line."""
-    parameters = sum(parameter.numel() for parameter in job.model.parameters())
+    parameters = quantity(sum(parameter.numel() for parameter in job.model.parameters())).rstrip()
     world, settings = job.world, job.settings
     origin = settings.start.model and origin_of(settings.start.model).folder
     begin = f"starting from {origin}" if origin else "from the beginning"
     start = f"going on after step {job.state.step} ({resumed})" if resumed else begin
     ranks = f"{world.size} rank{'s' * (world.size > 1)} on {world.device.type}"
-    return f"{settings.model.kind} model, {quantity(parameters).rstrip()} parameters, {settings.run.dtype}, {ranks}, {start}"
+    return f"{settings.model.kind} model, {parameters} parameters, {settings.run.dtype}, {ranks}, {start}"
 
 
 def export(job: Job, identity: RunIdentity) -> None:
