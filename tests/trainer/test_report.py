@@ -80,6 +80,15 @@ def test_a_run_under_way_or_of_an_older_version_is_told_too(tmp_path: Path) -> N
         load_history(tmp_path)
 
 
+def test_figures_of_something_else_are_left_out(tmp_path: Path) -> None:
+    foreign = [{"step": "1", "targets": 1}, {"step": 2, "targets": "many"}, {"step": 3, "validation": 2.0}]
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl is missing or empty"):
+        load_history(write_run(tmp_path / "foreign", foreign))
+    run = load_history(write_run(tmp_path / "both", [*foreign, line(4)]))
+    assert dict(summary(run))["bits per byte"] == "1.0000 on the last training interval"
+    assert "Bits per byte" in html([run])
+
+
 def test_a_validation_that_is_not_finite_is_told(tmp_path: Path) -> None:
     scores = {"bits_per_byte": None, "subsets": {"a": None, "b": 2.0}}
     run = load_history(write_run(tmp_path / "run", [line(1), {"step": 1, "validation": scores}]))

@@ -99,6 +99,22 @@ def test_lines_after_the_checkpoint_are_dropped_and_counted(tmp_path: Path) -> N
     assert keep_lines_up_to(tmp_path / "none", 0) == (0.0, 0)
 
 
+def test_a_line_that_lacks_its_end_does_not_run_into_the_next(tmp_path: Path) -> None:
+    path = tmp_path / METRICS_NAME
+    path.write_text('{"step": 1}\n{"step": 2}')
+    keep_lines_up_to(path, 2)
+    JsonLines(path).write(3, {})
+    assert [line["step"] for line in read_lines(path)] == [1, 2, 3]
+
+
+def test_a_file_that_may_stay_is_not_written_again(tmp_path: Path) -> None:
+    path = tmp_path / METRICS_NAME
+    path.write_text('{"step": 1}\n')
+    before = path.stat().st_ino
+    keep_lines_up_to(path, 1)
+    assert path.stat().st_ino == before
+
+
 def test_a_missing_package_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install wandb"):

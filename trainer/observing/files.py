@@ -1,11 +1,11 @@
 """The files in which a run tells of itself, and how they are read again. Free of torch."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from shared.files import write_atomic
+from shared.files import atomic_file
 
 METRICS_NAME = "metrics.jsonl"
 """A line of figures for each interval, and one for each pass over the validation split."""
@@ -18,15 +18,20 @@ REPORT_NAME = "report.html"
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines; none when it is not there. Half-written lines are left out."""
-    found = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict) and "step" in value:
-            found.append(value)
-    return found
+    return [value for _, value in _lines(path) if value is not None]
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+    """Each line as it is and what it says, one at a time: a long run's file is large. None for what is no such line."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                value = json.loads(line)
+            except ValueError:
+                value = None
+            yield line, value if isinstance(value, dict) and isinstance(value.get("step"), int) else None
 
 
 def keep_lines_up_to(path: Path, step: int) -> tuple[float, int]:
@@ -34,13 +39,20 @@ def keep_lines_up_to(path: Path, step: int) -> tuple[float, int]:
 
     Returns the seconds of training that the last line kept has behind it, and how many steps are done again.
     """
-    lines = read_lines(path)
-    kept = [line for line in lines if line["step"] <= step]
-    text = "".join(json.dumps(line) + "\n" for line in kept)
-    if path.exists() and path.read_text() != text:
-        write_atomic(path, text)
-    seconds = max((line.get("seconds", 0.0) for line in kept), default=0.0)
-    return seconds, max(max((line["step"] for line in lines), default=0) - step, 0)
+    seconds, last, as_it_is = 0.0, 0, True
+    for line, value in _lines(path):
+        last = max(last, value["step"] if value else 0)
+        if value is None or value["step"] > step:
+            as_it_is = False
+        else:
+            as_it_is &= line.endswith(b"\n")
+            seconds = max(seconds, value.get("seconds", 0.0))
+    if not as_it_is:
+        with atomic_file(path) as file:
+            for line, value in _lines(path):
+                if value is not None and value["step"] <= step:
+                    file.write(line.rstrip(b"\n") + b"\n")
+    return seconds, max(last - step, 0)
 
 
 def flat(figures: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:

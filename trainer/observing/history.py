@@ -71,13 +71,13 @@ def pairs(xs: Sequence[float | None], ys: Sequence[float | None]) -> Points:
 def load_history(folder: Path) -> History:
     """Read a run's folder. Raises ConfigError when nothing was ever logged there."""
     lines = sorted(read_lines(folder / METRICS_NAME), key=lambda line: line["step"])
-    intervals = [line for line in lines if "targets" in line]
+    intervals = [line for line in lines if isinstance(line.get("targets"), int)]
     if not intervals:
         raise ConfigError(f"{folder} is no run with figures: {METRICS_NAME} is missing or empty")
     return History(
         folder,
         intervals,
-        [line for line in lines if "validation" in line],
+        [line for line in lines if isinstance(line.get("validation"), dict)],
         read_lines(folder / STARTS_NAME),
         *(_object(folder / name) for name in (RESOLVED_NAME, IDENTITY_NAME, MEMORY_NAME)),
     )

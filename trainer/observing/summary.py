@@ -41,7 +41,7 @@ def _bits(run: History) -> str:
         subsets = validation.get("subsets", {})
         by_subset = ", ".join(f"{name} {value:.4f}" for name, value in subsets.items() if value is not None)
         more = f" ({by_subset})" if len(subsets) > 1 else ""
-        total = validation["bits_per_byte"]
+        total = validation.get("bits_per_byte")
         words = f"{'not finite' if total is None else f'{total:.4f}'} on validation{more}, {words}"
     return words
 
