@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from shared.model_identity import CONFIG_FILE, WEIGHTS_FILE
+from shared.files import write_atomic
+from shared.model_identity import CONFIG_FILE, WEIGHTS_FILE, ModelFileError, model_sha256
 from shared.shards.cache import FileCache, Lease
 from shared.shards.dataset import Dataset
 from shared.shards.manifest import PATCHER_FOLDER, DatasetError, Manifest
@@ -24,14 +25,17 @@ class RemoteDataset(Dataset):
 
     @property
     def patcher(self) -> Path:
-        """Folder of the entropy model, fetched anew: a run asks once, at its end, and checks its hash."""
+        """Folder of the entropy model, fetched unless it is here whole. Other ranks may read it meanwhile.
+
+        Raises DatasetError when there is none, StorageError when it does not arrive.
+        """
         patcher = self.manifest.identity.patcher
         if patcher is None:
             raise DatasetError(f"{self._url} was made without an entropy model")
         folder = self._cache.folder / f"{PATCHER_FOLDER}-{patcher.sha256}"
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            (folder / name).write_bytes(read_whole(f"{self._url}/{PATCHER_FOLDER}/{name}"))
+        if not _is_whole(folder, patcher.sha256):
+            for name in (CONFIG_FILE, WEIGHTS_FILE):
+                write_atomic(folder / name, read_whole(f"{self._url}/{PATCHER_FOLDER}/{name}"))
         return folder
 
     @property
@@ -50,3 +54,10 @@ class RemoteDataset(Dataset):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
+
+
+def _is_whole(folder: Path, sha256: str) -> bool:
+    try:
+        return model_sha256(folder) == sha256
+    except ModelFileError:
+        return False

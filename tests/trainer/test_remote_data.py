@@ -4,11 +4,14 @@ import time
 from pathlib import Path
 
 import pytest
+from model_folders import entropy_rule, numerics, patcher_folder
 from pack_examples import random_dataset
 from tiny_runs import STATIC, losses, tiny_data, tiny_recipe, toml
 
+from shared.model_identity import WEIGHTS_FILE, model_sha256
 from shared.shards.cache import FileCache
 from shared.shards.dataset import open_dataset
+from shared.shards.manifest import DatasetIdentity, Manifest, PatcherIdentity
 from trainer.data.ahead import FetchAhead
 from trainer.data.limits import PackLimits
 from trainer.data.loader import PackLoader
@@ -69,3 +72,23 @@ def test_what_is_wanted_is_fetched_in_the_background(tmp_path: Path) -> None:
             time.sleep(0.01)
     assert cached(tmp_path / "cache") == {names[0], names[1], names[2]}
     assert not FetchAhead(data).useful
+
+
+def test_the_entropy_model_is_not_written_under_a_rank_that_reads_it(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    sha256 = model_sha256(patcher_folder(folder / "patcher"))
+    identity = DatasetIdentity(
+        split="train",
+        format="arrow",
+        sidecar="none",
+        patching=entropy_rule(),
+        patcher=PatcherIdentity(sha256=sha256, numerics=numerics()),
+        source="a test",
+    )
+    Manifest(identity=identity, shards=[]).save(folder)
+    ours, theirs = (open_dataset(f"file://{folder}", FileCache(tmp_path / "cache")) for _ in range(2))
+    with (ours.patcher / WEIGHTS_FILE).open("rb") as file:
+        assert (theirs.patcher / WEIGHTS_FILE).stat().st_ino == Path(file.name).stat().st_ino
+        Path(file.name).write_bytes(b"damaged")
+        assert model_sha256(theirs.patcher) == sha256
+        assert file.read() == b"damaged"  # what was open is another file
