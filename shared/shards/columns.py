@@ -27,6 +27,11 @@ class Ragged:
         """uint8 [n], read-only where the file is mapped."""
         return self.buffer[self.starts[row] : self.ends[row]]
 
+    def part(self, row: int, low: int, high: int) -> np.ndarray:
+        """uint8 [high - low]: bytes low..high of a row, which must have as many."""
+        start = int(self.starts[row])
+        return self.buffer[start + low : start + high]
+
 
 @dataclass(frozen=True)
 class RaggedSpans:

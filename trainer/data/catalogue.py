@@ -38,6 +38,14 @@ class Catalogue:
     """int64 [D], number in the whole dataset of the record batch that holds the first row."""
     row_inputs: np.ndarray
     """int64 [N], input tokens of each row: its body, and BOS in the first row of a document."""
+    row_start: np.ndarray
+    """int64 [N], inputs of the document before each row."""
+    row_text: np.ndarray
+    """int64 [N], bytes of text of each row."""
+    row_patches: np.ndarray
+    """int32 [N], patches of each row as they are stored, one of EOS alone included; 0 when unpatched."""
+    row_first_patch: np.ndarray
+    """int64 [N], patches of the document before each row."""
     row_last: np.ndarray
     """bool [N], whether the document ends in this row."""
     row_place: np.ndarray
@@ -84,7 +92,17 @@ def catalogue_of(dataset: Dataset | Mixture) -> Catalogue:
         eos_alone=eos_alone[ends - 1],
         batch=batch[starts],
         row_inputs=row_inputs,
+        row_start=_before_in_document(row_inputs, starts),
+        row_text=index.bytes,
+        row_patches=index.patches,
+        row_first_patch=_before_in_document(index.patches, starts),
         row_last=index.last,
         row_place=np.stack([index.shard, index.batch, index.row], axis=1),
         subset_names=dataset.subset_names,
     )
+
+
+def _before_in_document(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """int64 [N]: the sum of the values of the rows before each row in its document; documents begin at rows [D]."""
+    before = np.cumsum(values, dtype=np.int64) - values
+    return before - np.repeat(before[starts], np.diff(starts, append=len(values)))

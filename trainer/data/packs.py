@@ -129,16 +129,15 @@ def build_pack(plan: PackPlan, step: Step, limits: PackLimits, catalogue: Catalo
     ended = plan.stops == catalogue.inputs[plan.documents]
     boe = plan.starts > 0
     in_slice = plan.stops - plan.starts + boe
-    pieces = reader.pieces(plan.documents, plan.starts, plan.stops, limits.patches is not None)
-    ids = _joined(pieces.texts, np.uint8).astype(np.int16)
-    ids += OFFSET
+    plain = catalogue.plain[plan.documents]
+    pieces = reader.pieces(plan, plain, limits.patches is not None)
+    ids = np.add(pieces.text, OFFSET, dtype=np.int16)
     last = np.cumsum(in_slice) - 1
     first = last - in_slice + 1
     ids[first] = np.where(boe, BOE, BOS)
     labels = np.empty_like(ids)
     labels[:-1] = ids[1:]
     labels[last] = EOS
-    plain = catalogue.plain[plan.documents]
     for cut in np.flatnonzero(~ended & plain).tolist():
         labels[last[cut]] = reader.byte(int(plan.documents[cut]), int(plan.stops[cut]) - 1) + OFFSET
     labels[first[boe]] = IGNORED_LABEL
@@ -154,12 +153,13 @@ def build_pack(plan: PackPlan, step: Step, limits: PackLimits, catalogue: Catalo
     patches, slice_patches = None, np.zeros(len(in_slice), np.int64)
     if limits.patches is not None:
         eos_alone = ended & catalogue.eos_alone[plan.documents]
-        lengths = _joined(pieces.lengths, np.uint16).astype(np.int64)
-        ends = np.cumsum(pieces.patches)
+        lengths = pieces.lengths.astype(np.int64)
+        in_patches = plan.patches + boe
+        ends = np.cumsum(in_patches)
         lengths[(ends - 1)[ended & ~eos_alone]] -= 1  # EOS is no input
-        _check_lengths(lengths, ends - pieces.patches, in_slice, plan, catalogue, reader)
-        patches = patch_map(lengths, pieces.patches, in_slice, ~ended | eos_alone)
-        slice_patches = pieces.patches - 1 + eos_alone
+        _check_lengths(lengths, ends - in_patches, in_slice, plan, catalogue, reader)
+        patches = patch_map(lengths, in_patches, in_slice, ~ended | eos_alone)
+        slice_patches = in_patches - 1 + eos_alone
     return Pack(
         number=plan.number,
         step=step,
@@ -175,10 +175,6 @@ def build_pack(plan: PackPlan, step: Step, limits: PackLimits, catalogue: Catalo
         slice_patches=slice_patches,
         ended=ended,
     )
-
-
-def _joined(pieces: list[np.ndarray], dtype: type) -> np.ndarray:
-    return np.concatenate(pieces) if pieces else np.zeros(0, dtype)
 
 
 def _check_lengths(

@@ -17,7 +17,7 @@ from trainer.data.catalogue import Catalogue
 from trainer.data.cursor import Cursor, Lane
 from trainer.data.limits import PackLimits
 from trainer.data.schedule import ENDLESS, Mixing, Schedule, document_ends, document_rates
-from trainer.data.slices import SliceReader
+from trainer.data.slices import Cut, SliceReader, Slices
 from trainer.data.streams import SubsetStream
 
 BLOCK = 1024
@@ -25,16 +25,10 @@ BLOCK = 1024
 
 
 @dataclass(frozen=True)
-class PackPlan:
+class PackPlan(Slices):
     """The slices of one pack, in order; only the first may begin and only the last may end inside a document."""
 
     number: int
-    documents: np.ndarray
-    """int64 [S]."""
-    starts: np.ndarray
-    """int64 [S], the first input of each slice; above 0 it is continued and begins with BOE."""
-    stops: np.ndarray
-    """int64 [S], one past the last input."""
     targets: int
     """Labels that count: one for each input, but for what spans leave out."""
     bytes: int
@@ -49,20 +43,20 @@ class Room:
         self.patches = None if limits.patches is None else limits.patches - 1
         self.targets = self.bytes = 0
         """What is learnt of what has been taken, and the bytes of text among it."""
-        self._slices: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._slices: list[np.ndarray] = []
 
-    def add_slice(self, document: int, start: int, stop: int, patches: int, learnt: tuple[int, int]) -> None:
-        """Take a slice with so many patches, and (targets, bytes) that are learnt; a continued one costs BOE too."""
+    def add_slice(self, document: int, start: int, cut: Cut, learnt: tuple[int, int]) -> None:
+        """Take a slice, of which (targets, bytes) are learnt; a continued one costs BOE too."""
         boe = start > 0
-        self._take(stop - start + boe, patches + boe, learnt)
-        self._slices.append((np.array([document]), np.array([start]), np.array([stop])))
+        slices = np.array([[document], [start], [cut.stop], [cut.first_patch], [cut.patches]])
+        self.add(slices, cut.stop - start + boe, cut.patches + boe, learnt)
 
-    def add_whole(self, documents: np.ndarray, inputs: np.ndarray, patches: int, learnt: tuple[int, int]) -> None:
-        """Take whole documents [S] of inputs [S], all together with so many patches, targets and bytes."""
-        self._take(int(inputs.sum()), patches, learnt)
-        self._slices.append((documents, np.zeros_like(inputs), inputs))
+    def add(self, slices: np.ndarray, tokens: int, patches: int, learnt: tuple[int, int]) -> None:
+        """Take slices, all together of so many tokens, patches and learnt (targets, bytes).
 
-    def _take(self, tokens: int, patches: int, learnt: tuple[int, int]) -> None:
+        slices int64 [5, S]: the document, start, stop, first patch and patches of each.
+        """
+        self._slices.append(slices)
         self.tokens -= tokens
         self.targets, self.bytes = self.targets + learnt[0], self.bytes + learnt[1]
         if self.patches is not None:
@@ -72,9 +66,9 @@ class Room:
 
     def plan(self, number: int) -> PackPlan:
         """The plan of what has been taken."""
-        columns = zip(*self._slices) if self._slices else [(np.zeros(0, np.int64),)] * 3
-        documents, starts, stops = (np.concatenate(column) for column in columns)
-        return PackPlan(number, documents, starts, stops, self.targets, self.bytes)
+        slices = np.concatenate(self._slices, axis=1) if self._slices else np.zeros((5, 0), np.int64)
+        documents, starts, stops, first_patches, patches = slices
+        return PackPlan(documents, starts, stops, first_patches, patches, number, self.targets, self.bytes)
 
 
 class Upcoming:
@@ -82,9 +76,10 @@ class Upcoming:
 
     def __init__(self, catalogue: Catalogue, documents: np.ndarray) -> None:
         self.documents = documents
-        self.inputs = catalogue.inputs[documents]
-        self._tokens = _running(self.inputs)
-        self._patches = _running(catalogue.patches[documents])
+        inputs, patches, nothing = catalogue.inputs[documents], catalogue.patches[documents], np.zeros_like(documents)
+        self._slices = np.stack([documents, nothing, inputs, nothing, patches])
+        self._tokens = _running(inputs)
+        self._patches = _running(patches)
         self._targets = _running(catalogue.targets[documents])
         self._bytes = _running(catalogue.learnt_bytes[documents])
 
@@ -94,15 +89,15 @@ class Upcoming:
 
     def fill(self, position: int, room: Room) -> int:
         """Move whole documents from this position into the room; the position of the first that does not fit whole."""
-        end = int(np.searchsorted(self._tokens, self._tokens[position] + room.tokens, side="right")) - 1
+        end = int(self._tokens.searchsorted(self._tokens[position] + room.tokens, side="right")) - 1
         if room.patches is not None:
-            by_patches = np.searchsorted(self._patches, self._patches[position] + room.patches, side="right") - 1
+            by_patches = self._patches.searchsorted(self._patches[position] + room.patches, side="right") - 1
             end = min(end, int(by_patches))
         if end > position:
-            patches, targets, text = (
-                int(sums[end] - sums[position]) for sums in (self._patches, self._targets, self._bytes)
+            tokens, patches, targets, text = (
+                int(sums[end] - sums[position]) for sums in (self._tokens, self._patches, self._targets, self._bytes)
             )
-            room.add_whole(self.documents[position:end], self.inputs[position:end], patches, (targets, text))
+            room.add(self._slices[:, position:end], tokens, patches, (targets, text))
         return end
 
 
@@ -115,11 +110,11 @@ def continue_document(reader: SliceReader, inputs: int, document: int, start: in
     """Put as much of a document as fits into the room, from input ``start``; where the slice ends."""
     boe = start > 0
     patches = None if room.patches is None else room.patches - boe
-    stop, count = reader.furthest_cut(document, start, room.tokens - boe, patches)
-    if stop > start:
-        room.add_slice(document, start, stop, count, reader.learnt(document, start, stop))
-    assert stop <= inputs
-    return stop
+    cut = reader.furthest_cut(document, start, room.tokens - boe, patches)
+    if cut.stop > start:
+        room.add_slice(document, start, cut, reader.learnt(document, start, cut.stop))
+    assert cut.stop <= inputs
+    return cut.stop
 
 
 class Planner:
@@ -146,6 +141,7 @@ class Planner:
         self._cursor = cursor
         self._pack, self._lanes = cursor.pack, list(cursor.lanes)
         self._drawn = np.array([cursor.drawn[name] for name in names], np.int64)
+        """Documents of each subset drawn before those that are upcoming."""
         self._scheduled = self._drawn.copy()
         self._position = 0
         self._upcoming = Upcoming(catalogue, np.zeros(0, np.int64))
@@ -155,7 +151,7 @@ class Planner:
     @property
     def cursor(self) -> Cursor:
         """Where the stream stands after the packs planned so far."""
-        drawn = dict(zip(self._catalogue.subset_names, self._drawn.tolist()))
+        drawn = dict(zip(self._catalogue.subset_names, (self._drawn + self._used()).tolist()))
         return self._cursor.model_copy(update={"pack": self._pack, "drawn": drawn, "lanes": tuple(self._lanes)})
 
     def next_pack(self) -> PackPlan:
@@ -178,12 +174,12 @@ class Planner:
             lane = self._fill(lane, room)
         if not lane.offset:
             self._extend(room.tokens)
-            self._use(self._upcoming.fill(self._position, room))
+            self._position = self._upcoming.fill(self._position, room)
             if not self._ended():
                 left = room.tokens
                 lane = self._fill(Lane(document=int(self._upcoming.documents[self._position])), room)
                 if room.tokens < left:
-                    self._use(self._position + 1)
+                    self._position += 1
         self._lanes[number] = lane
         plan = room.plan(self._pack)
         assert len(plan.documents) or self._ended(), "a pack must make progress"
@@ -213,11 +209,10 @@ class Planner:
         stop = continue_document(self._reader, inputs, lane.document, lane.offset, room)
         return Lane(document=lane.document, offset=stop) if stop < inputs else Lane()
 
-    def _use(self, position: int) -> None:
-        """Count the documents up to a position as drawn."""
-        used = self._upcoming.documents[self._position : position]
-        self._drawn += np.bincount(self._catalogue.subset[used], minlength=len(self._drawn))
-        self._position = position
+    def _used(self) -> np.ndarray:
+        """int64 [subsets]: how many of the documents at hand have been drawn."""
+        used = self._upcoming.documents[: self._position]
+        return np.bincount(self._catalogue.subset[used], minlength=len(self._drawn))
 
     def _extend(self, tokens: int) -> None:
         """Schedule more documents, until those at hand have more than so many inputs or none is left."""
@@ -230,6 +225,7 @@ class Planner:
                 mine = subsets == subset
                 documents[mine] = self._streams[subset].take(int(self._scheduled[subset]), int(mine.sum()))
             self._scheduled += np.bincount(subsets, minlength=len(self._scheduled))
+            self._drawn += self._used()
             waiting = self._upcoming.documents[self._position :]
             self._upcoming, self._position = Upcoming(self._catalogue, np.concatenate([waiting, documents])), 0
 

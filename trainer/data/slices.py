@@ -6,8 +6,8 @@ special ids between them, and not all of it is learnt. Decoded record batches ar
 CACHE_BYTES of them.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -18,10 +18,13 @@ from shared.shards.manifest import DatasetError
 from shared.vocabulary import BOS, EOS, VOCABULARY_SIZE, byte_tokens, is_special
 from trainer.data.catalogue import Catalogue
 from trainer.data.mixture import Mixture
+from trainer.data.recent import Recent
 
 CACHE_BYTES = 2**28
-SPECIAL_BYTE, SPECIAL_PATCH = np.zeros(1, np.uint8), np.ones(1, np.uint16)
-"""Where BOS or BOE begins a slice, and the patch that BOE is."""
+ENDS_BYTES = 2**24
+"""Memory for where the patches of rows end that were cut lately: many lanes go on with them by turns."""
+SPECIAL_BYTE, SPECIAL_PATCH = np.zeros(1, np.uint8), np.ones(1, np.dtype("<u2")).view(np.uint8)
+"""Where BOS or BOE begins a slice, and the patch that BOE is, as it would be stored."""
 
 
 class RowRange(NamedTuple):
@@ -32,15 +35,41 @@ class RowRange(NamedTuple):
     stop: int
 
 
-class Pieces(NamedTuple):
-    """What S slices hold, one after the other, each slice begun by one special token."""
+class Cut(NamedTuple):
+    """Where a slice ends."""
 
-    texts: list[np.ndarray]
-    """uint8: a SPECIAL_BYTE and the text of each slice; of a document with spans something as long as its body."""
-    lengths: list[np.ndarray]
-    """uint16: patch lengths of each slice as they are stored: an EOS that shares the last patch is counted there."""
+    stop: int
+    """One past its last input."""
+    first_patch: int
+    """Patches of the document before the slice; 0 when unpatched."""
+    patches: int
+    """Patches of the slice, without one for BOE; 0 when unpatched."""
+
+
+@dataclass(frozen=True)
+class Slices:
+    """S slices of documents, one after the other."""
+
+    documents: np.ndarray
+    """int64 [S]."""
+    starts: np.ndarray
+    """int64 [S], the first input of each slice; above 0 it is continued and begins with BOE."""
+    stops: np.ndarray
+    """int64 [S], one past the last input."""
+    first_patches: np.ndarray
+    """int64 [S], patches of the document before each slice; 0 when unpatched."""
     patches: np.ndarray
-    """int64 [S], patches of each slice, those of BOS and BOE included."""
+    """int64 [S], patches of each slice, without one for BOE; 0 when unpatched."""
+
+
+class Pieces(NamedTuple):
+    """What S slices hold, one after the other, each begun by one special token: T tokens, P patches."""
+
+    text: np.ndarray
+    """uint8 [T]: a SPECIAL_BYTE and the text of each slice; of a document with spans something as long as its body."""
+    lengths: np.ndarray
+    """uint16 [P]: patch lengths of each slice as they are stored: an EOS that shares the last patch is counted there.
+    Empty when unpatched."""
 
 
 class Marked(NamedTuple):
@@ -72,41 +101,68 @@ class SliceReader:
     def __init__(self, dataset: Dataset | Mixture, catalogue: Catalogue) -> None:
         self._dataset = dataset
         self._catalogue = catalogue
-        self._batches: OrderedDict[tuple[int, int], BatchColumns] = OrderedDict()
-        self._held = 0
-        self._ends: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
+        self._batches = Recent(CACHE_BYTES, self._decoded)
+        self._ends = Recent(ENDS_BYTES, self._patch_ends)
         self._body: tuple[int, np.ndarray, np.ndarray] = (-1, np.zeros(0, np.int16), np.zeros(0, bool))
         self._largest = VOCABULARY_SIZE + len(dataset.manifest.identity.specials)
 
-    def pieces(self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray, patched: bool) -> Pieces:
-        """What slices hold, as views of decoded batches: inputs [starts, stops) of documents, each int64 [S].
+    def pieces(self, slices: Slices, plain: np.ndarray, patched: bool) -> Pieces:
+        """What slices hold; plain bool [S], whether a slice is of a document without spans.
 
         Raises DatasetError that names shard and document where the data is damaged.
         """
-        catalogue = self._catalogue
-        rows, after = catalogue.first_row[documents], catalogue.first_row[documents + 1]
-        inputs = catalogue.inputs[documents]
-        whole = (starts == 0) & (stops == inputs) & (after - rows == 1)
-        kept, plain = catalogue.patches[documents], catalogue.plain[documents]
-        texts: list[np.ndarray] = []
-        lengths: list[np.ndarray] = []
-        patches: list[int] = []
-        slices = zip(*(column.tolist() for column in (documents, starts, stops, rows, whole, kept, plain)))
-        for document, start, stop, row, is_whole, count, is_plain in slices:
-            texts.append(SPECIAL_BYTE)
-            if is_whole:  # nearly all documents: nothing to search
-                texts.append(self._text(row, stop - 1) if is_plain else np.zeros(stop - 1, np.uint8))
-                if patched:
-                    lengths.append(self._lengths(row)[:count])
-                    patches.append(len(lengths[-1]))
-                continue
-            begin = max(start, 1)
-            texts += self._text_of_inputs(document, begin, stop) if is_plain else [np.zeros(stop - begin, np.uint8)]
+        text, lengths = [np.zeros(0, np.uint8)], [np.zeros(0, np.uint8)]
+        previous = -1
+        for number, row, low, high, first, last in zip(*self._row_parts(slices).tolist()):
+            columns, place = self._columns(row), self._place(row)
+            if number != previous:
+                text.append(SPECIAL_BYTE)
+                if slices.starts[number]:
+                    lengths.append(SPECIAL_PATCH)
+                previous = number
+            text.append(columns.texts.part(place, low, high) if plain[number] else np.zeros(high - low, np.uint8))
             if patched:
-                found = self._lengths_of_inputs(document, start, stop)
-                lengths += [*([SPECIAL_PATCH] if start else []), *found]
-                patches.append(sum(map(len, found)) + (start > 0))
-        return Pieces(texts, lengths, np.array(patches, np.int64))
+                if columns.lengths is None:
+                    raise self.damaged(row, "no patch lengths")
+                lengths.append(columns.lengths.part(place, 2 * first, 2 * last))
+        return Pieces(np.concatenate(text), np.concatenate(lengths).view("<u2"))
+
+    def _row_parts(self, slices: Slices) -> np.ndarray:
+        """int64 [6, K]: the parts of rows that slices are made of.
+
+        Each is the number of the slice, the row, and of that row's body and stored patches the first and one past the
+        last. Nearly all documents are one row, and then K = S.
+        """
+        catalogue = self._catalogue
+        rows = catalogue.first_row[slices.documents]
+        count = catalogue.first_row[slices.documents + 1] - rows
+        parts = np.stack(
+            [
+                np.arange(len(rows)),
+                rows,
+                np.maximum(slices.starts, 1) - 1,  # BOS is not of the body
+                slices.stops - 1,
+                slices.first_patches,
+                slices.first_patches + slices.patches,
+            ]
+        )
+        if len(rows) == count.sum():
+            return parts
+        return self._divided(parts, slices, count)
+
+    def _divided(self, parts: np.ndarray, slices: Slices, count: np.ndarray) -> np.ndarray:
+        """int64 [6, K]: the same for documents of ``count`` [S] rows, from what would be if each were one row."""
+        catalogue = self._catalogue
+        parts = np.repeat(parts, count, axis=1)
+        parts[1] += np.arange(len(parts[1])) - np.repeat(np.cumsum(count) - count, count)
+        begin, size = catalogue.row_start[parts[1]], catalogue.row_inputs[parts[1]]
+        touched = (begin < slices.stops[parts[0]]) & (begin + size > slices.starts[parts[0]])
+        parts, begin, size = parts[:, touched], begin[touched], size[touched]
+        body = size - (begin == 0)
+        parts[2:4] = np.minimum(np.maximum(parts[2:4] - np.maximum(begin - 1, 0), 0), body)
+        patches = catalogue.row_patches[parts[1]]
+        parts[4:6] = np.minimum(np.maximum(parts[4:6] - catalogue.row_first_patch[parts[1]], 0), patches)
+        return parts
 
     def marked(self, document: int, start: int, stop: int) -> Marked:
         """A slice of a document, with spans or not."""
@@ -149,93 +205,65 @@ class SliceReader:
 
     def byte(self, document: int, number: int) -> int:
         """One byte of a document, counted from 0."""
-        return int(self._text_of_inputs(document, number + 1, number + 2)[0][0])
-
-    def _text_of_inputs(self, document: int, start: int, stop: int) -> list[np.ndarray]:
-        """uint8 pieces: the bytes that are inputs [start, stop), 0 < start."""
-        pieces = []
-        for row, begin, end in self._rows(document, start):
-            if begin >= stop:
-                break
-            begin = max(begin, 1)  # BOS is no byte of the row
-            text = self._text(row, end - begin)
-            pieces.append(text[max(start, begin) - begin : min(stop, end) - begin])
-        return pieces
-
-    def _lengths_of_inputs(self, document: int, start: int, stop: int) -> list[np.ndarray]:
-        """uint16 pieces: lengths, as stored, of the patches of inputs [start, stop), which lie on patch boundaries."""
-        pieces = []
-        for row, begin, _ in self._rows(document, start):
-            if begin >= stop:
-                break
-            first, last = np.searchsorted(self.patch_ends(row, begin), (start, stop), side="right")
-            pieces.append(self._lengths(row)[first:last])
-        return pieces
-
-    def _text(self, row: int, size: int) -> np.ndarray:
-        """uint8 [size]: the bytes of a row."""
-        text = self._columns(row).text(self._place(row))
-        if len(text) != size:
-            raise self.damaged(row, f"{len(text)} bytes of text, the index says {size}")
-        return text
+        row = self._row_of(document, number + 1)
+        place = number - max(int(self._catalogue.row_start[row]) - 1, 0)
+        return int(self._columns(row).texts.part(self._place(row), place, place + 1)[0])
 
     def on_boundary(self, document: int, stop: int) -> bool:
         """Whether a patch of the document ends just before input ``stop``, 0 < stop < inputs."""
-        row, begin, _ = next(self._rows(document, stop - 1))
-        return bool(np.isin(stop, self.patch_ends(row, begin)))
+        return bool(np.isin(stop, self._ends[self._row_of(document, stop - 1)]))
 
-    def furthest_cut(self, document: int, start: int, tokens: int, patches: int | None) -> tuple[int, int]:
-        """The longest slice from ``start`` of at most so many inputs and patches: where it ends, and its patches.
+    def furthest_cut(self, document: int, start: int, tokens: int, patches: int | None) -> Cut:
+        """The longest slice from ``start`` of at most so many inputs and patches.
 
-        It ends at ``start`` if nothing fits. patches None cuts at any byte; then the second value is 0.
+        It ends at ``start`` if nothing fits. patches None cuts at any byte.
         """
         if patches is None:
-            return min(start + tokens, int(self._catalogue.inputs[document])), 0
-        stop, left = start, patches
-        for row, begin, _ in self._rows(document, start):
-            ends = self.patch_ends(row, begin)
-            first = int(np.searchsorted(ends, stop, side="right"))
-            last = min(first + left, int(np.searchsorted(ends, start + tokens, side="right")))
+            return Cut(min(start + tokens, int(self._catalogue.inputs[document])), 0, 0)
+        stop, left, before = start, patches, None
+        for row, _, _ in self._rows(document, start):
+            ends = self._ends[row]
+            first = int(ends.searchsorted(stop, side="right"))
+            if before is None:
+                before = int(self._catalogue.row_first_patch[row]) + first
+            last = min(first + left, int(ends.searchsorted(start + tokens, side="right")))
             if last > first:
                 stop = int(ends[last - 1])
                 left -= last - first
             if last < len(ends):
                 break
-        return stop, patches - left
+        return Cut(stop, before or 0, patches - left)
 
-    def patch_ends(self, row: int, begin: int) -> np.ndarray:
-        """int64 [P]: the input at which each patch of a row ends; the row's first input is ``begin``.
+    def _patch_ends(self, row: int) -> np.ndarray:
+        """int64 [P]: the input of the document at which each patch of a row ends.
 
         Raises DatasetError when the row's lengths do not fit the index.
         """
-        if self._ends[0] != row:
-            lengths = self._lengths(row).astype(np.int64)
-            if self._catalogue.row_last[row]:
-                lengths[-1] -= 1  # EOS is no input
-            ends = begin + np.cumsum(lengths)
-            if ends[-1] - begin != self._catalogue.row_inputs[row]:
-                raise self.damaged(
-                    row, f"patches of {ends[-1] - begin} inputs, the index says {self._catalogue.row_inputs[row]}"
-                )
-            self._ends = row, ends if lengths[-1] else ends[:-1]
-        return self._ends[1]
-
-    def _lengths(self, row: int) -> np.ndarray:
-        lengths = self._columns(row).patch_lengths(self._place(row))
-        if lengths is None or len(lengths) == 0:
+        stored = self._columns(row).patch_lengths(self._place(row))
+        if stored is None or len(stored) == 0:
             raise self.damaged(row, "no patch lengths")
-        return lengths
+        ends = np.cumsum(stored, dtype=np.int64)
+        ends += self._catalogue.row_start[row]
+        last = self._catalogue.row_last[row]
+        ends[-1] -= last  # EOS is no input
+        found, wanted = int(ends[-1] - self._catalogue.row_start[row]), int(self._catalogue.row_inputs[row])
+        if found != wanted:
+            raise self.damaged(row, f"patches of {found} inputs, the index says {wanted}")
+        return ends[:-1] if last and stored[-1] == 1 else ends
 
     def _rows(self, document: int, start: int) -> Iterator[RowRange]:
         """The rows of a document from the one that holds input ``start``."""
         catalogue = self._catalogue
-        first, last = int(catalogue.first_row[document]), int(catalogue.first_row[document + 1])
-        begin = 0
-        for row in range(first, last):
-            end = begin + int(catalogue.row_inputs[row])
-            if end > start:
-                yield RowRange(row, begin, end)
-            begin = end
+        for row in range(self._row_of(document, start), int(catalogue.first_row[document + 1])):
+            begin = int(catalogue.row_start[row])
+            yield RowRange(row, begin, begin + int(catalogue.row_inputs[row]))
+
+    def _row_of(self, document: int, number: int) -> int:
+        """The row that holds an input of a document."""
+        first, after = self._catalogue.first_row[document : document + 2].tolist()
+        if after - first == 1:
+            return first
+        return first + int(self._catalogue.row_start[first:after].searchsorted(number, side="right")) - 1
 
     def _place(self, row: int) -> int:
         """The row's number in its record batch."""
@@ -243,14 +271,24 @@ class SliceReader:
 
     def _columns(self, row: int) -> BatchColumns:
         """The decoded record batch of a row, from the most recently used ones."""
-        shard, batch = int(self._catalogue.row_place[row, 0]), int(self._catalogue.row_place[row, 1])
-        columns = self._batches.pop((shard, batch), None)
-        if columns is None:
-            columns = self._dataset.batch(shard, batch)
-            self._held += columns.nbytes
-        self._batches[shard, batch] = columns
-        while self._held > CACHE_BYTES and len(self._batches) > 1:
-            self._held -= self._batches.popitem(last=False)[1].nbytes
+        return self._batches[row - int(self._catalogue.row_place[row, 2])]
+
+    def _decoded(self, first: int) -> BatchColumns:
+        """The record batch that begins with a row, of the sizes that the index says. Raises DatasetError."""
+        shard, batch, _ = self._catalogue.row_place[first].tolist()
+        columns = self._dataset.batch(shard, batch)
+        rows = slice(first, first + len(columns))
+        sizes = columns.texts.ends - columns.texts.starts
+        patches = np.zeros_like(sizes)
+        if columns.lengths is not None:
+            patches = (columns.lengths.ends - columns.lengths.starts) // 2
+        for found, wanted, what in (
+            (sizes, self._catalogue.row_text[rows], "bytes of text"),
+            (patches, self._catalogue.row_patches[rows], "patches"),
+        ):
+            for wrong in np.flatnonzero(found != wanted)[:1].tolist():
+                problem = f"{found[wrong]} {what}, the index says {wanted[wrong]}"
+                raise DatasetError(f"{self._dataset.shard_path(shard)}: document {columns.id(wrong)!r} has {problem}")
         return columns
 
     def damaged(self, row: int, problem: str) -> DatasetError:
