@@ -2,14 +2,13 @@
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from browser import Browser, chromium
+from browser import Browser
 from dataset_examples import ENTROPY, MONOTONIC, NONE, RISE, STATIC, document, documents, in_two_parts, save_dataset
 
 from pipeline.__main__ import main
@@ -26,16 +25,6 @@ from shared.vocabulary import document_tokens
 TINY = 24
 """Entropies at the beginning of a spoilt document that are next to nothing."""
 EXACT = PatchingSettings(rule="entropy", theta=2.7, max_length=40)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program, reason = chromium()
-    if program is None:
-        pytest.skip(f"no Chromium: {reason}")
-    opened = Browser(program, tmp_path_factory.mktemp("profile"))
-    yield opened
-    opened.close()
 
 
 def page_of(folder: Path, *options: str) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Browser, chromium
+from browser import Browser
 from tiny_runs import STATIC, tiny_data, tiny_recipe, toml
 
 from shared.config import ConfigError
@@ -34,16 +34,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.rmtree(folder / "run" / "checkpoints" / "step-00000006")
     assert main([str(folder / "recipe.toml")]) == 0
     return folder / "run"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program, reason = chromium()
-    if program is None:
-        pytest.skip(f"no Chromium: {reason}")
-    opened = Browser(program, tmp_path_factory.mktemp("profile"))
-    yield opened
-    opened.close()
 
 
 def write_run(folder: Path, lines: list[dict[str, Any]], **files: Any) -> Path:

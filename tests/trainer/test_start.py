@@ -13,6 +13,7 @@ from tiny_runs import (
     STATIC,
     losses,
     quiet_environment,
+    run,
     tiny_data,
     tiny_recipe,
     tiny_settings,
@@ -28,7 +29,6 @@ from trainer.data.loader import PackLoader
 from trainer.identity import IDENTITY_NAME, RunIdentity, load_identity, run_identity
 from trainer.learning.start import other_settings
 from trainer.learning.step import predict
-from trainer.main import main
 
 STILL = 1e-30
 """A learning rate that moves nothing in fp32."""
@@ -45,13 +45,6 @@ def trained(data: Path) -> Path:
     out = data.parent / "trained"
     assert run(data, out) == 0
     return out / "model"
-
-
-def run(data: Path, out: Path, *overrides: object, **sections: dict[str, Any]) -> int:
-    out.parent.mkdir(exist_ok=True)
-    recipe = out.with_suffix(".toml")
-    recipe.write_text(toml(tiny_recipe(data, out, **sections)))
-    return main([str(recipe), *map(str, overrides)])
 
 
 def first_loss(model_folder: Path, data: Path) -> float:

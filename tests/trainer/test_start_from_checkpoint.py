@@ -16,6 +16,7 @@ from tiny_runs import (
     STATIC,
     losses,
     quiet_environment,
+    run,
     tiny_data,
     tiny_recipe,
     tiny_settings,
@@ -35,7 +36,6 @@ from trainer.identity import IDENTITY_NAME, RunIdentity, load_identity
 from trainer.learning.optimizer import build_optimizer
 from trainer.learning.start import other_settings
 from trainer.learning.step import predict
-from trainer.main import main
 from trainer.parallel.model import build_model
 from trainer.parallel.world import started
 
@@ -54,13 +54,6 @@ def trained(data: Path) -> Path:
     out = data.parent / "trained"
     assert run(data, out) == 0
     return out
-
-
-def run(data: Path, out: Path, *overrides: object, **sections: dict[str, Any]) -> int:
-    out.parent.mkdir(exist_ok=True)
-    recipe = out.with_suffix(".toml")
-    recipe.write_text(toml(tiny_recipe(data, out, **sections)))
-    return main([str(recipe), *map(str, overrides)])
 
 
 def step(out: Path, number: int) -> Path:

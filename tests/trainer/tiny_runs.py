@@ -13,6 +13,7 @@ from shared.shards.document import Row
 from shared.shards.manifest import DatasetIdentity, Manifest
 from shared.shards.writer import write_shard
 from shared.vocabulary import document_tokens
+from trainer.main import main
 from trainer.settings import TrainSettings
 
 STATIC = PatchingSettings(rule="static", stride=4, max_length=64)
@@ -97,6 +98,14 @@ def toml(recipe: dict[str, Any]) -> str:
 
     table(recipe, "")
     return "\n".join(lines) + "\n"
+
+
+def run(data: Path, out: Path, *overrides: object, **sections: dict[str, Any]) -> int:
+    """Train a tiny model in this process; the exit code."""
+    out.parent.mkdir(exist_ok=True)
+    recipe = out.with_suffix(".toml")
+    recipe.write_text(toml(tiny_recipe(data, out, **sections)))
+    return main([str(recipe), *map(str, overrides)])
 
 
 def torchrun(*arguments: str | Path, ranks: int = 2) -> list[str]:
