@@ -155,7 +155,8 @@ class PackLoader:
         Raises DatasetError, in this process, for what a worker found damaged, and WorkerError when one has died.
         """
         self._packs.load_state_dict({"cursor": self.cursor.model_dump(), "next": FROM_WORKER})
-        items = iter(stateful_loader(self._packs, self._workers))
+        # In this process a DataLoader would only cost time.
+        items = iter(stateful_loader(self._packs, self._workers) if self._workers else self._packs)
         while True:
             try:
                 item = next(items)

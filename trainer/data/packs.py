@@ -119,8 +119,9 @@ class Pack:
 
 def _padded(values: np.ndarray, length: int, fill: int) -> torch.Tensor:
     """int64 [length]."""
-    padded = np.full(length, fill, np.int64)
+    padded = np.empty(length, np.int64)
     padded[: len(values)] = values
+    padded[len(values) :] = fill
     return torch.from_numpy(padded)
 
 
