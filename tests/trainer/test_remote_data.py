@@ -86,7 +86,7 @@ def test_the_entropy_model_is_not_written_under_a_rank_that_reads_it(tmp_path: P
         source="a test",
     )
     Manifest(identity=identity, shards=[]).save(folder)
-    ours, theirs = (open_dataset(f"file://{folder}", FileCache(tmp_path / "cache")) for _ in range(2))
+    ours, theirs = (open_dataset(f"local://{folder}", FileCache(tmp_path / "cache")) for _ in range(2))
     with (ours.patcher / WEIGHTS_FILE).open("rb") as file:
         assert (theirs.patcher / WEIGHTS_FILE).stat().st_ino == Path(file.name).stat().st_ino
         Path(file.name).write_bytes(b"damaged")
