@@ -24,12 +24,12 @@ def end_of_archive(size: int) -> bytes:
     return END + bytes(-(size + len(END)) % tarfile.RECORDSIZE)
 
 
-def members(archive: memoryview, offset: int) -> Iterator[tuple[int, str, int, int]]:
-    """Header offset, name, start and end of each regular file from ``offset`` to the end-of-archive mark.
+def members(archive: memoryview, offset: int, stop: int | None = None) -> Iterator[tuple[int, str, int, int]]:
+    """Header offset, name, start and end of each regular file from ``offset`` to ``stop`` or the end-of-archive mark.
 
     Nothing is extracted, and nothing but a plain file is accepted. Raises TarError.
     """
-    while True:
+    while stop is None or offset < stop:
         block = bytes(archive[offset : offset + BLOCK])
         if len(block) == BLOCK and not any(block):
             return

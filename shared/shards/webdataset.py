@@ -112,8 +112,9 @@ class TarReader:
     def _row(self, row: int) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
         """The record and the byte ranges of one row's members."""
         fields: dict[str, tuple[int, int]] = {}
+        following = int(self._offsets[row + 1]) if row + 1 < len(self._offsets) else None
         try:
-            for offset, name, start, end in tar.members(self._archive, int(self._offsets[row])):
+            for offset, name, start, end in tar.members(self._archive, int(self._offsets[row]), following):
                 key, _, field = name.partition(".")
                 if key != f"{row:010d}":
                     break
