@@ -94,7 +94,7 @@ def compile_blocks(model: nn.Module, crosses: bool = False) -> None:
     """Compile each block whole. Nothing is compiled again for other documents: a pack's two axes have fixed lengths.
 
     With ``crosses`` also attention between bytes and patches, which is a chain of pointwise work and sums by patch. Not
-    on a CPU: there its sizes depend on the patches, and what can be compiled is a fiftieth of a step.
+    on a CPU: there its sizes depend on the patches, and little of it can be compiled.
     """
     parts = [module for module in model.modules() if crosses and isinstance(module, CrossAttention)]
     for part in (*transformer_blocks(model), *parts):
