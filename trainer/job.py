@@ -126,7 +126,11 @@ def prepare(settings: TrainSettings, identity: RunIdentity, world: World) -> Job
         checkpoints=checkpoints,
         state=state,
         line=line,
-        reporter=Reporter(settings, world, limits, patcher, line, state.step),
+        reporter=Reporter(
+            *(settings, world, limits, patcher),
+            {name: totals.documents for name, totals in train.manifest.subsets.items()},
+            *(line, state.step),
+        ),
         watch=Watch(world.store, world.rank, world.size, settings.run.timeout / 2, warn),  # before they give up
     )
     say_news(job)

@@ -66,7 +66,8 @@ def run_steps(job: Job, stop: StopRequest) -> bool:
         if step == began + 1:  # whatever is compiled or made ready is so now
             job.world.wait_at_most(timedelta(seconds=job.settings.run.timeout), job.model)
         if step % metrics.log_every == 0 or over:
-            job.reporter.interval(step, job.state.targets, job.done(), job.optimizer)
+            assert job.state.cursor is not None
+            job.reporter.interval(step, job.state.targets, job.state.cursor.drawn, job.done(), job.optimizer)
         if asked and not over:
             save_and_stop(job)
             return False

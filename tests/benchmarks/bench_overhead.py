@@ -87,7 +87,7 @@ def whole(job: Job) -> Callable[[], None]:
 
     def step() -> None:
         one_step(job, packs, stop)
-        job.reporter.interval(job.state.step, job.state.targets, job.done(), job.optimizer)
+        job.reporter.interval(job.state.step, job.state.targets, job.state.cursor.drawn, job.done(), job.optimizer)
 
     return step
 

@@ -6,7 +6,7 @@ global width 512 with 4 layers, 2 queries a patch, 6 n-gram tables of 2048 rows,
 
 import sysconfig
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -147,3 +147,16 @@ def product_peak(dtype: torch.dtype, size: int = 2048, rounds: int = 4) -> float
     left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     left @ right
     return 2 * size**3 / alternately({"product": lambda: left @ right}, rounds)["product"].best
+
+
+def share_of_peak(rate: float, peaks: Sequence[float]) -> str:
+    """``rate`` as a share of the largest of ``peaks``, which were measured before and during the same run.
+
+    Without a share where they differ by more than 10%, or where ``rate`` is above all of them: then they are no peak.
+    """
+    least, most = min(peaks), max(peaks)
+    if least < 0.9 * most:
+        return f"no share: products reached {least / 1e9:.0f} to {most / 1e9:.0f} GFLOP/s"
+    if rate > most:
+        return f"no share: products alone reached only {most / 1e9:.0f} GFLOP/s"
+    return f"{rate / most:.0%} of {most / 1e9:.0f}"

@@ -15,9 +15,9 @@ from trainer.data.limits import PackLimits, pack_limits
 from trainer.data.loader import PackLoader
 from trainer.evaluation.scores import SubsetScore
 from trainer.observing.clock import PARTS, StepClock
-from trainer.observing.figures import bits_per_byte, interval_figures, validation_figures
+from trainer.observing.figures import ShareError, bits_per_byte, interval_figures, share, validation_figures
 from trainer.observing.memory import memory
-from trainer.observing.peak import device_peak
+from trainer.observing.peak import listed_peak
 from trainer.observing.tally import RankSums, Tally
 from trainer.observing.work import WorkCounter
 
@@ -26,7 +26,9 @@ LIMITS = PackLimits(tokens=100, patches=40)
 
 def sums(**values: float) -> RankSums:
     """One rank that packed 80 tokens in 20 patches, of which 19 are of text."""
-    return RankSums(**{"tokens": 80, "patches": 20, "own_patches": 19, "text": 76, "packs": 1, **values})
+    return RankSums(
+        **{"tokens": 80, "patches": 20, "own_patches": 19, "text": 76, "packs": 1, "seconds": 4.0, **values}
+    )
 
 
 def tally(**values) -> Tally:
@@ -46,7 +48,7 @@ def test_rates_and_shares_are_of_all_ranks_together() -> None:
     assert figures["bytes_per_patch"] == 4
     assert figures["token_fill"] == 0.8
     assert figures["patch_fill"] == 0.5
-    assert figures["data_wait"] == 1 / 8
+    assert figures["data_wait"] == 1 / 8  # of the 4 seconds of each of two ranks
     assert figures["step_seconds"] == {"whole": 2.0, "data": 0.0, "forward_backward": 0.0, "update": 0.1}
     assert figures["flops_per_second"] == 1e9
     assert figures["flops_per_byte"] == {"useful": 4e9 / 152, "executed": 6e9 / 152}
@@ -128,4 +130,19 @@ def test_memory_and_peak_are_those_of_this_process() -> None:
         after = memory(torch.device("cpu"))
     assert after.held - before.held > 16 << 20
     assert after.peak >= after.held - (64 << 20)
-    assert device_peak(torch.device("cpu"), "float32") > 1e8
+
+
+def test_a_cpu_has_no_peak_to_be_a_share_of() -> None:
+    assert listed_peak(torch.device("cpu"), "float32") is None
+
+
+@pytest.mark.parametrize("part", [-1.0, 1.01, 1e9])
+def test_a_share_outside_of_0_to_1_is_refused_and_nothing_is_clamped(part: float) -> None:
+    with pytest.raises(ShareError, match="token_fill"):
+        share(part, 1.0, "token_fill")
+
+
+@pytest.mark.parametrize("done", [{"useful": 8.1e9, "executed": 8.1e9}, {"useful": 1e9, "executed": 8.1e9}])
+def test_more_than_the_peak_is_refused(done: dict[str, float]) -> None:
+    with pytest.raises(ShareError, match="utilisation"):
+        interval_figures(tally(), [sums(**done), sums()], LIMITS, seconds=4.0, peak=1e9)

@@ -13,6 +13,7 @@ from browser import Browser
 from tiny_runs import STATIC, tiny_data, tiny_recipe, toml
 
 from shared.config import ConfigError
+from shared.shards.manifest import load_manifest
 from trainer.__main__ import main as command
 from trainer.drawing.axes import ticks, y_range
 from trainer.drawing.chart import MOST_POINTS, Curve, chart, together
@@ -55,8 +56,29 @@ def test_the_summary_says_what_happened(finished: Path) -> None:
     assert facts["run"] == f"{finished}, done"
     assert facts["learnt"].startswith("6 steps, ")
     assert "on validation (a " in facts["bits per byte"]
-    assert "model FLOPs utilisation" in facts["speed"]
+    assert "FLOP/s useful" in facts["computation"]
+    assert "no utilisation: no peak is listed for cpu" in facts["computation"]
     assert facts["faults"] == "went on 1 time, 2 logged steps done again, 0 steps skipped"
+
+
+def test_what_was_drawn_from_each_subset_is_logged_and_told(finished: Path) -> None:
+    run = load_history(finished)
+    config = run.config["data"]
+    documents = {
+        name: totals.documents for name, totals in load_manifest(Path(config["path"]) / "train").subsets.items()
+    }
+    last = run.lines[-1]
+    assert last["drawn"].keys() == documents.keys()
+    assert sum(last["drawn"].values()) > 0
+    assert last["passes"] == {name: last["drawn"][name] / count for name, count in documents.items()}
+    assert all(f"{name} {count:,} documents" in dict(summary(run))["subsets"] for name, count in last["drawn"].items())
+
+
+def test_dashed_lines_of_a_resumed_run_are_in_the_legend(finished: Path) -> None:
+    assert "<li><svg" in html([load_history(finished)])
+    assert "resumed from a checkpoint</li>" in html([load_history(finished)])
+    never = write_run(finished.parent / "never-stopped", [line(1), line(2)])
+    assert "resumed from a checkpoint" not in html([load_history(never)])
 
 
 def test_a_run_under_way_or_of_an_older_version_is_told_too(tmp_path: Path) -> None:
@@ -69,6 +91,39 @@ def test_a_run_under_way_or_of_an_older_version_is_told_too(tmp_path: Path) -> N
     assert "Bits per byte over bytes" in html([run])
     with pytest.raises(ConfigError, match=r"metrics\.jsonl is missing or empty"):
         load_history(tmp_path)
+
+
+def test_a_listed_peak_gives_a_utilisation_and_one_that_is_exceeded_gives_a_reason(tmp_path: Path) -> None:
+    def computation(*shares: float) -> str:
+        lines = [
+            line(n, flops_per_second=4e9, utilisation={"model": x, "hardware": x}) for n, x in enumerate(shares, 1)
+        ]
+        folder = write_run(tmp_path / str(len(list(tmp_path.iterdir()))), lines)
+        (folder / "starts.jsonl").write_text('{"step": 0, "device": "NVIDIA H200", "peak_flops": 1e10}\n')
+        run = load_history(folder)
+        assert ("Utilisation" in html([run])) == (max(shares) <= 1)
+        return dict(summary(run))["computation"]
+
+    assert (
+        computation(0.4, 0.4)
+        == "4.0 GFLOP/s useful in the mean; 40.0% model FLOPs utilisation (40.0% with padding and repeats)"
+    )
+    assert "no utilisation" in computation(0.4, 1.59)
+    assert "159" not in computation(0.4, 1.59)
+
+
+def test_a_run_that_exceeds_its_peak_says_so_once_and_logs_no_utilisation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tiny_data(tmp_path / "data", STATIC)
+    recipe = tiny_recipe(data, tmp_path / "run", metrics={"log_every": 1, "peak_flops": 1.0})
+    (tmp_path / "recipe.toml").write_text(toml(recipe))
+    assert main([str(tmp_path / "recipe.toml")]) == 0
+    assert capsys.readouterr().err.count("utilisation is left out from here on") == 1
+    run = load_history(tmp_path / "run")
+    assert len(run.lines) > 1
+    assert not any("utilisation" in line for line in run.lines)
+    assert "that peak is wrong" in dict(summary(run))["computation"]
 
 
 def test_figures_of_something_else_are_left_out(tmp_path: Path) -> None:
@@ -171,7 +226,7 @@ def test_the_page_is_quiet_fits_a_phone_and_shows_both_runs(browser: Browser, fi
         assert browser.evaluate("document.querySelectorAll('figure').length") >= 10
         in_first = "document.querySelector('figure').querySelectorAll"
         curves, swatches, marks = (
-            browser.evaluate(f"{in_first}('{kind}').length") for kind in ("path.curve", ".swatch", ".mark")
+            browser.evaluate(f"{in_first}('{kind}').length") for kind in ("path.curve", ".swatch path.curve", "g .mark")
         )
         assert (curves - swatches, marks) == (2 * runs, runs)
         for width in (360, 1200):

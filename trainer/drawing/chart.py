@@ -53,6 +53,11 @@ class Mark:
 
     x: float
     words: str
+    kind: str
+    """What the legend calls the dashed lines of such marks."""
+
+
+MARK_SWATCH = '<svg class="swatch" viewBox="0 0 26 10"><path class="mark" d="M13 0V10"/></svg>'
 
 
 def chart(
@@ -89,6 +94,8 @@ def chart(
     parts += names.values()
     listed = [curve for number, curve in enumerate(curves) if curve.listed and number not in names]
     legend = "".join(f"<li>{swatch(curve)}{escape(curve.label)}</li>" for curve in listed)
+    kinds = dict.fromkeys(mark.kind for mark in marks if x.low <= mark.x <= x.high)
+    legend += "".join(f"<li>{MARK_SWATCH}{escape(kind)}</li>" for kind in kinds)
     return figure(title, unit, "".join(parts), legend, words)
 
 

@@ -43,7 +43,7 @@ def _plots(dial: Dial) -> str:
     trained = dial.trained
     by_cost = sorted((point.flops_per_byte, point.bits_per_byte) for point in dial.points)
     by_theta = [(point.theta, point.bytes_per_patch) for point in dial.points]
-    marks = [Mark(trained.theta, "the threshold that the model learnt with")]
+    marks = [Mark(trained.theta, "the threshold that the model was trained with", "threshold of training")]
     quality = chart(
         "Quality and cost over the dial",
         "bits per byte",

@@ -11,6 +11,8 @@ from trainer.observing.clock import PARTS
 from trainer.observing.tally import RankSums, Tally
 
 LN2 = math.log(2.0)
+ROUNDING = 1e-9
+"""Sums of seconds and of counts in fp64 are exact to far less than this."""
 
 
 def bits_per_byte(nats: float, text_bytes: float) -> float:
@@ -18,12 +20,25 @@ def bits_per_byte(nats: float, text_bytes: float) -> float:
     return nats / (LN2 * text_bytes) if text_bytes else math.nan
 
 
+class ShareError(ArithmeticError):
+    """A share that cannot be true: below 0 or above 1."""
+
+
+def share(part: float, whole: float, what: str) -> float:
+    """``part`` / ``whole``, NaN where the whole is 0. Raises ShareError outside of 0 to 1: nothing is clamped."""
+    found = part / whole if whole else math.nan
+    if found < 0 or found > 1 + ROUNDING:
+        raise ShareError(f"{what} is not a share: {part:.6g} of {whole:.6g}")
+    return found
+
+
 def interval_figures(
     tally: Tally, ranks: Sequence[RankSums], limits: PackLimits, seconds: float, peak: float | None
 ) -> dict[str, Any]:
     """The figures of a line: what steps added up to in so many seconds, over all ranks.
 
-    ``peak``: FLOPs a second of one rank's device at best; None: utilisation is left out.
+    ``peak``: FLOPs per second of one rank's device at best; None: utilisation is left out. Raises ShareError when a
+    share is impossible.
     """
     together = RankSums(*(sum(values) for values in zip(*(astuple(rank) for rank in ranks))))
     per_step = 1 / (tally.steps * len(ranks))
@@ -32,8 +47,8 @@ def interval_figures(
         "grad_norm_by_part": tally.norms,
         "skipped": tally.skipped,
         "bytes_per_second": together.text / seconds,
-        "token_fill": together.tokens / (together.packs * limits.tokens),
-        "data_wait": together.waited / (seconds * len(ranks)),
+        "token_fill": share(together.tokens, together.packs * limits.tokens, "token_fill"),
+        "data_wait": share(together.waited, together.seconds, "data_wait"),
         "step_seconds": {"whole": seconds / tally.steps} | {part: getattr(together, part) * per_step for part in PARTS},
         "memory": {name: max(getattr(rank, name) for rank in ranks) for name in ("held", "reserved", "peak")},
         **compute(together, seconds, peak and peak * len(ranks)),
@@ -44,15 +59,16 @@ def interval_figures(
         figures |= {
             "patches_per_second": together.own_patches / seconds,
             "bytes_per_patch": together.text / together.own_patches if together.own_patches else math.nan,
-            "patch_fill": together.patches / (together.packs * limits.patches),
+            "patch_fill": share(together.patches, together.packs * limits.patches, "patch_fill"),
         }
     return figures | slowest(ranks)
 
 
 def compute(together: RankSums, seconds: float, peak: float | None) -> dict[str, Any]:
-    """FLOPs a byte and a second, and utilisation as shares of ``peak``, what all devices together can do in a second.
+    """FLOPs per byte and per second, and utilisation: shares of ``peak``, what all devices can do in a second.
 
-    The entropy model's FLOPs are apart: they were spent when the data was made, once for all its passes.
+    The entropy model's FLOPs are apart: they were spent when the data was made, once for all its passes. Raises
+    ShareError when the devices would have done more than ``peak``: then the peak is wrong.
     """
     found: dict[str, Any] = {
         "flops_per_second": together.useful / seconds,
@@ -65,10 +81,18 @@ def compute(together: RankSums, seconds: float, peak: float | None) -> dict[str,
         found["flops_per_byte"]["entropy_model"] = together.scoring / together.text if together.text else math.nan
     if peak:
         found["utilisation"] = {
-            "model": together.useful / (seconds * peak),
-            "hardware": together.executed / (seconds * peak),
+            "model": share(together.useful, seconds * peak, "utilisation/model"),
+            "hardware": share(together.executed, seconds * peak, "utilisation/hardware"),
         }
     return found
+
+
+def drawn_figures(drawn: Mapping[str, int], documents: Mapping[str, int]) -> dict[str, Any]:
+    """Documents taken from each subset since the beginning of the run, and how many passes over the subset that is."""
+    return {
+        "drawn": dict(drawn),
+        "passes": {name: count / documents[name] for name, count in drawn.items() if documents[name]},
+    }
 
 
 def slowest(ranks: Sequence[RankSums]) -> dict[str, Any]:

@@ -28,6 +28,8 @@ class History:
     identity: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
     """What the dry run found."""
+    peak_exceeded: bool = False
+    """Whether a line had a utilisation above 1: its peak was wrong, and no line has one here."""
 
     @property
     def finished(self) -> bool:
@@ -74,13 +76,23 @@ def load_history(folder: Path) -> History:
     intervals = [line for line in lines if isinstance(line.get("targets"), int)]
     if not intervals:
         raise ConfigError(f"{folder} is no run with figures: {METRICS_NAME} is missing or empty")
+    exceeded = any(_above_one(line.get("utilisation")) for line in intervals)
+    if exceeded:
+        intervals = [{key: value for key, value in line.items() if key != "utilisation"} for line in intervals]
     return History(
         folder,
         intervals,
         [line for line in lines if isinstance(line.get("validation"), dict)],
         read_lines(folder / STARTS_NAME),
         *(_object(folder / name) for name in (RESOLVED_NAME, IDENTITY_NAME, MEMORY_NAME)),
+        peak_exceeded=exceeded,
     )
+
+
+def _above_one(utilisation: Any) -> bool:
+    """Whether one of the shares of a line cannot be true, as of runs whose peak was measured on a CPU."""
+    shares = utilisation.values() if isinstance(utilisation, dict) else ()
+    return any(isinstance(value, (int, float)) and not 0 <= value <= 1 for value in shares)
 
 
 def _object(path: Path) -> dict[str, Any]:

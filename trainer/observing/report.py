@@ -21,11 +21,13 @@ CHARTS: tuple[tuple[str, str, str, float], ...] = (
     ("Gradient norm", "before clipping", "grad_norm", 1.0),
     ("Gradient norms by part", "before clipping", "grad_norm_by_part", 1.0),
     ("Speed", "bytes a second", "bytes_per_second", 1.0),
+    ("Computation", "useful GFLOP/s", "flops_per_second", 1e-9),
     ("Utilisation", "% of what the devices can do", "utilisation", 100.0),
     ("Seconds of a step", "by part", "step_seconds", 1.0),
     ("Waiting for data", "% of the time", "data_wait", 100.0),
     ("Fill", "% of a pack that is real", "fill", 100.0),
     ("Patch size", "bytes", "bytes_per_patch", 1.0),
+    ("Passes", "over each subset", "passes", 1.0),
     ("Memory", "bytes on the rank that has most", "memory", 1.0),
     ("Skipped steps", "an interval", "skipped", 1.0),
 )
@@ -121,9 +123,9 @@ def _labels(name: str, parts: Sequence[str], runs: Sequence[History]) -> list[st
 
 
 def _marks(runs: Sequence[History], names: Sequence[str], x: str) -> list[Mark]:
-    """Where runs went on."""
+    """Where runs were resumed."""
     return [
-        Mark(run.at_step(start["step"], x), f"{name} went on after step {start['step']}")
+        Mark(run.at_step(start["step"], x), f"{name} resumed after step {start['step']}", "resumed from a checkpoint")
         for run, name in zip(runs, names)
         for start in run.resumes()
     ]

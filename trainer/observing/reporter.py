@@ -14,10 +14,10 @@ from trainer.evaluation.scores import SubsetScore
 from trainer.learning.optimizer import Optimizers
 from trainer.learning.step import StepResult
 from trainer.observing.clock import StepClock
-from trainer.observing.figures import interval_figures, validation_figures
+from trainer.observing.figures import ShareError, drawn_figures, interval_figures, validation_figures
 from trainer.observing.files import METRICS_NAME, STARTS_NAME, keep_lines_up_to
 from trainer.observing.memory import memory
-from trainer.observing.peak import device_peak
+from trainer.observing.peak import listed_peak
 from trainer.observing.profiling import Profiler
 from trainer.observing.progress import Progress, quantity
 from trainer.observing.sinks import JsonLines, Sinks, check_sinks
@@ -39,21 +39,22 @@ class Reporter:
         world: World,
         limits: PackLimits,
         patcher: EntropyModelSettings | None,
+        documents: Mapping[str, int],
         line: Progress,
         resumed_step: int,
     ) -> None:
-        """``patcher``: the entropy model that scored the data.
+        """``patcher``: the entropy model that scored the data. ``documents``: how many each training subset holds.
 
         Raises ConfigError for a sink whose package is missing.
         """
         check_sinks(settings)
         self.clock = StepClock(world.device)
         self.profiler = Profiler(settings.metrics.profile, settings.run.out, world, line.say)
-        self._world, self._limits, self._line = world, limits, line
+        self._world, self._limits, self._line, self._documents = world, limits, line, documents
         self._work = WorkCounter(
             *(settings.model, patcher, settings.parallel.activation_checkpointing), tiled=world.device.type == "cpu"
         )
-        self._peak = settings.metrics.peak_flops or device_peak(world.device, settings.run.dtype)
+        self._peak = settings.metrics.peak_flops or listed_peak(world.device, settings.run.dtype)
         self._before = 0.0
         """Seconds of training before this start."""
         self._sinks: Sinks | None = None
@@ -105,21 +106,40 @@ class Reporter:
         yield
         self._aside += time.perf_counter() - began
 
-    def interval(self, step: int, targets: int, done: float, optimizer: Optimizers) -> None:
-        """Write what has been summed, show the progress line, and begin a new sum; every rank takes part."""
+    def interval(self, step: int, targets: int, drawn: Mapping[str, int], done: float, optimizer: Optimizers) -> None:
+        """Write what has been summed, show the progress line, and begin a new sum; every rank takes part.
+
+        ``drawn``: documents taken from each subset since the beginning of the run.
+        """
         seconds = time.perf_counter() - self._began - self._aside
         own = self._tally.own
+        own.seconds = seconds
         for source in (self.clock.take(), vars(self._work.take()), vars(memory(self._world.device))):
             for name, value in source.items():
                 setattr(own, name, float(value))
         ranks = [RankSums(*row) for row in self._world.table(own.values())]
         if self._sinks is not None:
-            figures = interval_figures(self._tally, ranks, self._limits, seconds, self._peak)
+            figures = self._figures(ranks, seconds)
             figures |= learning_rates(self._tally.lr, optimizer) | {"targets": targets, "seconds": self._seconds()}
+            figures |= drawn_figures(drawn, self._documents)
             self._sinks.write(step, figures)
             self._line.show(done, *status(step, figures))
         self.profiler.look(step)
         self._restart()
+
+    def _figures(self, ranks: Sequence[RankSums], seconds: float) -> dict[str, Any]:
+        """The figures of the interval; a peak that the devices exceed is wrong and is not used again."""
+        try:
+            return interval_figures(self._tally, ranks, self._limits, seconds, self._peak)
+        except ShareError:
+            # Without a peak the same sums raise again when it is another share that is impossible.
+            figures = interval_figures(self._tally, ranks, self._limits, seconds, None)
+            self._line.say(
+                f"utilisation is left out from here on: this run computes more than {self._peak:.4g} FLOP/s per "
+                "device, so that peak is too low; set metrics.peak_flops"
+            )
+            self._peak = None
+            return figures
 
     def validation(self, step: int, scores: Mapping[str, SubsetScore]) -> None:
         """Write and say what a pass over the validation split found, by subset and in total."""
@@ -157,6 +177,7 @@ def status(step: int, figures: Mapping[str, Any]) -> list[str]:
         pieces.append(f"{figures['skipped']} skipped")
     if figures["data_wait"] >= HIGH_WAIT:
         pieces.append(f"data wait {figures['data_wait']:.0%}")
+    pieces.append(f"{quantity(figures['flops_per_second'])}FLOP/s")
     if "utilisation" in figures:
         pieces.append(f"{figures['utilisation']['model']:.0%} MFU")
     pieces.append(f"{quantity(figures['memory']['held'])}B memory")

@@ -8,6 +8,9 @@ from trainer.observing.files import values
 from trainer.observing.history import History
 from trainer.observing.progress import clock, quantity
 
+SUBSETS = 6
+"""Subsets that the summary names."""
+
 
 def summary(run: History) -> list[tuple[str, str]]:
     """Facts with their labels, the most important first; what was not logged is left out."""
@@ -18,12 +21,27 @@ def summary(run: History) -> list[tuple[str, str]]:
     facts.append(("learnt", learnt + (f" in {clock(seconds[-1])}" if seconds else "")))
     facts.append(("bits per byte", _bits(run)))
     if speed := _mean(run.lines, "bytes_per_second"):
-        facts.append(("speed", f"{quantity(speed)}B/s in the mean{_utilisation(run)}"))
+        facts.append(("speed", f"{quantity(speed)}B/s in the mean"))
+    if computation := _computation(run):
+        facts.append(("computation", computation))
     facts += _memory(run)
     if (waited := _mean(run.lines, "data_wait")) is not None:
         facts.append(("waiting for data", f"{waited:.2%} of the time"))
+    if subsets := _subsets(last):
+        facts.append(("subsets", subsets))
     facts.append(("faults", _faults(run)))
     return facts
+
+
+def _subsets(last: dict[str, Any]) -> str:
+    """Documents taken from each of several subsets and the passes that they are, the most first."""
+    drawn, passes = last.get("drawn"), last.get("passes")
+    if not isinstance(drawn, dict) or not isinstance(passes, dict) or len(drawn) < 2:
+        return ""
+    names = sorted(drawn, key=lambda name: -drawn[name])
+    words = [f"{name} {drawn[name]:,} documents ({passes.get(name) or 0:.2f} passes)" for name in names[:SUBSETS]]
+    rest = len(names) - len(words)
+    return ", ".join(words) + (f", and {rest} more in metrics.jsonl" if rest else "")
 
 
 def _state(run: History) -> str:
@@ -46,11 +64,21 @@ def _bits(run: History) -> str:
     return words
 
 
+def _computation(run: History) -> str:
+    """Useful FLOPs per second, and their share of the devices' peak, or why there is none."""
+    flops = _mean(run.lines, "flops_per_second")
+    return f"{quantity(flops)}FLOP/s useful in the mean; {_utilisation(run)}" if flops is not None else ""
+
+
 def _utilisation(run: History) -> str:
     model, hardware = (_mean(run.lines, f"utilisation/{name}") for name in ("model", "hardware"))
+    last = run.starts[-1] if run.starts else {}
+    if run.peak_exceeded or (model is None and last.get("peak_flops")):
+        return "no utilisation: the run computed more than its peak allows, so that peak is wrong (metrics.peak_flops)"
     if model is None or hardware is None:
-        return ""
-    return f", {model:.1%} model FLOPs utilisation ({hardware:.1%} with padding and repeats)"
+        device = last.get("device", "this device")
+        return f"no utilisation: no peak is listed for {device} (metrics.peak_flops sets one)"
+    return f"{model:.1%} model FLOPs utilisation ({hardware:.1%} with padding and repeats)"
 
 
 def _memory(run: History) -> list[tuple[str, str]]:

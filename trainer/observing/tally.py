@@ -19,8 +19,10 @@ class RankSums:
     text: float = 0.0
     """Bytes of text, learnt or not."""
     packs: float = 0.0
+    seconds: float = 0.0
+    """Of this rank's interval by its own clock; validation and saving left out."""
     waited: float = 0.0
-    """Seconds that the rank waited for packs."""
+    """Seconds of them that the rank waited for packs."""
     data: float = 0.0
     """Seconds of steps by part, as StepClock takes them; this and the next two."""
     forward_backward: float = 0.0

@@ -63,6 +63,6 @@ class MetricsSettings(Section):
     wandb: str | None = Field(default=None, min_length=1)
     """Project of Weights & Biases that gets the figures too; needs the package wandb."""
     peak_flops: float | None = Field(default=None, gt=0)
-    """FLOPs a second that one rank's device does at best, for utilisation; None: as listed for the GPU's name, or as a
-    short product on this CPU shows."""
+    """FLOPs per second that one rank's device does at best, for utilisation; None: as listed for the GPU's name. CPUs
+    and other GPUs show FLOP/s alone."""
     profile: ProfileSettings = ProfileSettings()

@@ -79,16 +79,16 @@ def scale(request: ScalingRequest, line: Progress) -> tuple[Scaling, list[str]]:
 
 def announced(grid: Grid, laboratory: Laboratory, jobs: int) -> str:
     """What all of it will take, in words, before anything is done. torch is imported here."""
-    from trainer.observing.peak import device_peak
+    from trainer.observing.peak import listed_peak
     from trainer.parallel.world import choose_device
 
     cells = list(grid.places())
     total = sum(place.budget for place in cells)
     words = f"{len(cells)} runs of {len(grid.families)} families, {quantity(total)}FLOP of training"
     settings = RunSettings.model_validate({"out": "nowhere", "steps": 1} | laboratory.recipe.get("run", {}))
-    peak = device_peak(choose_device(settings), settings.dtype)
-    if peak is None:
-        return words
+    peak = listed_peak(choose_device(settings), settings.dtype)
+    if peak is None:  # the bar says how long, once a run has shown it
+        return f"{words}, {jobs} runs at a time"
     seconds = total / (UTILISATION * peak * jobs)
     return f"{words}: about {clock(seconds)} at {UTILISATION:.0%} of this device's peak, {jobs} runs at a time"
 
