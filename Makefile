@@ -41,9 +41,12 @@ COMPARED = $(CORPUS) --out $(LABORATORY) --corpus-bytes $(CORPUS_BYTES) --sample
 TORCHRUN := OMP_NUM_THREADS=$(THREADS) $(BIN)/torchrun --standalone --nproc-per-node $(NPROC)
 PIPELINE := $(BIN)/python -m pipeline
 TRAINER := $(BIN)/python -m trainer
+# One process a core; PROCESSES=0 runs the tests in this one.
+PROCESSES ?= auto
+PYTEST := $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile
 PARALLEL := --executor $(EXECUTOR) --workers $(NPROC) --threads $(THREADS)
 
-.PHONY: help setup plan corpus entropy calibrate preprocess blt train evaluate generate compare compare-full scaling test test-all bench lint format clean
+.PHONY: help setup plan corpus entropy calibrate preprocess blt train evaluate generate compare compare-full scaling test drills test-all test-numerics coverage bench lint format clean
 
 help: ## list what there is
 	@echo "Patchwork: byte latent transformers from raw text. The one to start with: make train"
@@ -111,11 +114,20 @@ scaling: setup ## sizes and budgets of four families on CORPUS, fitted; BUDGETS=
 	@$(TRAINER) scaling $(COMPARED) $(if $(GRID),--grid $(GRID)) $(if $(BUDGETS),--budgets $(BUDGETS)) $(if $(SIZES),--sizes $(SIZES)) \
 	  $(if $(FAMILIES),--families $(FAMILIES)) $(if $(filter-out file,$(origin SEEDS)),--seeds $(SEEDS))
 
-test: setup ## the test suite (minutes, two cores)
-	@$(BIN)/python -m pytest
+test: setup ## the test suite, a process a core (minutes); TESTS="tests/shared -k scoring"
+	@$(PYTEST) $(TESTS)
 
-test-all: setup ## everything, the slow tests too (Ray matrices, large data)
-	@$(BIN)/python -m pytest -m "slow or not slow"
+drills: setup ## runs that are killed and resumed, and runs of two ranks
+	@$(PYTEST) -m drill $(TESTS)
+
+test-all: setup ## all tests, the slow ones too (Ray matrices, large data)
+	@$(PYTEST) -m "" $(TESTS)
+
+test-numerics: setup ## the tests that compare floating-point results, as they come out on other processors and with two threads
+	@$(BIN)/python tests/numerics_matrix.py $(TESTS)
+
+coverage: setup ## the test suite, its twenty slowest tests, and how much of the packages it runs
+	@$(PYTEST) --durations 20 --cov pipeline --cov shared --cov trainer --cov-report term:skip-covered $(TESTS)
 
 bench: setup ## measure speed as ratios against peers in the same run
 	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file; done

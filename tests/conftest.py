@@ -1,24 +1,26 @@
 """What all tests have in common."""
 
 import os
-import secrets
 from collections.abc import Iterator
 
 import pytest
+import surroundings
 import torch
 from browser import Browser, chromium
 
-# Ray reads these when it is imported, by whichever test does it first.
-os.environ["RAY_AUTH_MODE"] = "token"
-os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-os.environ.pop("RAY_ADDRESS", None)
+surroundings.normalise()
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """``-n auto``."""
+    return surroundings.workers()
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
+def few_threads() -> Iterator[None]:
     """The models of these tests are so small that a second thread only waits for the first."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     yield
     torch.set_num_threads(before)
 

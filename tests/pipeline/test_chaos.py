@@ -12,6 +12,7 @@ from pipeline.__main__ import main
 KILLS = 5
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize("workers", [1, 3])
 def test_kills_leave_no_trace(tmp_path: Path, workers: int) -> None:
     corpus = write_jsonl(tmp_path / "a.jsonl", some_records(12_000, words=120))

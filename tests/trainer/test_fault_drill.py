@@ -6,6 +6,8 @@ import pytest
 from drill import Drill, drill_recipe, quiet_run, weights
 from tiny_runs import losses, metric_lines
 
+pytestmark = pytest.mark.drill
+
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:

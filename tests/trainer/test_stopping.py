@@ -156,6 +156,7 @@ def running(recipe: Path, out: Path, *options: str) -> subprocess.Popen:
     return process
 
 
+@pytest.mark.drill
 def test_an_interrupt_of_the_launcher_saves_and_leaves_nobody_behind(recipe: Path) -> None:
     process = running(recipe, recipe.parent / "interrupted")
     ranks = rank_processes(process.pid)
@@ -170,6 +171,7 @@ def test_an_interrupt_of_the_launcher_saves_and_leaves_nobody_behind(recipe: Pat
     assert all(map(has_ended, everybody))
 
 
+@pytest.mark.drill
 def test_a_rank_that_hangs_is_named_and_the_others_give_up(recipe: Path) -> None:
     process = running(recipe, recipe.parent / "hanging")
     ranks = rank_processes(process.pid)
