@@ -3,7 +3,9 @@
 Shapes: N positions, H query heads, G key/value heads, C head width, B = BAND, S = keys that one band of queries sees.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -13,6 +15,22 @@ from torch import Tensor
 from shared.batch import Segments
 from shared.tile_sizes import BAND, carried_length
 from shared.tiles import tiled_attention
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # absent from builds without the kernel
+    varlen_attn = None  # type: ignore[assignment]
+
+KERNEL_OPTIONS = ("enable_gqa", "num_splits")
+"""Options of the kernel for documents of many lengths that not every torch has."""
+
+
+def _options_of(kernel: Callable[..., Any] | None) -> frozenset[str]:
+    """Those of `KERNEL_OPTIONS` that a kernel takes."""
+    return frozenset() if kernel is None else frozenset(KERNEL_OPTIONS) & frozenset(signature(kernel).parameters)
+
+
+_OPTIONS = _options_of(varlen_attn)  # looked up once, and not while a block is compiled
 
 
 def stretches(documents: Segments, opening: Tensor | None = None) -> Tensor:
@@ -163,9 +181,13 @@ def _repeat_heads(x: Tensor, heads: int) -> Tensor:
 
 
 def _variable_length(q: Tensor, k: Tensor, v: Tensor, scope: Scope) -> Tensor:
-    """The fused kernel for accelerators: documents by their offsets, a window by (W - 1, 0)."""
-    from torch.nn.attention.varlen import varlen_attn  # absent from builds without the kernel
+    """The fused kernel for accelerators: documents by their offsets, a window by (W - 1, 0).
 
+    A kernel without ``enable_gqa`` gets key/value heads repeated. Splits of the keys depend on the longest document, so
+    that neighbours would change a document's bits: they are switched off. A kernel without ``num_splits`` (FlashAttention
+    2 as torch 2.11 calls it) splits only where query heads share a key/value head, which then none do.
+    """
+    assert varlen_attn is not None
     documents = scope.documents
     offsets, longest = documents.offsets, scope.longest
     if scope.before is not None:
@@ -175,17 +197,14 @@ def _variable_length(q: Tensor, k: Tensor, v: Tensor, scope: Scope) -> Tensor:
         offsets = offsets + reach
         offsets[0] -= continues.sum().to(offsets.dtype)
         longest += reach
-    out = varlen_attn(
-        q,
-        k,
-        v,
-        documents.offsets,
-        offsets,
-        scope.longest,
-        longest,
-        window_size=(-1 if scope.window is None else scope.window - 1, 0),
-        enable_gqa=q.shape[1] != k.shape[1],
-        num_splits=1,  # splits depend on the longest document: neighbours would change a document's bits
-    )
+    options: dict[str, Any] = {}
+    if "num_splits" in _OPTIONS:
+        options["num_splits"] = 1
+    if "enable_gqa" in _OPTIONS and "num_splits" in _OPTIONS:
+        options["enable_gqa"] = q.shape[1] != k.shape[1]
+    else:
+        k, v = _repeat_heads(k, q.shape[1]), _repeat_heads(v, q.shape[1])
+    window = (-1 if scope.window is None else scope.window - 1, 0)
+    out = varlen_attn(q, k, v, documents.offsets, offsets, scope.longest, longest, window_size=window, **options)
     assert isinstance(out, Tensor)
     return out

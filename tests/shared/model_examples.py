@@ -95,6 +95,18 @@ def random_text(length: int, seed: int) -> bytes:
     return text.tobytes()
 
 
+def between(values: np.ndarray, share: float, near: int = 10) -> float:
+    """A threshold that about ``share`` of the values are below: the middle of the widest gap near that quantile.
+
+    A quantile itself may be one of the values, and then rounding decides on which side of it that one lies.
+    """
+    values = np.sort(values[np.isfinite(values)])
+    at = int(share * (len(values) - 1))
+    close = values[max(0, at - near) : at + near + 1]
+    widest = int(np.diff(close).argmax())
+    return float(close[widest] + close[widest + 1]) / 2
+
+
 def chat_tokens(length: int, seed: int, names: int = 3) -> np.ndarray:
     """int16: a document with named special ids at random places, some beside one another."""
     generator = np.random.default_rng(seed)

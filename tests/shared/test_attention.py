@@ -1,12 +1,16 @@
 """The one self-attention primitive against a dense oracle, and its cost."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from shared import attention as module
 from shared import tiles
 from shared.attention import Scope, attention, stretches
 from shared.batch import segments
@@ -136,3 +140,65 @@ def test_many_documents_without_a_window_cost_no_more_than_their_own_squares(lar
             )
             <= n * 16
         )
+
+
+def kernel(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size=(-1, -1)) -> Tensor:  # type: ignore[no-untyped-def]
+    """What torch 2.11's varlen_attn computes, by its documentation: causal from the bottom right, equal heads."""
+    assert q.shape[1] == k.shape[1]
+    assert cu_seq_q.diff().max() <= max_q and cu_seq_k.diff().max() <= max_k  # noqa: PT018
+    left, right = window_size
+    out = []
+    for first, last, first_key, last_key in zip(cu_seq_q[:-1], cu_seq_q[1:], cu_seq_k[:-1], cu_seq_k[1:]):
+        place = torch.arange(int(last - first))[:, None] + int((last_key - first_key) - (last - first))
+        distance = place - torch.arange(int(last_key - first_key))
+        seen = (distance >= -right) & ((distance <= left) | (left < 0))
+        out.append(dense(q[first:last], k[first_key:last_key], v[first_key:last_key], seen))
+    return torch.cat(out)
+
+
+def newer_kernel(q, k, v, *rest, window_size=(-1, -1), enable_gqa=False, num_splits=None) -> Tensor:  # type: ignore[no-untyped-def]
+    """The same with the options of torch 2.13: heads may share keys if they say so, and nothing is split."""
+    assert enable_gqa == (q.shape[1] != k.shape[1])
+    assert num_splits == 1
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    return kernel(q, k, v, *rest, window_size=window_size)
+
+
+@pytest.mark.numerics
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("window", [None, 1, 24, 100])
+@pytest.mark.parametrize("made_of", [kernel, newer_kernel])
+def test_the_kernel_is_asked_for_what_tiles_compute_whatever_options_it_has(
+    made_of: Callable[..., Tensor], window: int | None, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "varlen_attn", made_of)
+    monkeypatch.setattr(module, "_OPTIONS", module._options_of(made_of))
+    n, carried, positions, before = 200, 0, None, None
+    if window is not None:  # the first document goes on: 40 of its keys are carried, or as many as there is room for
+        carried, positions = carried_length(window), np.concatenate([np.arange(40, 130), [0], np.arange(109)])
+        before = torch.full((carried,), -1)
+        before[-40:] = 0
+    documents = segments([90, 1, 109], positions)
+    q, k, v = heads(4, n, 0), heads(groups, carried + n, 1), heads(groups, carried + n, 2)
+    wanted = attention(q, k, v, Scope.of(documents, torch.float32, window, before=before))
+    found = module._variable_length(q, k, v, Scope(documents, window, before, longest=128))
+    torch.testing.assert_close(found, wanted, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+@pytest.mark.parametrize("carried", [0, 64])
+def test_the_kernel_of_this_torch_takes_what_it_is_given(groups: int, carried: int) -> None:
+    """Its arguments and shapes, on tensors without values: it runs on accelerators only."""
+    if module.varlen_attn is None:
+        pytest.skip("this build of torch has no torch.nn.attention.varlen")
+    documents = segments([100, 30])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        q, k, v = (
+            torch.empty(count, width, 16, dtype=torch.bfloat16, requires_grad=True)
+            for count, width in ((130, 4), (carried + 130, groups), (carried + 130, groups))
+        )
+        before = torch.zeros(carried, dtype=torch.int64) if carried else None
+        found = module._variable_length(q, k, v, Scope(documents, 64 if carried else None, before, longest=128))
+        found.sum().backward()
+        assert found.shape == q.shape
+        assert k.grad is not None and k.grad.shape == k.shape  # noqa: PT018

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from model_examples import (
+    between,
     blt,
     blt_logits,
     blt_settings,
@@ -44,7 +45,7 @@ RULES: dict[str, dict[str, Any]] = {
         "reference_starts": True,
     },
 }
-"""Thresholds are quantiles of the entropies, or of their rises, of the text at hand."""
+"""Thresholds are near such quantiles of the entropies, or of their rises, of the text at hand."""
 MODELS = {
     "plain": blt_settings(),
     "grouped heads, no projection": blt_settings(kv_heads=2, global_width=64),
@@ -62,9 +63,9 @@ def rule_for(name: str, entropies: np.ndarray) -> PatchingSettings:
     rises = np.diff(entropies)
     if "theta" in values:
         judged = rises if values["rule"] == "monotonic" else entropies
-        values["theta"] = float(np.quantile(judged, values["theta"]))
+        values["theta"] = between(judged, values["theta"])
     if "theta_rise" in values:
-        values["theta_rise"] = float(np.quantile(rises, values["theta_rise"]))
+        values["theta_rise"] = between(rises, values["theta_rise"])
     return PatchingSettings.model_validate(values)
 
 

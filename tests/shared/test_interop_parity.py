@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from interop_examples import WORDS, models, random_settings, script_text, written
-from model_examples import blt_logits, chat_tokens, pack
+from model_examples import between, blt_logits, chat_tokens, pack
 
 from shared.batch import Batch, Patches, segments
 from shared.blt import Blt
@@ -175,7 +175,7 @@ def test_a_model_with_named_special_ids_has_equal_logits_when_it_is_given_its_pa
     ids = torch.from_numpy(tokens[:-1].astype(np.int64))
     with torch.no_grad():
         found = entropy(patcher(ids, segments([len(ids)]))).numpy()
-    rule = PatchingSettings(rule="entropy", theta=float(np.quantile(found, 0.7)), max_length=LONGEST_PATCH)
+    rule = PatchingSettings(rule="entropy", theta=between(found, 0.7), max_length=LONGEST_PATCH)
     write_hf_folder(tmp_path / "model", tmp_path / "hf", written(tmp_path / "model", model, patcher, rule))
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
     assert theirs.model.patcher is None

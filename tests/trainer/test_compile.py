@@ -1,9 +1,7 @@
 """Compiled blocks are compiled once: packs of other documents find what they need."""
 
-import sys
 from collections.abc import Iterator
 from functools import partial
-from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shared.attention import Scope
+from shared.attention import KERNEL_OPTIONS, Scope
 from shared.batch import Batch, Patches, segments
 from shared.blt import Blt
 from shared.entropy_model import EntropyModel
@@ -102,18 +100,18 @@ variable_length.register_autograd(lambda ctx, grad: (grad, grad, grad, None, Non
 
 
 @pytest.mark.usefixtures("compiled_once")
-def test_nor_are_they_with_the_kernel_of_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("options", [frozenset(KERNEL_OPTIONS), frozenset()], ids=["torch 2.13", "torch 2.11"])
+def test_nor_are_they_with_the_kernel_of_accelerators(options: frozenset[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel itself is played by our own operator: what counts is what its arguments make the compiler guard.
 
     The first packs with other numbers of documents, and with another longest one, may still widen what is compiled.
     """
-    stand_in = ModuleType("varlen")
-    stand_in.varlen_attn = (  # type: ignore[attr-defined]
-        lambda q, k, v, offsets, _, longest, __, window_size, **___: variable_length(
-            q, k, v, offsets, longest, window_size[0]
-        )
-    )
-    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", stand_in)
+
+    def stand_in(q, k, v, offsets, _, longest, __, window_size, **___):  # type: ignore[no-untyped-def]
+        return variable_length(q, k, v, offsets, longest, window_size[0])
+
+    monkeypatch.setattr("shared.attention.varlen_attn", stand_in)
+    monkeypatch.setattr("shared.attention._OPTIONS", options)
     monkeypatch.setattr("shared.attention.has_kernel", lambda device, dtype: True)
     monkeypatch.setattr("shared.cross_attention.takes_tiles", lambda device: False)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
