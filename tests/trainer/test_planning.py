@@ -29,10 +29,11 @@ from trainer.parallel.dry_run import dry_run
 from trainer.parallel.model import build_model, units
 from trainer.parallel.world import started
 from trainer.planning.activations import Pass, kept_activations, kept_logits
+from trainer.planning.fitting import warning
 from trainer.planning.memory import count, gathered_bytes, memory_by_part, passing_bytes, shard_bytes, units_of
 from trainer.planning.parameters import TABLES, parameter_shapes, sizes_by_part
-from trainer.planning.plan import make_plan
-from trainer.planning.report import amount, report
+from trainer.planning.plan import load_plan, make_plan
+from trainer.planning.report import amount, duration, report
 from trainer.settings import TrainSettings
 
 LOCAL = {"width": 64, "layers": 1, "heads": 4}
@@ -246,19 +247,60 @@ def test_a_rank_that_does_not_fit_is_one_line_of_warning():
     plan = make_plan(settings.model_copy(update={"model": model}))
     assert plan.device_memory > 23.5 * GIB
     assert "warning" in report(plan)
-    assert "are most" in str(plan.warning)
+    assert "no options make it fit" in str(warning(plan))
     offloaded = plan.settings.model_copy(
         update={"parallel": plan.settings.parallel.model_copy(update={"offload": True})}
     )
     assert make_plan(offloaded).device_memory < plan.device_memory
-    assert make_plan(settings).warning is None
+    assert warning(make_plan(settings)) is None
+
+
+RECIPES = Path(__file__).parents[2] / "trainer" / "recipes"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "device", "ranks"), [("blt-1b", "RTX-4090", 2), ("blt-4b", "A100-40GB", 8), ("blt-8b", "H100", 8)]
+)
+def test_a_plan_that_does_not_fit_names_options_that_fit_at_its_own_ranks(recipe: str, device: str, ranks: int) -> None:
+    asked = ["--plan.ranks", str(ranks), "--plan.device", device]
+    plan = load_plan(RECIPES / f"{recipe}.toml", asked)
+    words = warning(plan)
+    assert words is not None
+    size, options = words.split("; ")[1].split(" GiB with ")
+    assert "plan.ranks" not in options
+    fitting = load_plan(RECIPES / f"{recipe}.toml", [*asked, *options.split()])
+    assert warning(fitting) is None
+    assert fitting.device_memory / GIB == pytest.approx(float(size), abs=0.05)
+
+
+def test_only_where_nothing_else_fits_are_more_ranks_asked_for() -> None:
+    words = warning(load_plan(RECIPES / "blt-8b.toml", ["--plan.ranks", "8", "--plan.device", "L4"]))
+    assert words is not None
+    assert "no options" in words or "--plan.ranks" in words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(94.2, "94.2 seconds"), (7100, "118 minutes"), (24541 * 3600.0, "2.8 years"), (105 * 3600.0, "4.38 days")],
+)
+def test_durations_are_in_the_unit_that_one_would_use(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_the_share_of_finding_patches_is_of_the_entropy_model_of_the_data_or_not_printed() -> None:
+    text = report(load_plan(RECIPES / "blt-small.toml", []))
+    assert "more, with the paper's entropy model" in " ".join(text.split())
+    assert "8471%" not in text
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--plan.ranks", "3"], "plan.ranks is 3: it must divide data.packs, 2"),
-        (["--parallel.shard", "3"], "parallel.shard is 3: it must divide plan.ranks, 1"),
+        (["--plan.ranks", "3"], "plan.ranks is 3: it must divide data.packs, 2; 2 would do, or --data.packs 3"),
+        (
+            ["--parallel.shard", "3"],
+            "parallel.shard is 3: it must divide plan.ranks, 1; set --parallel.shard 1, or --plan.ranks 3",
+        ),
         (["--plan.device", "H900"], "plan.device: 'H900' is not known; give one of B200, H200"),
         (["--plan.sise", "3"], "plan.sise"),
     ],

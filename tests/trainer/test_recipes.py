@@ -13,6 +13,7 @@ from shared.chat import ANSWERING, END, ROLES, Turn, chat_body
 from shared.patching.lengths import patch_lengths
 from shared.shards.document import Row
 from trainer.main import main
+from trainer.planning.fitting import warning
 from trainer.planning.plan import Plan, load_plan
 from trainer.planning.report import report
 from trainer.settings.learning import InBytes
@@ -81,7 +82,7 @@ def test_the_comment_of_a_recipe_is_what_the_plan_prints(recipe):
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 def test_a_recipe_fits_on_its_devices(recipe):
-    assert load_plan(recipe, []).warning is None
+    assert warning(load_plan(recipe, [])) is None
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)

@@ -1,6 +1,7 @@
 """From settings to a sharded model: float8, recomputing, compiling, FSDP2 by unit; then values, whatever the layout."""
 
 from itertools import pairwise
+from math import gcd, lcm
 
 import torch
 from torch import nn
@@ -64,7 +65,10 @@ def sharding_mesh(world: World, ranks: int | None) -> DeviceMesh:
     if ranks is None or ranks == world.size:
         return world.mesh
     if world.size % ranks:
-        raise ConfigError(f"parallel.shard is {ranks}: it must divide the number of ranks, {world.size}")
+        raise ConfigError(
+            f"parallel.shard is {ranks}: it must divide the number of ranks, {world.size}; set --parallel.shard "
+            f"{gcd(ranks, world.size)}, or start {lcm(ranks, world.size)} ranks"
+        )
     return init_device_mesh(world.device.type, (world.size // ranks, ranks), mesh_dim_names=("replicate", "shard"))
 
 

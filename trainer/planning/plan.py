@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import gcd, lcm
 from pathlib import Path
 
 from shared.config import ConfigError, check_recipe, read_recipe
@@ -21,16 +22,13 @@ from trainer.data.limits import pack_limits, patches_for
 from trainer.data.splits import TRAIN_SPLIT, load_manifests, split_folders, together
 from trainer.evaluation.patch_size import mean_patch_size
 from trainer.identity import with_length
-from trainer.parallel.parts import HELP, ON_HOST
+from trainer.parallel.parts import ON_HOST
 from trainer.planning.memory import memory_by_part
 from trainer.planning.parameters import parameter_shapes, sizes_by_part
 from trainer.settings import TrainSettings
 
 PUBLISHED_ENTROPY_MODEL = EntropyModelSettings(width=768, layers=14, heads=12)
 """That of the paper, with 100 million parameters: taken where the dataset does not bring its own."""
-
-ROOM = 0.9
-"""Share of a device's memory that a plan may fill: the runtime and gaps between tensors need the rest."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,9 @@ class Plan:
     paper: float | None
     """Forward FLOPs a byte by the paper's accounting; None for all but the byte latent transformer."""
     entropy: float | None
-    """FLOPs a byte of the entropy model that finds the patches; None where there are none."""
+    """FLOPs per byte of the entropy model that finds the patches; None where there are none."""
+    entropy_known: bool
+    """Whether that is the entropy model of the data; otherwise it is the paper's, of 100 M parameters."""
 
     @property
     def step_bytes(self) -> int:
@@ -93,18 +93,6 @@ class Plan:
         on_host = ON_HOST if self.settings.parallel.offload else ()
         return sum(size for part, size in self.memory.items() if part not in on_host)
 
-    @property
-    def warning(self) -> str | None:
-        """A line when a rank does not fit on its device."""
-        if self.device is None or self.device_memory <= ROOM * self.device.memory:
-            return None
-        largest = max(self.memory, key=lambda part: self.memory[part])
-        return (
-            f"a rank needs {self.device_memory / 2**30:.1f} GiB and should need at most {ROOM:.0%} of the "
-            f"{self.device.gib:g} GiB of a {self.device.name}; {largest.replace('_', ' ')} are most: {HELP[largest]} "
-            f"would help"
-        )
-
 
 def load_plan(recipe: Path, overrides: Sequence[str]) -> Plan:
     """The plan of a recipe file with ``--section.key value`` overrides; it need not say where its data and its run are.
@@ -136,7 +124,7 @@ def make_plan(settings: TrainSettings) -> Plan:
     if model.reads != "bytes":
         patch_size, patches = _patching(settings, manifest)
     if isinstance(model, BltSettings):
-        entropy_model = _patcher(settings, manifest)
+        entropy_model = _patcher(settings, manifest) or PUBLISHED_ENTROPY_MODEL
     tokens, in_documents = _documents(settings, patch_size)
     total = sum(tokens)
     padding = [patches - sum(in_documents)] if patches > sum(in_documents) else []
@@ -158,6 +146,7 @@ def make_plan(settings: TrainSettings) -> Plan:
         executed=executed_training_flops(model, computed, parallel.activation_checkpointing).total / total,
         paper=paper,
         entropy=None if entropy_model is None else _per_byte(entropy_model, tokens),
+        entropy_known=_patcher(settings, manifest) is not None,
     )
 
 
@@ -165,9 +154,16 @@ def check_ranks(settings: TrainSettings) -> None:
     """Raise ConfigError when the plan's ranks do not divide the packs of a step, or copies do not divide the ranks."""
     ranks, packs, copy = settings.plan.ranks, settings.data.packs, settings.parallel.shard
     if packs % ranks:
-        raise ConfigError(f"plan.ranks is {ranks}: it must divide data.packs, {packs}")
+        near = max(number for number in range(1, ranks) if packs % number == 0)
+        raise ConfigError(
+            f"plan.ranks is {ranks}: it must divide data.packs, {packs}; {near} would do, or --data.packs "
+            f"{-(-packs // ranks) * ranks}"
+        )
     if copy is not None and ranks % copy:
-        raise ConfigError(f"parallel.shard is {copy}: it must divide plan.ranks, {ranks}")
+        raise ConfigError(
+            f"parallel.shard is {copy}: it must divide plan.ranks, {ranks}; set --parallel.shard {gcd(copy, ranks)}, "
+            f"or --plan.ranks {lcm(copy, ranks)}"
+        )
 
 
 def known_manifest(settings: TrainSettings) -> Manifest | None:
@@ -190,11 +186,11 @@ def _patching(settings: TrainSettings, manifest: Manifest | None) -> tuple[float
     return size, limits.patches
 
 
-def _patcher(settings: TrainSettings, manifest: Manifest | None) -> EntropyModelSettings:
-    """The entropy model of data in folders here; the published one otherwise, and for patches found without."""
+def _patcher(settings: TrainSettings, manifest: Manifest | None) -> EntropyModelSettings | None:
+    """The entropy model of data in folders here; None for other data, and for patches found without."""
     folder = next(iter(split_folders(settings.data, TRAIN_SPLIT).values()))
     if manifest is None or manifest.identity.patcher is None or isinstance(folder, str):
-        return PUBLISHED_ENTROPY_MODEL
+        return None
     found = load_settings(folder / PATCHER_FOLDER)
     assert isinstance(found, EntropyModelSettings)
     return found

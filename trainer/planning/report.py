@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from shared.devices import GIB, MIB
 from trainer.parallel.parts import ON_HOST
+from trainer.planning.fitting import warning
 from trainer.planning.plan import Plan
 
 WIDTH = 112
@@ -18,8 +19,8 @@ PREFIXES = {15: "P", 12: "T", 9: "G", 6: "M", 3: "k", 0: ""}
 def report(plan: Plan) -> str:
     """The lines of `--plan`."""
     lines = [_wrapped(label, text) for label, text in _entries(plan)]
-    if plan.warning:
-        lines.append(_wrapped("warning", plan.warning))
+    if words := warning(plan):
+        lines.append(_wrapped("warning", words))
     return "\n".join(lines)
 
 
@@ -46,12 +47,10 @@ def _entries(plan: Plan) -> Iterator[tuple[str, str]]:
     forward = sum(plan.forward.values())
     yield "FLOPs a byte", f"forward {amount(forward)}: {listed(plan.forward)}"
     if plan.paper and plan.entropy:
+        found_by = f"{plan.entropy / forward:.0%}" if plan.entropy_known else "with the paper's entropy model"
         yield (
             "",
-            (
-                f"by the paper's accounting {amount(plan.paper)}; finding patches {amount(plan.entropy)} more, "
-                f"{plan.entropy / forward:.0%}"
-            ),
+            f"by the paper's accounting {amount(plan.paper)}; finding patches {amount(plan.entropy)} more, {found_by}",
         )
     yield "", f"training {amount(plan.training)} useful, {amount(plan.executed)} executed"
     yield "the run", f"{counted(plan.steps, 'step')}, {amount(plan.bytes, 'B')}, {plan.flops:.2e} FLOPs{_time(plan)}"
@@ -93,7 +92,7 @@ def _time(plan: Plan) -> str:
     asked, hours = plan.settings.plan, plan.seconds / 3600
     peak = amount(plan.device.peak(plan.settings.run.dtype), "FLOP/s")
     return (
-        f"; at {asked.utilisation:.0%} of {peak} {grouped(hours)} hours, {grouped(hours * asked.ranks)} GPU-hours, "
+        f"; at {asked.utilisation:.0%} of {peak} {duration(plan.seconds)}, {grouped(hours * asked.ranks)} GPU-hours, "
         f"{amount(plan.bytes / plan.seconds, 'B/s')}"
     )
 
@@ -106,6 +105,14 @@ def listed(counts: Mapping[str, float]) -> str:
 def counted(count: int, thing: str) -> str:
     """1 pack, 2 packs."""
     return f"{count:,} {thing}{'s' * (count != 1)}"
+
+
+def duration(seconds: float) -> str:
+    """In the unit that one would use: 94 seconds, 25.1 hours, 21.1 days, 2.8 years."""
+    for unit, size in (("years", 365.25 * 86400), ("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 2 * size:
+            return f"{grouped(seconds / size)} {unit}"
+    return f"{grouped(seconds)} seconds"
 
 
 def grouped(value: float) -> str:
