@@ -53,6 +53,7 @@ def made_up_results(seeds: int = 2, tables: tuple[str, ...] = ("flops", "bytes")
         systems=tuple(System(name=s[0], family=s[1], description=s[2], ablates=s[3]) for s in SYSTEMS),
         cells=cells,
         comparisons=tuple(comparisons),
+        document_bytes=(4_000,) * 43,
     )
 
 

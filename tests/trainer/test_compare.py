@@ -16,7 +16,7 @@ from shared.config import ConfigError
 from shared.flops import forward_flops, useful_workload
 from shared.shards.dataset import open_dataset
 from trainer.__main__ import main
-from trainer.laboratory.budget import steps_within
+from trainer.laboratory.budget import check_budget, steps_within
 from trainer.laboratory.cells import Run, run_all
 from trainer.laboratory.preparation import Corpus, corpus_steps
 from trainer.laboratory.records import load_score
@@ -267,8 +267,25 @@ def test_a_budget_that_steps_cannot_meet_is_refused(place: Path, results: Result
     settings = recipe(place, results, "bytes", 0)
     steps = steps_within(settings, 40_000, "bytes")
     assert abs(steps.bytes / 40_000 - 1) <= 0.01
-    with pytest.raises(ConfigError, match="a larger budget or smaller steps"):
+    with pytest.raises(ConfigError) as found:
         steps_within(settings, 700, "bytes")
+    enough = float(str(found.value).split("a budget of ")[2].split()[0])
+    for budget in (enough, 1.07 * enough, 2.3 * enough):
+        assert abs(steps_within(settings, budget, "bytes").bytes / budget - 1) <= 0.01
+
+
+def test_a_budget_far_too_small_is_refused_before_anything_is_prepared(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    too_small = [*arguments(place), "--out", str(tmp_path / "never"), "--budget", "1e8"]
+    assert main(too_small) != 0
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert not (tmp_path / "never").exists()
+    enough = float(line.split(" would do")[0].split()[-1])
+    laboratory = load_laboratory(place / "systems.toml")
+    for name in laboratory.systems:
+        check_budget(enough, [laboratory.draft(name)])
+    assert 1e8 < enough < 2 * BUDGET
 
 
 def test_a_run_that_fails_leaves_the_others_alone(tmp_path: Path, place: Path, capsys) -> None:
@@ -307,7 +324,9 @@ def test_a_table_and_sentences_say_what_came_out(results: Results) -> None:
     assert [line.split()[0] for line in lines] == ["system", *(row.system for row in rows(results, "flops"))]
     assert len({len(line) for line in lines}) == 1
     named = results.comparisons[0]
-    assert sentence(named).startswith(f"patches before tokens: {named.verdict}; {named.mean:+.4f} bits/byte less")
+    assert sentence(named, 30).startswith(
+        f"patches before tokens: {named.verdict}; tokens minus patches is {named.mean:+.4f} bits/byte ("
+    )
     one = named.model_copy(update={"differences": (0.5,), "low": None, "high": None})
-    assert "undecided" in sentence(one)
-    assert "one seed" in sentence(one)
+    assert "undecided" in sentence(one, 2)
+    assert "one seed" in sentence(one, 2)

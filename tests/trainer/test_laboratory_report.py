@@ -58,6 +58,11 @@ def test_a_laboratory_under_way_says_what_is_missing(seeds: int) -> None:
     assert warning.startswith("There is one seed" if seeds else "No cell is finished")
 
 
+def test_an_interval_over_very_few_documents_is_warned_of() -> None:
+    (words,) = warnings(of(made_up_results(), document_bytes=(100, 200)))
+    assert words.startswith("The validation split holds 2 documents")
+
+
 def test_missing_cells_and_unequal_budgets_are_warned_of() -> None:
     results = made_up_results()
     first, *others = (

@@ -15,7 +15,7 @@ from shared.shards.manifest import load_manifest
 from trainer.data.catalogue import catalogue_of
 from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT
 from trainer.errors import TrainingError
-from trainer.laboratory.budget import Unit, steps_within
+from trainer.laboratory.budget import Unit, check_budget, steps_within
 from trainer.laboratory.cells import Run, run_all
 from trainer.laboratory.comparing import compared
 from trainer.laboratory.preparation import Corpus, prepare
@@ -64,6 +64,7 @@ def compare(request: Request, line: Progress) -> tuple[Results, list[str]]:
     Raises ConfigError, DatasetError, TrainingError.
     """
     _check_same(request)
+    check_budget(request.budget_flops, map(request.laboratory.draft, request.systems))
     cuttings = [request.laboratory.systems[name].cutting for name in request.systems]
     corpus, out, jobs = request.corpus, request.out, request.jobs
     data = prepare(request.laboratory, cuttings, corpus, out, jobs, request.executor, line)

@@ -38,7 +38,7 @@ class Corpus:
 
     @property
     def in_words(self) -> str:
-        sample = f", a sample of {self.sample_bytes:,} bytes" if self.sample_bytes else ""
+        sample = f", at most {self.sample_bytes:,} bytes of it" if self.sample_bytes else ""
         return f"{', '.join(Path(path).name for path in self.paths)}{sample}"
 
 

@@ -5,6 +5,7 @@ from typing import get_args
 
 from trainer.drawing.forest import Difference
 from trainer.laboratory.results import Comparison, Results, Table
+from trainer.laboratory.statistics import FEW_DOCUMENTS
 from trainer.laboratory.table import ALIKE, Row, budget_spread, cells_of, rows
 from trainer.observing.progress import quantity
 
@@ -80,6 +81,11 @@ def warnings(results: Results) -> list[str]:
     found = []
     if not results.cells:
         found.append("No cell is finished yet.")
+    if results.cells and len(results.document_bytes) < FEW_DOCUMENTS:
+        found.append(
+            f"The validation split holds {len(results.document_bytes)} documents: intervals over documents need "
+            f"{FEW_DOCUMENTS} or more to mean anything."
+        )
     for table in tables_of(results):
         cells = cells_of(results, table)
         if budget_spread(results, table) > ALIKE:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 DRAWS = 10_000
+FEW_DOCUMENTS = 20
+"""Below that a bootstrap over documents is a guess: its interval is too narrow by an unknown factor."""
 DRAWS_AT_A_TIME = 2**22
 """Documents drawn at a time: bounds the memory of a bootstrap."""
 

@@ -144,6 +144,13 @@ class Laboratory(Settings):
                 raise ConfigError(f"--only {name}: there is no such system; there is {', '.join(self.systems)}")
         return [name for name, system in self.systems.items() if (name in asked if asked else full or not system.full)]
 
+    def draft(self, name: str) -> tuple[str, TrainSettings, float]:
+        """The system's name, its settings without data, and about the bytes per patch that its data will have."""
+        cutting = self.cuttings[self.systems[name].cutting]
+        recipe = self.recipe_of(name, Path("nowhere"), Path("nowhere"), 0, 1, 1)
+        settings = check_recipe(recipe, TrainSettings, Path(name))
+        return name, settings, cutting.target or cutting.stride or settings.plan.patch_size
+
     def system(self, name: str) -> System:
         """What a report says of it."""
         own = self.systems[name]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from trainer.laboratory.results import Comparison, Results, Table
+from trainer.laboratory.statistics import FEW_DOCUMENTS
 from trainer.laboratory.table import Row, budget_spread, cells_of, rows
 from trainer.observing.progress import clock, quantity
 
@@ -16,7 +17,8 @@ def in_words(results: Results) -> str:
         if cells_of(results, table):
             spread = f"budgets {budget_spread(results, table):.2%} apart at most"
             texts.append("\n".join([f"{title} ({spread}):", table_text(results, table)]))
-        lines = [sentence(found) for found in results.comparisons if found.table == table]
+        documents = len(results.document_bytes)
+        lines = [sentence(found, documents) for found in results.comparisons if found.table == table]
         if lines:
             texts.append("\n".join(lines))
     return "\n\n".join(texts)
@@ -53,14 +55,20 @@ def table_text(results: Results, table: Table) -> str:
     )
 
 
-def sentence(found: Comparison) -> str:
-    """What a comparison says: the mean difference, both intervals, and whether the expected order holds."""
+def sentence(found: Comparison, documents: int) -> str:
+    """What a comparison says: the mean difference, both intervals, and whether the expected order holds.
+
+    ``documents``: how many the validation split holds.
+    """
     seeds, level = len(found.differences), f"{found.confidence:.0%}"
     over_seeds = f"{level} interval over {seeds} seeds {_interval(found.low, found.high)}" if seeds > 1 else "one seed"
-    over_documents = f"over documents {_interval(found.document_low, found.document_high)}"
+    few = "; too few to say much" if documents < FEW_DOCUMENTS else ""
+    over_documents = (
+        f"over {documents:,} document{'s' * (documents != 1)} {_interval(found.document_low, found.document_high)}{few}"
+    )
     return (
-        f"{found.better} before {found.worse}: {found.verdict}; {found.mean:+.4f} bits/byte less "
-        f"({over_seeds}, {over_documents})"
+        f"{found.better} before {found.worse}: {found.verdict}; {found.worse} minus {found.better} is "
+        f"{found.mean:+.4f} bits/byte ({over_seeds}, {over_documents})"
     )
 
 

@@ -79,12 +79,15 @@ def load_history(folder: Path) -> History:
     exceeded = any(_above_one(line.get("utilisation")) for line in intervals)
     if exceeded:
         intervals = [{key: value for key, value in line.items() if key != "utilisation"} for line in intervals]
+    config, identity, memory = (_object(folder / name) for name in (RESOLVED_NAME, IDENTITY_NAME, MEMORY_NAME))
     return History(
         folder,
         intervals,
         [line for line in lines if isinstance(line.get("validation"), dict)],
         read_lines(folder / STARTS_NAME),
-        *(_object(folder / name) for name in (RESOLVED_NAME, IDENTITY_NAME, MEMORY_NAME)),
+        config,
+        identity,
+        memory,
         peak_exceeded=exceeded,
     )
 

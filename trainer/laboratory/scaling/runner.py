@@ -9,7 +9,7 @@ from shared.config import check_recipe
 from shared.shards.manifest import load_manifest
 from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT
 from trainer.errors import TrainingError
-from trainer.laboratory.budget import steps_within
+from trainer.laboratory.budget import check_budget, steps_within
 from trainer.laboratory.cells import Run, run_all
 from trainer.laboratory.compare import machine
 from trainer.laboratory.preparation import Corpus, prepare
@@ -57,6 +57,7 @@ def scale(request: ScalingRequest, line: Progress) -> tuple[Scaling, list[str]]:
     """
     grid, out, jobs = request.grid, request.out, request.jobs
     laboratory = sized(request.laboratory, grid)
+    check_budget(min(grid.budgets), (laboratory.draft(place.system) for place in grid.places()))
     line.say(announced(grid, laboratory, jobs))
     cuttings = [laboratory.systems[place.system].cutting for place in grid.places()]
     data = prepare(laboratory, cuttings, request.corpus, out, jobs, request.executor, line)
