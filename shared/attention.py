@@ -184,8 +184,8 @@ def _variable_length(q: Tensor, k: Tensor, v: Tensor, scope: Scope) -> Tensor:
     """The fused kernel for accelerators: documents by their offsets, a window by (W - 1, 0).
 
     A kernel without ``enable_gqa`` gets key/value heads repeated. Splits of the keys depend on the longest document, so
-    that neighbours would change a document's bits: they are switched off. A kernel without ``num_splits`` (FlashAttention
-    2 as torch 2.11 calls it) splits only where query heads share a key/value head, which then none do.
+    that neighbours would change a document's bits: they are switched off. A kernel without ``num_splits``, as torch
+    2.11 has it, splits only where query heads share a key/value head, which then none do.
     """
     assert varlen_attn is not None
     documents = scope.documents
