@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from shared.files import write_atomic
@@ -31,6 +30,7 @@ from trainer.checkpoints.folders import (
     step_folders,
 )
 from trainer.checkpoints.retention import tidy
+from trainer.checkpoints.staging import Stager
 from trainer.checkpoints.state import TrainState, read_state, validation_scores
 from trainer.checkpoints.writing import RecordingWriter
 from trainer.errors import CheckpointError
@@ -51,7 +51,7 @@ class Checkpoints:
         self.last: Path | None = None
         """The newest that is known to be good."""
         self._world = world
-        self._stager = _stager(world) if settings.asynchronous else None
+        self._stager = Stager(pinned=world.device.type == "cuda") if settings.asynchronous else None
         self._saving: tuple[Path, Future[None]] | None = None
         self._failures = 0
         self._news: list[str] = []
@@ -189,16 +189,6 @@ def _begin(path: Path, state: str) -> dict[str, FileRecord]:
     path.mkdir(parents=True)
     write_atomic(path / STATE_NAME, state)
     return {STATE_NAME: record_of(state.encode())}
-
-
-def _stager(world: World) -> DefaultStager:
-    """Copies to host memory, which it keeps for the next time; pinned where a device copies faster so."""
-    cuda = world.device.type == "cuda"
-    return DefaultStager(
-        StagingOptions(
-            use_pinned_memory=cuda, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=cuda
-        )
-    )
 
 
 def _outcome(action: Callable[..., None], *arguments: Any) -> Future[None]:
