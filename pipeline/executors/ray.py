@@ -12,11 +12,11 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from pathlib import Path
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from pipeline.executors.counting import default_workers, room, threads_of, workers_wanted
+from pipeline.executors.private import SESSIONS, private_environment, private_folder, remove_folder, write_token
 from pipeline.executors.retry import ATTEMPTS, Queue
 from pipeline.executors.storage import require_shared
 from pipeline.plan import Plan
@@ -28,11 +28,13 @@ from shared.shards.manifest import NumericsClass
 
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 # Read when Ray is imported. Ray 2.60 itself uses a token that is there when it starts a cluster, but not when it joins.
-if any(name in os.environ for name in TOKEN_VARIABLES) or Path("~/.ray/auth_token").expanduser().exists():
+if any(name in os.environ for name in TOKEN_VARIABLES) or os.path.exists(os.path.expanduser("~/.ray/auth_token")):
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
 
 import ray  # noqa: E402
+from ray._private import ray_constants  # noqa: E402
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # noqa: E402
 from ray.exceptions import RayError, RayTaskError  # noqa: E402
 from ray.util.metrics import Counter, Gauge  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
@@ -163,16 +165,25 @@ class RayExecutor:
         self._idle: deque[Any] = deque()
         self._busy: dict[Any, tuple[Any, int]] = {}
         self._deaths_at_start, self._start_after = 0, 0.0
+        self._cluster = ExitStack()
         self.device = (float(self._threads), "CPU")
 
     def __enter__(self) -> "RayExecutor":
         model = self._packed_model()
+        with self._cluster as entered:
+            self._enter(entered, model)
+            self._cluster = entered.pop_all()
+        return self
+
+    def _enter(self, cluster: ExitStack, model: PackedModel | None) -> None:
         address = self._settings.address or os.environ.get(ADDRESS_VARIABLE)
         if address is None:
             workers = self._settings.workers or default_workers(os.cpu_count() or 1, self._threads)
-            _make_cluster(workers * self._threads, _OBJECT_STORE_BYTES + 2 * (model.weights.nbytes if model else 0))
+            store = _OBJECT_STORE_BYTES + 2 * (model.weights.nbytes if model else 0)
+            cluster.enter_context(_make_cluster(workers * self._threads, store))
         else:
             _join_cluster(address, "--ray-address" if self._settings.address else ADDRESS_VARIABLE)
+            cluster.callback(ray.shutdown)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         gpus = self._gpus(any(node.get("GPU") for node in nodes))
         capacity = max(room(nodes, self._threads, gpus), 1)
@@ -188,10 +199,9 @@ class RayExecutor:
         self._options = {"num_cpus": self._threads, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
         self._gains, self._metrics = _Gains(), _SplitMetrics()
         self._shared = ray.put(job), ray.put(self._plan), ray.put(model)
-        return self
 
     def __exit__(self, *_: object) -> None:
-        ray.shutdown()
+        self._cluster.close()
 
     def numerics(self) -> NumericsClass | None:
         """That of the first actor to be ready; the others are compared with it before they work."""
@@ -303,18 +313,59 @@ def _wait(calls: list[Any], seconds: float) -> list[Any]:
     return ray.wait(calls, timeout=seconds)[0]
 
 
-def _make_cluster(cpus: int, object_store_bytes: int) -> None:
-    """Make a cluster on this machine, quietly. Unless RAY_AUTH_MODE says otherwise it asks for a token."""
-    on_termination = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        address="local",
-        num_cpus=max(cpus, os.cpu_count() or 1),
-        object_store_memory=object_store_bytes,
-        include_dashboard=False,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-    )
-    signal.signal(signal.SIGTERM, on_termination)  # Ray's own handler ends the driver without leaving its contexts
+def _make_cluster(cpus: int, object_store_bytes: int) -> ExitStack:
+    """Make a cluster on this machine, quietly; closing what is returned ends it and leaves nothing of it.
+
+    It listens on the loopback interface alone, takes only a token made for it, and keeps its files in a folder that
+    only this user can enter. Raises PipelineError when it cannot be made.
+    """
+    with ExitStack() as made:
+        folder = private_folder()
+        made.callback(remove_folder, folder)
+        made.callback(_read_environment)
+        made.enter_context(private_environment(write_token(folder)))
+        _read_environment()
+        made.callback(ray.shutdown)
+        on_termination = signal.getsignal(signal.SIGTERM)
+        try:
+            with _loopback():
+                ray.init(
+                    address="local",
+                    num_cpus=max(cpus, os.cpu_count() or 1),
+                    object_store_memory=object_store_bytes,
+                    include_dashboard=False,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    _temp_dir=str(folder / SESSIONS),  # Ray lets everybody into this one
+                )
+        except Exception as error:  # of many classes, none of them of use to the user
+            raise PipelineError(
+                f"Ray cannot make a cluster on this machine ({_first_line(error)}); --executor inline works without it"
+            ) from None
+        finally:
+            signal.signal(signal.SIGTERM, on_termination)  # Ray's own ends the driver without leaving its contexts
+        return made.pop_all()
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """What Ray starts has 127.0.0.1 as its address, and listens there alone.
+
+    Ray 2.60 replaces a ``_node_ip_address`` of 127.0.0.1 by that of another interface, except on systems for which it
+    makes no clusters of several machines. This is the switch that it has for them.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _read_environment() -> None:
+    """Let Ray read again which token there is, and whether one is asked for: it keeps what it read first."""
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _join_cluster(address: str, named_by: str) -> None:

@@ -1,0 +1,159 @@
+"""The Ray cluster of one run: who can reach it, who can read its token, where its sockets are."""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+import pipeline.executors.ray as ray_executor
+from pipeline.executors.private import (
+    LONGEST,
+    PREFIX,
+    private_environment,
+    private_folder,
+    remove_folder,
+    write_token,
+)
+from pipeline.settings import PipelineError
+
+LOOPBACK = ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000")
+LISTENING = "0A"
+
+
+def variables() -> dict[str, str]:
+    """What the environment says to Ray."""
+    return {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """The private folder of a cluster that is up."""
+    before = variables()
+    found = []
+
+    def noted() -> Path:
+        found.append(private_folder())
+        return found[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray_executor, "private_folder", noted)
+        cluster = ray_executor._make_cluster(1, 128 * 2**20)
+    try:
+        yield found[0]
+    finally:
+        cluster.close()
+    assert not found[0].exists()
+    assert variables() == before
+
+
+def processes_of(folder: Path) -> list[Path]:
+    """The processes whose environment names the token of the folder, and this one."""
+    found = [Path("/proc/self")]
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdigit() and str(folder).encode() in (entry / "environ").read_bytes():
+                found.append(entry)
+    return found
+
+
+def addresses(processes: list[Path]) -> list[str]:
+    """Where processes listen, as the kernel writes it."""
+    inodes = set()
+    for process in processes:
+        for descriptor in (process / "fd").iterdir():
+            with suppress(OSError):
+                inodes.add(os.readlink(descriptor).removeprefix("socket:[").removesuffix("]"))
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+    return [row[1].partition(":")[0] for row in rows if row[3] == LISTENING and row[9] in inodes]
+
+
+def test_the_cluster_listens_on_loopback_alone(folder):
+    listening = addresses(processes_of(folder))
+    assert len(listening) >= 5  # gcs, raylet, agents, this driver
+    assert set(listening) <= set(LOOPBACK)
+
+
+def test_only_the_owner_can_enter_the_folder_and_read_the_token(folder):
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE((folder / "token").stat().st_mode) == 0o600
+    assert (folder / "token").stat().st_uid == os.getuid()
+
+
+def test_the_token_is_in_no_log_no_command_line_and_no_environment(folder):
+    token = (folder / "token").read_bytes()
+    processes = processes_of(folder)
+    assert len(processes) >= 3
+    seen = [process / name for process in processes for name in ("cmdline", "environ")]
+    seen += [path for path in folder.rglob("*") if path.is_file() and path != folder / "token"]
+    for path in seen:
+        with suppress(OSError):  # a process that has ended, a log that was rotated
+            assert token not in path.read_bytes(), path
+
+
+def test_a_token_of_the_user_is_neither_used_nor_changed(monkeypatch, tmp_path):
+    theirs = tmp_path / ".ray/auth_token"
+    theirs.parent.mkdir()
+    theirs.write_text("theirs")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "theirs")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    before = variables()
+    token = write_token(tmp_path)
+    with private_environment(token):
+        assert os.environ["RAY_AUTH_MODE"] == "token"
+        assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(token)
+        assert "theirs" not in os.environ.values()
+    assert variables() == before
+    assert theirs.read_text() == "theirs"
+    assert len(token.read_text()) == 64
+
+
+@pytest.mark.parametrize("variable", ["RAY_TMPDIR", "TMPDIR"])
+def test_a_temporary_folder_with_a_long_path_is_not_used(monkeypatch, tmp_path, variable):
+    long = tmp_path / ("x" * LONGEST)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setenv(variable, str(long))
+    made = private_folder()
+    try:
+        assert long not in made.parents
+        assert len(os.fsencode(made)) <= LONGEST
+        socket = made / "r/session_2026-11-28_12-26-42_499558_4194304/sockets/plasma_store"
+        assert len(os.fsencode(socket)) <= 107
+    finally:
+        remove_folder(made)
+
+
+def test_a_short_folder_of_the_user_is_used(monkeypatch):
+    place = private_folder()
+    try:
+        monkeypatch.setenv("RAY_TMPDIR", str(place))
+        assert private_folder().parent == place
+    finally:
+        remove_folder(place)
+
+
+def test_without_a_short_folder_there_is_one_line_that_says_what_would_do(monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.mkdtemp", full)
+    with pytest.raises(PipelineError, match="RAY_TMPDIR") as raised:
+        private_folder()
+    assert "\n" not in str(raised.value)
+
+
+def test_what_ray_says_when_it_cannot_start_is_named_as_such_and_nothing_stays(monkeypatch):
+    place = private_folder()
+    try:
+        monkeypatch.setenv("RAY_TMPDIR", str(place))
+        before = variables()
+        with pytest.raises(PipelineError, match="--executor inline"):
+            ray_executor._make_cluster(1, 10)  # bytes of object store
+        assert not list(place.glob(f"{PREFIX}*"))
+        assert variables() == before
+    finally:
+        remove_folder(place)
