@@ -31,7 +31,8 @@ class MeanPooling(nn.Module):
 
     def forward(self, tokens: Tensor, of_token: Tensor, count: int) -> Tensor:
         """As `MaxPooling.forward`."""
-        sums = tokens.new_zeros(count, tokens.shape[1], dtype=torch.float32).index_add(0, of_token, tokens.float())
+        wide = tokens.float()
+        sums = wide.new_zeros(count, wide.shape[1]).index_add(0, of_token, wide)
         sizes = sums.new_zeros(count).index_add(0, of_token, sums.new_ones(len(of_token)))
         return (sums / sizes.clamp_min(1)[:, None]).to(tokens.dtype)
 

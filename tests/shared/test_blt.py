@@ -1,5 +1,6 @@
 """Laws 1, 3 and 6 for the whole model, and the parts that transformers' model cannot check."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -9,10 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_examples import blt, blt_logits, blt_settings, gradients, pack, random_text, summed_loss
+from rounding import assert_equal_but_rounded, in_fp64
 from torch.utils.checkpoint import checkpoint
 
 from shared.batch import Patches, segments
-from shared.cross_attention import BytesReadPatches, PatchesReadBytes
+from shared.blt import Blt
+from shared.cross_attention import BytesReadPatches, CrossAttention, PatchesReadBytes
 from shared.initialise import initialise
 from shared.model_settings import StackSettings
 from shared.patching import PatchingSettings
@@ -29,6 +32,7 @@ MODELS = {
 }
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("rule", ["static", "space"])
 @pytest.mark.parametrize("name", MODELS)
 def test_no_logit_depends_on_a_later_byte(name: str, rule: str) -> None:
@@ -36,51 +40,49 @@ def test_no_logit_depends_on_a_later_byte(name: str, rule: str) -> None:
     patching = STATIC if rule == "static" else PatchingSettings(rule="space", max_length=8)
     model, text = blt(MODELS[name]), random_text(45, 1)
     with torch.no_grad():
-        found = blt_logits(model, pack([text], patching))
+        whole = pack([text], patching)
+        found, exact = blt_logits(model, whole), in_fp64(model, lambda model: blt_logits(model, whole))
         for t in range(len(text)):
             for byte in (ord(" "), ord("a")):
                 changed = bytearray(text)
                 changed[t] = byte
                 if changed[t] != text[t]:
                     logits = blt_logits(model, pack([bytes(changed)], patching))
-                    torch.testing.assert_close(logits[: t + 1], found[: t + 1], atol=5e-6, rtol=0)
+                    assert_equal_but_rounded(logits[: t + 1], found[: t + 1], exact[: t + 1])
                     assert (logits[t + 1] - found[t + 1]).abs().max() > 1e-4
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("name", MODELS)
 def test_a_document_of_a_pack_changes_neither_logits_nor_gradients_of_the_others(name: str) -> None:
     model = blt(MODELS[name])
     texts = [random_text(n, n) for n in (50, 130, 77)]
 
-    def run(middle: bytes) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def run(model: Blt, middle: bytes) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         batch = pack([texts[0], middle, texts[2]])
         others = batch.documents.ids != 1
         logits = blt_logits(model, batch)
         return logits[others].detach(), gradients(model, summed_loss(logits[others], batch.labels[others]))
 
-    logits, grads = run(texts[1])
-    changed, changed_grads = run(random_text(111, 9))
-    torch.testing.assert_close(logits, changed, atol=3e-6, rtol=0)
-    for key, gradient in grads.items():
-        torch.testing.assert_close(gradient, changed_grads[key], atol=2e-5, rtol=1e-4, msg=key)
+    exact = in_fp64(model, lambda model: run(model, texts[1]))
+    assert_equal_but_rounded(run(model, texts[1]), run(model, random_text(111, 9)), exact)
 
 
+@pytest.mark.numerics
 @settings(max_examples=10, deadline=None)
 @given(sizes=st.lists(st.integers(0, 150), min_size=1, max_size=5), padding=st.sampled_from([(0, 0), (0, 9), (30, 4)]))
 def test_loss_and_gradients_of_a_pack_are_the_sums_of_its_documents(sizes: list[int], padding: tuple[int, int]) -> None:
     """Also where the pack is filled up with tokens and patches that belong to nothing."""
     model, texts = blt(), [random_text(n, n) for n in sizes]
 
-    def run(texts: list[bytes], pad: tuple[int, int] = (0, 0)) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def run(model: Blt, texts: list[bytes], pad: tuple[int, int] = (0, 0)) -> list:
         batch = pack(texts, pad=pad)
         loss = summed_loss(blt_logits(model, batch), batch.labels)
-        return loss.detach(), gradients(model, loss)
+        return [loss.detach(), *gradients(model, loss).values()]
 
-    loss, packed = run(texts, padding)
-    losses, single = zip(*(run([text]) for text in texts))
-    torch.testing.assert_close(loss, torch.stack(losses).sum(), rtol=1e-5, atol=0)
-    for name, gradient in packed.items():
-        torch.testing.assert_close(gradient, sum(g[name] for g in single), atol=1e-4, rtol=1e-3, msg=name)
+    alone = [sum(parts) for parts in zip(*(run(model, [text]) for text in texts))]
+    exact = in_fp64(model, lambda model: run(model, texts, padding))
+    assert_equal_but_rounded(run(model, texts, padding), alone, exact)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -116,20 +118,24 @@ def test_patches_without_tokens_stay_zero_and_finite_in_every_dtype() -> None:
         assert all(gradient.isfinite().all() for gradient in found.values())
 
 
+@pytest.mark.numerics
 def test_blocks_compile_without_a_break_in_the_graph_and_can_be_recomputed() -> None:
     plain, batch = blt(), pack([random_text(100, 0), random_text(60, 1)])
-    wanted = gradients(plain, summed_loss(blt_logits(plain, batch), batch.labels))
+
+    def run(model: Blt) -> dict[str, torch.Tensor]:
+        return gradients(model, summed_loss(blt_logits(model, batch), batch.labels))
+
+    wanted, exact = run(plain), in_fp64(plain, run)
     compiled, recomputed = blt(), blt()
     for block in (*compiled.encoder.blocks, *compiled.global_.blocks, *compiled.decoder.blocks):
         block.compile(backend="eager", fullgraph=True)
     for block in (*recomputed.encoder.blocks, *recomputed.global_.blocks, *recomputed.decoder.blocks):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
     for model in (compiled, recomputed):
-        found = gradients(model, summed_loss(blt_logits(model, batch), batch.labels))
-        for name, gradient in found.items():
-            torch.testing.assert_close(gradient, wanted[name], atol=1e-5, rtol=1e-4, msg=name)
+        assert_equal_but_rounded(run(model), wanted, exact)
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("native", [False, True])
 def test_bf16_agrees_with_fp32(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """With activations in fp32 or in bfloat16, whichever products of matrices the processor is good at."""
@@ -170,6 +176,7 @@ def oracle_cross(module: PatchesReadBytes | BytesReadPatches, x, y, seen):
     return 2 * x + module.output(out.flatten(1))
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("queries", [1, 3])
 @pytest.mark.parametrize("kv_heads", [1, 4])
 def test_patches_read_by_strips_of_tokens_equal_patches_gathered_for_each(
@@ -181,38 +188,46 @@ def test_patches_read_by_strips_of_tokens_equal_patches_gathered_for_each(
     for lengths in ([1] * 40, [3, 1, 50, 2, 2, 7, 33, 1], [0, 2, 0, 0, 5, 0], [0] * 90 + [4] + [0] * 90 + [4]):
         of_decoder = torch.tensor(np.repeat(np.arange(len(lengths)), lengths))
         inputs = [torch.randn(len(of_decoder), 32), torch.randn(len(lengths), queries, 32)]
+
+        def run(module: torch.nn.Module, *inputs: torch.Tensor, index: torch.Tensor = of_decoder) -> list[torch.Tensor]:
+            leaves = [x.clone().requires_grad_() for x in inputs]
+            out = module(*leaves, index)
+            return [out, *torch.autograd.grad(out.square().sum(), [*leaves, *module.parameters()])]
+
         found = []
         for way in (True, False):
             monkeypatch.setattr("shared.cross_attention.takes_tiles", lambda device, way=way: way)
-            leaves = [x.clone().requires_grad_() for x in inputs]
-            out = module(*leaves, of_decoder)
-            found.append([out, *torch.autograd.grad(out.square().sum(), [*leaves, *module.parameters()])])
-        for strips, gathered in zip(*found):
-            torch.testing.assert_close(strips, gathered, atol=2e-5, rtol=1e-5)
+            found.append(run(module, *inputs))
+        exact = in_fp64(module, lambda module, run=run, inputs=inputs: run(module, *(x.double() for x in inputs)))
+        assert_equal_but_rounded(*found, exact)
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("kv_heads", [1, 4])
-def test_cross_attention_of_both_directions_equals_a_dense_mask(kv_heads: int) -> None:
-    stack = StackSettings(width=32, layers=1, heads=4, kv_heads=kv_heads)
+@pytest.mark.parametrize("kind", [PatchesReadBytes, BytesReadPatches])
+def test_cross_attention_of_both_directions_equals_a_dense_mask(kv_heads: int, kind: type[CrossAttention]) -> None:
+    torch.manual_seed(0)
+    module = kind(StackSettings(width=32, layers=1, heads=4, kv_heads=kv_heads))
+    initialise(module, 0)
     of_token = torch.tensor(np.repeat(np.arange(6), [1, 3, 9, 1, 2, 4]))
-    tokens, vectors = torch.randn(20, 32, requires_grad=True), torch.randn(6, 3, 32, requires_grad=True)
+    inputs = torch.randn(20, 32), torch.randn(6, 3, 32), torch.randn(18 if kind is PatchesReadBytes else 20, 32)
     belongs = torch.arange(6).repeat_interleave(3)[:, None] == of_token
-    for kind, seen in ((PatchesReadBytes, belongs), (BytesReadPatches, belongs.T)):
-        module = kind(stack)
-        initialise(module, 0)
+
+    def run(module: CrossAttention, oracle: bool, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        tokens, vectors, weight = (x.clone().requires_grad_() for x in inputs)
         flat = vectors.reshape(18, 32)
-        if kind is PatchesReadBytes:
-            found = module(vectors, tokens, of_token).reshape(18, 32)
-            wanted = oracle_cross(module, flat, tokens, seen)
+        if oracle and kind is PatchesReadBytes:
+            out = oracle_cross(module, flat, tokens, belongs)
+        elif oracle:
+            out = oracle_cross(module, tokens, flat, belongs.T)
+        elif kind is PatchesReadBytes:
+            out = module(vectors, tokens, of_token).reshape(18, 32)
         else:
-            found, wanted = module(tokens, vectors, of_token), oracle_cross(module, tokens, flat, seen)
-        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
-        weight = torch.randn_like(found)
-        inputs = [tokens, vectors, *module.parameters()]
-        for mine, theirs in zip(
-            torch.autograd.grad((found * weight).sum(), inputs), torch.autograd.grad((wanted * weight).sum(), inputs)
-        ):
-            torch.testing.assert_close(mine, theirs, atol=2e-5, rtol=1e-4)
+            out = module(tokens, vectors, of_token)
+        return [out, *torch.autograd.grad((out * weight).sum(), [tokens, vectors, *module.parameters()])]
+
+    exact = in_fp64(module, lambda module: run(module, True, [x.double() for x in inputs]))
+    assert_equal_but_rounded(run(module, False, inputs), run(module, True, inputs), exact)
 
 
 def test_encoder_cross_attention_in_every_layer_accumulates() -> None:
@@ -225,9 +240,11 @@ def test_encoder_cross_attention_in_every_layer_accumulates() -> None:
     assert (blt_logits(model, batch) - before).abs().max() > 1e-3
 
 
+@pytest.mark.numerics
 def test_positions_go_on_in_a_continued_document() -> None:
     model, batch = blt(), pack([random_text(80, 0)])
     n = len(batch.ids)
     later = replace(batch, documents=segments([n], np.arange(1000, 1000 + n)))
     # Rotary attention is relative: the same text further on gives the same logits, up to rounding.
-    torch.testing.assert_close(blt_logits(model, batch), blt_logits(model, later), atol=1e-4, rtol=0)
+    exact = in_fp64(model, lambda model: blt_logits(model, batch))
+    assert_equal_but_rounded(blt_logits(model, batch), blt_logits(model, later), exact)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from model_examples import entropy_model, entropy_settings, gradients, pack, random_text, summed_loss
+from rounding import assert_equal_but_rounded, in_fp64
 
 from shared.entropy_model import EntropyModel
 from shared.model_settings import EntropyModelSettings
@@ -35,21 +36,20 @@ def test_a_document_of_a_pack_changes_nothing_in_the_others(name: str) -> None:
     assert not torch.equal(a[~keep], b[~keep])
 
 
+@pytest.mark.numerics
 def test_loss_and_gradients_of_a_pack_are_the_sums_of_its_documents() -> None:
     model = entropy_model()
     texts = [random_text(n, n) for n in (5, 130, 0, 77)]
 
-    def run(texts: list[bytes]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def run(model: EntropyModel, texts: list[bytes]) -> dict[str, torch.Tensor]:
         batch = pack(texts)
         loss = summed_loss(model(batch.ids, batch.documents), batch.labels)
-        return loss.detach(), gradients(model, loss)
+        return {"loss": loss.detach()} | gradients(model, loss)
 
-    loss, packed = run(texts)
-    losses, single = zip(*(run([text]) for text in texts))
-    torch.testing.assert_close(loss, torch.stack(losses).sum(), rtol=1e-5, atol=0)
-    for name, gradient in packed.items():
-        torch.testing.assert_close(gradient, sum(g[name] for g in single), atol=2e-5, rtol=1e-4, msg=name)
-    assert packed.keys() == {name for name, _ in model.named_parameters()}
+    packed, alone = run(model, texts), [run(model, [text]) for text in texts]
+    exact = in_fp64(model, lambda model: run(model, texts))
+    assert_equal_but_rounded(packed, {name: sum(single[name] for single in alone) for name in packed}, exact)
+    assert packed.keys() - {"loss"} == {name for name, _ in model.named_parameters()}
 
 
 def test_logits_are_fp32_also_in_bf16_so_that_they_do_not_tie() -> None:

@@ -16,6 +16,7 @@ from model_examples import (
     pack,
     random_text,
 )
+from rounding import assert_equal_but_rounded, in_fp64
 from torch import Tensor
 
 from shared.batch import segments
@@ -27,6 +28,8 @@ from shared.model_settings import NgramSettings
 from shared.ngrams import ngram_rows
 from shared.patching import PatchingSettings, patch_lengths
 from shared.vocabulary import document_tokens
+
+pytestmark = pytest.mark.numerics
 
 LOCAL = {"width": 32, "heads": 4, "feed_forward": 40}
 RULES: dict[str, dict[str, Any]] = {
@@ -75,22 +78,26 @@ class Whole:
     def __init__(self, model: Blt, patcher: EntropyModel, rule: str, text: bytes | np.ndarray) -> None:
         tokens = document_tokens(text) if isinstance(text, bytes) else text
         self.ids = torch.from_numpy(tokens[:-1].astype(np.int64))
+
+        def entropies(patcher: EntropyModel) -> Tensor:
+            return entropy(patcher(self.ids, segments([len(self.ids)])))
+
         with torch.inference_mode():
-            self.entropies = entropy(patcher(self.ids, segments([len(self.ids)]))).numpy()
+            self.entropies = entropies(patcher).numpy()
+            self.exact_entropies = in_fp64(patcher, entropies)
             self.rule = rule_for(rule, self.entropies)
             needed = self.entropies if self.rule.needs_entropy else None
             batch = pack([text], self.rule, [needed])
             self.logits = blt_logits(model, batch)
-        assert batch.patches is not None
+            self.exact = in_fp64(model, lambda model: blt_logits(model, batch))
         lengths = patch_lengths(tokens, self.rule, needed)
         self.starts = np.zeros(len(tokens), bool)
         self.starts[np.cumsum(lengths)[:-1]] = True
-        self.scale = float(self.logits.abs().max())
 
     def check(self, found: Tensor, first: int) -> None:
         """The logits after the token ``first`` and those that follow."""
-        difference = (found - self.logits[first : first + len(found)]).abs().max()
-        assert difference <= 1e-5 * self.scale
+        here = slice(first, first + len(found))
+        assert_equal_but_rounded(found, self.logits[here], self.exact[here])
 
 
 def grown(documents: GrowingDocuments, whole: Whole, seed: int, upto: int | None = None) -> None:
@@ -107,7 +114,8 @@ def grown(documents: GrowingDocuments, whole: Whole, seed: int, upto: int | None
         whole.check(found.logits[0], done)
         assert found.starts[0, :kept].tolist() == whole.starts[done + 1 : done + 1 + kept].tolist()
         if found.entropies is not None:
-            np.testing.assert_allclose(found.entropies[0], whole.entropies[done : done + len(piece)], atol=1e-5)
+            here = slice(done, done + len(piece))
+            assert_equal_but_rounded(found.entropies[0], whole.entropies[here], whole.exact_entropies[here])
         done += kept
 
 
@@ -130,7 +138,7 @@ def test_logits_on_a_thousand_random_prefixes_are_those_of_full_recomputation(ru
             prefix.patches.of_decoder[-1] = int(whole.starts[: place + 2].sum()) - 1
             with torch.inference_mode():
                 alone = blt_logits(model, prefix)[-1]
-            assert (found.logits[0, 0] - alone).abs().max() <= 1e-5 * whole.scale
+            whole.check(alone[None], place)
     # One global forward for each patch that the next one's start completes, no more and no fewer.
     assert documents.global_forwards == int(whole.starts[1 : len(whole.ids)].sum()) + int(found.starts[0, 0])
 
@@ -198,8 +206,10 @@ def _under(whole: Whole, rule: PatchingSettings, model: Blt, text: bytes) -> Who
     whole.rule = rule
     whole.starts[:] = False
     whole.starts[np.cumsum(lengths)[:-1]] = True
+    batch = pack([text], rule, [whole.entropies])
     with torch.inference_mode():
-        whole.logits = blt_logits(model, pack([text], rule, [whole.entropies]))
+        whole.logits = blt_logits(model, batch)
+        whole.exact = in_fp64(model, lambda model: blt_logits(model, batch))
     return whole
 
 
@@ -230,13 +240,14 @@ def test_an_entropy_model_writes_by_itself() -> None:
     ids = torch.from_numpy(document_tokens(random_text(300, seed=9))[:-1].astype(np.int64))
     with torch.inference_mode():
         wanted = model(ids, segments([len(ids)]))
+        exact = in_fp64(model, lambda model: model(ids, segments([len(ids)])))
     documents = GrowingDocuments(model, PatchingSettings(rule="none"))
     for piece in ids.split(7):
         found = documents.advance(piece[None])
         documents.commit([len(piece)])
         assert not found.starts.any()
-        torch.testing.assert_close(found.logits[0], wanted[: len(piece)], atol=1e-5, rtol=0)
-        wanted = wanted[len(piece) :]
+        assert_equal_but_rounded(found.logits[0], wanted[: len(piece)], exact[: len(piece)])
+        wanted, exact = wanted[len(piece) :], exact[len(piece) :]
 
 
 @pytest.mark.parametrize("functions", [1, 3])
