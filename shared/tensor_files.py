@@ -24,7 +24,7 @@ BLOCK_BYTES = 1 << 24
 Entry = tuple[str, Sequence[int], torch.dtype]
 """Name, shape and dtype of a tensor that will be written."""
 
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "BF16": torch.bfloat16,
@@ -36,7 +36,8 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+"""Of tensors that are plain ones in torch, by the names that safetensors gives them."""
+CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 class TensorSource(Protocol):
@@ -77,9 +78,9 @@ class TensorFolder:
     def dtype(self, name: str) -> torch.dtype:
         """Raises ModelFileError for a dtype that torch has no plain tensors of."""
         code = self._slice(name).get_dtype()
-        if code not in _DTYPES:
+        if code not in DTYPES:
             raise ModelFileError(f"{self._places[name]}: tensor {name} has dtype {code}, which is not supported")
-        return _DTYPES[code]
+        return DTYPES[code]
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """The tensor, or a range of its rows; ModelFileError when there is none of that name."""
@@ -144,6 +145,17 @@ def write_tensors(
             planned dtype in small blocks, and dropped before the next one is made.
         metadata: strings for the header.
     """
+    with atomic_file(Path(path)) as file:
+        write_to(file, plan, produce, metadata)
+
+
+def write_to(
+    file: IO[bytes],
+    plan: Sequence[Entry],
+    produce: Callable[[str], Tensor | Iterable[Tensor]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write what a safetensors file holds; arguments as those of `write_tensors`."""
     assert sys.byteorder == "little", "the format is little-endian"
     assert len({name for name, _, _ in plan}) == len(plan), "every tensor has its own name"
     ordered = sorted(plan, key=lambda entry: (-entry[2].itemsize, entry[0]))
@@ -151,15 +163,14 @@ def write_tensors(
     end = 0
     for name, shape, dtype in ordered:
         start, end = end, end + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     encoded += b" " * (-len(encoded) % 8)
-    with atomic_file(Path(path)) as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for name, shape, dtype in ordered:
-            made = produce(name)
-            written = sum(_write(file, part, dtype) for part in ([made] if isinstance(made, Tensor) else made))
-            assert written == math.prod(shape), f"tensor {name} has {written} elements, planned were {list(shape)}"
+    file.write(len(encoded).to_bytes(8, "little") + encoded)
+    for name, shape, dtype in ordered:
+        made = produce(name)
+        written = sum(_write(file, part, dtype) for part in ([made] if isinstance(made, Tensor) else made))
+        assert written == math.prod(shape), f"tensor {name} has {written} elements, planned were {list(shape)}"
 
 
 def write_sharded(

@@ -11,26 +11,23 @@ from typing import Any
 
 import safetensors.torch
 import torch
-import torch.distributed.checkpoint as dcp
 from tiny_runs import tiny_settings
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_state_dict,
-    set_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 
 from shared.batch import Batch, Patches, segments
 from shared.shards.dataset import open_dataset
 from shared.vocabulary import BOE, IGNORED_LABEL
+from trainer.checkpoints.state import TrainState
+from trainer.checkpoints.store import Checkpoints
 from trainer.data.limits import PackLimits, pack_limits
 from trainer.data.loader import PackLoader
 from trainer.data.packs import Pack
 from trainer.errors import leave
 from trainer.evaluation.scores import total_of
 from trainer.evaluation.validation import Validation
+from trainer.identity import run_identity
 from trainer.learning.clipping import clip
 from trainer.learning.optimizer import Optimizers, build_optimizer
 from trainer.learning.step import backward, take_step
@@ -38,7 +35,7 @@ from trainer.parallel.dry_run import dry_run
 from trainer.parallel.model import build_model
 from trainer.parallel.tables import RowTables, by_rows, own_rows, row_tables
 from trainer.parallel.world import World, started
-from trainer.settings import TrainSettings
+from trainer.settings import CheckpointSettings, TrainSettings
 
 STEPS = 20
 PACKS = 4
@@ -119,7 +116,7 @@ def compute(settings: TrainSettings, world: World, saved: Path | None = None) ->
     results["validation"] = torch.tensor([score.bits_per_byte], dtype=torch.float64)
     results |= whole(model, "trained") | moments(optimizer, model)
     if saved is not None:
-        save(model, optimizer, saved)
+        save(model, optimizer, settings, world, saved)
     exported = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     return results | {f"exported/{name}": tensor for name, tensor in exported.items()}
 
@@ -153,19 +150,20 @@ def unequal(
     return results
 
 
-def save(model: nn.Module, optimizer: Optimizers, folder: Path) -> None:
+def save(model: nn.Module, optimizer: Optimizers, settings: TrainSettings, world: World, folder: Path) -> None:
     """Write model and moments, each rank its shards."""
-    parameters, state = get_state_dict(model, optimizer.parts)
-    dcp.save({"model": parameters, "optimizer": state}, checkpoint_id=folder)
+    state = TrainState(identity=run_identity(settings), config={}, step=STEPS)
+    Checkpoints(folder, CheckpointSettings(asynchronous=False), world).save(model, optimizer, state)
 
 
 def restored(settings: TrainSettings, world: World, folder: Path) -> dict[str, Tensor]:
     """Model and moments as they come back from a folder, in this layout."""
     model = build_model(settings, world)
     optimizer = build_optimizer(model, settings.optimizer)
-    parameters, state = get_state_dict(model, optimizer.parts)
-    dcp.load({"model": parameters, "optimizer": state}, checkpoint_id=folder)
-    set_state_dict(model, optimizer.parts, model_state_dict=parameters, optim_state_dict=state)
+    checkpoints = Checkpoints(folder, CheckpointSettings(), world)
+    newest = checkpoints.newest()
+    assert newest is not None
+    checkpoints.load(newest, model, optimizer, run_identity(settings))
     return whole(model, "trained") | moments(optimizer, model)
 
 

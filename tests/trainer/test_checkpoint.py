@@ -1,7 +1,6 @@
 """Checkpoints: as they were written or set aside, of this run or refused, and enough of them kept."""
 
 import os
-import pickle
 import resource
 import shutil
 from collections.abc import Callable, Iterator
@@ -175,7 +174,7 @@ def test_what_is_kept() -> None:
 
 
 def shard(path: Path) -> Path:
-    (shard,) = path.glob("*.distcp")
+    (shard,) = path.glob("*.safetensors")
     return shard
 
 
@@ -185,12 +184,26 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def link(path: Path) -> None:
+    path.rename(path.parent.parent / path.name)
+    path.symlink_to(path.parent.parent / path.name)
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "flipped byte": (lambda path: flip(shard(path)), "__0_0.distcp is not what was written"),
-    "truncated": (lambda path: os.truncate(shard(path), 100), "__0_0.distcp has 100 bytes"),
-    "shard missing": (lambda path: shard(path).unlink(), "__0_0.distcp: No such file"),
-    "metadata missing": (lambda path: (path / ".metadata").unlink(), ".metadata: No such file"),
-    "metadata of another": (lambda path: (path / ".metadata").write_bytes(pickle.dumps({})), ".metadata has"),
+    "flipped byte": (lambda path: flip(shard(path)), "rank-00000.safetensors is not what was written"),
+    "truncated": (lambda path: os.truncate(shard(path), 100), "rank-00000.safetensors has 100 bytes"),
+    "shard missing": (lambda path: shard(path).unlink(), "rank-00000.safetensors: No such file"),
+    "index missing": (lambda path: (path / "index.json").unlink(), "index.json: No such file"),
+    "index of another": (lambda path: (path / "index.json").write_text("{}"), "index.json has"),
+    "another file": (lambda path: (path / "notes.txt").touch(), "'notes.txt' is not one of the files"),
+    "a folder": (lambda path: (path / "more").mkdir(), "'more' is not one of the files"),
+    "a link": (lambda path: link(shard(path)), "rank-00000.safetensors is not a plain file"),
+    "a pipe": (lambda path: pipe(path / COMPLETE_NAME), "COMPLETE: not a plain file"),
     "state": (lambda path: (path / "state.json").write_text("{"), "state.json has 1 bytes"),
     "complete cut": (lambda path: os.truncate(path / COMPLETE_NAME, 9), "COMPLETE: "),
     "complete flipped": (lambda path: flip(path / COMPLETE_NAME), ""),
@@ -212,31 +225,14 @@ def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_is_taken
     (line,) = other.checkpoints.news()
     assert f"{path} is damaged ({said}" in line
     assert "\n" not in line
-    assert saved.names() == ["damaged-step-00000003", "step-00000002"]
+    kept = [name for name in saved.names() if name != "rank-00000.safetensors"]  # what the link points to
+    assert kept == ["damaged-step-00000003", "step-00000002"]
     assert other.checkpoints.load(newest, other.model, other.optimizer, other.identity).step == 2
     other.save(3)
     other.save(4)
     assert other.checkpoints.wait()
-    assert saved.names() == ["damaged-step-00000003", "step-00000003", "step-00000004"]
-
-
-def test_nothing_is_unpickled_before_it_is_known_to_be_what_was_written(saved: Saved, make: Make) -> None:
-    path = saved.checkpoints.folder / "step-00000003"
-    trap = saved.checkpoints.folder / "sprung"
-    (path / ".metadata").write_bytes(pickle.dumps(Trap(str(trap))))
-    other = make()
-    newest = other.checkpoints.newest()
-    assert newest is not None
-    other.checkpoints.load(newest, other.model, other.optimizer, other.identity)
-    assert not trap.exists()
-
-
-@dataclass
-class Trap:
-    path: str
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
+    kept = [name for name in saved.names() if name != "rank-00000.safetensors"]
+    assert kept == ["damaged-step-00000003", "step-00000003", "step-00000004"]
 
 
 def test_when_no_checkpoint_is_whole_the_run_does_not_begin_again_by_itself(saved: Saved, make: Make) -> None:
@@ -259,7 +255,7 @@ def test_an_interrupted_save_is_no_checkpoint_and_is_cleared_away_by_the_next(
         (path / COMPLETE_NAME).unlink()
     elif left == "temporary":
         (path / COMPLETE_NAME).rename(path / f"{COMPLETE_NAME}.1234abcd.tmp")
-        (path / ".metadata").rename(path / ".metadata.tmp")
+        (path / "index.json").rename(path / "index.json.1234abcd.tmp")
     else:
         shutil.rmtree(path)
         path.mkdir()
@@ -344,5 +340,7 @@ def test_only_the_last_file_of_all_makes_a_checkpoint(make: Make, monkeypatch: p
     with pytest.raises(PowerCut):
         saved.checkpoints.wait()
     ((path, files),) = seen
-    assert files == sorted(file.name for file in path.iterdir()) == [".metadata", "__0_0.distcp", "state.json"]
+    assert (
+        files == sorted(file.name for file in path.iterdir()) == ["index.json", "rank-00000.safetensors", "state.json"]
+    )
     assert make().checkpoints.newest() is None

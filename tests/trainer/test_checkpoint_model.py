@@ -63,7 +63,7 @@ def test_a_model_folder_is_itself(place: Path) -> None:
 
 def test_a_damaged_checkpoint_is_refused(place: Path, tmp_path: Path) -> None:
     checkpoint = shutil.copytree(sorted((place / "run" / "checkpoints").glob("step-*"))[-1], tmp_path / "step-00000006")
-    shard = next(checkpoint.glob("*.distcp"))
+    shard = next(checkpoint.glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
     with pytest.raises(ModelFileError, match="is damaged"), model_at(checkpoint):
         pass

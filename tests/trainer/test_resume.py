@@ -79,7 +79,7 @@ def test_a_signal_to_one_rank_saves_and_stops_all_cleanly(stopped: tuple[Path, s
     last = metric_lines(out)[-1]["step"]
     assert 10 <= last < 60
     assert f"stopped by a signal after step {last}" in said
-    assert (out / "checkpoints" / f"step-{last:08d}" / ".metadata").exists()
+    assert (out / "checkpoints" / f"step-{last:08d}" / "index.json").exists()
     assert not (out / "model").exists()
 
 

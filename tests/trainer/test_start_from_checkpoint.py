@@ -107,7 +107,7 @@ def test_a_run_stands_for_its_best_checkpoint_or_its_newest(trained: Path, tmp_p
     assert origin_of(copy / "model").is_checkpoint is False
 
 
-@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "state.json"])
+@pytest.mark.parametrize("name", ["index.json", "rank-00000.safetensors", "state.json"])
 def test_a_damaged_file_is_named_before_anything_of_it_is_used(
     data: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:

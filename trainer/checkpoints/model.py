@@ -7,13 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from shared.identity import IdentityError
 from shared.model_files import build_model, save_model
 from shared.model_identity import CONFIG_FILE, ModelFileError, model_sha256
+from shared.shards.manifest import first_problem
 from shared.subwords.folder import check_tokenizer
-from trainer.checkpoints.folders import damage
+from trainer.checkpoints.folders import STATE_NAME
 from trainer.checkpoints.origin import origin_of
 from trainer.checkpoints.state import read_state
 from trainer.data.mixture import open_split
@@ -21,7 +23,7 @@ from trainer.data.splits import TRAIN_SPLIT
 from trainer.evaluation.patch_size import mean_patch_size
 from trainer.identity import IDENTITY_NAME, ModelIdentity, RunIdentity, RunNumerics, save_identity
 from trainer.learning.new_ids import NewIds
-from trainer.learning.start import fill_from_checkpoint
+from trainer.learning.start import check_parameters, fill_from_checkpoint, index_of, unusable
 from trainer.settings import TrainSettings
 
 MODEL_FOLDER = "model"
@@ -71,15 +73,22 @@ def model_at(path: Path) -> Iterator[Path]:
 
 
 def _from_checkpoint(checkpoint: Path, folder: Path) -> None:
-    """Raises ModelFileError when the checkpoint is damaged; that is looked for before anything of it is used."""
-    if problem := damage(checkpoint):
-        raise ModelFileError(f"{checkpoint} is damaged ({problem})")
+    """Raises ModelFileError when the checkpoint is damaged or not of its model, before there are any parameters."""
+    if problem := unusable(checkpoint):
+        raise ModelFileError(problem)
     state = read_state(checkpoint)
-    settings = TrainSettings.model_validate(state.config)
+    try:
+        settings = TrainSettings.model_validate(state.config)
+    except ValidationError as error:
+        raise ModelFileError(f"{checkpoint / STATE_NAME}: config.{first_problem(error)}") from None
+    none_new = NewIds((), settings.run.seed)
+    with torch.device("meta"):
+        planned = build_model(settings.model)
+    check_parameters(index_of(checkpoint), dict(planned.named_parameters()), checkpoint, none_new)
     model = build_model(settings.model)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process is what is meant
-        fill_from_checkpoint(model, checkpoint, NewIds((), settings.run.seed))
+        fill_from_checkpoint(model, checkpoint, none_new)
     numerics = RunNumerics(
         dtype=settings.run.dtype, device="cpu", torch=torch.__version__, ranks=1, threads=settings.run.threads
     )

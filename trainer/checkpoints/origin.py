@@ -13,7 +13,15 @@ from pydantic import TypeAdapter, ValidationError
 from shared.identity import digest
 from shared.model_identity import ModelFileError, load_settings, model_sha256
 from shared.model_settings import AnyModelSettings, ModelSettings
-from trainer.checkpoints.folders import COMPLETE_NAME, STATE_NAME, Contents, is_complete, step_folders
+from trainer.checkpoints.folders import (
+    COMPLETE_NAME,
+    STATE_NAME,
+    contents_of,
+    is_complete,
+    other_format,
+    read_small,
+    step_folders,
+)
 from trainer.checkpoints.retention import BEST_NAME
 
 _ADAPTER: TypeAdapter[AnyModelSettings] = TypeAdapter(ModelSettings)
@@ -34,8 +42,8 @@ class Origin:
             return load_settings(self.folder)
         state = self.folder / STATE_NAME
         try:
-            return _ADAPTER.validate_python(json.loads(state.read_bytes())["config"]["model"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return _ADAPTER.validate_python(json.loads(read_small(state))["config"]["model"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             raise ModelFileError(f"{state} does not say what model it belongs to") from None
 
     @cached_property
@@ -44,9 +52,11 @@ class Origin:
         is read. Raises ModelFileError."""
         if not self.is_checkpoint:
             return model_sha256(self.folder)
+        if problem := other_format(self.folder):
+            raise ModelFileError(problem)
         path = self.folder / COMPLETE_NAME
         try:
-            contents = Contents.model_validate_json(path.read_bytes())
+            contents = contents_of(self.folder)
         except (OSError, ValidationError):
             raise ModelFileError(f"{path} is not what a save has written") from None
         return digest({name: record.sha256 for name, record in contents.files.items()})

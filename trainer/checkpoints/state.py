@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from shared.model_settings import Settings
 from shared.shards.manifest import first_problem
-from trainer.checkpoints.folders import STATE_NAME, is_complete, step_folders, step_of
+from trainer.checkpoints.folders import STATE_NAME, is_complete, read_small, step_folders, step_of
 from trainer.data.cursor import Cursor
 from trainer.errors import CheckpointError
 from trainer.evaluation.scores import SubsetScore, total_of
@@ -23,9 +23,9 @@ class TrainState(Settings):
     identity: RunIdentity
     config: dict[str, Any]
     """The resolved recipe, for the reader."""
-    step: int = 0
+    step: int = Field(default=0, ge=0, lt=2**62)
     """Optimizer steps done."""
-    targets: int = 0
+    targets: int = Field(default=0, ge=0, lt=2**62)
     """Training targets seen."""
     cursor: Cursor | None = None
     """Where the data goes on; None at the beginning."""
@@ -38,7 +38,7 @@ class TrainState(Settings):
 def read_state(path: Path) -> TrainState:
     """The state of a checkpoint; CheckpointError when the file is missing or not one."""
     try:
-        return TrainState.model_validate_json((path / STATE_NAME).read_bytes())
+        return TrainState.model_validate_json(read_small(path / STATE_NAME))
     except OSError as error:
         raise CheckpointError(f"{path / STATE_NAME}: {error.strerror}") from None
     except ValidationError as error:

@@ -24,15 +24,17 @@ from trainer.checkpoints.folders import (
     damaged_folders,
     is_complete,
     mark_complete,
+    other_format,
     record_of,
     set_aside,
     step_folder,
     step_folders,
 )
+from trainer.checkpoints.index import read_index
 from trainer.checkpoints.retention import tidy
 from trainer.checkpoints.staging import Stager
 from trainer.checkpoints.state import TrainState, read_state, validation_scores
-from trainer.checkpoints.writing import RecordingWriter
+from trainer.checkpoints.storage import TensorWriter, cause_of, check_names, load_tensors, named_tensors
 from trainer.errors import CheckpointError
 from trainer.identity import RunIdentity, check_goes_on
 from trainer.learning.optimizer import Optimizers
@@ -68,12 +70,11 @@ class Checkpoints:
         """
         self.wait()
         path = step_folder(self.folder, state.step)
-        parameters, moments = get_state_dict(model, optimizer.parts)
-        parts = {"model": parameters, "optimizer": moments}
+        tensors = named_tensors(*get_state_dict(model, optimizer.parts))
         if self._stager is None:
-            self._saving = path, _outcome(self._write, path, parts, state)
+            self._saving = path, _outcome(self._write, path, tensors, state)
         else:
-            self._saving = path, _in_background(self._write, path, self._stager.stage(parts), state)
+            self._saving = path, _in_background(self._write, path, self._stager.stage(tensors), state)
 
     def wait(self) -> bool:
         """Wait for the save in flight; whether the state that was last given to ``save`` is on storage.
@@ -101,11 +102,14 @@ class Checkpoints:
     def newest(self) -> Path | None:
         """The newest checkpoint whose files are what was written; damaged ones are set aside.
 
-        Each rank reads its share of the files. Raises CheckpointError when all there are were damaged.
+        Each rank reads its share of the files. Raises CheckpointError when all there are were damaged, and for one that
+        another version wrote: it is no damage.
         """
         folders = step_folders(self.folder)
         found: list[Path] = self._world.gather([path for path in reversed(folders) if is_complete(path)])[0]
         for path in found:
+            if problem := self._world.gather(other_format(path))[0]:
+                raise CheckpointError(problem)
             problems = self._world.gather(damage(path, self._world.rank, self._world.size))
             problem = next(filter(None, problems), None)
             if problem is None:
@@ -132,15 +136,15 @@ class Checkpoints:
         """
         state = read_state(path)
         check_goes_on(state.identity, identity, path, state.step, state.targets)
+        index = read_index(path)
         parameters, moments = get_state_dict(model, optimizer.parts)
-        try:
-            dcp.load({"model": parameters, "optimizer": moments}, checkpoint_id=path)
-        except CheckpointException as error:  # derives from BaseException: a plain handler would let it pass
-            raise CheckpointError(f"{path} cannot be loaded ({_cause(error)})") from None
+        tensors = named_tensors(parameters, moments)
+        check_names(path, index, tensors)
+        load_tensors(path, index, tensors)  # those of the two dictionaries, in place
         set_state_dict(model, optimizer.parts, model_state_dict=parameters, optim_state_dict=moments)
         return state.model_copy(update={"identity": identity})
 
-    def _write(self, path: Path, parts: dict[str, Any], state: TrainState) -> None:
+    def _write(self, path: Path, tensors: dict[str, Any], state: TrainState) -> None:
         """Write a fresh folder and mark it complete when all files of all ranks are on storage, then tidy up.
 
         Raises CheckpointError on all ranks when one of them could not write, and leaves no folder then.
@@ -148,15 +152,15 @@ class Checkpoints:
         first, content = self._world.first, state.model_dump_json(indent=1) + "\n"
         try:
             begun = self._agree(lambda: _begin(path, content) if first else {})
-            writer = RecordingWriter(path)
-            dcp.save(parts, storage_writer=writer, process_group=self._world.saving)
+            writer = TensorWriter(path)
+            dcp.save(tensors, storage_writer=writer, process_group=self._world.saving)
             written = begun + self._gather(writer.records)
             files = {name: record for records in written for name, record in records.items()}
             self._agree(lambda: mark_complete(path, files) if first else None)
         except (CheckpointException, CheckpointError) as error:
             if first:
                 shutil.rmtree(path, ignore_errors=True)
-            cause = _cause(error) if isinstance(error, CheckpointException) else str(error)
+            cause = cause_of(error) if isinstance(error, CheckpointException) else str(error)
             raise CheckpointError(cause) from None
         if first:
             try:
@@ -215,8 +219,3 @@ def _in_background(action: Callable[..., None], *arguments: Any) -> Future[None]
 
     Thread(target=run, name="checkpoint", daemon=True).start()
     return future
-
-
-def _cause(error: CheckpointException) -> str:
-    """What happened on the first rank that failed."""
-    return str(next(iter(error.failures.values()))[0])

@@ -5,11 +5,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -18,8 +14,11 @@ from shared.identity import differences
 from shared.model_identity import ModelFileError
 from shared.model_settings import AnyModelSettings
 from shared.tensor_files import TensorFolder
-from trainer.checkpoints.folders import damage
+from trainer.checkpoints.folders import damage, other_format
+from trainer.checkpoints.index import Index, read_index
 from trainer.checkpoints.origin import origin_of
+from trainer.checkpoints.storage import MODEL_PREFIX, load_tensors
+from trainer.errors import CheckpointError
 from trainer.learning.new_ids import NewIds, new_ids
 from trainer.parallel.world import World
 
@@ -60,40 +59,53 @@ def _set(parameter: Tensor, whole: Tensor) -> None:
 
 
 def check_files(folder: Path, world: World) -> None:
-    """Raise ModelFileError when a checkpoint's files are not what its save has written; each rank reads its part.
-
-    Before any of them is used: one is a pickle of torch's.
-    """
-    problem = next(filter(None, world.gather(damage(folder, world.rank, world.size))), None)
+    """Raise ModelFileError when a checkpoint's files are not what its save has written; each rank reads its part."""
+    problem = next(filter(None, world.gather(unusable(folder, world.rank, world.size))), None)
     if problem is not None:
-        raise ModelFileError(f"start.model {folder} is damaged ({problem})")
+        raise ModelFileError(f"start.model {problem}")
+
+
+def unusable(folder: Path, rank: int = 0, ranks: int = 1) -> str | None:
+    """Why nothing of a checkpoint can be used, as far as this rank's share of the files shows; None when it can."""
+    if problem := other_format(folder):
+        return problem
+    problem = damage(folder, rank, ranks)
+    return problem and f"{folder} is damaged ({problem})"
 
 
 def fill_from_checkpoint(model: nn.Module, folder: Path, new: NewIds) -> None:
-    """From the shards of a checkpoint, whatever number of ranks wrote them; its moments are left alone."""
-    recorded = FileSystemReader(folder).read_metadata().state_dict_metadata
-    shapes = {
-        name.removeprefix(PREFIX): tuple(entry.size)
-        for name, entry in recorded.items()
-        if name.startswith(PREFIX) and isinstance(entry, TensorStorageMetadata)
-    }
-    _check(new.shapes(shapes), dict(model.named_parameters()), folder)
+    """From a checkpoint whose files are checked, whatever number of ranks wrote them; its moments are left alone."""
+    index = index_of(folder)
+    check_parameters(index, dict(model.named_parameters()), folder, new)
     parameters = cast(dict[str, Tensor], get_model_state_dict(model))
     # What gets new rows is read whole: it is small.
     grown = {name: parameters[name] for name in parameters if new.grow(name)}
-    parameters |= {name: torch.empty(shapes[name]) for name in grown}
+    parameters |= {name: torch.empty(index.tensors[MODEL_PREFIX + name].shape) for name in grown}
     try:
-        dcp.load({PREFIX.rstrip("."): parameters}, checkpoint_id=folder)
-    except CheckpointException as error:  # derives from BaseException: a plain handler would let it pass
-        cause = next(iter(error.failures.values()))[0]
-        raise ModelFileError(f"start.model {folder} cannot be loaded ({cause})") from None
+        load_tensors(folder, index, {MODEL_PREFIX + name: tensor for name, tensor in parameters.items()})
+    except CheckpointError as error:
+        raise ModelFileError(f"start.model {error}") from None
     for name, parameter in grown.items():
         _set(parameter, new.rows(name, parameters[name]))
     set_model_state_dict(model, {**parameters, **grown})
 
 
-PREFIX = "model."
-"""How names of parameters begin in a checkpoint."""
+def index_of(folder: Path) -> Index:
+    """The index of a checkpoint to begin with. Raises ModelFileError."""
+    try:
+        return read_index(folder)
+    except CheckpointError as error:
+        raise ModelFileError(f"start.model {error}") from None
+
+
+def check_parameters(index: Index, parameters: dict[str, nn.Parameter], folder: Path, new: NewIds) -> None:
+    """Raise ModelFileError unless a checkpoint has the parameters of a model, those with new rows without them."""
+    shapes = {
+        name.removeprefix(MODEL_PREFIX): record.shape
+        for name, record in index.tensors.items()
+        if name.startswith(MODEL_PREFIX)
+    }
+    _check(new.shapes(shapes), parameters, folder)
 
 
 def own_slice(parameter: Tensor) -> tuple[slice, ...]:
