@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.drill
+
 ROOT = Path(__file__).parent.parent
 ENTROPY = ["--model.width", "32", "--model.layers", "1", "--model.heads", "2", "--model.window", "64"]
 BLT = [

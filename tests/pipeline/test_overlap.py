@@ -7,6 +7,7 @@ from contextlib import closing
 
 import pytest
 
+from pipeline import overlap
 from pipeline.overlap import ahead, behind
 
 
@@ -48,8 +49,11 @@ def test_an_error_of_the_source_comes_after_what_was_read() -> None:
 
 
 def test_giving_up_early_ends_the_thread() -> None:
+    before = threading.active_count()
     with closing(ahead(iter(int, 1), lambda _: 1, 5)) as items:
-        next(items)
+        assert next(items) == 0
+        assert threading.active_count() == before + 1
+    assert threading.active_count() == before
 
 
 def test_work_is_done_in_order_and_waited_for() -> None:
@@ -81,7 +85,7 @@ def test_an_error_of_the_work_reaches_the_giver(at: int) -> None:
         give_all()
 
 
-def test_an_error_of_the_giver_is_not_covered_and_what_waits_is_dropped() -> None:
+def test_an_error_of_the_giver_is_not_covered_and_what_waits_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[int] = []
     gate = threading.Event()
 
@@ -93,10 +97,14 @@ def test_an_error_of_the_giver_is_not_covered_and_what_waits_is_dropped() -> Non
         with behind(work, lambda _: 1, 10) as give:
             for number in range(5):
                 give(number)
-            threading.Timer(0.05, gate.set).start()
             raise ValueError("mine")
 
+    def drop_and_open(pipe: overlap._Pipe) -> None:
+        drop(pipe)
+        gate.set()  # the first of the five was held until here
+
+    drop = overlap._Pipe.drop
+    monkeypatch.setattr(overlap._Pipe, "drop", drop_and_open)
     with pytest.raises(ValueError, match="mine"):
         give_and_fail()
-    time.sleep(0.1)
     assert len(done) <= 1

@@ -98,6 +98,7 @@ def actors() -> dict[int, int]:
     return found
 
 
+@pytest.mark.drill
 def test_two_nodes_write_what_one_process_writes_and_need_no_model_folder(cluster, tmp_path, monkeypatch):
     corpus, model = write_jsonl(tmp_path / "a.jsonl", some_records(200, words=12)), tmp_path / "model"
     settings = EntropyModelSettings(width=32, layers=2, heads=2, window=64, feed_forward=64)
@@ -133,6 +134,7 @@ def test_two_nodes_write_what_one_process_writes_and_need_no_model_folder(cluste
     assert shard_hashes(tmp_path / "two") == shard_hashes(tmp_path / "one")
 
 
+@pytest.mark.drill
 def test_nodes_that_die_are_survived_and_one_that_joins_is_used(cluster, corpus, quiet, tmp_path):
     with_nodes(cluster, 1)
     process = started(corpus, tmp_path / "out", "--ray-address", cluster.address)

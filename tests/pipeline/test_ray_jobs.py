@@ -55,6 +55,7 @@ def ended(job: subprocess.Popen) -> tuple[int, str]:
     return job.returncode, said
 
 
+@pytest.mark.drill
 def test_a_job_writes_the_same_bytes_counts_for_prometheus_and_ends_with_the_code_of_the_pipeline(head, tmp_path):
     corpus = write_jsonl(tmp_path / "a.jsonl", [*some_records(8000), {"no": "text"}])
     wrong = submitted(head, corpus, "--out", tmp_path / "wrong", "--rule", "static")

@@ -199,6 +199,7 @@ def test_it_trains_from_its_recipe_and_the_imported_part_moves_by_a_tenth(
             assert torch.equal(slow, full), name
 
 
+@pytest.mark.drill
 def test_two_ranks_train_it_from_its_recipe(tmp_path: Path, recipe: Path, data: Path) -> None:
     save_llama(tmp_path / "llama", num_key_value_heads=2)
     imported(tmp_path / "llama", tmp_path / "out", recipe)

@@ -64,7 +64,11 @@ def test_a_model_without_special_ids_gets_rows_for_them_and_keeps_the_rest(place
     still = {"run": {"steps": 1}, "optimizer": {"lr": STILL}, "start": {"model": str(place / "base" / "model")}}
     assert run(place / "chats", tmp_path / "folder", SPECIALS, **still) == 0
     check_rows(tmp_path / "folder" / "model", place / "base" / "model")
-    # Two ranks, each with its rows, from the checkpoint that one has saved.
+
+
+@pytest.mark.drill
+def test_two_ranks_each_with_its_rows_begin_from_the_checkpoint_of_one(place: Path, tmp_path: Path) -> None:
+    still = {"run": {"steps": 1}, "optimizer": {"lr": STILL}, "start": {"model": str(place / "base" / "model")}}
     recipe = tiny_recipe(place / "chats", tmp_path / "ranks", **still)
     recipe["model"] = recipe["model"] | {"specials": SPECIALS}
     (tmp_path / "ranks.toml").write_text(toml(recipe))

@@ -54,6 +54,7 @@ def test_each_kind_learns_and_is_resumed_and_scored(kind, runs, capsys):
     assert f"a model of kind {kind!r}: only entropy models" in capsys.readouterr().err
 
 
+@pytest.mark.drill
 def test_two_ranks_learn_what_one_does(runs):
     alone = runs["megabyte"]
     several = alone.with_name("several")

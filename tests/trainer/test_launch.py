@@ -232,6 +232,7 @@ def test_the_examples_name_a_recipe_for_so_many_gpus(file, command):
     assert warning(plan) is None
 
 
+@pytest.mark.drill
 def test_two_machines_train_together_and_stop_together_when_they_are_warned(tmp_path):
     """Two launchers on this machine stand for two machines: one rank each, and a warning as Slurm sends it."""
     recipe, out = tmp_path / "recipe.toml", tmp_path / "run"

@@ -93,6 +93,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
     assert f"step-{step:08d}" in line
 
 
+@pytest.mark.drill
 def test_ranks_that_cannot_share_the_packs_are_one_line_under_torchrun(recipe: Path, tmp_path: Path) -> None:
     command = torchrun("--max-restarts", "1", "trainer/main.py", recipe, "--data.packs", "3")
     done = subprocess.run(

@@ -174,6 +174,7 @@ def test_every_piece_has_one_owner_and_owners_have_like_work(shapes: list[tuple[
         assert held == list(piece.rows)
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize("kind", ["flat", "copies"])
 def test_a_sharded_matrix_is_updated_as_a_whole_one_bit_for_bit(ranks: dict[str, Tensor], kind: str) -> None:
     """Rows that ranks cannot share equally, projections that lie across ranks, and ranks without any row."""
@@ -181,6 +182,7 @@ def test_a_sharded_matrix_is_updated_as_a_whole_one_bit_for_bit(ranks: dict[str,
         assert torch.equal(ranks[f"{kind}/{name}"], tensor), name
 
 
+@pytest.mark.drill
 def test_training_on_two_copies_of_two_ranks_equals_that_of_one_process(data: Path, ranks: dict[str, Tensor]) -> None:
     recipe = muon_settings(data)
     with started(recipe.run) as world:
@@ -191,6 +193,7 @@ def test_training_on_two_copies_of_two_ranks_equals_that_of_one_process(data: Pa
         torch.testing.assert_close(ranks[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.drill
 def test_momenta_of_four_ranks_come_back_on_one_bit_for_bit(data: Path, saved: Path, ranks: dict[str, Tensor]) -> None:
     recipe = muon_settings(data)
     with started(recipe.run) as world:

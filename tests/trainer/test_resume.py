@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from drill import rank_processes, weights
+from drill import logged_step, rank_processes, weights
 from tiny_runs import (
     STATIC,
     losses,
@@ -33,11 +33,11 @@ class Crash(BaseException):
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 short steps, which take long enough to be interrupted; a checkpoint every 25."""
+    """200 short steps, which take long enough to be interrupted on any machine; a checkpoint every 75."""
     folder = tmp_path_factory.mktemp("resume")
     data = tiny_data(folder / "data", STATIC)
     values = tiny_recipe(
-        data, folder / "unused", run={"steps": 60}, data={"tokens": 128, "workers": 1}, checkpoint={"every": 25}
+        data, folder / "unused", run={"steps": 200}, data={"tokens": 128, "workers": 1}, checkpoint={"every": 75}
     )
     path = folder / "recipe.toml"
     path.write_text(toml(values))
@@ -66,23 +66,28 @@ def stopped(recipe: Path) -> tuple[Path, str]:
     out = recipe.parent / "stopped"
     process = launch(recipe, out)
     deadline = time.monotonic() + 120
-    while len(metric_lines(out)) < 10 and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.05)
-    os.kill(rank_processes(process.pid)[-1], signal.SIGTERM)
+    while logged_step(out) < 10 and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    ranks = rank_processes(process.pid)
+    assert len(ranks) == 2, process.communicate()[1]
+    os.kill(ranks[-1], signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
+    assert 10 <= logged_step(out) < 200, "the signal came when the run was over"
     return out, errors
 
 
+@pytest.mark.drill
 def test_a_signal_to_one_rank_saves_and_stops_all_cleanly(stopped: tuple[Path, str]) -> None:
     out, said = stopped
-    last = metric_lines(out)[-1]["step"]
-    assert 10 <= last < 60
+    last = logged_step(out)
     assert f"stopped by a signal after step {last}" in said
     assert (out / "checkpoints" / f"step-{last:08d}" / "index.json").exists()
     assert not (out / "model").exists()
 
 
+@pytest.mark.drill
 def test_a_stopped_run_on_two_ranks_goes_on_as_if_it_had_not(
     recipe: Path, never_stopped: Path, stopped: tuple[Path, str]
 ) -> None:
@@ -96,6 +101,7 @@ def test_a_stopped_run_on_two_ranks_goes_on_as_if_it_had_not(
     assert weights(out) == weights(never_stopped)
 
 
+@pytest.mark.drill
 def test_a_checkpoint_of_two_ranks_goes_on_on_one(recipe: Path, never_stopped: Path, stopped: tuple[Path, str]) -> None:
     out = recipe.parent / "alone"
     shutil.copytree(stopped[0], out)
@@ -128,6 +134,7 @@ def test_a_crash_between_checkpoints_loses_nothing_but_time(
     assert weights(crashed) == weights(whole)
 
 
+@pytest.mark.drill
 def test_the_literal_command_ends_with_a_model_and_a_summary(never_stopped: Path) -> None:
     assert {path.name for path in (never_stopped / "model").iterdir()} == {
         "model.safetensors",
@@ -144,14 +151,16 @@ def test_the_literal_command_ends_with_a_model_and_a_summary(never_stopped: Path
     assert slowest
 
 
-def test_nothing_to_train_is_said_at_once_and_without_torch(recipe: Path, never_stopped: Path) -> None:
+def test_nothing_to_train_is_said_at_once_and_without_torch(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    line = [str(recipe), "--run.out", str(out), "--run.steps", "2", "--data.workers", "0"]
+    assert main(line) == 0
     code = (
-        "import sys; from trainer.main import main;"
-        f"code = main([{str(recipe)!r}, '--run.out', {str(never_stopped)!r}]);"
+        f"import sys; from trainer.main import main; code = main({line!r});"
         "assert 'torch' not in sys.modules; sys.exit(code)"
     )
-    before = (never_stopped / "metrics.jsonl").stat()
+    before = (out / "metrics.jsonl").stat()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{never_stopped}/model is current: nothing to train\n"
-    assert (never_stopped / "metrics.jsonl").stat() == before
+    assert done.stdout == f"{out}/model is current: nothing to train\n"
+    assert (out / "metrics.jsonl").stat() == before

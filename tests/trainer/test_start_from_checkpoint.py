@@ -65,6 +65,7 @@ def complaint(capsys: pytest.CaptureFixture[str]) -> str:
     return line
 
 
+@pytest.mark.drill
 def test_two_ranks_begin_with_the_weights_that_one_has_saved(data: Path, trained: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(toml(tiny_recipe(data, tmp_path / "run", run={"steps": 1}, optimizer={"lr": STILL})))

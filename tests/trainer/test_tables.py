@@ -262,9 +262,14 @@ def test_a_model_without_tables_trains(data: Path, world: World) -> None:
     model_settings = settings.model.model_copy(update={"ngrams": NgramSettings(sizes=())})
     settings = settings.model_copy(update={"model": model_settings})
     model = build_model(settings, world)
+    assert not own(tables_of(model).weight).numel()
     optimizer = build_optimizer(model, settings.optimizer)
+    before = {name: own(parameter).detach().clone() for name, parameter in model.named_parameters()}
     for batches, targets in batches_of(settings):
         take_step(model, optimizer, batches, targets, world, 0.01, 1.0, [])
+    for name, parameter in model.named_parameters():
+        assert own(parameter).isfinite().all(), name
+        assert own(parameter).equal(before[name]) == (name == "ngrams.weight"), name
 
 
 @pytest.fixture(scope="module")
@@ -276,6 +281,7 @@ def two(data: Path) -> tuple[Path, dict[str, Tensor]]:
     return out, safetensors.torch.load_file(out / "whole.safetensors")
 
 
+@pytest.mark.drill
 def test_rows_and_their_sums_of_two_ranks_come_back_on_one(
     data: Path, world: World, two: tuple[Path, dict[str, Tensor]]
 ) -> None:
@@ -293,6 +299,7 @@ def test_rows_and_their_sums_of_two_ranks_come_back_on_one(
     assert whole["squares"].any()
 
 
+@pytest.mark.drill
 def test_two_ranks_read_what_one_does_however_few_rows_there_are(two: tuple[Path, dict[str, Tensor]]) -> None:
     whole = two[1]
     agree = {name: ranks.tolist() for name, ranks in whole.items() if name.startswith("agree/")}
@@ -300,6 +307,7 @@ def test_two_ranks_read_what_one_does_however_few_rows_there_are(two: tuple[Path
     assert set(map(tuple, agree.values())) == {(1, 1)}, agree
 
 
+@pytest.mark.drill
 def test_a_gradient_that_is_not_finite_on_one_rank_changes_nothing_on_any(two: tuple[Path, dict[str, Tensor]]) -> None:
     whole = two[1]
     assert whole["refused"].tolist() == [1, 1]
