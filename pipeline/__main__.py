@@ -65,12 +65,13 @@ def _run(arguments: Sequence[str]) -> int:
 
 def _user_errors() -> tuple[type[Exception], ...]:
     from pipeline.settings import PipelineError
+    from shared.files import OutputError
     from shared.identity import IdentityError
     from shared.model_identity import ModelFileError
     from shared.shards.manifest import DatasetError
     from shared.storage import StorageError
 
-    return PipelineError, IdentityError, ModelFileError, DatasetError, StorageError
+    return PipelineError, OutputError, IdentityError, ModelFileError, DatasetError, StorageError
 
 
 def _stop(*_: object) -> NoReturn:

@@ -14,10 +14,19 @@ from pipeline.entropies import Documents, Entropies, documents_of
 from pipeline.entropy_source import EntropySource
 from pipeline.listing import dataset_folders
 from pipeline.parity import Pairs, figures, parallel_keys, ratio, without_pairs
-from pipeline.patching_file import TENTH, CalibrationIdentity, HeldOut, ParityFigures, PatchingFile, load_patching
+from pipeline.patching_file import (
+    PATCHING,
+    TENTH,
+    CalibrationIdentity,
+    HeldOut,
+    ParityFigures,
+    PatchingFile,
+    load_patching,
+)
 from pipeline.preprocess import add_scoring_arguments, entropy_model_sha256, scoring_of
 from pipeline.settings import PipelineError
 from pipeline.threshold import Goal, find_thetas, patches_of, with_theta
+from shared.files import Output, add_overwrite
 from shared.patching import PatchingSettings
 from shared.patching.settings import ENTROPY_RULES
 from shared.shards.dataset import Dataset, open_dataset
@@ -66,11 +75,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="uint8",
         help="what preprocess will keep: for uint8 the threshold on entropy lies on its grid",
     )
+    add_overwrite(parser)
     add_scoring_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Calibrate, unless the file is there and current; returns the exit code."""
+    out = Output(arguments.out, PATCHING, arguments.overwrite)
     dataset = _train_dataset(arguments.dataset)
     validation = _validation_beside(dataset)
     try:
@@ -106,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
         held_out=None if held_out is None or checked is None else _held_out(held_out, checked),
         parity=_parity(identity, train, before, patches, held_out, checked),
     )
-    result.save(arguments.out)
+    result.save(out)
     done = "scored" if identity.entropies == "scored" else "counted the kept entropies of"
     size, count = int(train.documents.bytes.sum()), len(train.documents)
     print(f"{done} {size:,} bytes in {count:,} documents of {dataset.folder}")

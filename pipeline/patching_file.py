@@ -1,17 +1,20 @@
 """The file in which calibration hands its thresholds on, with what they were found on (law 7)."""
 
+import re
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationError
 
 from pipeline.settings import PipelineError
-from shared.files import write_atomic
+from shared.files import Output
 from shared.model_settings import Settings
 from shared.patching import PatchingSettings
 from shared.shards.manifest import NumericsClass, SidecarType, first_problem
 
 TENTH = "a tenth"
+PATCHING = re.compile(rb'\{\n "patching": \{\n  "rule": "')
+"""How the file begins, by which `shared.files.Output` knows it."""
 
 
 class CalibrationIdentity(Settings):
@@ -87,8 +90,8 @@ class PatchingFile(Settings):
     parity: dict[str, ParityFigures] = Field(default_factory=dict)
     """By subset."""
 
-    def save(self, path: Path) -> None:
-        write_atomic(path, self.model_dump_json(indent=1) + "\n")
+    def save(self, out: Output) -> None:
+        out.write(self.model_dump_json(indent=1) + "\n")
 
 
 def load_patching(path: Path) -> PatchingFile:

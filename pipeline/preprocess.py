@@ -21,6 +21,7 @@ from pipeline.settings import (
 )
 from pipeline.summary import exit_code, print_summary
 from shared.chat import ANSWERING, END, ROLES
+from shared.files import check_folder
 from shared.model_identity import load_settings, model_sha256
 from shared.model_settings import EntropyModelSettings
 from shared.patching import PatchingSettings
@@ -175,6 +176,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def settings_of(arguments: argparse.Namespace) -> tuple[Job, ExecutorSettings]:
     """Typed settings from the command line. Raises PipelineError or ValidationError for what does not fit."""
+    check_folder(arguments.out, lambda _: True)  # what may be in it is for the run to judge
     patching, sidecar = _patching(arguments)
     sha256 = None
     if patching.needs_entropy or sidecar != "none":

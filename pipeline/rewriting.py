@@ -21,7 +21,7 @@ from pipeline.parallel import each
 from pipeline.progress import bar
 from pipeline.run_folder import LOCK_FILE, locked
 from pipeline.settings import PipelineError
-from shared.files import atomic_file, sync, write_atomic
+from shared.files import atomic_file, check_folder, sync, write_atomic
 from shared.identity import IdentityError, canonical_json, differences, file_sha256
 from shared.model_identity import CONFIG_FILE, WEIGHTS_FILE, model_sha256
 from shared.model_settings import Settings
@@ -91,10 +91,12 @@ def rewrite(out: Path, request: dict[str, Any], make: Callable[[], Rewriting], w
     ``request``: JSON that decides every byte of the result. ``make`` is called when there is something to do.
     Raises IdentityError when ``out`` was made by another command, PipelineError when it holds something else.
     """
+    check_folder(out, lambda folder: (folder / REQUEST_FILE).is_file())
     out = out.resolve()
     if _is_current(out, request):
         return False
     unfinished = out.with_name(f".{out.name}.unfinished")
+    check_folder(unfinished, _is_unfinished)
     with locked(unfinished):
         try:
             _begin(unfinished, request)
@@ -167,6 +169,13 @@ def link(source: Path, target: Path, sha256: str) -> None:
                 raise DatasetError(f"{source} is damaged: sha256 {copy.sha256}, manifest says {sha256}") from None
     else:
         check_file(source, sha256)
+
+
+def _is_unfinished(folder: Path) -> bool:
+    """Whether an earlier start of such a command was at work in a folder, killed however early."""
+    return (folder / REQUEST_FILE).is_file() or all(
+        entry.name == LOCK_FILE or entry.match(f"{REQUEST_FILE}.*.tmp") for entry in folder.iterdir()
+    )
 
 
 def _is_current(out: Path, request: dict[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.progress import bar
 from pipeline.settings import PipelineError
 from pipeline.stored import shard_documents
-from shared.files import write_atomic
+from shared.files import check_folder, write_atomic
 from shared.identity import IdentityError, file_sha256
 from shared.interop.tokenizer import byte_symbols
 from shared.shards.dataset import Dataset, find_datasets, open_dataset
@@ -44,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     if (split := dataset.manifest.identity.split) != "train":
         raise PipelineError(f"{dataset.folder} is a {split} split; a tokenizer is trained on train alone")
     out = arguments.out
+    check_folder(out, lambda folder: any((folder / name).exists() for name in (TOKENIZER_FILE, MADE_BY_FILE)))
     if done := (out / MADE_BY_FILE).exists():
         making = load_making(out)
         if (making.trained_on, making.vocabulary) != (dataset.fingerprint, arguments.vocabulary):

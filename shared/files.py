@@ -1,16 +1,173 @@
-"""Writing files so that a reader never sees half of one: temporary name, fsync, rename."""
+"""Writing files so that a reader never sees half of one: temporary name, fsync, rename.
 
+What a command writes where its user says goes through `Output` (a file) or `check_folder` (a folder): only what we
+wrote ourselves is replaced, or what the user allows with --overwrite.
+"""
+
+import errno
 import fcntl
 import io
 import os
+import re
 import secrets
 import shutil
+import stat
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from argparse import ArgumentParser, _ArgumentGroup
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
+LONGEST_BEGINNING = 4096
+"""Bytes of an existing file that tell whether it is ours."""
+READER_SECONDS = 30.0
+"""How long a FIFO waits for a process that reads it."""
+OPEN_FILES = re.compile(r"/dev/(?P<name>stdout|stderr)|(/dev|/proc/self)/fd/(?P<number>\d{1,6})")
+"""Names of open files of this process: links, by which shells and scripts say where output is wanted."""
+
+
+class OutputError(FileExistsError):
+    """A path that a command must not write to; the message names it and says what would be right."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file to write where a user says. Make it before the work, so that a refusal costs nothing.
+
+    A new file appears whole under its name. FIFOs and character devices are written to and stay what they are.
+    """
+
+    path: Path
+    ours: re.Pattern[bytes]
+    """How files of this kind begin, in their first LONGEST_BEGINNING bytes: only such a file is replaced."""
+    overwrite: bool = False
+    """Replace any regular file."""
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> bool:
+        """Whether the path is a stream, which is opened as it is. Raises OutputError when it must not be written."""
+        kind = _kind(self.path)
+        if kind is None:
+            check_parent(self.path)
+        elif kind == "stream":
+            return True
+        elif kind != "file":
+            raise OutputError(f"{self.path} is {kind}; name a file that is new, or one that this command wrote")
+        elif not self.overwrite:
+            with self.path.open("rb") as file:
+                ours = self.ours.match(file.read(LONGEST_BEGINNING)) is not None
+            if not ours:
+                raise OutputError(
+                    f"{self.path} exists and this command did not write it; choose another name or add --overwrite"
+                )
+        return False
+
+    def write(self, content: str | bytes) -> None:
+        """Write the whole file. Raises OutputError as `check` does, OSError that names the path."""
+        if self.check():
+            _write_stream(self.path, content.encode() if isinstance(content, str) else content)
+        else:
+            write_atomic(self.path, content)
+
+
+def add_overwrite(parser: ArgumentParser | _ArgumentGroup) -> None:
+    """The option of commands that write a file."""
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace existing files that this command did not write"
+    )
+
+
+def check_folder(path: Path, ours: Callable[[Path], bool] = lambda _: False) -> None:
+    """Raise OutputError unless a folder may be written at a path: there is nothing, or an empty folder, or ours.
+
+    ``ours``: whether a folder that is not empty was written by us, so that it may be replaced or added to.
+    """
+    kind = _kind(path)
+    if kind is None:
+        check_parent(path)
+    elif kind != "a folder":
+        what = {"file": "a file", "stream": "a FIFO or device"}.get(kind, kind)
+        raise OutputError(f"{path} is {what}; give the path of a new folder")
+    elif any(path.iterdir()) and not ours(path):
+        raise OutputError(f"{path} is not empty and was not written by this command; choose another folder")
+
+
+def check_parent(path: Path) -> None:
+    """Raise OutputError unless the folder that will hold a path is there, or can be made, and can be written to."""
+    parent = path.absolute().parent
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    if not parent.is_dir():
+        raise OutputError(f"{path} cannot be written: {parent} is not a folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{path} cannot be written: no permission to write to {parent}")
+
+
+def _kind(path: Path) -> str | None:
+    """What is at a path: "file", "stream", other things in words; None for nothing."""
+    try:
+        mode = path.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            if _descriptor(path) is not None:
+                return "stream"
+            try:
+                mode = path.stat().st_mode
+            except OSError:
+                return "a symbolic link"
+            return "stream" if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) else "a symbolic link"
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        raise OutputError(f"{path} cannot be written: a part of it is not a folder") from None
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+        return "stream"
+    if stat.S_ISREG(mode):
+        return "file"
+    return "a folder" if stat.S_ISDIR(mode) else "a block device or a socket"
+
+
+def _descriptor(path: Path) -> int | None:
+    """The number of this process's open file that a path names, if it names one."""
+    found = OPEN_FILES.fullmatch(os.path.normpath(path.absolute()))
+    if found is None:
+        return None
+    return int(found["number"]) if found["number"] else {"stdout": 1, "stderr": 2}[found["name"]]
+
+
+def _write_stream(path: Path, content: bytes) -> None:
+    """Write to a FIFO, a device or an open file as it is. Raises OSError, also when nobody reads a FIFO."""
+    opened = _descriptor(path)
+    sys.stdout.flush()
+    with _naming(path):
+        descriptor = os.dup(opened) if opened is not None else _open_stream(path)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(content)
+        except BrokenPipeError:
+            raise OutputError(f"{path}: its reader went away before everything was written") from None
+
+
+def _open_stream(path: Path) -> int:
+    """A descriptor of a FIFO or a device; a FIFO that nobody reads is an error after READER_SECONDS."""
+    deadline = time.monotonic() + READER_SECONDS
+    while True:
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        except OSError as error:
+            if error.errno != errno.ENXIO or not stat.S_ISFIFO(path.stat().st_mode):
+                raise
+            if time.monotonic() >= deadline:
+                raise OutputError(f"{path} is a FIFO that no process reads; start its reader first") from None
+            time.sleep(0.05)
+        else:
+            os.set_blocking(descriptor, True)
+            return descriptor
 
 
 def sync(path: Path) -> None:
@@ -72,10 +229,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def whole_folder(path: Path) -> Iterator[Path]:
     """A folder to fill that gets its name only when the block ends without an error.
 
-    Raises FileExistsError at once when something is there under that name, unless it is an empty folder.
+    Raises OutputError at once when something is there under that name, unless it is an empty folder.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"{path} is there already; choose another folder or remove it")
+    check_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from shared.blt import Blt
 from shared.entropy_model import EntropyModel
-from shared.files import sync
+from shared.files import check_folder, sync
 from shared.flat import FlatTransformer
 from shared.layers import rounded_to
 from shared.megabyte import MegaByte
@@ -74,6 +74,7 @@ def save_model(
     state = model.state_dict() if isinstance(model, nn.Module) else model
     _check(state, settings, str(folder))
     weights = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in state.items()}
+    check_folder(folder, _is_ours)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -95,6 +96,13 @@ def save_model(
         shutil.rmtree(retired, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder is a model's and holds nothing else, so that it may be replaced."""
+    names = {path.name for path in folder.iterdir()}
+    known = {CONFIG_FILE, WEIGHTS_FILE, PATCHER_FOLDER, TOKENIZER_FOLDER, "identity.json", "recipe.toml"}
+    return {CONFIG_FILE, WEIGHTS_FILE} <= names <= known
 
 
 def load_state(folder: str | Path | PackedModel) -> tuple[dict[str, Tensor], AnyModelSettings]:

@@ -5,6 +5,11 @@ import hashlib
 import re
 from importlib.resources import files
 
+PAGE = re.compile(
+    rb'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="generator" content="patchwork">'
+)
+"""How pages of ours begin, by which `shared.files.Output` knows them."""
+
 
 def base_style() -> str:
     """Colours for light and dark, and what all pages look like."""

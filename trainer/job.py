@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from shared.config import ConfigError
-from shared.files import lock, write_atomic
+from shared.files import Output, lock, write_atomic
 from shared.identity import canonical_json
 from shared.model_identity import load_settings
 from shared.model_settings import EntropyModelSettings
+from shared.page import PAGE
 from trainer.checkpoints.model import MODEL_FOLDER, write_model
 from trainer.checkpoints.origin import origin_of
 from trainer.checkpoints.state import TrainState
@@ -185,7 +186,7 @@ def summarise(job: Job) -> None:
         try:
             run = load_history(out)
             job.line.say(in_words(summary(run)))
-            write_report(out / REPORT_NAME, [run])
+            write_report(Output(out / REPORT_NAME, PAGE), [run])
         except (OSError, ConfigError) as error:  # figures could not be written: the model is there all the same
             job.line.say(f"{REPORT_NAME}: {error}")
     job.line.say(f"model: {out / MODEL_FOLDER}   curves: {out / REPORT_NAME}, or tensorboard --logdir {out}")

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from pipeline.inspect.page import write_page
 from pipeline.inspect.report import report
+from shared.files import Output, add_overwrite
+from shared.page import PAGE
 from shared.shards.dataset import find_datasets, open_dataset
 from shared.shards.manifest import DatasetError
 
@@ -20,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="documents shown at either end, and in the page as many at random of each subset (3)",
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one page for a browser, that needs no network")
+    add_overwrite(parser)
 
 
 def _count(text: str) -> int:
@@ -34,9 +37,10 @@ def run(arguments: argparse.Namespace) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # any document must be printable on any terminal
     try:
+        out = None if arguments.html is None else Output(arguments.html, PAGE, arguments.overwrite)
         datasets = [open_dataset(folder) for folder in find_datasets(arguments.dataset)]
-        if arguments.html is not None:
-            print(write_page(arguments.html, datasets, arguments.documents))
+        if out is not None:
+            print(write_page(out, datasets, arguments.documents))
             return 0
         for dataset in datasets:
             for line in report(dataset, arguments.documents):

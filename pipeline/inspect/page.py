@@ -9,7 +9,6 @@ import json
 import math
 from collections.abc import Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from pipeline.inspect.report import ENTROPY_GROUPS, LENGTH_GROUPS, add_histogram
 from pipeline.inspect.sample import SEED
 from pipeline.inspect.survey import SIZE_GROUPS, Example, Survey, survey
 from pipeline.verify import replayable
-from shared.files import write_atomic
+from shared.files import Output
 from shared.page import base_style, page
 from shared.patching.grid import GRID, dequantise
 from shared.patching.settings import RISE_RULES
@@ -34,16 +33,16 @@ LISTED = 20
 """Subsets named in a warning; the others are counted."""
 
 
-def write_page(file: Path, datasets: Sequence[Dataset], documents: int) -> str:
+def write_page(out: Output, datasets: Sequence[Dataset], documents: int) -> str:
     """Write the page of some datasets with ``documents`` documents at either end and of each subset; one line about it.
 
     Raises DatasetError, and OSError when the file cannot be written.
     """
     pages = [dataset_page(dataset, survey(dataset, documents)) for dataset in datasets]
     text = html(pages)
-    write_atomic(file, text)
+    out.write(text)
     shown = sum(len(page["documents"]) for page in pages)
-    return f"{file}: {len(pages)} datasets, {shown} documents, {size(len(text.encode()))}; open it in any browser"
+    return f"{out.path}: {len(pages)} datasets, {shown} documents, {size(len(text.encode()))}; open it in any browser"
 
 
 def html(pages: Sequence[dict[str, Any]]) -> str:

@@ -352,7 +352,7 @@ def test_recipes_and_folders_that_do_not_fit_are_refused(
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "file").touch()
-    assert "is there already" in refusal(capsys, llama_folder, taken, recipe)
+    assert "is not empty" in refusal(capsys, llama_folder, taken, recipe)
     out = tmp_path / "out"
     assert "has the shape of the Llama" in refusal(capsys, llama_folder, out, recipe, "--model.global.width", "8")
     assert "model.blt.quarries" in refusal(capsys, llama_folder, out, recipe, "--model.quarries", "3")

@@ -270,7 +270,7 @@ def test_a_folder_that_is_there_is_not_touched(
     source = model if command == "export-hf" else foreign(tmp_path, model)
     capsys.readouterr()
     assert run(command, source, tmp_path / "out") == 1
-    assert "is there already" in capsys.readouterr().err
+    assert "is not empty" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 

@@ -10,10 +10,11 @@ from browser import Browser
 from laboratories import SYSTEMS, made_up_results
 from scaling_examples import grid_cells, made_up, power
 
+from shared.files import Output
 from shared.patching.settings import PatchingSettings
 from trainer.__main__ import main as command
 from trainer.drawing.forest import Difference, common_axis, forest
-from trainer.laboratory.dial import DIAL_NAME, Dial, DialPoint, save_dial
+from trainer.laboratory.dial import DIAL, DIAL_NAME, Dial, DialPoint, save_dial
 from trainer.laboratory.report import content, write_report
 from trainer.laboratory.report_plots import unbeaten
 from trainer.laboratory.report_scaling import scaling_content
@@ -158,7 +159,7 @@ def test_a_dial_marks_the_threshold_that_was_learnt_with(tmp_path: Path) -> None
         entropy_flops_per_byte=3e5,
         points=tuple(points),
     )
-    save_dial(dial, tmp_path / DIAL_NAME)
+    save_dial(dial, Output(tmp_path / DIAL_NAME, DIAL))
     text = write_report(tmp_path).read_text()
     assert text.count("<figure>") == 2
     assert text.count("learnt with</strong>") == 1

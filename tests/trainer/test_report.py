@@ -246,7 +246,8 @@ def test_the_report_needs_no_torch(finished: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from trainer.observing.history import load_history;"
         "from trainer.observing.report import write_report; import trainer.laboratory.report;"
-        f"write_report(Path({str(tmp_path / 'r.html')!r}), [load_history(Path({str(finished)!r}))]);"
+        "from shared.files import Output; from shared.page import PAGE;"
+        f"write_report(Output(Path({str(tmp_path / 'r.html')!r}), PAGE), [load_history(Path({str(finished)!r}))]);"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -8,7 +8,7 @@ from pathlib import Path
 from shared.config import ConfigError
 from trainer.laboratory.compare import Request, compare
 from trainer.laboratory.preparation import Corpus
-from trainer.laboratory.report import write_report
+from trainer.laboratory.report import check_laboratory, write_report
 from trainer.laboratory.results import RESULTS_NAME, Results
 from trainer.laboratory.systems import SYSTEMS_FILE, load_laboratory
 from trainer.laboratory.words import in_words
@@ -85,6 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--jobs: {arguments.jobs} is too small")
     if not arguments.budget > 0:
         raise ConfigError(f"--budget: {arguments.budget:g} is too small")
+    check_laboratory(arguments.out)
     request = Request(
         laboratory=laboratory,
         corpus=corpus_from(arguments),

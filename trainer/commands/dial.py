@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared.config import ConfigError
+from shared.files import Output, add_overwrite
 from shared.shards.dataset import open_dataset
 from trainer.checkpoints.folders import is_complete
 from trainer.commands.evaluate import split_folder
 from trainer.data.splits import VALIDATION_SPLIT
-from trainer.laboratory.dial import DIAL_NAME, Dial, save_dial
+from trainer.laboratory.dial import DIAL, DIAL_NAME, Dial, save_dial
 from trainer.observing.progress import Progress
 
 if TYPE_CHECKING:
@@ -36,10 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads; the machine's default if not given")
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"the figures (default {DIAL_NAME} in the run)")
+    add_overwrite(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the table and write the file; returns the exit code."""
+    out = Output(arguments.out or run_of(arguments.model) / DIAL_NAME, DIAL, arguments.overwrite)
     dataset = open_dataset(split_folder(arguments.dataset, VALIDATION_SPLIT))
 
     import torch
@@ -58,9 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
         dial = dial.model_copy(update={"model": str(arguments.model)})
     progress.say(f"{dial.documents:,} documents of {dial.bytes:,} bytes, scored {count} times")
     print(table(dial))
-    out = arguments.out or run_of(arguments.model) / DIAL_NAME
     save_dial(dial, out)
-    print(out)
+    print(out.path)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shared.config import ConfigError
-from shared.files import write_atomic
+from shared.files import Output, add_overwrite
 from shared.shards.dataset import Dataset, open_dataset
 from shared.shards.manifest import MANIFEST_NAME
 from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from trainer.evaluation.scores import Column
 
 SECONDS_BETWEEN_LINES = 10.0
+GENERATOR = "patchwork evaluate"
+FIGURES = re.compile(rb'\{\n "generator": "patchwork evaluate",')
+DOCUMENTS = re.compile(rb'\{"dataset": "(?:[^"\\]|\\.)*", "id": ')
+"""How the files begin that are written, by which `shared.files.Output` knows them."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     running.add_argument("--threads", type=int, help="CPU threads; the machine's default if not given")
     running.add_argument("--documents", type=Path, metavar="FILE.jsonl", help="write what each document scores")
     running.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file too")
+    add_overwrite(running)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -85,6 +91,8 @@ def run(arguments: argparse.Namespace) -> int:
     for option in ("samples", "sample_bytes"):
         if (value := getattr(arguments, option)) is not None and value < 1:
             raise ConfigError(f"--{option.replace('_', '-')}: {value} is too small")
+    documents = arguments.documents and Output(arguments.documents, DOCUMENTS, arguments.overwrite)
+    json_file = arguments.json and Output(arguments.json, FIGURES, arguments.overwrite)
     datasets = [open_dataset(split_folder(path, VALIDATION_SPLIT)) for path in arguments.datasets]
     trains = [open_dataset(train_folder(arguments, path)) for path in arguments.datasets] if arguments.baselines else []
 
@@ -110,11 +118,11 @@ def run(arguments: argparse.Namespace) -> int:
             if arguments.samples:
                 figures["samples"] = evaluator.samples(dataset)
             reports.append(figures)
-    if arguments.documents:
-        write_atomic(arguments.documents, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
-    if arguments.json:
-        content = {"model": str(arguments.model), "datasets": reports}
-        write_atomic(arguments.json, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    if documents:
+        documents.write("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+    if json_file:
+        content = {"generator": GENERATOR, "model": str(arguments.model), "datasets": reports}
+        json_file.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return 0
 
 

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 from shared.config import ConfigError
+from shared.files import check_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the folder and say what differs there."""
+    check_folder(arguments.out)
     if arguments.shard_bytes <= 0:
         raise ConfigError(f"--shard-bytes: {arguments.shard_bytes} is too small")
     if arguments.theta is not None and not math.isfinite(arguments.theta):

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 from shared.config import ConfigError
+from shared.files import check_folder
 from shared.patching.settings import LONGEST_PATCH
 
 
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the folder and say what is in it."""
+    check_folder(arguments.out)
     if arguments.theta is not None and not math.isfinite(arguments.theta):
         raise ConfigError(f"--theta: {arguments.theta} is not a number of nats")
     if arguments.max_length is not None and not 1 <= arguments.max_length <= LONGEST_PATCH:

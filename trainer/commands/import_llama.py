@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from shared.files import check_folder
+
 TAKES_OVERRIDES = True
 
 
@@ -30,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the folder and say what is in it."""
+    check_folder(arguments.out)
     from trainer.interchange.byteify import IMPORTED, RECIPE_FILE, byteify
     from trainer.observing.progress import Progress, quantity
 

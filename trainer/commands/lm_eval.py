@@ -2,11 +2,16 @@
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 from shared.config import ConfigError
-from shared.files import write_atomic
+from shared.files import Output, add_overwrite
 from trainer.commands.generate import device_named
+
+GENERATOR = "patchwork lm-eval"
+FIGURES = re.compile(rb'\{\n "generator": "patchwork lm-eval",')
+"""How the file begins that is written, by which `shared.files.Output` knows it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,12 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads", type=int, metavar="N", help="of the processor (default: as many as the model was trained with)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the harness's figures to this file too")
+    add_overwrite(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the harness's own table; returns the exit code."""
     from trainer.evaluation.harness import harness_model, harness_module
 
+    json_file = arguments.json and Output(arguments.json, FIGURES, arguments.overwrite)
     names = ("dtype", "tokens", "together", "subset", "threads")
     options = {name: getattr(arguments, name) for name in names}
     include = None if arguments.include is None else str(arguments.include)
@@ -54,6 +61,6 @@ def run(arguments: argparse.Namespace) -> int:
         log_samples=False,
     )
     print(harness_module("utils").make_table(found))
-    if arguments.json:
-        write_atomic(arguments.json, json.dumps(found["results"], indent=1, default=str) + "\n")
+    if json_file:
+        json_file.write(json.dumps({"generator": GENERATOR, **found["results"]}, indent=1, default=str) + "\n")
     return 0

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shared.config import ConfigError
+from shared.files import Output, add_overwrite
+from shared.page import PAGE
 from trainer.laboratory.csv_files import write_csv
 from trainer.laboratory.pictures import kept_picture
 from trainer.laboratory.report import is_laboratory, write_page
@@ -29,11 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples", action="store_true", help="let the systems of a laboratory write, and keep what they wrote"
     )
+    add_overwrite(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what was found and write the page, and CSV files into laboratories; returns the exit code."""
     folders: list[Path] = arguments.folders
+    out = Output(arguments.out or folders[0] / REPORT_NAME, PAGE, arguments.overwrite)
     laboratories = [folder for folder in folders if is_laboratory(folder)]
     runs = [load_history(path) for path in folders if path not in laboratories or (path / METRICS_NAME).exists()]
     for folder in laboratories:
@@ -43,8 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
             write_folder_samples(folder)
     for history in runs:
         print(f"{facts_in_words(summary(history))}\n")
-    file = write_page(arguments.out or folders[0] / REPORT_NAME, laboratories, runs)
-    print(f"{file}: {file.stat().st_size / 1000:.0f} kB; open it in any browser")
+    file = write_page(out, laboratories, runs)
+    print(f"{file}: open it in any browser")
     return 0
 
 

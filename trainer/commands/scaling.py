@@ -5,7 +5,7 @@ from pathlib import Path
 
 from shared.config import ConfigError
 from trainer.commands.compare import add_data_arguments, corpus_from, executor_from, seeds_from
-from trainer.laboratory.report import write_report
+from trainer.laboratory.report import check_laboratory, write_report
 from trainer.laboratory.scaling.grid import GRID_FILE, load_grid
 from trainer.laboratory.scaling.record import SCALING_NAME
 from trainer.laboratory.scaling.runner import ScalingRequest, scale
@@ -32,6 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.jobs < 1:
         raise ConfigError(f"--jobs: {arguments.jobs} is too small")
     seeds = [] if arguments.seeds is None else seeds_from(arguments.seeds)
+    check_laboratory(arguments.out)
     request = ScalingRequest(
         laboratory=load_laboratory(arguments.systems),
         grid=load_grid(arguments.grid).part(arguments.families, arguments.sizes, arguments.budgets, seeds),

@@ -3,13 +3,14 @@
 import argparse
 import json
 import os
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared.config import ConfigError
-from shared.files import write_atomic
+from shared.files import Output, add_overwrite
 from trainer.commands.generate import device_named, unescaped
 from trainer.evaluation.noise import NOISES
 from trainer.generation.sampling import SamplingSettings
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from trainer.evaluation.tasks.writing import Write
 
 SECONDS_BETWEEN_LINES = 10.0
+GENERATOR = "patchwork tasks"
+FIGURES = re.compile(rb'\{\n "generator": "patchwork tasks",')
+EXAMPLES = re.compile(rb'\{"task": "(?:[^"\\]|\\.)*", "question": 0, ')
+"""How the files begin that are written, by which `shared.files.Output` knows them."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file too")
     parser.add_argument("--examples", type=Path, metavar="FILE.jsonl", help="write what came of each question")
+    add_overwrite(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -77,6 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
     from trainer.evaluation.tasks.report import example_lines, figures, tables
     from trainer.evaluation.tasks.running import Answering
 
+    examples = arguments.examples and Output(arguments.examples, EXAMPLES, arguments.overwrite)
+    json_file = arguments.json and Output(arguments.json, FIGURES, arguments.overwrite)
     tasks = open_tasks(arguments.files, arguments.limit)
     plan = [(task, Shots(task, arguments.shots)) for task in tasks]
     choosing = any(isinstance(task, ChoiceTask) for task in tasks)
@@ -96,11 +104,16 @@ def run(arguments: argparse.Namespace) -> int:
     results = answering.all(plan, noisings, progress)
     progress.say(f"{sum(len(task.questions) for task in tasks):,} questions in {clock(time.monotonic() - began)}")
     print(tables(results))
-    if arguments.examples:
-        write_atomic(arguments.examples, "".join(f"{line}\n" for line in example_lines(results)))
-    if arguments.json:
-        content = {"model": str(arguments.model), "shots": arguments.shots, "tasks": figures(results)}
-        write_atomic(arguments.json, json.dumps(content, indent=1) + "\n")
+    if examples:
+        examples.write("".join(f"{line}\n" for line in example_lines(results)))
+    if json_file:
+        content = {
+            "generator": GENERATOR,
+            "model": str(arguments.model),
+            "shots": arguments.shots,
+            "tasks": figures(results),
+        }
+        json_file.write(json.dumps(content, indent=1) + "\n")
     return 0
 
 

@@ -2,14 +2,18 @@
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
-from shared.files import write_atomic
+from shared.files import Output
 from trainer.laboratory.results import Results, Table
 from trainer.laboratory.table import rows
+
+CSV = re.compile(rb"table,(system|better),")
+"""How these files begin, by which `shared.files.Output` knows them."""
 
 
 def write_csv(results: Results, folder: Path) -> list[Path]:
@@ -17,7 +21,7 @@ def write_csv(results: Results, folder: Path) -> list[Path]:
     paths = []
     for name, records in csv_records(results).items():
         if records:
-            write_atomic(folder / name, _text(records))
+            Output(folder / name, CSV).write(_text(records))
             paths.append(folder / name)
     return paths
 

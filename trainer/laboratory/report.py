@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 
-from shared.files import write_atomic
+from shared.files import Output, check_folder
+from shared.page import PAGE
 from trainer.drawing.forest import forest
 from trainer.drawing.page import drawn_page, facts, header, section
 from trainer.laboratory.csv_files import write_csv
@@ -33,6 +34,8 @@ from trainer.observing.history import History
 from trainer.observing.report import content as runs_content
 from trainer.observing.report import short_names
 
+PREPARED = ("corpora", "corpus", "entropy", "cells")
+"""Folders of which a laboratory that was stopped early has one."""
 SUBSET_WORDS = "Bits per byte; the least of each row is underlined."
 FOREST_UNIT = "bits per byte; right of 0 as expected"
 FOREST_WORDS = (
@@ -47,6 +50,11 @@ def is_laboratory(folder: Path) -> bool:
     return any((folder / name).exists() for name in (RESULTS_NAME, SCALING_NAME, DIAL_NAME))
 
 
+def check_laboratory(out: Path) -> None:
+    """Raise OutputError where a comparison must not work: in a folder that holds files and is no laboratory's."""
+    check_folder(out, lambda folder: is_laboratory(folder) or any((folder / name).exists() for name in PREPARED))
+
+
 def write_report(folder: Path) -> Path:
     """Write a laboratory's page and CSV files into its folder; the page's path.
 
@@ -54,16 +62,16 @@ def write_report(folder: Path) -> Path:
     """
     if (folder / RESULTS_NAME).exists():
         write_csv(load_results(folder), folder)
-    return write_page(folder / REPORT_NAME, [folder], [])
+    return write_page(Output(folder / REPORT_NAME, PAGE), [folder], [])
 
 
-def write_page(file: Path, laboratories: Sequence[Path], runs: Sequence[History]) -> Path:
+def write_page(out: Output, laboratories: Sequence[Path], runs: Sequence[History]) -> Path:
     """Write one page of laboratories and runs; its path. Raises ConfigError when a record cannot be read, OSError."""
     parts = [part for folder in laboratories for part in folder_content(folder)]
     if runs:
         parts.append((", ".join(short_names([run.folder for run in runs])), runs_content(runs)))
-    write_atomic(file, drawn_page(", ".join(title for title, _ in parts), "".join(markup for _, markup in parts)))
-    return file
+    out.write(drawn_page(", ".join(title for title, _ in parts), "".join(markup for _, markup in parts)))
+    return out.path
 
 
 def folder_content(folder: Path) -> Iterator[tuple[str, str]]:

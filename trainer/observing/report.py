@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from shared.files import write_atomic
+from shared.files import Output
 from trainer.drawing.chart import Curve, Mark, chart
 from trainer.drawing.page import drawn_page, facts, header, section
 from trainer.observing.history import History, Points
@@ -35,13 +35,12 @@ CHARTS: tuple[tuple[str, str, str, float], ...] = (
 FILLS = {"tokens": "token_fill", "patches": "patch_fill"}
 
 
-def write_report(file: Path, runs: Sequence[History]) -> str:
+def write_report(out: Output, runs: Sequence[History]) -> str:
     """Write the page of one run, or of several over one another; one line about it. Raises OSError."""
     text = html(runs)
-    write_atomic(file, text)
-    return (
-        f"{file}: {len(runs)} run{'s' * (len(runs) != 1)}, {len(text.encode()) / 1000:.0f} kB; open it in any browser"
-    )
+    out.write(text)
+    size = len(text.encode()) / 1000
+    return f"{out.path}: {len(runs)} run{'s' * (len(runs) != 1)}, {size:.0f} kB; open it in any browser"
 
 
 def html(runs: Sequence[History]) -> str:

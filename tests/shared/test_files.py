@@ -1,0 +1,110 @@
+"""What commands may replace: files that we wrote, or any regular file with --overwrite; streams are written to."""
+
+import os
+import re
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from shared.files import Output, OutputError, check_folder, whole_folder
+
+OURS = re.compile(rb"ours: ")
+
+
+def test_a_new_file_and_one_of_ours_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "a.txt"
+    Output(path, OURS).write("ours: 1")
+    Output(path, OURS).write("ours: 2")
+    assert path.read_text() == "ours: 2"
+    assert [entry.name for entry in path.parent.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("content", ["theirs", "", " ours: almost"])
+def test_a_foreign_file_is_replaced_with_overwrite_only(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(content)
+    with pytest.raises(OutputError, match="--overwrite"):
+        Output(path, OURS)
+    assert path.read_text() == content
+    Output(path, OURS, overwrite=True).write("ours: 1")
+    assert path.read_text() == "ours: 1"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("target", ["ours", "nothing", "folder"])
+def test_symbolic_links_and_folders_are_never_replaced(tmp_path: Path, target: str, overwrite: bool) -> None:
+    (tmp_path / "ours").write_text("ours: 1")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / target)
+    with pytest.raises(OutputError, match="symbolic link"):
+        Output(tmp_path / "link", OURS, overwrite)
+    with pytest.raises(OutputError, match="folder"):
+        Output(tmp_path / "folder", OURS, overwrite)
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_file_that_appears_during_the_work_is_not_replaced(tmp_path: Path) -> None:
+    out = Output(tmp_path / "a.txt", OURS)
+    out.path.write_text("theirs")
+    with pytest.raises(OutputError):
+        out.write("ours: 1")
+    assert out.path.read_text() == "theirs"
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_fifo_is_written_to(tmp_path: Path, linked: bool) -> None:
+    fifo = path = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    if linked:
+        path = tmp_path / "link"
+        path.symlink_to(fifo)
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append(fifo.read_bytes()))
+    reader.start()
+    Output(path, OURS).write("ours: 1" * 50_000)
+    reader.join()
+    assert read == [b"ours: 1" * 50_000]
+    assert stat.S_ISFIFO(fifo.stat().st_mode)
+
+
+def test_a_fifo_without_a_reader_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.files.READER_SECONDS", 0.0)
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(OutputError, match="fifo"):
+        Output(tmp_path / "fifo", OURS).write("ours: 1")
+
+
+def test_devices_and_open_files_are_written_to(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Output(Path("/dev/null"), OURS).write("ours: 1")
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    print("before")
+    Output(Path("/dev/stdout"), OURS).write("ours: 1\n")
+    Output(Path("/dev/fd/2"), OURS).write("ours: 2\n")
+    assert capfd.readouterr() == ("before\nours: 1\n", "ours: 2\n")
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        Output(Path("/dev/full"), OURS).write("ours: 1")
+
+
+def test_what_can_never_be_written_is_said_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="file"):
+        Output(tmp_path / "file" / "a.txt", OURS)
+    with pytest.raises(OutputError, match="file"):
+        check_folder(tmp_path / "file" / "a")
+
+
+def test_folders_of_others_are_refused(tmp_path: Path) -> None:
+    check_folder(tmp_path / "new" / "folder")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    check_folder(folder)
+    (folder / "note").write_text("theirs")
+    check_folder(folder, lambda folder: (folder / "note").exists())
+    (tmp_path / "link").symlink_to(folder)
+    os.mkfifo(tmp_path / "fifo")
+    for path in (folder, folder / "note", tmp_path / "link", tmp_path / "fifo"):
+        with pytest.raises(OutputError, match=re.escape(str(path))), whole_folder(path):
+            raise AssertionError("nothing is made")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["fifo", "folder", "link"]
