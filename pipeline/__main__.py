@@ -2,11 +2,12 @@
 
 import argparse
 import importlib
-import os
 import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
+
+from shared.terminal import INTERRUPTED, end_program, one_line, run_program
 
 COMMANDS = {
     "preprocess": "raw text to shards of patched documents",
@@ -28,26 +29,31 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"patchwork: error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"patchwork: error: {one_line(message)} (see {self.prog} --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code. Errors that a user can mend, and those of disks, are one line."""
     arguments = sys.argv[1:] if argv is None else list(argv)
+    return run_program(lambda: _complaining(arguments), _complain)
+
+
+def _complaining(arguments: Sequence[str]) -> int:
     try:
         return _run(arguments)
-    except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt:
-        print("patchwork: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        print("patchwork: stopped; run the same command again to resume", file=sys.stderr)
+        return INTERRUPTED
     except _user_errors() as error:
-        print(f"patchwork: error: {error}", file=sys.stderr)
+        _complain(error)
         return 2
     except OSError as error:
-        print(f"patchwork: error: {error}", file=sys.stderr)
-        return 1
+        return _complain(error)
+
+
+def _complain(error: BaseException) -> int:
+    print(f"patchwork: error: {one_line(error)}", file=sys.stderr)
+    return 1
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -80,4 +86,4 @@ def _stop(*_: object) -> NoReturn:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _stop)
-    sys.exit(main())
+    end_program(main)

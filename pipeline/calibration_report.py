@@ -2,6 +2,7 @@
 
 from pipeline.parity import table
 from pipeline.patching_file import TENTH, PatchingFile
+from shared.terminal import one_line
 
 SUBSETS_SHOWN = 50
 CLOSE = 0.02
@@ -27,17 +28,16 @@ def print_result(result: PatchingFile) -> None:
         print(table(result.parity, result.identity.parity_to))
         if lonely := [name for name in result.subsets if name not in result.parity]:
             more = f" and {len(lonely) - SUBSETS_SHOWN} more" if len(lonely) > SUBSETS_SHOWN else ""
-            print(
-                f"have no document in common with {result.identity.parity_to}, and keep the threshold for all bytes: "
-                f"{', '.join(lonely[:SUBSETS_SHOWN])}{more}"
-            )
+            names = one_line(f"{', '.join(lonely[:SUBSETS_SHOWN])}{more}")
+            pivot = one_line(result.identity.parity_to)
+            print(f"have no document in common with {pivot}, and keep the threshold for all bytes: {names}")
     elif len(result.subsets) > 1:
         others = checked.subsets if checked is not None else {}
         width = max(map(len, result.subsets))
         for name, size in list(result.subsets.items())[:SUBSETS_SHOWN]:
             theta = patching.thetas.get(name, patching.theta)
             held_out = f", held out {others[name]:.3f}" if name in others else ""
-            print(f"  {name:<{width}}  theta {theta:.6f}  {size:.3f} bytes a patch{held_out}")
+            print(one_line(f"  {name:<{width}}  theta {theta:.6f}  {size:.3f} bytes a patch{held_out}"))
         if len(result.subsets) > SUBSETS_SHOWN:
             print(f"  and {len(result.subsets) - SUBSETS_SHOWN} more in the file")
 

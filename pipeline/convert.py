@@ -19,6 +19,7 @@ from pipeline.settings import PipelineError
 from pipeline.stored import require_kept, stem, text_bytes
 from shared.shards.parquet import SUFFIX, Export, read_parquet, write_parquet
 from shared.shards.writer import write_shard
+from shared.terminal import show
 
 EPILOG = """\
 Rows, patches, entropies, parts of huge documents, other columns and the entropy model are all kept: from arrow to
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     chosen = ToParquet if arguments.to == "parquet" else ToShards
     done = rewrite(arguments.out, request, lambda: chosen(tuple(sources), arguments.to), arguments.workers)
     result = [source.dataset for source in sources_at(arguments.out)]
-    print("\n".join(result_lines(arguments.out, done, result)))
+    show(result_lines(arguments.out, done, result))
     return 0
 
 

@@ -20,6 +20,7 @@ from shared.model_settings import Settings
 from shared.shards.content import add_content_hashes
 from shared.shards.manifest import DatasetError, first_problem
 from shared.shards.writer import ShardWriter
+from shared.terminal import show
 
 EPILOG = """\
 Without --seed a document falls on the side to which preprocess with the same fraction sends it: by the hash of its
@@ -61,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         "sources": {side.folder: side.dataset.fingerprint for side in sides},
     }
     done = rewrite(arguments.out, request, lambda: HoldOut(tuple(sides), settings), arguments.workers)
-    print("\n".join(result_lines(arguments.out, done, [side.dataset for side in sides_at(arguments.out)])))
+    show(result_lines(arguments.out, done, [side.dataset for side in sides_at(arguments.out)]))
     return 0
 
 

@@ -15,6 +15,7 @@ from shared.identity import digest
 from shared.shards.dataset import Dataset
 from shared.shards.manifest import ShardEntry
 from shared.shards.writer import SUFFIXES
+from shared.terminal import show
 
 EPILOG = """\
 All must have the same split, format, sidecar, patching and entropy model. Folders with train/ and validation/ are
@@ -37,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
         "sources": {folder: [dataset.fingerprint for dataset in datasets] for folder, datasets in parts.items()},
     }
     done = rewrite(arguments.out, request, lambda: Merge(parts), arguments.workers)
-    print("\n".join(result_lines(arguments.out, done, [side.dataset for side in sides_at(arguments.out)])))
+    show(result_lines(arguments.out, done, [side.dataset for side in sides_at(arguments.out)]))
     return 0
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.entropies import Documents
 from pipeline.patching_file import ParityFigures
 from pipeline.settings import PipelineError
+from shared.terminal import one_line
 
 NO_KEY = 0
 
@@ -127,7 +128,7 @@ def table(rows: dict[str, ParityFigures], pivot: str) -> str:
         "bytes",
         "bytes/patch before",
         "after",
-        f"patches/{pivot} before",
+        one_line(f"patches/{pivot} before"),
         "after",
         "held out",
     ]
@@ -135,7 +136,7 @@ def table(rows: dict[str, ParityFigures], pivot: str) -> str:
     for name, row in rows.items():
         held_out = "-" if row.held_out is None else f"{row.held_out:.3f}"
         sizes = [f"{row.size_before:.3f}", f"{row.size:.3f}", f"{row.ratio_before:.3f}", f"{row.ratio:.3f}", held_out]
-        lines.append([name, f"{row.documents:,}", f"{row.bytes:,}", *sizes])
+        lines.append([one_line(name), f"{row.documents:,}", f"{row.bytes:,}", *sizes])
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
     return "\n".join(
         "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))])

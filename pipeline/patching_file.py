@@ -13,7 +13,7 @@ from shared.patching import PatchingSettings
 from shared.shards.manifest import NumericsClass, SidecarType, first_problem
 
 TENTH = "a tenth"
-PATCHING = re.compile(rb'\{\n "patching": \{\n  "rule": "')
+PATCHING = re.compile(rb'\{\s*"patching":\s*\{\s*"rule":\s*"')
 """How the file begins, by which `shared.files.Output` knows it."""
 
 

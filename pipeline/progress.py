@@ -4,6 +4,8 @@ import sys
 
 from tqdm import tqdm
 
+from shared.terminal import one_line, unfiltered
+
 
 def bar(title: str, total: int | None, done: int = 0) -> tqdm:
     """A bar in bytes with rate and time left; on a file or pipe it says something every ten seconds only.
@@ -12,5 +14,13 @@ def bar(title: str, total: int | None, done: int = 0) -> tqdm:
     """
     interval = 0.2 if sys.stderr.isatty() else 10.0
     return tqdm(
-        total=total, initial=done, desc=title, unit="B", unit_scale=True, mininterval=interval, delay=0.5, leave=False
+        file=unfiltered(sys.stderr),
+        total=total,
+        initial=done,
+        desc=one_line(title),
+        unit="B",
+        unit_scale=True,
+        mininterval=interval,
+        delay=0.5,
+        leave=False,
     )

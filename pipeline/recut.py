@@ -26,6 +26,7 @@ from shared.shards.manifest import DatasetIdentity, first_problem
 from shared.shards.writer import ShardWriter
 from shared.subwords.encoder import SubwordEncoder
 from shared.subwords.folder import load_making
+from shared.terminal import show
 
 KEPT = ("content_hash", "entropy_histogram")
 """Figures of a shard that do not depend on its boundaries."""
@@ -82,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         return Recut(tuple(sides), patching, arguments.tokenizer)
 
     done = rewrite(arguments.out, request, make, arguments.workers)
-    print("\n".join(result_lines(arguments.out, done, [side.dataset for side in sides_at(arguments.out)])))
+    show(result_lines(arguments.out, done, [side.dataset for side in sides_at(arguments.out)]))
     return 0
 
 

@@ -11,6 +11,7 @@ from pipeline.logs import log_path
 from pipeline.marker import DEAD_LETTERS, Counts, read_marker
 from pipeline.run_folder import FAILURES, finished_run, holder, load_run
 from pipeline.settings import PipelineError
+from shared.terminal import show
 
 STALE_SECONDS = 60.0
 """A driver that says nothing for so long hangs, or waits for its cluster."""
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print where a run stands; 0 when it is finished or runs, 1 when it is dead or something failed."""
     lines, fine = status(arguments.out)
-    print("\n".join(lines))
+    show(lines)
     return 0 if fine else 1
 
 

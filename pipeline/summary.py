@@ -8,6 +8,7 @@ from pipeline.report import Report
 from pipeline.run_folder import FAILURES
 from pipeline.settings import SPLIT_NAMES, Job
 from shared.shards.manifest import SubsetTotals
+from shared.terminal import show
 
 SUBSETS_SHOWN = 12
 
@@ -20,7 +21,7 @@ def exit_code(report: Report) -> int:
 
 
 def print_summary(job: Job, report: Report) -> None:
-    print("\n".join(summary_lines(job, report)))
+    show(summary_lines(job, report))
 
 
 def summary_lines(job: Job, report: Report) -> list[str]:

@@ -25,6 +25,7 @@ from shared.shards.sidecar import sidecar_name
 from shared.shards.writer import SUFFIXES
 from shared.subwords.encoder import SubwordEncoder
 from shared.subwords.folder import check_tokenizer
+from shared.terminal import one_line
 from shared.vocabulary import VOCABULARY_SIZE, is_special
 
 LISTED = 20
@@ -59,21 +60,21 @@ def run(arguments: argparse.Namespace) -> int:
             return int(any(problems))
         folders = find_datasets(arguments.dataset)
     except DatasetError as error:
-        print(f"patchwork: error: {error}", file=sys.stderr)
+        print(f"patchwork: error: {one_line(error)}", file=sys.stderr)
         return 1
     for folder in folders:
         try:
             dataset = open_dataset(folder)
         except DatasetError as error:
-            print(error)
+            print(one_line(error))
             damaged = True
             continue
         total = dataset.manifest.totals.bytes
         with bar(f"verify {folder.name}", total) as shown:
             verification = verify(dataset, shown.update)
         for problem in verification.problems:
-            print(problem)
-        print(summary(dataset, verification))
+            print(one_line(problem))
+        print(one_line(summary(dataset, verification)))
         damaged |= bool(verification.problems)
     return int(damaged)
 
@@ -82,7 +83,7 @@ def _report_export(source: Source) -> bool:
     """Verify an export and print what came of it; whether something does not hold."""
     found = verify_export(source)
     for problem in found.problems:
-        print(problem)
+        print(one_line(problem))
     count = len(found.problems)
     print(
         f"{source.dataset.folder}: {len(source.dataset.manifest.shards)} Parquet files, {found.documents} documents, "

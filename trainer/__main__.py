@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from shared.terminal import INTERRUPTED, end_program, run_program
 from trainer.errors import USER_ERRORS, complain
 
 COMMANDS = {
@@ -24,6 +25,10 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
+    return run_program(lambda: _run(arguments), complain)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     modules = {}
@@ -36,9 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen.overrides = overrides
     try:
         return modules[chosen.command].run(chosen)
+    except KeyboardInterrupt:
+        print("patchwork: interrupted", file=sys.stderr)
+        return INTERRUPTED
     except USER_ERRORS as error:
         return complain(error)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_program(main)

@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,6 +18,7 @@ from shared.identity import IdentityError
 from shared.model_identity import ModelFileError
 from shared.shards.manifest import DatasetError
 from shared.storage import StorageError
+from shared.terminal import INTERRUPTED, one_line, run_program, safe_output
 
 
 class CheckpointError(ValueError):
@@ -63,7 +65,7 @@ def complain(error: BaseException) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if not first_of_node():
         time.sleep(PATIENCE_SECONDS)
-    line = f"patchwork: error: {error}"
+    line = f"patchwork: error: {one_line(error)}"
     if first_to_say(line):
         print(line, file=sys.stderr, flush=True)
     tell_launcher(line)
@@ -72,7 +74,7 @@ def complain(error: BaseException) -> int:
 
 def warn(line: str) -> None:
     """Say at once what does not end the run, from whatever thread."""
-    print(f"patchwork: {line}", file=sys.stderr, flush=True)
+    print(f"patchwork: {one_line(line)}", file=sys.stderr, flush=True)
 
 
 def give_way() -> int:
@@ -106,17 +108,18 @@ def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> NoRet
 
     Never through the interpreter's own end, where threads of a collective or a save may wait for ranks that are gone.
     """
-    try:
-        code = main(arguments)
-    except KeyboardInterrupt:
-        code = 128 + signal.SIGINT
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 1
-    except BaseException as error:
-        traceback.print_exc()
-        tell_launcher(f"{type(error).__name__}: {error}")
-        code = 1
-    leave(code)
+    with safe_output():
+        try:
+            code = run_program(lambda: main(arguments), complain)
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else 1
+        except BaseException as error:
+            traceback.print_exc()
+            tell_launcher(one_line(f"{type(error).__name__}: {error}"))
+            code = 1
+        leave(code)
 
 
 def leave(code: int) -> NoReturn:
@@ -127,8 +130,9 @@ def leave(code: int) -> NoReturn:
     """
     for child in multiprocessing.active_children():
         child.kill()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError, SystemExit):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)
 
 

@@ -10,6 +10,7 @@ from shared.files import Output, add_overwrite
 from shared.page import PAGE
 from shared.shards.dataset import find_datasets, open_dataset
 from shared.shards.manifest import DatasetError
+from shared.terminal import one_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,9 +45,9 @@ def run(arguments: argparse.Namespace) -> int:
             return 0
         for dataset in datasets:
             for line in report(dataset, arguments.documents):
-                print(line)
+                print(one_line(line))
             print()
     except (DatasetError, OSError) as error:
-        print(f"patchwork: error: {error}", file=sys.stderr)
+        print(f"patchwork: error: {one_line(error)}", file=sys.stderr)
         return 1
     return 0

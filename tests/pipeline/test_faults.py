@@ -202,7 +202,7 @@ def test_a_terminated_run_says_so_and_the_same_command_finishes(corpus, quiet, t
         process.send_signal(signal.SIGTERM)
         said, complained = process.communicate(timeout=60)
     assert process.returncode == 130, (said, complained)
-    assert complained == "patchwork: stopped; the same command goes on from here\n"
+    assert complained == "patchwork: stopped; run the same command again to resume\n"
     assert not (out / "train" / "manifest.json").exists()
     assert preprocess(*arguments[1:]) == 0
     assert shard_hashes(out) == quiet
@@ -215,7 +215,7 @@ def test_an_order_to_stop_while_a_command_is_loaded_is_no_traceback(monkeypatch,
 
     monkeypatch.setattr("pipeline.__main__.importlib.import_module", interrupted)
     assert main(["status", "nowhere"]) == 130
-    assert capsys.readouterr().err == "patchwork: stopped; the same command goes on from here\n"
+    assert capsys.readouterr().err == "patchwork: stopped; run the same command again to resume\n"
 
 
 def test_a_second_driver_is_refused_while_the_first_lives_and_not_when_it_is_killed(corpus, quiet, tmp_path):

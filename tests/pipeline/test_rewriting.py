@@ -69,7 +69,7 @@ def test_a_stopped_command_ends_in_order(dataset, tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "the same command goes on from here" in err
+    assert "the same command" in err
     assert "Traceback" not in err
 
 

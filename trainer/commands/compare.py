@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from shared.config import ConfigError
+from shared.terminal import INTERRUPTED
 from trainer.laboratory.compare import Request, compare
 from trainer.laboratory.preparation import Corpus
 from trainer.laboratory.report import check_laboratory, write_report
@@ -15,7 +16,6 @@ from trainer.laboratory.words import in_words
 from trainer.observing.progress import Progress
 
 BUDGET = 5e12
-INTERRUPTED = 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

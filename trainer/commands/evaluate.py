@@ -15,6 +15,7 @@ from shared.config import ConfigError
 from shared.files import Output, add_overwrite
 from shared.shards.dataset import Dataset, open_dataset
 from shared.shards.manifest import MANIFEST_NAME
+from shared.terminal import one_line
 from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT
 from trainer.evaluation.noise import NOISES
 from trainer.evaluation.patch_size import patch_size_warning
@@ -107,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
         reports, records = [], []
         for number, dataset in enumerate(datasets):
             if len(datasets) > 1:
-                print(f"{dataset.where}:")
+                print(one_line(f"{dataset.where}:"))
             found, figures = evaluator.scores(dataset, trains[number] if trains else None)
             if arguments.documents:
                 records += [{"dataset": dataset.where, **record} for record in found.document_records()]

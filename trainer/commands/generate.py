@@ -12,13 +12,12 @@ from pydantic import ValidationError
 
 from shared.chat import Turn
 from shared.config import ConfigError
+from shared.terminal import INTERRUPTED, unfiltered
 from trainer.generation.chat import read_messages
 from trainer.generation.output import in_turn, json_line, summary
 from trainer.generation.piece import Piece
 from trainer.generation.settings import GenerateSettings
 from trainer.generation.text import RESET, PatchStyle, text_of
-
-INTERRUPTED = 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,13 +94,14 @@ def run(arguments: argparse.Namespace) -> int:
     from trainer.generation.generator import Generator
 
     generator = Generator(arguments.model, device_named(arguments.device), arguments.threads)
-    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    out = unfiltered(sys.stdout)  # a text is written as it is, but to a terminal
+    out.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[attr-defined]
     began = time.perf_counter()
     rows = in_turn(generator.write_batch(prompts, settings), len(prompts))
     if arguments.json:
         texts = [list(pieces) for pieces in rows]
         for pieces, ended in zip(texts, generator.ended):
-            print(json_line(pieces, ended))
+            print(json_line(pieces, ended), file=sys.stdout if out.isatty() else out)
     elif not print_texts(rows, len(prompts), arguments.show_patches, answers=arguments.chat):
         return INTERRUPTED
     print(summary(generator.statistics, generator.ended, time.perf_counter() - began), file=sys.stderr)
@@ -176,18 +176,19 @@ def print_texts(rows: Iterator[Iterator[Piece]], count: int, show_patches: bool,
 
     ``answers``: prompts are left out, unless patches are shown.
     """
-    terminal = sys.stdout.isatty()
+    out = unfiltered(sys.stdout)
+    terminal = out.isatty()
     coloured = show_patches and terminal and not os.environ.get("NO_COLOR")
     style: PatchStyle = "none" if not show_patches else "colours" if coloured else "marks"
     try:
         for number, pieces in enumerate(rows, 1):
             if count > 1:
-                print(f"== prompt {number} of {count}")
+                print(f"== prompt {number} of {count}", file=out)
             shown = (piece for piece in pieces if show_patches or not (answers and piece.from_prompt))
             for text in text_of(shown, style, terminal):
-                print(text, end="", flush=True)
-            print()
+                print(text, end="", file=out, flush=True)
+            print(file=out)
     except KeyboardInterrupt:
-        print(RESET if coloured else "")
+        print(RESET if coloured else "", file=out)
         return False
     return True

@@ -5,13 +5,14 @@ from html import escape
 from importlib.resources import files
 
 from shared.page import base_style, page
+from shared.terminal import safe
 
 
 def drawn_page(title: str, content: str) -> str:
     """The page, with markup as content. Nothing is fetched, and it has no script."""
     source = files("trainer.drawing")
     style = base_style() + source.joinpath("page.css").read_text()
-    return page(source.joinpath("page.html").read_text(), style, title=escape(title), content=content)
+    return page(source.joinpath("page.html").read_text(), style, title=escape(safe(title)), content=safe(content))
 
 
 def header(title: str, content: str) -> str:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shared.terminal import one_line
 from shared.vocabulary import IGNORED_LABEL
 from trainer.data.packs import Pack
 from trainer.learning.step import predict
@@ -114,7 +115,8 @@ def table(scores: Mapping[str, SubsetScore], columns: Sequence[Column] = ()) -> 
 
     What was not measured is shown as a dash.
     """
-    heads = ["subset", "documents", "bytes", "bytes/patch", "bits/byte", *(column.heading for column in columns)]
+    headings = [one_line(column.heading) for column in columns]
+    heads = ["subset", "documents", "bytes", "bytes/patch", "bits/byte", *headings]
     lines = [
         _cells(name, score, [_shown(column.by_subset.get(name), column.digits) for column in columns])
         for name, score in scores.items()
@@ -129,7 +131,7 @@ def table(scores: Mapping[str, SubsetScore], columns: Sequence[Column] = ()) -> 
 
 def _cells(name: str, score: SubsetScore, others: Sequence[str]) -> list[str]:
     figures = [_shown(score.bytes_per_patch, 2), _shown(score.bits_per_byte, 4), *others]
-    return [name, f"{score.documents:,}", f"{score.bytes:,}", *figures]
+    return [one_line(name), f"{score.documents:,}", f"{score.bytes:,}", *figures]
 
 
 def _shown(value: float | None, digits: int) -> str:

@@ -79,11 +79,16 @@ def _coloured(pieces: Iterable[Piece], terminal: bool) -> Iterator[str]:
         yield RESET
 
 
+REORDERING = "\u061c\u200e\u200f\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Characters that show text in another order than it has, and that end lines where no newline is."""
+
+
 def visible(character: str) -> str:
-    """A character that does nothing to a terminal: control codes become their Unicode pictures, or U+FFFD."""
+    """A character that does nothing to a terminal: control codes become their Unicode pictures, or U+FFFD, as
+    do characters that reorder their neighbours."""
     code = ord(character)
     if code < 0x20 and character not in "\t\n":
         return chr(0x2400 + code)
     if code == 0x7F:
         return "\u2421"
-    return "\ufffd" if 0x80 <= code < 0xA0 else character
+    return "\ufffd" if 0x80 <= code < 0xA0 or character in REORDERING else character

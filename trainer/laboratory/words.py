@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from shared.terminal import one_line
 from trainer.laboratory.results import Comparison, Results, Table
 from trainer.laboratory.statistics import FEW_DOCUMENTS
 from trainer.laboratory.table import Row, budget_spread, cells_of, rows
@@ -47,7 +48,7 @@ COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
 def table_text(results: Results, table: Table) -> str:
     """A line a system, the least bits per byte first."""
     lines = [["system", *(head for head, _ in COLUMNS)]]
-    lines += [[row.system, *(cell(row) for _, cell in COLUMNS)] for row in rows(results, table)]
+    lines += [[one_line(row.system), *(cell(row) for _, cell in COLUMNS)] for row in rows(results, table)]
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join(
         "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))])
@@ -66,7 +67,7 @@ def sentence(found: Comparison, documents: int) -> str:
     over_documents = (
         f"over {documents:,} document{'s' * (documents != 1)} {_interval(found.document_low, found.document_high)}{few}"
     )
-    return (
+    return one_line(
         f"{found.better} before {found.worse}: {found.verdict}; {found.worse} minus {found.better} is "
         f"{found.mean:+.4f} bits/byte ({over_seeds}, {over_documents})"
     )

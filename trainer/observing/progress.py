@@ -6,12 +6,14 @@ import time
 from collections.abc import Sequence
 from typing import TextIO
 
+from shared.terminal import one_line, safe, unfiltered
+
 
 class Progress:
     """The first rank's progress line; other ranks make it silent."""
 
     def __init__(self, silent: bool, every_seconds: float, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
+        self._stream = unfiltered(stream or sys.stderr)
         self._silent = silent
         self._terminal = self._stream.isatty()
         self._every = 0.5 if self._terminal else every_seconds
@@ -35,22 +37,25 @@ class Progress:
         left = (now - self._began) * (1.0 - done) / max(done - self._first, 1e-9)
         times = f"{clock(now - self._began)} gone, {clock(max(left, 0.0))} left"
         room = shutil.get_terminal_size().columns - 1 if self._terminal else None
-        line = fitted(f"{min(done, 1.0):6.1%}", pieces, times, room)
+        line = fitted(f"{min(done, 1.0):6.1%}", [one_line(piece) for piece in pieces], times, room)
         if self._terminal:
-            self._stream.write(f"\r{line}\x1b[K")
+            self._write(f"\r{line}\x1b[K")
             self._drawn = True
         else:
-            self._stream.write(line + "\n")
-        self._stream.flush()
+            self._write(f"{line}\n")
 
     def say(self, text: str) -> None:
         """A line of its own, below the progress line."""
         if self._silent:
             return
         if self._drawn:
-            self._stream.write("\n")
+            self._write("\n")
             self._drawn = False
-        self._stream.write(text + "\n")
+        self._write(f"{safe(text)}\n")
+
+    def _write(self, text: str) -> None:
+        """Write what is safe but for our own control characters."""
+        self._stream.write(text)
         self._stream.flush()
 
 

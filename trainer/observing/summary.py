@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+from shared.terminal import one_line
 from trainer.observing.files import values
 from trainer.observing.history import History
 from trainer.observing.progress import clock, quantity
@@ -118,4 +119,4 @@ def _mean(lines: Sequence[dict[str, Any]], key: str) -> float | None:
 def in_words(facts: Sequence[tuple[str, str]]) -> str:
     """A line for each fact."""
     width = max(len(label) for label, _ in facts)
-    return "\n".join(f"{label.ljust(width)}  {words}" for label, words in facts)
+    return "\n".join(one_line(f"{label.ljust(width)}  {words}") for label, words in facts)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from shared.terminal import one_line
 from trainer.evaluation.noise import NOISES
 from trainer.evaluation.tasks.accuracy import Accuracy, Change, accuracy, paired_change
 from trainer.evaluation.tasks.choosing import PLACES, Chosen, Noising
@@ -112,6 +113,7 @@ def _written_examples(result: WrittenResult) -> Iterator[dict[str, Any]]:
 
 def columns(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table, the first column to the left."""
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]).rstrip()
