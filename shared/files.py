@@ -214,6 +214,8 @@ class NamedFile(io.FileIO):
 def _naming(path: Path) -> Iterator[None]:
     try:
         yield
+    except OutputError:  # names it
+        raise
     except OSError as error:
         error.filename = str(path)
         raise

@@ -72,7 +72,7 @@ def test_a_fifo_is_written_to(tmp_path: Path, linked: bool) -> None:
 def test_a_fifo_without_a_reader_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.files.READER_SECONDS", 0.0)
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(OutputError, match="fifo"):
+    with pytest.raises(OutputError, match="fifo is a FIFO that no process reads"):
         Output(tmp_path / "fifo", OURS).write("ours: 1")
 
 
