@@ -1,0 +1,44 @@
+"""Files that others may have written, read with bounds: so much and no more, and JSON that no parser chokes on.
+
+A schema checks values; before it runs a file must not have filled the memory. Python's own parser ends deep nesting
+with a RecursionError and takes NaN; the one here refuses both with a ValueError, as it does numbers of absurd length.
+"""
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import from_json
+
+MOST_BYTES = 4 << 20
+"""Of a configuration or a record of ours; parsed JSON takes up to 30 times as much memory as its text."""
+
+
+def read_bounded(path: str | Path, most_bytes: int = MOST_BYTES) -> bytes:
+    """The content of a regular file of at most so many bytes; OSError that names the file for any other."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for its writer
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        with open(descriptor, "rb", closefd=False) as file:
+            content = file.read(most_bytes + 1)
+    finally:
+        os.close(descriptor)
+    if len(content) > most_bytes:
+        raise OSError(errno.EFBIG, f"larger than {most_bytes:,} bytes", str(path))
+    return content
+
+
+def parse_json(content: bytes | str) -> Any:
+    """A JSON value; ValueError for what is not JSON, nested more than 200 deep, or holds NaN or an infinity."""
+    return from_json(content, allow_inf_nan=False)
+
+
+def read_json(path: str | Path, most_bytes: int = MOST_BYTES) -> Any:
+    """The JSON value in a file. Raises OSError as `read_bounded` does, ValueError as `parse_json` does."""
+    return parse_json(read_bounded(path, most_bytes))

@@ -1,0 +1,33 @@
+"""Bounded reading: size, kind of file, and JSON that would choke a parser."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from shared.json_reader import parse_json, read_bounded, read_json
+
+
+def test_a_file_is_read_up_to_its_bound(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(b'{"a": [1, 2.5, "x"]}')
+    assert read_json(path, 20) == {"a": [1, 2.5, "x"]}
+    with pytest.raises(OSError, match=r"larger than 19 bytes.*a\.json"):
+        read_bounded(path, 19)
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", tmp_path, Path("/dev/zero")):
+        with pytest.raises(OSError, match=str(path)):
+            read_bounded(path)
+    with pytest.raises(FileNotFoundError):
+        read_bounded(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    "content", [b"[" * 100_000, b'{"a":' * 100_000, b"9" * 100_000, b"NaN", b"[Infinity]", b"\xff", b'"\\ud800"', b""]
+)
+def test_hostile_json_is_a_value_error(content: bytes) -> None:
+    with pytest.raises(ValueError, match=r"line 1|EOF"):
+        parse_json(content)
