@@ -6,17 +6,33 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
-BIN := $(VENV)/bin
+
+# Values reach the shell as they were typed, whatever is in them: $(call quoted,NAME) is the value of the variable NAME as
+# one word of the shell, $(call each,NAME) its words, each quoted. $(call raw,NAME) does not expand a $ that a user typed.
+hash := \#
+raw = $(if $(filter command environment,$(firstword $(origin $(1)))),$(value $(1)),$($(1)))
+as_word = '$(subst ','\'',$(1))'
+quoted = $(call as_word,$(call raw,$(1)))
+each = $(foreach word,$(call raw,$(1)),$(call as_word,$(word)))
+# Options of a command, in which quotes hold words together as in a shell; nothing else of a shell's is done: `a;b` is a word.
+# Leaves them in the array `options`.
+options = options=(); $(if $(strip $(call raw,$(1))),words=$$(xargs printf '%s\n' <<<$(call quoted,$(1))); \
+  while IFS= read -r word; do options+=("$$word"); done <<<"$$words";)
+# CORPUS is one path, with spaces or without, or several without: leaves them in $$@.
+corpus = corpus=$(call quoted,CORPUS); if [ -e "$$corpus" ]; then set -- "$$corpus"; else set -- $$corpus; fi;
+BIN := $(call quoted,VENV)/bin
 
 # The default corpus is on every machine: the Python standard library's own sources, tests left out.
 STDLIB_FILTER := --include '*.py' --exclude '__pycache__' --exclude 'site-packages' --exclude 'test' --exclude 'tests' --exclude '*_test' --exclude 'config-*'
 ifeq ($(origin CORPUS),undefined)
-CORPUS = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
+CORPUS = $(shell $(call quoted,PYTHON) -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
 CORPUS_OPTIONS ?= $(STDLIB_FILTER)
 OUT ?= runs/stdlib
 else
 CORPUS_OPTIONS ?=
-OUT ?= runs/$(firstword $(subst ., ,$(notdir $(patsubst %/,%,$(CORPUS)))))
+ifeq ($(origin OUT),undefined)
+OUT := runs/$(shell $(corpus) name=$$(basename -- "$${1-}"); name=$${name$(hash).}; printf '%s' "$${name%%.*}")
+endif
 endif
 
 CORPUS_BYTES ?= 4000000
@@ -30,21 +46,23 @@ ENTROPY_CONFIG ?= trainer/recipes/entropy-small.toml
 PROMPT ?= def
 BYTES ?= 300
 
-# Of comparisons: CORPUS may be several paths.
-LABORATORY ?= $(OUT)/laboratory
+LABORATORY ?= $(call raw,OUT)/laboratory
 BUDGET ?= 5e12
 SEEDS ?= 0,1
 ONLY ?=
-COMPARED = $(CORPUS) --out $(LABORATORY) --corpus-bytes $(CORPUS_BYTES) --sample-seed $(SEED) --jobs $(NPROC) --executor $(EXECUTOR) \
-  $(if $(CORPUS_OPTIONS),--corpus-options "$(CORPUS_OPTIONS)")
+COMPARED = "$$@" --out $(call quoted,LABORATORY) --corpus-bytes $(call quoted,CORPUS_BYTES) --sample-seed $(call quoted,SEED) \
+  --jobs $(call quoted,NPROC) --executor $(call quoted,EXECUTOR) $(if $(call raw,CORPUS_OPTIONS),--corpus-options $(call quoted,CORPUS_OPTIONS))
 
-TORCHRUN := OMP_NUM_THREADS=$(THREADS) $(BIN)/torchrun --standalone --nproc-per-node $(NPROC)
+# `python -m`, here as everywhere: the programs beside it name the interpreter of the folder that they were installed in.
+TORCHRUN := OMP_NUM_THREADS=$(call quoted,THREADS) $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node $(call quoted,NPROC)
 PIPELINE := $(BIN)/python -m pipeline
 TRAINER := $(BIN)/python -m trainer
 # One process a core; PROCESSES=0 runs the tests in this one.
 PROCESSES ?= auto
 PYTEST := $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile
-PARALLEL := --executor $(EXECUTOR) --workers $(NPROC) --threads $(THREADS)
+PARALLEL := --executor $(call quoted,EXECUTOR) --workers $(call quoted,NPROC) --threads $(call quoted,THREADS)
+AT := $(call quoted,OUT)
+
 
 .PHONY: help setup plan corpus entropy calibrate preprocess blt train evaluate generate compare compare-full scaling test drills test-all test-numerics coverage bench lint format clean
 
@@ -53,66 +71,68 @@ help: ## list what there is
 	@echo
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14 | sed 's/^/  make /'
 	@echo
-	@echo "  Variables: CORPUS=file or folder ($(notdir $(CORPUS))), CORPUS_BYTES=$(CORPUS_BYTES) (0: all), OUT=$(OUT),"
-	@echo "  CONFIG=$(CONFIG), ENTROPY_CONFIG=$(ENTROPY_CONFIG),"
-	@echo "  NPROC=$(NPROC) ranks and workers, THREADS=$(THREADS) each, EXECUTOR=$(EXECUTOR), PATCH_SIZE=$(PATCH_SIZE) bytes, PROMPT=, BYTES=, SEED=,"
-	@echo "  LABORATORY=$(LABORATORY), BUDGET=$(BUDGET) FLOPs a run, SEEDS=$(SEEDS)"
+	@printf '  %s\n' "Variables: CORPUS=file or folder, or several ("$(call as_word,$(notdir $(call raw,CORPUS)))"), CORPUS_BYTES="$(call quoted,CORPUS_BYTES)" (0: all), OUT="$(AT)"," \
+	  "CONFIG="$(call quoted,CONFIG)", ENTROPY_CONFIG="$(call quoted,ENTROPY_CONFIG)"," \
+	  "NPROC="$(call quoted,NPROC)" ranks and workers, THREADS="$(call quoted,THREADS)" each, EXECUTOR="$(call quoted,EXECUTOR)", PATCH_SIZE="$(call quoted,PATCH_SIZE)" bytes, PROMPT=, BYTES=, SEED=," \
+	  "LABORATORY="$(call quoted,LABORATORY)", BUDGET="$(call quoted,BUDGET)" FLOPs a run, SEEDS="$(call quoted,SEEDS)
 
 setup: ## make the virtual environment (VENV=.venv) with the versions of constraints.txt
-	@PYTHON=$(PYTHON) infra/setup.sh $(VENV) $(CONSTRAINTS)
+	@PYTHON=$(call quoted,PYTHON) infra/setup.sh $(call quoted,VENV) $(call quoted,CONSTRAINTS)
 
 plan: setup ## what CONFIG takes in memory, FLOPs and time; PLAN="--plan.ranks 8 --plan.device H200"
-	@$(BIN)/python trainer/main.py $(CONFIG) --plan $(PLAN)
+	@$(call options,PLAN) $(BIN)/python trainer/main.py $(call quoted,CONFIG) --plan "$${options[@]}"
 
 corpus: setup ## CORPUS into unpatched shards: a seeded sample of CORPUS_BYTES, split into train and validation
-	@echo "== corpus -> $(OUT)/corpus"
-	@$(PIPELINE) preprocess $(CORPUS) $(CORPUS_OPTIONS) --out $(OUT)/corpus --rule none --executor inline \
-	  $(if $(filter-out 0,$(CORPUS_BYTES)),--sample-bytes $(CORPUS_BYTES) --seed $(SEED))
+	@echo "== corpus -> "$(AT)/corpus
+	@$(corpus) $(call options,CORPUS_OPTIONS) $(PIPELINE) preprocess "$$@" "$${options[@]}" --out $(AT)/corpus --rule none --executor inline \
+	  $(if $(filter-out 0,$(call raw,CORPUS_BYTES)),--sample-bytes $(call quoted,CORPUS_BYTES) --seed $(call quoted,SEED))
 
 entropy: corpus ## train the small byte model whose uncertainty makes the patches
-	@echo "== entropy model -> $(OUT)/entropy"
-	@$(TORCHRUN) trainer/main.py $(ENTROPY_CONFIG) --data.path $(OUT)/corpus --run.out $(OUT)/entropy
+	@echo "== entropy model -> "$(AT)/entropy
+	@$(TORCHRUN) trainer/main.py $(call quoted,ENTROPY_CONFIG) --data.path $(AT)/corpus --run.out $(AT)/entropy
 
 calibrate: entropy ## choose the threshold that gives PATCH_SIZE bytes a patch
-	@echo "== calibration -> $(OUT)/patching.json"
-	@$(PIPELINE) calibrate $(OUT)/corpus/train --patcher $(OUT)/entropy/model --target $(PATCH_SIZE) --sample-bytes 500000 --threads $(THREADS) --out $(OUT)/patching.json
+	@echo "== calibration -> "$(AT)/patching.json
+	@$(PIPELINE) calibrate $(AT)/corpus/train --patcher $(AT)/entropy/model --target $(call quoted,PATCH_SIZE) --sample-bytes 500000 \
+	  --threads $(call quoted,THREADS) --out $(AT)/patching.json
 
 preprocess: calibrate ## score the corpus with Ray and write patched shards
-	@echo "== preprocess -> $(OUT)/patched"
-	@$(PIPELINE) preprocess $(OUT)/corpus --out $(OUT)/patched --patcher $(OUT)/entropy/model --patching $(OUT)/patching.json $(PARALLEL)
+	@echo "== preprocess -> "$(AT)/patched
+	@$(PIPELINE) preprocess $(AT)/corpus --out $(AT)/patched --patcher $(AT)/entropy/model --patching $(AT)/patching.json $(PARALLEL)
 
 blt: preprocess ## train the byte latent transformer on the patched shards (FSDP, NPROC ranks)
-	@echo "== byte latent transformer -> $(OUT)/blt"
-	@$(TORCHRUN) trainer/main.py $(CONFIG) --data.path $(OUT)/patched --run.out $(OUT)/blt
+	@echo "== byte latent transformer -> "$(AT)/blt
+	@$(TORCHRUN) trainer/main.py $(call quoted,CONFIG) --data.path $(AT)/patched --run.out $(AT)/blt
 
 # $(call once,NAME,WORDS,COMMAND): run COMMAND and keep what it prints in OUT/NAME.txt; when model, data and WORDS are those
 # that it was made from, show that instead.
-once = key=$$( (echo "$(2)"; cat $(OUT)/blt/model/*.json $(OUT)/blt/model/*.safetensors $(OUT)/patched/*/manifest.json) | sha256sum); \
-  if [ "$$(cat $(OUT)/$(1).identity 2>/dev/null)" != "$$key" ]; then \
-    rm -f $(OUT)/$(1).identity; $(3) | tee $(OUT)/$(1).txt; echo "$$key" >$(OUT)/$(1).identity; \
-  else cat $(OUT)/$(1).txt; fi
+once = key=$$( (printf '%s\n' $(2); cat $(AT)/blt/model/*.json $(AT)/blt/model/*.safetensors $(AT)/patched/*/manifest.json) | sha256sum); \
+  if [ "$$(cat $(AT)/$(1).identity 2>/dev/null)" != "$$key" ]; then \
+    rm -f $(AT)/$(1).identity; $(3) | tee $(AT)/$(1).txt; echo "$$key" >$(AT)/$(1).identity; \
+  else cat $(AT)/$(1).txt; fi
 
 evaluate: blt ## bits per byte on validation by subset, beside baselines
-	@echo "== evaluation -> $(OUT)/evaluation.txt, evaluation.json"
-	@$(call once,evaluation,,$(TRAINER) evaluate $(OUT)/blt/model $(OUT)/patched --baselines --json $(OUT)/evaluation.json)
+	@echo "== evaluation -> "$(AT)/evaluation.txt, evaluation.json
+	@$(call once,evaluation,,$(TRAINER) evaluate $(AT)/blt/model $(AT)/patched --baselines --json $(AT)/evaluation.json)
 
 generate: blt ## BYTES of text after PROMPT
-	@echo "== sample -> $(OUT)/sample.txt"
-	@$(call once,sample,$(PROMPT) $(BYTES),$(TRAINER) generate $(OUT)/blt/model --prompt "$(PROMPT)" --bytes $(BYTES))
+	@echo "== sample -> "$(AT)/sample.txt
+	@$(call once,sample,$(call quoted,PROMPT) $(call quoted,BYTES),$(TRAINER) generate $(AT)/blt/model --prompt $(call quoted,PROMPT) --bytes $(call quoted,BYTES))
 
 train: evaluate generate ## everything: raw text in, trained model, figures and a sample out
-	@echo "== done: model in $(OUT)/blt/model, figures in $(OUT)/evaluation.json, curves: $(OUT)/blt/report.html"
+	@echo "== done: model in "$(AT)"/blt/model, figures in "$(AT)"/evaluation.json, curves: "$(AT)/blt/report.html
 
 compare: setup ## systems trained at equal BUDGET (FLOPs) on CORPUS, a run for each of SEEDS; ONLY="bytes bpe"
-	@$(TRAINER) compare $(COMPARED) --budget $(BUDGET) --seeds $(SEEDS) $(if $(ONLY),--only $(ONLY))
+	@$(corpus) $(TRAINER) compare $(COMPARED) --budget $(call quoted,BUDGET) --seeds $(call quoted,SEEDS) $(if $(call raw,ONLY),--only $(call each,ONLY))
 
 compare-full: setup ## the same with all ablations, and a second table at equal bytes
-	@$(TRAINER) compare $(COMPARED) --budget $(BUDGET) --seeds $(SEEDS) --full
+	@$(corpus) $(TRAINER) compare $(COMPARED) --budget $(call quoted,BUDGET) --seeds $(call quoted,SEEDS) --full
 
 # SEEDS only when they were given: a grid has its own.
 scaling: setup ## sizes and budgets of four families on CORPUS, fitted; BUDGETS="1e12 4e12" SIZES="s m l" FAMILIES="bytes bpe" GRID=file
-	@$(TRAINER) scaling $(COMPARED) $(if $(GRID),--grid $(GRID)) $(if $(BUDGETS),--budgets $(BUDGETS)) $(if $(SIZES),--sizes $(SIZES)) \
-	  $(if $(FAMILIES),--families $(FAMILIES)) $(if $(filter-out file,$(origin SEEDS)),--seeds $(SEEDS))
+	@$(corpus) $(TRAINER) scaling $(COMPARED) $(if $(call raw,GRID),--grid $(call quoted,GRID)) $(if $(call raw,BUDGETS),--budgets $(call each,BUDGETS)) \
+	  $(if $(call raw,SIZES),--sizes $(call each,SIZES)) $(if $(call raw,FAMILIES),--families $(call each,FAMILIES)) \
+	  $(if $(filter-out file,$(origin SEEDS)),--seeds $(call quoted,SEEDS))
 
 test: setup ## the test suite, a process a core (minutes); TESTS="tests/shared -k scoring"
 	@$(PYTEST) $(TESTS)
@@ -133,10 +153,10 @@ bench: setup ## measure speed as ratios against peers in the same run
 	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
 lint: setup ## ruff (lint and format) and mypy
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	@$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && $(BIN)/python -m mypy
 
 format: setup ## format the code
-	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+	@$(BIN)/python -m ruff check --fix . && $(BIN)/python -m ruff format .
 
 clean: ## remove the runs (not the environment)
 	rm -rf runs

@@ -4,7 +4,11 @@
 # RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token; RAY_AUTH_MODE=disabled is for clusters without one.
 # Shows the job's log, and ends with the exit code of the pipeline (`ray job submit` itself knows only 0 and 1).
 set -euo pipefail
-[ $# -gt 0 ] || { echo "usage: infra/submit.sh INPUT... --out DIR [options of python -m pipeline preprocess]" >&2; exit 2; }
+usage='usage: infra/submit.sh INPUT... --out DIR [options of python -m pipeline preprocess]'
+case " $* " in
+"  ") echo "$usage" >&2 && exit 2 ;;
+*" -h "* | *" --help "*) echo "$usage" && exit ;;
+esac
 export RAY_API_SERVER_ADDRESS=${RAY_API_SERVER_ADDRESS:-http://127.0.0.1:8265} RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}
 root=$(cd "$(dirname "$0")/.." && pwd)
 [ -n "${PYTHON:-}" ] || { PYTHON=$root/.venv/bin/python; [ -x "$PYTHON" ] || PYTHON=python3; }

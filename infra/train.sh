@@ -8,11 +8,17 @@
 #   JOB               name that all of them meet under: patchwork
 #   MAX_RESTARTS      so often all ranks are started anew when one of them has died: 3
 #   SHUTDOWN_TIMEOUT  seconds that a stopped run has to save itself: 300
-#   TORCHRUN          the launcher: that of .venv, else the one on the path
+#   TORCHRUN          the launcher, if it is not to be that of .venv, or the one on the path
 set -euo pipefail
-[ $# -gt 0 ] || { echo "usage: infra/train.sh RECIPE.toml [--section.key value]..." >&2; exit 2; }
+usage='usage: infra/train.sh RECIPE.toml [--section.key value]...'
+case " $* " in
+"  ") echo "$usage" >&2 && exit 2 ;;
+*" -h "* | *" --help "*) echo "$usage" && exit ;;
+esac
 root=$(cd "$(dirname "$0")/.." && pwd)
-[ -n "${TORCHRUN:-}" ] || { TORCHRUN=$root/.venv/bin/torchrun; [ -x "$TORCHRUN" ] || TORCHRUN=torchrun; }
+# The environment's torchrun names the interpreter of the folder that it was installed in, which may be another by now.
+launcher=("${TORCHRUN:-torchrun}")
+[ -n "${TORCHRUN:-}" ] || ! [ -x "$root/.venv/bin/python" ] || launcher=("$root/.venv/bin/python" -m torch.distributed.run)
 if [ -z "${NPROC:-}" ]; then
   NPROC=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
   [ "$NPROC" -gt 0 ] || NPROC=1
@@ -31,4 +37,4 @@ else
   options+=(--standalone)
 fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # run.threads decides; without this the launcher warns
-exec "$TORCHRUN" "${options[@]}" "$root/trainer/main.py" "$@"
+exec "${launcher[@]}" "${options[@]}" "$root/trainer/main.py" "$@"

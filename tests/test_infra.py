@@ -2,9 +2,12 @@
 
 import argparse
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -101,7 +104,39 @@ def test_the_examples_have_options_that_preprocess_knows(file, command):
     assert str(arguments.out) == "/data/patched"
 
 
-def test_submit_without_arguments_says_how_it_is_used():
-    result = subprocess.run([INFRA / "submit.sh"], capture_output=True, text=True)
-    assert result.returncode == 2
-    assert result.stderr.startswith("usage: infra/submit.sh INPUT...")
+@pytest.mark.parametrize("script", ["submit.sh", "train.sh", "setup.sh"])
+def test_a_script_says_how_it_is_used(script):
+    nothing = subprocess.run([INFRA / script], capture_output=True, text=True)
+    assert nothing.returncode == 2
+    assert nothing.stderr.startswith(f"usage: infra/{script} ")
+    asked = subprocess.run([INFRA / script, "--help"], capture_output=True, text=True)
+    assert (asked.returncode, asked.stdout, asked.stderr) == (0, nothing.stderr, "")
+
+
+@pytest.mark.slow
+def test_an_environment_that_was_copied_is_made_anew_and_the_original_left_alone(tmp_path):
+    first, second = tmp_path / "a b", tmp_path / "c"
+    (first / "infra").mkdir(parents=True)
+    for name in ("infra/setup.sh", "pyproject.toml", "constraints.txt"):
+        shutil.copy(INFRA.parent / name, first / name)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", first / ".venv"], check=True)
+    (first / ".venv" / "bin" / "pip").write_text(f"#!{first}/.venv/bin/python3\n")
+    shutil.copytree(first, second, symlinks=True)
+    before = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
+    offline = {**os.environ, "PIP_NO_INDEX": "1", "PYTHON": sys.executable}
+    command = ["bash", second / "infra" / "setup.sh", ".venv"]
+    done = subprocess.run(command, capture_output=True, text=True, env=offline)
+    assert done.returncode != 0  # there is nothing to install from
+    assert "is made anew" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == before
+    assert str(second / ".venv") in (second / ".venv" / "bin" / "pip").read_text()
+    again = subprocess.run(command, capture_output=True, text=True, env=offline)
+    assert "is made anew" not in again.stdout
+
+
+def test_setup_leaves_a_folder_alone_that_is_no_environment(tmp_path):
+    (tmp_path / "mine").write_text("")
+    done = subprocess.run([INFRA / "setup.sh", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert str(tmp_path) in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]

@@ -1,0 +1,87 @@
+"""What make passes on: every value as it was typed, and nothing of it to the shell."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NAMES = ["plain", "my corpus", "a#b", "a$b", "$(touch ran)", "`touch ran`", "it's", 'a"b', "a;touch ran", "ü", "a(b)"]
+NAMES += ["a&b", "a%b", "a:b", "a,b", "*", "-a", ".b c", "a\\b", "~"]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Path:
+    """Where a virtual environment would be: its python writes down what it was called with."""
+    program = tmp_path / "v e" / "bin" / "python"
+    program.parent.mkdir(parents=True)
+    program.write_text(f"#!/bin/bash\nprintf '%s\\0' \"$@\" $'\\n' >>'{tmp_path}/calls'\n")
+    program.chmod(0o755)
+    return program.parents[1]
+
+
+def calls(environment: Path, *words: str) -> list[list[str]]:
+    """The arguments of each call of python that these words of make lead to."""
+    line = ["make", "--no-print-directory", "-C", str(ROOT), "--assume-old", "setup", f"VENV={environment}", *words]
+    # Not what a make around these tests was called with.
+    inherited = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "OUT")}
+    done = subprocess.run(line, capture_output=True, text=True, env=inherited)
+    assert done.returncode == 0, done.stderr
+    text = (environment.parent / "calls").read_text()
+    return [call.removesuffix("\0").split("\0") for call in text.split("\n\0")[:-1]]
+
+
+def after(call: list[str], option: str) -> str:
+    return call[call.index(option) + 1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_corpus_and_a_place_of_any_name_arrive_as_they_are(environment, tmp_path, name):
+    corpus = tmp_path / name
+    corpus.mkdir()
+    made, trained = calls(environment, "entropy", f"CORPUS={corpus}", f"OUT={corpus}/o", f"ENTROPY_CONFIG={name}")
+    assert made[:4] == ["-m", "pipeline", "preprocess", str(corpus)]
+    assert after(made, "--out") == f"{corpus}/o/corpus"
+    assert name in trained
+    assert after(trained, "--data.path") == f"{corpus}/o/corpus"
+    assert not (ROOT / "ran").exists()
+
+
+@pytest.mark.parametrize(("name", "out"), [("my corpus", "my corpus"), ("dots.v1.2/", "dots"), (".a b.txt", "a b")])
+def test_a_run_is_named_after_its_corpus(environment, tmp_path, name, out):
+    (tmp_path / name).mkdir()
+    (made,) = calls(environment, "corpus", f"CORPUS={tmp_path}/{name}")
+    assert after(made, "--out") == f"runs/{out}/corpus"
+
+
+def test_several_paths_are_several(environment, tmp_path):
+    compared, scaled = calls(
+        environment, "compare", "scaling", f"CORPUS={tmp_path}/a.jsonl {tmp_path}/b;c", "ONLY=bytes bpe;x", "SIZES=s m"
+    )
+    assert compared[3:5] == scaled[3:5] == [f"{tmp_path}/a.jsonl", f"{tmp_path}/b;c"]
+    assert compared[-2:] == ["bytes", "bpe;x"]
+    assert scaled[scaled.index("--sizes") + 1 :] == ["s", "m"]
+
+
+def test_options_are_words_in_which_quotes_hold_together(environment, tmp_path):
+    options = "--include '*.py' --text-column \"a b\" c;touch ran $(touch ran)"
+    made, planned = calls(environment, "corpus", "plan", f"CORPUS={tmp_path}", f"CORPUS_OPTIONS={options}", "PLAN=a; b")
+    words = ["--include", "*.py", "--text-column", "a b", "c;touch", "ran", "$(touch", "ran)"]
+    assert made[4 : 4 + len(words)] == words
+    assert planned[-2:] == ["a;", "b"]
+    assert not (ROOT / "ran").exists()
+
+
+def test_values_of_the_environment_are_not_expanded_either(environment, tmp_path, monkeypatch):
+    monkeypatch.setenv("CORPUS", f"{tmp_path}/a$b")
+    (made,) = calls(environment, "corpus", "OUT=o")
+    assert made[3] == f"{tmp_path}/a$b"
+
+
+@pytest.mark.parametrize("file", ["Makefile", "infra/setup.sh", "infra/train.sh", "infra/submit.sh", ".ci/run"])
+def test_no_program_is_called_that_names_the_interpreter_of_another_folder(file):
+    called = re.findall(r'(?:\$\(BIN\)|"?\$venv"?|\.venv)/bin/(\w+)', (ROOT / file).read_text())
+    assert set(called) <= {"python", "pip"}
+    assert not re.search(r'bin/pip"? install', (ROOT / file).read_text())
