@@ -37,6 +37,7 @@ def preprocess(job: Job, inputs: Sequence[Path | str], executor: ExecutorSetting
 
     Raises PipelineError, DatasetError, ModelFileError or IdentityError before any work that would be in vain.
     """
+    load_run(job.out)  # a folder that is not a run's is refused before anything is written into it
     with locked(job.out):
         recorded = load_run(job.out)
         plan = make_plan(inputs, job.reading, recorded.plan if recorded else None, job.out)
@@ -64,7 +65,13 @@ def make_plan(
     with bar("Looking at the input", None) as shown:
         listing = list_inputs(inputs, reading, earlier.files if earlier else (), shown.update, out)
     splits = group(listing.files, listing.split_bytes)
-    return Plan(files=listing.files, splits=splits, split_bytes=listing.split_bytes, skipped=listing.skipped)
+    return Plan(
+        files=listing.files,
+        splits=splits,
+        split_bytes=listing.split_bytes,
+        skipped=listing.skipped,
+        examples=listing.examples,
+    )
 
 
 def specials_of(plan: Plan, reading: ReadSettings) -> tuple[str, ...]:

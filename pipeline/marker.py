@@ -31,6 +31,12 @@ class Counts(Sums):
     """Texts that an earlier record has, byte for byte."""
     document_bytes: int = 0
     """Bytes of text in the documents."""
+    without_id: int = 0
+    without_subset: int = 0
+    without_key: int = 0
+    """Records (dead ones aside) that lack the column which --id-column, --subset-column, --split-key names."""
+    replaced: int = 0
+    """Values for which null or a text stands, because they have no form in JSON or in a name."""
 
 
 class Marker(Settings):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pipeline.settings import ReadSettings, SplitName
+from pipeline.stamp import Stamp
 from shared.identity import digest
 from shared.model_settings import Settings
 
@@ -22,7 +23,7 @@ PIECES_OF_COMPRESSED = 16
 """A compressed file has at most so many pieces: each reads it from the start."""
 
 
-Kind = Literal["jsonl", "text", "parquet", "arrow", "webdataset", "wet", "shard"]
+Kind = Literal["jsonl", "json", "text", "parquet", "arrow", "webdataset", "wet", "shard"]
 """How a file is read."""
 
 
@@ -37,6 +38,8 @@ class Piece(Settings):
     bytes: int
     first_line: int | None = 1
     """1 + newlines before ``begin``; None where nobody has counted them."""
+    check: str = ""
+    """Of a piece among several of a local file: what its content is compared with while it is read (checked.py)."""
 
 
 class SourceFile(Settings):
@@ -51,6 +54,9 @@ class SourceFile(Settings):
     """Bytes on disk."""
     mtime_ns: int
     """0 for remote files."""
+    changed_ns: int = 0
+    inode: int = 0
+    """Of local files, with which an earlier look at them is believed."""
     sha256: str
     """Of the content; empty for remote files, which are not read before they are needed."""
     version: str = ""
@@ -62,10 +68,22 @@ class SourceFile(Settings):
     """Number in its dataset, for our own shards."""
     split: SplitName | None = None
     """Set where the input has decided already which split its records are in."""
+    query: str = ""
+    """What follows the path in a URL, as signed ones have it; no part of the identity."""
 
     @property
     def full_path(self) -> str:
+        """Where it is opened. May hold a signature: messages show ``shown``."""
+        return f"{self.root}/{self.path}{self.query}"
+
+    @property
+    def shown(self) -> str:
+        """Where it lies, for messages."""
         return f"{self.root}/{self.path}"
+
+    @property
+    def stamp(self) -> Stamp:
+        return Stamp(self.size, self.mtime_ns, self.version, self.changed_ns, self.inode)
 
     def identity(self) -> dict[str, Any]:
         """What makes this file the same file, wherever it lies."""
@@ -89,7 +107,9 @@ class Plan(Settings):
     splits: tuple[Split, ...]
     split_bytes: int
     skipped: dict[str, int] = Field(default_factory=dict)
-    """Files that are no text, by reason."""
+    """Files that are not read, by reason."""
+    examples: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """The names of some of them."""
 
     @property
     def bytes(self) -> int:

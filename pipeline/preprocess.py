@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from pydantic import ValidationError
 
@@ -13,6 +14,7 @@ from pipeline.read.columns import SUBSET_COLUMNS
 from pipeline.settings import (
     ChatSettings,
     ExecutorSettings,
+    InputFormat,
     Job,
     OutputSettings,
     PipelineError,
@@ -30,17 +32,19 @@ from shared.shards.manifest import SidecarType, first_problem
 
 EPILOG = """\
 Inputs: files, directories, quoted globs ('data/**/*.parquet'), and URLs that fsspec knows (s3://, gs://, hf:// ...);
-directories may mix formats. Each file is read by its suffix:
-  .jsonl .ndjson   one record a line (also .gz .zst .bz2 .xz)
-  .parquet         rows; large files are cut at row groups
+directories may mix formats. The format of a file is seen in its content, the suffix is a hint:
+  .jsonl .ndjson   one record a line; .json also an array of records, or records of several lines
+  .parquet .pq     rows; large files are cut at row groups
   .arrow .feather  rows of Arrow files and streams; Hugging Face datasets on disk are folders of these
-  .tar             WebDataset samples (also .gz .zst .bz2 .xz); the text is the member .txt, .text or .bytes
-  .wet             texts of a web crawl (also .gz .zst .bz2 .xz)
-  anything else    one document a file, or several with --document-bytes (.txt also .gz .zst .bz2 .xz)
-Our own datasets are read, too; their records keep their split. In directories hidden folders, symbolic links and binary
-suffixes are left out. DIR gets train/ and validation/, each a dataset. The same command goes on where it was stopped,
-and does nothing when it was finished.
-Exit code: 0 fine, 1 splits or the disk failed, 2 bad usage, 3 some records were dead letters.
+  .tar             WebDataset samples; the text is the member .txt, .text or .bytes
+  .wet             texts of a web crawl
+  other text       one document a file, or several with --document-bytes
+All but Parquet and Arrow may be compressed: .gz .zst .bz2 .xz. Our own datasets are read, too; their records keep their
+split. In directories hidden files, links that lead outside, binary files and test data beside training data are left
+out, and the summary says so. DIR gets train/ and validation/, each a dataset. The same command goes on where it was
+stopped, and does nothing when it was finished.
+Exit code: 0 fine, 1 splits or the disk failed, 2 bad usage, 3 some records were dead letters, 4 there are no documents,
+or no record has a column that an option names.
 """
 
 
@@ -108,6 +112,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=defaults.seed, help="of the sample")
     group.add_argument("--include", action="append", default=[], metavar="GLOB", help="files to read in directories")
     group.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="files or folders to leave out")
+    group.add_argument(
+        "--input-format",
+        choices=get_args(InputFormat),
+        help="of every input file (default: what its content says); text takes any file as it is",
+    )
+    group.add_argument(
+        "--named-splits",
+        choices=["keep", "ignore"],
+        default=defaults.named_splits,
+        help="keep: beside files named train, those named validation go to validation/, those named test are left out; "
+        "ignore: they are files like others",
+    )
+    group.add_argument(
+        "--max-window",
+        type=int,
+        default=defaults.max_window,
+        metavar="BYTES",
+        help="memory for the window of a compressed file; zstd --long=31 needs the default of 2 GiB",
+    )
     group.add_argument(
         "--max-ratio",
         type=int,

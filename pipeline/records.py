@@ -4,7 +4,7 @@ import base64
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.settings import ReadSettings, SplitName
 from shared.identity import canonical_json
@@ -63,6 +63,10 @@ def chunks_of(text: Text) -> Iterator[bytes]:
     return iter((text,)) if isinstance(text, bytes) else text.open()
 
 
+Option = Literal["id", "subset", "key"]
+"""What an option may name a column for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """A document of the input. An empty text makes no document: it is counted and listed."""
@@ -80,6 +84,10 @@ class Record:
     """Bytes that the record took in the input, for the progress bar."""
     spans: Spans | None = None
     """Special ids between the bytes, and what is learnt; None: plain text."""
+    lacks: tuple[Option, ...] = ()
+    """Options that name a column which this record does not have, or has null."""
+    replaced: int = 0
+    """Values of other columns than the text's for which null or a text stands, because they have no form here."""
 
     @property
     def tokens(self) -> int:
@@ -96,9 +104,13 @@ class DeadLetter:
     size: int
     sha256: str
     excerpt: bytes
+    records: int = 1
+    """How many are lost by it, where that is known: the rows of a table, for one."""
 
     def as_json(self) -> dict[str, Any]:
         values = {**self.place.as_json(), "reason": self.reason, "bytes": self.size, "sha256": self.sha256}
+        if self.records != 1:
+            values["records"] = self.records
         try:
             return values | {"excerpt": self.excerpt.decode()}
         except UnicodeDecodeError:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pydantic import ValidationError
 
@@ -67,24 +67,49 @@ def require_same(recorded: RunFile, identity: dict[str, Any], out: Path) -> None
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Hold a run's folder for this process. Raises PipelineError when another has it."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        file = (out / LOCK_FILE).open("a+")
-    except OSError as error:
-        raise PipelineError(f"--out {out} cannot be written: {error.strerror}") from None
-    with file:
-        try:
-            lock(file, patience=0.2)  # one that only looks who has it is gone in a moment
-        except BlockingIOError:
-            file.seek(0)
-            raise PipelineError(f"{out} is in use by another run (process {file.read().strip() or '?'})") from None
-        except OSError as error:
-            raise PipelineError(f"--out {out} cannot be locked ({error.strerror}); use storage with locks") from None
+    """Hold a run's folder for this process. Raises PipelineError when another has it.
+
+    Where nothing comes of it, the lock is removed again, and the folder if it was made here.
+    """
+    made = not out.exists()
+    with _locked_file(out) as file:
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            if [entry.name for entry in out.iterdir()] == [LOCK_FILE]:
+                (out / LOCK_FILE).unlink()
+                if made:
+                    with suppress(OSError):
+                        out.rmdir()
+
+
+@contextmanager
+def _locked_file(out: Path) -> Iterator[IO[str]]:
+    while True:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            file = (out / LOCK_FILE).open("a+")
+        except OSError as error:
+            raise PipelineError(f"--out {out} cannot be written: {error.strerror}") from None
+        with file:
+            try:
+                lock(file, patience=0.2)  # one that only looks who has it is gone in a moment
+            except BlockingIOError:
+                file.seek(0)
+                holding = file.read().strip() or "?"
+                raise PipelineError(f"{out} is in use by another run (process {holding})") from None
+            except OSError as error:
+                raise PipelineError(
+                    f"--out {out} cannot be locked ({error.strerror}); use storage with locks"
+                ) from None
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), (out / LOCK_FILE).stat()):
+                    yield file
+                    return
+        # The one who held it has removed it in the meantime.
 
 
 def holder(out: Path) -> str | None:

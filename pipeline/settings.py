@@ -11,6 +11,7 @@ from shared.patching.settings import PatchingSettings
 from shared.shards.manifest import NumericsClass, ShardFormat, SidecarType
 
 SplitName = Literal["train", "validation"]
+InputFormat = Literal["jsonl", "json", "text", "parquet", "arrow", "webdataset", "wet"]
 SPLIT_NAMES: tuple[SplitName, ...] = ("train", "validation")
 
 
@@ -45,6 +46,14 @@ def _is_none(value: object) -> bool:
     return value is None
 
 
+def _is_default_window(value: object) -> bool:
+    return value == 2**31
+
+
+def _is_keep(value: object) -> bool:
+    return value == "keep"
+
+
 class ReadSettings(Settings):
     """Which records there are, and which of them go where."""
 
@@ -77,6 +86,13 @@ class ReadSettings(Settings):
     """Bytes of one split; None: an eighth of the input, at least 1 MiB and at most 64 MiB."""
     max_ratio: int = Field(default=1000, gt=0)
     """Decompressed bytes per compressed byte beyond which a file is refused as a decompression bomb."""
+
+    max_window: int = Field(default=2**31, ge=2**20, le=2**31, exclude_if=_is_default_window)
+    """Bytes of earlier content that a compressed file may refer to; decompressing holds so many, if there are."""
+    input_format: InputFormat | None = Field(default=None, exclude_if=_is_none)
+    """The format of every input file; None: each is looked at."""
+    named_splits: Literal["keep", "ignore"] = Field(default="keep", exclude_if=_is_keep)
+    """keep: beside files named train, those named validation go to validation, and those named test are left out."""
 
     @model_validator(mode="after")
     def _one_subset(self) -> Self:

@@ -108,9 +108,14 @@ class _Sorting:
     def records(self) -> Generator[Record, None, None]:
         """The records that become documents."""
         for found in read_split(self._plan, self._split, self._reading):
-            self._counts["records"] += 1
             fate = self._fate(found)
-            self._counts[fate] += 1
+            number = found.records if isinstance(found, DeadLetter) else 1
+            self._counts["records"] += number
+            self._counts[fate] += number
+            if isinstance(found, Record):
+                self._counts["replaced"] += found.replaced
+                for option in found.lacks:
+                    self._counts[f"without_{option}"] += 1
             if isinstance(found, Record) and fate == "documents":
                 self._counts["document_bytes"] += len(found.text)
                 yield found

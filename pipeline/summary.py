@@ -1,9 +1,12 @@
 """What a run says at its end: every record accounted for, and where things are."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from pipeline.charts import duration, size
 from pipeline.following import Progress
 from pipeline.logs import LOGS
-from pipeline.marker import DEAD_LETTERS, DUPLICATES, EMPTY_RECORDS
+from pipeline.marker import DEAD_LETTERS, DUPLICATES, EMPTY_RECORDS, Counts
 from pipeline.report import Report
 from pipeline.run_folder import FAILURES
 from pipeline.settings import SPLIT_NAMES, Job
@@ -11,13 +14,40 @@ from shared.shards.manifest import SubsetTotals
 from shared.terminal import show
 
 SUBSETS_SHOWN = 12
+_LONGEST_NAME = 60
 
 
 def exit_code(report: Report) -> int:
-    """0 fine, 1 splits failed, 3 some records were dead letters."""
+    """0 fine, 1 splits failed, 3 some records were dead letters, 4 the product is not what was asked for."""
     if report.failures:
         return 1
+    if missed(report):
+        return 4
     return 3 if any(marker.counts.dead for marker in report.markers) else 0
+
+
+def missed(report: Report) -> list[str]:
+    """What a finished run was asked for and cannot have done: documents, and columns that no record has."""
+    counts = report.counts
+    found, reading = [], report.run.identity.get("reading", {})
+    if not counts.documents:
+        why = f": all {counts.dead:,} records are dead letters" if counts.dead and counts.dead == counts.records else ""
+        found.append(f"no documents{why}")
+    living = counts.records - counts.dead
+    for option, column, number in _columns(reading, counts):
+        if living and number == living:
+            found.append(f"{option} {column}: no record has that column, so the option did nothing")
+    return found
+
+
+def _columns(reading: Mapping[str, Any], counts: Counts) -> list[tuple[str, str, int]]:
+    """Options that name a column, with the number of records that lack it."""
+    columns = (
+        ("--id-column", reading.get("id_column"), counts.without_id),
+        ("--subset-column", reading.get("subset_column"), counts.without_subset),
+        ("--split-key", reading.get("split_key"), counts.without_key),
+    )
+    return [(option, column, number) for option, column, number in columns if column is not None and number]
 
 
 def print_summary(job: Job, report: Report) -> None:
@@ -43,19 +73,33 @@ def summary_lines(job: Job, report: Report) -> list[str]:
     ):
         if records:
             lines.append(f"  {records:>12,} {what}")
+    for option, column, number in _columns(report.run.identity.get("reading", {}), counts):
+        lines.append(f"  {number:>12,} without the column {column!r} of {option}")
+    if counts.replaced:
+        lines.append(f"  {counts.replaced:>12,} values of other columns replaced: they have no form in JSON or a name")
     for reason, files in report.run.plan.skipped.items():
-        lines.append(f"  {files:>12,} files or folders not read: {reason}")
+        names = report.run.plan.examples.get(reason, ())
+        shown = f": {', '.join(map(_shown, names))}" + (", ..." if files > len(names) else "") if names else ""
+        lines.append(f"  {files:>12,} files or folders not read: {reason}{shown}")
     for name in SPLIT_NAMES:
         lines += _dataset_lines(job, name, report.subsets(name), sum(len(m.shards[name]) for m in report.markers))
     for failure in report.failures:
         paths = ", ".join(report.files_of(failure))
         shown = paths if len(paths) <= 80 else paths[:77] + "..."
         lines.append(f"  failed: split {failure.split} ({shown}): {failure.error}")
+    if not report.failures:
+        lines += [f"  warning: {problem}" for problem in missed(report)]
     if report.failures:
         lines.append(f"  details in {job.out / FAILURES} and {job.out / LOGS}; mend the cause and run the same command")
     elif report.progress is not None:
         lines.append(f"  {_work(report.progress)}")
     return lines
+
+
+def _shown(name: str) -> str:
+    """A file's name for the terminal, which must not obey it."""
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    return plain if len(plain) <= _LONGEST_NAME else f"...{plain[-_LONGEST_NAME:]}"
 
 
 def _work(progress: Progress) -> str:

@@ -1,6 +1,7 @@
 """Where files lie, local or behind an fsspec URL: opened in one way, with one line when that cannot be."""
 
 import errno
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ _PACKAGES = {
 }
 """Package that a scheme needs, and the extra of this project that installs it."""
 
+_QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?'\"]+)\?[^\s'\"]+")
 ATTEMPTS = 4
 PAUSE_SECONDS = 0.5
 """Before a connection is tried again for the first time; longer each time after."""
@@ -46,6 +48,11 @@ def local_path(text: str) -> str:
 def location_of(text: Any) -> Any:
     """A URL as it is written; any other text as a path."""
     return Path(local_path(text)) if isinstance(text, str) and not is_url(local_path(text)) else text
+
+
+def without_query(text: str) -> str:
+    """Text for a message, URLs in it without what follows their question mark: signatures are secrets."""
+    return _QUERY.sub(r"\1?...", text)
 
 
 Location = Annotated[Path | str, BeforeValidator(location_of)]

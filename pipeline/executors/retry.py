@@ -11,10 +11,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from pipeline.plan import Split
+from pipeline.transient import ATTEMPTS
 from pipeline.worker import Outcome
 
-ATTEMPTS = 3
-"""How often a split is tried before it is given up."""
 BACK_OFF_SECONDS = (2.0, 20.0)
 """Pause before the second and the third attempt after a transient error."""
 

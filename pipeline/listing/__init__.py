@@ -1,6 +1,5 @@
 """Looking at the input once: which files there are, what identifies them, and where they can be cut."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.listing.finding import Found, dataset_folders, find
+from pipeline.listing.finding import OWN_FOLDER, Found, Search, dataset_folders, seen
 from pipeline.listing.survey import survey_file
 from pipeline.plan import SourceFile, row_pieces, split_size
+from pipeline.read.formats import Format
+from pipeline.read.storage import Stamp
 from pipeline.settings import PipelineError, ReadSettings
 from shared.shards.dataset import open_dataset
+from shared.storage import without_query
 
 __all__ = ["Listing", "dataset_folders", "list_inputs"]
-
-OWN_FOLDER = "the folder of this run"
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,9 @@ class Listing:
     files: tuple[SourceFile, ...]
     split_bytes: int
     skipped: dict[str, int]
+    """Files and folders that are not read, by reason."""
+    examples: dict[str, tuple[str, ...]]
+    """The names of some of them."""
 
 
 def list_inputs(
@@ -37,32 +40,34 @@ def list_inputs(
 ) -> Listing:
     """List, identify and survey the inputs, in the order given and sorted inside directories.
 
-    Local files are hashed; of remote ones nothing but a footer is read. A file that ``known`` holds with the same size
-    and modification time or version is not read again. ``progress`` is told the bytes as they are looked at.
-    ``out``: the folder of the run, which is no part of its input even where it lies in it. Raises PipelineError for an
-    input that cannot be used, DatasetError for a bad dataset.
+    Local files are hashed; of remote ones nothing but a footer is read, and the beginning where the name is unclear. A
+    file that ``known`` holds with the same stamp is not read again. ``progress`` is told the bytes as they are looked
+    at. ``out``: the folder of the run, which is no part of its input even where it lies in it. Raises PipelineError for
+    an input that cannot be used, DatasetError for a bad dataset.
     """
-    skipped: Counter[str] = Counter()
-    everything = [entry for text in inputs for entry in find(str(text), reading, skipped)]
+    formats = {(f.root, f.path, f.stamp): Format(f.kind, f.compression) for f in known if f.kind != "shard"}
+    search = Search(reading, lambda *key: formats.get(key), out)
+    everything = [entry for text in inputs for entry in search.find(str(text))]
     found = [entry for entry in everything if out is None or not _location(entry).startswith(f"{out}/")]
     if len(found) < len(everything):
-        skipped[OWN_FOLDER] += 1
+        search.left_out.add(OWN_FOLDER, str(out))
     sizes = [entry.stamp.size if isinstance(entry, Found) else _dataset_bytes(entry) for entry in found]
     cut_bytes = split_size(sum(sizes), reading.split_bytes)
-    earlier = {(f.root, f.path, f.size, f.mtime_ns, f.version, f.split, f.cut_bytes): f for f in known}
+    earlier = {(f.root, f.path, f.query, f.stamp, f.split, f.kind, f.cut_bytes): f for f in known}
     files: list[SourceFile] = []
     for entry in found:
         if isinstance(entry, Path):
             files += _shards(entry, cut_bytes, earlier)
         else:
-            at = entry.stamp
-            key = (entry.root, entry.path, at.size, at.mtime_ns, at.version, entry.split, cut_bytes)
+            kind = entry.format.kind
+            key = (entry.root, entry.path, entry.query, entry.stamp, entry.split, kind, cut_bytes)
             files.append(earlier.get(key) or survey_file(entry, cut_bytes, reading))
-            progress(at.size)
+            progress(entry.stamp.size)
     if not files:
-        where = ", ".join(map(str, inputs))
-        raise PipelineError(f"{where}: there is nothing to read" + ("; every file was left out" if skipped else ""))
-    return Listing(tuple(files), cut_bytes, dict(sorted(skipped.items())))
+        where = ", ".join(without_query(str(text)) for text in inputs)
+        raise PipelineError(f"{where}: there is nothing to read{seen(search.left_out) or ': no file is there'}")
+    left_out = search.left_out
+    return Listing(tuple(files), cut_bytes, dict(sorted(left_out.counts.items())), dict(sorted(left_out.names.items())))
 
 
 def _location(entry: Found | Path) -> str:
@@ -81,8 +86,8 @@ def _shards(folder: Path, cut_bytes: int, earlier: Mapping[Any, SourceFile]) -> 
         path = base / entry.name
         if not path.is_file():
             raise PipelineError(f"{path} is missing; the manifest lists it")
-        root, name, found = str(base.parent), f"{base.name}/{entry.name}", path.stat()
-        before = earlier.get((root, name, found.st_size, found.st_mtime_ns, "", split, cut_bytes))
+        root, name, at = str(base.parent), f"{base.name}/{entry.name}", Stamp.of(path.stat())
+        before = earlier.get((root, name, "", at, split, "shard", cut_bytes))
         if before is not None and (before.sha256, before.shard) == (entry.sha256, number):
             yield before
             continue
@@ -91,8 +96,10 @@ def _shards(folder: Path, cut_bytes: int, earlier: Mapping[Any, SourceFile]) -> 
             root=root,
             path=name,
             kind="shard",
-            size=found.st_size,
-            mtime_ns=found.st_mtime_ns,
+            size=at.size,
+            mtime_ns=at.mtime_ns,
+            changed_ns=at.changed_ns,
+            inode=at.inode,
             sha256=entry.sha256,
             pieces=row_pieces(index.bytes.tolist(), np.flatnonzero(index.part == 0).tolist(), cut_bytes),
             cut_bytes=cut_bytes,

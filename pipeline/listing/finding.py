@@ -1,27 +1,44 @@
 """From an input as it was typed to the files that it stands for: a path, a glob, or a URL with or without one."""
 
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from pipeline.listing.choosing import (
+    LeftOut,
+    data_files,
+    dataset_left_out,
     file_left_out,
     folder_left_out,
     glob_matcher,
     has_magic,
+    named_splits,
     split_glob,
-    without_companions,
+    without_notes,
 )
-from pipeline.listing.formats import format_of, why_not
+from pipeline.listing.foreign_folders import (
+    current_snapshot,
+    hub_repository,
+    is_our_run,
+    listed_files,
+    read_state,
+)
+from pipeline.read.content import NoText, format_in
+from pipeline.read.formats import OWN_FILE, Format, named, suffix_left_out
 from pipeline.read.storage import Stamp, stamp, stamp_of
 from pipeline.settings import SPLIT_NAMES, PipelineError, ReadSettings, SplitName
+from pipeline.transient import retried
+from shared.shards.index import index_name
 from shared.shards.manifest import MANIFEST_NAME, DatasetError, load_manifest
-from shared.storage import StorageError, file_system, is_url, local_path
+from shared.storage import StorageError, file_system, is_url, local_path, open_binary, without_query
 
-_LINKS = "symbolic links"
+OWN_FOLDER = "the folder of this run"
+_LINKS, _SPECIAL = "symbolic links", "no regular files"
+_BLOBS = "blobs and older snapshots of a cache of the Hub"
+_UNFINISHED = "runs of preprocess that are not finished"
+_READABLE = "text, JSON, Parquet, Arrow, WebDataset, WET or a dataset"
 
 
 @dataclass(frozen=True)
@@ -32,35 +49,174 @@ class Found:
     """Absolute folder or URL."""
     path: str
     stamp: Stamp
+    format: Format
     split: SplitName | None = None
+    query: str = ""
+    """What follows the path in a URL, with its question mark."""
 
     @property
     def location(self) -> str:
         return f"{self.root}/{self.path}"
 
 
-def find(text: str, reading: ReadSettings, skipped: Counter[str]) -> list[Found | Path]:
-    """The files of one input, and the folders of our own datasets in it. What is left out is counted by reason.
+Known = Callable[[str, str, Stamp], Format | None]
+"""The format of a file (root, path, stamp) that was looked at before."""
 
-    Raises PipelineError for an input that cannot be used.
-    """
-    text = local_path(text)
-    if is_url(text):
-        return [*_find_remote(text, reading, skipped)]
-    path = Path(text)
-    if folders := dataset_folders(path):
-        return [*folders]
-    if path.is_dir():
-        return _below(path, reading, skipped)
-    if not path.exists() and has_magic(text):
-        folder, pattern = split_glob(text)
-        return _require(text, _below(Path(folder), reading, skipped, glob_matcher(pattern)))
-    if not path.exists():
-        raise PipelineError(f"{text}: there is no such file or directory")
-    if not path.is_file():
-        raise PipelineError(f"{text}: not a file; give text, jsonl, Parquet, Arrow, WebDataset, WET or a dataset")
-    _require_format(text)
-    return [Found(str(path.parent.resolve()), path.name, stamp(text))]
+
+@dataclass
+class Search:
+    """How inputs are looked through, and what is left out on the way."""
+
+    reading: ReadSettings
+    known: Known = lambda root, path, at: None
+    out: Path | None = None
+    """The folder of the run, which is no part of its input."""
+    left_out: LeftOut = field(default_factory=LeftOut)
+
+    def find(self, text: str) -> list[Found | Path]:
+        """The files of one input, and the folders of our own datasets in it. What is left out is counted by reason.
+
+        Raises PipelineError for an input that cannot be used.
+        """
+        text = local_path(text)
+        if is_url(text):
+            return [*_find_remote(text, self)]
+        path = Path(text)
+        if folders := dataset_folders(path):
+            return [*folders]
+        if path.is_dir():
+            return self._below(path)
+        if not path.exists() and has_magic(text):
+            folder, pattern = split_glob(text)
+            return _require(text, self._below(Path(folder), glob_matcher(pattern)), self.left_out)
+        if not path.exists():
+            raise PipelineError(f"{text}: there is no such file or directory")
+        if not path.is_file():
+            raise PipelineError(f"{text}: not a file; give {_READABLE}")
+        folder, at = str(path.parent.resolve()), stamp(text)
+        return [Found(folder, path.name, at, self.format_by_name_given(folder, path.name, at, text))]
+
+    def format_by_name_given(self, root: str, path: str, at: Stamp, shown: str, query: str = "") -> Format:
+        """That of a file that was given itself. Raises PipelineError for one that cannot be read."""
+        try:
+            if self.reading.input_format is None and (reason := suffix_left_out(path)):
+                raise NoText(reason)
+            return self.format(root, path, at, query)
+        except NoText as why:
+            raise PipelineError(f"{shown}: {why}; give {_READABLE}, or say --input-format") from None
+
+    def format(self, root: str, path: str, at: Stamp, query: str = "") -> Format:
+        """The format of a file: by its content, of a remote one only where its name is unclear. Raises NoText."""
+        name, location = named(PurePosixPath(path).name), f"{root}/{path}{query}"
+        if (known := self.known(root, path, at)) is not None:
+            return known
+        if at.size == 0 or (is_url(location) and (name.clear or self.reading.input_format is not None)):
+            return Format(self.reading.input_format or name.kind or "text", name.compression)
+        try:
+            return retried(lambda: _looked_at(location, path, self.reading))
+        except OSError as error:
+            raise PipelineError(f"{without_query(location)} cannot be read: {error.strerror or error}") from None
+
+    def _below(self, folder: Path, wanted: Callable[[str], bool] = lambda _: True) -> list[Found | Path]:
+        """Everything in a folder that is wanted, sorted by path."""
+        root = folder.resolve()
+        datasets: list[str] = []
+        files: dict[str, Stamp] = {}
+        links: list[str] = []
+        for relative, found in self._walk(root, root):
+            if not wanted(relative):
+                continue
+            if found is None:
+                if reason := dataset_left_out(relative, self.reading):
+                    self.left_out.add(reason, relative)
+                else:
+                    datasets.append(relative)
+            elif reason := file_left_out(relative, self.reading):
+                self.left_out.add(reason, relative)
+            elif isinstance(found, Path):
+                links.append(relative)
+            else:
+                files[relative] = found
+        self._follow(root, links, files)
+        entries: dict[str, Found | Path] = {}
+        for entry in self.chosen(str(root), files):
+            entries[entry.path] = entry
+        entries |= {path: root / path for path in datasets}
+        return [entries[path] for path in sorted(entries)]
+
+    def chosen(self, root: str, files: Mapping[str, Stamp]) -> Iterator[Found]:
+        """Those of the files in one input that hold data for training, with their formats."""
+
+        def listed(folder: str) -> list[str] | None:
+            where = f"{root}/{folder}/state.json" if folder != "." else f"{root}/state.json"
+            return listed_files(retried(lambda: read_state(where)), where)
+
+        formats: dict[str, Format] = {}
+        for path in data_files(files, listed, self.left_out):
+            if files[path].size == 0 and path.lower().endswith(".lock"):
+                self.left_out.add(OWN_FILE, path)
+                continue
+            try:
+                formats[path] = self.format(root, path, files[path])
+            except NoText as why:
+                self.left_out.add(str(why), path)
+        kinds = {path: found.kind for path, found in formats.items()}
+        kept = without_notes(kinds, {path for path in kinds if files[path].size == 0}, self.left_out)
+        splits: dict[str, SplitName | None] = dict.fromkeys(kept)
+        if self.reading.named_splits == "keep":
+            splits = named_splits({path: kinds[path] for path in kept}, self.left_out)
+        for path, split in splits.items():
+            yield Found(root, path, files[path], formats[path], split)
+
+    def _walk(self, root: Path, folder: Path) -> Iterator[tuple[str, Stamp | Path | None]]:
+        """Files below a folder with stamps, links (as paths), and our datasets. No link to a folder is followed."""
+        try:
+            entries = sorted(os.scandir(folder), key=lambda e: e.name)
+        except OSError as error:
+            raise PipelineError(f"{folder} cannot be read: {error.strerror}") from None
+        names = {entry.name for entry in entries if not entry.is_symlink() and entry.is_dir()}
+        passed = {"blobs", "refs"} if {"blobs", "snapshots"} <= names else set()
+        current = current_snapshot(folder.parent) if folder.name == "snapshots" else None
+        for entry in entries:
+            path = Path(entry.path)
+            relative = path.relative_to(root).as_posix()
+            _require_utf8(relative)
+            if entry.is_symlink():
+                yield relative, path
+            elif entry.is_dir():
+                if path == self.out:
+                    self.left_out.add(OWN_FOLDER, relative)
+                elif reason := folder_left_out(relative, self.reading):
+                    self.left_out.add(reason, relative)
+                elif entry.name in passed or (current is not None and entry.name != current):
+                    self.left_out.add(_BLOBS, relative)
+                elif datasets := list(filter(_is_ours, dataset_folders(path))):
+                    if is_our_run(path) and len(datasets) < len(SPLIT_NAMES):
+                        self.left_out.add(_UNFINISHED, relative)
+                    else:
+                        yield from ((dataset.relative_to(root).as_posix(), None) for dataset in datasets)
+                elif is_our_run(path):
+                    self.left_out.add(_UNFINISHED, relative)
+                else:
+                    yield from self._walk(root, path)
+            elif not entry.is_file():
+                self.left_out.add(_SPECIAL, relative)
+            else:
+                yield relative, Stamp.of(entry.stat())
+
+    def _follow(self, root: Path, links: list[str], files: dict[str, Stamp]) -> None:
+        """Add the links to files in the same input, or in the same repository of a Hub cache, that are not read yet."""
+        repository = hub_repository(root)
+        read = {str(root / path) for path in files} if links else set()
+        for relative in links:
+            target = Path(os.path.realpath(root / relative))
+            within = target.is_relative_to(root) or (repository is not None and target.is_relative_to(repository))
+            ours = self.out is not None and target.is_relative_to(self.out)
+            if within and not ours and target.is_file() and str(target) not in read:
+                read.add(str(target))
+                files[relative] = Stamp.of(target.stat())
+            else:
+                self.left_out.add(_LINKS, relative)
 
 
 def dataset_folders(path: Path) -> list[Path]:
@@ -68,54 +224,6 @@ def dataset_folders(path: Path) -> list[Path]:
     if (path / MANIFEST_NAME).is_file():
         return [path]
     return [path / name for name in SPLIT_NAMES if (path / name / MANIFEST_NAME).is_file()]
-
-
-def _below(
-    folder: Path, reading: ReadSettings, skipped: Counter[str], wanted: Callable[[str], bool] = lambda _: True
-) -> list[Found | Path]:
-    """Everything in a folder that is wanted, sorted by path."""
-    root = folder.resolve()
-    datasets: list[str] = []
-    files: dict[str, Stamp] = {}
-    for relative, found in _walk(root, root, reading, skipped):
-        if not wanted(relative):
-            continue
-        if found is None:
-            datasets.append(relative)
-        elif reason := file_left_out(relative, reading):
-            skipped[reason] += 1
-        else:
-            files[relative] = Stamp(found.st_size, found.st_mtime_ns)
-    kept = without_companions(files, skipped)
-    entries: dict[str, Found | Path] = {path: Found(str(root), path, files[path], kept[path]) for path in kept}
-    entries |= {path: root / path for path in datasets}
-    return [entries[path] for path in sorted(entries)]
-
-
-def _walk(
-    root: Path, folder: Path, reading: ReadSettings, skipped: Counter[str]
-) -> Iterator[tuple[str, os.stat_result | None]]:
-    """Regular files below a folder, and our datasets (without a stat); no symbolic link is followed."""
-    try:
-        entries = sorted(os.scandir(folder), key=lambda e: e.name)
-    except OSError as error:
-        raise PipelineError(f"{folder} cannot be read: {error.strerror}") from None
-    for entry in entries:
-        relative = Path(entry.path).relative_to(root).as_posix()
-        _require_utf8(relative)
-        if entry.is_symlink():
-            skipped[_LINKS] += 1
-        elif entry.is_dir():
-            if reason := folder_left_out(relative, reading):
-                skipped[reason] += 1
-            elif datasets := list(filter(_is_ours, dataset_folders(Path(entry.path)))):
-                yield from ((dataset.relative_to(root).as_posix(), None) for dataset in datasets)
-            else:
-                yield from _walk(root, Path(entry.path), reading, skipped)
-        elif not entry.is_file():
-            skipped["no regular files"] += 1
-        else:
-            yield relative, entry.stat()
 
 
 def _is_ours(folder: Path) -> bool:
@@ -127,33 +235,47 @@ def _is_ours(folder: Path) -> bool:
     return True
 
 
-def _find_remote(url: str, reading: ReadSettings, skipped: Counter[str]) -> Iterator[Found | Path]:
+def _looked_at(location: str, path: str, reading: ReadSettings) -> Format:
+    with open_binary(location) as file:
+        return format_in(file, named(PurePosixPath(path).name), reading)
+
+
+def _find_remote(url: str, search: Search) -> Iterator[Found | Path]:
+    shown = without_query(url)
     try:
-        yield from _remote(url, reading, skipped)
+        yield from _remote(url, search)
     except PipelineError:
         raise
     except StorageError as error:
         raise PipelineError(str(error)) from None
     except FileNotFoundError:
-        raise PipelineError(f"{url}: there is no such file or directory") from None
+        raise PipelineError(f"{shown}: there is no such file or directory") from None
     except Exception as error:  # each store has errors of its own
-        raise PipelineError(f"{url}: {type(error).__name__}: {' '.join(str(error).split())}") from None
+        said = without_query(" ".join(str(error).split()))
+        raise PipelineError(f"{shown}: {type(error).__name__}: {said}") from None
 
 
-def _remote(url: str, reading: ReadSettings, skipped: Counter[str]) -> Iterator[Found | Path]:
+def _remote(url: str, search: Search) -> Iterator[Found | Path]:
     single = urlsplit(url).scheme in ("http", "https")  # these have no listing
     folder, pattern = split_glob(url) if has_magic(url) and not single else (url.rstrip("/"), None)
     fs, base = file_system(folder)
     fs.invalidate_cache()
-    if pattern is None and (single or fs.isfile(base)):
-        _require_format(url)
-        root, _, name = url.rpartition("/")
-        yield Found(root, name, stamp_of(fs.info(base)))
+    if pattern is None and (single or retried(lambda: fs.isfile(base))):
+        address, mark, query = url.partition("?") if single else (url, "", "")
+        root, _, name = address.rpartition("/")
+        if mark and not named(name).clear:
+            name, mark, query = f"{name}?{query}", "", ""  # it says which file is meant
+        at = stamp_of(retried(lambda: fs.info(base)))
+        found = search.format_by_name_given(root, name, at, without_query(url), mark + query)
+        yield Found(root, name, at, found, query=mark + query)
         return
     base = base.rstrip("/")
-    infos = {name.removeprefix(base).lstrip("/"): info for name, info in fs.find(base, detail=True).items()}
+    listing = retried(lambda: fs.find(base, detail=True))
+    infos = {name.removeprefix(base).lstrip("/"): info for name, info in listing.items()}
     if not infos:
         raise FileNotFoundError(url)
+    if ours := _our_dataset(infos):
+        raise PipelineError(f"{folder}/{ours}: one of our datasets; they are read from disks, so copy it first")
     wanted = glob_matcher(pattern) if pattern is not None else lambda _: True
     files: dict[str, Stamp] = {}
     for relative in filter(wanted, sorted(infos)):
@@ -161,27 +283,38 @@ def _remote(url: str, reading: ReadSettings, skipped: Counter[str]) -> Iterator[
             continue
         _require_utf8(relative)
         above = PurePosixPath(relative).parents[:-1]
-        reasons = (folder_left_out(folder.as_posix(), reading) for folder in above)
-        if reason := next(filter(None, reasons), None) or file_left_out(relative, reading):
-            skipped[reason] += 1
+        reasons = (folder_left_out(folder.as_posix(), search.reading) for folder in above)
+        if reason := next(filter(None, reasons), None) or file_left_out(relative, search.reading):
+            search.left_out.add(reason, relative)
         else:
             files[relative] = stamp_of(infos[relative])
-    for path, split in without_companions(files, skipped).items():
-        yield Found(folder, path, files[path], split)
+    entries = [*search.chosen(folder, files)]
+    yield from entries
     if pattern is not None:
-        _require(url, [*files])
+        _require(url, entries, search.left_out)
 
 
-def _require(text: str, found: list) -> list:
+def _our_dataset(paths: Collection[str]) -> str | None:
+    """The folder of one of our datasets among remote files, by its manifest and the indexes beside it."""
+    indexed = {PurePosixPath(path).parent for path in paths if path.endswith(index_name(""))}
+    folders = [PurePosixPath(path).parent for path in paths if PurePosixPath(path).name == MANIFEST_NAME]
+    return next((str(folder) for folder in folders if folder in indexed), None)
+
+
+def _require(text: str, found: list, left_out: LeftOut) -> list:
     if not found:
-        raise PipelineError(f"{text}: the pattern matches no file that can be read")
+        raise PipelineError(f"{text}: the pattern matches no file that can be read{seen(left_out)}")
     return found
 
 
-def _require_format(text: str) -> None:
-    name = text.rpartition("/")[2]
-    if format_of(name) is None:
-        raise PipelineError(f"{text}: {why_not(name)}; give text, jsonl, Parquet, Arrow, WebDataset, WET or a dataset")
+def seen(left_out: LeftOut) -> str:
+    """What was seen and is not read, as the end of a sentence."""
+    parts = [
+        f"{count} left out as {reason}: {', '.join(left_out.names[reason])}"
+        + (", ..." * (count > len(left_out.names[reason])))
+        for reason, count in left_out.counts.items()
+    ]
+    return f"; {'; '.join(parts)}" if parts else ""
 
 
 def _require_utf8(relative: str) -> None:

@@ -1,16 +1,18 @@
 """One file looked at before any work: its identity, and the pieces that it can be cut into."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from pipeline.listing.finding import Found
-from pipeline.listing.formats import format_of
 from pipeline.plan import PIECES_OF_COMPRESSED, Piece, SourceFile, byte_pieces, row_pieces
-from pipeline.read.arrow_ipc import batch_sizes
-from pipeline.read.parquet import row_group_sizes
+from pipeline.read.arrow_ipc import batch_ranges, batch_sizes
+from pipeline.read.checked import LineChecks, range_digest
+from pipeline.read.parquet import row_group_ranges, row_group_sizes
 from pipeline.read.storage import DATA_ERRORS, reason_in
-from pipeline.read.streams import Compression, DamagedStream, chunks
+from pipeline.read.streams import DamagedStream, chunks
 from pipeline.settings import PipelineError, ReadSettings
+from pipeline.transient import retried
 from shared.storage import is_url, open_binary
 
 
@@ -19,26 +21,36 @@ def survey_file(found: Found, cut_bytes: int, reading: ReadSettings) -> SourceFi
 
     Raises PipelineError for a file that the system cannot read.
     """
-    form = format_of(found.path)
-    assert form is not None, "files without a format are not found"
+    at = found.stamp
     file = SourceFile(
         root=found.root,
         path=found.path,
-        kind=form.kind,
-        compression=form.compression,
-        size=found.stamp.size,
-        mtime_ns=found.stamp.mtime_ns,
-        version=found.stamp.version,
+        kind=found.format.kind,
+        compression=found.format.compression,
+        size=at.size,
+        mtime_ns=at.mtime_ns,
+        changed_ns=at.changed_ns,
+        inode=at.inode,
+        version=at.version,
         sha256="",
         pieces=(),
         cut_bytes=cut_bytes,
         split=found.split,
+        query=found.query,
     )
     try:
-        sha256 = "" if is_url(file.full_path) else _sha256(file.full_path)
+        if is_url(file.full_path):
+            return file.model_copy(update={"pieces": retried(lambda: _remote_pieces(file, reading))})
+        if file.kind == "jsonl" and file.compression == "none" and file.size:
+            looked = _look_at_lines(file.full_path, cut_bytes)
+            pieces = byte_pieces(looked.size, cut_bytes, looked.newlines)
+            if len(pieces) > 1:
+                pieces = _with_checks(pieces, looked.checks.__getitem__)
+            return file.model_copy(update={"sha256": looked.sha256, "pieces": pieces})
+        sha256 = _sha256(file.full_path)
         return file.model_copy(update={"sha256": sha256, "pieces": _pieces(file, reading)})
     except OSError as error:
-        raise PipelineError(f"{file.full_path} cannot be read: {error.strerror or error}") from None
+        raise PipelineError(f"{file.shown} cannot be read: {error.strerror or error}") from None
 
 
 def _sha256(location: str) -> str:
@@ -46,33 +58,78 @@ def _sha256(location: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
-def _pieces(file: SourceFile, reading: ReadSettings) -> tuple[Piece, ...]:
-    whole = (Piece(begin=0, end=file.size, bytes=file.size),)
-    remote = is_url(file.full_path)
-    if file.size == 0 or (remote and file.compression != "none"):
-        return whole
+def _whole(file: SourceFile) -> tuple[Piece, ...]:
+    return (Piece(begin=0, end=file.size, bytes=file.size),)
+
+
+def _remote_pieces(file: SourceFile, reading: ReadSettings) -> tuple[Piece, ...]:
+    if file.size == 0 or file.compression != "none":
+        return _whole(file)
     if file.kind == "jsonl":
-        if remote:
-            return byte_pieces(file.size, file.cut_bytes, None)
-        return _line_pieces(file.full_path, file.compression, file.cut_bytes, reading.max_ratio)
-    if file.kind == "parquet" or (file.kind == "arrow" and not remote):
-        try:
-            parquet = file.kind == "parquet"
-            sizes = row_group_sizes(file.full_path, reading.text_column) if parquet else batch_sizes(file.full_path)
-        except DATA_ERRORS as error:
-            reason_in(error)  # raises what the system says of a disk
-            return whole
-        return row_pieces(sizes, range(len(sizes)), file.cut_bytes) or whole
-    return whole
+        return byte_pieces(file.size, file.cut_bytes, None)
+    return _table_pieces(file, reading) if file.kind == "parquet" else _whole(file)
 
 
-def _line_pieces(location: str, compression: Compression, cut_bytes: int, max_ratio: int) -> tuple[Piece, ...]:
-    total, newlines = count_lines(chunks(location, compression, max_ratio=max_ratio), cut_bytes)
-    distance = cut_bytes
-    if compression != "none":
-        distance *= -(-total // (cut_bytes * PIECES_OF_COMPRESSED)) or 1
-    step = distance // cut_bytes
-    return byte_pieces(total, distance, newlines[step - 1 :: step])
+def _pieces(file: SourceFile, reading: ReadSettings) -> tuple[Piece, ...]:
+    """Those of a local file that is not one of plain lines."""
+    if file.size == 0:
+        return _whole(file)
+    if file.kind == "jsonl":
+        return _compressed_pieces(file, reading)
+    if file.kind not in ("parquet", "arrow"):
+        return _whole(file)
+    pieces = _table_pieces(file, reading)
+    if len(pieces) == 1:
+        return pieces
+    ranges = (row_group_ranges if file.kind == "parquet" else batch_ranges)(file.full_path)
+    return _with_checks(
+        pieces, lambda number: range_digest(file.full_path, ranges(pieces[number].begin, pieces[number].end))
+    )
+
+
+def _table_pieces(file: SourceFile, reading: ReadSettings) -> tuple[Piece, ...]:
+    try:
+        parquet = file.kind == "parquet"
+        sizes = row_group_sizes(file.full_path, reading.text_column) if parquet else batch_sizes(file.full_path)
+    except DATA_ERRORS as error:
+        reason_in(error)  # raises what the system says of a disk
+        return _whole(file)
+    return row_pieces(sizes, range(len(sizes)), file.cut_bytes) or _whole(file)
+
+
+def _with_checks(pieces: Sequence[Piece], check: Callable[[int], str]) -> tuple[Piece, ...]:
+    return tuple(piece.model_copy(update={"check": check(number)}) for number, piece in enumerate(pieces))
+
+
+def _compressed_pieces(file: SourceFile, reading: ReadSettings) -> tuple[Piece, ...]:
+    content = chunks(file.full_path, file.compression, 0, reading.max_ratio, reading.max_window)
+    total, newlines = count_lines(content, file.cut_bytes)
+    step = -(-total // (file.cut_bytes * PIECES_OF_COMPRESSED)) or 1
+    return byte_pieces(total, file.cut_bytes * step, newlines[step - 1 :: step])
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """What one pass over a plain file of lines tells."""
+
+    size: int
+    newlines: list[int]
+    checks: list[str]
+    sha256: str
+
+
+def _look_at_lines(location: str, cut_bytes: int) -> _Looked:
+    state, checks = hashlib.sha256(), LineChecks(cut_bytes)
+
+    def hashed() -> Iterator[bytes]:
+        for chunk in chunks(location, "none"):
+            state.update(chunk)
+            checks.add(chunk)
+            yield chunk
+
+    size, newlines = count_lines(hashed(), cut_bytes)
+    checks.close()
+    return _Looked(size, newlines, checks.checks, state.hexdigest())
 
 
 def count_lines(content: Iterator[bytes], cut_bytes: int) -> tuple[int, list[int]]:

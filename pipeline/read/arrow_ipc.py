@@ -1,6 +1,6 @@
 """Arrow files and streams (also .feather, and what Hugging Face datasets are on disk): one record batch at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import pyarrow as pa
@@ -8,6 +8,7 @@ import pyarrow as pa
 from pipeline.plan import Piece, SourceFile
 from pipeline.read.arrow_messages import DamagedMessages, Message, messages
 from pipeline.read.arrow_rows import records_of, text_problem, wanted_names
+from pipeline.read.expansion import Expansion
 from pipeline.read.storage import DATA_ERRORS, damaged_range, open_arrow, reason_in
 from pipeline.read.streams import expands, too_large
 from pipeline.records import DeadLetter, Place, Record
@@ -22,6 +23,16 @@ def batch_sizes(location: str) -> list[int]:
     return sizes
 
 
+def batch_ranges(location: str) -> Callable[[int, int], list[tuple[int, int]]]:
+    """The bytes on disk that batches [begin, end) are read from: theirs, and those of the schema and dictionaries."""
+    batches: list[tuple[int, int]] = []
+    shared: list[tuple[int, int]] = []
+    with open_arrow(location) as source, suppress(DamagedMessages):
+        for message in messages(source):
+            (batches if message.kind == "batch" else shared).append((message.begin, message.end))
+    return lambda begin, end: [*shared, *batches[begin:end]]
+
+
 def read_arrow(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterator[Record | DeadLetter]:
     """The rows of record batches [begin, end). A file that cannot be opened, or has no text, is one dead letter."""
     last = piece is file.pieces[-1]
@@ -34,7 +45,7 @@ def read_arrow(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterato
             problem = f"not an Arrow file or stream that can be read: {reason_in(error)}"
         if problem is not None:
             if piece is file.pieces[0]:
-                yield damaged_range(file.full_path, Place(file.path), problem)
+                yield damaged_range(file.full_path, Place(file.path), problem, records=_rows(file.full_path))
             return
         names = wanted_names(schema, file.path, reading)
         head: list[Message] = []
@@ -54,6 +65,16 @@ def read_arrow(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterato
             yield damaged_range(file.full_path, Place(file.path, row=row), f"{damage}; rows from {row} on are lost", at)
 
 
+def _rows(location: str) -> int:
+    """The rows of a source, as far as it is sound."""
+    with open_arrow(location) as source, suppress(DamagedMessages):
+        count = 0
+        for message in messages(source):
+            count += message.rows if message.kind == "batch" else 0
+        return count
+    return count
+
+
 def _schema(source: pa.NativeFile, found: Iterator[Message]) -> pa.Schema:
     first = next(found, None)
     if first is None or first.kind != "schema":
@@ -71,15 +92,22 @@ def _batch(
     names: list[str],
     reading: ReadSettings,
 ) -> Iterator[Record | DeadLetter]:
+    done = 0
     try:
-        if too_large(message.made, message.body, reading.max_ratio):
-            raise pa.ArrowInvalid(expands(message.body, message.made, reading.max_ratio))
+        used = message.body + sum(part.body for part in dictionaries)
+        made = message.made + sum(part.made for part in dictionaries)
+        if too_large(made, used, reading.max_ratio):
+            raise pa.ArrowInvalid(expands(used, made, reading.max_ratio))
         batch = _decoded(source, schema, dictionaries, message)
-        yield from records_of(batch, names, file.path, row, reading)
+        for found in records_of(batch, names, file.path, row, reading, Expansion(used, reading.max_ratio)):
+            yield found
+            done += 1
     except DATA_ERRORS as error:
-        reason = f"a damaged batch: {reason_in(error)}; rows {row} to {row + message.rows - 1} are lost"
-        place = Place(file.path, offset=message.begin, row=row)
-        yield damaged_range(file.full_path, place, reason, message.begin, message.end - message.begin)
+        first, end = row + done, row + message.rows
+        reason = f"a damaged batch: {reason_in(error)}; rows {first} to {end - 1} are lost"
+        place = Place(file.path, offset=message.begin, row=first)
+        size = message.end - message.begin
+        yield damaged_range(file.full_path, place, reason, message.begin, size, end - first)
 
 
 def _decoded(source: pa.NativeFile, schema: pa.Schema, dictionaries: list[Message], message: Message) -> pa.RecordBatch:

@@ -3,17 +3,23 @@
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.read.chat import chat_problem
 from pipeline.read.columns import body_columns, body_of, record_of, wanted_columns, without_nan
+from pipeline.read.expansion import Expansion, shares, sizes
 from pipeline.read.values import BadRecord
 from pipeline.records import LONGEST_RECORD, DeadLetter, Place, Record, dead_letter
 from pipeline.settings import ReadSettings
 
 ROWS_AT_ONCE = 256
 """A text may be repeated in every row at no cost in the file: so many of them are held at most."""
+BYTES_AT_ONCE = 2**24
+"""And so many bytes of such texts, or one of them."""
 _SHOWN = 12
+_NO_VALUE = (ValueError, OverflowError, TypeError, NotImplementedError, pa.ArrowException)
+"""What pyarrow raises for a value that has no form in Python, or in a text."""
 _BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
 """Text types, and the same buffers as plain bytes."""
 
@@ -41,55 +47,71 @@ def wanted_names(schema: pa.Schema, path: str, reading: ReadSettings) -> list[st
 
 
 def records_of(
-    batch: pa.RecordBatch, names: list[str], path: str, first_row: int, reading: ReadSettings
+    batch: pa.RecordBatch,
+    names: list[str],
+    path: str,
+    first_row: int,
+    reading: ReadSettings,
+    expansion: Expansion,
 ) -> Iterator[Record | DeadLetter]:
-    """The records of a batch whose first row has this number in its file.
+    """The records of a batch whose first row has this number in its file, one for each row.
 
-    Raises pa.ArrowInvalid for a batch that contradicts itself, before any of its rows is yielded.
+    Raises pa.ArrowInvalid for a batch that contradicts itself, before any of its rows is yielded, and before rows with
+    which it expands too far.
     """
-    if reading.chat is not None:
-        yield from _chats_of(batch, names, path, first_row, reading)
-        return
-    text = _sound(batch.column(reading.text_column))
-    columns = {name: _sound(batch.column(name)) for name in names if name != reading.text_column}
-    for begin in range(0, len(batch), ROWS_AT_ONCE):
-        texts = _texts(text.slice(begin, ROWS_AT_ONCE))
-        values = {name: _values(column.slice(begin, ROWS_AT_ONCE)) for name, column in columns.items()}
-        for i, data in enumerate(texts):
-            row = first_row + begin + i
-            place = Place(path, row=row)
-            if data is None:
-                yield dead_letter(place, f"column {reading.text_column!r} is null, not a string", b"")
-            elif len(data) > LONGEST_RECORD:
-                yield dead_letter(place, f"{len(data)} bytes; a record has at most {LONGEST_RECORD}", data)
-            else:
-                found = {name: column[i] for name, column in values.items()}
-                try:
-                    yield record_of(place, found, (data, None), reading, f"{path}:{row}", len(data))
-                except BadRecord as bad:
-                    yield dead_letter(place, str(bad), data)
-
-
-def _chats_of(
-    batch: pa.RecordBatch, names: list[str], path: str, first_row: int, reading: ReadSettings
-) -> Iterator[Record | DeadLetter]:
-    """The same of rows that are chats: their columns are values of any type."""
-    columns = {name: _sound(batch.column(name)) for name in names}
-    for begin in range(0, len(batch), ROWS_AT_ONCE):
-        values = {name: _values(column.slice(begin, ROWS_AT_ONCE)) for name, column in columns.items()}
-        for i in range(min(ROWS_AT_ONCE, len(batch) - begin)):
-            row = first_row + begin + i
+    text_name = reading.text_column if reading.chat is None else None
+    text = None if text_name is None else _sound(batch.column(text_name))
+    columns = {name: _sound(batch.column(name)) for name in names if name != text_name}
+    for begin, end in _blocks(len(batch), [*columns.values(), *([] if text is None else [text])]):
+        held = [column.slice(begin, end - begin) for column in columns.values()]
+        texts = None if text is None else text.slice(begin, end - begin)
+        expansion.add(held if texts is None else [*held, texts])
+        values = {name: _values(column) for name, column in zip(columns, held)}
+        for i, data in enumerate([None] * (end - begin) if texts is None else _texts(texts)):
+            place = Place(path, row=first_row + begin + i)
             found = {name: column[i] for name, column in values.items()}
-            place = Place(path, row=row)
-            try:
-                # A table has all columns in every row: one that is null is not there.
-                body = body_of({name: value for name, value in found.items() if value is not None}, reading)
-                if len(body[0]) > LONGEST_RECORD:
-                    raise BadRecord(f"{len(body[0])} bytes; a record has at most {LONGEST_RECORD}")
-                yield record_of(place, found, body, reading, f"{path}:{row}", len(body[0]))
-            except BadRecord as bad:
-                shown = {name: found[name] for name in body_columns(reading) if name in found}
-                yield dead_letter(place, str(bad), repr(shown).encode("utf-8", "backslashreplace"))
+            yield _chat(place, found, reading) if texts is None else _text(place, found, data, reading)
+
+
+def _blocks(rows: int, columns: list[pa.Array]) -> Iterator[tuple[int, int]]:
+    """Ranges of at most so many rows at once, of fewer where they come to much: of a shared value each has a copy."""
+    shared = [sizes(column) for column in columns if shares(column.type)]
+    if not shared or rows == 0:
+        yield from ((begin, min(begin + ROWS_AT_ONCE, rows)) for begin in range(0, rows, ROWS_AT_ONCE))
+        return
+    ends = np.cumsum(sum(shared[1:], shared[0]))
+    begin = 0
+    while begin < rows:
+        before = int(ends[begin - 1]) if begin else 0
+        fits = int(np.searchsorted(ends, before + BYTES_AT_ONCE, side="right"))
+        end = min(max(fits, begin + 1), begin + ROWS_AT_ONCE, rows)
+        yield begin, end
+        begin = end
+
+
+def _text(place: Place, values: dict[str, Any], data: bytes | None, reading: ReadSettings) -> Record | DeadLetter:
+    """What a row with this text comes to."""
+    if data is None:
+        return dead_letter(place, f"column {reading.text_column!r} is null, not a string", b"")
+    if len(data) > LONGEST_RECORD:
+        return dead_letter(place, f"{len(data)} bytes; a record has at most {LONGEST_RECORD}", data)
+    try:
+        return record_of(place, values, (data, None), reading, f"{place.path}:{place.row}", len(data))
+    except BadRecord as bad:
+        return dead_letter(place, str(bad), data)
+
+
+def _chat(place: Place, values: dict[str, Any], reading: ReadSettings) -> Record | DeadLetter:
+    """The same of a row that is a chat: its columns are values of any type."""
+    try:
+        # A table has all columns in every row: one that is null is not there.
+        body = body_of({name: value for name, value in values.items() if value is not None}, reading)
+        if len(body[0]) > LONGEST_RECORD:
+            raise BadRecord(f"{len(body[0])} bytes; a record has at most {LONGEST_RECORD}")
+        return record_of(place, values, body, reading, f"{place.path}:{place.row}", len(body[0]))
+    except BadRecord as bad:
+        shown = {name: values[name] for name in body_columns(reading) if name in values}
+        return dead_letter(place, str(bad), repr(shown).encode("utf-8", "backslashreplace"))
 
 
 def _sound(array: pa.Array) -> pa.Array:
@@ -114,16 +136,24 @@ def _values(array: pa.Array) -> list[Any]:
         array = array.dictionary.take(array.indices)
     try:
         values = array.to_pylist()
-    except (ValueError, OverflowError):  # a time before the year 1, for one
+    except _NO_VALUE:  # a time before the year 1, for one
         values = [_value(scalar) for scalar in array]
     return [_decoded(value) if isinstance(value, bytes) else without_nan(value) for value in values]
 
 
 def _value(scalar: pa.Scalar) -> Any:
-    """A value in Python's types; as it is if there is none for it, so that only who needs it fails."""
+    """A value in Python's types; where it has none for it, as Arrow writes it; as it is, if that cannot be either."""
     try:
         return scalar.as_py()
-    except (ValueError, OverflowError):
+    except _NO_VALUE:
+        pass
+    if isinstance(scalar, pa.StructScalar):
+        return {name: _value(scalar[name]) for name in scalar.type.names}
+    if isinstance(scalar, pa.ListScalar):
+        return [_value(item) for item in scalar.values]
+    try:
+        return scalar.cast(pa.string()).as_py()
+    except _NO_VALUE:
         return scalar
 
 

@@ -5,11 +5,13 @@ import math
 from collections.abc import Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
+from uuid import UUID
 
 from pipeline.read.chat import COLUMNS, chat_of
-from pipeline.read.values import BadRecord, encoded, kind
-from pipeline.records import Place, Record
+from pipeline.read.values import BadRecord, encoded
+from pipeline.records import Option, Place, Record
 from pipeline.settings import ReadSettings
 from shared.identity import canonical_json
 from shared.shards.spans import Spans
@@ -49,20 +51,41 @@ def record_of(
 ) -> Record:
     """The record with these columns (with or without that of the text), this text and its spans.
 
-    ``otherwise`` is its id if it brings none; ``size`` its bytes in the input. Raises BadRecord with the reason.
+    ``otherwise`` is its id if it brings none; ``size`` its bytes in the input. No column but that of the text can cost
+    the record: what has no form in a name or in JSON is replaced, and counted.
     """
-    subset, subset_column = _subset(place, values, reading)
+    passing = _Passing()
+    subset, subset_column = _subset(place, values, reading, passing)
     used = {*body_columns(reading), reading.id_column, subset_column}
     return Record(
         place=place,
-        id=_id(values.get(reading.id_column), reading.id_column) or otherwise,
+        id=_id(values.get(reading.id_column), passing) or otherwise,
         subset=subset,
         text=body[0],
         spans=body[1],
-        key=None if reading.split_key is None else _key(values.get(reading.split_key)),
-        meta=_meta({k: v for k, v in values.items() if k not in used}) if reading.meta else None,
+        key=None if reading.split_key is None else _key(values.get(reading.split_key), passing),
+        meta=_meta({k: v for k, v in values.items() if k not in used}, passing) if reading.meta else None,
         size=size,
+        lacks=lacking(values, reading),
+        replaced=passing.replaced,
     )
+
+
+def lacking(values: Mapping[str, Any], reading: ReadSettings) -> tuple[Option, ...]:
+    """The options that name a column which a record does not have, or has null."""
+    return tuple(option for option, column in _named_columns(reading) if values.get(column) is None)
+
+
+@lru_cache(maxsize=4)
+def _named_columns(reading: ReadSettings) -> tuple[tuple[Option, str], ...]:
+    """Columns that options other than that of the text name."""
+    default = ReadSettings().id_column
+    columns: dict[Option, str | None] = {
+        "id": reading.id_column if reading.id_column != default else None,
+        "subset": reading.subset_column,
+        "key": reading.split_key,
+    }
+    return tuple((option, column) for option, column in columns.items() if column is not None)
 
 
 def body_of(values: Mapping[str, Any], reading: ReadSettings) -> tuple[bytes, Spans | None]:
@@ -83,77 +106,125 @@ def _encoded(column: str, value: Any) -> bytes:
     return encoded(f"column {column!r}", value)
 
 
-def _id(value: Any, column: str) -> str:
+class _Passing:
+    """Values on their way into names and JSON, which may have no form for them: that never costs the text."""
+
+    def __init__(self) -> None:
+        self.replaced = 0
+
+    def text(self, value: Any) -> str:
+        """A value as a name: what is no UTF-8 with escapes, lists and objects as JSON, nothing as nothing."""
+        if isinstance(value, str | bytes):
+            try:
+                return value.decode() if isinstance(value, bytes) else value.encode().decode()
+            except UnicodeError:
+                self.replaced += 1
+                data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
+                return data.decode("utf-8", "backslashreplace")
+        plain = self.plain(value)
+        if plain is None:
+            return ""
+        return plain if isinstance(plain, str) else canonical_json(plain)
+
+    def plain(self, value: Any) -> Any:
+        """A value in the types of JSON: times in ISO 8601, decimals as text, bytes as text or base64.
+
+        Raises ValueError or RecursionError for what is too deep.
+        """
+        if value is None or isinstance(value, str | bool | int):
+            return value
+        if isinstance(value, float):
+            return value if math.isfinite(value) else self._no_number(value)
+        if isinstance(value, Mapping):
+            return {str(key): self.plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.plain(item) for item in value]
+        if isinstance(value, bytes):
+            try:
+                return value.decode()
+            except UnicodeDecodeError:
+                return base64.b64encode(value).decode()
+        if isinstance(value, datetime | date | time):
+            return value.isoformat()
+        if isinstance(value, Decimal | timedelta | UUID):
+            return str(value)
+        self.replaced += 1
+        return None
+
+    def _no_number(self, value: float) -> str | None:
+        """Infinity by its name; null for NaN, which is how tables write a missing number."""
+        self.replaced += 1
+        return None if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _id(value: Any, passing: _Passing) -> str:
     """The id as text; empty when there is none."""
-    if isinstance(value, str | bytes):
-        return _encoded(column, value).decode()
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else ""
+    if isinstance(value, bool | list | dict):
+        return ""
+    return _named(value, passing)
 
 
-def _subset(place: Place, values: Mapping[str, Any], reading: ReadSettings) -> tuple[str, str | None]:
+def _named(value: Any, passing: _Passing) -> str:
+    try:
+        return passing.text(value)
+    except (ValueError, RecursionError):
+        passing.replaced += 1
+        return ""
+
+
+def _subset(
+    place: Place, values: Mapping[str, Any], reading: ReadSettings, passing: _Passing
+) -> tuple[str, str | None]:
     """The record's subset, and the column that it comes from."""
     if (named := named_subset(place.path, reading)) is not None:
         return named, None
-    if reading.subset_column is None:
-        for column in SUBSET_COLUMNS:
-            taken = column in (*body_columns(reading), reading.id_column)
-            if not taken and isinstance(values.get(column), str) and values[column]:
-                return _name(column, values[column]), column
-        return DEFAULT_SUBSET, None
-    value = values.get(reading.subset_column)
-    if value is None or value == "":
-        return DEFAULT_SUBSET, reading.subset_column
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value), reading.subset_column
-    return _name(reading.subset_column, value), reading.subset_column
+    if reading.subset_column is not None:
+        name = _named(values.get(reading.subset_column), passing)
+        return name.replace("\0", "\\0") or DEFAULT_SUBSET, reading.subset_column
+    for column in SUBSET_COLUMNS:
+        taken = column in (*body_columns(reading), reading.id_column)
+        if not taken and isinstance(values.get(column), str) and values[column]:
+            return _named(values[column], passing).replace("\0", "\\0"), column
+    return DEFAULT_SUBSET, None
 
 
-def _name(column: str, value: Any) -> str:
-    name = _encoded(column, value).decode()
-    if "\0" in name:
-        raise BadRecord(f"column {column!r} has a NUL, and names a subset")
-    return name
-
-
-def _key(value: Any) -> bytes | None:
+def _key(value: Any, passing: _Passing) -> bytes | None:
     """What the validation split is decided by: a string's own bytes, other values as canonical JSON."""
     if value is None:
         return None
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogatepass")
     try:
-        return (value if isinstance(value, str) else canonical_json(_plain(value))).encode()
-    except ValueError as error:
-        raise BadRecord(f"the split key cannot be encoded: {error}") from None
+        return canonical_json(passing.plain(value)).encode("utf-8", "surrogatepass")
+    except (ValueError, RecursionError):
+        passing.replaced += 1
+        return None
 
 
-def _meta(values: dict[str, Any]) -> str | None:
+def _meta(values: dict[str, Any], passing: _Passing) -> str | None:
     if not values:
         return None
+    before = passing.replaced
     try:
-        text = canonical_json(_plain(values))
+        text = canonical_json(passing.plain(values))
         text.encode()
-    except ValueError as error:
-        raise BadRecord(f"the other columns cannot be passed through: {error}") from None
-    return text
+        return text
+    except (ValueError, RecursionError):
+        passing.replaced = before
+    return canonical_json({_named(key, passing): _alone(value, passing) for key, value in values.items()})
 
 
-def _plain(value: Any) -> Any:
-    """A value in the types of JSON: times in ISO 8601, decimals as text, bytes as text or base64."""
-    if value is None or isinstance(value, str | int | float):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            return base64.b64encode(value).decode()
-    if isinstance(value, datetime | date | time):
-        return value.isoformat()
-    if isinstance(value, Decimal | timedelta):
-        return str(value)
-    raise BadRecord(f"a value of the type {kind(value)} cannot be passed through")
+def _alone(value: Any, passing: _Passing) -> Any:
+    """A value among others of which one has no form in JSON: null for that one, escapes in a text."""
+    if isinstance(value, str):
+        return passing.text(value)
+    try:
+        plain = passing.plain(value)
+        canonical_json(plain).encode()
+        return plain
+    except (ValueError, RecursionError):
+        passing.replaced += 1
+        return None
 
 
 def without_nan(value: Any) -> Any:

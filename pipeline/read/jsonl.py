@@ -30,6 +30,21 @@ def parse_lines(
                 yield dead_letter(place, str(bad), line.data)
 
 
+def parse_values(path: str, found: Iterator[Line], reading: ReadSettings) -> Iterator[Record | DeadLetter]:
+    """Records of JSON values that are not one a line: their number is the row."""
+    for value in found:
+        place = Place(path, offset=value.offset, row=value.number)
+        if value.damage is not None:
+            yield _of_line(place, f"{value.damage}; records from here on are lost", value)
+        elif value.sha256 is not None:
+            yield _of_line(place, f"a value of {value.size} bytes; a record has at most {LONGEST_RECORD}", value)
+        else:
+            try:
+                yield parse(place, value.data, reading, "the value")
+            except BadRecord as bad:
+                yield dead_letter(place, str(bad), value.data)
+
+
 def _without_mark(line: Line) -> bytes:
     return (line.data.removeprefix(_BYTE_ORDER_MARK) if line.offset == 0 else line.data).strip(b" \t\r")
 
@@ -41,10 +56,11 @@ def _of_line(place: Place, reason: str, line: Line) -> DeadLetter:
     return DeadLetter(place, reason, line.size, line.sha256, letter.excerpt)
 
 
-def parse(place: Place, data: bytes, reading: ReadSettings) -> Record:
-    """The record in a line. Raises BadRecord with the reason."""
-    values = json_object(data, "the line")
-    otherwise = f"{place.path}:@{place.offset}" if place.line is None else f"{place.path}:{place.line}"
+def parse(place: Place, data: bytes, reading: ReadSettings, what: str = "the line") -> Record:
+    """The record in a line, or in a value. Raises BadRecord with the reason."""
+    values = json_object(data, what)
+    number = place.row if place.line is None else place.line
+    otherwise = f"{place.path}:@{place.offset}" if number is None else f"{place.path}:{number}"
     return record_of(place, values, body_of(values, reading), reading, otherwise, len(data))
 
 
@@ -57,8 +73,18 @@ def json_object(data: bytes, what: str) -> dict[str, Any]:
         raise BadRecord(f"not UTF-8: {error.reason} at byte {error.start} of {what}") from None
     except json.JSONDecodeError as error:
         raise BadRecord(f"not JSON: {error.msg} at character {error.pos} of {what}") from None
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
         raise BadRecord(f"not JSON that can be read: {error}") from None
+    except ValueError:  # a number of more digits than Python takes
+        values = json.loads(data.decode(), parse_int=_number)
     if not isinstance(values, dict):
         raise BadRecord(f"a JSON {kind(values)}, not an object")
     return values
+
+
+def _number(digits: str) -> int | str:
+    """A number, or its digits where they are too many: no column but the text's costs the record."""
+    try:
+        return int(digits)
+    except ValueError:
+        return digits

@@ -33,7 +33,7 @@ def lines(
     else that of the line that begins there.
     """
     offset = begin
-    line = _Growing(longest)
+    line = Growing(longest)
     skipping = begin > 0
     if skipping:
         offset -= 1
@@ -56,7 +56,7 @@ def lines(
                 else:
                     yield line.finish(number)
                     number += 1
-                    line = _Growing(longest, offset + newline + 1)
+                    line = Growing(longest, offset + newline + 1)
                 if end is not None and line.offset >= end:
                     return
                 at = newline + 1
@@ -69,7 +69,7 @@ def lines(
         yield line.finish(number)
 
 
-class _Growing:
+class Growing:
     """A line as its pieces arrive; past the longest record only a hash and an excerpt go on."""
 
     def __init__(self, longest: int, offset: int = 0) -> None:

@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterator
 
 from pipeline.plan import SourceFile
-from pipeline.read.columns import DEFAULT_SUBSET, named_subset
-from pipeline.read.streams import DamagedStream, chunks
+from pipeline.read.columns import DEFAULT_SUBSET, lacking, named_subset
+from pipeline.read.streams import DamagedStream
 from pipeline.records import LONGEST_EXCERPT, DeadLetter, Place, Record
 from pipeline.settings import ReadSettings
 
@@ -17,17 +17,23 @@ _CONTINUATION = 0x80
 """The two highest bits of a byte inside a UTF-8 character are 10."""
 
 
-def passages(file: SourceFile, reading: ReadSettings) -> Iterator[Record | DeadLetter]:
+def passages(file: SourceFile, content: Iterator[bytes], reading: ReadSettings) -> Iterator[Record | DeadLetter]:
     """Documents of at least ``reading.document_bytes`` each, but for the last; one after the other they are the file.
 
     What stands before damage is good; the rest is one dead letter.
     """
     assert reading.document_bytes is not None
-    content = chunks(file.full_path, file.compression, max_ratio=reading.max_ratio)
     subset, offset = named_subset(file.path, reading) or DEFAULT_SUBSET, 0
     try:
         for text in cut(content, reading.document_bytes):
-            yield Record(Place(file.path, offset=offset), f"{file.path}:{offset}", subset, text, size=len(text))
+            yield Record(
+                Place(file.path, offset=offset),
+                f"{file.path}:{offset}",
+                subset,
+                text,
+                size=len(text),
+                lacks=lacking({}, reading),
+            )
             offset += len(text)
     except _Damaged as damage:
         rest = damage.rest

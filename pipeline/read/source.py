@@ -2,23 +2,29 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
+from itertools import chain
+from pathlib import Path, PurePosixPath
 
-from pipeline.plan import Piece, Plan, SourceFile, Split
+from pipeline.plan import Kind, Piece, Plan, SourceFile, Split
 from pipeline.read import datasets
-from pipeline.read.arrow_ipc import read_arrow
-from pipeline.read.columns import DEFAULT_SUBSET, named_subset
-from pipeline.read.jsonl import parse_lines
+from pipeline.read.arrow_ipc import batch_ranges, read_arrow
+from pipeline.read.checked import Checked, changed, range_digest
+from pipeline.read.columns import DEFAULT_SUBSET, lacking, named_subset
+from pipeline.read.content import HEAD, NoText, kind_in
+from pipeline.read.formats import named
+from pipeline.read.json_values import json_values
+from pipeline.read.jsonl import parse_lines, parse_values
 from pipeline.read.lines import lines
-from pipeline.read.parquet import read_parquet
+from pipeline.read.parquet import read_parquet, row_group_ranges
 from pipeline.read.passages import passages
-from pipeline.read.storage import Stamp, damaged_range, stamp
-from pipeline.read.streams import chunks
+from pipeline.read.storage import DATA_ERRORS, damaged_range, reason_in, stamp
+from pipeline.read.streams import DamagedStream
 from pipeline.read.webdataset import read_webdataset
 from pipeline.read.wet import read_wet
 from pipeline.read.whole import whole_file
 from pipeline.records import DeadLetter, Place, Record
 from pipeline.settings import PipelineError, ReadSettings
+from shared.identity import file_sha256
 
 
 def read_split(plan: Plan, split: Split, reading: ReadSettings) -> Iterator[Record | DeadLetter]:
@@ -34,14 +40,13 @@ def read_split(plan: Plan, split: Split, reading: ReadSettings) -> Iterator[Reco
 
 def check_unchanged(file: SourceFile) -> None:
     """Raises PipelineError when size, modification time or version differ from the snapshot."""
-    planned = Stamp(file.size, file.mtime_ns, file.version)
     try:
-        found = stamp(file.full_path, planned)
+        found = stamp(file.full_path, file.stamp)
     except FileNotFoundError as error:
         reason = error.strerror or "it is not there any more"
-        raise PipelineError(f"{file.full_path} was there when the run was planned: {reason}") from None
-    if found != planned:
-        raise PipelineError(f"{file.full_path} has changed since the run was planned; put it back or start a new run")
+        raise PipelineError(f"{file.shown} was there when the run was planned: {reason}") from None
+    if not found.same_version(file.stamp):
+        raise changed(file)
 
 
 def read_piece(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterator[Record | DeadLetter]:
@@ -55,38 +60,108 @@ def read_piece(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterato
 
 def _read(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterator[Record | DeadLetter]:
     if file.size == 0:
-        yield Record(Place(file.path), file.path, named_subset(file.path, reading) or DEFAULT_SUBSET, b"")
+        subset = named_subset(file.path, reading) or DEFAULT_SUBSET
+        yield Record(Place(file.path), file.path, subset, b"", lacks=lacking({}, reading))
+        return
+    if file.kind == "shard":
+        yield from _documents(file, piece, reading)
         return
     if reading.chat is not None and file.kind in ("text", "wet"):
         yield damaged_range(file.full_path, Place(file.path), "plain text holds no chats; leave out --chat")
         return
+    checked = Checked(file, reading)
     match file.kind:
         case "text":
-            yield from whole_file(file, reading) if reading.document_bytes is None else passages(file, reading)
+            yield from _text(file, checked, reading)
         case "jsonl":
-            yield from _json_lines(file, piece, reading)
+            yield from _json_lines(file, piece, checked, reading)
+        case "json":
+            yield from _json(file, checked, reading)
         case "parquet":
             yield from read_parquet(file, piece, reading)
         case "arrow":
             yield from read_arrow(file, piece, reading)
         case "webdataset":
-            yield from read_webdataset(file, reading)
+            yield from read_webdataset(file, checked.content(), reading)
         case "wet":
-            yield from read_wet(file, reading)
-        case "shard":
-            yield from _documents(file, piece, reading)
+            yield from read_wet(file, checked.content(), reading)
+    checked.finish()
+    if file.kind in ("parquet", "arrow"):
+        _require_table(file, piece)
 
 
-def _json_lines(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterator[Record | DeadLetter]:
-    content = chunks(file.full_path, file.compression, max(piece.begin - 1, 0), reading.max_ratio)
+def _require_table(file: SourceFile, piece: Piece) -> None:
+    """Raises PipelineError when the bytes that a piece of a local table was read from are not those of the plan."""
+    if not file.sha256:
+        return
+    if piece.check:
+        try:
+            ranges = (row_group_ranges if file.kind == "parquet" else batch_ranges)(file.full_path)
+            found = range_digest(file.full_path, ranges(piece.begin, piece.end))
+        except DATA_ERRORS as error:
+            reason_in(error)
+            raise changed(file) from None
+        if found != piece.check:
+            raise changed(file)
+    elif file_sha256(Path(file.full_path)) != file.sha256:
+        raise changed(file)
+
+
+def _text(file: SourceFile, checked: Checked, reading: ReadSettings) -> Iterator[Record | DeadLetter]:
+    if not file.sha256 and reading.input_format is None and (problem := _not_as_named(file, checked, "text", reading)):
+        yield damaged_range(file.full_path, Place(file.path), problem)
+    elif reading.document_bytes is None:
+        yield from whole_file(file, checked.content, reading)
+    else:
+        yield from passages(file, checked.content(), reading)
+
+
+def _not_as_named(file: SourceFile, checked: Checked, kind: Kind, reading: ReadSettings) -> str | None:
+    """Why a remote file, which was planned by its name, is not what that says; None if it is."""
+    content = checked.content()
+    try:
+        head = next(content, b"")[:HEAD]
+        found = kind_in(head, len(head) == file.size, named(PurePosixPath(file.path).name), reading)
+    except NoText as why:
+        return f"{why}; its name says {kind}"
+    except DamagedStream:
+        return None  # reading meets it again and says so
+    finally:
+        content.close()  # type: ignore[attr-defined]
+    return None if found == kind else f"its content is {found}, its name says {kind}; give --input-format {found}"
+
+
+def _json_lines(
+    file: SourceFile, piece: Piece, checked: Checked, reading: ReadSettings
+) -> Iterator[Record | DeadLetter]:
     end = None if piece is file.pieces[-1] else piece.end
     numbered = piece.first_line is not None
-    found = lines(content, piece.begin, end, piece.first_line or 1)
+    found = lines(checked.lines(piece), piece.begin, end, piece.first_line or 1)
     yield from parse_lines(file.path, found, reading, numbered)
+
+
+def _json(file: SourceFile, checked: Checked, reading: ReadSettings) -> Iterator[Record | DeadLetter]:
+    """JSON of any layout; a remote file may turn out to have a record a line."""
+    name = named(PurePosixPath(file.path).name)
+    content = checked.content()
+    first = []
+    try:
+        first = [next(content, b"")]
+        is_lines = kind_in(first[0][:HEAD], False, name, reading) == "jsonl"
+    except (NoText, DamagedStream):
+        is_lines = True
+        content, first = checked.content(), []
+    if is_lines and not file.sha256:
+        yield from parse_lines(file.path, lines(chain(first, content), 0, None, 1), reading, True)
+    else:
+        yield from parse_values(file.path, json_values(chain(first, content)), reading)
 
 
 def _documents(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterator[Record]:
     """Documents of our own datasets keep their subset, unless one is given to all."""
     folder = Path(file.full_path).parent
     for record in datasets.documents(folder, file.shard, piece.begin, piece.end, reading.meta):
-        yield record if reading.subset is None else replace(record, subset=reading.subset)
+        lacks = lacking({}, reading)
+        if reading.subset is not None or lacks:
+            record = replace(record, subset=reading.subset or record.subset, lacks=lacks)
+        yield record

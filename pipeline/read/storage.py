@@ -3,7 +3,6 @@
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -11,6 +10,7 @@ import pyarrow as pa
 
 from pipeline.records import CHUNK, LONGEST_EXCERPT, DeadLetter, Place
 from pipeline.settings import PipelineError
+from pipeline.stamp import Stamp
 from shared.storage import file_system, is_url, open_binary
 
 _VERSION_KEYS = (
@@ -36,25 +36,13 @@ DATA_ERRORS = (pa.ArrowException, ValueError, OSError)
 """What pyarrow raises for data that makes no sense; see ``reason_in`` for what else an OSError can be."""
 
 
-@dataclass(frozen=True)
-class Stamp:
-    """What tells, without reading it, that a file is the one that was planned for."""
-
-    size: int
-    mtime_ns: int = 0
-    """Of local files."""
-    version: str = ""
-    """Of remote files: what their store says about the version, as key=value; empty where it says nothing."""
-
-
 def stamp(location: str, planned: Stamp | None = None) -> Stamp:
     """The stamp of a file as it is now, never a cached one; its version by the key that was planned with.
 
     Raises OSError where there is no such file.
     """
     if not is_url(location):
-        found = os.stat(location)
-        return Stamp(found.st_size, found.st_mtime_ns)
+        return Stamp.of(os.stat(location))
     fs, path = file_system(location)
     fs.invalidate_cache()
     # Stores tell less in a listing than about one file, so the key is that of the listing.
@@ -82,7 +70,9 @@ def open_arrow(location: str) -> pa.NativeFile:
     return pa.PythonFile(open_binary(location), mode="r") if is_url(location) else pa.memory_map(location)
 
 
-def damaged_range(location: str, place: Place, reason: str, begin: int = 0, size: int | None = None) -> DeadLetter:
+def damaged_range(
+    location: str, place: Place, reason: str, begin: int = 0, size: int | None = None, records: int = 1
+) -> DeadLetter:
     """The dead letter of a range of a file that makes no sense; ``size`` None is all the rest."""
     state, held, excerpt = hashlib.sha256(), 0, b""
     with open_binary(location) as file:
@@ -91,7 +81,7 @@ def damaged_range(location: str, place: Place, reason: str, begin: int = 0, size
             state.update(chunk)
             excerpt = excerpt or chunk[:LONGEST_EXCERPT]
             held += len(chunk)
-    return DeadLetter(place, reason, held, state.hexdigest(), excerpt)
+    return DeadLetter(place, reason, held, state.hexdigest(), excerpt, max(records, 1))
 
 
 def reason_in(error: Exception) -> str:

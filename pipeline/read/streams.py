@@ -3,9 +3,9 @@
 import bz2
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 import zstandard
 
@@ -14,14 +14,25 @@ from pipeline.settings import ReadSettings
 from shared.storage import open_binary
 
 Compression = Literal["none", "gzip", "zstd", "bzip2", "xz"]
-SUFFIXES: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".xz": "xz"}
+SUFFIXES: dict[str, Compression] = {
+    ".gz": "gzip",
+    ".zst": "zstd",
+    ".zstd": "zstd",
+    ".bz2": "bzip2",
+    ".xz": "xz",
+    ".lzma": "xz",
+}
 JUDGED_FROM = 64 * 2**20
 """Bytes of output before which no ratio is too high: small files of zeros are no attack."""
-MAX_RATIO = ReadSettings().max_ratio
+MAX_RATIO, MAX_WINDOW = ReadSettings().max_ratio, ReadSettings().max_window
 _COMPRESSED_READ = 2**14
 """Bytes of input that are decompressed at once where the library offers no bound to what comes out ..."""
 _SMALLEST_READ = 2**9
 """... and after much came out: at the highest ratio of zstd (about 30,000) so many bytes make 15 MB."""
+_FRAME_HEADER = 18
+"""Bytes of the longest header of a zstd frame."""
+_XZ_OVERHEAD = 2**24
+"""Bytes that an xz decoder may take besides its dictionary."""
 
 
 class DamagedStream(Exception):
@@ -33,27 +44,44 @@ def compression_of(path: PurePath) -> Compression:
     return SUFFIXES.get(path.suffix.lower(), "none")
 
 
-def chunks(path: Path | str, compression: Compression, start: int = 0, max_ratio: int = MAX_RATIO) -> Iterator[bytes]:
+def chunks(
+    path: Path | str,
+    compression: Compression,
+    start: int = 0,
+    max_ratio: int = MAX_RATIO,
+    max_window: int = MAX_WINDOW,
+) -> Iterator[bytes]:
     """The content from byte ``start`` of the decompressed data on, in chunks of at most 1 MiB, in bounded memory.
 
     ``path`` may be a URL. Raises DamagedStream after the last good chunk.
     """
     with open_binary(str(path)) as file:
-        if compression == "none":
-            file.seek(start)
-            while chunk := file.read(CHUNK):
-                yield chunk
-            return
-        made = 0
-        for chunk, used in _DECOMPRESSORS[compression](file):
-            made += len(chunk)
-            if too_large(made, used, max_ratio):
-                raise DamagedStream(expands(used, made, max_ratio))
-            if start >= len(chunk):
-                start -= len(chunk)
-                continue
-            yield chunk[start:]
-            start = 0
+        yield from content_of(file, compression, start, max_ratio, max_window)
+
+
+def content_of(
+    file: IO[bytes],
+    compression: Compression,
+    start: int = 0,
+    max_ratio: int = MAX_RATIO,
+    max_window: int = MAX_WINDOW,
+) -> Iterator[bytes]:
+    """The same of a file that is open, and at its beginning."""
+    if compression == "none":
+        file.seek(start)
+        while chunk := file.read(CHUNK):
+            yield chunk
+        return
+    made = 0
+    for chunk, used in _DECOMPRESSORS[compression](file, max_window):
+        made += len(chunk)
+        if too_large(made, used, max_ratio):
+            raise DamagedStream(expands(used, made, max_ratio))
+        if start >= len(chunk):
+            start -= len(chunk)
+            continue
+        yield chunk[start:]
+        start = 0
 
 
 def too_large(made: int, used: int, max_ratio: int) -> bool:
@@ -66,7 +94,13 @@ def expands(used: int, made: int, max_ratio: int) -> str:
     return f"{used} compressed bytes expand to {made} or more, beyond {max_ratio}-fold (--max-ratio)"
 
 
-def _gunzip(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
+def _needs(window: int | None, max_window: int) -> str:
+    """What is said of data that needs more memory to be decompressed than it may have."""
+    needed = "more" if window is None else f"a window of {window} bytes"
+    return f"to be decompressed it needs {needed}; --max-window allows {max_window}"
+
+
+def _gunzip(file: IO[bytes], max_window: int) -> Iterator[tuple[bytes, int]]:
     """Members of a gzip file one after the other; its own CRC is checked by zlib. Zero padding may follow."""
     unzip = zlib.decompressobj(wbits=31)
     started = False  # whether the current member has any input
@@ -99,11 +133,12 @@ def _gunzip(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
         raise DamagedStream("the .gz ends in the middle of its data")
 
 
-def _unzstd(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
+def _unzstd(file: IO[bytes], max_window: int) -> Iterator[tuple[bytes, int]]:
     """Frames of a zstd file one after the other; the library ends silently on cut data, so ``eof`` is checked."""
-    decompressor = zstandard.ZstdDecompressor()
+    decompressor = zstandard.ZstdDecompressor(max_window_size=max_window)
     frame = decompressor.decompressobj()
     started = False
+    header = b""  # of the current frame
     data = b""
     read = 0
     step = _SMALLEST_READ
@@ -115,31 +150,43 @@ def _unzstd(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
             if not data:
                 break
             started = True
+            header += data[: _FRAME_HEADER - len(header)]
             out = frame.decompress(data)
             step = min(2 * step, _COMPRESSED_READ) if len(out) <= CHUNK else _SMALLEST_READ
             for begin in range(0, len(out), CHUNK):
                 yield out[begin : begin + CHUNK], read
             if frame.eof:
-                data, frame, started = frame.unused_data, decompressor.decompressobj(), False
+                data, frame, started, header = frame.unused_data, decompressor.decompressobj(), False, b""
             else:
                 data = b""
     except zstandard.ZstdError as error:
+        if (window := _window(header)) is not None and window > max_window:
+            raise DamagedStream(_needs(window, max_window)) from None
+        if "not enough memory" in str(error):  # this machine's, not the data's
+            raise MemoryError(f"a zstd window of {window} bytes does not fit in memory") from None
         raise DamagedStream(f"the .zst is damaged: {error}") from None
     if started:
         raise DamagedStream("the .zst ends in the middle of its data")
 
 
-def _unbzip2(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
-    return _standard(file, bz2.BZ2Decompressor, ".bz2")
+def _window(header: bytes) -> int | None:
+    """Bytes of the window of the zstd frame that begins so; None for what is not the beginning of a frame."""
+    try:
+        return zstandard.get_frame_parameters(header).window_size
+    except zstandard.ZstdError:
+        return None
 
 
-def _unxz(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
-    return _standard(file, lzma.LZMADecompressor, ".xz")
+def _unbzip2(file: IO[bytes], max_window: int) -> Iterator[tuple[bytes, int]]:
+    return _standard(file, bz2.BZ2Decompressor, ".bz2", max_window)
 
 
-def _standard(
-    file: IO[bytes], make: type[bz2.BZ2Decompressor] | type[lzma.LZMADecompressor], suffix: str
-) -> Iterator[tuple[bytes, int]]:
+def _unxz(file: IO[bytes], max_window: int) -> Iterator[tuple[bytes, int]]:
+    limit = max_window + _XZ_OVERHEAD
+    return _standard(file, lambda: lzma.LZMADecompressor(memlimit=limit), ".xz", max_window)
+
+
+def _standard(file: IO[bytes], make: Callable[[], Any], suffix: str, max_window: int) -> Iterator[tuple[bytes, int]]:
     """Streams of the two formats that share one interface in the standard library, one after the other."""
     stream = make()
     started = False
@@ -164,6 +211,8 @@ def _standard(
     except (OSError, EOFError, lzma.LZMAError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's, not the data's
+        if "Memory usage limit" in str(error):
+            raise DamagedStream(_needs(None, max_window)) from None
         raise DamagedStream(f"the {suffix} is damaged: {error}") from None
     if started:
         raise DamagedStream(f"the {suffix} ends in the middle of its data")

@@ -8,20 +8,24 @@ from pipeline.read.streams import DamagedStream
 
 BLOCK = 512
 _LONGEST_EXTENSION = 2**20
-_WITHOUT_CONTENT = b"123456"
-"""Links, devices and folders."""
+_WITHOUT_CONTENT = {b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device", b"6": "a pipe"}
+"""Types of members that have no content of their own, and what they are."""
+_REGULAR, _FOLDER, _VOLUME = (b"0", b"\0", b"7"), b"5", b"V"
 _LONG_NAME, _LONG_LINK, _SPARSE = b"L", b"K", b"S"
 _EXTENDED, _EXTENDED_FOR_ALL = (b"x", b"X"), b"g"
+_SPARSE_FIELDS = "GNU.sparse."
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A regular file in an archive. Its content is next in the stream, and passed over if nobody reads it."""
+    """A member of an archive. The content of a file is next in the stream, and passed over if nobody reads it."""
 
     name: str
     offset: int
     """Where its content begins."""
     size: int
+    other: str | None = None
+    """What it is, if it is no regular file and so has no content to read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,27 +36,36 @@ class _Header:
 
 
 def members(stream: Forward) -> Iterator[Member]:
-    """Regular files in order; folders, links and devices are passed over.
+    """Members in order, also links, devices and sparse files; folders and volume labels are passed over.
 
     Raises DamagedStream where the archive is damaged, or ends without its end mark.
     """
     name: str | None = None
     size: int | None = None
+    sparse = False
     while (header := _header(stream)) is not None:
         if header.type == _LONG_NAME:
             name = _text(_extension(stream, header))
         elif header.type in _EXTENDED:
             fields = _extended(_extension(stream, header), stream.offset)
-            name = fields.get("path", name)
+            sparse = any(key.startswith(_SPARSE_FIELDS) for key in fields)
+            name = fields.get(f"{_SPARSE_FIELDS}name", fields.get("path", name))
             size = _decimal(fields["size"], stream.offset) if "size" in fields else size
         elif header.type in (_LONG_LINK, _EXTENDED_FOR_ALL):
             _extension(stream, header)
         else:
-            member = Member(name or header.name, stream.offset, header.size if size is None else size)
-            name, size = None, None
-            if header.type in _WITHOUT_CONTENT:
-                continue
-            yield member
+            other = _WITHOUT_CONTENT.get(header.type)
+            content = header.size if size is None else size
+            if other is not None or header.type in (_FOLDER, _VOLUME):
+                content = 0
+            elif sparse or header.type == _SPARSE:
+                other = "a sparse file"
+            elif header.type not in _REGULAR:
+                other = f"a member of the type {_text(header.type)!r}"
+            member = Member(name or header.name, stream.offset, content, other)
+            name, size, sparse = None, None, False
+            if header.type not in (_FOLDER, _VOLUME):
+                yield member
             end = member.offset + member.size + -member.size % BLOCK
             stream.skip(end - stream.offset)
             if stream.offset < end:
@@ -76,14 +89,34 @@ def _header(stream: Forward) -> _Header | None:
         size, checksum = _number(block[124:136]), _number(block[148:156])
     except ValueError:
         checksum = -1
-    if checksum != sum(block) - sum(block[148:156]) + 8 * ord(" "):
+    if checksum != _checksum(block):
         raise DamagedStream(f"the tar has no member at offset {at}")
     name, kind = block[:100].partition(b"\0")[0], block[156:157]
     if kind == _SPARSE:
-        raise DamagedStream(f"the tar has a sparse file at offset {at}, which is not read")
+        more = block[482]  # whether a block goes on with the list of what is stored
+        while more:
+            following = stream.read(BLOCK)
+            if len(following) < BLOCK:
+                raise DamagedStream(stream.damage or f"the tar ends inside a header at offset {at}")
+            more = following[504]
     if block[257:263] == b"ustar\0" and (prefix := block[345:500].partition(b"\0")[0]):
         name = prefix + b"/" + name
     return _Header(_text(name), size, b"5" if kind == b"\0" and name.endswith(b"/") else kind)
+
+
+def is_header(block: bytes) -> bool:
+    """Whether bytes begin like a tar: with the header of a member, and its checksum."""
+    if len(block) < BLOCK or not block[0]:
+        return False
+    try:
+        checksum = _number(block[148:156])
+    except ValueError:
+        return False
+    return checksum == _checksum(block)
+
+
+def _checksum(block: bytes) -> int:
+    return sum(block) - sum(block[148:156]) + 8 * ord(" ")
 
 
 def _number(field: bytes) -> int:

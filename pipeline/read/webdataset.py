@@ -10,7 +10,7 @@ from pipeline.plan import SourceFile
 from pipeline.read.columns import body_of, record_of
 from pipeline.read.forward import Forward
 from pipeline.read.jsonl import json_object
-from pipeline.read.streams import DamagedStream, chunks
+from pipeline.read.streams import DamagedStream
 from pipeline.read.tar import members
 from pipeline.read.values import BadRecord
 from pipeline.records import LONGEST_RECORD, DeadLetter, Place, Record, dead_letter
@@ -33,9 +33,9 @@ class _Sample:
     problem: str | None = None
 
 
-def read_webdataset(file: SourceFile, reading: ReadSettings) -> Iterator[Record | DeadLetter]:
+def read_webdataset(file: SourceFile, content: Iterator[bytes], reading: ReadSettings) -> Iterator[Record | DeadLetter]:
     """The samples of an archive, in order. What follows damage is lost, and said to be."""
-    stream = Forward(chunks(file.full_path, file.compression, max_ratio=reading.max_ratio))
+    stream = Forward(content)
     wanted = (JSON_MEMBER, *_text_members(reading))
     sample: _Sample | None = None
     row = 0
@@ -50,7 +50,9 @@ def read_webdataset(file: SourceFile, reading: ReadSettings) -> Iterator[Record 
             if extension in sample.extensions:
                 sample.problem = f"two members .{extension} in one sample"
             sample.extensions.append(extension)
-            if extension not in wanted:
+            if member.other is not None and (extension in wanted or not extension):
+                sample.problem = f"{member.name!r} is {member.other}: it has no content of its own to read"
+            if extension not in wanted or member.other is not None:
                 continue
             if member.size > LONGEST_RECORD:
                 sample.problem = f".{extension} has {member.size} bytes; a record has at most {LONGEST_RECORD}"

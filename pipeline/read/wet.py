@@ -7,7 +7,6 @@ from typing import Any
 from pipeline.plan import SourceFile
 from pipeline.read.columns import record_of
 from pipeline.read.forward import Forward
-from pipeline.read.streams import chunks
 from pipeline.read.values import BadRecord
 from pipeline.records import LONGEST_EXCERPT, LONGEST_RECORD, DeadLetter, Place, Record, dead_letter
 from pipeline.settings import ReadSettings
@@ -25,9 +24,9 @@ class _BadHeader(ValueError):
     """Why some bytes are not a record's header."""
 
 
-def read_wet(file: SourceFile, reading: ReadSettings) -> Iterator[Record | DeadLetter]:
+def read_wet(file: SourceFile, content: Iterator[bytes], reading: ReadSettings) -> Iterator[Record | DeadLetter]:
     """The conversion records of a file; after damage, reading goes on at the next record that can be recognised."""
-    stream = Forward(chunks(file.full_path, file.compression, max_ratio=reading.max_ratio))
+    stream = Forward(content)
     number = 0
     found: Record | DeadLetter | None = None
     while header := _header(stream):

@@ -4,18 +4,19 @@ import hashlib
 from collections.abc import Callable, Iterator
 
 from pipeline.plan import SourceFile
-from pipeline.read.columns import DEFAULT_SUBSET, named_subset
-from pipeline.read.streams import DamagedStream, chunks
+from pipeline.read.columns import DEFAULT_SUBSET, lacking, named_subset
+from pipeline.read.streams import DamagedStream
 from pipeline.records import LONGEST_EXCERPT, LONGEST_HELD, DeadLetter, LongText, Place, Record, Text
 from pipeline.settings import PipelineError, ReadSettings
 
 
-def whole_file(file: SourceFile, reading: ReadSettings) -> Iterator[Record | DeadLetter]:
-    """The one record of a text file. It is read once to see that it is sound; a long one is not held."""
+def whole_file(
+    file: SourceFile, content: Callable[[], Iterator[bytes]], reading: ReadSettings
+) -> Iterator[Record | DeadLetter]:
+    """The one record of a text file. It is read once to see that it is sound; a long one is not held.
 
-    def content() -> Iterator[bytes]:
-        return chunks(file.full_path, file.compression, max_ratio=reading.max_ratio)
-
+    ``content`` gives the file's content, each time from its beginning.
+    """
     digest, size, held = hashlib.sha256(), 0, bytearray()
     try:
         for chunk in content():
@@ -31,9 +32,9 @@ def whole_file(file: SourceFile, reading: ReadSettings) -> Iterator[Record | Dea
         return
     text: Text = bytes(held)
     if size > LONGEST_HELD:
-        text = LongText(size, digest.digest(), lambda: _same(content, size, digest.digest(), file.full_path))
+        text = LongText(size, digest.digest(), lambda: _same(content, size, digest.digest(), file.shown))
     subset = named_subset(file.path, reading) or DEFAULT_SUBSET
-    yield Record(Place(file.path), file.path, subset, text, size=size)
+    yield Record(Place(file.path), file.path, subset, text, size=size, lacks=lacking({}, reading))
 
 
 def _same(content: Callable[[], Iterator[bytes]], size: int, sha256: bytes, path: str) -> Iterator[bytes]:

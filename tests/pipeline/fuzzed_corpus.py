@@ -72,7 +72,7 @@ def json_lines(rng: random.Random, tag: str) -> Made:
     lines = []
     bad = [
         b'{"text": "bro', b'["text"]', b'{"text": 5}', b'{"text": null}', b'{"id": "no text"}', b'{"text": "\\ud800"}',
-        b'{"text": "caf\xe9"}', b"null", b"\x00\x01", b'{"text": "t", "id": "\\udfff"}', b'{"text": ["a"]}',
+        b'{"text": "caf\xe9"}', b"null", b"\x00\x01", b'{"text": "t"} {"text": "u"}', b'{"text": ["a"]}',
     ]  # fmt: skip
     for text in some_texts(rng, tag):
         lines.append(json.dumps({"text": text, "id": rng.choice([None, 7, "twin"])}).encode())
@@ -102,8 +102,12 @@ def cut_json_lines(rng: random.Random, tag: str) -> Made:
 
 
 def text_file(rng: random.Random, tag: str) -> Made:
-    content = tag.encode() + rng.randbytes(rng.randint(1, 2000))
-    made = Made(tag + rng.choice([".txt", ".py", ".md", ""]), content, [content])
+    suffix = rng.choice([".txt", ".py", ".md", ""])
+    content = rng.randbytes(rng.randint(1, 2000))
+    if not suffix:  # nothing but the content says that it is a text
+        content = content.translate(bytes(32 + i % 95 for i in range(256)))
+    content = tag.encode() + content
+    made = Made(tag + suffix, content, [content])
     return packed(rng, made) if made.name.endswith(".txt") else made
 
 

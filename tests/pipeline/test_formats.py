@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -97,12 +98,13 @@ def test_every_type_of_text_gives_the_same_bytes(tmp_path, kind):
     assert dead[0]["reason"] == "column 'text' is null, not a string"
 
 
-def test_text_that_is_not_utf8_stays_as_it_is_but_names_may_not(tmp_path):
+def test_text_that_is_not_utf8_stays_as_it_is_and_names_get_escapes(tmp_path):
     values = pa.array([b"caf\xe9", b"fine"], pa.binary())
     table = pa.table({"text": values.view(pa.string()), "id": pa.array([b"ok", b"\xff"]).view(pa.string())})
     write_arrow(tmp_path / "a.arrow", table, stream=False)
-    assert run(tmp_path / "a.arrow", tmp_path / "out", code=3) == [("ok", "default", b"caf\xe9")]
-    assert "'id' is bytes that are not UTF-8" in letters(tmp_path / "out")[0]["reason"]
+    found = run(tmp_path / "a.arrow", tmp_path / "out")
+    assert found == [("\\xff", "default", b"fine"), ("ok", "default", b"caf\xe9")]
+    assert counts(tmp_path / "out")["replaced"] == 1
 
 
 def test_columns_by_name_and_the_key_of_the_split(tmp_path):
@@ -141,8 +143,8 @@ def test_a_hugging_face_dataset_on_disk_is_its_data_files(tmp_path):
     assert preprocess(folder, "--out", tmp_path / "other", *STATIC) == 2
 
 
-@pytest.mark.parametrize("names", [("train", "validation", "test"), ("train", "test")])
-def test_splits_of_a_hugging_face_collection_stay_apart_if_there_is_a_validation_split(tmp_path, names):
+@pytest.mark.parametrize("names", [("train", "validation", "test"), ("train", "test"), ("test",)])
+def test_splits_of_a_hugging_face_collection_stay_apart_and_test_is_left_out_beside_train(tmp_path, names):
     for name in names:
         (tmp_path / "in" / name).mkdir(parents=True)
         table = pa.table({"text": [f"{name} {i}" for i in range(100)]})
@@ -150,13 +152,17 @@ def test_splits_of_a_hugging_face_collection_stay_apart_if_there_is_a_validation
         for companion in ("state.json", "dataset_info.json"):
             (tmp_path / "in" / name / companion).write_text("{}")
     (tmp_path / "in" / "dataset_dict.json").write_text(json.dumps({"splits": list(names)}))
-    assert len(run(tmp_path / "in", tmp_path / "out", "--validation-fraction", 0.2)) == 100 * len(names)
-    held_out = [row.text.split()[0] for row in open_dataset(tmp_path / "out" / "validation").rows()]
-    assert 5 < held_out.count(b"test") < 45
+    run(tmp_path / "in", tmp_path / "out", "--validation-fraction", 0.2)
+    sides = [
+        Counter(row.text.split()[0].decode() for row in open_dataset(tmp_path / "out" / name).rows())
+        for name in ("train", "validation")
+    ]
     if "validation" in names:
-        assert (held_out.count(b"train"), held_out.count(b"validation")) == (0, 100)
+        assert sides == [{"train": 100}, {"validation": 100}]
     else:
-        assert 5 < held_out.count(b"train") < 45
+        assert set(sides[0]) == set(sides[1]) == {names[0]}
+        assert sum(sum(side.values()) for side in sides) == 100
+    assert len(run(tmp_path / "in", tmp_path / "all", "--named-splits", "ignore")) == 100 * len(names)
 
 
 def test_a_dataset_of_ours_below_the_input_is_read_as_one(tmp_path):
@@ -199,8 +205,9 @@ def test_a_pickle_or_a_path_in_a_tar_does_nothing(tmp_path):
         link = tarfile.TarInfo("link.txt")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
-    found = run(tmp_path / "s.tar", tmp_path / "out")
+    found = run(tmp_path / "s.tar", tmp_path / "out", code=3)
     assert found == [("s.tar:../up", "default", b"up"), ("s.tar:/abs", "default", b"abs")]
+    assert "'link.txt' is a symbolic link" in letters(tmp_path / "out")[0]["reason"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "s.tar"]
 
 
