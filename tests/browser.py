@@ -33,7 +33,7 @@ PATIENCE = 120
 def chromium() -> tuple[str | None, str]:
     """The program, or None and the reason why there is none."""
     try:
-        found = subprocess.run([SCRIPT], capture_output=True, text=True, timeout=240)
+        found = subprocess.run([SCRIPT], capture_output=True, text=True, timeout=600)
     except subprocess.TimeoutExpired:
         return None, f"{SCRIPT.name} took longer than 240 seconds"
     if found.returncode:
@@ -137,7 +137,7 @@ class Browser:
     def close(self) -> None:
         self._process.terminate()
         try:
-            self._process.wait(20)
+            self._process.wait(600)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -28,7 +28,7 @@ def run(*command: str | Path, cwd: Path = ROOT, code: int = 0) -> str:
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=600,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     output = finished.stdout + finished.stderr

@@ -14,6 +14,7 @@ import io
 import json
 import os
 import runpy
+import shlex
 import socket
 import subprocess
 import sys
@@ -35,8 +36,7 @@ IMPORTED = (
 HEAD = 8
 """Bytes that say how long a request is."""
 
-CLIENT = """#!{python} -SE
-import json, os, socket, sys
+CLIENT = """import json, os, socket, sys
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
     request = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
@@ -50,9 +50,13 @@ sys.exit(code[0] if code else 1)
 def write_commands(folder: Path, address: Path) -> None:
     """`python` and `torchrun` that ask the server."""
     folder.mkdir(parents=True)
-    (folder / "python").write_text(CLIENT.format(python=sys.executable, address=str(address), head=HEAD))
-    run = "import sys; from torch.distributed.run import main; sys.exit(main())"
-    (folder / "torchrun").write_text(f'#!/bin/sh\nexec {folder}/python -c "{run}" "$@"\n')
+    client = folder / "client.py"
+    client.write_text(CLIENT.format(address=str(address), head=HEAD))
+    # Not by a first line that names the interpreter: there may be spaces in where it lies.
+    asked = shlex.join([sys.executable, "-SE", str(client)])
+    (folder / "python").write_text(f'#!/bin/sh\nexec {asked} "$@"\n')
+    run = shlex.quote("import sys; from torch.distributed.run import main; sys.exit(main())")
+    (folder / "torchrun").write_text(f'#!/bin/sh\nexec {asked} -c {run} "$@"\n')
     for name in ("python", "torchrun"):
         (folder / name).chmod(0o755)
 

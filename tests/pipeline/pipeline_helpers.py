@@ -23,7 +23,7 @@ def preprocess(*arguments: object) -> int:
 def command(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """The same in a process of its own."""
     line = [sys.executable, "-m", "pipeline", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, cwd=cwd, env=environment(), timeout=240)
+    return subprocess.run(line, capture_output=True, text=True, cwd=cwd, env=environment(), timeout=600)
 
 
 def environment() -> dict[str, str]:

@@ -63,7 +63,7 @@ def ray_head(*options: str, port: int | None = None, **variables: str) -> Iterat
     process = subprocess.Popen(line, env=environment, stdout=log, stderr=log, start_new_session=True)
     head = Head(f"127.0.0.1:{port}", environment["RAY_API_SERVER_ADDRESS"], f"http://127.0.0.1:{metrics}", environment)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while not _answers(head, folder):
             if process.poll() is not None or time.monotonic() > deadline:
                 log.seek(0)

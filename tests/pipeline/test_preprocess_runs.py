@@ -204,7 +204,7 @@ def test_a_killed_run_is_finished_by_the_same_command(tmp_path):
     assert preprocess(corpus, "--out", whole, *arguments) == 3
     line = [sys.executable, "-m", "pipeline", "preprocess", str(corpus), "--out", str(out), *map(str, arguments)]
     process = subprocess.Popen(line, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while len(list(out.glob("splits/*.json"))) < 5 and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)

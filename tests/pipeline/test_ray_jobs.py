@@ -51,7 +51,7 @@ def exported(head: Head) -> dict[str, float]:
 
 def ended(job: subprocess.Popen) -> tuple[int, str]:
     """Exit code of a submission and what it said."""
-    said, _ = job.communicate(timeout=120)
+    said, _ = job.communicate(timeout=600)
     return job.returncode, said
 
 
@@ -95,7 +95,7 @@ def test_without_the_token_there_is_one_line_and_no_job(head):
     for missing in ("RAY_AUTH_TOKEN_PATH", "RAY_API_SERVER_ADDRESS"):
         environment = {**head.environment, missing: "/nowhere" if "PATH" in missing else "http://127.0.0.1:1"}
         line = [str(SUBMIT), "x", "--out", "y"]
-        result = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60)
+        result = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=600)
         assert result.returncode == 2
         assert result.stderr.startswith(f"submit: {environment['RAY_API_SERVER_ADDRESS']}: ")
         assert result.stderr.count("\n") == 1

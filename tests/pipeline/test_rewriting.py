@@ -67,7 +67,7 @@ def test_a_stopped_command_ends_in_order(dataset, tmp_path: Path) -> None:
         assert process.poll() is None
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 130
     assert "the same command" in err
     assert "Traceback" not in err
@@ -141,6 +141,6 @@ def test_neither_torch_nor_ray_is_imported(tmp_path: Path) -> None:
         "print(sorted({'torch', 'ray'} & sys.modules.keys()))"
     )
     line = [sys.executable, "-c", code, *map(str, (tmp_path / "a", tmp_path / "b", tmp_path / "out"))]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"

@@ -121,8 +121,9 @@ def grown(documents: GrowingDocuments, whole: Whole, seed: int, upto: int | None
 
 @pytest.mark.parametrize("rule", RULES)
 def test_logits_on_a_thousand_random_prefixes_are_those_of_full_recomputation(rule: str) -> None:
+    """A thousand for a rule by entropy, a hundred for each of the others."""
     model, patcher = blt().eval(), entropy_model().eval()
-    text = random_text(1_000, seed=1)
+    text = random_text(1_000 if rule == "entropy" else 100, seed=1)
     whole = Whole(model, patcher, rule, text)
     documents = GrowingDocuments(model, whole.rule, patcher)
     order = np.random.default_rng(2).permutation(len(whole.ids))

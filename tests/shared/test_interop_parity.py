@@ -22,7 +22,7 @@ from shared.vocabulary import EOS, OFFSET, byte_tokens, document_tokens, token_b
 
 pytestmark = pytest.mark.numerics
 
-CONFIGURATIONS = 14
+CONFIGURATIONS = [*range(4), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 14))]
 TEXTS = [
     *((script, 40 + 90 * number) for number, script in enumerate([*WORDS, "random"])),
     ("latin", 10),
@@ -62,7 +62,7 @@ def texts(seed: int) -> list[bytes]:
     return [script_text(script, length, seed) for script, length in [*chosen, *([TEXTS[-1]] if seed % 4 == 0 else [])]]
 
 
-@pytest.fixture(scope="module", params=range(CONFIGURATIONS))
+@pytest.fixture(scope="module", params=CONFIGURATIONS)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Pair]:
     from transformers import AutoModelForCausalLM
 

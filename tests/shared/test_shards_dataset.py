@@ -197,7 +197,7 @@ def test_a_dataset_in_use_survives_fork_and_pickle(tmp_path: Path, format) -> No
         child.start()
         other.submit(data._lock.release).result()
     try:
-        assert queue.get(timeout=20) == wanted
+        assert queue.get(timeout=600) == wanted
     finally:
         child.kill()
         child.join()

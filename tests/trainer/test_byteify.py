@@ -207,7 +207,7 @@ def test_two_ranks_train_it_from_its_recipe(tmp_path: Path, recipe: Path, data: 
     subprocess.run(
         torchrun("trainer/main.py", tmp_path / "out" / "recipe.toml", *places),
         check=True,
-        timeout=120,
+        timeout=600,
         env=quiet_environment(),
         capture_output=True,
     )

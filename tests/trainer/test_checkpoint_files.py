@@ -46,7 +46,7 @@ def chain(data: Path) -> tuple[Path, list[Results]]:
 def on_ranks(data: Path, folder: Path, ranks: int) -> Results:
     out = folder.with_suffix(f".{ranks}")
     script = Path(__file__).with_name("rank_checkpoints.py")
-    subprocess.run(torchrun(script, data, folder, out, ranks=ranks), check=True, timeout=200, env=quiet_environment())
+    subprocess.run(torchrun(script, data, folder, out, ranks=ranks), check=True, timeout=600, env=quiet_environment())
     return safetensors.torch.load_file(out)
 
 

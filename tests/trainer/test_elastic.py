@@ -69,7 +69,7 @@ def test_two_ranks_go_on_from_one_and_one_from_two_with_the_same_losses(
         env=quiet_environment(),
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -26,7 +26,7 @@ def test_a_run_whose_machine_and_rank_are_killed_ends_as_if_nothing_had_happened
     drill = Drill(recipe, recipe.parent / "drilled", seed=6)
     plan = drill.plan(["machine, then a byte of a checkpoint", "rank"], first=14, last=50)
     assert [kill.saving for kill in plan] == [True, False]
-    drill.finish(plan, recipe.parent / "log", limit=240)
+    drill.finish(plan, recipe.parent / "log", limit=900)
     assert sum(drill.done.values()) == 2
     assert drill.starts == 2
     assert drill.set_aside() == 1

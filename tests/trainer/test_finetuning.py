@@ -73,7 +73,7 @@ def test_two_ranks_each_with_its_rows_begin_from_the_checkpoint_of_one(place: Pa
     recipe["model"] = recipe["model"] | {"specials": SPECIALS}
     (tmp_path / "ranks.toml").write_text(toml(recipe))
     command = torchrun("trainer/main.py", tmp_path / "ranks.toml", "--start.model", place / "base")
-    subprocess.run(command, check=True, timeout=120, env=quiet_environment(), capture_output=True)
+    subprocess.run(command, check=True, timeout=600, env=quiet_environment(), capture_output=True)
     check_rows(tmp_path / "ranks" / "model", place / "base" / "model")
 
 

@@ -53,7 +53,7 @@ def on_ranks(data: Path, name: str, layouts: list[dict[str, Any]], ranks: int) -
     """The results of layouts, by the name and the layout's number."""
     out, script = data.parent / f"{name}.safetensors", Path(__file__).with_name("rank_runs.py")
     command = torchrun(script, data, out, *map(json.dumps, layouts), ranks=ranks)
-    subprocess.run(command, check=True, timeout=240, env=quiet_environment())
+    subprocess.run(command, check=True, timeout=600, env=quiet_environment())
     results = safetensors.torch.load_file(out)
     return {f"{name}/{number}": of(results, f"{number}/") for number in range(len(layouts))}
 

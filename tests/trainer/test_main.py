@@ -97,7 +97,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
 def test_ranks_that_cannot_share_the_packs_are_one_line_under_torchrun(recipe: Path, tmp_path: Path) -> None:
     command = torchrun("--max-restarts", "1", "trainer/main.py", recipe, "--data.packs", "3")
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=quiet_environment(), check=False
+        command, cwd=ROOT, capture_output=True, text=True, timeout=600, env=quiet_environment(), check=False
     )
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if line.startswith(PREFIX)]
@@ -153,4 +153,4 @@ def test_the_trainer_never_imports_the_pipeline_nor_ray() -> None:
         " if not m.name.endswith('__main__')];"
         "assert not {'ray', 'pipeline', 'transformers'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=os.sep, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=os.sep, timeout=600)

@@ -42,7 +42,7 @@ def saved(data: Path) -> Path:
     out = data.parent / "ranks"
     out.mkdir()
     script = Path(__file__).with_name("muon_ranks.py")
-    subprocess.run(torchrun(script, data, out, ranks=RANKS), check=True, timeout=120, env=quiet_environment())
+    subprocess.run(torchrun(script, data, out, ranks=RANKS), check=True, timeout=600, env=quiet_environment())
     return out
 
 

@@ -55,7 +55,7 @@ def launch(recipe: Path, out: Path, **options) -> subprocess.Popen:
 def never_stopped(recipe: Path) -> Path:
     out = recipe.parent / "whole"
     process = launch(recipe, out)
-    _, errors = process.communicate(timeout=200)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     return out
 
@@ -65,14 +65,14 @@ def stopped(recipe: Path) -> tuple[Path, str]:
     """A run of which one rank alone got SIGTERM in the middle; its folder and what it said."""
     out = recipe.parent / "stopped"
     process = launch(recipe, out)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while logged_step(out) < 10 and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     ranks = rank_processes(process.pid)
     assert len(ranks) == 2, process.communicate()[1]
     os.kill(ranks[-1], signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert 10 <= logged_step(out) < 200, "the signal came when the run was over"
     return out, errors
@@ -94,7 +94,7 @@ def test_a_stopped_run_on_two_ranks_goes_on_as_if_it_had_not(
     out = recipe.parent / "continued"
     shutil.copytree(stopped[0], out)
     process = launch(recipe, out)
-    _, errors = process.communicate(timeout=200)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert "going on after step" in errors
     assert losses(out) == losses(never_stopped)
@@ -160,7 +160,7 @@ def test_nothing_to_train_is_said_at_once_and_without_torch(recipe: Path, tmp_pa
         "assert 'torch' not in sys.modules; sys.exit(code)"
     )
     before = (out / "metrics.jsonl").stat()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{out}/model is current: nothing to train\n"
     assert (out / "metrics.jsonl").stat() == before

@@ -70,7 +70,7 @@ def test_two_ranks_begin_with_the_weights_that_one_has_saved(data: Path, trained
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(toml(tiny_recipe(data, tmp_path / "run", run={"steps": 1}, optimizer={"lr": STILL})))
     command = torchrun("trainer/main.py", recipe, "--start.model", step(trained, 6))
-    done = subprocess.run(command, check=True, timeout=120, env=quiet_environment(), capture_output=True, text=True)
+    done = subprocess.run(command, check=True, timeout=600, env=quiet_environment(), capture_output=True, text=True)
     assert f"starting from {step(trained, 6)}" in done.stderr
     ours, theirs = load_state(tmp_path / "run" / "model")[0], load_state(trained / "model")[0]
     assert ours.keys() == theirs.keys()

@@ -277,7 +277,7 @@ def two(data: Path) -> tuple[Path, dict[str, Tensor]]:
     """What two ranks have left: see rank_tables.py."""
     out = data.parent / "two"
     script = Path(__file__).with_name("rank_tables.py")
-    subprocess.run(torchrun(script, data, out), check=True, timeout=120, env=quiet_environment())
+    subprocess.run(torchrun(script, data, out), check=True, timeout=600, env=quiet_environment())
     return out, safetensors.torch.load_file(out / "whole.safetensors")
 
 

@@ -6,6 +6,7 @@ N pairs of seeds, D documents, B bootstrap draws.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -52,6 +53,7 @@ def bootstrap_interval(differences: np.ndarray, sizes: np.ndarray, confidence: f
     return Interval(whole, float(low), float(high))
 
 
+@lru_cache
 def student_quantile(probability: float, degrees: int) -> float:
     """The t that Student's distribution of so many degrees of freedom stays below with this probability (0.5 to 1)."""
     if not (0.5 <= probability < 1 and degrees > 0):
