@@ -86,13 +86,18 @@ def markers(out: Path) -> int:
 
 
 def actors() -> dict[int, int]:
-    """Process id of each Ray worker of a run on this machine -> that of its node's daemon."""
-    found = {}
+    """Process id of each Ray worker of a run on our cluster -> that of its node's daemon.
+
+    Other tests may run on this machine at the same time: what we have started has our token.
+    """
+    found, token = {}, os.environ["RAY_AUTH_TOKEN"].encode()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 if (entry / "cmdline").read_bytes().startswith(b"ray::_Actor"):
-                    found[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                    daemon = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                    if token in Path(f"/proc/{daemon}/environ").read_bytes():
+                        found[int(entry.name)] = daemon
             except OSError:
                 continue
     return found

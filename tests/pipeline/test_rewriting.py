@@ -14,6 +14,7 @@ from rewriting_examples import files, run
 
 from shared.shards.dataset import find_datasets
 from shared.shards.manifest import DatasetError
+from trainer.processes import has_ended
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def test_a_killed_command_leaves_nothing_that_looks_finished_and_goes_on(dataset
     workers = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     process.kill()
     process.wait()
-    while any(Path(f"/proc/{pid}").exists() for pid in workers):  # they end by themselves; the test's limit waits
+    while not all(map(has_ended, workers)):  # they end by themselves; the test's limit waits
         time.sleep(0.01)
     assert not out.exists()
     with pytest.raises(DatasetError):

@@ -311,7 +311,7 @@ def test_a_killed_driver_loses_and_doubles_nothing(place, patching, inline, tmp_
     assert stored(out) == stored(inline)
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_a_killed_ray_worker_is_replaced_and_its_split_done_again(place, patching, inline, tmp_path):
     out = tmp_path / "out"
     process = started(place, patching, out, "--executor", "ray", "--workers", 2)
