@@ -54,7 +54,7 @@ COMPARED = "$$@" --out $(call quoted,LABORATORY) --corpus-bytes $(call quoted,CO
   --jobs $(call quoted,NPROC) --executor $(call quoted,EXECUTOR) $(if $(call raw,CORPUS_OPTIONS),--corpus-options $(call quoted,CORPUS_OPTIONS))
 
 # `python -m`, here as everywhere: the programs beside it name the interpreter of the folder that they were installed in.
-TORCHRUN := OMP_NUM_THREADS=$(call quoted,THREADS) $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node $(call quoted,NPROC)
+TORCHRUN := OMP_NUM_THREADS=$(call quoted,THREADS) $(BIN)/python trainer/launch.py --standalone --nproc-per-node $(call quoted,NPROC)
 PIPELINE := $(BIN)/python -m pipeline
 TRAINER := $(BIN)/python -m trainer
 # One process a core; PROCESSES=0 runs the tests in this one.
@@ -84,7 +84,8 @@ plan: setup ## what CONFIG takes in memory, FLOPs and time; PLAN="--plan.ranks 8
 
 corpus: setup ## CORPUS into unpatched shards: a seeded sample of CORPUS_BYTES, split into train and validation
 	@echo "== corpus -> "$(AT)/corpus
-	@$(corpus) $(call options,CORPUS_OPTIONS) $(PIPELINE) preprocess "$$@" "$${options[@]}" --out $(AT)/corpus --rule none --executor inline \
+	@$(corpus) $(call options,CORPUS_OPTIONS) $(PIPELINE) preprocess "$$@" "$${options[@]}" --for-training --out $(AT)/corpus --rule none \
+	  --executor inline \
 	  $(if $(filter-out 0,$(call raw,CORPUS_BYTES)),--sample-bytes $(call quoted,CORPUS_BYTES) --seed $(call quoted,SEED))
 
 entropy: corpus ## train the small byte model whose uncertainty makes the patches

@@ -18,7 +18,7 @@ esac
 root=$(cd "$(dirname "$0")/.." && pwd)
 # The environment's torchrun names the interpreter of the folder that it was installed in, which may be another by now.
 launcher=("${TORCHRUN:-torchrun}")
-[ -n "${TORCHRUN:-}" ] || ! [ -x "$root/.venv/bin/python" ] || launcher=("$root/.venv/bin/python" -m torch.distributed.run)
+[ -n "${TORCHRUN:-}" ] || ! [ -x "$root/.venv/bin/python" ] || launcher=("$root/.venv/bin/python" "$root/trainer/launch.py")
 if [ -z "${NPROC:-}" ]; then
   NPROC=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
   [ "$NPROC" -gt 0 ] || NPROC=1

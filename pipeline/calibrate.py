@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from pipeline.calibration_report import SUBSETS_SHOWN, print_result
+from pipeline.calibration_report import SUBSETS_SHOWN, documents_in_words, print_result
 from pipeline.candidates import UnreachableTarget
 from pipeline.drawing import HELD_OUT, Sample, draw, draw_pairs, held_out_tenth
 from pipeline.entropies import Documents, Entropies, documents_of
@@ -35,6 +35,8 @@ from shared.shards.manifest import DatasetError, first_problem
 SCORED_SAMPLE = 1_000_000
 """Bytes of text that are scored unless told otherwise."""
 LONGEST_HELD_OUT = 10_000_000
+SHORTEST_HELD_OUT = 250_000
+"""Bytes at least, where validation has as many: a few documents say nothing of the others."""
 """Bytes of held-out text at most, of each subset where subsets are drawn."""
 EPILOG = """\
 A dataset that keeps entropies of this very model (preprocess --sidecar) is counted as it is, all of it and without
@@ -120,7 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
     result.save(out)
     done = "scored" if identity.entropies == "scored" else "counted the kept entropies of"
     size, count = int(train.documents.bytes.sum()), len(train.documents)
-    print(f"{done} {size:,} bytes in {count:,} documents of {dataset.folder}")
+    print(f"{done} {size:,} bytes in {documents_in_words(count)} of {dataset.folder}")
     print_result(result)
     print(f"thresholds are in {arguments.out}")
     return 0
@@ -173,8 +175,9 @@ def _samples(
         assert identity.parity is not None
         assert identity.parity_to is not None
         raise without_pairs(identity.parity, identity.parity_to, dataset.folder, keys)
-    limit = min(identity.sample_bytes // HELD_OUT, LONGEST_HELD_OUT) if identity.sample_bytes else LONGEST_HELD_OUT
-    return train, _drawn(identity, others, other_keys, max(limit, 1)) if len(others) else None
+    wanted = max(identity.sample_bytes // HELD_OUT, SHORTEST_HELD_OUT) if identity.sample_bytes else LONGEST_HELD_OUT
+    limit = min(wanted, LONGEST_HELD_OUT)
+    return train, _drawn(identity, others, other_keys, limit) if len(others) else None
 
 
 def _drawn(identity: CalibrationIdentity, documents: Documents, keys: np.ndarray | None, limit: int) -> Sample:

@@ -7,6 +7,12 @@ from shared.terminal import one_line
 SUBSETS_SHOWN = 50
 CLOSE = 0.02
 """Relative distance from the target above which a word is said about it."""
+FEW_DOCUMENTS, FEW_BYTES = 10, 20_000
+"""Held-out text below either says little of other text."""
+
+
+def documents_in_words(count: int) -> str:
+    return "1 document" if count == 1 else f"{count:,} documents"
 
 
 def print_result(result: PatchingFile) -> None:
@@ -20,9 +26,11 @@ def print_result(result: PatchingFile) -> None:
     else:
         where = "a tenth set apart" if result.identity.held_out == TENTH else "validation"
         print(
-            f"  held out: {checked.mean_patch_size:.3f} bytes a patch in {checked.documents:,} documents, "
+            f"  held out: {checked.mean_patch_size:.3f} bytes a patch in {documents_in_words(checked.documents)}, "
             f"{checked.bytes:,} bytes, of {where}"
         )
+        if checked.documents < FEW_DOCUMENTS or checked.bytes < FEW_BYTES:
+            print("  that is too little text to judge the threshold by")
     if result.parity:
         assert result.identity.parity_to is not None
         print(table(result.parity, result.identity.parity_to))

@@ -1,17 +1,21 @@
 """python -m pipeline preprocess INPUT... --out DIR: raw text in any format to shards of patched documents."""
 
 import argparse
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 from pydantic import ValidationError
 
-from pipeline.driver import preprocess
+from pipeline.driver import make_plan, preprocess
 from pipeline.dry_run import dry_run
 from pipeline.patching_file import load_patching
 from pipeline.read.chat import MESSAGES, PROMPT, RESPONSES
 from pipeline.read.columns import SUBSET_COLUMNS
+from pipeline.report import Report
 from pipeline.settings import (
+    SPLIT_NAMES,
     ChatSettings,
     ExecutorSettings,
     InputFormat,
@@ -46,6 +50,11 @@ stopped, and does nothing when it was finished.
 Exit code: 0 fine, 1 splits or the disk failed, 2 bad usage, 3 some records were dead letters, 4 there are no documents,
 or no record has a column that an option names.
 """
+
+
+DOCUMENTS_OF_A_TEXT = 200
+"""Into so many a single text is cut for training, as long as each has between the next two in bytes."""
+SHORTEST_CUT, LONGEST_CUT = 128, 8192
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,6 +110,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="cut text files at blank lines into documents of at least N bytes (a file is one document)",
+    )
+    group.add_argument(
+        "--for-training",
+        action="store_true",
+        help="a single text file is cut into some 200 documents, unless --document-bytes says otherwise; train or "
+        "validation without a document is an error",
     )
     group.add_argument("--meta", action="store_true", help="pass the remaining columns through as JSON")
     group.add_argument("--split-key", metavar="COLUMN", help="records with equal values stay on one side of the split")
@@ -192,9 +207,38 @@ def run(arguments: argparse.Namespace) -> int:
         raise PipelineError(first_problem(error)) from None
     if arguments.dry_run:
         return dry_run(job, arguments.inputs, executor)
+    if arguments.for_training:
+        job = cut_for_training(job, arguments.inputs)
     report = preprocess(job, arguments.inputs, executor)
     print_summary(job, report)
+    if arguments.for_training and not report.failures:
+        require_both_splits(report)
     return exit_code(report)
+
+
+def cut_for_training(job: Job, inputs: Sequence[Path | str]) -> Job:
+    """The same job, but a text file that is the whole input becomes documents, so that some can be held out."""
+    reading = job.reading
+    if reading.document_bytes is not None or len(inputs) != 1 or not os.path.isfile(inputs[0]):
+        return job
+    files = make_plan(inputs, reading, out=job.out).files
+    if [file.kind for file in files] != ["text"]:
+        return job
+    size = min(max(os.path.getsize(inputs[0]) // DOCUMENTS_OF_A_TEXT, SHORTEST_CUT), LONGEST_CUT)
+    return job.model_copy(update={"reading": reading.model_copy(update={"document_bytes": size})})
+
+
+def require_both_splits(report: Report) -> None:
+    """Raises PipelineError, with what would do, when there is nothing to train on or nothing to validate with."""
+    counts = {name: sum(found.documents for found in report.subsets(name).values()) for name in SPLIT_NAMES}
+    if all(counts.values()):
+        return
+    fraction = report.run.identity["reading"]["validation_fraction"]
+    raise PipelineError(
+        f"{counts['train']:,} documents for training and {counts['validation']:,} for validation: both need some. Give "
+        f"more text, or another --validation-fraction (now {fraction:g}), or cut long texts into documents with "
+        "--document-bytes; with make these go into CORPUS_OPTIONS"
+    )
 
 
 def settings_of(arguments: argparse.Namespace) -> tuple[Job, ExecutorSettings]:

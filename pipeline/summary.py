@@ -83,6 +83,9 @@ def summary_lines(job: Job, report: Report) -> list[str]:
         lines.append(f"  {files:>12,} files or folders not read: {reason}{shown}")
     for name in SPLIT_NAMES:
         lines += _dataset_lines(job, name, report.subsets(name), sum(len(m.shards[name]) for m in report.markers))
+    if not report.failures and counts.documents and job.reading.validation_fraction:
+        empty = [name for name in SPLIT_NAMES if not report.subsets(name)]
+        lines += [f"  {name} has no document: training needs some in both (--validation-fraction)" for name in empty]
     for failure in report.failures:
         paths = ", ".join(report.files_of(failure))
         shown = paths if len(paths) <= 80 else paths[:77] + "..."

@@ -117,7 +117,7 @@ def file_system(url: str) -> tuple[Any, str]:
         return fsspec.core.url_to_fs(url)
     except ImportError:
         package, extra = _PACKAGES.get(scheme, (f"the fsspec driver of {scheme}", None))
-        install = f"pip install 'patchwork-blt[{extra}]'" if extra else f"pip install {package}"
+        install = f"pip install -e '.[{extra}]'" if extra else f"pip install {package}"
         raise StorageError(f"{url}: reading {scheme}:// needs the package {package}; {install}") from None
     except ValueError as error:
         raise StorageError(f"{url}: {error}") from None

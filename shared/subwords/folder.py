@@ -15,7 +15,7 @@ from shared.shards.manifest import DatasetError, first_problem
 from shared.vocabulary import VOCABULARY_SIZE
 
 TOKENIZER_FILE, MADE_BY_FILE = "tokenizer.json", "identity.json"
-INSTALL = "byte-pair tokens need the tokenizers library: pip install 'patchwork-blt[bpe]'"
+INSTALL = "byte-pair tokens need the tokenizers library: pip install -e '.[bpe]'"
 
 
 class TokenizerMaking(Settings):

@@ -114,4 +114,4 @@ def test_without_the_package_one_line_says_what_to_install(
     with pytest.raises(ConfigError, match="pip install"):
         harness_module("api.model")
     assert main(["lm-eval", str(folder), "--tasks", "hellaswag"]) == 1
-    assert "pip install 'patchwork-blt[lm-eval]'" in capsys.readouterr().err
+    assert "pip install -e '.[lm-eval]'" in capsys.readouterr().err

@@ -175,5 +175,5 @@ def harness_module(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != "lm_eval":
             raise
-        raise ConfigError("the harness is a package of its own: pip install 'patchwork-blt[lm-eval]'") from None
+        raise ConfigError("the harness is a package of its own: pip install -e '.[lm-eval]'") from None
     return import_module(f"lm_eval.{name}")

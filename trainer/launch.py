@@ -1,0 +1,52 @@
+"""torchrun without its tracebacks: `python trainer/launch.py [options of torchrun] trainer/main.py RECIPE ...`.
+
+A rank says itself what is wrong, in one line. torchrun follows that with some forty of its own; here only what no rank
+could say is added: that it was killed, or that the machines did not meet.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # as in main.py
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.run import parse_args, run
+
+from shared.terminal import one_line
+
+QUIET = ("torch.distributed.elastic", "torch.distributed.run")
+_NO_FILE = "<N/A>"
+"""What torchrun has in place of the error file that a rank did not write."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the ranks; returns the exit code, 1 as torchrun's when one failed or a signal came."""
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        run(parse_args(list(arguments)))
+    except ChildFailedError as error:
+        if (line := unsaid(error.get_first_failure()[1])) is not None:
+            print(line, file=sys.stderr)
+        return 1
+    except (SignalException, KeyboardInterrupt):  # the ranks have saved, and said so
+        return 1
+    except Exception as error:  # of the meeting of machines, in many classes
+        print(f"patchwork: error: torchrun: {one_line(f'{type(error).__name__}: {error}')}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def unsaid(failure: ProcessFailure) -> str | None:
+    """What became of a rank that could not say it itself; None when it could."""
+    if failure.error_file != _NO_FILE or failure.exitcode > 0:
+        return None
+    return f"patchwork: error: rank {failure.local_rank} of this machine was ended by {failure.signal_name()}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
