@@ -105,11 +105,18 @@ def _locked_file(out: Path) -> Iterator[IO[str]]:
                 raise PipelineError(
                     f"--out {out} cannot be locked ({error.strerror}); use storage with locks"
                 ) from None
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file.fileno()), (out / LOCK_FILE).stat()):
-                    yield file
-                    return
+            if _is_at(file, out / LOCK_FILE):
+                yield file
+                return
         # The one who held it has removed it in the meantime.
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Whether an open file is the one that lies at a path now."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def holder(out: Path) -> str | None:

@@ -245,6 +245,12 @@ def test_another_run_in_the_same_folder_is_refused_and_the_difference_named(tmp_
     assert "inputs.sha256" in capsys.readouterr().err
 
 
+def test_a_file_that_is_missing_while_the_folder_is_locked_is_said(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="shard"), locked(tmp_path / "out"):
+        raise FileNotFoundError("shard")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_second_driver_is_refused(tmp_path, capsys):
     corpus = write_jsonl(tmp_path / "a.jsonl", some_records(5))
     out = tmp_path / "out"
