@@ -49,9 +49,9 @@ from trainer.parallel.dry_run import dry_run
 from trainer.parallel.model import build_model
 from trainer.parallel.watch import Watch
 from trainer.parallel.world import World
+from trainer.run_folder import LOCK_NAME
 from trainer.settings import TrainSettings
 
-LOCK_NAME = ".lock"
 LOCK_PATIENCE_SECONDS = 20.0
 """A job that was killed may take a moment to be gone."""
 

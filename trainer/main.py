@@ -19,6 +19,7 @@ from shared.config import load_recipe
 from trainer.errors import USER_ERRORS, TrainingError, complain, first_of_node, give_way, run
 from trainer.identity import RunIdentity, finished, run_identity, with_length
 from trainer.processes import end_with_launcher
+from trainer.run_folder import check_run_folder
 from trainer.settings import TrainSettings
 
 USAGE = "usage: torchrun trainer/main.py RECIPE.toml [--plan] [--section.key value]..."
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str]) -> int:
         if PLAN in overrides:
             return tell_plan(Path(recipe), [part for part in overrides if part != PLAN])
         settings = with_length(load_recipe(Path(recipe), overrides, TrainSettings))
+        check_run_folder(settings.run.out)
         identity = run_identity(settings)
         if finished(settings.run.out, identity):
             if first_of_node():

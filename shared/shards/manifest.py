@@ -173,10 +173,11 @@ def load_manifest(folder: Path | str) -> Manifest:
         raise DatasetError(f"{path}: {first_problem(error)}") from None
 
 
-def first_problem(error: ValidationError) -> str:
-    """The first thing that validation found, as one line: key, what is wrong, value."""
+def first_problem(error: ValidationError, key: str | None = None) -> str:
+    """The first thing that validation found, as one line: key (as the caller has it, or as found), what, value."""
     problem: Any = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in problem["loc"])
+    if key is None:
+        key = ".".join(str(part) for part in problem["loc"])
     shown = repr(problem.get("input"))
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":

@@ -118,7 +118,7 @@ def check_piece(text: str, file: str | None) -> None:
     try:
         piece = tomllib.loads(text)
         if file is None:
-            whole = read_recipe(ROOT / "trainer/recipes/blt-small.toml", ["--run.out", "RUN"])
+            whole = read_recipe(ROOT / "trainer/recipes/blt-small.toml", ["--run.out", "RUN"], TrainSettings)
             if "datasets" not in piece.get("data", {}):
                 whole["data"]["path"] = "DATA"
             if "kind" in piece.get("model", {}):

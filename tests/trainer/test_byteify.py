@@ -355,7 +355,7 @@ def test_recipes_and_folders_that_do_not_fit_are_refused(
     assert "is not empty" in refusal(capsys, llama_folder, taken, recipe)
     out = tmp_path / "out"
     assert "has the shape of the Llama" in refusal(capsys, llama_folder, out, recipe, "--model.global.width", "8")
-    assert "model.blt.quarries" in refusal(capsys, llama_folder, out, recipe, "--model.quarries", "3")
+    assert "--model.quarries: unknown key" in refusal(capsys, llama_folder, out, recipe, "--model.quarries", "3")
     assert "no such recipe" in refusal(capsys, llama_folder, out, tmp_path / "none.toml")
     entropy = tmp_path / "entropy.toml"
     entropy.write_text(

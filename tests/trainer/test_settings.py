@@ -24,7 +24,7 @@ def test_recipes_are_valid_with_a_path_and_a_folder_given() -> None:
     ("overrides", "words"),
     [
         (["--optimizer.learning_rate", "1"], "optimizer.learning_rate"),
-        (["--model.width", "30"], "model.blt.width"),
+        (["--model.width", "30"], r"^--model.width: unknown key 'model.width'"),
         (["--run.dtype", "float16"], "run.dtype"),
         (["--data.packs", "0"], "data.packs"),
         (["--optimizer.rates.global_.blocks", "-1"], r"optimizer.rates.global_.blocks"),

@@ -82,15 +82,15 @@ def new_recipe(
     for option in overrides:
         if option.startswith("--model.global"):
             raise ConfigError(f"{option.partition('=')[0]}: the global transformer has the shape of the Llama")
-    values = read_recipe(recipe, overrides)
+    values = read_recipe(recipe, overrides, TrainSettings)
     model = values.get("model")
     if not isinstance(model, dict) or model.get("kind") != "blt":
         raise ConfigError(f"{recipe}: model.kind must be 'blt': no other model has a global transformer")
     model.pop("global_", None)  # the section's other name
-    set_key(values, "model.global", stack.model_dump(exclude_none=True))
-    set_key(values, "start.model", str(out.absolute()))
-    settings = check_recipe(_with_places(values), TrainSettings, recipe)
-    set_key(values, "optimizer.rates", {IMPORTED: IMPORTED_RATE} | settings.optimizer.rates)
+    set_key(values, ("model", "global"), stack.model_dump(exclude_none=True), "model.global")
+    set_key(values, ("start", "model"), str(out.absolute()), "start.model")
+    settings = check_recipe(_with_places(values), TrainSettings, recipe, overrides)
+    set_key(values, ("optimizer", "rates"), {IMPORTED: IMPORTED_RATE} | settings.optimizer.rates, "optimizer.rates")
     return values, settings
 
 

@@ -182,7 +182,7 @@ class Laboratory(Settings):
     def entropy_recipe(self, name: str, data: Path, out: Path) -> Values:
         """The recipe of an entropy model."""
         own = self.entropy_models[name]
-        values = read_recipe(RECIPES / f"{own.recipe}.toml", ())
+        values = read_recipe(RECIPES / f"{own.recipe}.toml", (), TrainSettings)
         over = {section: getattr(own, section) for section in ("run", "data", "model", "optimizer")}
         return overlaid(values, over | {"run": own.run | {"out": str(out)}, "data": own.data | {"path": str(data)}})
 

@@ -16,11 +16,11 @@ from torch.distributed.tensor import DTensor
 
 from shared.config import ConfigError
 from trainer.parallel.meeting import attempt_store
+from trainer.run_folder import FLIGHT_RECORDER_NAME
 from trainer.settings import RunSettings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-FLIGHT_RECORDER_FOLDER = "flight-recorder"
 PATIENT = timedelta(hours=2)
 """For what takes as long as it takes: compiling, reading and writing checkpoints, writing the model."""
 SIGNS_OF_A_LOST_PEER = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
@@ -105,7 +105,7 @@ def started(run: RunSettings) -> Iterator[World]:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     store, rank, size = attempt_store(PATIENT) if "RANK" in os.environ else (dist.HashStore(), 0, 1)
     if device.type == "cuda":
-        record_flights(run.out / FLIGHT_RECORDER_FOLDER)
+        record_flights(run.out / FLIGHT_RECORDER_NAME)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENT)
     ended = False
     try:

@@ -99,12 +99,12 @@ def load_plan(recipe: Path, overrides: Sequence[str]) -> Plan:
 
     Raises ConfigError.
     """
-    values = read_recipe(recipe, overrides)
+    values = read_recipe(recipe, overrides, TrainSettings)
     data, run = values.setdefault("data", {}), values.setdefault("run", {})
     if not data.keys() & {"path", "datasets"}:
         data["path"] = "DATA"
     run.setdefault("out", "OUT")
-    return make_plan(check_recipe(values, TrainSettings, recipe))
+    return make_plan(check_recipe(values, TrainSettings, recipe, overrides))
 
 
 def make_plan(settings: TrainSettings) -> Plan:

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field, field_validator, model_validator
 
 from shared.storage import Location
-from trainer.settings.section import Section
+from trainer.settings.section import Folder, Section
 
 
 class DataSettings(Section):
@@ -18,30 +18,30 @@ class DataSettings(Section):
     """Folder or URL with the datasets train/ and validation/."""
     datasets: dict[str, Location] = Field(default_factory=dict)
     """Several such folders by name, instead of ``path``: their subsets are NAME/subset."""
-    tokens: int = Field(gt=2)
+    tokens: int = Field(gt=2, le=2**24)
     """T_max: tokens of a pack, the micro-batch of one rank."""
-    patches: int | None = Field(default=None, gt=1)
+    patches: int | None = Field(default=None, gt=1, le=2**24)
     """P_max: patches of a pack; None sets it from the dataset's mean patch size."""
-    packs: int = Field(gt=0)
+    packs: int = Field(gt=0, le=2**20)
     """G: packs of one optimizer step, over all ranks; the number of ranks must divide it."""
-    lanes: int = Field(default=64, gt=0)
+    lanes: int = Field(default=64, gt=0, le=2**16)
     """Documents that are read side by side, so that steps do not dwell on one that is longer than a pack."""
     weights: dict[str, float] = Field(default_factory=dict)
     """Share of the bytes by subset or dataset; what is not named keeps its natural share."""
-    repeats: dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
+    repeats: dict[str, Annotated[int, Field(gt=0, le=10**6)]] = Field(default_factory=dict)
     """Passes by subset or dataset after which it is left out; what is not named is repeated as long as the run goes."""
-    workers: int = Field(default=1, ge=0)
+    workers: int = Field(default=1, ge=0, le=256)
     """Loader processes of each rank; 0 loads in the rank itself."""
-    cache: Path | None = None
+    cache: Folder | None = None
     """Folder for files of datasets behind URLs, shared by all ranks of a machine; None: in the user's cache folder."""
-    cache_bytes: int = Field(default=64 * 2**30, gt=0)
+    cache_bytes: int = Field(default=64 * 2**30, gt=0, lt=2**62)
     """What that folder may hold; files in use are never removed, whatever their size."""
 
     @field_validator("datasets")
     @classmethod
     def _named(cls, datasets: dict[str, Path | str]) -> dict[str, Path | str]:
         for name in datasets:
-            if not name or "/" in name:
+            if not name or "/" in name or not name.isprintable():
                 raise ValueError(f"{name!r} cannot be the name of a dataset: it comes before the / of its subsets")
         return datasets
 
@@ -57,7 +57,7 @@ class StartSettings(Section):
 
     decides: ClassVar[bool] = False
 
-    model: Path | None = None
+    model: Folder | None = None
     """What gives the parameters that the run begins with: a model folder, a checkpoint (RUN/checkpoints/step-N), or a
     run, whose best checkpoint it is, or whose newest where none is kept as the best. None draws them from the seed. A
     run that has a checkpoint of its own goes on from that."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from shared.model_settings import Settings
-from trainer.settings.section import Section
+from trainer.settings.section import Count, Section
 
 
 class TableSettings(Section):
@@ -26,7 +26,7 @@ class MuonSettings(Section):
     momentum: float = Field(default=0.95, ge=0, lt=1)
     nesterov: bool = True
     """Look one step of momentum ahead."""
-    steps: int = Field(default=5, gt=0)
+    steps: int = Field(default=5, gt=0, le=100)
     """Of the iteration that brings singular values near 1."""
 
 
@@ -85,13 +85,13 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 class InSteps(Settings):
     """A length in optimizer steps."""
 
-    steps: int = Field(gt=0)
+    steps: Count
 
 
 class InBytes(Settings):
     """A length in training targets, as ``run.bytes``."""
 
-    bytes: int = Field(gt=0)
+    bytes: Count
 
 
 Length = Annotated[float, Field(ge=0, lt=1)] | InSteps | InBytes
@@ -129,9 +129,9 @@ class GuardSettings(Section):
     sigmas: float = Field(default=10.0, ge=0)
     """A spike is this many robust standard deviations (from the median absolute deviation, at least a tenth of the
     median) above the median of the last steps; 0: only figures that are not finite are skipped."""
-    window: int = Field(default=128, gt=0)
+    window: int = Field(default=128, gt=0, le=10**6)
     """Steps that the median is taken over; before there are so many nothing is a spike."""
-    budget: int = Field(default=10, ge=0)
+    budget: int = Field(default=10, ge=0, le=10**6)
     """Steps that may be skipped of the last ``within``; one more ends the run. 0 ends it at the first."""
-    within: int = Field(default=500, gt=0)
+    within: int = Field(default=500, gt=0, le=10**6)
     """Steps."""

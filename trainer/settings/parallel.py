@@ -19,7 +19,7 @@ class ParallelSettings(Section):
         "dry_run",
     )
 
-    shard: int | None = Field(default=None, gt=0)
+    shard: int | None = Field(default=None, gt=0, le=2**20)
     """Ranks that share one copy of the model; it must divide the number of ranks, and copies sum their gradients. None:
     one copy over all ranks. As many as a node has keeps the gathering of parameters inside it."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"

@@ -13,15 +13,15 @@ class PlanSettings(Section):
 
     decides: ClassVar[bool] = False
 
-    ranks: int = Field(default=1, gt=0)
+    ranks: int = Field(default=1, gt=0, le=2**20)
     """R, one a device."""
     device: str | None = None
     """Name of the accelerator, as in shared/devices.py ("H200"); None: a CPU, about which nothing is said."""
     utilisation: float = Field(default=0.4, gt=0, le=1)
     """Share of the device's peak that useful FLOPs reach."""
-    patch_size: float = Field(default=4.5, ge=1)
+    patch_size: float = Field(default=4.5, ge=1, le=65535)
     """Bytes a patch, where the dataset is not there to say it."""
-    document_bytes: int | None = Field(default=None, gt=0)
+    document_bytes: int | None = Field(default=None, gt=0, lt=2**40)
     """Bytes of a document; None: as long as a pack, which is the most that attention can cost."""
 
     @field_validator("device")

@@ -1,10 +1,10 @@
 """What a run keeps of itself, and when: checkpoints and figures."""
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
-from trainer.settings.section import Section
+from trainer.settings.section import Count, Section
 
 
 class CheckpointSettings(Section):
@@ -12,19 +12,19 @@ class CheckpointSettings(Section):
 
     decides: ClassVar[bool] = False
 
-    every: int = Field(default=500, gt=0)
+    every: Count = 500
     """Steps."""
-    keep: int = Field(default=2, gt=0)
+    keep: int = Field(default=2, gt=0, le=10**6)
     """How many of the newest stay."""
-    keep_every: int | None = Field(default=None, gt=0)
+    keep_every: Count | None = None
     """Checkpoints of steps that are multiples of this stay for ever; must be a multiple of ``every``."""
-    keep_best: int = Field(default=0, ge=0)
+    keep_best: int = Field(default=0, ge=0, le=10**6)
     """How many stay that had the fewest bits per byte of the validation split. Needs ``metrics.validate_every``, a
     multiple of ``every``: only a checkpoint that was validated can be among the best."""
     asynchronous: bool = True
     """Training goes on while a snapshot is written, which takes host memory of the size of this rank's share of
     parameters and moments. Otherwise it waits."""
-    failures: int = Field(default=3, gt=0)
+    failures: int = Field(default=3, gt=0, le=10**6)
     """So many failed saves in a row end the run; until then training goes on with the last good one."""
 
     @model_validator(mode="after")
@@ -39,11 +39,11 @@ class ProfileSettings(Section):
 
     decides: ClassVar[bool] = False
 
-    at: int | None = Field(default=None, gt=0)
+    at: Count | None = None
     """First step of a trace; None: only on request."""
-    steps: int = Field(default=3, gt=0)
+    steps: int = Field(default=3, gt=0, le=10_000)
     """Steps of a trace."""
-    ranks: tuple[int, ...] = (0,)
+    ranks: tuple[Annotated[int, Field(ge=0, le=2**20)], ...] = Field(default=(0,), max_length=2**20)
     """Ranks that write one."""
     memory: bool = False
     """On GPUs a snapshot of memory beside each trace, and one when memory runs out; a little slower all along."""
@@ -54,11 +54,11 @@ class MetricsSettings(Section):
 
     decides: ClassVar[bool] = False
 
-    log_every: int = Field(default=10, gt=0)
+    log_every: Count = 10
     """Steps from one line of metrics.jsonl to the next."""
-    validate_every: int | None = Field(default=None, gt=0)
+    validate_every: Count | None = None
     """Steps from one pass over the validation split to the next; None: only at the end."""
-    progress_seconds: float = Field(default=15.0, gt=0)
+    progress_seconds: float = Field(default=15.0, gt=0, le=10**7)
     """From one progress line to the next where there is no terminal."""
     wandb: str | None = Field(default=None, min_length=1)
     """Project of Weights & Biases that gets the figures too; needs the package wandb."""

@@ -1,11 +1,10 @@
 """Where, how long, on what."""
 
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from trainer.settings.section import Section
+from trainer.settings.section import Count, Folder, Section
 
 
 class RunSettings(Section):
@@ -13,24 +12,24 @@ class RunSettings(Section):
 
     free: ClassVar[tuple[str, ...]] = ("out", "device", "threads", "passes", "timeout")
 
-    out: Path
+    out: Folder
     """Folder of this run: checkpoints, metrics and at the end the model."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Decides initial parameters and the order of the data."""
-    steps: int | None = Field(default=None, gt=0)
+    steps: Count | None = None
     """Length of the run in optimizer steps."""
-    bytes: int | None = Field(default=None, gt=0)
+    bytes: Count | None = None
     """Length in training targets (bytes of text, and one EOS a document). The first length reached ends it."""
-    passes: float | None = Field(default=None, gt=0)
+    passes: float | None = Field(default=None, gt=0, le=1e6)
     """Length in passes: as many targets as so many times the training data has. At the start it becomes ``bytes``."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
-    threads: int = Field(default=1, gt=0)
+    threads: int = Field(default=1, gt=0, le=1024)
     """Threads of each rank on a CPU; sums depend on it, so it is set and recorded, not left to the machine (law 5)."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of parameters and activations in forward and backward; masters, gradients' sums and logits are float32."""
 
-    timeout: float = Field(default=900.0, gt=0)
+    timeout: float = Field(default=900.0, gt=0, le=10**7)
     """Seconds that a rank waits for the others in a step before it gives up; the first step may take longer. Must
     exceed what the slowest step, validation included, can take on one rank more than on another."""
 

@@ -1,10 +1,23 @@
 """What every section of a recipe has in common: it says which of its keys decide what is learnt."""
 
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
 
-from pydantic import ConfigDict
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from shared.model_settings import Settings
+
+
+def _named(path: Any) -> Any:
+    if isinstance(path, str) and (not path.strip() or "\0" in path):
+        raise ValueError("an empty text names no folder" if not path.strip() else "a path has no NUL character")
+    return path
+
+
+Folder = Annotated[Path, BeforeValidator(_named)]
+"""A path that is not empty: that would be the current folder."""
+Count = Annotated[int, Field(gt=0, lt=2**53)]
+"""Of what a long run may have many of: steps, bytes."""
 
 
 class Section(Settings):

@@ -1,0 +1,79 @@
+"""A run takes a folder of its own, and nothing of anybody else's is touched."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_runs import STATIC, run, tiny_data
+
+from shared.config import ConfigError
+from trainer.run_folder import check_run_folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_data(tmp_path_factory.mktemp("data") / "data", STATIC)
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+FOREIGN = {
+    "a model": ["model/thesis.txt"],
+    "figures": ["metrics.jsonl"],
+    "a page": ["report.html"],
+    "a config": ["config.json"],
+    "checkpoints": ["checkpoints/step-00000001/x"],
+    "an identity": ["identity.json"],
+    "a lock": [".lock"],
+    "something": ["notes/x.txt"],
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_a_folder_with_anything_of_others_is_refused_and_left_as_it_is(
+    data: Path, tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "home"
+    for name in FOREIGN[what]:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text('{"mine": 1}')
+    before = everything(out)
+    assert run(data, out) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"run.out {out} " in line
+    assert "choose another" in line
+    assert everything(out) == before
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConfigError, match="is not a folder"):
+        check_run_folder(tmp_path / "file")
+
+
+def test_what_a_run_that_was_killed_at_once_has_left_is_its_own(tmp_path: Path) -> None:
+    check_run_folder(tmp_path / "new")
+    check_run_folder(tmp_path)
+    (tmp_path / ".lock").write_text("process 12 on host\n")
+    (tmp_path / "identity.json.0123abcd.tmp").touch()
+    check_run_folder(tmp_path)
+
+
+def test_an_empty_text_is_not_the_current_folder(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for way in ({"run": {"out": ""}}, {"start": {"model": " "}}):
+        assert run(data, tmp_path / "run", **way) == 1
+        assert f"{next(iter(way))}.{next(iter(next(iter(way.values()))))}: an empty text" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["run.toml"]
+
+
+def test_the_folder_of_a_run_that_ended_is_its_own(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert run(data, out) == 0
+    (out / "notes.txt").write_text("mine")
+    assert run(data, out) == 0
+    assert json.loads((out / "identity.json").read_text())["config"]

@@ -1,0 +1,51 @@
+"""Whose a folder is: a run takes a new or empty one, or its own, and touches nothing else. Free of torch."""
+
+import re
+import stat
+from pathlib import Path
+
+from shared.config import ConfigError
+from shared.identity import IdentityError
+from trainer.identity import IDENTITY_NAME, RunIdentity, load_identity
+
+LOCK_NAME = ".lock"
+FLIGHT_RECORDER_NAME = "flight-recorder"
+_BEFORE_IDENTITY = re.compile(rf"{re.escape(IDENTITY_NAME)}\.[0-9a-f]{{8}}\.tmp")
+"""What a run that was killed at once may have left beside its lock."""
+_OWNER = re.compile(r"(process \d+ on \S+\n)?")
+
+
+def check_run_folder(out: Path) -> None:
+    """Raise ConfigError, before anything is written, unless run.out is new, empty, or the folder of a run.
+
+    That is known by its identity.json, which is the first file that a run writes there beside its lock.
+    """
+    try:
+        names = {path.name for path in out.iterdir()}
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        raise ConfigError(f"run.out {out} is not a folder; choose another") from None
+    if IDENTITY_NAME in names:
+        try:
+            load_identity(out / IDENTITY_NAME, RunIdentity)
+        except IdentityError as error:
+            raise ConfigError(f"run.out {out} is not the folder of a run ({error}); choose another") from None
+        return
+    foreign = sorted(name for name in names - {LOCK_NAME, FLIGHT_RECORDER_NAME} if not _BEFORE_IDENTITY.fullmatch(name))
+    if LOCK_NAME in names and not _is_lock(out / LOCK_NAME):
+        foreign.insert(0, LOCK_NAME)
+    if foreign:
+        raise ConfigError(
+            f"run.out {out} is not empty and not the folder of a run: it has {foreign[0]!r} and no {IDENTITY_NAME}; "
+            "choose another"
+        )
+
+
+def _is_lock(path: Path) -> bool:
+    status = path.lstat()
+    return (
+        stat.S_ISREG(status.st_mode)
+        and status.st_size < 4096
+        and bool(_OWNER.fullmatch(path.read_text("utf-8", "replace")))
+    )
