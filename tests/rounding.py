@@ -6,6 +6,7 @@ the other one is allowed a multiple of that, and no number is fitted to a machin
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+
+from shared.vocabulary import VOCABULARY_SIZE
 
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
@@ -27,6 +30,14 @@ ROUNDINGS = 32
 """Beside that, so many roundings of the largest result: where one way happens to be exact, or has one number only."""
 WRONG = 2**-8
 """No error is larger, relative to the largest result of a tensor: both ways would share it."""
+NATS = 128 * ROUNDING
+"""Relative: what two ways of adding up the nats of a text may differ by. Logits of our small models are off by 5 to 25
+roundings of the largest logit; the nats of a byte take two of them, and are about as large."""
+ENTROPY = NATS * math.log(VOCABULARY_SIZE)
+"""The same of an entropy, which is at most the logarithm of all ids; law 2 allows 1e-4."""
+TRAINED = 2**-10
+"""Relative: what losses of a few steps may differ by where gradients were added up in another order. Adam divides by
+the size of a gradient, so that rounding shows in full where a gradient is nearly nothing; a loss moves by less."""
 
 
 def in_fp64(model: M, compute: Callable[[M], T]) -> T:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from model_folders import entropy_rule, model_folder, numerics, patcher_folder, patcher_scorer
+from rounding import NATS
 
 from shared.config import ConfigError
 from shared.model_identity import load_settings, model_sha256
@@ -76,6 +77,7 @@ def patcher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return patcher_folder(tmp_path_factory.mktemp("patcher") / "model")
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("rule", [RULE, entropy_rule(0.5, "monotonic")], ids=lambda rule: rule.rule)
 def test_each_point_is_what_data_cut_with_that_threshold_gives(
     rule: PatchingSettings, patcher: Path, tmp_path: Path
@@ -91,7 +93,7 @@ def test_each_point_is_what_data_cut_with_that_threshold_gives(
         other = model_folder(tmp_path / f"model-{point.trained}", cut, patcher)
         score = total_of(score_folder(other, recut, 1024, CPU, "float32").by_subset())
         assert point.bytes_per_patch == recut.manifest.totals.mean_patch_size
-        assert point.bits_per_byte == pytest.approx(score.bits_per_byte, rel=1e-6)
+        assert point.bits_per_byte == pytest.approx(score.bits_per_byte, rel=NATS)
         flops = forward_flops_by_subset(load_settings(other), packs_for(other, recut, 1024))
         assert point.flops_per_byte == sum(flops.values()) / recut.manifest.totals.bytes
     assert dial.points[0].bytes_per_patch < dial.points[1].bytes_per_patch

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from rounding import TRAINED
 from tiny_runs import STATIC, losses, quiet_environment, tiny_data, tiny_recipe, toml, torchrun
 
 from trainer.main import main
@@ -59,6 +60,7 @@ def test_a_run_from_any_stop_is_bit_for_bit_the_whole_one(
     assert (out / weights).read_bytes() == (never_stopped / weights).read_bytes()
 
 
+@pytest.mark.numerics
 def test_two_ranks_go_on_from_one_and_one_from_two_with_the_same_losses(
     recipe: Path, never_stopped: Path, tmp_path: Path
 ) -> None:
@@ -74,7 +76,7 @@ def test_two_ranks_go_on_from_one_and_one_from_two_with_the_same_losses(
     )
     assert done.returncode == 0, done.stderr
     assert "2 ranks" in done.stderr
-    assert losses(out) == pytest.approx(losses(never_stopped), rel=1e-5)
+    assert losses(out) == pytest.approx(losses(never_stopped), rel=TRAINED)
     back = stopped(out, tmp_path / "one", 9)
     assert main([str(recipe), "--run.out", str(back)]) == 0
-    assert losses(back) == pytest.approx(losses(never_stopped), rel=1e-5)
+    assert losses(back) == pytest.approx(losses(never_stopped), rel=TRAINED)

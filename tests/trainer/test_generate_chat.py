@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 from model_folders import entropy_rule, model_folder, patcher_folder, patcher_scorer
+from rounding import ENTROPY
 
 from shared.chat import END, ROLES, Turn, prompt_tokens
 from shared.config import ConfigError
@@ -60,6 +61,7 @@ def test_the_prompt_is_the_template_up_to_the_answer() -> None:
     assert prompt_tokens([], SPECIALS).tolist() == [BOS, assistant]
 
 
+@pytest.mark.numerics
 def test_patches_of_a_chat_are_those_that_the_pipeline_stores(folder: Path) -> None:
     """Prompt and answer together, as a document: special ids are scored and end patches as they do offline."""
     (pieces,), _ = answer(folder, [CHAT])
@@ -70,7 +72,7 @@ def test_patches_of_a_chat_are_those_that_the_pipeline_stores(folder: Path) -> N
     stored = np.zeros(len(tokens), bool)
     stored[np.cumsum(patch_lengths(tokens, entropy_rule(), entropies))[:-1]] = True
     assert [piece.starts for piece in pieces] == stored[1:-1].tolist()
-    np.testing.assert_allclose([piece.entropy for piece in pieces], entropies[:-1], atol=1e-5)
+    np.testing.assert_allclose([piece.entropy for piece in pieces], entropies[:-1], atol=ENTROPY)
     names = [piece.special for piece in pieces if piece.special]
     assert names == ["system", "end", "user", "end", "assistant"]
 

@@ -14,6 +14,7 @@ from model_folders import (
     patcher_model,
     patcher_scorer,
 )
+from rounding import ENTROPY
 
 from shared.batch import Patches, segments
 from shared.config import ConfigError
@@ -57,6 +58,7 @@ def text_of(pieces: list[Piece]) -> bytes:
     return b"".join(piece.byte for piece in pieces)
 
 
+@pytest.mark.numerics
 def test_boundaries_and_entropies_while_writing_are_those_of_the_finished_document(folder: Path) -> None:
     pieces = write(folder, b"a prompt ")
     text = text_of(pieces)
@@ -67,7 +69,7 @@ def test_boundaries_and_entropies_while_writing_are_those_of_the_finished_docume
     stored[np.cumsum(patch_lengths(tokens, entropy_rule(), entropies))[:-1]] = True
     assert [piece.starts for piece in pieces] == stored[1 : 1 + len(text)].tolist()
     assert 0 < sum(piece.starts for piece in pieces) < len(pieces)
-    np.testing.assert_allclose([piece.entropy for piece in pieces], entropies[: len(text)], atol=1e-5)
+    np.testing.assert_allclose([piece.entropy for piece in pieces], entropies[: len(text)], atol=ENTROPY)
     assert [piece.from_prompt for piece in pieces] == [True] * 9 + [False] * (len(text) - 9)
 
 

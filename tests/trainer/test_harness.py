@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from model_folders import PATCHER, entropy_rule, identity_of, model_folder, patcher_folder, patcher_model
+from rounding import NATS
 
 from shared.config import ConfigError
 from shared.model_files import save_model
@@ -46,6 +47,7 @@ def ascii_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.numerics
 def test_likelihoods_are_those_of_the_continuation_after_the_context(folder: Path) -> None:
     harness = Harness(folder)
     pairs = [("The man", " went home."), ("", "The"), ("naïve ", "Straße"), ("x", "")]
@@ -53,12 +55,12 @@ def test_likelihoods_are_those_of_the_continuation_after_the_context(folder: Pat
     texts = [(context + continuation).encode() for context, continuation in pairs]
     begins = [len(context.rstrip().encode()) for context, _ in pairs]  # spaces count with what follows them
     expected = TextScorer(folder).score(texts, begins, end=False).nats
-    assert found == pytest.approx((-expected).tolist(), rel=1e-6)
+    assert found == pytest.approx((-expected).tolist(), rel=NATS)
     assert found[3] == 0
     # A text is as likely as its parts, each after what is before it.
     parts = harness.loglikelihood([asked("", "The man"), asked("The man", " went"), asked("The man went", " home.")])
     (whole,) = harness.loglikelihood_rolling([asked("The man went home.")])
-    assert whole == pytest.approx(sum(nats for nats, _ in parts), rel=1e-5)
+    assert whole == pytest.approx(sum(nats for nats, _ in parts), rel=NATS)
 
 
 def test_what_the_model_writes_is_greedy_and_nothing_else_is(ascii_folder: Path) -> None:

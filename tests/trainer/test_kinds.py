@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from rounding import TRAINED
 from tiny_runs import NONE, STACK, STATIC, losses, metric_lines, quiet_environment, run, tiny_data, torchrun
 
 from shared.model_identity import load_settings
@@ -54,6 +55,7 @@ def test_each_kind_learns_and_is_resumed_and_scored(kind, runs, capsys):
     assert f"a model of kind {kind!r}: only entropy models" in capsys.readouterr().err
 
 
+@pytest.mark.numerics
 @pytest.mark.drill
 def test_two_ranks_learn_what_one_does(runs):
     alone = runs["megabyte"]
@@ -63,7 +65,7 @@ def test_two_ranks_learn_what_one_does(runs):
         command_line, capture_output=True, text=True, env=quiet_environment(), cwd=Path(__file__).parents[2]
     )
     assert result.returncode == 0, result.stderr
-    assert losses(several) == pytest.approx(losses(alone), rel=1e-4)
+    assert losses(several) == pytest.approx(losses(alone), rel=TRAINED)
 
 
 @pytest.mark.parametrize("kind", KINDS)

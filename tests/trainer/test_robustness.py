@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from model_folders import entropy_folder, entropy_rule, model_folder, patcher_folder
 from pack_examples import NONE, SPECIALS, document, make_dataset, with_spans
+from rounding import NATS
 
 from shared.config import ConfigError
 from shared.shards.dataset import Dataset
@@ -40,6 +41,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return make_dataset(tmp_path_factory.mktemp("data") / "validation", [rows], patching=NONE, split="validation")
 
 
+@pytest.mark.numerics
 def test_each_figure_is_that_of_its_texts(folder: Path, dataset: Dataset) -> None:
     scorer = TextScorer(folder)
     shares: list[float] = []
@@ -58,12 +60,12 @@ def test_each_figure_is_that_of_its_texts(folder: Path, dataset: Dataset) -> Non
     noisy_prompts, noisy_completions = ([noised(text, "repeat") for text in half] for half in (prompts, completions))
     nothing = [b""] * len(texts)
     assert clean.noise is None
-    assert clean.text == pytest.approx(bits(nothing, texts), rel=1e-5)
-    assert clean.prompt == clean.completion == clean.both == pytest.approx(bits(prompts, completions), rel=1e-5)
-    assert noisy.text == pytest.approx(bits(nothing, [noised(text, "repeat") for text in texts]), rel=1e-5)
-    assert noisy.prompt == pytest.approx(bits(noisy_prompts, completions), rel=1e-5)
-    assert noisy.completion == pytest.approx(bits(prompts, noisy_completions), rel=1e-5)
-    assert noisy.both == pytest.approx(bits(noisy_prompts, noisy_completions), rel=1e-5)
+    assert clean.text == pytest.approx(bits(nothing, texts), rel=NATS)
+    assert clean.prompt == clean.completion == clean.both == pytest.approx(bits(prompts, completions), rel=NATS)
+    assert noisy.text == pytest.approx(bits(nothing, [noised(text, "repeat") for text in texts]), rel=NATS)
+    assert noisy.prompt == pytest.approx(bits(noisy_prompts, completions), rel=NATS)
+    assert noisy.completion == pytest.approx(bits(prompts, noisy_completions), rel=NATS)
+    assert noisy.both == pytest.approx(bits(noisy_prompts, noisy_completions), rel=NATS)
     assert len({noisy.prompt, noisy.completion, noisy.both, clean.both}) == 4
 
 

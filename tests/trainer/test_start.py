@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from rounding import NATS, TRAINED
 from tiny_runs import (
     STACK,
     STATIC,
@@ -60,10 +61,11 @@ def first_loss(model_folder: Path, data: Path) -> float:
     return float(torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100))
 
 
+@pytest.mark.numerics
 def test_a_run_from_a_trained_model_begins_with_that_models_loss(data: Path, trained: Path, tmp_path: Path) -> None:
     assert run(data, tmp_path / "run", start={"model": str(trained)}) == 0
     begun = losses(tmp_path / "run")
-    assert begun[0] == pytest.approx(first_loss(trained, data), rel=1e-6)
+    assert begun[0] == pytest.approx(first_loss(trained, data), rel=NATS)
     assert begun[0] < losses(trained.parent)[0] - 0.05
     assert begun[-1] < begun[0]
 
@@ -175,6 +177,7 @@ def test_frozen_parts_stay_through_a_checkpoint(data: Path, trained: Path, tmp_p
     assert model_sha256(tmp_path / "resumed" / "model") == model_sha256(tmp_path / "one" / "model")
 
 
+@pytest.mark.numerics
 @pytest.mark.drill
 def test_frozen_parts_stay_on_two_ranks(data: Path, trained: Path, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"start": {"model": str(trained)}, "optimizer": {"rates": FROZEN}}
@@ -185,4 +188,4 @@ def test_frozen_parts_stay_on_two_ranks(data: Path, trained: Path, tmp_path: Pat
         torchrun("trainer/main.py", recipe), check=True, timeout=600, env=quiet_environment(), capture_output=True
     )
     assert only_others_moved(tmp_path / "two", trained)
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=TRAINED)

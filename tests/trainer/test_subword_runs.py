@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from pack_examples import in_parts, whole_documents
+from rounding import NATS
 from tiny_runs import NONE, STACK, STATIC, metric_lines, run, tiny_data, tiny_settings
 from token_data import FLAT, VOCABULARY, cut, expected_slice, in_tokens, patching_of, random_texts, token_dataset
 from tokenizers import Tokenizer
@@ -101,6 +102,7 @@ def test_every_token_is_a_target_once_in_a_pass_and_slices_are_what_the_definiti
         assert learnt[document] == [label for label in whole if label >= 0]
 
 
+@pytest.mark.numerics
 def test_bits_per_byte_are_the_nats_of_plain_token_ids_over_the_bytes_of_the_text(place: Path, capsys) -> None:
     """Nothing of ours but the model: texts through the library, log-probabilities summed, divided by bytes."""
     library = Tokenizer.from_file(str(place / "run" / "model" / "tokenizer" / TOKENIZER_FILE))
@@ -117,20 +119,21 @@ def test_bits_per_byte_are_the_nats_of_plain_token_ids_over_the_bytes_of_the_tex
     arguments = ["evaluate", place / "run" / "model", place / "tokens", "--tokens", 512, "--json", found]
     assert command([*map(str, arguments)]) == 0
     total = json.loads(found.read_text())["datasets"][0]["total"]
-    assert total["bits_per_byte"] == pytest.approx(wanted, rel=1e-6)
+    assert total["bits_per_byte"] == pytest.approx(wanted, rel=NATS)
     assert total["bytes"] == text_bytes
     lines = metric_lines(place / "run")
     validation = [line["validation"]["bits_per_byte"] for line in lines if "validation" in line]
-    assert validation[-1] == pytest.approx(wanted, rel=1e-6)
+    assert validation[-1] == pytest.approx(wanted, rel=NATS)
 
 
+@pytest.mark.numerics
 def test_texts_in_memory_are_scored_as_a_dataset_of_them_and_a_completion_as_its_own_tokens(place: Path) -> None:
     scorer = TextScorer(place / "run" / "model")
     validation = open_dataset(place / "tokens" / "validation")
     texts = [row.text for row in validation.rows()]
     limits = pack_limits(validation.manifest, 512)
     np.testing.assert_allclose(
-        scorer.score(texts).nats, evaluate(scorer.model, ValidationPacks(validation, limits), CPU).nats, rtol=1e-5
+        scorer.score(texts).nats, evaluate(scorer.model, ValidationPacks(validation, limits), CPU).nats, rtol=NATS
     )
     prompt, completion = b"the next by", b"te ends"
     encode = SubwordEncoder(place / "tokens-tokenizer").ids
@@ -138,16 +141,17 @@ def test_texts_in_memory_are_scored_as_a_dataset_of_them_and_a_completion_as_its
     with torch.no_grad():
         logs = scorer.model(ids[:-1], segments([len(ids) - 1])).double().log_softmax(-1).gather(1, ids[1:, None])
     found = scorer.score([prompt + completion], from_byte=[len(prompt)], end=False)
-    assert found.nats[0] == pytest.approx(-float(logs[len(encode(prompt)) :].sum()), rel=1e-6)
+    assert found.nats[0] == pytest.approx(-float(logs[len(encode(prompt)) :].sum()), rel=NATS)
     assert found.bytes.tolist() == [len(completion)]
 
 
+@pytest.mark.numerics
 def test_packed_documents_are_scored_as_alone(place: Path, mixed: Dataset) -> None:
     model = load_model(place / "run" / "model")
     packed = evaluate(model, ValidationPacks(mixed, PackLimits(400, 200, subwords=True)), CPU)
     alone = evaluate(model, ValidationPacks(mixed, PackLimits(200, 130, subwords=True)), CPU)
     assert len(packed) == len(whole_documents(mixed))
-    np.testing.assert_allclose(packed.nats, alone.nats, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(packed.nats, alone.nats, rtol=NATS, atol=NATS)
     assert packed.bytes.tolist() == alone.bytes.tolist()
 
 
@@ -231,6 +235,7 @@ def test_a_plan_reckons_with_the_tokens_of_the_data(place: Path, tmp_path: Path)
     assert make_plan(settings).patches == pack_limits(train.manifest, settings.data.tokens).patches
 
 
+@pytest.mark.numerics
 def test_choices_are_told_apart_by_the_tokens_of_the_choice(place: Path, tmp_path: Path) -> None:
     task, examples = tmp_path / "next.jsonl", tmp_path / "examples.jsonl"
     task.write_text('{"context": "the man ", "choices": ["went home", "%$"], "answer": 0}\n')
@@ -240,4 +245,4 @@ def test_choices_are_told_apart_by_the_tokens_of_the_choice(place: Path, tmp_pat
     scorer = TextScorer(model)
     whole = scorer.score([b"the man went home", b"the man %$"], end=False).nats
     before = scorer.score([b"the man"], end=False).nats
-    assert nats == pytest.approx((whole - before).tolist(), rel=1e-5)
+    assert nats == pytest.approx((whole - before).tolist(), rel=NATS)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from model_folders import entropy_folder, entropy_rule, model_folder, patcher_folder, patcher_model
+from rounding import NATS
 
 from shared.batch import segments
 from shared.vocabulary import document_tokens
@@ -87,6 +88,7 @@ def test_every_kind_of_task_is_answered_the_same_each_time(
     assert spell["questions"] == 2
 
 
+@pytest.mark.numerics
 def test_nats_of_a_choice_are_those_of_its_bytes_after_the_context(tmp_path: Path) -> None:
     """Against the log-probabilities of one forward pass over each text alone."""
     from trainer.evaluation.texts import TextScorer
@@ -107,8 +109,8 @@ def test_nats_of_a_choice_are_those_of_its_bytes_after_the_context(tmp_path: Pat
         return float(each[len(prompt.encode()) : -1].double().sum())  # without EOS
 
     first, second = "No ça\n\nThe man went", "The man went home.\n\nNo"
-    assert found[0].nats == pytest.approx([nats(first, choice) for choice in task.questions[0].choices], rel=1e-5)
-    assert found[1].nats == pytest.approx([nats(second, choice) for choice in task.questions[1].choices], rel=1e-5)
+    assert found[0].nats == pytest.approx([nats(first, choice) for choice in task.questions[0].choices], rel=NATS)
+    assert found[1].nats == pytest.approx([nats(second, choice) for choice in task.questions[1].choices], rel=NATS)
     assert found[1].sizes == (3, 3)
 
 

@@ -8,6 +8,7 @@ import torch
 from model_folders import entropy_folder, entropy_rule, identity_of, model_folder, patcher_folder, patcher_scorer
 from pack_examples import make_dataset, whole_documents
 from pydantic import TypeAdapter
+from rounding import NATS
 from tiny_runs import STACK, tiny_data
 from token_data import VOCABULARY, in_tokens
 
@@ -88,6 +89,7 @@ def other_folder(kind: str, at: Path, patching: PatchingSettings) -> Path:
     return at
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize(
     ("kind", "rule"), [("flat", "none"), ("megabyte", "static"), ("spacebyte", "space")], ids=lambda value: value
 )
@@ -96,13 +98,14 @@ def test_texts_are_scored_by_every_kind_of_model(kind: str, rule: str, tmp_path:
     folder, texts = other_folder(kind, tmp_path / "model", patching), random_texts(8)
     stored = on_a_dataset(folder, tmp_path / "data", texts, patching)
     whole = TextScorer(folder, tokens=256).score(texts)
-    np.testing.assert_allclose(whole.nats, stored.nats, rtol=1e-6)
+    np.testing.assert_allclose(whole.nats, stored.nats, rtol=NATS)
     halves = [len(text) // 2 for text in texts]
     begun = TextScorer(folder).score([text[:half] for text, half in zip(texts, halves)], end=False)
     rest = TextScorer(folder).score(texts, halves)
-    np.testing.assert_allclose(begun.nats + rest.nats, whole.nats, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(begun.nats + rest.nats, whole.nats, rtol=NATS, atol=NATS)
 
 
+@pytest.mark.numerics
 def test_texts_are_scored_in_the_tokens_of_a_tokenizer(tmp_path: Path) -> None:
     tokens = in_tokens(tiny_data(tmp_path / "plain", NONE), tmp_path / "tokens")
     dataset = open_dataset(tokens / "validation")
@@ -117,7 +120,7 @@ def test_texts_are_scored_in_the_tokens_of_a_tokenizer(tmp_path: Path) -> None:
     assert sum(flops.values()) == forward_flops(settings, useful_workload(settings, inputs)).total
     scorer = TextScorer(folder, tokens=512)
     found = scorer.score(texts)
-    np.testing.assert_allclose(found.nats, stored.nats, rtol=1e-6)
+    np.testing.assert_allclose(found.nats, stored.nats, rtol=NATS)
     np.testing.assert_array_equal(found.sums[:, 1:], stored.sums[:, 1:])
     spaces = [text.find(b" ", len(text) // 2) % len(text) for text in texts]  # where a token begins
     rest = scorer.score(texts, spaces)
@@ -125,18 +128,20 @@ def test_texts_are_scored_in_the_tokens_of_a_tokenizer(tmp_path: Path) -> None:
     assert (rest.nats < found.nats).all()
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("name", ["none", *RULES])
 def test_texts_score_what_a_dataset_of_them_scores(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
     texts = random_texts()
     stored = on_a_dataset(folders[name], tmp_path / "data", texts, RULES.get(name, NONE))
     found = TextScorer(folders[name], tokens=256).score(texts)
-    np.testing.assert_allclose(found.nats, stored.nats, rtol=1e-6)
+    np.testing.assert_allclose(found.nats, stored.nats, rtol=NATS)
     np.testing.assert_array_equal(found.sums[:, 1:], stored.sums[:, 1:])
     # A text longer than a pack is cut, and its bytes still count once each.
     cut = TextScorer(folders[name], tokens=64).score(texts)
     np.testing.assert_array_equal(cut.sums[:, 1:4], stored.sums[:, 1:4])
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("name", ["none", *RULES])
 def test_a_beginning_and_what_follows_it_add_up_to_the_whole(name: str, folders: dict[str, Path]) -> None:
     texts = random_texts()
@@ -146,7 +151,7 @@ def test_a_beginning_and_what_follows_it_add_up_to_the_whole(name: str, folders:
     whole = scorer.score(texts)
     begun = scorer.score([text[:place] for text, place in zip(texts, places)], end=False)
     rest = scorer.score(texts, places)
-    np.testing.assert_allclose(begun.nats + rest.nats, whole.nats, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(begun.nats + rest.nats, whole.nats, rtol=NATS, atol=NATS)
     assert (begun.bytes + rest.bytes).tolist() == [len(text) for text in texts]
     without_end = scorer.score(texts, places, end=False)
     assert (rest.sums[:, 1] - without_end.sums[:, 1]).tolist() == [1] * len(texts)  # EOS
