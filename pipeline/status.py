@@ -9,7 +9,7 @@ from pipeline.charts import bar, duration, size
 from pipeline.following import load_progress
 from pipeline.logs import log_path
 from pipeline.marker import DEAD_LETTERS, Counts, read_marker
-from pipeline.run_folder import FAILURES, finished_run, holder, load_run
+from pipeline.run_folder import FAILURES, RUN_FILE, finished_run, holder, load_run
 from pipeline.settings import PipelineError
 from shared.terminal import show
 
@@ -29,11 +29,20 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if fine else 1
 
 
+def _what(out: Path) -> str:
+    """What a folder is that holds no run of preprocess."""
+    if not out.is_dir():
+        return "does not exist" if not out.exists() else "is a file"
+    if (out / "metrics.jsonl").exists():
+        return "is a training run (its report.html and metrics.jsonl say how far it is)"
+    return "holds no run of preprocess"
+
+
 def status(out: Path) -> tuple[list[str], bool]:
     """Lines about a run, and whether nobody needs to do anything about it. Raises PipelineError where there is none."""
-    recorded = load_run(out) if out.is_dir() else None
+    recorded = load_run(out) if (out / RUN_FILE).is_file() else None
     if recorded is None:
-        raise PipelineError(f"{out} holds no run of preprocess")
+        raise PipelineError(f"{out} {_what(out)}; give the --out of a preprocess run")
     splits = recorded.plan.splits
     found = [marker for split in splits if (marker := read_marker(out, split.number, recorded.digest)) is not None]
     failed = sorted((out / FAILURES).glob("*.txt"))

@@ -98,7 +98,7 @@ function showDataset(number) {
   fillCutting();
   fillSubsets();
   fillTypes();
-  if (opened.length) showDocument(0);
+  if (opened.length) showDocument(representative());
 }
 
 function fillDocuments() {
@@ -126,9 +126,16 @@ function fillCutting() {
   showCutting();
 }
 
-/** The rule, if it is one on entropies, and thresholds that the controls begin with. */
+/** The document to begin with: of those drawn at random the one of middling entropy. */
+function representative() {
+  const drawn = opened.map((_, number) => number).filter((number) => opened[number].group.startsWith("drawn"));
+  drawn.sort((a, b) => (opened[a].mean ?? 0) - (opened[b].mean ?? 0));
+  return drawn[drawn.length >> 1] ?? 0;
+}
+
+/** The rule, if it is one on entropies, and thresholds that the controls begin with: those of the subset in view. */
 function firstSettings(rule) {
-  const stored = dataset.patching;
+  const stored = storedSettings(opened[current]?.subset);
   const same = stored.rule === rule;
   const theta = same ? stored.theta : rule === "monotonic" ? 0.5 : grid[64];
   return {
@@ -157,6 +164,11 @@ function nearest(theta) {
 }
 
 function showCutting() {
+  showControls();
+  showOutcome();
+}
+
+function showControls() {
   const settings = settingsInView();
   at("rule").value = cutting === null ? "" : cutting.rule;
   const slider = at("theta");
@@ -170,7 +182,6 @@ function showCutting() {
   at("min-length").value = settings.min_length;
   at("max-length").value = settings.max_length;
   at("stored").disabled = cutting === null;
-  showOutcome();
 }
 
 function showOutcome() {
@@ -218,6 +229,7 @@ function showDocument(number) {
   at("curve").hidden = entry.entropies === null;
   at("zoom").parentElement.hidden = entry.entropies === null;
   at("scroll").scrollLeft = 0;
+  showControls();
   showPatches();
 }
 

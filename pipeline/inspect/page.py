@@ -27,6 +27,8 @@ from shared.shards.content import LONGEST_COUNTED
 from shared.shards.dataset import Dataset
 from shared.vocabulary import VOCABULARY_SIZE
 
+SHORT = 12
+"""Hexadecimal digits of a hash that are shown, as the other commands show them."""
 MOST_DOCUMENTS = 96
 """Of each dataset in a page, whatever the number of subsets: some megabytes."""
 LISTED = 20
@@ -131,21 +133,25 @@ def _facts(dataset: Dataset) -> list[tuple[str, str]]:
     """What made the dataset and what it amounts to: label and words."""
     manifest, identity = dataset.manifest, dataset.manifest.identity
     totals = manifest.totals
-    rule = identity.patching.described
-    facts = [("rule", identity.patching.rule + "".join(f", {key} {value}" for key, value in rule.items()))]
+    rule = dict(identity.patching.described)
+    on_grid = ", thresholds on the grid of the uint8 sidecar" if rule.pop("grid", False) else ""
+    shown = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in rule.items()}
+    keys = "".join(f", {key} {value}" for key, value in shown.items())
+    facts = [("rule", f"{identity.patching.rule}{keys}{on_grid}")]
     if identity.patching.thetas:
         by_subset = ", ".join(f"{name} {theta:.4g}" for name, theta in identity.patching.thetas.items())
         facts.append(("theta by subset", by_subset))
     if identity.patcher is not None:
         numerics = identity.patcher.numerics
-        facts.append(("entropy model", f"{identity.patcher.sha256}, scored in {numerics.dtype} on {numerics.device}"))
+        model = identity.patcher.sha256[:SHORT]
+        facts.append(("entropy model", f"{model}, scored in {numerics.dtype} on {numerics.device}"))
     on_disk = sum(entry.bytes_on_disk for entry in manifest.shards)
     amount = f"{totals.documents:,} documents, {totals.bytes:,} bytes in {len(manifest.shards)} shards"
     facts.append(("holds", f"{amount}, {size(on_disk)} on disk"))
     if totals.patches:
         facts.append(("patches", f"{totals.patches:,}, {totals.mean_patch_size:.3f} bytes each on average"))
     facts.append(("split", f"{identity.split}, format {identity.format}, entropy sidecar {identity.sidecar}"))
-    facts.append(("fingerprint", dataset.fingerprint))
+    facts.append(("fingerprint", dataset.fingerprint[:SHORT]))
     return facts
 
 

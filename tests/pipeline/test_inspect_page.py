@@ -375,3 +375,21 @@ def test_subsets_that_the_sample_misses_are_named(tmp_path: Path) -> None:
     assert len(read) == 5
     assert len(set(re.findall(r"s\d\d", warning)) - read) == LISTED
     assert "and 5 more" in warning
+
+
+def test_controls_show_the_threshold_of_the_subset_in_view(tmp_path: Path, browser: Browser) -> None:
+    patching = PatchingSettings(rule="entropy", theta=3.0, thetas={"en": 2.0, "fr": 4.0}, max_length=512).on_grid()
+    rows = [
+        document(f"{name}{n}", name, b"some words " * (9 + n), patching) for name in ("en", "fr", "de") for n in (1, 2)
+    ]
+    save_dataset(tmp_path / "data", [rows], patching, sidecar="uint8")
+    load(browser, page_of(tmp_path / "data", "--documents", "20"))
+    assert browser.evaluate("opened[current].group").startswith("drawn")  # not the least predictable one
+    for number in range(browser.evaluate("opened.length")):
+        browser.evaluate(f"showDocument({number})")
+        theta = patching.for_subset(browser.evaluate("opened[current].subset")).theta
+        assert theta is not None
+        assert browser.evaluate("Number(at('theta-exact').value)") == pytest.approx(theta, abs=1e-6)
+        assert browser.evaluate("grid[at('theta').value]") == pytest.approx(theta, abs=1e-6)
+    assert "grid True" not in browser.evaluate("document.body.textContent")
+    assert not re.search(r"[0-9a-f]{40}", browser.evaluate("document.body.innerText"))

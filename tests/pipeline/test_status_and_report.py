@@ -116,4 +116,7 @@ def test_a_run_that_goes_on_and_then_is_killed(tmp_path: Path, capsys: pytest.Ca
 
 def test_a_folder_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", str(tmp_path / "nothing")]) == 2
-    assert "holds no run of preprocess" in capsys.readouterr().err
+    assert "nothing does not exist" in capsys.readouterr().err
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert main(["status", str(tmp_path)]) == 2
+    assert "training run" in capsys.readouterr().err

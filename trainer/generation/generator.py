@@ -65,7 +65,10 @@ class Generator:
         return model
 
     def write(self, prompt: bytes, settings: GenerateSettings) -> Iterator[Piece]:
-        """The prompt's own bytes, then at most ``settings.length`` more, until the model ends the document."""
+        """The prompt's own bytes (``Piece.from_prompt``), then at most ``settings.length`` more.
+
+        Ends earlier where the model ends the document.
+        """
         for _, piece in self.write_batch([prompt], settings):
             yield piece
 
