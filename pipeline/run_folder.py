@@ -79,7 +79,8 @@ def locked(out: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if [entry.name for entry in out.iterdir()] == [LOCK_FILE]:
+            # What is finished may have been moved to where it belongs.
+            if out.is_dir() and [entry.name for entry in out.iterdir()] == [LOCK_FILE]:
                 (out / LOCK_FILE).unlink()
                 if made:
                     with suppress(OSError):
