@@ -37,8 +37,18 @@ def dry_run(job: Job, inputs: Sequence[Path | str], executor: ExecutorSettings) 
     scored_bytes = min(plan.bytes, job.reading.sample_bytes or plan.bytes)
     hours = scored_bytes / rate / min(workers, len(plan.splits)) / 3600
     print(f"trial: {used:,} bytes in {seconds:.1f} s: {rate / 1e3:,.0f} kB/s a worker")
-    print(f"estimate: {hours:.3g} hours with {workers} workers; nothing was written")
+    busy = min(workers, len(plan.splits))
+    print(f"estimate: {_in_words(hours * 3600)} with {busy} of {workers} workers busy, and some seconds to start them")
+    if busy < workers:
+        print(f"  no more can be busy: splits are {len(plan.splits)}; --split-bytes N makes smaller ones, so more")
+    print("nothing was written")
     return 0
+
+
+def _in_words(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.3g} seconds"
+    return f"{seconds / 60:.3g} minutes" if seconds < 7200 else f"{seconds / 3600:,.3g} hours"
 
 
 def _trial(job: Job, plan: Plan) -> tuple[int, float]:

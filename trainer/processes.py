@@ -3,10 +3,12 @@
 import ctypes
 import os
 import signal
+import tempfile
 from multiprocessing import connection, forkserver, parent_process
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.popen_forkserver import Popen
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import get_temp_dir
 from threading import Thread
 
 SET_PARENT_DEATH_SIGNAL = 1
@@ -61,6 +63,9 @@ class _WorkerPopen(Popen):
         self.kill()
 
 
+LONGEST_TEMPORARY = 107 - len("/pymp-XXXXXXXX/listener-XXXXXXXX")
+
+
 class _WorkerProcess(ForkServerProcess):
     @staticmethod
     def _Popen(process: BaseProcess) -> Popen:
@@ -73,12 +78,29 @@ class WorkerContext(ForkServerContext):
     Process = _WorkerProcess
 
 
+def short_sockets() -> None:
+    """Let the sockets of multiprocessing be in /tmp where the temporary folder's path is too long for them.
+
+    They lie in TMPDIR/pymp-XXXXXXXX/listener-XXXXXXXX, and a Unix socket's path holds 107 bytes. To be called before
+    the first of them is made: multiprocessing keeps the folder that it used first.
+    """
+    before = tempfile.gettempdir()
+    if len(os.fsencode(before)) <= LONGEST_TEMPORARY:
+        return
+    tempfile.tempdir = "/tmp"
+    try:
+        get_temp_dir()
+    finally:
+        tempfile.tempdir = before
+
+
 def worker_server(module: str) -> WorkerContext:
     """Where loader workers come from: a server process that has imported ``module`` and done nothing else.
 
     A fork of the rank itself would copy the locks of its threads (collectives, CUDA, saves) in whatever state they are,
     and its open files. Stop signals stay blocked in the server and in its workers: it must outlive them like these do.
     """
+    short_sockets()
     context = WorkerContext()
     context.set_forkserver_preload([module])
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)

@@ -19,6 +19,7 @@ from shared.files import write_atomic
 from shared.toml import to_toml
 from trainer.observing.files import METRICS_NAME, read_lines
 from trainer.observing.progress import Progress
+from trainer.processes import short_sockets
 
 RECIPE_NAME, LOG_NAME = "recipe.toml", "log.txt"
 PRELOADED = [__name__, "trainer.job", "trainer.laboratory.scoring", "torch._dynamo", "torch.utils.tensorboard"]
@@ -63,6 +64,7 @@ def run_all(
     reaches the runs too, which save: they are waited for, and the interrupt is raised again.
     """
     waiting, under_way, failed, done = list(runs), dict[int, tuple[BaseProcess, Run]](), dict[str, Path](), 0
+    short_sockets()
     context = get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     line.begin(0.0)
