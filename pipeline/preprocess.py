@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pipeline.driver import make_plan, preprocess
 from pipeline.dry_run import dry_run
 from pipeline.patching_file import load_patching
-from pipeline.read.chat import MESSAGES, PROMPT, RESPONSES
+from pipeline.read.chat import CONVERSATIONS, MESSAGES, PROMPT, RESPONSES
 from pipeline.read.columns import SUBSET_COLUMNS
 from pipeline.report import Report
 from pipeline.settings import (
@@ -158,7 +158,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--chat",
         action="store_true",
-        help=f"records are chats: a column {MESSAGES} of {{role, content}}, or {PROMPT} and {' or '.join(RESPONSES)}; "
+        help=f"records are chats: a column {MESSAGES} of {{role, content}}, {CONVERSATIONS} of {{from, value}}, or "
+        f"{PROMPT} and {' or '.join(RESPONSES)}; "
         "turns begin and end with special ids",
     )
     group.add_argument(

@@ -16,6 +16,7 @@ from pipeline.split import Progress, process_split
 from pipeline.transient import is_transient
 from shared.model_identity import PackedModel
 from shared.shards.manifest import NumericsClass
+from shared.storage import without_query
 
 if TYPE_CHECKING:
     from shared.scoring import Scorer
@@ -78,12 +79,13 @@ class Worker:
                     marker = process_split(self._job, self._plan, number, task.run, self._scorer, progress)
             except Exception as error:
                 text = f"{error}" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
-                log.say(f"{task.kind} failed: {traceback.format_exc()}")
+                text, trace = without_query(text), without_query(traceback.format_exc())
+                log.say(f"{task.kind} failed: {trace}")
                 return Outcome(
                     number,
                     seconds=time.perf_counter() - began,
                     error=text or type(error).__name__,
-                    trace=traceback.format_exc(),
+                    trace=trace,
                     transient=is_transient(error),
                 )
             seconds = time.perf_counter() - began

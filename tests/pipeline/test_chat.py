@@ -100,7 +100,7 @@ def test_what_is_learnt_and_which_roles_there_are_can_be_chosen() -> None:
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        ({"text": "a"}, "no column 'messages', nor 'prompt' with 'response' or 'completion'"),
+        ({"text": "a"}, "no column 'messages' or 'conversations', nor 'prompt' with 'response' or 'completion'"),
         ({"messages": "a"}, "column 'messages' is string, not an array"),
         ({"messages": []}, "column 'messages' is an empty array"),
         ({"messages": [3]}, r"messages\[0\] is number, not an object"),
@@ -147,7 +147,7 @@ def test_records_of_all_formats_become_the_same_chats_and_none_is_lost(tmp_path:
         assert run("verify", out) == 0
     assert len(hashes) == 1
     (tmp_path / "a.txt").write_text("no chat")
-    assert preprocess(tmp_path / "a.txt", "--out", tmp_path / "text", "--chat", *STATIC) == 3
+    assert preprocess(tmp_path / "a.txt", "--out", tmp_path / "text", "--chat", *STATIC) == 4
     assert "plain text holds no chats" in letters(tmp_path / "text")[0]["reason"]
 
 
@@ -232,3 +232,45 @@ def test_parts_of_a_document_are_the_document_whatever_their_size(records, longe
             lengths = np.concatenate([row.patch_lengths for row, _ in own])
             np.testing.assert_array_equal(lengths, patch_lengths(whole.tokens(True), patching))
         assert all(a.part + 1 == b.part for (a, _), (b, _) in pairwise(own))
+
+
+def test_chats_as_others_write_them_are_read() -> None:
+    """ShareGPT's names, contents in parts, and roles of tools."""
+    wanted = parse({"messages": TURNS})
+    assert isinstance(wanted, Record)
+    names = {"system": "system", "user": "human", "assistant": "gpt"}
+    shared = [{"from": names[turn["role"]], "value": turn["content"]} for turn in TURNS]
+    parts = [
+        {"role": turn["role"], "content": [{"type": "text", "text": c} for c in turn["content"]]} for turn in TURNS
+    ]
+    for record in ({"conversations": shared}, {"conversations": TURNS}, {"messages": parts}):
+        found = parse(record)
+        assert isinstance(found, Record), found
+        assert found.spans is not None
+        assert wanted.spans is not None
+        assert (found.text, found.spans.as_json()) == (wanted.text, wanted.spans.as_json())
+
+
+def test_what_tools_are_asked_and_answer_is_read_under_a_role_of_its_own_or_as_the_users() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    turns = [
+        {"role": "user", "content": "How warm?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "12", "tool_call_id": "1"},
+        {"role": "assistant", "content": "12 degrees"},
+    ]
+    found = parse({"messages": turns})
+    assert isinstance(found, Record), found
+    assert b'"name":"f"' in found.text
+    assert found.spans is not None
+    begins = [int(special) for special in found.spans.specials if special not in (-1, END)]
+    assert begins == [USER, ASSISTANT, USER, ASSISTANT]
+    roles = ("system", "user", "assistant", "tool")
+    named = parse({"messages": turns}, ReadSettings(chat=ChatSettings(roles=roles)))
+    assert isinstance(named, Record)
+    assert named.spans is not None
+    begins = [int(special) for special in named.spans.specials if special not in (-1, 264)]
+    assert begins == [USER, ASSISTANT, 263, ASSISTANT]
+    letter = parse({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]})
+    assert isinstance(letter, DeadLetter)
+    assert "image_url" in letter.reason

@@ -33,7 +33,12 @@ def patch_size_warning(model: Path, dataset: Dataset | Mixture) -> str | None:
     learnt = load_identity(model / IDENTITY_NAME, ModelIdentity).mean_patch_size
     if learnt is None or abs(found / learnt - 1) <= FAR:
         return None
+    if dataset.manifest.identity.specials:
+        advice = "special ids end patches, so with the threshold that the model learnt on, which is the one to use, "
+        advice += "those of chats are shorter"
+    else:
+        advice = "`python -m pipeline calibrate` finds the threshold that gives such patches"
     return (
         f"note: patches of {dataset.where} have {found:.2f} bytes on average, those that {model} learnt on had "
-        f"{learnt:.2f}; `python -m pipeline calibrate` finds the threshold that gives such patches"
+        f"{learnt:.2f}; {advice}"
     )
