@@ -142,7 +142,7 @@ drills: setup ## runs that are killed and resumed, and runs of two ranks
 	@$(PYTEST) -m drill $(TESTS)
 
 test-all: setup ## all tests, the slow ones too (Ray matrices, large data)
-	@$(PYTEST) -m "" $(TESTS)
+	@$(PYTEST) -m "" --hypothesis-profile other $(TESTS)
 
 test-numerics: setup ## the tests that compare floating-point results, as they come out on other processors and with two threads
 	@$(BIN)/python tests/numerics_matrix.py $(TESTS)

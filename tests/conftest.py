@@ -7,8 +7,14 @@ import pytest
 import surroundings
 import torch
 from browser import Browser, chromium
+from hypothesis import settings
 
 surroundings.normalise()
+
+# The same examples in every run, so that a change is what makes a test fail; `make test-all` draws others each time.
+settings.register_profile("same", derandomize=True, database=None, deadline=None)
+settings.register_profile("other", database=None, deadline=None, print_blob=True)
+settings.load_profile("same")
 
 
 def pytest_xdist_auto_num_workers() -> int:
