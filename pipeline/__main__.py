@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from shared.terminal import INTERRUPTED, end_program, one_line, run_program
+from shared.terminal import INTERRUPTED, end_program, error_line, one_line, run_program
 
 COMMANDS = {
     "preprocess": "raw text to shards of patched documents",
@@ -52,7 +52,7 @@ def _complaining(arguments: Sequence[str]) -> int:
 
 
 def _complain(error: BaseException) -> int:
-    print(f"patchwork: error: {one_line(error)}", file=sys.stderr)
+    print(f"patchwork: error: {error_line(error)}", file=sys.stderr)
     return 1
 
 

@@ -8,11 +8,14 @@ from pydantic import Field, ValidationError
 
 from pipeline.settings import PipelineError
 from shared.files import Output
+from shared.json_reader import read_bounded
 from shared.model_settings import Settings
 from shared.patching import PatchingSettings
 from shared.shards.manifest import NumericsClass, SidecarType, first_problem
 
 TENTH = "a tenth"
+MOST_BYTES = 64 << 20
+"""Of such a file: some hundred bytes a subset."""
 PATCHING = re.compile(rb'\{\s*"patching":\s*\{\s*"rule":\s*"')
 """How the file begins, by which `shared.files.Output` knows it."""
 
@@ -97,7 +100,7 @@ class PatchingFile(Settings):
 def load_patching(path: Path) -> PatchingFile:
     """Read what calibrate wrote. Raises PipelineError."""
     try:
-        return PatchingFile.model_validate_json(path.read_bytes())
+        return PatchingFile.model_validate_json(read_bounded(path, MOST_BYTES))
     except OSError as error:
         raise PipelineError(f"--patching {path} cannot be read: {error.strerror}; calibrate writes it") from None
     except ValidationError as error:

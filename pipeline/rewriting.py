@@ -23,6 +23,7 @@ from pipeline.run_folder import LOCK_FILE, locked
 from pipeline.settings import PipelineError
 from shared.files import atomic_file, check_folder, sync, write_atomic
 from shared.identity import IdentityError, canonical_json, differences, file_sha256
+from shared.json_reader import read_json
 from shared.model_identity import CONFIG_FILE, WEIGHTS_FILE, model_sha256
 from shared.model_settings import Settings
 from shared.shards.dataset import Dataset, check_file
@@ -40,6 +41,8 @@ from shared.subwords.folder import copy_tokenizer
 REQUEST_FILE = "made-by.json"
 """In OUT: the command and what it was given."""
 _MARKERS = "units"
+MOST_REQUEST_BYTES = 64 << 20
+"""Of what was requested: it names every shard."""
 
 
 class Written(Settings):
@@ -183,7 +186,7 @@ def _is_current(out: Path, request: dict[str, Any]) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
-        recorded = json.loads((out / REQUEST_FILE).read_bytes())
+        recorded = read_json(out / REQUEST_FILE, MOST_REQUEST_BYTES)
     except (OSError, ValueError):
         raise PipelineError(f"--out {out} is there already and no work of this command; give a new folder") from None
     if lines := differences(recorded, _plain(request)):
@@ -195,7 +198,7 @@ def _begin(unfinished: Path, request: dict[str, Any]) -> None:
     """Record what is requested, or find it recorded; half-written files are removed."""
     path = unfinished / REQUEST_FILE
     if path.exists():
-        if lines := differences(json.loads(path.read_bytes()), _plain(request)):
+        if lines := differences(read_json(path, MOST_REQUEST_BYTES), _plain(request)):
             raise IdentityError(
                 f"{unfinished} holds unfinished work of another command; remove it, or put back: {'; '.join(lines)}"
             )

@@ -22,6 +22,7 @@ class ConfigError(ValueError):
     """A recipe or an override that cannot be used; the message names the file or option and the key."""
 
 
+
 S = TypeVar("S", bound=BaseModel)
 
 
@@ -38,14 +39,23 @@ def read_recipe(path: Path, overrides: Sequence[str], schema: type[BaseModel]) -
 
     Raises ConfigError.
     """
+    values = read_toml(path, "recipe")
+    for override in parse_overrides(overrides):
+        place = _place(schema, override)
+        set_key(values, place.parts, _typed(override, place), override.option)
+    return values
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """The values in a TOML file, which may be a pipe. Raises ConfigError, where the file is called ``what``."""
     try:
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
-            raise ConfigError(f"{path}: a recipe has at most {MOST_BYTES} bytes")
+            raise ConfigError(f"{path}: a {what} has at most {MOST_BYTES} bytes")
         values = tomllib.loads(content.decode())
     except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such recipe") from None
+        raise ConfigError(f"{path}: there is no such {what}") from None
     except ConfigError:
         raise
     except ValueError as error:  # of text, of TOML, or a number of thousands of digits
@@ -54,9 +64,6 @@ def read_recipe(path: Path, overrides: Sequence[str], schema: type[BaseModel]) -
         raise ConfigError(f"{path}: arrays or tables lie too deep inside each other") from None
     if _is_deep(values):
         raise ConfigError(f"{path}: tables and arrays may lie {MOST_PARTS} deep inside each other, these lie deeper")
-    for override in parse_overrides(overrides):
-        place = _place(schema, override)
-        set_key(values, place.parts, _typed(override, place), override.option)
     return values
 
 

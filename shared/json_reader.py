@@ -7,8 +7,10 @@ with a RecursionError and takes NaN; the one here refuses both with a ValueError
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pydantic_core import from_json
 
@@ -16,8 +18,9 @@ MOST_BYTES = 4 << 20
 """Of a configuration or a record of ours; parsed JSON takes up to 30 times as much memory as its text."""
 
 
-def read_bounded(path: str | Path, most_bytes: int = MOST_BYTES) -> bytes:
-    """The content of a regular file of at most so many bytes; OSError that names the file for any other."""
+@contextmanager
+def open_regular(path: str | Path) -> Iterator[IO[bytes]]:
+    """A regular file to read; OSError that names it for a folder, a FIFO or a device, which might never end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for its writer
     try:
         mode = os.fstat(descriptor).st_mode
@@ -26,19 +29,28 @@ def read_bounded(path: str | Path, most_bytes: int = MOST_BYTES) -> bytes:
         if not stat.S_ISREG(mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         with open(descriptor, "rb", closefd=False) as file:
-            content = file.read(most_bytes + 1)
+            yield file
     finally:
         os.close(descriptor)
+
+
+def read_bounded(path: str | Path, most_bytes: int = MOST_BYTES) -> bytes:
+    """The content of a regular file of at most so many bytes; OSError that names the file for any other."""
+    with open_regular(path) as file:
+        content = file.read(most_bytes + 1)
     if len(content) > most_bytes:
         raise OSError(errno.EFBIG, f"larger than {most_bytes:,} bytes", str(path))
     return content
 
 
-def parse_json(content: bytes | str) -> Any:
-    """A JSON value; ValueError for what is not JSON, nested more than 200 deep, or holds NaN or an infinity."""
-    return from_json(content, allow_inf_nan=False)
+def parse_json(content: bytes | str, finite: bool = True) -> Any:
+    """A JSON value; ValueError for what is not JSON or is nested more than 200 deep.
+
+    ``finite``: for NaN and infinities too; without it a schema that names the key is to refuse them.
+    """
+    return from_json(content, allow_inf_nan=not finite)
 
 
-def read_json(path: str | Path, most_bytes: int = MOST_BYTES) -> Any:
+def read_json(path: str | Path, most_bytes: int = MOST_BYTES, finite: bool = True) -> Any:
     """The JSON value in a file. Raises OSError as `read_bounded` does, ValueError as `parse_json` does."""
-    return parse_json(read_bounded(path, most_bytes))
+    return parse_json(read_bounded(path, most_bytes), finite)

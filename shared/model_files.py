@@ -4,6 +4,7 @@ FOLDER/model.safetensors  FOLDER/config.json  [FOLDER/patcher/, an entropy model
 [FOLDER/tokenizer/, of the tokens that a model reads instead of bytes]
 """
 
+import io
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -33,6 +34,7 @@ from shared.model_identity import (
 )
 from shared.model_settings import AnyModelSettings
 from shared.spacebyte import SpaceByte
+from shared.tensor_header import FLOATS, MOST_HEADER_BYTES, TensorEntry, file_header, read_header
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -72,7 +74,7 @@ def save_model(
     """
     folder = Path(folder)
     state = model.state_dict() if isinstance(model, nn.Module) else model
-    _check(state, settings, str(folder))
+    _check({name: tuple(tensor.shape) for name, tensor in state.items()}, settings, str(folder))
     weights = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in state.items()}
     check_folder(folder, _is_ours)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -111,23 +113,29 @@ def load_state(folder: str | Path | PackedModel) -> tuple[dict[str, Tensor], Any
         return _unpack(folder), folder.settings
     settings = load_settings(folder)
     path = Path(folder) / WEIGHTS_FILE
-    if not path.is_file():
-        raise ModelFileError(f"{folder} is not a model folder: {WEIGHTS_FILE} cannot be read")
     try:
+        held = file_header(path)
+        _check({name: entry.shape for name, entry in held.items()}, settings, str(path))
+        _check_floats(held, str(path))
         state = safetensors.torch.load_file(path)
+    except OSError as error:
+        raise ModelFileError(
+            f"{folder} is not a model folder: {WEIGHTS_FILE} cannot be read ({error.strerror})"
+        ) from None
     except safetensors.SafetensorError as error:
         raise ModelFileError(f"{path} is not a whole safetensors file: {error}") from None
-    _check(state, settings, str(path))
     return state, settings
 
 
 def _unpack(packed: PackedModel) -> dict[str, Tensor]:
+    where = f"{packed.folder}/{WEIGHTS_FILE}"
+    held = read_header(io.BytesIO(memoryview(packed.weights)[: 8 + MOST_HEADER_BYTES]), packed.weights.nbytes, where)
+    _check({name: entry.shape for name, entry in held.items()}, packed.settings, where)
+    _check_floats(held, where)
     try:
-        state = safetensors.torch.load(packed.weights.tobytes())
+        return safetensors.torch.load(packed.weights.tobytes())
     except safetensors.SafetensorError as error:
-        raise ModelFileError(f"{packed.folder}/{WEIGHTS_FILE} is not a whole safetensors file: {error}") from None
-    _check(state, packed.settings, f"{packed.folder}/{WEIGHTS_FILE}")
-    return state
+        raise ModelFileError(f"{where} is not a whole safetensors file: {error}") from None
 
 
 def load_model(
@@ -146,15 +154,29 @@ def load_model(
     return rounded_to(model.to(device), DTYPES[dtype] if isinstance(dtype, str) else dtype).eval()
 
 
-def _check(state: Mapping[str, Tensor], settings: AnyModelSettings, where: str) -> None:
+def check_layers(settings: AnyModelSettings, tensors: int, where: str) -> None:
+    """Raise ModelFileError when settings have more blocks than a file has tensors: before a model is built of them."""
+    if (blocks := sum(stack.settings.layers for stack in settings.stacks)) > tensors:
+        raise ModelFileError(f"{where}: tensors are missing: it holds {tensors}, the settings have {blocks} layers")
+
+
+def _check_floats(held: Mapping[str, TensorEntry], where: str) -> None:
+    for name, entry in held.items():
+        if entry.dtype not in FLOATS:
+            raise ModelFileError(f"{where}: tensor {name} has dtype {entry.dtype}, weights are floating-point numbers")
+
+
+def _check(state: Mapping[str, tuple[int, ...]], settings: AnyModelSettings, where: str) -> None:
+    """Raise ModelFileError unless a state has these names and shapes. Nothing is allocated."""
+    check_layers(settings, len(state), where)
     with torch.device("meta"):
         wanted = build_model(settings).state_dict()
     for name, tensor in wanted.items():
         if name not in state:
             raise ModelFileError(f"{where}: tensor {name} {list(tensor.shape)} is missing")
-        if state[name].shape != tensor.shape:
+        if state[name] != tuple(tensor.shape):
             raise ModelFileError(
-                f"{where}: tensor {name} has shape {list(state[name].shape)}, the settings want {list(tensor.shape)}"
+                f"{where}: tensor {name} has shape {list(state[name])}, the settings want {list(tensor.shape)}"
             )
     if extra := sorted(set(state) - set(wanted)):
         raise ModelFileError(f"{where}: tensor {extra[0]} is not part of this model")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from shared.json_reader import open_regular, read_bounded
 from shared.model_settings import AnyModelSettings, ModelSettings
 
 WEIGHTS_FILE = "model.safetensors"
@@ -31,25 +32,28 @@ def load_settings(folder: str | Path) -> AnyModelSettings:
     """The settings in a model folder's config.json; raises ModelFileError."""
     path = Path(folder) / CONFIG_FILE
     try:
-        return _ADAPTER.validate_json(path.read_bytes())
-    except OSError:
-        raise ModelFileError(f"{folder} is not a model folder: {CONFIG_FILE} cannot be read") from None
+        return _ADAPTER.validate_json(read_bounded(path), strict=True)
+    except OSError as error:
+        raise _unreadable(folder, CONFIG_FILE, error) from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise ModelFileError(f"{path}: {where}: {first['msg']}") from None
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])[:200] or "the file"
+        raise ModelFileError(f"{path}: {where}: {first['msg'][:400]}") from None
+
+
+def _unreadable(folder: str | Path, name: str, error: OSError) -> ModelFileError:
+    return ModelFileError(f"{folder} is not a model folder: {name} cannot be read ({error.strerror})")
 
 
 def model_sha256(folder: str | Path) -> str:
     """sha256 of a model: its canonical settings, then the content of its weights file. Raises ModelFileError."""
     digest = hashlib.sha256(canonical_settings(load_settings(folder)).encode())
-    path = Path(folder) / WEIGHTS_FILE
     try:
-        with path.open("rb") as file:
+        with open_regular(Path(folder) / WEIGHTS_FILE) as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-    except OSError:
-        raise ModelFileError(f"{folder} is not a model folder: {WEIGHTS_FILE} cannot be read") from None
+    except OSError as error:
+        raise _unreadable(folder, WEIGHTS_FILE, error) from None
     return digest.hexdigest()
 
 
@@ -78,7 +82,8 @@ def pack_model(folder: str | Path) -> PackedModel:
     """Read a model folder. Raises ModelFileError."""
     settings = load_settings(folder)
     try:
-        weights = np.fromfile(Path(folder) / WEIGHTS_FILE, np.uint8)
-    except OSError:
-        raise ModelFileError(f"{folder} is not a model folder: {WEIGHTS_FILE} cannot be read") from None
+        with open_regular(Path(folder) / WEIGHTS_FILE) as file:
+            weights = np.fromfile(file, np.uint8)
+    except OSError as error:
+        raise _unreadable(folder, WEIGHTS_FILE, error) from None
     return PackedModel(str(folder), settings, weights)

@@ -19,6 +19,12 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
+MOST_LAYERS, WIDEST, LONGEST_WINDOW = 1024, 1 << 18, 1 << 30
+MOST_ROWS, MOST_SIZES, MOST_QUERIES, MOST_IDS = 1 << 34, 32, 1024, 1 << 24
+"""What no model has more of: settings beyond are refused before anything is built from them. A stack's blocks; the
+width of a layer; bytes of a window; rows of a table, n-gram tables of one function, vectors of a patch, ids."""
+
+
 SpecialName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
 
@@ -46,16 +52,18 @@ class NamesSpecials(Settings):
 class StackSettings(Settings):
     """A stack of pre-norm transformer blocks."""
 
-    width: int = Field(gt=0)
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    width: int = Field(gt=0, le=WIDEST)
     """D, must be divisible by heads."""
-    layers: int = Field(gt=0)
-    heads: int = Field(gt=0)
-    kv_heads: int | None = Field(default=None, gt=0)
+    layers: int = Field(gt=0, le=MOST_LAYERS)
+    heads: int = Field(gt=0, le=WIDEST)
+    kv_heads: int | None = Field(default=None, gt=0, le=WIDEST)
     """Key/value heads (grouped-query attention); None means as many as heads."""
-    feed_forward: int | None = Field(default=None, gt=0)
+    feed_forward: int | None = Field(default=None, gt=0, le=8 * WIDEST)
     """Hidden width of SwiGLU; None means 2/3 * 4 D rounded up to a multiple of 256."""
-    rope_theta: float = Field(default=500_000.0, gt=0)
-    norm_eps: float = Field(default=1e-5, gt=0)
+    rope_theta: float = Field(default=500_000.0, gt=0, le=1e15)
+    norm_eps: float = Field(default=1e-5, gt=0, le=1)
 
     @model_validator(mode="after")
     def _divisible(self) -> "StackSettings":
@@ -159,9 +167,9 @@ class EntropyModelSettings(FlatModelSettings):
     """The byte model whose next-byte entropy decides where patches begin."""
 
     kind: Literal["entropy"] = "entropy"
-    window: int = Field(default=512, gt=0)
+    window: int = Field(default=512, gt=0, le=LONGEST_WINDOW)
     """Each byte sees this many bytes, itself included."""
-    rope_theta: float = Field(default=10_000.0, gt=0)
+    rope_theta: float = Field(default=10_000.0, gt=0, le=1e15)
     newline_reset: bool = False
     """A newline opens a new context: it sees only itself, and nothing before it is seen after it."""
     vocabulary: Literal[260] = VOCABULARY_SIZE
@@ -171,9 +179,9 @@ class FlatSettings(FlatModelSettings):
     """A transformer of Llama's shape over flat tokens: of bytes, or of the subwords of a tokenizer."""
 
     kind: Literal["flat"] = "flat"
-    window: int | None = Field(default=None, gt=0)
+    window: int | None = Field(default=None, gt=0, le=LONGEST_WINDOW)
     """Each token sees this many tokens, itself included; None: the whole document."""
-    vocabulary: int = Field(default=VOCABULARY_SIZE, ge=VOCABULARY_SIZE)
+    vocabulary: int = Field(default=VOCABULARY_SIZE, ge=VOCABULARY_SIZE, le=MOST_IDS)
     """V: 260 for bytes; more for subwords, whose ids from 260 on are the merges of a tokenizer."""
 
     @property
@@ -193,8 +201,8 @@ class FlatSettings(FlatModelSettings):
 class NgramSettings(Settings):
     """Hash n-gram embeddings (paper section 3.2.1)."""
 
-    sizes: tuple[int, ...] = (3, 4, 5, 6, 7, 8)
-    rows: int = Field(default=500_002, gt=0)
+    sizes: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field(default=(3, 4, 5, 6, 7, 8), max_length=MOST_SIZES)
+    rows: int = Field(default=500_002, gt=0, le=MOST_ROWS)
     """Rows of each table."""
     functions: int = Field(default=1, ge=1, le=11)
     """Hash functions, each with its own prime and tables."""
@@ -208,9 +216,9 @@ class BltSettings(NamesSpecials, WholeModel):
     encoder: StackSettings
     global_: StackSettings = Field(alias="global")
     decoder: StackSettings
-    window: int = Field(default=512, gt=0)
+    window: int = Field(default=512, gt=0, le=LONGEST_WINDOW)
     """Window of the local models' self-attention in bytes, the byte itself included."""
-    queries: int = Field(default=2, ge=1)
+    queries: int = Field(default=2, ge=1, le=MOST_QUERIES)
     """K: vectors that stand for one patch between the local and the global width."""
     pooling: Literal["cross", "mean", "max", "attention"] = Field(default="cross", exclude_if=_is_cross)
     """How bytes become a patch: by the encoder's cross-attention; or, without any, their mean, their maximum or a mean
@@ -265,7 +273,7 @@ class MegaByteSettings(WholeModel):
     """Patches of fixed length: a global transformer over patches, a local one inside each (arXiv 2305.07185)."""
 
     kind: Literal["megabyte"] = "megabyte"
-    patch: int = Field(default=4, ge=2)
+    patch: int = Field(default=4, ge=2, le=65_535)
     """S, bytes of a patch: the stride of its data."""
     global_: StackSettings = Field(alias="global")
     local: StackSettings
@@ -315,7 +323,7 @@ class SpaceByteSettings(WholeModel):
     """Blocks over bytes before the large ones."""
     global_: StackSettings = Field(alias="global")
     after: StackSettings
-    window: int = Field(default=512, gt=0)
+    window: int = Field(default=512, gt=0, le=LONGEST_WINDOW)
     """Of the blocks over bytes, the byte itself included."""
     vocabulary: Literal[260] = VOCABULARY_SIZE
 

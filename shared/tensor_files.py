@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from shared.files import atomic_file, write_atomic
+from shared.json_reader import read_json
 from shared.model_identity import WEIGHTS_FILE, ModelFileError
+from shared.tensor_header import MOST_HEADER_BYTES, file_header
 
 INDEX_FILE = WEIGHTS_FILE + ".index.json"
 BLOCK_BYTES = 1 << 24
@@ -102,9 +104,11 @@ class TensorFolder:
     def _indexed(self) -> dict[str, Path]:
         index = self.path / INDEX_FILE
         try:
-            places = json.loads(index.read_text())["weight_map"]
+            places = read_json(index, MOST_HEADER_BYTES)["weight_map"]
             if not all(isinstance(part, str) and Path(part).name == part for part in places.values()):
                 raise ValueError
+        except OSError as error:
+            raise ModelFileError(f"{index} cannot be read ({error.strerror})") from None
         except (ValueError, KeyError, AttributeError, TypeError):
             raise ModelFileError(f"{index} is not an index of safetensors shards beside it") from None
         held = {part: set(self._open(self.path / part).keys()) for part in sorted(set(places.values()))}
@@ -115,10 +119,13 @@ class TensorFolder:
 
     def _open(self, path: Path) -> Any:
         try:
+            file_header(path)
             self._files[path] = safetensors.safe_open(path, framework="pt")
         except FileNotFoundError:
             raise ModelFileError(f"{path} is missing") from None
-        except (safetensors.SafetensorError, OSError) as error:
+        except OSError as error:
+            raise ModelFileError(f"{path} cannot be read ({error.strerror})") from None
+        except safetensors.SafetensorError as error:
             raise ModelFileError(f"{path} is not a whole safetensors file: {error}") from None
         return self._files[path]
 

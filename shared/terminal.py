@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TextIO, cast
 INTERRUPTED = 128 + signal.SIGINT
 BROKEN_PIPE = 128 + signal.SIGPIPE
 """Exit codes as a shell has them for a program that the signal ended."""
+LONGEST_ERROR = 4000
 
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but tab and newline, DEL, C1
@@ -35,6 +36,12 @@ def safe(text: str) -> str:
 def one_line(text: object) -> str:
     """The same on one line: what comes from data cannot pretend to be a line of ours."""
     return _UNSAFE_OR_LINE.sub(_escape, str(text))
+
+
+def error_line(error: object) -> str:
+    """What an error says, on one line of at most LONGEST_ERROR characters: its end is left out."""
+    text = one_line(str(error)[: LONGEST_ERROR + 1])
+    return text if len(text) <= LONGEST_ERROR else f"{text[: LONGEST_ERROR - 4]} ..."
 
 
 def _escape(found: re.Match[str]) -> str:

@@ -18,7 +18,7 @@ from shared.identity import IdentityError
 from shared.model_identity import ModelFileError
 from shared.shards.manifest import DatasetError
 from shared.storage import StorageError
-from shared.terminal import INTERRUPTED, one_line, run_program, safe_output
+from shared.terminal import INTERRUPTED, error_line, one_line, run_program, safe_output
 
 
 class CheckpointError(ValueError):
@@ -65,7 +65,7 @@ def complain(error: BaseException) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if not first_of_node():
         time.sleep(PATIENCE_SECONDS)
-    line = f"patchwork: error: {one_line(error)}"
+    line = f"patchwork: error: {error_line(error)}"
     if first_to_say(line):
         print(line, file=sys.stderr, flush=True)
     tell_launcher(line)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from shared.config import ConfigError
 from shared.files import write_atomic
 from shared.identity import IdentityError, differences, digest
+from shared.json_reader import read_bounded
 from shared.model_settings import Settings, specials_of
 from shared.patching.settings import PatchingSettings
 from shared.shards.manifest import Manifest, PatcherIdentity, first_problem
@@ -208,7 +209,7 @@ I = TypeVar("I", bound=BaseModel)
 def load_identity(path: Path, schema: type[I]) -> I:
     """An identity from its file; IdentityError when it is missing or not one."""
     try:
-        return schema.model_validate_json(path.read_text())
+        return schema.model_validate_json(read_bounded(path))
     except FileNotFoundError:
         raise IdentityError(f"{path} is missing: it says what made the model") from None
     except ValidationError as error:

@@ -6,9 +6,9 @@ cannot represent is refused by the name of its key.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.interop.described import Described, Record
 from shared.interop.hf_config import RECORD_KEY, check_representable, hf_config
@@ -20,15 +20,20 @@ from shared.vocabulary import VOCABULARY_SIZE
 
 
 class _Foreign(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    """Keys of others: of those that are not read here nothing is known; what is read has the type that it says."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
+
+
+Count = Annotated[int, Field(gt=0, le=1 << 31)]
 
 
 class _Stack(_Foreign):
-    hidden_size: int
-    num_attention_heads: int
-    num_hidden_layers: int
-    num_key_value_heads: int | None = None
-    intermediate_size: int | None = None
+    hidden_size: Count
+    num_attention_heads: Count
+    num_hidden_layers: Count
+    num_key_value_heads: Count | None = None
+    intermediate_size: Count | None = None
     rms_norm_eps: float = 1e-5
     head_dim: int | None = None
     hidden_act: str = "silu"
@@ -42,36 +47,36 @@ class _Stack(_Foreign):
 
 class _Local(_Stack):
     vocab_size: int = VOCABULARY_SIZE
-    hidden_size: int = 1024
-    num_attention_heads: int = 16
-    cross_attn_k: int = 2
+    hidden_size: Count = 1024
+    num_attention_heads: Count = 16
+    cross_attn_k: Count = 2
 
 
 class _Encoder(_Local):
-    num_hidden_layers: int = 1
+    num_hidden_layers: Count = 1
     cross_attn_all_layers: bool = False
 
 
 class _Decoder(_Local):
-    num_hidden_layers: int = 9
-    intermediate_size: int | None = 2816
+    num_hidden_layers: Count = 9
+    intermediate_size: Count | None = 2816
     cross_attn_all_layers: bool = True
     hidden_size_global: int = 2048
 
 
 class _Global(_Stack):
-    hidden_size: int = 2048
-    num_attention_heads: int = 16
-    num_hidden_layers: int = 25
-    intermediate_size: int | None = 5632
+    hidden_size: Count = 2048
+    num_attention_heads: Count = 16
+    num_hidden_layers: Count = 25
+    intermediate_size: Count | None = 5632
 
 
 class _Patcher(_Stack):
     vocab_size: int = VOCABULARY_SIZE
-    hidden_size: int = 768
-    num_attention_heads: int = 12
-    num_hidden_layers: int = 14
-    intermediate_size: int | None = 2048
+    hidden_size: Count = 768
+    num_attention_heads: Count = 12
+    num_hidden_layers: Count = 14
+    intermediate_size: Count | None = 2048
     sliding_window: int | None = 512
 
 
@@ -84,10 +89,10 @@ class _Config(_Foreign):
     patch_size: int | None = 4
     patching_mode: str | None = "entropy"
     patching_threshold: float | None = 1.335442066192627
-    max_patch_length: int | None = None
+    max_patch_length: Count | None = None
     local_attention_window_len: int | None = 512
     cross_attn_k: int = 2
-    encoder_hash_byte_group_size: list[int] | None = None
+    encoder_hash_byte_group_size: list[int] | None = Field(default=None, max_length=1024)
     encoder_hash_byte_group_vocab: int = 500_002
     encoder_hash_byte_group_nb_functions: int = 1
     encoder_config: _Encoder = _Encoder()
@@ -108,14 +113,14 @@ def read_hf_config(values: Mapping[str, Any], theta: float | None = None) -> Des
         _check_kind(config)
         _check_agreement(config)
         model, patcher = _model(config), _patcher(config)
+        check_representable(model, patcher)
+        threshold = config.patching_threshold if theta is None else theta
+        if threshold is None:
+            raise InteropError("patching_threshold is null: the folder does not say where patches begin; give --theta")
+        longest = min(config.max_patch_length or LONGEST_PATCH, LONGEST_PATCH)
+        patching = PatchingSettings(rule="entropy", theta=threshold, max_length=longest)
     except ValidationError as error:
         raise InteropError(first_problem(error)) from None
-    check_representable(model, patcher)
-    threshold = config.patching_threshold if theta is None else theta
-    if threshold is None:
-        raise InteropError("patching_threshold is null: the folder does not say where patches begin; give --theta")
-    longest = min(config.max_patch_length or LONGEST_PATCH, LONGEST_PATCH)
-    patching = PatchingSettings(rule="entropy", theta=threshold, max_length=longest)
     return _as_recorded(Described(model, patcher, patching, tied=config.tie_word_embeddings), values)
 
 

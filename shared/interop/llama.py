@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from shared.interop.json_file import read_json
@@ -25,6 +25,37 @@ WANTED = {
     "heads": "num_attention_heads",
     "feed_forward": "intermediate_size",
 }
+
+
+class _Rope(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+
+    rope_theta: float | None = None
+    rope_type: str | None = None
+    type: str | None = None
+    partial_rotary_factor: float | None = None
+
+
+class _Config(_Rope):
+    """The keys that are read, with the types that transformers gives them."""
+
+    model_type: str | None = None
+    architectures: list[str] | None = None
+    hidden_size: int | None = None
+    num_hidden_layers: int | None = None
+    num_attention_heads: int | None = None
+    num_key_value_heads: int | None = None
+    intermediate_size: int | None = None
+    head_dim: int | None = None
+    rms_norm_eps: float | None = None
+    hidden_act: str | None = None
+    pretraining_tp: int | None = None
+    attention_bias: bool | None = None
+    mlp_bias: bool | None = None
+    rope_scaling: _Rope | None = None
+    rope_parameters: _Rope | None = None
+
+
 LEFT_OUT = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
 """What a byte model has no use for: tokens and their logits, and the norm before those."""
 _BUFFER = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
@@ -41,6 +72,10 @@ def llama_stack(folder: Path, unscaled: bool = False) -> StackSettings:
     """
     path = folder / CONFIG_FILE
     config = read_json(path)
+    try:
+        _Config.model_validate(config)
+    except ValidationError as error:
+        raise InteropError(f"{path}: {first_problem(error)}") from None
     rope = _rope(config)
     if reason := _reason_against(config, rope, unscaled):
         raise InteropError(f"{path}: {reason}")
@@ -48,8 +83,8 @@ def llama_stack(folder: Path, unscaled: bool = False) -> StackSettings:
         stack = StackSettings(
             **{ours: config[theirs] for ours, theirs in WANTED.items()},
             kv_heads=config.get("num_key_value_heads"),
-            rope_theta=rope.get("rope_theta", 10_000.0),
-            norm_eps=config.get("rms_norm_eps", 1e-6),
+            rope_theta=rope.get("rope_theta") or 10_000.0,
+            norm_eps=config.get("rms_norm_eps") or 1e-6,
         )
     except ValidationError as error:
         raise InteropError(f"{path}: {first_problem(error)}") from None
@@ -71,11 +106,11 @@ def _reason_against(config: dict[str, Any], rope: dict[str, Any], unscaled: bool
     if config.get("model_type") != "llama" or architectures not in ([], ["LlamaForCausalLM"]):
         found = architectures[0] if architectures else config.get("model_type")
         return f"this is {found}, only LlamaForCausalLM can be taken over"
-    if missing := [key for key in WANTED.values() if key not in config]:
+    if missing := [key for key in WANTED.values() if config.get(key) is None]:
         return f"{missing[0]} is missing"
     if config.get("quantization_config"):
         return "its weights are quantised; take the folder that they were made from"
-    if config.get("pretraining_tp", 1) > 1:
+    if (config.get("pretraining_tp") or 1) > 1:
         return f"pretraining_tp is {config['pretraining_tp']}, its sums are those of slices; only 1 can be taken over"
     for bias in ("attention_bias", "mlp_bias"):
         if config.get(bias):

@@ -13,6 +13,7 @@ from shared.interop.json_file import read_json
 from shared.interop.names import HF, REFERENCE, InteropError, Part, parts
 from shared.interop.reference import is_reference, open_reference
 from shared.interop.transfer import Contents, check, join, shapes
+from shared.model_files import check_layers
 from shared.model_identity import CONFIG_FILE
 from shared.shards.manifest import first_problem
 from shared.tensor_files import TensorFolder, TensorSource
@@ -53,6 +54,8 @@ def open_foreign(folder: Path, entropy_model: Path | None = None, theta: float |
 def _open_hf(folder: Path, theta: float | None) -> ForeignFolder:
     path = folder / CONFIG_FILE
     described, source = read_hf_config(read_json(path), theta), TensorFolder(folder)
+    for settings in (described.model, described.patcher):
+        check_layers(settings, len(source.names()), str(folder))
     model, patcher = parts(described.model, HF), parts(described.patcher, HF)
     if described.tied:
         model = _untied(model, source)

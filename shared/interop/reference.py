@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.interop.described import Described
 from shared.interop.json_file import read_json
@@ -30,7 +30,7 @@ WINDOW = 512
 
 
 class _Parameters(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class _Blt(_Parameters):
@@ -40,7 +40,7 @@ class _Blt(_Parameters):
     rope_theta: float
     norm_eps: float = 1e-5
     local_attention_window_len: int
-    encoder_hash_byte_group_size: tuple[int, ...]
+    encoder_hash_byte_group_size: list[int] = Field(max_length=1024)
     encoder_hash_byte_group_vocab: int
     encoder_hash_byte_group_nb_functions: int
     cross_attn_nheads: int | None = None
@@ -118,7 +118,7 @@ def _blt(values: _Blt, source: TensorSource) -> BltSettings:
         if (found := getattr(values, key)) not in wanted:
             raise InteropError(f"{key} {found!r} is not supported")
     crosses = _count(source, "local_decoder.cross_attn_layers.")
-    widened = source.shape("local_encoder.patch_embedding_projection.weight")
+    widened = _matrix(source, "local_encoder.patch_embedding_projection.weight")
     return BltSettings.model_validate(
         {
             "ngrams": {
@@ -142,7 +142,7 @@ def _entropy_model(values: _EntropyModel, source: TensorSource) -> EntropyModelS
 
 def _patching(places: list[dict[str, Any]], theta: float | None, path: Path) -> PatchingSettings:
     """The rule from the first of several tables that has one, with its threshold or the given one."""
-    tables = [(values.get("data") or {}).get("patcher_args") for values in places]
+    tables = [data.get("patcher_args") for values in places if isinstance(data := values.get("data"), dict)]
     values = _validated(next((table for table in tables if table), {}), _Patching, path)
     if values.patching_mode not in (None, "entropy"):
         raise InteropError(f"{path}: patching_mode {values.patching_mode!r} is not supported, only 'entropy' is")
@@ -161,17 +161,25 @@ def _patching(places: list[dict[str, Any]], theta: float | None, path: Path) -> 
 def _stack(source: TensorSource, prefix: str, heads: int, rope_theta: float, norm_eps: float) -> dict[str, Any]:
     layer = f"{prefix}layers.0."
     attention = f"{layer}{REFERENCE.attention}."
-    width = source.shape(f"{attention}{REFERENCE.qkv[0]}.weight")[1]
-    key_rows = source.shape(f"{attention}{REFERENCE.qkv[1]}.weight")[0]
+    width = _matrix(source, f"{attention}{REFERENCE.qkv[0]}.weight")[1]
+    key_rows = _matrix(source, f"{attention}{REFERENCE.qkv[1]}.weight")[0]
     return {
         "width": width,
         "layers": _count(source, f"{prefix}layers."),
         "heads": heads,
         "kv_heads": key_rows * heads // width,
-        "feed_forward": source.shape(f"{layer}{REFERENCE.feed_forward}.{REFERENCE.gate_up[0]}.weight")[0],
+        "feed_forward": _matrix(source, f"{layer}{REFERENCE.feed_forward}.{REFERENCE.gate_up[0]}.weight")[0],
         "rope_theta": rope_theta,
         "norm_eps": norm_eps,
     }
+
+
+def _matrix(source: TensorSource, name: str) -> tuple[int, int]:
+    """The shape of a tensor that must be a matrix. Raises InteropError."""
+    shape = source.shape(name)
+    if len(shape) != 2 or 0 in shape:
+        raise InteropError(f"tensor {name} has shape {list(shape)}, a matrix is expected")
+    return shape[0], shape[1]
 
 
 def _count(source: TensorSource, prefix: str) -> int:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from shared.model_settings import Settings
 from shared.patching.grid import snap
@@ -27,6 +27,8 @@ def _is_none(value: object) -> bool:
 class PatchingSettings(Settings):
     """A patching rule with its thresholds and length limits (paper sections 2.1 to 2.4)."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     rule: Literal["none", "byte", "static", "space", "entropy", "monotonic", "entropy_rise", "bpe"]
     """none: no patches (what the entropy model trains on); byte: every byte; static: fixed stride (MegaByte);
     space: after the first space-like byte of a run (SpaceByte); entropy: H > theta; monotonic: rise of H > theta;
@@ -38,11 +40,11 @@ class PatchingSettings(Settings):
     """Nats, by subset, where a subset has its own threshold."""
     theta_rise: float | None = None
     """Nats, for entropy_rise only."""
-    stride: int | None = Field(default=None, ge=1)
+    stride: int | None = Field(default=None, ge=1, le=LONGEST_PATCH)
     """Bytes, for static only."""
     tokenizer: TokenizerIdentity | None = Field(default=None, exclude_if=_is_none)
     """For bpe only; left out for other rules, so that their identities stay what they are."""
-    min_length: int = Field(default=1, ge=1)
+    min_length: int = Field(default=1, ge=1, le=LONGEST_PATCH)
     max_length: int = Field(default=512, ge=1, le=LONGEST_PATCH)
     entropy_dtype: Literal["float32", "float16"] = "float32"
     """Precision to which entropies are rounded before a rise is taken; online and offline round alike."""

@@ -9,8 +9,9 @@ from pydantic import Field, ValidationError
 
 from shared.files import write_atomic
 from shared.identity import IdentityError, file_sha256
-from shared.model_settings import Settings
-from shared.patching.settings import TokenizerIdentity
+from shared.json_reader import read_bounded
+from shared.model_settings import MOST_IDS, Settings
+from shared.patching.settings import LONGEST_PATCH, TokenizerIdentity
 from shared.shards.manifest import DatasetError, first_problem
 from shared.vocabulary import VOCABULARY_SIZE
 
@@ -23,9 +24,9 @@ class TokenizerMaking(Settings):
 
     trained_on: str
     """Fingerprint of the training split whose bytes it has seen; it has seen no others."""
-    vocabulary: int = Field(gt=VOCABULARY_SIZE)
+    vocabulary: int = Field(gt=VOCABULARY_SIZE, le=MOST_IDS)
     """Ids: those of bytes and special ids, and one for each merge that gives a new token."""
-    longest: int = Field(gt=0)
+    longest: int = Field(gt=0, le=LONGEST_PATCH)
     """Bytes of its longest token."""
     sha256: str
     """Of tokenizer.json."""
@@ -42,7 +43,7 @@ def load_making(folder: Path) -> TokenizerMaking:
     """What a tokenizer's folder says about it, its file checked. Raises DatasetError."""
     path = folder / MADE_BY_FILE
     try:
-        making = TokenizerMaking.model_validate_json(path.read_bytes())
+        making = TokenizerMaking.model_validate_json(read_bounded(path))
         found = file_sha256(folder / TOKENIZER_FILE)
     except OSError as error:
         missing = Path(error.filename or path).name

@@ -3,13 +3,15 @@
 V ids: the four special ones, the 256 bytes at byte + 4, and from 260 on a token for each merge, in order of learning.
 """
 
-import json
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from pydantic import BaseModel, Field, ValidationError
 
 from shared.interop.tokenizer import byte_symbols
+from shared.json_reader import read_bounded
+from shared.model_settings import MOST_IDS
 from shared.shards.manifest import DatasetError
 from shared.subwords.folder import TOKENIZER_FILE
 from shared.vocabulary import OFFSET, VOCABULARY_SIZE
@@ -18,6 +20,20 @@ NO_TOKEN = -1
 _FACTOR = 0x9E3779B97F4A7C15
 """Odd, so that it has an inverse modulo 2^64."""
 _INVERSE = pow(_FACTOR, -1, 2**64)
+
+
+MOST_BYTES = 64 << 20
+"""Of tokenizer.json: about 40 bytes an id."""
+
+
+class _Model(BaseModel):
+    vocab: dict[str, int] = Field(max_length=MOST_IDS)
+
+
+class _TokenizerFile(BaseModel):
+    """What is read here of the library's own file."""
+
+    model: _Model
 
 
 class Subwords:
@@ -91,14 +107,15 @@ def load_subwords(folder: Path) -> Subwords:
     path = folder / TOKENIZER_FILE
     values = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
     try:
-        vocabulary = json.loads(path.read_bytes())["model"]["vocab"]
+        vocabulary = _TokenizerFile.model_validate_json(read_bounded(path, MOST_BYTES)).model.vocab
         named = sorted((number, bytes(values[symbol] for symbol in token)) for token, number in vocabulary.items())
         if [number for number, _ in named] != list(range(OFFSET, OFFSET + len(named))):
             raise ValueError(f"ids must be {OFFSET} to {OFFSET + len(named) - 1}, each once")
         return Subwords([token for _, token in named])
-    except OSError:
-        raise DatasetError(f"{folder} is not a tokenizer's folder: {TOKENIZER_FILE} cannot be read") from None
-    except (KeyError, TypeError, AttributeError):
-        raise DatasetError(f"{path} is no byte-level BPE tokenizer") from None
+    except OSError as error:
+        what = f"{TOKENIZER_FILE} cannot be read ({error.strerror})"
+        raise DatasetError(f"{folder} is not a tokenizer's folder: {what}") from None
+    except (KeyError, ValidationError):
+        raise DatasetError(f"{path} is not a byte-level BPE tokenizer") from None
     except ValueError as error:
         raise DatasetError(f"{path}: {error}") from None

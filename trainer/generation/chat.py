@@ -1,13 +1,16 @@
 """Chats as prompts: turns from the command line or a file of messages, and what a model needs to answer them."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from shared.chat import ANSWERING, END, Turn
 from shared.config import ConfigError
+from shared.json_reader import read_json
 from shared.vocabulary import special_id
+
+MOST_BYTES = 16 << 20
+"""Of a file of messages."""
 
 
 def end_of_turn(turns: Sequence[Turn], specials: Sequence[str], where: Path) -> int:
@@ -24,7 +27,7 @@ def end_of_turn(turns: Sequence[Turn], specials: Sequence[str], where: Path) -> 
 def read_messages(path: Path) -> list[Turn]:
     """The turns in a JSON file of [{"role", "content"}, ...]. Raises ConfigError that says what is wrong."""
     try:
-        messages: Any = json.loads(path.read_bytes())
+        messages: Any = read_json(path, MOST_BYTES)
     except OSError as error:
         raise ConfigError(f"--messages {path}: {error.strerror}") from None
     except ValueError as error:

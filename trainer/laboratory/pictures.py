@@ -3,13 +3,13 @@
 FOLDER/patches.json keeps it, so that a page can be made where the datasets are not.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from shared.json_reader import read_json
 from shared.model_settings import Settings
 from shared.shards.dataset import Dataset, columns_row, open_dataset
 from shared.shards.document import Row
@@ -92,7 +92,7 @@ def datasets_of(results: Results, folder: Path) -> dict[str, Dataset]:
 def _data_path(run: Path) -> Path | None:
     """Where the data of a run lie, also when the laboratory was moved as a whole; None when they are not there."""
     try:
-        config = json.loads((run / RESOLVED_NAME).read_text())
+        config = read_json(run / RESOLVED_NAME)
         data, out = Path(config["data"]["path"]), config["run"]["out"]
     except (OSError, ValueError, KeyError, TypeError):
         return None

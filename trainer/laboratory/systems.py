@@ -4,14 +4,13 @@ A system is a model and how the text is cut for it; everything else of its recip
 that a comparison is one of models.
 """
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from shared.config import ConfigError, check_recipe, read_recipe
+from shared.config import ConfigError, check_recipe, read_recipe, read_toml
 from shared.model_settings import Settings
 from shared.shards.manifest import first_problem
 from trainer.laboratory.results import Family, System
@@ -199,11 +198,7 @@ def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> Values:
 def load_laboratory(path: Path = SYSTEMS_FILE) -> Laboratory:
     """Read such a file and check every recipe in it. Raises ConfigError that names the file and the key."""
     try:
-        laboratory = Laboratory.model_validate(tomllib.loads(path.read_text()))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such file of systems") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from None
+        laboratory = Laboratory.model_validate(read_toml(path, "file of systems"))
     except ValidationError as error:
         raise ConfigError(f"{path}: {first_problem(error)}") from None
     nowhere = Path("nowhere")

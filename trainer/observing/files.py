@@ -1,11 +1,11 @@
 """The files in which a run tells of itself, and how they are read again. Free of torch."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from shared.files import atomic_file
+from shared.json_reader import parse_json
 
 METRICS_NAME = "metrics.jsonl"
 """A line of figures for each interval, and one for each pass over the validation split."""
@@ -28,7 +28,7 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
     with path.open("rb") as file:
         for line in file:
             try:
-                value = json.loads(line)
+                value = parse_json(line, finite=False)
             except ValueError:
                 value = None
             yield line, value if isinstance(value, dict) and isinstance(value.get("step"), int) else None

@@ -1,6 +1,5 @@
 """A run as its folder tells of it, whether it is under way, done or dead. Free of torch."""
 
-import json
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.config import ConfigError
+from shared.json_reader import read_json
 from trainer.identity import IDENTITY_NAME, RESOLVED_NAME
 from trainer.observing.files import MEMORY_NAME, METRICS_NAME, STARTS_NAME, read_lines, values
 
@@ -101,7 +101,7 @@ def _above_one(utilisation: Any) -> bool:
 def _object(path: Path) -> dict[str, Any]:
     """A JSON object; empty when there is none."""
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path, finite=False)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

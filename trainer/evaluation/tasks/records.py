@@ -1,7 +1,7 @@
 """Records of task files: JSON lines, Parquet, and the Arrow files of `datasets`, each record with where it stands."""
 
-import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shared.json_reader import parse_json
 from trainer.errors import TaskError
 
+MOST_BYTES = 1 << 28
+"""Of text in one file; tasks that people publish have some megabytes."""
+ROWS_AT_ONCE = 256
 SUFFIXES = (".jsonl", ".parquet", ".arrow")
 
 
@@ -64,24 +68,47 @@ def read_records(path: Path, limit: int | None = None) -> list[Record]:
     """The first records of a file, all without a limit. Raises TaskError that names the line."""
     if path.suffix == ".jsonl":
         return _json_lines(path, limit)
+    rows: list[dict[str, Any]] = []
+    size = 0
     try:
-        table = pq.read_table(path) if path.suffix == ".parquet" else _arrow(path)
-    except (pa.ArrowInvalid, OSError) as error:
+        for batch in _batches(path):
+            batch.validate(full=True)
+            for start in range(0, batch.num_rows, ROWS_AT_ONCE):
+                part = batch.slice(start, min(ROWS_AT_ONCE, batch.num_rows - start, (limit or sys.maxsize) - len(rows)))
+                rows += (found := part.to_pylist())
+                if (size := size + sum(map(_size, found))) > MOST_BYTES:
+                    raise TaskError(f"{path}: more than {MOST_BYTES:,} bytes of tasks")
+                if len(rows) == limit:
+                    break
+            if len(rows) == limit:
+                break
+    except TaskError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # ValueError: text that is not UTF-8
         raise TaskError(f"{path}: {error}") from None
-    rows = table.slice(0, limit).to_pylist()
     return [Record(f"{path}, row {number}", row) for number, row in enumerate(rows, 1)]
+
+
+def _size(value: Any) -> int:
+    """About how much text a row holds, nested values included."""
+    if isinstance(value, dict):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, list) else len(value) if isinstance(value, (str, bytes)) else 8
 
 
 def _json_lines(path: Path, limit: int | None) -> list[Record]:
     records: list[Record] = []
+    size = 0
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(iter(lambda: file.readline(MOST_BYTES), b""), 1):
             if len(records) == limit:
                 break
+            if (size := size + len(line)) >= MOST_BYTES:
+                raise TaskError(f"{path}:{number}: more than {MOST_BYTES:,} bytes of tasks")
             if not line.strip():
                 continue
             try:
-                values = json.loads(line)
+                values = parse_json(line, finite=False)
             except ValueError as error:
                 raise TaskError(f"{path}:{number} is not JSON: {error}") from None
             if not isinstance(values, dict):
@@ -90,11 +117,18 @@ def _json_lines(path: Path, limit: int | None) -> list[Record]:
     return records
 
 
-def _arrow(path: Path) -> pa.Table:
-    """`datasets` writes streams; others write files."""
+def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """The rows of a Parquet or an Arrow file, some at a time. `datasets` writes streams; others write files."""
+    if path.suffix == ".parquet":
+        with pq.ParquetFile(path) as file:
+            yield from file.iter_batches(ROWS_AT_ONCE)
+        return
     with pa.memory_map(str(path)) as source:
         try:
-            return pa.ipc.open_file(source).read_all()
+            reader = pa.ipc.open_file(source)
         except pa.ArrowInvalid:
             source.seek(0)
-            return pa.ipc.open_stream(source).read_all()
+            yield from pa.ipc.open_stream(source)
+        else:
+            for number in range(reader.num_record_batches):
+                yield reader.get_batch(number)

@@ -1,13 +1,12 @@
 """The grid of a scaling study as data: scaling.toml with its schema. Free of torch."""
 
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field, ValidationError, model_validator
 
-from shared.config import ConfigError
+from shared.config import ConfigError, read_toml
 from shared.model_settings import Settings
 from shared.shards.manifest import first_problem
 from trainer.laboratory.systems import Laboratory, SystemRecipe, Values, overlaid
@@ -113,12 +112,7 @@ class Grid(Settings):
 
 def load_grid(path: Path = GRID_FILE) -> Grid:
     """Read such a file. Raises ConfigError that names the file and the key."""
-    try:
-        return _checked(tomllib.loads(path.read_text()), str(path))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such grid") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from None
+    return _checked(read_toml(path, "grid"), str(path))
 
 
 def _checked(values: Values, name: str) -> Grid:
