@@ -22,7 +22,6 @@ class ConfigError(ValueError):
     """A recipe or an override that cannot be used; the message names the file or option and the key."""
 
 
-
 S = TypeVar("S", bound=BaseModel)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
-from shared.config import ConfigError, load_recipe
+from shared.config import ConfigError, load_recipe, read_toml
 from shared.model_settings import Settings
 
 
@@ -135,3 +135,8 @@ def test_a_recipe_that_is_absurd_is_one_line_that_names_it(tmp_path: Path, what:
     with pytest.raises(ConfigError, match=r"absurd\.toml") as refusal:
         load_recipe(recipe, [], Outer)
     assert len(str(refusal.value)) < 500
+
+
+def test_an_endless_recipe_is_one_line() -> None:
+    with pytest.raises(ConfigError, match="zero"):
+        read_toml(Path("/dev/zero"), "recipe")

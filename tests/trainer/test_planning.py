@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from shared.batch import Batch
+from shared.config import ConfigError
 from shared.cross_attention import _strips
 from shared.devices import GIB
 from shared.model_files import build_model as empty_model
@@ -263,18 +264,18 @@ RECIPES = Path(__file__).parents[2] / "trainer" / "recipes"
 )
 def test_a_plan_that_does_not_fit_names_options_that_fit_at_its_own_ranks(recipe: str, device: str, ranks: int) -> None:
     asked = ["--plan.ranks", str(ranks), "--plan.device", device]
-    plan = load_plan(RECIPES / f"{recipe}.toml", asked)
+    plan = load_plan(Path("trainer/recipes") / f"{recipe}.toml", asked)
     words = warning(plan)
     assert words is not None
     size, options = words.split("; ")[1].split(" GiB with ")
     assert "plan.ranks" not in options
-    fitting = load_plan(RECIPES / f"{recipe}.toml", [*asked, *options.split()])
+    fitting = load_plan(Path("trainer/recipes") / f"{recipe}.toml", [*asked, *options.split()])
     assert warning(fitting) is None
     assert fitting.device_memory / GIB == pytest.approx(float(size), abs=0.05)
 
 
 def test_only_where_nothing_else_fits_are_more_ranks_asked_for() -> None:
-    words = warning(load_plan(RECIPES / "blt-8b.toml", ["--plan.ranks", "8", "--plan.device", "L4"]))
+    words = warning(load_plan(Path("trainer/recipes") / "blt-8b.toml", ["--plan.ranks", "8", "--plan.device", "L4"]))
     assert words is not None
     assert "no options" in words or "--plan.ranks" in words
 
@@ -288,7 +289,7 @@ def test_durations_are_in_the_unit_that_one_would_use(seconds: float, words: str
 
 
 def test_the_share_of_finding_patches_is_of_the_entropy_model_of_the_data_or_not_printed() -> None:
-    text = report(load_plan(RECIPES / "blt-small.toml", []))
+    text = report(load_plan(Path("trainer/recipes") / "blt-small.toml", []))
     assert "more, with the paper's entropy model" in " ".join(text.split())
     assert "8471%" not in text
 
@@ -340,3 +341,20 @@ def test_only_one_of_many_processes_speaks(monkeypatch, capsys):
 )
 def test_amounts_have_three_digits(value, words):
     assert amount(value, "B") == words
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        ("--model.global.layers", "100000000"),
+        ("--model.global.width", str(2**40)),
+        ("--model.ngrams.rows", str(2**62)),
+        ("--model.window", str(2**62)),
+        ("--data", "5"),
+        ("--run", "[]"),
+    ],
+    ids=lambda override: override[0],
+)
+def test_a_plan_of_absurd_settings_is_refused_before_it_is_made(override: tuple[str, str]) -> None:
+    with pytest.raises(ConfigError, match=override[0].split(".")[-1].strip("-")):
+        load_plan(Path("trainer/recipes") / "blt-small.toml", override)

@@ -101,9 +101,10 @@ def load_plan(recipe: Path, overrides: Sequence[str]) -> Plan:
     """
     values = read_recipe(recipe, overrides, TrainSettings)
     data, run = values.setdefault("data", {}), values.setdefault("run", {})
-    if not data.keys() & {"path", "datasets"}:
+    if isinstance(data, dict) and not data.keys() & {"path", "datasets"}:
         data["path"] = "DATA"
-    run.setdefault("out", "OUT")
+    if isinstance(run, dict):
+        run.setdefault("out", "OUT")
     return make_plan(check_recipe(values, TrainSettings, recipe, overrides))
 
 
