@@ -129,7 +129,7 @@ def load_state(folder: str | Path | PackedModel) -> tuple[dict[str, Tensor], Any
 
 def _unpack(packed: PackedModel) -> dict[str, Tensor]:
     where = f"{packed.folder}/{WEIGHTS_FILE}"
-    held = read_header(io.BytesIO(memoryview(packed.weights)[: 8 + MOST_HEADER_BYTES]), packed.weights.nbytes, where)
+    held = read_header(io.BytesIO(packed.weights[: 8 + MOST_HEADER_BYTES].tobytes()), packed.weights.nbytes, where)
     _check({name: entry.shape for name, entry in held.items()}, packed.settings, where)
     _check_floats(held, where)
     try:
