@@ -30,6 +30,7 @@ from pipeline.settings import SPLIT_NAMES, ExecutorSettings, Job, PipelineError,
 from pipeline.worker import Outcome, Task, require_numerics
 from shared.files import write_atomic
 from shared.shards.manifest import DatasetIdentity, Manifest, PatcherIdentity, load_manifest
+from shared.terminal import one_line, safe
 
 
 def preprocess(job: Job, inputs: Sequence[Path | str], executor: ExecutorSettings) -> Report:
@@ -188,4 +189,4 @@ def write_manifests(job: Job, run: RunFile, markers: Sequence[Marker]) -> None:
 
 def _record_failure(out: Path, outcome: Outcome) -> None:
     with suppress(OSError):  # on a full disk, say; the summary says it, too
-        write_atomic(out / FAILURES / f"{outcome.split:05d}.txt", f"{outcome.error}\n\n{outcome.trace}")
+        write_atomic(out / FAILURES / f"{outcome.split:05d}.txt", safe(f"{one_line(outcome.error)}\n\n{outcome.trace}"))

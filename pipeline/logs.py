@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.marker import split_name
+from shared.terminal import safe
 
 LOGS = "logs"
 
@@ -35,7 +36,7 @@ class SplitLog:
         if self._file is None:
             return
         try:
-            self._file.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {self._who} {line.rstrip()}\n")
+            self._file.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {self._who} {safe(line.rstrip())}\n")
             self._file.flush()
         except OSError:
             self._file = None

@@ -25,6 +25,7 @@ from shared.patching.grid import GRID, dequantise
 from shared.patching.settings import RISE_RULES
 from shared.shards.content import LONGEST_COUNTED
 from shared.shards.dataset import Dataset
+from shared.terminal import one_line
 from shared.vocabulary import VOCABULARY_SIZE
 
 SHORT = 12
@@ -52,8 +53,17 @@ def html(pages: Sequence[dict[str, Any]]) -> str:
     source = files("pipeline.inspect")
     style = base_style() + source.joinpath("page.css").read_text()
     script = source.joinpath("recut.js").read_text() + source.joinpath("page.js").read_text()
-    data = json.dumps({**_constants(), "datasets": list(pages)}, allow_nan=False).replace("<", "\\u003c")
+    data = json.dumps({**_constants(), "datasets": safe_values(list(pages))}, allow_nan=False).replace("<", "\\u003c")
     return page(source.joinpath("page.html").read_text(), style, script, data=data)
+
+
+def safe_values(value: Any) -> Any:
+    """JSON values whose texts, keys included, hold no character that is invisible or reorders others."""
+    if isinstance(value, str):
+        return one_line(value)
+    if isinstance(value, dict):
+        return {one_line(key): safe_values(item) for key, item in value.items()}
+    return [safe_values(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def dataset_page(dataset: Dataset, found: Survey) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from browser import Browser
 from dataset_examples import ENTROPY, MONOTONIC, NONE, RISE, STATIC, document, documents, in_two_parts, save_dataset
 
 from pipeline.__main__ import main
-from pipeline.inspect.page import LISTED, MOST_DOCUMENTS, chosen_documents, dataset_page
+from pipeline.inspect.page import LISTED, MOST_DOCUMENTS, chosen_documents, dataset_page, safe_values
 from pipeline.inspect.survey import SHOWN_BYTES, survey
 from shared.patching.grid import GRID, dequantise, quantise, snap
 from shared.patching.lengths import patch_lengths
@@ -393,3 +393,8 @@ def test_controls_show_the_threshold_of_the_subset_in_view(tmp_path: Path, brows
         assert browser.evaluate("grid[at('theta').value]") == pytest.approx(theta, abs=1e-6)
     assert "grid True" not in browser.evaluate("document.body.textContent")
     assert not re.search(r"[0-9a-f]{40}", browser.evaluate("document.body.innerText"))
+
+
+def test_names_in_the_data_of_a_page_hold_nothing_invisible() -> None:
+    hostile = {"a\u202e": ["\x1b[31m\n", 1, None, ("\u200b", 2.5)], "plain": True}
+    assert safe_values(hostile) == {r"a\u202e": [r"\x1b[31m\n", 1, None, [r"\u200b", 2.5]], "plain": True}
