@@ -73,7 +73,10 @@ def catalogue_of(dataset: Source) -> Catalogue:
     index = dataset.index
     starts = np.flatnonzero(index.part == 0)
     if len(starts) == 0:
-        raise DatasetError(f"{dataset.where} holds no documents")
+        raise DatasetError(
+            f"{dataset.where} holds no documents: training needs some in train and in validation; preprocess more, "
+            "with another --validation-fraction, or cut long texts with --document-bytes"
+        )
     ends = np.append(starts[1:], len(index))
     if starts[0] != 0 or not np.array_equal(np.flatnonzero(index.last), ends - 1):
         raise DatasetError(f"{dataset.where}: the index does not list the parts of a document in a row")
