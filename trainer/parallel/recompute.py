@@ -8,8 +8,10 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from shared.attention import Scope
 from shared.layers import Block
 
 ATTENTION = frozenset(
@@ -35,9 +37,15 @@ def recompute(block: Block, how: Literal["selective", "full"]) -> None:
     The numbers do not change: the same operators see the same inputs a second time.
     """
     # No block draws random numbers, so there is no generator to rewind.
-    again = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+    kept = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     if how == "selective":
-        again = partial(again, context_fn=partial(create_selective_checkpoint_contexts, policy))
+        kept = partial(kept, context_fn=partial(create_selective_checkpoint_contexts, policy))
+    forward = block.forward
+
+    def again(x: Tensor, rotation: Tensor, scope: Scope) -> Tensor:
+        # Torch 2.11 compiles for all that is handed to checkpoint, the number of documents too; not for what is around.
+        return kept(lambda x: forward(x, rotation, scope), x)
+
     block.forward = again  # type: ignore[method-assign]
 
 
