@@ -8,9 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic import ValidationError
-from tqdm import tqdm
 
-from pipeline.progress import bar
+from pipeline.progress import NoBar, bar, tqdm
 from pipeline.worker import Outcome
 from shared.files import write_atomic
 from shared.model_settings import Settings
@@ -58,7 +57,7 @@ class Progress(Settings):
 class Following:
     """Keeps bar and file up to date while one step of a run goes on."""
 
-    def __init__(self, out: Path, shown: tqdm, progress: Progress, devices: float) -> None:
+    def __init__(self, out: Path, shown: "tqdm | NoBar", progress: Progress, devices: float) -> None:
         self._path, self._shown, self._devices = out / PROGRESS_FILE, shown, devices
         self._latest = progress
         self._bytes, self._saved = 0, 0.0

@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 from typing import IO, Any, Literal
 
-import zstandard
-
 from pipeline.records import CHUNK
 from pipeline.settings import ReadSettings
-from shared.storage import open_binary
+from shared.storage import StorageError, open_binary
 
 Compression = Literal["none", "gzip", "zstd", "bzip2", "xz"]
 SUFFIXES: dict[str, Compression] = {
@@ -135,6 +133,10 @@ def _gunzip(file: IO[bytes], max_window: int) -> Iterator[tuple[bytes, int]]:
 
 def _unzstd(file: IO[bytes], max_window: int) -> Iterator[tuple[bytes, int]]:
     """Frames of a zstd file one after the other; the library ends silently on cut data, so ``eof`` is checked."""
+    try:
+        import zstandard  # only .zst needs it
+    except ImportError:
+        raise StorageError("reading .zst needs the package zstandard; pip install zstandard") from None
     decompressor = zstandard.ZstdDecompressor(max_window_size=max_window)
     frame = decompressor.decompressobj()
     started = False

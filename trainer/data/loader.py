@@ -1,16 +1,16 @@
 """The training packs of one rank, read ahead by worker processes.
 
-All state semantics are here, in terms of the cursor; torchdata's StatefulDataLoader is the shell that runs workers.
+All state semantics are here, in terms of the cursor; torchdata's loader, or torch's, is the shell that runs workers.
 Step s takes packs [sG, (s + 1)G); rank r of R the r-th of every R of them; worker w of W every W-th of
 the rank's packs. Every worker plans all packs (the index only) and reads the slices of its own.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
-from torch.utils.data import IterableDataset, get_worker_info
-from torchdata.stateful_dataloader import StatefulDataLoader
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from shared.config import ConfigError
 from shared.shards.arrow import first_line
@@ -171,11 +171,19 @@ class PackLoader:
             yield item
 
 
-def stateful_loader(packs: PackDataset, workers: int) -> StatefulDataLoader:
-    """The shell that runs the workers; packs arrive in the rank's order, whatever their number."""
+def stateful_loader(packs: PackDataset, workers: int) -> Iterable[Pack | Exception]:
+    """The shell that runs the workers; packs arrive in the rank's order, whatever their number.
+
+    Without torchdata it is torch's own loader: the state that a run keeps is the cursor's either way.
+    """
+    shell: Any = DataLoader
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*set_vital", UserWarning)  # torchdata 0.11 calls it, torch 2.13 objects
-        return StatefulDataLoader(
+        with suppress(ImportError):
+            from torchdata.stateful_dataloader import StatefulDataLoader
+
+            shell = StatefulDataLoader
+        return shell(
             packs,
             batch_size=None,
             num_workers=workers,
