@@ -97,10 +97,11 @@ def install(names: Sequence[str], wheels: Path, target: Path) -> str | None:
 def _wanted(wheel: Path, names: Sequence[str]) -> bool:
     """Whether a wheel is of one of these packages, or is what pydantic needs."""
     name = wheel.name.split("-")[0].lower()
-    return name in names or ("pydantic" in names and name in PYDANTIC and find_spec(name) is None)
+    return name in names or ("pydantic" in names and name in PYDANTIC)
 
 
-PYDANTIC = ("pydantic_core", "annotated_types", "typing_inspection")
+PYDANTIC = ("pydantic_core", "annotated_types", "typing_inspection", "typing_extensions")
+"""In the versions that it goes with, whatever there is already."""
 
 
 def describe(device: str) -> list[tuple[str, str]]:

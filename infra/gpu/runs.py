@@ -60,7 +60,7 @@ def shard_digest(bench: Bench, texts: Sequence[bytes], entropies: Sequence[np.nd
     ]
     folder = bench.folder / "shard"
     shutil.rmtree(folder, ignore_errors=True)
-    write_shard(folder, "shard-00000", rows, "arrow", "fp32")
+    write_shard(folder, "shard-00000", rows, "arrow", "float32")
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         digest.update(path.name.encode() + path.read_bytes())

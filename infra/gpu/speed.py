@@ -18,7 +18,7 @@ from shared.config import load_recipe
 from shared.entropy_model import EntropyModel
 from shared.flops import forward_flops, training_flops, useful_workload
 from shared.incremental import GrowingDocuments
-from shared.model_settings import EntropyModelSettings
+from shared.model_settings import BltSettings, EntropyModelSettings
 from shared.patching import PatchingSettings
 from shared.scoring import Scorer
 from shared.vocabulary import IGNORED_LABEL, document_tokens
@@ -41,14 +41,13 @@ SMALL_MODEL = {
     "data.tokens": 512,
     "parallel.compile": "false",
 }
+PAPERS_ENTROPY_MODEL = EntropyModelSettings(width=768, layers=14, heads=12, window=512)
 GIB = 2**30
 
 
 def scoring(bench: Bench) -> None:
     """The entropy model of the paper, 99.5 M parameters, over documents of 4 kB."""
-    settings = EntropyModelSettings(width=768, layers=14, heads=12, window=512)
-    if bench.small:
-        settings = small_entropy_model().settings
+    settings = small_entropy_model().settings if bench.small else PAPERS_ENTROPY_MODEL
     model = EntropyModel(settings)
     fill_quickly(model)
     stream, count = (2**16, 256) if bench.cuda and not bench.small else (1024, 2)
@@ -141,11 +140,18 @@ def memory_found(bench: Bench, known: Memory) -> dict[str, int]:
     return parts
 
 
+def words(size: int) -> str:
+    """Bytes in GiB or MiB."""
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
+
+
 def gib(parts: dict[str, int]) -> str:
     """Parts in words, their sum first."""
     total = parts.get("peak", sum(parts.values()))
-    each = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size and name != "peak")
-    return f"{total / GIB:.2f} GiB: {each}"
+    each = ", ".join(
+        f"{name.replace('_', ' ')} {words(size)}" for name, size in parts.items() if size and name != "peak"
+    )
+    return f"{words(total)}: {each}"
 
 
 def documents_of(limits: PackLimits, documents: int) -> Batch:
@@ -179,18 +185,10 @@ def float8(bench: Bench) -> None:
         bench.skipped("float8", "needs torchao, which is not installed")
         return
     parallel_model.fill = lambda model, seed: (torch.manual_seed(0), fill_quickly(model))  # type: ignore[func-returns-value]
-    found: dict[bool, tuple[float, float]] = {}
+    found = {}
     for wide in (False, True):
         settings = recipe(bench, "blt-1b.toml", model__ngrams__rows=1000, parallel__float8=str(wide).lower())
-        limits = PackLimits(settings.data.tokens, patches_for(settings.data.tokens, 1 / PATCH_SIZE))
-        batch = documents_of(limits, 2)
-        with one_rank(settings) as world:
-            model = parallel_model.build_model(settings, world)
-            optimizer = build_optimizer(model, settings.optimizer)
-            first = take_step(model, optimizer, [batch], limits.tokens, world, 0.0, 1.0, ()).nats / limits.tokens
-            work = lambda: take_step(model, optimizer, [batch], limits.tokens, world, 0.0, 1.0, ())  # noqa: B023, E731
-            found[wide] = first, bench.seconds(work, rounds=3)
-        del model, optimizer
+        found[wide] = loss_and_seconds(bench, settings)
         torch.cuda.empty_cache()
     (exact, slow), (rounded, fast) = found[False], found[True]
     apart = abs(rounded - exact) / exact
@@ -198,17 +196,32 @@ def float8(bench: Bench) -> None:
     bench.found("step, against bf16", f"{fast:.3g} s and {slow:.3g} s, {slow / fast:.2f}x", ratio=slow / fast)
 
 
+def loss_and_seconds(bench: Bench, settings: TrainSettings) -> tuple[float, float]:
+    """Mean nats of a full pack, and the time of a step that learns nothing."""
+    limits = PackLimits(settings.data.tokens, patches_for(settings.data.tokens, 1 / PATCH_SIZE))
+    batch = documents_of(limits, 2)
+    with one_rank(settings) as world:
+        model = parallel_model.build_model(settings, world)
+        optimizer = build_optimizer(model, settings.optimizer)
+
+        def step() -> float:
+            return take_step(model, optimizer, [batch], limits.tokens, world, 0.0, 1.0, ()).nats
+
+        return step() / limits.tokens, bench.seconds(step)
+
+
 def generation(bench: Bench) -> None:
     """Greedy bytes after a prompt of 256, an entropy model finding the patches; one row and eight."""
-    patcher = (
-        small_entropy_model() if bench.small else EntropyModel(EntropyModelSettings(width=768, layers=14, heads=12))
-    )
-    model = small_blt() if bench.small else Blt(recipe(bench, "blt-400m.toml", model__ngrams__rows=10_000).model)  # type: ignore[arg-type]
+    model, patcher = small_blt(), small_entropy_model()
+    if not bench.small:
+        settings = recipe(bench, "blt-400m.toml", model__ngrams__rows=10_000).model
+        assert isinstance(settings, BltSettings)
+        model, patcher = Blt(settings), EntropyModel(PAPERS_ENTROPY_MODEL)
     dtype = torch.bfloat16 if bench.cuda else torch.float32
     for each in (model, patcher):
         each.to(bench.device, dtype).eval()
         fill_quickly(each)
-    rule = PatchingSettings(rule="entropy", theta=4.0, max_length=16)
+    rule = PatchingSettings(rule="entropy", theta=5.56, max_length=5)  # with random weights: a patch every five bytes
     prompt = torch.from_numpy(document_tokens(text(255, 0))[:-1].astype(np.int64)).to(bench.device)
     count = 16 if bench.small else 128
     for rows in (1, 8):
