@@ -162,4 +162,9 @@ def read_index(path: Path) -> ShardIndex:
 
 
 def _dtype(name: str) -> np.dtype:
-    return np.dtype(np.int32) if name == "subset" else np.dtype(WITH_SPANS.field(name).type.to_pandas_dtype())
+    return np.dtype(np.int32) if name == "subset" else numpy_dtype(WITH_SPANS.field(name).type)
+
+
+def numpy_dtype(kind: pa.DataType) -> np.dtype:
+    """That of numpy for plain numbers; pyarrow's own function wants pandas before version 20."""
+    return pa.array([], kind).to_numpy(zero_copy_only=False).dtype

@@ -20,6 +20,7 @@ from shared.model_settings import Settings
 from shared.shards.arrow import SPANS_TYPE, first_line, ragged_spans, spans_array
 from shared.shards.dataset import check_file
 from shared.shards.document import Row
+from shared.shards.index import numpy_dtype
 from shared.shards.manifest import DatasetError, Manifest, SidecarType, first_problem
 from shared.shards.writer import HashingFile
 
@@ -115,7 +116,7 @@ def _lists(values: Sequence[np.ndarray | None], name: str) -> pa.ListArray:
     present = [value for value in values if value is not None]
     sizes = [0 if value is None else len(value) for value in values]
     offsets = np.append(0, np.cumsum(sizes)).astype(np.int32)
-    elements = pa.array(np.concatenate(present) if present else np.zeros(0, kind.value_type.to_pandas_dtype()))
+    elements = pa.array(np.concatenate(present) if present else np.zeros(0, numpy_dtype(kind.value_type)))
     missing = pa.array([value is None for value in values]) if len(present) < len(values) else None
     return pa.ListArray.from_arrays(pa.array(offsets), elements, type=kind, mask=missing)
 
