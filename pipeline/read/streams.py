@@ -173,6 +173,8 @@ def _unzstd(file: IO[bytes], max_window: int) -> Iterator[tuple[bytes, int]]:
 
 def _window(header: bytes) -> int | None:
     """Bytes of the window of the zstd frame that begins so; None for what is not the beginning of a frame."""
+    import zstandard
+
     try:
         return zstandard.get_frame_parameters(header).window_size
     except zstandard.ZstdError:
