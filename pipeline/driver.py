@@ -72,6 +72,7 @@ def make_plan(
         split_bytes=listing.split_bytes,
         skipped=listing.skipped,
         examples=listing.examples,
+        idle=listing.idle,
     )
 
 

@@ -110,6 +110,8 @@ class Plan(Settings):
     """Files that are not read, by reason."""
     examples: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """The names of some of them."""
+    idle: tuple[str, ...] = ()
+    """Options that do nothing with these files, each with why."""
 
     @property
     def bytes(self) -> int:

@@ -91,7 +91,7 @@ def summary_lines(job: Job, report: Report) -> list[str]:
         shown = paths if len(paths) <= 80 else paths[:77] + "..."
         lines.append(f"  failed: split {failure.split} ({shown}): {failure.error}")
     if not report.failures:
-        lines += [f"  warning: {problem}" for problem in missed(report)]
+        lines += [f"  warning: {problem}" for problem in (*report.run.plan.idle, *missed(report))]
     if report.failures:
         lines.append(f"  details in {job.out / FAILURES} and {job.out / LOGS}; mend the cause and run the same command")
     elif report.progress is not None:

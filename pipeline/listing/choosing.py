@@ -37,6 +37,8 @@ class LeftOut:
 
     counts: Counter[str] = field(default_factory=Counter)
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    globs: set[str] = field(default_factory=set)
+    """Those of --include and --exclude that matched anything."""
 
     def add(self, reason: str, name: str, count: int = 1) -> None:
         self.counts[reason] += count
@@ -45,33 +47,37 @@ class LeftOut:
             self.names[reason] = (*known, name)
 
 
-def folder_left_out(relative: str, reading: ReadSettings) -> str | None:
-    """Why a folder is not entered, if it is not."""
+def folder_left_out(relative: str, reading: ReadSettings, used: set[str]) -> str | None:
+    """Why a folder is not entered, if it is not. The globs that match are added to ``used``."""
     name = PurePosixPath(relative).name
-    if _matches(relative, reading.exclude):
+    if _matches(relative, reading.exclude, used):
         return EXCLUDED
     return HIDDEN if name.startswith(".") or name == "__pycache__" else None
 
 
-def file_left_out(relative: str, reading: ReadSettings) -> str | None:
+def file_left_out(relative: str, reading: ReadSettings, used: set[str]) -> str | None:
     """Why a file is not read, if it is not. A glob matches the whole path (``*`` also matches ``/``) or the name."""
-    if _matches(relative, reading.exclude):
+    if _matches(relative, reading.exclude, used):
         return EXCLUDED
-    if reading.include and not _matches(relative, reading.include):
+    if reading.include and not _matches(relative, reading.include, used):
         return NOT_INCLUDED
     return name_left_out(PurePosixPath(relative).name)
 
 
-def dataset_left_out(relative: str, reading: ReadSettings) -> str | None:
+def dataset_left_out(relative: str, reading: ReadSettings, used: set[str]) -> str | None:
     """Why one of our datasets in a directory is not read, if it is not."""
-    if reading.include and not _matches(relative, reading.include):
+    if reading.include and not _matches(relative, reading.include, used):
         return NOT_INCLUDED
     return None
 
 
-def _matches(relative: str, globs: Collection[str]) -> bool:
+def _matches(relative: str, globs: Collection[str], used: set[str]) -> bool:
+    if not globs:
+        return False
     names = (relative, PurePosixPath(relative).name)
-    return any(fnmatchcase(name, glob) for glob in globs for name in names)
+    found = {glob for glob in globs if any(fnmatchcase(name, glob) for name in names)}
+    used |= found
+    return bool(found)
 
 
 def has_magic(text: str) -> bool:

@@ -127,11 +127,11 @@ class Search:
             if not wanted(relative):
                 continue
             if found is None:
-                if reason := dataset_left_out(relative, self.reading):
+                if reason := dataset_left_out(relative, self.reading, self.left_out.globs):
                     self.left_out.add(reason, relative)
                 else:
                     datasets.append(relative)
-            elif reason := file_left_out(relative, self.reading):
+            elif reason := file_left_out(relative, self.reading, self.left_out.globs):
                 self.left_out.add(reason, relative)
             elif isinstance(found, Path):
                 links.append(relative)
@@ -186,7 +186,7 @@ class Search:
             elif entry.is_dir():
                 if path == self.out:
                     self.left_out.add(OWN_FOLDER, relative)
-                elif reason := folder_left_out(relative, self.reading):
+                elif reason := folder_left_out(relative, self.reading, self.left_out.globs):
                     self.left_out.add(reason, relative)
                 elif entry.name in passed or (current is not None and entry.name != current):
                     self.left_out.add(_BLOBS, relative)
@@ -283,8 +283,9 @@ def _remote(url: str, search: Search) -> Iterator[Found | Path]:
             continue
         _require_utf8(relative)
         above = PurePosixPath(relative).parents[:-1]
-        reasons = (folder_left_out(folder.as_posix(), search.reading) for folder in above)
-        if reason := next(filter(None, reasons), None) or file_left_out(relative, search.reading):
+        used = search.left_out.globs
+        reasons = (folder_left_out(folder.as_posix(), search.reading, used) for folder in above)
+        if reason := next(filter(None, reasons), None) or file_left_out(relative, search.reading, used):
             search.left_out.add(reason, relative)
         else:
             files[relative] = stamp_of(infos[relative])

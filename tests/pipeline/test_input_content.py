@@ -368,6 +368,18 @@ def test_an_option_that_names_a_column_no_record_has_is_reported(tmp_path, capsy
     assert "5 without the column 'doc' of --split-key" in capsys.readouterr().out
 
 
+def test_options_that_do_nothing_with_the_files_that_there_are_are_named(tmp_path, capsys):
+    tree(tmp_path / "in", {"a.jsonl": LINES})
+    idle = ("--exclude", "*.tmp", "--document-bytes", 100, "--subset-from", "directory")
+    assert preprocess(tmp_path / "in", "--out", tmp_path / "out", *STATIC, *idle) == 0
+    said = capsys.readouterr().out
+    for option in ("--exclude *.tmp", "--document-bytes", "--subset-from directory"):
+        assert f"warning: {option}:" in said
+    tree(tmp_path / "in", {"b/b.txt": b"x", "c.tmp": b"x"})
+    assert preprocess(tmp_path / "in", "--out", tmp_path / "all", *STATIC, *idle) == 0
+    assert "warning" not in capsys.readouterr().out
+
+
 def test_a_table_without_the_text_counts_its_rows_and_no_documents_are_said(tmp_path, capsys):
     pq.write_table(pa.table({"body": ["x"] * 2285}), tmp_path / "x.parquet")
     assert preprocess(tmp_path / "x.parquet", "--out", tmp_path / "out", *STATIC) == 4
