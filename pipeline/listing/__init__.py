@@ -73,7 +73,7 @@ def list_inputs(
         where = ", ".join(without_query(str(text)) for text in inputs)
         raise PipelineError(f"{where}: there is nothing to read{seen(search.left_out) or ': no file is there'}")
     left_out = search.left_out
-    counts, names = (dict(sorted(found.items())) for found in (left_out.counts, left_out.names))
+    counts, names = dict(sorted(left_out.counts.items())), dict(sorted(left_out.names.items()))
     return Listing(tuple(files), cut_bytes, counts, names, _idle(files, reading, left_out.globs))
 
 
