@@ -16,7 +16,8 @@ for name in chromium chromium-browser google-chrome chrome-headless-shell; do
   ! command -v "$name" || exit 0
 done
 
-folder=${XDG_CACHE_HOME:-$HOME/.cache}/patchwork/chromium-$version
+home=~ # also where HOME is not set
+folder=${XDG_CACHE_HOME:-$home/.cache}/patchwork/chromium-$version
 if [ ! -x "$folder/start" ]; then
   [ "$(uname -sm)" = "Linux x86_64" ] || fail "none installed, and no headless build for $(uname -sm) is known: set PATCHWORK_CHROMIUM"
   for tool in node npm; do
