@@ -144,7 +144,7 @@ def _write_stream(path: Path, content: bytes) -> None:
     """Write to a FIFO, a device or an open file as it is. Raises OSError, also when nobody reads a FIFO."""
     opened = _descriptor(path)
     sys.stdout.flush()
-    with _naming(path):
+    with naming(path):
         descriptor = os.dup(opened) if opened is not None else _open_stream(path)
         try:
             with open(descriptor, "wb") as file:
@@ -189,7 +189,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         with io.BufferedWriter(NamedFile(temporary, path)) as file:
             yield file
             file.flush()
-            with _naming(path):
+            with naming(path):
                 os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
@@ -206,12 +206,13 @@ class NamedFile(io.FileIO):
         self._path = path
 
     def write(self, data: Any) -> int:
-        with _naming(self._path):
+        with naming(self._path):
             return super().write(data)
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
+    """Let errors of the system name a path: they do not of a full disk, and a temporary one says little."""
     try:
         yield
     except OutputError:  # names it

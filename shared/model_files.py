@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from shared.blt import Blt
 from shared.entropy_model import EntropyModel
-from shared.files import check_folder, sync
+from shared.files import check_folder, naming, sync
 from shared.flat import FlatTransformer
 from shared.layers import rounded_to
 from shared.megabyte import MegaByte
@@ -34,6 +34,7 @@ from shared.model_identity import (
 )
 from shared.model_settings import AnyModelSettings
 from shared.spacebyte import SpaceByte
+from shared.tensor_files import write_tensors
 from shared.tensor_header import FLOATS, MOST_HEADER_BYTES, TensorEntry, file_header, read_header
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -81,15 +82,17 @@ def save_model(
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         temporary.chmod(0o755)  # mkdtemp's folder is the owner's alone
-        safetensors.torch.save_file(weights, temporary / WEIGHTS_FILE)
-        (temporary / CONFIG_FILE).write_text(canonical_settings(settings))
-        if patcher is not None:
-            shutil.copytree(patcher, temporary / PATCHER_FOLDER)
-        if tokenizer is not None:
-            shutil.copytree(tokenizer, temporary / TOKENIZER_FOLDER)
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                sync(path)
+        with naming(folder):
+            plan = [(name, tensor.shape, tensor.dtype) for name, tensor in weights.items()]
+            write_tensors(temporary / WEIGHTS_FILE, plan, lambda name: weights[name])
+            (temporary / CONFIG_FILE).write_text(canonical_settings(settings))
+            if patcher is not None:
+                _copy(Path(patcher), temporary / PATCHER_FOLDER)
+            if tokenizer is not None:
+                _copy(Path(tokenizer), temporary / TOKENIZER_FOLDER)
+            for path in temporary.rglob("*"):
+                if path.is_file():
+                    sync(path)
         retired = temporary.with_name(temporary.name + "-replaced")
         if folder.exists():
             folder.rename(retired)
@@ -98,6 +101,16 @@ def save_model(
         shutil.rmtree(retired, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a folder; the first file that cannot be is the error, which `shutil.copytree` would put into a list."""
+    target.mkdir()
+    for path in sorted(source.iterdir()):
+        if path.is_dir():
+            _copy(path, target / path.name)
+        else:
+            shutil.copyfile(path, target / path.name)
 
 
 def _is_ours(folder: Path) -> bool:

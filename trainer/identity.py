@@ -26,7 +26,7 @@ from trainer.data.splits import (
     split_folders,
     together,
 )
-from trainer.learning.schedule import check_schedule, free_of_length, may_go_on
+from trainer.learning.schedule import check_schedule, free_of_length, may_go_on, progress
 from trainer.node import once_a_node
 from trainer.settings import RunSettings, ScheduleSettings, TrainSettings, decisive
 
@@ -163,8 +163,10 @@ def finished(out: Path, identity: RunIdentity) -> bool:
     if not (out / IDENTITY_NAME).exists():
         return False
     recorded = load_identity(out / IDENTITY_NAME, RunIdentity)
-    if not (differ_in_length(recorded, identity) and free_of_length(schedule_of(identity))):
+    if not differ_in_length(recorded, identity):
         check_same(recorded, identity, out)
+    elif not free_of_length(schedule_of(identity)):
+        check_goes_on(recorded, identity, out, 0, 0)
     model = out / "model" / IDENTITY_NAME
     return model.exists() and not run_differences(load_identity(model, ModelIdentity), identity)
 
@@ -174,10 +176,28 @@ def check_goes_on(recorded: RunIdentity, wanted: RunIdentity, where: Path, step:
     if not differ_in_length(recorded, wanted):
         check_same(recorded, wanted, where)
         return
-    before, now = (RunSettings.model_validate({"out": where} | side.config["run"]) for side in (recorded, wanted))
-    if problem := may_go_on(schedule_of(wanted), before, now, step, targets):
+    if problem := length_objection(recorded, wanted, where, step, targets):
         lines = "; ".join(run_differences(recorded, wanted))
-        raise IdentityError(f"{where} cannot go on with another length ({lines}): {problem}")
+        raise IdentityError(f"{where} cannot continue with another length ({lines}): {problem}. {way_out(where)}")
+
+
+def is_prolonged(recorded: RunIdentity, wanted: RunIdentity, step: int, targets: int) -> bool:
+    """Whether the wanted run is the recorded one, but longer: less of it lies behind after ``step``, ``targets``."""
+    if not differ_in_length(recorded, wanted):
+        return False
+    before, now = (RunSettings.model_validate({"out": "?"} | side.config["run"]) for side in (recorded, wanted))
+    return progress(now, step, targets) < progress(before, step, targets)
+
+
+def length_objection(recorded: RunIdentity, wanted: RunIdentity, where: Path, step: int, targets: int) -> str | None:
+    """Why a run that is at ``step``, after ``targets``, cannot get the wanted length; None when it can."""
+    before, now = (RunSettings.model_validate({"out": where} | side.config["run"]) for side in (recorded, wanted))
+    return may_go_on(schedule_of(wanted), before, now, step, targets)
+
+
+def way_out(where: Path) -> str:
+    """What to do instead of changing a run."""
+    return f"Restore the value, or begin a new run in another run.out, from these weights with start.model = {where}"
 
 
 def differ_in_length(recorded: RunIdentity, wanted: RunIdentity) -> bool:
@@ -200,7 +220,7 @@ def run_differences(recorded: RunIdentity, wanted: RunIdentity) -> list[str]:
 def check_same(recorded: RunIdentity, wanted: RunIdentity, where: Path) -> None:
     """Raise IdentityError, naming the keys, when a folder was made by another run than the wanted one."""
     if lines := run_differences(recorded, wanted):
-        raise IdentityError(f"{where} belongs to another run ({'; '.join(lines)}); choose another run.out or remove it")
+        raise IdentityError(f"{where} belongs to another run ({'; '.join(lines)}). {way_out(where)}")
 
 
 I = TypeVar("I", bound=BaseModel)

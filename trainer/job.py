@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import cast
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from shared.config import ConfigError
-from shared.files import Output, lock, write_atomic
+from shared.files import Output, lock, naming, write_atomic
 from shared.identity import canonical_json
 from shared.model_identity import load_settings
 from shared.model_settings import EntropyModelSettings
@@ -37,6 +37,7 @@ from trainer.identity import (
     save_identity,
 )
 from trainer.learning.optimizer import build_optimizer
+from trainer.learning.schedule import decayed
 from trainer.learning.start import other_settings
 from trainer.loop import Job, say_news
 from trainer.observing.files import REPORT_NAME
@@ -84,9 +85,10 @@ def held(out: Path) -> Iterator[None]:
         except OSError:
             pass  # storage without locks: nothing keeps two jobs apart there
         else:
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
+            with naming(out / LOCK_NAME):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+                file.flush()
         yield
 
 
@@ -97,8 +99,8 @@ def prepare(settings: TrainSettings, identity: RunIdentity, world: World) -> Job
     limits = pack_limits(train.manifest, settings.data.tokens, settings.data.patches)
     model = build_model(settings, world)
     optimizer = build_optimizer(model, settings.optimizer)
-    checkpoints = Checkpoints(out, settings.checkpoint, world)
-    newest = checkpoints.newest()
+    checkpoints = Checkpoints(out, settings.checkpoint, world, before_decay(settings))
+    newest = checkpoints.newest(identity)
     if newest is None:
         state = TrainState(identity=identity, config=settings.resolved())
     else:
@@ -147,6 +149,13 @@ def prepare(settings: TrainSettings, identity: RunIdentity, world: World) -> Job
         if world.first:
             found.save(out)
     return job
+
+
+def before_decay(settings: TrainSettings) -> Callable[[TrainState], bool] | None:
+    """Whether a state is from before the decay of wsd: a longer run can continue from it. None of other schedules."""
+    if settings.schedule.kind != "wsd":
+        return None
+    return lambda state: decayed(settings.schedule, settings.run, state.step, state.targets) == 0.0
 
 
 def opening(job: Job, resumed: Path | None) -> str:

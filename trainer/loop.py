@@ -16,7 +16,7 @@ from trainer.evaluation.scores import SubsetScore
 from trainer.evaluation.validation import Validation
 from trainer.learning.guard import Guard, GuardState
 from trainer.learning.optimizer import Optimizers
-from trainer.learning.schedule import progress, rate
+from trainer.learning.schedule import decay_is_near, progress, rate
 from trainer.learning.step import take_step
 from trainer.observing.progress import Progress
 from trainer.observing.reporter import Reporter
@@ -55,13 +55,14 @@ class Job:
 def run_steps(job: Job, stop: StopRequest) -> bool:
     """Train until the run is done (True) or all ranks have agreed to stop (False); state is saved either way."""
     metrics, checkpoint = job.settings.metrics, job.settings.checkpoint
-    packs, began = iter(job.loader), job.state.step
+    packs, began, near = iter(job.loader), job.state.step, decay_near(job)
     job.reporter.begin(job.done())
     job.reporter.profiler.after(job.state.step)
     validate_if_due(job)  # a run that was stopped after a step of validation has that before it still
     while job.done() < 1.0:
         asked = one_step(job, packs, stop)
-        step, over = job.state.step, job.done() >= 1.0
+        step, over, before = job.state.step, job.done() >= 1.0, near
+        near = decay_near(job)
         job.reporter.profiler.after(step)
         if step == began + 1:  # whatever is compiled or made ready is so now
             job.world.wait_at_most(timedelta(seconds=job.settings.run.timeout), job.model)
@@ -72,7 +73,7 @@ def run_steps(job: Job, stop: StopRequest) -> bool:
             save_and_stop(job)
             return False
         validate_if_due(job)
-        if step % checkpoint.every == 0 or over:
+        if step % checkpoint.every == 0 or over or (near and not before):
             job.watch.at(step, "saving")
             with job.reporter.aside():
                 job.checkpoints.save(job.model, job.optimizer, job.state)
@@ -82,6 +83,13 @@ def run_steps(job: Job, stop: StopRequest) -> bool:
     job.checkpoints.wait()
     say_news(job)
     return True
+
+
+def decay_near(job: Job) -> bool:
+    """Whether the rate may begin to decay with the next step: a longer run can continue from here, not from later."""
+    settings, state = job.settings, job.state
+    most = settings.data.packs * settings.data.tokens
+    return decay_is_near(settings.schedule, settings.run, state.step, state.targets, most)
 
 
 def validate_if_due(job: Job) -> None:

@@ -1,12 +1,16 @@
 """A run takes a folder of its own, and nothing of anybody else's is touched."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_runs import STATIC, run, tiny_data
 
 from shared.config import ConfigError
+from shared.model_files import load_model, save_model
+from shared.model_identity import load_settings
 from trainer.run_folder import check_run_folder
 
 
@@ -77,3 +81,24 @@ def test_the_folder_of_a_run_that_ended_is_its_own(data: Path, tmp_path: Path) -
     (out / "notes.txt").write_text("mine")
     assert run(data, out) == 0
     assert json.loads((out / "identity.json").read_text())["config"]
+
+
+@pytest.mark.parametrize("limit", [100, 2000])
+def test_a_model_that_storage_does_not_take_is_one_error_that_names_its_folder(
+    data: Path, tmp_path: Path, limit: int
+) -> None:
+    """As a full disk or a quota does; what was there stays, and nothing is left beside it."""
+    assert run(data, tmp_path / "run") == 0
+    folder = tmp_path / "run" / "model"
+    model, settings, before = load_model(folder), load_settings(folder), everything(folder)
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, allowed[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as refusal:
+            save_model(model, settings, folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+    assert str(folder) in str(refusal.value)
+    assert everything(folder) == before
+    assert sorted(path.name for path in folder.parent.glob(".*")) == [".lock"]
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), load_model(folder).parameters()))

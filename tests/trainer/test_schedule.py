@@ -1,6 +1,5 @@
 """The learning rate over a run, and runs that go on for longer than was planned."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -156,9 +155,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 STEADY = {"kind": "wsd", "warmup": {"steps": 2}, "decay": {"steps": 4}}
 
 
-def train(data: Path, out: Path, steps: int, rule: dict[str, Any]) -> int:
+def train(data: Path, out: Path, steps: int, rule: dict[str, Any], every: int = 4, keep: int = 9) -> int:
     recipe = out.with_suffix(".toml")
-    values = tiny_recipe(data, out, run={"steps": steps}, schedule=rule, checkpoint={"every": 4, "keep": 9})
+    values = tiny_recipe(data, out, run={"steps": steps}, schedule=rule, checkpoint={"every": every, "keep": keep})
     recipe.write_text(toml(values))
     return main([str(recipe)])
 
@@ -182,19 +181,33 @@ def test_a_wsd_run_that_is_prolonged_before_its_decay_is_the_longer_run(
     assert rates(out)[8:] != rates(longer)[8:12]
     short = model_sha256(out / "model")
     assert train(data, out, 12, STEADY) == 0, "it is finished still"
-    capsys.readouterr()
-    assert train(data, out, 16, STEADY) == 1
-    line = complaint(capsys)
-    assert "step-00000012 cannot go on with another length (config.run.steps: recorded 12, now 16)" in line
-    assert "has begun to decay by step 12" in line
-    shutil.rmtree(out / "checkpoints" / "step-00000012")
     assert model_sha256(out / "model") == short
+    capsys.readouterr()
     assert train(data, out, 16, STEADY) == 0
-    assert "going on after step 8" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "going on after step 8" in said
+    assert "step-00000012 is from the decay of the shorter run" in said
+    assert (out / "checkpoints" / "other-length-step-00000012" / "COMPLETE").exists()
     assert model_sha256(out / "model") == model_sha256(longer / "model") != short
     assert rates(out) == rates(longer)
-    assert train(data, out, 12, STEADY) == 1
-    assert "step-00000016 cannot go on with another length" in complaint(capsys)
+    assert train(data, out, 12, STEADY) == 1, "a shorter one is not made of it by itself"
+    line = complaint(capsys)
+    assert "step-00000016 cannot continue with another length (config.run.steps: recorded 16, now 12)" in line
+    assert "has begun to decay by step 16" in line
+    assert model_sha256(out / "model") == model_sha256(longer / "model")
+
+
+@pytest.mark.parametrize("every", [3, 500])
+def test_the_last_checkpoint_before_the_decay_stays_whatever_is_kept(data: Path, tmp_path: Path, every: int) -> None:
+    """Also where none was due before it: then it is saved for that."""
+    out, longer = tmp_path / "run", tmp_path / "longer"
+    rule = STEADY | {"decay": 0.5}
+    assert train(data, out, 16, rule, every=every, keep=1) == 0
+    steps = sorted(int(path.name.removeprefix("step-")) for path in (out / "checkpoints").iterdir())
+    assert steps == [8, 16]
+    assert train(data, out, 20, rule, every=every, keep=1) == 0
+    assert train(data, longer, 20, rule, every=every, keep=1) == 0
+    assert model_sha256(out / "model") == model_sha256(longer / "model")
 
 
 def test_a_constant_run_goes_on_from_its_end_and_a_stale_model_is_not_taken_for_the_longer_ones(
@@ -219,4 +232,7 @@ def test_a_schedule_that_depends_on_the_length_makes_another_run(
     assert train(data, out, 4, rule) == 0
     capsys.readouterr()
     assert train(data, out, 8, rule) == 1
-    assert "belongs to another run (config.run.steps: recorded 4, now 8)" in complaint(capsys)
+    line = complaint(capsys)
+    assert "cannot continue with another length (config.run.steps: recorded 4, now 8): schedule." in line
+    assert f"start.model = {out}" in line
+    assert "remove" not in line

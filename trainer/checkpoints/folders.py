@@ -23,6 +23,7 @@ STATE_NAME = "state.json"
 INDEX_NAME = "index.json"
 TENSORS_SUFFIX = ".safetensors"
 DAMAGED_PREFIX = "damaged-"
+OTHER_LENGTH_PREFIX = "other-length-"
 FORMAT_VERSION: Literal[2] = 2
 """1 had torch.distributed.checkpoint's own files, a pickle among them."""
 MOST_BYTES = 2**27
@@ -168,10 +169,10 @@ def _difference(path: Path, record: FileRecord) -> str | None:
     return None if found == record.sha256 else f"{path.name} is not what was written: its sha256 differs"
 
 
-def set_aside(path: Path) -> Path:
-    """Rename a damaged checkpoint so that nobody takes it for one; returns where it is now."""
+def set_aside(path: Path, prefix: str = DAMAGED_PREFIX) -> Path:
+    """Rename a checkpoint so that a run does not take it for one of its own; returns where it is now."""
     number = 0
-    while (aside := path.with_name(f"{DAMAGED_PREFIX}{path.name}" + (f".{number}" if number else ""))).exists():
+    while (aside := path.with_name(f"{prefix}{path.name}" + (f".{number}" if number else ""))).exists():
         number += 1
     path.rename(aside)
     sync(path.parent)

@@ -32,10 +32,13 @@ def best(scores: Mapping[int, float]) -> list[int]:
     return sorted(known, key=lambda step: (known[step], step))
 
 
-def tidy(folder: Path, scores: Mapping[int, float], settings: CheckpointSettings) -> None:
-    """Remove what need not stay, and what interrupted saves have left. Called when a newer checkpoint is complete."""
+def tidy(folder: Path, scores: Mapping[int, float], settings: CheckpointSettings, also: Iterable[int] = ()) -> None:
+    """Remove what need not stay, and what interrupted saves have left. Called when a newer checkpoint is complete.
+
+    ``also``: steps whose checkpoints stay, whatever the settings say.
+    """
     complete = [path for path in step_folders(folder) if is_complete(path)]
-    stay = kept(map(step_of, complete), scores, settings)
+    stay = kept(map(step_of, complete), scores, settings) | set(also)
     for path in step_folders(folder):
         if path not in complete or step_of(path) not in stay:
             remove(path)

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 from shared.files import write_atomic
 from trainer.checkpoints.folders import (
+    OTHER_LENGTH_PREFIX,
     STATE_NAME,
     FileRecord,
     damage,
@@ -29,6 +30,7 @@ from trainer.checkpoints.folders import (
     set_aside,
     step_folder,
     step_folders,
+    step_of,
 )
 from trainer.checkpoints.index import read_index
 from trainer.checkpoints.retention import tidy
@@ -36,7 +38,7 @@ from trainer.checkpoints.staging import Stager
 from trainer.checkpoints.state import TrainState, read_state, validation_scores
 from trainer.checkpoints.storage import TensorWriter, cause_of, check_names, load_tensors, named_tensors
 from trainer.errors import CheckpointError
-from trainer.identity import RunIdentity, check_goes_on
+from trainer.identity import RunIdentity, check_goes_on, is_prolonged, length_objection
 from trainer.learning.optimizer import Optimizers
 from trainer.parallel.world import World
 from trainer.settings import CheckpointSettings
@@ -47,12 +49,20 @@ T = TypeVar("T")
 class Checkpoints:
     """The checkpoints of one run. Every rank takes part in everything, in the same order."""
 
-    def __init__(self, out: Path, settings: CheckpointSettings, world: World) -> None:
+    def __init__(
+        self,
+        out: Path,
+        settings: CheckpointSettings,
+        world: World,
+        prolongs: Callable[[TrainState], bool] | None = None,
+    ) -> None:
+        """``prolongs``: whether a longer run could continue from a state; the last such checkpoint always stays."""
         self.folder = out / "checkpoints"
         self.settings = settings
         self.last: Path | None = None
         """The newest that is known to be good."""
         self._world = world
+        self._prolongs = prolongs
         self._stager = Stager(pinned=world.device.type == "cuda") if settings.asynchronous else None
         self._saving: tuple[Path, Future[None]] | None = None
         self._failures = 0
@@ -99,13 +109,17 @@ class Checkpoints:
             self._failures, self.last = 0, path
         return self._failures == 0
 
-    def newest(self) -> Path | None:
+    def newest(self, identity: RunIdentity | None = None) -> Path | None:
         """The newest checkpoint whose files are what was written; damaged ones are set aside.
+
+        So are those of a shorter run from which the longer one of ``identity`` cannot continue, where there is an
+        earlier one from which it can: from before the decay.
 
         Each rank reads its share of the files. Raises CheckpointError when all there are were damaged, and for one that
         another version wrote: it is no damage.
         """
         folders = step_folders(self.folder)
+        passed: list[Path] = []
         found: list[Path] = self._world.gather([path for path in reversed(folders) if is_complete(path)])[0]
         for path in found:
             if problem := self._world.gather(other_format(path))[0]:
@@ -113,16 +127,26 @@ class Checkpoints:
             problems = self._world.gather(damage(path, self._world.rank, self._world.size))
             problem = next(filter(None, problems), None)
             if problem is None:
-                self.last = path
-                break
+                self.last = self.last or path  # where none can be continued from, the newest says why
+                if not self._world.gather(self._world.first and _of_another_length(path, identity))[0]:
+                    self.last = path
+                    break
+                passed.append(path)
+                continue
             if self._world.first:
                 self._news.append(f"{path} is damaged ({problem}); it is now {set_aside(path)}")
             self._world.barrier()
+        for path in passed if self.last not in passed and self._world.first else ():
+            aside = set_aside(path, OTHER_LENGTH_PREFIX)
+            self._news.append(
+                f"{path} is from the decay of the shorter run, the longer one continues before it; it is now {aside}"
+            )
+        self._world.barrier()
         damaged = self._world.gather(damaged_folders(self.folder))[0]
         if self.last is None and damaged:
             raise CheckpointError(
                 f"no checkpoint in {self.folder} is whole any more ({damaged[-1].name} is the newest); "
-                f"mend or remove {'these' if damaged[1:] else 'it'} to begin again"
+                f"restore {'one' if damaged[1:] else 'it'}, or choose another run.out to begin again"
             )
         for path in folders if self._world.first else ():
             if path not in found:
@@ -165,9 +189,18 @@ class Checkpoints:
         if first:
             try:
                 scores = validation_scores(self.folder) if self.settings.keep_best else {}
-                tidy(self.folder, scores, self.settings)
+                tidy(self.folder, scores, self.settings, self._last_to_prolong())
             except (OSError, CheckpointError) as error:
                 self._news.append(f"old checkpoints could not be removed: {error}")
+
+    def _last_to_prolong(self) -> list[int]:
+        """The step of the newest checkpoint from which a longer run could continue, if there is one."""
+        if self._prolongs is None:
+            return []
+        for path in reversed(step_folders(self.folder)):
+            if is_complete(path) and self._prolongs(read_state(path)):
+                return [step_of(path)]
+        return []
 
     def _gather(self, value: T) -> list[T]:
         return self._world.gather(value, self._world.saving)
@@ -184,6 +217,17 @@ class Checkpoints:
         if failed is not None:
             raise CheckpointError(failed)
         return [result for result, _ in outcomes]  # type: ignore[misc]
+
+
+def _of_another_length(path: Path, identity: RunIdentity | None) -> bool:
+    """Whether a checkpoint is of the same run, but shorter, and too late for the longer one to continue from it."""
+    try:
+        state = read_state(path)
+    except CheckpointError:
+        return False  # what is wrong is said when it is loaded
+    if identity is None or not is_prolonged(state.identity, identity, state.step, state.targets):
+        return False
+    return length_objection(state.identity, identity, path, state.step, state.targets) is not None
 
 
 def _begin(path: Path, state: str) -> dict[str, FileRecord]:

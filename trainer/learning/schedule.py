@@ -52,6 +52,13 @@ def decayed(schedule: ScheduleSettings, run: RunSettings, step: int, targets: in
     return min(1.0, (at - begin) / (whole - begin)) if at > begin and whole > begin else 0.0
 
 
+def decay_is_near(schedule: ScheduleSettings, run: RunSettings, step: int, targets: int, most: int) -> bool:
+    """Whether the decay of wsd has not begun, but may with the next step, which has ``most`` targets at most."""
+    if schedule.kind != "wsd" or decayed(schedule, run, step, targets) > 0.0:
+        return False
+    return decayed(schedule, run, step + 1, targets + most) > 0.0
+
+
 def free_of_length(schedule: ScheduleSettings) -> bool:
     """Whether the rate before the decay is the same whatever the length of the run: then a run can be prolonged."""
     return schedule.kind != "cosine" and (isinstance(schedule.warmup, InSteps | InBytes) or schedule.warmup == 0.0)
@@ -86,15 +93,21 @@ def check_schedule(schedule: ScheduleSettings, run: RunSettings) -> None:
         raise ConfigError(f"schedule.{' and schedule.'.join(parts)} take more than the run: {whole:.3g} of it")
 
 
+def _bound(schedule: ScheduleSettings) -> str:
+    if schedule.kind == "cosine":
+        return "schedule.kind is 'cosine'"
+    return f"schedule.warmup is a share of the run ({schedule.warmup:g})"  # type: ignore[str-format]
+
+
 def may_go_on(schedule: ScheduleSettings, before: RunSettings, now: RunSettings, step: int, targets: int) -> str | None:
     """Why a run that is there cannot go on with another length; None when both lengths gave the same rates so far."""
     if not free_of_length(schedule):
         return (
-            "the rate depends on the run's length from the first step on; schedule.kind 'constant' or 'wsd' with "
-            "schedule.warmup in steps or bytes lets a run be prolonged"
+            f"{_bound(schedule)}, so that the rate depends on the run's length from the first step on (only with "
+            "schedule.kind 'constant' or 'wsd' and schedule.warmup in steps or bytes a run can be given another length)"
         )
     if any(decayed(schedule, run, step, targets) > 0.0 for run in (before, now)):
-        return f"the rate has begun to decay by step {step}; a checkpoint from before that can go on"
+        return f"the rate has begun to decay by step {step}, and no checkpoint from before that is there"
     if progress(now, step, targets) >= 1.0:
         return f"it is past that length already, at step {step}"
     return None
