@@ -14,6 +14,8 @@ from dataset_examples import ENTROPY, MONOTONIC, NONE, RISE, STATIC, document, d
 from pipeline.__main__ import main
 from pipeline.inspect.page import LISTED, MOST_DOCUMENTS, chosen_documents, dataset_page, safe_values
 from pipeline.inspect.survey import SHOWN_BYTES, survey
+from shared.files import Output
+from shared.page import PAGE
 from shared.patching.grid import GRID, dequantise, quantise, snap
 from shared.patching.lengths import patch_lengths
 from shared.patching.settings import PatchingSettings
@@ -31,6 +33,7 @@ def page_of(folder: Path, *options: str) -> Path:
     """The page that the command writes."""
     file = folder.parent / f"{folder.name}.html"
     assert main(["inspect", str(folder), "--html", str(file), *options]) == 0
+    Output(file, PAGE)  # may be replaced: it is known as ours
     return file
 
 

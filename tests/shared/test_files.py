@@ -108,3 +108,36 @@ def test_folders_of_others_are_refused(tmp_path: Path) -> None:
         with pytest.raises(OutputError, match=re.escape(str(path))), whole_folder(path):
             raise AssertionError("nothing is made")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["fifo", "folder", "link"]
+
+
+def test_each_command_that_writes_a_file_refuses_foreign_ones_before_it_works(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No model and no dataset is there: only the output can be what is refused."""
+    from pipeline.__main__ import main as pipeline
+    from trainer.__main__ import main as trainer
+
+    foreign, folder, here = tmp_path / "theirs", tmp_path / "folder", str(tmp_path / "nothing")
+    foreign.write_text("theirs")
+    folder.mkdir()
+    (folder / "theirs").write_text("theirs")
+    for main, *arguments in (
+        (pipeline, "inspect", here, "--html", foreign),
+        (pipeline, "calibrate", here, "--target", "4", "--out", foreign),
+        (pipeline, "preprocess", here, "--rule", "byte", "--out", foreign),
+        (trainer, "report", here, "--out", foreign),
+        (trainer, "dial", here, here, "--out", foreign),
+        (trainer, "evaluate", here, here, "--json", foreign),
+        (trainer, "evaluate", here, here, "--documents", foreign),
+        (trainer, "tasks", here, here, "--json", foreign),
+        (trainer, "tasks", here, here, "--examples", foreign),
+        (trainer, "lm-eval", here, "--tasks", "x", "--json", foreign),
+        (trainer, "export-hf", here, folder),
+        (trainer, "import-hf", here, folder),
+        (trainer, "import-llama", here, folder, "--recipe", here),
+    ):
+        assert main([str(part) for part in arguments]) != 0
+        said = capsys.readouterr().err
+        assert str(folder if folder in arguments else foreign) in said, arguments
+        assert "nothing" not in said, arguments
+    assert foreign.read_text() == (folder / "theirs").read_text() == "theirs"
