@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from shared.config import ConfigError
 from shared.files import write_atomic
@@ -49,9 +49,19 @@ class RunIdentity(Settings):
     start: str | None = None
     """sha256 of the model or checkpoint that it began with; None where parameters were drawn from the seed."""
 
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.patching.needs_entropy and self.patcher is None:
+            raise ValueError(f"patcher is null, and rule {self.patching.rule!r} needs an entropy model")
+        return self
+
     @property
     def digest(self) -> str:
         return digest(self.model_dump(mode="json"))
+
+
+MOST_THREADS = 4096
+"""Of a processor: a folder of others must not ask for more."""
 
 
 class RunNumerics(Settings):
@@ -60,15 +70,15 @@ class RunNumerics(Settings):
     dtype: Literal["float32", "bfloat16"]
     device: str
     torch: str
-    ranks: int
-    threads: int
+    ranks: int = Field(ge=1)
+    threads: int = Field(ge=1, le=MOST_THREADS)
 
 
 class ModelIdentity(RunIdentity):
     """What a model folder says about itself: with patcher/ beside it, all that generation and evaluation need."""
 
     numerics: RunNumerics
-    mean_patch_size: float | None = None
+    mean_patch_size: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Bytes a patch in the training split; None where that is not known, or there were no patches."""
 
 
@@ -229,7 +239,7 @@ I = TypeVar("I", bound=BaseModel)
 def load_identity(path: Path, schema: type[I]) -> I:
     """An identity from its file; IdentityError when it is missing or not one."""
     try:
-        return schema.model_validate_json(read_bounded(path))
+        return schema.model_validate_json(read_bounded(path), strict=True)
     except FileNotFoundError:
         raise IdentityError(f"{path} is missing: it says what made the model") from None
     except ValidationError as error:

@@ -31,8 +31,8 @@ class NumericsClass(Settings):
     dtype: Literal["float32", "bfloat16"]
     torch: str
     attention: str
-    stream_length: int
-    threads: int
+    stream_length: int = Field(ge=1, le=1 << 30)
+    threads: int = Field(ge=1, le=4096)
     """Threads of each worker."""
     probe: str
     """sha256 of the entropies of a fixed stream; empty where nothing was scored yet (an imported model)."""

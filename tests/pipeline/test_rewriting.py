@@ -91,9 +91,9 @@ def test_a_folder_that_holds_something_else_is_left_alone(dataset, tmp_path: Pat
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     assert run("recut", dataset, "--out", tmp_path / "out", "--rule", "space") == 2
-    assert "give a new folder" in capsys.readouterr().err
+    assert "another folder" in capsys.readouterr().err
     assert run("recut", dataset, "--out", dataset, "--rule", "space") == 2
-    assert "give a new folder" in capsys.readouterr().err
+    assert "another folder" in capsys.readouterr().err
     assert run("recut", tmp_path, "--out", tmp_path / "new", "--rule", "space") == 2
     assert "is not a finished dataset" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -1,5 +1,6 @@
 """Generation from a model folder alone: boundaries as stored, rows as if alone, drafts that change nothing."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -233,3 +234,36 @@ def test_an_entropy_model_writes_too_but_has_nothing_to_draft_for(tmp_path: Path
     assert text in (b"ab", b"ab" + bytes([int(logits[OFFSET:].argmax())]))
     with pytest.raises(ConfigError, match="draft"):
         write(folder, b"ab", draft=3)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("patcher", None),
+        ("patching.theta", float("nan")),
+        ("patching.theta", "1.5"),
+        ("patching.max_length", 2**70),
+        ("patching.thetas", [1]),
+        ("numerics.threads", 10**9),
+        ("numerics.threads", -1),
+        ("numerics.dtype", "float16"),
+        ("patcher.numerics.threads", 0),
+        ("patcher.numerics.stream_length", 2**62),
+        ("mean_patch_size", float("inf")),
+        ("config", []),
+        ("more", 1),
+    ],
+)
+def test_an_identity_that_cannot_be_is_one_line(folder: Path, tmp_path: Path, key: str, value: object) -> None:
+    for path in folder.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    values = json.loads((folder / "identity.json").read_text())
+    *tables, last = key.split(".")
+    inner = values
+    for table in tables:
+        inner = inner[table]
+    inner[last] = value
+    (tmp_path / "identity.json").unlink()
+    (tmp_path / "identity.json").write_text(json.dumps(values))
+    with pytest.raises(IdentityError, match=last):
+        Generator(tmp_path)

@@ -61,7 +61,8 @@ class Generator:
         if found != patcher.sha256:
             raise IdentityError(f"{folder} has sha256 {found}, the model was trained with {patcher.sha256}")
         model = load_model(folder, self.device, patcher.numerics.dtype)
-        assert isinstance(model, EntropyModel)
+        if not isinstance(model, EntropyModel):
+            raise IdentityError(f"{folder} is a model of kind {model.settings.kind!r}, not an entropy model")
         return model
 
     def write(self, prompt: bytes, settings: GenerateSettings) -> Iterator[Piece]:

@@ -123,12 +123,14 @@ def _one_threshold(recorded: PatchingSettings, chosen: ExportSettings) -> Patchi
 
 def _patcher(folder: Path, recorded: PatcherIdentity | None) -> tuple[EntropyModelSettings, PatcherIdentity]:
     """The entropy model in a model folder. Raises IdentityError when it is not the recorded one."""
-    assert recorded is not None, "a rule on entropy has an entropy model"
+    if recorded is None:
+        raise IdentityError(f"{folder.parent} has no entropy model in its {IDENTITY_NAME}")
     found = model_sha256(folder)
     if found != recorded.sha256:
         raise IdentityError(f"{folder} has sha256 {found}, the model was trained with {recorded.sha256}")
     settings = load_settings(folder)
-    assert isinstance(settings, EntropyModelSettings), "only entropy models score"
+    if not isinstance(settings, EntropyModelSettings):
+        raise IdentityError(f"{folder} is a model of kind {settings.kind!r}, not an entropy model")
     return settings, recorded
 
 
