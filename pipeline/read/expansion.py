@@ -48,8 +48,10 @@ def sizes(array: pa.Array) -> np.ndarray:
     if isinstance(kind, pa.BaseExtensionType):
         return sizes(array.storage)
     if pa.types.is_dictionary(kind):
-        indices = array.indices.drop_null().to_numpy(zero_copy_only=False).astype(np.int64)
-        return _padded(sizes(array.dictionary)[indices], len(array))
+        there = np.asarray(array.indices.is_valid())
+        found = np.zeros(len(array), np.int64)
+        found[there] = sizes(array.dictionary)[np.asarray(array.indices.drop_null()).astype(np.int64)]
+        return found
     if pa.types.is_run_end_encoded(kind):
         ends = array.run_ends.to_numpy().astype(np.int64)
         runs = np.searchsorted(ends, np.arange(array.offset, array.offset + len(array)), side="right")
@@ -99,7 +101,3 @@ def _views(array: pa.Array) -> np.ndarray:
         return np.zeros(len(array), np.int64)
     lengths = np.frombuffer(buffer, np.int32)[4 * array.offset : 4 * (array.offset + len(array)) : 4]
     return np.where(np.asarray(array.is_valid()), lengths, 0).astype(np.int64)
-
-
-def _padded(found: np.ndarray, count: int) -> np.ndarray:
-    return np.append(found, np.zeros(count - len(found), np.int64))
