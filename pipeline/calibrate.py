@@ -30,7 +30,7 @@ from shared.files import Output, add_overwrite
 from shared.patching import PatchingSettings
 from shared.patching.settings import ENTROPY_RULES
 from shared.shards.dataset import Dataset, open_dataset
-from shared.shards.manifest import DatasetError, first_problem
+from shared.shards.manifest import DatasetError, first_problem, not_a_dataset
 
 SCORED_SAMPLE = 1_000_000
 """Bytes of text that are scored unless told otherwise."""
@@ -273,7 +273,7 @@ def _train_dataset(path: Path) -> Dataset:
     """The train split at a path. Raises DatasetError or PipelineError."""
     folders = dataset_folders(path)
     if not folders:
-        raise DatasetError(f"{path} is not a finished dataset, nor does it hold train/ and validation/")
+        raise DatasetError(not_a_dataset(path))
     dataset = open_dataset(folders[0])
     if dataset.manifest.identity.split != "train":
         raise PipelineError(f"{folders[0]} is a validation split; thresholds are calibrated on train")

@@ -28,6 +28,7 @@ from pipeline.settings import (
 from pipeline.summary import exit_code, print_summary
 from shared.chat import ANSWERING, END, ROLES
 from shared.files import check_folder
+from shared.found import model_folder_at
 from shared.model_identity import load_settings, model_sha256
 from shared.model_settings import EntropyModelSettings
 from shared.patching import PatchingSettings
@@ -193,7 +194,12 @@ def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of everything that runs an entropy model."""
     defaults = ScoringSettings()
     group = parser.add_argument_group("entropy model")
-    group.add_argument("--patcher", type=Path, metavar="MODEL", help="folder of the entropy model")
+    group.add_argument(
+        "--patcher",
+        type=lambda text: model_folder_at(Path(text)),
+        metavar="MODEL",
+        help="the entropy model: its folder, or the finished run that trained it",
+    )
     group.add_argument("--stream-length", type=int, default=defaults.stream_length, metavar="T", help="tokens a pass")
     group.add_argument("--dtype", choices=["float32", "bfloat16"], default=defaults.dtype)
     group.add_argument("--threads", type=int, default=defaults.threads, metavar="N", help="of each worker")
@@ -315,7 +321,9 @@ def entropy_model_sha256(folder: Path | None, needed_by: str) -> str:
     if folder is None:
         raise PipelineError(f"{needed_by} needs --patcher, the folder of an entropy model")
     if not isinstance(load_settings(folder), EntropyModelSettings):
-        raise PipelineError(f"--patcher {folder} holds a byte latent transformer; give its entropy model's folder")
+        raise PipelineError(
+            f"--patcher {folder} holds a byte latent transformer; its entropy model is in {folder}/patcher"
+        )
     return model_sha256(folder)
 
 

@@ -22,7 +22,7 @@ from pipeline.progress import bar
 from pipeline.run_folder import LOCK_FILE, locked
 from pipeline.settings import PipelineError
 from shared.files import atomic_file, check_folder, sync, write_atomic
-from shared.identity import IdentityError, canonical_json, differences, file_sha256
+from shared.identity import IdentityError, canonical_json, differences, file_sha256, in_short
 from shared.json_reader import read_json
 from shared.model_identity import CONFIG_FILE, WEIGHTS_FILE, model_sha256
 from shared.model_settings import Settings
@@ -190,7 +190,7 @@ def _is_current(out: Path, request: dict[str, Any]) -> bool:
     except (OSError, ValueError):
         raise PipelineError(f"--out {out} is there already and no work of this command; give a new folder") from None
     if lines := differences(recorded, _plain(request)):
-        raise IdentityError(f"{out} was made otherwise; give a new --out, or put back: {'; '.join(lines)}")
+        raise IdentityError(f"{out} was made otherwise; give a new --out, or put back: {in_short(lines)}")
     return True
 
 
@@ -200,7 +200,7 @@ def _begin(unfinished: Path, request: dict[str, Any]) -> None:
     if path.exists():
         if lines := differences(read_json(path, MOST_REQUEST_BYTES), _plain(request)):
             raise IdentityError(
-                f"{unfinished} holds unfinished work of another command; remove it, or put back: {'; '.join(lines)}"
+                f"{unfinished} holds unfinished work of another command; remove it, or put back: {in_short(lines)}"
             )
     else:
         write_atomic(path, json.dumps(_plain(request), indent=1, sort_keys=True, ensure_ascii=False) + "\n")

@@ -19,7 +19,7 @@ from pipeline.plan import Plan, Split
 from pipeline.selection import SELECTION
 from pipeline.settings import SPLIT_NAMES, PipelineError
 from shared.files import lock, write_atomic
-from shared.identity import IdentityError, differences, digest
+from shared.identity import IdentityError, differences, digest, in_short
 from shared.model_identity import CONFIG_FILE, WEIGHTS_FILE, ModelFileError, model_sha256
 from shared.model_settings import Settings
 from shared.shards.manifest import MANIFEST_NAME, PATCHER_FOLDER, NumericsClass, first_problem
@@ -62,7 +62,7 @@ def load_run(out: Path) -> RunFile | None:
 def require_same(recorded: RunFile, identity: dict[str, Any], out: Path) -> None:
     """Raises IdentityError that lists what differs from the run that the folder holds."""
     if lines := differences(recorded.identity, identity):
-        raise IdentityError(f"{out} holds another run; give a new --out, or put back: {'; '.join(lines)}")
+        raise IdentityError(f"{out} holds another run; give a new --out, or put back: {in_short(lines)}")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.read.datasets import shard_records
 from pipeline.records import Record
-from shared.identity import IdentityError, differences
+from shared.identity import IdentityError, differences, in_short
 from shared.shards.content import with_last
 from shared.shards.dataset import Dataset, columns_row, find_datasets, open_dataset
 from shared.shards.document import Row
@@ -35,7 +35,7 @@ def require_alike(datasets: Sequence[Dataset], *ignored: str) -> None:
         ours, theirs = (d.manifest.identity.model_dump(exclude=set(ignored)) for d in (first, dataset))
         if lines := differences(ours, theirs):
             lines = [line.replace("recorded ", "").replace(", now ", " and ") for line in lines]
-            raise IdentityError(f"{first.folder} and {dataset.folder} were not made alike: {'; '.join(lines)}")
+            raise IdentityError(f"{first.folder} and {dataset.folder} were not made alike: {in_short(lines)}")
 
 
 def require_kept(source: Path, entry: ShardEntry, figures: Mapping[str, Any]) -> None:

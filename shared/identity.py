@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,3 +37,9 @@ def differences(recorded: dict[str, Any], wanted: dict[str, Any], prefix: str = 
         elif old != new:
             lines.append(f"{name}: recorded {old!r}, now {new!r}")
     return lines
+
+
+def in_short(items: Sequence[str], between: str = "; ", most: int = 4) -> str:
+    """The first few of many on one line, and how many more there are."""
+    more = len(items) - most
+    return between.join([*items[:most], *([f"and {more:,} more"] if more > 0 else [])])

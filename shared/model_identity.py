@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from shared.found import OTHERS, what_is
 from shared.json_reader import open_regular, read_bounded
 from shared.model_settings import AnyModelSettings, ModelSettings
 
@@ -36,13 +37,24 @@ def load_settings(folder: str | Path) -> AnyModelSettings:
     except OSError as error:
         raise _unreadable(folder, CONFIG_FILE, error) from None
     except ValidationError as error:
+        if what_is(folder) in OTHERS:
+            raise ModelFileError(not_a_model(folder)) from None
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])[:200] or "the file"
         raise ModelFileError(f"{path}: {where}: {first['msg'][:400]}") from None
 
 
 def _unreadable(folder: str | Path, name: str, error: OSError) -> ModelFileError:
-    return ModelFileError(f"{folder} is not a model folder: {name} cannot be read ({error.strerror})")
+    return ModelFileError(not_a_model(folder, f"{name} cannot be read ({error.strerror})"))
+
+
+def not_a_model(folder: str | Path, lacks: str = "") -> str:
+    """Why a path is not a model folder: what is there instead, else what is wrong with its files."""
+    found = what_is(folder)
+    if found == "does not exist":
+        return f"{folder} does not exist: a model folder was expected (MODEL, or RUN/model of a finished run)"
+    lacking = found.replace("is", "it is", 1) if found in OTHERS or found == "is a file" else lacks
+    return f"{folder} is not a model folder (MODEL, or RUN/model of a finished run): {lacking}"
 
 
 def model_sha256(folder: str | Path) -> str:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from shared.config import ConfigError
 from shared.files import write_atomic
-from shared.identity import IdentityError, differences, digest
+from shared.identity import IdentityError, differences, digest, in_short
 from shared.json_reader import read_bounded
 from shared.model_settings import Settings, specials_of
 from shared.patching.settings import PatchingSettings
@@ -162,7 +162,7 @@ def _check_agree(train: Manifest, validation: Manifest, folder: Path | str) -> N
     ours, theirs = (split.identity.model_dump(mode="json", exclude={"split"}) for split in (train, validation))
     lines = differences(ours, theirs)
     if lines:
-        raise IdentityError(f"{folder} and the validation split beside it were not made together: {'; '.join(lines)}")
+        raise IdentityError(f"{folder} and the validation split beside it were not made together: {in_short(lines)}")
 
 
 def finished(out: Path, identity: RunIdentity) -> bool:
@@ -187,7 +187,7 @@ def check_goes_on(recorded: RunIdentity, wanted: RunIdentity, where: Path, step:
         check_same(recorded, wanted, where)
         return
     if problem := length_objection(recorded, wanted, where, step, targets):
-        lines = "; ".join(run_differences(recorded, wanted))
+        lines = in_short(run_differences(recorded, wanted))
         raise IdentityError(f"{where} cannot continue with another length ({lines}): {problem}. {way_out(where)}")
 
 
@@ -230,7 +230,7 @@ def run_differences(recorded: RunIdentity, wanted: RunIdentity) -> list[str]:
 def check_same(recorded: RunIdentity, wanted: RunIdentity, where: Path) -> None:
     """Raise IdentityError, naming the keys, when a folder was made by another run than the wanted one."""
     if lines := run_differences(recorded, wanted):
-        raise IdentityError(f"{where} belongs to another run ({'; '.join(lines)}). {way_out(where)}")
+        raise IdentityError(f"{where} belongs to another run ({in_short(lines)}). {way_out(where)}")
 
 
 I = TypeVar("I", bound=BaseModel)

@@ -5,6 +5,7 @@ What transformers cannot represent is refused with the reason.
 
 from typing import Any
 
+from shared.identity import in_short
 from shared.interop.described import Record
 from shared.interop.names import InteropError
 from shared.model_settings import BltSettings, EntropyModelSettings, StackSettings
@@ -42,9 +43,10 @@ def check_rule(patching: PatchingSettings) -> None:
             "threshold only (rule 'entropy')"
         )
     if patching.thetas:
-        known = ", ".join(sorted(patching.thetas))
+        known = in_short(sorted(patching.thetas), ", ")
         raise InteropError(
-            f"thresholds differ by subset ({known}) and transformers has one: choose with --theta or --subset"
+            "thresholds differ by subset and transformers has one for all text: give --theta "
+            f"{patching.theta} (the default one, calibrated on all bytes), or --subset with one of {known}"
         )
     if patching.min_length > 1:
         raise InteropError(

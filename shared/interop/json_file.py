@@ -12,7 +12,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = read_bounded_json(path, finite=False)  # so that a schema names the key
     except FileNotFoundError:
-        raise InteropError(f"{path} is missing") from None
+        missing = f"{path} is missing" if path.parent.is_dir() else f"{path.parent} does not exist"
+        raise InteropError(missing) from None
     except OSError as error:
         raise InteropError(f"{path} cannot be read ({error.strerror})") from None
     except ValueError as error:

@@ -25,6 +25,7 @@ from shared.shards.manifest import (
     DatasetError,
     Manifest,
     load_manifest,
+    not_a_dataset,
 )
 from shared.shards.sidecar import SidecarReader, sidecar_name
 from shared.shards.webdataset import TarReader
@@ -289,9 +290,7 @@ def find_datasets(folder: Path | str) -> list[Path]:
         return [folder]
     found = [folder / split for split in ("train", "validation") if (folder / split / MANIFEST_NAME).exists()]
     if not found:
-        raise DatasetError(
-            f"{folder} is not a finished dataset: no {MANIFEST_NAME} in it, nor in train/ or validation/ below it"
-        )
+        raise DatasetError(not_a_dataset(folder))
     return found
 
 

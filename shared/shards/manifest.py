@@ -6,10 +6,11 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError
 
 from shared.files import write_atomic
+from shared.found import what_is
 from shared.identity import digest
 from shared.model_settings import NamesSpecials, Settings
 from shared.patching.settings import PatchingSettings
-from shared.storage import below, read_whole
+from shared.storage import below, is_url, read_whole
 
 MANIFEST_NAME = "manifest.json"
 PATCHER_FOLDER = "patcher"
@@ -166,11 +167,24 @@ def load_manifest(folder: Path | str) -> Manifest:
     try:
         text = read_whole(path)
     except (FileNotFoundError, NotADirectoryError):
-        raise DatasetError(f"{folder} is not a finished dataset: it has no {MANIFEST_NAME}") from None
+        raise DatasetError(not_a_dataset(folder)) from None
     try:
         return Manifest.model_validate_json(text)
     except ValidationError as error:
         raise DatasetError(f"{path}: {first_problem(error)}") from None
+
+
+def not_a_dataset(folder: Path | str) -> str:
+    """Why there is no finished dataset in a folder or behind a URL: what is there instead."""
+    lacks = f"is not a finished dataset: it has no {MANIFEST_NAME}"
+    if isinstance(folder, str) and is_url(folder):
+        return f"{folder} {lacks}"
+    found = what_is(folder)
+    if found == "is the folder of a dataset's train/ and validation/":
+        return f"{folder} is the folder above a dataset's splits: name one, {folder}/train or {folder}/validation"
+    if found == "is a folder of something else":
+        return f"{folder} {lacks}"
+    return f"{folder} does not exist" if found == "does not exist" else f"{folder} is not a dataset: it {found}"
 
 
 def first_problem(error: ValidationError, key: str | None = None) -> str:

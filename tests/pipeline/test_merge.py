@@ -94,7 +94,7 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path, capsys) -> Non
         ("a other-split", "split: 'train' and 'validation'"),
         ("a a", "the same dataset 2 times"),
         ("a run", "must hold the same splits"),
-        ("a nothing", "is not a finished dataset"),
+        ("a nothing", "nothing does not exist"),
     ):
         assert run("merge", *(tmp_path / name for name in names.split()), "--out", tmp_path / "out") == 2
         err = capsys.readouterr().err

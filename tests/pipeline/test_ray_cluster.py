@@ -249,7 +249,7 @@ def test_a_packed_model_is_the_model(tmp_path):
     assert packed.sha256 != sha256
     with pytest.raises(ModelFileError, match=r"m/model\.safetensors is not a whole safetensors file"):
         load_model(packed)
-    with pytest.raises(ModelFileError, match="is not a model folder"):
+    with pytest.raises(ModelFileError, match="m does not exist"):
         pack_model(tmp_path / "m")
 
 

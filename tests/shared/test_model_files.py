@@ -93,7 +93,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path, folder: Path) -> None:
     fails("windows")
     config.write_text("{")
     fails("config.json")
-    with pytest.raises(ModelFileError, match="not a model folder"):
+    with pytest.raises(ModelFileError, match="does not exist"):
         load_model(tmp_path / "nowhere")
     with pytest.raises(ModelFileError, match="missing"):
         save_model({}, blt_settings(), tmp_path / "new")

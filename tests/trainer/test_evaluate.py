@@ -224,13 +224,13 @@ def test_another_model_stands_beside_on_its_own_cutting_of_the_same_documents(
 
 def test_data_patched_otherwise_than_the_model_learnt_is_refused(tmp_path: Path, dataset: Dataset) -> None:
     model = save_blt(tmp_path, PatchingSettings(rule="space", max_length=9))
-    with pytest.raises(IdentityError, match=r"patching.max_length: recorded 9, now 8"):
+    with pytest.raises(IdentityError, match=r"max_length 8, not 9.*--max-length 9"):
         evaluate_command([str(model), str(dataset.folder)])
 
 
 def test_unpatched_data_is_refused_for_a_model_of_patches(tmp_path: Path) -> None:
     data = make_dataset(tmp_path / "data", [[document("x", "a", b"text", NONE)]], patching=NONE)
-    with pytest.raises(IdentityError, match=r"patching.rule: recorded 'space', now 'none'"):
+    with pytest.raises(IdentityError, match=r"rule none, not space.*--recut.*pipeline recut"):
         evaluate_command([str(save_blt(tmp_path, SPACE)), str(data.folder)])
 
 

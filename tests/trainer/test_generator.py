@@ -23,7 +23,7 @@ from shared.identity import IdentityError
 from shared.model_files import load_model, save_model
 from shared.patching import PatchingSettings, PatchStream, patch_lengths
 from shared.vocabulary import BOS, EOS, OFFSET, byte_tokens, document_tokens
-from trainer.generation.generator import Generator, choose_patching
+from trainer.generation.generator import Generator
 from trainer.generation.piece import Piece
 from trainer.generation.sampling import WRITABLE, SamplingSettings
 from trainer.generation.settings import GenerateSettings
@@ -198,17 +198,6 @@ def test_a_stop_string_ends_the_text_and_is_not_shown(folder: Path) -> None:
     stopped = text_of(list(generator.write(b"abc", GenerateSettings(length=30, sampling=GREEDY, stop=(stop,)))))[3:]
     assert stopped == text[: text.find(stop)]
     assert generator.ended == ["stop"]
-
-
-def test_thresholds_by_subset_need_a_choice() -> None:
-    rule = PatchingSettings(rule="entropy", theta=1.0, thetas={"de": 2.0, "en": 3.0})
-    assert choose_patching(rule, GenerateSettings(length=1, subset="de")).theta == 2.0
-    assert choose_patching(rule, GenerateSettings(length=1, theta=0.5)).theta == 0.5
-    for subset in (None, "fr"):
-        with pytest.raises(ConfigError, match="de, en"):
-            choose_patching(rule, GenerateSettings(length=1, subset=subset))
-    with pytest.raises(ConfigError, match="no threshold"):
-        choose_patching(PatchingSettings(rule="byte"), GenerateSettings(length=1, theta=0.5))
 
 
 def test_another_patcher_than_the_recorded_one_is_refused(tmp_path: Path, patcher: Path) -> None:

@@ -48,7 +48,7 @@ def test_a_wrong_key_a_missing_recipe_and_missing_data_are_named(
 ) -> None:
     assert "optimizer.rate" in complaint(capsys, recipe, "--optimizer.rate", "1")
     assert "no such recipe" in complaint(capsys, tmp_path / "none.toml")
-    assert "not a finished dataset" in complaint(capsys, recipe, "--data.path", tmp_path)
+    assert f"{tmp_path / 'train'} does not exist" in complaint(capsys, recipe, "--data.path", tmp_path)
     assert not (tmp_path / "run").exists()
 
 

@@ -33,7 +33,7 @@ def lines(path: Path, *records: dict[str, Any]) -> Path:
         (
             {"ctx": "A man sits. he", "ctx_a": "A man sits.", "ctx_b": "he", "activity_label": "Rowing",
              "endings": ["rows [step] away.", "flies."], "label": "0"},
-            Choice("Rowing: A man sits. He", ("rows away.", "flies."), 0),
+            Choice("A man sits. he", ("rows [step] away.", "flies."), 0),
         ),
         ({"ctx": "A man", "endings": ["rows.", "flies."], "label": 1}, Choice("A man", ("rows.", "flies."), 1)),
         (
@@ -54,6 +54,23 @@ def lines(path: Path, *records: dict[str, Any]) -> Path:
 )  # fmt: skip
 def test_fields_by_any_of_the_known_names_ask_the_same(tmp_path: Path, record: dict[str, Any], asked: object) -> None:
     assert open_task(lines(tmp_path / "task.jsonl", record)).questions == (asked,)
+
+
+CODE = {"ctx_a": "def f():", "ctx_b": "    x  = [0]", "activity_label": "Code",
+        "endings": ["\n    return  x[0]\n", " pass "], "label": 0}  # fmt: skip
+
+
+def test_what_is_in_the_file_is_asked_and_hellaswags_normalisation_is_an_option(tmp_path: Path) -> None:
+    path = lines(tmp_path / "code.jsonl", CODE)
+    assert open_task(path).questions == (Choice("def f():    x  = [0]", ("\n    return  x[0]\n", " pass "), 0),)
+    changed = open_task(path, normalize="hellaswag")
+    assert isinstance(changed, ChoiceTask)
+    assert changed.normalized == "hellaswag"
+    assert changed.questions == (Choice("Code: def f():   x =", ("return x", "pass"), 0),)
+    both = [path, lines(tmp_path / "plain.jsonl", PLAIN)]
+    assert [task.normalized for task in open_tasks(both, normalize="hellaswag")] == ["hellaswag", None]  # type: ignore[union-attr]
+    with pytest.raises(TaskError, match="--normalize hellaswag changes nothing"):
+        open_tasks(both[1:], normalize="hellaswag")
 
 
 @pytest.mark.parametrize(

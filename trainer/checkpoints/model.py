@@ -10,9 +10,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from shared.found import model_folder_at
 from shared.identity import IdentityError
 from shared.model_files import build_model, save_model
-from shared.model_identity import CONFIG_FILE, ModelFileError, model_sha256
+from shared.model_identity import ModelFileError, model_sha256
 from shared.shards.manifest import first_problem
 from shared.subwords.folder import check_tokenizer
 from trainer.checkpoints.folders import STATE_NAME
@@ -59,8 +60,8 @@ def model_at(path: Path) -> Iterator[Path]:
 
     Raises ModelFileError, CheckpointError, IdentityError, DatasetError.
     """
-    if (path / MODEL_FOLDER / CONFIG_FILE).exists():
-        yield path / MODEL_FOLDER
+    if (inside := model_folder_at(path)) != path:
+        yield inside
         return
     origin = origin_of(path)
     if not origin.is_checkpoint:

@@ -9,6 +9,15 @@ from shared.files import Output, add_overwrite
 from shared.shards.dataset import open_dataset
 from trainer.checkpoints.folders import is_complete
 from trainer.commands.evaluate import split_folder
+from trainer.commands.running import (
+    add_as,
+    add_model,
+    add_running,
+    check_running,
+    device_named,
+    opened_model,
+    set_threads,
+)
 from trainer.data.splits import VALIDATION_SPLIT
 from trainer.laboratory.dial import DIAL, DIAL_NAME, Dial, save_dial
 from trainer.observing.progress import Progress
@@ -19,7 +28,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of dial."""
-    parser.add_argument("model", type=Path, help="model folder, run or checkpoint; its patching rule is on entropy")
+    add_model(parser)
     parser.add_argument(
         "dataset", type=Path, help="a dataset, however it is patched, or the folder that holds train/ and validation/"
     )
@@ -34,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tokens", type=int, default=16384, help="tokens of a pack (default %(default)s)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default %(default)s")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
-    parser.add_argument("--threads", type=int, help="CPU threads; the machine's default if not given")
+    add_running(parser)
+    add_as(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"the figures (default {DIAL_NAME} in the run)")
     add_overwrite(parser)
 
@@ -45,16 +54,15 @@ def run(arguments: argparse.Namespace) -> int:
     out = Output(arguments.out or run_of(arguments.model) / DIAL_NAME, DIAL, arguments.overwrite)
     dataset = open_dataset(split_folder(arguments.dataset, VALIDATION_SPLIT))
 
-    import torch
+    check_running(arguments)
+    device = device_named(arguments.device)
 
-    from trainer.checkpoints.model import model_at
     from trainer.evaluation.dial import Dialled
 
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     progress = Progress(False, every_seconds=10)
-    with model_at(arguments.model) as model:
-        dialled = Dialled(model, dataset, arguments.device, arguments.dtype, arguments.tokens)
+    with opened_model(arguments.model) as model:
+        set_threads(model, arguments.threads)
+        dialled = Dialled(model, dataset, device, arguments.dtype, arguments.tokens, arguments.as_name)
         shifts = wanted_shifts(arguments, dialled)
         count = len({*shifts, 0.0})
         dial = dialled.turn(shifts, lambda done: progress.show(done / count, f"threshold {done} of {count}"))

@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from math import isnan
 from pathlib import Path
@@ -13,17 +14,32 @@ from typing import TYPE_CHECKING, Any
 
 from shared.config import ConfigError
 from shared.files import Output, add_overwrite
+from shared.model_identity import load_settings
 from shared.shards.dataset import Dataset, open_dataset
 from shared.shards.manifest import MANIFEST_NAME
 from shared.terminal import one_line
+from trainer.commands.running import (
+    add_as,
+    add_model,
+    add_running,
+    check_running,
+    device_named,
+    opened_model,
+    say_default_threshold,
+    set_threads,
+    threads_for,
+)
 from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT
 from trainer.evaluation.noise import NOISES
 from trainer.evaluation.patch_size import patch_size_warning
+from trainer.evaluation.text_files import STDIN, is_text, read_texts
+from trainer.identity import IDENTITY_NAME, ModelIdentity, load_identity
 from trainer.observing.progress import Progress, clock, quantity
+from trainer.thresholds import one_threshold, patching_for
 
 if TYPE_CHECKING:
-    import torch
-
+    from shared.patching.settings import PatchingSettings
+    from trainer.data.memory import Documents
     from trainer.evaluation.measured import Measured
     from trainer.evaluation.scores import Column
 
@@ -36,13 +52,25 @@ DOCUMENTS = re.compile(rb'\{"dataset": "(?:[^"\\]|\\.)*", "id": ')
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of evaluate."""
-    parser.add_argument("model", type=Path, help="model folder, or a run or checkpoint")
+    add_model(parser)
     parser.add_argument(
         "datasets",
         type=Path,
         nargs="+",
-        metavar="dataset",
-        help="datasets patched as the model learnt, or folders that hold train/ and validation/",
+        metavar="DATA",
+        help="datasets cut into patches as the model was trained, or folders above train/ and validation/; or files of "
+        "text, which the model cuts itself: .jsonl, .parquet and .arrow with a field `text`, any other file as one "
+        "document, - for standard input",
+    )
+    cutting = parser.add_argument_group("how the text is cut into patches")
+    cutting.add_argument(
+        "--recut", action="store_true", help="cut the text of DATA with the model's own rule, however it was cut before"
+    )
+    add_as(cutting)
+    cutting.add_argument(
+        "--subset",
+        metavar="NAME",
+        help="whose threshold cuts files of text, where subsets have their own (default: the default threshold)",
     )
     beside = parser.add_argument_group("what stands beside the model's figures")
     beside.add_argument(
@@ -57,8 +85,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         action="append",
         default=[],
-        metavar=("MODEL", "DATASET"),
-        help="another model on the same documents, cut as it learnt (repeatable)",
+        metavar=("MODEL", "DATA"),
+        help="another model on the same documents, in a dataset cut as it was trained, or a file (repeatable)",
     )
     beside.add_argument("--compression", action="store_true", help="gzip -9, zstd -19 and xz -9 on the same bytes")
     text = parser.add_argument_group("other texts")
@@ -78,8 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokens", type=int, default=16384, help="tokens of a pack; longer documents are cut (default %(default)s)"
     )
     running.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default %(default)s")
-    running.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
-    running.add_argument("--threads", type=int, help="CPU threads; the machine's default if not given")
+    add_running(running)
     running.add_argument("--documents", type=Path, metavar="FILE.jsonl", help="write what each document scores")
     running.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file too")
     add_overwrite(running)
@@ -94,20 +121,20 @@ def run(arguments: argparse.Namespace) -> int:
             raise ConfigError(f"--{option.replace('_', '-')}: {value} is too small")
     documents = arguments.documents and Output(arguments.documents, DOCUMENTS, arguments.overwrite)
     json_file = arguments.json and Output(arguments.json, FIGURES, arguments.overwrite)
-    datasets = [open_dataset(split_folder(path, VALIDATION_SPLIT)) for path in arguments.datasets]
+    check_running(arguments)
+    read = TextsRead()
+    given = [read.documents_at(path) for path in arguments.datasets]
+    beside = [(Path(model), read.documents_at(Path(path))) for model, path in arguments.beside]
     trains = [open_dataset(train_folder(arguments, path)) for path in arguments.datasets] if arguments.baselines else []
 
-    import torch
-
-    from trainer.checkpoints.model import model_at
-
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    with model_at(arguments.model) as model:
-        evaluator = Evaluator(arguments, model, torch.device(arguments.device), datasets)
+    with ExitStack() as stack:
+        model = stack.enter_context(opened_model(arguments.model))
+        set_threads(model, arguments.threads)
+        others = [(path, stack.enter_context(opened_model(path)), documents) for path, documents in beside]
+        evaluator = Evaluator(arguments, model, device_named(arguments.device), given, others)
         reports, records = [], []
-        for number, dataset in enumerate(datasets):
-            if len(datasets) > 1:
+        for number, dataset in enumerate(evaluator.datasets):
+            if len(evaluator.datasets) > 1:
                 print(one_line(f"{dataset.where}:"))
             found, figures = evaluator.scores(dataset, trains[number] if trains else None)
             if arguments.documents:
@@ -127,41 +154,115 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+class TextFile:
+    """The documents of a file of text."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises ConfigError, TaskError, OSError."""
+        self.where = "standard input" if path == STDIN else str(path)
+        self.rows = read_texts(path)
+
+
+Given = Dataset | TextFile
+
+
+class TextsRead:
+    """Opens what is named on the command line; each file once, since standard input can be read only once."""
+
+    def __init__(self) -> None:
+        self._texts: dict[Path, TextFile] = {}
+
+    def documents_at(self, path: Path) -> Given:
+        """A dataset, or texts. Raises ConfigError, TaskError, DatasetError, OSError."""
+        if not is_text(path):
+            return open_dataset(split_folder(path, VALIDATION_SPLIT))
+        if path not in self._texts:
+            self._texts[path] = TextFile(path)
+        return self._texts[path]
+
+
 class Evaluator:
     """Scores model folders as a command line asks for it, with a progress line."""
 
     def __init__(
-        self, arguments: argparse.Namespace, model: Path, device: "torch.device", datasets: Sequence[Dataset]
+        self,
+        arguments: argparse.Namespace,
+        model: Path,
+        device: str,
+        given: Sequence[Given],
+        others: Sequence[tuple[Path, Path, Given]],
     ) -> None:
-        """``model``: the folder of the model that is evaluated. Raises ConfigError where it, or data, cannot be used as
-        is asked for, before anything is scored."""
-        self._arguments, self._model, self._device = arguments, model, device
+        """Everything is opened and checked here, before anything is scored.
+
+        Args:
+            model: the folder of the model that is evaluated.
+            given: datasets, or texts that are cut here.
+            others: models beside it, each as it was named, as a model folder, and with its documents.
+
+        Raises ConfigError, IdentityError where models or data cannot be used as is asked for.
+        """
+        import torch
+
+        from trainer.evaluation.measured import check_same_documents, model_name
+
+        self._arguments, self._model, self._device = arguments, model, torch.device(device)
         if arguments.noise:
             from trainer.evaluation.robustness import check_plain
 
-            for dataset in datasets:
-                check_plain(dataset)
+            for documents in given:
+                if isinstance(documents, Dataset):
+                    check_plain(documents)
+        self.datasets = [self._cut(model, documents) for documents in given]
+        self._others = [(model_name(path), folder, self._cut(folder, own)) for path, folder, own in others]
+        for _, _, own in self._others:
+            check_same_documents(self.datasets[0], own)
         if arguments.samples:
             from trainer.generation.generator import Generator
 
-            self._generator = Generator(model, device, arguments.threads)
+            self._generator = Generator(model, device, threads_for(model, arguments.threads))
         self._progress = Progress(silent=False, every_seconds=SECONDS_BETWEEN_LINES)
 
-    def scores(self, dataset: Dataset, train: Dataset | None) -> "tuple[Measured, dict[str, Any]]":
+    def _cut(self, folder: Path, given: Given) -> "Documents":
+        """Documents as the model in a folder reads them. Raises ConfigError, IdentityError where it does not."""
+        from trainer.evaluation.folder import check_fits, cut_again, recut_dataset
+
+        name = self._arguments.as_name if folder == self._model else None
+        if isinstance(given, Dataset):
+            if self._arguments.recut:
+                return recut_dataset(folder, given, self._device, name)
+            check_fits(folder, given, name)
+            return given
+        subset, patching = self._arguments.subset, None
+        if load_settings(folder).reads != "bytes":
+            learnt = load_identity(folder / IDENTITY_NAME, ModelIdentity).patching
+            patching = one_threshold(learnt, subset)
+            say_default_threshold(folder, subset)
+        return cut_again(folder, given.rows, self._device, given.where, patching=patching)
+
+    def _patching(self, dataset: "Documents") -> "PatchingSettings | None":
+        """The model's rule with thresholds under the names of a dataset's subsets; None where it needs none."""
+        if load_settings(self._model).reads == "bytes":
+            return None
+        if not isinstance(dataset, Dataset):
+            return dataset.manifest.identity.patching
+        identity = load_identity(self._model / IDENTITY_NAME, ModelIdentity)
+        return patching_for(identity, dataset, self._arguments.as_name)
+
+    def scores(self, dataset: "Documents", train: Dataset | None) -> "tuple[Measured, dict[str, Any]]":
         """The model on a dataset, printed beside what it is compared with."""
         from trainer.evaluation.scores import table
 
         found = self.measure(self._model, dataset)
-        others = [self.measure_beside(dataset, *pair) for pair in self._arguments.beside]
+        others = [replace(self.measure(folder, own), name=name) for name, folder, own in self._others]
         baselines = self.baselines(dataset, train) if train is not None else []
         print(table(found.scores, [*found.costs(), *baselines, *(column for one in others for column in one.beside())]))
         return found, report(found, baselines, others)
 
-    def measure(self, folder: Path, dataset: Dataset) -> "Measured":
+    def measure(self, folder: Path, dataset: "Documents") -> "Measured":
         """A model on a dataset."""
         from trainer.evaluation.measured import measure
 
-        if warning := patch_size_warning(folder, dataset):
+        if isinstance(dataset, Dataset) and (warning := patch_size_warning(folder, dataset)):
             print(warning, file=sys.stderr)
         text = dataset.manifest.totals.bytes
         self._progress.begin(0.0)
@@ -171,23 +272,14 @@ class Evaluator:
             self._progress.show(share, f"{quantity(share * text)}B of {quantity(text)}B", dataset.where)
 
         began = time.monotonic()
-        found = measure(folder, dataset, tokens, self._device, dtype, heard)
+        name = self._arguments.as_name if folder == self._model else None
+        found = measure(folder, dataset, tokens, self._device, dtype, heard, name)
         seconds = time.monotonic() - began
         rate = quantity(text / max(seconds, 1e-9))
         self._progress.say(f"{dataset.where}: {quantity(text)}B scored in {clock(seconds)}, {rate}B/s")
         return found
 
-    def measure_beside(self, dataset: Dataset, folder: Path, path: Path) -> "Measured":
-        """Another model on another cutting of the same documents. Raises IdentityError where they are others."""
-        from trainer.checkpoints.model import model_at
-        from trainer.evaluation.measured import check_same_documents, model_name
-
-        other = open_dataset(split_folder(path, VALIDATION_SPLIT))
-        check_same_documents(dataset, other)
-        with model_at(folder) as model:
-            return replace(self.measure(model, other), name=model_name(folder))
-
-    def baselines(self, dataset: Dataset, train: Dataset) -> "list[Column]":
+    def baselines(self, dataset: "Documents", train: Dataset) -> "list[Column]":
         """What the model has to beat."""
         from trainer.evaluation.baselines import Order2Model, patcher_baseline, xz_baseline
 
@@ -204,21 +296,21 @@ class Evaluator:
         print(f"\n{table(compressed, total_of(found.scores).bits_per_byte)}")
         return {one.compressor: {"together": one.together, "alone": one.alone} for one in compressed}
 
-    def noise(self, dataset: Dataset) -> list[dict[str, Any]]:
+    def noise(self, dataset: "Documents") -> list[dict[str, Any]]:
         """Bits per byte of noised texts, printed."""
         from trainer.evaluation.robustness import robustness, table
         from trainer.evaluation.texts import TextScorer
 
         arguments = self._arguments
         noises = [noise for noise in NOISES if noise in arguments.noise or "all" in arguments.noise]
-        scorer = TextScorer(self._model, self._device, arguments.dtype, arguments.tokens)
+        scorer = TextScorer(self._model, self._device, arguments.dtype, arguments.tokens, self._patching(dataset))
         self._progress.begin(0.0)
         found = robustness(scorer, dataset, noises, lambda share: self._progress.show(share, "noise"))
         self._progress.say(f"{len(noises)} noises on {dataset.where}")
         print(f"\n{table(found)}")
         return [asdict(one) for one in found]
 
-    def samples(self, dataset: Dataset) -> dict[str, Any]:
+    def samples(self, dataset: "Documents") -> dict[str, Any]:
         """Whether what the model writes is UTF-8, printed."""
         from trainer.evaluation.validity import prompts_from, validity
 
@@ -230,6 +322,7 @@ class Evaluator:
             prompts,
             arguments.sample_bytes,
             lambda done: self._progress.show(done / len(prompts), "samples"),
+            self._patching(dataset),
         )
         self._progress.say(f"{found.bytes:,} bytes written")
         print(f"\n{found}")

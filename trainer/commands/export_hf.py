@@ -6,11 +6,12 @@ from pathlib import Path
 
 from shared.config import ConfigError
 from shared.files import check_folder
+from trainer.commands.running import add_model, opened_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of export-hf."""
-    parser.add_argument("model", type=Path, metavar="MODEL", help="model folder (RUN/model)")
+    add_model(parser)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write, for AutoModelForCausalLM")
     one = parser.add_mutually_exclusive_group()
     one.add_argument("--theta", type=float, metavar="NATS", help="patching threshold instead of the recorded one")
@@ -38,7 +39,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     line = Progress(silent=False, every_seconds=15.0)
     chosen = ExportSettings(arguments.theta, arguments.subset, arguments.dtype, arguments.shard_bytes)
-    for difference in export_hf(arguments.model, arguments.out, chosen, line):
+    with opened_model(arguments.model) as model:
+        differences = export_hf(model, arguments.out, chosen, line)
+    for difference in differences:
         print(f"note: {difference}")
     files = sorted(path for path in arguments.out.iterdir() if path.is_file())
     for path in files:

@@ -13,6 +13,16 @@ from pydantic import ValidationError
 from shared.chat import Turn
 from shared.config import ConfigError
 from shared.terminal import INTERRUPTED, unfiltered
+from trainer.commands.running import (
+    add_model,
+    add_running,
+    add_subset,
+    check_running,
+    device_named,
+    opened_model,
+    say_default_threshold,
+    threads_for,
+)
 from trainer.generation.chat import read_messages
 from trainer.generation.output import in_turn, json_line, summary
 from trainer.generation.piece import Piece
@@ -22,7 +32,7 @@ from trainer.generation.text import RESET, PatchStyle, text_of
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of generate."""
-    parser.add_argument("model", type=Path, help="model folder (RUN/model)")
+    add_model(parser)
     prompts = parser.add_argument_group("what to go on from; several prompts are one batch, each row as if alone")
     prompts.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a text (default: an empty one)")
     prompts.add_argument(
@@ -60,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--utf8", action="store_true", help="write well-formed UTF-8 only, ending with a whole character"
     )
     patching = parser.add_argument_group("where patches begin, and how they are computed")
-    patching.add_argument("--subset", help="whose patching threshold to use, where subsets have their own")
+    add_subset(patching)
     patching.add_argument("--theta", type=float, help="a patching threshold in nats instead of the recorded one")
     patching.add_argument(
         "--draft",
@@ -69,10 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="let the local decoder draft K bytes at a time, checked by the full model (default %(default)s: none)",
     )
-    patching.add_argument(
-        "--threads", type=int, metavar="N", help="of the processor (default: as many as the model was trained with)"
-    )
-    patching.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default %(default)s")
+    add_running(patching)
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument(
         "--show-patches",
@@ -87,13 +94,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write to standard output as the bytes come, and a summary to standard error; returns the exit code."""
     settings = settings_from(arguments)
-    if arguments.threads is not None and arguments.threads < 1:
-        raise ConfigError(f"--threads: {arguments.threads} is too small")
+    check_running(arguments)
     prompts = prompts_from(arguments)
 
     from trainer.generation.generator import Generator
 
-    generator = Generator(arguments.model, device_named(arguments.device), arguments.threads)
+    with opened_model(arguments.model) as model:
+        say_default_threshold(model, arguments.subset, arguments.theta)
+        generator = Generator(model, device_named(arguments.device), threads_for(model, arguments.threads))
     out = unfiltered(sys.stdout)  # a text is written as it is, but to a terminal
     out.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[attr-defined]
     began = time.perf_counter()
@@ -157,18 +165,6 @@ def unescaped(text: bytes) -> bytes:
 
 
 _ESCAPES = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"\\": b"\\"}
-
-
-def device_named(name: str) -> str:
-    """cpu or cuda. Raises ConfigError when cuda is asked for and there is none."""
-    if name == "cpu":
-        return name
-    import torch
-
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise ConfigError("--device: torch sees no CUDA device; use cpu or auto")
-    return "cuda" if available else "cpu"
 
 
 def print_texts(rows: Iterator[Iterator[Piece]], count: int, show_patches: bool, answers: bool = False) -> bool:

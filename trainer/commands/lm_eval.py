@@ -7,7 +7,16 @@ from pathlib import Path
 
 from shared.config import ConfigError
 from shared.files import Output, add_overwrite
-from trainer.commands.generate import device_named
+from trainer.commands.running import (
+    add_model,
+    add_running,
+    add_subset,
+    check_running,
+    device_named,
+    opened_model,
+    say_default_threshold,
+    set_threads,
+)
 
 GENERATOR = "patchwork lm-eval"
 FIGURES = re.compile(rb'\{\n "generator": "patchwork lm-eval",')
@@ -16,7 +25,7 @@ FIGURES = re.compile(rb'\{\n "generator": "patchwork lm-eval",')
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of lm-eval."""
-    parser.add_argument("model", type=Path, help="model folder (RUN/model)")
+    add_model(parser)
     parser.add_argument(
         "--tasks", nargs="+", required=True, metavar="TASK", help="tasks of the harness, * for any letters"
     )
@@ -28,11 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default %(default)s")
     parser.add_argument("--together", type=int, default=16, metavar="N", help="prompts at once (default %(default)s)")
-    parser.add_argument("--subset", help="whose patching threshold to use, where subsets have their own")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default %(default)s")
-    parser.add_argument(
-        "--threads", type=int, metavar="N", help="of the processor (default: as many as the model was trained with)"
-    )
+    add_subset(parser)
+    add_running(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the harness's figures to this file too")
     add_overwrite(parser)
 
@@ -42,7 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
     from trainer.evaluation.harness import harness_model, harness_module
 
     json_file = arguments.json and Output(arguments.json, FIGURES, arguments.overwrite)
-    names = ("dtype", "tokens", "together", "subset", "threads")
+    check_running(arguments)
+    names = ("dtype", "tokens", "together", "subset")
     options = {name: getattr(arguments, name) for name in names}
     include = None if arguments.include is None else str(arguments.include)
     manager = harness_module("tasks").TaskManager(include_path=include)
@@ -51,15 +58,17 @@ def run(arguments: argparse.Namespace) -> int:
             raise ConfigError(
                 f"--tasks: the harness knows no task {name}; `lm-eval ls tasks` lists those that it knows"
             )
-    model = harness_model(arguments.model, device=device_named(arguments.device), **options)
-    found = harness_module("evaluator").simple_evaluate(
-        model=model,
-        tasks=manager.match_tasks(arguments.tasks),
-        num_fewshot=arguments.shots,
-        limit=arguments.limit,
-        task_manager=manager,
-        log_samples=False,
-    )
+    with opened_model(arguments.model) as folder:
+        say_default_threshold(folder, arguments.subset)
+        threads = set_threads(folder, arguments.threads)
+        found = harness_module("evaluator").simple_evaluate(
+            model=harness_model(folder, device=device_named(arguments.device), threads=threads, **options),
+            tasks=manager.match_tasks(arguments.tasks),
+            num_fewshot=arguments.shots,
+            limit=arguments.limit,
+            task_manager=manager,
+            log_samples=False,
+        )
     print(harness_module("utils").make_table(found))
     if json_file:
         json_file.write(json.dumps({"generator": GENERATOR, **found["results"]}, indent=1, default=str) + "\n")

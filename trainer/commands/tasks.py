@@ -11,11 +11,21 @@ from typing import TYPE_CHECKING
 
 from shared.config import ConfigError
 from shared.files import Output, add_overwrite
-from trainer.commands.generate import device_named, unescaped
+from trainer.commands.generate import unescaped
+from trainer.commands.running import (
+    add_model,
+    add_running,
+    add_subset,
+    check_running,
+    device_named,
+    opened_model,
+    say_default_threshold,
+    set_threads,
+)
 from trainer.evaluation.noise import NOISES
+from trainer.evaluation.tasks.questions import NORMALIZATIONS
 from trainer.generation.sampling import SamplingSettings
 from trainer.generation.settings import GenerateSettings
-from trainer.identity import IDENTITY_NAME, ModelIdentity, load_identity
 from trainer.observing.progress import Progress, clock
 
 if TYPE_CHECKING:
@@ -33,7 +43,7 @@ EXAMPLES = re.compile(rb'\{"task": "(?:[^"\\]|\\.)*", "question": 0, ')
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of tasks."""
-    parser.add_argument("model", type=Path, help="model folder (RUN/model)")
+    add_model(parser)
     parser.add_argument(
         "files", type=Path, nargs="+", metavar="file", help="jsonl, parquet or arrow files of tasks, or folders of them"
     )
@@ -42,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=int, metavar="N", help="the first N questions of each task only")
     choosing = parser.add_argument_group("multiple choice")
+    choosing.add_argument(
+        "--normalize",
+        choices=NORMALIZATIONS,
+        help="change the texts of HellaSwag's records as the harness does: no marks in brackets, double spaces and "
+        "spaces at the ends, with the activity before (default: what is in the file is scored)",
+    )
     choosing.add_argument(
         "--noise",
         nargs="+",
@@ -62,11 +78,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=r"end before this text (repeatable; default: \n); escapes as in generate",
     )
     writing.add_argument("--together", type=int, default=16, metavar="N", help="prompts at once (default %(default)s)")
-    parser.add_argument("--subset", help="whose patching threshold to use, where subsets have their own")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default %(default)s")
-    parser.add_argument(
-        "--threads", type=int, metavar="N", help="of the processor (default: as many as the model was trained with)"
-    )
+    add_subset(parser)
+    add_running(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file too")
     parser.add_argument("--examples", type=Path, metavar="FILE.jsonl", help="write what came of each question")
     add_overwrite(parser)
@@ -74,10 +87,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the tables; returns the exit code."""
-    for option, least in (("shots", 0), ("limit", 1), ("tokens", 3), ("bytes", 1), ("together", 1), ("threads", 1)):
+    for option, least in (("shots", 0), ("limit", 1), ("tokens", 3), ("bytes", 1), ("together", 1)):
         value = getattr(arguments, option)
         if value is not None and value < least:
             raise ConfigError(f"--{option}: {value} is too small")
+    check_running(arguments)
 
     from trainer.evaluation.tasks.opening import ChoiceTask, Shots, open_tasks
     from trainer.evaluation.tasks.report import example_lines, figures, tables
@@ -85,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     examples = arguments.examples and Output(arguments.examples, EXAMPLES, arguments.overwrite)
     json_file = arguments.json and Output(arguments.json, FIGURES, arguments.overwrite)
-    tasks = open_tasks(arguments.files, arguments.limit)
+    tasks = open_tasks(arguments.files, arguments.limit, arguments.normalize)
     plan = [(task, Shots(task, arguments.shots)) for task in tasks]
     choosing = any(isinstance(task, ChoiceTask) for task in tasks)
     writing = not all(isinstance(task, ChoiceTask) for task in tasks)
@@ -96,12 +110,15 @@ def run(arguments: argparse.Namespace) -> int:
     settings = GenerateSettings(
         length=arguments.bytes, sampling=SamplingSettings(temperature=0), stop=stop, subset=arguments.subset
     )
-    score = open_score(arguments) if choosing else None
-    write = open_write(arguments) if writing else None
-    answering = Answering(score, arguments.tokens - 2, write, settings, arguments.together)
-    progress = Progress(silent=False, every_seconds=SECONDS_BETWEEN_LINES)
-    began = time.monotonic()
-    results = answering.all(plan, noisings, progress)
+    with opened_model(arguments.model) as model:
+        say_default_threshold(model, arguments.subset)
+        threads = set_threads(model, arguments.threads)
+        score = open_score(arguments, model) if choosing else None
+        write = open_write(arguments, model, threads) if writing else None
+        answering = Answering(score, arguments.tokens - 2, write, settings, arguments.together)
+        progress = Progress(silent=False, every_seconds=SECONDS_BETWEEN_LINES)
+        began = time.monotonic()
+        results = answering.all(plan, noisings, progress)
     progress.say(f"{sum(len(task.questions) for task in tasks):,} questions in {clock(time.monotonic() - began)}")
     print(tables(results))
     if examples:
@@ -117,15 +134,11 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def open_score(arguments: argparse.Namespace) -> "Score":
+def open_score(arguments: argparse.Namespace, model: Path) -> "Score":
     """The model that tells choices apart."""
-    import torch
-
     from trainer.evaluation.texts import TextScorer
 
-    identity = load_identity(arguments.model / IDENTITY_NAME, ModelIdentity)
-    torch.set_num_threads(arguments.threads or identity.numerics.threads)
-    scorer = TextScorer(arguments.model, device_named(arguments.device), arguments.dtype, arguments.tokens)
+    scorer = TextScorer(model, device_named(arguments.device), arguments.dtype, arguments.tokens)
 
     def score(texts: Sequence[bytes], begins: Sequence[int]) -> "np.ndarray":
         subsets = None if arguments.subset is None else [arguments.subset] * len(texts)
@@ -134,12 +147,12 @@ def open_score(arguments: argparse.Namespace) -> "Score":
     return score
 
 
-def open_write(arguments: argparse.Namespace) -> "Write":
+def open_write(arguments: argparse.Namespace, model: Path, threads: int) -> "Write":
     """The model that writes."""
     from trainer.evaluation.tasks.writing import writer
     from trainer.generation.generator import Generator
 
-    return writer(Generator(arguments.model, device_named(arguments.device), arguments.threads))
+    return writer(Generator(model, device_named(arguments.device), threads))
 
 
 def chosen_noisings(names: list[str]) -> "list[Noising]":

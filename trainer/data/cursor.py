@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from shared.identity import IdentityError, differences
+from shared.identity import IdentityError, differences, in_short
 from shared.model_settings import Settings
 from shared.shards.dataset import Dataset
 from trainer.data.mixture import Mixture
@@ -42,5 +42,5 @@ def check_cursor(cursor: Cursor, dataset: Dataset | Mixture) -> None:
     lines = differences(cursor.fingerprints, dataset.fingerprints)
     if lines:
         raise IdentityError(
-            f"{dataset.where} is not the data that this run began with: fingerprint of {'; '.join(lines)}"
+            f"{dataset.where} is not the data that this run began with: fingerprint of {in_short(lines)}"
         )

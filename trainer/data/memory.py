@@ -1,6 +1,6 @@
 """Whole documents in memory, to be packed as those of a dataset are."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from shared.patching import PatchingSettings
 from shared.shards.columns import BatchColumns, Ragged, RaggedSpans
+from shared.shards.content import ContentHash
 from shared.shards.dataset import Dataset, DatasetIndex
 from shared.shards.document import Row
 from shared.shards.manifest import TOKENIZER_FOLDER, DatasetIdentity, Manifest, ShardEntry, SubsetTotals
@@ -26,9 +27,16 @@ class MemoryDataset:
         patching: PatchingSettings,
         specials: tuple[str, ...] = (),
         tokenizer: Path = Path(TOKENIZER_FOLDER),
+        where: str = NAME,
+        content: str = "",
     ) -> None:
-        """Rows are whole documents; they have patch lengths if ``patching`` makes any; of rule bpe by ``tokenizer``."""
-        self.tokenizer = tokenizer
+        """Rows are whole documents; they have patch lengths if ``patching`` makes any; of rule bpe by ``tokenizer``.
+
+        Args:
+            where: they come from, for messages and figures.
+            content: their content hash, where they are compared with other documents (`content_of`).
+        """
+        self.tokenizer, self.where = tokenizer, where
         self._rows = rows
         self.subset_names = tuple(sorted({row.subset for row in rows}))
         self.index = _index(rows, self.subset_names)
@@ -41,19 +49,36 @@ class MemoryDataset:
             source="",
             specials=specials,
         )
-        self.manifest = Manifest(identity=identity, shards=[_entry(self.index, self.subset_names)])
+        self.manifest = Manifest(identity=identity, shards=[_entry(self.index, self.subset_names, content)])
         self._columns = _columns(rows, patching.patched)
 
     @property
-    def where(self) -> str:
-        return NAME
+    def fingerprint(self) -> str:
+        """Of the manifest."""
+        return self.manifest.fingerprint
+
+    def rows(self, entropies: bool = False) -> Iterator[Row]:
+        """The documents in order."""
+        return iter(self._rows)
 
     def batch(self, shard: int, batch: int) -> BatchColumns:
         """The one record batch."""
         return self._columns
 
     def shard_path(self, shard: int) -> str:
-        return NAME
+        return self.where
+
+
+def content_of(rows: Iterable[Row]) -> str:
+    """The content hash of whole documents, as the manifest of a dataset of them has it."""
+    content = ContentHash()
+    for row in rows:
+        content.add(row, last=True)
+    return content.hexdigest()
+
+
+Documents = Dataset | MemoryDataset
+"""Whole documents, on disk or in memory."""
 
 
 def _index(rows: Sequence[Row], subset_names: Sequence[str]) -> DatasetIndex:
@@ -81,7 +106,7 @@ def _index(rows: Sequence[Row], subset_names: Sequence[str]) -> DatasetIndex:
     )
 
 
-def _entry(index: DatasetIndex, subset_names: Sequence[str]) -> ShardEntry:
+def _entry(index: DatasetIndex, subset_names: Sequence[str], content: str) -> ShardEntry:
     """The shard's figures; it is no file, so that there is nothing to verify."""
     totals = {}
     for code, name in enumerate(subset_names):
@@ -99,10 +124,10 @@ def _entry(index: DatasetIndex, subset_names: Sequence[str]) -> ShardEntry:
     return ShardEntry(
         name=NAME,
         bytes_on_disk=0,
-        sha256="",
+        sha256=content,
         index_sha256="",
         sidecar_sha256=None,
-        content_hash="",
+        content_hash=content,
         subsets=totals,
         patch_length_histogram=[],
         entropy_histogram=[],
@@ -143,7 +168,7 @@ def _spans(spans: Sequence[Spans | None]) -> RaggedSpans | None:
     return RaggedSpans(present, bounds, together)
 
 
-def whole_documents(dataset: Dataset, entropies: bool = False) -> Iterator[Row]:
+def whole_documents(dataset: Documents, entropies: bool = False) -> Iterator[Row]:
     """The documents of a dataset in order, each as one row however many it was stored in; without patches.
 
     With ``entropies``: those of its sidecar, float32 nats, one for each input. Raises DatasetError.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.identity import IdentityError, differences, digest
+from shared.identity import IdentityError, differences, digest, in_short
 from shared.patching.settings import PatchingSettings
 from shared.shards.manifest import DatasetIdentity, Manifest, load_manifest
 from shared.storage import below
@@ -33,16 +33,18 @@ def load_manifests(data: DataSettings, split: str) -> dict[str, Manifest]:
 def together(manifests: Mapping[str, Manifest], folders: Mapping[str, Path | str]) -> Manifest:
     """Several manifests as that of one dataset: shards one after the other, shards and subsets with names before them.
 
-    A single one is returned as it is. Raises IdentityError, naming two folders, where they do not agree in patches.
+    One without a name is returned as it is. Raises IdentityError, naming two folders, where they do not agree in
+    patches.
     """
-    if len(manifests) == 1:
-        return next(iter(manifests.values()))
+    if "" in manifests:
+        (alone,) = manifests.values()
+        return alone
     (first, one), *others = manifests.items()
     for name, other in others:
         lines = differences(_of_patches(one.identity), _of_patches(other.identity))
         if lines:
             raise IdentityError(
-                f"{folders[first]} and {folders[name]} cannot be mixed, their patches differ: {'; '.join(lines)}"
+                f"{folders[first]} and {folders[name]} cannot be mixed, their patches differ: {in_short(lines)}"
             )
     specials = _specials(manifests, folders)
     thetas = {

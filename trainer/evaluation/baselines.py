@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from shared.model_identity import PATCHER_FOLDER
-from shared.shards.dataset import Dataset
 from shared.vocabulary import BOS, OFFSET, VOCABULARY_SIZE, without_named
+from trainer.data.memory import Documents
 from trainer.evaluation.compression import learnt_texts, stream_size
 from trainer.evaluation.folder import score_folder
 from trainer.evaluation.scores import Column, total_of
@@ -25,7 +25,7 @@ TARGETS = VOCABULARY_SIZE - OFFSET + 1
 """Ids that can be a target: every byte, and EOS."""
 
 
-def token_chunks(dataset: Dataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def token_chunks(dataset: Documents) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """All documents one after the other: contexts and targets int16 [3, N], and the subset of each int32 [N].
 
     Rows of the first array: the token two before, the token before, the target. Before a document there is BOS only.
@@ -66,7 +66,7 @@ class Order2Model:
     tokens were seen after h; below order 0 all targets are equally likely.
     """
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Documents) -> None:
         """Count a dataset: 140 MB of counts, whatever its size."""
         shape = (VOCABULARY_SIZE,) * 3
         self._counts = np.zeros(math.prod(shape), np.int64)
@@ -91,7 +91,7 @@ class Order2Model:
             p = np.where(kinds > 0, mixed, p)  # nothing was seen after this history: the shorter one alone
         return p
 
-    def baseline(self, dataset: Dataset) -> Column:
+    def baseline(self, dataset: Documents) -> Column:
         """Bits per byte on a dataset."""
         nats = np.zeros(len(dataset.subset_names))
         for contexts, subset in token_chunks(dataset):
@@ -102,7 +102,7 @@ class Order2Model:
 
 
 def patcher_baseline(
-    folder: Path, dataset: Dataset, tokens: int, device: torch.device, dtype: Literal["float32", "bfloat16"]
+    folder: Path, dataset: Documents, tokens: int, device: torch.device, dtype: Literal["float32", "bfloat16"]
 ) -> list[Column]:
     """The entropy model that a model folder carries, on the same text; nothing if it carries none."""
     if not (folder / PATCHER_FOLDER).is_dir():
@@ -112,7 +112,7 @@ def patcher_baseline(
     return [Column("entropy model", total_of(scores).bits_per_byte, by_subset)]
 
 
-def xz_baseline(dataset: Dataset) -> Column:
+def xz_baseline(dataset: Documents) -> Column:
     """All that is learnt of the texts, one after the other in one `xz -9` stream; bits a byte of it."""
     text = dataset.manifest.totals.learnt_bytes
     size = stream_size("xz -9", learnt_texts(dataset), text)

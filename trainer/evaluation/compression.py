@@ -12,9 +12,8 @@ from typing import Any, Literal, get_args
 
 import zstandard
 
-from shared.shards.dataset import Dataset
 from shared.vocabulary import token_bytes
-from trainer.data.memory import whole_documents
+from trainer.data.memory import Documents, whole_documents
 
 Compressor = Literal["gzip -9", "zstd -19", "xz -9"]
 COMPRESSORS: tuple[Compressor, ...] = get_args(Compressor)
@@ -32,13 +31,13 @@ class Compression:
     """Each document in a stream of its own, headers included."""
 
 
-def learnt_texts(dataset: Dataset) -> Iterator[bytes]:
+def learnt_texts(dataset: Documents) -> Iterator[bytes]:
     """What is learnt of each document: its text, or what its spans leave of it. Raises DatasetError."""
     for row in whole_documents(dataset):
         yield token_bytes(row.tokens(False)[row.learnt(False)]) if row.spans else row.text
 
 
-def compress(dataset: Dataset) -> list[Compression]:
+def compress(dataset: Documents) -> list[Compression]:
     """All compressors on a dataset; it is read twice for each. Raises DatasetError."""
     bits_per_byte = 8 / max(dataset.manifest.totals.learnt_bytes, 1)
     return [

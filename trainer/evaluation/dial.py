@@ -32,6 +32,7 @@ from trainer.evaluation.patcher import TOGETHER, open_scorer, stretches_of
 from trainer.evaluation.scores import total_of
 from trainer.identity import IDENTITY_NAME, ModelIdentity, check_specials, load_identity
 from trainer.laboratory.dial import Dial, DialPoint
+from trainer.thresholds import patching_for
 
 FACTORS = (2.0, 1.5, 1.25, 1.0, 0.8, 0.65, 0.5)
 """Wanted starts of patches, in proportion to those of the trained threshold, where no thresholds are named."""
@@ -47,12 +48,15 @@ class Dialled:
         device: torch.device | str = "cpu",
         dtype: Literal["float32", "bfloat16"] = "float32",
         tokens: int = 16384,
+        name: str | None = None,
     ) -> None:
-        """Raises ConfigError for a model without a threshold, IdentityError, ModelFileError, DatasetError."""
+        """``name``: of the dataset in the model's recipe, of which this one has the subsets (`patching_for`).
+
+        Raises ConfigError for a model without a threshold, IdentityError, ModelFileError, DatasetError."""
         self._folder, self._dataset, self._device, self._tokens = folder, dataset, torch.device(device), tokens
         self._settings = load_settings(folder)
         identity = load_identity(folder / IDENTITY_NAME, ModelIdentity)
-        self.patching = identity.patching
+        self.patching = patching_for(identity, dataset, name)
         if not self.patching.needs_entropy:
             raise ConfigError(f"{folder} learnt on patches of rule {self.patching.rule!r}, which has no threshold")
         if self._settings.reads == "patches":

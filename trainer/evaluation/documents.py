@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from shared.shards.dataset import Dataset
+from trainer.data.memory import Documents
 from trainer.data.packs import Pack
 from trainer.data.validation import ValidationPacks
 from trainer.evaluation.scores import SubsetScore, evaluate_sums, scores
@@ -79,7 +79,7 @@ def _document_of(pack: Pack) -> np.ndarray:
     return pack.document
 
 
-def document_ids(dataset: Dataset) -> Iterator[str]:
+def document_ids(dataset: Documents) -> Iterator[str]:
     """The id of each document, in the dataset's order. Raises DatasetError."""
     index = dataset.index
     for start in index.batch_starts[:-1].tolist():

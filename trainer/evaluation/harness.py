@@ -63,7 +63,10 @@ class Harness:
         subset: str | None = None,
         threads: int | None = None,
     ) -> None:
-        """``tokens`` of a pack, into which a text fits whole; ``together``: prompts that are completed at once."""
+        """``tokens`` of a pack, into which a text fits whole; ``together``: prompts that are completed at once.
+
+        Raises IdentityError, ConfigError for a subset that the model does not know.
+        """
         super().__init__()
         self._folder, self._on, self._dtype, self._tokens = folder, device, dtype, tokens
         self._together, self._subset, self._threads = together, subset, threads

@@ -11,7 +11,7 @@ import torch
 from shared.identity import IdentityError
 from shared.model_files import load_model
 from shared.model_identity import PATCHER_FOLDER, load_settings
-from shared.shards.dataset import Dataset
+from trainer.data.memory import Documents
 from trainer.evaluation.cost import forward_flops_by_subset
 from trainer.evaluation.documents import DocumentScores, document_ids, evaluate
 from trainer.evaluation.folder import packs_for
@@ -26,7 +26,7 @@ class Measured:
 
     name: str
     """Of the model, for headings."""
-    dataset: Dataset
+    dataset: Documents
     documents: DocumentScores
     flops: dict[str, int]
     """Of a forward pass."""
@@ -110,17 +110,20 @@ class Measured:
 
 def measure(
     folder: Path,
-    dataset: Dataset,
+    dataset: Documents,
     tokens: int,
     device: torch.device,
     dtype: Literal["float32", "bfloat16"],
     heard: Callable[[float], object] = lambda share: None,
+    name: str | None = None,
 ) -> Measured:
     """Score the model in a folder on a dataset, in packs of so many tokens. ``heard`` learns the share that is done.
 
+    ``name``: of the dataset in the model's recipe whose thresholds these subsets have (`patching_for`).
+
     Raises ModelFileError, IdentityError when the model learnt on other patches than the dataset's, ConfigError.
     """
-    packs = packs_for(folder, dataset, tokens)
+    packs = packs_for(folder, dataset, tokens, name)
     found = evaluate(load_model(folder, device, dtype), packs, device, lambda done: heard(done / len(packs)))
     patcher, rule = folder / PATCHER_FOLDER, dataset.manifest.identity.patching
     paid = rule.needs_entropy and patcher.is_dir()
@@ -140,11 +143,11 @@ def model_name(folder: Path) -> str:
     return "/".join(run.parts[-2:])
 
 
-def check_same_documents(one: Dataset, other: Dataset) -> None:
+def check_same_documents(one: Documents, other: Documents) -> None:
     """Raise IdentityError unless two datasets hold the same texts in the same subsets, however cut and ordered."""
     if one.manifest.content != other.manifest.content:
         raise IdentityError(
-            f"{other.folder} holds other documents than {one.folder}: bits per byte of two models can be compared on "
+            f"{other.where} holds other documents than {one.where}: bits per byte of two models can be compared on "
             "the same texts only"
         )
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shared.config import ConfigError
 from shared.entropy_model import EntropyModel
 from shared.identity import IdentityError
 from shared.model_files import load_model
 from shared.model_identity import PATCHER_FOLDER, TOKENIZER_FOLDER, model_sha256
+from shared.patching import PatchingSettings
 from shared.patching.lengths import patch_lengths_together
 from shared.scoring import Scorer
 from shared.subwords.encoder import SubwordEncoder
@@ -26,13 +26,17 @@ TOGETHER = 2**20
 class Patcher:
     """Finds patches in memory as the pipeline finds those that it stores (law 2)."""
 
-    def __init__(self, folder: Path, identity: ModelIdentity, device: torch.device) -> None:
+    def __init__(
+        self, folder: Path, identity: ModelIdentity, device: torch.device, patching: PatchingSettings | None = None
+    ) -> None:
         """``folder``: of the model, which carries its entropy model or its tokenizer where its rule needs one.
+
+        ``patching``: the model's rule with its thresholds under other names of subsets (`patching_for`).
 
         Entropies are those of the dataset within one numerics class (device, threads, dtype, stream length).
         Raises ModelFileError, IdentityError.
         """
-        self.patching = identity.patching
+        self.patching = patching or identity.patching
         self._scorer = open_scorer(folder, identity, device) if self.patching.needs_entropy else None
         self._encoder = None
         if self.patching.tokenizer is not None:
@@ -47,9 +51,9 @@ class Patcher:
     ) -> Iterator[np.ndarray | None]:
         """uint16 [P] for each document int16 [n + 2] of tokens, in order; None where the rule makes no patches.
 
-        ``subsets``: whose threshold each document is cut by. ``begins``: of each text a byte before which a token of
-        rule bpe must end, so that what follows is predicted as such. Raises ConfigError where thresholds differ by
-        subset and none is named.
+        ``subsets``: whose threshold each document is cut by; the default one without a name, and for a subset that has
+        none of its own. ``begins``: of each text a byte before which a token of rule bpe must end, so that what follows
+        is predicted as such.
         """
         if not self.patching.patched:
             yield from (None for _ in documents)
@@ -75,11 +79,8 @@ class Patcher:
         """Nats, of each document; None where they share one."""
         if not self.patching.thetas:
             return None
-        if subsets is None:
-            known = ", ".join(sorted(self.patching.thetas))
-            raise ConfigError(f"thresholds differ by subset: say which of {known} the texts belong to")
         assert self.patching.theta is not None, "thresholds by subset stand beside a default one"
-        return [self.patching.thetas.get(name, self.patching.theta) for name in subsets]
+        return [self.patching.thetas.get(name, self.patching.theta) for name in subsets or [""] * count]
 
 
 def open_scorer(folder: Path, identity: ModelIdentity, device: torch.device) -> Scorer:

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shared.config import ConfigError
-from shared.shards.dataset import Dataset
-from trainer.data.memory import whole_documents
+from trainer.data.memory import Documents, whole_documents
 from trainer.evaluation.characters import character_start
 from trainer.evaluation.noise import Noise, noised
 from trainer.evaluation.texts import TextScorer
@@ -38,7 +37,10 @@ PLACES = ("text", "prompt", "completion", "both")
 
 
 def robustness(
-    scorer: TextScorer, dataset: Dataset, noises: Sequence[Noise], heard: Callable[[float], object] = lambda share: None
+    scorer: TextScorer,
+    dataset: Documents,
+    noises: Sequence[Noise],
+    heard: Callable[[float], object] = lambda share: None,
 ) -> list[Robustness]:
     """Clean documents, then each noise on all of a dataset's. ``heard`` learns the share that is done.
 
@@ -79,7 +81,7 @@ def robustness(
     return found
 
 
-def check_plain(dataset: Dataset) -> None:
+def check_plain(dataset: Documents) -> None:
     """Raise ConfigError for documents with special ids."""
     if specials := dataset.manifest.identity.specials:
         raise ConfigError(f"{dataset.where} has the special ids {', '.join(specials)}; noise is for plain text")

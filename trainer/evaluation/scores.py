@@ -120,6 +120,7 @@ def table(scores: Mapping[str, SubsetScore], columns: Sequence[Column] = ()) -> 
     lines = [
         _cells(name, score, [_shown(column.by_subset.get(name), column.digits) for column in columns])
         for name, score in scores.items()
+        if name  # texts that belong to no subset are the total
     ]
     lines.append(_cells("total", total_of(scores), [_shown(column.total, column.digits) for column in columns]))
     widths = [max(len(line[column]) for line in [heads, *lines]) for column in range(len(heads))]

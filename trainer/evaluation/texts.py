@@ -15,12 +15,12 @@ from shared.model_identity import TOKENIZER_FOLDER, load_settings
 from shared.patching import PatchingSettings
 from shared.shards.document import Row
 from shared.shards.spans import Spans, spans_of
-from shared.tile_sizes import BAND
 from shared.vocabulary import document_tokens
 from trainer.data.limits import pack_limits
 from trainer.data.memory import MemoryDataset
 from trainer.data.validation import ValidationPacks
 from trainer.evaluation.documents import DocumentScores, evaluate
+from trainer.evaluation.folder import pack_of
 from trainer.evaluation.patcher import Patcher
 from trainer.identity import IDENTITY_NAME, ModelIdentity, load_identity
 
@@ -34,13 +34,15 @@ class TextScorer:
         device: torch.device | str = "cpu",
         dtype: Literal["float32", "bfloat16"] = "float32",
         tokens: int = 16384,
+        patching: PatchingSettings | None = None,
     ) -> None:
-        """``tokens`` of a pack; a longer text is cut on a patch boundary. Raises ModelFileError, IdentityError."""
+        """``tokens`` of a pack; a longer text is cut on a patch boundary. ``patching``: the model's rule with its
+        thresholds under other names of subsets. Raises ModelFileError, IdentityError."""
         self.folder, self.device, self._tokens = folder, torch.device(device), tokens
         self.model = load_model(folder, self.device, dtype)
         self._patcher = None
         if load_settings(folder).reads != "bytes":
-            self._patcher = Patcher(folder, load_identity(folder / IDENTITY_NAME, ModelIdentity), self.device)
+            self._patcher = Patcher(folder, load_identity(folder / IDENTITY_NAME, ModelIdentity), self.device, patching)
 
     def score(
         self,
@@ -85,12 +87,8 @@ class TextScorer:
             for number, (text, own) in enumerate(zip(texts, lengths))
         ]
         dataset = MemoryDataset(rows, patching, tokenizer=self.folder / TOKENIZER_FOLDER)
-        limits = pack_limits(dataset.manifest, self._pack_of(sum(map(len, documents)), patching))
+        limits = pack_limits(dataset.manifest, pack_of(sum(map(len, documents)), patching, self._tokens))
         return ValidationPacks(dataset, limits)
-
-    def _pack_of(self, tokens: int, patching: PatchingSettings) -> int:
-        """Tokens of a pack for texts of so many together: a few short ones are not padded to a long pack."""
-        return min(self._tokens, max(-(-tokens // BAND) * BAND, patching.max_length + 2))
 
 
 def counted_spans(size: int, begin: int, end: bool) -> Spans | None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shared.config import ConfigError
-from shared.shards.dataset import Dataset
-from trainer.data.memory import whole_documents
+from shared.patching.settings import PatchingSettings
+from trainer.data.memory import Documents, whole_documents
 from trainer.evaluation.characters import character_start, damage
 from trainer.generation.sampling import SamplingSettings
 from trainer.generation.settings import GenerateSettings
@@ -49,7 +49,7 @@ class Prompt:
     subset: str
 
 
-def prompts_from(dataset: Dataset, count: int, seed: int = 0) -> list[Prompt]:
+def prompts_from(dataset: Documents, count: int, seed: int = 0) -> list[Prompt]:
     """So many beginnings of documents, of 1 to LONGEST_PROMPT bytes, each cut where a character begins.
 
     Documents are drawn in a random order, again and again if they are fewer; those that do not begin with UTF-8 are
@@ -80,19 +80,25 @@ def character_end(text: bytes) -> int:
 
 
 def validity(
-    generator: "Generator", prompts: Sequence[Prompt], length: int, heard: Callable[[int], object] = lambda done: None
+    generator: "Generator",
+    prompts: Sequence[Prompt],
+    length: int,
+    heard: Callable[[int], object] = lambda done: None,
+    patching: PatchingSettings | None = None,
 ) -> Validity:
     """Write at most ``length`` bytes after each prompt, drawn from the model's own probabilities, and judge them.
 
-    ``heard`` learns how many samples are done. Raises ConfigError for a model that does not write.
+    ``heard`` learns how many samples are done. ``patching``: the model's rule with its thresholds under the names that
+    the prompts' subsets have (`patching_for`). Raises ConfigError for a model that does not write.
     """
     found = Validity()
-    by_subset = bool(generator.identity.patching.thetas)
+    rule = patching or generator.identity.patching
+    by_subset = bool(rule.thetas)
     for number, batch in enumerate(_batches(prompts, by_subset)):
         settings = GenerateSettings(
             length=length,
             sampling=SamplingSettings(temperature=1.0, seed=number),
-            subset=batch[0].subset if by_subset else None,
+            theta=rule.for_subset(batch[0].subset).theta if by_subset else None,
         )
         texts = [bytearray() for _ in batch]
         for row, piece in generator.write_batch([prompt.text for prompt in batch], settings):

@@ -18,13 +18,13 @@ from shared.identity import IdentityError
 from shared.incremental import LONGEST_ADVANCE, GrowingDocuments
 from shared.model_files import load_model
 from shared.model_identity import PATCHER_FOLDER, model_sha256
-from shared.patching import PatchingSettings
 from shared.vocabulary import EOS, is_special
 from trainer.generation.chat import end_of_turn
 from trainer.generation.piece import Ending, Piece, Statistics
 from trainer.generation.row import Row
 from trainer.generation.settings import GenerateSettings
 from trainer.identity import IDENTITY_NAME, ModelIdentity, load_identity
+from trainer.thresholds import one_threshold
 
 
 class Generator:
@@ -80,7 +80,7 @@ class Generator:
 
         A prompt that is a chat so far is answered: its row ends with the turn.
         """
-        rules = choose_patching(self.identity.patching, settings)
+        rules = one_threshold(self.identity.patching, settings.subset, settings.theta)
         if settings.draft and not isinstance(self.model, Blt):
             raise ConfigError("draft: an entropy model has no global model to run ahead of")
         if settings.draft >= LONGEST_ADVANCE:
@@ -171,20 +171,3 @@ class Generator:
         if count > 0:
             documents.draft(torch.tensor(newest, device=self.device)[:, None], choose, count)
         return drafts
-
-
-def choose_patching(recorded: PatchingSettings, settings: GenerateSettings) -> PatchingSettings:
-    """The recorded rule with the one threshold that this text is patched by.
-
-    Raises ConfigError when subsets have thresholds of their own and none is chosen, or for one that is unknown.
-    """
-    if settings.theta is not None:
-        if not recorded.needs_entropy:
-            raise ConfigError(f"theta: rule {recorded.rule!r} has no threshold")
-        return PatchingSettings.model_validate(
-            recorded.model_dump() | {"theta": settings.theta, "thetas": {}, "grid": False}
-        )
-    if recorded.thetas and settings.subset not in recorded.thetas:
-        known = ", ".join(sorted(recorded.thetas))
-        raise ConfigError(f"thresholds differ by subset: give --theta, or --subset with one of {known}")
-    return recorded.for_subset(settings.subset)

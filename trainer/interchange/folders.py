@@ -30,10 +30,9 @@ from shared.model_settings import BltSettings, EntropyModelSettings
 from shared.patching.settings import LONGEST_PATCH, PatchingSettings
 from shared.shards.manifest import NumericsClass, PatcherIdentity
 from shared.tensor_files import write_tensors
-from trainer.generation.generator import choose_patching
-from trainer.generation.settings import GenerateSettings
 from trainer.identity import IDENTITY_NAME, ModelIdentity, RunNumerics, load_identity, save_identity
 from trainer.observing.progress import Progress, quantity
+from trainer.thresholds import one_threshold
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ def _one_threshold(recorded: PatchingSettings, chosen: ExportSettings) -> Patchi
     """The rule as transformers will follow it."""
     if recorded.thetas and chosen.theta is None and chosen.subset is None:
         check_rule(recorded)
-    patching = choose_patching(recorded, GenerateSettings(length=0, subset=chosen.subset, theta=chosen.theta))
+    patching = one_threshold(recorded, chosen.subset, chosen.theta)
     check_rule(patching)
     return patching
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.config import ConfigError
+from shared.found import what_is
 from shared.json_reader import read_json
 from trainer.identity import IDENTITY_NAME, RESOLVED_NAME
 from trainer.observing.files import MEMORY_NAME, METRICS_NAME, STARTS_NAME, read_lines, values
@@ -75,7 +76,9 @@ def load_history(folder: Path) -> History:
     lines = sorted(read_lines(folder / METRICS_NAME), key=lambda line: line["step"])
     intervals = [line for line in lines if isinstance(line.get("targets"), int)]
     if not intervals:
-        raise ConfigError(f"{folder} is no run with figures: {METRICS_NAME} is missing or empty")
+        found = what_is(folder)
+        why = found if found == "does not exist" else f"is no run with figures: {METRICS_NAME} is missing or empty"
+        raise ConfigError(f"{folder} {why}")
     exceeded = any(_above_one(line.get("utilisation")) for line in intervals)
     if exceeded:
         intervals = [{key: value for key, value in line.items() if key != "utilisation"} for line in intervals]

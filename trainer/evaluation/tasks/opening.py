@@ -9,7 +9,7 @@ import numpy as np
 
 from trainer.errors import TaskError
 from trainer.evaluation.tasks.cute import cute_question, cute_task
-from trainer.evaluation.tasks.questions import Choice, Completion, question_from
+from trainer.evaluation.tasks.questions import Choice, Completion, Normalization, question_from
 from trainer.evaluation.tasks.records import read_records, task_files
 
 BETWEEN = "\n\n"
@@ -22,6 +22,8 @@ class ChoiceTask:
 
     name: str
     questions: tuple[Choice, ...]
+    normalized: Normalization | None = None
+    """Whose way their texts were changed; None: they are as in the file."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +39,21 @@ class CompletionTask:
 Task = ChoiceTask | CompletionTask
 
 
-def open_tasks(paths: Sequence[Path], limit: int | None = None) -> list[Task]:
-    """The task in each file at some paths; the first ``limit`` records of each. Raises TaskError."""
-    tasks = [open_task(path, limit) for path in task_files(paths)]
+def open_tasks(paths: Sequence[Path], limit: int | None = None, normalize: Normalization | None = None) -> list[Task]:
+    """The task in each file at some paths; the first ``limit`` records of each. Raises TaskError.
+
+    ``normalize``: whose way of changing texts is used, which must be in the files.
+    """
+    tasks = [open_task(path, limit, normalize) for path in task_files(paths)]
+    if normalize is not None and not any(isinstance(task, ChoiceTask) and task.normalized for task in tasks):
+        raise TaskError(f"--normalize {normalize} changes nothing here: no file has records with endings")
     for name, times in Counter(task.name for task in tasks).items():
         if times > 1:
             raise TaskError(f"{times} files hold a task {name}; rename them, or put each into a folder of its own")
     return tasks
 
 
-def open_task(path: Path, limit: int | None = None) -> Task:
+def open_task(path: Path, limit: int | None = None, normalize: Normalization | None = None) -> Task:
     """The task in a file. Raises TaskError that names the line."""
     records = read_records(path, limit)
     if not records:
@@ -59,7 +66,7 @@ def open_task(path: Path, limit: int | None = None) -> Task:
     choices: list[Choice] = []
     completions: list[Completion] = []
     for record in records:
-        question = question_from(record)
+        question = question_from(record, normalize)
         if isinstance(question, Choice):
             choices.append(question)
         else:
@@ -67,7 +74,8 @@ def open_task(path: Path, limit: int | None = None) -> Task:
         if choices and completions:
             raise TaskError(f"{record.where}: a file holds questions with choices or without them, not both")
     name = task_name(path)
-    return ChoiceTask(name, tuple(choices)) if choices else CompletionTask(name, tuple(completions))
+    changed = normalize if any("endings" in record.values for record in records) else None
+    return ChoiceTask(name, tuple(choices), changed) if choices else CompletionTask(name, tuple(completions))
 
 
 SPLITS = ("train", "validation", "valid", "val", "dev", "test")

@@ -3,14 +3,17 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from trainer.errors import TaskError
 from trainer.evaluation.tasks.records import Record
 
+Normalization = Literal["hellaswag"]
+"""Whose way of changing texts before they are scored; none by default."""
+NORMALIZATIONS: tuple[Normalization, ...] = get_args(Normalization)
 FIELDS = """a multiple-choice record has one of
   context or prompt or question, choices (a list), answer (a number from 0, a letter, or the choice itself)
-  ctx, endings, label (HellaSwag)
+  ctx (or ctx_a and ctx_b), endings, label (HellaSwag)
   question or question_stem, choices {text, label}, answerKey (ARC, OpenBookQA)
   goal, sol1, sol2, label (PIQA)
 and a text to complete has prompt or question, and answer or answers (a list)"""
@@ -53,11 +56,17 @@ def separator(context: str, continuation: str) -> str:
     return "" if not context or context[-1].isspace() or continuation[:1].isspace() else " "
 
 
-def question_from(record: Record) -> Choice | Completion:
-    """What a record asks. Raises TaskError that names the record and what it lacks."""
+def question_from(record: Record, normalize: Normalization | None = None) -> Choice | Completion:
+    """What a record asks, its texts as they are in the file; with ``normalize`` those of HellaSwag's records changed.
+
+    Raises TaskError that names the record and what it lacks.
+    """
     values = record.values
     if "endings" in values:
-        question: Choice | Completion = Choice(_hellaswag(record), *_answered(record, "endings", "label"))
+        endings, answer = _answered(record, "endings", "label")
+        if normalize == "hellaswag":
+            endings = tuple(map(_without_markup, endings))
+        question: Choice | Completion = Choice(_continued(record, normalize), endings, answer)
     elif "sol1" in values:
         pair = (record.text("sol1") or "", record.text("sol2") or "")
         question = Choice(_asked(record, "goal"), pair, _index(record, "label", pair))
@@ -102,8 +111,6 @@ def _answers(record: Record) -> tuple[str, ...]:
 
 def _answered(record: Record, choices_key: str, answer_key: str) -> tuple[tuple[str, ...], int]:
     choices = record.texts(choices_key) or ()
-    if choices_key == "endings":
-        choices = tuple(map(_without_markup, choices))
     return choices, _index(record, answer_key, choices)
 
 
@@ -125,16 +132,19 @@ def _index(record: Record, key: str, choices: Sequence[str]) -> int:
     return answer
 
 
-def _hellaswag(record: Record) -> str:
-    """The activity and the two parts of the context, as the language model evaluation harness puts them together."""
-    first, second = record.text("ctx_a"), record.text("ctx_b")
-    text = record.text("ctx") if first is None else f"{first} {(second or '').capitalize()}"
-    if text is None:
+def _continued(record: Record, normalize: Normalization | None) -> str:
+    """What endings follow: the context as it is in the file, or as the language model evaluation harness makes it of
+    the activity and the two parts of the context."""
+    whole, first, second = record.text("ctx"), record.text("ctx_a"), record.text("ctx_b") or ""
+    if whole is None and first is None:
         raise TaskError(f"{record.where} has endings but no ctx; {FIELDS}")
+    if normalize is None:
+        return joined(first or "", second) if whole is None else whole
+    text = whole if first is None else f"{first} {second.capitalize()}"
     activity = record.text("activity_label")
-    return _without_markup(text if activity is None else f"{activity}: {text}")
+    return _without_markup(text or "" if activity is None else f"{activity}: {text}")
 
 
 def _without_markup(text: str) -> str:
-    """HellaSwag's texts from WikiHow hold marks such as [title] and [step]."""
+    """HellaSwag's texts from WikiHow hold marks such as [title] and [step]; double spaces become one."""
     return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ").strip()

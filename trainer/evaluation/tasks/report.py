@@ -124,7 +124,8 @@ def columns(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _choice_cells(result: ChoiceResult) -> list[str]:
     whole, per_byte = _accuracies(result.clean)
     shares = [f"{whole.share:.1%}", _interval(whole), f"{per_byte.share:.1%}", _interval(per_byte)]
-    return [result.task.name, f"{whole.examples:,}", *shares, f"{result.chance:.1%}"]
+    name = result.task.name + (f" (normalized: {result.task.normalized})" if result.task.normalized else "")
+    return [name, f"{whole.examples:,}", *shares, f"{result.chance:.1%}"]
 
 
 def _written_cells(result: WrittenResult, contains: bool) -> list[str]:
@@ -163,6 +164,7 @@ def _choice_figures(result: ChoiceResult) -> dict[str, Any]:
     return {
         "task": result.task.name,
         "kind": "multiple choice",
+        "normalized": result.task.normalized,
         "questions": len(result.clean),
         **_shares(result.clean),
         "chance": result.chance,

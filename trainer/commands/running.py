@@ -1,0 +1,123 @@
+"""What all commands that run a model have in common: which model, on which device, with how many threads."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from shared.config import ConfigError
+from shared.cores import usable_cores
+from shared.found import model_folder_at
+from shared.model_identity import WEIGHTS_FILE, load_settings
+from trainer.identity import IDENTITY_NAME, ModelIdentity, load_identity
+
+MODEL_HELP = "model folder, run or checkpoint"
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The model, as `opened_model` takes it."""
+    parser.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
+
+
+def add_running(parser: "argparse.ArgumentParser | argparse._ArgumentGroup") -> None:
+    """--device and --threads."""
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is one (the default)"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="of the processor (default: as many as the model was trained with, at most as many as there are cores)",
+    )
+
+
+def add_subset(parser: "argparse.ArgumentParser | argparse._ArgumentGroup") -> None:
+    """--subset."""
+    parser.add_argument(
+        "--subset",
+        metavar="NAME",
+        help="whose patching threshold to use, where subsets have their own (default: the default threshold)",
+    )
+
+
+def add_as(parser: "argparse.ArgumentParser | argparse._ArgumentGroup") -> None:
+    """--as."""
+    parser.add_argument(
+        "--as",
+        dest="as_name",
+        metavar="NAME",
+        help="whose thresholds to use, of a model trained on several: the dataset of this name in its recipe (default: "
+        "the one that it is, or that it was cut as)",
+    )
+
+
+@contextmanager
+def opened_model(path: Path) -> Iterator[Path]:
+    """The model folder that a model folder, a run or a checkpoint stands for. Raises what `model_at` raises."""
+    inside = model_folder_at(path)
+    if (inside / WEIGHTS_FILE).is_file():  # the usual case needs neither torch nor the run's data
+        load_settings(inside)
+        yield inside
+        return
+    from trainer.checkpoints.model import model_at
+
+    with model_at(path) as folder:
+        load_settings(folder)
+        yield folder
+
+
+def check_running(arguments: argparse.Namespace) -> None:
+    """Raise ConfigError for a number of threads below 1."""
+    if arguments.threads is not None and arguments.threads < 1:
+        raise ConfigError(f"--threads: {arguments.threads} is too small")
+
+
+def device_named(name: str) -> str:
+    """cpu or cuda. Raises ConfigError when cuda is asked for and there is none."""
+    if name == "cpu":
+        return name
+    import torch
+
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ConfigError("--device: torch sees no CUDA device; use cpu or auto")
+    return "cuda" if available else "cpu"
+
+
+def threads_for(model: Path, wanted: int | None) -> int:
+    """Threads of the processor: as wanted, else those of the training run, at most as many as there are cores.
+
+    Sums depend on them in the last bits, so the default is the model's and not the machine's; the model folder of an
+    entropy model alone does not say, and gets one.
+    """
+    if wanted is not None:
+        return wanted
+    if not (model / IDENTITY_NAME).exists():
+        return 1
+    return min(load_identity(model / IDENTITY_NAME, ModelIdentity).numerics.threads, usable_cores())
+
+
+def set_threads(model: Path, wanted: int | None) -> int:
+    """Have torch use them; returns how many."""
+    import torch
+
+    threads = threads_for(model, wanted)
+    torch.set_num_threads(threads)
+    return threads
+
+
+def say_default_threshold(model: Path, subset: str | None, theta: float | None = None) -> None:
+    """A line on standard error where thresholds differ by subset and none was chosen.
+
+    Raises ConfigError for a subset without a threshold of its own.
+    """
+    from trainer.thresholds import default_note, one_threshold
+
+    if not (model / IDENTITY_NAME).exists():
+        return
+    recorded = load_identity(model / IDENTITY_NAME, ModelIdentity).patching
+    one_threshold(recorded, subset, theta)
+    if subset is None and theta is None and (note := default_note(recorded)):
+        print(note, file=sys.stderr)

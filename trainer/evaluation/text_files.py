@@ -1,0 +1,83 @@
+"""Files of plain text as documents to score: a file is one document, a record of jsonl, Parquet or Arrow is one."""
+
+import sys
+from pathlib import Path
+
+from shared.config import ConfigError
+from shared.identity import in_short
+from shared.shards.document import Row
+from shared.terminal import one_line
+from trainer.errors import TaskError
+from trainer.evaluation.tasks.records import SUFFIXES, Record, read_records
+
+STDIN = Path("-")
+TEXT_KEY = "text"
+MOST_BYTES = 2**28
+"""Of text that is scored from memory, which takes about ten times as much."""
+PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"PK\x03\x04": "a zip archive",
+    b"PAR1": "Parquet",
+    b"ARROW1": "Arrow",
+    b"%PDF": "PDF",
+}
+"""Beginnings of files that hold no text as it is."""
+
+
+def is_text(path: Path) -> bool:
+    """Whether a path names a file to read, a FIFO or standard input, and not a dataset."""
+    return path == STDIN or (path.exists() and not path.is_dir())
+
+
+def read_texts(path: Path, subset: str = "", most: int = MOST_BYTES) -> list[Row]:
+    """The documents of a file, in order, all of one subset. Raises ConfigError, TaskError that names the line, OSError.
+
+    A file that ends in .jsonl, .parquet or .arrow has a document in the field `text` of each record; any other, and
+    standard input, is one document, whatever its bytes.
+    """
+    name = str(path)
+    if path != STDIN and path.suffix in SUFFIXES:
+        if path.is_file() and path.stat().st_size > most:
+            raise ConfigError(_too_large(name, most))
+        texts = [(str(number), record_text(record)) for number, record in enumerate(read_records(path))]
+    else:
+        texts = [(name, _read_whole(path, most))]
+    if sum(len(text) for _, text in texts) > most:
+        raise ConfigError(_too_large(name, most))
+    if not texts:
+        raise ConfigError(f"{one_line(name)} holds no document")
+    return [Row(id=id, subset=subset, text=text) for id, text in texts]
+
+
+def record_text(record: Record) -> bytes:
+    """The text of a record. Raises TaskError."""
+    text = record.text(TEXT_KEY)
+    if text is None:
+        raise TaskError(f"{record.where} has no field {TEXT_KEY}, only {in_short(sorted(record.values), ', ')}")
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _read_whole(path: Path, most: int) -> bytes:
+    if path == STDIN:
+        text = sys.stdin.buffer.read(most + 1)
+    else:
+        with path.open("rb") as file:
+            text = file.read(most + 1)
+    if len(text) > most:
+        raise ConfigError(_too_large(str(path), most))
+    for beginning, kind in PACKED.items():
+        if text.startswith(beginning):
+            raise ConfigError(
+                f"{path} is {kind}, not text: unpack it, or make a dataset of it with `python -m pipeline preprocess`"
+            )
+    return text
+
+
+def _too_large(name: str, most: int) -> str:
+    return (
+        f"{name} has more than {most:,} bytes, which is all that is scored from memory: make a dataset of it with "
+        "`python -m pipeline preprocess`"
+    )
