@@ -10,6 +10,8 @@ from trainer.identity import IDENTITY_NAME, RunIdentity, load_identity
 
 LOCK_NAME = ".lock"
 FLIGHT_RECORDER_NAME = "flight-recorder"
+FROM_LABORATORY = frozenset({"recipe.toml", "log.txt"})
+"""What `compare` and `scaling` put beside a run before it begins; no run writes files of these names."""
 _BEFORE_IDENTITY = re.compile(rf"{re.escape(IDENTITY_NAME)}\.[0-9a-f]{{8}}\.tmp")
 """What a run that was killed at once may have left beside its lock."""
 _OWNER = re.compile(r"(process \d+ on \S+\n)?")
@@ -32,7 +34,8 @@ def check_run_folder(out: Path) -> None:
         except IdentityError as error:
             raise ConfigError(f"run.out {out} is not the folder of a run ({error}); choose another") from None
         return
-    foreign = sorted(name for name in names - {LOCK_NAME, FLIGHT_RECORDER_NAME} if not _BEFORE_IDENTITY.fullmatch(name))
+    known = {LOCK_NAME, FLIGHT_RECORDER_NAME, *FROM_LABORATORY}
+    foreign = sorted(name for name in names - known if not _BEFORE_IDENTITY.fullmatch(name))
     if LOCK_NAME in names and not _is_lock(out / LOCK_NAME):
         foreign.insert(0, LOCK_NAME)
     if foreign:

@@ -65,6 +65,12 @@ def test_what_a_run_that_was_killed_at_once_has_left_is_its_own(tmp_path: Path) 
     check_run_folder(tmp_path)
 
 
+def test_a_laboratory_puts_recipe_and_log_into_the_folder_of_a_run_before_it_begins(tmp_path: Path) -> None:
+    for name in ("recipe.toml", "log.txt"):
+        (tmp_path / name).write_text("")
+    check_run_folder(tmp_path)
+
+
 def test_an_empty_text_is_not_the_current_folder(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from shared.config import ConfigError
 from trainer.errors import TrainingError
 from trainer.laboratory.cells import Run, run_all
+from trainer.laboratory.folder import claim
 from trainer.laboratory.systems import Cutting, Laboratory
 from trainer.observing.progress import Progress
 
@@ -117,7 +118,9 @@ def prepare(
     executor: Sequence[str],
     line: Progress,
 ) -> dict[str, Path]:
-    """Make what these cuttings need; the folder of each. Raises TrainingError when a step fails."""
+    """Make what these cuttings need; the folder of each. Raises TrainingError when a step fails, OutputError when
+    ``out`` is a folder of something else."""
+    claim(out)
     wanted = {name: laboratory.cuttings[name] for name in dict.fromkeys(cuttings)}
     for step in corpus_steps(corpus, out):
         _carry_out(step, line)

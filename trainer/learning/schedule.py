@@ -96,7 +96,7 @@ def check_schedule(schedule: ScheduleSettings, run: RunSettings) -> None:
 def _bound(schedule: ScheduleSettings) -> str:
     if schedule.kind == "cosine":
         return "schedule.kind is 'cosine'"
-    return f"schedule.warmup is a share of the run ({schedule.warmup:g})"  # type: ignore[str-format]
+    return f"schedule.warmup is a share of the run ({schedule.warmup:g})"
 
 
 def may_go_on(schedule: ScheduleSettings, before: RunSettings, now: RunSettings, step: int, targets: int) -> str | None:
