@@ -8,7 +8,7 @@
 #   JOB               name that all of them meet under: patchwork
 #   MAX_RESTARTS      so often all ranks are started anew when one of them has died: 3
 #   SHUTDOWN_TIMEOUT  seconds that a stopped run has to save itself: 300
-#   TORCHRUN          the launcher, if it is not to be that of .venv, or the one on the path
+#   TORCHRUN          the launcher, if it is not to be trainer/launch.py
 set -euo pipefail
 usage='usage: infra/train.sh RECIPE.toml [--section.key value]...'
 case " $* " in
@@ -16,9 +16,12 @@ case " $* " in
 *" -h "* | *" --help "*) echo "$usage" && exit ;;
 esac
 root=$(cd "$(dirname "$0")/.." && pwd)
-# The environment's torchrun names the interpreter of the folder that it was installed in, which may be another by now.
-launcher=("${TORCHRUN:-torchrun}")
-[ -n "${TORCHRUN:-}" ] || ! [ -x "$root/.venv/bin/python" ] || launcher=("$root/.venv/bin/python" "$root/trainer/launch.py")
+# Not the environment's torchrun: it names the interpreter of the folder that it was installed in, which may be another by
+# now, and lets ranks of one machine meet on all of its interfaces.
+python=python
+! [ -x "$root/.venv/bin/python" ] || python=$root/.venv/bin/python
+launcher=("$python" "$root/trainer/launch.py")
+[ -z "${TORCHRUN:-}" ] || launcher=("$TORCHRUN")
 if [ -z "${NPROC:-}" ]; then
   NPROC=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
   [ "$NPROC" -gt 0 ] || NPROC=1

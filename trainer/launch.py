@@ -1,7 +1,8 @@
 """torchrun without its tracebacks: `python trainer/launch.py [options of torchrun] trainer/main.py RECIPE ...`.
 
 A rank says itself what is wrong, in one line. torchrun follows that with some forty of its own; here only what no rank
-could say is added: that it was killed, or that the machines did not meet.
+could say is added: that it was killed, or that the machines did not meet. Ranks of one machine meet on its loopback
+interface.
 """
 
 import logging
@@ -17,6 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.run import parse_args, run
 
 from shared.terminal import one_line
+from trainer.parallel.loopback import meet_on_loopback
 
 QUIET = ("torch.distributed.elastic", "torch.distributed.run")
 _NO_FILE = "<N/A>"
@@ -28,7 +30,9 @@ def main(arguments: Sequence[str]) -> int:
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        run(parse_args(list(arguments)))
+        options = parse_args(list(arguments))
+        meet_on_loopback(options)
+        run(options)
     except ChildFailedError as error:
         if (line := unsaid(error.get_first_failure()[1])) is not None:
             print(line, file=sys.stderr)

@@ -4,9 +4,11 @@ Ray puts sockets and logs into that folder. A Unix socket's path holds 107 bytes
 folders of batch systems are often longer.
 """
 
+import fcntl
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,6 +22,8 @@ SESSIONS = "r"
 """Folder in the private one that Ray gets; Ray itself makes it accessible to everybody."""
 LONGEST = 107 - len(f"/{SESSIONS}/session_2026-11-28_12-26-42_499558_4194304/sockets/plasma_store")
 """Bytes of the longest private folder in which the sockets of a Ray session can be."""
+OWNER = "owner"
+"""File in the private folder that its run keeps locked: the kernel lets go of it however the run ends."""
 _RANDOM = 8
 """Characters that ``mkdtemp`` adds."""
 _OVERRIDDEN = ("RAY_AUTH_TOKEN", "RAY_TMPDIR", "RAY_ADDRESS")
@@ -31,8 +35,7 @@ def private_folder() -> Path:
     In RAY_TMPDIR or the temporary folder where these are short enough and can be written to, else in /tmp or /dev/shm.
     Raises PipelineError when there is none of them.
     """
-    places = [os.environ.get("RAY_TMPDIR"), _temporary(), "/tmp", "/dev/shm"]
-    for place in dict.fromkeys(os.path.abspath(place) for place in places if place):
+    for place in _places():
         if len(os.fsencode(place)) + 1 + len(PREFIX) + _RANDOM <= LONGEST:
             with suppress(OSError):
                 return Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
@@ -41,6 +44,11 @@ def private_folder() -> Path:
         f"Ray needs a writable folder with a path of at most {room} bytes for its sockets: set RAY_TMPDIR to one, "
         "or use --executor inline"
     )
+
+
+def _places() -> list[str]:
+    places = [os.environ.get("RAY_TMPDIR"), _temporary(), "/tmp", "/dev/shm"]
+    return list(dict.fromkeys(os.path.abspath(place) for place in places if place))
 
 
 def _temporary() -> str | None:
@@ -55,6 +63,33 @@ def write_token(folder: Path) -> Path:
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(secrets.token_hex(32))
     return path
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Whoever looks at a private folder sees that its run is alive, as long as this lasts."""
+    with open(folder / f".{OWNER}", "x") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        os.rename(file.name, folder / OWNER)  # there only with its lock
+        yield
+
+
+def remove_abandoned() -> None:
+    """Remove this user's private folders whose runs have ended without doing so, as after SIGKILL."""
+    for place in _places():
+        for folder in Path(place).glob(f"{PREFIX}{'?' * _RANDOM}"):
+            with suppress(OSError):  # somebody else's, in use, or just removed
+                found = folder.lstat()
+                if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+                    continue
+                owner = os.open(folder / OWNER, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+                try:
+                    fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    remove_folder(folder)
+                finally:
+                    os.close(owner)
 
 
 def remove_folder(folder: Path) -> None:

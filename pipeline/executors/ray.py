@@ -16,7 +16,15 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from pipeline.executors.counting import default_workers, room, threads_of, workers_wanted
-from pipeline.executors.private import SESSIONS, private_environment, private_folder, remove_folder, write_token
+from pipeline.executors.private import (
+    SESSIONS,
+    owned,
+    private_environment,
+    private_folder,
+    remove_abandoned,
+    remove_folder,
+    write_token,
+)
 from pipeline.executors.retry import ATTEMPTS, Queue
 from pipeline.executors.storage import require_shared
 from pipeline.plan import Plan
@@ -320,8 +328,10 @@ def _make_cluster(cpus: int, object_store_bytes: int) -> ExitStack:
     only this user can enter. Raises PipelineError when it cannot be made.
     """
     with ExitStack() as made:
+        remove_abandoned()
         folder = private_folder()
         made.callback(remove_folder, folder)
+        made.enter_context(owned(folder))
         made.callback(_read_environment)
         made.enter_context(private_environment(write_token(folder)))
         _read_environment()

@@ -11,9 +11,12 @@ import pytest
 import pipeline.executors.ray as ray_executor
 from pipeline.executors.private import (
     LONGEST,
+    OWNER,
     PREFIX,
+    owned,
     private_environment,
     private_folder,
+    remove_abandoned,
     remove_folder,
     write_token,
 )
@@ -134,6 +137,49 @@ def test_a_short_folder_of_the_user_is_used(monkeypatch):
         assert private_folder().parent == place
     finally:
         remove_folder(place)
+
+
+def abandoned() -> Path:
+    """A private folder as SIGKILL leaves it: with its owner's file, which nobody locks."""
+    folder = private_folder()
+    with owned(folder):
+        (folder / "r").mkdir()
+    return folder
+
+
+def test_folders_of_runs_that_were_killed_are_removed_and_no_others(monkeypatch, tmp_path):
+    place = private_folder()
+    monkeypatch.setenv("RAY_TMPDIR", str(place))
+    monkeypatch.setattr("pipeline.executors.private._places", lambda: [str(place)])  # not those of other tests' runs
+    try:
+        killed, alive, unowned, open_to_all, linked = (
+            abandoned(),
+            private_folder(),
+            private_folder(),
+            abandoned(),
+            abandoned(),
+        )
+        open_to_all.chmod(0o755)  # not made by private_folder
+        (linked / OWNER).rename(tmp_path / OWNER)
+        (linked / OWNER).symlink_to(tmp_path / OWNER)
+        link = place / f"{PREFIX}12345678"
+        link.symlink_to(unowned)
+        foreign = place / f"{PREFIX}backups-of-mine"
+        foreign.mkdir()
+        with owned(alive):
+            remove_abandoned()
+            assert not killed.exists()
+            assert {alive, unowned, open_to_all, linked, link, foreign} == set(place.iterdir())
+        remove_abandoned()
+        assert not alive.exists()
+    finally:
+        remove_folder(place)
+
+
+def test_a_cluster_owns_its_folder_and_removes_abandoned_ones_first(folder):
+    assert (folder / OWNER).read_text().split() == [str(os.getpid())]
+    remove_abandoned()
+    assert folder.exists()
 
 
 def test_without_a_short_folder_there_is_one_line_that_says_what_would_do(monkeypatch):

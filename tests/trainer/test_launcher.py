@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 from tiny_runs import quiet_environment
+from torch.distributed import TCPStore
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+from torch.distributed.run import config_from_args, parse_args
 
 from trainer.launch import main, unsaid
+from trainer.parallel.loopback import meet_on_loopback
+from trainer.parallel.world import stay_on_this_machine
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,3 +58,55 @@ def test_an_error_of_the_ranks_is_one_line(tmp_path):
     (line,) = done.stderr.splitlines()
     assert line.startswith("patchwork: error: ")
     assert "nosuch" in line
+
+
+def listening_at(port: int) -> list[str]:
+    """The addresses at which something listens on a port, as the kernel writes them."""
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+    places = [row[1].partition(":") for row in rows if row[3] == "0A"]
+    return [address for address, _, number in places if int(number, 16) == port]
+
+
+@pytest.mark.parametrize("options", [["--standalone"], [], ["--nnodes", "1:1", "--max-restarts", "3"]])
+def test_ranks_of_one_machine_meet_on_loopback_alone(options):
+    chosen = parse_args([*options, "main.py"])
+    meet_on_loopback(chosen)
+    config, _, _ = config_from_args(chosen)
+    handler = get_rendezvous_handler(
+        RendezvousParameters(config.rdzv_backend, config.rdzv_endpoint, config.run_id, 1, 1)
+    )
+    for _ in range(2):  # the second one as after a restart
+        found = handler.next_rendezvous()
+        assert (found.rank, found.world_size) == (0, 1)
+        found.store.set("key", "value")
+        assert listening_at(found.bootstrap_store_info.master_port) == ["0100007F"]
+    rank = TCPStore("127.0.0.1", found.bootstrap_store_info.master_port, is_master=False)
+    assert rank.num_keys() >= 2
+
+
+@pytest.mark.parametrize(
+    "options", [["--nnodes", "2", "--rdzv-endpoint", "a:1", "--rdzv-backend", "c10d"], ["--master-port", "29500"]]
+)
+def test_options_that_choose_where_to_meet_stay(options):
+    chosen, before = parse_args([*options, "main.py"]), parse_args([*options, "main.py"])
+    meet_on_loopback(chosen)
+    assert vars(chosen) == vars(before)
+
+
+@pytest.mark.parametrize(
+    ("variables", "interface"),
+    [
+        ({}, "lo"),
+        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, "lo"),
+        ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, None),
+        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "eth7"}, "eth7"),
+    ],
+)
+def test_gloo_listens_on_loopback_where_all_ranks_are_on_this_machine(monkeypatch, variables, interface):
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "")  # so that it is as before afterwards
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    stay_on_this_machine()
+    assert os.environ.get("GLOO_SOCKET_IFNAME") == interface

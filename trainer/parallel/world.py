@@ -1,6 +1,7 @@
 """The ranks of a run: starting the process groups, and the few sums that travel beside the gradients."""
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -104,6 +105,7 @@ def started(run: RunSettings) -> Iterator[World]:
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     store, rank, size = attempt_store(PATIENT) if "RANK" in os.environ else (dist.HashStore(), 0, 1)
+    stay_on_this_machine()
     if device.type == "cuda":
         record_flights(run.out / FLIGHT_RECORDER_NAME)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENT)
@@ -117,6 +119,17 @@ def started(run: RunSettings) -> Iterator[World]:
         # Not after an error that others do not know of: they would meet a closed connection and complain first.
         if ended or size == 1:
             dist.destroy_process_group()
+
+
+def stay_on_this_machine() -> None:
+    """Let gloo and NCCL listen on the loopback interface alone where all ranks are here; what the user has set stays.
+
+    Whoever could connect would be taken for a rank, and ranks unpickle what they send each other. Must come before the
+    process group.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == os.environ.get("LOCAL_WORLD_SIZE", "1"):
+        for library in ("GLOO", "NCCL"):
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
 
 
 def record_flights(folder: Path) -> None:
