@@ -70,7 +70,11 @@ def test_files_of_text_score_as_their_dataset_and_as_the_texts_in_memory(
     out = tmp_path / "figures.json"
     assert command(model.parent, jsonl, "--json", out, "--baselines", "--train", unpatched(tmp_path)) == 0
     found = figures(out)
-    scores = TextScorer(model).score(TEXTS)
+    scorer = TextScorer(str(model.parent))
+    scores = scorer.score(TEXTS)
+    assert scorer.bits_per_byte(TEXTS[0].decode()) == pytest.approx(scores.bits[0] / len(TEXTS[0]), rel=1e-6)
+    with pytest.raises(ConfigError, match="'nope'"):
+        scorer.bits_per_byte("text", "nope")
     assert found["documents"] == 3
     assert found["bytes"] == sum(map(len, TEXTS))
     assert found["bits_per_byte"] == pytest.approx(scores.bits.sum() / scores.bytes.sum(), rel=1e-6)
@@ -217,3 +221,12 @@ def test_a_run_stands_for_its_model_and_what_is_none_is_named(model: Path, tmp_p
         with pytest.raises(ModelFileError, match=said), running.opened_model(path):
             pass
     assert np.isfinite(TextScorer(model).score([b"x"]).nats).all()
+
+
+def test_tasks_and_texts_in_memory_take_the_threshold_of_a_subset_by_its_short_name(tmp_path: Path) -> None:
+    model = several(tmp_path, {"tldr/en": -0.2}, {"code/train": "", "tldr/train": ""})
+    assert running.chosen_subset(model, "en") == "tldr/en"
+    scorer = TextScorer(model)
+    exact = scorer.score([TEXTS[2]], subsets=["tldr/en"]).bits[0] / len(TEXTS[2])
+    assert scorer.bits_per_byte(TEXTS[2], "en") == pytest.approx(exact, rel=1e-9)
+    assert scorer.bits_per_byte(TEXTS[2]) != pytest.approx(exact, rel=1e-6)

@@ -23,9 +23,9 @@ from trainer.commands.running import (
     add_model,
     add_running,
     check_running,
+    chosen_subset,
     device_named,
     opened_model,
-    say_default_threshold,
     set_threads,
     threads_for,
 )
@@ -236,7 +236,7 @@ class Evaluator:
         if load_settings(folder).reads != "bytes":
             learnt = load_identity(folder / IDENTITY_NAME, ModelIdentity).patching
             patching = one_threshold(learnt, subset)
-            say_default_threshold(folder, subset)
+            chosen_subset(folder, subset)
         return cut_again(folder, given.rows, self._device, given.where, patching=patching)
 
     def _patching(self, dataset: "Documents") -> "PatchingSettings | None":

@@ -18,9 +18,9 @@ from trainer.commands.running import (
     add_running,
     add_subset,
     check_running,
+    chosen_subset,
     device_named,
     opened_model,
-    say_default_threshold,
     threads_for,
 )
 from trainer.generation.chat import read_messages
@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
     from trainer.generation.generator import Generator
 
     with opened_model(arguments.model) as model:
-        say_default_threshold(model, arguments.subset, arguments.theta)
+        chosen_subset(model, arguments.subset, arguments.theta)
         generator = Generator(model, device_named(arguments.device), threads_for(model, arguments.threads))
     out = unfiltered(sys.stdout)  # a text is written as it is, but to a terminal
     out.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[attr-defined]

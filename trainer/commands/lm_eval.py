@@ -12,9 +12,9 @@ from trainer.commands.running import (
     add_running,
     add_subset,
     check_running,
+    chosen_subset,
     device_named,
     opened_model,
-    say_default_threshold,
     set_threads,
 )
 
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
                 f"--tasks: the harness knows no task {name}; `lm-eval ls tasks` lists those that it knows"
             )
     with opened_model(arguments.model) as folder:
-        say_default_threshold(folder, arguments.subset)
+        options["subset"] = chosen_subset(folder, arguments.subset)
         threads = set_threads(folder, arguments.threads)
         found = harness_module("evaluator").simple_evaluate(
             model=harness_model(folder, device=device_named(arguments.device), threads=threads, **options),

@@ -11,6 +11,7 @@ from shared.cores import usable_cores
 from shared.found import model_folder_at
 from shared.model_identity import WEIGHTS_FILE, load_settings
 from trainer.identity import IDENTITY_NAME, ModelIdentity, load_identity
+from trainer.thresholds import default_note, known_subset
 
 MODEL_HELP = "model folder, run or checkpoint"
 
@@ -108,16 +109,16 @@ def set_threads(model: Path, wanted: int | None) -> int:
     return threads
 
 
-def say_default_threshold(model: Path, subset: str | None, theta: float | None = None) -> None:
-    """A line on standard error where thresholds differ by subset and none was chosen.
+def chosen_subset(model: Path, subset: str | None, theta: float | None = None) -> str | None:
+    """The key of a subset among the model's thresholds; a line on standard error where they differ and none was chosen.
 
     Raises ConfigError for a subset without a threshold of its own.
     """
-    from trainer.thresholds import default_note, one_threshold
-
     if not (model / IDENTITY_NAME).exists():
-        return
+        return subset
     recorded = load_identity(model / IDENTITY_NAME, ModelIdentity).patching
-    one_threshold(recorded, subset, theta)
-    if subset is None and theta is None and (note := default_note(recorded)):
+    if subset is not None:
+        return known_subset(recorded, subset)
+    if theta is None and (note := default_note(recorded)):
         print(note, file=sys.stderr)
+    return None

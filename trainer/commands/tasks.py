@@ -17,9 +17,9 @@ from trainer.commands.running import (
     add_running,
     add_subset,
     check_running,
+    chosen_subset,
     device_named,
     opened_model,
-    say_default_threshold,
     set_threads,
 )
 from trainer.evaluation.noise import NOISES
@@ -111,7 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
         length=arguments.bytes, sampling=SamplingSettings(temperature=0), stop=stop, subset=arguments.subset
     )
     with opened_model(arguments.model) as model:
-        say_default_threshold(model, arguments.subset)
+        arguments.subset = chosen_subset(model, arguments.subset)
         threads = set_threads(model, arguments.threads)
         score = open_score(arguments, model) if choosing else None
         write = open_write(arguments, model, threads) if writing else None

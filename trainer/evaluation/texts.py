@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from shared.found import model_folder_at
 from shared.model_files import load_model
 from shared.model_identity import TOKENIZER_FOLDER, load_settings
 from shared.patching import PatchingSettings
@@ -22,27 +23,46 @@ from trainer.data.validation import ValidationPacks
 from trainer.evaluation.documents import DocumentScores, evaluate
 from trainer.evaluation.folder import pack_of
 from trainer.evaluation.patcher import Patcher
+from trainer.evaluation.scores import total_of
 from trainer.identity import IDENTITY_NAME, ModelIdentity, load_identity
+from trainer.thresholds import known_subset
 
 
 class TextScorer:
-    """A model folder, opened to score texts. Time and memory are linear in their bytes."""
+    """A model, opened to score texts. Time and memory are linear in their bytes."""
 
     def __init__(
         self,
-        folder: Path,
+        folder: str | Path,
         device: torch.device | str = "cpu",
         dtype: Literal["float32", "bfloat16"] = "float32",
         tokens: int = 16384,
         patching: PatchingSettings | None = None,
     ) -> None:
-        """``tokens`` of a pack; a longer text is cut on a patch boundary. ``patching``: the model's rule with its
-        thresholds under other names of subsets. Raises ModelFileError, IdentityError."""
+        """A model folder, or the finished run that it belongs to.
+
+        Args:
+            tokens: of a pack; a longer text is cut on a patch boundary.
+            patching: the model's rule with its thresholds under other names of subsets.
+
+        Raises ModelFileError, IdentityError.
+        """
+        folder = model_folder_at(Path(folder))
         self.folder, self.device, self._tokens = folder, torch.device(device), tokens
         self.model = load_model(folder, self.device, dtype)
         self._patcher = None
         if load_settings(folder).reads != "bytes":
             self._patcher = Patcher(folder, load_identity(folder / IDENTITY_NAME, ModelIdentity), self.device, patching)
+
+    def bits_per_byte(self, text: str | bytes, subset: str | None = None) -> float:
+        """Of one text, its end included: what `python -m trainer evaluate` prints of a file of it. NaN for no text.
+
+        ``subset``: whose threshold cuts it, where they differ; the default threshold without. Raises ConfigError for
+        one that the model does not know.
+        """
+        known = None if subset is None or self._patcher is None else known_subset(self._patcher.patching, subset)
+        encoded = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+        return total_of(self.score([encoded], subsets=None if known is None else [known]).by_subset()).bits_per_byte
 
     def score(
         self,

@@ -14,6 +14,7 @@ from shared.blt import Blt
 from shared.chat import Turn, prompt_tokens
 from shared.config import ConfigError
 from shared.entropy_model import EntropyModel
+from shared.found import model_folder_at
 from shared.identity import IdentityError
 from shared.incremental import LONGEST_ADVANCE, GrowingDocuments
 from shared.model_files import load_model
@@ -30,11 +31,14 @@ from trainer.thresholds import one_threshold
 class Generator:
     """A model folder, opened for writing. ``statistics`` and ``ended`` are those of the last call."""
 
-    def __init__(self, folder: Path, device: torch.device | str = "cpu", threads: int | None = None) -> None:
-        """``threads`` of the processor, as many as the training run had by default: sums depend on it in the last bits.
+    def __init__(self, folder: str | Path, device: torch.device | str = "cpu", threads: int | None = None) -> None:
+        """A model folder, or the finished run that it belongs to.
+
+        ``threads`` of the processor, as many as the training run had by default: sums depend on it in the last bits.
 
         Raises IdentityError or ModelFileError when the folder is not whole or its parts do not belong together.
         """
+        folder = model_folder_at(Path(folder))
         self.folder = folder
         self.identity = load_identity(folder / IDENTITY_NAME, ModelIdentity)
         torch.set_num_threads(threads or self.identity.numerics.threads)
