@@ -122,7 +122,7 @@ def test_columns_by_name_and_the_key_of_the_split(tmp_path):
 
 def test_a_table_without_the_column_is_one_dead_letter_that_lists_what_it_has(tmp_path):
     write_parquet(tmp_path / "a.parquet", pa.table({"body": TEXTS, "url": TEXTS}))
-    assert run(tmp_path / "a.parquet", tmp_path / "out", "--split-bytes", 500, code=3) == []
+    assert run(tmp_path / "a.parquet", tmp_path / "out", "--split-bytes", 500, code=4) == []
     (letter,) = letters(tmp_path / "out")
     assert letter["reason"] == "no column 'text'; it has body, url"
     assert letter["bytes"] == (tmp_path / "a.parquet").stat().st_size
