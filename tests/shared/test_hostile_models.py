@@ -97,7 +97,9 @@ def test_more_layers_than_tensors_are_refused_before_a_model_is_built(
 
 
 @pytest.mark.parametrize(
-    "content", [b"[" * 100_000, b'{"kind":' * 100_000, b"", b"\xff", b" " * (5 << 20), b"9" * 10**5]
+    "content",
+    [b"[" * 100_000, b'{"kind":' * 100_000, b"", b"\xff", b" " * (5 << 20), b"9" * 10**5],
+    ids=["lists", "objects", "empty", "bytes", "large", "digits"],
 )
 def test_a_config_that_is_no_json_is_refused(folder: Path, content: bytes) -> None:
     (folder / "config.json").write_bytes(content)

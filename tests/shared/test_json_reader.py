@@ -26,7 +26,9 @@ def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"[" * 100_000, b'{"a":' * 100_000, b"9" * 100_000, b"NaN", b"[Infinity]", b"\xff", b'"\\ud800"', b""]
+    "content",
+    [b"[" * 100_000, b'{"a":' * 100_000, b"9" * 100_000, b"NaN", b"[Infinity]", b"\xff", b'"\\ud800"', b""],
+    ids=["lists", "objects", "digits", "nan", "infinity", "bytes", "surrogate", "empty"],
 )
 def test_hostile_json_is_a_value_error(content: bytes) -> None:
     with pytest.raises(ValueError, match=r"line 1|EOF"):
