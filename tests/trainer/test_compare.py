@@ -18,6 +18,7 @@ from shared.shards.dataset import open_dataset
 from trainer.__main__ import main
 from trainer.laboratory.budget import check_budget, steps_within
 from trainer.laboratory.cells import Run, run_all
+from trainer.laboratory.folder import LABORATORY_NAME
 from trainer.laboratory.preparation import Corpus, corpus_steps
 from trainer.laboratory.records import load_score
 from trainer.laboratory.results import Results, load_results
@@ -183,6 +184,7 @@ def test_a_killed_comparison_ends_as_one_that_was_never_stopped(place: Path, res
     (tmp_path / "systems.toml").write_text(SYSTEMS)
     for part in ("corpora", "corpus", "data"):
         shutil.copytree(place / "out" / part, tmp_path / "out" / part)
+    shutil.copy(place / "out" / LABORATORY_NAME, tmp_path / "out")
     assert main(arguments(tmp_path, "--only", "bytes", "--seeds", "0")) == 0
     (alone,) = load_results(tmp_path / "out").cells
     killed = results.cells[0]
