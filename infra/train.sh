@@ -7,7 +7,7 @@
 #   RENDEZVOUS        host:port on one of several machines, where all of them meet
 #   JOB               name that all of them meet under: patchwork
 #   MAX_RESTARTS      so often all ranks are started anew when one of them has died: 3
-#   SHUTDOWN_TIMEOUT  seconds that a stopped run has to save itself: 300
+#   SHUTDOWN_TIMEOUT  seconds that a stopped run has to save itself: 300 (torch 2.11: always 30)
 #   TORCHRUN          the launcher, if it is not to be trainer/launch.py
 set -euo pipefail
 usage='usage: infra/train.sh RECIPE.toml [--section.key value]...'
@@ -30,9 +30,11 @@ fi
 options=(
   --nproc-per-node "$NPROC"
   --max-restarts "${MAX_RESTARTS:-3}"
-  --shutdown-timeout "${SHUTDOWN_TIMEOUT:-300}"
   --signals-to-handle "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 )
+# The launcher of torch 2.11 does not know this option, and waits 30 seconds.
+known=$("${launcher[@]}" --help)
+[[ $known != *--shutdown-timeout* ]] || options+=(--shutdown-timeout "${SHUTDOWN_TIMEOUT:-300}")
 if [ "${NODES:-1}" -gt 1 ]; then
   [ -n "${RENDEZVOUS:-}" ] || { echo "train: NODES=$NODES needs RENDEZVOUS=host:port on one of them" >&2; exit 2; }
   options+=(--nnodes "$NODES" --rdzv-backend c10d --rdzv-endpoint "$RENDEZVOUS" --rdzv-id "${JOB:-patchwork}")

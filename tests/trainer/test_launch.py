@@ -65,7 +65,8 @@ def test_the_container_gets_what_it_copies_and_runs_as_nobody_special():
 def launcher(tmp_path: Path, recipe: str, **variables: str) -> dict[str, object]:
     """What torchrun understands of the command that infra/train.sh makes."""
     echo = tmp_path / "torchrun"
-    echo.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    known = get_args_parser().format_help()
+    echo.write_text(f'#!/bin/sh\n[ "$1" != --help ] || exec cat <<"END"\n{known}\nEND\nprintf "%s\\n" "$@"\n')
     echo.chmod(0o755)
     env = os.environ | {"TORCHRUN": str(echo), "NPROC": "4"} | variables
     made = subprocess.run(
@@ -77,7 +78,8 @@ def launcher(tmp_path: Path, recipe: str, **variables: str) -> dict[str, object]
 def test_one_machine_needs_no_rendezvous(tmp_path):
     options = launcher(tmp_path, "recipe.toml")
     assert options["standalone"]
-    assert (options["nproc_per_node"], options["max_restarts"], options["shutdown_timeout"]) == ("4", 3, 300)
+    assert (options["nproc_per_node"], options["max_restarts"]) == ("4", 3)
+    assert options.get("shutdown_timeout", 300) == 300  # torch 2.11 has no such option
     assert options["training_script"] == str(ROOT / "trainer" / "main.py")
     assert options["training_script_args"] == ["recipe.toml", "--run.steps", "2"]
 
