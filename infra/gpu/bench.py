@@ -23,7 +23,8 @@ SKIPPED = "skipped"
 class Bench:
     """One row while it runs."""
 
-    device: "torch.device"
+    kind: str
+    """"cuda" or "cpu"."""
     small: bool
     """Tiny models: to try the check itself, or what it checks on a machine without a GPU."""
     folder: Path
@@ -41,7 +42,8 @@ class Bench:
 
     def out_of_memory(self, what: str, error: BaseException) -> None:
         """Say that the memory did not suffice for something."""
-        self._write({"what": what, "found": str(error).splitlines()[0][:100], "status": OUT_OF_MEMORY, "figures": {}})
+        words = (str(error) or type(error).__name__).splitlines()[0][:100]
+        self._write({"what": what, "found": words, "status": OUT_OF_MEMORY, "figures": {}})
 
     def _write(self, finding: dict[str, Any]) -> None:
         self.findings.write(json.dumps(finding) + "\n")
@@ -49,7 +51,13 @@ class Bench:
 
     @property
     def cuda(self) -> bool:
-        return self.device.type == "cuda"
+        return self.kind == "cuda"
+
+    @property
+    def device(self) -> "torch.device":
+        import torch
+
+        return torch.device(self.kind)
 
     def seconds(self, work: Callable[[], object], rounds: int = 3, warm: int = 1) -> float:
         """The fastest of some rounds, each until the device is done; all rounds do the same."""
@@ -79,21 +87,18 @@ class Bench:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory did not suffice, on the device or on the host."""
-    import torch
-
+    torch = sys.modules.get("torch")  # a row that has not imported it has not run out of a GPU's memory
     words = ("can't allocate memory", "out of memory", "Storage size calculation overflowed", "DefaultCPUAllocator")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
+    kinds = (MemoryError,) if torch is None else (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or any(word in str(error) for word in words)
 
 
 def main(name: str, module: str, device: str, small: bool) -> int:
     """Run one row; its findings are lines of JSON on stdout, all else goes to stderr."""
     findings = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no finding
-    import torch
-
-    torch.set_float32_matmul_precision("highest")
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(torch.device(device), small, Path(folder), findings)
+        bench = Bench(device, small, Path(folder), findings)
         try:
             getattr(importlib.import_module(module), name.replace("-", "_"))(bench)
         except Exception as error:

@@ -15,6 +15,8 @@ from shared.model_settings import BltSettings, EntropyModelSettings
 from shared.patching import PatchingSettings, patch_lengths
 from shared.vocabulary import IGNORED_LABEL, document_tokens
 
+torch.set_float32_matmul_precision("highest")  # no TF32: fp32 means fp32
+
 SPACE = PatchingSettings(rule="space", max_length=16)
 LENGTHS = (1, 700, 64, 129, 300)
 
@@ -59,7 +61,12 @@ def small_entropy_model(newline_reset: bool = False) -> EntropyModel:
 
 def pack(texts: Sequence[bytes], tokens: int | None = None, patches: int | None = None) -> Batch:
     """Whole documents side by side, cut at spaces; filled up to so many tokens and patches as a loader does."""
-    ids, labels, owners, readers, tokens_in, patches_in = [], [], [], [], [], []
+    ids: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    owners: list[np.ndarray] = []
+    readers: list[np.ndarray] = []
+    tokens_in: list[int] = []
+    patches_in: list[int] = []
     for each in texts:
         document = document_tokens(each)
         lengths = patch_lengths(document, SPACE)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -70,7 +71,8 @@ def shard_digest(bench: Bench, texts: Sequence[bytes], entropies: Sequence[np.nd
 def dataset(folder: Path) -> Path:
     """A folder with train/ and validation/ of static patches."""
     patching = PatchingSettings(rule="static", stride=4, max_length=64)
-    for split, count in (("train", 64), ("validation", 8)):
+    counts: dict[Literal["train", "validation"], int] = {"train": 64, "validation": 8}
+    for split, count in counts.items():
         texts = [text(20 + 37 * n % 400, seed=n) for n in range(count)]
         rows = [
             Row(f"{split}-{n}", "ab"[n % 2], each, 0, patch_lengths(document_tokens(each), patching))

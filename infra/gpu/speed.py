@@ -1,5 +1,6 @@
 """Rows that measure: scoring, training steps with their memory, float8, generation."""
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -56,8 +57,12 @@ def scoring(bench: Bench) -> None:
     work = useful_workload(settings, [len(document) - 1 for document in documents])
     flops = forward_flops(settings, work).total
     for dtype in ("bfloat16", "float32"):
-        scorer = Scorer(model, stream, dtype, bench.device)
-        seconds = bench.seconds(lambda scorer=scorer: sum(map(len, scorer.score(documents))), rounds=2)
+        scorer = Scorer(model, stream, dtype, bench.device)  # type: ignore[arg-type]
+
+        def score(scorer: Scorer = scorer) -> None:
+            deque(scorer.score(documents), maxlen=0)
+
+        seconds = bench.seconds(score, rounds=2)
         bench.found(
             f"{dtype}, streams of {stream}",
             f"{size / seconds / 1e6:.3g} MB/s, {flops / seconds / 1e12:.3g} TFLOP/s"
@@ -100,12 +105,12 @@ def measure_step(bench: Bench, name: str) -> None:
     patches = patches_for(settings.data.tokens, 1 / PATCH_SIZE)
     planned = memory_by_part(settings, 1, patches, tiled=not bench.cuda)
     limits = PackLimits(settings.data.tokens, patches)
-    bench.found("memory planned", gib(planned), **planned)
+    bench.found("memory planned", gib(planned), None, **planned)
     batch = documents_of(limits, 4 if not bench.small else 2)
     assert batch.patches is not None
     work = useful_workload(settings.model, batch.documents.lengths, batch.patches.documents.lengths[:-1])
     flops = training_flops(settings.model, work).total
-    parallel_model.fill = lambda model, seed: fill_quickly(model)  # drawing billions of numbers takes minutes
+    parallel_model.fill = fill_quickly  # drawing billions of numbers takes minutes
     with one_rank(settings) as world:
         try:
             model = parallel_model.build_model(settings, world)
@@ -126,7 +131,7 @@ def measure_step(bench: Bench, name: str) -> None:
     share = bench.share_of_peak(flops / seconds, settings.run.dtype)
     bench.found(what, found + share, bytes_per_second=limits.tokens / seconds, flops_per_second=flops / seconds)
     parts = memory_found(bench, standing(model, optimizer, DTYPES[settings.run.dtype], settings.parallel.keep_gathered))
-    bench.found("memory found", gib(parts), **parts)
+    bench.found("memory found", gib(parts), None, **parts)
 
 
 def memory_found(bench: Bench, known: Memory) -> dict[str, int]:
@@ -166,8 +171,9 @@ def documents_of(limits: PackLimits, documents: int) -> Batch:
 
 
 @torch.no_grad()
-def fill_quickly(model: torch.nn.Module) -> None:
+def fill_quickly(model: torch.nn.Module, seed: int = 0) -> None:
     """Values of the right size, drawn on the device: speed does not depend on which."""
+    torch.manual_seed(seed)
     for parameter in model.parameters():
         local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
         if local.ndim == 1:
@@ -184,7 +190,7 @@ def float8(bench: Bench) -> None:
     if find_spec("torchao") is None:
         bench.skipped("float8", "needs torchao, which is not installed")
         return
-    parallel_model.fill = lambda model, seed: (torch.manual_seed(0), fill_quickly(model))  # type: ignore[func-returns-value]
+    parallel_model.fill = fill_quickly
     found = {}
     for wide in (False, True):
         settings = recipe(bench, "blt-1b.toml", model__ngrams__rows=1000, parallel__float8=str(wide).lower())

@@ -19,6 +19,7 @@ from torch.distributed.run import get_args_parser
 
 import pipeline.__main__ as pipeline_commands
 import trainer.__main__ as trainer_commands
+from infra import gpu_check
 from shared.config import ConfigError, check_recipe, read_recipe
 from trainer.laboratory.scaling.grid import Grid
 from trainer.laboratory.systems import Laboratory
@@ -70,6 +71,10 @@ def _check_words(words: list[str]) -> None:
             with _complaints():
                 options = get_args_parser().parse_args(arguments)
             _check_words(["python", options.training_script, *options.training_script_args])
+        case ["python", "-m", "infra.gpu_check", *arguments]:
+            _parse(gpu_check.make_parser(), arguments)
+        case ["infra/gpu_wheels.sh", _]:
+            _check_file("infra/gpu_wheels.sh")
         case ["infra/submit.sh", *arguments]:
             _parse(_pipeline("preprocess"), arguments)
         case ["infra/train.sh", recipe, *overrides]:
