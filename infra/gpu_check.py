@@ -213,8 +213,8 @@ def packages(wheels: Path | None) -> Iterator[tuple[dict[str, str], list[tuple[s
         yield os.environ | {"PYTHONPATH": os.pathsep.join([*paths, *behind]), "OMP_NUM_THREADS": threads}, said
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the check; 0 where nothing failed, 1 otherwise."""
+def make_parser() -> argparse.ArgumentParser:
+    """The options."""
     parser = argparse.ArgumentParser(
         prog="python -m infra.gpu_check", description=__doc__.split("\n")[0] if __doc__ else ""
     )
@@ -224,6 +224,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--small", action="store_true", help="small sizes on a GPU too: a minute")
     parser.add_argument("--limit", type=float, help="seconds a row, in place of its own")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the check; 0 where nothing failed, 1 otherwise."""
+    parser = make_parser()
     given = parser.parse_args(arguments)
     try:
         rows = chosen_rows(given.rows)

@@ -57,7 +57,7 @@ def scoring(bench: Bench) -> None:
     work = useful_workload(settings, [len(document) - 1 for document in documents])
     flops = forward_flops(settings, work).total
     for dtype in ("bfloat16", "float32"):
-        scorer = Scorer(model, stream, dtype, bench.device)  # type: ignore[arg-type]
+        scorer = Scorer(model, stream, dtype, bench.device)
 
         def score(scorer: Scorer = scorer) -> None:
             deque(scorer.score(documents), maxlen=0)
