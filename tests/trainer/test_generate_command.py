@@ -215,6 +215,11 @@ def test_a_folder_without_identity_is_one_line(tmp_path: Path, generate: Command
     assert error.count("\n") == 1
 
 
+def test_a_prompt_file_that_is_missing_is_named(folder: Path, tmp_path: Path, generate: Command) -> None:
+    _, error = generate(folder, "--prompt-file", tmp_path / "none", code=1)
+    assert f"--prompt-file {tmp_path / 'none'}: No such file" in error
+
+
 def test_a_device_that_is_not_there_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")

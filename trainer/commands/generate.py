@@ -120,7 +120,7 @@ def prompts_from(arguments: argparse.Namespace) -> list[bytes | Sequence[Turn]]:
     """The texts or chats that the options mean. Raises ConfigError for options that do not go together."""
     texts: list[bytes | Sequence[Turn]] = [os.fsencode(text) for text in arguments.prompt]
     # The terminal's own bytes: a prompt that is not UTF-8 arrives as surrogates and goes to the model as it was typed.
-    texts += [path.read_bytes() for path in arguments.prompt_file]
+    texts += [prompt_in(path) for path in arguments.prompt_file]
     said = {"system": arguments.system, "user": arguments.user}
     turns = [Turn(role, os.fsencode(text)) for role, text in said.items() if text is not None]
     if not arguments.chat:
@@ -132,6 +132,14 @@ def prompts_from(arguments: argparse.Namespace) -> list[bytes | Sequence[Turn]]:
     if bool(arguments.user is not None) == bool(arguments.messages) or (turns and arguments.messages):
         raise ConfigError("--chat needs what is asked: --user TEXT (and --system TEXT), or --messages FILE.json")
     return [turns] if turns else [read_messages(path) for path in arguments.messages]
+
+
+def prompt_in(path: Path) -> bytes:
+    """The content of a file. Raises ConfigError that names it."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--prompt-file {path}: {error.strerror}") from None
 
 
 def settings_from(arguments: argparse.Namespace) -> GenerateSettings:
