@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from model_folders import numerics
 from pack_examples import make_dataset
 from tiny_runs import STATIC, tiny_data, tiny_settings
 
@@ -12,6 +13,7 @@ from shared.identity import IdentityError
 from shared.patching.settings import PatchingSettings
 from shared.shards.dataset import Dataset
 from shared.shards.document import Row
+from shared.shards.manifest import PatcherIdentity
 from shared.vocabulary import document_tokens
 from trainer.data.mixture import open_split
 from trainer.identity import ModelIdentity, RunNumerics, run_identity
@@ -22,8 +24,9 @@ MIXED = PatchingSettings(rule="entropy", theta=1.0, thetas={"code/en": 2.0, "tld
 
 
 def identity(patching: PatchingSettings, data: dict[str, str]) -> ModelIdentity:
-    numerics = RunNumerics(dtype="float32", device="cpu", torch="", ranks=1, threads=1)
-    return ModelIdentity(config={}, data=data, patching=patching, patcher=None, numerics=numerics)
+    run = RunNumerics(dtype="float32", device="cpu", torch="", ranks=1, threads=1)
+    patcher = PatcherIdentity(sha256="0" * 64, numerics=numerics())
+    return ModelIdentity(config={}, data=data, patching=patching, patcher=patcher, numerics=run)
 
 
 def dataset(folder: Path, thetas: dict[str, float], *subsets: str, theta: float = 1.0) -> Dataset:
