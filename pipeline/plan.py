@@ -16,9 +16,12 @@ from shared.model_settings import Settings
 
 SMALLEST_SPLIT = 2**20
 LARGEST_SPLIT = 64 * 2**20
-"""Bytes, unless the user names a size."""
+"""Bytes, unless the user names a size, or the input is small."""
 SPLITS_WANTED = 8
-"""How many splits a small input is cut into, so that some workers can share it."""
+"""How many splits an input is cut into, so that some workers can share it."""
+FEWEST_SPLITS = 4
+LEAST_OF_A_SMALL_INPUT = 2**18
+"""An input below ``FEWEST_SPLITS * SMALLEST_SPLIT`` bytes has smaller splits, down to this size."""
 PIECES_OF_COMPRESSED = 16
 """A compressed file has at most so many pieces: each reads it from the start."""
 
@@ -137,7 +140,10 @@ class Plan(Settings):
 
 def split_size(total: int, wanted: int | None) -> int:
     """Bytes of a split for an input of ``total`` bytes on disk."""
-    return wanted or min(max(total // SPLITS_WANTED, SMALLEST_SPLIT), LARGEST_SPLIT)
+    # A power of two, so that an input that grows a little keeps its cuts.
+    quarter = 1 << (-(-total // FEWEST_SPLITS) - 1).bit_length() if total else 0
+    smallest = min(max(quarter, LEAST_OF_A_SMALL_INPUT), SMALLEST_SPLIT)
+    return wanted or min(max(total // SPLITS_WANTED, smallest), LARGEST_SPLIT)
 
 
 def byte_pieces(size: int, cut_bytes: int, newlines: Sequence[int] | None) -> tuple[Piece, ...]:

@@ -169,7 +169,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--learn", metavar="A,B", help=f"roles whose turns are learnt, or all ({ANSWERING})")
 
     group = parser.add_argument_group("work (nothing here but --split-bytes and --threads changes a byte)")
-    group.add_argument("--split-bytes", type=int, metavar="N", help="(default: an eighth of the input, 1 to 64 MiB)")
+    group.add_argument(
+        "--split-bytes",
+        type=int,
+        metavar="N",
+        help="(default: an eighth of the input, 1 to 64 MiB; of less than 4 MiB a quarter, at least 256 kiB)",
+    )
     group.add_argument("--executor", choices=["ray", "inline"], default="ray", help="inline does the same without Ray")
     group.add_argument(
         "--workers",

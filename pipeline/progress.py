@@ -29,6 +29,8 @@ class NoBar:
 def bar(title: str, total: int | None, done: int = 0) -> "tqdm | NoBar":
     """A bar in bytes with rate and time left; on a file or pipe it says something every ten seconds only.
 
+    The time left follows from the mean rate since the start, and grows while nothing is done.
+
     ``done``: bytes that an earlier start has done; they count for the place, not for the rate.
     """
     if tqdm is None:
@@ -43,6 +45,8 @@ def bar(title: str, total: int | None, done: int = 0) -> "tqdm | NoBar":
         unit="B",
         unit_scale=True,
         mininterval=interval,
+        miniters=0,  # news by the clock alone: also that nothing was done
+        smoothing=0,
         delay=0.5,
         leave=False,
     )

@@ -3,13 +3,14 @@
 The product follows from the split, the job and the numerics class alone: not from who does it, when, or how often.
 """
 
-from collections.abc import Callable, Generator
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cutting import cut
+from pipeline.cutting import Chunk, cut
 from pipeline.marker import (
     DEAD_LETTERS,
     DUPLICATES,
@@ -46,12 +47,15 @@ _RECORD_BYTES = 2**10
 def process_split(
     job: Job, plan: Plan, number: int, run: str, scorer: "Scorer | None" = None, progress: Progress = lambda _: None
 ) -> Marker:
-    """Read, score, cut and write one split, and commit it. ``progress`` is told the input bytes as they are used up.
+    """Read, score, cut and write one split, and commit it.
+
+    ``progress`` is told the input bytes that are done: of documents once they are scored, of others once they are read.
 
     Raises PipelineError or DatasetError when the input is not what was planned.
     """
     split = plan.splits[number]
     name = split_name(number)
+    progress = _one_at_a_time(progress)
     with ExitStack() as stack:
         dead = Ledger(job.out / DEAD_LETTERS / f"{name}.jsonl", stack)
         empty = Ledger(job.out / EMPTY_RECORDS / f"{name}.jsonl", stack)
@@ -73,12 +77,34 @@ def process_split(
 
         written_behind = behind(write, lambda item: _held(item[1]), WRITTEN_BEHIND)
         with nullcontext(write) if scorer is None else written_behind as writing:
-            for item in cut(scored(records, scorer), job.output.patching):
+            for item in cut(_counted(scored(records, scorer), progress), job.output.patching):
                 writing(item)
         written = shards.closed()
     marker = Marker(split=number, run=run, counts=sorting.counts(), shards=written)
     write_marker(job.out, marker)
     return marker
+
+
+def _one_at_a_time(progress: Progress) -> Progress:
+    """For the thread that reads ahead and the one that scores."""
+    lock = threading.Lock()
+
+    def told(count: int) -> None:
+        with lock:
+            progress(count)
+
+    return told
+
+
+def _counted(chunks: Iterable[Chunk], progress: Progress) -> Iterator[Chunk]:
+    """Tell ``progress`` of each chunk the share of the input bytes that its record took."""
+    read = told = 0
+    for chunk in chunks:
+        read += len(chunk.text)
+        done = chunk.record.size if chunk.last else chunk.record.size * read // len(chunk.record.text)
+        progress(done - told)
+        read, told = (0, 0) if chunk.last else (read, done)
+        yield chunk
 
 
 def _held(item: Record | Row) -> int:
@@ -119,7 +145,8 @@ class _Sorting:
             if isinstance(found, Record) and fate == "documents":
                 self._counts["document_bytes"] += len(found.text)
                 yield found
-            self._progress(found.size)
+            else:
+                self._progress(found.size)
         if selects(self._reading) and next(self._fates, None) is not None:
             raise self._not_as_surveyed("fewer")
 

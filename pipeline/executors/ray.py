@@ -52,6 +52,7 @@ ADDRESS_VARIABLE = "RAY_ADDRESS"
 PATIENCE_SECONDS = 30.0
 """After which the user is told that there is no worker yet."""
 _REPORT_BYTES = 2**18
+_REPORT_SECONDS = 1.0
 _OBJECT_STORE_BYTES = 128 * 2**20  # besides the model; the data never passes through it
 
 
@@ -145,7 +146,7 @@ class _Actor:
 
     def _progress(self, count: int) -> None:
         self._unreported += count
-        if self._unreported >= _REPORT_BYTES:
+        if self._unreported >= _REPORT_BYTES or time.monotonic() - self._reported_at >= _REPORT_SECONDS:
             self._report()
 
     def _report(self) -> None:

@@ -38,7 +38,7 @@ from pipeline.records import Place, Record
 from pipeline.run_folder import copy_patcher, remove_half_written
 from pipeline.selection import select, survey_split
 from pipeline.settings import Job, OutputSettings, PipelineError, ReadSettings
-from pipeline.split import READ_AHEAD, _held, process_split
+from pipeline.split import READ_AHEAD, _held, _Shards, process_split
 from shared.files import atomic_file
 from shared.model_files import build_model, save_model
 from shared.model_identity import WEIGHTS_FILE, model_sha256
@@ -260,14 +260,15 @@ def test_a_damaged_copy_of_the_patcher_is_replaced(tmp_path):
     assert not list(out.rglob("*.copy"))
 
 
-def test_a_worker_of_an_earlier_driver_that_still_writes_changes_nothing(corpus, quiet, tmp_path):
+def test_a_worker_of_an_earlier_driver_that_still_writes_changes_nothing(corpus, quiet, tmp_path, monkeypatch):
     out = tmp_path / "out"
     reading = ReadSettings(split_bytes=5000, validation_fraction=0)
     output = OutputSettings(patching=PatchingSettings(rule="static", stride=5))
     job, plan = Job(out=out, reading=reading, output=output), make_plan([corpus], reading)
-    seen = []
+    seen, add = [], _Shards.add
 
-    def a_whole_run_goes_by(_: int) -> None:
+    def a_whole_run_goes_by(*arguments) -> None:
+        add(*arguments)
         if not seen:
             seen.append(len(left_over(out)))
             assert preprocess(corpus, "--out", out, *OPTIONS, "--workers", 1) == 0
@@ -276,8 +277,10 @@ def test_a_worker_of_an_earlier_driver_that_still_writes_changes_nothing(corpus,
     assert preprocess(corpus, "--out", tmp_path / "first", *OPTIONS, "--workers", 1) == 0
     out.mkdir()
     (out / "run.json").write_bytes((tmp_path / "first" / "run.json").read_bytes())
+    monkeypatch.setattr(_Shards, "add", a_whole_run_goes_by)
     with pytest.raises(FileNotFoundError):
-        process_split(job, plan, LARGE, "", progress=a_whole_run_goes_by)
+        process_split(job, plan, LARGE, "")
+    assert seen[0] > 0
     assert shard_hashes(out) == quiet
     assert not left_over(out)
 

@@ -339,3 +339,37 @@ def test_a_killed_worker_process_is_replaced_and_its_split_done_again(place, pat
     os.kill(workers[0], signal.SIGKILL)
     assert process.wait(600) == 0
     assert shard_hashes(out) == shard_hashes(inline)
+
+
+def test_progress_counts_what_is_scored_and_not_what_is_read(place, tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [*some_records(30, words=12), {"text": "x" * 3000}, {"no": "text"}])
+    reading = ReadSettings(split_bytes=2**20)
+    plan = make_plan([tmp_path / "a.jsonl"], reading)
+    output = OutputSettings(
+        patching=PatchingSettings(rule="entropy", theta=1.0),
+        scoring=ScoringSettings(stream_length=512),
+        patcher_sha256=model_sha256(place / "model"),
+    )
+    worker = Worker(Job(out=tmp_path / "out", reading=reading, output=output, patcher=place / "model"), plan)
+    streams, told = [], []
+    begun, scorer = Scorer._stream, worker._scorer
+    assert scorer is not None
+
+    def counted(self, *arguments):
+        streams.append(0)
+        return begun(self, *arguments)
+
+    def tell(count: int) -> None:
+        told.append((len(streams), count))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Scorer, "_stream", counted)
+        outcome = worker.process(0, Task("write", "", worker.numerics), tell)
+    assert outcome.error == ""
+    assert outcome.marker is not None
+    assert outcome.marker.counts.dead == 1
+    size = (tmp_path / "a.jsonl").stat().st_size
+    assert size - 32 <= sum(count for _, count in told) <= size  # but for newlines
+    assert all(count >= 0 for _, count in told)
+    for done in range(len(streams)):  # never more than the streams that are through can hold, and the bad record
+        assert sum(count for stream, count in told if stream <= done) <= done * 512 * 2 + 20
