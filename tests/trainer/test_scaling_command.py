@@ -21,6 +21,7 @@ SYSTEMS = f"""
 run = {{dtype = "float32", device = "cpu"}}
 data = {{tokens = 600, packs = 1, workers = 0, lanes = 4}}
 optimizer = {{lr = 3e-3}}
+guard = {{sigmas = 0}}
 parallel = {{dry_run = false}}
 checkpoint = {{every = 100, asynchronous = false}}
 metrics = {{log_every = 5, peak_flops = 1e9}}
