@@ -35,9 +35,9 @@ from shared.shards.manifest import DatasetError, first_problem, not_a_dataset
 SCORED_SAMPLE = 1_000_000
 """Bytes of text that are scored unless told otherwise."""
 LONGEST_HELD_OUT = 10_000_000
-SHORTEST_HELD_OUT = 250_000
-"""Bytes at least, where validation has as many: a few documents say nothing of the others."""
 """Bytes of held-out text at most, of each subset where subsets are drawn."""
+SHORTEST_HELD_OUT = 250_000
+"""Bytes at least, where there are as many: a few documents say nothing of the others."""
 EPILOG = """\
 A dataset that keeps entropies of this very model (preprocess --sidecar) is counted as it is, all of it and without
 running the model; else a sample is scored. Sizes are then checked on documents that had no part in the choice: those of
@@ -175,9 +175,15 @@ def _samples(
         assert identity.parity is not None
         assert identity.parity_to is not None
         raise without_pairs(identity.parity, identity.parity_to, dataset.folder, keys)
-    wanted = max(identity.sample_bytes // HELD_OUT, SHORTEST_HELD_OUT) if identity.sample_bytes else LONGEST_HELD_OUT
-    limit = min(wanted, LONGEST_HELD_OUT)
+    limit = held_out_bytes(identity.sample_bytes)
     return train, _drawn(identity, others, other_keys, limit) if len(others) else None
+
+
+def held_out_bytes(sample_bytes: int) -> int:
+    """Of how many bytes a choice on ``sample_bytes`` (0: all) is checked, where there are as many."""
+    if not sample_bytes:
+        return LONGEST_HELD_OUT
+    return min(max(sample_bytes // HELD_OUT, SHORTEST_HELD_OUT), LONGEST_HELD_OUT)
 
 
 def _drawn(identity: CalibrationIdentity, documents: Documents, keys: np.ndarray | None, limit: int) -> Sample:

@@ -8,6 +8,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import signal
 import stat
 import tempfile
 import time
@@ -24,6 +25,8 @@ LONGEST = 107 - len(f"/{SESSIONS}/session_2026-11-28_12-26-42_499558_4194304/soc
 """Bytes of the longest private folder in which the sockets of a Ray session can be."""
 OWNER = "owner"
 """File in the private folder that its run keeps locked: the kernel lets go of it however the run ends."""
+TOKEN = "token"
+_TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
 _RANDOM = 8
 """Characters that ``mkdtemp`` adds."""
 _OVERRIDDEN = ("RAY_AUTH_TOKEN", "RAY_TMPDIR", "RAY_ADDRESS")
@@ -59,7 +62,7 @@ def _temporary() -> str | None:
 
 def write_token(folder: Path) -> Path:
     """A new token in a file that only this user can read (0600)."""
-    path = folder / "token"
+    path = folder / TOKEN
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(secrets.token_hex(32))
     return path
@@ -93,12 +96,30 @@ def remove_abandoned() -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder to which processes that are about to end may still write."""
+    """Remove a private folder, and first end what is left of the cluster that was made in it.
+
+    Ray's agents outlive its shutdown where they have just begun, and their raylet by a minute: they would make the
+    folder anew.
+    """
     for _ in range(40):
+        end_processes(folder / TOKEN)
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
             return
         time.sleep(0.05)
+
+
+def end_processes(token: Path) -> None:
+    """End this user's other processes that were given the token of a private cluster."""
+    mark = f"{_TOKEN_PATH}={token}".encode()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # somebody else's, or gone
+            process = os.pidfd_open(int(entry.name))
+            try:
+                if int(entry.name) != os.getpid() and mark in (entry / "environ").read_bytes().split(b"\0"):
+                    signal.pidfd_send_signal(process, signal.SIGKILL)
+            finally:
+                os.close(process)
 
 
 @contextmanager
@@ -107,7 +128,7 @@ def private_environment(token: Path) -> Iterator[None]:
 
     The processes of the cluster inherit where the token lies, not the token.
     """
-    ours = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
+    ours = {"RAY_AUTH_MODE": "token", _TOKEN_PATH: str(token), "RAY_USAGE_STATS_ENABLED": "0"}
     before = {name: os.environ.pop(name, None) for name in (*ours, *_OVERRIDDEN)}
     os.environ.update(ours)
     try:

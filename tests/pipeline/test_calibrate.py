@@ -13,6 +13,7 @@ import pytest
 from pipeline_helpers import preprocess, some_records, write_jsonl
 from rewriting_examples import SCORED, make_place, run, scored
 
+from pipeline.calibrate import held_out_bytes
 from pipeline.entropies import ScoredEntropies, documents_of
 from pipeline.patching_file import load_patching
 from pipeline.settings import ScoringSettings
@@ -64,6 +65,21 @@ def test_sizes_are_checked_on_validation_and_are_those_that_it_gets(place: Path,
     for manifest, subsets in ((validation, checked["subsets"]), (train, found["subsets"])):
         assert subsets == pytest.approx({n: t.mean_patch_size for n, t in manifest.subsets.items()}, rel=1e-12)
     assert f"held out: {checked['mean_patch_size']:.3f} bytes a patch" in capsys.readouterr().out
+
+
+def test_a_small_sample_is_checked_on_more_than_a_few_documents(place: Path, tmp_path: Path) -> None:
+    # A tenth of the sample would be one document; the validation split is far below the least that is checked.
+    checked = calibrate(place, place / "raw", tmp_path / "p.json", "--sample-bytes", 2000)["held_out"]
+    totals = load_manifest(place / "raw" / "validation").totals
+    assert totals.documents > 5
+    assert (checked["documents"], checked["bytes"]) == (totals.documents, totals.bytes)
+
+
+@pytest.mark.parametrize(
+    ("sample", "held"), [(1, 250_000), (1_000_000, 250_000), (50_000_000, 5_000_000), (2**40, 10**7), (0, 10**7)]
+)
+def test_the_check_is_a_tenth_of_the_sample_within_its_bounds(sample: int, held: int) -> None:
+    assert held_out_bytes(sample) == held
 
 
 def test_without_validation_a_tenth_is_set_apart(place: Path, tmp_path: Path, capsys) -> None:

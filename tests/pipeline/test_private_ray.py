@@ -1,7 +1,10 @@
 """The Ray cluster of one run: who can reach it, who can read its token, where its sockets are."""
 
 import os
+import signal
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -174,6 +177,28 @@ def test_folders_of_runs_that_were_killed_are_removed_and_no_others(monkeypatch,
         assert not alive.exists()
     finally:
         remove_folder(place)
+
+
+def test_processes_that_outlive_their_cluster_end_before_its_folder_is_removed():
+    late, other = private_folder(), private_folder()
+    program = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"]
+    processes = [
+        subprocess.Popen(program, env={"RAY_AUTH_TOKEN_PATH": str(folder / "token")}, stdout=subprocess.PIPE)
+        for folder in (late, other)
+    ]
+    try:
+        for process in processes:
+            assert process.stdout.readline()
+        remove_folder(late)
+        assert processes[0].wait(60) == -signal.SIGKILL
+        assert processes[1].poll() is None
+        assert not late.exists()
+        assert other.exists()
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+        remove_folder(other)
 
 
 def test_a_cluster_owns_its_folder_and_removes_abandoned_ones_first(folder):
