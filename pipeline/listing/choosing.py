@@ -80,30 +80,6 @@ def _matches(relative: str, globs: Collection[str], used: set[str]) -> bool:
     return bool(found)
 
 
-def has_magic(text: str) -> bool:
-    return any(character in text for character in "*?[")
-
-
-def split_glob(text: str) -> tuple[str, str]:
-    """The folder above the first part with a wildcard, and the pattern below it."""
-    parts = text.split("/")
-    first = next(i for i, part in enumerate(parts) if has_magic(part))
-    return "/".join(parts[:first]) or ("/" if first else "."), "/".join(parts[first:])
-
-
-def glob_matcher(pattern: str) -> Callable[[str], bool]:
-    """Whether a glob matches a relative path or a folder above it; ``**`` stands for any folders, ``*`` for none."""
-    from fsspec.utils import glob_translate
-
-    matches = re.compile(glob_translate(pattern)).match
-
-    def matcher(relative: str) -> bool:
-        path = PurePosixPath(relative)
-        return any(matches(name.as_posix()) for name in (path, *path.parents[:-1]))
-
-    return matcher
-
-
 def data_files(paths: Collection[str], listed: Callable[[str], Collection[str] | None], left_out: LeftOut) -> list[str]:
     """The paths that hold data. Of a Hugging Face dataset on disk these are the files that its state.json lists.
 

@@ -12,10 +12,7 @@ from pipeline.listing.choosing import (
     dataset_left_out,
     file_left_out,
     folder_left_out,
-    glob_matcher,
-    has_magic,
     named_splits,
-    split_glob,
     without_notes,
 )
 from pipeline.listing.foreign_folders import (
@@ -25,6 +22,7 @@ from pipeline.listing.foreign_folders import (
     listed_files,
     read_state,
 )
+from pipeline.listing.globs import EVERYTHING, Glob, Place, has_magic, split_glob
 from pipeline.read.content import NoText, format_in
 from pipeline.read.formats import OWN_FILE, Format, named, suffix_left_out
 from pipeline.read.storage import Stamp, stamp, stamp_of
@@ -87,8 +85,10 @@ class Search:
         if path.is_dir():
             return self._below(path)
         if not path.exists() and has_magic(text):
-            folder, pattern = split_glob(text)
-            return _require(text, self._below(Path(folder), glob_matcher(pattern)), self.left_out)
+            folder, pattern = split_glob(text, os.path.isdir)
+            if not os.path.isdir(folder):
+                raise PipelineError(f"{text}: there is no folder {folder}")
+            return _require(text, self._below(Path(folder), Glob(pattern)), self.left_out)
         if not path.exists():
             raise PipelineError(f"{text}: there is no such file or directory")
         if not path.is_file():
@@ -117,15 +117,13 @@ class Search:
         except OSError as error:
             raise PipelineError(f"{without_query(location)} cannot be read: {error.strerror or error}") from None
 
-    def _below(self, folder: Path, wanted: Callable[[str], bool] = lambda _: True) -> list[Found | Path]:
+    def _below(self, folder: Path, wanted: Glob = EVERYTHING) -> list[Found | Path]:
         """Everything in a folder that is wanted, sorted by path."""
         root = folder.resolve()
         datasets: list[str] = []
         files: dict[str, Stamp] = {}
         links: list[str] = []
-        for relative, found in self._walk(root, root):
-            if not wanted(relative):
-                continue
+        for relative, found in self._walk(root, root, wanted, wanted.start):
             if found is None:
                 if reason := dataset_left_out(relative, self.reading, self.left_out.globs):
                     self.left_out.add(reason, relative)
@@ -168,8 +166,11 @@ class Search:
         for path, split in splits.items():
             yield Found(root, path, files[path], formats[path], split)
 
-    def _walk(self, root: Path, folder: Path) -> Iterator[tuple[str, Stamp | Path | None]]:
-        """Files below a folder with stamps, links (as paths), and our datasets. No link to a folder is followed."""
+    def _walk(self, root: Path, folder: Path, wanted: Glob, place: Place) -> Iterator[tuple[str, Stamp | Path | None]]:
+        """Files below a folder with stamps, links (as paths), and our datasets, as far as they are wanted.
+
+        No link to a folder is followed, and no folder is entered that holds nothing which could be wanted.
+        """
         try:
             entries = sorted(os.scandir(folder), key=lambda e: e.name)
         except OSError as error:
@@ -178,11 +179,14 @@ class Search:
         passed = {"blobs", "refs"} if {"blobs", "snapshots"} <= names else set()
         current = current_snapshot(folder.parent) if folder.name == "snapshots" else None
         for entry in entries:
-            path = Path(entry.path)
+            if not (at := wanted.step(place, entry.name)):
+                continue
+            path, chosen = Path(entry.path), wanted.matches(at)
             relative = path.relative_to(root).as_posix()
             _require_utf8(relative)
             if entry.is_symlink():
-                yield relative, path
+                if chosen:
+                    yield relative, path
             elif entry.is_dir():
                 if path == self.out:
                     self.left_out.add(OWN_FOLDER, relative)
@@ -194,11 +198,14 @@ class Search:
                     if is_our_run(path) and len(datasets) < len(SPLIT_NAMES):
                         self.left_out.add(_UNFINISHED, relative)
                     else:
-                        yield from ((dataset.relative_to(root).as_posix(), None) for dataset in datasets)
+                        below = (dataset.relative_to(root).as_posix() for dataset in datasets)
+                        yield from ((dataset, None) for dataset in below if wanted.chooses(dataset))
                 elif is_our_run(path):
                     self.left_out.add(_UNFINISHED, relative)
                 else:
-                    yield from self._walk(root, path)
+                    yield from self._walk(root, path, wanted, at)
+            elif not chosen:
+                continue
             elif not entry.is_file():
                 self.left_out.add(_SPECIAL, relative)
             else:
@@ -276,9 +283,9 @@ def _remote(url: str, search: Search) -> Iterator[Found | Path]:
         raise FileNotFoundError(url)
     if ours := _our_dataset(infos):
         raise PipelineError(f"{folder}/{ours}: one of our datasets; they are read from disks, so copy it first")
-    wanted = glob_matcher(pattern) if pattern is not None else lambda _: True
+    wanted = Glob(pattern) if pattern is not None else EVERYTHING
     files: dict[str, Stamp] = {}
-    for relative in filter(wanted, sorted(infos)):
+    for relative in filter(wanted.chooses, sorted(infos)):
         if not relative or relative.endswith("/"):  # what some stores keep in place of a folder
             continue
         _require_utf8(relative)

@@ -4,9 +4,12 @@ import bz2
 import gzip
 import json
 import lzma
+import os
+import re
 import time
 import zipfile
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import fsspec
@@ -19,7 +22,7 @@ from pipeline_helpers import STATIC, compressed, counts, letters, preprocess, sh
 
 from pipeline.driver import make_plan
 from pipeline.listing import list_inputs
-from pipeline.listing.choosing import glob_matcher, split_glob
+from pipeline.listing.globs import Glob, split_glob
 from pipeline.read import read_split, storage
 from pipeline.read.forward import Forward
 from pipeline.read.source import check_unchanged
@@ -153,8 +156,62 @@ def test_where_a_glob_begins():
     assert split_glob("/*.txt") == ("/", "*.txt")
     assert split_glob("*.txt") == (".", "*.txt")
     assert split_glob("s3://bucket/a*/b") == ("s3://bucket", "a*/b")
-    assert glob_matcher("*.txt")("a.txt")
-    assert not glob_matcher("*.txt")("a/b.txt")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "yes", "no"),
+    [
+        ("*.txt", ["a.txt", "a.txt/b/c"], ["a/b.txt", "a.txt2"]),
+        ("a/**", ["a/b", "a/b/c"], ["a", "b/a"]),
+        ("**/x.txt", ["x.txt", "a/x.txt", "a/b/x.txt", "a/x.txt/b"], ["a/y.txt"]),
+        ("a/**/b/*.txt", ["a/b/x.txt", "a/c/d/b/x.txt", "a/b/b/x.txt"], ["a/b", "a/x.txt"]),
+        ("x[abc", ["x[abc"], ["xa", "y/x[abc"]),
+        ("[!a]?", ["bc"], ["ab", "b"]),
+        ("**/a/**/a", ["a/a", "b/a/c/a"], ["a", "a/b"]),
+        ("./a*//b", ["ax/b"], ["ax", "b"]),
+    ],
+)
+def test_a_pattern_chooses_paths_name_by_name(pattern, yes, no):
+    assert [path for path in yes + no if Glob(pattern).chooses(path)] == yes
+
+
+@pytest.mark.parametrize(
+    ("pattern", "entered"),
+    [
+        ("x[abc", 1),
+        ("*.txt", 1),
+        ("a?/*.txt", 11),
+        ("a1/*/*.txt", 1 + 10),
+        ("a1/**/*.txt", 1 + 10),
+        ("**/*.nothing", 1 + 10 + 100),
+        ("[q]/**", 1),
+    ],
+)
+def test_a_pattern_enters_only_the_folders_in_which_it_can_match(tmp_path, monkeypatch, pattern, entered):
+    for number in range(100):
+        (tmp_path / f"a{number % 10}" / f"b{number // 10}").mkdir(parents=True)
+    (tmp_path / "a1" / "b1" / "x.txt").write_text("x")
+    scanned = []
+    real = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: scanned.append(folder) or real(folder))
+    with suppress(PipelineError):
+        list_inputs([tmp_path / pattern], ReadSettings())
+    assert len(scanned) == entered
+
+
+def test_a_pattern_without_a_match_is_one_line_that_names_it(tmp_path):
+    (tmp_path / "a").mkdir()
+    for text in ("x[abc", "*.txt", "a/**", "no/such*/x"):
+        with pytest.raises(PipelineError, match=re.escape(str(tmp_path / text))):
+            list_inputs([tmp_path / text], ReadSettings())
+
+
+def test_a_folder_whose_name_looks_like_a_glob_is_that_folder_above_a_pattern(tmp_path):
+    for name in ("x[1]", "x1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.txt").write_text("x")
+    (found,) = list_inputs([tmp_path / "x[1]" / "*.txt"], ReadSettings()).files
+    assert found.path == "x[1].txt"
 
 
 @pytest.mark.parametrize(
