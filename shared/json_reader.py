@@ -19,9 +19,13 @@ MOST_BYTES = 4 << 20
 
 
 @contextmanager
-def open_regular(path: str | Path) -> Iterator[IO[bytes]]:
-    """A regular file to read; OSError that names it for a folder, a FIFO or a device, which might never end."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for its writer
+def open_regular(path: str | Path, follow: bool = True) -> Iterator[IO[bytes]]:
+    """A regular file to read; OSError that names it for a folder, a FIFO or a device, which might never end.
+
+    ``follow``: also by a symbolic link.
+    """
+    links = 0 if follow else os.O_NOFOLLOW
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | links)  # a FIFO would wait for its writer
     try:
         mode = os.fstat(descriptor).st_mode
         if stat.S_ISDIR(mode):
@@ -34,9 +38,9 @@ def open_regular(path: str | Path) -> Iterator[IO[bytes]]:
         os.close(descriptor)
 
 
-def read_bounded(path: str | Path, most_bytes: int = MOST_BYTES) -> bytes:
+def read_bounded(path: str | Path, most_bytes: int = MOST_BYTES, follow: bool = True) -> bytes:
     """The content of a regular file of at most so many bytes; OSError that names the file for any other."""
-    with open_regular(path) as file:
+    with open_regular(path, follow) as file:
         content = file.read(most_bytes + 1)
     if len(content) > most_bytes:
         raise OSError(errno.EFBIG, f"larger than {most_bytes:,} bytes", str(path))

@@ -25,6 +25,14 @@ def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
         read_bounded(tmp_path / "missing")
 
 
+def test_a_link_is_followed_only_where_that_is_wanted(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"1")
+    (tmp_path / "link").symlink_to("a")
+    assert read_bounded(tmp_path / "link") == b"1"
+    with pytest.raises(OSError, match="link"):
+        read_bounded(tmp_path / "link", follow=False)
+
+
 @pytest.mark.parametrize(
     "content",
     [b"[" * 100_000, b'{"a":' * 100_000, b"9" * 100_000, b"NaN", b"[Infinity]", b"\xff", b'"\\ud800"', b""],

@@ -8,13 +8,13 @@ without it is what an interrupted save has left; one with any other file is refu
 import hashlib
 import os
 import re
-import stat
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, ValidationError
 
 from shared.files import sync, write_atomic
+from shared.json_reader import read_bounded
 from shared.model_settings import Settings
 from shared.shards.manifest import first_problem
 
@@ -88,15 +88,8 @@ def mark_complete(path: Path, files: dict[str, FileRecord]) -> None:
 
 
 def read_small(path: Path) -> bytes:
-    """A file of JSON as a whole. Raises OSError, also for what is not a plain file or larger than any such file."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(0, "not a plain file", str(path))
-        if status.st_size > MOST_BYTES:
-            raise OSError(0, f"{status.st_size} bytes, at most {MOST_BYTES} are read", str(path))
-        return file.read()
+    """A file of JSON as a whole. Raises OSError, also for what is not a regular file or larger than any such file."""
+    return read_bounded(path, MOST_BYTES, follow=False)
 
 
 def contents_of(path: Path) -> Contents:
@@ -153,7 +146,7 @@ def _unlisted(path: Path, contents: Contents) -> str | None:
             if entry.name != COMPLETE_NAME and entry.name not in contents.files:
                 return f"{entry.name!r} is not one of the files that {COMPLETE_NAME} lists"
             if not entry.is_file(follow_symlinks=False):
-                return f"{entry.name} is not a plain file"
+                return f"{entry.name} is not a regular file"
     return None
 
 

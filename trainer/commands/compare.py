@@ -8,8 +8,9 @@ from pathlib import Path
 from shared.config import ConfigError
 from shared.terminal import INTERRUPTED
 from trainer.laboratory.compare import Request, compare
+from trainer.laboratory.folder import check_laboratory
 from trainer.laboratory.preparation import Corpus
-from trainer.laboratory.report import check_laboratory, write_report
+from trainer.laboratory.report import write_report
 from trainer.laboratory.results import RESULTS_NAME, Results
 from trainer.laboratory.systems import SYSTEMS_FILE, load_laboratory
 from trainer.laboratory.words import in_words

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from shared.config import ConfigError
 from trainer.commands.compare import add_data_arguments, corpus_from, executor_from, seeds_from
-from trainer.laboratory.report import check_laboratory, write_report
+from trainer.laboratory.folder import check_laboratory
+from trainer.laboratory.report import write_report
 from trainer.laboratory.scaling.grid import GRID_FILE, load_grid
 from trainer.laboratory.scaling.record import SCALING_NAME
 from trainer.laboratory.scaling.runner import ScalingRequest, scale

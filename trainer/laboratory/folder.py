@@ -26,9 +26,14 @@ MARKS: dict[str, type[BaseModel]] = {LABORATORY_NAME: Mark, RESULTS_NAME: Result
 """Any of these files, whole, shows that a folder is one; those of earlier versions have no first one."""
 
 
+def check_laboratory(out: Path) -> None:
+    """Raise OutputError for a folder that is not empty and that neither `compare` nor `scaling` has made."""
+    check_folder(out, is_laboratory_folder)
+
+
 def claim(out: Path) -> None:
     """Make a folder a laboratory before anything else is written there. Raises OutputError when it is another's."""
-    check_folder(out, is_laboratory_folder)
+    check_laboratory(out)
     if not _is(out / LABORATORY_NAME, Mark):
         keep(Mark(), out / LABORATORY_NAME)
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 
-from shared.files import Output, check_folder
+from shared.files import Output
 from shared.page import PAGE
 from trainer.drawing.forest import forest
 from trainer.drawing.page import drawn_page, facts, header, section
@@ -34,8 +34,6 @@ from trainer.observing.history import History
 from trainer.observing.report import content as runs_content
 from trainer.observing.report import short_names
 
-PREPARED = ("corpora", "corpus", "entropy", "cells")
-"""Folders of which a laboratory that was stopped early has one."""
 SUBSET_WORDS = "Bits per byte; the least of each row is underlined."
 FOREST_UNIT = "bits per byte; right of 0 as expected"
 FOREST_WORDS = (
@@ -48,11 +46,6 @@ FOREST_WORDS = (
 def is_laboratory(folder: Path) -> bool:
     """Whether a folder has a record that a page can be made of."""
     return any((folder / name).exists() for name in (RESULTS_NAME, SCALING_NAME, DIAL_NAME))
-
-
-def check_laboratory(out: Path) -> None:
-    """Raise OutputError where a comparison must not work: in a folder that holds files and is no laboratory's."""
-    check_folder(out, lambda folder: is_laboratory(folder) or any((folder / name).exists() for name in PREPARED))
 
 
 def write_report(folder: Path) -> Path:
