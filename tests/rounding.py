@@ -9,9 +9,8 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,8 @@ from shared.vocabulary import VOCABULARY_SIZE
 
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
-Results = Tensor | np.ndarray | float | Sequence["Results"] | Mapping[str, "Results"]
+Results = Any
+"""A tensor, an array or a number, or a sequence or a mapping of them."""
 
 ROUNDING = torch.finfo(torch.float32).eps / 2
 """The largest relative error of one rounding to fp32."""
@@ -80,7 +80,8 @@ def assert_equal_but_rounded(
         for number, entries in enumerate(zip(one, other, exact)):
             assert_equal_but_rounded(*entries, terms, f"{name} {number}")
     else:
-        _compare(*(torch.as_tensor(value).detach() for value in (one, other, exact)), terms, name)
+        tensors = [torch.as_tensor(value).detach() for value in (one, other, exact)]
+        _compare(tensors[0], tensors[1], tensors[2], terms, name)
 
 
 def _compare(one: Tensor, other: Tensor, exact: Tensor, terms: float, name: str) -> None:
