@@ -32,14 +32,14 @@ options=(
   --max-restarts "${MAX_RESTARTS:-3}"
   --signals-to-handle "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 )
-# The launcher of torch 2.11 does not know this option, and waits 30 seconds.
-known=$("${launcher[@]}" --help)
-[[ $known != *--shutdown-timeout* ]] || options+=(--shutdown-timeout "${SHUTDOWN_TIMEOUT:-300}")
 if [ "${NODES:-1}" -gt 1 ]; then
   [ -n "${RENDEZVOUS:-}" ] || { echo "train: NODES=$NODES needs RENDEZVOUS=host:port on one of them" >&2; exit 2; }
   options+=(--nnodes "$NODES" --rdzv-backend c10d --rdzv-endpoint "$RENDEZVOUS" --rdzv-id "${JOB:-patchwork}")
 else
   options+=(--standalone)
 fi
+# The launcher of torch 2.11 does not know this option, and waits 30 seconds.
+known=$("${launcher[@]}" --help || true)
+[[ $known != *--shutdown-timeout* ]] || options+=(--shutdown-timeout "${SHUTDOWN_TIMEOUT:-300}")
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # run.threads decides; without this the launcher warns
 exec "${launcher[@]}" "${options[@]}" "$root/trainer/main.py" "$@"
