@@ -5,9 +5,10 @@ the whole file), and consecutive pieces are grouped into splits.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from pipeline.settings import ReadSettings, SplitName
 from pipeline.stamp import Stamp
@@ -30,11 +31,18 @@ Kind = Literal["jsonl", "json", "text", "parquet", "arrow", "webdataset", "wet",
 """How a file is read."""
 
 
-class Piece(Settings):
+_ENTRY: ConfigDict = {"extra": "forbid"}
+"""Of what a plan has many of: slots, for an object of Settings takes four to ten times as much memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
     """A range of one file.
 
     Positions count bytes of (decompressed) content, row groups, record batches, or rows of one of our shards.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _ENTRY
 
     begin: int
     end: int
@@ -45,8 +53,11 @@ class Piece(Settings):
     """Of a piece among several of a local file: what its content is compared with while it is read (checked.py)."""
 
 
-class SourceFile(Settings):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFile:
     """One file of the snapshotted input."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _ENTRY
 
     root: str
     """Absolute folder or URL that the relative path starts from; no part of the identity."""
@@ -90,12 +101,15 @@ class SourceFile(Settings):
 
     def identity(self) -> dict[str, Any]:
         """What makes this file the same file, wherever it lies."""
-        fields = {"path", "kind", "size", "sha256", "split"} | ({"version"} if self.version else set())
-        return self.model_dump(include=fields)
+        fields = ("path", "kind", "size", "sha256", *(("version",) if self.version else ()), "split")
+        return {name: getattr(self, name) for name in fields}
 
 
-class Split(Settings):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
     """One unit of work: one shard for train, one for validation (more where a single piece is larger)."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _ENTRY
 
     number: int
     pieces: tuple[tuple[int, int], ...]
@@ -153,7 +167,7 @@ def byte_pieces(size: int, cut_bytes: int, newlines: Sequence[int] | None) -> tu
         Piece(
             begin=begin,
             end=min(begin + cut_bytes, size),
-            bytes=min(begin + cut_bytes, size) - begin,
+            bytes=cut_bytes if begin + cut_bytes <= size else size - begin,
             first_line=None if newlines is None else 1 + (newlines[number - 1] if number else 0),
         )
         for number, begin in enumerate(begins)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.listing.finding import Found
 from pipeline.plan import PIECES_OF_COMPRESSED, Piece, SourceFile, byte_pieces, row_pieces
@@ -40,15 +40,15 @@ def survey_file(found: Found, cut_bytes: int, reading: ReadSettings) -> SourceFi
     )
     try:
         if is_url(file.full_path):
-            return file.model_copy(update={"pieces": retried(lambda: _remote_pieces(file, reading))})
+            return replace(file, pieces=retried(lambda: _remote_pieces(file, reading)))
         if file.kind == "jsonl" and file.compression == "none" and file.size:
             looked = _look_at_lines(file.full_path, cut_bytes)
             pieces = byte_pieces(looked.size, cut_bytes, looked.newlines)
             if len(pieces) > 1:
                 pieces = _with_checks(pieces, looked.checks.__getitem__)
-            return file.model_copy(update={"sha256": looked.sha256, "pieces": pieces})
+            return replace(file, sha256=looked.sha256, pieces=pieces)
         sha256 = _sha256(file.full_path)
-        return file.model_copy(update={"sha256": sha256, "pieces": _pieces(file, reading)})
+        return replace(file, sha256=sha256, pieces=_pieces(file, reading))
     except OSError as error:
         raise PipelineError(f"{file.shown} cannot be read: {error.strerror or error}") from None
 
@@ -98,7 +98,7 @@ def _table_pieces(file: SourceFile, reading: ReadSettings) -> tuple[Piece, ...]:
 
 
 def _with_checks(pieces: Sequence[Piece], check: Callable[[int], str]) -> tuple[Piece, ...]:
-    return tuple(piece.model_copy(update={"check": check(number)}) for number, piece in enumerate(pieces))
+    return tuple(replace(piece, check=check(number)) for number, piece in enumerate(pieces))
 
 
 def _compressed_pieces(file: SourceFile, reading: ReadSettings) -> tuple[Piece, ...]:

@@ -1,17 +1,21 @@
 """The plan follows from the input alone, and every byte of it is in exactly one split."""
 
 import os
+import pickle
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pipeline_helpers import compressed
+from pydantic import ValidationError
 
 from pipeline import listing
 from pipeline.driver import make_plan
 from pipeline.listing import list_inputs
-from pipeline.plan import byte_pieces, group, row_pieces, split_size
+from pipeline.plan import Plan, SourceFile, byte_pieces, group, row_pieces, split_size
 from pipeline.read.source import check_unchanged
 from pipeline.settings import PipelineError, ReadSettings
 
@@ -145,3 +149,44 @@ def test_a_compressed_file_has_a_bounded_number_of_pieces_in_its_decompressed_by
 def test_an_input_that_cannot_be_used_is_named(tmp_path, make, said):
     with pytest.raises(PipelineError, match=said):
         list_inputs([make(tmp_path)], ReadSettings())
+
+
+def test_a_plan_takes_little_memory_for_each_file_piece_and_split():
+    count = 2000
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        files = [
+            SourceFile(
+                root="/data",
+                path=f"folder/file-{number:06d}.jsonl",
+                kind="jsonl",
+                size=1000 + number,
+                mtime_ns=10**18 + number,
+                changed_ns=10**18 + number,
+                inode=10**6 + number,
+                sha256=f"{number:064x}",
+                pieces=byte_pieces(1000 + number, 10**6, []),
+                cut_bytes=10**6,
+            )
+            for number in range(count)
+        ]
+        of_files, _ = tracemalloc.get_traced_memory()
+        cut = byte_pieces(1000 * count, 1000, range(count))
+        splits = group([replace(files[0], pieces=cut)], 1000)
+        of_pieces, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(cut) == len(splits) == count
+    assert (of_files - before) / count < 800
+    assert (of_pieces - of_files) / count < 500
+
+
+def test_a_plan_is_read_as_it_was_written_and_unknown_keys_are_errors(tmp_path):
+    tree(tmp_path, {"a.jsonl": b'{"text":1}\n' * 300, "b.txt": b"x"})
+    plan = make_plan([tmp_path], ReadSettings(split_bytes=600))
+    text = plan.model_dump_json()
+    assert Plan.model_validate_json(text) == pickle.loads(pickle.dumps(plan)) == plan
+    for key in ("begin", "path", "number"):
+        with pytest.raises(ValidationError):
+            Plan.model_validate_json(text.replace(f'"{key}":', f'"other":1,"{key}":', 1))
