@@ -6,12 +6,15 @@ interface.
 """
 
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # as in main.py
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main: Ctrl-C in an import would be a traceback
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -27,6 +30,8 @@ _NO_FILE = "<N/A>"
 
 def main(arguments: Sequence[str]) -> int:
     """Run the ranks; returns the exit code, 1 as torchrun's when one failed or a signal came."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:

@@ -6,6 +6,7 @@ take, in memory, FLOPs and time; no launcher and no data are needed for that.
 """
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from pathlib import Path
 if __name__ == "__main__":
     # A script's own folder comes first on the path: trainer/data would be `data` and shadow whatever has that name.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until all is imported: Ctrl-C would be a traceback
 
 from shared.config import load_recipe
 from trainer.errors import USER_ERRORS, TrainingError, complain, first_of_node, give_way, run
@@ -90,5 +93,7 @@ def train(settings: TrainSettings, identity: RunIdentity) -> int:
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     end_with_launcher()
     run(main, sys.argv[1:])

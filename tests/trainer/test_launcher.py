@@ -1,6 +1,7 @@
 """trainer/launch.py: torchrun whose own pages do not follow the line that a rank has said."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -110,3 +111,20 @@ def test_gloo_listens_on_loopback_where_all_ranks_are_on_this_machine(monkeypatc
         monkeypatch.setenv(name, value)
     stay_on_this_machine()
     assert os.environ.get("GLOO_SOCKET_IFNAME") == interface
+
+
+@pytest.mark.parametrize("program", ["trainer/launch.py", "trainer/main.py"])
+def test_ctrl_c_while_a_program_is_imported_leaves_no_traceback(tmp_path, program):
+    # Ctrl-C at a moment that does not depend on how busy the machine is: at the first import of these.
+    (tmp_path / "interrupting.py").write_text(
+        "import os, runpy, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.startswith(('torch', 'shared')): os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "runpy.run_path(sys.argv[1], run_name='__main__')\n"
+    )
+    command = [sys.executable, str(tmp_path / "interrupting.py"), str(ROOT / program)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
