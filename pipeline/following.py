@@ -6,37 +6,43 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from pipeline.progress import NoBar, bar, tqdm
 from pipeline.worker import Outcome
 from shared.files import write_atomic
+from shared.json_reader import read_bounded
 from shared.model_settings import Settings
+from shared.shards.manifest import Count
 
 PROGRESS_FILE = "progress.json"
 _SAVED_EVERY = 2.0
 _GB = 10**9
 
 
+Seconds = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+
+
 class Progress(Settings):
     """What DIR/progress.json says."""
 
     host: str
-    process: int
+    process: Count
     step: str
-    began: float
+    began: Seconds
     """Of this start; seconds since 1970."""
-    updated: float
-    bytes_done: int
+    updated: Seconds
+    bytes_done: Count
     """Of the input, by this start."""
-    bytes_total: int
-    splits_done: int
-    splits_total: int
+    bytes_total: Count
+    splits_done: Count
+    splits_total: Count
     device: str
-    device_seconds: float
+    device_seconds: Seconds
     """Devices times seconds that workers spent on finished splits."""
-    finished_bytes: int
+    finished_bytes: Count
     """Of the input, in those splits."""
 
     @property
@@ -139,6 +145,6 @@ def following(
 def load_progress(out: Path) -> Progress | None:
     """What the run's driver said last, if it ever did."""
     try:
-        return Progress.model_validate_json((out / PROGRESS_FILE).read_bytes())
-    except (FileNotFoundError, ValidationError):
+        return Progress.model_validate_json(read_bounded(out / PROGRESS_FILE))
+    except (OSError, ValidationError):
         return None

@@ -10,39 +10,42 @@ from pydantic import ValidationError
 from pipeline.settings import SPLIT_NAMES, SplitName
 from shared.files import atomic_file, write_atomic
 from shared.identity import canonical_json, file_sha256
+from shared.json_reader import read_bounded
 from shared.model_settings import Settings
 from shared.shards.index import index_name
-from shared.shards.manifest import ShardEntry, Sums
+from shared.shards.manifest import Count, ShardEntry, Sums
 from shared.shards.sidecar import sidecar_name
 
 MARKERS, DEAD_LETTERS, EMPTY_RECORDS, DUPLICATES = "splits", "dead-letters", "empty-records", "duplicates"
+
+MOST_MARKER_BYTES = 2**28
 
 
 class Counts(Sums):
     """Every record of the input has exactly one fate (law 4)."""
 
-    records: int = 0
+    records: Count = 0
     """Counted where they are read; equals the sum of the fates below."""
-    documents: int = 0
-    dead: int = 0
-    empty: int = 0
-    not_sampled: int = 0
-    duplicates: int = 0
+    documents: Count = 0
+    dead: Count = 0
+    empty: Count = 0
+    not_sampled: Count = 0
+    duplicates: Count = 0
     """Texts that an earlier record has, byte for byte."""
-    document_bytes: int = 0
+    document_bytes: Count = 0
     """Bytes of text in the documents."""
-    without_id: int = 0
-    without_subset: int = 0
-    without_key: int = 0
+    without_id: Count = 0
+    without_subset: Count = 0
+    without_key: Count = 0
     """Records (dead ones aside) that lack the column which --id-column, --subset-column, --split-key names."""
-    replaced: int = 0
+    replaced: Count = 0
     """Values for which null or a text stands, because they have no form in JSON or in a name."""
 
 
 class Marker(Settings):
     """One finished split."""
 
-    split: int
+    split: Count
     run: str
     """Digest of the run's identity and numerics: a marker of another run is not believed."""
     counts: Counts
@@ -69,8 +72,8 @@ def write_marker(out: Path, marker: Marker) -> None:
 def read_marker(out: Path, split: int, run: str) -> Marker | None:
     """The marker of a split, if it is there and of this run."""
     try:
-        marker = Marker.model_validate_json(marker_path(out, split).read_bytes())
-    except (FileNotFoundError, ValidationError):
+        marker = Marker.model_validate_json(read_bounded(marker_path(out, split), MOST_MARKER_BYTES))
+    except (OSError, ValidationError):
         return None
     return marker if marker.split == split and marker.run == run else None
 

@@ -6,14 +6,15 @@ the whole file), and consecutive pieces are grouped into splits.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from pipeline.settings import ReadSettings, SplitName
 from pipeline.stamp import Stamp
 from shared.identity import digest
 from shared.model_settings import Settings
+from shared.shards.manifest import Count
 
 SMALLEST_SPLIT = 2**20
 LARGEST_SPLIT = 64 * 2**20
@@ -31,6 +32,8 @@ Kind = Literal["jsonl", "json", "text", "parquet", "arrow", "webdataset", "wet",
 """How a file is read."""
 
 
+SystemNumber = Annotated[int, Field(strict=True, ge=-(2**63), le=2**64)]
+"""What a file system says: times before 1970 are negative, inodes use all bits."""
 _ENTRY: ConfigDict = {"extra": "forbid"}
 """Of what a plan has many of: slots, for an object of Settings takes four to ten times as much memory."""
 
@@ -44,10 +47,10 @@ class Piece:
 
     __pydantic_config__: ClassVar[ConfigDict] = _ENTRY
 
-    begin: int
-    end: int
-    bytes: int
-    first_line: int | None = 1
+    begin: Count
+    end: Count
+    bytes: Count
+    first_line: Count | None = 1
     """1 + newlines before ``begin``; None where nobody has counted them."""
     check: str = ""
     """Of a piece among several of a local file: what its content is compared with while it is read (checked.py)."""
@@ -64,21 +67,21 @@ class SourceFile:
     path: str
     kind: Kind
     compression: Literal["none", "gzip", "zstd", "bzip2", "xz"] = "none"
-    size: int
+    size: Count
     """Bytes on disk."""
-    mtime_ns: int
+    mtime_ns: SystemNumber
     """0 for remote files."""
-    changed_ns: int = 0
-    inode: int = 0
+    changed_ns: SystemNumber = 0
+    inode: SystemNumber = 0
     """Of local files, with which an earlier look at them is believed."""
     sha256: str
     """Of the content; empty for remote files, which are not read before they are needed."""
     version: str = ""
     """What the store of a remote file says about its version."""
     pieces: tuple[Piece, ...]
-    cut_bytes: int
+    cut_bytes: Count
     """The distance of cuts that the pieces were surveyed for."""
-    shard: int = 0
+    shard: Count = 0
     """Number in its dataset, for our own shards."""
     split: SplitName | None = None
     """Set where the input has decided already which split its records are in."""
@@ -111,10 +114,10 @@ class Split:
 
     __pydantic_config__: ClassVar[ConfigDict] = _ENTRY
 
-    number: int
-    pieces: tuple[tuple[int, int], ...]
+    number: Count
+    pieces: tuple[tuple[Count, Count], ...]
     """(file, piece) pairs in order."""
-    bytes: int
+    bytes: Count
 
 
 class Plan(Settings):
@@ -122,13 +125,23 @@ class Plan(Settings):
 
     files: tuple[SourceFile, ...]
     splits: tuple[Split, ...]
-    split_bytes: int
-    skipped: dict[str, int] = Field(default_factory=dict)
+    split_bytes: Count
+    skipped: dict[str, Count] = Field(default_factory=dict)
     """Files that are not read, by reason."""
     examples: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """The names of some of them."""
     idle: tuple[str, ...] = ()
     """Options that do nothing with these files, each with why."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        for number, split in enumerate(self.splits):
+            if split.number != number:
+                raise ValueError(f"split {number} has the number {split.number}")
+            for file, piece in split.pieces:
+                if file >= len(self.files) or piece >= len(self.files[file].pieces):
+                    raise ValueError(f"split {number} names piece {piece} of file {file}, which is not in the plan")
+        return self
 
     @property
     def bytes(self) -> int:

@@ -16,14 +16,14 @@ from typing import Any, Protocol
 from pydantic import Field, ValidationError
 
 from pipeline.executors.counting import default_workers
-from pipeline.marker import shard_files
+from pipeline.marker import MOST_MARKER_BYTES, shard_files
 from pipeline.parallel import each
 from pipeline.progress import bar
 from pipeline.run_folder import LOCK_FILE, locked
 from pipeline.settings import PipelineError
 from shared.files import atomic_file, check_folder, sync, write_atomic
 from shared.identity import IdentityError, canonical_json, differences, file_sha256, in_short
-from shared.json_reader import read_json
+from shared.json_reader import read_bounded, read_json
 from shared.model_identity import CONFIG_FILE, WEIGHTS_FILE, model_sha256
 from shared.model_settings import Settings
 from shared.shards.dataset import Dataset, check_file
@@ -236,8 +236,8 @@ def _write(work: Rewriting, unfinished: Path, unit: int) -> Written:
 def _marker(unfinished: Path, unit: int) -> Written | None:
     """What a unit has left behind, if it is done and all its files are whole."""
     try:
-        found = Written.model_validate_json((unfinished / _MARKERS / f"{unit}.json").read_bytes())
-    except (FileNotFoundError, ValidationError):
+        found = Written.model_validate_json(read_bounded(unfinished / _MARKERS / f"{unit}.json", MOST_MARKER_BYTES))
+    except (OSError, ValidationError):
         return None
     whole = all(
         (unfinished / path).is_file() and file_sha256(unfinished / path) == sha256

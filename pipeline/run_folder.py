@@ -20,11 +20,14 @@ from pipeline.selection import SELECTION
 from pipeline.settings import SPLIT_NAMES, PipelineError
 from shared.files import lock, write_atomic
 from shared.identity import IdentityError, differences, digest, in_short
+from shared.json_reader import read_bounded
 from shared.model_identity import CONFIG_FILE, WEIGHTS_FILE, ModelFileError, model_sha256
 from shared.model_settings import Settings
 from shared.shards.manifest import MANIFEST_NAME, PATCHER_FOLDER, NumericsClass, first_problem
 
 RUN_FILE, LOCK_FILE, FAILURES = "run.json", ".lock", "failures"
+MOST_RUN_BYTES = 2**30
+"""Of run.json, which lists every piece of every file."""
 
 
 class RunFile(Settings):
@@ -43,11 +46,16 @@ class RunFile(Settings):
         write_atomic(out / RUN_FILE, self.model_dump_json(indent=1) + "\n")
 
 
+def read_run(path: Path) -> RunFile:
+    """What a run's file says. Raises OSError, ValidationError."""
+    return RunFile.model_validate_json(read_bounded(path, MOST_RUN_BYTES))
+
+
 def load_run(out: Path) -> RunFile | None:
     """The run recorded in a folder, if there is one. Raises PipelineError for a folder with something else in it."""
     path = out / RUN_FILE
     try:
-        return RunFile.model_validate_json(path.read_bytes())
+        return read_run(path)
     except FileNotFoundError:
         # A driver that was killed in the middle leaves its lock file, and half a plan under a temporary name.
         if out.is_dir() and any(e.name != LOCK_FILE and not e.match(f"{RUN_FILE}.*.tmp") for e in out.iterdir()):
@@ -55,6 +63,8 @@ def load_run(out: Path) -> RunFile | None:
         return None
     except NotADirectoryError:
         raise PipelineError(f"--out {out} is a file; give a folder") from None
+    except OSError as error:
+        raise PipelineError(f"{path} cannot be read: {error.strerror}") from None
     except ValidationError as error:
         raise PipelineError(f"{path}: {first_problem(error)}") from None
 

@@ -176,8 +176,6 @@ def _identity_problems(dataset: Dataset) -> Iterator[str]:
 def _unlisted_files(dataset: Dataset) -> Iterator[str]:
     """Shard files that the manifest does not know."""
     names = [entry.name for entry in dataset.manifest.shards]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        yield f"{dataset.folder / name}: the manifest lists it more than once"
     known = {*names, *map(index_name, names), *map(sidecar_name, names)}
     endings = tuple(SUFFIXES.values())
     endings += tuple(map(index_name, endings)) + tuple(map(sidecar_name, endings))
@@ -190,7 +188,7 @@ def _shard_problems(dataset: Dataset, shard: int, found: Verification, progress:
     """Everything about one shard whose files are whole. Raises DatasetError when it cannot be decoded."""
     entry = dataset.manifest.shards[shard]
     path = dataset.folder / entry.name
-    index = dataset.shard_index(shard)
+    index = dataset.stored_index(shard)
     batches = dataset.batch_count(shard)
     if batches != len(index.batch_starts) - 1:
         yield f"{path}: {batches} record batches, its index says {len(index.batch_starts) - 1}"
@@ -252,8 +250,8 @@ def _batches_with_last(
     for batch in range(batches + 1):
         following: list[tuple[Row, np.ndarray | None]] = []
         if batch < batches:
-            columns = dataset.batch(shard, batch)
-            values = dataset.entropies(shard, batch) if scored else [None] * len(columns)
+            columns = dataset.stored_batch(shard, batch)
+            values = dataset.stored_entropies(shard, batch) if scored else [None] * len(columns)
             if len(values) != len(columns):
                 name = dataset.folder / sidecar_name(dataset.manifest.shards[shard].name)
                 raise DatasetError(f"{name}: batch {batch} has {len(values)} rows, the shard {len(columns)}")

@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator
 
+from shared.json_reader import read_bounded
+
 _PACKAGES = {
     "s3": ("s3fs", "s3"),
     "s3a": ("s3fs", "s3"),
@@ -72,14 +74,19 @@ def open_binary(location: str) -> IO[bytes]:
     return fs.open(path, "rb")
 
 
-def read_whole(location: Path | str) -> bytes:
-    """The content of a small file. Raises FileNotFoundError, OSError of a path, StorageError of a URL."""
+def read_whole(location: Path | str, most_bytes: int) -> bytes:
+    """The content of a file of at most so many bytes. Raises FileNotFoundError, OSError of a path, StorageError."""
+    if isinstance(location, Path):
+        return read_bounded(location, most_bytes)
 
     def read() -> bytes:
-        with open_binary(str(location)) as file:
-            return file.read()
+        with open_binary(location) as file:
+            content = file.read(most_bytes + 1)
+        if len(content) > most_bytes:
+            raise StorageError(f"{location} is larger than {most_bytes:,} bytes")
+        return content
 
-    return read() if isinstance(location, Path) else tried_again(read, location)
+    return tried_again(read, location)
 
 
 def tried_again(read: Callable[[], T], url: str) -> T:

@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from pipeline.plan import Plan
-from pipeline.run_folder import RUN_FILE, RunFile
+from pipeline.run_folder import RUN_FILE, read_run
 from pipeline.settings import Job, PipelineError
 
 
@@ -13,7 +13,7 @@ def require_shared(job: Job, plan: Plan, node: str) -> None:
     """Raises PipelineError, naming the node, where --out is not the run's own folder or the input is not there."""
     path = job.out / RUN_FILE
     try:
-        found = RunFile.model_validate_json(path.read_bytes()).plan
+        found = read_run(path).plan
     except (OSError, ValidationError):
         found = None
     if found != plan:

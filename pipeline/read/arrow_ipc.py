@@ -6,13 +6,13 @@ from contextlib import suppress
 import pyarrow as pa
 
 from pipeline.plan import Piece, SourceFile
-from pipeline.read.arrow_messages import DamagedMessages, Message, messages
 from pipeline.read.arrow_rows import records_of, text_problem, wanted_names
 from pipeline.read.expansion import Expansion
 from pipeline.read.storage import DATA_ERRORS, damaged_range, open_arrow, reason_in
 from pipeline.read.streams import expands, too_large
 from pipeline.records import DeadLetter, Place, Record
 from pipeline.settings import ReadSettings
+from shared.shards.arrow_messages import DamagedMessages, Message, messages
 
 
 def batch_sizes(location: str) -> list[int]:

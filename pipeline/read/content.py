@@ -8,12 +8,12 @@ from contextlib import suppress
 from typing import IO
 
 from pipeline.plan import Kind
-from pipeline.read.arrow_messages import FILE_MAGIC
 from pipeline.read.columns import body_columns
 from pipeline.read.formats import TEXTS, Format, Named
 from pipeline.read.streams import Compression, DamagedStream, content_of
 from pipeline.read.tar import is_header
 from pipeline.settings import ReadSettings
+from shared.shards.arrow_messages import FILE_MAGIC
 
 HEAD = 2**16
 """Bytes of content that are looked at."""

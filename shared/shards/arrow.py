@@ -7,11 +7,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from shared.shards.arrow_messages import Block, DamagedMessages, Message, footer, message_at
 from shared.shards.columns import BatchColumns, Ragged, RaggedSpans
 from shared.shards.document import Row
 from shared.shards.manifest import DatasetError
 from shared.shards.spans import NO_SPECIAL, Spans
 
+MOST_BATCH_BYTES = 2**29
+"""Of a decoded record batch: one row of a large part with a patch for each byte and with spans comes to half of it."""
+MOST_DICTIONARY_BYTES = 2**26
+"""Of all names of subsets in a file."""
 SUBSET_TYPE = pa.dictionary(pa.int32(), pa.string())
 SPANS_TYPE = pa.list_(pa.struct([("end", pa.int64()), ("special", pa.int32()), ("loss", pa.bool_())]))
 SCHEMA = pa.schema(
@@ -37,33 +42,84 @@ def new_file(sink: Any, schema: pa.Schema) -> pa.ipc.RecordBatchFileWriter:
     return pa.ipc.new_file(sink, schema, options=options)
 
 
-def open_file(path: Path, schemas: Sequence[pa.Schema], what: str) -> pa.ipc.RecordBatchFileReader:
-    """A memory-mapped Arrow file of one of the given schemas. Raises DatasetError."""
-    try:
-        # No threads: a pool does not survive the fork into loader workers.
-        reader = pa.ipc.open_file(pa.memory_map(str(path)), options=pa.ipc.IpcReadOptions(use_threads=False))
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: the {what} is missing") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DatasetError(f"{path} is not an Arrow file: {first_line(error)}") from None
-    if not any(map(reader.schema.equals, schemas)):
-        schema = schemas[0]
-        wanted, found = set(map(str, schema)), set(map(str, reader.schema))
-        problem = "; ".join(f"unexpected {f}" for f in sorted(found - wanted)) or "; ".join(
-            f"no {f}" for f in sorted(wanted - found)
-        )
-        raise DatasetError(f"{path} is not a {what}: its columns differ: {problem or 'their order'}")
-    return reader
+class ArrowFile:
+    """A memory-mapped Arrow file of one of the given schemas, whose record batches are bounded before they are decoded.
 
+    The buffers of a batch say how long they will be: 64 kB of zstd may hold gigabytes.
+    """
 
-def read_batch(reader: pa.ipc.RecordBatchFileReader, batch: int, path: Path) -> pa.RecordBatch:
-    """One record batch, fully validated, so that its offsets can be trusted. Raises DatasetError."""
-    try:
-        columns = reader.get_batch(batch)
-        columns.validate(full=True)
-    except (pa.ArrowException, OSError) as error:
-        raise DatasetError(f"{path} is damaged: batch {batch}: {first_line(error)}") from None
-    return columns
+    def __init__(self, path: Path, schemas: Sequence[pa.Schema], what: str) -> None:
+        """Raises DatasetError."""
+        self.path, self._what = path, what
+        try:
+            self._source = pa.memory_map(str(path))
+            self._footer = footer(self._source)
+            # No threads: a pool does not survive the fork into loader workers.
+            self._reader = pa.ipc.open_file(self._source, options=pa.ipc.IpcReadOptions(use_threads=False))
+        except FileNotFoundError:
+            raise DatasetError(f"{path}: the {what} is missing") from None
+        except (pa.ArrowException, DamagedMessages, OSError) as error:
+            raise DatasetError(f"{path} is not an Arrow file: {first_line(error)}") from None
+        self.schema = self._reader.schema
+        if not any(map(self.schema.equals, schemas)):
+            wanted, found = set(map(str, schemas[0])), set(map(str, self.schema))
+            problem = "; ".join(f"unexpected {f}" for f in sorted(found - wanted)) or "; ".join(
+                f"no {f}" for f in sorted(wanted - found)
+            )
+            raise DatasetError(f"{path} is not a {what}: its columns differ: {problem or 'their order'}")
+        if self._reader.num_record_batches != len(self._footer.batches):
+            raise DatasetError(f"{path} is damaged: its footer cannot be read")
+        self._require_small_dictionaries()
+
+    @property
+    def batches(self) -> int:
+        return len(self._footer.batches)
+
+    def rows(self, batch: int) -> int:
+        """Rows of a batch, without decoding it. Raises DatasetError."""
+        return self._message(self._footer.batches[batch], f"batch {batch}").rows
+
+    def read(self, batch: int, most_bytes: int) -> pa.RecordBatch:
+        """One record batch of at most so many bytes, fully validated, so that its offsets can be trusted.
+
+        No value is null where the schema allows none. Raises DatasetError.
+        """
+        if not 0 <= batch < self.batches:
+            raise DatasetError(f"{self.path} is damaged: it has {self.batches} record batches, no batch {batch}")
+        made = self._message(self._footer.batches[batch], f"batch {batch}").made
+        if made > most_bytes:
+            raise DatasetError(
+                f"{self.path}: batch {batch} expands to {made:,} bytes; a record batch here has at most {most_bytes:,}"
+            )
+        try:
+            columns = self._reader.get_batch(batch)
+            columns.validate(full=True)
+        except (pa.ArrowException, OSError) as error:
+            raise DatasetError(f"{self.path} is damaged: batch {batch}: {first_line(error)}") from None
+        for field, column in zip(self.schema, columns.columns):
+            values = column.dictionary if pa.types.is_dictionary(field.type) else column
+            if not field.nullable and (column.null_count or values.null_count):
+                row = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
+                raise DatasetError(f"{self.path}: batch {batch}: column {field.name!r} is null in row {row}")
+        return columns
+
+    def _require_small_dictionaries(self) -> None:
+        blocks, made = self._footer.dictionaries, 0
+        if len(blocks) > max(self.batches, 1):
+            raise DatasetError(f"{self.path} is damaged: {len(blocks)} dictionaries for {self.batches} record batches")
+        for block in blocks:
+            made += self._message(block, "a dictionary").made
+        if made > MOST_DICTIONARY_BYTES:
+            raise DatasetError(
+                f"{self.path}: its names of subsets expand to {made:,} bytes; there are at most "
+                f"{MOST_DICTIONARY_BYTES:,}"
+            )
+
+    def _message(self, block: Block, which: str) -> Message:
+        try:
+            return message_at(self._source, block)
+        except DamagedMessages as error:
+            raise DatasetError(f"{self.path} is damaged: {which}: {error}") from None
 
 
 def first_line(error: Exception) -> str:
@@ -151,15 +207,15 @@ class ArrowReader:
 
     def __init__(self, path: Path):
         self._path = path
-        self._reader = open_file(path, (SCHEMA,), "shard")
+        self._file = ArrowFile(path, (SCHEMA,), "shard")
 
     @property
     def batches(self) -> int:
-        return self._reader.num_record_batches
+        return self._file.batches
 
     def batch(self, number: int) -> BatchColumns:
         """Decode one record batch. Raises DatasetError."""
-        columns = read_batch(self._reader, number, self._path)
+        columns = self._file.read(number, MOST_BATCH_BYTES)
         lengths = columns.column("patch_lengths")
         if lengths.null_count not in (0, len(columns)):
             raise DatasetError(f"{self._path}: batch {number} mixes patched and unpatched rows")
@@ -167,15 +223,12 @@ class ArrowReader:
         view = ragged(lengths) if patched else None
         if view is not None and ((view.starts | view.ends) & 1).any():
             raise DatasetError(f"{self._path}: batch {number}: patch lengths are not whole uint16 values")
-        texts = ragged(columns.column("text"))
         try:
             spans = ragged_spans(columns.column("spans"))
         except ValueError as error:
             raise DatasetError(f"{self._path}: batch {number}: {error}") from None
-        if spans is not None and (problem := spans.problem(texts.ends - texts.starts)) is not None:
-            raise DatasetError(f"{self._path}: batch {number}: row {problem[0]} has {problem[1]}")
-        return BatchColumns(
-            texts=texts,
+        found = BatchColumns(
+            texts=ragged(columns.column("text")),
             lengths=view,
             parts=columns.column("part").to_numpy(),
             ids=columns.column("id"),
@@ -183,3 +236,6 @@ class ArrowReader:
             metas=columns.column("meta"),
             all_spans=spans,
         )
+        if (problem := found.problem()) is not None:
+            raise DatasetError(f"{self._path}: batch {number}: row {problem[0]} has {problem[1]}")
+        return found

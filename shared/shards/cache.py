@@ -15,6 +15,8 @@ from shared.shards.manifest import DatasetError
 from shared.storage import open_binary, tried_again
 
 CACHE_BYTES = 64 * 2**30
+MOST_COMPANION_BYTES = 2**34
+"""Of an index or sidecar, whose sizes no manifest says."""
 ARRIVING = ".arriving"
 CHUNK = 2**20
 WAIT_SECONDS = 0.05
@@ -82,7 +84,7 @@ class FileCache:
                     self._make_room(size or 0)
                     os.ftruncate(descriptor, size or 0)  # others that make room count it
                     try:
-                        tried_again(lambda: _download(url, descriptor, sha256), url)
+                        tried_again(lambda: _download(url, descriptor, sha256, size), url)
                     except FileNotFoundError:
                         raise DatasetError(f"{url} is missing; the manifest lists it") from None
                     except OSError as error:
@@ -125,11 +127,14 @@ class FileCache:
             total -= held * _removed(path)
 
 
-def _download(url: str, descriptor: int, sha256: str) -> None:
-    """Write what a URL holds into an open file. Raises DatasetError when it is something else."""
+def _download(url: str, descriptor: int, sha256: str, expected: int | None) -> None:
+    """Write what a URL holds into an open file. Raises DatasetError when it is something else, or is larger."""
     digest, size = hashlib.sha256(), 0
+    most = MOST_COMPANION_BYTES if expected is None else expected
     with open_binary(url) as source:
         while chunk := source.read(CHUNK):
+            if size + len(chunk) > most:
+                raise DatasetError(f"{url} is damaged: it is larger than {most:,} bytes")
             digest.update(chunk)
             while chunk:
                 written = os.pwrite(descriptor, chunk, size)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from shared.shards.document import LONGEST_PART
 from shared.shards.spans import LARGEST_ID, NO_SPECIAL, Spans, spans_problem
 from shared.vocabulary import VOCABULARY_SIZE
 
@@ -50,6 +51,17 @@ class RaggedSpans:
         own = slice(self.bounds[row], self.bounds[row + 1])
         return Spans(self.all.ends[own], self.all.specials[own], self.all.losses[own])
 
+    def counts(self, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """int64 [rows] each: tokens of the body, and bytes that are learnt; sizes are the bytes of each text."""
+        spans = np.diff(self.bounds)
+        row = np.repeat(np.arange(len(spans)), spans)
+        step = np.diff(self.all.ends, prepend=0)
+        begun = self.bounds[:-1][spans > 0]
+        step[begun] = self.all.ends[begun]
+        named = np.bincount(row, self.all.specials != NO_SPECIAL, len(spans)).astype(np.int64)
+        learnt = np.bincount(row, step * self.all.losses, len(spans)).astype(np.int64)
+        return sizes + named, np.where(self.present, learnt, sizes)
+
     def problem(self, sizes: np.ndarray) -> tuple[int, str] | None:
         """The first row whose spans are none of its text, and why; sizes int64 [rows] are the bytes of each text."""
         count = np.diff(self.bounds)
@@ -88,6 +100,15 @@ class BatchColumns:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def problem(self) -> tuple[int, str] | None:
+        """The first row that no shard can hold, and why, as far as the batch alone says; None if all can be held."""
+        sizes = self.texts.ends - self.texts.starts
+        for wrong in np.flatnonzero(sizes > LONGEST_PART)[:1].tolist():
+            return wrong, f"{sizes[wrong]:,} bytes of text; a row has at most {LONGEST_PART:,}"
+        for wrong in np.flatnonzero(self.parts < 0)[:1].tolist():
+            return wrong, f"the part number {self.parts[wrong]}"
+        return None if self.all_spans is None else self.all_spans.problem(sizes)
 
     @property
     def nbytes(self) -> int:

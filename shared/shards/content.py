@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from shared.shards.document import LONGEST_PART, Row
+from shared.shards.document import LONGEST_NAMES, LONGEST_PART, LONGEST_SUBSET, MOST_TOKENS, Row
 from shared.shards.manifest import SubsetTotals
 from shared.shards.spans import Spans, spans_problem
 from shared.vocabulary import EOS
@@ -131,8 +131,13 @@ def check_row(row: Row, last: bool) -> None:
     if row.spans is not None and (problem := spans_problem(row.spans, len(row.text))) is not None:
         raise ValueError(f"{name} has {problem}")
     text, size, first = len(row.text), row.size, row.part == 0
-    if not row.subset or "\0" in row.subset:
-        raise ValueError(f"{name}: subset {row.subset!r} must be a name without NUL")
+    if not 0 < len(row.subset) <= LONGEST_SUBSET or "\0" in row.subset:
+        shown = row.subset[:80]
+        raise ValueError(f"{name}: subset {shown!r} must be a name of 1 to {LONGEST_SUBSET} characters without NUL")
+    if (names := len(row.id.encode()) + len((row.meta or "").encode())) > LONGEST_NAMES:
+        raise ValueError(f"{name[:80]}: {names} bytes of id and meta; a row has at most {LONGEST_NAMES}")
+    if row.size > MOST_TOKENS:
+        raise ValueError(f"{name}: {row.size} bytes and special ids; a row has at most {MOST_TOKENS}")
     if text > LONGEST_PART:
         raise ValueError(f"{name}: {text} bytes of text; a row holds at most {LONGEST_PART}, cut it into parts")
     if not size and not first and not last:

@@ -1,6 +1,7 @@
 """Opening a dataset and reading its rows: one reader for both formats, every file checked before it is first used."""
 
 import os
+import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,13 +18,14 @@ from shared.shards.arrow import ArrowReader
 from shared.shards.cache import File, FileCache, default_cache
 from shared.shards.columns import BatchColumns
 from shared.shards.document import Row
-from shared.shards.index import ShardIndex, index_name, read_index
+from shared.shards.index import ShardIndex, difference, index_name, read_index, subset_totals
 from shared.shards.manifest import (
     MANIFEST_NAME,
     PATCHER_FOLDER,
     TOKENIZER_FOLDER,
     DatasetError,
     Manifest,
+    SubsetTotals,
     load_manifest,
     not_a_dataset,
 )
@@ -87,6 +89,7 @@ class Dataset:
         """Sorted; DatasetIndex.subset counts into it."""
         self._checked: set[str] = set()
         self._indexes: dict[int, ShardIndex] = {}
+        self._fitting: set[int] = set()
         self._forget_readers()
 
     @property
@@ -148,26 +151,77 @@ class Dataset:
         )
 
     def shard_index(self, shard: int) -> ShardIndex:
-        """The index of one shard, its file checked. Raises DatasetError."""
-        if shard not in self._indexes:
+        """The index of one shard: its file checked, itself, and its sums against the manifest. Raises DatasetError."""
+        index = self.stored_index(shard)
+        if shard not in self._fitting:
+            entry = self.manifest.shards[shard]
+            found = subset_totals(index)
+            for name in sorted(found.keys() | entry.subsets.keys()):
+                ours, recorded = (figures.get(name, SubsetTotals()) for figures in (found, entry.subsets))
+                for key in SubsetTotals.model_fields:
+                    if (one := getattr(ours, key)) != (two := getattr(recorded, key)):
+                        raise DatasetError(
+                            f"{self.where}/{index_name(entry.name)} does not fit the manifest: "
+                            f"{one} {key} of subset {name!r}, manifest says {two}"
+                        )
+            self._fitting.add(shard)
+        return index
+
+    def stored_index(self, shard: int) -> ShardIndex:
+        """The index of one shard, its file checked and itself; its sums may not be those of the manifest."""
+        if (index := self._indexes.pop(shard, None)) is None:
             entry = self.manifest.shards[shard]
             file = self._file(index_name(entry.name), entry.index_sha256, None)
-            index = read_index(file.path)
-            figures = sum(totals.rows for totals in entry.subsets.values())
-            if len(index) != figures or not set(index.subset_names) <= entry.subsets.keys():
-                raise DatasetError(f"{file.path} does not fit the manifest: {len(index)} rows, manifest says {figures}")
-            self._indexes[shard] = index
-        return self._indexes[shard]
+            index = read_index(file.path, entry.rows)
+        self._indexes[shard] = index
+        while len(self._indexes) > OPEN_READERS:
+            del self._indexes[next(iter(self._indexes))]
+        return index
 
     def batch(self, shard: int, batch: int) -> BatchColumns:
-        """Decode one record batch. Raises DatasetError when the shard is missing or damaged."""
+        """Decode one record batch, of which everything is true that the index says.
+
+        Raises DatasetError when the shard is missing or damaged, or is not what its index says.
+        """
+        columns = self.stored_batch(shard, batch)
+        index = self.shard_index(shard)
+        starts = index.batch_starts
+        first, stop = (int(starts[number]) if number < len(starts) else 0 for number in (batch, batch + 1))
+        if len(columns) != stop - first:
+            raise DatasetError(
+                f"{self.shard_path(shard)}: batch {batch} has {len(columns)} rows, its index says {stop - first}"
+            )
+        if (problem := difference(columns, index, first)) is not None:
+            row, what = problem
+            raise DatasetError(f"{self.shard_path(shard)}: document {columns.id(row)!r} has {what}")
+        return columns
+
+    def stored_batch(self, shard: int, batch: int) -> BatchColumns:
+        """Decode one record batch: rows that a shard can hold, whatever its index says. Raises DatasetError."""
         return self._reader(shard).batch(batch)
 
     def entropies(self, shard: int, batch: int) -> list[np.ndarray]:
         """Entropies as the sidecar holds them, for each row of a batch: uint8 grid values [T] or float32 nats [T].
 
-        Raises DatasetError when the dataset has no sidecar, or it is missing or damaged.
+        Raises DatasetError when the dataset has no sidecar, it is missing or damaged, or not that of the shard.
         """
+        values = self.stored_entropies(shard, batch)
+        index = self.shard_index(shard)
+        rows = slice(*index.batch_starts[batch : batch + 2].tolist())
+        wanted = (index.tokens[rows] + (index.part[rows] == 0)).tolist()
+        found = [len(own) for own in values]
+        if found != wanted:
+            path = f"{self.where}/{sidecar_name(self.manifest.shards[shard].name)}"
+            if len(found) != len(wanted):
+                raise DatasetError(f"{path}: batch {batch} has {len(found)} rows, the shard {len(wanted)}")
+            row = next(row for row in range(len(found)) if found[row] != wanted[row])
+            raise DatasetError(
+                f"{path}: batch {batch}: row {row} has {found[row]} entropies for {wanted[row]} input tokens"
+            )
+        return values
+
+    def stored_entropies(self, shard: int, batch: int) -> list[np.ndarray]:
+        """The same, whatever the index says. Raises DatasetError."""
         return self._sidecar(shard).batch(batch)
 
     def rows(self, entropies: bool = False) -> Iterator[Row]:
@@ -209,7 +263,7 @@ class Dataset:
         def opened(path: Path) -> ArrowReader | TarReader:
             if self.manifest.identity.format == "arrow":
                 return ArrowReader(path)
-            index = self.shard_index(shard)
+            index = self.stored_index(shard)
             return TarReader(path, index.offset, index.batch_starts)
 
         return self._cached(entry.name, entry.sha256, entry.bytes_on_disk, opened)
@@ -273,9 +327,6 @@ def open_dataset(folder: Path | str, cache: FileCache | None = None) -> Dataset:
     """
     folder = location_of(str(folder))
     manifest = load_manifest(folder)
-    for entry in manifest.shards:
-        if entry.name in ("", ".", "..") or Path(entry.name).name != entry.name:
-            raise DatasetError(f"{folder}: the manifest names a shard {entry.name!r}, which is not a plain file name")
     if isinstance(folder, Path):
         return Dataset(folder, manifest)
     from shared.shards.remote import RemoteDataset
@@ -297,7 +348,10 @@ def find_datasets(folder: Path | str) -> list[Path]:
 def check_file(path: Path, sha256: str, size: int | None = None) -> None:
     """Compare a file's size (bytes) and sha256 with what the manifest says. Raises DatasetError."""
     try:
-        found = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise DatasetError(f"{path} is not a regular file; the manifest lists it")
+        found = status.st_size
         if size is not None and found != size:
             raise DatasetError(f"{path} is damaged: {found} bytes, manifest says {size}")
         digest = file_sha256(path)

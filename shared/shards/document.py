@@ -9,6 +9,12 @@ from shared.vocabulary import BOS, EOS, byte_tokens
 
 LONGEST_PART = 64 * 2**20
 """Bytes of text in one row at most; a longer document becomes consecutive rows."""
+MOST_TOKENS = 2 * LONGEST_PART
+"""Bytes and special ids between them in one row at most."""
+LONGEST_NAMES = LONGEST_PART
+"""UTF-8 bytes of a row's id and meta together at most."""
+LONGEST_SUBSET = 1000
+"""Characters of the name of a subset at most."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,18 @@
 """The index beside a shard: figures of every row, so that planning reads no text, and where each row lies."""
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from shared.shards.arrow import SUBSET_TYPE, new_file, open_file, read_batch
-from shared.shards.document import Row
-from shared.shards.manifest import DatasetError
+from shared.shards.arrow import SUBSET_TYPE, ArrowFile, new_file
+from shared.shards.columns import BatchColumns, Ragged
+from shared.shards.document import LONGEST_PART, MOST_TOKENS, Row
+from shared.shards.manifest import MOST_ROWS, DatasetError, SubsetTotals
 
 SCHEMA = pa.schema(
     [
@@ -26,6 +27,9 @@ SCHEMA = pa.schema(
         pa.field("offset", pa.int64(), nullable=False),
     ]
 )
+
+ROW_BYTES, SPARE_BYTES = 72, 2**16
+"""Memory of an index: so much for each row, and once for padding."""
 
 FOLLOWING = ("tokens", "targets", "learnt_bytes")
 """Columns that follow from bytes and last where no row has spans."""
@@ -136,12 +140,15 @@ class IndexWriter:
             writer.write_batch(pa.record_batch([columns[name] for name in schema.names], schema=schema))
 
 
-def read_index(path: Path) -> ShardIndex:
-    """Read an index file whole. Raises DatasetError."""
-    reader = open_file(path, (SCHEMA, WITH_SPANS), "index")
-    if reader.num_record_batches != 1:
-        raise DatasetError(f"{path} is not an index: it has {reader.num_record_batches} record batches, not 1")
-    batch = read_batch(reader, 0, path)
+def read_index(path: Path, rows: int | None = None) -> ShardIndex:
+    """Read an index file whole, of so many rows if that is known. Raises DatasetError when it describes no shard."""
+    file = ArrowFile(path, (SCHEMA, WITH_SPANS), "index")
+    if file.batches != 1:
+        raise DatasetError(f"{path} is not an index: it has {file.batches} record batches, not 1")
+    found = file.rows(0)
+    if rows is not None and found != rows:
+        raise DatasetError(f"{path} does not fit the manifest: {found} rows, manifest says {rows}")
+    batch = file.read(0, ROW_BYTES * min(found, MOST_ROWS) + SPARE_BYTES)
     stored = [name for name in COLUMNS if name != "subset" and name in batch.schema.names]
     columns = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in stored}
     if "tokens" not in columns:
@@ -153,12 +160,142 @@ def read_index(path: Path) -> ShardIndex:
         subset=subset.indices.to_numpy(),
         subset_names=tuple(subset.dictionary.to_pylist()),
     )
+    if len(set(index.subset_names)) < len(index.subset_names):
+        raise DatasetError(f"{path} is damaged: it names a subset twice")
     starts = index.batch_starts
     if len(index) and (
         index.row[0] != 0 or (index.batch != np.repeat(np.arange(len(starts) - 1), np.diff(starts))).any()
     ):
         raise DatasetError(f"{path} is damaged: its batch numbers do not follow its rows")
+    for rule in _rules(index):
+        for wrong in np.flatnonzero(rule.broken)[:1].tolist():
+            value = getattr(index, rule.column)[wrong]
+            raise DatasetError(f"{path} is damaged: column {rule.column!r} is {value} in row {wrong}; {rule.right}")
     return index
+
+
+class _Rule(NamedTuple):
+    """What must hold of a column of an index."""
+
+    column: str
+    broken: np.ndarray
+    """bool [rows]."""
+    right: str
+
+
+def _rules(index: ShardIndex) -> Iterator[_Rule]:
+    """Everything that an index says about itself, so that what is planned with it can end."""
+    if not len(index):
+        return
+    first, last = index.part == 0, index.last
+    yield _range(index, "bytes", 0, LONGEST_PART)
+    yield _range(index, "tokens", index.bytes, MOST_TOKENS)
+    yield _range(index, "learnt_bytes", 0, index.bytes)
+    yield _range(index, "targets", index.learnt_bytes, index.tokens + last)
+    starts = np.zeros(len(index), bool)
+    starts[np.flatnonzero(index.row == 0)] = True
+    yield _Rule("row", ~starts & (index.row != np.append(-1, index.row[:-1]) + 1), "rows of a batch count from 0")
+    ends = np.append(first[1:], True)
+    yield _Rule("last", last != ends, "a document ends where the next one begins, and with its shard")
+    follows = np.append(False, ~last[:-1])
+    expected = np.where(follows, np.append(0, index.part[:-1]) + 1, 0)
+    yield _Rule("part", index.part != expected, "parts of a document count from 0 and follow one another")
+    changed = np.append(False, index.subset[1:] != index.subset[:-1])
+    yield _Rule("subset", follows & changed, "the parts of a document are of one subset")
+    whole = index.tokens + first + last
+    yield _Rule("bytes", (whole == 0) & ~first & ~last, "a part in the middle of a document has text")
+    if not index.patches.any():
+        yield _range(index, "last_patch", 0, 0)
+    else:
+        yield _range(index, "patches", 1, whole)
+        yield _range(index, "last_patch", 1, whole - index.patches + 1)
+    yield _Rule("offset", (index.offset < 0) & (index.offset != -1), "offsets are not negative")
+
+
+def _range(index: ShardIndex, column: str, least: Any, most: Any) -> _Rule:
+    values = getattr(index, column)
+    broken = (values < least) | (values > most)
+    row = int(np.argmax(broken)) if len(broken) else 0
+    low, high = (int(np.broadcast_to(bound, values.shape)[row]) for bound in (least, most))
+    return _Rule(column, broken, f"it must be from {low} to {high}")
+
+
+def subset_totals(index: ShardIndex) -> dict[str, SubsetTotals]:
+    """What an index adds up to by subset, as the manifest says it."""
+    first = index.part == 0
+    figures = {
+        "documents": first,
+        "rows": np.ones(len(index), np.int64),
+        "bytes": index.bytes,
+        "patches": np.where(index.patches > 0, index.patches - first, 0),
+        "specials": index.tokens - index.bytes,
+        "unlearnt": index.tokens + index.last - index.targets,
+        "unlearnt_bytes": index.bytes - index.learnt_bytes,
+    }
+    names = len(index.subset_names)
+    sums = {key: np.bincount(index.subset, values, names).astype(np.int64) for key, values in figures.items()}
+    return {
+        name: SubsetTotals(**{key: int(own[code]) for key, own in sums.items()})
+        for code, name in enumerate(index.subset_names)
+    }
+
+
+def difference(columns: BatchColumns, index: ShardIndex, first: int) -> tuple[int, str] | None:
+    """The first row of a batch that its index describes otherwise, and how; the batch begins at row ``first``."""
+    rows = slice(first, first + len(columns))
+    sizes, lengths = columns.texts.ends - columns.texts.starts, columns.lengths
+    patches = np.zeros_like(sizes) if lengths is None else (lengths.ends - lengths.starts) // 2
+    bodies, learnt = (sizes, sizes) if columns.all_spans is None else columns.all_spans.counts(sizes)
+    for what, found, wanted in (
+        ("bytes of text", sizes, index.bytes[rows]),
+        ("as its part number", columns.parts, index.part[rows]),
+        ("patches", patches, index.patches[rows]),
+        ("bytes and special ids", bodies, index.tokens[rows]),
+        ("bytes that are learnt", learnt, index.learnt_bytes[rows]),
+    ):
+        for row in np.flatnonzero(found != wanted)[:1].tolist():
+            return row, f"{found[row]} {what}, the index says {wanted[row]}"
+    if lengths is not None and (problem := _other_lengths(lengths, patches, index, rows)) is not None:
+        return problem
+    return _other_subset(columns, index, rows)
+
+
+def _other_lengths(lengths: Ragged, patches: np.ndarray, index: ShardIndex, rows: slice) -> tuple[int, str] | None:
+    """The first row whose patch lengths are not those of its tokens; patches int64 [rows], at least 1 if any."""
+    if not patches.all():
+        return None
+    if (lengths.starts[1:] == lengths.ends[:-1]).all():
+        stored = lengths.buffer[lengths.starts[0] : lengths.ends[-1]].view("<u2")
+    else:
+        stored = np.concatenate([lengths[row] for row in range(len(lengths))]).view("<u2")
+    ends = np.cumsum(patches)
+    covered = np.add.reduceat(stored, ends - patches, dtype=np.int64)
+    whole = index.tokens[rows] + (index.part[rows] == 0) + index.last[rows]
+    for row in np.flatnonzero(covered != whole)[:1].tolist():
+        return row, f"patches of {covered[row]} tokens, the index says {whole[row]}"
+    tails = stored[ends - 1]
+    for row in np.flatnonzero(tails != index.last_patch[rows])[:1].tolist():
+        return row, f"a last patch of {tails[row]} tokens, the index says {index.last_patch[rows][row]}"
+    if not stored.all():
+        return int(np.searchsorted(ends, int(np.argmin(stored != 0)), side="right")), "a patch of length 0"
+    return None
+
+
+def _other_subset(columns: BatchColumns, index: ShardIndex, rows: slice) -> tuple[int, str] | None:
+    """The first row of another subset than the index says."""
+    names = columns.subsets
+    codes = {name: code for code, name in enumerate(index.subset_names)}
+    if hasattr(names, "dictionary"):
+        own = np.array([codes.get(name, -1) for name in names.dictionary.to_pylist()], np.int64)
+        found = own[names.indices.to_numpy()] if len(own) else np.zeros(0, np.int64)
+    else:
+        found = np.array([codes.get(name, -1) for name in names.to_pylist()], np.int64)
+    for row in np.flatnonzero(found != index.subset[rows])[:1].tolist():
+        return (
+            row,
+            f"the subset {columns.subset(row)!r}, the index says {index.subset_names[index.subset[rows][row]]!r}",
+        )
+    return None
 
 
 def _dtype(name: str) -> np.dtype:

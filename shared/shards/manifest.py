@@ -1,20 +1,47 @@
 """The manifest of a dataset: what it holds, what made it, and the figures that verify it. Plain JSON, free of torch."""
 
+import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
 
 from shared.files import write_atomic
 from shared.found import what_is
 from shared.identity import digest
 from shared.model_settings import NamesSpecials, Settings
 from shared.patching.settings import PatchingSettings
+from shared.shards.document import LONGEST_SUBSET
 from shared.storage import below, is_url, read_whole
 
 MANIFEST_NAME = "manifest.json"
 PATCHER_FOLDER = "patcher"
 TOKENIZER_FOLDER = "tokenizer"
+
+LONGEST_NAME = 200
+"""Characters of a file's name, which gets endings."""
+_NOT_IN_NAMES = re.compile(r"[/\\\x00-\x1f\x7f-\x9f]")
+MOST_MANIFEST_BYTES = 2**30
+MOST_COUNT = 2**40
+"""Of anything in one shard."""
+MOST_ROWS = 2**24
+"""Of one shard."""
+HISTOGRAMS = {"patch_length_histogram": 65, "entropy_histogram": 256}
+"""Entries of each, where it is not empty."""
+
+Count = Annotated[int, Field(strict=True, ge=0, le=2**62)]
+ShardCount = Annotated[int, Field(strict=True, ge=0, le=MOST_COUNT)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+def _plain_name(name: str) -> str:
+    if not 0 < len(name) <= LONGEST_NAME or name in (".", "..") or _NOT_IN_NAMES.search(name):
+        raise ValueError(f"{name[:80]!r} is not a plain file name")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_plain_name)]
+SubsetName = Annotated[str, StringConstraints(pattern=r"^[^\x00]+$", max_length=LONGEST_SUBSET)]
 
 ShardFormat = Literal["arrow", "webdataset"]
 SidecarType = Literal["none", "uint8", "float32"]
@@ -73,17 +100,31 @@ def _is_zero(count: int) -> bool:
 class SubsetTotals(Sums):
     """Figures of one subset."""
 
-    documents: int = 0
-    rows: int = 0
-    bytes: int = 0
-    patches: int = 0
+    documents: Count = 0
+    rows: Count = 0
+    bytes: Count = 0
+    patches: Count = 0
     """Patches other than BOS; 0 when unpatched."""
-    specials: int = Field(default=0, exclude_if=_is_zero)
+    specials: Count = Field(default=0, exclude_if=_is_zero)
     """Named special ids between the bytes."""
-    unlearnt: int = Field(default=0, exclude_if=_is_zero)
+    unlearnt: Count = Field(default=0, exclude_if=_is_zero)
     """Bytes, named special ids and EOS that are no targets, since the loss of their span is off."""
-    unlearnt_bytes: int = Field(default=0, exclude_if=_is_zero)
+    unlearnt_bytes: Count = Field(default=0, exclude_if=_is_zero)
     """The bytes among them."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why no shard has these figures; None if one can."""
+        for key, figure, key_most, most in (
+            ("documents", self.documents, "rows", self.rows),
+            ("unlearnt_bytes", self.unlearnt_bytes, "bytes", self.bytes),
+            ("unlearnt", self.unlearnt, "tokens", self.tokens),
+            *((key, getattr(self, key), "what a shard holds", MOST_COUNT) for key in type(self).model_fields),
+            ("rows", self.rows, "what a shard holds", MOST_ROWS),
+        ):
+            if figure > most:
+                return f"{key} is {figure}, more than {key_most}, {most}"
+        return None
 
     @property
     def tokens(self) -> int:
@@ -109,20 +150,34 @@ class SubsetTotals(Sums):
 class ShardEntry(Settings):
     """One shard file with its companions."""
 
-    name: str
+    name: FileName
     """File name inside the dataset folder; the index is NAME.index, the sidecar NAME.entropy."""
-    bytes_on_disk: int
-    sha256: str
-    index_sha256: str
-    sidecar_sha256: str | None
-    content_hash: str
+    bytes_on_disk: Count
+    sha256: Sha256
+    index_sha256: Sha256
+    sidecar_sha256: Sha256 | None
+    content_hash: Sha256
     """Sum over documents of sha256(subset, NUL, text) modulo 2^256, in hex: independent of order and of sharding. See
     `ContentHash` for documents with spans."""
-    subsets: dict[str, SubsetTotals]
-    patch_length_histogram: list[int]
+    subsets: dict[SubsetName, SubsetTotals]
+    patch_length_histogram: list[ShardCount]
     """65 counts of patches (BOS left out): of length 1, 2, ... 64, then all longer ones. Empty when unpatched."""
-    entropy_histogram: list[int]
+    entropy_histogram: list[ShardCount]
     """Entropies by sidecar grid value 0..255. Empty when nothing was scored."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for key, size in HISTOGRAMS.items():
+            if (found := len(getattr(self, key))) not in (0, size):
+                raise ValueError(f"{self.name}: {key} has {found} entries; it has {size} or none")
+        for name, figures in self.subsets.items():
+            if (problem := figures.problem) is not None:
+                raise ValueError(f"{self.name}: subset {name!r}: {problem}")
+        return self
+
+    @property
+    def rows(self) -> int:
+        return sum(totals.rows for totals in self.subsets.values())
 
 
 class Manifest(Settings):
@@ -130,6 +185,15 @@ class Manifest(Settings):
 
     identity: DatasetIdentity
     shards: list[ShardEntry]
+
+    @model_validator(mode="after")
+    def _different(self) -> Self:
+        names: set[str] = set()
+        for entry in self.shards:
+            if entry.name in names:
+                raise ValueError(f"the shard {entry.name!r} is listed more than once")
+            names.add(entry.name)
+        return self
 
     @property
     def subsets(self) -> dict[str, SubsetTotals]:
@@ -165,9 +229,11 @@ def load_manifest(folder: Path | str) -> Manifest:
     """
     path = below(folder, MANIFEST_NAME)
     try:
-        text = read_whole(path)
+        text = read_whole(path, MOST_MANIFEST_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         raise DatasetError(not_a_dataset(folder)) from None
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror}") from None
     try:
         return Manifest.model_validate_json(text)
     except ValidationError as error:

@@ -11,6 +11,9 @@ from shared.shards.manifest import PATCHER_FOLDER, TOKENIZER_FOLDER, DatasetErro
 from shared.storage import read_whole
 from shared.subwords.folder import MADE_BY_FILE, TOKENIZER_FILE
 
+MOST_MODEL_BYTES = 2**33
+"""Of a file of the entropy model or tokenizer behind a URL."""
+
 
 class RemoteDataset(Dataset):
     """A dataset whose files are fetched and checked one by one."""
@@ -36,7 +39,7 @@ class RemoteDataset(Dataset):
         folder = self._cache.folder / f"{PATCHER_FOLDER}-{patcher.sha256}"
         if not _is_whole(folder, patcher.sha256):
             for name in (CONFIG_FILE, WEIGHTS_FILE):
-                write_atomic(folder / name, read_whole(f"{self._url}/{PATCHER_FOLDER}/{name}"))
+                write_atomic(folder / name, read_whole(f"{self._url}/{PATCHER_FOLDER}/{name}", MOST_MODEL_BYTES))
         return folder
 
     @property
@@ -48,7 +51,7 @@ class RemoteDataset(Dataset):
         folder = self._cache.folder / f"{TOKENIZER_FOLDER}-{recorded.sha256}"
         if not (folder / MADE_BY_FILE).exists():
             for name in (TOKENIZER_FILE, MADE_BY_FILE):
-                write_atomic(folder / name, read_whole(f"{self._url}/{TOKENIZER_FOLDER}/{name}"))
+                write_atomic(folder / name, read_whole(f"{self._url}/{TOKENIZER_FOLDER}/{name}", MOST_MODEL_BYTES))
         return folder
 
     @property

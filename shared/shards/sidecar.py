@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from shared.shards.arrow import new_file, open_file, ragged, read_batch
+from shared.shards.arrow import MOST_BATCH_BYTES, ArrowFile, new_file, ragged
 from shared.shards.columns import Ragged
 from shared.shards.manifest import DatasetError, SidecarType
 
@@ -46,18 +46,18 @@ class SidecarReader:
     def __init__(self, path: Path, sidecar: SidecarType):
         self._path = path
         self._dtype = _DTYPES[sidecar]
-        self._reader = open_file(path, (_schema(sidecar),), "entropy sidecar")
-        recorded = (self._reader.schema.metadata or {}).get(b"type", b"").decode("utf-8", "replace")
+        self._file = ArrowFile(path, (_schema(sidecar),), "entropy sidecar")
+        recorded = (self._file.schema.metadata or {}).get(b"type", b"").decode("utf-8", "replace")
         if recorded != sidecar:
             raise DatasetError(f"{path} holds {recorded or 'untyped'} entropies, the manifest says {sidecar}")
 
     @property
     def batches(self) -> int:
-        return self._reader.num_record_batches
+        return self._file.batches
 
     def batch(self, number: int) -> list[np.ndarray]:
         """For each row of a batch uint8 [T] or float32 [T]. Raises DatasetError."""
-        rows: Ragged = ragged(read_batch(self._reader, number, self._path).column("entropies"))
+        rows: Ragged = ragged(self._file.read(number, MOST_BATCH_BYTES).column("entropies"))
         if ((rows.starts | rows.ends) % self._dtype.itemsize).any():
             raise DatasetError(f"{self._path} is damaged: batch {number} does not hold whole {self._dtype} values")
         return [rows[row].view(self._dtype) for row in range(len(rows))]

@@ -4,25 +4,46 @@ Row 7 is 0000000007.json (id, subset, part, meta, and spans where the row has an
 0000000007.patch_lengths (uint16 LE).
 """
 
-import json
 import mmap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, cast
 
 import numpy as np
 import pyarrow as pa
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from shared.identity import canonical_json
 from shared.shards import tar
 from shared.shards.columns import BatchColumns, Ragged, RaggedSpans
-from shared.shards.document import Row
-from shared.shards.manifest import DatasetError
-from shared.shards.spans import NO_SPECIAL, Spans
+from shared.shards.document import LONGEST_PART, Row
+from shared.shards.manifest import DatasetError, SubsetName, first_problem
+from shared.shards.spans import LARGEST_ID, NO_SPECIAL, Spans
+from shared.vocabulary import VOCABULARY_SIZE
 
 FIELDS = ("json", "bytes", "patch_lengths")
-RECORD: dict[str, Any] = {"id": str, "subset": str, "part": int, "meta": (str, type(None))}
-SPAN: dict[str, Any] = {"end": int, "special": (int, type(None)), "loss": bool}
+MOST_RECORD_BYTES = 2**28
+"""Of a row's JSON: id, meta and spans."""
+
+
+class _Span(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
+    end: Annotated[int, Field(ge=0, le=LONGEST_PART)]
+    special: Annotated[int, Field(ge=VOCABULARY_SIZE, le=LARGEST_ID)] | None
+    loss: bool
+
+
+class _Record(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
+    id: str
+    subset: SubsetName
+    part: Annotated[int, Field(ge=0, le=2**31 - 1)]
+    meta: str | None
+    spans: NotRequired[list[_Span]]
+
+
+_RECORD = TypeAdapter(_Record)
 
 
 class TarWriter:
@@ -73,6 +94,14 @@ class TarReader:
         except ValueError:
             raise DatasetError(f"{path} is damaged: it is empty") from None
         self._archive = memoryview(self._map)
+        wrong = np.flatnonzero(
+            (offsets % tar.BLOCK != 0) | (np.diff(offsets, prepend=-1) <= 0) | (offsets >= len(self._archive))
+        )
+        for row in wrong[:1].tolist():
+            raise DatasetError(
+                f"{path} is damaged: its index places row {row} at byte {offsets[row]}; "
+                f"rows follow one another below {len(self._archive)}"
+            )
 
     @property
     def batches(self) -> int:
@@ -80,6 +109,8 @@ class TarReader:
 
     def batch(self, number: int) -> BatchColumns:
         """Find the members of one batch. Raises DatasetError."""
+        if not 0 <= number < self.batches:
+            raise DatasetError(f"{self._path} is damaged: it has {self.batches} record batches, no batch {number}")
         first, stop = int(self._starts[number]), int(self._starts[number + 1])
         rows = [self._row(row) for row in range(first, stop)]
         patched = ["patch_lengths" in fields for _, fields in rows]
@@ -91,9 +122,7 @@ class TarReader:
             spans = ragged_spans([record.get("spans") for record in records])
         except OverflowError:
             raise DatasetError(f"{self._path} is damaged: batch {number} has spans with numbers out of range") from None
-        if spans is not None and (problem := spans.problem(texts.ends - texts.starts)) is not None:
-            raise DatasetError(f"{self._path} is damaged: row {first + problem[0]} has {problem[1]}")
-        return BatchColumns(
+        found = BatchColumns(
             texts=texts,
             lengths=self._ragged([fields["patch_lengths"] for _, fields in rows]) if any(patched) else None,
             parts=np.array([record["part"] for record in records], np.int32),
@@ -102,6 +131,9 @@ class TarReader:
             metas=pa.array([record["meta"] for record in records], pa.string()),
             all_spans=spans,
         )
+        if (problem := found.problem()) is not None:
+            raise DatasetError(f"{self._path} is damaged: row {first + problem[0]} has {problem[1]}")
+        return found
 
     def _ragged(self, ranges: list[tuple[int, int]]) -> Ragged:
         """Ranges of the file as views of the stretch that holds them all."""
@@ -132,14 +164,12 @@ class TarReader:
 
     def _record(self, row: int, start: int, end: int) -> dict[str, Any]:
         try:
-            record = json.loads(bytes(self._archive[start:end]))
-            spans = record.get("spans", [])
-            valid = _is_like(record, RECORD, optional="spans") and all(_is_like(span, SPAN) for span in spans)
-        except (ValueError, AttributeError, TypeError):
-            valid = False
-        if not valid:
-            raise tar.TarError(f"the .json of row {row} does not hold {', '.join(RECORD)}")
-        return record
+            if end - start > MOST_RECORD_BYTES:
+                raise tar.TarError(f"the .json of row {row} has {end - start} bytes; at most {MOST_RECORD_BYTES}")
+            return cast(dict[str, Any], _RECORD.validate_json(bytes(self._archive[start:end])))
+        except ValidationError as error:
+            keys = "id, subset, part, meta"
+            raise tar.TarError(f"the .json of row {row} does not hold {keys}: {first_problem(error)}") from None
 
 
 def ragged_spans(rows: Sequence[list[dict[str, Any]] | None]) -> RaggedSpans | None:
@@ -157,8 +187,3 @@ def ragged_spans(rows: Sequence[list[dict[str, Any]] | None]) -> RaggedSpans | N
             np.array([span["loss"] for span in flat], bool),
         ),
     )
-
-
-def _is_like(value: dict[str, Any], kinds: dict[str, Any], optional: str = "") -> bool:
-    """Whether an object has just these keys, with values of these types."""
-    return value.keys() - {optional} == kinds.keys() and all(isinstance(value[key], kinds[key]) for key in kinds)

@@ -122,7 +122,7 @@ def test_every_damaged_or_missing_file_is_listed_in_one_run(tmp_path: Path, form
 @pytest.mark.parametrize(
     ("column", "row", "value"),
     [
-        ("bytes", 1, 7),
+        ("bytes", 0, 60),
         ("patches", 0, 1),
         ("last_patch", 0, 2),
         ("part", 0, 1),
@@ -134,7 +134,7 @@ def test_an_index_that_differs_from_the_rows_is_found(tmp_path: Path, column: st
     save_dataset(tmp_path, documents(STATIC), STATIC)
     rewrite(tmp_path / "shard-00000.arrow.index", set_value(column, row, value))
     (line,) = problems(tmp_path)
-    assert f"shard-00000.arrow.index: column '{column}' is not what row {row}" in line
+    assert re.search(rf"shard-00000\.arrow\.index.*column '{column}' is .*row {row}", line), line
 
 
 def test_an_index_of_other_batches_is_found(tmp_path: Path) -> None:
@@ -239,8 +239,8 @@ def test_a_sidecar_of_other_lengths_or_values_is_found(tmp_path: Path, sidecar) 
     ("key", "value"),
     [
         ("content_hash", "0" * 64),
-        ("patch_length_histogram", [1]),
-        ("entropy_histogram", [1]),
+        ("patch_length_histogram", [1] * 65),
+        ("entropy_histogram", [1] * 256),
         ("subsets", {"code": {"documents": 1, "rows": 1, "bytes": 1, "patches": 1}, "prose": {"rows": 1}}),
     ],
 )

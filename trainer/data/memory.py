@@ -15,7 +15,7 @@ from shared.shards.document import Row
 from shared.shards.manifest import TOKENIZER_FOLDER, DatasetIdentity, Manifest, ShardEntry, SubsetTotals
 from shared.shards.spans import Spans, joined_spans
 
-NAME = "texts in memory"
+NAME, NO_HASH = "texts in memory", "0" * 64
 
 
 class MemoryDataset:
@@ -125,7 +125,7 @@ def _entry(index: DatasetIndex, subset_names: Sequence[str], content: str) -> Sh
         name=NAME,
         bytes_on_disk=0,
         sha256=content,
-        index_sha256="",
+        index_sha256=NO_HASH,
         sidecar_sha256=None,
         content_hash=content,
         subsets=totals,

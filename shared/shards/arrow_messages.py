@@ -7,18 +7,36 @@ a magic word and padding before them, and a footer after.
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
 
 FILE_MAGIC = b"ARROW1"
 _CONTINUATION = 0xFFFFFFFF
 _LONGEST_METADATA = 2**28
+_V5 = 4
+_TAIL = 4 + len(FILE_MAGIC)
 _KINDS: dict[int, Literal["schema", "dictionary", "batch"]] = {1: "schema", 2: "dictionary", 3: "batch"}
 
 
 class DamagedMessages(ValueError):
     """Bytes that are no message where one should be; says what is wrong."""
+
+
+class Block(NamedTuple):
+    """Where the footer of a file says that a message lies."""
+
+    begin: int
+    metadata: int
+    """Bytes before the body."""
+    body: int
+
+
+class Footer(NamedTuple):
+    """The messages that a reader of a file reads, in its order."""
+
+    dictionaries: list[Block]
+    batches: list[Block]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +77,49 @@ def messages(source: pa.NativeFile) -> Iterator[Message]:
             raise DamagedMessages(f"the data ends inside the message at byte {at}")
         yield message
         at = message.end
+
+
+def footer(source: pa.NativeFile) -> Footer:
+    """The footer of an Arrow file. Raises DamagedMessages."""
+    size = source.size()
+    tail = source.read_at(min(_TAIL, size), max(size - _TAIL, 0))
+    if not tail.endswith(FILE_MAGIC) or len(tail) < _TAIL:
+        raise DamagedMessages("the file has no footer")
+    length = struct.unpack_from("<i", tail)[0]
+    if not 0 < length <= min(_LONGEST_METADATA, size - _TAIL):
+        raise DamagedMessages(f"a footer of {length} bytes")
+    data = source.read_at(length, size - _TAIL - length)
+    try:
+        root = _Table(data, _unsigned(data, 0))
+        return Footer([Block(*block) for block in root.blocks(2)], [Block(*block) for block in root.blocks(3)])
+    except (struct.error, IndexError):
+        raise DamagedMessages("a footer that cannot be read") from None
+
+
+def message_at(source: pa.NativeFile, block: Block) -> Message:
+    """The message of a block, measured as a reader of the file would decode it. Raises DamagedMessages."""
+    size = source.size()
+    inside = block.begin >= 0 and 8 <= block.metadata <= _LONGEST_METADATA and block.body >= 0
+    if not inside or block.begin + block.metadata + block.body > size:
+        raise DamagedMessages(f"the footer names a message at byte {block.begin} that is not in the file")
+    data = source.read_at(block.metadata, block.begin)
+    mark, length = struct.unpack_from("<II", data)
+    framing = 8 if mark == _CONTINUATION else 4
+    length = length if framing == 8 else mark
+    try:
+        if framing + length != block.metadata or _version(data[framing:]) != _V5:
+            raise IndexError
+        message = _message(source, data[framing:], block.begin, block.begin + block.metadata)
+    except (struct.error, KeyError, IndexError):
+        raise DamagedMessages(f"no message at byte {block.begin}") from None
+    if message.body != block.body:
+        raise DamagedMessages(f"the message at byte {block.begin} is not as long as the footer says")
+    return message
+
+
+def _version(metadata: bytes) -> int:
+    """Older ones may compress without saying so where it is looked for."""
+    return _Table(metadata, _unsigned(metadata, 0)).number(0, "<h")
 
 
 def _message(source: pa.NativeFile, metadata: bytes, begin: int, body: int) -> Message:
@@ -120,6 +181,16 @@ class _Table:
         if not at:
             raise IndexError
         return _Table(self._data, at + _unsigned(self._data, at))
+
+    def blocks(self, field: int) -> Iterator[tuple[int, int, int]]:
+        """A vector of structures of int64, int32 and int64."""
+        at = self._position(field)
+        if at:
+            start = at + _unsigned(self._data, at)
+            count = _unsigned(self._data, start)
+            if start + 4 + 24 * count > len(self._data):
+                raise IndexError
+            yield from struct.iter_unpack("<qi4xq", self._data[start + 4 : start + 4 + 24 * count])
 
     def pairs(self, field: int) -> Iterator[tuple[int, int]]:
         """A vector of structures of two int64."""
