@@ -12,20 +12,27 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from shared.files import atomic_file, write_atomic
+from shared.json_reader import read_bounded
 from shared.model_settings import Settings
-from shared.shards.arrow import SPANS_TYPE, first_line, ragged_spans, spans_array
+from shared.shards.arrow import MOST_BATCH_BYTES, SPANS_TYPE, first_line, ragged_spans, spans_array
 from shared.shards.dataset import check_file
 from shared.shards.document import Row
 from shared.shards.index import numpy_dtype
-from shared.shards.manifest import DatasetError, Manifest, SidecarType, first_problem
+from shared.shards.manifest import MOST_MANIFEST_BYTES, DatasetError, Manifest, Sha256, SidecarType, first_problem
 from shared.shards.writer import HashingFile
 
 EXPORT_NAME = "export.json"
 SUFFIX = ".parquet"
+NAMES = ["id", "subset", "text", "meta"]
+"""Columns of names and text, whose values a dictionary may hold once for many rows."""
+MOST_GROUP_BYTES = 2 * MOST_BATCH_BYTES
+"""Of a row group: entropies and patch lengths take more room here than in a record batch."""
+MOST_EXPORT_BYTES = 2 * MOST_MANIFEST_BYTES
 SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
@@ -46,7 +53,7 @@ class Export(Settings):
     format_version: Literal[1] = 1
     dataset: Manifest
     """Of the dataset that was exported."""
-    files: list[str]
+    files: list[Sha256]
     """sha256 of the Parquet file of each of its shards, in order."""
 
     def save(self, folder: Path) -> None:
@@ -57,7 +64,7 @@ def load_export(folder: Path) -> Export:
     """What a folder of Parquet files was exported from. Raises DatasetError."""
     path = folder / EXPORT_NAME
     try:
-        return Export.model_validate_json(path.read_bytes())
+        return Export.model_validate_json(read_bounded(path, MOST_EXPORT_BYTES))
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror}") from None
     except ValidationError as error:
@@ -87,13 +94,49 @@ def read_parquet(path: Path, sha256: str) -> Iterator[list[Row]]:
     """The rows of each row group of a shard. Raises DatasetError when it is missing or damaged, or no such file."""
     check_file(path, sha256)
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with pq.ParquetFile(path) as file:
             if not file.schema_arrow.equals(SCHEMA):
                 raise DatasetError(f"{path} is not an exported shard: its columns are {file.schema_arrow.names}")
+        # A value that the file holds once may stand in every row: it stays so until its rows have been counted.
+        with pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=NAMES) as file:
             for group in range(file.num_row_groups):
-                yield _rows(file.read_row_group(group, use_threads=False))
-    except (pa.ArrowException, OSError) as error:
+                _require_small(path, file.metadata.row_group(group), group)
+                yield _rows(_plain(path, group, file.read_row_group(group, use_threads=False)))
+    except DatasetError:
+        raise
+    except (pa.ArrowException, ValueError, OSError) as error:
         raise DatasetError(f"{path} is damaged: {first_line(error)}") from None
+
+
+def _require_small(path: Path, group: Any, number: int) -> None:
+    """Raises DatasetError for a row group that says that it holds more than a record batch can."""
+    columns = [group.column(column) for column in range(group.num_columns)]
+    sizes = [(column.total_uncompressed_size, 8 * column.num_values) for column in columns]
+    if min(group.num_rows, *(min(both) for both in sizes)) < 0:
+        raise DatasetError(f"{path} is damaged: row group {number} has negative sizes")
+    if (found := sum(max(both) for both in sizes)) > MOST_GROUP_BYTES:
+        raise DatasetError(
+            f"{path}: row group {number} expands to {found:,} bytes; a row group here has at most {MOST_GROUP_BYTES:,}"
+        )
+
+
+def _plain(path: Path, number: int, table: pa.Table) -> pa.Table:
+    """A row group with each value in its row. Raises DatasetError where that comes to too much, or one is missing."""
+    expanded = 0
+    for name in NAMES:
+        for chunk in table.column(name).chunks:
+            sizes = pc.binary_length(chunk.dictionary).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+            expanded += int(sizes[chunk.indices.drop_null().to_numpy()].sum())
+    if expanded > MOST_BATCH_BYTES:
+        raise DatasetError(
+            f"{path}: row group {number} expands to {expanded:,} bytes; a row group here has at most "
+            f"{MOST_BATCH_BYTES:,}"
+        )
+    table = table.cast(SCHEMA)
+    for field in SCHEMA:
+        if not field.nullable and table.column(field.name).null_count:
+            raise DatasetError(f"{path} is damaged: row group {number}: column {field.name!r} has a null")
+    return table
 
 
 def _table(rows: Sequence[Row]) -> pa.Table:

@@ -124,10 +124,10 @@ def _entry(index: DatasetIndex, subset_names: Sequence[str], content: str) -> Sh
     return ShardEntry(
         name=NAME,
         bytes_on_disk=0,
-        sha256=content,
+        sha256=content or NO_HASH,
         index_sha256=NO_HASH,
         sidecar_sha256=None,
-        content_hash=content,
+        content_hash=content or NO_HASH,
         subsets=totals,
         patch_length_histogram=[],
         entropy_histogram=[],
