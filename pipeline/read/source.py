@@ -1,5 +1,6 @@
 """The records of a split, whatever its files are."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
@@ -22,9 +23,10 @@ from pipeline.read.streams import DamagedStream
 from pipeline.read.webdataset import read_webdataset
 from pipeline.read.wet import read_wet
 from pipeline.read.whole import whole_file
-from pipeline.records import DeadLetter, Place, Record
+from pipeline.records import LONGEST_EXCERPT, DeadLetter, LongText, Place, Record, chunks_of
 from pipeline.settings import PipelineError, ReadSettings
 from shared.identity import file_sha256
+from shared.shards.document import LONGEST_NAMES, LONGEST_SUBSET
 
 
 def read_split(plan: Plan, split: Split, reading: ReadSettings) -> Iterator[Record | DeadLetter]:
@@ -51,11 +53,27 @@ def check_unchanged(file: SourceFile) -> None:
 
 def read_piece(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterator[Record | DeadLetter]:
     """Everything in one range of one file. An empty file is one empty record."""
-    found = _read(file, piece, reading)
+    found = (_storable(one) if isinstance(one, Record) else one for one in _read(file, piece, reading))
     if file.split is None or file.kind == "shard":
         yield from found
     else:
         yield from (replace(record, split=file.split) if isinstance(record, Record) else record for record in found)
+
+
+def _storable(record: Record) -> Record | DeadLetter:
+    """The record, or the dead letter of one whose names no shard can hold."""
+    names = len(record.id.encode()) + len((record.meta or "").encode())
+    if not 0 < len(record.subset) <= LONGEST_SUBSET or "\0" in record.subset:
+        length = f"{len(record.subset):,} characters"
+        reason = f"its subset has a name of {length}; 1 to {LONGEST_SUBSET:,} without NUL are stored"
+    elif names > LONGEST_NAMES:
+        reason = f"its id and other columns have {names:,} bytes; at most {LONGEST_NAMES:,} are stored"
+    else:
+        return record
+    text = record.text
+    sha256 = text.sha256 if isinstance(text, LongText) else hashlib.sha256(text).digest()
+    excerpt = next(chunks_of(text), b"")[:LONGEST_EXCERPT]
+    return DeadLetter(record.place, reason, len(text), sha256.hex(), excerpt)
 
 
 def _read(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterator[Record | DeadLetter]:

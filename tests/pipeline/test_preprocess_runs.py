@@ -251,6 +251,23 @@ def test_a_file_that_is_missing_while_the_folder_is_locked_is_said(tmp_path: Pat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"text": "a", "lang": "x" * 1001}, "1,001 characters"),
+        ({"text": "a", "id": "x" * 200}, "200 bytes"),
+    ],
+)
+def test_a_record_whose_names_no_shard_can_hold_is_a_dead_letter(tmp_path, monkeypatch, record, reason):
+    monkeypatch.setattr("pipeline.read.source.LONGEST_NAMES", 150)
+    corpus = write_jsonl(tmp_path / "a.jsonl", [{"text": "kept", "lang": "en", "id": "k"}, record])
+    out = tmp_path / "out"
+    assert preprocess(corpus, "--out", out, *STATIC, "--subset-column", "lang", "--id-column", "id") == 3
+    (line,) = (out / "dead-letters" / "00000.jsonl").read_text().splitlines()
+    assert reason in json.loads(line)["reason"]
+    assert json.loads(line)["line"] == 2
+
+
 def test_a_second_driver_is_refused(tmp_path, capsys):
     corpus = write_jsonl(tmp_path / "a.jsonl", some_records(5))
     out = tmp_path / "out"
