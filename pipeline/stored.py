@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.read.datasets import shard_records
 from pipeline.records import Record
 from shared.identity import IdentityError, differences, in_short
@@ -12,6 +14,7 @@ from shared.shards.content import with_last
 from shared.shards.dataset import Dataset, columns_row, find_datasets, open_dataset
 from shared.shards.document import Row
 from shared.shards.manifest import DatasetError, ShardEntry
+from shared.shards.sidecar import sidecar_name
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,23 @@ def stem(entry: ShardEntry) -> str:
 def shard_batches(dataset: Dataset, shard: int) -> Iterator[list[Row]]:
     """The rows of each record batch of a shard, with entropies in nats where the dataset keeps them.
 
-    Raises DatasetError for a shard that is missing or damaged.
+    The index is not asked, so that a damaged one can be made anew. Raises DatasetError for a shard or a sidecar that is
+    missing or damaged.
     """
-    return _batches(_anew(dataset), shard)
+    dataset, entry = _anew(dataset), dataset.manifest.shards[shard]
+    for batch in range(dataset.batch_count(shard)):
+        columns = dataset.stored_batch(shard, batch)
+        values: Sequence[np.ndarray | None] = [None] * len(columns)
+        if entry.sidecar_sha256 is not None:
+            values = dataset.stored_entropies(shard, batch)
+        rows = [columns_row(columns, row, own) for row, own in enumerate(values[: len(columns)])]
+        if len(values) != len(columns) or not all(map(_has_its_entropies, rows)):
+            raise DatasetError(f"{dataset.folder / sidecar_name(entry.name)}: batch {batch} is not that of the shard")
+        yield rows
+
+
+def _has_its_entropies(row: Row) -> bool:
+    return row.entropies is None or len(row.entropies) == row.size + (row.part == 0)
 
 
 def shard_rows(dataset: Dataset, shard: int) -> Iterator[tuple[Row, bool]]:
