@@ -1,6 +1,7 @@
 """Task files: which fields are understood, what each record asks, and what is said of a record that asks nothing."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +176,11 @@ def test_tasks_of_cute_are_known_by_their_published_names(tmp_path: Path) -> Non
     assert isinstance(tasks[0], CompletionTask)
     assert tasks[0].questions == (Completion('Spell out the word " cat ". Answer: "', ("c a t",)),)
     assert Shots(tasks[0], 4).before(0) == ""
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".arrow"])
+def test_a_fifo_in_the_place_of_a_task_file_is_refused_and_not_waited_for(tmp_path: Path, suffix: str) -> None:
+    os.mkfifo(tmp_path / f"a{suffix}")
+    for given in (tmp_path, tmp_path / f"a{suffix}"):
+        with pytest.raises(TaskError, match=rf"a\{suffix}: not a regular file"):
+            open_tasks([given])

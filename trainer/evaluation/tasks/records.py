@@ -66,6 +66,8 @@ def task_files(paths: Sequence[Path]) -> list[Path]:
 
 def read_records(path: Path, limit: int | None = None) -> list[Record]:
     """The first records of a file, all without a limit. Raises TaskError that names the line."""
+    if not path.is_file():
+        raise TaskError(f"{path}: not a regular file")  # a FIFO would wait for its writer
     if path.suffix == ".jsonl":
         return _json_lines(path, limit)
     rows: list[dict[str, Any]] = []
