@@ -1,0 +1,316 @@
+"""Where data from outside enters, and for each such boundary how valid artefacts are made, spoiled and read.
+
+A boundary names the modules that read it; `test_fuzz.py` fails when a module that reads foreign data is named by none.
+"""
+
+import gzip
+from dataclasses import dataclass
+
+import fuzz_datasets as d
+import fuzz_inputs as i
+import fuzz_models as f
+import fuzz_runs as r
+import mutations as m
+import zstandard
+from fuzz_common import Action, Mutation
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """A kind of artefact from outside."""
+
+    name: str
+    modules: tuple[str, ...]
+    """Files that read it, below the repository."""
+    make: Action
+    """Writes a valid artefact into an empty folder."""
+    mutate: Mutation
+    """Spoils the artefact in a folder, with checksums that fit; says what it did."""
+    actions: tuple[Action, ...]
+    """What reads it: a case does one of them, the valid artefact passes all."""
+
+
+WRITES = (f.generate, f.chat)
+"""What they print is what a model writes."""
+DATASET_READERS = ("shared/shards/manifest.py", "shared/shards/dataset.py")
+ARROW_ACTIONS = (d.verify, d.inspect, d.convert, d.merge, d.split, d.preprocess_again, d.read_rows, d.read_packs)
+
+BOUNDARIES = (
+    Boundary(
+        "manifest",
+        ("shared/shards/manifest.py", "pipeline/rewriting.py"),
+        d.dataset("arrow"),
+        m.at("d/manifest.json", m.spoil_json),
+        ARROW_ACTIONS,
+    ),
+    Boundary(
+        "index",
+        ("shared/shards/index.py",),
+        d.dataset("arrow"),
+        d.fitted(m.at("d/*.index", d.spoil_arrow)),
+        ARROW_ACTIONS,
+    ),
+    Boundary(
+        "arrow shard",
+        ("shared/shards/arrow.py",),
+        d.dataset("arrow"),
+        d.fitted(m.one_of([(5, m.at("d/*.arrow", d.spoil_arrow)), (1, m.at("d/*.arrow", d.swollen))])),
+        ARROW_ACTIONS,
+    ),
+    Boundary(
+        "webdataset shard",
+        ("shared/shards/webdataset.py", "shared/shards/tar.py"),
+        d.dataset("webdataset"),
+        d.fitted(m.at("d/*.tar", d.spoil_tar)),
+        (d.verify, d.convert, d.read_rows, d.read_packs),
+    ),
+    Boundary(
+        "sidecar",
+        ("shared/shards/sidecar.py",),
+        d.dataset("arrow", "uint8"),
+        d.fitted(m.at("d/*.entropy", d.spoil_arrow)),
+        (d.verify, d.inspect, d.recut, d.merge),
+    ),
+    Boundary(
+        "dataset folder",
+        DATASET_READERS,
+        d.dataset("arrow", "uint8"),
+        d.fitted(lambda rng, folder: m.spoil_folder(rng, folder / "d")),
+        (*ARROW_ACTIONS, d.recut),
+    ),
+    Boundary(
+        "model config",
+        ("shared/model_identity.py",),
+        f.made_model,
+        m.at("m/**/config.json", m.spoil_json),
+        (f.generate, f.export_hf),
+    ),
+    Boundary(
+        "model identity",
+        ("trainer/identity.py",),
+        f.made_model,
+        m.at("m/**/identity.json", m.spoil_json),
+        (f.generate, f.export_hf),
+    ),
+    Boundary(
+        "model weights",
+        ("shared/model_files.py", "shared/tensor_files.py"),
+        f.made_model,
+        m.at("m/**/*.safetensors", m.spoil_safetensors),
+        (f.generate, f.export_hf),
+    ),
+    Boundary(
+        "model folder",
+        ("shared/model_files.py",),
+        f.made_entropy,
+        lambda rng, folder: m.spoil_folder(rng, folder / "m"),
+        (f.generate, f.score_with),
+    ),
+    Boundary(
+        "hugging face folder",
+        ("shared/interop/opening.py", "trainer/commands/import_hf.py"),
+        f.made_hf,
+        m.one_of(
+            [
+                (4, m.at("hf/*.json", m.spoil_json)),
+                (2, m.at("hf/*.safetensors", m.spoil_safetensors)),
+                (1, lambda rng, folder: m.spoil_folder(rng, folder / "hf")),
+            ]
+        ),
+        (f.import_hf,),
+    ),
+    Boundary(
+        "llama folder",
+        ("shared/interop/llama.py", "trainer/commands/import_llama.py"),
+        f.made_llama,
+        m.one_of(
+            [
+                (3, m.at("llama/*.json", m.spoil_json)),
+                (2, m.at("llama/*.safetensors", m.spoil_safetensors)),
+                (1, lambda rng, folder: m.spoil_folder(rng, folder / "llama")),
+            ]
+        ),
+        (f.import_llama,),
+    ),
+    Boundary(
+        "checkpoint",
+        (
+            "trainer/checkpoints/folders.py",
+            "trainer/checkpoints/index.py",
+            "trainer/checkpoints/storage.py",
+            "trainer/checkpoints/state.py",
+            "trainer/checkpoints/origin.py",
+            "trainer/learning/start.py",
+        ),
+        r.made_checkpoint,
+        r.spoil_checkpoint,
+        (r.evaluate_checkpoint, r.start_from),
+    ),
+    Boundary(
+        "run history",
+        ("trainer/observing/files.py", "trainer/observing/history.py"),
+        r.made_run,
+        m.one_of(
+            [
+                (2, m.at("run/*.jsonl", m.spoil_json_lines)),
+                (2, m.at("run/*.json", m.spoil_json)),
+                (1, lambda rng, folder: m.spoil_folder(rng, folder / "run")),
+            ]
+        ),
+        (r.report,),
+    ),
+    Boundary(
+        "recipe",
+        ("shared/config.py",),
+        r.made_recipe,
+        r.spoil_recipe,
+        (r.plan, r.plan_with_override),
+    ),
+    Boundary(
+        "message file",
+        ("trainer/generation/chat.py",),
+        f.made_messages,
+        m.at("chat.json", m.spoil_json),
+        (f.chat,),
+    ),
+    Boundary(
+        "task file",
+        ("trainer/evaluation/tasks/records.py",),
+        f.made_tasks,
+        m.at("task.jsonl", m.spoil_json_lines),
+        (f.tasks,),
+    ),
+    Boundary(
+        "patching file",
+        ("pipeline/patching_file.py",),
+        f.made_calibration,
+        m.at("patching.json", m.spoil_json),
+        (f.cut_with_patching,),
+    ),
+    Boundary(
+        "run folder of preprocess",
+        ("pipeline/run_folder.py", "pipeline/marker.py", "pipeline/following.py", "pipeline/executors/storage.py"),
+        i.made_pipeline_run,
+        m.one_of(
+            [
+                (3, m.at("d/*.json", m.spoil_json)),
+                (3, m.at("d/splits/*.json", m.spoil_json)),
+                (2, lambda rng, folder: m.spoil_folder(rng, folder / "d")),
+            ]
+        ),
+        (i.go_on, i.status),
+    ),
+    Boundary(
+        "jsonl input",
+        ("pipeline/read/jsonl.py", "pipeline/read/storage.py"),
+        i.corpus("a.jsonl", i.jsonl),
+        i.spoil_input(m.spoil_json_lines),
+        (i.preprocess_input, i.preprocess_with_meta),
+    ),
+    Boundary(
+        "parquet input",
+        ("pipeline/read/parquet.py",),
+        i.corpus("a.parquet", i.parquet),
+        i.spoil_input(d.spoil_parquet),
+        (i.preprocess_input, i.preprocess_with_meta),
+    ),
+    Boundary(
+        "arrow input",
+        ("pipeline/read/arrow_ipc.py",),
+        i.corpus("a.arrow", i.arrow),
+        i.spoil_input(d.spoil_arrow),
+        (i.preprocess_input, i.preprocess_with_meta),
+    ),
+    Boundary(
+        "tar input",
+        ("pipeline/read/webdataset.py",),
+        i.corpus("a.tar", i.tar),
+        i.spoil_input(d.spoil_tar),
+        (i.preprocess_input,),
+    ),
+    Boundary(
+        "json input",
+        ("pipeline/read/content.py",),
+        i.corpus("a.json", i.json_array),
+        i.spoil_input(m.spoil_json),
+        (i.preprocess_input, i.preprocess_with_meta),
+    ),
+    Boundary(
+        "folder of save_to_disk",
+        ("pipeline/listing/foreign_folders.py",),
+        i.made_saved_to_disk,
+        m.one_of(
+            [(2, m.at("in/state.json", m.spoil_json)), (1, lambda rng, folder: m.spoil_folder(rng, folder / "in"))]
+        ),
+        (i.preprocess_input,),
+    ),
+    Boundary(
+        "parquet export",
+        ("shared/shards/parquet.py",),
+        d.made_export,
+        m.one_of([(2, m.at("p/*.parquet", d.spoil_parquet)), (1, m.at("p/*.json", m.spoil_json))]),
+        (d.convert_back,),
+    ),
+    Boundary(
+        "metadata of documents",
+        ("pipeline/parity.py",),
+        d.made_parallel,
+        d.fitted(m.at("d/*.arrow", d.spoil_meta)),
+        (d.calibrate_parallel,),
+    ),
+    Boundary(
+        "tokenizer folder",
+        ("shared/subwords/folder.py", "shared/subwords/vocabulary.py", "pipeline/tokenizer.py"),
+        d.made_tokenizer,
+        d.fit_tokenizer,
+        (d.cut_with_tokenizer,),
+    ),
+    Boundary(
+        "folder of the reference",
+        ("shared/interop/reference.py", "shared/interop/torch_file.py"),
+        f.made_reference,
+        m.one_of(
+            [
+                (3, m.at("hf/**/*.json", m.spoil_json)),
+                (2, m.at("hf/**/*.pth", m.spoil_bytes)),
+                (1, lambda rng, folder: m.spoil_folder(rng, folder / "hf")),
+            ]
+        ),
+        (f.import_hf,),
+    ),
+    Boundary(
+        "record of a comparison",
+        ("trainer/laboratory/kept.py", "trainer/laboratory/scoring.py", "trainer/laboratory/pictures.py"),
+        r.made_laboratory,
+        m.at("lab/*.json", m.spoil_json),
+        (r.report_laboratory,),
+    ),
+    Boundary(
+        "systems and grids",
+        ("trainer/laboratory/systems.py", "trainer/laboratory/scaling/grid.py"),
+        r.made_systems,
+        m.at("*.toml", r.spoil_toml),
+        (r.load_systems,),
+    ),
+    Boundary(
+        "wet input",
+        ("pipeline/read/wet.py",),
+        i.corpus("a.wet", i.wet),
+        i.spoil_input(m.spoil_bytes),
+        (i.preprocess_input,),
+    ),
+    Boundary(
+        "compressed input",
+        ("pipeline/read/streams.py",),
+        i.corpus("a.jsonl.zst", lambda: zstandard.compress(i.jsonl())),
+        i.spoil_input(i.spoil_compressed),
+        (i.preprocess_input,),
+    ),
+    Boundary(
+        "gzip input",
+        ("pipeline/read/streams.py",),
+        i.corpus("a.jsonl.gz", lambda: gzip.compress(i.jsonl(), mtime=0)),
+        i.spoil_input(m.spoil_bytes),
+        (i.preprocess_input,),
+    ),
+)

@@ -1,0 +1,274 @@
+"""Datasets: valid ones, spoiled ones whose checksums fit, and what reads them."""
+
+import io
+import json
+import random
+import shutil
+import tarfile
+from pathlib import Path
+
+import mutations as m
+import pyarrow as pa
+import pyarrow.parquet as pq
+from dataset_examples import ENTROPY, STATIC, document, in_two_parts, save_dataset
+from fuzz_common import Action, Mutation, run
+from model_folders import entropy_folder
+
+from pipeline.__main__ import main as pipeline
+from shared.identity import file_sha256
+from shared.shards.arrow import new_file
+from shared.shards.dataset import open_dataset
+
+
+def dataset(format: str, sidecar: str = "none") -> Action:
+    """A dataset in two shards, with a document in parts and an empty one."""
+
+    def make(folder: Path) -> None:
+        rule = ENTROPY if sidecar != "none" else STATIC
+        rows = [
+            document(f"d{n}", ("code", "prose")[n % 2], f"text {n}, ".encode() * (1 + n % 7), rule) for n in range(12)
+        ]
+        rows.append(document("empty", "prose", b"", rule))
+        parted = in_two_parts(document("parted", "code", b"in parts " * 20, rule))
+        save_dataset(folder / "d", [rows[:7], [*rows[7:], *parted]], rule, format, sidecar)  # type: ignore[arg-type]
+
+    return make
+
+
+def fit(folder: Path) -> None:
+    """Make the manifest's sizes and checksums those of the files, where that can be."""
+    path = folder / "d" / "manifest.json"
+    try:
+        values = json.loads(path.read_bytes())
+        for entry in values["shards"]:
+            for key, name in (("sha256", ""), ("index_sha256", ".index"), ("sidecar_sha256", ".entropy")):
+                file = path.parent / (entry["name"] + name)
+                if file.is_file() and file.stat().st_size < 1 << 24 and (entry[key] or key != "sidecar_sha256"):
+                    entry[key] = file_sha256(file)
+                    if key == "sha256":
+                        entry["bytes_on_disk"] = file.stat().st_size
+        path.write_text(json.dumps(values))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+
+
+def fitted(mutation: Mutation) -> Mutation:
+    """The mutation, then checksums that fit."""
+
+    def mutate(rng: random.Random, folder: Path) -> str:
+        words = mutation(rng, folder)
+        fit(folder)
+        return words
+
+    return mutate
+
+
+def spoil_arrow(rng: random.Random, path: Path) -> str:
+    """Change the table of an Arrow file, or how it is stored."""
+    if rng.random() < 0.25:
+        return m.spoil_bytes(rng, path)
+    table = pa.ipc.open_file(path.read_bytes()).read_all()
+    for _ in range(rng.choice((1, 1, 2))):
+        if table.num_columns:
+            table = m.change_table(rng, table)
+    options = pa.ipc.IpcWriteOptions(compression=rng.choice(("zstd", None, "lz4")))
+    sink = io.BytesIO()
+    with pa.ipc.new_file(sink, table.schema, options=options) as writer:
+        for batch in table.combine_chunks().to_batches(max_chunksize=rng.choice((None, 1, 3))):
+            writer.write_batch(batch)
+    path.write_bytes(sink.getvalue())
+    return f"{path.name}: table"
+
+
+def swollen(rng: random.Random, path: Path) -> str:
+    """A shard whose texts are far longer than they look: zeros compress well."""
+    table = pa.ipc.open_file(path.read_bytes()).read_all()
+    texts = table.column("text").to_pylist()
+    texts[rng.randrange(len(texts))] = bytes(rng.choice((50, 300)) << 20)
+    number = table.schema.get_field_index("text")
+    table = table.set_column(number, table.schema.field(number), pa.array(texts, pa.large_binary()))
+    with new_file(str(path), table.schema) as writer:
+        for batch in table.combine_chunks().to_batches():
+            writer.write_batch(batch)
+    return f"{path.name}: swollen"
+
+
+def spoil_tar(rng: random.Random, path: Path) -> str:
+    """Change members of a tar: their content, names or kinds."""
+    if rng.random() < 0.35:
+        return m.spoil_bytes(rng, path)
+    sink = io.BytesIO()
+    with tarfile.open(path) as source:
+        files = [info for info in source.getmembers() if info.isfile()]
+        members = [(info, source.extractfile(info).read()) for info in files]  # type: ignore[union-attr]
+    chosen = rng.randrange(len(members))
+    with tarfile.open(fileobj=sink, mode="w", format=rng.choice((tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT))) as target:
+        for number, (info, data) in enumerate(members):
+            if number == chosen:
+                what = rng.randrange(7)
+                if what == 0:
+                    continue
+                if what == 1 and info.name.endswith(".json"):
+                    data = m.dumped(m.change_json(rng, json.loads(data)))
+                elif what == 2:
+                    data = m.spoiled(rng, data)
+                elif what == 3:
+                    info.name = rng.choice(("../../up", "/abs", "a\x1b[2Jb.json", "x" * 90, info.name.upper(), "."))
+                elif what == 4:
+                    info.type = rng.choice((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE))
+                    info.linkname, data = "/etc/passwd", b""
+                elif what == 5:
+                    data = rng.choice((b"[" * 100_000 + b"]" * 100_000, b"", m.PICKLE, b"\xff\xfe"))
+                else:
+                    info.name = f"{info.name.split('.')[0]}.{rng.choice(('pkl', 'pyd', 'json', 'npy', ''))}"
+            info.size = len(data)
+            try:
+                target.addfile(info, io.BytesIO(data))
+            except (ValueError, UnicodeError):
+                continue
+    path.write_bytes(sink.getvalue())
+    return f"{path.name}: member {chosen}"
+
+
+def spoil_parquet(rng: random.Random, path: Path) -> str:
+    """Change the table of a Parquet file, or its bytes."""
+    if rng.random() < 0.3:
+        return m.spoil_bytes(rng, path)
+    table = pq.read_table(path)
+    for _ in range(rng.choice((1, 1, 2))):
+        if table.num_columns:
+            table = m.change_table(rng, table)
+    try:
+        pq.write_table(table, path)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return m.spoil_bytes(rng, path)
+    return f"{path.name}: table"
+
+
+def verify(folder: Path) -> int:
+    return run(pipeline, "verify", "d")
+
+
+def inspect(folder: Path) -> int:
+    return run(pipeline, "inspect", "d", "--html", "page.html")
+
+
+def recut(folder: Path) -> int:
+    return run(pipeline, "recut", "d", "--theta", "2", "--workers", "1", "--out", "out")
+
+
+def convert(folder: Path) -> int:
+    return run(pipeline, "convert", "d", "--to", "parquet", "--workers", "1", "--out", "out")
+
+
+def merge(folder: Path) -> int:
+    return run(pipeline, "merge", "d", "--workers", "1", "--out", "out")
+
+
+def split(folder: Path) -> int:
+    return run(pipeline, "split", "d", "--validation-fraction", "0.3", "--workers", "1", "--out", "out")
+
+
+def preprocess_again(folder: Path) -> int:
+    return run(pipeline, "preprocess", "d", "--rule", "space", "--executor", "inline", "--out", "out")
+
+
+def read_rows(folder: Path) -> None:
+    for _ in open_dataset(folder / "d").rows():
+        pass
+
+
+def read_packs(folder: Path) -> None:
+    """Training packs as a rank plans and reads them."""
+    from trainer.data.catalogue import catalogue_of
+    from trainer.data.cursor import first_cursor
+    from trainer.data.limits import pack_limits
+    from trainer.data.packs import Step, build_pack
+    from trainer.data.plan import Planner
+    from trainer.data.schedule import Mixing
+    from trainer.data.slices import SliceReader
+
+    data = open_dataset(folder / "d")
+    catalogue = catalogue_of(data)
+    limits = pack_limits(data.manifest, 1024, None)
+    reader = SliceReader(data, catalogue)
+    planner = Planner(catalogue, reader, limits, Mixing(), first_cursor(data, 0, 2))
+    for _ in range(4):
+        build_pack(planner.next_pack(), Step(0, 1, 1, None), limits, catalogue, reader)
+
+
+def made_export(folder: Path) -> None:
+    """Our own Parquet files, for others to read."""
+    dataset("arrow")(folder)
+    assert run(pipeline, "convert", folder / "d", "--to", "parquet", "--workers", "1", "--out", folder / "p") == 0
+    shutil.rmtree(folder / "d")
+
+
+def convert_back(folder: Path) -> int:
+    return run(pipeline, "convert", "p", "--to", "arrow", "--workers", "1", "--out", "out")
+
+
+def made_parallel(folder: Path) -> None:
+    """Texts in two subsets that say the same, as their metadata tells, with an entropy model."""
+    pairs = [{"text": f"{word} {n} " * 20, "lang": word, "page": n} for n in range(12) for word in ("one", "zwei")]
+    (folder / "c.jsonl").write_text("".join(json.dumps(line) + "\n" for line in pairs))
+    entropy_folder(folder / "e")
+    none = ("--rule", "none", "--executor", "inline", "--meta", "--subset-column", "lang", "--workers", "1")
+    assert run(pipeline, "preprocess", folder / "c.jsonl", *none, "--out", folder / "out") == 0
+    shutil.copytree(folder / "out" / "train", folder / "d")
+    shutil.rmtree(folder / "out")
+
+
+def calibrate_parallel(folder: Path) -> int:
+    words = ("--patcher", "e", "--target", "3", "--parity", "page", "--parity-to", "one", "--out", "patching.json")
+    return run(pipeline, "calibrate", "d", *words)
+
+
+def spoil_meta(rng: random.Random, path: Path) -> str:
+    """Change the metadata of documents."""
+    table = pa.ipc.open_file(path.read_bytes()).read_all()
+    values = table.column("meta").to_pylist()
+    for _ in range(rng.choice((1, len(values)))):
+        texts = (
+            "",
+            "[",
+            "[" * 100_000,
+            '{"page": NaN}',
+            '{"page": 1e999}',
+            '{"page": {}}',
+            '{"page": "\\ud800"}',
+            "null",
+            None,
+        )
+        values[rng.randrange(len(values))] = rng.choice((*texts, '{"page": ' + "9" * 5000 + "}"))
+    number = table.schema.get_field_index("meta")
+    table = table.set_column(number, table.schema.field(number), pa.array(values, table.schema.field(number).type))
+    with new_file(str(path), table.schema) as writer:
+        for batch in table.combine_chunks().to_batches():
+            writer.write_batch(batch)
+    return f"{path.name}: meta"
+
+
+def made_tokenizer(folder: Path) -> None:
+    from subword_examples import train_tokenizer
+
+    train_tokenizer(folder / "d", folder / "t", 300)
+
+
+def cut_with_tokenizer(folder: Path) -> int:
+    return run(pipeline, "recut", "d", "--rule", "bpe", "--tokenizer", "t", "--workers", "1", "--out", "out")
+
+
+def fit_tokenizer(rng: random.Random, folder: Path) -> str:
+    words = TOKENIZER(rng, folder)
+    path = folder / "t" / "identity.json"
+    try:
+        values = json.loads(path.read_bytes())
+        values["sha256"] = file_sha256(folder / "t" / "tokenizer.json")
+        path.write_text(json.dumps(values))
+    except (OSError, ValueError, TypeError):
+        pass
+    return words
+
+
+TOKENIZER = m.one_of([(3, m.at("t/tokenizer.json", m.spoil_json)), (2, m.at("t/identity.json", m.spoil_json))])

@@ -1,0 +1,121 @@
+"""Folders of models, ours and those of others, and files that go with them."""
+
+import json
+import shutil
+from pathlib import Path
+
+from fuzz_common import run
+from model_folders import entropy_folder, entropy_rule, model_folder, patcher_folder
+from tiny_runs import STACK, tiny_recipe, toml
+
+from pipeline.__main__ import main as pipeline
+from trainer.__main__ import main as trainer
+
+
+def made_model(folder: Path) -> None:
+    rule = entropy_rule()
+    patcher = patcher_folder(folder / "patcher")
+    model_folder(folder / "m", rule, patcher)
+    shutil.rmtree(folder / "patcher")
+
+
+def made_entropy(folder: Path) -> None:
+    entropy_folder(folder / "m")
+
+
+def generate(folder: Path) -> int:
+    return run(trainer, "generate", "m", "--prompt", "ab", "--bytes", "3", "--device", "cpu")
+
+
+def export_hf(folder: Path) -> int:
+    return run(trainer, "export-hf", "m", "out")
+
+
+def score_with(folder: Path) -> int:
+    (folder / "c.jsonl").write_text('{"text": "some text to score"}\n')
+    words = ("--rule", "entropy", "--theta", "3", "--executor", "inline", "--out", "out")
+    return run(pipeline, "preprocess", "c.jsonl", "--patcher", "m", *words)
+
+
+def made_hf(folder: Path) -> None:
+    made_model(folder)
+    assert run(trainer, "export-hf", folder / "m", folder / "hf") == 0
+    shutil.rmtree(folder / "m")
+
+
+def import_hf(folder: Path) -> int:
+    return run(trainer, "import-hf", "hf", "out")
+
+
+def made_llama(folder: Path) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=32,
+        vocab_size=50,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "llama")
+    model = tiny_recipe(Path("x"), Path("y"))["model"] | {"global": STACK}
+    (folder / "recipe.toml").write_text(toml(tiny_recipe(Path("nodata"), Path("out"), model=model)))
+
+
+def import_llama(folder: Path) -> int:
+    return run(trainer, "import-llama", "llama", "recipe.toml", "out")
+
+
+def made_reference(folder: Path) -> None:
+    """A folder in the layout of the released reference: safetensors, and a torch file."""
+    from interop_examples import random_settings
+    from test_interop_opening import reference_folder, uniform
+
+    reference_folder(folder / "hf", uniform(*random_settings(0)), 0)
+
+
+def made_messages(folder: Path) -> None:
+    specials = ("system", "user", "assistant", "end")
+    patcher = patcher_folder(folder / "patcher")
+    model_folder(folder / "m", entropy_rule(), patcher, specials)
+    chat = [{"role": "system", "content": "be short"}, {"role": "user", "content": "hello"}]
+    (folder / "chat.json").write_text(json.dumps(chat))
+
+
+def chat(folder: Path) -> int:
+    words = ("--chat", "--messages", "chat.json", "--bytes", "3", "--device", "cpu")
+    return run(trainer, "generate", "m", *words)
+
+
+def made_tasks(folder: Path) -> None:
+    made_model(folder)
+    lines = [
+        {"context": "The sky is", "choices": ["blue.", "green."], "answer": 0},
+        {"prompt": "1 + 1 =", "answer": "2"},
+        {"question": "Which?", "choices": {"text": ["iron", "wood"], "label": ["1", "2"]}, "answerKey": "2"},
+    ]
+    (folder / "task.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (lines[0], lines[2])))
+
+
+def tasks(folder: Path) -> int:
+    return run(trainer, "tasks", "m", "task.jsonl", "--device", "cpu")
+
+
+def made_calibration(folder: Path) -> None:
+    """What calibrate writes."""
+    corpus = [{"text": f"line {n} of a text that is scored " * 3} for n in range(30)]
+    (folder / "c.jsonl").write_text("".join(json.dumps(line) + "\n" for line in corpus))
+    entropy_folder(folder / "e")
+    none = ("--rule", "none", "--executor", "inline")
+    assert run(pipeline, "preprocess", folder / "c.jsonl", *none, "--out", folder / "corpus") == 0
+    words = ("--patcher", folder / "e", "--target", "3", "--out", folder / "patching.json")
+    assert run(pipeline, "calibrate", folder / "corpus" / "train", *words) == 0
+    shutil.rmtree(folder / "corpus")
+
+
+def cut_with_patching(folder: Path) -> int:
+    words = ("--patcher", "e", "--patching", "patching.json", "--executor", "inline", "--out", "out")
+    return run(pipeline, "preprocess", "c.jsonl", *words)
