@@ -170,7 +170,7 @@ def split(folder: Path) -> int:
 
 
 def preprocess_again(folder: Path) -> int:
-    return run(pipeline, "preprocess", "d", "--rule", "space", "--executor", "inline", "--out", "out")
+    return run(pipeline, "preprocess", "d", "--rule", "space", "--executor", "inline", "--workers", "1", "--out", "out")
 
 
 def read_rows(folder: Path) -> None:

@@ -89,12 +89,12 @@ def spoil_compressed(rng: random.Random, path: Path) -> str:
 
 
 def preprocess_input(folder: Path) -> int:
-    words = ("--rule", "space", "--executor", "inline", "--subset-column", "lang", "--out", "out")
+    words = ("--rule", "space", "--executor", "inline", "--subset-column", "lang", "--workers", "1", "--out", "out")
     return run(pipeline, "preprocess", "in", *words)
 
 
 def preprocess_with_meta(folder: Path) -> int:
-    words = ("--rule", "none", "--executor", "inline", "--meta", "--id-column", "id", "--out", "out")
+    words = ("--rule", "none", "--executor", "inline", "--meta", "--id-column", "id", "--workers", "1", "--out", "out")
     return run(pipeline, "preprocess", "in", *words)
 
 

@@ -33,7 +33,7 @@ def export_hf(folder: Path) -> int:
 
 def score_with(folder: Path) -> int:
     (folder / "c.jsonl").write_text('{"text": "some text to score"}\n')
-    words = ("--rule", "entropy", "--theta", "3", "--executor", "inline", "--out", "out")
+    words = ("--rule", "entropy", "--theta", "3", "--executor", "inline", "--workers", "1", "--out", "out")
     return run(pipeline, "preprocess", "c.jsonl", "--patcher", "m", *words)
 
 
@@ -117,5 +117,5 @@ def made_calibration(folder: Path) -> None:
 
 
 def cut_with_patching(folder: Path) -> int:
-    words = ("--patcher", "e", "--patching", "patching.json", "--executor", "inline", "--out", "out")
+    words = ("--patcher", "e", "--patching", "patching.json", "--executor", "inline", "--workers", "1", "--out", "out")
     return run(pipeline, "preprocess", "c.jsonl", *words)
