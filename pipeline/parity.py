@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.entropies import Documents
 from pipeline.patching_file import ParityFigures
 from pipeline.settings import PipelineError
+from shared.json_reader import parse_json
 from shared.terminal import one_line
 
 NO_KEY = 0
@@ -29,14 +30,17 @@ def parallel_key(by: str, identifier: str, subset: str, meta: str | None) -> str
     """What a document has in common with those that say the same in other subsets; None if it has no such thing.
 
     ``by``: ``id`` is the document's id without the subset's name in it, ``id:SEP`` the id before its last SEP, anything
-    else a column of the JSON in ``meta``.
+    else a column of the JSON in ``meta``, which has none where it is not JSON.
     """
     if by == "id":
         return _without_word(identifier, subset)
     if by.startswith("id:"):
         key, separator, _ = identifier.rpartition(by.removeprefix("id:"))
         return key if separator else None
-    fields = json.loads(meta) if meta is not None else {}
+    try:
+        fields = parse_json(meta) if meta is not None else {}
+    except ValueError:  # of a shard that others wrote: ours are checked when they are written
+        fields = {}
     value = fields.get(by) if isinstance(fields, dict) else None
     return None if value is None else json.dumps(value, sort_keys=True)
 

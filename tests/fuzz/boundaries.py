@@ -94,7 +94,7 @@ BOUNDARIES = (
     ),
     Boundary(
         "model weights",
-        ("shared/model_files.py", "shared/tensor_files.py"),
+        ("shared/model_files.py", "shared/tensor_files.py", "shared/tensor_header.py"),
         f.made_model,
         m.at("m/**/*.safetensors", m.spoil_safetensors),
         (f.generate, f.export_hf),
@@ -108,7 +108,7 @@ BOUNDARIES = (
     ),
     Boundary(
         "hugging face folder",
-        ("shared/interop/opening.py", "trainer/commands/import_hf.py"),
+        ("shared/interop/opening.py", "shared/interop/json_file.py", "trainer/commands/import_hf.py"),
         f.made_hf,
         m.one_of(
             [

@@ -6,12 +6,13 @@ import random
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import mutations as m
 import pyarrow as pa
 import pyarrow.parquet as pq
 from dataset_examples import ENTROPY, STATIC, document, in_two_parts, save_dataset
-from fuzz_common import Action, Mutation, run
+from fuzz_common import LARGEST, Action, Mutation, refit, run
 from model_folders import entropy_folder
 
 from pipeline.__main__ import main as pipeline
@@ -37,19 +38,17 @@ def dataset(format: str, sidecar: str = "none") -> Action:
 
 def fit(folder: Path) -> None:
     """Make the manifest's sizes and checksums those of the files, where that can be."""
-    path = folder / "d" / "manifest.json"
-    try:
-        values = json.loads(path.read_bytes())
+
+    def change(values: Any) -> None:
         for entry in values["shards"]:
             for key, name in (("sha256", ""), ("index_sha256", ".index"), ("sidecar_sha256", ".entropy")):
-                file = path.parent / (entry["name"] + name)
-                if file.is_file() and file.stat().st_size < 1 << 24 and (entry[key] or key != "sidecar_sha256"):
+                file = folder / "d" / (entry["name"] + name)
+                if file.is_file() and file.stat().st_size < LARGEST and (entry[key] or key != "sidecar_sha256"):
                     entry[key] = file_sha256(file)
                     if key == "sha256":
                         entry["bytes_on_disk"] = file.stat().st_size
-        path.write_text(json.dumps(values))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
+
+    refit(folder / "d" / "manifest.json", change)
 
 
 def fitted(mutation: Mutation) -> Mutation:
@@ -261,13 +260,11 @@ def cut_with_tokenizer(folder: Path) -> int:
 
 def fit_tokenizer(rng: random.Random, folder: Path) -> str:
     words = TOKENIZER(rng, folder)
-    path = folder / "t" / "identity.json"
-    try:
-        values = json.loads(path.read_bytes())
+
+    def change(values: Any) -> None:
         values["sha256"] = file_sha256(folder / "t" / "tokenizer.json")
-        path.write_text(json.dumps(values))
-    except (OSError, ValueError, TypeError):
-        pass
+
+    refit(folder / "t" / "identity.json", change)
     return words
 
 

@@ -1,13 +1,12 @@
 """Runs of the trainer: checkpoints, figures, recipes, records of comparisons."""
 
-import json
 import random
 import shutil
 from pathlib import Path
 from typing import Any
 
 import mutations as m
-from fuzz_common import run
+from fuzz_common import LARGEST, refit, run
 from tiny_runs import STATIC as SHORT
 from tiny_runs import tiny_data, tiny_recipe, toml
 
@@ -44,16 +43,14 @@ def made_checkpoint(folder: Path) -> None:
 
 def fit_checkpoint(folder: Path) -> None:
     """Make COMPLETE say what lies in the checkpoint, for the files that it lists and those that are new."""
-    path = folder / "c" / "COMPLETE"
-    try:
-        values = json.loads(path.read_bytes())
+
+    def change(values: Any) -> None:
         files = [file for file in (folder / "c").iterdir() if file.is_file() and file.name != "COMPLETE"]
-        if any(file.stat().st_size > 1 << 24 for file in files):
-            return
-        values["files"] = {file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in files}
-        path.write_text(json.dumps(values))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
+        if all(file.stat().st_size < LARGEST for file in files):
+            found = {file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in files}
+            values["files"] = found
+
+    refit(folder / "c" / "COMPLETE", change)
 
 
 def spoil_checkpoint(rng: random.Random, folder: Path) -> str:

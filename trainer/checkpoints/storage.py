@@ -8,12 +8,14 @@ import hashlib
 import io
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import safetensors
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
@@ -67,7 +69,10 @@ def load_tensors(path: Path, index: Index, tensors: dict[str, Tensor]) -> None:
             theirs, ours = f"{record.dtype} {list(record.shape)}", f"{code} {list(tensor.shape)}"
             raise CheckpointError(f"{path}: tensor {name} is {theirs}, this model wants {ours}")
     try:
-        dcp.load(cast(dict[str, Any], tensors), storage_reader=TensorReader(path, index))
+        alone = not dist.is_initialized() or dist.get_world_size() == 1  # plans are exchanged as pickles
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            dcp.load(cast(dict[str, Any], tensors), storage_reader=TensorReader(path, index), no_dist=alone)
     except CheckpointException as error:  # derives from BaseException: a plain handler would let it pass
         raise CheckpointError(f"{path} cannot be loaded ({cause_of(error)})") from None
 

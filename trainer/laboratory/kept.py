@@ -7,15 +7,18 @@ from pydantic import BaseModel, ValidationError
 
 from shared.config import ConfigError
 from shared.files import write_atomic
+from shared.json_reader import read_bounded
 from shared.shards.manifest import first_problem
 
+MOST_BYTES = 256 << 20
+"""Of a record: every cell has a figure for each document."""
 R = TypeVar("R", bound=BaseModel)
 
 
 def kept(path: Path, schema: type[R]) -> R | None:
     """The record in a file; None when there is none. Raises ConfigError, naming file and key, when it is damaged."""
     try:
-        return schema.model_validate_json(path.read_text())
+        return schema.model_validate_json(read_bounded(path, MOST_BYTES))
     except FileNotFoundError:
         return None
     except ValidationError as error:
