@@ -74,6 +74,16 @@ def test_what_was_drawn_from_each_subset_is_logged_and_told(finished: Path) -> N
     assert all(f"{name} {count:,} documents" in dict(summary(run))["subsets"] for name, count in last["drawn"].items())
 
 
+@pytest.mark.parametrize("figure", ["Infinity", "-Infinity", "NaN", "1e308", "-1e308", "1" + "0" * 400, "true", '"1"'])
+def test_a_figure_that_no_chart_can_show_is_left_out(figure: str, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", [line(1), line(2), line(3)])
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(f'{{"step": 4, "targets": 400, "bits_per_byte": {figure}, "lr": {figure}}}\n')
+    run = load_history(folder)
+    assert [y for _, y in run.curve("bits_per_byte")] == [4.0, 2.0, 4 / 3]
+    assert "Bits per byte over bytes" in html([run])
+
+
 def test_dashed_lines_of_a_resumed_run_are_in_the_legend(finished: Path) -> None:
     assert "<li><svg" in html([load_history(finished)])
     assert "resumed from a checkpoint</li>" in html([load_history(finished)])

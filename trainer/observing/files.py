@@ -13,6 +13,8 @@ STARTS_NAME = "starts.jsonl"
 """A line for each time that a process began or went on with the run: {step, time, ranks, device, repeated}."""
 MEMORY_NAME = "memory.json"
 """What the dry run found that each rank holds."""
+LARGEST = 1e300
+"""No figure is as large; differences of two below it are finite."""
 REPORT_NAME = "report.html"
 
 
@@ -73,5 +75,12 @@ def values(lines: Sequence[dict[str, Any]], key: str) -> list[float | None]:
         value: Any = line
         for part in key.split("/"):
             value = value.get(part) if isinstance(value, dict) else None
-        found.append(float(value) if isinstance(value, (int, float)) else None)
+        found.append(_figure(value))
     return found
+
+
+def _figure(value: Any) -> float | None:
+    """A number that a chart can show; None for others, as in files that are not ours."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not -LARGEST < value < LARGEST:
+        return None
+    return float(value)
