@@ -16,6 +16,7 @@ from pydantic_core import from_json
 
 MOST_BYTES = 4 << 20
 """Of a configuration or a record of ours; parsed JSON takes up to 30 times as much memory as its text."""
+PIECE_BYTES = 1 << 20
 
 
 @contextmanager
@@ -45,6 +46,15 @@ def read_bounded(path: str | Path, most_bytes: int = MOST_BYTES, follow: bool = 
     if len(content) > most_bytes:
         raise OSError(errno.EFBIG, f"larger than {most_bytes:,} bytes", str(path))
     return content
+
+
+def read_at_most(file: IO[bytes], most_bytes: int) -> bytes:
+    """The beginning of a file: in pieces, for one read of so many bytes would take that much memory at once."""
+    pieces, left = list[bytes](), most_bytes
+    while left > 0 and (piece := file.read(min(left, PIECE_BYTES))):
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)
 
 
 def parse_json(content: bytes | str, finite: bool = True) -> Any:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator
 
-from shared.json_reader import read_bounded
+from shared.json_reader import read_at_most, read_bounded
 
 _PACKAGES = {
     "s3": ("s3fs", "s3"),
@@ -81,7 +81,7 @@ def read_whole(location: Path | str, most_bytes: int) -> bytes:
 
     def read() -> bytes:
         with open_binary(location) as file:
-            content = file.read(most_bytes + 1)
+            content = read_at_most(file, most_bytes + 1)
         if len(content) > most_bytes:
             raise StorageError(f"{location} is larger than {most_bytes:,} bytes")
         return content

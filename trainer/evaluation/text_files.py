@@ -5,6 +5,7 @@ from pathlib import Path
 
 from shared.config import ConfigError
 from shared.identity import in_short
+from shared.json_reader import read_at_most
 from shared.shards.document import Row
 from shared.terminal import one_line
 from trainer.errors import TaskError
@@ -62,10 +63,10 @@ def record_text(record: Record) -> bytes:
 
 def _read_whole(path: Path, most: int) -> bytes:
     if path == STDIN:
-        text = sys.stdin.buffer.read(most + 1)
+        text = read_at_most(sys.stdin.buffer, most + 1)
     else:
         with path.open("rb") as file:
-            text = file.read(most + 1)
+            text = read_at_most(file, most + 1)
     if len(text) > most:
         raise ConfigError(_too_large(str(path), most))
     for beginning, kind in PACKED.items():
