@@ -42,7 +42,7 @@ def open_regular(path: str | Path, follow: bool = True) -> Iterator[IO[bytes]]:
 def read_bounded(path: str | Path, most_bytes: int = MOST_BYTES, follow: bool = True) -> bytes:
     """The content of a regular file of at most so many bytes; OSError that names the file for any other."""
     with open_regular(path, follow) as file:
-        content = file.read(most_bytes + 1)
+        content = read_at_most(file, most_bytes + 1)
     if len(content) > most_bytes:
         raise OSError(errno.EFBIG, f"larger than {most_bytes:,} bytes", str(path))
     return content

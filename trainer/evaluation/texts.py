@@ -27,6 +27,9 @@ from trainer.evaluation.scores import total_of
 from trainer.identity import IDENTITY_NAME, ModelIdentity, load_identity
 from trainer.thresholds import known_subset
 
+UNNAMED = "default"
+"""The subset of texts of which nothing else is said, as `preprocess` names it."""
+
 
 class TextScorer:
     """A model, opened to score texts. Time and memory are linear in their bytes."""
@@ -99,7 +102,7 @@ class TextScorer:
         rows = [
             Row(
                 id=str(number),
-                subset=subsets[number] if subsets else "",
+                subset=subsets[number] if subsets else UNNAMED,
                 text=text,
                 patch_lengths=own,
                 spans=counted_spans(len(text), from_byte[number] if from_byte else 0, end),
