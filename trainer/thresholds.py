@@ -5,13 +5,16 @@ of torch.
 """
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from shared.config import ConfigError
 from shared.identity import IdentityError, in_short
 from shared.patching.settings import PatchingSettings
-from trainer.data.source import Source
 from trainer.data.splits import TRAIN_SPLIT
 from trainer.identity import ModelIdentity
+
+if TYPE_CHECKING:  # it needs pyarrow, which generation does without
+    from trainer.data.source import Source
 
 
 def one_threshold(
@@ -62,7 +65,7 @@ def default_note(recorded: PatchingSettings) -> str | None:
     )
 
 
-def patching_for(identity: ModelIdentity, dataset: Source, name: str | None = None) -> PatchingSettings:
+def patching_for(identity: ModelIdentity, dataset: "Source", name: str | None = None) -> PatchingSettings:
     """The rule that a model was trained on, with its thresholds under the names that a dataset has for its subsets.
 
     A dataset of the run itself is recognised by its fingerprint. Of any other, the subsets are those of the one named

@@ -14,11 +14,11 @@ from pipeline.read.values import BadRecord, encoded
 from pipeline.records import Option, Place, Record
 from pipeline.settings import ReadSettings
 from shared.identity import canonical_json
+from shared.shards.document import DEFAULT_SUBSET
 from shared.shards.spans import Spans
 
 SUBSET_COLUMNS = ("subset", "lang", "language", "source")
 """Looked for in this order when no column is named; the first that holds a name is taken."""
-DEFAULT_SUBSET = "default"
 
 
 def named_subset(path: str, reading: ReadSettings) -> str | None:

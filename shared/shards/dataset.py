@@ -14,17 +14,18 @@ import numpy as np
 
 from shared.identity import file_sha256
 from shared.patching.grid import dequantise
-from shared.shards.arrow import ArrowReader
+from shared.shards.arrow import MOST_DICTIONARY_BYTES, ArrowReader
 from shared.shards.cache import File, FileCache, default_cache
 from shared.shards.columns import BatchColumns
 from shared.shards.document import Row
-from shared.shards.index import ShardIndex, difference, index_name, read_index, subset_totals
+from shared.shards.index import ROW_BYTES, SPARE_BYTES, ShardIndex, difference, index_name, read_index, subset_totals
 from shared.shards.manifest import (
     MANIFEST_NAME,
     PATCHER_FOLDER,
     TOKENIZER_FOLDER,
     DatasetError,
     Manifest,
+    ShardEntry,
     SubsetTotals,
     load_manifest,
     not_a_dataset,
@@ -171,7 +172,7 @@ class Dataset:
         """The index of one shard, its file checked and itself; its sums may not be those of the manifest."""
         if (index := self._indexes.pop(shard, None)) is None:
             entry = self.manifest.shards[shard]
-            file = self._file(index_name(entry.name), entry.index_sha256, None)
+            file = self._file(index_name(entry.name), entry.index_sha256, None, _most_of_index(entry))
             index = read_index(file.path, entry.rows)
         self._indexes[shard] = index
         while len(self._indexes) > OPEN_READERS:
@@ -245,14 +246,14 @@ class Dataset:
         """Check every file of one shard against the manifest; one line for each that is missing or damaged."""
         entry = self.manifest.shards[shard]
         problems = []
-        for name, sha256, size in (
-            (entry.name, entry.sha256, entry.bytes_on_disk),
-            (index_name(entry.name), entry.index_sha256, None),
-            (sidecar_name(entry.name), entry.sidecar_sha256, None),
+        for name, sha256, size, most in (
+            (entry.name, entry.sha256, entry.bytes_on_disk, None),
+            (index_name(entry.name), entry.index_sha256, None, _most_of_index(entry)),
+            (sidecar_name(entry.name), entry.sidecar_sha256, None, _most_of_sidecar(entry)),
         ):
             try:
                 if sha256 is not None:
-                    self._file(name, sha256, size)
+                    self._file(name, sha256, size, most)
             except DatasetError as error:
                 problems.append(str(error))
         return problems
@@ -275,16 +276,18 @@ class Dataset:
                 f"{self.folder} has no entropy sidecar; preprocess with --sidecar uint8 to keep entropies"
             )
         name, opened = sidecar_name(entry.name), partial(SidecarReader, sidecar=kind)
-        return self._cached(name, entry.sidecar_sha256, None, opened)
+        return self._cached(name, entry.sidecar_sha256, None, opened, _most_of_sidecar(entry))
 
-    def _cached(self, name: str, sha256: str, size: int | None, opened: Callable[[Path], Any]) -> Any:
+    def _cached(
+        self, name: str, sha256: str, size: int | None, opened: Callable[[Path], Any], most: int | None = None
+    ) -> Any:
         """The reader of a file, from the most recently used ones of this process."""
         if self._process != os.getpid():
             self._forget_readers()  # a lock that another thread held at the fork would never be released
         with self._lock:
             file, reader = self._readers.pop(name, (None, None))
             if file is None:
-                file = self._file(name, sha256, size)
+                file = self._file(name, sha256, size, most)
                 reader = opened(file.path)
             self._readers[name] = file, reader
             while len(self._readers) > OPEN_READERS:
@@ -300,11 +303,14 @@ class Dataset:
         """Have a shard's file at hand; False when another process is fetching it. Raises DatasetError, StorageError."""
         return True
 
-    def _file(self, name: str, sha256: str, size: int | None) -> File:
-        """A file of the dataset, compared with the manifest before its first use. Raises DatasetError."""
+    def _file(self, name: str, sha256: str, size: int | None, most: int | None = None) -> File:
+        """A file of the dataset, compared with the manifest before its first use. Raises DatasetError.
+
+        ``most``: bytes of the largest that could fit the manifest, where that does not say its size.
+        """
         path = self.folder / name
         if name not in self._checked:
-            check_file(path, sha256, size)
+            check_file(path, sha256, size, most)
             self._checked.add(name)
         return File(path)
 
@@ -345,8 +351,22 @@ def find_datasets(folder: Path | str) -> list[Path]:
     return found
 
 
-def check_file(path: Path, sha256: str, size: int | None = None) -> None:
-    """Compare a file's size (bytes) and sha256 with what the manifest says. Raises DatasetError."""
+def _most_of_index(entry: ShardEntry) -> int:
+    """Bytes that the index of a shard has at most, whatever its compression gives."""
+    return 2 * ROW_BYTES * entry.rows + MOST_DICTIONARY_BYTES + SPARE_BYTES
+
+
+def _most_of_sidecar(entry: ShardEntry) -> int:
+    """Bytes that the sidecar of a shard has at most: at worst four for a token and a batch for a row."""
+    tokens = sum(totals.tokens for totals in entry.subsets.values())
+    return 2 * 4 * tokens + 1024 * entry.rows + SPARE_BYTES
+
+
+def check_file(path: Path, sha256: str, size: int | None = None, most: int | None = None) -> None:
+    """Compare a file's size (bytes) and sha256 with what the manifest says. Raises DatasetError.
+
+    ``most``: a larger file is not read at all.
+    """
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -354,6 +374,8 @@ def check_file(path: Path, sha256: str, size: int | None = None) -> None:
         found = status.st_size
         if size is not None and found != size:
             raise DatasetError(f"{path} is damaged: {found} bytes, manifest says {size}")
+        if most is not None and found > most:
+            raise DatasetError(f"{path} is damaged: {found:,} bytes, what the manifest describes has at most {most:,}")
         digest = file_sha256(path)
     except FileNotFoundError:
         raise DatasetError(f"{path} is missing; the manifest lists it") from None

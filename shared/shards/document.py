@@ -13,6 +13,8 @@ MOST_TOKENS = 2 * LONGEST_PART
 """Bytes and special ids between them in one row at most."""
 LONGEST_NAMES = LONGEST_PART
 """UTF-8 bytes of a row's id and meta together at most."""
+DEFAULT_SUBSET = "default"
+"""Of texts whose subset nothing names."""
 LONGEST_SUBSET = 1000
 """Characters of the name of a subset at most."""
 

@@ -62,7 +62,7 @@ class RemoteDataset(Dataset):
         entry = self.manifest.shards[shard]
         return self._cache.fetch(f"{self._url}/{entry.name}", entry.sha256, entry.bytes_on_disk)
 
-    def _file(self, name: str, sha256: str, size: int | None) -> Lease:
+    def _file(self, name: str, sha256: str, size: int | None, most: int | None = None) -> Lease:
         return self._cache.hold(f"{self._url}/{name}", sha256, size)
 
     def __getstate__(self) -> dict[str, Any]:

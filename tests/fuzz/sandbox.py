@@ -33,7 +33,7 @@ CODE = tuple(
     str(Path(place)) + os.sep
     for place in {
         *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
-        *(sys.prefix, sys.base_prefix, *(str(ROOT / name) for name in ("shared", "pipeline", "trainer"))),
+        *(sys.prefix, sys.base_prefix, *(str(ROOT / name) for name in ("shared", "pipeline", "trainer", "tests"))),
         *(place for place in sys.path if "site-packages" in place),
     }
 )

@@ -3,6 +3,7 @@
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_runs import STATIC, tiny_data, tiny_recipe, toml
@@ -40,12 +41,19 @@ def test_traces_are_taken_at_a_step_and_when_asked(tmp_path: Path, monkeypatch: 
     assert [steps_of(trace) for trace in traces] == [2, 2]
 
 
-def test_a_trace_that_cannot_be_written_ends_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_trace_that_cannot_be_written_ends_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     data, out = tiny_data(tmp_path / "data", STATIC), tmp_path / "run"
     recipe = tiny_recipe(data, out, run={"steps": 3}, metrics={"profile": {"at": 1, "steps": 1}})
     (tmp_path / "recipe.toml").write_text(toml(recipe))
-    out.mkdir()
-    (out / profiling.FOLDER).write_text("a file where the folder should be")
+    take = loop.one_step
+
+    def spoil(job: loop.Job, *rest: Any) -> bool:
+        (out / profiling.FOLDER).write_text("a file where the folder should be")
+        return take(job, *rest)
+
+    monkeypatch.setattr(loop, "one_step", spoil)
     assert main([str(tmp_path / "recipe.toml")]) == 0
     assert "the run goes on without the trace" in capsys.readouterr().err
 

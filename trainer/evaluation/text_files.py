@@ -6,7 +6,7 @@ from pathlib import Path
 from shared.config import ConfigError
 from shared.identity import in_short
 from shared.json_reader import read_at_most
-from shared.shards.document import Row
+from shared.shards.document import DEFAULT_SUBSET, Row
 from shared.terminal import one_line
 from trainer.errors import TaskError
 from trainer.evaluation.tasks.records import SUFFIXES, Record, read_records
@@ -33,7 +33,7 @@ def is_text(path: Path) -> bool:
     return path == STDIN or (path.exists() and not path.is_dir())
 
 
-def read_texts(path: Path, subset: str = "", most: int = MOST_BYTES) -> list[Row]:
+def read_texts(path: Path, subset: str = DEFAULT_SUBSET, most: int = MOST_BYTES) -> list[Row]:
     """The documents of a file, in order, all of one subset. Raises ConfigError, TaskError that names the line, OSError.
 
     A file that ends in .jsonl, .parquet or .arrow has a document in the field `text` of each record; any other, and

@@ -14,7 +14,7 @@ from shared.found import model_folder_at
 from shared.model_files import load_model
 from shared.model_identity import TOKENIZER_FOLDER, load_settings
 from shared.patching import PatchingSettings
-from shared.shards.document import Row
+from shared.shards.document import DEFAULT_SUBSET, Row
 from shared.shards.spans import Spans, spans_of
 from shared.vocabulary import document_tokens
 from trainer.data.limits import pack_limits
@@ -26,9 +26,6 @@ from trainer.evaluation.patcher import Patcher
 from trainer.evaluation.scores import total_of
 from trainer.identity import IDENTITY_NAME, ModelIdentity, load_identity
 from trainer.thresholds import known_subset
-
-UNNAMED = "default"
-"""The subset of texts of which nothing else is said, as `preprocess` names it."""
 
 
 class TextScorer:
@@ -102,7 +99,7 @@ class TextScorer:
         rows = [
             Row(
                 id=str(number),
-                subset=subsets[number] if subsets else UNNAMED,
+                subset=subsets[number] if subsets else DEFAULT_SUBSET,
                 text=text,
                 patch_lengths=own,
                 spans=counted_spans(len(text), from_byte[number] if from_byte else 0, end),
