@@ -63,6 +63,7 @@ def tell_plan(recipe: Path, overrides: Sequence[str]) -> int:
 def train(settings: TrainSettings, identity: RunIdentity) -> int:
     """The run itself. torch is imported from here on."""
     warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata's own import
+    warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a run of one rank saves alone
     from trainer.job import claimed, export, prepare, summarise
     from trainer.loop import run_steps
     from trainer.parallel.world import gave_up, lost_peer, started

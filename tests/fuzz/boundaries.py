@@ -32,7 +32,7 @@ class Boundary:
 
 WRITES = (f.generate, f.chat)
 """What they print is what a model writes."""
-DATASET_READERS = ("shared/shards/manifest.py", "shared/shards/dataset.py")
+DATASET_READERS = ("shared/shards/manifest.py", "shared/shards/dataset.py", "shared/storage.py")
 ARROW_ACTIONS = (d.verify, d.inspect, d.convert, d.merge, d.split, d.preprocess_again, d.read_rows, d.read_packs)
 
 BOUNDARIES = (
@@ -226,7 +226,7 @@ BOUNDARIES = (
         ("pipeline/read/webdataset.py",),
         i.corpus("a.tar", i.tar),
         i.spoil_input(d.spoil_tar),
-        (i.preprocess_input,),
+        (i.preprocess_plain,),
     ),
     Boundary(
         "json input",
@@ -280,7 +280,12 @@ BOUNDARIES = (
     ),
     Boundary(
         "record of a comparison",
-        ("trainer/laboratory/kept.py", "trainer/laboratory/scoring.py", "trainer/laboratory/pictures.py"),
+        (
+            "trainer/laboratory/kept.py",
+            "trainer/laboratory/folder.py",
+            "trainer/laboratory/scoring.py",
+            "trainer/laboratory/pictures.py",
+        ),
         r.made_laboratory,
         m.at("lab/*.json", m.spoil_json),
         (r.report_laboratory,),
@@ -297,7 +302,7 @@ BOUNDARIES = (
         ("pipeline/read/wet.py",),
         i.corpus("a.wet", i.wet),
         i.spoil_input(m.spoil_bytes),
-        (i.preprocess_input,),
+        (i.preprocess_plain,),
     ),
     Boundary(
         "compressed input",

@@ -11,7 +11,7 @@ from typing import Any
 import mutations as m
 import pyarrow as pa
 import pyarrow.parquet as pq
-from dataset_examples import ENTROPY, STATIC, document, in_two_parts, save_dataset
+from dataset_examples import STATIC, document, in_two_parts, save_dataset
 from fuzz_common import LARGEST, Action, Mutation, refit, run
 from model_folders import entropy_folder
 
@@ -25,13 +25,12 @@ def dataset(format: str, sidecar: str = "none") -> Action:
     """A dataset in two shards, with a document in parts and an empty one."""
 
     def make(folder: Path) -> None:
-        rule = ENTROPY if sidecar != "none" else STATIC
-        rows = [
-            document(f"d{n}", ("code", "prose")[n % 2], f"text {n}, ".encode() * (1 + n % 7), rule) for n in range(12)
-        ]
-        rows.append(document("empty", "prose", b"", rule))
-        parted = in_two_parts(document("parted", "code", b"in parts " * 20, rule))
-        save_dataset(folder / "d", [rows[:7], [*rows[7:], *parted]], rule, format, sidecar)  # type: ignore[arg-type]
+        texts = [(f"d{n}", ("code", "prose")[n % 2], f"text {n}, ".encode() * (1 + n % 7)) for n in range(12)]
+        rows = [document(*text, STATIC) for text in [*texts, ("empty", "prose", b"")]]
+        parted = in_two_parts(document("parted", "code", b"in parts " * 20, STATIC))
+        save_dataset(folder / "d", [rows[:7], [*rows[7:], *parted]], STATIC, format, sidecar)  # type: ignore[arg-type]
+        other = [document("other", "prose", b"another dataset", STATIC)]
+        save_dataset(folder / "e", [other], STATIC, format, sidecar)  # type: ignore[arg-type]
 
     return make
 
@@ -153,7 +152,7 @@ def inspect(folder: Path) -> int:
 
 
 def recut(folder: Path) -> int:
-    return run(pipeline, "recut", "d", "--theta", "2", "--workers", "1", "--out", "out")
+    return run(pipeline, "recut", "d", "--rule", "space", "--workers", "1", "--out", "out")
 
 
 def convert(folder: Path) -> int:
@@ -161,7 +160,7 @@ def convert(folder: Path) -> int:
 
 
 def merge(folder: Path) -> int:
-    return run(pipeline, "merge", "d", "--workers", "1", "--out", "out")
+    return run(pipeline, "merge", "d", "e", "--workers", "1", "--out", "out")
 
 
 def split(folder: Path) -> int:

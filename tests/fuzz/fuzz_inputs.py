@@ -93,6 +93,12 @@ def preprocess_input(folder: Path) -> int:
     return run(pipeline, "preprocess", "in", *words)
 
 
+def preprocess_plain(folder: Path) -> int:
+    return run(
+        pipeline, "preprocess", "in", "--rule", "space", "--executor", "inline", "--workers", "1", "--out", "out"
+    )
+
+
 def preprocess_with_meta(folder: Path) -> int:
     words = ("--rule", "none", "--executor", "inline", "--meta", "--id-column", "id", "--workers", "1", "--out", "out")
     return run(pipeline, "preprocess", "in", *words)

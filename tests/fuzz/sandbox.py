@@ -116,7 +116,7 @@ def _in_child(
     printed, said, problem, words, watching = io.StringIO(), io.StringIO(), "", "", [True]
     try:
         os.chdir(folder)
-        (folder / "tmp").mkdir()
+        (folder / "tmp").mkdir(exist_ok=True)
         os.environ["TMPDIR"] = tempfile.tempdir = str(folder / "tmp")
         _limit()
         seen = _watch(folder, watching)

@@ -203,7 +203,7 @@ def test_the_model_carries_its_tokenizer_and_is_not_scored_on_tokens_of_another(
     assert command(["evaluate", str(model), str(other), "--tokens", "256"]) == 1
     assert "is not cut" in capsys.readouterr().err
     assert command(["evaluate", str(model), str(place / "plain"), "--tokens", "256"]) == 1
-    assert "patched otherwise" in capsys.readouterr().err
+    assert "is not cut into patches" in capsys.readouterr().err
 
 
 def test_a_patch_that_is_no_token_is_named_with_its_shard_and_document(place, encoder, tmp_path: Path) -> None:

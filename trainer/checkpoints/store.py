@@ -177,7 +177,8 @@ class Checkpoints:
         try:
             begun = self._agree(lambda: _begin(path, content) if first else {})
             writer = TensorWriter(path)
-            dcp.save(tensors, storage_writer=writer, process_group=self._world.saving)
+            alone = self._world.size == 1  # plans are exchanged as pickles
+            dcp.save(tensors, storage_writer=writer, process_group=self._world.saving, no_dist=alone)
             written = begun + self._gather(writer.records)
             files = {name: record for records in written for name, record in records.items()}
             self._agree(lambda: mark_complete(path, files) if first else None)
