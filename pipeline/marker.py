@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from pipeline.settings import SPLIT_NAMES, SplitName
 from shared.files import atomic_file, write_atomic
@@ -50,6 +50,13 @@ class Marker(Settings):
     """Digest of the run's identity and numerics: a marker of another run is not believed."""
     counts: Counts
     shards: dict[SplitName, list[ShardEntry]]
+    """Of each split, train and validation."""
+
+    @model_validator(mode="after")
+    def _of_both(self) -> Self:
+        if self.shards.keys() != set(SPLIT_NAMES):
+            raise ValueError(f"shards: train and validation are needed, not {', '.join(self.shards) or 'nothing'}")
+        return self
 
 
 def split_name(number: int) -> str:

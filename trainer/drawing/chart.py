@@ -12,6 +12,8 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 20, 10, 44
 MOST_POINTS = 300
 """Of a curve; of more, neighbours are put together: their mean as the curve, their range as a band."""
 COLOURS, DASHES = 10, 4
+LARGEST = 1e300
+"""No value is as large; differences of two below it are finite."""
 Place = Callable[[float, float], tuple[float, float]]
 """From values to the picture."""
 
@@ -79,7 +81,7 @@ def chart(
         from_zero: y may begin at 0, even if no value is near it.
         words: what the figure says, for readers and for those who cannot see it.
     """
-    curves = [shown for curve in curves if (shown := _positive(curve, x_log, y_log)).points]
+    curves = [shown for curve in curves if (shown := _shown(curve, x_log, y_log)).points]
     if not curves:
         return ""
     x, y = _axes(curves, x_log, y_log, from_zero)
@@ -99,15 +101,19 @@ def chart(
     return figure(title, unit, "".join(parts), legend, words)
 
 
-def _positive(curve: Curve, x_log: bool, y_log: bool) -> Curve:
-    """The curve without what a logarithmic axis cannot show."""
-    if not (x_log or y_log):
-        return curve
+def _shown(curve: Curve, x_log: bool, y_log: bool) -> Curve:
+    """The curve without what an axis cannot show: values beyond all bounds, and on a logarithmic one those below 0."""
 
     def shown(x: float, *ys: float) -> bool:
-        return (x > 0 or not x_log) and (min(ys) > 0 or not y_log)
+        bounded = all(-LARGEST < value < LARGEST for value in (x, *ys))
+        return bounded and (x > 0 or not x_log) and (min(ys) > 0 or not y_log)
 
-    kept = [number for number, point in enumerate(curve.points) if shown(*point)]
+    errors = curve.errors or [(0.0, 0.0)] * len(curve.points)
+    kept = [
+        number
+        for number, (point, ends) in enumerate(zip(curve.points, errors))
+        if shown(*point) and all(-LARGEST < end < LARGEST for end in ends)
+    ]
     return replace(
         curve,
         points=[curve.points[number] for number in kept],

@@ -3,8 +3,12 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Required
+
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from shared.config import ConfigError
 from shared.found import what_is
@@ -13,6 +17,51 @@ from trainer.identity import IDENTITY_NAME, RESOLVED_NAME
 from trainer.observing.files import MEMORY_NAME, METRICS_NAME, STARTS_NAME, read_lines, values
 
 Points = list[tuple[float, float]]
+
+
+class _Start(TypedDict, total=False):
+    step: Required[Annotated[int, Field(ge=0)]]
+    ranks: int
+    device: str
+    dtype: str
+    torch: str
+    repeated: int
+    peak_flops: float | None
+
+
+class _Scores(TypedDict, total=False):
+    bits_per_byte: float | None
+    subsets: dict[str, float | None]
+
+
+class _Validation(TypedDict):
+    step: int
+    validation: _Scores
+
+
+class _Identity(TypedDict, total=False):
+    data: dict[str, str]
+    patching: dict[str, Any] | None
+    patcher: dict[str, Any] | None
+    start: Any
+
+
+class _Length(TypedDict, total=False):
+    steps: Annotated[int, Field(gt=0)] | None
+    bytes: Annotated[int, Field(gt=0)] | None
+
+
+class _Config(TypedDict, total=False):
+    run: _Length
+
+
+class _Memory(TypedDict, total=False):
+    ranks: list[dict[str, int]]
+
+
+class _Drawn(TypedDict):
+    drawn: dict[str, int]
+    passes: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -37,9 +86,15 @@ class History:
         return (self.folder / "model" / IDENTITY_NAME).exists()
 
     @property
+    def drawn(self) -> dict[str, tuple[int, float]]:
+        """Documents taken from each subset and the passes over it that they are; empty where that was not logged."""
+        found = _fitting(_Drawn, self.lines[-1], {"drawn": {}, "passes": {}})
+        return {name: (count, found["passes"].get(name) or 0.0) for name, count in found["drawn"].items()}
+
+    @property
     def done(self) -> float | None:
         """Share of the run behind; None when its length is not known."""
-        run, last = self.config.get("run", {}), self.lines[-1]
+        run, last = _fitting(_Config, self.config, {}).get("run", {}), self.lines[-1]
         shares = [last["step"] / run["steps"]] if run.get("steps") else []
         shares += [last["targets"] / run["bytes"]] if run.get("bytes") else []
         return max(shares, default=None)
@@ -82,17 +137,28 @@ def load_history(folder: Path) -> History:
     exceeded = any(_above_one(line.get("utilisation")) for line in intervals)
     if exceeded:
         intervals = [{key: value for key, value in line.items() if key != "utilisation"} for line in intervals]
-    config, identity, memory = (_object(folder / name) for name in (RESOLVED_NAME, IDENTITY_NAME, MEMORY_NAME))
     return History(
         folder,
         intervals,
-        [line for line in lines if isinstance(line.get("validation"), dict)],
-        read_lines(folder / STARTS_NAME),
-        config,
-        identity,
-        memory,
+        [line for line in (_fitting(_Validation, line, {}) for line in lines) if line],
+        [start for start in (_fitting(_Start, line, {}) for line in read_lines(folder / STARTS_NAME)) if start],
+        _object(folder / RESOLVED_NAME),
+        _fitting(_Identity, _object(folder / IDENTITY_NAME), {}),
+        _fitting(_Memory, _object(folder / MEMORY_NAME), {}),
         peak_exceeded=exceeded,
     )
+
+
+_adapter = lru_cache(TypeAdapter)
+
+
+def _fitting(schema: Any, value: Any, otherwise: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a value that a schema names, ``otherwise`` when one has another type: a page shows what it can."""
+    try:
+        found: dict[str, Any] = _adapter(schema).validate_python(value)
+    except ValidationError:
+        return otherwise
+    return found
 
 
 def _above_one(utilisation: Any) -> bool:

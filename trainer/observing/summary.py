@@ -28,20 +28,19 @@ def summary(run: History) -> list[tuple[str, str]]:
     facts += _memory(run)
     if (waited := _mean(run.lines, "data_wait")) is not None:
         facts.append(("waiting for data", f"{waited:.2%} of the time"))
-    if subsets := _subsets(last):
+    if subsets := _subsets(run):
         facts.append(("subsets", subsets))
     facts.append(("faults", _faults(run)))
     return facts
 
 
-def _subsets(last: dict[str, Any]) -> str:
+def _subsets(run: History) -> str:
     """Documents taken from each of several subsets and the passes that they are, the most first."""
-    drawn, passes = last.get("drawn"), last.get("passes")
-    if not isinstance(drawn, dict) or not isinstance(passes, dict) or len(drawn) < 2:
+    if len(run.drawn) < 2:
         return ""
-    names = sorted(drawn, key=lambda name: -drawn[name])
-    words = [f"{name} {drawn[name]:,} documents ({passes.get(name) or 0:.2f} passes)" for name in names[:SUBSETS]]
-    rest = len(names) - len(words)
+    most = sorted(run.drawn.items(), key=lambda item: -item[1][0])
+    words = [f"{name} {count:,} documents ({passes:.2f} passes)" for name, (count, passes) in most[:SUBSETS]]
+    rest = len(most) - len(words)
     return ", ".join(words) + (f", and {rest} more in metrics.jsonl" if rest else "")
 
 
