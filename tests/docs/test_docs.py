@@ -31,8 +31,16 @@ BLOCKS = [block for block in all_blocks() if block.language in RUN]
 TRIED = [block for block in BLOCKS if not block.elsewhere]
 
 
+LONG = ("make train", "make compare", "make scaling", "make entropy")
+"""What begins so trains several models: a drill."""
+
+
 def each(blocks: list[Block]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("block", blocks, ids=lambda block: block.place)
+    marked = [
+        pytest.param(block, id=block.place, marks=[pytest.mark.drill] * any(word in block.program for word in LONG))
+        for block in blocks
+    ]
+    return pytest.mark.parametrize("block", marked)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -80,6 +80,9 @@ def command(place: Path, *more: object) -> list[str]:
     return ["scaling", *map(str, [place / "prose.txt", *options, *more])]
 
 
+pytestmark = pytest.mark.drill
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One family first, one size of which fails; then a run of it undone, and all of the grid asked for."""
