@@ -9,11 +9,12 @@ from pydantic import ValidationError, model_validator
 
 from pipeline.settings import SPLIT_NAMES, SplitName
 from shared.files import atomic_file, write_atomic
-from shared.identity import canonical_json, file_sha256
+from shared.identity import canonical_json
 from shared.json_reader import read_bounded
 from shared.model_settings import Settings
+from shared.shards.dataset import check_file, files_of
 from shared.shards.index import index_name
-from shared.shards.manifest import Count, ShardEntry, Sums
+from shared.shards.manifest import Count, DatasetError, ShardEntry, Sums
 from shared.shards.sidecar import sidecar_name
 
 MARKERS, DEAD_LETTERS, EMPTY_RECORDS, DUPLICATES = "splits", "dead-letters", "empty-records", "duplicates"
@@ -95,12 +96,14 @@ def shard_files(entry: ShardEntry) -> dict[str, str]:
 
 def is_whole(out: Path, marker: Marker) -> bool:
     """Whether every file of a finished split is there, byte for byte."""
-    return all(
-        (path := out / name / file).is_file() and file_sha256(path) == sha256
-        for name in SPLIT_NAMES
-        for entry in marker.shards[name]
-        for file, sha256 in shard_files(entry).items()
-    )
+    try:
+        for name in SPLIT_NAMES:
+            for entry in marker.shards[name]:
+                for file, sha256, size, most in files_of(entry):
+                    check_file(out / name / file, sha256, size, most)
+    except (DatasetError, OSError):
+        return False
+    return True
 
 
 class Ledger:

@@ -244,16 +244,10 @@ class Dataset:
 
     def damaged_files(self, shard: int) -> list[str]:
         """Check every file of one shard against the manifest; one line for each that is missing or damaged."""
-        entry = self.manifest.shards[shard]
         problems = []
-        for name, sha256, size, most in (
-            (entry.name, entry.sha256, entry.bytes_on_disk, None),
-            (index_name(entry.name), entry.index_sha256, None, _most_of_index(entry)),
-            (sidecar_name(entry.name), entry.sidecar_sha256, None, _most_of_sidecar(entry)),
-        ):
+        for name, sha256, size, most in files_of(self.manifest.shards[shard]):
             try:
-                if sha256 is not None:
-                    self._file(name, sha256, size, most)
+                self._file(name, sha256, size, most)
             except DatasetError as error:
                 problems.append(str(error))
         return problems
@@ -349,6 +343,14 @@ def find_datasets(folder: Path | str) -> list[Path]:
     if not found:
         raise DatasetError(not_a_dataset(folder))
     return found
+
+
+def files_of(entry: ShardEntry) -> Iterator[tuple[str, str, int | None, int | None]]:
+    """Name, sha256, bytes and most bytes of each file of a shard; None where the manifest does not say it."""
+    yield entry.name, entry.sha256, entry.bytes_on_disk, None
+    yield index_name(entry.name), entry.index_sha256, None, _most_of_index(entry)
+    if entry.sidecar_sha256 is not None:
+        yield sidecar_name(entry.name), entry.sidecar_sha256, None, _most_of_sidecar(entry)
 
 
 def _most_of_index(entry: ShardEntry) -> int:
