@@ -184,7 +184,7 @@ def chosen_rows(names: str | None) -> list[Row]:
         return list(ROWS)
     asked = names.split(",")
     if unknown := [name for name in asked if name not in known]:
-        raise ValueError(f"--rows: {', '.join(unknown)}: there are {', '.join(known)}")
+        raise ValueError(f"--rows: {', '.join(unknown)}: there are {', '.join(row.name for row in ROWS)}")
     return [row for row in known.values() if row.name in asked]
 
 
@@ -196,6 +196,8 @@ def packages(wheels: Path | None) -> Iterator[tuple[dict[str, str], list[tuple[s
         paths = [str(ROOT)]
         needed = missing(NEEDED)
         lacking = missing(USEFUL)
+        if wheels is not None and not wheels.is_dir():
+            raise ValueError(f"--wheels: {wheels} is not a folder; infra/gpu_wheels.sh fills one")
         if wheels is not None and (needed or lacking):
             problem = install([*needed, *lacking], wheels, Path(target))
             if problem is None or any(Path(target).iterdir()):

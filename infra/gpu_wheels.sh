@@ -3,7 +3,12 @@
 # For Python 3.12 on 64-bit x86 Linux, as infra.gpu_check --wheels DIR wants them; torch is taken to be there, and with it
 # what it needs (typing_extensions, fsspec, ...). At most 60 MB: more ends with 1. PIP names another pip.
 set -euo pipefail
-folder=${1:?usage: infra/gpu_wheels.sh DIR}
+usage='usage: infra/gpu_wheels.sh DIR'
+case "${1-}" in
+-h | --help) echo "$usage" && exit ;;
+'' | -*) echo "$usage" >&2 && exit 2 ;;
+esac
+folder=$1
 pip=${PIP:-pip}
 most=60000000
 

@@ -262,4 +262,8 @@ def first_problem(error: ValidationError, key: str | None = None) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         return f"unknown key {key!r}"
-    return f"{key}: {message}" + (f" (got {shown})" if len(shown) <= 80 and problem["type"] != "missing" else "")
+    return (
+        (f"{key}: " if key else "")
+        + message
+        + (f" (got {shown})" if len(shown) <= 80 and problem["type"] != "missing" else "")
+    )

@@ -24,14 +24,15 @@ def test_kills_leave_no_trace(tmp_path: Path, workers: int) -> None:
     spent: Counter[str] = Counter()
     for number in range(20):  # a quick machine may be done before all kills have happened
         out = tmp_path / f"out{number}"
-        chaos = Chaos(KILLS - spent.total(), kills, seed=number, pause=(0.3, 1.2))
+        due = {kind: victim for kind, victim in kills.items() if kind not in spent} or kills
+        chaos = Chaos(max(KILLS - spent.total(), 1), due, seed=number, pause=(0.3, 1.2))
         chaos.finish(["preprocess", *options, "--out", out, "--workers", workers], tmp_path / "log")
         spent += chaos.done
         assert shard_hashes(out) == shard_hashes(tmp_path / "quiet")  # of all files: nothing half-written is there
         assert counts(out) == counts(tmp_path / "quiet")
-        if spent.total() == KILLS:
+        if spent.total() >= KILLS and set(spent) == set(kills):
             break
     assert len({id for id, *_ in stored(out)}) == 12_000
     assert main(["verify", str(out)]) == 0
-    assert spent.total() == KILLS
+    assert spent.total() >= KILLS
     assert set(spent) == set(kills)

@@ -26,7 +26,9 @@ from shared.vocabulary import document_tokens
 from trainer.commands.evaluate import DOCUMENTS, FIGURES
 from trainer.data.limits import PackLimits
 from trainer.data.validation import ValidationPacks
+from trainer.errors import LogitsError
 from trainer.evaluation.documents import evaluate
+from trainer.evaluation.measured import measure
 from trainer.evaluation.scores import Column, SubsetScore, evaluate_sums, scores, table, total_of
 from trainer.identity import IDENTITY_NAME, ModelIdentity, RunNumerics, save_identity
 
@@ -48,6 +50,16 @@ def entropy_model() -> EntropyModel:
     model = EntropyModel(ENTROPY)
     initialise(model, 0)
     return model
+
+
+def test_scores_that_are_not_finite_are_an_error_and_not_a_row(dataset: Dataset, tmp_path: Path) -> None:
+    model = EntropyModel(ENTROPY)
+    initialise(model, 0)
+    with torch.no_grad():
+        next(iter(model.parameters())).fill_(math.nan)
+    save_model(model, ENTROPY, tmp_path / "model")
+    with pytest.raises(LogitsError, match="40 of 40 documents"):
+        measure(tmp_path / "model", dataset, 256, CPU, "float32")
 
 
 @pytest.mark.numerics

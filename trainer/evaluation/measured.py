@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from shared.identity import IdentityError
 from shared.model_files import load_model
 from shared.model_identity import PATCHER_FOLDER, load_settings
 from trainer.data.memory import Documents
+from trainer.errors import LogitsError
 from trainer.evaluation.cost import forward_flops_by_subset
 from trainer.evaluation.documents import DocumentScores, document_ids, evaluate
 from trainer.evaluation.folder import packs_for
@@ -121,10 +123,13 @@ def measure(
 
     ``name``: of the dataset in the model's recipe whose thresholds these subsets have (`patching_for`).
 
-    Raises ModelFileError, IdentityError when the model learnt on other patches than the dataset's, ConfigError.
+    Raises ModelFileError, IdentityError when the model learnt on other patches than the dataset's, ConfigError, and
+    LogitsError for scores that are not finite, as of weights that are not.
     """
     packs = packs_for(folder, dataset, tokens, name)
     found = evaluate(load_model(folder, device, dtype), packs, device, lambda done: heard(done / len(packs)))
+    if odd := int((~np.isfinite(found.nats)).sum()):
+        raise LogitsError(f"{folder} gives {odd:,} of {len(found):,} documents a score that is not a finite number")
     patcher, rule = folder / PATCHER_FOLDER, dataset.manifest.identity.patching
     paid = rule.needs_entropy and patcher.is_dir()
     return Measured(
