@@ -95,7 +95,7 @@ def check_folder(path: Path, ours: Callable[[Path], bool] = lambda _: False) -> 
         what = {"file": "a file", "stream": "a FIFO or device"}.get(kind, kind)
         raise OutputError(f"{path} is {what}; give the path of a new folder")
     elif any(path.iterdir()) and not ours(path):
-        raise OutputError(f"{path} is not empty, and no file in a folder is replaced; choose another one")
+        raise OutputError(f"{path} is not empty, and no file in it is replaced; choose another folder")
 
 
 def check_parent(path: Path) -> None:

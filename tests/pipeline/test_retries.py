@@ -24,7 +24,9 @@ def splits(*sizes: int) -> list[Split]:
 
 
 def done(number: int) -> Outcome:
-    return Outcome(number, marker=Marker(split=number, run="r", counts=Counts(), shards={}))
+    return Outcome(
+        number, marker=Marker(split=number, run="r", counts=Counts(), shards={"train": [], "validation": []})
+    )
 
 
 def in_our_words(error: Exception) -> PipelineError:
