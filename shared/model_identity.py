@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -59,14 +60,25 @@ def not_a_model(folder: str | Path, lacks: str = "") -> str:
 
 def model_sha256(folder: str | Path) -> str:
     """sha256 of a model: its canonical settings, then the content of its weights file. Raises ModelFileError."""
-    digest = hashlib.sha256(canonical_settings(load_settings(folder)).encode())
+    digest, path = hashlib.sha256(canonical_settings(load_settings(folder)).encode()), Path(folder) / WEIGHTS_FILE
     try:
-        with open_regular(Path(folder) / WEIGHTS_FILE) as file:
+        with open_regular(path) as file:
+            _whole_header(file, path)  # a file that is none would be hashed for long
+            file.seek(0)
             while block := file.read(1 << 20):
                 digest.update(block)
     except OSError as error:
         raise _unreadable(folder, WEIGHTS_FILE, error) from None
     return digest.hexdigest()
+
+
+def _whole_header(file: IO[bytes], path: Path) -> None:
+    """Raise ModelFileError unless a file begins as one of tensors and is as long as these take."""
+    from shared.tensor_header import read_header  # which needs the errors of this module
+
+    size = file.seek(0, 2)
+    file.seek(0)
+    read_header(file, size, str(path))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from shared.model_settings import Settings
+from shared.shards.manifest import Count
 from trainer.laboratory.kept import expected, keep
 
 RESULTS_NAME = "results.json"
@@ -35,8 +36,8 @@ class System(Settings):
 class Point(Settings):
     """A validation of a run under way."""
 
-    step: int
-    bytes: int
+    step: Count
+    bytes: Count
     """Of text learnt until then."""
     useful_flops: float
     """Of training until then, the entropy model's left out."""
@@ -50,14 +51,14 @@ class Cell(Settings):
 
     table: Table
     system: str
-    seed: int
+    seed: Count
     run: Path
     """The run's folder, relative to the laboratory's."""
-    parameters: int
-    table_parameters: int
+    parameters: Count
+    table_parameters: Count
     """Those of n-gram tables among them: looked up, never multiplied."""
-    steps: int
-    bytes: int
+    steps: Count
+    bytes: Count
     """Of text learnt."""
     passes: float
     """The same over the text of the training split."""
@@ -110,7 +111,7 @@ class Comparison(Settings):
 class Tokenizer(Settings):
     """The subword tokenizer of the BPE systems, trained on the training split alone."""
 
-    vocabulary: int
+    vocabulary: Count
     sha256: str
     bytes_per_token: float
     """On the validation split."""
@@ -122,13 +123,13 @@ class Results(Settings):
     title: str
     corpus: str
     """What was read, in words."""
-    train_bytes: int
-    validation_bytes: int
+    train_bytes: Count
+    validation_bytes: Count
     document_bytes: tuple[int, ...] = ()
     """Bytes of text of each validation document, in the dataset's order."""
     budget_flops: float
     """Useful training FLOPs of a cell of the table at equal FLOPs."""
-    budget_bytes: int | None = None
+    budget_bytes: Count | None = None
     """Bytes of a cell of the table at equal bytes; None without one."""
     machine: str
     """Processor, threads a run, runs at a time, torch's version."""

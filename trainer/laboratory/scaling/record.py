@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from shared.model_settings import Settings
+from shared.shards.manifest import Count
 from trainer.laboratory.kept import expected, keep
 from trainer.laboratory.results import Cell
 
@@ -101,7 +102,7 @@ class Frontier(Settings):
     counted: Counted
     form: Literal["line", "floor"]
     """line: A C^-a, a straight line between logarithms; floor: E + A C^-a, with four budgets or more."""
-    budgets: int
+    budgets: Count
     """Optima that it goes through."""
     exponent: Estimate
     """a."""
@@ -162,8 +163,8 @@ class Scaling(Settings):
     """What was read, in words."""
     machine: str
     """Processor, threads a run, runs at a time, torch's version."""
-    train_bytes: int
-    validation_bytes: int
+    train_bytes: Count
+    validation_bytes: Count
     budgets: tuple[float, ...]
     """Useful training FLOPs, ascending."""
     families: tuple[str, ...]
@@ -172,7 +173,7 @@ class Scaling(Settings):
     """The family that the others' crossovers are with."""
     confidence: float = Field(gt=0, lt=1)
     """Of all intervals and bands."""
-    replicates: int
+    replicates: Count
     """Of the bootstrap."""
     cells: tuple[GridCell, ...] = ()
     iso_flop: tuple[IsoFlop, ...] = ()
