@@ -12,7 +12,7 @@ from pipeline.rewriting import Written, add_output_arguments, link, result_lines
 from pipeline.settings import PipelineError
 from pipeline.stored import require_alike, sides_at, text_bytes
 from shared.identity import digest
-from shared.shards.dataset import Dataset
+from shared.shards.dataset import Dataset, files_of
 from shared.shards.manifest import ShardEntry
 from shared.shards.writer import SUFFIXES
 from shared.terminal import show
@@ -97,8 +97,8 @@ class Merge:
     def write(self, unit: int, out: Path) -> Written:
         folder, number, dataset, entry = self._units[unit]
         renamed = entry.model_copy(update={"name": shard_stem(number, 0) + SUFFIXES[dataset.manifest.identity.format]})
-        for (old, sha256), new in zip(shard_files(entry).items(), shard_files(renamed)):
-            link(dataset.folder / old, out / folder / new, sha256)
+        for (old, sha256, size, most), new in zip(files_of(entry), shard_files(renamed)):
+            link(dataset.folder / old, out / folder / new, sha256, size, most)
         return Written(shards={folder: [renamed]})
 
     def finish(self, out: Path, written: Sequence[Written]) -> None:

@@ -26,7 +26,7 @@ from shared.identity import IdentityError, canonical_json, differences, file_sha
 from shared.json_reader import read_bounded, read_json
 from shared.model_identity import CONFIG_FILE, WEIGHTS_FILE, model_sha256
 from shared.model_settings import Settings
-from shared.shards.dataset import Dataset, check_file
+from shared.shards.dataset import Dataset, check_file, check_size
 from shared.shards.manifest import (
     PATCHER_FOLDER,
     TOKENIZER_FOLDER,
@@ -156,10 +156,12 @@ def _carry_patcher(source: Dataset, folder: Path) -> None:
         write_atomic(folder / PATCHER_FOLDER / name, (model / name).read_bytes())
 
 
-def link(source: Path, target: Path, sha256: str) -> None:
-    """Give a file another name, or copy it where that cannot be. Raises DatasetError unless its sha256 is this."""
-    if not source.is_file():
-        raise DatasetError(f"{source} is missing; the manifest lists it")
+def link(source: Path, target: Path, sha256: str, size: int | None = None, most: int | None = None) -> None:
+    """Give a file another name, or copy it where that cannot be.
+
+    Raises DatasetError unless its sha256 is this, and its size this or at most that (`check_file`).
+    """
+    check_size(source, size, most)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     try:

@@ -369,20 +369,25 @@ def check_file(path: Path, sha256: str, size: int | None = None, most: int | Non
 
     ``most``: a larger file is not read at all.
     """
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise DatasetError(f"{path} is not a regular file; the manifest lists it")
-        found = status.st_size
-        if size is not None and found != size:
-            raise DatasetError(f"{path} is damaged: {found} bytes, manifest says {size}")
-        if most is not None and found > most:
-            raise DatasetError(f"{path} is damaged: {found:,} bytes, what the manifest describes has at most {most:,}")
-        digest = file_sha256(path)
-    except FileNotFoundError:
-        raise DatasetError(f"{path} is missing; the manifest lists it") from None
+    check_size(path, size, most)
+    digest = file_sha256(path)
     if digest != sha256:
         raise DatasetError(f"{path} is damaged: sha256 {digest}, manifest says {sha256}")
+
+
+def check_size(path: Path, size: int | None, most: int | None) -> None:
+    """Raise DatasetError unless a path is a regular file of so many bytes, or of at most so many."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise DatasetError(f"{path} is missing; the manifest lists it") from None
+    found = status.st_size
+    if not stat.S_ISREG(status.st_mode):
+        raise DatasetError(f"{path} is not a regular file; the manifest lists it")
+    if size is not None and found != size:
+        raise DatasetError(f"{path} is damaged: {found} bytes, manifest says {size}")
+    if most is not None and found > most:
+        raise DatasetError(f"{path} is damaged: {found:,} bytes, what the manifest describes has at most {most:,}")
 
 
 def columns_row(columns: BatchColumns, row: int, entropies: np.ndarray | None = None) -> Row:

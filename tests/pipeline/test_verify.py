@@ -23,6 +23,7 @@ from dataset_examples import (
     save_dataset,
     set_value,
 )
+from safetensors.numpy import save_file
 
 from pipeline.verify import LISTED, add_arguments, run, summary, verify
 from shared.model_identity import model_sha256
@@ -257,14 +258,14 @@ def test_the_entropy_model_in_the_dataset_must_be_the_recorded_one(tmp_path: Pat
     patcher = tmp_path / "patcher"
     patcher.mkdir()
     (patcher / "config.json").write_text(EntropyModelSettings(width=8, layers=1, heads=2).model_dump_json())
-    (patcher / "model.safetensors").write_bytes(b"weights")
+    save_file({"weights": np.zeros(3, np.float32)}, patcher / "model.safetensors")
     numerics = NumericsClass(
         device="cpu", dtype="float32", torch="2", attention="banded", stream_length=64, threads=1, probe="0"
     )
     identity = PatcherIdentity(sha256=model_sha256(patcher), numerics=numerics)
     change_manifest(tmp_path, lambda values: values["identity"].update(patcher=identity.model_dump()))
     assert verify(open_dataset(tmp_path)).problems == []
-    (patcher / "model.safetensors").write_bytes(b"other weights")
+    save_file({"weights": np.ones(3, np.float32)}, patcher / "model.safetensors")
     (line,) = verify(open_dataset(tmp_path)).problems
     assert "patcher is not the entropy model of this dataset" in line
     (patcher / "model.safetensors").unlink()
