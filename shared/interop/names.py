@@ -93,7 +93,10 @@ REFERENCE = Spelling(
 
 
 def parts(settings: BltSettings | EntropyModelSettings, spelling: Spelling) -> list[Part]:
-    """All of a model's tensors in their spelling; those of one of ours stand together, in the order of its rows."""
+    """All of a model's tensors in their spelling; those of one of ours stand together, in the order of its rows.
+
+    Raises InteropError where the spelling has no name for one.
+    """
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in build_model(settings).state_dict().items()}
     found = []
@@ -104,7 +107,8 @@ def parts(settings: BltSettings | EntropyModelSettings, spelling: Spelling) -> l
             found.append(Part(f"{name}.weight", f"{ours}.weight", start, (count, *rest)))
             start += count
         assert start == height, ours
-    assert not shapes, f"tensors without a name there: {sorted(shapes)}"
+    if shapes:
+        raise InteropError(f"a model of these settings has tensors without a name there: {', '.join(sorted(shapes))}")
     return found
 
 

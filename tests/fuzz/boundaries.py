@@ -240,7 +240,10 @@ BOUNDARIES = (
         ("pipeline/listing/foreign_folders.py",),
         i.made_saved_to_disk,
         m.one_of(
-            [(2, m.at("in/state.json", m.spoil_json)), (1, lambda rng, folder: m.spoil_folder(rng, folder / "in"))]
+            [
+                (2, m.at("in/state.json", m.spoil_json)),
+                (1, i.spoil_corpus),
+            ]
         ),
         (i.preprocess_input,),
     ),

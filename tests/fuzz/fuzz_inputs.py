@@ -125,6 +125,10 @@ def json_array() -> bytes:
     return json.dumps(RECORDS).encode()
 
 
+def spoil_corpus(rng: random.Random, folder: Path) -> str:
+    return m.spoil_folder(rng, folder / "in", huge=64 << 20)
+
+
 def made_saved_to_disk(folder: Path) -> None:
     """A folder as `datasets` saves one: its state names the files that belong to it."""
     place, table = folder / "in", pa.Table.from_pylist(RECORDS)

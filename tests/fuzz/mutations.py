@@ -268,8 +268,11 @@ def spoil_safetensors(rng: random.Random, path: Path) -> str:
     return f"{path.name}: header"
 
 
-def spoil_folder(rng: random.Random, folder: Path) -> str:
-    """Something about the files of a folder: one missing, one too many, one that is none."""
+def spoil_folder(rng: random.Random, folder: Path, huge: int = 8 << 30) -> str:
+    """Something about the files of a folder: one missing, one too many, one that is none.
+
+    ``huge``: bytes of zeros that one may hold; a corpus of so many is honest work.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     path = rng.choice(files)
     name = path.relative_to(folder)
@@ -286,8 +289,8 @@ def spoil_folder(rng: random.Random, folder: Path) -> str:
         return f"{name}: empty"
     if what == 3:
         with path.open("r+b") as file:
-            file.truncate(8 << 30)  # sparse: nothing is on the disk
-        return f"{name}: 8 GiB of zeros"
+            file.truncate(huge)  # sparse: nothing is on the disk
+        return f"{name}: {huge:,} bytes of zeros"
     if what == 4:
         (path.parent / rng.choice((".metadata", "x.pkl", "extra.safetensors", "model.bin", "__init__.py"))).write_bytes(
             PICKLE
