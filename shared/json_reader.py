@@ -9,6 +9,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,19 +43,20 @@ def open_regular(path: str | Path, follow: bool = True) -> Iterator[IO[bytes]]:
 def read_bounded(path: str | Path, most_bytes: int = MOST_BYTES, follow: bool = True) -> bytes:
     """The content of a regular file of at most so many bytes; OSError that names the file for any other."""
     with open_regular(path, follow) as file:
-        content = read_at_most(file, most_bytes + 1)
-    if len(content) > most_bytes:
+        fits = os.fstat(file.fileno()).st_size <= most_bytes  # known before anything is read, unless it grows
+        content = read_at_most(file, most_bytes + 1) if fits else b""
+    if not fits or len(content) > most_bytes:
         raise OSError(errno.EFBIG, f"larger than {most_bytes:,} bytes", str(path))
     return content
 
 
 def read_at_most(file: IO[bytes], most_bytes: int) -> bytes:
     """The beginning of a file: in pieces, for one read of so many bytes would take that much memory at once."""
-    pieces, left = list[bytes](), most_bytes
+    content, left = BytesIO(), most_bytes
     while left > 0 and (piece := file.read(min(left, PIECE_BYTES))):
-        pieces.append(piece)
+        content.write(piece)
         left -= len(piece)
-    return b"".join(pieces)
+    return content.getvalue()  # shares its memory: joined pieces would need twice as much
 
 
 def parse_json(content: bytes | str, finite: bool = True) -> Any:

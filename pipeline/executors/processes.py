@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.executors.counting import device_of
 from pipeline.executors.retry import ATTEMPTS, Queue
-from pipeline.parallel import end_with_parent
+from pipeline.parallel import follow_parent, starting_processes
 from pipeline.plan import Plan
 from pipeline.settings import Job, PipelineError
 from pipeline.split import Progress
@@ -23,29 +23,47 @@ _REPORT_BYTES = 2**18
 
 def _serve(pipe: Connection, job: Job, plan: Plan) -> None:
     """What a worker process does: say its numerics, then process splits until the driver hangs up, or is killed."""
-    end_with_parent()
+    follow_parent()
+    driver = _Driver(pipe)
     try:
         worker = Worker(job, plan)
-        pipe.send(worker.numerics)
+        driver.send(worker.numerics)
         while True:
-            number, task = pipe.recv()
-            pipe.send(worker.process(number, task, _Reports(pipe)))
-    except (EOFError, BrokenPipeError, KeyboardInterrupt):
-        return
+            number, task = driver.receive()
+            driver.send(worker.process(number, task, _Reports(driver)))
     except ValueError as error:  # cannot be set up, or counts differently
-        pipe.send(error)
+        driver.send(error)
+
+
+class _Driver:
+    """The driver as a worker process sees it; when it has gone, however it went, the process ends without a word."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+
+    def send(self, message: Any) -> None:
+        try:
+            self._pipe.send(message)
+        except OSError:
+            raise SystemExit from None
+
+    def receive(self) -> Any:
+        try:
+            return self._pipe.recv()
+        except (EOFError, OSError):  # a reset when it left messages unread; an end in the middle of a message
+            raise SystemExit from None
 
 
 class _Reports:
     """Progress in steps that are worth a message."""
 
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe, self._bytes = pipe, 0
+    def __init__(self, driver: _Driver) -> None:
+        self._driver, self._bytes = driver, 0
 
     def __call__(self, count: int) -> None:
         self._bytes += count
         if self._bytes >= _REPORT_BYTES:
-            self._pipe.send(self._bytes)
+            self._driver.send(self._bytes)
             self._bytes = 0
 
 
@@ -71,10 +89,10 @@ class ProcessExecutor:
 
     def __exit__(self, *_: object) -> None:
         for worker in self._processes:
-            worker.pipe.close()
             worker.process.terminate()
         for worker in self._processes:
             worker.process.join()
+            worker.pipe.close()
 
     def numerics(self) -> NumericsClass | None:
         found = [self._ready(slot) for slot in range(self.workers)]
@@ -136,7 +154,8 @@ class ProcessExecutor:
     def _start(self) -> _Process:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(theirs, self._job, self._plan), daemon=True)
-        process.start()
+        with starting_processes():
+            process.start()
         theirs.close()
         return _Process(process, ours)
 

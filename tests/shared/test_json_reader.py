@@ -1,6 +1,7 @@
 """Bounded reading: size, kind of file, and JSON that would choke a parser."""
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,18 @@ def test_a_file_is_read_up_to_its_bound(tmp_path: Path) -> None:
     assert read_json(path, 20) == {"a": [1, 2.5, "x"]}
     with pytest.raises(OSError, match=r"larger than 19 bytes.*a\.json"):
         read_bounded(path, 19)
+
+
+def test_nothing_of_a_file_that_is_too_large_is_read_and_one_that_fits_is_held_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(bytes(8 << 20))
+    tracemalloc.start()
+    with pytest.raises(OSError, match="larger than"):
+        read_bounded(path, (8 << 20) - 1)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    assert len(read_bounded(path, 8 << 20)) == 8 << 20
+    assert tracemalloc.get_traced_memory()[1] < 12 << 20
+    tracemalloc.stop()
 
 
 def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
