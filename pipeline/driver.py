@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.executors import Executor, make_executor
 from pipeline.following import Following, Progress, following
-from pipeline.listing import list_inputs
+from pipeline.listing import list_inputs, require_local
 from pipeline.marker import Marker
 from pipeline.plan import Plan, group
 from pipeline.progress import bar
@@ -39,6 +39,8 @@ def preprocess(job: Job, inputs: Sequence[Path | str], executor: ExecutorSetting
     Raises PipelineError, DatasetError, ModelFileError or IdentityError before any work that would be in vain.
     """
     load_run(job.out)  # a folder that is not a run's is refused before anything is written into it
+    for text in inputs:
+        require_local(str(text))  # an output below a missing input must not make it
     with locked(job.out):
         recorded = load_run(job.out)
         plan = make_plan(inputs, job.reading, recorded.plan if recorded else None, job.out)

@@ -79,9 +79,9 @@ def require_same(recorded: RunFile, identity: dict[str, Any], out: Path) -> None
 def locked(out: Path) -> Iterator[None]:
     """Hold a run's folder for this process. Raises PipelineError when another has it.
 
-    Where nothing comes of it, the lock is removed again, and the folder if it was made here.
+    Where nothing comes of it, the lock is removed again, and the folders that were made here.
     """
-    made = not out.exists()
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     with _locked_file(out) as file:
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
@@ -92,9 +92,9 @@ def locked(out: Path) -> Iterator[None]:
             # What is finished may have been moved to where it belongs.
             if out.is_dir() and [entry.name for entry in out.iterdir()] == [LOCK_FILE]:
                 (out / LOCK_FILE).unlink()
-                if made:
-                    with suppress(OSError):
-                        out.rmdir()
+                with suppress(OSError):
+                    for folder in made:
+                        folder.rmdir()
 
 
 @contextmanager

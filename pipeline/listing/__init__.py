@@ -7,7 +7,7 @@ from typing import TypeGuard
 
 import numpy as np
 
-from pipeline.listing.finding import OWN_FOLDER, Found, Search, dataset_folders, seen
+from pipeline.listing.finding import OWN_FOLDER, Found, Search, dataset_folders, require_local, seen
 from pipeline.listing.survey import survey_file
 from pipeline.plan import Kind, SourceFile, row_pieces, split_size
 from pipeline.read.formats import Format
@@ -16,7 +16,7 @@ from pipeline.stamp import Stamp
 from shared.shards.dataset import open_dataset
 from shared.storage import without_query
 
-__all__ = ["Listing", "dataset_folders", "list_inputs"]
+__all__ = ["Listing", "dataset_folders", "list_inputs", "require_local"]
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,12 @@ class LeftOut:
         self.counts[reason] += count
         known = self.names.get(reason, ())
         if len(known) < _SHOWN:
-            self.names[reason] = (*known, name)
+            self.names[reason] = (*known, printable(name))
+
+
+def printable(path: str) -> str:
+    """A path in which escapes stand for what has no form in UTF-8."""
+    return path.encode("utf-8", "backslashreplace").decode()
 
 
 def folder_left_out(relative: str, reading: ReadSettings, used: set[str]) -> str | None:

@@ -13,6 +13,7 @@ from pipeline.listing.choosing import (
     file_left_out,
     folder_left_out,
     named_splits,
+    printable,
     without_notes,
 )
 from pipeline.listing.foreign_folders import (
@@ -34,6 +35,7 @@ from shared.storage import StorageError, file_system, is_url, local_path, open_b
 
 OWN_FOLDER = "the folder of this run"
 _LINKS, _SPECIAL = "symbolic links", "no regular files"
+_NOT_UTF8 = "names that are not UTF-8: rename them"
 _BLOBS = "blobs and older snapshots of a cache of the Hub"
 _UNFINISHED = "runs of preprocess that are not finished"
 _READABLE = "text, JSON, Parquet, Arrow, WebDataset, WET or a dataset"
@@ -79,18 +81,16 @@ class Search:
         text = local_path(text)
         if is_url(text):
             return [*_find_remote(text, self)]
+        require_local(text)
         path = Path(text)
+        _require_utf8(str(path.resolve()))
         if folders := dataset_folders(path):
             return [*folders]
         if path.is_dir():
             return self._below(path)
         if not path.exists() and has_magic(text):
             folder, pattern = split_glob(text, os.path.isdir)
-            if not os.path.isdir(folder):
-                raise PipelineError(f"{text}: there is no folder {folder}")
             return _require(text, self._below(Path(folder), Glob(pattern)), self.left_out)
-        if not path.exists():
-            raise PipelineError(f"{text}: there is no such file or directory")
         if not path.is_file():
             raise PipelineError(f"{text}: not a file; give {_READABLE}")
         folder, at = str(path.parent.resolve()), stamp(text)
@@ -183,8 +183,15 @@ class Search:
                 continue
             path, chosen = Path(entry.path), wanted.matches(at)
             relative = path.relative_to(root).as_posix()
-            _require_utf8(relative)
-            if entry.is_symlink():
+            if not _is_utf8(relative):
+                if entry.is_dir(follow_symlinks=False):
+                    reason = folder_left_out(relative, self.reading, self.left_out.globs)
+                elif chosen:
+                    reason = file_left_out(relative, self.reading, self.left_out.globs)
+                else:
+                    continue
+                self.left_out.add(reason or _NOT_UTF8, relative)
+            elif entry.is_symlink():
                 if chosen:
                     yield relative, path
             elif entry.is_dir():
@@ -288,12 +295,13 @@ def _remote(url: str, search: Search) -> Iterator[Found | Path]:
     for relative in filter(wanted.chooses, sorted(infos)):
         if not relative or relative.endswith("/"):  # what some stores keep in place of a folder
             continue
-        _require_utf8(relative)
         above = PurePosixPath(relative).parents[:-1]
         used = search.left_out.globs
         reasons = (folder_left_out(folder.as_posix(), search.reading, used) for folder in above)
         if reason := next(filter(None, reasons), None) or file_left_out(relative, search.reading, used):
             search.left_out.add(reason, relative)
+        elif not _is_utf8(relative):
+            search.left_out.add(_NOT_UTF8, relative)
         else:
             files[relative] = stamp_of(infos[relative])
     entries = [*search.chosen(folder, files)]
@@ -325,8 +333,28 @@ def seen(left_out: LeftOut) -> str:
     return f"; {'; '.join(parts)}" if parts else ""
 
 
-def _require_utf8(relative: str) -> None:
+def _is_utf8(path: str) -> bool:
+    """Whether a path can stand in a plan and in an id; the bytes of others are halves of pairs in it."""
     try:
-        relative.encode()
+        path.encode()
     except UnicodeEncodeError:
-        raise PipelineError(f"{relative!r}: the file name is not UTF-8; rename it or --exclude it") from None
+        return False
+    return True
+
+
+def _require_utf8(path: str) -> None:
+    """Raise PipelineError for an input whose absolute path cannot stand in a plan."""
+    if not _is_utf8(path):
+        raise PipelineError(f"{printable(path)}: the name is not UTF-8; rename it")
+
+
+def require_local(text: str) -> None:
+    """Raise PipelineError for an input on a disk that is not there. Quick, and the same that `Search.find` says."""
+    text = local_path(text)
+    if is_url(text) or Path(text).exists():
+        return
+    if not has_magic(text):
+        raise PipelineError(f"{text}: there is no such file or directory")
+    folder, _ = split_glob(text, os.path.isdir)
+    if not os.path.isdir(folder):
+        raise PipelineError(f"{text}: there is no folder {folder}")

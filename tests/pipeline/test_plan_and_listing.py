@@ -190,3 +190,35 @@ def test_a_plan_is_read_as_it_was_written_and_unknown_keys_are_errors(tmp_path):
     for key in ("begin", "path", "number"):
         with pytest.raises(ValidationError):
             Plan.model_validate_json(text.replace(f'"{key}":', f'"other":1,"{key}":', 1))
+
+
+def named_in_latin_1(folder: Path, name: str, content: bytes) -> str:
+    """Write a file whose name is not UTF-8; its path as it is typed."""
+    path = os.path.join(os.fsencode(folder), name.encode("latin-1"))
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    try:
+        Path(os.fsdecode(path)).write_bytes(content)
+    except OSError:
+        pytest.skip("a file system that takes names in UTF-8 only")
+    return path.decode("utf-8", "surrogateescape")
+
+
+def test_a_name_that_is_not_utf8_is_left_out_and_counted_and_the_run_goes_on(tmp_path):
+    tree(tmp_path, {"a.txt": b"read"})
+    for name in ("caf\xe9.txt", "stra\xdfe/b.txt", "left\xe9.png", "hidden/.\xe9"):
+        named_in_latin_1(tmp_path, name, b"x")
+    found = make_plan([tmp_path], ReadSettings(exclude=("left*",)))
+    assert [file.path for file in found.files] == ["a.txt"]
+    reason = next(reason for reason in found.skipped if "UTF-8" in reason)
+    assert (found.skipped[reason], sum(found.skipped.values())) == (2, 4)
+    assert found.examples[reason] == (r"caf\udce9.txt", r"stra\udcdfe")
+    assert Plan.model_validate_json(found.model_dump_json()) == found
+    chosen = make_plan([f"{tmp_path}/a*"], ReadSettings())
+    assert not chosen.skipped, "a pattern that such a name does not match"
+
+
+def test_an_input_whose_path_is_not_utf8_is_named(tmp_path):
+    file = named_in_latin_1(tmp_path, "d\xe9/caf\xe9.txt", b"x")
+    for text in (file, os.path.dirname(file), os.path.dirname(file) + "/*.txt"):
+        with pytest.raises(PipelineError, match=r"d\\udce9.*not UTF-8"):
+            list_inputs([text], ReadSettings())

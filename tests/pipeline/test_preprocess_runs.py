@@ -363,6 +363,28 @@ def test_a_wrong_option_is_one_clear_line(tmp_path, capsys, options, said):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["missing", "missing/*.txt", "empty"])
+def test_nothing_is_made_for_an_input_that_is_not_there(tmp_path, capsys, name):
+    (tmp_path / "empty").mkdir()
+    said = []
+    for _ in range(2):
+        assert preprocess(tmp_path / name, "--out", tmp_path / name.partition("/")[0] / "a/out", *STATIC) == 2
+        said.append(capsys.readouterr().err)
+        assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+    assert said[0] == said[1]
+    assert str(tmp_path / name) in said[0]
+
+
+def test_the_lock_of_a_run_that_came_to_nothing_leaves_no_folder(tmp_path):
+    with locked(tmp_path / "a/b/out"):
+        assert (tmp_path / "a/b/out").is_dir()
+    assert not any(tmp_path.iterdir())
+    (tmp_path / "a").mkdir()
+    with locked(tmp_path / "a/b/out"):
+        (tmp_path / "a/b/out/kept").touch()
+    assert (tmp_path / "a/b/out/kept").exists()
+
+
 def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path, capsys):
     corpus = write_jsonl(tmp_path / "a.jsonl", some_records(1))
     (tmp_path / "out").mkdir()
