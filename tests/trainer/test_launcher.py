@@ -86,7 +86,7 @@ def test_ranks_of_one_machine_meet_on_loopback_alone(options):
 
 
 @pytest.mark.parametrize(
-    "options", [["--nnodes", "2", "--rdzv-endpoint", "a:1", "--rdzv-backend", "c10d"], ["--master-port", "29500"]]
+    "options", [["--nnodes", "2", "--rdzv-endpoint", "a:1", "--rdzv-backend", "c10d"], ["--master-port", "29501"]]
 )
 def test_options_that_choose_where_to_meet_stay(options):
     chosen, before = parse_args([*options, "main.py"]), parse_args([*options, "main.py"])

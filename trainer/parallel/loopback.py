@@ -17,7 +17,7 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousStoreInfo,
     rendezvous_handler_registry,
 )
-from torch.distributed.run import parse_min_max_nnodes
+from torch.distributed.run import get_args_parser, parse_min_max_nnodes
 
 ADDRESS = "127.0.0.1"
 BACKEND = "patchwork-loopback"
@@ -70,7 +70,9 @@ def _made(parameters: RendezvousParameters) -> RendezvousHandler:
 
 def meet_on_loopback(options: Namespace) -> None:
     """Change torchrun's options so that ranks meet on loopback, if they ask for no rendezvous with other machines."""
-    chosen = options.rdzv_backend != "static" or options.rdzv_endpoint or options.master_port is not None
+    # 29500 by default in torch 2.11, none from 2.13 on.
+    port = options.master_port != get_args_parser().get_default("master_port")
+    chosen = options.rdzv_backend != "static" or options.rdzv_endpoint or port
     if parse_min_max_nnodes(options.nnodes)[1] > 1 or (chosen and not options.standalone):
         return
     rendezvous_handler_registry.register(BACKEND, _made)
