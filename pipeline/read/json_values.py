@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pipeline.read.lines import Growing, Line
 from pipeline.read.streams import DamagedStream
 from pipeline.records import LONGEST_RECORD
+from shared.magic import BYTE_ORDER_MARK
 
 _MARKS = re.compile(rb'["{}\[\]]')
 _IN_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
 _NO_SPACE = re.compile(rb"[^ \t\r\n]")
 _NO_SEPARATOR = re.compile(rb"[^ \t\r\n,]")
 _END_OF_WORD = re.compile(rb"[,\]\r\n]")
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _QUOTE, _OPENING, _OPEN_ARRAY, _END_ARRAY = ord('"'), b"{[", ord("["), ord("]")
 
 
@@ -49,7 +49,7 @@ class _Splitter:
     def add(self, chunk: bytes) -> Iterator[Line]:
         at = 0
         place = self._offset
-        while at < len(chunk) and _BYTE_ORDER_MARK[place + at : place + at + 1] == chunk[at : at + 1]:
+        while at < len(chunk) and BYTE_ORDER_MARK[place + at : place + at + 1] == chunk[at : at + 1]:
             at += 1  # no other byte of the mark can begin a value
         while at < len(chunk):
             if self._value is None:

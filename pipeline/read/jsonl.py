@@ -9,8 +9,7 @@ from pipeline.read.lines import Line
 from pipeline.read.values import BadRecord, kind
 from pipeline.records import LONGEST_RECORD, DeadLetter, Place, Record, dead_letter
 from pipeline.settings import ReadSettings
-
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+from shared.magic import BYTE_ORDER_MARK, to_utf8, wide_encoding
 
 
 def parse_lines(
@@ -46,7 +45,7 @@ def parse_values(path: str, found: Iterator[Line], reading: ReadSettings) -> Ite
 
 
 def _without_mark(line: Line) -> bytes:
-    return (line.data.removeprefix(_BYTE_ORDER_MARK) if line.offset == 0 else line.data).strip(b" \t\r")
+    return (line.data.removeprefix(BYTE_ORDER_MARK) if line.offset == 0 else line.data).strip(b" \t\r")
 
 
 def _of_line(place: Place, reason: str, line: Line) -> DeadLetter:
@@ -69,10 +68,12 @@ def json_object(data: bytes, what: str) -> dict[str, Any]:
     try:
         # Decoded here: json.loads would guess UTF-16 from NUL bytes and let surrogates pass.
         values = json.loads(data.decode())
-    except UnicodeDecodeError as error:
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        if (encoding := wide_encoding(data)) is not None:
+            raise BadRecord(f"{what} is in {encoding}: {to_utf8(encoding)}") from None
+        if isinstance(error, json.JSONDecodeError):
+            raise BadRecord(f"not JSON: {error.msg} at character {error.pos} of {what}") from None
         raise BadRecord(f"not UTF-8: {error.reason} at byte {error.start} of {what}") from None
-    except json.JSONDecodeError as error:
-        raise BadRecord(f"not JSON: {error.msg} at character {error.pos} of {what}") from None
     except RecursionError as error:
         raise BadRecord(f"not JSON that can be read: {error}") from None
     except ValueError:  # a number of more digits than Python takes

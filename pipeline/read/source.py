@@ -11,7 +11,7 @@ from pipeline.read import datasets
 from pipeline.read.arrow_ipc import batch_ranges, read_arrow
 from pipeline.read.checked import Checked, changed, range_digest
 from pipeline.read.columns import DEFAULT_SUBSET, lacking, named_subset
-from pipeline.read.content import HEAD, NoText, kind_in
+from pipeline.read.content import NoText, kind_in
 from pipeline.read.formats import named
 from pipeline.read.json_values import json_values
 from pipeline.read.jsonl import parse_lines, parse_values
@@ -26,6 +26,7 @@ from pipeline.read.whole import whole_file
 from pipeline.records import LONGEST_EXCERPT, DeadLetter, LongText, Place, Record, chunks_of
 from pipeline.settings import PipelineError, ReadSettings
 from shared.identity import file_sha256
+from shared.magic import HEAD
 from shared.shards.document import LONGEST_NAMES, LONGEST_SUBSET
 
 

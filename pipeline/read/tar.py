@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from pipeline.read.forward import Forward
 from pipeline.read.streams import DamagedStream
+from shared.magic import tar_checksum, tar_number
 
 BLOCK = 512
 _LONGEST_EXTENSION = 2**20
@@ -86,10 +87,10 @@ def _header(stream: Forward) -> _Header | None:
             raise DamagedStream(stream.damage)
         return None
     try:
-        size, checksum = _number(block[124:136]), _number(block[148:156])
+        size, checksum = tar_number(block[124:136]), tar_number(block[148:156])
     except ValueError:
         checksum = -1
-    if checksum != _checksum(block):
+    if checksum != tar_checksum(block):
         raise DamagedStream(f"the tar has no member at offset {at}")
     name, kind = block[:100].partition(b"\0")[0], block[156:157]
     if kind == _SPARSE:
@@ -102,31 +103,6 @@ def _header(stream: Forward) -> _Header | None:
     if block[257:263] == b"ustar\0" and (prefix := block[345:500].partition(b"\0")[0]):
         name = prefix + b"/" + name
     return _Header(_text(name), size, b"5" if kind == b"\0" and name.endswith(b"/") else kind)
-
-
-def is_header(block: bytes) -> bool:
-    """Whether bytes begin like a tar: with the header of a member, and its checksum."""
-    if len(block) < BLOCK or not block[0]:
-        return False
-    try:
-        checksum = _number(block[148:156])
-    except ValueError:
-        return False
-    return checksum == _checksum(block)
-
-
-def _checksum(block: bytes) -> int:
-    return sum(block) - sum(block[148:156]) + 8 * ord(" ")
-
-
-def _number(field: bytes) -> int:
-    """A number in octal, or, with the highest bit set, in binary. Raises ValueError for what is neither."""
-    if field[0] & 0x80:
-        return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
-    digits = field.partition(b"\0")[0].strip(b" ") or b"0"
-    if not digits.isdigit():
-        raise ValueError
-    return int(digits, 8)
 
 
 def _extension(stream: Forward, header: _Header) -> bytes:

@@ -193,6 +193,21 @@ def test_texts_in_any_encoding_and_code_that_begins_with_a_bracket_are_texts(tmp
     assert {r.place.path: r.text for r in read(tmp_path)} == files
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_json_in_another_encoding_is_named_with_it(tmp_path, encoding):
+    content = LINES.decode().encode(encoding)
+    name = encoding[:6].upper()
+    tree(tmp_path, {"a.jsonl": content, "b.json.gz": gzip.compress(content), "c.jsonl": LINES})
+    with pytest.raises(PipelineError, match=rf"a\.jsonl: JSON in {name}: convert it to UTF-8"):
+        read(tmp_path / "a.jsonl")
+    assert texts_of(tmp_path) == sorted(TEXTS)
+    (reason,) = make_plan([tmp_path], ReadSettings()).skipped
+    assert name in reason
+    found = read(tmp_path / "a.jsonl", input_format="jsonl")
+    assert isinstance(found[0], DeadLetter)
+    assert name in found[0].reason
+
+
 def test_a_format_that_is_given_is_believed_of_every_file(tmp_path):
     tree(tmp_path, {"x.pq": parquet(), "a.jsonl": LINES})
     found = read(tmp_path, input_format="text")

@@ -4,6 +4,7 @@ import argparse
 import io
 import json
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -109,10 +110,18 @@ def test_standard_input_is_one_document(model: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_files_without_text_are_refused(tmp_path: Path) -> None:
-    for content, said in ((b"\x1f\x8b\x08", "gzip"), (b"PAR1", "Parquet"), (b"PK\x03\x04", "zip")):
-        (tmp_path / "file").write_bytes(content)
-        with pytest.raises(ConfigError, match=f"{said}.*pipeline preprocess"):
-            read_texts(tmp_path / "file")
+    for content, said in (
+        (b"\x1f\x8b\x08", "gzip.*pipeline preprocess"),
+        (b"PAR1", r"Parquet.*\.parquet"),
+        (b"PK\x03\x04", "zip.*unpack"),
+        (tarfile.TarInfo("a.txt").tobuf(), "tar archive.*unpack"),
+        (bytes(range(256)), "binary"),
+        ("text".encode("utf-16"), "UTF-16.*iconv"),
+    ):
+        for name, refusal in (("file", ConfigError), ("file.jsonl", TaskError)):
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(refusal, match=f"{name} is .*{said}"):
+                read_texts(tmp_path / name)
     (tmp_path / "file").write_bytes(b"text")
     with pytest.raises(ConfigError, match="more than 3 bytes"):
         read_texts(tmp_path / "file", most=3)
@@ -120,6 +129,8 @@ def test_files_without_text_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"x\.jsonl:1 has no field text, only content"):
         read_texts(tmp_path / "x.jsonl")
     assert [row.text for row in read_texts(tmp_path / "file")] == [b"text"]
+    (tmp_path / "x.jsonl").write_text('\ufeff{"text": "x"}\n')
+    assert [row.text for row in read_texts(tmp_path / "x.jsonl")] == [b"x"], "a byte order mark"
 
 
 def test_everything_beside_is_checked_before_anything_is_scored(

@@ -6,6 +6,7 @@ from pathlib import Path
 from shared.config import ConfigError
 from shared.identity import in_short
 from shared.json_reader import read_at_most
+from shared.magic import HEAD, not_plain_text
 from shared.shards.document import DEFAULT_SUBSET, Row
 from shared.terminal import one_line
 from trainer.errors import TaskError
@@ -15,17 +16,6 @@ STDIN = Path("-")
 TEXT_KEY = "text"
 MOST_BYTES = 2**28
 """Of text that is scored from memory, which takes about ten times as much."""
-PACKED = {
-    b"\x1f\x8b": "gzip",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ": "xz",
-    b"PK\x03\x04": "a zip archive",
-    b"PAR1": "Parquet",
-    b"ARROW1": "Arrow",
-    b"%PDF": "PDF",
-}
-"""Beginnings of files that hold no text as it is."""
 
 
 def is_text(path: Path) -> bool:
@@ -37,7 +27,7 @@ def read_texts(path: Path, subset: str = DEFAULT_SUBSET, most: int = MOST_BYTES)
     """The documents of a file, in order, all of one subset. Raises ConfigError, TaskError that names the line, OSError.
 
     A file that ends in .jsonl, .parquet or .arrow has a document in the field `text` of each record; any other, and
-    standard input, is one document, whatever its bytes.
+    standard input, is one document of plain text.
     """
     name = str(path)
     if path != STDIN and path.suffix in SUFFIXES:
@@ -69,11 +59,8 @@ def _read_whole(path: Path, most: int) -> bytes:
             text = read_at_most(file, most + 1)
     if len(text) > most:
         raise ConfigError(_too_large(str(path), most))
-    for beginning, kind in PACKED.items():
-        if text.startswith(beginning):
-            raise ConfigError(
-                f"{path} is {kind}, not text: unpack it, or make a dataset of it with `python -m pipeline preprocess`"
-            )
+    if (problem := not_plain_text(text[:HEAD])) is not None:
+        raise ConfigError(f"{one_line(str(path))} is {problem}")
     return text
 
 

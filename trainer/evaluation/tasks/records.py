@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shared.json_reader import parse_json
+from shared.magic import BYTE_ORDER_MARK, HEAD, not_plain_text
 from trainer.errors import TaskError
 
 MOST_BYTES = 1 << 28
@@ -102,6 +103,10 @@ def _json_lines(path: Path, limit: int | None) -> list[Record]:
     records: list[Record] = []
     size = 0
     with path.open("rb") as file:
+        head = file.read(HEAD)
+        if (problem := not_plain_text(head)) is not None:
+            raise TaskError(f"{path} is {problem}")
+        file.seek(len(BYTE_ORDER_MARK) if head.startswith(BYTE_ORDER_MARK) else 0)
         for number, line in enumerate(iter(lambda: file.readline(MOST_BYTES), b""), 1):
             if len(records) == limit:
                 break
