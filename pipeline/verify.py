@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,16 +11,17 @@ import numpy as np
 from pipeline.cutting import cutter_of
 from pipeline.exported import Source, exports_at, figures
 from pipeline.progress import bar
-from pipeline.stored import require_kept, text_bytes
+from pipeline.stored import require_kept, stem, text_bytes
 from shared.identity import IdentityError
 from shared.model_identity import ModelFileError, model_sha256
 from shared.patching.grid import quantise
 from shared.patching.settings import PatchingSettings
-from shared.shards.content import ShardContent, check_order, check_row
+from shared.shards.content import ShardContent, check_order, check_row, meta_problem
 from shared.shards.dataset import Dataset, columns_row, find_datasets, open_dataset
 from shared.shards.document import Row
 from shared.shards.index import COLUMNS, FOLLOWING, IndexWriter, ShardIndex, index_name
 from shared.shards.manifest import PATCHER_FOLDER, DatasetError, SidecarType
+from shared.shards.parquet import SUFFIX
 from shared.shards.sidecar import sidecar_name
 from shared.shards.writer import SUFFIXES
 from shared.subwords.encoder import SubwordEncoder
@@ -97,12 +98,25 @@ def verify_export(source: Source) -> Verification:
     found = Verification(problems=list(_identity_problems(source.dataset)))
     for shard, entry in enumerate(source.dataset.manifest.shards):
         try:
-            require_kept(source.dataset.folder, entry, figures(source.batches(shard)))
-        except ValueError as error:
+            require_kept(source.dataset.folder, entry, figures(_with_sound_meta(source.batches(shard))))
+        except DatasetError as error:
             found.problems.append(str(error))
+        except ValueError as error:  # of a row
+            found.problems.append(f"{source.dataset.folder / (stem(entry) + SUFFIX)}: {error}")
         found.documents += sum(totals.documents for totals in entry.subsets.values())
         found.text_bytes += text_bytes(entry)
     return found
+
+
+def _with_sound_meta(batches: Iterable[Sequence[Row]]) -> Iterator[Sequence[Row]]:
+    """The same batches. Raises ValueError for a row whose other columns are not a JSON object."""
+    number = 0
+    for batch in batches:
+        for row in batch:
+            if (wrong := meta_problem(row)) is not None:
+                raise ValueError(f"row {number}: {wrong}")
+            number += 1
+        yield batch
 
 
 def summary(dataset: Dataset, verification: Verification) -> str:
@@ -195,14 +209,17 @@ def _shard_problems(dataset: Dataset, shard: int, found: Verification, progress:
         return
     content, rebuilt, document = ShardContent(), IndexWriter(), Document(dataset)
     previous: Row | None = None
+    yield from _offset_problems(dataset, shard, index)
     for batch, rows in enumerate(_batches_with_last(dataset, shard, batches)):
-        for row, last, grid_values in rows:
+        for number, (row, last, grid_values) in enumerate(rows, int(index.batch_starts[batch])):
             try:
                 check_order(previous, row)
                 check_row(row, last)
             except ValueError as error:
                 yield f"{path}: batch {batch}: {error}"
                 document.spoil()
+            if (wrong := meta_problem(row)) is not None:
+                yield f"{path}: row {number}: {wrong}"
             previous = row
             content.add(row, last, grid_values)
             for problem in document.add(row, last):
@@ -225,6 +242,17 @@ def _shard_problems(dataset: Dataset, shard: int, found: Verification, progress:
         recorded = getattr(entry, key)
         if value != recorded:
             yield f"{path}: {key} is {_short(value)}, manifest says {_short(recorded)}"
+
+
+def _offset_problems(dataset: Dataset, shard: int, index: ShardIndex) -> Iterator[str]:
+    """Offsets that the format of the shard does not have; those of a tar's members are compared as it is read."""
+    path = dataset.folder / index_name(dataset.manifest.shards[shard].name)
+    if dataset.manifest.identity.format == "webdataset":
+        if len(index) and index.offset[0]:
+            yield f"{path}: row 0 has the offset {index.offset[0]}; the first member of a tar is at 0"
+        return
+    for row in np.flatnonzero(index.offset != -1)[:1].tolist():
+        yield f"{path}: row {row} has the offset {index.offset[row]}; rows of Arrow shards have -1"
 
 
 def _differing_columns(ours: ShardIndex, stored: ShardIndex) -> Iterator[tuple[str, int]]:

@@ -1,6 +1,7 @@
 """What the rows of a shard add up to: totals by subset, histograms and content hash, as its manifest entry records."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -155,3 +156,24 @@ def check_row(row: Row, last: bool) -> None:
             raise ValueError(f"{name}: the first patch holds BOS alone, but has length {lengths[0]}")
     if row.entropies is not None and len(row.entropies) != size + first:
         raise ValueError(f"{name}: {len(row.entropies)} entropies for {size + first} input tokens")
+
+
+def meta_problem(row: Row) -> str | None:
+    """What is wrong with the other columns of a row, which are a JSON object or null. Not asked of rows to write."""
+    if row.meta is None:
+        return None
+    try:
+        found = json.loads(row.meta, parse_constant=_no_constant)
+    except RecursionError:
+        problem = "it is nested too deep"
+    except ValueError as error:
+        problem = str(error)
+    else:
+        if isinstance(found, dict):
+            return None
+        problem = f"it is {row.meta[:40]!r}"
+    return f"document {row.id!r} part {row.part}: meta is not a JSON object: {problem}"
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} has no form in JSON")

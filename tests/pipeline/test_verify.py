@@ -25,7 +25,9 @@ from dataset_examples import (
 )
 from safetensors.numpy import save_file
 
-from pipeline.verify import LISTED, add_arguments, run, summary, verify
+from pipeline.__main__ import main
+from pipeline.exported import exports_at
+from pipeline.verify import LISTED, add_arguments, run, summary, verify, verify_export
 from shared.model_identity import model_sha256
 from shared.model_settings import EntropyModelSettings
 from shared.patching.settings import PatchingSettings
@@ -295,3 +297,24 @@ def test_the_command_takes_both_splits_and_its_exit_code_tells(tmp_path: Path, c
     (tmp_path / "train" / "manifest.json").write_text("{}")
     assert command(tmp_path) == 1
     assert "train/manifest.json: identity: Field required" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("meta", ["", "{", "[1]", '"text"', "null", '{"a":NaN}', "[" * 100_000])
+def test_other_columns_that_are_not_a_json_object_are_found(tmp_path: Path, meta: str) -> None:
+    rows = [[replace(row, meta='{"a":1}') for row in shard] for shard in documents(STATIC)]
+    save_dataset(tmp_path / "in", rows, STATIC)
+    assert not problems(tmp_path / "in")
+    rewrite(tmp_path / "in" / "shard-00001.arrow", set_value("meta", 1, meta))
+    (line,) = problems(tmp_path / "in")
+    assert re.search(r"shard-00001\.arrow: row 1: document 'd' part 0: meta is not a JSON object", line), line
+    export = tmp_path / "out"
+    assert main(["convert", str(tmp_path / "in"), "--to", "parquet", "--out", str(export)]) == 0
+    found = verify_export(exports_at(export)[0]).problems
+    assert any("shard-00001.parquet: row 1: document 'd'" in line for line in found)
+
+
+def test_offsets_that_the_format_does_not_have_are_found(tmp_path: Path) -> None:
+    save_dataset(tmp_path, documents(STATIC), STATIC)
+    rewrite(tmp_path / "shard-00000.arrow.index", set_value("offset", 1, 512))
+    (line,) = problems(tmp_path)
+    assert re.search(r"shard-00000\.arrow\.index: row 1 has the offset 512; .* -1", line), line
