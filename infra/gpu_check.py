@@ -196,8 +196,6 @@ def packages(wheels: Path | None) -> Iterator[tuple[dict[str, str], list[tuple[s
         paths = [str(ROOT)]
         needed = missing(NEEDED)
         lacking = missing(USEFUL)
-        if wheels is not None and not wheels.is_dir():
-            raise ValueError(f"--wheels: {wheels} is not a folder; infra/gpu_wheels.sh fills one")
         if wheels is not None and (needed or lacking):
             problem = install([*needed, *lacking], wheels, Path(target))
             if problem is None or any(Path(target).iterdir()):
@@ -235,8 +233,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         rows = chosen_rows(given.rows)
+        if given.wheels is not None and not given.wheels.is_dir():
+            raise ValueError(f"--wheels: {given.wheels} is not a folder; infra/gpu_wheels.sh fills one")
+        report = Report(given.out)
     except ValueError as error:
         parser.error(str(error))
+    except OSError as error:
+        parser.error(f"--out: {given.out}: {error.strerror}")
     if missing(["torch"]):
         print("gpu_check: torch is missing, and is not among the wheels; install torch >= 2.11", file=sys.stderr)
         return 1
@@ -245,7 +248,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import torch
 
         device = given.device if given.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        report = Report(given.out)
         report.keep({"date": datetime.now(UTC).isoformat(timespec="seconds"), "device": device})
         for name, value in describe(device):
             report.say("machine", finding(name, value))

@@ -75,6 +75,15 @@ def test_unknown_rows_are_refused_by_name(tmp_path: Path, capsys: pytest.Capture
     assert "nosuch" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("option", "value"), [("--wheels", "absent"), ("--out", "absent/check.jsonl")])
+def test_paths_that_are_not_there_are_refused_by_option(
+    tmp_path: Path, option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run(tmp_path / "check.jsonl", "self-crash", option, str(tmp_path / value))
+    assert option in capsys.readouterr().err.splitlines()[-1]
+
+
 def wheel(folder: Path, name: str) -> None:
     """A wheel of one empty module."""
     record = f"{name}-1.0.dist-info"

@@ -7,6 +7,7 @@ from pathlib import Path
 from shared.config import ConfigError
 from shared.identity import IdentityError
 from trainer.identity import IDENTITY_NAME, RunIdentity, load_identity
+from trainer.observing.files import METRICS_NAME, STARTS_NAME
 
 LOCK_NAME = ".lock"
 FLIGHT_RECORDER_NAME = "flight-recorder"
@@ -15,6 +16,8 @@ FROM_LABORATORY = frozenset({"recipe.toml", "log.txt"})
 _BEFORE_IDENTITY = re.compile(rf"{re.escape(IDENTITY_NAME)}\.[0-9a-f]{{8}}\.tmp")
 """What a run that was killed at once may have left beside its lock."""
 _OWNER = re.compile(r"(process \d+ on \S+\n)?")
+WRITTEN_IN_PLACE = (LOCK_NAME, METRICS_NAME, STARTS_NAME)
+"""Written to as they are, so that a link would lead a run to another file. All others are replaced by new ones."""
 
 
 def check_run_folder(out: Path) -> None:
@@ -33,6 +36,9 @@ def check_run_folder(out: Path) -> None:
             load_identity(out / IDENTITY_NAME, RunIdentity)
         except IdentityError as error:
             raise ConfigError(f"run.out {out} is not the folder of a run ({error}); choose another") from None
+        for name in WRITTEN_IN_PLACE:
+            if name in names and not stat.S_ISREG((out / name).lstat().st_mode):
+                raise ConfigError(f"run.out {out} is not the folder of a run: {name} is not a regular file; remove it")
         return
     known = {LOCK_NAME, FLIGHT_RECORDER_NAME, *FROM_LABORATORY}
     foreign = sorted(name for name in names - known if not _BEFORE_IDENTITY.fullmatch(name))

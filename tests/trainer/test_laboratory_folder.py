@@ -1,5 +1,6 @@
 """A laboratory takes a folder of its own, and nothing of anybody else's is touched."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,9 @@ def test_a_new_or_empty_folder_becomes_one_and_stays_one(tmp_path: Path) -> None
         claim(out)
         (out / "notes.txt").write_text("mine")
         claim(out)
+
+
+def test_a_mark_that_is_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / LABORATORY_NAME)
+    with pytest.raises(OutputError, match="choose another folder"):
+        claim(tmp_path)

@@ -1,6 +1,7 @@
 """A run in words and as a page: from its folder alone, whatever state it is in; the page in headless Chromium."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -82,6 +83,21 @@ def test_a_figure_that_no_chart_can_show_is_left_out(figure: str, tmp_path: Path
     run = load_history(folder)
     assert [y for _, y in run.curve("bits_per_byte")] == [4.0, 2.0, 4 / 3]
     assert "Bits per byte over bytes" in html([run])
+
+
+@pytest.mark.parametrize("line", ['{"step": 1, "targets": 9, "seconds": "long"}', '{"step": 1e9, "targets": 9}',
+                                  f'{{"step": 1, "targets": 1{"0" * 400}}}'])  # fmt: skip
+def test_lines_of_others_end_no_page(line: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f'{line}\n{{"step": 3, "targets": 30}}\n')
+    (tmp_path / "starts.jsonl").write_text('{"step": 2}\n')
+    assert html([load_history(tmp_path)])
+    summary(load_history(tmp_path))
+
+
+def test_figures_from_a_fifo_are_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(OSError, match="not a regular file"):
+        load_history(tmp_path)
 
 
 def test_dashed_lines_of_a_resumed_run_are_in_the_legend(finished: Path) -> None:

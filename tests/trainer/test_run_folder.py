@@ -1,7 +1,9 @@
 """A run takes a folder of its own, and nothing of anybody else's is touched."""
 
 import json
+import os
 import resource
+import shutil
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,40 @@ def test_the_folder_of_a_run_that_ended_is_its_own(data: Path, tmp_path: Path) -
     (out / "notes.txt").write_text("mine")
     assert run(data, out) == 0
     assert json.loads((out / "identity.json").read_text())["config"]
+
+
+@pytest.fixture(scope="module")
+def ended(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("ended") / "run"
+    assert run(data, out) == 0
+    return out
+
+
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "starts.jsonl"])
+@pytest.mark.parametrize("kind", ["link", "fifo"])
+def test_a_run_folder_of_others_leads_no_run_to_another_file(
+    data: Path, ended: Path, tmp_path: Path, name: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, mine = tmp_path / "run", tmp_path / "mine"
+    shutil.copytree(ended, out)
+    shutil.rmtree(out / "model")
+    mine.write_text("mine")
+    (out / name).unlink()
+    if kind == "link":
+        (out / name).symlink_to(mine)
+    else:
+        os.mkfifo(out / name)
+    assert run(data, out) == 1
+    assert f"{name} is not a regular file" in capsys.readouterr().err
+    assert mine.read_text() == "mine"
+
+
+def test_figures_of_others_do_not_end_a_run(data: Path, ended: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(ended, out)
+    shutil.rmtree(out / "model")
+    (out / "metrics.jsonl").write_text('{"step": 1, "targets": 9, "seconds": "long"}\n')
+    assert run(data, out) == 0
 
 
 @pytest.mark.parametrize("limit", [100, 2000])

@@ -6,8 +6,9 @@ from typing import Literal
 from pydantic import BaseModel, ValidationError
 
 from shared.files import check_folder
+from shared.json_reader import read_bounded
 from shared.model_settings import Settings
-from trainer.laboratory.kept import keep
+from trainer.laboratory.kept import MOST_BYTES, keep
 from trainer.laboratory.results import RESULTS_NAME, Results
 from trainer.laboratory.scaling.record import SCALING_NAME, Scaling
 
@@ -47,7 +48,7 @@ def is_laboratory_folder(folder: Path) -> bool:
 
 def _is(path: Path, schema: type[BaseModel]) -> bool:
     try:
-        schema.model_validate_json(path.read_bytes())
+        schema.model_validate_json(read_bounded(path, MOST_BYTES))
     except (OSError, ValidationError):
         return False
     return True

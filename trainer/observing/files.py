@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.files import atomic_file
-from shared.json_reader import parse_json
+from shared.json_reader import open_regular, parse_json
 
 METRICS_NAME = "metrics.jsonl"
 """A line of figures for each interval, and one for each pass over the validation split."""
@@ -13,6 +13,8 @@ STARTS_NAME = "starts.jsonl"
 """A line for each time that a process began or went on with the run: {step, time, ranks, device, repeated}."""
 MEMORY_NAME = "memory.json"
 """What the dry run found that each rank holds."""
+LONGEST_LINE = 1 << 24
+"""Bytes; a line of figures has some thousand."""
 LARGEST = 1e300
 """No figure is as large; differences of two below it are finite."""
 REPORT_NAME = "report.html"
@@ -24,16 +26,17 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
-    """Each line as it is and what it says, one at a time: a long run's file is large. None for what is no such line."""
+    """Each line as it is and what it says, one at a time: a long run's file is large. None for what is no such line,
+    as the parts of one that is longer than any of ours. Raises OSError for what is not a regular file."""
     if not path.exists():
         return
-    with path.open("rb") as file:
-        for line in file:
+    with open_regular(path) as file:
+        for line in iter(lambda: file.readline(LONGEST_LINE), b""):
             try:
                 value = parse_json(line, finite=False)
             except ValueError:
                 value = None
-            yield line, value if isinstance(value, dict) and isinstance(value.get("step"), int) else None
+            yield line, value if isinstance(value, dict) and is_count(value.get("step")) else None
 
 
 def keep_lines_up_to(path: Path, step: int) -> tuple[float, int]:
@@ -48,7 +51,7 @@ def keep_lines_up_to(path: Path, step: int) -> tuple[float, int]:
             as_it_is = False
         else:
             as_it_is &= line.endswith(b"\n")
-            seconds = max(seconds, value.get("seconds", 0.0))
+            seconds = max(seconds, figure(value.get("seconds")) or 0.0)
     if not as_it_is:
         with atomic_file(path) as file:
             for line, value in _lines(path):
@@ -75,11 +78,16 @@ def values(lines: Sequence[dict[str, Any]], key: str) -> list[float | None]:
         value: Any = line
         for part in key.split("/"):
             value = value.get(part) if isinstance(value, dict) else None
-        found.append(_figure(value))
+        found.append(figure(value))
     return found
 
 
-def _figure(value: Any) -> float | None:
+def is_count(value: Any) -> bool:
+    """Whether a value is a number of steps or bytes that a run can have, as in files that may not be ours."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62
+
+
+def figure(value: Any) -> float | None:
     """A number that a chart can show; None for others, as in files that are not ours."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not -LARGEST < value < LARGEST:
         return None

@@ -14,7 +14,7 @@ from shared.config import ConfigError
 from shared.found import what_is
 from shared.json_reader import read_json
 from trainer.identity import IDENTITY_NAME, RESOLVED_NAME
-from trainer.observing.files import MEMORY_NAME, METRICS_NAME, STARTS_NAME, read_lines, values
+from trainer.observing.files import MEMORY_NAME, METRICS_NAME, STARTS_NAME, figure, is_count, read_lines, values
 
 Points = list[tuple[float, float]]
 
@@ -113,8 +113,8 @@ class History:
     def at_step(self, step: int, x: str = "targets") -> float:
         """Where the run was after a step: the figure ``x`` of the last line up to it, 0 before the first."""
         last = bisect_right(self.lines, step, key=lambda line: line["step"])
-        found = (self.lines[number].get(x) for number in range(last - 1, -1, -1))
-        return float(next((value for value in found if value is not None), 0.0))
+        found = (figure(self.lines[number].get(x)) for number in range(last - 1, -1, -1))
+        return next((value for value in found if value is not None), 0.0)
 
     def resumes(self) -> list[dict[str, Any]]:
         """Starts that went on with something."""
@@ -129,7 +129,7 @@ def pairs(xs: Sequence[float | None], ys: Sequence[float | None]) -> Points:
 def load_history(folder: Path) -> History:
     """Read a run's folder. Raises ConfigError when nothing was ever logged there."""
     lines = sorted(read_lines(folder / METRICS_NAME), key=lambda line: line["step"])
-    intervals = [line for line in lines if isinstance(line.get("targets"), int)]
+    intervals = [line for line in lines if is_count(line.get("targets"))]
     if not intervals:
         found = what_is(folder)
         why = found if found == "does not exist" else f"is no run with figures: {METRICS_NAME} is missing or empty"
