@@ -8,10 +8,11 @@ import pyarrow as pa
 
 from pipeline.read.chat import chat_problem
 from pipeline.read.columns import body_columns, body_of, record_of, wanted_columns, without_nan
-from pipeline.read.expansion import Expansion, shares, sizes
+from pipeline.read.expansion import Expansion
 from pipeline.read.values import BadRecord
 from pipeline.records import LONGEST_RECORD, DeadLetter, Place, Record, dead_letter
 from pipeline.settings import ReadSettings
+from shared.shards.expansion import shares, sizes
 
 ROWS_AT_ONCE = 256
 """A text may be repeated in every row at no cost in the file: so many of them are held at most."""

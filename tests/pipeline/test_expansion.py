@@ -10,8 +10,8 @@ import pytest
 from test_input_content import read
 
 from pipeline.read import streams
-from pipeline.read.expansion import expanded, sizes
 from pipeline.records import DeadLetter, Record
+from shared.shards.expansion import expanded, sizes
 
 WORDS = ["", "a", "bb" * 50, None, "ccc", "ccc"]
 LISTS = [["a", "bb"], [], None, ["ccc"], ["d" * 9, None], []]

@@ -16,6 +16,7 @@ from rounding import ENTROPY
 from shared.config import ConfigError
 from shared.patching import PatchingSettings
 from trainer.__main__ import main
+from trainer.commands import generate as command
 from trainer.commands.generate import unescaped
 from trainer.generation.generator import Generator
 from trainer.generation.sampling import SamplingSettings
@@ -218,6 +219,12 @@ def test_a_folder_without_identity_is_one_line(tmp_path: Path, generate: Command
 def test_a_prompt_file_that_is_missing_is_named(folder: Path, tmp_path: Path, generate: Command) -> None:
     _, error = generate(folder, "--prompt-file", tmp_path / "none", code=1)
     assert f"--prompt-file {tmp_path / 'none'}: No such file" in error
+
+
+def test_a_prompt_that_never_ends_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "MOST_PROMPT_BYTES", 1 << 20)
+    with pytest.raises(ConfigError, match="--prompt-file /dev/zero: larger than"):
+        command.prompt_in(Path("/dev/zero"))
 
 
 def test_a_device_that_is_not_there_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from trainer.errors import TaskError
+from trainer.evaluation.tasks import records
 from trainer.evaluation.tasks.opening import ChoiceTask, CompletionTask, Shots, open_task, open_tasks
 from trainer.evaluation.tasks.questions import Choice, Completion, joined
+from trainer.evaluation.tasks.records import read_records
 
 PLAIN = {"context": "The sky is", "choices": ["blue.", "green."], "answer": 0}
 
@@ -184,3 +187,79 @@ def test_a_fifo_in_the_place_of_a_task_file_is_refused_and_not_waited_for(tmp_pa
     for given in (tmp_path, tmp_path / f"a{suffix}"):
         with pytest.raises(TaskError, match=rf"a\{suffix}: not a regular file"):
             open_tasks([given])
+
+
+def stream(path: Path, table: pa.Table) -> Path:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema, options=ZSTD) as writer:
+        writer.write_table(table)
+    return path
+
+
+def arrow_file(path: Path, table: pa.Table) -> Path:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema, options=ZSTD) as writer:
+        writer.write_table(table)
+    return path
+
+
+def parquet(path: Path, table: pa.Table) -> Path:
+    pq.write_table(table, path, compression="zstd")
+    return path
+
+
+ZSTD = pa.ipc.IpcWriteOptions(compression="zstd")
+WRITERS = {"stream": (stream, "t.arrow"), "file": (arrow_file, "t.arrow"), "parquet": (parquet, "t.parquet")}
+
+
+@pytest.mark.parametrize("way", WRITERS)
+def test_records_of_all_types_are_what_was_written(tmp_path: Path, way: str) -> None:
+    values = {
+        "question": ["What?", "Why?"],
+        "choices": [["x", "y"], None],
+        "meta": [{"a": "s", "b": [1.5]}, None],
+        "label": ["left", "right"],
+        "count": [1, None],
+    }
+    table = pa.table(values)
+    table = table.set_column(3, "label", table["label"].dictionary_encode())
+    write, name = WRITERS[way]
+    found = read_records(write(tmp_path / name, table))
+    assert [record.values for record in found] == table.to_pylist()
+    assert [record.values for record in read_records(tmp_path / name, 1)] == table.to_pylist()[:1]
+
+
+def test_a_stream_without_its_end_mark_is_read_and_one_that_breaks_off_is_refused(tmp_path: Path) -> None:
+    path = stream(tmp_path / "t.arrow", pa.table({"question": ["What?"], "answer": ["x"]}))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-8])
+    assert len(read_records(path)) == 1
+    path.write_bytes(whole[:-40])
+    with pytest.raises(TaskError, match=r"t\.arrow"):
+        read_records(path)
+
+
+@pytest.mark.parametrize("way", WRITERS)
+def test_a_text_that_is_held_once_and_stands_in_every_row_is_counted_before_it_is_made(
+    tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "MOST_BYTES", 1 << 22)
+    text = pa.DictionaryArray.from_arrays(pa.array([0] * 200, pa.int32()), pa.array(["a" * (1 << 20)]))
+    write, name = WRITERS[way]
+    path = write(tmp_path / name, pa.table({"question": text, "answer": ["x"] * 200}))
+    tracemalloc.start()
+    try:
+        with pytest.raises(TaskError, match="more than 4,194,304 bytes"):
+            read_records(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("way", WRITERS)
+def test_a_batch_says_how_long_it_will_be_before_it_is_decoded(
+    tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "MOST_BATCH_BYTES", 1 << 20)
+    write, name = WRITERS[way]
+    path = write(tmp_path / name, pa.table({"question": ["a" * (1 << 21)], "answer": ["x"]}))
+    with pytest.raises(TaskError, match="expands to"):
+        read_records(path)

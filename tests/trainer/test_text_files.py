@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import os
 import sys
 import tarfile
 from pathlib import Path
@@ -107,6 +108,15 @@ def test_standard_input_is_one_document(model: Path, monkeypatch: pytest.MonkeyP
     assert figures(out)["bytes"] == len(TEXTS[0])
     (beside,) = json.loads(out.read_text())["datasets"][0]["beside"]
     assert beside["total"]["bits_per_byte"] == figures(out)["bits_per_byte"]
+
+
+def test_a_file_whose_name_is_not_utf_8_is_scored_and_told_in_json(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.txt")
+    path.write_bytes(TEXTS[0])
+    assert command(model, path, "--json", tmp_path / "a.json", "--documents", tmp_path / "b.jsonl") == 0
+    (found,) = json.loads((tmp_path / "a.json").read_text())["datasets"]
+    assert found["dataset"] == str(path)
+    assert json.loads((tmp_path / "b.jsonl").read_text())["id"].endswith("caf\\udce9.txt")
 
 
 def test_files_without_text_are_refused(tmp_path: Path) -> None:

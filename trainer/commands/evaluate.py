@@ -147,11 +147,16 @@ def run(arguments: argparse.Namespace) -> int:
                 figures["samples"] = evaluator.samples(dataset)
             reports.append(figures)
     if documents:
-        documents.write("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+        documents.write(b"".join(encoded(record) + b"\n" for record in records))
     if json_file:
         content = {"generator": GENERATOR, "model": str(arguments.model), "datasets": reports}
-        json_file.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        json_file.write(encoded(content, indent=1) + b"\n")
     return 0
+
+
+def encoded(value: dict[str, Any], indent: int | None = None) -> bytes:
+    """JSON in UTF-8. Bytes of names of files that are not UTF-8 are lone surrogates, which JSON has an escape for."""
+    return json.dumps(value, indent=indent, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
 class TextFile:

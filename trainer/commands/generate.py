@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from shared.chat import Turn
 from shared.config import ConfigError
+from shared.json_reader import read_at_most
 from shared.terminal import INTERRUPTED, unfiltered
 from trainer.commands.running import (
     add_model,
@@ -28,6 +29,9 @@ from trainer.generation.output import in_turn, json_line, summary
 from trainer.generation.piece import Piece
 from trainer.generation.settings import GenerateSettings
 from trainer.generation.text import RESET, PatchStyle, text_of
+
+MOST_PROMPT_BYTES = 64 << 20
+"""Of a file with a prompt: a device would never end."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,11 +139,15 @@ def prompts_from(arguments: argparse.Namespace) -> list[bytes | Sequence[Turn]]:
 
 
 def prompt_in(path: Path) -> bytes:
-    """The content of a file. Raises ConfigError that names it."""
+    """The content of a file or a pipe. Raises ConfigError that names it."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            text = read_at_most(file, MOST_PROMPT_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"--prompt-file {path}: {error.strerror}") from None
+    if len(text) > MOST_PROMPT_BYTES:
+        raise ConfigError(f"--prompt-file {path}: larger than {MOST_PROMPT_BYTES:,} bytes")
+    return text
 
 
 def settings_from(arguments: argparse.Namespace) -> GenerateSettings:

@@ -142,11 +142,16 @@ def _columns(rows: Sequence[Row], patched: bool) -> BatchColumns:
         texts=_ragged([row.text for row in rows]),
         lengths=lengths,
         parts=np.zeros(len(rows), np.int32),
-        ids=pa.array([row.id for row in rows], pa.string()),
+        ids=pa.array([_encodable(row.id) for row in rows], pa.string()),
         subsets=pa.array([row.subset for row in rows], pa.string()),
         metas=pa.array([row.meta for row in rows], pa.string()),
         all_spans=_spans([row.spans for row in rows]),
     )
+
+
+def _encodable(id: str) -> str:
+    """An id whose bytes that are not UTF-8, as names of files may have them, are escapes."""
+    return id.encode("utf-8", "backslashreplace").decode()
 
 
 def _ragged(values: Sequence[bytes]) -> Ragged:

@@ -11,11 +11,15 @@ import pyarrow.parquet as pq
 
 from shared.json_reader import parse_json
 from shared.magic import BYTE_ORDER_MARK, HEAD, not_plain_text
+from shared.shards.arrow import MOST_BATCH_BYTES
+from shared.shards.arrow_messages import FILE_MAGIC, DamagedMessages, footer, message_at, messages
+from shared.shards.expansion import expanded
 from trainer.errors import TaskError
 
 MOST_BYTES = 1 << 28
 """Of text in one file; tasks that people publish have some megabytes."""
-ROWS_AT_ONCE = 256
+ROWS_AT_ONCE, ROW_BYTES = 256, 64
+"""A row takes some memory whatever it holds."""
 SUFFIXES = (".jsonl", ".parquet", ".arrow")
 
 
@@ -78,9 +82,10 @@ def read_records(path: Path, limit: int | None = None) -> list[Record]:
             batch.validate(full=True)
             for start in range(0, batch.num_rows, ROWS_AT_ONCE):
                 part = batch.slice(start, min(ROWS_AT_ONCE, batch.num_rows - start, (limit or sys.maxsize) - len(rows)))
-                rows += (found := part.to_pylist())
-                if (size := size + sum(map(_size, found))) > MOST_BYTES:
+                size += ROW_BYTES * part.num_rows + sum(map(expanded, part.columns))
+                if size > MOST_BYTES:
                     raise TaskError(f"{path}: more than {MOST_BYTES:,} bytes of tasks")
+                rows += part.to_pylist()
                 if len(rows) == limit:
                     break
             if len(rows) == limit:
@@ -90,13 +95,6 @@ def read_records(path: Path, limit: int | None = None) -> list[Record]:
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # ValueError: text that is not UTF-8
         raise TaskError(f"{path}: {error}") from None
     return [Record(f"{path}, row {number}", row) for number, row in enumerate(rows, 1)]
-
-
-def _size(value: Any) -> int:
-    """About how much text a row holds, nested values included."""
-    if isinstance(value, dict):
-        return sum(map(_size, value.values()))
-    return sum(map(_size, value)) if isinstance(value, list) else len(value) if isinstance(value, (str, bytes)) else 8
 
 
 def _json_lines(path: Path, limit: int | None) -> list[Record]:
@@ -125,17 +123,58 @@ def _json_lines(path: Path, limit: int | None) -> list[Record]:
 
 
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """The rows of a Parquet or an Arrow file, some at a time. `datasets` writes streams; others write files."""
+    """The rows of a Parquet or an Arrow file, some at a time, each batch bounded before it is decoded.
+
+    A value that the file holds once may stand in every row: it stays so here. `datasets` writes streams; others write
+    files.
+    """
     if path.suffix == ".parquet":
-        with pq.ParquetFile(path) as file:
-            yield from file.iter_batches(ROWS_AT_ONCE)
+        yield from _row_groups(path)
         return
     with pa.memory_map(str(path)) as source:
-        try:
-            reader = pa.ipc.open_file(source)
-        except pa.ArrowInvalid:
-            source.seek(0)
-            yield from pa.ipc.open_stream(source)
-        else:
-            for number in range(reader.num_record_batches):
-                yield reader.get_batch(number)
+        yield from _file(source) if source.read_at(len(FILE_MAGIC), 0) == FILE_MAGIC else _stream(source)
+
+
+def _row_groups(path: Path) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(path) as file:
+        columns = (file.schema.column(number) for number in range(len(file.schema)))
+        texts = [column.path for column in columns if column.logical_type.type in ("STRING", "NONE") and _bytes(column)]
+    with pq.ParquetFile(path, read_dictionary=texts) as file:
+        for number in range(file.num_row_groups):
+            group = file.metadata.row_group(number)
+            sizes = [group.column(column).total_uncompressed_size for column in range(group.num_columns)]
+            _require_small(sum(map(abs, sizes)), f"row group {number}")
+            yield from file.iter_batches(ROWS_AT_ONCE, row_groups=[number], use_threads=False)
+
+
+def _bytes(column: Any) -> bool:
+    return column.physical_type == "BYTE_ARRAY"
+
+
+def _file(source: pa.NativeFile) -> Iterator[pa.RecordBatch]:
+    found = footer(source)
+    _require_small(sum(message_at(source, block).made for block in found.dictionaries), "its dictionaries")
+    reader = pa.ipc.open_file(source)
+    for number, block in enumerate(found.batches):
+        _require_small(message_at(source, block).made, f"batch {number}")
+        yield reader.get_batch(number)
+
+
+def _stream(source: pa.NativeFile) -> Iterator[pa.RecordBatch]:
+    reader, dictionaries, end = pa.ipc.open_stream(source), 0, 0
+    try:
+        for message in messages(source):
+            end = message.end
+            if message.kind == "dictionary":
+                _require_small(dictionaries := dictionaries + message.made, "its dictionaries")
+            elif message.kind == "batch":
+                _require_small(message.made, f"the batch at byte {message.begin}")
+                yield reader.read_next_batch()
+    except DamagedMessages:
+        if source.size() - end >= 4:  # else the end mark alone is missing, which readers do without
+            raise
+
+
+def _require_small(made: int, what: str) -> None:
+    if made > MOST_BATCH_BYTES:
+        raise ValueError(f"{what} expands to {made:,} bytes; at most {MOST_BATCH_BYTES:,} are read at once")
