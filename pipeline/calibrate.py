@@ -26,7 +26,7 @@ from pipeline.patching_file import (
 from pipeline.preprocess import add_scoring_arguments, entropy_model_sha256, scoring_of
 from pipeline.settings import PipelineError
 from pipeline.threshold import Goal, find_thetas, patches_of, with_theta
-from shared.files import Output, add_overwrite
+from shared.files import add_overwrite, output_of
 from shared.patching import PatchingSettings
 from shared.patching.settings import ENTROPY_RULES
 from shared.shards.dataset import Dataset, open_dataset
@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Calibrate, unless the file is there and current; returns the exit code."""
-    out = Output(arguments.out, PATCHING, arguments.overwrite)
+    out = output_of(arguments, "out", PATCHING)
     dataset = _train_dataset(arguments.dataset)
     validation = _validation_beside(dataset)
     try:

@@ -15,7 +15,7 @@ import stat
 import sys
 import tempfile
 import time
-from argparse import ArgumentParser, _ArgumentGroup
+from argparse import ArgumentParser, Namespace, _ArgumentGroup
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +46,8 @@ class Output:
     """How files of this kind begin, in their first LONGEST_BEGINNING bytes: only such a file is replaced."""
     overwrite: bool = False
     """Replace any regular file."""
+    others: tuple[Path, ...] = ()
+    """What else the command reads or writes: never replaced, whatever is allowed."""
 
     def __post_init__(self) -> None:
         self.check()
@@ -53,20 +55,28 @@ class Output:
     def check(self) -> bool:
         """Whether the path is a stream, which is opened as it is. Raises OutputError when it must not be written."""
         kind = _kind(self.path)
+        if kind == "stream":
+            return True
+        for other in self.others:
+            if _is_same(self.path, other):
+                raise OutputError(f"{self.path} is the same file as {other}, which this command uses; name another")
         if kind is None:
             check_parent(self.path)
-        elif kind == "stream":
-            return True
         elif kind != "file":
             raise OutputError(f"{self.path} is {kind}; name a file that is new, or one that this command wrote")
-        elif not self.overwrite:
-            with self.path.open("rb") as file:
-                ours = self.ours.match(file.read(LONGEST_BEGINNING)) is not None
-            if not ours:
+        elif not self._is_ours():
+            for other in filter(Path.is_dir, self.others):
+                if self.path.resolve().is_relative_to(other.resolve()):
+                    raise OutputError(f"{self.path} is in {other}, which this command reads; choose another name")
+            if not self.overwrite:
                 raise OutputError(
                     f"{self.path} exists and this command did not write it; choose another name or add --overwrite"
                 )
         return False
+
+    def _is_ours(self) -> bool:
+        with self.path.open("rb") as file:
+            return self.ours.match(file.read(LONGEST_BEGINNING)) is not None
 
     def write(self, content: str | bytes) -> None:
         """Write the whole file. Raises OutputError as `check` does, OSError that names the path."""
@@ -81,6 +91,39 @@ def add_overwrite(parser: ArgumentParser | _ArgumentGroup) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace existing files that this command did not write"
     )
+
+
+def output_of(arguments: Namespace, option: str, ours: re.Pattern[bytes], default: Path | None = None) -> Output:
+    """The file that an option names, kept apart from every other path of the command line.
+
+    ``default``: the file where the option was not given, which may lie in a folder that the command reads.
+    """
+    given = getattr(arguments, option)
+    if given is None and default is not None:
+        return Output(default, ours, arguments.overwrite)
+    others = (path for name, value in vars(arguments).items() if name != option for path in _paths_in(value))
+    return Output(given, ours, arguments.overwrite, tuple(others))
+
+
+def output_if_given(arguments: Namespace, option: str, ours: re.Pattern[bytes]) -> Output | None:
+    """The same of an option without which no file is written."""
+    return None if getattr(arguments, option) is None else output_of(arguments, option, ours)
+
+
+def _paths_in(value: object) -> Iterator[Path]:
+    if isinstance(value, Path):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _paths_in(item)
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    """Whether two paths name one file, which may not be there yet."""
+    try:
+        return path.samefile(other)
+    except OSError:
+        return path.absolute() == other.absolute()
 
 
 def check_folder(path: Path, ours: Callable[[Path], bool] = lambda _: False) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.inspect.page import write_page
 from pipeline.inspect.report import report
-from shared.files import Output, add_overwrite
+from shared.files import add_overwrite, output_if_given
 from shared.page import PAGE
 from shared.shards.dataset import find_datasets, open_dataset
 from shared.shards.manifest import DatasetError
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # any document must be printable on any terminal
     try:
-        out = None if arguments.html is None else Output(arguments.html, PAGE, arguments.overwrite)
+        out = output_if_given(arguments, "html", PAGE)
         datasets = [open_dataset(folder) for folder in find_datasets(arguments.dataset)]
         if out is not None:
             print(write_page(out, datasets, arguments.documents))

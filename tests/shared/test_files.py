@@ -141,3 +141,46 @@ def test_each_command_that_writes_a_file_refuses_foreign_ones_before_it_works(
         assert str(folder if folder in arguments else foreign) in said, arguments
         assert "nothing" not in said, arguments
     assert foreign.read_text() == (folder / "theirs").read_text() == "theirs"
+
+
+def test_no_command_replaces_what_it_reads_or_writes_twice_whatever_is_allowed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pipeline.__main__ import main as pipeline
+    from trainer.__main__ import main as trainer
+
+    file, folder = tmp_path / "x.jsonl", tmp_path / "folder"
+    file.write_text('{"text": "theirs"}\n')
+    folder.mkdir()
+    (folder / "model.safetensors").write_text("theirs")
+    linked, inside, new = tmp_path / "linked", folder / "model.safetensors", tmp_path / "new"
+    os.link(file, linked)
+    for main, *arguments in (
+        (trainer, "evaluate", folder, file, "--json", file),
+        (trainer, "evaluate", folder, file, "--json", f"{tmp_path}/folder/../x.jsonl"),
+        (trainer, "evaluate", folder, file, "--documents", linked),
+        (trainer, "evaluate", folder, folder, "--beside", folder, file, "--json", file),
+        (trainer, "evaluate", folder, file, "--json", inside),
+        (trainer, "evaluate", folder, file, "--json", new, "--documents", new),
+        (trainer, "tasks", folder, file, "--json", file),
+        (trainer, "tasks", folder, file, "--examples", file),
+        (trainer, "tasks", folder, file, "--examples", new, "--json", new),
+        (trainer, "lm-eval", folder, "--tasks", "x", "--json", inside),
+        (trainer, "report", folder, "--out", inside),
+        (trainer, "dial", folder, folder, "--out", inside),
+        (pipeline, "inspect", folder, "--html", inside),
+        (pipeline, "calibrate", folder, "--target", "4", "--patcher", folder, "--out", inside),
+    ):
+        assert main([*(str(part) for part in arguments), "--overwrite"]) != 0
+        assert re.search("this command (uses|reads); ", capsys.readouterr().err), arguments
+    assert file.read_text() == '{"text": "theirs"}\n'
+    assert inside.read_text() == "theirs"
+    assert not new.exists()
+
+
+def test_a_stream_may_be_named_twice_and_a_file_of_ours_may_lie_in_what_is_read(tmp_path: Path) -> None:
+    Output(Path(os.devnull), OURS, others=(Path(os.devnull),)).write("ours: now")
+    (tmp_path / "figures").write_text("ours: before")
+    Output(tmp_path / "figures", OURS, others=(tmp_path,)).write("ours: now")
+    Output(tmp_path / "new", OURS, others=(tmp_path, Path("-"))).write("ours: now")
+    assert (tmp_path / "figures").read_text() == (tmp_path / "new").read_text() == "ours: now"

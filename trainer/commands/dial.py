@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared.config import ConfigError
-from shared.files import Output, add_overwrite
+from shared.files import add_overwrite, output_of
 from shared.shards.dataset import open_dataset
 from trainer.checkpoints.folders import is_complete
 from trainer.commands.evaluate import split_folder
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the table and write the file; returns the exit code."""
-    out = Output(arguments.out or run_of(arguments.model) / DIAL_NAME, DIAL, arguments.overwrite)
+    out = output_of(arguments, "out", DIAL, run_of(arguments.model) / DIAL_NAME)
     dataset = open_dataset(split_folder(arguments.dataset, VALIDATION_SPLIT))
 
     check_running(arguments)

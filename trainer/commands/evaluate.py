@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shared.config import ConfigError
-from shared.files import Output, add_overwrite
+from shared.files import add_overwrite, output_if_given
 from shared.model_identity import load_settings
 from shared.shards.dataset import Dataset, open_dataset
 from shared.shards.manifest import MANIFEST_NAME
@@ -119,8 +119,8 @@ def run(arguments: argparse.Namespace) -> int:
     for option in ("samples", "sample_bytes"):
         if (value := getattr(arguments, option)) is not None and value < 1:
             raise ConfigError(f"--{option.replace('_', '-')}: {value} is too small")
-    documents = arguments.documents and Output(arguments.documents, DOCUMENTS, arguments.overwrite)
-    json_file = arguments.json and Output(arguments.json, FIGURES, arguments.overwrite)
+    documents = output_if_given(arguments, "documents", DOCUMENTS)
+    json_file = output_if_given(arguments, "json", FIGURES)
     check_running(arguments)
     read = TextsRead()
     given = [read.documents_at(path) for path in arguments.datasets]

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from shared.config import ConfigError
-from shared.files import Output, add_overwrite
+from shared.files import add_overwrite, output_if_given
 from trainer.commands.running import (
     add_model,
     add_running,
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the harness's own table; returns the exit code."""
     from trainer.evaluation.harness import harness_model, harness_module
 
-    json_file = arguments.json and Output(arguments.json, FIGURES, arguments.overwrite)
+    json_file = output_if_given(arguments, "json", FIGURES)
     check_running(arguments)
     names = ("dtype", "tokens", "together", "subset")
     options = {name: getattr(arguments, name) for name in names}

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shared.config import ConfigError
-from shared.files import Output, add_overwrite
+from shared.files import add_overwrite, output_of
 from shared.page import PAGE
 from trainer.laboratory.csv_files import write_csv
 from trainer.laboratory.pictures import kept_picture
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print what was found and write the page, and CSV files into laboratories; returns the exit code."""
     folders: list[Path] = arguments.folders
-    out = Output(arguments.out or folders[0] / REPORT_NAME, PAGE, arguments.overwrite)
+    out = output_of(arguments, "out", PAGE, folders[0] / REPORT_NAME)
     laboratories = [folder for folder in folders if is_laboratory(folder)]
     runs = [load_history(path) for path in folders if path not in laboratories or (path / METRICS_NAME).exists()]
     for folder in laboratories:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared.config import ConfigError
-from shared.files import Output, add_overwrite
+from shared.files import add_overwrite, output_if_given
 from trainer.commands.generate import unescaped
 from trainer.commands.running import (
     add_model,
@@ -97,8 +97,8 @@ def run(arguments: argparse.Namespace) -> int:
     from trainer.evaluation.tasks.report import example_lines, figures, tables
     from trainer.evaluation.tasks.running import Answering
 
-    examples = arguments.examples and Output(arguments.examples, EXAMPLES, arguments.overwrite)
-    json_file = arguments.json and Output(arguments.json, FIGURES, arguments.overwrite)
+    examples = output_if_given(arguments, "examples", EXAMPLES)
+    json_file = output_if_given(arguments, "json", FIGURES)
     tasks = open_tasks(arguments.files, arguments.limit, arguments.normalize)
     plan = [(task, Shots(task, arguments.shots)) for task in tasks]
     choosing = any(isinstance(task, ChoiceTask) for task in tasks)
