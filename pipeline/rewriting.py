@@ -187,20 +187,31 @@ def _is_current(out: Path, request: dict[str, Any]) -> bool:
     """Whether the folder holds what is requested. Raises IdentityError or PipelineError if it holds anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    try:
-        recorded = read_json(out / REQUEST_FILE, MOST_REQUEST_BYTES)
-    except (OSError, ValueError):
-        raise PipelineError(f"--out {out} is there already and no work of this command; give a new folder") from None
+    recorded = _recorded(out / REQUEST_FILE)
+    if recorded is None:
+        raise PipelineError(f"--out {out} is there already and no work of this command; give a new folder")
     if lines := differences(recorded, _plain(request)):
         raise IdentityError(f"{out} was made otherwise; give a new --out, or put back: {in_short(lines)}")
     return True
+
+
+def _recorded(path: Path) -> dict[str, Any] | None:
+    """The request in a file, if there is one."""
+    try:
+        found = read_json(path, MOST_REQUEST_BYTES)
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _begin(unfinished: Path, request: dict[str, Any]) -> None:
     """Record what is requested, or find it recorded; half-written files are removed."""
     path = unfinished / REQUEST_FILE
     if path.exists():
-        if lines := differences(read_json(path, MOST_REQUEST_BYTES), _plain(request)):
+        recorded = _recorded(path)
+        if recorded is None:
+            raise PipelineError(f"{path} does not say which command was at work; remove {unfinished}")
+        if lines := differences(recorded, _plain(request)):
             raise IdentityError(
                 f"{unfinished} holds unfinished work of another command; remove it, or put back: {in_short(lines)}"
             )

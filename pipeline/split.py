@@ -30,7 +30,7 @@ from pipeline.scored import scored
 from pipeline.selection import DUPLICATE, KEPT, fates_of, selects
 from pipeline.settings import SPLIT_NAMES, Job, PipelineError, SplitName
 from shared.shards.document import Row
-from shared.shards.manifest import ShardEntry
+from shared.shards.manifest import MOST_ROWS, ShardEntry
 from shared.shards.writer import ShardWriter
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ Progress = Callable[[int], None]
 READ_AHEAD = 2**24
 WRITTEN_BEHIND = 2**24
 """Bytes that wait for the scorer, and for the writer."""
+ROWS_OF_A_SHARD = MOST_ROWS // 2
+"""After which a shard of short documents is closed, whatever bytes it has."""
 _RECORD_BYTES = 2**10
 """Of everything about a record but its text and metadata."""
 
@@ -178,24 +180,26 @@ class _Sorting:
 class _Shards:
     """The shards of a split while they are written: at most one open for train and one for validation.
 
-    A shard is closed by the document with which it reaches ``limit`` bytes. A context: leaving it by an error removes
-    what is not closed.
+    A shard is closed by the document with which it reaches ``limit`` bytes, or ROWS_OF_A_SHARD. A context: leaving it
+    by an error removes what is not closed.
     """
 
     def __init__(self, job: Job, split: int, limit: int) -> None:
         self._job, self._split, self._limit = job, split, limit
         self._open: dict[SplitName, ShardWriter] = {}
         self._sizes: dict[SplitName, int] = {}
+        self._rows: dict[SplitName, int] = {}
         self._closed: dict[SplitName, list[ShardEntry]] = {name: [] for name in SPLIT_NAMES}
 
     def add(self, name: SplitName, row: Row, last: bool) -> None:
         if name not in self._open:
             stem, output = shard_stem(self._split, len(self._closed[name])), self._job.output
             self._open[name] = ShardWriter(self._job.out / name, stem, output.format, output.sidecar)
-            self._sizes[name] = 0
+            self._sizes[name] = self._rows[name] = 0
         self._open[name].add(row, last)
         self._sizes[name] += len(row.text)
-        if last and self._sizes[name] >= self._limit:
+        self._rows[name] += 1
+        if last and (self._sizes[name] >= self._limit or self._rows[name] >= ROWS_OF_A_SHARD):
             self._close(name)
 
     def __enter__(self) -> "_Shards":

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from shared.json_reader import open_regular
+
 
 class IdentityError(ValueError):
     """Two artefacts that should come from the same making do not."""
@@ -22,8 +24,8 @@ def digest(value: Any) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file's content, in hex, read in bounded memory."""
-    with path.open("rb") as file:
+    """sha256 of a file's content, in hex, read in bounded memory. Raises OSError, also for what is no regular file."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -5,11 +5,13 @@ with a RecursionError and takes NaN; the one here refuses both with a ValueError
 """
 
 import errno
+import math
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,10 +20,12 @@ from pydantic_core import from_json
 MOST_BYTES = 4 << 20
 """Of a configuration or a record of ours; parsed JSON takes up to 30 times as much memory as its text."""
 PIECE_BYTES = 1 << 20
+_LARGE = re.compile(rb"[eE]\+?[0-9]{3}|[0-9]{200}")
+_LARGE_TEXT = re.compile(_LARGE.pattern.decode())
 
 
 @contextmanager
-def open_regular(path: str | Path, follow: bool = True) -> Iterator[IO[bytes]]:
+def open_regular(path: str | Path, follow: bool = True) -> Iterator[BufferedReader]:
     """A regular file to read; OSError that names it for a folder, a FIFO or a device, which might never end.
 
     ``follow``: also by a symbolic link.
@@ -64,7 +68,29 @@ def parse_json(content: bytes | str, finite: bool = True) -> Any:
 
     ``finite``: for NaN and infinities too; without it a schema that names the key is to refuse them.
     """
-    return from_json(content, allow_inf_nan=not finite)
+    value = from_json(content, allow_inf_nan=not finite)
+    if finite and _may_overflow(content):
+        _require_finite(value)
+    return value
+
+
+def _may_overflow(content: bytes | str) -> bool:
+    """Whether a number in a text may be beyond 1.8e308; of few others it is said, too."""
+    found = _LARGE_TEXT.search(content) if isinstance(content, str) else _LARGE.search(content)
+    return found is not None
+
+
+def _require_finite(value: Any) -> None:
+    """Raise ValueError for an infinity, which a number in JSON becomes when it is too large."""
+    waiting = [value]
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, float) and math.isinf(found):
+            raise ValueError("a number too large for 64 bits")
+        if isinstance(found, dict):
+            waiting.extend(found.values())
+        elif isinstance(found, list):
+            waiting.extend(found)
 
 
 def read_json(path: str | Path, most_bytes: int = MOST_BYTES, finite: bool = True) -> Any:

@@ -130,10 +130,14 @@ def _safe_stream(stream: TextIO | None, ends_program: bool) -> TextIO:
 
 
 def _nowhere(number: int) -> TextIO:
-    with open(os.devnull, "r+b") as nothing:
-        if nothing.fileno() != number:
-            os.dup2(nothing.fileno(), number)
-        return open(os.dup(number) if nothing.fileno() == number else number, "w", closefd=False)
+    """A stream without a reader that takes the number of a standard one."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    if nothing == number:
+        os.set_inheritable(number, True)
+    else:
+        os.dup2(nothing, number)
+        os.close(nothing)
+    return open(number, "w", closefd=False)
 
 
 def run_program(main: Callable[[], int], complain: Callable[[BaseException], int]) -> int:

@@ -85,19 +85,26 @@ def _matches(relative: str, globs: Collection[str], used: set[str]) -> bool:
     return bool(found)
 
 
-def data_files(paths: Collection[str], listed: Callable[[str], Collection[str] | None], left_out: LeftOut) -> list[str]:
+def data_files(
+    paths: Collection[str],
+    listed: Callable[[str], Collection[str] | None],
+    left_out: LeftOut,
+    unwanted: Callable[[str], bool] = lambda _: False,
+) -> list[str]:
     """The paths that hold data. Of a Hugging Face dataset on disk these are the files that its state.json lists.
 
-    ``listed`` gives these of a folder; None: all but caches. Raises PipelineError for one that is listed and missing.
+    ``listed`` gives these of a folder; None: all but caches. Raises PipelineError for one that is listed and missing,
+    but not if it is ``unwanted``.
     """
     files = [PurePosixPath(path) for path in paths]
     present = set(files)
     folders = {file.parent for file in files if file.name == "state.json"}
     datasets: dict[PurePosixPath, set[str]] = {}
+    arrow_files = _arrow_files(files)
     for folder in folders:
         if folder / "dataset_info.json" in present:
             names = listed(str(folder))
-            datasets[folder] = {*names} if names is not None else _arrow_files(folder, files)
+            datasets[folder] = {*names} if names is not None else arrow_files.get(folder, set())
     collections = {folder.parent for folder in datasets if folder.parent / "dataset_dict.json" in present}
     for file in files:
         unlisted = file.parent in datasets and file.name not in datasets[file.parent]
@@ -105,7 +112,7 @@ def data_files(paths: Collection[str], listed: Callable[[str], Collection[str] |
             raise PipelineError(f"{file}: a dataset with an indices table; save it again after flatten_indices()")
     for folder, wanted in datasets.items():
         for name in sorted(wanted):
-            if folder / name not in present:
+            if folder / name not in present and not unwanted(str(folder / name)):
                 raise PipelineError(
                     f"{folder / name} is missing; the state.json beside it lists it: save the dataset again"
                 )
@@ -122,10 +129,13 @@ def data_files(paths: Collection[str], listed: Callable[[str], Collection[str] |
     return kept
 
 
-def _arrow_files(folder: PurePosixPath, files: Collection[PurePosixPath]) -> set[str]:
-    """What a dataset without a list is taken to consist of."""
-    apart = ("cache-", "indices")
-    return {f.name for f in files if f.parent == folder and f.suffix == ".arrow" and not f.name.startswith(apart)}
+def _arrow_files(files: Collection[PurePosixPath]) -> dict[PurePosixPath, set[str]]:
+    """What a dataset without a list is taken to consist of, by folder."""
+    found: dict[PurePosixPath, set[str]] = {}
+    for file in files:
+        if file.suffix == ".arrow" and not file.name.startswith(("cache-", "indices")):
+            found.setdefault(file.parent, set()).add(file.name)
+    return found
 
 
 def without_notes(kinds: Mapping[str, Kind], empty: Collection[str], left_out: LeftOut) -> list[str]:

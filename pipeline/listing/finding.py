@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from pipeline.listing.choosing import (
@@ -61,6 +62,13 @@ class Found:
 
 Known = Callable[[str, str, Stamp], Format | None]
 """The format of a file (root, path, stamp) that was looked at before."""
+
+
+class _Below(NamedTuple):
+    """A folder to be entered."""
+
+    folder: Path
+    place: Place
 
 
 @dataclass
@@ -137,20 +145,23 @@ class Search:
                 files[relative] = found
         self._follow(root, links, files)
         entries: dict[str, Found | Path] = {}
-        for entry in self.chosen(str(root), files):
+        for entry in self.chosen(str(root), files, wanted):
             entries[entry.path] = entry
         entries |= {path: root / path for path in datasets}
         return [entries[path] for path in sorted(entries)]
 
-    def chosen(self, root: str, files: Mapping[str, Stamp]) -> Iterator[Found]:
+    def chosen(self, root: str, files: Mapping[str, Stamp], wanted: Glob) -> Iterator[Found]:
         """Those of the files in one input that hold data for training, with their formats."""
 
         def listed(folder: str) -> list[str] | None:
             where = f"{root}/{folder}/state.json" if folder != "." else f"{root}/state.json"
             return listed_files(retried(lambda: read_state(where)), where)
 
+        def unwanted(path: str) -> bool:
+            return not wanted.chooses(path) or file_left_out(path, self.reading, set()) is not None
+
         formats: dict[str, Format] = {}
-        for path in data_files(files, listed, self.left_out):
+        for path in data_files(files, listed, self.left_out, unwanted):
             if files[path].size == 0 and path.lower().endswith(".lock"):
                 self.left_out.add(OWN_FILE, path)
                 continue
@@ -169,8 +180,23 @@ class Search:
     def _walk(self, root: Path, folder: Path, wanted: Glob, place: Place) -> Iterator[tuple[str, Stamp | Path | None]]:
         """Files below a folder with stamps, links (as paths), and our datasets, as far as they are wanted.
 
-        No link to a folder is followed, and no folder is entered that holds nothing which could be wanted.
+        No link to a folder is followed, and no folder is entered that holds nothing which could be wanted. Folders may
+        lie as deep inside each other as the system allows.
         """
+        levels = [self._entries(root, folder, wanted, place)]
+        while levels:
+            for found in levels[-1]:
+                if isinstance(found, _Below):
+                    levels.append(self._entries(root, found.folder, wanted, found.place))
+                    break
+                yield found
+            else:
+                levels.pop()
+
+    def _entries(
+        self, root: Path, folder: Path, wanted: Glob, place: Place
+    ) -> "Iterator[tuple[str, Stamp | Path | None] | _Below]":
+        """The same of one folder, with the folders to be entered."""
         try:
             entries = sorted(os.scandir(folder), key=lambda e: e.name)
         except OSError as error:
@@ -210,7 +236,7 @@ class Search:
                 elif is_our_run(path):
                     self.left_out.add(_UNFINISHED, relative)
                 else:
-                    yield from self._walk(root, path, wanted, at)
+                    yield _Below(path, at)
             elif not chosen:
                 continue
             elif not entry.is_file():
@@ -304,7 +330,7 @@ def _remote(url: str, search: Search) -> Iterator[Found | Path]:
             search.left_out.add(_NOT_UTF8, relative)
         else:
             files[relative] = stamp_of(infos[relative])
-    entries = [*search.chosen(folder, files)]
+    entries = [*search.chosen(folder, files, wanted)]
     yield from entries
     if pattern is not None:
         _require(url, entries, search.left_out)

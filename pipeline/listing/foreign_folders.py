@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from pipeline.settings import PipelineError
+from shared.json_reader import open_regular
 from shared.shards.manifest import first_problem
 from shared.storage import open_binary
 
@@ -59,7 +60,7 @@ def read_state(location: str) -> bytes:
 def is_our_run(folder: Path) -> bool:
     """Whether a folder is that of a run of preprocess, finished or not."""
     try:
-        with (folder / "run.json").open("rb") as file:
+        with open_regular(folder / "run.json") as file:
             return _OUR_RUN.match(file.read(256)) is not None
     except OSError:
         return False
@@ -76,8 +77,8 @@ def hub_repository(folder: Path) -> Path | None:
 def current_snapshot(repository: Path) -> str | None:
     """The name of the snapshot that the main branch of a cached repository stands for, if that is known."""
     try:
-        with (repository / "refs" / "main").open() as file:
-            name = file.read(200).strip()
+        with open_regular(repository / "refs" / "main") as file:
+            name = file.read(200).decode().strip()
     except (OSError, UnicodeDecodeError):
         return None
     return name if _REVISION.fullmatch(name) and (repository / "snapshots" / name).is_dir() else None

@@ -25,10 +25,9 @@ def split_glob(text: str, exists: Callable[[str], bool] = lambda _: False) -> tu
     ``exists``: whether there is a folder with a path; a part with such characters in its name is that folder.
     """
     parts = text.split("/")
+    magic = [i for i, part in enumerate(parts) if has_magic(part)]
     first = next(
-        i
-        for i, part in enumerate(parts)
-        if has_magic(part) and (part == ANY_FOLDERS or not exists("/".join(parts[: i + 1])))
+        (i for i in magic if parts[i] == ANY_FOLDERS or not exists("/".join(parts[: i + 1]))), max(magic, default=0)
     )
     return "/".join(parts[:first]) or ("/" if first else "."), "/".join(parts[first:])
 

@@ -48,16 +48,20 @@ def read_arrow(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterato
                 yield damaged_range(file.full_path, Place(file.path), problem, records=_rows(file.full_path))
             return
         names = wanted_names(schema, file.path, reading)
-        head: list[Message] = []
+        head: dict[int, list[Message]] = {}  # by number of the dictionary
         number = row = at = 0
         try:
             for message in found:
                 at = message.end
                 if message.kind != "batch":
-                    head.append(message)
+                    held = head.setdefault(message.dictionary, [])
+                    if not message.adds:
+                        held.clear()  # nothing refers to it any more
+                    held.append(message)
                     continue
                 if piece.begin <= number < piece.end:
-                    yield from _batch(file, source, schema, head, message, row, names, reading)
+                    dictionaries = [part for held in head.values() for part in held]
+                    yield from _batch(file, source, schema, dictionaries, message, row, names, reading)
                 number, row = number + 1, row + message.rows
                 if number == piece.end and not last:
                     return

@@ -67,7 +67,7 @@ def json_object(data: bytes, what: str) -> dict[str, Any]:
     """The object in some JSON text. Raises BadRecord that says where in ``what`` it goes wrong."""
     try:
         # Decoded here: json.loads would guess UTF-16 from NUL bytes and let surrogates pass.
-        values = json.loads(data.decode())
+        values = _loaded(data.decode())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         if (encoding := wide_encoding(data)) is not None:
             raise BadRecord(f"{what} is in {encoding}: {to_utf8(encoding)}") from None
@@ -76,11 +76,18 @@ def json_object(data: bytes, what: str) -> dict[str, Any]:
         raise BadRecord(f"not UTF-8: {error.reason} at byte {error.start} of {what}") from None
     except RecursionError as error:
         raise BadRecord(f"not JSON that can be read: {error}") from None
-    except ValueError:  # a number of more digits than Python takes
-        values = json.loads(data.decode(), parse_int=_number)
     if not isinstance(values, dict):
         raise BadRecord(f"a JSON {kind(values)}, not an object")
     return values
+
+
+def _loaded(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # a number of more digits than Python takes; what follows it may be wrong, too
+        return json.loads(text, parse_int=_number)
 
 
 def _number(digits: str) -> int | str:

@@ -97,7 +97,8 @@ def _row_group(
             raise pa.ArrowInvalid(expands(used, made, reading.max_ratio))
         expansion = Expansion(used, reading.max_ratio)
         at_once = _rows_at_once(source, columns)
-        for batch in table.iter_batches(at_once, row_groups=[group], columns=names, use_threads=False):
+        batches = table.iter_batches(at_once, row_groups=[group], columns=names, use_threads=False)
+        for batch in batches if at_once == ROWS_AT_ONCE else _together(batches):
             for found in records_of(batch, names, file.path, row, reading, expansion):
                 yield found
                 row += 1
@@ -113,6 +114,31 @@ def _row_group(
     begin = min(max(begin, 0), file.size)
     size = min(max(text.total_compressed_size, 0), file.size - begin)
     yield damaged_range(file.full_path, Place(file.path, row=row), reason, begin, size, end - row)
+
+
+def _together(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches of some more, as long as they come to little: each batch takes its time."""
+    held: list[pa.RecordBatch] = []
+    rows = size = 0
+    try:
+        for batch in batches:
+            held.append(batch)
+            rows, size = rows + len(batch), size + batch.nbytes
+            if rows >= ROWS_AT_ONCE or size >= BYTES_AT_ONCE:
+                yield _joined(held)
+                held, rows, size = [], 0, 0
+    except DATA_ERRORS:  # what stands before the damage is good
+        if held:
+            yield _joined(held)
+        raise
+    if held:
+        yield _joined(held)
+
+
+def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    if len(batches) == 1:
+        return batches[0]
+    return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
 
 
 def _rows_at_once(source: pa.NativeFile, columns: list[Any]) -> int:

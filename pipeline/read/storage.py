@@ -32,6 +32,8 @@ _VERSION_KEYS = (
     "created",
 )
 """What file systems tell about the version of a file; the first that is there is taken."""
+MOST_LOST = 2**40
+"""Records that one dead letter may stand for."""
 DATA_ERRORS = (pa.ArrowException, ValueError, OSError)
 """What pyarrow raises for data that makes no sense; see ``reason_in`` for what else an OSError can be."""
 
@@ -73,7 +75,10 @@ def open_arrow(location: str) -> pa.NativeFile:
 def damaged_range(
     location: str, place: Place, reason: str, begin: int = 0, size: int | None = None, records: int = 1
 ) -> DeadLetter:
-    """The dead letter of a range of a file that makes no sense; ``size`` None is all the rest."""
+    """The dead letter of a range of a file that makes no sense; ``size`` None is all the rest.
+
+    ``records``: how many were in it, which is believed of damaged data up to MOST_LOST.
+    """
     state, held, excerpt = hashlib.sha256(), 0, b""
     with open_binary(location) as file:
         file.seek(begin)
@@ -81,7 +86,7 @@ def damaged_range(
             state.update(chunk)
             excerpt = excerpt or chunk[:LONGEST_EXCERPT]
             held += len(chunk)
-    return DeadLetter(place, reason, held, state.hexdigest(), excerpt, max(records, 1))
+    return DeadLetter(place, reason, held, state.hexdigest(), excerpt, records if 1 <= records <= MOST_LOST else 1)
 
 
 def reason_in(error: Exception) -> str:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from shared.interop.names import InteropError
+from shared.json_reader import open_regular
 
 
 class TorchFile:
@@ -54,6 +55,6 @@ class TorchFile:
 
 
 def _load(path: Path) -> object:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         zipped = file.read(2) == b"PK"  # files of before torch 1.6 cannot be mapped
     return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)

@@ -15,6 +15,7 @@ FILE_MAGIC = b"ARROW1"
 _CONTINUATION = 0xFFFFFFFF
 _LONGEST_METADATA = 2**28
 _V5 = 4
+_COMPRESSED_BEFORE_V5 = b"ARROW:experimental_compression"
 _TAIL = 4 + len(FILE_MAGIC)
 _KINDS: dict[int, Literal["schema", "dictionary", "batch"]] = {1: "schema", 2: "dictionary", 3: "batch"}
 
@@ -51,6 +52,10 @@ class Message:
     """Bytes of the body."""
     made: int
     """Bytes of the body once its buffers are decompressed."""
+    dictionary: int = 0
+    """The number of a dictionary."""
+    adds: bool = False
+    """Whether it adds to the dictionary of this number before it, which it replaces otherwise."""
 
 
 def messages(source: pa.NativeFile) -> Iterator[Message]:
@@ -127,16 +132,23 @@ def _message(source: pa.NativeFile, metadata: bytes, begin: int, body: int) -> M
     kind = _KINDS[root.number(1, "<B")]
     size = root.number(3, "<q")
     record = root.table(2)
+    number, adds = 0, False
     if kind == "dictionary":
+        number, adds = record.number(0, "<q"), record.number(2, "<B") != 0
         record = record.table(1)
     rows, made = 0, size
     if kind != "schema":
         rows = record.number(0, "<q")
-        if record.has(3) and size >= 0 and body + size <= source.size():
+        if _is_compressed(record, metadata) and size >= 0 and body + size <= source.size():
             made = sum(_decompressed(source, body, size, *buffer) for buffer in record.pairs(2))
     if rows < 0:
         raise IndexError
-    return Message(kind, begin, body + size, rows, size, made)
+    return Message(kind, begin, body + size, rows, size, made, number, adds)
+
+
+def _is_compressed(record: "_Table", metadata: bytes) -> bool:
+    """Arrow 0.17 said it in the metadata of a message, where pyarrow still looks for it."""
+    return record.has(3) or (_version(metadata) < _V5 and _COMPRESSED_BEFORE_V5 in metadata)
 
 
 def _decompressed(source: pa.NativeFile, body: int, size: int, begin: int, length: int) -> int:

@@ -16,7 +16,7 @@ from shared.storage import open_binary, tried_again
 
 CACHE_BYTES = 64 * 2**30
 MOST_COMPANION_BYTES = 2**34
-"""Of an index or sidecar, whose sizes no manifest says."""
+"""Of a file of which nothing says how large it can be."""
 ARRIVING = ".arriving"
 CHUNK = 2**20
 WAIT_SECONDS = 0.05
@@ -53,9 +53,10 @@ class FileCache:
         self.limit = limit
         self._seen: set[str] = set()
 
-    def hold(self, url: str, sha256: str, size: int | None) -> Lease:
+    def hold(self, url: str, sha256: str, size: int | None, most: int | None = None) -> Lease:
         """A file, fetched if it is not here; when another process is fetching it, this one waits.
 
+        ``most``: bytes of the largest that is fetched, where ``size`` is not known.
         Raises DatasetError when what arrives is not what the manifest says, StorageError when nothing arrives.
         """
         path = self._path(url, sha256)
@@ -65,11 +66,12 @@ class FileCache:
                 os.utime(path)  # the least recently used go first
                 return lease
             del lease
-            if not self.fetch(url, sha256, size):
+            if not self.fetch(url, sha256, size, most):
                 time.sleep(WAIT_SECONDS)
 
-    def fetch(self, url: str, sha256: str, size: int | None) -> bool:
+    def fetch(self, url: str, sha256: str, size: int | None, most: int | None = None) -> bool:
         """Fetch a file if it is not here; False at once when another process is at it. Raises as ``hold`` does."""
+        largest = next(bound for bound in (size, most, MOST_COMPANION_BYTES) if bound is not None)
         path = self._path(url, sha256)
         arriving = path.with_name(path.name + ARRIVING)
         if path.exists():
@@ -84,7 +86,7 @@ class FileCache:
                     self._make_room(size or 0)
                     os.ftruncate(descriptor, size or 0)  # others that make room count it
                     try:
-                        tried_again(lambda: _download(url, descriptor, sha256, size), url)
+                        tried_again(lambda: _download(url, descriptor, sha256, largest), url)
                     except FileNotFoundError:
                         raise DatasetError(f"{url} is missing; the manifest lists it") from None
                     except OSError as error:
@@ -127,10 +129,9 @@ class FileCache:
             total -= held * _removed(path)
 
 
-def _download(url: str, descriptor: int, sha256: str, expected: int | None) -> None:
+def _download(url: str, descriptor: int, sha256: str, most: int) -> None:
     """Write what a URL holds into an open file. Raises DatasetError when it is something else, or is larger."""
     digest, size = hashlib.sha256(), 0
-    most = MOST_COMPANION_BYTES if expected is None else expected
     with open_binary(url) as source:
         while chunk := source.read(CHUNK):
             if size + len(chunk) > most:

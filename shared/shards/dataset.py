@@ -36,6 +36,8 @@ from shared.storage import location_of
 
 OPEN_READERS = 64
 """Shards and sidecars that stay mapped at a time."""
+INDEX_BYTES = 2**25
+"""Of indexes of shards that are held at a time, or one that is larger: private memory of each process."""
 
 
 @dataclass(frozen=True)
@@ -170,14 +172,18 @@ class Dataset:
 
     def stored_index(self, shard: int) -> ShardIndex:
         """The index of one shard, its file checked and itself; its sums may not be those of the manifest."""
-        if (index := self._indexes.pop(shard, None)) is None:
-            entry = self.manifest.shards[shard]
-            file = self._file(index_name(entry.name), entry.index_sha256, None, _most_of_index(entry))
-            index = read_index(file.path, entry.rows)
-        self._indexes[shard] = index
-        while len(self._indexes) > OPEN_READERS:
-            del self._indexes[next(iter(self._indexes))]
-        return index
+        with self._locked():
+            if (index := self._indexes.pop(shard, None)) is None:
+                entry = self.manifest.shards[shard]
+                file = self._file(index_name(entry.name), entry.index_sha256, None, _most_of_index(entry))
+                index = read_index(file.path, entry.rows)
+            self._indexes[shard] = index
+            held = sum(index.nbytes for index in self._indexes.values())
+            for old in list(self._indexes)[:-1]:
+                if held <= INDEX_BYTES:
+                    break
+                held -= self._indexes.pop(old).nbytes
+            return index
 
     def batch(self, shard: int, batch: int) -> BatchColumns:
         """Decode one record batch, of which everything is true that the index says.
@@ -276,9 +282,7 @@ class Dataset:
         self, name: str, sha256: str, size: int | None, opened: Callable[[Path], Any], most: int | None = None
     ) -> Any:
         """The reader of a file, from the most recently used ones of this process."""
-        if self._process != os.getpid():
-            self._forget_readers()  # a lock that another thread held at the fork would never be released
-        with self._lock:
+        with self._locked():
             file, reader = self._readers.pop(name, (None, None))
             if file is None:
                 file = self._file(name, sha256, size, most)
@@ -307,6 +311,12 @@ class Dataset:
             check_file(path, sha256, size, most)
             self._checked.add(name)
         return File(path)
+
+    def _locked(self) -> RLock:
+        """The lock of this process."""
+        if self._process != os.getpid():
+            self._forget_readers()  # a lock that another thread held at the fork would never be released
+        return self._lock
 
     def _forget_readers(self) -> None:
         self._process = os.getpid()

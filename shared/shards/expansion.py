@@ -19,11 +19,16 @@ def shares(kind: pa.DataType) -> bool:
         return True
     if isinstance(kind, pa.BaseExtensionType):
         return shares(kind.storage_type)
-    return any(shares(kind.field(i).type) for i in range(kind.num_fields)) or _is_list_view(kind)
+    return any(shares(kind.field(i).type) for i in range(kind.num_fields)) or _is_list_view(kind) or _is_dense(kind)
 
 
 def _is_list_view(kind: pa.DataType) -> bool:
     return pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind)
+
+
+def _is_dense(kind: pa.DataType) -> bool:
+    """Whether values are unions whose members are found by offsets."""
+    return pa.types.is_union(kind) and kind.mode == "dense"
 
 
 def sizes(array: pa.Array) -> np.ndarray:
@@ -50,6 +55,8 @@ def sizes(array: pa.Array) -> np.ndarray:
     if pa.types.is_fixed_size_list(kind):
         width = kind.list_size
         return _of_lists(array, (array.offset + np.arange(len(array))) * width, np.full(len(array), width))
+    if pa.types.is_union(kind):
+        return _unions(array)
     if pa.types.is_struct(kind):
         return sum((sizes(child) for child in array.flatten()), np.zeros(len(array), np.int64))
     if pa.types.is_string(kind) or pa.types.is_binary(kind):
@@ -68,6 +75,18 @@ def _of_lists(array: Any, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
     ends = np.append(0, np.cumsum(sizes(values)))
     begins, counts = begins.astype(np.int64), counts.astype(np.int64)
     return ends[begins + counts] - ends[begins]
+
+
+def _unions(array: pa.Array) -> np.ndarray:
+    kind, place = array.type, slice(array.offset, array.offset + len(array))
+    codes = np.frombuffer(array.buffers()[1], np.int8)[place]
+    at = np.frombuffer(array.buffers()[2], np.int32)[place] if kind.mode == "dense" else np.arange(len(array))
+    found = np.zeros(len(array), np.int64)
+    for number, code in enumerate(kind.type_codes):
+        chosen = codes == code
+        if chosen.any():
+            found[chosen] = sizes(array.field(number))[at[chosen]]
+    return found
 
 
 def _buffer(array: pa.Array, dtype: Any) -> np.ndarray:

@@ -3,6 +3,7 @@
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,6 +81,11 @@ class ShardIndex:
         return len(self.bytes)
 
     @property
+    def nbytes(self) -> int:
+        """Memory that holding this index costs."""
+        return sum(getattr(self, name).nbytes for name in COLUMNS)
+
+    @cached_property
     def batch_starts(self) -> np.ndarray:
         """int64 [batches + 1], the row at which each batch begins; the last is the number of rows."""
         return np.append(np.flatnonzero(self.row == 0), len(self.row)).astype(np.int64)

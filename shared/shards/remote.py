@@ -63,7 +63,7 @@ class RemoteDataset(Dataset):
         return self._cache.fetch(f"{self._url}/{entry.name}", entry.sha256, entry.bytes_on_disk)
 
     def _file(self, name: str, sha256: str, size: int | None, most: int | None = None) -> Lease:
-        return self._cache.hold(f"{self._url}/{name}", sha256, size)
+        return self._cache.hold(f"{self._url}/{name}", sha256, size, most)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"url": self._url, "manifest": self.manifest, "cache": self._cache}

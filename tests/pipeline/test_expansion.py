@@ -1,6 +1,7 @@
 """Values that are held once and stand in many rows count as often as they stand there; members of all types count."""
 
 import io
+import struct
 import tarfile
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from test_input_content import read
 
-from pipeline.read import streams
+from pipeline.read import arrow_ipc, parquet, streams
+from pipeline.read.arrow_rows import BYTES_AT_ONCE, ROWS_AT_ONCE, _blocks
 from pipeline.records import DeadLetter, Record
+from shared.shards.arrow_messages import _Table, messages
 from shared.shards.expansion import expanded, sizes
 
 WORDS = ["", "a", "bb" * 50, None, "ccc", "ccc"]
@@ -42,6 +45,14 @@ ARRAYS = {
     "list of view": pa.array(LISTS, pa.large_list(pa.string_view())),
     "list view": pa.array(LISTS, pa.list_view(pa.string())),
     "struct": pa.StructArray.from_arrays([pa.array(WORDS), pa.array(WORDS).dictionary_encode()], ["x", "y"]),
+    "dense union": pa.UnionArray.from_dense(
+        pa.array([0, 1, 0, 0, 1], pa.int8()),
+        pa.array([2, 1, 2, 3, 0], pa.int32()),
+        [pa.array(WORDS), pa.array(["z", "yy"])],
+    ),
+    "sparse union": pa.UnionArray.from_sparse(
+        pa.array([0, 1, 0, 1, 1, 0], pa.int8()), [pa.array(WORDS), pa.array(WORDS[::-1]).dictionary_encode()]
+    ),
     "dictionary of lists": pa.DictionaryArray.from_arrays(pa.array([0, 3, 3, None]), pa.array(LISTS)),
 }
 
@@ -125,3 +136,94 @@ def test_a_member_without_content_is_a_dead_letter_and_the_others_are_read(tmp_p
     assert what in letter.reason
     assert "a/1.txt" in letter.reason
     assert letter.place.member == "a/1"
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_few_rows_are_held_at_once_where_a_union_has_one_value_in_all(inside: bool) -> None:
+    rows = 3 * ROWS_AT_ONCE
+    codes, offsets = pa.array([0] * rows, pa.int8()), pa.array([0] * rows, pa.int32())
+    column = pa.UnionArray.from_dense(codes, offsets, [pa.array(["x" * (BYTES_AT_ONCE // 4)])])
+    if inside:
+        column = pa.StructArray.from_arrays([column], ["x"])
+    assert {end - begin for begin, end in _blocks(rows, [column])} == {4}
+
+
+def from_arrow_0_17(text: str) -> bytes:
+    """A stream whose batch is compressed as that version did: no field of the batch says so."""
+    batch, sink = pa.record_batch([pa.array([text])], names=["text"]), pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_batch(batch, custom_metadata={"ARROW:experimental_compression": "zstd"})
+    content = bytearray(sink.getvalue().to_pybytes())
+    (found,) = [message for message in messages(pa.BufferReader(bytes(content))) if message.kind == "batch"]
+    begin = found.begin + 8
+    metadata = bytes(content[begin : found.end - found.body])
+    root = _Table(metadata, struct.unpack_from("<I", metadata)[0])
+    struct.pack_into("<h", content, begin + root._position(0), 3)  # version 4
+    struct.pack_into("<H", content, begin + root.table(2)._fields + 4 + 2 * 3, 0)  # no compression
+    return bytes(content)
+
+
+def test_what_an_old_arrow_compressed_is_measured_too() -> None:
+    content = from_arrow_0_17("a" * 10**6)
+    assert pa.ipc.open_stream(content).read_all()["text"].to_pylist() == ["a" * 10**6]
+    assert [message.made for message in messages(pa.BufferReader(content))][1] > 10**6
+
+
+def languages(dictionaries: list[list[str]], **options) -> bytes:
+    """A stream of batches of one row each, of the last word of a dictionary of its own."""
+    schema, sink = pa.schema([("text", pa.string()), ("lang", pa.dictionary(pa.int32(), pa.string()))]), io.BytesIO()
+    with pa.ipc.new_stream(sink, schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
+        for words in dictionaries:
+            indices = pa.array([len(words) - 1], pa.int32())
+            column = pa.DictionaryArray.from_arrays(indices, pa.array(words))
+            writer.write_batch(pa.record_batch([pa.array(["text"]), column], schema=schema))
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize("deltas", [False, True])
+def test_dictionaries_that_are_replaced_are_not_read_again(tmp_path: Path, monkeypatch, deltas: bool) -> None:
+    words = [["a"], ["a", "b"], ["a", "b", "c"], ["d"], ["d", "e"], ["f"]]
+    (tmp_path / "a.arrow").write_bytes(languages(words, emit_dictionary_deltas=deltas))
+    used, decoded = [], arrow_ipc._decoded
+    monkeypatch.setattr(arrow_ipc, "_decoded", lambda *parts: used.append(len(parts[2])) or decoded(*parts))
+    assert [record.subset for record in read(tmp_path / "a.arrow")] == ["a", "b", "c", "d", "e", "f"]
+    assert used == ([1, 2, 3, 1, 2, 1] if deltas else [1] * 6)
+
+
+def long_dictionary(path: Path, rows: int = 1500) -> list[str]:
+    """Write a Parquet table whose text is in a dictionary of 1.5 MB; its texts."""
+    texts = [f"{number:06d}" + "x" * 1000 for number in range(rows)]
+    pq.write_table(
+        pa.table({"text": texts}),
+        path,
+        compression="none",
+        dictionary_pagesize_limit=2**24,
+        data_page_size=64,
+        write_batch_size=16,
+        write_page_checksum=True,
+        write_statistics=False,
+    )
+    return texts
+
+
+def test_rows_of_long_dictionaries_are_read_few_at_once_and_handled_together(tmp_path: Path, monkeypatch) -> None:
+    texts = long_dictionary(tmp_path / "a.parquet")
+    handled, records_of = [], parquet.records_of
+    monkeypatch.setattr(
+        parquet, "records_of", lambda batch, *rest: handled.append(len(batch)) or records_of(batch, *rest)
+    )
+    assert [record.text.decode() for record in read(tmp_path / "a.parquet")] == texts
+    assert len(handled) <= 1500 // ROWS_AT_ONCE + 1
+
+
+def test_rows_before_damage_are_kept_where_they_are_handled_together(tmp_path: Path) -> None:
+    texts = long_dictionary(tmp_path / "a.parquet")
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    column = pq.read_metadata(tmp_path / "a.parquet").row_group(0).column(0)
+    end = column.dictionary_page_offset + column.total_compressed_size
+    content[(column.data_page_offset + end) // 2] ^= 0xFF
+    (tmp_path / "a.parquet").write_bytes(content)
+    *good, letter = read(tmp_path / "a.parquet")
+    assert [record.text.decode() for record in good] == texts[: len(good)]
+    assert good
+    assert len(good) + letter.records == 1500

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import pickle
+import struct
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -15,9 +16,11 @@ import pytest
 import webdataset
 from pipeline_helpers import STATIC, compressed, counts, letters, preprocess, shard_hashes, stored
 
+from pipeline import split
 from pipeline.driver import make_plan
 from pipeline.settings import ReadSettings
 from shared.shards.dataset import open_dataset
+from shared.shards.manifest import MOST_ROWS
 
 TEXTS = [f"text {i} é\n" * (i % 7) + str(i) for i in range(300)]
 
@@ -141,6 +144,46 @@ def test_a_hugging_face_dataset_on_disk_is_its_data_files(tmp_path):
     assert open_dataset(tmp_path / "out" / "validation").manifest.totals.documents > 0
     (folder / "indices.arrow").write_bytes(b"")
     assert preprocess(folder, "--out", tmp_path / "other", *STATIC) == 2
+
+
+def test_a_listed_file_that_an_option_leaves_out_is_not_missing(tmp_path):
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    names = [f"data-{part:05d}-of-00002.arrow" for part in range(2)]
+    for part, name in enumerate(names):
+        write_arrow(folder / name, rows(TEXTS[part * 100 :][:100]), stream=True)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
+    (folder / "dataset_info.json").write_text("{}")
+    found = run(folder, tmp_path / "out", "--exclude", "data-00001*")
+    assert sorted(text for _, _, text in found) == sorted(text.encode() for text in TEXTS[:100])
+    (folder / names[0]).unlink()
+    assert preprocess(folder, "--out", tmp_path / "other", *STATIC, "--exclude", "data-00001*") == 2
+
+
+def test_a_file_that_claims_more_rows_than_can_be_counted_costs_itself_alone(tmp_path):
+    sink, batch = pa.BufferOutputStream(), pa.record_batch([pa.nulls(123_456)], names=["x"])
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        for _ in range(3):
+            writer.write_batch(batch)
+    content = sink.getvalue().to_pybytes()
+    (tmp_path / "in").mkdir()
+    claimed = content.replace(struct.pack("<q", 123_456), struct.pack("<q", 2**62))
+    (tmp_path / "in" / "a.arrow").write_bytes(claimed)
+    (tmp_path / "in" / "b.txt").write_text("a text")
+    assert [text for _, _, text in run(tmp_path / "in", tmp_path / "out", code=3)] == [b"a text"]
+    (letter,) = letters(tmp_path / "out")
+    assert "no column 'text'" in letter["reason"]
+
+
+def test_a_shard_has_no_more_rows_than_a_reader_takes(tmp_path, monkeypatch):
+    assert split.ROWS_OF_A_SHARD < MOST_ROWS
+    monkeypatch.setattr(split, "ROWS_OF_A_SHARD", 40)
+    write_parquet(tmp_path / "a.parquet", rows())
+    found = run(tmp_path / "a.parquet", tmp_path / "out")
+    assert sorted(text for _, _, text in found) == sorted(text.encode() for text in TEXTS)
+    sizes = [entry.rows for entry in open_dataset(tmp_path / "out" / "train").manifest.shards]
+    assert len(sizes) > 1
+    assert max(sizes) == 40
 
 
 @pytest.mark.parametrize("names", [("train", "validation", "test"), ("train", "test"), ("test",)])

@@ -22,6 +22,7 @@ from pipeline_helpers import STATIC, compressed, counts, letters, preprocess, sh
 
 from pipeline.driver import make_plan
 from pipeline.listing import list_inputs
+from pipeline.listing.foreign_folders import current_snapshot, is_our_run
 from pipeline.listing.globs import Glob, split_glob
 from pipeline.read import read_split, storage
 from pipeline.read.forward import Forward
@@ -149,6 +150,46 @@ def test_globs_find_files_and_whole_folders_locally_and_remotely(corpus, bucket)
 def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):
     (tmp_path / "a[1].txt").write_bytes(b"x")
     assert paths(tmp_path / "a[1].txt") == ["a[1].txt"]
+
+
+def test_a_file_that_is_missing_in_a_folder_whose_name_looks_like_a_glob_is_one_line(tmp_path):
+    (tmp_path / "a[1]").mkdir()
+    with pytest.raises(PipelineError, match="matches no file"):
+        paths(tmp_path / "a[1]" / "missing.txt")
+
+
+def test_folders_may_lie_deep_inside_each_other(tmp_path):
+    folder, folders = os.open(tmp_path, os.O_RDONLY), [str(tmp_path / "in")]
+    for name in ["in", *"d" * 1000]:
+        os.mkdir(name, dir_fd=folder)
+        below = os.open(name, os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = below
+        folders.append(f"{folders[-1]}/d")
+    os.close(os.open("a.txt", os.O_CREAT | os.O_WRONLY, dir_fd=folder))
+    os.close(folder)
+    try:
+        assert len(paths(tmp_path / "in")) == 1
+    finally:
+        os.unlink(f"{folders[-2]}/a.txt")
+        for name in reversed(folders[:-1]):  # a removal by recursion would fail
+            os.rmdir(name)
+
+
+def test_a_fifo_in_place_of_a_note_of_other_programs_is_not_waited_for(tmp_path):
+    (tmp_path / "refs").mkdir()
+    (tmp_path / "snapshots" / "abc").mkdir(parents=True)
+    opened = []
+    for name, content in (("run.json", '{"identity": 1}'), ("refs/main", "abc")):
+        os.mkfifo(tmp_path / name)
+        opened.append(os.open(tmp_path / name, os.O_RDWR))
+        os.write(opened[-1], content.ljust(1000).encode())  # who reads it anyway is not kept waiting here
+    try:
+        assert not is_our_run(tmp_path)
+        assert current_snapshot(tmp_path) is None
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
 
 
 def test_where_a_glob_begins():

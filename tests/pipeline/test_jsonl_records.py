@@ -38,6 +38,8 @@ def record(data: bytes, **options) -> Record:
         (b'{"text": "\xed\xa0\x80"}', "not UTF-8"),
         (b"\x00\x00", "not JSON"),
         (b"[" * 100_000, "not JSON"),
+        (b'{"text": "a", "n": ' + b"9" * 5000 + b", oops}", "not JSON"),
+        (b'{"text": "a", "n": ' + b"9" * 5000 + b', "m": ' + b"[" * 100_000, "not JSON"),
     ],
 )
 def test_what_is_no_record_says_why_and_where(data, reason):

@@ -145,3 +145,12 @@ def test_neither_torch_nor_ray_is_imported(tmp_path: Path) -> None:
     done = subprocess.run(line, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_note_that_is_not_one_of_ours_is_one_line(dataset, tmp_path: Path, capsys) -> None:
+    for folder in (tmp_path / "out", tmp_path / ".new.unfinished"):
+        folder.mkdir()
+        (folder / "made-by.json").write_text("[]")
+    for name in ("out", "new"):
+        assert run("recut", dataset, "--out", tmp_path / name, "--rule", "space") == 2
+        assert capsys.readouterr().err.count("\n") == 1

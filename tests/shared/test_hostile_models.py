@@ -116,6 +116,17 @@ def test_a_fifo_in_a_folder_is_not_waited_for(folder: Path, name: str) -> None:
             read(folder)
 
 
+def test_a_device_in_place_of_a_file_is_not_read(tmp_path: Path) -> None:
+    from shared.identity import file_sha256
+    from shared.interop.torch_file import TorchFile
+
+    (tmp_path / "link").symlink_to("/dev/null")  # /dev/zero would not end
+    with pytest.raises(OSError, match="not a regular file"):
+        file_sha256(tmp_path / "link")
+    with pytest.raises(InteropError, match="not a regular file"):
+        TorchFile(tmp_path / "link")
+
+
 def header_of(path: Path) -> tuple[dict[str, Any], bytes]:
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")

@@ -48,9 +48,26 @@ def test_a_link_is_followed_only_where_that_is_wanted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"[" * 100_000, b'{"a":' * 100_000, b"9" * 100_000, b"NaN", b"[Infinity]", b"\xff", b'"\\ud800"', b""],
-    ids=["lists", "objects", "digits", "nan", "infinity", "bytes", "surrogate", "empty"],
+    [
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b"9" * 100_000,
+        b"NaN",
+        b"[Infinity]",
+        b"\xff",
+        b'"\\ud800"',
+        b"",
+        b'{"a": [1, -1e999]}',
+        b"9" * 300 + b"e9",
+    ],
+    ids=["lists", "objects", "digits", "nan", "infinity", "bytes", "surrogate", "empty", "exponent", "large"],
 )
 def test_hostile_json_is_a_value_error(content: bytes) -> None:
-    with pytest.raises(ValueError, match=r"line 1|EOF"):
+    with pytest.raises(ValueError, match=r"line 1|EOF|too large for 64 bits"):
         parse_json(content)
+
+
+def test_large_numbers_that_are_finite_are_numbers() -> None:
+    assert parse_json(b'[1e308, 1E+0300, "1e999"]') == [1e308, 1e300, "1e999"]
+    assert parse_json("9" * 400) == int("9" * 400)
+    assert parse_json("[1e999]", finite=False) == [float("inf")]

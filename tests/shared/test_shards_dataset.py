@@ -212,3 +212,15 @@ def test_the_fingerprint_follows_content_and_identity(tmp_path: Path) -> None:
     assert make_dataset(tmp_path / "3", [[document("a", "x", b"abd")]]).fingerprint != one.fingerprint
     other = STATIC.model_copy(update={"max_length": 100})
     assert make_dataset(tmp_path / "4", [[document("a", "x", b"abc")]], patching=other).fingerprint != one.fingerprint
+
+
+def test_indexes_that_are_held_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_dataset(tmp_path, [[document(f"{s}-{n}", "x", b"text") for n in range(50)] for s in range(8)], "arrow")
+    each = data.shard_index(0).nbytes
+    monkeypatch.setattr(dataset, "INDEX_BYTES", 3 * each)
+    for shard in (*range(8), 0):
+        assert len(data.batch(shard, 0)) == 50
+    assert list(data._indexes) == [6, 7, 0]
+    monkeypatch.setattr(dataset, "INDEX_BYTES", 1)
+    assert len(data.batch(1, 0)) == 50
+    assert list(data._indexes) == [1]

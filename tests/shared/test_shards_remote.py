@@ -1,6 +1,7 @@
 """Datasets behind URLs: a bounded cache whose files are what the manifest says, fetched once for all processes."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from shard_examples import document, make_dataset
 
 from shared import storage
 from shared.shards import cache as caching
+from shared.shards import dataset as dataset_module
 from shared.shards.cache import FileCache
 from shared.shards.dataset import Dataset, open_dataset
 from shared.shards.manifest import DatasetError
@@ -200,3 +202,13 @@ def test_what_is_damaged_or_missing_over_there_names_its_url(folder: Path, tmp_p
         elsewhere._reader(0)
     with pytest.raises(DatasetError, match="is not a finished dataset"):
         open_dataset(f"counted://{tmp_path}", FileCache(tmp_path))
+
+
+def test_an_index_that_is_too_large_for_its_shard_is_not_fetched(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    shutil.copytree(folder, tmp_path / "data")
+    index = next((tmp_path / "data").glob("*00001*.index"))
+    index.write_bytes(index.read_bytes() + bytes(3 * caching.CHUNK))
+    monkeypatch.setattr(dataset_module, "MOST_DICTIONARY_BYTES", 0)
+    monkeypatch.setattr(dataset_module, "SPARE_BYTES", caching.CHUNK)
+    with pytest.raises(DatasetError, match="is larger than"):
+        remote(tmp_path / "data", tmp_path / "cache").shard_index(1)
