@@ -1,7 +1,9 @@
 """Task files: which fields are understood, what each record asks, and what is said of a record that asks nothing."""
 
+import io
 import json
 import os
+import struct
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from shared.shards.arrow_messages import messages
 from trainer.errors import TaskError
 from trainer.evaluation.tasks import records
 from trainer.evaluation.tasks.opening import ChoiceTask, CompletionTask, Shots, open_task, open_tasks
@@ -252,6 +255,36 @@ def test_a_text_that_is_held_once_and_stands_in_every_row_is_counted_before_it_i
         assert tracemalloc.get_traced_memory()[1] < 1 << 24
     finally:
         tracemalloc.stop()
+
+
+def test_a_stream_that_is_compressed_in_the_way_of_an_older_version_is_measured_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "MOST_BATCH_BYTES", 1 << 20)
+    table = pa.table({"question": ["a" * (1 << 21)]})
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema, options=ZSTD) as writer:
+        writer.write_batch(table.to_batches()[0], custom_metadata={"ARROW:experimental_compression": "zstd"})
+    data = bytearray(sink.getvalue())
+    begin = next(found.begin for found in messages(pa.BufferReader(bytes(data))) if found.kind == "batch")
+
+    def number(form: str, at: int) -> int:
+        return struct.unpack_from(form, data, at)[0]
+
+    def field(table: int, index: int) -> int:
+        """Where the place of a field in a flatbuffer's table is said."""
+        return table - number("<i", table) + 4 + 2 * index
+
+    root = begin + 8 + number("<I", begin + 8)
+    struct.pack_into("<h", data, root + number("<H", field(root, 0)), 3)  # version 4
+    header = root + number("<H", field(root, 2))
+    struct.pack_into("<H", data, field(header + number("<I", header), 3), 0)  # without a word of version 5's
+    with pa.ipc.open_stream(pa.py_buffer(bytes(data))) as stream:
+        assert stream.read_next_batch().nbytes > 1 << 21  # pyarrow reads it all the same
+    path = tmp_path / "t.arrow"
+    path.write_bytes(data)
+    with pytest.raises(TaskError, match="expands to"):
+        read_records(path)
 
 
 @pytest.mark.parametrize("way", WRITERS)
