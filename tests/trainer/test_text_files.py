@@ -211,6 +211,21 @@ def test_text_is_cut_with_the_default_threshold_which_is_said(
     assert figures(out)["bytes_per_patch"] < default  # a lower threshold: more patches
 
 
+def test_a_model_beside_that_cuts_all_text_alike_has_no_subset_to_choose(model: Path, tmp_path: Path) -> None:
+    own = several(tmp_path, {"tldr/en": -0.2}, {"code/train": "", "tldr/train": ""})
+    file = tmp_path / "a.txt"
+    file.write_bytes(TEXTS[2])
+    assert command(own, file, "--subset", "en", "--beside", model, file) == 0
+    with pytest.raises(ConfigError, match="cuts all text alike"):
+        command(model, file, "--subset", "en", "--beside", own, file)
+
+
+@pytest.mark.parametrize("threads", [0, 10**6])
+def test_a_number_of_threads_that_no_processor_has_is_refused(threads: int) -> None:
+    with pytest.raises(ConfigError, match=f"--threads: {threads} is too"):
+        running.check_running(argparse.Namespace(threads=threads))
+
+
 def test_threads_are_those_of_training_and_never_more_than_cores(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "usable_cores", lambda: 3)
     identity = load_identity(model / IDENTITY_NAME, ModelIdentity)

@@ -237,9 +237,11 @@ class Evaluator:
                 return recut_dataset(folder, given, self._device, name)
             check_fits(folder, given, name)
             return given
-        subset, patching = self._arguments.subset, None
+        patching = None
         if load_settings(folder).reads != "bytes":
             learnt = load_identity(folder / IDENTITY_NAME, ModelIdentity).patching
+            # A model beside may cut all text alike: it has no subset to choose.
+            subset = self._arguments.subset if folder == self._model or learnt.thetas else None
             patching = one_threshold(learnt, subset)
             chosen_subset(folder, subset)
         return cut_again(folder, given.rows, self._device, given.where, patching=patching)

@@ -10,7 +10,7 @@ from shared.config import ConfigError
 from shared.cores import usable_cores
 from shared.found import model_folder_at
 from shared.model_identity import WEIGHTS_FILE, load_settings
-from trainer.identity import IDENTITY_NAME, ModelIdentity, load_identity
+from trainer.identity import IDENTITY_NAME, MOST_THREADS, ModelIdentity, load_identity
 from trainer.thresholds import default_note, known_subset
 
 MODEL_HELP = "model folder, run or checkpoint"
@@ -70,9 +70,10 @@ def opened_model(path: Path) -> Iterator[Path]:
 
 
 def check_running(arguments: argparse.Namespace) -> None:
-    """Raise ConfigError for a number of threads below 1."""
-    if arguments.threads is not None and arguments.threads < 1:
-        raise ConfigError(f"--threads: {arguments.threads} is too small")
+    """Raise ConfigError for a number of threads that no processor has: torch would end the process without a word."""
+    if arguments.threads is not None and not 1 <= arguments.threads <= MOST_THREADS:
+        size = "small" if arguments.threads < 1 else "large"
+        raise ConfigError(f"--threads: {arguments.threads} is too {size}: 1 to {MOST_THREADS}")
 
 
 def device_named(name: str) -> str:
