@@ -227,6 +227,18 @@ def test_a_worker_that_dies_is_one_line(dataset: Dataset) -> None:
         list(islice(packs, 100))
 
 
+@pytest.mark.parametrize("error", [EOFError("unexpected EOF"), BlockingIOError(11, "Resource temporarily unavailable")])
+def test_a_worker_that_cannot_be_started_is_one_line(dataset: Dataset, monkeypatch, error: Exception) -> None:
+    """As multiprocessing says it where no more processes are allowed; the limit does not bind root, so it is raised."""
+
+    def refused(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("trainer.processes._WorkerProcess._Popen", refused)
+    with pytest.raises(WorkerError, match=rf"^no loader worker starts: .*{error.args[-1]}.*ulimit"):
+        next(iter(PackLoader(dataset, LIMITS, G, workers=1)))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_shard_that_has_been_cut_short_or_taken_away_is_named(tmp_path: Path, workers: int) -> None:
     rows = random_documents(1, 40)

@@ -118,7 +118,7 @@ class PackDataset(IterableDataset):
 
 
 class WorkerError(OSError):
-    """A loader worker has ended by itself: the system took its memory, or someone killed it."""
+    """A loader worker does not start, or has ended by itself: the system took its memory, or someone killed it."""
 
 
 class PackLoader:
@@ -152,11 +152,16 @@ class PackLoader:
     def __iter__(self) -> Iterator[Pack]:
         """Packs from the cursor on: a second iteration begins after the last step that the first one entered.
 
-        Raises DatasetError, in this process, for what a worker found damaged, and WorkerError when one has died.
+        Raises DatasetError, in this process, for what a worker found damaged, and WorkerError when one does not start
+        or has died.
         """
         self._packs.load_state_dict({"cursor": self.cursor.model_dump(), "next": FROM_WORKER})
         # In this process a DataLoader would only cost time.
-        items = iter(stateful_loader(self._packs, self._workers) if self._workers else self._packs)
+        try:
+            items = iter(stateful_loader(self._packs, self._workers) if self._workers else self._packs)
+        except (EOFError, OSError) as error:  # EOFError: the server that workers come from has ended, as forks fail
+            cause = first_line(error) or type(error).__name__
+            raise WorkerError(f"no loader worker starts: {cause}; are processes or memory limited (ulimit)?") from None
         while True:
             try:
                 item = next(items)
