@@ -63,10 +63,13 @@ def records_of(
     text_name = reading.text_column if reading.chat is None else None
     text = None if text_name is None else _sound(batch.column(text_name))
     columns = {name: _sound(batch.column(name)) for name in names if name != text_name}
-    for begin, end in _blocks(len(batch), [*columns.values(), *([] if text is None else [text])]):
+    every = [*columns.values(), *([] if text is None else [text])]
+    ends, plain = _shared_ends(every), [column for column in every if not shares(column.type)]
+    for begin, end in _blocks(len(batch), ends):
         held = [column.slice(begin, end - begin) for column in columns.values()]
         texts = None if text is None else text.slice(begin, end - begin)
-        expansion.add(held if texts is None else [*held, texts])
+        shared = 0 if ends is None else int(ends[end]) - int(ends[begin])
+        expansion.add(shared + sum(column.slice(begin, end - begin).nbytes for column in plain))
         values = {name: _values(column) for name, column in zip(columns, held)}
         for i, data in enumerate([None] * (end - begin) if texts is None else _texts(texts)):
             place = Place(path, row=first_row + begin + i)
@@ -74,17 +77,23 @@ def records_of(
             yield _chat(place, found, reading) if texts is None else _text(place, found, data, reading)
 
 
-def _blocks(rows: int, columns: list[pa.Array]) -> Iterator[tuple[int, int]]:
-    """Ranges of at most so many rows at once, of fewer where they come to much: of a shared value each has a copy."""
+def _shared_ends(columns: list[pa.Array]) -> np.ndarray | None:
+    """int64 [N + 1]: bytes of the values before each row and of all, in columns of which values may be shared.
+
+    None if there is no such column. Found once for all rows: it costs as much for a few of them.
+    """
     shared = [sizes(column) for column in columns if shares(column.type)]
-    if not shared or rows == 0:
+    return np.append(0, np.cumsum(sum(shared[1:], shared[0]))) if shared else None
+
+
+def _blocks(rows: int, ends: np.ndarray | None) -> Iterator[tuple[int, int]]:
+    """Ranges of at most so many rows at once, of fewer where they come to much: of a shared value each has a copy."""
+    if ends is None:
         yield from ((begin, min(begin + ROWS_AT_ONCE, rows)) for begin in range(0, rows, ROWS_AT_ONCE))
         return
-    ends = np.cumsum(sum(shared[1:], shared[0]))
     begin = 0
     while begin < rows:
-        before = int(ends[begin - 1]) if begin else 0
-        fits = int(np.searchsorted(ends, before + BYTES_AT_ONCE, side="right"))
+        fits = int(np.searchsorted(ends, int(ends[begin]) + BYTES_AT_ONCE, side="right")) - 1
         end = min(max(fits, begin + 1), begin + ROWS_AT_ONCE, rows)
         yield begin, end
         begin = end

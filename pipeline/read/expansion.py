@@ -3,7 +3,6 @@
 import pyarrow as pa
 
 from pipeline.read.streams import expands, too_large
-from shared.shards.expansion import expanded
 
 
 class Expansion:
@@ -13,8 +12,8 @@ class Expansion:
         """``used``: bytes on disk of everything that the rows are read from."""
         self._used, self._max_ratio, self._made = max(used, 1), max_ratio, 0
 
-    def add(self, arrays: list[pa.Array]) -> None:
-        """Count rows, before any of their values is made."""
-        self._made += sum(map(expanded, arrays))
+    def add(self, made: int) -> None:
+        """Count the bytes of rows, before any of their values is made."""
+        self._made += made
         if too_large(self._made, self._used, self._max_ratio):
             raise pa.ArrowInvalid(expands(self._used, self._made, self._max_ratio))

@@ -11,8 +11,9 @@ import pytest
 from test_input_content import read
 
 from pipeline.read import arrow_ipc, parquet, streams
-from pipeline.read.arrow_rows import BYTES_AT_ONCE, ROWS_AT_ONCE, _blocks
+from pipeline.read.arrow_rows import BYTES_AT_ONCE, ROWS_AT_ONCE, _blocks, _shared_ends
 from pipeline.records import DeadLetter, Record
+from shared.shards import expansion
 from shared.shards.arrow_messages import _Table, messages
 from shared.shards.expansion import expanded, sizes
 
@@ -145,7 +146,19 @@ def test_few_rows_are_held_at_once_where_a_union_has_one_value_in_all(inside: bo
     column = pa.UnionArray.from_dense(codes, offsets, [pa.array(["x" * (BYTES_AT_ONCE // 4)])])
     if inside:
         column = pa.StructArray.from_arrays([column], ["x"])
-    assert {end - begin for begin, end in _blocks(rows, [column])} == {4}
+    assert {end - begin for begin, end in _blocks(rows, _shared_ends([column]))} == {4}
+
+
+def test_the_bytes_of_shared_values_are_found_once_for_all_rows(tmp_path: Path, monkeypatch) -> None:
+    rows = 5 * ROWS_AT_ONCE
+    column = pa.ListArray.from_arrays(pa.array(range(rows + 1), pa.int32()), pa.array(["a"] * rows, pa.string_view()))
+    table = pa.table({"text": ["text"] * rows, "x": column})
+    with pa.ipc.new_file(str(tmp_path / "a.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    looked, found = [], expansion._views
+    monkeypatch.setattr(expansion, "_views", lambda array: looked.append(len(array)) or found(array))
+    assert len(read(tmp_path / "a.arrow", meta=True)) == rows
+    assert looked == [rows]
 
 
 def from_arrow_0_17(text: str) -> bytes:
