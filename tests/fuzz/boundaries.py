@@ -52,7 +52,7 @@ BOUNDARIES = (
     ),
     Boundary(
         "arrow shard",
-        ("shared/shards/arrow.py",),
+        ("shared/shards/arrow.py", "shared/shards/content.py"),
         d.dataset("arrow"),
         d.fitted(m.one_of([(5, m.at("d/*.arrow", d.spoil_arrow)), (1, m.at("d/*.arrow", d.swollen))])),
         ARROW_ACTIONS,
