@@ -23,6 +23,8 @@ COMMANDS = {
 }
 MODULES = {"split": "hold_out"}
 """Commands whose module has another name."""
+_stopped = False
+"""Whether a signal came that ends the command: libraries turn its exception into others."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,14 +43,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _complaining(arguments: Sequence[str]) -> int:
     try:
         return _run(arguments)
-    except KeyboardInterrupt:
-        print("patchwork: stopped; run the same command again to resume", file=sys.stderr)
-        return INTERRUPTED
-    except _user_errors() as error:
-        _complain(error)
-        return 2
-    except OSError as error:
-        return _complain(error)
+    except (Exception, KeyboardInterrupt) as error:
+        if _stopped or isinstance(error, KeyboardInterrupt):
+            print("patchwork: stopped; run the same command again to resume", file=sys.stderr)
+            return INTERRUPTED
+        if isinstance(error, _user_errors()):
+            _complain(error)
+            return 2
+        if isinstance(error, OSError):
+            return _complain(error)
+        raise
 
 
 def _complain(error: BaseException) -> int:
@@ -80,10 +84,24 @@ def _user_errors() -> tuple[type[Exception], ...]:
     return PipelineError, OutputError, IdentityError, ModelFileError, DatasetError, StorageError
 
 
+class Stopped(KeyboardInterrupt):
+    """SIGINT or SIGTERM. Python ends itself by the signal after an interrupt of the exact class that has left an
+    ``exec``, as those in imports do, even where it was caught."""
+
+
+def heed_signals() -> None:
+    """Let SIGTERM and SIGINT, unless that is ignored, end the command with its line and exit code."""
+    signal.signal(signal.SIGTERM, _stop)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _stop)
+
+
 def _stop(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
+    global _stopped
+    _stopped = True
+    raise Stopped
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _stop)
+    heed_signals()
     end_program(main)

@@ -218,6 +218,44 @@ def test_an_order_to_stop_while_a_command_is_loaded_is_no_traceback(monkeypatch,
     assert capsys.readouterr().err == "patchwork: stopped; run the same command again to resume\n"
 
 
+TURNED = """
+try: signal.raise_signal(number)
+except BaseException as error: raise RuntimeError("in a library") from error
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("code", ["signal.raise_signal(number)", TURNED], ids=["in an exec", "turned into an error"])
+def test_whatever_becomes_of_the_interrupt_a_signal_ends_a_command_with_its_line_and_code(tmp_path, number, code):
+    (tmp_path / "interrupted.py").write_text(f"""
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from pipeline import __main__ as program
+program.heed_signals()
+program._run = lambda arguments: exec({code!r}, {{"signal": signal, "number": {int(number)}}})
+program.end_program(program.main)
+""")
+    line = [sys.executable, "-m", "interrupted"]  # not as a file: Python leaves in other ways then
+    where = {**environment(), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=where, timeout=600)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr == "patchwork: stopped; run the same command again to resume\n"
+
+
+def test_an_order_to_stop_while_the_input_is_looked_at_leaves_nothing(tmp_path, monkeypatch, capsys):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "in").mkdir()
+    write_jsonl(tmp_path / "in" / "a.jsonl", some_records(3))
+    for step in ("pipeline.listing.survey_file", "pipeline.driver.group", "pipeline.driver.run_identity"):
+        with monkeypatch.context() as changed:
+            changed.setattr(step, interrupted)
+            assert preprocess(tmp_path / "in", "--out", tmp_path / "new" / "out", "--rule", "none") == 130
+        assert capsys.readouterr().err.endswith("patchwork: stopped; run the same command again to resume\n")
+        assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
 def test_a_second_driver_is_refused_while_the_first_lives_and_not_when_it_is_killed(corpus, quiet, tmp_path):
     out = tmp_path / "out"
     arguments = ["preprocess", corpus, "--out", out, *OPTIONS, "--workers", 2]
