@@ -10,6 +10,7 @@ from browser import Browser
 from laboratories import SYSTEMS, made_up_results
 from scaling_examples import grid_cells, made_up, power
 
+from shared.config import ConfigError
 from shared.files import Output
 from shared.patching.settings import PatchingSettings
 from trainer.__main__ import main as command
@@ -19,7 +20,7 @@ from trainer.laboratory.report import content, write_report
 from trainer.laboratory.report_plots import unbeaten
 from trainer.laboratory.report_scaling import scaling_content
 from trainer.laboratory.report_words import findings, warnings
-from trainer.laboratory.results import Results, save_results
+from trainer.laboratory.results import Results, load_results, save_results
 from trainer.laboratory.scaling.study import study
 from trainer.laboratory.table import rows
 
@@ -104,6 +105,14 @@ def test_an_interval_that_leaves_the_picture_ends_in_an_arrow() -> None:
     alone = replace(wide, outer=None, inner=None)
     assert "inner" not in forest([alone], "bits")
     assert forest([], "bits") == ""
+
+
+def test_figures_that_add_up_to_infinity_are_refused_with_their_key(tmp_path: Path) -> None:
+    results = made_up_results()
+    huge = tuple(cell.model_copy(update={"seconds": 1e308}) for cell in results.cells)
+    save_results(of(results, cells=huge), tmp_path)
+    with pytest.raises(ConfigError, match=r"results\.json: cells\.0\.seconds: "):
+        load_results(tmp_path)
 
 
 def test_nothing_in_a_record_becomes_markup() -> None:

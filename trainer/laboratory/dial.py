@@ -11,7 +11,7 @@ from pydantic import Field
 from shared.files import Output
 from shared.model_settings import Settings
 from shared.patching.settings import PatchingSettings
-from trainer.laboratory.kept import expected
+from trainer.laboratory.kept import Figure, expected
 
 DIAL_NAME = "dial.json"
 DIAL = re.compile(rb'\{\n "model": "[^\n]*",\n "sha256": "[0-9a-f]{64}",\n "data": ')
@@ -21,16 +21,16 @@ DIAL = re.compile(rb'\{\n "model": "[^\n]*",\n "sha256": "[0-9a-f]{64}",\n "data
 class DialPoint(Settings):
     """The whole split, cut with one threshold and scored."""
 
-    theta: float
+    theta: Figure
     """Nats, the default threshold; where subsets have their own, all are moved by ``shift``."""
-    shift: float
+    shift: Figure
     """Nats above the threshold that the model learnt with."""
     trained: bool
     """Whether this is the threshold that the model learnt with."""
-    bits_per_byte: float
-    bytes_per_patch: float
+    bits_per_byte: Figure
+    bytes_per_patch: Figure
     """Text bytes over patches other than BOS."""
-    flops_per_byte: float
+    flops_per_byte: Figure
     """Useful FLOPs of a forward pass, a byte of text; without the entropy model."""
 
 
@@ -50,7 +50,7 @@ class Dial(Settings):
     documents: int
     bytes: int
     """Of text that is scored."""
-    entropy_flops_per_byte: float
+    entropy_flops_per_byte: Figure
     """Of the entropy model's forward pass, a byte of text: the same for every threshold."""
     points: tuple[DialPoint, ...] = Field(min_length=1)
 

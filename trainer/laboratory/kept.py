@@ -1,9 +1,9 @@
 """Records that a laboratory keeps as JSON files: read whole and checked, or said to be missing. Free of torch."""
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 
 from shared.config import ConfigError
 from shared.files import write_atomic
@@ -12,6 +12,18 @@ from shared.shards.manifest import first_problem
 
 MOST_BYTES = 256 << 20
 """Of a record: every cell has a figure for each document."""
+LARGEST = 1e60
+
+
+def _plausible(value: float) -> float:
+    if abs(value) > LARGEST:
+        raise ValueError(f"no figure is larger than {LARGEST:g}")
+    return value
+
+
+Figure = Annotated[float, AfterValidator(_plausible)]
+"""A number that was measured or computed: sums and squares of such numbers are still finite."""
+
 R = TypeVar("R", bound=BaseModel)
 
 

@@ -6,7 +6,7 @@ from shared.config import ConfigError
 from shared.model_settings import Settings
 from shared.shards.manifest import load_manifest
 from trainer.data.splits import TRAIN_SPLIT
-from trainer.laboratory.kept import keep, kept
+from trainer.laboratory.kept import Figure, keep, kept
 from trainer.laboratory.results import Cell, Point, Table
 from trainer.observing.history import History, load_history
 
@@ -22,14 +22,14 @@ class Score(Settings):
     """Digest of the ids of the documents, in order: runs with equal ones can be compared document by document."""
     parameters: int
     table_parameters: int
-    bits_per_byte: float
-    bits_by_subset: dict[str, float]
-    document_bits: tuple[float, ...]
+    bits_per_byte: Figure
+    bits_by_subset: dict[str, Figure]
+    document_bits: tuple[Figure, ...]
     document_bytes: tuple[int, ...]
-    bytes_per_patch: float | None
-    flops_per_byte: float
+    bytes_per_patch: Figure | None
+    flops_per_byte: Figure
     """Useful ones of a forward pass, a byte of text."""
-    entropy_flops_per_byte: float
+    entropy_flops_per_byte: Figure
     """The same of the entropy model."""
 
 
@@ -72,9 +72,9 @@ class Spent(Settings):
 
     step: int
     bytes: int
-    useful_flops: float
-    entropy_flops: float
-    seconds: float
+    useful_flops: Figure
+    entropy_flops: Figure
+    seconds: Figure
 
 
 def spent(history: History) -> list[Spent]:

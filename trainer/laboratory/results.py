@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from shared.model_settings import Settings
 from shared.shards.manifest import Count
-from trainer.laboratory.kept import expected, keep
+from trainer.laboratory.kept import Figure, expected, keep
 
 RESULTS_NAME = "results.json"
 Table = Literal["flops", "bytes"]
@@ -39,11 +39,11 @@ class Point(Settings):
     step: Count
     bytes: Count
     """Of text learnt until then."""
-    useful_flops: float
+    useful_flops: Figure
     """Of training until then, the entropy model's left out."""
-    seconds: float
+    seconds: Figure
     """Of training until then, validations left out."""
-    bits_per_byte: float
+    bits_per_byte: Figure
 
 
 class Cell(Settings):
@@ -60,24 +60,24 @@ class Cell(Settings):
     steps: Count
     bytes: Count
     """Of text learnt."""
-    passes: float
+    passes: Figure
     """The same over the text of the training split."""
-    useful_flops: float
+    useful_flops: Figure
     """Of forward and backward over what documents ask for, counted from the packs that were learnt."""
-    entropy_flops: float
+    entropy_flops: Figure
     """Of the entropy model's forward passes over the text learnt: what finding its patches costs. 0 without one."""
-    seconds: float
+    seconds: Figure
     """Of training, without start and validations."""
-    bits_per_byte: float
+    bits_per_byte: Figure
     """On the validation split, per byte of text whatever the units are."""
-    bits_by_subset: dict[str, float]
-    document_bits: tuple[float, ...] = ()
+    bits_by_subset: dict[str, Figure]
+    document_bits: tuple[Figure, ...] = ()
     """Bits of each validation document, in the dataset's order, the same for all cells."""
-    bytes_per_patch: float | None
+    bytes_per_patch: Figure | None
     """On the validation split, or bytes a BPE token; None for models of single bytes."""
-    flops_per_byte: float
+    flops_per_byte: Figure
     """Useful FLOPs of a forward pass over the validation split, a byte of it; without the entropy model."""
-    entropy_flops_per_byte: float
+    entropy_flops_per_byte: Figure
     """The entropy model's, a byte."""
     curve: tuple[Point, ...] = ()
 
@@ -89,15 +89,15 @@ class Comparison(Settings):
     better: str
     """The system that is expected to be better."""
     worse: str
-    differences: tuple[float, ...]
+    differences: tuple[Figure, ...]
     """Bits per byte of ``worse`` minus those of ``better``, a pair of seeds each."""
-    mean: float
-    low: float | None
-    high: float | None
+    mean: Figure
+    low: Figure | None
+    high: Figure | None
     """Bounds of the confidence interval of the mean over seeds (Student's t); None with a single pair."""
-    confidence: float = Field(gt=0, lt=1)
-    document_low: float | None
-    document_high: float | None
+    confidence: Figure = Field(gt=0, lt=1)
+    document_low: Figure | None
+    document_high: Figure | None
     """Bounds of that over validation documents: a bootstrap that draws documents, seeds averaged; None with one."""
 
     @property
@@ -113,7 +113,7 @@ class Tokenizer(Settings):
 
     vocabulary: Count
     sha256: str
-    bytes_per_token: float
+    bytes_per_token: Figure
     """On the validation split."""
 
 
@@ -127,7 +127,7 @@ class Results(Settings):
     validation_bytes: Count
     document_bytes: tuple[int, ...] = ()
     """Bytes of text of each validation document, in the dataset's order."""
-    budget_flops: float
+    budget_flops: Figure
     """Useful training FLOPs of a cell of the table at equal FLOPs."""
     budget_bytes: Count | None = None
     """Bytes of a cell of the table at equal bytes; None without one."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from shared.model_settings import Settings
 from trainer.errors import USER_ERRORS
-from trainer.laboratory.kept import keep, kept
+from trainer.laboratory.kept import Figure, keep, kept
 from trainer.laboratory.results import Results
 
 SAMPLES_NAME = "samples.json"
@@ -35,7 +35,7 @@ class Samples(Settings):
 
     prompt: str
     """As bytes (Latin-1)."""
-    temperature: float
+    temperature: Figure
     seed: int
     samples: tuple[Sample, ...]
 

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from shared.model_settings import Settings
 from shared.shards.manifest import Count
-from trainer.laboratory.kept import expected, keep
+from trainer.laboratory.kept import Figure, expected, keep
 from trainer.laboratory.results import Cell
 
 SCALING_NAME = "scaling.json"
@@ -23,16 +23,16 @@ COUNTED: tuple[Counted, ...] = ("model", "whole")
 class Estimate(Settings):
     """A fitted figure with the bounds of its confidence interval."""
 
-    value: float
-    low: float | None = None
+    value: Figure
+    low: Figure | None = None
     """None where there are too few runs to say, or where the interval has no such end."""
-    high: float | None = None
+    high: Figure | None = None
 
 
 class BandPoint(Settings):
     """A point of a fitted curve, with the band around it."""
 
-    at: float
+    at: Figure
     """Where: FLOPs a byte, or FLOPs of training."""
     bits_per_byte: Estimate
 
@@ -43,7 +43,7 @@ class GridCell(Settings):
     family: str
     size: str
     """Its name in the grid, unique in its family; sizes are listed from small to large."""
-    budget_flops: float
+    budget_flops: Figure
     """Useful training FLOPs that it was given, the entropy model's left out."""
     cell: Cell
 
@@ -63,13 +63,13 @@ class Optimum(Settings):
     flops_per_byte: Estimate
     """Forward, of the best size."""
     bits_per_byte: Estimate
-    cost_flops: float
+    cost_flops: Figure
     """Of training at that size. More than the budget where the entropy model's are counted too."""
-    parameters: float
+    parameters: Figure
     """Without those of tables, between the sizes tried as a power of the FLOPs a byte; bytes likewise."""
-    bytes: float
+    bytes: Figure
     """Of text learnt."""
-    inside: float | None
+    inside: Figure | None
     """Share of the bootstrap's minima that are inside the sizes tried; None where there is no bootstrap."""
 
 
@@ -78,7 +78,7 @@ class IsoFlop(Settings):
 
     family: str
     counted: Counted
-    budget_flops: float
+    budget_flops: Figure
     curve: tuple[BandPoint, ...] = ()
     """Over the sizes tried; empty where there are too few for a parabola."""
     optimum: Optimum | None = None
@@ -89,7 +89,7 @@ class IsoFlop(Settings):
 class Prediction(Settings):
     """What the fits say beyond the budgets that were tried. Nobody has measured it."""
 
-    cost_flops: float
+    cost_flops: Figure
     bits_per_byte: Estimate
     flops_per_byte: Estimate
     """Forward, of the best size."""
@@ -106,13 +106,13 @@ class Frontier(Settings):
     """Optima that it goes through."""
     exponent: Estimate
     """a."""
-    factor: float
+    factor: Figure
     """A."""
     floor: Estimate | None
     """E; None for a line."""
     size_exponent: Estimate
     """s of the best size N = k C^s, in FLOPs a byte."""
-    size_factor: float
+    size_factor: Figure
     """k."""
     curve: tuple[BandPoint, ...]
     """Between the first and the last optimum."""
@@ -141,17 +141,17 @@ class JointFit(Settings):
     """
 
     family: str
-    floor: float
+    floor: Figure
     """E, bits per byte."""
-    size_factor: float
+    size_factor: Figure
     """A."""
-    size_exponent: float
+    size_exponent: Figure
     """a."""
-    data_factor: float
+    data_factor: Figure
     """B."""
-    data_exponent: float
+    data_exponent: Figure
     """b."""
-    error: float
+    error: Figure
     """Root of the mean squared difference of logarithms of bits, measured and fitted."""
 
 
@@ -165,13 +165,13 @@ class Scaling(Settings):
     """Processor, threads a run, runs at a time, torch's version."""
     train_bytes: Count
     validation_bytes: Count
-    budgets: tuple[float, ...]
+    budgets: tuple[Figure, ...]
     """Useful training FLOPs, ascending."""
     families: tuple[str, ...]
     seeds: tuple[int, ...]
     against: str
     """The family that the others' crossovers are with."""
-    confidence: float = Field(gt=0, lt=1)
+    confidence: Figure = Field(gt=0, lt=1)
     """Of all intervals and bands."""
     replicates: Count
     """Of the bootstrap."""
