@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from shared.terminal import INTERRUPTED, end_program, error_line, one_line, run_program
+from shared.terminal import INTERRUPTED, end_program, error_line, imports, one_line, run_program
 
 COMMANDS = {
     "preprocess": "raw text to shards of patched documents",
@@ -67,7 +67,8 @@ def _run(arguments: Sequence[str]) -> int:
     for name, what in COMMANDS.items():
         command = commands.add_parser(name, help=what, description=what)
         if name == chosen:
-            module = importlib.import_module(f"pipeline.{MODULES.get(name, name)}")
+            with imports():
+                module = importlib.import_module(f"pipeline.{MODULES.get(name, name)}")
             module.add_arguments(command)
     parsed = parser.parse_args(arguments)  # ends here unless a command was chosen
     return module.run(parsed)

@@ -160,6 +160,19 @@ def run_program(main: Callable[[], int], complain: Callable[[BaseException], int
     return code
 
 
+@contextmanager
+def imports() -> Iterator[None]:
+    """Where a program imports its modules: SIGINT and SIGTERM wait until they are whole.
+
+    An interrupt within an import is swallowed by some callbacks of importlib, and ends others in ways of their own.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def end_program(main: Callable[[], int]) -> NoReturn:
     """End the process with the exit code of ``main``; the traceback of what it did not expect is printed safely too."""
     with safe_output():

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from shared.terminal import INTERRUPTED, end_program, run_program
+from shared.terminal import INTERRUPTED, end_program, imports, run_program
 from trainer.errors import USER_ERRORS, complain
 
 COMMANDS = {
@@ -25,27 +25,31 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
-    return run_program(lambda: _run(arguments), complain)
+    return run_program(lambda: _complaining(arguments), complain)
 
 
-def _run(arguments: Sequence[str] | None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    modules = {}
-    for name, purpose in COMMANDS.items():
-        modules[name] = import_module(f"trainer.commands.{name.replace('-', '_')}")
-        modules[name].add_arguments(commands.add_parser(name, help=purpose, description=purpose))
-    chosen, overrides = parser.parse_known_args(arguments)
-    if overrides and not hasattr(modules[chosen.command], "TAKES_OVERRIDES"):
-        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
-    chosen.overrides = overrides
+def _complaining(arguments: Sequence[str] | None) -> int:
     try:
-        return modules[chosen.command].run(chosen)
+        return _run(arguments)
     except KeyboardInterrupt:
         print("patchwork: interrupted", file=sys.stderr)
         return INTERRUPTED
     except USER_ERRORS as error:
         return complain(error)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    with imports():
+        modules = {name: import_module(f"trainer.commands.{name.replace('-', '_')}") for name in COMMANDS}
+    for name, purpose in COMMANDS.items():
+        modules[name].add_arguments(commands.add_parser(name, help=purpose, description=purpose))
+    chosen, overrides = parser.parse_known_args(arguments)
+    if overrides and not hasattr(modules[chosen.command], "TAKES_OVERRIDES"):
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    chosen.overrides = overrides
+    return modules[chosen.command].run(chosen)
 
 
 if __name__ == "__main__":

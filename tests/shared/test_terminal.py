@@ -2,14 +2,16 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from pipeline.__main__ import main as pipeline
-from shared.terminal import BROKEN_PIPE, one_line, run_program, safe, safe_output, show, unfiltered
+from shared.terminal import BROKEN_PIPE, imports, one_line, run_program, safe, safe_output, show, unfiltered
 from trainer.__main__ import main as trainer
 from trainer.observing.progress import Progress
 
@@ -118,3 +120,16 @@ def test_no_memory_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     said: list[str] = []
     assert run_program(main, lambda error: said.append(str(error)) or 1) == 1
     assert said == ["out of memory"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_wait_until_modules_are_imported(number: int) -> None:
+    came: list[int] = []
+    before = signal.signal(number, lambda number, _: came.append(number))
+    try:
+        with imports():
+            signal.pthread_kill(threading.get_ident(), number)
+            assert came == []
+        assert came == [number]
+    finally:
+        signal.signal(number, before)

@@ -1,11 +1,12 @@
 """Recipes: every key checked, and only what does not change learning is free to change."""
 
+import os
 from pathlib import Path
 
 import pytest
 from tiny_runs import NONE, STATIC, tiny_data, tiny_recipe, tiny_settings, toml
 
-from shared.config import ConfigError, load_recipe
+from shared.config import ConfigError, check_recipe, load_recipe
 from shared.identity import IdentityError
 from trainer.identity import check_same, run_identity
 from trainer.settings import TrainSettings, decisive
@@ -42,6 +43,19 @@ def test_a_wrong_key_or_value_is_named(tmp_path: Path, overrides: list[str], wor
     with pytest.raises(ConfigError, match=words) as caught:
         load_recipe(recipe, overrides, TrainSettings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["run.out", "data.path", "data.datasets", "start.model"])
+def test_a_path_that_is_not_utf_8_is_refused_by_key(tmp_path: Path, key: str) -> None:
+    """Neither the record of a run nor a safetensors file can have one."""
+    path = tmp_path / os.fsdecode(b"caf\xe9")
+    section, name = key.split(".")
+    values = tiny_recipe(tmp_path / "data", tmp_path / "run")
+    values.setdefault(section, {})[name] = {"a": str(path)} if name == "datasets" else str(path)
+    if name == "datasets":
+        del values["data"]["path"]
+    with pytest.raises(ConfigError, match=rf"{key}: .*udce9' is not UTF-8"):
+        check_recipe(values, TrainSettings, tmp_path / "r.toml")
 
 
 def test_a_run_without_a_length_is_refused(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 
 from shared.model_settings import Settings
 
@@ -29,6 +29,15 @@ class Section(Settings):
     """Whether any key of it decides what is learnt."""
     free: ClassVar[tuple[str, ...]] = ()
     """Keys that do not."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _unicode(cls, value: Any) -> Any:
+        """What is recorded is JSON, and safetensors files can be in no folder whose path is not UTF-8."""
+        for text in value.values() if isinstance(value, dict) else (value,):
+            if isinstance(text, str | Path) and any("\ud800" <= character <= "\udfff" for character in str(text)):
+                raise ValueError(f"{str(text)!r} is not UTF-8")
+        return value
 
     def decisive(self) -> dict[str, Any]:
         """The keys that decide what is learnt, as plain JSON; a section inside another answers for itself."""
