@@ -15,6 +15,9 @@ from pipeline.settings import PipelineError, ReadSettings
 from pipeline.transient import retried
 from shared.storage import is_url, open_binary
 
+MOST_TABLE_BYTES = 2**50
+"""That the batches or row groups of a file may say that they hold; of more their sizes are not believed."""
+
 
 def survey_file(found: Found, cut_bytes: int, reading: ReadSettings) -> SourceFile:
     """The file as the plan holds it. Bad content is no matter here: reading meets it again and says so.
@@ -94,6 +97,8 @@ def _table_pieces(file: SourceFile, reading: ReadSettings) -> tuple[Piece, ...]:
     except DATA_ERRORS as error:
         reason_in(error)  # raises what the system says of a disk
         return _whole(file)
+    if not 0 <= min(sizes, default=0) <= sum(sizes) <= MOST_TABLE_BYTES:
+        return _whole(file)  # reading meets what is wrong with it and says so
     return row_pieces(sizes, range(len(sizes)), file.cut_bytes) or _whole(file)
 
 

@@ -175,6 +175,21 @@ def test_a_file_that_claims_more_rows_than_can_be_counted_costs_itself_alone(tmp
     assert "no column 'text'" in letter["reason"]
 
 
+def test_sizes_that_a_file_claims_are_not_believed_beyond_what_can_be_counted(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("a.arrow", "b.arrow", "c.arrow"):
+        sink, batch = pa.BufferOutputStream(), pa.record_batch([["a text " * 1001]], names=["text"])
+        with pa.ipc.new_file(sink, batch.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+            writer.write_batch(batch)
+        content = bytearray(sink.getvalue().to_pybytes())
+        at = content.rindex(struct.pack("<q", 7007))  # before the compressed text: how long it will be
+        content[at : at + 8] = struct.pack("<q", 2**62)
+        (tmp_path / "in" / name).write_bytes(content)
+    (tmp_path / "in" / "d.txt").write_text("a text")
+    assert [text for _, _, text in run(tmp_path / "in", tmp_path / "out", code=3)] == [b"a text"]
+    assert len(letters(tmp_path / "out")) == 3
+
+
 def test_a_shard_has_no_more_rows_than_a_reader_takes(tmp_path, monkeypatch):
     assert split.ROWS_OF_A_SHARD < MOST_ROWS
     monkeypatch.setattr(split, "ROWS_OF_A_SHARD", 40)

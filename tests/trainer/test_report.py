@@ -19,6 +19,7 @@ from trainer.__main__ import main as command
 from trainer.drawing.axes import ticks, y_range
 from trainer.drawing.chart import MOST_POINTS, Curve, chart, together
 from trainer.main import main
+from trainer.observing.files import keep_lines_up_to, read_lines
 from trainer.observing.history import History, load_history
 from trainer.observing.report import html, short_names
 from trainer.observing.summary import summary
@@ -92,6 +93,15 @@ def test_lines_of_others_end_no_page(line: str, tmp_path: Path) -> None:
     (tmp_path / "starts.jsonl").write_text('{"step": 2}\n')
     assert html([load_history(tmp_path)])
     summary(load_history(tmp_path))
+
+
+def test_nothing_is_read_behind_a_line_that_is_longer_than_any_of_ours(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("trainer.observing.files.LONGEST_LINE", 1000)
+    path = tmp_path / "starts.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + bytes(5000) + b'\n{"step": 2}\n')
+    assert [line["step"] for line in read_lines(path)] == [1]
+    keep_lines_up_to(path, 3)
+    assert path.read_bytes() == b'{"step": 1}\n'
 
 
 def test_figures_from_a_fifo_are_refused_and_not_waited_for(tmp_path: Path) -> None:

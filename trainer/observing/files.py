@@ -26,8 +26,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
-    """Each line as it is and what it says, one at a time: a long run's file is large. None for what is no such line,
-    as the parts of one that is longer than any of ours. Raises OSError for what is not a regular file."""
+    """Each line as it is and what it says, one at a time: a long run's file is large. None for what is no such line;
+    one that is longer than any of ours is the last that is read. Raises OSError for what is not a regular file."""
     if not path.exists():
         return
     with open_regular(path) as file:
@@ -37,6 +37,8 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
             except ValueError:
                 value = None
             yield line, value if isinstance(value, dict) and is_count(value.get("step")) else None
+            if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+                return
 
 
 def keep_lines_up_to(path: Path, step: int) -> tuple[float, int]:
