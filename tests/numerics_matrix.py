@@ -9,6 +9,7 @@ and is named.
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -63,7 +64,10 @@ def tried(variables: dict[str, str], threads: int, arguments: list[str]) -> int:
         "loadfile",
         *arguments,
     ]
-    return subprocess.run(command, env=os.environ | variables | {"OMP_NUM_THREADS": str(threads)}).returncode
+    # torch finds kernels that it compiled for another capability of ATen in its cache, and they give NaN.
+    with tempfile.TemporaryDirectory(prefix="inductor-") as cache:
+        own = {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_CACHE_DIR": cache}
+        return subprocess.run(command, env=os.environ | variables | own).returncode
 
 
 def main(arguments: list[str]) -> int:
