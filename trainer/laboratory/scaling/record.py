@@ -11,7 +11,7 @@ from pydantic import Field
 
 from shared.model_settings import Settings
 from shared.shards.manifest import Count
-from trainer.laboratory.kept import Figure, expected, keep
+from trainer.laboratory.kept import expected, keep
 from trainer.laboratory.results import Cell
 
 SCALING_NAME = "scaling.json"
@@ -23,16 +23,16 @@ COUNTED: tuple[Counted, ...] = ("model", "whole")
 class Estimate(Settings):
     """A fitted figure with the bounds of its confidence interval."""
 
-    value: Figure
-    low: Figure | None = None
+    value: float
+    low: float | None = None
     """None where there are too few runs to say, or where the interval has no such end."""
-    high: Figure | None = None
+    high: float | None = None
 
 
 class BandPoint(Settings):
     """A point of a fitted curve, with the band around it."""
 
-    at: Figure
+    at: float
     """Where: FLOPs a byte, or FLOPs of training."""
     bits_per_byte: Estimate
 
@@ -43,7 +43,7 @@ class GridCell(Settings):
     family: str
     size: str
     """Its name in the grid, unique in its family; sizes are listed from small to large."""
-    budget_flops: Figure
+    budget_flops: float
     """Useful training FLOPs that it was given, the entropy model's left out."""
     cell: Cell
 
@@ -63,13 +63,13 @@ class Optimum(Settings):
     flops_per_byte: Estimate
     """Forward, of the best size."""
     bits_per_byte: Estimate
-    cost_flops: Figure
+    cost_flops: float
     """Of training at that size. More than the budget where the entropy model's are counted too."""
-    parameters: Figure
+    parameters: float
     """Without those of tables, between the sizes tried as a power of the FLOPs a byte; bytes likewise."""
-    bytes: Figure
+    bytes: float
     """Of text learnt."""
-    inside: Figure | None
+    inside: float | None
     """Share of the bootstrap's minima that are inside the sizes tried; None where there is no bootstrap."""
 
 
@@ -78,7 +78,7 @@ class IsoFlop(Settings):
 
     family: str
     counted: Counted
-    budget_flops: Figure
+    budget_flops: float
     curve: tuple[BandPoint, ...] = ()
     """Over the sizes tried; empty where there are too few for a parabola."""
     optimum: Optimum | None = None
@@ -89,7 +89,7 @@ class IsoFlop(Settings):
 class Prediction(Settings):
     """What the fits say beyond the budgets that were tried. Nobody has measured it."""
 
-    cost_flops: Figure
+    cost_flops: float
     bits_per_byte: Estimate
     flops_per_byte: Estimate
     """Forward, of the best size."""
@@ -106,13 +106,13 @@ class Frontier(Settings):
     """Optima that it goes through."""
     exponent: Estimate
     """a."""
-    factor: Figure
+    factor: float
     """A."""
     floor: Estimate | None
     """E; None for a line."""
     size_exponent: Estimate
     """s of the best size N = k C^s, in FLOPs a byte."""
-    size_factor: Figure
+    size_factor: float
     """k."""
     curve: tuple[BandPoint, ...]
     """Between the first and the last optimum."""
@@ -141,17 +141,17 @@ class JointFit(Settings):
     """
 
     family: str
-    floor: Figure
+    floor: float
     """E, bits per byte."""
-    size_factor: Figure
+    size_factor: float
     """A."""
-    size_exponent: Figure
+    size_exponent: float
     """a."""
-    data_factor: Figure
+    data_factor: float
     """B."""
-    data_exponent: Figure
+    data_exponent: float
     """b."""
-    error: Figure
+    error: float
     """Root of the mean squared difference of logarithms of bits, measured and fitted."""
 
 
@@ -165,13 +165,13 @@ class Scaling(Settings):
     """Processor, threads a run, runs at a time, torch's version."""
     train_bytes: Count
     validation_bytes: Count
-    budgets: tuple[Figure, ...]
+    budgets: tuple[float, ...]
     """Useful training FLOPs, ascending."""
     families: tuple[str, ...]
     seeds: tuple[int, ...]
     against: str
     """The family that the others' crossovers are with."""
-    confidence: Figure = Field(gt=0, lt=1)
+    confidence: float = Field(gt=0, lt=1)
     """Of all intervals and bands."""
     replicates: Count
     """Of the bootstrap."""
