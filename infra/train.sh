@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains on one machine or on several: infra/train.sh RECIPE.toml [--section.key value]...
-# Run again, it goes on from the last good checkpoint. On several machines the same command runs on each of them, over
+# Run again, it resumes from the last good checkpoint. On several machines the same command runs on each of them, over
 # storage that all see. What it takes from the environment:
 #   NPROC             ranks on this machine: its GPUs, or 1 where there are none
 #   NODES             machines: 1

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from shared.terminal import INTERRUPTED, end_program, error_line, imports, one_line, run_program
+from shared.errors import PatchworkError
+from shared.io.terminal import INTERRUPTED, end_program, error_line, imports, one_line, run_program
 
 COMMANDS = {
     "preprocess": "raw text to shards of patched documents",
@@ -21,8 +22,6 @@ COMMANDS = {
     "split": "set validation documents apart",
     "convert": "the same shards in another format: arrow, webdataset, parquet",
 }
-MODULES = {"split": "hold_out"}
-"""Commands whose module has another name."""
 _stopped = False
 """Whether a signal came that ends the command: libraries turn its exception into others."""
 
@@ -35,7 +34,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code. Errors that a user can mend, and those of disks, are one line."""
+    """Run a command; returns the exit code. Errors that a user can fix, and those of disks, are one line."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     return run_program(lambda: _complaining(arguments), _complain)
 
@@ -45,9 +44,9 @@ def _complaining(arguments: Sequence[str]) -> int:
         return _run(arguments)
     except (Exception, KeyboardInterrupt) as error:
         if _stopped or isinstance(error, KeyboardInterrupt):
-            print("patchwork: stopped; run the same command again to resume", file=sys.stderr)
+            print("patchwork: stopped; rerun the same command to resume", file=sys.stderr)
             return INTERRUPTED
-        if isinstance(error, _user_errors()):
+        if isinstance(error, PatchworkError):
             _complain(error)
             return 2
         if isinstance(error, OSError):
@@ -68,21 +67,10 @@ def _run(arguments: Sequence[str]) -> int:
         command = commands.add_parser(name, help=what, description=what)
         if name == chosen:
             with imports():
-                module = importlib.import_module(f"pipeline.{MODULES.get(name, name)}")
+                module = importlib.import_module(f"pipeline.commands.{name}")
             module.add_arguments(command)
     parsed = parser.parse_args(arguments)  # ends here unless a command was chosen
     return module.run(parsed)
-
-
-def _user_errors() -> tuple[type[Exception], ...]:
-    from pipeline.settings import PipelineError
-    from shared.files import OutputError
-    from shared.identity import IdentityError
-    from shared.model_identity import ModelFileError
-    from shared.shards.manifest import DatasetError
-    from shared.storage import StorageError
-
-    return PipelineError, OutputError, IdentityError, ModelFileError, DatasetError, StorageError
 
 
 class Stopped(KeyboardInterrupt):

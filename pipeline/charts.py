@@ -3,7 +3,7 @@
 import unicodedata
 from collections.abc import Iterator, Sequence
 
-from shared.characters import characters
+from shared.text.characters import characters
 
 WIDTH = 40
 """Columns of the longest bar."""

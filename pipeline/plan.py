@@ -12,8 +12,8 @@ from pydantic import ConfigDict, Field, model_validator
 
 from pipeline.settings import ReadSettings, SplitName
 from pipeline.stamp import Stamp
-from shared.identity import digest
-from shared.model_settings import Settings
+from shared.io.identity import digest
+from shared.settings import Settings
 from shared.shards.manifest import Count
 
 SMALLEST_SPLIT = 2**20

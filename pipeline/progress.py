@@ -7,7 +7,7 @@ try:
 except ImportError:  # a machine without it scores all the same
     tqdm = None
 
-from shared.terminal import one_line, unfiltered
+from shared.io.terminal import one_line, unfiltered
 
 
 class NoBar:

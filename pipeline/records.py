@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.settings import ReadSettings, SplitName
-from shared.identity import canonical_json
+from shared.io.identity import canonical_json
 from shared.shards.spans import Spans
 
 LONGEST_RECORD = 512 * 2**20
@@ -97,7 +97,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A record that cannot be used, with what is needed to find and mend it."""
+    """A record that cannot be used, with what is needed to find and fix it."""
 
     place: Place
     reason: str

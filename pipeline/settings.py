@@ -5,22 +5,23 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from shared.chat import ANSWERING, END, ROLES
-from shared.model_settings import Settings, SpecialName
+from shared.errors import PatchworkError
 from shared.patching.settings import PatchingSettings
+from shared.settings import Settings, SpecialName
 from shared.shards.manifest import NumericsClass, ShardFormat, SidecarType
+from shared.text.chat import ANSWERING, END, ROLES
 
 SplitName = Literal["train", "validation"]
 InputFormat = Literal["jsonl", "json", "text", "parquet", "arrow", "webdataset", "wet"]
 SPLIT_NAMES: tuple[SplitName, ...] = ("train", "validation")
 
 
-class PipelineError(ValueError):
+class PipelineError(PatchworkError):
     """A request that cannot be carried out: one line that names the file or option and what would be right."""
 
 
 class ChatSettings(Settings):
-    """How records become chats (see `shared.chat`)."""
+    """How records become chats (see `shared.text.chat`)."""
 
     roles: tuple[SpecialName, ...] = Field(default=ROLES, min_length=1)
     """That a turn may have. The special ids of the dataset are these, in order, and the one that ends turns."""

@@ -5,18 +5,13 @@ Shapes in comments: D width, H heads, K queries a patch.
 
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
+from shared.settings import NamesSpecials, Settings
 from shared.vocabulary import VOCABULARY_SIZE
 
 if TYPE_CHECKING:
     from shared.patching.settings import PatchingSettings
-
-
-class Settings(BaseModel):
-    """Base of every settings object: immutable, and an unknown key is an error (law 7)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
 MOST_LAYERS, WIDEST, LONGEST_WINDOW = 1024, 1 << 18, 1 << 30
@@ -25,28 +20,8 @@ MOST_ROWS, MOST_SIZES, MOST_QUERIES, MOST_IDS = 1 << 34, 32, 1024, 1 << 24
 width of a layer; bytes of a window; rows of a table, n-gram tables of one function, vectors of a patch, ids."""
 
 
-SpecialName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
-
-
 def _is_cross(pooling: str) -> bool:
     return pooling == "cross"
-
-
-def _is_empty(names: tuple[str, ...]) -> bool:
-    return not names
-
-
-class NamesSpecials(Settings):
-    """Settings of what may know named special ids, as chat turns need them: ids from VOCABULARY_SIZE on, in order."""
-
-    specials: tuple[SpecialName, ...] = Field(default=(), max_length=4096, exclude_if=_is_empty)
-    """Left out where there are none, so that identities without them stay what they are."""
-
-    @model_validator(mode="after")
-    def _different(self) -> "NamesSpecials":
-        if len(set(self.specials)) < len(self.specials):
-            raise ValueError(f"specials names one id twice: {', '.join(self.specials)}")
-        return self
 
 
 class StackSettings(Settings):

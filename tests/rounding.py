@@ -57,8 +57,8 @@ def fp64() -> Iterator[None]:
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.Tensor, "float", torch.Tensor.double)
-            patch.setattr("shared.attention.takes_tiles", lambda device: False)
-            patch.setattr("shared.cross_attention.takes_tiles", lambda device: False)
+            patch.setattr("shared.layers.attention.takes_tiles", lambda device: False)
+            patch.setattr("shared.layers.cross_attention.takes_tiles", lambda device: False)
             yield
     finally:
         torch.set_default_dtype(default)

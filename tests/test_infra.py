@@ -15,7 +15,7 @@ import pytest
 import ray.autoscaler
 import yaml
 
-from pipeline.preprocess import add_arguments
+from pipeline.commands.preprocess import add_arguments
 
 INFRA = Path(__file__).parents[1] / "infra"
 IMAGE = "${PATCHWORK_IMAGE}"

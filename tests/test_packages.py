@@ -42,11 +42,14 @@ for task, (packages, modules) in tasks.items():
 """
 PYDANTIC = ["pydantic", "pydantic_core", "annotated_types", "typing_inspection"]
 TASKS = {
-    "training": (["numpy", "safetensors", "pyarrow", *PYDANTIC], ["trainer.main", "trainer.job", "trainer.loop"]),
-    "scoring": (["numpy", *PYDANTIC], ["shared.scoring"]),
+    "training": (
+        ["numpy", "safetensors", "pyarrow", *PYDANTIC],
+        ["trainer.main", "trainer.run.job", "trainer.run.loop"],
+    ),
+    "scoring": (["numpy", *PYDANTIC], ["shared.models.scoring"]),
     "preprocess": (
         ["numpy", "safetensors", "pyarrow", *PYDANTIC],
-        ["pipeline.__main__", "pipeline.preprocess", "pipeline.driver", "pipeline.worker"],
+        ["pipeline.__main__", "pipeline.commands.preprocess", "pipeline.run.driver", "pipeline.splits.worker"],
     ),
     "generation": (
         ["numpy", "safetensors", *PYDANTIC],

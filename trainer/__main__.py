@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from shared.terminal import INTERRUPTED, end_program, imports, run_program
+from shared.io.terminal import INTERRUPTED, end_program, imports, run_program
 from trainer.errors import USER_ERRORS, complain
 
 COMMANDS = {

@@ -13,45 +13,28 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from shared.config import ConfigError
-from shared.identity import IdentityError
-from shared.model_identity import ModelFileError
-from shared.shards.manifest import DatasetError
-from shared.storage import StorageError
-from shared.terminal import INTERRUPTED, error_line, one_line, run_program, safe_output
+from shared.errors import PatchworkError
+from shared.io.terminal import INTERRUPTED, error_line, one_line, run_program, safe_output
 
 
-class CheckpointError(ValueError):
+class CheckpointError(PatchworkError):
     """A checkpoint that cannot be read; the message names the folder."""
 
 
-class TrainingError(ValueError):
+class TrainingError(PatchworkError):
     """Training cannot go on; the message says at which step and why."""
 
 
-class TaskError(ValueError):
+class TaskError(PatchworkError):
     """A task that cannot be read; the message names the file and the line."""
 
 
-class LogitsError(ValueError):
+class LogitsError(PatchworkError):
     """A model gives logits of which none can be chosen."""
 
 
-USER_ERRORS = (
-    *(
-        ConfigError,
-        DatasetError,
-        StorageError,
-        IdentityError,
-        ModelFileError,
-        CheckpointError,
-        TrainingError,
-        TaskError,
-        LogitsError,
-    ),
-    OSError,
-)
-"""What a user can mend; anything else is a bug and keeps its traceback."""
+USER_ERRORS = (PatchworkError, OSError)
+"""What a user can fix; anything else is a bug and keeps its traceback."""
 
 PATIENCE_SECONDS = 5.0
 
@@ -77,7 +60,7 @@ def warn(line: str) -> None:
     print(f"patchwork: {one_line(line)}", file=sys.stderr, flush=True)
 
 
-def give_way() -> int:
+def exit_for_peer() -> int:
     """Say once that another rank has ended; returns the exit code. That rank's error is the one to read."""
     line = "another rank has ended; its own message says why"
     if first_to_say(line):

@@ -20,8 +20,8 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.run import parse_args, run
 
-from shared.terminal import one_line
-from trainer.parallel.loopback import meet_on_loopback
+from shared.io.terminal import one_line
+from trainer.distributed.loopback import meet_on_loopback
 
 QUIET = ("torch.distributed.elastic", "torch.distributed.run")
 _NO_FILE = "<N/A>"

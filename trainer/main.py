@@ -18,11 +18,11 @@ if __name__ == "__main__":
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # until all is imported: Ctrl-C would be a traceback
 
-from shared.config import load_recipe
-from trainer.errors import USER_ERRORS, TrainingError, complain, first_of_node, give_way, run
-from trainer.identity import RunIdentity, finished, run_identity, with_length
-from trainer.processes import end_with_launcher
-from trainer.run_folder import check_run_folder
+from shared.io.child_processes import end_with_launcher
+from shared.io.config import load_recipe
+from trainer.errors import USER_ERRORS, TrainingError, complain, exit_for_peer, first_of_node, run
+from trainer.provenance.identity import RunIdentity, finished, run_identity, with_length
+from trainer.provenance.run_folder import check_run_folder
 from trainer.settings import TrainSettings
 
 USAGE = "usage: torchrun trainer/main.py RECIPE.toml [--plan] [--section.key value]..."
@@ -64,10 +64,10 @@ def train(settings: TrainSettings, identity: RunIdentity) -> int:
     """The run itself. torch is imported from here on."""
     warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata's own import
     warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a run of one rank saves alone
-    from trainer.job import claimed, export, prepare, summarise
-    from trainer.loop import run_steps
-    from trainer.parallel.world import gave_up, lost_peer, started
-    from trainer.stopping import stop_on_signals
+    from trainer.distributed.world import is_lost_peer, is_timeout, started
+    from trainer.run.job import claimed, export, prepare, summarise
+    from trainer.run.loop import run_steps
+    from trainer.run.stopping import stop_on_signals
 
     try:
         with (
@@ -83,13 +83,13 @@ def train(settings: TrainSettings, identity: RunIdentity) -> int:
             if done:
                 summarise(job)
     except RuntimeError as error:
-        if gave_up(error):
+        if is_timeout(error):
             return complain(
                 TrainingError(f"other ranks have not answered for {settings.run.timeout:g} s (run.timeout)")
             )
-        if not lost_peer(error):
+        if not is_lost_peer(error):
             raise
-        return give_way()
+        return exit_for_peer()
     return 0
 
 

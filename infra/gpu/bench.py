@@ -79,7 +79,7 @@ class Bench:
         """ ", 43% of the peak of H200"; empty where the peak is not known."""
         import torch
 
-        from shared.devices import find_device
+        from shared.layers.devices import find_device
 
         listed = find_device(torch.cuda.get_device_name(self.device)) if self.cuda else None
         return "" if listed is None else f", {flops_per_second / listed.peak(dtype):.1%} of the peak of {listed.name}"

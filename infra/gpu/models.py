@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.batch import Batch, Patches, segments
-from shared.blt import Blt
-from shared.entropy_model import EntropyModel
-from shared.initialise import initialise
+from shared.layers.batch import Batch, Patches, segments
 from shared.model_settings import BltSettings, EntropyModelSettings
+from shared.models.blt import Blt
+from shared.models.entropy_model import EntropyModel
+from shared.models.initialise import initialise
 from shared.patching import PatchingSettings, patch_lengths
 from shared.vocabulary import IGNORED_LABEL, document_tokens
 

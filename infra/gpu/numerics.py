@@ -14,14 +14,14 @@ from torch import Tensor
 
 from infra.gpu.bench import Bench
 from infra.gpu.models import LENGTHS, gradients, logits_of, pack, small_blt, small_entropy_model, text
-from shared.batch import segments
-from shared.blt import Blt
-from shared.entropy_model import entropy
-from shared.incremental import GrowingDocuments
+from shared.incremental import DecodingState
+from shared.layers.batch import segments
+from shared.models.blt import Blt
+from shared.models.entropy_model import entropy
+from shared.models.scoring import Scorer
 from shared.patching import PatchingSettings
-from shared.scoring import Scorer
 from shared.vocabulary import document_tokens
-from trainer.parallel.model import compile_blocks
+from trainer.distributed.build import compile_blocks
 
 ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}
 MULTIPLE = {torch.float32: 1024, torch.bfloat16: 16}
@@ -99,11 +99,11 @@ def growing_parity(bench: Bench) -> None:
     with torch.inference_mode():
         nats = np.sort(entropy(patcher(ids, segments([len(ids)]).to(bench.device))).cpu().numpy())
     rule = PatchingSettings(rule="entropy", theta=float(nats[240] + nats[241]) / 2, max_length=16)
-    grown = GrowingDocuments(copy.deepcopy(model), rule, patcher)
+    grown = DecodingState(copy.deepcopy(model), rule, patcher)
     starts, _ = grown.read(tokens[:-1])
     for dtype in (torch.float32, torch.bfloat16):
         # Both follow the fp32 boundaries, so that only arithmetic differs.
-        documents = GrowingDocuments(copy.deepcopy(model).to(dtype), rule, patcher)
+        documents = DecodingState(copy.deepcopy(model).to(dtype), rule, patcher)
         found = []
         for piece in ids.split(7):
             found.append(documents.advance(piece[None]).logits[0])
@@ -120,7 +120,7 @@ def whole_logits(model: Blt, ids: Tensor, starts: np.ndarray) -> Tensor:
     device = ids.device
     count = int(owner[-1]) + 1
     of_token, reads = (torch.from_numpy(x.astype(np.int64)).to(device) for x in (owner[:-1], owner[1:] - 1))
-    from shared.batch import Patches
+    from shared.layers.batch import Patches
 
     patches = Patches(of_token, reads, segments([count]).to(device))
     with torch.inference_mode():

@@ -15,8 +15,8 @@ import torch
 
 from infra.gpu.bench import ROOT, Bench
 from infra.gpu.models import small_entropy_model, text
+from shared.models.scoring import Scorer
 from shared.patching import PatchingSettings, patch_lengths
-from shared.scoring import Scorer
 from shared.shards.document import Row
 from shared.shards.manifest import DatasetIdentity, Manifest
 from shared.shards.writer import write_shard

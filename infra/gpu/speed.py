@@ -10,26 +10,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import trainer.parallel.model as parallel_model
+import trainer.checkpoints.initial_weights as beginning
 from infra.gpu.bench import ROOT, Bench, is_out_of_memory
 from infra.gpu.models import small_blt, small_entropy_model, text
-from shared.batch import Batch
-from shared.blt import Blt
-from shared.config import load_recipe
-from shared.entropy_model import EntropyModel
-from shared.flops import forward_flops, training_flops, useful_workload
-from shared.incremental import GrowingDocuments
+from shared.incremental import DecodingState
+from shared.io.config import load_recipe
+from shared.layers.batch import Batch
 from shared.model_settings import BltSettings, EntropyModelSettings
+from shared.models.blt import Blt
+from shared.models.entropy_model import EntropyModel
+from shared.models.flops import forward_flops, training_flops, useful_workload
+from shared.models.scoring import Scorer
 from shared.patching import PatchingSettings
-from shared.scoring import Scorer
 from shared.vocabulary import IGNORED_LABEL, document_tokens
-from trainer.data.limits import PackLimits, patches_for
-from trainer.learning.optimizer import build_optimizer
-from trainer.learning.step import take_step
-from trainer.parallel import dry_run
-from trainer.parallel.memory import Memory, standing
-from trainer.parallel.world import DTYPES, World, started
-from trainer.planning.memory import memory_by_part
+from trainer.data.packing.limits import PackLimits, patches_for
+from trainer.distributed.world import DTYPES, World, started
+from trainer.memory import dry_run
+from trainer.memory.estimated import memory_by_part
+from trainer.memory.measured import Memory, standing
+from trainer.optim.optimizer import build_optimizer
+from trainer.optim.train_step import take_step
 from trainer.settings import TrainSettings
 
 RECIPES = ROOT / "trainer" / "recipes"
@@ -110,10 +110,10 @@ def measure_step(bench: Bench, name: str) -> None:
     assert batch.patches is not None
     work = useful_workload(settings.model, batch.documents.lengths, batch.patches.documents.lengths[:-1])
     flops = training_flops(settings.model, work).total
-    parallel_model.fill = fill_quickly  # drawing billions of numbers takes minutes
+    beginning.fill = fill_quickly  # drawing billions of numbers takes minutes
     with one_rank(settings) as world:
         try:
-            model = parallel_model.build_model(settings, world)
+            model = beginning.build_model(settings, world)
             optimizer = build_optimizer(model, settings.optimizer)
 
             def step() -> None:
@@ -190,7 +190,7 @@ def float8(bench: Bench) -> None:
     if find_spec("torchao") is None:
         bench.skipped("float8", "needs torchao, which is not installed")
         return
-    parallel_model.fill = fill_quickly
+    beginning.fill = fill_quickly
     found = {}
     for wide in (False, True):
         settings = recipe(bench, "blt-1b.toml", model__ngrams__rows=1000, parallel__float8=str(wide).lower())
@@ -207,7 +207,7 @@ def loss_and_seconds(bench: Bench, settings: TrainSettings) -> tuple[float, floa
     limits = PackLimits(settings.data.tokens, patches_for(settings.data.tokens, 1 / PATCH_SIZE))
     batch = documents_of(limits, 2)
     with one_rank(settings) as world:
-        model = parallel_model.build_model(settings, world)
+        model = beginning.build_model(settings, world)
         optimizer = build_optimizer(model, settings.optimizer)
 
         def step() -> float:
@@ -233,7 +233,7 @@ def generation(bench: Bench) -> None:
     for rows in (1, 8):
 
         def write(rows: int = rows) -> Tensor:
-            documents = GrowingDocuments(model, rule, patcher, rows)
+            documents = DecodingState(model, rule, patcher, rows)
             found = documents.advance(prompt.expand(rows, -1))
             documents.commit([len(prompt)] * rows)
             for _ in range(count):

@@ -8,8 +8,8 @@ from typing import Protocol
 from pipeline.executors.counting import default_workers, threads_of
 from pipeline.plan import Plan
 from pipeline.settings import ExecutorSettings, Job
-from pipeline.split import Progress
-from pipeline.worker import Outcome, Task
+from pipeline.splits.process import Progress
+from pipeline.splits.worker import Outcome, Task
 from shared.shards.manifest import NumericsClass
 
 

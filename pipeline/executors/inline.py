@@ -7,8 +7,8 @@ from pipeline.executors.counting import device_of
 from pipeline.executors.retry import Queue
 from pipeline.plan import Plan
 from pipeline.settings import Job
-from pipeline.split import Progress
-from pipeline.worker import Outcome, Task, Worker
+from pipeline.splits.process import Progress
+from pipeline.splits.worker import Outcome, Task, Worker
 from shared.shards.manifest import NumericsClass
 
 

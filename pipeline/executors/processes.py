@@ -10,12 +10,12 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from pipeline.executors.counting import device_of
+from pipeline.executors.process_pool import follow_parent, starting_processes
 from pipeline.executors.retry import ATTEMPTS, Queue
-from pipeline.parallel import follow_parent, starting_processes
 from pipeline.plan import Plan
 from pipeline.settings import Job, PipelineError
-from pipeline.split import Progress
-from pipeline.worker import Outcome, Task, Worker, require_numerics
+from pipeline.splits.process import Progress
+from pipeline.splits.worker import Outcome, Task, Worker, require_numerics
 from shared.shards.manifest import NumericsClass
 
 _REPORT_BYTES = 2**18

@@ -13,7 +13,10 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from pipeline.executors.counting import default_workers, room, threads_of, workers_wanted
 from pipeline.executors.private import (
@@ -26,12 +29,13 @@ from pipeline.executors.private import (
     write_token,
 )
 from pipeline.executors.retry import ATTEMPTS, Queue
-from pipeline.executors.storage import require_shared
 from pipeline.plan import Plan
 from pipeline.settings import ExecutorSettings, Job, PipelineError
-from pipeline.split import Progress
-from pipeline.worker import Outcome, Task, Worker, require_numerics
-from shared.model_identity import ModelFileError, PackedModel, pack_model
+from pipeline.splits.process import Progress
+from pipeline.splits.run_file import RUN_FILE, read_run
+from pipeline.splits.worker import Outcome, Task, Worker, require_numerics
+from shared.errors import ModelFileError
+from shared.model_folder.identity import PackedModel, pack_model
 from shared.shards.manifest import NumericsClass
 
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -46,6 +50,23 @@ from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-d
 from ray.exceptions import RayError, RayTaskError  # noqa: E402
 from ray.util.metrics import Counter, Gauge  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
+
+# ---- Whether a machine of a cluster sees what the run reads and writes.
+
+
+def require_shared(job: Job, plan: Plan, node: str) -> None:
+    """Raises PipelineError, naming the node, where --out is not the run's own folder or the input is not there."""
+    path = job.out / RUN_FILE
+    try:
+        found = read_run(path).plan
+    except (OSError, ValidationError):
+        found = None
+    if found != plan:
+        raise PipelineError(f"node {node} does not see {path} of this run; give an --out that all nodes share")
+    for root in sorted({file.root for file in plan.files if "://" not in file.root}):
+        if not Path(root).is_dir():
+            raise PipelineError(f"node {node} does not see the input folder {root}; keep it where all nodes see it")
+
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
 """Set by the user, and by Ray for what ``ray job submit`` starts."""

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from pipeline.plan import Split
-from pipeline.transient import ATTEMPTS
-from pipeline.worker import Outcome
+from pipeline.splits.worker import Outcome
+from pipeline.transient_errors import ATTEMPTS
 
 BACK_OFF_SECONDS = (2.0, 20.0)
 """Pause before the second and the third attempt after a transient error."""

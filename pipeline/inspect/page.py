@@ -18,14 +18,14 @@ from pipeline.inspect.content_types import TYPES, WINDOW
 from pipeline.inspect.report import ENTROPY_GROUPS, LENGTH_GROUPS, add_histograms, sample_words
 from pipeline.inspect.sample import SEED
 from pipeline.inspect.survey import SIZE_GROUPS, Example, Survey, survey
-from pipeline.verify import replayable
-from shared.files import Output
-from shared.page import base_style, page
+from pipeline.scoring.replay import replayable
+from shared.io.files import Output
+from shared.io.page import base_style, page
+from shared.io.terminal import one_line
 from shared.patching.grid import GRID, dequantise
 from shared.patching.settings import RISE_RULES
 from shared.shards.content import LONGEST_COUNTED
 from shared.shards.dataset import Dataset
-from shared.terminal import one_line
 from shared.vocabulary import VOCABULARY_SIZE
 
 SHORT = 12
@@ -166,7 +166,7 @@ def _facts(dataset: Dataset) -> list[tuple[str, str]]:
 
 
 def _warnings(dataset: Dataset, found: Survey, left_out: int) -> list[str]:
-    """What a reader should know, and the command that would mend it."""
+    """What a reader should know, and the command that would fix it."""
     identity = dataset.manifest.identity
     warnings = []
     if not dataset.manifest.totals.documents:

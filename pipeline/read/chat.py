@@ -5,9 +5,9 @@ from typing import Any
 
 from pipeline.read.values import BadRecord, encoded, kind
 from pipeline.settings import ChatSettings
-from shared.chat import ANSWERING, Turn, chat_body
-from shared.identity import canonical_json
+from shared.io.identity import canonical_json
 from shared.shards.spans import Spans
+from shared.text.chat import ANSWERING, Turn, chat_body
 
 MESSAGES, CONVERSATIONS, PROMPT, RESPONSES = "messages", "conversations", "prompt", ("response", "completion")
 COLUMNS = (MESSAGES, CONVERSATIONS, PROMPT, *RESPONSES)

@@ -13,7 +13,7 @@ from pipeline.plan import Piece, SourceFile
 from pipeline.read.streams import content_of
 from pipeline.records import CHUNK
 from pipeline.settings import PipelineError, ReadSettings
-from shared.storage import open_binary
+from shared.io.storage import open_binary
 
 DIGEST_BYTES = 16
 _HEX = 2 * DIGEST_BYTES

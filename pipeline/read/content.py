@@ -8,10 +8,10 @@ from typing import IO
 
 from pipeline.plan import Kind
 from pipeline.read.columns import body_columns
-from pipeline.read.formats import TEXTS, Format, Named
+from pipeline.read.format_names import TEXTS, Format, Named
 from pipeline.read.streams import Compression, DamagedStream, content_of
 from pipeline.settings import ReadSettings
-from shared.magic import BYTE_ORDER_MARK, HEAD, compressor, container, foreign, is_text, to_utf8, wide_encoding
+from shared.io.file_types import BYTE_ORDER_MARK, HEAD, compressor, container, foreign, is_text, to_utf8, wide_encoding
 
 _RAW = 2**13
 """Bytes of a file that are read to tell how it is compressed."""

@@ -7,26 +7,26 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from pipeline.plan import Kind, Piece, Plan, SourceFile, Split
-from pipeline.read import datasets
-from pipeline.read.arrow_ipc import batch_ranges, read_arrow
 from pipeline.read.checked import Checked, changed, range_digest
 from pipeline.read.columns import DEFAULT_SUBSET, lacking, named_subset
 from pipeline.read.content import NoText, kind_in
-from pipeline.read.formats import named
-from pipeline.read.json_values import json_values
-from pipeline.read.jsonl import parse_lines, parse_values
+from pipeline.read.format_names import named
+from pipeline.read.formats import datasets
+from pipeline.read.formats.arrow_ipc import batch_ranges, read_arrow
+from pipeline.read.formats.json_values import json_values
+from pipeline.read.formats.jsonl import parse_lines, parse_values
+from pipeline.read.formats.parquet import read_parquet, row_group_ranges
+from pipeline.read.formats.passages import passages
+from pipeline.read.formats.webdataset import read_webdataset
+from pipeline.read.formats.wet import read_wet
+from pipeline.read.formats.whole import whole_file
 from pipeline.read.lines import lines
-from pipeline.read.parquet import read_parquet, row_group_ranges
-from pipeline.read.passages import passages
 from pipeline.read.storage import DATA_ERRORS, damaged_range, reason_in, stamp
 from pipeline.read.streams import DamagedStream
-from pipeline.read.webdataset import read_webdataset
-from pipeline.read.wet import read_wet
-from pipeline.read.whole import whole_file
 from pipeline.records import LONGEST_EXCERPT, DeadLetter, LongText, Place, Record, chunks_of
 from pipeline.settings import PipelineError, ReadSettings
-from shared.identity import file_sha256
-from shared.magic import HEAD
+from shared.io.file_types import HEAD
+from shared.io.identity import file_sha256
 from shared.shards.document import LONGEST_NAMES, LONGEST_SUBSET
 
 

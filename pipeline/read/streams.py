@@ -9,7 +9,8 @@ from typing import IO, Any, Literal
 
 from pipeline.records import CHUNK
 from pipeline.settings import ReadSettings
-from shared.storage import StorageError, open_binary
+from shared.errors import StorageError
+from shared.io.storage import open_binary
 
 Compression = Literal["none", "gzip", "zstd", "bzip2", "xz"]
 SUFFIXES: dict[str, Compression] = {

@@ -13,12 +13,49 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shared.blt import Blt
-from shared.cross_attention import BytesReadPatches
-from shared.incremental.ngrams import NgramTail
 from shared.incremental.slots import Placement, Slots
 from shared.incremental.stack import Rotations, StackCache
-from shared.layers import Block, computing_dtype
+from shared.layers.blocks import Block, compute_dtype
+from shared.layers.cross_attention import BytesReadPatches
+from shared.layers.ngrams import PRIMES
+from shared.model_settings import NgramSettings
+from shared.models.blt import Blt
+
+# ---- Hash n-grams of the newest tokens of growing documents, from a tail of the tokens before them.
+#
+# Shapes: R rows, n new tokens, M tokens of tail, F hash functions, N n-gram sizes.
+
+
+_WRAP = 1 << 64
+
+
+class NgramTail:
+    """The rows of the fused n-gram table that new tokens read, equal to `shared.layers.ngrams.ngram_rows`."""
+
+    def __init__(self, settings: NgramSettings, device: torch.device) -> None:
+        self.length = max(settings.sizes, default=1) - 1
+        """M: how many tokens before a new one its n-grams reach."""
+        self._rows = settings.rows
+        span = self.length + 1
+        powers = [
+            # The oldest token of each n-gram has power 0; products and sums wrap as int64 does.
+            [_wrapped(pow(prime, place - (span - size), _WRAP)) if place >= span - size else 0 for place in range(span)]
+            for prime in PRIMES[: settings.functions]
+            for size in settings.sizes
+        ]
+        self._powers = torch.tensor(powers, dtype=torch.int64, device=device)
+        self._tables = torch.arange(len(powers), device=device) * settings.rows
+
+    def rows(self, tail: Tensor, ids: Tensor) -> Tensor:
+        """tail int64 [R, M] (0 before a document), ids int64 [R, n] -> int64 [R n, F N]."""
+        windows = torch.cat([tail, ids], 1).unfold(1, self.length + 1, 1).flatten(0, 1)
+        hashed = (windows[:, None] * self._powers).sum(-1)
+        return torch.remainder(hashed, self._rows) + self._tables
+
+
+def _wrapped(value: int) -> int:
+    """The int64 with the same low 64 bits."""
+    return value - _WRAP if value >= _WRAP >> 1 else value
 
 
 @dataclass(frozen=True)
@@ -55,13 +92,13 @@ class _Advance:
 class BltRows:
     """R documents before a byte latent transformer.
 
-    Tokens are taken in two steps: `advance` reads them, `commit` keeps some of each row. `mark` and `go_back` forget
+    Tokens are taken in two steps: `advance` reads them, `commit` keeps some of each row. `mark` and `rollback` forget
     what was kept since.
     """
 
     def __init__(self, model: Blt, rows: int = 1) -> None:
         settings, weight = model.settings, model.encoder.embedding.weight
-        device, dtype = weight.device, computing_dtype(weight)
+        device, dtype = weight.device, compute_dtype(weight)
         self.model = model
         self.global_forwards = 0
         """Patches that the global model has read in all rows."""
@@ -241,10 +278,10 @@ class BltRows:
         self._patches.lengths = list(place.patches)
 
     def mark(self) -> _Place:
-        """Where the rows stand; good for `go_back` while no row has taken more than LONGEST_ADVANCE tokens since."""
+        """Where the rows stand; good for `rollback` while no row has taken more than LONGEST_ADVANCE tokens since."""
         return self._place
 
-    def go_back(self, mark: _Place) -> None:
+    def rollback(self, mark: _Place) -> None:
         """Forget all tokens since a mark."""
         self._stand(mark)
 

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shared.attention import has_kernel
 from shared.incremental.slots import Placement, Slots
-from shared.layers import Block, rotary
+from shared.layers.attention import has_kernel
+from shared.layers.blocks import Block, rotary
 from shared.model_settings import StackSettings
 
 
@@ -59,7 +59,7 @@ class StackCache:
         bias = place.bias
         if bias is not None and place.tokens > 1 and q.shape[1] > groups:
             bias = bias.repeat(1, 1, q.shape[1] // groups, 1)
-        # The arithmetic of shared.attention: fp32 where no kernel wants less.
+        # The arithmetic of shared.layers.attention: fp32 where no kernel wants less.
         dtype = q.dtype if has_kernel(q.device, q.dtype) else torch.float32
         out = F.scaled_dot_product_attention(
             queries.flatten(2, 3).to(dtype),

@@ -15,7 +15,7 @@ from shared.interop.hf_config import RECORD_KEY, check_representable, hf_config
 from shared.interop.names import InteropError
 from shared.model_settings import BltSettings, EntropyModelSettings
 from shared.patching.settings import LONGEST_PATCH, PatchingSettings
-from shared.shards.manifest import first_problem
+from shared.settings import first_problem
 from shared.vocabulary import VOCABULARY_SIZE
 
 

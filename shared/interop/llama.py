@@ -12,11 +12,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from shared.interop.json_file import read_json
+from shared.interop.described import read_json
 from shared.interop.names import InteropError
+from shared.model_folder.tensors import TensorFolder
 from shared.model_settings import StackSettings
-from shared.shards.manifest import first_problem
-from shared.tensor_files import TensorFolder
+from shared.settings import first_problem
 
 CONFIG_FILE = "config.json"
 WANTED = {

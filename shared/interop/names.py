@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from shared.model_files import build_model
-from shared.model_identity import ModelFileError
+from shared.errors import ModelFileError
+from shared.model_folder.files import build_model
 from shared.model_settings import BltSettings, EntropyModelSettings, StackSettings
 
 

@@ -7,16 +7,15 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from shared.interop.described import Described
+from shared.interop.described import Described, read_json
 from shared.interop.hf_reading import read_hf_config
-from shared.interop.json_file import read_json
 from shared.interop.names import HF, REFERENCE, InteropError, Part, parts
 from shared.interop.reference import is_reference, open_reference
 from shared.interop.transfer import Contents, check, join, shapes
-from shared.model_files import check_layers
-from shared.model_identity import CONFIG_FILE
-from shared.shards.manifest import first_problem
-from shared.tensor_files import TensorFolder, TensorSource
+from shared.model_folder.files import check_layers
+from shared.model_folder.identity import CONFIG_FILE
+from shared.model_folder.tensors import TensorFolder, TensorSource
+from shared.settings import first_problem
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from shared.interop.names import HF, InteropError, Part, parts
+from shared.model_folder.tensors import Entry, TensorSource
 from shared.model_settings import BltSettings, EntropyModelSettings
-from shared.tensor_files import Entry, TensorSource
 
 Produce = Callable[[str], Tensor | Iterable[Tensor]]
 Contents = tuple[list[Entry], Produce]

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from shared.model_settings import Settings
 from shared.patching.grid import snap
+from shared.settings import Settings
 
 ENTROPY_RULES = ("entropy", "monotonic", "entropy_rise")
 RISE_RULES = ("monotonic", "entropy_rise")

@@ -11,8 +11,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from shared.shards.manifest import DatasetError
-from shared.storage import open_binary, tried_again
+from shared.errors import DatasetError
+from shared.io.storage import open_binary, tried_again
 
 CACHE_BYTES = 64 * 2**30
 MOST_COMPANION_BYTES = 2**34

@@ -12,27 +12,23 @@ from typing import Any
 
 import numpy as np
 
-from shared.identity import file_sha256
+from shared.errors import DatasetError
+from shared.io.identity import file_sha256
 from shared.patching.grid import dequantise
-from shared.shards.arrow import MOST_DICTIONARY_BYTES, ArrowReader
-from shared.shards.cache import File, FileCache, default_cache
+from shared.shards.cache import File
 from shared.shards.columns import BatchColumns
 from shared.shards.document import Row
+from shared.shards.formats.arrow import MOST_DICTIONARY_BYTES, ArrowReader
+from shared.shards.formats.sidecar import SidecarReader, sidecar_name
+from shared.shards.formats.webdataset import TarReader
 from shared.shards.index import ROW_BYTES, SPARE_BYTES, ShardIndex, difference, index_name, read_index, subset_totals
 from shared.shards.manifest import (
-    MANIFEST_NAME,
     PATCHER_FOLDER,
     TOKENIZER_FOLDER,
-    DatasetError,
     Manifest,
     ShardEntry,
     SubsetTotals,
-    load_manifest,
-    not_a_dataset,
 )
-from shared.shards.sidecar import SidecarReader, sidecar_name
-from shared.shards.webdataset import TarReader
-from shared.storage import location_of
 
 OPEN_READERS = 64
 """Shards and sidecars that stay mapped at a time."""
@@ -328,31 +324,6 @@ class Dataset:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         Dataset.__init__(self, **state)
-
-
-def open_dataset(folder: Path | str, cache: FileCache | None = None) -> Dataset:
-    """Open a finished dataset in a folder or behind a URL, whose files then come into the cache.
-
-    Raises DatasetError when there is none, or its manifest cannot be used; StorageError when a URL cannot be read.
-    """
-    folder = location_of(str(folder))
-    manifest = load_manifest(folder)
-    if isinstance(folder, Path):
-        return Dataset(folder, manifest)
-    from shared.shards.remote import RemoteDataset
-
-    return RemoteDataset(folder, manifest, cache or FileCache(default_cache()))
-
-
-def find_datasets(folder: Path | str) -> list[Path]:
-    """The dataset folders at a path: itself, or its train/ and validation/. Raises DatasetError when there is none."""
-    folder = Path(folder)
-    if (folder / MANIFEST_NAME).exists():
-        return [folder]
-    found = [folder / split for split in ("train", "validation") if (folder / split / MANIFEST_NAME).exists()]
-    if not found:
-        raise DatasetError(not_a_dataset(folder))
-    return found
 
 
 def files_of(entry: ShardEntry) -> Iterator[tuple[str, str, int | None, int | None]]:

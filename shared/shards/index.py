@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from shared.shards.arrow import SUBSET_TYPE, ArrowFile, new_file
+from shared.errors import DatasetError
 from shared.shards.columns import BatchColumns, Ragged
 from shared.shards.document import LONGEST_PART, MOST_TOKENS, Row
-from shared.shards.manifest import MOST_ROWS, DatasetError, SubsetTotals
+from shared.shards.formats.arrow import SUBSET_TYPE, ArrowFile, new_file
+from shared.shards.manifest import MOST_ROWS, SubsetTotals
 
 SCHEMA = pa.schema(
     [

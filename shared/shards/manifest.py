@@ -2,17 +2,18 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
 
-from shared.files import write_atomic
-from shared.found import what_is
-from shared.identity import digest
-from shared.model_settings import NamesSpecials, Settings
+from shared.errors import DatasetError
+from shared.io.files import write_atomic
+from shared.io.found import what_is
+from shared.io.identity import digest
+from shared.io.storage import below, is_url, read_whole
 from shared.patching.settings import PatchingSettings
+from shared.settings import NamesSpecials, Settings, first_problem
 from shared.shards.document import LONGEST_SUBSET
-from shared.storage import below, is_url, read_whole
 
 MANIFEST_NAME = "manifest.json"
 PATCHER_FOLDER = "patcher"
@@ -45,10 +46,6 @@ SubsetName = Annotated[str, StringConstraints(pattern=r"^[^\x00]+$", max_length=
 
 ShardFormat = Literal["arrow", "webdataset"]
 SidecarType = Literal["none", "uint8", "float32"]
-
-
-class DatasetError(ValueError):
-    """A dataset or shard that is missing, damaged or not what was expected; the message names the file."""
 
 
 class NumericsClass(Settings):
@@ -251,19 +248,3 @@ def not_a_dataset(folder: Path | str) -> str:
     if found == "is a folder of something else":
         return f"{folder} {lacks}"
     return f"{folder} does not exist" if found == "does not exist" else f"{folder} is not a dataset: it {found}"
-
-
-def first_problem(error: ValidationError, key: str | None = None) -> str:
-    """The first thing that validation found, as one line: key (as the caller has it, or as found), what, value."""
-    problem: Any = error.errors(include_url=False)[0]
-    if key is None:
-        key = ".".join(str(part) for part in problem["loc"])
-    shown = repr(problem.get("input"))
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key {key!r}"
-    return (
-        (f"{key}: " if key else "")
-        + message
-        + (f" (got {shown})" if len(shown) <= 80 and problem["type"] != "missing" else "")
-    )

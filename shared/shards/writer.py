@@ -8,15 +8,15 @@ from typing import IO, Any
 
 import numpy as np
 
-from shared.files import atomic_file
+from shared.io.files import atomic_file
 from shared.patching.grid import quantise
-from shared.shards.arrow import ArrowWriter
 from shared.shards.content import ShardContent, check_order, check_row, with_last
 from shared.shards.document import Row
+from shared.shards.formats.arrow import ArrowWriter
+from shared.shards.formats.sidecar import SidecarWriter, sidecar_name
+from shared.shards.formats.webdataset import TarWriter
 from shared.shards.index import IndexWriter, index_name
 from shared.shards.manifest import ShardEntry, ShardFormat, SidecarType
-from shared.shards.sidecar import SidecarWriter, sidecar_name
-from shared.shards.webdataset import TarWriter
 
 BATCH_BYTES = 2**20
 """A record batch holds at most this much text and metadata, unless one row alone holds more."""

@@ -26,9 +26,9 @@ from training_example import (
     read_text,
 )
 
-from shared.blt import Blt
 from shared.interop.hf_config import hf_config
 from shared.interop.transfer import to_hf_state
+from shared.models.blt import Blt
 
 Works = dict[str, Callable[[], None]]
 AUTOCAST, PURE = "transformers, autocast", "transformers, bf16 weights"

@@ -25,9 +25,9 @@ from chaos import Chaos, killed, processes, the_driver
 from pipeline_helpers import command, counts, shard_hashes
 from ray_helpers import RAY, Head, ray_head
 
-from shared.initialise import initialise
-from shared.model_files import build_model, save_model
+from shared.model_folder.files import build_model, save_model
 from shared.model_settings import EntropyModelSettings
+from shared.models.initialise import initialise
 
 MODEL = EntropyModelSettings(width=64, layers=2, heads=2, window=64)
 SPLIT_BYTES = 2**18

@@ -18,12 +18,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "trainer"))
 from drill import Drill, drill_recipe, quiet_run, weights
 from tiny_runs import STATIC, losses, tiny_data, tiny_settings
 
+from trainer.checkpoints.initial_weights import build_model
 from trainer.checkpoints.state import TrainState
 from trainer.checkpoints.store import Checkpoints
-from trainer.identity import run_identity
-from trainer.learning.optimizer import build_optimizer
-from trainer.parallel.model import build_model
-from trainer.parallel.world import started
+from trainer.distributed.world import started
+from trainer.optim.optimizer import build_optimizer
+from trainer.provenance.identity import run_identity
 from trainer.settings import CheckpointSettings
 
 STEPS_A_KILL = 12

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from training_example import BLT, BYTES_PER_PATCH, fresh_model
 
-from shared.blt import Blt
-from shared.entropy_model import EntropyModel
-from shared.incremental import GrowingDocuments
-from shared.initialise import initialise
+from shared.incremental import DecodingState
 from shared.interop.hf_config import hf_config
 from shared.interop.transfer import to_hf_state
 from shared.model_settings import EntropyModelSettings
+from shared.models.blt import Blt
+from shared.models.entropy_model import EntropyModel
+from shared.models.initialise import initialise
 from shared.patching import PatchingSettings
 from shared.vocabulary import BOS, OFFSET, byte_tokens
 
@@ -43,7 +43,7 @@ class Ours:
     def write(self, prompt: np.ndarray, count: int, draft: int = 0) -> tuple[list[int], np.ndarray]:
         """Tokens after the prompt, and the entropies of all of them."""
         rule = PatchingSettings(rule="entropy", theta=self.theta, max_length=UNCUT)
-        documents = GrowingDocuments(self.model, rule, self.patcher)
+        documents = DecodingState(self.model, rule, self.patcher)
         _, before = documents.read(prompt[:-1])
         forwards = documents.global_forwards
         assert before is not None
@@ -79,10 +79,10 @@ class Ours:
 def write_rows(ours: Ours, prompt: np.ndarray, count: int) -> None:
     """The same prompt in ROWS rows at once, greedily."""
     rule = PatchingSettings(rule="entropy", theta=ours.theta, max_length=UNCUT)
-    parts = [GrowingDocuments(ours.model, rule, ours.patcher) for _ in range(ROWS)]
+    parts = [DecodingState(ours.model, rule, ours.patcher) for _ in range(ROWS)]
     for part in parts:
         part.read(prompt[:-1])
-    documents, ids = GrowingDocuments.joined(parts), torch.full((ROWS, 1), int(prompt[-1]))
+    documents, ids = DecodingState.joined(parts), torch.full((ROWS, 1), int(prompt[-1]))
     for _ in range(count):
         found = documents.advance(ids)
         documents.commit([1] * ROWS)

@@ -16,18 +16,19 @@ import pyarrow.compute
 
 from shared.patching.lengths import patch_lengths
 from shared.patching.settings import PatchingSettings
-from shared.shards.dataset import Dataset, open_dataset
+from shared.shards.dataset import Dataset
 from shared.shards.document import Row
 from shared.shards.manifest import DatasetIdentity, Manifest, ShardFormat
+from shared.shards.open import open_dataset
 from shared.shards.writer import write_shard
 from shared.vocabulary import document_tokens
 from trainer.data.catalogue import catalogue_of
-from trainer.data.cursor import first_cursor
-from trainer.data.limits import pack_limits
 from trainer.data.loader import PackLoader
-from trainer.data.plan import Planner
-from trainer.data.schedule import Mixing
-from trainer.data.slices import SliceReader
+from trainer.data.packing.limits import pack_limits
+from trainer.data.packing.planner import Planner
+from trainer.data.packing.slices import SliceReader
+from trainer.data.sampling.cursor import first_cursor
+from trainer.data.sampling.schedule import Mixing
 
 PATCHING = PatchingSettings(rule="space", max_length=64)
 MEAN_BYTES, SHARDS, TOKENS, LANES = 2000, 4, 16384, 64

@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from shared.batch import Patches, segments
-from shared.blt import Blt
-from shared.entropy_model import EntropyModel
-from shared.initialise import initialise
+from shared.layers.batch import Patches, segments
 from shared.model_settings import BltSettings, EntropyModelSettings
+from shared.models.blt import Blt
+from shared.models.entropy_model import EntropyModel
+from shared.models.initialise import initialise
+from shared.models.scoring import Scorer
 from shared.patching import PatchingSettings, patch_lengths
-from shared.scoring import Scorer
 from shared.vocabulary import document_tokens
 
 ENTROPY = EntropyModelSettings(width=128, layers=4, heads=4, window=128)

@@ -18,17 +18,18 @@ import numpy as np
 import torch
 from bench_train import ROOT, sources
 
-from shared.config import load_recipe
-from shared.shards.dataset import Dataset, open_dataset
-from trainer.data.limits import pack_limits
+from shared.io.config import load_recipe
+from shared.shards.dataset import Dataset
+from shared.shards.open import open_dataset
+from trainer.checkpoints.initial_weights import build_model
 from trainer.data.loader import PackLoader
-from trainer.data.packs import Pack
-from trainer.learning.optimizer import build_optimizer
-from trainer.learning.schedule import rate
-from trainer.learning.step import take_step
-from trainer.observing.figures import bits_per_byte
-from trainer.parallel.model import build_model
-from trainer.parallel.world import World, started
+from trainer.data.packing.limits import pack_limits
+from trainer.data.packing.packs import Pack
+from trainer.distributed.world import World, started
+from trainer.lr_schedule import rate
+from trainer.metrics.figures import bits_per_byte
+from trainer.optim.optimizer import build_optimizer
+from trainer.optim.train_step import take_step
 from trainer.settings import TrainSettings
 
 KINDS = ("adamw", "muon")

@@ -21,25 +21,25 @@ import torch
 import torch.nn.functional as F
 from bench_train import ROOT, sources
 
-from shared.batch import Batch
-from shared.blt import Blt
-from shared.config import load_recipe
-from shared.model_files import build_model as plain_model
+from shared.io.config import load_recipe
+from shared.layers.batch import Batch
+from shared.model_folder.files import build_model as plain_model
+from shared.models.blt import Blt
 from shared.vocabulary import IGNORED_LABEL
+from trainer.checkpoints.initial_weights import build_model
 from trainer.data.loader import PackLoader
 from trainer.data.mixture import open_split
 from trainer.data.splits import TRAIN_SPLIT
-from trainer.identity import run_identity
-from trainer.job import prepare
-from trainer.learning.clipping import clip
-from trainer.learning.optimizer import build_optimizer
-from trainer.learning.step import predict, take_step
-from trainer.loop import Job, one_step
-from trainer.parallel.model import build_model, fill
-from trainer.parallel.tables import RowTables, row_tables
-from trainer.parallel.world import DTYPES, World, started
+from trainer.distributed.build import fill
+from trainer.distributed.row_sharded_tables import RowTables, row_tables
+from trainer.distributed.world import DTYPES, World, started
+from trainer.optim.optimizer import build_optimizer
+from trainer.optim.train_step import clip, predict, take_step
+from trainer.provenance.identity import run_identity
+from trainer.run.job import prepare
+from trainer.run.loop import Job, one_step
+from trainer.run.stopping import StopRequest
 from trainer.settings import TrainSettings
-from trainer.stopping import StopRequest
 
 WARM_UP = 2
 

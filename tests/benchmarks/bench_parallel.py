@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from shared.initialise import set_initial_rows
 from shared.model_settings import BltSettings
-from trainer.data.limits import PackLimits
-from trainer.learning.optimizer import build_optimizer
-from trainer.learning.step import backward
-from trainer.parallel.dry_run import dry_run, one_document
-from trainer.parallel.model import build_model
-from trainer.parallel.world import World, started
+from shared.models.initialise import set_initial_rows
+from trainer.checkpoints.initial_weights import build_model
+from trainer.data.packing.limits import PackLimits
+from trainer.distributed.world import World, started
+from trainer.memory.dry_run import dry_run, one_document
+from trainer.optim.optimizer import build_optimizer
+from trainer.optim.train_step import backward
 from trainer.settings import DataSettings, OptimizerSettings, ParallelSettings, RunSettings, TrainSettings
 
 LIMITS = PackLimits(4096, 1024)

@@ -16,15 +16,15 @@ import pyarrow.parquet as pq
 import torch
 import webdataset
 
-from pipeline.driver import make_plan
 from pipeline.read import read_split
+from pipeline.run.driver import make_plan
+from pipeline.scoring.load_scorer import load_scorer
 from pipeline.settings import Job, OutputSettings, ReadSettings, ScoringSettings
-from pipeline.split import process_split
-from pipeline.worker import load_scorer
-from shared.initialise import initialise
-from shared.model_files import build_model, save_model
-from shared.model_identity import model_sha256
+from pipeline.splits.process import process_split
+from shared.model_folder.files import build_model, save_model
+from shared.model_folder.identity import model_sha256
 from shared.model_settings import EntropyModelSettings
+from shared.models.initialise import initialise
 from shared.patching import PatchingSettings
 from shared.vocabulary import document_tokens
 

@@ -23,21 +23,21 @@ from training_example import product_peak, share_of_peak
 from transformers import AutoConfig
 from transformers.models.blt.modeling_blt import BltPatcher
 
-from pipeline.driver import make_plan, preprocess
 from pipeline.read import read_split
 from pipeline.records import Record, sample_hash
+from pipeline.run.driver import make_plan, preprocess
 from pipeline.settings import ExecutorSettings, Job, OutputSettings, ReadSettings, ScoringSettings
-from shared.batch import segments
-from shared.entropy_model import EntropyModel, entropy
-from shared.flops import forward_flops, useful_workload
-from shared.initialise import initialise
 from shared.interop.hf_config import hf_config
 from shared.interop.names import HF, parts
-from shared.model_files import build_model, save_model
-from shared.model_identity import model_sha256
+from shared.layers.batch import segments
+from shared.model_folder.files import build_model, save_model
+from shared.model_folder.identity import model_sha256
 from shared.model_settings import BltSettings, EntropyModelSettings
+from shared.models.entropy_model import EntropyModel, entropy
+from shared.models.flops import forward_flops, useful_workload
+from shared.models.initialise import initialise
+from shared.models.scoring import Scorer
 from shared.patching import PatchingSettings
-from shared.scoring import Scorer
 from shared.vocabulary import BOE, document_tokens
 
 SMALL = EntropyModelSettings(width=192, layers=2, heads=4, feed_forward=512, window=128)

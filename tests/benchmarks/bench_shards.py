@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from shared.patching.settings import PatchingSettings
-from shared.shards.dataset import open_dataset
 from shared.shards.document import Row
 from shared.shards.manifest import DatasetIdentity, Manifest, ShardFormat
+from shared.shards.open import open_dataset
 from shared.shards.writer import write_shard
 
 

@@ -19,14 +19,15 @@ from typing import Literal
 import numpy as np
 import torch
 
-from shared.entropy_model import EntropyModel, entropy
-from shared.incremental.entropy import EntropyRows
-from shared.model_files import load_model
+from shared.incremental.documents import EntropyRows
+from shared.model_folder.files import load_model
+from shared.models.entropy_model import EntropyModel, entropy
+from shared.models.scoring import Scorer
 from shared.patching import PatchingSettings, PatchStream, patch_lengths
-from shared.scoring import Scorer
-from shared.shards.dataset import Dataset, find_datasets, open_dataset
+from shared.shards.dataset import Dataset
 from shared.shards.document import Row
 from shared.shards.manifest import PATCHER_FOLDER
+from shared.shards.open import find_datasets, open_dataset
 from shared.vocabulary import document_tokens
 
 ROWS = 32

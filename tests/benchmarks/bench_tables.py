@@ -20,29 +20,29 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shared.batch import segments
-from shared.config import load_recipe
-from shared.model_files import build_model as empty_model
+from shared.io.config import load_recipe
+from shared.layers.batch import segments
+from shared.layers.ngrams import NgramEmbedding
+from shared.model_folder.files import build_model as empty_model
 from shared.model_settings import NgramSettings
-from shared.ngrams import NgramEmbedding
 from shared.patching import PatchingSettings, patch_lengths
-from shared.shards.dataset import open_dataset
 from shared.shards.document import Row
 from shared.shards.manifest import DatasetIdentity, Manifest
+from shared.shards.open import open_dataset
 from shared.shards.writer import write_shard
 from shared.vocabulary import document_tokens
-from trainer.data.limits import pack_limits
+from trainer.checkpoints.initial_weights import build_model
 from trainer.data.loader import PackLoader
+from trainer.data.packing.limits import pack_limits
 from trainer.data.validation import ValidationPacks
+from trainer.distributed.build import fill, shard
+from trainer.distributed.row_sharded_tables import RowTables, own_rows
+from trainer.distributed.world import World, started
 from trainer.evaluation.documents import evaluate
-from trainer.evaluation.scores import total_of
-from trainer.learning.optimizer import build_optimizer
-from trainer.learning.rowwise_adagrad import RowwiseAdagrad
-from trainer.learning.schedule import progress, rate
-from trainer.learning.step import take_step
-from trainer.parallel.model import build_model, fill, shard
-from trainer.parallel.tables import RowTables, own_rows
-from trainer.parallel.world import World, started
+from trainer.lr_schedule import progress, rate
+from trainer.metrics.subset_score import total_of
+from trainer.optim.optimizer import RowwiseAdagrad, build_optimizer
+from trainer.optim.train_step import take_step
 from trainer.settings import TableSettings, TrainSettings
 
 ROOT = Path(__file__).parents[2]

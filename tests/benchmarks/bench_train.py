@@ -14,22 +14,22 @@ import numpy as np
 import torch
 from torch import nn
 
-from shared.batch import Batch
-from shared.config import load_recipe
-from shared.initialise import initialise
-from shared.model_files import build_model as plain_model
+from shared.io.config import load_recipe
+from shared.layers.batch import Batch
+from shared.model_folder.files import build_model as plain_model
+from shared.models.initialise import initialise
 from shared.patching import PatchingSettings, patch_lengths
-from shared.shards.dataset import open_dataset
 from shared.shards.document import Row
 from shared.shards.manifest import DatasetIdentity, Manifest
+from shared.shards.open import open_dataset
 from shared.shards.writer import write_shard
 from shared.vocabulary import document_tokens
-from trainer.data.limits import pack_limits
+from trainer.checkpoints.initial_weights import build_model
 from trainer.data.loader import PackLoader
-from trainer.learning.optimizer import build_optimizer
-from trainer.learning.step import backward, take_step
-from trainer.parallel.model import build_model
-from trainer.parallel.world import World, started
+from trainer.data.packing.limits import pack_limits
+from trainer.distributed.world import World, started
+from trainer.optim.optimizer import build_optimizer
+from trainer.optim.train_step import backward, take_step
 from trainer.settings import TrainSettings
 
 ROOT = Path(__file__).parents[2]

@@ -30,13 +30,13 @@ from training_example import (
     share_of_peak,
 )
 
-from shared.attention import Scope, attention
-from shared.blt import Blt
-from shared.cross_attention import BytesReadPatches, PatchesReadBytes
-from shared.flops import training_flops, useful_workload
-from shared.layers import Block, computing_dtype, rotary
+from shared.layers.attention import Scope, attention
+from shared.layers.blocks import Block, compute_dtype, rotary
+from shared.layers.cross_attention import BytesReadPatches, PatchesReadBytes
+from shared.layers.fused_ops import swiglu, turn
 from shared.model_settings import BltSettings, StackSettings
-from shared.pointwise import swiglu, turn
+from shared.models.blt import Blt
+from shared.models.flops import training_flops, useful_workload
 
 FEW_PATCHES = 64.0
 """Bytes a patch, so that the global model has next to nothing to do."""
@@ -66,7 +66,7 @@ def parts(model: Blt, given: Example) -> list[Part]:
     """Each part with how often a step has it; running one is its forward and backward."""
     batch, settings = given.batch, model.settings
     patches, tokens = batch.patches, given.tokens
-    dtype = computing_dtype(model.encoder.embedding.weight)
+    dtype = compute_dtype(model.encoder.embedding.weight)
     local, wide = settings.encoder, settings.global_
     layers = settings.encoder.layers + settings.decoder.layers
 

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.batch import Batch, Patches, segments
-from shared.blt import Blt
-from shared.initialise import initialise
+from shared.layers.batch import Batch, Patches, segments
 from shared.model_settings import BltSettings
+from shared.models.blt import Blt
+from shared.models.initialise import initialise
 from shared.vocabulary import document_tokens
 
 LOCAL = {"width": 256, "heads": 4, "feed_forward": 704}

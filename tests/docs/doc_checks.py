@@ -20,9 +20,10 @@ from torch.distributed.run import get_args_parser
 import pipeline.__main__ as pipeline_commands
 import trainer.__main__ as trainer_commands
 from infra import gpu_check
-from shared.config import ConfigError, check_recipe, read_recipe
-from trainer.laboratory.scaling.grid import Grid
-from trainer.laboratory.systems import Laboratory
+from shared.errors import ConfigError
+from shared.io.config import check_recipe, read_recipe
+from trainer.experiments.scaling.grid import Grid
+from trainer.experiments.systems import Laboratory
 from trainer.planning.plan import load_plan
 from trainer.settings import TrainSettings
 
@@ -30,8 +31,8 @@ OTHERS = ("cd", "cmp", "docker", "export", "envsubst", "git", "hf", "kubectl", "
 """Programs of others, whose options are not ours to check."""
 
 SCHEMAS: dict[str, type[BaseModel]] = {
-    "trainer/laboratory/systems.toml": Laboratory,
-    "trainer/laboratory/scaling/scaling.toml": Grid,
+    "trainer/experiments/systems.toml": Laboratory,
+    "trainer/experiments/scaling/scaling.toml": Grid,
 }
 """Of files that blocks may be part of."""
 
@@ -149,7 +150,7 @@ def _pipeline(name: str) -> argparse.ArgumentParser:
     if name not in pipeline_commands.COMMANDS:
         raise DocsError(f"python -m pipeline has no command {name!r}")
     parser = argparse.ArgumentParser(prog=f"python -m pipeline {name}")
-    importlib.import_module(f"pipeline.{pipeline_commands.MODULES.get(name, name)}").add_arguments(parser)
+    importlib.import_module(f"pipeline.commands.{name}").add_arguments(parser)
     return parser
 
 

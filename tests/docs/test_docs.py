@@ -9,7 +9,7 @@ from doc_blocks import RUN, Block, DocsError, blocks_of
 from doc_checks import check_command, check_piece, check_prose
 from doc_world import PREPARATIONS, ROOT, Readers
 
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 
 
 def name_of(page: Path) -> str:
@@ -54,9 +54,10 @@ def test_files_commands_and_links_in_sentences_exist(page: Path) -> None:
     assert check_prose(page) == []
 
 
-def test_every_page_is_in_the_guide() -> None:
-    guide = (ROOT / "docs" / "README.md").read_text()
-    missing = [page.name for page in PAGES if f"({page.name})" not in guide and page.name != "README.md"]
+@pytest.mark.parametrize("guide", [ROOT / "docs/README.md", ROOT / "docs/decisions/README.md"], ids=name_of)
+def test_every_page_of_a_folder_is_in_its_guide(guide: Path) -> None:
+    listed = guide.read_text()
+    missing = [page.name for page in guide.parent.glob("*.md") if f"({page.name})" not in listed and page != guide]
     assert missing == []
 
 

@@ -32,13 +32,13 @@ class Boundary:
 
 WRITES = (f.generate, f.chat)
 """What they print is what a model writes."""
-DATASET_READERS = ("shared/shards/manifest.py", "shared/shards/dataset.py", "shared/storage.py")
+DATASET_READERS = ("shared/shards/manifest.py", "shared/shards/dataset.py", "shared/io/storage.py")
 ARROW_ACTIONS = (d.verify, d.inspect, d.convert, d.merge, d.split, d.preprocess_again, d.read_rows, d.read_packs)
 
 BOUNDARIES = (
     Boundary(
         "manifest",
-        ("shared/shards/manifest.py", "pipeline/rewriting.py"),
+        ("shared/shards/manifest.py", "pipeline/rewriting/rewrite.py"),
         d.dataset("arrow"),
         m.at("d/manifest.json", m.spoil_json),
         ARROW_ACTIONS,
@@ -52,21 +52,21 @@ BOUNDARIES = (
     ),
     Boundary(
         "arrow shard",
-        ("shared/shards/arrow.py", "shared/shards/content.py"),
+        ("shared/shards/formats/arrow.py", "shared/shards/content.py"),
         d.dataset("arrow"),
         d.fitted(m.one_of([(5, m.at("d/*.arrow", d.spoil_arrow)), (1, m.at("d/*.arrow", d.swollen))])),
         ARROW_ACTIONS,
     ),
     Boundary(
         "webdataset shard",
-        ("shared/shards/webdataset.py", "shared/shards/tar.py"),
+        ("shared/shards/formats/webdataset.py", "shared/shards/formats/tar.py"),
         d.dataset("webdataset"),
         d.fitted(m.at("d/*.tar", d.spoil_tar)),
         (d.verify, d.convert, d.read_rows, d.read_packs),
     ),
     Boundary(
         "sidecar",
-        ("shared/shards/sidecar.py",),
+        ("shared/shards/formats/sidecar.py",),
         d.dataset("arrow", "uint8"),
         d.fitted(m.at("d/*.entropy", d.spoil_arrow)),
         (d.verify, d.inspect, d.recut, d.merge),
@@ -80,35 +80,35 @@ BOUNDARIES = (
     ),
     Boundary(
         "model config",
-        ("shared/model_identity.py",),
+        ("shared/model_folder/identity.py",),
         f.made_model,
         m.at("m/**/config.json", m.spoil_json),
         (f.generate, f.export_hf),
     ),
     Boundary(
         "model identity",
-        ("trainer/identity.py",),
+        ("trainer/provenance/identity.py",),
         f.made_model,
         m.at("m/**/identity.json", m.spoil_json),
         (f.generate, f.export_hf),
     ),
     Boundary(
         "model weights",
-        ("shared/model_files.py", "shared/tensor_files.py", "shared/tensor_header.py"),
+        ("shared/model_folder/files.py", "shared/model_folder/tensors.py", "shared/model_folder/tensor_header.py"),
         f.made_model,
         m.at("m/**/*.safetensors", m.spoil_safetensors),
         (f.generate, f.export_hf),
     ),
     Boundary(
         "model folder",
-        ("shared/model_files.py",),
+        ("shared/model_folder/files.py",),
         f.made_entropy,
         lambda rng, folder: m.spoil_folder(rng, folder / "m"),
         (f.generate, f.score_with),
     ),
     Boundary(
         "hugging face folder",
-        ("shared/interop/opening.py", "shared/interop/json_file.py", "trainer/commands/import_hf.py"),
+        ("shared/interop/opening.py", "shared/interop/described.py", "trainer/commands/import_hf.py"),
         f.made_hf,
         m.one_of(
             [
@@ -135,12 +135,12 @@ BOUNDARIES = (
     Boundary(
         "checkpoint",
         (
-            "trainer/checkpoints/folders.py",
+            "trainer/provenance/checkpoint_folders.py",
             "trainer/checkpoints/index.py",
             "trainer/checkpoints/storage.py",
             "trainer/checkpoints/state.py",
-            "trainer/checkpoints/origin.py",
-            "trainer/learning/start.py",
+            "trainer/provenance/origin.py",
+            "trainer/checkpoints/initial_weights.py",
         ),
         r.made_checkpoint,
         r.spoil_checkpoint,
@@ -148,7 +148,7 @@ BOUNDARIES = (
     ),
     Boundary(
         "run history",
-        ("trainer/observing/files.py", "trainer/observing/history.py"),
+        ("trainer/metrics/files.py", "trainer/metrics/history.py"),
         r.made_run,
         m.one_of(
             [
@@ -161,7 +161,7 @@ BOUNDARIES = (
     ),
     Boundary(
         "recipe",
-        ("shared/config.py",),
+        ("shared/io/config.py",),
         r.made_recipe,
         r.spoil_recipe,
         (r.plan, r.plan_with_override),
@@ -182,14 +182,20 @@ BOUNDARIES = (
     ),
     Boundary(
         "patching file",
-        ("pipeline/patching_file.py",),
+        ("pipeline/calibration/patching_file.py",),
         f.made_calibration,
         m.at("patching.json", m.spoil_json),
         (f.cut_with_patching,),
     ),
     Boundary(
         "run folder of preprocess",
-        ("pipeline/run_folder.py", "pipeline/marker.py", "pipeline/following.py", "pipeline/executors/storage.py"),
+        (
+            "pipeline/run/run_folder.py",
+            "pipeline/splits/run_file.py",
+            "pipeline/splits/marker.py",
+            "pipeline/run/progress.py",
+            "pipeline/executors/ray.py",
+        ),
         i.made_pipeline_run,
         m.one_of(
             [
@@ -202,28 +208,28 @@ BOUNDARIES = (
     ),
     Boundary(
         "jsonl input",
-        ("pipeline/read/jsonl.py", "pipeline/read/storage.py"),
+        ("pipeline/read/formats/jsonl.py", "pipeline/read/storage.py"),
         i.corpus("a.jsonl", i.jsonl),
         i.spoil_input(m.spoil_json_lines),
         (i.preprocess_input, i.preprocess_with_meta),
     ),
     Boundary(
         "parquet input",
-        ("pipeline/read/parquet.py",),
+        ("pipeline/read/formats/parquet.py",),
         i.corpus("a.parquet", i.parquet),
         i.spoil_input(d.spoil_parquet),
         (i.preprocess_input, i.preprocess_with_meta),
     ),
     Boundary(
         "arrow input",
-        ("pipeline/read/arrow_ipc.py",),
+        ("pipeline/read/formats/arrow_ipc.py",),
         i.corpus("a.arrow", i.arrow),
         i.spoil_input(d.spoil_arrow),
         (i.preprocess_input, i.preprocess_with_meta),
     ),
     Boundary(
         "tar input",
-        ("pipeline/read/webdataset.py",),
+        ("pipeline/read/formats/webdataset.py",),
         i.corpus("a.tar", i.tar),
         i.spoil_input(d.spoil_tar),
         (i.preprocess_plain,),
@@ -237,7 +243,7 @@ BOUNDARIES = (
     ),
     Boundary(
         "folder of save_to_disk",
-        ("pipeline/listing/foreign_folders.py",),
+        ("pipeline/inputs/foreign_folders.py",),
         i.made_saved_to_disk,
         m.one_of(
             [
@@ -249,28 +255,28 @@ BOUNDARIES = (
     ),
     Boundary(
         "parquet export",
-        ("shared/shards/parquet.py",),
+        ("shared/shards/formats/parquet.py",),
         d.made_export,
         m.one_of([(2, m.at("p/*.parquet", d.spoil_parquet)), (1, m.at("p/*.json", m.spoil_json))]),
         (d.convert_back,),
     ),
     Boundary(
         "metadata of documents",
-        ("pipeline/parity.py",),
+        ("pipeline/calibration/parallel_text.py",),
         d.made_parallel,
         d.fitted(m.at("d/*.arrow", d.spoil_meta)),
         (d.calibrate_parallel,),
     ),
     Boundary(
         "tokenizer folder",
-        ("shared/subwords/folder.py", "shared/subwords/vocabulary.py", "pipeline/tokenizer.py"),
+        ("shared/bpe/folder.py", "shared/bpe/vocabulary.py", "pipeline/commands/tokenizer.py"),
         d.made_tokenizer,
         d.fit_tokenizer,
         (d.cut_with_tokenizer,),
     ),
     Boundary(
         "folder of the reference",
-        ("shared/interop/reference.py", "shared/interop/torch_file.py"),
+        ("shared/interop/reference.py",),
         f.made_reference,
         m.one_of(
             [
@@ -284,10 +290,10 @@ BOUNDARIES = (
     Boundary(
         "record of a comparison",
         (
-            "trainer/laboratory/kept.py",
-            "trainer/laboratory/folder.py",
-            "trainer/laboratory/scoring.py",
-            "trainer/laboratory/pictures.py",
+            "shared/io/json_records.py",
+            "trainer/experiments/folder.py",
+            "trainer/experiments/scoring.py",
+            "trainer/experiments/page/patched_text.py",
         ),
         r.made_laboratory,
         m.at("lab/*.json", m.spoil_json),
@@ -295,14 +301,14 @@ BOUNDARIES = (
     ),
     Boundary(
         "systems and grids",
-        ("trainer/laboratory/systems.py", "trainer/laboratory/scaling/grid.py"),
+        ("trainer/experiments/systems.py", "trainer/experiments/scaling/grid.py"),
         r.made_systems,
         m.at("*.toml", r.spoil_toml),
         (r.load_systems,),
     ),
     Boundary(
         "wet input",
-        ("pipeline/read/wet.py",),
+        ("pipeline/read/formats/wet.py",),
         i.corpus("a.wet", i.wet),
         i.spoil_input(m.spoil_bytes),
         (i.preprocess_plain,),

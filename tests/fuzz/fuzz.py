@@ -24,10 +24,9 @@ from boundaries import BOUNDARIES, WRITES, Boundary
 from fuzz_common import Action
 from sandbox import run_case
 
-from pipeline.settings import PipelineError
 from trainer.errors import USER_ERRORS
 
-REFUSALS = (PipelineError, *USER_ERRORS)
+REFUSALS = USER_ERRORS
 """How a reader that is called from Python says that an artefact is not as it should be."""
 
 

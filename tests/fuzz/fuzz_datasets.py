@@ -16,9 +16,9 @@ from fuzz_common import LARGEST, Action, Mutation, refit, run
 from model_folders import entropy_folder
 
 from pipeline.__main__ import main as pipeline
-from shared.identity import file_sha256
-from shared.shards.arrow import new_file
-from shared.shards.dataset import open_dataset
+from shared.io.identity import file_sha256
+from shared.shards.formats.arrow import new_file
+from shared.shards.open import open_dataset
 
 
 def dataset(format: str, sidecar: str = "none") -> Action:
@@ -179,12 +179,12 @@ def read_rows(folder: Path) -> None:
 def read_packs(folder: Path) -> None:
     """Training packs as a rank plans and reads them."""
     from trainer.data.catalogue import catalogue_of
-    from trainer.data.cursor import first_cursor
-    from trainer.data.limits import pack_limits
-    from trainer.data.packs import Step, build_pack
-    from trainer.data.plan import Planner
-    from trainer.data.schedule import Mixing
-    from trainer.data.slices import SliceReader
+    from trainer.data.packing.limits import pack_limits
+    from trainer.data.packing.packs import Step, build_pack
+    from trainer.data.packing.planner import Planner
+    from trainer.data.packing.slices import SliceReader
+    from trainer.data.sampling.cursor import first_cursor
+    from trainer.data.sampling.schedule import Mixing
 
     data = open_dataset(folder / "d")
     catalogue = catalogue_of(data)

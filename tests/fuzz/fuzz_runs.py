@@ -10,7 +10,7 @@ from fuzz_common import LARGEST, refit, run
 from tiny_runs import STATIC as SHORT
 from tiny_runs import tiny_data, tiny_recipe, toml
 
-from shared.identity import file_sha256
+from shared.io.identity import file_sha256
 from trainer.__main__ import main as trainer
 from trainer.main import main as train
 
@@ -143,7 +143,7 @@ def plan_with_override(folder: Path) -> None:
 def made_laboratory(folder: Path) -> None:
     from laboratories import made_up_results
 
-    from trainer.laboratory.results import save_results
+    from trainer.experiments.results.results import save_results
 
     (folder / "lab").mkdir()
     save_results(made_up_results(), folder / "lab")
@@ -154,8 +154,8 @@ def report_laboratory(folder: Path) -> int:
 
 
 def made_systems(folder: Path) -> None:
-    from trainer.laboratory.scaling.grid import GRID_FILE
-    from trainer.laboratory.systems import SYSTEMS_FILE
+    from trainer.experiments.scaling.grid import GRID_FILE
+    from trainer.experiments.systems import SYSTEMS_FILE
 
     shutil.copy(SYSTEMS_FILE, folder / "systems.toml")
     shutil.copy(GRID_FILE, folder / "scaling.toml")
@@ -173,8 +173,8 @@ def spoil_toml(rng: random.Random, path: Path) -> str:
 
 
 def load_systems(folder: Path) -> None:
-    from trainer.laboratory.scaling.grid import load_grid, sized
-    from trainer.laboratory.systems import load_laboratory
+    from trainer.experiments.scaling.grid import load_grid, sized
+    from trainer.experiments.systems import load_laboratory
 
     laboratory, grid = load_laboratory(folder / "systems.toml"), load_grid(folder / "scaling.toml")
     sized(laboratory, grid)

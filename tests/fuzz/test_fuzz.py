@@ -52,9 +52,9 @@ READS = re.compile(
 )
 """What reads bytes that others may have written."""
 OF_OUR_OWN = {
-    "shared/json_reader.py": "the bounded reader itself; every boundary of JSON passes through it",
-    "trainer/evaluation/compression.py": "compresses texts that were read; opens nothing",
-    "trainer/parallel/watch.py": "messages between the ranks of one run",
+    "shared/io/json_reader.py": "the bounded reader itself; every boundary of JSON passes through it",
+    "trainer/evaluation/baselines/compressors.py": "compresses texts that were read; opens nothing",
+    "trainer/distributed/straggler_watch.py": "messages between the ranks of one run",
 }
 """Modules with such words that read nothing from outside, and why."""
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from shared.identity import file_sha256
+from shared.io.identity import file_sha256
 from shared.patching.lengths import patch_lengths
 from shared.patching.settings import PatchingSettings
-from shared.shards.arrow import new_file
 from shared.shards.document import Row
+from shared.shards.formats.arrow import new_file
 from shared.shards.manifest import MANIFEST_NAME, DatasetIdentity, Manifest, ShardFormat, SidecarType
 from shared.shards.writer import write_shard
 from shared.vocabulary import document_tokens

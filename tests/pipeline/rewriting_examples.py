@@ -6,11 +6,11 @@ import torch
 from pipeline_helpers import preprocess, some_records, write_jsonl
 
 from pipeline.__main__ import main
-from pipeline.rewriting import REQUEST_FILE
-from shared.identity import file_sha256
-from shared.initialise import initialise
-from shared.model_files import build_model, save_model
+from pipeline.rewriting.rewrite import REQUEST_FILE
+from shared.io.identity import file_sha256
+from shared.model_folder.files import build_model, save_model
 from shared.model_settings import EntropyModelSettings
+from shared.models.initialise import initialise
 
 SCORED = ("--executor", "inline", "--workers", "1", "--stream-length", "512", "--threads", "1", "--split-bytes", "1500")
 

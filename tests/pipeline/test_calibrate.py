@@ -13,15 +13,15 @@ import pytest
 from pipeline_helpers import preprocess, some_records, write_jsonl
 from rewriting_examples import SCORED, make_place, run, scored
 
-from pipeline.calibrate import held_out_bytes
-from pipeline.entropies import ScoredEntropies, documents_of
-from pipeline.patching_file import load_patching
+from pipeline.calibration.patching_file import load_patching
+from pipeline.calibration.threshold import Goal, find_thetas
+from pipeline.commands.calibrate import held_out_bytes
+from pipeline.scoring.entropies import ScoredEntropies, documents_of
+from pipeline.scoring.load_scorer import load_scorer
 from pipeline.settings import ScoringSettings
-from pipeline.threshold import Goal, find_thetas
-from pipeline.worker import load_scorer
 from shared.patching import PatchingSettings
-from shared.shards.dataset import open_dataset
 from shared.shards.manifest import load_manifest
+from shared.shards.open import open_dataset
 
 MODEL = ("--stream-length", 512, "--threads", 1)
 EXACT = ("--sidecar", "float32")

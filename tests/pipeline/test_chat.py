@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from pipeline_helpers import STATIC, counts, letters, preprocess, write_jsonl
 from rewriting_examples import SCORED, files, make_place, run, sides
 
-from pipeline.cutting import cut, unscored
-from pipeline.read.jsonl import parse_lines
+from pipeline.read.formats.jsonl import parse_lines
 from pipeline.read.lines import Line
 from pipeline.records import DeadLetter, Place, Record
+from pipeline.scoring.cut import cut, unscored
 from pipeline.settings import ChatSettings, ReadSettings
 from shared.patching import PatchingSettings, patch_lengths
 from shared.shards.content import ContentHash
-from shared.shards.dataset import open_dataset
 from shared.shards.document import Row
+from shared.shards.open import open_dataset
 from shared.shards.spans import joined_spans, spans_of
 from shared.vocabulary import BOS, EOS, byte_tokens
 

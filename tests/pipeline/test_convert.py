@@ -8,8 +8,8 @@ import pytest
 from dataset_examples import ENTROPY, EXACT, MONOTONIC, NONE, STATIC, documents, save_dataset
 from rewriting_examples import files, make_place, run, scored, sides
 
-from shared.shards.dataset import find_datasets, open_dataset
-from shared.shards.manifest import DatasetError
+from shared.errors import DatasetError
+from shared.shards.open import find_datasets, open_dataset
 
 
 @pytest.mark.parametrize("through", ["webdataset", "parquet"])

@@ -7,8 +7,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cutting import Chunk, cut
 from pipeline.records import Place, Record
+from pipeline.scoring.cut import Chunk, cut
 from shared.patching import PatchingSettings, patch_lengths
 from shared.shards.content import check_row, with_last
 from shared.vocabulary import document_tokens
@@ -64,7 +64,7 @@ def test_the_threshold_of_the_subset_is_used():
 
 
 def test_short_documents_are_cut_together_as_each_alone(monkeypatch):
-    monkeypatch.setattr("pipeline.cutting.TOGETHER", 50)
+    monkeypatch.setattr("pipeline.scoring.cut.TOGETHER", 50)
     patching = PatchingSettings(rule="entropy", theta=0.5, thetas={"b": 0.9}, max_length=7)
     rng = np.random.default_rng(0)
     records = [Record(Place("f"), str(n), "ab"[n % 2], bytes(rng.integers(0, 256, n % 60))) for n in range(1, 120)]

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from dataset_examples import NONE, document, save_dataset
 
-from pipeline.drawing import draw, draw_pairs, held_out_tenth
-from pipeline.entropies import Documents, documents_of
-from pipeline.parity import pair, parallel_key, parallel_keys
+from pipeline.calibration.parallel_text import pair, parallel_key, parallel_keys
+from pipeline.calibration.sampling import draw, draw_pairs, held_out_tenth
+from pipeline.scoring.entropies import Documents, documents_of
 from pipeline.settings import PipelineError
-from shared.shards.dataset import open_dataset
 from shared.shards.document import Row
+from shared.shards.open import open_dataset
 
 LANGUAGES = ("de", "en", "zh")
 

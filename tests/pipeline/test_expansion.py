@@ -10,12 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from test_input_content import read
 
-from pipeline.read import arrow_ipc, parquet, streams
-from pipeline.read.arrow_rows import BYTES_AT_ONCE, ROWS_AT_ONCE, _blocks, _shared_ends
+from pipeline.read import streams
+from pipeline.read.formats import arrow_ipc, parquet
+from pipeline.read.formats.arrow_rows import BYTES_AT_ONCE, ROWS_AT_ONCE, _blocks, _shared_ends
 from pipeline.records import DeadLetter, Record
-from shared.shards import expansion
-from shared.shards.arrow_messages import _Table, messages
-from shared.shards.expansion import expanded, sizes
+from shared.shards.formats import expansion
+from shared.shards.formats.arrow_messages import _Table, messages
+from shared.shards.formats.expansion import expanded, sizes
 
 WORDS = ["", "a", "bb" * 50, None, "ccc", "ccc"]
 LISTS = [["a", "bb"], [], None, ["ccc"], ["d" * 9, None], []]

@@ -29,22 +29,22 @@ from pipeline_helpers import (
     write_jsonl,
 )
 
-import shared.files
+import shared.io.files
 from pipeline.__main__ import main
-from pipeline.driver import make_plan
-from pipeline.following import load_progress
-from pipeline.overlap import ahead
 from pipeline.records import Place, Record
-from pipeline.run_folder import copy_patcher, remove_half_written
-from pipeline.selection import select, survey_split
+from pipeline.run.driver import make_plan
+from pipeline.run.progress import load_progress
+from pipeline.run.run_folder import copy_patcher, remove_half_written
 from pipeline.settings import Job, OutputSettings, PipelineError, ReadSettings
-from pipeline.split import READ_AHEAD, _held, _Shards, process_split
-from shared.files import atomic_file
-from shared.model_files import build_model, save_model
-from shared.model_identity import WEIGHTS_FILE, model_sha256
+from pipeline.splits.pipelining import ahead
+from pipeline.splits.process import READ_AHEAD, _held, _Shards, process_split
+from pipeline.splits.selection import select, survey_split
+from shared.io.files import atomic_file
+from shared.model_folder.files import build_model, save_model
+from shared.model_folder.identity import WEIGHTS_FILE, model_sha256
 from shared.model_settings import EntropyModelSettings
 from shared.patching import PatchingSettings
-from shared.shards.dataset import open_dataset
+from shared.shards.open import open_dataset
 from shared.shards.writer import ShardWriter
 
 LARGE = 3
@@ -122,7 +122,7 @@ def test_a_full_disk_fails_its_split_by_name_and_the_same_command_finishes(corpu
 
 
 def test_news_that_cannot_be_written_do_not_hide_why_a_split_failed(corpus, quiet, tmp_path, monkeypatch, capsys):
-    from pipeline import worker
+    from pipeline.splits import worker
 
     out = tmp_path / "out"
     assert preprocess(corpus, "--out", out, *OPTIONS, "--workers", 1) == 0
@@ -202,7 +202,7 @@ def test_a_terminated_run_says_so_and_the_same_command_finishes(corpus, quiet, t
         process.send_signal(signal.SIGTERM)
         said, complained = process.communicate(timeout=600)
     assert process.returncode == 130, (said, complained)
-    assert complained == "patchwork: stopped; run the same command again to resume\n"
+    assert complained == "patchwork: stopped; rerun the same command to resume\n"
     assert not (out / "train" / "manifest.json").exists()
     assert preprocess(*arguments[1:]) == 0
     assert shard_hashes(out) == quiet
@@ -215,7 +215,7 @@ def test_an_order_to_stop_while_a_command_is_loaded_is_no_traceback(monkeypatch,
 
     monkeypatch.setattr("pipeline.__main__.importlib.import_module", interrupted)
     assert main(["status", "nowhere"]) == 130
-    assert capsys.readouterr().err == "patchwork: stopped; run the same command again to resume\n"
+    assert capsys.readouterr().err == "patchwork: stopped; rerun the same command to resume\n"
 
 
 TURNED = """
@@ -239,7 +239,7 @@ program.end_program(program.main)
     where = {**environment(), "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=where, timeout=600)
     assert done.returncode == 130, done.stderr
-    assert done.stderr == "patchwork: stopped; run the same command again to resume\n"
+    assert done.stderr == "patchwork: stopped; rerun the same command to resume\n"
 
 
 def test_an_order_to_stop_while_the_input_is_looked_at_leaves_nothing(tmp_path, monkeypatch, capsys):
@@ -248,11 +248,15 @@ def test_an_order_to_stop_while_the_input_is_looked_at_leaves_nothing(tmp_path, 
 
     (tmp_path / "in").mkdir()
     write_jsonl(tmp_path / "in" / "a.jsonl", some_records(3))
-    for step in ("pipeline.listing.survey_file", "pipeline.driver.group", "pipeline.driver.run_identity"):
+    for step in (
+        "pipeline.inputs.listing.survey_file",
+        "pipeline.run.driver.group",
+        "pipeline.run.driver.run_identity",
+    ):
         with monkeypatch.context() as changed:
             changed.setattr(step, interrupted)
             assert preprocess(tmp_path / "in", "--out", tmp_path / "new" / "out", "--rule", "none") == 130
-        assert capsys.readouterr().err.endswith("patchwork: stopped; run the same command again to resume\n")
+        assert capsys.readouterr().err.endswith("patchwork: stopped; rerun the same command to resume\n")
         assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
@@ -334,7 +338,7 @@ def test_a_worker_without_memory_fails_its_split_and_the_rest_is_done(corpus, qu
     (folder / "sitecustomize.py").write_text(
         "import resource, sys\n"
         "if 'pipeline' in sys.orig_argv or 'spawn_main' in ' '.join(sys.orig_argv):\n"
-        "    from pipeline import worker\n"
+        "    from pipeline.splits import worker\n"
         "    real = worker.process_split\n"
         "    def starved(job, plan, number, *rest):\n"
         f"        if number != {LARGE}: return real(job, plan, number, *rest)\n"
@@ -361,7 +365,7 @@ def test_a_worker_without_memory_fails_its_split_and_the_rest_is_done(corpus, qu
 
 
 def test_a_shard_that_is_closed_is_let_go(tmp_path, monkeypatch):
-    from pipeline import split
+    from pipeline.splits import process as split
 
     writers: list[weakref.ref] = []
     alive: list[int] = []
@@ -423,7 +427,7 @@ def test_what_a_selection_decides_is_on_the_disk_before_it_is_said_to_be_done(tm
         if path.is_file():
             safe[path.name.partition(".npy")[0]] = path.read_bytes()
 
-    monkeypatch.setattr(shared.files.os, "fsync", fsync)
+    monkeypatch.setattr(shared.io.files.os, "fsync", fsync)
     select(job.out, [0], job.reading)
     assert safe["00000.fates"] == (job.out / "selection" / "00000.fates.npy").read_bytes()
     assert np.load(job.out / "selection" / "00000.fates.npy")["fate"].sum() == 2 * 20
@@ -442,10 +446,10 @@ def test_an_input_with_other_texts_than_were_surveyed_is_an_error(tmp_path, now)
 
 @pytest.mark.parametrize("name", ["survey", "fates"])
 @pytest.mark.parametrize("damage", ["cut", "empty", "gone"])
-def test_a_damaged_selection_is_named_with_what_mends_it(corpus, tmp_path, capsys, name, damage):
+def test_a_damaged_selection_is_named_with_what_repairs_it(corpus, tmp_path, capsys, name, damage):
     out, options = tmp_path / "out", (*OPTIONS, "--workers", 1, "--dedup")
     assert preprocess(corpus, "--out", tmp_path / "quiet", *options) == 0
-    from pipeline import driver as driving
+    from pipeline.run import driver as driving
 
     real = driving.select
 
@@ -483,7 +487,7 @@ def test_a_run_that_is_killed_while_it_tidies_up_can_make_a_shard_again(corpus, 
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.selection.shutil.rmtree", killed)
+        patch.setattr("pipeline.splits.selection.shutil.rmtree", killed)
         assert preprocess(corpus, "--out", out, *options) == 130
     next((out / "train").glob("*.arrow")).unlink()
     assert preprocess(corpus, "--out", out, *options) == 0
@@ -493,7 +497,7 @@ def test_a_run_that_is_killed_while_it_tidies_up_can_make_a_shard_again(corpus, 
 
 
 def test_a_failed_split_is_not_in_the_figures_of_what_was_done(corpus, tmp_path, monkeypatch):
-    from pipeline import worker
+    from pipeline.splits import worker
 
     out, real = tmp_path / "out", worker.process_split
 

@@ -3,7 +3,7 @@
 import pytest
 from pipeline_helpers import preprocess, some_records, stored, write_jsonl
 
-from shared.shards.dataset import open_dataset
+from shared.shards.open import open_dataset
 
 NONE = ("--rule", "none", "--executor", "inline", "--workers", 1)
 

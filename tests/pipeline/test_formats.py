@@ -16,11 +16,11 @@ import pytest
 import webdataset
 from pipeline_helpers import STATIC, compressed, counts, letters, preprocess, shard_hashes, stored
 
-from pipeline import split
-from pipeline.driver import make_plan
+from pipeline.run.driver import make_plan
 from pipeline.settings import ReadSettings
-from shared.shards.dataset import open_dataset
+from pipeline.splits import process as split
 from shared.shards.manifest import MOST_ROWS
+from shared.shards.open import open_dataset
 
 TEXTS = [f"text {i} é\n" * (i % 7) + str(i) for i in range(300)]
 

@@ -12,9 +12,9 @@ import pytest
 from fuzzed_corpus import MAKERS, PACKERS, Made, Tar, make_corpus, warc
 from pipeline_helpers import STATIC, counts, letters, preprocess, stored
 
-from pipeline.driver import make_plan
 from pipeline.read import read_split
 from pipeline.records import DeadLetter, Record
+from pipeline.run.driver import make_plan
 from pipeline.settings import ReadSettings
 
 FILES = 1000

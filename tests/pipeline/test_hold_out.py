@@ -9,8 +9,8 @@ from pipeline_helpers import preprocess, some_records, stored, write_jsonl
 from rewriting_examples import files, run, sides
 
 from shared.shards.content import add_content_hashes
-from shared.shards.dataset import open_dataset
 from shared.shards.manifest import Manifest
+from shared.shards.open import open_dataset
 
 FIXED = ("--rule", "static", "--stride", 5, "--executor", "inline", "--workers", 1, "--split-bytes", 4000, "--meta")
 

@@ -16,12 +16,12 @@ import pytest
 import zstandard
 from pipeline_helpers import STATIC, compressed, counts, letters, preprocess, stored
 
-from pipeline.driver import make_plan
-from pipeline.listing import list_inputs
+from pipeline.inputs.listing import list_inputs
 from pipeline.read import read_split
 from pipeline.records import DeadLetter, Record
+from pipeline.run.driver import make_plan
 from pipeline.settings import PipelineError, ReadSettings
-from shared.shards.dataset import open_dataset
+from shared.shards.open import open_dataset
 
 TEXTS = [f'text number {i}: \\ "quoted" é {{[\n' for i in range(5)]
 OBJECTS = [{"text": text, "n": [1, {"a": "]"}]} for text in TEXTS]
@@ -235,7 +235,7 @@ def test_what_is_wrong_in_an_array_costs_no_more_than_that(tmp_path, content, go
 
 
 def test_an_array_is_split_in_bounded_memory(tmp_path, monkeypatch):
-    from pipeline.read.json_values import json_values
+    from pipeline.read.formats.json_values import json_values
 
     long = b'[{"text": "' + b"x" * 5000 + b'"}, {"text": "b"}]'
     found = list(json_values((long[i : i + 7] for i in range(0, len(long), 7)), longest=1000))
@@ -407,7 +407,7 @@ def test_a_table_without_the_text_counts_its_rows_and_no_documents_are_said(tmp_
 
 
 def test_files_are_opened_once_and_little_is_read_of_them_to_know_their_format(tmp_path, monkeypatch):
-    from pipeline.listing import finding
+    from pipeline.inputs import finding
 
     tree(tmp_path, {"a": b"x" * 10_000_000, "b.jsonl": LINES})
     seen: Counter[str] = Counter()

@@ -12,9 +12,9 @@ import pytest
 from pipeline_helpers import compressed
 from test_input_content import tar, tree
 
-from pipeline.driver import make_plan
-from pipeline.listing import list_inputs
+from pipeline.inputs.listing import list_inputs
 from pipeline.read import read_split
+from pipeline.run.driver import make_plan
 from pipeline.settings import PipelineError, ReadSettings
 
 READING = ReadSettings(split_bytes=2000)

@@ -20,14 +20,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pipeline_helpers import STATIC, compressed, counts, letters, preprocess, shard_hashes, stored
 
-from pipeline.driver import make_plan
-from pipeline.listing import list_inputs
-from pipeline.listing.foreign_folders import current_snapshot, is_our_run
-from pipeline.listing.globs import Glob, split_glob
+from pipeline.inputs.foreign_folders import current_snapshot, is_our_run
+from pipeline.inputs.globs import Glob, split_glob
+from pipeline.inputs.listing import list_inputs
 from pipeline.read import read_split, storage
 from pipeline.read.forward import Forward
 from pipeline.read.source import check_unchanged
 from pipeline.read.streams import JUDGED_FROM, DamagedStream
+from pipeline.run.driver import make_plan
 from pipeline.settings import PipelineError, ReadSettings
 
 LINES = b"".join(b'{"text": "line %d", "lang": "en"}\n' % i for i in range(3000))

@@ -8,12 +8,12 @@ import pytest
 from dataset_examples import ENTROPY, MONOTONIC, NONE, STATIC, document, documents, in_two_parts, save_dataset
 
 from pipeline.charts import WIDTH, bar, bars, printable, size, table, with_boundaries, with_curve
-from pipeline.inspect import add_arguments, report, run
+from pipeline.commands.inspect import add_arguments, report, run
 from pipeline.inspect.content_types import TYPES, WINDOW, content_types
 from pipeline.inspect.survey import survey
 from shared.patching.settings import PatchingSettings
-from shared.shards.dataset import open_dataset
 from shared.shards.document import Row
+from shared.shards.open import open_dataset
 
 
 def command(folder: Path, *options: str) -> int:

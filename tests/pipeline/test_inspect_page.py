@@ -14,15 +14,15 @@ from dataset_examples import ENTROPY, MONOTONIC, NONE, RISE, STATIC, document, d
 from pipeline.__main__ import main
 from pipeline.inspect.page import LISTED, MOST_DOCUMENTS, chosen_documents, dataset_page, safe_values
 from pipeline.inspect.survey import SHOWN_BYTES, survey
-from shared.files import Output
-from shared.page import PAGE
+from shared.io.files import Output
+from shared.io.page import PAGE
+from shared.io.terminal import one_line
 from shared.patching.grid import GRID, dequantise, quantise, snap
 from shared.patching.lengths import patch_lengths
 from shared.patching.settings import PatchingSettings
-from shared.shards.dataset import open_dataset
 from shared.shards.document import Row
+from shared.shards.open import open_dataset
 from shared.shards.spans import spans_of
-from shared.terminal import one_line
 from shared.vocabulary import document_tokens
 
 TINY = 24

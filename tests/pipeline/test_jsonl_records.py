@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.read.jsonl import parse_lines
+from pipeline.read.formats.jsonl import parse_lines
 from pipeline.read.lines import Line
 from pipeline.records import DeadLetter, Record, split_of
 from pipeline.settings import ReadSettings

@@ -11,20 +11,20 @@ import pytest
 import torch
 from pipeline_helpers import STATIC, counts, letters, preprocess, shard_hashes, stored
 
-from pipeline.cutting import Chunk
-from pipeline.driver import make_plan
 from pipeline.read import read_split
 from pipeline.records import LongText, Place, Record, content_digest, sample_hash, split_of
-from pipeline.scored import scored
+from pipeline.run.driver import make_plan
+from pipeline.scoring.cut import Chunk
+from pipeline.scoring.score import scored
 from pipeline.settings import PipelineError, ReadSettings
-from shared.initialise import initialise
-from shared.model_files import build_model
+from shared.model_folder.files import build_model
 from shared.model_settings import EntropyModelSettings
-from shared.scoring import Scorer
+from shared.models.initialise import initialise
+from shared.models.scoring import Scorer
 from shared.shards.manifest import load_manifest
 from shared.vocabulary import document_tokens
 
-READERS = ("pipeline.read.whole.LONGEST_HELD", "pipeline.read.datasets.LONGEST_HELD")
+READERS = ("pipeline.read.formats.whole.LONGEST_HELD", "pipeline.read.formats.datasets.LONGEST_HELD")
 
 
 def a_text(size: int, seed: int = 0) -> bytes:
@@ -48,7 +48,7 @@ def test_it_falls_on_the_same_side_and_in_the_same_sample():
 
 
 def test_its_entropies_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("pipeline.scored.CHUNK", 500)
+    monkeypatch.setattr("pipeline.scoring.score.CHUNK", 500)
     torch.set_num_threads(1)
     settings = EntropyModelSettings(width=16, layers=1, heads=2, window=64)
     model = build_model(settings)

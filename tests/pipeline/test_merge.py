@@ -6,9 +6,9 @@ import pytest
 from dataset_examples import BYTE, ENTROPY, STATIC, document, documents, save_dataset
 from rewriting_examples import make_place, run, scored
 
-from shared.identity import file_sha256
+from shared.io.identity import file_sha256
 from shared.shards.content import add_content_hashes
-from shared.shards.dataset import open_dataset
+from shared.shards.open import open_dataset
 
 
 def two(folder: Path, format="arrow", sidecar="uint8") -> None:

@@ -7,8 +7,8 @@ from contextlib import closing
 
 import pytest
 
-from pipeline import overlap
-from pipeline.overlap import ahead, behind
+from pipeline.splits import pipelining as overlap
+from pipeline.splits.pipelining import ahead, behind
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pipeline_helpers import STATIC, preprocess, stored
 
-from pipeline.read.passages import cut
+from pipeline.read.formats.passages import cut
 
 SIZE = 64
 

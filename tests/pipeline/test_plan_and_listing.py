@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from pipeline_helpers import compressed
 from pydantic import ValidationError
 
-from pipeline import listing
-from pipeline.driver import make_plan
-from pipeline.listing import list_inputs
+from pipeline.inputs import listing
+from pipeline.inputs.listing import list_inputs
 from pipeline.plan import Plan, SourceFile, byte_pieces, group, row_pieces, split_size
 from pipeline.read.source import check_unchanged
+from pipeline.run.driver import make_plan
 from pipeline.settings import PipelineError, ReadSettings
 
 

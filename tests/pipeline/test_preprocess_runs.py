@@ -26,9 +26,9 @@ from pipeline_helpers import (
     write_jsonl,
 )
 
-from pipeline.run_folder import locked
-from shared.shards.dataset import open_dataset
+from pipeline.run.run_folder import locked
 from shared.shards.manifest import load_manifest
+from shared.shards.open import open_dataset
 
 GOOD = b'{"text": "good %d"}\n'
 
@@ -282,7 +282,7 @@ def test_an_input_that_changes_during_the_run_fails_its_split_and_the_rest_finis
         write_jsonl(tmp_path / f"{number}.jsonl", some_records(10))
     files = [tmp_path / f"{number}.jsonl" for number in range(4)]
     out = tmp_path / "out"
-    import pipeline.driver as driver
+    import pipeline.run.driver as driver
 
     real = driver.make_executor
 

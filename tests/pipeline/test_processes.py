@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from pipeline_helpers import some_records, write_jsonl
 
-from pipeline.driver import make_plan
+from pipeline.executors.process_pool import follow_parent, starting_processes
 from pipeline.executors.processes import ProcessExecutor
-from pipeline.parallel import follow_parent, starting_processes
+from pipeline.run.driver import make_plan
 from pipeline.settings import Job, OutputSettings, ReadSettings
 from shared.patching import PatchingSettings
 

@@ -19,14 +19,15 @@ from ray.cluster_utils import Cluster
 from ray_helpers import ray_head
 
 import pipeline.executors.ray as ray_executor
-from pipeline.executors.storage import require_shared
+from pipeline.executors.ray import require_shared
 from pipeline.plan import Plan, SourceFile
-from pipeline.run_folder import RunFile
 from pipeline.settings import Job, OutputSettings, PipelineError, ReadSettings
-from shared.initialise import initialise
-from shared.model_files import build_model, load_model, save_model
-from shared.model_identity import ModelFileError, model_sha256, pack_model
+from pipeline.splits.run_file import RunFile
+from shared.errors import ModelFileError
+from shared.model_folder.files import build_model, load_model, save_model
+from shared.model_folder.identity import model_sha256, pack_model
 from shared.model_settings import EntropyModelSettings
+from shared.models.initialise import initialise
 from shared.patching import PatchingSettings
 
 OBJECT_STORE = {"object_store_memory": 128 * 2**20}

@@ -9,12 +9,12 @@ from dataset_examples import BYTE, ENTROPY, MONOTONIC, document, documents, in_t
 from pipeline_helpers import STATIC, preprocess
 from rewriting_examples import make_place, run, scored, sides
 
-from pipeline.candidates import UnreachableTarget, nearest
-from pipeline.patching_file import load_patching
+from pipeline.calibration.patching_file import load_patching
+from pipeline.calibration.threshold_search import UnreachableTarget, nearest
 from shared.patching import PatchingSettings, patch_lengths
 from shared.patching.grid import GRID
 from shared.patching.settings import ENTROPY_RULES
-from shared.shards.dataset import open_dataset
+from shared.shards.open import open_dataset
 from shared.vocabulary import document_tokens
 
 

@@ -12,11 +12,11 @@ from pipeline_helpers import preprocess, shard_hashes, some_records, write_jsonl
 from pipeline.executors import retry
 from pipeline.executors.counting import room, workers_wanted
 from pipeline.executors.retry import ATTEMPTS, BACK_OFF_SECONDS, Queue
-from pipeline.marker import Counts, Marker
 from pipeline.plan import Split
 from pipeline.settings import PipelineError
-from pipeline.transient import is_transient
-from pipeline.worker import Outcome
+from pipeline.splits.marker import Counts, Marker
+from pipeline.splits.worker import Outcome
+from pipeline.transient_errors import is_transient
 
 
 def splits(*sizes: int) -> list[Split]:
@@ -151,7 +151,7 @@ def corpus(tmp_path):
 def test_a_fault_of_the_disk_is_tried_again_and_a_full_one_is_not(
     corpus, tmp_path, monkeypatch, capsys, code, exit_code, attempts
 ):
-    from pipeline import worker
+    from pipeline.splits import worker
 
     real, tried = worker.process_split, []
 
@@ -187,7 +187,7 @@ def test_a_split_that_kills_every_worker_is_given_up_and_the_rest_is_done(
     (folder / "sitecustomize.py").write_text(
         "import os, sys\n"
         "if any(name in ' '.join(sys.orig_argv) for name in ('spawn_main', 'default_worker')):\n"
-        "    from pipeline import worker\n"
+        "    from pipeline.splits import worker\n"
         "    real = worker.process_split\n"
         "    def deadly(job, plan, number, *rest):\n"
         f"        if number == 1: os.kill(os.getpid(), {signal.SIGKILL})\n"

@@ -12,9 +12,9 @@ from dataset_examples import BYTE, NONE, document, documents, save_dataset
 from pipeline_helpers import environment
 from rewriting_examples import files, run
 
-from shared.shards.dataset import find_datasets
-from shared.shards.manifest import DatasetError
-from trainer.processes import has_ended
+from shared.errors import DatasetError
+from shared.io.child_processes import has_ended
+from shared.shards.open import find_datasets
 
 
 @pytest.fixture(scope="module")

@@ -13,19 +13,19 @@ import pytest
 from pipeline_helpers import command, environment, preprocess, shard_hashes, some_records, stored, write_jsonl
 
 from pipeline.__main__ import main
-from pipeline.driver import make_plan
-from pipeline.run_folder import RUN_FILE
+from pipeline.run.driver import make_plan
 from pipeline.settings import Job, OutputSettings, ReadSettings, ScoringSettings
-from pipeline.worker import NumericsError, Task, Worker
-from shared.identity import file_sha256
-from shared.initialise import initialise
-from shared.model_files import build_model, load_model, save_model
-from shared.model_identity import model_sha256
+from pipeline.splits.run_file import RUN_FILE
+from pipeline.splits.worker import NumericsError, Task, Worker
+from shared.io.identity import file_sha256
+from shared.model_folder.files import build_model, load_model, save_model
+from shared.model_folder.identity import model_sha256
 from shared.model_settings import EntropyModelSettings
+from shared.models.initialise import initialise
+from shared.models.scoring import Scorer
 from shared.patching import PatchingSettings, PatchStream
-from shared.scoring import Scorer
-from shared.shards.dataset import open_dataset
 from shared.shards.manifest import load_manifest
+from shared.shards.open import open_dataset
 from shared.vocabulary import BOS, EOS, document_tokens
 
 SCORING = ("--stream-length", "512", "--threads", "1")

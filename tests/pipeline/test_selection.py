@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipeline_helpers import STATIC, counts, letters, preprocess, shard_hashes, stored, write_jsonl
 
-from pipeline.driver import make_plan
 from pipeline.records import content_digest, sample_hash
-from pipeline.selection import sample_threshold, select, selection_done
+from pipeline.run.driver import make_plan
 from pipeline.settings import Job, OutputSettings, PipelineError, ReadSettings
-from pipeline.split import process_split
+from pipeline.splits.process import process_split
+from pipeline.splits.selection import sample_threshold, select, selection_done
 from shared.patching import PatchingSettings
 
 
@@ -33,7 +33,7 @@ def repetitive(path: Path, files: int = 3, lines: int = 60) -> list[str]:
 def test_the_first_of_equal_texts_is_kept_and_the_others_are_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compared: int
 ) -> None:
-    monkeypatch.setattr("pipeline.selection.COMPARED", compared)
+    monkeypatch.setattr("pipeline.splits.selection.COMPARED", compared)
     source = tmp_path / "in"
     source.mkdir()
     texts = repetitive(source)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from pipeline_helpers import STATIC, command, counts, environment, preprocess, some_records, write_jsonl
 
-from pipeline import split as split_module
 from pipeline.__main__ import main
-from pipeline.following import load_progress
+from pipeline.run.progress import load_progress
+from pipeline.splits import process as split_module
 
 
 def status(out: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -108,7 +108,7 @@ def test_a_run_that_goes_on_and_then_is_killed(tmp_path: Path, capsys: pytest.Ca
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     code, lines = status(out, capsys)
-    assert (code, "stopped; the same command goes on from here" in lines) == (1, True)
+    assert (code, "stopped; rerun the same command to resume" in lines) == (1, True)
     progress = load_progress(out)
     assert progress is not None
     assert progress.process == process.pid

@@ -11,7 +11,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.listing.survey import count_lines
+from pipeline.inputs.survey import count_lines
 from pipeline.plan import byte_pieces
 from pipeline.read.lines import Line, lines
 from pipeline.read.streams import CHUNK, DamagedStream, chunks

@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 from dataset_examples import EXACT, document, in_two_parts, save_dataset
 
-from pipeline.candidates import FINE, UnreachableTarget, thetas_of
-from pipeline.entropies import StoredEntropies, documents_of
-from pipeline.sketch import Sketch, compared
-from pipeline.threshold import Goal, find_thetas, patches_of, with_theta
+from pipeline.calibration.threshold import Goal, Sketch, compared, find_thetas, patches_of, with_theta
+from pipeline.calibration.threshold_search import FINE, UnreachableTarget, thetas_of
+from pipeline.scoring.entropies import StoredEntropies, documents_of
 from shared.patching import PatchingSettings, patch_lengths
 from shared.patching.grid import GRID, dequantise, quantise
-from shared.shards.dataset import open_dataset
 from shared.shards.document import Row
+from shared.shards.open import open_dataset
 from shared.vocabulary import document_tokens
 
 RULES = [

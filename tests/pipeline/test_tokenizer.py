@@ -10,12 +10,13 @@ from pipeline_helpers import preprocess, write_jsonl
 from rewriting_examples import files, make_place, run, scored
 from tokenizers import Tokenizer
 
-from pipeline.cutting import Chunk, cut
 from pipeline.records import Place, Record
+from pipeline.scoring.cut import Chunk, cut
+from shared.bpe.encoder import SubwordEncoder
+from shared.bpe.folder import TOKENIZER_FILE, load_making
 from shared.patching import PatchingSettings
-from shared.shards.dataset import Dataset, open_dataset
-from shared.subwords.encoder import SubwordEncoder
-from shared.subwords.folder import TOKENIZER_FILE, load_making
+from shared.shards.dataset import Dataset
+from shared.shards.open import open_dataset
 
 VOCABULARY = 320
 

@@ -26,14 +26,14 @@ from dataset_examples import (
 from safetensors.numpy import save_file
 
 from pipeline.__main__ import main
-from pipeline.exported import exports_at
-from pipeline.verify import LISTED, add_arguments, run, summary, verify, verify_export
-from shared.model_identity import model_sha256
+from pipeline.commands.verify import LISTED, add_arguments, run, summary, verify, verify_export
+from pipeline.rewriting.parquet_export import exports_at
+from shared.model_folder.identity import model_sha256
 from shared.model_settings import EntropyModelSettings
 from shared.patching.settings import PatchingSettings
-from shared.shards.dataset import open_dataset
 from shared.shards.document import Row
 from shared.shards.manifest import NumericsClass, PatcherIdentity
+from shared.shards.open import open_dataset
 
 
 def problems(folder: Path) -> list[str]:

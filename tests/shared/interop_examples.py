@@ -8,12 +8,12 @@ import torch
 from model_examples import blt, blt_settings, entropy_model, entropy_settings
 from torch import nn
 
-from shared.blt import Blt
-from shared.entropy_model import EntropyModel
 from shared.interop.described import Record
-from shared.model_files import save_model
-from shared.model_identity import model_sha256
+from shared.model_folder.files import save_model
+from shared.model_folder.identity import model_sha256
 from shared.model_settings import BltSettings, EntropyModelSettings
+from shared.models.blt import Blt
+from shared.models.entropy_model import EntropyModel
 from shared.patching import PatchingSettings
 from shared.shards.manifest import NumericsClass, PatcherIdentity
 

@@ -6,11 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared.batch import Batch, Patches, segments
-from shared.blt import Blt
-from shared.entropy_model import EntropyModel
-from shared.initialise import initialise
-from shared.model_files import Model, build_model
+from shared.layers.batch import Batch, Patches, segments
+from shared.model_folder.files import Model, build_model
 from shared.model_settings import (
     AnyModelSettings,
     BltSettings,
@@ -21,6 +18,9 @@ from shared.model_settings import (
     SpaceByteSettings,
     StackSettings,
 )
+from shared.models.blt import Blt
+from shared.models.entropy_model import EntropyModel
+from shared.models.initialise import initialise
 from shared.patching import PatchingSettings, patch_lengths
 from shared.vocabulary import IGNORED_LABEL, document_tokens
 

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from shared.patching.lengths import patch_lengths
 from shared.patching.settings import PatchingSettings
-from shared.shards.dataset import Dataset, open_dataset
+from shared.shards.dataset import Dataset
 from shared.shards.document import Row
 from shared.shards.manifest import DatasetIdentity, Manifest, ShardFormat, SidecarType
+from shared.shards.open import open_dataset
 from shared.shards.writer import write_shard
 from shared.vocabulary import document_tokens
 

@@ -3,11 +3,11 @@
 import random
 from pathlib import Path
 
-from pipeline.tokenizer import write_tokenizer
+from pipeline.commands.tokenizer import write_tokenizer
 from shared.patching.settings import PatchingSettings
-from shared.shards.dataset import open_dataset
 from shared.shards.document import Row
 from shared.shards.manifest import DatasetIdentity, Manifest
+from shared.shards.open import open_dataset
 from shared.shards.writer import write_shard
 
 WORDS = [b"the", b"tokens", b"text", b"it's", b"merge", "größer".encode(), "大きさ".encode(), b"12345", b"and", b"so"]

@@ -11,18 +11,18 @@ from rounding import assert_equal_but_rounded
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from shared import attention as module
-from shared import tiles
-from shared.attention import Scope, attention, stretches
-from shared.batch import segments
-from shared.tile_sizes import carried_length
+from shared.layers import attention as module
+from shared.layers import tiled_attention as tiles
+from shared.layers.attention import Scope, attention, stretches
+from shared.layers.batch import segments
+from shared.layers.tile_sizes import carried_length
 
 
 @pytest.fixture(params=["tiles", "batched"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How attention is computed: as on a CPU, or as on an accelerator in fp32."""
     if request.param == "batched":
-        monkeypatch.setattr("shared.attention.takes_tiles", lambda device: False)
+        monkeypatch.setattr("shared.layers.attention.takes_tiles", lambda device: False)
     return request.param
 
 

@@ -13,11 +13,11 @@ from model_examples import blt, blt_logits, blt_settings, gradients, pack, rando
 from rounding import assert_equal_but_rounded, in_fp64
 from torch.utils.checkpoint import checkpoint
 
-from shared.batch import Patches, segments
-from shared.blt import Blt
-from shared.cross_attention import BytesReadPatches, CrossAttention, PatchesReadBytes
-from shared.initialise import initialise
+from shared.layers.batch import Patches, segments
+from shared.layers.cross_attention import BytesReadPatches, CrossAttention, PatchesReadBytes
 from shared.model_settings import StackSettings
+from shared.models.blt import Blt
+from shared.models.initialise import initialise
 from shared.patching import PatchingSettings
 
 STATIC = PatchingSettings(rule="static", stride=4)
@@ -139,7 +139,7 @@ def test_blocks_compile_without_a_break_in_the_graph_and_can_be_recomputed() -> 
 @pytest.mark.parametrize("native", [False, True])
 def test_bf16_agrees_with_fp32(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """With activations in fp32 or in bfloat16, whichever products of matrices the processor is good at."""
-    monkeypatch.setattr("shared.layers._multiplies_bfloat16", lambda: native)
+    monkeypatch.setattr("shared.layers.blocks._multiplies_bfloat16", lambda: native)
     model = blt().bfloat16()
     assert model.encoder.embedding(torch.tensor([5])).dtype == (torch.bfloat16 if native else torch.float32)
     batch = pack([random_text(300, 0)])
@@ -196,7 +196,7 @@ def test_patches_read_by_strips_of_tokens_equal_patches_gathered_for_each(
 
         found = []
         for way in (True, False):
-            monkeypatch.setattr("shared.cross_attention.takes_tiles", lambda device, way=way: way)
+            monkeypatch.setattr("shared.layers.cross_attention.takes_tiles", lambda device, way=way: way)
             found.append(run(module, *inputs))
         exact = in_fp64(module, lambda module, run=run, inputs=inputs: run(module, *(x.double() for x in inputs)))
         assert_equal_but_rounded(*found, exact)

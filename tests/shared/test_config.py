@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
-from shared.config import ConfigError, load_recipe, read_toml
-from shared.model_settings import Settings
+from shared.errors import ConfigError
+from shared.io.config import load_recipe, read_toml
+from shared.settings import Settings
 
 
 class Inner(Settings):

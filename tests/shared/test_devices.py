@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.devices import DEVICES, GIB, find_device
+from shared.layers.devices import DEVICES, GIB, find_device
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import torch
 from model_examples import entropy_model, entropy_settings, gradients, pack, random_text, summed_loss
 from rounding import assert_equal_but_rounded, in_fp64
 
-from shared.entropy_model import EntropyModel
 from shared.model_settings import EntropyModelSettings
+from shared.models.entropy_model import EntropyModel
 
 MODELS = {"plain": entropy_settings(), "newline reset": entropy_settings(newline_reset=True)}
 

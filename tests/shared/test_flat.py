@@ -5,7 +5,7 @@ import torch
 from model_examples import any_model, entropy_settings, flat_settings, gradients, pack, random_text, summed_loss
 from rounding import assert_equal_but_rounded, in_fp64
 
-from shared.batch import segments
+from shared.layers.batch import segments
 from shared.vocabulary import IGNORED_LABEL, RESERVED, VOCABULARY_SIZE
 
 MODELS = {

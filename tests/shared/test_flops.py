@@ -22,10 +22,12 @@ from model_examples import (
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from shared import tiles
-from shared.batch import Batch
-from shared.cross_attention import _strips
-from shared.flops import (
+from shared.layers import tiled_attention as tiles
+from shared.layers.batch import Batch
+from shared.layers.cross_attention import _strips
+from shared.layers.tile_sizes import STRIP, WIDEST_STRIP
+from shared.model_settings import BltSettings, StackSettings
+from shared.models.flops import (
     Workload,
     causal_pairs,
     executed_training_flops,
@@ -38,9 +40,7 @@ from shared.flops import (
     training_flops,
     useful_workload,
 )
-from shared.model_settings import BltSettings, StackSettings
 from shared.patching import PatchingSettings
-from shared.tile_sizes import STRIP, WIDEST_STRIP
 
 TEXTS = [b"patches are where the next byte is hard to guess", b"", b"a short one", b"x" * 150]
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=8)
@@ -243,5 +243,5 @@ def test_the_paper_figures_of_the_8b_model(patch_size, gigaflops):
 
 
 def test_counting_needs_no_torch():
-    code = "import sys, shared.flops; assert 'torch' not in sys.modules"
+    code = "import sys, shared.models.flops; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from shared.cores import usable_cores
-from shared.found import model_folder_at, what_is
-from shared.model_identity import ModelFileError, load_settings, model_sha256, pack_model
-from shared.shards.dataset import find_datasets, open_dataset
-from shared.shards.manifest import DatasetError
+from shared.errors import DatasetError, ModelFileError
+from shared.io.found import model_folder_at, what_is
+from shared.model_folder.identity import load_settings, model_sha256, pack_model
+from shared.shards.open import find_datasets, open_dataset
+from trainer.commands.running import usable_cores
 
 FILES = {
     "does not exist": (),

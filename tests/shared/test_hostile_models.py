@@ -12,6 +12,7 @@ import torch
 from interop_examples import written
 from model_examples import blt, blt_settings, entropy_model, entropy_settings
 
+from shared.errors import ModelFileError
 from shared.interop.hf_config import hf_config
 from shared.interop.hf_reading import read_hf_config
 from shared.interop.llama import llama_stack
@@ -19,11 +20,11 @@ from shared.interop.names import InteropError
 from shared.interop.opening import open_foreign
 from shared.interop.reference import open_reference
 from shared.interop.writing import write_hf_folder
-from shared.model_files import load_model
-from shared.model_identity import ModelFileError, load_settings, model_sha256, pack_model
+from shared.model_folder.files import load_model
+from shared.model_folder.identity import load_settings, model_sha256, pack_model
+from shared.model_folder.tensor_header import MOST_HEADER_BYTES, file_header
+from shared.model_folder.tensors import TensorFolder
 from shared.patching import PatchingSettings
-from shared.tensor_files import TensorFolder
-from shared.tensor_header import MOST_HEADER_BYTES, file_header
 
 NO_NUMBERS: list[Any] = ["16", -1, 0, 10**9, 2**70, 1.5, None, True, [2], {}, float("nan")]
 
@@ -90,7 +91,7 @@ def test_more_layers_than_tensors_are_refused_before_a_model_is_built(
     values = json.loads((folder / "config.json").read_text())
     values["global"]["layers"] = 1000
     (folder / "config.json").write_text(json.dumps(values))
-    monkeypatch.delattr("shared.model_files.build_model")
+    monkeypatch.delattr("shared.model_folder.files.build_model")
     for opened in (folder, pack_model(folder)):
         with pytest.raises(ModelFileError, match="layers"):
             load_model(opened)
@@ -117,8 +118,8 @@ def test_a_fifo_in_a_folder_is_not_waited_for(folder: Path, name: str) -> None:
 
 
 def test_a_device_in_place_of_a_file_is_not_read(tmp_path: Path) -> None:
-    from shared.identity import file_sha256
-    from shared.interop.torch_file import TorchFile
+    from shared.interop.reference import TorchFile
+    from shared.io.identity import file_sha256
 
     (tmp_path / "link").symlink_to("/dev/null")  # /dev/zero would not end
     with pytest.raises(OSError, match="not a regular file"):
@@ -320,7 +321,7 @@ def test_no_value_of_a_reference_folder_is_a_traceback(tmp_path: Path) -> None:
 def test_a_pickle_with_code_is_not_run(tmp_path: Path) -> None:
     import pickle
 
-    from shared.interop.torch_file import TorchFile
+    from shared.interop.reference import TorchFile
 
     class Hostile:
         def __reduce__(self) -> tuple[Any, ...]:

@@ -11,15 +11,16 @@ import pyarrow as pa
 import pytest
 from shard_examples import FORMATS, cut, document, make_dataset
 
-from shared.files import write_atomic
-from shared.identity import file_sha256
-from shared.shards import arrow, tar
-from shared.shards.arrow import ArrowReader, new_file
-from shared.shards.arrow_messages import footer, message_at
+from shared.errors import DatasetError
+from shared.io.files import write_atomic
+from shared.io.identity import file_sha256
 from shared.shards.cache import FileCache
-from shared.shards.dataset import check_file, open_dataset
-from shared.shards.manifest import DatasetError
-from shared.shards.sidecar import SidecarWriter
+from shared.shards.dataset import check_file
+from shared.shards.formats import arrow, tar
+from shared.shards.formats.arrow import ArrowReader, new_file
+from shared.shards.formats.arrow_messages import footer, message_at
+from shared.shards.formats.sidecar import SidecarWriter
+from shared.shards.open import open_dataset
 
 Values = dict[str, Any]
 
@@ -320,7 +321,7 @@ def test_what_is_no_regular_file_is_never_waited_for(tmp_path: Path) -> None:
 
 
 def test_more_than_was_announced_is_not_fetched(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("shared.storage.PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("shared.io.storage.PAUSE_SECONDS", 0.0)
     write_atomic(tmp_path / "file", b"x" * 5000)
     cache = FileCache(tmp_path / "cache")
     with pytest.raises(DatasetError, match="larger than 100 bytes"):

@@ -19,13 +19,13 @@ from model_examples import (
 from rounding import assert_equal_but_rounded, in_fp64
 from torch import Tensor
 
-from shared.batch import segments
-from shared.blt import Blt
-from shared.entropy_model import EntropyModel, entropy
-from shared.incremental import LONGEST_ADVANCE, GrowingDocuments
-from shared.incremental.ngrams import NgramTail
+from shared.incremental import LONGEST_ADVANCE, DecodingState
+from shared.incremental.blt import NgramTail
+from shared.layers.batch import segments
+from shared.layers.ngrams import ngram_rows
 from shared.model_settings import NgramSettings
-from shared.ngrams import ngram_rows
+from shared.models.blt import Blt
+from shared.models.entropy_model import EntropyModel, entropy
 from shared.patching import PatchingSettings, patch_lengths
 from shared.vocabulary import document_tokens
 
@@ -100,7 +100,7 @@ class Whole:
         assert_equal_but_rounded(found, self.logits[here], self.exact[here])
 
 
-def grown(documents: GrowingDocuments, whole: Whole, seed: int, upto: int | None = None) -> None:
+def grown(documents: DecodingState, whole: Whole, seed: int, upto: int | None = None) -> None:
     """Feed a whole text in pieces of random length, keeping a random part of each, and compare everything."""
     generator = np.random.default_rng(seed)
     upto = upto or len(whole.ids)
@@ -125,7 +125,7 @@ def test_logits_on_a_thousand_random_prefixes_are_those_of_full_recomputation(ru
     model, patcher = blt().eval(), entropy_model().eval()
     text = random_text(1_000 if rule == "entropy" else 100, seed=1)
     whole = Whole(model, patcher, rule, text)
-    documents = GrowingDocuments(model, whole.rule, patcher)
+    documents = DecodingState(model, whole.rule, patcher)
     order = np.random.default_rng(2).permutation(len(whole.ids))
     recomputed = set(order[:20].tolist())  # the others are those of one pass over the whole: the models are causal
     for place in range(len(whole.ids)):
@@ -148,7 +148,7 @@ def test_logits_on_a_thousand_random_prefixes_are_those_of_full_recomputation(ru
 def test_pieces_of_any_length_and_tokens_taken_back_change_nothing(model: str) -> None:
     big, patcher = blt(MODELS[model]).eval(), entropy_model(entropy_settings(heads=4, kv_heads=2)).eval()
     whole = Whole(big, patcher, "entropy", random_text(700, seed=3))
-    grown(GrowingDocuments(big, whole.rule, patcher), whole, seed=4)
+    grown(DecodingState(big, whole.rule, patcher), whole, seed=4)
 
 
 @pytest.mark.parametrize("rule", ["space", "entropy", "entropy with a minimum", "monotonic", "rise"])
@@ -158,7 +158,7 @@ def test_named_special_ids_are_read_as_offline_and_end_their_patches(rule: str) 
     whole = Whole(model, patcher, rule, tokens)
     assert whole.logits.shape[1] == 263
     assert whole.starts[np.flatnonzero(tokens >= 260) + 1].all()
-    grown(GrowingDocuments(model, whole.rule, patcher), whole, seed=8)
+    grown(DecodingState(model, whole.rule, patcher), whole, seed=8)
 
 
 @pytest.mark.parametrize("window", [64, 40])
@@ -166,7 +166,7 @@ def test_a_newline_resets_the_entropy_model_as_it_does_offline(window: int) -> N
     patcher = entropy_model(entropy_settings(newline_reset=True, window=window)).eval()
     model = blt().eval()
     whole = Whole(model, patcher, "monotonic", random_text(500, seed=5))
-    grown(GrowingDocuments(model, whole.rule, patcher), whole, seed=6)
+    grown(DecodingState(model, whole.rule, patcher), whole, seed=6)
 
 
 def test_rows_of_a_batch_are_as_if_alone() -> None:
@@ -177,12 +177,12 @@ def test_rows_of_a_batch_are_as_if_alone() -> None:
     wholes, parts = [], []
     for number, (text, head) in enumerate(zip(texts, heads)):
         whole = Whole(model, patcher, "entropy", text)
-        part = GrowingDocuments(model, rule, patcher)
+        part = DecodingState(model, rule, patcher)
         if head:
             grown(part, _under(whole, rule, model, text), seed=number, upto=head)
         wholes.append(_under(whole, rule, model, text))
         parts.append(part)
-    documents, live, places = GrowingDocuments.joined(parts), list(range(8)), list(heads)
+    documents, live, places = DecodingState.joined(parts), list(range(8)), list(heads)
     generator = np.random.default_rng(7)
     for turn in range(60):
         count = int(generator.choice([1, 1, 1, 4]))
@@ -217,7 +217,7 @@ def _under(whole: Whole, rule: PatchingSettings, model: Blt, text: bytes) -> Who
 def test_a_draft_leaves_no_trace_and_never_runs_the_global_model() -> None:
     model, patcher = blt().eval(), entropy_model().eval()
     whole = Whole(model, patcher, "entropy", random_text(300, seed=8))
-    documents = GrowingDocuments(model, whole.rule, patcher)
+    documents = DecodingState(model, whole.rule, patcher)
     generator = torch.Generator().manual_seed(1)
     for place in range(250):
         if place % 10 == 3:
@@ -242,7 +242,7 @@ def test_an_entropy_model_writes_by_itself() -> None:
     with torch.inference_mode():
         wanted = model(ids, segments([len(ids)]))
         exact = in_fp64(model, lambda model: model(ids, segments([len(ids)])))
-    documents = GrowingDocuments(model, PatchingSettings(rule="none"))
+    documents = DecodingState(model, PatchingSettings(rule="none"))
     for piece in ids.split(7):
         found = documents.advance(piece[None])
         documents.commit([len(piece)])

@@ -10,12 +10,13 @@ import torch
 from interop_examples import models, random_settings, unmeasured
 from model_examples import blt_settings, entropy_settings
 
+from shared.bpe.vocabulary import byte_symbols
 from shared.interop.described import Record
 from shared.interop.hf_config import check_rule, generation_config, hf_config
 from shared.interop.hf_reading import read_hf_config
 from shared.interop.names import HF, InteropError, parts
-from shared.interop.tokenizer import byte_symbols, tokenizer_json
 from shared.interop.transfer import from_hf_state, to_hf_state
+from shared.interop.writing import tokenizer_json
 from shared.model_settings import BltSettings, EntropyModelSettings
 from shared.patching import PatchingSettings
 from shared.patching.settings import LONGEST_PATCH

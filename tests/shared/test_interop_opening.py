@@ -10,11 +10,11 @@ import torch
 from interop_examples import models, random_settings, written
 from torch import Tensor
 
+from shared.errors import ModelFileError
 from shared.interop.names import REFERENCE, InteropError, parts
 from shared.interop.opening import ForeignFolder, open_foreign
-from shared.interop.torch_file import TorchFile
+from shared.interop.reference import TorchFile
 from shared.interop.writing import write_hf_folder
-from shared.model_identity import ModelFileError
 from shared.model_settings import BltSettings, EntropyModelSettings
 from shared.patching import PatchingSettings
 from shared.patching.settings import LONGEST_PATCH

@@ -10,12 +10,12 @@ from interop_examples import WORDS, models, random_settings, script_text, writte
 from model_examples import between, blt_logits, chat_tokens, pack
 from rounding import assert_equal_but_rounded, in_fp64
 
-from shared.batch import Batch, Patches, segments
-from shared.blt import Blt
-from shared.entropy_model import EntropyModel, entropy
 from shared.interop.transfer import to_hf_state
 from shared.interop.writing import write_hf_folder
+from shared.layers.batch import Batch, Patches, segments
 from shared.model_settings import BltSettings
+from shared.models.blt import Blt
+from shared.models.entropy_model import EntropyModel, entropy
 from shared.patching import PatchingSettings, PatchStream, patch_lengths
 from shared.patching.settings import LONGEST_PATCH
 from shared.vocabulary import EOS, OFFSET, byte_tokens, document_tokens, token_bytes

@@ -5,12 +5,12 @@ import pytest
 import torch
 from rounding import ROUNDING, assert_equal_but_rounded, in_fp64
 
-from shared.attention import Scope
-from shared.batch import segments
-from shared.initialise import initial_value, initialise, set_initial_rows
-from shared.layers import Block, RMSNorm, rotary
+from shared.layers.attention import Scope
+from shared.layers.batch import segments
+from shared.layers.blocks import Block, RMSNorm, rotary
+from shared.layers.fused_ops import rotate
 from shared.model_settings import StackSettings
-from shared.pointwise import rotate
+from shared.models.initialise import initial_value, initialise, set_initial_rows
 
 STACK = StackSettings(width=32, layers=1, heads=4, kv_heads=2, feed_forward=48)
 
@@ -78,7 +78,7 @@ def test_initial_values_depend_on_seed_and_name_alone() -> None:
 
 
 def test_a_run_of_rows_is_drawn_alone_as_in_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.initialise.CHUNK", 64)
+    monkeypatch.setattr("shared.models.initialise.CHUNK", 64)
     shape = (53, 7)
     whole = initial_value("ngrams.weight", shape, 1)
     assert len(whole.unique()) > 360  # no chunk is another's

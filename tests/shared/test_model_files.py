@@ -9,9 +9,10 @@ import torch
 from model_examples import blt, blt_logits, blt_settings, entropy_model, entropy_settings, pack, random_text
 from safetensors.torch import load_file, save_file
 
-from shared.layers import computing_dtype
-from shared.model_files import load_model, load_state, save_model
-from shared.model_identity import ModelFileError, load_settings, model_sha256
+from shared.errors import ModelFileError
+from shared.layers.blocks import compute_dtype
+from shared.model_folder.files import load_model, load_state, save_model
+from shared.model_folder.identity import load_settings, model_sha256
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def test_a_model_comes_back_with_the_same_settings_and_logits(folder: Path) -> N
     for whole, half in zip(model.parameters(), load_model(folder, dtype="bfloat16").parameters()):
         rounded = whole.bfloat16()
         assert torch.equal(half.bfloat16(), rounded)
-        assert half.dtype == computing_dtype(rounded)  # held as it is computed in
+        assert half.dtype == compute_dtype(rounded)  # held as it is computed in
     assert sorted(p.name for p in folder.parent.iterdir()) == ["model"]  # nothing temporary is left
 
 
@@ -60,7 +61,7 @@ def test_the_hash_knows_weights_and_settings_but_not_the_place(tmp_path: Path) -
 
 def test_the_hash_is_found_without_torch(folder: Path) -> None:
     code = (
-        "import sys; from shared.model_identity import model_sha256; "
+        "import sys; from shared.model_folder.identity import model_sha256; "
         "print(model_sha256(sys.argv[1])); assert 'torch' not in sys.modules"
     )
     found = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)

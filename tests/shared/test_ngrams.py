@@ -4,9 +4,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.batch import segments
+from shared.layers.batch import segments
+from shared.layers.ngrams import PRIMES, NgramEmbedding, ngram_rows
 from shared.model_settings import NgramSettings
-from shared.ngrams import PRIMES, NgramEmbedding, ngram_rows
 
 GOLDEN_IDS = [1, 76, 105, 112, 112, 115, 2]
 GOLDEN = {

@@ -16,12 +16,12 @@ from model_examples import (
 from rounding import assert_equal_but_rounded, in_fp64
 from torch import Tensor
 
-from shared.batch import Batch
-from shared.layers import Stack
-from shared.megabyte import START, MegaByte
-from shared.model_files import Model
+from shared.layers.batch import Batch
+from shared.layers.blocks import Stack
+from shared.model_folder.files import Model
+from shared.models.megabyte import START, MegaByte
+from shared.models.spacebyte import SpaceByte
 from shared.patching import PatchingSettings
-from shared.spacebyte import SpaceByte
 from shared.vocabulary import IGNORED_LABEL
 
 SPACE = PatchingSettings(rule="space", max_length=16)

@@ -8,9 +8,9 @@ from rounding import assert_equal_but_rounded, fp64
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from shared import pointwise
-from shared.layers import rotary
-from shared.pointwise import rms_norm, swiglu, turn
+from shared.layers import fused_ops as pointwise
+from shared.layers.blocks import rotary
+from shared.layers.fused_ops import rms_norm, swiglu, turn
 
 Chain = Callable[..., Tensor | tuple[Tensor, ...]]
 
@@ -46,7 +46,7 @@ def test_by_hand_equals_the_plain_formula(name: str, monkeypatch: pytest.MonkeyP
         return [*outs, *torch.autograd.grad(outs, inputs, [x.to(inputs[0].dtype) for x in weights])]
 
     found = run(inputs)
-    monkeypatch.setattr(pointwise, "_by_hand", lambda x: False)
+    monkeypatch.setattr(pointwise, "use_custom_backward", lambda x: False)
     with fp64():
         exact = run([x.detach().double().requires_grad_() for x in inputs])
     assert_equal_but_rounded(found, run(inputs), exact)

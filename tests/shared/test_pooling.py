@@ -8,8 +8,8 @@ from rounding import assert_equal_but_rounded, in_fp64
 
 from shared.interop.hf_config import check_representable
 from shared.interop.names import InteropError
+from shared.layers.pooling import POOLINGS, AttentionPooling, MaxPooling
 from shared.model_settings import StackSettings
-from shared.pooling import POOLINGS, AttentionPooling, MaxPooling
 
 STACK = StackSettings(width=8, layers=1, heads=2)
 OF_TOKEN = torch.tensor([0, 0, 0, 1, 3, 3])

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from model_examples import chat_tokens, entropy_model, entropy_settings, random_text
 from rounding import assert_equal_but_rounded, in_fp64
 
-from shared.batch import segments
-from shared.entropy_model import EntropyModel, entropy
+from shared.layers.batch import segments
 from shared.model_settings import EntropyModelSettings
-from shared.scoring import Scorer, probe
+from shared.models.entropy_model import EntropyModel, entropy
+from shared.models.scoring import Scorer, probe
 from shared.vocabulary import document_tokens
 
 pytestmark = pytest.mark.numerics
@@ -57,7 +57,7 @@ def test_entropies_of_a_document_are_the_same_bits_alone_and_between_any_neighbo
 
 def test_the_bits_hold_where_activations_are_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on processors that multiply bfloat16 faster than fp32."""
-    monkeypatch.setattr("shared.layers._multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr("shared.layers.blocks._multiplies_bfloat16", lambda: True)
     scorer = Scorer(entropy_model(), STREAM, "bfloat16")
     documents = [tokens(n, n) for n in (5, 300, 64, 63, 62, 700)]
     packed = list(scorer.score(documents))
@@ -111,7 +111,7 @@ def test_carried_state_may_be_cut_anywhere_so_that_generation_finds_the_same_ent
     with torch.no_grad():
         for start in range(0, len(ids), size):
             part = ids[start : start + size]
-            logits, carry = model.forward_carried(
+            logits, carry = model.forward_with_cache(
                 part, segments([len(part)], np.arange(start, start + len(part))), carry
             )
             parts.append(logits)

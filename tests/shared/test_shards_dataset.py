@@ -13,11 +13,14 @@ import pytest
 from hypothesis import given, settings
 from shard_examples import FORMATS, NONE, STATIC, assert_same_rows, cut, document, make_dataset, row_lists
 
+from shared.errors import DatasetError
 from shared.patching.grid import dequantise, quantise
-from shared.shards import arrow, dataset, tar
-from shared.shards.dataset import Dataset, open_dataset
+from shared.shards import dataset
+from shared.shards.dataset import Dataset
 from shared.shards.document import Row
-from shared.shards.manifest import DatasetError, load_manifest
+from shared.shards.formats import arrow, tar
+from shared.shards.manifest import load_manifest
+from shared.shards.open import open_dataset
 
 
 @settings(max_examples=40, deadline=None)

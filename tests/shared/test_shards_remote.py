@@ -13,13 +13,13 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from shard_examples import document, make_dataset
 
-from shared import storage
+from shared.errors import DatasetError, StorageError
+from shared.io import storage
 from shared.shards import cache as caching
 from shared.shards import dataset as dataset_module
 from shared.shards.cache import FileCache
-from shared.shards.dataset import Dataset, open_dataset
-from shared.shards.manifest import DatasetError
-from shared.storage import StorageError
+from shared.shards.dataset import Dataset
+from shared.shards.open import open_dataset
 
 
 class Store(LocalFileSystem):

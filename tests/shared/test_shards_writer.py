@@ -13,7 +13,7 @@ import webdataset
 from hypothesis import given, settings
 from shard_examples import FORMATS, cut, document, row_lists
 
-from shared.identity import file_sha256
+from shared.io.identity import file_sha256
 from shared.patching.grid import quantise
 from shared.shards.content import LONGEST_COUNTED, add_content_hashes
 from shared.shards.document import Row

@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 from subword_examples import LINES, WORDS, train_tokenizer
 from tokenizers import Tokenizer
 
-from shared.identity import IdentityError
+from shared.bpe import encoder as encoder_module
+from shared.bpe.encoder import ChunkedSubwords, SubwordEncoder, pieces_of
+from shared.bpe.folder import TOKENIZER_FILE, check_tokenizer, copy_tokenizer, load_making
+from shared.bpe.vocabulary import NO_TOKEN, Subwords, load_subwords
+from shared.errors import DatasetError, IdentityError
 from shared.patching import PatchingSettings, PatchStream
 from shared.patching.settings import TokenizerIdentity
-from shared.shards.manifest import DatasetError
-from shared.subwords import encoder as encoder_module
-from shared.subwords.encoder import ChunkedSubwords, SubwordEncoder, pieces_of
-from shared.subwords.folder import TOKENIZER_FILE, check_tokenizer, copy_tokenizer, load_making
-from shared.subwords.vocabulary import NO_TOKEN, Subwords, load_subwords
 from shared.vocabulary import OFFSET, document_tokens
 
 BYTES = [bytes([byte]) for byte in range(256)]

@@ -11,8 +11,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from shared.model_identity import ModelFileError
-from shared.tensor_files import INDEX_FILE, TensorFolder, write_sharded, write_tensors
+from shared.errors import ModelFileError
+from shared.model_folder.tensors import INDEX_FILE, TensorFolder, write_sharded, write_tensors
 
 
 def tensors() -> dict[str, Tensor]:
@@ -50,7 +50,7 @@ def test_tensors_are_converted_to_the_planned_dtype(tmp_path: Path, dtype: torch
 
 
 def test_views_and_blocks_of_rows_are_written_as_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.tensor_files.BLOCK_BYTES", 64)
+    monkeypatch.setattr("shared.model_folder.tensors.BLOCK_BYTES", 64)
     whole = torch.randn(40, 12)
     made = {"rows": whole.split([3, 0, 30, 7]), "transposed": whole.T, "every second": whole[:, ::2], "flat": whole}
     wanted = {name: torch.cat(list(part)) if isinstance(part, tuple) else part for name, part in made.items()}
@@ -139,7 +139,7 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
 COPY = """
 import sys
 import torch
-from shared.tensor_files import TensorFolder, write_tensors
+from shared.model_folder.tensors import TensorFolder, write_tensors
 
 def anonymous():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) >> 10

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.__main__ import main as pipeline
-from shared.terminal import BROKEN_PIPE, imports, one_line, run_program, safe, safe_output, show, unfiltered
+from shared.io.terminal import BROKEN_PIPE, imports, one_line, run_program, safe, safe_output, show, unfiltered
 from trainer.__main__ import main as trainer
-from trainer.observing.progress import Progress
+from trainer.terminal import Progress
 
 HOSTILE = "a\x1b]0;x\x07\x1b[31m\x9b5m\x7f\u202eb\u2066\u200b\ufeff\u2028\r\nPATCHWORK: c\udc80\U000e0041"
 UNSAFE = set(HOSTILE) - set("abcxPATCHWORK: ];0[315m\n")
@@ -68,7 +68,9 @@ def test_a_progress_line_steers_the_terminal_itself_alone() -> None:
 
 
 def with_stdout(descriptor: int, main: str) -> subprocess.CompletedProcess[str]:
-    code = f"from shared.terminal import *; import sys\ndef main():\n {main}\nend_program(lambda: run_program(main, c))"
+    code = (
+        f"from shared.io.terminal import *; import sys\ndef main():\n {main}\nend_program(lambda: run_program(main, c))"
+    )
     code = code.replace("\ndef", "\ndef c(e):\n print('error:', e, file=sys.stderr)\n return 1\ndef", 1)
     return subprocess.run([sys.executable, "-c", code], stdout=descriptor, stderr=subprocess.PIPE, text=True)
 
@@ -92,7 +94,7 @@ def test_a_full_output_is_one_line() -> None:
 
 def test_a_program_without_output_works_and_leaves_the_numbers_alone() -> None:
     code = (
-        "import sys; from shared.terminal import *\n"
+        "import sys; from shared.io.terminal import *\n"
         "def main():\n print('x'); file = open('/dev/zero'); print('y', file=sys.stderr)\n"
         " return int(file.fileno() in (1, 2))\n"
         "end_program(lambda: run_program(main, None))"
@@ -104,9 +106,8 @@ def test_a_program_without_output_works_and_leaves_the_numbers_alone() -> None:
 def test_news_that_nobody_reads_end_nothing() -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    code = (
-        "import sys; from shared.terminal import *\ndef main():\n print('x', file=sys.stderr); print('y'); return 0\n"
-    )
+    code = "import sys; from shared.io.terminal import *\n"
+    code += "def main():\n print('x', file=sys.stderr); print('y'); return 0\n"
     code += "end_program(lambda: run_program(main, None))"
     found = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=writing, text=True)
     os.close(writing)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tiny_runs import STATIC, quiet_environment, tiny_data, tiny_recipe, toml, torchrun
 
-from trainer.checkpoints.folders import COMPLETE_NAME, is_complete, step_folders
-from trainer.processes import has_ended
+from shared.io.child_processes import has_ended
+from trainer.provenance.checkpoint_folders import COMPLETE_NAME, is_complete, step_folders
 
 ROOT = Path(__file__).parents[2]
 RESTARTS = 1000

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from trainer.laboratory.results import Cell, Comparison, Point, Results, System, Tokenizer
+from trainer.experiments.results.results import Cell, Comparison, Point, Results, System, Tokenizer
 
 SYSTEMS: tuple[tuple[str, Any, str, str | None, float, float, float, float | None], ...] = (
     ("bytes", "bytes", "A flat transformer over bytes.", None, 2.30, 3.1e6, 0.0, None),

@@ -6,16 +6,16 @@ import numpy as np
 import torch
 from tiny_runs import STACK, tiny_settings
 
-from shared.entropy_model import EntropyModel
-from shared.initialise import initialise
-from shared.model_files import build_model, save_model
-from shared.model_identity import model_sha256
+from shared.model_folder.files import build_model, save_model
+from shared.model_folder.identity import model_sha256
 from shared.model_settings import BltSettings, EntropyModelSettings
+from shared.models.entropy_model import EntropyModel
+from shared.models.initialise import initialise
+from shared.models.scoring import Scorer
 from shared.patching import PatchingSettings
-from shared.scoring import Scorer
 from shared.shards.manifest import NumericsClass, PatcherIdentity
 from shared.vocabulary import document_tokens
-from trainer.identity import IDENTITY_NAME, ModelIdentity, RunNumerics, save_identity
+from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, RunNumerics, save_identity
 
 PATCHER = EntropyModelSettings(window=64, **STACK)
 STREAM = 256

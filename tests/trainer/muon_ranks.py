@@ -15,18 +15,18 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from shared.shards.dataset import open_dataset
+from shared.shards.open import open_dataset
+from trainer.checkpoints.initial_weights import build_model
 from trainer.checkpoints.store import Checkpoints, TrainState
-from trainer.data.limits import pack_limits
 from trainer.data.loader import PackLoader
+from trainer.data.packing.limits import pack_limits
+from trainer.distributed.world import World, started
 from trainer.errors import leave
-from trainer.identity import run_identity
-from trainer.learning.muon import MOMENTUM, Muon
-from trainer.learning.optimizer import Optimizers, build_optimizer
-from trainer.learning.parameter_groups import FACTOR
-from trainer.learning.step import take_step
-from trainer.parallel.model import build_model
-from trainer.parallel.world import World, started
+from trainer.optim.muon import MOMENTUM, Muon
+from trainer.optim.optimizer import Optimizers, build_optimizer
+from trainer.optim.parameter_groups import FACTOR
+from trainer.optim.train_step import take_step
+from trainer.provenance.identity import run_identity
 from trainer.settings import CheckpointSettings, MuonSettings, TrainSettings
 
 STEPS = 4

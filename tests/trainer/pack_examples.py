@@ -9,13 +9,14 @@ import numpy as np
 
 from shared.patching.lengths import patch_lengths
 from shared.patching.settings import PatchingSettings
-from shared.shards.dataset import Dataset, open_dataset
+from shared.shards.dataset import Dataset
 from shared.shards.document import Row
 from shared.shards.manifest import DatasetIdentity, Manifest, ShardFormat
+from shared.shards.open import open_dataset
 from shared.shards.spans import Spans, joined_spans, spans_of
 from shared.shards.writer import write_shard
 from shared.vocabulary import BOE, IGNORED_LABEL, document_tokens
-from trainer.data.packs import Pack
+from trainer.data.packing.packs import Pack
 
 SPACE = PatchingSettings(rule="space", max_length=8)
 NONE = PatchingSettings(rule="none")

@@ -13,14 +13,14 @@ from tiny_runs import tiny_settings
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from trainer.checkpoints.initial_weights import build_model
 from trainer.checkpoints.state import TrainState
 from trainer.checkpoints.store import Checkpoints
+from trainer.distributed.row_sharded_tables import RowGradient, own_rows, row_tables
+from trainer.distributed.world import World, started
 from trainer.errors import leave
-from trainer.identity import run_identity
-from trainer.learning.optimizer import Optimizers, build_optimizer
-from trainer.parallel.model import build_model
-from trainer.parallel.tables import RowGradient, own_rows, row_tables
-from trainer.parallel.world import World, started
+from trainer.optim.optimizer import Optimizers, build_optimizer
+from trainer.provenance.identity import run_identity
 from trainer.settings import CheckpointSettings, TrainSettings
 
 

@@ -16,25 +16,24 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 
-from shared.batch import Batch, Patches, segments
-from shared.shards.dataset import open_dataset
+from shared.layers.batch import Batch, Patches, segments
+from shared.shards.open import open_dataset
 from shared.vocabulary import BOE, IGNORED_LABEL
+from trainer.checkpoints.initial_weights import build_model
 from trainer.checkpoints.state import TrainState
 from trainer.checkpoints.store import Checkpoints
-from trainer.data.limits import PackLimits, pack_limits
 from trainer.data.loader import PackLoader
-from trainer.data.packs import Pack
+from trainer.data.packing.limits import PackLimits, pack_limits
+from trainer.data.packing.packs import Pack
+from trainer.distributed.row_sharded_tables import RowTables, by_rows, own_rows, row_tables
+from trainer.distributed.world import World, started
 from trainer.errors import leave
-from trainer.evaluation.scores import total_of
 from trainer.evaluation.validation import Validation
-from trainer.identity import run_identity
-from trainer.learning.clipping import clip
-from trainer.learning.optimizer import Optimizers, build_optimizer
-from trainer.learning.step import backward, take_step
-from trainer.parallel.dry_run import dry_run
-from trainer.parallel.model import build_model
-from trainer.parallel.tables import RowTables, by_rows, own_rows, row_tables
-from trainer.parallel.world import World, started
+from trainer.memory.dry_run import dry_run
+from trainer.metrics.subset_score import total_of
+from trainer.optim.optimizer import Optimizers, build_optimizer
+from trainer.optim.train_step import backward, clip, take_step
+from trainer.provenance.identity import run_identity
 from trainer.settings import CheckpointSettings, TrainSettings
 
 STEPS = 20

@@ -12,22 +12,21 @@ import torch.distributed as dist
 from tiny_runs import STACK, tiny_settings
 from torch import Tensor
 
-from shared.batch import segments
+from shared.layers.batch import segments
+from shared.layers.ngrams import NgramEmbedding
 from shared.model_settings import NgramSettings
-from shared.ngrams import NgramEmbedding
-from shared.shards.dataset import open_dataset
+from shared.shards.open import open_dataset
+from trainer.checkpoints.initial_weights import build_model
 from trainer.checkpoints.state import TrainState
 from trainer.checkpoints.store import Checkpoints
-from trainer.data.limits import pack_limits
 from trainer.data.loader import PackLoader
+from trainer.data.packing.limits import pack_limits
+from trainer.distributed.row_sharded_tables import RowTables, own_rows
+from trainer.distributed.world import World, started
 from trainer.errors import leave
-from trainer.identity import run_identity
-from trainer.learning.optimizer import build_optimizer
-from trainer.learning.rowwise_adagrad import SQUARES
-from trainer.learning.step import take_step
-from trainer.parallel.model import build_model
-from trainer.parallel.tables import RowTables, own_rows
-from trainer.parallel.world import World, started
+from trainer.optim.optimizer import SQUARES, build_optimizer
+from trainer.optim.train_step import take_step
+from trainer.provenance.identity import run_identity
 from trainer.settings import CheckpointSettings, TrainSettings
 
 STEPS = 3

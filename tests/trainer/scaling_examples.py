@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.laboratory.results import Cell
-from trainer.laboratory.scaling.record import GridCell, Scaling
+from trainer.experiments.results.results import Cell
+from trainer.experiments.scaling.record import GridCell, Scaling
 
 BUDGETS = (1e12, 2e12, 4e12)
 SPREAD = (0.4, 0.7, 1.3, 2.2)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from pack_examples import document, in_parts, make_dataset, random_documents
 
-import trainer.evaluation.baselines
+import trainer.evaluation.baselines.order_2
 from shared.shards.dataset import Dataset
 from shared.vocabulary import BOS, EOS, OFFSET, VOCABULARY_SIZE, document_tokens
-from trainer.evaluation.baselines import Order2Model, xz_baseline
+from trainer.evaluation.baselines.order_2 import Order2Model, xz_baseline
 
 
 def plain_order2(training: list[bytes], text: bytes) -> float:
@@ -49,7 +49,7 @@ def test_the_order_2_model_is_interpolated_witten_bell(
     splits: tuple[Dataset, Dataset], chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By subset, with EOS and BOS contexts, and whatever the chunks that it is counted in."""
-    monkeypatch.setattr(trainer.evaluation.baselines, "CHUNK", chunk)
+    monkeypatch.setattr(trainer.evaluation.baselines.order_2, "CHUNK", chunk)
     train, validation = splits
     texts: list[bytes] = []
     for row in train.rows():

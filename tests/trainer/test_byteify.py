@@ -15,13 +15,13 @@ from tiny_runs import STACK, STATIC, losses, quiet_environment, tiny_data, tiny_
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from shared.attention import Scope
-from shared.batch import segments
-from shared.blt import Blt
-from shared.initialise import initial_value
-from shared.layers import rotary
-from shared.model_files import load_model, load_state
+from shared.layers.attention import Scope
+from shared.layers.batch import segments
+from shared.layers.blocks import rotary
+from shared.model_folder.files import load_model, load_state
 from shared.model_settings import BltSettings
+from shared.models.blt import Blt
+from shared.models.initialise import initial_value
 from trainer.__main__ import main as trainer
 from trainer.main import main
 

@@ -13,19 +13,19 @@ import torch
 from tiny_runs import STATIC, tiny_data, tiny_settings
 from torch import nn
 
-from shared.identity import IdentityError
+from shared.errors import IdentityError
 from trainer.checkpoints import store
-from trainer.checkpoints.folders import COMPLETE_NAME, FileRecord
-from trainer.checkpoints.retention import BEST_NAME, kept
+from trainer.checkpoints.initial_weights import build_model
+from trainer.checkpoints.retention import kept
 from trainer.checkpoints.state import TrainState, read_state
 from trainer.checkpoints.store import Checkpoints
+from trainer.distributed.row_sharded_tables import RowGradient, own_rows, row_tables
+from trainer.distributed.world import World, started
 from trainer.errors import CheckpointError
-from trainer.evaluation.scores import SubsetScore
-from trainer.identity import RunIdentity, run_identity
-from trainer.learning.optimizer import Optimizers, build_optimizer
-from trainer.parallel.model import build_model
-from trainer.parallel.tables import RowGradient, own_rows, row_tables
-from trainer.parallel.world import World, started
+from trainer.metrics.subset_score import SubsetScore
+from trainer.optim.optimizer import Optimizers, build_optimizer
+from trainer.provenance.checkpoint_folders import BEST_NAME, COMPLETE_NAME, FileRecord
+from trainer.provenance.identity import RunIdentity, run_identity
 from trainer.settings import CheckpointSettings, TrainSettings
 
 

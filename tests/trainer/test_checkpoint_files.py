@@ -20,13 +20,13 @@ from tiny_runs import STATIC, quiet_environment, run, tiny_data, torchrun
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 
-from shared.model_identity import ModelFileError
+from shared.errors import ModelFileError
 from trainer.__main__ import main as command
-from trainer.checkpoints.folders import COMPLETE_NAME, INDEX_NAME, STATE_NAME, record_of
 from trainer.checkpoints.index import Index, read_index
 from trainer.checkpoints.model import model_at
+from trainer.distributed.world import started
 from trainer.errors import CheckpointError
-from trainer.parallel.world import started
+from trainer.provenance.checkpoint_folders import COMPLETE_NAME, INDEX_NAME, STATE_NAME, record_of
 
 Results = dict[str, Tensor]
 

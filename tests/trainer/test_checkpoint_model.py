@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from tiny_runs import STATIC, run, tiny_data
 
-from shared.model_files import load_state
-from shared.model_identity import ModelFileError
+from shared.errors import ModelFileError
+from shared.model_folder.files import load_state
 from trainer.__main__ import main
 from trainer.checkpoints.model import model_at
 from trainer.commands.dial import run_of
-from trainer.identity import IDENTITY_NAME, ModelIdentity, load_identity
+from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, load_identity
 
 
 @pytest.fixture(scope="module")

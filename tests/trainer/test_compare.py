@@ -12,23 +12,23 @@ from pathlib import Path
 
 import pytest
 
-from shared.config import ConfigError
-from shared.flops import forward_flops, useful_workload
-from shared.shards.dataset import open_dataset
+from shared.errors import ConfigError
+from shared.models.flops import forward_flops, useful_workload
+from shared.shards.open import open_dataset
 from trainer.__main__ import main
-from trainer.laboratory.budget import check_budget, steps_within
-from trainer.laboratory.cells import Run, run_all
-from trainer.laboratory.folder import LABORATORY_NAME
-from trainer.laboratory.preparation import Corpus, corpus_steps
-from trainer.laboratory.records import load_score
-from trainer.laboratory.results import Results, load_results
-from trainer.laboratory.systems import Laboratory, load_laboratory
-from trainer.laboratory.table import rows
-from trainer.laboratory.words import sentence, table_text
-from trainer.observing.files import read_lines
-from trainer.observing.progress import Progress
-from trainer.planning.parameters import parameter_shapes
+from trainer.experiments.budget import check_budget, steps_within
+from trainer.experiments.folder import LABORATORY_NAME
+from trainer.experiments.preparation import Corpus, corpus_steps
+from trainer.experiments.results.records import load_score
+from trainer.experiments.results.results import Results, load_results
+from trainer.experiments.results.table import rows
+from trainer.experiments.results.words import sentence, table_text
+from trainer.experiments.runs import Run, run_all
+from trainer.experiments.systems import Laboratory, load_laboratory
+from trainer.memory.parameters import parameter_shapes
+from trainer.metrics.files import read_lines
 from trainer.settings import TrainSettings
+from trainer.terminal import Progress
 
 BUDGET = 7e9
 STACK = "{width = 32, layers = 1, heads = 2, feed_forward = 32}"

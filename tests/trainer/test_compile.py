@@ -10,16 +10,16 @@ import torch
 from rounding import assert_equal_but_rounded, in_fp64
 from torch import Tensor, nn
 
-from shared.attention import KERNEL_OPTIONS, Scope
-from shared.batch import Batch, Patches, segments
-from shared.blt import Blt
-from shared.entropy_model import EntropyModel
-from shared.initialise import initialise
+from shared.layers.attention import KERNEL_OPTIONS, Scope
+from shared.layers.batch import Batch, Patches, segments
+from shared.layers.tiled_attention import tiled_attention
 from shared.model_settings import BltSettings, EntropyModelSettings
-from shared.tiles import tiled_attention
-from trainer.learning.step import predict
-from trainer.parallel.model import compile_blocks, transformer_blocks
-from trainer.parallel.recompute import recompute
+from shared.models.blt import Blt
+from shared.models.entropy_model import EntropyModel
+from shared.models.initialise import initialise
+from trainer.distributed.activation_checkpointing import recompute
+from trainer.distributed.build import compile_blocks, transformer_blocks
+from trainer.optim.train_step import predict
 
 STACK = {"width": 32, "layers": 2, "heads": 2, "feed_forward": 48}
 WIDE = {"width": 64, "feed_forward": 160}
@@ -112,10 +112,10 @@ def test_nor_are_they_with_the_kernel_of_accelerators(options: frozenset[str], m
     def stand_in(q, k, v, offsets, _, longest, __, window_size, **___):  # type: ignore[no-untyped-def]
         return variable_length(q, k, v, offsets, longest, window_size[0])
 
-    monkeypatch.setattr("shared.attention.varlen_attn", stand_in)
-    monkeypatch.setattr("shared.attention._OPTIONS", options)
-    monkeypatch.setattr("shared.attention.has_kernel", lambda device, dtype: True)
-    monkeypatch.setattr("shared.cross_attention.takes_tiles", lambda device: False)
+    monkeypatch.setattr("shared.layers.attention.varlen_attn", stand_in)
+    monkeypatch.setattr("shared.layers.attention._OPTIONS", options)
+    monkeypatch.setattr("shared.layers.attention.has_kernel", lambda device, dtype: True)
+    monkeypatch.setattr("shared.layers.cross_attention.takes_tiles", lambda device: False)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     model = Blt(MODELS["blt"][1])  # type: ignore[arg-type]
     initialise(model, 0)

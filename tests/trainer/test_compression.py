@@ -10,7 +10,7 @@ import zstandard
 from pack_examples import SPECIALS, in_parts, make_dataset, random_documents, with_spans
 
 from shared.vocabulary import token_bytes
-from trainer.evaluation.compression import compress, learnt_texts, stream_size
+from trainer.evaluation.baselines.compressors import compress, learnt_texts, stream_size
 
 
 def _zstd(text: bytes) -> int:

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.config import ConfigError
-from trainer.data.schedule import Schedule, document_rates
+from shared.errors import ConfigError
+from trainer.data.sampling.schedule import Schedule, document_rates
 
 rates = st.lists(st.floats(0.001, 1000), min_size=1, max_size=6).map(np.array)
 

@@ -9,24 +9,25 @@ import torch
 from model_folders import entropy_rule, model_folder, numerics, patcher_folder, patcher_scorer
 from rounding import NATS
 
-from shared.config import ConfigError
-from shared.files import Output
-from shared.model_identity import load_settings, model_sha256
+from shared.errors import ConfigError
+from shared.io.files import Output
+from shared.model_folder.identity import load_settings, model_sha256
 from shared.patching import PatchingSettings, patch_lengths
-from shared.shards.dataset import Dataset, open_dataset
+from shared.shards.dataset import Dataset
 from shared.shards.document import Row
 from shared.shards.manifest import DatasetIdentity, Manifest, PatcherIdentity
+from shared.shards.open import open_dataset
 from shared.shards.writer import write_shard
 from shared.vocabulary import document_tokens
 from trainer.__main__ import main
 from trainer.commands.dial import table
-from trainer.data.limits import PackLimits
+from trainer.data.packing.limits import PackLimits
 from trainer.data.validation import ValidationPacks
+from trainer.evaluation.compatibility import packs_for, score_folder
 from trainer.evaluation.cost import forward_flops_by_subset
-from trainer.evaluation.dial import Dialled
-from trainer.evaluation.folder import packs_for, score_folder
-from trainer.evaluation.scores import total_of
-from trainer.laboratory.dial import DIAL, load_dial
+from trainer.evaluation.threshold_sweep import Dialled
+from trainer.evaluation.threshold_sweep_record import DIAL, load_dial
+from trainer.metrics.subset_score import total_of
 
 CPU = torch.device("cpu")
 RULE = entropy_rule(0.5)

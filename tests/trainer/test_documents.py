@@ -11,15 +11,15 @@ from pack_examples import in_parts, make_dataset, random_documents, whole_docume
 from rounding import NATS
 from tiny_runs import STACK
 
-from shared.batch import Patches, segments
-from shared.initialise import initialise
-from shared.model_files import build_model
+from shared.layers.batch import Patches, segments
+from shared.model_folder.files import build_model
 from shared.model_settings import BltSettings, EntropyModelSettings
+from shared.models.initialise import initialise
 from shared.patching.lengths import patch_lengths
 from shared.shards.dataset import Dataset
 from shared.vocabulary import document_tokens
-from trainer.data.limits import PackLimits
-from trainer.data.packs import patch_map
+from trainer.data.packing.limits import PackLimits
+from trainer.data.packing.packs import patch_map
 from trainer.data.validation import ValidationPacks
 from trainer.evaluation.documents import document_ids, evaluate
 from trainer.evaluation.scores import evaluate_sums

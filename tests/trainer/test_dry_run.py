@@ -11,18 +11,18 @@ import torch
 from tiny_runs import STATIC, losses, tiny_data, tiny_recipe, tiny_settings, toml
 from torch import Tensor
 
-from shared.model_files import build_model as plain_model
-from trainer.data.limits import PackLimits
+from shared.model_folder.files import build_model as plain_model
+from trainer.checkpoints.initial_weights import build_model
+from trainer.data.packing.limits import PackLimits
+from trainer.distributed.dtensor import own
+from trainer.distributed.world import World, started
 from trainer.errors import TrainingError
-from trainer.learning.optimizer import build_optimizer
-from trainer.learning.step import predict, take_step
 from trainer.main import main
-from trainer.parallel.dry_run import DryRun, dry_run, many_documents, one_document, worst_steps
-from trainer.parallel.memory import Memory
-from trainer.parallel.model import build_model
-from trainer.parallel.parts import HELP
-from trainer.parallel.shards import own
-from trainer.parallel.world import World, started
+from trainer.memory.dry_run import DryRun, dry_run, many_documents, one_document, worst_steps
+from trainer.memory.measured import Memory
+from trainer.memory.parts import HELP
+from trainer.optim.optimizer import build_optimizer
+from trainer.optim.train_step import predict, take_step
 from trainer.settings import TrainSettings
 
 LIMITS = PackLimits(256, 80)

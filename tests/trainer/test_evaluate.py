@@ -12,25 +12,25 @@ import torch.nn.functional as F
 from pack_examples import NONE, SPACE, document, make_dataset, random_documents, whole_documents
 from rounding import NATS
 
-from shared.batch import segments
-from shared.config import ConfigError
-from shared.entropy_model import EntropyModel
-from shared.files import Output
-from shared.identity import IdentityError
-from shared.initialise import initialise
-from shared.model_files import build_model, save_model
+from shared.errors import ConfigError, IdentityError
+from shared.io.files import Output
+from shared.layers.batch import segments
+from shared.model_folder.files import build_model, save_model
 from shared.model_settings import BltSettings, EntropyModelSettings
+from shared.models.entropy_model import EntropyModel
+from shared.models.initialise import initialise
 from shared.patching.settings import PatchingSettings
 from shared.shards.dataset import Dataset
 from shared.vocabulary import document_tokens
 from trainer.commands.evaluate import DOCUMENTS, FIGURES
-from trainer.data.limits import PackLimits
+from trainer.data.packing.limits import PackLimits
 from trainer.data.validation import ValidationPacks
 from trainer.errors import LogitsError
 from trainer.evaluation.documents import evaluate
-from trainer.evaluation.measured import measure
-from trainer.evaluation.scores import Column, SubsetScore, evaluate_sums, scores, table, total_of
-from trainer.identity import IDENTITY_NAME, ModelIdentity, RunNumerics, save_identity
+from trainer.evaluation.report import measure
+from trainer.evaluation.scores import Column, evaluate_sums, scores, table
+from trainer.metrics.subset_score import SubsetScore, total_of
+from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, RunNumerics, save_identity
 
 CPU = torch.device("cpu")
 ENTROPY = EntropyModelSettings(width=32, heads=2, layers=1, feed_forward=64, window=64)

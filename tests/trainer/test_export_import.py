@@ -13,19 +13,19 @@ import torch
 from model_folders import entropy_folder, entropy_rule, identity_of, model_folder, patcher_folder
 from tiny_runs import STATIC, quiet_environment, tiny_data, tiny_settings
 
-from shared.identity import file_sha256
-from shared.model_files import build_model, save_model
-from shared.model_identity import load_settings, model_sha256
+from shared.io.identity import file_sha256
+from shared.model_folder.files import build_model, save_model
+from shared.model_folder.identity import load_settings, model_sha256
+from shared.model_folder.tensors import TensorFolder, write_tensors
 from shared.model_settings import EntropyModelSettings
 from shared.patching import PatchingSettings
-from shared.shards.dataset import open_dataset
 from shared.shards.manifest import PatcherIdentity, load_manifest
-from shared.tensor_files import TensorFolder, write_tensors
+from shared.shards.open import open_dataset
 from trainer.__main__ import main
-from trainer.evaluation.folder import check_patches
+from trainer.evaluation.compatibility import check_patches
 from trainer.generation.generator import Generator
 from trainer.generation.settings import GenerateSettings
-from trainer.identity import IDENTITY_NAME, ModelIdentity, load_identity, save_identity
+from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, load_identity, save_identity
 
 FILES = ("model.safetensors", "config.json", "patcher/model.safetensors", "patcher/config.json")
 EXPORTED = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
@@ -296,7 +296,7 @@ MEASURED = """
 import sys, threading, time
 from pathlib import Path
 from trainer.interchange.folders import ExportSettings, ImportSettings, export_hf, import_foreign
-from trainer.observing.progress import Progress
+from trainer.terminal import Progress
 
 def anonymous():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) >> 10

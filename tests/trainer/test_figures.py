@@ -8,18 +8,17 @@ import pytest
 import torch
 from tiny_runs import STATIC, tiny_data, tiny_settings
 
-from shared.flops import forward_flops, useful_workload
 from shared.model_settings import EntropyModelSettings
-from shared.shards.dataset import open_dataset
-from trainer.data.limits import PackLimits, pack_limits
+from shared.models.flops import forward_flops, useful_workload
+from shared.shards.open import open_dataset
 from trainer.data.loader import PackLoader
-from trainer.evaluation.scores import SubsetScore
-from trainer.observing.clock import PARTS, StepClock
-from trainer.observing.figures import ShareError, bits_per_byte, interval_figures, share, validation_figures
-from trainer.observing.memory import memory
-from trainer.observing.peak import listed_peak
-from trainer.observing.tally import RankSums, Tally
-from trainer.observing.work import WorkCounter
+from trainer.data.packing.limits import PackLimits, pack_limits
+from trainer.metrics.figures import ShareError, bits_per_byte, interval_figures, share, validation_figures
+from trainer.metrics.peak import listed_peak
+from trainer.metrics.reporter import WorkCounter, memory
+from trainer.metrics.subset_score import SubsetScore
+from trainer.metrics.tally import RankSums, Tally
+from trainer.optim.step_timer import PARTS, StepClock
 
 LIMITS = PackLimits(tokens=100, patches=40)
 

@@ -11,12 +11,12 @@ import torch
 from tiny_runs import STATIC, losses, quiet_environment, tiny_data, tiny_recipe, toml, torchrun
 
 from pipeline.__main__ import main as pipeline
-from shared.chat import END, ROLES
-from shared.initialise import initial_value
-from shared.model_files import load_state
-from shared.shards.dataset import open_dataset
+from shared.model_folder.files import load_state
+from shared.models.initialise import initial_value
+from shared.shards.open import open_dataset
+from shared.text.chat import END, ROLES
 from trainer.__main__ import main as trainer
-from trainer.learning.new_ids import GROWING
+from trainer.checkpoints.new_token_rows import GROWING
 from trainer.main import main as train
 
 SPECIALS = [*ROLES, END]

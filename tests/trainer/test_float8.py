@@ -8,9 +8,9 @@ import torch
 from tiny_runs import STACK, tiny_settings
 from torch import nn
 
-from shared.config import ConfigError
-from shared.layers import Linear
-from trainer.parallel.float8 import check_float8, fits, onto
+from shared.errors import ConfigError
+from shared.layers.blocks import Linear
+from trainer.distributed.float8 import check_float8, fits, onto
 from trainer.settings import TrainSettings, decisive
 
 CPU = torch.device("cpu")

@@ -13,16 +13,16 @@ from rank_runs import FULL, PACKS, STEPS, compute, restored, settings_for
 from rounding import NATS, TRAINED, assert_equal_but_rounded, in_fp64
 from tiny_runs import STATIC, quiet_environment, tiny_data, torchrun
 
-from shared.config import ConfigError
-from shared.initialise import initial_value, initialise
-from shared.model_files import build_model as plain_model
-from shared.shards.dataset import open_dataset
+from shared.errors import ConfigError
+from shared.model_folder.files import build_model as plain_model
+from shared.models.initialise import initial_value, initialise
+from shared.shards.open import open_dataset
 from shared.vocabulary import IGNORED_LABEL
-from trainer.data.limits import pack_limits
+from trainer.checkpoints.initial_weights import build_model
 from trainer.data.loader import PackLoader
-from trainer.learning.step import predict
-from trainer.parallel.model import build_model
-from trainer.parallel.world import started
+from trainer.data.packing.limits import pack_limits
+from trainer.distributed.world import started
+from trainer.optim.train_step import predict
 
 Results = dict[str, torch.Tensor]
 

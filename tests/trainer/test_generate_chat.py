@@ -10,10 +10,10 @@ import safetensors.torch
 from model_folders import entropy_rule, model_folder, patcher_folder, patcher_scorer
 from rounding import ENTROPY
 
-from shared.chat import END, ROLES, Turn, prompt_tokens
-from shared.config import ConfigError
-from shared.model_identity import WEIGHTS_FILE
+from shared.errors import ConfigError
+from shared.model_folder.identity import WEIGHTS_FILE
 from shared.patching import patch_lengths
+from shared.text.chat import END, ROLES, Turn, prompt_tokens
 from shared.vocabulary import BOS, EOS, byte_tokens, special_id
 from trainer.__main__ import main
 from trainer.generation.generator import Generator

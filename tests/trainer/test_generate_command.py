@@ -13,7 +13,7 @@ import torch
 from model_folders import entropy_folder, entropy_rule, model_folder, patcher_folder
 from rounding import ENTROPY
 
-from shared.config import ConfigError
+from shared.errors import ConfigError
 from shared.patching import PatchingSettings
 from trainer.__main__ import main
 from trainer.commands import generate as command

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.generation.output import in_turn, json_line, summary
+from trainer.commands.generate import in_turn, json_line, summary
 from trainer.generation.piece import Piece, Statistics
 
 

@@ -17,10 +17,9 @@ from model_folders import (
 )
 from rounding import ENTROPY
 
-from shared.batch import Patches, segments
-from shared.config import ConfigError
-from shared.identity import IdentityError
-from shared.model_files import load_model, save_model
+from shared.errors import ConfigError, IdentityError
+from shared.layers.batch import Patches, segments
+from shared.model_folder.files import load_model, save_model
 from shared.patching import PatchingSettings, PatchStream, patch_lengths
 from shared.vocabulary import BOS, EOS, OFFSET, byte_tokens, document_tokens
 from trainer.generation.generator import Generator

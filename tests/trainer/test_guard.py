@@ -14,21 +14,20 @@ from hypothesis import strategies as st
 from tiny_runs import STATIC, metric_lines, tiny_data, tiny_recipe, tiny_settings, toml
 from torch import Tensor, nn
 
-from shared.model_identity import model_sha256
-from shared.shards.dataset import open_dataset
+from shared.model_folder.identity import model_sha256
+from shared.shards.open import open_dataset
+from trainer.checkpoints.initial_weights import build_model
 from trainer.checkpoints.state import TrainState
-from trainer.data.limits import pack_limits
 from trainer.data.loader import PackLoader
-from trainer.identity import run_identity
-from trainer.learning import step as step_module
-from trainer.learning.clipping import GradientNorms
-from trainer.learning.guard import Guard, GuardState, spike_limit
-from trainer.learning.optimizer import build_optimizer
-from trainer.learning.step import take_step
+from trainer.data.packing.limits import pack_limits
+from trainer.distributed.dtensor import own
+from trainer.distributed.world import started
 from trainer.main import main
-from trainer.parallel.model import build_model
-from trainer.parallel.shards import own
-from trainer.parallel.world import started
+from trainer.optim import train_step as step_module
+from trainer.optim.optimizer import build_optimizer
+from trainer.optim.spike_guard import Guard, GuardState, spike_limit
+from trainer.optim.train_step import GradientNorms, take_step
+from trainer.provenance.identity import run_identity
 from trainer.settings import GuardSettings
 
 RULE = GuardSettings(window=20, sigmas=6, budget=2, within=10)

@@ -11,15 +11,15 @@ import torch
 from model_folders import PATCHER, entropy_rule, identity_of, model_folder, patcher_folder, patcher_model
 from rounding import NATS
 
-from shared.config import ConfigError
-from shared.model_files import save_model
+from shared.errors import ConfigError
+from shared.model_folder.files import save_model
 from shared.patching import PatchingSettings
 from shared.vocabulary import OFFSET
 from trainer.__main__ import main
 from trainer.errors import TaskError
-from trainer.evaluation.harness import Harness, harness_module, settings_from
+from trainer.evaluation.lm_eval import Harness, harness_module, settings_from
 from trainer.evaluation.texts import TextScorer
-from trainer.identity import IDENTITY_NAME, save_identity
+from trainer.provenance.identity import IDENTITY_NAME, save_identity
 
 
 def asked(*arguments: Any) -> SimpleNamespace:

@@ -7,9 +7,9 @@ import pytest
 from rounding import TRAINED
 from tiny_runs import NONE, STACK, STATIC, losses, metric_lines, quiet_environment, run, tiny_data, torchrun
 
-from shared.model_identity import load_settings
+from shared.model_folder.identity import load_settings
 from shared.patching.settings import PatchingSettings
-from shared.shards.dataset import open_dataset
+from shared.shards.open import open_dataset
 from trainer.__main__ import main as command
 
 SPACE = PatchingSettings(rule="space", max_length=64)

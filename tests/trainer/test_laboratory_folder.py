@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.files import OutputError
-from trainer.laboratory.folder import LABORATORY_NAME, claim
+from shared.errors import OutputError
+from trainer.experiments.folder import LABORATORY_NAME, claim
 
 
 @pytest.mark.parametrize("name", ["results.json", "notes.txt", LABORATORY_NAME, "report.html", "scaling.json"])

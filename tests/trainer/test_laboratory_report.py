@@ -10,19 +10,18 @@ from browser import Browser
 from laboratories import SYSTEMS, made_up_results
 from scaling_examples import grid_cells, made_up, power
 
-from shared.config import ConfigError
-from shared.files import Output
+from shared.errors import ConfigError
+from shared.io.files import Output
 from shared.patching.settings import PatchingSettings
 from trainer.__main__ import main as command
 from trainer.drawing.forest import Difference, common_axis, forest
-from trainer.laboratory.dial import DIAL, DIAL_NAME, Dial, DialPoint, save_dial
-from trainer.laboratory.report import content, write_report
-from trainer.laboratory.report_plots import unbeaten
-from trainer.laboratory.report_scaling import scaling_content
-from trainer.laboratory.report_words import findings, warnings
-from trainer.laboratory.results import Results, load_results, save_results
-from trainer.laboratory.scaling.study import study
-from trainer.laboratory.table import rows
+from trainer.evaluation.threshold_sweep_record import DIAL, DIAL_NAME, Dial, DialPoint, save_dial
+from trainer.experiments.page.page import content, unbeaten, write_report
+from trainer.experiments.page.scaling import scaling_content
+from trainer.experiments.page.sentences import findings, warnings
+from trainer.experiments.results.results import Results, load_results, save_results
+from trainer.experiments.results.table import rows
+from trainer.experiments.scaling.study import study
 
 
 def of(results: Results, **update: Any) -> Results:

@@ -6,7 +6,12 @@ import random
 import numpy as np
 import pytest
 
-from trainer.laboratory.statistics import bootstrap_interval, incomplete_beta, student_interval, student_quantile
+from trainer.experiments.results.statistics import (
+    bootstrap_interval,
+    incomplete_beta,
+    student_interval,
+    student_quantile,
+)
 
 
 @pytest.mark.parametrize(

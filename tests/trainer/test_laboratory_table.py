@@ -7,10 +7,10 @@ from statistics import fmean
 import pytest
 from laboratories import SYSTEMS, made_up_results
 
-from shared.config import ConfigError
-from trainer.laboratory.csv_files import write_csv
-from trainer.laboratory.results import RESULTS_NAME, Results, load_results, save_results
-from trainer.laboratory.table import ALIKE, budget_spread, rows, subset_bits
+from shared.errors import ConfigError
+from trainer.experiments.page.csv_files import write_csv
+from trainer.experiments.results.results import RESULTS_NAME, Results, load_results, save_results
+from trainer.experiments.results.table import ALIKE, budget_spread, rows, subset_bits
 
 
 def test_rows_are_means_over_seeds_the_best_first() -> None:

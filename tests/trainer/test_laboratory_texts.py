@@ -12,17 +12,16 @@ from laboratories import made_up_results
 from model_folders import model_folder
 from tiny_runs import NONE, STATIC, tiny_data
 
-from shared.characters import characters
-from shared.config import ConfigError
+from shared.errors import ConfigError
 from shared.patching.settings import PatchingSettings
-from shared.shards.dataset import open_dataset
+from shared.shards.open import open_dataset
+from shared.text.characters import characters
 from trainer.__main__ import main as command
-from trainer.drawing.patches import BREAKS, aligned, flowing
-from trainer.laboratory.pictures import LENGTH, PICTURE_NAME, Cut, Picture, kept_picture, picture_of
-from trainer.laboratory.report import write_report
-from trainer.laboratory.report_texts import picture_section
-from trainer.laboratory.results import Results, save_results
-from trainer.laboratory.samples import SAMPLES_NAME, load_samples, prompt_from
+from trainer.experiments.page.page import write_report
+from trainer.experiments.page.patched_text import LENGTH, PICTURE_NAME, Cut, Picture, kept_picture, picture_of
+from trainer.experiments.page.samples import SAMPLES_NAME, load_samples, prompt_from
+from trainer.experiments.page.texts import BREAKS, aligned, flowing, picture_section
+from trainer.experiments.results.results import Results, save_results
 
 SPACE = PatchingSettings(rule="space", max_length=64)
 

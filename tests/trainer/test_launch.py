@@ -18,9 +18,9 @@ from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2Jo
 from tiny_runs import NONE, metric_lines, tiny_data, tiny_recipe, toml
 from torch.distributed.run import get_args_parser
 
+from shared.io.child_processes import STOP_SIGNALS
 from trainer.planning.fitting import warning
 from trainer.planning.plan import load_plan
-from trainer.processes import STOP_SIGNALS
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
@@ -266,5 +266,5 @@ def test_two_machines_train_together_and_stop_together_when_they_are_warned(tmp_
     said = "".join(log.read_text() for log in logs)
     assert 0 not in codes, said  # Slurm and Kubernetes must see that there is something left to do
     assert "2 ranks on cpu" in said
-    assert "the same command goes on from there" in said
+    assert "rerun the same command to resume" in said
     assert len(list((out / "checkpoints").glob("step-*/COMPLETE"))) == 1

@@ -13,9 +13,9 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from torch.distributed.run import config_from_args, parse_args
 
+from trainer.distributed.loopback import meet_on_loopback
+from trainer.distributed.world import stay_on_this_machine
 from trainer.launch import main, unsaid
-from trainer.parallel.loopback import meet_on_loopback
-from trainer.parallel.world import stay_on_this_machine
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 from pack_examples import make_dataset, random_dataset, random_documents
 
-from shared.config import ConfigError
-from shared.identity import IdentityError
-from shared.shards.dataset import Dataset, open_dataset
-from shared.shards.manifest import DatasetError
-from trainer.data.cursor import Cursor, first_cursor
-from trainer.data.limits import PackLimits
+from shared.errors import ConfigError, DatasetError, IdentityError
+from shared.shards.dataset import Dataset
+from shared.shards.open import open_dataset
 from trainer.data.loader import PackDataset, PackLoader, WorkerError, stateful_loader
-from trainer.data.packs import Pack, pack_digest
-from trainer.data.schedule import Mixing
+from trainer.data.packing.limits import PackLimits
+from trainer.data.packing.packs import Pack, pack_digest
+from trainer.data.sampling.cursor import Cursor, first_cursor
+from trainer.data.sampling.schedule import Mixing
 
 LIMITS = PackLimits(64, 32)
 G = 4
@@ -234,7 +233,7 @@ def test_a_worker_that_cannot_be_started_is_one_line(dataset: Dataset, monkeypat
     def refused(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("trainer.processes._WorkerProcess._Popen", refused)
+    monkeypatch.setattr("shared.io.child_processes._WorkerProcess._Popen", refused)
     with pytest.raises(WorkerError, match=rf"^no loader worker starts: .*{error.args[-1]}.*ulimit"):
         next(iter(PackLoader(dataset, LIMITS, G, workers=1)))
 

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from torch.distributed import HashStore, Store
 
-from trainer.parallel.meeting import meet
+from trainer.distributed.world import meet
 
 
 def met(store: Store, size: int, order: list[int]) -> list[str]:

@@ -8,24 +8,23 @@ import pytest
 from pack_examples import SPACE, make_dataset, random_dataset, random_documents
 from tiny_runs import STATIC, metric_lines, tiny_data, tiny_recipe, tiny_settings, toml
 
-from shared.config import ConfigError
-from shared.identity import IdentityError
+from shared.errors import ConfigError, IdentityError
 from shared.patching.settings import PatchingSettings
 from shared.shards.content import ContentHash, add_content_hashes
 from shared.shards.dataset import Dataset
 from shared.shards.document import Row
 from shared.vocabulary import EOS, IGNORED_LABEL, OFFSET
 from trainer.data.catalogue import catalogue_of
-from trainer.data.cursor import Cursor, first_cursor
-from trainer.data.limits import PackLimits
 from trainer.data.loader import PackLoader
 from trainer.data.mixture import Mixture
-from trainer.data.packs import Step, build_pack
-from trainer.data.plan import Planner
-from trainer.data.schedule import Mixing
-from trainer.data.slices import SliceReader
-from trainer.identity import run_identity, with_length
+from trainer.data.packing.limits import PackLimits
+from trainer.data.packing.packs import Step, build_pack
+from trainer.data.packing.planner import Planner
+from trainer.data.packing.slices import SliceReader
+from trainer.data.sampling.cursor import Cursor, first_cursor
+from trainer.data.sampling.schedule import Mixing
 from trainer.main import main
+from trainer.provenance.identity import run_identity, with_length
 
 STEP = Step(0, 0, 0, None)
 LIMITS = PackLimits(64, 32)
@@ -214,7 +213,7 @@ def test_a_length_in_passes_is_one_in_targets(tmp_path: Path, two: dict[str, str
 
 
 def make_opened(folder: str) -> Dataset:
-    from shared.shards.dataset import open_dataset
+    from shared.shards.open import open_dataset
 
     return open_dataset(Path(folder) / "train")
 

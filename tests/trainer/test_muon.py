@@ -13,19 +13,19 @@ from muon_ranks import OUTPUTS, RULE, STEPS, by_hand, learn, momenta, muon_setti
 from tiny_runs import STATIC, losses, quiet_environment, tiny_data, tiny_recipe, tiny_settings, toml, torchrun
 from torch import Tensor, nn
 
-from shared.blt import Blt
-from shared.layers import Block
-from shared.model_files import build_model as plain_model
-from shared.model_identity import model_sha256
+from shared.layers.blocks import Block
+from shared.model_folder.files import build_model as plain_model
+from shared.model_folder.identity import model_sha256
+from shared.models.blt import Blt
+from trainer.checkpoints.initial_weights import build_model
 from trainer.checkpoints.store import Checkpoints
-from trainer.identity import run_identity
-from trainer.learning.muon import MOMENTUM, Muon, orthogonalise
-from trainer.learning.optimizer import build_optimizer
-from trainer.learning.parameter_groups import FACTOR, inner_matrices
+from trainer.distributed.matrix_exchange import Piece, share_out
+from trainer.distributed.world import started
 from trainer.main import main
-from trainer.parallel.model import build_model
-from trainer.parallel.owners import Piece, share_out
-from trainer.parallel.world import started
+from trainer.optim.muon import MOMENTUM, Muon, orthogonalise
+from trainer.optim.optimizer import build_optimizer
+from trainer.optim.parameter_groups import FACTOR, inner_matrices
+from trainer.provenance.identity import run_identity
 from trainer.settings import CheckpointSettings, MuonSettings, decisive
 
 RANKS = 4

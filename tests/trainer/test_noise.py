@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.evaluation.noise import NOISES, Noise, noised
+from trainer.evaluation.robustness.noise import NOISES, Noise, noised
 
 TEXT = "The man removes the snow, naïve Straße 雪.".encode()
 GOLDEN: dict[Noise, str] = {
@@ -34,7 +34,8 @@ def test_another_seed_or_another_text_gives_other_draws(noise: Noise) -> None:
 
 
 def test_another_process_with_other_hashes_draws_the_same() -> None:
-    code = "from trainer.evaluation.noise import noised; print(noised(b'The man removes the snow', 'drop', 5).decode())"
+    code = "from trainer.evaluation.robustness.noise import noised\n"
+    code += "print(noised(b'The man removes the snow', 'drop', 5).decode())"
     made = subprocess.run(
         [sys.executable, "-c", code],
         env={"PYTHONHASHSEED": "77", "PYTHONPATH": ":".join(sys.path)},

@@ -6,12 +6,12 @@ import pytest
 import torch
 from tiny_runs import tiny_settings
 
-from shared.blt import Blt
-from shared.config import ConfigError
-from shared.initialise import initialise
-from trainer.learning.clipping import clip, part_of
-from trainer.learning.optimizer import build_optimizer, set_rate
-from trainer.learning.parameter_groups import adamw_groups, decayed_names, rate_factors
+from shared.errors import ConfigError
+from shared.models.blt import Blt
+from shared.models.initialise import initialise
+from trainer.optim.optimizer import build_optimizer, set_rate
+from trainer.optim.parameter_groups import adamw_groups, decayed_names, rate_factors
+from trainer.optim.train_step import clip, part_of
 from trainer.settings import OptimizerSettings
 
 

@@ -24,22 +24,22 @@ from pack_examples import (
 )
 from rounding import assert_equal_but_rounded, in_fp64
 
-from shared.batch import Batch, Patches, segments
-from shared.blt import Blt
-from shared.config import ConfigError
-from shared.initialise import initialise
+from shared.errors import ConfigError
+from shared.layers.batch import Batch, Patches, segments
 from shared.model_settings import BltSettings
+from shared.models.blt import Blt
+from shared.models.initialise import initialise
 from shared.patching.settings import PatchingSettings
 from shared.shards.dataset import Dataset
 from shared.shards.document import Row
 from shared.vocabulary import BOE, EOS, IGNORED_LABEL
 from trainer.data.catalogue import catalogue_of
-from trainer.data.cursor import Cursor, first_cursor
-from trainer.data.limits import PackLimits, pack_limits
-from trainer.data.packs import Step, build_pack, pack_digest, patch_map
-from trainer.data.plan import PackPlan, Planner
-from trainer.data.schedule import Mixing
-from trainer.data.slices import SliceReader
+from trainer.data.packing.limits import PackLimits, pack_limits
+from trainer.data.packing.packs import Step, build_pack, pack_digest, patch_map
+from trainer.data.packing.planner import PackPlan, Planner
+from trainer.data.packing.slices import SliceReader
+from trainer.data.sampling.cursor import Cursor, first_cursor
+from trainer.data.sampling.schedule import Mixing
 from trainer.data.validation import ValidationPacks
 
 STEP = Step(0, 0, 0, None)

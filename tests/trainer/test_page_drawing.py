@@ -6,8 +6,7 @@ from itertools import combinations
 import pytest
 
 from trainer.drawing.axes import MOST_TICKS, Axis, number, short, y_axis
-from trainer.drawing.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Curve, chart
-from trainer.drawing.labels import Box, placed
+from trainer.drawing.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Box, Curve, chart, placed
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ import pytest
 from tiny_runs import STATIC, tiny_data, tiny_recipe, toml
 
 from shared.patching import PatchingSettings
-from shared.shards.dataset import open_dataset
+from shared.shards.open import open_dataset
 from trainer.__main__ import main as trainer
-from trainer.evaluation.patch_size import patch_size_warning
-from trainer.identity import IDENTITY_NAME, ModelIdentity, load_identity, save_identity
 from trainer.main import main
+from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, load_identity, save_identity
+from trainer.provenance.patch_size import patch_size_warning
 
 
 def train(data: Path, out: Path, start: Path | None = None) -> int:

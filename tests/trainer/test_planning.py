@@ -13,26 +13,27 @@ from tiny_runs import NONE, STATIC, tiny_data, tiny_recipe, tiny_settings, toml
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from shared.batch import Batch
-from shared.config import ConfigError
-from shared.cross_attention import _strips
-from shared.devices import GIB
-from shared.model_files import build_model as empty_model
+from shared.errors import ConfigError
+from shared.layers.batch import Batch
+from shared.layers.cross_attention import _strips
+from shared.layers.devices import GIB
+from shared.model_folder.files import build_model as empty_model
 from shared.model_settings import BltSettings
-from shared.shards.dataset import open_dataset
+from shared.shards.open import open_dataset
 from shared.vocabulary import IGNORED_LABEL
-from trainer.data.limits import pack_limits
+from trainer.checkpoints.initial_weights import build_model
 from trainer.data.loader import PackLoader
-from trainer.learning.optimizer import build_optimizer
-from trainer.learning.step import predict
+from trainer.data.packing.limits import pack_limits
+from trainer.distributed.build import units
+from trainer.distributed.world import started
 from trainer.main import main
-from trainer.parallel.dry_run import dry_run
-from trainer.parallel.model import build_model, units
-from trainer.parallel.world import started
-from trainer.planning.activations import Pass, kept_activations, kept_logits
+from trainer.memory.activations import Pass, kept_activations, kept_logits
+from trainer.memory.dry_run import dry_run
+from trainer.memory.estimated import count, gathered_bytes, memory_by_part, passing_bytes, shard_bytes, units_of
+from trainer.memory.parameters import TABLES, parameter_shapes, sizes_by_part
+from trainer.optim.optimizer import build_optimizer
+from trainer.optim.train_step import predict
 from trainer.planning.fitting import warning
-from trainer.planning.memory import count, gathered_bytes, memory_by_part, passing_bytes, shard_bytes, units_of
-from trainer.planning.parameters import TABLES, parameter_shapes, sizes_by_part
 from trainer.planning.plan import load_plan, make_plan
 from trainer.planning.report import amount, duration, report
 from trainer.settings import TrainSettings

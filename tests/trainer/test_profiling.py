@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from tiny_runs import STATIC, tiny_data, tiny_recipe, toml
 
-from trainer import loop
 from trainer.main import main
-from trainer.observing import profiling
+from trainer.metrics import profiling
+from trainer.run import loop
 
 
 def steps_of(trace: Path) -> int:

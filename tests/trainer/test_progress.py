@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from trainer.observing import progress as module
-from trainer.observing.progress import Progress, fitted, quantity
+from trainer import terminal as module
+from trainer.terminal import Progress, fitted, quantity
 
 
 class Terminal(io.StringIO):
@@ -32,9 +32,10 @@ def test_a_terminal_is_redrawn_and_a_file_gets_lines(monkeypatch: pytest.MonkeyP
         line.show(1.0, "step 2")
         line.say("saved")
     assert terminal.getvalue() == (
-        "\r100.0%  step 1  0:00 gone, 0:00 left\x1b[K\r100.0%  step 2  0:00 gone, 0:00 left\x1b[K\nsaved\n"
+        "\r100.0%  step 1  0:00 elapsed, 0:00 remaining\x1b[K"
+        "\r100.0%  step 2  0:00 elapsed, 0:00 remaining\x1b[K\nsaved\n"
     )
-    assert file.getvalue().splitlines()[1:] == ["100.0%  step 2  0:00 gone, 0:00 left", "saved"]
+    assert file.getvalue().splitlines()[1:] == ["100.0%  step 2  0:00 elapsed, 0:00 remaining", "saved"]
 
 
 def test_other_ranks_are_silent() -> None:

@@ -9,9 +9,9 @@ from pack_examples import make_dataset
 from recipe_comments import RECIPES, with_comment
 from tiny_runs import NONE, STATIC, metric_lines, tiny_data
 
-from shared.chat import ANSWERING, END, ROLES, Turn, chat_body
 from shared.patching.lengths import patch_lengths
 from shared.shards.document import Row
+from shared.text.chat import ANSWERING, END, ROLES, Turn, chat_body
 from trainer.main import main
 from trainer.planning.fitting import warning
 from trainer.planning.plan import Plan, load_plan

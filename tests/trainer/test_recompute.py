@@ -8,11 +8,11 @@ from test_compile import DOCUMENTS, MODELS, STACK, pack, without_patches
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from shared.initialise import initialise
 from shared.model_settings import EntropyModelSettings
-from trainer.learning.step import predict
-from trainer.parallel.model import transformer_blocks
-from trainer.parallel.recompute import recompute
+from shared.models.initialise import initialise
+from trainer.distributed.activation_checkpointing import recompute
+from trainer.distributed.build import transformer_blocks
+from trainer.optim.train_step import predict
 
 How = Literal["selective", "full"]
 

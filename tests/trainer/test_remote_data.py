@@ -8,14 +8,13 @@ from model_folders import entropy_rule, numerics, patcher_folder
 from pack_examples import random_dataset
 from tiny_runs import STATIC, losses, tiny_data, tiny_recipe, toml
 
-from shared.model_identity import WEIGHTS_FILE, model_sha256
+from shared.model_folder.identity import WEIGHTS_FILE, model_sha256
 from shared.shards.cache import FileCache
-from shared.shards.dataset import open_dataset
 from shared.shards.manifest import DatasetIdentity, Manifest, PatcherIdentity
-from trainer.data.ahead import FetchAhead
-from trainer.data.limits import PackLimits
-from trainer.data.loader import PackLoader
-from trainer.data.packs import pack_digest
+from shared.shards.open import open_dataset
+from trainer.data.loader import FetchAhead, PackLoader
+from trainer.data.packing.limits import PackLimits
+from trainer.data.packing.packs import pack_digest
 from trainer.main import main
 
 

@@ -13,16 +13,16 @@ import pytest
 from browser import Browser
 from tiny_runs import STATIC, tiny_data, tiny_recipe, toml
 
-from shared.config import ConfigError
+from shared.errors import ConfigError
 from shared.shards.manifest import load_manifest
 from trainer.__main__ import main as command
 from trainer.drawing.axes import ticks, y_range
 from trainer.drawing.chart import MOST_POINTS, Curve, chart, together
 from trainer.main import main
-from trainer.observing.files import keep_lines_up_to, read_lines
-from trainer.observing.history import History, load_history
-from trainer.observing.report import html, short_names
-from trainer.observing.summary import summary
+from trainer.metrics.files import keep_lines_up_to, read_lines
+from trainer.metrics.history import History, load_history
+from trainer.metrics.report import html, short_names
+from trainer.metrics.summary import summary
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +56,11 @@ def line(step: int, **figures: Any) -> dict[str, Any]:
 def test_the_summary_says_what_happened(finished: Path) -> None:
     facts = dict(summary(load_history(finished)))
     assert facts["run"] == f"{finished}, done"
-    assert facts["learnt"].startswith("6 steps, ")
+    assert facts["trained"].startswith("6 steps, ")
     assert "on validation (a " in facts["bits per byte"]
     assert "FLOP/s useful" in facts["computation"]
     assert "no utilisation: no peak is listed for cpu" in facts["computation"]
-    assert facts["faults"] == "went on 1 time, 2 logged steps done again, 0 steps skipped"
+    assert facts["interruptions"] == "resumed 1 time, 2 logged steps done again, 0 steps skipped"
 
 
 def test_what_was_drawn_from_each_subset_is_logged_and_told(finished: Path) -> None:
@@ -96,7 +96,7 @@ def test_lines_of_others_end_no_page(line: str, tmp_path: Path) -> None:
 
 
 def test_nothing_is_read_behind_a_line_that_is_longer_than_any_of_ours(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("trainer.observing.files.LONGEST_LINE", 1000)
+    monkeypatch.setattr("trainer.metrics.files.LONGEST_LINE", 1000)
     path = tmp_path / "starts.jsonl"
     path.write_bytes(b'{"step": 1}\n' + bytes(5000) + b'\n{"step": 2}\n')
     assert [line["step"] for line in read_lines(path)] == [1]
@@ -280,9 +280,9 @@ def test_the_page_is_quiet_fits_a_phone_and_shows_both_runs(browser: Browser, fi
 
 def test_the_report_needs_no_torch(finished: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from trainer.observing.history import load_history;"
-        "from trainer.observing.report import write_report; import trainer.laboratory.report;"
-        "from shared.files import Output; from shared.page import PAGE;"
+        "import sys; from pathlib import Path; from trainer.metrics.history import load_history;"
+        "from trainer.metrics.report import write_report; import trainer.experiments.page.page;"
+        "from shared.io.files import Output; from shared.io.page import PAGE;"
         f"write_report(Output(Path({str(tmp_path / 'r.html')!r}), PAGE), [load_history(Path({str(finished)!r}))]);"
         "assert 'torch' not in sys.modules"
     )

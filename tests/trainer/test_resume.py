@@ -22,8 +22,8 @@ from tiny_runs import (
     torchrun,
 )
 
-from trainer import loop
 from trainer.main import main
+from trainer.run import loop
 
 ROOT = Path(__file__).parents[2]
 

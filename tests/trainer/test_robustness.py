@@ -11,12 +11,12 @@ from model_folders import entropy_folder, entropy_rule, model_folder, patcher_fo
 from pack_examples import NONE, SPECIALS, document, make_dataset, with_spans
 from rounding import NATS
 
-from shared.config import ConfigError
+from shared.errors import ConfigError
 from shared.shards.dataset import Dataset
 from trainer.__main__ import main
-from trainer.evaluation.characters import character_start, damage
-from trainer.evaluation.noise import noised
-from trainer.evaluation.robustness import halved, robustness, table
+from trainer.evaluation.robustness.characters import character_start, damage
+from trainer.evaluation.robustness.noise import noised
+from trainer.evaluation.robustness.under_noise import halved, robustness, table
 from trainer.evaluation.texts import TextScorer
 
 TEXTS = [

@@ -10,10 +10,10 @@ import pytest
 import torch
 from tiny_runs import STATIC, run, tiny_data
 
-from shared.config import ConfigError
-from shared.model_files import load_model, save_model
-from shared.model_identity import load_settings
-from trainer.run_folder import check_run_folder
+from shared.errors import ConfigError
+from shared.model_folder.files import load_model, save_model
+from shared.model_folder.identity import load_settings
+from trainer.provenance.run_folder import check_run_folder
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from shared.config import ConfigError
-from shared.toml import to_toml
+from shared.errors import ConfigError
+from shared.io.toml import to_toml
 from trainer.__main__ import main
-from trainer.laboratory.scaling.grid import Grid, load_grid, sized
-from trainer.laboratory.scaling.record import SCALING_NAME, Scaling, load_scaling
-from trainer.laboratory.scaling.runner import announced
-from trainer.laboratory.systems import load_laboratory
+from trainer.experiments.scaling.grid import Grid, load_grid, sized
+from trainer.experiments.scaling.record import SCALING_NAME, Scaling, load_scaling
+from trainer.experiments.scaling.runner import announced
+from trainer.experiments.systems import load_laboratory
 
 STACK = "{width = 16, layers = 1, heads = 2, feed_forward = 16}"
 SYSTEMS = f"""

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from shared.config import ConfigError
+from shared.errors import ConfigError
 from tests.trainer.scaling_examples import BUDGETS, grid_cells, made_up, power
-from trainer.laboratory.scaling.fits import meetings, power_laws_with_floor
-from trainer.laboratory.scaling.frontiers import frontier
-from trainer.laboratory.scaling.optima import valleys
-from trainer.laboratory.scaling.record import SCALING_NAME, Estimate, GridCell, Scaling, load_scaling, save_scaling
-from trainer.laboratory.scaling.study import study
-from trainer.laboratory.scaling.words import in_words
+from trainer.experiments.scaling.fits import meetings, power_laws_with_floor
+from trainer.experiments.scaling.frontiers import frontier
+from trainer.experiments.scaling.optima import valleys
+from trainer.experiments.scaling.record import SCALING_NAME, Estimate, GridCell, Scaling, load_scaling, save_scaling
+from trainer.experiments.scaling.study import study
+from trainer.experiments.scaling.words import in_words
 
 BEST_SIZE = power(0.5, 0.5)
 FALLING = power(60.0, -0.12)

@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_runs import STATIC, metric_lines, tiny_data, tiny_recipe, tiny_settings, toml
 
-from shared.config import ConfigError, load_recipe
-from shared.model_identity import model_sha256
-from trainer.identity import finished, run_identity
-from trainer.learning.schedule import check_schedule, decayed, progress, rate
+from shared.errors import ConfigError
+from shared.io.config import load_recipe
+from shared.model_folder.identity import model_sha256
+from trainer.lr_schedule import check_schedule, decayed, progress, rate
 from trainer.main import main
+from trainer.provenance.identity import finished, run_identity
 from trainer.settings import RunSettings, ScheduleSettings, TrainSettings, decisive
 from trainer.settings.learning import InSteps
 

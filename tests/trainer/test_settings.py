@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from tiny_runs import NONE, STATIC, tiny_data, tiny_recipe, tiny_settings, toml
 
-from shared.config import ConfigError, check_recipe, load_recipe
-from shared.identity import IdentityError
-from trainer.identity import check_same, run_identity
+from shared.errors import ConfigError, IdentityError
+from shared.io.config import check_recipe, load_recipe
+from trainer.provenance.identity import check_same, run_identity
 from trainer.settings import TrainSettings, decisive
 from trainer.settings.section import Section
 

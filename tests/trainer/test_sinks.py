@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from tiny_runs import tiny_settings
 
-from shared.config import ConfigError
-from trainer.observing import sinks as module
-from trainer.observing.files import METRICS_NAME, keep_lines_up_to, read_lines, values
-from trainer.observing.sinks import JsonLines, Sinks, check_sinks
+from shared.errors import ConfigError
+from trainer.metrics import sinks as module
+from trainer.metrics.files import keep_lines_up_to, read_lines, values
+from trainer.metrics.sinks import JsonLines, Sinks, check_sinks
+from trainer.provenance.run_folder import METRICS_NAME
 from trainer.settings import TrainSettings
 
 

@@ -21,25 +21,23 @@ from pack_examples import (
 )
 from rounding import assert_equal_but_rounded, in_fp64
 
-from shared.batch import Batch, Patches, segments
-from shared.blt import Blt
-from shared.config import ConfigError
-from shared.identity import IdentityError
-from shared.initialise import initialise
+from shared.errors import ConfigError, DatasetError, IdentityError
+from shared.layers.batch import Batch, Patches, segments
 from shared.model_settings import BltSettings
+from shared.models.blt import Blt
+from shared.models.initialise import initialise
 from shared.shards.dataset import Dataset
 from shared.shards.document import Row
-from shared.shards.manifest import DatasetError
 from shared.shards.spans import spans_of
 from shared.vocabulary import BOE, IGNORED_LABEL, VOCABULARY_SIZE
 from trainer.data.catalogue import catalogue_of
-from trainer.data.cursor import Cursor, first_cursor
-from trainer.data.limits import PackLimits
 from trainer.data.mixture import Mixture
-from trainer.data.packs import Pack, Step, build_pack, pack_digest
-from trainer.data.plan import PackPlan, Planner
-from trainer.data.schedule import Mixing
-from trainer.data.slices import SliceReader
+from trainer.data.packing.limits import PackLimits
+from trainer.data.packing.packs import Pack, Step, build_pack, pack_digest
+from trainer.data.packing.planner import PackPlan, Planner
+from trainer.data.packing.slices import SliceReader
+from trainer.data.sampling.cursor import Cursor, first_cursor
+from trainer.data.sampling.schedule import Mixing
 from trainer.data.validation import ValidationPacks
 
 STEP = Step(0, 0, 0, None)

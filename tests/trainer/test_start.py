@@ -22,14 +22,15 @@ from tiny_runs import (
     torchrun,
 )
 
-from shared.model_files import load_model, load_state
-from shared.model_identity import ModelFileError, model_sha256
-from shared.shards.dataset import open_dataset
-from trainer.data.limits import pack_limits
+from shared.errors import ModelFileError
+from shared.model_folder.files import load_model, load_state
+from shared.model_folder.identity import model_sha256
+from shared.shards.open import open_dataset
+from trainer.checkpoints.initial_weights import other_settings
 from trainer.data.loader import PackLoader
-from trainer.identity import IDENTITY_NAME, RunIdentity, load_identity, run_identity
-from trainer.learning.start import other_settings
-from trainer.learning.step import predict
+from trainer.data.packing.limits import pack_limits
+from trainer.optim.train_step import predict
+from trainer.provenance.identity import IDENTITY_NAME, RunIdentity, load_identity, run_identity
 
 STILL = 1e-30
 """A learning rate that moves nothing in fp32."""

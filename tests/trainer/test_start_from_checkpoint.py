@@ -25,19 +25,18 @@ from tiny_runs import (
 )
 from torch import Tensor
 
-from shared.blt import Blt
-from shared.model_files import load_state
-from shared.model_identity import ModelFileError
-from shared.shards.dataset import open_dataset
-from trainer.checkpoints.origin import origin_of
-from trainer.data.limits import pack_limits
+from shared.errors import ModelFileError
+from shared.model_folder.files import load_state
+from shared.models.blt import Blt
+from shared.shards.open import open_dataset
+from trainer.checkpoints.initial_weights import build_model, other_settings
 from trainer.data.loader import PackLoader
-from trainer.identity import IDENTITY_NAME, RunIdentity, load_identity
-from trainer.learning.optimizer import build_optimizer
-from trainer.learning.start import other_settings
-from trainer.learning.step import predict
-from trainer.parallel.model import build_model
-from trainer.parallel.world import started
+from trainer.data.packing.limits import pack_limits
+from trainer.distributed.world import started
+from trainer.optim.optimizer import build_optimizer
+from trainer.optim.train_step import predict
+from trainer.provenance.identity import IDENTITY_NAME, RunIdentity, load_identity
+from trainer.provenance.origin import origin_of
 
 STILL = 1e-30
 """A learning rate that moves nothing in fp32."""

@@ -14,9 +14,9 @@ import pytest
 from drill import ROOT, children, descendants, drill_recipe, killed, logged_step, rank_processes
 from tiny_runs import quiet_environment, torchrun
 
-from trainer.parallel.watch import Sign, standstill
-from trainer.processes import STOP_SIGNALS, has_ended
-from trainer.stopping import stop_on_signals
+from shared.io.child_processes import STOP_SIGNALS, has_ended
+from trainer.distributed.straggler_watch import Sign, standstill
+from trainer.run.stopping import stop_on_signals
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
@@ -42,7 +42,7 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
 
 LISTENER = """
 import os, subprocess, sys, time
-from trainer import stopping
+from trainer.run import stopping
 stopping.IMPATIENCE_SECONDS = float(sys.argv[1])
 other = subprocess.Popen(["sleep", "1000"], stderr=subprocess.DEVNULL)
 with stopping.stop_on_signals([other.pid]) as request:
@@ -107,7 +107,7 @@ def test_a_rank_whose_neighbour_has_ended_does_not_wait_for_it() -> None:
 
 MASTER = """
 import os, time
-from trainer.processes import serve, worker_server
+from shared.io.child_processes import serve, worker_server
 
 def work():
     serve()
@@ -115,7 +115,7 @@ def work():
     time.sleep(60)
 
 if __name__ == "__main__":
-    worker_server("trainer.processes").Process(target=work, daemon=True).start()
+    worker_server("shared.io.child_processes").Process(target=work, daemon=True).start()
     time.sleep(60)
 """
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.generation.stops import Stops
+from trainer.generation.row import Stops
 
 FEW = st.sampled_from(b"ab\n").map(lambda byte: bytes((byte,)))
 TEXT = st.lists(FEW, max_size=30).map(b"".join)

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.data.catalogue import Catalogue
-from trainer.data.randomness import mixed, shuffled, stream_key, uniform
-from trainer.data.streams import SHARDS, WINDOW, SubsetStream
+from trainer.data.sampling.randomness import mixed, shuffled, stream_key, uniform
+from trainer.data.sampling.streams import SHARDS, WINDOW, SubsetStream
 
 
 def catalogue(subset: np.ndarray, batch: np.ndarray) -> Catalogue:

@@ -14,29 +14,30 @@ from tiny_runs import NONE, STACK, STATIC, metric_lines, run, tiny_data, tiny_se
 from token_data import FLAT, VOCABULARY, cut, expected_slice, in_tokens, patching_of, random_texts, token_dataset
 from tokenizers import Tokenizer
 
-from shared.batch import segments
-from shared.flops import training_flops, useful_workload
-from shared.model_files import load_model
+from shared.bpe.encoder import SubwordEncoder
+from shared.bpe.folder import TOKENIZER_FILE, load_making
+from shared.errors import DatasetError
+from shared.layers.batch import segments
+from shared.model_folder.files import load_model
 from shared.model_settings import FlatSettings
-from shared.shards.dataset import Dataset, open_dataset
-from shared.shards.manifest import DatasetError
+from shared.models.flops import training_flops, useful_workload
+from shared.shards.dataset import Dataset
+from shared.shards.open import open_dataset
 from shared.shards.spans import spans_of
-from shared.subwords.encoder import SubwordEncoder
-from shared.subwords.folder import TOKENIZER_FILE, load_making
 from shared.vocabulary import BOS, EOS
 from trainer.__main__ import main as command
 from trainer.data.catalogue import catalogue_of
-from trainer.data.cursor import first_cursor
-from trainer.data.limits import PackLimits, pack_limits
 from trainer.data.loader import PackLoader
-from trainer.data.packs import Pack, Step, build_pack, pack_digest
-from trainer.data.plan import Planner
-from trainer.data.schedule import Mixing
-from trainer.data.slices import SliceReader
+from trainer.data.packing.limits import PackLimits, pack_limits
+from trainer.data.packing.packs import Pack, Step, build_pack, pack_digest
+from trainer.data.packing.planner import Planner
+from trainer.data.packing.slices import SliceReader
+from trainer.data.sampling.cursor import first_cursor
+from trainer.data.sampling.schedule import Mixing
 from trainer.data.validation import ValidationPacks
 from trainer.evaluation.documents import evaluate
 from trainer.evaluation.texts import TextScorer
-from trainer.observing.work import WorkCounter
+from trainer.metrics.reporter import WorkCounter
 from trainer.planning.plan import make_plan
 
 CPU = torch.device("cpu")

@@ -16,24 +16,22 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from shared.batch import Segments, segments
+from shared.layers.batch import Segments, segments
+from shared.layers.ngrams import NgramEmbedding, ngram_rows
 from shared.model_settings import NgramSettings
-from shared.ngrams import NgramEmbedding, ngram_rows
-from shared.shards.dataset import open_dataset
+from shared.shards.open import open_dataset
+from trainer.checkpoints.initial_weights import build_model
 from trainer.checkpoints.state import TrainState
 from trainer.checkpoints.store import Checkpoints
-from trainer.data.limits import pack_limits
 from trainer.data.loader import PackLoader
+from trainer.data.packing.limits import pack_limits
+from trainer.distributed.dtensor import own
+from trainer.distributed.row_sharded_tables import RowGradient, RowTables, by_row, own_rows
+from trainer.distributed.world import World, started
 from trainer.evaluation.validation import Validation
-from trainer.identity import run_identity
-from trainer.learning.clipping import clip
-from trainer.learning.optimizer import build_optimizer, set_rate
-from trainer.learning.rowwise_adagrad import SQUARES, RowwiseAdagrad
-from trainer.learning.step import backward, take_step
-from trainer.parallel.model import build_model
-from trainer.parallel.shards import own
-from trainer.parallel.tables import RowGradient, RowTables, by_row, own_rows
-from trainer.parallel.world import World, started
+from trainer.optim.optimizer import SQUARES, RowwiseAdagrad, build_optimizer, set_rate
+from trainer.optim.train_step import backward, clip, take_step
+from trainer.provenance.identity import run_identity
 from trainer.settings import CheckpointSettings, TableSettings, TrainSettings
 
 NGRAMS = NgramSettings(sizes=(2, 3), rows=50, functions=2)

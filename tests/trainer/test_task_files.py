@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shared.shards.arrow_messages import messages
+from shared.shards.formats.arrow_messages import messages
 from trainer.errors import TaskError
 from trainer.evaluation.tasks import records
 from trainer.evaluation.tasks.opening import ChoiceTask, CompletionTask, Shots, open_task, open_tasks
@@ -86,8 +86,8 @@ def test_what_is_in_the_file_is_asked_and_hellaswags_normalisation_is_an_option(
         (PLAIN | {"answer": 2}, "answer is 2; give the number of one of the 2 choices"),
         (PLAIN | {"answer": True}, "answer is True"),
         (PLAIN | {"answer": "neither"}, "answer is 'neither'"),
-        (PLAIN | {"choices": ["blue."]}, "two choices or more"),
-        (PLAIN | {"choices": ["blue.", ""]}, "none of them empty"),
+        (PLAIN | {"choices": ["blue."]}, "two non-empty choices"),
+        (PLAIN | {"choices": ["blue.", ""]}, "two non-empty choices"),
         (PLAIN | {"choices": "blue"}, "choices is not a list of texts"),
         ({"choices": ["a", "b"], "answer": 0}, "has only choices, answer; a multiple-choice record has one of"),
         ({"question": "?", "choices": {"text": ["a", "b"], "label": ["1", "2"]}, "answerKey": "C"}, "answerKey is 'C'"),

@@ -12,17 +12,16 @@ import torch
 from model_folders import entropy_folder, entropy_rule, model_folder, patcher_folder, patcher_model
 from rounding import NATS
 
-from shared.batch import segments
-from shared.files import Output
+from shared.io.files import Output
+from shared.layers.batch import segments
 from shared.vocabulary import document_tokens
 from trainer.__main__ import main
 from trainer.commands.tasks import EXAMPLES, FIGURES
-from trainer.evaluation.noise import NOISES, noised
-from trainer.evaluation.tasks.accuracy import Accuracy, paired_change
+from trainer.evaluation.robustness.noise import NOISES, noised
 from trainer.evaluation.tasks.choosing import PLACES, Chosen, Noising, choose
 from trainer.evaluation.tasks.opening import ChoiceTask, CompletionTask, Shots, open_task
 from trainer.evaluation.tasks.questions import Choice, Completion
-from trainer.evaluation.tasks.report import ChoiceResult
+from trainer.evaluation.tasks.report import Accuracy, ChoiceResult, paired_change
 from trainer.evaluation.tasks.writing import complete, judged, settings_for
 from trainer.generation.generator import Generator
 from trainer.generation.sampling import SamplingSettings

@@ -13,9 +13,7 @@ import pytest
 from model_folders import entropy_rule, model_folder, patcher_folder, patcher_scorer
 from pack_examples import NONE, make_dataset
 
-from shared.config import ConfigError
-from shared.identity import IdentityError
-from shared.model_identity import ModelFileError
+from shared.errors import ConfigError, IdentityError, ModelFileError
 from shared.patching.lengths import patch_lengths
 from shared.patching.settings import PatchingSettings
 from shared.shards.document import Row
@@ -25,7 +23,7 @@ from trainer.commands import evaluate, running
 from trainer.errors import TaskError
 from trainer.evaluation.text_files import read_texts
 from trainer.evaluation.texts import TextScorer
-from trainer.identity import IDENTITY_NAME, ModelIdentity, load_identity, save_identity
+from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, load_identity, save_identity
 
 TEXTS = [b"The first  document, with two spaces.\n", b"", "caf\u00e9 \u00fcber alles".encode() * 5]
 

@@ -12,25 +12,25 @@ from rounding import NATS
 from tiny_runs import STACK, tiny_data
 from token_data import VOCABULARY, in_tokens
 
-from shared.flops import forward_flops, useful_workload
-from shared.identity import IdentityError
-from shared.initialise import initialise
-from shared.model_files import build_model, load_model, save_model
-from shared.model_identity import TOKENIZER_FOLDER, load_settings
+from shared.bpe.encoder import SubwordEncoder
+from shared.bpe.folder import copy_tokenizer
+from shared.errors import IdentityError
+from shared.model_folder.files import build_model, load_model, save_model
+from shared.model_folder.identity import TOKENIZER_FOLDER, load_settings
 from shared.model_settings import ModelSettings
+from shared.models.flops import forward_flops, useful_workload
+from shared.models.initialise import initialise
 from shared.patching import PatchingSettings, patch_lengths
-from shared.shards.dataset import open_dataset
 from shared.shards.document import Row
-from shared.subwords.encoder import SubwordEncoder
-from shared.subwords.folder import copy_tokenizer
+from shared.shards.open import open_dataset
 from shared.vocabulary import document_tokens
-from trainer.data.limits import pack_limits
+from trainer.data.packing.limits import pack_limits
 from trainer.data.validation import ValidationPacks
+from trainer.evaluation.compatibility import packs_for, score_folder
 from trainer.evaluation.cost import forward_flops_by_subset
 from trainer.evaluation.documents import DocumentScores, evaluate
-from trainer.evaluation.folder import packs_for, score_folder
 from trainer.evaluation.texts import TextScorer
-from trainer.identity import IDENTITY_NAME, save_identity
+from trainer.provenance.identity import IDENTITY_NAME, save_identity
 
 CPU = torch.device("cpu")
 NONE = PatchingSettings(rule="none")

@@ -8,16 +8,15 @@ from model_folders import numerics
 from pack_examples import make_dataset
 from tiny_runs import STATIC, tiny_data, tiny_settings
 
-from shared.config import ConfigError
-from shared.identity import IdentityError
+from shared.errors import ConfigError, IdentityError
 from shared.patching.settings import PatchingSettings
 from shared.shards.dataset import Dataset
 from shared.shards.document import Row
 from shared.shards.manifest import PatcherIdentity
 from shared.vocabulary import document_tokens
 from trainer.data.mixture import open_split
-from trainer.identity import ModelIdentity, RunNumerics, run_identity
-from trainer.thresholds import default_note, known_subset, one_threshold, patching_for
+from trainer.provenance.identity import ModelIdentity, RunNumerics, run_identity
+from trainer.provenance.thresholds import default_note, known_subset, one_threshold, patching_for
 
 PLAIN = PatchingSettings(rule="entropy", theta=1.0, thetas={"de": 2.0, "en": 3.0})
 MIXED = PatchingSettings(rule="entropy", theta=1.0, thetas={"code/en": 2.0, "tldr/en": 3.0, "tldr/ar": 4.0})

@@ -6,10 +6,10 @@ import pytest
 from model_folders import entropy_folder, entropy_rule, model_folder, patcher_folder
 from pack_examples import NONE, document, make_dataset
 
-from shared.config import ConfigError
+from shared.errors import ConfigError
 from shared.shards.dataset import Dataset
-from trainer.evaluation.characters import damage
-from trainer.evaluation.validity import LONGEST_PROMPT, Validity, prompts_from, validity
+from trainer.evaluation.robustness.characters import damage
+from trainer.evaluation.robustness.utf8_validity import LONGEST_PROMPT, Validity, prompts_from, validity
 from trainer.generation.generator import Generator
 from trainer.generation.sampling import SamplingSettings
 from trainer.generation.settings import GenerateSettings

@@ -8,11 +8,11 @@ from pack_examples import make_dataset, random_documents
 from tiny_runs import STACK
 
 from pipeline.__main__ import main as pipeline
+from shared.bpe.encoder import SubwordEncoder
+from shared.bpe.folder import TOKENIZER_FILE, copy_tokenizer, load_making
 from shared.patching.settings import PatchingSettings
 from shared.shards.dataset import Dataset
 from shared.shards.document import Row
-from shared.subwords.encoder import SubwordEncoder
-from shared.subwords.folder import TOKENIZER_FILE, copy_tokenizer, load_making
 from shared.vocabulary import BOE, BOS, EOS, IGNORED_LABEL
 
 VOCABULARY = 290

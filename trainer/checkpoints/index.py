@@ -13,10 +13,10 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints, ValidationError
 
-from shared.files import write_atomic
-from shared.model_settings import Settings
-from shared.shards.manifest import first_problem
-from trainer.checkpoints.folders import (
+from shared.io.files import write_atomic
+from shared.settings import Settings, first_problem
+from trainer.errors import CheckpointError
+from trainer.provenance.checkpoint_folders import (
     INDEX_NAME,
     MOST_BYTES,
     TENSORS_SUFFIX,
@@ -26,7 +26,6 @@ from trainer.checkpoints.folders import (
     read_small,
     record_of,
 )
-from trainer.errors import CheckpointError
 
 ITEM_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 """Dtypes by the names that safetensors gives them."""

@@ -10,21 +10,21 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from shared.found import model_folder_at
-from shared.identity import IdentityError
-from shared.model_files import build_model, save_model
-from shared.model_identity import ModelFileError, model_sha256
-from shared.shards.manifest import first_problem
-from shared.subwords.folder import check_tokenizer
-from trainer.checkpoints.folders import STATE_NAME
-from trainer.checkpoints.origin import origin_of
+from shared.bpe.folder import check_tokenizer
+from shared.errors import IdentityError, ModelFileError
+from shared.io.found import model_folder_at
+from shared.model_folder.files import build_model, save_model
+from shared.model_folder.identity import model_sha256
+from shared.settings import first_problem
+from trainer.checkpoints.initial_weights import check_parameters, fill_from_checkpoint, index_of, unusable
+from trainer.checkpoints.new_token_rows import NewIds
 from trainer.checkpoints.state import read_state
 from trainer.data.mixture import open_split
 from trainer.data.splits import TRAIN_SPLIT
-from trainer.evaluation.patch_size import mean_patch_size
-from trainer.identity import IDENTITY_NAME, ModelIdentity, RunIdentity, RunNumerics, save_identity
-from trainer.learning.new_ids import NewIds
-from trainer.learning.start import check_parameters, fill_from_checkpoint, index_of, unusable
+from trainer.provenance.checkpoint_folders import STATE_NAME
+from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, RunIdentity, RunNumerics, save_identity
+from trainer.provenance.origin import origin_of
+from trainer.provenance.patch_size import mean_patch_size
 from trainer.settings import TrainSettings
 
 MODEL_FOLDER = "model"

@@ -6,12 +6,9 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from shared.files import sync
-from trainer.checkpoints.folders import COMPLETE_NAME, is_complete, step_folders, step_of
+from shared.io.files import sync
+from trainer.provenance.checkpoint_folders import BEST_NAME, COMPLETE_NAME, is_complete, step_folders, step_of
 from trainer.settings import CheckpointSettings
-
-BEST_NAME = "best"
-"""A link to the checkpoint with the fewest bits per byte of the validation split."""
 
 
 def kept(steps: Iterable[int], scores: Mapping[int, float], settings: CheckpointSettings) -> set[int]:

@@ -5,14 +5,13 @@ from typing import Any
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from shared.model_settings import Settings
-from shared.shards.manifest import first_problem
-from trainer.checkpoints.folders import STATE_NAME, is_complete, read_small, step_folders, step_of
-from trainer.data.cursor import Cursor
+from shared.settings import Settings, first_problem
+from trainer.data.sampling.cursor import Cursor
 from trainer.errors import CheckpointError
-from trainer.evaluation.scores import SubsetScore, total_of
-from trainer.identity import RunIdentity
-from trainer.learning.guard import GuardState
+from trainer.metrics.subset_score import SubsetScore, total_of
+from trainer.optim.spike_guard import GuardState
+from trainer.provenance.checkpoint_folders import STATE_NAME, is_complete, read_small, step_folders, step_of
+from trainer.provenance.identity import RunIdentity
 
 
 class TrainState(Settings):

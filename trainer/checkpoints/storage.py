@@ -32,11 +32,11 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from shared.files import NamedFile
-from shared.tensor_files import CODES, DTYPES, write_to
-from trainer.checkpoints.folders import INDEX_NAME, TENSORS_SUFFIX, FileRecord
+from shared.io.files import NamedFile
+from shared.model_folder.tensors import CODES, DTYPES, write_to
 from trainer.checkpoints.index import Chunk, Index, TensorRecord, write_index
 from trainer.errors import CheckpointError
+from trainer.provenance.checkpoint_folders import INDEX_NAME, TENSORS_SUFFIX, FileRecord
 
 MODEL_PREFIX = "model."
 """How names of parameters begin in a checkpoint."""

@@ -7,17 +7,27 @@ state to keep.
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import lru_cache
 from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from shared.files import write_atomic
-from trainer.checkpoints.folders import (
+from shared.io.files import write_atomic
+from trainer.checkpoints.index import read_index
+from trainer.checkpoints.retention import tidy
+from trainer.checkpoints.state import TrainState, read_state, validation_scores
+from trainer.checkpoints.storage import TensorWriter, cause_of, check_names, load_tensors, named_tensors
+from trainer.distributed.world import World
+from trainer.errors import CheckpointError
+from trainer.optim.optimizer import Optimizers
+from trainer.provenance.checkpoint_folders import (
     OTHER_LENGTH_PREFIX,
     STATE_NAME,
     FileRecord,
@@ -32,16 +42,39 @@ from trainer.checkpoints.folders import (
     step_folders,
     step_of,
 )
-from trainer.checkpoints.index import read_index
-from trainer.checkpoints.retention import tidy
-from trainer.checkpoints.staging import Stager
-from trainer.checkpoints.state import TrainState, read_state, validation_scores
-from trainer.checkpoints.storage import TensorWriter, cause_of, check_names, load_tensors, named_tensors
-from trainer.errors import CheckpointError
-from trainer.identity import RunIdentity, check_goes_on, is_prolonged, length_objection
-from trainer.learning.optimizer import Optimizers
-from trainer.parallel.world import World
+from trainer.provenance.identity import RunIdentity, check_goes_on, is_prolonged, length_objection
 from trainer.settings import CheckpointSettings
+
+# ---- Copies of what is saved, so that training may go on while it is written.
+
+
+class Stager:
+    """Copies to host memory, kept for the next time where torch can; pinned where a device copies faster so."""
+
+    def __init__(self, pinned: bool) -> None:
+        self._options = StagingOptions(
+            use_pinned_memory=pinned, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=pinned
+        )
+        self._stager = DefaultStager(self._options)
+
+    def stage(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The same with all tensors on the host; later changes of ``state`` do not reach it."""
+        if not _serves_again():
+            self._stager = DefaultStager(self._options)
+        return self._stager.stage(state)  # type: ignore[return-value]
+
+
+@lru_cache
+def _serves_again() -> bool:
+    """Whether a stager of this torch can be used more than once: that of 2.11 closes itself (KeyError)."""
+    stager = DefaultStager(StagingOptions(False, False, False, False))
+    try:
+        for _ in range(2):
+            stager.stage({"tensor": torch.zeros(1)})
+    except KeyError:
+        return False
+    return True
+
 
 T = TypeVar("T")
 

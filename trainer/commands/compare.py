@@ -5,16 +5,16 @@ import shlex
 import sys
 from pathlib import Path
 
-from shared.config import ConfigError
-from shared.terminal import INTERRUPTED
-from trainer.laboratory.compare import Request, compare
-from trainer.laboratory.folder import check_laboratory
-from trainer.laboratory.preparation import Corpus
-from trainer.laboratory.report import write_report
-from trainer.laboratory.results import RESULTS_NAME, Results
-from trainer.laboratory.systems import SYSTEMS_FILE, load_laboratory
-from trainer.laboratory.words import in_words
-from trainer.observing.progress import Progress
+from shared.errors import ConfigError
+from shared.io.terminal import INTERRUPTED
+from trainer.experiments.compare import Request, compare
+from trainer.experiments.folder import check_laboratory
+from trainer.experiments.page.page import write_report
+from trainer.experiments.preparation import Corpus
+from trainer.experiments.results.results import RESULTS_NAME, Results
+from trainer.experiments.results.words import in_words
+from trainer.experiments.systems import SYSTEMS_FILE, load_laboratory
+from trainer.terminal import Progress
 
 BUDGET = 5e12
 
@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         results, failed = compare(request, Progress(silent=False, every_seconds=30.0))
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; rerun the same command to resume", file=sys.stderr)
         return INTERRUPTED
     show(arguments.out, results)
     if failed:

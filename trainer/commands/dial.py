@@ -4,10 +4,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shared.config import ConfigError
-from shared.files import add_overwrite, output_of
-from shared.shards.dataset import open_dataset
-from trainer.checkpoints.folders import is_complete
+from shared.errors import ConfigError
+from shared.io.files import add_overwrite, output_of
+from shared.shards.open import open_dataset
 from trainer.commands.evaluate import split_folder
 from trainer.commands.running import (
     add_as,
@@ -19,11 +18,12 @@ from trainer.commands.running import (
     set_threads,
 )
 from trainer.data.splits import VALIDATION_SPLIT
-from trainer.laboratory.dial import DIAL, DIAL_NAME, Dial, save_dial
-from trainer.observing.progress import Progress
+from trainer.evaluation.threshold_sweep_record import DIAL, DIAL_NAME, Dial, save_dial
+from trainer.provenance.checkpoint_folders import is_complete
+from trainer.terminal import Progress
 
 if TYPE_CHECKING:
-    from trainer.evaluation.dial import Dialled
+    from trainer.evaluation.threshold_sweep import Dialled
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_running(arguments)
     device = device_named(arguments.device)
 
-    from trainer.evaluation.dial import Dialled
+    from trainer.evaluation.threshold_sweep import Dialled
 
     progress = Progress(False, every_seconds=10)
     with opened_model(arguments.model) as model:

@@ -12,12 +12,13 @@ from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared.config import ConfigError
-from shared.files import add_overwrite, output_if_given
-from shared.model_identity import load_settings
-from shared.shards.dataset import Dataset, open_dataset
+from shared.errors import ConfigError
+from shared.io.files import add_overwrite, output_if_given
+from shared.io.terminal import one_line
+from shared.model_folder.identity import load_settings
+from shared.shards.dataset import Dataset
 from shared.shards.manifest import MANIFEST_NAME
-from shared.terminal import one_line
+from shared.shards.open import open_dataset
 from trainer.commands.running import (
     add_as,
     add_model,
@@ -30,24 +31,24 @@ from trainer.commands.running import (
     threads_for,
 )
 from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT
-from trainer.evaluation.noise import NOISES
-from trainer.evaluation.patch_size import patch_size_warning
+from trainer.evaluation.robustness.noise import NOISES
 from trainer.evaluation.text_files import STDIN, is_text, read_texts
-from trainer.identity import IDENTITY_NAME, ModelIdentity, load_identity
-from trainer.observing.progress import Progress, clock, quantity
-from trainer.thresholds import one_threshold, patching_for
+from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, load_identity
+from trainer.provenance.patch_size import patch_size_warning
+from trainer.provenance.thresholds import one_threshold, patching_for
+from trainer.terminal import Progress, clock, quantity
 
 if TYPE_CHECKING:
     from shared.patching.settings import PatchingSettings
-    from trainer.data.memory import Documents
-    from trainer.evaluation.measured import Measured
+    from trainer.data.in_memory import Documents
+    from trainer.evaluation.report import Measured
     from trainer.evaluation.scores import Column
 
 SECONDS_BETWEEN_LINES = 10.0
 GENERATOR = "patchwork evaluate"
 FIGURES = re.compile(rb'\{\n "generator": "patchwork evaluate",')
 DOCUMENTS = re.compile(rb'\{"dataset": "(?:[^"\\]|\\.)*", "id": ')
-"""How the files begin that are written, by which `shared.files.Output` knows them."""
+"""How the files begin that are written, by which `shared.io.files.Output` knows them."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -208,11 +209,11 @@ class Evaluator:
         """
         import torch
 
-        from trainer.evaluation.measured import check_same_documents, model_name
+        from trainer.evaluation.report import check_same_documents, model_name
 
         self._arguments, self._model, self._device = arguments, model, torch.device(device)
         if arguments.noise:
-            from trainer.evaluation.robustness import check_plain
+            from trainer.evaluation.robustness.under_noise import check_plain
 
             for documents in given:
                 if isinstance(documents, Dataset):
@@ -229,7 +230,7 @@ class Evaluator:
 
     def _cut(self, folder: Path, given: Given) -> "Documents":
         """Documents as the model in a folder reads them. Raises ConfigError, IdentityError where it does not."""
-        from trainer.evaluation.folder import check_fits, cut_again, recut_dataset
+        from trainer.evaluation.compatibility import check_fits, cut_again, recut_dataset
 
         name = self._arguments.as_name if folder == self._model else None
         if isinstance(given, Dataset):
@@ -267,7 +268,7 @@ class Evaluator:
 
     def measure(self, folder: Path, dataset: "Documents") -> "Measured":
         """A model on a dataset."""
-        from trainer.evaluation.measured import measure
+        from trainer.evaluation.report import measure
 
         if isinstance(dataset, Dataset) and (warning := patch_size_warning(folder, dataset)):
             print(warning, file=sys.stderr)
@@ -288,7 +289,7 @@ class Evaluator:
 
     def baselines(self, dataset: "Documents", train: Dataset) -> "list[Column]":
         """What the model has to beat."""
-        from trainer.evaluation.baselines import Order2Model, patcher_baseline, xz_baseline
+        from trainer.evaluation.baselines.order_2 import Order2Model, patcher_baseline, xz_baseline
 
         arguments = self._arguments
         own = patcher_baseline(self._model, dataset, arguments.tokens, self._device, arguments.dtype)
@@ -296,8 +297,8 @@ class Evaluator:
 
     def compression(self, found: "Measured") -> dict[str, Any]:
         """Compressors on the same bytes, printed."""
-        from trainer.evaluation.compression import compress, table
-        from trainer.evaluation.scores import total_of
+        from trainer.evaluation.baselines.compressors import compress, table
+        from trainer.metrics.subset_score import total_of
 
         compressed = compress(found.dataset)
         print(f"\n{table(compressed, total_of(found.scores).bits_per_byte)}")
@@ -305,7 +306,7 @@ class Evaluator:
 
     def noise(self, dataset: "Documents") -> list[dict[str, Any]]:
         """Bits per byte of noised texts, printed."""
-        from trainer.evaluation.robustness import robustness, table
+        from trainer.evaluation.robustness.under_noise import robustness, table
         from trainer.evaluation.texts import TextScorer
 
         arguments = self._arguments
@@ -319,7 +320,7 @@ class Evaluator:
 
     def samples(self, dataset: "Documents") -> dict[str, Any]:
         """Whether what the model writes is UTF-8, printed."""
-        from trainer.evaluation.validity import prompts_from, validity
+        from trainer.evaluation.robustness.utf8_validity import prompts_from, validity
 
         arguments = self._arguments
         prompts = prompts_from(dataset, arguments.samples)

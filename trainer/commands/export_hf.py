@@ -4,8 +4,8 @@ import argparse
 import math
 from pathlib import Path
 
-from shared.config import ConfigError
-from shared.files import check_folder
+from shared.errors import ConfigError
+from shared.io.files import check_folder
 from trainer.commands.running import add_model, opened_model
 
 
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.theta is not None and not math.isfinite(arguments.theta):
         raise ConfigError(f"--theta: {arguments.theta} is not a number of nats")
     from trainer.interchange.folders import ExportSettings, export_hf
-    from trainer.observing.progress import Progress
+    from trainer.terminal import Progress
 
     line = Progress(silent=False, every_seconds=15.0)
     chosen = ExportSettings(arguments.theta, arguments.subset, arguments.dtype, arguments.shard_bytes)

@@ -4,8 +4,8 @@ import argparse
 import math
 from pathlib import Path
 
-from shared.config import ConfigError
-from shared.files import check_folder
+from shared.errors import ConfigError
+from shared.io.files import check_folder
 from shared.patching.settings import LONGEST_PATCH
 
 
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.max_length is not None and not 1 <= arguments.max_length <= LONGEST_PATCH:
         raise ConfigError(f"--max-length: {arguments.max_length} is not between 1 and {LONGEST_PATCH}")
     from trainer.interchange.folders import ImportSettings, import_foreign
-    from trainer.observing.progress import Progress
+    from trainer.terminal import Progress
 
     line = Progress(silent=False, every_seconds=15.0)
     chosen = ImportSettings(arguments.entropy_model, arguments.theta, arguments.max_length)

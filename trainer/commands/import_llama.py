@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from shared.files import check_folder
+from shared.io.files import check_folder
 
 TAKES_OVERRIDES = True
 
@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the folder and say what is in it."""
     check_folder(arguments.out)
     from trainer.interchange.byteify import IMPORTED, RECIPE_FILE, byteify
-    from trainer.observing.progress import Progress, quantity
+    from trainer.terminal import Progress, quantity
 
     line = Progress(silent=False, every_seconds=15.0)
     out = arguments.out

@@ -5,8 +5,8 @@ import json
 import re
 from pathlib import Path
 
-from shared.config import ConfigError
-from shared.files import add_overwrite, output_if_given
+from shared.errors import ConfigError
+from shared.io.files import add_overwrite, output_if_given
 from trainer.commands.running import (
     add_model,
     add_running,
@@ -20,7 +20,7 @@ from trainer.commands.running import (
 
 GENERATOR = "patchwork lm-eval"
 FIGURES = re.compile(rb'\{\n "generator": "patchwork lm-eval",')
-"""How the file begins that is written, by which `shared.files.Output` knows it."""
+"""How the file begins that is written, by which `shared.io.files.Output` knows it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the harness's own table; returns the exit code."""
-    from trainer.evaluation.harness import harness_model, harness_module
+    from trainer.evaluation.lm_eval import harness_model, harness_module
 
     json_file = output_if_given(arguments, "json", FIGURES)
     check_running(arguments)

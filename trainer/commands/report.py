@@ -4,22 +4,23 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from shared.config import ConfigError
-from shared.files import add_overwrite, output_of
-from shared.page import PAGE
-from trainer.laboratory.csv_files import write_csv
-from trainer.laboratory.pictures import kept_picture
-from trainer.laboratory.report import is_laboratory, write_page
-from trainer.laboratory.report_words import warnings
-from trainer.laboratory.results import RESULTS_NAME, load_results
-from trainer.laboratory.samples import prompt_from, write_samples
-from trainer.laboratory.scaling.record import SCALING_NAME, load_scaling
-from trainer.laboratory.scaling.words import in_words as study_in_words
-from trainer.laboratory.words import in_words
-from trainer.observing.files import METRICS_NAME, REPORT_NAME
-from trainer.observing.history import load_history
-from trainer.observing.summary import in_words as facts_in_words
-from trainer.observing.summary import summary
+from shared.errors import ConfigError
+from shared.io.files import add_overwrite, output_of
+from shared.io.page import PAGE
+from trainer.experiments.page.csv_files import write_csv
+from trainer.experiments.page.page import is_laboratory, write_page
+from trainer.experiments.page.patched_text import kept_picture
+from trainer.experiments.page.samples import prompt_from, write_samples
+from trainer.experiments.page.sentences import warnings
+from trainer.experiments.results.results import RESULTS_NAME, load_results
+from trainer.experiments.results.words import in_words
+from trainer.experiments.scaling.record import SCALING_NAME, load_scaling
+from trainer.experiments.scaling.words import in_words as study_in_words
+from trainer.metrics.files import REPORT_NAME
+from trainer.metrics.history import load_history
+from trainer.metrics.summary import in_words as facts_in_words
+from trainer.metrics.summary import summary
+from trainer.provenance.run_folder import METRICS_NAME
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

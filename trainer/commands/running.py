@@ -1,17 +1,49 @@
 """What all commands that run a model have in common: which model, on which device, with how many threads."""
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shared.config import ConfigError
-from shared.cores import usable_cores
-from shared.found import model_folder_at
-from shared.model_identity import WEIGHTS_FILE, load_settings
-from trainer.identity import IDENTITY_NAME, MOST_THREADS, ModelIdentity, load_identity
-from trainer.thresholds import default_note, known_subset
+from shared.errors import ConfigError
+from shared.io.found import model_folder_at
+from shared.model_folder.identity import WEIGHTS_FILE, load_settings
+from trainer.provenance.identity import IDENTITY_NAME, MOST_THREADS, ModelIdentity, load_identity
+from trainer.provenance.thresholds import default_note, known_subset
+
+# ---- How many cores this process may use: its affinity, and the quota of its control group. Free of torch.
+
+
+GROUPS = Path("/sys/fs/cgroup")
+OWN_GROUP = Path("/proc/self/cgroup")
+
+
+def usable_cores(groups: Path = GROUPS, own_group: Path = OWN_GROUP) -> int:
+    """At least 1. A container with a quota of half a machine's time has half of its cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([cores, *_quotas(groups, own_group)]))
+
+
+def _quotas(groups: Path, own_group: Path) -> list[int]:
+    """Cores, rounded up, that each control group above this process may use; none where none is limited."""
+    try:
+        line = next(line for line in own_group.read_text().splitlines() if line.startswith("0::"))
+    except (OSError, StopIteration):
+        return []
+    group = groups / line.removeprefix("0::").lstrip("/")
+    found = []
+    for folder in (group, *group.parents):
+        if folder != groups and groups not in folder.parents:
+            break
+        try:
+            quota, period = (folder / "cpu.max").read_text().split()
+            found.append(-(-int(quota) // int(period)))
+        except (OSError, ValueError, ZeroDivisionError):
+            continue  # not limited, or not a group of this kind
+    return found
+
 
 MODEL_HELP = "model folder, run or checkpoint"
 

@@ -3,16 +3,16 @@
 import argparse
 from pathlib import Path
 
-from shared.config import ConfigError
+from shared.errors import ConfigError
 from trainer.commands.compare import add_data_arguments, corpus_from, executor_from, seeds_from
-from trainer.laboratory.folder import check_laboratory
-from trainer.laboratory.report import write_report
-from trainer.laboratory.scaling.grid import GRID_FILE, load_grid
-from trainer.laboratory.scaling.record import SCALING_NAME
-from trainer.laboratory.scaling.runner import ScalingRequest, scale
-from trainer.laboratory.scaling.words import in_words
-from trainer.laboratory.systems import SYSTEMS_FILE, load_laboratory
-from trainer.observing.progress import Progress
+from trainer.experiments.folder import check_laboratory
+from trainer.experiments.page.page import write_report
+from trainer.experiments.scaling.grid import GRID_FILE, load_grid
+from trainer.experiments.scaling.record import SCALING_NAME
+from trainer.experiments.scaling.runner import ScalingRequest, scale
+from trainer.experiments.scaling.words import in_words
+from trainer.experiments.systems import SYSTEMS_FILE, load_laboratory
+from trainer.terminal import Progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shared.config import ConfigError
-from shared.files import add_overwrite, output_if_given
+from shared.errors import ConfigError
+from shared.io.files import add_overwrite, output_if_given
 from trainer.commands.generate import unescaped
 from trainer.commands.running import (
     add_model,
@@ -22,11 +22,11 @@ from trainer.commands.running import (
     opened_model,
     set_threads,
 )
-from trainer.evaluation.noise import NOISES
+from trainer.evaluation.robustness.noise import NOISES
 from trainer.evaluation.tasks.questions import NORMALIZATIONS
 from trainer.generation.sampling import SamplingSettings
 from trainer.generation.settings import GenerateSettings
-from trainer.observing.progress import Progress, clock
+from trainer.terminal import Progress, clock
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +38,7 @@ SECONDS_BETWEEN_LINES = 10.0
 GENERATOR = "patchwork tasks"
 FIGURES = re.compile(rb'\{\n "generator": "patchwork tasks",')
 EXAMPLES = re.compile(rb'\{"task": "(?:[^"\\]|\\.)*", "question": 0, ')
-"""How the files begin that are written, by which `shared.files.Output` knows them."""
+"""How the files begin that are written, by which `shared.io.files.Output` knows them."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from shared.shards.manifest import DatasetError
+from shared.errors import DatasetError
 from trainer.data.source import Source
 
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from shared.shards.cache import FileCache, default_cache
 from shared.shards.columns import BatchColumns
-from shared.shards.dataset import Dataset, DatasetIndex, open_dataset
+from shared.shards.dataset import Dataset, DatasetIndex
+from shared.shards.open import open_dataset
 from trainer.data.splits import prefixed, split_folders, together
 from trainer.settings import DataSettings
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.identity import IdentityError, differences, digest, in_short
+from shared.errors import IdentityError
+from shared.io.identity import differences, digest, in_short
+from shared.io.storage import below
 from shared.patching.settings import PatchingSettings
 from shared.shards.manifest import DatasetIdentity, Manifest, load_manifest
-from shared.storage import below
-from trainer.data.schedule import Mixing, OnePass
+from trainer.data.sampling.schedule import Mixing, OnePass
 from trainer.settings import DataSettings
 
 TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from trainer.data.catalogue import Catalogue, catalogue_of
-from trainer.data.limits import PackLimits
-from trainer.data.packs import Pack, Step, build_pack
-from trainer.data.plan import PackPlan, Room, Upcoming, continue_document
-from trainer.data.slices import SliceReader
+from trainer.data.packing.limits import PackLimits
+from trainer.data.packing.packs import Pack, Step, build_pack
+from trainer.data.packing.planner import PackPlan, Room, Upcoming, continue_document
+from trainer.data.packing.slices import SliceReader
 from trainer.data.source import Source
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 
-from shared.page import base_style, page
-from shared.terminal import safe
+from shared.io.page import base_style, page
+from shared.io.terminal import safe
 
 
 def drawn_page(title: str, content: str) -> str:

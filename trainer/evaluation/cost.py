@@ -1,7 +1,7 @@
 """What reading text costs a model: useful FLOPs of its forward pass, by subset."""
 
-from shared.flops import Workload, forward_flops, text_workload
 from shared.model_settings import AnyModelSettings
+from shared.models.flops import Workload, forward_flops, text_workload
 from trainer.data.validation import ValidationPacks
 
 

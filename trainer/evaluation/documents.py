@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainer.data.memory import Documents
-from trainer.data.packs import Pack
+from trainer.data.in_memory import Documents
+from trainer.data.packing.packs import Pack
 from trainer.data.validation import ValidationPacks
-from trainer.evaluation.scores import SubsetScore, evaluate_sums, scores
+from trainer.evaluation.scores import evaluate_sums, scores
+from trainer.metrics.subset_score import SubsetScore
 
 
 @dataclass(frozen=True)

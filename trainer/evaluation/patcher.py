@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shared.entropy_model import EntropyModel
-from shared.identity import IdentityError
-from shared.model_files import load_model
-from shared.model_identity import PATCHER_FOLDER, TOKENIZER_FOLDER, model_sha256
+from shared.bpe.encoder import SubwordEncoder
+from shared.bpe.folder import check_tokenizer
+from shared.errors import IdentityError
+from shared.model_folder.files import load_model
+from shared.model_folder.identity import PATCHER_FOLDER, TOKENIZER_FOLDER, model_sha256
+from shared.models.entropy_model import EntropyModel
+from shared.models.scoring import Scorer
 from shared.patching import PatchingSettings
 from shared.patching.lengths import patch_lengths_together
-from shared.scoring import Scorer
-from shared.subwords.encoder import SubwordEncoder
-from shared.subwords.folder import check_tokenizer
 from shared.vocabulary import token_bytes
-from trainer.identity import ModelIdentity
+from trainer.provenance.identity import ModelIdentity
 
 TOGETHER = 2**20
 """Tokens that are cut at once; bounds memory, changes nothing."""

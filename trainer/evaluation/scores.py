@@ -5,45 +5,18 @@ Bits per byte = sum of nats over all targets, EOS included, / (ln 2 x text bytes
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.terminal import one_line
+from shared.io.terminal import one_line
 from shared.vocabulary import IGNORED_LABEL
-from trainer.data.packs import Pack
-from trainer.learning.step import predict
-
-
-@dataclass(frozen=True)
-class SubsetScore:
-    """Sums over the documents of one subset."""
-
-    nats: float = 0.0
-    targets: int = 0
-    bytes: int = 0
-    """Of text, among the targets."""
-    text: int = 0
-    """Bytes of text, learnt or not."""
-    patches: int = 0
-    """Patches other than BOS; 0 when unpatched."""
-    documents: int = 0
-
-    def __add__(self, other: "SubsetScore") -> "SubsetScore":
-        return SubsetScore(*(ours + theirs for ours, theirs in zip(astuple(self), astuple(other))))
-
-    @property
-    def bits_per_byte(self) -> float:
-        """NaN where there is no text."""
-        return self.nats / (math.log(2) * self.bytes) if self.bytes else math.nan
-
-    @property
-    def bytes_per_patch(self) -> float:
-        """Mean patch size; NaN when unpatched."""
-        return self.text / self.patches if self.patches else math.nan
+from trainer.data.packing.packs import Pack
+from trainer.metrics.subset_score import SubsetScore, total_of
+from trainer.optim.train_step import predict
 
 
 def subset_of(pack: Pack) -> np.ndarray:
@@ -91,11 +64,6 @@ def scores(sums: np.ndarray, names: Sequence[str]) -> dict[str, SubsetScore]:
         for name, (nats, *counts) in zip(names, sums.tolist())
         if counts[-1]
     }
-
-
-def total_of(scores: Mapping[str, SubsetScore]) -> SubsetScore:
-    """All subsets together."""
-    return sum(scores.values(), SubsetScore())
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 import sys
 from pathlib import Path
 
-from shared.config import ConfigError
-from shared.identity import in_short
-from shared.json_reader import read_at_most
-from shared.magic import HEAD, not_plain_text
+from shared.errors import ConfigError
+from shared.io.file_types import HEAD, not_plain_text
+from shared.io.identity import in_short
+from shared.io.json_reader import read_at_most
+from shared.io.terminal import one_line
 from shared.shards.document import DEFAULT_SUBSET, Row
-from shared.terminal import one_line
 from trainer.errors import TaskError
 from trainer.evaluation.tasks.records import SUFFIXES, Record, read_records
 

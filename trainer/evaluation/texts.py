@@ -10,22 +10,22 @@ from typing import Literal
 
 import torch
 
-from shared.found import model_folder_at
-from shared.model_files import load_model
-from shared.model_identity import TOKENIZER_FOLDER, load_settings
+from shared.io.found import model_folder_at
+from shared.model_folder.files import load_model
+from shared.model_folder.identity import TOKENIZER_FOLDER, load_settings
 from shared.patching import PatchingSettings
 from shared.shards.document import DEFAULT_SUBSET, Row
 from shared.shards.spans import Spans, spans_of
 from shared.vocabulary import document_tokens
-from trainer.data.limits import pack_limits
-from trainer.data.memory import MemoryDataset
+from trainer.data.in_memory import MemoryDataset
+from trainer.data.packing.limits import pack_limits
 from trainer.data.validation import ValidationPacks
+from trainer.evaluation.compatibility import pack_of
 from trainer.evaluation.documents import DocumentScores, evaluate
-from trainer.evaluation.folder import pack_of
 from trainer.evaluation.patcher import Patcher
-from trainer.evaluation.scores import total_of
-from trainer.identity import IDENTITY_NAME, ModelIdentity, load_identity
-from trainer.thresholds import known_subset
+from trainer.metrics.subset_score import total_of
+from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, load_identity
+from trainer.provenance.thresholds import known_subset
 
 
 class TextScorer:

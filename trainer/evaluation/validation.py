@@ -4,12 +4,13 @@ import numpy as np
 from torch import nn
 
 from shared.shards.dataset import Dataset
-from trainer.data.limits import PackLimits
 from trainer.data.mixture import Mixture
+from trainer.data.packing.limits import PackLimits
 from trainer.data.validation import ValidationPacks
-from trainer.evaluation.scores import SubsetScore, evaluate_sums, scores
-from trainer.parallel.model import scatter
-from trainer.parallel.world import World
+from trainer.distributed.build import scatter
+from trainer.distributed.world import World
+from trainer.evaluation.scores import evaluate_sums, scores
+from trainer.metrics.subset_score import SubsetScore
 
 
 class Validation:

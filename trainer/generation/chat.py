@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shared.chat import ANSWERING, END, Turn
-from shared.config import ConfigError
-from shared.json_reader import read_json
+from shared.errors import ConfigError
+from shared.io.json_reader import read_json
+from shared.text.chat import ANSWERING, END, Turn
 from shared.vocabulary import special_id
 
 MOST_BYTES = 16 << 20

@@ -10,22 +10,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from shared.blt import Blt
-from shared.chat import Turn, prompt_tokens
-from shared.config import ConfigError
-from shared.entropy_model import EntropyModel
-from shared.found import model_folder_at
-from shared.identity import IdentityError
-from shared.incremental import LONGEST_ADVANCE, GrowingDocuments
-from shared.model_files import load_model
-from shared.model_identity import PATCHER_FOLDER, model_sha256
+from shared.errors import ConfigError, IdentityError
+from shared.incremental import LONGEST_ADVANCE, DecodingState
+from shared.io.found import model_folder_at
+from shared.model_folder.files import load_model
+from shared.model_folder.identity import PATCHER_FOLDER, model_sha256
+from shared.models.blt import Blt
+from shared.models.entropy_model import EntropyModel
+from shared.text.chat import Turn, prompt_tokens
 from shared.vocabulary import EOS, is_special
 from trainer.generation.chat import end_of_turn
 from trainer.generation.piece import Ending, Piece, Statistics
 from trainer.generation.row import Row
 from trainer.generation.settings import GenerateSettings
-from trainer.identity import IDENTITY_NAME, ModelIdentity, load_identity
-from trainer.thresholds import one_threshold
+from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, load_identity
+from trainer.provenance.thresholds import one_threshold
 
 
 class Generator:
@@ -94,7 +93,7 @@ class Generator:
         parts, newest = [], []
         for number, row in enumerate(rows):
             tokens = row.tokens
-            part = GrowingDocuments(self.model, rules, self.patcher)
+            part = DecodingState(self.model, rules, self.patcher)
             starts, entropies = part.read(tokens[:-1])
             for piece in row.show_prompt(starts.tolist(), None if entropies is None else entropies.tolist()):
                 yield number, piece
@@ -102,7 +101,7 @@ class Generator:
             newest.append(int(tokens[-1]))
         live = [number for number, row in enumerate(rows) if row.ended is None]
         if live:
-            documents = GrowingDocuments.joined([parts[number] for number in live])
+            documents = DecodingState.joined([parts[number] for number in live])
             yield from self._go_on(rows, live, documents, [newest[number] for number in live], settings.draft)
 
     def _row(self, prompt: bytes | Sequence[Turn], settings: GenerateSettings) -> Row:
@@ -114,7 +113,7 @@ class Generator:
         return Row(prompt_tokens(prompt, specials), settings, specials, end)
 
     def _go_on(
-        self, rows: Sequence[Row], live: list[int], documents: GrowingDocuments, newest: list[int], most: int
+        self, rows: Sequence[Row], live: list[int], documents: DecodingState, newest: list[int], most: int
     ) -> Iterator[tuple[int, Piece]]:
         """Write until no row is live.
 
@@ -158,7 +157,7 @@ class Generator:
                 documents.select(going)
 
     def _draft(
-        self, rows: Sequence[Row], documents: GrowingDocuments, newest: Sequence[int], most: int
+        self, rows: Sequence[Row], documents: DecodingState, newest: Sequence[int], most: int
     ) -> list[list[int]]:
         """For each row what the local models alone would write next: at most ``most`` bytes."""
         # The last byte of a row needs no draft: checking those before it yields it.

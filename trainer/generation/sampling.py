@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import Field
 
-from shared.model_settings import Settings
+from shared.settings import Settings
 from shared.vocabulary import BOE, BOS, EOS, RESERVED, VOCABULARY_SIZE
 from trainer.errors import LogitsError
 

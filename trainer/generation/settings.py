@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from shared.model_settings import Settings
+from shared.settings import Settings
 from trainer.generation.sampling import SamplingSettings
 
 

@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shared.config import ConfigError, check_recipe, read_recipe, set_key
-from shared.files import whole_folder, write_atomic
-from shared.initialise import initial_value
+from shared.errors import ConfigError
 from shared.interop.llama import LlamaBlocks, llama_stack
-from shared.model_files import build_model
+from shared.io.config import check_recipe, read_recipe, set_key
+from shared.io.files import whole_folder, write_atomic
+from shared.io.toml import to_toml
+from shared.model_folder.files import build_model
 from shared.model_settings import BltSettings, StackSettings
-from shared.toml import to_toml
+from shared.models.initialise import initial_value
 from trainer.interchange.folders import write_model
-from trainer.observing.progress import Progress
 from trainer.settings import TrainSettings
+from trainer.terminal import Progress
 
 RECIPE_FILE = "recipe.toml"
 IMPORTED = "global_.blocks"

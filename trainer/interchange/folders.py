@@ -9,16 +9,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from shared.files import whole_folder, write_atomic
-from shared.identity import IdentityError, file_sha256
+from shared.errors import IdentityError
 from shared.interop.described import Described, Record
 from shared.interop.hf_config import check_rule
 from shared.interop.names import InteropError
 from shared.interop.opening import open_foreign
 from shared.interop.transfer import Contents
 from shared.interop.writing import write_hf_folder
-from shared.model_files import DTYPES
-from shared.model_identity import (
+from shared.io.files import whole_folder, write_atomic
+from shared.io.identity import file_sha256
+from shared.model_folder.files import DTYPES
+from shared.model_folder.identity import (
     CONFIG_FILE,
     PATCHER_FOLDER,
     WEIGHTS_FILE,
@@ -26,13 +27,13 @@ from shared.model_identity import (
     load_settings,
     model_sha256,
 )
+from shared.model_folder.tensors import write_tensors
 from shared.model_settings import BltSettings, EntropyModelSettings
 from shared.patching.settings import LONGEST_PATCH, PatchingSettings
 from shared.shards.manifest import NumericsClass, PatcherIdentity
-from shared.tensor_files import write_tensors
-from trainer.identity import IDENTITY_NAME, ModelIdentity, RunNumerics, load_identity, save_identity
-from trainer.observing.progress import Progress, quantity
-from trainer.thresholds import one_threshold
+from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, RunNumerics, load_identity, save_identity
+from trainer.provenance.thresholds import one_threshold
+from trainer.terminal import Progress, quantity
 
 
 @dataclass(frozen=True)

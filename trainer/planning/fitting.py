@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.parallel.parts import ON_HOST
-from trainer.planning.memory import memory_by_part
+from trainer.memory.estimated import memory_by_part
+from trainer.memory.parts import ON_HOST
 from trainer.planning.plan import Plan
 from trainer.settings import TrainSettings
 

@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from math import gcd, lcm
 from pathlib import Path
 
-from shared.config import ConfigError, check_recipe, read_recipe
-from shared.devices import Device, find_device
-from shared.flops import (
+from shared.errors import ConfigError
+from shared.io.config import check_recipe, read_recipe
+from shared.layers.devices import Device, find_device
+from shared.model_folder.identity import load_settings
+from shared.model_settings import BltSettings, EntropyModelSettings
+from shared.models.flops import (
     executed_training_flops,
     executed_workload,
     forward_flops,
@@ -15,16 +18,14 @@ from shared.flops import (
     training_flops,
     useful_workload,
 )
-from shared.model_identity import load_settings
-from shared.model_settings import BltSettings, EntropyModelSettings
 from shared.shards.manifest import MANIFEST_NAME, PATCHER_FOLDER, Manifest
-from trainer.data.limits import pack_limits, patches_for
+from trainer.data.packing.limits import pack_limits, patches_for
 from trainer.data.splits import TRAIN_SPLIT, load_manifests, split_folders, together
-from trainer.evaluation.patch_size import mean_patch_size
-from trainer.identity import with_length
-from trainer.parallel.parts import ON_HOST
-from trainer.planning.memory import memory_by_part
-from trainer.planning.parameters import parameter_shapes, sizes_by_part
+from trainer.memory.estimated import memory_by_part
+from trainer.memory.parameters import parameter_shapes, sizes_by_part
+from trainer.memory.parts import ON_HOST
+from trainer.provenance.identity import with_length
+from trainer.provenance.patch_size import mean_patch_size
 from trainer.settings import TrainSettings
 
 PUBLISHED_ENTROPY_MODEL = EntropyModelSettings(width=768, layers=14, heads=12)

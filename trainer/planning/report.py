@@ -4,8 +4,8 @@ import math
 import textwrap
 from collections.abc import Iterator, Mapping
 
-from shared.devices import GIB, MIB
-from trainer.parallel.parts import ON_HOST
+from shared.layers.devices import GIB, MIB
+from trainer.memory.parts import ON_HOST
 from trainer.planning.fitting import warning
 from trainer.planning.plan import Plan
 

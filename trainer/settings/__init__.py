@@ -4,7 +4,8 @@ from typing import Any
 
 from pydantic import model_validator
 
-from shared.model_settings import ModelSettings, Settings
+from shared.model_settings import ModelSettings
+from shared.settings import Settings
 from trainer.settings.data import DataSettings, StartSettings
 from trainer.settings.learning import GuardSettings, MuonSettings, OptimizerSettings, ScheduleSettings, TableSettings
 from trainer.settings.parallel import ParallelSettings

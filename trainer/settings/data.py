@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
-from shared.storage import Location
+from shared.io.storage import Location
 from trainer.settings.section import Folder, Section
 
 
@@ -60,4 +60,4 @@ class StartSettings(Section):
     model: Folder | None = None
     """What gives the parameters that the run begins with: a model folder, a checkpoint (RUN/checkpoints/step-N), or a
     run, whose best checkpoint it is, or whose newest where none is kept as the best. None draws them from the seed. A
-    run that has a checkpoint of its own goes on from that."""
+    run that has a checkpoint of its own resumes from that."""

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from shared.model_settings import Settings
+from shared.settings import Settings
 from trainer.settings.section import Count, Section
 
 
@@ -31,7 +31,7 @@ class MuonSettings(Section):
 
 
 Shares = dict[str, Annotated[float, Field(ge=0)]]
-"""Values by pattern of parameter names: trainer/learning/patterns.py."""
+"""Values by pattern of parameter names: trainer/optim/name_patterns.py."""
 
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]

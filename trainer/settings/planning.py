@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from pydantic import Field, field_validator
 
-from shared.devices import DEVICES, find_device
+from shared.layers.devices import DEVICES, find_device
 from trainer.settings.section import Section
 
 
@@ -16,7 +16,7 @@ class PlanSettings(Section):
     ranks: int = Field(default=1, gt=0, le=2**20)
     """R, one a device."""
     device: str | None = None
-    """Name of the accelerator, as in shared/devices.py ("H200"); None: a CPU, about which nothing is said."""
+    """Name of the accelerator, as in shared/layers/devices.py ("H200"); None: a CPU, about which nothing is said."""
     utilisation: float = Field(default=0.4, gt=0, le=1)
     """Share of the device's peak that useful FLOPs reach."""
     patch_size: float = Field(default=4.5, ge=1, le=65535)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 
-from shared.model_settings import Settings
+from shared.settings import Settings
 
 
 def _named(path: Any) -> Any:

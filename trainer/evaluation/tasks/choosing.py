@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from trainer.errors import TaskError
-from trainer.evaluation.noise import Noise, noised
+from trainer.evaluation.robustness.noise import Noise, noised
 from trainer.evaluation.tasks.opening import ChoiceTask, Shots
 from trainer.evaluation.tasks.questions import separator
 

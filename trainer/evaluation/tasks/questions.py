@@ -82,7 +82,7 @@ def question_from(record: Record, normalize: Normalization | None = None) -> Cho
     else:
         question = Completion(_context(record), _answers(record))
     if isinstance(question, Choice) and (len(question.choices) < 2 or not all(question.choices)):
-        raise TaskError(f"{record.where}: there are to be two choices or more, none of them empty")
+        raise TaskError(f"{record.where}: needs at least two non-empty choices")
     return question
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shared.json_reader import parse_json
-from shared.magic import BYTE_ORDER_MARK, HEAD, not_plain_text
-from shared.shards.arrow import MOST_BATCH_BYTES
-from shared.shards.arrow_messages import FILE_MAGIC, DamagedMessages, footer, message_at, messages
-from shared.shards.expansion import expanded
+from shared.io.file_types import BYTE_ORDER_MARK, FILE_MAGIC, HEAD, not_plain_text
+from shared.io.json_reader import parse_json
+from shared.shards.formats.arrow import MOST_BATCH_BYTES
+from shared.shards.formats.arrow_messages import DamagedMessages, footer, message_at, messages
+from shared.shards.formats.expansion import expanded
 from trainer.errors import TaskError
 
 MOST_BYTES = 1 << 28

@@ -9,7 +9,7 @@ from trainer.evaluation.tasks.opening import ChoiceTask, CompletionTask, Shots, 
 from trainer.evaluation.tasks.report import ChoiceResult, Result, WrittenResult
 from trainer.evaluation.tasks.writing import Write, complete
 from trainer.generation.settings import GenerateSettings
-from trainer.observing.progress import Progress
+from trainer.terminal import Progress
 
 
 class Answering:

@@ -1,0 +1,117 @@
+"""python -m pipeline convert DATASET --to FORMAT --out DIR: the same shards in another format, and back again."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pipeline.rewriting.dataset_rows import require_kept, stem, text_bytes
+from pipeline.rewriting.parquet_export import Format, Source, figures, sources_at
+from pipeline.rewriting.rewrite import (
+    Written,
+    add_output_arguments,
+    carry_makers,
+    result_lines,
+    rewrite,
+    save_dataset,
+)
+from pipeline.settings import PipelineError
+from shared.io.terminal import show
+from shared.shards.formats.parquet import SUFFIX, Export, read_parquet, write_parquet
+from shared.shards.writer import write_shard
+
+EPILOG = """\
+Rows, patches, entropies, parts of huge documents, other columns and the entropy model are all kept: from arrow to
+another format and back gives the same bytes. The trainer reads arrow and webdataset. parquet is for others (pandas,
+DuckDB, polars); it can only be converted back.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
+    parser.add_argument(
+        "dataset", type=Path, metavar="DATASET", help="a dataset or export, or the folder above train/ and validation/"
+    )
+    parser.add_argument("--to", choices=["arrow", "webdataset", "parquet"], required=True, help="format of the result")
+    add_output_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command; returns the exit code."""
+    sources = sources_at(arguments.dataset)
+    for source in sources:
+        if source.format == arguments.to:
+            raise PipelineError(f"{source.dataset.folder} is {arguments.to} already")
+    request = {
+        "command": "convert",
+        "to": arguments.to,
+        "from": sources[0].format,
+        "sources": {source.folder: source.dataset.fingerprint for source in sources},
+    }
+    chosen = ToParquet if arguments.to == "parquet" else ToShards
+    done = rewrite(arguments.out, request, lambda: chosen(tuple(sources), arguments.to), arguments.workers)
+    result = [source.dataset for source in sources_at(arguments.out)]
+    show(result_lines(arguments.out, done, result))
+    return 0
+
+
+@dataclass(frozen=True)
+class _Convert:
+    """Each shard in another format, one a unit."""
+
+    sources: tuple[Source, ...]
+    to: Format
+    title = "Converting"
+
+    @cached_property
+    def _units(self) -> list[tuple[Source, int]]:
+        return [(source, shard) for source in self.sources for shard in range(len(source.dataset.manifest.shards))]
+
+    @property
+    def sizes(self) -> list[int]:
+        return [text_bytes(source.dataset.manifest.shards[shard]) for source, shard in self._units]
+
+
+class ToShards(_Convert):
+    """To a format that the trainer reads."""
+
+    def write(self, unit: int, out: Path) -> Written:
+        source, shard = self._units[unit]
+        manifest = source.dataset.manifest
+        entry, rows = manifest.shards[shard], (row for batch in source.batches(shard) for row in batch)
+        assert self.to != "parquet"
+        written = write_shard(out / source.folder, stem(entry), rows, self.to, manifest.identity.sidecar)
+        require_kept(source.dataset.folder, entry, {key: getattr(written, key) for key in figures(())})
+        if entry.sidecar_sha256 is None:  # what was counted before the entropies were dropped cannot be counted again
+            written = written.model_copy(update={"entropy_histogram": entry.entropy_histogram})
+        return Written(shards={source.folder: [written]})
+
+    def finish(self, out: Path, written: Sequence[Written]) -> None:
+        for source in self.sources:
+            identity = source.dataset.manifest.identity.model_copy(update={"format": self.to})
+            entries = [entry for unit in written for entry in unit.shards.get(source.folder, [])]
+            save_dataset(out / source.folder, identity, entries, source.dataset)
+
+
+class ToParquet(_Convert):
+    """To files for others; each is read back and compared."""
+
+    def write(self, unit: int, out: Path) -> Written:
+        source, shard = self._units[unit]
+        manifest = source.dataset.manifest
+        entry = manifest.shards[shard]
+        path = out / source.folder / (stem(entry) + SUFFIX)
+        sha256 = write_parquet(path, source.batches(shard), manifest.identity.sidecar)
+        require_kept(source.dataset.folder, entry, figures(read_parquet(path, sha256)))
+        return Written(files={path.relative_to(out).as_posix(): sha256})
+
+    def finish(self, out: Path, written: Sequence[Written]) -> None:
+        files = [sha256 for unit in written for sha256 in unit.files.values()]
+        for source in self.sources:
+            count = len(source.dataset.manifest.shards)
+            folder = out / source.folder
+            carry_makers(source.dataset, source.dataset.manifest.identity, folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            Export(dataset=source.dataset.manifest, files=files[:count]).save(folder)
+            files = files[count:]

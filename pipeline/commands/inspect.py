@@ -1,0 +1,53 @@
+"""python -m pipeline inspect DATASET: what a dataset holds, as text or, with --html, as a page for a browser."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from pipeline.inspect.page import write_page
+from pipeline.inspect.report import report
+from shared.errors import DatasetError
+from shared.io.files import add_overwrite, output_if_given
+from shared.io.page import PAGE
+from shared.io.terminal import one_line
+from shared.shards.open import find_datasets, open_dataset
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", type=Path, help="folder of a dataset, or the one above its train/ and validation/")
+    parser.add_argument(
+        "--documents",
+        type=_count,
+        default=3,
+        metavar="N",
+        help="documents shown at either end, and in the page as many at random of each subset (3)",
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write one page for a browser, that needs no network")
+    add_overwrite(parser)
+
+
+def _count(text: str) -> int:
+    """A number of documents. Raises ValueError, which argparse words."""
+    if (count := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{count} is less than 0")
+    return count
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the report of each dataset, or write the page; 1 when one cannot be read."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # any document must be printable on any terminal
+    try:
+        out = output_if_given(arguments, "html", PAGE)
+        datasets = [open_dataset(folder) for folder in find_datasets(arguments.dataset)]
+        if out is not None:
+            print(write_page(out, datasets, arguments.documents))
+            return 0
+        for dataset in datasets:
+            for line in report(dataset, arguments.documents):
+                print(one_line(line))
+            print()
+    except (DatasetError, OSError) as error:
+        print(f"patchwork: error: {one_line(error)}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,349 @@
+"""python -m pipeline preprocess INPUT... --out DIR: raw text in any format to shards of patched documents."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from pydantic import ValidationError
+
+from pipeline.calibration.patching_file import load_patching
+from pipeline.read.chat import CONVERSATIONS, MESSAGES, PROMPT, RESPONSES
+from pipeline.read.columns import SUBSET_COLUMNS
+from pipeline.run.driver import make_plan, preprocess
+from pipeline.run.dry_run import dry_run
+from pipeline.run.report import Report
+from pipeline.run.summary import exit_code, print_summary
+from pipeline.settings import (
+    SPLIT_NAMES,
+    ChatSettings,
+    ExecutorSettings,
+    InputFormat,
+    Job,
+    OutputSettings,
+    PipelineError,
+    ReadSettings,
+    ScoringSettings,
+)
+from shared.io.files import check_folder
+from shared.io.found import model_folder_at
+from shared.model_folder.identity import load_settings, model_sha256
+from shared.model_settings import EntropyModelSettings
+from shared.patching import PatchingSettings
+from shared.patching.settings import ENTROPY_RULES
+from shared.settings import first_problem
+from shared.shards.manifest import SidecarType
+from shared.text.chat import ANSWERING, END, ROLES
+
+EPILOG = """\
+Inputs: files, directories, quoted globs ('data/**/*.parquet'), and URLs that fsspec knows (s3://, gs://, hf:// ...);
+directories may mix formats. The format of a file is seen in its content, the suffix is a hint:
+  .jsonl .ndjson   one record a line; .json also an array of records, or records of several lines
+  .parquet .pq     rows; large files are cut at row groups
+  .arrow .feather  rows of Arrow files and streams; Hugging Face datasets on disk are folders of these
+  .tar             WebDataset samples; the text is the member .txt, .text or .bytes
+  .wet             texts of a web crawl
+  other text       one document a file, or several with --document-bytes
+All but Parquet and Arrow may be compressed: .gz .zst .bz2 .xz. Our own datasets are read, too; their records keep their
+split. In directories hidden files, links that lead outside, binary files and test data beside training data are left
+out, and the summary says so. DIR gets train/ and validation/, each a dataset. The same command goes on where it was
+stopped, and does nothing when it was finished.
+Exit code: 0 fine, 1 splits or the disk failed, 2 bad usage, 3 some records were dead letters, 4 there are no documents,
+or no record has a column that an option names.
+"""
+
+
+DOCUMENTS_OF_A_TEXT = 200
+"""Into so many a single text is cut for training, as long as each has between the next two in bytes."""
+SHORTEST_CUT, LONGEST_CUT = 128, 8192
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("inputs", nargs="+", metavar="INPUT", help="files, directories, globs, URLs or datasets")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of this run")
+    add("--dry-run", action="store_true", help="say what would be done and how long it takes; write nothing")
+
+    group = parser.add_argument_group("patches")
+    rules = ["none", "byte", "static", "space", *ENTROPY_RULES]
+    group.add_argument(
+        "--rule", choices=rules, help="where patches begin (none: unpatched, to train an entropy model on)"
+    )
+    group.add_argument("--theta", type=float, metavar="NATS", help="threshold of the rules on entropy")
+    group.add_argument("--theta-rise", type=float, metavar="NATS", help="second threshold of entropy_rise")
+    group.add_argument("--stride", type=int, metavar="BYTES", help="of the rule static")
+    group.add_argument("--min-length", type=int, metavar="BYTES", help="shortest patch (1)")
+    group.add_argument("--max-length", type=int, metavar="BYTES", help="longest patch (512)")
+    group.add_argument("--patching", type=Path, metavar="FILE.json", help="all of these as calibrate wrote them")
+    add_scoring_arguments(parser)
+
+    group = parser.add_argument_group("output")
+    group.add_argument("--format", choices=["arrow", "webdataset"], default="arrow")
+    group.add_argument(
+        "--sidecar",
+        choices=["none", "uint8", "float32"],
+        help="keep entropies; uint8 moves thresholds on entropy to its grid, so that boundaries replay exactly "
+        "(default: uint8 with thresholds given here or calibrated for it, else none)",
+    )
+
+    group = parser.add_argument_group("records")
+    defaults = ReadSettings()
+    group.add_argument(
+        "--text-column", default=defaults.text_column, metavar="NAME", help="(text); in WebDataset the member's suffix"
+    )
+    group.add_argument("--id-column", default=defaults.id_column, metavar="NAME", help="without it: path:line or :row")
+    group.add_argument(
+        "--subset-column",
+        metavar="NAME",
+        help=f"source or language, for mixing and reports (default: the first of {', '.join(SUBSET_COLUMNS)} "
+        "that a record has; else the subset 'default')",
+    )
+    group.add_argument(
+        "--subset-from",
+        choices=["column", "directory"],
+        default=defaults.subset_from,
+        help="directory: the first folder below the input is the subset",
+    )
+    group.add_argument("--subset", metavar="NAME", help="one subset for all records")
+    group.add_argument(
+        "--document-bytes",
+        type=int,
+        metavar="N",
+        help="cut text files at blank lines into documents of at least N bytes (a file is one document)",
+    )
+    group.add_argument(
+        "--for-training",
+        action="store_true",
+        help="a single text file is cut into some 200 documents, unless --document-bytes says otherwise; train or "
+        "validation without a document is an error",
+    )
+    group.add_argument("--meta", action="store_true", help="pass the remaining columns through as JSON")
+    group.add_argument("--split-key", metavar="COLUMN", help="records with equal values stay on one side of the split")
+    group.add_argument("--validation-fraction", type=float, default=defaults.validation_fraction, metavar="F")
+    group.add_argument(
+        "--dedup", action="store_true", help="of records with equal text keep the first, list the others"
+    )
+    group.add_argument("--sample-bytes", type=int, metavar="N", help="keep a random sample of at most N bytes of text")
+    group.add_argument("--seed", type=int, default=defaults.seed, help="of the sample")
+    group.add_argument("--include", action="append", default=[], metavar="GLOB", help="files to read in directories")
+    group.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="files or folders to leave out")
+    group.add_argument(
+        "--input-format",
+        choices=get_args(InputFormat),
+        help="of every input file (default: what its content says); text takes any file as it is",
+    )
+    group.add_argument(
+        "--named-splits",
+        choices=["keep", "ignore"],
+        default=defaults.named_splits,
+        help="keep: beside files named train, those named validation go to validation/, those named test are left out; "
+        "ignore: they are files like others",
+    )
+    group.add_argument(
+        "--max-window",
+        type=int,
+        default=defaults.max_window,
+        metavar="BYTES",
+        help="memory for the window of a compressed file; zstd --long=31 needs the default of 2 GiB",
+    )
+    group.add_argument(
+        "--max-ratio",
+        type=int,
+        default=defaults.max_ratio,
+        metavar="N",
+        help=f"refuse files that decompress to more than N times their bytes ({defaults.max_ratio})",
+    )
+
+    group = parser.add_argument_group("chats")
+    group.add_argument(
+        "--chat",
+        action="store_true",
+        help=f"records are chats: a column {MESSAGES} of {{role, content}}, {CONVERSATIONS} of {{from, value}}, or "
+        f"{PROMPT} and {' or '.join(RESPONSES)}; "
+        "turns begin and end with special ids",
+    )
+    group.add_argument(
+        "--roles", metavar="A,B", help=f"that turns may have, each a special id ({','.join(ROLES)}); {END} ends turns"
+    )
+    group.add_argument("--learn", metavar="A,B", help=f"roles whose turns are learnt, or all ({ANSWERING})")
+
+    group = parser.add_argument_group("work (nothing here but --split-bytes and --threads changes a byte)")
+    group.add_argument(
+        "--split-bytes",
+        type=int,
+        metavar="N",
+        help="(default: an eighth of the input, 1 to 64 MiB; of less than 4 MiB a quarter, at least 256 kiB)",
+    )
+    group.add_argument("--executor", choices=["ray", "inline"], default="ray", help="inline does the same without Ray")
+    group.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="at most so many (default: CPUs / threads, or GPUs; on a cluster all that it has and gets)",
+    )
+    group.add_argument(
+        "--min-workers", type=int, metavar="N", help="ask a cluster for so many at once (default: what it has room for)"
+    )
+    group.add_argument(
+        "--gpus-per-worker", type=float, metavar="F", help="share of a GPU for each worker, at most 1 (default: 1)"
+    )
+    group.add_argument(
+        "--ray-address",
+        metavar="ADDR",
+        help="cluster to join, 'auto' on one of its machines (default: RAY_ADDRESS, else one is made here)",
+    )
+
+
+def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of everything that runs an entropy model."""
+    defaults = ScoringSettings()
+    group = parser.add_argument_group("entropy model")
+    group.add_argument(
+        "--patcher",
+        type=lambda text: model_folder_at(Path(text)),
+        metavar="MODEL",
+        help="the entropy model: its folder, or the finished run that trained it",
+    )
+    group.add_argument("--stream-length", type=int, default=defaults.stream_length, metavar="T", help="tokens a pass")
+    group.add_argument("--dtype", choices=["float32", "bfloat16"], default=defaults.dtype)
+    group.add_argument("--threads", type=int, default=defaults.threads, metavar="N", help="of each worker")
+    group.add_argument("--device", choices=["auto", "cpu", "cuda"], default=defaults.device)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command; returns the exit code."""
+    try:
+        job, executor = settings_of(arguments)
+    except ValidationError as error:
+        raise PipelineError(first_problem(error)) from None
+    if arguments.dry_run:
+        return dry_run(job, arguments.inputs, executor)
+    if arguments.for_training:
+        job = cut_for_training(job, arguments.inputs)
+    report = preprocess(job, arguments.inputs, executor)
+    print_summary(job, report)
+    if arguments.for_training and not report.failures:
+        require_both_splits(report)
+    return exit_code(report)
+
+
+def cut_for_training(job: Job, inputs: Sequence[Path | str]) -> Job:
+    """The same job, but a text file that is the whole input becomes documents, so that some can be held out."""
+    reading = job.reading
+    if reading.document_bytes is not None or len(inputs) != 1 or not os.path.isfile(inputs[0]):
+        return job
+    files = make_plan(inputs, reading, out=job.out).files
+    if [file.kind for file in files] != ["text"]:
+        return job
+    size = min(max(os.path.getsize(inputs[0]) // DOCUMENTS_OF_A_TEXT, SHORTEST_CUT), LONGEST_CUT)
+    return job.model_copy(update={"reading": reading.model_copy(update={"document_bytes": size})})
+
+
+def require_both_splits(report: Report) -> None:
+    """Raises PipelineError, with what would do, when there is nothing to train on or nothing to validate with."""
+    counts = {name: sum(found.documents for found in report.subsets(name).values()) for name in SPLIT_NAMES}
+    if all(counts.values()):
+        return
+    fraction = report.run.identity["reading"]["validation_fraction"]
+    raise PipelineError(
+        f"{counts['train']:,} documents for training and {counts['validation']:,} for validation: both need some. Give "
+        f"more text, or another --validation-fraction (now {fraction:g}), or cut long texts into documents with "
+        "--document-bytes; with make these go into CORPUS_OPTIONS"
+    )
+
+
+def settings_of(arguments: argparse.Namespace) -> tuple[Job, ExecutorSettings]:
+    """Typed settings from the command line. Raises PipelineError or ValidationError for what does not fit."""
+    check_folder(arguments.out, lambda _: True)  # what may be in it is for the run to judge
+    patching, sidecar = _patching(arguments)
+    sha256 = None
+    if patching.needs_entropy or sidecar != "none":
+        sha256 = entropy_model_sha256(
+            arguments.patcher, f"rule {patching.rule}" if patching.needs_entropy else "--sidecar"
+        )
+    elif arguments.patcher is not None:
+        raise PipelineError(f"--patcher is of no use for the rule {patching.rule} without --sidecar")
+    if arguments.patching is not None:
+        calibrated = load_patching(arguments.patching).identity.patcher
+        if calibrated != sha256:
+            raise PipelineError(
+                f"--patching {arguments.patching} was calibrated with another entropy model ({calibrated[:12]}) "
+                f"than --patcher {arguments.patcher} ({(sha256 or '')[:12]}); calibrate again"
+            )
+    given = {name: getattr(arguments, name) for name in ReadSettings.model_fields}
+    reading = ReadSettings(**given | {"chat": _chat(arguments)})
+    output = OutputSettings(
+        patching=patching,
+        format=arguments.format,
+        sidecar=sidecar,
+        scoring=scoring_of(arguments) if sha256 is not None else None,
+        patcher_sha256=sha256,
+    )
+    executor = _executor(arguments, output.scoring)
+    patcher = arguments.patcher.resolve() if sha256 is not None else None
+    return Job(out=arguments.out.resolve(), reading=reading, output=output, patcher=patcher), executor
+
+
+def _chat(arguments: argparse.Namespace) -> ChatSettings | None:
+    """How chats are read, if records are chats. Raises PipelineError or ValidationError."""
+    if not arguments.chat:
+        for option in ("roles", "learn"):
+            if getattr(arguments, option) is not None:
+                raise PipelineError(f"--{option} is for --chat")
+        return None
+    roles = tuple(arguments.roles.split(",")) if arguments.roles else ROLES
+    learn = (ANSWERING,) if arguments.learn is None else tuple(arguments.learn.split(","))
+    return ChatSettings(roles=roles, learn=roles if learn == ("all",) else learn)
+
+
+def _executor(arguments: argparse.Namespace, scoring: ScoringSettings | None) -> ExecutorSettings:
+    """Who does the work. Raises PipelineError for an option that would be without effect."""
+    settings = ExecutorSettings(
+        kind=arguments.executor,
+        workers=arguments.workers,
+        min_workers=arguments.min_workers,
+        gpus_per_worker=arguments.gpus_per_worker,
+        address=arguments.ray_address,
+    )
+    if settings.kind != "ray":
+        for option in ("ray_address", "min_workers", "gpus_per_worker"):
+            if getattr(arguments, option) is not None:
+                raise PipelineError(f"--{option.replace('_', '-')} is for --executor ray")
+    if settings.min_workers is not None and settings.min_workers > (settings.workers or settings.min_workers):
+        raise PipelineError(f"--min-workers {settings.min_workers} is more than --workers {settings.workers}")
+    if settings.gpus_per_worker is not None and (scoring is None or scoring.device == "cpu"):
+        raise PipelineError("--gpus-per-worker is for an entropy model on --device auto or cuda; leave it out")
+    return settings
+
+
+def scoring_of(arguments: argparse.Namespace) -> ScoringSettings:
+    return ScoringSettings(**{name: getattr(arguments, name) for name in ScoringSettings.model_fields})
+
+
+def entropy_model_sha256(folder: Path | None, needed_by: str) -> str:
+    """The identity of the entropy model in a folder. Raises PipelineError or ModelFileError if there is none."""
+    if folder is None:
+        raise PipelineError(f"{needed_by} needs --patcher, the folder of an entropy model")
+    if not isinstance(load_settings(folder), EntropyModelSettings):
+        raise PipelineError(
+            f"--patcher {folder} holds a byte latent transformer; its entropy model is in {folder}/patcher"
+        )
+    return model_sha256(folder)
+
+
+def _patching(arguments: argparse.Namespace) -> tuple[PatchingSettings, SidecarType]:
+    """The patching settings and the sidecar that go together."""
+    keys = ("rule", "theta", "theta_rise", "stride", "min_length", "max_length")
+    given = {key: getattr(arguments, key) for key in keys if getattr(arguments, key) is not None}
+    if arguments.patching is not None:
+        if given:
+            raise PipelineError(f"--patching already says --{next(iter(given)).replace('_', '-')}; leave that out")
+        patching = load_patching(arguments.patching).patching
+        exact = patching.rule == "monotonic" or patching.grid
+    else:
+        patching = PatchingSettings(**{"rule": "none", **given})
+        exact = True
+    sidecar: SidecarType = arguments.sidecar or ("uint8" if patching.needs_entropy and exact else "none")
+    return (patching.on_grid() if sidecar == "uint8" else patching), sidecar

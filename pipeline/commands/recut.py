@@ -1,0 +1,292 @@
+"""python -m pipeline recut DATASET --out DIR: other patch boundaries from the stored entropies, without a model."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from pipeline.calibration.patching_file import load_patching
+from pipeline.calibration.threshold_search import Thetas, UnreachableTarget, nearest, thetas_of
+from pipeline.executors.process_pool import each
+from pipeline.progress import bar
+from pipeline.rewriting.dataset_rows import (
+    Side,
+    require_alike,
+    require_kept,
+    shard_documents,
+    shard_rows,
+    sides_at,
+    stem,
+    text_bytes,
+)
+from pipeline.rewriting.rewrite import Written, add_output_arguments, result_lines, rewrite, save_dataset
+from pipeline.scoring.cut import Chunk, cut
+from pipeline.settings import PipelineError
+from shared.bpe.encoder import SubwordEncoder
+from shared.bpe.folder import load_making
+from shared.io.terminal import show
+from shared.patching import PatchingSettings
+from shared.patching.chunks import ChunkedLengths
+from shared.patching.settings import ENTROPY_RULES, RISE_RULES
+from shared.settings import first_problem
+from shared.shards.dataset import Dataset
+from shared.shards.manifest import DatasetIdentity
+from shared.shards.writer import ShardWriter
+
+KEPT = ("content_hash", "entropy_histogram")
+"""Figures of a shard that do not depend on its boundaries."""
+CLOSE = 0.02
+"""Relative distance from the target above which a word is said about it."""
+EPILOG = """\
+DIR gets the same shards with the new boundaries: byte for byte what preprocess would have written with that rule.
+What is not given stays as the dataset has it. Rules on entropy need the sidecar (preprocess --sidecar): uint8 holds
+enough for thresholds on entropy, which move to its grid; rules on rises need float32. The rule bpe makes a patch of
+each token of --tokenizer: for the BPE baseline alone, since tokens depend on bytes after them. A stopped command goes
+on where it was; DIR appears when it is complete.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("dataset", type=Path, metavar="DATASET", help="a dataset, or the folder above its train/ and validation/")
+    add_output_arguments(parser)
+    group = parser.add_argument_group("patches")
+    rules = ["none", "byte", "static", "space", *ENTROPY_RULES, "bpe"]
+    group.add_argument("--rule", choices=rules, help="where patches begin (default: the dataset's own rule)")
+    group.add_argument("--theta", type=float, metavar="NATS", help="threshold of the rules on entropy, for all subsets")
+    group.add_argument("--target", type=float, metavar="BYTES", help="instead of --theta: mean patch size, of train")
+    group.add_argument("--theta-rise", type=float, metavar="NATS", help="second threshold of entropy_rise")
+    group.add_argument("--stride", type=int, metavar="BYTES", help="of the rule static")
+    group.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="of the rule bpe")
+    group.add_argument("--min-length", type=int, metavar="BYTES", help="shortest patch")
+    group.add_argument("--max-length", type=int, metavar="BYTES", help="longest patch")
+    group.add_argument("--patching", type=Path, metavar="FILE.json", help="all of these as calibrate wrote them")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command; returns the exit code."""
+    sides = sides_at(arguments.dataset)
+    require_alike([side.dataset for side in sides], "split", "source")
+    try:
+        draft = wanted_patching(arguments, sides[0].dataset.manifest.identity)
+        for side in sides:
+            require_recuttable(side.dataset, draft)
+    except ValidationError as error:
+        raise PipelineError(first_problem(error)) from None
+    request = {
+        "command": "recut",
+        "patching": draft.model_dump(exclude={"theta"} if arguments.target is not None else None),
+        "target": arguments.target,
+        "sources": {side.folder: side.dataset.fingerprint for side in sides},
+    }
+
+    def make() -> Recut:
+        patching = draft
+        if arguments.target is not None:
+            patching = with_target(_train(sides), draft, arguments.target, arguments.workers)
+        return Recut(tuple(sides), patching, arguments.tokenizer)
+
+    done = rewrite(arguments.out, request, make, arguments.workers)
+    show(result_lines(arguments.out, done, [side.dataset for side in sides_at(arguments.out)]))
+    return 0
+
+
+def wanted_patching(arguments: argparse.Namespace, identity: DatasetIdentity) -> PatchingSettings:
+    """The patching that the command line asks of a dataset; with --target, theta is still to be found.
+
+    Raises PipelineError or ValidationError for what does not fit.
+    """
+    if (arguments.rule == "bpe") != (arguments.tokenizer is not None):
+        raise PipelineError("--rule bpe and --tokenizer FOLDER go together")
+    keys = ("rule", "theta", "theta_rise", "stride", "min_length", "max_length")
+    given = {key: getattr(arguments, key) for key in keys if getattr(arguments, key) is not None}
+    if arguments.patching is not None:
+        if given or arguments.target is not None:
+            key = next(iter(given), "target").replace("_", "-")
+            raise PipelineError(f"--patching already says --{key}; leave that out")
+        patching = _calibrated(arguments.patching, identity)
+    else:
+        if not given and arguments.target is None:
+            raise PipelineError("recut needs something new: --theta, --target, --rule, a length or --patching")
+        if arguments.target is not None and "theta" in given:
+            raise PipelineError("--target finds the threshold that --theta gives; leave one of them out")
+        if arguments.tokenizer is not None:
+            given = _of_tokens(arguments.tokenizer) | given
+        patching = _changed(identity.patching, given, arguments.target is not None)
+    if identity.sidecar != "uint8" or patching.rule != "entropy":
+        return patching
+    snapped = patching.on_grid()
+    if arguments.target is None and snapped.theta != patching.theta:
+        print(f"theta {patching.theta} is moved to {snapped.theta:.6f}, the nearest that the uint8 sidecar can replay")
+    return snapped
+
+
+def require_recuttable(dataset: Dataset, patching: PatchingSettings) -> None:
+    """Raises PipelineError unless what the dataset stores decides exactly as the entropies themselves would, and the
+    rule can cut what it holds."""
+    if patching.rule == "bpe" and dataset.manifest.identity.specials:
+        raise PipelineError(f"{dataset.folder} has special ids between its bytes; the rule 'bpe' cuts plain text only")
+    sidecar = dataset.manifest.identity.sidecar
+    if not patching.needs_entropy or sidecar == "float32":
+        return
+    if sidecar == "none":
+        raise PipelineError(
+            f"{dataset.folder} keeps no entropies, which the rule {patching.rule!r} needs; "
+            "preprocess again with --sidecar uint8"
+        )
+    if patching.rule in RISE_RULES:
+        raise PipelineError(
+            f"{dataset.folder} keeps entropies as uint8: too coarse for rises, so the rule {patching.rule!r} would cut "
+            "elsewhere than with the model; preprocess again with --sidecar float32"
+        )
+
+
+@dataclass(frozen=True)
+class Recut:
+    """Each shard of the datasets with other boundaries, one a unit."""
+
+    sides: tuple[Side, ...]
+    patching: PatchingSettings
+    tokenizer: Path | None = None
+    """Folder, for the rule bpe."""
+    title = "Recutting"
+
+    @cached_property
+    def _units(self) -> list[tuple[Side, int]]:
+        return [(side, shard) for side in self.sides for shard in range(len(side.dataset.manifest.shards))]
+
+    @property
+    def sizes(self) -> list[int]:
+        return [text_bytes(side.dataset.manifest.shards[shard]) for side, shard in self._units]
+
+    def write(self, unit: int, out: Path) -> Written:
+        side, shard = self._units[unit]
+        manifest = side.dataset.manifest
+        entry, identity = manifest.shards[shard], manifest.identity
+        encoder = None if self.tokenizer is None else SubwordEncoder(self.tokenizer)
+        with ShardWriter(out / side.folder, stem(entry), identity.format, identity.sidecar) as shard_file:
+            for _, row, last in cut(_chunks(side.dataset, shard), self.patching, encoder=encoder):
+                shard_file.add(row, last)
+        written = shard_file.entry
+        require_kept(side.dataset.folder, entry, {key: getattr(written, key) for key in KEPT})
+        return Written(shards={side.folder: [written]})
+
+    def finish(self, out: Path, written: Sequence[Written]) -> None:
+        for side in self.sides:
+            identity = side.dataset.manifest.identity
+            scored = identity.sidecar != "none" or self.patching.needs_entropy
+            changed = {"patching": self.patching, "patcher": identity.patcher if scored else None}
+            entries = [entry for unit in written for entry in unit.shards.get(side.folder, [])]
+            made = identity.model_copy(update=changed)
+            save_dataset(out / side.folder, made, entries, side.dataset, self.tokenizer)
+
+
+def _chunks(dataset: Dataset, shard: int) -> Iterator[Chunk]:
+    """The documents of a shard with the entropies that it keeps, as they were when they were first cut."""
+    for record, rows in shard_documents(dataset, shard):
+        for row, last in rows:
+            yield Chunk(record, row.text, row.entropies, last, row.spans)
+
+
+def with_target(dataset: Dataset, draft: PatchingSettings, target: float, workers: int) -> PatchingSettings:
+    """The threshold for a mean patch size (bytes) over the whole dataset, counted exactly in bounded memory.
+
+    Raises PipelineError when no threshold gives it.
+    """
+    if not (total := dataset.manifest.totals.bytes):
+        raise PipelineError(f"{dataset.folder} has no text to find a threshold on")
+    thetas = thetas_of(draft.rule, draft.grid)
+    shards = range(len(dataset.manifest.shards))
+
+    def sizes(numbers: Sequence[int]) -> list[float]:
+        patchings = [_with_theta(draft, thetas[number]) for number in numbers]
+        counts = np.zeros(len(numbers), np.int64)
+        with bar("Counting patches", total) as progress:
+            for shard, found in each(partial(patch_counts, dataset, patchings), shards, workers):
+                counts += found
+                progress.update(text_bytes(dataset.manifest.shards[shard]))
+        return (total / counts).tolist()
+
+    try:
+        guess = _guess(dataset, thetas, target)
+        number, realised = nearest(sizes, thetas.count, guess, thetas.cell, target)
+    except UnreachableTarget as error:
+        raise PipelineError(f"--target: {error}") from None
+    print(f"theta {thetas[number]:.6f} nats: {realised:.3f} bytes a patch in {dataset.folder}, {target} wanted")
+    if thetas.grid and abs(realised / target - 1) > CLOSE:
+        print("  that is the nearest; with --sidecar float32 the threshold would not be bound to a grid")
+    return _with_theta(draft, thetas[number])
+
+
+def patch_counts(dataset: Dataset, patchings: Sequence[PatchingSettings], shard: int) -> np.ndarray:
+    """int64 [patchings]: patches other than BOS of one shard under each; no thetas by subset."""
+    counts = np.zeros(len(patchings), np.int64)
+    lengths: list[ChunkedLengths] = []
+    for row, last in shard_rows(dataset, shard):
+        if row.part == 0:
+            lengths = [ChunkedLengths(patching) for patching in patchings]
+            counts -= 1
+        counts += [len(document.add(row.tokens(last), row.entropies, last)) for document in lengths]
+    return counts
+
+
+def _guess(dataset: Dataset, thetas: Thetas, target: float) -> int:
+    """The number of a threshold that gives about the wanted size, were there neither length limits nor rises."""
+    histogram = np.zeros(256, np.int64)
+    for entry in dataset.manifest.shards:
+        histogram += np.array(entry.entropy_histogram, np.int64)
+    grid = thetas_of("entropy", True)
+    above = histogram[::-1].cumsum()[::-1][1:]  # entropies above each value of the grid
+    return thetas.nearest(grid[int(np.argmin(np.abs(above - dataset.manifest.totals.bytes / target)))])
+
+
+def _with_theta(patching: PatchingSettings, theta: float) -> PatchingSettings:
+    return PatchingSettings.model_validate(patching.model_dump() | {"theta": theta, "thetas": {}})
+
+
+def _train(sides: Sequence[Side]) -> Dataset:
+    """The dataset that thresholds are found on."""
+    for side in sides:
+        if side.dataset.manifest.identity.split == "train":
+            return side.dataset
+    raise PipelineError(f"{sides[0].dataset.folder} is a validation split; --target is found on train")
+
+
+def _calibrated(path: Path, identity: DatasetIdentity) -> PatchingSettings:
+    file = load_patching(path)
+    recorded = identity.patcher.sha256 if identity.patcher is not None else "none"
+    if file.identity.patcher != recorded:
+        raise PipelineError(
+            f"--patching {path} was calibrated with another entropy model ({file.identity.patcher[:12]}) than made the "
+            f"dataset ({recorded[:12]})"
+        )
+    return file.patching
+
+
+def _of_tokens(folder: Path) -> dict[str, Any]:
+    """What decides patches that are the tokens of a tokenizer. Raises DatasetError when there is none in the folder."""
+    making = load_making(folder)
+    return {"tokenizer": making.identity, "max_length": making.longest}
+
+
+def _changed(own: PatchingSettings, given: dict[str, Any], find: bool) -> PatchingSettings:
+    """A dataset's own patching with what is given in its place; ``find``: theta is to be found."""
+    rule = given.get("rule") or (own.rule if own.rule in ENTROPY_RULES or not (find or "theta" in given) else "entropy")
+    values: dict[str, Any] = {"min_length": own.min_length, "max_length": own.max_length}
+    if "bpe" in (rule, own.rule):  # lengths of tokens are no limits of other patches
+        values = {}
+    elif rule == own.rule:
+        values = own.model_dump() | {"grid": False}
+    if find:
+        if rule not in ENTROPY_RULES:
+            raise PipelineError(f"--target is for the rules {', '.join(ENTROPY_RULES)}, not {rule!r}")
+        values |= {"theta": 0.0}
+    if find or "theta" in given:
+        values |= {"thetas": {}}
+    return PatchingSettings.model_validate(values | given | {"rule": rule})

@@ -1,0 +1,124 @@
+"""python -m pipeline split DATASET --out DIR --validation-fraction F: set validation documents apart, by their hash."""
+
+import argparse
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from pipeline.records import Record, sample_hash, split_of
+from pipeline.rewriting.dataset_rows import Side, require_alike, shard_documents, sides_at, stem, text_bytes
+from pipeline.rewriting.rewrite import Written, add_output_arguments, result_lines, rewrite, save_dataset
+from pipeline.settings import SPLIT_NAMES, PipelineError, ReadSettings, SplitName
+from pipeline.splits.marker import shard_stem
+from shared.errors import DatasetError
+from shared.io.identity import digest
+from shared.io.terminal import show
+from shared.settings import Settings, first_problem
+from shared.shards.content import add_content_hashes
+from shared.shards.writer import ShardWriter
+
+EPILOG = """\
+Without --seed a document falls on the side to which preprocess with the same fraction sends it: by the hash of its
+text, or of its id (what preprocess does with --split-key and the id's column). Of a folder with train/ and validation/
+both are taken together and split anew. Patches, sidecar and entropy model stay as they are.
+"""
+
+
+class HoldOutSettings(Settings):
+    """Which documents are held out."""
+
+    validation_fraction: float = Field(default=ReadSettings().validation_fraction, ge=0, le=1)
+    key: Literal["content", "id"] = "content"
+    seed: int | None = None
+    """None: as preprocess draws; another number is another draw."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
+    add, defaults = parser.add_argument, HoldOutSettings()
+    add("dataset", type=Path, metavar="DATASET", help="a dataset, or the folder above its train/ and validation/")
+    add("--validation-fraction", type=float, default=defaults.validation_fraction, metavar="F")
+    add("--key", choices=["content", "id"], default=defaults.key, help="what is hashed (content)")
+    add("--seed", type=int, metavar="N", help="another draw than that of preprocess")
+    add_output_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command; returns the exit code."""
+    try:
+        settings = HoldOutSettings(**{name: getattr(arguments, name) for name in HoldOutSettings.model_fields})
+    except ValidationError as error:
+        raise PipelineError(first_problem(error)) from None
+    sides = sides_at(arguments.dataset)
+    require_alike([side.dataset for side in sides], "split", "source")
+    request = {
+        "command": "split",
+        "settings": settings.model_dump(),
+        "sources": {side.folder: side.dataset.fingerprint for side in sides},
+    }
+    done = rewrite(arguments.out, request, lambda: HoldOut(tuple(sides), settings), arguments.workers)
+    show(result_lines(arguments.out, done, [side.dataset for side in sides_at(arguments.out)]))
+    return 0
+
+
+def side_of(record: Record, settings: HoldOutSettings) -> SplitName:
+    """train or validation, wherever the document lies now."""
+    reading = ReadSettings(validation_fraction=settings.validation_fraction)
+    key = record.id.encode() if settings.key == "id" else None
+    if settings.seed is not None:
+        drawn = sample_hash(*((record.text, settings.seed, record.spans) if key is None else (key, settings.seed)))
+        return "validation" if drawn < settings.validation_fraction * 2**64 else "train"
+    return split_of(replace(record, split=None, key=key), reading)
+
+
+@dataclass(frozen=True)
+class HoldOut:
+    """Each shard becomes one of train, one of validation, or both; one a unit."""
+
+    sides: tuple[Side, ...]
+    settings: HoldOutSettings
+    title = "Splitting"
+
+    @cached_property
+    def _units(self) -> list[tuple[Side, int, str]]:
+        """Where each shard is now, and its name without suffix in the result."""
+        shards = [(side, shard) for side in self.sides for shard in range(len(side.dataset.manifest.shards))]
+        if len(self.sides) == 1:
+            return [(side, shard, stem(side.dataset.manifest.shards[shard])) for side, shard in shards]
+        return [(side, shard, shard_stem(number, 0)) for number, (side, shard) in enumerate(shards)]
+
+    @property
+    def sizes(self) -> list[int]:
+        return [text_bytes(side.dataset.manifest.shards[shard]) for side, shard, _ in self._units]
+
+    def write(self, unit: int, out: Path) -> Written:
+        side, shard, name = self._units[unit]
+        manifest = side.dataset.manifest
+        writers: dict[SplitName, ShardWriter] = {}
+        with ExitStack() as stack:
+            for record, rows in shard_documents(side.dataset, shard):
+                split = side_of(record, self.settings)
+                if split not in writers:
+                    writer = ShardWriter(out / split, name, manifest.identity.format, manifest.identity.sidecar)
+                    writers[split] = stack.enter_context(writer)
+                for row, last in rows:
+                    writers[split].add(row, last)
+        found = add_content_hashes(writer.entry.content_hash for writer in writers.values())
+        if found != manifest.shards[shard].content_hash:
+            path = side.dataset.folder / manifest.shards[shard].name
+            raise DatasetError(f"{path}: its documents are not those that its manifest lists; verify {path.parent}")
+        return Written(shards={split: [writer.entry] for split, writer in writers.items()})
+
+    def finish(self, out: Path, written: Sequence[Written]) -> None:
+        first = self.sides[0].dataset
+        fingerprints = [side.dataset.fingerprint for side in self.sides]
+        source = digest({"split": self.settings.model_dump(), "of": fingerprints})
+        for name in SPLIT_NAMES:
+            identity = first.manifest.identity.model_copy(update={"split": name, "source": source})
+            entries = [entry for unit in written for entry in unit.shards.get(name, [])]
+            save_dataset(out / name, identity, entries, first)

@@ -1,0 +1,93 @@
+"""python -m pipeline status DIR: how far a run is, whether it still runs, what went wrong. Changes nothing."""
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.charts import bar, duration, size
+from pipeline.run.progress import load_progress
+from pipeline.run.run_folder import finished_run, holder, load_run
+from pipeline.settings import PipelineError
+from pipeline.splits.logs import log_path
+from pipeline.splits.marker import DEAD_LETTERS, Counts, read_marker
+from pipeline.splits.run_file import FAILURES, RUN_FILE
+from shared.io.terminal import show
+
+STALE_SECONDS = 60.0
+"""A driver that says nothing for so long hangs, or waits for its cluster."""
+SHOWN = 10
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", type=Path, metavar="DIR", help="what preprocess was given as --out")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print where a run stands; 0 when it is finished or runs, 1 when it is dead or something failed."""
+    lines, fine = status(arguments.out)
+    show(lines)
+    return 0 if fine else 1
+
+
+def _what(out: Path) -> str:
+    """What a folder is that holds no run of preprocess."""
+    if not out.is_dir():
+        return "does not exist" if not out.exists() else "is a file"
+    if (out / "metrics.jsonl").exists():
+        return "is a training run (its report.html and metrics.jsonl say how far it is)"
+    return "holds no run of preprocess"
+
+
+def status(out: Path) -> tuple[list[str], bool]:
+    """Lines about a run, and whether nobody needs to do anything about it. Raises PipelineError where there is none."""
+    recorded = load_run(out) if (out / RUN_FILE).is_file() else None
+    if recorded is None:
+        raise PipelineError(f"{out} {_what(out)}; give the --out of a preprocess run")
+    splits = recorded.plan.splits
+    found = [marker for split in splits if (marker := read_marker(out, split.number, recorded.digest)) is not None]
+    failed = sorted((out / FAILURES).glob("*.txt"))
+    process = holder(out)
+    if process is not None:
+        state = f"running (process {process})"
+    elif finished_run(out, recorded) is not None:
+        state = "finished"
+    else:
+        state = "stopped; rerun the same command to resume"
+    done = sum(splits[marker.split].bytes for marker in found)
+    total = recorded.plan.bytes
+    counts = sum((marker.counts for marker in found), Counts())
+    lines = [f"{out}: {state}"]
+    lines.append(f"  {bar(done, total) or '|'}  {done / total if total else 1:.1%} of {size(total)}")
+    lines.append(
+        f"  {len(found)} of {len(splits)} splits, {counts.documents:,} documents, {size(counts.document_bytes)} of text"
+    )
+    if counts.dead:
+        lines.append(f"  {counts.dead:,} dead letters in {out / DEAD_LETTERS}")
+    if process is not None:
+        lines += _pace(out)
+    for path in failed[:SHOWN]:
+        number = int(path.stem)
+        lines.append(
+            f"  failed: split {number}: {path.read_text().partition(chr(10))[0]}  (log: {log_path(out, number)})"
+        )
+    if len(failed) > SHOWN:
+        lines.append(f"  and {len(failed) - SHOWN} more in {out / FAILURES}")
+    return lines, not failed and (process is not None or state == "finished")
+
+
+def _pace(out: Path) -> Iterator[str]:
+    """What the driver of a run that goes on said last."""
+    progress = load_progress(out)
+    if progress is None:
+        return
+    left = progress.seconds_left
+    line = f"  {progress.step.lower()} on {progress.host}: {size(round(progress.rate))}/s"
+    if left is not None:
+        line += f", {duration(left)} left"
+    if (cost := progress.hours_per_gigabyte) is not None:
+        line += f", {cost:.3g} {progress.device}-hours/GB"
+    yield line
+    silent = time.time() - progress.updated
+    if silent > STALE_SECONDS:
+        yield f"  the last news are {duration(silent)} old: its workers are slow, or wait for machines"

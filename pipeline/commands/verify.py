@@ -1,0 +1,361 @@
+"""python -m pipeline verify DATASET: read a dataset again and check everything that can be checked without a model."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.progress import bar
+from pipeline.rewriting.dataset_rows import require_kept, stem, text_bytes
+from pipeline.rewriting.parquet_export import Source, exports_at, figures
+from pipeline.scoring.cut import cutter_of
+from pipeline.scoring.replay import replayable
+from shared.bpe.encoder import SubwordEncoder
+from shared.bpe.folder import check_tokenizer
+from shared.errors import DatasetError, IdentityError, ModelFileError
+from shared.io.terminal import one_line
+from shared.model_folder.identity import model_sha256
+from shared.patching.grid import quantise
+from shared.shards.content import ShardContent, check_order, check_row, meta_problem
+from shared.shards.dataset import Dataset, columns_row
+from shared.shards.document import Row
+from shared.shards.formats.parquet import SUFFIX
+from shared.shards.formats.sidecar import sidecar_name
+from shared.shards.index import COLUMNS, FOLLOWING, IndexWriter, ShardIndex, index_name
+from shared.shards.manifest import PATCHER_FOLDER
+from shared.shards.open import find_datasets, open_dataset
+from shared.shards.writer import SUFFIXES
+from shared.vocabulary import VOCABULARY_SIZE, is_special
+
+LISTED = 20
+"""Problems of one shard that are listed; the others are counted."""
+
+Progress = Callable[[int], object]
+"""Hears how many bytes of text are done."""
+
+
+@dataclass
+class Verification:
+    """What checking one dataset has found."""
+
+    problems: list[str] = field(default_factory=list)
+    """One line each; names the file."""
+    documents: int = 0
+    replayed: int = 0
+    """Documents whose boundaries were found again and compared."""
+    text_bytes: int = 0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", type=Path, help="folder of a dataset, or the one above its train/ and validation/")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Verify and report; 0 when everything holds, 1 when something does not."""
+    damaged = False
+    try:
+        if exports := exports_at(arguments.dataset):
+            problems = [_report_export(source) for source in exports]
+            return int(any(problems))
+        folders = find_datasets(arguments.dataset)
+    except DatasetError as error:
+        print(f"patchwork: error: {one_line(error)}", file=sys.stderr)
+        return 1
+    for folder in folders:
+        try:
+            dataset = open_dataset(folder)
+        except DatasetError as error:
+            print(one_line(error))
+            damaged = True
+            continue
+        total = dataset.manifest.totals.bytes
+        with bar(f"verify {folder.name}", total) as shown:
+            verification = verify(dataset, shown.update)
+        for problem in verification.problems:
+            print(one_line(problem))
+        print(one_line(summary(dataset, verification)))
+        damaged |= bool(verification.problems)
+    return int(damaged)
+
+
+def _report_export(source: Source) -> bool:
+    """Verify an export and print what came of it; whether something does not hold."""
+    found = verify_export(source)
+    for problem in found.problems:
+        print(one_line(problem))
+    count = len(found.problems)
+    print(
+        f"{source.dataset.folder}: {len(source.dataset.manifest.shards)} Parquet files, {found.documents} documents, "
+        f"{found.text_bytes} bytes; " + ("no problem" if not count else f"PROBLEMS: {count}")
+    )
+    return bool(count)
+
+
+def verify_export(source: Source) -> Verification:
+    """Check the Parquet files that were exported from a dataset: hashes, pages, rows and totals."""
+    found = Verification(problems=list(_identity_problems(source.dataset)))
+    for shard, entry in enumerate(source.dataset.manifest.shards):
+        try:
+            require_kept(source.dataset.folder, entry, figures(_with_sound_meta(source.batches(shard))))
+        except DatasetError as error:
+            found.problems.append(str(error))
+        except ValueError as error:  # of a row
+            found.problems.append(f"{source.dataset.folder / (stem(entry) + SUFFIX)}: {error}")
+        found.documents += sum(totals.documents for totals in entry.subsets.values())
+        found.text_bytes += text_bytes(entry)
+    return found
+
+
+def _with_sound_meta(batches: Iterable[Sequence[Row]]) -> Iterator[Sequence[Row]]:
+    """The same batches. Raises ValueError for a row whose other columns are not a JSON object."""
+    number = 0
+    for batch in batches:
+        for row in batch:
+            if (wrong := meta_problem(row)) is not None:
+                raise ValueError(f"row {number}: {wrong}")
+            number += 1
+        yield batch
+
+
+def summary(dataset: Dataset, verification: Verification) -> str:
+    """One line: what was checked, and whether it holds."""
+    patching = dataset.manifest.identity.patching
+    checked = (
+        f"{len(dataset.manifest.shards)} shards, {verification.documents} documents, {verification.text_bytes} bytes"
+    )
+    if not patching.patched:
+        boundaries = "unpatched"
+    elif not replayable(patching, dataset.manifest.identity.sidecar):
+        boundaries = (
+            f"boundaries not found again: rule {patching.rule!r} needs entropies that the sidecar does not hold"
+        )
+    else:
+        boundaries = f"boundaries of {verification.replayed} documents found again"
+    count = len(verification.problems)
+    return f"{dataset.folder}: {checked}; {boundaries}; " + ("no problem" if not count else f"PROBLEMS: {count}")
+
+
+def verify(dataset: Dataset, progress: Progress = lambda count: None) -> Verification:
+    """Check files, indexes, rows, sidecars, boundaries and totals of a dataset.
+
+    ``progress`` is called with the number of bytes read.
+    """
+    found = Verification()
+    found.problems += _identity_problems(dataset)
+    found.problems += _unlisted_files(dataset)
+    for shard in range(len(dataset.manifest.shards)):
+        problems = dataset.damaged_files(shard)
+        # A damaged file is not looked into: what it holds would only repeat that it is damaged.
+        if not problems:
+            try:
+                problems = list(_shard_problems(dataset, shard, found, progress))
+            except DatasetError as error:
+                problems = [str(error)]
+        found.problems += problems[:LISTED]
+        if len(problems) > LISTED:
+            path = dataset.folder / dataset.manifest.shards[shard].name
+            found.problems.append(f"{path}: {len(problems) - LISTED} more problems")
+    return found
+
+
+def _identity_problems(dataset: Dataset) -> Iterator[str]:
+    """Whether the entropy model that the dataset carries is the one that made it (law 7)."""
+    identity = dataset.manifest.identity
+    folder = dataset.folder / PATCHER_FOLDER
+    if identity.patching.needs_entropy and identity.patcher is None:
+        yield f"{dataset.folder}: rule {identity.patching.rule!r} needs an entropy model, but the manifest names none"
+    if identity.patching.tokenizer is not None:
+        try:
+            check_tokenizer(dataset.tokenizer, identity.patching.tokenizer)
+        except (DatasetError, IdentityError) as error:
+            yield str(error)
+    if identity.patcher is None:
+        return
+    try:
+        sha256 = model_sha256(folder)
+    except ModelFileError as error:
+        yield str(error)
+        return
+    if sha256 != identity.patcher.sha256:
+        recorded = identity.patcher.sha256
+        yield f"{folder} is not the entropy model of this dataset: sha256 {sha256}, manifest says {recorded}"
+
+
+def _unlisted_files(dataset: Dataset) -> Iterator[str]:
+    """Shard files that the manifest does not know."""
+    names = [entry.name for entry in dataset.manifest.shards]
+    known = {*names, *map(index_name, names), *map(sidecar_name, names)}
+    endings = tuple(SUFFIXES.values())
+    endings += tuple(map(index_name, endings)) + tuple(map(sidecar_name, endings))
+    for path in sorted(dataset.folder.iterdir()):
+        if path.name.endswith(endings) and path.name not in known:
+            yield f"{path}: the manifest does not list it"
+
+
+def _shard_problems(dataset: Dataset, shard: int, found: Verification, progress: Progress) -> Iterator[str]:
+    """Everything about one shard whose files are whole. Raises DatasetError when it cannot be decoded."""
+    entry = dataset.manifest.shards[shard]
+    path = dataset.folder / entry.name
+    index = dataset.stored_index(shard)
+    batches = dataset.batch_count(shard)
+    if batches != len(index.batch_starts) - 1:
+        yield f"{path}: {batches} record batches, its index says {len(index.batch_starts) - 1}"
+        return
+    content, rebuilt, document = ShardContent(), IndexWriter(), Document(dataset)
+    previous: Row | None = None
+    yield from _offset_problems(dataset, shard, index)
+    for batch, rows in enumerate(_batches_with_last(dataset, shard, batches)):
+        for number, (row, last, grid_values) in enumerate(rows, int(index.batch_starts[batch])):
+            try:
+                check_order(previous, row)
+                check_row(row, last)
+            except ValueError as error:
+                yield f"{path}: batch {batch}: {error}"
+                document.spoil()
+            if (wrong := meta_problem(row)) is not None:
+                yield f"{path}: row {number}: {wrong}"
+            previous = row
+            content.add(row, last, grid_values)
+            for problem in document.add(row, last):
+                yield f"{path}: batch {batch}: {problem}"
+            found.documents += last
+            found.text_bytes += len(row.text)
+            progress(len(row.text))
+        start, stop = (int(bound) for bound in index.batch_starts[batch : batch + 2])
+        if len(rows) != stop - start:
+            yield f"{path}: batch {batch} has {len(rows)} rows, its index says {stop - start}"
+            return
+        rebuilt.add_batch([(row, last) for row, last, _ in rows], index.offset[start:stop].tolist())
+    found.replayed += document.replayed
+
+    for column, place in _differing_columns(rebuilt.index(), index):
+        yield f"{dataset.folder / index_name(entry.name)}: column {column!r} is not what row {place} of the shard says"
+    for key, value in content.figures().items():
+        if key == "entropy_histogram" and entry.sidecar_sha256 is None:
+            continue  # nothing to count it from
+        recorded = getattr(entry, key)
+        if value != recorded:
+            yield f"{path}: {key} is {_short(value)}, manifest says {_short(recorded)}"
+
+
+def _offset_problems(dataset: Dataset, shard: int, index: ShardIndex) -> Iterator[str]:
+    """Offsets that the format of the shard does not have; those of a tar's members are compared as it is read."""
+    path = dataset.folder / index_name(dataset.manifest.shards[shard].name)
+    if dataset.manifest.identity.format == "webdataset":
+        if len(index) and index.offset[0]:
+            yield f"{path}: row 0 has the offset {index.offset[0]}; the first member of a tar is at 0"
+        return
+    for row in np.flatnonzero(index.offset != -1)[:1].tolist():
+        yield f"{path}: row {row} has the offset {index.offset[row]}; rows of Arrow shards have -1"
+
+
+def _differing_columns(ours: ShardIndex, stored: ShardIndex) -> Iterator[tuple[str, int]]:
+    """Columns on which two indexes of equal length differ, with the first such row."""
+    agree = (ours.bytes == stored.bytes) & (ours.last == stored.last)
+    for column in COLUMNS:
+        one, two = getattr(ours, column), getattr(stored, column)
+        if column == "subset":
+            one, two = np.array(ours.subset_names)[one], np.array(stored.subset_names)[two]
+        differing = one != two
+        if column in FOLLOWING:  # of plain text they say the same once more
+            differing &= agree
+        if differing.any():
+            yield column, int(np.argmax(differing))
+
+
+def _batches_with_last(
+    dataset: Dataset, shard: int, batches: int
+) -> Iterator[list[tuple[Row, bool, np.ndarray | None]]]:
+    """For each batch its rows with entropies, whether their document ends there, and their grid values."""
+    scored = dataset.manifest.shards[shard].sidecar_sha256 is not None
+    held: list[tuple[Row, np.ndarray | None]] = []
+    for batch in range(batches + 1):
+        following: list[tuple[Row, np.ndarray | None]] = []
+        if batch < batches:
+            columns = dataset.stored_batch(shard, batch)
+            values = dataset.stored_entropies(shard, batch) if scored else [None] * len(columns)
+            if len(values) != len(columns):
+                name = dataset.folder / sidecar_name(dataset.manifest.shards[shard].name)
+                raise DatasetError(f"{name}: batch {batch} has {len(values)} rows, the shard {len(columns)}")
+            for row, stored in enumerate(values):
+                grid = quantise(stored) if stored is not None and stored.dtype != np.uint8 else stored
+                following.append((columns_row(columns, row, stored), grid))
+        if held:
+            ends = [row.part == 0 for row, _ in held[1:]] + [not following or following[0][0].part == 0]
+            yield [(row, last, grid) for (row, grid), last in zip(held, ends)]
+        held = following
+
+
+class Document:
+    """The document being read: its patch lengths are within the limits, and are those that the rule gives."""
+
+    def __init__(self, dataset: Dataset):
+        self._patching = dataset.manifest.identity.patching
+        self._replayable = replayable(self._patching, dataset.manifest.identity.sidecar)
+        self._largest = VOCABULARY_SIZE + len(dataset.manifest.identity.specials)
+        self._spoiled = False
+        self._encoder = SubwordEncoder(dataset.tokenizer) if self._patching.rule == "bpe" else None
+        self._cutter = cutter_of(self._patching, self._encoder)
+        self._stored = self._found = np.zeros(0, np.uint16)
+        self._compared = 0
+        """Tokens whose boundaries were found again."""
+        self.replayed = 0
+
+    def spoil(self) -> None:
+        """Something is wrong with the document already; its boundaries would only say so again."""
+        self._spoiled = True
+
+    def add(self, row: Row, last: bool) -> Iterator[str]:
+        """Take the next part and yield what is wrong with it."""
+        name = f"document {row.id!r}" + (f" part {row.part}" if row.part or not last else "")
+        lengths = row.patch_lengths
+        if (lengths is not None) != self._patching.patched:
+            yield f"{name} is {'un' if lengths is None else ''}patched, the rule is {self._patching.rule!r}"
+            self._spoiled = True
+        elif lengths is not None and len(lengths):
+            yield from self._limits(name, row, lengths, last)
+        if row.spans is not None and int(row.spans.specials.max()) >= self._largest:
+            yield f"{name}: special id {int(row.spans.specials.max())}; the manifest names those below {self._largest}"
+        if self._replayable and not self._spoiled:
+            yield from self._replay(row, last)
+        if last:
+            self._spoiled = False
+
+    def _limits(self, name: str, row: Row, lengths: np.ndarray, last: bool) -> Iterator[str]:
+        """A special id ends its patch, whatever the minimum."""
+        if (longest := int(lengths.max())) > self._patching.max_length:
+            yield f"{name}: a patch of {longest} tokens, longer than max_length {self._patching.max_length}"
+        inner = lengths[int(row.part == 0) : len(lengths) - int(last)]
+        if row.spans is not None and int(lengths.sum(dtype=np.int64)) == row.size + (row.part == 0) + last:
+            inner = lengths[~is_special(row.tokens(last)[np.cumsum(lengths, dtype=np.int64) - 1])]
+        if len(inner) and (shortest := int(inner.min())) < self._patching.min_length:
+            yield f"{name}: a patch of {shortest} tokens, shorter than min_length {self._patching.min_length}"
+
+    def _replay(self, row: Row, last: bool) -> Iterator[str]:
+        """Find the boundaries of a part again; of its last patch it may only be known later where that ends."""
+        if row.part == 0:
+            self._cutter = cutter_of(self._patching.for_subset(row.subset), self._encoder)
+            self._stored = self._found = np.zeros(0, np.uint16)
+            self._compared = 0
+        assert row.patch_lengths is not None
+        found = self._cutter.add(row.tokens(last), row.entropies if self._patching.needs_entropy else None, last)
+        stored, found = np.append(self._stored, row.patch_lengths), np.append(self._found, found)
+        common = min(len(stored), len(found))
+        differing = np.flatnonzero(stored[:common] != found[:common])
+        if len(differing) or (last and len(stored) != len(found)):
+            patch = int(differing[0]) if len(differing) else common
+            position = self._compared + int(stored[:patch].sum(dtype=np.int64))
+            yield f"document {row.id!r}: stored boundaries are not those of the rule, from token {position} on"
+            self._spoiled = True
+            return
+        self._compared += int(stored[:common].sum(dtype=np.int64))
+        self._stored, self._found = stored[common:], found[common:]
+        self.replayed += last
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."

@@ -1,0 +1,387 @@
+"""From an input as it was typed to the files that it stands for: a path, a glob, or a URL with or without one."""
+
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from pipeline.inputs.choosing import (
+    LeftOut,
+    data_files,
+    dataset_left_out,
+    file_left_out,
+    folder_left_out,
+    named_splits,
+    printable,
+    without_notes,
+)
+from pipeline.inputs.foreign_folders import (
+    current_snapshot,
+    hub_repository,
+    is_our_run,
+    listed_files,
+    read_state,
+)
+from pipeline.inputs.globs import EVERYTHING, Glob, Place, has_magic, split_glob
+from pipeline.read.content import NoText, format_in
+from pipeline.read.format_names import OWN_FILE, Format, named, suffix_left_out
+from pipeline.read.storage import Stamp, stamp, stamp_of
+from pipeline.settings import SPLIT_NAMES, PipelineError, ReadSettings, SplitName
+from pipeline.transient_errors import retried
+from shared.errors import DatasetError, StorageError
+from shared.io.storage import file_system, is_url, local_path, open_binary, without_query
+from shared.shards.index import index_name
+from shared.shards.manifest import MANIFEST_NAME, load_manifest
+
+OWN_FOLDER = "the folder of this run"
+_LINKS, _SPECIAL = "symbolic links", "no regular files"
+_NOT_UTF8 = "names that are not UTF-8: rename them"
+_BLOBS = "blobs and older snapshots of a cache of the Hub"
+_UNFINISHED = "runs of preprocess that are not finished"
+_READABLE = "text, JSON, Parquet, Arrow, WebDataset, WET or a dataset"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file that will be read."""
+
+    root: str
+    """Absolute folder or URL."""
+    path: str
+    stamp: Stamp
+    format: Format
+    split: SplitName | None = None
+    query: str = ""
+    """What follows the path in a URL, with its question mark."""
+
+    @property
+    def location(self) -> str:
+        return f"{self.root}/{self.path}"
+
+
+Known = Callable[[str, str, Stamp], Format | None]
+"""The format of a file (root, path, stamp) that was looked at before."""
+
+
+class _Below(NamedTuple):
+    """A folder to be entered."""
+
+    folder: Path
+    place: Place
+
+
+@dataclass
+class Search:
+    """How inputs are looked through, and what is left out on the way."""
+
+    reading: ReadSettings
+    known: Known = lambda root, path, at: None
+    out: Path | None = None
+    """The folder of the run, which is no part of its input."""
+    left_out: LeftOut = field(default_factory=LeftOut)
+
+    def find(self, text: str) -> list[Found | Path]:
+        """The files of one input, and the folders of our own datasets in it. What is left out is counted by reason.
+
+        Raises PipelineError for an input that cannot be used.
+        """
+        text = local_path(text)
+        if is_url(text):
+            return [*_find_remote(text, self)]
+        require_local(text)
+        path = Path(text)
+        _require_utf8(str(path.resolve()))
+        if folders := dataset_folders(path):
+            return [*folders]
+        if path.is_dir():
+            return self._below(path)
+        if not path.exists() and has_magic(text):
+            folder, pattern = split_glob(text, os.path.isdir)
+            return _require(text, self._below(Path(folder), Glob(pattern)), self.left_out)
+        if not path.is_file():
+            raise PipelineError(f"{text}: not a file; give {_READABLE}")
+        folder, at = str(path.parent.resolve()), stamp(text)
+        return [Found(folder, path.name, at, self.format_by_name_given(folder, path.name, at, text))]
+
+    def format_by_name_given(self, root: str, path: str, at: Stamp, shown: str, query: str = "") -> Format:
+        """That of a file that was given itself. Raises PipelineError for one that cannot be read."""
+        try:
+            if self.reading.input_format is None and (reason := suffix_left_out(path)):
+                raise NoText(reason)
+            return self.format(root, path, at, query)
+        except NoText as why:
+            raise PipelineError(f"{shown}: {why}; give {_READABLE}, or say --input-format") from None
+
+    def format(self, root: str, path: str, at: Stamp, query: str = "") -> Format:
+        """The format of a file: by its content, of a remote one only where its name is unclear. Raises NoText."""
+        name, location = named(PurePosixPath(path).name), f"{root}/{path}{query}"
+        if (known := self.known(root, path, at)) is not None:
+            return known
+        if at.size == 0 or (is_url(location) and (name.clear or self.reading.input_format is not None)):
+            return Format(self.reading.input_format or name.kind or "text", name.compression)
+        try:
+            return retried(lambda: _looked_at(location, path, self.reading))
+        except OSError as error:
+            raise PipelineError(f"{without_query(location)} cannot be read: {error.strerror or error}") from None
+
+    def _below(self, folder: Path, wanted: Glob = EVERYTHING) -> list[Found | Path]:
+        """Everything in a folder that is wanted, sorted by path."""
+        root = folder.resolve()
+        datasets: list[str] = []
+        files: dict[str, Stamp] = {}
+        links: list[str] = []
+        for relative, found in self._walk(root, root, wanted, wanted.start):
+            if found is None:
+                if reason := dataset_left_out(relative, self.reading, self.left_out.globs):
+                    self.left_out.add(reason, relative)
+                else:
+                    datasets.append(relative)
+            elif reason := file_left_out(relative, self.reading, self.left_out.globs):
+                self.left_out.add(reason, relative)
+            elif isinstance(found, Path):
+                links.append(relative)
+            else:
+                files[relative] = found
+        self._follow(root, links, files)
+        entries: dict[str, Found | Path] = {}
+        for entry in self.chosen(str(root), files, wanted):
+            entries[entry.path] = entry
+        entries |= {path: root / path for path in datasets}
+        return [entries[path] for path in sorted(entries)]
+
+    def chosen(self, root: str, files: Mapping[str, Stamp], wanted: Glob) -> Iterator[Found]:
+        """Those of the files in one input that hold data for training, with their formats."""
+
+        def listed(folder: str) -> list[str] | None:
+            where = f"{root}/{folder}/state.json" if folder != "." else f"{root}/state.json"
+            return listed_files(retried(lambda: read_state(where)), where)
+
+        def unwanted(path: str) -> bool:
+            return not wanted.chooses(path) or file_left_out(path, self.reading, set()) is not None
+
+        formats: dict[str, Format] = {}
+        for path in data_files(files, listed, self.left_out, unwanted):
+            if files[path].size == 0 and path.lower().endswith(".lock"):
+                self.left_out.add(OWN_FILE, path)
+                continue
+            try:
+                formats[path] = self.format(root, path, files[path])
+            except NoText as why:
+                self.left_out.add(str(why), path)
+        kinds = {path: found.kind for path, found in formats.items()}
+        kept = without_notes(kinds, {path for path in kinds if files[path].size == 0}, self.left_out)
+        splits: dict[str, SplitName | None] = dict.fromkeys(kept)
+        if self.reading.named_splits == "keep":
+            splits = named_splits({path: kinds[path] for path in kept}, self.left_out)
+        for path, split in splits.items():
+            yield Found(root, path, files[path], formats[path], split)
+
+    def _walk(self, root: Path, folder: Path, wanted: Glob, place: Place) -> Iterator[tuple[str, Stamp | Path | None]]:
+        """Files below a folder with stamps, links (as paths), and our datasets, as far as they are wanted.
+
+        No link to a folder is followed, and no folder is entered that holds nothing which could be wanted. Folders may
+        lie as deep inside each other as the system allows.
+        """
+        levels = [self._entries(root, folder, wanted, place)]
+        while levels:
+            for found in levels[-1]:
+                if isinstance(found, _Below):
+                    levels.append(self._entries(root, found.folder, wanted, found.place))
+                    break
+                yield found
+            else:
+                levels.pop()
+
+    def _entries(
+        self, root: Path, folder: Path, wanted: Glob, place: Place
+    ) -> "Iterator[tuple[str, Stamp | Path | None] | _Below]":
+        """The same of one folder, with the folders to be entered."""
+        try:
+            entries = sorted(os.scandir(folder), key=lambda e: e.name)
+        except OSError as error:
+            raise PipelineError(f"{folder} cannot be read: {error.strerror}") from None
+        names = {entry.name for entry in entries if not entry.is_symlink() and entry.is_dir()}
+        passed = {"blobs", "refs"} if {"blobs", "snapshots"} <= names else set()
+        current = current_snapshot(folder.parent) if folder.name == "snapshots" else None
+        for entry in entries:
+            if not (at := wanted.step(place, entry.name)):
+                continue
+            path, chosen = Path(entry.path), wanted.matches(at)
+            relative = path.relative_to(root).as_posix()
+            if not _is_utf8(relative):
+                if entry.is_dir(follow_symlinks=False):
+                    reason = folder_left_out(relative, self.reading, self.left_out.globs)
+                elif chosen:
+                    reason = file_left_out(relative, self.reading, self.left_out.globs)
+                else:
+                    continue
+                self.left_out.add(reason or _NOT_UTF8, relative)
+            elif entry.is_symlink():
+                if chosen:
+                    yield relative, path
+            elif entry.is_dir():
+                if path == self.out:
+                    self.left_out.add(OWN_FOLDER, relative)
+                elif reason := folder_left_out(relative, self.reading, self.left_out.globs):
+                    self.left_out.add(reason, relative)
+                elif entry.name in passed or (current is not None and entry.name != current):
+                    self.left_out.add(_BLOBS, relative)
+                elif datasets := list(filter(_is_ours, dataset_folders(path))):
+                    if is_our_run(path) and len(datasets) < len(SPLIT_NAMES):
+                        self.left_out.add(_UNFINISHED, relative)
+                    else:
+                        below = (dataset.relative_to(root).as_posix() for dataset in datasets)
+                        yield from ((dataset, None) for dataset in below if wanted.chooses(dataset))
+                elif is_our_run(path):
+                    self.left_out.add(_UNFINISHED, relative)
+                else:
+                    yield _Below(path, at)
+            elif not chosen:
+                continue
+            elif not entry.is_file():
+                self.left_out.add(_SPECIAL, relative)
+            else:
+                yield relative, Stamp.of(entry.stat())
+
+    def _follow(self, root: Path, links: list[str], files: dict[str, Stamp]) -> None:
+        """Add the links to files in the same input, or in the same repository of a Hub cache, that are not read yet."""
+        repository = hub_repository(root)
+        read = {str(root / path) for path in files} if links else set()
+        for relative in links:
+            target = Path(os.path.realpath(root / relative))
+            within = target.is_relative_to(root) or (repository is not None and target.is_relative_to(repository))
+            ours = self.out is not None and target.is_relative_to(self.out)
+            if within and not ours and target.is_file() and str(target) not in read:
+                read.add(str(target))
+                files[relative] = Stamp.of(target.stat())
+            else:
+                self.left_out.add(_LINKS, relative)
+
+
+def dataset_folders(path: Path) -> list[Path]:
+    """The datasets that a path stands for: itself, or its train/ and validation/; none if it is something else."""
+    if (path / MANIFEST_NAME).is_file():
+        return [path]
+    return [path / name for name in SPLIT_NAMES if (path / name / MANIFEST_NAME).is_file()]
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder with a manifest is one of our datasets: others have files called manifest.json, too."""
+    try:
+        load_manifest(folder)
+    except DatasetError:
+        return False
+    return True
+
+
+def _looked_at(location: str, path: str, reading: ReadSettings) -> Format:
+    with open_binary(location) as file:
+        return format_in(file, named(PurePosixPath(path).name), reading)
+
+
+def _find_remote(url: str, search: Search) -> Iterator[Found | Path]:
+    shown = without_query(url)
+    try:
+        yield from _remote(url, search)
+    except PipelineError:
+        raise
+    except StorageError as error:
+        raise PipelineError(str(error)) from None
+    except FileNotFoundError:
+        raise PipelineError(f"{shown}: there is no such file or directory") from None
+    except Exception as error:  # each store has errors of its own
+        said = without_query(" ".join(str(error).split()))
+        raise PipelineError(f"{shown}: {type(error).__name__}: {said}") from None
+
+
+def _remote(url: str, search: Search) -> Iterator[Found | Path]:
+    single = urlsplit(url).scheme in ("http", "https")  # these have no listing
+    folder, pattern = split_glob(url) if has_magic(url) and not single else (url.rstrip("/"), None)
+    fs, base = file_system(folder)
+    fs.invalidate_cache()
+    if pattern is None and (single or retried(lambda: fs.isfile(base))):
+        address, mark, query = url.partition("?") if single else (url, "", "")
+        root, _, name = address.rpartition("/")
+        if mark and not named(name).clear:
+            name, mark, query = f"{name}?{query}", "", ""  # it says which file is meant
+        at = stamp_of(retried(lambda: fs.info(base)))
+        found = search.format_by_name_given(root, name, at, without_query(url), mark + query)
+        yield Found(root, name, at, found, query=mark + query)
+        return
+    base = base.rstrip("/")
+    listing = retried(lambda: fs.find(base, detail=True))
+    infos = {name.removeprefix(base).lstrip("/"): info for name, info in listing.items()}
+    if not infos:
+        raise FileNotFoundError(url)
+    if ours := _our_dataset(infos):
+        raise PipelineError(f"{folder}/{ours}: one of our datasets; they are read from disks, so copy it first")
+    wanted = Glob(pattern) if pattern is not None else EVERYTHING
+    files: dict[str, Stamp] = {}
+    for relative in filter(wanted.chooses, sorted(infos)):
+        if not relative or relative.endswith("/"):  # what some stores keep in place of a folder
+            continue
+        above = PurePosixPath(relative).parents[:-1]
+        used = search.left_out.globs
+        reasons = (folder_left_out(folder.as_posix(), search.reading, used) for folder in above)
+        if reason := next(filter(None, reasons), None) or file_left_out(relative, search.reading, used):
+            search.left_out.add(reason, relative)
+        elif not _is_utf8(relative):
+            search.left_out.add(_NOT_UTF8, relative)
+        else:
+            files[relative] = stamp_of(infos[relative])
+    entries = [*search.chosen(folder, files, wanted)]
+    yield from entries
+    if pattern is not None:
+        _require(url, entries, search.left_out)
+
+
+def _our_dataset(paths: Collection[str]) -> str | None:
+    """The folder of one of our datasets among remote files, by its manifest and the indexes beside it."""
+    indexed = {PurePosixPath(path).parent for path in paths if path.endswith(index_name(""))}
+    folders = [PurePosixPath(path).parent for path in paths if PurePosixPath(path).name == MANIFEST_NAME]
+    return next((str(folder) for folder in folders if folder in indexed), None)
+
+
+def _require(text: str, found: list, left_out: LeftOut) -> list:
+    if not found:
+        raise PipelineError(f"{text}: the pattern matches no file that can be read{seen(left_out)}")
+    return found
+
+
+def seen(left_out: LeftOut) -> str:
+    """What was seen and is not read, as the end of a sentence."""
+    parts = [
+        f"{count} left out as {reason}: {', '.join(left_out.names[reason])}"
+        + (", ..." * (count > len(left_out.names[reason])))
+        for reason, count in left_out.counts.items()
+    ]
+    return f"; {'; '.join(parts)}" if parts else ""
+
+
+def _is_utf8(path: str) -> bool:
+    """Whether a path can stand in a plan and in an id; the bytes of others are halves of pairs in it."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _require_utf8(path: str) -> None:
+    """Raise PipelineError for an input whose absolute path cannot stand in a plan."""
+    if not _is_utf8(path):
+        raise PipelineError(f"{printable(path)}: the name is not UTF-8; rename it")
+
+
+def require_local(text: str) -> None:
+    """Raise PipelineError for an input on a disk that is not there. Quick, and the same that `Search.find` says."""
+    text = local_path(text)
+    if is_url(text) or Path(text).exists():
+        return
+    if not has_magic(text):
+        raise PipelineError(f"{text}: there is no such file or directory")
+    folder, _ = split_glob(text, os.path.isdir)
+    if not os.path.isdir(folder):
+        raise PipelineError(f"{text}: there is no folder {folder}")

@@ -1,0 +1,154 @@
+"""One file looked at before any work: its identity, and the pieces that it can be cut into."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from pipeline.inputs.finding import Found
+from pipeline.plan import PIECES_OF_COMPRESSED, Piece, SourceFile, byte_pieces, row_pieces
+from pipeline.read.checked import LineChecks, range_digest
+from pipeline.read.formats.arrow_ipc import batch_ranges, batch_sizes
+from pipeline.read.formats.parquet import row_group_ranges, row_group_sizes
+from pipeline.read.storage import DATA_ERRORS, reason_in
+from pipeline.read.streams import DamagedStream, chunks
+from pipeline.settings import PipelineError, ReadSettings
+from pipeline.transient_errors import retried
+from shared.io.storage import is_url, open_binary
+
+MOST_TABLE_BYTES = 2**50
+"""That the batches or row groups of a file may say that they hold; of more their sizes are not believed."""
+
+
+def survey_file(found: Found, cut_bytes: int, reading: ReadSettings) -> SourceFile:
+    """The file as the plan holds it. Bad content is no matter here: reading meets it again and says so.
+
+    Raises PipelineError for a file that the system cannot read.
+    """
+    at = found.stamp
+    file = SourceFile(
+        root=found.root,
+        path=found.path,
+        kind=found.format.kind,
+        compression=found.format.compression,
+        size=at.size,
+        mtime_ns=at.mtime_ns,
+        changed_ns=at.changed_ns,
+        inode=at.inode,
+        version=at.version,
+        sha256="",
+        pieces=(),
+        cut_bytes=cut_bytes,
+        split=found.split,
+        query=found.query,
+    )
+    try:
+        if is_url(file.full_path):
+            return replace(file, pieces=retried(lambda: _remote_pieces(file, reading)))
+        if file.kind == "jsonl" and file.compression == "none" and file.size:
+            looked = _look_at_lines(file.full_path, cut_bytes)
+            pieces = byte_pieces(looked.size, cut_bytes, looked.newlines)
+            if len(pieces) > 1:
+                pieces = _with_checks(pieces, looked.checks.__getitem__)
+            return replace(file, sha256=looked.sha256, pieces=pieces)
+        sha256 = _sha256(file.full_path)
+        return replace(file, sha256=sha256, pieces=_pieces(file, reading))
+    except OSError as error:
+        raise PipelineError(f"{file.shown} cannot be read: {error.strerror or error}") from None
+
+
+def _sha256(location: str) -> str:
+    with open_binary(location) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def _whole(file: SourceFile) -> tuple[Piece, ...]:
+    return (Piece(begin=0, end=file.size, bytes=file.size),)
+
+
+def _remote_pieces(file: SourceFile, reading: ReadSettings) -> tuple[Piece, ...]:
+    if file.size == 0 or file.compression != "none":
+        return _whole(file)
+    if file.kind == "jsonl":
+        return byte_pieces(file.size, file.cut_bytes, None)
+    return _table_pieces(file, reading) if file.kind == "parquet" else _whole(file)
+
+
+def _pieces(file: SourceFile, reading: ReadSettings) -> tuple[Piece, ...]:
+    """Those of a local file that is not one of plain lines."""
+    if file.size == 0:
+        return _whole(file)
+    if file.kind == "jsonl":
+        return _compressed_pieces(file, reading)
+    if file.kind not in ("parquet", "arrow"):
+        return _whole(file)
+    pieces = _table_pieces(file, reading)
+    if len(pieces) == 1:
+        return pieces
+    ranges = (row_group_ranges if file.kind == "parquet" else batch_ranges)(file.full_path)
+    return _with_checks(
+        pieces, lambda number: range_digest(file.full_path, ranges(pieces[number].begin, pieces[number].end))
+    )
+
+
+def _table_pieces(file: SourceFile, reading: ReadSettings) -> tuple[Piece, ...]:
+    try:
+        parquet = file.kind == "parquet"
+        sizes = row_group_sizes(file.full_path, reading.text_column) if parquet else batch_sizes(file.full_path)
+    except DATA_ERRORS as error:
+        reason_in(error)  # raises what the system says of a disk
+        return _whole(file)
+    if not 0 <= min(sizes, default=0) <= sum(sizes) <= MOST_TABLE_BYTES:
+        return _whole(file)  # reading meets what is wrong with it and says so
+    return row_pieces(sizes, range(len(sizes)), file.cut_bytes) or _whole(file)
+
+
+def _with_checks(pieces: Sequence[Piece], check: Callable[[int], str]) -> tuple[Piece, ...]:
+    return tuple(replace(piece, check=check(number)) for number, piece in enumerate(pieces))
+
+
+def _compressed_pieces(file: SourceFile, reading: ReadSettings) -> tuple[Piece, ...]:
+    content = chunks(file.full_path, file.compression, 0, reading.max_ratio, reading.max_window)
+    total, newlines = count_lines(content, file.cut_bytes)
+    step = -(-total // (file.cut_bytes * PIECES_OF_COMPRESSED)) or 1
+    return byte_pieces(total, file.cut_bytes * step, newlines[step - 1 :: step])
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """What one pass over a plain file of lines tells."""
+
+    size: int
+    newlines: list[int]
+    checks: list[str]
+    sha256: str
+
+
+def _look_at_lines(location: str, cut_bytes: int) -> _Looked:
+    state, checks = hashlib.sha256(), LineChecks(cut_bytes)
+
+    def hashed() -> Iterator[bytes]:
+        for chunk in chunks(location, "none"):
+            state.update(chunk)
+            checks.add(chunk)
+            yield chunk
+
+    size, newlines = count_lines(hashed(), cut_bytes)
+    checks.close()
+    return _Looked(size, newlines, checks.checks, state.hexdigest())
+
+
+def count_lines(content: Iterator[bytes], cut_bytes: int) -> tuple[int, list[int]]:
+    """Bytes of the content, and newlines before each multiple of ``cut_bytes`` that it reaches."""
+    total, count, newlines = 0, 0, []
+    try:
+        for chunk in content:
+            at = 0
+            while (room := cut_bytes - total % cut_bytes) <= len(chunk) - at:
+                count += chunk.count(b"\n", at, at + room)
+                newlines.append(count)
+                total, at = total + room, at + room
+            count += chunk.count(b"\n", at)
+            total += len(chunk) - at
+    except DamagedStream:
+        pass  # reading meets it again and says so
+    return total, newlines

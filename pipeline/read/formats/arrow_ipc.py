@@ -1,0 +1,128 @@
+"""Arrow files and streams (also .feather, and what Hugging Face datasets are on disk): one record batch at a time."""
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import pyarrow as pa
+
+from pipeline.plan import Piece, SourceFile
+from pipeline.read.formats.arrow_rows import records_of, text_problem, wanted_names
+from pipeline.read.formats.expansion import Expansion
+from pipeline.read.storage import DATA_ERRORS, damaged_range, open_arrow, reason_in
+from pipeline.read.streams import expands, too_large
+from pipeline.records import DeadLetter, Place, Record
+from pipeline.settings import ReadSettings
+from shared.shards.formats.arrow_messages import DamagedMessages, Message, messages
+
+
+def batch_sizes(location: str) -> list[int]:
+    """Bytes of each record batch, decompressed, as far as the source is sound. Nothing is decoded."""
+    sizes: list[int] = []
+    with open_arrow(location) as source, suppress(DamagedMessages):  # reading meets damage again and says so
+        sizes.extend(message.made for message in messages(source) if message.kind == "batch")
+    return sizes
+
+
+def batch_ranges(location: str) -> Callable[[int, int], list[tuple[int, int]]]:
+    """The bytes on disk that batches [begin, end) are read from: theirs, and those of the schema and dictionaries."""
+    batches: list[tuple[int, int]] = []
+    shared: list[tuple[int, int]] = []
+    with open_arrow(location) as source, suppress(DamagedMessages):
+        for message in messages(source):
+            (batches if message.kind == "batch" else shared).append((message.begin, message.end))
+    return lambda begin, end: [*shared, *batches[begin:end]]
+
+
+def read_arrow(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterator[Record | DeadLetter]:
+    """The rows of record batches [begin, end). A file that cannot be opened, or has no text, is one dead letter."""
+    last = piece is file.pieces[-1]
+    with open_arrow(file.full_path) as source:
+        found = messages(source)
+        try:
+            schema = _schema(source, found)
+            problem = text_problem(schema, reading)
+        except DATA_ERRORS as error:
+            problem = f"not an Arrow file or stream that can be read: {reason_in(error)}"
+        if problem is not None:
+            if piece is file.pieces[0]:
+                yield damaged_range(file.full_path, Place(file.path), problem, records=_rows(file.full_path))
+            return
+        names = wanted_names(schema, file.path, reading)
+        head: dict[int, list[Message]] = {}  # by number of the dictionary
+        number = row = at = 0
+        try:
+            for message in found:
+                at = message.end
+                if message.kind != "batch":
+                    held = head.setdefault(message.dictionary, [])
+                    if not message.adds:
+                        held.clear()  # nothing refers to it any more
+                    held.append(message)
+                    continue
+                if piece.begin <= number < piece.end:
+                    dictionaries = [part for held in head.values() for part in held]
+                    yield from _batch(file, source, schema, dictionaries, message, row, names, reading)
+                number, row = number + 1, row + message.rows
+                if number == piece.end and not last:
+                    return
+        except DamagedMessages as damage:
+            yield damaged_range(file.full_path, Place(file.path, row=row), f"{damage}; rows from {row} on are lost", at)
+
+
+def _rows(location: str) -> int:
+    """The rows of a source, as far as it is sound."""
+    with open_arrow(location) as source, suppress(DamagedMessages):
+        count = 0
+        for message in messages(source):
+            count += message.rows if message.kind == "batch" else 0
+        return count
+    return count
+
+
+def _schema(source: pa.NativeFile, found: Iterator[Message]) -> pa.Schema:
+    first = next(found, None)
+    if first is None or first.kind != "schema":
+        raise DamagedMessages("it does not begin with a schema")
+    return pa.ipc.read_schema(_buffer(source, first))
+
+
+def _batch(
+    file: SourceFile,
+    source: pa.NativeFile,
+    schema: pa.Schema,
+    dictionaries: list[Message],
+    message: Message,
+    row: int,
+    names: list[str],
+    reading: ReadSettings,
+) -> Iterator[Record | DeadLetter]:
+    done = 0
+    try:
+        used = message.body + sum(part.body for part in dictionaries)
+        made = message.made + sum(part.made for part in dictionaries)
+        if too_large(made, used, reading.max_ratio):
+            raise pa.ArrowInvalid(expands(used, made, reading.max_ratio))
+        batch = _decoded(source, schema, dictionaries, message)
+        for found in records_of(batch, names, file.path, row, reading, Expansion(used, reading.max_ratio)):
+            yield found
+            done += 1
+    except DATA_ERRORS as error:
+        first, end = row + done, row + message.rows
+        reason = f"a damaged batch: {reason_in(error)}; rows {first} to {end - 1} are lost"
+        place = Place(file.path, offset=message.begin, row=first)
+        size = message.end - message.begin
+        yield damaged_range(file.full_path, place, reason, message.begin, size, end - first)
+
+
+def _decoded(source: pa.NativeFile, schema: pa.Schema, dictionaries: list[Message], message: Message) -> pa.RecordBatch:
+    """The batch in a message. Without dictionaries nothing is copied; with them a stream of what it needs is made."""
+    if not dictionaries:
+        return pa.ipc.read_record_batch(_buffer(source, message), schema)
+    parts = [schema.serialize(), *(_buffer(source, part) for part in (*dictionaries, message))]
+    with pa.ipc.open_stream(pa.py_buffer(b"".join(parts))) as stream:
+        return stream.read_next_batch()
+
+
+def _buffer(source: pa.NativeFile, message: Message) -> pa.Buffer:
+    source.seek(message.begin)
+    return source.read_buffer(message.end - message.begin)

@@ -1,0 +1,123 @@
+"""What finished datasets hold, shard by shard, in memory for one record batch."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.read.formats.datasets import shard_records
+from pipeline.records import Record
+from shared.errors import DatasetError, IdentityError
+from shared.io.identity import differences, in_short
+from shared.shards.content import with_last
+from shared.shards.dataset import Dataset, columns_row
+from shared.shards.document import Row
+from shared.shards.formats.sidecar import sidecar_name
+from shared.shards.manifest import ShardEntry
+from shared.shards.open import find_datasets, open_dataset
+
+
+@dataclass(frozen=True)
+class Side:
+    """One dataset of those at a path."""
+
+    folder: str
+    """Its folder below the path: train or validation, or empty when the path is the dataset itself."""
+    dataset: Dataset
+
+
+def sides_at(path: Path) -> list[Side]:
+    """The dataset at a path, or those in its train/ and validation/. Raises DatasetError when there is none."""
+    return [Side("" if folder == path else folder.name, open_dataset(folder)) for folder in find_datasets(path)]
+
+
+def require_alike(datasets: Sequence[Dataset], *ignored: str) -> None:
+    """Raises IdentityError that lists how the identities of datasets differ, but for the ignored keys."""
+    first = datasets[0]
+    for dataset in datasets[1:]:
+        ours, theirs = (d.manifest.identity.model_dump(exclude=set(ignored)) for d in (first, dataset))
+        if lines := differences(ours, theirs):
+            lines = [line.replace("recorded ", "").replace(", now ", " and ") for line in lines]
+            raise IdentityError(f"{first.folder} and {dataset.folder} were not made alike: {in_short(lines)}")
+
+
+def require_kept(source: Path, entry: ShardEntry, figures: Mapping[str, Any]) -> None:
+    """Raises DatasetError unless these figures of a shard are what they were: nothing is lost on the way (law 4)."""
+    for key, new in figures.items():
+        if key == "entropy_histogram" and entry.sidecar_sha256 is None:
+            continue  # counted when the entropies were there, and they are no longer
+        if new != (old := getattr(entry, key)):
+            raise DatasetError(
+                f"{source / entry.name}: {key} is {new} after it was read, its manifest says {old}; verify {source}"
+            )
+
+
+def text_bytes(entry: ShardEntry) -> int:
+    """Bytes of text in a shard."""
+    return sum(totals.bytes for totals in entry.subsets.values())
+
+
+def stem(entry: ShardEntry) -> str:
+    """The name of a shard without what its format adds."""
+    return entry.name.rpartition(".")[0]
+
+
+def shard_batches(dataset: Dataset, shard: int) -> Iterator[list[Row]]:
+    """The rows of each record batch of a shard, with entropies in nats where the dataset keeps them.
+
+    The index is not asked, so that a damaged one can be made anew. Raises DatasetError for a shard or a sidecar that is
+    missing or damaged.
+    """
+    dataset, entry = _anew(dataset), dataset.manifest.shards[shard]
+    for batch in range(dataset.batch_count(shard)):
+        columns = dataset.stored_batch(shard, batch)
+        values: Sequence[np.ndarray | None] = [None] * len(columns)
+        if entry.sidecar_sha256 is not None:
+            values = dataset.stored_entropies(shard, batch)
+        rows = [columns_row(columns, row, own) for row, own in enumerate(values[: len(columns)])]
+        if len(values) != len(columns) or not all(map(_has_its_entropies, rows)):
+            raise DatasetError(f"{dataset.folder / sidecar_name(entry.name)}: batch {batch} is not that of the shard")
+        yield rows
+
+
+def _has_its_entropies(row: Row) -> bool:
+    return row.entropies is None or len(row.entropies) == row.size + (row.part == 0)
+
+
+def shard_rows(dataset: Dataset, shard: int) -> Iterator[tuple[Row, bool]]:
+    """The rows of a shard in order, each with whether its document ends there."""
+    return _rows(_anew(dataset), shard)
+
+
+def shard_documents(dataset: Dataset, shard: int) -> Iterator[tuple[Record, Iterator[tuple[Row, bool]]]]:
+    """Each document of a shard as a record and as its rows, which must be used up before the next document."""
+    dataset = _anew(dataset)
+    rows = _rows(dataset, shard)
+    for record in shard_records(dataset, shard, 0, len(dataset.shard_index(shard)), meta=True):
+        yield record, _document(rows)
+
+
+def _anew(dataset: Dataset) -> Dataset:
+    """The dataset without what it remembers of the shards that it has read, so that memory does not grow with them."""
+    return Dataset(dataset.folder, dataset.manifest)
+
+
+def _batches(dataset: Dataset, shard: int) -> Iterator[list[Row]]:
+    scored = dataset.manifest.shards[shard].sidecar_sha256 is not None
+    for batch in range(dataset.batch_count(shard)):
+        columns = dataset.batch(shard, batch)
+        values = dataset.entropies(shard, batch) if scored else [None] * len(columns)
+        yield [columns_row(columns, row, values[row]) for row in range(len(columns))]
+
+
+def _rows(dataset: Dataset, shard: int) -> Iterator[tuple[Row, bool]]:
+    yield from with_last(row for batch in _batches(dataset, shard) for row in batch)
+
+
+def _document(rows: Iterator[tuple[Row, bool]]) -> Iterator[tuple[Row, bool]]:
+    for row, last in rows:
+        yield row, last
+        if last:
+            return

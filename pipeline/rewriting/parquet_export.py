@@ -1,0 +1,69 @@
+"""What can be converted: datasets, and folders of Parquet files that were exported from one."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.rewriting.dataset_rows import shard_batches, sides_at, stem
+from pipeline.settings import SPLIT_NAMES
+from shared.errors import DatasetError
+from shared.patching.grid import quantise
+from shared.shards.content import ShardContent, check_order, check_row, with_last
+from shared.shards.dataset import Dataset
+from shared.shards.document import Row
+from shared.shards.formats.parquet import EXPORT_NAME, SUFFIX, Export, load_export, read_parquet
+
+Format = Literal["arrow", "webdataset", "parquet"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset, or what was exported from one."""
+
+    folder: str
+    """Below the path that was given; empty for that itself."""
+    dataset: Dataset
+    """Of an export: what its manifest said; its own files are not there."""
+    export: Export | None = None
+
+    @property
+    def format(self) -> Format:
+        return self.dataset.manifest.identity.format if self.export is None else "parquet"
+
+    def batches(self, shard: int) -> Iterator[list[Row]]:
+        """The rows of each record batch of a shard. Raises DatasetError."""
+        if self.export is None:
+            return shard_batches(self.dataset, shard)
+        path = self.dataset.folder / (stem(self.dataset.manifest.shards[shard]) + SUFFIX)
+        return read_parquet(path, self.export.files[shard])
+
+
+def sources_at(path: Path) -> list[Source]:
+    """What can be converted at a path. Raises DatasetError when there is nothing."""
+    return exports_at(path) or [Source(side.folder, side.dataset) for side in sides_at(path)]
+
+
+def exports_at(path: Path) -> list[Source]:
+    """The export at a path, or those in its train/ and validation/. Raises DatasetError for one that is damaged."""
+    found = []
+    for name in ("", *SPLIT_NAMES):
+        folder = path / name
+        if (folder / EXPORT_NAME).is_file():
+            export = load_export(folder)
+            if len(export.files) != len(export.dataset.shards):
+                raise DatasetError(f"{folder / EXPORT_NAME} is damaged: {len(export.files)} files for its shards")
+            found.append(Source(name, Dataset(folder, export.dataset), export))
+    return found
+
+
+def figures(batches: Iterable[Sequence[Row]]) -> dict[str, Any]:
+    """What the rows of a shard add up to, as manifest entries say it. Raises ValueError for a row out of place."""
+    content = ShardContent()
+    previous: Row | None = None
+    for row, last in with_last(row for batch in batches for row in batch):
+        check_order(previous, row)
+        check_row(row, last)
+        content.add(row, last, None if row.entropies is None else quantise(row.entropies))
+        previous = row
+    return content.figures()

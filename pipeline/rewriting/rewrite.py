@@ -1,0 +1,265 @@
+"""Making datasets from datasets, shard by shard: what recut, merge, split and convert share.
+
+OUT appears in one step when everything is in it. Until then the work lies beside it in .OUT.unfinished with a marker
+for each unit that is done, so that the same command goes on where it was stopped.
+"""
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import Field, ValidationError
+
+from pipeline.executors.counting import default_workers
+from pipeline.executors.process_pool import each
+from pipeline.progress import bar
+from pipeline.run.run_folder import locked
+from pipeline.settings import PipelineError
+from pipeline.splits.marker import MOST_MARKER_BYTES, shard_files
+from pipeline.splits.run_file import LOCK_FILE
+from shared.bpe.folder import copy_tokenizer
+from shared.errors import DatasetError, IdentityError
+from shared.io.files import atomic_file, check_folder, sync, write_atomic
+from shared.io.identity import canonical_json, differences, file_sha256, in_short
+from shared.io.json_reader import read_bounded, read_json
+from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE, model_sha256
+from shared.settings import Settings
+from shared.shards.dataset import Dataset, check_file, check_size
+from shared.shards.manifest import PATCHER_FOLDER, TOKENIZER_FOLDER, DatasetIdentity, Manifest, ShardEntry
+from shared.shards.writer import HashingFile
+
+REQUEST_FILE = "made-by.json"
+"""In OUT: the command and what it was given."""
+_MARKERS = "units"
+MOST_REQUEST_BYTES = 64 << 20
+"""Of what was requested: it names every shard."""
+
+
+class Written(Settings):
+    """What one unit of work has left behind; its marker."""
+
+    shards: dict[str, list[ShardEntry]] = Field(default_factory=dict)
+    """By the folder of their dataset below OUT; empty for OUT itself."""
+    files: dict[str, str] = Field(default_factory=dict)
+    """sha256 of files that belong to no dataset, by path below OUT."""
+
+    def all_files(self) -> dict[str, str]:
+        """Path below OUT and sha256 of every file."""
+        found = dict(self.files)
+        for folder, entries in self.shards.items():
+            for entry in entries:
+                found |= {os.path.join(folder, name): sha256 for name, sha256 in shard_files(entry).items()}
+        return found
+
+
+class Rewriting(Protocol):
+    """One command, as units of work that can be done in any order, in any process, and again. It can be pickled."""
+
+    title: str
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Bytes of text of each unit."""
+        ...
+
+    def write(self, unit: int, out: Path) -> Written:
+        """Write the files of one unit below ``out``; the same bytes each time."""
+        ...
+
+    def finish(self, out: Path, written: Sequence[Written]) -> None:
+        """Write what the units have in common, manifests last."""
+        ...
+
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of every command that rewrites datasets."""
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the result")
+    cpus = default_workers(os.cpu_count() or 1, 1)
+    parser.add_argument("--workers", type=int, default=cpus, metavar="N", help="processes (default: CPUs)")
+
+
+def rewrite(out: Path, request: dict[str, Any], make: Callable[[], Rewriting], workers: int) -> bool:
+    """Carry out what is requested, or go on with it; False if ``out`` holds the very result already.
+
+    ``request``: JSON that decides every byte of the result. ``make`` is called when there is something to do.
+    Raises IdentityError when ``out`` was made by another command, PipelineError when it holds something else.
+    """
+    check_folder(out, lambda folder: (folder / REQUEST_FILE).is_file())
+    out = out.resolve()
+    if _is_current(out, request):
+        return False
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    check_folder(unfinished, _is_unfinished)
+    with locked(unfinished):
+        try:
+            _begin(unfinished, request)
+            work = make()
+            work.finish(unfinished, _write_all(work, unfinished, workers))
+            _commit(unfinished, out)
+        except OSError as error:
+            raise PipelineError(f"--out {out}: {error}; fix this and rerun the same command to resume") from None
+    return True
+
+
+def result_lines(out: Path, done: bool, datasets: Sequence[Dataset]) -> list[str]:
+    """What the datasets in ``out`` hold, for the terminal; ``done``: they have just been made."""
+    lines = [f"{out}: " + ("complete" if done else "nothing to do, all is current")]
+    for dataset in datasets:
+        manifest, totals = dataset.manifest, dataset.manifest.totals
+        patches = f", {totals.mean_patch_size:.3f} bytes a patch" if totals.patches else ""
+        lines.append(
+            f"  {manifest.identity.split}: {totals.documents:,} documents, {totals.bytes:,} bytes, "
+            f"{len(manifest.shards)} shards{patches}  {dataset.folder}"
+        )
+    return lines
+
+
+def save_dataset(
+    folder: Path,
+    identity: DatasetIdentity,
+    entries: Sequence[ShardEntry],
+    source: Dataset,
+    tokenizer: Path | None = None,
+) -> None:
+    """Commit a dataset of shards that are there, with the models that its identity names."""
+    carry_makers(source, identity, folder, tokenizer)
+    folder.mkdir(parents=True, exist_ok=True)
+    Manifest(identity=identity, shards=list(entries)).save(folder)
+
+
+def carry_makers(source: Dataset, identity: DatasetIdentity, folder: Path, tokenizer: Path | None = None) -> None:
+    """Copy the entropy model and the tokenizer that an identity names: those of ``source``, unless ``tokenizer`` is the
+    folder of one. Raises DatasetError or IdentityError unless they are the recorded ones."""
+    if identity.patcher is not None:
+        _carry_patcher(source, folder)
+    if identity.patching.tokenizer is not None:
+        copy_tokenizer(tokenizer or source.tokenizer, folder / TOKENIZER_FOLDER, identity.patching.tokenizer)
+
+
+def _carry_patcher(source: Dataset, folder: Path) -> None:
+    """Copy the entropy model that a dataset carries. Raises DatasetError unless it is the one that made the dataset."""
+    model, patcher = source.folder / PATCHER_FOLDER, source.manifest.identity.patcher
+    recorded = patcher.sha256 if patcher is not None else "there is none"
+    if (found := model_sha256(model)) != recorded:
+        raise DatasetError(f"{model} is not the dataset's entropy model: sha256 {found}, manifest says {recorded}")
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        write_atomic(folder / PATCHER_FOLDER / name, (model / name).read_bytes())
+
+
+def link(source: Path, target: Path, sha256: str, size: int | None = None, most: int | None = None) -> None:
+    """Give a file another name, or copy it where that cannot be.
+
+    Raises DatasetError unless its sha256 is this, and its size this or at most that (`check_file`).
+    """
+    check_size(source, size, most)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another file system, or one without links
+        with source.open("rb") as reading, atomic_file(target) as writing:
+            copy = HashingFile(writing)
+            shutil.copyfileobj(reading, copy, 2**20)
+            if copy.sha256 != sha256:
+                raise DatasetError(f"{source} is damaged: sha256 {copy.sha256}, manifest says {sha256}") from None
+    else:
+        check_file(source, sha256)
+
+
+def _is_unfinished(folder: Path) -> bool:
+    """Whether an earlier start of such a command was at work in a folder, killed however early."""
+    return (folder / REQUEST_FILE).is_file() or all(
+        entry.name == LOCK_FILE or entry.match(f"{REQUEST_FILE}.*.tmp") for entry in folder.iterdir()
+    )
+
+
+def _is_current(out: Path, request: dict[str, Any]) -> bool:
+    """Whether the folder holds what is requested. Raises IdentityError or PipelineError if it holds anything else."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    recorded = _recorded(out / REQUEST_FILE)
+    if recorded is None:
+        raise PipelineError(f"--out {out} is there already and no work of this command; give a new folder")
+    if lines := differences(recorded, _plain(request)):
+        raise IdentityError(
+            f"{out} was created with different settings ({in_short(lines)}); use a new --out or restore them"
+        )
+    return True
+
+
+def _recorded(path: Path) -> dict[str, Any] | None:
+    """The request in a file, if there is one."""
+    try:
+        found = read_json(path, MOST_REQUEST_BYTES)
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _begin(unfinished: Path, request: dict[str, Any]) -> None:
+    """Record what is requested, or find it recorded; half-written files are removed."""
+    path = unfinished / REQUEST_FILE
+    if path.exists():
+        recorded = _recorded(path)
+        if recorded is None:
+            raise PipelineError(f"{path} does not say which command was at work; remove {unfinished}")
+        if lines := differences(recorded, _plain(request)):
+            raise IdentityError(
+                f"{unfinished} holds unfinished work of another command ({in_short(lines)}); "
+                "remove it or restore its settings"
+            )
+    else:
+        write_atomic(path, json.dumps(_plain(request), indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    for leftover in list(unfinished.rglob("*.tmp")):
+        leftover.unlink()
+
+
+def _plain(request: dict[str, Any]) -> dict[str, Any]:
+    """A request as it comes back from JSON."""
+    return json.loads(canonical_json(request))
+
+
+def _write_all(work: Rewriting, unfinished: Path, workers: int) -> list[Written]:
+    """What each unit has left behind, those of an earlier start checked byte for byte."""
+    sizes, markers = work.sizes, unfinished / _MARKERS
+    written = {unit: found for unit in range(len(sizes)) if (found := _marker(unfinished, unit)) is not None}
+    left = [unit for unit in range(len(sizes)) if unit not in written]
+    with bar(work.title, sum(sizes), sum(sizes[unit] for unit in written)) as progress:
+        for unit, result in each(partial(_write, work, unfinished), left, workers):
+            write_atomic(markers / f"{unit}.json", result.model_dump_json())
+            written[unit] = result
+            progress.update(sizes[unit])
+    return [written[unit] for unit in range(len(sizes))]
+
+
+def _write(work: Rewriting, unfinished: Path, unit: int) -> Written:
+    try:
+        return work.write(unit, unfinished)
+    except ValueError as error:  # rows that their shard should not have held: say so in one line
+        raise DatasetError(str(error)) from error
+
+
+def _marker(unfinished: Path, unit: int) -> Written | None:
+    """What a unit has left behind, if it is done and all its files are whole."""
+    try:
+        found = Written.model_validate_json(read_bounded(unfinished / _MARKERS / f"{unit}.json", MOST_MARKER_BYTES))
+    except (OSError, ValidationError):
+        return None
+    whole = all(
+        (unfinished / path).is_file() and file_sha256(unfinished / path) == sha256
+        for path, sha256 in found.all_files().items()
+    )
+    return found if whole else None
+
+
+def _commit(unfinished: Path, out: Path) -> None:
+    shutil.rmtree(unfinished / _MARKERS, ignore_errors=True)
+    (unfinished / LOCK_FILE).unlink()
+    sync(unfinished)
+    os.rename(unfinished, out)
+    sync(out.parent)

@@ -1,0 +1,194 @@
+"""A preprocessing run from the first look at the input to the manifests: plan, resume, work, commit."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import Any
+
+from pipeline.executors import Executor, make_executor
+from pipeline.inputs.listing import list_inputs, require_local
+from pipeline.plan import Plan, group
+from pipeline.progress import bar
+from pipeline.run.progress import Following, Progress, following
+from pipeline.run.report import Report, write_report
+from pipeline.run.run_folder import (
+    copy_patcher,
+    finished_run,
+    finished_splits,
+    load_run,
+    locked,
+    remove_half_written,
+    remove_leftovers,
+    require_same,
+)
+from pipeline.settings import SPLIT_NAMES, ExecutorSettings, Job, PipelineError, ReadSettings
+from pipeline.splits.marker import Marker
+from pipeline.splits.run_file import FAILURES, RunFile
+from pipeline.splits.selection import remove_selection, select, selection_done, selects, surveyed
+from pipeline.splits.worker import Outcome, Task, require_numerics
+from shared.io.files import write_atomic
+from shared.io.terminal import one_line, safe
+from shared.shards.manifest import DatasetIdentity, Manifest, PatcherIdentity, load_manifest
+
+
+def preprocess(job: Job, inputs: Sequence[Path | str], executor: ExecutorSettings) -> Report:
+    """Carry out a run, or finish one that was interrupted; a finished one is left as it is.
+
+    Raises PipelineError, DatasetError, ModelFileError or IdentityError before any work that would be in vain.
+    """
+    load_run(job.out)  # a folder that is not a run's is refused before anything is written into it
+    for text in inputs:
+        require_local(str(text))  # an output below a missing input must not make it
+    with locked(job.out):
+        recorded = load_run(job.out)
+        plan = make_plan(inputs, job.reading, recorded.plan if recorded else None, job.out)
+        identity = run_identity(job, plan)
+        specials_of(plan, job.reading)  # what does not go together is refused before any work
+        if recorded is not None:
+            require_same(recorded, identity, job.out)
+            if (markers := finished_run(job.out, recorded)) is not None:
+                return Report(recorded, markers, done_before=len(markers))
+        run = RunFile(identity=identity, plan=plan, numerics=recorded.numerics if recorded else None)
+        run.save(job.out)
+        remove_leftovers(job.out)
+        if job.patcher is not None and job.output.patcher_sha256 is not None:
+            copy_patcher(job.patcher, job.output.patcher_sha256, job.out)
+        return _finish(job, run, executor)
+
+
+def make_plan(
+    inputs: Sequence[Path | str], reading: ReadSettings, earlier: Plan | None = None, out: Path | None = None
+) -> Plan:
+    """The plan for the input as it is now; what ``earlier`` knows of unchanged files is taken from there.
+
+    ``out``: the folder of the run, which is left out.
+    """
+    with bar("Looking at the input", None) as shown:
+        listing = list_inputs(inputs, reading, earlier.files if earlier else (), shown.update, out)
+    splits = group(listing.files, listing.split_bytes)
+    return Plan(
+        files=listing.files,
+        splits=splits,
+        split_bytes=listing.split_bytes,
+        skipped=listing.skipped,
+        examples=listing.examples,
+        idle=listing.idle,
+    )
+
+
+def specials_of(plan: Plan, reading: ReadSettings) -> tuple[str, ...]:
+    """The special ids that the documents may have: those of the chats that are read, or of our own datasets.
+
+    Raises PipelineError where these are not the same; plain text has none.
+    """
+    named = {"--chat": reading.chat.specials} if reading.chat is not None else {}
+    for folder in sorted({Path(file.full_path).parent for file in plan.files if file.kind == "shard"}):
+        if specials := load_manifest(folder).identity.specials:
+            named[str(folder)] = specials
+    for name, specials in named.items():
+        first, wanted = next(iter(named.items()))
+        if specials != wanted:
+            raise PipelineError(
+                f"{first} names the special ids {', '.join(wanted)}, {name} {', '.join(specials)}: "
+                "one dataset has one set of them"
+            )
+    return next(iter(named.values()), ())
+
+
+def run_identity(job: Job, plan: Plan) -> dict[str, Any]:
+    """Everything that decides a byte of the product, but for the numerics class."""
+    return {
+        **job.output.model_dump(mode="json", exclude={"scoring": {"device"}}),
+        "reading": job.reading.model_dump(mode="json", exclude={"split_bytes"}),
+        "inputs": plan.inputs_identity(),
+    }
+
+
+def _finish(job: Job, run: RunFile, settings: ExecutorSettings) -> Report:
+    markers = finished_splits(job.out, run)
+    before = len(markers)
+    left = [split.number for split in run.plan.splits if split.number not in markers]
+    failures: list[Outcome] = []
+    progress: Progress | None = None
+    if left:
+        with make_executor(settings, job, run.plan) as executor:
+            found = executor.numerics()
+            require_numerics(run.numerics, found)
+            if run.numerics != found:
+                run = run.model_copy(update={"numerics": found})
+                run.save(job.out)
+            if selects(job.reading) and not selection_done(job.out):
+                failures = _select(job, run, executor)
+            if not failures:
+                step = Task("write", run.digest, run.numerics)
+                with _following(job, run, "Preprocessing", left, executor) as followed:
+                    for outcome in _work(job, executor, run, left, step, followed):
+                        if outcome.marker is not None:
+                            markers[outcome.split] = outcome.marker
+                        else:
+                            failures.append(outcome)
+                progress = followed.progress
+    done = [markers[number] for number in sorted(markers)]
+    report = Report(run, done, sorted(failures, key=lambda f: f.split), before, progress)
+    try:
+        write_report(job.out, report)
+    except OSError as error:
+        print(f"patchwork: there is no new report: {error}", file=sys.stderr)
+    if not failures:
+        remove_half_written(job.out)
+        remove_selection(job.out)
+        write_manifests(job, run, done)
+    return report
+
+
+def _select(job: Job, run: RunFile, executor: Executor) -> list[Outcome]:
+    """Survey what is not surveyed yet, and decide the fate of every text; returns what failed."""
+    splits = [split.number for split in run.plan.splits]
+    left = [number for number in splits if not surveyed(job.out, number)]
+    with _following(job, run, "Surveying", left, executor) as followed:
+        failures = [o for o in _work(job, executor, run, left, Task("survey"), followed) if o.error]
+    if not failures:
+        select(job.out, splits, job.reading)
+    return failures
+
+
+def _following(
+    job: Job, run: RunFile, title: str, left: Sequence[int], executor: Executor
+) -> AbstractContextManager[Following]:
+    sizes = {number: run.plan.splits[number].bytes for number in left}
+    return following(job.out, title, sizes, len(run.plan.splits), executor.device)
+
+
+def _work(
+    job: Job, executor: Executor, run: RunFile, left: Sequence[int], task: Task, followed: Following
+) -> Iterator[Outcome]:
+    for outcome in executor.run(left, task, followed.bytes):
+        followed.ended(outcome, run.plan.splits[outcome.split].bytes)
+        if outcome.error:
+            _record_failure(job.out, outcome)
+        yield outcome
+
+
+def write_manifests(job: Job, run: RunFile, markers: Sequence[Marker]) -> None:
+    """Commit both datasets."""
+    patcher = None
+    if job.output.patcher_sha256 is not None and run.numerics is not None:
+        patcher = PatcherIdentity(sha256=job.output.patcher_sha256, numerics=run.numerics)
+    for name in SPLIT_NAMES:
+        identity = DatasetIdentity(
+            split=name,
+            format=job.output.format,
+            sidecar=job.output.sidecar,
+            patching=job.output.patching,
+            patcher=patcher,
+            source=run.plan.source_digest(job.reading),
+            specials=specials_of(run.plan, job.reading),
+        )
+        shards = [entry for marker in markers for entry in marker.shards[name]]
+        Manifest(identity=identity, shards=shards).save(job.out / name)
+
+
+def _record_failure(out: Path, outcome: Outcome) -> None:
+    with suppress(OSError):  # on a full disk, say; the summary says it, too
+        write_atomic(out / FAILURES / f"{outcome.split:05d}.txt", safe(f"{one_line(outcome.error)}\n\n{outcome.trace}"))

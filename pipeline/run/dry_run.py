@@ -1,0 +1,76 @@
+"""What a run would do and how long it would take, from a trial on about a hundredth of the input. Writes nothing."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pipeline.executors.counting import default_workers, threads_of
+from pipeline.plan import Plan
+from pipeline.read import read_split
+from pipeline.records import Record
+from pipeline.run.driver import make_plan
+from pipeline.scoring.cut import cut
+from pipeline.scoring.load_scorer import load_scorer
+from pipeline.scoring.score import scored
+from pipeline.settings import ExecutorSettings, Job
+
+TRIAL_FRACTION = 0.01
+TRIAL_BYTES = 2**20
+"""Bytes of text at most."""
+TRIAL_SECONDS = 10.0
+SPLITS_TRIED = 8
+
+
+def dry_run(job: Job, inputs: Sequence[Path | str], executor: ExecutorSettings) -> int:
+    """Print splits, bytes and estimated hours; returns the exit code."""
+    plan = make_plan(inputs, job.reading, out=job.out)
+    workers = executor.workers or default_workers(os.cpu_count() or 1, threads_of(job))
+    kinds = ", ".join(sorted({file.kind for file in plan.files}))
+    splits = f"{len(plan.splits):,} splits of about {plan.split_bytes:,} bytes"
+    print(f"{len(plan.files):,} files ({kinds}), {plan.bytes:,} bytes, in {splits}")
+    used, seconds = _trial(job, plan)
+    if not used:
+        print("the trial met no record, so there is no estimate")
+        return 0
+    rate = used / seconds
+    scored_bytes = min(plan.bytes, job.reading.sample_bytes or plan.bytes)
+    hours = scored_bytes / rate / min(workers, len(plan.splits)) / 3600
+    print(f"trial: {used:,} bytes in {seconds:.1f} s: {rate / 1e3:,.0f} kB/s a worker")
+    busy = min(workers, len(plan.splits))
+    print(f"estimate: {_in_words(hours * 3600)} with {busy} of {workers} workers busy, and some seconds to start them")
+    if busy < workers:
+        print(f"  no more can be busy: splits are {len(plan.splits)}; --split-bytes N makes smaller ones, so more")
+    print("nothing was written")
+    return 0
+
+
+def _in_words(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.3g} seconds"
+    return f"{seconds / 60:.3g} minutes" if seconds < 7200 else f"{seconds / 3600:,.3g} hours"
+
+
+def _trial(job: Job, plan: Plan) -> tuple[int, float]:
+    """Input bytes and seconds of reading, scoring and cutting records from the beginnings of some splits."""
+    scorer = load_scorer(job.patcher, job.output.scoring)[0] if job.output.scoring is not None else None
+    wanted = min(max(plan.bytes * TRIAL_FRACTION, 2**16), TRIAL_BYTES)
+    started = time.perf_counter()
+    used = 0
+
+    def records() -> Iterator[Record]:
+        nonlocal used
+        splits = plan.splits[:: -(-len(plan.splits) // SPLITS_TRIED)]
+        for number, split in enumerate(splits, 1):
+            for found in read_split(plan, split, job.reading):
+                used += found.size
+                if isinstance(found, Record) and found.text:
+                    yield found
+                if used >= wanted * number / len(splits):
+                    break
+                if time.perf_counter() - started > TRIAL_SECONDS:
+                    return
+
+    for _ in cut(scored(records(), scorer), job.output.patching):
+        pass
+    return used, time.perf_counter() - started

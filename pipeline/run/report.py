@@ -1,0 +1,97 @@
+"""What a run came to, as a value, and as DIR/report.json for programs."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.run.progress import Progress
+from pipeline.settings import SPLIT_NAMES, SplitName
+from pipeline.splits.logs import log_path
+from pipeline.splits.marker import Counts, Marker
+from pipeline.splits.run_file import RunFile
+from pipeline.splits.worker import Outcome
+from shared.io.files import write_atomic
+from shared.shards.manifest import SubsetTotals
+
+REPORT_FILE = "report.json"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run came to."""
+
+    run: RunFile
+    markers: list[Marker]
+    failures: list[Outcome] = field(default_factory=list)
+    done_before: int = 0
+    """Splits that an earlier start had finished."""
+    progress: Progress | None = None
+    """Of this start's writing, if there was any."""
+
+    @property
+    def counts(self) -> Counts:
+        return sum((marker.counts for marker in self.markers), Counts())
+
+    def subsets(self, name: SplitName) -> dict[str, SubsetTotals]:
+        """Totals of one dataset by subset, in sorted order."""
+        totals: dict[str, SubsetTotals] = {}
+        for marker in self.markers:
+            for entry in marker.shards[name]:
+                for subset, figures in entry.subsets.items():
+                    totals[subset] = totals.get(subset, SubsetTotals()) + figures
+        return dict(sorted(totals.items()))
+
+    def files_of(self, failure: Outcome) -> list[str]:
+        """The input files of a split that failed."""
+        plan = self.run.plan
+        return list(dict.fromkeys(file.path for file, _ in plan.pieces(plan.splits[failure.split])))
+
+
+def write_report(out: Path, report: Report) -> None:
+    """Write report.json: the product as it now is, and what this start did and cost."""
+    write_atomic(out / REPORT_FILE, json.dumps(as_json(out, report), indent=1) + "\n")
+
+
+def as_json(out: Path, report: Report) -> dict[str, Any]:
+    """The report as plain values."""
+    plan = report.run.plan
+    return {
+        "finished": len(report.markers) == len(plan.splits),
+        "run": report.run.digest,
+        "numerics": report.run.numerics and report.run.numerics.model_dump(),
+        "input": {"files": len(plan.files), "bytes": plan.bytes, "not_read": plan.skipped},
+        "splits": {
+            "total": len(plan.splits),
+            "done": len(report.markers),
+            "done_before": report.done_before,
+            "failed": len(report.failures),
+        },
+        "records": report.counts.model_dump(),
+        "datasets": {
+            name: {subset: figures.model_dump() for subset, figures in report.subsets(name).items()}
+            for name in SPLIT_NAMES
+        },
+        "this_start": report.progress and _start(report.progress),
+        "failures": [
+            {
+                "split": failure.split,
+                "files": report.files_of(failure),
+                "error": failure.error,
+                "log": str(log_path(out, failure.split)),
+            }
+            for failure in report.failures
+        ],
+    }
+
+
+def _start(progress: Progress) -> dict[str, Any]:
+    return {
+        "began": progress.began,
+        "seconds": progress.updated - progress.began,
+        "bytes": progress.bytes_done,
+        "bytes_per_second": progress.rate,
+        "device": progress.device,
+        "device_hours": progress.device_seconds / 3600,
+        "device_hours_per_gigabyte": progress.hours_per_gigabyte,
+    }

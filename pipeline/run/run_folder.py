@@ -1,0 +1,198 @@
+"""The folder of a run: its lock, its recorded plan and identity, and what an interrupted run left behind.
+
+DIR/run.json  .lock  splits/00012.json  train/  validation/  dead-letters/00012.jsonl  empty-records/  failures/
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import ValidationError
+
+from pipeline.plan import Split
+from pipeline.settings import SPLIT_NAMES, PipelineError
+from pipeline.splits.marker import (
+    DEAD_LETTERS,
+    DUPLICATES,
+    EMPTY_RECORDS,
+    MARKERS,
+    Marker,
+    is_whole,
+    read_marker,
+    shard_files,
+)
+from pipeline.splits.run_file import FAILURES, LOCK_FILE, RUN_FILE, RunFile, read_run
+from pipeline.splits.selection import SELECTION
+from shared.errors import IdentityError, ModelFileError
+from shared.io.files import lock, write_atomic
+from shared.io.identity import differences, in_short
+from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE, model_sha256
+from shared.settings import first_problem
+from shared.shards.manifest import MANIFEST_NAME, PATCHER_FOLDER
+
+
+def load_run(out: Path) -> RunFile | None:
+    """The run recorded in a folder, if there is one. Raises PipelineError for a folder with something else in it."""
+    path = out / RUN_FILE
+    try:
+        return read_run(path)
+    except FileNotFoundError:
+        # A driver that was killed in the middle leaves its lock file, and half a plan under a temporary name.
+        if out.is_dir() and any(e.name != LOCK_FILE and not e.match(f"{RUN_FILE}.*.tmp") for e in out.iterdir()):
+            raise PipelineError(f"--out {out} is not empty and holds no run; give a new folder") from None
+        return None
+    except NotADirectoryError:
+        raise PipelineError(f"--out {out} is a file; give a folder") from None
+    except OSError as error:
+        raise PipelineError(f"{path} cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        raise PipelineError(f"{path}: {first_problem(error)}") from None
+
+
+def require_same(recorded: RunFile, identity: dict[str, Any], out: Path) -> None:
+    """Raises IdentityError that lists what differs from the run that the folder holds."""
+    if lines := differences(recorded.identity, identity):
+        raise IdentityError(f"{out} holds another run ({in_short(lines)}); use a new --out or restore its settings")
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold a run's folder for this process. Raises PipelineError when another has it.
+
+    Where nothing comes of it, the lock is removed again, and the folders that were made here.
+    """
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    with _locked_file(out) as file:
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            # What is finished may have been moved to where it belongs.
+            if out.is_dir() and [entry.name for entry in out.iterdir()] == [LOCK_FILE]:
+                (out / LOCK_FILE).unlink()
+                with suppress(OSError):
+                    for folder in made:
+                        folder.rmdir()
+
+
+@contextmanager
+def _locked_file(out: Path) -> Iterator[IO[str]]:
+    while True:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            file = (out / LOCK_FILE).open("a+")
+        except OSError as error:
+            raise PipelineError(f"--out {out} cannot be written: {error.strerror}") from None
+        with file:
+            try:
+                lock(file, patience=0.2)  # one that only looks who has it is gone in a moment
+            except BlockingIOError:
+                file.seek(0)
+                holding = file.read().strip() or "?"
+                raise PipelineError(f"{out} is in use by another run (process {holding})") from None
+            except OSError as error:
+                raise PipelineError(
+                    f"--out {out} cannot be locked ({error.strerror}); use storage with locks"
+                ) from None
+            if _is_at(file, out / LOCK_FILE):
+                yield file
+                return
+        # The one who held it has removed it in the meantime.
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Whether an open file is the one that lies at a path now."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def holder(out: Path) -> str | None:
+    """The process that holds a run's folder now, if one does."""
+    try:
+        with (out / LOCK_FILE).open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return file.read().strip() or "?"
+    except FileNotFoundError:
+        pass
+    return None
+
+
+def remove_half_written(out: Path) -> None:
+    """Remove what a driver and workers were writing when they were killed.
+
+    A worker that still writes fails, and leaves nothing.
+    """
+    for folder in ("", *SPLIT_NAMES, MARKERS, DEAD_LETTERS, EMPTY_RECORDS, DUPLICATES, SELECTION):
+        for path in (out / folder).glob("*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+def remove_leftovers(out: Path) -> None:
+    """Remove what a run that was killed left behind, and what an earlier start said about failures."""
+    remove_half_written(out)
+    for path in out.glob(f"*/{PATCHER_FOLDER}.*.copy"):
+        shutil.rmtree(path)
+    shutil.rmtree(out / FAILURES, ignore_errors=True)
+
+
+def finished_splits(out: Path, run: RunFile) -> dict[int, Marker]:
+    """Markers of the splits that are done, each with its files checked byte for byte."""
+
+    def checked(split: Split) -> Marker | None:
+        marker = read_marker(out, split.number, run.digest)
+        return marker if marker is not None and is_whole(out, marker) else None
+
+    with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter's lock
+        return {marker.split: marker for marker in pool.map(checked, run.plan.splits) if marker is not None}
+
+
+def finished_run(out: Path, run: RunFile) -> list[Marker] | None:
+    """All markers of a complete run; None if anything is missing. Looks at names and sizes only: it is quick."""
+    markers = []
+    for name in SPLIT_NAMES:
+        if not (out / name / MANIFEST_NAME).is_file():
+            return None
+        if run.numerics is not None and not (out / name / PATCHER_FOLDER / WEIGHTS_FILE).is_file():
+            return None
+    for split in run.plan.splits:
+        marker = read_marker(out, split.number, run.digest)
+        if marker is None or not all(_in_place(out / name, marker, name) for name in SPLIT_NAMES):
+            return None
+        markers.append(marker)
+    return markers
+
+
+def _in_place(folder: Path, marker: Marker, name: Any) -> bool:
+    for entry in marker.shards[name]:
+        if not all((folder / file).is_file() for file in shard_files(entry)):
+            return False
+        if (folder / entry.name).stat().st_size != entry.bytes_on_disk:
+            return False
+    return True
+
+
+def copy_patcher(patcher: Path, sha256: str, out: Path) -> None:
+    """Put the entropy model into both datasets, whole or not at all, so that they are self-contained (law 7)."""
+    for name in SPLIT_NAMES:
+        target = out / name / PATCHER_FOLDER
+        with suppress(ModelFileError):
+            if model_sha256(target) == sha256:
+                continue
+        shutil.rmtree(target, ignore_errors=True)
+        temporary = target.with_name(f"{PATCHER_FOLDER}.{os.getpid()}.copy")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for file in (CONFIG_FILE, WEIGHTS_FILE):
+            write_atomic(temporary / file, (patcher / file).read_bytes())
+        os.replace(temporary, target)

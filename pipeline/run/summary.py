@@ -1,0 +1,129 @@
+"""What a run says at its end: every record accounted for, and where things are."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.charts import duration, size
+from pipeline.run.progress import Progress
+from pipeline.run.report import Report
+from pipeline.settings import SPLIT_NAMES, Job
+from pipeline.splits.logs import LOGS
+from pipeline.splits.marker import DEAD_LETTERS, DUPLICATES, EMPTY_RECORDS, Counts
+from pipeline.splits.run_file import FAILURES
+from shared.io.terminal import show
+from shared.shards.manifest import SubsetTotals
+
+SUBSETS_SHOWN = 12
+_LONGEST_NAME = 60
+
+
+def exit_code(report: Report) -> int:
+    """0 fine, 1 splits failed, 3 some records were dead letters, 4 the product is not what was asked for."""
+    if report.failures:
+        return 1
+    if missed(report):
+        return 4
+    return 3 if any(marker.counts.dead for marker in report.markers) else 0
+
+
+def missed(report: Report) -> list[str]:
+    """What a finished run was asked for and cannot have done: documents, and columns that no record has."""
+    counts = report.counts
+    found, reading = [], report.run.identity.get("reading", {})
+    if not counts.documents:
+        why = f": all {counts.dead:,} records are dead letters" if counts.dead and counts.dead == counts.records else ""
+        found.append(f"no documents{why}")
+    living = counts.records - counts.dead
+    for option, column, number in _columns(reading, counts):
+        if living and number == living:
+            found.append(f"{option} {column}: no record has that column, so the option did nothing")
+    return found
+
+
+def _columns(reading: Mapping[str, Any], counts: Counts) -> list[tuple[str, str, int]]:
+    """Options that name a column, with the number of records that lack it."""
+    columns = (
+        ("--id-column", reading.get("id_column"), counts.without_id),
+        ("--subset-column", reading.get("subset_column"), counts.without_subset),
+        ("--split-key", reading.get("split_key"), counts.without_key),
+    )
+    return [(option, column, number) for option, column, number in columns if column is not None and number]
+
+
+def print_summary(job: Job, report: Report) -> None:
+    show(summary_lines(job, report))
+
+
+def summary_lines(job: Job, report: Report) -> list[str]:
+    """The summary of a run for the terminal."""
+    counts = report.counts
+    splits = len(report.run.plan.splits)
+    state = f"{len(report.markers)} of {splits} splits"
+    if report.done_before == splits:
+        state = "nothing to do, all is current"
+    elif report.done_before:
+        state += f", {report.done_before} of them before"
+    lines = [f"{job.out}: {state}", f"  {counts.records:>12,} records read"]
+    lines.append(f"  {counts.documents:>12,} documents, {counts.document_bytes:,} bytes of text")
+    for records, what in (
+        (counts.not_sampled, "not in the sample"),
+        (counts.duplicates, f"duplicates of earlier ones, listed in {job.out / DUPLICATES}"),
+        (counts.empty, f"empty, listed in {job.out / EMPTY_RECORDS}"),
+        (counts.dead, f"dead letters, with place and reason in {job.out / DEAD_LETTERS}"),
+    ):
+        if records:
+            lines.append(f"  {records:>12,} {what}")
+    for option, column, number in _columns(report.run.identity.get("reading", {}), counts):
+        lines.append(f"  {number:>12,} without the column {column!r} of {option}")
+    if counts.replaced:
+        lines.append(f"  {counts.replaced:>12,} values of other columns replaced: they have no form in JSON or a name")
+    for reason, files in report.run.plan.skipped.items():
+        names = report.run.plan.examples.get(reason, ())
+        shown = f": {', '.join(map(_shown, names))}" + (", ..." if files > len(names) else "") if names else ""
+        lines.append(f"  {files:>12,} files or folders not read: {reason}{shown}")
+    for name in SPLIT_NAMES:
+        lines += _dataset_lines(job, name, report.subsets(name), sum(len(m.shards[name]) for m in report.markers))
+    if not report.failures and counts.documents and job.reading.validation_fraction:
+        empty = [name for name in SPLIT_NAMES if not report.subsets(name)]
+        lines += [f"  {name} has no document: training needs some in both (--validation-fraction)" for name in empty]
+    for failure in report.failures:
+        paths = ", ".join(report.files_of(failure))
+        shown = paths if len(paths) <= 80 else paths[:77] + "..."
+        lines.append(f"  failed: split {failure.split} ({shown}): {failure.error}")
+    if not report.failures:
+        lines += [f"  warning: {problem}" for problem in (*report.run.plan.idle, *missed(report))]
+    if report.failures:
+        lines.append(
+            f"  details in {job.out / FAILURES} and {job.out / LOGS}; fix the cause and rerun the same command"
+        )
+    elif report.progress is not None:
+        lines.append(f"  {_work(report.progress)}")
+    return lines
+
+
+def _shown(name: str) -> str:
+    """A file's name for the terminal, which must not obey it."""
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    return plain if len(plain) <= _LONGEST_NAME else f"...{plain[-_LONGEST_NAME:]}"
+
+
+def _work(progress: Progress) -> str:
+    seconds, cost = progress.updated - progress.began, progress.hours_per_gigabyte
+    line = f"{progress.bytes_done:,} bytes of input in {duration(seconds)}, {size(round(progress.rate))}/s"
+    return line + (f", {cost:.3g} {progress.device}-hours/GB" if cost is not None else "")
+
+
+def _dataset_lines(job: Job, name: str, subsets: dict[str, SubsetTotals], shards: int) -> list[str]:
+    total = sum(subsets.values(), SubsetTotals())
+    patches = f", {total.mean_patch_size:.3f} bytes a patch" if total.patches else ""
+    lines = [
+        f"  {name}: {total.documents:,} documents, {total.bytes:,} bytes, {shards} shards{patches}  {job.out / name}"
+    ]
+    if total.patches and 1 < len(subsets) <= SUBSETS_SHOWN:
+        width = max(map(len, subsets))
+        for subset in sorted(subsets):
+            figures = subsets[subset]
+            lines.append(
+                f"      {subset:<{width}}  {figures.bytes:>12,} bytes  {figures.mean_patch_size:.3f} bytes a patch"
+            )
+    return lines

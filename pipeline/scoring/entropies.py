@@ -1,0 +1,149 @@
+"""Entropies of chosen documents, to be read as often as needed in bounded memory: from a sidecar, or scored once."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from pipeline.progress import bar
+from pipeline.read.formats.datasets import documents_at
+from pipeline.scoring.score import scored
+from shared.errors import DatasetError
+from shared.patching.grid import dequantise, quantise
+from shared.shards.dataset import Dataset
+
+if TYPE_CHECKING:
+    from shared.models.scoring import Scorer
+
+PIECE = 2**20
+"""Entropies that are read at a time."""
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Documents of one dataset that have text, in its order."""
+
+    dataset: Dataset
+    starts: np.ndarray
+    """int64 [N], the row of the dataset in which each begins."""
+    bytes: np.ndarray
+    """int64 [N], of text."""
+    subset: np.ndarray
+    """int32 [N], code into the dataset's subset_names."""
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def take(self, numbers: np.ndarray) -> "Documents":
+        """Those of these numbers, int64 in order."""
+        return Documents(self.dataset, self.starts[numbers], self.bytes[numbers], self.subset[numbers])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.dataset.subset_names
+
+    @cached_property
+    def stops(self) -> np.ndarray:
+        """int64 [N], the row after the last of each."""
+        ends = np.flatnonzero(self.dataset.index.last) + 1
+        return ends[np.searchsorted(ends, self.starts, side="right")]
+
+
+def documents_of(dataset: Dataset) -> Documents:
+    """All documents that have text. Raises DatasetError."""
+    if specials := dataset.manifest.identity.specials:
+        raise DatasetError(
+            f"{dataset.folder} has the special ids {', '.join(specials)}, which begin patches by themselves; "
+            "calibrate on plain text, what the model first learnt from"
+        )
+    index = dataset.index
+    starts = np.flatnonzero(index.part == 0)
+    sizes = np.add.reduceat(index.bytes, starts) if len(starts) else starts
+    starts, sizes = starts[sizes > 0], sizes[sizes > 0]
+    return Documents(dataset, starts, sizes, index.subset[starts])
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The next entropies of a document. The pieces of a document follow one another."""
+
+    document: int
+    entropies: np.ndarray
+    """float32 nats, one for each input token: that of BOS comes with the first piece."""
+    first: bool
+    last: bool
+
+
+class Entropies(Protocol):
+    """Entropies of some documents, numbered in order."""
+
+    documents: Documents
+
+    def pieces(self, numbers: np.ndarray) -> Iterator[Piece]:
+        """Those of the documents of these numbers (int64, in order). Raises DatasetError."""
+        ...
+
+
+class StoredEntropies:
+    """Entropies as a dataset's sidecar keeps them; of a uint8 sidecar the middle of each cell of its grid."""
+
+    def __init__(self, documents: Documents) -> None:
+        self.documents = documents
+
+    def pieces(self, numbers: np.ndarray) -> Iterator[Piece]:
+        chosen = self.documents.take(numbers)
+        dataset, index = chosen.dataset, chosen.dataset.index
+        held, values = (-1, -1), [np.zeros(0, np.float32)]
+        for number, start, stop in zip(numbers.tolist(), chosen.starts.tolist(), chosen.stops.tolist()):
+            for row in range(start, stop):
+                at = int(index.shard[row]), int(index.batch[row])
+                if at != held:
+                    held, values = at, dataset.entropies(*at)
+                found = values[int(index.row[row])]
+                if len(found) != (wanted := int(index.bytes[row]) + (row == start)):
+                    name = dataset.manifest.shards[at[0]].name
+                    raise DatasetError(
+                        f"{dataset.folder / name}: batch {at[1]} row {int(index.row[row])} has {len(found)} entropies, "
+                        f"its text needs {wanted}"
+                    )
+                nats = dequantise(found) if found.dtype == np.uint8 else found
+                yield Piece(number, nats, row == start, row == stop - 1)
+
+
+class ScoredEntropies:
+    """Entropies that a model gives, kept in a nameless file that is gone with this object."""
+
+    def __init__(self, documents: Documents, scorer: "Scorer", folder: Path, quantised: bool) -> None:
+        """Score all documents. ``quantised``: keep of each only its place on the sidecar grid.
+
+        Raises DatasetError.
+        """
+        self.documents = documents
+        self._quantised = quantised
+        self._dtype = np.dtype(np.uint8 if quantised else np.float32)
+        self._begins = np.append(0, np.cumsum(documents.bytes + 1)) * self._dtype.itemsize
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (it lives as long as we do)
+        with bar("Scoring", int(documents.bytes.sum())) as progress:
+            for chunk in scored(documents_at(documents.dataset, documents.starts), scorer):
+                assert chunk.entropies is not None
+                self._file.write((quantise(chunk.entropies) if quantised else chunk.entropies).tobytes())
+                progress.update(len(chunk.text))
+        self._file.flush()
+        written = os.fstat(self._file.fileno()).st_size
+        assert written == self._begins[-1], f"{written} bytes of entropies, {self._begins[-1]} expected"
+
+    def pieces(self, numbers: np.ndarray) -> Iterator[Piece]:
+        for number in numbers.tolist():
+            begin, end = int(self._begins[number]), int(self._begins[number + 1])
+            step = PIECE * self._dtype.itemsize
+            for at in range(begin, end, step):
+                data = os.pread(self._file.fileno(), min(step, end - at), at)
+                values = np.frombuffer(data, self._dtype)
+                nats = dequantise(values) if self._quantised else values
+                yield Piece(number, nats, at == begin, at + step >= end)

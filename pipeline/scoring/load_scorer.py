@@ -1,0 +1,44 @@
+"""An entropy model from its folder, ready to score on this machine."""
+
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.settings import PipelineError, ScoringSettings
+from shared.model_folder.identity import PackedModel
+from shared.shards.manifest import NumericsClass
+
+if TYPE_CHECKING:
+    from shared.models.scoring import Scorer
+
+
+def load_scorer(patcher: Path | PackedModel | None, scoring: ScoringSettings) -> "tuple[Scorer, NumericsClass]":
+    """The entropy model ready to score, and the numerics class that a probe finds it in (law 5)."""
+    import torch
+
+    from shared.model_folder.files import load_model
+    from shared.models.entropy_model import EntropyModel
+    from shared.models.scoring import Scorer, probe
+
+    assert patcher is not None, "scoring is asked for together with a model"
+    torch.set_num_threads(scoring.threads)
+    device = "cuda" if scoring.device == "auto" and torch.cuda.is_available() else scoring.device.replace("auto", "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise PipelineError(f"--device cuda: on {socket.gethostname()} PyTorch finds no GPU; use --device cpu")
+    model = load_model(patcher)
+    if not isinstance(model, EntropyModel):
+        raise PipelineError(f"{patcher} is not an entropy model, and cannot score")
+    scorer = Scorer(model, scoring.stream_length, scoring.dtype, device)
+    on_accelerator = "varlen" if scoring.dtype == "bfloat16" else "banded"
+    kernel = on_accelerator if device == "cuda" else "tiled"
+    hardware = torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
+    numerics = NumericsClass(
+        device=f"{device} {hardware}",
+        dtype=scoring.dtype,
+        torch=torch.__version__,
+        attention=kernel,
+        stream_length=scoring.stream_length,
+        threads=scoring.threads,
+        probe=probe(scorer),
+    )
+    return scorer, numerics

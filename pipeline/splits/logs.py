@@ -1,0 +1,49 @@
+"""The log of each split, DIR/logs/00012.log: who tried it, when, how it went. No part of the product."""
+
+import os
+import socket
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+from pipeline.splits.marker import split_name
+from shared.io.terminal import safe
+
+LOGS = "logs"
+
+
+def log_path(out: Path, split: int) -> Path:
+    return out / LOGS / f"{split_name(split)}.log"
+
+
+class SplitLog:
+    """Appends lines to the log of one split; a log that cannot be written, on a full disk, stops nothing."""
+
+    def __init__(self, out: Path, split: int) -> None:
+        self._path = log_path(out, split)
+        self._who = f"{socket.gethostname()} {os.getpid()}"
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> "SplitLog":
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("a", encoding="utf-8", errors="backslashreplace")
+        except OSError:
+            self._file = None
+        return self
+
+    def say(self, line: str) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {self._who} {safe(line.rstrip())}\n")
+            self._file.flush()
+        except OSError:
+            self._file = None
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            if self._file is not None:
+                self._file.close()
+        except OSError:
+            pass

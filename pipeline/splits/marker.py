@@ -1,0 +1,120 @@
+"""What a finished split leaves behind: the marker that says so, and files of what did not become a document."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any, Self
+
+from pydantic import ValidationError, model_validator
+
+from pipeline.settings import SPLIT_NAMES, SplitName
+from shared.errors import DatasetError
+from shared.io.files import atomic_file, write_atomic
+from shared.io.identity import canonical_json
+from shared.io.json_reader import read_bounded
+from shared.settings import Settings
+from shared.shards.dataset import check_file, files_of
+from shared.shards.formats.sidecar import sidecar_name
+from shared.shards.index import index_name
+from shared.shards.manifest import Count, ShardEntry, Sums
+
+MARKERS, DEAD_LETTERS, EMPTY_RECORDS, DUPLICATES = "splits", "dead-letters", "empty-records", "duplicates"
+
+MOST_MARKER_BYTES = 2**28
+
+
+class Counts(Sums):
+    """Every record of the input has exactly one fate (law 4)."""
+
+    records: Count = 0
+    """Counted where they are read; equals the sum of the fates below."""
+    documents: Count = 0
+    dead: Count = 0
+    empty: Count = 0
+    not_sampled: Count = 0
+    duplicates: Count = 0
+    """Texts that an earlier record has, byte for byte."""
+    document_bytes: Count = 0
+    """Bytes of text in the documents."""
+    without_id: Count = 0
+    without_subset: Count = 0
+    without_key: Count = 0
+    """Records (dead ones aside) that lack the column which --id-column, --subset-column, --split-key names."""
+    replaced: Count = 0
+    """Values for which null or a text stands, because they have no form in JSON or in a name."""
+
+
+class Marker(Settings):
+    """One finished split."""
+
+    split: Count
+    run: str
+    """Digest of the run's identity and numerics: a marker of another run is not believed."""
+    counts: Counts
+    shards: dict[SplitName, list[ShardEntry]]
+    """Of each split, train and validation."""
+
+    @model_validator(mode="after")
+    def _of_both(self) -> Self:
+        if self.shards.keys() != set(SPLIT_NAMES):
+            raise ValueError(f"shards: train and validation are needed, not {', '.join(self.shards) or 'nothing'}")
+        return self
+
+
+def split_name(number: int) -> str:
+    return f"{number:05d}"
+
+
+def shard_stem(split: int, number: int) -> str:
+    """shard-00012; a split that is one large piece goes on with shard-00012-001 and so on."""
+    return f"shard-{split_name(split)}" + (f"-{number:03d}" if number else "")
+
+
+def marker_path(out: Path, split: int) -> Path:
+    return out / MARKERS / f"{split_name(split)}.json"
+
+
+def write_marker(out: Path, marker: Marker) -> None:
+    write_atomic(marker_path(out, marker.split), marker.model_dump_json(indent=1) + "\n")
+
+
+def read_marker(out: Path, split: int, run: str) -> Marker | None:
+    """The marker of a split, if it is there and of this run."""
+    try:
+        marker = Marker.model_validate_json(read_bounded(marker_path(out, split), MOST_MARKER_BYTES))
+    except (OSError, ValidationError):
+        return None
+    return marker if marker.split == split and marker.run == run else None
+
+
+def shard_files(entry: ShardEntry) -> dict[str, str]:
+    """File name and sha256 of everything that belongs to a shard."""
+    files = {entry.name: entry.sha256, index_name(entry.name): entry.index_sha256}
+    if entry.sidecar_sha256 is not None:
+        files[sidecar_name(entry.name)] = entry.sidecar_sha256
+    return files
+
+
+def is_whole(out: Path, marker: Marker) -> bool:
+    """Whether every file of a finished split is there, byte for byte."""
+    try:
+        for name in SPLIT_NAMES:
+            for entry in marker.shards[name]:
+                for file, sha256, size, most in files_of(entry):
+                    check_file(out / name / file, sha256, size, most)
+    except (DatasetError, OSError):
+        return False
+    return True
+
+
+class Ledger:
+    """A file of one JSON object a line: not there without a line, and never half of it."""
+
+    def __init__(self, path: Path, stack: ExitStack) -> None:
+        self._path, self._stack = path, stack
+        self._file: IO[bytes] | None = None
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        if self._file is None:
+            self._file = self._stack.enter_context(atomic_file(self._path))
+        self._file.write(canonical_json(entry).encode() + b"\n")

@@ -1,0 +1,223 @@
+"""The one unit of work: a split becomes shards, a list of what was left out, and last a marker.
+
+The product follows from the split, the job and the numerics class alone: not from who does it, when, or how often.
+"""
+
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import dataclass
+from itertools import repeat
+from typing import TYPE_CHECKING, Any
+
+from pipeline.plan import LARGEST_SPLIT, Plan, Split
+from pipeline.read import read_split
+from pipeline.records import DeadLetter, Record, split_of
+from pipeline.scoring.cut import Chunk, cut
+from pipeline.scoring.score import scored
+from pipeline.settings import SPLIT_NAMES, Job, PipelineError, SplitName
+from pipeline.splits.marker import (
+    DEAD_LETTERS,
+    DUPLICATES,
+    EMPTY_RECORDS,
+    Counts,
+    Ledger,
+    Marker,
+    shard_stem,
+    split_name,
+    write_marker,
+)
+from pipeline.splits.pipelining import ahead, behind
+from pipeline.splits.selection import DUPLICATE, KEPT, fates_of, selects
+from shared.shards.document import Row
+from shared.shards.manifest import MOST_ROWS, ShardEntry
+from shared.shards.writer import ShardWriter
+
+if TYPE_CHECKING:
+    from shared.models.scoring import Scorer
+
+Progress = Callable[[int], None]
+READ_AHEAD = 2**24
+WRITTEN_BEHIND = 2**24
+"""Bytes that wait for the scorer, and for the writer."""
+ROWS_OF_A_SHARD = MOST_ROWS // 2
+"""After which a shard of short documents is closed, whatever bytes it has."""
+_RECORD_BYTES = 2**10
+"""Of everything about a record but its text and metadata."""
+
+
+def process_split(
+    job: Job, plan: Plan, number: int, run: str, scorer: "Scorer | None" = None, progress: Progress = lambda _: None
+) -> Marker:
+    """Read, score, cut and write one split, and commit it.
+
+    ``progress`` is told the input bytes that are done: of documents once they are scored, of others once they are read.
+
+    Raises PipelineError or DatasetError when the input is not what was planned.
+    """
+    split = plan.splits[number]
+    name = split_name(number)
+    progress = _one_at_a_time(progress)
+    with ExitStack() as stack:
+        dead = Ledger(job.out / DEAD_LETTERS / f"{name}.jsonl", stack)
+        empty = Ledger(job.out / EMPTY_RECORDS / f"{name}.jsonl", stack)
+        duplicates = Ledger(job.out / DUPLICATES / f"{name}.jsonl", stack)
+        sorting = _Sorting(job, plan, split, _Ledgers(dead, empty, duplicates), progress)
+        shards = stack.enter_context(_Shards(job, number, max(plan.split_bytes, LARGEST_SPLIT)))
+        records: Generator[Record, None, None] = sorting.records()
+        if scorer is not None:  # else there is nothing to overlap with, and handing over costs more than it gains
+            records = stack.enter_context(closing(ahead(records, _held, READ_AHEAD)))
+        side: SplitName | None = None
+
+        def write(item: tuple[Record, Row, bool]) -> None:
+            nonlocal side
+            record, row, last = item
+            side = side or split_of(record, job.reading)
+            shards.add(side, row, last)
+            if last:
+                side = None
+
+        written_behind = behind(write, lambda item: _held(item[1]), WRITTEN_BEHIND)
+        with nullcontext(write) if scorer is None else written_behind as writing:
+            for item in cut(_counted(scored(records, scorer), progress), job.output.patching):
+                writing(item)
+        written = shards.closed()
+    marker = Marker(split=number, run=run, counts=sorting.counts(), shards=written)
+    write_marker(job.out, marker)
+    return marker
+
+
+def _one_at_a_time(progress: Progress) -> Progress:
+    """For the thread that reads ahead and the one that scores."""
+    lock = threading.Lock()
+
+    def told(count: int) -> None:
+        with lock:
+            progress(count)
+
+    return told
+
+
+def _counted(chunks: Iterable[Chunk], progress: Progress) -> Iterator[Chunk]:
+    """Tell ``progress`` of each chunk the share of the input bytes that its record took."""
+    read = told = 0
+    for chunk in chunks:
+        read += len(chunk.text)
+        done = chunk.record.size if chunk.last else chunk.record.size * read // len(chunk.record.text)
+        progress(done - told)
+        read, told = (0, 0) if chunk.last else (read, done)
+        yield chunk
+
+
+def _held(item: Record | Row) -> int:
+    """Bytes that a record or row takes while it waits, without its entropies: millions may have a byte of text each."""
+    text = len(item.text) if isinstance(item.text, bytes) else 0
+    return _RECORD_BYTES + text + len(item.meta or "")
+
+
+@dataclass(frozen=True)
+class _Ledgers:
+    """Where records are listed that make no document."""
+
+    dead: Ledger
+    empty: Ledger
+    duplicates: Ledger
+
+
+class _Sorting:
+    """Gives every record of a split its fate, and counts them."""
+
+    def __init__(self, job: Job, plan: Plan, split: Split, ledgers: _Ledgers, progress: Progress) -> None:
+        self._reading, self._plan, self._split = job.reading, plan, split
+        self._ledgers, self._progress = ledgers, progress
+        self._fates = fates_of(job.out, split.number) if selects(job.reading) else repeat((KEPT, 0, 0))
+        self._counts = dict.fromkeys(Counts.model_fields, 0)
+
+    def records(self) -> Generator[Record, None, None]:
+        """The records that become documents."""
+        for found in read_split(self._plan, self._split, self._reading):
+            fate = self._fate(found)
+            number = found.records if isinstance(found, DeadLetter) else 1
+            self._counts["records"] += number
+            self._counts[fate] += number
+            if isinstance(found, Record):
+                self._counts["replaced"] += found.replaced
+                for option in found.lacks:
+                    self._counts[f"without_{option}"] += 1
+            if isinstance(found, Record) and fate == "documents":
+                self._counts["document_bytes"] += len(found.text)
+                yield found
+            else:
+                self._progress(found.size)
+        if selects(self._reading) and next(self._fates, None) is not None:
+            raise self._not_as_surveyed("fewer")
+
+    def counts(self) -> Counts:
+        return Counts(**self._counts)
+
+    def _fate(self, found: Record | DeadLetter) -> str:
+        if isinstance(found, DeadLetter):
+            self._ledgers.dead.add(found.as_json())
+            return "dead"
+        listed = {**found.place.as_json(), "id": found.id}
+        if not found.text:
+            self._ledgers.empty.add(listed)
+            return "empty"
+        found_fate = next(self._fates, None)
+        if found_fate is None:
+            raise self._not_as_surveyed("more")
+        fate, split, text = found_fate
+        if fate == DUPLICATE:
+            self._ledgers.duplicates.add(listed | {"bytes": len(found.text), "first": {"split": split, "text": text}})
+            return "duplicates"
+        return "documents" if fate == KEPT else "not_sampled"
+
+    def _not_as_surveyed(self, how_many: str) -> PipelineError:
+        problem = f"split {self._split.number} has {how_many} texts than were surveyed"
+        return PipelineError(f"{problem}; the input has changed, put it back")
+
+
+class _Shards:
+    """The shards of a split while they are written: at most one open for train and one for validation.
+
+    A shard is closed by the document with which it reaches ``limit`` bytes, or ROWS_OF_A_SHARD. A context: leaving it
+    by an error removes what is not closed.
+    """
+
+    def __init__(self, job: Job, split: int, limit: int) -> None:
+        self._job, self._split, self._limit = job, split, limit
+        self._open: dict[SplitName, ShardWriter] = {}
+        self._sizes: dict[SplitName, int] = {}
+        self._rows: dict[SplitName, int] = {}
+        self._closed: dict[SplitName, list[ShardEntry]] = {name: [] for name in SPLIT_NAMES}
+
+    def add(self, name: SplitName, row: Row, last: bool) -> None:
+        if name not in self._open:
+            stem, output = shard_stem(self._split, len(self._closed[name])), self._job.output
+            self._open[name] = ShardWriter(self._job.out / name, stem, output.format, output.sidecar)
+            self._sizes[name] = self._rows[name] = 0
+        self._open[name].add(row, last)
+        self._sizes[name] += len(row.text)
+        self._rows[name] += 1
+        if last and (self._sizes[name] >= self._limit or self._rows[name] >= ROWS_OF_A_SHARD):
+            self._close(name)
+
+    def __enter__(self) -> "_Shards":
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        writers = ExitStack()
+        for writer in self._open.values():
+            writers.push(writer)
+        writers.__exit__(*raised)
+
+    def closed(self) -> dict[SplitName, list[ShardEntry]]:
+        """Close what is open; the entries of all shards."""
+        for name in list(self._open):
+            self._close(name)
+        return self._closed
+
+    def _close(self, name: SplitName) -> None:
+        writer = self._open.pop(name)
+        writer.close()  # removes its files itself when it cannot
+        self._closed[name].append(writer.entry)

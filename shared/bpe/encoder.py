@@ -1,0 +1,127 @@
+"""Bytes to tokens by the `tokenizers` library: any bytes, and the same tokens however a text arrives.
+
+A text is its stretches of valid UTF-8, each encoded by the library, and between them invalid bytes, a token each. A
+token may depend on bytes after it, so a text in chunks is encoded up to where nothing behind can matter: a newline
+between two printing ASCII characters, which is a token's end by the pattern that splits words.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shared.bpe.folder import INSTALL, TOKENIZER_FILE
+from shared.bpe.vocabulary import load_subwords
+from shared.errors import DatasetError
+from shared.vocabulary import BOS, OFFSET, is_special
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+PIECE = 2**18
+"""Bytes that are encoded at a time, where a text allows it: an encoding takes many times the memory of its text."""
+_SAFE = re.compile(rb"[!-~]\n(?=[!-~])")
+_INVALID = re.compile("([\udc80-\udcff])")
+"""Bytes that are no UTF-8, as "surrogateescape" shows them."""
+
+
+class TokenizersMissing(DatasetError):
+    """The library is not installed."""
+
+
+def import_tokenizers() -> Any:
+    """The library. Raises TokenizersMissing."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise TokenizersMissing(INSTALL) from None
+    return tokenizers
+
+
+def pieces_of(text: bytes) -> Iterator[bytes]:
+    """A text in pieces that can be encoded one by one; of about PIECE bytes where it has lines."""
+    start = 0
+    while len(text) - start > PIECE and (found := _SAFE.search(text, start + PIECE)):
+        yield text[start : found.end()]
+        start = found.end()
+    yield text[start:] if start else text
+
+
+def stretches_of(text: bytes) -> list[str]:
+    """Valid UTF-8, one invalid byte, valid UTF-8, ... : the odd ones are the invalid bytes, escaped as surrogates."""
+    try:
+        return [text.decode()]
+    except UnicodeDecodeError:
+        return _INVALID.split(text.decode("utf-8", "surrogateescape"))
+
+
+class SubwordEncoder:
+    """The tokenizer of a folder. Raises TokenizersMissing, DatasetError when it cannot be used."""
+
+    def __init__(self, folder: Path) -> None:
+        self.subwords = load_subwords(folder)
+        self._path = folder / TOKENIZER_FILE
+        _ = self._tokenizer
+
+    @cached_property
+    def _tokenizer(self) -> "Tokenizer":
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # processes share the machine already
+        try:
+            return import_tokenizers().Tokenizer.from_file(str(self._path))
+        except TokenizersMissing:
+            raise
+        except Exception as error:  # the library raises nothing narrower
+            raise DatasetError(f"{self._path}: {error}") from None
+
+    def ids(self, text: bytes) -> np.ndarray:
+        """int32 [K]: the tokens of a text, without special ids; their bytes are the text."""
+        return np.concatenate([np.zeros(0, np.int32), *(self._piece(piece) for piece in pieces_of(text))])
+
+    def lengths(self, text: bytes) -> np.ndarray:
+        """uint16 [K]: bytes of each token of a text; they sum to its own."""
+        return self.subwords.lengths[self.ids(text)].astype(np.uint16)
+
+    def _piece(self, text: bytes) -> np.ndarray:
+        stretches = stretches_of(text)
+        if len(stretches) == 1:
+            return np.array(self._tokenizer.encode(stretches[0], add_special_tokens=False).ids, np.int32)
+        encodings = iter(self._tokenizer.encode_batch_fast(stretches[::2], add_special_tokens=False))
+        found: list[int] = []
+        for number, stretch in enumerate(stretches):
+            found += [ord(stretch) - 0xDC00 + OFFSET] if number % 2 else next(encodings).ids
+        return np.array(found, np.int32)
+
+
+class ChunkedSubwords:
+    """Lengths of the tokens of one document as it arrives, BOS and EOS each alone; as `ChunkedLengths` for rules."""
+
+    def __init__(self, encoder: SubwordEncoder) -> None:
+        self._encoder = encoder
+        self._held = bytearray()
+
+    def add(self, tokens: np.ndarray, entropies: np.ndarray | None = None, last: bool = False) -> np.ndarray:
+        """uint16 [p]: lengths of the tokens that are known to have ended; with ``last`` of all that are left.
+
+        tokens int16 [N] of [BOS, b1..bn, EOS] come next in the document; nothing is made of ``entropies``.
+        """
+        special = is_special(tokens)
+        searched = max(len(self._held) - 2, 0)
+        self._held += (tokens[~special] - OFFSET).astype(np.uint8).tobytes()
+        end = len(self._held) if last else self._safe_end(searched)
+        text = bytes(self._held[:end])
+        del self._held[:end]
+        ones = np.ones(int(special.sum()), np.uint16)
+        begin = int((tokens[:1] == BOS).sum())
+        return np.concatenate([ones[:begin], self._encoder.lengths(text), ones[begin:]])
+
+    def _safe_end(self, searched: int) -> int:
+        """Where the tokens of what is held are certain to end; 0 if that is not known."""
+        at = len(self._held)
+        while (at := self._held.rfind(b"\n", searched, at)) >= 0:
+            if _SAFE.match(self._held, max(at - 1, 0)):
+                return at + 1
+        return 0

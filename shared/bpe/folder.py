@@ -1,0 +1,72 @@
+"""A tokenizer's folder: the tokenizer itself, as the `tokenizers` library reads it, and what it was made of.
+
+FOLDER/tokenizer.json  FOLDER/identity.json
+"""
+
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from shared.errors import DatasetError, IdentityError
+from shared.io.files import write_atomic
+from shared.io.identity import file_sha256
+from shared.io.json_reader import read_bounded
+from shared.model_settings import MOST_IDS
+from shared.patching.settings import LONGEST_PATCH, TokenizerIdentity
+from shared.settings import Settings, first_problem
+from shared.vocabulary import VOCABULARY_SIZE
+
+TOKENIZER_FILE, MADE_BY_FILE = "tokenizer.json", "identity.json"
+INSTALL = "byte-pair tokens need the tokenizers library: pip install -e '.[bpe]'"
+
+
+class TokenizerMaking(Settings):
+    """What made a tokenizer (law 7)."""
+
+    trained_on: str
+    """Fingerprint of the training split whose bytes it has seen; it has seen no others."""
+    vocabulary: int = Field(gt=VOCABULARY_SIZE, le=MOST_IDS)
+    """Ids: those of bytes and special ids, and one for each merge that gives a new token."""
+    longest: int = Field(gt=0, le=LONGEST_PATCH)
+    """Bytes of its longest token."""
+    sha256: str
+    """Of tokenizer.json."""
+    library: str
+    """Version of `tokenizers` that trained it."""
+
+    @property
+    def identity(self) -> TokenizerIdentity:
+        """What datasets record."""
+        return TokenizerIdentity(sha256=self.sha256, vocabulary=self.vocabulary)
+
+
+def load_making(folder: Path) -> TokenizerMaking:
+    """What a tokenizer's folder says about it, its file checked. Raises DatasetError."""
+    path = folder / MADE_BY_FILE
+    try:
+        making = TokenizerMaking.model_validate_json(read_bounded(path))
+        found = file_sha256(folder / TOKENIZER_FILE)
+    except OSError as error:
+        missing = Path(error.filename or path).name
+        raise DatasetError(f"{folder} is not a tokenizer's folder: {missing} cannot be read") from None
+    except ValidationError as error:
+        raise DatasetError(f"{path}: {first_problem(error)}") from None
+    if found != making.sha256:
+        raise DatasetError(f"{folder / TOKENIZER_FILE} is damaged: sha256 {found}, {MADE_BY_FILE} says {making.sha256}")
+    return making
+
+
+def check_tokenizer(folder: Path, recorded: TokenizerIdentity) -> None:
+    """Raise IdentityError unless the tokenizer in a folder is the recorded one, DatasetError when there is none."""
+    if (found := load_making(folder).identity) != recorded:
+        raise IdentityError(
+            f"{folder} holds another tokenizer ({found.vocabulary} ids, {found.sha256[:12]}) than is recorded "
+            f"({recorded.vocabulary} ids, {recorded.sha256[:12]})"
+        )
+
+
+def copy_tokenizer(source: Path, target: Path, recorded: TokenizerIdentity) -> None:
+    """Copy a tokenizer's folder. Raises IdentityError unless it is the recorded one, DatasetError if there is none."""
+    check_tokenizer(source, recorded)
+    for name in (TOKENIZER_FILE, MADE_BY_FILE):
+        write_atomic(target / name, (source / name).read_bytes())

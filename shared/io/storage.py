@@ -1,0 +1,127 @@
+"""Where files lie, local or behind an fsspec URL: opened in one way, with one line when that cannot be."""
+
+import errno
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Annotated, Any, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator
+
+from shared.errors import StorageError
+from shared.io.json_reader import read_at_most, read_bounded
+
+_PACKAGES = {
+    "s3": ("s3fs", "s3"),
+    "s3a": ("s3fs", "s3"),
+    "gs": ("gcsfs", "gcs"),
+    "gcs": ("gcsfs", "gcs"),
+    "hf": ("huggingface_hub", "hf"),
+    "http": ("aiohttp", None),
+    "https": ("aiohttp", None),
+    "abfs": ("adlfs", None),
+    "az": ("adlfs", None),
+    "r2": ("s3fs", "s3"),
+}
+"""Package that a scheme needs, and the extra of this project that installs it."""
+
+_QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?'\"]+)\?[^\s'\"]+")
+ATTEMPTS = 4
+PAUSE_SECONDS = 0.5
+"""Before a connection is tried again for the first time; longer each time after."""
+OWN_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+T = TypeVar("T")
+
+
+def is_url(text: str) -> bool:
+    return "://" in text or text.startswith("pipe:")
+
+
+def local_path(text: str) -> str:
+    """A ``file://`` URL as the path that it means; anything else as it is."""
+    return text.removeprefix("file://")
+
+
+def location_of(text: Any) -> Any:
+    """A URL as it is written; any other text as a path."""
+    return Path(local_path(text)) if isinstance(text, str) and not is_url(local_path(text)) else text
+
+
+def without_query(text: str) -> str:
+    """Text for a message, URLs in it without what follows their question mark: signatures are secrets."""
+    return _QUERY.sub(r"\1?...", text)
+
+
+Location = Annotated[Path | str, BeforeValidator(location_of)]
+"""A folder: a path, or a URL as text."""
+
+
+def below(folder: Path | str, name: str) -> Path | str:
+    """What lies under a name in a folder."""
+    return f"{folder.rstrip('/')}/{name}" if isinstance(folder, str) else folder / name
+
+
+def open_binary(location: str) -> IO[bytes]:
+    """A file for reading, with seek. Raises OSError."""
+    if not is_url(location):
+        return open(location, "rb")
+    fs, path = file_system(location)
+    return fs.open(path, "rb")
+
+
+def read_whole(location: Path | str, most_bytes: int) -> bytes:
+    """The content of a file of at most so many bytes. Raises FileNotFoundError, OSError of a path, StorageError."""
+    if isinstance(location, Path):
+        return read_bounded(location, most_bytes)
+
+    def read() -> bytes:
+        with open_binary(location) as file:
+            content = read_at_most(file, most_bytes + 1)
+        if len(content) > most_bytes:
+            raise StorageError(f"{location} is larger than {most_bytes:,} bytes")
+        return content
+
+    return tried_again(read, location)
+
+
+def tried_again(read: Callable[[], T], url: str) -> T:
+    """What reading a URL gives, tried again when the connection breaks.
+
+    Raises FileNotFoundError when there is no such file, and StorageError, one line, when it breaks each time.
+    """
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            return read()
+        except (StorageError, FileNotFoundError):
+            raise
+        except Exception as error:  # each store has errors of its own
+            if isinstance(error, OSError) and error.errno in OWN_ERRORS:
+                raise  # of this machine, not of the connection
+            problem = error
+        if left:
+            time.sleep(PAUSE_SECONDS * (ATTEMPTS - left))
+    if isinstance(problem, ValueError):
+        raise problem  # of the data, not of the connection
+    said = " ".join(str(problem).split())
+    raise StorageError(f"{url}: {type(problem).__name__}: {said} (tried {ATTEMPTS} times)") from None
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path in it. Raises StorageError for a URL that may not be read."""
+    scheme = urlsplit(url).scheme
+    if scheme == "pipe" or "::" in url:
+        raise StorageError(f"{url}: commands and chained URLs are not read; give a plain path or URL")
+    if "@" in urlsplit(url).netloc:
+        raise StorageError(f"{scheme}://...: put the password into the environment, not into the URL")
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(url)
+    except ImportError:
+        package, extra = _PACKAGES.get(scheme, (f"the fsspec driver of {scheme}", None))
+        install = f"pip install -e '.[{extra}]'" if extra else f"pip install {package}"
+        raise StorageError(f"{url}: reading {scheme}:// needs the package {package}; {install}") from None
+    except ValueError as error:
+        raise StorageError(f"{url}: {error}") from None

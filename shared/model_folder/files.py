@@ -1,0 +1,198 @@
+"""Model folders: weights (safetensors, fp32) and settings (JSON), written whole or not at all.
+
+FOLDER/model.safetensors  FOLDER/config.json  [FOLDER/patcher/, an entropy model's folder]  [FOLDER/identity.json]
+[FOLDER/tokenizer/, of the tokens that a model reads instead of bytes]
+"""
+
+import io
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from shared.errors import ModelFileError
+from shared.io.files import check_folder, naming, sync
+from shared.layers.blocks import cast_model
+from shared.model_folder.identity import (
+    CONFIG_FILE,
+    PATCHER_FOLDER,
+    TOKENIZER_FOLDER,
+    WEIGHTS_FILE,
+    PackedModel,
+    canonical_settings,
+    load_settings,
+)
+from shared.model_folder.tensor_header import FLOATS, MOST_HEADER_BYTES, TensorEntry, file_header, read_header
+from shared.model_folder.tensors import write_tensors
+from shared.model_settings import AnyModelSettings
+from shared.models.blt import Blt
+from shared.models.entropy_model import EntropyModel
+from shared.models.megabyte import MegaByte
+from shared.models.spacebyte import SpaceByte
+from shared.models.transformer import FlatTransformer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+Model = FlatTransformer | Blt | MegaByte | SpaceByte
+"""All kinds of models; the entropy model is a flat transformer."""
+
+
+KINDS: Mapping[str, Callable[[Any], Model]] = {
+    "entropy": EntropyModel,
+    "flat": FlatTransformer,
+    "blt": Blt,
+    "megabyte": MegaByte,
+    "spacebyte": SpaceByte,
+}
+"""By ``kind`` of settings."""
+
+
+def build_model(settings: AnyModelSettings) -> Model:
+    """The model of these settings; parameters are not initialised in any reproducible way.
+
+    See `shared.models.initialise`.
+    """
+    return KINDS[settings.kind](settings)
+
+
+def save_model(
+    model: nn.Module | Mapping[str, Tensor],
+    settings: AnyModelSettings,
+    folder: str | Path,
+    patcher: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+) -> None:
+    """Write a model folder, replacing one that is there only once the new one is complete.
+
+    Args:
+        model: a model, or its full state (name -> tensor).
+        patcher: the folder of the entropy model that found the patches, copied along (law 7).
+        tokenizer: the folder of the tokenizer whose tokens the model reads, copied along.
+    """
+    folder = Path(folder)
+    state = model.state_dict() if isinstance(model, nn.Module) else model
+    _check({name: tuple(tensor.shape) for name, tensor in state.items()}, settings, str(folder))
+    weights = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in state.items()}
+    check_folder(folder, _is_ours)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        temporary.chmod(0o755)  # mkdtemp's folder is the owner's alone
+        with naming(folder):
+            plan = [(name, tensor.shape, tensor.dtype) for name, tensor in weights.items()]
+            write_tensors(temporary / WEIGHTS_FILE, plan, lambda name: weights[name])
+            (temporary / CONFIG_FILE).write_text(canonical_settings(settings))
+            if patcher is not None:
+                _copy(Path(patcher), temporary / PATCHER_FOLDER)
+            if tokenizer is not None:
+                _copy(Path(tokenizer), temporary / TOKENIZER_FOLDER)
+            for path in temporary.rglob("*"):
+                if path.is_file():
+                    sync(path)
+        retired = temporary.with_name(temporary.name + "-replaced")
+        if folder.exists():
+            folder.rename(retired)
+        temporary.rename(folder)
+        sync(folder.parent)
+        shutil.rmtree(retired, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a folder; the first file that cannot be is the error, which `shutil.copytree` would put into a list."""
+    target.mkdir()
+    for path in sorted(source.iterdir()):
+        if path.is_dir():
+            _copy(path, target / path.name)
+        else:
+            shutil.copyfile(path, target / path.name)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder is a model's and holds nothing else, so that it may be replaced."""
+    names = {path.name for path in folder.iterdir()}
+    known = {CONFIG_FILE, WEIGHTS_FILE, PATCHER_FOLDER, TOKENIZER_FOLDER, "identity.json", "recipe.toml"}
+    return {CONFIG_FILE, WEIGHTS_FILE} <= names <= known
+
+
+def load_state(folder: str | Path | PackedModel) -> tuple[dict[str, Tensor], AnyModelSettings]:
+    """The fp32 state and the settings of a model folder, checked against each other. Raises ModelFileError."""
+    if isinstance(folder, PackedModel):
+        return _unpack(folder), folder.settings
+    settings = load_settings(folder)
+    path = Path(folder) / WEIGHTS_FILE
+    try:
+        held = file_header(path)
+        _check({name: entry.shape for name, entry in held.items()}, settings, str(path))
+        _check_floats(held, str(path))
+        state = safetensors.torch.load_file(path)
+    except OSError as error:
+        raise ModelFileError(
+            f"{folder} is not a model folder: {WEIGHTS_FILE} cannot be read ({error.strerror})"
+        ) from None
+    except safetensors.SafetensorError as error:
+        raise ModelFileError(f"{path} is not a whole safetensors file: {error}") from None
+    return state, settings
+
+
+def _unpack(packed: PackedModel) -> dict[str, Tensor]:
+    where = f"{packed.folder}/{WEIGHTS_FILE}"
+    held = read_header(io.BytesIO(packed.weights[: 8 + MOST_HEADER_BYTES].tobytes()), packed.weights.nbytes, where)
+    _check({name: entry.shape for name, entry in held.items()}, packed.settings, where)
+    _check_floats(held, where)
+    try:
+        return safetensors.torch.load(packed.weights.tobytes())
+    except safetensors.SafetensorError as error:
+        raise ModelFileError(f"{where} is not a whole safetensors file: {error}") from None
+
+
+def load_model(
+    folder: str | Path | PackedModel,
+    device: torch.device | str = "cpu",
+    dtype: Literal["float32", "bfloat16"] | torch.dtype = "float32",
+) -> Model:
+    """The model in a folder, in evaluation mode, with its parameters rounded to ``dtype`` (see `cast_model`).
+
+    Raises ModelFileError, naming the first tensor that does not fit.
+    """
+    state, settings = load_state(folder)
+    with torch.device("meta"):
+        model = build_model(settings)
+    model.load_state_dict(state, strict=True, assign=True)
+    return cast_model(model.to(device), DTYPES[dtype] if isinstance(dtype, str) else dtype).eval()
+
+
+def check_layers(settings: AnyModelSettings, tensors: int, where: str) -> None:
+    """Raise ModelFileError when settings have more blocks than a file has tensors: before a model is built of them."""
+    if (blocks := sum(stack.settings.layers for stack in settings.stacks)) > tensors:
+        raise ModelFileError(f"{where}: tensors are missing: it holds {tensors}, the settings have {blocks} layers")
+
+
+def _check_floats(held: Mapping[str, TensorEntry], where: str) -> None:
+    for name, entry in held.items():
+        if entry.dtype not in FLOATS:
+            raise ModelFileError(f"{where}: tensor {name} has dtype {entry.dtype}, weights are floating-point numbers")
+
+
+def _check(state: Mapping[str, tuple[int, ...]], settings: AnyModelSettings, where: str) -> None:
+    """Raise ModelFileError unless a state has these names and shapes. Nothing is allocated."""
+    check_layers(settings, len(state), where)
+    with torch.device("meta"):
+        wanted = build_model(settings).state_dict()
+    for name, tensor in wanted.items():
+        if name not in state:
+            raise ModelFileError(f"{where}: tensor {name} {list(tensor.shape)} is missing")
+        if state[name] != tuple(tensor.shape):
+            raise ModelFileError(
+                f"{where}: tensor {name} has shape {list(state[name])}, the settings want {list(tensor.shape)}"
+            )
+    if extra := sorted(set(state) - set(wanted)):
+        raise ModelFileError(f"{where}: tensor {extra[0]} is not part of this model")

@@ -1,0 +1,110 @@
+"""What a model folder is, read without torch: its settings and the hash that artefacts record (law 7)."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from shared.errors import ModelFileError
+from shared.io.found import OTHERS, what_is
+from shared.io.json_reader import open_regular, read_bounded
+from shared.model_settings import AnyModelSettings, ModelSettings
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+PATCHER_FOLDER = "patcher"
+TOKENIZER_FOLDER = "tokenizer"
+
+_ADAPTER: TypeAdapter[AnyModelSettings] = TypeAdapter(ModelSettings)
+
+
+def canonical_settings(settings: AnyModelSettings) -> str:
+    """Settings as JSON that is equal for equal settings: every key, sorted."""
+    return json.dumps(settings.model_dump(mode="json", by_alias=True), sort_keys=True, indent=2) + "\n"
+
+
+def load_settings(folder: str | Path) -> AnyModelSettings:
+    """The settings in a model folder's config.json; raises ModelFileError."""
+    path = Path(folder) / CONFIG_FILE
+    try:
+        return _ADAPTER.validate_json(read_bounded(path), strict=True)
+    except OSError as error:
+        raise _unreadable(folder, CONFIG_FILE, error) from None
+    except ValidationError as error:
+        if what_is(folder) in OTHERS:
+            raise ModelFileError(not_a_model(folder)) from None
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])[:200] or "the file"
+        raise ModelFileError(f"{path}: {where}: {first['msg'][:400]}") from None
+
+
+def _unreadable(folder: str | Path, name: str, error: OSError) -> ModelFileError:
+    return ModelFileError(not_a_model(folder, f"{name} cannot be read ({error.strerror})"))
+
+
+def not_a_model(folder: str | Path, lacks: str = "") -> str:
+    """Why a path is not a model folder: what is there instead, else what is wrong with its files."""
+    found = what_is(folder)
+    if found == "does not exist":
+        return f"{folder} does not exist: a model folder was expected (MODEL, or RUN/model of a finished run)"
+    lacking = found.replace("is", "it is", 1) if found in OTHERS or found == "is a file" else lacks
+    return f"{folder} is not a model folder (MODEL, or RUN/model of a finished run): {lacking}"
+
+
+def model_sha256(folder: str | Path) -> str:
+    """sha256 of a model: its canonical settings, then the content of its weights file. Raises ModelFileError."""
+    digest, path = hashlib.sha256(canonical_settings(load_settings(folder)).encode()), Path(folder) / WEIGHTS_FILE
+    try:
+        with open_regular(path) as file:
+            _whole_header(file, path)  # a file that is none would be hashed for long
+            file.seek(0)
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise _unreadable(folder, WEIGHTS_FILE, error) from None
+    return digest.hexdigest()
+
+
+def _whole_header(file: IO[bytes], path: Path) -> None:
+    """Raise ModelFileError unless a file begins as one of tensors and is as long as these take."""
+    from shared.model_folder.tensor_header import read_header  # which needs the errors of this module
+
+    size = file.seek(0, 2)
+    file.seek(0)
+    read_header(file, size, str(path))
+
+
+@dataclass(frozen=True)
+class PackedModel:
+    """A model folder in memory, to be sent to where the folder cannot be seen."""
+
+    folder: str
+    """Where it was read: for messages only."""
+    settings: AnyModelSettings
+    weights: np.ndarray
+    """uint8, the bytes of the weights file."""
+
+    def __str__(self) -> str:
+        return self.folder
+
+    @property
+    def sha256(self) -> str:
+        """What ``model_sha256`` says of the folder."""
+        digest = hashlib.sha256(canonical_settings(self.settings).encode())
+        digest.update(self.weights.data)
+        return digest.hexdigest()
+
+
+def pack_model(folder: str | Path) -> PackedModel:
+    """Read a model folder. Raises ModelFileError."""
+    settings = load_settings(folder)
+    try:
+        with open_regular(Path(folder) / WEIGHTS_FILE) as file:
+            weights = np.fromfile(file, np.uint8)
+    except OSError as error:
+        raise _unreadable(folder, WEIGHTS_FILE, error) from None
+    return PackedModel(str(folder), settings, weights)

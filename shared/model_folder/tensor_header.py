@@ -1,0 +1,94 @@
+"""The header of a safetensors file, checked before anything is allocated: names, dtypes, shapes and places of tensors.
+
+A file is the length of its header (8 bytes, little-endian), the header (JSON: name -> dtype, shape, offsets), then the
+tensors' bytes, one after another. Free of torch.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Annotated, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from shared.errors import ModelFileError
+from shared.io.json_reader import open_regular, parse_json
+
+MOST_HEADER_BYTES = 8 << 20
+"""A tensor takes about 100: a model of 80,000 fits."""
+ITEM_BYTES = {
+    **{"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "C64": 8},
+    **{"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1},
+}
+FLOATS = frozenset(("F64", "F32", "BF16", "F16"))
+"""Of weights."""
+
+_Size = Annotated[int, Field(ge=0, le=1 << 48, strict=True)]
+
+
+class TensorEntry(NamedTuple):
+    """What a header says of one tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dtype: str
+    shape: list[_Size] = Field(max_length=8)
+    data_offsets: tuple[_Size, _Size]
+
+
+_HEADER: TypeAdapter[dict[str, _Entry]] = TypeAdapter(dict[str, _Entry])
+
+
+def file_header(path: Path) -> dict[str, TensorEntry]:
+    """The tensors that a safetensors file holds. Raises ModelFileError, naming the file, unless it is whole and sane;
+    OSError when it cannot be read."""
+    with open_regular(path) as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        return read_header(file, size, str(path))
+
+
+def read_header(file: IO[bytes], size: int, where: str) -> dict[str, TensorEntry]:
+    """The same from an open file of ``size`` bytes."""
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > size - 8:
+        raise ModelFileError(f"{where} is not a whole safetensors file: it ends within its header")
+    if length > MOST_HEADER_BYTES:
+        raise ModelFileError(f"{where}: a header of {length:,} bytes, at most {MOST_HEADER_BYTES:,} are read")
+    try:
+        values = parse_json(file.read(length))
+        if isinstance(values, dict):
+            values.pop("__metadata__", None)
+        entries = _HEADER.validate_python(values)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        key = ".".join(map(str, problem["loc"]))[:200]
+        raise ModelFileError(f"{where}: header: {key}: {problem['msg']}") from None
+    except ValueError as error:
+        raise ModelFileError(f"{where} is not a whole safetensors file: its header is not JSON: {error}") from None
+    _check_places(entries, size - 8 - length, where)
+    return {name: TensorEntry(entry.dtype, tuple(entry.shape)) for name, entry in entries.items()}
+
+
+def _check_places(entries: Mapping[str, _Entry], size: int, where: str) -> None:
+    """Raise ModelFileError unless tensors fill the file, each as long as its shape says, none over another."""
+    end = 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
+        start, stop = entry.data_offsets
+        if entry.dtype not in ITEM_BYTES:
+            raise ModelFileError(f"{where}: tensor {name} has dtype {entry.dtype}, which is not supported")
+        if stop - start != math.prod(entry.shape) * ITEM_BYTES[entry.dtype]:
+            raise ModelFileError(
+                f"{where}: tensor {name} of {entry.dtype} {entry.shape} has {stop - start} bytes in the header"
+            )
+        if start != end:
+            what = "lies over the tensor before it" if start < end else "leaves a gap before it"
+            raise ModelFileError(f"{where}: tensor {name} {what}: it begins at {start}, {end} is expected")
+        end = stop
+    if end != size:
+        raise ModelFileError(f"{where} is not a whole safetensors file: {size} bytes of tensors, {end} in the header")

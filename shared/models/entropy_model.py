@@ -1,0 +1,78 @@
+"""The byte model whose next-byte entropy places patch boundaries (paper section 2.3): a windowed causal transformer.
+
+Shapes: T tokens, V vocabulary, R carried keys, G key/value heads, C head width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shared.layers.attention import Scope, stretches
+from shared.layers.batch import Segments
+from shared.layers.blocks import Block, compute_dtype
+from shared.layers.tile_sizes import carried_length
+from shared.model_settings import EntropyModelSettings
+from shared.models.transformer import FlatTransformer
+from shared.vocabulary import NEWLINE
+
+
+@dataclass(frozen=True)
+class KVCache:
+    """What one stream leaves to the next: the only state of scoring and of byte-by-byte generation."""
+
+    contexts: Tensor
+    """int64 [R], the context of each carried position: 0 for the one still open, negative for those closed before."""
+    keys: tuple[Tensor, ...]
+    """Per layer [R, G, C]."""
+    values: tuple[Tensor, ...]
+
+
+class EntropyModel(FlatTransformer):
+    """The flat transformer over bytes with a window, which may close its context at newlines and can go on from one
+    stream in the next."""
+
+    settings: EntropyModelSettings
+
+    def forward_with_cache(self, ids: Tensor, documents: Segments, carry: KVCache) -> tuple[Tensor, KVCache]:
+        """The same for one stream of many: its first document goes on from ``carry`` where its first position is not 0.
+
+        Equal to one long stream: exact for a document of any length, in bounded memory.
+        """
+        contexts = self.contexts(ids, documents)
+        x, rotation = self.embed(ids), self.rotation(documents)
+        scope = Scope.of(documents, x.dtype, self.settings.window, contexts, carry.contexts)
+        keys, values = [], []
+        for block, k, v in zip(self.blocks, carry.keys, carry.values):
+            assert isinstance(block, Block)
+            x, k, v = block.forward_with_cache(x, rotation, scope, k, v)
+            keys.append(k)
+            values.append(v)
+        numbered = contexts if contexts is not None else stretches(documents)
+        left = torch.cat([carry.contexts, numbered])[len(numbered) :] - numbered[-1]
+        return self.logits(x), KVCache(left, tuple(keys), tuple(values))
+
+    def empty_carry(self) -> KVCache:
+        """The state before the first stream: nothing to see."""
+        weight, reach = self.embedding.weight, carried_length(self.settings.window)
+        shape = reach, self.settings.key_value_heads, self.settings.head_width
+        nothing = weight.new_zeros(shape, dtype=compute_dtype(weight))
+        layers = self.settings.layers
+        return KVCache(
+            torch.full((reach,), -1, device=weight.device, dtype=torch.int64), (nothing,) * layers, (nothing,) * layers
+        )
+
+    def contexts(self, ids: Tensor, documents: Segments) -> Tensor | None:
+        return stretches(documents, ids == NEWLINE) if self.settings.newline_reset else None
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy in nats of softmax(logits) along the last axis: [..., V] -> fp32 [...].
+
+    H = log sum exp z - sum(z exp z) / sum exp z with z = logits - max: one exponential, no probabilities stored.
+    """
+    z = logits.float()
+    z = z - z.amax(-1, keepdim=True)
+    e = z.exp()
+    total = e.sum(-1)
+    return total.log() - (z * e).sum(-1) / total

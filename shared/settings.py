@@ -1,0 +1,47 @@
+"""What settings objects have in common: immutable, and an unknown key is an error that names it."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+
+class Settings(BaseModel):
+    """Base of every settings object: immutable, and an unknown key is an error (law 7)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+SpecialName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+
+
+def _is_empty(names: tuple[str, ...]) -> bool:
+    return not names
+
+
+class NamesSpecials(Settings):
+    """Settings of what may know named special ids, as chat turns need them: ids from VOCABULARY_SIZE on, in order."""
+
+    specials: tuple[SpecialName, ...] = Field(default=(), max_length=4096, exclude_if=_is_empty)
+    """Left out where there are none, so that identities without them stay what they are."""
+
+    @model_validator(mode="after")
+    def _different(self) -> "NamesSpecials":
+        if len(set(self.specials)) < len(self.specials):
+            raise ValueError(f"specials names one id twice: {', '.join(self.specials)}")
+        return self
+
+
+def first_problem(error: ValidationError, key: str | None = None) -> str:
+    """The first thing that validation found, as one line: key (as the caller has it, or as found), what, value."""
+    problem: Any = error.errors(include_url=False)[0]
+    if key is None:
+        key = ".".join(str(part) for part in problem["loc"])
+    shown = repr(problem.get("input"))
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {key!r}"
+    return (
+        (f"{key}: " if key else "")
+        + message
+        + (f" (got {shown})" if len(shown) <= 80 and problem["type"] != "missing" else "")
+    )

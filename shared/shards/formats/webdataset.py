@@ -1,0 +1,191 @@
+"""Shards as WebDataset tars: the same rows as raw members, which plain webdataset reads without decoding anything.
+
+Row 7 is 0000000007.json (id, subset, part, meta, and spans where the row has any), 0000000007.bytes and, when patched,
+0000000007.patch_lengths (uint16 LE).
+"""
+
+import mmap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NotRequired, cast
+
+import numpy as np
+import pyarrow as pa
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from shared.errors import DatasetError
+from shared.io.identity import canonical_json
+from shared.settings import first_problem
+from shared.shards.columns import BatchColumns, Ragged, RaggedSpans
+from shared.shards.document import LONGEST_PART, Row
+from shared.shards.formats import tar
+from shared.shards.manifest import SubsetName
+from shared.shards.spans import LARGEST_ID, NO_SPECIAL, Spans
+from shared.vocabulary import VOCABULARY_SIZE
+
+FIELDS = ("json", "bytes", "patch_lengths")
+MOST_RECORD_BYTES = 2**28
+"""Of a row's JSON: id, meta and spans."""
+
+
+class _Span(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
+    end: Annotated[int, Field(ge=0, le=LONGEST_PART)]
+    special: Annotated[int, Field(ge=VOCABULARY_SIZE, le=LARGEST_ID)] | None
+    loss: bool
+
+
+class _Record(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
+    id: str
+    subset: SubsetName
+    part: Annotated[int, Field(ge=0, le=2**31 - 1)]
+    meta: str | None
+    spans: NotRequired[list[_Span]]
+
+
+_RECORD = TypeAdapter(_Record)
+
+
+class TarWriter:
+    """Writes rows to an open binary file as tar members."""
+
+    def __init__(self, sink: Any):
+        self._sink = sink
+        self._rows = 0
+        self._size = 0
+
+    def write(self, rows: Sequence[Row]) -> list[int]:
+        """Write the rows of one batch; returns the offset of each row's first member."""
+        offsets = []
+        for row in rows:
+            offsets.append(self._size)
+            key = f"{self._rows:010d}"
+            record: dict[str, Any] = {"id": row.id, "subset": row.subset, "part": row.part, "meta": row.meta}
+            if row.spans is not None:
+                record["spans"] = row.spans.as_json()
+            self._put(f"{key}.json", canonical_json(record).encode())
+            self._put(f"{key}.bytes", row.text)
+            if row.patch_lengths is not None:
+                self._put(f"{key}.patch_lengths", row.patch_lengths.astype("<u2", copy=False).tobytes())
+            self._rows += 1
+        return offsets
+
+    def _put(self, name: str, content: bytes) -> None:
+        data = tar.member(name, content)
+        self._size += self._sink.write(data)
+
+    def close(self) -> None:
+        self._sink.write(tar.end_of_archive(self._size))
+
+
+class TarReader:
+    """Batches of one shard file, found through the offsets of its index; members are views of the mapped file."""
+
+    def __init__(self, path: Path, offsets: np.ndarray, batch_starts: np.ndarray):
+        """``offsets``: int64 [rows], of each row's first member; ``batch_starts``: int64 [batches + 1], rows."""
+        self._path = path
+        self._offsets = offsets
+        self._starts = batch_starts
+        try:
+            with path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except FileNotFoundError:
+            raise DatasetError(f"{path}: the shard is missing") from None
+        except ValueError:
+            raise DatasetError(f"{path} is damaged: it is empty") from None
+        self._archive = memoryview(self._map)
+        wrong = np.flatnonzero(
+            (offsets % tar.BLOCK != 0) | (np.diff(offsets, prepend=-1) <= 0) | (offsets >= len(self._archive))
+        )
+        for row in wrong[:1].tolist():
+            raise DatasetError(
+                f"{path} is damaged: its index places row {row} at byte {offsets[row]}; "
+                f"rows follow one another below {len(self._archive)}"
+            )
+
+    @property
+    def batches(self) -> int:
+        return len(self._starts) - 1
+
+    def batch(self, number: int) -> BatchColumns:
+        """Find the members of one batch. Raises DatasetError."""
+        if not 0 <= number < self.batches:
+            raise DatasetError(f"{self._path} is damaged: it has {self.batches} record batches, no batch {number}")
+        first, stop = int(self._starts[number]), int(self._starts[number + 1])
+        rows = [self._row(row) for row in range(first, stop)]
+        patched = ["patch_lengths" in fields for _, fields in rows]
+        if any(patched) and not all(patched):
+            raise DatasetError(f"{self._path}: batch {number} mixes patched and unpatched rows")
+        records = [record for record, _ in rows]
+        texts = self._ragged([fields["bytes"] for _, fields in rows])
+        try:
+            spans = ragged_spans([record.get("spans") for record in records])
+        except OverflowError:
+            raise DatasetError(f"{self._path} is damaged: batch {number} has spans with numbers out of range") from None
+        found = BatchColumns(
+            texts=texts,
+            lengths=self._ragged([fields["patch_lengths"] for _, fields in rows]) if any(patched) else None,
+            parts=np.array([record["part"] for record in records], np.int32),
+            ids=pa.array([record["id"] for record in records], pa.string()),
+            subsets=pa.array([record["subset"] for record in records], pa.string()),
+            metas=pa.array([record["meta"] for record in records], pa.string()),
+            all_spans=spans,
+        )
+        if (problem := found.problem()) is not None:
+            raise DatasetError(f"{self._path} is damaged: row {first + problem[0]} has {problem[1]}")
+        return found
+
+    def _ragged(self, ranges: list[tuple[int, int]]) -> Ragged:
+        """Ranges of the file as views of the stretch that holds them all."""
+        bounds = np.array(ranges, np.int64).reshape(-1, 2)
+        low, high = (int(bounds[0, 0]), int(bounds[-1, 1])) if len(bounds) else (0, 0)
+        return Ragged(np.frombuffer(self._archive[low:high], np.uint8), bounds[:, 0] - low, bounds[:, 1] - low)
+
+    def _row(self, row: int) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
+        """The record and the byte ranges of one row's members."""
+        fields: dict[str, tuple[int, int]] = {}
+        following = int(self._offsets[row + 1]) if row + 1 < len(self._offsets) else None
+        try:
+            for offset, name, start, end in tar.members(self._archive, int(self._offsets[row]), following):
+                key, _, field = name.partition(".")
+                if key != f"{row:010d}":
+                    break
+                if field not in FIELDS or field in fields:
+                    raise tar.TarError(f"{name!r} at offset {offset} has no place in a shard")
+                fields[field] = (start, end)
+            if not {"json", "bytes"} <= fields.keys():
+                raise tar.TarError(f"row {row} lacks its .json or .bytes")
+            start, end = fields.get("patch_lengths", (0, 0))
+            if (end - start) % 2:
+                raise tar.TarError(f"the patch lengths of row {row} are not whole uint16 values")
+            return self._record(row, *fields["json"]), fields
+        except tar.TarError as error:
+            raise DatasetError(f"{self._path} is damaged: {error}") from None
+
+    def _record(self, row: int, start: int, end: int) -> dict[str, Any]:
+        try:
+            if end - start > MOST_RECORD_BYTES:
+                raise tar.TarError(f"the .json of row {row} has {end - start} bytes; at most {MOST_RECORD_BYTES}")
+            return cast(dict[str, Any], _RECORD.validate_json(bytes(self._archive[start:end])))
+        except ValidationError as error:
+            keys = "id, subset, part, meta"
+            raise tar.TarError(f"the .json of row {row} does not hold {keys}: {first_problem(error)}") from None
+
+
+def ragged_spans(rows: Sequence[list[dict[str, Any]] | None]) -> RaggedSpans | None:
+    """The spans of the rows of a batch, from their JSON; None when all rows are plain text."""
+    if all(spans is None for spans in rows):
+        return None
+    flat = [span for spans in rows for span in spans or ()]
+    ids = [NO_SPECIAL if span["special"] is None else span["special"] for span in flat]
+    return RaggedSpans(
+        np.array([spans is not None for spans in rows]),
+        np.append(0, np.cumsum([len(spans or ()) for spans in rows])).astype(np.int64),
+        Spans(
+            np.array([span["end"] for span in flat], np.int64),
+            np.array(ids, np.int32),
+            np.array([span["loss"] for span in flat], bool),
+        ),
+    )

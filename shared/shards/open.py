@@ -1,0 +1,113 @@
+"""Opening datasets, local or behind a URL, by the folder that holds them."""
+
+from pathlib import Path
+from typing import Any
+
+from shared.bpe.folder import MADE_BY_FILE, TOKENIZER_FILE
+from shared.errors import DatasetError, ModelFileError
+from shared.io.files import write_atomic
+from shared.io.storage import location_of, read_whole
+from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE, model_sha256
+from shared.shards.cache import FileCache, Lease, default_cache
+from shared.shards.dataset import Dataset
+from shared.shards.manifest import (
+    MANIFEST_NAME,
+    PATCHER_FOLDER,
+    TOKENIZER_FOLDER,
+    Manifest,
+    load_manifest,
+    not_a_dataset,
+)
+
+# ---- Datasets behind fsspec URLs: their files come into a cache when they are first used.
+
+
+MOST_MODEL_BYTES = 2**33
+"""Of a file of the entropy model or tokenizer behind a URL."""
+
+
+class RemoteDataset(Dataset):
+    """A dataset whose files are fetched and checked one by one."""
+
+    def __init__(self, url: str, manifest: Manifest, cache: FileCache) -> None:
+        super().__init__(cache.folder, manifest)
+        self._url = url.rstrip("/")
+        self._cache = cache
+
+    @property
+    def where(self) -> str:
+        return self._url
+
+    @property
+    def patcher(self) -> Path:
+        """Folder of the entropy model, fetched unless it is here whole. Other ranks may read it meanwhile.
+
+        Raises DatasetError when there is none, StorageError when it does not arrive.
+        """
+        patcher = self.manifest.identity.patcher
+        if patcher is None:
+            raise DatasetError(f"{self._url} was made without an entropy model")
+        folder = self._cache.folder / f"{PATCHER_FOLDER}-{patcher.sha256}"
+        if not _is_whole(folder, patcher.sha256):
+            for name in (CONFIG_FILE, WEIGHTS_FILE):
+                write_atomic(folder / name, read_whole(f"{self._url}/{PATCHER_FOLDER}/{name}", MOST_MODEL_BYTES))
+        return folder
+
+    @property
+    def tokenizer(self) -> Path:
+        """Folder of the tokenizer, fetched unless it is here. Raises DatasetError when the rule is not bpe."""
+        recorded = self.manifest.identity.patching.tokenizer
+        if recorded is None:
+            raise DatasetError(f"{self._url} was made without a tokenizer")
+        folder = self._cache.folder / f"{TOKENIZER_FOLDER}-{recorded.sha256}"
+        if not (folder / MADE_BY_FILE).exists():
+            for name in (TOKENIZER_FILE, MADE_BY_FILE):
+                write_atomic(folder / name, read_whole(f"{self._url}/{TOKENIZER_FOLDER}/{name}", MOST_MODEL_BYTES))
+        return folder
+
+    @property
+    def remote(self) -> bool:
+        return True
+
+    def fetch(self, shard: int) -> bool:
+        entry = self.manifest.shards[shard]
+        return self._cache.fetch(f"{self._url}/{entry.name}", entry.sha256, entry.bytes_on_disk)
+
+    def _file(self, name: str, sha256: str, size: int | None, most: int | None = None) -> Lease:
+        return self._cache.hold(f"{self._url}/{name}", sha256, size, most)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self._url, "manifest": self.manifest, "cache": self._cache}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+def _is_whole(folder: Path, sha256: str) -> bool:
+    try:
+        return model_sha256(folder) == sha256
+    except ModelFileError:
+        return False
+
+
+def open_dataset(folder: Path | str, cache: FileCache | None = None) -> Dataset:
+    """Open a finished dataset in a folder or behind a URL, whose files then come into the cache.
+
+    Raises DatasetError when there is none, or its manifest cannot be used; StorageError when a URL cannot be read.
+    """
+    folder = location_of(str(folder))
+    manifest = load_manifest(folder)
+    if isinstance(folder, Path):
+        return Dataset(folder, manifest)
+    return RemoteDataset(folder, manifest, cache or FileCache(default_cache()))
+
+
+def find_datasets(folder: Path | str) -> list[Path]:
+    """The dataset folders at a path: itself, or its train/ and validation/. Raises DatasetError when there is none."""
+    folder = Path(folder)
+    if (folder / MANIFEST_NAME).exists():
+        return [folder]
+    found = [folder / split for split in ("train", "validation") if (folder / split / MANIFEST_NAME).exists()]
+    if not found:
+        raise DatasetError(not_a_dataset(folder))
+    return found

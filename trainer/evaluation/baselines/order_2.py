@@ -1,0 +1,124 @@
+"""What a model has to beat, on the same text bytes: an order-2 byte model counted on the training split, and xz.
+
+V = 260 ids, every named special id is RESERVED. Every target of a document counts, EOS included, where the loss is on;
+contexts begin with BOS.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from shared.model_folder.identity import PATCHER_FOLDER
+from shared.vocabulary import BOS, OFFSET, VOCABULARY_SIZE, without_named
+from trainer.data.in_memory import Documents
+from trainer.evaluation.baselines.compressors import learnt_texts, stream_size
+from trainer.evaluation.compatibility import score_folder
+from trainer.evaluation.scores import Column
+from trainer.metrics.subset_score import total_of
+
+CHUNK = 2**24
+"""Tokens looked at together; bounds memory, changes nothing."""
+TARGETS = VOCABULARY_SIZE - OFFSET + 1
+"""Ids that can be a target: every byte, and EOS."""
+
+
+def token_chunks(dataset: Documents) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """All documents one after the other: contexts and targets int16 [3, N], and the subset of each int32 [N].
+
+    Rows of the first array: the token two before, the token before, the target. Before a document there is BOS only.
+    """
+    index = dataset.index
+    pieces: list[np.ndarray] = []
+    learnt: list[np.ndarray] = []
+    owners: list[int] = []
+    held, before = 0, np.full(2, BOS, np.int16)
+    for number, row in enumerate(dataset.rows()):
+        pieces.append(without_named(row.tokens(bool(index.last[number]))))
+        learnt.append(row.learnt(bool(index.last[number])))
+        owners.append(number)
+        held += len(pieces[-1])
+        if held >= CHUNK:
+            yield _contexts(before, pieces, learnt, index.subset[owners])
+            before = np.concatenate([before, *pieces])[-2:]
+            pieces, learnt, owners, held = [], [], [], 0
+    if pieces:
+        yield _contexts(before, pieces, learnt, index.subset[owners])
+
+
+def _contexts(
+    before: np.ndarray, pieces: list[np.ndarray], learnt: list[np.ndarray], subsets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    tokens = np.concatenate([before, *pieces])
+    owner = np.repeat(subsets, [len(piece) for piece in pieces])
+    first, second, target = tokens[:-2].copy(), tokens[1:-1], tokens[2:]
+    first[second == BOS] = BOS  # not the EOS of the document before
+    counted = (target != BOS) & np.concatenate(learnt)
+    return np.stack([first, second, target])[:, counted], owner[counted]
+
+
+class Order2Model:
+    """Next-byte probabilities from the two tokens before, interpolated down to order 0 (Witten and Bell 1991, C).
+
+    p(w | h) = (count(h w) + kinds(h) p(w | shorter h)) / (count(h) + kinds(h)), kinds(h) being how many different
+    tokens were seen after h; below order 0 all targets are equally likely.
+    """
+
+    def __init__(self, dataset: Documents) -> None:
+        """Count a dataset: 140 MB of counts, whatever its size."""
+        shape = (VOCABULARY_SIZE,) * 3
+        self._counts = np.zeros(math.prod(shape), np.int64)
+        self._targets = TARGETS + bool(dataset.manifest.identity.specials)
+        for contexts, _ in token_chunks(dataset):
+            flat = np.ravel_multi_index(tuple(contexts.astype(np.int64)), shape)
+            self._counts += np.bincount(flat, minlength=len(self._counts))
+        by_order = self._counts.reshape(shape)
+        self._orders = [by_order, by_order.sum(axis=0), by_order.sum(axis=(0, 1))]
+        self._seen = [counts.sum(axis=-1) for counts in self._orders]
+        self._kinds = [(counts > 0).sum(axis=-1) for counts in self._orders]
+
+    def probabilities(self, contexts: np.ndarray) -> np.ndarray:
+        """float64 [N] for tokens int16 [3, N]: of each target after the two tokens before it."""
+        p = np.full(contexts.shape[1], 1 / self._targets)
+        first, second, target = contexts.astype(np.int64)
+        for order, history in ((2, ()), (1, (second,)), (0, (first, second))):
+            kinds = self._kinds[order][history]
+            mixed = (self._orders[order][(*history, target)] + kinds * p) / np.maximum(
+                self._seen[order][history] + kinds, 1
+            )
+            p = np.where(kinds > 0, mixed, p)  # nothing was seen after this history: the shorter one alone
+        return p
+
+    def baseline(self, dataset: Documents) -> Column:
+        """Bits per byte on a dataset."""
+        nats = np.zeros(len(dataset.subset_names))
+        for contexts, subset in token_chunks(dataset):
+            nats += np.bincount(subset, -np.log(self.probabilities(contexts)), len(nats))
+        totals = dataset.manifest.subsets
+        figures = {name: _bits(nats[code], totals[name].learnt_bytes) for code, name in enumerate(dataset.subset_names)}
+        return Column("order-2", _bits(nats.sum(), dataset.manifest.totals.learnt_bytes), figures)
+
+
+def patcher_baseline(
+    folder: Path, dataset: Documents, tokens: int, device: torch.device, dtype: Literal["float32", "bfloat16"]
+) -> list[Column]:
+    """The entropy model that a model folder carries, on the same text; nothing if it carries none."""
+    if not (folder / PATCHER_FOLDER).is_dir():
+        return []
+    scores = score_folder(folder / PATCHER_FOLDER, dataset, tokens, device, dtype).by_subset()
+    by_subset = {name: score.bits_per_byte for name, score in scores.items()}
+    return [Column("entropy model", total_of(scores).bits_per_byte, by_subset)]
+
+
+def xz_baseline(dataset: Documents) -> Column:
+    """All that is learnt of the texts, one after the other in one `xz -9` stream; bits a byte of it."""
+    text = dataset.manifest.totals.learnt_bytes
+    size = stream_size("xz -9", learnt_texts(dataset), text)
+    return Column("xz -9", _bits(8 * size * math.log(2), text))
+
+
+def _bits(nats: float, text_bytes: int) -> float:
+    return float(nats) / (math.log(2) * text_bytes) if text_bytes else math.nan

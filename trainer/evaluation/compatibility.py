@@ -1,0 +1,178 @@
+"""A model folder on documents: whether they belong together, cutting them anew, and what the model scores."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from shared.errors import IdentityError
+from shared.io.identity import in_short
+from shared.layers.tile_sizes import BAND
+from shared.model_folder.files import load_model
+from shared.model_folder.identity import PATCHER_FOLDER, TOKENIZER_FOLDER, load_settings
+from shared.model_settings import specials_of
+from shared.patching import PatchingSettings
+from shared.shards.dataset import Dataset
+from shared.shards.document import Row
+from shared.shards.manifest import DatasetIdentity, PatcherIdentity
+from trainer.data.in_memory import Documents, MemoryDataset, content_of, whole_documents
+from trainer.data.packing.limits import PackLimits, pack_limits
+from trainer.data.validation import ValidationPacks
+from trainer.evaluation.documents import DocumentScores, evaluate
+from trainer.evaluation.patcher import Patcher
+from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, check_specials, load_identity
+from trainer.provenance.thresholds import patching_for, thresholds
+
+
+def score_folder(
+    folder: Path, dataset: Documents, tokens: int, device: torch.device, dtype: Literal["float32", "bfloat16"]
+) -> DocumentScores:
+    """Scores of the model in a folder, in packs of so many tokens.
+
+    Raises ModelFileError, IdentityError when the dataset is not cut as the model cuts, ConfigError.
+    """
+    packs = packs_for(folder, dataset, tokens)
+    return evaluate(load_model(folder, device, dtype), packs, device)
+
+
+def packs_for(folder: Path, dataset: Documents, tokens: int, name: str | None = None) -> ValidationPacks:
+    """Documents in packs of so many tokens, for the model in a folder. One that reads bytes alone uses no patches.
+
+    ``name``: of the dataset in the model's recipe whose thresholds these subsets have (`patching_for`).
+
+    Raises ModelFileError, IdentityError when the dataset is not cut as the model cuts, ConfigError.
+    """
+    model = load_settings(folder)
+    patched = model.reads != "bytes"
+    if isinstance(dataset, MemoryDataset):
+        patching = dataset.manifest.identity.patching
+        inputs = sum(totals.tokens + totals.documents for totals in dataset.manifest.subsets.values())
+        tokens = pack_of(inputs, patching, tokens)
+    else:
+        check_fits(folder, dataset, name)
+    return ValidationPacks(dataset, pack_limits(dataset.manifest, tokens) if patched else PackLimits(tokens, None))
+
+
+def check_fits(folder: Path, dataset: Documents, name: str | None = None) -> None:
+    """Raise ConfigError or IdentityError unless the model in a folder reads a dataset as it is; quick.
+
+    Documents in memory were cut for their model.
+    """
+    model = load_settings(folder)
+    if model.reads != "bytes" and not isinstance(dataset, MemoryDataset):
+        check_specials(specials_of(model), dataset.manifest.identity.specials, dataset.where)
+        check_patches(folder, dataset, name)
+
+
+def pack_of(inputs: int, patching: PatchingSettings, most: int) -> int:
+    """Tokens of a pack for texts of so many inputs together: a few short ones are not padded to a long pack."""
+    return min(most, max(-(-inputs // BAND) * BAND, patching.max_length + 2))
+
+
+def cut_again(
+    folder: Path,
+    rows: Sequence[Row],
+    device: torch.device,
+    where: str,
+    specials: tuple[str, ...] = (),
+    patching: PatchingSettings | None = None,
+) -> MemoryDataset:
+    """Whole documents, cut with the model's own rule, thresholds and entropy model; in memory.
+
+    Args:
+        patching: the model's rule with thresholds under the names of these subsets (`patching_for`).
+
+    Raises ModelFileError, IdentityError, ConfigError for special ids that the model does not know.
+    """
+    model = load_settings(folder)
+    if model.reads == "bytes":
+        patching = PatchingSettings(rule="none")
+        rows = [replace(row, patch_lengths=None) for row in rows]
+    else:
+        check_specials(specials_of(model), specials, where)
+        patcher = Patcher(folder, load_identity(folder / IDENTITY_NAME, ModelIdentity), device, patching)
+        patching = patcher.patching
+        lengths = patcher.lengths([row.tokens(True) for row in rows], [row.subset for row in rows])
+        rows = [replace(row, patch_lengths=own) for row, own in zip(rows, lengths)]
+    return MemoryDataset(rows, patching, specials, folder / TOKENIZER_FOLDER, where, content_of(rows))
+
+
+def recut_dataset(folder: Path, dataset: Dataset, device: torch.device, name: str | None = None) -> MemoryDataset:
+    """The documents of a dataset, however it is patched, cut as the model cuts.
+
+    Raises DatasetError and what `cut_again` raises.
+    """
+    patching = None
+    if load_settings(folder).reads != "bytes":
+        patching = patching_for(load_identity(folder / IDENTITY_NAME, ModelIdentity), dataset, name)
+    specials = dataset.manifest.identity.specials
+    return cut_again(folder, list(whole_documents(dataset)), device, dataset.where, specials, patching)
+
+
+def check_patches(folder: Path, dataset: Dataset, name: str | None = None) -> None:
+    """Raise IdentityError unless a dataset is cut as the model in a folder cuts it (law 7), with the way out.
+
+    Thresholds count for the subsets that the dataset has. ``name``: as for `patching_for`.
+    """
+    identity = load_identity(folder / IDENTITY_NAME, ModelIdentity)
+    learnt, found = patching_for(identity, dataset, name), dataset.manifest.identity
+    lines = rule_differences(found.patching, learnt, tuple(dataset.manifest.subsets))
+    lines += patcher_differences(found, identity.patcher) if learnt.needs_entropy else []
+    if lines:
+        command = recut_command(folder, dataset, learnt, identity.patcher)
+        raise IdentityError(
+            f"{dataset.where} is not cut into patches as {folder} was trained: {in_short(lines, ', ', 3)}. Score its "
+            f"text cut by the model itself with --recut, or cut a dataset so: {command}"
+        )
+
+
+def rule_differences(found: PatchingSettings, learnt: PatchingSettings, subsets: tuple[str, ...]) -> list[str]:
+    """Where two rules differ for some subsets, a few words each; of another rule nothing else is said."""
+    if learnt.rule != found.rule:
+        return [f"rule {found.rule}, not {learnt.rule}"]
+    ours, theirs = (rule.model_dump(mode="json", exclude={"thetas", "tokenizer", "grid"}) for rule in (learnt, found))
+    if subsets:
+        ours["theta"], theirs["theta"] = None, None  # of these subsets below
+    lines = [f"{key} {theirs[key]}, not {ours[key]}" for key in ours if ours[key] != theirs[key]]
+    if learnt.tokenizer != found.tokenizer:
+        lines.append("another tokenizer")
+    if not lines and found.grid != learnt.grid:
+        lines.append("thresholds on the sidecar grid on one side only")
+    pairs = zip(subsets, thresholds(found, subsets), thresholds(learnt, subsets))
+    lines += [f"theta of {subset} {stored}, not {own}" for subset, stored, own in pairs if stored != own]
+    return lines
+
+
+def patcher_differences(found: DatasetIdentity, learnt: PatcherIdentity | None) -> list[str]:
+    """Where the entropy models differ, a few words each."""
+    theirs = found.patcher
+    if learnt is None or theirs is None:
+        return [] if learnt is theirs else ["an entropy model on one side only"]
+    if theirs.sha256 != learnt.sha256:
+        return [f"entropy model {theirs.sha256[:12]}, not {learnt.sha256[:12]}"]
+    if not learnt.numerics.probe:
+        return []  # imported: scored nothing so far
+    ours, other = learnt.numerics.model_dump(), theirs.numerics.model_dump()
+    return [f"scored with {key} {other[key]}, not {ours[key]}" for key in ours if ours[key] != other[key]]
+
+
+def recut_command(folder: Path, dataset: Dataset, learnt: PatchingSettings, patcher: PatcherIdentity | None) -> str:
+    """The command that cuts a dataset anew as a model cuts."""
+    run = "python -m pipeline"
+    if learnt.tokenizer is not None:
+        return f"{run} recut {dataset.where} --rule bpe --tokenizer {folder / TOKENIZER_FOLDER} --out NEW"
+    if not learnt.needs_entropy:
+        stride = f" --stride {learnt.stride}" if learnt.stride else ""
+        lengths = f" --min-length {learnt.min_length} --max-length {learnt.max_length}"
+        return f"{run} recut {dataset.where} --rule {learnt.rule}{stride}{lengths} --out NEW"
+    begin = f"{run} preprocess {dataset.where} --patcher {folder / PATCHER_FOLDER}"
+    if patcher is not None and patcher.numerics.probe:
+        scored = patcher.numerics
+        begin += f" --stream-length {scored.stream_length} --threads {scored.threads} --dtype {scored.dtype}"
+    if learnt.thetas:
+        return f"{begin} --patching FILE --out NEW (FILE: what calibrate wrote for the model's data)"
+    rise = "" if learnt.theta_rise is None else f" --theta-rise {learnt.theta_rise}"
+    lengths = f" --min-length {learnt.min_length} --max-length {learnt.max_length}"
+    return f"{begin} --rule {learnt.rule} --theta {learnt.theta}{rise}{lengths} --out NEW"

@@ -1,0 +1,70 @@
+"""One checkpoint read with other thresholds than it learnt with: quality against cost, as one file. Free of torch.
+
+`python -m trainer dial` writes it; tables and pictures are made from it alone.
+"""
+
+import re
+from pathlib import Path
+
+from pydantic import Field
+
+from shared.io.files import Output
+from shared.io.json_records import Figure, expected
+from shared.patching.settings import PatchingSettings
+from shared.settings import Settings
+
+DIAL_NAME = "dial.json"
+DIAL = re.compile(rb'\{\n "model": "[^\n]*",\n "sha256": "[0-9a-f]{64}",\n "data": ')
+"""How the file begins, by which `shared.io.files.Output` knows it."""
+
+
+class DialPoint(Settings):
+    """The whole split, cut with one threshold and scored."""
+
+    theta: Figure
+    """Nats, the default threshold; where subsets have their own, all are moved by ``shift``."""
+    shift: Figure
+    """Nats above the threshold that the model learnt with."""
+    trained: bool
+    """Whether this is the threshold that the model learnt with."""
+    bits_per_byte: Figure
+    bytes_per_patch: Figure
+    """Text bytes over patches other than BOS."""
+    flops_per_byte: Figure
+    """Useful FLOPs of a forward pass, a byte of text; without the entropy model."""
+
+
+class Dial(Settings):
+    """Points in ascending order of theta; one of them is the trained one."""
+
+    model: str
+    """Where the model was."""
+    sha256: str
+    """Of the model."""
+    data: str
+    """Where the dataset was."""
+    fingerprint: str
+    """Of the dataset."""
+    patching: PatchingSettings
+    """As the model learnt with it."""
+    documents: int
+    bytes: int
+    """Of text that is scored."""
+    entropy_flops_per_byte: Figure
+    """Of the entropy model's forward pass, a byte of text: the same for every threshold."""
+    points: tuple[DialPoint, ...] = Field(min_length=1)
+
+    @property
+    def trained(self) -> DialPoint:
+        """The point of the threshold that the model learnt with."""
+        return next(point for point in self.points if point.trained)
+
+
+def load_dial(path: Path) -> Dial:
+    """A dial from its file. Raises ConfigError when it is missing, or is none."""
+    return expected(path, Dial, "python -m trainer dial")
+
+
+def save_dial(dial: Dial, out: Output) -> None:
+    """Write the file in one step."""
+    out.write(dial.model_dump_json(indent=1) + "\n")

@@ -1,0 +1,112 @@
+"""How many steps of a run use up a budget: found by planning its packs, which reads the index only. Free of torch."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from shared.errors import ConfigError
+from shared.model_settings import AnyModelSettings
+from shared.models.flops import Workload, text_workload, training_flops
+from trainer.data.catalogue import catalogue_of
+from trainer.data.mixture import open_split
+from trainer.data.packing.limits import pack_limits
+from trainer.data.packing.planner import PackPlan, Planner
+from trainer.data.packing.slices import SliceReader, Slices
+from trainer.data.sampling.cursor import first_cursor
+from trainer.data.splits import TRAIN_SPLIT, mixing_of
+from trainer.planning.plan import make_plan
+from trainer.settings import TrainSettings
+
+TOLERANCE = 0.01
+"""How far what a run uses may be from its budget: then no two runs are more than twice that apart."""
+LEAST_STEPS = math.ceil(1 / (2 * TOLERANCE))
+"""Of a run: half a step is then within TOLERANCE of any budget."""
+SURELY = 0.8
+"""Share of the least budget below which data cannot help: steps may be a little smaller than full packs."""
+Unit = Literal["flops", "bytes"]
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What the first steps of a run use."""
+
+    steps: int = 0
+    flops: float = 0.0
+    """Useful ones, of forward and backward."""
+    bytes: int = 0
+    """Of text learnt."""
+
+
+def slices_workload(model: AnyModelSettings, slices: Slices) -> Workload:
+    """What documents ask of a model in these slices: a continued one begins with BOE, which is a patch of its own."""
+    boe = slices.starts > 0
+    return text_workload(model, slices.stops - slices.starts + boe, slices.patches + boe)
+
+
+def planned_steps(settings: TrainSettings) -> Iterator[list[PackPlan]]:
+    """The packs of each step of a run, as its loader will plan them. Raises DatasetError, ConfigError."""
+    data, train = settings.data, open_split(settings.data, TRAIN_SPLIT)
+    catalogue = catalogue_of(train)
+    limits = pack_limits(train.manifest, data.tokens, data.patches)
+    cursor = first_cursor(train, settings.run.seed, data.lanes)
+    planner = Planner(catalogue, SliceReader(train, catalogue), limits, mixing_of(data), cursor)
+    while True:
+        yield [planner.next_pack() for _ in range(data.packs)]
+
+
+def spending(settings: TrainSettings) -> Iterator[Spent]:
+    """What a run has used after each of its steps."""
+    work, text = Workload(), 0
+    for number, plans in enumerate(planned_steps(settings), 1):
+        for plan in plans:
+            work += slices_workload(settings.model, plan)
+            text += plan.bytes
+        yield Spent(number, float(training_flops(settings.model, work).total), text)
+
+
+def check_budget(budget: float, drafts: Iterable[tuple[str, TrainSettings, float]]) -> None:
+    """Refuse a budget of useful training FLOPs that is far too small for a run, before its data is there.
+
+    drafts: name, settings and bytes per patch of each system. Raises ConfigError that names a budget that would do.
+    """
+    steps: dict[str, float] = {}
+    for name, settings, patch_size in drafts:
+        planned = settings.plan.model_copy(update={"patch_size": patch_size})
+        plan = make_plan(settings.model_copy(update={"plan": planned}))
+        steps[name] = plan.training * plan.step_bytes
+    largest = max(steps, key=lambda name: steps[name])
+    if budget < SURELY * LEAST_STEPS * steps[largest]:
+        raise ConfigError(
+            f"a budget of {budget:g} FLOPs is about {budget / steps[largest]:.1f} steps of {largest}; runs end within "
+            f"{TOLERANCE:.0%} of a budget of {LEAST_STEPS} steps or more: {_rounded_up(LEAST_STEPS * steps[largest])} "
+            "would do"
+        )
+
+
+def _rounded_up(value: float) -> str:
+    """A tenth more, in two digits: what packs hold differs a little from step to step."""
+    power = 10.0 ** (math.floor(math.log10(1.1 * value)) - 1)
+    return f"{math.ceil(1.1 * value / power) * power:.2g}"
+
+
+def steps_within(settings: TrainSettings, budget: float, unit: Unit) -> Spent:
+    """The steps that come nearest to a budget of useful training FLOPs, or of bytes of text, and what they use.
+
+    Raises ConfigError when steps are so large that the nearest is not within TOLERANCE.
+    """
+    used: Callable[[Spent], float] = (lambda spent: spent.flops) if unit == "flops" else (lambda spent: spent.bytes)
+    before = Spent()
+    for spent in spending(settings):
+        if used(spent) >= budget:
+            break
+        before = spent
+    nearest = min((spent, before), key=lambda candidate: abs(used(candidate) - budget))
+    if abs(used(nearest) / budget - 1) > TOLERANCE or not nearest.steps:
+        raise ConfigError(
+            f"a budget of {budget:g} {unit} lies between {before.steps} and {spent.steps} steps of {settings.run.out} "
+            f"({used(before):.3g} and {used(spent):.3g}), neither within {TOLERANCE:.0%}; a budget of "
+            f"{_rounded_up(LEAST_STEPS * used(spent) / spent.steps)} would do, or smaller steps (data.tokens, "
+            "data.packs)"
+        )
+    return nearest

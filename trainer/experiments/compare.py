@@ -1,0 +1,246 @@
+"""The comparison as a whole: prepare the data, plan the runs within their budgets, do them, keep the results."""
+
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from shared.errors import ConfigError
+from shared.io.config import check_recipe
+from shared.shards.manifest import load_manifest
+from shared.shards.open import open_dataset
+from trainer.data.catalogue import catalogue_of
+from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT
+from trainer.errors import TrainingError
+from trainer.experiments.budget import Unit, check_budget, steps_within
+from trainer.experiments.preparation import Corpus, prepare
+from trainer.experiments.results.comparing import compared
+from trainer.experiments.results.records import Score, cell_of, load_score
+from trainer.experiments.results.results import (
+    RESULTS_NAME,
+    Cell,
+    Results,
+    Table,
+    Tokenizer,
+    load_results,
+    save_results,
+)
+from trainer.experiments.runs import Run, run_all
+from trainer.experiments.systems import Laboratory
+from trainer.settings import TrainSettings
+from trainer.terminal import Progress, quantity
+
+VALIDATIONS = 5
+"""Passes over the validation split in a run: the points of its curve."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for."""
+
+    laboratory: Laboratory
+    corpus: Corpus
+    out: Path
+    systems: Sequence[str]
+    seeds: Sequence[int]
+    budget_flops: float
+    budget_bytes: int | None
+    """For a second table, at equal bytes: 0 for as many as the first system learns within the FLOPs; None: no table."""
+    jobs: int
+    executor: tuple[str, ...]
+    """Options of `python -m pipeline preprocess` that say who scores the corpus."""
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell that is to be run."""
+
+    table: Table
+    system: str
+    seed: int
+    run: Run
+    flops: float
+    """Useful ones of its training, as planned."""
+
+
+def compare(request: Request, line: Progress) -> tuple[Results, list[str]]:
+    """Do all that is asked for; the results, with those of earlier calls, and the names of the runs that failed.
+
+    Raises ConfigError, DatasetError, TrainingError.
+    """
+    _check_same(request)
+    check_budget(request.budget_flops, map(request.laboratory.draft, request.systems))
+    cuttings = [request.laboratory.systems[name].cutting for name in request.systems]
+    corpus, out, jobs = request.corpus, request.out, request.jobs
+    data = prepare(request.laboratory, cuttings, corpus, out, jobs, request.executor, line)
+    cells, budget_bytes = plan(request, data)
+    results = _opened(request, data, budget_bytes)
+    total = sum(cell.flops for cell in cells)
+    line.say(f"== {len(cells)} runs, {quantity(total)}FLOP of training, {jobs} at a time -> {out / 'cells'}")
+    by_run = {id(cell.run): cell for cell in cells}
+    scores: dict[Path, Score] = {}
+
+    def keep(run: Run) -> None:
+        nonlocal results
+        cell = by_run[id(run)]
+        scores[run.folder] = _checked(run.folder, scores)
+        results = _with_cell(results, request.laboratory, cell, out, scores[run.folder])
+        save_results(results, out)
+
+    failed = run_all([cell.run for cell in cells], jobs, line, keep)
+    if not results.cells:
+        raise TrainingError("no run has ended well")
+    return results, list(failed)
+
+
+def plan(request: Request, data: dict[str, Path]) -> tuple[list[PlannedCell], int | None]:
+    """The runs within their budgets, and the bytes of the second table; all systems of a seed before the next seed."""
+    laboratory, systems, seeds = request.laboratory, request.systems, request.seeds
+    _check_order(list(data.values()))
+    cells, budget_bytes = [], request.budget_bytes
+    if budget_bytes == 0:
+        budget_bytes = steps_within(
+            _settings(request, data, "flops", systems[0], 0), request.budget_flops, "flops"
+        ).bytes
+    budgets: list[tuple[Unit, float]] = [("flops", request.budget_flops)]
+    if budget_bytes is not None:
+        budgets.append(("bytes", budget_bytes))
+    for table, budget in budgets:
+        for seed in seeds:
+            for system in systems:
+                spent = steps_within(_settings(request, data, table, system, seed), budget, table)
+                folder = cell_folder(request.out, table, system, seed)
+                place = data[laboratory.systems[system].cutting]
+                recipe = laboratory.recipe_of(system, place, folder, seed, spent.steps, VALIDATIONS)
+                run = Run(str(folder.relative_to(request.out / "cells")), recipe)
+                cells.append(PlannedCell(table, system, seed, run, spent.flops))
+    return cells, budget_bytes
+
+
+def _check_order(folders: Sequence[Path]) -> None:
+    """Raise TrainingError unless equal seeds draw the documents of these datasets in the same order."""
+    orders = []
+    for folder in folders:
+        catalogue = catalogue_of(open_dataset(folder / TRAIN_SPLIT))
+        orders.append(np.stack([catalogue.text, catalogue.batch, catalogue.subset]))
+        if not np.array_equal(orders[0], orders[-1]):
+            raise TrainingError(f"documents of {folder} lie in other batches than those of {folders[0]}")
+
+
+def cell_folder(out: Path, table: Table, system: str, seed: int) -> Path:
+    """The run of a cell."""
+    return out / "cells" / table / system / f"seed-{seed}"
+
+
+def _settings(request: Request, data: dict[str, Path], table: Table, system: str, seed: int) -> TrainSettings:
+    """Of a run of this system whose length is not known yet."""
+    folder, place = cell_folder(request.out, table, system, seed), data[request.laboratory.systems[system].cutting]
+    recipe = request.laboratory.recipe_of(system, place, folder, seed, 1, VALIDATIONS)
+    return check_recipe(recipe, TrainSettings, Path(system))
+
+
+def _check_same(request: Request) -> None:
+    """Raise ConfigError when the folder holds a comparison of another corpus or budget: a folder is one comparison."""
+    if not (request.out / RESULTS_NAME).exists():
+        return
+    known = load_results(request.out)
+    wanted = {"corpus": request.corpus.in_words, "budget_flops": request.budget_flops}
+    if request.budget_bytes and known.budget_bytes is not None:
+        wanted["budget_bytes"] = request.budget_bytes
+    for name, value in wanted.items():
+        if getattr(known, name) != value:
+            raise ConfigError(
+                f"{request.out} holds a comparison with {name} {getattr(known, name)}, not {value}; "
+                "choose another folder"
+            )
+
+
+def _opened(request: Request, data: dict[str, Path], budget_bytes: int | None) -> Results:
+    """The results so far: those in the folder with this request's systems beside them, or empty ones."""
+    out, laboratory = request.out, request.laboratory
+    train, validation = (
+        load_manifest(out / "corpus" / split).totals.bytes for split in (TRAIN_SPLIT, VALIDATION_SPLIT)
+    )
+    known = load_results(out) if (out / RESULTS_NAME).exists() else None
+    names = {*request.systems, *(cell.system for cell in (known.cells if known else ()))}
+    empty = Results(
+        title=f"{len(names)} systems at {request.budget_flops:.3g} FLOPs of training",
+        corpus=request.corpus.in_words,
+        train_bytes=train,
+        validation_bytes=validation,
+        budget_flops=request.budget_flops,
+        budget_bytes=budget_bytes,
+        machine=machine(laboratory.recipe, request.jobs),
+        tokenizer=_tokenizer(laboratory, data),
+        systems=tuple(laboratory.system(name) for name in laboratory.systems if name in names),
+        cells=(),
+    )
+    if known is None:
+        return empty
+    kept = {name: getattr(known, name) for name in ("comparisons", "document_bytes")}
+    kept["cells"] = tuple(cell for cell in known.cells if cell.system in laboratory.systems)
+    for name in ("budget_bytes", "tokenizer"):
+        kept[name] = getattr(known, name) if getattr(empty, name) is None else getattr(empty, name)
+    return empty.model_copy(update=kept)
+
+
+def _with_cell(results: Results, laboratory: Laboratory, planned: PlannedCell, out: Path, score: Score) -> Results:
+    """The results with a cell in its place, and compared anew."""
+    cell = cell_of(out, planned.run.folder, planned.table, planned.system, planned.seed)
+    cells = [other for other in results.cells if _key(other) != _key(cell)] + [cell]
+    order = list(laboratory.systems)
+    cells.sort(key=lambda cell: (cell.table != "flops", order.index(cell.system), cell.seed))
+    comparisons = compared(laboratory.expected, results.systems, cells, score.document_bytes)
+    new = {"cells": tuple(cells), "comparisons": comparisons, "document_bytes": score.document_bytes}
+    return results.model_copy(update=new)
+
+
+def _key(cell: Cell) -> tuple[str, str, int]:
+    return cell.table, cell.system, cell.seed
+
+
+def _checked(folder: Path, others: dict[Path, Score]) -> Score:
+    """The score of a run, of the same documents as those of others. Raises ConfigError."""
+    score = load_score(folder)
+    if score is None:
+        raise ConfigError(f"{folder} is not scored yet")
+    for where, other in others.items():
+        if (other.documents, other.document_bytes) != (score.documents, score.document_bytes):
+            raise ConfigError(f"{folder} was scored on other documents than {where}")
+    return score
+
+
+def _tokenizer(laboratory: Laboratory, data: dict[str, Path]) -> Tokenizer | None:
+    """Of the first system with one."""
+    for name, folder in data.items():
+        vocabulary = laboratory.cuttings[name].vocabulary
+        if vocabulary is not None:
+            manifest = load_manifest(folder / VALIDATION_SPLIT)
+            tokenizer = manifest.identity.patching.tokenizer
+            assert tokenizer is not None
+            size = manifest.totals.mean_patch_size
+            return Tokenizer(vocabulary=vocabulary, sha256=tokenizer.sha256, bytes_per_token=size)
+    return None
+
+
+def machine(recipe: dict[str, dict[str, object]], jobs: int) -> str:
+    """Processor, threads a run and runs at a time, in words."""
+    threads = recipe.get("run", {}).get("threads", 1)
+    return (
+        f"{_processor()}, {os.cpu_count()} cores, torch {version('torch')}; "
+        f"threads a run: {threads}, runs at a time: {jobs}"
+    )
+
+
+def _processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    try:
+        lines: Iterable[str] = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = ()
+    names = (text.partition(":")[2].strip() for text in lines if text.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

@@ -1,0 +1,57 @@
+"""The figures of a laboratory as CSV, for other programs: one line a fact, names in the first line. Free of torch."""
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
+from shared.io.files import Output
+from trainer.experiments.results.results import Results, Table
+from trainer.experiments.results.table import rows
+
+CSV = re.compile(rb"table,(system|better),")
+"""How these files begin, by which `shared.io.files.Output` knows them."""
+
+
+def write_csv(results: Results, folder: Path) -> list[Path]:
+    """Write the files that have a line into the laboratory's folder; their paths. Raises OSError."""
+    paths = []
+    for name, records in csv_records(results).items():
+        if records:
+            Output(folder / name, CSV).write(_text(records))
+            paths.append(folder / name)
+    return paths
+
+
+def csv_records(results: Results) -> dict[str, list[dict[str, Any]]]:
+    """The lines of each file, by its name; None is an empty field."""
+    tables: tuple[Table, ...] = get_args(Table)
+    cells = [({"table": cell.table, "system": cell.system, "seed": cell.seed}, cell) for cell in results.cells]
+    return {
+        "table.csv": [{"table": table, **asdict(row)} for table in tables for row in rows(results, table)],
+        "curves.csv": [{**key, **point.model_dump()} for key, cell in cells for point in cell.curve],
+        "comparisons.csv": [
+            {
+                **one.model_dump(exclude={"differences"}),
+                "seeds": len(one.differences),
+                "verdict": one.verdict,
+            }
+            for one in results.comparisons
+        ],
+        "subsets.csv": [
+            {**key, "subset": name, "bits_per_byte": bits}
+            for key, cell in cells
+            for name, bits in cell.bits_by_subset.items()
+        ],
+    }
+
+
+def _text(records: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()

@@ -1,0 +1,118 @@
+"""One text of the validation split as each system of a laboratory cuts it; from its datasets, no model is run.
+
+FOLDER/patches.json keeps it, so that a page can be made where the datasets are not.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from shared.errors import DatasetError
+from shared.io.json_reader import read_json
+from shared.io.json_records import keep, kept
+from shared.settings import Settings
+from shared.shards.dataset import Dataset, columns_row
+from shared.shards.document import Row
+from shared.shards.open import open_dataset
+from trainer.data.splits import VALIDATION_SPLIT
+from trainer.experiments.results.results import Results
+from trainer.provenance.identity import RESOLVED_NAME
+
+PICTURE_NAME = "patches.json"
+LENGTH = 288
+"""Bytes of text that are shown."""
+
+
+class Cut(Settings):
+    """How one system cuts the text."""
+
+    system: str
+    starts: tuple[int, ...]
+    """Places of bytes at which patches begin, ascending."""
+
+
+class Picture(Settings):
+    """A text and its cuts."""
+
+    document: str
+    subset: str
+    text: str
+    """A character stands for the byte of the same number (Latin-1)."""
+    cuts: tuple[Cut, ...]
+
+    @property
+    def bytes(self) -> bytes:
+        return self.text.encode("latin-1")
+
+
+def picture_of(datasets: Mapping[str, Dataset]) -> Picture | None:
+    """A text of the largest subset that all datasets cut into patches have; None when there is none.
+
+    Raises DatasetError.
+    """
+    patched = {name: dataset for name, dataset in datasets.items() if dataset.manifest.identity.patching.rule != "none"}
+    if not patched:
+        return None
+    row = _chosen(next(iter(patched.values())))
+    if row is None:
+        return None
+    cuts = []
+    for name, dataset in patched.items():
+        same = next((one for one in dataset.rows() if (one.id, one.text) == (row.id, row.text)), None)
+        if same is not None and same.patch_lengths is not None:
+            # The first patch is that of BOS, and the token after it is byte 0.
+            starts = np.cumsum(same.patch_lengths[:-1], dtype=np.int64) - 1
+            cuts.append(Cut(system=name, starts=tuple(starts[starts < min(len(row.text), LENGTH)].tolist())))
+    return Picture(document=row.id, subset=row.subset, text=row.text[:LENGTH].decode("latin-1"), cuts=tuple(cuts))
+
+
+def _chosen(dataset: Dataset) -> Row | None:
+    """The first whole plain document of the largest subset that is long enough; of shorter ones the longest."""
+    index = dataset.index
+    sizes = np.bincount(index.subset, weights=index.bytes, minlength=1)
+    fits = np.flatnonzero((index.part == 0) & index.last & (index.tokens == index.bytes))
+    own = fits[index.subset[fits] == sizes.argmax()]
+    if not len(own):
+        return None
+    number = own[np.minimum(index.bytes[own], LENGTH).argmax()]
+    columns = dataset.batch(int(index.shard[number]), int(index.batch[number]))
+    return columns_row(columns, int(index.row[number]))
+
+
+def datasets_of(results: Results, folder: Path) -> dict[str, Dataset]:
+    """The validation split of each system's first run, as far as it is there."""
+    found: dict[str, Dataset] = {}
+    for cell in results.cells:
+        if cell.system not in found and (path := _data_path(folder / cell.run)) is not None:
+            found[cell.system] = open_dataset(path / VALIDATION_SPLIT)
+    return found
+
+
+def _data_path(run: Path) -> Path | None:
+    """Where the data of a run lie, also when the laboratory was moved as a whole; None when they are not there."""
+    try:
+        config = read_json(run / RESOLVED_NAME)
+        data, out = Path(config["data"]["path"]), config["run"]["out"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    for path in (run / os.path.relpath(data, out), data):
+        if (path / VALIDATION_SPLIT).exists():
+            return path
+    return None
+
+
+def kept_picture(results: Results, folder: Path) -> Picture | None:
+    """The picture of a laboratory: made of its datasets if they are there, else the one that was kept.
+
+    Raises ConfigError when what was kept cannot be read, OSError.
+    """
+    try:
+        picture = picture_of(datasets_of(results, folder))
+    except DatasetError:
+        picture = None
+    if picture is not None:
+        keep(picture, folder / PICTURE_NAME)
+        return picture
+    return kept(folder / PICTURE_NAME, Picture)

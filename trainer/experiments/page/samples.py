@@ -1,0 +1,85 @@
+"""What each system of a laboratory writes on from one prompt. FOLDER/samples.json keeps it: pages need no model."""
+
+from pathlib import Path
+
+from shared.io.json_records import Figure, keep, kept
+from shared.settings import Settings
+from trainer.errors import USER_ERRORS
+from trainer.experiments.results.results import Results
+
+SAMPLES_NAME = "samples.json"
+LENGTH, PROMPT = 200, 64
+"""Bytes that are written, and bytes of the prompt at most."""
+TEMPERATURE = 0.7
+
+
+class Sample(Settings):
+    """What one model wrote."""
+
+    system: str
+    run: Path
+    text: str
+    """Prompt and what follows; a character stands for the byte of the same number (Latin-1)."""
+    starts: tuple[int, ...] = ()
+    """Places of bytes at which patches begin; none for models without patches."""
+    refusal: str | None = None
+    """Why nothing was written, in words."""
+
+    @property
+    def bytes(self) -> bytes:
+        return self.text.encode("latin-1")
+
+
+class Samples(Settings):
+    """A prompt and what each system made of it."""
+
+    prompt: str
+    """As bytes (Latin-1)."""
+    temperature: Figure
+    seed: int
+    samples: tuple[Sample, ...]
+
+
+def prompt_from(text: bytes) -> bytes:
+    """The beginning of a text, up to its last space or newline within PROMPT bytes."""
+    start = text[:PROMPT]
+    end = max(start.rfind(b" "), start.rfind(b"\n"))
+    return start[:end] if end > 0 else start
+
+
+def write_samples(results: Results, folder: Path, prompt: bytes, seed: int = 0) -> Samples:
+    """Let the first run of each system write on, and keep it. Raises OSError.
+
+    A model that cannot write is kept with the reason.
+    """
+    runs = {cell.system: cell.run for cell in reversed(results.cells)}
+    samples = [
+        _sample(system.name, folder, runs[system.name], prompt, seed)
+        for system in results.systems
+        if system.name in runs
+    ]
+    made = Samples(prompt=prompt.decode("latin-1"), temperature=TEMPERATURE, seed=seed, samples=tuple(samples))
+    keep(made, folder / SAMPLES_NAME)
+    return made
+
+
+def _sample(system: str, folder: Path, run: Path, prompt: bytes, seed: int) -> Sample:
+    from trainer.generation.generator import Generator
+    from trainer.generation.sampling import SamplingSettings
+    from trainer.generation.settings import GenerateSettings
+
+    settings = GenerateSettings(length=LENGTH, sampling=SamplingSettings(temperature=TEMPERATURE, seed=seed))
+    try:
+        pieces = [piece for piece in Generator(folder / run / "model").write(prompt, settings) if piece.byte]
+    except USER_ERRORS as error:
+        # Paths of this machine say nothing to readers of the page.
+        refusal = str(error).splitlines()[0].replace(f"{folder}/", "")
+        return Sample(system=system, run=run, text="", refusal=refusal)
+    text = b"".join(piece.byte for piece in pieces)
+    starts = tuple(place for place, piece in enumerate(pieces) if piece.starts)
+    return Sample(system=system, run=run, text=text.decode("latin-1"), starts=starts)
+
+
+def load_samples(folder: Path) -> Samples | None:
+    """What was kept; None when nothing was written yet. Raises ConfigError when it cannot be read."""
+    return kept(folder / SAMPLES_NAME, Samples)

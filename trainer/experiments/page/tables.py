@@ -1,0 +1,130 @@
+"""The tables of a laboratory's page, as markup. Pure."""
+
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+
+from trainer.drawing.axes import short
+from trainer.drawing.chart import COLOURS, Curve, swatch
+from trainer.drawing.page import described, table
+from trainer.experiments.page.sentences import ALIKE_WORDS
+from trainer.experiments.results.results import Results, Table
+from trainer.experiments.results.table import Row, rows, subset_bits, subsets_of
+from trainer.terminal import clock
+
+Column = tuple[str, str, Callable[[Row], str]]
+"""Head, what it means, and a cell."""
+
+
+def _optional(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _times(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}×"
+
+
+def _quantity(value: float) -> str:
+    return short(value) if value else "–"
+
+
+COLUMNS: tuple[Column, ...] = (
+    ("bits/byte", "On the validation split; lower is better.", lambda of: f"<strong>{of.bits_per_byte:.4f}</strong>"),
+    ("± seeds", "Standard deviation over seeds.", lambda of: _optional(of.spread, ".4f")),
+    ("FLOP/byte", "Of a forward pass; the entropy model left out.", lambda of: _quantity(of.flops_per_byte)),
+    ("entropy model", "Its FLOPs a byte, which come on top.", lambda of: _quantity(of.entropy_flops_per_byte)),
+    ("speed-up", "FLOPs a byte of the flat byte model over this one's.", lambda of: _times(of.speed_up)),
+    ("with entropy model", "The same, the entropy model counted.", lambda of: _times(of.speed_up_whole)),
+    (
+        "bytes/patch",
+        "On the validation split; of subwords bytes a token.",
+        lambda of: _optional(of.bytes_per_patch, ".2f"),
+    ),
+    ("patches/token", "For each BPE token of the same text.", lambda of: _optional(of.patches_per_token, ".2f")),
+    ("parameters", "All of them.", lambda of: _quantity(of.parameters)),
+    ("in tables", "Parameters that are looked up, never multiplied.", lambda of: _quantity(of.table_parameters)),
+    ("training FLOP", "Forward and backward over what was learnt.", lambda of: _quantity(of.useful_flops)),
+    ("entropy model, training", "Its FLOPs over the text learnt.", lambda of: _quantity(of.entropy_flops)),
+    ("bytes learnt", "Of text.", lambda of: _quantity(of.bytes)),
+    ("passes", "Over the training split.", lambda of: f"{of.passes:.2f}"),
+    ("time", "Of training, without start and validations.", lambda of: clock(of.seconds)),
+)
+"""All FLOPs are useful ones: what documents ask for, without padding."""
+
+
+def systems_table(results: Results, of: Table) -> str:
+    """All figures of all systems, the least bits per byte first; empty without a cell."""
+    found = rows(results, of)
+    if not found:
+        return ""
+    heads = ["system", *(head for head, _, _ in COLUMNS)]
+    lines = [[named(results, row.system), *(cell(row) for _, _, cell in COLUMNS)] for row in found]
+    meanings = described("What the columns mean", [(head, words) for head, words, _ in COLUMNS])
+    return table(heads, lines, f"Systems at {ALIKE_WORDS[of]}, the least bits per byte first") + meanings
+
+
+def subsets_table(results: Results, of: Table) -> str:
+    """Bits per byte, a row a subset, the least of each row marked; empty where there is one subset only."""
+    names, bits = sorted(subsets_of(results)), subset_bits(results, of)
+    systems = {row.system: row.bits_per_byte for row in rows(results, of)}
+    if len(names) < 2 or not systems:
+        return ""
+
+    def line(name: str, found: Mapping[str, float]) -> list[str]:
+        return [escape(name), *(_marked(found.get(system), min(found.values(), default=None)) for system in systems)]
+
+    of_subset = {name: {system: found[name] for system, found in bits.items() if name in found} for name in names}
+    lines = [line("all", systems), *(line(name, found) for name, found in of_subset.items())]
+    return table(["subset", *systems], lines, "Bits per byte by subset")
+
+
+def _marked(value: float | None, least: float | None) -> str:
+    words = _optional(value, ".3f")
+    return f'<strong class="best">{words}</strong>' if value is not None and value == least else words
+
+
+def described_systems(results: Results) -> str:
+    """What each system is."""
+    lines = [
+        [
+            named(results, system.name),
+            escape(system.family),
+            escape(system.description),
+            escape(system.patching or "–"),
+            escape(system.ablates or "–"),
+        ]
+        for system in results.systems
+    ]
+    return table(["system", "family", "what it is", "patches", "ablates"], lines, "The systems", "words")
+
+
+def cells_table(results: Results) -> str:
+    """Every run behind the means, with its folder; empty without any."""
+    if not results.cells:
+        return ""
+    lines = [
+        [
+            named(results, cell.system),
+            escape(ALIKE_WORDS[cell.table]),
+            str(cell.seed),
+            f"{cell.bits_per_byte:.4f}",
+            f"{cell.steps:,}",
+            f"{cell.bytes:,}",
+            f"{cell.useful_flops:.4e}",
+            clock(cell.seconds),
+            escape(str(cell.run)),
+        ]
+        for cell in results.cells
+    ]
+    heads = ["system", "table", "seed", "bits/byte", "steps", "bytes", "FLOP", "time", "run"]
+    return f"<details><summary>All runs: {len(lines)}</summary>{table(heads, lines, 'All runs', 'words')}</details>"
+
+
+def named(results: Results, system: str) -> str:
+    """A system's name after the sign that plots have for it."""
+    return f'<span class="sign">{swatch(sign(results, system))}</span>{escape(system)}'
+
+
+def sign(results: Results, system: str, points: Sequence[tuple[float, float]] = ()) -> Curve:
+    """A curve in the colour and shape that a system has in all plots."""
+    number = [one.name for one in results.systems].index(system)
+    return Curve(system, points, number % COLOURS, number // COLOURS, shape=number, dots=True)

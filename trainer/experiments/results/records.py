@@ -1,0 +1,110 @@
+"""From the folder of a run to its cell in the results: what it logged, and what its model scored. Free of torch."""
+
+from pathlib import Path
+
+from shared.errors import ConfigError
+from shared.io.json_records import Figure, keep, kept
+from shared.settings import Settings
+from shared.shards.manifest import load_manifest
+from trainer.data.splits import TRAIN_SPLIT
+from trainer.experiments.results.results import Cell, Point, Table
+from trainer.metrics.history import History, load_history
+
+SCORE_NAME = "score.json"
+
+
+class Score(Settings):
+    """What a model scored on the validation split of its run."""
+
+    run: str
+    """Digest of the run's identity."""
+    documents: str
+    """Digest of the ids of the documents, in order: runs with equal ones can be compared document by document."""
+    parameters: int
+    table_parameters: int
+    bits_per_byte: Figure
+    bits_by_subset: dict[str, Figure]
+    document_bits: tuple[Figure, ...]
+    document_bytes: tuple[int, ...]
+    bytes_per_patch: Figure | None
+    flops_per_byte: Figure
+    """Useful ones of a forward pass, a byte of text."""
+    entropy_flops_per_byte: Figure
+    """The same of the entropy model."""
+
+
+def load_score(folder: Path) -> Score | None:
+    """The score beside a run; None when there is none yet. Raises ConfigError for a damaged one."""
+    return kept(folder / SCORE_NAME, Score)
+
+
+def save_score(score: Score, folder: Path) -> None:
+    """Keep the score of a run."""
+    keep(score, folder / SCORE_NAME)
+
+
+def cell_of(laboratory: Path, run: Path, table: Table, system: str, seed: int) -> Cell:
+    """The cell of a run that is trained and scored. Raises ConfigError when it is not."""
+    score, history = load_score(run), load_history(run)
+    if score is None:
+        raise ConfigError(f"{run} is not scored yet")
+    points = spent(history)
+    last = points[-1]
+    train = load_manifest(Path(history.config["data"]["path"]) / TRAIN_SPLIT).totals.bytes
+    return Cell(
+        table=table,
+        system=system,
+        seed=seed,
+        run=run.relative_to(laboratory),
+        steps=last.step,
+        bytes=last.bytes,
+        passes=last.bytes / train,
+        useful_flops=last.useful_flops,
+        entropy_flops=last.entropy_flops,
+        seconds=last.seconds,
+        curve=curve(history, points),
+        **score.model_dump(exclude={"run", "documents", "document_bytes"}),
+    )
+
+
+class Spent(Settings):
+    """What a run has used up after a step."""
+
+    step: int
+    bytes: int
+    useful_flops: Figure
+    entropy_flops: Figure
+    seconds: Figure
+
+
+def spent(history: History) -> list[Spent]:
+    """The sums of what a run logged, after each of its lines; validations and saves take none of its seconds."""
+    found, before = [], Spent(step=0, bytes=0, useful_flops=0.0, entropy_flops=0.0, seconds=0.0)
+    for line in history.lines:
+        seconds = line["step_seconds"]["whole"] * (line["step"] - before.step)
+        text = line["bytes_per_second"] * seconds
+        before = Spent(
+            step=line["step"],
+            bytes=before.bytes + round(text),
+            useful_flops=before.useful_flops + line["flops_per_second"] * seconds,
+            entropy_flops=before.entropy_flops + line["flops_per_byte"].get("entropy_model", 0.0) * text,
+            seconds=before.seconds + seconds,
+        )
+        found.append(before)
+    return found
+
+
+def curve(history: History, points: list[Spent]) -> tuple[Point, ...]:
+    """The validations of a run, each with what had been used up by then."""
+    at = {point.step: point for point in points}
+    return tuple(
+        Point(
+            step=line["step"],
+            bytes=at[line["step"]].bytes,
+            useful_flops=at[line["step"]].useful_flops,
+            seconds=at[line["step"]].seconds,
+            bits_per_byte=line["validation"]["bits_per_byte"],
+        )
+        for line in history.validations
+        if line["step"] in at and line["validation"]["bits_per_byte"] is not None
+    )

@@ -1,0 +1,162 @@
+"""What a laboratory found, as one file: systems, cells (one run each), and what pairs of systems say. Free of torch.
+
+FOLDER/results.json is the record; tables, pictures and pages are made from it alone.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from shared.io.json_records import Figure, expected, keep
+from shared.settings import Settings
+from shared.shards.manifest import Count
+
+RESULTS_NAME = "results.json"
+Table = Literal["flops", "bytes"]
+"""What all cells of a table have alike: useful training FLOPs, or bytes of text learnt."""
+Family = Literal["bytes", "megabyte", "spacebyte", "bpe", "blt"]
+"""What a system is made of."""
+
+
+class System(Settings):
+    """One way to model text."""
+
+    name: str
+    """Unique and short: `blt-entropy-4.5`."""
+    family: Family
+    description: str
+    """One sentence for the reader of a report."""
+    patching: str | None = None
+    """The rule with its threshold or stride in words; None for models without patches."""
+    ablates: str | None = None
+    """The system that this one differs from in one thing; None where it is no ablation."""
+
+
+class Point(Settings):
+    """A validation of a run under way."""
+
+    step: Count
+    bytes: Count
+    """Of text learnt until then."""
+    useful_flops: Figure
+    """Of training until then, the entropy model's left out."""
+    seconds: Figure
+    """Of training until then, validations left out."""
+    bits_per_byte: Figure
+
+
+class Cell(Settings):
+    """One system, one seed, one budget: one run and what it scored."""
+
+    table: Table
+    system: str
+    seed: Count
+    run: Path
+    """The run's folder, relative to the laboratory's."""
+    parameters: Count
+    table_parameters: Count
+    """Those of n-gram tables among them: looked up, never multiplied."""
+    steps: Count
+    bytes: Count
+    """Of text learnt."""
+    passes: Figure
+    """The same over the text of the training split."""
+    useful_flops: Figure
+    """Of forward and backward over what documents ask for, counted from the packs that were learnt."""
+    entropy_flops: Figure
+    """Of the entropy model's forward passes over the text learnt: what finding its patches costs. 0 without one."""
+    seconds: Figure
+    """Of training, without start and validations."""
+    bits_per_byte: Figure
+    """On the validation split, per byte of text whatever the units are."""
+    bits_by_subset: dict[str, Figure]
+    document_bits: tuple[Figure, ...] = ()
+    """Bits of each validation document, in the dataset's order, the same for all cells."""
+    bytes_per_patch: Figure | None
+    """On the validation split, or bytes a BPE token; None for models of single bytes."""
+    flops_per_byte: Figure
+    """Useful FLOPs of a forward pass over the validation split, a byte of it; without the entropy model."""
+    entropy_flops_per_byte: Figure
+    """The entropy model's, a byte."""
+    curve: tuple[Point, ...] = ()
+
+
+class Comparison(Settings):
+    """What pairs of cells with equal seeds say of two systems."""
+
+    table: Table
+    better: str
+    """The system that is expected to be better."""
+    worse: str
+    differences: tuple[Figure, ...]
+    """Bits per byte of ``worse`` minus those of ``better``, a pair of seeds each."""
+    mean: Figure
+    low: Figure | None
+    high: Figure | None
+    """Bounds of the confidence interval of the mean over seeds (Student's t); None with a single pair."""
+    confidence: Figure = Field(gt=0, lt=1)
+    document_low: Figure | None
+    document_high: Figure | None
+    """Bounds of that over validation documents: a bootstrap that draws documents, seeds averaged; None with one."""
+
+    @property
+    def verdict(self) -> Literal["holds", "does not hold", "undecided"]:
+        """Of the expected order, as the interval over seeds has it."""
+        if self.low is None or self.high is None:
+            return "undecided"
+        return "holds" if self.low > 0 else "does not hold" if self.high < 0 else "undecided"
+
+
+class Tokenizer(Settings):
+    """The subword tokenizer of the BPE systems, trained on the training split alone."""
+
+    vocabulary: Count
+    sha256: str
+    bytes_per_token: Figure
+    """On the validation split."""
+
+
+class Results(Settings):
+    """Everything that a laboratory found."""
+
+    title: str
+    corpus: str
+    """What was read, in words."""
+    train_bytes: Count
+    validation_bytes: Count
+    document_bytes: tuple[int, ...] = ()
+    """Bytes of text of each validation document, in the dataset's order."""
+    budget_flops: Figure
+    """Useful training FLOPs of a cell of the table at equal FLOPs."""
+    budget_bytes: Count | None = None
+    """Bytes of a cell of the table at equal bytes; None without one."""
+    machine: str
+    """Processor, threads a run, runs at a time, torch's version."""
+    tokenizer: Tokenizer | None = None
+    systems: tuple[System, ...]
+    cells: tuple[Cell, ...]
+    comparisons: tuple[Comparison, ...] = ()
+
+    @model_validator(mode="after")
+    def _of_systems(self) -> "Results":
+        names = {system.name for system in self.systems}
+        if len(names) < len(self.systems):
+            raise ValueError("systems: two have one name")
+        for named in (
+            *(cell.system for cell in self.cells),
+            *(n for c in self.comparisons for n in (c.better, c.worse)),
+        ):
+            if named not in names:
+                raise ValueError(f"{named!r} is none of the systems")
+        return self
+
+
+def load_results(folder: Path) -> Results:
+    """The results in a laboratory's folder. Raises ConfigError when there are none, or not such ones."""
+    return expected(folder / RESULTS_NAME, Results, "make compare")
+
+
+def save_results(results: Results, folder: Path) -> None:
+    """Write the record in one step."""
+    keep(results, folder / RESULTS_NAME)

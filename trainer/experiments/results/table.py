@@ -1,0 +1,135 @@
+"""Results as tables: a row a system, with means over seeds. Pure, and free of torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from trainer.experiments.results.results import Cell, Results, System, Table
+
+ALIKE = 0.02
+"""Relative distance between the largest and the smallest budget of a table up to which its systems compare fairly."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A system in one table: means over its cells, one for each seed."""
+
+    system: str
+    family: str
+    seeds: int
+    bits_per_byte: float
+    """On the validation split."""
+    spread: float | None
+    """Standard deviation of the same over seeds; None with a single seed."""
+    lowest: float
+    """Bits per byte of the best seed."""
+    highest: float
+    parameters: int
+    table_parameters: int
+    """Those of n-gram tables among them."""
+    useful_flops: float
+    """Of training."""
+    entropy_flops: float
+    """Of the entropy model over the text learnt."""
+    bytes: float
+    """Of text learnt."""
+    passes: float
+    seconds: float
+    """Of training."""
+    flops_per_byte: float
+    """At inference, on the validation split, without the entropy model."""
+    entropy_flops_per_byte: float
+    """The entropy model's."""
+    bytes_per_patch: float | None
+    patches_per_token: float | None
+    """Patches for each token of the BPE tokenizer on the same text; None without patches or tokenizer."""
+    speed_up: float | None
+    """FLOPs a byte at inference of the flat byte model over those of this one; None without a flat byte model."""
+    speed_up_whole: float | None
+    """The same with the entropy model's FLOPs counted."""
+
+    @property
+    def whole_flops_per_byte(self) -> float:
+        """At inference, with the entropy model."""
+        return self.flops_per_byte + self.entropy_flops_per_byte
+
+
+def cells_of(results: Results, table: Table) -> dict[str, list[Cell]]:
+    """The cells of each system that has any in a table, by seed, in the order of the systems."""
+    found: dict[str, list[Cell]] = {system.name: [] for system in results.systems}
+    for cell in sorted(results.cells, key=lambda cell: cell.seed):
+        if cell.table == table:
+            found[cell.system].append(cell)
+    return {name: cells for name, cells in found.items() if cells}
+
+
+def rows(results: Results, table: Table) -> list[Row]:
+    """A row for each system that has a cell in a table, the least bits per byte first."""
+    by_system = cells_of(results, table)
+    flat = flat_flops(results, table)
+    made = [
+        _row(system, by_system[system.name], flat, results) for system in results.systems if system.name in by_system
+    ]
+    return sorted(made, key=lambda row: row.bits_per_byte)
+
+
+def flat_flops(results: Results, table: Table) -> float | None:
+    """FLOPs a byte at inference of the flat byte model; None when a table has none."""
+    by_system = cells_of(results, table)
+    flat = [s.name for s in results.systems if s.family == "bytes" and s.ablates is None and s.name in by_system]
+    return fmean(cell.flops_per_byte for cell in by_system[flat[0]]) if flat else None
+
+
+def _row(system: System, cells: Sequence[Cell], flat: float | None, results: Results) -> Row:
+    def mean(name: str) -> float:
+        return fmean(getattr(cell, name) for cell in cells)
+
+    bits = [cell.bits_per_byte for cell in cells]
+    sizes = [cell.bytes_per_patch for cell in cells if cell.bytes_per_patch is not None]
+    size = fmean(sizes) if sizes else None
+    flops, entropy_flops = mean("flops_per_byte"), mean("entropy_flops_per_byte")
+    return Row(
+        system=system.name,
+        family=system.family,
+        seeds=len(cells),
+        bits_per_byte=fmean(bits),
+        spread=stdev(bits) if len(bits) > 1 else None,
+        lowest=min(bits),
+        highest=max(bits),
+        parameters=round(mean("parameters")),
+        table_parameters=round(mean("table_parameters")),
+        useful_flops=mean("useful_flops"),
+        entropy_flops=mean("entropy_flops"),
+        bytes=mean("bytes"),
+        passes=mean("passes"),
+        seconds=mean("seconds"),
+        flops_per_byte=flops,
+        entropy_flops_per_byte=entropy_flops,
+        bytes_per_patch=size,
+        patches_per_token=results.tokenizer.bytes_per_token / size if results.tokenizer and size else None,
+        speed_up=flat / flops if flat else None,
+        speed_up_whole=flat / (flops + entropy_flops) if flat else None,
+    )
+
+
+def budget_spread(results: Results, table: Table) -> float:
+    """How much more the largest budget of a table is than the smallest, as a share of it; 0 with at most one cell."""
+    budgets = [cell.useful_flops if table == "flops" else cell.bytes for cell in results.cells if cell.table == table]
+    return max(budgets) / min(budgets) - 1 if budgets and min(budgets) > 0 else 0.0
+
+
+def subsets_of(results: Results) -> list[str]:
+    """Names of all subsets that were scored, in the order of the first cell that has each."""
+    return list(dict.fromkeys(name for cell in results.cells for name in cell.bits_by_subset))
+
+
+def subset_bits(results: Results, table: Table) -> dict[str, dict[str, float]]:
+    """Bits per byte by system and subset, means over the seeds that have it."""
+    return {
+        system: {
+            name: fmean(cell.bits_by_subset[name] for cell in cells if name in cell.bits_by_subset)
+            for name in subsets_of(results)
+            if any(name in cell.bits_by_subset for cell in cells)
+        }
+        for system, cells in cells_of(results, table).items()
+    }

@@ -1,0 +1,85 @@
+"""Results on a terminal: a table of the systems, and what the comparisons say. Pure."""
+
+from collections.abc import Callable
+
+from shared.io.terminal import one_line
+from trainer.experiments.results.results import Comparison, Results, Table
+from trainer.experiments.results.statistics import FEW_DOCUMENTS
+from trainer.experiments.results.table import Row, budget_spread, cells_of, rows
+from trainer.terminal import clock, quantity
+
+TITLES: dict[Table, str] = {"flops": "at equal useful training FLOPs", "bytes": "at equal bytes of text learnt"}
+
+
+def in_words(results: Results) -> str:
+    """Everything, a table after the other."""
+    texts = []
+    for table, title in TITLES.items():
+        if cells_of(results, table):
+            spread = f"budgets {budget_spread(results, table):.2%} apart at most"
+            texts.append("\n".join([f"{title} ({spread}):", table_text(results, table)]))
+        documents = len(results.document_bytes)
+        lines = [sentence(found, documents) for found in results.comparisons if found.table == table]
+        if lines:
+            texts.append("\n".join(lines))
+    return "\n\n".join(texts)
+
+
+COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
+    ("bits/byte", lambda row: f"{row.bits_per_byte:.4f}" + ("" if row.spread is None else f" ±{row.spread:.4f}")),
+    ("seeds", lambda row: str(row.seeds)),
+    ("parameters", lambda row: _amount(row.parameters)),
+    ("of tables", lambda row: _amount(row.table_parameters)),
+    ("train FLOP/B", lambda row: _amount(row.useful_flops / row.bytes)),
+    ("FLOP/B", lambda row: _amount(row.flops_per_byte)),
+    (
+        "entropy model's",
+        lambda row: quantity(row.entropy_flops_per_byte).strip() if row.entropy_flops_per_byte else "-",
+    ),
+    ("bytes", lambda row: _amount(row.bytes)),
+    ("passes", lambda row: f"{row.passes:.2f}"),
+    ("time", lambda row: clock(row.seconds)),
+    ("bytes/patch", lambda row: _figure(row.bytes_per_patch)),
+    ("patches/token", lambda row: _figure(row.patches_per_token)),
+    ("speed-up", lambda row: _figure(row.speed_up)),
+)
+
+
+def table_text(results: Results, table: Table) -> str:
+    """A line a system, the least bits per byte first."""
+    lines = [["system", *(head for head, _ in COLUMNS)]]
+    lines += [[one_line(row.system), *(cell(row) for _, cell in COLUMNS)] for row in rows(results, table)]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))])
+        for line in lines
+    )
+
+
+def sentence(found: Comparison, documents: int) -> str:
+    """What a comparison says: the mean difference, both intervals, and whether the expected order holds.
+
+    ``documents``: how many the validation split holds.
+    """
+    seeds, level = len(found.differences), f"{found.confidence:.0%}"
+    over_seeds = f"{level} interval over {seeds} seeds {_interval(found.low, found.high)}" if seeds > 1 else "one seed"
+    few = "; too few to say much" if documents < FEW_DOCUMENTS else ""
+    over_documents = (
+        f"over {documents:,} document{'s' * (documents != 1)} {_interval(found.document_low, found.document_high)}{few}"
+    )
+    return one_line(
+        f"{found.better} before {found.worse}: {found.verdict}; {found.worse} minus {found.better} is "
+        f"{found.mean:+.4f} bits/byte ({over_seeds}, {over_documents})"
+    )
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "unknown" if low is None or high is None else f"{low:+.4f} to {high:+.4f}"
+
+
+def _amount(value: float) -> str:
+    return quantity(value).strip() if value else "-"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

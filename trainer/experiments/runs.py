@@ -1,0 +1,146 @@
+"""The runs of a laboratory: several at a time, each a run folder of its own that goes on where it was stopped.
+
+A run is a recipe, trained by the same loop as any other and then scored. Each is a process that was forked from a
+server in which everything is imported already. What it says is in its log; one that fails leaves the others alone.
+"""
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import connection, get_context, parent_process
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from shared.io.child_processes import short_sockets
+from shared.io.files import write_atomic
+from shared.io.toml import to_toml
+from trainer.metrics.files import read_lines
+from trainer.provenance.run_folder import METRICS_NAME
+from trainer.terminal import Progress
+
+RECIPE_NAME, LOG_NAME = "recipe.toml", "log.txt"
+PRELOADED = [__name__, "trainer.run.job", "trainer.experiments.scoring", "torch._dynamo", "torch.utils.tensorboard"]
+"""What the server imports once, and no run again."""
+EVERY_SECONDS = 2.0
+"""From one look at the runs under way to the next."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run to do."""
+
+    name: str
+    """As it is called in messages."""
+    recipe: Mapping[str, Any]
+    """All sections; ``run.out`` is its folder."""
+    score: bool = True
+    """Whether the model is then scored on the validation split, document by document."""
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.recipe["run"]["out"])
+
+    def share(self) -> float:
+        """The share of it that is behind."""
+        length = self.recipe["run"]
+        try:
+            last = read_lines(self.folder / METRICS_NAME)[-1]
+        except (OSError, IndexError):
+            return 0.0
+        done = [last.get("step", 0) / length["steps"]] if length.get("steps") else []
+        done += [last.get("targets", 0) / length["bytes"]] if length.get("bytes") else []
+        return min(max(done, default=0.0), 1.0)
+
+
+def run_all(
+    runs: Sequence[Run], jobs: int, line: Progress, finished: Callable[[Run], None] | None = None
+) -> dict[str, Path]:
+    """Do these runs, ``jobs`` at a time, in their order; finished ones are recognised by themselves.
+
+    ``finished`` is called after each that has ended well. Returns the logs of those that failed, by name. An interrupt
+    reaches the runs too, which save: they are waited for, and the interrupt is raised again.
+    """
+    waiting, under_way, failed, done = list(runs), dict[int, tuple[BaseProcess, Run]](), dict[str, Path](), 0
+    short_sockets()
+    context = get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    line.begin(0.0)
+    try:
+        while waiting or under_way:
+            while waiting and len(under_way) < jobs:
+                run = waiting.pop(0)
+                process: BaseProcess = context.Process(target=_work, args=(_prepared(run), run.score), name=run.name)
+                process.start()
+                under_way[process.sentinel] = process, run
+            for sentinel in connection.wait(list(under_way), EVERY_SECONDS):
+                assert isinstance(sentinel, int)
+                process, run = under_way.pop(sentinel)
+                process.join()
+                done += 1
+                if process.exitcode:
+                    failed[run.name] = run.folder / LOG_NAME
+                    line.say(f"{run.name} has failed: {_last_line(failed[run.name])} (log: {failed[run.name]})")
+                elif finished is not None:
+                    finished(run)
+            shares = [run.share() for _, run in under_way.values()]
+            names = ", ".join(f"{run.name} {share:.0%}" for share, (_, run) in zip(shares, under_way.values()))
+            line.show((done + sum(shares)) / len(runs), f"{done} of {len(runs)} runs", *([names] if names else []))
+    finally:
+        for process, _ in under_way.values():
+            process.join()
+    return failed
+
+
+def _prepared(run: Run) -> Path:
+    """The recipe of a run as a file in its folder: what `python trainer/main.py` takes."""
+    path = run.folder / RECIPE_NAME
+    write_atomic(path, to_toml(run.recipe))
+    return path
+
+
+def _work(recipe: Path, score: bool) -> None:
+    """The whole of a process: train, score, and end with the exit code."""
+    from trainer.errors import run
+
+    _end_with_parent()
+    log = os.open(recipe.with_name(LOG_NAME), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(log, stream.fileno())
+    run(partial(_train_and_score, score=score), [str(recipe)])
+
+
+def _train_and_score(arguments: Sequence[str], score: bool) -> int:
+    from trainer.main import main
+
+    code = main(arguments)
+    if code or not score:
+        return code
+    from trainer.errors import USER_ERRORS, complain
+    from trainer.experiments.scoring import score_run
+
+    try:
+        score_run(Path(arguments[0]).parent)
+    except USER_ERRORS as error:
+        return complain(error)
+    return 0
+
+
+def _end_with_parent() -> None:
+    """End when the process that asked for this one is gone; the system's parent is the server, which may outlive it."""
+    asked_by = parent_process()
+    assert asked_by is not None
+
+    def watch() -> None:
+        connection.wait([asked_by.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text(errors="replace").split("\n") if path.exists() else []
+    return next((line for line in reversed(lines) if line.strip()), "nothing was said")

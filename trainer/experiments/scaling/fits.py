@@ -1,0 +1,155 @@
+"""Fits of bits per byte against size and budget, for one set of figures or many replicates of it. Pure numpy.
+
+Shapes: N sizes or runs, B budgets, R replicates; leading axes ... are fitted each for itself.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from trainer.experiments.scaling.record import BandPoint, Estimate
+
+Array = np.ndarray
+STEEPEST, FLATTEST, EXPONENTS = 3.0, 1e-3, 241
+"""Exponents that a curve with a floor is sought among."""
+
+
+def parabolas(x: Array, y: Array) -> Array:
+    """Coefficients [..., 3] (of x^2, x, 1) of least-squares parabolas through ``x`` [N] and ``y`` [..., N]."""
+    middle = x.mean()
+    design = np.vander(x - middle, 3)
+    a, b, c = np.moveaxis(y @ np.linalg.pinv(design).T, -1, 0)
+    return np.stack([a, b - 2 * a * middle, c - b * middle + a * middle**2], -1)
+
+
+def along(coefficients: Array, x: Array) -> Array:
+    """Values [..., N] of parabolas [..., 3] at ``x`` [N]."""
+    a, b, c = np.moveaxis(coefficients[..., None], -2, 0)
+    return (a * x + b) * x + c
+
+
+def vertices(coefficients: Array) -> Array:
+    """Where parabolas [..., 3] have their minimum, [...]; NaN where they have none."""
+    a, b, _ = np.moveaxis(coefficients, -1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(a > 0, -b / (2 * a), np.nan)
+
+
+def lowest(coefficients: Array, low: float, high: float) -> Array:
+    """Where between ``low`` and ``high`` parabolas [..., 3] are least, [...]."""
+    at_ends = along(coefficients, np.array([low, high]))
+    better_end = np.where(at_ends[..., 0] <= at_ends[..., 1], low, high)
+    inner = vertices(coefficients)
+    return np.where(np.isnan(inner), better_end, np.clip(inner, low, high))
+
+
+def at_each(coefficients: Array, x: Array) -> Array:
+    """Values [...] of parabolas [..., 3], each at its own ``x`` [...]."""
+    a, b, c = np.moveaxis(coefficients, -1, 0)
+    return (a * x + b) * x + c
+
+
+def power_laws(x: Array, y: Array) -> tuple[Array, Array]:
+    """Factors [...] and exponents [...] of y = factor x^exponent, straight lines between logarithms; x, y [..., B]."""
+    u, v = np.log(x), np.log(y)
+    centred = u - u.mean(-1, keepdims=True)
+    slope = (centred * v).sum(-1) / (centred**2).sum(-1)
+    return np.exp(v.mean(-1) - slope * u.mean(-1)), slope
+
+
+def power_laws_with_floor(x: Array, y: Array) -> tuple[Array, Array, Array]:
+    """E, A and a, each [...], of least-squares curves y = E + A x^-a through ``x`` [..., B] and ``y`` [..., B]; E >= 0.
+
+    For a given exponent the rest is linear, so that only the exponent is sought: on a grid, then on a finer one.
+    """
+    scale = np.exp(np.log(x).mean(-1, keepdims=True))
+    u = (x / scale)[..., None, :]
+    grid = np.geomspace(FLATTEST, STEEPEST, EXPONENTS)
+    step = grid[1] / grid[0]
+    best = grid[_misfits(u, y, grid)[2].argmin(-1)]
+    for _ in range(2):
+        fine = best[..., None] * step ** np.linspace(-1, 1, 21)
+        best = np.take_along_axis(fine, _misfits(u, y, fine)[2].argmin(-1)[..., None], -1)[..., 0]
+        step **= 0.1
+    floor, factor, _ = (values[..., 0] for values in _misfits(u, y, best[..., None]))
+    return floor, factor * scale[..., 0] ** best, best
+
+
+def _misfits(u: Array, y: Array, exponents: Array) -> tuple[Array, Array, Array]:
+    """E, A and the sum of squared errors, each [..., K], for ``exponents`` [..., K]; u [..., 1, B], y [..., B]."""
+    powers, y = u ** -exponents[..., None], y[..., None, :]
+    centred = powers - powers.mean(-1, keepdims=True)
+    factor = (centred * y).sum(-1) / (centred**2).sum(-1)
+    floor = y.mean(-1) - factor * powers.mean(-1)
+    through = (powers * y).sum(-1) / (powers**2).sum(-1)  # the best without a floor
+    factor, floor = np.where(floor < 0, through, factor), np.maximum(floor, 0)
+    return floor, factor, ((y - floor[..., None] - factor[..., None] * powers) ** 2).sum(-1)
+
+
+def spread(groups: Sequence[tuple[Array, Array]]) -> tuple[float, int]:
+    """Standard deviation of runs around their parabolas, pooled over ``groups`` of x [N] and y [N], and its degrees of
+    freedom: runs beyond the three that a parabola needs. (0, 0) where there are none."""
+    squares, freedom = 0.0, 0
+    for x, y in groups:
+        squares += float(((y - along(parabolas(x, y), x)) ** 2).sum())
+        freedom += len(x) - 3
+    return (math.sqrt(squares / freedom), freedom) if freedom > 0 else (0.0, 0)
+
+
+def replicates(fitted: Sequence[Array], deviation: float, freedom: int, count: int, seed: int) -> list[Array]:
+    """A parametric bootstrap: what other runs of the same grid might have given, [R, N] for each of ``fitted`` [N].
+
+    Errors are normal and independent. How wide they are is itself known from ``freedom`` degrees of freedom only, so
+    each replicate draws that too: intervals of what is linear in the figures are then those of Student's t. No
+    replicates where ``freedom`` is 0: nothing is known of the spread.
+    """
+    if not freedom:
+        return [np.empty((0, len(values))) for values in fitted]
+    generator = np.random.default_rng(seed)
+    widths = deviation * np.sqrt(freedom / generator.chisquare(freedom, count))
+    return [values + widths[:, None] * generator.standard_normal((count, len(values))) for values in fitted]
+
+
+def interval(values: Array, confidence: float) -> tuple[float | None, float | None]:
+    """Bounds of the middle share ``confidence`` of replicates [R]; None where unknown or infinite."""
+    if not len(values):
+        return None, None
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(values, [tail, 1 - tail], method="linear" if np.isfinite(values).all() else "nearest")
+    return (float(low) if np.isfinite(low) else None, float(high) if np.isfinite(high) else None)
+
+
+def estimate(values: Array, confidence: float) -> Estimate:
+    """The first of ``values`` [1 + R], and the interval of the others, which are its replicates."""
+    low, high = interval(values[1:], confidence)
+    return Estimate(value=float(values[0]), low=low, high=high)
+
+
+def band(at: Array, values: Array, confidence: float) -> tuple[BandPoint, ...]:
+    """A curve [1 + R, N] over ``at`` [N]: its first row, with the interval of the others at each point."""
+    return tuple(
+        BandPoint(at=float(place), bits_per_byte=estimate(column, confidence)) for place, column in zip(at, values.T)
+    )
+
+
+def meetings(first: Array, second: Array, x: Array) -> Array:
+    """Where curves ``first`` and ``second`` [..., N] over ascending ``x`` [N] meet first, [...]; infinity for never.
+
+    Between two points of ``x`` the logarithms are taken as straight: exact for power laws.
+    """
+    gap = np.log(first) - np.log(second)
+    turns = np.sign(gap[..., :-1]) * np.sign(gap[..., 1:]) <= 0
+    index = turns.argmax(-1)
+    left = np.take_along_axis(gap, index[..., None], -1)[..., 0]
+    right = np.take_along_axis(gap, index[..., None] + 1, -1)[..., 0]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.clip(np.where(left == right, 0.0, left / (left - right)), 0, 1)
+    at = np.exp(np.log(x)[index] + share * (np.log(x)[index + 1] - np.log(x)[index]))
+    return np.where(turns.any(-1), at, np.inf)
+
+
+def between(x: ArrayLike, y: ArrayLike, at: float) -> float:
+    """y at ``at`` by straight lines between the logarithms of ascending ``x`` and ``y``."""
+    return float(np.exp(np.interp(math.log(at), np.log(x), np.log(y))))

@@ -1,0 +1,152 @@
+"""A scaling study as a whole: prepare the data, plan the cells within their budgets, run them, fit, keep the record."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from shared.io.config import check_recipe
+from shared.shards.manifest import load_manifest
+from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT
+from trainer.errors import TrainingError
+from trainer.experiments.budget import check_budget, steps_within
+from trainer.experiments.compare import machine
+from trainer.experiments.preparation import Corpus, prepare
+from trainer.experiments.results.records import cell_of
+from trainer.experiments.runs import Run, run_all
+from trainer.experiments.scaling.grid import Grid, Place, sized
+from trainer.experiments.scaling.record import SCALING_NAME, GridCell, Scaling, load_scaling, save_scaling
+from trainer.experiments.scaling.study import study
+from trainer.experiments.systems import Laboratory
+from trainer.settings import RunSettings, TrainSettings
+from trainer.terminal import Progress, clock, quantity
+
+T = TypeVar("T")
+UTILISATION = 0.2
+"""Share of what the device does at best that useful FLOPs of small models are taken to reach, to say how long it will
+take."""
+
+
+@dataclass(frozen=True)
+class ScalingRequest:
+    """What is asked for."""
+
+    laboratory: Laboratory
+    grid: Grid
+    corpus: Corpus
+    out: Path
+    jobs: int
+    executor: tuple[str, ...]
+    """Options of `python -m pipeline preprocess` that say who scores the corpus."""
+
+
+@dataclass(frozen=True)
+class PlannedPlace:
+    """A cell that is to be run."""
+
+    place: Place
+    run: Run
+    flops: float
+    """Useful ones of its training, as planned."""
+
+
+def scale(request: ScalingRequest, line: Progress) -> tuple[Scaling, list[str]]:
+    """Do all that is asked for; the study, with the cells of earlier calls, and the names of the runs that failed.
+
+    The record is written after every cell. Raises ConfigError, DatasetError, TrainingError.
+    """
+    grid, out, jobs = request.grid, request.out, request.jobs
+    laboratory = sized(request.laboratory, grid)
+    check_budget(min(grid.budgets), (laboratory.draft(place.system) for place in grid.places()))
+    line.say(announced(grid, laboratory, jobs))
+    cuttings = [laboratory.systems[place.system].cutting for place in grid.places()]
+    data = prepare(laboratory, cuttings, request.corpus, out, jobs, request.executor, line)
+    planned = plan(grid, laboratory, data, out)
+    found = _opened(request)
+    line.say(f"== {len(planned)} runs -> {out / 'cells' / 'scaling'}")
+    by_run = {id(one.run): one.place for one in planned}
+    predict = [grid.budgets[-1] * multiple for multiple in grid.predict]
+
+    def keep(run: Run) -> None:
+        nonlocal found
+        found = study(with_cell(found, grid_cell(by_run[id(run)], run.folder, out)), predict)
+        save_scaling(found, out)
+
+    failed = run_all([one.run for one in planned], jobs, line, keep)
+    if not found.cells:
+        raise TrainingError("no run has ended well")
+    return found, list(failed)
+
+
+def announced(grid: Grid, laboratory: Laboratory, jobs: int) -> str:
+    """What all of it will take, in words, before anything is done. torch is imported here."""
+    from trainer.distributed.world import choose_device
+    from trainer.metrics.peak import listed_peak
+
+    cells = list(grid.places())
+    total = sum(place.budget for place in cells)
+    words = f"{len(cells)} runs of {len(grid.families)} families, {quantity(total)}FLOP of training"
+    settings = RunSettings.model_validate({"out": "nowhere", "steps": 1} | laboratory.recipe.get("run", {}))
+    peak = listed_peak(choose_device(settings), settings.dtype)
+    if peak is None:  # the bar says how long, once a run has shown it
+        return f"{words}, {jobs} runs at a time"
+    seconds = total / (UTILISATION * peak * jobs)
+    return f"{words}: about {clock(seconds)} at {UTILISATION:.0%} of this device's peak, {jobs} runs at a time"
+
+
+def plan(grid: Grid, laboratory: Laboratory, data: dict[str, Path], out: Path) -> list[PlannedPlace]:
+    """The runs within their budgets, the small budgets first. Raises ConfigError, DatasetError."""
+    planned = []
+    for place in grid.places():
+        folder, text = out / "cells" / place.name, data[laboratory.systems[place.system].cutting]
+        draft = laboratory.recipe_of(place.system, text, folder, place.seed, 1, 1)
+        spent = steps_within(check_recipe(draft, TrainSettings, Path(place.system)), place.budget, "flops")
+        recipe = laboratory.recipe_of(place.system, text, folder, place.seed, spent.steps, 1)
+        planned.append(PlannedPlace(place, Run(place.name, recipe), spent.flops))
+    return planned
+
+
+def grid_cell(place: Place, run: Path, out: Path) -> GridCell:
+    """The cell of a run that is trained and scored, without what only comparisons of documents need."""
+    cell = cell_of(out, run, "flops", place.system, place.seed).model_copy(update={"document_bits": ()})
+    return GridCell(family=place.family, size=place.size, budget_flops=place.budget, cell=cell)
+
+
+def with_cell(found: Scaling, cell: GridCell) -> Scaling:
+    """The study with a cell in its place."""
+    cells = [other for other in found.cells if _key(other) != _key(cell)] + [cell]
+    cells.sort(key=lambda one: (found.families.index(one.family), one.size_flops("model"), *_key(one)[2:]))
+    return found.model_copy(update={"cells": tuple(cells)})
+
+
+def _key(cell: GridCell) -> tuple[str, str, float, int]:
+    return cell.family, cell.size, cell.budget_flops, cell.cell.seed
+
+
+def _opened(request: ScalingRequest) -> Scaling:
+    """The study so far, widened by what is asked for now; or an empty one. The corpus is the folder's own."""
+    grid, out = request.grid, request.out
+    train, validation = (
+        load_manifest(out / "corpus" / split).totals.bytes for split in (TRAIN_SPLIT, VALIDATION_SPLIT)
+    )
+    cells = load_scaling(out).cells if (out / SCALING_NAME).exists() else ()
+    families = _union([cell.family for cell in cells], grid.families)
+    budgets = sorted(_union([cell.budget_flops for cell in cells], grid.budgets))
+    return Scaling(
+        title=f"{len(families)} families, {len(budgets)} budgets from {budgets[0]:.3g} to {budgets[-1]:.3g} FLOPs",
+        corpus=request.corpus.in_words,
+        machine=machine(request.laboratory.recipe, request.jobs),
+        train_bytes=train,
+        validation_bytes=validation,
+        budgets=tuple(budgets),
+        families=tuple(families),
+        seeds=tuple(sorted(_union([cell.cell.seed for cell in cells], grid.seeds))),
+        against=grid.against,
+        confidence=grid.confidence,
+        replicates=grid.replicates,
+        cells=cells,
+    )
+
+
+def _union(first: Iterable[T], second: Iterable[T]) -> list[T]:
+    return list(dict.fromkeys([*first, *second]))

@@ -1,0 +1,137 @@
+"""From the cells of a grid to curves, optima, frontiers, crossovers and predictions. Pure.
+
+Method, as in Hoffmann et al. 2022 (arXiv 2203.15556, section 3.2, "IsoFLOP profiles"): at each budget a parabola in the
+logarithm of the size gives the best size and its bits; power laws through these minima say how both grow.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from trainer.experiments.scaling.fits import estimate, meetings
+from trainer.experiments.scaling.frontiers import Curve, frontier
+from trainer.experiments.scaling.joint import joint_fit
+from trainer.experiments.scaling.optima import valleys
+from trainer.experiments.scaling.record import (
+    COUNTED,
+    Counted,
+    Crossover,
+    Estimate,
+    Frontier,
+    GridCell,
+    IsoFlop,
+    Scaling,
+)
+
+# ---- Where the frontiers of two families meet, in figures and in words. Pure.
+
+
+REACH = 1e4
+"""Curves are followed up to this many times the largest budget that both families have."""
+POINTS = 400
+
+
+def crossover(curve: Curve, base: Curve, confidence: float) -> Crossover:
+    """Whether ``curve`` and ``base`` cross at budgets that both tried, and where they meet if drawn on.
+
+    Sure is what holds in a share ``confidence`` of the replicates: a crossing within the data, from the same side; or
+    none, and the same family ahead.
+    """
+    family, against = curve.found.family, base.found.family
+    named: dict[str, Any] = {"family": family, "against": against, "counted": curve.found.counted}
+    low = max(one.found.curve[0].at for one in (curve, base))
+    high = min(one.found.curve[-1].at for one in (curve, base))
+    if low >= high:
+        words = f"{family} and {against} have no range of budgets in common: nothing is said of a crossing."
+        return Crossover(**named, verdict="undecided", budget_flops=None, extrapolated=False, words=words)
+    costs = np.concatenate([np.geomspace(low, high, POINTS), high * np.geomspace(1, REACH, POINTS)[1:]])
+    own, other = curve.at(costs), base.at(costs)
+    rows = min(len(own), len(other))  # one row where one of them has no replicates
+    own, other = own[:rows], other[:rows]
+    met = meetings(own, other, costs)
+    crosses, ahead = met <= high, own[:, 0] < other[:, 0]
+    alike = (crosses == crosses[0]) & (ahead == ahead[0])
+    sure = rows > 1 and alike[1:].mean() >= confidence
+    at = estimate(met, confidence) if np.isfinite(met[0]) else None
+    first, then = (family, against) if ahead[0] else (against, family)
+    return Crossover(
+        **named,
+        verdict="undecided" if not sure else "crosses" if crosses[0] else "none within the data",
+        budget_flops=at,
+        extrapolated=at is not None and not crosses[0],
+        words=_words(first, then, (low, high), at, bool(crosses[0]), sure, rows > 1, confidence),
+    )
+
+
+def _words(
+    first: str,
+    then: str,
+    within: tuple[float, float],
+    at: Estimate | None,
+    crosses: bool,
+    sure: bool,
+    known: bool,
+    confidence: float,
+) -> str:
+    """``first`` is ahead at the smallest budget, ``then`` after a crossing, if there is one."""
+    low, high = within
+    where = "" if at is None else f"{at.value:.3g} FLOPs{_bounds(at, confidence)}"
+    if crosses:
+        said = f"{first} and {then} cross at {where}: {then} has fewer bits per byte from there on."
+    else:
+        said = f"{first} has fewer bits per byte than {then} at all budgets from {low:.3g} to {high:.3g} FLOPs."
+        if at is not None:
+            said += f" Drawn on, the curves meet at {where}: a prediction, which nobody has measured."
+    if sure:
+        return said
+    reason = "the bootstrap does not agree on it" if known else "there are too few runs to know how much they scatter"
+    return f"Undecided, for {reason}. The fits as such: {said}"
+
+
+def _bounds(at: Estimate, confidence: float) -> str:
+    if at.low is None and at.high is None:
+        return ""
+    ends = ["?" if end is None else f"{end:.3g}" for end in (at.low, at.high)]
+    end = "no end" if at.high is None else ends[1]
+    return f" ({confidence:.0%} interval: {ends[0]} to {end})"
+
+
+def study(scaling: Scaling, predict: Sequence[float]) -> Scaling:
+    """The same cells with all that can be fitted to them; ``predict``: FLOPs of training to say something about."""
+    iso_flop: list[IsoFlop] = []
+    frontiers: list[Frontier] = []
+    crossovers: list[Crossover] = []
+    without: list[str] = []
+    for counted in counted_in(scaling.cells):
+        curves = {}
+        for family in scaling.families:
+            found = valleys(scaling, family, counted)
+            iso_flop += [valley.found for valley in found]
+            with_minimum = [valley for valley in found if valley.found.optimum]
+            if len(with_minimum) >= 2:
+                curves[family] = frontier(with_minimum, scaling.confidence, predict)
+            elif found and counted == COUNTED[0]:
+                without.append(_no_frontier(family, len(with_minimum), len(found)))
+        frontiers += [curve.found for curve in curves.values()]
+        if scaling.against in curves:
+            base = curves.pop(scaling.against)
+            crossovers += [crossover(curve, base, scaling.confidence) for curve in curves.values()]
+    update: dict[str, Any] = {
+        "iso_flop": iso_flop,
+        "frontiers": frontiers,
+        "crossovers": crossovers,
+        "joint_fits": [fit for family in scaling.families if (fit := joint_fit(scaling.cells, family))],
+        "without": without,
+    }
+    return scaling.model_copy(update={name: tuple(values) for name, values in update.items()})
+
+
+def counted_in(cells: Sequence[GridCell]) -> tuple[Counted, ...]:
+    """The ways to count that differ: one where no cell has an entropy model."""
+    return COUNTED if any(cell.cell.entropy_flops for cell in cells) else COUNTED[:1]
+
+
+def _no_frontier(family: str, optima: int, budgets: int) -> str:
+    tried = f"{budgets} budgets" if budgets > 1 else "one budget"
+    return f"{family}: {'one optimum' if optima else 'no optimum'} at {tried}; growth with the budget needs two."

@@ -1,0 +1,158 @@
+"""What a scaling study found, for a terminal. Pure."""
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from trainer.experiments.scaling.record import Counted, Estimate, Frontier, IsoFlop, JointFit, Scaling
+from trainer.experiments.scaling.study import counted_in
+
+COUNTED_WORDS: dict[Counted, str] = {
+    "model": "FLOPs of the models alone",
+    "whole": "FLOPs with those of the entropy model",
+}
+
+
+def in_words(scaling: Scaling) -> str:
+    """Everything measured, then everything fitted, then what is only predicted."""
+    parts = [measured(scaling)]
+    for counted in counted_in(scaling.cells):
+        frontiers = [found for found in scaling.frontiers if found.counted == counted]
+        parts.append(f"{COUNTED_WORDS[counted]}; in brackets {scaling.confidence:.0%} intervals")
+        parts.append(optima([found for found in scaling.iso_flop if found.counted == counted]))
+        if frontiers:
+            parts.append(growth(frontiers))
+            parts.append(predictions(frontiers))
+        parts += [found.words for found in scaling.crossovers if found.counted == counted]
+    if scaling.joint_fits:
+        parts.append(joint(scaling.joint_fits))
+    parts += scaling.without
+    return "\n\n".join(part for part in parts if part)
+
+
+def measured(scaling: Scaling) -> str:
+    """Bits per byte of each size at each budget, means over seeds, the fewest of a family and budget marked."""
+    rows = []
+    for family in scaling.families:
+        own = [cell for cell in scaling.cells if cell.family == family]
+        names = sorted(
+            {cell.size for cell in own}, key=lambda name: min(c.size_flops("model") for c in own if c.size == name)
+        )
+        means = {
+            (name, budget): fmean(bits)
+            for name in names
+            for budget in scaling.budgets
+            if (bits := [c.cell.bits_per_byte for c in own if (c.size, c.budget_flops) == (name, budget)])
+        }
+        for name in names:
+            first = next(cell for cell in own if cell.size == name)
+            row = [
+                f"{family} {name}",
+                _millions(first.cell.parameters - first.cell.table_parameters),
+                f"{first.size_flops('model') / 1e6:.3g}",
+                f"{first.cell.entropy_flops_per_byte / 1e6:.3g}" if first.cell.entropy_flops_per_byte else "",
+            ]
+            for budget in scaling.budgets:
+                mean = means.get((name, budget))
+                best = min((value for (_, other), value in means.items() if other == budget), default=None)
+                row.append("-" if mean is None else f"{mean:.4f}{'*' if mean == best else ' '}")
+            rows.append(row)
+    head = ["measured", "parameters", "MFLOP/byte", "entropy", *(f"{budget:.3g} " for budget in scaling.budgets)]
+    return _table(head, rows) + "\nbits per byte of validation text by budget in useful training FLOPs; * the fewest"
+
+
+def optima(found: Sequence[IsoFlop]) -> str:
+    """The best size of each family at each budget, or why there is none."""
+    rows, refused = [], []
+    for profile in found:
+        best = profile.optimum
+        if best is None:
+            refused.append(f"{profile.family} at {profile.budget_flops:.3g} FLOPs: {profile.refusal}.")
+            continue
+        inside = "" if best.inside is None else f"{best.inside:.0%}"
+        rows.append(
+            [
+                profile.family,
+                f"{best.cost_flops:.3g}",
+                _estimate(best.bits_per_byte, ".4f"),
+                _estimate(_in_millions(best.flops_per_byte), ".3g"),
+                _millions(best.parameters),
+                f"{best.bytes / 1e6:.3g}",
+                inside,
+            ]
+        )
+    head = ["best size", "FLOPs", "bits per byte", "MFLOP/byte", "parameters", "MB learnt", "in grid"]
+    return "\n".join([*([_table(head, rows)] if rows else []), *refused])
+
+
+def growth(frontiers: Sequence[Frontier]) -> str:
+    """How bits and best size grow with the budget."""
+    rows = [
+        [
+            line.family,
+            "E + A C^-a" if line.form == "floor" else "A C^-a",
+            str(line.budgets),
+            _estimate(line.exponent, ".3f"),
+            "" if line.floor is None else _estimate(line.floor, ".3f"),
+            _estimate(line.size_exponent, ".3f"),
+        ]
+        for line in frontiers
+    ]
+    return _table(["growth", "fit", "budgets", "exponent a", "floor E", "best size ~ C^"], rows)
+
+
+def predictions(frontiers: Sequence[Frontier]) -> str:
+    """What lies beyond the data, said to be that."""
+    rows = [
+        [
+            line.family,
+            f"{far.cost_flops:.3g}",
+            _estimate(far.bits_per_byte, ".3f"),
+            _estimate(_in_millions(far.flops_per_byte), ".3g"),
+        ]
+        for line in frontiers
+        for far in line.predictions
+    ]
+    if not rows:
+        return ""
+    note = "predicted from the fits, not measured; the interval knows of scatter alone, not of a curve that bends"
+    return _table(["PREDICTED", "FLOPs", "bits per byte", "MFLOP/byte"], rows) + f"\n{note}"
+
+
+def joint(fits: Sequence[JointFit]) -> str:
+    """Both exponents of each family."""
+    rows = [
+        [
+            fit.family,
+            *(f"{value:.3f}" for value in (fit.floor, fit.size_exponent, fit.data_exponent)),
+            f"{fit.error:.2%}",
+        ]
+        for fit in fits
+    ]
+    return _table(["E + A N^-a + B D^-b", "E", "a (size)", "b (data)", "error"], rows)
+
+
+def _estimate(found: Estimate, form: str) -> str:
+    if found.low is None and found.high is None:
+        return f"{found.value:{form}}"
+    low, high = ("?" if end is None else f"{end:{form}}" for end in (found.low, found.high))
+    return f"{found.value:{form}} [{low}, {high}]"
+
+
+def _in_millions(found: Estimate) -> Estimate:
+    return Estimate(**{name: value and value / 1e6 for name, value in found.model_dump().items()})
+
+
+def _millions(count: float) -> str:
+    return f"{count / 1e6:.3g} M"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as what is in them, the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(head, *rows)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if not number else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(row, widths))
+        ).rstrip()
+        for row in (head, *rows)
+    )

@@ -1,0 +1,209 @@
+"""What is compared, as data: systems.toml with its schema. Free of torch.
+
+A system is a model and how the text is cut for it; everything else of its recipe it has in common with all others, so
+that a comparison is one of models.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from shared.errors import ConfigError
+from shared.io.config import check_recipe, read_recipe, read_toml
+from shared.settings import Settings, first_problem
+from trainer.experiments.results.results import Family, System
+from trainer.settings import TrainSettings
+
+SYSTEMS_FILE = Path(__file__).with_name("systems.toml")
+RECIPES = Path(__file__).parent.parent / "recipes"
+Values = dict[str, Any]
+SEPARATE = ("model", "optimizer", "schedule")
+"""Sections in which a system may differ from the others."""
+
+
+class EntropyModel(Settings):
+    """An entropy model to train: a recipe of the house with something laid over it."""
+
+    recipe: str
+    """Name in trainer/recipes."""
+    run: Values = Field(default_factory=dict)
+    data: Values = Field(default_factory=dict)
+    model: Values = Field(default_factory=dict)
+    optimizer: Values = Field(default_factory=dict)
+
+
+class Cutting(Settings):
+    """How the text is cut into patches, or into subwords."""
+
+    rule: Literal["none", "byte", "static", "space", "entropy", "monotonic", "bpe"]
+    stride: int | None = None
+    """Bytes, of static."""
+    target: float | None = None
+    """Mean patch size in bytes, of the rules on entropy; the threshold is found on the training split."""
+    entropy_model: str | None = None
+    """Whose entropies they are."""
+    vocabulary: int | None = None
+    """Ids of the tokenizer of bpe, the 260 of bytes and special ids included."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Cutting":
+        on_entropy = self.rule in ("entropy", "monotonic")
+        needed = {
+            "stride": self.rule == "static",
+            "target": on_entropy,
+            "entropy_model": on_entropy,
+            "vocabulary": self.rule == "bpe",
+        }
+        for key, wanted in needed.items():
+            if wanted != (getattr(self, key) is not None):
+                raise ValueError(f"rule {self.rule!r} {'needs' if wanted else 'does not take'} {key}")
+        return self
+
+    @property
+    def in_words(self) -> str | None:
+        """For the reader of a report; None where there are no patches."""
+        return {
+            "none": None,
+            "byte": "every byte",
+            "static": f"every {self.stride} bytes",
+            "space": "words",
+            "entropy": f"entropy, {self.target} bytes",
+            "monotonic": f"rise of entropy, {self.target} bytes",
+            "bpe": f"byte-pair encoding, {self.vocabulary} ids",
+        }[self.rule]
+
+
+class SystemRecipe(Settings):
+    """One way to model text."""
+
+    family: Family
+    description: str
+    """One sentence for the reader of a report."""
+    cutting: str
+    """Name in ``cuttings``."""
+    like: str | None = None
+    """Another system, whose model, optimizer and schedule this one has but for what it says itself."""
+    ablates: str | None = None
+    """The system that it differs from in one thing."""
+    full: bool = False
+    """Only in the full comparison."""
+    model: Values = Field(default_factory=dict)
+    optimizer: Values = Field(default_factory=dict)
+    schedule: Values = Field(default_factory=dict)
+
+
+class Expected(Settings):
+    """An order that the comparison looks for."""
+
+    better: str
+    """A system, or a family: then the system of it that came out best."""
+    worse: str
+
+
+class Laboratory(Settings):
+    """All of systems.toml."""
+
+    recipe: Values
+    """Sections of a recipe that all systems share, without where the data and the run are and how long it is."""
+    entropy_models: dict[str, EntropyModel] = Field(default_factory=dict)
+    cuttings: dict[str, Cutting]
+    systems: dict[str, SystemRecipe] = Field(min_length=1)
+    expected: tuple[Expected, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> "Laboratory":
+        families = {system.family for system in self.systems.values()}
+        wanted: list[tuple[str, str | None, Iterable[str]]] = [
+            (f"cuttings.{name}.entropy_model", cutting.entropy_model, self.entropy_models)
+            for name, cutting in self.cuttings.items()
+        ]
+        for name, system in self.systems.items():
+            wanted.append((f"systems.{name}.cutting", system.cutting, self.cuttings))
+            earlier = list(self.systems)[: list(self.systems).index(name)]
+            wanted.append((f"systems.{name}.like", system.like, earlier))
+            wanted.append((f"systems.{name}.ablates", system.ablates, self.systems))
+        for number, pair in enumerate(self.expected):
+            wanted.append((f"expected.{number}.better", pair.better, {*self.systems, *families}))
+            wanted.append((f"expected.{number}.worse", pair.worse, self.systems))
+        for key, name_there, known in wanted:
+            if name_there is not None and name_there not in known:
+                raise ValueError(f"{key}: there is no {name_there!r} (before it); there is {', '.join(known)}")
+        return self
+
+    def chosen(self, only: Iterable[str] = (), full: bool = False) -> list[str]:
+        """Names of the systems to run, in their order: those asked for, or all of the short or the full comparison.
+
+        Raises ConfigError for an unknown name.
+        """
+        asked = list(only)
+        for name in asked:
+            if name not in self.systems:
+                raise ConfigError(f"--only {name}: there is no such system; there is {', '.join(self.systems)}")
+        return [name for name, system in self.systems.items() if (name in asked if asked else full or not system.full)]
+
+    def draft(self, name: str) -> tuple[str, TrainSettings, float]:
+        """The system's name, its settings without data, and about the bytes per patch that its data will have."""
+        cutting = self.cuttings[self.systems[name].cutting]
+        recipe = self.recipe_of(name, Path("nowhere"), Path("nowhere"), 0, 1, 1)
+        settings = check_recipe(recipe, TrainSettings, Path(name))
+        return name, settings, cutting.target or cutting.stride or settings.plan.patch_size
+
+    def system(self, name: str) -> System:
+        """What a report says of it."""
+        own = self.systems[name]
+        return System(
+            name=name,
+            family=own.family,
+            description=own.description,
+            patching=self.cuttings[own.cutting].in_words,
+            ablates=own.ablates,
+        )
+
+    def sections(self, name: str) -> Values:
+        """The sections that decide what a system is: shared ones, then its ancestors', then its own."""
+        system = self.systems[name]
+        below = self.recipe if system.like is None else self.sections(system.like)
+        return overlaid(below, {section: getattr(system, section) for section in SEPARATE if getattr(system, section)})
+
+    def recipe_of(self, name: str, data: Path, out: Path, seed: int, steps: int, validations: int) -> Values:
+        """A whole recipe: so many steps, with so many passes over the validation split."""
+        return overlaid(
+            self.sections(name),
+            {
+                "run": {"out": str(out), "seed": seed, "steps": steps},
+                "data": {"path": str(data)},
+                "metrics": {"validate_every": max(-(-steps // validations), 1)},
+            },
+        )
+
+    def entropy_recipe(self, name: str, data: Path, out: Path) -> Values:
+        """The recipe of an entropy model."""
+        own = self.entropy_models[name]
+        values = read_recipe(RECIPES / f"{own.recipe}.toml", (), TrainSettings)
+        over = {section: getattr(own, section) for section in ("run", "data", "model", "optimizer")}
+        return overlaid(values, over | {"run": own.run | {"out": str(out)}, "data": own.data | {"path": str(data)}})
+
+
+def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> Values:
+    """Nested tables with others laid over them; nothing of either is changed."""
+    values = dict(below)
+    for key, value in above.items():
+        under = values.get(key)
+        values[key] = overlaid(under, value) if isinstance(under, Mapping) and isinstance(value, Mapping) else value
+    return values
+
+
+def load_laboratory(path: Path = SYSTEMS_FILE) -> Laboratory:
+    """Read such a file and check every recipe in it. Raises ConfigError that names the file and the key."""
+    try:
+        laboratory = Laboratory.model_validate(read_toml(path, "file of systems"))
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {first_problem(error)}") from None
+    nowhere = Path("nowhere")
+    for name in laboratory.systems:
+        check_recipe(laboratory.recipe_of(name, nowhere, nowhere, 0, 1, 1), TrainSettings, Path(f"{path}: {name}"))
+    for name in laboratory.entropy_models:
+        check_recipe(laboratory.entropy_recipe(name, nowhere, nowhere), TrainSettings, Path(f"{path}: {name}"))
+    return laboratory

@@ -1,0 +1,143 @@
+"""Bytes that a forward pass keeps for the backward pass, counted tensor by tensor; free of torch.
+
+What is kept is what the formulas of shared/layers/blocks.py and shared/layers/cross_attention.py need again. Tensors
+that several operators need count once, parameters not at all.
+
+Shapes: T tokens, P patches, K vectors a patch, D width, H heads, G key/value heads, C head width, F hidden width.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from shared.layers.tile_sizes import STRIP, WIDEST_STRIP
+from shared.model_settings import AnyModelSettings, BltSettings, MegaByteSettings, StackSettings
+
+Kept = Literal["none", "selective", "full"]
+"""What blocks compute again: nothing, what is pointwise and the product of gate and up, everything."""
+
+FLOAT = 4
+"""Bytes of fp32: softmax, logits and everything about cross-attention are fp32 whatever is computed in."""
+
+INDEX = 8
+"""Bytes of an int64."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pack, as a device takes it."""
+
+    tokens: int
+    """T, padding included."""
+    patches: int
+    """P; 0 for models without patches."""
+    width: int
+    """Bytes of an activation: 4 in fp32, 2 in bf16."""
+    tiled: bool
+    """Attention in tiles and strips and pointwise work by hand, as on a CPU in fp32."""
+    strip_patches: int = 0
+    """On a CPU: patches that the strip of tokens with the most of them reads."""
+
+
+def kept_activations(settings: AnyModelSettings, given: Pass, recompute: Kept = "none") -> int:
+    """Bytes kept when the forward pass of a pack is over, without the logits' (`kept_logits`)."""
+    stacks = sum(_stack(stack, positions, given, recompute) for stack, positions in _axes(settings, given))
+    between = 0
+    if isinstance(settings, BltSettings):
+        between = _crosses(settings, given)
+    elif isinstance(settings, MegaByteSettings):
+        # Places and ids, and the pieces of global states that tokens read.
+        between = given.tokens * (3 * INDEX + given.width * settings.piece)
+    return stacks + between + _head(settings.stacks[-1].settings, given)
+
+
+def _crosses(settings: BltSettings, given: Pass) -> int:
+    """What stands between the stacks of the byte latent transformer."""
+    encoder, latent, decoder = settings.encoder, settings.global_, settings.decoder
+    inputs = settings.queries * encoder.width
+    projected = inputs if inputs != latent.width else 0
+    between = (
+        # Rows of the tables that tokens read, and their sums with their gradient.
+        given.tokens * (8 * settings.ngrams.functions * len(settings.ngrams.sizes) + 2 * given.width * encoder.width)
+        # Bytes out of the encoder, pooled patches, what enters and what leaves the global transformer.
+        + given.width * (given.tokens * encoder.width + given.patches * (encoder.width + projected + latent.width))
+    )
+    if settings.pooling == "attention":
+        # Normed bytes, their scores and weights; sums over their total.
+        between += given.tokens * (given.width * encoder.width + FLOAT * 2 * encoder.heads)
+        between += given.patches * FLOAT * (encoder.width + encoder.heads)
+    crosses = settings.encoder_crosses * _patches_read_bytes(encoder, settings.queries, given)
+    crosses += settings.decoder_crosses * _bytes_read_patches(decoder, settings.queries, given)
+    # One set of patch vectors that all layers of the decoder norm; bytes between its layers.
+    passing = given.patches * settings.queries + given.tokens * (settings.decoder_crosses - 1)
+    crosses += given.width * decoder.width * passing
+    return between + crosses
+
+
+def kept_logits(vocabulary: int, tokens: int) -> int:
+    """Logarithms of probabilities, fp32 [T, V]. While they are made, and while their gradient is, twice as much."""
+    return FLOAT * tokens * vocabulary
+
+
+def recomputed_block(settings: AnyModelSettings, given: Pass, recompute: Kept) -> int:
+    """What the block that needs most makes anew, beside what it has kept, when the backward pass comes to it."""
+    return max(
+        positions * (_block(stack, given, "none") - _block(stack, given, recompute))
+        for stack, positions in _axes(settings, given)
+    )
+
+
+def _axes(settings: AnyModelSettings, given: Pass) -> list[tuple[StackSettings, int]]:
+    """The stacks of blocks of a model, each with the positions that it computes."""
+    return [
+        (placed.settings, given.patches if placed.axis == "patches" else given.tokens) for placed in settings.stacks
+    ]
+
+
+def _stack(stack: StackSettings, positions: int, given: Pass, recompute: Kept) -> int:
+    """All blocks of a stack, and the rotations that they share."""
+    rotations = positions * FLOAT * stack.head_width
+    return rotations + stack.layers * positions * _block(stack, given, recompute)
+
+
+def _block(stack: StackSettings, given: Pass, recompute: Kept) -> int:
+    """Bytes a position that one block keeps, its input among them."""
+    width, keys = stack.width, stack.key_value_heads * stack.head_width
+    if recompute == "full":
+        return given.width * width
+    # For each head the logarithm of its sum of weights, where the kernel keeps it.
+    sums = 0 if given.tiled else FLOAT * stack.heads
+    heads = width + 2 * keys
+    if recompute == "selective":
+        return given.width * (3 * width + heads) + sums
+    # Input, its norm, attention, the sum between the halves, its norm; heads before and after they are turned.
+    kept = 5 * width + heads + (width + keys)
+    # Gate and up, and their product; by the plain formula also what the gate becomes.
+    kept += (3 if given.tiled else 4) * stack.hidden
+    return given.width * kept + sums + 2 * FLOAT
+
+
+def _patches_read_bytes(stack: StackSettings, queries: int, given: Pass) -> int:
+    """Encoder side: the K queries of each byte's patch beside the byte's key and value, all [T, ..., D] in fp32."""
+    width, heads = stack.width, stack.heads
+    by_token = given.width * width + FLOAT * (2 * width + queries * (width + heads))
+    # Vectors, their norm, weighted sums over their total, and that as the output's projection takes it.
+    by_patch = queries * width * (2 * given.width + FLOAT + given.width)
+    return given.tokens * by_token + given.patches * by_patch
+
+
+def _bytes_read_patches(stack: StackSettings, queries: int, given: Pass) -> int:
+    """Decoder side: the norm of each byte, its query, what it reads and what comes of it."""
+    width, heads = stack.width, stack.heads
+    by_patch = queries * width * given.width
+    if given.tiled and given.strip_patches <= WIDEST_STRIP:
+        # Keys and values of a strip, and a weight for each token and each vector of the strip.
+        strips = given.strip_patches * queries * (2 * width / STRIP + heads)
+        by_token = given.width * 2 * width + FLOAT * (width + strips)
+    else:
+        by_token = given.width * 2 * width + FLOAT * (width + 2 * queries * width + queries * heads)
+    return round(given.tokens * by_token) + given.patches * by_patch
+
+
+def _head(stack: StackSettings, given: Pass) -> int:
+    """The last block's output and its norm, once more in fp32 where that is not what is computed in."""
+    return given.tokens * stack.width * (2 * given.width + (FLOAT if given.width != FLOAT else 0))

@@ -1,0 +1,150 @@
+"""Forward and backward passes at full size before any data is read: what does not fit or compile shows at once.
+
+Nothing is learnt: parameters, moments, tables and the data's cursor are afterwards what they were, bit for bit.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from shared.io.files import write_atomic
+from shared.layers.batch import Batch, Patches, segments
+from shared.vocabulary import BOS, OFFSET
+from trainer.data.packing.limits import PackLimits
+from trainer.distributed.world import DTYPES, World
+from trainer.errors import TrainingError
+from trainer.memory.measured import Memory, standing, to_come
+from trainer.memory.meter import Meter
+from trainer.memory.parts import HELP, ON_HOST
+from trainer.optim.optimizer import Optimizers
+from trainer.optim.train_step import backward
+from trainer.settings import TrainSettings
+from trainer.terminal import quantity
+
+MEMORY_NAME = "memory.json"
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a dry run has found."""
+
+    seconds: float
+    compiled: bool
+    """Whether the seconds include compiling."""
+    ranks: list[Memory]
+
+    def line(self) -> str:
+        """The rank that needs most, in words."""
+        rank, most = max(enumerate(self.ranks), key=lambda found: found[1].peak)
+        compiled = ", compiling included" if self.compiled else ""
+        where = f" on rank {rank}, which needs most" if len(self.ranks) > 1 else ""
+        return f"dry run in {self.seconds:.1f} s{compiled}: {quantity(most.peak)}B at most{where}: {most.line()}"
+
+    def save(self, folder: Path) -> None:
+        """Write FOLDER/memory.json."""
+        write_atomic(folder / MEMORY_NAME, json.dumps(asdict(self), indent=1) + "\n")
+
+
+def dry_run(
+    model: nn.Module, optimizer: Optimizers, settings: TrainSettings, limits: PackLimits, world: World
+) -> DryRun:
+    """Go through steps of the worst packs without an update; every rank takes part.
+
+    Raises TrainingError, in one line, when memory does not suffice or the blocks cannot be compiled.
+    """
+    began, parallel, limits = time.perf_counter(), settings.parallel, limits.read
+    known = standing(model, optimizer, DTYPES[settings.run.dtype], parallel.keep_gathered)
+    on_host = ON_HOST if parallel.offload and world.device.type == "cuda" else ()
+    on_device = replace(known, **dict.fromkeys(on_host, 0))
+    reserved = 0 if on_host else to_come(optimizer)
+    # Gradients and what is gathered come and go while the meter counts.
+    there = sum(on_device.parts().values()) - on_device.gradients - on_device.gathered - reserved
+    meter = Meter(world.device, there, reserved)
+    steps = worst_steps(limits, settings.data.packs // world.size)
+
+    def go_through() -> None:
+        for batches in steps:
+            backward(model, batches, limits.tokens * settings.data.packs, world, parallel.keep_gathered)
+            optimizer.zero_grad()
+
+    try:
+        if parallel.compile and world.device.type == "cpu":
+            go_through()
+            with torch.compiler.set_stance("force_eager"), meter.counting(model):  # compiled code cannot be counted
+                go_through()
+        else:
+            with meter.counting(model):
+                go_through()
+    except RuntimeError as error:
+        if line := explanation(error, on_device, meter.peak):
+            raise TrainingError(f"dry run on rank {world.rank}: {line}") from None
+        raise
+    logits = limits.tokens * settings.model.vocabulary * torch.float32.itemsize
+    found = replace(known, activations=meter.kept - logits, logits=2 * logits, peak=meter.peak)
+    names = [field.name for field in fields(Memory)]
+    ranks = [Memory(**dict(zip(names, map(int, row)))) for row in world.table([*asdict(found).values()])]
+    return DryRun(time.perf_counter() - began, parallel.compile, ranks)
+
+
+def explanation(error: RuntimeError, known: Memory, peak: int) -> str | None:
+    """What to do about an error, in one line; None for one that is neither for want of memory nor a compiler's."""
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        found = replace(known, activations=max(0, peak - sum(known.parts().values())))
+        largest = next(iter(found.parts()))
+        return (
+            f"out of memory after {quantity(peak)}B ({found.line()}); "
+            f"{largest.replace('_', ' ')} are most: {HELP[largest]} would help"
+        )
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        cause = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+        return f"the blocks cannot be compiled ({cause}); fix this, or set parallel.compile = false"
+    return None
+
+
+def worst_steps(limits: PackLimits, packs: int) -> list[list[Batch]]:
+    """Packs of as many tokens and patches as there can be: one document, and as many as there can be.
+
+    Two packs that follow one another show what accumulating gradients costs; a step of one pack has none.
+    """
+    shapes = [one_document(limits), many_documents(limits)]
+    return [shapes] if packs > 1 else [[shape] for shape in shapes]
+
+
+def one_document(limits: PackLimits) -> Batch:
+    """A document over the whole pack; half of its patches are single bytes, the others equally long."""
+    tokens, count = limits.tokens, patch_count(limits)
+    single = count // 2
+    owner = np.arange(tokens)
+    owner[single:] = single + (owner[single:] - single) * (count - single) // (tokens - single)
+    return batch([tokens], owner, [count], limits)
+
+
+def many_documents(limits: PackLimits) -> Batch:
+    """A document for each patch, or for every two tokens where there are no patches; all about equally long."""
+    count = patch_count(limits) if limits.patches is not None else limits.tokens // 2
+    owner = np.arange(limits.tokens) * count // limits.tokens
+    return batch(np.bincount(owner).tolist(), owner, [1] * count, limits)
+
+
+def patch_count(limits: PackLimits) -> int:
+    """Patches of a full pack; each owns a token."""
+    return min(limits.patches or 1, limits.tokens)
+
+
+def batch(documents: list[int], owner: np.ndarray, patches: list[int], limits: PackLimits) -> Batch:
+    """A pack of documents of so many tokens and patches, with bytes that seldom repeat; every token is a target."""
+    ids = torch.from_numpy(np.random.default_rng(0).integers(OFFSET, OFFSET + 256, limits.tokens))
+    tokens = segments(documents)
+    ids[tokens.offsets[:-1].long()] = BOS
+    if limits.patches is None:
+        return Batch(ids, ids.roll(-1), tokens, None)
+    rest = limits.patches - sum(patches)
+    of_token = torch.from_numpy(owner.astype(np.int64))
+    return Batch(
+        ids, ids.roll(-1), tokens, Patches(of_token, of_token, segments([*patches, rest] if rest else patches))
+    )

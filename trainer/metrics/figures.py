@@ -1,0 +1,117 @@
+"""From sums to the figures of a line: pure functions. docs/metrics.md has every figure with its unit and formula."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple
+from typing import Any
+
+from trainer.data.packing.limits import PackLimits
+from trainer.metrics.subset_score import SubsetScore, total_of
+from trainer.metrics.tally import RankSums, Tally
+from trainer.optim.step_timer import PARTS
+
+LN2 = math.log(2.0)
+ROUNDING = 1e-9
+"""Sums of seconds and of counts in fp64 are exact to far less than this."""
+
+
+def bits_per_byte(nats: float, text_bytes: float) -> float:
+    """Bits per byte of text: all targets' nats, EOS included, over ln 2 times the bytes; NaN where there are none."""
+    return nats / (LN2 * text_bytes) if text_bytes else math.nan
+
+
+class ShareError(ArithmeticError):
+    """A share that cannot be true: below 0 or above 1."""
+
+
+def share(part: float, whole: float, what: str) -> float:
+    """``part`` / ``whole``, NaN where the whole is 0. Raises ShareError outside of 0 to 1: nothing is clamped."""
+    found = part / whole if whole else math.nan
+    if found < 0 or found > 1 + ROUNDING:
+        raise ShareError(f"{what} is not a share: {part:.6g} of {whole:.6g}")
+    return found
+
+
+def interval_figures(
+    tally: Tally, ranks: Sequence[RankSums], limits: PackLimits, seconds: float, peak: float | None
+) -> dict[str, Any]:
+    """The figures of a line: what steps added up to in so many seconds, over all ranks.
+
+    ``peak``: FLOPs per second of one rank's device at best; None: utilisation is left out. Raises ShareError when a
+    share is impossible.
+    """
+    together = RankSums(*(sum(values) for values in zip(*(astuple(rank) for rank in ranks))))
+    per_step = 1 / (tally.steps * len(ranks))
+    figures: dict[str, Any] = {
+        "grad_norm": tally.grad_norm,
+        "grad_norm_by_part": tally.norms,
+        "skipped": tally.skipped,
+        "bytes_per_second": together.text / seconds,
+        "token_fill": share(together.tokens, together.packs * limits.tokens, "token_fill"),
+        "data_wait": share(together.waited, together.seconds, "data_wait"),
+        "step_seconds": {"whole": seconds / tally.steps} | {part: getattr(together, part) * per_step for part in PARTS},
+        "memory": {name: max(getattr(rank, name) for rank in ranks) for name in ("held", "reserved", "peak")},
+        **compute(together, seconds, peak and peak * len(ranks)),
+    }
+    if tally.targets:
+        figures |= {"loss": tally.nats / tally.targets, "bits_per_byte": bits_per_byte(tally.nats, tally.learnt)}
+    if limits.patches is not None:
+        figures |= {
+            "patches_per_second": together.own_patches / seconds,
+            "bytes_per_patch": together.text / together.own_patches if together.own_patches else math.nan,
+            "patch_fill": share(together.patches, together.packs * limits.patches, "patch_fill"),
+        }
+    return figures | slowest(ranks)
+
+
+def compute(together: RankSums, seconds: float, peak: float | None) -> dict[str, Any]:
+    """FLOPs per byte and per second, and utilisation: shares of ``peak``, what all devices can do in a second.
+
+    The entropy model's FLOPs are apart: they were spent when the data was made, once for all its passes. Raises
+    ShareError when the devices would have done more than ``peak``: then the peak is wrong.
+    """
+    found: dict[str, Any] = {
+        "flops_per_second": together.useful / seconds,
+        "flops_per_byte": {
+            name: getattr(together, name) / together.text if together.text else math.nan
+            for name in ("useful", "executed")
+        },
+    }
+    if together.scoring:
+        found["flops_per_byte"]["entropy_model"] = together.scoring / together.text if together.text else math.nan
+    if peak:
+        found["utilisation"] = {
+            "model": share(together.useful, seconds * peak, "utilisation/model"),
+            "hardware": share(together.executed, seconds * peak, "utilisation/hardware"),
+        }
+    return found
+
+
+def drawn_figures(drawn: Mapping[str, int], documents: Mapping[str, int]) -> dict[str, Any]:
+    """Documents taken from each subset since the beginning of the run, and how many passes over the subset that is."""
+    return {
+        "drawn": dict(drawn),
+        "passes": {name: count / documents[name] for name, count in drawn.items() if documents[name]},
+    }
+
+
+def slowest(ranks: Sequence[RankSums]) -> dict[str, Any]:
+    """Which rank was busiest, and how much longer than ranks in the mean; nothing when there is one."""
+    mean = sum(rank.busy for rank in ranks) / len(ranks)
+    if len(ranks) == 1 or not mean:
+        return {}
+    number = max(range(len(ranks)), key=lambda rank: ranks[rank].busy)
+    return {"slowest_rank": {"rank": number, "over_mean": ranks[number].busy / mean}}
+
+
+def validation_figures(scores: Mapping[str, SubsetScore]) -> dict[str, Any]:
+    """What a pass over the validation split found: in total and by subset."""
+    whole = total_of(scores)
+    figures: dict[str, Any] = {
+        "bits_per_byte": whole.bits_per_byte,
+        "subsets": {name: score.bits_per_byte for name, score in scores.items()},
+    }
+    if whole.patches:
+        figures["bytes_per_patch"] = whole.bytes_per_patch
+        figures["bytes_per_patch_by_subset"] = {name: score.bytes_per_patch for name, score in scores.items()}
+    return {"validation": figures}

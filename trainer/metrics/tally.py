@@ -1,0 +1,85 @@
+"""What steps add up to between two lines of metrics."""
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, field
+
+from trainer.data.packing.packs import Pack
+from trainer.optim.train_step import StepResult
+
+
+@dataclass
+class RankSums:
+    """What one rank has done since the last line; all numbers, since they travel as fp64."""
+
+    tokens: float = 0.0
+    patches: float = 0.0
+    """All patches, as the fill rate counts them."""
+    own_patches: float = 0.0
+    """Patches other than BOS and BOE, as the mean patch size counts them."""
+    text: float = 0.0
+    """Bytes of text, learnt or not."""
+    packs: float = 0.0
+    seconds: float = 0.0
+    """Of this rank's interval by its own clock; validation and saving left out."""
+    waited: float = 0.0
+    """Seconds of them that the rank waited for packs."""
+    data: float = 0.0
+    """Seconds of steps by part, as StepClock takes them; this and the next two."""
+    forward_backward: float = 0.0
+    update: float = 0.0
+    busy: float = 0.0
+    """Seconds that the rank's processor worked on steps, or waited for packs; not those that it waited for ranks."""
+    useful: float = 0.0
+    """FLOPs, as Work has them; this and the next two."""
+    executed: float = 0.0
+    scoring: float = 0.0
+    held: float = 0.0
+    """Bytes, as Memory has them; this and the next two."""
+    reserved: float = 0.0
+    peak: float = 0.0
+
+    def count(self, packs: Sequence[Pack]) -> None:
+        """Add the packs of one step."""
+        self.packs += len(packs)
+        for pack in packs:
+            self.tokens += len(pack.ids)
+            self.text += int(pack.slice_text.sum())
+            self.own_patches += int(pack.slice_patches.sum())
+            if pack.patches is not None:
+                self.patches += int(pack.patches.in_slice.sum())
+
+    def values(self) -> list[float]:
+        """In the order of the fields."""
+        return [float(value) for value in astuple(self)]
+
+
+@dataclass
+class Tally:
+    """What all ranks have done since the last line, as far as every rank knows it, and this rank's own sums."""
+
+    steps: int = 0
+    nats: float = 0.0
+    """Of steps that were learnt from, as the next two."""
+    targets: int = 0
+    learnt: int = 0
+    """Bytes."""
+    skipped: int = 0
+    """Steps that were not learnt from."""
+    lr: float = 0.0
+    """Of the last step, as the gradient norms."""
+    grad_norm: float = 0.0
+    norms: dict[str, float] = field(default_factory=dict)
+    own: RankSums = field(default_factory=RankSums)
+
+    def count(self, packs: Sequence[Pack], result: StepResult) -> None:
+        """Add a step: this rank's packs, and what all ranks found."""
+        step = packs[0].step
+        self.steps += 1
+        if result.skipped is None:
+            self.nats += result.nats
+            self.targets += step.targets
+            self.learnt += step.bytes
+        else:
+            self.skipped += 1
+        self.grad_norm, self.norms = result.grad_norm, result.norms
+        self.own.count(packs)

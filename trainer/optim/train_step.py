@@ -1,0 +1,165 @@
+"""One optimizer step: forward and backward over this rank's packs, sums over the ranks, a check, an update."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from shared.layers.batch import Batch
+from shared.vocabulary import IGNORED_LABEL
+from trainer.distributed.dtensor import own, shard_groups
+from trainer.distributed.row_sharded_tables import row_tables
+from trainer.distributed.world import World
+from trainer.optim.optimizer import Optimizers, set_rate
+from trainer.optim.spike_guard import Guard
+from trainer.optim.step_timer import StepClock
+
+# ---- Gradient norms, of the whole and by part, and scaling gradients to a largest norm.
+
+
+PART_NAMES = {"global_": "global", "norm": "head"}
+"""Parts that are not called as their parameters begin; the entropy model's last norm counts with its head."""
+
+
+@dataclass(frozen=True)
+class GradientNorms:
+    """Norms before clipping, fp64 on the device."""
+
+    whole: Tensor
+    """A scalar."""
+    parts: dict[str, Tensor]
+    """Scalars, in the order of the model."""
+
+
+def part_of(name: str) -> str:
+    """The part of the model that a parameter belongs to: ngrams, encoder, global, decoder; embedding, blocks, head."""
+    first = name.partition(".")[0]
+    return PART_NAMES.get(first, first)
+
+
+@torch.no_grad()
+def clip(model: nn.Module, largest: float) -> GradientNorms:
+    """Scale all gradients so that their joint norm is at most ``largest``; the norms before. All ranks take part.
+
+    Nothing waits for the device.
+    """
+    tables = {table.weight: table for table in row_tables(model)}
+    device = next(iter(tables), next(model.parameters())).device
+    gradients: dict[str, list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        found = gradients.setdefault(part_of(name), [])
+        if parameter.grad is not None:
+            found.append(parameter.grad)
+    squares = torch.stack([sum_of_squares(found, device) for found in gradients.values()])
+    if held := [gradient for found in gradients.values() for gradient in found]:
+        for group in shard_groups(held[0]):
+            dist.all_reduce(squares, group=group)
+    parts = dict(zip(gradients, squares))
+    for name, parameter in model.named_parameters():
+        if parameter in tables:
+            parts[part_of(name)] += tables[parameter].gradient_norm().double().square()
+    whole = squares.sum().sqrt()
+    collected = [table.gradient.values for table in tables.values() if table.gradient]
+    scale([*map(own, held), *collected], (largest / (whole + 1e-6)).clamp(max=1.0).float())
+    return GradientNorms(whole, {name: square.sqrt() for name, square in parts.items()})
+
+
+def sum_of_squares(gradients: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Over this rank's pieces, fp64 scalar on ``device``."""
+    if not gradients:
+        return torch.zeros((), dtype=torch.float64, device=device)
+    norms = torch._foreach_norm([own(gradient) for gradient in gradients])
+    return torch.stack([norm.to(device) for norm in norms]).double().square().sum()
+
+
+def scale(tensors: Sequence[Tensor], factor: Tensor) -> None:
+    """Multiply tensors, on whatever devices they are, by a scalar."""
+    for device in {tensor.device for tensor in tensors}:
+        torch._foreach_mul_([tensor for tensor in tensors if tensor.device == device], factor.to(device))
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step found, over all ranks."""
+
+    nats: float
+    """Sum over the step's targets."""
+    grad_norm: float
+    """Of the mean loss, before clipping."""
+    norms: dict[str, float]
+    """The same by part of the model."""
+    skipped: str | None
+    """Why nothing was updated; None where it was."""
+    sums: list[float]
+    """The values that the caller wanted summed over ranks, in order."""
+
+
+def predict(model: nn.Module, batch: Batch) -> Tensor:
+    """Logits fp32 [T, V] of either kind of model."""
+    if batch.patches is None:
+        return model(batch.ids, batch.documents)
+    return model(batch.ids, batch.documents, batch.patches)
+
+
+def backward(
+    model: nn.Module, batches: Sequence[Batch], targets: int, world: World, keep_gathered: bool = False
+) -> Tensor:
+    """Gradients of the step's mean loss; returns this rank's nats, fp64 scalar where gradients lie.
+
+    The loss is the sum over valid targets over the step's global number of them (``targets``), so that every byte
+    weighs the same wherever it was packed. Times the number of ranks, since FSDP takes the mean over ranks. Gradients
+    travel once: with the last micro-batch, and those of tables that learn by rows after it.
+    """
+    nats = torch.zeros((), dtype=torch.float64, device=world.device)
+    for number, batch in enumerate(batches):
+        if isinstance(model, FSDPModule):
+            last = number == len(batches) - 1
+            model.set_requires_gradient_sync(last)
+            model.set_reshard_after_backward(last or not keep_gathered)
+        batch = batch.to(world.device)
+        loss = F.cross_entropy(predict(model, batch), batch.labels, ignore_index=IGNORED_LABEL, reduction="sum")
+        (loss * (world.size / targets)).backward()
+        nats += loss.detach()
+    for table in row_tables(model):
+        table.collect()
+    return nats.to(next(model.parameters()).device)
+
+
+def take_step(
+    model: nn.Module,
+    optimizer: Optimizers,
+    batches: Sequence[Batch],
+    targets: int,
+    world: World,
+    lr: float,
+    largest_norm: float,
+    extra: Sequence[float],
+    keep_gathered: bool = False,
+    clock: StepClock | None = None,
+    guard: Guard | None = None,
+) -> StepResult:
+    """Learn from one step's packs, unless the guard objects: then parameters, moments and tables stay as they were.
+
+    The only transfer from the device is that of a few scalars, between backward and update. What the guard judges is
+    the same on all ranks: sums over them, and the norm that the first one has. Without a guard figures must
+    only be finite.
+    """
+    nats = backward(model, batches, targets, world, keep_gathered)
+    norms = clip(model, largest_norm)
+    own_nats, norm, *parts = torch.stack([nats, norms.whole, *norms.parts.values()]).cpu().tolist()
+    total, grad_norm, *sums = world.total([own_nats, norm if world.first or not math.isfinite(norm) else 0.0, *extra])
+    if clock is not None:
+        clock.mark("forward_backward")
+    objection = (guard or Guard.fresh()).objection(total / targets, grad_norm)
+    if objection is None:
+        set_rate(optimizer, lr)
+        optimizer.step()
+    optimizer.zero_grad()
+    if clock is not None:
+        clock.mark("update")
+    return StepResult(total, grad_norm, dict(zip(norms.parts, parts)), objection, sums)
