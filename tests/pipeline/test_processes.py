@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,7 @@ def test_an_order_to_stop_waits_until_the_processes_have_their_arguments(number)
     before = signal.signal(number, lambda number, _: came.append(number))
     try:
         with starting_processes():
-            os.kill(os.getpid(), number)
+            signal.pthread_kill(threading.get_ident(), number)  # another thread would take it at some later time
             assert came == []
         assert came == [number]
     finally:
