@@ -183,7 +183,7 @@ def test_an_interrupt_of_the_launcher_saves_and_leaves_nobody_behind(recipe: Pat
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=600)
     assert process.returncode != 0  # torchrun's own
-    (step,) = re.findall(r"stopped by a signal after step (\d+), saved in .*step-\d+; the same command goes on", said)
+    (step,) = re.findall(r"stopped by a signal after step (\d+), saved in .*step-\d+; rerun the same command", said)
     assert (recipe.parent / "interrupted" / "checkpoints" / f"step-{int(step):08d}" / "COMPLETE").exists()
     assert "patchwork: error" not in said
     assert all(map(has_ended, everybody))
