@@ -29,7 +29,7 @@ from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 40
-SMALL = ["--run.steps", str(STEPS), "--data.tokens", "512", "--metrics.validate_every", "20", "--run.bytes", "none"]
+SMALL = ["--run.steps", str(STEPS), "--data.tokens", "512", "--metrics.validate_every", "20"]
 FIGURES = ("loss", "bits_per_byte", "grad_norm", "targets", "lr", "bytes_per_patch", "token_fill", "patch_fill")
 """Of metrics.jsonl, which follow from data, settings and seed; the others are times and memory."""
 

@@ -21,6 +21,14 @@ def _plausible(value: float) -> float:
     return value
 
 
+def _inside(path: Path) -> Path:
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError("must lie inside the folder of this record")
+    return path
+
+
+PathInside = Annotated[Path, AfterValidator(_inside)]
+"""A path relative to the record's own folder, which it does not leave: records may be of others."""
 Figure = Annotated[float, AfterValidator(_plausible)]
 """A number that was measured or computed: sums and squares of such numbers are still finite."""
 

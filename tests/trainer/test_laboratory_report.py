@@ -114,6 +114,14 @@ def test_figures_that_add_up_to_infinity_are_refused_with_their_key(tmp_path: Pa
         load_results(tmp_path)
 
 
+@pytest.mark.parametrize("run", ["/etc", "../other", "cells/../../other"])
+def test_a_record_leads_to_no_run_outside_its_folder(tmp_path: Path, run: str) -> None:
+    results = made_up_results()
+    save_results(of(results, cells=(results.cells[0].model_copy(update={"run": Path(run)}),)), tmp_path)
+    with pytest.raises(ConfigError, match=r"results\.json: cells\.0\.run: must lie inside"):
+        load_results(tmp_path)
+
+
 def test_nothing_in_a_record_becomes_markup() -> None:
     evil = "<script>alert(1)</script>"
     results = made_up_results()

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from shared.io.json_records import Figure, keep, kept
+from shared.io.json_records import Figure, PathInside, keep, kept
 from shared.settings import Settings
 from trainer.errors import USER_ERRORS
 from trainer.experiments.results.results import Results
@@ -17,7 +17,7 @@ class Sample(Settings):
     """What one model wrote."""
 
     system: str
-    run: Path
+    run: PathInside
     text: str
     """Prompt and what follows; a character stands for the byte of the same number (Latin-1)."""
     starts: tuple[int, ...] = ()

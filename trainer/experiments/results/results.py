@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from shared.io.json_records import Figure, expected, keep
+from shared.io.json_records import Figure, PathInside, expected, keep
 from shared.settings import Settings
 from shared.shards.manifest import Count
 
@@ -52,7 +52,7 @@ class Cell(Settings):
     table: Table
     system: str
     seed: Count
-    run: Path
+    run: PathInside
     """The run's folder, relative to the laboratory's."""
     parameters: Count
     table_parameters: Count
