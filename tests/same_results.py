@@ -29,7 +29,7 @@ from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 40
-SMALL = ["--run.steps", str(STEPS), "--data.tokens", "512", "--metrics.validate_every", "20"]
+SMALL = ["--run.steps", str(STEPS), "--data.tokens", "1024", "--metrics.validate_every", "20"]
 FIGURES = ("loss", "bits_per_byte", "grad_norm", "targets", "lr", "bytes_per_patch", "token_fill", "patch_fill")
 """Of metrics.jsonl, which follow from data, settings and seed; the others are times and memory."""
 
@@ -47,7 +47,7 @@ open_dataset = found("shared.shards.open:open_dataset", "shared.shards.dataset:o
 limits = found("trainer.data.packing.limits:pack_limits", "trainer.data.limits:pack_limits")
 from trainer.data.loader import PackLoader
 dataset = open_dataset(sys.argv[1])
-loader = PackLoader(dataset, limits(dataset.manifest, 512), packs_per_step=2, seed=1, lanes=8)
+loader = PackLoader(dataset, limits(dataset.manifest, 1024), packs_per_step=2, seed=1, lanes=8)
 for pack in itertools.islice(loader, 80):
     digest = hashlib.sha256()
     for name, value in sorted(vars(pack).items()):
