@@ -178,7 +178,7 @@ def test_a_dial_marks_the_threshold_that_was_learnt_with(tmp_path: Path) -> None
     save_dial(dial, Output(tmp_path / DIAL_NAME, DIAL))
     text = write_report(tmp_path).read_text()
     assert text.count("<figure>") == 2
-    assert text.count("learnt with</strong>") == 1
+    assert text.count("trained with</strong>") == 1
     assert text.count('class="mark"') == 2  # the line, and its entry in the legend
     assert "<b>" not in text
 

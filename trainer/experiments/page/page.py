@@ -40,8 +40,8 @@ from trainer.metrics.report import short_names
 
 
 WORDS = (
-    "One checkpoint, its patches cut with other thresholds than it learnt with: a higher one gives fewer and longer "
-    "patches, and costs less."
+    "One checkpoint, its patches cut with other thresholds than it was trained with: a higher one gives fewer and "
+    "longer patches, and costs less."
 )
 
 
@@ -52,7 +52,7 @@ def dial_section(dial: Dial) -> str:
         [
             ("model", dial.model),
             ("text", f"{dial.data}: {dial.documents:,} documents, {dial.bytes:,} bytes"),
-            ("patches", f"{rule.rule}, learnt with theta {dial.trained.theta:.4f} nats"),
+            ("patches", f"{rule.rule}, trained with theta {dial.trained.theta:.4f} nats"),
             ("entropy model", f"{short(dial.entropy_flops_per_byte)} FLOPs a byte on top, whatever the threshold"),
         ]
     )
@@ -69,7 +69,7 @@ def _line(point: DialPoint) -> list[str]:
         f"{point.bits_per_byte:.4f}",
         f"{point.bytes_per_patch:.2f}",
         short(point.flops_per_byte),
-        "<strong>learnt with</strong>" if point.trained else "",
+        "<strong>trained with</strong>" if point.trained else "",
     ]
 
 
@@ -84,11 +84,13 @@ def _plots(dial: Dial) -> str:
         "useful FLOPs of a forward pass a byte, entropy model left out",
         [
             Curve("threshold shifted", by_cost, dots=True),
-            Curve("learnt with", [(trained.flops_per_byte, trained.bits_per_byte)], 1, shape=1, line=False, named=True),
+            Curve(
+                "trained with", [(trained.flops_per_byte, trained.bits_per_byte)], 1, shape=1, line=False, named=True
+            ),
         ],
         x_log=True,
         from_zero=False,
-        words="Down and left is better. The diamond is the threshold that the model learnt with.",
+        words="Down and left is better. The diamond is the threshold that the model was trained with.",
     )
     size = chart(
         "Patch size over the threshold",
@@ -96,7 +98,7 @@ def _plots(dial: Dial) -> str:
         "theta in nats",
         [Curve("bytes a patch", by_theta, dots=True)],
         marks,
-        words="The dashed line is the threshold that the model learnt with.",
+        words="The dashed line is the threshold that the model was trained with.",
     )
     return quality + size
 
