@@ -46,11 +46,11 @@ ENTROPY_CONFIG ?= trainer/recipes/entropy-small.toml
 PROMPT ?= def
 BYTES ?= 300
 
-LABORATORY ?= $(call raw,OUT)/laboratory
+EXPERIMENT ?= $(call raw,OUT)/experiment
 BUDGET ?= 5e12
 SEEDS ?= 0,1
 ONLY ?=
-COMPARED = "$$@" --out $(call quoted,LABORATORY) --corpus-bytes $(call quoted,CORPUS_BYTES) --sample-seed $(call quoted,SEED) \
+COMPARED = "$$@" --out $(call quoted,EXPERIMENT) --corpus-bytes $(call quoted,CORPUS_BYTES) --sample-seed $(call quoted,SEED) \
   --jobs $(call quoted,NPROC) --executor $(call quoted,EXECUTOR) $(if $(call raw,CORPUS_OPTIONS),--corpus-options $(call quoted,CORPUS_OPTIONS))
 
 # `python -m`, here as everywhere: the programs beside it name the interpreter of the folder that they were installed in.
@@ -74,7 +74,7 @@ help: ## list what there is
 	@printf '  %s\n' "Variables: CORPUS=file or folder, or several ("$(call as_word,$(notdir $(call raw,CORPUS)))"), CORPUS_BYTES="$(call quoted,CORPUS_BYTES)" (0: all), OUT="$(AT)"," \
 	  "CONFIG="$(call quoted,CONFIG)", ENTROPY_CONFIG="$(call quoted,ENTROPY_CONFIG)"," \
 	  "NPROC="$(call quoted,NPROC)" ranks and workers, THREADS="$(call quoted,THREADS)" each, EXECUTOR="$(call quoted,EXECUTOR)", PATCH_SIZE="$(call quoted,PATCH_SIZE)" bytes, PROMPT=, BYTES=, SEED=," \
-	  "LABORATORY="$(call quoted,LABORATORY)", BUDGET="$(call quoted,BUDGET)" FLOPs a run, SEEDS="$(call quoted,SEEDS)
+	  "EXPERIMENT="$(call quoted,EXPERIMENT)", BUDGET="$(call quoted,BUDGET)" FLOPs a run, SEEDS="$(call quoted,SEEDS)
 
 setup: ## make the virtual environment (VENV=.venv) with the versions of constraints.txt
 	@PYTHON=$(call quoted,PYTHON) infra/setup.sh $(call quoted,VENV) $(call quoted,CONSTRAINTS)
@@ -94,12 +94,12 @@ entropy: corpus ## train the small byte model whose uncertainty makes the patche
 
 calibrate: entropy ## choose the threshold that gives PATCH_SIZE bytes a patch
 	@echo "== calibration -> "$(AT)/patching.json
-	@$(PIPELINE) calibrate $(AT)/corpus/train --patcher $(AT)/entropy/model --target $(call quoted,PATCH_SIZE) --sample-bytes 500000 \
+	@$(PIPELINE) calibrate $(AT)/corpus/train --entropy-model $(AT)/entropy/model --target $(call quoted,PATCH_SIZE) --sample-bytes 500000 \
 	  --threads $(call quoted,THREADS) --out $(AT)/patching.json
 
 preprocess: calibrate ## score the corpus with Ray and write patched shards
 	@echo "== preprocess -> "$(AT)/patched
-	@$(PIPELINE) preprocess $(AT)/corpus --out $(AT)/patched --patcher $(AT)/entropy/model --patching $(AT)/patching.json $(PARALLEL)
+	@$(PIPELINE) preprocess $(AT)/corpus --out $(AT)/patched --entropy-model $(AT)/entropy/model --patching $(AT)/patching.json $(PARALLEL)
 
 blt: preprocess ## train the byte latent transformer on the patched shards (FSDP, NPROC ranks)
 	@echo "== byte latent transformer -> "$(AT)/blt

@@ -83,7 +83,7 @@ class Record:
     size: int = 0
     """Bytes that the record took in the input, for the progress bar."""
     spans: Spans | None = None
-    """Special ids between the bytes, and what is learnt; None: plain text."""
+    """Special ids between the bytes, and which tokens are targets; None: plain text."""
     lacks: tuple[Option, ...] = ()
     """Options that name a column which this record does not have, or has null."""
     replaced: int = 0

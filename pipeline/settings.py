@@ -122,7 +122,7 @@ class OutputSettings(Settings):
     sidecar: SidecarType = "none"
     scoring: ScoringSettings | None = None
     """None when no entropies are needed."""
-    patcher_sha256: str | None = None
+    entropy_model_sha256: str | None = None
 
 
 class ExecutorSettings(Settings):
@@ -146,7 +146,7 @@ class Job(Settings):
     out: Path
     reading: ReadSettings
     output: OutputSettings
-    patcher: Path | None = None
+    entropy_model: Path | None = None
     """Folder of the entropy model."""
 
 

@@ -101,7 +101,7 @@ class WholeModel(Settings):
 
     @property
     def context(self) -> int | None:
-        """Attention between tokens stays within stretches of so many, counted from where a document begins; None: it
+        """Attention between tokens stays within segments of so many, counted from where a document begins; None: it
         does not stop within a document."""
         return None
 

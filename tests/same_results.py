@@ -34,7 +34,7 @@ FIGURES = ("loss", "bits_per_byte", "grad_norm", "targets", "lr", "bytes_per_pat
 """Of metrics.jsonl, which follow from data, settings and seed; the others are times and memory."""
 
 PROBE = """
-import hashlib, importlib, itertools, sys
+import hashlib, importlib, inspect, itertools, sys
 def found(*places):
     for place in places:
         module, _, name = place.partition(":")
@@ -47,7 +47,8 @@ open_dataset = found("shared.shards.open:open_dataset", "shared.shards.dataset:o
 limits = found("trainer.data.packing.limits:pack_limits", "trainer.data.limits:pack_limits")
 from trainer.data.loader import PackLoader
 dataset = open_dataset(sys.argv[1])
-loader = PackLoader(dataset, limits(dataset.manifest, 1024), packs_per_step=2, seed=1, lanes=8)
+streams = "streams" if "streams" in inspect.signature(PackLoader).parameters else "lanes"
+loader = PackLoader(dataset, limits(dataset.manifest, 1024), packs_per_step=2, seed=1, **{streams: 8})
 for pack in itertools.islice(loader, 80):
     digest = hashlib.sha256()
     for name, value in sorted(vars(pack).items()):
@@ -159,21 +160,22 @@ READERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def compared(old: Path, new: Path, names: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def compared(old: Path, new: Path, names: Mapping[str, str], folders: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """(file, verdict) for every file of a kind that is compared; "equal", or what differs."""
     for pattern, reader in READERS.items():
-        places = {
-            p.relative_to(side) for side in (old, new) for p in side.rglob(pattern) if "checkpoints" not in p.parts
-        }
-        for place in sorted(places):
-            if not (old / place).exists() or not (new / place).exists():
+        before, after = (
+            {p.relative_to(side) for p in side.rglob(pattern) if "checkpoints" not in p.parts} for side in (old, new)
+        )
+        was = {Path(*(folders.get(part, part) for part in place.parts)): place for place in before}
+        for place in sorted(after | was.keys()):
+            if place not in was or place not in after:
                 yield str(place), "only on one side"
                 continue
-            ours, theirs = reader(new / place), reader(old / place)
+            ours, theirs = reader(new / place), reader(old / was[place])
             if isinstance(theirs, dict) and pattern == "model.safetensors":
                 theirs = {renamed(name, names): value for name, value in theirs.items()}
             words = difference(theirs, ours)
-            bytes_equal = (old / place).read_bytes() == (new / place).read_bytes()
+            bytes_equal = (old / was[place]).read_bytes() == (new / place).read_bytes()
             yield str(place), words or ("equal" if bytes_equal or pattern == "metrics.jsonl" else "equal when decoded")
 
 
@@ -222,7 +224,7 @@ def main() -> int:
         chain(Side(checkout, folder / name, words), text.resolve(), samples.resolve())
         print(f"{name}: {checkout} in {time.monotonic() - began:.0f} s", flush=True)
     different = 0
-    for place, verdict in compared(folder / "old", folder / "new", table["parameters"]):
+    for place, verdict in compared(folder / "old", folder / "new", table["parameters"], table["folders"]):
         different += not verdict.startswith("equal")
         print(f"  {verdict if verdict.startswith('equal') else 'DIFFERENT: ' + verdict:20} {place}")
     print(f"{different} files differ" if different else "everything that is computed is equal")

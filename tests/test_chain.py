@@ -71,13 +71,13 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *("--data.tokens", "2048", "--metrics.log_every", "1"),
     )
     pipeline(
-        *("calibrate", folder / "corpus" / "train", "--patcher", folder / "entropy" / "model"),
+        *("calibrate", folder / "corpus" / "train", "--entropy-model", folder / "entropy" / "model"),
         *("--target", "4.5", "--out", folder / "patching.json"),
     )
     for format in ("arrow", "webdataset"):
         pipeline(
             *("preprocess", folder / "corpus", "--out", folder / format, "--executor", "inline", "--format", format),
-            *("--patcher", folder / "entropy" / "model", "--patching", folder / "patching.json"),
+            *("--entropy-model", folder / "entropy" / "model", "--patching", folder / "patching.json"),
         )
     return folder
 
@@ -130,7 +130,7 @@ def test_a_finished_chain_is_current_and_does_nothing(chain: Path) -> None:
     assert (chain / "blt-arrow" / "metrics.jsonl").stat() == before
     again = pipeline(
         *("preprocess", chain / "corpus", "--out", chain / "arrow", "--executor", "inline"),
-        *("--patcher", chain / "entropy" / "model", "--patching", chain / "patching.json"),
+        *("--entropy-model", chain / "entropy" / "model", "--patching", chain / "patching.json"),
     )
     assert "current" in again
 

@@ -10,7 +10,7 @@ from trainer.errors import USER_ERRORS, complain
 
 COMMANDS = {
     "evaluate": "bits per byte of a model on a dataset, by subset",
-    "dial": "quality against cost of a model when its patching threshold is shifted",
+    "sweep": "quality against cost of a model when its patching threshold is shifted",
     "tasks": "multiple choice, CUTE and texts to complete from local files, also with noises",
     "lm-eval": "tasks of the language model evaluation harness, where that package is installed",
     "generate": "text from a model, byte by byte",

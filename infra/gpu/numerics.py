@@ -93,17 +93,17 @@ def scoring_parity(bench: Bench, texts: list[bytes]) -> None:
 
 def growing_parity(bench: Bench) -> None:
     """Documents that grow against the same model over the whole document."""
-    model, patcher = small_blt().to(bench.device).eval(), small_entropy_model().to(bench.device).eval()
+    model, entropy_model = small_blt().to(bench.device).eval(), small_entropy_model().to(bench.device).eval()
     tokens = document_tokens(text(300, seed=1))
     ids = torch.from_numpy(tokens[:-1].astype(np.int64)).to(bench.device)
     with torch.inference_mode():
-        nats = np.sort(entropy(patcher(ids, segments([len(ids)]).to(bench.device))).cpu().numpy())
+        nats = np.sort(entropy(entropy_model(ids, segments([len(ids)]).to(bench.device))).cpu().numpy())
     rule = PatchingSettings(rule="entropy", theta=float(nats[240] + nats[241]) / 2, max_length=16)
-    grown = DecodingState(copy.deepcopy(model), rule, patcher)
+    grown = DecodingState(copy.deepcopy(model), rule, entropy_model)
     starts, _ = grown.read(tokens[:-1])
     for dtype in (torch.float32, torch.bfloat16):
         # Both follow the fp32 boundaries, so that only arithmetic differs.
-        documents = DecodingState(copy.deepcopy(model).to(dtype), rule, patcher)
+        documents = DecodingState(copy.deepcopy(model).to(dtype), rule, entropy_model)
         found = []
         for piece in ids.split(7):
             found.append(documents.advance(piece[None]).logits[0])

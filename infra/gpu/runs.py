@@ -80,7 +80,7 @@ def dataset(folder: Path) -> Path:
         ]
         entries = [write_shard(folder / split, f"shard-{n:05d}", rows[n::2], "arrow", "none") for n in range(2)]
         identity = DatasetIdentity(
-            split=split, format="arrow", sidecar="none", patching=patching, patcher=None, source="gpu_check"
+            split=split, format="arrow", sidecar="none", patching=patching, entropy_model=None, source="gpu_check"
         )
         Manifest(identity=identity, shards=entries).save(folder / split)
     return folder

@@ -218,13 +218,13 @@ def loss_and_seconds(bench: Bench, settings: TrainSettings) -> tuple[float, floa
 
 def generation(bench: Bench) -> None:
     """Greedy bytes after a prompt of 256, an entropy model finding the patches; one row and eight."""
-    model, patcher = small_blt(), small_entropy_model()
+    model, entropy_model = small_blt(), small_entropy_model()
     if not bench.small:
         settings = recipe(bench, "blt-400m.toml", model__ngrams__rows=10_000).model
         assert isinstance(settings, BltSettings)
-        model, patcher = Blt(settings), EntropyModel(PAPERS_ENTROPY_MODEL)
+        model, entropy_model = Blt(settings), EntropyModel(PAPERS_ENTROPY_MODEL)
     dtype = torch.bfloat16 if bench.cuda else torch.float32
-    for each in (model, patcher):
+    for each in (model, entropy_model):
         each.to(bench.device, dtype).eval()
         fill_quickly(each)
     rule = PatchingSettings(rule="entropy", theta=5.56, max_length=5)  # with random weights: a patch every five bytes
@@ -233,7 +233,7 @@ def generation(bench: Bench) -> None:
     for rows in (1, 8):
 
         def write(rows: int = rows) -> Tensor:
-            documents = DecodingState(model, rule, patcher, rows)
+            documents = DecodingState(model, rule, entropy_model, rows)
             found = documents.advance(prompt.expand(rows, -1))
             documents.commit([len(prompt)] * rows)
             for _ in range(count):

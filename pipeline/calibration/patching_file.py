@@ -23,7 +23,7 @@ PATCHING = re.compile(rb'\{\s*"patching":\s*\{\s*"rule":\s*"')
 class CalibrationIdentity(Settings):
     """Everything that decides the thresholds."""
 
-    patcher: str
+    entropy_model: str
     """sha256 of the entropy model."""
     dataset: str
     """Fingerprint of the documents it was calibrated on."""
@@ -59,7 +59,7 @@ class HeldOut(Settings):
     mean_patch_size: float
     """Of these documents."""
     subsets: dict[str, float]
-    """Of them by subset, together with those that were drawn from each subset by itself."""
+    """Of them by subset, together with those that were sampled from each subset by itself."""
 
 
 class ParityFigures(Settings):

@@ -14,7 +14,7 @@ HELD_OUT = 10
 
 @dataclass(frozen=True)
 class Sample:
-    """Documents that were drawn, and what for; numbers (int64, in order) count into ``documents``."""
+    """Documents that were sampled, and what for; numbers (int64, in order) count into ``documents``."""
 
     documents: Documents
     whole: np.ndarray

@@ -1,4 +1,4 @@
-"""python -m pipeline calibrate DATASET --patcher MODEL --target 4.5 --out FILE: the threshold for a mean patch size."""
+"""python -m pipeline calibrate DATASET --entropy-model MODEL --target 4.5 --out FILE: a threshold for a patch size."""
 
 import argparse
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ from shared.shards.open import open_dataset
 SCORED_SAMPLE = 1_000_000
 """Bytes of text that are scored unless told otherwise."""
 LONGEST_HELD_OUT = 10_000_000
-"""Bytes of held-out text at most, of each subset where subsets are drawn."""
+"""Bytes of held-out text at most, of each subset where subsets are sampled."""
 SHORTEST_HELD_OUT = 250_000
 """Bytes at least, where there are as many: a few documents say nothing of the others."""
 EPILOG = """\
@@ -90,8 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
     dataset = _train_dataset(arguments.dataset)
     validation = _validation_beside(dataset)
     try:
-        sha256 = entropy_model_sha256(arguments.patcher, "calibrate")
-        source = EntropySource(arguments.patcher, sha256, scoring_of(arguments), arguments.out.absolute().parent)
+        sha256 = entropy_model_sha256(arguments.entropy_model, "calibrate")
+        source = EntropySource(arguments.entropy_model, sha256, scoring_of(arguments), arguments.out.absolute().parent)
         identity = _identity(arguments, dataset, validation, source)
         draft = PatchingSettings(
             rule=identity.rule,
@@ -149,7 +149,7 @@ def _identity(
     kept = source.is_kept(dataset.manifest.identity, arguments.rule, grid)
     keys = ("rule", "target", "theta_rise", "min_length", "max_length", "per_subset", "parity", "parity_to", "sidecar")
     return CalibrationIdentity(
-        patcher=source.sha256,
+        entropy_model=source.sha256,
         dataset=dataset.fingerprint,
         entropies="stored" if kept else "scored",
         held_out=TENTH if validation is None else validation.fingerprint,
@@ -173,13 +173,13 @@ def _samples(
         held = held_out_tenth(documents, keys, identity.seed)
         others, other_keys = documents.take(np.flatnonzero(held)), None if keys is None else keys[held]
         documents, keys = documents.take(np.flatnonzero(~held)), None if keys is None else keys[~held]
-    train = _drawn(identity, documents, keys, identity.sample_bytes)
+    train = _sampled(identity, documents, keys, identity.sample_bytes)
     if keys is not None and not train.pairs:
         assert identity.parity is not None
         assert identity.parity_to is not None
         raise without_pairs(identity.parity, identity.parity_to, dataset.folder, keys)
     limit = held_out_bytes(identity.sample_bytes)
-    return train, _drawn(identity, others, other_keys, limit) if len(others) else None
+    return train, _sampled(identity, others, other_keys, limit) if len(others) else None
 
 
 def held_out_bytes(sample_bytes: int) -> int:
@@ -189,7 +189,7 @@ def held_out_bytes(sample_bytes: int) -> int:
     return min(max(sample_bytes // HELD_OUT, SHORTEST_HELD_OUT), LONGEST_HELD_OUT)
 
 
-def _drawn(identity: CalibrationIdentity, documents: Documents, keys: np.ndarray | None, limit: int) -> Sample:
+def _sampled(identity: CalibrationIdentity, documents: Documents, keys: np.ndarray | None, limit: int) -> Sample:
     if keys is None:
         return draw(documents, limit, identity.seed, identity.per_subset)
     assert identity.parity_to is not None

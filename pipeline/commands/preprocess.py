@@ -167,7 +167,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--roles", metavar="A,B", help=f"that turns may have, each a special id ({','.join(ROLES)}); {END} ends turns"
     )
-    group.add_argument("--learn", metavar="A,B", help=f"roles whose turns are learnt, or all ({ANSWERING})")
+    group.add_argument("--learn", metavar="A,B", help=f"roles whose turns are targets, or all ({ANSWERING})")
 
     group = parser.add_argument_group("work (nothing here but --split-bytes and --threads changes a byte)")
     group.add_argument(
@@ -201,7 +201,7 @@ def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
     defaults = ScoringSettings()
     group = parser.add_argument_group("entropy model")
     group.add_argument(
-        "--patcher",
+        "--entropy-model",
         type=lambda text: model_folder_at(Path(text)),
         metavar="MODEL",
         help="the entropy model: its folder, or the finished run that trained it",
@@ -261,16 +261,16 @@ def settings_of(arguments: argparse.Namespace) -> tuple[Job, ExecutorSettings]:
     sha256 = None
     if patching.needs_entropy or sidecar != "none":
         sha256 = entropy_model_sha256(
-            arguments.patcher, f"rule {patching.rule}" if patching.needs_entropy else "--sidecar"
+            arguments.entropy_model, f"rule {patching.rule}" if patching.needs_entropy else "--sidecar"
         )
-    elif arguments.patcher is not None:
-        raise PipelineError(f"--patcher is of no use for the rule {patching.rule} without --sidecar")
+    elif arguments.entropy_model is not None:
+        raise PipelineError(f"--entropy-model is of no use for the rule {patching.rule} without --sidecar")
     if arguments.patching is not None:
-        calibrated = load_patching(arguments.patching).identity.patcher
+        calibrated = load_patching(arguments.patching).identity.entropy_model
         if calibrated != sha256:
             raise PipelineError(
                 f"--patching {arguments.patching} was calibrated with another entropy model ({calibrated[:12]}) "
-                f"than --patcher {arguments.patcher} ({(sha256 or '')[:12]}); calibrate again"
+                f"than --entropy-model {arguments.entropy_model} ({(sha256 or '')[:12]}); calibrate again"
             )
     given = {name: getattr(arguments, name) for name in ReadSettings.model_fields}
     reading = ReadSettings(**given | {"chat": _chat(arguments)})
@@ -279,11 +279,11 @@ def settings_of(arguments: argparse.Namespace) -> tuple[Job, ExecutorSettings]:
         format=arguments.format,
         sidecar=sidecar,
         scoring=scoring_of(arguments) if sha256 is not None else None,
-        patcher_sha256=sha256,
+        entropy_model_sha256=sha256,
     )
     executor = _executor(arguments, output.scoring)
-    patcher = arguments.patcher.resolve() if sha256 is not None else None
-    return Job(out=arguments.out.resolve(), reading=reading, output=output, patcher=patcher), executor
+    entropy_model = arguments.entropy_model.resolve() if sha256 is not None else None
+    return Job(out=arguments.out.resolve(), reading=reading, output=output, entropy_model=entropy_model), executor
 
 
 def _chat(arguments: argparse.Namespace) -> ChatSettings | None:
@@ -325,10 +325,10 @@ def scoring_of(arguments: argparse.Namespace) -> ScoringSettings:
 def entropy_model_sha256(folder: Path | None, needed_by: str) -> str:
     """The identity of the entropy model in a folder. Raises PipelineError or ModelFileError if there is none."""
     if folder is None:
-        raise PipelineError(f"{needed_by} needs --patcher, the folder of an entropy model")
+        raise PipelineError(f"{needed_by} needs --entropy-model, the folder of an entropy model")
     if not isinstance(load_settings(folder), EntropyModelSettings):
         raise PipelineError(
-            f"--patcher {folder} holds a byte latent transformer; its entropy model is in {folder}/patcher"
+            f"--entropy-model {folder} holds a byte latent transformer; its entropy model is in {folder}/entropy_model"
         )
     return model_sha256(folder)
 

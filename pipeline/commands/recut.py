@@ -181,7 +181,7 @@ class Recut:
         for side in self.sides:
             identity = side.dataset.manifest.identity
             scored = identity.sidecar != "none" or self.patching.needs_entropy
-            changed = {"patching": self.patching, "patcher": identity.patcher if scored else None}
+            changed = {"patching": self.patching, "entropy_model": identity.entropy_model if scored else None}
             entries = [entry for unit in written for entry in unit.shards.get(side.folder, [])]
             made = identity.model_copy(update=changed)
             save_dataset(out / side.folder, made, entries, side.dataset, self.tokenizer)
@@ -260,11 +260,11 @@ def _train(sides: Sequence[Side]) -> Dataset:
 
 def _calibrated(path: Path, identity: DatasetIdentity) -> PatchingSettings:
     file = load_patching(path)
-    recorded = identity.patcher.sha256 if identity.patcher is not None else "none"
-    if file.identity.patcher != recorded:
+    recorded = identity.entropy_model.sha256 if identity.entropy_model is not None else "none"
+    if file.identity.entropy_model != recorded:
         raise PipelineError(
-            f"--patching {path} was calibrated with another entropy model ({file.identity.patcher[:12]}) than made the "
-            f"dataset ({recorded[:12]})"
+            f"--patching {path} was calibrated with the entropy model {file.identity.entropy_model[:12]}, "
+            f"the dataset was made with {recorded[:12]}"
         )
     return file.patching
 

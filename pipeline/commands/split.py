@@ -71,8 +71,8 @@ def side_of(record: Record, settings: HoldOutSettings) -> SplitName:
     reading = ReadSettings(validation_fraction=settings.validation_fraction)
     key = record.id.encode() if settings.key == "id" else None
     if settings.seed is not None:
-        drawn = sample_hash(*((record.text, settings.seed, record.spans) if key is None else (key, settings.seed)))
-        return "validation" if drawn < settings.validation_fraction * 2**64 else "train"
+        sampled = sample_hash(*((record.text, settings.seed, record.spans) if key is None else (key, settings.seed)))
+        return "validation" if sampled < settings.validation_fraction * 2**64 else "train"
     return split_of(replace(record, split=None, key=key), reading)
 
 

@@ -1,4 +1,4 @@
-"""python -m pipeline tokenizer DATASET --vocabulary V --out FOLDER: byte-pair tokens learnt from a training split."""
+"""python -m pipeline tokenizer DATASET --vocabulary V --out FOLDER: byte-pair tokens learned from a training split."""
 
 import argparse
 import json
@@ -66,8 +66,10 @@ def write_tokenizer(dataset: Dataset, vocabulary: int, out: Path) -> TokenizerMa
     Raises PipelineError when the text does not give so many, DatasetError, TokenizersMissing.
     """
     library = import_tokenizers()
-    learnt = library.Tokenizer(library.models.BPE())
-    learnt.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=True)
+    tokenizer = library.Tokenizer(library.models.BPE())
+    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(
+        add_prefix_space=False, trim_offsets=False, use_regex=True
+    )
     trainer = library.trainers.BpeTrainer(
         vocab_size=vocabulary - OFFSET,
         min_frequency=LEAST,
@@ -75,10 +77,10 @@ def write_tokenizer(dataset: Dataset, vocabulary: int, out: Path) -> TokenizerMa
         max_token_length=LONGEST,
         show_progress=False,
     )
-    learnt.train_from_iterator(_texts(dataset), trainer)
-    learnt.model = in_our_order(library, json.loads(learnt.to_str())["model"])
-    learnt.decoder = library.decoders.ByteLevel()
-    write_atomic(out / TOKENIZER_FILE, learnt.to_str(pretty=True) + "\n")
+    tokenizer.train_from_iterator(_texts(dataset), trainer)
+    tokenizer.model = in_our_order(library, json.loads(tokenizer.to_str())["model"])
+    tokenizer.decoder = library.decoders.ByteLevel()
+    write_atomic(out / TOKENIZER_FILE, tokenizer.to_str(pretty=True) + "\n")
     found = load_subwords(out)
     if found.vocabulary < vocabulary:
         raise PipelineError(f"--vocabulary {vocabulary}: {dataset.folder} has pairs for {found.vocabulary} ids only")

@@ -25,7 +25,7 @@ from shared.shards.document import Row
 from shared.shards.formats.parquet import SUFFIX
 from shared.shards.formats.sidecar import sidecar_name
 from shared.shards.index import COLUMNS, FOLLOWING, IndexWriter, ShardIndex, index_name
-from shared.shards.manifest import PATCHER_FOLDER
+from shared.shards.manifest import ENTROPY_MODEL_FOLDER
 from shared.shards.open import find_datasets, open_dataset
 from shared.shards.writer import SUFFIXES
 from shared.vocabulary import VOCABULARY_SIZE, is_special
@@ -164,23 +164,23 @@ def verify(dataset: Dataset, progress: Progress = lambda count: None) -> Verific
 def _identity_problems(dataset: Dataset) -> Iterator[str]:
     """Whether the entropy model that the dataset carries is the one that made it (law 7)."""
     identity = dataset.manifest.identity
-    folder = dataset.folder / PATCHER_FOLDER
-    if identity.patching.needs_entropy and identity.patcher is None:
+    folder = dataset.folder / ENTROPY_MODEL_FOLDER
+    if identity.patching.needs_entropy and identity.entropy_model is None:
         yield f"{dataset.folder}: rule {identity.patching.rule!r} needs an entropy model, but the manifest names none"
     if identity.patching.tokenizer is not None:
         try:
             check_tokenizer(dataset.tokenizer, identity.patching.tokenizer)
         except (DatasetError, IdentityError) as error:
             yield str(error)
-    if identity.patcher is None:
+    if identity.entropy_model is None:
         return
     try:
         sha256 = model_sha256(folder)
     except ModelFileError as error:
         yield str(error)
         return
-    if sha256 != identity.patcher.sha256:
-        recorded = identity.patcher.sha256
+    if sha256 != identity.entropy_model.sha256:
+        recorded = identity.entropy_model.sha256
         yield f"{folder} is not the entropy model of this dataset: sha256 {sha256}, manifest says {recorded}"
 
 

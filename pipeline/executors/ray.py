@@ -114,7 +114,7 @@ class _Gains:
 
 
 class _SplitMetrics:
-    """What the driver counts for Prometheus: each split once, when its fate is known."""
+    """What the driver counts for Prometheus: each split once, when its status is known."""
 
     def __init__(self) -> None:
         self._splits = Counter("patchwork_splits", "Splits that are done, or failed for good", ("state",))
@@ -314,11 +314,11 @@ class RayExecutor:
 
     def _packed_model(self) -> PackedModel | None:
         """The entropy model, read once for all workers. Raises ModelFileError when it is not the one of the run."""
-        if self._job.patcher is None:
+        if self._job.entropy_model is None:
             return None
-        model = pack_model(self._job.patcher)
-        if model.sha256 != self._job.output.patcher_sha256:
-            raise ModelFileError(f"{self._job.patcher} has changed since the run began; put it back")
+        model = pack_model(self._job.entropy_model)
+        if model.sha256 != self._job.output.entropy_model_sha256:
+            raise ModelFileError(f"{self._job.entropy_model} has changed since the run began; put it back")
         return model
 
     def _gpus(self, any_there: bool) -> float:

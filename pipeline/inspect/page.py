@@ -95,7 +95,7 @@ def dataset_page(dataset: Dataset, found: Survey) -> dict[str, Any]:
             }
             for name, figures in manifest.subsets.items()
         ],
-        "sampled": f"Counted over {sample_words(read, totals.bytes)}, drawn by seed {SEED}."
+        "sampled": f"Counted over {sample_words(read, totals.bytes)}, sampled by seed {SEED}."
         if read < totals.bytes
         else "Counted over all text.",
         "histograms": _histograms(dataset.subset_names, found),
@@ -116,9 +116,9 @@ def chosen_documents(found: Survey) -> tuple[list[tuple[str, Example]], int]:
         (turn, number, name) for number, name in enumerate(found.random) for turn in range(len(found.random[name]))
     )
     kept = sorted((number, turn, name) for turn, number, name in turns[: MOST_DOCUMENTS - len(ends)])
-    drawn = [(f"drawn from {name}", found.random[name][turn]) for _, turn, name in kept]
+    sampled = [(f"sampled from {name}", found.random[name][turn]) for _, turn, name in kept]
     total = len(found.hardest) + len(found.easiest) + len(turns)
-    return [*ends, *drawn], total - len(ends) - len(drawn)
+    return [*ends, *sampled], total - len(ends) - len(sampled)
 
 
 def _constants() -> dict[str, Any]:
@@ -151,9 +151,9 @@ def _facts(dataset: Dataset) -> list[tuple[str, str]]:
     if identity.patching.thetas:
         by_subset = ", ".join(f"{name} {theta:.4g}" for name, theta in identity.patching.thetas.items())
         facts.append(("theta by subset", by_subset))
-    if identity.patcher is not None:
-        numerics = identity.patcher.numerics
-        model = identity.patcher.sha256[:SHORT]
+    if identity.entropy_model is not None:
+        numerics = identity.entropy_model.numerics
+        model = identity.entropy_model.sha256[:SHORT]
         facts.append(("entropy model", f"{model}, scored in {numerics.dtype} on {numerics.device}"))
     on_disk = sum(entry.bytes_on_disk for entry in manifest.shards)
     amount = f"{totals.documents:,} documents, {totals.bytes:,} bytes in {len(manifest.shards)} shards"
@@ -174,7 +174,7 @@ def _warnings(dataset: Dataset, found: Survey, left_out: int) -> list[str]:
     if identity.sidecar == "none":
         warnings.append(
             "No entropies are kept, so there are no curves and nothing to cut anew: "
-            "preprocess with --patcher MODEL --sidecar uint8 keeps them."
+            "preprocess with --entropy-model MODEL --sidecar uint8 keeps them."
         )
     elif identity.sidecar == "uint8" and identity.patching.rule in RISE_RULES:
         warnings.append(
@@ -183,7 +183,7 @@ def _warnings(dataset: Dataset, found: Survey, left_out: int) -> list[str]:
         )
     if not identity.patching.patched:
         warnings.append(
-            "The dataset is unpatched: preprocess with --patcher MODEL --patching FILE writes patches "
+            "The dataset is unpatched: preprocess with --entropy-model MODEL --patching FILE writes patches "
             "(calibrate makes the file)."
         )
     totals = dataset.manifest.subsets

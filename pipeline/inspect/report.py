@@ -40,7 +40,7 @@ def report(dataset: Dataset, examples: int) -> Iterator[str]:
     if totals.unlearnt or manifest.identity.specials:
         names = ", ".join(manifest.identity.specials) or "no names"
         yield (
-            f"  special ids: {totals.specials:,} ({names}); learnt: {totals.targets:,} of "
+            f"  special ids: {totals.specials:,} ({names}); targets: {totals.targets:,} of "
             f"{totals.targets + totals.unlearnt:,} targets, {size(totals.bytes - totals.unlearnt_bytes)} of text"
         )
     yield ""
@@ -80,8 +80,8 @@ def _made_by(identity: DatasetIdentity) -> Iterator[str]:
         yield "  theta by subset: " + ", ".join(
             f"{name} {theta:.4g}" for name, theta in identity.patching.thetas.items()
         )
-    if identity.patcher is not None:
-        yield f"  entropy model {identity.patcher.sha256[:16]}, scored in {identity.patcher.numerics.dtype}"
+    if identity.entropy_model is not None:
+        yield f"  entropy model {identity.entropy_model.sha256[:16]}, scored in {identity.entropy_model.numerics.dtype}"
 
 
 def _by_subset(subsets: dict[str, SubsetTotals], totals: SubsetTotals, patched: bool) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The part of a dataset that inspect looks at: record batches drawn by a seed, up to a bound on bytes."""
+"""The part of a dataset that inspect looks at: record batches sampled by a seed, up to a bound on bytes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

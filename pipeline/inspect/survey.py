@@ -104,7 +104,7 @@ def survey(dataset: Dataset, examples: int, budget: int = SAMPLE_BYTES, seed: in
     figures = Figures(len(names))
     by_size = np.zeros((len(names), len(SIZE_GROUPS) + 1), np.int64)
     easiest, hardest = _Greatest(examples), _Greatest(examples)
-    drawn = [_Greatest(examples) for _ in names]
+    sampled = [_Greatest(examples) for _ in names]
     random = np.random.default_rng(seed)
     sample = stretches(dataset, budget, seed)
     for document in _documents(_counted(sample, figures), dataset.index.last):
@@ -117,12 +117,12 @@ def survey(dataset: Dataset, examples: int, budget: int = SAMPLE_BYTES, seed: in
         if document.patches:
             by_size[code, np.searchsorted(SIZE_GROUPS, document.bytes / document.patches)] += 1
         if document.bytes:
-            drawn[code].offer((random.random(), number), example)
+            sampled[code].offer((random.random(), number), example)
         if document.bytes >= SHORTEST_EXAMPLE and document.scored:
             mean = document.nats / document.scored
             easiest.offer((-mean, -number), example)
             hardest.offer((mean, -number), example)
-    chosen = {name: own.items() for name, own in zip(names, drawn)}
+    chosen = {name: own.items() for name, own in zip(names, sampled)}
     return Survey(figures, by_size, easiest.items(), hardest.items(), chosen)
 
 

@@ -30,7 +30,7 @@ from shared.io.json_reader import read_bounded, read_json
 from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE, model_sha256
 from shared.settings import Settings
 from shared.shards.dataset import Dataset, check_file, check_size
-from shared.shards.manifest import PATCHER_FOLDER, TOKENIZER_FOLDER, DatasetIdentity, Manifest, ShardEntry
+from shared.shards.manifest import ENTROPY_MODEL_FOLDER, TOKENIZER_FOLDER, DatasetIdentity, Manifest, ShardEntry
 from shared.shards.writer import HashingFile
 
 REQUEST_FILE = "made-by.json"
@@ -135,20 +135,20 @@ def save_dataset(
 def carry_makers(source: Dataset, identity: DatasetIdentity, folder: Path, tokenizer: Path | None = None) -> None:
     """Copy the entropy model and the tokenizer that an identity names: those of ``source``, unless ``tokenizer`` is the
     folder of one. Raises DatasetError or IdentityError unless they are the recorded ones."""
-    if identity.patcher is not None:
-        _carry_patcher(source, folder)
+    if identity.entropy_model is not None:
+        _carry_entropy_model(source, folder)
     if identity.patching.tokenizer is not None:
         copy_tokenizer(tokenizer or source.tokenizer, folder / TOKENIZER_FOLDER, identity.patching.tokenizer)
 
 
-def _carry_patcher(source: Dataset, folder: Path) -> None:
+def _carry_entropy_model(source: Dataset, folder: Path) -> None:
     """Copy the entropy model that a dataset carries. Raises DatasetError unless it is the one that made the dataset."""
-    model, patcher = source.folder / PATCHER_FOLDER, source.manifest.identity.patcher
-    recorded = patcher.sha256 if patcher is not None else "there is none"
+    model, entropy_model = source.folder / ENTROPY_MODEL_FOLDER, source.manifest.identity.entropy_model
+    recorded = entropy_model.sha256 if entropy_model is not None else "there is none"
     if (found := model_sha256(model)) != recorded:
         raise DatasetError(f"{model} is not the dataset's entropy model: sha256 {found}, manifest says {recorded}")
     for name in (CONFIG_FILE, WEIGHTS_FILE):
-        write_atomic(folder / PATCHER_FOLDER / name, (model / name).read_bytes())
+        write_atomic(folder / ENTROPY_MODEL_FOLDER / name, (model / name).read_bytes())
 
 
 def link(source: Path, target: Path, sha256: str, size: int | None = None, most: int | None = None) -> None:

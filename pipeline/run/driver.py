@@ -13,7 +13,7 @@ from pipeline.progress import bar
 from pipeline.run.progress import Following, Progress, following
 from pipeline.run.report import Report, write_report
 from pipeline.run.run_folder import (
-    copy_patcher,
+    copy_entropy_model,
     finished_run,
     finished_splits,
     load_run,
@@ -29,7 +29,7 @@ from pipeline.splits.selection import remove_selection, select, selection_done, 
 from pipeline.splits.worker import Outcome, Task, require_numerics
 from shared.io.files import write_atomic
 from shared.io.terminal import one_line, safe
-from shared.shards.manifest import DatasetIdentity, Manifest, PatcherIdentity, load_manifest
+from shared.shards.manifest import DatasetIdentity, EntropyModelIdentity, Manifest, load_manifest
 
 
 def preprocess(job: Job, inputs: Sequence[Path | str], executor: ExecutorSettings) -> Report:
@@ -52,8 +52,8 @@ def preprocess(job: Job, inputs: Sequence[Path | str], executor: ExecutorSetting
         run = RunFile(identity=identity, plan=plan, numerics=recorded.numerics if recorded else None)
         run.save(job.out)
         remove_leftovers(job.out)
-        if job.patcher is not None and job.output.patcher_sha256 is not None:
-            copy_patcher(job.patcher, job.output.patcher_sha256, job.out)
+        if job.entropy_model is not None and job.output.entropy_model_sha256 is not None:
+            copy_entropy_model(job.entropy_model, job.output.entropy_model_sha256, job.out)
         return _finish(job, run, executor)
 
 
@@ -143,7 +143,7 @@ def _finish(job: Job, run: RunFile, settings: ExecutorSettings) -> Report:
 
 
 def _select(job: Job, run: RunFile, executor: Executor) -> list[Outcome]:
-    """Survey what is not surveyed yet, and decide the fate of every text; returns what failed."""
+    """Survey what is not surveyed yet, and decide the status of every text; returns what failed."""
     splits = [split.number for split in run.plan.splits]
     left = [number for number in splits if not surveyed(job.out, number)]
     with _following(job, run, "Surveying", left, executor) as followed:
@@ -172,16 +172,16 @@ def _work(
 
 def write_manifests(job: Job, run: RunFile, markers: Sequence[Marker]) -> None:
     """Commit both datasets."""
-    patcher = None
-    if job.output.patcher_sha256 is not None and run.numerics is not None:
-        patcher = PatcherIdentity(sha256=job.output.patcher_sha256, numerics=run.numerics)
+    entropy_model = None
+    if job.output.entropy_model_sha256 is not None and run.numerics is not None:
+        entropy_model = EntropyModelIdentity(sha256=job.output.entropy_model_sha256, numerics=run.numerics)
     for name in SPLIT_NAMES:
         identity = DatasetIdentity(
             split=name,
             format=job.output.format,
             sidecar=job.output.sidecar,
             patching=job.output.patching,
-            patcher=patcher,
+            entropy_model=entropy_model,
             source=run.plan.source_digest(job.reading),
             specials=specials_of(run.plan, job.reading),
         )

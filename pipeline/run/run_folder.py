@@ -33,7 +33,7 @@ from shared.io.files import lock, write_atomic
 from shared.io.identity import differences, in_short
 from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE, model_sha256
 from shared.settings import first_problem
-from shared.shards.manifest import MANIFEST_NAME, PATCHER_FOLDER
+from shared.shards.manifest import ENTROPY_MODEL_FOLDER, MANIFEST_NAME
 
 
 def load_run(out: Path) -> RunFile | None:
@@ -141,7 +141,7 @@ def remove_half_written(out: Path) -> None:
 def remove_leftovers(out: Path) -> None:
     """Remove what a run that was killed left behind, and what an earlier start said about failures."""
     remove_half_written(out)
-    for path in out.glob(f"*/{PATCHER_FOLDER}.*.copy"):
+    for path in out.glob(f"*/{ENTROPY_MODEL_FOLDER}.*.copy"):
         shutil.rmtree(path)
     shutil.rmtree(out / FAILURES, ignore_errors=True)
 
@@ -163,7 +163,7 @@ def finished_run(out: Path, run: RunFile) -> list[Marker] | None:
     for name in SPLIT_NAMES:
         if not (out / name / MANIFEST_NAME).is_file():
             return None
-        if run.numerics is not None and not (out / name / PATCHER_FOLDER / WEIGHTS_FILE).is_file():
+        if run.numerics is not None and not (out / name / ENTROPY_MODEL_FOLDER / WEIGHTS_FILE).is_file():
             return None
     for split in run.plan.splits:
         marker = read_marker(out, split.number, run.digest)
@@ -182,17 +182,17 @@ def _in_place(folder: Path, marker: Marker, name: Any) -> bool:
     return True
 
 
-def copy_patcher(patcher: Path, sha256: str, out: Path) -> None:
+def copy_entropy_model(entropy_model: Path, sha256: str, out: Path) -> None:
     """Put the entropy model into both datasets, whole or not at all, so that they are self-contained (law 7)."""
     for name in SPLIT_NAMES:
-        target = out / name / PATCHER_FOLDER
+        target = out / name / ENTROPY_MODEL_FOLDER
         with suppress(ModelFileError):
             if model_sha256(target) == sha256:
                 continue
         shutil.rmtree(target, ignore_errors=True)
-        temporary = target.with_name(f"{PATCHER_FOLDER}.{os.getpid()}.copy")
+        temporary = target.with_name(f"{ENTROPY_MODEL_FOLDER}.{os.getpid()}.copy")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for file in (CONFIG_FILE, WEIGHTS_FILE):
-            write_atomic(temporary / file, (patcher / file).read_bytes())
+            write_atomic(temporary / file, (entropy_model / file).read_bytes())
         os.replace(temporary, target)

@@ -59,7 +59,7 @@ def documents_of(dataset: Dataset) -> Documents:
     if specials := dataset.manifest.identity.specials:
         raise DatasetError(
             f"{dataset.folder} has the special ids {', '.join(specials)}, which begin patches by themselves; "
-            "calibrate on plain text, what the model first learnt from"
+            "calibrate on plain text, what the model was first trained on"
         )
     index = dataset.index
     starts = np.flatnonzero(index.part == 0)

@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 class EntropySource:
     """Where entropies come from: a dataset that keeps those of the model, or the model, loaded when it is needed."""
 
-    def __init__(self, patcher: Path, sha256: str, scoring: ScoringSettings, folder: Path) -> None:
-        """``patcher``: folder of the entropy model, ``folder``: for the entropies that are scored."""
+    def __init__(self, entropy_model: Path, sha256: str, scoring: ScoringSettings, folder: Path) -> None:
+        """``entropy_model``: folder of the entropy model, ``folder``: for the entropies that are scored."""
         self.sha256 = sha256
         self.numerics: NumericsClass | None = None
         """Of the entropies that were opened first."""
-        self._patcher, self._scoring, self._folder = patcher, scoring, folder
+        self._entropy_model, self._scoring, self._folder = entropy_model, scoring, folder
         self._scorer: Scorer | None = None
 
     def is_kept(self, dataset: DatasetIdentity, rule: str, grid: bool) -> bool:
         """Whether a dataset's sidecar decides as the model itself would."""
-        if dataset.sidecar == "none" or dataset.patcher is None or dataset.patcher.sha256 != self.sha256:
+        if dataset.sidecar == "none" or dataset.entropy_model is None or dataset.entropy_model.sha256 != self.sha256:
             return False
         keys = {"dtype", "stream_length", "threads"}
-        if dataset.patcher.numerics.model_dump(include=keys) != self._scoring.model_dump(include=keys):
+        if dataset.entropy_model.numerics.model_dump(include=keys) != self._scoring.model_dump(include=keys):
             return False
         return dataset.sidecar == "float32" or (grid and rule == "entropy")
 
@@ -37,10 +37,10 @@ class EntropySource:
         """Those of these documents. Raises DatasetError, ModelFileError or PipelineError."""
         identity = documents.dataset.manifest.identity
         if self.is_kept(identity, draft.rule, draft.grid):
-            assert identity.patcher is not None
-            self.numerics = self.numerics or identity.patcher.numerics
+            assert identity.entropy_model is not None
+            self.numerics = self.numerics or identity.entropy_model.numerics
             return StoredEntropies(documents)
         if self._scorer is None:
-            self._scorer, numerics = load_scorer(self._patcher, self._scoring)
+            self._scorer, numerics = load_scorer(self._entropy_model, self._scoring)
             self.numerics = self.numerics or numerics
         return ScoredEntropies(documents, self._scorer, self._folder, draft.grid and draft.rule == "entropy")

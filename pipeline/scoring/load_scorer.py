@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from shared.models.scoring import Scorer
 
 
-def load_scorer(patcher: Path | PackedModel | None, scoring: ScoringSettings) -> "tuple[Scorer, NumericsClass]":
+def load_scorer(entropy_model: Path | PackedModel | None, scoring: ScoringSettings) -> "tuple[Scorer, NumericsClass]":
     """The entropy model ready to score, and the numerics class that a probe finds it in (law 5)."""
     import torch
 
@@ -20,14 +20,14 @@ def load_scorer(patcher: Path | PackedModel | None, scoring: ScoringSettings) ->
     from shared.models.entropy_model import EntropyModel
     from shared.models.scoring import Scorer, probe
 
-    assert patcher is not None, "scoring is asked for together with a model"
+    assert entropy_model is not None, "scoring is asked for together with a model"
     torch.set_num_threads(scoring.threads)
     device = "cuda" if scoring.device == "auto" and torch.cuda.is_available() else scoring.device.replace("auto", "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise PipelineError(f"--device cuda: on {socket.gethostname()} PyTorch finds no GPU; use --device cpu")
-    model = load_model(patcher)
+    model = load_model(entropy_model)
     if not isinstance(model, EntropyModel):
-        raise PipelineError(f"{patcher} is not an entropy model, and cannot score")
+        raise PipelineError(f"{entropy_model} is not an entropy model, and cannot score")
     scorer = Scorer(model, scoring.stream_length, scoring.dtype, device)
     on_accelerator = "varlen" if scoring.dtype == "bfloat16" else "banded"
     kernel = on_accelerator if device == "cuda" else "tiled"

@@ -24,10 +24,10 @@ MOST_MARKER_BYTES = 2**28
 
 
 class Counts(Sums):
-    """Every record of the input has exactly one fate (law 4)."""
+    """Every record of the input has exactly one status (law 4)."""
 
     records: Count = 0
-    """Counted where they are read; equals the sum of the fates below."""
+    """Counted where they are read; equals the sum of the statuses below."""
     documents: Count = 0
     dead: Count = 0
     empty: Count = 0

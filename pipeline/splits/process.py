@@ -28,7 +28,7 @@ from pipeline.splits.marker import (
     write_marker,
 )
 from pipeline.splits.pipelining import ahead, behind
-from pipeline.splits.selection import DUPLICATE, KEPT, fates_of, selects
+from pipeline.splits.selection import RecordStatus, selects, statuses_of
 from shared.shards.document import Row
 from shared.shards.manifest import MOST_ROWS, ShardEntry
 from shared.shards.writer import ShardWriter
@@ -125,37 +125,39 @@ class _Ledgers:
 
 
 class _Sorting:
-    """Gives every record of a split its fate, and counts them."""
+    """Gives every record of a split its status, and counts them."""
 
     def __init__(self, job: Job, plan: Plan, split: Split, ledgers: _Ledgers, progress: Progress) -> None:
         self._reading, self._plan, self._split = job.reading, plan, split
         self._ledgers, self._progress = ledgers, progress
-        self._fates = fates_of(job.out, split.number) if selects(job.reading) else repeat((KEPT, 0, 0))
+        self._statuses = (
+            statuses_of(job.out, split.number) if selects(job.reading) else repeat((RecordStatus.KEPT, 0, 0))
+        )
         self._counts = dict.fromkeys(Counts.model_fields, 0)
 
     def records(self) -> Generator[Record, None, None]:
         """The records that become documents."""
         for found in read_split(self._plan, self._split, self._reading):
-            fate = self._fate(found)
+            status = self._status(found)
             number = found.records if isinstance(found, DeadLetter) else 1
             self._counts["records"] += number
-            self._counts[fate] += number
+            self._counts[status] += number
             if isinstance(found, Record):
                 self._counts["replaced"] += found.replaced
                 for option in found.lacks:
                     self._counts[f"without_{option}"] += 1
-            if isinstance(found, Record) and fate == "documents":
+            if isinstance(found, Record) and status == "documents":
                 self._counts["document_bytes"] += len(found.text)
                 yield found
             else:
                 self._progress(found.size)
-        if selects(self._reading) and next(self._fates, None) is not None:
+        if selects(self._reading) and next(self._statuses, None) is not None:
             raise self._not_as_surveyed("fewer")
 
     def counts(self) -> Counts:
         return Counts(**self._counts)
 
-    def _fate(self, found: Record | DeadLetter) -> str:
+    def _status(self, found: Record | DeadLetter) -> str:
         if isinstance(found, DeadLetter):
             self._ledgers.dead.add(found.as_json())
             return "dead"
@@ -163,14 +165,14 @@ class _Sorting:
         if not found.text:
             self._ledgers.empty.add(listed)
             return "empty"
-        found_fate = next(self._fates, None)
-        if found_fate is None:
+        found_status = next(self._statuses, None)
+        if found_status is None:
             raise self._not_as_surveyed("more")
-        fate, split, text = found_fate
-        if fate == DUPLICATE:
+        status, split, text = found_status
+        if status == RecordStatus.DUPLICATE:
             self._ledgers.duplicates.add(listed | {"bytes": len(found.text), "first": {"split": split, "text": text}})
             return "duplicates"
-        return "documents" if fate == KEPT else "not_sampled"
+        return "documents" if status == RecordStatus.KEPT else "not_sampled"
 
     def _not_as_surveyed(self, how_many: str) -> PipelineError:
         problem = f"split {self._split.number} has {how_many} texts than were surveyed"

@@ -1,16 +1,17 @@
 """Which records become documents, where that depends on all of them: exact duplicates, and a sample of the whole.
 
 In a first pass over the input each split is surveyed: a hash of every text and its place in the sample's order. From
-all surveys follow the fates of each split's texts, in files that the second pass reads. Memory is bounded: hashes are
-compared a range of values at a time, and the sample's limit is found in two steps.
+all surveys follow the statuses of each split's texts, in files that the second pass reads. Memory is bounded: hashes
+are compared a range of values at a time, and the sample's limit is found in two steps.
 
-DIR/selection/00012.survey.npy  00012.fates.npy  done
+DIR/selection/00012.survey.npy  00012.statuses.npy  done
 """
 
 import io
 import shutil
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from enum import IntEnum
 from pathlib import Path
 from typing import Literal
 
@@ -26,8 +27,17 @@ from shared.io.files import sync, write_atomic
 SELECTION, _DONE = "selection", "done"
 SURVEY = np.dtype([("content", ">u8", 2), ("place", "<u8"), ("bytes", "<i8")])
 """Of each text: half its sha256, its place in the order of the sample, its size."""
-KEPT, NOT_SAMPLED, DUPLICATE = range(3)
-FATES = np.dtype([("fate", "u1"), ("split", "<u4"), ("text", "<u4")])
+
+
+class RecordStatus(IntEnum):
+    """What becomes of a text when duplicates are left out or a sample is taken."""
+
+    KEPT = 0
+    NOT_SAMPLED = 1
+    DUPLICATE = 2
+
+
+STATUSES = np.dtype([("status", "u1"), ("split", "<u4"), ("text", "<u4")])
 """Of each text: KEPT, NOT_SAMPLED or DUPLICATE; then split, and number there, of the equal text that is kept."""
 COMPARED = 2**24
 """About as many hashes are compared at once: a gigabyte with what sorting takes."""
@@ -35,12 +45,12 @@ _BINS, _BLOCK = 2**16, 2**14
 
 
 def selects(reading: ReadSettings) -> bool:
-    """Whether the fate of a record depends on others."""
+    """Whether the status of a record depends on others."""
     return reading.dedup or reading.sample_bytes is not None
 
 
 def selection_done(out: Path) -> bool:
-    """Whether the fates of all texts are known."""
+    """Whether the statuses of all texts are known."""
     return (out / SELECTION / _DONE).exists()
 
 
@@ -71,43 +81,47 @@ def survey_split(job: Job, plan: Plan, number: int, progress: Callable[[int], No
 
 
 def select(out: Path, splits: Sequence[int], reading: ReadSettings) -> None:
-    """Decide over all texts, in the order of the splits, and leave the fates of those of each split."""
+    """Decide over all texts, in the order of the splits, and leave the statuses of those of each split."""
 
     def survey(split: int) -> np.ndarray:
         return _load(_survey_path(out, split))
 
-    def fates(split: int) -> np.ndarray:
-        return _load(_fates_path(out, split), "r+")
+    def statuses(split: int) -> np.ndarray:
+        return _load(_statuses_path(out, split), "r+")
 
     total = 0
     for split in splits:
         texts = len(survey(split))
         total += texts
-        _save(_fates_path(out, split), np.zeros(texts, FATES))
+        _save(_statuses_path(out, split), np.zeros(texts, STATUSES))
     if reading.dedup:
         bits = max((total // COMPARED).bit_length(), 0)
         for part in range(1 << bits):
             for split, text, first_split, first_text in _equal_texts(survey, splits, bits, part):
-                held = fates(split)
-                held["fate"][text] = DUPLICATE
+                held = statuses(split)
+                held["status"][text] = RecordStatus.DUPLICATE
                 held["split"][text], held["text"][text] = first_split, first_text
     if reading.sample_bytes is not None:
         threshold = sample_threshold(
-            lambda: ((s["place"][k], s["bytes"][k]) for s, k in _kept(survey, fates, splits)), reading.sample_bytes
+            lambda: ((s["place"][k], s["bytes"][k]) for s, k in _kept(survey, statuses, splits)), reading.sample_bytes
         )
         for split in splits:
-            held = fates(split)
-            held["fate"][(held["fate"] == KEPT) & (survey(split)["place"] >= threshold)] = NOT_SAMPLED
+            held = statuses(split)
+            held["status"][(held["status"] == RecordStatus.KEPT) & (survey(split)["place"] >= threshold)] = (
+                RecordStatus.NOT_SAMPLED
+            )
     for split in splits:
-        sync(_fates_path(out, split))  # what was changed in place; another machine reads it, or this one after a crash
+        sync(
+            _statuses_path(out, split)
+        )  # what was changed in place; another machine reads it, or this one after a crash
     write_atomic(out / SELECTION / _DONE, "")
 
 
-def fates_of(out: Path, split: int) -> Iterator[tuple[int, int, int]]:
-    """(fate, split, text) of each text of a split, in order."""
-    fates = _load(_fates_path(out, split))
-    for begin in range(0, len(fates), _BLOCK):
-        yield from fates[begin : begin + _BLOCK].tolist()
+def statuses_of(out: Path, split: int) -> Iterator[tuple[int, int, int]]:
+    """(status, split, text) of each text of a split, in order."""
+    statuses = _load(_statuses_path(out, split))
+    for begin in range(0, len(statuses), _BLOCK):
+        yield from statuses[begin : begin + _BLOCK].tolist()
 
 
 def sample_threshold(texts: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]], limit: int) -> int:
@@ -160,11 +174,11 @@ def _equal_texts(
 
 
 def _kept(
-    survey: Callable[[int], np.ndarray], fates: Callable[[int], np.ndarray], splits: Sequence[int]
+    survey: Callable[[int], np.ndarray], statuses: Callable[[int], np.ndarray], splits: Sequence[int]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The survey of each split, and which of its texts are kept so far."""
     for split in splits:
-        yield survey(split), fates(split)["fate"] == KEPT
+        yield survey(split), statuses(split)["status"] == RecordStatus.KEPT
 
 
 def _save(path: Path, values: np.ndarray) -> None:
@@ -187,5 +201,5 @@ def _survey_path(out: Path, split: int) -> Path:
     return out / SELECTION / f"{split_name(split)}.survey.npy"
 
 
-def _fates_path(out: Path, split: int) -> Path:
-    return out / SELECTION / f"{split_name(split)}.fates.npy"
+def _statuses_path(out: Path, split: int) -> Path:
+    return out / SELECTION / f"{split_name(split)}.statuses.npy"

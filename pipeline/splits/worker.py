@@ -62,7 +62,7 @@ class Worker:
         self.numerics: NumericsClass | None = None
         """None when nothing is scored."""
         if job.output.scoring is not None:
-            self._scorer, self.numerics = load_scorer(model or job.patcher, job.output.scoring)
+            self._scorer, self.numerics = load_scorer(model or job.entropy_model, job.output.scoring)
 
     def process(self, number: int, task: Task, progress: Progress = lambda _: None) -> Outcome:
         """Do one split. Raises NumericsError, and does nothing, in another numerics class than that of the run."""

@@ -104,19 +104,19 @@ class DecodingState:
         self,
         model: Blt | EntropyModel,
         patching: PatchingSettings,
-        patcher: EntropyModel | None = None,
+        entropy_model: EntropyModel | None = None,
         rows: int = 1,
     ) -> None:
-        """``patcher`` is needed by a BLT whose rule is one on entropy; an entropy model writes by itself, patchless."""
+        """A BLT needs ``entropy_model`` where its rule is one on entropy; an entropy model needs none."""
         self.model = model
         self._rows = BltRows(model, rows) if isinstance(model, Blt) else EntropyRows(model, rows)
-        self._patcher = None
+        self._entropy_model = None
         self._streams: list[PatchStream] = []
         if isinstance(model, Blt):
             self._streams = [PatchStream(patching) for _ in range(rows)]
             if patching.needs_entropy:
-                assert patcher is not None, f"rule {patching.rule!r} needs its entropy model"
-                self._patcher = EntropyRows(patcher, rows)
+                assert entropy_model is not None, f"rule {patching.rule!r} needs its entropy model"
+                self._entropy_model = EntropyRows(entropy_model, rows)
         self._last: list[list[PatchStream]] = []
 
     @property
@@ -135,8 +135,8 @@ class DecodingState:
             found = entropy(logits).cpu().numpy()
             return Advance(logits, found, np.zeros(found.shape, bool))
         entropies = None
-        if self._patcher is not None:
-            entropies = entropy(self._patcher.advance(ids)).cpu().numpy()
+        if self._entropy_model is not None:
+            entropies = entropy(self._entropy_model.advance(ids)).cpu().numpy()
         starts = self._decide(ids.cpu().numpy(), entropies)
         return Advance(self._rows.advance(ids, starts), entropies, starts)
 
@@ -157,8 +157,8 @@ class DecodingState:
         """Keep the first ``kept`` tokens (at least one) of each row's last advance."""
         with torch.inference_mode():
             self._rows.commit(kept)
-            if self._patcher is not None:
-                self._patcher.commit(kept)
+            if self._entropy_model is not None:
+                self._entropy_model.commit(kept)
         self._streams = [states[count - 1] for states, count in zip(self._last, kept)]
 
     def read(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -197,23 +197,25 @@ class DecodingState:
         """Keep these rows only, in this order."""
         with torch.inference_mode():
             self._rows.select(rows)
-            if self._patcher is not None:
-                self._patcher.select(rows)
+            if self._entropy_model is not None:
+                self._entropy_model.select(rows)
         if self._streams:
             self._streams = [self._streams[row] for row in rows]
 
     @classmethod
     def joined(cls, parts: Sequence["DecodingState"]) -> "DecodingState":
-        """The rows of all parts, one after another; they share model, patcher and rule."""
+        """The rows of all parts, one after another; they share model, entropy model and rule."""
         if len(parts) == 1:
             return parts[0]
         whole = cls.__new__(cls)
-        whole.model, whole._patcher, whole._last = parts[0].model, None, []
+        whole.model, whole._entropy_model, whole._last = parts[0].model, None, []
         whole._streams = [stream for part in parts for stream in part._streams]
         with torch.inference_mode():
             whole._rows = _joined([part._rows for part in parts])
-            if parts[0]._patcher is not None:
-                whole._patcher = EntropyRows.joined([part._patcher for part in parts if part._patcher is not None])
+            if parts[0]._entropy_model is not None:
+                whole._entropy_model = EntropyRows.joined(
+                    [part._entropy_model for part in parts if part._entropy_model is not None]
+                )
         return whole
 
 

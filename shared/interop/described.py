@@ -9,7 +9,7 @@ from shared.io.json_reader import read_json as read_bounded_json
 from shared.model_settings import BltSettings, EntropyModelSettings
 from shared.patching.settings import PatchingSettings
 from shared.settings import Settings
-from shared.shards.manifest import PatcherIdentity
+from shared.shards.manifest import EntropyModelIdentity
 
 # ---- Configurations that others wrote.
 
@@ -34,9 +34,9 @@ class Record(Settings):
     """What only our own settings say: which of two equal spellings they had, and how patches were found in training."""
 
     model: BltSettings
-    patcher: EntropyModelSettings
+    entropy_model: EntropyModelSettings
     patching: PatchingSettings
-    patcher_identity: PatcherIdentity
+    entropy_model_identity: EntropyModelIdentity
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Described:
     """A model, its entropy model, and how patches are found, in our settings."""
 
     model: BltSettings
-    patcher: EntropyModelSettings
+    entropy_model: EntropyModelSettings
     patching: PatchingSettings
-    patcher_identity: PatcherIdentity | None = None
+    entropy_model_identity: EntropyModelIdentity | None = None
     """From our own record, where the folder has one that agrees with the rest."""
     tied: bool = False
     """The first embedding and the last projection are one tensor."""

@@ -223,7 +223,10 @@ def _as_recorded(found: Described, values: Mapping[str, Any]) -> Described:
     try:
         record = Record.model_validate(values.get(RECORD_KEY))
         theta = record.patching.theta
-        ours, theirs = hf_config(record.model, record.patcher, theta), hf_config(found.model, found.patcher, theta)
+        ours, theirs = (
+            hf_config(record.model, record.entropy_model, theta),
+            hf_config(found.model, found.entropy_model, theta),
+        )
     except (ValidationError, InteropError):
         return found
     # A recorded longest patch is not in their keys; whoever put one there since meant it.
@@ -233,7 +236,7 @@ def _as_recorded(found: Described, values: Mapping[str, Any]) -> Described:
     return replace(
         found,
         model=record.model,
-        patcher=record.patcher,
+        entropy_model=record.entropy_model,
         patching=record.patching,
-        patcher_identity=record.patcher_identity,
+        entropy_model_identity=record.entropy_model_identity,
     )

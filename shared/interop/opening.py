@@ -25,7 +25,7 @@ class ForeignFolder:
     layout: Literal["transformers", "reference"]
     described: Described
     model: Contents
-    patcher: Contents
+    entropy_model: Contents
     files: tuple[Path, ...]
     """Everything that was read."""
 
@@ -53,14 +53,14 @@ def open_foreign(folder: Path, entropy_model: Path | None = None, theta: float |
 def _open_hf(folder: Path, theta: float | None) -> ForeignFolder:
     path = folder / CONFIG_FILE
     described, source = read_hf_config(read_json(path), theta), TensorFolder(folder)
-    for settings in (described.model, described.patcher):
+    for settings in (described.model, described.entropy_model):
         check_layers(settings, len(source.names()), str(folder))
-    model, patcher = parts(described.model, HF), parts(described.patcher, HF)
+    model, entropy_model = parts(described.model, HF), parts(described.entropy_model, HF)
     if described.tied:
         model = _untied(model, source)
-    check(source, shapes(model) | shapes(patcher))
+    check(source, shapes(model) | shapes(entropy_model))
     files = (path, *source.files())
-    return ForeignFolder("transformers", described, join(source, model), join(source, patcher), files)
+    return ForeignFolder("transformers", described, join(source, model), join(source, entropy_model), files)
 
 
 def _untied(model: Sequence[Part], source: TensorSource) -> list[Part]:
@@ -77,7 +77,9 @@ def _open_reference(folder: Path, entropy_model: Path | None, theta: float | Non
     except ValidationError as error:
         raise InteropError(first_problem(error)) from None
     described = found.described
-    model, patcher = parts(described.model, REFERENCE), parts(described.patcher, REFERENCE)
+    model, entropy_parts = parts(described.model, REFERENCE), parts(described.entropy_model, REFERENCE)
     check(found.blt, shapes(model))
-    check(found.patcher, shapes(patcher))
-    return ForeignFolder("reference", described, join(found.blt, model), join(found.patcher, patcher), found.files)
+    check(found.entropy_model, shapes(entropy_parts))
+    return ForeignFolder(
+        "reference", described, join(found.blt, model), join(found.entropy_model, entropy_parts), found.files
+    )

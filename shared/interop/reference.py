@@ -125,7 +125,7 @@ class ReferenceFolder:
 
     described: Described
     blt: TensorSource
-    patcher: TensorSource
+    entropy_model: TensorSource
     files: tuple[Path, ...]
 
 

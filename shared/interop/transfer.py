@@ -13,7 +13,7 @@ Produce = Callable[[str], Tensor | Iterable[Tensor]]
 Contents = tuple[list[Entry], Produce]
 """The plan of a file, and what makes each of its tensors."""
 _BUFFERS = ("rotary_emb.inv_freq", "rope.freqs_cis")
-"""Tables of rotary positions that some files hold: worked out from the settings, not learnt."""
+"""Tables of rotary positions that some files hold: worked out from the settings, not learned."""
 
 
 class Tensors:
@@ -93,15 +93,15 @@ def _whole(correspondence: Iterable[Part]) -> dict[str, tuple[int, ...]]:
 def to_hf_state(
     state: Mapping[str, Tensor],
     settings: BltSettings,
-    patcher_state: Mapping[str, Tensor] | None = None,
-    patcher_settings: EntropyModelSettings | None = None,
+    entropy_model_state: Mapping[str, Tensor] | None = None,
+    entropy_model_settings: EntropyModelSettings | None = None,
 ) -> dict[str, Tensor]:
     """The state of a BLT, and of the entropy model that finds its patches, as a state of `BltForCausalLM`: views."""
     out: dict[str, Tensor] = {}
     models: list[tuple[Mapping[str, Tensor], BltSettings | EntropyModelSettings]] = [(state, settings)]
-    if patcher_state is not None:
-        assert patcher_settings is not None, "the state of a patcher comes with its settings"
-        models.append((patcher_state, patcher_settings))
+    if entropy_model_state is not None:
+        assert entropy_model_settings is not None, "the state of an entropy model comes with its settings"
+        models.append((entropy_model_state, entropy_model_settings))
     for tensors, described in models:
         plan, produce = split(Tensors(tensors), parts(described, HF), torch.float32)
         out |= {name: _one(produce(name)) for name, _, _ in plan}
@@ -109,19 +109,19 @@ def to_hf_state(
 
 
 def from_hf_state(
-    state: Mapping[str, Tensor], settings: BltSettings, patcher_settings: EntropyModelSettings | None = None
+    state: Mapping[str, Tensor], settings: BltSettings, entropy_model_settings: EntropyModelSettings | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The states of a BLT and of its entropy model (empty without its settings) from that of `BltForCausalLM`.
 
     Raises InteropError as `check` does.
     """
-    if patcher_settings is None:
+    if entropy_model_settings is None:
         state = {name: tensor for name, tensor in state.items() if not name.startswith(HF.patcher)}
-    correspondences = [parts(settings, HF), parts(patcher_settings, HF) if patcher_settings else []]
+    correspondences = [parts(settings, HF), parts(entropy_model_settings, HF) if entropy_model_settings else []]
     check(Tensors(state), shapes(correspondences[0]) | shapes(correspondences[1]))
     joined = [join(Tensors(state), correspondence) for correspondence in correspondences]
-    blt, patcher = ({name: _one(produce(name)) for name, _, _ in plan} for plan, produce in joined)
-    return blt, patcher
+    blt, entropy_model = ({name: _one(produce(name)) for name, _, _ in plan} for plan, produce in joined)
+    return blt, entropy_model
 
 
 def _one(made: Tensor | Iterable[Tensor]) -> Tensor:

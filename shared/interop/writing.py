@@ -14,7 +14,7 @@ from shared.interop.hf_config import check_rule, generation_config, hf_config
 from shared.interop.names import HF, parts
 from shared.interop.transfer import Contents, both, split
 from shared.io.files import whole_folder, write_atomic
-from shared.model_folder.identity import CONFIG_FILE, PATCHER_FOLDER
+from shared.model_folder.identity import CONFIG_FILE, ENTROPY_MODEL_FOLDER
 from shared.model_folder.tensors import TensorFolder, write_sharded
 from shared.vocabulary import BOE, BOS, EOS, OFFSET, RESERVED, VOCABULARY_SIZE
 
@@ -85,7 +85,7 @@ def write_hf_folder(
     shard_bytes: int = 5_000_000_000,
     watch: Callable[[Contents], Contents] = lambda contents: contents,
 ) -> None:
-    """Write the model in a folder, and the entropy model in its patcher/, for `AutoModelForCausalLM`.
+    """Write the model in a folder, and the entropy model in its entropy_model/, for `AutoModelForCausalLM`.
 
     Args:
         out: where nothing is yet; it appears when it is complete.
@@ -94,22 +94,24 @@ def write_hf_folder(
         watch: wraps what will be written, for instance to show how far it is.
 
     A model with named special ids finds no patches there by itself, since transformers' entropy model has no rows for
-    these ids: patch lengths are given to it, and the entropy model lies beside it as ours, in patcher/.
+    these ids: patch lengths are given to it, and the entropy model lies beside it as ours, in entropy_model/.
 
     Raises InteropError with the reason for what transformers cannot hold.
     """
     check_rule(record.patching)
     specials = record.model.specials
-    inside, theta = (None, None) if specials else (record.patcher, record.patching.theta)
+    inside, theta = (None, None) if specials else (record.entropy_model, record.patching.theta)
     config = hf_config(record.model, inside, theta, record)
     contents = split(TensorFolder(folder), parts(record.model, HF), dtype)
     if not specials:
-        patcher = split(TensorFolder(folder / PATCHER_FOLDER), parts(record.patcher, HF), torch.float32)
-        contents = both(contents, patcher)
+        entropy_model = split(
+            TensorFolder(folder / ENTROPY_MODEL_FOLDER), parts(record.entropy_model, HF), torch.float32
+        )
+        contents = both(contents, entropy_model)
     plan, produce = watch(contents)
     with whole_folder(out) as made:
         if specials:
-            shutil.copytree(folder / PATCHER_FOLDER, made / PATCHER_FOLDER)
+            shutil.copytree(folder / ENTROPY_MODEL_FOLDER, made / ENTROPY_MODEL_FOLDER)
         write_sharded(made, plan, produce, shard_bytes, {"format": "pt"})
         for name, content in (
             (CONFIG_FILE, config),

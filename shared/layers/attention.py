@@ -33,11 +33,11 @@ def _options_of(kernel: Callable[..., Any] | None) -> frozenset[str]:
 _OPTIONS = _options_of(varlen_attn)  # looked up once, and not while a block is compiled
 
 
-def stretches(documents: Segments, opening: Tensor | None = None) -> Tensor:
-    """int64 [N]: numbers of the stretches of an axis within which attention stays, counted from 1.
+def segment_ids(documents: Segments, opening: Tensor | None = None) -> Tensor:
+    """int64 [N]: numbers of the segments of an axis within which attention stays, counted from 1.
 
     One opens with each document, and where ``opening`` (bool [N]) says. Number 0 is only for a first document whose
-    positions show that it goes on from before: it is the stretch that was open there.
+    positions show that it goes on from before: it is the segment that was open there.
     """
     opens = documents.ids.diff(prepend=documents.ids[:1]) != 0
     opens[:1] = documents.positions[:1] == 0
@@ -45,7 +45,7 @@ def stretches(documents: Segments, opening: Tensor | None = None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Scope:
+class AttentionMask:
     """Who sees whom on one axis: worked out once in a forward pass and shared by its layers.
 
     A position sees itself and what came before it in its own document; with a ``window`` W only the last W of these.
@@ -55,10 +55,10 @@ class Scope:
     window: int | None
     """None: the whole document so far."""
     before: Tensor | None = None
-    """int64 [carried_length(window)], the stretch of each carried key that stands before the axis: 0 for the one still
+    """int64 [carried_length(window)], the segment of each carried key that stands before the axis: 0 for the one still
     open, negative for those closed. None: nothing is carried."""
-    stretches: tuple[Tensor, Tensor] | None = None
-    """int64, the stretches of the N queries and of all keys, for attention in tiles; None where that is not used."""
+    segment_ids: tuple[Tensor, Tensor] | None = None
+    """int64, the segments of the N queries and of all keys, for attention in tiles; None where that is not used."""
     bias: Tensor | None = None
     """fp32 [N/B, 1, B, S]: 0 where a query of a band sees a key, -inf elsewhere; N is rounded up to whole bands.
     None where attention needs no bands."""
@@ -71,27 +71,27 @@ class Scope:
         documents: Segments,
         dtype: torch.dtype,
         window: int | None = None,
-        contexts: Tensor | None = None,
+        context_ids: Tensor | None = None,
         before: Tensor | None = None,
-    ) -> "Scope":
-        """The scope for activations of ``dtype``; ``contexts`` are `stretches` finer than the documents, if any."""
+    ) -> "AttentionMask":
+        """The mask for activations of ``dtype``; ``context_ids`` are `stretches` finer than the documents, if any."""
         device = documents.ids.device
-        if contexts is None and has_kernel(device, dtype):
+        if context_ids is None and has_kernel(device, dtype):
             return cls(documents, window, before, longest=1 << (documents.longest - 1).bit_length())
         if takes_tiles(device):
-            queries = stretches(documents) if contexts is None else contexts
+            queries = segment_ids(documents) if context_ids is None else context_ids
             keys = queries if before is None else torch.cat([before, queries])
             return cls(documents, window, before, (queries, keys))
         if window is None:
             return cls(documents, None)
-        contexts = stretches(documents) if contexts is None else contexts
+        context_ids = segment_ids(documents) if context_ids is None else context_ids
         reach = carried_length(window)
-        outside = contexts.new_full((reach,), -1) if before is None else before
+        outside = context_ids.new_full((reach,), -1) if before is None else before
         # Padded positions see each other only, so that no row is without a key.
-        contexts = F.pad(contexts, (0, -len(contexts) % BAND), value=torch.iinfo(torch.int64).max)
-        keys = torch.cat([outside, contexts]).unfold(0, reach + BAND, BAND)
+        context_ids = F.pad(context_ids, (0, -len(context_ids) % BAND), value=torch.iinfo(torch.int64).max)
+        keys = torch.cat([outside, context_ids]).unfold(0, reach + BAND, BAND)
         distance = torch.arange(BAND, device=device)[:, None] + reach - torch.arange(reach + BAND, device=device)
-        seen = contexts.view(-1, BAND, 1) == keys[:, None]
+        seen = context_ids.view(-1, BAND, 1) == keys[:, None]
         seen &= (distance >= 0) & (distance < window)
         bias = torch.zeros(seen.shape, device=device).masked_fill_(~seen, float("-inf"))[:, None]
         return cls(documents, window, before, None, bias)
@@ -107,40 +107,40 @@ def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, scope: Scope) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
     """Causal softmax attention within each document: the one self-attention primitive.
 
     Args:
         q: [N, H, C].
-        k, v: [N, G, C], H a multiple of G; with ``scope.before`` the carried ones stand before these N.
+        k, v: [N, G, C], H a multiple of G; with ``mask.before`` the carried ones stand before these N.
 
     Returns:
         [N, H, C] in the dtype of q. Memory is linear in N; so is time, but without a window it is quadratic in each
         document.
     """
-    if scope.stretches is not None:
-        return tiled_attention(q.float(), k.float(), v.float(), *scope.stretches, scope.window).to(q.dtype)
-    if scope.bias is None and has_kernel(q.device, q.dtype):
-        return _variable_length(q, k, v, scope)
+    if mask.segment_ids is not None:
+        return tiled_attention(q.float(), k.float(), v.float(), *mask.segment_ids, mask.window).to(q.dtype)
+    if mask.bias is None and has_kernel(q.device, q.dtype):
+        return _variable_length(q, k, v, mask)
     # Without the kernel scores are computed in fp32 whatever the parameters are.
     wide = q.float(), _repeat_heads(k.float(), q.shape[1]), _repeat_heads(v.float(), q.shape[1])
-    out = _by_document(*wide, scope.documents.lengths) if scope.window is None else _banded(*wide, scope)
+    out = _by_document(*wide, mask.documents.lengths) if mask.window is None else _banded(*wide, mask)
     return out.to(q.dtype)
 
 
-def _banded(q: Tensor, k: Tensor, v: Tensor, scope: Scope) -> Tensor:
+def _banded(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
     """Each band of queries against its own keys and those that its window reaches."""
-    assert scope.window is not None and scope.bias is not None  # noqa: PT018
+    assert mask.window is not None and mask.bias is not None  # noqa: PT018
     n, heads, width = q.shape
-    reach, ragged = carried_length(scope.window), -n % BAND
-    front = reach if scope.before is None else 0
+    reach, ragged = carried_length(mask.window), -n % BAND
+    front = reach if mask.before is None else 0
     if ragged:
         q = F.pad(q, (0, 0, 0, 0, 0, ragged))
     if front or ragged:
         k, v = (F.pad(x, (0, 0, 0, 0, front, ragged)) for x in (k, v))
     bands = q.view(-1, BAND, heads, width).transpose(1, 2)
     out = F.scaled_dot_product_attention(
-        bands, _Overlapping.apply(k, reach + BAND), _Overlapping.apply(v, reach + BAND), attn_mask=scope.bias
+        bands, _Overlapping.apply(k, reach + BAND), _Overlapping.apply(v, reach + BAND), attn_mask=mask.bias
     )
     return out.transpose(1, 2).reshape(-1, heads, width)[:n]
 
@@ -180,7 +180,7 @@ def _repeat_heads(x: Tensor, heads: int) -> Tensor:
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
 
 
-def _variable_length(q: Tensor, k: Tensor, v: Tensor, scope: Scope) -> Tensor:
+def _variable_length(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
     """The fused kernel for accelerators: documents by their offsets, a window by (W - 1, 0).
 
     A kernel without ``enable_gqa`` gets key/value heads repeated. Splits of the keys depend on the longest document, so
@@ -188,12 +188,12 @@ def _variable_length(q: Tensor, k: Tensor, v: Tensor, scope: Scope) -> Tensor:
     2.11 has it, splits only where query heads share a key/value head, which then none do.
     """
     assert varlen_attn is not None
-    documents = scope.documents
-    offsets, longest = documents.offsets, scope.longest
-    if scope.before is not None:
+    documents = mask.documents
+    offsets, longest = documents.offsets, mask.longest
+    if mask.before is not None:
         # Keys of the first document begin with those carried for it; bottom-right causal alignment does the rest.
-        reach = len(scope.before)
-        continues = (documents.positions[0] > 0) & (scope.before == 0)
+        reach = len(mask.before)
+        continues = (documents.positions[0] > 0) & (mask.before == 0)
         offsets = offsets + reach
         offsets[0] -= continues.sum().to(offsets.dtype)
         longest += reach
@@ -204,7 +204,7 @@ def _variable_length(q: Tensor, k: Tensor, v: Tensor, scope: Scope) -> Tensor:
         options["enable_gqa"] = q.shape[1] != k.shape[1]
     else:
         k, v = _repeat_heads(k, q.shape[1]), _repeat_heads(v, q.shape[1])
-    window = (-1 if scope.window is None else scope.window - 1, 0)
-    out = varlen_attn(q, k, v, documents.offsets, offsets, scope.longest, longest, window_size=window, **options)
+    window = (-1 if mask.window is None else mask.window - 1, 0)
+    out = varlen_attn(q, k, v, documents.offsets, offsets, mask.longest, longest, window_size=window, **options)
     assert isinstance(out, Tensor)
     return out

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.layers.attention import Scope, attention
-from shared.layers.fused_ops import rms_norm, swiglu, turn
+from shared.layers.attention import AttentionMask, attention
+from shared.layers.fused_ops import apply_rotary, rms_norm, swiglu
 from shared.model_settings import StackSettings
 
 M = TypeVar("M", bound=nn.Module)
@@ -110,23 +110,23 @@ class Block(nn.Module):
         self.gate_up = Linear(width, settings.hidden, settings.hidden)
         self.down = Linear(settings.hidden, width)
 
-    def forward(self, x: Tensor, rotation: Tensor, scope: Scope) -> Tensor:
+    def forward(self, x: Tensor, rotation: Tensor, mask: AttentionMask) -> Tensor:
         """[N, D] -> [N, D]; ``rotation`` from `rotary`."""
         q, k, v = self.project(x, rotation)
-        return self.finish(x, attention(q, k, v, scope))
+        return self.finish(x, attention(q, k, v, mask))
 
     def forward_with_cache(
-        self, x: Tensor, rotation: Tensor, scope: Scope, keys: Tensor, values: Tensor
+        self, x: Tensor, rotation: Tensor, mask: AttentionMask, keys: Tensor, values: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The same with keys and values [R, G, C] carried from before; returns x and the last R of both."""
         q, k, v = self.project(x, rotation)
         k, v = torch.cat([keys, k]), torch.cat([values, v])
-        return self.finish(x, attention(q, k, v, scope)), k[len(k) - len(keys) :], v[len(v) - len(keys) :]
+        return self.finish(x, attention(q, k, v, mask)), k[len(k) - len(keys) :], v[len(v) - len(keys) :]
 
     def project(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What attention takes: [N, D] -> queries [N, H, C], keys and values [N, G, C], queries and keys turned."""
         heads = self.qkv(self.attention_norm(x)).unflatten(-1, (-1, self.head_width))
-        return turn(heads, rotation, self.heads, self.kv_heads)
+        return apply_rotary(heads, rotation, self.heads, self.kv_heads)
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """What follows attention: [N, D], [N, H, C] -> [N, D]."""
@@ -147,9 +147,9 @@ class Stack(nn.Module):
         self.settings = settings
         self.blocks = blocks(settings)
 
-    def forward(self, x: Tensor, positions: Tensor, scope: Scope) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor, mask: AttentionMask) -> Tensor:
         """[N, D] at positions int64 [N] -> [N, D]."""
         rotation = rotary(positions, self.settings.head_width, self.settings.rope_theta)
         for block in self.blocks:
-            x = block(x, rotation, scope)
+            x = block(x, rotation, mask)
         return x

@@ -83,7 +83,7 @@ class _SwiGlu(torch.autograd.Function):
         return total
 
 
-def turn(heads: Tensor, rotation: Tensor, queries: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
+def apply_rotary(heads: Tensor, rotation: Tensor, queries: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values from heads [N, H, C] in that order, the first two turned by ``rotation`` [N, C/2]."""
     if use_custom_backward(heads):
         return _with_backward(_Turn, heads, rotation, queries, keys)

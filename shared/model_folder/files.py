@@ -1,6 +1,6 @@
 """Model folders: weights (safetensors, fp32) and settings (JSON), written whole or not at all.
 
-FOLDER/model.safetensors  FOLDER/config.json  [FOLDER/patcher/, an entropy model's folder]  [FOLDER/identity.json]
+FOLDER/model.safetensors  FOLDER/config.json  [FOLDER/entropy_model/, an entropy model's folder]  [FOLDER/identity.json]
 [FOLDER/tokenizer/, of the tokens that a model reads instead of bytes]
 """
 
@@ -21,7 +21,7 @@ from shared.io.files import check_folder, naming, sync
 from shared.layers.blocks import cast_model
 from shared.model_folder.identity import (
     CONFIG_FILE,
-    PATCHER_FOLDER,
+    ENTROPY_MODEL_FOLDER,
     TOKENIZER_FOLDER,
     WEIGHTS_FILE,
     PackedModel,
@@ -66,14 +66,14 @@ def save_model(
     model: nn.Module | Mapping[str, Tensor],
     settings: AnyModelSettings,
     folder: str | Path,
-    patcher: str | Path | None = None,
+    entropy_model: str | Path | None = None,
     tokenizer: str | Path | None = None,
 ) -> None:
     """Write a model folder, replacing one that is there only once the new one is complete.
 
     Args:
         model: a model, or its full state (name -> tensor).
-        patcher: the folder of the entropy model that found the patches, copied along (law 7).
+        entropy model: the folder of the entropy model that found the patches, copied along (law 7).
         tokenizer: the folder of the tokenizer whose tokens the model reads, copied along.
     """
     folder = Path(folder)
@@ -89,8 +89,8 @@ def save_model(
             plan = [(name, tensor.shape, tensor.dtype) for name, tensor in weights.items()]
             write_tensors(temporary / WEIGHTS_FILE, plan, lambda name: weights[name])
             (temporary / CONFIG_FILE).write_text(canonical_settings(settings))
-            if patcher is not None:
-                _copy(Path(patcher), temporary / PATCHER_FOLDER)
+            if entropy_model is not None:
+                _copy(Path(entropy_model), temporary / ENTROPY_MODEL_FOLDER)
             if tokenizer is not None:
                 _copy(Path(tokenizer), temporary / TOKENIZER_FOLDER)
             for path in temporary.rglob("*"):
@@ -119,7 +119,7 @@ def _copy(source: Path, target: Path) -> None:
 def _is_ours(folder: Path) -> bool:
     """Whether a folder is a model's and holds nothing else, so that it may be replaced."""
     names = {path.name for path in folder.iterdir()}
-    known = {CONFIG_FILE, WEIGHTS_FILE, PATCHER_FOLDER, TOKENIZER_FOLDER, "identity.json", "recipe.toml"}
+    known = {CONFIG_FILE, WEIGHTS_FILE, ENTROPY_MODEL_FOLDER, TOKENIZER_FOLDER, "identity.json", "recipe.toml"}
     return {CONFIG_FILE, WEIGHTS_FILE} <= names <= known
 
 

@@ -16,7 +16,7 @@ from shared.model_settings import AnyModelSettings, ModelSettings
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
-PATCHER_FOLDER = "patcher"
+ENTROPY_MODEL_FOLDER = "entropy_model"
 TOKENIZER_FOLDER = "tokenizer"
 
 _ADAPTER: TypeAdapter[AnyModelSettings] = TypeAdapter(ModelSettings)

@@ -5,7 +5,7 @@ Shapes: T tokens, P patches, K vectors a patch, D local width, V vocabulary.
 
 from torch import Tensor, nn
 
-from shared.layers.attention import Scope
+from shared.layers.attention import AttentionMask
 from shared.layers.batch import Patches, Segments
 from shared.layers.blocks import Linear, blocks, rotary
 from shared.layers.ngrams import NgramEmbedding
@@ -29,9 +29,9 @@ class GlobalTransformer(nn.Module):
         if self.input_projection is not None:
             x = self.input_projection(x)
         rotation = rotary(documents.positions, self.settings.head_width, self.settings.rope_theta)
-        scope = Scope.of(documents, x.dtype)
+        mask = AttentionMask.of(documents, x.dtype)
         for block in self.blocks:
-            x = block(x, rotation, scope)
+            x = block(x, rotation, mask)
         return x
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shared.layers.attention import Scope, stretches
+from shared.layers.attention import AttentionMask, segment_ids
 from shared.layers.batch import Segments
 from shared.layers.blocks import Block, compute_dtype
 from shared.layers.tile_sizes import carried_length
@@ -21,7 +21,7 @@ from shared.vocabulary import NEWLINE
 class KVCache:
     """What one stream leaves to the next: the only state of scoring and of byte-by-byte generation."""
 
-    contexts: Tensor
+    context_ids: Tensor
     """int64 [R], the context of each carried position: 0 for the one still open, negative for those closed before."""
     keys: tuple[Tensor, ...]
     """Per layer [R, G, C]."""
@@ -39,17 +39,17 @@ class EntropyModel(FlatTransformer):
 
         Equal to one long stream: exact for a document of any length, in bounded memory.
         """
-        contexts = self.contexts(ids, documents)
+        context_ids = self.context_ids(ids, documents)
         x, rotation = self.embed(ids), self.rotation(documents)
-        scope = Scope.of(documents, x.dtype, self.settings.window, contexts, carry.contexts)
+        mask = AttentionMask.of(documents, x.dtype, self.settings.window, context_ids, carry.context_ids)
         keys, values = [], []
         for block, k, v in zip(self.blocks, carry.keys, carry.values):
             assert isinstance(block, Block)
-            x, k, v = block.forward_with_cache(x, rotation, scope, k, v)
+            x, k, v = block.forward_with_cache(x, rotation, mask, k, v)
             keys.append(k)
             values.append(v)
-        numbered = contexts if contexts is not None else stretches(documents)
-        left = torch.cat([carry.contexts, numbered])[len(numbered) :] - numbered[-1]
+        numbered = context_ids if context_ids is not None else segment_ids(documents)
+        left = torch.cat([carry.context_ids, numbered])[len(numbered) :] - numbered[-1]
         return self.logits(x), KVCache(left, tuple(keys), tuple(values))
 
     def empty_carry(self) -> KVCache:
@@ -62,8 +62,8 @@ class EntropyModel(FlatTransformer):
             torch.full((reach,), -1, device=weight.device, dtype=torch.int64), (nothing,) * layers, (nothing,) * layers
         )
 
-    def contexts(self, ids: Tensor, documents: Segments) -> Tensor | None:
-        return stretches(documents, ids == NEWLINE) if self.settings.newline_reset else None
+    def context_ids(self, ids: Tensor, documents: Segments) -> Tensor | None:
+        return segment_ids(documents, ids == NEWLINE) if self.settings.newline_reset else None
 
 
 def entropy(logits: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Shapes: T tokens, P patches, K vectors a patch, D local width, V vocabulary.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.layers.attention import Scope
+from shared.layers.attention import AttentionMask
 from shared.layers.batch import Patches, Segments
 from shared.layers.blocks import Embedding, Linear, RMSNorm, blocks, rotary
 from shared.layers.cross_attention import BytesReadPatches, PatchesReadBytes
@@ -43,10 +43,10 @@ class LocalEncoder(nn.Module):
         x = self.embedding(ids)
         x = x + ngrams.to(x.dtype)
         rotation = rotary(documents.positions, stack.head_width, stack.rope_theta)
-        scope = Scope.of(documents, x.dtype, self.settings.window)
+        mask = AttentionMask.of(documents, x.dtype, self.settings.window)
         vectors = None
         for layer, block in enumerate(self.blocks):
-            x = block(x, rotation, scope)
+            x = block(x, rotation, mask)
             if layer < self.first:
                 continue
             if vectors is None:
@@ -75,11 +75,11 @@ class LocalDecoder(nn.Module):
         stack = self.settings.decoder
         vectors = self.patch_projection(global_states).unflatten(-1, (self.settings.queries, stack.width))
         rotation = rotary(documents.positions, stack.head_width, stack.rope_theta)
-        scope = Scope.of(documents, x.dtype, self.settings.window)
+        mask = AttentionMask.of(documents, x.dtype, self.settings.window)
         for layer, block in enumerate(self.blocks):
             if layer < len(self.cross):
                 x = self.cross[layer](x, vectors, patches.of_decoder)
-            x = block(x, rotation, scope)
+            x = block(x, rotation, mask)
         return self.logits(x)
 
     def logits(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.layers.attention import Scope, stretches
+from shared.layers.attention import AttentionMask, segment_ids
 from shared.layers.batch import Patches, Segments
 from shared.layers.blocks import Embedding, Linear, RMSNorm, Stack
 from shared.model_settings import MegaByteSettings
@@ -44,11 +44,11 @@ class MegaByte(nn.Module):
         x = self.projection(pieces.index_select(0, patches.of_decoder * self.settings.patch + place))
         # A byte of the patch before says nothing here that the global model has not said. Embeddings begin with a size
         # of width^-0.5, global states with one of about 1: without the factor (Vaswani et al. 2017, section 3.4) the
-        # bytes would be drowned, and little be learnt for long.
+        # bytes would be drowned, and little be learned for long.
         x = x + self.settings.local.width**0.5 * self.embedding(torch.where(place == 0, START, ids))
-        contexts = stretches(documents, place == 0)
+        context_ids = segment_ids(documents, place == 0)
         # As far as a stretch goes: the window hides nothing, and keeps tiles small.
-        x = self.local(x, place, Scope.of(documents, x.dtype, self.settings.patch, contexts))
+        x = self.local(x, place, AttentionMask.of(documents, x.dtype, self.settings.patch, context_ids))
         return F.linear(self.norm(x).float(), self.head.weight.float())
 
     def read_patches(self, ids: Tensor, documents: Segments, patches: Patches) -> Tensor:
@@ -62,6 +62,6 @@ class MegaByte(nn.Module):
         place = (documents.positions - 1).clamp(min=0) % size
         side_by_side = x.new_zeros(patches.count * size, x.shape[1])
         side_by_side = side_by_side.index_copy(0, patches.of_token * size + place, x)
-        scope = Scope.of(patches.documents, x.dtype)
-        states = self.global_(side_by_side.view(patches.count, -1), patches.documents.positions, scope)
+        mask = AttentionMask.of(patches.documents, x.dtype)
+        states = self.global_(side_by_side.view(patches.count, -1), patches.documents.positions, mask)
         return states.view(patches.count * size, -1)

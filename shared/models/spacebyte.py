@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.layers.attention import Scope
+from shared.layers.attention import AttentionMask
 from shared.layers.batch import Patches, Segments
 from shared.layers.blocks import Embedding, Linear, RMSNorm, Stack
 from shared.model_settings import SpaceByteSettings
@@ -32,10 +32,10 @@ class SpaceByte(nn.Module):
     def forward(self, ids: Tensor, documents: Segments, patches: Patches) -> Tensor:
         """ids int64 [T] -> logits fp32 [T, V]: at each token those of the next one."""
         x = self.embedding(ids)
-        scope = Scope.of(documents, x.dtype, self.settings.window)
-        x = self.before(x, documents.positions, scope)
+        mask = AttentionMask.of(documents, x.dtype, self.settings.window)
+        x = self.before(x, documents.positions, mask)
         x = self.add_global(x, patches)
-        x = self.after(x, documents.positions, scope)
+        x = self.after(x, documents.positions, mask)
         return F.linear(self.norm(x).float(), self.head.weight.float())
 
     def add_global(self, x: Tensor, patches: Patches) -> Tensor:
@@ -46,7 +46,7 @@ class SpaceByte(nn.Module):
         count, width = patches.count, self.settings.width
         last = torch.searchsorted(patches.of_token, torch.arange(count, device=x.device), right=True) - 1
         y = F.pad(x.index_select(0, last), (0, self.settings.global_.width - width))
-        y = self.global_(y, patches.documents.positions, Scope.of(patches.documents, x.dtype))
+        y = self.global_(y, patches.documents.positions, AttentionMask.of(patches.documents, x.dtype))
         # The last patch of a document may go on after its last token, and patches of padding own no token.
         complete = patches.of_decoder.index_select(0, last) == torch.arange(count, device=x.device)
         return x.index_add(0, last, y[:, :width] * complete[:, None])

@@ -6,7 +6,7 @@ Shapes: T tokens, D width, V vocabulary.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.layers.attention import Scope
+from shared.layers.attention import AttentionMask
 from shared.layers.batch import Segments
 from shared.layers.blocks import Embedding, Linear, RMSNorm, blocks, rotary
 from shared.model_settings import EntropyModelSettings, FlatSettings
@@ -27,16 +27,16 @@ class FlatTransformer(nn.Module):
     def forward(self, ids: Tensor, documents: Segments) -> Tensor:
         """ids int64 [T] -> logits fp32 [T, V]; documents do not see one another."""
         x, rotation = self.embed(ids), self.rotation(documents)
-        scope = Scope.of(documents, x.dtype, self.settings.window, self.contexts(ids, documents))
+        mask = AttentionMask.of(documents, x.dtype, self.settings.window, self.context_ids(ids, documents))
         for block in self.blocks:
-            x = block(x, rotation, scope)
+            x = block(x, rotation, mask)
         return self.logits(x)
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids int64 [N] -> [N, D]. Over bytes it knows no named special id and meets each as RESERVED."""
         return self.embedding(without_named(ids) if self.settings.vocabulary == VOCABULARY_SIZE else ids)
 
-    def contexts(self, ids: Tensor, documents: Segments) -> Tensor | None:
+    def context_ids(self, ids: Tensor, documents: Segments) -> Tensor | None:
         """int64 [T], `stretches` finer than the documents within which attention stays; None: there are none."""
         return None
 

@@ -52,15 +52,15 @@ class RaggedSpans:
         return Spans(self.all.ends[own], self.all.specials[own], self.all.losses[own])
 
     def counts(self, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """int64 [rows] each: tokens of the body, and bytes that are learnt; sizes are the bytes of each text."""
+        """int64 [rows] each: tokens of the body, and bytes that are targets; sizes are the bytes of each text."""
         spans = np.diff(self.bounds)
         row = np.repeat(np.arange(len(spans)), spans)
         step = np.diff(self.all.ends, prepend=0)
         begun = self.bounds[:-1][spans > 0]
         step[begun] = self.all.ends[begun]
         named = np.bincount(row, self.all.specials != NO_SPECIAL, len(spans)).astype(np.int64)
-        learnt = np.bincount(row, step * self.all.losses, len(spans)).astype(np.int64)
-        return sizes + named, np.where(self.present, learnt, sizes)
+        target_bytes = np.bincount(row, step * self.all.losses, len(spans)).astype(np.int64)
+        return sizes + named, np.where(self.present, target_bytes, sizes)
 
     def problem(self, sizes: np.ndarray) -> tuple[int, str] | None:
         """The first row whose spans are none of its text, and why; sizes int64 [rows] are the bytes of each text."""

@@ -21,7 +21,7 @@ class ContentHash:
     """Sum over documents of sha256(subset, NUL, text) modulo 2^256: the same in every order and every sharding.
 
     Of a document with spans it is sha256(that, sha256 of 2 id + loss of each token of its body as uint16 LE, and of
-    EOS): special ids and what is learnt are part of the content, where a span was cut is not.
+    EOS): special ids and which tokens are targets are part of the content, where a span was cut is not.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class ContentHash:
 
 def marked_tokens(text: bytes, spans: Spans) -> bytes:
     """2 id + loss of each token of a body, uint16 LE."""
-    return (2 * spans.tokens(text).astype(np.int32) + spans.learnt()).astype("<u2").tobytes()
+    return (2 * spans.tokens(text).astype(np.int32) + spans.target_mask()).astype("<u2").tobytes()
 
 
 def add_content_hashes(hashes: Iterable[str]) -> str:

@@ -23,7 +23,7 @@ from shared.shards.formats.sidecar import SidecarReader, sidecar_name
 from shared.shards.formats.webdataset import TarReader
 from shared.shards.index import ROW_BYTES, SPARE_BYTES, ShardIndex, difference, index_name, read_index, subset_totals
 from shared.shards.manifest import (
-    PATCHER_FOLDER,
+    ENTROPY_MODEL_FOLDER,
     TOKENIZER_FOLDER,
     Manifest,
     ShardEntry,
@@ -51,7 +51,7 @@ class DatasetIndex:
     tokens: np.ndarray
     """int64, of the body: bytes, and special ids between them."""
     targets: np.ndarray
-    """int64, tokens that are learnt, EOS among them."""
+    """int64, tokens that are targets, EOS among them."""
     learnt_bytes: np.ndarray
     """int64, of text among the targets."""
     patches: np.ndarray
@@ -107,9 +107,9 @@ class Dataset:
         return str(self.folder)
 
     @property
-    def patcher(self) -> Path:
+    def entropy_model(self) -> Path:
         """Folder of the entropy model that found the patches, if one did."""
-        return self.folder / PATCHER_FOLDER
+        return self.folder / ENTROPY_MODEL_FOLDER
 
     @property
     def tokenizer(self) -> Path:

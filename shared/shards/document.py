@@ -34,7 +34,7 @@ class Row:
     meta: str | None = None
     """JSON that came with the record, passed through."""
     spans: Spans | None = None
-    """Special ids between the bytes, and what is learnt; None: plain text. Of all parts of a document or of none."""
+    """Special ids between the bytes, and which tokens are targets; None: plain text. Of all parts or of none."""
 
     @property
     def size(self) -> int:
@@ -46,18 +46,18 @@ class Row:
         body = byte_tokens(self.text) if self.spans is None else self.spans.tokens(self.text)
         return np.concatenate([np.array([BOS][self.part :], np.int16), body, np.array([EOS] * last, np.int16)])
 
-    def learnt(self, last: bool) -> np.ndarray:
+    def target_mask(self, last: bool) -> np.ndarray:
         """bool: which of ``tokens`` are targets. BOS, which nothing predicts, is none."""
-        learnt = np.ones(self.size + (self.part == 0) + last, bool)
-        learnt[: int(self.part == 0)] = False
+        is_target = np.ones(self.size + (self.part == 0) + last, bool)
+        is_target[: int(self.part == 0)] = False
         if self.spans is not None:
-            learnt[int(self.part == 0) : len(learnt) - last] = self.spans.learnt()
-            learnt[len(learnt) - last :] = self.spans.last_loss
-        return learnt
+            is_target[int(self.part == 0) : len(is_target) - last] = self.spans.target_mask()
+            is_target[len(is_target) - last :] = self.spans.last_loss
+        return is_target
 
     def targets(self, last: bool) -> int:
-        """Tokens of the row that are learnt: EOS among them if it is the ``last`` and follows what is learnt."""
-        return len(self.text) + last if self.spans is None else int(self.learnt(last).sum())
+        """Tokens of the row that are targets: EOS among them if it is the ``last`` and follows a target."""
+        return len(self.text) + last if self.spans is None else int(self.target_mask(last).sum())
 
     @property
     def learnt_bytes(self) -> int:

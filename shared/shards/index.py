@@ -57,7 +57,7 @@ class ShardIndex:
     tokens: np.ndarray
     """int64, of the body: bytes, and special ids between them."""
     targets: np.ndarray
-    """int64, tokens that are learnt, EOS among them."""
+    """int64, tokens that are targets, EOS among them."""
     learnt_bytes: np.ndarray
     """int64, of text among the targets."""
     patches: np.ndarray
@@ -252,13 +252,13 @@ def difference(columns: BatchColumns, index: ShardIndex, first: int) -> tuple[in
     rows = slice(first, first + len(columns))
     sizes, lengths = columns.texts.ends - columns.texts.starts, columns.lengths
     patches = np.zeros_like(sizes) if lengths is None else (lengths.ends - lengths.starts) // 2
-    bodies, learnt = (sizes, sizes) if columns.all_spans is None else columns.all_spans.counts(sizes)
+    bodies, target_bytes = (sizes, sizes) if columns.all_spans is None else columns.all_spans.counts(sizes)
     for what, found, wanted in (
         ("bytes of text", sizes, index.bytes[rows]),
         ("as its part number", columns.parts, index.part[rows]),
         ("patches", patches, index.patches[rows]),
         ("bytes and special ids", bodies, index.tokens[rows]),
-        ("bytes that are learnt", learnt, index.learnt_bytes[rows]),
+        ("bytes that are targets", target_bytes, index.learnt_bytes[rows]),
     ):
         for row in np.flatnonzero(found != wanted)[:1].tolist():
             return row, f"{found[row]} {what}, the index says {wanted[row]}"

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from shared.errors import DatasetError
 from shared.io.files import write_atomic
@@ -16,7 +16,7 @@ from shared.settings import NamesSpecials, Settings, first_problem
 from shared.shards.document import LONGEST_SUBSET
 
 MANIFEST_NAME = "manifest.json"
-PATCHER_FOLDER = "patcher"
+ENTROPY_MODEL_FOLDER = "entropy_model"
 TOKENIZER_FOLDER = "tokenizer"
 
 LONGEST_NAME = 200
@@ -63,8 +63,8 @@ class NumericsClass(Settings):
     """sha256 of the entropies of a fixed stream; empty where nothing was scored yet (an imported model)."""
 
 
-class PatcherIdentity(Settings):
-    """The entropy model whose folder is copied into the dataset as patcher/."""
+class EntropyModelIdentity(Settings):
+    """The entropy model whose folder is copied into the dataset as entropy_model/."""
 
     sha256: str
     numerics: NumericsClass
@@ -73,12 +73,15 @@ class PatcherIdentity(Settings):
 class DatasetIdentity(NamesSpecials):
     """What made a dataset (law 7), and the names of the special ids in its spans."""
 
+    model_config = ConfigDict(serialize_by_alias=True)
+
     format_version: Literal[1] = 1
     split: Literal["train", "validation"]
     format: ShardFormat
     sidecar: SidecarType
     patching: PatchingSettings
-    patcher: PatcherIdentity | None
+    entropy_model: EntropyModelIdentity | None = Field(validation_alias="patcher", serialization_alias="patcher")
+    """What scored it; the manifest's own name is kept, since it is part of every fingerprint."""
     source: str
     """Digest of the snapshotted inputs and of every option that decides which record goes where."""
 

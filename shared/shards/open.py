@@ -11,8 +11,8 @@ from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE, model_sha256
 from shared.shards.cache import FileCache, Lease, default_cache
 from shared.shards.dataset import Dataset
 from shared.shards.manifest import (
+    ENTROPY_MODEL_FOLDER,
     MANIFEST_NAME,
-    PATCHER_FOLDER,
     TOKENIZER_FOLDER,
     Manifest,
     load_manifest,
@@ -39,18 +39,18 @@ class RemoteDataset(Dataset):
         return self._url
 
     @property
-    def patcher(self) -> Path:
+    def entropy_model(self) -> Path:
         """Folder of the entropy model, fetched unless it is here whole. Other ranks may read it meanwhile.
 
         Raises DatasetError when there is none, StorageError when it does not arrive.
         """
-        patcher = self.manifest.identity.patcher
-        if patcher is None:
+        entropy_model = self.manifest.identity.entropy_model
+        if entropy_model is None:
             raise DatasetError(f"{self._url} was made without an entropy model")
-        folder = self._cache.folder / f"{PATCHER_FOLDER}-{patcher.sha256}"
-        if not _is_whole(folder, patcher.sha256):
+        folder = self._cache.folder / f"{ENTROPY_MODEL_FOLDER}-{entropy_model.sha256}"
+        if not _is_whole(folder, entropy_model.sha256):
             for name in (CONFIG_FILE, WEIGHTS_FILE):
-                write_atomic(folder / name, read_whole(f"{self._url}/{PATCHER_FOLDER}/{name}", MOST_MODEL_BYTES))
+                write_atomic(folder / name, read_whole(f"{self._url}/{ENTROPY_MODEL_FOLDER}/{name}", MOST_MODEL_BYTES))
         return folder
 
     @property

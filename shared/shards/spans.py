@@ -42,7 +42,7 @@ class Spans:
         named = self.specials != NO_SPECIAL
         return np.insert(byte_tokens(text), self.ends[named], self.specials[named].astype(np.int16))
 
-    def learnt(self) -> np.ndarray:
+    def target_mask(self) -> np.ndarray:
         """bool [N], whether each token of the body is a target."""
         return np.repeat(self.losses, self._sizes())
 

@@ -26,17 +26,18 @@ class Turn:
     content: bytes
 
 
-def chat_body(turns: Sequence[Turn], specials: Sequence[str], learnt: Collection[str]) -> tuple[bytes, Spans]:
+def chat_body(turns: Sequence[Turn], specials: Sequence[str], target_roles: Collection[str]) -> tuple[bytes, Spans]:
     """The text of a chat, all contents one after the other, and its spans.
 
-    Contents of the roles in ``learnt`` are targets, and the ends of these turns; the ids that begin turns are none.
+    Contents of the roles in ``target_roles`` are targets, and the ends of these turns; the ids that begin turns are
+    none.
     """
     values: list[tuple[int, int | None, bool]] = []
     size = 0
     for turn in turns:
         values.append((size, special_id(turn.role, specials), False))
         size += len(turn.content)
-        values.append((size, special_id(END, specials), turn.role in learnt))
+        values.append((size, special_id(END, specials), turn.role in target_roles))
     return b"".join(turn.content for turn in turns), spans_of(values)
 
 

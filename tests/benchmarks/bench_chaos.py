@@ -118,7 +118,7 @@ def main(kills: int, megabytes: float) -> None:
         model = build_model(MODEL)
         initialise(model, 1)
         save_model(model, MODEL, folder / "model")
-        options = [folder / "a.jsonl", "--rule", "entropy", "--theta", "3.0", "--patcher", folder / "model"]
+        options = [folder / "a.jsonl", "--rule", "entropy", "--theta", "3.0", "--entropy-model", folder / "model"]
         options += ["--split-bytes", SPLIT_BYTES, "--threads", 1, "--dedup"]
         began = time.monotonic()
         quiet = command("preprocess", *options, "--out", folder / "quiet", "--executor", "inline", "--workers", 1)

@@ -1,8 +1,8 @@
 """Greedy generation against transformers' BltForCausalLM, equal weights: python tests/benchmarks/bench_generation.py
 
 Both write the same bytes after the same prompt, in turn, in one run: transformers with ``use_cache=False`` (its cache
-gives wrong logits), ours from growing documents, plain and with drafts. A model of 21 M parameters and a patcher of
-3.3 M, random weights, a threshold that gives about 4.5 bytes a patch. Nothing is asserted about time.
+gives wrong logits), ours from growing documents, plain and with drafts. A model of 21 M parameters and an entropy model
+of 3.3 M, random weights, a threshold that gives about 4.5 bytes a patch. Nothing is asserted about time.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from shared.models.initialise import initialise
 from shared.patching import PatchingSettings
 from shared.vocabulary import BOS, OFFSET, byte_tokens
 
-PATCHER = EntropyModelSettings(width=256, layers=4, heads=4, feed_forward=704, window=512)
+ENTROPY_MODEL = EntropyModelSettings(width=256, layers=4, heads=4, feed_forward=704, window=512)
 SPECIAL = list(range(OFFSET))
 """Never written: random weights like them as much as bytes."""
 UNCUT = 65_535
@@ -34,8 +34,8 @@ ROWS = 8
 
 
 class Ours:
-    def __init__(self, model: Blt, patcher: EntropyModel) -> None:
-        self.model, self.patcher = model, patcher
+    def __init__(self, model: Blt, entropy_model: EntropyModel) -> None:
+        self.model, self.entropy_model = model, entropy_model
         self.theta = 0.0
         self.forwards = self.starts = 0
         self.drafted = self.accepted = 0
@@ -43,7 +43,7 @@ class Ours:
     def write(self, prompt: np.ndarray, count: int, draft: int = 0) -> tuple[list[int], np.ndarray]:
         """Tokens after the prompt, and the entropies of all of them."""
         rule = PatchingSettings(rule="entropy", theta=self.theta, max_length=UNCUT)
-        documents = DecodingState(self.model, rule, self.patcher)
+        documents = DecodingState(self.model, rule, self.entropy_model)
         _, before = documents.read(prompt[:-1])
         forwards = documents.global_forwards
         assert before is not None
@@ -79,7 +79,7 @@ class Ours:
 def write_rows(ours: Ours, prompt: np.ndarray, count: int) -> None:
     """The same prompt in ROWS rows at once, greedily."""
     rule = PatchingSettings(rule="entropy", theta=ours.theta, max_length=UNCUT)
-    parts = [DecodingState(ours.model, rule, ours.patcher) for _ in range(ROWS)]
+    parts = [DecodingState(ours.model, rule, ours.entropy_model) for _ in range(ROWS)]
     for part in parts:
         part.read(prompt[:-1])
     documents, ids = DecodingState.joined(parts), torch.full((ROWS, 1), int(prompt[-1]))
@@ -93,11 +93,11 @@ def greedy(logits: Tensor) -> int:
     return OFFSET + int(logits[OFFSET:].argmax())
 
 
-def counterpart(model: Blt, patcher: EntropyModel) -> torch.nn.Module:
+def counterpart(model: Blt, entropy_model: EntropyModel) -> torch.nn.Module:
     from transformers import BltConfig, BltForCausalLM
 
-    theirs = BltForCausalLM(BltConfig(**hf_config(BLT, PATCHER, 0.0))).eval()
-    theirs.load_state_dict(to_hf_state(model.state_dict(), BLT, patcher.state_dict(), PATCHER))
+    theirs = BltForCausalLM(BltConfig(**hf_config(BLT, ENTROPY_MODEL, 0.0))).eval()
+    theirs.load_state_dict(to_hf_state(model.state_dict(), BLT, entropy_model.state_dict(), ENTROPY_MODEL))
     theirs.generation_config.eos_token_id = None
     return theirs
 
@@ -158,12 +158,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
-    model, patcher = fresh_model().eval(), EntropyModel(PATCHER).eval()
-    initialise(patcher, 1)
+    model, entropy_model = fresh_model().eval(), EntropyModel(ENTROPY_MODEL).eval()
+    initialise(entropy_model, 1)
     text = (Path(sysconfig.get_path("stdlib")) / "argparse.py").read_bytes()
-    parameters = [sum(p.numel() for p in part.parameters()) for part in (model, patcher)]
+    parameters = [sum(p.numel() for p in part.parameters()) for part in (model, entropy_model)]
     print(f"{parameters[0]:,} + {parameters[1]:,} parameters, fp32")
-    ours, theirs = Ours(model, patcher), counterpart(model, patcher)
+    ours, theirs = Ours(model, entropy_model), counterpart(model, entropy_model)
     for threads in arguments.threads:
         torch.set_num_threads(threads)
         print(f"{threads} thread{'s' * (threads > 1)}")

@@ -48,7 +48,7 @@ def documents(megabytes: int) -> list[Row]:
 def write(folder: Path, rows: list[Row], format: ShardFormat) -> Dataset:
     shards = [write_shard(folder, f"shard-{n:05d}", rows[n::SHARDS], format) for n in range(SHARDS)]
     identity = DatasetIdentity(
-        split="train", format=format, sidecar="none", patching=PATCHING, patcher=None, source="a benchmark"
+        split="train", format=format, sidecar="none", patching=PATCHING, entropy_model=None, source="a benchmark"
     )
     Manifest(identity=identity, shards=shards).save(folder)
     return open_dataset(folder)
@@ -85,7 +85,7 @@ def load(dataset: Dataset, what: str, batches: bool) -> float:
     """One pass in this process, from shards that it has not checked yet; batches: as tensors, too."""
     dataset = open_dataset(dataset.folder)
     limits, whole = pack_limits(dataset.manifest, TOKENS), dataset.manifest.totals.bytes
-    packs = iter(PackLoader(dataset, limits, packs_per_step=8, lanes=LANES))
+    packs = iter(PackLoader(dataset, limits, packs_per_step=8, streams=LANES))
     began, text = time.process_time(), 0
     while text < whole:
         pack = next(packs)

@@ -87,7 +87,7 @@ def whole(job: Job) -> Callable[[], None]:
 
     def step() -> None:
         one_step(job, packs, stop)
-        job.reporter.interval(job.state.step, job.state.targets, job.state.cursor.drawn, job.done(), job.optimizer)
+        job.reporter.interval(job.state.step, job.state.targets, job.state.cursor.sampled, job.done(), job.optimizer)
 
     return step
 
@@ -116,7 +116,7 @@ def alternate(settings: TrainSettings, world: World, rounds: int) -> dict[str, l
     job = prepare(settings, run_identity(settings), world)
     bare_step, trainer_step, whole_step = bare(settings, world), trainers(settings, world), whole(job)
     train = open_split(settings.data, TRAIN_SPLIT)
-    ready = iter(PackLoader(train, job.loader.limits, settings.data.packs, lanes=settings.data.lanes))
+    ready = iter(PackLoader(train, job.loader.limits, settings.data.packs, streams=settings.data.streams))
     seconds: dict[str, list[float]] = {"bare": [], "step": [], "whole": []}
     for number in range(WARM_UP + rounds):
         batches = [next(ready).batch for _ in range(settings.data.packs)]

@@ -2,10 +2,10 @@
 
 python tests/benchmarks/bench_scoring.py [CORPUS.jsonl.zst] [--documents 1000] [--threads 1] [--published]
 
-The same entropy weights score a seeded sample of documents: packed into streams, as preprocess does; in the patcher of
-transformers, one document at a time, padded to 8,192 tokens (as the released preprocessing does) and as it is; and in
-our own model, one at a time. Blocks of documents go to each way in turn, so that all see the same machine. Then the
-whole pipeline, reading and writing included, beside bare scoring, and two workers beside one. --published adds the
+The same entropy weights score a seeded sample of documents: packed into streams, as preprocess does; in the entropy
+model of transformers, one document at a time, padded to 8,192 tokens (as the released preprocessing does) and as it is;
+and in our own model, one at a time. Blocks of documents go to each way in turn, so that all see the same machine. Then
+the whole pipeline, reading and writing included, beside bare scoring, and two workers beside one. --published adds the
 shape of the published entropy model (768 wide, 14 layers, window 512) as a fraction of the machine's own products of
 matrices, measured in between.
 """
@@ -74,21 +74,21 @@ def fresh(settings: EntropyModelSettings) -> EntropyModel:
 
 
 def patcher_of_transformers(model: EntropyModel, settings: EntropyModelSettings) -> BltPatcher:
-    """The same weights in the patcher of transformers."""
+    """The same weights in the entropy model of transformers."""
     config = AutoConfig.for_model(**hf_config(ANY_BLT, settings)).patcher_config
-    patcher = BltPatcher(config).eval()
+    entropy_model = BltPatcher(config).eval()
     ours = model.state_dict()
-    state = {part.theirs.removeprefix(HF.patcher): ours[part.ours][part.rows] for part in parts(settings, HF)}
-    patcher.load_state_dict(state, strict=True)
-    return patcher
+    state = {part.theirs.removeprefix(HF.entropy_model): ours[part.ours][part.rows] for part in parts(settings, HF)}
+    entropy_model.load_state_dict(state, strict=True)
+    return entropy_model
 
 
-def in_transformers(patcher: BltPatcher, tokens: np.ndarray, length: int) -> np.ndarray:
+def in_transformers(entropy_model: BltPatcher, tokens: np.ndarray, length: int) -> np.ndarray:
     """One document in one forward pass of ``length`` tokens."""
     ids = np.full(length, BOE, np.int64)
     ids[: len(tokens) - 1] = tokens[:-1]
     with torch.inference_mode():
-        return patcher(torch.from_numpy(ids)[None])[0][0, : len(tokens) - 1].numpy()
+        return entropy_model(torch.from_numpy(ids)[None])[0][0, : len(tokens) - 1].numpy()
 
 
 def alone(model: EntropyModel, tokens: np.ndarray) -> np.ndarray:
@@ -104,7 +104,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def against_one_at_a_time(model: EntropyModel, texts: Sequence[bytes], stream: int) -> None:
-    scorer, patcher = Scorer(model, stream), patcher_of_transformers(model, SMALL)
+    scorer, entropy_model = Scorer(model, stream), patcher_of_transformers(model, SMALL)
     documents = [document_tokens(text) for text in texts]
     spent = {
         name: [0.0, 0] for name in (PACKED, "transformers, padded", "transformers, unpadded", "ours, one at a time")
@@ -124,8 +124,8 @@ def against_one_at_a_time(model: EntropyModel, texts: Sequence[bytes], stream: i
         block = documents[begin : begin + BLOCK]
         few = [document for document in block if len(document) <= PADDED][:PADDED_OF_BLOCK]
         packed = counted(PACKED, scorer.score(block))
-        counted("transformers, padded", (in_transformers(patcher, document, PADDED) for document in few))
-        theirs = (in_transformers(patcher, document, len(document) - 1) for document in block)
+        counted("transformers, padded", (in_transformers(entropy_model, document, PADDED) for document in few))
+        theirs = (in_transformers(entropy_model, document, len(document) - 1) for document in block)
         single = counted("transformers, unpadded", theirs)
         counted("ours, one at a time", (alone(scorer.model, document) for document in block))
         largest = max(largest, *(float(np.abs(a - b).max()) for a, b in zip(packed, single)))
@@ -170,7 +170,7 @@ def whole_runs(model: EntropyModel, texts: Sequence[bytes], stream: int, threads
             patching=PatchingSettings(rule="entropy", theta=3.0).on_grid(),
             sidecar="uint8",
             scoring=ScoringSettings(stream_length=stream, threads=threads),
-            patcher_sha256=model_sha256(folder / "model"),
+            entropy_model_sha256=model_sha256(folder / "model"),
         )
         scorer = Scorer(model, stream)
         documents = [document_tokens(text) for text in texts]
@@ -178,7 +178,9 @@ def whole_runs(model: EntropyModel, texts: Sequence[bytes], stream: int, threads
         for number in range(rounds):
             bare.append(seconds(lambda: [None for _ in scorer.score(documents)]))
             for workers, found in rates.items():
-                job = Job(out=folder / f"{number}-{workers}", reading=reading, output=output, patcher=folder / "model")
+                job = Job(
+                    out=folder / f"{number}-{workers}", reading=reading, output=output, entropy_model=folder / "model"
+                )
                 report = preprocess(job, [folder / "a.jsonl"], ExecutorSettings(kind="inline", workers=workers))
                 assert report.progress is not None
                 found.append(report.progress.updated - report.progress.began)

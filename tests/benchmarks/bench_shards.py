@@ -45,7 +45,7 @@ def measure(format: ShardFormat, documents: list[Row], folder: Path) -> None:
     report("write, uint8 sidecar", start, f"{entry.bytes_on_disk / 1e6 / total:.3f} bytes on disk per byte of text")
     patching = PatchingSettings(rule="byte")
     identity = DatasetIdentity(
-        split="train", format=format, sidecar="uint8", patching=patching, patcher=None, source=""
+        split="train", format=format, sidecar="uint8", patching=patching, entropy_model=None, source=""
     )
     Manifest(identity=identity, shards=[entry]).save(folder)
 

@@ -26,7 +26,7 @@ from shared.models.scoring import Scorer
 from shared.patching import PatchingSettings, PatchStream, patch_lengths
 from shared.shards.dataset import Dataset
 from shared.shards.document import Row
-from shared.shards.manifest import PATCHER_FOLDER
+from shared.shards.manifest import ENTROPY_MODEL_FOLDER
 from shared.shards.open import find_datasets, open_dataset
 from shared.vocabulary import document_tokens
 
@@ -78,10 +78,10 @@ def starts_of(lengths: np.ndarray, count: int) -> np.ndarray:
 
 def compare(dataset: Dataset, dtype: Literal["float32", "bfloat16"], most: int, stored: bool) -> None:
     identity = dataset.manifest.identity
-    assert identity.patcher is not None
-    model = load_model(dataset.folder / PATCHER_FOLDER, dtype=dtype)
+    assert identity.entropy_model is not None
+    model = load_model(dataset.folder / ENTROPY_MODEL_FOLDER, dtype=dtype)
     assert isinstance(model, EntropyModel)
-    scorer = Scorer(model, identity.patcher.numerics.stream_length, dtype)
+    scorer = Scorer(model, identity.entropy_model.numerics.stream_length, dtype)
     rows, began = documents(dataset, most), time.perf_counter()
     decided = text_bytes = differing = far = 0
     largest = 0.0
@@ -126,7 +126,7 @@ def main() -> None:
         return
     for folder in find_datasets(arguments.dataset):
         dataset = open_dataset(folder)
-        recorded = dataset.manifest.identity.patcher
+        recorded = dataset.manifest.identity.entropy_model
         if recorded is None or not dataset.manifest.identity.patching.needs_entropy:
             raise SystemExit(f"{folder}: rule {dataset.manifest.identity.patching.rule!r} needs no entropies")
         for dtype in ("float32", "bfloat16"):

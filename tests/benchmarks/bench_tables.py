@@ -161,7 +161,7 @@ def write_data(folder: Path) -> None:
             rows.append(Row(name, "code", text, 0, patch_lengths(document_tokens(text), PATCHING)))
         entry = write_shard(folder / split, "shard-00000", rows, "arrow")
         identity = DatasetIdentity(
-            split=split, format="arrow", sidecar="none", patching=PATCHING, patcher=None, source="bench"
+            split=split, format="arrow", sidecar="none", patching=PATCHING, entropy_model=None, source="bench"
         )
         Manifest(identity=identity, shards=[entry]).save(folder / split)
 
@@ -176,7 +176,7 @@ def dense_model(settings: TrainSettings, world: World) -> nn.Module:
     return model
 
 
-def learnt(settings: TrainSettings, world: World, rows: bool) -> tuple[float, float]:
+def trained(settings: TrainSettings, world: World, rows: bool) -> tuple[float, float]:
     """Bits per byte of the validation split after a run, and its processor seconds."""
     train, validation = (open_dataset(settings.data.path / split) for split in SPLITS)
     limits = pack_limits(train.manifest, settings.data.tokens)
@@ -204,7 +204,7 @@ def of_a_run(world: World, folder: Path, length: int, factors: list[float]) -> N
         for name, rows, key in (("AdamW, dense gradient", False, "rates.ngrams"), (ROWS, True, "tables.rate")):
             changes = ["--data.path", str(folder), "--run.out", "unused", "--run.bytes", str(length)]
             changes += ["--model.ngrams.rows", "50000", f"--optimizer.{key}", str(factor)]
-            score, took = learnt(load_recipe(RECIPE, changes, TrainSettings), world, rows)
+            score, took = trained(load_recipe(RECIPE, changes, TrainSettings), world, rows)
             print(f"  rate x {factor:<4g} {name:22} {score:.4f} bits/byte  {took:5.0f} s", flush=True)
 
 

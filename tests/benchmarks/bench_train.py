@@ -63,7 +63,7 @@ def sources(folder: Path) -> Path:
             rows.append(Row(str(path), "code", text, 0, patch_lengths(document_tokens(text), PATCHING)))
     entry = write_shard(folder, "shard-00000", rows, "arrow")
     identity = DatasetIdentity(
-        split="train", format="arrow", sidecar="none", patching=PATCHING, patcher=None, source="bench"
+        split="train", format="arrow", sidecar="none", patching=PATCHING, entropy_model=None, source="bench"
     )
     Manifest(identity=identity, shards=[entry]).save(folder)
     return folder

@@ -30,10 +30,10 @@ from training_example import (
     share_of_peak,
 )
 
-from shared.layers.attention import Scope, attention
+from shared.layers.attention import AttentionMask, attention
 from shared.layers.blocks import Block, compute_dtype, rotary
 from shared.layers.cross_attention import BytesReadPatches, PatchesReadBytes
-from shared.layers.fused_ops import swiglu, turn
+from shared.layers.fused_ops import apply_rotary, swiglu
 from shared.model_settings import BltSettings, StackSettings
 from shared.models.blt import Blt
 from shared.models.flops import training_flops, useful_workload
@@ -87,7 +87,7 @@ def parts(model: Blt, given: Example) -> list[Part]:
     ) -> list[Part]:
         documents = batch.documents if window else patches.documents
         rotation = rotary(documents.positions, stack.head_width, stack.rope_theta)
-        scope = Scope.of(documents, dtype, window)
+        mask = AttentionMask.of(documents, dtype, window)
         heads, groups, width = stack.heads, stack.key_value_heads, stack.head_width
         shapes = [(n, heads, width), (n, groups, width), (n, groups, width)]
 
@@ -95,12 +95,12 @@ def parts(model: Blt, given: Example) -> list[Part]:
             return block.qkv(x), block.attention_output.onto(x, x), block.gate_up(x), block.down.onto(x, hidden)
 
         def between(x: Tensor, qkv: Tensor, gate_up: Tensor) -> tuple[Tensor, ...]:
-            turned = turn(qkv.unflatten(-1, (-1, width)), rotation, heads, groups)
+            turned = apply_rotary(qkv.unflatten(-1, (-1, width)), rotation, heads, groups)
             return block.attention_norm(x), block.feed_forward_norm(x), *turned, swiglu(gate_up)
 
         return [
             (f"{what} blocks, products", count, both(products, (n, stack.width), (n, stack.hidden))),
-            (f"{what} blocks, attention", count, both(lambda q, k, v: attention(q, k, v, scope), *shapes)),
+            (f"{what} blocks, attention", count, both(lambda q, k, v: attention(q, k, v, mask), *shapes)),
             (
                 f"{what} blocks, norms, rotary, SwiGLU",
                 count,

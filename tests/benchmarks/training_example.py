@@ -44,8 +44,8 @@ def read_text(path: Path | None) -> bytes:
 
 def draw_lengths(tokens: int, seed: int, mean: float) -> np.ndarray:
     """Patch lengths of so many tokens in the mean that cover ``tokens``, the first of them BOS alone."""
-    drawn = np.random.default_rng(seed).geometric(1 / mean, tokens)
-    ends = np.minimum(1 + np.cumsum(drawn), tokens)
+    sampled = np.random.default_rng(seed).geometric(1 / mean, tokens)
+    ends = np.minimum(1 + np.cumsum(sampled), tokens)
     return np.diff(np.concatenate([[0, 1], ends[: int(np.searchsorted(ends, tokens)) + 1]]))
 
 

@@ -23,7 +23,7 @@ from infra import gpu_check
 from shared.errors import ConfigError
 from shared.io.config import check_recipe, read_recipe
 from trainer.experiments.scaling.grid import Grid
-from trainer.experiments.systems import Laboratory
+from trainer.experiments.systems import Experiment
 from trainer.planning.plan import load_plan
 from trainer.settings import TrainSettings
 
@@ -31,7 +31,7 @@ OTHERS = ("cd", "cmp", "docker", "export", "envsubst", "git", "hf", "kubectl", "
 """Programs of others, whose options are not ours to check."""
 
 SCHEMAS: dict[str, type[BaseModel]] = {
-    "trainer/experiments/systems.toml": Laboratory,
+    "trainer/experiments/systems.toml": Experiment,
     "trainer/experiments/scaling/scaling.toml": Grid,
 }
 """Of files that blocks may be part of."""

@@ -295,9 +295,9 @@ BOUNDARIES = (
             "trainer/experiments/scoring.py",
             "trainer/experiments/page/patched_text.py",
         ),
-        r.made_laboratory,
+        r.made_experiment,
         m.at("lab/*.json", m.spoil_json),
-        (r.report_laboratory,),
+        (r.report_experiment,),
     ),
     Boundary(
         "systems and grids",

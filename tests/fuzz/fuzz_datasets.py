@@ -218,7 +218,18 @@ def made_parallel(folder: Path) -> None:
 
 
 def calibrate_parallel(folder: Path) -> int:
-    words = ("--patcher", "e", "--target", "3", "--parity", "page", "--parity-to", "one", "--out", "patching.json")
+    words = (
+        "--entropy-model",
+        "e",
+        "--target",
+        "3",
+        "--parity",
+        "page",
+        "--parity-to",
+        "one",
+        "--out",
+        "patching.json",
+    )
     return run(pipeline, "calibrate", "d", *words)
 
 

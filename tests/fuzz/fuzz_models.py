@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from fuzz_common import run
-from model_folders import entropy_folder, entropy_rule, model_folder, patcher_folder
+from model_folders import entropy_folder, entropy_model_folder, entropy_rule, model_folder
 from tiny_runs import STACK, tiny_recipe, toml
 
 from pipeline.__main__ import main as pipeline
@@ -14,9 +14,9 @@ from trainer.__main__ import main as trainer
 
 def made_model(folder: Path) -> None:
     rule = entropy_rule()
-    patcher = patcher_folder(folder / "patcher")
-    model_folder(folder / "m", rule, patcher)
-    shutil.rmtree(folder / "patcher")
+    entropy_model = entropy_model_folder(folder / "entropy_model")
+    model_folder(folder / "m", rule, entropy_model)
+    shutil.rmtree(folder / "entropy_model")
 
 
 def made_entropy(folder: Path) -> None:
@@ -34,7 +34,7 @@ def export_hf(folder: Path) -> int:
 def score_with(folder: Path) -> int:
     (folder / "c.jsonl").write_text('{"text": "some text to score"}\n')
     words = ("--rule", "entropy", "--theta", "3", "--executor", "inline", "--workers", "1", "--out", "out")
-    return run(pipeline, "preprocess", "c.jsonl", "--patcher", "m", *words)
+    return run(pipeline, "preprocess", "c.jsonl", "--entropy-model", "m", *words)
 
 
 def made_hf(folder: Path) -> None:
@@ -79,8 +79,8 @@ def made_reference(folder: Path) -> None:
 
 def made_messages(folder: Path) -> None:
     specials = ("system", "user", "assistant", "end")
-    patcher = patcher_folder(folder / "patcher")
-    model_folder(folder / "m", entropy_rule(), patcher, specials)
+    entropy_model = entropy_model_folder(folder / "entropy_model")
+    model_folder(folder / "m", entropy_rule(), entropy_model, specials)
     chat = [{"role": "system", "content": "be short"}, {"role": "user", "content": "hello"}]
     (folder / "chat.json").write_text(json.dumps(chat))
 
@@ -111,11 +111,22 @@ def made_calibration(folder: Path) -> None:
     entropy_folder(folder / "e")
     none = ("--rule", "none", "--executor", "inline")
     assert run(pipeline, "preprocess", folder / "c.jsonl", *none, "--out", folder / "corpus") == 0
-    words = ("--patcher", folder / "e", "--target", "3", "--out", folder / "patching.json")
+    words = ("--entropy-model", folder / "e", "--target", "3", "--out", folder / "patching.json")
     assert run(pipeline, "calibrate", folder / "corpus" / "train", *words) == 0
     shutil.rmtree(folder / "corpus")
 
 
 def cut_with_patching(folder: Path) -> int:
-    words = ("--patcher", "e", "--patching", "patching.json", "--executor", "inline", "--workers", "1", "--out", "out")
+    words = (
+        "--entropy-model",
+        "e",
+        "--patching",
+        "patching.json",
+        "--executor",
+        "inline",
+        "--workers",
+        "1",
+        "--out",
+        "out",
+    )
     return run(pipeline, "preprocess", "c.jsonl", *words)

@@ -140,8 +140,8 @@ def plan_with_override(folder: Path) -> None:
     run(train, "recipe.toml", "--plan", rng.choice((*OVERRIDES, "--.", "--a..b", "--run")), rng.choice(texts))
 
 
-def made_laboratory(folder: Path) -> None:
-    from laboratories import made_up_results
+def made_experiment(folder: Path) -> None:
+    from experiments import made_up_results
 
     from trainer.experiments.results.results import save_results
 
@@ -149,7 +149,7 @@ def made_laboratory(folder: Path) -> None:
     save_results(made_up_results(), folder / "lab")
 
 
-def report_laboratory(folder: Path) -> int:
+def report_experiment(folder: Path) -> int:
     return run(trainer, "report", "lab", "--out", "r.html")
 
 
@@ -174,7 +174,7 @@ def spoil_toml(rng: random.Random, path: Path) -> str:
 
 def load_systems(folder: Path) -> None:
     from trainer.experiments.scaling.grid import load_grid, sized
-    from trainer.experiments.systems import load_laboratory
+    from trainer.experiments.systems import load_experiment
 
-    laboratory, grid = load_laboratory(folder / "systems.toml"), load_grid(folder / "scaling.toml")
-    sized(laboratory, grid)
+    experiment, grid = load_experiment(folder / "systems.toml"), load_grid(folder / "scaling.toml")
+    sized(experiment, grid)

@@ -74,7 +74,7 @@ def save_dataset(
     """A finished dataset. Its manifest names no entropy model."""
     entries = [write_shard(folder, f"shard-{n:05d}", rows, format, sidecar) for n, rows in enumerate(shards)]
     identity = DatasetIdentity(
-        split=split, format=format, sidecar=sidecar, patching=patching, patcher=None, source="a test"
+        split=split, format=format, sidecar=sidecar, patching=patching, entropy_model=None, source="a test"
     )
     Manifest(identity=identity, shards=entries).save(folder)
 

@@ -35,7 +35,7 @@ def make_place(folder: Path) -> Path:
 
 def scored(place: Path, out: Path, *options: object) -> Path:
     """A run of the corpus that keeps entropies."""
-    fixed = ("--patcher", place / "model", "--validation-fraction", "0.3", "--meta", *SCORED)
+    fixed = ("--entropy-model", place / "model", "--validation-fraction", "0.3", "--meta", *SCORED)
     assert preprocess(place / "a.jsonl", "--out", out, *fixed, *options) == 0
     return out
 

@@ -43,13 +43,13 @@ def unpatched(corpus: Path, out: Path, *options: object) -> None:
 
 
 def calibrate(place: Path, data: Path, out: Path, *options: object, target: float = 4) -> dict[str, Any]:
-    line = ("calibrate", data, "--patcher", place / "model", "--target", target, "--out", out, *MODEL, *options)
+    line = ("calibrate", data, "--entropy-model", place / "model", "--target", target, "--out", out, *MODEL, *options)
     assert run(*line) == 0
     return json.loads(out.read_text())
 
 
 def patched(place: Path, corpus: Path, patching: Path, out: Path, *options: object) -> Path:
-    fixed = ("--patcher", place / "model", "--patching", patching, *SCORED)
+    fixed = ("--entropy-model", place / "model", "--patching", patching, *SCORED)
     assert preprocess(corpus, "--out", out, *fixed, *options) == 0
     return out
 
@@ -99,7 +99,7 @@ def test_kept_entropies_give_what_the_model_gives_without_running_it(
     place: Path, tmp_path: Path, kept: str, options: tuple[str, ...]
 ) -> None:
     wanted = calibrate(place, place / "raw", tmp_path / "scored.json", "--per-subset", *options)
-    arguments = ("calibrate", place / kept, "--patcher", place / "model", "--target", 4, "--per-subset", *MODEL)
+    arguments = ("calibrate", place / kept, "--entropy-model", place / "model", "--target", 4, "--per-subset", *MODEL)
     line = [str(part) for part in (*arguments, "--out", tmp_path / "kept.json", *options)]
     code = (
         "import sys, json; from pipeline.__main__ import main; code = main(json.loads(sys.argv[1]));"
@@ -209,7 +209,16 @@ def test_parallel_text_gets_the_same_number_of_patches_in_every_language(place, 
     ],
 )
 def test_what_cannot_be_calibrated_is_refused_in_one_line(place, tmp_path, capsys, options: str, message) -> None:
-    line = ("calibrate", place / "uint8", "--patcher", place / "model", "--target", 4, "--out", tmp_path / "p.json")
+    line = (
+        "calibrate",
+        place / "uint8",
+        "--entropy-model",
+        place / "model",
+        "--target",
+        4,
+        "--out",
+        tmp_path / "p.json",
+    )
     assert run(*line, *MODEL, *options.split()) == 2
     shown = capsys.readouterr().err
     assert message in shown
@@ -220,7 +229,16 @@ def test_what_cannot_be_calibrated_is_refused_in_one_line(place, tmp_path, capsy
 def test_text_that_has_no_parallel_is_named(place: Path, tmp_path: Path, capsys) -> None:
     records = [record | {"id": f"{record['lang']}/{record['id']}"} for record in some_records(20)]
     unpatched(write_jsonl(tmp_path / "b.jsonl", records), tmp_path / "raw", "--validation-fraction", 0)
-    line = ("calibrate", tmp_path / "raw", "--patcher", place / "model", "--target", 4, "--out", tmp_path / "p.json")
+    line = (
+        "calibrate",
+        tmp_path / "raw",
+        "--entropy-model",
+        place / "model",
+        "--target",
+        4,
+        "--out",
+        tmp_path / "p.json",
+    )
     assert run(*line, *MODEL, "--parity", "id", "--parity-to", "a") == 2
     shown = capsys.readouterr().err
     assert f"no document of {tmp_path / 'raw' / 'train'} has the same key as one of subset 'a'" in shown
@@ -228,7 +246,7 @@ def test_text_that_has_no_parallel_is_named(place: Path, tmp_path: Path, capsys)
 
 @pytest.mark.parametrize("text", ["-1", "1e6", "everything"])
 def test_a_sample_is_a_number_of_bytes_or_all(place: Path, tmp_path: Path, capsys, text: str) -> None:
-    line = ("calibrate", place / "raw", "--patcher", place / "model", "--target", 4, "--out", tmp_path / "p.json")
+    line = ("calibrate", place / "raw", "--entropy-model", place / "model", "--target", 4, "--out", tmp_path / "p.json")
     with pytest.raises(SystemExit, match="2"):
         run(*line, f"--sample-bytes={text}")
     assert f"argument --sample-bytes: {text!r} is no number of bytes, nor all" in capsys.readouterr().err

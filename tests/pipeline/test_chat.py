@@ -63,27 +63,27 @@ def chats(count: int) -> list[dict]:
     ]
 
 
-def test_a_turn_is_its_role_its_content_and_an_end_and_only_answers_are_learnt() -> None:
+def test_a_turn_is_its_role_its_content_and_an_end_and_only_answers_are_trained_on() -> None:
     record = parse({"messages": TURNS})
     assert isinstance(record, Record)
     assert record.spans is not None
     row = Row("", "", record.text, spans=record.spans)
-    wanted, learnt = [BOS], [False]
+    wanted, trained = [BOS], [False]
     for turn in TURNS:
         content = byte_tokens(turn["content"].encode()).tolist()
         answer = turn["role"] == "assistant"
         wanted += [{"system": SYSTEM, "user": USER, "assistant": ASSISTANT}[turn["role"]], *content, END]
-        learnt += [False, *[answer] * len(content), answer]
+        trained += [False, *[answer] * len(content), answer]
     assert row.tokens(True).tolist() == [*wanted, EOS]
-    assert record.spans.learnt().tolist() == learnt[1:]
+    assert record.spans.target_mask().tolist() == trained[1:]
     assert record.spans.last_loss
     assert row.targets(True) == len("12 m") + len("Yes.") + 2 + 1
 
 
-def test_what_is_learnt_and_which_roles_there_are_can_be_chosen() -> None:
+def test_which_roles_are_targets_can_be_chosen() -> None:
     everyone = ReadSettings(chat=ChatSettings(learn=("system", "user", "assistant")))
     record = parse({"messages": TURNS}, everyone)
-    assert record.spans.learnt().sum() == record.tokens - len(TURNS)  # all but what begins a turn
+    assert record.spans.target_mask().sum() == record.tokens - len(TURNS)  # all but what begins a turn
     tool = ReadSettings(chat=ChatSettings(roles=("user", "tool"), learn=("tool",)))
     record = parse({"messages": [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}]}, tool)
     assert record.spans.specials.tolist() == [260, 262, 261, 262]
@@ -164,7 +164,7 @@ def test_chats_with_the_same_words_but_other_turns_are_no_duplicates(tmp_path: P
 def test_everything_that_rewrites_a_dataset_keeps_turns_and_losses(tmp_path: Path) -> None:
     place = make_place(tmp_path / "place")
     write_jsonl(tmp_path / "a.jsonl", chats(40))
-    options = ("--chat", "--patcher", place / "model", "--validation-fraction", "0.3", "--meta", *SCORED)
+    options = ("--chat", "--entropy-model", place / "model", "--validation-fraction", "0.3", "--meta", *SCORED)
     options = (*options, "--rule", "entropy", "--theta", 2, "--min-length", 2, "--sidecar", "float32")
     assert preprocess(tmp_path / "a.jsonl", "--out", tmp_path / "run", *options) == 0
     assert run("verify", tmp_path / "run") == 0

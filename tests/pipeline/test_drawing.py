@@ -87,9 +87,9 @@ def test_languages_share_the_pages_that_they_draw(documents: Documents) -> None:
             assert names[own].replace(f"/{name}/", "/en/") == names[partner]
     assert len(partners["de"] & partners["zh"]) >= 2
     others = draw_pairs(documents, keys, "en", 400, 1)
-    drawn = [{names[number] for number in sample.pairs["de"].partners}]
-    drawn.append({drawn_ids(others.documents)[number] for number in others.pairs["de"].partners})
-    assert drawn[0] != drawn[1]
+    sampled = [{names[number] for number in sample.pairs["de"].partners}]
+    sampled.append({drawn_ids(others.documents)[number] for number in others.pairs["de"].partners})
+    assert sampled[0] != sampled[1]
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from pipeline.__main__ import main
 from pipeline.records import Place, Record
 from pipeline.run.driver import make_plan
 from pipeline.run.progress import load_progress
-from pipeline.run.run_folder import copy_patcher, remove_half_written
+from pipeline.run.run_folder import copy_entropy_model, remove_half_written
 from pipeline.settings import Job, OutputSettings, PipelineError, ReadSettings
 from pipeline.splits.pipelining import ahead
 from pipeline.splits.process import READ_AHEAD, _held, _Shards, process_split
@@ -292,12 +292,12 @@ def test_a_damaged_copy_of_the_patcher_is_replaced(tmp_path):
     settings = EntropyModelSettings(width=32, layers=1, heads=2, window=64, feed_forward=64)
     save_model(build_model(settings), settings, model)
     sha256 = model_sha256(model)
-    copy_patcher(model, sha256, out)
-    weights = out / "train" / "patcher" / WEIGHTS_FILE
+    copy_entropy_model(model, sha256, out)
+    weights = out / "train" / "entropy_model" / WEIGHTS_FILE
     damaged = bytearray(weights.read_bytes())
     damaged[-1] ^= 1
     weights.write_bytes(damaged)
-    copy_patcher(model, sha256, out)
+    copy_entropy_model(model, sha256, out)
     assert weights.read_bytes() == (model / WEIGHTS_FILE).read_bytes()
     assert not list(out.rglob("*.copy"))
 
@@ -430,7 +430,7 @@ def test_what_a_selection_decides_is_on_the_disk_before_it_is_said_to_be_done(tm
     monkeypatch.setattr(shared.io.files.os, "fsync", fsync)
     select(job.out, [0], job.reading)
     assert safe["00000.fates"] == (job.out / "selection" / "00000.fates.npy").read_bytes()
-    assert np.load(job.out / "selection" / "00000.fates.npy")["fate"].sum() == 2 * 20
+    assert np.load(job.out / "selection" / "00000.fates.npy")["status"].sum() == 2 * 20
 
 
 @pytest.mark.parametrize("now", [39, 41])
@@ -444,7 +444,7 @@ def test_an_input_with_other_texts_than_were_surveyed_is_an_error(tmp_path, now)
     assert not list((job.out / "train").glob("*"))
 
 
-@pytest.mark.parametrize("name", ["survey", "fates"])
+@pytest.mark.parametrize("name", ["survey", "status"])
 @pytest.mark.parametrize("damage", ["cut", "empty", "gone"])
 def test_a_damaged_selection_is_named_with_what_repairs_it(corpus, tmp_path, capsys, name, damage):
     out, options = tmp_path / "out", (*OPTIONS, "--workers", 1, "--dedup")
@@ -455,7 +455,7 @@ def test_a_damaged_selection_is_named_with_what_repairs_it(corpus, tmp_path, cap
 
     def damaged(folder: Path, *rest: object) -> None:
         path = folder / "selection" / f"00001.{name}.npy"
-        if name == "fates":
+        if name == "status":
             real(folder, *rest)
         content = path.read_bytes()
         path.unlink()
@@ -466,7 +466,7 @@ def test_a_damaged_selection_is_named_with_what_repairs_it(corpus, tmp_path, cap
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(driving, "select", damaged)
-        assert preprocess(corpus, "--out", out, *options) == (1 if name == "fates" else 2)
+        assert preprocess(corpus, "--out", out, *options) == (1 if name == "status" else 2)
     said = "".join(capsys.readouterr())
     assert f"00001.{name}.npy is missing or damaged" in said
     assert f"remove {out / 'selection'} and run the same command" in said
@@ -482,8 +482,8 @@ def test_a_run_that_is_killed_while_it_tidies_up_can_make_a_shard_again(corpus, 
 
     def killed(folder: Path, **_: object) -> None:
         if folder.name == "selection":
-            for fates in folder.glob("*.fates.npy"):
-                fates.unlink()
+            for statuses in folder.glob("*.statuses.npy"):
+                statuses.unlink()
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""A thousand small files of every format, good and bad: each record has one fate, each file is accounted for."""
+"""A thousand small files of every format, good and bad: each record has one status, each file is accounted for."""
 
 import io
 import json
@@ -25,7 +25,7 @@ def read(corpus: Path, out: Path, *options: object) -> None:
     assert preprocess(corpus, "--out", out, *STATIC, *options) == 3
 
 
-def fates(made: list[Made]) -> dict[str, int]:
+def statuses(made: list[Made]) -> dict[str, int]:
     found = {"documents": sum(len(m.texts) for m in made), "dead": sum(m.dead for m in made)}
     found |= {"empty": sum(m.empty for m in made), "not_sampled": 0}
     return found | {"records": sum(found.values())}
@@ -44,7 +44,7 @@ def corpus(tmp_path_factory) -> tuple[Path, list[Made]]:
 def test_a_thousand_files_come_to_what_their_makers_counted(corpus, tmp_path):
     folder, made = corpus
     read(folder, tmp_path / "out")
-    found, wanted = counts(tmp_path / "out"), fates(made)
+    found, wanted = counts(tmp_path / "out"), statuses(made)
     dead = letters(tmp_path / "out")
     assert len(dead) == wanted["dead"]
     wanted["dead"] = sum(letter.get("records", 1) for letter in dead)  # of a table's rows, all that are lost
@@ -70,7 +70,7 @@ def test_small_splits_come_to_the_same(tmp_path):
     assert stored(tmp_path / "small") == stored(tmp_path / "large")
     assert sorted(map(str, letters(tmp_path / "small"))) == sorted(map(str, letters(tmp_path / "large")))
     assert counts(tmp_path / "small") == counts(tmp_path / "large")
-    assert counts(tmp_path / "small")["documents"] == fates(made)["documents"]
+    assert counts(tmp_path / "small")["documents"] == statuses(made)["documents"]
 
 
 def whole_file(kind: str) -> bytes:

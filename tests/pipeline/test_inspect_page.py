@@ -338,7 +338,7 @@ def test_a_page_shows_a_bounded_number_of_documents_and_every_subset_first(tmp_p
     documents_, left_out = chosen_documents(found)
     assert len(documents_) == MOST_DOCUMENTS
     assert left_out == 8 + 160 - MOST_DOCUMENTS
-    assert {example.subset for group, example in documents_ if group.startswith("drawn")} == {
+    assert {example.subset for group, example in documents_ if group.startswith("sampled")} == {
         f"s{n:03d}" for n in range(40)
     }
 
@@ -388,7 +388,7 @@ def test_controls_show_the_threshold_of_the_subset_in_view(tmp_path: Path, brows
     ]
     save_dataset(tmp_path / "data", [rows], patching, sidecar="uint8")
     load(browser, page_of(tmp_path / "data", "--documents", "20"))
-    assert browser.evaluate("opened[current].group").startswith("drawn")  # not the least predictable one
+    assert browser.evaluate("opened[current].group").startswith("sampled")  # not the least predictable one
     for number in range(browser.evaluate("opened.length")):
         browser.evaluate(f"showDocument({number})")
         theta = patching.for_subset(browser.evaluate("opened[current].subset")).theta

@@ -108,9 +108,9 @@ def test_bad_input_costs_only_itself(tmp_path, capsys, split_bytes):
         assert dead[path]["offset"] == sum(len(GOOD % i) for i in range(len(ids[path])))
     cut = ("truncated.jsonl.zst", "cut.jsonl.gz")
     assert sorted(text for i, _, text in arrived if not i.startswith(cut)) == sorted(texts)
-    fates = counts(out)
-    assert fates["records"] == sum(fates[fate] for fate in ("documents", "dead", "empty", "not_sampled"))
-    assert (fates["dead"], fates["empty"]) == (8, 4)
+    statuses = counts(out)
+    assert statuses["records"] == sum(statuses[status] for status in ("documents", "dead", "empty", "not_sampled"))
+    assert (statuses["dead"], statuses["empty"]) == (8, 4)
     said = capsys.readouterr().out
     assert "8 dead letters" in said
     assert "4 empty" in said
@@ -190,9 +190,9 @@ def test_the_sample_fits_and_the_rest_is_counted(tmp_path):
     for seed in (1, 2):
         out = tmp_path / f"{seed}"
         preprocess(corpus, "--out", out, *STATIC, "--sample-bytes", 10_000, "--seed", seed)
-        fates = counts(out)
-        assert 9_000 < fates["document_bytes"] <= 10_000
-        assert fates["documents"] + fates["not_sampled"] == fates["records"] == 200
+        statuses = counts(out)
+        assert 9_000 < statuses["document_bytes"] <= 10_000
+        assert statuses["documents"] + statuses["not_sampled"] == statuses["records"] == 200
         texts[seed] = stored(out)
     assert texts[1] != texts[2]
 
@@ -334,12 +334,12 @@ def test_a_dry_run_says_how_long_and_writes_nothing(tmp_path, capsys):
     ("options", "said"),
     [
         (["--rule", "static"], "rule 'static' needs stride"),
-        (["--rule", "entropy", "--theta", "2"], "rule entropy needs --patcher"),
+        (["--rule", "entropy", "--theta", "2"], "rule entropy needs --entropy-model"),
         (["--rule", "space", "--theta", "2"], "rule 'space' does not take theta"),
-        (["--rule", "space", "--patcher", "m"], "--patcher is of no use"),
+        (["--rule", "space", "--entropy-model", "m"], "--entropy-model is of no use"),
         (["--rule", "space", "--validation-fraction", "2"], "validation_fraction"),
         (["--rule", "space", "--seed", str(2**63)], "seed: Input should be less than"),
-        (["--rule", "space", "--stream-length", "100", "--sidecar", "uint8"], "--sidecar needs --patcher"),
+        (["--rule", "space", "--stream-length", "100", "--sidecar", "uint8"], "--sidecar needs --entropy-model"),
         (["--rule", "nonsense"], "invalid choice: 'nonsense'"),
         (["--frobnicate"], "unrecognized arguments: --frobnicate"),
         (["--rule", "byte", "--executor", "inline", "--ray-address", "auto"], "--ray-address is for --executor ray"),

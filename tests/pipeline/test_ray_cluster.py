@@ -111,7 +111,18 @@ def test_two_nodes_write_what_one_process_writes_and_need_no_model_folder(cluste
     network = build_model(settings)
     initialise(network, 1)
     save_model(network, settings, model)
-    scoring = ("--rule", "entropy", "--theta", 5.5, "--patcher", model, "--stream-length", 512, "--split-bytes", 2000)
+    scoring = (
+        "--rule",
+        "entropy",
+        "--theta",
+        5.5,
+        "--entropy-model",
+        model,
+        "--stream-length",
+        512,
+        "--split-bytes",
+        2000,
+    )
     assert preprocess(corpus, "--out", tmp_path / "one", *scoring, "--executor", "inline", "--workers", 1) == 0
 
     def pack_and_hide(folder):
@@ -204,7 +215,7 @@ def test_a_gpu_that_is_only_claimed_is_named_and_the_cpus_can_be_chosen(cluster,
     initialise(network, 1)
     save_model(network, settings, model)
     cluster.add_node(num_cpus=2, num_gpus=1, **OBJECT_STORE)
-    scoring = ("--rule", "entropy", "--theta", 5.5, "--patcher", model, "--stream-length", 512)
+    scoring = ("--rule", "entropy", "--theta", 5.5, "--entropy-model", model, "--stream-length", 512)
     options = (corpus, "--out", tmp_path / "out", *scoring, "--ray-address", cluster.address)
     assert preprocess(*options, "--gpus-per-worker", 0.5) == 2
     assert f"on {socket.gethostname()} PyTorch finds no GPU; use --device cpu" in capsys.readouterr().err
@@ -268,6 +279,6 @@ def test_a_model_that_changed_since_the_run_began_is_refused(tmp_path, monkeypat
         return pack_model(folder)
 
     monkeypatch.setattr(ray_executor, "pack_model", swapped)
-    options = ("--rule", "entropy", "--theta", 1, "--patcher", tmp_path / "m")
+    options = ("--rule", "entropy", "--theta", 1, "--entropy-model", tmp_path / "m")
     assert preprocess(corpus, "--out", tmp_path / "out", *options) == 2
     assert "m has changed since the run began; put it back" in capsys.readouterr().err

@@ -54,13 +54,13 @@ def test_a_recut_dataset_is_what_preprocess_writes_with_that_rule(place, tmp_pat
 def test_thresholds_by_subset_come_from_calibration(place, tmp_path, capsys) -> None:
     raw = tmp_path / "raw"
     assert preprocess(place / "a.jsonl", "--out", raw, "--rule", "none", "--executor", "inline") == 0
-    calibrate = ("calibrate", raw, "--patcher", place / "model", "--target", 3, "--per-subset", "--threads", 1)
+    calibrate = ("calibrate", raw, "--entropy-model", place / "model", "--target", 3, "--per-subset", "--threads", 1)
     assert run(*calibrate, "--stream-length", 512, "--out", tmp_path / "p.json") == 0
     assert len(load_patching(tmp_path / "p.json").patching.thetas) == 2
     assert run("recut", place / "uint8", "--out", tmp_path / "out", "--patching", tmp_path / "p.json") == 0
     assert sides(tmp_path / "out") == sides(scored(place, tmp_path / "wanted", "--patching", tmp_path / "p.json"))
     other = tmp_path / "other.json"
-    other.write_text((tmp_path / "p.json").read_text().replace('"patcher": "', '"patcher": "0'))
+    other.write_text((tmp_path / "p.json").read_text().replace('"entropy model": "', '"entropy model": "0'))
     capsys.readouterr()
     assert run("recut", place / "uint8", "--out", tmp_path / "no", "--patching", other) == 2
     assert "calibrated with another entropy model" in capsys.readouterr().err

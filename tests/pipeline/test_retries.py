@@ -88,13 +88,13 @@ def test_every_split_has_exactly_one_end_whatever_happens(sizes, random):
         if number is None:
             now += queue.pause(now)
             continue
-        fate = random.choice(["done", "failed", "transient", "lost"])
-        if fate == "lost":
+        status = random.choice(["done", "failed", "transient", "lost"])
+        if status == "lost":
             end = queue.lost(number, "")
-        elif fate == "done":
+        elif status == "done":
             end = queue.ended(done(number), now)
         else:
-            end = queue.ended(Outcome(number, error="e", transient=fate == "transient"), now)
+            end = queue.ended(Outcome(number, error="e", transient=status == "transient"), now)
         if end is not None:
             ends.append(end.split)
     assert sorted(ends) == list(range(len(sizes)))

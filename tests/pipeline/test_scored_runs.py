@@ -60,7 +60,7 @@ def calibrate(place: Path, out: str, *options: object, model: str = "model") -> 
     line = (
         "calibrate",
         place / "raw",
-        "--patcher",
+        "--entropy-model",
         place / model,
         "--target",
         3,
@@ -73,7 +73,7 @@ def calibrate(place: Path, out: str, *options: object, model: str = "model") -> 
 
 
 def patch(place: Path, patching: Path, out: Path, *options: object) -> int:
-    common = ("--patcher", place / "model", "--patching", patching, "--split-bytes", 2000, *SCORING)
+    common = ("--entropy-model", place / "model", "--patching", patching, "--split-bytes", 2000, *SCORING)
     return preprocess(place / "a.jsonl", "--out", out, *common, *options)
 
 
@@ -93,7 +93,7 @@ def test_two_processes_write_the_same_shards_as_one(place, patching, inline, tmp
 def test_ray_writes_the_same_shards_from_any_directory(place, patching, inline, tmp_path):
     out = tmp_path / "out"
     (tmp_path / "pipeline").mkdir()  # a folder of the user's that happens to have our name must not be imported
-    line = ["preprocess", place / "a.jsonl", "--out", out, "--patcher", place / "model", "--patching", patching]
+    line = ["preprocess", place / "a.jsonl", "--out", out, "--entropy-model", place / "model", "--patching", patching]
     result = command(*line, "--split-bytes", 2000, *SCORING, "--executor", "ray", "--workers", 2, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert shard_hashes(out) == shard_hashes(inline)
@@ -109,9 +109,13 @@ def test_a_cluster_that_is_not_there_is_one_line_within_seconds(place, tmp_path,
 def test_datasets_say_what_made_them_and_carry_it(place, inline):
     for name in ("train", "validation"):
         identity = load_manifest(inline / name).identity
-        assert identity.patcher is not None
-        assert identity.patcher.sha256 == model_sha256(place / "model") == model_sha256(inline / name / "patcher")
-        assert identity.patcher.numerics.stream_length == 512
+        assert identity.entropy_model is not None
+        assert (
+            identity.entropy_model.sha256
+            == model_sha256(place / "model")
+            == model_sha256(inline / name / "entropy_model")
+        )
+        assert identity.entropy_model.numerics.stream_length == 512
         assert identity.patching.grid
         assert identity.sidecar == "uint8"
     assert main(["verify", str(inline)]) == 0
@@ -172,7 +176,17 @@ def test_rules_on_rises_are_calibrated_too(place, tmp_path, rule):
 
 def test_a_current_calibration_is_kept_without_torch(place, patching):
     before = file_sha256(patching), patching.stat().st_mtime_ns
-    arguments = ["calibrate", place / "raw", "--patcher", place / "model", "--target", 3, "--out", patching, *SCORING]
+    arguments = [
+        "calibrate",
+        place / "raw",
+        "--entropy-model",
+        place / "model",
+        "--target",
+        3,
+        "--out",
+        patching,
+        *SCORING,
+    ]
     code = (
         "import sys, json; from pipeline.__main__ import main; code = main(json.loads(sys.argv[1]));"
         "sys.exit(code or len({'torch', 'ray'} & sys.modules.keys()))"
@@ -194,7 +208,7 @@ def test_thresholds_are_not_chosen_on_validation(place, capsys):
     line = [
         "calibrate",
         place / "raw" / "validation",
-        "--patcher",
+        "--entropy-model",
         place / "model",
         "--target",
         3,
@@ -227,9 +241,9 @@ def test_a_worker_that_joins_later_is_refused_too(place, tmp_path):
     output = OutputSettings(
         patching=PatchingSettings(rule="entropy", theta=1.0),
         scoring=ScoringSettings(stream_length=512),
-        patcher_sha256="x",
+        entropy_model_sha256="x",
     )
-    worker = Worker(Job(out=out, reading=reading, output=output, patcher=place / "model"), plan)
+    worker = Worker(Job(out=out, reading=reading, output=output, entropy_model=place / "model"), plan)
     recorded = worker.numerics.model_copy(update={"device": "cpu of another kind"})
     with pytest.raises(NumericsError, match="instead of cpu of another kind"):
         worker.process(0, Task("write", "run", recorded))
@@ -237,7 +251,7 @@ def test_a_worker_that_joins_later_is_refused_too(place, tmp_path):
 
 
 def test_a_patcher_that_is_no_entropy_model_is_named(place, tmp_path, capsys):
-    arguments = ("--out", tmp_path / "out", "--rule", "entropy", "--theta", 1, "--patcher", tmp_path)
+    arguments = ("--out", tmp_path / "out", "--rule", "entropy", "--theta", 1, "--entropy-model", tmp_path)
     assert preprocess(place / "a.jsonl", *arguments) == 2
     assert "is not a model folder" in capsys.readouterr().err
 
@@ -246,7 +260,7 @@ def test_a_patcher_that_is_no_entropy_model_is_named(place, tmp_path, capsys):
 
 
 def started(place: Path, patching: Path, out: Path, *options: object) -> subprocess.Popen:
-    common = ("--patcher", place / "model", "--patching", patching, "--split-bytes", 2000, *SCORING)
+    common = ("--entropy-model", place / "model", "--patching", patching, "--split-bytes", 2000, *SCORING)
     line = [sys.executable, "-m", "pipeline", "preprocess", place / "a.jsonl", "--out", out, *common, *options]
     return subprocess.Popen([str(part) for part in line], env=environment(), stdout=subprocess.PIPE, text=True)
 
@@ -348,9 +362,9 @@ def test_progress_counts_what_is_scored_and_not_what_is_read(place, tmp_path):
     output = OutputSettings(
         patching=PatchingSettings(rule="entropy", theta=1.0),
         scoring=ScoringSettings(stream_length=512),
-        patcher_sha256=model_sha256(place / "model"),
+        entropy_model_sha256=model_sha256(place / "model"),
     )
-    worker = Worker(Job(out=tmp_path / "out", reading=reading, output=output, patcher=place / "model"), plan)
+    worker = Worker(Job(out=tmp_path / "out", reading=reading, output=output, entropy_model=place / "model"), plan)
     streams, told = [], []
     begun, scorer = Scorer._stream, worker._scorer
     assert scorer is not None

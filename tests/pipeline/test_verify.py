@@ -32,7 +32,7 @@ from shared.model_folder.identity import model_sha256
 from shared.model_settings import EntropyModelSettings
 from shared.patching.settings import PatchingSettings
 from shared.shards.document import Row
-from shared.shards.manifest import NumericsClass, PatcherIdentity
+from shared.shards.manifest import EntropyModelIdentity, NumericsClass
 from shared.shards.open import open_dataset
 
 
@@ -257,20 +257,20 @@ def test_a_manifest_that_differs_from_the_rows_is_found(tmp_path: Path, key: str
 def test_the_entropy_model_in_the_dataset_must_be_the_recorded_one(tmp_path: Path) -> None:
     save_dataset(tmp_path, documents(ENTROPY), ENTROPY)
     assert any("the manifest names none" in line for line in verify(open_dataset(tmp_path)).problems)
-    patcher = tmp_path / "patcher"
-    patcher.mkdir()
-    (patcher / "config.json").write_text(EntropyModelSettings(width=8, layers=1, heads=2).model_dump_json())
-    save_file({"weights": np.zeros(3, np.float32)}, patcher / "model.safetensors")
+    entropy_model = tmp_path / "entropy_model"
+    entropy_model.mkdir()
+    (entropy_model / "config.json").write_text(EntropyModelSettings(width=8, layers=1, heads=2).model_dump_json())
+    save_file({"weights": np.zeros(3, np.float32)}, entropy_model / "model.safetensors")
     numerics = NumericsClass(
         device="cpu", dtype="float32", torch="2", attention="banded", stream_length=64, threads=1, probe="0"
     )
-    identity = PatcherIdentity(sha256=model_sha256(patcher), numerics=numerics)
-    change_manifest(tmp_path, lambda values: values["identity"].update(patcher=identity.model_dump()))
+    identity = EntropyModelIdentity(sha256=model_sha256(entropy_model), numerics=numerics)
+    change_manifest(tmp_path, lambda values: values["identity"].update(entropy_model=identity.model_dump()))
     assert verify(open_dataset(tmp_path)).problems == []
-    save_file({"weights": np.ones(3, np.float32)}, patcher / "model.safetensors")
+    save_file({"weights": np.ones(3, np.float32)}, entropy_model / "model.safetensors")
     (line,) = verify(open_dataset(tmp_path)).problems
-    assert "patcher is not the entropy model of this dataset" in line
-    (patcher / "model.safetensors").unlink()
+    assert "entropy model is not the entropy model of this dataset" in line
+    (entropy_model / "model.safetensors").unlink()
     (line,) = verify(open_dataset(tmp_path)).problems
     assert "model.safetensors cannot be read" in line
 

@@ -73,7 +73,7 @@ def make_dataset(
     """A finished dataset of these shards."""
     entries = [write_shard(folder, f"shard-{n:05d}", rows, format, sidecar) for n, rows in enumerate(shards)]
     identity = DatasetIdentity(
-        split="train", format=format, sidecar=sidecar, patching=patching, patcher=None, source="a test"
+        split="train", format=format, sidecar=sidecar, patching=patching, entropy_model=None, source="a test"
     )
     Manifest(identity=identity, shards=entries).save(folder)
     return open_dataset(folder)

@@ -21,7 +21,7 @@ def text_dataset(folder: Path, split: str, texts: list[bytes]) -> Path:
     none = PatchingSettings(rule="none")
     Manifest(
         identity=DatasetIdentity(
-            split=split, format="arrow", sidecar="none", patching=none, patcher=None, source="a test"
+            split=split, format="arrow", sidecar="none", patching=none, entropy_model=None, source="a test"
         ),
         shards=[entry],
     ).save(folder)

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from shared.layers import attention as module
 from shared.layers import tiled_attention as tiles
-from shared.layers.attention import Scope, attention, stretches
+from shared.layers.attention import AttentionMask, attention, segment_ids
 from shared.layers.batch import segments
 from shared.layers.tile_sizes import carried_length
 
@@ -62,7 +62,7 @@ def test_values_and_gradients_equal_those_of_a_dense_mask(
     def with_gradients(out: Tensor, inputs: list[Tensor]) -> list[Tensor]:
         return [out, *torch.autograd.grad(out, inputs, outgoing.to(out.dtype))]
 
-    found = with_gradients(attention(*inputs, Scope.of(documents, torch.float32, window)), inputs)
+    found = with_gradients(attention(*inputs, AttentionMask.of(documents, torch.float32, window)), inputs)
     seen, wide = visible(documents.ids, window), [x.detach().double().requires_grad_() for x in inputs]
     exact = with_gradients(dense(*wide, seen), wide)
     assert_equal_but_rounded(found, with_gradients(dense(*inputs, seen), inputs), exact, terms=1.0)
@@ -74,15 +74,15 @@ def test_values_and_gradients_equal_those_of_a_dense_mask(
 def test_carried_keys_stand_in_for_the_part_before_a_cut(way: str, window: int, cut: int) -> None:
     n, reach = 300, carried_length(window)
     q, k, v = (heads(2, n, seed) for seed in range(3))
-    whole = attention(q, k, v, Scope.of(segments([n]), torch.float32, window))
+    whole = attention(q, k, v, AttentionMask.of(segments([n]), torch.float32, window))
     before = torch.full((reach,), -1)
     before[max(0, reach - cut) :] = 0
     held_k, held_v = (
         torch.cat([torch.full((max(0, reach - cut), 2, 8), 9.0), x[max(0, cut - reach) : cut]]) for x in (k, v)
     )
     tail = segments([n - cut], np.arange(cut, n))
-    scope = Scope.of(tail, torch.float32, window, before=before)
-    found = attention(q[cut:], torch.cat([held_k, k[cut:]]), torch.cat([held_v, v[cut:]]), scope)
+    mask = AttentionMask.of(tail, torch.float32, window, before=before)
+    found = attention(q[cut:], torch.cat([held_k, k[cut:]]), torch.cat([held_v, v[cut:]]), mask)
     exact = dense(q.double(), k.double(), v.double(), visible(torch.zeros(n), window))
     assert_equal_but_rounded(found, whole[cut:], exact[cut:])
 
@@ -90,27 +90,27 @@ def test_carried_keys_stand_in_for_the_part_before_a_cut(way: str, window: int, 
 @pytest.mark.numerics
 def test_carried_keys_are_invisible_to_a_document_that_begins(way: str) -> None:
     q, k, v = (heads(2, 70, seed) for seed in range(3))
-    scope = Scope.of(segments([30, 40]), torch.float32, 64, before=torch.zeros(64, dtype=torch.int64))
+    mask = AttentionMask.of(segments([30, 40]), torch.float32, 64, before=torch.zeros(64, dtype=torch.int64))
     held = torch.full((64, 2, 8), 5.0)
-    found = attention(q, torch.cat([held, k]), torch.cat([held, v]), scope)
+    found = attention(q, torch.cat([held, k]), torch.cat([held, v]), mask)
     documents = segments([30, 40])
     exact = dense(q.double(), k.double(), v.double(), visible(documents.ids, 64))
-    assert_equal_but_rounded(found, attention(q, k, v, Scope.of(documents, torch.float32, 64)), exact)
+    assert_equal_but_rounded(found, attention(q, k, v, AttentionMask.of(documents, torch.float32, 64)), exact)
 
 
 def test_stretches_count_documents_and_openings_and_keep_0_for_what_goes_on() -> None:
     opening = torch.tensor([False, False, True, False, False, True])
-    assert stretches(segments([3, 3]), opening).tolist() == [1, 1, 2, 3, 3, 4]
+    assert segment_ids(segments([3, 3]), opening).tolist() == [1, 1, 2, 3, 3, 4]
     continued = segments([3, 3], np.array([7, 8, 9, 0, 1, 2]))
-    assert stretches(continued, opening).tolist() == [0, 0, 1, 2, 2, 3]
-    assert stretches(segments([2, 2], np.array([7, 8, 3, 4]))).tolist() == [0, 0, 1, 1]
+    assert segment_ids(continued, opening).tolist() == [0, 0, 1, 2, 2, 3]
+    assert segment_ids(segments([2, 2], np.array([7, 8, 3, 4]))).tolist() == [0, 0, 1, 1]
 
 
 @pytest.mark.numerics
 def test_scores_are_taken_in_fp32_whatever_the_dtype(way: str) -> None:
     q, k, v = (heads(2, 200, seed).detach().bfloat16() for seed in range(3))
     for window in (None, 64):
-        found = attention(q, k, v, Scope.of(segments([200]), q.dtype, window))
+        found = attention(q, k, v, AttentionMask.of(segments([200]), q.dtype, window))
         wanted = dense(q.float(), k.float(), v.float(), visible(torch.zeros(200), window))
         assert found.dtype == torch.bfloat16
         # Rounded once, at the end: to half a unit in the last place of 8 bits, and what fp32 may differ by before.
@@ -147,7 +147,9 @@ def test_many_documents_without_a_window_cost_no_more_than_their_own_squares(lar
         inputs = [heads(2, n, seed) for seed in range(3)]
         assert (
             largest_tensor(
-                lambda x=inputs, c=count: attention(*x, Scope.of(segments([50] * c), torch.float32)).sum().backward()
+                lambda x=inputs, c=count: (
+                    attention(*x, AttentionMask.of(segments([50] * c), torch.float32)).sum().backward()
+                )
             )
             <= n * 16
         )
@@ -191,8 +193,8 @@ def test_the_kernel_is_asked_for_what_tiles_compute_whatever_options_it_has(
         before[-40:] = 0
     documents = segments([90, 1, 109], positions)
     q, k, v = heads(4, n, 0), heads(groups, carried + n, 1), heads(groups, carried + n, 2)
-    wanted = attention(q, k, v, Scope.of(documents, torch.float32, window, before=before))
-    found = module._variable_length(q, k, v, Scope(documents, window, before, longest=128))
+    wanted = attention(q, k, v, AttentionMask.of(documents, torch.float32, window, before=before))
+    found = module._variable_length(q, k, v, AttentionMask(documents, window, before, longest=128))
     torch.testing.assert_close(found, wanted, atol=2e-6, rtol=1e-5)
 
 
@@ -209,7 +211,7 @@ def test_the_kernel_of_this_torch_takes_what_it_is_given(groups: int, carried: i
             for count, width in ((130, 4), (carried + 130, groups), (carried + 130, groups))
         )
         before = torch.zeros(carried, dtype=torch.int64) if carried else None
-        found = module._variable_length(q, k, v, Scope(documents, 64 if carried else None, before, longest=128))
+        found = module._variable_length(q, k, v, AttentionMask(documents, 64 if carried else None, before, longest=128))
         found.sum().backward()
         assert found.shape == q.shape
         assert k.grad is not None and k.grad.shape == k.shape  # noqa: PT018

@@ -127,7 +127,7 @@ def test_each_command_that_writes_a_file_refuses_foreign_ones_before_it_works(
         (pipeline, "calibrate", here, "--target", "4", "--out", foreign),
         (pipeline, "preprocess", here, "--rule", "byte", "--out", foreign),
         (trainer, "report", here, "--out", foreign),
-        (trainer, "dial", here, here, "--out", foreign),
+        (trainer, "sweep", here, here, "--out", foreign),
         (trainer, "evaluate", here, here, "--json", foreign),
         (trainer, "evaluate", here, here, "--documents", foreign),
         (trainer, "tasks", here, here, "--json", foreign),
@@ -168,9 +168,9 @@ def test_no_command_replaces_what_it_reads_or_writes_twice_whatever_is_allowed(
         (trainer, "tasks", folder, file, "--examples", new, "--json", new),
         (trainer, "lm-eval", folder, "--tasks", "x", "--json", inside),
         (trainer, "report", folder, "--out", inside),
-        (trainer, "dial", folder, folder, "--out", inside),
+        (trainer, "sweep", folder, folder, "--out", inside),
         (pipeline, "inspect", folder, "--html", inside),
-        (pipeline, "calibrate", folder, "--target", "4", "--patcher", folder, "--out", inside),
+        (pipeline, "calibrate", folder, "--target", "4", "--entropy-model", folder, "--out", inside),
     ):
         assert main([*(str(part) for part in arguments), "--overwrite"]) != 0
         assert re.search("this command (uses|reads); ", capsys.readouterr().err), arguments

@@ -15,7 +15,7 @@ FILES = {
     "does not exist": (),
     "is a run": ("checkpoints/step-00000003/state.json", "config.json", "identity.json"),
     "is a checkpoint of a run": ("COMPLETE", "state.json"),
-    "is a dataset": ("manifest.json", "patcher/config.json"),
+    "is a dataset": ("manifest.json", "entropy_model/config.json"),
     "is the folder of a dataset's train/ and validation/": ("validation/manifest.json", "run.json"),
     "is a folder of something else": ("holiday.jpg", "config.json"),
 }

@@ -75,16 +75,16 @@ def rule_for(name: str, entropies: np.ndarray) -> PatchingSettings:
 class Whole:
     """A text as the models see it at once, the oracle of everything here."""
 
-    def __init__(self, model: Blt, patcher: EntropyModel, rule: str, text: bytes | np.ndarray) -> None:
+    def __init__(self, model: Blt, scoring_model: EntropyModel, rule: str, text: bytes | np.ndarray) -> None:
         tokens = document_tokens(text) if isinstance(text, bytes) else text
         self.ids = torch.from_numpy(tokens[:-1].astype(np.int64))
 
-        def entropies(patcher: EntropyModel) -> Tensor:
-            return entropy(patcher(self.ids, segments([len(self.ids)])))
+        def entropies(scoring_model: EntropyModel) -> Tensor:
+            return entropy(entropy_model(self.ids, segments([len(self.ids)])))
 
         with torch.inference_mode():
-            self.entropies = entropies(patcher).numpy()
-            self.exact_entropies = in_fp64(patcher, entropies)
+            self.entropies = entropies(scoring_model).numpy()
+            self.exact_entropies = in_fp64(scoring_model, entropies)
             self.rule = rule_for(rule, self.entropies)
             needed = self.entropies if self.rule.needs_entropy else None
             batch = pack([text], self.rule, [needed])
@@ -122,10 +122,10 @@ def grown(documents: DecodingState, whole: Whole, seed: int, upto: int | None = 
 @pytest.mark.parametrize("rule", RULES)
 def test_logits_on_a_thousand_random_prefixes_are_those_of_full_recomputation(rule: str) -> None:
     """A thousand for a rule by entropy, a hundred for each of the others."""
-    model, patcher = blt().eval(), entropy_model().eval()
+    model, scoring_model = blt().eval(), entropy_model().eval()
     text = random_text(1_000 if rule == "entropy" else 100, seed=1)
-    whole = Whole(model, patcher, rule, text)
-    documents = DecodingState(model, whole.rule, patcher)
+    whole = Whole(model, scoring_model, rule, text)
+    documents = DecodingState(model, whole.rule, scoring_model)
     order = np.random.default_rng(2).permutation(len(whole.ids))
     recomputed = set(order[:20].tolist())  # the others are those of one pass over the whole: the models are causal
     for place in range(len(whole.ids)):
@@ -146,38 +146,38 @@ def test_logits_on_a_thousand_random_prefixes_are_those_of_full_recomputation(ru
 
 @pytest.mark.parametrize("model", MODELS)
 def test_pieces_of_any_length_and_tokens_taken_back_change_nothing(model: str) -> None:
-    big, patcher = blt(MODELS[model]).eval(), entropy_model(entropy_settings(heads=4, kv_heads=2)).eval()
-    whole = Whole(big, patcher, "entropy", random_text(700, seed=3))
-    grown(DecodingState(big, whole.rule, patcher), whole, seed=4)
+    big, scoring_model = blt(MODELS[model]).eval(), entropy_model(entropy_settings(heads=4, kv_heads=2)).eval()
+    whole = Whole(big, scoring_model, "entropy", random_text(700, seed=3))
+    grown(DecodingState(big, whole.rule, scoring_model), whole, seed=4)
 
 
 @pytest.mark.parametrize("rule", ["space", "entropy", "entropy with a minimum", "monotonic", "rise"])
 def test_named_special_ids_are_read_as_offline_and_end_their_patches(rule: str) -> None:
-    model, patcher = blt(blt_settings(specials=("user", "assistant", "end"))).eval(), entropy_model().eval()
+    model, scoring_model = blt(blt_settings(specials=("user", "assistant", "end"))).eval(), entropy_model().eval()
     tokens = chat_tokens(500, seed=7)
-    whole = Whole(model, patcher, rule, tokens)
+    whole = Whole(model, scoring_model, rule, tokens)
     assert whole.logits.shape[1] == 263
     assert whole.starts[np.flatnonzero(tokens >= 260) + 1].all()
-    grown(DecodingState(model, whole.rule, patcher), whole, seed=8)
+    grown(DecodingState(model, whole.rule, scoring_model), whole, seed=8)
 
 
 @pytest.mark.parametrize("window", [64, 40])
 def test_a_newline_resets_the_entropy_model_as_it_does_offline(window: int) -> None:
-    patcher = entropy_model(entropy_settings(newline_reset=True, window=window)).eval()
+    scoring_model = entropy_model(entropy_settings(newline_reset=True, window=window)).eval()
     model = blt().eval()
-    whole = Whole(model, patcher, "monotonic", random_text(500, seed=5))
-    grown(DecodingState(model, whole.rule, patcher), whole, seed=6)
+    whole = Whole(model, scoring_model, "monotonic", random_text(500, seed=5))
+    grown(DecodingState(model, whole.rule, scoring_model), whole, seed=6)
 
 
 def test_rows_of_a_batch_are_as_if_alone() -> None:
-    model, patcher = blt().eval(), entropy_model().eval()
+    model, scoring_model = blt().eval(), entropy_model().eval()
     texts = [random_text(400, seed=10 + number) for number in range(8)]
-    rule = Whole(model, patcher, "entropy", texts[0]).rule
+    rule = Whole(model, scoring_model, "entropy", texts[0]).rule
     heads = (0, 1, 5, 17, 60, 130, 131, 300)
     wholes, parts = [], []
     for number, (text, head) in enumerate(zip(texts, heads)):
-        whole = Whole(model, patcher, "entropy", text)
-        part = DecodingState(model, rule, patcher)
+        whole = Whole(model, scoring_model, "entropy", text)
+        part = DecodingState(model, rule, scoring_model)
         if head:
             grown(part, _under(whole, rule, model, text), seed=number, upto=head)
         wholes.append(_under(whole, rule, model, text))
@@ -215,9 +215,9 @@ def _under(whole: Whole, rule: PatchingSettings, model: Blt, text: bytes) -> Who
 
 
 def test_a_draft_leaves_no_trace_and_never_runs_the_global_model() -> None:
-    model, patcher = blt().eval(), entropy_model().eval()
-    whole = Whole(model, patcher, "entropy", random_text(300, seed=8))
-    documents = DecodingState(model, whole.rule, patcher)
+    model, scoring_model = blt().eval(), entropy_model().eval()
+    whole = Whole(model, scoring_model, "entropy", random_text(300, seed=8))
+    documents = DecodingState(model, whole.rule, scoring_model)
     generator = torch.Generator().manual_seed(1)
     for place in range(250):
         if place % 10 == 3:

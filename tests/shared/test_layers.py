@@ -5,7 +5,7 @@ import pytest
 import torch
 from rounding import ROUNDING, assert_equal_but_rounded, in_fp64
 
-from shared.layers.attention import Scope
+from shared.layers.attention import AttentionMask
 from shared.layers.batch import segments
 from shared.layers.blocks import Block, RMSNorm, rotary
 from shared.layers.fused_ops import rotate
@@ -59,8 +59,8 @@ def test_a_block_in_bf16_keeps_its_dtype_and_agrees_with_fp32() -> None:
     initialise(block, 0)
     documents = segments([70, 30])
     x, rotation = torch.randn(100, 32), rotary(documents.positions, 8, 1e4)
-    exact = block(x, rotation, Scope.of(documents, x.dtype, 64))
-    half = block.bfloat16()(x.bfloat16(), rotation, Scope.of(documents, torch.bfloat16, 64))
+    exact = block(x, rotation, AttentionMask.of(documents, x.dtype, 64))
+    half = block.bfloat16()(x.bfloat16(), rotation, AttentionMask.of(documents, torch.bfloat16, 64))
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), exact, atol=0.15, rtol=0.05)
 

@@ -41,11 +41,11 @@ def test_weights_are_stored_in_fp32_whatever_they_were(tmp_path: Path) -> None:
 
 def test_a_patcher_travels_along_and_a_newer_model_replaces_the_older_whole(tmp_path: Path, folder: Path) -> None:
     save_model(entropy_model(), entropy_settings(), tmp_path / "entropy")
-    save_model(blt(seed=1).state_dict(), blt_settings(), folder, patcher=tmp_path / "entropy")
-    assert model_sha256(folder / "patcher") == model_sha256(tmp_path / "entropy")
+    save_model(blt(seed=1).state_dict(), blt_settings(), folder, entropy_model=tmp_path / "entropy")
+    assert model_sha256(folder / "entropy_model") == model_sha256(tmp_path / "entropy")
     assert torch.equal(load_state(folder)[0]["decoder.head.weight"], blt(seed=1).decoder.head.weight)
     save_model(blt(), blt_settings(), folder)
-    assert not (folder / "patcher").exists()
+    assert not (folder / "entropy_model").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["entropy", "model"]
 
 

@@ -58,7 +58,7 @@ def test_ids_are_those_of_the_library_and_our_bytes_keep_theirs(folder, encoder)
     assert library.decode(library.encode(text).ids) == text
     assert [int(encoder.ids(bytes([byte]))[0]) for byte in range(256)] == [byte + OFFSET for byte in range(256)]
     assert encoder.subwords.vocabulary == 300 == load_making(folder).vocabulary
-    assert len(encoder.ids(b" the the the")) == 3  # merges are learnt, and used
+    assert len(encoder.ids(b" the the the")) == 3  # merges are learned, and used
 
 
 def test_an_invalid_byte_is_a_token_and_what_is_valid_around_it_is_encoded_as_ever(encoder) -> None:

@@ -13,35 +13,35 @@ from shared.models.entropy_model import EntropyModel
 from shared.models.initialise import initialise
 from shared.models.scoring import Scorer
 from shared.patching import PatchingSettings
-from shared.shards.manifest import NumericsClass, PatcherIdentity
+from shared.shards.manifest import EntropyModelIdentity, NumericsClass
 from shared.vocabulary import document_tokens
 from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, RunNumerics, save_identity
 
-PATCHER = EntropyModelSettings(window=64, **STACK)
+ENTROPY_MODEL = EntropyModelSettings(window=64, **STACK)
 STREAM = 256
 
 
-def patcher_model(seed: int = 5) -> EntropyModel:
+def entropy_model_model(seed: int = 5) -> EntropyModel:
     """The entropy model of these folders."""
-    model = EntropyModel(PATCHER)
+    model = EntropyModel(ENTROPY_MODEL)
     initialise(model, seed)
     return model
 
 
-def patcher_scorer() -> Scorer:
+def entropy_model_scorer() -> Scorer:
     """What the pipeline would score documents with."""
-    return Scorer(patcher_model(), STREAM)
+    return Scorer(entropy_model_model(), STREAM)
 
 
-def patcher_folder(folder: Path) -> Path:
+def entropy_model_folder(folder: Path) -> Path:
     """The entropy model's files alone."""
-    save_model(patcher_model(), PATCHER, folder)
+    save_model(entropy_model_model(), ENTROPY_MODEL, folder)
     return folder
 
 
 def entropy_rule(quantile: float = 0.5, rule: str = "entropy") -> PatchingSettings:
     """A rule whose threshold is this quantile of what it compares on some text, so that both decisions are common."""
-    (values,) = patcher_scorer().score([document_tokens(bytes(range(32, 127)) * 2)])
+    (values,) = entropy_model_scorer().score([document_tokens(bytes(range(32, 127)) * 2)])
     values = np.diff(values) if rule == "monotonic" else values
     return PatchingSettings.model_validate(
         {"rule": rule, "theta": float(np.quantile(values, quantile)), "max_length": 16}
@@ -54,32 +54,34 @@ def numerics() -> NumericsClass:
     return NumericsClass(**common, stream_length=STREAM, threads=1)  # type: ignore[arg-type]
 
 
-def identity_of(patching: PatchingSettings, patcher: Path | None = None) -> ModelIdentity:
+def identity_of(patching: PatchingSettings, entropy_model: Path | None = None) -> ModelIdentity:
     """The identity of a model that was trained on such patches."""
     return ModelIdentity(
         config={},
         data={},
         patching=patching,
-        patcher=PatcherIdentity(sha256=model_sha256(patcher), numerics=numerics()) if patcher else None,
+        entropy_model=EntropyModelIdentity(sha256=model_sha256(entropy_model), numerics=numerics())
+        if entropy_model
+        else None,
         numerics=RunNumerics(dtype="float32", device="cpu", torch=torch.__version__, ranks=1, threads=1),
     )
 
 
 def entropy_folder(folder: Path) -> Path:
     """What a finished run of the entropy model leaves behind."""
-    patcher_folder(folder)
+    entropy_model_folder(folder)
     save_identity(identity_of(PatchingSettings(rule="none")), folder / IDENTITY_NAME)
     return folder
 
 
 def model_folder(
-    folder: Path, patching: PatchingSettings, patcher: Path | None, specials: tuple[str, ...] = ()
+    folder: Path, patching: PatchingSettings, entropy_model: Path | None, specials: tuple[str, ...] = ()
 ) -> Path:
     """What a finished run of a byte latent transformer leaves behind."""
     values = tiny_settings(Path("x"), Path("y")).model.model_dump(exclude={"vocabulary"})
     settings = BltSettings.model_validate(values | {"specials": specials})
     model = build_model(settings)
     initialise(model, 0)
-    save_model(model, settings, folder, patcher)
-    save_identity(identity_of(patching, patcher), folder / IDENTITY_NAME)
+    save_model(model, settings, folder, entropy_model)
+    save_identity(identity_of(patching, entropy_model), folder / IDENTITY_NAME)
     return folder

@@ -104,7 +104,7 @@ def main(data: Path, out: Path) -> None:
         for kind, mesh in (("flat", world.mesh), ("copies", copies)):
             results |= {f"{kind}/{name}": tensor for name, tensor in by_hand(mesh).items()}
         results |= learn(settings, world, out)
-        if world.first:
+        if world.is_main_rank:
             safetensors.torch.save_file(results, out / "ranks.safetensors")
         dist.barrier()
     leave(0)

@@ -32,7 +32,7 @@ SPECIALS = ("user", "assistant", "end")
 
 
 def random_spans(size: int, rng: np.random.Generator) -> Spans:
-    """Spans of a text of so many bytes: empty ones too, with and without special ids, some learnt."""
+    """Spans of a text of so many bytes: empty ones too, with and without special ids, some learned."""
     ends = np.sort(rng.integers(0, size + 1, rng.integers(0, 6))).tolist()
     ids = rng.choice([None, 260, 261, 262], len(ends) + 1).tolist()
     return spans_of(list(zip([*ends, size], ids, (rng.random(len(ends) + 1) < 0.4).tolist())))
@@ -91,7 +91,7 @@ def make_dataset(
         format=format,
         sidecar="none",
         patching=patching,
-        patcher=None,
+        entropy_model=None,
         source="a test",
         specials=tuple(specials),
     )
@@ -139,14 +139,14 @@ def slices_of(pack: Pack) -> list[dict[str, list[int]]]:
 def expected_slice(row: Row, start: int, stop: int) -> dict[str, list[int]]:
     """A slice of inputs [start, stop) of a document, from the definitions, byte by byte."""
     tokens = row.tokens(True).tolist()
-    learnt = [True] * len(tokens)
+    trained = [True] * len(tokens)
     if row.spans is not None:
-        learnt = [True, *row.spans.learnt().tolist(), row.spans.last_loss]
+        trained = [True, *row.spans.target_mask().tolist(), row.spans.last_loss]
     boe = [BOE] if start else []
     wanted = {
         "ids": boe + tokens[start:stop],
         "labels": [IGNORED_LABEL] * len(boe)
-        + [tokens[i] if learnt[i] else IGNORED_LABEL for i in range(start + 1, stop + 1)],
+        + [tokens[i] if trained[i] else IGNORED_LABEL for i in range(start + 1, stop + 1)],
     }
     if row.patch_lengths is not None:
         patch = np.repeat(np.arange(len(row.patch_lengths)), row.patch_lengths).tolist()  # of each token, EOS included

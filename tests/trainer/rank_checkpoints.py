@@ -67,6 +67,6 @@ if __name__ == "__main__":
     settings = settings_for(Path(sys.argv[1]))
     with started(settings.run) as world:
         results = stage(settings, world, Path(sys.argv[2]))
-        if world.first:
+        if world.is_main_rank:
             safetensors.torch.save_file({name: t.contiguous() for name, t in results.items()}, sys.argv[3])
     leave(0)

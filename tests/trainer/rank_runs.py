@@ -182,6 +182,6 @@ if __name__ == "__main__":
     data, out, *layouts = sys.argv[1:]
     with started(settings_for(Path(data), {}).run) as world:
         results = dict(results_of(Path(data), Path(out), [json.loads(layout) for layout in layouts], world))
-        if world.first:
+        if world.is_main_rank:
             safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in results.items()}, out)
     leave(0)

@@ -111,6 +111,6 @@ if __name__ == "__main__":
     settings, out = table_settings(Path(sys.argv[1])), Path(sys.argv[2])
     with started(settings.run) as world:
         results = read(world) | trained(settings, world, out)
-        if world.first:
+        if world.is_main_rank:
             safetensors.torch.save_file(results, out / "whole.safetensors")
     leave(0)

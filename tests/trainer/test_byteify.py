@@ -15,7 +15,7 @@ from tiny_runs import STACK, STATIC, losses, quiet_environment, tiny_data, tiny_
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from shared.layers.attention import Scope
+from shared.layers.attention import AttentionMask
 from shared.layers.batch import segments
 from shared.layers.blocks import rotary
 from shared.model_folder.files import load_model, load_state
@@ -53,7 +53,7 @@ def save_llama(folder: Path, shard_size: str = "1GB", **changes: Any) -> LlamaFo
     return model
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(mask="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_data(tmp_path_factory.mktemp("byteify") / "data", STATIC)
 
@@ -90,10 +90,10 @@ def our_states(model: Blt, x: Tensor, lengths: list[int]) -> Tensor:
     """The same of the blocks of the global transformer, several documents side by side."""
     stack, documents = model.settings.global_, segments(lengths)
     rotation = rotary(documents.positions, stack.head_width, stack.rope_theta)
-    scope = Scope.of(documents, x.dtype)
+    mask = AttentionMask.of(documents, x.dtype)
     with torch.no_grad():
         for block in model.global_.blocks:
-            x = block(x, rotation, scope)
+            x = block(x, rotation, mask)
     return x
 
 
@@ -266,7 +266,7 @@ CONFIG_REFUSALS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(mask="module")
 def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("llama")
     save_llama(folder)

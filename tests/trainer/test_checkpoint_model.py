@@ -11,7 +11,7 @@ from shared.errors import ModelFileError
 from shared.model_folder.files import load_state
 from trainer.__main__ import main
 from trainer.checkpoints.model import model_at
-from trainer.commands.dial import run_of
+from trainer.commands.sweep import run_of
 from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, load_identity
 
 

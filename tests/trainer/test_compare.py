@@ -24,7 +24,7 @@ from trainer.experiments.results.results import Results, load_results
 from trainer.experiments.results.table import rows
 from trainer.experiments.results.words import sentence, table_text
 from trainer.experiments.runs import Run, run_all
-from trainer.experiments.systems import Laboratory, load_laboratory
+from trainer.experiments.systems import Experiment, load_experiment
 from trainer.memory.parameters import parameter_shapes
 from trainer.metrics.files import read_lines
 from trainer.settings import TrainSettings
@@ -35,13 +35,13 @@ STACK = "{width = 32, layers = 1, heads = 2, feed_forward = 32}"
 SYSTEMS = f"""
 [recipe]
 run = {{dtype = "float32", device = "cpu"}}
-data = {{tokens = 520, packs = 1, workers = 0, lanes = 4}}
+data = {{tokens = 520, packs = 1, workers = 0, streams = 4}}
 optimizer = {{lr = 3e-3}}
 parallel = {{dry_run = false}}
 checkpoint = {{every = 20, asynchronous = false}}
 metrics = {{log_every = 1, peak_flops = 1e9}}
 
-[cuttings]
+[patchings]
 none = {{rule = "none"}}
 static = {{rule = "static", stride = 4}}
 tokens = {{rule = "bpe", vocabulary = 300}}
@@ -49,20 +49,20 @@ tokens = {{rule = "bpe", vocabulary = 300}}
 [systems.bytes]
 family = "bytes"
 description = "Bytes."
-cutting = "none"
+patching = "none"
 model = {{kind = "flat", width = 32, layers = 1, heads = 2, feed_forward = 32}}
 
 [systems.tokens]
 family = "bpe"
 description = "Tokens."
-cutting = "tokens"
+patching = "tokens"
 like = "bytes"
 model = {{vocabulary = 300}}
 
 [systems.patches]
 family = "blt"
 description = "Patches of equal length."
-cutting = "static"
+patching = "static"
 [systems.patches.model]
 kind = "blt"
 window = 64
@@ -103,7 +103,7 @@ def arguments(place: Path, *more: object) -> list[str]:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison that was interrupted in the middle of a run, killed, and then brought to its end."""
-    place = tmp_path_factory.mktemp("laboratory")
+    place = tmp_path_factory.mktemp("experiment")
     make_corpus(place / "in")
     (place / "systems.toml").write_text(SYSTEMS)
     log = (place / "log.txt").open("w")
@@ -208,24 +208,24 @@ def test_another_budget_needs_another_folder(place: Path, capsys) -> None:
     assert "holds a comparison with budget_flops" in capsys.readouterr().err
 
 
-def systems(text: str, folder: Path) -> Laboratory:
+def systems(text: str, folder: Path) -> Experiment:
     (folder / "systems.toml").write_text(text)
-    return load_laboratory(folder / "systems.toml")
+    return load_experiment(folder / "systems.toml")
 
 
 def test_systems_of_the_house_are_valid_and_of_like_size(tmp_path: Path) -> None:
-    laboratory = load_laboratory()
-    short, full = laboratory.chosen(), laboratory.chosen(full=True)
+    experiment = load_experiment()
+    short, full = experiment.chosen(), experiment.chosen(full=True)
     assert len(short) == 10
     assert set(short) < set(full)
-    assert {laboratory.systems[name].family for name in short} == {"bytes", "megabyte", "spacebyte", "bpe", "blt"}
+    assert {experiment.systems[name].family for name in short} == {"bytes", "megabyte", "spacebyte", "bpe", "blt"}
     stacks, forward = set(), {}
     for name in full:
-        model = settings_of(laboratory, name).model
+        model = settings_of(experiment, name).model
         latent = model if name == "bpe" else getattr(model, "global_", None)
         if latent is not None:
             stacks.add((latent.width, latent.layers, latent.heads, latent.feed_forward))
-        size = {"none": 1, "static-4": 4, "bpe": 3}.get(laboratory.systems[name].cutting, 4.5)
+        size = {"none": 1, "static-4": 4, "bpe": 3}.get(experiment.systems[name].patching, 4.5)
         units = [round(3000 / size)]
         work = useful_workload(model, *([[3000], units] if model.reads == "patches" else [units]))
         forward[name] = forward_flops(model, work).total / 3000
@@ -234,22 +234,22 @@ def test_systems_of_the_house_are_valid_and_of_like_size(tmp_path: Path) -> None
 
 
 def test_what_a_system_does_not_say_is_as_in_the_one_it_is_like(tmp_path: Path) -> None:
-    laboratory = load_laboratory()
-    plain, without = (settings_of(laboratory, f"blt-entropy-4.5{more}") for more in ("", "-no-ngrams"))
+    experiment = load_experiment()
+    plain, without = (settings_of(experiment, f"blt-entropy-4.5{more}") for more in ("", "-no-ngrams"))
     assert without.model.ngrams.sizes == ()
     assert without.model.model_copy(update={"ngrams": plain.model.ngrams}) == plain.model
     assert without.optimizer == plain.optimizer
 
 
-def settings_of(laboratory: Laboratory, name: str) -> TrainSettings:
-    return TrainSettings.model_validate(laboratory.recipe_of(name, Path("data"), Path("out"), 0, 10, 5))
+def settings_of(experiment: Experiment, name: str) -> TrainSettings:
+    return TrainSettings.model_validate(experiment.recipe_of(name, Path("data"), Path("out"), 0, 10, 5))
 
 
 @pytest.mark.parametrize(
     ("before", "after", "complaint"),
     [
-        ("[systems.bytes]", "colour = 1\n[systems.bytes]", "cuttings.colour"),
-        ('cutting = "static"', 'cutting = "words"', "there is no 'words'"),
+        ("[systems.bytes]", "colour = 1\n[systems.bytes]", "patchings.colour"),
+        ('patching = "static"', 'patching = "words"', "there is no 'words'"),
         ('like = "bytes"', 'like = "patches"', "systems.tokens.like: there is no 'patches'"),
         (", stride = 4", "", "rule 'static' needs stride"),
         ("window = 64", "widow = 64", "patches.*widow"),
@@ -284,15 +284,15 @@ def test_a_budget_far_too_small_is_refused_before_anything_is_prepared(
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert not (tmp_path / "never").exists()
     enough = float(line.split(" would do")[0].split()[-1])
-    laboratory = load_laboratory(place / "systems.toml")
-    for name in laboratory.systems:
-        check_budget(enough, [laboratory.draft(name)])
+    experiment = load_experiment(place / "systems.toml")
+    for name in experiment.systems:
+        check_budget(enough, [experiment.draft(name)])
     assert 1e8 < enough < 2 * BUDGET
 
 
 def test_a_run_that_fails_leaves_the_others_alone(tmp_path: Path, place: Path, capsys) -> None:
     good, bad = (
-        load_laboratory(place / "systems.toml").recipe_of("bytes", place / "out" / data, tmp_path / data, 0, 1, 1)
+        load_experiment(place / "systems.toml").recipe_of("bytes", place / "out" / data, tmp_path / data, 0, 1, 1)
         for data in ("corpus", "nowhere")
     )
     ended = []

@@ -10,7 +10,7 @@ import torch
 from rounding import assert_equal_but_rounded, in_fp64
 from torch import Tensor, nn
 
-from shared.layers.attention import KERNEL_OPTIONS, Scope
+from shared.layers.attention import KERNEL_OPTIONS, AttentionMask
 from shared.layers.batch import Batch, Patches, segments
 from shared.layers.tiled_attention import tiled_attention
 from shared.model_settings import BltSettings, EntropyModelSettings
@@ -119,7 +119,7 @@ def test_nor_are_they_with_the_kernel_of_accelerators(options: frozenset[str], m
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     model = Blt(MODELS["blt"][1])  # type: ignore[arg-type]
     initialise(model, 0)
-    assert Scope.of(pack(DOCUMENTS[1]).documents, torch.float32, 24).stretches is None
+    assert AttentionMask.of(pack(DOCUMENTS[1]).documents, torch.float32, 24).segment_ids is None
     plain = Blt(MODELS["blt"][1])  # type: ignore[arg-type]
     initialise(plain, 0)
     compile_blocks(model, crosses=True)

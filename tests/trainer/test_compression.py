@@ -10,7 +10,7 @@ import zstandard
 from pack_examples import SPECIALS, in_parts, make_dataset, random_documents, with_spans
 
 from shared.vocabulary import token_bytes
-from trainer.evaluation.baselines.compressors import compress, learnt_texts, stream_size
+from trainer.evaluation.baselines.compressors import compress, stream_size, target_texts
 
 
 def _zstd(text: bytes) -> int:
@@ -40,12 +40,12 @@ def test_streams_are_those_of_each_compressor(tmp_path: Path) -> None:
         assert one.together < one.alone
 
 
-def test_what_is_not_learnt_is_not_compressed(tmp_path: Path) -> None:
+def test_what_is_not_trained_on_is_not_compressed(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = [with_spans(row, rng) for row in random_documents(3, 20)]
     data = make_dataset(tmp_path, [rows], specials=SPECIALS)
-    texts = list(learnt_texts(data))
-    assert texts == [token_bytes(row.tokens(False)[row.learnt(False)]) for row in rows]
+    texts = list(target_texts(data))
+    assert texts == [token_bytes(row.tokens(False)[row.target_mask(False)]) for row in rows]
     assert sum(map(len, texts)) == data.manifest.totals.learnt_bytes
 
 

@@ -1,4 +1,4 @@
-"""The schedule that merges subsets keeps to the shares of bytes, and depends on what has been drawn alone."""
+"""The schedule that merges subsets keeps to the shares of bytes, and depends on what has been sampled alone."""
 
 import numpy as np
 import pytest
@@ -11,14 +11,16 @@ from trainer.data.sampling.schedule import Schedule, document_rates
 rates = st.lists(st.floats(0.001, 1000), min_size=1, max_size=6).map(np.array)
 
 
-def draw(schedule: Schedule, subsets: int, count: int, block: int = 50, drawn: np.ndarray | None = None) -> np.ndarray:
+def draw(
+    schedule: Schedule, subsets: int, count: int, block: int = 50, sampled: np.ndarray | None = None
+) -> np.ndarray:
     """The next documents' subsets, asked for in blocks."""
-    drawn = np.zeros(subsets, np.int64) if drawn is None else drawn.copy()
+    sampled = np.zeros(subsets, np.int64) if sampled is None else sampled.copy()
     order = np.zeros(0, np.int64)
     while len(order) < count:
-        piece = schedule.following(drawn, block)
+        piece = schedule.following(sampled, block)
         assert len(piece)
-        drawn += np.bincount(piece, minlength=subsets)
+        sampled += np.bincount(piece, minlength=subsets)
         order = np.concatenate([order, piece])
     return order[:count]
 
@@ -39,8 +41,8 @@ def test_going_on_from_what_has_been_drawn_is_never_stopping(
     values: np.ndarray, seed: int, stop: int, block: int, other: int
 ) -> None:
     whole = draw(Schedule(values, seed), len(values), 250, block)
-    drawn = np.bincount(whole[:stop], minlength=len(values))
-    np.testing.assert_array_equal(draw(Schedule(values, seed), len(values), 250 - stop, other, drawn), whole[stop:])
+    sampled = np.bincount(whole[:stop], minlength=len(values))
+    np.testing.assert_array_equal(draw(Schedule(values, seed), len(values), 250 - stop, other, sampled), whole[stop:])
 
 
 def test_natural_shares_end_every_pass_together() -> None:
@@ -56,8 +58,8 @@ def test_weights_are_shares_of_bytes() -> None:
     documents, text = np.array([1000, 900, 50]), np.array([10_000, 90_000, 5_000])
     weighted = document_rates(documents, text, {"a": 0.6, "b": 0.1, "c": 0.3}, ("a", "b", "c"))
     counts = np.bincount(draw(Schedule(weighted, 3), 3, 20_000), minlength=3)
-    drawn = counts * text / documents
-    assert drawn / drawn.sum() == pytest.approx([0.6, 0.1, 0.3], abs=0.01)
+    sampled = counts * text / documents
+    assert sampled / sampled.sum() == pytest.approx([0.6, 0.1, 0.3], abs=0.01)
 
 
 def test_a_subset_without_a_weight_keeps_its_natural_share() -> None:

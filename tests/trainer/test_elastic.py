@@ -22,7 +22,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tiny_data(folder / "data", STATIC),
         folder / "unused",
         run={"steps": 12},
-        data={"tokens": 128, "packs": 4, "lanes": 3, "weights": {"a": 0.7}, "repeats": {"b": 1}},
+        data={"tokens": 128, "packs": 4, "streams": 3, "weights": {"a": 0.7}, "repeats": {"b": 1}},
         checkpoint={"every": 3, "keep": 4},
     )
     path = folder / "recipe.toml"

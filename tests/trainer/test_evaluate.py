@@ -133,14 +133,14 @@ def test_the_table_lines_up_and_shows_dashes_for_what_is_unknown() -> None:
 
 
 def save_blt(folder: Path, patching: PatchingSettings) -> Path:
-    """A model folder as a finished run leaves it, with an entropy model as its patcher."""
-    patcher = folder / "entropy"
-    for path, config, carried in ((patcher, ENTROPY, None), (folder / "model", BLT, patcher)):
+    """A model folder as a finished run leaves it, with an entropy model as its entropy model."""
+    entropy_model = folder / "entropy"
+    for path, config, carried in ((entropy_model, ENTROPY, None), (folder / "model", BLT, entropy_model)):
         model = build_model(config)
         initialise(model, 1)
         save_model(model, config, path, carried)
     numerics = RunNumerics(dtype="float32", device="cpu", torch=torch.__version__, ranks=1, threads=1)
-    identity = ModelIdentity(config={}, data={}, patching=patching, patcher=None, numerics=numerics)
+    identity = ModelIdentity(config={}, data={}, patching=patching, entropy_model=None, numerics=numerics)
     save_identity(identity, folder / "model" / IDENTITY_NAME)
     return folder / "model"
 
@@ -177,7 +177,7 @@ def test_the_command_prints_and_writes_scores_beside_the_baselines(
     assert shown[-1].split()[4] == f"{figures['total']['bits_per_byte']:.4f}"
     assert shown[-1].split()[5] == f"{figures['total']['flops_per_byte'] / 1e6:.3f}"
     # The entropy model reads the same bytes without patches.
-    entropy = evaluate_command([str(model / "patcher"), str(data), "--json", str(out)])
+    entropy = evaluate_command([str(model / "entropy_model"), str(data), "--json", str(out)])
     assert entropy == 0
     alone = json.loads(out.read_text())["datasets"][0]["total"]
     assert alone["bytes_per_patch"] is None
@@ -216,7 +216,7 @@ def test_another_model_stands_beside_on_its_own_cutting_of_the_same_documents(
     theirs = make_dataset(tmp_path / "theirs", [unpatched[20:], unpatched[:20]], patching=NONE)
     model = save_blt(tmp_path / "run", SPACE)
     other = tmp_path / "bytes"
-    (model / "patcher").rename(other)
+    (model / "entropy_model").rename(other)
     out = tmp_path / "scores.json"
     command = [str(model), str(ours.folder), "--json", str(out)]
     assert evaluate_command([*command, "--beside", str(other), str(theirs.folder)]) == 0
@@ -234,7 +234,7 @@ def test_another_model_stands_beside_on_its_own_cutting_of_the_same_documents(
         evaluate_command([*command, "--beside", str(other), str(fewer.folder)])
 
 
-def test_data_patched_otherwise_than_the_model_learnt_is_refused(tmp_path: Path, dataset: Dataset) -> None:
+def test_data_patched_otherwise_than_in_training_is_refused(tmp_path: Path, dataset: Dataset) -> None:
     model = save_blt(tmp_path, PatchingSettings(rule="space", max_length=9))
     with pytest.raises(IdentityError, match=r"max_length 8, not 9.*--max-length 9"):
         evaluate_command([str(model), str(dataset.folder)])

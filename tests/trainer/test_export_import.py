@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from model_folders import entropy_folder, entropy_rule, identity_of, model_folder, patcher_folder
+from model_folders import entropy_folder, entropy_model_folder, entropy_rule, identity_of, model_folder
 from tiny_runs import STATIC, quiet_environment, tiny_data, tiny_settings
 
 from shared.io.identity import file_sha256
@@ -19,7 +19,7 @@ from shared.model_folder.identity import load_settings, model_sha256
 from shared.model_folder.tensors import TensorFolder, write_tensors
 from shared.model_settings import EntropyModelSettings
 from shared.patching import PatchingSettings
-from shared.shards.manifest import PatcherIdentity, load_manifest
+from shared.shards.manifest import EntropyModelIdentity, load_manifest
 from shared.shards.open import open_dataset
 from trainer.__main__ import main
 from trainer.evaluation.compatibility import check_patches
@@ -27,13 +27,13 @@ from trainer.generation.generator import Generator
 from trainer.generation.settings import GenerateSettings
 from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, load_identity, save_identity
 
-FILES = ("model.safetensors", "config.json", "patcher/model.safetensors", "patcher/config.json")
+FILES = ("model.safetensors", "config.json", "entropy_model/model.safetensors", "entropy_model/config.json")
 EXPORTED = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
 
 
 @pytest.fixture(scope="module")
-def patcher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return patcher_folder(tmp_path_factory.mktemp("patcher") / "model")
+def entropy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return entropy_model_folder(tmp_path_factory.mktemp("entropy_model") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +42,8 @@ def rule() -> PatchingSettings:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, patcher: Path, rule: PatchingSettings) -> Path:
-    return model_folder(tmp_path_factory.mktemp("model") / "model", rule, patcher)
+def model(tmp_path_factory: pytest.TempPathFactory, entropy_model: Path, rule: PatchingSettings) -> Path:
+    return model_folder(tmp_path_factory.mktemp("model") / "model", rule, entropy_model)
 
 
 def run(*arguments: Any) -> int:
@@ -74,7 +74,7 @@ def test_a_model_comes_back_byte_for_byte_with_its_patches(
     for name in FILES:
         assert (back / name).read_bytes() == (model / name).read_bytes(), name
     assert identity(back).patching == identity(model).patching
-    assert identity(back).patcher == identity(model).patcher
+    assert identity(back).entropy_model == identity(model).entropy_model
     assert identity(back).data == {}
     imported = identity(back).config["imported"]
     sources = [path for path in there.iterdir() if path.suffix == ".safetensors" or path.name == "config.json"]
@@ -106,9 +106,9 @@ def test_a_folder_of_others_gives_an_exact_threshold_and_the_longest_patches(
     assert run("import-hf", foreign(tmp_path, model), tmp_path / "back") == 0
     found = identity(tmp_path / "back")
     assert found.patching == PatchingSettings(rule="entropy", theta=rule.theta, max_length=65_535)
-    assert found.patcher is not None
-    assert found.patcher.sha256 == model_sha256(tmp_path / "back" / "patcher")
-    assert found.patcher.numerics.probe == ""
+    assert found.entropy_model is not None
+    assert found.entropy_model.sha256 == model_sha256(tmp_path / "back" / "entropy_model")
+    assert found.entropy_model.numerics.probe == ""
     assert list(Generator(tmp_path / "back").write(b"some ", GenerateSettings(length=3)))
     assert run("import-hf", tmp_path / "hf", tmp_path / "other", "--theta", "0.25", "--max-length", "99") == 0
     assert identity(tmp_path / "other").patching == PatchingSettings(rule="entropy", theta=0.25, max_length=99)
@@ -118,12 +118,14 @@ def test_an_imported_model_may_be_evaluated_wherever_its_own_entropy_model_score
     assert run("import-hf", foreign(tmp_path, model), tmp_path / "back") == 0
     found, data = identity(tmp_path / "back"), tiny_data(tmp_path / "data", STATIC) / "train"
     manifest = load_manifest(data)
-    scored = identity(model).patcher
+    scored = identity(model).entropy_model
     assert scored is not None
-    assert found.patcher is not None
-    for sha256, fits in ((found.patcher.sha256, True), ("0" * 64, False)):
-        patcher = PatcherIdentity(sha256=sha256, numerics=scored.numerics.model_copy(update={"probe": "measured"}))
-        made = manifest.identity.model_copy(update={"patching": found.patching, "patcher": patcher})
+    assert found.entropy_model is not None
+    for sha256, fits in ((found.entropy_model.sha256, True), ("0" * 64, False)):
+        entropy_model = EntropyModelIdentity(
+            sha256=sha256, numerics=scored.numerics.model_copy(update={"probe": "measured"})
+        )
+        made = manifest.identity.model_copy(update={"patching": found.patching, "entropy_model": entropy_model})
         manifest.model_copy(update={"identity": made}).save(data)
         dataset = open_dataset(data)
         if fits:
@@ -142,7 +144,7 @@ def test_bf16_rounds_the_model_and_not_the_entropy_model(
     assert "note: the model's weights are rounded to bfloat16" in capsys.readouterr().out
     exported = TensorFolder(tmp_path / "hf")
     for name in exported.names():
-        assert exported.dtype(name) == (torch.float32 if "patcher" in name else torch.bfloat16), name
+        assert exported.dtype(name) == (torch.float32 if "entropy_model" in name else torch.bfloat16), name
     loaded, found = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", output_loading_info=True)
     assert loaded.dtype == torch.float32  # as config.json says
     assert not found["missing_keys"]
@@ -151,25 +153,25 @@ def test_bf16_rounds_the_model_and_not_the_entropy_model(
     before, after = TensorFolder(model), TensorFolder(tmp_path / "back")
     assert all(torch.equal(after.read(name), before.read(name).bfloat16().float()) for name in before.names())
     assert (tmp_path / "back" / FILES[2]).read_bytes() == (model / FILES[2]).read_bytes()
-    assert identity(tmp_path / "back").patcher == identity(model).patcher
+    assert identity(tmp_path / "back").entropy_model == identity(model).entropy_model
 
 
-def test_data_scored_in_bf16_is_said(tmp_path: Path, patcher: Path, rule: PatchingSettings, capsys) -> None:
-    folder = model_folder(tmp_path / "model", rule, patcher)
+def test_data_scored_in_bf16_is_said(tmp_path: Path, entropy_model: Path, rule: PatchingSettings, capsys) -> None:
+    folder = model_folder(tmp_path / "model", rule, entropy_model)
     recorded = identity(folder)
-    assert recorded.patcher is not None
-    numerics = recorded.patcher.numerics.model_copy(update={"dtype": "bfloat16"})
-    changed = recorded.patcher.model_copy(update={"numerics": numerics})
-    save_identity(recorded.model_copy(update={"patcher": changed}), folder / IDENTITY_NAME)
+    assert recorded.entropy_model is not None
+    numerics = recorded.entropy_model.numerics.model_copy(update={"dtype": "bfloat16"})
+    changed = recorded.entropy_model.model_copy(update={"numerics": numerics})
+    save_identity(recorded.model_copy(update={"entropy_model": changed}), folder / IDENTITY_NAME)
     assert run("export-hf", folder, tmp_path / "hf") == 0
     assert "note: the data was scored in bfloat16" in capsys.readouterr().out
 
 
 def test_one_of_several_thresholds_is_exported(
-    tmp_path: Path, patcher: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, entropy_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     several = PatchingSettings(rule="entropy", theta=1.0, thetas={"de": 2.0, "en": 3.0}, max_length=64)
-    folder = model_folder(tmp_path / "model", several, patcher)
+    folder = model_folder(tmp_path / "model", several, entropy_model)
     assert run("export-hf", folder, tmp_path / "none") == 1
     refusal = capsys.readouterr().err
     assert "--theta 1.0 (the default one" in refusal
@@ -186,20 +188,20 @@ def test_one_of_several_thresholds_is_exported(
     assert "de, en" in capsys.readouterr().err
 
 
-def changed_model(folder: Path, rule: PatchingSettings, patcher: Path, **model: Any) -> Path:
+def changed_model(folder: Path, rule: PatchingSettings, entropy_model: Path, **model: Any) -> Path:
     settings = tiny_settings(Path("x"), Path("y")).model.model_copy(update=model)
-    save_model(build_model(settings), settings, folder, patcher)
-    save_identity(identity_of(rule, patcher), folder / IDENTITY_NAME)
+    save_model(build_model(settings), settings, folder, entropy_model)
+    save_identity(identity_of(rule, entropy_model), folder / IDENTITY_NAME)
     return folder
 
 
-def reset_patcher(folder: Path) -> Path:
+def reset_entropy_model(folder: Path) -> Path:
     settings = EntropyModelSettings(width=16, layers=1, heads=1, window=64, newline_reset=True)
     save_model(build_model(settings), settings, folder)
     return folder
 
 
-def refusals(tmp_path: Path, patcher: Path, rule: PatchingSettings) -> Iterator[tuple[Path, str]]:
+def refusals(tmp_path: Path, entropy_model: Path, rule: PatchingSettings) -> Iterator[tuple[Path, str]]:
     """Folders, and the reason why each is refused."""
     for number, (other, words) in enumerate(
         (
@@ -210,26 +212,29 @@ def refusals(tmp_path: Path, patcher: Path, rule: PatchingSettings) -> Iterator[
     ):
         yield model_folder(tmp_path / f"rule-{number}", other, None), words
     monotonic = PatchingSettings(rule="monotonic", theta=0.1)
-    yield model_folder(tmp_path / "monotonic", monotonic, patcher), "patches of rule 'monotonic' cannot be exported"
-    yield model_folder(tmp_path / "min", rule.model_copy(update={"min_length": 2}), patcher), "min_length 2"
+    yield (
+        model_folder(tmp_path / "monotonic", monotonic, entropy_model),
+        "patches of rule 'monotonic' cannot be exported",
+    )
+    yield model_folder(tmp_path / "min", rule.model_copy(update={"min_length": 2}), entropy_model), "min_length 2"
     tables = tiny_settings(Path("x"), Path("y")).model.ngrams.model_copy(update={"sizes": ()})
-    yield changed_model(tmp_path / "no-ngrams", rule, patcher, ngrams=tables), "without n-gram embeddings"
-    yield model_folder(tmp_path / "reset", rule, reset_patcher(tmp_path / "reset-patcher")), "newline_reset"
+    yield changed_model(tmp_path / "no-ngrams", rule, entropy_model, ngrams=tables), "without n-gram embeddings"
+    yield model_folder(tmp_path / "reset", rule, reset_entropy_model(tmp_path / "reset-patcher")), "newline_reset"
     yield entropy_folder(tmp_path / "entropy"), "is an entropy model"
     yield tmp_path, "is not a model folder"
-    swapped = model_folder(tmp_path / "swapped", rule, patcher)
-    weights = swapped / "patcher" / "model.safetensors"
+    swapped = model_folder(tmp_path / "swapped", rule, entropy_model)
+    weights = swapped / "entropy_model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
     yield swapped, "the model was trained with"
-    cut = model_folder(tmp_path / "cut", rule, patcher)
+    cut = model_folder(tmp_path / "cut", rule, entropy_model)
     (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-1])
     yield cut, "not a whole safetensors file"
 
 
 def test_what_cannot_be_exported_is_refused_in_one_line_and_leaves_nothing(
-    tmp_path: Path, patcher: Path, rule: PatchingSettings, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, entropy_model: Path, rule: PatchingSettings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for folder, words in refusals(tmp_path, patcher, rule):
+    for folder, words in refusals(tmp_path, entropy_model, rule):
         assert run("export-hf", folder, tmp_path / "out") == 1, folder
         error = capsys.readouterr().err
         assert words in error, folder
@@ -328,11 +333,11 @@ TABLE_MEGABYTES = 128
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_a_model_with_a_large_table_goes_there_and_back_in_a_fraction_of_its_memory(
-    tmp_path: Path, model: Path, patcher: Path, rule: PatchingSettings
+    tmp_path: Path, model: Path, entropy_model: Path, rule: PatchingSettings
 ) -> None:
     small = tiny_settings(Path("x"), Path("y")).model
     tables = small.ngrams.model_copy(update={"rows": TABLE_MEGABYTES * (1 << 20) // 4 // 32 // 2})
-    folder = changed_model(tmp_path / "model", rule, patcher)
+    folder = changed_model(tmp_path / "model", rule, entropy_model)
     settings = small.model_copy(update={"ngrams": tables})
     (folder / "config.json").write_text(
         (folder / "config.json").read_text().replace('"rows": 64', f'"rows": {tables.rows}')
@@ -361,14 +366,14 @@ def test_a_model_with_a_large_table_goes_there_and_back_in_a_fraction_of_its_mem
 
 
 def test_a_model_with_named_special_ids_goes_there_with_its_entropy_model_beside_it(
-    tmp_path: Path, patcher: Path, rule: PatchingSettings, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, entropy_model: Path, rule: PatchingSettings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = model_folder(tmp_path / "model", rule, patcher, ("user", "assistant", "end"))
+    model = model_folder(tmp_path / "model", rule, entropy_model, ("user", "assistant", "end"))
     assert run("export-hf", model, tmp_path / "hf") == 0
     assert "special ids user, assistant, end: patch_in_forward is off" in capsys.readouterr().out
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert (config["vocab_size"], config["patch_in_forward"]) == (263, False)
-    assert model_sha256(tmp_path / "hf" / "patcher") == model_sha256(patcher)
+    assert model_sha256(tmp_path / "hf" / "entropy_model") == model_sha256(entropy_model)
     assert run("import-hf", tmp_path / "hf", tmp_path / "back") != 0
     assert "only a model that finds its patches itself, by entropy, can be imported" in capsys.readouterr().err
     assert not (tmp_path / "back").exists()

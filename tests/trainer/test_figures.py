@@ -31,7 +31,7 @@ def sums(**values: float) -> RankSums:
 
 
 def tally(**values) -> Tally:
-    return Tally(**{"steps": 2, "nats": 55.0, "targets": 160, "learnt": 152, **values})
+    return Tally(**{"steps": 2, "nats": 55.0, "targets": 160, "target_bytes": 152, **values})
 
 
 def test_rates_and_shares_are_of_all_ranks_together() -> None:
@@ -68,7 +68,7 @@ def test_the_slowest_rank_is_named_where_there_are_several() -> None:
 
 
 def test_an_interval_of_skipped_steps_alone_has_no_loss() -> None:
-    empty = tally(nats=0.0, targets=0, learnt=0, skipped=2)
+    empty = tally(nats=0.0, targets=0, target_bytes=0, skipped=2)
     figures = interval_figures(empty, [sums()], LIMITS, seconds=1.0, peak=None)
     assert not {"loss", "bits_per_byte"} & figures.keys()
     assert figures["skipped"] == 2
@@ -98,14 +98,14 @@ def test_work_counts_what_is_real_as_useful_and_padding_as_executed(tmp_path) ->
     train = open_dataset(data / "train")
     packs = iter(PackLoader(train, pack_limits(train.manifest, 256), 2))
     mine = [next(packs), next(packs)]
-    patcher = EntropyModelSettings(width=32, layers=1, heads=2, window=64)
-    counter = WorkCounter(settings.model, patcher, "none", tiled=True)
+    entropy_model = EntropyModelSettings(width=32, layers=1, heads=2, window=64)
+    counter = WorkCounter(settings.model, entropy_model, "none", tiled=True)
     counter.count(mine)
     work = counter.take()
     tokens = np.concatenate([pack.in_slice for pack in mine])
     patches = np.concatenate([pack.patches.in_slice for pack in mine])
     assert work.useful == 3 * forward_flops(settings.model, useful_workload(settings.model, tokens, patches)).total
-    assert work.scoring == forward_flops(patcher, useful_workload(patcher, tokens)).total
+    assert work.scoring == forward_flops(entropy_model, useful_workload(entropy_model, tokens)).total
     assert work.executed > work.useful
     assert counter.take().useful == 0
 

@@ -49,7 +49,7 @@ def run(data: Path, out: Path, specials: list[str] | None = None, **sections: di
 
 
 def check_rows(found: Path, base: Path) -> None:
-    """The weights of a fine-tuned model that has learnt nothing yet are the base's, with rows for its special ids."""
+    """The weights of a fine-tuned model that has learned nothing yet are the base's, with rows for its special ids."""
     ours, theirs = load_state(found)[0], load_state(base)[0]
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
@@ -106,7 +106,7 @@ def test_a_fine_tuned_model_answers_chats(place: Path, tmp_path: Path, capsys: p
     assert trainer(["evaluate", model, str(place / "chats"), *options]) == 0
     (scores,) = json.loads((tmp_path / "scores.json").read_text())["datasets"]
     validation = open_dataset(place / "chats" / "validation").manifest.totals
-    assert scores["total"]["bytes"] == 2 * validation.documents, "only what is learnt counts"
+    assert scores["total"]["bytes"] == 2 * validation.documents, "only what is a target counts"
     baselines = scores["total"]["baselines"]
     assert scores["total"]["bits_per_byte"] < baselines["order-2"] < 8
     assert baselines["xz -9"] > 0

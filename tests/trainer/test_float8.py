@@ -11,7 +11,7 @@ from torch import nn
 from shared.errors import ConfigError
 from shared.layers.blocks import Linear
 from trainer.distributed.float8 import check_float8, fits, onto
-from trainer.settings import TrainSettings, decisive
+from trainer.settings import TrainSettings, identity_dict
 
 CPU = torch.device("cpu")
 
@@ -31,11 +31,11 @@ def test_what_is_missing_is_one_clear_line() -> None:
     check_float8(settings_for(parallel={}), CPU)
 
 
-def test_it_decides_what_is_learnt_and_where_parts_lie_does_not() -> None:
+def test_it_affects_the_result_and_where_parts_lie_does_not() -> None:
     elsewhere = {"shard": 2, "activation_checkpointing": "full", "keep_gathered": True, "offload": True}
-    plain = decisive(settings_for(parallel={}))
-    assert decisive(settings_for(parallel=elsewhere | {"compile": True, "dry_run": False})) == plain
-    assert decisive(settings_for()) != plain
+    plain = identity_dict(settings_for(parallel={}))
+    assert identity_dict(settings_for(parallel=elsewhere | {"compile": True, "dry_run": False})) == plain
+    assert identity_dict(settings_for()) != plain
 
 
 def test_sizes_that_16_does_not_divide_stay() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
-from model_folders import entropy_rule, model_folder, patcher_folder, patcher_scorer
+from model_folders import entropy_model_folder, entropy_model_scorer, entropy_rule, model_folder
 from rounding import ENTROPY
 
 from shared.errors import ConfigError
@@ -28,14 +28,14 @@ CHAT = [Turn("system", b"Be brief."), Turn("user", "Größe?".encode())]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     parent = tmp_path_factory.mktemp("chat")
-    return model_folder(parent / "model", entropy_rule(), patcher_folder(parent / "patcher"), SPECIALS)
+    return model_folder(parent / "model", entropy_rule(), entropy_model_folder(parent / "entropy_model"), SPECIALS)
 
 
 @pytest.fixture(scope="module")
 def brief(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model, but once it has written a few bytes it ends its turn."""
     parent = tmp_path_factory.mktemp("brief")
-    made = model_folder(parent / "model", entropy_rule(), patcher_folder(parent / "patcher"), SPECIALS)
+    made = model_folder(parent / "model", entropy_rule(), entropy_model_folder(parent / "entropy_model"), SPECIALS)
     weights = safetensors.torch.load_file(made / WEIGHTS_FILE)
     end = special_id(END, SPECIALS)
     weights["decoder.head.weight"][end] = 3 * weights["decoder.head.weight"][4:260].mean(0) + 0.3
@@ -68,7 +68,7 @@ def test_patches_of_a_chat_are_those_that_the_pipeline_stores(folder: Path) -> N
     written = b"".join(piece.byte for piece in pieces if not piece.from_prompt)
     assert len(written) > 5
     tokens = np.concatenate([prompt_tokens(CHAT, SPECIALS), byte_tokens(written), np.array([EOS], np.int16)])
-    (entropies,) = patcher_scorer().score([tokens])
+    (entropies,) = entropy_model_scorer().score([tokens])
     stored = np.zeros(len(tokens), bool)
     stored[np.cumsum(patch_lengths(tokens, entropy_rule(), entropies))[:-1]] = True
     assert [piece.starts for piece in pieces] == stored[1:-1].tolist()
@@ -140,6 +140,6 @@ def test_options_that_do_not_go_together_are_refused(
 
 
 def test_a_model_without_special_ids_says_so(tmp_path: Path) -> None:
-    plain = model_folder(tmp_path / "model", entropy_rule(), patcher_folder(tmp_path / "patcher"))
+    plain = model_folder(tmp_path / "model", entropy_rule(), entropy_model_folder(tmp_path / "entropy_model"))
     with pytest.raises(ConfigError, match=r"has no special id 'assistant' \(it has none\)"):
         answer(plain, [CHAT])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_folders import entropy_folder, entropy_rule, model_folder, patcher_folder
+from model_folders import entropy_folder, entropy_model_folder, entropy_rule, model_folder
 from rounding import ENTROPY
 
 from shared.errors import ConfigError
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def entropy_rule_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose patches begin where an entropy model is uncertain."""
     parent = tmp_path_factory.mktemp("uncertain")
-    return model_folder(parent / "model", entropy_rule(), patcher_folder(parent / "patcher"))
+    return model_folder(parent / "model", entropy_rule(), entropy_model_folder(parent / "entropy_model"))
 
 
 class Stdout(io.TextIOWrapper):

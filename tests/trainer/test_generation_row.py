@@ -135,16 +135,16 @@ def test_a_row_draws_as_if_alone_and_each_token_anew() -> None:
     even = np.zeros(VOCABULARY_SIZE, np.float32)
     sampling = SamplingSettings(temperature=1.0, seed=3)
     rows = [row(prompt, sampling=sampling) for prompt in (b"", b"another")]
-    drawn = []
+    sampled = []
     for _ in range(20):
         tokens = {some.choose(even) for some in rows}
         assert len(tokens) == 1
-        drawn += tokens
+        sampled += tokens
         for some in rows:
-            some.push(drawn[-1])
-        if drawn[-1] == EOS:
+            some.push(sampled[-1])
+        if sampled[-1] == EOS:
             break
-    assert len(set(drawn)) > 10
+    assert len(set(sampled)) > 10
 
 
 @pytest.mark.parametrize(

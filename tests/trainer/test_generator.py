@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from model_folders import (
-    PATCHER,
+    ENTROPY_MODEL,
     entropy_folder,
+    entropy_model_folder,
+    entropy_model_model,
+    entropy_model_scorer,
     entropy_rule,
     model_folder,
-    patcher_folder,
-    patcher_model,
-    patcher_scorer,
 )
 from rounding import ENTROPY
 
@@ -41,13 +41,13 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module")
-def patcher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return patcher_folder(tmp_path_factory.mktemp("patcher") / "model")
+def entropy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return entropy_model_folder(tmp_path_factory.mktemp("entropy_model") / "model")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, patcher: Path) -> Path:
-    return model_folder(tmp_path_factory.mktemp("generate") / "model", entropy_rule(), patcher)
+def folder(tmp_path_factory: pytest.TempPathFactory, entropy_model: Path) -> Path:
+    return model_folder(tmp_path_factory.mktemp("generate") / "model", entropy_rule(), entropy_model)
 
 
 def write(folder: Path, prompt: bytes, length: int = 24, **options) -> list[Piece]:
@@ -64,7 +64,7 @@ def test_boundaries_and_entropies_while_writing_are_those_of_the_finished_docume
     text = text_of(pieces)
     assert len(text) > 9
     tokens = document_tokens(text)
-    (entropies,) = patcher_scorer().score([tokens])
+    (entropies,) = entropy_model_scorer().score([tokens])
     stored = np.zeros(len(tokens), bool)
     stored[np.cumsum(patch_lengths(tokens, entropy_rule(), entropies))[:-1]] = True
     assert [piece.starts for piece in pieces] == stored[1 : 1 + len(text)].tolist()
@@ -84,11 +84,11 @@ def test_boundaries_and_entropies_while_writing_are_those_of_the_finished_docume
     ids=lambda rule: rule.rule,
 )
 def test_greedy_text_is_that_of_recomputing_everything_for_each_byte(
-    tmp_path: Path, patcher: Path, rule: PatchingSettings
+    tmp_path: Path, entropy_model: Path, rule: PatchingSettings
 ) -> None:
-    folder = model_folder(tmp_path / "model", rule, patcher if rule.needs_entropy else None)
+    folder = model_folder(tmp_path / "model", rule, entropy_model if rule.needs_entropy else None)
     text = text_of(write(folder, b"The patch", sampling=GREEDY, length=40))
-    model, entropy_model = load_model(folder), patcher_scorer()
+    model, entropy_model = load_model(folder), entropy_model_scorer()
     tokens = np.concatenate([[np.int16(BOS)], byte_tokens(b"The patch")]).astype(np.int16)
     for wanted in [*byte_tokens(text[9:]), EOS][:40]:
         (entropies,) = entropy_model.score([np.append(tokens, np.int16(EOS))])
@@ -119,7 +119,7 @@ def test_the_global_model_runs_once_for_each_patch(folder: Path) -> None:
 
 @pytest.mark.parametrize("draft", [0, 5])
 @pytest.mark.parametrize(
-    "sampling", [GREEDY, SamplingSettings(temperature=0.9, top_k=40, seed=3)], ids=["greedy", "drawn"]
+    "sampling", [GREEDY, SamplingSettings(temperature=0.9, top_k=40, seed=3)], ids=["greedy", "sampled"]
 )
 def test_a_batch_of_ragged_prompts_is_its_single_runs(folder: Path, sampling: SamplingSettings, draft: int) -> None:
     settings = GenerateSettings(length=40, sampling=sampling, draft=draft, stop=(b"\x00\x01",))
@@ -137,7 +137,7 @@ def test_a_batch_of_ragged_prompts_is_its_single_runs(folder: Path, sampling: Sa
 
 @pytest.mark.parametrize("draft", [1, 4, 40])
 @pytest.mark.parametrize(
-    "sampling", [GREEDY, SamplingSettings(temperature=0.5, top_p=0.9, seed=4)], ids=["greedy", "drawn"]
+    "sampling", [GREEDY, SamplingSettings(temperature=0.5, top_p=0.9, seed=4)], ids=["greedy", "sampled"]
 )
 def test_drafts_change_nothing_that_is_written(folder: Path, sampling: SamplingSettings, draft: int) -> None:
     generator = Generator(folder)
@@ -199,9 +199,9 @@ def test_a_stop_string_ends_the_text_and_is_not_shown(folder: Path) -> None:
     assert generator.ended == ["stop"]
 
 
-def test_another_patcher_than_the_recorded_one_is_refused(tmp_path: Path, patcher: Path) -> None:
-    folder = model_folder(tmp_path / "model", entropy_rule(), patcher)
-    save_model(patcher_model(seed=6), PATCHER, folder / "patcher")
+def test_another_patcher_than_the_recorded_one_is_refused(tmp_path: Path, entropy_model: Path) -> None:
+    folder = model_folder(tmp_path / "model", entropy_rule(), entropy_model)
+    save_model(entropy_model_model(seed=6), ENTROPY_MODEL, folder / "entropy_model")
     with pytest.raises(IdentityError, match="sha256"):
         Generator(folder)
 
@@ -227,7 +227,7 @@ def test_an_entropy_model_writes_too_but_has_nothing_to_draft_for(tmp_path: Path
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("patcher", None),
+        ("entropy_model", None),
         ("patching.theta", float("nan")),
         ("patching.theta", "1.5"),
         ("patching.max_length", 2**70),

@@ -1,4 +1,4 @@
-"""Steps that are not learnt from: found by a robust rule, counted, at most so many, the same after a resume."""
+"""Steps that are not trained on: found by a robust rule, counted, at most so many, the same after a resume."""
 
 import json
 import math

@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from model_folders import PATCHER, entropy_rule, identity_of, model_folder, patcher_folder, patcher_model
+from model_folders import (
+    ENTROPY_MODEL,
+    entropy_model_folder,
+    entropy_model_model,
+    entropy_rule,
+    identity_of,
+    model_folder,
+)
 from rounding import NATS
 
 from shared.errors import ConfigError
@@ -30,19 +37,19 @@ def asked(*arguments: Any) -> SimpleNamespace:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A byte latent transformer."""
     parent = tmp_path_factory.mktemp("harness")
-    return model_folder(parent / "model", entropy_rule(), patcher_folder(parent / "patcher"))
+    return model_folder(parent / "model", entropy_rule(), entropy_model_folder(parent / "entropy_model"))
 
 
 @pytest.fixture(scope="module")
 def ascii_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that likes ASCII letters best, so that what it writes is text."""
     folder = tmp_path_factory.mktemp("ascii") / "model"
-    model = patcher_model()
+    model = entropy_model_model()
     with torch.no_grad():
         letters = torch.zeros(len(model.head.weight), dtype=torch.bool)
         letters[OFFSET + ord("a") : OFFSET + ord("z") + 1] = True
         model.head.weight[~letters] = 0
-    save_model(model, PATCHER, folder)
+    save_model(model, ENTROPY_MODEL, folder)
     save_identity(identity_of(PatchingSettings(rule="none")), folder / IDENTITY_NAME)
     return folder
 

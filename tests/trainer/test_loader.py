@@ -20,7 +20,7 @@ from trainer.data.sampling.schedule import Mixing
 
 LIMITS = PackLimits(64, 32)
 G = 4
-LANES = 3
+STREAMS = 3
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def take(dataset: Dataset, steps: int, ranks: int = 1, workers: int = 0, cursor:
     packs: list[Pack] = []
     for rank in range(ranks):
         loader = PackLoader(
-            dataset, LIMITS, G, seed=3, lanes=LANES, rank=rank, ranks=ranks, workers=workers, cursor=cursor
+            dataset, LIMITS, G, seed=3, streams=STREAMS, rank=rank, ranks=ranks, workers=workers, cursor=cursor
         )
         found = iter(loader)
         packs += [next(found) for _ in range(steps * G // ranks)]
@@ -53,7 +53,7 @@ def uninterrupted(dataset: Dataset) -> list[Pack]:
 def test_a_rank_gets_its_packs_in_order(dataset: Dataset, uninterrupted: list[Pack]) -> None:
     assert [pack.number for pack in uninterrupted] == list(range(12 * G))
     assert [pack.step.number for pack in uninterrupted] == [number // G for number in range(12 * G)]
-    found = iter(PackLoader(dataset, LIMITS, G, seed=3, lanes=LANES, rank=1, ranks=2, workers=2))
+    found = iter(PackLoader(dataset, LIMITS, G, seed=3, streams=STREAMS, rank=1, ranks=2, workers=2))
     assert [next(found).number for _ in range(9)] == list(range(1, 18, 2))
 
 
@@ -69,7 +69,7 @@ def shared_out(dataset: Dataset, cursor: Cursor | None, ranks: int, workers: int
     """Digests of the packs of some steps, in order, of ranks whose loader workers take turns as processes would."""
     packs: list[Pack] = []
     for rank in range(ranks):
-        cursor = cursor or first_cursor(dataset, 3, LANES)
+        cursor = cursor or first_cursor(dataset, 3, STREAMS)
         shares = [
             PackDataset(dataset, LIMITS, G, Mixing(), cursor, rank, ranks)._packs(worker, max(workers, 1))
             for worker in range(max(workers, 1))
@@ -122,7 +122,7 @@ def test_the_state_of_torchdatas_loader_resumes_inside_a_step(
     dataset: Dataset, uninterrupted: list[Pack], workers: int
 ) -> None:
     def shell():
-        packs = PackDataset(dataset, LIMITS, G, Mixing(), first_cursor(dataset, 3, LANES), 0, 1)
+        packs = PackDataset(dataset, LIMITS, G, Mixing(), first_cursor(dataset, 3, STREAMS), 0, 1)
         return stateful_loader(packs, workers)
 
     for taken in (1, 5, 10):
@@ -140,14 +140,14 @@ def test_the_state_of_torchdatas_loader_resumes_inside_a_step(
 def test_a_second_iteration_goes_on_after_the_last_step(
     dataset: Dataset, uninterrupted: list[Pack], workers: int
 ) -> None:
-    loader = PackLoader(dataset, LIMITS, G, seed=3, lanes=LANES, workers=workers)
+    loader = PackLoader(dataset, LIMITS, G, seed=3, streams=STREAMS, workers=workers)
     for _, pack in zip(range(2 * G), loader):
         assert pack.step.number < 2
     assert pack_digest(next(iter(loader))) == pack_digest(uninterrupted[2 * G])
 
 
 def test_other_seeds_give_other_packs(dataset: Dataset, uninterrupted: list[Pack]) -> None:
-    found = iter(PackLoader(dataset, LIMITS, G, seed=4, lanes=LANES))
+    found = iter(PackLoader(dataset, LIMITS, G, seed=4, streams=STREAMS))
     assert pack_digest(next(found)) != pack_digest(uninterrupted[0])
 
 
@@ -155,14 +155,14 @@ def test_the_cursor_is_small_and_plain(uninterrupted: list[Pack]) -> None:
     cursor = uninterrupted[-1].step.cursor
     assert cursor is not None
     text = json.dumps(cursor.model_dump())
-    assert len(text) < 400 + 40 * LANES
+    assert len(text) < 400 + 40 * STREAMS
     assert Cursor.model_validate_json(text) == cursor
 
 
 def test_other_data_is_refused(tmp_path: Path, dataset: Dataset) -> None:
     other = random_dataset(tmp_path, 10)
     with pytest.raises(IdentityError, match=r"not the data that this run began with"):
-        PackLoader(other, LIMITS, G, cursor=first_cursor(dataset, 0, LANES))
+        PackLoader(other, LIMITS, G, cursor=first_cursor(dataset, 0, STREAMS))
 
 
 def test_ranks_must_share_the_packs_of_a_step_equally(dataset: Dataset) -> None:
@@ -210,7 +210,7 @@ def test_damage_found_by_a_worker_is_one_error_that_names_the_file(tmp_path: Pat
 
 def test_an_index_that_does_not_fit_its_rows_names_shard_and_document(dataset: Dataset) -> None:
     """As if index and shard had been made by two programs that disagree: both are whole, by their sha256."""
-    packs = PackDataset(dataset, LIMITS, G, Mixing(), first_cursor(dataset, 0, LANES))
+    packs = PackDataset(dataset, LIMITS, G, Mixing(), first_cursor(dataset, 0, STREAMS))
     packs._catalogue.row_inputs[:] += 1  # the catalogue is this test's own
     packs._catalogue.inputs[:] += 1
     with pytest.raises(DatasetError, match=r"shard-0000\d.arrow: document '9-\d+' has "):

@@ -61,11 +61,13 @@ def test_documents_of_a_mixture_are_those_of_its_datasets(mixture: Mixture) -> N
     )
 
 
-def learnt(data: Dataset | Mixture, mixing: Mixing, lanes: int = 3, stop: int | None = None) -> dict[str, ContentHash]:
+def trained(
+    data: Dataset | Mixture, mixing: Mixing, streams: int = 3, stop: int | None = None
+) -> dict[str, ContentHash]:
     """The content of all targets of a stream that ends, by subset, put together from the labels of its packs."""
     catalogue = catalogue_of(data)
     reader = SliceReader(data, catalogue)
-    planner = Planner(catalogue, reader, LIMITS, mixing, first_cursor(data, 5, lanes))
+    planner = Planner(catalogue, reader, LIMITS, mixing, first_cursor(data, 5, streams))
     hashes = {name: ContentHash() for name in data.subset_names}
     begun: dict[tuple[int, int], list[bytes]] = {}
     while True:
@@ -109,25 +111,25 @@ def recorded(data: Dataset | Mixture, passes: dict[str, int]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("stop", [None, 7, 40])
-@pytest.mark.parametrize("lanes", [1, 3, 40])
+@pytest.mark.parametrize("streams", [1, 3, 40])
 def test_every_byte_is_a_target_once_in_each_pass_until_its_subset_ends(
-    mixture: Mixture, lanes: int, stop: int | None
+    mixture: Mixture, streams: int, stop: int | None
 ) -> None:
     mixing = Mixing({"code": 0.9, "web/c": 0.05}, {"code": 3, "web": 2, "web/c": 1})
-    found = learnt(mixture, mixing, lanes, stop)
+    found = trained(mixture, mixing, streams, stop)
     passes = {"code/a": 3, "code/b": 3, "web/b": 2, "web/c": 1}
     assert {name: hash.hexdigest() for name, hash in found.items()} == recorded(mixture, passes)
 
 
 def test_one_pass_over_a_dataset_has_the_hash_of_its_manifest(tmp_path: Path) -> None:
     data = random_dataset(tmp_path, 4)
-    found = learnt(data, Mixing({"a": 0.8}, dict.fromkeys("abc", 1)))
+    found = trained(data, Mixing({"a": 0.8}, dict.fromkeys("abc", 1)))
     shards = [shard.content_hash for shard in data.manifest.shards]
     assert add_content_hashes(hash.hexdigest() for hash in found.values()) == add_content_hashes(shards)
 
 
 def test_a_subset_that_has_ended_leaves_its_share_to_the_others(mixture: Mixture) -> None:
-    loader = iter(PackLoader(mixture, LIMITS, 4, mixing=Mixing({}, {"web": 1}), lanes=2))
+    loader = iter(PackLoader(mixture, LIMITS, 4, mixing=Mixing({}, {"web": 1}), streams=2))
     text = np.zeros((2, 4))
     for number in range(400):
         pack = next(loader)
@@ -139,7 +141,7 @@ def test_a_subset_that_has_ended_leaves_its_share_to_the_others(mixture: Mixture
 
 
 def test_the_weight_of_a_dataset_is_shared_by_its_subsets(mixture: Mixture) -> None:
-    loader = iter(PackLoader(mixture, LIMITS, 4, mixing=Mixing({"code": 0.3, "web/b": 0.5, "web": 0.2}), lanes=2))
+    loader = iter(PackLoader(mixture, LIMITS, 4, mixing=Mixing({"code": 0.3, "web/b": 0.5, "web": 0.2}), streams=2))
     text = np.zeros(4)
     for _ in range(1500):
         pack = next(loader)

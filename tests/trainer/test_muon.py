@@ -26,7 +26,7 @@ from trainer.optim.muon import MOMENTUM, Muon, orthogonalise
 from trainer.optim.optimizer import build_optimizer
 from trainer.optim.parameter_groups import FACTOR, inner_matrices
 from trainer.provenance.identity import run_identity
-from trainer.settings import CheckpointSettings, MuonSettings, decisive
+from trainer.settings import CheckpointSettings, MuonSettings, identity_dict
 
 RANKS = 4
 
@@ -224,6 +224,6 @@ def test_a_run_learns_and_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(dat
 
 def test_how_muon_learns_belongs_to_runs_that_use_it(data: Path, tmp_path: Path) -> None:
     plain = tiny_settings(data, tmp_path, optimizer={"muon": {"steps": 3}})
-    assert decisive(plain) == decisive(tiny_settings(data, tmp_path))
+    assert identity_dict(plain) == identity_dict(tiny_settings(data, tmp_path))
     used = [tiny_settings(data, tmp_path, optimizer={"matrices": "muon", "muon": {"steps": n}}) for n in (3, 5)]
-    assert decisive(used[0]) != decisive(used[1])
+    assert identity_dict(used[0]) != identity_dict(used[1])

@@ -55,12 +55,12 @@ class Plans:
         limits: PackLimits,
         cursor: Cursor | None = None,
         weights: dict[str, float] | None = None,
-        lanes: int = 1,
+        streams: int = 1,
     ) -> None:
         self.catalogue = catalogue_of(dataset)
         self.reader = SliceReader(dataset, self.catalogue)
         self.limits = limits
-        cursor = cursor or first_cursor(dataset, 11, lanes)
+        cursor = cursor or first_cursor(dataset, 11, streams)
         self.planner = Planner(self.catalogue, self.reader, limits, Mixing(weights or {}), cursor)
 
     def build(self, plan: PackPlan):
@@ -109,13 +109,13 @@ def test_an_empty_document_is_one_patch_with_eos_as_its_target(tmp_path: Path) -
 
 
 @disk
-@given(limits=limit_pairs, stop=st.integers(0, 40), lanes=st.integers(1, 5))
-def test_every_target_is_learnt_once_in_each_pass_whatever_the_limits_lanes_and_stops(
-    patched: Dataset, limits: PackLimits, stop: int, lanes: int
+@given(limits=limit_pairs, stop=st.integers(0, 40), streams=st.integers(1, 5))
+def test_every_target_is_trained_on_once_in_each_pass_whatever_the_limits_streams_and_stops(
+    patched: Dataset, limits: PackLimits, stop: int, streams: int
 ) -> None:
     """Also: every slice is what the definitions say, and a resumed planner goes on as if never stopped."""
     rows = whole_documents(patched)
-    plans = Plans(patched, limits, lanes=lanes)
+    plans = Plans(patched, limits, streams=streams)
     two_passes = 2 * sum(len(row.text) + 1 for row in rows)
     done = number = 0
     covered = defaultdict(list)
@@ -139,18 +139,18 @@ def test_every_target_is_learnt_once_in_each_pass_whatever_the_limits_lanes_and_
         assert limits.patches is None or pack.patches.in_slice.sum() < limits.patches
         done += plan.targets
         number += 1
-    drawn = defaultdict(set)
+    sampled = defaultdict(set)
     for which, row in enumerate(rows):
         begun = sum(start == 0 for start, _ in covered[which])
-        drawn[row.subset].add(begun)
+        sampled[row.subset].add(begun)
         times = np.zeros(len(row.text) + 1, int)
         for start, end in covered[which]:
             times[start:end] += 1
-        for lane in plans.planner.cursor.lanes:
-            if lane.offset and lane.document == which:
-                times[lane.offset :] += 1  # still to come
-        assert (times == begun).all(), "every input once for each time that its document was drawn"
-    for counts in drawn.values():
+        for stream in plans.planner.cursor.streams:
+            if stream.offset and stream.document == which:
+                times[stream.offset :] += 1  # still to come
+        assert (times == begun).all(), "every input once for each time that its document was sampled"
+    for counts in sampled.values():
         assert max(counts) - min(counts) <= 1, "no document again before every other of its subset"
         assert max(counts) >= 2
 

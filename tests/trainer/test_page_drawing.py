@@ -86,10 +86,10 @@ def test_names_cover_neither_points_nor_each_other() -> None:
 
 
 def test_a_name_without_room_goes_to_the_legend() -> None:
-    def drawn(label: str) -> str:
+    def sampled(label: str) -> str:
         return chart("a", "", "x", [Curve(label, [(1.0, 1.0)], dots=True, line=False, named=True)], x_log=True)
 
-    assert 'class="name' in drawn("short")
-    assert "<li>" not in drawn("short")
-    assert 'class="name' not in drawn("x" * 100)
-    assert "<li>" in drawn("x" * 100)
+    assert 'class="name' in sampled("short")
+    assert "<li>" not in sampled("short")
+    assert 'class="name' not in sampled("x" * 100)
+    assert "<li>" in sampled("x" * 100)

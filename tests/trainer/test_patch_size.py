@@ -1,4 +1,4 @@
-"""A line is said when data is cut into patches of another size than a model learnt on (law 7)."""
+"""A line is said when data is cut into patches of another size than a model was trained on (law 7)."""
 
 from pathlib import Path
 
@@ -28,10 +28,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run" / "model"
 
 
-def test_a_model_says_how_large_the_patches_were_that_it_learnt_on(trained: Path) -> None:
-    learnt = load_identity(trained / IDENTITY_NAME, ModelIdentity).mean_patch_size
-    assert learnt == open_dataset(trained.parents[1] / "data" / "train").manifest.totals.mean_patch_size
-    assert learnt == pytest.approx(4, rel=0.05)
+def test_a_model_says_how_large_the_patches_were_that_it_was_trained_on(trained: Path) -> None:
+    trained = load_identity(trained / IDENTITY_NAME, ModelIdentity).mean_patch_size
+    assert trained == open_dataset(trained.parents[1] / "data" / "train").manifest.totals.mean_patch_size
+    assert trained == pytest.approx(4, rel=0.05)
 
 
 @pytest.mark.parametrize(("stride", "said"), [(4, False), (6, True)])
@@ -42,7 +42,7 @@ def test_a_run_that_starts_from_it_on_patches_of_another_size_says_so(
     assert train(data, tmp_path / "run", trained) == 0
     shown = capsys.readouterr().err
     assert (f"note: patches of {data / 'train'} have" in shown) == said
-    assert (f"those that {trained} learnt on had 3." in shown) == said
+    assert (f"those that {trained} was trained on had 3." in shown) == said
 
 
 def test_evaluating_on_patches_of_another_size_says_so(
@@ -57,7 +57,7 @@ def test_evaluating_on_patches_of_another_size_says_so(
         save_identity(identity.model_copy(update={"mean_patch_size": 9.0}), path)
         assert trainer(["evaluate", str(trained), str(validation), "--tokens", "256"]) == 0
         printed = capsys.readouterr()
-        assert "learnt on had 9.00" in printed.err
+        assert "was trained on had 9.00" in printed.err
         assert "note:" not in printed.out
     finally:
         save_identity(identity, path)

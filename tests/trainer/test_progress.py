@@ -1,4 +1,4 @@
-"""The progress line: what it keeps when there is little room, and how it is drawn."""
+"""The progress line: what it keeps when there is little room, and how it is sampled."""
 
 import io
 import os

@@ -41,7 +41,7 @@ def made(name: str, how: How | None) -> nn.Module:
     return model
 
 
-def learnt(name: str, how: How | None) -> tuple[list[Tensor], Count]:
+def trained(name: str, how: How | None) -> tuple[list[Tensor], Count]:
     """Loss and gradients, and what was called in the backward pass."""
     model = made(name, how)
     loss = predict(model, without_patches(pack(DOCUMENTS[0]), name)).square().mean()
@@ -53,14 +53,14 @@ def learnt(name: str, how: How | None) -> tuple[list[Tensor], Count]:
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("how", ["selective", "full"])
 def test_losses_and_gradients_are_the_same_bits(name: str, how: How) -> None:
-    (plain, _), (again, _) = learnt(name, None), learnt(name, how)
+    (plain, _), (again, _) = trained(name, None), trained(name, how)
     assert len(plain) == len(again)
     assert all(torch.equal(one, other) for one, other in zip(plain, again))
 
 
 def test_selective_computes_neither_attention_nor_narrow_products_again() -> None:
     """Of the products of each of the two blocks only that of gate and up is made a second time."""
-    plain, selective, full = (learnt("entropy", how)[1].calls for how in (None, "selective", "full"))
+    plain, selective, full = (trained("entropy", how)[1].calls for how in (None, "selective", "full"))
     attention, product, added = "patchwork::tiled_attention", "aten::mm", "aten::addmm"
     assert attention not in plain
     assert attention not in selective

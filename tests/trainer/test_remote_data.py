@@ -4,13 +4,13 @@ import time
 from pathlib import Path
 
 import pytest
-from model_folders import entropy_rule, numerics, patcher_folder
+from model_folders import entropy_model_folder, entropy_rule, numerics
 from pack_examples import random_dataset
 from tiny_runs import STATIC, losses, tiny_data, tiny_recipe, toml
 
 from shared.model_folder.identity import WEIGHTS_FILE, model_sha256
 from shared.shards.cache import FileCache
-from shared.shards.manifest import DatasetIdentity, Manifest, PatcherIdentity
+from shared.shards.manifest import DatasetIdentity, EntropyModelIdentity, Manifest
 from shared.shards.open import open_dataset
 from trainer.data.loader import FetchAhead, PackLoader
 from trainer.data.packing.limits import PackLimits
@@ -75,19 +75,19 @@ def test_what_is_wanted_is_fetched_in_the_background(tmp_path: Path) -> None:
 
 def test_the_entropy_model_is_not_written_under_a_rank_that_reads_it(tmp_path: Path) -> None:
     folder = tmp_path / "data"
-    sha256 = model_sha256(patcher_folder(folder / "patcher"))
+    sha256 = model_sha256(entropy_model_folder(folder / "entropy_model"))
     identity = DatasetIdentity(
         split="train",
         format="arrow",
         sidecar="none",
         patching=entropy_rule(),
-        patcher=PatcherIdentity(sha256=sha256, numerics=numerics()),
+        entropy_model=EntropyModelIdentity(sha256=sha256, numerics=numerics()),
         source="a test",
     )
     Manifest(identity=identity, shards=[]).save(folder)
     ours, theirs = (open_dataset(f"local://{folder}", FileCache(tmp_path / "cache")) for _ in range(2))
-    with (ours.patcher / WEIGHTS_FILE).open("rb") as file:
-        assert (theirs.patcher / WEIGHTS_FILE).stat().st_ino == Path(file.name).stat().st_ino
+    with (ours.entropy_model / WEIGHTS_FILE).open("rb") as file:
+        assert (theirs.entropy_model / WEIGHTS_FILE).stat().st_ino == Path(file.name).stat().st_ino
         Path(file.name).write_bytes(b"damaged")
-        assert model_sha256(theirs.patcher) == sha256
+        assert model_sha256(theirs.entropy_model) == sha256
         assert file.read() == b"damaged"  # what was open is another file

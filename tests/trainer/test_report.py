@@ -70,10 +70,12 @@ def test_what_was_drawn_from_each_subset_is_logged_and_told(finished: Path) -> N
         name: totals.documents for name, totals in load_manifest(Path(config["path"]) / "train").subsets.items()
     }
     last = run.lines[-1]
-    assert last["drawn"].keys() == documents.keys()
-    assert sum(last["drawn"].values()) > 0
-    assert last["passes"] == {name: last["drawn"][name] / count for name, count in documents.items()}
-    assert all(f"{name} {count:,} documents" in dict(summary(run))["subsets"] for name, count in last["drawn"].items())
+    assert last["sampled"].keys() == documents.keys()
+    assert sum(last["sampled"].values()) > 0
+    assert last["passes"] == {name: last["sampled"][name] / count for name, count in documents.items()}
+    assert all(
+        f"{name} {count:,} documents" in dict(summary(run))["subsets"] for name, count in last["sampled"].items()
+    )
 
 
 @pytest.mark.parametrize("figure", ["Infinity", "-Infinity", "NaN", "1e308", "-1e308", "1" + "0" * 400, "true", '"1"'])

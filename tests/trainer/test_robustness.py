@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from model_folders import entropy_folder, entropy_rule, model_folder, patcher_folder
+from model_folders import entropy_folder, entropy_model_folder, entropy_rule, model_folder
 from pack_examples import NONE, SPECIALS, document, make_dataset, with_spans
 from rounding import NATS
 
@@ -32,7 +32,7 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     at = tmp_path_factory.mktemp("models")
-    return model_folder(at / "model", entropy_rule(), patcher_folder(at / "patcher"))
+    return model_folder(at / "model", entropy_rule(), entropy_model_folder(at / "entropy_model"))
 
 
 @pytest.fixture(scope="module")

@@ -13,33 +13,33 @@ from trainer.__main__ import main
 from trainer.experiments.scaling.grid import Grid, load_grid, sized
 from trainer.experiments.scaling.record import SCALING_NAME, Scaling, load_scaling
 from trainer.experiments.scaling.runner import announced
-from trainer.experiments.systems import load_laboratory
+from trainer.experiments.systems import load_experiment
 
 STACK = "{width = 16, layers = 1, heads = 2, feed_forward = 16}"
 SYSTEMS = f"""
 [recipe]
 run = {{dtype = "float32", device = "cpu"}}
-data = {{tokens = 600, packs = 1, workers = 0, lanes = 4}}
+data = {{tokens = 600, packs = 1, workers = 0, streams = 4}}
 optimizer = {{lr = 3e-3}}
 guard = {{sigmas = 0}}
 parallel = {{dry_run = false}}
 checkpoint = {{every = 100, asynchronous = false}}
 metrics = {{log_every = 5, peak_flops = 1e9}}
 
-[cuttings]
+[patchings]
 none = {{rule = "none"}}
 space = {{rule = "space"}}
 
 [systems.bytes]
 family = "bytes"
 description = "Bytes."
-cutting = "none"
+patching = "none"
 model = {{kind = "flat", width = 16, layers = 1, heads = 2, feed_forward = 16}}
 
 [systems.words]
 family = "blt"
 description = "Patches that end with a word."
-cutting = "space"
+patching = "space"
 [systems.words.model]
 kind = "blt"
 window = 64
@@ -162,8 +162,8 @@ def test_the_grid_of_the_house_is_sound_and_says_what_it_takes() -> None:
     grid = load_grid()
     assert list(grid.families) == ["bytes", "bpe", "blt-space", "blt-entropy"]
     assert all(len(family.sizes) >= 3 for family in grid.families.values())
-    laboratory = sized(load_laboratory(), grid)
-    words = announced(grid, laboratory, 2)
+    experiment = sized(load_experiment(), grid)
+    words = announced(grid, experiment, 2)
     assert words.startswith("48 runs of 4 families, ")
     part = grid.part(families=["bytes"], sizes=["s", "m"], budgets=[3e9, 1e9], seeds=[4])
     assert [place.name for place in part.places()] == [
@@ -201,4 +201,4 @@ def test_names_that_are_not_in_the_grid_are_refused() -> None:
         update={"families": {"bytes": grid.families["bytes"].model_copy(update={"system": "bits"})}}
     )
     with pytest.raises(ConfigError, match=r"families\.bytes\.system: there is no system 'bits'"):
-        sized(load_laboratory(), nowhere)
+        sized(load_experiment(), nowhere)

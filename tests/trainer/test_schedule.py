@@ -14,7 +14,7 @@ from shared.model_folder.identity import model_sha256
 from trainer.lr_schedule import check_schedule, decayed, progress, rate
 from trainer.main import main
 from trainer.provenance.identity import finished, run_identity
-from trainer.settings import RunSettings, ScheduleSettings, TrainSettings, decisive
+from trainer.settings import RunSettings, ScheduleSettings, TrainSettings, identity_dict
 from trainer.settings.learning import InSteps
 
 LONG = 10**9
@@ -131,9 +131,9 @@ def test_a_length_is_written_in_one_way_or_refused(tmp_path: Path) -> None:
 
 
 def test_keys_of_another_kind_do_not_decide(tmp_path: Path) -> None:
-    plain = decisive(tiny_settings(tmp_path, tmp_path))
-    assert decisive(tiny_settings(tmp_path, tmp_path, schedule={"decay": 0.5, "shape": "linear"})) == plain
-    assert decisive(tiny_settings(tmp_path, tmp_path, schedule={"kind": "wsd", "decay": 0.5})) != decisive(
+    plain = identity_dict(tiny_settings(tmp_path, tmp_path))
+    assert identity_dict(tiny_settings(tmp_path, tmp_path, schedule={"decay": 0.5, "shape": "linear"})) == plain
+    assert identity_dict(tiny_settings(tmp_path, tmp_path, schedule={"kind": "wsd", "decay": 0.5})) != identity_dict(
         tiny_settings(tmp_path, tmp_path, schedule={"kind": "wsd"})
     )
 

@@ -9,7 +9,7 @@ from tiny_runs import NONE, STATIC, tiny_data, tiny_recipe, tiny_settings, toml
 from shared.errors import ConfigError, IdentityError
 from shared.io.config import check_recipe, load_recipe
 from trainer.provenance.identity import check_same, run_identity
-from trainer.settings import TrainSettings, decisive
+from trainer.settings import TrainSettings, identity_dict
 from trainer.settings.section import Section
 
 RECIPES = sorted(Path(__file__).parents[2].glob("trainer/recipes/*.toml"))
@@ -75,8 +75,8 @@ def test_rates_are_named_by_dots_however_they_are_written(tmp_path: Path) -> Non
 def test_how_tables_learn_is_no_part_of_a_run_that_has_none(tmp_path: Path) -> None:
     stack = {"width": 32, "layers": 1, "heads": 2}
     entropy = tiny_settings(tmp_path, tmp_path, model={"kind": "entropy", "window": 64, **stack})
-    assert "tables" not in decisive(entropy)["optimizer"]
-    assert "tables" in decisive(tiny_settings(tmp_path, tmp_path))["optimizer"]
+    assert "tables" not in identity_dict(entropy)["optimizer"]
+    assert "tables" in identity_dict(tiny_settings(tmp_path, tmp_path))["optimizer"]
 
 
 def test_free_keys_exist() -> None:

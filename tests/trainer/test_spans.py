@@ -75,19 +75,19 @@ def packs_of(dataset: Dataset, limits: PackLimits, count: int, stop: int = -1) -
 
 
 @pytest.mark.parametrize("limits", LIMITS, ids=str)
-def test_slices_are_what_the_spans_say_and_every_target_is_learnt_once_a_pass(
+def test_slices_are_what_the_spans_say_and_every_target_is_trained_on_once_a_pass(
     dataset: Dataset, limits: PackLimits
 ) -> None:
     rows = whole_documents(dataset)
     wanted = Counter()
     for number, row in enumerate(rows):
         last = [row.spans.last_loss] if row.spans else [True]
-        learnt = [*(row.spans.learnt().tolist() if row.spans else [True] * len(row.text)), *last]
-        wanted.update((number, place + 1) for place, on in enumerate(learnt) if on)
+        trained = [*(row.spans.target_mask().tolist() if row.spans else [True] * len(row.text)), *last]
+        wanted.update((number, place + 1) for place, on in enumerate(trained) if on)
     totals = dataset.manifest.totals
     assert totals.targets == sum(wanted.values()) == int(catalogue_of(dataset).targets.sum())
     passes = 2
-    learnt = Counter()
+    trained = Counter()
     done = 0
     for plan, pack in packs_of(dataset, limits, 500, stop=7):
         own = zip(slices_of(pack), plan.documents.tolist(), plan.starts.tolist(), plan.stops.tolist())
@@ -95,18 +95,18 @@ def test_slices_are_what_the_spans_say_and_every_target_is_learnt_once_a_pass(
             row = rows[which] if limits.patches else Row("", "", rows[which].text, spans=rows[which].spans)
             assert found == expected_slice(row, start, stop)
             labels = found["labels"][start > 0 :]
-            learnt.update((which, start + 1 + place) for place, label in enumerate(labels) if label != IGNORED_LABEL)
+            trained.update((which, start + 1 + place) for place, label in enumerate(labels) if label != IGNORED_LABEL)
         assert pack.targets == plan.targets == int((pack.labels != IGNORED_LABEL).sum()) > 0
-        bytes_learnt = (pack.labels >= 4) & (pack.labels < VOCABULARY_SIZE)
-        assert plan.bytes == int(bytes_learnt.sum()) == int(pack.slice_bytes.sum())
+        target_bytes = (pack.labels >= 4) & (pack.labels < VOCABULARY_SIZE)
+        assert plan.bytes == int(target_bytes.sum()) == int(pack.slice_bytes.sum())
         assert len(pack.ids) <= limits.tokens
         done += plan.targets
         if done >= passes * totals.targets:
             break
     assert done >= passes * totals.targets, "the loop ended before its passes"
-    assert learnt.keys() == wanted.keys()
-    counts = np.array(list(learnt.values()))
-    # Lanes and windows of documents that are shuffled together reach a little into the next pass.
+    assert trained.keys() == wanted.keys()
+    counts = np.array(list(trained.values()))
+    # Streams and windows of documents that are shuffled together reach a little into the next pass.
     assert counts.min() >= passes - 1
     assert counts.max() <= passes + 1
 

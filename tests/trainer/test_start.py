@@ -53,7 +53,7 @@ def first_loss(model_folder: Path, data: Path) -> float:
     """Of the first step that a tiny run takes."""
     settings = tiny_settings(data, data)
     train = open_dataset(data / "train")
-    packs = iter(PackLoader(train, pack_limits(train.manifest, settings.data.tokens), settings.data.packs, lanes=64))
+    packs = iter(PackLoader(train, pack_limits(train.manifest, settings.data.tokens), settings.data.packs, streams=64))
     batches = [next(packs).batch for _ in range(settings.data.packs)]
     model = load_model(model_folder)
     with torch.no_grad():

@@ -47,8 +47,8 @@ def catalogues(draw: st.DrawFn) -> Catalogue:
 def test_every_document_of_a_subset_is_in_each_pass_once(documents: Catalogue, seed: int, which: int) -> None:
     for subset in np.unique(documents.subset):
         stream = SubsetStream(documents, int(subset), seed)
-        drawn = stream.take(which * len(stream), len(stream))
-        np.testing.assert_array_equal(np.sort(drawn), np.flatnonzero(documents.subset == subset))
+        sampled = stream.take(which * len(stream), len(stream))
+        np.testing.assert_array_equal(np.sort(sampled), np.flatnonzero(documents.subset == subset))
 
 
 @settings(max_examples=40, deadline=None)
@@ -64,8 +64,8 @@ def test_any_point_of_a_stream_is_reached_at_once(documents: Catalogue, data: st
 
 def test_documents_come_from_a_bounded_number_of_batches_at_a_time() -> None:
     documents = catalogue(np.zeros(4000), np.repeat(np.arange(100), 40))
-    drawn = SubsetStream(documents, 0, 1).take(0, 4000)
-    windows = [documents.batch[drawn[start : start + WINDOW * 40]] for start in range(0, 4000, WINDOW * 40)]
+    sampled = SubsetStream(documents, 0, 1).take(0, 4000)
+    windows = [documents.batch[sampled[start : start + WINDOW * 40]] for start in range(0, 4000, WINDOW * 40)]
     assert all(len(np.unique(window)) <= WINDOW for window in windows)
     assert any((np.diff(window) != 0).sum() > WINDOW for window in windows), "documents of a window are mixed"
 
@@ -116,8 +116,8 @@ def test_batches_of_a_few_shards_are_drawn_before_those_of_the_next() -> None:
     documents.row_place[:, 0] = documents.batch // 2  # two batches a shard, three groups of shards
     stream = SubsetStream(documents, 0, 3)
     for which in range(2):
-        drawn = stream.take(which * len(stream), len(stream))
-        shards = documents.row_place[drawn, 0].reshape(3, -1)
+        sampled = stream.take(which * len(stream), len(stream))
+        shards = documents.row_place[sampled, 0].reshape(3, -1)
         groups = [set(group.tolist()) for group in shards]
         assert [len(group) for group in groups] == [SHARDS] * 3
         assert set.union(*groups) == set(range(3 * SHARDS))

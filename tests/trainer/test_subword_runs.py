@@ -59,7 +59,7 @@ def encoder(place: Path) -> SubwordEncoder:
 
 @pytest.fixture(scope="module")
 def mixed(place: Path, encoder: SubwordEncoder, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Documents of all sizes, some empty, binary or in three parts, some learnt in part."""
+    """Documents of all sizes, some empty, binary or in three parts, some learned in part."""
     rows = []
     for number, row in enumerate(random_texts(3, 50)):
         if number % 4 == 0:
@@ -73,15 +73,15 @@ def mixed(place: Path, encoder: SubwordEncoder, tmp_path_factory: pytest.TempPat
     return token_dataset(tmp_path_factory.mktemp("mixed"), place / "tokens-tokenizer", pieces)
 
 
-@pytest.mark.parametrize(("tokens", "patches", "lanes"), [(60, 9, 1), (90, 40, 3), (150, 4, 2), (70, 3, 1)])
+@pytest.mark.parametrize(("tokens", "patches", "streams"), [(60, 9, 1), (90, 40, 3), (150, 4, 2), (70, 3, 1)])
 def test_every_token_is_a_target_once_in_a_pass_and_slices_are_what_the_definitions_say(
-    mixed: Dataset, encoder: SubwordEncoder, tokens: int, patches: int, lanes: int
+    mixed: Dataset, encoder: SubwordEncoder, tokens: int, patches: int, streams: int
 ) -> None:
     rows, catalogue = whole_documents(mixed), catalogue_of(mixed)
     reader, limits = SliceReader(mixed, catalogue), PackLimits(tokens, patches, subwords=True)
     once = Mixing(repeats=dict.fromkeys(mixed.subset_names, 1))
-    planner = Planner(catalogue, reader, limits, once, first_cursor(mixed, 5, lanes))
-    learnt: dict[int, list[int]] = {number: [] for number in range(len(rows))}
+    planner = Planner(catalogue, reader, limits, once, first_cursor(mixed, 5, streams))
+    trained: dict[int, list[int]] = {number: [] for number in range(len(rows))}
     while len((plan := planner.next_pack()).documents):
         pack = build_pack(plan, Step(0, 0, 0, None), limits, catalogue, reader)
         assert (plan.targets, plan.bytes) == (pack.targets, int(pack.slice_bytes.sum()))
@@ -96,11 +96,11 @@ def test_every_token_is_a_target_once_in_a_pass_and_slices_are_what_the_definiti
             assert (batch.ids[low:high].tolist(), labels) == (wanted["ids"], wanted["labels"])
             assert (pack.slice_bytes[number], pack.slice_targets[number]) == (wanted["bytes"], wanted["targets"])
             assert (batch.documents.ids[low:high] == number).all()
-            learnt[document] += [label for label in labels if label >= 0]
+            trained[document] += [label for label in labels if label >= 0]
         assert (batch.labels[ends[-1] :] < 0).all()
     for document, row in enumerate(rows):
         whole = expected_slice(row, 0, len(row.text) + 1, encoder)["labels"]
-        assert learnt[document] == [label for label in whole if label >= 0]
+        assert trained[document] == [label for label in whole if label >= 0]
 
 
 @pytest.mark.numerics
@@ -160,10 +160,10 @@ def test_a_loader_goes_on_from_its_cursor_with_other_workers_as_if_never_stopped
     train = open_dataset(place / "tokens" / "train")
     limits = pack_limits(train.manifest, 128)
     assert limits.subwords
-    whole = PackLoader(train, limits, 2, lanes=3)
+    whole = PackLoader(train, limits, 2, streams=3)
     packs: list[Pack] = [pack for pack, _ in zip(whole, range(12))]
     assert packs[5].step.cursor is not None
-    rest = PackLoader(train, limits, 2, lanes=3, cursor=packs[5].step.cursor)
+    rest = PackLoader(train, limits, 2, streams=3, cursor=packs[5].step.cursor)
     assert [pack_digest(pack) for pack, _ in zip(rest, range(6))] == [pack_digest(pack) for pack in packs[6:]]
     for step in range(6):  # what the loss is divided by is what the packs hold
         assert packs[2 * step].step.targets == sum(pack.targets for pack in packs[2 * step : 2 * step + 2])

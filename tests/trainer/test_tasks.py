@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from model_folders import entropy_folder, entropy_rule, model_folder, patcher_folder, patcher_model
+from model_folders import entropy_folder, entropy_model_folder, entropy_model_model, entropy_rule, model_folder
 from rounding import NATS
 
 from shared.io.files import Output
@@ -52,7 +52,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose patches begin where an entropy model is uncertain."""
     parent = tmp_path_factory.mktemp("model")
-    return model_folder(parent / "model", entropy_rule(), patcher_folder(parent / "patcher"))
+    return model_folder(parent / "model", entropy_rule(), entropy_model_folder(parent / "entropy_model"))
 
 
 def test_every_kind_of_task_is_answered_the_same_each_time(
@@ -106,7 +106,7 @@ def test_nats_of_a_choice_are_those_of_its_bytes_after_the_context(tmp_path: Pat
     def nats(prompt: str, choice: str) -> float:
         tokens = torch.from_numpy(document_tokens(f"{prompt} {choice}".encode()).astype(np.int64))
         with torch.no_grad():
-            logits = patcher_model()(tokens[:-1], segments([len(tokens) - 1]))
+            logits = entropy_model_model()(tokens[:-1], segments([len(tokens) - 1]))
         each = -logits.log_softmax(-1).gather(1, tokens[1:, None])[:, 0]
         return float(each[len(prompt.encode()) : -1].double().sum())  # without EOS
 
@@ -168,9 +168,9 @@ def test_the_change_under_noise_is_taken_question_by_question() -> None:
 
 def test_intervals_hold_as_often_as_they_say() -> None:
     """Over many samples of a known share, small ones and extreme shares among them."""
-    drawn = np.random.default_rng(1)
+    sampled = np.random.default_rng(1)
     for examples, share in ((20, 0.5), (20, 0.05), (200, 0.97)):
-        found = [Accuracy(int(right), examples) for right in drawn.binomial(examples, share, 2000)]
+        found = [Accuracy(int(right), examples) for right in sampled.binomial(examples, share, 2000)]
         held = np.mean([low <= share <= high for low, high in (one.interval for one in found)])
         assert 0.91 < held <= 0.99
     assert Accuracy(0, 10).interval[0] == 0.0

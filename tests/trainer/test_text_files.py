@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from model_folders import entropy_rule, model_folder, patcher_folder, patcher_scorer
+from model_folders import entropy_model_folder, entropy_model_scorer, entropy_rule, model_folder
 from pack_examples import NONE, make_dataset
 
 from shared.errors import ConfigError, IdentityError, ModelFileError
@@ -36,7 +36,7 @@ def command(*arguments: object) -> int:
 
 def rows_of(rule: PatchingSettings, subset: str) -> list[Row]:
     tokens = [document_tokens(text) for text in TEXTS]
-    found = patcher_scorer().score(tokens) if rule.patched else [None] * len(TEXTS)
+    found = entropy_model_scorer().score(tokens) if rule.patched else [None] * len(TEXTS)
     lengths = [patch_lengths(own, rule, values) if rule.patched else None for own, values in zip(tokens, found)]
     return [Row(str(n), subset, text, 0, own) for n, (text, own) in enumerate(zip(TEXTS, lengths))]
 
@@ -50,7 +50,7 @@ def rule() -> PatchingSettings:
 def model(tmp_path_factory: pytest.TempPathFactory, rule: PatchingSettings) -> Path:
     """The model folder of a finished run."""
     at = tmp_path_factory.mktemp("run of a model")
-    return model_folder(at / "model", rule, patcher_folder(at / "entropy"))
+    return model_folder(at / "model", rule, entropy_model_folder(at / "entropy"))
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def several(at: Path, thetas: dict[str, float], data: dict[str, str]) -> Path:
     """A model that was trained on the datasets code and tldr."""
     rule = entropy_rule()
     thetas = {name: rule.theta + shift for name, shift in thetas.items()}  # type: ignore[operator]
-    folder = model_folder(at / "model", rule, patcher_folder(at / "entropy"))
+    folder = model_folder(at / "model", rule, entropy_model_folder(at / "entropy"))
     identity = load_identity(folder / IDENTITY_NAME, ModelIdentity)
     patching = rule.model_copy(update={"thetas": thetas})
     save_identity(identity.model_copy(update={"patching": patching, "data": data}), folder / IDENTITY_NAME)
@@ -173,15 +173,15 @@ def test_a_model_of_several_datasets_is_evaluated_on_each_alone(
 ) -> None:
     data = {f"{name}/{split}": "" for name in ("code", "tldr") for split in ("train", "validation")}
     model = several(tmp_path, {"code/en": 0.2, "tldr/en": -0.2}, data)
-    learnt = load_identity(model / IDENTITY_NAME, ModelIdentity)
+    trained = load_identity(model / IDENTITY_NAME, ModelIdentity)
     for name in ("code", "tldr"):
-        theta = learnt.patching.thetas[f"{name}/en"]
-        rule = learnt.patching.model_copy(update={"thetas": {"en": theta}})
+        theta = trained.patching.thetas[f"{name}/en"]
+        rule = trained.patching.model_copy(update={"thetas": {"en": theta}})
         rows = rows_of(rule.for_subset("en"), "en")
         folder = tmp_path / name
         dataset = make_dataset(folder, [rows], patching=rule)
         manifest = dataset.manifest.model_copy(
-            update={"identity": dataset.manifest.identity.model_copy(update={"patcher": learnt.patcher})}
+            update={"identity": dataset.manifest.identity.model_copy(update={"entropy_model": trained.entropy_model})}
         )
         manifest.save(folder)
         out = tmp_path / f"{name}.json"
@@ -234,10 +234,10 @@ def test_threads_are_those_of_training_and_never_more_than_cores(model: Path, mo
         )
         assert running.threads_for(model, None) == used
         assert running.threads_for(model, 5) == 5
-    assert running.threads_for(model / "patcher", None) == 1
+    assert running.threads_for(model / "entropy_model", None) == 1
 
 
-@pytest.mark.parametrize("name", ["evaluate", "dial", "tasks", "lm-eval", "generate"])
+@pytest.mark.parametrize("name", ["evaluate", "sweep", "tasks", "lm-eval", "generate"])
 def test_every_command_that_runs_a_model_has_the_same_defaults(name: str) -> None:
     from importlib import import_module
 

@@ -5,7 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from model_folders import entropy_folder, entropy_rule, identity_of, model_folder, patcher_folder, patcher_scorer
+from model_folders import (
+    entropy_folder,
+    entropy_model_folder,
+    entropy_model_scorer,
+    entropy_rule,
+    identity_of,
+    model_folder,
+)
 from pack_examples import make_dataset, whole_documents
 from pydantic import TypeAdapter
 from rounding import NATS
@@ -53,9 +60,10 @@ def random_texts(count: int = 24) -> list[bytes]:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A model folder for each rule, and one of an entropy model as "none"."""
     at = tmp_path_factory.mktemp("models")
-    patcher = patcher_folder(at / "patcher")
+    entropy_model = entropy_model_folder(at / "entropy_model")
     made = {
-        name: model_folder(at / name, rule, patcher if rule.needs_entropy else None) for name, rule in RULES.items()
+        name: model_folder(at / name, rule, entropy_model if rule.needs_entropy else None)
+        for name, rule in RULES.items()
     }
     return made | {"none": entropy_folder(at / "none")}
 
@@ -63,7 +71,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def on_a_dataset(folder: Path, at: Path, texts: list[bytes], patching: PatchingSettings) -> DocumentScores:
     """The same texts as shards with stored patches."""
     documents = [document_tokens(text) for text in texts]
-    entropies = list(patcher_scorer().score(documents)) if patching.needs_entropy else [None] * len(texts)
+    entropies = list(entropy_model_scorer().score(documents)) if patching.needs_entropy else [None] * len(texts)
     rows = [
         Row(str(n), "x", text, 0, patch_lengths(tokens, patching, found) if patching.patched else None)
         for n, (text, tokens, found) in enumerate(zip(texts, documents, entropies))
@@ -160,14 +168,14 @@ def test_a_beginning_and_what_follows_it_add_up_to_the_whole(name: str, folders:
 def test_texts_are_cut_by_the_threshold_of_their_subset(folders: dict[str, Path], tmp_path: Path) -> None:
     low, high = entropy_rule(0.2).theta, entropy_rule(0.8).theta
     rule = RULES["entropy"].model_copy(update={"theta": low, "thetas": {"b": high}})
-    folder = model_folder(tmp_path / "model", rule, folders["entropy"] / "patcher")
+    folder = model_folder(tmp_path / "model", rule, folders["entropy"] / "entropy_model")
     texts = random_texts()
     default = TextScorer(folder).score(texts)
     np.testing.assert_array_equal(default.nats, TextScorer(folder).score(texts, subsets=["a"] * 25).nats)
     mixed = TextScorer(folder).score(texts, subsets=["a", "b"] * 12 + ["a"])
     for subset, theta, own in (("a", low, slice(0, None, 2)), ("b", high, slice(1, None, 2))):
         save_identity(
-            identity_of(rule.model_copy(update={"theta": theta, "thetas": {}}), folder / "patcher"),
+            identity_of(rule.model_copy(update={"theta": theta, "thetas": {}}), folder / "entropy_model"),
             folder / IDENTITY_NAME,
         )
         alone = TextScorer(folder).score(texts)
@@ -176,7 +184,7 @@ def test_texts_are_cut_by_the_threshold_of_their_subset(folders: dict[str, Path]
 
 
 def test_another_entropy_model_than_the_recorded_one_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
-    folder = model_folder(tmp_path / "model", RULES["entropy"], folders["entropy"] / "patcher")
+    folder = model_folder(tmp_path / "model", RULES["entropy"], folders["entropy"] / "entropy_model")
     save_identity(identity_of(RULES["entropy"], folder), folder / IDENTITY_NAME)
-    with pytest.raises(IdentityError, match="the model learnt with"):
+    with pytest.raises(IdentityError, match="the model was trained with"):
         TextScorer(folder)

@@ -12,7 +12,7 @@ from shared.errors import ConfigError, IdentityError
 from shared.patching.settings import PatchingSettings
 from shared.shards.dataset import Dataset
 from shared.shards.document import Row
-from shared.shards.manifest import PatcherIdentity
+from shared.shards.manifest import EntropyModelIdentity
 from shared.vocabulary import document_tokens
 from trainer.data.mixture import open_split
 from trainer.provenance.identity import ModelIdentity, RunNumerics, run_identity
@@ -24,8 +24,8 @@ MIXED = PatchingSettings(rule="entropy", theta=1.0, thetas={"code/en": 2.0, "tld
 
 def identity(patching: PatchingSettings, data: dict[str, str]) -> ModelIdentity:
     run = RunNumerics(dtype="float32", device="cpu", torch="", ranks=1, threads=1)
-    patcher = PatcherIdentity(sha256="0" * 64, numerics=numerics())
-    return ModelIdentity(config={}, data=data, patching=patching, patcher=patcher, numerics=run)
+    entropy_model = EntropyModelIdentity(sha256="0" * 64, numerics=numerics())
+    return ModelIdentity(config={}, data=data, patching=patching, entropy_model=entropy_model, numerics=run)
 
 
 def dataset(folder: Path, thetas: dict[str, float], *subsets: str, theta: float = 1.0) -> Dataset:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from model_folders import entropy_folder, entropy_rule, model_folder, patcher_folder
+from model_folders import entropy_folder, entropy_model_folder, entropy_rule, model_folder
 from pack_examples import NONE, document, make_dataset
 
 from shared.errors import ConfigError
@@ -68,6 +68,6 @@ def test_samples_are_judged_as_they_were_written(dataset: Dataset, tmp_path: Pat
 def test_subsets_with_thresholds_of_their_own_are_written_apart(dataset: Dataset, tmp_path: Path) -> None:
     rule = entropy_rule()
     rule = rule.model_copy(update={"thetas": {"a": rule.theta, "b": rule.theta}})
-    folder = model_folder(tmp_path / "model", rule, patcher_folder(tmp_path / "patcher"))
+    folder = model_folder(tmp_path / "model", rule, entropy_model_folder(tmp_path / "entropy_model"))
     found = validity(Generator(folder), prompts_from(dataset, 6), 8)
     assert found.samples == 6

@@ -48,7 +48,7 @@ def tiny_data(folder: Path, patching: PatchingSettings, documents: int = 60, sou
             rows.append(Row(f"{split}-{number}", ("a", "b")[number % 2], text, 0, lengths))
         entries = [write_shard(folder / split, f"shard-{n:05d}", rows[n::2], "arrow", "none") for n in range(2)]
         identity = DatasetIdentity(
-            split=split, format="arrow", sidecar="none", patching=patching, patcher=None, source=source
+            split=split, format="arrow", sidecar="none", patching=patching, entropy_model=None, source=source
         )
         Manifest(identity=identity, shards=entries).save(folder / split)
     return folder

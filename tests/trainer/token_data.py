@@ -21,7 +21,7 @@ __all__ = ["FLAT", "TOKENIZER_FILE", "VOCABULARY"]
 
 
 def in_tokens(plain: Path, folder: Path, vocabulary: int = VOCABULARY) -> Path:
-    """A dataset of the documents of an unpatched one, cut into tokens that are learnt from its training split."""
+    """A dataset of the documents of an unpatched one, cut into tokens that are targets from its training split."""
     tokenizer = folder.with_name(f"{folder.name}-tokenizer")
     learn = ["tokenizer", plain, "--vocabulary", vocabulary, "--out", tokenizer]
     assert pipeline([*map(str, learn)]) == 0
@@ -63,18 +63,18 @@ def random_texts(seed: int, count: int) -> list[Row]:
 
 def expected_slice(row: Row, start: int, stop: int, encoder: SubwordEncoder) -> dict[str, Any]:
     """The slice of inputs [start, stop) of a document, from the definitions, token by token."""
-    learnt = [True] * (len(row.text) + 2)
+    trained = [True] * (len(row.text) + 2)
     if row.spans is not None:
-        learnt = [True, *row.spans.learnt().tolist(), row.spans.last_loss]
+        trained = [True, *row.spans.target_mask().tolist(), row.spans.last_loss]
     ids, labels, at, bytes = [BOE if start else BOS], [], 1, 0
     for token in encoder.ids(row.text).tolist():
         size = int(encoder.subwords.lengths[token])
         if start <= at < stop:
             assert at + size <= stop, "a slice ends where a token ends"
             ids.append(token)
-            labels.append(token if learnt[at] else IGNORED_LABEL)
-            bytes += size * learnt[at]
+            labels.append(token if trained[at] else IGNORED_LABEL)
+            bytes += size * trained[at]
         at += size
     ended = stop == len(row.text) + 1
-    labels.append(EOS if ended and learnt[-1] else IGNORED_LABEL)
+    labels.append(EOS if ended and trained[-1] else IGNORED_LABEL)
     return {"ids": ids, "labels": labels, "bytes": bytes, "targets": bytes + (labels[-1] == EOS)}

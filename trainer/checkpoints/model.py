@@ -34,19 +34,26 @@ MODEL_FOLDER = "model"
 def write_model(
     weights: Mapping[str, Tensor], settings: TrainSettings, identity: RunIdentity, numerics: RunNumerics, folder: Path
 ) -> None:
-    """fp32 weights, settings, patcher or tokenizer and, last, the identity that marks the folder complete.
+    """fp32 weights, settings, entropy model or tokenizer and, last, the identity that marks the folder complete.
 
-    Raises DatasetError, IdentityError when the training split carries another patcher or tokenizer than was recorded.
+    Raises DatasetError, IdentityError when the training split carries another entropy model or tokenizer than was
+    recorded.
     """
     train = open_split(settings.data, TRAIN_SPLIT)
-    patcher = train.patcher if identity.patcher else None
-    if identity.patcher and patcher and (found := model_sha256(patcher)) != identity.patcher.sha256:
-        raise IdentityError(f"{patcher} has sha256 {found}, the dataset was made with {identity.patcher.sha256}")
+    entropy_model = train.entropy_model if identity.entropy_model else None
+    if (
+        identity.entropy_model
+        and entropy_model
+        and (found := model_sha256(entropy_model)) != identity.entropy_model.sha256
+    ):
+        raise IdentityError(
+            f"{entropy_model} has sha256 {found}, the dataset was made with {identity.entropy_model.sha256}"
+        )
     tokenizer = None
     if identity.patching.tokenizer is not None:
         tokenizer = train.tokenizer
         check_tokenizer(tokenizer, identity.patching.tokenizer)
-    save_model(weights, settings.model, folder, patcher, tokenizer)
+    save_model(weights, settings.model, folder, entropy_model, tokenizer)
     size = mean_patch_size(train.manifest)
     save_identity(ModelIdentity(**dict(identity), numerics=numerics, mean_patch_size=size), folder / IDENTITY_NAME)
 
@@ -56,7 +63,7 @@ def model_at(path: Path) -> Iterator[Path]:
     """The model at a path as a model folder: the folder itself, that of a finished run, or one made of a checkpoint.
 
     Of a run that has not ended it is the best checkpoint where it keeps one, else the newest; what is made of it is
-    gone afterwards. Needs the run's training split where it was, for the patcher.
+    gone afterwards. Needs the run's training split where it was, for the entropy model.
 
     Raises ModelFileError, CheckpointError, IdentityError, DatasetError.
     """

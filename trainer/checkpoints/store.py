@@ -161,15 +161,15 @@ class Checkpoints:
             problem = next(filter(None, problems), None)
             if problem is None:
                 self.last = self.last or path  # where none can be continued from, the newest says why
-                if not self._world.gather(self._world.first and _of_another_length(path, identity))[0]:
+                if not self._world.gather(self._world.is_main_rank and _of_another_length(path, identity))[0]:
                     self.last = path
                     break
                 passed.append(path)
                 continue
-            if self._world.first:
+            if self._world.is_main_rank:
                 self._news.append(f"{path} is damaged ({problem}); it is now {set_aside(path)}")
             self._world.barrier()
-        for path in passed if self.last not in passed and self._world.first else ():
+        for path in passed if self.last not in passed and self._world.is_main_rank else ():
             aside = set_aside(path, OTHER_LENGTH_PREFIX)
             self._news.append(
                 f"{path} is from the decay of the shorter run, the longer one continues before it; it is now {aside}"
@@ -181,7 +181,7 @@ class Checkpoints:
                 f"no checkpoint in {self.folder} is whole any more ({damaged[-1].name} is the newest); "
                 f"restore {'one' if damaged[1:] else 'it'}, or choose another run.out to begin again"
             )
-        for path in folders if self._world.first else ():
+        for path in folders if self._world.is_main_rank else ():
             if path not in found:
                 self._news.append(f"{path} was being saved when the run ended; it is not used")
         return self.last
@@ -206,7 +206,7 @@ class Checkpoints:
 
         Raises CheckpointError on all ranks when one of them could not write, and leaves no folder then.
         """
-        first, content = self._world.first, state.model_dump_json(indent=1) + "\n"
+        first, content = self._world.is_main_rank, state.model_dump_json(indent=1) + "\n"
         try:
             begun = self._agree(lambda: _begin(path, content) if first else {})
             writer = TensorWriter(path)

@@ -8,12 +8,12 @@ from pathlib import Path
 from shared.errors import ConfigError
 from shared.io.terminal import INTERRUPTED
 from trainer.experiments.compare import Request, compare
-from trainer.experiments.folder import check_laboratory
+from trainer.experiments.folder import check_experiment
 from trainer.experiments.page.page import write_report
 from trainer.experiments.preparation import Corpus
 from trainer.experiments.results.results import RESULTS_NAME, Results
 from trainer.experiments.results.words import in_words
-from trainer.experiments.systems import SYSTEMS_FILE, load_laboratory
+from trainer.experiments.systems import SYSTEMS_FILE, load_experiment
 from trainer.terminal import Progress
 
 BUDGET = 5e12
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Where the text comes from, where everything goes, and how much is done at a time."""
     parser.add_argument("corpus", nargs="+", metavar="CORPUS", help="files or folders of text, as for preprocess")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the laboratory")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the experiment")
     parser.add_argument(
         "--corpus-bytes",
         type=int,
@@ -81,17 +81,17 @@ def executor_from(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do it, print the table and write the page; returns the exit code."""
-    laboratory = load_laboratory(arguments.systems)
+    experiment = load_experiment(arguments.systems)
     if arguments.jobs < 1:
         raise ConfigError(f"--jobs: {arguments.jobs} is too small")
     if not arguments.budget > 0:
         raise ConfigError(f"--budget: {arguments.budget:g} is too small")
-    check_laboratory(arguments.out)
+    check_experiment(arguments.out)
     request = Request(
-        laboratory=laboratory,
+        experiment=experiment,
         corpus=corpus_from(arguments),
         out=arguments.out,
-        systems=laboratory.chosen(arguments.only, arguments.full),
+        systems=experiment.chosen(arguments.only, arguments.full),
         seeds=seeds_from(arguments.seeds),
         budget_flops=arguments.budget,
         budget_bytes=arguments.bytes or (0 if arguments.full else None),

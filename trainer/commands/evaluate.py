@@ -63,12 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "text, which the model cuts itself: .jsonl, .parquet and .arrow with a field `text`, any other file as one "
         "document, - for standard input",
     )
-    cutting = parser.add_argument_group("how the text is cut into patches")
-    cutting.add_argument(
+    patching = parser.add_argument_group("how the text is cut into patches")
+    patching.add_argument(
         "--recut", action="store_true", help="cut the text of DATA with the model's own rule, however it was cut before"
     )
-    add_as(cutting)
-    cutting.add_argument(
+    add_as(patching)
+    patching.add_argument(
         "--subset",
         metavar="NAME",
         help="whose threshold cuts files of text, where subsets have their own (default: the default threshold)",
@@ -240,10 +240,10 @@ class Evaluator:
             return given
         patching = None
         if load_settings(folder).reads != "bytes":
-            learnt = load_identity(folder / IDENTITY_NAME, ModelIdentity).patching
+            trained = load_identity(folder / IDENTITY_NAME, ModelIdentity).patching
             # A model beside may cut all text alike: it has no subset to choose.
-            subset = self._arguments.subset if folder == self._model or learnt.thetas else None
-            patching = one_threshold(learnt, subset)
+            subset = self._arguments.subset if folder == self._model or trained.thetas else None
+            patching = one_threshold(trained, subset)
             chosen_subset(folder, subset)
         return cut_again(folder, given.rows, self._device, given.where, patching=patching)
 
@@ -289,10 +289,10 @@ class Evaluator:
 
     def baselines(self, dataset: "Documents", train: Dataset) -> "list[Column]":
         """What the model has to beat."""
-        from trainer.evaluation.baselines.order_2 import Order2Model, patcher_baseline, xz_baseline
+        from trainer.evaluation.baselines.order_2 import Order2Model, entropy_model_baseline, xz_baseline
 
         arguments = self._arguments
-        own = patcher_baseline(self._model, dataset, arguments.tokens, self._device, arguments.dtype)
+        own = entropy_model_baseline(self._model, dataset, arguments.tokens, self._device, arguments.dtype)
         return [*own, Order2Model(train).baseline(dataset), xz_baseline(dataset)]
 
     def compression(self, found: "Measured") -> dict[str, Any]:

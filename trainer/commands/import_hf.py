@@ -50,7 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
     stacks = {"encoder": model.encoder, "global": model.global_, "decoder": model.decoder}
     shapes = ", ".join(f"{name} {stack.layers} x {stack.width}" for name, stack in stacks.items())
     print(f"{shapes}, window {model.window}, {model.queries} vectors a patch")
-    print(f"entropy model {found.patcher.layers} x {found.patcher.width}, window {found.patcher.window}")
+    print(
+        f"entropy model {found.entropy_model.layers} x {found.entropy_model.width}, window {found.entropy_model.window}"
+    )
     print(f"patches: rule {patching.rule!r}, theta {patching.theta!r} nats, max_length {patching.max_length}")
     print(f"model: {arguments.out}")
     return 0

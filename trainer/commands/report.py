@@ -1,4 +1,4 @@
-"""`python -m trainer report`: one page of runs, done, under way or dead, and of laboratories, whole or in part."""
+"""`python -m trainer report`: one page of runs, done, under way or dead, and of experiments, whole or in part."""
 
 import argparse
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from shared.errors import ConfigError
 from shared.io.files import add_overwrite, output_of
 from shared.io.page import PAGE
 from trainer.experiments.page.csv_files import write_csv
-from trainer.experiments.page.page import is_laboratory, write_page
+from trainer.experiments.page.page import is_experiment, write_page
 from trainer.experiments.page.patched_text import kept_picture
 from trainer.experiments.page.samples import prompt_from, write_samples
 from trainer.experiments.page.sentences import warnings
@@ -26,35 +26,35 @@ from trainer.provenance.run_folder import METRICS_NAME
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of report."""
     parser.add_argument(
-        "folders", type=Path, nargs="+", metavar="FOLDER", help="runs, which share each plot; laboratories"
+        "folders", type=Path, nargs="+", metavar="FOLDER", help="runs, which share each plot; experiments"
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"the page (default: {REPORT_NAME} in the first)")
     parser.add_argument(
-        "--samples", action="store_true", help="let the systems of a laboratory write, and keep what they wrote"
+        "--samples", action="store_true", help="let the systems of an experiment write, and keep what they wrote"
     )
     add_overwrite(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print what was found and write the page, and CSV files into laboratories; returns the exit code."""
+    """Print what was found and write the page, and CSV files into experiments; returns the exit code."""
     folders: list[Path] = arguments.folders
     out = output_of(arguments, "out", PAGE, folders[0] / REPORT_NAME)
-    laboratories = [folder for folder in folders if is_laboratory(folder)]
-    runs = [load_history(path) for path in folders if path not in laboratories or (path / METRICS_NAME).exists()]
-    for folder in laboratories:
+    experiments = [folder for folder in folders if is_experiment(folder)]
+    runs = [load_history(path) for path in folders if path not in experiments or (path / METRICS_NAME).exists()]
+    for folder in experiments:
         for words in found_in(folder):
             print(f"{words}\n")
         if arguments.samples:
             write_folder_samples(folder)
     for history in runs:
         print(f"{facts_in_words(summary(history))}\n")
-    file = write_page(out, laboratories, runs)
+    file = write_page(out, experiments, runs)
     print(f"{file}: open it in any browser")
     return 0
 
 
 def found_in(folder: Path) -> Iterator[str]:
-    """What a laboratory found, in words; its CSV files are written."""
+    """What an experiment found, in words; its CSV files are written."""
     if (folder / RESULTS_NAME).exists():
         results = load_results(folder)
         write_csv(results, folder)
@@ -64,7 +64,7 @@ def found_in(folder: Path) -> Iterator[str]:
 
 
 def write_folder_samples(folder: Path) -> None:
-    """Samples of a laboratory's systems, from the beginning of the text that its page shows."""
+    """Samples of an experiment's systems, from the beginning of the text that its page shows."""
     results = load_results(folder)
     picture = kept_picture(results, folder)
     if picture is None:

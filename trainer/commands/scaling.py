@@ -5,13 +5,13 @@ from pathlib import Path
 
 from shared.errors import ConfigError
 from trainer.commands.compare import add_data_arguments, corpus_from, executor_from, seeds_from
-from trainer.experiments.folder import check_laboratory
+from trainer.experiments.folder import check_experiment
 from trainer.experiments.page.page import write_report
 from trainer.experiments.scaling.grid import GRID_FILE, load_grid
 from trainer.experiments.scaling.record import SCALING_NAME
 from trainer.experiments.scaling.runner import ScalingRequest, scale
 from trainer.experiments.scaling.words import in_words
-from trainer.experiments.systems import SYSTEMS_FILE, load_laboratory
+from trainer.experiments.systems import SYSTEMS_FILE, load_experiment
 from trainer.terminal import Progress
 
 
@@ -33,9 +33,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.jobs < 1:
         raise ConfigError(f"--jobs: {arguments.jobs} is too small")
     seeds = [] if arguments.seeds is None else seeds_from(arguments.seeds)
-    check_laboratory(arguments.out)
+    check_experiment(arguments.out)
     request = ScalingRequest(
-        laboratory=load_laboratory(arguments.systems),
+        experiment=load_experiment(arguments.systems),
         grid=load_grid(arguments.grid).part(arguments.families, arguments.sizes, arguments.budgets, seeds),
         corpus=corpus_from(arguments),
         out=arguments.out,

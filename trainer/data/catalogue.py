@@ -24,11 +24,11 @@ class Catalogue:
     inputs: np.ndarray
     """int64 [D], input tokens: body and BOS."""
     targets: np.ndarray
-    """int64 [D], tokens that are learnt."""
+    """int64 [D], tokens that are targets."""
     text: np.ndarray
     """int64 [D], bytes of text."""
     learnt_bytes: np.ndarray
-    """int64 [D], bytes of text that are learnt."""
+    """int64 [D], bytes of text that are targets."""
     patches: np.ndarray
     """int64 [D], patches of the inputs: that of BOS included, one of EOS alone not; 0 when unpatched."""
     eos_alone: np.ndarray
@@ -56,7 +56,7 @@ class Catalogue:
 
     @cached_property
     def plain(self) -> np.ndarray:
-        """bool [D]: no special ids between the bytes, and everything is learnt."""
+        """bool [D]: no special ids between the bytes, and everything is a target."""
         return (self.inputs == self.text + 1) & (self.targets == self.inputs)
 
     def bytes_of_subset(self) -> np.ndarray:

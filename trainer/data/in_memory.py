@@ -45,7 +45,7 @@ class MemoryDataset:
             format="arrow",
             sidecar="none",
             patching=patching,
-            patcher=None,
+            entropy_model=None,
             source="",
             specials=specials,
         )
@@ -85,10 +85,10 @@ def _index(rows: Sequence[Row], subset_names: Sequence[str]) -> DatasetIndex:
     codes = {name: code for code, name in enumerate(subset_names)}
     count = len(rows)
     size = np.array([len(row.text) for row in rows], np.int64)
-    tokens, targets, learnt = size.copy(), size + 1, size.copy()
+    tokens, targets, target_bytes = size.copy(), size + 1, size.copy()
     for number, row in enumerate(rows):
         if row.spans is not None:
-            tokens[number], targets[number], learnt[number] = row.size, row.targets(True), row.learnt_bytes
+            tokens[number], targets[number], target_bytes[number] = row.size, row.targets(True), row.learnt_bytes
     lengths = [row.patch_lengths for row in rows]
     return DatasetIndex(
         shard=np.zeros(count, np.int32),
@@ -97,7 +97,7 @@ def _index(rows: Sequence[Row], subset_names: Sequence[str]) -> DatasetIndex:
         bytes=size,
         tokens=tokens,
         targets=targets,
-        learnt_bytes=learnt,
+        learnt_bytes=target_bytes,
         patches=np.array([0 if own is None else len(own) for own in lengths], np.int32),
         last_patch=np.array([0 if own is None else own[-1] for own in lengths], np.uint16),
         part=np.zeros(count, np.int32),
@@ -111,7 +111,7 @@ def _entry(index: DatasetIndex, subset_names: Sequence[str], content: str) -> Sh
     totals = {}
     for code, name in enumerate(subset_names):
         own = index.subset == code
-        size, learnt, patches = index.bytes[own], index.learnt_bytes[own], index.patches[own]
+        size, target_bytes, patches = index.bytes[own], index.learnt_bytes[own], index.patches[own]
         totals[name] = SubsetTotals(
             documents=int(own.sum()),
             rows=int(own.sum()),
@@ -119,7 +119,7 @@ def _entry(index: DatasetIndex, subset_names: Sequence[str], content: str) -> Sh
             patches=int(np.maximum(patches - 1, 0).sum()),
             specials=int((index.tokens[own] - size).sum()),
             unlearnt=int((index.tokens[own] + 1 - index.targets[own]).sum()),
-            unlearnt_bytes=int((size - learnt).sum()),
+            unlearnt_bytes=int((size - target_bytes).sum()),
         )
     return ShardEntry(
         name=NAME,

@@ -169,7 +169,7 @@ class PackDataset(IterableDataset):
         plans = [planner.next_pack() for _ in range(self._packs_per_step)]
         targets, text = sum(plan.targets for plan in plans), sum(plan.bytes for plan in plans)
         if not targets:
-            raise ConfigError("data.repeats: every subset has been drawn as often as it may be, and the run goes on")
+            raise ConfigError("data.repeats: every subset has been sampled as often as it may be, and the run goes on")
         return plans, Step(number, targets, text, planner.cursor)
 
     def _planner(self, reader: SliceReader) -> Planner:
@@ -190,17 +190,17 @@ class PackLoader:
         packs_per_step: int,
         mixing: Mixing | None = None,
         seed: int = 0,
-        lanes: int = 1,
+        streams: int = 1,
         rank: int = 0,
         ranks: int = 1,
         workers: int = 0,
         cursor: Cursor | None = None,
     ) -> None:
-        """A cursor continues a run, with any number of ranks and workers; its seed and lanes are the run's.
+        """A cursor continues a run, with any number of ranks and workers; its seed and streams are the run's.
 
         Raises ConfigError or IdentityError where the arguments do not fit together, DatasetError for damaged data.
         """
-        self.cursor = cursor or first_cursor(dataset, seed, lanes)
+        self.cursor = cursor or first_cursor(dataset, seed, streams)
         """The data state after the step of the latest pack."""
         self.limits = limits
         self._packs = PackDataset(dataset, limits, packs_per_step, mixing or Mixing(), self.cursor, rank, ranks)

@@ -33,9 +33,9 @@ class Mixture:
         return ", ".join(dataset.where for dataset in self._datasets.values())
 
     @property
-    def patcher(self) -> Path:
+    def entropy_model(self) -> Path:
         """Folder of the entropy model, the same in all of them."""
-        return next(iter(self._datasets.values())).patcher
+        return next(iter(self._datasets.values())).entropy_model
 
     @property
     def tokenizer(self) -> Path:

@@ -91,10 +91,10 @@ def prefixed(name: str, own: str) -> str:
 
 def _of_patches(identity: DatasetIdentity) -> dict[str, object]:
     """What the datasets of one run must agree in: the rule, and the entropy model with its precision."""
-    patcher = identity.patcher
+    entropy_model = identity.entropy_model
     return {
         "patching": identity.patching.model_dump(mode="json", exclude={"thetas"}),
-        "patcher": patcher and {"sha256": patcher.sha256, "dtype": patcher.numerics.dtype},
+        "entropy_model": entropy_model and {"sha256": entropy_model.sha256, "dtype": entropy_model.numerics.dtype},
     }
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from shared.layers.attention import Scope
+from shared.layers.attention import AttentionMask
 from shared.layers.blocks import Block
 
 ATTENTION = frozenset(
@@ -42,9 +42,9 @@ def recompute(block: Block, how: Literal["selective", "full"]) -> None:
         kept = partial(kept, context_fn=partial(create_selective_checkpoint_contexts, policy))
     forward = block.forward
 
-    def again(x: Tensor, rotation: Tensor, scope: Scope) -> Tensor:
+    def again(x: Tensor, rotation: Tensor, mask: AttentionMask) -> Tensor:
         # Torch 2.11 compiles for all that is handed to checkpoint, the number of documents too; not for what is around.
-        return kept(lambda x: forward(x, rotation, scope), x)
+        return kept(lambda x: forward(x, rotation, mask), x)
 
     block.forward = again  # type: ignore[method-assign]
 

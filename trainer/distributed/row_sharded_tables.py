@@ -132,13 +132,13 @@ class RowTables(NgramEmbedding):
             return
         device = self._reads[0][0].device if self._reads else self.weight.device
         read = [torch.empty(0, self.settings.functions * len(self.settings.sizes), dtype=torch.int64, device=device)]
-        learnt = [torch.empty(0, self.weight.shape[1], device=device)]
+        gradients = [torch.empty(0, self.weight.shape[1], device=device)]
         for rows, sums in self._reads:
             if sums.grad is not None:
                 read.append(rows)
-                learnt.append(sums.grad.float())
+                gradients.append(sums.grad.float())
         self._reads.clear()
-        rows, values = by_row(torch.cat(read), torch.cat(learnt))
+        rows, values = by_row(torch.cat(read), torch.cat(gradients))
         if self.mesh.size() > 1:
             exchange = Exchange.of(rows, self._run, self._group)
             rows, values = exchange.to_owners(rows), exchange.to_owners(values)

@@ -96,7 +96,7 @@ class World:
     """Processes of the other ranks that the same launcher has started."""
 
     @property
-    def first(self) -> bool:
+    def is_main_rank(self) -> bool:
         """Whether this rank writes files and speaks."""
         return self.rank == 0
 

@@ -11,17 +11,17 @@ from shared.errors import IdentityError
 from shared.io.identity import in_short
 from shared.layers.tile_sizes import BAND
 from shared.model_folder.files import load_model
-from shared.model_folder.identity import PATCHER_FOLDER, TOKENIZER_FOLDER, load_settings
+from shared.model_folder.identity import ENTROPY_MODEL_FOLDER, TOKENIZER_FOLDER, load_settings
 from shared.model_settings import specials_of
 from shared.patching import PatchingSettings
 from shared.shards.dataset import Dataset
 from shared.shards.document import Row
-from shared.shards.manifest import DatasetIdentity, PatcherIdentity
+from shared.shards.manifest import DatasetIdentity, EntropyModelIdentity
 from trainer.data.in_memory import Documents, MemoryDataset, content_of, whole_documents
 from trainer.data.packing.limits import PackLimits, pack_limits
 from trainer.data.validation import ValidationPacks
 from trainer.evaluation.documents import DocumentScores, evaluate
-from trainer.evaluation.patcher import Patcher
+from trainer.evaluation.text_patcher import Patcher
 from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, check_specials, load_identity
 from trainer.provenance.thresholds import patching_for, thresholds
 
@@ -92,9 +92,9 @@ def cut_again(
         rows = [replace(row, patch_lengths=None) for row in rows]
     else:
         check_specials(specials_of(model), specials, where)
-        patcher = Patcher(folder, load_identity(folder / IDENTITY_NAME, ModelIdentity), device, patching)
-        patching = patcher.patching
-        lengths = patcher.lengths([row.tokens(True) for row in rows], [row.subset for row in rows])
+        entropy_model = Patcher(folder, load_identity(folder / IDENTITY_NAME, ModelIdentity), device, patching)
+        patching = entropy_model.patching
+        lengths = entropy_model.lengths([row.tokens(True) for row in rows], [row.subset for row in rows])
         rows = [replace(row, patch_lengths=own) for row, own in zip(rows, lengths)]
     return MemoryDataset(rows, patching, specials, folder / TOKENIZER_FOLDER, where, content_of(rows))
 
@@ -117,62 +117,64 @@ def check_patches(folder: Path, dataset: Dataset, name: str | None = None) -> No
     Thresholds count for the subsets that the dataset has. ``name``: as for `patching_for`.
     """
     identity = load_identity(folder / IDENTITY_NAME, ModelIdentity)
-    learnt, found = patching_for(identity, dataset, name), dataset.manifest.identity
-    lines = rule_differences(found.patching, learnt, tuple(dataset.manifest.subsets))
-    lines += patcher_differences(found, identity.patcher) if learnt.needs_entropy else []
+    trained, found = patching_for(identity, dataset, name), dataset.manifest.identity
+    lines = rule_differences(found.patching, trained, tuple(dataset.manifest.subsets))
+    lines += entropy_model_differences(found, identity.entropy_model) if trained.needs_entropy else []
     if lines:
-        command = recut_command(folder, dataset, learnt, identity.patcher)
+        command = recut_command(folder, dataset, trained, identity.entropy_model)
         raise IdentityError(
             f"{dataset.where} is not cut into patches as {folder} was trained: {in_short(lines, ', ', 3)}. Score its "
             f"text cut by the model itself with --recut, or cut a dataset so: {command}"
         )
 
 
-def rule_differences(found: PatchingSettings, learnt: PatchingSettings, subsets: tuple[str, ...]) -> list[str]:
+def rule_differences(found: PatchingSettings, trained: PatchingSettings, subsets: tuple[str, ...]) -> list[str]:
     """Where two rules differ for some subsets, a few words each; of another rule nothing else is said."""
-    if learnt.rule != found.rule:
-        return [f"rule {found.rule}, not {learnt.rule}"]
-    ours, theirs = (rule.model_dump(mode="json", exclude={"thetas", "tokenizer", "grid"}) for rule in (learnt, found))
+    if trained.rule != found.rule:
+        return [f"rule {found.rule}, not {trained.rule}"]
+    ours, theirs = (rule.model_dump(mode="json", exclude={"thetas", "tokenizer", "grid"}) for rule in (trained, found))
     if subsets:
         ours["theta"], theirs["theta"] = None, None  # of these subsets below
     lines = [f"{key} {theirs[key]}, not {ours[key]}" for key in ours if ours[key] != theirs[key]]
-    if learnt.tokenizer != found.tokenizer:
+    if trained.tokenizer != found.tokenizer:
         lines.append("another tokenizer")
-    if not lines and found.grid != learnt.grid:
+    if not lines and found.grid != trained.grid:
         lines.append("thresholds on the sidecar grid on one side only")
-    pairs = zip(subsets, thresholds(found, subsets), thresholds(learnt, subsets))
+    pairs = zip(subsets, thresholds(found, subsets), thresholds(trained, subsets))
     lines += [f"theta of {subset} {stored}, not {own}" for subset, stored, own in pairs if stored != own]
     return lines
 
 
-def patcher_differences(found: DatasetIdentity, learnt: PatcherIdentity | None) -> list[str]:
+def entropy_model_differences(found: DatasetIdentity, trained: EntropyModelIdentity | None) -> list[str]:
     """Where the entropy models differ, a few words each."""
-    theirs = found.patcher
-    if learnt is None or theirs is None:
-        return [] if learnt is theirs else ["an entropy model on one side only"]
-    if theirs.sha256 != learnt.sha256:
-        return [f"entropy model {theirs.sha256[:12]}, not {learnt.sha256[:12]}"]
-    if not learnt.numerics.probe:
+    theirs = found.entropy_model
+    if trained is None or theirs is None:
+        return [] if trained is theirs else ["an entropy model on one side only"]
+    if theirs.sha256 != trained.sha256:
+        return [f"entropy model {theirs.sha256[:12]}, not {trained.sha256[:12]}"]
+    if not trained.numerics.probe:
         return []  # imported: scored nothing so far
-    ours, other = learnt.numerics.model_dump(), theirs.numerics.model_dump()
+    ours, other = trained.numerics.model_dump(), theirs.numerics.model_dump()
     return [f"scored with {key} {other[key]}, not {ours[key]}" for key in ours if ours[key] != other[key]]
 
 
-def recut_command(folder: Path, dataset: Dataset, learnt: PatchingSettings, patcher: PatcherIdentity | None) -> str:
+def recut_command(
+    folder: Path, dataset: Dataset, trained: PatchingSettings, entropy_model: EntropyModelIdentity | None
+) -> str:
     """The command that cuts a dataset anew as a model cuts."""
     run = "python -m pipeline"
-    if learnt.tokenizer is not None:
+    if trained.tokenizer is not None:
         return f"{run} recut {dataset.where} --rule bpe --tokenizer {folder / TOKENIZER_FOLDER} --out NEW"
-    if not learnt.needs_entropy:
-        stride = f" --stride {learnt.stride}" if learnt.stride else ""
-        lengths = f" --min-length {learnt.min_length} --max-length {learnt.max_length}"
-        return f"{run} recut {dataset.where} --rule {learnt.rule}{stride}{lengths} --out NEW"
-    begin = f"{run} preprocess {dataset.where} --patcher {folder / PATCHER_FOLDER}"
-    if patcher is not None and patcher.numerics.probe:
-        scored = patcher.numerics
+    if not trained.needs_entropy:
+        stride = f" --stride {trained.stride}" if trained.stride else ""
+        lengths = f" --min-length {trained.min_length} --max-length {trained.max_length}"
+        return f"{run} recut {dataset.where} --rule {trained.rule}{stride}{lengths} --out NEW"
+    begin = f"{run} preprocess {dataset.where} --entropy-model {folder / ENTROPY_MODEL_FOLDER}"
+    if entropy_model is not None and entropy_model.numerics.probe:
+        scored = entropy_model.numerics
         begin += f" --stream-length {scored.stream_length} --threads {scored.threads} --dtype {scored.dtype}"
-    if learnt.thetas:
+    if trained.thetas:
         return f"{begin} --patching FILE --out NEW (FILE: what calibrate wrote for the model's data)"
-    rise = "" if learnt.theta_rise is None else f" --theta-rise {learnt.theta_rise}"
-    lengths = f" --min-length {learnt.min_length} --max-length {learnt.max_length}"
-    return f"{begin} --rule {learnt.rule} --theta {learnt.theta}{rise}{lengths} --out NEW"
+    rise = "" if trained.theta_rise is None else f" --theta-rise {trained.theta_rise}"
+    lengths = f" --min-length {trained.min_length} --max-length {trained.max_length}"
+    return f"{begin} --rule {trained.rule} --theta {trained.theta}{rise}{lengths} --out NEW"

@@ -11,7 +11,7 @@ import torch
 
 from shared.errors import IdentityError
 from shared.model_folder.files import load_model
-from shared.model_folder.identity import PATCHER_FOLDER, load_settings
+from shared.model_folder.identity import ENTROPY_MODEL_FOLDER, load_settings
 from trainer.data.in_memory import Documents
 from trainer.errors import LogitsError
 from trainer.evaluation.compatibility import packs_for
@@ -33,7 +33,7 @@ class Measured:
     documents: DocumentScores
     flops: dict[str, int]
     """Of a forward pass."""
-    patcher_flops: dict[str, int]
+    entropy_model_flops: dict[str, int]
     """Of the entropy model's; empty where patches need none."""
 
     @property
@@ -44,7 +44,9 @@ class Measured:
     def costs(self) -> list[Column]:
         """Useful MFLOPs a byte of text: the model's, and the entropy model's if it has one."""
         found = [self._per_byte("MFLOP/byte", self.flops)]
-        return [*found, self._per_byte("to find patches", self.patcher_flops)] if self.patcher_flops else found
+        return (
+            [*found, self._per_byte("to find patches", self.entropy_model_flops)] if self.entropy_model_flops else found
+        )
 
     def beside(self) -> list[Column]:
         """What is shown of this model beside another one."""
@@ -70,7 +72,7 @@ class Measured:
     def figures(self) -> dict[str, Any]:
         """As JSON, for the total and each subset: {name: figures}; what is not known is null."""
         scores = self.scores
-        flops, patcher = self._per_byte("", self.flops), self._per_byte("", self.patcher_flops)
+        flops, entropy_model = self._per_byte("", self.flops), self._per_byte("", self.entropy_model_flops)
 
         def figures(score: SubsetScore, own: float | None, entropy: float | None) -> dict[str, Any]:
             return {
@@ -83,9 +85,9 @@ class Measured:
             }
 
         return {
-            TOTAL: figures(total_of(scores), flops.total, patcher.total),
+            TOTAL: figures(total_of(scores), flops.total, entropy_model.total),
             "subsets": {
-                name: figures(score, flops.by_subset.get(name), patcher.by_subset.get(name))
+                name: figures(score, flops.by_subset.get(name), entropy_model.by_subset.get(name))
                 for name, score in scores.items()
             },
         }
@@ -124,21 +126,21 @@ def measure(
 
     ``name``: of the dataset in the model's recipe whose thresholds these subsets have (`patching_for`).
 
-    Raises ModelFileError, IdentityError when the model learnt on other patches than the dataset's, ConfigError, and
-    LogitsError for scores that are not finite, as of weights that are not.
+    Raises ModelFileError, IdentityError when the model was trained on other patches than the dataset's, ConfigError,
+    and LogitsError for scores that are not finite, as of weights that are not.
     """
     packs = packs_for(folder, dataset, tokens, name)
     found = evaluate(load_model(folder, device, dtype), packs, device, lambda done: heard(done / len(packs)))
     if odd := int((~np.isfinite(found.nats)).sum()):
         raise LogitsError(f"{folder} gives {odd:,} of {len(found):,} documents a score that is not a finite number")
-    patcher, rule = folder / PATCHER_FOLDER, dataset.manifest.identity.patching
-    paid = rule.needs_entropy and patcher.is_dir()
+    entropy_model, rule = folder / ENTROPY_MODEL_FOLDER, dataset.manifest.identity.patching
+    paid = rule.needs_entropy and entropy_model.is_dir()
     return Measured(
         name=model_name(folder),
         dataset=dataset,
         documents=found,
         flops=forward_flops_by_subset(load_settings(folder), packs),
-        patcher_flops=forward_flops_by_subset(load_settings(patcher), packs) if paid else {},
+        entropy_model_flops=forward_flops_by_subset(load_settings(entropy_model), packs) if paid else {},
     )
 
 

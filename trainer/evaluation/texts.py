@@ -1,4 +1,4 @@
-"""Texts in memory, scored by a model folder: cut into patches by its own patcher, packed, and scored as a dataset is.
+"""Texts in memory, scored by a model folder: patched by its own entropy model, packed, and scored as a dataset is.
 
 What evaluating a dataset of the same texts finds is found here, so that noised texts and the choices of a task need no
 shards. D texts.
@@ -22,7 +22,7 @@ from trainer.data.packing.limits import pack_limits
 from trainer.data.validation import ValidationPacks
 from trainer.evaluation.compatibility import pack_of
 from trainer.evaluation.documents import DocumentScores, evaluate
-from trainer.evaluation.patcher import Patcher
+from trainer.evaluation.text_patcher import Patcher
 from trainer.metrics.subset_score import total_of
 from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, load_identity
 from trainer.provenance.thresholds import known_subset
@@ -50,9 +50,11 @@ class TextScorer:
         folder = model_folder_at(Path(folder))
         self.folder, self.device, self._tokens = folder, torch.device(device), tokens
         self.model = load_model(folder, self.device, dtype)
-        self._patcher = None
+        self._entropy_model = None
         if load_settings(folder).reads != "bytes":
-            self._patcher = Patcher(folder, load_identity(folder / IDENTITY_NAME, ModelIdentity), self.device, patching)
+            self._entropy_model = Patcher(
+                folder, load_identity(folder / IDENTITY_NAME, ModelIdentity), self.device, patching
+            )
 
     def bits_per_byte(self, text: str | bytes, subset: str | None = None) -> float:
         """Of one text, its end included: what `python -m trainer evaluate` prints of a file of it. NaN for no text.
@@ -60,7 +62,11 @@ class TextScorer:
         ``subset``: whose threshold cuts it, where they differ; the default threshold without. Raises ConfigError for
         one that the model does not know.
         """
-        known = None if subset is None or self._patcher is None else known_subset(self._patcher.patching, subset)
+        known = (
+            None
+            if subset is None or self._entropy_model is None
+            else known_subset(self._entropy_model.patching, subset)
+        )
         encoded = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
         return total_of(self.score([encoded], subsets=None if known is None else [known]).by_subset()).bits_per_byte
 
@@ -93,9 +99,13 @@ class TextScorer:
         """
         for number, (text, begin) in enumerate(zip(texts, from_byte or [])):
             assert 0 <= begin <= len(text), f"text {number} has {len(text)} bytes, and counts from byte {begin}"
-        patching = self._patcher.patching if self._patcher else PatchingSettings(rule="none")
+        patching = self._entropy_model.patching if self._entropy_model else PatchingSettings(rule="none")
         documents = [document_tokens(text) for text in texts]
-        lengths = self._patcher.lengths(documents, subsets, from_byte) if self._patcher else iter([None] * len(texts))
+        lengths = (
+            self._entropy_model.lengths(documents, subsets, from_byte)
+            if self._entropy_model
+            else iter([None] * len(texts))
+        )
         rows = [
             Row(
                 id=str(number),

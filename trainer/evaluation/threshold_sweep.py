@@ -15,7 +15,7 @@ import torch
 
 from shared.errors import ConfigError
 from shared.model_folder.files import load_model
-from shared.model_folder.identity import PATCHER_FOLDER, load_settings, model_sha256
+from shared.model_folder.identity import ENTROPY_MODEL_FOLDER, load_settings, model_sha256
 from shared.model_settings import specials_of
 from shared.patching import PatchingSettings
 from shared.patching.lengths import patch_lengths_together
@@ -28,8 +28,8 @@ from trainer.data.packing.limits import pack_limits
 from trainer.data.validation import ValidationPacks
 from trainer.evaluation.cost import forward_flops_by_subset
 from trainer.evaluation.documents import evaluate
-from trainer.evaluation.patcher import TOGETHER, open_scorer, stretches_of
-from trainer.evaluation.threshold_sweep_record import Dial, DialPoint
+from trainer.evaluation.text_patcher import TOGETHER, open_scorer, stretches_of
+from trainer.evaluation.threshold_sweep_record import SweepPoint, ThresholdSweep
 from trainer.metrics.subset_score import total_of
 from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, check_specials, load_identity
 from trainer.provenance.thresholds import patching_for
@@ -38,7 +38,7 @@ FACTORS = (2.0, 1.5, 1.25, 1.0, 0.8, 0.65, 0.5)
 """Wanted starts of patches, in proportion to those of the trained threshold, where no thresholds are named."""
 
 
-class Dialled:
+class ThresholdSweeper:
     """A model folder whose rule is on entropy, and the documents of a dataset with their entropies."""
 
     def __init__(
@@ -58,7 +58,7 @@ class Dialled:
         identity = load_identity(folder / IDENTITY_NAME, ModelIdentity)
         self.patching = patching_for(identity, dataset, name)
         if not self.patching.needs_entropy:
-            raise ConfigError(f"{folder} learnt on patches of rule {self.patching.rule!r}, which has no threshold")
+            raise ConfigError(f"{folder} was trained on patches of rule {self.patching.rule!r}, which has no threshold")
         if self._settings.reads == "patches":
             check_specials(specials_of(self._settings), dataset.manifest.identity.specials, str(dataset.folder))
         self._documents = list(_documents(folder, identity, dataset, self._device))
@@ -67,7 +67,7 @@ class Dialled:
 
     @property
     def theta(self) -> float:
-        """The default threshold that the model learnt with, in nats."""
+        """The default threshold that the model was trained with, in nats."""
         assert self.patching.theta is not None, "rules on entropy have a threshold"
         return self.patching.theta
 
@@ -80,7 +80,7 @@ class Dialled:
         found = {float(excess[-1 - count]) for count in wanted if 0 < count < len(excess)}
         return sorted({round(shift, 4) for shift in found} | {0.0})
 
-    def turn(self, shifts: Sequence[float], heard: Callable[[int], object] = lambda done: None) -> Dial:
+    def sweep(self, shifts: Sequence[float], heard: Callable[[int], object] = lambda done: None) -> ThresholdSweep:
         """Score the documents at each shift of the thresholds, in nats; without one too, if it is not among them.
 
         ``heard`` learns how many points are done.
@@ -89,9 +89,9 @@ class Dialled:
         for number, shift in enumerate(sorted({*shifts, 0.0})):
             points.append(self._point(shift))
             heard(number + 1)
-        entropy_flops = forward_flops_by_subset(load_settings(self._folder / PATCHER_FOLDER), self._packs(0.0))
+        entropy_flops = forward_flops_by_subset(load_settings(self._folder / ENTROPY_MODEL_FOLDER), self._packs(0.0))
         text = sum(len(row.text) for row in self._documents)
-        return Dial(
+        return ThresholdSweep(
             model=str(self._folder),
             sha256=model_sha256(self._folder),
             data=self._dataset.where,
@@ -103,11 +103,11 @@ class Dialled:
             points=tuple(points),
         )
 
-    def _point(self, shift: float) -> DialPoint:
+    def _point(self, shift: float) -> SweepPoint:
         packs = self._packs(shift)
         score = total_of(evaluate(self._model, packs, self._device).by_subset())
         flops = forward_flops_by_subset(self._settings, packs)
-        return DialPoint(
+        return SweepPoint(
             theta=self.theta + shift,
             shift=shift,
             trained=shift == 0,
@@ -156,7 +156,7 @@ def _documents(folder: Path, identity: ModelIdentity, dataset: Dataset, device: 
 
 def _kept(identity: ModelIdentity, dataset: Dataset) -> bool:
     """Whether a dataset's sidecar has every bit of what this model's entropy model would find."""
-    ours, theirs = identity.patcher, dataset.manifest.identity.patcher
+    ours, theirs = identity.entropy_model, dataset.manifest.identity.entropy_model
     if dataset.manifest.identity.sidecar != "float32" or ours is None or theirs is None:
         return False
     return ours.sha256 == theirs.sha256 and ours.numerics.dtype == theirs.numerics.dtype

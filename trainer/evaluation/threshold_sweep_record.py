@@ -1,6 +1,6 @@
-"""One checkpoint read with other thresholds than it learnt with: quality against cost, as one file. Free of torch.
+"""One checkpoint read with other thresholds than it was trained with: quality against cost, as one file. Free of torch.
 
-`python -m trainer dial` writes it; tables and pictures are made from it alone.
+`python -m trainer sweep` writes it; tables and pictures are made from it alone.
 """
 
 import re
@@ -13,20 +13,20 @@ from shared.io.json_records import Figure, expected
 from shared.patching.settings import PatchingSettings
 from shared.settings import Settings
 
-DIAL_NAME = "dial.json"
-DIAL = re.compile(rb'\{\n "model": "[^\n]*",\n "sha256": "[0-9a-f]{64}",\n "data": ')
+SWEEP_NAME = "sweep.json"
+SWEEP = re.compile(rb'\{\n "model": "[^\n]*",\n "sha256": "[0-9a-f]{64}",\n "data": ')
 """How the file begins, by which `shared.io.files.Output` knows it."""
 
 
-class DialPoint(Settings):
+class SweepPoint(Settings):
     """The whole split, cut with one threshold and scored."""
 
     theta: Figure
     """Nats, the default threshold; where subsets have their own, all are moved by ``shift``."""
     shift: Figure
-    """Nats above the threshold that the model learnt with."""
+    """Nats above the threshold that the model was trained with."""
     trained: bool
-    """Whether this is the threshold that the model learnt with."""
+    """Whether this is the threshold that the model was trained with."""
     bits_per_byte: Figure
     bytes_per_patch: Figure
     """Text bytes over patches other than BOS."""
@@ -34,7 +34,7 @@ class DialPoint(Settings):
     """Useful FLOPs of a forward pass, a byte of text; without the entropy model."""
 
 
-class Dial(Settings):
+class ThresholdSweep(Settings):
     """Points in ascending order of theta; one of them is the trained one."""
 
     model: str
@@ -46,25 +46,25 @@ class Dial(Settings):
     fingerprint: str
     """Of the dataset."""
     patching: PatchingSettings
-    """As the model learnt with it."""
+    """As the model was trained with it."""
     documents: int
     bytes: int
     """Of text that is scored."""
     entropy_flops_per_byte: Figure
     """Of the entropy model's forward pass, a byte of text: the same for every threshold."""
-    points: tuple[DialPoint, ...] = Field(min_length=1)
+    points: tuple[SweepPoint, ...] = Field(min_length=1)
 
     @property
-    def trained(self) -> DialPoint:
-        """The point of the threshold that the model learnt with."""
+    def trained(self) -> SweepPoint:
+        """The point of the threshold that the model was trained with."""
         return next(point for point in self.points if point.trained)
 
 
-def load_dial(path: Path) -> Dial:
-    """A dial from its file. Raises ConfigError when it is missing, or is none."""
-    return expected(path, Dial, "python -m trainer dial")
+def load_sweep(path: Path) -> ThresholdSweep:
+    """A sweep from its file. Raises ConfigError when it is missing, or is none."""
+    return expected(path, ThresholdSweep, "python -m trainer sweep")
 
 
-def save_dial(dial: Dial, out: Output) -> None:
+def save_sweep(sweep: ThresholdSweep, out: Output) -> None:
     """Write the file in one step."""
-    out.write(dial.model_dump_json(indent=1) + "\n")
+    out.write(sweep.model_dump_json(indent=1) + "\n")

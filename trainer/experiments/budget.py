@@ -35,7 +35,7 @@ class Spent:
     flops: float = 0.0
     """Useful ones, of forward and backward."""
     bytes: int = 0
-    """Of text learnt."""
+    """Of text trained on."""
 
 
 def slices_workload(model: AnyModelSettings, slices: Slices) -> Workload:
@@ -49,7 +49,7 @@ def planned_steps(settings: TrainSettings) -> Iterator[list[PackPlan]]:
     data, train = settings.data, open_split(settings.data, TRAIN_SPLIT)
     catalogue = catalogue_of(train)
     limits = pack_limits(train.manifest, data.tokens, data.patches)
-    cursor = first_cursor(train, settings.run.seed, data.lanes)
+    cursor = first_cursor(train, settings.run.seed, data.streams)
     planner = Planner(catalogue, SliceReader(train, catalogue), limits, mixing_of(data), cursor)
     while True:
         yield [planner.next_pack() for _ in range(data.packs)]

@@ -30,7 +30,7 @@ from trainer.experiments.results.results import (
     save_results,
 )
 from trainer.experiments.runs import Run, run_all
-from trainer.experiments.systems import Laboratory
+from trainer.experiments.systems import Experiment
 from trainer.settings import TrainSettings
 from trainer.terminal import Progress, quantity
 
@@ -42,7 +42,7 @@ VALIDATIONS = 5
 class Request:
     """What is asked for."""
 
-    laboratory: Laboratory
+    experiment: Experiment
     corpus: Corpus
     out: Path
     systems: Sequence[str]
@@ -73,10 +73,10 @@ def compare(request: Request, line: Progress) -> tuple[Results, list[str]]:
     Raises ConfigError, DatasetError, TrainingError.
     """
     _check_same(request)
-    check_budget(request.budget_flops, map(request.laboratory.draft, request.systems))
-    cuttings = [request.laboratory.systems[name].cutting for name in request.systems]
+    check_budget(request.budget_flops, map(request.experiment.draft, request.systems))
+    patchings = [request.experiment.systems[name].patching for name in request.systems]
     corpus, out, jobs = request.corpus, request.out, request.jobs
-    data = prepare(request.laboratory, cuttings, corpus, out, jobs, request.executor, line)
+    data = prepare(request.experiment, patchings, corpus, out, jobs, request.executor, line)
     cells, budget_bytes = plan(request, data)
     results = _opened(request, data, budget_bytes)
     total = sum(cell.flops for cell in cells)
@@ -88,7 +88,7 @@ def compare(request: Request, line: Progress) -> tuple[Results, list[str]]:
         nonlocal results
         cell = by_run[id(run)]
         scores[run.folder] = _checked(run.folder, scores)
-        results = _with_cell(results, request.laboratory, cell, out, scores[run.folder])
+        results = _with_cell(results, request.experiment, cell, out, scores[run.folder])
         save_results(results, out)
 
     failed = run_all([cell.run for cell in cells], jobs, line, keep)
@@ -99,7 +99,7 @@ def compare(request: Request, line: Progress) -> tuple[Results, list[str]]:
 
 def plan(request: Request, data: dict[str, Path]) -> tuple[list[PlannedCell], int | None]:
     """The runs within their budgets, and the bytes of the second table; all systems of a seed before the next seed."""
-    laboratory, systems, seeds = request.laboratory, request.systems, request.seeds
+    experiment, systems, seeds = request.experiment, request.systems, request.seeds
     _check_order(list(data.values()))
     cells, budget_bytes = [], request.budget_bytes
     if budget_bytes == 0:
@@ -114,8 +114,8 @@ def plan(request: Request, data: dict[str, Path]) -> tuple[list[PlannedCell], in
             for system in systems:
                 spent = steps_within(_settings(request, data, table, system, seed), budget, table)
                 folder = cell_folder(request.out, table, system, seed)
-                place = data[laboratory.systems[system].cutting]
-                recipe = laboratory.recipe_of(system, place, folder, seed, spent.steps, VALIDATIONS)
+                place = data[experiment.systems[system].patching]
+                recipe = experiment.recipe_of(system, place, folder, seed, spent.steps, VALIDATIONS)
                 run = Run(str(folder.relative_to(request.out / "cells")), recipe)
                 cells.append(PlannedCell(table, system, seed, run, spent.flops))
     return cells, budget_bytes
@@ -138,8 +138,8 @@ def cell_folder(out: Path, table: Table, system: str, seed: int) -> Path:
 
 def _settings(request: Request, data: dict[str, Path], table: Table, system: str, seed: int) -> TrainSettings:
     """Of a run of this system whose length is not known yet."""
-    folder, place = cell_folder(request.out, table, system, seed), data[request.laboratory.systems[system].cutting]
-    recipe = request.laboratory.recipe_of(system, place, folder, seed, 1, VALIDATIONS)
+    folder, place = cell_folder(request.out, table, system, seed), data[request.experiment.systems[system].patching]
+    recipe = request.experiment.recipe_of(system, place, folder, seed, 1, VALIDATIONS)
     return check_recipe(recipe, TrainSettings, Path(system))
 
 
@@ -161,7 +161,7 @@ def _check_same(request: Request) -> None:
 
 def _opened(request: Request, data: dict[str, Path], budget_bytes: int | None) -> Results:
     """The results so far: those in the folder with this request's systems beside them, or empty ones."""
-    out, laboratory = request.out, request.laboratory
+    out, experiment = request.out, request.experiment
     train, validation = (
         load_manifest(out / "corpus" / split).totals.bytes for split in (TRAIN_SPLIT, VALIDATION_SPLIT)
     )
@@ -174,27 +174,27 @@ def _opened(request: Request, data: dict[str, Path], budget_bytes: int | None) -
         validation_bytes=validation,
         budget_flops=request.budget_flops,
         budget_bytes=budget_bytes,
-        machine=machine(laboratory.recipe, request.jobs),
-        tokenizer=_tokenizer(laboratory, data),
-        systems=tuple(laboratory.system(name) for name in laboratory.systems if name in names),
+        machine=machine(experiment.recipe, request.jobs),
+        tokenizer=_tokenizer(experiment, data),
+        systems=tuple(experiment.system(name) for name in experiment.systems if name in names),
         cells=(),
     )
     if known is None:
         return empty
     kept = {name: getattr(known, name) for name in ("comparisons", "document_bytes")}
-    kept["cells"] = tuple(cell for cell in known.cells if cell.system in laboratory.systems)
+    kept["cells"] = tuple(cell for cell in known.cells if cell.system in experiment.systems)
     for name in ("budget_bytes", "tokenizer"):
         kept[name] = getattr(known, name) if getattr(empty, name) is None else getattr(empty, name)
     return empty.model_copy(update=kept)
 
 
-def _with_cell(results: Results, laboratory: Laboratory, planned: PlannedCell, out: Path, score: Score) -> Results:
+def _with_cell(results: Results, experiment: Experiment, planned: PlannedCell, out: Path, score: Score) -> Results:
     """The results with a cell in its place, and compared anew."""
     cell = cell_of(out, planned.run.folder, planned.table, planned.system, planned.seed)
     cells = [other for other in results.cells if _key(other) != _key(cell)] + [cell]
-    order = list(laboratory.systems)
+    order = list(experiment.systems)
     cells.sort(key=lambda cell: (cell.table != "flops", order.index(cell.system), cell.seed))
-    comparisons = compared(laboratory.expected, results.systems, cells, score.document_bytes)
+    comparisons = compared(experiment.expected, results.systems, cells, score.document_bytes)
     new = {"cells": tuple(cells), "comparisons": comparisons, "document_bytes": score.document_bytes}
     return results.model_copy(update=new)
 
@@ -214,10 +214,10 @@ def _checked(folder: Path, others: dict[Path, Score]) -> Score:
     return score
 
 
-def _tokenizer(laboratory: Laboratory, data: dict[str, Path]) -> Tokenizer | None:
+def _tokenizer(experiment: Experiment, data: dict[str, Path]) -> Tokenizer | None:
     """Of the first system with one."""
     for name, folder in data.items():
-        vocabulary = laboratory.cuttings[name].vocabulary
+        vocabulary = experiment.patchings[name].vocabulary
         if vocabulary is not None:
             manifest = load_manifest(folder / VALIDATION_SPLIT)
             tokenizer = manifest.identity.patching.tokenizer

@@ -1,4 +1,4 @@
-"""Whose a folder is: a laboratory takes a new or empty one, or its own, and touches nothing else. Free of torch."""
+"""Whose a folder is: an experiment takes a new or empty one, or its own, and touches nothing else. Free of torch."""
 
 from pathlib import Path
 from typing import Literal
@@ -13,13 +13,13 @@ from trainer.experiments.results.results import RESULTS_NAME, Results
 from trainer.experiments.scaling.record import SCALING_NAME, Scaling
 
 LABORATORY_NAME = "laboratory.json"
-"""The first file of a laboratory."""
+"""The first file of an experiment."""
 
 
 class Mark(Settings):
-    """What makes a folder a laboratory."""
+    """What makes a folder an experiment."""
 
-    format: Literal["patchwork laboratory"] = "patchwork laboratory"
+    format: Literal["patchwork experiment"] = "patchwork experiment"
     format_version: Literal[1] = 1
 
 
@@ -27,14 +27,14 @@ MARKS: dict[str, type[BaseModel]] = {LABORATORY_NAME: Mark, RESULTS_NAME: Result
 """Any of these files, whole, shows that a folder is one; those of earlier versions have no first one."""
 
 
-def check_laboratory(out: Path) -> None:
+def check_experiment(out: Path) -> None:
     """Raise OutputError for a folder that is not empty and that neither `compare` nor `scaling` has made."""
     check_folder(out, is_laboratory_folder)
 
 
 def claim(out: Path) -> None:
-    """Make a folder a laboratory before anything else is written there. Raises OutputError when it is another's."""
-    check_laboratory(out)
+    """Make a folder an experiment before anything else is written there. Raises OutputError when it is another's."""
+    check_experiment(out)
     if not _is(out / LABORATORY_NAME, Mark):
         keep(Mark(), out / LABORATORY_NAME)
 

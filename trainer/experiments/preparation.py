@@ -15,7 +15,7 @@ from shared.errors import ConfigError
 from trainer.errors import TrainingError
 from trainer.experiments.folder import claim
 from trainer.experiments.runs import Run, run_all
-from trainer.experiments.systems import Cutting, Laboratory
+from trainer.experiments.systems import Experiment, PatchingRecipe
 from trainer.terminal import Progress
 
 BY_ENTROPY = ("entropy", "monotonic")
@@ -82,51 +82,51 @@ def corpus_steps(corpus: Corpus, out: Path) -> list[Step]:
 
 def scored_step(name: str, out: Path, executor: Sequence[str]) -> Step:
     """The corpus with the entropies of a model, in full precision: rises need it."""
-    words = ["preprocess", str(out / "corpus"), "--patcher", str(out / "entropy" / name / "model")]
+    words = ["preprocess", str(out / "corpus"), "--entropy-model", str(out / "entropy" / name / "model")]
     words += ["--rule", "entropy", "--theta", PLACEHOLDER_THETA, "--sidecar", "float32", *executor]
     return _step(out / "scored" / name, *words)
 
 
-def cutting_steps(name: str, cutting: Cutting, out: Path) -> list[Step]:
+def cutting_steps(name: str, patching: PatchingRecipe, out: Path) -> list[Step]:
     """The corpus in patches or tokens."""
-    wanted = ["--rule", cutting.rule]
+    wanted = ["--rule", patching.rule]
     source, before = out / "corpus", []
-    if cutting.rule in BY_ENTROPY:
-        source = out / "scored" / str(cutting.entropy_model)
-        wanted += ["--target", repr(cutting.target)]
-    elif cutting.rule == "static":
-        wanted += ["--stride", str(cutting.stride)]
-    elif cutting.rule == "bpe":
-        tokenizer = out / "tokenizers" / str(cutting.vocabulary)
-        vocabulary = str(cutting.vocabulary)
+    if patching.rule in BY_ENTROPY:
+        source = out / "scored" / str(patching.entropy_model)
+        wanted += ["--target", repr(patching.target)]
+    elif patching.rule == "static":
+        wanted += ["--stride", str(patching.stride)]
+    elif patching.rule == "bpe":
+        tokenizer = out / "tokenizers" / str(patching.vocabulary)
+        vocabulary = str(patching.vocabulary)
         before = [_step(tokenizer, "tokenizer", str(source / "train"), "--vocabulary", vocabulary)]
         wanted += ["--tokenizer", str(tokenizer)]
-    return [*before, _step(data_folder(name, cutting, out), "recut", str(source), *wanted, "--workers", "1")]
+    return [*before, _step(data_folder(name, patching, out), "recut", str(source), *wanted, "--workers", "1")]
 
 
-def data_folder(name: str, cutting: Cutting, out: Path) -> Path:
+def data_folder(name: str, patching: PatchingRecipe, out: Path) -> Path:
     """Where the text is that is cut in this way."""
-    return out / "corpus" if cutting.rule == "none" else out / "data" / name
+    return out / "corpus" if patching.rule == "none" else out / "data" / name
 
 
 def prepare(
-    laboratory: Laboratory,
-    cuttings: Iterable[str],
+    experiment: Experiment,
+    patchings: Iterable[str],
     corpus: Corpus,
     out: Path,
     jobs: int,
     executor: Sequence[str],
     line: Progress,
 ) -> dict[str, Path]:
-    """Make what these cuttings need; the folder of each. Raises TrainingError when a step fails, OutputError when
+    """Make what these patchings need; the folder of each. Raises TrainingError when a step fails, OutputError when
     ``out`` is a folder of something else."""
     claim(out)
-    wanted = {name: laboratory.cuttings[name] for name in dict.fromkeys(cuttings)}
+    wanted = {name: experiment.patchings[name] for name in dict.fromkeys(patchings)}
     for step in corpus_steps(corpus, out):
         _carry_out(step, line)
     models = list(dict.fromkeys(cut.entropy_model for cut in wanted.values() if cut.entropy_model is not None))
     runs = [
-        Run(f"entropy/{name}", laboratory.entropy_recipe(name, out / "corpus", out / "entropy" / name), score=False)
+        Run(f"entropy/{name}", experiment.entropy_recipe(name, out / "corpus", out / "entropy" / name), score=False)
         for name in models
     ]
     if runs:
@@ -135,10 +135,10 @@ def prepare(
         raise TrainingError(f"no entropies without {', '.join(failed)}")
     for name in models:
         _carry_out(scored_step(name, out, executor), line)
-    for name, cutting in wanted.items():
-        for step in cutting_steps(name, cutting, out) if cutting.rule != "none" else []:
+    for name, patching in wanted.items():
+        for step in cutting_steps(name, patching, out) if patching.rule != "none" else []:
             _carry_out(step, line)
-    return {name: data_folder(name, cutting, out) for name, cutting in wanted.items()}
+    return {name: data_folder(name, patching, out) for name, patching in wanted.items()}
 
 
 def _step(out: Path, command: str, *words: str) -> Step:

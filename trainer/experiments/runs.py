@@ -1,4 +1,4 @@
-"""The runs of a laboratory: several at a time, each a run folder of its own that goes on where it was stopped.
+"""The runs of an experiment: several at a time, each a run folder of its own that goes on where it was stopped.
 
 A run is a recipe, trained by the same loop as any other and then scored. Each is a process that was forked from a
 server in which everything is imported already. What it says is in its log; one that fails leaves the others alone.

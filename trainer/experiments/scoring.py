@@ -26,7 +26,7 @@ from trainer.settings import TrainSettings
 
 
 def score_run(folder: Path) -> Score:
-    """Score the model of a finished run in the packs that it learnt in, unless that is done; the score is kept.
+    """Score the model of a finished run in the packs that it was trained in, unless that is done; the score is kept.
 
     Raises ConfigError, DatasetError, IdentityError, ModelFileError.
     """
@@ -52,8 +52,8 @@ def _score(
     total = total_of(by_subset)
     sizes = {name: prod(shape) for name, shape in parameter_shapes(settings.model).items()}
     flops, entropy_flops = forward_flops_by_subset(settings.model, packs), {"": 0}
-    if dataset.manifest.identity.patcher is not None:
-        entropy_flops = forward_flops_by_subset(load_settings(dataset.patcher), packs)
+    if dataset.manifest.identity.entropy_model is not None:
+        entropy_flops = forward_flops_by_subset(load_settings(dataset.entropy_model), packs)
     return Score(
         run=identity,
         documents=digest(list(document_ids(dataset))),

@@ -34,7 +34,7 @@ class EntropyModel(Settings):
     optimizer: Values = Field(default_factory=dict)
 
 
-class Cutting(Settings):
+class PatchingRecipe(Settings):
     """How the text is cut into patches, or into subwords."""
 
     rule: Literal["none", "byte", "static", "space", "entropy", "monotonic", "bpe"]
@@ -48,7 +48,7 @@ class Cutting(Settings):
     """Ids of the tokenizer of bpe, the 260 of bytes and special ids included."""
 
     @model_validator(mode="after")
-    def _complete(self) -> "Cutting":
+    def _complete(self) -> "PatchingRecipe":
         on_entropy = self.rule in ("entropy", "monotonic")
         needed = {
             "stride": self.rule == "static",
@@ -81,8 +81,8 @@ class SystemRecipe(Settings):
     family: Family
     description: str
     """One sentence for the reader of a report."""
-    cutting: str
-    """Name in ``cuttings``."""
+    patching: str
+    """Name in ``patchings``."""
     like: str | None = None
     """Another system, whose model, optimizer and schedule this one has but for what it says itself."""
     ablates: str | None = None
@@ -102,25 +102,25 @@ class Expected(Settings):
     worse: str
 
 
-class Laboratory(Settings):
+class Experiment(Settings):
     """All of systems.toml."""
 
     recipe: Values
     """Sections of a recipe that all systems share, without where the data and the run are and how long it is."""
     entropy_models: dict[str, EntropyModel] = Field(default_factory=dict)
-    cuttings: dict[str, Cutting]
+    patchings: dict[str, PatchingRecipe]
     systems: dict[str, SystemRecipe] = Field(min_length=1)
     expected: tuple[Expected, ...] = ()
 
     @model_validator(mode="after")
-    def _names_exist(self) -> "Laboratory":
+    def _names_exist(self) -> "Experiment":
         families = {system.family for system in self.systems.values()}
         wanted: list[tuple[str, str | None, Iterable[str]]] = [
-            (f"cuttings.{name}.entropy_model", cutting.entropy_model, self.entropy_models)
-            for name, cutting in self.cuttings.items()
+            (f"patchings.{name}.entropy_model", patching.entropy_model, self.entropy_models)
+            for name, patching in self.patchings.items()
         ]
         for name, system in self.systems.items():
-            wanted.append((f"systems.{name}.cutting", system.cutting, self.cuttings))
+            wanted.append((f"systems.{name}.cutting", system.patching, self.patchings))
             earlier = list(self.systems)[: list(self.systems).index(name)]
             wanted.append((f"systems.{name}.like", system.like, earlier))
             wanted.append((f"systems.{name}.ablates", system.ablates, self.systems))
@@ -145,10 +145,10 @@ class Laboratory(Settings):
 
     def draft(self, name: str) -> tuple[str, TrainSettings, float]:
         """The system's name, its settings without data, and about the bytes per patch that its data will have."""
-        cutting = self.cuttings[self.systems[name].cutting]
+        patching = self.patchings[self.systems[name].patching]
         recipe = self.recipe_of(name, Path("nowhere"), Path("nowhere"), 0, 1, 1)
         settings = check_recipe(recipe, TrainSettings, Path(name))
-        return name, settings, cutting.target or cutting.stride or settings.plan.patch_size
+        return name, settings, patching.target or patching.stride or settings.plan.patch_size
 
     def system(self, name: str) -> System:
         """What a report says of it."""
@@ -157,7 +157,7 @@ class Laboratory(Settings):
             name=name,
             family=own.family,
             description=own.description,
-            patching=self.cuttings[own.cutting].in_words,
+            patching=self.patchings[own.patching].in_words,
             ablates=own.ablates,
         )
 
@@ -195,15 +195,15 @@ def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> Values:
     return values
 
 
-def load_laboratory(path: Path = SYSTEMS_FILE) -> Laboratory:
+def load_experiment(path: Path = SYSTEMS_FILE) -> Experiment:
     """Read such a file and check every recipe in it. Raises ConfigError that names the file and the key."""
     try:
-        laboratory = Laboratory.model_validate(read_toml(path, "file of systems"))
+        experiment = Experiment.model_validate(read_toml(path, "file of systems"))
     except ValidationError as error:
         raise ConfigError(f"{path}: {first_problem(error)}") from None
     nowhere = Path("nowhere")
-    for name in laboratory.systems:
-        check_recipe(laboratory.recipe_of(name, nowhere, nowhere, 0, 1, 1), TrainSettings, Path(f"{path}: {name}"))
-    for name in laboratory.entropy_models:
-        check_recipe(laboratory.entropy_recipe(name, nowhere, nowhere), TrainSettings, Path(f"{path}: {name}"))
-    return laboratory
+    for name in experiment.systems:
+        check_recipe(experiment.recipe_of(name, nowhere, nowhere, 0, 1, 1), TrainSettings, Path(f"{path}: {name}"))
+    for name in experiment.entropy_models:
+        check_recipe(experiment.entropy_recipe(name, nowhere, nowhere), TrainSettings, Path(f"{path}: {name}"))
+    return experiment

@@ -14,7 +14,7 @@ from shared.errors import ConfigError, IdentityError
 from shared.incremental import LONGEST_ADVANCE, DecodingState
 from shared.io.found import model_folder_at
 from shared.model_folder.files import load_model
-from shared.model_folder.identity import PATCHER_FOLDER, model_sha256
+from shared.model_folder.identity import ENTROPY_MODEL_FOLDER, model_sha256
 from shared.models.blt import Blt
 from shared.models.entropy_model import EntropyModel
 from shared.text.chat import Turn, prompt_tokens
@@ -49,21 +49,23 @@ class Generator:
                 "transformers generate"
             )
         self.model = model
-        self.patcher = self._load_patcher(folder / PATCHER_FOLDER) if isinstance(self.model, Blt) else None
+        self.entropy_model = (
+            self._load_entropy_model(folder / ENTROPY_MODEL_FOLDER) if isinstance(self.model, Blt) else None
+        )
         self.statistics = Statistics()
         self.ended: list[Ending | None] = []
         """Why each row ended; None for one that goes on."""
 
-    def _load_patcher(self, folder: Path) -> EntropyModel | None:
+    def _load_entropy_model(self, folder: Path) -> EntropyModel | None:
         """The entropy model in the dtype that the dataset was scored in (law 2)."""
-        patcher = self.identity.patcher
+        entropy_model = self.identity.entropy_model
         if not self.identity.patching.needs_entropy:
             return None
-        assert patcher is not None, "a rule on entropy has an entropy model"
+        assert entropy_model is not None, "a rule on entropy has an entropy model"
         found = model_sha256(folder)
-        if found != patcher.sha256:
-            raise IdentityError(f"{folder} has sha256 {found}, the model was trained with {patcher.sha256}")
-        model = load_model(folder, self.device, patcher.numerics.dtype)
+        if found != entropy_model.sha256:
+            raise IdentityError(f"{folder} has sha256 {found}, the model was trained with {entropy_model.sha256}")
+        model = load_model(folder, self.device, entropy_model.numerics.dtype)
         if not isinstance(model, EntropyModel):
             raise IdentityError(f"{folder} is a model of kind {model.settings.kind!r}, not an entropy model")
         return model
@@ -93,7 +95,7 @@ class Generator:
         parts, newest = [], []
         for number, row in enumerate(rows):
             tokens = row.tokens
-            part = DecodingState(self.model, rules, self.patcher)
+            part = DecodingState(self.model, rules, self.entropy_model)
             starts, entropies = part.read(tokens[:-1])
             for piece in row.show_prompt(starts.tolist(), None if entropies is None else entropies.tolist()):
                 yield number, piece

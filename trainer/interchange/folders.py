@@ -21,7 +21,7 @@ from shared.io.identity import file_sha256
 from shared.model_folder.files import DTYPES
 from shared.model_folder.identity import (
     CONFIG_FILE,
-    PATCHER_FOLDER,
+    ENTROPY_MODEL_FOLDER,
     WEIGHTS_FILE,
     canonical_settings,
     load_settings,
@@ -30,7 +30,7 @@ from shared.model_folder.identity import (
 from shared.model_folder.tensors import write_tensors
 from shared.model_settings import BltSettings, EntropyModelSettings
 from shared.patching.settings import LONGEST_PATCH, PatchingSettings
-from shared.shards.manifest import NumericsClass, PatcherIdentity
+from shared.shards.manifest import EntropyModelIdentity, NumericsClass
 from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, RunNumerics, load_identity, save_identity
 from trainer.provenance.thresholds import one_threshold
 from trainer.terminal import Progress, quantity
@@ -60,12 +60,14 @@ def export_hf(folder: Path, out: Path, chosen: ExportSettings, line: Progress) -
     if not isinstance(model, BltSettings):
         raise InteropError(f"{folder} is a model of kind {model.kind!r}: transformers has none; export a BLT")
     patching = _one_threshold(identity.patching, chosen)
-    patcher, patcher_identity = _patcher(folder / PATCHER_FOLDER, identity.patcher)
-    record = Record(model=model, patcher=patcher, patching=patching, patcher_identity=patcher_identity)
+    entropy_model, entropy_model_identity = _entropy_model(folder / ENTROPY_MODEL_FOLDER, identity.entropy_model)
+    record = Record(
+        model=model, entropy_model=entropy_model, patching=patching, entropy_model_identity=entropy_model_identity
+    )
     write_hf_folder(
         folder, out, record, DTYPES[chosen.dtype], chosen.shard_bytes, lambda contents: with_progress(contents, line)
     )
-    return list(_differences(model.specials, patching, patcher_identity, chosen))
+    return list(_differences(model.specials, patching, entropy_model_identity, chosen))
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def import_foreign(folder: Path, out: Path, chosen: ImportSettings, line: Progre
         described = replace(described, patching=patching)
     sources = {str(path.relative_to(folder) if path.is_relative_to(folder) else path): path for path in foreign.files}
     with whole_folder(out) as made:
-        write_model(made / PATCHER_FOLDER, described.patcher, foreign.patcher, line)
+        write_model(made / ENTROPY_MODEL_FOLDER, described.entropy_model, foreign.entropy_model, line)
         write_model(made, described.model, foreign.model, line)
         identity = ModelIdentity(
             config={
@@ -103,7 +105,9 @@ def import_foreign(folder: Path, out: Path, chosen: ImportSettings, line: Progre
             },
             data={},
             patching=described.patching,
-            patcher=_imported_patcher(model_sha256(made / PATCHER_FOLDER), described.patcher_identity),
+            entropy_model=_imported_entropy_model(
+                model_sha256(made / ENTROPY_MODEL_FOLDER), described.entropy_model_identity
+            ),
             numerics=RunNumerics(
                 dtype="float32", device="cpu", torch=torch.__version__, ranks=1, threads=torch.get_num_threads()
             ),
@@ -121,7 +125,9 @@ def _one_threshold(recorded: PatchingSettings, chosen: ExportSettings) -> Patchi
     return patching
 
 
-def _patcher(folder: Path, recorded: PatcherIdentity | None) -> tuple[EntropyModelSettings, PatcherIdentity]:
+def _entropy_model(
+    folder: Path, recorded: EntropyModelIdentity | None
+) -> tuple[EntropyModelSettings, EntropyModelIdentity]:
     """The entropy model in a model folder. Raises IdentityError when it is not the recorded one."""
     if recorded is None:
         raise IdentityError(f"{folder.parent} has no entropy model in its {IDENTITY_NAME}")
@@ -135,22 +141,22 @@ def _patcher(folder: Path, recorded: PatcherIdentity | None) -> tuple[EntropyMod
 
 
 def _differences(
-    specials: Sequence[str], patching: PatchingSettings, patcher: PatcherIdentity, chosen: ExportSettings
+    specials: Sequence[str], patching: PatchingSettings, entropy_model: EntropyModelIdentity, chosen: ExportSettings
 ) -> Iterable[str]:
     """What transformers will not do as we do, a line each."""
     if specials:
         yield (
             f"transformers' entropy model has no rows for the special ids {', '.join(specials)}: patch_in_forward is "
-            "off, give forward the patch_lengths (docs/finetuning.md); patcher/ holds the entropy model for our library"
+            "off, give forward the patch_lengths (docs/finetuning.md); entropy_model/ is for our library"
         )
     elif patching.max_length < LONGEST_PATCH:
         yield (
             f"patches longer than max_length {patching.max_length} are not cut there: transformers' own cutting "
             "would change the logits of the last position"
         )
-    if patcher.numerics.dtype != "float32":
+    if entropy_model.numerics.dtype != "float32":
         yield (
-            f"the data was scored in {patcher.numerics.dtype}, the exported entropy model is float32: where the "
+            f"the data was scored in {entropy_model.numerics.dtype}, the exported entropy model is float32: where the "
             "entropy is close to the threshold, patches there may begin elsewhere"
         )
     if chosen.dtype != "float32":
@@ -160,11 +166,11 @@ def _differences(
         )
 
 
-def _imported_patcher(sha256: str, recorded: PatcherIdentity | None) -> PatcherIdentity:
+def _imported_entropy_model(sha256: str, recorded: EntropyModelIdentity | None) -> EntropyModelIdentity:
     """The recorded identity if it is this entropy model's, else one that says that nothing was scored with it yet."""
     if recorded is not None and recorded.sha256 == sha256:
         return recorded
-    return PatcherIdentity(
+    return EntropyModelIdentity(
         sha256=sha256,
         numerics=NumericsClass(
             device="", dtype="float32", torch="", attention="", stream_length=4096, threads=1, probe=""

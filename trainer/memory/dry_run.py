@@ -1,6 +1,6 @@
 """Forward and backward passes at full size before any data is read: what does not fit or compile shows at once.
 
-Nothing is learnt: parameters, moments, tables and the data's cursor are afterwards what they were, bit for bit.
+Nothing is trained: parameters, moments, tables and the data's cursor are afterwards what they were, bit for bit.
 """
 
 import json

@@ -54,7 +54,7 @@ def interval_figures(
         **compute(together, seconds, peak and peak * len(ranks)),
     }
     if tally.targets:
-        figures |= {"loss": tally.nats / tally.targets, "bits_per_byte": bits_per_byte(tally.nats, tally.learnt)}
+        figures |= {"loss": tally.nats / tally.targets, "bits_per_byte": bits_per_byte(tally.nats, tally.target_bytes)}
     if limits.patches is not None:
         figures |= {
             "patches_per_second": together.own_patches / seconds,
@@ -87,11 +87,11 @@ def compute(together: RankSums, seconds: float, peak: float | None) -> dict[str,
     return found
 
 
-def drawn_figures(drawn: Mapping[str, int], documents: Mapping[str, int]) -> dict[str, Any]:
+def sampled_figures(sampled: Mapping[str, int], documents: Mapping[str, int]) -> dict[str, Any]:
     """Documents taken from each subset since the beginning of the run, and how many passes over the subset that is."""
     return {
-        "drawn": dict(drawn),
-        "passes": {name: count / documents[name] for name, count in drawn.items() if documents[name]},
+        "sampled": dict(sampled),
+        "passes": {name: count / documents[name] for name, count in sampled.items() if documents[name]},
     }
 
 

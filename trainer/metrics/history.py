@@ -43,7 +43,7 @@ class _Validation(TypedDict):
 class _Identity(TypedDict, total=False):
     data: dict[str, str]
     patching: dict[str, Any] | None
-    patcher: dict[str, Any] | None
+    entropy_model: dict[str, Any] | None
     start: Any
 
 
@@ -60,8 +60,8 @@ class _Memory(TypedDict, total=False):
     ranks: list[dict[str, int]]
 
 
-class _Drawn(TypedDict):
-    drawn: dict[str, int]
+class _Sampled(TypedDict):
+    sampled: dict[str, int]
     passes: dict[str, float | None]
 
 
@@ -87,10 +87,10 @@ class History:
         return (self.folder / "model" / IDENTITY_NAME).exists()
 
     @property
-    def drawn(self) -> dict[str, tuple[int, float]]:
+    def sampled(self) -> dict[str, tuple[int, float]]:
         """Documents taken from each subset and the passes over it that they are; empty where that was not logged."""
-        found = _fitting(_Drawn, self.lines[-1], {"drawn": {}, "passes": {}})
-        return {name: (count, found["passes"].get(name) or 0.0) for name, count in found["drawn"].items()}
+        found = _fitting(_Sampled, self.lines[-1], {"sampled": {}, "passes": {}})
+        return {name: (count, found["passes"].get(name) or 0.0) for name, count in found["sampled"].items()}
 
     @property
     def done(self) -> float | None:
@@ -101,7 +101,7 @@ class History:
         return max(shares, default=None)
 
     def curve(self, key: str, x: str = "targets") -> Points:
-        """(x, figure) of every line that has both; ``x`` is "targets" (bytes learnt) or "seconds"."""
+        """(x, figure) of every line that has both; ``x`` is "targets" (bytes trained on) or "seconds"."""
         return pairs(values(self.lines, x), values(self.lines, key))
 
     def validation_curve(self, x: str = "targets") -> Points:

@@ -12,7 +12,7 @@ from trainer.drawing.page import drawn_page, facts, header, section
 from trainer.metrics.history import History, Points
 from trainer.metrics.summary import summary
 
-BYTES, TIME = ("targets", "bytes learnt"), ("seconds", "seconds of training")
+BYTES, TIME = ("targets", "bytes trained on"), ("seconds", "seconds of training")
 """What may be on the x axis: a figure of the lines, and what it is called."""
 
 CHARTS: tuple[tuple[str, str, str, float], ...] = (
@@ -137,8 +137,8 @@ def identity_facts(run: History) -> list[tuple[str, str]]:
         found.append((f"data, {split}", str(fingerprint)))
     if patching := identity.get("patching"):
         found.append(("patching", ", ".join(f"{key} {value}" for key, value in patching.items() if value is not None)))
-    if patcher := identity.get("patcher"):
-        found.append(("entropy model", str(patcher.get("sha256"))))
+    if entropy_model := identity.get("entropy_model"):
+        found.append(("entropy model", str(entropy_model.get("sha256"))))
     if start := identity.get("start"):
         found.append(("starts from", str(start)))
     for start in run.starts:

@@ -25,7 +25,7 @@ from shared.models.flops import (
 from trainer.data.packing.limits import PackLimits
 from trainer.data.packing.packs import Pack
 from trainer.distributed.world import World
-from trainer.metrics.figures import ShareError, drawn_figures, interval_figures, validation_figures
+from trainer.metrics.figures import ShareError, interval_figures, sampled_figures, validation_figures
 from trainer.metrics.files import keep_lines_up_to
 from trainer.metrics.peak import listed_peak
 from trainer.metrics.profiling import Profiler
@@ -58,10 +58,10 @@ class WorkCounter:
     """Sums over packs; what a pack adds is a few sums over the lengths of its documents."""
 
     def __init__(
-        self, model: AnyModelSettings, patcher: EntropyModelSettings | None, recompute: Recompute, tiled: bool
+        self, model: AnyModelSettings, entropy_model: EntropyModelSettings | None, recompute: Recompute, tiled: bool
     ) -> None:
         """``tiled`` as in ``shared.models.flops.executed_workload``: whether attention computes whole tiles (CPUs)."""
-        self._model, self._patcher, self._recompute, self._tiled = model, patcher, recompute, tiled
+        self._model, self._entropy_model, self._recompute, self._tiled = model, entropy_model, recompute, tiled
         self._useful, self._executed, self._scored = Workload(), Workload(), Workload()
 
     def count(self, packs: Sequence[Pack]) -> None:
@@ -72,8 +72,8 @@ class WorkCounter:
                 patches = pack.patches.in_slice
             self._useful += useful_workload(self._model, pack.lengths, patches)
             self._executed += self._padded(pack)
-            if self._patcher is not None:
-                self._scored += useful_workload(self._patcher, pack.in_slice)
+            if self._entropy_model is not None:
+                self._scored += useful_workload(self._entropy_model, pack.in_slice)
 
     def _padded(self, pack: Pack) -> Workload:
         batch = pack.batch
@@ -89,7 +89,7 @@ class WorkCounter:
         """FLOPs since the last reading."""
         useful = training_flops(self._model, self._useful).total
         executed = executed_training_flops(self._model, self._executed, self._recompute).total
-        scoring = 0 if self._patcher is None else forward_flops(self._patcher, self._scored).total
+        scoring = 0 if self._entropy_model is None else forward_flops(self._entropy_model, self._scored).total
         self._useful, self._executed, self._scored = Workload(), Workload(), Workload()
         return Work(float(useful), float(executed), float(scoring))
 
@@ -140,12 +140,12 @@ class Reporter:
         settings: TrainSettings,
         world: World,
         limits: PackLimits,
-        patcher: EntropyModelSettings | None,
+        entropy_model: EntropyModelSettings | None,
         documents: Mapping[str, int],
         line: Progress,
         resumed_step: int,
     ) -> None:
-        """``patcher``: the entropy model that scored the data. ``documents``: how many each training subset holds.
+        """``entropy_model``: what scored the data. ``documents``: how many each training subset holds.
 
         Raises ConfigError for a sink whose package is missing.
         """
@@ -154,13 +154,14 @@ class Reporter:
         self.profiler = Profiler(settings.metrics.profile, settings.run.out, world, line.say)
         self._world, self._limits, self._line, self._documents = world, limits, line, documents
         self._work = WorkCounter(
-            *(settings.model, patcher, settings.parallel.activation_checkpointing), tiled=world.device.type == "cpu"
+            *(settings.model, entropy_model, settings.parallel.activation_checkpointing),
+            tiled=world.device.type == "cpu",
         )
         self._peak = settings.metrics.peak_flops or listed_peak(world.device, settings.run.dtype)
         self._before = 0.0
         """Seconds of training before this start."""
         self._sinks: Sinks | None = None
-        if world.first:
+        if world.is_main_rank:
             out = settings.run.out
             self._before, repeated = keep_lines_up_to(out / METRICS_NAME, resumed_step)
             self._sinks = Sinks(settings, resumed_step, line.say)
@@ -208,10 +209,10 @@ class Reporter:
         yield
         self._aside += time.perf_counter() - began
 
-    def interval(self, step: int, targets: int, drawn: Mapping[str, int], done: float, optimizer: Optimizers) -> None:
+    def interval(self, step: int, targets: int, sampled: Mapping[str, int], done: float, optimizer: Optimizers) -> None:
         """Write what has been summed, show the progress line, and begin a new sum; every rank takes part.
 
-        ``drawn``: documents taken from each subset since the beginning of the run.
+        ``sampled``: documents taken from each subset since the beginning of the run.
         """
         seconds = time.perf_counter() - self._began - self._aside
         own = self._tally.own
@@ -223,7 +224,7 @@ class Reporter:
         if self._sinks is not None:
             figures = self._figures(ranks, seconds)
             figures |= learning_rates(self._tally.lr, optimizer) | {"targets": targets, "seconds": self._seconds()}
-            figures |= drawn_figures(drawn, self._documents)
+            figures |= sampled_figures(sampled, self._documents)
             self._sinks.write(step, figures)
             self._line.show(done, *status(step, figures))
         self.profiler.look(step)

@@ -17,7 +17,7 @@ class SubsetScore:
     bytes: int = 0
     """Of text, among the targets."""
     text: int = 0
-    """Bytes of text, learnt or not."""
+    """Bytes of text, targets or not."""
     patches: int = 0
     """Patches other than BOS; 0 when unpatched."""
     documents: int = 0

@@ -36,9 +36,9 @@ def summary(run: History) -> list[tuple[str, str]]:
 
 def _subsets(run: History) -> str:
     """Documents taken from each of several subsets and the passes that they are, the most first."""
-    if len(run.drawn) < 2:
+    if len(run.sampled) < 2:
         return ""
-    most = sorted(run.drawn.items(), key=lambda item: -item[1][0])
+    most = sorted(run.sampled.items(), key=lambda item: -item[1][0])
     words = [f"{name} {count:,} documents ({passes:.2f} passes)" for name, (count, passes) in most[:SUBSETS]]
     rest = len(most) - len(words)
     return ", ".join(words) + (f", and {rest} more in metrics.jsonl" if rest else "")
@@ -53,7 +53,7 @@ def _state(run: History) -> str:
 
 def _bits(run: History) -> str:
     found = [value for value in values(run.lines, "bits_per_byte") if value is not None]
-    words = f"{found[-1]:.4f} on the last training interval" if found else "nothing learnt"
+    words = f"{found[-1]:.4f} on the last training interval" if found else "nothing trained"
     if run.validations:
         validation = run.validations[-1]["validation"]
         subsets = validation.get("subsets", {})

@@ -17,7 +17,7 @@ class RankSums:
     own_patches: float = 0.0
     """Patches other than BOS and BOE, as the mean patch size counts them."""
     text: float = 0.0
-    """Bytes of text, learnt or not."""
+    """Bytes of text, targets or not."""
     packs: float = 0.0
     seconds: float = 0.0
     """Of this rank's interval by its own clock; validation and saving left out."""
@@ -59,12 +59,12 @@ class Tally:
 
     steps: int = 0
     nats: float = 0.0
-    """Of steps that were learnt from, as the next two."""
+    """Of steps that were trained on, as the next two."""
     targets: int = 0
-    learnt: int = 0
+    target_bytes: int = 0
     """Bytes."""
     skipped: int = 0
-    """Steps that were not learnt from."""
+    """Steps that were not trained on."""
     lr: float = 0.0
     """Of the last step, as the gradient norms."""
     grad_norm: float = 0.0
@@ -78,7 +78,7 @@ class Tally:
         if result.skipped is None:
             self.nats += result.nats
             self.targets += step.targets
-            self.learnt += step.bytes
+            self.target_bytes += step.bytes
         else:
             self.skipped += 1
         self.grad_norm, self.norms = result.grad_norm, result.norms

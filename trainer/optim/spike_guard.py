@@ -1,4 +1,4 @@
-"""Which steps are not learnt from: those whose loss or gradient is not finite, or far above what has been usual.
+"""Which steps are not trained on: those whose loss or gradient is not finite, or far above what has been usual.
 
 A broken batch or a flipped bit shows as one wild figure. Such a step is left out: parameters, moments and tables stay,
 the data goes on. Pure and free of torch, from figures that all ranks share, so that all decide alike.
@@ -37,7 +37,7 @@ class Guard:
     state: GuardState
 
     def objection(self, loss: float, norm: float) -> str | None:
-        """Why a step with this mean loss (nats) and gradient norm is not to be learnt from; None when it is."""
+        """Why a step with this mean loss (nats) and gradient norm is not to be trained on; None when it is."""
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return f"loss {loss:.6g} nats, gradient norm {norm:.6g}: not finite"
         if not self.settings.sigmas:

@@ -152,7 +152,9 @@ def take_step(
     nats = backward(model, batches, targets, world, keep_gathered)
     norms = clip(model, largest_norm)
     own_nats, norm, *parts = torch.stack([nats, norms.whole, *norms.parts.values()]).cpu().tolist()
-    total, grad_norm, *sums = world.total([own_nats, norm if world.first or not math.isfinite(norm) else 0.0, *extra])
+    total, grad_norm, *sums = world.total(
+        [own_nats, norm if world.is_main_rank or not math.isfinite(norm) else 0.0, *extra]
+    )
     if clock is not None:
         clock.mark("forward_backward")
     objection = (guard or Guard.fresh()).objection(total / targets, grad_norm)

@@ -18,7 +18,7 @@ from shared.models.flops import (
     training_flops,
     useful_workload,
 )
-from shared.shards.manifest import MANIFEST_NAME, PATCHER_FOLDER, Manifest
+from shared.shards.manifest import ENTROPY_MODEL_FOLDER, MANIFEST_NAME, Manifest
 from trainer.data.packing.limits import pack_limits, patches_for
 from trainer.data.splits import TRAIN_SPLIT, load_manifests, split_folders, together
 from trainer.memory.estimated import memory_by_part
@@ -126,7 +126,7 @@ def make_plan(settings: TrainSettings) -> Plan:
     if model.reads != "bytes":
         patch_size, patches = _patching(settings, manifest)
     if isinstance(model, BltSettings):
-        entropy_model = _patcher(settings, manifest) or PUBLISHED_ENTROPY_MODEL
+        entropy_model = _entropy_model(settings, manifest) or PUBLISHED_ENTROPY_MODEL
     tokens, in_documents = _documents(settings, patch_size)
     total = sum(tokens)
     padding = [patches - sum(in_documents)] if patches > sum(in_documents) else []
@@ -148,7 +148,7 @@ def make_plan(settings: TrainSettings) -> Plan:
         executed=executed_training_flops(model, computed, parallel.activation_checkpointing).total / total,
         paper=paper,
         entropy=None if entropy_model is None else _per_byte(entropy_model, tokens),
-        entropy_known=_patcher(settings, manifest) is not None,
+        entropy_known=_entropy_model(settings, manifest) is not None,
     )
 
 
@@ -188,12 +188,12 @@ def _patching(settings: TrainSettings, manifest: Manifest | None) -> tuple[float
     return size, limits.patches
 
 
-def _patcher(settings: TrainSettings, manifest: Manifest | None) -> EntropyModelSettings | None:
+def _entropy_model(settings: TrainSettings, manifest: Manifest | None) -> EntropyModelSettings | None:
     """The entropy model of data in folders here; None for other data, and for patches found without."""
     folder = next(iter(split_folders(settings.data, TRAIN_SPLIT).values()))
-    if manifest is None or manifest.identity.patcher is None or isinstance(folder, str):
+    if manifest is None or manifest.identity.entropy_model is None or isinstance(folder, str):
         return None
-    found = load_settings(folder / PATCHER_FOLDER)
+    found = load_settings(folder / ENTROPY_MODEL_FOLDER)
     assert isinstance(found, EntropyModelSettings)
     return found
 

@@ -16,7 +16,7 @@ from shared.io.json_reader import read_bounded
 from shared.model_settings import specials_of
 from shared.patching.settings import PatchingSettings
 from shared.settings import Settings, first_problem
-from shared.shards.manifest import Manifest, PatcherIdentity
+from shared.shards.manifest import EntropyModelIdentity, Manifest
 from trainer.data.sampling.schedule import targets_of_one_pass, targets_until_the_end
 from trainer.data.splits import (
     TRAIN_SPLIT,
@@ -30,7 +30,7 @@ from trainer.data.splits import (
 )
 from trainer.lr_schedule import check_schedule, free_of_length, may_go_on, progress
 from trainer.provenance.origin import origin_of
-from trainer.settings import RunSettings, ScheduleSettings, TrainSettings, decisive
+from trainer.settings import RunSettings, ScheduleSettings, TrainSettings, identity_dict
 
 # ---- What the ranks of a node need to know and only one of them should find out. Free of torch: they have not met
 # yet.
@@ -66,19 +66,19 @@ class RunIdentity(Settings):
     """Two runs with equal identities learn the same model, within one numerics class."""
 
     config: dict[str, Any]
-    """The resolved recipe without the keys that do not decide what is learnt."""
+    """The resolved recipe without the keys that do not affect the result."""
     data: dict[str, str]
     """Fingerprints of the datasets, by split; of several, by NAME/split."""
     patching: PatchingSettings
     """As the training split records it."""
-    patcher: PatcherIdentity | None
+    entropy_model: EntropyModelIdentity | None
     start: str | None = None
     """sha256 of the model or checkpoint that it began with; None where parameters were drawn from the seed."""
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        if self.patching.needs_entropy and self.patcher is None:
-            raise ValueError(f"patcher is null, and rule {self.patching.rule!r} needs an entropy model")
+        if self.patching.needs_entropy and self.entropy_model is None:
+            raise ValueError(f"entropy model is null, and rule {self.patching.rule!r} needs an entropy model")
         return self
 
     @property
@@ -101,7 +101,7 @@ class RunNumerics(Settings):
 
 
 class ModelIdentity(RunIdentity):
-    """What a model folder says about itself: with patcher/ beside it, all that generation and evaluation need."""
+    """What a model folder says about itself: with entropy_model/ beside it, all that generation and evaluation need."""
 
     numerics: RunNumerics
     mean_patch_size: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -122,14 +122,14 @@ def run_identity(settings: TrainSettings) -> RunIdentity:
     _check_length(settings, train)
     check_schedule(settings.schedule, settings.run)
     return RunIdentity(
-        config=decisive(settings),
+        config=identity_dict(settings),
         data={
             prefixed(name, split): manifest.fingerprint
             for split, manifests in found.items()
             for name, manifest in manifests.items()
         },
         patching=train.identity.patching,
-        patcher=train.identity.patcher,
+        entropy_model=train.identity.entropy_model,
         start=_start(settings.start.model),
     )
 
@@ -184,7 +184,7 @@ def check_specials(model: Sequence[str], data: Sequence[str], where: str) -> Non
 
 
 def _check_agree(train: Manifest, validation: Manifest, folder: Path | str) -> None:
-    """Both splits must come from one run of the pipeline with one patcher."""
+    """Both splits must come from one run of the pipeline with one entropy model."""
     ours, theirs = (split.identity.model_dump(mode="json", exclude={"split"}) for split in (train, validation))
     lines = differences(ours, theirs)
     if lines:

@@ -1,6 +1,6 @@
-"""Mean patch sizes, in bytes, of the data that a model learnt on and of other data: a word where they are far apart.
+"""Mean patch sizes, in bytes, of a model's training data and of other data: a word where they are far apart.
 
-A global model that learnt on patches of one size meets other distances, and each of its steps carries more or less
+A global model that learned on patches of one size meets other distances, and each of its steps carries more or less
 text; costs per byte change with it. Free of torch.
 """
 
@@ -23,22 +23,24 @@ def mean_patch_size(manifest: Manifest) -> float | None:
 
 
 def patch_size_warning(model: Path, dataset: Documents | Mixture) -> str | None:
-    """A line when a dataset's patches differ in mean size from those that the model in a folder learnt on.
+    """A line when a dataset's patches differ in mean size from those that the model in a folder learned on.
 
     None when they are alike, or either is not known. Raises IdentityError for a damaged identity.
     """
     found = mean_patch_size(dataset.manifest)
     if found is None or not (model / IDENTITY_NAME).exists():
         return None
-    learnt = load_identity(model / IDENTITY_NAME, ModelIdentity).mean_patch_size
-    if learnt is None or abs(found / learnt - 1) <= FAR:
+    trained = load_identity(model / IDENTITY_NAME, ModelIdentity).mean_patch_size
+    if trained is None or abs(found / trained - 1) <= FAR:
         return None
     if dataset.manifest.identity.specials:
-        advice = "special ids end patches, so with the threshold that the model learnt on, which is the one to use, "
+        advice = (
+            "special ids end patches, so with the threshold that the model was trained on, which is the one to use, "
+        )
         advice += "those of chats are shorter"
     else:
         advice = "`python -m pipeline calibrate` finds the threshold that gives such patches"
     return (
-        f"note: patches of {dataset.where} have {found:.2f} bytes on average, those that {model} learnt on had "
-        f"{learnt:.2f}; {advice}"
+        f"note: patches of {dataset.where} have {found:.2f} bytes on average, those that {model} was trained on had "
+        f"{trained:.2f}; {advice}"
     )

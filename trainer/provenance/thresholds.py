@@ -76,20 +76,20 @@ def patching_for(identity: ModelIdentity, dataset: "Source", name: str | None = 
 
     Raises ConfigError for a name that the recipe does not have, IdentityError where several ways are left.
     """
-    learnt, names = identity.patching, dataset_names(identity)
+    trained, names = identity.patching, dataset_names(identity)
     if name is not None and name not in names:
         known = f"these: {in_short(names, ', ')}" if names else "a single one without a name"
         raise ConfigError(f"the model was not trained on a dataset {name!r}; its datasets are {known}")
     if name is not None:
-        return _of_dataset(learnt, name)
-    if not names or not learnt.thetas:
-        return learnt
+        return _of_dataset(trained, name)
+    if not names or not trained.thetas:
+        return trained
     manifest = dataset.manifest
     for key, fingerprint in identity.data.items():
         if fingerprint == manifest.fingerprint:
-            return _of_dataset(learnt, key.rpartition("/")[0])
+            return _of_dataset(trained, key.rpartition("/")[0])
     subsets = tuple(manifest.subsets)
-    ways = {"": learnt} | {own: _of_dataset(learnt, own) for own in names}
+    ways = {"": trained} | {own: _of_dataset(trained, own) for own in names}
     stored = thresholds(manifest.identity.patching, subsets)
     alike = [
         way for way in ways.values() if manifest.identity.patching.needs_entropy and thresholds(way, subsets) == stored
@@ -98,7 +98,7 @@ def patching_for(identity: ModelIdentity, dataset: "Source", name: str | None = 
         return alike[0]
     naming = {own: way for own, way in ways.items() if way.thetas.keys() & set(subsets)}
     if not naming:
-        return learnt.for_subset(None)
+        return trained.for_subset(None)
     if len({thresholds(way, subsets) for way in naming.values()}) > 1:
         raise IdentityError(
             f"{dataset.where}: its subsets can be those of {in_short(sorted(naming), ' or ')}, whose thresholds "
@@ -117,10 +117,10 @@ def thresholds(patching: PatchingSettings, subsets: tuple[str, ...]) -> tuple[fl
     return tuple(patching.thetas.get(subset, patching.theta) for subset in subsets)
 
 
-def _of_dataset(learnt: PatchingSettings, name: str) -> PatchingSettings:
+def _of_dataset(trained: PatchingSettings, name: str) -> PatchingSettings:
     own: Mapping[str, float] = {
         subset.removeprefix(f"{name}/"): theta
-        for subset, theta in learnt.thetas.items()
+        for subset, theta in trained.thetas.items()
         if subset.startswith(f"{name}/")
     }
-    return learnt.model_copy(update={"thetas": dict(own)})
+    return trained.model_copy(update={"thetas": dict(own)})

@@ -63,8 +63,8 @@ def claimed(settings: TrainSettings, identity: RunIdentity, world: World) -> Ite
     Raises TrainingError when another job writes there.
     """
     out = settings.run.out
-    with held(out) if world.first else nullcontext():
-        if world.first:
+    with held(out) if world.is_main_rank else nullcontext():
+        if world.is_main_rank:
             save_identity(identity, out / IDENTITY_NAME)
             write_atomic(out / RESOLVED_NAME, canonical_json(settings.resolved()) + "\n")
         yield
@@ -104,9 +104,9 @@ def prepare(settings: TrainSettings, identity: RunIdentity, world: World) -> Job
         state = TrainState(identity=identity, config=settings.resolved())
     else:
         state = checkpoints.load(newest, model, optimizer, identity)
-    patcher = load_settings(train.patcher) if identity.patching.needs_entropy else None
-    assert patcher is None or isinstance(patcher, EntropyModelSettings)
-    line = Progress(not world.first, settings.metrics.progress_seconds)
+    entropy_model = load_settings(train.entropy_model) if identity.patching.needs_entropy else None
+    assert entropy_model is None or isinstance(entropy_model, EntropyModelSettings)
+    line = Progress(not world.is_main_rank, settings.metrics.progress_seconds)
     job = Job(
         settings=settings,
         world=world,
@@ -118,7 +118,7 @@ def prepare(settings: TrainSettings, identity: RunIdentity, world: World) -> Job
             packs_per_step=settings.data.packs,
             mixing=mixing_of(settings.data),
             seed=settings.run.seed,
-            lanes=settings.data.lanes,
+            streams=settings.data.streams,
             rank=world.rank,
             ranks=world.size,
             workers=settings.data.workers,
@@ -129,7 +129,7 @@ def prepare(settings: TrainSettings, identity: RunIdentity, world: World) -> Job
         state=state,
         line=line,
         reporter=Reporter(
-            *(settings, world, limits, patcher),
+            *(settings, world, limits, entropy_model),
             {name: totals.documents for name, totals in train.manifest.subsets.items()},
             *(line, state.step),
         ),
@@ -145,7 +145,7 @@ def prepare(settings: TrainSettings, identity: RunIdentity, world: World) -> Job
     if settings.parallel.dry_run:
         found = dry_run(model, optimizer, settings, limits, world)
         job.line.say(found.line())
-        if world.first:
+        if world.is_main_rank:
             found.save(out)
     return job
 
@@ -169,10 +169,10 @@ def opening(job: Job, resumed: Path | None) -> str:
 
 
 def export(job: Job, identity: RunIdentity) -> None:
-    """Write RUN/model: fp32 weights, settings, patcher or tokenizer and, last, the identity that marks it complete."""
+    """Write RUN/model: fp32 weights, settings, entropy model or tokenizer; the identity comes last."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights = cast(dict[str, Tensor], get_model_state_dict(job.model, options=options))  # the first rank's alone
-    if job.world.first:
+    if job.world.is_main_rank:
         settings, world = job.settings, job.world
         numerics = RunNumerics(
             dtype=settings.run.dtype,
@@ -190,7 +190,7 @@ def summarise(job: Job) -> None:
     out = job.settings.run.out
     assert job.state.validation is not None
     job.line.say(table(job.state.validation))
-    if job.world.first:
+    if job.world.is_main_rank:
         try:
             run = load_history(out)
             job.line.say(in_words(summary(run)))

@@ -68,7 +68,7 @@ def run_steps(job: Job, stop: StopRequest) -> bool:
             job.world.wait_at_most(timedelta(seconds=job.settings.run.timeout), job.model)
         if step % metrics.log_every == 0 or over:
             assert job.state.cursor is not None
-            job.reporter.interval(step, job.state.targets, job.state.cursor.drawn, job.done(), job.optimizer)
+            job.reporter.interval(step, job.state.targets, job.state.cursor.sampled, job.done(), job.optimizer)
         if asked and not over:
             save_and_stop(job)
             return False

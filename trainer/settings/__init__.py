@@ -29,7 +29,7 @@ __all__ = [
     "StartSettings",
     "TableSettings",
     "TrainSettings",
-    "decisive",
+    "identity_dict",
 ]
 
 
@@ -63,13 +63,13 @@ class TrainSettings(Settings):
         return self.model_dump(mode="json", by_alias=True)
 
 
-def decisive(settings: TrainSettings) -> dict[str, Any]:
-    """The keys that decide what is learnt: part of a run's identity."""
+def identity_dict(settings: TrainSettings) -> dict[str, Any]:
+    """The keys that affect the result: part of a run's identity."""
     sections: dict[str, Any] = {"model": settings.model.model_dump(mode="json", by_alias=True)}
     for name in type(settings).model_fields:
         section = getattr(settings, name)
-        if isinstance(section, Section) and section.decides:
-            sections[name] = section.decisive()
+        if isinstance(section, Section) and section.affects_result:
+            sections[name] = section.identity_dict()
     if not settings.model.has_tables:
         del sections["optimizer"]["tables"]  # how tables learn says nothing where there are none
     return sections

@@ -12,7 +12,7 @@ from trainer.settings.section import Folder, Section
 class DataSettings(Section):
     """Which data, and how large a step is."""
 
-    free: ClassVar[tuple[str, ...]] = ("path", "datasets", "workers", "cache", "cache_bytes")
+    excluded_from_identity: ClassVar[tuple[str, ...]] = ("path", "datasets", "workers", "cache", "cache_bytes")
 
     path: Location | None = None
     """Folder or URL with the datasets train/ and validation/."""
@@ -24,7 +24,7 @@ class DataSettings(Section):
     """P_max: patches of a pack; None sets it from the dataset's mean patch size."""
     packs: int = Field(gt=0, le=2**20)
     """G: packs of one optimizer step, over all ranks; the number of ranks must divide it."""
-    lanes: int = Field(default=64, gt=0, le=2**16)
+    streams: int = Field(default=64, gt=0, le=2**16)
     """Documents that are read side by side, so that steps do not dwell on one that is longer than a pack."""
     weights: dict[str, float] = Field(default_factory=dict)
     """Share of the bytes by subset or dataset; what is not named keeps its natural share."""
@@ -55,7 +55,7 @@ class DataSettings(Section):
 class StartSettings(Section):
     """What the parameters are before the first step."""
 
-    decides: ClassVar[bool] = False
+    affects_result: ClassVar[bool] = False
 
     model: Folder | None = None
     """What gives the parameters that the run begins with: a model folder, a checkpoint (RUN/checkpoints/step-N), or a

@@ -1,4 +1,4 @@
-"""Optimizers, the learning rate over a run, and which steps are not learnt from."""
+"""Optimizers, the learning rate over a run, and which steps are not trained on."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
@@ -10,7 +10,7 @@ from trainer.settings.section import Count, Section
 
 
 class TableSettings(Section):
-    """Row-wise Adagrad for the n-gram tables (Duchi et al. 2011): a row's steps shrink with what it has learnt."""
+    """Row-wise Adagrad for the n-gram tables (Duchi et al. 2011): a row's steps shrink with what it has learned."""
 
     rate: float = Field(default=20.0, gt=0)
     """Learning rate of the tables, as a share of ``optimizer.lr``."""
@@ -60,9 +60,9 @@ class OptimizerSettings(Section):
     tables: TableSettings = TableSettings()
     muon: MuonSettings = MuonSettings()
 
-    def decisive(self) -> dict[str, Any]:
+    def identity_dict(self) -> dict[str, Any]:
         """Without how Muon learns where it does not."""
-        values = super().decisive()
+        values = super().identity_dict()
         if self.matrices != "muon":
             del values["muon"]
         return values
@@ -115,16 +115,16 @@ class ScheduleSettings(Section):
     shape: Literal["linear", "sqrt", "cosine"] = "sqrt"
     """Of the decay of wsd. sqrt is 1 - sqrt(t), which Haegele et al. 2024 (section 3) found best."""
 
-    def decisive(self) -> dict[str, Any]:
+    def identity_dict(self) -> dict[str, Any]:
         """Without the keys that say nothing about this kind."""
         idle = {"cosine": ("decay", "shape"), "wsd": (), "constant": ("decay", "shape", "floor")}[self.kind]
-        return {key: value for key, value in super().decisive().items() if key not in idle}
+        return {key: value for key, value in super().identity_dict().items() if key not in idle}
 
 
 class GuardSettings(Section):
     """Steps whose loss or gradient norm is not finite, or a spike, are skipped; too many of them end the run."""
 
-    free: ClassVar[tuple[str, ...]] = ("budget", "within")
+    excluded_from_identity: ClassVar[tuple[str, ...]] = ("budget", "within")
 
     sigmas: float = Field(default=10.0, ge=0)
     """A spike is this many robust standard deviations (from the median absolute deviation, at least a tenth of the

@@ -10,7 +10,7 @@ from trainer.settings.section import Section
 class ParallelSettings(Section):
     """How the model is spread and what is recomputed."""
 
-    free: ClassVar[tuple[str, ...]] = (
+    excluded_from_identity: ClassVar[tuple[str, ...]] = (
         "shard",
         "activation_checkpointing",
         "keep_gathered",
@@ -35,7 +35,7 @@ class ParallelSettings(Section):
     """Compile all blocks, on a GPU cross-attention too: faster steps after half a minute; needs a C++ compiler on
     CPUs."""
     float8: bool = False
-    """Products of the global transformer in float8, on Hopper GPUs and newer; needs torchao. Decides what is learnt."""
+    """Products of the global transformer in float8, on Hopper GPUs and newer; needs torchao. affects the result."""
     dry_run: bool = True
     """Before the first step, go forward and back through the largest packs without learning: shows what does not fit or
     compile, and prints memory by part. Takes about as long as two steps."""

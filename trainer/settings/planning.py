@@ -11,7 +11,7 @@ from trainer.settings.section import Section
 class PlanSettings(Section):
     """The machine and the data that a recipe is meant for."""
 
-    decides: ClassVar[bool] = False
+    affects_result: ClassVar[bool] = False
 
     ranks: int = Field(default=1, gt=0, le=2**20)
     """R, one a device."""

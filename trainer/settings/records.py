@@ -10,7 +10,7 @@ from trainer.settings.section import Count, Section
 class CheckpointSettings(Section):
     """When state is saved; a signal saves it too."""
 
-    decides: ClassVar[bool] = False
+    affects_result: ClassVar[bool] = False
 
     every: Count = 500
     """Steps."""
@@ -37,7 +37,7 @@ class CheckpointSettings(Section):
 class ProfileSettings(Section):
     """Traces of a few steps; touching RUN/profile.request asks a running job for one, too."""
 
-    decides: ClassVar[bool] = False
+    affects_result: ClassVar[bool] = False
 
     at: Count | None = None
     """First step of a trace; None: only on request."""
@@ -52,7 +52,7 @@ class ProfileSettings(Section):
 class MetricsSettings(Section):
     """What is reported when."""
 
-    decides: ClassVar[bool] = False
+    affects_result: ClassVar[bool] = False
 
     log_every: Count = 10
     """Steps from one line of metrics.jsonl to the next."""

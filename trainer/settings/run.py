@@ -10,7 +10,7 @@ from trainer.settings.section import Count, Folder, Section
 class RunSettings(Section):
     """Where, how long and on what."""
 
-    free: ClassVar[tuple[str, ...]] = ("out", "device", "threads", "passes", "timeout")
+    excluded_from_identity: ClassVar[tuple[str, ...]] = ("out", "device", "threads", "passes", "timeout")
 
     out: Folder
     """Folder of this run: checkpoints, metrics and at the end the model."""

@@ -1,4 +1,4 @@
-"""What every section of a recipe has in common: it says which of its keys decide what is learnt."""
+"""What every section of a recipe has in common: it says which of its keys affect the result."""
 
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -21,13 +21,13 @@ Count = Annotated[int, Field(gt=0, lt=2**53)]
 
 
 class Section(Settings):
-    """A table of a recipe. What decides what is learnt identifies a run; all else may change as it goes on."""
+    """A table of a recipe. What affects the result identifies a run; all else may change as it goes on."""
 
     model_config = ConfigDict(allow_inf_nan=False)  # they are nothing that a step could use, nor JSON
 
-    decides: ClassVar[bool] = True
-    """Whether any key of it decides what is learnt."""
-    free: ClassVar[tuple[str, ...]] = ()
+    affects_result: ClassVar[bool] = True
+    """Whether any key of it affects the result."""
+    excluded_from_identity: ClassVar[tuple[str, ...]] = ()
     """Keys that do not."""
 
     @field_validator("*", mode="before")
@@ -39,11 +39,11 @@ class Section(Settings):
                 raise ValueError(f"{str(text)!r} is not UTF-8")
         return value
 
-    def decisive(self) -> dict[str, Any]:
-        """The keys that decide what is learnt, as plain JSON; a section inside another answers for itself."""
-        values = self.model_dump(mode="json", by_alias=True, exclude=set(self.free))
+    def identity_dict(self) -> dict[str, Any]:
+        """The keys that affect the result, as plain JSON; a section inside another answers for itself."""
+        values = self.model_dump(mode="json", by_alias=True, exclude=set(self.excluded_from_identity))
         for name in type(self).model_fields:
             section = getattr(self, name)
             if isinstance(section, Section) and name in values:
-                values[name] = section.decisive()
-        return values if self.decides else {}
+                values[name] = section.identity_dict()
+        return values if self.affects_result else {}

@@ -84,7 +84,7 @@ class Pack:
     slice_bytes: np.ndarray
     """int64 [S], bytes of text among the targets of each slice."""
     slice_text: np.ndarray
-    """int64 [S], bytes of text that are predicted, learnt or not; those of a document sum to its length."""
+    """int64 [S], bytes of text that are predicted, targets or not; those of a document sum to its length."""
     slice_patches: np.ndarray
     """int64 [S], patches other than BOS and BOE, one of EOS alone included (as the manifest counts); 0 if unpatched."""
     ended: np.ndarray
@@ -184,7 +184,7 @@ def build_pack(plan: PackPlan, step: Step, limits: PackLimits, catalogue: Catalo
         marked = reader.marked(*(int(column[number]) for column in (plan.documents, plan.starts, plan.stops)))
         own = slice(first[number] + boe[number], last[number] + 1)
         ids[own] = marked.tokens[:-1]
-        labels[own] = np.where(marked.learnt[1:], marked.tokens[1:], IGNORED_LABEL)
+        labels[own] = np.where(marked.is_target[1:], marked.tokens[1:], IGNORED_LABEL)
         slice_targets[number], slice_bytes[number] = marked.targets, marked.learnt_bytes
         slice_text[number] = marked.text
     patches, slice_patches = None, np.zeros(len(in_slice), np.int64)
@@ -234,12 +234,12 @@ def in_subwords(pack: Pack, plan: PackPlan, catalogue: Catalogue, reader: SliceR
         document = plan.documents[np.searchsorted(last, wrong)]
         problem = f"a patch of {lengths[wrong]} bytes that is no token of its tokenizer"
         raise reader.damaged(int(catalogue.first_row[document]), problem)
-    learnt = reader.learnt_tokens(plan, catalogue.plain[plan.documents])
+    is_target = reader.target_mask(plan, catalogue.plain[plan.documents])
     eos = pack.ended & (pack.labels[np.cumsum(pack.in_slice) - 1] == EOS)
     labels = np.full_like(ids, IGNORED_LABEL)
-    labels[:-1][learnt[starts[1:]]] = ids[1:][learnt[starts[1:]]]
+    labels[:-1][is_target[starts[1:]]] = ids[1:][is_target[starts[1:]]]
     labels[last] = np.where(eos, EOS, IGNORED_LABEL)
-    slice_bytes = np.add.reduceat(learnt, starts[first], dtype=np.int64) if len(first) else pack.slice_bytes
+    slice_bytes = np.add.reduceat(is_target, starts[first], dtype=np.int64) if len(first) else pack.slice_bytes
     return replace(
         pack,
         subwords=PackSubwords(ids, labels),

@@ -1,10 +1,9 @@
 """Planning packs: which slices of which documents each one holds. Pure arithmetic on the catalogue.
 
-Packs take turns to be cut from lanes. A lane takes the next documents of the merged stream, and each of its packs is
-the longest next piece of them within the limits. So packs that follow one another come from different
-documents however long these are: cut from one and the same, they would make steps that know that document alone. Only
-where a cut falls inside a document are its patch lengths read.
-S slices of a pack.
+Packs take turns to be cut from streams. A stream takes the next documents of the merged stream, and each of its packs
+is the longest next piece of them within the limits. So packs that follow one another come from different documents
+however long these are: cut from one and the same, they would make steps that know that document alone. Only where a cut
+falls inside a document are its patch lengths read. S slices of a pack.
 """
 
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from shared.errors import ConfigError, IdentityError
 from trainer.data.catalogue import Catalogue
 from trainer.data.packing.limits import PackLimits
 from trainer.data.packing.slices import Cut, SliceReader, Slices
-from trainer.data.sampling.cursor import Cursor, Lane
+from trainer.data.sampling.cursor import Cursor, PackStream
 from trainer.data.sampling.schedule import ENDLESS, Mixing, Schedule, document_ends, document_rates
 from trainer.data.sampling.streams import SubsetStream
 
@@ -42,23 +41,23 @@ class Room:
         self.patches = None if limits.patches is None else limits.patches - 1
         self.subwords = limits.subwords
         self.targets = self.bytes = 0
-        """What is learnt of what has been taken, and the bytes of text among it."""
+        """Targets of what has been taken, and the bytes of text among it."""
         self._slices: list[np.ndarray] = []
 
-    def add_slice(self, document: int, start: int, cut: Cut, learnt: tuple[int, int]) -> None:
-        """Take a slice, of which (targets, bytes) are learnt; a continued one costs BOE too."""
+    def add_slice(self, document: int, start: int, cut: Cut, target_counts: tuple[int, int]) -> None:
+        """Take a slice, with so many (targets, bytes); a continued one costs BOE too."""
         boe = start > 0
         slices = np.array([[document], [start], [cut.stop], [cut.first_patch], [cut.patches]])
-        self.add(slices, cut.stop - start + boe, cut.patches + boe, learnt)
+        self.add(slices, cut.stop - start + boe, cut.patches + boe, target_counts)
 
-    def add(self, slices: np.ndarray, tokens: int, patches: int, learnt: tuple[int, int]) -> None:
-        """Take slices, all together of so many tokens, patches and learnt (targets, bytes).
+    def add(self, slices: np.ndarray, tokens: int, patches: int, target_counts: tuple[int, int]) -> None:
+        """Take slices, all together of so many tokens, patches and (targets, bytes).
 
         slices int64 [5, S]: the document, start, stop, first patch and patches of each.
         """
         self._slices.append(slices)
         self.tokens -= tokens
-        self.targets, self.bytes = self.targets + learnt[0], self.bytes + learnt[1]
+        self.targets, self.bytes = self.targets + target_counts[0], self.bytes + target_counts[1]
         if self.patches is not None:
             self.patches -= patches
         assert self.tokens >= 0
@@ -112,7 +111,7 @@ def continue_document(reader: SliceReader, inputs: int, document: int, start: in
     patches = None if room.patches is None else room.patches - boe
     cut = reader.furthest_cut(document, start, room.tokens - boe, patches)
     if cut.stop > start:
-        room.add_slice(document, start, cut, reader.learnt(document, start, cut.stop, room.subwords))
+        room.add_slice(document, start, cut, reader.target_counts(document, start, cut.stop, room.subwords))
     assert cut.stop <= inputs
     return cut.stop
 
@@ -139,23 +138,25 @@ class Planner:
         self._schedule = Schedule(rates, cursor.seed, ends)
         self._streams = [SubsetStream(catalogue, subset, cursor.seed) for subset in range(len(names))]
         self._cursor = cursor
-        self._pack, self._lanes = cursor.pack, list(cursor.lanes)
-        self._drawn = np.array([cursor.drawn[name] for name in names], np.int64)
-        """Documents of each subset drawn before those that are upcoming."""
-        self._scheduled = self._drawn.copy()
+        self._pack, self._pack_streams = cursor.pack, list(cursor.streams)
+        self._sampled = np.array([cursor.sampled[name] for name in names], np.int64)
+        """Documents of each subset sampled before those that are upcoming."""
+        self._scheduled = self._sampled.copy()
         self._position = 0
         self._upcoming = Upcoming(catalogue, np.zeros(0, np.int64))
-        for lane in self._lanes:
-            self._check_lane(lane)
+        for stream in self._pack_streams:
+            self._check_stream(stream)
 
     @property
     def cursor(self) -> Cursor:
         """Where the stream stands after the packs planned so far."""
-        drawn = dict(zip(self._catalogue.subset_names, (self._drawn + self._used()).tolist()))
-        return self._cursor.model_copy(update={"pack": self._pack, "drawn": drawn, "lanes": tuple(self._lanes)})
+        sampled = dict(zip(self._catalogue.subset_names, (self._sampled + self._used()).tolist()))
+        return self._cursor.model_copy(
+            update={"pack": self._pack, "sampled": sampled, "streams": tuple(self._pack_streams)}
+        )
 
     def next_pack(self) -> PackPlan:
-        """Plan one pack: the longest next piece of its lane in which there is anything to learn.
+        """Plan one pack: the longest next piece of its stream in which there is anything to learn.
 
         It is empty only when all documents have been used up.
         """
@@ -166,21 +167,21 @@ class Planner:
         return plan
 
     def _cut_pack(self) -> PackPlan:
-        """The longest next piece of a lane."""
+        """The longest next piece of a stream."""
         room = Room(self._limits)
         number = self._turn()
-        lane = self._lanes[number]
-        if lane.offset:
-            lane = self._fill(lane, room)
-        if not lane.offset:
+        stream = self._pack_streams[number]
+        if stream.offset:
+            stream = self._fill(stream, room)
+        if not stream.offset:
             self._extend(room.tokens)
             self._position = self._upcoming.fill(self._position, room)
             if not self._ended():
                 left = room.tokens
-                lane = self._fill(Lane(document=int(self._upcoming.documents[self._position])), room)
+                stream = self._fill(PackStream(document=int(self._upcoming.documents[self._position])), room)
                 if room.tokens < left:
                     self._position += 1
-        self._lanes[number] = lane
+        self._pack_streams[number] = stream
         plan = room.plan(self._pack)
         assert len(plan.documents) or self._ended(), "a pack must make progress"
         return plan
@@ -191,28 +192,28 @@ class Planner:
         return list(dict.fromkeys(np.concatenate(ahead).tolist()))
 
     def _turn(self) -> int:
-        """The lane of the next pack; when no more documents begin, the next one that has something left."""
-        number = self._pack % len(self._lanes)
-        if not self._lanes[number].offset and self._ended():
-            begun = [lane for lane, at in enumerate(self._lanes) if at.offset]
-            number = min(begun, key=lambda lane: (lane - number) % len(self._lanes), default=number)
+        """The stream of the next pack; when no more documents begin, the next one that has something left."""
+        number = self._pack % len(self._pack_streams)
+        if not self._pack_streams[number].offset and self._ended():
+            begun = [stream for stream, at in enumerate(self._pack_streams) if at.offset]
+            number = min(begun, key=lambda stream: (stream - number) % len(self._pack_streams), default=number)
         return number
 
     def _ended(self) -> bool:
-        """Whether no more documents begin: every subset has been drawn as often as it may be."""
+        """Whether no more documents begin: every subset has been sampled as often as it may be."""
         self._extend(0)
         return self._position == len(self._upcoming.documents)
 
-    def _fill(self, lane: Lane, room: Room) -> Lane:
-        """Take what fits of a lane's document; the lane after that, with offset 0 if all or nothing of it was taken."""
-        inputs = int(self._catalogue.inputs[lane.document])
-        stop = continue_document(self._reader, inputs, lane.document, lane.offset, room)
-        return Lane(document=lane.document, offset=stop) if stop < inputs else Lane()
+    def _fill(self, stream: PackStream, room: Room) -> PackStream:
+        """Take what fits of a stream's document; the stream after that, with offset 0 if all or nothing was taken."""
+        inputs = int(self._catalogue.inputs[stream.document])
+        stop = continue_document(self._reader, inputs, stream.document, stream.offset, room)
+        return PackStream(document=stream.document, offset=stop) if stop < inputs else PackStream()
 
     def _used(self) -> np.ndarray:
-        """int64 [subsets]: how many of the documents at hand have been drawn."""
+        """int64 [subsets]: how many of the documents at hand have been sampled."""
         used = self._upcoming.documents[: self._position]
-        return np.bincount(self._catalogue.subset[used], minlength=len(self._drawn))
+        return np.bincount(self._catalogue.subset[used], minlength=len(self._sampled))
 
     def _extend(self, tokens: int) -> None:
         """Schedule more documents, until those at hand have more than so many inputs or none is left."""
@@ -225,20 +226,20 @@ class Planner:
                 mine = subsets == subset
                 documents[mine] = self._streams[subset].take(int(self._scheduled[subset]), int(mine.sum()))
             self._scheduled += np.bincount(subsets, minlength=len(self._scheduled))
-            self._drawn += self._used()
+            self._sampled += self._used()
             waiting = self._upcoming.documents[self._position :]
             self._upcoming, self._position = Upcoming(self._catalogue, np.concatenate([waiting, documents])), 0
 
-    def _check_lane(self, lane: Lane) -> None:
+    def _check_stream(self, stream: PackStream) -> None:
         """Raise IdentityError for a document that packs of these limits could not have cut there."""
-        if not lane.offset:
+        if not stream.offset:
             return
-        known = lane.document < len(self._catalogue.inputs)
-        inside = known and lane.offset < self._catalogue.inputs[lane.document]
+        known = stream.document < len(self._catalogue.inputs)
+        inside = known and stream.offset < self._catalogue.inputs[stream.document]
         patched = self._limits.patches is not None
-        if not inside or (patched and not self._reader.on_boundary(lane.document, lane.offset)):
+        if not inside or (patched and not self._reader.on_boundary(stream.document, stream.offset)):
             raise IdentityError(
-                f"the checkpoint stops at byte {lane.offset - 1} of document {lane.document}, where these packs "
+                f"the checkpoint stops at byte {stream.offset - 1} of document {stream.document}, where these packs "
                 "cannot; was it made with patches of another kind?"
             )
 

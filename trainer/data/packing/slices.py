@@ -2,8 +2,8 @@
 
 Inputs of a document are numbered 0..n: BOS, then its body; input n + 1 would be EOS, which is only ever a label. A
 slice is the range [start, stop) of inputs. The body of most documents is their bytes; that of one with spans has
-special ids between them, and not all of it is learnt. Decoded record batches are kept, the most recent ones, up to
-CACHE_BYTES of them.
+special ids between them, and not all of it may be a target. Decoded record batches are kept, the most recent ones, up
+to CACHE_BYTES of them.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from trainer.data.source import Source
 
 CACHE_BYTES = 2**28
 ENDS_BYTES = 2**24
-"""Memory for where the patches of rows end that were cut lately: many lanes go on with them by turns."""
+"""Memory for where the patches of rows end that were cut lately: many streams go on with them by turns."""
 SPECIAL_BYTE, SPECIAL_PATCH = np.zeros(1, np.uint8), np.ones(1, np.dtype("<u2")).view(np.uint8)
 """Where BOS or BOE begins a slice, and the patch that BOE is, as it would be stored."""
 
@@ -79,12 +79,12 @@ class Marked(NamedTuple):
 
     tokens: np.ndarray
     """int16 [N + 1]."""
-    learnt: np.ndarray
+    is_target: np.ndarray
     """bool [N + 1], whether each is a target when it is predicted."""
 
     @property
     def targets(self) -> int:
-        return int(self.learnt[1:].sum())
+        return int(self.is_target[1:].sum())
 
     @property
     def text(self) -> int:
@@ -94,12 +94,12 @@ class Marked(NamedTuple):
     @property
     def learnt_bytes(self) -> int:
         """Those that are targets."""
-        return int((~is_special(self.tokens[1:]) & self.learnt[1:]).sum())
+        return int((~is_special(self.tokens[1:]) & self.is_target[1:]).sum())
 
     def targets_inside(self, start: int, ended: bool) -> tuple[int, int]:
         """Targets, and the bytes among them, where the token after the slice is one only if it is EOS."""
-        text = int(self.learnt[int(start == 0) : -1].sum())
-        return text + int(ended and self.learnt[-1]), text
+        text = int(self.is_target[int(start == 0) : -1].sum())
+        return text + int(ended and self.is_target[-1]), text
 
 
 class SliceReader:
@@ -173,7 +173,7 @@ class SliceReader:
 
     def marked(self, document: int, start: int, stop: int) -> Marked:
         """A slice of a document, with spans or not."""
-        tokens, learnt = np.empty(stop - start + 1, np.int16), np.ones(stop - start + 1, bool)
+        tokens, is_target = np.empty(stop - start + 1, np.int16), np.ones(stop - start + 1, bool)
         if start == 0:
             tokens[0] = BOS
         for row, begin, end in self._rows(document, start):
@@ -183,13 +183,13 @@ class SliceReader:
             body, own = self._marked_body(row, end - begin)
             low, high = max(start, begin), min(stop + 1, end)
             tokens[low - start : high - start] = body[low - begin : high - begin]
-            learnt[low - start : high - start] = own[low - begin : high - begin]
+            is_target[low - start : high - start] = own[low - begin : high - begin]
             if end <= stop and self._catalogue.row_last[row]:
                 spans = self._columns(row).spans(self._place(row))
-                tokens[-1], learnt[-1] = EOS, spans is None or spans.last_loss
-        return Marked(tokens, learnt)
+                tokens[-1], is_target[-1] = EOS, spans is None or spans.last_loss
+        return Marked(tokens, is_target)
 
-    def learnt(self, document: int, start: int, stop: int, subwords: bool = False) -> tuple[int, int]:
+    def target_counts(self, document: int, start: int, stop: int, subwords: bool = False) -> tuple[int, int]:
         """Targets of a slice, and the bytes of text among them.
 
         Of bytes each but the first predicts the next one, past the slice's end too. Of ``subwords`` each but BOS is
@@ -204,17 +204,17 @@ class SliceReader:
             return marked.targets_inside(start, ended)
         return marked.targets, marked.learnt_bytes
 
-    def learnt_tokens(self, slices: Slices, plain: np.ndarray) -> np.ndarray:
+    def target_mask(self, slices: Slices, plain: np.ndarray) -> np.ndarray:
         """bool [T]: whether each token of slices is a target when it is predicted; BOS and BOE are none."""
         boe = slices.starts > 0
         in_slice = slices.stops - slices.starts + boe
         ends = np.cumsum(in_slice)
-        learnt = np.ones(int(in_slice.sum()), bool)
+        is_target = np.ones(int(in_slice.sum()), bool)
         for number in np.flatnonzero(~plain).tolist():
             marked = self.marked(*(int(column[number]) for column in (slices.documents, slices.starts, slices.stops)))
-            learnt[ends[number] - len(marked.learnt) + 1 : ends[number]] = marked.learnt[:-1]
-        learnt[ends - in_slice] = False
-        return learnt
+            is_target[ends[number] - len(marked.is_target) + 1 : ends[number]] = marked.is_target[:-1]
+        is_target[ends - in_slice] = False
+        return is_target
 
     @cached_property
     def subwords(self) -> Subwords:
@@ -225,17 +225,17 @@ class SliceReader:
         return load_subwords(self._dataset.tokenizer)
 
     def _marked_body(self, row: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """int16 and bool [size]: the body of a row, and what of it is learnt."""
+        """int16 and bool [size]: the body of a row, and which of its tokens are targets."""
         if self._body[0] != row:
             columns, place = self._columns(row), self._place(row)
             text, spans = columns.text(place), columns.spans(place)
             tokens = byte_tokens(text) if spans is None else spans.tokens(text)
-            learnt = np.ones(len(tokens), bool) if spans is None else spans.learnt()
+            is_target = np.ones(len(tokens), bool) if spans is None else spans.target_mask()
             if len(tokens) != size:
                 raise self.damaged(row, f"{len(tokens)} bytes and special ids, the index says {size}")
             if size and (largest := int(tokens.max())) >= self._largest:
                 raise self.damaged(row, f"the special id {largest}; the manifest names those below {self._largest}")
-            self._body = row, tokens, learnt
+            self._body = row, tokens, is_target
         return self._body[1:]
 
     def byte(self, document: int, number: int) -> int:

@@ -9,13 +9,13 @@ from shared.shards.dataset import Dataset
 from trainer.data.mixture import Mixture
 
 
-class Lane(Settings):
+class PackStream(Settings):
     """A sequence of documents that packs are cut from by turns, and the document that its last pack cut."""
 
     document: int = Field(default=0, ge=0)
     """Number in the dataset; without meaning when offset is 0."""
     offset: int = Field(default=0, ge=0)
-    """Inputs of the document that are used up: 0 when the lane goes on with a document that no pack has begun."""
+    """Inputs of the document that are used up: 0 when the stream goes on with a document that no pack has begun."""
 
 
 class Cursor(Settings):
@@ -24,18 +24,20 @@ class Cursor(Settings):
     seed: int
     pack: int = Field(ge=0)
     """Number of the next pack."""
-    drawn: dict[str, int]
-    """Documents of each subset's stream that are used up, or begun by a lane."""
-    lanes: tuple[Lane, ...]
-    """Pack p is cut from lane p modulo their number."""
+    sampled: dict[str, int]
+    """Documents of each subset's stream that are used up, or begun by a stream."""
+    streams: tuple[PackStream, ...]
+    """Pack p is cut from stream p modulo their number."""
     fingerprints: dict[str, str]
     """Of the datasets, by split; of several, by NAME/split."""
 
 
-def first_cursor(dataset: Dataset | Mixture, seed: int, lanes: int) -> Cursor:
+def first_cursor(dataset: Dataset | Mixture, seed: int, streams: int) -> Cursor:
     """The cursor of a run that begins."""
-    drawn = dict.fromkeys(dataset.subset_names, 0)
-    return Cursor(seed=seed, pack=0, drawn=drawn, lanes=(Lane(),) * lanes, fingerprints=dataset.fingerprints)
+    sampled = dict.fromkeys(dataset.subset_names, 0)
+    return Cursor(
+        seed=seed, pack=0, sampled=sampled, streams=(PackStream(),) * streams, fingerprints=dataset.fingerprints
+    )
 
 
 def check_cursor(cursor: Cursor, dataset: Dataset | Mixture) -> None:

@@ -38,26 +38,26 @@ class Schedule:
         ends int64 [S]: documents that each subset gives in all; None: without end.
         """
         self.subsets = np.flatnonzero(rates)
-        """int64: those that are drawn."""
+        """int64: those that are sampled."""
         assert len(self.subsets), "no subset to draw from"
         self._rates = rates / rates.sum()
         self._ends = np.full(len(rates), ENDLESS) if ends is None else ends
         self._keys = [stream_key(seed, "schedule", int(subset)) for subset in range(len(rates))]
 
-    def following(self, drawn: np.ndarray, count: int) -> np.ndarray:
+    def following(self, sampled: np.ndarray, count: int) -> np.ndarray:
         """int64 [K]: the subsets of about ``count`` next documents, at least one unless all subsets have ended.
 
         drawn int64 [S]: how many documents each subset has given.
         """
         ahead = np.ceil(self._rates * count).astype(np.int64) + 1
-        known = np.minimum(drawn + ahead, self._ends)
+        known = np.minimum(sampled + ahead, self._ends)
         # Up to the horizon every subset's documents are known, so nothing can come between them.
         horizon = min(
             (float(known[s] / self._rates[s]) for s in self.subsets if known[s] < self._ends[s]), default=np.inf
         )
         times, subsets = [np.zeros(0)], [np.zeros(0, np.int64)]
         for subset in self.subsets:
-            number = np.arange(drawn[subset], known[subset])
+            number = np.arange(sampled[subset], known[subset])
             time = (number + uniform(number, self._keys[subset])) / self._rates[subset]
             before = int(np.searchsorted(time, horizon))
             times.append(time[:before])
@@ -120,20 +120,20 @@ class OnePass:
     """Of text."""
     targets: np.ndarray
 
-    def drawn(self, mixing: Mixing) -> np.ndarray:
+    def sampled(self, mixing: Mixing) -> np.ndarray:
         """bool [S], whether a subset has a share. Raises ConfigError."""
         return document_rates(self.documents, self.bytes, mixing.weights, self.names) > 0
 
 
 def targets_of_one_pass(one: OnePass, mixing: Mixing) -> int:
-    """Training targets of one pass over all subsets that are drawn. Raises ConfigError."""
-    return int(one.targets[one.drawn(mixing)].sum())
+    """Training targets of one pass over all subsets that are sampled. Raises ConfigError."""
+    return int(one.targets[one.sampled(mixing)].sum())
 
 
 def targets_until_the_end(one: OnePass, mixing: Mixing) -> int | None:
-    """Training targets until every subset that is drawn has ended; None: no end. Raises ConfigError."""
-    drawn = one.drawn(mixing)
-    ends = document_ends(one.documents, mixing.repeats, one.names)[drawn]
+    """Training targets until every subset that is sampled has ended; None: no end. Raises ConfigError."""
+    sampled = one.sampled(mixing)
+    ends = document_ends(one.documents, mixing.repeats, one.names)[sampled]
     if (ends == ENDLESS).any():
         return None
-    return int((ends // one.documents[drawn] * one.targets[drawn]).sum())
+    return int((ends // one.documents[sampled] * one.targets[sampled]).sum())

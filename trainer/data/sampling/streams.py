@@ -1,8 +1,8 @@
 """The endless stream of documents of one subset: pass after pass, each in an order of its own.
 
-In a pass every record batch with documents of the subset is drawn once: those of SHARDS shards in a random order, then
-those of the next. The documents of WINDOW successive batches are shuffled together. Every document of the subset is in
-each pass once (law 4).
+In a pass every record batch with documents of the subset is sampled once: those of SHARDS shards in a random order,
+then those of the next. The documents of WINDOW successive batches are shuffled together. Every document of the subset
+is in each pass once (law 4).
 """
 
 import numpy as np
@@ -63,7 +63,7 @@ class SubsetStream:
         if not len(self):
             return np.zeros(0, np.int64)
         self._rest_of_window(number)
-        batches = self._drawn[self._window * WINDOW :]
+        batches = self._sampled[self._window * WINDOW :]
         if len(batches) < WINDOWS_AHEAD * WINDOW:
             batches = np.concatenate([batches, self._batch_order(self._pass + 1)])
         shards = self._shards[batches[: WINDOWS_AHEAD * WINDOW]]
@@ -72,21 +72,21 @@ class SubsetStream:
 
     def _batch_order(self, number: int) -> np.ndarray:
         """int64 [batches]: the order of a pass. Batches of a few shards are shuffled, then those of the next few."""
-        drawn = np.searchsorted(self._batches, shuffled(self._batches, stream_key(self._seed, "batches", number)))
+        sampled = np.searchsorted(self._batches, shuffled(self._batches, stream_key(self._seed, "batches", number)))
         order = shuffled(np.unique(self._shards), stream_key(self._seed, "shards", number))
         turn = np.empty(int(order.max()) + 1, np.int64)
         turn[order] = np.arange(len(order)) // SHARDS
-        return drawn[np.argsort(turn[self._shards[drawn]], kind="stable")]
+        return sampled[np.argsort(turn[self._shards[sampled]], kind="stable")]
 
     def _enter_pass(self, number: int) -> None:
-        self._drawn = self._batch_order(number)
-        sizes = (self._ends - self._starts)[self._drawn]
+        self._sampled = self._batch_order(number)
+        sizes = (self._ends - self._starts)[self._sampled]
         per_window = np.add.reduceat(sizes, np.arange(0, len(sizes), WINDOW))
         self._window_starts = np.cumsum(per_window) - per_window
         self._pass, self._window = number, -1
 
     def _enter_window(self, window: int) -> None:
-        chosen = self._drawn[window * WINDOW : (window + 1) * WINDOW]
+        chosen = self._sampled[window * WINDOW : (window + 1) * WINDOW]
         documents = np.concatenate([self._documents[self._starts[b] : self._ends[b]] for b in chosen])
         self._order = shuffled(documents, stream_key(self._seed, "documents", self._pass))
         self._window = window

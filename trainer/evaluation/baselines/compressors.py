@@ -31,10 +31,10 @@ class Compression:
     """Each document in a stream of its own, headers included."""
 
 
-def learnt_texts(dataset: Documents) -> Iterator[bytes]:
-    """What is learnt of each document: its text, or what its spans leave of it. Raises DatasetError."""
+def target_texts(dataset: Documents) -> Iterator[bytes]:
+    """The targets of each document: its text, or what its spans leave of it. Raises DatasetError."""
     for row in whole_documents(dataset):
-        yield token_bytes(row.tokens(False)[row.learnt(False)]) if row.spans else row.text
+        yield token_bytes(row.tokens(False)[row.target_mask(False)]) if row.spans else row.text
 
 
 def compress(dataset: Documents) -> list[Compression]:
@@ -43,8 +43,8 @@ def compress(dataset: Documents) -> list[Compression]:
     return [
         Compression(
             compressor,
-            stream_size(compressor, learnt_texts(dataset), dataset.manifest.totals.learnt_bytes) * bits_per_byte,
-            sum(stream_size(compressor, [text], len(text)) for text in learnt_texts(dataset)) * bits_per_byte,
+            stream_size(compressor, target_texts(dataset), dataset.manifest.totals.learnt_bytes) * bits_per_byte,
+            sum(stream_size(compressor, [text], len(text)) for text in target_texts(dataset)) * bits_per_byte,
         )
         for compressor in COMPRESSORS
     ]

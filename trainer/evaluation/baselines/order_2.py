@@ -12,10 +12,10 @@ from typing import Literal
 import numpy as np
 import torch
 
-from shared.model_folder.identity import PATCHER_FOLDER
+from shared.model_folder.identity import ENTROPY_MODEL_FOLDER
 from shared.vocabulary import BOS, OFFSET, VOCABULARY_SIZE, without_named
 from trainer.data.in_memory import Documents
-from trainer.evaluation.baselines.compressors import learnt_texts, stream_size
+from trainer.evaluation.baselines.compressors import stream_size, target_texts
 from trainer.evaluation.compatibility import score_folder
 from trainer.evaluation.scores import Column
 from trainer.metrics.subset_score import total_of
@@ -33,30 +33,30 @@ def token_chunks(dataset: Documents) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """
     index = dataset.index
     pieces: list[np.ndarray] = []
-    learnt: list[np.ndarray] = []
+    is_target: list[np.ndarray] = []
     owners: list[int] = []
     held, before = 0, np.full(2, BOS, np.int16)
     for number, row in enumerate(dataset.rows()):
         pieces.append(without_named(row.tokens(bool(index.last[number]))))
-        learnt.append(row.learnt(bool(index.last[number])))
+        is_target.append(row.target_mask(bool(index.last[number])))
         owners.append(number)
         held += len(pieces[-1])
         if held >= CHUNK:
-            yield _contexts(before, pieces, learnt, index.subset[owners])
+            yield _contexts(before, pieces, is_target, index.subset[owners])
             before = np.concatenate([before, *pieces])[-2:]
-            pieces, learnt, owners, held = [], [], [], 0
+            pieces, is_target, owners, held = [], [], [], 0
     if pieces:
-        yield _contexts(before, pieces, learnt, index.subset[owners])
+        yield _contexts(before, pieces, is_target, index.subset[owners])
 
 
 def _contexts(
-    before: np.ndarray, pieces: list[np.ndarray], learnt: list[np.ndarray], subsets: np.ndarray
+    before: np.ndarray, pieces: list[np.ndarray], is_target: list[np.ndarray], subsets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     tokens = np.concatenate([before, *pieces])
     owner = np.repeat(subsets, [len(piece) for piece in pieces])
     first, second, target = tokens[:-2].copy(), tokens[1:-1], tokens[2:]
     first[second == BOS] = BOS  # not the EOS of the document before
-    counted = (target != BOS) & np.concatenate(learnt)
+    counted = (target != BOS) & np.concatenate(is_target)
     return np.stack([first, second, target])[:, counted], owner[counted]
 
 
@@ -102,21 +102,21 @@ class Order2Model:
         return Column("order-2", _bits(nats.sum(), dataset.manifest.totals.learnt_bytes), figures)
 
 
-def patcher_baseline(
+def entropy_model_baseline(
     folder: Path, dataset: Documents, tokens: int, device: torch.device, dtype: Literal["float32", "bfloat16"]
 ) -> list[Column]:
     """The entropy model that a model folder carries, on the same text; nothing if it carries none."""
-    if not (folder / PATCHER_FOLDER).is_dir():
+    if not (folder / ENTROPY_MODEL_FOLDER).is_dir():
         return []
-    scores = score_folder(folder / PATCHER_FOLDER, dataset, tokens, device, dtype).by_subset()
+    scores = score_folder(folder / ENTROPY_MODEL_FOLDER, dataset, tokens, device, dtype).by_subset()
     by_subset = {name: score.bits_per_byte for name, score in scores.items()}
     return [Column("entropy model", total_of(scores).bits_per_byte, by_subset)]
 
 
 def xz_baseline(dataset: Documents) -> Column:
-    """All that is learnt of the texts, one after the other in one `xz -9` stream; bits a byte of it."""
+    """All targets of the texts, one after the other in one `xz -9` stream; bits a byte of it."""
     text = dataset.manifest.totals.learnt_bytes
-    size = stream_size("xz -9", learnt_texts(dataset), text)
+    size = stream_size("xz -9", target_texts(dataset), text)
     return Column("xz -9", _bits(8 * size * math.log(2), text))
 
 

@@ -1,4 +1,4 @@
-"""The figures of a laboratory as CSV, for other programs: one line a fact, names in the first line. Free of torch."""
+"""The figures of an experiment as CSV, for other programs: one line a fact, names in the first line. Free of torch."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ CSV = re.compile(rb"table,(system|better),")
 
 
 def write_csv(results: Results, folder: Path) -> list[Path]:
-    """Write the files that have a line into the laboratory's folder; their paths. Raises OSError."""
+    """Write the files that have a line into the experiment's folder; their paths. Raises OSError."""
     paths = []
     for name, records in csv_records(results).items():
         if records:

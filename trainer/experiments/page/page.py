@@ -1,4 +1,4 @@
-"""A laboratory as one page for a browser, made from its records alone. Nothing is fetched, no script. Free of torch."""
+"""An experiment as one page for a browser, made from its records alone. No script, nothing fetched, free of torch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -12,7 +12,7 @@ from trainer.drawing.axes import short
 from trainer.drawing.chart import Curve, Mark, chart
 from trainer.drawing.forest import forest
 from trainer.drawing.page import drawn_page, facts, header, section, table
-from trainer.evaluation.threshold_sweep_record import DIAL_NAME, Dial, DialPoint, load_dial
+from trainer.evaluation.threshold_sweep_record import SWEEP_NAME, SweepPoint, ThresholdSweep, load_sweep
 from trainer.experiments.page.csv_files import write_csv
 from trainer.experiments.page.patched_text import Picture, kept_picture
 from trainer.experiments.page.samples import Samples, load_samples
@@ -36,7 +36,7 @@ from trainer.metrics.history import History
 from trainer.metrics.report import content as runs_content
 from trainer.metrics.report import short_names
 
-# ---- The dial of a checkpoint on a page: quality against cost when its threshold is shifted. Pure.
+# ---- The sweep of a checkpoint on a page: quality against cost when its threshold is shifted. Pure.
 
 
 WORDS = (
@@ -45,24 +45,24 @@ WORDS = (
 )
 
 
-def dial_section(dial: Dial) -> str:
+def sweep_section(sweep: ThresholdSweep) -> str:
     """Facts, plots and a table, the trained threshold marked."""
-    rule = dial.patching
+    rule = sweep.patching
     said = facts(
         [
-            ("model", dial.model),
-            ("text", f"{dial.data}: {dial.documents:,} documents, {dial.bytes:,} bytes"),
-            ("patches", f"{rule.rule}, trained with theta {dial.trained.theta:.4f} nats"),
-            ("entropy model", f"{short(dial.entropy_flops_per_byte)} FLOPs a byte on top, whatever the threshold"),
+            ("model", sweep.model),
+            ("text", f"{sweep.data}: {sweep.documents:,} documents, {sweep.bytes:,} bytes"),
+            ("patches", f"{rule.rule}, trained with theta {sweep.trained.theta:.4f} nats"),
+            ("entropy model", f"{short(sweep.entropy_flops_per_byte)} FLOPs a byte on top, whatever the threshold"),
         ]
     )
     heads = ["theta", "shift", "bits/byte", "bytes/patch", "FLOP/byte", ""]
-    lines = [_line(point) for point in dial.points]
-    figures = table(heads, lines, "The points of the dial, by threshold")
-    return section("Dial", f'{said}<div class="charts">{_plots(dial)}</div>{figures}', WORDS)
+    lines = [_line(point) for point in sweep.points]
+    figures = table(heads, lines, "The points of the sweep, by threshold")
+    return section("Threshold sweep", f'{said}<div class="charts">{_plots(sweep)}</div>{figures}', WORDS)
 
 
-def _line(point: DialPoint) -> list[str]:
+def _line(point: SweepPoint) -> list[str]:
     return [
         f"{point.theta:.4f}",
         f"{point.shift:+.4f}",
@@ -73,13 +73,13 @@ def _line(point: DialPoint) -> list[str]:
     ]
 
 
-def _plots(dial: Dial) -> str:
-    trained = dial.trained
-    by_cost = sorted((point.flops_per_byte, point.bits_per_byte) for point in dial.points)
-    by_theta = [(point.theta, point.bytes_per_patch) for point in dial.points]
+def _plots(sweep: ThresholdSweep) -> str:
+    trained = sweep.trained
+    by_cost = sorted((point.flops_per_byte, point.bits_per_byte) for point in sweep.points)
+    by_theta = [(point.theta, point.bytes_per_patch) for point in sweep.points]
     marks = [Mark(trained.theta, "the threshold that the model was trained with", "threshold of training")]
     quality = chart(
-        "Quality and cost over the dial",
+        "Quality and cost over the sweep",
         "bits per byte",
         "useful FLOPs of a forward pass a byte, entropy model left out",
         [
@@ -103,12 +103,12 @@ def _plots(dial: Dial) -> str:
     return quality + size
 
 
-# ---- The plots of a laboratory's page. Pure.
+# ---- The plots of an experiment's page. Pure.
 
 
 AXES = {
     "useful_flops": ("Bits per byte over training FLOPs", "useful FLOPs of training, entropy model left out"),
-    "bytes": ("Bits per byte over bytes", "bytes of text learnt"),
+    "bytes": ("Bits per byte over bytes", "bytes of text trained on"),
     "seconds": ("Bits per byte over time", "seconds of training"),
 }
 MEANINGS = {
@@ -174,13 +174,13 @@ FOREST_WORDS = (
 )
 
 
-def is_laboratory(folder: Path) -> bool:
+def is_experiment(folder: Path) -> bool:
     """Whether a folder has a record that a page can be made of."""
-    return any((folder / name).exists() for name in (RESULTS_NAME, SCALING_NAME, DIAL_NAME))
+    return any((folder / name).exists() for name in (RESULTS_NAME, SCALING_NAME, SWEEP_NAME))
 
 
 def write_report(folder: Path) -> Path:
-    """Write a laboratory's page and CSV files into its folder; the page's path.
+    """Write an experiment's page and CSV files into its folder; the page's path.
 
     Raises ConfigError when a record cannot be read, OSError.
     """
@@ -189,9 +189,9 @@ def write_report(folder: Path) -> Path:
     return write_page(Output(folder / REPORT_NAME, PAGE), [folder], [])
 
 
-def write_page(out: Output, laboratories: Sequence[Path], runs: Sequence[History]) -> Path:
-    """Write one page of laboratories and runs; its path. Raises ConfigError when a record cannot be read, OSError."""
-    parts = [part for folder in laboratories for part in folder_content(folder)]
+def write_page(out: Output, experiments: Sequence[Path], runs: Sequence[History]) -> Path:
+    """Write one page of experiments and runs; its path. Raises ConfigError when a record cannot be read, OSError."""
+    parts = [part for folder in experiments for part in folder_content(folder)]
     if runs:
         parts.append((", ".join(short_names([run.folder for run in runs])), runs_content(runs)))
     out.write(drawn_page(", ".join(title for title, _ in parts), "".join(markup for _, markup in parts)))
@@ -199,7 +199,7 @@ def write_page(out: Output, laboratories: Sequence[Path], runs: Sequence[History
 
 
 def folder_content(folder: Path) -> Iterator[tuple[str, str]]:
-    """Title and markup of each record in a laboratory's folder. Raises ConfigError when one cannot be read."""
+    """Title and markup of each record in an experiment's folder. Raises ConfigError when one cannot be read."""
     if (folder / RESULTS_NAME).exists():
         results = load_results(folder)
         picture, samples = kept_picture(results, folder), load_samples(folder)
@@ -207,9 +207,9 @@ def folder_content(folder: Path) -> Iterator[tuple[str, str]]:
     if (folder / SCALING_NAME).exists():
         scaling = load_scaling(folder)
         yield scaling.title, scaling_content(scaling, recorded(folder / SCALING_NAME))
-    if (folder / DIAL_NAME).exists():
-        dial = load_dial(folder / DIAL_NAME)
-        yield f"dial of {dial.model}", dial_section(dial)
+    if (folder / SWEEP_NAME).exists():
+        sweep = load_sweep(folder / SWEEP_NAME)
+        yield f"sweep of {sweep.model}", sweep_section(sweep)
 
 
 def recorded(file: Path) -> str:

@@ -1,4 +1,4 @@
-"""One text of the validation split as each system of a laboratory cuts it; from its datasets, no model is run.
+"""One text of the validation split as each system of an experiment cuts it; from its datasets, no model is run.
 
 FOLDER/patches.json keeps it, so that a page can be made where the datasets are not.
 """
@@ -91,7 +91,7 @@ def datasets_of(results: Results, folder: Path) -> dict[str, Dataset]:
 
 
 def _data_path(run: Path) -> Path | None:
-    """Where the data of a run lie, also when the laboratory was moved as a whole; None when they are not there."""
+    """Where the data of a run lie, also when the experiment was moved as a whole; None when they are not there."""
     try:
         config = read_json(run / RESOLVED_NAME)
         data, out = Path(config["data"]["path"]), config["run"]["out"]
@@ -104,7 +104,7 @@ def _data_path(run: Path) -> Path | None:
 
 
 def kept_picture(results: Results, folder: Path) -> Picture | None:
-    """The picture of a laboratory: made of its datasets if they are there, else the one that was kept.
+    """The picture of an experiment: made of its datasets if they are there, else the one that was kept.
 
     Raises ConfigError when what was kept cannot be read, OSError.
     """

@@ -1,4 +1,4 @@
-"""What each system of a laboratory writes on from one prompt. FOLDER/samples.json keeps it: pages need no model."""
+"""What each system of an experiment writes on from one prompt. FOLDER/samples.json keeps it: pages need no model."""
 
 from pathlib import Path
 

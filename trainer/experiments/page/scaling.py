@@ -143,7 +143,15 @@ def _optima(profiles: Sequence[IsoFlop]) -> str:
         for one in profiles
         if (best := one.optimum) is not None
     ]
-    heads = ["best size", "budget", "bits/byte", "FLOP/byte", "parameters", "bytes learnt", "inside the sizes tried"]
+    heads = [
+        "best size",
+        "budget",
+        "bits/byte",
+        "FLOP/byte",
+        "parameters",
+        "bytes trained on",
+        "inside the sizes tried",
+    ]
     return table(heads, lines, "The best size of each family at each budget") if lines else ""
 
 

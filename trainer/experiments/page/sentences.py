@@ -1,4 +1,4 @@
-"""What a laboratory found, in sentences. Pure."""
+"""What an experiment found, in sentences. Pure."""
 
 from collections.abc import Sequence
 from typing import get_args

@@ -1,4 +1,4 @@
-"""The tables of a laboratory's page, as markup. Pure."""
+"""The tables of an experiment's page, as markup. Pure."""
 
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -42,9 +42,9 @@ COLUMNS: tuple[Column, ...] = (
     ("patches/token", "For each BPE token of the same text.", lambda of: _optional(of.patches_per_token, ".2f")),
     ("parameters", "All of them.", lambda of: _quantity(of.parameters)),
     ("in tables", "Parameters that are looked up, never multiplied.", lambda of: _quantity(of.table_parameters)),
-    ("training FLOP", "Forward and backward over what was learnt.", lambda of: _quantity(of.useful_flops)),
-    ("entropy model, training", "Its FLOPs over the text learnt.", lambda of: _quantity(of.entropy_flops)),
-    ("bytes learnt", "Of text.", lambda of: _quantity(of.bytes)),
+    ("training FLOP", "Forward and backward over what was trained on.", lambda of: _quantity(of.useful_flops)),
+    ("entropy model, training", "Its FLOPs over the text trained on.", lambda of: _quantity(of.entropy_flops)),
+    ("bytes trained on", "Of text.", lambda of: _quantity(of.bytes)),
     ("passes", "Over the training split.", lambda of: f"{of.passes:.2f}"),
     ("time", "Of training, without start and validations.", lambda of: clock(of.seconds)),
 )

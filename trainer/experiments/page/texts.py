@@ -1,4 +1,4 @@
-"""Texts on a laboratory's page: how systems cut one, and what they write. Pure."""
+"""Texts on an experiment's page: how systems cut one, and what they write. Pure."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence

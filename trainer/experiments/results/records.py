@@ -43,7 +43,7 @@ def save_score(score: Score, folder: Path) -> None:
     keep(score, folder / SCORE_NAME)
 
 
-def cell_of(laboratory: Path, run: Path, table: Table, system: str, seed: int) -> Cell:
+def cell_of(experiment: Path, run: Path, table: Table, system: str, seed: int) -> Cell:
     """The cell of a run that is trained and scored. Raises ConfigError when it is not."""
     score, history = load_score(run), load_history(run)
     if score is None:
@@ -55,7 +55,7 @@ def cell_of(laboratory: Path, run: Path, table: Table, system: str, seed: int) -
         table=table,
         system=system,
         seed=seed,
-        run=run.relative_to(laboratory),
+        run=run.relative_to(experiment),
         steps=last.step,
         bytes=last.bytes,
         passes=last.bytes / train,

@@ -1,4 +1,4 @@
-"""What a laboratory found, as one file: systems, cells (one run each), and what pairs of systems say. Free of torch.
+"""What an experiment found, as one file: systems, cells (one run each), and what pairs of systems say. Free of torch.
 
 FOLDER/results.json is the record; tables, pictures and pages are made from it alone.
 """
@@ -14,7 +14,7 @@ from shared.shards.manifest import Count
 
 RESULTS_NAME = "results.json"
 Table = Literal["flops", "bytes"]
-"""What all cells of a table have alike: useful training FLOPs, or bytes of text learnt."""
+"""What all cells of a table have alike: useful training FLOPs, or bytes of text trained on."""
 Family = Literal["bytes", "megabyte", "spacebyte", "bpe", "blt"]
 """What a system is made of."""
 
@@ -38,7 +38,7 @@ class Point(Settings):
 
     step: Count
     bytes: Count
-    """Of text learnt until then."""
+    """Of text trained on until then."""
     useful_flops: Figure
     """Of training until then, the entropy model's left out."""
     seconds: Figure
@@ -53,19 +53,19 @@ class Cell(Settings):
     system: str
     seed: Count
     run: PathInside
-    """The run's folder, relative to the laboratory's."""
+    """The run's folder, relative to the experiment's."""
     parameters: Count
     table_parameters: Count
     """Those of n-gram tables among them: looked up, never multiplied."""
     steps: Count
     bytes: Count
-    """Of text learnt."""
+    """Of text trained on."""
     passes: Figure
     """The same over the text of the training split."""
     useful_flops: Figure
-    """Of forward and backward over what documents ask for, counted from the packs that were learnt."""
+    """Of forward and backward over what documents ask for, counted from the packs that were trained on."""
     entropy_flops: Figure
-    """Of the entropy model's forward passes over the text learnt: what finding its patches costs. 0 without one."""
+    """Of the entropy model's forward passes over the text trained on: what finding its patches costs. 0 without one."""
     seconds: Figure
     """Of training, without start and validations."""
     bits_per_byte: Figure
@@ -118,7 +118,7 @@ class Tokenizer(Settings):
 
 
 class Results(Settings):
-    """Everything that a laboratory found."""
+    """Everything that an experiment found."""
 
     title: str
     corpus: str
@@ -153,7 +153,7 @@ class Results(Settings):
 
 
 def load_results(folder: Path) -> Results:
-    """The results in a laboratory's folder. Raises ConfigError when there are none, or not such ones."""
+    """The results in an experiment's folder. Raises ConfigError when there are none, or not such ones."""
     return expected(folder / RESULTS_NAME, Results, "make compare")
 
 

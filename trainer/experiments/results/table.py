@@ -30,9 +30,9 @@ class Row:
     useful_flops: float
     """Of training."""
     entropy_flops: float
-    """Of the entropy model over the text learnt."""
+    """Of the entropy model over the text trained on."""
     bytes: float
-    """Of text learnt."""
+    """Of text trained on."""
     passes: float
     seconds: float
     """Of training."""

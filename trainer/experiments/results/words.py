@@ -8,7 +8,7 @@ from trainer.experiments.results.statistics import FEW_DOCUMENTS
 from trainer.experiments.results.table import Row, budget_spread, cells_of, rows
 from trainer.terminal import clock, quantity
 
-TITLES: dict[Table, str] = {"flops": "at equal useful training FLOPs", "bytes": "at equal bytes of text learnt"}
+TITLES: dict[Table, str] = {"flops": "at equal useful training FLOPs", "bytes": "at equal bytes of text trained on"}
 
 
 def in_words(results: Results) -> str:

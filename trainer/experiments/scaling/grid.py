@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 from shared.errors import ConfigError
 from shared.io.config import read_toml
 from shared.settings import Settings, first_problem
-from trainer.experiments.systems import Laboratory, SystemRecipe, Values, overlaid
+from trainer.experiments.systems import Experiment, SystemRecipe, Values, overlaid
 
 GRID_FILE = Path(__file__).with_name("scaling.toml")
 
@@ -122,24 +122,24 @@ def _checked(values: Values, name: str) -> Grid:
         raise ConfigError(f"{name}: {first_problem(error)}") from None
 
 
-def sized(laboratory: Laboratory, grid: Grid) -> Laboratory:
-    """The systems of a laboratory and, like them, each size of each family of the grid, named as `Place.system` says.
+def sized(experiment: Experiment, grid: Grid) -> Experiment:
+    """The systems of an experiment and, like them, each size of each family of the grid, named as `Place.system` says.
 
     Raises ConfigError for a system that is not there.
     """
-    systems = dict(laboratory.systems)
+    systems = dict(experiment.systems)
     for family, own in grid.families.items():
-        system = laboratory.systems.get(own.system)
+        system = experiment.systems.get(own.system)
         if system is None:
-            known = ", ".join(laboratory.systems)
+            known = ", ".join(experiment.systems)
             raise ConfigError(f"families.{family}.system: there is no system {own.system!r}; there is {known}")
         for size, over in own.sizes.items():
             systems[f"{family}-{size}"] = SystemRecipe(
                 family=system.family,
                 description=f"{system.description.rstrip('.')}: size {size}.",
-                cutting=system.cutting,
+                patching=system.patching,
                 like=own.system,
                 model=over.model,
                 optimizer=over.optimizer,
             )
-    return laboratory.model_copy(update={"systems": systems, "recipe": overlaid(laboratory.recipe, grid.recipe)})
+    return experiment.model_copy(update={"systems": systems, "recipe": overlaid(experiment.recipe, grid.recipe)})

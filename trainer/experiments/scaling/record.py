@@ -68,7 +68,7 @@ class Optimum(Settings):
     parameters: float
     """Without those of tables, between the sizes tried as a power of the FLOPs a byte; bytes likewise."""
     bytes: float
-    """Of text learnt."""
+    """Of text trained on."""
     inside: float | None
     """Share of the bootstrap's minima that are inside the sizes tried; None where there is no bootstrap."""
 
@@ -137,7 +137,7 @@ class Crossover(Settings):
 class JointFit(Settings):
     """L(N, D) = E + A N^-a + B D^-b through all runs of a family (Hoffmann et al. 2022, arXiv 2203.15556, section 3.3).
 
-    N are parameters without those of tables, D bytes of text learnt.
+    N are parameters without those of tables, D bytes of text trained on.
     """
 
     family: str

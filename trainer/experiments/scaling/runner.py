@@ -17,7 +17,7 @@ from trainer.experiments.runs import Run, run_all
 from trainer.experiments.scaling.grid import Grid, Place, sized
 from trainer.experiments.scaling.record import SCALING_NAME, GridCell, Scaling, load_scaling, save_scaling
 from trainer.experiments.scaling.study import study
-from trainer.experiments.systems import Laboratory
+from trainer.experiments.systems import Experiment
 from trainer.settings import RunSettings, TrainSettings
 from trainer.terminal import Progress, clock, quantity
 
@@ -31,7 +31,7 @@ take."""
 class ScalingRequest:
     """What is asked for."""
 
-    laboratory: Laboratory
+    experiment: Experiment
     grid: Grid
     corpus: Corpus
     out: Path
@@ -56,12 +56,12 @@ def scale(request: ScalingRequest, line: Progress) -> tuple[Scaling, list[str]]:
     The record is written after every cell. Raises ConfigError, DatasetError, TrainingError.
     """
     grid, out, jobs = request.grid, request.out, request.jobs
-    laboratory = sized(request.laboratory, grid)
-    check_budget(min(grid.budgets), (laboratory.draft(place.system) for place in grid.places()))
-    line.say(announced(grid, laboratory, jobs))
-    cuttings = [laboratory.systems[place.system].cutting for place in grid.places()]
-    data = prepare(laboratory, cuttings, request.corpus, out, jobs, request.executor, line)
-    planned = plan(grid, laboratory, data, out)
+    experiment = sized(request.experiment, grid)
+    check_budget(min(grid.budgets), (experiment.draft(place.system) for place in grid.places()))
+    line.say(announced(grid, experiment, jobs))
+    patchings = [experiment.systems[place.system].patching for place in grid.places()]
+    data = prepare(experiment, patchings, request.corpus, out, jobs, request.executor, line)
+    planned = plan(grid, experiment, data, out)
     found = _opened(request)
     line.say(f"== {len(planned)} runs -> {out / 'cells' / 'scaling'}")
     by_run = {id(one.run): one.place for one in planned}
@@ -78,7 +78,7 @@ def scale(request: ScalingRequest, line: Progress) -> tuple[Scaling, list[str]]:
     return found, list(failed)
 
 
-def announced(grid: Grid, laboratory: Laboratory, jobs: int) -> str:
+def announced(grid: Grid, experiment: Experiment, jobs: int) -> str:
     """What all of it will take, in words, before anything is done. torch is imported here."""
     from trainer.distributed.world import choose_device
     from trainer.metrics.peak import listed_peak
@@ -86,7 +86,7 @@ def announced(grid: Grid, laboratory: Laboratory, jobs: int) -> str:
     cells = list(grid.places())
     total = sum(place.budget for place in cells)
     words = f"{len(cells)} runs of {len(grid.families)} families, {quantity(total)}FLOP of training"
-    settings = RunSettings.model_validate({"out": "nowhere", "steps": 1} | laboratory.recipe.get("run", {}))
+    settings = RunSettings.model_validate({"out": "nowhere", "steps": 1} | experiment.recipe.get("run", {}))
     peak = listed_peak(choose_device(settings), settings.dtype)
     if peak is None:  # the bar says how long, once a run has shown it
         return f"{words}, {jobs} runs at a time"
@@ -94,14 +94,14 @@ def announced(grid: Grid, laboratory: Laboratory, jobs: int) -> str:
     return f"{words}: about {clock(seconds)} at {UTILISATION:.0%} of this device's peak, {jobs} runs at a time"
 
 
-def plan(grid: Grid, laboratory: Laboratory, data: dict[str, Path], out: Path) -> list[PlannedPlace]:
+def plan(grid: Grid, experiment: Experiment, data: dict[str, Path], out: Path) -> list[PlannedPlace]:
     """The runs within their budgets, the small budgets first. Raises ConfigError, DatasetError."""
     planned = []
     for place in grid.places():
-        folder, text = out / "cells" / place.name, data[laboratory.systems[place.system].cutting]
-        draft = laboratory.recipe_of(place.system, text, folder, place.seed, 1, 1)
+        folder, text = out / "cells" / place.name, data[experiment.systems[place.system].patching]
+        draft = experiment.recipe_of(place.system, text, folder, place.seed, 1, 1)
         spent = steps_within(check_recipe(draft, TrainSettings, Path(place.system)), place.budget, "flops")
-        recipe = laboratory.recipe_of(place.system, text, folder, place.seed, spent.steps, 1)
+        recipe = experiment.recipe_of(place.system, text, folder, place.seed, spent.steps, 1)
         planned.append(PlannedPlace(place, Run(place.name, recipe), spent.flops))
     return planned
 
@@ -135,7 +135,7 @@ def _opened(request: ScalingRequest) -> Scaling:
     return Scaling(
         title=f"{len(families)} families, {len(budgets)} budgets from {budgets[0]:.3g} to {budgets[-1]:.3g} FLOPs",
         corpus=request.corpus.in_words,
-        machine=machine(request.laboratory.recipe, request.jobs),
+        machine=machine(request.experiment.recipe, request.jobs),
         train_bytes=train,
         validation_bytes=validation,
         budgets=tuple(budgets),

@@ -80,7 +80,7 @@ def optima(found: Sequence[IsoFlop]) -> str:
                 inside,
             ]
         )
-    head = ["best size", "FLOPs", "bits per byte", "MFLOP/byte", "parameters", "MB learnt", "in grid"]
+    head = ["best size", "FLOPs", "bits per byte", "MFLOP/byte", "parameters", "MB trained on", "in grid"]
     return "\n".join([*([_table(head, rows)] if rows else []), *refused])
 
 

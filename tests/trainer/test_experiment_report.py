@@ -1,4 +1,4 @@
-"""The page of a laboratory: whole, half done, of hostile words; quiet and in one column in headless Chromium."""
+"""The page of an experiment: whole, half done, of hostile words; quiet and in one column in headless Chromium."""
 
 import re
 from dataclasses import replace
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from browser import Browser
-from laboratories import SYSTEMS, made_up_results
+from experiments import SYSTEMS, made_up_results
 from scaling_examples import grid_cells, made_up, power
 
 from shared.errors import ConfigError
@@ -15,7 +15,7 @@ from shared.io.files import Output
 from shared.patching.settings import PatchingSettings
 from trainer.__main__ import main as command
 from trainer.drawing.forest import Difference, common_axis, forest
-from trainer.evaluation.threshold_sweep_record import DIAL, DIAL_NAME, Dial, DialPoint, save_dial
+from trainer.evaluation.threshold_sweep_record import SWEEP, SWEEP_NAME, SweepPoint, ThresholdSweep, save_sweep
 from trainer.experiments.page.page import content, unbeaten, write_report
 from trainer.experiments.page.scaling import scaling_content
 from trainer.experiments.page.sentences import findings, warnings
@@ -152,9 +152,9 @@ def test_a_study_shows_predictions_apart_from_what_was_measured() -> None:
     assert "no optimum at one budget" in unfinished
 
 
-def test_a_dial_marks_the_threshold_that_was_learnt_with(tmp_path: Path) -> None:
+def test_a_sweep_marks_the_threshold_of_training(tmp_path: Path) -> None:
     points = [
-        DialPoint(
+        SweepPoint(
             theta=2 + shift,
             shift=shift,
             trained=shift == 0,
@@ -164,7 +164,7 @@ def test_a_dial_marks_the_threshold_that_was_learnt_with(tmp_path: Path) -> None
         )
         for shift in (-0.5, 0.0, 0.5)
     ]
-    dial = Dial(
+    sweep = ThresholdSweep(
         model="<b>",
         sha256="0" * 64,
         data="data",
@@ -175,7 +175,7 @@ def test_a_dial_marks_the_threshold_that_was_learnt_with(tmp_path: Path) -> None
         entropy_flops_per_byte=3e5,
         points=tuple(points),
     )
-    save_dial(dial, Output(tmp_path / DIAL_NAME, DIAL))
+    save_sweep(sweep, Output(tmp_path / SWEEP_NAME, SWEEP))
     text = write_report(tmp_path).read_text()
     assert text.count("<figure>") == 2
     assert text.count("trained with</strong>") == 1

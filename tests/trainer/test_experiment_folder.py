@@ -1,4 +1,4 @@
-"""A laboratory takes a folder of its own, and nothing of anybody else's is touched."""
+"""An experiment takes a folder of its own, and nothing of anybody else's is touched."""
 
 import os
 from pathlib import Path

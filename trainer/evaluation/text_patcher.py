@@ -1,4 +1,4 @@
-"""Texts cut into patches as the data was that a model learnt on: the model's own rule, thresholds and entropy model."""
+"""Texts cut into patches as a model's training data was: by its own rule, thresholds and entropy model."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -11,7 +11,7 @@ from shared.bpe.encoder import SubwordEncoder
 from shared.bpe.folder import check_tokenizer
 from shared.errors import IdentityError
 from shared.model_folder.files import load_model
-from shared.model_folder.identity import PATCHER_FOLDER, TOKENIZER_FOLDER, model_sha256
+from shared.model_folder.identity import ENTROPY_MODEL_FOLDER, TOKENIZER_FOLDER, model_sha256
 from shared.models.entropy_model import EntropyModel
 from shared.models.scoring import Scorer
 from shared.patching import PatchingSettings
@@ -88,14 +88,16 @@ def open_scorer(folder: Path, identity: ModelIdentity, device: torch.device) -> 
 
     Raises ModelFileError, and IdentityError when it is not the one that found the patches.
     """
-    patcher = identity.patcher
-    assert patcher is not None, "a rule on entropy has an entropy model"
-    found = model_sha256(folder / PATCHER_FOLDER)
-    if found != patcher.sha256:
-        raise IdentityError(f"{folder / PATCHER_FOLDER} has sha256 {found}, the model learnt with {patcher.sha256}")
-    model = load_model(folder / PATCHER_FOLDER)
+    entropy_model = identity.entropy_model
+    assert entropy_model is not None, "a rule on entropy has an entropy model"
+    found = model_sha256(folder / ENTROPY_MODEL_FOLDER)
+    if found != entropy_model.sha256:
+        raise IdentityError(
+            f"{folder / ENTROPY_MODEL_FOLDER} has sha256 {found}, the model was trained with {entropy_model.sha256}"
+        )
+    model = load_model(folder / ENTROPY_MODEL_FOLDER)
     assert isinstance(model, EntropyModel)
-    return Scorer(model, patcher.numerics.stream_length, patcher.numerics.dtype, device)
+    return Scorer(model, entropy_model.numerics.stream_length, entropy_model.numerics.dtype, device)
 
 
 def stretches_of(documents: Sequence[np.ndarray], tokens: int) -> Iterator[tuple[int, int]]:

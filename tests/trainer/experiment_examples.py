@@ -1,4 +1,4 @@
-"""A laboratory as a comparison leaves it, with made-up figures: ten systems, two seeds, two tables."""
+"""An experiment as a comparison leaves it, with made-up figures: ten systems, two seeds, two tables."""
 
 import math
 from pathlib import Path
@@ -60,8 +60,8 @@ def made_up_results(seeds: int = 2, tables: tuple[str, ...] = ("flops", "bytes")
 def _cell(table: Any, system: tuple[Any, ...], number: int, seed: int) -> Cell:
     name, _, _, _, bits, flops, entropy_flops, patch = system
     bits += (0.012 * math.sin(7 * seed + number)) + (0.05 if table == "bytes" else 0.0)
-    learnt = 1_500_000 if table == "bytes" else round(BUDGET / (3 * flops))
-    spent = 3.0 * flops * learnt
+    trained = 1_500_000 if table == "bytes" else round(BUDGET / (3 * flops))
+    spent = 3.0 * flops * trained
     seconds = spent / (2.4e10 + 2e9 * math.cos(number))
     steps = [share / 5 for share in range(1, 6)]
     return Cell(
@@ -72,10 +72,10 @@ def _cell(table: Any, system: tuple[Any, ...], number: int, seed: int) -> Cell:
         parameters=6_400_000 - 100_000 * number,
         table_parameters=3_145_728 if name.startswith("blt") and "no-ngrams" not in name else 0,
         steps=400,
-        bytes=learnt,
-        passes=learnt / 3_830_112,
+        bytes=trained,
+        passes=trained / 3_830_112,
         useful_flops=spent,
-        entropy_flops=entropy_flops * learnt,
+        entropy_flops=entropy_flops * trained,
         seconds=seconds,
         bits_per_byte=bits,
         bits_by_subset={subset: bits + more for subset, more in SUBSETS.items()},
@@ -86,7 +86,7 @@ def _cell(table: Any, system: tuple[Any, ...], number: int, seed: int) -> Cell:
         curve=tuple(
             Point(
                 step=round(400 * share),
-                bytes=round(learnt * share),
+                bytes=round(trained * share),
                 useful_flops=spent * share,
                 seconds=seconds * share,
                 bits_per_byte=bits * share**-0.18,

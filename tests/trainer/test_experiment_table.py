@@ -1,11 +1,11 @@
-"""Figures of a laboratory as tables and CSV: what a mean is over, and that nothing is lost on the way to a file."""
+"""Figures of an experiment as tables and CSV: what a mean is over, and that nothing is lost on the way to a file."""
 
 import csv
 from pathlib import Path
 from statistics import fmean
 
 import pytest
-from laboratories import SYSTEMS, made_up_results
+from experiments import SYSTEMS, made_up_results
 
 from shared.errors import ConfigError
 from trainer.experiments.page.csv_files import write_csv

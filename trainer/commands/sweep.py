@@ -1,4 +1,4 @@
-"""`python -m trainer dial`: one model with its patching threshold shifted, quality against cost."""
+"""`python -m trainer sweep`: one model with its patching threshold shifted, quality against cost."""
 
 import argparse
 from pathlib import Path
@@ -18,16 +18,16 @@ from trainer.commands.running import (
     set_threads,
 )
 from trainer.data.splits import VALIDATION_SPLIT
-from trainer.evaluation.threshold_sweep_record import DIAL, DIAL_NAME, Dial, save_dial
+from trainer.evaluation.threshold_sweep_record import SWEEP, SWEEP_NAME, ThresholdSweep, save_sweep
 from trainer.provenance.checkpoint_folders import is_complete
 from trainer.terminal import Progress
 
 if TYPE_CHECKING:
-    from trainer.evaluation.threshold_sweep import Dialled
+    from trainer.evaluation.threshold_sweep import ThresholdSweeper
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of dial."""
+    """The command line of sweep."""
     add_model(parser)
     parser.add_argument(
         "dataset", type=Path, help="a dataset, however it is patched, or the folder that holds train/ and validation/"
@@ -45,31 +45,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default %(default)s")
     add_running(parser)
     add_as(parser)
-    parser.add_argument("--out", type=Path, metavar="FILE", help=f"the figures (default {DIAL_NAME} in the run)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help=f"the figures (default {SWEEP_NAME} in the run)")
     add_overwrite(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the table and write the file; returns the exit code."""
-    out = output_of(arguments, "out", DIAL, run_of(arguments.model) / DIAL_NAME)
+    out = output_of(arguments, "out", SWEEP, run_of(arguments.model) / SWEEP_NAME)
     dataset = open_dataset(split_folder(arguments.dataset, VALIDATION_SPLIT))
 
     check_running(arguments)
     device = device_named(arguments.device)
 
-    from trainer.evaluation.threshold_sweep import Dialled
+    from trainer.evaluation.threshold_sweep import ThresholdSweeper
 
     progress = Progress(False, every_seconds=10)
     with opened_model(arguments.model) as model:
         set_threads(model, arguments.threads)
-        dialled = Dialled(model, dataset, device, arguments.dtype, arguments.tokens, arguments.as_name)
-        shifts = wanted_shifts(arguments, dialled)
+        sweeper = ThresholdSweeper(model, dataset, device, arguments.dtype, arguments.tokens, arguments.as_name)
+        shifts = wanted_shifts(arguments, sweeper)
         count = len({*shifts, 0.0})
-        dial = dialled.turn(shifts, lambda done: progress.show(done / count, f"threshold {done} of {count}"))
-        dial = dial.model_copy(update={"model": str(arguments.model)})
-    progress.say(f"{dial.documents:,} documents of {dial.bytes:,} bytes, scored {count} times")
-    print(table(dial))
-    save_dial(dial, out)
+        sweep = sweeper.sweep(shifts, lambda done: progress.show(done / count, f"threshold {done} of {count}"))
+        sweep = sweep.model_copy(update={"model": str(arguments.model)})
+    progress.say(f"{sweep.documents:,} documents of {sweep.bytes:,} bytes, scored {count} times")
+    print(table(sweep))
+    save_sweep(sweep, out)
     print(out.path)
     return 0
 
@@ -83,18 +83,18 @@ def run_of(path: Path) -> Path:
     return path.parent if path.resolve().name == MODEL_FOLDER else path
 
 
-def wanted_shifts(arguments: argparse.Namespace, dialled: "Dialled") -> list[float]:
+def wanted_shifts(arguments: argparse.Namespace, sweeper: "ThresholdSweeper") -> list[float]:
     """Nats, as the command line has them. Raises ConfigError for thresholds of a model that has several."""
     if arguments.shifts:
         return arguments.shifts
     if not arguments.theta:
-        return dialled.shifts()
-    if dialled.patching.thetas:
+        return sweeper.shifts()
+    if sweeper.patching.thetas:
         raise ConfigError("thresholds of this model differ by subset: shift all of them with --shifts")
-    return [theta - dialled.theta for theta in arguments.theta]
+    return [theta - sweeper.theta for theta in arguments.theta]
 
 
-def table(dial: Dial) -> str:
+def table(sweep: ThresholdSweep) -> str:
     """A line a threshold: its place, mean patch size, bits per byte, and FLOPs a byte; the trained one is marked."""
     heads = ["theta", "shift", "bytes/patch", "bits/byte", "MFLOP/byte", "with entropy model"]
     lines = [
@@ -104,12 +104,12 @@ def table(dial: Dial) -> str:
             f"{point.bytes_per_patch:.2f}",
             f"{point.bits_per_byte:.4f}",
             f"{point.flops_per_byte / 1e6:.3f}",
-            f"{(point.flops_per_byte + dial.entropy_flops_per_byte) / 1e6:.3f}",
+            f"{(point.flops_per_byte + sweep.entropy_flops_per_byte) / 1e6:.3f}",
         ]
-        for point in dial.points
+        for point in sweep.points
     ]
     widths = [max(len(line[column]) for line in [heads, *lines]) for column in range(len(heads))]
-    marks = ["", *("  <- trained" * point.trained for point in dial.points)]
+    marks = ["", *("  <- trained" * point.trained for point in sweep.points)]
     return "\n".join(
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths)) + mark
         for line, mark in zip([heads, *lines], marks)

@@ -1,4 +1,4 @@
-"""Texts on a laboratory's page: patches as datasets have them, samples of models, both kept without either."""
+"""Texts on an experiment's page: patches as datasets have them, samples of models, both kept without either."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from browser import Browser
-from laboratories import made_up_results
+from experiments import made_up_results
 from model_folders import model_folder
 from tiny_runs import NONE, STATIC, tiny_data
 
@@ -26,7 +26,7 @@ from trainer.experiments.results.results import Results, save_results
 SPACE = PatchingSettings(rule="space", max_length=64)
 
 
-def laboratory(folder: Path) -> Results:
+def experiment(folder: Path) -> Results:
     """A folder with results of three systems and their data."""
     whole = made_up_results(seeds=1, tables=("flops",))
     names = {"bytes": NONE, "megabyte": STATIC, "blt-space": SPACE}
@@ -34,7 +34,7 @@ def laboratory(folder: Path) -> Results:
     for cell in cells:
         data = tiny_data(folder / "data" / cell.system, names[cell.system])
         (folder / cell.run).mkdir(parents=True)
-        # As written where the laboratory was before it was moved here.
+        # As written where the experiment was before it was moved here.
         config = {"run": {"out": f"/elsewhere/{cell.run}"}, "data": {"path": f"/elsewhere/{data.relative_to(folder)}"}}
         (folder / cell.run / "config.json").write_text(json.dumps(config))
     results = whole.model_copy(update={"cells": cells, "systems": tuple(s for s in whole.systems if s.name in names)})
@@ -47,7 +47,7 @@ def patches(markup: str) -> list[str]:
 
 
 def test_the_picture_is_what_the_datasets_have(tmp_path: Path) -> None:
-    results = laboratory(tmp_path)
+    results = experiment(tmp_path)
     picture = kept_picture(results, tmp_path)
     assert picture is not None
     assert [cut.system for cut in picture.cuts] == ["megabyte", "blt-space"]
@@ -110,7 +110,7 @@ def test_prompts_end_with_a_whole_word() -> None:
 
 
 def test_samples_are_written_on_demand_and_kept(browser: Browser, tmp_path: Path) -> None:
-    laboratory(tmp_path)
+    experiment(tmp_path)
     model_folder(tmp_path / "cells/flops/blt-space/seed-0/model", SPACE, None)
     assert load_samples(tmp_path) is None
     assert command(["report", str(tmp_path), "--samples"]) == 0
