@@ -4,9 +4,9 @@ import os
 from collections.abc import Iterator
 
 import pytest
-import surroundings
 import torch
-from browser import Browser, chromium
+from helpers import surroundings
+from helpers.browser import Browser, chromium
 from hypothesis import settings
 
 surroundings.normalise()

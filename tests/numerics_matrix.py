@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from surroundings import workers
+from helpers.surroundings import workers
 
 PROCESSORS: dict[str, dict[str, str]] = {
     "this processor": {},

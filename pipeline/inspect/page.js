@@ -126,11 +126,11 @@ function fillCutting() {
   showCutting();
 }
 
-/** The document to begin with: of those drawn at random the one of middling entropy. */
+/** The document to begin with: of those sampled at random the one of middling entropy. */
 function representative() {
-  const drawn = opened.map((_, number) => number).filter((number) => opened[number].group.startsWith("drawn"));
-  drawn.sort((a, b) => (opened[a].mean ?? 0) - (opened[b].mean ?? 0));
-  return drawn[drawn.length >> 1] ?? 0;
+  const sampled = opened.map((_, number) => number).filter((number) => opened[number].group.startsWith("sampled"));
+  sampled.sort((a, b) => (opened[a].mean ?? 0) - (opened[b].mean ?? 0));
+  return sampled[sampled.length >> 1] ?? 0;
 }
 
 /** The rule, if it is one on entropies, and thresholds that the controls begin with: those of the subset in view. */

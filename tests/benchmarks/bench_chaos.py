@@ -20,10 +20,10 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline"))
-from chaos import Chaos, killed, processes, the_driver
-from pipeline_helpers import command, counts, shard_hashes
-from ray_helpers import RAY, Head, ray_head
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from helpers.chaos import Chaos, killed, processes, the_driver
+from helpers.pipeline_helpers import command, counts, shard_hashes
+from helpers.ray_helpers import RAY, Head, ray_head
 
 from shared.model_folder.files import build_model, save_model
 from shared.model_settings import EntropyModelSettings

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "trainer"))
-from drill import Drill, drill_recipe, quiet_run, weights
-from tiny_runs import STATIC, losses, tiny_data, tiny_settings
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from helpers.drill import Drill, drill_recipe, quiet_run, weights
+from helpers.tiny_runs import STATIC, losses, tiny_data, tiny_settings
 
 from trainer.checkpoints.initial_weights import build_model
 from trainer.checkpoints.state import TrainState

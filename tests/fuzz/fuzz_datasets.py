@@ -11,9 +11,9 @@ from typing import Any
 import mutations as m
 import pyarrow as pa
 import pyarrow.parquet as pq
-from dataset_examples import STATIC, document, in_two_parts, save_dataset
 from fuzz_common import LARGEST, Action, Mutation, refit, run
-from model_folders import entropy_folder
+from helpers.dataset_examples import STATIC, document, in_two_parts, save_dataset
+from helpers.model_folders import entropy_folder
 
 from pipeline.__main__ import main as pipeline
 from shared.io.identity import file_sha256
@@ -259,7 +259,7 @@ def spoil_meta(rng: random.Random, path: Path) -> str:
 
 
 def made_tokenizer(folder: Path) -> None:
-    from subword_examples import train_tokenizer
+    from helpers.subword_examples import train_tokenizer
 
     train_tokenizer(folder / "d", folder / "t", 300)
 

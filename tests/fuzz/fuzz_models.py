@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 from fuzz_common import run
-from model_folders import entropy_folder, entropy_model_folder, entropy_rule, model_folder
-from tiny_runs import STACK, tiny_recipe, toml
+from helpers.model_folders import entropy_folder, entropy_model_folder, entropy_rule, model_folder
+from helpers.tiny_runs import STACK, tiny_recipe, toml
 
 from pipeline.__main__ import main as pipeline
 from trainer.__main__ import main as trainer
@@ -71,8 +71,8 @@ def import_llama(folder: Path) -> int:
 
 def made_reference(folder: Path) -> None:
     """A folder in the layout of the released reference: safetensors, and a torch file."""
-    from interop_examples import random_settings
-    from test_interop_opening import reference_folder, uniform
+    from helpers.interop_examples import random_settings
+    from helpers.reference_folders import reference_folder, uniform
 
     reference_folder(folder / "hf", uniform(*random_settings(0)), 0)
 

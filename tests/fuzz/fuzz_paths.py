@@ -4,6 +4,6 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent.parent
-for place in (TESTS.parent, *(TESTS / name for name in ("shared", "pipeline", "trainer", "fuzz"))):
+for place in (TESTS.parent, TESTS, TESTS / "fuzz"):
     if str(place) not in sys.path:
         sys.path.append(str(place))

@@ -7,8 +7,8 @@ from typing import Any
 
 import mutations as m
 from fuzz_common import LARGEST, refit, run
-from tiny_runs import STATIC as SHORT
-from tiny_runs import tiny_data, tiny_recipe, toml
+from helpers.tiny_runs import STATIC as SHORT
+from helpers.tiny_runs import tiny_data, tiny_recipe, toml
 
 from shared.io.identity import file_sha256
 from trainer.__main__ import main as trainer
@@ -141,7 +141,7 @@ def plan_with_override(folder: Path) -> None:
 
 
 def made_experiment(folder: Path) -> None:
-    from experiments import made_up_results
+    from helpers.experiment_examples import made_up_results
 
     from trainer.experiments.results.results import save_results
 

@@ -78,7 +78,7 @@ class RunIdentity(Settings):
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if self.patching.needs_entropy and self.entropy_model is None:
-            raise ValueError(f"entropy model is null, and rule {self.patching.rule!r} needs an entropy model")
+            raise ValueError(f"entropy_model is null, and rule {self.patching.rule!r} needs an entropy model")
         return self
 
     @property

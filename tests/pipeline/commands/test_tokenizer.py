@@ -1,0 +1,171 @@
+"""The BPE baseline's data: a tokenizer of the training split alone, and datasets whose patches are its tokens."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.dataset_examples import change_manifest, reseal, set_value
+from helpers.dataset_examples import rewrite as rewrite_shard
+from helpers.pipeline_helpers import preprocess, write_jsonl
+from helpers.rewriting_examples import files, make_place, run, scored
+from tokenizers import Tokenizer
+
+from pipeline.records import Place, Record
+from pipeline.scoring.cut import Chunk, cut
+from shared.bpe.encoder import SubwordEncoder
+from shared.bpe.folder import TOKENIZER_FILE, load_making
+from shared.patching import PatchingSettings
+from shared.shards.dataset import Dataset
+from shared.shards.open import open_dataset
+
+VOCABULARY = 320
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A corpus with a tokenizer of its training split, unpatched, and scored with a sidecar."""
+    folder = make_place(tmp_path_factory.mktemp("tokenizer"))
+    options = ("--executor", "inline", "--validation-fraction", "0.3", "--split-bytes", "1500")
+    assert preprocess(folder / "a.jsonl", "--out", folder / "plain", "--rule", "none", *options) == 0
+    scored(folder, folder / "scored", "--rule", "entropy", "--theta", "2", "--sidecar", "float32")
+    assert run("tokenizer", folder / "plain", "--vocabulary", VOCABULARY, "--out", folder / "tokenizer") == 0
+    return folder
+
+
+def recut(place: Path, source: Path, out: Path) -> Path:
+    tokenizer = place / "tokenizer"
+    assert run("recut", source, "--rule", "bpe", "--tokenizer", tokenizer, "--out", out, "--workers", 1) == 0
+    return out
+
+
+def documents(dataset: Dataset) -> list[tuple[bytes, list[int]]]:
+    """Text and patch lengths of each document."""
+    found = []
+    for row in dataset.rows():
+        assert row.patch_lengths is not None
+        found.append((row.text, row.patch_lengths.tolist()))
+    return found
+
+
+@pytest.mark.parametrize("source", ["plain", "scored"])
+def test_patches_are_bos_the_tokens_and_eos(place, tmp_path, source: str, capsys) -> None:
+    out = recut(place, place / source, tmp_path / "out")
+    encoder = SubwordEncoder(place / "tokenizer")
+    for split in ("train", "validation"):
+        dataset = open_dataset(out / split)
+        for text, lengths in documents(dataset):
+            assert lengths == [1, *encoder.lengths(text).tolist(), 1]
+        made, patching = dataset.manifest.identity, dataset.manifest.identity.patching
+        assert (
+            made.patching.tokenizer
+            == load_making(dataset.tokenizer).identity
+            == load_making(place / "tokenizer").identity
+        )
+        assert patching.max_length == load_making(place / "tokenizer").longest
+        assert made.sidecar == ("none" if source == "plain" else "float32")
+    assert run("verify", out) == 0
+    assert "boundaries of" in capsys.readouterr().out
+    assert run("inspect", out) == 0
+    assert f"vocabulary {VOCABULARY}" in capsys.readouterr().out
+
+
+def test_tokens_are_the_same_from_any_source_and_survive_every_rewriting(place, tmp_path) -> None:
+    out = recut(place, place / "plain", tmp_path / "out")
+    found = sorted(documents(open_dataset(out / "train")))
+    assert sorted(documents(open_dataset(recut(place, place / "scored", tmp_path / "again") / "train"))) == found
+    assert run("convert", out, "--to", "webdataset", "--out", tmp_path / "tar", "--workers", 1) == 0
+    assert run("convert", tmp_path / "tar", "--to", "arrow", "--out", tmp_path / "back", "--workers", 1) == 0
+    assert files(tmp_path / "back") == files(out)
+    assert f"train/tokenizer/{TOKENIZER_FILE}" in files(out)
+    assert run("split", out, "--validation-fraction", 0.5, "--out", tmp_path / "split", "--workers", 1) == 0
+    assert run("verify", tmp_path / "split") == 0
+    space = tmp_path / "space"
+    assert run("recut", out, "--rule", "space", "--out", space, "--workers", 1) == 0
+    identity = open_dataset(space / "train").manifest.identity
+    assert (identity.patching.tokenizer, identity.patching.max_length) == (None, 512)
+    assert not (space / "train" / "tokenizer").exists()
+
+
+def test_the_tokenizer_sees_the_training_split_alone(place, tmp_path, capsys) -> None:
+    validation, out = place / "plain" / "validation", tmp_path / "out"
+    assert run("tokenizer", validation, "--vocabulary", VOCABULARY, "--out", out) == 2
+    assert "is a validation split; a tokenizer is trained on train alone" in capsys.readouterr().err
+    assert not out.exists()
+    # A word that only validation has, however often, is no token.
+    rare = [{"id": str(n), "text": "zyxwvu " * 50, "kind": "held"} for n in range(9)]
+    common = [{"id": str(n), "text": "abcdef " * 50, "kind": "seen"} for n in range(9, 19)]
+    write_jsonl(tmp_path / "both.jsonl", rare + common)
+    for name, records in (("train", common), ("validation", rare)):
+        write_jsonl(tmp_path / f"{name}.jsonl", records)
+        fraction = ("--validation-fraction", "1" if name == "validation" else "0", "--executor", "inline")
+        assert preprocess(tmp_path / f"{name}.jsonl", "--out", tmp_path / name, "--rule", "none", *fraction) == 0
+    both = tmp_path / "both"
+    both.mkdir()
+    for name in ("train", "validation"):
+        (tmp_path / name / name).rename(both / name)
+    assert run("tokenizer", both, "--vocabulary", 265, "--out", out) == 0
+    tokens = Tokenizer.from_file(str(out / TOKENIZER_FILE)).get_vocab()
+    assert [token for token in tokens if "abc" in token or "def" in token]
+    assert not [token for token in tokens if "zy" in token or "wv" in token]
+    assert load_making(out).trained_on == open_dataset(both / "train").fingerprint
+
+
+def test_what_is_done_is_current_and_what_does_not_fit_is_refused(place, tmp_path, capsys) -> None:
+    plain, tokenizer = place / "plain", place / "tokenizer"
+    assert run("tokenizer", plain, "--vocabulary", VOCABULARY, "--out", tokenizer) == 0
+    assert "nothing to do, all is current" in capsys.readouterr().out
+    for arguments, problem in (
+        (("tokenizer", plain, "--vocabulary", 300, "--out", tokenizer), "holds a tokenizer of 320 ids"),
+        (("tokenizer", plain, "--vocabulary", 260, "--out", tmp_path / "a"), "more than the 260 ids of bytes alone"),
+        (("tokenizer", plain, "--vocabulary", 99_999, "--out", tmp_path / "a"), "has pairs for"),
+        (("recut", plain, "--rule", "bpe", "--out", tmp_path / "b"), "--rule bpe and --tokenizer FOLDER go together"),
+        (("recut", plain, "--rule", "byte", "--tokenizer", tokenizer, "--out", tmp_path / "b"), "go together"),
+        (
+            ("recut", plain, "--rule", "bpe", "--tokenizer", plain, "--out", tmp_path / "b"),
+            "is not a tokenizer's folder: identity.json cannot be read",
+        ),
+        (
+            ("recut", plain, "--rule", "bpe", "--tokenizer", tokenizer, "--stride", 2, "--out", tmp_path / "b"),
+            "'bpe' does not take stride",
+        ),
+    ):
+        assert run(*arguments) == 2
+        assert problem in capsys.readouterr().err
+
+
+def test_verify_finds_boundaries_that_are_not_the_tokenizers(place, tmp_path, capsys) -> None:
+    out = recut(place, place / "plain", tmp_path / "out") / "train"
+    entry = open_dataset(out).manifest.shards[0]
+    row = next(iter(open_dataset(out).rows()))
+    assert row.patch_lengths is not None
+    lengths = row.patch_lengths.copy()
+    first = int(np.flatnonzero(np.diff(lengths[1:-1].astype(int)) != 0)[0]) + 1
+    lengths[first : first + 2] = lengths[first : first + 2][::-1]
+    rewrite_shard(out / entry.name, set_value("patch_lengths", 0, lengths.astype("<u2").tobytes()))
+    reseal(out / entry.name)
+    assert run("verify", out) == 1
+    assert "stored boundaries are not those of the rule" in capsys.readouterr().out
+    (out / "tokenizer" / TOKENIZER_FILE).write_text("{}")
+    assert run("verify", out) == 1
+    assert "is damaged: sha256" in capsys.readouterr().out
+
+
+def test_a_chat_dataset_is_refused(place, tmp_path, capsys) -> None:
+    named = tmp_path / "named"
+    assert run("recut", place / "plain" / "train", "--rule", "byte", "--out", named, "--workers", 1) == 0
+    change_manifest(named, lambda values: values["identity"].update(specials=("user", "end")))
+    assert run("recut", named, "--rule", "bpe", "--tokenizer", place / "tokenizer", "--out", tmp_path / "no") == 2
+    assert "cuts plain text only" in capsys.readouterr().err
+
+
+def test_a_document_of_several_rows_in_many_chunks_has_the_tokens_of_the_whole(place) -> None:
+    text = b"".join(b"line %d of a text that fills more than one row\n" % n for n in range(100)) + b"\xff" * 7
+    encoder, record = SubwordEncoder(place / "tokenizer"), Record(Place("x"), "x", "x", text)
+    chunks = [Chunk(record, text[at : at + 700], None, at + 700 >= len(text)) for at in range(0, len(text), 700)]
+    patching = PatchingSettings(rule="bpe", tokenizer=load_making(place / "tokenizer").identity)
+    parts = list(cut(chunks, patching, 1000, encoder))
+    assert [last for _, _, last in parts] == [False] * (len(parts) - 1) + [True]
+    assert len(parts) > 4
+    assert b"".join(row.text for _, row, _ in parts) == text
+    found = [length for _, row, _ in parts for length in ([] if row.patch_lengths is None else row.patch_lengths)]
+    assert found == [1, *encoder.lengths(text), 1]

@@ -1,0 +1,135 @@
+"""A thousand small files of every format, good and bad: each record has one status, each file is accounted for."""
+
+import io
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from helpers.fuzzed_corpus import MAKERS, PACKERS, Made, Tar, make_corpus, warc
+from helpers.pipeline_helpers import STATIC, counts, letters, preprocess, stored
+
+from pipeline.read import read_split
+from pipeline.records import DeadLetter, Record
+from pipeline.run.driver import make_plan
+from pipeline.settings import ReadSettings
+
+FILES = 1000
+SKIPPED = {"image.png": b"\x89PNG", "model.pkl": b"\x80\x04N.", "archive.zip": b"PK", "page.warc.gz": b"\x1f\x8b"}
+
+
+def read(corpus: Path, out: Path, *options: object) -> None:
+    assert preprocess(corpus, "--out", out, *STATIC, *options) == 3
+
+
+def statuses(made: list[Made]) -> dict[str, int]:
+    found = {"documents": sum(len(m.texts) for m in made), "dead": sum(m.dead for m in made)}
+    found |= {"empty": sum(m.empty for m in made), "not_sampled": 0}
+    return found | {"records": sum(found.values())}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> tuple[Path, list[Made]]:
+    folder = tmp_path_factory.mktemp("corpus")
+    made = make_corpus(folder, FILES, seed=4)
+    for name, content in SKIPPED.items():
+        (folder / name).write_bytes(content)
+    (folder / "link.txt").symlink_to(folder / made[0].name)
+    return folder, made
+
+
+def test_a_thousand_files_come_to_what_their_makers_counted(corpus, tmp_path):
+    folder, made = corpus
+    read(folder, tmp_path / "out")
+    found, wanted = counts(tmp_path / "out"), statuses(made)
+    dead = letters(tmp_path / "out")
+    assert len(dead) == wanted["dead"]
+    wanted["dead"] = sum(letter.get("records", 1) for letter in dead)  # of a table's rows, all that are lost
+    wanted["records"] = wanted["documents"] + wanted["empty"] + wanted["dead"]
+    assert {key: found[key] for key in wanted} == wanted
+    assert Counter(text for _, _, text in stored(tmp_path / "out")) == Counter(text for m in made for text in m.texts)
+    assert Counter(letter["path"] for letter in dead) == Counter({m.name: m.dead for m in made if m.dead})
+    empty = letters(tmp_path / "out", "empty-records")
+    assert Counter(entry["path"] for entry in empty) == Counter({m.name: m.empty for m in made if m.empty})
+    for letter in dead:
+        assert letter["reason"]
+        assert len(letter["sha256"]) == 64
+        assert len(letter.get("excerpt", letter.get("excerpt_base64"))) <= 90_000
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert sorted(file["path"] for file in run["plan"]["files"]) == sorted(m.name for m in made)
+    assert run["plan"]["skipped"] == {"no text by their suffix": len(SKIPPED), "symbolic links": 1}
+
+
+def test_small_splits_come_to_the_same(tmp_path):
+    made = make_corpus(tmp_path / "in", 5 * len(MAKERS), seed=5)
+    read(tmp_path / "in", tmp_path / "small", "--split-bytes", 4000)
+    read(tmp_path / "in", tmp_path / "large")
+    assert stored(tmp_path / "small") == stored(tmp_path / "large")
+    assert sorted(map(str, letters(tmp_path / "small"))) == sorted(map(str, letters(tmp_path / "large")))
+    assert counts(tmp_path / "small") == counts(tmp_path / "large")
+    assert counts(tmp_path / "small")["documents"] == statuses(made)["documents"]
+
+
+def whole_file(kind: str) -> bytes:
+    """A good file of a kind, with the texts of TEXTS."""
+    sink = io.BytesIO()
+    rows = pa.table({"text": TEXTS})
+    if kind == ".parquet":
+        pq.write_table(rows, sink, row_group_size=9)
+    elif kind == ".feather":
+        with pa.ipc.new_file(sink, rows.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+            writer.write_table(rows, max_chunksize=9)
+    elif kind == ".arrow":
+        with pa.ipc.new_stream(sink, rows.schema) as writer:
+            writer.write_table(rows, max_chunksize=9)
+    elif kind.startswith(".tar"):
+        tar = Tar(random.Random(1))
+        for i, text in enumerate(TEXTS):
+            tar.add(f"{i:03d}.txt", text.encode())
+        sink.write(tar.content())
+    elif kind.startswith(".warc.wet"):
+        sink.write(b"".join(warc("conversion", text.encode(), i) for i, text in enumerate(TEXTS)))
+    else:
+        sink.write(b"".join(json.dumps({"text": text}).encode() + b"\n" for text in TEXTS))
+    return PACKERS.get(Path(kind).suffix or kind, bytes)(sink.getvalue())
+
+
+TEXTS = [f"text {i} " + "é\n" * (i % 5) for i in range(40)]
+WHOLE = (".parquet", ".feather", ".arrow", ".tar", ".tar.gz", ".tar.zst", ".warc.wet", ".warc.wet.xz", ".jsonl.bz2")
+
+
+def read_back(path: Path, split_bytes: int) -> tuple[Counter, int]:
+    """The texts of the documents, and the number of dead letters."""
+    reading = ReadSettings(split_bytes=split_bytes)
+    plan = make_plan([path], reading)
+    found = [record for split in plan.splits for record in read_split(plan, split, reading)]
+    texts = Counter(record.text for record in found if isinstance(record, Record) and record.text)
+    return texts, sum(isinstance(record, DeadLetter) for record in found)
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_a_cut_anywhere_gives_a_part_of_the_texts_and_says_so(tmp_path, kind):
+    rng, whole, path = random.Random(kind), whole_file(kind), tmp_path / f"a{kind}"
+    path.write_bytes(whole)
+    everything = Counter(text.encode() for text in TEXTS)
+    assert read_back(path, 300) == (everything, 0)
+    for _ in range(25):
+        path.write_bytes(whole[: rng.randrange(1, len(whole))])
+        texts, dead = read_back(path, rng.choice([300, 10**6]))
+        assert texts <= everything
+        assert dead or texts == everything
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_flipped_bits_anywhere_stop_nothing(tmp_path, kind):
+    rng, whole, path = random.Random(kind), whole_file(kind), tmp_path / f"a{kind}"
+    for _ in range(25):
+        damaged = bytearray(whole)
+        for _ in range(rng.choice([1, 8])):
+            damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        texts, dead = read_back(path, rng.choice([300, 10**6]))
+        assert dead or sum(texts.values()) == len(TEXTS)

@@ -1,0 +1,247 @@
+"""Analytic FLOPs against torch's own counter and against pairs counted one by one."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers.model_examples import (
+    any_model,
+    blt,
+    blt_settings,
+    entropy_settings,
+    flat_settings,
+    megabyte_settings,
+    pack,
+    spacebyte_settings,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from shared.layers import tiled_attention as tiles
+from shared.layers.batch import Batch
+from shared.layers.cross_attention import _strips
+from shared.layers.tile_sizes import STRIP, WIDEST_STRIP
+from shared.model_settings import BltSettings, StackSettings
+from shared.models.flops import (
+    Workload,
+    causal_pairs,
+    executed_training_flops,
+    executed_workload,
+    forward_flops,
+    paper_flops_per_byte,
+    stacks,
+    strip_reads,
+    tiled_pairs,
+    training_flops,
+    useful_workload,
+)
+from shared.patching import PatchingSettings
+
+TEXTS = [b"patches are where the next byte is hard to guess", b"", b"a short one", b"x" * 150]
+LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=8)
+BLTS = {
+    "projection to the global width": blt_settings(global_width=48),
+    "equal widths": blt_settings(global_width=64),
+    "grouped heads": blt_settings(kv_heads=2),
+    "cross-attention in all encoder layers": blt_settings(
+        encoder=StackSettings(width=32, layers=3, heads=4, feed_forward=40), encoder_cross_all_layers=True
+    ),
+    "mean": blt_settings(pooling="mean"),
+    "learned pooling": blt_settings(pooling="attention"),
+    "cross-attention in one decoder layer": blt_settings(decoder_cross_all_layers=False, queries=3),
+}
+
+
+def workload(model: nn.Module, batch: Batch) -> Workload:
+    patches = () if batch.patches is None else batch.patches.documents.lengths
+    return useful_workload(model.settings, batch.documents.lengths, patches)
+
+
+def counted(model: nn.Module, batch: Batch) -> tuple[dict[str, int], dict[str, int]]:
+    """What torch counts by operator of aten, in the forward pass and in both."""
+    inputs = (batch.ids, batch.documents) if batch.patches is None else (batch.ids, batch.documents, batch.patches)
+    with FlopCounterMode(display=False) as counter:
+        loss = model(*inputs).sum()
+        forward = counter.get_flop_counts()["Global"]
+        forward = {str(op): count for op, count in forward.items()}
+        loss.backward()
+    return forward, {str(op): count for op, count in counter.get_flop_counts()["Global"].items()}
+
+
+def linear(counts: dict[str, int]) -> int:
+    """Products with parameters; those of three axes belong to attention."""
+    return counts["aten.mm"] + counts["aten.addmm"]
+
+
+@pytest.mark.parametrize("settings", BLTS.values(), ids=BLTS.keys())
+def test_products_of_the_blt_are_exactly_those_that_torch_counts(settings):
+    model, batch = blt(settings), pack(TEXTS)
+    work = workload(model, batch)
+    forward = forward_flops(settings, work)
+    counts, both = counted(model, batch)
+    assert sum(forward.products.values()) == linear(counts)
+    assert sum(training_flops(settings, work).products.values()) == linear(both)
+    assert list(forward.products) == [
+        "ngrams",
+        "encoder",
+        "encoder_cross",
+        "global",
+        "decoder_cross",
+        "decoder",
+        "head",
+    ]
+
+
+FLATS = {
+    "entropy model": entropy_settings(),
+    "shared keys": entropy_settings(kv_heads=1),
+    "default feed-forward": entropy_settings(layers=3, feed_forward=None),
+    "bytes": flat_settings(),
+    "subwords": flat_settings(vocabulary=1000, window=16),
+}
+
+
+@pytest.mark.parametrize("settings", FLATS.values(), ids=FLATS.keys())
+def test_products_of_flat_models_are_exactly_those_that_torch_counts(settings):
+    model, batch = any_model(settings), replace(pack(TEXTS), patches=None)
+    work = workload(model, batch)
+    forward = forward_flops(settings, work)
+    counts, both = counted(model, batch)
+    assert sum(forward.products.values()) == linear(counts)
+    assert sum(training_flops(settings, work).products.values()) == linear(both)
+
+
+PATCHED = {
+    "megabyte": (megabyte_settings(patch=3), PatchingSettings(rule="static", stride=3), "global local projection head"),
+    "spacebyte": (spacebyte_settings(), PatchingSettings(rule="space"), "before global after head"),
+}
+
+
+@pytest.mark.parametrize("name", PATCHED)
+def test_products_of_other_models_of_patches_are_exactly_those_that_torch_counts(name):
+    settings, patching, parts = PATCHED[name]
+    model, batch = any_model(settings), pack(TEXTS, patching)
+    work = workload(model, batch)
+    forward = forward_flops(settings, work)
+    counts, both = counted(model, batch)
+    assert list(forward.products) == parts.split()
+    assert sum(forward.products.values()) == linear(counts)
+    assert sum(training_flops(settings, work).products.values()) == linear(both)
+
+
+def test_bytes_of_megabyte_meet_those_of_their_own_patch_only():
+    settings = megabyte_settings(patch=3)
+    work = useful_workload(settings, [1, 7, 9, 0], [1, 3, 3, 0])
+    assert work.token_pairs == 1 + (6 + 6 + 1) + 18
+    assert work.patch_pairs == 1 + 6 + 6
+    assert executed_workload(settings, [7], [3], tiled=True).token_pairs == 7 * 7  # one tile
+
+
+def test_the_decoder_reads_as_many_patches_as_torch_counts():
+    settings = blt_settings()
+    model, batch = blt(settings), pack(TEXTS)
+    of_decoder = batch.patches.of_decoder.numpy()
+    patches = batch.patches.documents.lengths
+    work = executed_workload(settings, batch.documents.lengths, patches, tiled=True, of_decoder=of_decoder)
+    forward = forward_flops(settings, work)
+    counts, both = counted(model, batch)
+    strips = {op: count for op, count in counts.items() if op in ("aten.bmm", "aten.baddbmm")}
+    assert forward.attention["decoder_cross"] == sum(strips.values()) > 0
+    assert executed_training_flops(settings, work).attention["decoder_cross"] == sum(both[op] for op in strips)
+
+
+@given(LENGTHS, st.sampled_from([None, 1, 7, 64, 65, 200]))
+def test_pairs_are_those_that_meet_one_by_one(lengths, window):
+    expected = sum(min(place + 1, window or length) for length in lengths for place in range(length))
+    assert causal_pairs(lengths, window) == expected
+
+
+@given(LENGTHS, st.sampled_from([None, 1, 7, 64, 65, 66, 200]))
+def test_tiles_are_those_of_the_attention_itself(lengths, window):
+    ids = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    found = sum(
+        (tile.queries.stop - tile.queries.start) * (tile.keys.stop - tile.keys.start)
+        for tile in tiles._tiles(ids, ids, window or 0)
+    )
+    assert tiled_pairs(lengths, window) == found >= causal_pairs(lengths, window)
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=200), st.booleans())
+def test_strips_are_those_of_the_attention_itself(steps, wide):
+    patch = np.cumsum(steps) * (20 if wide else 1)
+    rows, seen = _strips(torch.from_numpy(patch), int(patch[-1]) + 1)
+    expected = seen.numel() if rows.shape[1] <= WIDEST_STRIP else len(patch)
+    assert strip_reads(patch) == expected
+    assert len(rows) == -(-len(patch) // STRIP)
+
+
+def test_work_of_packs_adds_up():
+    settings = blt_settings()
+    first, second = useful_workload(settings, [5, 90], [2, 20]), useful_workload(settings, [31], [8])
+    assert first + second == useful_workload(settings, [5, 90, 31], [2, 20, 8])
+    flops = [forward_flops(settings, work).total for work in (first, second, first + second)]
+    assert flops[0] + flops[1] == flops[2]
+    assert useful_workload(settings, [], []) == Workload()
+
+
+def test_attention_counts_two_products_of_every_pair():
+    settings = blt_settings(encoder_cross_all_layers=True)
+    work = Workload(tokens=10, patches=4, token_pairs=7, patch_pairs=3, patch_reads=12)
+    attention = forward_flops(settings, work).attention
+    assert attention == {
+        "encoder": 4 * 32 * 7,
+        "encoder_cross": 4 * 32 * 10 * 2,
+        "global": 4 * 48 * 3 * 2,
+        "decoder_cross": 4 * 32 * 12 * 2 * 2,
+        "decoder": 4 * 32 * 7 * 2,
+    }
+
+
+def test_what_is_executed_in_training():
+    settings = blt_settings()
+    work = useful_workload(settings, [100, 20], [25, 6])
+    forward, useful = forward_flops(settings, work), training_flops(settings, work)
+    plain, again = executed_training_flops(settings, work), executed_training_flops(settings, work, "full")
+    selective = executed_training_flops(settings, work, "selective")
+    assert plain.products == useful.products
+    for part, stack, positions in stacks(settings, work):
+        assert again.products[part] == 4 * forward.products[part]
+        # Scores and sums of values, and in the backward pass scores once more and four gradients.
+        assert 2 * plain.attention[part] == 7 * forward.attention[part]
+        assert again.attention[part] == plain.attention[part] + forward.attention[part]
+        gate_up = 2 * positions * stack.layers * stack.width * 2 * stack.hidden
+        assert selective.products[part] == plain.products[part] + gate_up
+    for part in ("encoder_cross", "decoder_cross", "head"):
+        assert plain.by_part()[part] == again.by_part()[part] == selective.by_part()[part] == useful.by_part()[part]
+
+
+def test_padding_is_executed_and_not_useful():
+    settings = blt_settings()
+    useful = useful_workload(settings, [100], [25])
+    padded = executed_workload(settings, [100, 28], [25, 7], tiled=False)
+    assert (padded.tokens, padded.patches, padded.patch_reads) == (128, 32, 128)
+    assert padded.token_pairs == causal_pairs([100, 28], settings.window)
+    assert forward_flops(settings, padded).total > forward_flops(settings, useful).total
+
+
+@pytest.mark.parametrize(("patch_size", "gigaflops"), [(4.5, 3.45), (6, 2.63), (8, 2.03)])
+def test_the_paper_figures_of_the_8b_model(patch_size, gigaflops):
+    settings = BltSettings.model_validate(
+        {
+            "encoder": {"width": 1280, "layers": 1, "heads": 20},
+            "global": {"width": 4096, "layers": 32, "heads": 32},
+            "decoder": {"width": 1280, "layers": 6, "heads": 20},
+            "queries": 4,
+        }
+    )
+    assert paper_flops_per_byte(settings, patch_size) == pytest.approx(gigaflops * 1e9, rel=0.003)
+
+
+def test_counting_needs_no_torch():
+    code = "import sys, shared.models.flops; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

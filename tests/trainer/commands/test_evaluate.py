@@ -1,0 +1,251 @@
+"""Bits per byte: sums over targets with EOS, over text bytes, by subset; and the evaluate command."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.pack_examples import NONE, SPACE, document, make_dataset, random_documents, whole_documents
+from helpers.rounding import NATS
+
+from shared.errors import ConfigError, IdentityError
+from shared.io.files import Output
+from shared.layers.batch import segments
+from shared.model_folder.files import build_model, save_model
+from shared.model_settings import BltSettings, EntropyModelSettings
+from shared.models.entropy_model import EntropyModel
+from shared.models.initialise import initialise
+from shared.patching.settings import PatchingSettings
+from shared.shards.dataset import Dataset
+from shared.vocabulary import document_tokens
+from trainer.commands.evaluate import DOCUMENTS, FIGURES
+from trainer.data.packing.limits import PackLimits
+from trainer.data.validation import ValidationPacks
+from trainer.errors import LogitsError
+from trainer.evaluation.documents import evaluate
+from trainer.evaluation.report import measure
+from trainer.evaluation.scores import Column, evaluate_sums, scores, table
+from trainer.metrics.subset_score import SubsetScore, total_of
+from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, RunNumerics, save_identity
+
+CPU = torch.device("cpu")
+ENTROPY = EntropyModelSettings(width=32, heads=2, layers=1, feed_forward=64, window=64)
+STACK = {"width": 32, "heads": 2, "layers": 1, "feed_forward": 64}
+SIZES = {"encoder": STACK, "global": STACK, "decoder": STACK, "window": 64, "ngrams": {"sizes": (3,), "rows": 101}}
+BLT = BltSettings.model_validate({**SIZES, "queries": 1})
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    rows = random_documents(2, 40)
+    return make_dataset(tmp_path_factory.mktemp("validation"), [rows[:25], rows[25:]], split="validation")
+
+
+@pytest.fixture(scope="module")
+def entropy_model() -> EntropyModel:
+    model = EntropyModel(ENTROPY)
+    initialise(model, 0)
+    return model
+
+
+def test_scores_that_are_not_finite_are_an_error_and_not_a_row(dataset: Dataset, tmp_path: Path) -> None:
+    model = EntropyModel(ENTROPY)
+    initialise(model, 0)
+    with torch.no_grad():
+        next(iter(model.parameters())).fill_(math.nan)
+    save_model(model, ENTROPY, tmp_path / "model")
+    with pytest.raises(LogitsError, match="40 of 40 documents"):
+        measure(tmp_path / "model", dataset, 256, CPU, "float32")
+
+
+@pytest.mark.numerics
+def test_scores_are_sums_over_the_documents_of_each_subset(dataset: Dataset, entropy_model: EntropyModel) -> None:
+    found = evaluate(entropy_model, ValidationPacks(dataset, PackLimits(256, None)), CPU).by_subset()
+    wanted: dict[str, SubsetScore] = {}
+    for row in whole_documents(dataset):
+        tokens = torch.from_numpy(document_tokens(row.text).astype(np.int64))
+        logits = entropy_model(tokens[:-1], segments([len(tokens) - 1]))
+        nats = F.cross_entropy(logits.double(), tokens[1:], reduction="sum").item()
+        score = SubsetScore(nats, len(row.text) + 1, len(row.text), len(row.text), 0, 1)
+        wanted[row.subset] = wanted.get(row.subset, SubsetScore()) + score
+    assert found.keys() == wanted.keys()
+    for name, score in found.items():
+        assert score.nats == pytest.approx(wanted[name].nats, rel=NATS)
+        assert (score.targets, score.bytes, score.documents) == (
+            wanted[name].targets,
+            wanted[name].bytes,
+            wanted[name].documents,
+        )
+        totals = dataset.manifest.subsets[name]
+        assert (score.bytes, score.documents) == (totals.bytes, totals.documents)
+    total = total_of(found)
+    assert total.bits_per_byte == pytest.approx(sum(s.nats for s in wanted.values()) / math.log(2) / total.bytes)
+
+
+def test_a_uniform_model_scores_log2_260_for_every_target(dataset: Dataset) -> None:
+    class Uniform(torch.nn.Module):
+        def forward(self, ids, documents):
+            return torch.zeros(len(ids), 260)
+
+    score = total_of(evaluate(Uniform(), ValidationPacks(dataset, PackLimits(64, None)), CPU).by_subset())
+    assert score.bits_per_byte == pytest.approx(math.log2(260) * (score.bytes + score.documents) / score.bytes)
+
+
+def test_ranks_add_up_to_one_process(dataset: Dataset, entropy_model: EntropyModel) -> None:
+    limits = PackLimits(96, None)
+    shares = [evaluate_sums(entropy_model, ValidationPacks(dataset, limits, r, 3), 3, CPU) for r in range(3)]
+    together, whole = (
+        scores(sum(shares), dataset.subset_names),
+        evaluate(entropy_model, ValidationPacks(dataset, limits), CPU).by_subset(),
+    )
+    for name in whole:
+        assert together[name].nats == pytest.approx(whole[name].nats, rel=1e-9)
+        assert together[name].bytes == whole[name].bytes
+
+
+def test_evaluating_leaves_the_model_in_its_mode(dataset: Dataset, entropy_model: EntropyModel) -> None:
+    for mode in (True, False):
+        entropy_model.train(mode)
+        evaluate(entropy_model, ValidationPacks(dataset, PackLimits(256, None)), CPU)
+        assert entropy_model.training is mode
+
+
+def test_the_mean_patch_size_is_that_of_the_manifest(dataset: Dataset) -> None:
+    blt = build_model(BLT)
+    initialise(blt, 0)
+    found = evaluate(blt, ValidationPacks(dataset, PackLimits(40, 24)), CPU).by_subset()
+    for name, totals in dataset.manifest.subsets.items():
+        assert found[name].bytes_per_patch == pytest.approx(totals.mean_patch_size)
+
+
+def test_the_table_lines_up_and_shows_dashes_for_what_is_unknown() -> None:
+    figures = {"a": SubsetScore(math.log(2) * 10, 12, 10, 10, 4, 2), "long name": SubsetScore(0.0, 1, 0, 0, 0, 1)}
+    shown = table(figures, [Column("xz -9", 1.5), Column("order-2", 2.25, {"a": 2.5})]).splitlines()
+    assert shown[0].split() == ["subset", "documents", "bytes", "bytes/patch", "bits/byte", "xz", "-9", "order-2"]
+    assert shown[1].split() == ["a", "2", "10", "2.50", "1.0000", "-", "2.5000"]
+    assert shown[2].split() == ["long", "name", "1", "0", "-", "-", "-", "-"]
+    assert shown[3].split() == ["total", "3", "10", "2.50", "1.0000", "1.5000", "2.2500"]
+    assert len({len(line) for line in shown}) == 1
+
+
+def save_blt(folder: Path, patching: PatchingSettings) -> Path:
+    """A model folder as a finished run leaves it, with an entropy model as its entropy model."""
+    entropy_model = folder / "entropy"
+    for path, config, carried in ((entropy_model, ENTROPY, None), (folder / "model", BLT, entropy_model)):
+        model = build_model(config)
+        initialise(model, 1)
+        save_model(model, config, path, carried)
+    numerics = RunNumerics(dtype="float32", device="cpu", torch=torch.__version__, ranks=1, threads=1)
+    identity = ModelIdentity(config={}, data={}, patching=patching, entropy_model=None, numerics=numerics)
+    save_identity(identity, folder / "model" / IDENTITY_NAME)
+    return folder / "model"
+
+
+def evaluate_command(arguments: list[str]) -> int:
+    """The command as `python -m trainer evaluate` runs it."""
+    import argparse
+
+    from trainer.commands.evaluate import add_arguments, run
+
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return run(parser.parse_args(arguments))
+
+
+def test_the_command_prints_and_writes_scores_beside_the_baselines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = random_documents(4, 60)
+    data = tmp_path / "data"
+    make_dataset(data / "train", [rows[:40]])
+    validation = make_dataset(data / "validation", [rows[40:]], split="validation")
+    model = save_blt(tmp_path / "run", SPACE)
+    out = tmp_path / "scores.json"
+    assert evaluate_command([str(model), str(data), "--baselines", "--tokens", "128", "--json", str(out)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    figures = json.loads(out.read_text())["datasets"][0]
+    assert figures["fingerprint"] == validation.fingerprint
+    assert figures["total"]["bytes"] == validation.manifest.totals.bytes
+    assert figures["total"]["baselines"].keys() == {"entropy model", "order-2", "xz -9"}
+    assert figures["subsets"]["a"]["baselines"].keys() == {"entropy model", "order-2"}
+    assert figures["total"]["entropy_flops_per_byte"] == 0  # the rule needs none
+    assert [line.split()[0] for line in shown] == ["subset", *validation.subset_names, "total"]
+    assert shown[-1].split()[4] == f"{figures['total']['bits_per_byte']:.4f}"
+    assert shown[-1].split()[5] == f"{figures['total']['flops_per_byte'] / 1e6:.3f}"
+    # The entropy model reads the same bytes without patches.
+    entropy = evaluate_command([str(model / "entropy_model"), str(data), "--json", str(out)])
+    assert entropy == 0
+    alone = json.loads(out.read_text())["datasets"][0]["total"]
+    assert alone["bytes_per_patch"] is None
+    assert alone["bits_per_byte"] == pytest.approx(figures["total"]["baselines"]["entropy model"], rel=1e-3)
+
+
+def test_several_datasets_have_a_table_each_and_their_documents_in_one_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = random_documents(4, 30)
+    parts = [make_dataset(tmp_path / name, [own]) for name, own in (("one", rows[:10]), ("two", rows[10:]))]
+    model = save_blt(tmp_path / "run", SPACE)
+    out, lines = tmp_path / "scores.json", tmp_path / "documents.jsonl"
+    folders = [str(part.folder) for part in parts]
+    assert evaluate_command([str(model), *folders, "--json", str(out), "--documents", str(lines)]) == 0
+    shown = capsys.readouterr().out
+    assert [line for line in shown.splitlines() if line.endswith(":")] == [f"{folder}:" for folder in folders]
+    Output(out, FIGURES), Output(lines, DOCUMENTS)  # may be replaced: they are known as ours
+    reports = json.loads(out.read_text())["datasets"]
+    records = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [record["id"] for record in records] == [row.id for row in rows]
+    assert [(record["subset"], record["bytes"]) for record in records] == [(row.subset, len(row.text)) for row in rows]
+    assert [record["patches"] for record in records] == [len(row.patch_lengths) - 1 for row in rows]
+    for report, folder in zip(reports, folders):
+        own = [record for record in records if record["dataset"] == folder]
+        bits = sum(record["bits"] for record in own)
+        assert bits / report["total"]["bytes"] == pytest.approx(report["total"]["bits_per_byte"])
+
+
+def test_another_model_stands_beside_on_its_own_cutting_of_the_same_documents(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = random_documents(4, 30)
+    unpatched = [replace(row, patch_lengths=None) for row in rows]
+    ours = make_dataset(tmp_path / "ours", [rows])
+    theirs = make_dataset(tmp_path / "theirs", [unpatched[20:], unpatched[:20]], patching=NONE)
+    model = save_blt(tmp_path / "run", SPACE)
+    other = tmp_path / "bytes"
+    (model / "entropy_model").rename(other)
+    out = tmp_path / "scores.json"
+    command = [str(model), str(ours.folder), "--json", str(out)]
+    assert evaluate_command([*command, "--beside", str(other), str(theirs.folder)]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert "bytes bytes/patch" in head
+    assert "bytes bits/byte" in head
+    beside = json.loads(out.read_text())["datasets"][0]["beside"][0]
+    assert beside["model"].endswith("/bytes")
+    assert evaluate_command([str(other), str(theirs.folder), "--json", str(out)]) == 0
+    alone = json.loads(out.read_text())["datasets"][0]
+    assert beside["subsets"]["b"]["bits_per_byte"] == alone["subsets"]["b"]["bits_per_byte"]
+    assert lines[-1].split()[-2] == f"{alone['total']['bits_per_byte']:.4f}"
+    fewer = make_dataset(tmp_path / "fewer", [unpatched[:20]], patching=NONE)
+    with pytest.raises(IdentityError, match="other documents than"):
+        evaluate_command([*command, "--beside", str(other), str(fewer.folder)])
+
+
+def test_data_patched_otherwise_than_in_training_is_refused(tmp_path: Path, dataset: Dataset) -> None:
+    model = save_blt(tmp_path, PatchingSettings(rule="space", max_length=9))
+    with pytest.raises(IdentityError, match=r"max_length 8, not 9.*--max-length 9"):
+        evaluate_command([str(model), str(dataset.folder)])
+
+
+def test_unpatched_data_is_refused_for_a_model_of_patches(tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "data", [[document("x", "a", b"text", NONE)]], patching=NONE)
+    with pytest.raises(IdentityError, match=r"rule none, not space.*--recut.*pipeline recut"):
+        evaluate_command([str(save_blt(tmp_path, SPACE)), str(data.folder)])
+
+
+def test_baselines_without_a_training_split_are_refused(tmp_path: Path, dataset: Dataset) -> None:
+    with pytest.raises(ConfigError, match=r"--baselines needs the training split.*--train"):
+        evaluate_command([str(tmp_path), str(dataset.folder), "--baselines"])

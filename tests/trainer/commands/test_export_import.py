@@ -1,0 +1,379 @@
+"""`export-hf` and `import-hf`: the way there and back byte for byte, what is refused, and in how much memory."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.model_folders import entropy_folder, entropy_model_folder, entropy_rule, identity_of, model_folder
+from helpers.tiny_runs import STATIC, quiet_environment, tiny_data, tiny_settings
+
+from shared.io.identity import file_sha256
+from shared.model_folder.files import build_model, save_model
+from shared.model_folder.identity import load_settings, model_sha256
+from shared.model_folder.tensors import TensorFolder, write_tensors
+from shared.model_settings import EntropyModelSettings
+from shared.patching import PatchingSettings
+from shared.shards.manifest import EntropyModelIdentity, load_manifest
+from shared.shards.open import open_dataset
+from trainer.__main__ import main
+from trainer.evaluation.compatibility import check_patches
+from trainer.generation.generator import Generator
+from trainer.generation.settings import GenerateSettings
+from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, load_identity, save_identity
+
+FILES = ("model.safetensors", "config.json", "entropy_model/model.safetensors", "entropy_model/config.json")
+EXPORTED = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+
+
+@pytest.fixture(scope="module")
+def entropy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return entropy_model_folder(tmp_path_factory.mktemp("entropy_model") / "model")
+
+
+@pytest.fixture(scope="module")
+def rule() -> PatchingSettings:
+    return entropy_rule()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, entropy_model: Path, rule: PatchingSettings) -> Path:
+    return model_folder(tmp_path_factory.mktemp("model") / "model", rule, entropy_model)
+
+
+def run(*arguments: Any) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def identity(folder: Path) -> ModelIdentity:
+    return load_identity(folder / IDENTITY_NAME, ModelIdentity)
+
+
+@pytest.mark.parametrize("shard_bytes", [20_000, 1 << 30])
+def test_a_model_comes_back_byte_for_byte_with_its_patches(
+    tmp_path: Path, model: Path, shard_bytes: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there, back = tmp_path / "hf", tmp_path / "back"
+    assert run("export-hf", model, there, "--shard-bytes", shard_bytes) == 0
+    names = {path.name for path in there.iterdir()}
+    if shard_bytes == 20_000:
+        assert len([name for name in names if name.startswith("model-0000")]) >= 3
+        assert EXPORTED | {"model.safetensors.index.json"} <= names
+    else:
+        assert names == EXPORTED | {"model.safetensors"}
+    shown = capsys.readouterr().out
+    assert "note: patches longer than max_length 16 are not cut there" in shown
+    assert str(there / "tokenizer.json") in shown
+
+    assert run("import-hf", there, back) == 0
+    for name in FILES:
+        assert (back / name).read_bytes() == (model / name).read_bytes(), name
+    assert identity(back).patching == identity(model).patching
+    assert identity(back).entropy_model == identity(model).entropy_model
+    assert identity(back).data == {}
+    imported = identity(back).config["imported"]
+    sources = [path for path in there.iterdir() if path.suffix == ".safetensors" or path.name == "config.json"]
+    assert imported == {"layout": "transformers", "sha256": {path.name: file_sha256(path) for path in sources}}
+    assert "rule 'entropy', theta" in capsys.readouterr().out
+
+
+def test_an_imported_model_writes_what_the_exported_one_writes(tmp_path: Path, model: Path) -> None:
+    assert run("export-hf", model, tmp_path / "hf") == 0
+    assert run("import-hf", tmp_path / "hf", tmp_path / "back") == 0
+    settings = GenerateSettings(length=20)
+    first, second = (list(Generator(folder).write(b"some ", settings)) for folder in (model, tmp_path / "back"))
+    assert first == second
+
+
+def foreign(tmp_path: Path, model: Path) -> Path:
+    """The model as a folder that says nothing of where it comes from."""
+    assert run("export-hf", model, tmp_path / "hf") == 0
+    path = tmp_path / "hf" / "config.json"
+    config = json.loads(path.read_text())
+    del config["patchwork"]
+    path.write_text(json.dumps(config))
+    return tmp_path / "hf"
+
+
+def test_a_folder_of_others_gives_an_exact_threshold_and_the_longest_patches(
+    tmp_path: Path, model: Path, rule: PatchingSettings
+) -> None:
+    assert run("import-hf", foreign(tmp_path, model), tmp_path / "back") == 0
+    found = identity(tmp_path / "back")
+    assert found.patching == PatchingSettings(rule="entropy", theta=rule.theta, max_length=65_535)
+    assert found.entropy_model is not None
+    assert found.entropy_model.sha256 == model_sha256(tmp_path / "back" / "entropy_model")
+    assert found.entropy_model.numerics.probe == ""
+    assert list(Generator(tmp_path / "back").write(b"some ", GenerateSettings(length=3)))
+    assert run("import-hf", tmp_path / "hf", tmp_path / "other", "--theta", "0.25", "--max-length", "99") == 0
+    assert identity(tmp_path / "other").patching == PatchingSettings(rule="entropy", theta=0.25, max_length=99)
+
+
+def test_an_imported_model_may_be_evaluated_wherever_its_own_entropy_model_scored(tmp_path: Path, model: Path) -> None:
+    assert run("import-hf", foreign(tmp_path, model), tmp_path / "back") == 0
+    found, data = identity(tmp_path / "back"), tiny_data(tmp_path / "data", STATIC) / "train"
+    manifest = load_manifest(data)
+    scored = identity(model).entropy_model
+    assert scored is not None
+    assert found.entropy_model is not None
+    for sha256, fits in ((found.entropy_model.sha256, True), ("0" * 64, False)):
+        entropy_model = EntropyModelIdentity(
+            sha256=sha256, numerics=scored.numerics.model_copy(update={"probe": "measured"})
+        )
+        made = manifest.identity.model_copy(update={"patching": found.patching, "entropy_model": entropy_model})
+        manifest.model_copy(update={"identity": made}).save(data)
+        dataset = open_dataset(data)
+        if fits:
+            check_patches(tmp_path / "back", dataset)
+        else:
+            with pytest.raises(ValueError, match="entropy model 000000000000, not"):
+                check_patches(tmp_path / "back", dataset)
+
+
+def test_bf16_rounds_the_model_and_not_the_entropy_model(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    assert run("export-hf", model, tmp_path / "hf", "--dtype", "bfloat16", "--shard-bytes", 20_000) == 0
+    assert "note: the model's weights are rounded to bfloat16" in capsys.readouterr().out
+    exported = TensorFolder(tmp_path / "hf")
+    for name in exported.names():
+        assert exported.dtype(name) == (torch.float32 if "patcher" in name else torch.bfloat16), name
+    loaded, found = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert loaded.dtype == torch.float32  # as config.json says
+    assert not found["missing_keys"]
+    assert not found["unexpected_keys"]
+    assert run("import-hf", tmp_path / "hf", tmp_path / "back") == 0
+    before, after = TensorFolder(model), TensorFolder(tmp_path / "back")
+    assert all(torch.equal(after.read(name), before.read(name).bfloat16().float()) for name in before.names())
+    assert (tmp_path / "back" / FILES[2]).read_bytes() == (model / FILES[2]).read_bytes()
+    assert identity(tmp_path / "back").entropy_model == identity(model).entropy_model
+
+
+def test_data_scored_in_bf16_is_said(tmp_path: Path, entropy_model: Path, rule: PatchingSettings, capsys) -> None:
+    folder = model_folder(tmp_path / "model", rule, entropy_model)
+    recorded = identity(folder)
+    assert recorded.entropy_model is not None
+    numerics = recorded.entropy_model.numerics.model_copy(update={"dtype": "bfloat16"})
+    changed = recorded.entropy_model.model_copy(update={"numerics": numerics})
+    save_identity(recorded.model_copy(update={"entropy_model": changed}), folder / IDENTITY_NAME)
+    assert run("export-hf", folder, tmp_path / "hf") == 0
+    assert "note: the data was scored in bfloat16" in capsys.readouterr().out
+
+
+def test_one_of_several_thresholds_is_exported(
+    tmp_path: Path, entropy_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    several = PatchingSettings(rule="entropy", theta=1.0, thetas={"de": 2.0, "en": 3.0}, max_length=64)
+    folder = model_folder(tmp_path / "model", several, entropy_model)
+    assert run("export-hf", folder, tmp_path / "none") == 1
+    refusal = capsys.readouterr().err
+    assert "--theta 1.0 (the default one" in refusal
+    assert "--subset with one of de, en" in refusal
+    assert not (tmp_path / "none").exists()
+    for options, theta in ((("--subset", "de"), 2.0), (("--theta", "0.5"), 0.5)):
+        out = tmp_path / options[0]
+        assert run("export-hf", folder, out, *options) == 0
+        assert json.loads((out / "config.json").read_text())["patching_threshold"] == theta
+        assert run("import-hf", out, out.with_suffix(".back")) == 0
+        found = identity(out.with_suffix(".back")).patching
+        assert found == PatchingSettings(rule="entropy", theta=theta, max_length=64)
+    assert run("export-hf", folder, tmp_path / "fr", "--subset", "fr") == 1
+    assert "de, en" in capsys.readouterr().err
+
+
+def changed_model(folder: Path, rule: PatchingSettings, entropy_model: Path, **model: Any) -> Path:
+    settings = tiny_settings(Path("x"), Path("y")).model.model_copy(update=model)
+    save_model(build_model(settings), settings, folder, entropy_model)
+    save_identity(identity_of(rule, entropy_model), folder / IDENTITY_NAME)
+    return folder
+
+
+def reset_entropy_model(folder: Path) -> Path:
+    settings = EntropyModelSettings(width=16, layers=1, heads=1, window=64, newline_reset=True)
+    save_model(build_model(settings), settings, folder)
+    return folder
+
+
+def refusals(tmp_path: Path, entropy_model: Path, rule: PatchingSettings) -> Iterator[tuple[Path, str]]:
+    """Folders, and the reason why each is refused."""
+    for number, (other, words) in enumerate(
+        (
+            (STATIC, "patches of rule 'static' cannot be exported"),
+            (PatchingSettings(rule="byte"), "patches of rule 'byte' cannot be exported"),
+            (PatchingSettings(rule="space"), "patches of rule 'space' cannot be exported"),
+        )
+    ):
+        yield model_folder(tmp_path / f"rule-{number}", other, None), words
+    monotonic = PatchingSettings(rule="monotonic", theta=0.1)
+    yield (
+        model_folder(tmp_path / "monotonic", monotonic, entropy_model),
+        "patches of rule 'monotonic' cannot be exported",
+    )
+    yield model_folder(tmp_path / "min", rule.model_copy(update={"min_length": 2}), entropy_model), "min_length 2"
+    tables = tiny_settings(Path("x"), Path("y")).model.ngrams.model_copy(update={"sizes": ()})
+    yield changed_model(tmp_path / "no-ngrams", rule, entropy_model, ngrams=tables), "without n-gram embeddings"
+    yield model_folder(tmp_path / "reset", rule, reset_entropy_model(tmp_path / "reset-patcher")), "newline_reset"
+    yield entropy_folder(tmp_path / "entropy"), "is an entropy model"
+    yield tmp_path, "is not a model folder"
+    swapped = model_folder(tmp_path / "swapped", rule, entropy_model)
+    weights = swapped / "entropy_model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
+    yield swapped, "the model was trained with"
+    cut = model_folder(tmp_path / "cut", rule, entropy_model)
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-1])
+    yield cut, "not a whole safetensors file"
+
+
+def test_what_cannot_be_exported_is_refused_in_one_line_and_leaves_nothing(
+    tmp_path: Path, entropy_model: Path, rule: PatchingSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, words in refusals(tmp_path, entropy_model, rule):
+        assert run("export-hf", folder, tmp_path / "out") == 1, folder
+        error = capsys.readouterr().err
+        assert words in error, folder
+        assert error.count("\n") == 1, error
+        assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_imported_is_refused_in_one_line_and_leaves_nothing(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hf = foreign(tmp_path, model)
+    path = hf / "config.json"
+    config = json.loads(path.read_text())
+    for change, words in (
+        ({"local_attention_window_len": None}, "local_attention_window_len is null"),
+        ({"cross_attn_k": 3}, "cross_attn_k is 2, cross_attn_k is 3: they must be equal"),
+        ({"encoder_hash_byte_group_vocab": 7}, r"encoder_hash_byte_group_vocab|encoder_hash_tok_embedding"),
+        ({"model_type": "llama"}, "BltForCausalLM is wanted"),
+    ):
+        path.write_text(json.dumps(config | change))
+        assert run("import-hf", hf, tmp_path / "out") == 1
+        error = capsys.readouterr().err
+        assert any(part in error for part in words.split("|"))
+        assert str(hf) in error
+        assert error.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+    assert run("import-hf", tmp_path / "nowhere", tmp_path / "out") == 1
+    assert f"{tmp_path / 'nowhere'} does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["export-hf", "import-hf"])
+def test_a_folder_that_is_there_is_not_touched(
+    tmp_path: Path, model: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("kept")
+    source = model if command == "export-hf" else foreign(tmp_path, model)
+    capsys.readouterr()
+    assert run(command, source, tmp_path / "out") == 1
+    assert "is not empty" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("export-hf", "--shard-bytes", "0"),
+        ("export-hf", "--theta", "nan"),
+        ("import-hf", "--theta", "inf"),
+        ("import-hf", "--max-length", "0"),
+    ],
+)
+def test_bad_options_are_one_line(
+    tmp_path: Path, model: Path, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, *options = arguments
+    assert run(command, model, tmp_path / "out", *options) == 1
+    error = capsys.readouterr().err
+    assert options[0] in error
+    assert error.count("\n") == 1
+
+
+MEASURED = """
+import sys, threading, time
+from pathlib import Path
+from trainer.interchange.folders import ExportSettings, ImportSettings, export_hf, import_foreign
+from trainer.terminal import Progress
+
+def anonymous():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) >> 10
+
+def there_and_back(model, out):
+    export_hf(model, out / "there", ExportSettings(), line)
+    import_foreign(out / "there", out / "back", ImportSettings(), line)
+
+small, large, out = (Path(argument) for argument in sys.argv[1:])
+line = Progress(silent=True, every_seconds=15.0)
+there_and_back(small, out / "small")  # whatever is loaded on the way is loaded
+before = peak = anonymous()
+done = threading.Event()
+
+def watch():
+    global peak
+    while not done.wait(0.002):
+        peak = max(peak, anonymous())
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+there_and_back(large, out)
+done.set()
+watcher.join()
+print(peak - before)
+"""
+TABLE_MEGABYTES = 128
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_a_model_with_a_large_table_goes_there_and_back_in_a_fraction_of_its_memory(
+    tmp_path: Path, model: Path, entropy_model: Path, rule: PatchingSettings
+) -> None:
+    small = tiny_settings(Path("x"), Path("y")).model
+    tables = small.ngrams.model_copy(update={"rows": TABLE_MEGABYTES * (1 << 20) // 4 // 32 // 2})
+    folder = changed_model(tmp_path / "model", rule, entropy_model)
+    settings = small.model_copy(update={"ngrams": tables})
+    (folder / "config.json").write_text(
+        (folder / "config.json").read_text().replace('"rows": 64', f'"rows": {tables.rows}')
+    )
+    assert load_settings(folder) == settings
+    source, rows = TensorFolder(model), 2 * tables.rows
+    shapes = {name: source.shape(name) for name in source.names()} | {"ngrams.weight": (rows, 32)}
+    assert rows * 32 * 4 == TABLE_MEGABYTES << 20
+    draws = np.random.default_rng(0)
+
+    def produce(name: str):
+        if name != "ngrams.weight":
+            return source.read(name)
+        return (torch.from_numpy(draws.random((1 << 16, 32), np.float32)) for _ in range(rows >> 16))
+
+    write_tensors(folder / "model.safetensors", [(n, s, torch.float32) for n, s in shapes.items()], produce)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, model, folder, tmp_path],
+        capture_output=True,
+        text=True,
+        env=quiet_environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < TABLE_MEGABYTES // 4, f"{done.stdout} MB for a table of {TABLE_MEGABYTES} MB"
+    assert file_sha256(tmp_path / "back" / "model.safetensors") == file_sha256(folder / "model.safetensors")
+
+
+def test_a_model_with_named_special_ids_goes_there_with_its_entropy_model_beside_it(
+    tmp_path: Path, entropy_model: Path, rule: PatchingSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = model_folder(tmp_path / "model", rule, entropy_model, ("user", "assistant", "end"))
+    assert run("export-hf", model, tmp_path / "hf") == 0
+    assert "special ids user, assistant, end: patch_in_forward is off" in capsys.readouterr().out
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert (config["vocab_size"], config["patch_in_forward"]) == (263, False)
+    assert model_sha256(tmp_path / "hf" / "entropy_model") == model_sha256(entropy_model)
+    assert run("import-hf", tmp_path / "hf", tmp_path / "back") != 0
+    assert "only a model that finds its patches itself, by entropy, can be imported" in capsys.readouterr().err
+    assert not (tmp_path / "back").exists()

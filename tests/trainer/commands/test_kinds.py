@@ -1,0 +1,106 @@
+"""Tiny real runs of the kinds of models that others are compared with, and what each asks of its data."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from helpers.rounding import TRAINED
+from helpers.tiny_runs import NONE, STACK, STATIC, losses, metric_lines, quiet_environment, run, tiny_data, torchrun
+
+from shared.model_folder.identity import load_settings
+from shared.patching.settings import PatchingSettings
+from shared.shards.open import open_dataset
+from trainer.__main__ import main as command
+
+SPACE = PatchingSettings(rule="space", max_length=64)
+WIDE = STACK | {"width": 48}
+KINDS = {
+    "flat": (NONE, STACK | {"kind": "flat"}),
+    "megabyte": (STATIC, {"kind": "megabyte", "global": STACK, "local": STACK}),
+    "spacebyte": (SPACE, {"kind": "spacebyte", "before": STACK, "global": WIDE, "after": STACK, "window": 64}),
+}
+LOCALS = {"encoder": STACK, "global": STACK, "decoder": STACK, "window": 64}
+ABLATIONS = {
+    "no n-grams": LOCALS | {"kind": "blt", "ngrams": {"sizes": []}},
+    "learned pooling": LOCALS | {"kind": "blt", "ngrams": {"sizes": [3], "rows": 64}, "pooling": "attention"},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A finished run of each kind."""
+    folder = tmp_path_factory.mktemp("kinds")
+    rules = {patching.rule: patching for patching, _ in KINDS.values()}
+    data = {rule: tiny_data(folder / rule, patching) for rule, patching in rules.items()}
+    found = {}
+    for kind, (patching, model) in KINDS.items():
+        assert run(data[patching.rule], folder / kind, "--run.steps", 20, model=model) == 0
+        found[kind] = folder / kind
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_learns_and_is_resumed_and_scored(kind, runs, capsys):
+    out, (patching, model) = runs[kind], KINDS[kind]
+    lines = [line for line in metric_lines(out) if "loss" in line]
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.5
+    data = out.parent / patching.rule
+    assert load_settings(out / "model").kind == kind
+    assert run(data, out, "--run.steps", 20, model=model) == 0
+    assert "is current: nothing to train" in capsys.readouterr().out
+    assert command(["evaluate", str(out / "model"), str(data), "--tokens", "256"]) == 0
+    text = open_dataset(data / "validation").manifest.totals.bytes
+    assert f"{text:,}" in capsys.readouterr().out.splitlines()[-1]
+    assert command(["generate", str(out / "model"), "--prompt", "the"]) == 1
+    assert f"a model of kind {kind!r}: only entropy models" in capsys.readouterr().err
+
+
+@pytest.mark.numerics
+@pytest.mark.drill
+def test_two_ranks_learn_what_one_does(runs):
+    alone = runs["megabyte"]
+    several = alone.with_name("several")
+    command_line = torchrun("trainer/main.py", alone.with_suffix(".toml"), "--run.steps", "20", "--run.out", several)
+    result = subprocess.run(
+        command_line, capture_output=True, text=True, env=quiet_environment(), cwd=Path(__file__).parents[3]
+    )
+    assert result.returncode == 0, result.stderr
+    assert losses(several) == pytest.approx(losses(alone), rel=TRAINED)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_chooses_by_likelihood_with_noises_too(kind, runs, tmp_path, capsys):
+    task = tmp_path / "next.jsonl"
+    task.write_text('{"context": "the man", "choices": ["went home", "%$"], "answer": 0}\n' * 2)
+    assert command(["tasks", str(runs[kind] / "model"), str(task), "--noise", "antspeak", "--device", "cpu"]) == 0
+    assert "antspeak" in capsys.readouterr().out
+    task.write_text('{"prompt": "the man", "answer": "went"}\n')
+    assert command(["tasks", str(runs[kind] / "model"), str(task), "--device", "cpu"]) == 1
+    assert f"a model of kind {kind!r}: only entropy models" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablations_learn_go_on_and_write(name, tmp_path, capsysbinary):
+    data, out, model = tiny_data(tmp_path / "data", SPACE), tmp_path / "out", ABLATIONS[name]
+    assert run(data, out, "--run.steps", 6, model=model) == 0
+    whole, out = losses(out), tmp_path / "in two"
+    assert run(data, out, "--run.steps", 6, "--parallel.dry_run", "true", model=model) == 0
+    assert losses(out) == whole
+    assert whole[-1] < whole[0]
+    capsysbinary.readouterr()
+    assert command(["generate", str(out / "model"), "--prompt", "the", "--bytes", "9"]) == 0
+    assert capsysbinary.readouterr().out.startswith(b"the")
+
+
+@pytest.mark.parametrize(
+    ("kind", "patching", "words"),
+    [
+        ("flat", STATIC, "model.kind 'flat' trains on unpatched shards"),
+        ("megabyte", SPACE, "needs shards of rule 'static' with stride 4 (model.patch), these have rule 'space'"),
+        ("megabyte", STATIC.model_copy(update={"stride": 5}), "these have rule 'static' of stride 5"),
+        ("spacebyte", NONE, "needs patched shards, these have rule 'none'"),
+    ],
+)
+def test_other_data_is_refused(kind, patching, words, tmp_path, capsys):
+    assert run(tiny_data(tmp_path / "data", patching), tmp_path / "out", model=KINDS[kind][1]) == 1
+    assert words in capsys.readouterr().err

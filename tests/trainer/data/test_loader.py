@@ -1,0 +1,254 @@
+"""The loader hands out one stream of packs, whatever the ranks, the workers and the stops (law 5)."""
+
+import json
+import multiprocessing
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.pack_examples import make_dataset, random_dataset, random_documents
+
+from shared.errors import ConfigError, DatasetError, IdentityError
+from shared.shards.dataset import Dataset
+from shared.shards.open import open_dataset
+from trainer.data.loader import PackDataset, PackLoader, WorkerError, stateful_loader
+from trainer.data.packing.limits import PackLimits
+from trainer.data.packing.packs import Pack, pack_digest
+from trainer.data.sampling.cursor import Cursor, first_cursor
+from trainer.data.sampling.schedule import Mixing
+
+LIMITS = PackLimits(64, 32)
+G = 4
+STREAMS = 3
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return random_dataset(tmp_path_factory.mktemp("data"), 9)
+
+
+def take(dataset: Dataset, steps: int, ranks: int = 1, workers: int = 0, cursor: Cursor | None = None) -> list[Pack]:
+    """The packs of some steps in the order of their numbers, gathered from all ranks."""
+    packs: list[Pack] = []
+    for rank in range(ranks):
+        loader = PackLoader(
+            dataset, LIMITS, G, seed=3, streams=STREAMS, rank=rank, ranks=ranks, workers=workers, cursor=cursor
+        )
+        found = iter(loader)
+        packs += [next(found) for _ in range(steps * G // ranks)]
+        assert loader.cursor == packs[-1].step.cursor
+    return sorted(packs, key=lambda pack: pack.number)
+
+
+def digests(packs: list[Pack]) -> list[str]:
+    return [pack_digest(pack) for pack in packs]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(dataset: Dataset) -> list[Pack]:
+    return take(dataset, 12)
+
+
+def test_a_rank_gets_its_packs_in_order(dataset: Dataset, uninterrupted: list[Pack]) -> None:
+    assert [pack.number for pack in uninterrupted] == list(range(12 * G))
+    assert [pack.step.number for pack in uninterrupted] == [number // G for number in range(12 * G)]
+    found = iter(PackLoader(dataset, LIMITS, G, seed=3, streams=STREAMS, rank=1, ranks=2, workers=2))
+    assert [next(found).number for _ in range(9)] == list(range(1, 18, 2))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_packs_do_not_depend_on_ranks_or_workers(
+    dataset: Dataset, uninterrupted: list[Pack], ranks: int, workers: int
+) -> None:
+    assert digests(take(dataset, 4, ranks, workers)) == digests(uninterrupted[: 4 * G])
+
+
+def shared_out(dataset: Dataset, cursor: Cursor | None, ranks: int, workers: int, steps: int) -> list[str]:
+    """Digests of the packs of some steps, in order, of ranks whose loader workers take turns as processes would."""
+    packs: list[Pack] = []
+    for rank in range(ranks):
+        cursor = cursor or first_cursor(dataset, 3, STREAMS)
+        shares = [
+            PackDataset(dataset, LIMITS, G, Mixing(), cursor, rank, ranks)._packs(worker, max(workers, 1))
+            for worker in range(max(workers, 1))
+        ]
+        packs += [next(shares[number % len(shares)]) for number in range(steps * G // ranks)]
+    return digests(sorted(packs, key=lambda pack: pack.number))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_the_stream_is_one_whoever_reads_it_and_wherever_it_stopped(dataset: Dataset, ranks: int, workers: int) -> None:
+    """From 20 random stops each, also far into later passes; other tests do it with real processes."""
+    long = take(dataset, 120)
+    whole, stops = digests(long), np.random.default_rng(ranks * 10 + workers).integers(0, 118, 20)
+    for stop in stops.tolist():
+        cursor = Cursor.model_validate_json(long[stop * G - 1].step.cursor.model_dump_json()) if stop else None
+        assert shared_out(dataset, cursor, ranks, workers, 2) == whole[stop * G : (stop + 2) * G], stop
+
+
+def test_resuming_after_any_step_is_never_stopping(dataset: Dataset, uninterrupted: list[Pack]) -> None:
+    for step in range(11):
+        cursor = uninterrupted[step * G].step.cursor
+        assert cursor is not None
+        cursor = Cursor.model_validate(json.loads(json.dumps(cursor.model_dump())))
+        rest = take(dataset, min(3, 11 - step), cursor=cursor)
+        assert digests(rest) == digests(uninterrupted[(step + 1) * G :][: len(rest)])
+        assert [pack.step.cursor for pack in rest] == [
+            pack.step.cursor for pack in uninterrupted[(step + 1) * G :][: len(rest)]
+        ]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has cores
+@pytest.mark.parametrize(("ranks", "workers"), [(2, 1), (4, 0), (1, 3)])
+def test_a_run_goes_on_with_other_ranks_and_workers(
+    dataset: Dataset, uninterrupted: list[Pack], ranks: int, workers: int
+) -> None:
+    rest = take(dataset, 3, ranks, workers, uninterrupted[4 * G].step.cursor)
+    assert digests(rest) == digests(uninterrupted[5 * G : 8 * G])
+
+
+def test_every_pack_knows_the_targets_of_its_whole_step(uninterrupted: list[Pack]) -> None:
+    for step in range(12):
+        packs = uninterrupted[step * G : (step + 1) * G]
+        assert {pack.step.targets for pack in packs} == {sum(pack.targets for pack in packs)}
+        assert {pack.step.bytes for pack in packs} == {sum(int(pack.slice_bytes.sum()) for pack in packs)}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_state_of_torchdatas_loader_resumes_inside_a_step(
+    dataset: Dataset, uninterrupted: list[Pack], workers: int
+) -> None:
+    def shell():
+        packs = PackDataset(dataset, LIMITS, G, Mixing(), first_cursor(dataset, 3, STREAMS), 0, 1)
+        return stateful_loader(packs, workers)
+
+    for taken in (1, 5, 10):
+        loader = shell()
+        found = iter(loader)
+        for _ in range(taken):
+            next(found)
+        resumed = shell()
+        resumed.load_state_dict(loader.state_dict())
+        rest = iter(resumed)
+        assert digests([next(rest) for _ in range(9)]) == digests(uninterrupted[taken : taken + 9])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_second_iteration_goes_on_after_the_last_step(
+    dataset: Dataset, uninterrupted: list[Pack], workers: int
+) -> None:
+    loader = PackLoader(dataset, LIMITS, G, seed=3, streams=STREAMS, workers=workers)
+    for _, pack in zip(range(2 * G), loader):
+        assert pack.step.number < 2
+    assert pack_digest(next(iter(loader))) == pack_digest(uninterrupted[2 * G])
+
+
+def test_other_seeds_give_other_packs(dataset: Dataset, uninterrupted: list[Pack]) -> None:
+    found = iter(PackLoader(dataset, LIMITS, G, seed=4, streams=STREAMS))
+    assert pack_digest(next(found)) != pack_digest(uninterrupted[0])
+
+
+def test_the_cursor_is_small_and_plain(uninterrupted: list[Pack]) -> None:
+    cursor = uninterrupted[-1].step.cursor
+    assert cursor is not None
+    text = json.dumps(cursor.model_dump())
+    assert len(text) < 400 + 40 * STREAMS
+    assert Cursor.model_validate_json(text) == cursor
+
+
+def test_other_data_is_refused(tmp_path: Path, dataset: Dataset) -> None:
+    other = random_dataset(tmp_path, 10)
+    with pytest.raises(IdentityError, match=r"not the data that this run began with"):
+        PackLoader(other, LIMITS, G, cursor=first_cursor(dataset, 0, STREAMS))
+
+
+def test_ranks_must_share_the_packs_of_a_step_equally(dataset: Dataset) -> None:
+    with pytest.raises(
+        ConfigError, match=r"data.packs is 4, which 3 ranks cannot share equally; choose a multiple of 3"
+    ):
+        PackLoader(dataset, LIMITS, G, ranks=3)
+
+
+def test_a_cursor_of_steps_of_another_size_is_refused(dataset: Dataset, uninterrupted: list[Pack]) -> None:
+    with pytest.raises(ConfigError, match=r"data.packs is 8, but the checkpoint was made after 4 packs"):
+        PackLoader(dataset, LIMITS, 8, cursor=uninterrupted[0].step.cursor)
+
+
+def test_a_cursor_that_no_patch_ends_at_is_refused(dataset: Dataset) -> None:
+    unpatched = iter(PackLoader(dataset, PackLimits(64, None), G))
+    cursors = [next(unpatched).step.cursor for _ in range(8 * G)][::G]
+    refused = 0
+    for cursor in cursors:
+        try:
+            PackLoader(dataset, LIMITS, G, cursor=cursor)
+        except IdentityError as error:
+            assert "where these packs cannot" in str(error)  # noqa: PT017
+            refused += 1
+    assert refused > 0
+
+
+def test_an_empty_dataset_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="holds no documents"):
+        PackLoader(make_dataset(tmp_path, [[]]), LIMITS, G)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damage_found_by_a_worker_is_one_error_that_names_the_file(tmp_path: Path, workers: int) -> None:
+    rows = random_documents(1, 40)
+    make_dataset(tmp_path, [rows[:20], rows[20:]])
+    path = tmp_path / "shard-00001.arrow"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DatasetError, match=r"^\S*shard-00001.arrow is damaged: sha256 \w+, manifest says \w+$"):
+        for _, _pack in zip(range(40), PackLoader(open_dataset(tmp_path), LIMITS, G, workers=workers)):
+            pass
+
+
+def test_an_index_that_does_not_fit_its_rows_names_shard_and_document(dataset: Dataset) -> None:
+    """As if index and shard had been made by two programs that disagree: both are whole, by their sha256."""
+    packs = PackDataset(dataset, LIMITS, G, Mixing(), first_cursor(dataset, 0, STREAMS))
+    packs._catalogue.row_inputs[:] += 1  # the catalogue is this test's own
+    packs._catalogue.inputs[:] += 1
+    with pytest.raises(DatasetError, match=r"shard-0000\d.arrow: document '9-\d+' has "):
+        next(iter(packs))
+
+
+def test_a_worker_that_dies_is_one_line(dataset: Dataset) -> None:
+    packs = iter(PackLoader(dataset, LIMITS, G, workers=1))
+    next(packs)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    with pytest.raises(WorkerError, match=r"^a loader worker has died: DataLoader worker .* memory enough\?$"):
+        list(islice(packs, 100))
+
+
+@pytest.mark.parametrize("error", [EOFError("unexpected EOF"), BlockingIOError(11, "Resource temporarily unavailable")])
+def test_a_worker_that_cannot_be_started_is_one_line(dataset: Dataset, monkeypatch, error: Exception) -> None:
+    """As multiprocessing says it where no more processes are allowed; the limit does not bind root, so it is raised."""
+
+    def refused(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("shared.io.child_processes._WorkerProcess._Popen", refused)
+    with pytest.raises(WorkerError, match=rf"^no loader worker starts: .*{error.args[-1]}.*ulimit"):
+        next(iter(PackLoader(dataset, LIMITS, G, workers=1)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_shard_that_has_been_cut_short_or_taken_away_is_named(tmp_path: Path, workers: int) -> None:
+    rows = random_documents(1, 40)
+    make_dataset(tmp_path, [rows[:20], rows[20:]])
+    shard = tmp_path / "shard-00001.arrow"
+    content = shard.read_bytes()
+    cut = (content[:-100], r"is damaged: \d+ bytes, manifest says \d+$")
+    for damage, words in (cut, (None, "is missing; the manifest")):
+        shard.unlink()
+        if damage is not None:
+            shard.write_bytes(damage)
+        with pytest.raises(DatasetError, match=rf"^\S*shard-00001.arrow {words}"):
+            for _, _pack in zip(range(40), PackLoader(open_dataset(tmp_path), LIMITS, G, workers=workers)):
+                pass

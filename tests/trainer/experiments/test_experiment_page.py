@@ -1,0 +1,237 @@
+"""The page of an experiment: whole, half done, of hostile words; quiet and in one column in headless Chromium."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.browser import Browser
+from helpers.experiment_examples import SYSTEMS, made_up_results
+from helpers.scaling_examples import grid_cells, made_up, power
+
+from shared.errors import ConfigError
+from shared.io.files import Output
+from shared.patching.settings import PatchingSettings
+from trainer.__main__ import main as command
+from trainer.drawing.forest import Difference, common_axis, forest
+from trainer.evaluation.threshold_sweep_record import SWEEP, SWEEP_NAME, SweepPoint, ThresholdSweep, save_sweep
+from trainer.experiments.page.page import content, unbeaten, write_report
+from trainer.experiments.page.scaling import scaling_content
+from trainer.experiments.page.sentences import findings, warnings
+from trainer.experiments.results.results import Results, load_results, save_results
+from trainer.experiments.results.table import rows
+from trainer.experiments.scaling.study import study
+
+
+def of(results: Results, **update: Any) -> Results:
+    return results.model_copy(update=update)
+
+
+def test_a_whole_laboratory_has_every_part() -> None:
+    text = content(made_up_results(), "today")
+    sections = re.findall(r"<h2>(.*?)</h2>", text)
+    assert sections == [
+        "At equal training FLOPs",
+        "Expected orders",
+        "At equal bytes",
+        "By subset, at equal training FLOPs",
+        "By subset, at equal bytes",
+        "Systems",
+    ]
+    assert text.count("<figure>") == 4 + 2
+    for name, *_ in SYSTEMS:
+        assert f">{name}<" in text.replace("</span>", "</span>>")
+    assert 'class="verdict holds"' in text
+    assert 'class="verdict undecided"' in text
+    assert text.count("<figure>") == text.count("<figcaption") == text.count('role="img" aria-label="Bits') + 2
+    assert warnings(made_up_results()) == []
+
+
+@pytest.mark.parametrize("seeds", [0, 1])
+def test_a_laboratory_under_way_says_what_is_missing(seeds: int) -> None:
+    results = made_up_results(seeds=seeds, tables=("flops",))
+    text = content(results, "today")
+    assert ("<figure>" in text) == (seeds > 0)
+    assert "Expected orders" not in text
+    assert "nan" not in text
+    (warning,) = warnings(results)
+    assert warning.startswith("There is one seed" if seeds else "No cell is finished")
+
+
+def test_an_interval_over_very_few_documents_is_warned_of() -> None:
+    (words,) = warnings(of(made_up_results(), document_bytes=(100, 200)))
+    assert words.startswith("The validation split holds 2 documents")
+
+
+def test_missing_cells_and_unequal_budgets_are_warned_of() -> None:
+    results = made_up_results()
+    first, *others = (
+        cell for cell in results.cells if (cell.system, cell.seed) != ("bpe", 1) and cell.system != "megabyte"
+    )
+    dear = first.model_copy(update={"useful_flops": 1.05 * first.useful_flops})
+    found = warnings(of(results, cells=(dear, *others)))
+    assert any("not fair: the largest is 5.0" in words for words in found)
+    assert "Without any finished run: megabyte." in found
+    assert "Fewer seeds than the others at equal training FLOPs: bpe (1 of 2)." in found
+    assert "not fair" in content(of(results, cells=(dear, *others)), "today")
+
+
+def test_the_best_system_is_named_and_the_best_without_a_tokenizer() -> None:
+    best, other = findings(made_up_results(), "flops")
+    assert best.startswith("Lowest bits per byte at equal training FLOPs: bpe with 2.1")
+    assert best.endswith("; blt-entropy-4.5 is 0.043 above.")
+    assert "blt-entropy-4.5" in other
+    near = [cell.model_copy(update={"bits_per_byte": 2.1 + 0.01 * cell.seed}) for cell in made_up_results().cells]
+    assert "no more than seeds differ" in findings(of(made_up_results(), cells=tuple(near)), "flops")[0]
+    without = of(made_up_results(), cells=tuple(cell for cell in made_up_results().cells if cell.system != "bpe"))
+    assert len(findings(without, "flops")) == 1
+
+
+def test_only_systems_that_nothing_beats_are_on_the_frontier() -> None:
+    found = rows(made_up_results(), "flops")
+    assert [row.system for row in unbeaten(found)] == ["bpe"]
+    others = [row for row in found if row.system != "bpe"]
+    assert [row.system for row in unbeaten(others)] == ["megabyte", "blt-space", "blt-entropy-4.5"]
+
+
+def test_an_interval_that_leaves_the_picture_ends_in_an_arrow() -> None:
+    wide = Difference("a is better than b", "", "undecided", 0.1, (0.05, 0.15), (-2.0, 3.0), (0.08, 0.12))
+    axis = common_axis([wide])
+    assert axis.low < 0 < axis.high < 0.2
+    text = forest([wide], "bits")
+    assert len(re.findall(r"M[\d.]+ 12\.0l-?6 5", text)) == 2
+    alone = replace(wide, outer=None, inner=None)
+    assert "inner" not in forest([alone], "bits")
+    assert forest([], "bits") == ""
+
+
+def test_figures_that_add_up_to_infinity_are_refused_with_their_key(tmp_path: Path) -> None:
+    results = made_up_results()
+    huge = tuple(cell.model_copy(update={"seconds": 1e308}) for cell in results.cells)
+    save_results(of(results, cells=huge), tmp_path)
+    with pytest.raises(ConfigError, match=r"results\.json: cells\.0\.seconds: "):
+        load_results(tmp_path)
+
+
+@pytest.mark.parametrize("run", ["/etc", "../other", "cells/../../other"])
+def test_a_record_leads_to_no_run_outside_its_folder(tmp_path: Path, run: str) -> None:
+    results = made_up_results()
+    save_results(of(results, cells=(results.cells[0].model_copy(update={"run": Path(run)}),)), tmp_path)
+    with pytest.raises(ConfigError, match=r"results\.json: cells\.0\.run: must lie inside"):
+        load_results(tmp_path)
+
+
+def test_nothing_in_a_record_becomes_markup() -> None:
+    evil = "<script>alert(1)</script>"
+    results = made_up_results()
+    systems = tuple(one.model_copy(update={"description": evil, "patching": evil}) for one in results.systems)
+    cells = tuple(
+        cell.model_copy(update={"bits_by_subset": {evil: 2.0, "b": 1.0}, "run": Path(evil)}) for cell in results.cells
+    )
+    text = content(of(results, title=evil, corpus=evil, machine=evil, systems=systems, cells=cells), evil)
+    assert "<script" not in text
+    assert text.count("&lt;script") > 10
+
+
+def test_a_study_shows_predictions_apart_from_what_was_measured() -> None:
+    cells = grid_cells("bytes", power(70.0, -0.12), power(0.5, 0.5), noise=0.004)
+    cells += grid_cells("bpe", power(60.0, -0.12), power(0.5, 0.5), noise=0.004)
+    text = scaling_content(study(made_up(cells), [1e14]), "today")
+    titles = re.findall(r"<figure><h3>(.*?) <span", text)
+    assert titles == ["Bits per byte over budget", "Predictions", "Sizes of bytes", "Sizes of bpe"]
+    figures = dict(zip(titles, text.split("<figure>")[1:]))
+    assert "hollow" not in figures["Bits per byte over budget"]
+    assert figures["Predictions"].count('class="dot hollow') == 2 * 2 + 2
+    assert "nobody has measured" in figures["Predictions"]
+    assert figures["Predictions"].count('class="band') == 4
+    assert figures["Sizes of bpe"].count('class="dot c') == 24 + 3
+    assert "Predicted from the fits, not measured" in text
+    unfinished = scaling_content(study(made_up(cells[:2]), [1e14]), "today")
+    assert "Predictions" not in unfinished
+    assert "no optimum at one budget" in unfinished
+
+
+def test_a_sweep_marks_the_threshold_of_training(tmp_path: Path) -> None:
+    points = [
+        SweepPoint(
+            theta=2 + shift,
+            shift=shift,
+            trained=shift == 0,
+            bits_per_byte=2.2 + 0.1 * shift,
+            bytes_per_patch=4.5 + shift,
+            flops_per_byte=2e6 - 1e5 * shift,
+        )
+        for shift in (-0.5, 0.0, 0.5)
+    ]
+    sweep = ThresholdSweep(
+        model="<b>",
+        sha256="0" * 64,
+        data="data",
+        fingerprint="1" * 64,
+        patching=PatchingSettings(rule="entropy", theta=2.0),
+        documents=3,
+        bytes=1000,
+        entropy_flops_per_byte=3e5,
+        points=tuple(points),
+    )
+    save_sweep(sweep, Output(tmp_path / SWEEP_NAME, SWEEP))
+    text = write_report(tmp_path).read_text()
+    assert text.count("<figure>") == 2
+    assert text.count("trained with</strong>") == 1
+    assert text.count('class="mark"') == 2  # the line, and its entry in the legend
+    assert "<b>" not in text
+
+
+def test_the_page_is_quiet_and_fits_a_phone(browser: Browser, tmp_path: Path) -> None:
+    save_results(made_up_results(), tmp_path)
+    file = write_report(tmp_path)
+    assert {path.name for path in tmp_path.glob("*.csv")} == {
+        "table.csv",
+        "curves.csv",
+        "comparisons.csv",
+        "subsets.csv",
+    }
+    for width, mobile in ((390, True), (1200, False)):
+        browser.call("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=mobile)
+        browser.open(file)
+        assert browser.complaints() == []
+        assert [url for url in browser.requests() if not url.startswith("data:")] == [file.as_uri()]
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width
+        assert browser.evaluate("[...document.querySelectorAll('svg[role=img]')].every((one) => one.ariaLabel)")
+        assert browser.evaluate(
+            "[...document.querySelectorAll('table')].every((one) => one.querySelector('th[scope]'))"
+        )
+        # Words of a plot stay within it.
+        assert browser.evaluate(
+            "[...document.querySelectorAll('figure > svg text')].every((one) => {"
+            "const own = one.getBoundingClientRect(), all = one.ownerSVGElement.getBoundingClientRect();"
+            "return own.left >= all.left - 1 && own.right <= all.right + 1; })"
+        )
+        # Names beside points do not cover each other.
+        assert browser.evaluate(
+            "[...document.querySelectorAll('figure > svg')].every((figure) => {"
+            "const boxes = [...figure.querySelectorAll('.name')].map((one) => one.getBoundingClientRect());"
+            "return boxes.every((a, i) => boxes.slice(i + 1).every((b) =>"
+            "  a.right <= b.left || b.right <= a.left || a.bottom <= b.top + 3 || b.bottom <= a.top + 3)); })"
+        )
+    colours = []
+    for scheme in ("light", "dark"):
+        browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        shown = "['body', '.verdict'].map((name) => getComputedStyle(document.querySelector(name)))"
+        colours.append(browser.evaluate(f"{shown}.flatMap((style) => [style.backgroundColor, style.color])"))
+    assert all(light != dark for light, dark in zip(*colours) if light != "rgba(0, 0, 0, 0)")
+
+
+def test_the_command_takes_laboratories(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_results(made_up_results(), tmp_path / "a")
+    save_results(made_up_results().model_copy(update={"title": "another"}), tmp_path / "b")
+    assert command(["report", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "both.html")]) == 0
+    said = capsys.readouterr().out
+    assert "spacebyte before megabyte: holds" in said
+    text = (tmp_path / "both.html").read_text()
+    assert text.count("<h1>") == 2
+    assert (tmp_path / "b" / "table.csv").exists()
+    (tmp_path / "b" / "results.json").write_text('{"title": 3}')
+    assert command(["report", str(tmp_path / "b")]) != 0
+    assert "results.json" in capsys.readouterr().err

@@ -1,0 +1,92 @@
+"""Figures of an experiment as tables and CSV: what a mean is over, and that nothing is lost on the way to a file."""
+
+import csv
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+from helpers.experiment_examples import SYSTEMS, made_up_results
+
+from shared.errors import ConfigError
+from trainer.experiments.page.csv_files import write_csv
+from trainer.experiments.results.results import RESULTS_NAME, Results, load_results, save_results
+from trainer.experiments.results.table import ALIKE, budget_spread, rows, subset_bits
+
+
+def test_rows_are_means_over_seeds_the_best_first() -> None:
+    results = made_up_results()
+    found = rows(results, "flops")
+    assert [row.bits_per_byte for row in found] == sorted(row.bits_per_byte for row in found)
+    assert len(found) == len(SYSTEMS)
+    bpe = next(row for row in found if row.system == "bpe")
+    bits = [cell.bits_per_byte for cell in results.cells if (cell.system, cell.table) == ("bpe", "flops")]
+    assert (bpe.seeds, bpe.lowest, bpe.highest) == (2, min(bits), max(bits))
+    assert bpe.bits_per_byte == pytest.approx(fmean(bits))
+    assert bpe.spread == pytest.approx(abs(bits[0] - bits[1]) / 2**0.5)
+    assert bpe.patches_per_token == pytest.approx(1.0)
+    assert bpe.speed_up == pytest.approx(3.1 / 1.1)
+    entropy = next(row for row in found if row.system == "blt-entropy-4.5")
+    assert entropy.patches_per_token == pytest.approx(3.3 / 4.5)
+    assert entropy.speed_up_whole == pytest.approx(3.1 / 2.3)
+
+
+def test_what_is_not_known_is_none() -> None:
+    whole = made_up_results(seeds=1)
+    kept = tuple(cell for cell in whole.cells if cell.system != "bytes")
+    found = rows(whole.model_copy(update={"cells": kept, "tokenizer": None}), "flops")
+    assert {row.spread for row in found} == {row.speed_up for row in found} == {row.patches_per_token for row in found}
+    assert found[0].spread is None
+    assert rows(whole.model_copy(update={"cells": ()}), "flops") == []
+    assert budget_spread(whole.model_copy(update={"cells": ()}), "flops") == 0.0
+
+
+def test_the_spread_of_budgets_is_that_of_what_a_table_has_alike() -> None:
+    results = made_up_results()
+    assert budget_spread(results, "flops") < ALIKE
+    assert budget_spread(results, "bytes") == 0.0
+    first, *others = results.cells
+    dear = first.model_copy(update={"useful_flops": 1.1 * first.useful_flops})
+    assert budget_spread(results.model_copy(update={"cells": (dear, *others)}), "flops") == pytest.approx(0.1, rel=1e-3)
+
+
+def test_subsets_of_some_cells_only_are_means_over_those() -> None:
+    results = made_up_results()
+    first, *others = results.cells
+    poor = first.model_copy(update={"bits_by_subset": {"code": 1.0}})
+    found = subset_bits(results.model_copy(update={"cells": (poor, *others)}), "flops")["bytes"]
+    second = next(cell for cell in others if cell.system == "bytes")
+    assert found["prose"] == second.bits_by_subset["prose"]
+    assert found["code"] == pytest.approx((1.0 + second.bits_by_subset["code"]) / 2)
+
+
+def test_csv_files_give_every_figure_back(tmp_path: Path) -> None:
+    results = made_up_results()
+    write_csv(results, tmp_path)  # and are replaced, for they are known as ours
+    files = {path.name: list(csv.DictReader(path.open(newline=""))) for path in write_csv(results, tmp_path)}
+    assert {name: len(lines) for name, lines in files.items()} == {
+        "table.csv": 2 * len(SYSTEMS),
+        "curves.csv": 5 * len(results.cells),
+        "comparisons.csv": len(results.comparisons),
+        "subsets.csv": 5 * len(results.cells),
+    }
+    row = rows(results, "flops")[0]
+    line = files["table.csv"][0]
+    assert (line["system"], float(line["bits_per_byte"])) == (row.system, row.bits_per_byte)
+    assert next(line for line in files["table.csv"] if line["system"] == "bytes")["bytes_per_patch"] == ""
+    point, cell = files["curves.csv"][0], results.cells[0]
+    assert [float(point[name]) for name in ("useful_flops", "seconds", "bits_per_byte")] == [
+        cell.curve[0].useful_flops,
+        cell.curve[0].seconds,
+        cell.curve[0].bits_per_byte,
+    ]
+    assert files["comparisons.csv"][0]["verdict"] == results.comparisons[0].verdict
+    assert write_csv(made_up_results(seeds=0), tmp_path / "empty") == []
+
+
+def test_a_record_names_only_its_own_systems(tmp_path: Path) -> None:
+    save_results(made_up_results(), tmp_path)
+    text = (tmp_path / RESULTS_NAME).read_text()
+    assert load_results(tmp_path) == made_up_results() == Results.model_validate_json(text)
+    (tmp_path / RESULTS_NAME).write_text(text.replace('"system": "bpe"', '"system": "bqe"', 1))
+    with pytest.raises(ConfigError, match="'bqe' is none of the systems"):
+        load_results(tmp_path)

@@ -1,0 +1,117 @@
+"""Fine-tuning on chats, from the records to an answer: preprocess --chat, a run from a model without special ids,
+evaluate, generate --chat."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.tiny_runs import STATIC, losses, quiet_environment, tiny_data, tiny_recipe, toml, torchrun
+
+from pipeline.__main__ import main as pipeline
+from shared.model_folder.files import load_state
+from shared.models.initialise import initial_value
+from shared.shards.open import open_dataset
+from shared.text.chat import END, ROLES
+from trainer.__main__ import main as trainer
+from trainer.checkpoints.new_token_rows import GROWING
+from trainer.main import main as train
+
+SPECIALS = [*ROLES, END]
+STILL = 1e-30
+"""A learning rate that moves nothing in fp32."""
+PATCHES = ("--rule", "static", "--stride", "4", "--max-length", "64", "--executor", "inline", "--workers", "1")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained model without special ids, and chats: the answer to every question is ok."""
+    folder = tmp_path_factory.mktemp("finetuning")
+    assert run(tiny_data(folder / "text", STATIC), folder / "base") == 0
+    with (folder / "chats.jsonl").open("w") as file:
+        for number in range(60):
+            chat = {"id": f"c{number}", "prompt": f"what is {number * 7919 % 101}?", "response": "ok"}
+            file.write(json.dumps(chat) + "\n")
+    command = ("preprocess", folder / "chats.jsonl", "--out", folder / "chats", "--chat", *PATCHES)
+    assert pipeline([*map(str, command), "--validation-fraction", "0.2"]) == 0
+    return folder
+
+
+def run(data: Path, out: Path, specials: list[str] | None = None, **sections: dict[str, Any]) -> int:
+    recipe = tiny_recipe(data, out, **sections)
+    if specials:
+        recipe["model"] = recipe["model"] | {"specials": specials}
+    path = out.with_suffix(".toml")
+    path.write_text(toml(recipe))
+    return train([str(path)])
+
+
+def check_rows(found: Path, base: Path) -> None:
+    """The weights of a fine-tuned model that has learned nothing yet are the base's, with rows for its special ids."""
+    ours, theirs = load_state(found)[0], load_state(base)[0]
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        wanted = theirs[name]
+        if name in GROWING:
+            rows = [initial_value(f"{name}/{special}", (1, wanted.shape[1]), 0) for special in SPECIALS]
+            wanted = torch.cat([wanted, *rows])
+        assert torch.equal(tensor, wanted), name
+
+
+def test_a_model_without_special_ids_gets_rows_for_them_and_keeps_the_rest(place: Path, tmp_path: Path) -> None:
+    still = {"run": {"steps": 1}, "optimizer": {"lr": STILL}, "start": {"model": str(place / "base" / "model")}}
+    assert run(place / "chats", tmp_path / "folder", SPECIALS, **still) == 0
+    check_rows(tmp_path / "folder" / "model", place / "base" / "model")
+
+
+@pytest.mark.drill
+def test_two_ranks_each_with_its_rows_begin_from_the_checkpoint_of_one(place: Path, tmp_path: Path) -> None:
+    still = {"run": {"steps": 1}, "optimizer": {"lr": STILL}, "start": {"model": str(place / "base" / "model")}}
+    recipe = tiny_recipe(place / "chats", tmp_path / "ranks", **still)
+    recipe["model"] = recipe["model"] | {"specials": SPECIALS}
+    (tmp_path / "ranks.toml").write_text(toml(recipe))
+    command = torchrun("trainer/main.py", tmp_path / "ranks.toml", "--start.model", place / "base")
+    subprocess.run(command, check=True, timeout=600, env=quiet_environment(), capture_output=True)
+    check_rows(tmp_path / "ranks" / "model", place / "base" / "model")
+
+
+def test_ids_that_mean_something_else_are_refused(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = {"start": {"model": str(place / "base" / "model")}}
+    assert run(place / "chats", tmp_path / "none", **start) != 0
+    error = capsys.readouterr().err
+    assert "has the special ids system, user, assistant, end, the model none" in error
+    assert 'model.specials = ["system", "user", "assistant", "end"]' in error
+    assert run(place / "chats", tmp_path / "other", SPECIALS[::-1], **start) != 0
+    # A model with special ids may learn from plain text, too.
+    assert run(place / "text", tmp_path / "text", SPECIALS, **start | {"run": {"steps": 1}}) == 0
+    assert run(place / "text", tmp_path / "fewer", SPECIALS[:2], start={"model": str(tmp_path / "text" / "model")}) != 0
+    assert "model.specials must begin with them" in capsys.readouterr().err
+
+
+def test_a_fine_tuned_model_answers_chats(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = open_dataset(place / "chats" / "train").manifest.totals
+    assert data.targets == 4 * data.documents, "two bytes, the end of the turn and EOS"
+    sections = {"run": {"steps": 60}, "optimizer": {"lr": 1e-2}, "metrics": {"log_every": 10}}
+    start = {"model": str(place / "base" / "model")}
+    assert run(place / "chats", tmp_path / "tuned", SPECIALS, start=start, **sections) == 0
+    found = losses(tmp_path / "tuned")
+    assert found[-1] < 0.1 < found[0]
+    model = str(tmp_path / "tuned" / "model")
+    capsys.readouterr()
+    options = ("--baselines", "--json", str(tmp_path / "scores.json"))
+    assert trainer(["evaluate", model, str(place / "chats"), *options]) == 0
+    (scores,) = json.loads((tmp_path / "scores.json").read_text())["datasets"]
+    validation = open_dataset(place / "chats" / "validation").manifest.totals
+    assert scores["total"]["bytes"] == 2 * validation.documents, "only what is a target counts"
+    baselines = scores["total"]["baselines"]
+    assert scores["total"]["bits_per_byte"] < baselines["order-2"] < 8
+    assert baselines["xz -9"] > 0
+    capsys.readouterr()
+    assert trainer(["generate", model, "--chat", "--user", "what is 12?", "--temperature", "0"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "ok\n"
+    assert "ended: end of turn" in printed.err
