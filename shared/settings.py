@@ -1,5 +1,6 @@
 """What settings objects have in common: immutable, and an unknown key is an error that names it."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -29,6 +30,26 @@ class NamesSpecials(Settings):
         if len(set(self.specials)) < len(self.specials):
             raise ValueError(f"specials names one id twice: {', '.join(self.specials)}")
         return self
+
+
+class _Version(BaseModel):
+    """What a JSON file says of its format; the first versions said nothing."""
+
+    format_version: int = Field(default=1, ge=1, lt=2**31)
+
+
+def other_version(path: Path, content: bytes, wanted: int, way_out: str) -> str | None:
+    """Why a JSON file of another format version is not read, as one line that ends with what to do.
+
+    None for the wanted version, and for a file that is damaged.
+    """
+    try:
+        found = _Version.model_validate_json(content).format_version
+    except ValidationError:
+        return None
+    if found == wanted:
+        return None
+    return f"{path} has format version {found}, this version of Patchwork reads version {wanted}; {way_out}"
 
 
 def first_problem(error: ValidationError, key: str | None = None) -> str:

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from shared.errors import PatchworkError
 from shared.io.terminal import INTERRUPTED, error_line, one_line, run_program, safe_output
+from trainer.node import first_of_node
 
 
 class CheckpointError(PatchworkError):
@@ -117,11 +118,6 @@ def leave(code: int) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)
-
-
-def first_of_node() -> bool:
-    """Whether this process speaks for its node."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def tell_launcher(line: str) -> None:

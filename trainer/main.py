@@ -20,8 +20,11 @@ if __name__ == "__main__":
 
 from shared.io.child_processes import end_with_launcher
 from shared.io.config import load_recipe
-from trainer.errors import USER_ERRORS, TrainingError, complain, exit_for_peer, first_of_node, run
-from trainer.provenance.identity import RunIdentity, finished, run_identity, with_length
+from trainer.data.run_data import RunData, with_length
+from trainer.errors import USER_ERRORS, TrainingError, complain, exit_for_peer, run
+from trainer.node import first_of_node
+from trainer.provenance.identity import RunIdentity, run_identity
+from trainer.provenance.run_checks import check_run, finished
 from trainer.provenance.run_folder import check_run_folder
 from trainer.settings import TrainSettings
 
@@ -38,14 +41,17 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if PLAN in overrides:
             return tell_plan(Path(recipe), [part for part in overrides if part != PLAN])
-        settings = with_length(load_recipe(Path(recipe), overrides, TrainSettings))
+        settings = load_recipe(Path(recipe), overrides, TrainSettings)
+        data = RunData(settings.data)
+        settings = with_length(settings, data)
         check_run_folder(settings.run.out)
-        identity = run_identity(settings)
+        check_run(settings, data)
+        identity = run_identity(settings, data)
         if finished(settings.run.out, identity):
             if first_of_node():
                 print(f"{settings.run.out}/model is current: nothing to train")
             return 0
-        return train(settings, identity)
+        return train(settings, data, identity)
     except USER_ERRORS as error:
         return complain(error)
 
@@ -60,7 +66,7 @@ def tell_plan(recipe: Path, overrides: Sequence[str]) -> int:
     return 0
 
 
-def train(settings: TrainSettings, identity: RunIdentity) -> int:
+def train(settings: TrainSettings, data: RunData, identity: RunIdentity) -> int:
     """The run itself. torch is imported from here on."""
     warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata's own import
     warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a run of one rank saves alone
@@ -75,7 +81,7 @@ def train(settings: TrainSettings, identity: RunIdentity) -> int:
             stop_on_signals(world.neighbours) as stop,
             claimed(settings, identity, world),
         ):
-            job = prepare(settings, identity, world)
+            job = prepare(settings, data, identity, world)
             done = run_steps(job, stop)
             if done:
                 export(job, identity)

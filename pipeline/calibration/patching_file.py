@@ -10,9 +10,11 @@ from pipeline.settings import PipelineError
 from shared.io.files import Output
 from shared.io.json_reader import read_bounded
 from shared.patching import PatchingSettings
-from shared.settings import Settings, first_problem
+from shared.settings import Settings, first_problem, other_version
 from shared.shards.manifest import NumericsClass, SidecarType
 
+FORMAT_VERSION: Literal[2] = 2
+"""Version 1 called the entropy model a patcher."""
 TENTH = "a tenth"
 MOST_BYTES = 64 << 20
 """Of such a file: some hundred bytes a subset."""
@@ -84,6 +86,7 @@ class PatchingFile(Settings):
 
     patching: PatchingSettings
     identity: CalibrationIdentity
+    format_version: Literal[2] = FORMAT_VERSION
     numerics: NumericsClass
     mean_patch_size: float
     """In bytes, realised on the sample."""
@@ -100,7 +103,10 @@ class PatchingFile(Settings):
 def load_patching(path: Path) -> PatchingFile:
     """Read what calibrate wrote. Raises PipelineError."""
     try:
-        return PatchingFile.model_validate_json(read_bounded(path, MOST_BYTES))
+        content = read_bounded(path, MOST_BYTES)
+        if problem := other_version(path, content, FORMAT_VERSION, "calibrate again"):
+            raise PipelineError(f"--patching {problem}")
+        return PatchingFile.model_validate_json(content)
     except OSError as error:
         raise PipelineError(f"--patching {path} cannot be read: {error.strerror}; calibrate writes it") from None
     except ValidationError as error:

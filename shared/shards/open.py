@@ -90,13 +90,15 @@ def _is_whole(folder: Path, sha256: str) -> bool:
         return False
 
 
-def open_dataset(folder: Path | str, cache: FileCache | None = None) -> Dataset:
+def open_dataset(folder: Path | str, cache: FileCache | None = None, manifest: Manifest | None = None) -> Dataset:
     """Open a finished dataset in a folder or behind a URL, whose files then come into the cache.
+
+    ``manifest``: the dataset's, where it has been read before.
 
     Raises DatasetError when there is none, or its manifest cannot be used; StorageError when a URL cannot be read.
     """
     folder = location_of(str(folder))
-    manifest = load_manifest(folder)
+    manifest = manifest or load_manifest(folder)
     if isinstance(folder, Path):
         return Dataset(folder, manifest)
     return RemoteDataset(folder, manifest, cache or FileCache(default_cache()))

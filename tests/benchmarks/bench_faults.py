@@ -16,14 +16,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers.drill import Drill, drill_recipe, quiet_run, weights
-from helpers.tiny_runs import STATIC, losses, tiny_data, tiny_settings
+from helpers.tiny_runs import STATIC, losses, run_identity_of, tiny_data, tiny_settings
 
 from trainer.checkpoints.initial_weights import build_model
 from trainer.checkpoints.state import TrainState
 from trainer.checkpoints.store import Checkpoints
 from trainer.distributed.world import started
 from trainer.optim.optimizer import build_optimizer
-from trainer.provenance.identity import run_identity
 from trainer.settings import CheckpointSettings
 
 STEPS_A_KILL = 12
@@ -78,7 +77,7 @@ def cost(folder: Path) -> None:
     with started(settings.run) as world:
         model = build_model(settings, world)
         optimizer = build_optimizer(model, settings.optimizer)
-        state = TrainState(identity=run_identity(settings), config={})
+        state = TrainState(identity=run_identity_of(settings), config={})
         values = sum(parameter.numel() for parameter in model.parameters())
         stores = {
             name: Checkpoints(folder / name, CheckpointSettings(asynchronous=name == "background"), world)

@@ -28,8 +28,7 @@ from shared.models.blt import Blt
 from shared.vocabulary import IGNORED_LABEL
 from trainer.checkpoints.initial_weights import build_model
 from trainer.data.loader import PackLoader
-from trainer.data.mixture import open_split
-from trainer.data.splits import TRAIN_SPLIT
+from trainer.data.run_data import RunData
 from trainer.distributed.build import fill
 from trainer.distributed.row_sharded_tables import RowTables, row_tables
 from trainer.distributed.world import DTYPES, World, started
@@ -113,10 +112,10 @@ def main() -> None:
 
 def alternate(settings: TrainSettings, world: World, rounds: int) -> dict[str, list[float]]:
     """Seconds of each step of both."""
-    job = prepare(settings, run_identity(settings), world)
+    data = RunData(settings.data)
+    job = prepare(settings, data, run_identity(settings, data), world)
     bare_step, trainer_step, whole_step = bare(settings, world), trainers(settings, world), whole(job)
-    train = open_split(settings.data, TRAIN_SPLIT)
-    ready = iter(PackLoader(train, job.loader.limits, settings.data.packs, streams=settings.data.streams))
+    ready = iter(PackLoader(data.train, job.loader.limits, settings.data.packs, streams=settings.data.streams))
     seconds: dict[str, list[float]] = {"bare": [], "step": [], "whole": []}
     for number in range(WARM_UP + rounds):
         batches = [next(ready).batch for _ in range(settings.data.packs)]

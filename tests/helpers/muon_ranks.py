@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from helpers.tiny_runs import tiny_settings
+from helpers.tiny_runs import run_identity_of, tiny_settings
 from shared.shards.open import open_dataset
 from trainer.checkpoints.initial_weights import build_model
 from trainer.checkpoints.store import Checkpoints, TrainState
@@ -26,7 +26,6 @@ from trainer.optim.muon import MOMENTUM, Muon
 from trainer.optim.optimizer import Optimizers, build_optimizer
 from trainer.optim.parameter_groups import FACTOR
 from trainer.optim.train_step import take_step
-from trainer.provenance.identity import run_identity
 from trainer.settings import CheckpointSettings, MuonSettings, TrainSettings
 
 STEPS = 4
@@ -88,7 +87,7 @@ def learn(settings: TrainSettings, world: World, out: Path | None = None) -> dic
         batches, targets = [pack.batch for pack in mine], mine[0].step.targets
         nats.append(take_step(model, optimizer, batches, targets, world, 3e-3, 1.0, []).nats)
     if out is not None:
-        state = TrainState(identity=run_identity(settings), config={}, step=STEPS)
+        state = TrainState(identity=run_identity_of(settings), config={}, step=STEPS)
         checkpoints = Checkpoints(out, CheckpointSettings(), world)
         checkpoints.save(model, optimizer, state)
         assert checkpoints.wait()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from helpers.rank_runs import moments, whole
-from helpers.tiny_runs import tiny_settings
+from helpers.tiny_runs import run_identity_of, tiny_settings
 from trainer.checkpoints.initial_weights import build_model
 from trainer.checkpoints.state import TrainState
 from trainer.checkpoints.store import Checkpoints
@@ -20,7 +20,6 @@ from trainer.distributed.row_sharded_tables import RowGradient, own_rows, row_ta
 from trainer.distributed.world import World, started
 from trainer.errors import leave
 from trainer.optim.optimizer import Optimizers, build_optimizer
-from trainer.provenance.identity import run_identity
 from trainer.settings import CheckpointSettings, TrainSettings
 
 
@@ -40,7 +39,7 @@ def stage(settings: TrainSettings, world: World, folder: Path) -> dict[str, Tens
     """State as it was read, if there was any, and as it was saved afterwards."""
     model = build_model(settings, world)
     optimizer = build_optimizer(model, settings.optimizer)
-    checkpoints, identity = Checkpoints(folder, CheckpointSettings(keep=9), world), run_identity(settings)
+    checkpoints, identity = Checkpoints(folder, CheckpointSettings(keep=9), world), run_identity_of(settings)
     step, results = 0, {}
     if newest := checkpoints.newest():
         step = checkpoints.load(newest, model, optimizer, identity).step

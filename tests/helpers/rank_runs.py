@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 
-from helpers.tiny_runs import tiny_settings
+from helpers.tiny_runs import run_identity_of, tiny_settings
 from shared.layers.batch import Batch, Patches, segments
 from shared.shards.open import open_dataset
 from shared.vocabulary import BOE, IGNORED_LABEL
@@ -33,7 +33,6 @@ from trainer.memory.dry_run import dry_run
 from trainer.metrics.subset_score import total_of
 from trainer.optim.optimizer import Optimizers, build_optimizer
 from trainer.optim.train_step import backward, clip, take_step
-from trainer.provenance.identity import run_identity
 from trainer.settings import CheckpointSettings, TrainSettings
 
 STEPS = 20
@@ -151,7 +150,7 @@ def unequal(
 
 def save(model: nn.Module, optimizer: Optimizers, settings: TrainSettings, world: World, folder: Path) -> None:
     """Write model and moments, each rank its shards."""
-    state = TrainState(identity=run_identity(settings), config={}, step=STEPS)
+    state = TrainState(identity=run_identity_of(settings), config={}, step=STEPS)
     Checkpoints(folder, CheckpointSettings(asynchronous=False), world).save(model, optimizer, state)
 
 
@@ -162,7 +161,7 @@ def restored(settings: TrainSettings, world: World, folder: Path) -> dict[str, T
     checkpoints = Checkpoints(folder, CheckpointSettings(), world)
     newest = checkpoints.newest()
     assert newest is not None
-    checkpoints.load(newest, model, optimizer, run_identity(settings))
+    checkpoints.load(newest, model, optimizer, run_identity_of(settings))
     return whole(model, "trained") | moments(optimizer, model)
 
 

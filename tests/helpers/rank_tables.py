@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from helpers.tiny_runs import STACK, tiny_settings
+from helpers.tiny_runs import STACK, run_identity_of, tiny_settings
 from shared.layers.batch import segments
 from shared.layers.ngrams import NgramEmbedding
 from shared.model_settings import NgramSettings
@@ -26,7 +26,6 @@ from trainer.distributed.world import World, started
 from trainer.errors import leave
 from trainer.optim.optimizer import SQUARES, build_optimizer
 from trainer.optim.train_step import take_step
-from trainer.provenance.identity import run_identity
 from trainer.settings import CheckpointSettings, TrainSettings
 
 STEPS = 3
@@ -57,7 +56,7 @@ def trained(settings: TrainSettings, world: World, out: Path) -> dict[str, Tenso
 
     for _ in range(STEPS):
         step()
-    state = TrainState(identity=run_identity(settings), config={}, step=STEPS)
+    state = TrainState(identity=run_identity_of(settings), config={}, step=STEPS)
     Checkpoints(out, CheckpointSettings(asynchronous=False), world).save(model, optimizer, state)
     squares = optimizer.state[tables.weight][SQUARES]
     results = {"weight": tables.weight.full_tensor().clone(), "squares": squares.full_tensor()}

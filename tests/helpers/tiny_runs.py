@@ -13,7 +13,10 @@ from shared.shards.document import Row
 from shared.shards.manifest import DatasetIdentity, Manifest
 from shared.shards.writer import write_shard
 from shared.vocabulary import document_tokens
+from trainer.data.run_data import RunData, with_length
 from trainer.main import main
+from trainer.provenance.identity import RunIdentity, run_identity
+from trainer.provenance.run_checks import check_run
 from trainer.settings import TrainSettings
 
 STATIC = PatchingSettings(rule="static", stride=4, max_length=64)
@@ -79,6 +82,14 @@ def tiny_recipe(data: Path, out: Path, /, **sections: dict[str, Any]) -> dict[st
 def tiny_settings(data: Path, out: Path, /, **sections: dict[str, Any]) -> TrainSettings:
     """The same, checked."""
     return TrainSettings.model_validate(tiny_recipe(data, out, **sections))
+
+
+def run_identity_of(settings: TrainSettings) -> RunIdentity:
+    """The identity of the run, which is checked as the program does."""
+    data = RunData(settings.data)
+    settings = with_length(settings, data)
+    check_run(settings, data)
+    return run_identity(settings, data)
 
 
 def toml(recipe: dict[str, Any]) -> str:

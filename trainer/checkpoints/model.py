@@ -15,12 +15,12 @@ from shared.errors import IdentityError, ModelFileError
 from shared.io.found import model_folder_at
 from shared.model_folder.files import build_model, save_model
 from shared.model_folder.identity import model_sha256
+from shared.model_settings import AnyModelSettings
 from shared.settings import first_problem
 from trainer.checkpoints.initial_weights import check_parameters, fill_from_checkpoint, index_of, unusable
 from trainer.checkpoints.new_token_rows import NewIds
 from trainer.checkpoints.state import read_state
-from trainer.data.mixture import open_split
-from trainer.data.splits import TRAIN_SPLIT
+from trainer.data.run_data import RunData
 from trainer.provenance.checkpoint_folders import STATE_NAME
 from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, RunIdentity, RunNumerics, save_identity
 from trainer.provenance.origin import origin_of
@@ -32,29 +32,28 @@ MODEL_FOLDER = "model"
 
 
 def write_model(
-    weights: Mapping[str, Tensor], settings: TrainSettings, identity: RunIdentity, numerics: RunNumerics, folder: Path
+    weights: Mapping[str, Tensor],
+    settings: AnyModelSettings,
+    identity: RunIdentity,
+    numerics: RunNumerics,
+    data: RunData,
+    folder: Path,
 ) -> None:
     """fp32 weights, settings, entropy model or tokenizer and, last, the identity that marks the folder complete.
 
     Raises DatasetError, IdentityError when the training split carries another entropy model or tokenizer than was
     recorded.
     """
-    train = open_split(settings.data, TRAIN_SPLIT)
-    entropy_model = train.entropy_model if identity.entropy_model else None
-    if (
-        identity.entropy_model
-        and entropy_model
-        and (found := model_sha256(entropy_model)) != identity.entropy_model.sha256
-    ):
-        raise IdentityError(
-            f"{entropy_model} has sha256 {found}, the dataset was made with {identity.entropy_model.sha256}"
-        )
-    tokenizer = None
+    entropy_model = tokenizer = None
+    if identity.entropy_model is not None:
+        entropy_model, recorded = data.train.entropy_model, identity.entropy_model.sha256
+        if (found := model_sha256(entropy_model)) != recorded:
+            raise IdentityError(f"{entropy_model} has sha256 {found}, the dataset was made with {recorded}")
     if identity.patching.tokenizer is not None:
-        tokenizer = train.tokenizer
+        tokenizer = data.train.tokenizer
         check_tokenizer(tokenizer, identity.patching.tokenizer)
-    save_model(weights, settings.model, folder, entropy_model, tokenizer)
-    size = mean_patch_size(train.manifest)
+    save_model(weights, settings, folder, entropy_model, tokenizer)
+    size = mean_patch_size(data.train_manifest)
     save_identity(ModelIdentity(**dict(identity), numerics=numerics, mean_patch_size=size), folder / IDENTITY_NAME)
 
 
@@ -100,4 +99,4 @@ def _from_checkpoint(checkpoint: Path, folder: Path) -> None:
     numerics = RunNumerics(
         dtype=settings.run.dtype, device="cpu", torch=torch.__version__, ranks=1, threads=settings.run.threads
     )
-    write_model(model.state_dict(), settings, state.identity, numerics, folder)
+    write_model(model.state_dict(), settings.model, state.identity, numerics, RunData(settings.data), folder)

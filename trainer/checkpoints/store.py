@@ -42,7 +42,8 @@ from trainer.provenance.checkpoint_folders import (
     step_folders,
     step_of,
 )
-from trainer.provenance.identity import RunIdentity, check_goes_on, is_prolonged, length_objection
+from trainer.provenance.identity import RunIdentity
+from trainer.provenance.run_checks import check_goes_on, is_prolonged, length_objection
 from trainer.settings import CheckpointSettings
 
 # ---- Copies of what is saved, so that training may go on while it is written.

@@ -33,7 +33,7 @@ from trainer.commands.running import (
 from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT
 from trainer.evaluation.robustness.noise import NOISES
 from trainer.evaluation.text_files import STDIN, is_text, read_texts
-from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, load_identity
+from trainer.provenance.identity import model_identity
 from trainer.provenance.patch_size import patch_size_warning
 from trainer.provenance.thresholds import one_threshold, patching_for
 from trainer.terminal import Progress, clock, quantity
@@ -240,7 +240,7 @@ class Evaluator:
             return given
         patching = None
         if load_settings(folder).reads != "bytes":
-            trained = load_identity(folder / IDENTITY_NAME, ModelIdentity).patching
+            trained = model_identity(folder).patching
             # A model beside may cut all text alike: it has no subset to choose.
             subset = self._arguments.subset if folder == self._model or trained.thetas else None
             patching = one_threshold(trained, subset)
@@ -253,7 +253,7 @@ class Evaluator:
             return None
         if not isinstance(dataset, Dataset):
             return dataset.manifest.identity.patching
-        identity = load_identity(self._model / IDENTITY_NAME, ModelIdentity)
+        identity = model_identity(self._model)
         return patching_for(identity, dataset, self._arguments.as_name)
 
     def scores(self, dataset: "Documents", train: Dataset | None) -> "tuple[Measured, dict[str, Any]]":

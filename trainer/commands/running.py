@@ -10,7 +10,7 @@ from pathlib import Path
 from shared.errors import ConfigError
 from shared.io.found import model_folder_at
 from shared.model_folder.identity import WEIGHTS_FILE, load_settings
-from trainer.provenance.identity import IDENTITY_NAME, MOST_THREADS, ModelIdentity, load_identity
+from trainer.provenance.identity import IDENTITY_NAME, MOST_THREADS, model_identity
 from trainer.provenance.thresholds import default_note, known_subset
 
 # ---- How many cores this process may use: its affinity, and the quota of its control group. Free of torch.
@@ -130,7 +130,7 @@ def threads_for(model: Path, wanted: int | None) -> int:
         return wanted
     if not (model / IDENTITY_NAME).exists():
         return 1
-    return min(load_identity(model / IDENTITY_NAME, ModelIdentity).numerics.threads, usable_cores())
+    return min(model_identity(model).numerics.threads, usable_cores())
 
 
 def set_threads(model: Path, wanted: int | None) -> int:
@@ -149,7 +149,7 @@ def chosen_subset(model: Path, subset: str | None, theta: float | None = None) -
     """
     if not (model / IDENTITY_NAME).exists():
         return subset
-    recorded = load_identity(model / IDENTITY_NAME, ModelIdentity).patching
+    recorded = model_identity(model).patching
     if subset is not None:
         return known_subset(recorded, subset)
     if theta is None and (note := default_note(recorded)):

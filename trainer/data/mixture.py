@@ -7,12 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.shards.cache import FileCache, default_cache
 from shared.shards.columns import BatchColumns
 from shared.shards.dataset import Dataset, DatasetIndex
-from shared.shards.open import open_dataset
-from trainer.data.splits import prefixed, split_folders, together
-from trainer.settings import DataSettings
+from trainer.data.splits import prefixed, together
 
 
 class Mixture:
@@ -86,10 +83,3 @@ class Mixture:
         """Where a shard lies, for errors."""
         dataset, own = self._places[shard]
         return dataset.shard_path(own)
-
-
-def open_split(data: DataSettings, split: str) -> Dataset | Mixture:
-    """The dataset of a split, or several as one. Raises DatasetError, IdentityError."""
-    cache = FileCache(data.cache or default_cache(), data.cache_bytes)
-    datasets = {name: open_dataset(folder, cache) for name, folder in split_folders(data, split).items()}
-    return datasets[""] if "" in datasets else Mixture(datasets)

@@ -7,14 +7,11 @@ downstream sees one dataset with more subsets.
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from shared.errors import IdentityError
 from shared.io.identity import differences, digest, in_short
 from shared.io.storage import below
 from shared.patching.settings import PatchingSettings
-from shared.shards.manifest import DatasetIdentity, Manifest, load_manifest
-from trainer.data.sampling.schedule import Mixing, OnePass
+from shared.shards.manifest import DatasetIdentity, Manifest
 from trainer.settings import DataSettings
 
 TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"
@@ -24,11 +21,6 @@ def split_folders(data: DataSettings, split: str) -> dict[str, Path | str]:
     """The folder of each dataset's split, by name; one alone has the name ""."""
     folders = {"": data.path} if data.path is not None else data.datasets
     return {name: below(folder, split) for name, folder in folders.items()}
-
-
-def load_manifests(data: DataSettings, split: str) -> dict[str, Manifest]:
-    """The manifest of each dataset's split, by name. Raises DatasetError."""
-    return {name: load_manifest(folder) for name, folder in split_folders(data, split).items()}
 
 
 def together(manifests: Mapping[str, Manifest], folders: Mapping[str, Path | str]) -> Manifest:
@@ -96,17 +88,3 @@ def _of_patches(identity: DatasetIdentity) -> dict[str, object]:
         "patching": identity.patching.model_dump(mode="json", exclude={"thetas"}),
         "entropy_model": entropy_model and {"sha256": entropy_model.sha256, "dtype": entropy_model.numerics.dtype},
     }
-
-
-def mixing_of(data: DataSettings) -> Mixing:
-    return Mixing(data.weights, data.repeats)
-
-
-def one_pass(manifest: Manifest) -> OnePass:
-    """What one pass over each subset holds."""
-    totals = manifest.subsets
-    documents, text, targets = (
-        np.array([getattr(figures, key) for figures in totals.values()], np.int64)
-        for key in ("documents", "bytes", "targets")
-    )
-    return OnePass(tuple(totals), documents, text, targets)

@@ -22,7 +22,8 @@ from trainer.data.packing.limits import PackLimits, pack_limits
 from trainer.data.validation import ValidationPacks
 from trainer.evaluation.documents import DocumentScores, evaluate
 from trainer.evaluation.text_patcher import Patcher
-from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, check_specials, load_identity
+from trainer.provenance.identity import model_identity
+from trainer.provenance.run_checks import check_specials
 from trainer.provenance.thresholds import patching_for, thresholds
 
 
@@ -92,7 +93,7 @@ def cut_again(
         rows = [replace(row, patch_lengths=None) for row in rows]
     else:
         check_specials(specials_of(model), specials, where)
-        entropy_model = Patcher(folder, load_identity(folder / IDENTITY_NAME, ModelIdentity), device, patching)
+        entropy_model = Patcher(folder, model_identity(folder), device, patching)
         patching = entropy_model.patching
         lengths = entropy_model.lengths([row.tokens(True) for row in rows], [row.subset for row in rows])
         rows = [replace(row, patch_lengths=own) for row, own in zip(rows, lengths)]
@@ -106,7 +107,7 @@ def recut_dataset(folder: Path, dataset: Dataset, device: torch.device, name: st
     """
     patching = None
     if load_settings(folder).reads != "bytes":
-        patching = patching_for(load_identity(folder / IDENTITY_NAME, ModelIdentity), dataset, name)
+        patching = patching_for(model_identity(folder), dataset, name)
     specials = dataset.manifest.identity.specials
     return cut_again(folder, list(whole_documents(dataset)), device, dataset.where, specials, patching)
 
@@ -116,7 +117,7 @@ def check_patches(folder: Path, dataset: Dataset, name: str | None = None) -> No
 
     Thresholds count for the subsets that the dataset has. ``name``: as for `patching_for`.
     """
-    identity = load_identity(folder / IDENTITY_NAME, ModelIdentity)
+    identity = model_identity(folder)
     trained, found = patching_for(identity, dataset, name), dataset.manifest.identity
     lines = rule_differences(found.patching, trained, tuple(dataset.manifest.subsets))
     lines += entropy_model_differences(found, identity.entropy_model) if trained.needs_entropy else []

@@ -28,7 +28,7 @@ from trainer.generation.generator import Generator
 from trainer.generation.sampling import WRITABLE, SamplingSettings
 from trainer.generation.settings import GenerateSettings
 from trainer.optim.train_step import predict
-from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, load_identity
+from trainer.provenance.identity import model_identity
 from trainer.terminal import Progress
 
 BYTES_A_TOKEN = 4
@@ -74,7 +74,7 @@ class Harness:
 
     @cached_property
     def _scorer(self) -> TextScorer:
-        identity = load_identity(self._folder / IDENTITY_NAME, ModelIdentity)
+        identity = model_identity(self._folder)
         torch.set_num_threads(self._threads or identity.numerics.threads)
         return TextScorer(self._folder, self._on, self._dtype, self._tokens)
 

@@ -24,7 +24,7 @@ from trainer.evaluation.compatibility import pack_of
 from trainer.evaluation.documents import DocumentScores, evaluate
 from trainer.evaluation.text_patcher import Patcher
 from trainer.metrics.subset_score import total_of
-from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, load_identity
+from trainer.provenance.identity import model_identity
 from trainer.provenance.thresholds import known_subset
 
 
@@ -52,9 +52,7 @@ class TextScorer:
         self.model = load_model(folder, self.device, dtype)
         self._entropy_model = None
         if load_settings(folder).reads != "bytes":
-            self._entropy_model = Patcher(
-                folder, load_identity(folder / IDENTITY_NAME, ModelIdentity), self.device, patching
-            )
+            self._entropy_model = Patcher(folder, model_identity(folder), self.device, patching)
 
     def bits_per_byte(self, text: str | bytes, subset: str | None = None) -> float:
         """Of one text, its end included: what `python -m trainer evaluate` prints of a file of it. NaN for no text.

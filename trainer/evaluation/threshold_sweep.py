@@ -31,7 +31,8 @@ from trainer.evaluation.documents import evaluate
 from trainer.evaluation.text_patcher import TOGETHER, open_scorer, stretches_of
 from trainer.evaluation.threshold_sweep_record import SweepPoint, ThresholdSweep
 from trainer.metrics.subset_score import total_of
-from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, check_specials, load_identity
+from trainer.provenance.identity import ModelIdentity, model_identity
+from trainer.provenance.run_checks import check_specials
 from trainer.provenance.thresholds import patching_for
 
 FACTORS = (2.0, 1.5, 1.25, 1.0, 0.8, 0.65, 0.5)
@@ -55,7 +56,7 @@ class ThresholdSweeper:
         Raises ConfigError for a model without a threshold, IdentityError, ModelFileError, DatasetError."""
         self._folder, self._dataset, self._device, self._tokens = folder, dataset, torch.device(device), tokens
         self._settings = load_settings(folder)
-        identity = load_identity(folder / IDENTITY_NAME, ModelIdentity)
+        identity = model_identity(folder)
         self.patching = patching_for(identity, dataset, name)
         if not self.patching.needs_entropy:
             raise ConfigError(f"{folder} was trained on patches of rule {self.patching.rule!r}, which has no threshold")

@@ -9,12 +9,10 @@ from shared.errors import ConfigError
 from shared.model_settings import AnyModelSettings
 from shared.models.flops import Workload, text_workload, training_flops
 from trainer.data.catalogue import catalogue_of
-from trainer.data.mixture import open_split
-from trainer.data.packing.limits import pack_limits
 from trainer.data.packing.planner import PackPlan, Planner
 from trainer.data.packing.slices import SliceReader, Slices
+from trainer.data.run_data import RunData
 from trainer.data.sampling.cursor import first_cursor
-from trainer.data.splits import TRAIN_SPLIT, mixing_of
 from trainer.planning.plan import make_plan
 from trainer.settings import TrainSettings
 
@@ -46,13 +44,12 @@ def slices_workload(model: AnyModelSettings, slices: Slices) -> Workload:
 
 def planned_steps(settings: TrainSettings) -> Iterator[list[PackPlan]]:
     """The packs of each step of a run, as its loader will plan them. Raises DatasetError, ConfigError."""
-    data, train = settings.data, open_split(settings.data, TRAIN_SPLIT)
-    catalogue = catalogue_of(train)
-    limits = pack_limits(train.manifest, data.tokens, data.patches)
-    cursor = first_cursor(train, settings.run.seed, data.streams)
-    planner = Planner(catalogue, SliceReader(train, catalogue), limits, mixing_of(data), cursor)
+    data = RunData(settings.data)
+    catalogue = catalogue_of(data.train)
+    cursor = first_cursor(data.train, settings.run.seed, settings.data.streams)
+    planner = Planner(catalogue, SliceReader(data.train, catalogue), data.limits, data.mixing, cursor)
     while True:
-        yield [planner.next_pack() for _ in range(data.packs)]
+        yield [planner.next_pack() for _ in range(settings.data.packs)]
 
 
 def spending(settings: TrainSettings) -> Iterator[Spent]:

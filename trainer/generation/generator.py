@@ -23,7 +23,7 @@ from trainer.generation.chat import end_of_turn
 from trainer.generation.piece import Ending, Piece, Statistics
 from trainer.generation.row import Row
 from trainer.generation.settings import GenerateSettings
-from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, load_identity
+from trainer.provenance.identity import model_identity
 from trainer.provenance.thresholds import one_threshold
 
 
@@ -39,7 +39,7 @@ class Generator:
         """
         folder = model_folder_at(Path(folder))
         self.folder = folder
-        self.identity = load_identity(folder / IDENTITY_NAME, ModelIdentity)
+        self.identity = model_identity(folder)
         torch.set_num_threads(threads or self.identity.numerics.threads)
         self.device = torch.device(device)
         model = load_model(folder, self.device, self.identity.numerics.dtype)

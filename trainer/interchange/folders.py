@@ -31,7 +31,7 @@ from shared.model_folder.tensors import write_tensors
 from shared.model_settings import BltSettings, EntropyModelSettings
 from shared.patching.settings import LONGEST_PATCH, PatchingSettings
 from shared.shards.manifest import EntropyModelIdentity, NumericsClass
-from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, RunNumerics, load_identity, save_identity
+from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, RunNumerics, model_identity, save_identity
 from trainer.provenance.thresholds import one_threshold
 from trainer.terminal import Progress, quantity
 
@@ -54,7 +54,7 @@ def export_hf(folder: Path, out: Path, chosen: ExportSettings, line: Progress) -
 
     Raises ConfigError, IdentityError or ModelFileError; InteropError with the reason for what transformers cannot hold.
     """
-    model, identity = load_settings(folder), load_identity(folder / IDENTITY_NAME, ModelIdentity)
+    model, identity = load_settings(folder), model_identity(folder)
     if isinstance(model, EntropyModelSettings):
         raise InteropError(f"{folder} is an entropy model: transformers has these inside a BLT only; export the BLT")
     if not isinstance(model, BltSettings):

@@ -18,13 +18,13 @@ from shared.models.flops import (
     training_flops,
     useful_workload,
 )
-from shared.shards.manifest import ENTROPY_MODEL_FOLDER, MANIFEST_NAME, Manifest
-from trainer.data.packing.limits import pack_limits, patches_for
-from trainer.data.splits import TRAIN_SPLIT, load_manifests, split_folders, together
+from shared.shards.manifest import ENTROPY_MODEL_FOLDER
+from trainer.data.packing.limits import patches_for
+from trainer.data.run_data import RunData, with_length
+from trainer.data.splits import TRAIN_SPLIT
 from trainer.memory.estimated import memory_by_part
 from trainer.memory.parameters import parameter_shapes, sizes_by_part
 from trainer.memory.parts import ON_HOST
-from trainer.provenance.identity import with_length
 from trainer.provenance.patch_size import mean_patch_size
 from trainer.settings import TrainSettings
 
@@ -116,17 +116,17 @@ def make_plan(settings: TrainSettings) -> Plan:
     """
     model, asked, parallel = settings.model, settings.plan, settings.parallel
     check_ranks(settings)
-    manifest = known_manifest(settings)
-    if manifest is not None:
-        settings = with_length(settings)
+    data = RunData(settings.data)
+    if data.exists:
+        settings = with_length(settings, data)
     elif settings.run.steps is None and settings.run.bytes is None:
         raise ConfigError("run.passes needs the data, which is not there; give --run.bytes for the plan")
     device = find_device(asked.device) if asked.device else None
     patch_size, patches, entropy_model = None, 0, None
     if model.reads != "bytes":
-        patch_size, patches = _patching(settings, manifest)
+        patch_size, patches = _patching(settings, data)
     if isinstance(model, BltSettings):
-        entropy_model = _entropy_model(settings, manifest) or PUBLISHED_ENTROPY_MODEL
+        entropy_model = _entropy_model(data) or PUBLISHED_ENTROPY_MODEL
     tokens, in_documents = _documents(settings, patch_size)
     total = sum(tokens)
     padding = [patches - sum(in_documents)] if patches > sum(in_documents) else []
@@ -148,7 +148,7 @@ def make_plan(settings: TrainSettings) -> Plan:
         executed=executed_training_flops(model, computed, parallel.activation_checkpointing).total / total,
         paper=paper,
         entropy=None if entropy_model is None else _per_byte(entropy_model, tokens),
-        entropy_known=_entropy_model(settings, manifest) is not None,
+        entropy_known=_entropy_model(data) is not None,
     )
 
 
@@ -168,30 +168,22 @@ def check_ranks(settings: TrainSettings) -> None:
         )
 
 
-def known_manifest(settings: TrainSettings) -> Manifest | None:
-    """That of all training data; None where a folder is not there yet."""
-    folders = split_folders(settings.data, TRAIN_SPLIT)
-    if any(isinstance(folder, Path) and not (folder / MANIFEST_NAME).exists() for folder in folders.values()):
-        return None
-    return together(load_manifests(settings.data, TRAIN_SPLIT), folders)
-
-
-def _patching(settings: TrainSettings, manifest: Manifest | None) -> tuple[float, int]:
+def _patching(settings: TrainSettings, data: RunData) -> tuple[float, int]:
     """Bytes a patch, and P_max: as the data says, else as planned."""
-    data, model = settings.data, settings.model
-    if manifest is None:
+    model, tokens = settings.model, settings.data.tokens
+    if not data.exists:
         planned = model.context or settings.plan.patch_size
-        return planned, data.patches or patches_for(data.tokens, 1 / planned)
-    limits, size = pack_limits(manifest, data.tokens, data.patches), mean_patch_size(manifest)
-    if limits.patches is None or size is None:
-        raise ConfigError(f"model.kind {model.kind!r} {model.objection(manifest.identity.patching)}")
-    return size, limits.patches
+        return planned, settings.data.patches or patches_for(tokens, 1 / planned)
+    patches, size = data.limits.patches, mean_patch_size(data.train_manifest)
+    if patches is None or size is None:
+        raise ConfigError(f"model.kind {model.kind!r} {model.objection(data.train_manifest.identity.patching)}")
+    return size, patches
 
 
-def _entropy_model(settings: TrainSettings, manifest: Manifest | None) -> EntropyModelSettings | None:
+def _entropy_model(data: RunData) -> EntropyModelSettings | None:
     """The entropy model of data in folders here; None for other data, and for patches found without."""
-    folder = next(iter(split_folders(settings.data, TRAIN_SPLIT).values()))
-    if manifest is None or manifest.identity.entropy_model is None or isinstance(folder, str):
+    folder = next(iter(data.folders(TRAIN_SPLIT).values()))
+    if not data.exists or data.train_manifest.identity.entropy_model is None or isinstance(folder, str):
         return None
     found = load_settings(folder / ENTROPY_MODEL_FOLDER)
     assert isinstance(found, EntropyModelSettings)

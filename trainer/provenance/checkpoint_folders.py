@@ -15,7 +15,7 @@ from pydantic import Field, StringConstraints, ValidationError
 
 from shared.io.files import sync, write_atomic
 from shared.io.json_reader import read_bounded
-from shared.settings import Settings, first_problem
+from shared.settings import Settings, first_problem, other_version
 
 COMPLETE_NAME = "COMPLETE"
 STATE_NAME = "state.json"
@@ -23,8 +23,8 @@ INDEX_NAME = "index.json"
 TENSORS_SUFFIX = ".safetensors"
 DAMAGED_PREFIX = "damaged-"
 OTHER_LENGTH_PREFIX = "other-length-"
-FORMAT_VERSION: Literal[2] = 2
-"""1 had torch.distributed.checkpoint's own files, a pickle among them."""
+FORMAT_VERSION: Literal[3] = 3
+"""1 had torch.distributed.checkpoint's own files, a pickle among them; 2 called the streams of the cursor lanes."""
 MOST_BYTES = 2**27
 """Of a file of JSON: about a million parts of tensors."""
 _STEP = re.compile(r"step-(\d{8,18})")
@@ -48,14 +48,8 @@ def record_of(content: bytes) -> FileRecord:
 class Contents(Settings):
     """Every file of a checkpoint but this one."""
 
-    format_version: Literal[2] = FORMAT_VERSION
+    format_version: Literal[3] = FORMAT_VERSION
     files: dict[FileName, FileRecord] = Field(max_length=10**6)
-
-
-class _Version(Settings, extra="ignore"):
-    """What COMPLETE says of its format; the first said nothing."""
-
-    format_version: int = Field(default=1, ge=1, lt=2**31)
 
 
 def step_folder(folder: Path, step: int) -> Path:
@@ -99,16 +93,11 @@ def contents_of(path: Path) -> Contents:
 def other_format(path: Path) -> str | None:
     """Why a complete checkpoint that another version of Patchwork wrote is not read; None for one of this version."""
     try:
-        found = _Version.model_validate_json(read_small(path / COMPLETE_NAME)).format_version
-    except (OSError, ValidationError):
+        content = read_small(path / COMPLETE_NAME)
+    except OSError:
         return None  # damage
-    if found == FORMAT_VERSION:
-        return None
-    which, reads = ("an earlier", "it") if found < FORMAT_VERSION else ("a later", "that one")
-    return (
-        f"{path} has the checkpoint format {found} of {which} version of Patchwork, this version reads only format "
-        f"{FORMAT_VERSION}: continue this run with {reads}, or begin a new one with another run.out"
-    )
+    way_out = "resume this run with the version that wrote it, or begin a new one with another run.out"
+    return other_version(path / COMPLETE_NAME, content, FORMAT_VERSION, way_out)
 
 
 def damage(path: Path, rank: int = 0, ranks: int = 1) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from shared.shards.manifest import Manifest
 from trainer.data.in_memory import Documents
 from trainer.data.mixture import Mixture
-from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, load_identity
+from trainer.provenance.identity import IDENTITY_NAME, model_identity
 
 FAR = 0.1
 """Relative difference above which a line is said about it."""
@@ -30,7 +30,7 @@ def patch_size_warning(model: Path, dataset: Documents | Mixture) -> str | None:
     found = mean_patch_size(dataset.manifest)
     if found is None or not (model / IDENTITY_NAME).exists():
         return None
-    trained = load_identity(model / IDENTITY_NAME, ModelIdentity).mean_patch_size
+    trained = model_identity(model).mean_patch_size
     if trained is None or abs(found / trained - 1) <= FAR:
         return None
     if dataset.manifest.identity.specials:

@@ -22,9 +22,7 @@ from trainer.checkpoints.model import MODEL_FOLDER, write_model
 from trainer.checkpoints.state import TrainState
 from trainer.checkpoints.store import Checkpoints
 from trainer.data.loader import PackLoader
-from trainer.data.mixture import open_split
-from trainer.data.packing.limits import pack_limits
-from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT, mixing_of
+from trainer.data.run_data import RunData
 from trainer.distributed.straggler_watch import Watch
 from trainer.distributed.world import World
 from trainer.errors import TrainingError, warn
@@ -38,13 +36,7 @@ from trainer.metrics.report import write_report
 from trainer.metrics.reporter import Reporter
 from trainer.metrics.summary import in_words, summary
 from trainer.optim.optimizer import build_optimizer
-from trainer.provenance.identity import (
-    IDENTITY_NAME,
-    RESOLVED_NAME,
-    RunIdentity,
-    RunNumerics,
-    save_identity,
-)
+from trainer.provenance.identity import IDENTITY_NAME, RESOLVED_NAME, RunIdentity, RunNumerics, save_identity
 from trainer.provenance.origin import origin_of
 from trainer.provenance.patch_size import patch_size_warning
 from trainer.provenance.run_folder import LOCK_NAME
@@ -91,11 +83,10 @@ def held(out: Path) -> Iterator[None]:
         yield
 
 
-def prepare(settings: TrainSettings, identity: RunIdentity, world: World) -> Job:
-    """Data, model, optimizer, and the state of the last checkpoint if there is one."""
+def prepare(settings: TrainSettings, data: RunData, identity: RunIdentity, world: World) -> Job:
+    """Loader, model, optimizer, and the state of the last checkpoint if there is one."""
     out = settings.run.out
-    train, validation = (open_split(settings.data, split) for split in (TRAIN_SPLIT, VALIDATION_SPLIT))
-    limits = pack_limits(train.manifest, settings.data.tokens, settings.data.patches)
+    train, limits = data.train, data.limits
     model = build_model(settings, world)
     optimizer = build_optimizer(model, settings.optimizer)
     checkpoints = Checkpoints(out, settings.checkpoint, world, before_decay(settings))
@@ -109,6 +100,7 @@ def prepare(settings: TrainSettings, identity: RunIdentity, world: World) -> Job
     line = Progress(not world.is_main_rank, settings.metrics.progress_seconds)
     job = Job(
         settings=settings,
+        data=data,
         world=world,
         model=model,
         optimizer=optimizer,
@@ -116,7 +108,7 @@ def prepare(settings: TrainSettings, identity: RunIdentity, world: World) -> Job
             train,
             limits,
             packs_per_step=settings.data.packs,
-            mixing=mixing_of(settings.data),
+            mixing=data.mixing,
             seed=settings.run.seed,
             streams=settings.data.streams,
             rank=world.rank,
@@ -124,7 +116,7 @@ def prepare(settings: TrainSettings, identity: RunIdentity, world: World) -> Job
             workers=settings.data.workers,
             cursor=state.cursor,
         ),
-        validation=Validation(validation, limits, world),
+        validation=Validation(data.validation, limits, world),
         checkpoints=checkpoints,
         state=state,
         line=line,
@@ -181,7 +173,7 @@ def export(job: Job, identity: RunIdentity) -> None:
             ranks=world.size,
             threads=settings.run.threads,
         )
-        write_model(weights, settings, identity, numerics, settings.run.out / MODEL_FOLDER)
+        write_model(weights, settings.model, identity, numerics, job.data, settings.run.out / MODEL_FOLDER)
     job.world.barrier()
 
 

@@ -11,6 +11,7 @@ from trainer.checkpoints.state import TrainState
 from trainer.checkpoints.store import Checkpoints
 from trainer.data.loader import PackLoader
 from trainer.data.packing.packs import Pack
+from trainer.data.run_data import RunData
 from trainer.distributed.straggler_watch import Watch
 from trainer.distributed.world import SETUP_TIMEOUT, World
 from trainer.errors import CheckpointError, TrainingError
@@ -31,6 +32,7 @@ class Job:
     """Everything that a run holds while it trains."""
 
     settings: TrainSettings
+    data: RunData
     world: World
     model: nn.Module
     optimizer: Optimizers

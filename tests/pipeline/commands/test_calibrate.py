@@ -18,7 +18,7 @@ from pipeline.calibration.threshold import Goal, find_thetas
 from pipeline.commands.calibrate import held_out_bytes
 from pipeline.scoring.entropies import ScoredEntropies, documents_of
 from pipeline.scoring.load_scorer import load_scorer
-from pipeline.settings import ScoringSettings
+from pipeline.settings import PipelineError, ScoringSettings
 from shared.patching import PatchingSettings
 from shared.shards.manifest import load_manifest
 from shared.shards.open import open_dataset
@@ -124,15 +124,13 @@ def test_kept_entropies_that_would_decide_otherwise_are_not_used(place: Path, tm
     assert found["identity"]["entropies"] == "scored"
 
 
-def test_files_from_before_still_load_and_are_not_taken_for_current(place: Path, tmp_path: Path, capsys) -> None:
+def test_a_file_of_another_version_is_refused_and_not_taken_for_current(place: Path, tmp_path: Path, capsys) -> None:
     path = tmp_path / "p.json"
     new = calibrate(place, place / "raw", path)
-    old = {key: value for key, value in new.items() if key not in ("held_out", "parity")}
-    later = ("entropies", "held_out", "parity", "parity_to")
-    old["identity"] = {key: value for key, value in new["identity"].items() if key not in later}
-    path.write_text(json.dumps(old))
     assert load_patching(path).patching == PatchingSettings.model_validate(new["patching"])
-    patched(place, place / "a.jsonl", path, tmp_path / "out")
+    path.write_text(json.dumps({key: value for key, value in new.items() if key != "format_version"}))
+    with pytest.raises(PipelineError, match=r"p\.json has format version 1, .* version 2; calibrate again"):
+        load_patching(path)
     capsys.readouterr()
     assert calibrate(place, place / "raw", path) == new
     assert "is current" not in capsys.readouterr().out

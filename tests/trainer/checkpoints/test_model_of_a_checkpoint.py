@@ -12,7 +12,7 @@ from shared.model_folder.files import load_state
 from trainer.__main__ import main
 from trainer.checkpoints.model import model_at
 from trainer.commands.sweep import run_of
-from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, load_identity
+from trainer.provenance.identity import model_identity
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +46,13 @@ def test_a_run_that_has_not_ended_stands_for_its_newest_checkpoint(place: Path, 
     with model_at(under_way) as folder:
         assert folder == under_way / "model"
         wanted, _ = load_state(folder)
-        identity = load_identity(folder / IDENTITY_NAME, ModelIdentity)
+        identity = model_identity(folder)
     shutil.rmtree(under_way / "model")
     with model_at(under_way) as folder:
         found, _ = load_state(folder)
         assert found.keys() == wanted.keys()
         assert all(found[name].equal(wanted[name]) for name in wanted)
-        assert load_identity(folder / IDENTITY_NAME, ModelIdentity).digest == identity.digest
+        assert model_identity(folder).digest == identity.digest
     assert not folder.exists()
 
 

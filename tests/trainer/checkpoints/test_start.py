@@ -15,6 +15,7 @@ from helpers.tiny_runs import (
     losses,
     quiet_environment,
     run,
+    run_identity_of,
     tiny_data,
     tiny_recipe,
     tiny_settings,
@@ -30,7 +31,7 @@ from trainer.checkpoints.initial_weights import other_settings
 from trainer.data.loader import PackLoader
 from trainer.data.packing.limits import pack_limits
 from trainer.optim.train_step import predict
-from trainer.provenance.identity import IDENTITY_NAME, RunIdentity, load_identity, run_identity
+from trainer.provenance.identity import IDENTITY_NAME, RunIdentity, load_identity
 
 STILL = 1e-30
 """A learning rate that moves nothing in fp32."""
@@ -114,7 +115,7 @@ def test_a_run_from_another_model_is_another_run(
 
 
 def test_an_identity_from_before_there_was_a_start_still_loads(data: Path, tmp_path: Path) -> None:
-    identity = run_identity(tiny_settings(data, tmp_path))
+    identity = run_identity_of(tiny_settings(data, tmp_path))
     assert "start" not in identity.config
     old = identity.model_dump_json(exclude={"start"})
     assert RunIdentity.model_validate_json(old) == identity
@@ -142,7 +143,7 @@ def test_a_model_that_does_not_fit_is_named_with_the_tensor(
 
 def test_a_folder_that_is_no_model_is_refused_before_anything_is_written(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="is not a model folder"):
-        run_identity(tiny_settings(data, tmp_path, start={"model": str(data)}))
+        run_identity_of(tiny_settings(data, tmp_path, start={"model": str(data)}))
     assert run(data, tmp_path / "run", start={"model": str(data)}) == 1
     assert not (tmp_path / "run").exists()
 

@@ -109,7 +109,7 @@ def checkpoint(ended: Path, tmp_path: Path) -> Path:
     return copy
 
 
-def vouch(path: Path, *names: str, version: int | None = 2) -> None:
+def vouch(path: Path, *names: str, version: int | None = 3) -> None:
     """Make COMPLETE fit what lies in the folder."""
     listed = names or [file.name for file in path.iterdir() if file.name != COMPLETE_NAME]
     files = {name: record_of((path / name).read_bytes()).model_dump() for name in listed}
@@ -173,8 +173,14 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no state": (lambda path: nested(path, STATE_NAME), "state.json"),
     "state not listed": (lambda path: vouch(path, INDEX_NAME, "rank-00000.safetensors"), "does not list state.json"),
     "another file listed": (lambda path: another(path), "lists x.pkl, which a checkpoint does not have"),
-    "older": (lambda path: vouch(path, version=None), "checkpoint format 1 of an earlier version"),
-    "newer": (lambda path: vouch(path, version=3), "checkpoint format 3 of a later version"),
+    "older": (
+        lambda path: vouch(path, version=None),
+        "COMPLETE has format version 1, this version of Patchwork reads version 3",
+    ),
+    "newer": (
+        lambda path: vouch(path, version=4),
+        "COMPLETE has format version 4, this version of Patchwork reads version 3",
+    ),
 }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.tiny_runs import STATIC, tiny_data, tiny_settings
+from helpers.tiny_runs import STATIC, run_identity_of, tiny_data, tiny_settings
 from torch import nn
 
 from shared.errors import IdentityError
@@ -25,7 +25,7 @@ from trainer.errors import CheckpointError
 from trainer.metrics.subset_score import SubsetScore
 from trainer.optim.optimizer import Optimizers, build_optimizer
 from trainer.provenance.checkpoint_folders import BEST_NAME, COMPLETE_NAME, FileRecord
-from trainer.provenance.identity import RunIdentity, run_identity
+from trainer.provenance.identity import RunIdentity
 from trainer.settings import CheckpointSettings, TrainSettings
 
 
@@ -37,7 +37,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> TrainSettings:
 
 @pytest.fixture(scope="module")
 def identity(settings: TrainSettings) -> RunIdentity:
-    return run_identity(settings)
+    return run_identity_of(settings)
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +278,7 @@ def test_a_checkpoint_of_another_config_is_refused_with_the_key(
     assert newest is not None
     changed = settings.model_copy(update={"optimizer": settings.optimizer.model_copy(update={"lr": 0.5})})
     with pytest.raises(IdentityError, match=r"config\.optimizer\.lr: recorded 0\.003, now 0\.5"):
-        other.checkpoints.load(newest, other.model, other.optimizer, run_identity(changed))
+        other.checkpoints.load(newest, other.model, other.optimizer, run_identity_of(changed))
 
 
 @contextmanager

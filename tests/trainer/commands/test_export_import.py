@@ -25,7 +25,7 @@ from trainer.__main__ import main
 from trainer.evaluation.compatibility import check_patches
 from trainer.generation.generator import Generator
 from trainer.generation.settings import GenerateSettings
-from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, load_identity, save_identity
+from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, model_identity, save_identity
 
 FILES = ("model.safetensors", "config.json", "entropy_model/model.safetensors", "entropy_model/config.json")
 EXPORTED = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
@@ -51,7 +51,7 @@ def run(*arguments: Any) -> int:
 
 
 def identity(folder: Path) -> ModelIdentity:
-    return load_identity(folder / IDENTITY_NAME, ModelIdentity)
+    return model_identity(folder)
 
 
 @pytest.mark.parametrize("shard_bytes", [20_000, 1 << 30])

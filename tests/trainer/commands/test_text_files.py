@@ -23,7 +23,7 @@ from trainer.commands import evaluate, running
 from trainer.errors import TaskError
 from trainer.evaluation.text_files import read_texts
 from trainer.evaluation.texts import TextScorer
-from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, load_identity, save_identity
+from trainer.provenance.identity import IDENTITY_NAME, model_identity, save_identity
 
 TEXTS = [b"The first  document, with two spaces.\n", b"", "caf\u00e9 \u00fcber alles".encode() * 5]
 
@@ -162,7 +162,7 @@ def several(at: Path, thetas: dict[str, float], data: dict[str, str]) -> Path:
     rule = entropy_rule()
     thetas = {name: rule.theta + shift for name, shift in thetas.items()}  # type: ignore[operator]
     folder = model_folder(at / "model", rule, entropy_model_folder(at / "entropy"))
-    identity = load_identity(folder / IDENTITY_NAME, ModelIdentity)
+    identity = model_identity(folder)
     patching = rule.model_copy(update={"thetas": thetas})
     save_identity(identity.model_copy(update={"patching": patching, "data": data}), folder / IDENTITY_NAME)
     return folder
@@ -173,7 +173,7 @@ def test_a_model_of_several_datasets_is_evaluated_on_each_alone(
 ) -> None:
     data = {f"{name}/{split}": "" for name in ("code", "tldr") for split in ("train", "validation")}
     model = several(tmp_path, {"code/en": 0.2, "tldr/en": -0.2}, data)
-    trained = load_identity(model / IDENTITY_NAME, ModelIdentity)
+    trained = model_identity(model)
     for name in ("code", "tldr"):
         theta = trained.patching.thetas[f"{name}/en"]
         rule = trained.patching.model_copy(update={"thetas": {"en": theta}})
@@ -226,11 +226,11 @@ def test_a_number_of_threads_that_no_processor_has_is_refused(threads: int) -> N
 
 def test_threads_are_those_of_training_and_never_more_than_cores(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "usable_cores", lambda: 3)
-    identity = load_identity(model / IDENTITY_NAME, ModelIdentity)
+    identity = model_identity(model)
     for trained, used in ((1, 1), (2, 2), (64, 3)):
         numerics = identity.numerics.model_copy(update={"threads": trained})
         monkeypatch.setattr(
-            running, "load_identity", lambda *_, n=numerics: identity.model_copy(update={"numerics": n})
+            running, "model_identity", lambda _, n=numerics: identity.model_copy(update={"numerics": n})
         )
         assert running.threads_for(model, None) == used
         assert running.threads_for(model, 5) == 5

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.pack_examples import SPACE, make_dataset, random_dataset, random_documents
-from helpers.tiny_runs import STATIC, metric_lines, tiny_data, tiny_recipe, tiny_settings, toml
+from helpers.tiny_runs import STATIC, metric_lines, run_identity_of, tiny_data, tiny_recipe, tiny_settings, toml
 
 from shared.errors import ConfigError, IdentityError
 from shared.patching.settings import PatchingSettings
@@ -24,7 +24,6 @@ from trainer.data.packing.slices import SliceReader
 from trainer.data.sampling.cursor import Cursor, first_cursor
 from trainer.data.sampling.schedule import Mixing
 from trainer.main import main
-from trainer.provenance.identity import run_identity, with_length
 
 STEP = Step(0, 0, 0, None)
 LIMITS = PackLimits(64, 32)
@@ -208,7 +207,7 @@ def test_a_run_on_two_datasets_reports_their_subsets_and_refuses_changed_data(
 def test_a_length_in_passes_is_one_in_targets(tmp_path: Path, two: dict[str, str]) -> None:
     length = {"steps": None, "passes": 1.5}
     alone = tiny_settings(Path(two["one"]), tmp_path, run=length)
-    identity = run_identity(with_length(alone))
+    identity = run_identity_of(alone)
     totals = Mixture({"one": make_opened(two["one"])}).manifest.totals
     assert identity.config["run"]["bytes"] == -(-3 * (totals.bytes + totals.documents) // 2)
     assert "passes" not in identity.config["run"]
@@ -234,12 +233,12 @@ def test_a_run_may_end_with_its_data_and_not_after_it(tmp_path: Path, two: dict[
     data = {"path": None} | values["data"]
     settings = tiny_settings(tmp_path, tmp_path, run={"steps": 1000}, data=data)
     with pytest.raises(ConfigError, match=r"run.steps 1000 may need \d+ targets, but data.repeats leaves \d+; give"):
-        run_identity(settings)
+        run_identity_of(settings)
     settings = tiny_settings(
         tmp_path, tmp_path, run={"steps": None, "passes": 2.1}, data={"path": None, **values["data"]}
     )
     with pytest.raises(ConfigError, match=r"the run is \d+ targets long, but data.repeats leaves \d+; make it shorter"):
-        run_identity(with_length(settings))
+        run_identity_of(settings)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 from helpers.rank_tables import STEPS, table_settings
-from helpers.tiny_runs import STATIC, quiet_environment, tiny_data, tiny_settings, torchrun
+from helpers.tiny_runs import STATIC, quiet_environment, run_identity_of, tiny_data, tiny_settings, torchrun
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -31,7 +31,6 @@ from trainer.distributed.world import World, started
 from trainer.evaluation.validation import Validation
 from trainer.optim.optimizer import SQUARES, RowwiseAdagrad, build_optimizer, set_rate
 from trainer.optim.train_step import backward, clip, take_step
-from trainer.provenance.identity import run_identity
 from trainer.settings import CheckpointSettings, TableSettings, TrainSettings
 
 NGRAMS = NgramSettings(sizes=(2, 3), rows=50, functions=2)
@@ -186,11 +185,11 @@ def test_nothing_of_the_tables_size_is_made_by_steps_validation_and_saving(
     checkpoints = Checkpoints(tmp_path, CheckpointSettings(asynchronous=False), world)
     with Largest(weight) as largest:
         optimizer = build_optimizer(model, settings.optimizer)
-        checkpoints.save(model, optimizer, TrainState(identity=run_identity(settings), config={}))
+        checkpoints.save(model, optimizer, TrainState(identity=run_identity_of(settings), config={}))
         for batches, targets in batches_of(settings, 2):
             take_step(model, optimizer, batches, targets, world, 3e-3, 1.0, [])
         Validation(validation, pack_limits(validation.manifest, settings.data.tokens), world).run(model)
-        checkpoints.save(model, optimizer, TrainState(identity=run_identity(settings), config={}, step=2))
+        checkpoints.save(model, optimizer, TrainState(identity=run_identity_of(settings), config={}, step=2))
     assert largest.bytes < weight.numel() * weight.element_size() / 8
     with Largest(weight) as largest:
         torch.zeros_like(tables_of(model).weight)
@@ -291,7 +290,7 @@ def test_rows_and_their_sums_of_two_ranks_come_back_on_one(
     checkpoints = Checkpoints(out, CheckpointSettings(), world)
     path = checkpoints.newest()
     assert path is not None
-    assert checkpoints.load(path, model, optimizer, run_identity(settings)).step == STEPS
+    assert checkpoints.load(path, model, optimizer, run_identity_of(settings)).step == STEPS
     weight = tables_of(model).weight
     assert torch.equal(own_rows(weight), whole["weight"])
     assert torch.equal(own_rows(optimizer.state[weight][SQUARES]), whole["squares"])

@@ -8,7 +8,17 @@ import pytest
 import safetensors.torch
 import torch
 from helpers.muon_ranks import OUTPUTS, RULE, STEPS, by_hand, learn, momenta, muon_settings
-from helpers.tiny_runs import STATIC, losses, quiet_environment, tiny_data, tiny_recipe, tiny_settings, toml, torchrun
+from helpers.tiny_runs import (
+    STATIC,
+    losses,
+    quiet_environment,
+    run_identity_of,
+    tiny_data,
+    tiny_recipe,
+    tiny_settings,
+    toml,
+    torchrun,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -25,7 +35,6 @@ from trainer.main import main
 from trainer.optim.muon import MOMENTUM, Muon, orthogonalise
 from trainer.optim.optimizer import build_optimizer
 from trainer.optim.parameter_groups import FACTOR, inner_matrices
-from trainer.provenance.identity import run_identity
 from trainer.settings import CheckpointSettings, MuonSettings, identity_dict
 
 RANKS = 4
@@ -206,7 +215,7 @@ def test_momenta_of_four_ranks_come_back_on_one_bit_for_bit(data: Path, saved: P
         checkpoints = Checkpoints(saved, CheckpointSettings(), world)
         newest = checkpoints.newest()
         assert newest is not None
-        assert checkpoints.load(newest, model, optimizer, run_identity(recipe)).step == STEPS
+        assert checkpoints.load(newest, model, optimizer, run_identity_of(recipe)).step == STEPS
         found = momenta(model, optimizer)
     assert found
     for name, tensor in found.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.tiny_runs import STATIC, metric_lines, tiny_data, tiny_recipe, tiny_settings, toml
+from helpers.tiny_runs import STATIC, metric_lines, run_identity_of, tiny_data, tiny_recipe, tiny_settings, toml
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -27,7 +27,6 @@ from trainer.optim import train_step as step_module
 from trainer.optim.optimizer import build_optimizer
 from trainer.optim.spike_guard import Guard, GuardState, spike_limit
 from trainer.optim.train_step import GradientNorms, take_step
-from trainer.provenance.identity import run_identity
 from trainer.settings import GuardSettings
 
 RULE = GuardSettings(window=20, sigmas=6, budget=2, within=10)
@@ -196,9 +195,9 @@ def test_more_spikes_than_the_budget_end_the_run_with_step_and_figures(
 
 
 def test_the_budget_may_change_as_a_run_goes_on_and_the_rule_may_not(data: Path, tmp_path: Path) -> None:
-    first = run_identity(tiny_settings(data, tmp_path))
-    assert run_identity(tiny_settings(data, tmp_path, guard={"budget": 0, "within": 7})) == first
-    assert run_identity(tiny_settings(data, tmp_path, guard={"sigmas": 3.0})) != first
+    first = run_identity_of(tiny_settings(data, tmp_path))
+    assert run_identity_of(tiny_settings(data, tmp_path, guard={"budget": 0, "within": 7})) == first
+    assert run_identity_of(tiny_settings(data, tmp_path, guard={"sigmas": 3.0})) != first
 
 
 def test_a_resumed_run_judges_as_one_that_never_stopped(data: Path, tmp_path: Path) -> None:

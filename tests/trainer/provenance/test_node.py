@@ -4,7 +4,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from trainer.provenance.identity import once_a_node
+from trainer.node import once_a_node
 
 
 def launched(folder: Path, rank: int, ranks: int) -> dict[str, str]:

@@ -9,7 +9,7 @@ from shared.patching import PatchingSettings
 from shared.shards.open import open_dataset
 from trainer.__main__ import main as trainer
 from trainer.main import main
-from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, load_identity, save_identity
+from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, load_identity, model_identity, save_identity
 from trainer.provenance.patch_size import patch_size_warning
 
 
@@ -29,7 +29,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_model_says_how_large_the_patches_were_that_it_was_trained_on(trained: Path) -> None:
-    size = load_identity(trained / IDENTITY_NAME, ModelIdentity).mean_patch_size
+    size = model_identity(trained).mean_patch_size
     assert size == open_dataset(trained.parents[1] / "data" / "train").manifest.totals.mean_patch_size
     assert size == pytest.approx(4, rel=0.05)
 
@@ -69,6 +69,6 @@ def test_nothing_is_said_where_either_size_is_not_known(trained: Path, tmp_path:
     large = open_dataset(tiny_data(tmp_path / "large", STATIC.model_copy(update={"stride": 8})) / "train")
     assert patch_size_warning(trained, large) is not None
     assert patch_size_warning(tmp_path, large) is None  # a folder of weights alone, such as an entropy model's
-    old = load_identity(trained / IDENTITY_NAME, ModelIdentity).model_dump_json(exclude={"mean_patch_size"})
+    old = model_identity(trained).model_dump_json(exclude={"mean_patch_size"})
     (tmp_path / IDENTITY_NAME).write_text(old)
     assert patch_size_warning(tmp_path, large) is None

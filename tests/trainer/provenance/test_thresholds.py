@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers.model_folders import numerics
 from helpers.pack_examples import make_dataset
-from helpers.tiny_runs import STATIC, tiny_data, tiny_settings
+from helpers.tiny_runs import STATIC, run_identity_of, tiny_data, tiny_settings
 
 from shared.errors import ConfigError, IdentityError
 from shared.patching.settings import PatchingSettings
@@ -14,8 +14,8 @@ from shared.shards.dataset import Dataset
 from shared.shards.document import Row
 from shared.shards.manifest import EntropyModelIdentity
 from shared.vocabulary import document_tokens
-from trainer.data.mixture import open_split
-from trainer.provenance.identity import ModelIdentity, RunNumerics, run_identity
+from trainer.data.run_data import RunData
+from trainer.provenance.identity import ModelIdentity, RunNumerics
 from trainer.provenance.thresholds import default_note, known_subset, one_threshold, patching_for
 
 PLAIN = PatchingSettings(rule="entropy", theta=1.0, thetas={"de": 2.0, "en": 3.0})
@@ -93,7 +93,7 @@ def test_one_named_dataset_is_as_good_as_several(tmp_path: Path) -> None:
     data = tiny_data(tmp_path / "data", STATIC)
     recipe = {"path": None, "datasets": {"code": str(data)}}
     settings = tiny_settings(data, tmp_path / "run", data=recipe)
-    train = open_split(settings.data, "train")
+    train = RunData(settings.data).train
     assert train.subset_names == tuple(train.manifest.subsets) == ("code/a", "code/b")
     assert len(train.index) == 60
-    assert run_identity(settings).data.keys() == {"code/train", "code/validation"}
+    assert run_identity_of(settings).data.keys() == {"code/train", "code/validation"}

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.tiny_runs import STATIC, metric_lines, tiny_data, tiny_recipe, tiny_settings, toml
+from helpers.tiny_runs import STATIC, metric_lines, run_identity_of, tiny_data, tiny_recipe, tiny_settings, toml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +13,7 @@ from shared.io.config import load_recipe
 from shared.model_folder.identity import model_sha256
 from trainer.lr_schedule import check_schedule, decayed, progress, rate
 from trainer.main import main
-from trainer.provenance.identity import finished, run_identity
+from trainer.provenance.run_checks import finished
 from trainer.settings import RunSettings, ScheduleSettings, TrainSettings, identity_dict
 from trainer.settings.learning import InSteps
 
@@ -218,7 +218,7 @@ def test_a_constant_run_goes_on_from_its_end_and_a_stale_model_is_not_taken_for_
     longer, out = tmp_path / "longer", tmp_path / "run"
     assert train(data, longer, 8, rule) == 0
     assert train(data, out, 4, rule) == 0
-    wanted = run_identity(tiny_settings(data, out, run={"steps": 8}, schedule=rule))
+    wanted = run_identity_of(tiny_settings(data, out, run={"steps": 8}, schedule=rule))
     assert not finished(out, wanted)
     assert train(data, out, 8, rule) == 0
     assert finished(out, wanted)

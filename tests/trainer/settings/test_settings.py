@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
-from helpers.tiny_runs import NONE, STATIC, tiny_data, tiny_recipe, tiny_settings, toml
+from helpers.tiny_runs import NONE, STATIC, run_identity_of, tiny_data, tiny_recipe, tiny_settings, toml
 
 from shared.errors import ConfigError, IdentityError
 from shared.io.config import check_recipe, load_recipe
-from trainer.provenance.identity import check_same, run_identity
+from trainer.provenance.identity import check_same
 from trainer.settings import TrainSettings, identity_dict
 from trainer.settings.section import Section
 
@@ -87,9 +87,9 @@ def test_keys_excluded_from_the_identity_exist() -> None:
 
 def test_cadence_and_place_do_not_belong_to_the_identity_but_everything_else_does(tmp_path: Path) -> None:
     data = tiny_data(tmp_path / "data", STATIC)
-    identity = run_identity(tiny_settings(data, tmp_path))
+    identity = run_identity_of(tiny_settings(data, tmp_path))
     free = {"run": {"out": "/elsewhere", "threads": 2}, "checkpoint": {"every": 7}, "metrics": {"log_every": 9}}
-    assert run_identity(tiny_settings(data, tmp_path, **free)) == identity
+    assert run_identity_of(tiny_settings(data, tmp_path, **free)) == identity
     for section, key, value in [
         ("run", "steps", 7),
         ("run", "seed", 1),
@@ -99,24 +99,24 @@ def test_cadence_and_place_do_not_belong_to_the_identity_but_everything_else_doe
         ("optimizer", "lr", 1.0),
         ("schedule", "floor", 0.5),
     ]:
-        other = run_identity(tiny_settings(data, tmp_path, **{section: {key: value}}))
+        other = run_identity_of(tiny_settings(data, tmp_path, **{section: {key: value}}))
         with pytest.raises(IdentityError, match=rf"config\.{section}\.{key}: recorded .*, now {value!r}"):
             check_same(identity, other, tmp_path)
 
 
 def test_other_data_is_another_run(tmp_path: Path) -> None:
-    first = run_identity(tiny_settings(tiny_data(tmp_path / "a", STATIC), tmp_path))
-    other = run_identity(tiny_settings(tiny_data(tmp_path / "b", STATIC, documents=30), tmp_path))
+    first = run_identity_of(tiny_settings(tiny_data(tmp_path / "a", STATIC), tmp_path))
+    other = run_identity_of(tiny_settings(tiny_data(tmp_path / "b", STATIC, documents=30), tmp_path))
     with pytest.raises(IdentityError, match=r"data\.train"):
         check_same(first, other, tmp_path)
 
 
 def test_a_model_that_needs_patches_refuses_unpatched_shards(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs patched shards"):
-        run_identity(tiny_settings(tiny_data(tmp_path / "data", NONE), tmp_path))
+        run_identity_of(tiny_settings(tiny_data(tmp_path / "data", NONE), tmp_path))
 
 
 def test_an_unknown_subset_in_the_weights_is_named(tmp_path: Path) -> None:
     data = tiny_data(tmp_path / "data", STATIC)
     with pytest.raises(ConfigError, match="'c'"):
-        run_identity(tiny_settings(data, tmp_path, data={"weights": {"c": 1.0}}))
+        run_identity_of(tiny_settings(data, tmp_path, data={"weights": {"c": 1.0}}))

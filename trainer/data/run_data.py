@@ -1,0 +1,113 @@
+"""The data of a run: every manifest is read once, and datasets are opened from what was read.
+
+Free of torch, and of pyarrow until a dataset is opened.
+"""
+
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from shared.shards.manifest import MANIFEST_NAME, Manifest, load_manifest
+from trainer.data.packing.limits import PackLimits, pack_limits
+from trainer.data.sampling.schedule import Mixing, OnePass, targets_of_one_pass, targets_until_the_end
+from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT, prefixed, split_folders, together
+from trainer.settings import DataSettings, TrainSettings
+
+if TYPE_CHECKING:  # it needs pyarrow, which a finished run is recognised without
+    from shared.shards.dataset import Dataset
+    from trainer.data.mixture import Mixture
+
+
+class RunData:
+    """Both splits of the datasets that a recipe names. Everything is read when it is first asked for, and kept."""
+
+    def __init__(self, settings: DataSettings) -> None:
+        self.mixing = Mixing(settings.weights, settings.repeats)
+        self._settings = settings
+        self._manifests: dict[str, dict[str, Manifest]] = {}
+
+    def folders(self, split: str) -> dict[str, Path | str]:
+        """The folder of each dataset's split, by name; one alone has the name ""."""
+        return split_folders(self._settings, split)
+
+    def manifests(self, split: str) -> dict[str, Manifest]:
+        """The manifest of each dataset's split, by name. Raises DatasetError."""
+        if split not in self._manifests:
+            self._manifests[split] = {name: load_manifest(folder) for name, folder in self.folders(split).items()}
+        return self._manifests[split]
+
+    @property
+    def exists(self) -> bool:
+        """Whether all training data is there; URLs are not asked."""
+        folders = self.folders(TRAIN_SPLIT).values()
+        return all(isinstance(folder, str) or (folder / MANIFEST_NAME).exists() for folder in folders)
+
+    @cached_property
+    def train_manifest(self) -> Manifest:
+        """Of all training data together. Raises DatasetError, IdentityError."""
+        return together(self.manifests(TRAIN_SPLIT), self.folders(TRAIN_SPLIT))
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of each dataset, by split; of several by NAME/split. Raises DatasetError."""
+        return {
+            prefixed(name, split): manifest.fingerprint
+            for split in (TRAIN_SPLIT, VALIDATION_SPLIT)
+            for name, manifest in self.manifests(split).items()
+        }
+
+    @cached_property
+    def limits(self) -> PackLimits:
+        """Of the packs of both splits. Raises ConfigError, DatasetError."""
+        return pack_limits(self.train_manifest, self._settings.tokens, self._settings.patches)
+
+    @cached_property
+    def train(self) -> "Dataset | Mixture":
+        """The training split, or those of several datasets as one. Raises DatasetError, IdentityError."""
+        return self._opened(TRAIN_SPLIT)
+
+    @cached_property
+    def validation(self) -> "Dataset | Mixture":
+        """The validation split in the same way."""
+        return self._opened(VALIDATION_SPLIT)
+
+    def _opened(self, split: str) -> "Dataset | Mixture":
+        from shared.shards.cache import FileCache, default_cache
+        from shared.shards.open import open_dataset
+        from trainer.data.mixture import Mixture
+
+        cache = FileCache(self._settings.cache or default_cache(), self._settings.cache_bytes)
+        manifests = self.manifests(split)
+        datasets = {name: open_dataset(folder, cache, manifests[name]) for name, folder in self.folders(split).items()}
+        return datasets[""] if "" in datasets else Mixture(datasets)
+
+    @property
+    def targets_of_one_pass(self) -> int:
+        """Training targets of one pass over all subsets that are sampled. Raises ConfigError, DatasetError."""
+        return targets_of_one_pass(self._one_pass, self.mixing)
+
+    @property
+    def targets_until_the_end(self) -> int | None:
+        """Training targets until every subset that is sampled has ended; None: no end. Raises as above."""
+        return targets_until_the_end(self._one_pass, self.mixing)
+
+    @cached_property
+    def _one_pass(self) -> OnePass:
+        totals = self.train_manifest.subsets
+        documents, text, targets = (
+            np.array([getattr(figures, key) for figures in totals.values()], np.int64)
+            for key in ("documents", "bytes", "targets")
+        )
+        return OnePass(tuple(totals), documents, text, targets)
+
+
+def with_length(settings: TrainSettings, data: RunData) -> TrainSettings:
+    """A recipe whose length in passes has become one in targets. Raises DatasetError when the data is not there."""
+    if settings.run.passes is None:
+        return settings
+    length = math.ceil(settings.run.passes * data.targets_of_one_pass)
+    run = settings.run.model_copy(update={"bytes": min(length, settings.run.bytes or length)})
+    return settings.model_copy(update={"run": run})
