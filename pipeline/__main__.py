@@ -75,7 +75,8 @@ def _run(arguments: Sequence[str]) -> int:
 
 class Stopped(KeyboardInterrupt):
     """SIGINT or SIGTERM. Python ends itself by the signal after an interrupt of the exact class that has left an
-    ``exec``, as those in imports do, even where it was caught."""
+    ``exec``, as those in imports do, even where it was caught.
+    """
 
 
 def heed_signals() -> None:

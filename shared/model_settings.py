@@ -102,7 +102,8 @@ class WholeModel(Settings):
     @property
     def context(self) -> int | None:
         """Attention between tokens stays within segments of so many, counted from where a document begins; None: it
-        does not stop within a document."""
+        does not stop within a document.
+        """
         return None
 
     @property

@@ -129,7 +129,8 @@ def wanted_patching(arguments: argparse.Namespace, identity: DatasetIdentity) ->
 
 def require_recuttable(dataset: Dataset, patching: PatchingSettings) -> None:
     """Raises PipelineError unless what the dataset stores decides exactly as the entropies themselves would, and the
-    rule can cut what it holds."""
+    rule can cut what it holds.
+    """
     if patching.rule == "bpe" and dataset.manifest.identity.specials:
         raise PipelineError(f"{dataset.folder} has special ids between its bytes; the rule 'bpe' cuts plain text only")
     sidecar = dataset.manifest.identity.sidecar

@@ -13,7 +13,7 @@ from pipeline.splits.worker import Outcome, Task
 from shared.shards.manifest import NumericsClass
 
 
-class Executor(AbstractContextManager, Protocol):
+class Executor(AbstractContextManager["Executor"], Protocol):
     """Workers for one run; leaving the context ends them."""
 
     @property

@@ -11,11 +11,12 @@ from typing import Any
 
 from pipeline.executors.counting import device_of
 from pipeline.executors.process_pool import follow_parent, starting_processes
-from pipeline.executors.retry import ATTEMPTS, Queue
+from pipeline.executors.retry import Queue
 from pipeline.plan import Plan
 from pipeline.settings import Job, PipelineError
 from pipeline.splits.process import Progress
 from pipeline.splits.worker import Outcome, Task, Worker, require_numerics
+from pipeline.transient_errors import ATTEMPTS
 from shared.shards.manifest import NumericsClass
 
 _REPORT_BYTES = 2**18

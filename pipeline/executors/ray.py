@@ -28,12 +28,13 @@ from pipeline.executors.private import (
     remove_folder,
     write_token,
 )
-from pipeline.executors.retry import ATTEMPTS, Queue
+from pipeline.executors.retry import Queue
 from pipeline.plan import Plan
 from pipeline.settings import ExecutorSettings, Job, PipelineError
 from pipeline.splits.process import Progress
 from pipeline.splits.run_file import RUN_FILE, read_run
 from pipeline.splits.worker import Outcome, Task, Worker, require_numerics
+from pipeline.transient_errors import ATTEMPTS
 from shared.errors import ModelFileError
 from shared.model_folder.identity import PackedModel, pack_model
 from shared.shards.manifest import NumericsClass

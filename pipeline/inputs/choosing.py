@@ -140,7 +140,8 @@ def _arrow_files(files: Collection[PurePosixPath]) -> dict[PurePosixPath, set[st
 
 def without_notes(kinds: Mapping[str, Kind], empty: Collection[str], left_out: LeftOut) -> list[str]:
     """The paths without the notes about data: README and the like where all other files, but ``empty`` ones, hold
-    records."""
+    records.
+    """
     notes = {path: None for path in kinds if _is_note(PurePosixPath(path.lower()))}
     others = {kind for path, kind in kinds.items() if path not in notes and path not in empty}
     if not others or others & set(_TEXTS):

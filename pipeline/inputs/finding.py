@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from pipeline.inputs.choosing import (
@@ -27,8 +27,9 @@ from pipeline.inputs.foreign_folders import (
 from pipeline.inputs.globs import EVERYTHING, Glob, Place, has_magic, split_glob
 from pipeline.read.content import NoText, format_in
 from pipeline.read.format_names import OWN_FILE, Format, named, suffix_left_out
-from pipeline.read.storage import Stamp, stamp, stamp_of
+from pipeline.read.storage import stamp, stamp_of
 from pipeline.settings import SPLIT_NAMES, PipelineError, ReadSettings, SplitName
+from pipeline.stamp import Stamp
 from pipeline.transient_errors import retried
 from shared.errors import DatasetError, StorageError
 from shared.io.storage import file_system, is_url, local_path, open_binary, without_query
@@ -344,7 +345,10 @@ def _our_dataset(paths: Collection[str]) -> str | None:
     return next((str(folder) for folder in folders if folder in indexed), None)
 
 
-def _require(text: str, found: list, left_out: LeftOut) -> list:
+T = TypeVar("T")
+
+
+def _require(text: str, found: list[T], left_out: LeftOut) -> list[T]:
     if not found:
         raise PipelineError(f"{text}: the pattern matches no file that can be read{seen(left_out)}")
     return found

@@ -193,7 +193,8 @@ def _characters(text: np.ndarray, document_ends: np.ndarray) -> tuple[np.ndarray
 
 def _command_begins(text: np.ndarray, places: np.ndarray, document_ends: np.ndarray) -> np.ndarray:
     """bool [C]: a backslash before two ASCII letters of its document, as in ``\\frac``; ``\\n`` before a word is taken
-    for one."""
+    for one.
+    """
     begins = np.zeros(len(places), bool)
     here = text[places]
     letter = (_ASCII_CLASSES[here & 0x7F] == _LATIN) & (here < 128)

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.plan import Kind, Piece, Plan, SourceFile, Split
 from pipeline.read.checked import Checked, changed, range_digest
-from pipeline.read.columns import DEFAULT_SUBSET, lacking, named_subset
+from pipeline.read.columns import lacking, named_subset
 from pipeline.read.content import NoText, kind_in
 from pipeline.read.format_names import named
 from pipeline.read.formats import datasets
@@ -27,7 +27,7 @@ from pipeline.records import LONGEST_EXCERPT, DeadLetter, LongText, Place, Recor
 from pipeline.settings import PipelineError, ReadSettings
 from shared.io.file_types import HEAD
 from shared.io.identity import file_sha256
-from shared.shards.document import LONGEST_NAMES, LONGEST_SUBSET
+from shared.shards.document import DEFAULT_SUBSET, LONGEST_NAMES, LONGEST_SUBSET
 
 
 def read_split(plan: Plan, split: Split, reading: ReadSettings) -> Iterator[Record | DeadLetter]:

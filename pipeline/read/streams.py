@@ -36,7 +36,8 @@ _XZ_OVERHEAD = 2**24
 
 class DamagedStream(Exception):
     """The data ends early, is broken, or expands too far. Everything before was yielded; the message says what is
-    wrong."""
+    wrong.
+    """
 
 
 def compression_of(path: PurePath) -> Compression:

@@ -134,7 +134,8 @@ def save_dataset(
 
 def carry_makers(source: Dataset, identity: DatasetIdentity, folder: Path, tokenizer: Path | None = None) -> None:
     """Copy the entropy model and the tokenizer that an identity names: those of ``source``, unless ``tokenizer`` is the
-    folder of one. Raises DatasetError or IdentityError unless they are the recorded ones."""
+    folder of one. Raises DatasetError or IdentityError unless they are the recorded ones.
+    """
     if identity.entropy_model is not None:
         _carry_entropy_model(source, folder)
     if identity.patching.tokenizer is not None:

@@ -6,16 +6,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, ValidationError
 
-from pipeline.progress import NoBar, bar, tqdm
+from pipeline.progress import NoBar, bar
 from pipeline.splits.worker import Outcome
 from shared.io.files import write_atomic
 from shared.io.json_reader import read_bounded
 from shared.settings import Settings
 from shared.shards.manifest import Count
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 PROGRESS_FILE = "progress.json"
 _SAVED_EVERY = 2.0

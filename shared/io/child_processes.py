@@ -68,7 +68,7 @@ LONGEST_TEMPORARY = 107 - len("/pymp-XXXXXXXX/listener-XXXXXXXX")
 
 class _WorkerProcess(ForkServerProcess):
     @staticmethod
-    def _Popen(process: BaseProcess) -> Popen:
+    def _Popen(process: BaseProcess) -> Popen:  # noqa: N802 (the name is the standard library's)
         return _WorkerPopen(process)
 
 

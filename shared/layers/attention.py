@@ -140,7 +140,10 @@ def _banded(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
         k, v = (F.pad(x, (0, 0, 0, 0, front, ragged)) for x in (k, v))
     bands = q.view(-1, BAND, heads, width).transpose(1, 2)
     out = F.scaled_dot_product_attention(
-        bands, _Overlapping.apply(k, reach + BAND), _Overlapping.apply(v, reach + BAND), attn_mask=mask.bias
+        bands,
+        _Overlapping.apply(k, reach + BAND),  # type: ignore[no-untyped-call]
+        _Overlapping.apply(v, reach + BAND),  # type: ignore[no-untyped-call]
+        attn_mask=mask.bias,
     )
     return out.transpose(1, 2).reshape(-1, heads, width)[:n]
 

@@ -20,7 +20,8 @@ def use_custom_backward(x: Tensor) -> bool:
 
 def _with_backward(function: type[torch.autograd.Function], *inputs: Any) -> Any:
     """A function with its own backward pass, or its forward pass alone where nothing is differentiated: a tenth of a
-    small call is the bookkeeping."""
+    small call is the bookkeeping.
+    """
     return function.apply(*inputs) if torch.is_grad_enabled() else function.forward(_Nothing(), *inputs)
 
 

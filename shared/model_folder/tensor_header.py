@@ -46,7 +46,8 @@ _HEADER: TypeAdapter[dict[str, _Entry]] = TypeAdapter(dict[str, _Entry])
 
 def file_header(path: Path) -> dict[str, TensorEntry]:
     """The tensors that a safetensors file holds. Raises ModelFileError, naming the file, unless it is whole and sane;
-    OSError when it cannot be read."""
+    OSError when it cannot be read.
+    """
     with open_regular(path) as file:
         size = file.seek(0, 2)
         file.seek(0)

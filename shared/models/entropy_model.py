@@ -30,7 +30,8 @@ class KVCache:
 
 class EntropyModel(FlatTransformer):
     """The flat transformer over bytes with a window, which may close its context at newlines and can go on from one
-    stream in the next."""
+    stream in the next.
+    """
 
     settings: EntropyModelSettings
 

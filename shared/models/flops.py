@@ -99,7 +99,8 @@ def causal_pairs(lengths: ArrayLike, window: int | None = None) -> int:
 
 def tiled_pairs(lengths: ArrayLike, window: int | None = None) -> int:
     """Queries and keys whose scores are computed tile by tile (shared/layers/tiled_attention.py) over segments of
-    ``lengths`` [S]."""
+    ``lengths`` [S].
+    """
     ends = np.asarray(lengths, np.int64).cumsum()
     total = int(ends[-1]) if len(ends) else 0
     starts = np.arange(0, total, BAND if window else WHOLE)

@@ -46,7 +46,8 @@ BUFFER_BYTES = 2**20
 
 def named_tensors(parameters: Mapping[str, Any], moments: Mapping[str, Any]) -> dict[str, Tensor]:
     """What `get_state_dict` gives of a model and its optimizers, by name: model.P of a parameter P, optimizer.P.KEY of
-    its state. What optimizers have beside (learning rate, decay) the recipe says."""
+    its state. What optimizers have beside (learning rate, decay) the recipe says.
+    """
     named = {MODEL_PREFIX + name: tensor for name, tensor in parameters.items()}
     for name, state in moments["state"].items():
         named |= {f"{OPTIMIZER_PREFIX}{name}.{key}": value for key, value in state.items()}

@@ -90,7 +90,7 @@ PREFETCH = 4
 FROM_WORKER = -1
 
 
-class PackDataset(IterableDataset):
+class PackDataset(IterableDataset["Pack | Exception"]):
     """The endless packs of one rank, from a cursor on; each worker of a DataLoader yields its share of them.
 
     A state is {cursor, next}: the cursor before a step, and which of the rank's packs from there comes next

@@ -53,7 +53,8 @@ class ValidationPacks:
 
 def plan_validation(catalogue: Catalogue, reader: SliceReader, limits: PackLimits) -> list[PackPlan]:
     """All documents in order. One that does not fit into what is left of a pack begins the next; if it is longer than a
-    whole pack, it is cut."""
+    whole pack, it is cut.
+    """
     upcoming = Upcoming(catalogue, np.arange(len(catalogue)))
     plans: list[PackPlan] = []
     position = offset = 0

@@ -53,7 +53,8 @@ class ThresholdSweeper:
     ) -> None:
         """``name``: of the dataset in the model's recipe, of which this one has the subsets (`patching_for`).
 
-        Raises ConfigError for a model without a threshold, IdentityError, ModelFileError, DatasetError."""
+        Raises ConfigError for a model without a threshold, IdentityError, ModelFileError, DatasetError.
+        """
         self._folder, self._dataset, self._device, self._tokens = folder, dataset, torch.device(device), tokens
         self._settings = load_settings(folder)
         identity = model_identity(folder)
@@ -74,7 +75,8 @@ class ThresholdSweeper:
 
     def shifts(self) -> list[float]:
         """Nats, ascending: shifts at which about FACTORS times as many patches start as without one, which is among
-        them."""
+        them.
+        """
         excess = np.sort(np.concatenate([_excess(row, own, self.patching) for row, own in self._pairs()]))
         starting = int((excess > 0).sum())
         wanted = [round(factor * starting) for factor in FACTORS if factor != 1]

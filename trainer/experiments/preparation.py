@@ -119,7 +119,8 @@ def prepare(
     line: Progress,
 ) -> dict[str, Path]:
     """Make what these patchings need; the folder of each. Raises TrainingError when a step fails, OutputError when
-    ``out`` is a folder of something else."""
+    ``out`` is a folder of something else.
+    """
     claim(out)
     wanted = {name: experiment.patchings[name] for name in dict.fromkeys(patchings)}
     for step in corpus_steps(corpus, out):

@@ -11,6 +11,7 @@ from shared.model_folder.files import load_model
 from shared.model_folder.identity import load_settings
 from shared.shards.dataset import Dataset
 from shared.shards.open import open_dataset
+from trainer.checkpoints.model import MODEL_FOLDER
 from trainer.data.splits import VALIDATION_SPLIT, split_folders
 from trainer.data.validation import ValidationPacks
 from trainer.distributed.world import choose_device
@@ -21,7 +22,6 @@ from trainer.experiments.results.records import Score, load_score, save_score
 from trainer.memory.parameters import TABLES, parameter_shapes
 from trainer.metrics.subset_score import total_of
 from trainer.provenance.identity import IDENTITY_NAME, RESOLVED_NAME, RunIdentity, load_identity
-from trainer.run.job import MODEL_FOLDER
 from trainer.settings import TrainSettings
 
 

@@ -85,7 +85,8 @@ REORDERING = "\u061c\u200e\u200f\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066
 
 def visible(character: str) -> str:
     """A character that does nothing to a terminal: control codes become their Unicode pictures, or U+FFFD, as
-    do characters that reorder their neighbours."""
+    do characters that reorder their neighbours.
+    """
     code = ord(character)
     if code < 0x20 and character not in "\t\n":
         return chr(0x2400 + code)

@@ -60,7 +60,8 @@ def inner_matrices(shapes: Shapes) -> dict[str, Shape]:
 
 def whole_pack(settings: TrainSettings, patches: int, tiled: bool) -> Pass:
     """The fullest pack. A CPU is taken to compute in fp32, as most do whatever the parameters are in, and a strip of
-    tokens to read as many patches: some of a pack's patches are single bytes."""
+    tokens to read as many patches: some of a pack's patches are single bytes.
+    """
     width = FLOAT if tiled else WIDTHS[settings.run.dtype]
     tokens = patches if settings.model.reads == "tokens" else settings.data.tokens
     return Pass(tokens, patches, width, tiled, STRIP)
@@ -73,7 +74,8 @@ def shard_bytes(shapes: Iterable[Shape], ranks: int) -> int:
 
 def gathered_bytes(settings: AnyModelSettings, dense: Shapes, width: int, keep: bool) -> int:
     """What is whole at one time, in ``width`` bytes a parameter: the two neighbouring units that need most, and what is
-    in no unit; everything with ``keep``."""
+    in no unit; everything with ``keep``.
+    """
     units = [count(unit) for unit in units_of(settings, dense)]
     everything = count(dense)
     pair = max(map(sum, pairwise(units)), default=sum(units))

@@ -23,7 +23,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
     """Each line as it is and what it says, one at a time: a long run's file is large. None for what is no such line;
-    one that is longer than any of ours is the last that is read. Raises OSError for what is not a regular file."""
+    one that is longer than any of ours is the last that is read. Raises OSError for what is not a regular file.
+    """
     if not path.exists():
         return
     with open_regular(path) as file:

@@ -50,7 +50,8 @@ class Origin:
     @cached_property
     def sha256(self) -> str:
         """Of a model folder its sha256; of a checkpoint one of the sha256 of all its files, which are checked when it
-        is read. Raises ModelFileError."""
+        is read. Raises ModelFileError.
+        """
         if not self.is_checkpoint:
             return model_sha256(self.folder)
         if problem := other_format(self.folder):

@@ -5,10 +5,11 @@ import re
 from collections.abc import Iterator
 
 from pipeline.plan import SourceFile
-from pipeline.read.columns import DEFAULT_SUBSET, lacking, named_subset
+from pipeline.read.columns import lacking, named_subset
 from pipeline.read.streams import DamagedStream
 from pipeline.records import LONGEST_EXCERPT, DeadLetter, Place, Record
 from pipeline.settings import ReadSettings
+from shared.shards.document import DEFAULT_SUBSET
 
 _BLANK_LINE = re.compile(rb"\n[ \t\r]{0,60}\n")
 _LONGEST_BLANK = 62

@@ -4,10 +4,11 @@ import hashlib
 from collections.abc import Callable, Iterator
 
 from pipeline.plan import SourceFile
-from pipeline.read.columns import DEFAULT_SUBSET, lacking, named_subset
+from pipeline.read.columns import lacking, named_subset
 from pipeline.read.streams import DamagedStream
 from pipeline.records import LONGEST_EXCERPT, LONGEST_HELD, DeadLetter, LongText, Place, Record, Text
 from pipeline.settings import PipelineError, ReadSettings
+from shared.shards.document import DEFAULT_SUBSET
 
 
 def whole_file(

@@ -21,7 +21,8 @@ ENDLESS = 2**62
 @dataclass(frozen=True)
 class Mixing:
     """How subsets are mixed. A key is a subset, or the beginning of the names of several: "code" is all "code/...";
-    what a subset says itself comes first."""
+    what a subset says itself comes first.
+    """
 
     weights: Mapping[str, float] = field(default_factory=dict)
     """Shares of the bytes: of a subset, or of those together that share a beginning."""
@@ -98,7 +99,8 @@ def document_ends(documents: np.ndarray, repeats: Mapping[str, int], names: tupl
 
 def named_subsets(values: Mapping[str, float], names: tuple[str, ...], key: str) -> dict[str, list[int]]:
     """The subsets that each name means: itself, or those whose names begin with it and "/", but for what a longer name
-    means. Raises ConfigError for a name that means none."""
+    means. Raises ConfigError for a name that means none.
+    """
     meant: dict[str, list[int]] = {name: [] for name in values}
     for code, subset in enumerate(names):
         fitting = [name for name in values if subset == name or subset.startswith(f"{name}/")]

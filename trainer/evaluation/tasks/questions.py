@@ -134,7 +134,8 @@ def _index(record: Record, key: str, choices: Sequence[str]) -> int:
 
 def _continued(record: Record, normalize: Normalization | None) -> str:
     """What endings follow: the context as it is in the file, or as the language model evaluation harness makes it of
-    the activity and the two parts of the context."""
+    the activity and the two parts of the context.
+    """
     whole, first, second = record.text("ctx"), record.text("ctx_a"), record.text("ctx_b") or ""
     if whole is None and first is None:
         raise TaskError(f"{record.where} has endings but no ctx; {FIELDS}")

@@ -90,7 +90,8 @@ def _misfits(u: Array, y: Array, exponents: Array) -> tuple[Array, Array, Array]
 
 def spread(groups: Sequence[tuple[Array, Array]]) -> tuple[float, int]:
     """Standard deviation of runs around their parabolas, pooled over ``groups`` of x [N] and y [N], and its degrees of
-    freedom: runs beyond the three that a parabola needs. (0, 0) where there are none."""
+    freedom: runs beyond the three that a parabola needs. (0, 0) where there are none.
+    """
     squares, freedom = 0.0, 0
     for x, y in groups:
         squares += float(((y - along(parabolas(x, y), x)) ** 2).sum())
