@@ -122,7 +122,7 @@ def test_a_damaged_folder_is_refused_in_one_line(folder, tmp_path: Path) -> None
 
 def test_training_does_not_depend_on_threads_or_on_the_run(folder, tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from subword_examples import train_tokenizer; "
+        "import sys; from pathlib import Path; from helpers.subword_examples import train_tokenizer; "
         "train_tokenizer(Path(sys.argv[1]) / 'data', Path(sys.argv[1]) / 'tokenizer', 300)"
     )
     environment = os.environ | {"RAYON_NUM_THREADS": "3", "PYTHONPATH": os.pathsep.join(sys.path)}
