@@ -73,12 +73,6 @@ class Subwords:
         found &= np.logical_and.reduceat(equal, starts) if len(lengths) else True
         return np.where(found, ids, NO_TOKEN).astype(np.int32)
 
-    def bytes_of(self, ids: np.ndarray) -> bytes:
-        """The text of token ids; special ids have none."""
-        lengths = self.lengths[ids]
-        places = np.repeat(self._starts[ids] - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
-        return self._text[places].tobytes()
-
 
 def _hashes(text: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """uint64 [P]: of each patch the sum of (byte + 1) * factor^place, modulo 2^64; the same wherever the patch lies.

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from helpers.hf_states import to_hf_state
 from torch import Tensor, nn
 from training_example import (
     BLT,
@@ -27,7 +28,6 @@ from training_example import (
 )
 
 from shared.interop.hf_config import hf_config
-from shared.interop.transfer import to_hf_state
 from shared.models.blt import Blt
 
 Works = dict[str, Callable[[], None]]

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from helpers.hf_states import to_hf_state
 from torch import Tensor
 from training_example import BLT, BYTES_PER_PATCH, fresh_model
 
 from shared.incremental import DecodingState
 from shared.interop.hf_config import hf_config
-from shared.interop.transfer import to_hf_state
 from shared.model_settings import EntropyModelSettings
 from shared.models.blt import Blt
 from shared.models.entropy_model import EntropyModel

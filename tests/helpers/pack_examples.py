@@ -1,5 +1,6 @@
 """Documents and datasets that the tests of packs share, and what their packs must be, in plain Python."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -154,3 +155,18 @@ def expected_slice(row: Row, start: int, stop: int) -> dict[str, list[int]]:
         wanted["of_token"] = [0] * len(boe) + [patch[i] - shift for i in range(start, stop)]
         wanted["of_decoder"] = [0] * len(boe) + [patch[i + 1] - 1 - shift for i in range(start, stop)]
     return wanted
+
+
+def pack_digest(pack: Pack) -> str:
+    """sha256 of everything a model or a metric reads of a pack; the same for every rank, worker and shard format."""
+    step = pack.step
+    content = hashlib.sha256(f"{pack.number} {step.number} {step.targets} {step.bytes} {pack.limits}".encode())
+    arrays = [pack.ids, pack.labels, pack.in_slice, pack.subset, pack.slice_bytes, pack.slice_patches, pack.ended]
+    arrays += [pack.slice_targets, pack.slice_text]
+    if pack.subwords is not None:
+        arrays += [pack.subwords.ids, pack.subwords.labels]
+    if pack.patches is not None:
+        arrays += [pack.patches.of_token, pack.patches.of_decoder, pack.patches.in_slice]
+    for array in arrays:
+        content.update(f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    return content.hexdigest()

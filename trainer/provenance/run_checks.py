@@ -25,7 +25,8 @@ from trainer.settings import RunSettings, ScheduleSettings, TrainSettings
 
 def check_run(settings: TrainSettings, data: RunData) -> None:
     """Raise DatasetError when the data of a run is not there, IdentityError when its splits were not made together,
-    ConfigError when it does not fit the model or the length of the run."""
+    ConfigError when it does not fit the model or the length of the run.
+    """
     for name, folder in data.folders(TRAIN_SPLIT).items():
         _check_agree(data.manifests(TRAIN_SPLIT)[name], data.manifests(VALIDATION_SPLIT)[name], folder)
     _check_fit(settings, data)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.hf_states import from_hf_state, to_hf_state
 from helpers.interop_examples import models, random_settings, unmeasured
 from helpers.model_examples import blt_settings, entropy_settings
 
@@ -15,7 +16,6 @@ from shared.interop.described import Record
 from shared.interop.hf_config import check_rule, generation_config, hf_config
 from shared.interop.hf_reading import read_hf_config
 from shared.interop.names import HF, InteropError, parts
-from shared.interop.transfer import from_hf_state, to_hf_state
 from shared.interop.writing import tokenizer_json
 from shared.model_settings import BltSettings, EntropyModelSettings
 from shared.patching import PatchingSettings

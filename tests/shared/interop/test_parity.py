@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.hf_states import to_hf_state
 from helpers.interop_examples import WORDS, models, random_settings, script_text, written
 from helpers.model_examples import between, blt_logits, chat_tokens, pack
 from helpers.rounding import assert_equal_but_rounded, in_fp64
 
-from shared.interop.transfer import to_hf_state
 from shared.interop.writing import write_hf_folder
 from shared.layers.batch import Batch, Patches, segments
 from shared.model_settings import BltSettings

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.pack_examples import make_dataset, random_dataset, random_documents
+from helpers.pack_examples import make_dataset, pack_digest, random_dataset, random_documents
 
 from shared.errors import ConfigError, DatasetError, IdentityError
 from shared.shards.dataset import Dataset
 from shared.shards.open import open_dataset
 from trainer.data.loader import PackDataset, PackLoader, WorkerError, stateful_loader
 from trainer.data.packing.limits import PackLimits
-from trainer.data.packing.packs import Pack, pack_digest
+from trainer.data.packing.packs import Pack
 from trainer.data.sampling.cursor import Cursor, first_cursor
 from trainer.data.sampling.schedule import Mixing
 

@@ -15,6 +15,7 @@ from helpers.pack_examples import (
     expected_slice,
     in_parts,
     make_dataset,
+    pack_digest,
     random_dataset,
     random_documents,
     slices_of,
@@ -35,7 +36,7 @@ from shared.shards.document import Row
 from shared.vocabulary import BOE, EOS, IGNORED_LABEL
 from trainer.data.catalogue import catalogue_of
 from trainer.data.packing.limits import PackLimits, pack_limits
-from trainer.data.packing.packs import Step, build_pack, pack_digest, patch_map
+from trainer.data.packing.packs import Step, build_pack, patch_map
 from trainer.data.packing.planner import PackPlan, Planner
 from trainer.data.packing.slices import SliceReader
 from trainer.data.sampling.cursor import Cursor, first_cursor

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from helpers.model_folders import entropy_model_folder, entropy_rule, numerics
-from helpers.pack_examples import random_dataset
+from helpers.pack_examples import pack_digest, random_dataset
 from helpers.tiny_runs import STATIC, losses, tiny_data, tiny_recipe, toml
 
 from shared.model_folder.identity import WEIGHTS_FILE, model_sha256
@@ -14,7 +14,6 @@ from shared.shards.manifest import DatasetIdentity, EntropyModelIdentity, Manife
 from shared.shards.open import open_dataset
 from trainer.data.loader import FetchAhead, PackLoader
 from trainer.data.packing.limits import PackLimits
-from trainer.data.packing.packs import pack_digest
 from trainer.main import main
 
 

@@ -14,6 +14,7 @@ from helpers.pack_examples import (
     expected_slice,
     in_parts,
     make_dataset,
+    pack_digest,
     random_documents,
     slices_of,
     whole_documents,
@@ -33,7 +34,7 @@ from shared.vocabulary import BOE, IGNORED_LABEL, VOCABULARY_SIZE
 from trainer.data.catalogue import catalogue_of
 from trainer.data.mixture import Mixture
 from trainer.data.packing.limits import PackLimits
-from trainer.data.packing.packs import Pack, Step, build_pack, pack_digest
+from trainer.data.packing.packs import Pack, Step, build_pack
 from trainer.data.packing.planner import PackPlan, Planner
 from trainer.data.packing.slices import SliceReader
 from trainer.data.sampling.cursor import Cursor, first_cursor

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.pack_examples import in_parts, whole_documents
+from helpers.pack_examples import in_parts, pack_digest, whole_documents
 from helpers.rounding import NATS
 from helpers.tiny_runs import NONE, STACK, STATIC, metric_lines, run, tiny_data, tiny_settings
 from helpers.token_data import (
@@ -38,7 +38,7 @@ from trainer.__main__ import main as command
 from trainer.data.catalogue import catalogue_of
 from trainer.data.loader import PackLoader
 from trainer.data.packing.limits import PackLimits, pack_limits
-from trainer.data.packing.packs import Pack, Step, build_pack, pack_digest
+from trainer.data.packing.packs import Pack, Step, build_pack
 from trainer.data.packing.planner import Planner
 from trainer.data.packing.slices import SliceReader
 from trainer.data.sampling.cursor import first_cursor

@@ -3,7 +3,6 @@
 T tokens, P patches, S slices. Arrays hold what is real; padding to the static sizes is added in ``Pack.batch``.
 """
 
-import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -279,18 +278,3 @@ def patch_map(lengths: np.ndarray, patches: np.ndarray, in_slice: np.ndarray, ne
     of_decoder[last_token] = of_token[last_token] + next_starts
     of_decoder -= 1
     return PackPatches(of_token, of_decoder, patches)
-
-
-def pack_digest(pack: Pack) -> str:
-    """sha256 of everything a model or a metric reads of a pack; the same for every rank, worker and shard format."""
-    step = pack.step
-    content = hashlib.sha256(f"{pack.number} {step.number} {step.targets} {step.bytes} {pack.limits}".encode())
-    arrays = [pack.ids, pack.labels, pack.in_slice, pack.subset, pack.slice_bytes, pack.slice_patches, pack.ended]
-    arrays += [pack.slice_targets, pack.slice_text]
-    if pack.subwords is not None:
-        arrays += [pack.subwords.ids, pack.subwords.labels]
-    if pack.patches is not None:
-        arrays += [pack.patches.of_token, pack.patches.of_decoder, pack.patches.in_slice]
-    for array in arrays:
-        content.update(f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
-    return content.hexdigest()
