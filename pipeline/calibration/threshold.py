@@ -112,11 +112,6 @@ def find_thetas(
     return [found[number] for number in range(len(goals))]
 
 
-def with_theta(patching: PatchingSettings, theta: float) -> PatchingSettings:
-    """The same with one threshold for all subsets."""
-    return PatchingSettings.model_validate(patching.model_dump() | {"theta": theta, "thetas": {}})
-
-
 def patches_of(entropies: Entropies, patching: PatchingSettings) -> np.ndarray:
     """int64 [N]: patches other than BOS of every document, each with the threshold of its subset."""
     documents, theta = entropies.documents, patching.theta
@@ -169,7 +164,7 @@ def _cut(
                     short, held = [], 0
                 continue
             if piece.first:
-                long = [ChunkedLengths(with_theta(draft, theta)) for theta in wanted(piece.document)]
+                long = [ChunkedLengths(draft.with_theta(theta, draft.grid)) for theta in wanted(piece.document)]
                 counts = np.full(len(long), -1, np.int64)  # BOS
             tokens = _tokens(piece)
             counts += [len(lengths.add(tokens, piece.entropies, piece.last)) for lengths in long]

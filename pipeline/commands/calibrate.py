@@ -19,7 +19,7 @@ from pipeline.calibration.patching_file import (
 )
 from pipeline.calibration.report import SUBSETS_SHOWN, documents_in_words, print_result
 from pipeline.calibration.sampling import HELD_OUT, Sample, draw, draw_pairs, held_out_tenth
-from pipeline.calibration.threshold import Goal, find_thetas, patches_of, with_theta
+from pipeline.calibration.threshold import Goal, find_thetas, patches_of
 from pipeline.calibration.threshold_search import UnreachableTarget
 from pipeline.commands.preprocess import add_scoring_arguments, entropy_model_sha256, scoring_of
 from pipeline.inputs.listing import dataset_folders
@@ -92,15 +92,15 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         sha256 = entropy_model_sha256(arguments.entropy_model, "calibrate")
         source = EntropySource(arguments.entropy_model, sha256, scoring_of(arguments), arguments.out.absolute().parent)
-        identity = _identity(arguments, dataset, validation, source)
         draft = PatchingSettings(
-            rule=identity.rule,
+            rule=arguments.rule,
             theta=0.0,
-            theta_rise=identity.theta_rise,
-            min_length=identity.min_length,
-            max_length=identity.max_length,
-            grid=identity.sidecar == "uint8" and identity.rule != "monotonic",
+            theta_rise=arguments.theta_rise,
+            min_length=arguments.min_length,
+            max_length=arguments.max_length,
+            grid=arguments.sidecar == "uint8" and arguments.rule != "monotonic",
         )
+        identity = _identity(arguments, dataset, validation, sha256, source.is_kept(dataset.manifest.identity, draft))
     except ValidationError as error:
         raise PipelineError(first_problem(error)) from None
     if (current := _current(arguments.out, identity)) is not None:
@@ -132,7 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _identity(
-    arguments: argparse.Namespace, dataset: Dataset, validation: Dataset | None, source: EntropySource
+    arguments: argparse.Namespace, dataset: Dataset, validation: Dataset | None, sha256: str, kept: bool
 ) -> CalibrationIdentity:
     """Raises PipelineError or ValidationError for options that do not fit."""
     if (arguments.parity is None) != (arguments.parity_to is None):
@@ -145,11 +145,9 @@ def _identity(
                 f"--parity-to {arguments.parity_to!r} is no subset of {dataset.folder}; it has "
                 f"{', '.join(dataset.subset_names[:SUBSETS_SHOWN])}"
             )
-    grid = arguments.sidecar == "uint8" and arguments.rule != "monotonic"
-    kept = source.is_kept(dataset.manifest.identity, arguments.rule, grid)
     keys = ("rule", "target", "theta_rise", "min_length", "max_length", "per_subset", "parity", "parity_to", "sidecar")
     return CalibrationIdentity(
-        entropy_model=source.sha256,
+        entropy_model=sha256,
         dataset=dataset.fingerprint,
         entropies="stored" if kept else "scored",
         held_out=TENTH if validation is None else validation.fingerprint,
@@ -216,7 +214,7 @@ def _calibrated(
     thetas = _reached(dict(zip(groups, others, strict=True)))
     if pivot is None:
         return _settled(draft, theta, thetas), np.zeros(0, np.int64)
-    before = patches_of(entropies, with_theta(draft, theta))
+    before = patches_of(entropies, draft.with_theta(theta, draft.grid))
     patches = patches_of(entropies, _settled(draft, theta, thetas))
     goals = [
         Goal(pairs.documents, float(entropies.documents.bytes[pairs.documents].sum() / patches[pairs.partners].sum()))

@@ -32,7 +32,7 @@ from shared.bpe.folder import load_making
 from shared.io.terminal import show
 from shared.patching import PatchingSettings
 from shared.patching.chunks import ChunkedLengths
-from shared.patching.settings import ENTROPY_RULES, RISE_RULES
+from shared.patching.settings import ENTROPY_RULES
 from shared.settings import first_problem
 from shared.shards.dataset import Dataset
 from shared.shards.manifest import DatasetIdentity
@@ -133,19 +133,17 @@ def require_recuttable(dataset: Dataset, patching: PatchingSettings) -> None:
     """
     if patching.rule == "bpe" and dataset.manifest.identity.specials:
         raise PipelineError(f"{dataset.folder} has special ids between its bytes; the rule 'bpe' cuts plain text only")
-    sidecar = dataset.manifest.identity.sidecar
-    if not patching.needs_entropy or sidecar == "float32":
+    if dataset.manifest.identity.decides(patching):
         return
-    if sidecar == "none":
+    if dataset.manifest.identity.sidecar == "none":
         raise PipelineError(
             f"{dataset.folder} keeps no entropies, which the rule {patching.rule!r} needs; "
             "preprocess again with --sidecar uint8"
         )
-    if patching.rule in RISE_RULES:
-        raise PipelineError(
-            f"{dataset.folder} keeps entropies as uint8: too coarse for rises, so the rule {patching.rule!r} would cut "
-            "elsewhere than with the model; preprocess again with --sidecar float32"
-        )
+    raise PipelineError(
+        f"{dataset.folder} keeps entropies as uint8: too coarse for rises, so the rule {patching.rule!r} would cut "
+        "elsewhere than with the model; preprocess again with --sidecar float32"
+    )
 
 
 @dataclass(frozen=True)
@@ -206,7 +204,7 @@ def with_target(dataset: Dataset, draft: PatchingSettings, target: float, worker
     shards = range(len(dataset.manifest.shards))
 
     def sizes(numbers: Sequence[int]) -> list[float]:
-        patchings = [_with_theta(draft, thetas[number]) for number in numbers]
+        patchings = [draft.with_theta(thetas[number], draft.grid) for number in numbers]
         counts = np.zeros(len(numbers), np.int64)
         with bar("Counting patches", total) as progress:
             for shard, found in each(partial(patch_counts, dataset, patchings), shards, workers):
@@ -222,7 +220,7 @@ def with_target(dataset: Dataset, draft: PatchingSettings, target: float, worker
     print(f"theta {thetas[number]:.6f} nats: {realised:.3f} bytes a patch in {dataset.folder}, {target} wanted")
     if thetas.grid and abs(realised / target - 1) > CLOSE:
         print("  that is the nearest; with --sidecar float32 the threshold would not be bound to a grid")
-    return _with_theta(draft, thetas[number])
+    return draft.with_theta(thetas[number], draft.grid)
 
 
 def patch_counts(dataset: Dataset, patchings: Sequence[PatchingSettings], shard: int) -> np.ndarray:
@@ -245,10 +243,6 @@ def _guess(dataset: Dataset, thetas: Thetas, target: float) -> int:
     grid = thetas_of("entropy", True)
     above = histogram[::-1].cumsum()[::-1][1:]  # entropies above each value of the grid
     return thetas.nearest(grid[int(np.argmin(np.abs(above - dataset.manifest.totals.bytes / target)))])
-
-
-def _with_theta(patching: PatchingSettings, theta: float) -> PatchingSettings:
-    return PatchingSettings.model_validate(patching.model_dump() | {"theta": theta, "thetas": {}})
 
 
 def _train(sides: Sequence[Side]) -> Dataset:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from pipeline.charts import bar, duration, size
 from pipeline.run.progress import load_progress
-from pipeline.run.run_folder import finished_run, holder, load_run
+from pipeline.run.run_folder import finished_run, load_run
 from pipeline.settings import PipelineError
 from pipeline.splits.logs import log_path
 from pipeline.splits.marker import DEAD_LETTERS, Counts, read_marker
 from pipeline.splits.run_file import FAILURES, RUN_FILE
+from shared.io.files import lock_owner
 from shared.io.terminal import show
 
 STALE_SECONDS = 60.0
@@ -47,9 +48,9 @@ def status(out: Path) -> tuple[list[str], bool]:
     splits = recorded.plan.splits
     found = [marker for split in splits if (marker := read_marker(out, split.number, recorded.digest)) is not None]
     failed = sorted((out / FAILURES).glob("*.txt"))
-    process = holder(out)
-    if process is not None:
-        state = f"running (process {process})"
+    owner = lock_owner(out)
+    if owner is not None:
+        state = f"running ({owner})"
     elif finished_run(out, recorded) is not None:
         state = "finished"
     else:
@@ -64,7 +65,7 @@ def status(out: Path) -> tuple[list[str], bool]:
     )
     if counts.dead:
         lines.append(f"  {counts.dead:,} dead letters in {out / DEAD_LETTERS}")
-    if process is not None:
+    if owner is not None:
         lines += _pace(out)
     for path in failed[:SHOWN]:
         number = int(path.stem)
@@ -73,7 +74,7 @@ def status(out: Path) -> tuple[list[str], bool]:
         )
     if len(failed) > SHOWN:
         lines.append(f"  and {len(failed) - SHOWN} more in {out / FAILURES}")
-    return lines, not failed and (process is not None or state == "finished")
+    return lines, not failed and (owner is not None or state == "finished")
 
 
 def _pace(out: Path) -> Iterator[str]:

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,11 @@ from pipeline.progress import bar
 from pipeline.rewriting.dataset_rows import require_kept, stem, text_bytes
 from pipeline.rewriting.parquet_export import Source, exports_at, figures
 from pipeline.scoring.cut import cutter_of
-from pipeline.scoring.replay import replayable
 from shared.bpe.encoder import SubwordEncoder
 from shared.bpe.folder import check_tokenizer
-from shared.errors import DatasetError, IdentityError, ModelFileError
+from shared.errors import DatasetError, PatchworkError
 from shared.io.terminal import one_line
-from shared.model_folder.identity import model_sha256
+from shared.model_folder.identity import check_model
 from shared.patching.grid import quantise
 from shared.shards.content import ShardContent, check_order, check_row, meta_problem
 from shared.shards.dataset import Dataset, columns_row
@@ -122,15 +122,16 @@ def _with_sound_meta(batches: Iterable[Sequence[Row]]) -> Iterator[Sequence[Row]
 
 def summary(dataset: Dataset, verification: Verification) -> str:
     """One line: what was checked, and whether it holds."""
-    patching = dataset.manifest.identity.patching
+    identity = dataset.manifest.identity
     checked = (
         f"{len(dataset.manifest.shards)} shards, {verification.documents} documents, {verification.text_bytes} bytes"
     )
-    if not patching.patched:
+    if not identity.patching.patched:
         boundaries = "unpatched"
-    elif not replayable(patching, dataset.manifest.identity.sidecar):
+    elif not identity.decides(identity.patching):
         boundaries = (
-            f"boundaries not found again: rule {patching.rule!r} needs entropies that the sidecar does not hold"
+            f"boundaries not found again: rule {identity.patching.rule!r} needs entropies that the sidecar does not "
+            "hold"
         )
     else:
         boundaries = f"boundaries of {verification.replayed} documents found again"
@@ -164,24 +165,18 @@ def verify(dataset: Dataset, progress: Progress = lambda count: None) -> Verific
 def _identity_problems(dataset: Dataset) -> Iterator[str]:
     """Whether the entropy model that the dataset carries is the one that made it (law 7)."""
     identity = dataset.manifest.identity
-    folder = dataset.folder / ENTROPY_MODEL_FOLDER
     if identity.patching.needs_entropy and identity.entropy_model is None:
         yield f"{dataset.folder}: rule {identity.patching.rule!r} needs an entropy model, but the manifest names none"
+    checks = []
     if identity.patching.tokenizer is not None:
+        checks.append(partial(check_tokenizer, dataset.tokenizer, identity.patching.tokenizer))
+    if identity.entropy_model is not None:
+        checks.append(partial(check_model, dataset.folder / ENTROPY_MODEL_FOLDER, identity.entropy_model.sha256))
+    for check in checks:
         try:
-            check_tokenizer(dataset.tokenizer, identity.patching.tokenizer)
-        except (DatasetError, IdentityError) as error:
+            check()
+        except PatchworkError as error:
             yield str(error)
-    if identity.entropy_model is None:
-        return
-    try:
-        sha256 = model_sha256(folder)
-    except ModelFileError as error:
-        yield str(error)
-        return
-    if sha256 != identity.entropy_model.sha256:
-        recorded = identity.entropy_model.sha256
-        yield f"{folder} is not the entropy model of this dataset: sha256 {sha256}, manifest says {recorded}"
 
 
 def _unlisted_files(dataset: Dataset) -> Iterator[str]:
@@ -293,9 +288,10 @@ class Document:
     """The document being read: its patch lengths are within the limits, and are those that the rule gives."""
 
     def __init__(self, dataset: Dataset):
-        self._patching = dataset.manifest.identity.patching
-        self._replayable = replayable(self._patching, dataset.manifest.identity.sidecar)
-        self._largest = VOCABULARY_SIZE + len(dataset.manifest.identity.specials)
+        identity = dataset.manifest.identity
+        self._patching = identity.patching
+        self._replayable = identity.patching.patched and identity.decides(identity.patching)
+        self._largest = VOCABULARY_SIZE + len(identity.specials)
         self._spoiled = False
         self._encoder = SubwordEncoder(dataset.tokenizer) if self._patching.rule == "bpe" else None
         self._cutter = cutter_of(self._patching, self._encoder)

@@ -1,18 +1,17 @@
 """One function over many small arguments in a few processes of this machine."""
 
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
-from multiprocessing.connection import wait
-from threading import Thread, current_thread, main_thread
+from threading import current_thread, main_thread
 from typing import Any, TypeVar
 
 from pipeline.settings import PipelineError
+from shared.io.child_processes import end_with_starter
 
 Result = TypeVar("Result")
 
@@ -82,14 +81,7 @@ def follow_parent() -> None:
     """In a process that multiprocessing has started: leave Ctrl-C to the parent, and end at once when it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch(sentinel: int) -> None:
-        wait([sentinel])
-        os._exit(1)
-
-    Thread(target=watch, args=(parent.sentinel,), daemon=True).start()
+    end_with_starter()
 
 
 def _call(number: int) -> Any:

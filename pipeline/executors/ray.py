@@ -35,8 +35,7 @@ from pipeline.splits.process import Progress
 from pipeline.splits.run_file import RUN_FILE, read_run
 from pipeline.splits.worker import Outcome, Task, Worker, require_numerics
 from pipeline.transient_errors import ATTEMPTS
-from shared.errors import ModelFileError
-from shared.model_folder.identity import PackedModel, pack_model
+from shared.model_folder.identity import PackedModel, check_model, pack_model
 from shared.shards.manifest import NumericsClass
 
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -314,12 +313,11 @@ class RayExecutor:
             _end(self._starting.popitem()[1])
 
     def _packed_model(self) -> PackedModel | None:
-        """The entropy model, read once for all workers. Raises ModelFileError when it is not the one of the run."""
+        """The entropy model, read once for all workers. Raises IdentityError when it is not the one of the run."""
         if self._job.entropy_model is None:
             return None
         model = pack_model(self._job.entropy_model)
-        if model.sha256 != self._job.output.entropy_model_sha256:
-            raise ModelFileError(f"{self._job.entropy_model} has changed since the run began; put it back")
+        check_model(model, str(self._job.output.entropy_model_sha256))
         return model
 
     def _gpus(self, any_there: bool) -> float:

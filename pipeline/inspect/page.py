@@ -18,7 +18,6 @@ from pipeline.inspect.content_types import TYPES, WINDOW
 from pipeline.inspect.report import ENTROPY_GROUPS, LENGTH_GROUPS, add_histograms, sample_words
 from pipeline.inspect.sample import SEED
 from pipeline.inspect.survey import SIZE_GROUPS, Example, Survey, survey
-from pipeline.scoring.replay import replayable
 from shared.io.files import Output
 from shared.io.page import base_style, page
 from shared.io.terminal import one_line
@@ -79,7 +78,7 @@ def dataset_page(dataset: Dataset, found: Survey) -> dict[str, Any]:
         "warnings": _warnings(dataset, found, left_out),
         "patching": identity.patching.model_dump(),
         "sidecar": identity.sidecar,
-        "replayable": scored and identity.patching.needs_entropy and replayable(identity.patching, identity.sidecar),
+        "replayable": scored and identity.patching.needs_entropy and identity.decides(identity.patching),
         "totals": {"documents": totals.documents, "bytes": totals.bytes},
         "bytes_a_patch": _ratio(totals.bytes, totals.patches),
         "entropy_histogram": add_histograms([entry.entropy_histogram for entry in manifest.shards], 256).tolist()

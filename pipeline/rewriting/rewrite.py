@@ -18,16 +18,14 @@ from pydantic import Field, ValidationError
 from pipeline.executors.counting import default_workers
 from pipeline.executors.process_pool import each
 from pipeline.progress import bar
-from pipeline.run.run_folder import locked
 from pipeline.settings import PipelineError
 from pipeline.splits.marker import MOST_MARKER_BYTES, shard_files
-from pipeline.splits.run_file import LOCK_FILE
 from shared.bpe.folder import copy_tokenizer
 from shared.errors import DatasetError, IdentityError
-from shared.io.files import atomic_file, check_folder, sync, write_atomic
+from shared.io.files import LOCK_FILE, atomic_file, check_folder, locked, sync, write_atomic
 from shared.io.identity import canonical_json, differences, file_sha256, in_short
 from shared.io.json_reader import read_bounded, read_json
-from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE, model_sha256
+from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE, check_model
 from shared.settings import Settings
 from shared.shards.dataset import Dataset, check_file, check_size
 from shared.shards.manifest import ENTROPY_MODEL_FOLDER, TOKENIZER_FOLDER, DatasetIdentity, Manifest, ShardEntry
@@ -143,11 +141,9 @@ def carry_makers(source: Dataset, identity: DatasetIdentity, folder: Path, token
 
 
 def _carry_entropy_model(source: Dataset, folder: Path) -> None:
-    """Copy the entropy model that a dataset carries. Raises DatasetError unless it is the one that made the dataset."""
-    model, entropy_model = source.folder / ENTROPY_MODEL_FOLDER, source.manifest.identity.entropy_model
-    recorded = entropy_model.sha256 if entropy_model is not None else "there is none"
-    if (found := model_sha256(model)) != recorded:
-        raise DatasetError(f"{model} is not the dataset's entropy model: sha256 {found}, manifest says {recorded}")
+    """Copy the entropy model that a dataset carries. Raises IdentityError unless it is the one that made it."""
+    model, recorded = source.folder / ENTROPY_MODEL_FOLDER, source.manifest.identity.entropy_model
+    check_model(model, "none" if recorded is None else recorded.sha256)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         write_atomic(folder / ENTROPY_MODEL_FOLDER / name, (model / name).read_bytes())
 

@@ -17,7 +17,6 @@ from pipeline.run.run_folder import (
     finished_run,
     finished_splits,
     load_run,
-    locked,
     remove_half_written,
     remove_leftovers,
     require_same,
@@ -27,7 +26,7 @@ from pipeline.splits.marker import Marker
 from pipeline.splits.run_file import FAILURES, RunFile
 from pipeline.splits.selection import remove_selection, select, selection_done, selects, surveyed
 from pipeline.splits.worker import Outcome, Task, require_numerics
-from shared.io.files import write_atomic
+from shared.io.files import locked, write_atomic
 from shared.io.terminal import one_line, safe
 from shared.shards.manifest import DatasetIdentity, EntropyModelIdentity, Manifest, load_manifest
 

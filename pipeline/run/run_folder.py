@@ -1,16 +1,14 @@
-"""The folder of a run: its lock, its recorded plan and identity, and what an interrupted run left behind.
+"""The folder of a run: its recorded plan and identity, and what an interrupted run left behind.
 
 DIR/run.json  .lock  splits/00012.json  train/  validation/  dead-letters/00012.jsonl  empty-records/  failures/
 """
 
-import fcntl
 import os
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -26,10 +24,10 @@ from pipeline.splits.marker import (
     read_marker,
     shard_files,
 )
-from pipeline.splits.run_file import FAILURES, LOCK_FILE, RUN_FILE, RunFile, read_run
+from pipeline.splits.run_file import FAILURES, RUN_FILE, RunFile, read_run
 from pipeline.splits.selection import SELECTION
 from shared.errors import IdentityError, ModelFileError
-from shared.io.files import lock, write_atomic
+from shared.io.files import LOCK_FILE, write_atomic
 from shared.io.identity import differences, in_short
 from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE, model_sha256
 from shared.settings import first_problem
@@ -58,74 +56,6 @@ def require_same(recorded: RunFile, identity: dict[str, Any], out: Path) -> None
     """Raises IdentityError that lists what differs from the run that the folder holds."""
     if lines := differences(recorded.identity, identity):
         raise IdentityError(f"{out} holds another run ({in_short(lines)}); use a new --out or restore its settings")
-
-
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Hold a run's folder for this process. Raises PipelineError when another has it.
-
-    Where nothing comes of it, the lock is removed again, and the folders that were made here.
-    """
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    with _locked_file(out) as file:
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        try:
-            yield
-        finally:
-            # What is finished may have been moved to where it belongs.
-            if out.is_dir() and [entry.name for entry in out.iterdir()] == [LOCK_FILE]:
-                (out / LOCK_FILE).unlink()
-                with suppress(OSError):
-                    for folder in made:
-                        folder.rmdir()
-
-
-@contextmanager
-def _locked_file(out: Path) -> Iterator[IO[str]]:
-    while True:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            file = (out / LOCK_FILE).open("a+")
-        except OSError as error:
-            raise PipelineError(f"--out {out} cannot be written: {error.strerror}") from None
-        with file:
-            try:
-                lock(file, patience=0.2)  # one that only looks who has it is gone in a moment
-            except BlockingIOError:
-                file.seek(0)
-                holding = file.read().strip() or "?"
-                raise PipelineError(f"{out} is in use by another run (process {holding})") from None
-            except OSError as error:
-                raise PipelineError(
-                    f"--out {out} cannot be locked ({error.strerror}); use storage with locks"
-                ) from None
-            if _is_at(file, out / LOCK_FILE):
-                yield file
-                return
-        # The one who held it has removed it in the meantime.
-
-
-def _is_at(file: IO[str], path: Path) -> bool:
-    """Whether an open file is the one that lies at a path now."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def holder(out: Path) -> str | None:
-    """The process that holds a run's folder now, if one does."""
-    try:
-        with (out / LOCK_FILE).open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return file.read().strip() or "?"
-    except FileNotFoundError:
-        pass
-    return None
 
 
 def remove_half_written(out: Path) -> None:

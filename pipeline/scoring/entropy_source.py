@@ -24,19 +24,19 @@ class EntropySource:
         self._entropy_model, self._scoring, self._folder = entropy_model, scoring, folder
         self._scorer: Scorer | None = None
 
-    def is_kept(self, dataset: DatasetIdentity, rule: str, grid: bool) -> bool:
+    def is_kept(self, dataset: DatasetIdentity, draft: PatchingSettings) -> bool:
         """Whether a dataset's sidecar decides as the model itself would."""
-        if dataset.sidecar == "none" or dataset.entropy_model is None or dataset.entropy_model.sha256 != self.sha256:
+        if dataset.entropy_model is None or dataset.entropy_model.sha256 != self.sha256:
             return False
         keys = {"dtype", "stream_length", "threads"}
         if dataset.entropy_model.numerics.model_dump(include=keys) != self._scoring.model_dump(include=keys):
             return False
-        return dataset.sidecar == "float32" or (grid and rule == "entropy")
+        return dataset.decides(draft)
 
     def entropies(self, documents: Documents, draft: PatchingSettings) -> Entropies:
         """Those of these documents. Raises DatasetError, ModelFileError or PipelineError."""
         identity = documents.dataset.manifest.identity
-        if self.is_kept(identity, draft.rule, draft.grid):
+        if self.is_kept(identity, draft):
             assert identity.entropy_model is not None
             self.numerics = self.numerics or identity.entropy_model.numerics
             return StoredEntropies(documents)

@@ -16,8 +16,7 @@ def load_scorer(entropy_model: Path | PackedModel | None, scoring: ScoringSettin
     """The entropy model ready to score, and the numerics class that a probe finds it in (law 5)."""
     import torch
 
-    from shared.model_folder.files import load_model
-    from shared.models.entropy_model import EntropyModel
+    from shared.model_folder.files import load_entropy_model
     from shared.models.scoring import Scorer, probe
 
     assert entropy_model is not None, "scoring is asked for together with a model"
@@ -25,10 +24,7 @@ def load_scorer(entropy_model: Path | PackedModel | None, scoring: ScoringSettin
     device = "cuda" if scoring.device == "auto" and torch.cuda.is_available() else scoring.device.replace("auto", "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise PipelineError(f"--device cuda: on {socket.gethostname()} PyTorch finds no GPU; use --device cpu")
-    model = load_model(entropy_model)
-    if not isinstance(model, EntropyModel):
-        raise PipelineError(f"{entropy_model} is not an entropy model, and cannot score")
-    scorer = Scorer(model, scoring.stream_length, scoring.dtype, device)
+    scorer = Scorer(load_entropy_model(entropy_model, None), scoring.stream_length, scoring.dtype, device)
     on_accelerator = "varlen" if scoring.dtype == "bfloat16" else "banded"
     kernel = on_accelerator if device == "cuda" else "tiled"
     hardware = torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()

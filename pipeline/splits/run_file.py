@@ -10,7 +10,7 @@ from shared.io.json_reader import read_bounded
 from shared.settings import Settings
 from shared.shards.manifest import NumericsClass
 
-RUN_FILE, LOCK_FILE, FAILURES = "run.json", ".lock", "failures"
+RUN_FILE, FAILURES = "run.json", "failures"
 
 
 MOST_RUN_BYTES = 2**30

@@ -45,13 +45,20 @@ def serve(number: int = 0) -> None:
     """
     for sent in STOP_SIGNALS:
         signal.signal(sent, signal.SIG_IGN)
-    rank = parent_process()
-    assert rank is not None
-    Thread(target=_end_with, args=(rank.sentinel,), name="rank", daemon=True).start()
+    end_with_starter()
+
+
+def end_with_starter() -> None:
+    """Let this process, which multiprocessing has started, end at once when the one that asked for it is gone.
+
+    The system's parent may be a server, which lives as long as its processes do: only a pipe tells of the starter.
+    """
+    starter = parent_process()
+    assert starter is not None
+    Thread(target=_end_with, args=(starter.sentinel,), name="starter", daemon=True).start()
 
 
 def _end_with(sentinel: int) -> None:
-    """The system's parent is the server, which lives as long as its workers do: only a pipe tells of the rank."""
     connection.wait([sentinel])
     os._exit(1)
 

@@ -11,13 +11,14 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import stat
 import sys
 import tempfile
 import time
 from argparse import ArgumentParser, Namespace, _ArgumentGroup
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +27,8 @@ from shared.errors import OutputError
 
 LONGEST_BEGINNING = 4096
 """Bytes of an existing file that tell whether it is ours."""
+LOCK_FILE = ".lock"
+"""In a run's folder: who writes there holds it."""
 READER_SECONDS = 30.0
 """How long a FIFO waits for a process that reads it."""
 OPEN_FILES = re.compile(r"/dev/(?P<name>stdout|stderr)|(/dev|/proc/self)/fd/(?P<number>\d{1,6})")
@@ -290,17 +293,73 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def lock(file: IO[str], patience: float) -> None:
-    """Make an open file this process's own until it is closed, however the process ends.
+@contextmanager
+def locked(folder: Path, patience: float = 0.2, required: bool = True) -> Iterator[None]:
+    """Hold a run's folder for this process, however it ends; the folder is made where there is none.
 
-    Raises BlockingIOError when another process still has it after ``patience`` seconds, OSError where storage has no
-    locks.
+    If nothing comes of it, the lock is removed again, and the folders that were made here. ``patience``: seconds; one
+    that only looks who has it is gone in a moment.
+    Raises OutputError when another process still has it after ``patience`` seconds, and where storage has no locks
+    unless these are not ``required``: then nothing keeps two processes apart there.
     """
-    deadline = time.monotonic() + patience
+    made = [above for above in (folder, *folder.parents) if not above.exists()]
+    with _locked_file(folder, patience, required):
+        try:
+            yield
+        finally:
+            # What is finished may have been moved to where it belongs.
+            if folder.is_dir() and [entry.name for entry in folder.iterdir()] == [LOCK_FILE]:
+                (folder / LOCK_FILE).unlink()
+                with suppress(OSError):
+                    for above in made:
+                        above.rmdir()
+
+
+@contextmanager
+def _locked_file(folder: Path, patience: float, required: bool) -> Iterator[None]:
+    path, deadline = folder / LOCK_FILE, time.monotonic() + patience
     while True:
         try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                raise
-            time.sleep(0.1)
+            folder.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+")
+        except OSError as error:
+            raise OutputError(f"{folder} cannot be written: {error.strerror}") from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    owner = _owner(file)
+                    raise OutputError(f"{folder} is in use by another run ({owner}); stop that one first") from None
+                time.sleep(0.1)
+                continue
+            except OSError as error:
+                if required:
+                    raise OutputError(f"{folder} cannot be locked ({error.strerror}); use storage with locks") from None
+            else:
+                try:
+                    if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                        continue  # the one who held it has removed it in the meantime
+                except FileNotFoundError:
+                    continue
+                with naming(path):
+                    file.truncate(0)
+                    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+                    file.flush()
+            yield
+            return
+
+
+def lock_owner(folder: Path) -> str | None:
+    """The process that holds a run's folder now, "process 12 on HOST", if one does."""
+    with suppress(FileNotFoundError), (folder / LOCK_FILE).open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return _owner(file)
+    return None
+
+
+def _owner(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read().strip() or "process ?"

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from shared.errors import ModelFileError
+from shared.errors import IdentityError, ModelFileError
 from shared.io.files import check_folder, naming, sync
 from shared.layers.blocks import cast_model
 from shared.model_folder.identity import (
@@ -26,6 +26,7 @@ from shared.model_folder.identity import (
     WEIGHTS_FILE,
     PackedModel,
     canonical_settings,
+    check_model,
     load_settings,
 )
 from shared.model_folder.tensor_header import FLOATS, MOST_HEADER_BYTES, TensorEntry, file_header, read_header
@@ -168,6 +169,24 @@ def load_model(
         model = build_model(settings)
     model.load_state_dict(state, strict=True, assign=True)
     return cast_model(model.to(device), DTYPES[dtype] if isinstance(dtype, str) else dtype).eval()
+
+
+def load_entropy_model(
+    folder: str | Path | PackedModel,
+    sha256: str | None,
+    device: torch.device | str = "cpu",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> EntropyModel:
+    """The entropy model in a folder. ``sha256``: of the one that was recorded, if one was.
+
+    Raises IdentityError when it is not that one, or is no entropy model; ModelFileError.
+    """
+    if sha256 is not None:
+        check_model(folder, sha256)
+    model = load_model(folder, device, dtype)
+    if not isinstance(model, EntropyModel):
+        raise IdentityError(f"{folder} is a model of kind {model.settings.kind!r}, not an entropy model")
+    return model
 
 
 def check_layers(settings: AnyModelSettings, tensors: int, where: str) -> None:

@@ -9,7 +9,7 @@ from typing import IO
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from shared.errors import ModelFileError
+from shared.errors import IdentityError, ModelFileError
 from shared.io.found import OTHERS, what_is
 from shared.io.json_reader import open_regular, read_bounded
 from shared.model_settings import AnyModelSettings, ModelSettings
@@ -67,6 +67,15 @@ def model_sha256(folder: str | Path) -> str:
     except OSError as error:
         raise _unreadable(folder, WEIGHTS_FILE, error) from None
     return digest.hexdigest()
+
+
+def check_model(model: "str | Path | PackedModel", sha256: str) -> None:
+    """Raise IdentityError unless this is the model that was recorded, ModelFileError when the folder has none."""
+    found = model.sha256 if isinstance(model, PackedModel) else model_sha256(model)
+    if found != sha256:
+        raise IdentityError(
+            f"{model} is not the model that was recorded: sha256 {found}, recorded {sha256}"
+        )
 
 
 def _whole_header(file: IO[bytes], path: Path) -> None:

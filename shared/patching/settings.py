@@ -101,6 +101,10 @@ class PatchingSettings(Settings):
         theta = self.theta if subset is None else self.thetas.get(subset, self.theta)
         return self.model_copy(update={"theta": theta, "thetas": {}})
 
+    def with_theta(self, theta: float, grid: bool) -> "PatchingSettings":
+        """These settings with one threshold for all subsets. ``grid``: whether it lies on the sidecar grid."""
+        return PatchingSettings.model_validate(self.model_dump() | {"theta": theta, "thetas": {}, "grid": grid})
+
     def on_grid(self) -> "PatchingSettings":
         """These settings with thresholds moved to the nearest value of the sidecar grid."""
         if self.rule not in ("entropy", "entropy_rise"):

@@ -85,6 +85,15 @@ class DatasetIdentity(NamesSpecials):
     source: str
     """Digest of the snapshotted inputs and of every option that decides which record goes where."""
 
+    def decides(self, patching: PatchingSettings) -> bool:
+        """Whether the sidecar decides where patches of these settings begin, as the model's entropies would (law 2).
+
+        A uint8 sidecar says which thresholds of its grid an entropy is above, and nothing exact of rises.
+        """
+        if not patching.needs_entropy or self.sidecar == "float32":
+            return True
+        return self.sidecar == "uint8" and patching.rule == "entropy" and patching.grid
+
 
 class Sums(Settings):
     """Counts that add up field by field."""

@@ -27,7 +27,7 @@ from trainer.data.packing.limits import pack_limits
 from trainer.data.packing.packs import Pack
 from trainer.distributed.world import World, started
 from trainer.lr_schedule import rate
-from trainer.metrics.figures import bits_per_byte
+from trainer.metrics.subset_score import bits_per_byte
 from trainer.optim.optimizer import build_optimizer
 from trainer.optim.train_step import take_step
 from trainer.settings import TrainSettings

@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from shared.bpe.folder import check_tokenizer
-from shared.errors import IdentityError, ModelFileError
+from shared.errors import ModelFileError
 from shared.io.found import model_folder_at
 from shared.model_folder.files import build_model, save_model
-from shared.model_folder.identity import model_sha256
+from shared.model_folder.identity import check_model
 from shared.model_settings import AnyModelSettings
 from shared.settings import first_problem
 from trainer.checkpoints.initial_weights import check_parameters, fill_from_checkpoint, index_of, unusable
@@ -46,9 +46,8 @@ def write_model(
     """
     entropy_model = tokenizer = None
     if identity.entropy_model is not None:
-        entropy_model, recorded = data.train.entropy_model, identity.entropy_model.sha256
-        if (found := model_sha256(entropy_model)) != recorded:
-            raise IdentityError(f"{entropy_model} has sha256 {found}, the dataset was made with {recorded}")
+        entropy_model = data.train.entropy_model
+        check_model(entropy_model, identity.entropy_model.sha256)
     if identity.patching.tokenizer is not None:
         tokenizer = data.train.tokenizer
         check_tokenizer(tokenizer, identity.patching.tokenizer)

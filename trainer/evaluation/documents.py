@@ -11,7 +11,7 @@ from trainer.data.in_memory import Documents
 from trainer.data.packing.packs import Pack
 from trainer.data.validation import ValidationPacks
 from trainer.evaluation.scores import evaluate_sums, scores
-from trainer.metrics.subset_score import SubsetScore
+from trainer.metrics.subset_score import NATS_PER_BIT, SubsetScore
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class DocumentScores:
     @property
     def bits(self) -> np.ndarray:
         """The same in bits."""
-        return self.nats / np.log(2)
+        return self.nats / NATS_PER_BIT
 
     @property
     def bytes(self) -> np.ndarray:

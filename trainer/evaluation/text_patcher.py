@@ -9,10 +9,8 @@ import torch
 
 from shared.bpe.encoder import SubwordEncoder
 from shared.bpe.folder import check_tokenizer
-from shared.errors import IdentityError
-from shared.model_folder.files import load_model
-from shared.model_folder.identity import ENTROPY_MODEL_FOLDER, TOKENIZER_FOLDER, model_sha256
-from shared.models.entropy_model import EntropyModel
+from shared.model_folder.files import load_entropy_model
+from shared.model_folder.identity import ENTROPY_MODEL_FOLDER, TOKENIZER_FOLDER
 from shared.models.scoring import Scorer
 from shared.patching import PatchingSettings
 from shared.patching.lengths import patch_lengths_together
@@ -90,13 +88,7 @@ def open_scorer(folder: Path, identity: ModelIdentity, device: torch.device) -> 
     """
     entropy_model = identity.entropy_model
     assert entropy_model is not None, "a rule on entropy has an entropy model"
-    found = model_sha256(folder / ENTROPY_MODEL_FOLDER)
-    if found != entropy_model.sha256:
-        raise IdentityError(
-            f"{folder / ENTROPY_MODEL_FOLDER} has sha256 {found}, the model was trained with {entropy_model.sha256}"
-        )
-    model = load_model(folder / ENTROPY_MODEL_FOLDER)
-    assert isinstance(model, EntropyModel)
+    model = load_entropy_model(folder / ENTROPY_MODEL_FOLDER, entropy_model.sha256)
     return Scorer(model, entropy_model.numerics.stream_length, entropy_model.numerics.dtype, device)
 
 

@@ -63,7 +63,8 @@ class ThresholdSweeper:
             raise ConfigError(f"{folder} was trained on patches of rule {self.patching.rule!r}, which has no threshold")
         if self._settings.reads == "patches":
             check_specials(specials_of(self._settings), dataset.manifest.identity.specials, str(dataset.folder))
-        self._documents = list(_documents(folder, identity, dataset, self._device))
+        off_grid = self.patching.with_theta(self.theta, grid=False)
+        self._documents = list(_documents(folder, identity, off_grid, dataset, self._device))
         self._own = [self.patching.thetas.get(row.subset, self.theta) for row in self._documents]
         self._model = load_model(folder, self._device, dtype)
 
@@ -121,9 +122,7 @@ class ThresholdSweeper:
 
     def _packs(self, shift: float) -> ValidationPacks:
         """The documents, cut with thresholds that are ``shift`` nats higher."""
-        patching = PatchingSettings.model_validate(
-            self.patching.model_dump() | {"theta": self.theta + shift, "thetas": {}, "grid": False}
-        )
+        patching = self.patching.with_theta(self.theta + shift, grid=False)
         rows = [
             replace(row, patch_lengths=lengths, entropies=None)
             for row, lengths in zip(self._documents, self._cut(patching, shift))
@@ -146,9 +145,11 @@ class ThresholdSweeper:
         return zip(self._documents, self._own)
 
 
-def _documents(folder: Path, identity: ModelIdentity, dataset: Dataset, device: torch.device) -> Iterator[Row]:
+def _documents(
+    folder: Path, identity: ModelIdentity, patching: PatchingSettings, dataset: Dataset, device: torch.device
+) -> Iterator[Row]:
     """Whole documents with float32 entropies: stored ones that decide as the entropy model would, or its own."""
-    if _kept(identity, dataset):
+    if _kept(identity, patching, dataset):
         yield from whole_documents(dataset, entropies=True)
         return
     scorer = open_scorer(folder, identity, device)
@@ -157,10 +158,10 @@ def _documents(folder: Path, identity: ModelIdentity, dataset: Dataset, device: 
         yield replace(row, entropies=entropies)
 
 
-def _kept(identity: ModelIdentity, dataset: Dataset) -> bool:
-    """Whether a dataset's sidecar has every bit of what this model's entropy model would find."""
+def _kept(identity: ModelIdentity, patching: PatchingSettings, dataset: Dataset) -> bool:
+    """Whether a dataset's sidecar decides as this model's entropy model would, at thresholds off the grid too."""
     ours, theirs = identity.entropy_model, dataset.manifest.identity.entropy_model
-    if dataset.manifest.identity.sidecar != "float32" or ours is None or theirs is None:
+    if ours is None or theirs is None or not dataset.manifest.identity.decides(patching):
         return False
     return ours.sha256 == theirs.sha256 and ours.numerics.dtype == theirs.numerics.dtype
 

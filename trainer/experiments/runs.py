@@ -6,16 +6,15 @@ server in which everything is imported already. What it says is in its log; one 
 
 import os
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from shared.io.child_processes import short_sockets
+from shared.io.child_processes import end_with_starter, short_sockets
 from shared.io.files import write_atomic
 from shared.io.toml import to_toml
 from trainer.metrics.files import read_lines
@@ -106,7 +105,7 @@ def _work(recipe: Path, score: bool) -> None:
     """The whole of a process: train, score, and end with the exit code."""
     from trainer.errors import run
 
-    _end_with_parent()
+    end_with_starter()
     log = os.open(recipe.with_name(LOG_NAME), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(log, stream.fileno())
@@ -127,18 +126,6 @@ def _train_and_score(arguments: Sequence[str], score: bool) -> int:
     except USER_ERRORS as error:
         return complain(error)
     return 0
-
-
-def _end_with_parent() -> None:
-    """End when the process that asked for this one is gone; the system's parent is the server, which may outlive it."""
-    asked_by = parent_process()
-    assert asked_by is not None
-
-    def watch() -> None:
-        connection.wait([asked_by.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def _last_line(path: Path) -> str:

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from shared.errors import ConfigError, IdentityError
+from shared.errors import ConfigError
 from shared.incremental import LONGEST_ADVANCE, DecodingState
 from shared.io.found import model_folder_at
-from shared.model_folder.files import load_model
-from shared.model_folder.identity import ENTROPY_MODEL_FOLDER, model_sha256
+from shared.model_folder.files import load_entropy_model, load_model
+from shared.model_folder.identity import ENTROPY_MODEL_FOLDER
 from shared.models.blt import Blt
 from shared.models.entropy_model import EntropyModel
 from shared.text.chat import Turn, prompt_tokens
@@ -62,13 +62,7 @@ class Generator:
         if not self.identity.patching.needs_entropy:
             return None
         assert entropy_model is not None, "a rule on entropy has an entropy model"
-        found = model_sha256(folder)
-        if found != entropy_model.sha256:
-            raise IdentityError(f"{folder} has sha256 {found}, the model was trained with {entropy_model.sha256}")
-        model = load_model(folder, self.device, entropy_model.numerics.dtype)
-        if not isinstance(model, EntropyModel):
-            raise IdentityError(f"{folder} is a model of kind {model.settings.kind!r}, not an entropy model")
-        return model
+        return load_entropy_model(folder, entropy_model.sha256, self.device, entropy_model.numerics.dtype)
 
     def write(self, prompt: bytes, settings: GenerateSettings) -> Iterator[Piece]:
         """The prompt's own bytes (``Piece.from_prompt``), then at most ``settings.length`` more.

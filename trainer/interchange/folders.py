@@ -24,6 +24,7 @@ from shared.model_folder.identity import (
     ENTROPY_MODEL_FOLDER,
     WEIGHTS_FILE,
     canonical_settings,
+    check_model,
     load_settings,
     model_sha256,
 )
@@ -131,9 +132,7 @@ def _entropy_model(
     """The entropy model in a model folder. Raises IdentityError when it is not the recorded one."""
     if recorded is None:
         raise IdentityError(f"{folder.parent} has no entropy model in its {IDENTITY_NAME}")
-    found = model_sha256(folder)
-    if found != recorded.sha256:
-        raise IdentityError(f"{folder} has sha256 {found}, the model was trained with {recorded.sha256}")
+    check_model(folder, recorded.sha256)
     settings = load_settings(folder)
     if not isinstance(settings, EntropyModelSettings):
         raise IdentityError(f"{folder} is a model of kind {settings.kind!r}, not an entropy model")

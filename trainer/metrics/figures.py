@@ -6,18 +6,12 @@ from dataclasses import astuple
 from typing import Any
 
 from trainer.data.packing.limits import PackLimits
-from trainer.metrics.subset_score import SubsetScore, total_of
+from trainer.metrics.subset_score import SubsetScore, bits_per_byte, total_of
 from trainer.metrics.tally import RankSums, Tally
 from trainer.optim.step_timer import PARTS
 
-LN2 = math.log(2.0)
 ROUNDING = 1e-9
 """Sums of seconds and of counts in fp64 are exact to far less than this."""
-
-
-def bits_per_byte(nats: float, text_bytes: float) -> float:
-    """Bits per byte of text: all targets' nats, EOS included, over ln 2 times the bytes; NaN where there are none."""
-    return nats / (LN2 * text_bytes) if text_bytes else math.nan
 
 
 class ShareError(ArithmeticError):

@@ -1,11 +1,18 @@
 """Bits per byte: what a model scored on the documents of one subset.
 
-Bits per byte = sum of nats over all targets, EOS included, / (ln 2 x text bytes); the same for every baseline.
+It is the same for every model and baseline.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
+
+NATS_PER_BIT = math.log(2.0)
+
+
+def bits_per_byte(nats: float, text_bytes: float) -> float:
+    """Bits per byte of text: all targets' nats, EOS included, over ln 2 times the bytes; NaN where there are none."""
+    return nats / (NATS_PER_BIT * text_bytes) if text_bytes else math.nan
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,7 @@ class SubsetScore:
     @property
     def bits_per_byte(self) -> float:
         """NaN where there is no text."""
-        return self.nats / (math.log(2) * self.bytes) if self.bytes else math.nan
+        return bits_per_byte(self.nats, self.bytes)
 
     @property
     def bytes_per_patch(self) -> float:

@@ -27,7 +27,7 @@ def one_threshold(
     if theta is not None:
         if not recorded.needs_entropy:
             raise ConfigError(f"theta: rule {recorded.rule!r} has no threshold")
-        return PatchingSettings.model_validate(recorded.model_dump() | {"theta": theta, "thetas": {}, "grid": False})
+        return recorded.with_theta(theta, grid=False)
     return recorded.for_subset(None if subset is None else known_subset(recorded, subset))
 
 

@@ -1,7 +1,5 @@
 """Setting a run up, and what is left when it is done."""
 
-import os
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -12,7 +10,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from shared.errors import ConfigError
-from shared.io.files import Output, lock, naming, write_atomic
+from shared.io.files import Output, locked, write_atomic
 from shared.io.identity import canonical_json
 from shared.io.page import PAGE
 from shared.model_folder.identity import load_settings
@@ -25,7 +23,7 @@ from trainer.data.loader import PackLoader
 from trainer.data.run_data import RunData
 from trainer.distributed.straggler_watch import Watch
 from trainer.distributed.world import World
-from trainer.errors import TrainingError, warn
+from trainer.errors import warn
 from trainer.evaluation.scores import table
 from trainer.evaluation.validation import Validation
 from trainer.lr_schedule import decayed
@@ -39,7 +37,6 @@ from trainer.optim.optimizer import build_optimizer
 from trainer.provenance.identity import IDENTITY_NAME, RESOLVED_NAME, RunIdentity, RunNumerics, save_identity
 from trainer.provenance.origin import origin_of
 from trainer.provenance.patch_size import patch_size_warning
-from trainer.provenance.run_folder import LOCK_NAME
 from trainer.run.loop import Job, say_news
 from trainer.settings import TrainSettings
 from trainer.terminal import Progress, quantity
@@ -52,34 +49,13 @@ LOCK_PATIENCE_SECONDS = 20.0
 def claimed(settings: TrainSettings, identity: RunIdentity, world: World) -> Iterator[None]:
     """Make the run's folder say whose it is, before anything else is written there, and keep other jobs out of it.
 
-    Raises TrainingError when another job writes there.
+    Raises OutputError when another job writes there.
     """
     out = settings.run.out
-    with held(out) if world.is_main_rank else nullcontext():
+    with locked(out, LOCK_PATIENCE_SECONDS, required=False) if world.is_main_rank else nullcontext():
         if world.is_main_rank:
             save_identity(identity, out / IDENTITY_NAME)
             write_atomic(out / RESOLVED_NAME, canonical_json(settings.resolved()) + "\n")
-        yield
-
-
-@contextmanager
-def held(out: Path) -> Iterator[None]:
-    """The lock of a run's folder."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / LOCK_NAME).open("a+") as file:
-        try:
-            lock(file, LOCK_PATIENCE_SECONDS)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip() or "?"
-            raise TrainingError(f"{out} is in use by another job ({owner}); stop that one first") from None
-        except OSError:
-            pass  # storage without locks: nothing keeps two jobs apart there
-        else:
-            with naming(out / LOCK_NAME):
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-                file.flush()
         yield
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers.dataset_examples import EXACT, document, in_two_parts, save_dataset
 
-from pipeline.calibration.threshold import Goal, Sketch, compared, find_thetas, patches_of, with_theta
+from pipeline.calibration.threshold import Goal, Sketch, compared, find_thetas, patches_of
 from pipeline.calibration.threshold_search import FINE, UnreachableTarget, thetas_of
 from pipeline.scoring.entropies import StoredEntropies, documents_of
 from shared.patching import PatchingSettings, patch_lengths
@@ -62,9 +62,9 @@ def test_each_group_gets_the_nearest_threshold_there_is(tmp_path: Path, draft: P
             own = [rows[number] for number in group]
             assert isinstance(theta, float)
             assert (theta * FINE).is_integer()
-            distance = abs(size_of(own, with_theta(draft, theta)) - target)
+            distance = abs(size_of(own, draft.with_theta(theta, draft.grid)) - target)
             others = (theta + np.r_[-300:300:13, -2, -1, 1, 2] / FINE).tolist()
-            best = min(abs(size_of(own, with_theta(draft, other)) - target) for other in others)
+            best = min(abs(size_of(own, draft.with_theta(other, draft.grid)) - target) for other in others)
             # Beyond a minimum length the size is not quite monotone in theta, so a neighbour may be better by a little.
             assert distance <= max(best, 1e-4 * target) + (0 if draft.min_length == 1 else 0.05)
 
@@ -102,7 +102,7 @@ def test_on_the_grid_a_uint8_sidecar_finds_what_the_entropies_themselves_would(t
         entropies = stored(tmp_path / sidecar, rows, sidecar)
         (found[sidecar],) = find_thetas(entropies, draft, [Goal(np.arange(len(rows)), 5.0)])
     assert found["uint8"] == found["float32"]
-    sizes = [size_of(rows, with_theta(draft, float(theta))) for theta in GRID]
+    sizes = [size_of(rows, draft.with_theta(float(theta), draft.grid)) for theta in GRID]
     assert found["uint8"] == float(GRID[np.argmin(np.abs(np.array(sizes) - 5.0))])
 
 

@@ -269,7 +269,7 @@ def test_the_entropy_model_in_the_dataset_must_be_the_recorded_one(tmp_path: Pat
     assert verify(open_dataset(tmp_path)).problems == []
     save_file({"weights": np.ones(3, np.float32)}, entropy_model / "model.safetensors")
     (line,) = verify(open_dataset(tmp_path)).problems
-    assert "entropy_model is not the entropy model of this dataset" in line
+    assert "is not the model that was recorded" in line
     (entropy_model / "model.safetensors").unlink()
     (line,) = verify(open_dataset(tmp_path)).problems
     assert "model.safetensors cannot be read" in line

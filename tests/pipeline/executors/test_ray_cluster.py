@@ -281,4 +281,4 @@ def test_a_model_that_changed_since_the_run_began_is_refused(tmp_path, monkeypat
     monkeypatch.setattr(ray_executor, "pack_model", swapped)
     options = ("--rule", "entropy", "--theta", 1, "--entropy-model", tmp_path / "m")
     assert preprocess(corpus, "--out", tmp_path / "out", *options) == 2
-    assert "m has changed since the run began; put it back" in capsys.readouterr().err
+    assert "m is not the model that was recorded" in capsys.readouterr().err

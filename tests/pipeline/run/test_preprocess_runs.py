@@ -26,7 +26,7 @@ from helpers.pipeline_helpers import (
     write_jsonl,
 )
 
-from pipeline.run.run_folder import locked
+from shared.io.files import locked
 from shared.shards.manifest import load_manifest
 from shared.shards.open import open_dataset
 
@@ -273,7 +273,7 @@ def test_a_second_driver_is_refused(tmp_path, capsys):
     out = tmp_path / "out"
     with locked(out):
         assert preprocess(corpus, "--out", out, *STATIC) == 2
-    assert f"in use by another run (process {os.getpid()})" in capsys.readouterr().err
+    assert f"in use by another run (process {os.getpid()} on " in capsys.readouterr().err
     assert preprocess(corpus, "--out", out, *STATIC) == 0
 
 

@@ -99,11 +99,11 @@ def test_a_run_that_goes_on_and_then_is_killed(tmp_path: Path, capsys: pytest.Ca
             time.sleep(0.01)
         process.send_signal(signal.SIGSTOP)
         code, lines = status(out, capsys)
-        assert (code, f"running (process {process.pid})" in lines) == (0, True)
+        assert (code, f"running (process {process.pid} on " in lines) == (0, True)
         assert "/s" in lines
         refused = command("preprocess", path, "--out", out, *STATIC, "--split-bytes", "50000")
         assert refused.returncode == 2
-        assert f"in use by another run (process {process.pid})" in refused.stderr
+        assert f"in use by another run (process {process.pid} on " in refused.stderr
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()

@@ -225,7 +225,7 @@ def refusals(tmp_path: Path, entropy_model: Path, rule: PatchingSettings) -> Ite
     swapped = model_folder(tmp_path / "swapped", rule, entropy_model)
     weights = swapped / "entropy_model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
-    yield swapped, "the model was trained with"
+    yield swapped, "not the model that was recorded"
     cut = model_folder(tmp_path / "cut", rule, entropy_model)
     (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-1])
     yield cut, "not a whole safetensors file"

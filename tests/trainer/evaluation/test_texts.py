@@ -186,5 +186,5 @@ def test_texts_are_cut_by_the_threshold_of_their_subset(folders: dict[str, Path]
 def test_another_entropy_model_than_the_recorded_one_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "model", RULES["entropy"], folders["entropy"] / "entropy_model")
     save_identity(identity_of(RULES["entropy"], folder), folder / IDENTITY_NAME)
-    with pytest.raises(IdentityError, match="the model was trained with"):
+    with pytest.raises(IdentityError, match="not the model that was recorded"):
         TextScorer(folder)

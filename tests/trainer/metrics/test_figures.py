@@ -13,10 +13,10 @@ from shared.models.flops import forward_flops, useful_workload
 from shared.shards.open import open_dataset
 from trainer.data.loader import PackLoader
 from trainer.data.packing.limits import PackLimits, pack_limits
-from trainer.metrics.figures import ShareError, bits_per_byte, interval_figures, share, validation_figures
+from trainer.metrics.figures import ShareError, interval_figures, share, validation_figures
 from trainer.metrics.peak import listed_peak
 from trainer.metrics.reporter import WorkCounter, memory
-from trainer.metrics.subset_score import SubsetScore
+from trainer.metrics.subset_score import SubsetScore, bits_per_byte
 from trainer.metrics.tally import RankSums, Tally
 from trainer.optim.step_timer import PARTS, StepClock
 

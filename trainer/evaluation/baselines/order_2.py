@@ -18,7 +18,7 @@ from trainer.data.in_memory import Documents
 from trainer.evaluation.baselines.compressors import stream_size, target_texts
 from trainer.evaluation.compatibility import score_folder
 from trainer.evaluation.scores import Column
-from trainer.metrics.subset_score import total_of
+from trainer.metrics.subset_score import NATS_PER_BIT, bits_per_byte, total_of
 
 CHUNK = 2**24
 """Tokens looked at together; bounds memory, changes nothing."""
@@ -98,8 +98,10 @@ class Order2Model:
         for contexts, subset in token_chunks(dataset):
             nats += np.bincount(subset, -np.log(self.probabilities(contexts)), len(nats))
         totals = dataset.manifest.subsets
-        figures = {name: _bits(nats[code], totals[name].learnt_bytes) for code, name in enumerate(dataset.subset_names)}
-        return Column("order-2", _bits(nats.sum(), dataset.manifest.totals.learnt_bytes), figures)
+        figures = {
+            name: bits_per_byte(float(own), totals[name].learnt_bytes) for name, own in zip(dataset.subset_names, nats)
+        }
+        return Column("order-2", bits_per_byte(float(nats.sum()), dataset.manifest.totals.learnt_bytes), figures)
 
 
 def entropy_model_baseline(
@@ -117,8 +119,4 @@ def xz_baseline(dataset: Documents) -> Column:
     """All targets of the texts, one after the other in one `xz -9` stream; bits a byte of it."""
     text = dataset.manifest.totals.learnt_bytes
     size = stream_size("xz -9", target_texts(dataset), text)
-    return Column("xz -9", _bits(8 * size * math.log(2), text))
-
-
-def _bits(nats: float, text_bytes: int) -> float:
-    return float(nats) / (math.log(2) * text_bytes) if text_bytes else math.nan
+    return Column("xz -9", bits_per_byte(8 * size * NATS_PER_BIT, text))

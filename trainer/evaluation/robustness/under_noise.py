@@ -4,7 +4,6 @@ A completion is the second half of a document, its prompt the first (arXiv 2412.
 the completion, or both" of multiple-choice questions). Noised texts are cut into patches anew.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from trainer.data.in_memory import Documents, whole_documents
 from trainer.evaluation.robustness.characters import character_start
 from trainer.evaluation.robustness.noise import Noise, noised
 from trainer.evaluation.texts import TextScorer
+from trainer.metrics.subset_score import bits_per_byte
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def robustness(
         found = scorer.score(texts, from_byte, subsets=subsets)
         done += 1
         heard(done / passes)
-        return float(np.sum(found.nats)) / (math.log(2) * max(int(found.bytes.sum()), 1))
+        return bits_per_byte(float(np.sum(found.nats)), int(found.bytes.sum()))
 
     def after(befores: Sequence[bytes], texts: Sequence[bytes]) -> float:
         return bits([a + b for a, b in zip(befores, texts)], [len(before) for before in befores])
