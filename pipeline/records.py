@@ -78,7 +78,7 @@ class Record:
     key: bytes | None = None
     """What decides between train and validation, if not the text."""
     split: SplitName | None = None
-    """Set where the input has decided already: our own datasets."""
+    """None until it is decided (`split_of`); our own datasets come with it."""
     meta: str | None = None
     size: int = 0
     """Bytes that the record took in the input, for the progress bar."""

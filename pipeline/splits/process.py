@@ -6,7 +6,7 @@ The product follows from the split, the job and the numerics class alone: not fr
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
@@ -67,18 +67,8 @@ def process_split(
         records: Generator[Record, None, None] = sorting.records()
         if scorer is not None:  # else there is nothing to overlap with, and handing over costs more than it gains
             records = stack.enter_context(closing(ahead(records, _held, READ_AHEAD)))
-        side: SplitName | None = None
-
-        def write(item: tuple[Record, Row, bool]) -> None:
-            nonlocal side
-            record, row, last = item
-            side = side or split_of(record, job.reading)
-            shards.add(side, row, last)
-            if last:
-                side = None
-
-        written_behind = behind(write, lambda item: _held(item[1]), WRITTEN_BEHIND)
-        with nullcontext(write) if scorer is None else written_behind as writing:
+        written_behind = behind(shards.add, lambda item: _held(item[1]), WRITTEN_BEHIND)
+        with nullcontext(shards.add) if scorer is None else written_behind as writing:
             for item in cut(_counted(scored(records, scorer), progress), job.output.patching):
                 writing(item)
         written = shards.closed()
@@ -136,7 +126,7 @@ class _Sorting:
         self._counts = dict.fromkeys(Counts.model_fields, 0)
 
     def records(self) -> Generator[Record, None, None]:
-        """The records that become documents."""
+        """The records that become documents, each with its side: train or validation."""
         for found in read_split(self._plan, self._split, self._reading):
             status = self._status(found)
             number = found.records if isinstance(found, DeadLetter) else 1
@@ -148,7 +138,7 @@ class _Sorting:
                     self._counts[f"without_{option}"] += 1
             if isinstance(found, Record) and status == "documents":
                 self._counts["document_bytes"] += len(found.text)
-                yield found
+                yield replace(found, split=split_of(found, self._reading))
             else:
                 self._progress(found.size)
         if selects(self._reading) and next(self._statuses, None) is not None:
@@ -193,7 +183,11 @@ class _Shards:
         self._rows: dict[SplitName, int] = {}
         self._closed: dict[SplitName, list[ShardEntry]] = {name: [] for name in SPLIT_NAMES}
 
-    def add(self, name: SplitName, row: Row, last: bool) -> None:
+    def add(self, item: tuple[Record, Row, bool]) -> None:
+        """A row of a record, and whether the record's document ends there."""
+        record, row, last = item
+        name = record.split
+        assert name is not None, "decided when the record was counted"
         if name not in self._open:
             stem, output = shard_stem(self._split, len(self._closed[name])), self._job.output
             self._open[name] = ShardWriter(self._job.out / name, stem, output.format, output.sidecar)

@@ -73,9 +73,7 @@ def check_model(model: "str | Path | PackedModel", sha256: str) -> None:
     """Raise IdentityError unless this is the model that was recorded, ModelFileError when the folder has none."""
     found = model.sha256 if isinstance(model, PackedModel) else model_sha256(model)
     if found != sha256:
-        raise IdentityError(
-            f"{model} is not the model that was recorded: sha256 {found}, recorded {sha256}"
-        )
+        raise IdentityError(f"{model} is not the model that was recorded: sha256 {found}, recorded {sha256}")
 
 
 def _whole_header(file: IO[bytes], path: Path) -> None:
