@@ -25,7 +25,7 @@ from pipeline.rewriting.dataset_rows import (
     text_bytes,
 )
 from pipeline.rewriting.rewrite import Written, add_output_arguments, result_lines, rewrite, save_dataset
-from pipeline.scoring.cut import Chunk, cut
+from pipeline.scoring.cut import Document, Piece, cut
 from pipeline.settings import PipelineError
 from shared.bpe.encoder import SubwordEncoder
 from shared.bpe.folder import load_making
@@ -170,7 +170,7 @@ class Recut:
         entry, identity = manifest.shards[shard], manifest.identity
         encoder = None if self.tokenizer is None else SubwordEncoder(self.tokenizer)
         with ShardWriter(out / side.folder, stem(entry), identity.format, identity.sidecar) as shard_file:
-            for _, row, last in cut(_chunks(side.dataset, shard), self.patching, encoder=encoder):
+            for _, row, last in cut(_pieces(side.dataset, shard), self.patching, encoder=encoder):
                 shard_file.add(row, last)
         written = shard_file.entry
         require_kept(side.dataset.folder, entry, {key: getattr(written, key) for key in KEPT})
@@ -186,11 +186,13 @@ class Recut:
             save_dataset(out / side.folder, made, entries, side.dataset, self.tokenizer)
 
 
-def _chunks(dataset: Dataset, shard: int) -> Iterator[Chunk]:
+def _pieces(dataset: Dataset, shard: int) -> Iterator[Piece]:
     """The documents of a shard with the entropies that it keeps, as they were when they were first cut."""
     for record, rows in shard_documents(dataset, shard):
+        document = Document(record)
         for row, last in rows:
-            yield Chunk(record, row.text, row.entropies, last, row.spans)
+            document.hold(row.text)
+            yield Piece(document, row.size, row.entropies, last)
 
 
 def with_target(dataset: Dataset, draft: PatchingSettings, target: float, workers: int) -> PatchingSettings:

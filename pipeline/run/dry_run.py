@@ -10,9 +10,8 @@ from pipeline.plan import Plan
 from pipeline.read import read_split
 from pipeline.records import Record
 from pipeline.run.driver import make_plan
-from pipeline.scoring.cut import cut
+from pipeline.scoring.cut import cut, pieces
 from pipeline.scoring.load_scorer import load_scorer
-from pipeline.scoring.score import scored
 from pipeline.settings import ExecutorSettings, Job
 
 TRIAL_FRACTION = 0.01
@@ -71,6 +70,6 @@ def _trial(job: Job, plan: Plan) -> tuple[int, float]:
                 if time.perf_counter() - started > TRIAL_SECONDS:
                     return
 
-    for _ in cut(scored(records(), scorer), job.output.patching):
+    for _ in cut(pieces(records(), scorer), job.output.patching):
         pass
     return used, time.perf_counter() - started

@@ -1,18 +1,23 @@
-"""Texts with their entropies to the rows that stand for them in a shard: pure, in memory for one part of a document."""
+"""Texts with their entropies to the rows that stand for them in a shard, in memory for one part of a document."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.records import Record, chunks_of
+from pipeline.records import CHUNK, Record, chunks_of
 from shared.bpe.encoder import ChunkedSubwords, SubwordEncoder
 from shared.patching import PatchingSettings
 from shared.patching.chunks import ChunkedLengths
 from shared.patching.lengths import patch_lengths_together
 from shared.shards.document import Row
-from shared.shards.spans import Spans, joined_spans
+from shared.shards.spans import Spans
 from shared.vocabulary import BOS, EOS, byte_tokens, document_tokens
+
+if TYPE_CHECKING:
+    from shared.models.scoring import Inputs, Scorer
 
 LONGEST_PART = 2**22
 """Bytes of a row: a longer document becomes several, each a record batch of its own."""
@@ -23,52 +28,112 @@ TOGETHER = 2**16
 """Tokens of short documents that are cut at once."""
 
 
+class Document:
+    """A document on its way from the reader to the rows of a shard; what was read of its text waits here alone."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self._text = record.text if isinstance(record.text, bytes) else bytearray()
+        self._begin = 0
+        """Byte of the document with which the text that waits begins."""
+
+    def hold(self, text: bytes) -> None:
+        """Keep the next text, unless the record has all of it in memory."""
+        if isinstance(self._text, bytearray):
+            self._text += text
+
+    def drop(self, end: int) -> None:
+        """Let go of the text before a byte."""
+        if isinstance(self._text, bytearray):
+            del self._text[: end - self._begin]
+            self._begin = end
+
+    def text(self, begin: int, end: int) -> bytes:
+        """Its bytes [begin, end), which must be waiting."""
+        return bytes(self._text[begin - self._begin : end - self._begin])
+
+    def read(self) -> Iterator[int]:
+        """Read it chunk by chunk: how many tokens of the body each adds."""
+        spans, size, tokens = self.record.spans, 0, 0
+        for text in chunks_of(self.record.text):
+            self.hold(text)
+            size += len(text)
+            before, tokens = tokens, size if spans is None else spans.tokens_before(size)
+            yield (self.record.tokens if size == len(self.record.text) else tokens) - before
+
+    def inputs(self) -> Iterator[np.ndarray]:
+        """int16 [N] each: BOS and the body, as it is read."""
+        yield _BEGIN
+        place = _Place(self)
+        for tokens in self.read():
+            yield place.tokens(tokens)
+
+
+class _Place:
+    """A place in the body of a document, which moves towards its end."""
+
+    def __init__(self, document: Document) -> None:
+        self._document, self._left = document, document.record.spans
+        self.byte = 0
+
+    def move(self, tokens: int) -> tuple[bytes, Spans | None]:
+        """The text and the spans of the next so many tokens."""
+        size, spans, begin = tokens, None, self.byte
+        if self._left is not None and tokens:
+            spans, self._left, size = self._left.split(tokens)
+        self.byte += size
+        return self._document.text(begin, self.byte), spans
+
+    def tokens(self, count: int) -> np.ndarray:
+        """int16 [count]: the next ones, bytes and special ids between them."""
+        text, spans = self.move(count)
+        return byte_tokens(text) if spans is None else spans.tokens(text)
+
+
 @dataclass(frozen=True, slots=True)
-class Chunk:
-    """The next bytes of a document. The chunks of a document follow one another, its last one marked."""
+class Piece:
+    """The next tokens of a document that can be cut. The pieces of a document follow one another."""
 
-    record: Record
-    text: bytes
+    document: Document
+    tokens: int
+    """Of the body."""
     entropies: np.ndarray | None
-    """float32 nats, one for each input token in the chunk: that of BOS comes with the first chunk."""
+    """float32 nats, one for each of these tokens: that of BOS comes with the first piece."""
     last: bool
-    spans: Spans | None = None
-    """Of this text; None: plain."""
-
-    @property
-    def body(self) -> np.ndarray:
-        """int16: bytes, and special ids between them."""
-        return byte_tokens(self.text) if self.spans is None else self.spans.tokens(self.text)
 
 
-def spans_in_turn(record: Record) -> Callable[[int, bool], Spans | None]:
-    """The spans of a record piece by piece: of its next so many tokens, or of all that are left."""
-    left = record.spans
+def pieces(records: Iterable[Record], scorer: "Scorer | None") -> Iterator[Piece]:
+    """Documents with their entropies, or without where there is no scorer; memory is that of a few chunks of text."""
+    if scorer is None:
+        for record in records:
+            document, left = Document(record), record.tokens
+            for tokens in document.read():
+                left -= tokens
+                yield Piece(document, tokens, None, not left)
+        return
+    waiting: deque[Document] = deque()
 
-    def following(tokens: int, last: bool) -> Spans | None:
-        nonlocal left
-        if left is None or last:
-            return left
-        first, left, _ = left.split(tokens)
-        return first
+    def inputs() -> "Iterator[Inputs]":
+        from shared.models.scoring import Inputs
 
-    return following
+        for record in records:
+            waiting.append(Document(record))
+            yield Inputs(record.tokens + 1, waiting[-1].inputs())
 
-
-def unscored(records: Iterable[Record]) -> Iterator[Chunk]:
-    """Documents without entropies."""
-    for record in records:
-        read = tokens = 0
-        spans = spans_in_turn(record)
-        for text in chunks_of(record.text):
-            read += len(text)
-            before, tokens = tokens, read if record.spans is None else record.spans.tokens_before(read)
-            last = read == len(record.text)
-            yield Chunk(record, text, None, last, spans(tokens - before, last))
+    found: list[np.ndarray] = []
+    count = -1  # BOS has an entropy and is not of the body
+    for entropies, last in scorer.score_pieces(inputs()):
+        found.append(entropies)
+        count += len(entropies)
+        if last or count >= CHUNK:
+            yield Piece(waiting[0], count, _joined(found), last)
+            found, count = [], -1 if last else 0
+            if last:
+                waiting.popleft()
 
 
 def cut(
-    chunks: Iterable[Chunk],
+    pieces: Iterable[Piece],
     patching: PatchingSettings,
     longest: int = LONGEST_PART,
     encoder: SubwordEncoder | None = None,
@@ -78,13 +143,14 @@ def cut(
     A row holds at most ``longest`` bytes and ends where a patch ends. ``patching`` is that of all subsets.
     ``encoder``: the tokenizer of rule bpe.
     """
-    document: _Document | None = None
-    short: list[Chunk] = []
+    parts: _Parts | None = None
+    short: list[Piece] = []
     held = 0
-    for chunk in chunks:
-        if document is None and chunk.last and len(chunk.text) <= min(longest, TOGETHER):
-            short.append(chunk)
-            held += len(chunk.text) + len(chunk.record.meta or "") + 2
+    for piece in pieces:
+        record = piece.document.record
+        if parts is None and piece.last and len(record.text) <= min(longest, TOGETHER):
+            short.append(piece)
+            held += len(record.text) + len(record.meta or "") + 2
             if held < TOGETHER:
                 continue
             yield from _whole(short, patching, encoder)
@@ -92,11 +158,11 @@ def cut(
             continue
         yield from _whole(short, patching, encoder)
         short, held = [], 0
-        document = document or _Document(chunk.record, patching, longest, encoder)
-        for row, last in document.add(chunk):
-            yield chunk.record, row, last
-        if chunk.last:
-            document = None
+        parts = parts or _Parts(piece.document, patching, longest, encoder)
+        for row, last in parts.add(piece):
+            yield record, row, last
+        if piece.last:
+            parts = None
     yield from _whole(short, patching, encoder)
 
 
@@ -109,66 +175,65 @@ def cutter_of(patching: PatchingSettings, encoder: SubwordEncoder | None) -> Chu
 
 
 def _whole(
-    chunks: Sequence[Chunk], patching: PatchingSettings, encoder: SubwordEncoder | None
+    pieces: Sequence[Piece], patching: PatchingSettings, encoder: SubwordEncoder | None
 ) -> Iterator[tuple[Record, Row, bool]]:
-    """Documents of one chunk and one row each, cut together."""
-    lengths: Sequence[np.ndarray | None] = [None] * len(chunks)
+    """Documents of one piece and one row each, cut together."""
+    lengths: Sequence[np.ndarray | None] = [None] * len(pieces)
+    records = [piece.document.record for piece in pieces]
+    texts = [piece.document.text(0, len(record.text)) for piece, record in zip(pieces, records)]
     if encoder is not None:
-        lengths = [ChunkedSubwords(encoder).add(document_tokens(chunk.text), last=True) for chunk in chunks]
-    elif patching.patched and chunks:
-        entropies = [chunk.entropies for chunk in chunks if chunk.entropies is not None]
-        thetas = [patching.thetas.get(chunk.record.subset, patching.theta) for chunk in chunks]
+        lengths = [ChunkedSubwords(encoder).add(document_tokens(text), last=True) for text in texts]
+    elif patching.patched and pieces:
+        bodies = (_Place(piece.document).tokens(piece.tokens) for piece in pieces)
+        entropies = [piece.entropies for piece in pieces if piece.entropies is not None]
+        thetas = [patching.thetas.get(record.subset, patching.theta) for record in records]
         lengths = patch_lengths_together(
-            [np.concatenate([_BEGIN, chunk.body, _END]) for chunk in chunks],
+            [np.concatenate([_BEGIN, body, _END]) for body in bodies],
             patching,
             entropies if patching.needs_entropy else None,
             thetas if patching.thetas else None,  # type: ignore[arg-type]
         )
-    for chunk, own in zip(chunks, lengths):
-        record = chunk.record
-        row = Row(record.id, record.subset, chunk.text, 0, own, chunk.entropies, record.meta, chunk.spans)
-        yield record, row, True
+    for piece, record, text, own in zip(pieces, records, texts, lengths):
+        yield record, Row(record.id, record.subset, text, 0, own, piece.entropies, record.meta, record.spans), True
 
 
-class _Document:
-    """One document while it is cut: what has come and is in no row yet."""
+class _Parts:
+    """One document while it is cut into rows."""
 
     def __init__(
-        self, record: Record, patching: PatchingSettings, longest: int, encoder: SubwordEncoder | None
+        self, document: Document, patching: PatchingSettings, longest: int, encoder: SubwordEncoder | None
     ) -> None:
-        self._record, self._longest = record, longest
+        record = document.record
+        self._document, self._longest = document, longest
         self._lengths = cutter_of(patching.for_subset(record.subset), encoder) if patching.patched else None
-        self._tokens_left = record.tokens + 2
+        self._cut, self._written = _Place(document), _Place(document)
+        self._ready = 0
+        """Tokens of the body that can be cut and are in no row yet."""
+        self._left = record.tokens + 2
+        """Tokens that are in no row yet."""
         self._parts, self._first = 0, True
-        self._text = bytearray()
-        self._spans: Spans | None = None
-        self._body = 0
-        """Tokens of what has come."""
         self._patches: list[np.ndarray] = []
         self._entropies: list[np.ndarray] = []
 
-    def add(self, chunk: Chunk) -> Iterator[tuple[Row, bool]]:
-        """Take the next bytes and give the rows that are complete."""
+    def add(self, piece: Piece) -> Iterator[tuple[Row, bool]]:
+        """Take the next piece and give the rows that are complete."""
         first = self._first
         self._first = False
         if self._lengths is not None:
-            tokens = np.concatenate([_BEGIN[: int(first)], chunk.body, _END[: int(chunk.last)]])
-            self._patches.append(self._lengths.add(tokens, chunk.entropies, chunk.last))
-        if chunk.entropies is not None:
-            self._entropies.append(chunk.entropies)
-        if chunk.spans is not None:
-            pieces = [] if self._spans is None else [(self._spans, len(self._text))]
-            self._spans = joined_spans([*pieces, (chunk.spans, len(chunk.text))])
-        self._text += chunk.text
-        self._body = len(self._text) + (0 if self._spans is None else self._spans.special_count)
+            body = self._cut.tokens(piece.tokens)
+            tokens = np.concatenate([_BEGIN[: int(first)], body, _END[: int(piece.last)]])
+            self._patches.append(self._lengths.add(tokens, piece.entropies, piece.last))
+        if piece.entropies is not None:
+            self._entropies.append(piece.entropies)
+        self._ready += piece.tokens
         # What is left fits in one row, or does not: then a row is due when more than it can hold is there.
-        while self._tokens_left - 1 > self._longest + (self._parts == 0):
+        while self._left - 1 > self._longest + (self._parts == 0):
             row = self._part()
             if row is None:
                 return
             yield row, False
-        if chunk.last:
-            yield self._row(self._body, _joined(self._patches), _joined(self._entropies)), True
+        if piece.last:
+            yield self._row(self._ready, _joined(self._patches), _joined(self._entropies)), True
 
     def _part(self) -> Row | None:
         """The largest row that the next patches fill, if they have all come."""
@@ -176,7 +241,7 @@ class _Document:
         room = self._longest + first  # tokens: the first part has BOS beside its bytes
         patches = _joined(self._patches)
         if patches is None:
-            if self._body <= self._longest:
+            if self._ready <= self._longest:
                 return None
             return self._row(self._longest, None, self._split_entropies(room))
         ends = np.cumsum(patches, dtype=np.int64)
@@ -198,14 +263,11 @@ class _Document:
 
     def _row(self, tokens: int, patches: np.ndarray | None, entropies: np.ndarray | None) -> Row:
         """The row of the next so many tokens of the body."""
-        size, spans = tokens, None
-        if self._spans is not None:
-            spans, self._spans, size = self._spans.split(tokens)
-        text = bytes(self._text[:size])
-        del self._text[:size]
-        self._body -= tokens
-        self._tokens_left -= tokens + (self._parts == 0)
-        record = self._record
+        text, spans = self._written.move(tokens)
+        self._document.drop(self._written.byte)
+        self._ready -= tokens
+        self._left -= tokens + (self._parts == 0)
+        record = self._document.record
         row = Row(record.id, record.subset, text, self._parts, patches, entropies, record.meta, spans)
         self._parts += 1
         return row

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol
 
@@ -12,13 +13,14 @@ import numpy as np
 
 from pipeline.progress import bar
 from pipeline.read.formats.datasets import documents_at
-from pipeline.scoring.score import scored
+from pipeline.records import chunks_of
 from shared.errors import DatasetError
 from shared.patching.grid import dequantise, quantise
 from shared.shards.dataset import Dataset
+from shared.vocabulary import BOS, byte_tokens
 
 if TYPE_CHECKING:
-    from shared.models.scoring import Scorer
+    from shared.models.scoring import Inputs, Scorer
 
 PIECE = 2**20
 """Entropies that are read at a time."""
@@ -130,10 +132,11 @@ class ScoredEntropies:
         folder.mkdir(parents=True, exist_ok=True)
         self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (it lives as long as we do)
         with bar("Scoring", int(documents.bytes.sum())) as progress:
-            for chunk in scored(documents_at(documents.dataset, documents.starts), scorer):
-                assert chunk.entropies is not None
-                self._file.write((quantise(chunk.entropies) if quantised else chunk.entropies).tobytes())
-                progress.update(len(chunk.text))
+            begins = True
+            for nats, last in scorer.score_pieces(_inputs(documents)):
+                self._file.write((quantise(nats) if quantised else nats).tobytes())
+                progress.update(len(nats) - begins)  # that of BOS is of no byte
+                begins = last
         self._file.flush()
         written = os.fstat(self._file.fileno()).st_size
         assert written == self._begins[-1], f"{written} bytes of entropies, {self._begins[-1]} expected"
@@ -147,3 +150,12 @@ class ScoredEntropies:
                 values = np.frombuffer(data, self._dtype)
                 nats = dequantise(values) if self._quantised else values
                 yield Piece(number, nats, at == begin, at + step >= end)
+
+
+def _inputs(documents: Documents) -> "Iterator[Inputs]":
+    """Documents of plain text, as the scorer reads them."""
+    from shared.models.scoring import Inputs
+
+    for record in documents_at(documents.dataset, documents.starts):
+        body = map(byte_tokens, chunks_of(record.text))
+        yield Inputs(record.tokens + 1, chain([np.array([BOS], np.int16)], body))

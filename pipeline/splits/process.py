@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.plan import LARGEST_SPLIT, Plan, Split
 from pipeline.read import read_split
 from pipeline.records import DeadLetter, Record, split_of
-from pipeline.scoring.cut import Chunk, cut
-from pipeline.scoring.score import scored
+from pipeline.scoring.cut import Piece, cut, pieces
 from pipeline.settings import SPLIT_NAMES, Job, PipelineError, SplitName
 from pipeline.splits.marker import (
     DEAD_LETTERS,
@@ -69,7 +68,7 @@ def process_split(
             records = stack.enter_context(closing(ahead(records, _held, READ_AHEAD)))
         written_behind = behind(shards.add, lambda item: _held(item[1]), WRITTEN_BEHIND)
         with nullcontext(shards.add) if scorer is None else written_behind as writing:
-            for item in cut(_counted(scored(records, scorer), progress), job.output.patching):
+            for item in cut(_counted(pieces(records, scorer), progress), job.output.patching):
                 writing(item)
         written = shards.closed()
     marker = Marker(split=number, run=run, counts=sorting.counts(), shards=written)
@@ -88,15 +87,16 @@ def _one_at_a_time(progress: Progress) -> Progress:
     return told
 
 
-def _counted(chunks: Iterable[Chunk], progress: Progress) -> Iterator[Chunk]:
-    """Tell ``progress`` of each chunk the share of the input bytes that its record took."""
-    read = told = 0
-    for chunk in chunks:
-        read += len(chunk.text)
-        done = chunk.record.size if chunk.last else chunk.record.size * read // len(chunk.record.text)
+def _counted(pieces: Iterable[Piece], progress: Progress) -> Iterator[Piece]:
+    """Tell ``progress`` of each piece the share of the input bytes that its record took."""
+    tokens = told = 0
+    for piece in pieces:
+        record = piece.document.record
+        tokens += piece.tokens
+        done = record.size if piece.last else record.size * tokens // record.tokens
         progress(done - told)
-        read, told = (0, 0) if chunk.last else (read, done)
-        yield chunk
+        tokens, told = (0, 0) if piece.last else (tokens, done)
+        yield piece
 
 
 def _held(item: Record | Row) -> int:

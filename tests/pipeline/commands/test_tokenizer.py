@@ -1,5 +1,6 @@
 """The BPE baseline's data: a tokenizer of the training split alone, and datasets whose patches are its tokens."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from helpers.rewriting_examples import files, make_place, run, scored
 from tokenizers import Tokenizer
 
 from pipeline.records import Place, Record
-from pipeline.scoring.cut import Chunk, cut
+from pipeline.scoring.cut import Document, Piece, cut
 from shared.bpe.encoder import SubwordEncoder
 from shared.bpe.folder import TOKENIZER_FILE, load_making
 from shared.patching import PatchingSettings
@@ -161,9 +162,11 @@ def test_a_chat_dataset_is_refused(place, tmp_path, capsys) -> None:
 def test_a_document_of_several_rows_in_many_chunks_has_the_tokens_of_the_whole(place) -> None:
     text = b"".join(b"line %d of a text that fills more than one row\n" % n for n in range(100)) + b"\xff" * 7
     encoder, record = SubwordEncoder(place / "tokenizer"), Record(Place("x"), "x", "x", text)
-    chunks = [Chunk(record, text[at : at + 700], None, at + 700 >= len(text)) for at in range(0, len(text), 700)]
+    places = [*range(0, len(text), 700), len(text)]
+    document = Document(record)
+    pieces = [Piece(document, end - begin, None, end == len(text)) for begin, end in pairwise(places)]
     patching = PatchingSettings(rule="bpe", tokenizer=load_making(place / "tokenizer").identity)
-    parts = list(cut(chunks, patching, 1000, encoder))
+    parts = list(cut(pieces, patching, 1000, encoder))
     assert [last for _, _, last in parts] == [False] * (len(parts) - 1) + [True]
     assert len(parts) > 4
     assert b"".join(row.text for _, row, _ in parts) == text

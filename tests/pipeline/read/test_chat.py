@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pipeline.read.formats.jsonl import parse_lines
 from pipeline.read.lines import Line
 from pipeline.records import DeadLetter, Place, Record
-from pipeline.scoring.cut import cut, unscored
+from pipeline.scoring.cut import cut, pieces
 from pipeline.settings import ChatSettings, ReadSettings
 from shared.patching import PatchingSettings, patch_lengths
 from shared.shards.content import ContentHash
@@ -209,7 +209,7 @@ def spanned(draw: st.DrawFn) -> Record:
 )
 def test_parts_of_a_document_are_the_document_whatever_their_size(records, longest: int, rule: str) -> None:
     patching = PatchingSettings(rule=rule, stride=4 if rule == "static" else None, max_length=6)
-    rows = list(cut(unscored(records), patching, longest))
+    rows = list(cut(pieces(records, None), patching, longest))
     for record in records:
         own = [(row, last) for of, row, last in rows if of is record]
         whole = Row("id", "s", record.text, spans=record.spans)
@@ -219,9 +219,9 @@ def test_parts_of_a_document_are_the_document_whatever_their_size(records, longe
         joined = joined_spans([(row.spans, len(row.text)) for row, _ in own])
         assert joined.as_json() == record.spans.as_json()
         hashes = []
-        for pieces in (own, [(whole, True)]):
+        for parts in (own, [(whole, True)]):
             content = ContentHash()
-            for row, last in pieces:
+            for row, last in parts:
                 content.add(row, last)
             hashes.append(content.hexdigest())
         assert hashes[0] == hashes[1]

@@ -8,18 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.records import Place, Record
-from pipeline.scoring.cut import Chunk, cut
+from pipeline.scoring.cut import Document, Piece, cut
 from shared.patching import PatchingSettings, patch_lengths
 from shared.shards.content import check_row, with_last
 from shared.vocabulary import document_tokens
 
 
-def chunks(text: bytes, entropies: np.ndarray | None, cuts: set[int]) -> Iterator[Chunk]:
-    """A document in chunks cut at these bytes."""
-    record = Record(Place("f"), "id", "s", text, meta="{}")
+def pieces(text: bytes, entropies: np.ndarray | None, cuts: set[int]) -> Iterator[Piece]:
+    """A document in pieces that end at these bytes."""
+    document = Document(Record(Place("f"), "id", "s", text, meta="{}"))
     for begin, end in pairwise([0, *sorted(place for place in cuts if place < len(text)), len(text)]):
         own = None if entropies is None else entropies[begin + (begin > 0) : end + 1]
-        yield Chunk(record, text[begin:end], own, end == len(text))
+        yield Piece(document, end - begin, own, end == len(text))
 
 
 @given(
@@ -34,7 +34,7 @@ def chunks(text: bytes, entropies: np.ndarray | None, cuts: set[int]) -> Iterato
 def test_parts_are_the_document(text, longest, stride, patched, scored, cuts):
     patching = PatchingSettings(rule="static", stride=stride) if patched else PatchingSettings(rule="none")
     entropies = np.arange(len(text) + 1, dtype=np.float32) if scored else None
-    found = list(cut(chunks(text, entropies, cuts), patching, longest))
+    found = list(cut(pieces(text, entropies, cuts), patching, longest))
     rows = [row for _, row, _ in found]
     assert [(row, last) for _, row, last in found] == list(with_last(rows))
     for row, last in with_last(rows):
@@ -56,7 +56,7 @@ def test_parts_are_the_document(text, longest, stride, patched, scored, cuts):
 def test_the_threshold_of_the_subset_is_used():
     patching = PatchingSettings(rule="entropy", theta=0.5, thetas={"s": 2.5})
     entropies = np.array([9, 1, 2, 3, 1], np.float32)
-    ((_, row, _),) = cut(chunks(b"abcd", entropies, {2}), patching)
+    ((_, row, _),) = cut(pieces(b"abcd", entropies, {2}), patching)
     assert (
         row.patch_lengths.tolist()
         == patch_lengths(document_tokens(b"abcd"), PatchingSettings(rule="entropy", theta=2.5), entropies).tolist()
@@ -72,8 +72,8 @@ def test_short_documents_are_cut_together_as_each_alone(monkeypatch):
     for record in records:
         entropies = rng.random(len(record.text) + 1).astype(np.float32)
         given.append((record, entropies))
-    pieces = [Chunk(record, record.text, entropies, True) for record, entropies in given]
-    found = list(cut(pieces, patching))
+    whole = [Piece(Document(record), len(record.text), entropies, True) for record, entropies in given]
+    found = list(cut(whole, patching))
     assert [record.id for record, _, _ in found] == [record.id for record in records]
     for (record, row, last), (_, entropies) in zip(found, given):
         wanted = patch_lengths(document_tokens(record.text), patching.for_subset(record.subset), entropies)

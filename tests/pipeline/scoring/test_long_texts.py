@@ -14,13 +14,14 @@ from helpers.pipeline_helpers import STATIC, counts, letters, preprocess, shard_
 from pipeline.read import read_split
 from pipeline.records import LongText, Place, Record, content_digest, sample_hash, split_of
 from pipeline.run.driver import make_plan
-from pipeline.scoring.cut import Chunk
-from pipeline.scoring.score import scored
+from pipeline.scoring.cut import cut, pieces
 from pipeline.settings import PipelineError, ReadSettings
 from shared.model_folder.files import build_model
 from shared.model_settings import EntropyModelSettings
 from shared.models.initialise import initialise
 from shared.models.scoring import Scorer
+from shared.patching import PatchingSettings
+from shared.shards.document import Row
 from shared.shards.manifest import load_manifest
 from shared.vocabulary import document_tokens
 
@@ -48,7 +49,7 @@ def test_it_falls_on_the_same_side_and_in_the_same_sample():
 
 
 def test_its_entropies_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("pipeline.scoring.score.CHUNK", 500)
+    monkeypatch.setattr("pipeline.scoring.cut.CHUNK", 500)
     torch.set_num_threads(1)
     settings = EntropyModelSettings(width=16, layers=1, heads=2, window=64)
     model = build_model(settings)
@@ -56,14 +57,13 @@ def test_its_entropies_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch):
     scorer = Scorer(model, 256)  # type: ignore[arg-type]
     texts = [a_text(size, size) for size in (5, 3000, 1, 499, 500, 1000)]
     records = [Record(Place("f"), f"{n}", "s", long(text) if n % 2 else text) for n, text in enumerate(texts)]
-    found: dict[str, list[Chunk]] = {}
-    for chunk in scored(records, scorer):
-        found.setdefault(chunk.record.id, []).append(chunk)
-    assert [len(chunks) > 1 for chunks in found.values()] == [False, True, False, False, False, True]
-    for text, chunks, whole in zip(texts, found.values(), scorer.score(map(document_tokens, texts))):
-        assert b"".join(chunk.text for chunk in chunks) == text
-        assert [chunk.last for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
-        np.testing.assert_array_equal(np.concatenate([chunk.entropies for chunk in chunks]), whole)
+    found: dict[str, list[Row]] = {}
+    for record, row, _ in cut(pieces(records, scorer), PatchingSettings(rule="none"), 600):
+        found.setdefault(record.id, []).append(row)
+    assert [len(rows) > 1 for rows in found.values()] == [False, True, False, False, False, True]
+    for text, rows, whole in zip(texts, found.values(), scorer.score(map(document_tokens, texts))):
+        assert b"".join(row.text for row in rows) == text
+        np.testing.assert_array_equal(np.concatenate([row.entropies for row in rows]), whole)
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
