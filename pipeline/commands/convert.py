@@ -11,7 +11,7 @@ from pipeline.rewriting.parquet_export import Format, Source, figures, sources_a
 from pipeline.rewriting.rewrite import (
     Written,
     add_output_arguments,
-    carry_makers,
+    copy_models,
     result_lines,
     rewrite,
     save_dataset,
@@ -111,7 +111,7 @@ class ToParquet(_Convert):
         for source in self.sources:
             count = len(source.dataset.manifest.shards)
             folder = out / source.folder
-            carry_makers(source.dataset, source.dataset.manifest.identity, folder)
+            copy_models(source.dataset, source.dataset.manifest.identity, folder)
             folder.mkdir(parents=True, exist_ok=True)
             Export(dataset=source.dataset.manifest, files=files[:count]).save(folder)
             files = files[count:]

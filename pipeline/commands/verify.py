@@ -24,17 +24,17 @@ from shared.shards.dataset import Dataset, columns_row
 from shared.shards.document import Row
 from shared.shards.formats.parquet import SUFFIX
 from shared.shards.formats.sidecar import sidecar_name
-from shared.shards.index import COLUMNS, FOLLOWING, IndexWriter, ShardIndex, index_name
+from shared.shards.index import COLUMNS, DERIVED, IndexWriter, ShardIndex, index_name
 from shared.shards.manifest import ENTROPY_MODEL_FOLDER
 from shared.shards.open import find_datasets, open_dataset
 from shared.shards.writer import SUFFIXES
 from shared.vocabulary import VOCABULARY_SIZE, is_special
 
 LISTED = 20
-"""Problems of one shard that are listed; the others are counted."""
+"""Problems of one shard that are listed; the others are counted. One flipped bit may put every row in the wrong."""
 
 Progress = Callable[[int], object]
-"""Hears how many bytes of text are done."""
+"""Called with the number of bytes of text that have been checked since the last call."""
 
 
 @dataclass
@@ -199,6 +199,8 @@ def _shard_problems(dataset: Dataset, shard: int, found: Verification, progress:
     if batches != len(index.batch_starts) - 1:
         yield f"{path}: {batches} record batches, its index says {len(index.batch_starts) - 1}"
         return
+    # As the writer made them: figures for the manifest and an index, from the rows that are there. Rows are read with
+    # the methods that do not believe the stored index, which may be what is wrong.
     content, rebuilt, document = ShardContent(), IndexWriter(), Document(dataset)
     previous: Row | None = None
     yield from _offset_problems(dataset, shard, index)
@@ -255,7 +257,7 @@ def _differing_columns(ours: ShardIndex, stored: ShardIndex) -> Iterator[tuple[s
         if column == "subset":
             one, two = np.array(ours.subset_names)[one], np.array(stored.subset_names)[two]
         differing = one != two
-        if column in FOLLOWING:  # of plain text they say the same once more
+        if column in DERIVED:  # in plain text they differ wherever bytes or last do: report the cause, not these
             differing &= agree
         if differing.any():
             yield column, int(np.argmax(differing))
@@ -266,7 +268,8 @@ def _batches_with_last(
 ) -> Iterator[list[tuple[Row, bool, np.ndarray | None]]]:
     """For each batch its rows with entropies, whether their document ends there, and their grid values."""
     scored = dataset.manifest.shards[shard].sidecar_sha256 is not None
-    held: list[tuple[Row, np.ndarray | None]] = []
+    # One batch behind: only the first row of the next one says whether a document ended. Hence one round more.
+    previous: list[tuple[Row, np.ndarray | None]] = []
     for batch in range(batches + 1):
         following: list[tuple[Row, np.ndarray | None]] = []
         if batch < batches:
@@ -278,10 +281,10 @@ def _batches_with_last(
             for row, stored in enumerate(values):
                 grid = quantise(stored) if stored is not None and stored.dtype != np.uint8 else stored
                 following.append((columns_row(columns, row, stored), grid))
-        if held:
-            ends = [row.part == 0 for row, _ in held[1:]] + [not following or following[0][0].part == 0]
-            yield [(row, last, grid) for (row, grid), last in zip(held, ends)]
-        held = following
+        if previous:
+            ends = [row.part == 0 for row, _ in previous[1:]] + [not following or following[0][0].part == 0]
+            yield [(row, last, grid) for (row, grid), last in zip(previous, ends)]
+        previous = following
 
 
 class Document:
@@ -291,7 +294,7 @@ class Document:
         identity = dataset.manifest.identity
         self._patching = identity.patching
         self._replayable = identity.patching.patched and identity.decides(identity.patching)
-        self._largest = VOCABULARY_SIZE + len(identity.specials)
+        self._vocabulary_size = VOCABULARY_SIZE + len(identity.specials)
         self._spoiled = False
         self._encoder = SubwordEncoder(dataset.tokenizer) if self._patching.rule == "bpe" else None
         self._cutter = cutter_of(self._patching, self._encoder)
@@ -313,8 +316,8 @@ class Document:
             self._spoiled = True
         elif lengths is not None and len(lengths):
             yield from self._limits(name, row, lengths, last)
-        if row.spans is not None and int(row.spans.specials.max()) >= self._largest:
-            yield f"{name}: special id {int(row.spans.specials.max())}; the manifest names those below {self._largest}"
+        if row.spans is not None and (largest := int(row.spans.specials.max())) >= self._vocabulary_size:
+            yield f"{name}: special id {largest}; the manifest names those below {self._vocabulary_size}"
         if self._replayable and not self._spoiled:
             yield from self._replay(row, last)
         if last:
@@ -324,7 +327,9 @@ class Document:
         """A special id ends its patch, whatever the minimum."""
         if (longest := int(lengths.max())) > self._patching.max_length:
             yield f"{name}: a patch of {longest} tokens, longer than max_length {self._patching.max_length}"
+        # Two patches may be short: that of BOS, which stands alone, and the last one, which the document ends.
         inner = lengths[int(row.part == 0) : len(lengths) - int(last)]
+        # Lengths that do not add up are reported elsewhere; their ends are not positions of tokens.
         if row.spans is not None and int(lengths.sum(dtype=np.int64)) == row.size + (row.part == 0) + last:
             inner = lengths[~is_special(row.tokens(last)[np.cumsum(lengths, dtype=np.int64) - 1])]
         if len(inner) and (shortest := int(inner.min())) < self._patching.min_length:
@@ -338,6 +343,7 @@ class Document:
             self._compared = 0
         assert row.patch_lengths is not None
         found = self._cutter.add(row.tokens(last), row.entropies if self._patching.needs_entropy else None, last)
+        # What one of the two has more than the other waits for the next part.
         stored, found = np.append(self._stored, row.patch_lengths), np.append(self._found, found)
         common = min(len(stored), len(found))
         differing = np.flatnonzero(stored[:common] != found[:common])

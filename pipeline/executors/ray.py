@@ -42,10 +42,13 @@ TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 # Read when Ray is imported. Ray 2.60 itself uses a token that is there when it starts a cluster, but not when it joins.
 if any(name in os.environ for name in TOKEN_VARIABLES) or os.path.exists(os.path.expanduser("~/.ray/auth_token")):
     os.environ.setdefault("RAY_AUTH_MODE", "token")
+# Announcements of changes to Ray's defaults, printed by every worker: nothing that the user of a run could act on.
 warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
 
 import ray  # noqa: E402
 from ray._private import ray_constants  # noqa: E402
+
+# A compiled module, without stubs for the type checker.
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # noqa: E402
 from ray.exceptions import RayError, RayTaskError  # noqa: E402
 from ray.util.metrics import Counter, Gauge  # noqa: E402
@@ -71,10 +74,14 @@ def require_shared(job: Job, plan: Plan, node: str) -> None:
 ADDRESS_VARIABLE = "RAY_ADDRESS"
 """Set by the user, and by Ray for what ``ray job submit`` starts."""
 PATIENCE_SECONDS = 30.0
-"""After which the user is told that there is no worker yet."""
+"""After which the user is notified that there is no worker yet."""
+# An actor reports at whichever comes first. A report is a call to another actor: with one for every record they would
+# cost more than reading does; with none for seconds the rate on the progress line would jump.
 _REPORT_BYTES = 2**18
 _REPORT_SECONDS = 1.0
-_OBJECT_STORE_BYTES = 128 * 2**20  # besides the model; the data never passes through it
+# Besides the model. Records never pass through it: actors read and write files themselves. Ray's default is 30% of the
+# memory of the machine.
+_OBJECT_STORE_BYTES = 128 * 2**20
 
 
 class _Tracker:
@@ -94,23 +101,24 @@ class _Gains:
     """What the tracker counted since it was last asked. Never waits: a tracker that is lost costs only this figure."""
 
     def __init__(self) -> None:
-        # Beside the driver, so that it is lost with no other node.
+        # On the driver's node, so that no other node takes it down. No CPU is reserved: on a full machine it would take
+        # the place of a worker. Restarted without limit: only the progress line depends on it.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         options = {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": here}
         actor: Any = ray.remote(_Tracker).options(**options)
         self.tracker = actor.remote()
-        self._asked, self._known = self.tracker.total.remote(), 0
+        self._pending, self._known = self.tracker.total.remote(), 0
 
     def bytes(self) -> int:
-        if not ray.wait([self._asked], timeout=0)[0]:
+        if not ray.wait([self._pending], timeout=0)[0]:
             return 0
         try:
-            total = ray.get(self._asked)
+            total = ray.get(self._pending)
         except RayError:
             total = self._known
-        self._asked = self.tracker.total.remote()
+        self._pending = self.tracker.total.remote()
         gained, self._known = total - self._known, total
-        return max(gained, 0)
+        return max(gained, 0)  # a restarted tracker counts from 0 again
 
 
 class _SplitMetrics:
@@ -162,7 +170,7 @@ class _Actor:
         if self._worker is None:
             require_shared(self._job, self._plan, self._node)
             self._worker = Worker(self._job, self._plan, self._model)
-            self._model = None
+            self._model = None  # the worker has loaded it: let the object store drop this copy
         return self._worker
 
     def _progress(self, count: int) -> None:
@@ -191,9 +199,10 @@ class RayExecutor:
         self._settings, self._job, self._plan = settings, job, plan
         self._threads = threads_of(job)
         self._starting: dict[Any, Any] = {}
-        """What each actor is asked first -> the actor."""
+        """The first call of each actor, for its numerics, not answered yet -> the actor."""
         self._idle: deque[Any] = deque()
         self._busy: dict[Any, tuple[Any, int]] = {}
+        """A call that has not returned -> its actor and the number of its split."""
         self._deaths_at_start, self._start_after = 0, 0.0
         self._cluster = ExitStack()
         self.device = (float(self._threads), "CPU")
@@ -209,6 +218,7 @@ class RayExecutor:
         address = self._settings.address or os.environ.get(ADDRESS_VARIABLE)
         if address is None:
             workers = self._settings.workers or default_workers(os.cpu_count() or 1, self._threads)
+            # With room to spare: Ray spills to disk what does not fit in one piece.
             store = _OBJECT_STORE_BYTES + 2 * (model.weights.nbytes if model else 0)
             cluster.enter_context(_make_cluster(workers * self._threads, store))
         else:
@@ -217,6 +227,7 @@ class RayExecutor:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         gpus = self._gpus(any(node.get("GPU") for node in nodes))
         capacity = max(room(nodes, self._threads, gpus), 1)
+        # This machine will not grow; a cluster may, so there the splits alone are the limit.
         self._most = self._settings.workers or (capacity if address is None else len(self._plan.splits))
         self._least = min(self._settings.min_workers or capacity, self._most)
         self.device = (gpus, "GPU") if gpus else (float(self._threads), "CPU")
@@ -226,6 +237,7 @@ class RayExecutor:
             # Each actor uses what was reserved for it, whatever else its node has.
             scoring = job.output.scoring.model_copy(update={"device": "cuda" if gpus else "cpu"})
             job = job.model_copy(update={"output": job.output.model_copy(update={"scoring": scoring})})
+        # Ray retries nothing: `Queue` counts the attempts, and has to know of each to call a split failed.
         self._options = {"num_cpus": self._threads, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
         self._gains, self._metrics = _Gains(), _SplitMetrics()
         self._shared = ray.put(job), ray.put(self._plan), ray.put(model)
@@ -235,15 +247,15 @@ class RayExecutor:
 
     def numerics(self) -> NumericsClass | None:
         """That of the first actor to be ready; the others are compared with it before they work."""
-        began, told = time.monotonic(), False
+        began, notified = time.monotonic(), False
         while True:
             self._fit_pool(len(self._plan.splits))
             for call in _wait([*self._starting], 1.0):
                 answer = self._first_answer(call)
                 if answer is not None:
                     return answer[0]
-            if not told and time.monotonic() - began > PATIENCE_SECONDS:
-                told = True
+            if not notified and time.monotonic() - began > PATIENCE_SECONDS:
+                notified = True
                 wanted = f"each needs {self._needs}; `ray status` shows what there is"
                 print(f"patchwork: no worker is ready yet: {wanted}", file=sys.stderr)
 
@@ -273,7 +285,8 @@ class RayExecutor:
         try:
             outcome = ray.get(call)
         except RayTaskError as error:
-            raise error.cause from None  # counts differently from the run
+            # Raised by our own code, and so not by this machine's fault: another attempt would fail in the same way.
+            raise error.cause from None
         except RayError as error:
             # The actor may be unreachable rather than dead: end it, so that two never work in one place.
             _end(actor)
@@ -288,11 +301,12 @@ class RayExecutor:
         try:
             numerics = ray.get(call)
         except RayTaskError as error:
-            raise error.cause from None  # cannot be set up
+            raise error.cause from None  # by the set-up of the worker: it would fail in each
         except RayError as error:
             _end(actor)
             self._metrics.lost()
             self._deaths_at_start += 1
+            # While other workers run, only some node may be at fault: go on with those, and try again ever more seldom.
             if self._deaths_at_start >= ATTEMPTS and not self._idle and not self._busy:
                 raise PipelineError(f"Ray workers die while they are set up: {_first_line(error)}") from None
             self._start_after = time.monotonic() + min(2.0**self._deaths_at_start, 300.0)
@@ -309,6 +323,7 @@ class RayExecutor:
             for _ in range(wanted - ready - len(self._starting)):
                 actor: Any = ray.remote(_Actor).options(**self._options).remote(*self._shared, self._gains.tracker)
                 self._starting[actor.numerics.remote()] = actor
+        # Only actors that have not started are withdrawn, the latest first: the earliest is the likeliest to be ready.
         for _ in range(min(ready + len(self._starting) - wanted, len(self._starting))):
             _end(self._starting.popitem()[1])
 
@@ -349,11 +364,11 @@ def _make_cluster(cpus: int, object_store_bytes: int) -> ExitStack:
     only this user can enter. Raises PipelineError when it cannot be made.
     """
     with ExitStack() as made:
-        remove_abandoned()
+        remove_abandoned()  # of drivers that were killed, which left nobody to remove it
         folder = private_folder()
         made.callback(remove_folder, folder)
         made.enter_context(owned(folder))
-        made.callback(_read_environment)
+        made.callback(_read_environment)  # runs after the next line is undone: Ray then forgets the token again
         made.enter_context(private_environment(write_token(folder)))
         _read_environment()
         made.callback(ray.shutdown)
@@ -362,6 +377,7 @@ def _make_cluster(cpus: int, object_store_bytes: int) -> ExitStack:
             with _loopback():
                 ray.init(
                     address="local",
+                    # Ray believes this number: with --workers above the CPUs of the machine, actors share them.
                     num_cpus=max(cpus, os.cpu_count() or 1),
                     object_store_memory=object_store_bytes,
                     include_dashboard=False,

@@ -78,7 +78,7 @@ class Search:
     """How inputs are looked through, and what is left out on the way."""
 
     reading: ReadSettings
-    known: Known = lambda root, path, at: None
+    known: Known = lambda root, path, version: None
     out: Path | None = None
     """The folder of the run, which is no part of its input."""
     left_out: LeftOut = field(default_factory=LeftOut)
@@ -103,27 +103,31 @@ class Search:
             return _require(text, self._below(Path(folder), Glob(pattern)), self.left_out)
         if not path.is_file():
             raise PipelineError(f"{text}: not a file; give {_READABLE}")
-        folder, at = str(path.parent.resolve()), stamp(text)
-        return [Found(folder, path.name, at, self.format_by_name_given(folder, path.name, at, text))]
+        folder, version = str(path.parent.resolve()), stamp(text)
+        return [Found(folder, path.name, version, self.format_of_named_file(folder, path.name, version, text))]
 
-    def format_by_name_given(self, root: str, path: str, at: Stamp, shown: str, query: str = "") -> Format:
-        """That of a file that was given itself. Raises PipelineError for one that cannot be read."""
+    def format_of_named_file(self, root: str, path: str, version: Stamp, shown: str, query: str = "") -> Format:
+        """The format of a file that the user named, rather than one found in a folder.
+
+        Raises PipelineError for one that cannot be read: in a folder it would be left out and counted.
+        """
         try:
             if self.reading.input_format is None and (reason := suffix_left_out(path)):
                 raise NoText(reason)
-            return self.format(root, path, at, query)
+            return self.format(root, path, version, query)
         except NoText as why:
             raise PipelineError(f"{shown}: {why}; give {_READABLE}, or say --input-format") from None
 
-    def format(self, root: str, path: str, at: Stamp, query: str = "") -> Format:
+    def format(self, root: str, path: str, version: Stamp, query: str = "") -> Format:
         """The format of a file: by its content, of a remote one only where its name is unclear. Raises NoText."""
         name, location = named(PurePosixPath(path).name), f"{root}/{path}{query}"
-        if (known := self.known(root, path, at)) is not None:
+        if (known := self.known(root, path, version)) is not None:
             return known
-        if at.size == 0 or (is_url(location) and (name.clear or self.reading.input_format is not None)):
+        # A request for each of a million remote files would take hours; an empty file has no content to tell by.
+        if version.size == 0 or (is_url(location) and (name.clear or self.reading.input_format is not None)):
             return Format(self.reading.input_format or name.kind or "text", name.compression)
         try:
-            return retried(lambda: _looked_at(location, path, self.reading))
+            return retried(lambda: _format_by_content(location, path, self.reading))
         except OSError as error:
             raise PipelineError(f"{without_query(location)} cannot be read: {error.strerror or error}") from None
 
@@ -145,6 +149,8 @@ class Search:
                 links.append(relative)
             else:
                 files[relative] = found
+        # After all regular files are known: what lies in the input is read once, under its own path, whatever links
+        # there are to it.
         self._follow(root, links, files)
         entries: dict[str, Found | Path] = {}
         for entry in self.chosen(str(root), files, wanted):
@@ -164,7 +170,7 @@ class Search:
 
         formats: dict[str, Format] = {}
         for path in data_files(files, listed, self.left_out, unwanted):
-            if files[path].size == 0 and path.lower().endswith(".lock"):
+            if files[path].size == 0 and path.lower().endswith(".lock"):  # left by libraries that download data
                 self.left_out.add(OWN_FILE, path)
                 continue
             try:
@@ -204,12 +210,14 @@ class Search:
         except OSError as error:
             raise PipelineError(f"{folder} cannot be read: {error.strerror}") from None
         names = {entry.name for entry in entries if not entry.is_symlink() and entry.is_dir()}
-        passed = {"blobs", "refs"} if {"blobs", "snapshots"} <= names else set()
+        # A cache of the Hub keeps contents in blobs/ and, for each revision, links to them in snapshots/: reading more
+        # than the current snapshot would take the same file several times.
+        skipped = {"blobs", "refs"} if {"blobs", "snapshots"} <= names else set()
         current = current_snapshot(folder.parent) if folder.name == "snapshots" else None
         for entry in entries:
-            if not (at := wanted.step(place, entry.name)):
+            if not (next_place := wanted.step(place, entry.name)):
                 continue
-            path, chosen = Path(entry.path), wanted.matches(at)
+            path, chosen = Path(entry.path), wanted.matches(next_place)
             relative = path.relative_to(root).as_posix()
             if not _is_utf8(relative):
                 if entry.is_dir(follow_symlinks=False):
@@ -227,9 +235,11 @@ class Search:
                     self.left_out.add(OWN_FOLDER, relative)
                 elif reason := folder_left_out(relative, self.reading, self.left_out.globs):
                     self.left_out.add(reason, relative)
-                elif entry.name in passed or (current is not None and entry.name != current):
+                elif entry.name in skipped or (current is not None and entry.name != current):
                     self.left_out.add(_BLOBS, relative)
                 elif datasets := list(filter(_is_ours, dataset_folders(path))):
+                    # A run writes the manifests of train/ and validation/ one after the other: with one of them it was
+                    # stopped in between.
                     if is_our_run(path) and len(datasets) < len(SPLIT_NAMES):
                         self.left_out.add(_UNFINISHED, relative)
                     else:
@@ -238,7 +248,7 @@ class Search:
                 elif is_our_run(path):
                     self.left_out.add(_UNFINISHED, relative)
                 else:
-                    yield _Below(path, at)
+                    yield _Below(path, next_place)
             elif not chosen:
                 continue
             elif not entry.is_file():
@@ -277,7 +287,7 @@ def _is_ours(folder: Path) -> bool:
     return True
 
 
-def _looked_at(location: str, path: str, reading: ReadSettings) -> Format:
+def _format_by_content(location: str, path: str, reading: ReadSettings) -> Format:
     with open_binary(location) as file:
         return format_in(file, named(PurePosixPath(path).name), reading)
 
@@ -292,24 +302,27 @@ def _find_remote(url: str, search: Search) -> Iterator[Found | Path]:
         raise PipelineError(str(error)) from None
     except FileNotFoundError:
         raise PipelineError(f"{shown}: there is no such file or directory") from None
-    except Exception as error:  # each store has errors of its own
-        said = without_query(" ".join(str(error).split()))
-        raise PipelineError(f"{shown}: {type(error).__name__}: {said}") from None
+    except Exception as error:  # each fsspec store raises errors of its own classes
+        message = without_query(" ".join(str(error).split()))
+        raise PipelineError(f"{shown}: {type(error).__name__}: {message}") from None
 
 
 def _remote(url: str, search: Search) -> Iterator[Found | Path]:
-    single = urlsplit(url).scheme in ("http", "https")  # these have no listing
-    folder, pattern = split_glob(url) if has_magic(url) and not single else (url.rstrip("/"), None)
+    # A web server lists no folders, so its URL is one file; "?" begins its query there, and is a wildcard elsewhere.
+    is_web = urlsplit(url).scheme in ("http", "https")
+    folder, pattern = split_glob(url) if has_magic(url) and not is_web else (url.rstrip("/"), None)
     fs, base = file_system(folder)
-    fs.invalidate_cache()
-    if pattern is None and (single or retried(lambda: fs.isfile(base))):
-        address, mark, query = url.partition("?") if single else (url, "", "")
+    fs.invalidate_cache()  # fsspec shares listings within a process: files added since the last one would be missing
+    if pattern is None and (is_web or retried(lambda: fs.isfile(base))):
+        address, mark, query = url.partition("?") if is_web else (url, "", "")
         root, _, name = address.rpartition("/")
         if mark and not named(name).clear:
-            name, mark, query = f"{name}?{query}", "", ""  # it says which file is meant
-        at = stamp_of(retried(lambda: fs.info(base)))
-        found = search.format_by_name_given(root, name, at, without_query(url), mark + query)
-        yield Found(root, name, at, found, query=mark + query)
+            # As in download?file=a.jsonl: the query says which file is meant, so it belongs to its id. After a name
+            # with a known suffix it is rather a signature that expires, and must not appear in ids and messages.
+            name, mark, query = f"{name}?{query}", "", ""
+        version = stamp_of(retried(lambda: fs.info(base)))
+        found = search.format_of_named_file(root, name, version, without_query(url), mark + query)
+        yield Found(root, name, version, found, query=mark + query)
         return
     base = base.rstrip("/")
     listing = retried(lambda: fs.find(base, detail=True))
@@ -365,7 +378,7 @@ def seen(left_out: LeftOut) -> str:
 
 
 def _is_utf8(path: str) -> bool:
-    """Whether a path can stand in a plan and in an id; the bytes of others are halves of pairs in it."""
+    """Whether a path can be written in a plan and in ids: Python has lone surrogates for bytes that are not UTF-8."""
     try:
         path.encode()
     except UnicodeEncodeError:

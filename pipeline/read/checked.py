@@ -24,7 +24,7 @@ def new_digest() -> Any:
 
 
 def changed(file: SourceFile) -> PipelineError:
-    return PipelineError(f"{file.shown} has changed since the run was planned; put it back or start a new run")
+    return PipelineError(f"{file.shown} has changed since the run was planned; restore it or start a new run")
 
 
 class LineChecks:

@@ -1,7 +1,7 @@
 """Making datasets from datasets, shard by shard: what recut, merge, split and convert share.
 
 OUT appears in one step when everything is in it. Until then the work lies beside it in .OUT.unfinished with a marker
-for each unit that is done, so that the same command goes on where it was stopped.
+for each unit that is done, so that the same command resumes where it was stopped.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def rewrite(out: Path, request: dict[str, Any], make: Callable[[], Rewriting], workers: int) -> bool:
-    """Carry out what is requested, or go on with it; False if ``out`` holds the very result already.
+    """Carry out what is requested, or resume it; False if ``out`` holds the very result already.
 
     ``request``: JSON that decides every byte of the result. ``make`` is called when there is something to do.
     Raises IdentityError when ``out`` was made by another command, PipelineError when it holds something else.
@@ -125,22 +125,22 @@ def save_dataset(
     tokenizer: Path | None = None,
 ) -> None:
     """Commit a dataset of shards that are there, with the models that its identity names."""
-    carry_makers(source, identity, folder, tokenizer)
+    copy_models(source, identity, folder, tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
     Manifest(identity=identity, shards=list(entries)).save(folder)
 
 
-def carry_makers(source: Dataset, identity: DatasetIdentity, folder: Path, tokenizer: Path | None = None) -> None:
+def copy_models(source: Dataset, identity: DatasetIdentity, folder: Path, tokenizer: Path | None = None) -> None:
     """Copy the entropy model and the tokenizer that an identity names: those of ``source``, unless ``tokenizer`` is the
     folder of one. Raises DatasetError or IdentityError unless they are the recorded ones.
     """
     if identity.entropy_model is not None:
-        _carry_entropy_model(source, folder)
+        _copy_entropy_model(source, folder)
     if identity.patching.tokenizer is not None:
         copy_tokenizer(tokenizer or source.tokenizer, folder / TOKENIZER_FOLDER, identity.patching.tokenizer)
 
 
-def _carry_entropy_model(source: Dataset, folder: Path) -> None:
+def _copy_entropy_model(source: Dataset, folder: Path) -> None:
     """Copy the entropy model that a dataset carries. Raises IdentityError unless it is the one that made it."""
     model, recorded = source.folder / ENTROPY_MODEL_FOLDER, source.manifest.identity.entropy_model
     check_model(model, "none" if recorded is None else recorded.sha256)
@@ -157,10 +157,10 @@ def link(source: Path, target: Path, sha256: str, size: int | None = None, most:
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     try:
-        os.link(source.resolve(), target)
+        os.link(source.resolve(), target)  # of a symbolic link, the file: the link itself would point to nowhere here
     except OSError:  # another file system, or one without links
         with source.open("rb") as reading, atomic_file(target) as writing:
-            copy = HashingFile(writing)
+            copy = HashingFile(writing)  # while it is copied: it is not read a second time to be checked
             shutil.copyfileobj(reading, copy, 2**20)
             if copy.sha256 != sha256:
                 raise DatasetError(f"{source} is damaged: sha256 {copy.sha256}, manifest says {sha256}") from None
@@ -217,7 +217,7 @@ def _begin(unfinished: Path, request: dict[str, Any]) -> None:
 
 
 def _plain(request: dict[str, Any]) -> dict[str, Any]:
-    """A request as it comes back from JSON."""
+    """A request as it comes back from JSON, with lists in place of tuples: only so does it equal a recorded one."""
     return json.loads(canonical_json(request))
 
 
@@ -255,8 +255,9 @@ def _marker(unfinished: Path, unit: int) -> Written | None:
 
 
 def _commit(unfinished: Path, out: Path) -> None:
+    """Give the finished folder its name; every file in it has been flushed when it was written."""
     shutil.rmtree(unfinished / _MARKERS, ignore_errors=True)
-    (unfinished / LOCK_FILE).unlink()
+    (unfinished / LOCK_FILE).unlink()  # of the lock that this process holds: the result has no use for it
     sync(unfinished)
     os.rename(unfinished, out)
     sync(out.parent)

@@ -166,7 +166,7 @@ class _Sorting:
 
     def _not_as_surveyed(self, how_many: str) -> PipelineError:
         problem = f"split {self._split.number} has {how_many} texts than were surveyed"
-        return PipelineError(f"{problem}; the input has changed, put it back")
+        return PipelineError(f"{problem}; the input has changed; restore it")
 
 
 class _Shards:

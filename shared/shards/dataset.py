@@ -31,9 +31,10 @@ from shared.shards.manifest import (
 )
 
 OPEN_READERS = 64
-"""Shards and sidecars that stay mapped at a time."""
+"""Shards and sidecars that stay mapped at a time: enough for the document streams of many subsets, and far below the
+1,024 open files that a process has by default."""
 INDEX_BYTES = 2**25
-"""Of indexes of shards that are held at a time, or one that is larger: private memory of each process."""
+"""Limit of the memory for indexes of shards, private to each process; a single index may be larger (law 9)."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Dataset:
         """Sorted; DatasetIndex.subset counts into it."""
         self._checked: set[str] = set()
         self._indexes: dict[int, ShardIndex] = {}
-        self._fitting: set[int] = set()
+        self._totals_checked: set[int] = set()
         self._forget_readers()
 
     @property
@@ -127,13 +128,15 @@ class Dataset:
         codes = {name: code for code, name in enumerate(self.subset_names)}
 
         def joined(column: str, dtype: Any) -> np.ndarray:
+            # The empty array: a dataset may have no shard, and nothing cannot be concatenated.
             return np.concatenate([np.zeros(0, dtype), *(getattr(index, column) for index in indexes)])
 
         shard = np.repeat(np.arange(len(indexes), dtype=np.int32), [len(index) for index in indexes])
         subset = np.zeros(len(shard), np.int32)
         for number, index in enumerate(indexes):
-            own = np.array([codes[name] for name in index.subset_names], np.int32)
-            subset[shard == number] = own[index.subset] if len(index) else own[:0]
+            # A shard counts its subsets in the order in which it met them; the dataset counts all of them by name.
+            dataset_codes = np.array([codes[name] for name in index.subset_names], np.int32)
+            subset[shard == number] = dataset_codes[index.subset] if len(index) else dataset_codes[:0]
         return DatasetIndex(
             shard=shard,
             batch=joined("batch", np.int32),
@@ -152,33 +155,34 @@ class Dataset:
     def shard_index(self, shard: int) -> ShardIndex:
         """The index of one shard: its file checked, itself, and its sums against the manifest. Raises DatasetError."""
         index = self.stored_index(shard)
-        if shard not in self._fitting:
+        if shard not in self._totals_checked:
             entry = self.manifest.shards[shard]
-            found = subset_totals(index)
-            for name in sorted(found.keys() | entry.subsets.keys()):
-                ours, recorded = (figures.get(name, SubsetTotals()) for figures in (found, entry.subsets))
+            totals = subset_totals(index)
+            for name in sorted(totals.keys() | entry.subsets.keys()):
+                counted, recorded = (figures.get(name, SubsetTotals()) for figures in (totals, entry.subsets))
                 for key in SubsetTotals.model_fields:
-                    if (one := getattr(ours, key)) != (two := getattr(recorded, key)):
+                    if (count := getattr(counted, key)) != (expected := getattr(recorded, key)):
                         raise DatasetError(
                             f"{self.where}/{index_name(entry.name)} does not fit the manifest: "
-                            f"{one} {key} of subset {name!r}, manifest says {two}"
+                            f"{count} {key} of subset {name!r}, manifest says {expected}"
                         )
-            self._fitting.add(shard)
+            self._totals_checked.add(shard)
         return index
 
     def stored_index(self, shard: int) -> ShardIndex:
         """The index of one shard, its file checked and itself; its sums may not be those of the manifest."""
         with self._locked():
+            # Taken out and put in again at the end: a dict in order of use, oldest first.
             if (index := self._indexes.pop(shard, None)) is None:
                 entry = self.manifest.shards[shard]
                 file = self._file(index_name(entry.name), entry.index_sha256, None, _most_of_index(entry))
                 index = read_index(file.path, entry.rows)
             self._indexes[shard] = index
-            held = sum(index.nbytes for index in self._indexes.values())
-            for old in list(self._indexes)[:-1]:
-                if held <= INDEX_BYTES:
+            cached_bytes = sum(index.nbytes for index in self._indexes.values())
+            for oldest in list(self._indexes)[:-1]:
+                if cached_bytes <= INDEX_BYTES:
                     break
-                held -= self._indexes.pop(old).nbytes
+                cached_bytes -= self._indexes.pop(oldest).nbytes
             return index
 
     def batch(self, shard: int, batch: int) -> BatchColumns:
@@ -189,6 +193,7 @@ class Dataset:
         columns = self.stored_batch(shard, batch)
         index = self.shard_index(shard)
         starts = index.batch_starts
+        # A batch beyond those of the index is compared with no rows, so that the error names the batch.
         first, stop = (int(starts[number]) if number < len(starts) else 0 for number in (batch, batch + 1))
         if len(columns) != stop - first:
             raise DatasetError(
@@ -211,15 +216,16 @@ class Dataset:
         values = self.stored_entropies(shard, batch)
         index = self.shard_index(shard)
         rows = slice(*index.batch_starts[batch : batch + 2].tolist())
-        wanted = (index.tokens[rows] + (index.part[rows] == 0)).tolist()
-        found = [len(own) for own in values]
-        if found != wanted:
+        # An entropy for each input: BOS is the first input of a document, and EOS never is one.
+        expected = (index.tokens[rows] + (index.part[rows] == 0)).tolist()
+        counts = [len(entropies) for entropies in values]
+        if counts != expected:
             path = f"{self.where}/{sidecar_name(self.manifest.shards[shard].name)}"
-            if len(found) != len(wanted):
-                raise DatasetError(f"{path}: batch {batch} has {len(found)} rows, the shard {len(wanted)}")
-            row = next(row for row in range(len(found)) if found[row] != wanted[row])
+            if len(counts) != len(expected):
+                raise DatasetError(f"{path}: batch {batch} has {len(counts)} rows, the shard {len(expected)}")
+            row = next(row for row in range(len(counts)) if counts[row] != expected[row])
             raise DatasetError(
-                f"{path}: batch {batch}: row {row} has {found[row]} entropies for {wanted[row]} input tokens"
+                f"{path}: batch {batch}: row {row} has {counts[row]} entropies for {expected[row]} input tokens"
             )
         return values
 
@@ -334,13 +340,17 @@ def files_of(entry: ShardEntry) -> Iterator[tuple[str, str, int | None, int | No
         yield sidecar_name(entry.name), entry.sidecar_sha256, None, _most_of_sidecar(entry)
 
 
+# The manifest has no sizes of these two files. Without a limit, a file that someone put in their place would be hashed
+# to its end, and /dev/zero has none. The limits are generous: compression may make data larger, hence twice.
+
+
 def _most_of_index(entry: ShardEntry) -> int:
-    """Bytes that the index of a shard has at most, whatever its compression gives."""
+    """Bytes that the index of a shard has at most."""
     return 2 * ROW_BYTES * entry.rows + MOST_DICTIONARY_BYTES + SPARE_BYTES
 
 
 def _most_of_sidecar(entry: ShardEntry) -> int:
-    """Bytes that the sidecar of a shard has at most: at worst four for a token and a batch for a row."""
+    """Bytes that the sidecar of a shard has at most: fp32 for each token, and at worst a record batch for each row."""
     tokens = sum(totals.tokens for totals in entry.subsets.values())
     return 2 * 4 * tokens + 1024 * entry.rows + SPARE_BYTES
 

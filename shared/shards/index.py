@@ -31,17 +31,18 @@ SCHEMA = pa.schema(
 )
 
 ROW_BYTES, SPARE_BYTES = 72, 2**16
-"""Memory of an index: so much for each row, and once for padding."""
+"""Upper limit of the memory of a decoded index, per row and once. The columns of WITH_SPANS take 62, and Arrow may
+add a validity bitmap to each; an index that takes more is refused before it is decompressed."""
 
-FOLLOWING = ("tokens", "targets", "learnt_bytes")
-"""Columns that follow from bytes and last where no row has spans."""
+DERIVED = ("tokens", "targets", "learnt_bytes")
+"""Columns that bytes and last determine where no row has spans."""
 WITH_SPANS = pa.schema(
     [
         *SCHEMA,
-        *(pa.field(name, pa.int64(), nullable=False) for name in FOLLOWING),
+        *(pa.field(name, pa.int64(), nullable=False) for name in DERIVED),
     ]
 )
-"""Of a shard that has any row with spans; of plain text the FOLLOWING columns are not stored."""
+"""Of a shard that has any row with spans; for plain text the DERIVED columns are not stored."""
 
 
 def index_name(shard_name: str) -> str:
@@ -99,6 +100,7 @@ class IndexWriter:
     """Collects the index of a shard, some tens of bytes a row, and writes it at the end."""
 
     def __init__(self) -> None:
+        # Eight bytes a value. Lists of Python integers take four times that, and a shard may have millions of rows.
         self._columns = {name: array("q") for name in COLUMNS}
         self._codes: dict[str, int] = {}
         self._batches = 0
@@ -157,7 +159,7 @@ def read_index(path: Path, rows: int | None = None) -> ShardIndex:
         raise DatasetError(f"{path} does not fit the manifest: {found} rows, manifest says {rows}")
     batch = file.read(0, ROW_BYTES * min(found, MOST_ROWS) + SPARE_BYTES)
     stored = [name for name in COLUMNS if name != "subset" and name in batch.schema.names]
-    columns = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in stored}
+    columns = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in stored}  # Arrow's booleans are bits
     if "tokens" not in columns:
         text = columns["bytes"]
         columns |= {"tokens": text, "targets": text + columns["last"], "learnt_bytes": text}
@@ -175,7 +177,7 @@ def read_index(path: Path, rows: int | None = None) -> ShardIndex:
     ):
         raise DatasetError(f"{path} is damaged: its batch numbers do not follow its rows")
     for rule in _rules(index):
-        for wrong in np.flatnonzero(rule.broken)[:1].tolist():
+        for wrong in np.flatnonzero(rule.broken)[:1].tolist():  # the first one, if there is any
             value = getattr(index, rule.column)[wrong]
             raise DatasetError(f"{path} is damaged: column {rule.column!r} is {value} in row {wrong}; {rule.right}")
     return index
@@ -215,7 +217,7 @@ def _rules(index: ShardIndex) -> Iterator[_Rule]:
         yield _range(index, "last_patch", 0, 0)
     else:
         yield _range(index, "patches", 1, whole)
-        yield _range(index, "last_patch", 1, whole - index.patches + 1)
+        yield _range(index, "last_patch", 1, whole - index.patches + 1)  # the others have at least a token each
     yield _Rule("offset", (index.offset < 0) & (index.offset != -1), "offsets are not negative")
 
 
@@ -234,7 +236,7 @@ def subset_totals(index: ShardIndex) -> dict[str, SubsetTotals]:
         "documents": first,
         "rows": np.ones(len(index), np.int64),
         "bytes": index.bytes,
-        "patches": np.where(index.patches > 0, index.patches - first, 0),
+        "patches": np.where(index.patches > 0, index.patches - first, 0),  # that of BOS is not counted
         "specials": index.tokens - index.bytes,
         "unlearnt": index.tokens + index.last - index.targets,
         "unlearnt_bytes": index.bytes - index.learnt_bytes,
@@ -242,7 +244,7 @@ def subset_totals(index: ShardIndex) -> dict[str, SubsetTotals]:
     names = len(index.subset_names)
     sums = {key: np.bincount(index.subset, values, names).astype(np.int64) for key, values in figures.items()}
     return {
-        name: SubsetTotals(**{key: int(own[code]) for key, own in sums.items()})
+        name: SubsetTotals(**{key: int(by_code[code]) for key, by_code in sums.items()})
         for code, name in enumerate(index.subset_names)
     }
 
@@ -271,6 +273,7 @@ def _other_lengths(lengths: Ragged, patches: np.ndarray, index: ShardIndex, rows
     """The first row whose patch lengths are not those of its tokens; patches int64 [rows], at least 1 if any."""
     if not patches.all():
         return None
+    # Rows of an Arrow shard lie one after the other, and need no copy; tar has headers between them.
     if (lengths.starts[1:] == lengths.ends[:-1]).all():
         stored = lengths.buffer[lengths.starts[0] : lengths.ends[-1]].view("<u2")
     else:
@@ -292,9 +295,9 @@ def _other_subset(columns: BatchColumns, index: ShardIndex, rows: slice) -> tupl
     """The first row of another subset than the index says."""
     names = columns.subsets
     codes = {name: code for code, name in enumerate(index.subset_names)}
-    if hasattr(names, "dictionary"):
-        own = np.array([codes.get(name, -1) for name in names.dictionary.to_pylist()], np.int64)
-        found = own[names.indices.to_numpy()] if len(own) else np.zeros(0, np.int64)
+    if hasattr(names, "dictionary"):  # of an Arrow shard: names are looked up once for a batch, not once for a row
+        index_codes = np.array([codes.get(name, -1) for name in names.dictionary.to_pylist()], np.int64)
+        found = index_codes[names.indices.to_numpy()] if len(index_codes) else np.zeros(0, np.int64)
     else:
         found = np.array([codes.get(name, -1) for name in names.to_pylist()], np.int64)
     for row in np.flatnonzero(found != index.subset[rows])[:1].tolist():

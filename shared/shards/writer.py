@@ -19,9 +19,10 @@ from shared.shards.index import IndexWriter, index_name
 from shared.shards.manifest import ShardEntry, ShardFormat, SidecarType
 
 BATCH_BYTES = 2**20
-"""A record batch holds at most this much text and metadata, unless one row alone holds more."""
+"""A record batch holds at most this much text and metadata, unless one row alone holds more. A reader decompresses a
+whole batch to get at one document, so larger batches cost it time and memory; smaller ones compress worse."""
 BATCH_ROWS = 2**14
-"""And at most this many rows, however short."""
+"""And at most this many rows, however short: what is held per row would otherwise outweigh the text."""
 SUFFIXES: dict[ShardFormat, str] = {"arrow": ".arrow", "webdataset": ".tar"}
 
 
@@ -40,7 +41,7 @@ class ShardWriter:
         self._folder, self._sidecar = folder, sidecar
         self._content, self._index = ShardContent(), IndexWriter()
         self._batch: list[tuple[Row, bool]] = []
-        self._held = 0
+        self._batch_bytes = 0
         self._previous: Row | None = None
         self._closed = False
         with ExitStack() as files:
@@ -67,10 +68,10 @@ class ShardWriter:
         self._require_like(self._previous, row)
         self._previous = row
         size = len(row.text) + len(row.meta or "")
-        if self._batch and (self._held + size > BATCH_BYTES or len(self._batch) == BATCH_ROWS):
+        if self._batch and (self._batch_bytes + size > BATCH_BYTES or len(self._batch) == BATCH_ROWS):
             self._write_batch()
         self._batch.append((row, last))
-        self._held += size
+        self._batch_bytes += size
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -79,7 +80,7 @@ class ShardWriter:
         if raised[0] is None:
             self.close()
         else:
-            self._files.__exit__(*raised)
+            self._files.__exit__(*raised)  # `atomic_file` removes the temporary files
 
     def close(self) -> None:
         """Put the shard in its place, before the block ends; nothing more can be added."""
@@ -103,7 +104,8 @@ class ShardWriter:
         )
 
     def _write_batch(self) -> None:
-        batch, self._batch, self._held = self._batch, [], 0
+        batch, self._batch, self._batch_bytes = self._batch, [], 0
+        # On the grid for the histogram of the manifest, whether or not there is a sidecar to store them in.
         grid_values = [None if row.entropies is None else quantise(row.entropies) for row, _ in batch]
         for (row, last), values in zip(batch, grid_values):
             self._content.add(row, last, values)
@@ -151,7 +153,7 @@ class HashingFile:
         self.size = 0
 
     def write(self, data: bytes) -> int:
-        view = memoryview(data)
+        view = memoryview(data)  # pyarrow hands over buffers of its own, whose length is not that of bytes
         self._hash.update(view)
         self._file.write(view)
         self.size += view.nbytes

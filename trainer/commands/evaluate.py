@@ -38,6 +38,7 @@ from trainer.provenance.patch_size import patch_size_warning
 from trainer.provenance.thresholds import one_threshold, patching_for
 from trainer.terminal import Progress, clock, quantity
 
+# What imports torch is imported where it is used: `--help` and errors in options answer at once.
 if TYPE_CHECKING:
     from shared.patching.settings import PatchingSettings
     from trainer.data.in_memory import Documents
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from trainer.evaluation.scores import Column
 
 SECONDS_BETWEEN_LINES = 10.0
+"""Of progress where there is no terminal: in a log file."""
 GENERATOR = "patchwork evaluate"
 FIGURES = re.compile(rb'\{\n "generator": "patchwork evaluate",')
 DOCUMENTS = re.compile(rb'\{"dataset": "(?:[^"\\]|\\.)*", "id": ')
@@ -126,7 +128,9 @@ def run(arguments: argparse.Namespace) -> int:
     read = TextsRead()
     given = [read.documents_at(path) for path in arguments.datasets]
     beside = [(Path(model), read.documents_at(Path(path))) for model, path in arguments.beside]
-    trains = [open_dataset(train_folder(arguments, path)) for path in arguments.datasets] if arguments.baselines else []
+    train_splits = (
+        [open_dataset(train_folder(arguments, path)) for path in arguments.datasets] if arguments.baselines else []
+    )
 
     with ExitStack() as stack:
         model = stack.enter_context(opened_model(arguments.model))
@@ -137,7 +141,7 @@ def run(arguments: argparse.Namespace) -> int:
         for number, dataset in enumerate(evaluator.datasets):
             if len(evaluator.datasets) > 1:
                 print(one_line(f"{dataset.where}:"))
-            found, figures = evaluator.scores(dataset, trains[number] if trains else None)
+            found, figures = evaluator.scores(dataset, train_splits[number] if train_splits else None)
             if arguments.documents:
                 records += [{"dataset": dataset.where, **record} for record in found.document_records()]
             if arguments.compression:
@@ -169,7 +173,8 @@ class TextFile:
         self.rows = read_texts(path)
 
 
-Given = Dataset | TextFile
+UncutData = Dataset | TextFile
+"""What is named on the command line, before it is cut into patches for a model."""
 
 
 class TextsRead:
@@ -178,7 +183,7 @@ class TextsRead:
     def __init__(self) -> None:
         self._texts: dict[Path, TextFile] = {}
 
-    def documents_at(self, path: Path) -> Given:
+    def documents_at(self, path: Path) -> UncutData:
         """A dataset, or texts. Raises ConfigError, TaskError, DatasetError, OSError."""
         if not is_text(path):
             return open_dataset(split_folder(path, VALIDATION_SPLIT))
@@ -195,8 +200,8 @@ class Evaluator:
         arguments: argparse.Namespace,
         model: Path,
         device: str,
-        given: Sequence[Given],
-        others: Sequence[tuple[Path, Path, Given]],
+        given: Sequence[UncutData],
+        others: Sequence[tuple[Path, Path, UncutData]],
     ) -> None:
         """Everything is opened and checked here, before anything is scored.
 
@@ -215,20 +220,20 @@ class Evaluator:
         if arguments.noise:
             from trainer.evaluation.robustness.under_noise import check_plain
 
-            for documents in given:
-                if isinstance(documents, Dataset):
-                    check_plain(documents)
-        self.datasets = [self._cut(model, documents) for documents in given]
-        self._others = [(model_name(path), folder, self._cut(folder, own)) for path, folder, own in others]
-        for _, _, own in self._others:
-            check_same_documents(self.datasets[0], own)
+            for uncut in given:
+                if isinstance(uncut, Dataset):
+                    check_plain(uncut)
+        self.datasets = [self._cut(model, uncut) for uncut in given]
+        self._others = [(model_name(path), folder, self._cut(folder, uncut)) for path, folder, uncut in others]
+        for _, _, documents in self._others:
+            check_same_documents(self.datasets[0], documents)
         if arguments.samples:
             from trainer.generation.generator import Generator
 
             self._generator = Generator(model, device, threads_for(model, arguments.threads))
         self._progress = Progress(silent=False, every_seconds=SECONDS_BETWEEN_LINES)
 
-    def _cut(self, folder: Path, given: Given) -> "Documents":
+    def _cut(self, folder: Path, given: UncutData) -> "Documents":
         """Documents as the model in a folder reads them. Raises ConfigError, IdentityError where it does not."""
         from trainer.evaluation.compatibility import check_fits, cut_again, recut_dataset
 
@@ -261,7 +266,7 @@ class Evaluator:
         from trainer.evaluation.scores import table
 
         found = self.measure(self._model, dataset)
-        others = [replace(self.measure(folder, own), name=name) for name, folder, own in self._others]
+        others = [replace(self.measure(folder, documents), name=name) for name, folder, documents in self._others]
         baselines = self.baselines(dataset, train) if train is not None else []
         print(table(found.scores, [*found.costs(), *baselines, *(column for one in others for column in one.beside())]))
         return found, report(found, baselines, others)
@@ -276,12 +281,12 @@ class Evaluator:
         self._progress.begin(0.0)
         tokens, dtype = self._arguments.tokens, self._arguments.dtype
 
-        def heard(share: float) -> None:
+        def on_progress(share: float) -> None:
             self._progress.show(share, f"{quantity(share * text)}B of {quantity(text)}B", dataset.where)
 
         began = time.monotonic()
         name = self._arguments.as_name if folder == self._model else None
-        found = measure(folder, dataset, tokens, self._device, dtype, heard, name)
+        found = measure(folder, dataset, tokens, self._device, dtype, on_progress, name)
         seconds = time.monotonic() - began
         rate = quantity(text / max(seconds, 1e-9))
         self._progress.say(f"{dataset.where}: {quantity(text)}B scored in {clock(seconds)}, {rate}B/s")
@@ -292,8 +297,8 @@ class Evaluator:
         from trainer.evaluation.baselines.order_2 import Order2Model, entropy_model_baseline, xz_baseline
 
         arguments = self._arguments
-        own = entropy_model_baseline(self._model, dataset, arguments.tokens, self._device, arguments.dtype)
-        return [*own, Order2Model(train).baseline(dataset), xz_baseline(dataset)]
+        entropy_model = entropy_model_baseline(self._model, dataset, arguments.tokens, self._device, arguments.dtype)
+        return [*entropy_model, Order2Model(train).baseline(dataset), xz_baseline(dataset)]
 
     def compression(self, found: "Measured") -> dict[str, Any]:
         """Compressors on the same bytes, printed."""
@@ -356,9 +361,11 @@ def train_folder(arguments: argparse.Namespace, dataset: Path) -> Path:
 def report(found: "Measured", baselines: "list[Column]", others: "list[Measured]") -> dict[str, Any]:
     """The figures of one dataset as JSON: all, then by subset."""
     figures = found.figures()
-    for name, own in [(None, figures["total"]), *figures["subsets"].items()]:
+    for name, scores in [(None, figures["total"]), *figures["subsets"].items()]:
         values = {one.heading: one.total if name is None else one.by_subset.get(name) for one in baselines}
-        own["baselines"] = {key: value for key, value in values.items() if value is not None and not isnan(value)}
+        scores["baselines"] = {  # JSON has no NaN
+            key: value for key, value in values.items() if value is not None and not isnan(value)
+        }
     return {
         "dataset": found.dataset.where,
         "fingerprint": found.dataset.fingerprint,

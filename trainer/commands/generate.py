@@ -87,6 +87,7 @@ def _string(name: str, data: bytes) -> dict[str, Any]:
 
 
 def _nats(entropy: float | None) -> float | None:
+    # fp32 has seven digits, and an entropy up to 5.6: more digits than these would be noise.
     return None if entropy is None or not math.isfinite(entropy) else round(entropy, 6)
 
 
@@ -106,7 +107,7 @@ def summary(statistics: Statistics, endings: Sequence[Ending | None], seconds: f
 
 
 MOST_PROMPT_BYTES = 64 << 20
-"""Of a file with a prompt: a device would never end."""
+"""Limit of --prompt-file: a pipe or /dev/zero may never end."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -181,11 +182,13 @@ def run(arguments: argparse.Namespace) -> int:
     with opened_model(arguments.model) as model:
         chosen_subset(model, arguments.subset, arguments.theta)
         generator = Generator(model, device_named(arguments.device), threads_for(model, arguments.threads))
-    out = unfiltered(sys.stdout)  # a text is written as it is, but to a terminal
+    out = unfiltered(sys.stdout)  # a file or pipe gets the text as it is; a terminal must not obey escapes in it
+    # typing.TextIO has no reconfigure; the streams that can be here have it.
     out.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[attr-defined]
     began = time.perf_counter()
     rows = in_turn(generator.write_batch(prompts, settings), len(prompts))
     if arguments.json:
+        # To the end first: how a text ended is known only then.
         texts = [list(pieces) for pieces in rows]
         for pieces, ended in zip(texts, generator.ended):
             print(json_line(pieces, ended), file=sys.stdout if out.isatty() else out)
@@ -197,17 +200,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 def prompts_from(arguments: argparse.Namespace) -> list[bytes | Sequence[Turn]]:
     """The texts or chats that the options mean. Raises ConfigError for options that do not go together."""
+    # Python has surrogates for bytes of an argument that are not UTF-8; fsencode turns them back into what was typed.
     texts: list[bytes | Sequence[Turn]] = [os.fsencode(text) for text in arguments.prompt]
-    # The terminal's own bytes: a prompt that is not UTF-8 arrives as surrogates and goes to the model as it was typed.
     texts += [prompt_in(path) for path in arguments.prompt_file]
-    said = {"system": arguments.system, "user": arguments.user}
-    turns = [Turn(role, os.fsencode(text)) for role, text in said.items() if text is not None]
+    by_role = {"system": arguments.system, "user": arguments.user}
+    turns = [Turn(role, os.fsencode(text)) for role, text in by_role.items() if text is not None]
     if not arguments.chat:
         if turns or arguments.messages:
             raise ConfigError("--system, --user and --messages are for --chat")
         return texts or [b""]
     if texts:
         raise ConfigError("--chat answers --user or --messages; --prompt and --prompt-file go on from a text")
+    # Exactly one of --user and --messages, and --system only with --user.
     if bool(arguments.user is not None) == bool(arguments.messages) or (turns and arguments.messages):
         raise ConfigError("--chat needs what is asked: --user TEXT (and --system TEXT), or --messages FILE.json")
     return [turns] if turns else [read_messages(path) for path in arguments.messages]
@@ -236,6 +240,7 @@ def settings_from(arguments: argparse.Namespace) -> GenerateSettings:
         return GenerateSettings.model_validate(values)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
+        # Numbers in the path are places in a tuple (--stop); the last name is that of the option.
         key = [str(part) for part in problem["loc"] if isinstance(part, str)][-1]
         option = {"length": "bytes"}.get(key, key).replace("_", "-")
         raise ConfigError(f"--{option}: {problem['msg']} (got {problem['input']!r})") from None
@@ -252,6 +257,7 @@ def unescaped(text: bytes) -> bytes:
             raise ConfigError(f"--stop: {os.fsdecode(match[0])} means nothing; write \\\\ for a backslash")
         return _ESCAPES[code]
 
+    # "." catches every other escape and "$" a backslash at the end: both are refused rather than left as they are.
     return re.sub(rb"\\(x[0-9a-fA-F]{2}|.|$)", meant, text, flags=re.DOTALL)
 
 
@@ -276,6 +282,6 @@ def print_texts(rows: Iterator[Iterator[Piece]], count: int, show_patches: bool,
                 print(text, end="", file=out, flush=True)
             print(file=out)
     except KeyboardInterrupt:
-        print(RESET if coloured else "", file=out)
+        print(RESET if coloured else "", file=out)  # it may have come within a coloured patch
         return False
     return True
