@@ -12,7 +12,7 @@ from shared.settings import Settings
 from trainer.experiments.results.results import RESULTS_NAME, Results
 from trainer.experiments.scaling.record import SCALING_NAME, Scaling
 
-LABORATORY_NAME = "laboratory.json"
+EXPERIMENT_NAME = "experiment.json"
 """The first file of an experiment."""
 
 
@@ -23,7 +23,7 @@ class Mark(Settings):
     format_version: Literal[1] = 1
 
 
-MARKS: dict[str, type[BaseModel]] = {LABORATORY_NAME: Mark, RESULTS_NAME: Results, SCALING_NAME: Scaling}
+MARKS: dict[str, type[BaseModel]] = {EXPERIMENT_NAME: Mark, RESULTS_NAME: Results, SCALING_NAME: Scaling}
 """Any of these files, whole, shows that a folder is one; those of earlier versions have no first one."""
 
 
@@ -35,14 +35,14 @@ def check_experiment(out: Path) -> None:
 def claim(out: Path) -> None:
     """Make a folder an experiment before anything else is written there. Raises OutputError when it is another's."""
     check_experiment(out)
-    if not _is(out / LABORATORY_NAME, Mark):
-        keep(Mark(), out / LABORATORY_NAME)
+    if not _is(out / EXPERIMENT_NAME, Mark):
+        keep(Mark(), out / EXPERIMENT_NAME)
 
 
 def is_laboratory_folder(folder: Path) -> bool:
     """Whether `compare` or `scaling` has made a folder."""
-    if (folder / LABORATORY_NAME).exists():
-        return _is(folder / LABORATORY_NAME, Mark)
+    if (folder / EXPERIMENT_NAME).exists():
+        return _is(folder / EXPERIMENT_NAME, Mark)
     return any(_is(folder / name, schema) for name, schema in MARKS.items())
 
 

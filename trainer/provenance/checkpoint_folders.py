@@ -24,7 +24,7 @@ TENSORS_SUFFIX = ".safetensors"
 DAMAGED_PREFIX = "damaged-"
 OTHER_LENGTH_PREFIX = "other-length-"
 FORMAT_VERSION: Literal[3] = 3
-"""1 had torch.distributed.checkpoint's own files, a pickle among them; 2 called the streams of the cursor lanes."""
+"""1 had torch.distributed.checkpoint's own files, a pickle among them; 2 had other names in the cursor."""
 MOST_BYTES = 2**27
 """Of a file of JSON: about a million parts of tensors."""
 _STEP = re.compile(r"step-(\d{8,18})")

@@ -17,7 +17,7 @@ from shared.models.flops import forward_flops, useful_workload
 from shared.shards.open import open_dataset
 from trainer.__main__ import main
 from trainer.experiments.budget import check_budget, steps_within
-from trainer.experiments.folder import LABORATORY_NAME
+from trainer.experiments.folder import EXPERIMENT_NAME
 from trainer.experiments.preparation import Corpus, corpus_steps
 from trainer.experiments.results.records import load_score
 from trainer.experiments.results.results import Results, load_results
@@ -184,7 +184,7 @@ def test_a_killed_comparison_ends_as_one_that_was_never_stopped(place: Path, res
     (tmp_path / "systems.toml").write_text(SYSTEMS)
     for part in ("corpora", "corpus", "data"):
         shutil.copytree(place / "out" / part, tmp_path / "out" / part)
-    shutil.copy(place / "out" / LABORATORY_NAME, tmp_path / "out")
+    shutil.copy(place / "out" / EXPERIMENT_NAME, tmp_path / "out")
     assert main(arguments(tmp_path, "--only", "bytes", "--seeds", "0")) == 0
     (alone,) = load_results(tmp_path / "out").cells
     killed = results.cells[0]

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from shared.errors import OutputError
-from trainer.experiments.folder import LABORATORY_NAME, claim
+from trainer.experiments.folder import EXPERIMENT_NAME, claim
 
 
-@pytest.mark.parametrize("name", ["results.json", "notes.txt", LABORATORY_NAME, "report.html", "scaling.json"])
+@pytest.mark.parametrize("name", ["results.json", "notes.txt", EXPERIMENT_NAME, "report.html", "scaling.json"])
 def test_a_folder_with_anything_of_others_is_refused_and_left_as_it_is(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text('{"mine": 1}')
     with pytest.raises(OutputError, match="choose another folder"):
@@ -27,6 +27,6 @@ def test_a_new_or_empty_folder_becomes_one_and_stays_one(tmp_path: Path) -> None
 
 
 def test_a_mark_that_is_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / LABORATORY_NAME)
+    os.mkfifo(tmp_path / EXPERIMENT_NAME)
     with pytest.raises(OutputError, match="choose another folder"):
         claim(tmp_path)
