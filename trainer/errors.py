@@ -74,12 +74,13 @@ def first_to_say(line: str) -> bool:
 
     The one that makes its file is the first.
     """
-    own = os.environ.get("TORCHELASTIC_ERROR_FILE")  # LOGS/attempt_0/RANK/error.json
-    if not own:
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # LOGS/attempt_0/RANK/error.json
+    if not error_file:
         return True
-    said = Path(own).parent.parent.parent / hashlib.sha256(line.encode()).hexdigest()
+    # Ranks of one launcher share LOGS, and a file can be created only once: no message has to pass between them.
+    claim = Path(error_file).parent.parent.parent / hashlib.sha256(line.encode()).hexdigest()
     try:
-        said.touch(exist_ok=False)
+        claim.touch(exist_ok=False)
     except FileExistsError:
         return False
     except OSError:
@@ -99,7 +100,7 @@ def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> NoRet
             code = INTERRUPTED
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else 1
-        except BaseException as error:
+        except BaseException as error:  # `leave` ends the process below, so nothing above would print it
             traceback.print_exc()
             tell_launcher(one_line(f"{type(error).__name__}: {error}"))
             code = 1

@@ -107,7 +107,7 @@ def growing_parity(bench: Bench) -> None:
         found = []
         for piece in ids.split(7):
             found.append(documents.advance(piece[None]).logits[0])
-            documents.commit([len(piece)])
+            documents.accept([len(piece)])
         wanted = whole_logits(model, ids, starts)
         name = str(dtype).removeprefix("torch.")
         compare(bench, f"growing documents, {name}", torch.cat(found), wanted, dtype)

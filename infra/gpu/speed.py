@@ -235,11 +235,11 @@ def generation(bench: Bench) -> None:
         def write(rows: int = rows) -> Tensor:
             documents = DecodingState(model, rule, entropy_model, rows)
             found = documents.advance(prompt.expand(rows, -1))
-            documents.commit([len(prompt)] * rows)
+            documents.accept([len(prompt)] * rows)
             for _ in range(count):
                 ids = found.logits[:, -1, 4:260].argmax(-1, keepdim=True) + 4
                 found = documents.advance(ids)
-                documents.commit([1] * rows)
+                documents.accept([1] * rows)
             return found.logits
 
         seconds = bench.seconds(write, rounds=1)

@@ -82,16 +82,16 @@ def _content(name: str, message: Mapping[str, Any], key: str) -> bytes:
     """What a message says: a string, or the texts of a list of parts; the calls of tools after it, as JSON."""
     content, calls = message.get(key), message.get("tool_calls")
     if isinstance(content, list):
-        said = b"".join(_part(f"{name}[{number}]", part) for number, part in enumerate(content))
+        text = b"".join(_part(f"{name}[{number}]", part) for number, part in enumerate(content))
     else:
-        said = b"" if content is None and calls else encoded(name, content)
+        text = b"" if content is None and calls else encoded(name, content)
     if not calls:
-        return said
+        return text
     try:
         written = canonical_json(calls).encode()
     except (TypeError, ValueError, RecursionError):
         raise BadRecord(f"{name}: its tool_calls have no form in JSON") from None
-    return said + (b"\n" if said else b"") + written
+    return text + (b"\n" if text else b"") + written
 
 
 def _part(name: str, part: Any) -> bytes:
@@ -112,5 +112,5 @@ def _pair(values: Mapping[str, Any], roles: Sequence[str]) -> list[Turn]:
     for role in (_ASKING, ANSWERING):
         if role not in roles:
             raise BadRecord(f"a prompt and its response are turns of {_ASKING} and {ANSWERING}; --roles lacks {role}")
-    asked, answered = (encoded(f"column {name!r}", values[name]) for name in (PROMPT, response))
-    return [Turn(_ASKING, asked), Turn(ANSWERING, answered)]
+    prompt, answer = (encoded(f"column {name!r}", values[name]) for name in (PROMPT, response))
+    return [Turn(_ASKING, prompt), Turn(ANSWERING, answer)]

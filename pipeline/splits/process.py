@@ -80,22 +80,22 @@ def _one_at_a_time(progress: Progress) -> Progress:
     """For the thread that reads ahead and the one that scores."""
     lock = threading.Lock()
 
-    def told(count: int) -> None:
+    def locked_progress(count: int) -> None:
         with lock:
             progress(count)
 
-    return told
+    return locked_progress
 
 
 def _counted(pieces: Iterable[Piece], progress: Progress) -> Iterator[Piece]:
     """Tell ``progress`` of each piece the share of the input bytes that its record took."""
-    tokens = told = 0
+    tokens = reported = 0
     for piece in pieces:
         record = piece.document.record
         tokens += piece.tokens
         done = record.size if piece.last else record.size * tokens // record.tokens
-        progress(done - told)
-        tokens, told = (0, 0) if piece.last else (tokens, done)
+        progress(done - reported)
+        tokens, reported = (0, 0) if piece.last else (tokens, done)
         yield piece
 
 

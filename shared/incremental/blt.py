@@ -92,8 +92,8 @@ class _Advance:
 class BltRows:
     """R documents before a byte latent transformer.
 
-    Tokens are taken in two steps: `advance` reads them, `commit` keeps some of each row. `mark` and `rollback` forget
-    what was kept since.
+    Tokens are taken in two steps: `advance` reads them, `accept` keeps some of each row. `snapshot` and `rollback`
+    forget what was kept since.
     """
 
     def __init__(self, model: Blt, rows: int = 1) -> None:
@@ -108,7 +108,7 @@ class BltRows:
         self._encoder = StackCache(settings.encoder, self._bytes, dtype, device)
         self._decoder = StackCache(settings.decoder, self._bytes, dtype, device)
         self._global = StackCache(settings.global_, self._patches, dtype, device)
-        self._turns = {
+        self._rotations = {
             name: Rotations(stack, device)
             for name, stack in (
                 ("encoder", settings.encoder),
@@ -129,7 +129,7 @@ class BltRows:
         self._last: _Advance | None = None
 
     def advance(self, ids: Tensor, ends: np.ndarray) -> Tensor:
-        """The next tokens of each row -> logits fp32 [R, n, V]. Nothing is kept before `commit`.
+        """The next tokens of each row -> logits fp32 [R, n, V]. Nothing is kept before `accept`.
 
         Args:
             ids: int64 [R, n].
@@ -141,7 +141,7 @@ class BltRows:
         table, reads = self._read_patches(states, ends)
         index = torch.from_numpy(reads.flatten()).to(ids.device)
         x = states[-1].flatten(0, 1)
-        rotation = self._turns["decoder"].at(place, self._longest(ids))
+        rotation = self._rotations["decoder"].at(place, self._longest(ids))
         for layer, block in enumerate(decoder.blocks):
             assert isinstance(block, Block)
             if layer < len(table):
@@ -162,7 +162,7 @@ class BltRows:
         if model.settings.ngrams.sizes:
             rows = self._ngrams.rows(self._place.tail, ids)
             x = x + F.embedding_bag(rows, model.ngrams.weight, mode="sum")
-        rotation = self._turns["encoder"].at(place, self._longest(ids))
+        rotation = self._rotations["encoder"].at(place, self._longest(ids))
         kept = []
         for layer, block in enumerate(encoder.blocks):
             assert isinstance(block, Block)
@@ -228,7 +228,7 @@ class BltRows:
             numbers = (offsets[chosen][:, None] + np.arange(count)).flatten().tolist()
             alone = len(numbers) == len(x)
             place = self._patches.place(count, None if len(chosen) == len(counts) else chosen)
-            rotation = self._turns["global"].at(place, max(self._patches.lengths) + count)
+            rotation = self._rotations["global"].at(place, max(self._patches.lengths) + count)
             part = x if alone else x[numbers]
             for layer, block in enumerate(model.blocks):
                 assert isinstance(block, Block)
@@ -239,10 +239,10 @@ class BltRows:
             order += numbers
         return torch.cat(out)[np.argsort(order).tolist()]
 
-    def commit(self, kept: Sequence[int]) -> None:
+    def accept(self, kept: Sequence[int]) -> None:
         """Keep the first ``kept`` tokens (at least one) of each row's last advance."""
         last, before = self._last, self._place
-        assert last is not None, "commit follows an advance"
+        assert last is not None, "accept follows an advance"
         assert min(kept) >= 1, "an advance that keeps nothing of a row was in vain"
         self._last = None
         rows, count = last.ends.shape
@@ -260,7 +260,7 @@ class BltRows:
             waiting = () if len(ended) else before.pending[row]
             fresh = last.states[:, row, begin : kept[row]]
             pending.append((*waiting, fresh) if fresh.shape[1] else waiting)
-        self._stand(
+        self._restore(
             _Place(
                 tokens=tuple(length + number for length, number in zip(before.tokens, kept)),
                 patches=tuple(
@@ -272,18 +272,18 @@ class BltRows:
             )
         )
 
-    def _stand(self, place: _Place) -> None:
+    def _restore(self, place: _Place) -> None:
         self._place = place
         self._bytes.lengths = list(place.tokens)
         self._patches.lengths = list(place.patches)
 
-    def mark(self) -> _Place:
+    def snapshot(self) -> _Place:
         """Where the rows stand; good for `rollback` while no row has taken more than LONGEST_ADVANCE tokens since."""
         return self._place
 
-    def rollback(self, mark: _Place) -> None:
-        """Forget all tokens since a mark."""
-        self._stand(mark)
+    def rollback(self, snapshot: _Place) -> None:
+        """Forget all tokens since a snapshot."""
+        self._restore(snapshot)
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows only, in this order."""

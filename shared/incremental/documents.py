@@ -26,7 +26,7 @@ from shared.vocabulary import NEWLINE
 
 
 class EntropyRows:
-    """R documents before an entropy model. Tokens are taken in two steps: `advance` reads them, `commit` keeps some."""
+    """R documents before an entropy model. Tokens are taken in two steps: `advance` reads them, `accept` keeps some."""
 
     def __init__(self, model: EntropyModel, rows: int = 1) -> None:
         weight = model.embedding.weight
@@ -40,7 +40,7 @@ class EntropyRows:
         """[R, n], the same after each token of the last advance."""
 
     def advance(self, ids: Tensor) -> Tensor:
-        """The next tokens of each row, int64 [R, n] -> logits fp32 [R, n, V]. Nothing is kept before `commit`."""
+        """The next tokens of each row, int64 [R, n] -> logits fp32 [R, n, V]. Nothing is kept before `accept`."""
         since = None
         if self.model.settings.newline_reset:
             lengths = torch.tensor(self._slots.lengths, device=ids.device)[:, None]
@@ -55,7 +55,7 @@ class EntropyRows:
             x = self._cache.step(layer, block, x, rotation, place)
         return self.model.logits(x).unflatten(0, ids.shape)
 
-    def commit(self, kept: Sequence[int]) -> None:
+    def accept(self, kept: Sequence[int]) -> None:
         """Keep the first ``kept`` tokens of each row's last advance."""
         self._slots.lengths = [length + count for length, count in zip(self._slots.lengths, kept)]
         if self.model.settings.newline_reset:
@@ -97,7 +97,7 @@ class Advance:
 class DecodingState:
     """R documents; each token costs what it adds, and the global model runs once a patch.
 
-    Tokens are taken in two steps: `advance` reads them, `commit` keeps some of each row (all, as a rule).
+    Tokens are taken in two steps: `advance` reads them, `accept` keeps some of each row (all, as a rule).
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class DecodingState:
     def advance(self, ids: Tensor) -> Advance:
         """The next tokens of each row, int64 [R, n] on the model's device, n at most LONGEST_ADVANCE.
 
-        A document begins with BOS. Nothing is kept before `commit`.
+        A document begins with BOS. Nothing is kept before `accept`.
         """
         if isinstance(self._rows, EntropyRows):
             logits = self._rows.advance(ids)
@@ -153,12 +153,12 @@ class DecodingState:
             self._last.append(states)
         return starts
 
-    def commit(self, kept: Sequence[int]) -> None:
+    def accept(self, kept: Sequence[int]) -> None:
         """Keep the first ``kept`` tokens (at least one) of each row's last advance."""
         with torch.inference_mode():
-            self._rows.commit(kept)
+            self._rows.accept(kept)
             if self._entropy_model is not None:
-                self._entropy_model.commit(kept)
+                self._entropy_model.accept(kept)
         self._streams = [states[count - 1] for states, count in zip(self._last, kept)]
 
     def read(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -171,7 +171,7 @@ class DecodingState:
         starts, entropies = [np.zeros(0, bool)], [np.zeros(0, np.float32)]
         for part in np.split(tokens, range(LONGEST_ADVANCE, len(tokens), LONGEST_ADVANCE)) if len(tokens) else ():
             found = self.advance(torch.from_numpy(part.astype(np.int64)).to(device)[None])
-            self.commit([len(part)])
+            self.accept([len(part)])
             starts.append(found.starts[0])
             if found.entropies is not None:
                 entropies.append(found.entropies[0])
@@ -186,12 +186,12 @@ class DecodingState:
         kept; ``count`` is less than LONGEST_ADVANCE.
         """
         assert isinstance(self._rows, BltRows), "only a model with patches has something to skip"
-        mark = self._rows.mark()
+        snapshot = self._rows.snapshot()
         for _ in range(count):
             logits = self._rows.advance(ids, np.zeros(ids.shape, bool))
-            self._rows.commit([1] * len(ids))
+            self._rows.accept([1] * len(ids))
             ids = choose(logits[:, 0])
-        self._rows.rollback(mark)
+        self._rows.rollback(snapshot)
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows only, in this order."""

@@ -96,7 +96,7 @@ def tried_again(read: Callable[[], T], url: str) -> T:
             return read()
         except (StorageError, FileNotFoundError):
             raise
-        except Exception as error:  # each store has errors of its own
+        except Exception as error:  # each fsspec store raises errors of its own classes
             if isinstance(error, OSError) and error.errno in OWN_ERRORS:
                 raise  # of this machine, not of the connection
             problem = error
@@ -104,8 +104,8 @@ def tried_again(read: Callable[[], T], url: str) -> T:
             time.sleep(PAUSE_SECONDS * (ATTEMPTS - left))
     if isinstance(problem, ValueError):
         raise problem  # of the data, not of the connection
-    said = " ".join(str(problem).split())
-    raise StorageError(f"{url}: {type(problem).__name__}: {said} (tried {ATTEMPTS} times)") from None
+    message = " ".join(str(problem).split())
+    raise StorageError(f"{url}: {type(problem).__name__}: {message} (tried {ATTEMPTS} times)") from None
 
 
 def file_system(url: str) -> tuple[Any, str]:

@@ -71,12 +71,12 @@ def executed_workload(
     ``tiled`` as on a CPU, whole tiles, and strips where ``of_decoder`` (int [T], the patch that each token reads) says
     how wide they are. Otherwise as by a kernel whose tiles are its own affair: the pairs that the segments ask for.
     """
-    asked = useful_workload(settings, tokens, patches)
+    useful = useful_workload(settings, tokens, patches)
     if not tiled:
-        return asked
+        return useful
     token_pairs, patch_pairs = tiled_pairs(_contexts(settings, tokens), settings.window), tiled_pairs(patches)
-    reads = asked.patch_reads if of_decoder is None else strip_reads(of_decoder)
-    return Workload(asked.tokens, asked.patches, token_pairs, patch_pairs, reads)
+    reads = useful.patch_reads if of_decoder is None else strip_reads(of_decoder)
+    return Workload(useful.tokens, useful.patches, token_pairs, patch_pairs, reads)
 
 
 def _contexts(settings: AnyModelSettings, tokens: ArrayLike) -> np.ndarray:

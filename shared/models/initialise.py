@@ -15,7 +15,7 @@ def initial_value(name: str, shape: Sequence[int], seed: int) -> Tensor:
     """The initial value of one parameter, fp32 on the CPU.
 
     Vectors (norms) are ones. Matrices and embeddings [outputs, width] are normal with sigma = width^-0.5, truncated at
-    3 sigma, as in the reference. N-gram tables get a quarter of that: their sum must not drown the byte's own
+    3 sigma, as in the reference. N-gram tables get a quarter of that: their sum must not drown the byte's local
     embedding, all the more as most rows are rarely trained.
     """
     value = torch.empty(*shape)
@@ -23,19 +23,19 @@ def initial_value(name: str, shape: Sequence[int], seed: int) -> Tensor:
     return value
 
 
-def set_initial_rows(own: Tensor, name: str, shape: Sequence[int], seed: int, first: int = 0) -> None:
+def set_initial_rows(local: Tensor, name: str, shape: Sequence[int], seed: int, first: int = 0) -> None:
     """Set a run of rows of a parameter of ``shape``, from row ``first`` on, to their initial values.
 
-    Beside ``own`` (contiguous, on any device) there is never more than a chunk, and chunks without a row of it are not
-    drawn.
+    Beside ``local`` (contiguous, on any device) there is never more than a chunk, and chunks without a row of it are
+    not drawn.
     """
     if len(shape) == 1:
-        own.fill_(1.0)
+        local.fill_(1.0)
         return
     sigma = shape[-1] ** -0.5
     if name.split(".")[-2:] == ["ngrams", "weight"]:
         sigma /= 4
-    flat, begin = own.view(-1), first * math.prod(shape[1:])
+    flat, begin = local.view(-1), first * math.prod(shape[1:])
     stop = begin + len(flat)
     for number in range(begin // CHUNK, -(-stop // CHUNK)):
         start = number * CHUNK

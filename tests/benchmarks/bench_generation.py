@@ -67,7 +67,7 @@ class Ours:
                 if taken == len(guess) or tokens[-1] != guess[taken]:
                     break
                 taken += 1
-            documents.commit([1 + taken])
+            documents.accept([1 + taken])
             entropies.append(found.entropies[0, : 1 + taken])
             self.starts += int(found.starts[0, : 1 + taken].sum())
             self.drafted += len(guess)
@@ -85,7 +85,7 @@ def write_rows(ours: Ours, prompt: np.ndarray, count: int) -> None:
     documents, ids = DecodingState.joined(parts), torch.full((ROWS, 1), int(prompt[-1]))
     for _ in range(count):
         found = documents.advance(ids)
-        documents.commit([1] * ROWS)
+        documents.accept([1] * ROWS)
         ids = OFFSET + found.logits[:, 0, OFFSET:].argmax(-1, keepdim=True)
 
 

@@ -57,7 +57,7 @@ def streamed(model: EntropyModel, tokens: Sequence[np.ndarray]) -> list[np.ndarr
             live = going
         ids = torch.tensor([[int(tokens[number][place])] for number in order[:live]])
         values = entropy(rows.advance(ids))[:, 0].numpy()
-        rows.commit([1] * live)
+        rows.accept([1] * live)
         for row, value in enumerate(values):
             found[row][place] = value
     return [found[order.index(number)] for number in range(len(tokens))]

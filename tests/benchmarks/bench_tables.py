@@ -36,7 +36,7 @@ from trainer.data.loader import PackLoader
 from trainer.data.packing.limits import pack_limits
 from trainer.data.validation import ValidationPacks
 from trainer.distributed.build import fill, shard
-from trainer.distributed.row_sharded_tables import RowTables, own_rows
+from trainer.distributed.row_sharded_tables import RowTables, local_rows
 from trainer.distributed.world import World, started
 from trainer.evaluation.documents import evaluate
 from trainer.lr_schedule import progress, rate
@@ -116,9 +116,9 @@ def row_table(settings: NgramSettings, width: int, world: World) -> Table:
         table.gradient = max(table.gradient, size([module.gradient.rows, module.gradient.values]))
         optimizer.step()
         optimizer.zero_grad()
-        table.state = size([own_rows(value) for value in optimizer.state[module.weight].values()])
+        table.state = size([local_rows(value) for value in optimizer.state[module.weight].values()])
 
-    table = Table(own_rows(module.weight), learn)
+    table = Table(local_rows(module.weight), learn)
     return table
 
 

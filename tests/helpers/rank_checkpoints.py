@@ -16,7 +16,7 @@ from helpers.tiny_runs import run_identity_of, tiny_settings
 from trainer.checkpoints.initial_weights import build_model
 from trainer.checkpoints.state import TrainState
 from trainer.checkpoints.store import Checkpoints
-from trainer.distributed.row_sharded_tables import RowGradient, own_rows, row_tables
+from trainer.distributed.row_sharded_tables import RowGradient, local_rows, row_tables
 from trainer.distributed.world import World, started
 from trainer.errors import leave
 from trainer.optim.optimizer import Optimizers, build_optimizer
@@ -48,7 +48,7 @@ def stage(settings: TrainSettings, world: World, folder: Path) -> dict[str, Tens
         size = 0.5 + parameter.detach().sum()
         parameter.grad = parameter.detach() * (size.full_tensor() if isinstance(size, DTensor) else size)
     for table in row_tables(model):
-        rows, width = own_rows(table.weight).shape
+        rows, width = local_rows(table.weight).shape
         table.gradient = RowGradient(torch.arange(rows), torch.full((rows, width), 0.5 + step))
         table.weight.grad = None
     optimizer.step()

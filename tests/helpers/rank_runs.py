@@ -25,7 +25,7 @@ from trainer.checkpoints.store import Checkpoints
 from trainer.data.loader import PackLoader
 from trainer.data.packing.limits import PackLimits, pack_limits
 from trainer.data.packing.packs import Pack
-from trainer.distributed.row_sharded_tables import RowTables, by_rows, own_rows, row_tables
+from trainer.distributed.row_sharded_tables import RowTables, by_rows, local_rows, row_tables
 from trainer.distributed.world import World, started
 from trainer.errors import leave
 from trainer.evaluation.validation import Validation
@@ -62,7 +62,7 @@ def whole(model: nn.Module, prefix: str, gradients: bool = False) -> dict[str, T
 
 def table_gradient(table: RowTables) -> Tensor:
     """The gradient of a table as one tensor of its shape, sharded like it."""
-    gradient, own = table.gradient, torch.zeros_like(own_rows(table.weight))
+    gradient, own = table.gradient, torch.zeros_like(local_rows(table.weight))
     assert gradient is not None
     own[gradient.rows] = gradient.values
     return by_rows(own, table.mesh, table.weight.shape)

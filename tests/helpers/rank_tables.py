@@ -21,7 +21,7 @@ from trainer.checkpoints.state import TrainState
 from trainer.checkpoints.store import Checkpoints
 from trainer.data.loader import PackLoader
 from trainer.data.packing.limits import pack_limits
-from trainer.distributed.row_sharded_tables import RowTables, own_rows
+from trainer.distributed.row_sharded_tables import RowTables, local_rows
 from trainer.distributed.world import World, started
 from trainer.errors import leave
 from trainer.optim.optimizer import SQUARES, build_optimizer
@@ -65,7 +65,7 @@ def trained(settings: TrainSettings, world: World, out: Path) -> dict[str, Tenso
 
 def broken(model: torch.nn.Module, tables: RowTables, step, world: World) -> dict[str, Tensor]:
     """Whether each rank refuses a step in which one table row of the last rank has no finite gradient."""
-    before = [own_rows(parameter).clone() for parameter in model.parameters()]
+    before = [local_rows(parameter).clone() for parameter in model.parameters()]
     collect = tables.collect
 
     def spoilt() -> None:
@@ -76,7 +76,7 @@ def broken(model: torch.nn.Module, tables: RowTables, step, world: World) -> dic
 
     tables.collect = spoilt
     refused = step() is not None
-    same = all(torch.equal(own_rows(now), then) for now, then in zip(model.parameters(), before))
+    same = all(torch.equal(local_rows(now), then) for now, then in zip(model.parameters(), before))
     return {"refused": by_rank(refused, world), "unchanged": by_rank(same, world)}
 
 
@@ -90,7 +90,7 @@ def read(world: World) -> dict[str, Tensor]:
         with torch.device("meta"):
             empty = NgramEmbedding(settings, 4)
         tables = RowTables(empty, world.mesh, torch.float32).to_empty(device="cpu")
-        own = own_rows(tables.weight)
+        own = local_rows(tables.weight)
         own.copy_(plain.weight.detach()[world.rank * -(-rows // world.size) :][: len(own)])
         ids = torch.arange(60 + world.rank, 80)
         found, wanted = (module(ids, segments([len(ids)])).detach() for module in (tables, plain))

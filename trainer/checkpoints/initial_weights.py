@@ -7,7 +7,6 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
-from torch.distributed.tensor import DTensor
 
 from shared.errors import ModelFileError
 from shared.io.identity import differences
@@ -17,7 +16,7 @@ from trainer.checkpoints.index import Index, read_index
 from trainer.checkpoints.new_token_rows import NewIds, new_ids
 from trainer.checkpoints.storage import MODEL_PREFIX, load_tensors
 from trainer.distributed.build import fill, sharded_model
-from trainer.distributed.dtensor import own_slice
+from trainer.distributed.dtensor import local_slice, to_local
 from trainer.distributed.world import World
 from trainer.errors import CheckpointError
 from trainer.provenance.checkpoint_folders import damage, other_format
@@ -70,8 +69,7 @@ def fill_from_folder(model: nn.Module, folder: Path, new: NewIds) -> None:
 @torch.no_grad()
 def _set(parameter: Tensor, whole: Tensor) -> None:
     """Set what this rank holds of a parameter."""
-    local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-    local.copy_(whole[own_slice(parameter)])
+    to_local(parameter).copy_(whole[local_slice(parameter)])
 
 
 def check_files(folder: Path, world: World) -> None:

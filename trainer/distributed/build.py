@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 
 from shared.errors import ConfigError
 from shared.layers.blocks import Block
@@ -17,7 +16,7 @@ from shared.model_folder.files import build_model as empty_model
 from shared.models.blt import Blt
 from shared.models.initialise import set_initial_rows
 from trainer.distributed.activation_checkpointing import recompute
-from trainer.distributed.dtensor import own_slice
+from trainer.distributed.dtensor import local_slice, to_local
 from trainer.distributed.float8 import check_float8, use_float8
 from trainer.distributed.row_sharded_tables import RowTables, row_tables
 from trainer.distributed.world import DTYPES, World
@@ -140,5 +139,4 @@ def fill(model: nn.Module, seed: int) -> None:
     """
     assert not list(model.buffers()), "a buffer would be left uninitialised"
     for name, parameter in model.named_parameters():
-        own = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-        set_initial_rows(own, name, parameter.shape, seed, own_slice(parameter)[0].start or 0)
+        set_initial_rows(to_local(parameter), name, parameter.shape, seed, local_slice(parameter)[0].start or 0)

@@ -6,7 +6,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 
-def own(tensor: Tensor) -> Tensor:
+def to_local(tensor: Tensor) -> Tensor:
     """The part that this rank holds; changing it changes the tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
@@ -20,7 +20,7 @@ def shard_groups(tensor: Tensor) -> list[dist.ProcessGroup]:
     return [mesh.get_group(axis) for axis in cut if mesh.size(axis) > 1]
 
 
-def own_slice(parameter: Tensor) -> tuple[slice, ...]:
+def local_slice(parameter: Tensor) -> tuple[slice, ...]:
     """The part of the whole parameter that this rank holds."""
     if not isinstance(parameter, DTensor):
         return (slice(None),)

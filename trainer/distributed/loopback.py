@@ -44,8 +44,8 @@ class LoopbackRendezvous(RendezvousHandler):
 
     def next_rendezvous(self) -> RendezvousInfo:
         self._round += 1
-        own = PrefixStore(f"launcher.{self._run_id}.{self._round}", self._store)
-        return RendezvousInfo(own, 0, 1, RendezvousStoreInfo(ADDRESS, self._store.port))
+        store = PrefixStore(f"launcher.{self._run_id}.{self._round}", self._store)
+        return RendezvousInfo(store, 0, 1, RendezvousStoreInfo(ADDRESS, self._store.port))
 
     def is_closed(self) -> bool:
         return self._closed

@@ -83,21 +83,21 @@ def on_owners(
     ranks = len(owned)
     if ranks == 1:
         return [(piece, piece.local(0, 1), work(read(piece, piece.local(0, 1)))) for piece in owned[0]]
-    mine = owned[rank]
+    local = owned[rank]
     assert group is not None
     parts = [read(piece, piece.local(rank, ranks)).flatten() for pieces in owned for piece in pieces]
-    sent = [sum(len(piece.held(rank, ranks)) * piece.width for piece in pieces) for pieces in owned]
-    kept = [[len(piece.held(holder, ranks)) * piece.width for piece in mine] for holder in range(ranks)]
-    received = [sum(sizes) for sizes in kept]
+    send_counts = [sum(len(piece.held(rank, ranks)) * piece.width for piece in pieces) for pieces in owned]
+    shares = [[len(piece.held(holder, ranks)) * piece.width for piece in local] for holder in range(ranks)]
+    recv_counts = [sum(sizes) for sizes in shares]
     outgoing = torch.cat(parts)
-    incoming = outgoing.new_empty(sum(received))
-    dist.all_to_all_single(incoming, outgoing, received, sent, group=group)
-    chunks = [part.split(sizes) for part, sizes in zip(incoming.split(received), kept)]
-    wholes = [torch.cat([chunk[number] for chunk in chunks]).view(-1, piece.width) for number, piece in enumerate(mine)]
-    done = [work(whole).flatten().split([sizes[number] for sizes in kept]) for number, whole in enumerate(wholes)]
+    incoming = outgoing.new_empty(sum(recv_counts))
+    dist.all_to_all_single(incoming, outgoing, recv_counts, send_counts, group=group)
+    chunks = [part.split(sizes) for part, sizes in zip(incoming.split(recv_counts), shares)]
+    wholes = [torch.cat([chunk[at] for chunk in chunks]).view(-1, piece.width) for at, piece in enumerate(local)]
+    done = [work(whole).flatten().split([sizes[number] for sizes in shares]) for number, whole in enumerate(wholes)]
     answers = [answer[holder] for holder in range(ranks) for answer in done]
-    incoming = torch.cat([outgoing.new_empty(0), *answers])
-    dist.all_to_all_single(outgoing, incoming, sent, received, group=group)
+    incoming = torch.cat([outgoing.new_empty(0), *answers])  # a rank may own no piece of this round
+    dist.all_to_all_single(outgoing, incoming, send_counts, recv_counts, group=group)
     pieces = [piece for pieces in owned for piece in pieces]
     back = outgoing.split([len(piece.held(rank, ranks)) * piece.width for piece in pieces])
     return [

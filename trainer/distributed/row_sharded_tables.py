@@ -33,37 +33,38 @@ class RowGradient:
 
 @dataclass(frozen=True)
 class Exchange:
-    """How many rows go between this rank and each of the R."""
+    """How many rows go between this rank and each of the R, when rows are fetched; gradients go the opposite way."""
 
-    asked: list[int]
-    """Rows that this rank wants of each."""
-    owed: list[int]
-    """Rows that each wants of this rank."""
+    recv_counts: list[int]
+    """Rows of each rank's run that this rank reads."""
+    send_counts: list[int]
+    """Rows of this rank's run that each rank reads."""
     group: dist.ProcessGroup
 
     @classmethod
-    def of(cls, rows: Tensor, run: int, group: dist.ProcessGroup) -> "Exchange":
-        """For distinct ``rows`` int64 [U], ascending, where each rank owns ``run`` of them. All ranks take part.
+    def of(cls, rows: Tensor, rows_per_rank: int, group: dist.ProcessGroup) -> "Exchange":
+        """For reading distinct ``rows`` int64 [U], ascending, of a table cut into runs. All ranks take part.
 
         Waits for the device: what ranks send each other must be known on the host.
         """
-        last = torch.arange(1, group.size() + 1, device=rows.device) * run
-        asked = torch.searchsorted(rows, last).diff(prepend=last.new_zeros(1))
-        owed = torch.empty_like(asked)
-        dist.all_to_all_single(owed, asked, group=group)
-        ours, theirs = torch.stack([asked, owed]).tolist()
-        return cls(ours, theirs, group)
+        ends = torch.arange(1, group.size() + 1, device=rows.device) * rows_per_rank
+        recv_counts = torch.searchsorted(rows, ends).diff(prepend=ends.new_zeros(1))
+        send_counts = torch.empty_like(recv_counts)
+        dist.all_to_all_single(send_counts, recv_counts, group=group)
+        # Stacked, so that the host waits for the device once and not twice.
+        received, sent = torch.stack([recv_counts, send_counts]).tolist()
+        return cls(received, sent, group)
 
     def to_owners(self, values: Tensor) -> Tensor:
         """[U, ...] in the order of the rows -> what this rank gets, in the order of the ranks that sent it."""
-        received = values.new_empty(sum(self.owed), *values.shape[1:])
-        dist.all_to_all_single(received, values.contiguous(), self.owed, self.asked, group=self.group)
+        received = values.new_empty(sum(self.send_counts), *values.shape[1:])
+        dist.all_to_all_single(received, values.contiguous(), self.send_counts, self.recv_counts, group=self.group)
         return received
 
     def from_owners(self, values: Tensor) -> Tensor:
-        """The way back."""
-        received = values.new_empty(sum(self.asked), *values.shape[1:])
-        dist.all_to_all_single(received, values.contiguous(), self.asked, self.owed, group=self.group)
+        """The way back: values of the rows that `to_owners` sent, in the order of the rows."""
+        received = values.new_empty(sum(self.recv_counts), *values.shape[1:])
+        dist.all_to_all_single(received, values.contiguous(), self.recv_counts, self.send_counts, group=self.group)
         return received
 
 
@@ -83,11 +84,11 @@ class RowTables(NgramEmbedding):
         self._reads: list[tuple[Tensor, Tensor]] = []
         assert plain.weight.is_meta
         rows = len(plain.weight)
-        self._run = -(-rows // mesh.size())  # as DTensor cuts them: equal runs, the last ones shorter or empty
-        self._first = mesh.get_local_rank() * self._run
+        self._rows_per_rank = -(-rows // mesh.size())  # as DTensor cuts: equal runs, the last ones shorter or empty
+        self._first_row = mesh.get_local_rank() * self._rows_per_rank
         self._group = mesh.get_group()
-        own = plain.weight.detach()[self._first : self._first + self._run]
-        self.weight = nn.Parameter(by_rows(own, mesh, plain.weight.shape))
+        local = plain.weight.detach()[self._first_row : self._first_row + self._rows_per_rank]
+        self.weight = nn.Parameter(by_rows(local, mesh, plain.weight.shape))
 
     def forward(self, ids: Tensor, documents: Segments) -> Tensor:
         """ids int64 [T] -> [T, D]."""
@@ -103,12 +104,12 @@ class RowTables(NgramEmbedding):
 
     def _read(self, rows: Tensor) -> Tensor:
         """Sums of rows: int64 [T, K] -> [T, D]. On one rank nothing waits; on several all take part, and wait twice."""
-        weight = own_rows(self.weight)
+        weight = local_rows(self.weight)
         if self.mesh.size() > 1:
-            wanted, places = torch.unique(rows, return_inverse=True)
-            exchange = Exchange.of(wanted, self._run, self._group)
-            asked = exchange.to_owners(wanted) - self._first
-            weight = exchange.from_owners(self._fetch(asked))
+            distinct, places = torch.unique(rows, return_inverse=True)
+            exchange = Exchange.of(distinct, self._rows_per_rank, self._group)
+            requested = exchange.to_owners(distinct) - self._first_row
+            weight = exchange.from_owners(self._fetch(requested))
         elif self.dtype == weight.dtype and rows.device == weight.device:
             places = rows
         else:  # not the whole table in another dtype or place for the sake of a few rows
@@ -118,7 +119,7 @@ class RowTables(NgramEmbedding):
 
     def _fetch(self, rows: Tensor) -> Tensor:
         """Some of this rank's own rows in the dtype that is computed in: int64 [n] -> [n, D], where ``rows`` lies."""
-        weight = own_rows(self.weight)
+        weight = local_rows(self.weight)
         return weight.index_select(0, rows.to(weight.device)).to(self.dtype).to(rows.device)
 
     @torch.no_grad()
@@ -140,9 +141,9 @@ class RowTables(NgramEmbedding):
         self._reads.clear()
         rows, values = by_row(torch.cat(read), torch.cat(gradients))
         if self.mesh.size() > 1:
-            exchange = Exchange.of(rows, self._run, self._group)
+            exchange = Exchange.of(rows, self._rows_per_rank, self._group)
             rows, values = exchange.to_owners(rows), exchange.to_owners(values)
-            rows, values = by_row(rows[:, None] - self._first, values)
+            rows, values = by_row(rows[:, None] - self._first_row, values)
         values.div_(self.mesh.size())
         self.gradient = RowGradient(rows.to(self.weight.device), values.to(self.weight.device))
 
@@ -172,13 +173,13 @@ def by_row(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     return distinct, F.embedding_bag(lines, values, counts.cumsum(0) - counts, mode="sum")
 
 
-def by_rows(own: Tensor, mesh: DeviceMesh, shape: torch.Size) -> DTensor:
+def by_rows(local: Tensor, mesh: DeviceMesh, shape: torch.Size) -> DTensor:
     """A tensor of ``shape`` of which each rank holds its own run of rows."""
     stride = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(own, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
+    return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
 
 
-def own_rows(tensor: Tensor) -> Tensor:
+def local_rows(tensor: Tensor) -> Tensor:
     """The rows that this rank holds; changing them changes the tensor."""
     assert isinstance(tensor, DTensor)
     return tensor.to_local().detach()

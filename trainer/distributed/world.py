@@ -46,22 +46,22 @@ def meet(store: dist.Store, rank: int, size: int) -> str:
     Each rank says hello by a name of its own; the first rank welcomes whoever says hello, until as many as there are
     have heard of this very attempt. Those of earlier attempts cannot answer.
     """
-    own = secrets.token_hex(8)
-    store.set(f"hello/{rank}", own)
+    name = secrets.token_hex(8)
+    store.set(f"hello/{rank}", name)
     if rank > 0:
-        attempt = store.get(f"welcome/{own}").decode()
+        attempt = store.get(f"welcome/{name}").decode()
         store.add(f"arrived/{attempt}", 1)
         return attempt
     others = [f"hello/{number}" for number in range(1, size)]
     welcomed: set[bytes] = set()
-    while others and store.add(f"arrived/{own}", 0) < size - 1:
+    while others and store.add(f"arrived/{name}", 0) < size - 1:  # adding nothing reads the counter
         new = set(store.multi_get(others)) - welcomed
-        for name in new:
-            store.set(f"welcome/{name.decode()}", own)
+        for other in new:
+            store.set(f"welcome/{other.decode()}", name)
         welcomed |= new
         if not new:
             time.sleep(POLL_SECONDS)
-    return own
+    return name
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -188,8 +188,9 @@ def record_flights(folder: Path) -> None:
 
 
 def _neighbours(world: World) -> tuple[int, ...]:
-    own = os.environ.get("GROUP_RANK"), os.getpid()  # the number of the launcher, which is one a machine
-    return tuple(process for launcher, process in world.gather(own) if launcher == own[0] and process != own[1])
+    launcher, process = os.environ.get("GROUP_RANK"), os.getpid()  # there is a launcher for each machine
+    everyone = world.gather((launcher, process))
+    return tuple(pid for started_by, pid in everyone if started_by == launcher and pid != process)
 
 
 def _gloo_group() -> dist.ProcessGroup:

@@ -58,22 +58,22 @@ def evaluate(
     model: nn.Module,
     packs: ValidationPacks,
     device: torch.device,
-    heard: Callable[[int], object] = lambda done: None,
+    on_progress: Callable[[int], object] = lambda done: None,
 ) -> DocumentScores:
     """Score a model on all packs in this process; ranks that share them add up ``evaluate_sums`` instead.
 
-    ``heard`` learns how many packs are done.
+    ``on_progress`` is called with the number of packs done.
     """
     assert packs.ranks == 1, "these packs are one rank's share"
     catalogue = packs.catalogue
-    sums = evaluate_sums(model, _counted(packs, heard), len(catalogue), device, _document_of)
+    sums = evaluate_sums(model, _counted(packs, on_progress), len(catalogue), device, _document_of)
     return DocumentScores(catalogue.subset_names, catalogue.subset, sums)
 
 
-def _counted(packs: ValidationPacks, heard: Callable[[int], object]) -> Iterator[Pack]:
+def _counted(packs: ValidationPacks, on_progress: Callable[[int], object]) -> Iterator[Pack]:
     for done, pack in enumerate(packs):
         yield pack
-        heard(done + 1)
+        on_progress(done + 1)
 
 
 def _document_of(pack: Pack) -> np.ndarray:

@@ -119,10 +119,10 @@ def measure(
     tokens: int,
     device: torch.device,
     dtype: Literal["float32", "bfloat16"],
-    heard: Callable[[float], object] = lambda share: None,
+    on_progress: Callable[[float], object] = lambda share: None,
     name: str | None = None,
 ) -> Measured:
-    """Score the model in a folder on a dataset, in packs of so many tokens. ``heard`` learns the share that is done.
+    """Score the model in a folder on a dataset, in packs of so many tokens. ``on_progress`` gets the share done.
 
     ``name``: of the dataset in the model's recipe whose thresholds these subsets have (`patching_for`).
 
@@ -130,7 +130,7 @@ def measure(
     and LogitsError for scores that are not finite, as of weights that are not.
     """
     packs = packs_for(folder, dataset, tokens, name)
-    found = evaluate(load_model(folder, device, dtype), packs, device, lambda done: heard(done / len(packs)))
+    found = evaluate(load_model(folder, device, dtype), packs, device, lambda done: on_progress(done / len(packs)))
     if odd := int((~np.isfinite(found.nats)).sum()):
         raise LogitsError(f"{folder} gives {odd:,} of {len(found):,} documents a score that is not a finite number")
     entropy_model, rule = folder / ENTROPY_MODEL_FOLDER, dataset.manifest.identity.patching

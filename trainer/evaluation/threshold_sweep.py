@@ -84,15 +84,15 @@ class ThresholdSweeper:
         found = {float(excess[-1 - count]) for count in wanted if 0 < count < len(excess)}
         return sorted({round(shift, 4) for shift in found} | {0.0})
 
-    def sweep(self, shifts: Sequence[float], heard: Callable[[int], object] = lambda done: None) -> ThresholdSweep:
+    def sweep(self, shifts: Sequence[float], on_progress: Callable[[int], object] = lambda _: None) -> ThresholdSweep:
         """Score the documents at each shift of the thresholds, in nats; without one too, if it is not among them.
 
-        ``heard`` learns how many points are done.
+        ``on_progress`` is called with the number of points done.
         """
         points = []
         for number, shift in enumerate(sorted({*shifts, 0.0})):
             points.append(self._point(shift))
-            heard(number + 1)
+            on_progress(number + 1)
         entropy_flops = forward_flops_by_subset(load_settings(self._folder / ENTROPY_MODEL_FOLDER), self._packs(0.0))
         text = sum(len(row.text) for row in self._documents)
         return ThresholdSweep(

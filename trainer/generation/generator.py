@@ -146,7 +146,7 @@ class Generator:
                 self.statistics.drafted += len(draft)
                 self.statistics.accepted += taken
             self.statistics.global_forwards = documents.global_forwards - before
-            documents.commit(kept)
+            documents.accept(kept)
             going = [place for place, number in enumerate(live) if rows[number].ended is None]
             if len(going) < len(live):
                 live, newest = [live[place] for place in going], [newest[place] for place in going]

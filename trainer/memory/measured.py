@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from trainer.distributed.build import units
-from trainer.distributed.dtensor import own
+from trainer.distributed.dtensor import to_local
 from trainer.distributed.row_sharded_tables import row_tables
 from trainer.optim.optimizer import Optimizers
 from trainer.terminal import quantity
@@ -85,7 +85,7 @@ def to_come(optimizer: Optimizers) -> int:
 
 def held_by(tensors: Iterable[Tensor]) -> int:
     """Bytes of this rank's pieces of tensors."""
-    return sum(own(tensor).nbytes for tensor in tensors)
+    return sum(to_local(tensor).nbytes for tensor in tensors)
 
 
 def gathered_elements(model: nn.Module, keep: bool) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
-from trainer.distributed.dtensor import own
+from trainer.distributed.dtensor import to_local
 from trainer.distributed.matrix_exchange import Piece, on_owners, share_out
 from trainer.settings import MuonSettings
 
@@ -65,9 +65,9 @@ class Muon(torch.optim.Optimizer):
         rule, gradients = self.settings, []
         for parameter in self._matrices:
             assert parameter.grad is not None
-            gradients.append(own(parameter.grad))
-        momenta = [own(self.state[parameter][MOMENTUM]) for parameter in self._matrices]
-        weights = [own(parameter) for parameter in self._matrices]
+            gradients.append(to_local(parameter.grad))
+        momenta = [to_local(self.state[parameter][MOMENTUM]) for parameter in self._matrices]
+        weights = [to_local(parameter) for parameter in self._matrices]
         torch._foreach_lerp_(momenta, gradients, 1 - rule.momentum)
 
         def direction(piece: Piece, rows: slice) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.distributed.row_sharded_tables import RowTables, by_rows, own_rows
+from trainer.distributed.row_sharded_tables import RowTables, by_rows, local_rows
 from trainer.optim.muon import Muon
 from trainer.optim.parameter_groups import (
     FACTOR,
@@ -44,8 +44,8 @@ class RowwiseAdagrad(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr, "eps": settings.eps})
         for table in tables:
             weight = table.weight
-            own = torch.zeros(len(own_rows(weight)), device=weight.device)
-            self.state[weight][SQUARES] = by_rows(own, table.mesh, weight.shape[:1])
+            squares = torch.zeros(len(local_rows(weight)), device=weight.device)
+            self.state[weight][SQUARES] = by_rows(squares, table.mesh, weight.shape[:1])
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -54,11 +54,11 @@ class RowwiseAdagrad(torch.optim.Optimizer):
             if table.gradient is None:
                 continue
             rows, values = table.gradient.rows, table.gradient.values
-            squares = own_rows(self.state[table.weight][SQUARES])
+            squares = local_rows(self.state[table.weight][SQUARES])
             sums = squares.index_select(0, rows) + mean_square(values)
             squares.index_copy_(0, rows, sums)
             values.div_(sums.sqrt().add_(group["eps"])[:, None]).mul_(-group["lr"])
-            own_rows(table.weight).index_add_(0, rows, values)
+            local_rows(table.weight).index_add_(0, rows, values)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients."""

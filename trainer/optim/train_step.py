@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from shared.layers.batch import Batch
 from shared.vocabulary import IGNORED_LABEL
-from trainer.distributed.dtensor import own, shard_groups
+from trainer.distributed.dtensor import shard_groups, to_local
 from trainer.distributed.row_sharded_tables import row_tables
 from trainer.distributed.world import World
 from trainer.optim.optimizer import Optimizers, set_rate
@@ -65,7 +65,7 @@ def clip(model: nn.Module, largest: float) -> GradientNorms:
             parts[part_of(name)] += tables[parameter].gradient_norm().double().square()
     whole = squares.sum().sqrt()
     collected = [table.gradient.values for table in tables.values() if table.gradient]
-    scale([*map(own, held), *collected], (largest / (whole + 1e-6)).clamp(max=1.0).float())
+    scale([*map(to_local, held), *collected], (largest / (whole + 1e-6)).clamp(max=1.0).float())
     return GradientNorms(whole, {name: square.sqrt() for name, square in parts.items()})
 
 
@@ -73,7 +73,7 @@ def sum_of_squares(gradients: Sequence[Tensor], device: torch.device) -> Tensor:
     """Over this rank's pieces, fp64 scalar on ``device``."""
     if not gradients:
         return torch.zeros((), dtype=torch.float64, device=device)
-    norms = torch._foreach_norm([own(gradient) for gradient in gradients])
+    norms = torch._foreach_norm([to_local(gradient) for gradient in gradients])
     return torch.stack([norm.to(device) for norm in norms]).double().square().sum()
 
 

@@ -110,7 +110,7 @@ def grown(documents: DecodingState, whole: Whole, seed: int, upto: int | None = 
         piece = whole.ids[done : min(done + count, upto)]
         kept = int(generator.integers(1, len(piece) + 1))
         found = documents.advance(piece[None])
-        documents.commit([kept])
+        documents.accept([kept])
         whole.check(found.logits[0], done)
         assert found.starts[0, :kept].tolist() == whole.starts[done + 1 : done + 1 + kept].tolist()
         if found.entropies is not None:
@@ -130,7 +130,7 @@ def test_logits_on_a_thousand_random_prefixes_are_those_of_full_recomputation(ru
     recomputed = set(order[:20].tolist())  # the others are those of one pass over the whole: the models are causal
     for place in range(len(whole.ids)):
         found = documents.advance(whole.ids[place : place + 1][None])
-        documents.commit([1])
+        documents.accept([1])
         whole.check(found.logits[0], place)
         if place in recomputed:
             prefix = pack([text[:place]], whole.rule, [whole.entropies[: place + 1]])
@@ -189,7 +189,7 @@ def test_rows_of_a_batch_are_as_if_alone() -> None:
         ids = torch.stack([wholes[row].ids[place : place + count] for row, place in zip(live, places)])
         kept = generator.integers(1, count + 1, len(live)).tolist()
         found = documents.advance(ids)
-        documents.commit(kept)
+        documents.accept(kept)
         for number, row in enumerate(live):
             wholes[row].check(found.logits[number], places[number])
             begun = wholes[row].starts[places[number] + 1 :][: kept[number]]
@@ -232,7 +232,7 @@ def test_a_draft_leaves_no_trace_and_never_runs_the_global_model() -> None:
             if not whole.starts[place + 1]:  # within a patch a draft sees what the model sees
                 whole.check(seen[0], place)
         found = documents.advance(whole.ids[place : place + 1][None])
-        documents.commit([1])
+        documents.accept([1])
         whole.check(found.logits[0], place)
 
 
@@ -245,7 +245,7 @@ def test_an_entropy_model_writes_by_itself() -> None:
     documents = DecodingState(model, PatchingSettings(rule="none"))
     for piece in ids.split(7):
         found = documents.advance(piece[None])
-        documents.commit([len(piece)])
+        documents.accept([len(piece)])
         assert not found.starts.any()
         assert_equal_but_rounded(found.logits[0], wanted[: len(piece)], exact[: len(piece)])
         wanted, exact = wanted[len(piece) :], exact[len(piece) :]

@@ -19,7 +19,7 @@ from trainer.checkpoints.initial_weights import build_model
 from trainer.checkpoints.retention import kept
 from trainer.checkpoints.state import TrainState, read_state
 from trainer.checkpoints.store import Checkpoints
-from trainer.distributed.row_sharded_tables import RowGradient, own_rows, row_tables
+from trainer.distributed.row_sharded_tables import RowGradient, local_rows, row_tables
 from trainer.distributed.world import World, started
 from trainer.errors import CheckpointError
 from trainer.metrics.subset_score import SubsetScore
@@ -59,7 +59,7 @@ class Saved:
         for parameter in self.model.parameters():
             parameter.grad = torch.full_like(parameter, size)
         for table in row_tables(self.model):
-            rows, width = own_rows(table.weight).shape
+            rows, width = local_rows(table.weight).shape
             table.gradient = RowGradient(torch.arange(rows), torch.full((rows, width), size))
             table.weight.grad = None
         self.optimizer.step()

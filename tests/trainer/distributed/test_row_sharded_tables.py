@@ -25,8 +25,8 @@ from trainer.checkpoints.state import TrainState
 from trainer.checkpoints.store import Checkpoints
 from trainer.data.loader import PackLoader
 from trainer.data.packing.limits import pack_limits
-from trainer.distributed.dtensor import own
-from trainer.distributed.row_sharded_tables import RowGradient, RowTables, by_row, own_rows
+from trainer.distributed.dtensor import to_local
+from trainer.distributed.row_sharded_tables import RowGradient, RowTables, by_row, local_rows
 from trainer.distributed.world import World, started
 from trainer.evaluation.validation import Validation
 from trainer.optim.optimizer import SQUARES, RowwiseAdagrad, build_optimizer, set_rate
@@ -53,7 +53,7 @@ def pair(world: World, dtype: torch.dtype = torch.float32, width: int = 8) -> tu
     with torch.device("meta"):
         empty = NgramEmbedding(NGRAMS, width)
     tables = RowTables(empty, world.mesh, dtype).to_empty(device="cpu")
-    own_rows(tables.weight).copy_(plain.weight.detach())
+    local_rows(tables.weight).copy_(plain.weight.detach())
     return plain, tables
 
 
@@ -132,8 +132,8 @@ def test_a_step_over_touched_rows_is_the_dense_step_bit_for_bit(
         tables.gradient = RowGradient(chosen, gradient[chosen])
         optimizer.step()
         dense_step(weight, squares, gradient, 0.1, 1e-8)
-    assert torch.equal(own_rows(tables.weight), weight)
-    assert torch.equal(own_rows(optimizer.state[tables.weight][SQUARES]), squares)
+    assert torch.equal(local_rows(tables.weight), weight)
+    assert torch.equal(local_rows(optimizer.state[tables.weight][SQUARES]), squares)
 
 
 class Largest(TorchDispatchMode):
@@ -181,7 +181,7 @@ def test_nothing_of_the_tables_size_is_made_by_steps_validation_and_saving(
     settings = large(data)
     model = build_model(settings, world)
     validation = open_dataset(data / "validation")
-    weight = own_rows(tables_of(model).weight)
+    weight = local_rows(tables_of(model).weight)
     checkpoints = Checkpoints(tmp_path, CheckpointSettings(asynchronous=False), world)
     with Largest(weight) as largest:
         optimizer = build_optimizer(model, settings.optimizer)
@@ -205,7 +205,7 @@ def test_one_norm_covers_everything_and_scales_everything(data: Path, world: Wor
     assert gradient is not None
 
     def everything() -> Tensor:
-        dense = [own(p.grad).flatten() for p in model.parameters() if p.grad is not None]
+        dense = [to_local(p.grad).flatten() for p in model.parameters() if p.grad is not None]
         return torch.cat([*dense, gradient.values.flatten()])
 
     before = everything()
@@ -220,11 +220,11 @@ def test_tables_have_a_rate_of_their_own_times_that_of_their_name(data: Path, wo
     model = build_model(settings, world)
     optimizer = build_optimizer(model, settings.optimizer)
     tables = tables_of(model)
-    before = own_rows(tables.weight).clone()
+    before = local_rows(tables.weight).clone()
     tables.gradient = RowGradient(torch.tensor([5]), torch.full((1, 32), 0.25))
     set_rate(optimizer, 0.01)
     optimizer.step()
-    moved = before - own_rows(tables.weight)
+    moved = before - local_rows(tables.weight)
     torch.testing.assert_close(moved[5], torch.full((32,), 0.01 * 3.0 * 0.5), rtol=1e-3, atol=1e-6)
     moved[5] = 0
     assert not moved.any()
@@ -235,10 +235,10 @@ def test_frozen_tables_keep_nothing_and_stay(data: Path, world: World) -> None:
     model = build_model(settings, world)
     optimizer = build_optimizer(model, settings.optimizer)
     tables = tables_of(model)
-    before = own_rows(tables.weight).clone()
+    before = local_rows(tables.weight).clone()
     for batches, targets in batches_of(settings, 2):
         take_step(model, optimizer, batches, targets, world, 0.01, 1.0, [])
-    assert torch.equal(own_rows(tables.weight), before)
+    assert torch.equal(local_rows(tables.weight), before)
     assert tables.weight not in optimizer.state
 
 
@@ -247,10 +247,10 @@ def test_tables_learn_alone_when_all_else_is_frozen(data: Path, world: World) ->
     settings = tiny_settings(data, data, optimizer={"lr": 1.0, "rates": rates})
     model = build_model(settings, world)
     optimizer = build_optimizer(model, settings.optimizer)
-    before = {name: own(parameter).detach().clone() for name, parameter in model.named_parameters()}
+    before = {name: to_local(parameter).detach().clone() for name, parameter in model.named_parameters()}
     for batches, targets in batches_of(settings, 2):
         take_step(model, optimizer, batches, targets, world, 0.01, 1.0, [])
-    changed = {name for name, parameter in model.named_parameters() if not own(parameter).equal(before[name])}
+    changed = {name for name, parameter in model.named_parameters() if not to_local(parameter).equal(before[name])}
     assert changed == {"ngrams.weight"}
 
 
@@ -259,14 +259,14 @@ def test_a_model_without_tables_trains(data: Path, world: World) -> None:
     model_settings = settings.model.model_copy(update={"ngrams": NgramSettings(sizes=())})
     settings = settings.model_copy(update={"model": model_settings})
     model = build_model(settings, world)
-    assert not own(tables_of(model).weight).numel()
+    assert not to_local(tables_of(model).weight).numel()
     optimizer = build_optimizer(model, settings.optimizer)
-    before = {name: own(parameter).detach().clone() for name, parameter in model.named_parameters()}
+    before = {name: to_local(parameter).detach().clone() for name, parameter in model.named_parameters()}
     for batches, targets in batches_of(settings):
         take_step(model, optimizer, batches, targets, world, 0.01, 1.0, [])
     for name, parameter in model.named_parameters():
-        assert own(parameter).isfinite().all(), name
-        assert own(parameter).equal(before[name]) == (name == "ngrams.weight"), name
+        assert to_local(parameter).isfinite().all(), name
+        assert to_local(parameter).equal(before[name]) == (name == "ngrams.weight"), name
 
 
 @pytest.fixture(scope="module")
@@ -292,8 +292,8 @@ def test_rows_and_their_sums_of_two_ranks_come_back_on_one(
     assert path is not None
     assert checkpoints.load(path, model, optimizer, run_identity_of(settings)).step == STEPS
     weight = tables_of(model).weight
-    assert torch.equal(own_rows(weight), whole["weight"])
-    assert torch.equal(own_rows(optimizer.state[weight][SQUARES]), whole["squares"])
+    assert torch.equal(local_rows(weight), whole["weight"])
+    assert torch.equal(local_rows(optimizer.state[weight][SQUARES]), whole["squares"])
     assert whole["squares"].any()
 
 

@@ -45,9 +45,9 @@ def test_data_without_utf8_is_refused(tmp_path: Path) -> None:
 def test_samples_are_judged_as_they_were_written(dataset: Dataset, tmp_path: Path) -> None:
     generator = Generator(entropy_folder(tmp_path / "model"))
     prompts = prompts_from(dataset, 20)
-    heard: list[int] = []
-    found = validity(generator, prompts, 24, heard.append)
-    assert heard == [16, 20]
+    reported: list[int] = []
+    found = validity(generator, prompts, 24, reported.append)
+    assert reported == [16, 20]
     expected = Validity()
     for number, prompt in enumerate(prompts):
         settings = GenerateSettings(length=24, sampling=SamplingSettings(temperature=1.0, seed=number // 16))

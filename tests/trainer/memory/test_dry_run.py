@@ -14,7 +14,7 @@ from torch import Tensor
 from shared.model_folder.files import build_model as plain_model
 from trainer.checkpoints.initial_weights import build_model
 from trainer.data.packing.limits import PackLimits
-from trainer.distributed.dtensor import own
+from trainer.distributed.dtensor import to_local
 from trainer.distributed.world import World, started
 from trainer.errors import TrainingError
 from trainer.main import main
@@ -51,9 +51,9 @@ def found(settings: TrainSettings, world: World, limits: PackLimits = LIMITS) ->
 
 def everything(model: torch.nn.Module, optimizer: Any) -> dict[str, Tensor]:
     """Parameters and moments, copied."""
-    tensors = {name: own(parameter).detach().clone() for name, parameter in model.named_parameters()}
+    tensors = {name: to_local(parameter).detach().clone() for name, parameter in model.named_parameters()}
     for number, state in enumerate(optimizer.state.values()):
-        tensors |= {f"{number}/{key}": own(value).clone() for key, value in state.items()}
+        tensors |= {f"{number}/{key}": to_local(value).clone() for key, value in state.items()}
     return tensors
 
 

@@ -20,7 +20,7 @@ from trainer.checkpoints.initial_weights import build_model
 from trainer.checkpoints.state import TrainState
 from trainer.data.loader import PackLoader
 from trainer.data.packing.limits import pack_limits
-from trainer.distributed.dtensor import own
+from trainer.distributed.dtensor import to_local
 from trainer.distributed.world import started
 from trainer.main import main
 from trainer.optim import train_step as step_module
@@ -111,7 +111,7 @@ def test_a_skipped_step_changes_neither_parameters_nor_moments_nor_tables(data: 
 
         def everything() -> list[Tensor]:
             moments = [value for state in optimizer.state.values() for value in state.values()]
-            return [own(tensor).detach().clone() for tensor in [*model.parameters(), *moments]]
+            return [to_local(tensor).detach().clone() for tensor in [*model.parameters(), *moments]]
 
         def step(guard: Guard | None) -> str | None:
             mine = [next(packs) for _ in range(settings.data.packs)]
@@ -141,7 +141,7 @@ def spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
     def clip(model: nn.Module, largest: float) -> GradientNorms:
         if next(steps) in SPIKES:
             gradient = next(p.grad for p in model.parameters() if p.grad is not None)
-            own(gradient)[0, 0] = math.inf
+            to_local(gradient)[0, 0] = math.inf
         return right(model, largest)
 
     monkeypatch.setattr(step_module, "clip", clip)

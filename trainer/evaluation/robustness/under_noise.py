@@ -40,9 +40,9 @@ def robustness(
     scorer: TextScorer,
     dataset: Documents,
     noises: Sequence[Noise],
-    heard: Callable[[float], object] = lambda share: None,
+    on_progress: Callable[[float], object] = lambda share: None,
 ) -> list[Robustness]:
-    """Clean documents, then each noise on all of a dataset's. ``heard`` learns the share that is done.
+    """Clean documents, then each noise on all of a dataset's. ``on_progress`` gets the share done.
 
     Raises ConfigError for documents with special ids, DatasetError.
     """
@@ -58,7 +58,7 @@ def robustness(
         nonlocal done
         found = scorer.score(texts, from_byte, subsets=subsets)
         done += 1
-        heard(done / passes)
+        on_progress(done / passes)
         return bits_per_byte(float(np.sum(found.nats)), int(found.bytes.sum()))
 
     def after(befores: Sequence[bytes], texts: Sequence[bytes]) -> float:

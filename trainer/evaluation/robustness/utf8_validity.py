@@ -83,13 +83,13 @@ def validity(
     generator: "Generator",
     prompts: Sequence[Prompt],
     length: int,
-    heard: Callable[[int], object] = lambda done: None,
+    on_progress: Callable[[int], object] = lambda done: None,
     patching: PatchingSettings | None = None,
 ) -> Validity:
     """Write at most ``length`` bytes after each prompt, drawn from the model's own probabilities, and judge them.
 
-    ``heard`` learns how many samples are done. ``patching``: the model's rule with its thresholds under the names that
-    the prompts' subsets have (`patching_for`). Raises ConfigError for a model that does not write.
+    ``on_progress`` gets the number of samples done. ``patching``: the model's rule with its thresholds under the names
+    that the prompts' subsets have (`patching_for`). Raises ConfigError for a model that does not write.
     """
     found = Validity()
     rule = patching or generator.identity.patching
@@ -113,7 +113,7 @@ def validity(
                 found.characters + characters,
                 found.damaged + damaged,
             )
-        heard(found.samples)
+        on_progress(found.samples)
     return found
 
 
