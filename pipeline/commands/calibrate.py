@@ -23,8 +23,7 @@ from pipeline.calibration.threshold import Goal, find_thetas, patches_of
 from pipeline.calibration.threshold_search import UnreachableTarget
 from pipeline.commands.preprocess import add_scoring_arguments, entropy_model_sha256, scoring_of
 from pipeline.inputs.listing import dataset_folders
-from pipeline.scoring.entropies import Documents, Entropies, documents_of
-from pipeline.scoring.entropy_source import EntropySource
+from pipeline.scoring.entropies import Documents, Entropies, EntropySource, documents_of
 from pipeline.settings import PipelineError
 from shared.errors import DatasetError
 from shared.io.files import add_overwrite, output_of

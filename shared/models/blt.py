@@ -1,16 +1,91 @@
-"""The byte latent transformer (paper section 3): local encoder, global transformer over patches, local decoder.
+"""The byte latent transformer (paper section 3): local encoder (3.2), global transformer, local decoder (3.3).
 
 Shapes: T tokens, P patches, K vectors a patch, D local width, V vocabulary.
 """
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.layers.attention import AttentionMask
 from shared.layers.batch import Patches, Segments
-from shared.layers.blocks import Linear, blocks, rotary
+from shared.layers.blocks import Embedding, Linear, RMSNorm, blocks, rotary
+from shared.layers.cross_attention import BytesReadPatches, PatchesReadBytes
 from shared.layers.ngrams import NgramEmbedding
+from shared.layers.pooling import POOLINGS
 from shared.model_settings import BltSettings
-from shared.models.local_models import LocalDecoder, LocalEncoder
+
+
+class LocalEncoder(nn.Module):
+    """Byte states through a few windowed blocks, then K vectors for each patch from its own bytes."""
+
+    def __init__(self, settings: BltSettings) -> None:
+        super().__init__()
+        stack = settings.encoder
+        self.settings = settings
+        self.embedding = Embedding(settings.vocabulary, stack.width)
+        self.blocks = blocks(stack)
+        self.pooling = POOLINGS[settings.pooling](stack)
+        self.patch_projection = Linear(stack.width, settings.queries * stack.width)
+        self.cross = nn.ModuleList(PatchesReadBytes(stack) for _ in range(settings.encoder_crosses))
+
+    @property
+    def first(self) -> int:
+        """The first block after which patches read bytes; without cross-attention they are pooled after the last."""
+        return len(self.blocks) - max(len(self.cross), 1)
+
+    def pool(self, x: Tensor, of_token: Tensor, count: int) -> Tensor:
+        """Byte states [T, D], the patch of each int64 [T] -> patch vectors [P, K, D] before any cross-attention."""
+        pooled = self.pooling(x, of_token, count)
+        return self.patch_projection(pooled).unflatten(-1, (self.settings.queries, self.settings.encoder.width))
+
+    def forward(self, ids: Tensor, ngrams: Tensor, documents: Segments, patches: Patches) -> tuple[Tensor, Tensor]:
+        """ids int64 [T], summed n-gram embeddings [T, D] -> byte states [T, D], patch vectors [P, K, D]."""
+        stack = self.settings.encoder
+        x = self.embedding(ids)
+        x = x + ngrams.to(x.dtype)
+        rotation = rotary(documents.positions, stack.head_width, stack.rope_theta)
+        mask = AttentionMask.of(documents, x.dtype, self.settings.window)
+        vectors = None
+        for layer, block in enumerate(self.blocks):
+            x = block(x, rotation, mask)
+            if layer < self.first:
+                continue
+            if vectors is None:
+                vectors = self.pool(x, patches.of_token, patches.count)
+            if self.cross:
+                vectors = self.cross[layer - self.first](vectors, x, patches.of_token)
+        assert vectors is not None
+        return x, vectors
+
+
+class LocalDecoder(nn.Module):
+    """Byte states and global patch states to the logits of each next byte."""
+
+    def __init__(self, settings: BltSettings) -> None:
+        super().__init__()
+        stack = settings.decoder
+        self.settings = settings
+        self.patch_projection = Linear(settings.global_.width, settings.queries * stack.width)
+        self.cross = nn.ModuleList(BytesReadPatches(stack) for _ in range(settings.decoder_crosses))
+        self.blocks = blocks(stack)
+        self.norm = RMSNorm(stack.width, stack.norm_eps)
+        self.head = Linear(stack.width, settings.vocabulary)
+
+    def forward(self, x: Tensor, global_states: Tensor, documents: Segments, patches: Patches) -> Tensor:
+        """Byte states [T, D] and global states [P, D_global] -> logits fp32 [T, V]."""
+        stack = self.settings.decoder
+        vectors = self.patch_projection(global_states).unflatten(-1, (self.settings.queries, stack.width))
+        rotation = rotary(documents.positions, stack.head_width, stack.rope_theta)
+        mask = AttentionMask.of(documents, x.dtype, self.settings.window)
+        for layer, block in enumerate(self.blocks):
+            if layer < len(self.cross):
+                x = self.cross[layer](x, vectors, patches.of_decoder)
+            x = block(x, rotation, mask)
+        return self.logits(x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[T, D] after the last block -> fp32 [T, V]."""
+        return F.linear(self.norm(x).float(), self.head.weight.float())
 
 
 class GlobalTransformer(nn.Module):

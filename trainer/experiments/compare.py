@@ -18,7 +18,6 @@ from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT
 from trainer.errors import TrainingError
 from trainer.experiments.budget import Unit, check_budget, steps_within
 from trainer.experiments.preparation import Corpus, prepare
-from trainer.experiments.results.comparing import compared
 from trainer.experiments.results.records import Score, cell_of, load_score
 from trainer.experiments.results.results import (
     RESULTS_NAME,
@@ -29,6 +28,7 @@ from trainer.experiments.results.results import (
     load_results,
     save_results,
 )
+from trainer.experiments.results.statistics import compared
 from trainer.experiments.runs import Run, run_all
 from trainer.experiments.systems import Experiment
 from trainer.settings import TrainSettings

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from trainer.data.packing.recent import Recent
+from trainer.data.packing.slices import Recent
 
 
 def test_the_least_recently_used_go_first_and_the_latest_always_stays() -> None:

@@ -9,10 +9,9 @@ from helpers.scaling_examples import BUDGETS, grid_cells, made_up, power
 
 from shared.errors import ConfigError
 from trainer.experiments.scaling.fits import meetings, power_laws_with_floor
-from trainer.experiments.scaling.frontiers import frontier
 from trainer.experiments.scaling.optima import valleys
 from trainer.experiments.scaling.record import SCALING_NAME, Estimate, GridCell, Scaling, load_scaling, save_scaling
-from trainer.experiments.scaling.study import study
+from trainer.experiments.scaling.study import frontier, study
 from trainer.experiments.scaling.words import in_words
 
 BEST_SIZE = power(0.5, 0.5)

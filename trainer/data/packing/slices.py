@@ -6,10 +6,11 @@ special ids between them, and not all of it may be a target. Decoded record batc
 to CACHE_BYTES of them.
 """
 
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -19,8 +20,39 @@ from shared.errors import DatasetError
 from shared.shards.columns import BatchColumns
 from shared.vocabulary import BOS, EOS, VOCABULARY_SIZE, byte_tokens, is_special
 from trainer.data.catalogue import Catalogue
-from trainer.data.packing.recent import Recent
 from trainer.data.source import Source
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V", bound="Sized")
+
+
+class Sized(Protocol):
+    """Something that knows what holding it costs."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+class Recent(Generic[K, V]):
+    """Values by key, the latest always and earlier ones up to ``limit`` bytes in all."""
+
+    def __init__(self, limit: int, make: Callable[[K], V]) -> None:
+        self._limit, self._make = limit, make
+        self._values: OrderedDict[K, V] = OrderedDict()
+        self._held = 0
+
+    def __getitem__(self, key: K) -> V:
+        """The value of a key, made if it is not held."""
+        value = self._values.get(key)
+        if value is not None:
+            self._values.move_to_end(key)
+            return value
+        value = self._values[key] = self._make(key)
+        self._held += value.nbytes
+        while self._held > self._limit and len(self._values) > 1:
+            self._held -= self._values.popitem(last=False)[1].nbytes
+        return value
+
 
 CACHE_BYTES = 2**28
 ENDS_BYTES = 2**24
