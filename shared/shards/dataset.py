@@ -4,7 +4,7 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
 from threading import RLock
@@ -21,7 +21,17 @@ from shared.shards.document import Row
 from shared.shards.formats.arrow import MOST_DICTIONARY_BYTES, ArrowReader
 from shared.shards.formats.sidecar import SidecarReader, sidecar_name
 from shared.shards.formats.webdataset import TarReader
-from shared.shards.index import ROW_BYTES, SPARE_BYTES, ShardIndex, difference, index_name, read_index, subset_totals
+from shared.shards.index import (
+    ROW_BYTES,
+    SPARE_BYTES,
+    RowColumns,
+    ShardIndex,
+    column_dtype,
+    difference,
+    index_name,
+    read_index,
+    subset_totals,
+)
 from shared.shards.manifest import (
     ENTROPY_MODEL_FOLDER,
     TOKENIZER_FOLDER,
@@ -38,41 +48,11 @@ INDEX_BYTES = 2**25
 
 
 @dataclass(frozen=True)
-class DatasetIndex:
+class DatasetIndex(RowColumns):
     """One entry [N] for each row of a dataset, in order of shard, batch and row."""
 
     shard: np.ndarray
     """int32, number of the shard in the manifest."""
-    batch: np.ndarray
-    """int32, inside the shard."""
-    row: np.ndarray
-    """int32, inside the batch."""
-    bytes: np.ndarray
-    """int64, of text."""
-    tokens: np.ndarray
-    """int64, of the body: bytes, and special ids between them."""
-    targets: np.ndarray
-    """int64, tokens that are targets, EOS among them."""
-    learnt_bytes: np.ndarray
-    """int64, of text among the targets."""
-    patches: np.ndarray
-    """int32, all patches: that of BOS and one of EOS alone included; 0 when unpatched."""
-    last_patch: np.ndarray
-    """uint16, tokens of the last patch; 0 when unpatched."""
-    part: np.ndarray
-    """int32."""
-    last: np.ndarray
-    """bool, whether the document ends in this row."""
-    subset: np.ndarray
-    """int32, code into the dataset's subset_names."""
-
-    def __len__(self) -> int:
-        return len(self.bytes)
-
-    @cached_property
-    def batch_starts(self) -> np.ndarray:
-        """int64 [batches + 1], the entry at which each record batch of the dataset begins; the last is N."""
-        return np.append(np.flatnonzero(self.row == 0), len(self.row)).astype(np.int64)
 
 
 class Dataset:
@@ -127,30 +107,20 @@ class Dataset:
         indexes = [self.shard_index(shard) for shard in range(len(self.manifest.shards))]
         codes = {name: code for code, name in enumerate(self.subset_names)}
 
-        def joined(column: str, dtype: Any) -> np.ndarray:
-            # The empty array: a dataset may have no shard, and nothing cannot be concatenated.
-            return np.concatenate([np.zeros(0, dtype), *(getattr(index, column) for index in indexes)])
-
         shard = np.repeat(np.arange(len(indexes), dtype=np.int32), [len(index) for index in indexes])
         subset = np.zeros(len(shard), np.int32)
         for number, index in enumerate(indexes):
             # A shard counts its subsets in the order in which it met them; the dataset counts all of them by name.
             dataset_codes = np.array([codes[name] for name in index.subset_names], np.int32)
             subset[shard == number] = dataset_codes[index.subset] if len(index) else dataset_codes[:0]
-        return DatasetIndex(
-            shard=shard,
-            batch=joined("batch", np.int32),
-            row=joined("row", np.int32),
-            bytes=joined("bytes", np.int64),
-            tokens=joined("tokens", np.int64),
-            targets=joined("targets", np.int64),
-            learnt_bytes=joined("learnt_bytes", np.int64),
-            patches=joined("patches", np.int32),
-            last_patch=joined("last_patch", np.uint16),
-            part=joined("part", np.int32),
-            last=joined("last", np.bool_),
-            subset=subset,
-        )
+        # The empty array: a dataset may have no shard, and nothing cannot be concatenated.
+        columns = {
+            field.name: np.concatenate(
+                [np.zeros(0, column_dtype(field.name)), *(getattr(index, field.name) for index in indexes)]
+            )
+            for field in fields(RowColumns)
+        }
+        return DatasetIndex(**columns | {"shard": shard, "subset": subset})
 
     def shard_index(self, shard: int) -> ShardIndex:
         """The index of one shard: its file checked, itself, and its sums against the manifest. Raises DatasetError."""

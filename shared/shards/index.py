@@ -50,8 +50,8 @@ def index_name(shard_name: str) -> str:
 
 
 @dataclass(frozen=True)
-class ShardIndex:
-    """One array [rows] for each column of an index file, rows in the order of the shard."""
+class RowColumns:
+    """One array [rows] for each figure of a row, rows in the order of their shards."""
 
     bytes: np.ndarray
     """int64, of text."""
@@ -70,27 +70,33 @@ class ShardIndex:
     last: np.ndarray
     """bool, whether the document ends in this row."""
     subset: np.ndarray
-    """int32, code into subset_names."""
+    """int32, code into subset_names: of the index, or of the dataset."""
     batch: np.ndarray
-    """int32, non-decreasing."""
+    """int32, non-decreasing inside a shard."""
     row: np.ndarray
     """int32, inside the batch."""
-    offset: np.ndarray
-    """int64, of the row's first tar member; -1 in Arrow shards."""
-    subset_names: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.bytes)
-
-    @property
-    def nbytes(self) -> int:
-        """Memory that holding this index costs."""
-        return sum(getattr(self, name).nbytes for name in COLUMNS)
 
     @cached_property
     def batch_starts(self) -> np.ndarray:
         """int64 [batches + 1], the row at which each batch begins; the last is the number of rows."""
         return np.append(np.flatnonzero(self.row == 0), len(self.row)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class ShardIndex(RowColumns):
+    """The columns of an index file."""
+
+    offset: np.ndarray
+    """int64, of the row's first tar member; -1 in Arrow shards."""
+    subset_names: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that holding this index costs."""
+        return sum(getattr(self, name).nbytes for name in COLUMNS)
 
 
 COLUMNS = tuple(field.name for field in fields(ShardIndex) if field.name != "subset_names")
@@ -132,10 +138,7 @@ class IndexWriter:
 
     def index(self) -> ShardIndex:
         """What has been collected."""
-        columns = {
-            name: np.frombuffer(values, np.int64).astype(_dtype(name)) if len(values) else np.zeros(0, _dtype(name))
-            for name, values in self._columns.items()
-        }
+        columns = {name: np.array(values, column_dtype(name)) for name, values in self._columns.items()}
         return ShardIndex(**columns, subset_names=tuple(self._codes))
 
     def write(self, sink: Any) -> None:
@@ -308,7 +311,8 @@ def _other_subset(columns: BatchColumns, index: ShardIndex, rows: slice) -> tupl
     return None
 
 
-def _dtype(name: str) -> np.dtype:
+def column_dtype(name: str) -> np.dtype:
+    """Of a column in memory."""
     return np.dtype(np.int32) if name == "subset" else numpy_dtype(WITH_SPANS.field(name).type)
 
 
