@@ -18,7 +18,8 @@ from shared.shards.manifest import Count
 
 SMALLEST_SPLIT = 2**20
 LARGEST_SPLIT = 64 * 2**20
-"""Bytes, unless the user names a size, or the input is small."""
+"""Bytes, unless the user names a size, or the input is small. A split is what is lost when a worker dies, and what the
+last worker is still busy with at the end; smaller ones cost a marker and files each."""
 SPLITS_WANTED = 8
 """How many splits an input is cut into, so that some workers can share it."""
 FEWEST_SPLITS = 4

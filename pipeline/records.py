@@ -11,14 +11,15 @@ from shared.io.identity import canonical_json
 from shared.shards.spans import Spans
 
 LONGEST_RECORD = 512 * 2**20
-"""Bytes; a longer line is not held in memory but becomes a dead letter."""
+"""Bytes; a longer line is not held in memory but becomes a dead letter. JSON is parsed as a
+whole, in several times the memory of its text."""
 LONGEST_HELD = 32 * 2**20
 """Bytes; a longer text that can be read again, a file or the parts of a document in shards, is not held in memory."""
 CHUNK = 2**20
 """Bytes of a long text at a time."""
 LONGEST_EXCERPT = 64 * 2**10
 """Bytes of a dead letter's record that are kept."""
-_HASHES = 2**64
+_HASHES = 2**64  # sampling and validation compare a share of this with the first 8 bytes of a sha256
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,9 @@ def _is_none(value: object) -> bool:
     return value is None
 
 
+# Keys that came later are left out of the identity at their defaults, so that datasets made before keep theirs.
+
+
 def _is_default_window(value: object) -> bool:
     return value == 2**31
 

@@ -91,7 +91,7 @@ def retried(work: Callable[[], T]) -> T:
     for pause in _PAUSES:
         try:
             return work()
-        except Exception as error:
+        except Exception as error:  # whatever a store raises: the next line lets only known passing faults through
             if not is_transient(error):
                 raise
         time.sleep(pause)

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     except (SignalException, KeyboardInterrupt):  # the ranks have saved, and said so
         return 1
-    except Exception as error:  # of the meeting of machines, in many classes
+    except Exception as error:  # of torchrun's rendezvous of machines, in many classes
         print(f"patchwork: error: torchrun: {one_line(f'{type(error).__name__}: {error}')}", file=sys.stderr)
         return 1
     return 0

@@ -16,7 +16,8 @@ CLOSE_ENOUGH = 1e-4
 _WIDER = 8
 """How much farther from a bad guess each of them lies than the one before."""
 FINE = 2**16
-"""Thresholds a nat where no grid binds them: one is found to within 1/65,536 nat."""
+"""Thresholds a nat where no grid binds them: one is found to within 1/65,536 nat. A power of two, so that each is exact
+in fp32, and reads back as itself."""
 
 
 class UnreachableTarget(ValueError):

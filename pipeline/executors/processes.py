@@ -20,6 +20,7 @@ from pipeline.transient_errors import ATTEMPTS
 from shared.shards.manifest import NumericsClass
 
 _REPORT_BYTES = 2**18
+"""Input that a worker gets through before it reports: a message for each short record would cost more than reading."""
 
 
 def _serve(pipe: Connection, job: Job, plan: Plan) -> None:
@@ -113,7 +114,7 @@ class ProcessExecutor:
             idle = len(busy) < len(self._processes)
             # Nobody waits for a split that pauses while all are busy. Without anyone busy, wait only sleeps.
             for pipe in wait(list(busy), timeout=queue.pause(time.monotonic()) if idle else None):
-                slot = busy[pipe]  # type: ignore[index]
+                slot = busy[pipe]  # type: ignore[index]  # wait() may return sockets and handles; it was given pipes
                 worker = self._processes[slot]
                 assert worker.split is not None
                 outcome: Outcome | None

@@ -58,6 +58,7 @@ def survey_file(found: Found, cut_bytes: int, reading: ReadSettings) -> SourceFi
 
 def _sha256(location: str) -> str:
     with open_binary(location) as file:
+        # typeshed wants a buffer's methods that IO[bytes] does not promise, and every file here has.
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 

@@ -14,7 +14,7 @@ from pipeline.settings import ReadSettings
 from shared.io.file_types import BYTE_ORDER_MARK, HEAD, compressor, container, foreign, is_text, to_utf8, wide_encoding
 
 _RAW = 2**13
-"""Bytes of a file that are read to tell how it is compressed."""
+"""Bytes of a file that are read to tell how it is compressed: magic numbers are in the first few."""
 _FEWEST = 8
 """Bytes that content must have to say that it is not compressed although its name does."""
 _SPACE = b" \t\r\n"

@@ -146,7 +146,7 @@ def _not_as_named(file: SourceFile, checked: Checked, kind: Kind, reading: ReadS
     except DamagedStream:
         return None  # reading meets it again and says so
     finally:
-        content.close()  # type: ignore[attr-defined]
+        content.close()  # type: ignore[attr-defined]  # a generator, though its type says less: it holds the file open
     return None if found == kind else f"its content is {found}, its name says {kind}; give --input-format {found}"
 
 

@@ -33,7 +33,7 @@ _VERSION_KEYS = (
 )
 """What file systems tell about the version of a file; the first that is there is taken."""
 MOST_LOST = 2**40
-"""Records that one dead letter may stand for."""
+"""Records that one dead letter may stand for; a damaged footer may claim any number."""
 DATA_ERRORS = (pa.ArrowException, ValueError, OSError)
 """What pyarrow raises for data that makes no sense; see ``reason_in`` for what else an OSError can be."""
 

@@ -14,6 +14,7 @@ from pipeline.scoring.cut import cut, pieces
 from pipeline.scoring.load_scorer import load_scorer
 from pipeline.settings import ExecutorSettings, Job
 
+# Limits of the trial: the rate settles soon, and nobody waits long; several splits, as files differ.
 TRIAL_FRACTION = 0.01
 TRIAL_BYTES = 2**20
 """Bytes of text at most."""

@@ -83,7 +83,7 @@ def ahead(source: Iterable[T], size: Callable[[T], int], limit: int) -> Generato
                 pipe.put(item)
         except _Closed:
             return
-        except BaseException as error:
+        except BaseException as error:  # a thread that ends with an error ends nobody: its reader would wait forever
             pipe.end(error)
         else:
             pipe.end()
@@ -111,7 +111,7 @@ def behind(work: Callable[[T], None], size: Callable[[T], int], limit: int) -> I
             with closing(pipe.take()) as items:
                 for item in items:
                     work(item)
-        except BaseException as error:
+        except BaseException as error:  # as above: handed to the thread that gives items
             failed.append(error)
             pipe.abandon()
 
@@ -125,7 +125,7 @@ def behind(work: Callable[[T], None], size: Callable[[T], int], limit: int) -> I
     thread.start()
     try:
         yield give
-    except BaseException:
+    except BaseException:  # whatever ends the block: what waits would be written into a shard that is thrown away
         pipe.drop()
         raise
     finally:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int], None]
 READ_AHEAD = 2**24
 WRITTEN_BEHIND = 2**24
-"""Bytes that wait for the scorer, and for the writer."""
+"""Bytes that wait for the scorer, and for the writer: enough that a slow disk or a long record stops no accelerator."""
 ROWS_OF_A_SHARD = MOST_ROWS // 2
 """After which a shard of short documents is closed, whatever bytes it has."""
 _RECORD_BYTES = 2**10

@@ -42,6 +42,7 @@ STATUSES = np.dtype([("status", "u1"), ("split", "<u4"), ("text", "<u4")])
 COMPARED = 2**24
 """About as many hashes are compared at once: a gigabyte with what sorting takes."""
 _BINS, _BLOCK = 2**16, 2**14
+"""Bins of places in a first pass, of which a second sorts only one; statuses that are Python objects at a time."""
 
 
 def selects(reading: ReadSettings) -> bool:

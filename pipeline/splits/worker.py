@@ -76,7 +76,7 @@ class Worker:
                     survey_split(self._job, self._plan, number, progress)
                 else:
                     marker = process_split(self._job, self._plan, number, task.run, self._scorer, progress)
-            except Exception as error:
+            except Exception as error:  # any error costs one split, which may be tried again: never the whole run
                 text = f"{error}" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
                 text, trace = without_query(text), without_query(traceback.format_exc())
                 log.say(f"{task.kind} failed: {trace}")

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 PIECE = 2**18
 """Bytes that are encoded at a time, where a text allows it: an encoding takes many times the memory of its text."""
 _SAFE = re.compile(rb"[!-~]\n(?=[!-~])")
+"""Where a text can be cut without changing its tokens: the pre-tokenizer ends a word at a line end between printable
+ASCII characters, whatever stands before and after."""
 _INVALID = re.compile("([\udc80-\udcff])")
 """Bytes that are no UTF-8, as "surrogateescape" shows them."""
 
@@ -74,7 +76,7 @@ class SubwordEncoder:
             return import_tokenizers().Tokenizer.from_file(str(self._path))
         except TokenizersMissing:
             raise
-        except Exception as error:  # the library raises nothing narrower
+        except Exception as error:  # tokenizers, written in Rust, raises plain Exception
             raise DatasetError(f"{self._path}: {error}") from None
 
     def ids(self, text: bytes) -> np.ndarray:

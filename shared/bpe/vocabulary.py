@@ -18,7 +18,8 @@ from shared.vocabulary import OFFSET, VOCABULARY_SIZE
 
 NO_TOKEN = -1
 _FACTOR = 0x9E3779B97F4A7C15
-"""Odd, so that it has an inverse modulo 2^64."""
+"""Of the polynomial hash of a token: 2^64 over the golden ratio, whose bits spread well. Odd, so that it has an inverse
+modulo 2^64, by which the hash of any range follows from two sums."""
 _INVERSE = pow(_FACTOR, -1, 2**64)
 
 

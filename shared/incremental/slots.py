@@ -12,8 +12,8 @@ from torch import Tensor
 LONGEST_ADVANCE = 256
 """Tokens that a row may take at once. A window of W keeps W + LONGEST_ADVANCE - 1 slots, so that the last of these
 tokens can be taken back without anything being lost that the first of them sees."""
-_EMPTY = 1 << 40
-_FIRST_CAPACITY = 64
+_EMPTY = 1 << 40  # the position of an unused slot: later than any token, so that causal attention never sees it
+_FIRST_CAPACITY = 64  # without a window slots double as documents grow, so that copying them costs O(1) a token
 
 
 @dataclass(frozen=True)

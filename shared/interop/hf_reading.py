@@ -25,7 +25,7 @@ class _Foreign(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
 
 
-Count = Annotated[int, Field(gt=0, le=1 << 31)]
+Count = Annotated[int, Field(gt=0, le=1 << 31)]  # a foreign config may say anything; our own settings limit more
 
 
 class _Stack(_Foreign):

@@ -37,7 +37,7 @@ class TorchFile:
             content = _load(path)
         except FileNotFoundError:
             raise InteropError(f"{path} is missing") from None
-        except Exception as error:  # a damaged file can raise anything
+        except Exception as error:  # torch.load of a damaged file raises whatever its zip and pickle readers meet
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise InteropError(f"{path} is not a torch file of plain tensors: {reason}") from None
         for key in ("model", "state_dict"):

@@ -5,7 +5,7 @@ import struct
 from typing import Literal
 
 HEAD = 2**16
-"""Bytes of content that are looked at."""
+"""Bytes of content that are looked at: more than the first line of most files of JSON lines has."""
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 """Of UTF-8."""
 Compressor = Literal["gzip", "zstd", "bzip2", "xz"]
@@ -90,12 +90,14 @@ def _is_stream(head: bytes) -> bool:
     if len(head) < 16 or head[:4] != b"\xff\xff\xff\xff":
         return False
     length, root = struct.unpack_from("<iI", head, 4)
+    # Metadata is padded to 8 bytes, and hundreds of megabytes of it would be no schema.
     return 0 < length < 2**28 and length % 8 == 0 and 0 < root < length
 
 
 def foreign(head: bytes) -> str | None:
     """What content is that begins with the magic bytes of a format that is not read."""
     for magic, what in _FOREIGN.items():
+        # A text may begin with magic words that are letters, as a word: then the bytes after them decide.
         letters = magic.isalnum() or magic == b"%PDF-"
         if head.startswith(magic) and (not letters or magic == b"%PDF-" or not is_text(head[: _BINARY_AFTER * 2**10])):
             return what
@@ -112,6 +114,7 @@ def wide_encoding(data: bytes) -> Literal["UTF-16", "UTF-32"] | None:
         return "UTF-16"
     if b"\0" not in data or b"\0\0" in data:
         return None
+    # Of text in Latin letters every second byte is 0, half of the data; text in other scripts has a byte order mark.
     return "UTF-16" if max(data[::2].count(0), data[1::2].count(0)) > 0.3 * len(data) else None
 
 

@@ -236,10 +236,10 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             with naming(path):
                 os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException:  # an interrupt, too
         temporary.unlink(missing_ok=True)
         raise
-    sync(path.parent)
+    sync(path.parent)  # the name is in the folder: without this it may be gone after a power cut
 
 
 class NamedFile(io.FileIO):

@@ -20,6 +20,7 @@ from pydantic_core import from_json
 MOST_BYTES = 4 << 20
 """Of a configuration or a record of ours; parsed JSON takes up to 30 times as much memory as its text."""
 PIECE_BYTES = 1 << 20
+# An exponent of three digits or a number of two hundred: what may be beyond the largest float.
 _LARGE = re.compile(rb"[eE]\+?[0-9]{3}|[0-9]{200}")
 _LARGE_TEXT = re.compile(_LARGE.pattern.decode())
 

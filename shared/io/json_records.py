@@ -13,6 +13,7 @@ from shared.settings import first_problem
 MOST_BYTES = 256 << 20
 """Of a record: every cell has a figure for each document."""
 LARGEST = 1e60
+"""Of a figure in a record. Pages add, multiply and square them; these stay finite in fp64."""
 
 
 def _plausible(value: float) -> float:

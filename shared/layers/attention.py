@@ -19,7 +19,7 @@ from shared.layers.tiled_attention import tiled_attention
 try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:  # absent from builds without the kernel
-    varlen_attn = None  # type: ignore[assignment]
+    varlen_attn = None  # type: ignore[assignment]  # mypy takes the name for the function that it may also be
 
 KERNEL_OPTIONS = ("enable_gqa", "num_splits")
 """Options of the kernel for documents of many lengths that not every torch has."""
@@ -74,8 +74,10 @@ class AttentionMask:
         context_ids: Tensor | None = None,
         before: Tensor | None = None,
     ) -> "AttentionMask":
-        """The mask for activations of ``dtype``; ``context_ids`` are `stretches` finer than the documents, if any."""
+        """The mask for activations of ``dtype``; ``context_ids``: `segment_ids` finer than the documents, if any."""
         device = documents.ids.device
+        # The kernel knows documents but no finer segments; tiles, on a CPU, know both; bands and whole documents are
+        # for the rest, such as fp32 on a GPU.
         if context_ids is None and has_kernel(device, dtype):
             return cls(documents, window, before, longest=1 << (documents.longest - 1).bit_length())
         if takes_tiles(device):

@@ -1,5 +1,7 @@
 """What a model reads: flat token and patch axes, documents as segments, no batch axis, no padding of documents.
 
+Why there is no batch axis: docs/decisions/no-batch-axis.md.
+
 T tokens, P patches, S segments. Everything is built by the loader in numpy, so a step never waits for the device.
 """
 

@@ -20,6 +20,7 @@ class MaxPooling(nn.Module):
 
     def forward(self, tokens: Tensor, of_token: Tensor, count: int) -> Tensor:
         """tokens [T, D], int64 [T] -> [P, D], P = count; zeros where a patch owns none."""
+        # torch's Function.apply has no types, here and wherever it is called.
         return _SegmentMax.apply(tokens, of_token, count)  # type: ignore[no-untyped-call]
 
 

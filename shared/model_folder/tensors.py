@@ -23,6 +23,7 @@ from shared.model_folder.tensor_header import MOST_HEADER_BYTES, file_header
 
 INDEX_FILE = WEIGHTS_FILE + ".index.json"
 BLOCK_BYTES = 1 << 24
+"""Bytes of a tensor that are in memory at a time when one is written: safetensors' own writer takes whole models."""
 
 Entry = tuple[str, Sequence[int], torch.dtype]
 """Name, shape and dtype of a tensor that will be written."""

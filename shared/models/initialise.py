@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 CHUNK = 1 << 22
-"""Elements that one generator draws. A rank that holds some rows of a large table draws little more than these."""
+"""Elements that one generator draws. A rank that holds some rows of a large table draws little more than these. Part of
+what a seed means: another number gives other initial values."""
 
 
 def initial_value(name: str, shape: Sequence[int], seed: int) -> Tensor:
@@ -48,7 +49,7 @@ def set_initial_rows(local: Tensor, name: str, shape: Sequence[int], seed: int, 
 def _generator(name: str, seed: int, chunk: int) -> torch.Generator:
     key = f"{seed}/{name}" if chunk == 0 else f"{seed}/{name}/{chunk}"
     digest = hashlib.sha256(key.encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)  # torch takes signed 64 bits
 
 
 def initialise(model: nn.Module, seed: int) -> None:

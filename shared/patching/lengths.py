@@ -42,10 +42,10 @@ def patch_lengths_together(
             given = "none" if entropies is None else len(entropies[number])
             if given != count - 1:
                 raise ValueError(f"rule {patching.rule!r} needs {count - 1} entropies for {count} tokens, got {given}")
-        values = np.full(len(tokens), np.nan, np.float32)
+        values = np.full(len(tokens), np.nan, np.float32)  # EOS is no input: its NaN opens no patch
         inputs = np.ones(len(tokens), bool)
         inputs[firsts + counts - 1] = False
-        values[inputs] = np.concatenate(entropies)  # type: ignore[arg-type]
+        values[inputs] = np.concatenate(entropies)  # type: ignore[arg-type]  # None has been refused in the loop
         theta = None if thetas is None else np.repeat(np.array(thetas, np.float32), counts)
     forced = positions < 2
     forced[1:] |= is_special(tokens[:-1])
@@ -82,6 +82,7 @@ def _walk(wanted: np.ndarray, forced: np.ndarray, min_length: int, max_length: i
     total = len(wanted)
     starts, start = [0], 0
     candidates = np.append(np.flatnonzero(wanted | forced)[1:], total)
+    # In blocks: as Python integers all candidates of a document of gigabytes would take many times its size.
     for block in np.array_split(candidates, len(candidates) // 65_536 + 1):
         for candidate in block.tolist():
             while candidate - start > max_length:

@@ -61,6 +61,8 @@ def decisions(
     elif patching.rule == "byte":
         wanted[:] = True
     elif patching.rule == "static":
+        # A stride is there with this rule (checked by PatchingSettings), which the type of the field cannot say. Of a
+        # stride of 1 every position is a start: hence 1 % stride.
         np.equal(positions % patching.stride, 1 % patching.stride, out=wanted)  # type: ignore[operator]
     elif patching.rule == "space":
         space_like = SPACE_LIKE[without_named(tokens)]

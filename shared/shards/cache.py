@@ -20,6 +20,7 @@ MOST_COMPANION_BYTES = 2**34
 ARRIVING = ".arriving"
 CHUNK = 2**20
 WAIT_SECONDS = 0.05
+"""Between looks at a file that another process is fetching."""
 
 
 def default_cache() -> Path:
@@ -95,7 +96,7 @@ class FileCache:
                     self._seen.add(sha256)
                     os.replace(arriving, path)
                 return True
-            except BaseException:
+            except BaseException:  # an interrupt, too, must not leave half a file that takes room
                 arriving.unlink(missing_ok=True)
                 raise
             finally:

@@ -14,7 +14,7 @@ from shared.vocabulary import EOS
 
 LONGEST_COUNTED = 64
 """The patch-length histogram counts lengths 1 to 64 one by one, then all longer ones together: 65 entries."""
-_MODULUS = 2**256
+_MODULUS = 2**256  # of sha256 values: their sum, unlike their exclusive or, also notices a document that is there twice
 
 
 class ContentHash:

@@ -8,7 +8,8 @@ from shared.shards.spans import Spans
 from shared.vocabulary import BOS, EOS, byte_tokens
 
 LONGEST_PART = 64 * 2**20
-"""Bytes of text in one row at most; a longer document becomes consecutive rows."""
+"""Bytes of text in one row at most; a longer document becomes consecutive rows. A row is in memory as a whole, several
+times over while it is written: this bounds a worker whatever a document's length."""
 MOST_TOKENS = 2 * LONGEST_PART
 """Bytes and special ids between them in one row at most."""
 LONGEST_NAMES = LONGEST_PART

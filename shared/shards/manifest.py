@@ -22,6 +22,8 @@ TOKENIZER_FOLDER = "tokenizer"
 LONGEST_NAME = 200
 """Characters of a file's name, which gets endings."""
 _NOT_IN_NAMES = re.compile(r"[/\\\x00-\x1f\x7f-\x9f]")
+# Limits of what is believed of a file from elsewhere, far beyond what this code writes: sums of such counts stay within
+# int64, and an index of so many rows within memory.
 MOST_MANIFEST_BYTES = 2**30
 MOST_COUNT = 2**40
 """Of anything in one shard."""

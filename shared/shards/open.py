@@ -23,7 +23,7 @@ from shared.shards.manifest import (
 
 
 MOST_MODEL_BYTES = 2**33
-"""Of a file of the entropy model or tokenizer behind a URL."""
+"""Of a file of the entropy model or tokenizer behind a URL: the manifest has hashes of these files, and no sizes."""
 
 
 class RemoteDataset(Dataset):
@@ -80,6 +80,8 @@ class RemoteDataset(Dataset):
         return {"url": self._url, "manifest": self.manifest, "cache": self._cache}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        # Files are opened and locks made anew in the process that unpickles. mypy frowns on calling __init__ because a
+        # subclass could have another signature; this class has none.
         self.__init__(**state)  # type: ignore[misc]
 
 

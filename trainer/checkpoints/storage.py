@@ -42,6 +42,7 @@ MODEL_PREFIX = "model."
 """How names of parameters begin in a checkpoint."""
 OPTIMIZER_PREFIX = "optimizer."
 BUFFER_BYTES = 2**20
+"""Of a file that is written: network file systems take large writes much faster than small ones."""
 
 
 def named_tensors(parameters: Mapping[str, Any], moments: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -62,7 +62,7 @@ class Stager:
         """The same with all tensors on the host; later changes of ``state`` do not reach it."""
         if not _serves_again():
             self._stager = DefaultStager(self._options)
-        return self._stager.stage(state)  # type: ignore[return-value]
+        return self._stager.stage(state)  # type: ignore[return-value]  # a future only with use_async_staging
 
 
 @lru_cache
@@ -245,13 +245,13 @@ class Checkpoints:
         result, problem = None, None
         try:
             result = action()
-        except Exception as error:
+        except Exception as error:  # other ranks wait in the collective below, and would wait forever
             problem = str(error) or type(error).__name__
         outcomes = self._gather((result, problem))
         failed = next((problem for _, problem in outcomes if problem is not None), None)
         if failed is not None:
             raise CheckpointError(failed)
-        return [result for result, _ in outcomes]  # type: ignore[misc]
+        return [result for result, _ in outcomes]  # type: ignore[misc]  # None only where there was a problem
 
 
 def _of_another_length(path: Path, identity: RunIdentity | None) -> bool:
@@ -280,7 +280,7 @@ def _outcome(action: Callable[..., None], *arguments: Any) -> Future[None]:
     try:
         action(*arguments)
         future.set_result(None)
-    except Exception as error:
+    except Exception as error:  # raised by the future, as that of `_in_background` is
         future.set_exception(error)
     return future
 
@@ -293,7 +293,7 @@ def _in_background(action: Callable[..., None], *arguments: Any) -> Future[None]
         try:
             action(*arguments)
             future.set_result(None)
-        except BaseException as error:
+        except BaseException as error:  # a future without an outcome would be waited for without end
             future.set_exception(error)
 
     Thread(target=run, name="checkpoint", daemon=True).start()

@@ -55,6 +55,7 @@ def y_range(ys: Sequence[float], from_zero: bool = True) -> tuple[float, float]:
     """From below the least to above the greatest; values far above nearly all others are cut off."""
     ordered = sorted(ys)
     low, high, usual = ordered[0], ordered[-1], ordered[int(0.97 * (len(ordered) - 1))]
+    # A loss before training is several times what follows: with it in the picture all else would be a flat line.
     if len(ordered) >= 20 and high - low > 4 * (usual - low) > 0:
         high = usual + 0.5 * (usual - low)
     if from_zero and 0 <= low < 0.5 * high:
@@ -67,7 +68,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Multiples of 1, 2 or 5 times a power of ten in the range."""
     step = 10 ** math.floor(math.log10((high - low) / about))
     step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= about)
-    first = math.ceil(low / step - 1e-9)
+    first = math.ceil(low / step - 1e-9)  # a bound that is a tick, but for rounding, gets its tick
     return [n * step for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
 

@@ -55,6 +55,7 @@ class Uniforms:
         if block != self._block:
             counter = block * self._BLOCK // self._FROM_ONE_COUNTER
             raw = np.random.Philox(key=self._seed, counter=counter).random_raw(self._BLOCK)
+            # As numpy makes doubles: the upper 53 bits, as many as a double holds exactly.
             self._block, self._values = block, ((raw >> np.uint64(11)) * 2.0**-53).tolist()
         return self._values[place]
 

@@ -21,7 +21,7 @@ class Held(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's class has no types
         self.peak = 0
         """The most bytes that were held at once."""
         self._made: dict[int, weakref.ref[UntypedStorage]] = {}

@@ -60,6 +60,7 @@ class Muon(torch.optim.Optimizer):
         )
 
     @torch.no_grad()
+    # As in `RowwiseAdagrad.step`, no closure.
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Learn from the gradients. All ranks take part."""
         rule, gradients = self.settings, []
@@ -104,8 +105,9 @@ def orthogonalise(matrix: Tensor, steps: int) -> Tensor:
     Large and small matrices of one direction give the same; one of zeros stays so.
     """
     first, second, third = COEFFICIENTS
+    # By the Frobenius norm, which is at least the largest singular value: the iteration needs them below about 1.
     x = matrix / matrix.norm().clamp_min(1e-7)
-    x = x.T if len(matrix) > matrix.shape[1] else x
+    x = x.T if len(matrix) > matrix.shape[1] else x  # the smaller of the two products with the transpose
     for _ in range(steps):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=second, alpha=third), x, beta=first)

@@ -48,6 +48,7 @@ class RowwiseAdagrad(torch.optim.Optimizer):
             self.state[weight][SQUARES] = by_rows(squares, table.mesh, weight.shape[:1])
 
     @torch.no_grad()
+    # No closure: the loop computes gradients once, so that all ranks take part in the same collectives.
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Learn from the gradients that the tables have collected; their values are used up."""
         for table, group in zip(self._tables, self.param_groups):

@@ -72,6 +72,7 @@ def _changes(settings: TrainSettings) -> Iterator[Change]:
         yield Change(
             "data.tokens",
             str(tokens),
+            # A default binds the value of this round; mypy cannot infer a lambda with one.
             lambda settings, tokens=tokens: settings.model_copy(  # type: ignore[misc]
                 update={"data": settings.data.model_copy(update={"tokens": tokens})}
             ),

@@ -17,7 +17,7 @@ from pipeline.settings import ReadSettings
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
-_INT_FIELD, _DICTIONARY_PAGE = b"\x15", 2
+_INT_FIELD, _DICTIONARY_PAGE = b"\x15", 2  # of the compact Thrift that page headers are written in
 _BUFFER = 2**20
 """Bytes of a column that are read at once: a chunk of one is never read whole."""
 

@@ -1,4 +1,8 @@
-"""Members of a tar, read forward: nothing is extracted, and a cut or broken archive says so."""
+"""Members of a tar, read forward: nothing is extracted, and a cut or broken archive says so.
+
+By hand, for the standard library takes a damaged header for the end of the archive and loses the rest without an error.
+`shared.shards.formats.tar` reads our own shards, by offsets from an index: docs/decisions/tar-by-hand.md.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +13,7 @@ from shared.io.file_types import tar_checksum, tar_number
 
 BLOCK = 512
 _LONGEST_EXTENSION = 2**20
+"""Bytes of a member that says something of the next one, such as its long name: these are held in memory."""
 _WITHOUT_CONTENT = {b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device", b"6": "a pipe"}
 """Types of members that have no content of their own, and what they are."""
 _REGULAR, _FOLDER, _VOLUME = (b"0", b"\0", b"7"), b"5", b"V"

@@ -1,4 +1,7 @@
-"""WET files of web crawls: the text of pages in WARC records, one after the other."""
+"""WET files of web crawls: the text of pages in WARC records, one after the other.
+
+By hand, so that a damaged record costs only itself, and says where it lies: a library's iterator ends at the first.
+"""
 
 import hashlib
 from collections.abc import Iterator
@@ -18,6 +21,7 @@ WITHOUT_TEXT = ("warcinfo", "metadata", "request", "revisit")
 _END = b"\r\n\r\n"
 _LONGEST_LINE = 2**16
 _LONGEST_HEADER = 2**20
+"""Bytes. Headers have a few hundred; without a limit damaged data without line ends would be held as one."""
 
 
 class _BadHeader(ValueError):

@@ -2,6 +2,8 @@
 
 The formats frame messages alike: a mark, the length of the metadata, the metadata (a flatbuffer), the body. A file has
 a magic word and padding before them, and a footer after.
+
+By hand, since pyarrow allocates what a buffer's header says without telling it first: docs/decisions/arrow-messages.md.
 """
 
 import struct
@@ -14,7 +16,7 @@ import pyarrow as pa
 from shared.io.file_types import FILE_MAGIC
 
 _CONTINUATION = 0xFFFFFFFF
-_LONGEST_METADATA = 2**28
+_LONGEST_METADATA = 2**28  # far beyond any real one; a length beyond it is damage, and must not be allocated
 _V5 = 4
 _COMPRESSED_BEFORE_V5 = b"ARROW:experimental_compression"
 _TAIL = 4 + len(FILE_MAGIC)

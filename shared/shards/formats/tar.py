@@ -1,4 +1,7 @@
-"""The little of tar that WebDataset shards need: plain files with fixed headers, so equal rows give equal bytes."""
+"""The little of tar that WebDataset shards need: plain files with fixed headers, so equal rows give equal bytes.
+
+Archives of others are read by `pipeline.read.formats.tar`; why there are two readers: docs/decisions/tar-by-hand.md.
+"""
 
 import tarfile
 from collections.abc import Iterator
