@@ -3,7 +3,8 @@
 Shapes in comments: D width, H heads, K queries a patch.
 """
 
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -61,13 +62,16 @@ class StackSettings(Settings):
         return self.feed_forward or -(-(8 * self.width // 3) // 256) * 256
 
 
+Axis = Literal["tokens", "patches"]
+
+
 class PlacedStack(NamedTuple):
     """A stack of blocks where it stands in a model."""
 
     name: str
     """Of its list of blocks, as in the names of parameters: "global_.blocks"."""
     settings: StackSettings
-    axis: Literal["tokens", "patches"]
+    axis: Axis
     """What its positions are."""
 
     @property
@@ -89,15 +93,18 @@ class PlacedStack(NamedTuple):
 class WholeModel(Settings):
     """What every kind of model says about itself, so that nothing else need ask which kind it is."""
 
+    stack_axes: ClassVar[Mapping[str, Axis]] = {}
+    """What the positions of each stack are, by its field, in the order of a forward pass."""
+
     @property
     def reads(self) -> Literal["bytes", "patches", "tokens"]:
         """What its batches are made of: bytes alone, bytes in patches, or one subword token a patch."""
-        raise NotImplementedError
+        return "patches"
 
     @property
     def stacks(self) -> tuple[PlacedStack, ...]:
         """All stacks of blocks, in the order of a forward pass."""
-        raise NotImplementedError
+        return tuple(PlacedStack(f"{name}.blocks", getattr(self, name), axis) for name, axis in self.stack_axes.items())
 
     @property
     def context(self) -> int | None:
@@ -187,6 +194,8 @@ class NgramSettings(Settings):
 class BltSettings(NamesSpecials, WholeModel):
     """The byte latent transformer: local encoder, global transformer, local decoder."""
 
+    stack_axes: ClassVar[Mapping[str, Axis]] = {"encoder": "tokens", "global_": "patches", "decoder": "tokens"}
+
     kind: Literal["blt"] = "blt"
     ngrams: NgramSettings = NgramSettings()
     encoder: StackSettings
@@ -217,18 +226,6 @@ class BltSettings(NamesSpecials, WholeModel):
         return self
 
     @property
-    def reads(self) -> Literal["bytes", "patches", "tokens"]:
-        return "patches"
-
-    @property
-    def stacks(self) -> tuple[PlacedStack, ...]:
-        return (
-            PlacedStack("encoder.blocks", self.encoder, "tokens"),
-            PlacedStack("global_.blocks", self.global_, "patches"),
-            PlacedStack("decoder.blocks", self.decoder, "tokens"),
-        )
-
-    @property
     def has_tables(self) -> bool:
         return bool(self.ngrams.sizes)
 
@@ -247,6 +244,8 @@ class BltSettings(NamesSpecials, WholeModel):
 
 class MegaByteSettings(WholeModel):
     """Patches of fixed length: a global transformer over patches, a local one inside each (arXiv 2305.07185)."""
+
+    stack_axes: ClassVar[Mapping[str, Axis]] = {"global_": "patches", "local": "tokens"}
 
     kind: Literal["megabyte"] = "megabyte"
     patch: int = Field(default=4, ge=2, le=65_535)
@@ -275,14 +274,6 @@ class MegaByteSettings(WholeModel):
     def context(self) -> int | None:
         return self.patch
 
-    @property
-    def reads(self) -> Literal["bytes", "patches", "tokens"]:
-        return "patches"
-
-    @property
-    def stacks(self) -> tuple[PlacedStack, ...]:
-        return PlacedStack("global_.blocks", self.global_, "patches"), PlacedStack("local.blocks", self.local, "tokens")
-
     def objection(self, patching: "PatchingSettings") -> str | None:
         """Also for patches of other lengths: they would not fit into the global model."""
         if patching.stride == self.patch and patching.min_length <= self.patch <= patching.max_length:
@@ -293,6 +284,8 @@ class MegaByteSettings(WholeModel):
 
 class SpaceByteSettings(WholeModel):
     """Bytes all the way, with large blocks at the last byte of each patch only (arXiv 2404.14408)."""
+
+    stack_axes: ClassVar[Mapping[str, Axis]] = {"before": "tokens", "global_": "patches", "after": "tokens"}
 
     kind: Literal["spacebyte"] = "spacebyte"
     before: StackSettings
@@ -315,18 +308,6 @@ class SpaceByteSettings(WholeModel):
     def width(self) -> int:
         """D of bytes."""
         return self.before.width
-
-    @property
-    def reads(self) -> Literal["bytes", "patches", "tokens"]:
-        return "patches"
-
-    @property
-    def stacks(self) -> tuple[PlacedStack, ...]:
-        return (
-            PlacedStack("before.blocks", self.before, "tokens"),
-            PlacedStack("global_.blocks", self.global_, "patches"),
-            PlacedStack("after.blocks", self.after, "tokens"),
-        )
 
 
 AnyModelSettings = EntropyModelSettings | FlatSettings | BltSettings | MegaByteSettings | SpaceByteSettings
