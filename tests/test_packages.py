@@ -44,7 +44,7 @@ PYDANTIC = ["pydantic", "pydantic_core", "annotated_types", "typing_inspection"]
 TASKS = {
     "training": (
         ["numpy", "safetensors", "pyarrow", *PYDANTIC],
-        ["trainer.main", "trainer.run.job", "trainer.run.loop"],
+        ["trainer.main", "trainer.run.setup", "trainer.run.loop"],
     ),
     "scoring": (["numpy", *PYDANTIC], ["shared.models.scoring"]),
     "preprocess": (

@@ -71,10 +71,11 @@ def train(settings: TrainSettings, data: RunData, identity: RunIdentity) -> int:
     warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata's own import
     warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a run of one rank saves alone
     from trainer.distributed.world import is_lost_peer, is_timeout, started
-    from trainer.run.job import claimed, export, prepare, summarise
     from trainer.run.loop import run_steps
+    from trainer.run.setup import callback_classes, claimed, close, export, prepare, summarise
     from trainer.run.stopping import stop_on_signals
 
+    classes = callback_classes(settings)
     try:
         with (
             started(settings.run) as world,
@@ -82,10 +83,11 @@ def train(settings: TrainSettings, data: RunData, identity: RunIdentity) -> int:
             claimed(settings, identity, world),
         ):
             job = prepare(settings, data, identity, world)
-            done = run_steps(job, stop)
+            callbacks = [made(job) for made in classes]
+            done = run_steps(job, callbacks, stop)
             if done:
                 export(job, identity)
-            job.close()
+            close(job, callbacks)
             if done:
                 summarise(job)
     except RuntimeError as error:

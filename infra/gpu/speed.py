@@ -29,7 +29,7 @@ from trainer.memory import dry_run
 from trainer.memory.estimated import memory_by_part
 from trainer.memory.measured import Memory, standing
 from trainer.optim.optimizer import build_optimizer
-from trainer.optim.train_step import take_step
+from trainer.optim.train_step import TrainStep, take_step
 from trainer.settings import TrainSettings
 
 RECIPES = ROOT / "trainer" / "recipes"
@@ -117,7 +117,7 @@ def measure_step(bench: Bench, name: str) -> None:
             optimizer = build_optimizer(model, settings.optimizer)
 
             def step() -> None:
-                take_step(model, optimizer, [batch], limits.tokens, world, 1e-5, 1.0, ())
+                take_step(model, optimizer, TrainStep([batch], limits.tokens, lr=1e-5), world)
 
             seconds = bench.seconds(step, rounds=5, warm=3)
         except Exception as error:
@@ -211,7 +211,7 @@ def loss_and_seconds(bench: Bench, settings: TrainSettings) -> tuple[float, floa
         optimizer = build_optimizer(model, settings.optimizer)
 
         def step() -> float:
-            return take_step(model, optimizer, [batch], limits.tokens, world, 0.0, 1.0, ()).nats
+            return take_step(model, optimizer, TrainStep([batch], limits.tokens, lr=0.0), world).nats
 
         return step() / limits.tokens, bench.seconds(step)
 

@@ -29,7 +29,7 @@ from trainer.distributed.world import World, started
 from trainer.lr_schedule import rate
 from trainer.metrics.subset_score import bits_per_byte
 from trainer.optim.optimizer import build_optimizer
-from trainer.optim.train_step import take_step
+from trainer.optim.train_step import TrainStep, take_step
 from trainer.settings import TrainSettings
 
 KINDS = ("adamw", "muon")
@@ -75,7 +75,7 @@ class Learner:
             self.settings.schedule, self.settings.run, len(self.nats) + 1, self.targets
         )
         began = time.process_time()
-        found = take_step(self.model, self.optimizer, [pack.batch], pack.step.targets, self.world, lr, 1.0, [])
+        found = take_step(self.model, self.optimizer, TrainStep([pack.batch], pack.step.targets, lr=lr), self.world)
         self.steps += time.process_time() - began
         self.nats.append(found.nats)
         self.bytes.append(pack.step.bytes)

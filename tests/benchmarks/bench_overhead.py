@@ -33,10 +33,11 @@ from trainer.distributed.build import fill
 from trainer.distributed.row_sharded_tables import RowTables, row_tables
 from trainer.distributed.world import DTYPES, World, started
 from trainer.optim.optimizer import build_optimizer
-from trainer.optim.train_step import clip, predict, take_step
+from trainer.optim.train_step import TrainStep, clip, predict, take_step
 from trainer.provenance.identity import run_identity
-from trainer.run.job import prepare
-from trainer.run.loop import Job, one_step
+from trainer.run.job import Job
+from trainer.run.loop import end_interval, one_step
+from trainer.run.setup import callback_classes, prepare
 from trainer.run.stopping import StopRequest
 from trainer.settings import TrainSettings
 
@@ -74,7 +75,12 @@ def trainers(settings: TrainSettings, world: World) -> Callable[[Sequence[Batch]
     def step(batches: Sequence[Batch]) -> None:
         targets = sum(int((batch.labels != IGNORED_LABEL).sum()) for batch in batches)
         gathered = settings.parallel.keep_gathered
-        take_step(model, optimizer, batches, targets, world, 1e-3, settings.optimizer.clip, [], gathered)
+        take_step(
+            model,
+            optimizer,
+            TrainStep(batches, targets, lr=1e-3, clip=settings.optimizer.clip, keep_gathered=gathered),
+            world,
+        )
 
     return step
 
@@ -82,11 +88,13 @@ def trainers(settings: TrainSettings, world: World) -> Callable[[Sequence[Batch]
 def whole(job: Job) -> Callable[[], None]:
     """A step of the loop, with its figures."""
     packs, stop = iter(job.loader), StopRequest()
-    job.reporter.begin(0.0)
+    callbacks = [made(job) for made in callback_classes(job.settings)]
+    for callback in callbacks:
+        callback.on_run_start()
 
     def step() -> None:
-        one_step(job, packs, stop)
-        job.reporter.interval(job.state.step, job.state.targets, job.state.cursor.sampled, job.done(), job.optimizer)
+        one_step(job, callbacks, packs, stop)
+        end_interval(job, callbacks)
 
     return step
 
@@ -125,7 +133,7 @@ def alternate(settings: TrainSettings, world: World, rounds: int) -> dict[str, l
             work()
             if number >= WARM_UP:
                 seconds[name].append(time.process_time() - began)
-    job.close()
+    job.watch.close()
     return seconds
 
 

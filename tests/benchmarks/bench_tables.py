@@ -42,7 +42,7 @@ from trainer.evaluation.documents import evaluate
 from trainer.lr_schedule import progress, rate
 from trainer.metrics.subset_score import total_of
 from trainer.optim.optimizer import RowwiseAdagrad, build_optimizer
-from trainer.optim.train_step import take_step
+from trainer.optim.train_step import TrainStep, take_step
 from trainer.settings import TableSettings, TrainSettings
 
 ROOT = Path(__file__).parents[2]
@@ -190,7 +190,9 @@ def trained(settings: TrainSettings, world: World, rows: bool) -> tuple[float, f
         step, targets = step + 1, targets + mine[0].step.targets
         lr = settings.optimizer.lr * rate(settings.schedule, settings.run, step, targets)
         batches = [pack.batch for pack in mine]
-        take_step(model, optimizer, batches, mine[0].step.targets, world, lr, settings.optimizer.clip, [])
+        take_step(
+            model, optimizer, TrainStep(batches, mine[0].step.targets, lr=lr, clip=settings.optimizer.clip), world
+        )
     took = time.process_time() - began
     scores = evaluate(model, ValidationPacks(validation, limits), world.device)
     return total_of(scores.by_subset()).bits_per_byte, took

@@ -29,7 +29,7 @@ from trainer.data.loader import PackLoader
 from trainer.data.packing.limits import pack_limits
 from trainer.distributed.world import World, started
 from trainer.optim.optimizer import build_optimizer
-from trainer.optim.train_step import backward, take_step
+from trainer.optim.train_step import TrainStep, backward, take_step
 from trainer.settings import TrainSettings
 
 ROOT = Path(__file__).parents[2]
@@ -85,7 +85,7 @@ def measure(case: Case, data: Path, world: World) -> float:
 
     def one(batch: Batch, targets: int) -> None:
         if case.sharded:
-            take_step(model, optimizer, [batch], targets, world, 1e-3, 1.0, [])
+            take_step(model, optimizer, TrainStep([batch], targets, lr=1e-3), world)
         else:
             backward(model, [batch], targets, world)
             optimizer.zero_grad()

@@ -25,7 +25,7 @@ from trainer.errors import leave
 from trainer.optim.muon import MOMENTUM, Muon
 from trainer.optim.optimizer import Optimizers, build_optimizer
 from trainer.optim.parameter_groups import FACTOR
-from trainer.optim.train_step import take_step
+from trainer.optim.train_step import TrainStep, take_step
 from trainer.settings import CheckpointSettings, MuonSettings, TrainSettings
 
 STEPS = 4
@@ -85,7 +85,7 @@ def learn(settings: TrainSettings, world: World, out: Path | None = None) -> dic
     for _ in range(STEPS):
         mine = [next(packs) for _ in range(settings.data.packs // world.size)]
         batches, targets = [pack.batch for pack in mine], mine[0].step.targets
-        nats.append(take_step(model, optimizer, batches, targets, world, 3e-3, 1.0, []).nats)
+        nats.append(take_step(model, optimizer, TrainStep(batches, targets, lr=3e-3), world).nats)
     if out is not None:
         state = TrainState(identity=run_identity_of(settings), config={}, step=STEPS)
         checkpoints = Checkpoints(out, CheckpointSettings(), world)

@@ -32,7 +32,7 @@ from trainer.evaluation.validation import Validation
 from trainer.memory.dry_run import dry_run
 from trainer.metrics.subset_score import total_of
 from trainer.optim.optimizer import Optimizers, build_optimizer
-from trainer.optim.train_step import backward, clip, take_step
+from trainer.optim.train_step import TrainStep, backward, clip, take_step
 from trainer.settings import CheckpointSettings, TrainSettings
 
 STEPS = 20
@@ -107,7 +107,7 @@ def compute(settings: TrainSettings, world: World, saved: Path | None = None) ->
             results |= first_gradients(model, optimizer, batches, targets, world)
             results |= unequal(model, optimizer, mine, limits, world)
         results["norm"] = torch.tensor(
-            [take_step(model, optimizer, batches, targets, world, 3e-3, 1.0, []).grad_norm], dtype=torch.float64
+            [take_step(model, optimizer, TrainStep(batches, targets, lr=3e-3), world).grad_norm], dtype=torch.float64
         )
     results["packs"] = torch.tensor(world.table(numbers))
     score = total_of(Validation(validation, limits, world).run(model))

@@ -25,7 +25,7 @@ from trainer.distributed.row_sharded_tables import RowTables, local_rows
 from trainer.distributed.world import World, started
 from trainer.errors import leave
 from trainer.optim.optimizer import SQUARES, build_optimizer
-from trainer.optim.train_step import take_step
+from trainer.optim.train_step import TrainStep, take_step
 from trainer.settings import CheckpointSettings, TrainSettings
 
 STEPS = 3
@@ -52,7 +52,7 @@ def trained(settings: TrainSettings, world: World, out: Path) -> dict[str, Tenso
     def step() -> str | None:
         mine = [next(packs) for _ in range(settings.data.packs // world.size)]
         batches, targets = [pack.batch for pack in mine], mine[0].step.targets
-        return take_step(model, optimizer, batches, targets, world, 3e-3, 1.0, []).skipped
+        return take_step(model, optimizer, TrainStep(batches, targets, lr=3e-3), world).skipped
 
     for _ in range(STEPS):
         step()

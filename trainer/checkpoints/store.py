@@ -99,10 +99,16 @@ class Checkpoints:
         self._prolongs = prolongs
         self._stager = Stager(pinned=world.device.type == "cuda") if settings.asynchronous else None
         self._saving: tuple[Path, Future[None]] | None = None
+        self._saved: Path | None = None
         self._failures = 0
         self._news: list[str] = []
 
-    def news(self) -> list[str]:
+    def pop_saved(self) -> Path | None:
+        """The checkpoint that was completed since the last call, on all ranks alike."""
+        saved, self._saved = self._saved, None
+        return saved
+
+    def pop_news(self) -> list[str]:
         """Lines for the user since the last call."""
         news, self._news = self._news, []
         return news
@@ -140,7 +146,7 @@ class Checkpoints:
                 ) from None
             self._news.append(f"{problem}; training goes on, the last good checkpoint is {self.last or 'none'}")
         else:
-            self._failures, self.last = 0, path
+            self._failures, self.last, self._saved = 0, path, path
         return self._failures == 0
 
     def newest(self, identity: RunIdentity | None = None) -> Path | None:

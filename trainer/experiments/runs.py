@@ -22,7 +22,7 @@ from trainer.provenance.run_folder import METRICS_NAME
 from trainer.terminal import Progress
 
 RECIPE_NAME, LOG_NAME = "recipe.toml", "log.txt"
-PRELOADED = [__name__, "trainer.run.job", "trainer.experiments.scoring", "torch._dynamo", "torch.utils.tensorboard"]
+PRELOADED = [__name__, "trainer.run.setup", "trainer.experiments.scoring", "torch._dynamo", "torch.utils.tensorboard"]
 """What the server imports once, and no run again."""
 EVERY_SECONDS = 2.0
 """From one look at the runs under way to the next."""

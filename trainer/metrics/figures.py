@@ -6,8 +6,8 @@ from dataclasses import astuple
 from typing import Any
 
 from trainer.data.packing.limits import PackLimits
+from trainer.metrics.accumulator import Accumulator, RankSums
 from trainer.metrics.subset_score import SubsetScore, bits_per_byte, total_of
-from trainer.metrics.tally import RankSums, Tally
 from trainer.optim.step_timer import PARTS
 
 ROUNDING = 1e-9
@@ -27,7 +27,7 @@ def share(part: float, whole: float, what: str) -> float:
 
 
 def interval_figures(
-    tally: Tally, ranks: Sequence[RankSums], limits: PackLimits, seconds: float, peak: float | None
+    sums: Accumulator, ranks: Sequence[RankSums], limits: PackLimits, seconds: float, peak: float | None
 ) -> dict[str, Any]:
     """The figures of a line: what steps added up to in so many seconds, over all ranks.
 
@@ -35,20 +35,20 @@ def interval_figures(
     share is impossible.
     """
     together = RankSums(*(sum(values) for values in zip(*(astuple(rank) for rank in ranks))))
-    per_step = 1 / (tally.steps * len(ranks))
+    per_step = 1 / (sums.steps * len(ranks))
     figures: dict[str, Any] = {
-        "grad_norm": tally.grad_norm,
-        "grad_norm_by_part": tally.norms,
-        "skipped": tally.skipped,
+        "grad_norm": sums.grad_norm,
+        "grad_norm_by_part": sums.norms,
+        "skipped": sums.skipped,
         "bytes_per_second": together.text / seconds,
         "token_fill": share(together.tokens, together.packs * limits.tokens, "token_fill"),
         "data_wait": share(together.waited, together.seconds, "data_wait"),
-        "step_seconds": {"whole": seconds / tally.steps} | {part: getattr(together, part) * per_step for part in PARTS},
+        "step_seconds": {"whole": seconds / sums.steps} | {part: getattr(together, part) * per_step for part in PARTS},
         "memory": {name: max(getattr(rank, name) for rank in ranks) for name in ("held", "reserved", "peak")},
         **compute(together, seconds, peak and peak * len(ranks)),
     }
-    if tally.targets:
-        figures |= {"loss": tally.nats / tally.targets, "bits_per_byte": bits_per_byte(tally.nats, tally.target_bytes)}
+    if sums.targets:
+        figures |= {"loss": sums.nats / sums.targets, "bits_per_byte": bits_per_byte(sums.nats, sums.target_bytes)}
     if limits.patches is not None:
         figures |= {
             "patches_per_second": together.own_patches / seconds,

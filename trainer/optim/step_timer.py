@@ -2,6 +2,8 @@
 
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -9,11 +11,11 @@ PARTS = ("data", "forward_backward", "update")
 """Waiting for packs; forward, backward, clipping and the sums over ranks; the optimizers."""
 
 
-class StepClock:
-    """Seconds by part of a step, summed over steps.
+class StepTimer:
+    """Seconds of an interval, and of its steps by part.
 
-    On a CPU by the host's clock. On CUDA by events in the stream, which are read once the device has passed them:
-    the last part of the latest step may so be counted one reading later.
+    On a CPU by the host's clock. On CUDA parts are timed by events in the stream, which are read once the device has
+    passed them: the last part of the latest step may so be counted one reading later.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -21,8 +23,20 @@ class StepClock:
         self._seconds = dict.fromkeys(PARTS, 0.0)
         self._pending: deque[tuple[str, torch.cuda.Event, torch.cuda.Event]] = deque()
         self._last: float | torch.cuda.Event = self._now()
+        self.restart()
 
-    def begin(self) -> None:
+    def restart(self) -> None:
+        """An interval begins."""
+        self._began, self._paused = time.perf_counter(), 0.0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside is no part of the speed of training: validation, saving."""
+        began = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - began
+
+    def begin_step(self) -> None:
         """A step begins: what went before belongs to none of its parts."""
         self._last = self._now()
 
@@ -37,13 +51,14 @@ class StepClock:
             self._pending.append((part, self._last, now))
         self._last = now
 
-    def take(self) -> dict[str, float]:
-        """Seconds by part since the last reading."""
+    def pop(self) -> dict[str, float]:
+        """``seconds`` of the interval that ends here, pauses left out, and of its steps by part."""
+        whole = time.perf_counter() - self._began - self._paused
         while self._pending and self._pending[0][2].query():
             part, begin, end = self._pending.popleft()
             self._seconds[part] += begin.elapsed_time(end) / 1000
-        taken, self._seconds = self._seconds, dict.fromkeys(PARTS, 0.0)
-        return taken
+        parts, self._seconds = self._seconds, dict.fromkeys(PARTS, 0.0)
+        return {"seconds": whole, **parts}
 
     def _now(self) -> "float | torch.cuda.Event":
         if self._device.type != "cuda":

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -17,7 +17,7 @@ from trainer.distributed.row_sharded_tables import row_tables
 from trainer.distributed.world import World
 from trainer.optim.optimizer import Optimizers, set_rate
 from trainer.optim.spike_guard import Guard
-from trainer.optim.step_timer import StepClock
+from trainer.optim.step_timer import StepTimer
 
 # ---- Gradient norms, of the whole and by part, and scaling gradients to a largest norm.
 
@@ -84,6 +84,25 @@ def scale(tensors: Sequence[Tensor], factor: Tensor) -> None:
 
 
 @dataclass(frozen=True)
+class TrainStep:
+    """What one optimizer step trains on, and how."""
+
+    batches: Sequence[Batch]
+    """This rank's."""
+    targets: int
+    """Of all ranks together."""
+    lr: float
+    clip: float = 1.0
+    """Largest norm of the gradient of the mean loss."""
+    keep_gathered: bool = False
+    """Whether parameters stay unsharded from one micro-batch to the next."""
+    guard: Guard = field(default_factory=Guard.fresh)
+    """By default figures must only be finite."""
+    stop: bool = False
+    """Whether this rank has been asked to stop."""
+
+
+@dataclass(frozen=True)
 class StepResult:
     """What a step found, over all ranks."""
 
@@ -95,8 +114,8 @@ class StepResult:
     """The same by part of the model."""
     skipped: str | None
     """Why nothing was updated; None where it was."""
-    sums: list[float]
-    """The values that the caller wanted summed over ranks, in order."""
+    stop: bool
+    """Whether any rank has been asked to stop."""
 
 
 def predict(model: nn.Module, batch: Batch) -> Tensor:
@@ -131,37 +150,25 @@ def backward(
 
 
 def take_step(
-    model: nn.Module,
-    optimizer: Optimizers,
-    batches: Sequence[Batch],
-    targets: int,
-    world: World,
-    lr: float,
-    largest_norm: float,
-    extra: Sequence[float],
-    keep_gathered: bool = False,
-    clock: StepClock | None = None,
-    guard: Guard | None = None,
+    model: nn.Module, optimizer: Optimizers, step: TrainStep, world: World, timer: StepTimer | None = None
 ) -> StepResult:
-    """Learn from one step's packs, unless the guard objects: then parameters, moments and tables stay as they were.
+    """Train on one step's packs, unless the guard objects: then parameters, moments and tables stay as they were.
 
     The only transfer from the device is that of a few scalars, between backward and update. What the guard judges is
-    the same on all ranks: sums over them, and the norm that the first one has. Without a guard figures must
-    only be finite.
+    the same on all ranks: sums over them, and the norm that the first one has.
     """
-    nats = backward(model, batches, targets, world, keep_gathered)
-    norms = clip(model, largest_norm)
+    nats = backward(model, step.batches, step.targets, world, step.keep_gathered)
+    norms = clip(model, step.clip)
     own_nats, norm, *parts = torch.stack([nats, norms.whole, *norms.parts.values()]).cpu().tolist()
-    total, grad_norm, *sums = world.total(
-        [own_nats, norm if world.is_main_rank or not math.isfinite(norm) else 0.0, *extra]
-    )
-    if clock is not None:
-        clock.mark("forward_backward")
-    objection = (guard or Guard.fresh()).objection(total / targets, grad_norm)
+    own_norm = norm if world.is_main_rank or not math.isfinite(norm) else 0.0
+    total, grad_norm, stop = world.total([own_nats, own_norm, float(step.stop)])
+    if timer is not None:
+        timer.mark("forward_backward")
+    objection = step.guard.objection(total / step.targets, grad_norm)
     if objection is None:
-        set_rate(optimizer, lr)
+        set_rate(optimizer, step.lr)
         optimizer.step()
     optimizer.zero_grad()
-    if clock is not None:
-        clock.mark("update")
-    return StepResult(total, grad_norm, dict(zip(norms.parts, parts)), objection, sums)
+    if timer is not None:
+        timer.mark("update")
+    return StepResult(total, grad_norm, dict(zip(norms.parts, parts)), objection, stop > 0)

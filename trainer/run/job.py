@@ -1,168 +1,45 @@
-"""Setting a run up, and what is left when it is done."""
+"""What a run holds while it trains."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
-from typing import cast
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch import nn
 
-from shared.errors import ConfigError
-from shared.io.files import Output, locked, write_atomic
-from shared.io.identity import canonical_json
-from shared.io.page import PAGE
-from shared.model_folder.identity import load_settings
-from shared.model_settings import EntropyModelSettings
-from trainer.checkpoints.initial_weights import build_model, other_settings
-from trainer.checkpoints.model import MODEL_FOLDER, write_model
 from trainer.checkpoints.state import TrainState
 from trainer.checkpoints.store import Checkpoints
 from trainer.data.loader import PackLoader
 from trainer.data.run_data import RunData
 from trainer.distributed.straggler_watch import Watch
 from trainer.distributed.world import World
-from trainer.errors import warn
-from trainer.evaluation.scores import table
 from trainer.evaluation.validation import Validation
-from trainer.lr_schedule import decayed
-from trainer.memory.dry_run import dry_run
-from trainer.metrics.files import REPORT_NAME
-from trainer.metrics.history import load_history
-from trainer.metrics.report import write_report
-from trainer.metrics.reporter import Reporter
-from trainer.metrics.summary import in_words, summary
-from trainer.optim.optimizer import build_optimizer
-from trainer.provenance.identity import IDENTITY_NAME, RESOLVED_NAME, RunIdentity, RunNumerics, save_identity
-from trainer.provenance.origin import origin_of
-from trainer.provenance.patch_size import patch_size_warning
-from trainer.run.loop import Job, say_news
+from trainer.lr_schedule import progress
+from trainer.metrics.run_metrics import RunMetrics
+from trainer.optim.optimizer import Optimizers
+from trainer.optim.step_timer import StepTimer
 from trainer.settings import TrainSettings
-from trainer.terminal import Progress, quantity
-
-LOCK_PATIENCE_SECONDS = 20.0
-"""A job that was killed may take a moment to be gone."""
+from trainer.terminal import Progress
 
 
-@contextmanager
-def claimed(settings: TrainSettings, identity: RunIdentity, world: World) -> Iterator[None]:
-    """Make the run's folder say whose it is, before anything else is written there, and keep other jobs out of it.
+@dataclass
+class Job:
+    """One rank of a run."""
 
-    Raises OutputError when another job writes there.
-    """
-    out = settings.run.out
-    with locked(out, LOCK_PATIENCE_SECONDS, required=False) if world.is_main_rank else nullcontext():
-        if world.is_main_rank:
-            save_identity(identity, out / IDENTITY_NAME)
-            write_atomic(out / RESOLVED_NAME, canonical_json(settings.resolved()) + "\n")
-        yield
+    settings: TrainSettings
+    data: RunData
+    world: World
+    model: nn.Module
+    """Sharded over ranks."""
+    optimizer: Optimizers
+    loader: PackLoader
+    validation: Validation
+    checkpoints: Checkpoints
+    state: TrainState
+    """After the last step."""
+    line: Progress
+    """What is said on the terminal, by the main rank alone."""
+    timer: StepTimer
+    metrics: RunMetrics
+    watch: Watch
 
-
-def prepare(settings: TrainSettings, data: RunData, identity: RunIdentity, world: World) -> Job:
-    """Loader, model, optimizer, and the state of the last checkpoint if there is one."""
-    out = settings.run.out
-    train, limits = data.train, data.limits
-    model = build_model(settings, world)
-    optimizer = build_optimizer(model, settings.optimizer)
-    checkpoints = Checkpoints(out, settings.checkpoint, world, before_decay(settings))
-    newest = checkpoints.newest(identity)
-    if newest is None:
-        state = TrainState(identity=identity, config=settings.resolved())
-    else:
-        state = checkpoints.load(newest, model, optimizer, identity)
-    entropy_model = load_settings(train.entropy_model) if identity.patching.needs_entropy else None
-    assert entropy_model is None or isinstance(entropy_model, EntropyModelSettings)
-    line = Progress(not world.is_main_rank, settings.metrics.progress_seconds)
-    job = Job(
-        settings=settings,
-        data=data,
-        world=world,
-        model=model,
-        optimizer=optimizer,
-        loader=PackLoader(
-            train,
-            limits,
-            packs_per_step=settings.data.packs,
-            mixing=data.mixing,
-            seed=settings.run.seed,
-            streams=settings.data.streams,
-            rank=world.rank,
-            ranks=world.size,
-            workers=settings.data.workers,
-            cursor=state.cursor,
-        ),
-        validation=Validation(data.validation, limits, world),
-        checkpoints=checkpoints,
-        state=state,
-        line=line,
-        reporter=Reporter(
-            *(settings, world, limits, entropy_model),
-            {name: totals.documents for name, totals in train.manifest.subsets.items()},
-            *(line, state.step),
-        ),
-        watch=Watch(world.store, world.rank, world.size, settings.run.timeout / 2, warn),  # before they give up
-    )
-    say_news(job)
-    job.line.say(opening(job, newest))
-    if newest is None and settings.start.model is not None:
-        for difference in other_settings(settings.start.model, settings.model):
-            job.line.say(f"unlike {settings.start.model}: {difference}")
-        if warning := patch_size_warning(origin_of(settings.start.model).folder, train):
-            job.line.say(warning)
-    if settings.parallel.dry_run:
-        found = dry_run(model, optimizer, settings, limits, world)
-        job.line.say(found.line())
-        if world.is_main_rank:
-            found.save(out)
-    return job
-
-
-def before_decay(settings: TrainSettings) -> Callable[[TrainState], bool] | None:
-    """Whether a state is from before the decay of wsd: a longer run can continue from it. None of other schedules."""
-    if settings.schedule.kind != "wsd":
-        return None
-    return lambda state: decayed(settings.schedule, settings.run, state.step, state.targets) == 0.0
-
-
-def opening(job: Job, resumed: Path | None) -> str:
-    """What this run is, in one line."""
-    parameters = quantity(sum(parameter.numel() for parameter in job.model.parameters())).rstrip()
-    world, settings = job.world, job.settings
-    origin = settings.start.model and origin_of(settings.start.model).folder
-    begin = f"starting from {origin}" if origin else "from the beginning"
-    start = f"going on after step {job.state.step} ({resumed})" if resumed else begin
-    ranks = f"{world.size} rank{'s' * (world.size > 1)} on {world.device.type}"
-    return f"{settings.model.kind} model, {parameters} parameters, {settings.run.dtype}, {ranks}, {start}"
-
-
-def export(job: Job, identity: RunIdentity) -> None:
-    """Write RUN/model: fp32 weights, settings, entropy model or tokenizer; the identity comes last."""
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights = cast(dict[str, Tensor], get_model_state_dict(job.model, options=options))  # the first rank's alone
-    if job.world.is_main_rank:
-        settings, world = job.settings, job.world
-        numerics = RunNumerics(
-            dtype=settings.run.dtype,
-            device=world.device.type,
-            torch=torch.__version__,
-            ranks=world.size,
-            threads=settings.run.threads,
-        )
-        write_model(weights, settings.model, identity, numerics, job.data, settings.run.out / MODEL_FOLDER)
-    job.world.barrier()
-
-
-def summarise(job: Job) -> None:
-    """The validation figures by subset, the run in words, its page, and where everything is."""
-    out = job.settings.run.out
-    assert job.state.validation is not None
-    job.line.say(table(job.state.validation))
-    if job.world.is_main_rank:
-        try:
-            run = load_history(out)
-            job.line.say(in_words(summary(run)))
-            write_report(Output(out / REPORT_NAME, PAGE), [run])
-        except (OSError, ConfigError) as error:  # figures could not be written: the model is there all the same
-            job.line.say(f"{REPORT_NAME}: {error}")
-    job.line.say(f"model: {out / MODEL_FOLDER}   curves: {out / REPORT_NAME}, or tensorboard --logdir {out}")
+    def done(self) -> float:
+        """Share of the run behind."""
+        return progress(self.settings.run, self.state.step, self.state.targets)

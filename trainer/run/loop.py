@@ -1,89 +1,52 @@
-"""The loop: packs, step, figures, validation, checkpoint, until the run is done or someone asks it to stop."""
+"""The loop: packs, step, figures, validation, checkpoint, until the run is done or someone asks it to stop.
+
+Side effects are in callbacks; what is here decides when they are called.
+"""
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
-from torch import nn
-
-from trainer.checkpoints.state import TrainState
-from trainer.checkpoints.store import Checkpoints
-from trainer.data.loader import PackLoader
 from trainer.data.packing.packs import Pack
-from trainer.data.run_data import RunData
-from trainer.distributed.straggler_watch import Watch
-from trainer.distributed.world import SETUP_TIMEOUT, World
+from trainer.distributed.world import SETUP_TIMEOUT
 from trainer.errors import CheckpointError, TrainingError
-from trainer.evaluation.validation import Validation
-from trainer.lr_schedule import decay_is_near, progress, rate
-from trainer.metrics.reporter import Reporter
-from trainer.metrics.subset_score import SubsetScore
-from trainer.optim.optimizer import Optimizers
+from trainer.lr_schedule import decay_is_near, rate
+from trainer.metrics.accumulator import StepRecord
 from trainer.optim.spike_guard import Guard, GuardState
-from trainer.optim.train_step import take_step
+from trainer.optim.train_step import TrainStep, take_step
+from trainer.run.callbacks.base import Callback
+from trainer.run.job import Job
 from trainer.run.stopping import StopRequest
-from trainer.settings import TrainSettings
-from trainer.terminal import Progress
 
 
-@dataclass
-class Job:
-    """Everything that a run holds while it trains."""
-
-    settings: TrainSettings
-    data: RunData
-    world: World
-    model: nn.Module
-    optimizer: Optimizers
-    loader: PackLoader
-    validation: Validation
-    checkpoints: Checkpoints
-    state: TrainState
-    line: Progress
-    reporter: Reporter
-    watch: Watch
-
-    def done(self) -> float:
-        """Share of the run behind."""
-        return progress(self.settings.run, self.state.step, self.state.targets)
-
-    def close(self) -> None:
-        """Flush what is still open."""
-        self.watch.close()
-        self.reporter.close()
-
-
-def run_steps(job: Job, stop: StopRequest) -> bool:
+def run_steps(job: Job, callbacks: Sequence[Callback], stop: StopRequest) -> bool:
     """Train until the run is done (True) or all ranks have agreed to stop (False); state is saved either way."""
-    metrics, checkpoint = job.settings.metrics, job.settings.checkpoint
     packs, began, near = iter(job.loader), job.state.step, decay_near(job)
-    job.reporter.begin(job.done())
-    job.reporter.profiler.after(job.state.step)
-    validate_if_due(job)  # a run that was stopped after a step of validation has that before it still
+    for callback in callbacks:
+        callback.on_run_start()
+    job.timer.restart()
+    validate_if_due(job, callbacks)  # a run that was stopped after a step of validation has that before it still
     while job.done() < 1.0:
-        asked = one_step(job, packs, stop)
+        stopping = one_step(job, callbacks, packs, stop)
         step, over, before = job.state.step, job.done() >= 1.0, near
         near = decay_near(job)
-        job.reporter.profiler.after(step)
         if step == began + 1:  # whatever is compiled or made ready is so now
             job.world.wait_at_most(timedelta(seconds=job.settings.run.timeout), job.model)
-        if step % metrics.log_every == 0 or over:
-            assert job.state.cursor is not None
-            job.reporter.interval(step, job.state.targets, job.state.cursor.sampled, job.done(), job.optimizer)
-        if asked and not over:
-            save_and_stop(job)
+        if step % job.settings.metrics.log_every == 0 or over:
+            end_interval(job, callbacks)
+        if stopping and not over:
+            save_and_stop(job, callbacks)
             return False
-        validate_if_due(job)
-        if step % checkpoint.every == 0 or over or (near and not before):
+        validate_if_due(job, callbacks)
+        if step % job.settings.checkpoint.every == 0 or over or (near and not before):
             job.watch.at(step, "saving")
-            with job.reporter.aside():
+            with job.timer.paused():
                 job.checkpoints.save(job.model, job.optimizer, job.state)
-        say_news(job)
+        report_saves(job, callbacks)
     job.watch.rest()
     job.world.wait_at_most(SETUP_TIMEOUT, job.model)  # what is left to write may be much
     job.checkpoints.wait()
-    say_news(job)
+    report_saves(job, callbacks)
     return True
 
 
@@ -94,21 +57,35 @@ def decay_near(job: Job) -> bool:
     return decay_is_near(settings.schedule, settings.run, state.step, state.targets, most)
 
 
-def validate_if_due(job: Job) -> None:
+def end_interval(job: Job, callbacks: Sequence[Callback]) -> None:
+    """Hand on the figures since the last interval, and begin a new one; what callbacks take is in neither."""
+    assert job.state.cursor is not None
+    metrics = job.metrics.interval(job.state.targets, job.state.cursor.sampled, job.optimizer)
+    for callback in callbacks:
+        callback.on_interval(metrics)
+    job.timer.restart()
+
+
+def validate_if_due(job: Job, callbacks: Sequence[Callback]) -> None:
     """Validate after every so many steps and after the last one, once each."""
     step, every = job.state.step, job.settings.metrics.validate_every
     due = job.done() >= 1.0 or (every is not None and step > 0 and step % every == 0)
-    if due and job.state.validation is None:
-        job.watch.at(step, "validating")
-        job.state = job.state.model_copy(update={"validation": validate(job)})
+    if not due or job.state.validation is not None:
+        return
+    job.watch.at(step, "validating")
+    with job.timer.paused():
+        scores = job.validation.run(job.model)
+        job.state = job.state.model_copy(update={"validation": scores})
+        for callback in callbacks:
+            callback.on_validation(scores)
 
 
-def save_and_stop(job: Job) -> None:
+def save_and_stop(job: Job, callbacks: Sequence[Callback]) -> None:
     """Save the state after this step, whatever the time. Raises CheckpointError when that is not possible."""
     job.watch.rest()
     job.checkpoints.save(job.model, job.optimizer, job.state)
     saved = job.checkpoints.wait()
-    say_news(job)
+    report_saves(job, callbacks)
     if not saved:
         last = job.checkpoints.last or "the beginning"
         raise CheckpointError(
@@ -120,54 +97,54 @@ def save_and_stop(job: Job) -> None:
     )
 
 
-def say_news(job: Job) -> None:
-    """What there is to say about saves that have ended."""
-    for line in job.checkpoints.news():
+def report_saves(job: Job, callbacks: Sequence[Callback]) -> None:
+    """Log what there is to say about saves that have ended, and hand on a new checkpoint."""
+    for line in job.checkpoints.pop_news():
         job.line.say(line)
+    if saved := job.checkpoints.pop_saved():
+        for callback in callbacks:
+            callback.on_checkpoint(saved)
 
 
-def one_step(job: Job, packs: Iterator[Pack], stop: StopRequest) -> bool:
+def one_step(job: Job, callbacks: Sequence[Callback], packs: Iterator[Pack], stop: StopRequest) -> bool:
     """One optimizer step; whether any rank has been asked to stop."""
-    settings, world, state, clock = job.settings, job.world, job.state, job.reporter.clock
-    clock.begin()
-    job.watch.at(state.step + 1, "waiting for data")
+    settings, state = job.settings, job.state
+    step = state.step + 1
+    job.timer.begin_step()
+    job.watch.at(step, "waiting for data")
     began = time.perf_counter()
-    mine = [next(packs) for _ in range(settings.data.packs // world.size)]
+    mine = [next(packs) for _ in range(settings.data.packs // job.world.size)]
     waited = time.perf_counter() - began
-    clock.mark("data")
-    job.watch.at(state.step + 1, "computing")
+    job.timer.mark("data")
+    job.watch.at(step, "computing")
     whole = mine[0].step
     assert whole.cursor is not None
     # The rate belongs to where the step ends, so that the first step of a warm-up learns something too.
     targets = state.targets + whole.targets
-    lr = settings.optimizer.lr * rate(settings.schedule, settings.run, state.step + 1, targets)
-    worked = time.process_time()
     guard = Guard(settings.guard, state.guard)
-    result = take_step(
-        *(job.model, job.optimizer, [pack.batch for pack in mine], whole.targets, world),
-        lr,
-        settings.optimizer.clip,
-        [float(stop.asked)],
-        settings.parallel.keep_gathered,
-        clock,
-        guard,
+    worked = time.process_time()
+    train_step = TrainStep(
+        batches=[pack.batch for pack in mine],
+        targets=whole.targets,
+        lr=settings.optimizer.lr * rate(settings.schedule, settings.run, step, targets),
+        clip=settings.optimizer.clip,
+        keep_gathered=settings.parallel.keep_gathered,
+        guard=guard,
+        stop=stop.asked,
     )
-    step = state.step + 1
+    result = take_step(job.model, job.optimizer, train_step, job.world, job.timer)
     remembered = guard.after(step, result.nats / whole.targets, result.grad_norm, result.skipped is not None)
     if result.skipped:
         say_skipped(job, step, result.skipped, remembered)
-    (asked,) = result.sums
     job.state = state.model_copy(
-        update={
-            "step": step,
-            "targets": targets,
-            "cursor": whole.cursor,
-            "guard": remembered,
-            "validation": None,
-        }
+        update={"step": step, "targets": targets, "cursor": whole.cursor, "guard": remembered, "validation": None}
     )
-    job.reporter.count(mine, result, lr, waited, busy=waited + time.process_time() - worked)
-    return asked > 0
+    busy = waited + time.process_time() - worked
+    record = StepRecord(number=step, packs=mine, result=result, lr=train_step.lr, waited=waited, busy=busy)
+    job.metrics.add(record)
+    for callback in callbacks:
+        callback.on_step_end(record)
+    return result.stop
 
 
 def say_skipped(job: Job, step: int, why: str, remembered: GuardState) -> None:
@@ -181,11 +158,3 @@ def say_skipped(job: Job, step: int, why: str, remembered: GuardState) -> None:
             f"guard.budget allows {settings.budget}; last checkpoint: {last or 'none'}"
         )
     job.line.say(f"step {step} is skipped: {why}")
-
-
-def validate(job: Job) -> dict[str, SubsetScore]:
-    """One pass over the validation split, written by subset and in total."""
-    with job.reporter.aside():
-        scores = job.validation.run(job.model)
-    job.reporter.validation(job.state.step, scores)
-    return scores

@@ -1,8 +1,8 @@
 """Where, how long, on what."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from trainer.settings.section import Count, Folder, Section
 
@@ -10,7 +10,7 @@ from trainer.settings.section import Count, Folder, Section
 class RunSettings(Section):
     """Where, how long and on what."""
 
-    excluded_from_identity: ClassVar[tuple[str, ...]] = ("out", "device", "threads", "passes", "timeout")
+    excluded_from_identity: ClassVar[tuple[str, ...]] = ("out", "device", "threads", "passes", "timeout", "callbacks")
 
     out: Folder
     """Folder of this run: checkpoints, metrics and at the end the model."""
@@ -32,6 +32,9 @@ class RunSettings(Section):
     timeout: float = Field(default=900.0, gt=0, le=10**7)
     """Seconds that a rank waits for the others in a step before it gives up; the first step may take longer. Must
     exceed what the slowest step, validation included, can take on one rank more than on another."""
+
+    callbacks: tuple[Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")], ...] = ()
+    """Classes to call beside steps, as package.module:Class: subclasses of trainer.run.callbacks.base.Callback."""
 
     @model_validator(mode="after")
     def _has_length(self) -> "RunSettings":

@@ -46,7 +46,7 @@ from trainer.data.sampling.schedule import Mixing
 from trainer.data.validation import ValidationPacks
 from trainer.evaluation.documents import evaluate
 from trainer.evaluation.texts import TextScorer
-from trainer.metrics.reporter import WorkCounter
+from trainer.metrics.run_metrics import FlopsCounter
 from trainer.planning.plan import make_plan
 
 CPU = torch.device("cpu")
@@ -182,11 +182,11 @@ def test_flops_are_counted_on_tokens_and_divided_by_bytes(place: Path) -> None:
     train = open_dataset(place / "tokens" / "train")
     pack = next(iter(PackLoader(train, pack_limits(train.manifest, 256), 1)))
     model = FlatSettings.model_validate(FLAT)
-    counter = WorkCounter(model, None, "none", tiled=True)
-    counter.count([pack])
+    counter = FlopsCounter(model, None, "none", tiled=True)
+    counter.add([pack])
     assert pack.subwords is not None
     assert pack.lengths.sum() == len(pack.subwords.ids) < len(pack.ids)
-    assert counter.take().useful == training_flops(model, useful_workload(model, pack.lengths)).total
+    assert counter.pop().useful == training_flops(model, useful_workload(model, pack.lengths)).total
 
 
 def test_only_a_model_of_that_many_tokens_learns_on_them(place: Path, tmp_path: Path, capsys) -> None:

@@ -30,7 +30,7 @@ from trainer.distributed.row_sharded_tables import RowGradient, RowTables, by_ro
 from trainer.distributed.world import World, started
 from trainer.evaluation.validation import Validation
 from trainer.optim.optimizer import SQUARES, RowwiseAdagrad, build_optimizer, set_rate
-from trainer.optim.train_step import backward, clip, take_step
+from trainer.optim.train_step import TrainStep, backward, clip, take_step
 from trainer.settings import CheckpointSettings, TableSettings, TrainSettings
 
 NGRAMS = NgramSettings(sizes=(2, 3), rows=50, functions=2)
@@ -187,7 +187,7 @@ def test_nothing_of_the_tables_size_is_made_by_steps_validation_and_saving(
         optimizer = build_optimizer(model, settings.optimizer)
         checkpoints.save(model, optimizer, TrainState(identity=run_identity_of(settings), config={}))
         for batches, targets in batches_of(settings, 2):
-            take_step(model, optimizer, batches, targets, world, 3e-3, 1.0, [])
+            take_step(model, optimizer, TrainStep(batches, targets, lr=3e-3), world)
         Validation(validation, pack_limits(validation.manifest, settings.data.tokens), world).run(model)
         checkpoints.save(model, optimizer, TrainState(identity=run_identity_of(settings), config={}, step=2))
     assert largest.bytes < weight.numel() * weight.element_size() / 8
@@ -237,7 +237,7 @@ def test_frozen_tables_keep_nothing_and_stay(data: Path, world: World) -> None:
     tables = tables_of(model)
     before = local_rows(tables.weight).clone()
     for batches, targets in batches_of(settings, 2):
-        take_step(model, optimizer, batches, targets, world, 0.01, 1.0, [])
+        take_step(model, optimizer, TrainStep(batches, targets, lr=0.01), world)
     assert torch.equal(local_rows(tables.weight), before)
     assert tables.weight not in optimizer.state
 
@@ -249,7 +249,7 @@ def test_tables_learn_alone_when_all_else_is_frozen(data: Path, world: World) ->
     optimizer = build_optimizer(model, settings.optimizer)
     before = {name: to_local(parameter).detach().clone() for name, parameter in model.named_parameters()}
     for batches, targets in batches_of(settings, 2):
-        take_step(model, optimizer, batches, targets, world, 0.01, 1.0, [])
+        take_step(model, optimizer, TrainStep(batches, targets, lr=0.01), world)
     changed = {name for name, parameter in model.named_parameters() if not to_local(parameter).equal(before[name])}
     assert changed == {"ngrams.weight"}
 
@@ -263,7 +263,7 @@ def test_a_model_without_tables_trains(data: Path, world: World) -> None:
     optimizer = build_optimizer(model, settings.optimizer)
     before = {name: to_local(parameter).detach().clone() for name, parameter in model.named_parameters()}
     for batches, targets in batches_of(settings):
-        take_step(model, optimizer, batches, targets, world, 0.01, 1.0, [])
+        take_step(model, optimizer, TrainStep(batches, targets, lr=0.01), world)
     for name, parameter in model.named_parameters():
         assert to_local(parameter).isfinite().all(), name
         assert to_local(parameter).equal(before[name]) == (name == "ngrams.weight"), name

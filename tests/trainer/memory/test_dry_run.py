@@ -22,7 +22,7 @@ from trainer.memory.dry_run import DryRun, dry_run, many_documents, one_document
 from trainer.memory.measured import Memory
 from trainer.memory.parts import HELP
 from trainer.optim.optimizer import build_optimizer
-from trainer.optim.train_step import predict, take_step
+from trainer.optim.train_step import TrainStep, predict, take_step
 from trainer.settings import TrainSettings
 
 LIMITS = PackLimits(256, 80)
@@ -63,7 +63,7 @@ def test_nothing_is_changed(trained: bool, world: World) -> None:
     model = build_model(settings, world)
     optimizer = build_optimizer(model, settings.optimizer)
     if trained:
-        take_step(model, optimizer, worst_steps(LIMITS, 2)[0], 512, world, 1e-3, 1.0, [])
+        take_step(model, optimizer, TrainStep(worst_steps(LIMITS, 2)[0], 512, lr=1e-3), world)
     before, generator = everything(model, optimizer), torch.get_rng_state()
     dry_run(model, optimizer, settings, LIMITS, world)
     after = everything(model, optimizer)

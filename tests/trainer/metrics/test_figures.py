@@ -2,6 +2,7 @@
 
 import math
 import mmap
+import time
 
 import numpy as np
 import pytest
@@ -13,12 +14,11 @@ from shared.models.flops import forward_flops, useful_workload
 from shared.shards.open import open_dataset
 from trainer.data.loader import PackLoader
 from trainer.data.packing.limits import PackLimits, pack_limits
+from trainer.metrics.accumulator import Accumulator, RankSums
 from trainer.metrics.figures import ShareError, interval_figures, share, validation_figures
-from trainer.metrics.peak import listed_peak
-from trainer.metrics.reporter import WorkCounter, memory
+from trainer.metrics.run_metrics import FlopsCounter, listed_peak, memory
 from trainer.metrics.subset_score import SubsetScore, bits_per_byte
-from trainer.metrics.tally import RankSums, Tally
-from trainer.optim.step_timer import PARTS, StepClock
+from trainer.optim.step_timer import PARTS, StepTimer
 
 LIMITS = PackLimits(tokens=100, patches=40)
 
@@ -30,8 +30,8 @@ def sums(**values: float) -> RankSums:
     )
 
 
-def tally(**values) -> Tally:
-    return Tally(**{"steps": 2, "nats": 55.0, "targets": 160, "target_bytes": 152, **values})
+def added(**values) -> Accumulator:
+    return Accumulator(**{"steps": 2, "nats": 55.0, "targets": 160, "target_bytes": 152, **values})
 
 
 def test_rates_and_shares_are_of_all_ranks_together() -> None:
@@ -39,7 +39,7 @@ def test_rates_and_shares_are_of_all_ranks_together() -> None:
         sums(waited=1.0, update=0.4, useful=3e9, executed=4e9, peak=5, held=3),
         sums(useful=1e9, executed=2e9, peak=7, held=2),
     ]
-    figures = interval_figures(tally(), ranks, LIMITS, seconds=4.0, peak=1e9)
+    figures = interval_figures(added(), ranks, LIMITS, seconds=4.0, peak=1e9)
     assert figures["loss"] == 55 / 160
     assert figures["bits_per_byte"] == pytest.approx(55 / math.log(2) / 152)
     assert figures["bytes_per_second"] == 38
@@ -56,19 +56,19 @@ def test_rates_and_shares_are_of_all_ranks_together() -> None:
 
 
 def test_the_entropy_model_is_a_figure_of_its_own_and_utilisation_needs_a_peak() -> None:
-    figures = interval_figures(tally(), [sums(scoring=152.0)], LIMITS, seconds=1.0, peak=None)
+    figures = interval_figures(added(), [sums(scoring=152.0)], LIMITS, seconds=1.0, peak=None)
     assert figures["flops_per_byte"]["entropy_model"] == 2
     assert "utilisation" not in figures
 
 
 def test_the_slowest_rank_is_named_where_there_are_several() -> None:
-    figures = interval_figures(tally(), [sums(busy=1.0), sums(busy=2.0)], LIMITS, seconds=1.0, peak=None)
+    figures = interval_figures(added(), [sums(busy=1.0), sums(busy=2.0)], LIMITS, seconds=1.0, peak=None)
     assert figures["slowest_rank"] == {"rank": 1, "over_mean": 2 / 1.5}
-    assert "slowest_rank" not in interval_figures(tally(), [sums(busy=1.0)], LIMITS, seconds=1.0, peak=None)
+    assert "slowest_rank" not in interval_figures(added(), [sums(busy=1.0)], LIMITS, seconds=1.0, peak=None)
 
 
 def test_an_interval_of_skipped_steps_alone_has_no_loss() -> None:
-    empty = tally(nats=0.0, targets=0, target_bytes=0, skipped=2)
+    empty = added(nats=0.0, targets=0, target_bytes=0, skipped=2)
     figures = interval_figures(empty, [sums()], LIMITS, seconds=1.0, peak=None)
     assert not {"loss", "bits_per_byte"} & figures.keys()
     assert figures["skipped"] == 2
@@ -76,7 +76,7 @@ def test_an_interval_of_skipped_steps_alone_has_no_loss() -> None:
 
 
 def test_unpatched_data_has_no_figures_of_patches() -> None:
-    figures = interval_figures(tally(), [sums()], PackLimits(100, None), seconds=1.0, peak=None)
+    figures = interval_figures(added(), [sums()], PackLimits(100, None), seconds=1.0, peak=None)
     assert not {"patch_fill", "bytes_per_patch", "patches_per_second"} & figures.keys()
 
 
@@ -99,27 +99,38 @@ def test_work_counts_what_is_real_as_useful_and_padding_as_executed(tmp_path) ->
     packs = iter(PackLoader(train, pack_limits(train.manifest, 256), 2))
     mine = [next(packs), next(packs)]
     entropy_model = EntropyModelSettings(width=32, layers=1, heads=2, window=64)
-    counter = WorkCounter(settings.model, entropy_model, "none", tiled=True)
-    counter.count(mine)
-    work = counter.take()
+    counter = FlopsCounter(settings.model, entropy_model, "none", tiled=True)
+    counter.add(mine)
+    work = counter.pop()
     tokens = np.concatenate([pack.in_slice for pack in mine])
     patches = np.concatenate([pack.patches.in_slice for pack in mine])
     assert work.useful == 3 * forward_flops(settings.model, useful_workload(settings.model, tokens, patches)).total
     assert work.scoring == forward_flops(entropy_model, useful_workload(entropy_model, tokens)).total
     assert work.executed > work.useful
-    assert counter.take().useful == 0
+    assert counter.pop().useful == 0
 
 
-def test_the_clock_gives_every_second_of_a_step_to_one_part() -> None:
-    clock = StepClock(torch.device("cpu"))
-    clock.begin()
+def test_the_timer_gives_every_second_of_a_step_to_one_part() -> None:
+    timer = StepTimer(torch.device("cpu"))
+    timer.begin_step()
     for part in PARTS:
         sum(range(20_000))
-        clock.mark(part)
-    taken = clock.take()
-    assert set(taken) == set(PARTS)
+        timer.mark(part)
+    taken = timer.pop()
+    assert set(taken) == {"seconds", *PARTS}
     assert all(seconds > 0 for seconds in taken.values())
-    assert clock.take() == dict.fromkeys(PARTS, 0.0)
+    after = timer.pop()
+    assert [after[part] for part in PARTS] == [0.0] * len(PARTS)
+
+
+def test_what_happens_in_a_pause_is_no_part_of_an_interval() -> None:
+    timer = StepTimer(torch.device("cpu"))
+    with timer.paused():
+        time.sleep(0.2)
+    assert timer.pop()["seconds"] < 0.2
+    timer.restart()
+    time.sleep(0.01)
+    assert timer.pop()["seconds"] >= 0.01
 
 
 def test_memory_and_peak_are_those_of_this_process() -> None:
@@ -144,4 +155,4 @@ def test_a_share_outside_of_0_to_1_is_refused_and_nothing_is_clamped(part: float
 @pytest.mark.parametrize("done", [{"useful": 8.1e9, "executed": 8.1e9}, {"useful": 1e9, "executed": 8.1e9}])
 def test_more_than_the_peak_is_refused(done: dict[str, float]) -> None:
     with pytest.raises(ShareError, match="utilisation"):
-        interval_figures(tally(), [sums(**done), sums()], LIMITS, seconds=4.0, peak=1e9)
+        interval_figures(added(), [sums(**done), sums()], LIMITS, seconds=4.0, peak=1e9)

@@ -14,9 +14,9 @@ import pytest
 from helpers.tiny_runs import tiny_settings
 
 from shared.errors import ConfigError
-from trainer.metrics import sinks as module
+from trainer.metrics import loggers as module
 from trainer.metrics.files import keep_lines_up_to, read_lines, values
-from trainer.metrics.sinks import JsonLines, Sinks, check_sinks
+from trainer.metrics.loggers import JsonLines, Loggers, check_loggers
 from trainer.provenance.run_folder import METRICS_NAME
 from trainer.settings import TrainSettings
 
@@ -42,14 +42,14 @@ def settings_for(out: Path, **metrics: Any) -> TrainSettings:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own writer ends
 def test_lines_wait_for_a_full_disk_and_come_whole_and_in_order(tmp_path: Path) -> None:
     said: list[str] = []
-    sinks = Sinks(settings_for(tmp_path), 0, said.append)
-    sinks.write(1, {"loss": 1.0})
+    loggers = Loggers(settings_for(tmp_path), 0, said.append)
+    loggers.write(1, {"loss": 1.0})
     with full_at((tmp_path / METRICS_NAME).stat().st_size + 7):  # in the middle of the next line
         for step in (2, 3, 4):
-            sinks.write(step, {"loss": 1.0})
+            loggers.write(step, {"loss": 1.0})
     assert [line["step"] for line in read_lines(tmp_path / METRICS_NAME)] == [1]
-    sinks.write(5, {"loss": 1.0})
-    sinks.close()
+    loggers.write(5, {"loss": 1.0})
+    loggers.close()
     assert [json.loads(line)["step"] for line in (tmp_path / METRICS_NAME).read_text().splitlines()] == [1, 2, 3, 4, 5]
     assert len([line for line in said if line.startswith(METRICS_NAME) and "wait in memory" in line]) == 1
     assert len([line for line in said if "can be written again;" in line]) == 1
@@ -70,11 +70,11 @@ def test_too_many_waiting_lines_give_up_the_oldest_whole_ones(tmp_path: Path, mo
 
 def test_a_sink_that_fails_is_left_out_and_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    sinks = Sinks(settings_for(tmp_path), 0, said.append)
+    loggers = Loggers(settings_for(tmp_path), 0, said.append)
     monkeypatch.setattr(module.TensorBoard, "write", lambda *_: (_ for _ in ()).throw(OSError("no space")))
-    sinks.write(1, {"loss": 1.0})
-    sinks.write(2, {"loss": 1.0})
-    sinks.close()
+    loggers.write(1, {"loss": 1.0})
+    loggers.write(2, {"loss": 1.0})
+    loggers.close()
     assert [line for line in said if "tensorboard" in line] == [
         f"tensorboard: no space; the run goes on without it, its figures are in {METRICS_NAME}"
     ]
@@ -119,8 +119,8 @@ def test_a_file_that_may_stay_is_not_written_again(tmp_path: Path) -> None:
 def test_a_missing_package_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install wandb"):
-        check_sinks(settings_for(tmp_path, wandb="patchwork"))
-    check_sinks(settings_for(tmp_path))
+        check_loggers(settings_for(tmp_path, wandb="patchwork"))
+    check_loggers(settings_for(tmp_path))
 
 
 def test_wandb_goes_on_with_the_run_that_the_folder_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,9 +136,9 @@ def test_wandb_goes_on_with_the_run_that_the_folder_remembers(tmp_path: Path, mo
     fake.init, fake.Settings = init, SimpleNamespace  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for step in (1, 2):
-        sinks = Sinks(settings_for(tmp_path, wandb="patchwork"), step - 1, print)
-        sinks.write(step, {"loss": 2.0, "memory": {"held": 1}})
-        sinks.close()
+        loggers = Loggers(settings_for(tmp_path, wandb="patchwork"), step - 1, print)
+        loggers.write(step, {"loss": 2.0, "memory": {"held": 1}})
+        loggers.close()
     assert begun[0]["id"] == begun[1]["id"]
     assert begun[0]["project"] == "patchwork"
     assert begun[0]["config"]["metrics"]["wandb"] == "patchwork"

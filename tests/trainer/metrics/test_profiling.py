@@ -9,8 +9,9 @@ import pytest
 from helpers.tiny_runs import STATIC, tiny_data, tiny_recipe, toml
 
 from trainer.main import main
-from trainer.metrics import profiling
 from trainer.run import loop
+from trainer.run.callbacks import profiler as profiling
+from trainer.run.job import Job
 
 
 def steps_of(trace: Path) -> int:
@@ -49,7 +50,7 @@ def test_a_trace_that_cannot_be_written_ends_nothing(
     (tmp_path / "recipe.toml").write_text(toml(recipe))
     take = loop.one_step
 
-    def spoil(job: loop.Job, *rest: Any) -> bool:
+    def spoil(job: Job, *rest: Any) -> bool:
         (out / profiling.FOLDER).write_text("a file where the folder should be")
         return take(job, *rest)
 

@@ -26,7 +26,7 @@ from trainer.main import main
 from trainer.optim import train_step as step_module
 from trainer.optim.optimizer import build_optimizer
 from trainer.optim.spike_guard import Guard, GuardState, spike_limit
-from trainer.optim.train_step import GradientNorms, take_step
+from trainer.optim.train_step import GradientNorms, TrainStep, take_step
 from trainer.settings import GuardSettings
 
 RULE = GuardSettings(window=20, sigmas=6, budget=2, within=10)
@@ -113,19 +113,19 @@ def test_a_skipped_step_changes_neither_parameters_nor_moments_nor_tables(data: 
             moments = [value for state in optimizer.state.values() for value in state.values()]
             return [to_local(tensor).detach().clone() for tensor in [*model.parameters(), *moments]]
 
-        def step(guard: Guard | None) -> str | None:
+        def step(guard: Guard) -> str | None:
             mine = [next(packs) for _ in range(settings.data.packs)]
             batches, targets = [pack.batch for pack in mine], mine[0].step.targets
-            return take_step(model, optimizer, batches, targets, world, 1e-2, 1.0, [], guard=guard).skipped
+            return take_step(model, optimizer, TrainStep(batches, targets, lr=1e-2, guard=guard), world).skipped
 
-        assert step(None) is None
+        assert step(Guard.fresh()) is None
         before = everything()
         strict = Guard(
             GuardSettings(window=3, sigmas=1e-6), GuardState(losses=(1e-3,) * 3, norms=(1.0,) * 3, skipped=())
         )
         assert "above" in str(step(strict))
         assert all(torch.equal(now, then) for now, then in zip(everything(), before, strict=True))
-        assert step(None) is None
+        assert step(Guard.fresh()) is None
         assert not all(torch.equal(now, then) for now, then in zip(everything(), before))
 
 

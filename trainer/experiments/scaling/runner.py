@@ -81,7 +81,7 @@ def scale(request: ScalingRequest, line: Progress) -> tuple[Scaling, list[str]]:
 def announced(grid: Grid, experiment: Experiment, jobs: int) -> str:
     """What all of it will take, in words, before anything is done. torch is imported here."""
     from trainer.distributed.world import choose_device
-    from trainer.metrics.peak import listed_peak
+    from trainer.metrics.run_metrics import listed_peak
 
     cells = list(grid.places())
     total = sum(place.budget for place in cells)

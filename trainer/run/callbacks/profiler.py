@@ -4,14 +4,15 @@ What concerns CUDA is written from torch's documentation and has not run.
 """
 
 import os
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from trainer.distributed.world import World
-from trainer.settings import ProfileSettings
+from trainer.metrics.accumulator import StepRecord
+from trainer.run.callbacks.base import Callback
+from trainer.run.job import Job
 
 FOLDER = "profile"
 REQUEST_NAME = "profile.request"
@@ -20,11 +21,13 @@ MOST_EVENTS = 100_000
 """Allocations that a memory snapshot looks back on."""
 
 
-class Profiler:
+class Profiler(Callback):
     """Writes RUN/profile/step-N-rank-R.trace.json.gz, on the ranks that the settings name."""
 
-    def __init__(self, settings: ProfileSettings, out: Path, world: World, say: Callable[[str], None]) -> None:
-        self._settings, self._out, self._world, self._say = settings, out, world, say
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        settings, world = job.settings.metrics.profile, job.world
+        self._settings, self._out, self._world, self._log = settings, job.settings.run.out, world, job.line.say
         self._chosen = world.rank in settings.ranks
         self._answered = self._request()
         self._running: profile | None = None
@@ -33,24 +36,25 @@ class Profiler:
         if self._chosen and settings.memory and world.device.type == "cuda":
             self._record_memory()
 
-    def after(self, step: int) -> None:
-        """A step has ended, or none has begun yet: end the trace of it, or begin that of the next."""
-        if not self._chosen:
-            return
-        if self._running is not None and step >= self._last:
+    def on_run_start(self) -> None:
+        """Begin the trace of the first step, if it is asked for."""
+        self._begin_at(self.job.state.step + 1)
+
+    def on_step_end(self, step: StepRecord) -> None:
+        """End the trace of this step, or begin that of the next."""
+        if self._running is not None and step.number >= self._last:
             self._finish()
-        if self._running is None and step + 1 == self._settings.at:
-            self._begin(step + 1)
+        self._begin_at(step.number + 1)
 
-    def look(self, step: int) -> None:
-        """An interval has ended: has anyone asked for a trace?"""
-        if self._chosen and self._running is None and (asked := self._request()) != self._answered:
-            self._answered = asked
-            if asked is not None:
-                self._begin(step + 1)
+    def on_interval(self, metrics: Mapping[str, Any]) -> None:
+        """Has anyone asked for a trace?"""
+        if self._chosen and self._running is None and (request := self._request()) != self._answered:
+            self._answered = request
+            if request is not None:
+                self._begin(self.job.state.step + 1)
 
-    def close(self) -> None:
-        """The run ends: a trace of fewer steps is one too."""
+    def on_run_end(self) -> None:
+        """A trace of fewer steps is one too."""
         if self._running is not None:
             self._finish()
 
@@ -61,6 +65,10 @@ class Profiler:
         except OSError:
             return None
 
+    def _begin_at(self, step: int) -> None:
+        if self._chosen and self._running is None and step == self._settings.at:
+            self._begin(step)
+
     def _begin(self, step: int) -> None:
         self._first, self._last = step, step + self._settings.steps - 1
         cuda = [ProfilerActivity.CUDA] if self._world.device.type == "cuda" else []
@@ -68,7 +76,7 @@ class Profiler:
         try:
             running.start()
         except Exception as error:
-            self._say(f"no trace of step {step}: {error}")
+            self._log(f"no trace of step {step}: {error}")
         else:
             self._running = running
 
@@ -86,9 +94,9 @@ class Profiler:
             if self._settings.memory and self._world.device.type == "cuda":
                 self._dump_memory(name)
         except Exception as error:
-            self._say(f"{path}: {error}; the run goes on without the trace")
+            self._log(f"{path}: {error}; the run goes on without the trace")
         else:
-            self._say(f"trace of steps {self._first} to {self._last}: {path}; open it at ui.perfetto.dev")
+            self._log(f"trace of steps {self._first} to {self._last}: {path}; open it at ui.perfetto.dev")
 
     def _record_memory(self) -> None:
         """Remember allocations from here on, and write them when there is no more memory."""
@@ -105,6 +113,6 @@ class Profiler:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.cuda.memory._dump_snapshot(str(path))
         except Exception as error:
-            self._say(f"{path}: {error}")
+            self._log(f"{path}: {error}")
         else:
-            self._say(f"memory snapshot: {path}; open it at pytorch.org/memory_viz")
+            self._log(f"memory snapshot: {path}; open it at pytorch.org/memory_viz")

@@ -7,6 +7,20 @@ from trainer.data.packing.packs import Pack
 from trainer.optim.train_step import StepResult
 
 
+@dataclass(frozen=True)
+class StepRecord:
+    """A step that has ended: this rank's packs, what all ranks found, and how long it took."""
+
+    number: int
+    packs: Sequence[Pack]
+    result: StepResult
+    lr: float
+    waited: float
+    """Seconds that this rank waited for packs."""
+    busy: float
+    """Seconds that its processor worked, or waited for packs; not those that it waited for other ranks."""
+
+
 @dataclass
 class RankSums:
     """What one rank has done since the last line; all numbers, since they travel as fp64."""
@@ -24,13 +38,13 @@ class RankSums:
     waited: float = 0.0
     """Seconds of them that the rank waited for packs."""
     data: float = 0.0
-    """Seconds of steps by part, as StepClock takes them; this and the next two."""
+    """Seconds of steps by part, as StepTimer takes them; this and the next two."""
     forward_backward: float = 0.0
     update: float = 0.0
     busy: float = 0.0
     """Seconds that the rank's processor worked on steps, or waited for packs; not those that it waited for ranks."""
     useful: float = 0.0
-    """FLOPs, as Work has them; this and the next two."""
+    """FLOPs, as Flops has them; this and the next two."""
     executed: float = 0.0
     scoring: float = 0.0
     held: float = 0.0
@@ -38,10 +52,12 @@ class RankSums:
     reserved: float = 0.0
     peak: float = 0.0
 
-    def count(self, packs: Sequence[Pack]) -> None:
-        """Add the packs of one step."""
-        self.packs += len(packs)
-        for pack in packs:
+    def add(self, step: StepRecord) -> None:
+        """Add a step of this rank."""
+        self.packs += len(step.packs)
+        self.waited += step.waited
+        self.busy += step.busy
+        for pack in step.packs:
             self.tokens += len(pack.ids)
             self.text += int(pack.slice_text.sum())
             self.own_patches += int(pack.slice_patches.sum())
@@ -54,7 +70,7 @@ class RankSums:
 
 
 @dataclass
-class Tally:
+class Accumulator:
     """What all ranks have done since the last line, as far as every rank knows it, and this rank's own sums."""
 
     steps: int = 0
@@ -69,17 +85,17 @@ class Tally:
     """Of the last step, as the gradient norms."""
     grad_norm: float = 0.0
     norms: dict[str, float] = field(default_factory=dict)
-    own: RankSums = field(default_factory=RankSums)
+    local: RankSums = field(default_factory=RankSums)
 
-    def count(self, packs: Sequence[Pack], result: StepResult) -> None:
-        """Add a step: this rank's packs, and what all ranks found."""
-        step = packs[0].step
+    def add(self, step: StepRecord) -> None:
+        """Add a step."""
+        result, whole = step.result, step.packs[0].step
         self.steps += 1
         if result.skipped is None:
             self.nats += result.nats
-            self.targets += step.targets
-            self.target_bytes += step.bytes
+            self.targets += whole.targets
+            self.target_bytes += whole.bytes
         else:
             self.skipped += 1
-        self.grad_norm, self.norms = result.grad_norm, result.norms
-        self.own.count(packs)
+        self.lr, self.grad_norm, self.norms = step.lr, result.grad_norm, result.norms
+        self.local.add(step)

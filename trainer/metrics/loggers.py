@@ -21,7 +21,7 @@ MOST_KEPT = 10_000
 WANDB_ID_NAME = "wandb.id"
 
 
-class Sink(Protocol):
+class Logger(Protocol):
     """Something that takes figures."""
 
     keeps: ClassVar[bool]
@@ -123,56 +123,56 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-def check_sinks(settings: TrainSettings) -> None:
-    """Raise ConfigError, on every rank alike, when a sink is asked for whose package is missing."""
+def check_loggers(settings: TrainSettings) -> None:
+    """Raise ConfigError, on every rank alike, when a logger is asked for whose package is missing."""
     if settings.metrics.wandb and importlib.util.find_spec("wandb") is None:
         raise ConfigError("metrics.wandb needs the package wandb; pip install wandb, or leave the key out")
 
 
-class Sinks:
-    """All sinks of a run. What one of them fails at is said once, and the run goes on."""
+class Loggers:
+    """All loggers of a run. What one of them fails at is said once, and the run goes on."""
 
-    def __init__(self, settings: TrainSettings, resumed_step: int, say: Callable[[str], None]) -> None:
+    def __init__(self, settings: TrainSettings, resumed_step: int, log: Callable[[str], None]) -> None:
         out = settings.run.out
-        self._say = say
-        self._open: dict[str, Sink] = {METRICS_NAME: JsonLines(out / METRICS_NAME)}
+        self._log = log
+        self._open: dict[str, Logger] = {METRICS_NAME: JsonLines(out / METRICS_NAME)}
         self._failing: set[str] = set()
-        makers: dict[str, Callable[[], Sink]] = {"tensorboard": lambda: TensorBoard(out, resumed_step)}
+        makers: dict[str, Callable[[], Logger]] = {"tensorboard": lambda: TensorBoard(out, resumed_step)}
         if project := settings.metrics.wandb:
             makers["wandb"] = lambda: WeightsAndBiases(out, project, settings.resolved())
         for name, make in makers.items():
             try:
                 self._open[name] = make()
             except Exception as error:
-                self._say(f"{name}: {error}; the run goes on without it, its figures are in {METRICS_NAME}")
+                self._log(f"{name}: {error}; the run goes on without it, its figures are in {METRICS_NAME}")
 
     def write(self, step: int, figures: dict[str, Any]) -> None:
-        """Give the figures of a step to every sink that works."""
-        for name, sink in list(self._open.items()):
+        """Give the figures of a step to every logger that works."""
+        for name, logger in list(self._open.items()):
             try:
-                sink.write(step, figures)
+                logger.write(step, figures)
             except Exception as error:
-                self._failed(name, sink, error)
+                self._failed(name, logger, error)
             else:
                 if name in self._failing:
                     self._failing.discard(name)
-                    self._say(f"{name} can be written again; the lines that waited are in it")
+                    self._log(f"{name} can be written again; the lines that waited are in it")
 
     def close(self) -> None:
         """Write what waits."""
-        for name, sink in self._open.items():
+        for name, logger in self._open.items():
             try:
-                sink.close()
+                logger.close()
             except Exception as error:
-                self._say(f"{name}: {error}; its last figures are lost")
+                self._log(f"{name}: {error}; its last figures are lost")
 
-    def _failed(self, name: str, sink: Sink, error: Exception) -> None:
-        if not sink.keeps:
+    def _failed(self, name: str, logger: Logger, error: Exception) -> None:
+        if not logger.keeps:
             del self._open[name]
-            self._say(f"{name}: {error}; the run goes on without it, its figures are in {METRICS_NAME}")
+            self._log(f"{name}: {error}; the run goes on without it, its figures are in {METRICS_NAME}")
         elif name not in self._failing:
             self._failing.add(name)
-            self._say(f"{name}: {error}; lines wait in memory until it can be written again")
+            self._log(f"{name}: {error}; lines wait in memory until it can be written again")
 
 
 def finite(figures: dict[str, Any]) -> dict[str, Any]:

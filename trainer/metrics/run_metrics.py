@@ -1,0 +1,198 @@
+"""The figures of a run: what steps add up to in an interval, over all ranks."""
+
+import os
+import resource
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from shared.layers.devices import find_device
+from shared.model_folder.identity import load_settings
+from shared.model_settings import AnyModelSettings, EntropyModelSettings
+from shared.models.flops import (
+    Recompute,
+    Workload,
+    executed_training_flops,
+    executed_workload,
+    forward_flops,
+    training_flops,
+    useful_workload,
+)
+from trainer.data.packing.packs import Pack
+from trainer.data.run_data import RunData
+from trainer.distributed.world import World
+from trainer.metrics.accumulator import Accumulator, RankSums, StepRecord
+from trainer.metrics.figures import ShareError, interval_figures, sampled_figures
+from trainer.optim.optimizer import Optimizers
+from trainer.optim.step_timer import StepTimer
+from trainer.settings import TrainSettings
+
+# ---- How much there was to compute: FLOPs of this rank's packs, useful and executed, and of the scoring before them.
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs of some packs."""
+
+    useful: float
+    """Of training on what is real."""
+    executed: float
+    """Of training as it is computed: padding, whole tiles and recomputed blocks included."""
+    scoring: float
+    """Of the entropy model's forward pass over the same tokens, done once when the data was made; 0 without one."""
+
+
+class FlopsCounter:
+    """Sums over packs; what a pack adds is a few sums over the lengths of its documents."""
+
+    def __init__(
+        self, model: AnyModelSettings, entropy_model: EntropyModelSettings | None, recompute: Recompute, tiled: bool
+    ) -> None:
+        """``tiled`` as in ``shared.models.flops.executed_workload``: whether attention computes whole tiles (CPUs)."""
+        self._model, self._entropy_model, self._recompute, self._tiled = model, entropy_model, recompute, tiled
+        self._useful, self._executed, self._scored = Workload(), Workload(), Workload()
+
+    def add(self, packs: Sequence[Pack]) -> None:
+        """Add packs of one rank."""
+        for pack in packs:
+            patches = np.zeros(0, np.int64)
+            if pack.patches is not None and pack.subwords is None:
+                patches = pack.patches.in_slice
+            self._useful += useful_workload(self._model, pack.lengths, patches)
+            self._executed += self._padded(pack)
+            if self._entropy_model is not None:
+                self._scored += useful_workload(self._entropy_model, pack.in_slice)
+
+    def _padded(self, pack: Pack) -> Workload:
+        batch = pack.batch
+        if batch.patches is None:
+            return executed_workload(self._model, batch.documents.lengths, tiled=self._tiled)
+        return executed_workload(
+            self._model,
+            batch.documents.lengths,
+            batch.patches.documents.lengths,
+            tiled=self._tiled,
+            of_decoder=batch.patches.of_decoder.numpy(),
+        )
+
+    def pop(self) -> Flops:
+        """FLOPs since the last reading."""
+        useful = training_flops(self._model, self._useful).total
+        executed = executed_training_flops(self._model, self._executed, self._recompute).total
+        scoring = 0 if self._entropy_model is None else forward_flops(self._entropy_model, self._scored).total
+        self._useful, self._executed, self._scored = Workload(), Workload(), Workload()
+        return Flops(float(useful), float(executed), float(scoring))
+
+
+# ---- How much memory this rank holds.
+
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank, on its GPU, or resident in the host where it computes on the CPU."""
+
+    held: int
+    """By tensors now; on a CPU all that is resident."""
+    reserved: int
+    """By torch's allocator on a GPU, free blocks included; 0 on a CPU."""
+    peak: int
+    """The most that was ever held."""
+
+
+def memory(device: torch.device) -> Memory:
+    """What this rank holds now, and at most so far."""
+    if device.type == "cuda":
+        return Memory(
+            torch.cuda.memory_allocated(device),
+            torch.cuda.memory_reserved(device),
+            torch.cuda.max_memory_allocated(device),
+        )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    try:
+        held = int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+    except OSError:  # not on Linux
+        held = peak
+    return Memory(held, 0, peak)
+
+
+# ---- All of it together.
+
+
+def listed_peak(device: torch.device, dtype: str) -> float | None:
+    """FLOPs per second of dense products in ``dtype`` as the maker lists them; None for CPUs and unlisted GPUs.
+
+    Never measured: products timed on a CPU differ several-fold from start to start (other processes, clock speed, a
+    first product that is five times slower than later ones), so a share of them says nothing.
+    """
+    if device.type != "cuda":
+        return None
+    listed = find_device(torch.cuda.get_device_name(device))
+    return listed and listed.peak(dtype)
+
+
+class RunMetrics:
+    """Adds up steps on every rank; the main rank gets the figures of an interval."""
+
+    def __init__(
+        self, settings: TrainSettings, data: RunData, world: World, timer: StepTimer, log: Callable[[str], None]
+    ) -> None:
+        scored = data.train_manifest.identity.patching.needs_entropy
+        entropy_model = load_settings(data.train.entropy_model) if scored else None
+        assert entropy_model is None or isinstance(entropy_model, EntropyModelSettings)
+        self.peak = settings.metrics.peak_flops or listed_peak(world.device, settings.run.dtype)
+        """FLOPs per second that one rank's device does at best; None where that is not known."""
+        self._world, self._limits, self._timer, self._log = world, data.limits, timer, log
+        self._documents = {name: totals.documents for name, totals in data.train_manifest.subsets.items()}
+        recompute = settings.parallel.activation_checkpointing
+        self._flops = FlopsCounter(settings.model, entropy_model, recompute, tiled=world.device.type == "cpu")
+        self._sums = Accumulator()
+
+    def add(self, step: StepRecord) -> None:
+        """Add a step of this rank."""
+        self._sums.add(step)
+        self._flops.add(step.packs)
+
+    def interval(self, targets: int, sampled: Mapping[str, int], optimizer: Optimizers) -> dict[str, Any]:
+        """What has been added up since the last call; empty on all ranks but the main one. Every rank takes part.
+
+        ``targets``, and documents ``sampled`` from each subset: since the beginning of the run.
+        """
+        sums, self._sums = self._sums, Accumulator()
+        for source in (self._timer.pop(), vars(self._flops.pop()), vars(memory(self._world.device))):
+            for name, value in source.items():
+                setattr(sums.local, name, float(value))
+        ranks = [RankSums(*row) for row in self._world.table(sums.local.values())]
+        if not self._world.is_main_rank:
+            return {}
+        figures = self._figures(sums, ranks) | learning_rates(sums.lr, optimizer) | {"targets": targets}
+        return figures | sampled_figures(sampled, self._documents)
+
+    def _figures(self, sums: Accumulator, ranks: Sequence[RankSums]) -> dict[str, Any]:
+        """The figures of the interval; a peak that the devices exceed is wrong and is not used again."""
+        try:
+            return interval_figures(sums, ranks, self._limits, sums.local.seconds, self.peak)
+        except ShareError:
+            # Without a peak the same sums raise again when it is another share that is impossible.
+            figures = interval_figures(sums, ranks, self._limits, sums.local.seconds, None)
+            self._log(
+                f"utilisation is left out from here on: this run computes more than {self.peak:.4g} FLOP/s per "
+                "device, so that peak is too low; set metrics.peak_flops"
+            )
+            self.peak = None
+            return figures
+
+
+def learning_rates(lr: float, optimizer: Optimizers) -> dict[str, Any]:
+    """``lr``, and the rates by optimizer and share of it where parameters learn at several."""
+    rates = {}
+    for part in optimizer.parts:
+        for group in part.param_groups:
+            rates[f"{type(part).__name__} x{group['lr'] / lr if lr else 0:.3g}"] = group["lr"]
+    return {"lr": lr} | ({"lr_by_group": rates} if len(rates) > 1 else {})
