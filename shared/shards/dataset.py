@@ -3,7 +3,7 @@
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 from shared.errors import DatasetError
 from shared.io.identity import file_sha256
 from shared.patching.grid import dequantise
+from shared.patching.settings import PatchingSettings
 from shared.shards.cache import File
 from shared.shards.columns import BatchColumns
 from shared.shards.document import Row
@@ -55,6 +56,25 @@ class DatasetIndex(RowColumns):
     """int32, number of the shard in the manifest."""
 
 
+def dataset_index(indexes: Sequence[ShardIndex], subset_names: Sequence[str]) -> DatasetIndex:
+    """The indexes of shards as one."""
+    codes = {name: code for code, name in enumerate(subset_names)}
+    shard = np.repeat(np.arange(len(indexes), dtype=np.int32), [len(index) for index in indexes])
+    subset = np.zeros(len(shard), np.int32)
+    for number, index in enumerate(indexes):
+        # A shard counts its subsets in the order in which it met them; the dataset counts all of them by name.
+        dataset_codes = np.array([codes[name] for name in index.subset_names], np.int32)
+        subset[shard == number] = dataset_codes[index.subset] if len(index) else dataset_codes[:0]
+    # The empty array: a dataset may have no shard, and nothing cannot be concatenated.
+    columns = {
+        field.name: np.concatenate(
+            [np.zeros(0, column_dtype(field.name)), *(getattr(index, field.name) for index in indexes)]
+        )
+        for field in fields(RowColumns)
+    }
+    return DatasetIndex(**columns | {"shard": shard, "subset": subset})
+
+
 class Dataset:
     """A finished dataset on disk.
 
@@ -83,6 +103,31 @@ class Dataset:
         return {self.manifest.identity.split: self.fingerprint}
 
     @property
+    def patching(self) -> PatchingSettings:
+        """The rule by which the documents are cut into patches."""
+        return self.manifest.patching
+
+    @property
+    def specials(self) -> tuple[str, ...]:
+        """The named special ids that spans may hold."""
+        return self.manifest.identity.specials
+
+    @property
+    def subsets(self) -> dict[str, SubsetTotals]:
+        """Totals by subset, sorted."""
+        return self.manifest.subsets
+
+    @property
+    def totals(self) -> SubsetTotals:
+        """Of all subsets."""
+        return self.manifest.totals
+
+    @property
+    def content(self) -> int:
+        """Hash of all documents, however cut and ordered."""
+        return self.manifest.content
+
+    @property
     def where(self) -> str:
         """Where the dataset lies, for errors."""
         return str(self.folder)
@@ -105,22 +150,7 @@ class Dataset:
     def index(self) -> DatasetIndex:
         """The index of all shards together. Raises DatasetError."""
         indexes = [self.shard_index(shard) for shard in range(len(self.manifest.shards))]
-        codes = {name: code for code, name in enumerate(self.subset_names)}
-
-        shard = np.repeat(np.arange(len(indexes), dtype=np.int32), [len(index) for index in indexes])
-        subset = np.zeros(len(shard), np.int32)
-        for number, index in enumerate(indexes):
-            # A shard counts its subsets in the order in which it met them; the dataset counts all of them by name.
-            dataset_codes = np.array([codes[name] for name in index.subset_names], np.int32)
-            subset[shard == number] = dataset_codes[index.subset] if len(index) else dataset_codes[:0]
-        # The empty array: a dataset may have no shard, and nothing cannot be concatenated.
-        columns = {
-            field.name: np.concatenate(
-                [np.zeros(0, column_dtype(field.name)), *(getattr(index, field.name) for index in indexes)]
-            )
-            for field in fields(RowColumns)
-        }
-        return DatasetIndex(**columns | {"shard": shard, "subset": subset})
+        return dataset_index(indexes, self.subset_names)
 
     def shard_index(self, shard: int) -> ShardIndex:
         """The index of one shard: its file checked, itself, and its sums against the manifest. Raises DatasetError."""

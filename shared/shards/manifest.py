@@ -216,6 +216,11 @@ class Manifest(Settings):
         return dict(sorted(totals.items()))
 
     @property
+    def patching(self) -> PatchingSettings:
+        """The rule by which the documents are cut into patches."""
+        return self.identity.patching
+
+    @property
     def totals(self) -> SubsetTotals:
         return sum(self.subsets.values(), SubsetTotals())
 

@@ -41,7 +41,7 @@ from trainer.terminal import Progress, clock, quantity
 # What imports torch is imported where it is used: `--help` and errors in options answer at once.
 if TYPE_CHECKING:
     from shared.patching.settings import PatchingSettings
-    from trainer.data.in_memory import Documents
+    from shared.shards.in_memory import Documents
     from trainer.evaluation.report import Measured
     from trainer.evaluation.scores import Column
 
@@ -257,7 +257,7 @@ class Evaluator:
         if load_settings(self._model).reads == "bytes":
             return None
         if not isinstance(dataset, Dataset):
-            return dataset.manifest.identity.patching
+            return dataset.patching
         identity = model_identity(self._model)
         return patching_for(identity, dataset, self._arguments.as_name)
 
@@ -277,7 +277,7 @@ class Evaluator:
 
         if isinstance(dataset, Dataset) and (warning := patch_size_warning(folder, dataset)):
             print(warning, file=sys.stderr)
-        text = dataset.manifest.totals.bytes
+        text = dataset.totals.bytes
         self._progress.begin(0.0)
         tokens, dtype = self._arguments.tokens, self._arguments.dtype
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from shared.patching.settings import PatchingSettings
 from shared.shards.columns import BatchColumns
 from shared.shards.dataset import Dataset, DatasetIndex
 from trainer.data.splits import prefixed, together
@@ -23,6 +24,16 @@ class Mixture:
         self.subset_names = tuple(self.manifest.subsets)
         self._datasets = dict(datasets)
         self._places = [(dataset, n) for dataset in datasets.values() for n in range(len(dataset.manifest.shards))]
+
+    @property
+    def patching(self) -> PatchingSettings:
+        """The rule, with thresholds under the names that subsets have here."""
+        return self.manifest.patching
+
+    @property
+    def specials(self) -> tuple[str, ...]:
+        """The named special ids that spans may hold."""
+        return self.manifest.identity.specials
 
     @property
     def where(self) -> str:

@@ -1,18 +1,40 @@
-"""What planning and packing read of a dataset, wherever its documents lie."""
+"""What planning and packing read of documents: an index, and record batches by their number."""
 
 from pathlib import Path
 from typing import Protocol
 
+from shared.patching.settings import PatchingSettings
 from shared.shards.columns import BatchColumns
 from shared.shards.dataset import DatasetIndex
-from shared.shards.manifest import Manifest
+from shared.shards.manifest import SubsetTotals
+
+
+class Figures(Protocol):
+    """What the size of packs follows from: of a dataset, its manifest, or documents in memory."""
+
+    @property
+    def patching(self) -> PatchingSettings:
+        """The rule by which the documents are cut into patches."""
+        ...
+
+    @property
+    def totals(self) -> SubsetTotals:
+        """Of all documents."""
+        ...
 
 
 class Source(Protocol):
     """One dataset, several as one, or documents in memory."""
 
     @property
-    def manifest(self) -> Manifest: ...
+    def patching(self) -> PatchingSettings:
+        """The rule by which the documents are cut into patches."""
+        ...
+
+    @property
+    def specials(self) -> tuple[str, ...]:
+        """The named special ids that spans may hold."""
+        ...
 
     @property
     def subset_names(self) -> tuple[str, ...]:

@@ -16,8 +16,8 @@ from shared.model_settings import specials_of
 from shared.patching import PatchingSettings
 from shared.shards.dataset import Dataset
 from shared.shards.document import Row
+from shared.shards.in_memory import Documents, InMemoryDataset, whole_documents
 from shared.shards.manifest import DatasetIdentity, EntropyModelIdentity
-from trainer.data.in_memory import Documents, MemoryDataset, content_of, whole_documents
 from trainer.data.packing.limits import PackLimits, pack_limits
 from trainer.data.validation import ValidationPacks
 from trainer.evaluation.documents import DocumentScores, evaluate
@@ -47,13 +47,13 @@ def packs_for(folder: Path, dataset: Documents, tokens: int, name: str | None = 
     """
     model = load_settings(folder)
     patched = model.reads != "bytes"
-    if isinstance(dataset, MemoryDataset):
-        patching = dataset.manifest.identity.patching
-        inputs = sum(totals.tokens + totals.documents for totals in dataset.manifest.subsets.values())
+    if isinstance(dataset, InMemoryDataset):
+        patching = dataset.patching
+        inputs = dataset.totals.tokens + dataset.totals.documents
         tokens = pack_of(inputs, patching, tokens)
     else:
         check_fits(folder, dataset, name)
-    return ValidationPacks(dataset, pack_limits(dataset.manifest, tokens) if patched else PackLimits(tokens, None))
+    return ValidationPacks(dataset, pack_limits(dataset, tokens) if patched else PackLimits(tokens, None))
 
 
 def check_fits(folder: Path, dataset: Documents, name: str | None = None) -> None:
@@ -62,8 +62,8 @@ def check_fits(folder: Path, dataset: Documents, name: str | None = None) -> Non
     Documents in memory were cut for their model.
     """
     model = load_settings(folder)
-    if model.reads != "bytes" and not isinstance(dataset, MemoryDataset):
-        check_specials(specials_of(model), dataset.manifest.identity.specials, dataset.where)
+    if model.reads != "bytes" and not isinstance(dataset, InMemoryDataset):
+        check_specials(specials_of(model), dataset.specials, dataset.where)
         check_patches(folder, dataset, name)
 
 
@@ -79,7 +79,7 @@ def cut_again(
     where: str,
     specials: tuple[str, ...] = (),
     patching: PatchingSettings | None = None,
-) -> MemoryDataset:
+) -> InMemoryDataset:
     """Whole documents, cut with the model's own rule, thresholds and entropy model; in memory.
 
     Args:
@@ -97,10 +97,10 @@ def cut_again(
         patching = entropy_model.patching
         lengths = entropy_model.lengths([row.tokens(True) for row in rows], [row.subset for row in rows])
         rows = [replace(row, patch_lengths=own) for row, own in zip(rows, lengths)]
-    return MemoryDataset(rows, patching, specials, folder / TOKENIZER_FOLDER, where, content_of(rows))
+    return InMemoryDataset(rows, patching, specials, folder / TOKENIZER_FOLDER, where)
 
 
-def recut_dataset(folder: Path, dataset: Dataset, device: torch.device, name: str | None = None) -> MemoryDataset:
+def recut_dataset(folder: Path, dataset: Dataset, device: torch.device, name: str | None = None) -> InMemoryDataset:
     """The documents of a dataset, however it is patched, cut as the model cuts.
 
     Raises DatasetError and what `cut_again` raises.
@@ -108,7 +108,7 @@ def recut_dataset(folder: Path, dataset: Dataset, device: torch.device, name: st
     patching = None
     if load_settings(folder).reads != "bytes":
         patching = patching_for(model_identity(folder), dataset, name)
-    specials = dataset.manifest.identity.specials
+    specials = dataset.specials
     return cut_again(folder, list(whole_documents(dataset)), device, dataset.where, specials, patching)
 
 
@@ -119,7 +119,7 @@ def check_patches(folder: Path, dataset: Dataset, name: str | None = None) -> No
     """
     identity = model_identity(folder)
     trained, found = patching_for(identity, dataset, name), dataset.manifest.identity
-    lines = rule_differences(found.patching, trained, tuple(dataset.manifest.subsets))
+    lines = rule_differences(found.patching, trained, tuple(dataset.subsets))
     lines += entropy_model_differences(found, identity.entropy_model) if trained.needs_entropy else []
     if lines:
         command = recut_command(folder, dataset, trained, identity.entropy_model)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainer.data.in_memory import Documents
+from shared.shards.in_memory import Documents
 from trainer.data.packing.packs import Pack
 from trainer.data.validation import ValidationPacks
 from trainer.evaluation.scores import evaluate_sums, scores

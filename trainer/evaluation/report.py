@@ -12,7 +12,7 @@ import torch
 from shared.errors import IdentityError
 from shared.model_folder.files import load_model
 from shared.model_folder.identity import ENTROPY_MODEL_FOLDER, load_settings
-from trainer.data.in_memory import Documents
+from shared.shards.in_memory import Documents
 from trainer.errors import LogitsError
 from trainer.evaluation.compatibility import packs_for
 from trainer.evaluation.cost import forward_flops_by_subset
@@ -133,7 +133,7 @@ def measure(
     found = evaluate(load_model(folder, device, dtype), packs, device, lambda done: on_progress(done / len(packs)))
     if odd := int((~np.isfinite(found.nats)).sum()):
         raise LogitsError(f"{folder} gives {odd:,} of {len(found):,} documents a score that is not a finite number")
-    entropy_model, rule = folder / ENTROPY_MODEL_FOLDER, dataset.manifest.identity.patching
+    entropy_model, rule = folder / ENTROPY_MODEL_FOLDER, dataset.patching
     paid = rule.needs_entropy and entropy_model.is_dir()
     return Measured(
         name=model_name(folder),
@@ -153,7 +153,7 @@ def model_name(folder: Path) -> str:
 
 def check_same_documents(one: Documents, other: Documents) -> None:
     """Raise IdentityError unless two datasets hold the same texts in the same subsets, however cut and ordered."""
-    if one.manifest.content != other.manifest.content:
+    if one.content != other.content:
         raise IdentityError(
             f"{other.where} holds other documents than {one.where}: bits per byte of two models can be compared on "
             "the same texts only"

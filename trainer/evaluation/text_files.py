@@ -30,12 +30,13 @@ def read_texts(path: Path, subset: str = DEFAULT_SUBSET, most: int = MOST_BYTES)
     standard input, is one document of plain text.
     """
     name = str(path)
+    id = name.encode("utf-8", "backslashreplace").decode()  # names of files may be no UTF-8, texts of shards are
     if path != STDIN and path.suffix in SUFFIXES:
         if path.is_file() and path.stat().st_size > most:
             raise ConfigError(_too_large(name, most))
         texts = [(str(number), record_text(record)) for number, record in enumerate(read_records(path))]
     else:
-        texts = [(name, _read_whole(path, most))]
+        texts = [(id, _read_whole(path, most))]
     if sum(len(text) for _, text in texts) > most:
         raise ConfigError(_too_large(name, most))
     if not texts:

@@ -15,9 +15,9 @@ from shared.model_folder.files import load_model
 from shared.model_folder.identity import TOKENIZER_FOLDER, load_settings
 from shared.patching import PatchingSettings
 from shared.shards.document import DEFAULT_SUBSET, Row
+from shared.shards.in_memory import InMemoryDataset
 from shared.shards.spans import Spans, spans_of
 from shared.vocabulary import document_tokens
-from trainer.data.in_memory import MemoryDataset
 from trainer.data.packing.limits import pack_limits
 from trainer.data.validation import ValidationPacks
 from trainer.evaluation.compatibility import pack_of
@@ -114,8 +114,8 @@ class TextScorer:
             )
             for number, (text, own) in enumerate(zip(texts, lengths))
         ]
-        dataset = MemoryDataset(rows, patching, tokenizer=self.folder / TOKENIZER_FOLDER)
-        limits = pack_limits(dataset.manifest, pack_of(sum(map(len, documents)), patching, self._tokens))
+        dataset = InMemoryDataset(rows, patching, tokenizer=self.folder / TOKENIZER_FOLDER)
+        limits = pack_limits(dataset, pack_of(sum(map(len, documents)), patching, self._tokens))
         return ValidationPacks(dataset, limits)
 
 

@@ -23,7 +23,7 @@ from shared.patching.rules import rounded
 from shared.patching.settings import RISE_RULES
 from shared.shards.dataset import Dataset
 from shared.shards.document import Row
-from trainer.data.in_memory import MemoryDataset, whole_documents
+from shared.shards.in_memory import InMemoryDataset, whole_documents
 from trainer.data.packing.limits import pack_limits
 from trainer.data.validation import ValidationPacks
 from trainer.evaluation.cost import forward_flops_by_subset
@@ -62,7 +62,7 @@ class ThresholdSweeper:
         if not self.patching.needs_entropy:
             raise ConfigError(f"{folder} was trained on patches of rule {self.patching.rule!r}, which has no threshold")
         if self._settings.reads == "patches":
-            check_specials(specials_of(self._settings), dataset.manifest.identity.specials, str(dataset.folder))
+            check_specials(specials_of(self._settings), dataset.specials, str(dataset.folder))
         off_grid = self.patching.with_theta(self.theta, grid=False)
         self._documents = list(_documents(folder, identity, off_grid, dataset, self._device))
         self._own = [self.patching.thetas.get(row.subset, self.theta) for row in self._documents]
@@ -127,8 +127,8 @@ class ThresholdSweeper:
             replace(row, patch_lengths=lengths, entropies=None)
             for row, lengths in zip(self._documents, self._cut(patching, shift))
         ]
-        dataset = MemoryDataset(rows, patching, self._dataset.manifest.identity.specials)
-        return ValidationPacks(dataset, pack_limits(dataset.manifest, self._tokens))
+        dataset = InMemoryDataset(rows, patching, self._dataset.specials)
+        return ValidationPacks(dataset, pack_limits(dataset, self._tokens))
 
     def _cut(self, patching: PatchingSettings, shift: float) -> Iterator[np.ndarray]:
         tokens = [row.tokens(True) for row in self._documents]

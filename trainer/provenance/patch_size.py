@@ -7,8 +7,8 @@ text; costs per byte change with it. Free of torch.
 import math
 from pathlib import Path
 
+from shared.shards.dataset import Dataset
 from shared.shards.manifest import Manifest
-from trainer.data.in_memory import Documents
 from trainer.data.mixture import Mixture
 from trainer.provenance.identity import IDENTITY_NAME, model_identity
 
@@ -22,7 +22,7 @@ def mean_patch_size(manifest: Manifest) -> float | None:
     return None if math.isnan(size) else size
 
 
-def patch_size_warning(model: Path, dataset: Documents | Mixture) -> str | None:
+def patch_size_warning(model: Path, dataset: Dataset | Mixture) -> str | None:
     """A line when a dataset's patches differ in mean size from those that the model in a folder learned on.
 
     None when they are alike, or either is not known. Raises IdentityError for a damaged identity.

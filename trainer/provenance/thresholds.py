@@ -14,7 +14,8 @@ from trainer.data.splits import TRAIN_SPLIT
 from trainer.provenance.identity import ModelIdentity
 
 if TYPE_CHECKING:  # it needs pyarrow, which generation does without
-    from trainer.data.source import Source
+    from shared.shards.dataset import Dataset
+    from trainer.data.mixture import Mixture
 
 
 def one_threshold(
@@ -65,7 +66,7 @@ def default_note(recorded: PatchingSettings) -> str | None:
     )
 
 
-def patching_for(identity: ModelIdentity, dataset: "Source", name: str | None = None) -> PatchingSettings:
+def patching_for(identity: ModelIdentity, dataset: "Dataset | Mixture", name: str | None = None) -> PatchingSettings:
     """The rule that a model was trained on, with its thresholds under the names that a dataset has for its subsets.
 
     A dataset of the run itself is recognised by its fingerprint. Of any other, the subsets are those of the one named

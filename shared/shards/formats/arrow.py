@@ -176,6 +176,40 @@ class SubsetDictionary:
         return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), pa.array(list(self._codes), pa.string()))
 
 
+def record_batch(rows: Sequence[Row], subsets: SubsetDictionary) -> pa.RecordBatch:
+    """Rows as the record batch that a shard holds."""
+    lengths = [None if r.patch_lengths is None else r.patch_lengths.astype("<u2", copy=False) for r in rows]
+    columns = [
+        pa.array([r.id for r in rows], pa.string()),
+        subsets.encode([r.subset for r in rows]),
+        pa.array([r.part for r in rows], pa.int32()),
+        pa.array([r.text for r in rows], pa.large_binary()),
+        pa.array([None if l is None else l.tobytes() for l in lengths], pa.large_binary()),
+        spans_array([r.spans for r in rows]),
+        pa.array([r.meta for r in rows], pa.string()),
+    ]
+    return pa.record_batch(columns, schema=SCHEMA)
+
+
+def batch_columns(batch: pa.RecordBatch) -> BatchColumns:
+    """The columns of a record batch as readers see them. Raises ValueError for what no rows can be."""
+    lengths = batch.column("patch_lengths")
+    if lengths.null_count not in (0, len(batch)):
+        raise ValueError("mixes patched and unpatched rows")
+    view = ragged(lengths) if len(batch) > 0 and not lengths.null_count else None
+    if view is not None and ((view.starts | view.ends) & 1).any():
+        raise ValueError("patch lengths are not whole uint16 values")
+    return BatchColumns(
+        texts=ragged(batch.column("text")),
+        lengths=view,
+        parts=batch.column("part").to_numpy(),
+        ids=batch.column("id"),
+        subsets=batch.column("subset"),
+        metas=batch.column("meta"),
+        all_spans=ragged_spans(batch.column("spans")),
+    )
+
+
 class ArrowWriter:
     """Writes record batches of rows to an open binary file."""
 
@@ -185,17 +219,7 @@ class ArrowWriter:
 
     def write(self, rows: Sequence[Row]) -> list[int]:
         """Write one record batch; returns the offset of each row in the file, which this format does not have: -1."""
-        lengths = [None if r.patch_lengths is None else r.patch_lengths.astype("<u2", copy=False) for r in rows]
-        columns = [
-            pa.array([r.id for r in rows], pa.string()),
-            self._subsets.encode([r.subset for r in rows]),
-            pa.array([r.part for r in rows], pa.int32()),
-            pa.array([r.text for r in rows], pa.large_binary()),
-            pa.array([None if l is None else l.tobytes() for l in lengths], pa.large_binary()),
-            spans_array([r.spans for r in rows]),
-            pa.array([r.meta for r in rows], pa.string()),
-        ]
-        self._writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
+        self._writer.write_batch(record_batch(rows, self._subsets))
         return [-1] * len(rows)
 
     def close(self) -> None:
@@ -215,27 +239,11 @@ class ArrowReader:
 
     def batch(self, number: int) -> BatchColumns:
         """Decode one record batch. Raises DatasetError."""
-        columns = self._file.read(number, MOST_BATCH_BYTES)
-        lengths = columns.column("patch_lengths")
-        if lengths.null_count not in (0, len(columns)):
-            raise DatasetError(f"{self._path}: batch {number} mixes patched and unpatched rows")
-        patched = len(columns) > 0 and not lengths.null_count
-        view = ragged(lengths) if patched else None
-        if view is not None and ((view.starts | view.ends) & 1).any():
-            raise DatasetError(f"{self._path}: batch {number}: patch lengths are not whole uint16 values")
+        batch = self._file.read(number, MOST_BATCH_BYTES)
         try:
-            spans = ragged_spans(columns.column("spans"))
+            found = batch_columns(batch)
         except ValueError as error:
             raise DatasetError(f"{self._path}: batch {number}: {error}") from None
-        found = BatchColumns(
-            texts=ragged(columns.column("text")),
-            lengths=view,
-            parts=columns.column("part").to_numpy(),
-            ids=columns.column("id"),
-            subsets=columns.column("subset"),
-            metas=columns.column("meta"),
-            all_spans=spans,
-        )
         if (problem := found.problem()) is not None:
             raise DatasetError(f"{self._path}: batch {number}: row {problem[0]} has {problem[1]}")
         return found

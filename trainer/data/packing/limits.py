@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from shared.errors import ConfigError
-from shared.shards.manifest import Manifest
+from trainer.data.source import Figures
 
 HEADROOM = 1.05
 """Patches of a pack over the mean, when their number is derived: packs vary."""
@@ -30,12 +30,12 @@ class PackLimits:
         return PackLimits(self.patches, None)
 
 
-def pack_limits(manifest: Manifest, tokens: int, patches: int | None = None) -> PackLimits:
+def pack_limits(figures: Figures, tokens: int, patches: int | None = None) -> PackLimits:
     """The budgets for a dataset; patches None takes them from its mean patch size (none if it is unpatched).
 
     Raises ConfigError when a pack could hold no patch of the greatest length, or patches are asked of unpatched data.
     """
-    patching = manifest.identity.patching
+    patching = figures.patching
     if not patching.patched:
         if patches is not None:
             raise ConfigError(f"data.patches is {patches}, but the dataset is unpatched; leave it out")
@@ -48,7 +48,7 @@ def pack_limits(manifest: Manifest, tokens: int, patches: int | None = None) -> 
             f"a pack needs at least {patching.max_length + 2} tokens"
         )
     if patches is None:
-        totals = manifest.totals
+        totals = figures.totals
         share = (totals.patches + totals.documents) / max(totals.tokens, 1)
         patches = patches_for(tokens, share)
     if patches < 3:

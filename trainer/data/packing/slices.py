@@ -143,7 +143,7 @@ class SliceReader:
         self._batches = Recent(CACHE_BYTES, self._decoded)
         self._ends = Recent(ENDS_BYTES, self._patch_ends)
         self._body: tuple[int, np.ndarray, np.ndarray] = (-1, np.zeros(0, np.int16), np.zeros(0, bool))
-        self._largest = VOCABULARY_SIZE + len(dataset.manifest.identity.specials)
+        self._largest = VOCABULARY_SIZE + len(dataset.specials)
 
     def pieces(self, slices: Slices, plain: np.ndarray, patched: bool) -> Pieces:
         """What slices hold; plain bool [S], whether a slice is of a document without spans.
@@ -251,7 +251,7 @@ class SliceReader:
     @cached_property
     def subwords(self) -> Subwords:
         """The tokens that are the patches of rule bpe. Raises DatasetError, IdentityError for another tokenizer."""
-        recorded = self._dataset.manifest.identity.patching.tokenizer
+        recorded = self._dataset.patching.tokenizer
         assert recorded is not None, "rule bpe records its tokenizer"
         check_tokenizer(self._dataset.tokenizer, recorded)
         return load_subwords(self._dataset.tokenizer)

@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args
 
 import zstandard
 
+from shared.shards.in_memory import Documents, whole_documents
 from shared.vocabulary import token_bytes
-from trainer.data.in_memory import Documents, whole_documents
 
 Compressor = Literal["gzip -9", "zstd -19", "xz -9"]
 COMPRESSORS: tuple[Compressor, ...] = get_args(Compressor)
@@ -39,11 +39,11 @@ def target_texts(dataset: Documents) -> Iterator[bytes]:
 
 def compress(dataset: Documents) -> list[Compression]:
     """All compressors on a dataset; it is read twice for each. Raises DatasetError."""
-    bits_per_byte = 8 / max(dataset.manifest.totals.learnt_bytes, 1)
+    bits_per_byte = 8 / max(dataset.totals.learnt_bytes, 1)
     return [
         Compression(
             compressor,
-            stream_size(compressor, target_texts(dataset), dataset.manifest.totals.learnt_bytes) * bits_per_byte,
+            stream_size(compressor, target_texts(dataset), dataset.totals.learnt_bytes) * bits_per_byte,
             sum(stream_size(compressor, [text], len(text)) for text in target_texts(dataset)) * bits_per_byte,
         )
         for compressor in COMPRESSORS

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from shared.model_folder.identity import ENTROPY_MODEL_FOLDER
+from shared.shards.in_memory import Documents
 from shared.vocabulary import BOS, OFFSET, VOCABULARY_SIZE, without_named
-from trainer.data.in_memory import Documents
 from trainer.evaluation.baselines.compressors import stream_size, target_texts
 from trainer.evaluation.compatibility import score_folder
 from trainer.evaluation.scores import Column
@@ -71,7 +71,7 @@ class Order2Model:
         """Count a dataset: 140 MB of counts, whatever its size."""
         shape = (VOCABULARY_SIZE,) * 3
         self._counts = np.zeros(math.prod(shape), np.int64)
-        self._targets = TARGETS + bool(dataset.manifest.identity.specials)
+        self._targets = TARGETS + bool(dataset.specials)
         for contexts, _ in token_chunks(dataset):
             flat = np.ravel_multi_index(tuple(contexts.astype(np.int64)), shape)
             self._counts += np.bincount(flat, minlength=len(self._counts))
@@ -97,11 +97,11 @@ class Order2Model:
         nats = np.zeros(len(dataset.subset_names))
         for contexts, subset in token_chunks(dataset):
             nats += np.bincount(subset, -np.log(self.probabilities(contexts)), len(nats))
-        totals = dataset.manifest.subsets
+        totals = dataset.subsets
         figures = {
             name: bits_per_byte(float(own), totals[name].learnt_bytes) for name, own in zip(dataset.subset_names, nats)
         }
-        return Column("order-2", bits_per_byte(float(nats.sum()), dataset.manifest.totals.learnt_bytes), figures)
+        return Column("order-2", bits_per_byte(float(nats.sum()), dataset.totals.learnt_bytes), figures)
 
 
 def entropy_model_baseline(
@@ -117,6 +117,6 @@ def entropy_model_baseline(
 
 def xz_baseline(dataset: Documents) -> Column:
     """All targets of the texts, one after the other in one `xz -9` stream; bits a byte of it."""
-    text = dataset.manifest.totals.learnt_bytes
+    text = dataset.totals.learnt_bytes
     size = stream_size("xz -9", target_texts(dataset), text)
     return Column("xz -9", bits_per_byte(8 * size * NATS_PER_BIT, text))

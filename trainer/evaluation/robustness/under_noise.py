@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shared.errors import ConfigError
-from trainer.data.in_memory import Documents, whole_documents
+from shared.shards.in_memory import Documents, whole_documents
 from trainer.evaluation.robustness.characters import character_start
 from trainer.evaluation.robustness.noise import Noise, noised
 from trainer.evaluation.texts import TextScorer
@@ -83,7 +83,7 @@ def robustness(
 
 def check_plain(dataset: Documents) -> None:
     """Raise ConfigError for documents with special ids."""
-    if specials := dataset.manifest.identity.specials:
+    if specials := dataset.specials:
         raise ConfigError(f"{dataset.where} has the special ids {', '.join(specials)}; noise is for plain text")
 
 

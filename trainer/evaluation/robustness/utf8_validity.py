@@ -8,7 +8,7 @@ import numpy as np
 
 from shared.errors import ConfigError
 from shared.patching.settings import PatchingSettings
-from trainer.data.in_memory import Documents, whole_documents
+from shared.shards.in_memory import Documents, whole_documents
 from trainer.evaluation.robustness.characters import character_start, damage
 from trainer.generation.sampling import SamplingSettings
 from trainer.generation.settings import GenerateSettings

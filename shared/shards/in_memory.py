@@ -1,0 +1,111 @@
+"""Whole documents in memory, read in the way in which those of a stored dataset are."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from shared.io.identity import digest
+from shared.patching.settings import PatchingSettings
+from shared.shards.columns import BatchColumns
+from shared.shards.content import ContentHash
+from shared.shards.dataset import Dataset, dataset_index
+from shared.shards.document import Row
+from shared.shards.formats.arrow import SubsetDictionary, batch_columns, record_batch
+from shared.shards.index import IndexWriter, subset_totals
+from shared.shards.manifest import TOKENIZER_FOLDER, SubsetTotals
+from shared.shards.spans import joined_spans
+
+NAME = "texts in memory"
+
+
+class InMemoryDataset:
+    """D documents, one row each, in the order given: one record batch."""
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        patching: PatchingSettings,
+        specials: tuple[str, ...] = (),
+        tokenizer: Path = Path(TOKENIZER_FOLDER),
+        where: str = NAME,
+    ) -> None:
+        """Rows are whole documents; they have patch lengths if ``patching`` makes any; of rule bpe by ``tokenizer``.
+
+        ``where`` they come from: for messages and figures.
+        """
+        self.patching, self.specials, self.tokenizer, self.where = patching, specials, tokenizer, where
+        self._rows = rows
+        writer = IndexWriter()
+        writer.add_batch([(row, True) for row in rows], [-1] * len(rows))
+        index = writer.index()
+        self.subsets = dict(sorted(subset_totals(index).items()))
+        """Totals by subset."""
+        self.subset_names = tuple(self.subsets)
+        self.index = dataset_index([index], self.subset_names)
+        self._columns = batch_columns(record_batch(rows, SubsetDictionary()))
+
+    @property
+    def totals(self) -> SubsetTotals:
+        """Of all subsets."""
+        return sum(self.subsets.values(), SubsetTotals())
+
+    @cached_property
+    def content(self) -> int:
+        """Hash of all documents, as that of a dataset of them."""
+        content = ContentHash()
+        for row in self._rows:
+            content.add(row, last=True)
+        return int(content.hexdigest(), 16)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the documents and of how they are cut."""
+        return digest({"patching": self.patching.model_dump(), "specials": self.specials, "content": str(self.content)})
+
+    def rows(self, entropies: bool = False) -> Iterator[Row]:
+        """The documents in order."""
+        return iter(self._rows)
+
+    def batch(self, shard: int, batch: int) -> BatchColumns:
+        """The one record batch."""
+        return self._columns
+
+    def shard_path(self, shard: int) -> str:
+        """Where the documents come from, for errors."""
+        return self.where
+
+
+Documents = Dataset | InMemoryDataset
+"""Whole documents, on disk or in memory."""
+
+
+def whole_documents(dataset: Documents, entropies: bool = False) -> Iterator[Row]:
+    """The documents of a dataset in order, each as one row however many it was stored in; without patches.
+
+    With ``entropies``: those of its sidecar, float32 nats, one for each input. Raises DatasetError.
+    """
+    parts: list[Row] = []
+    last = dataset.index.last
+    for number, row in enumerate(dataset.rows(entropies)):
+        parts.append(row)
+        if last[number]:
+            yield _joined(parts)
+            parts = []
+
+
+def _joined(parts: Sequence[Row]) -> Row:
+    """One row of all parts of a document."""
+    first = replace(parts[0], patch_lengths=None)
+    if len(parts) == 1:
+        return first
+    spans = [(part.spans, len(part.text)) for part in parts if part.spans is not None]
+    entropies = [part.entropies for part in parts if part.entropies is not None]
+    return replace(
+        first,
+        text=b"".join(part.text for part in parts),
+        spans=joined_spans(spans) if spans else None,
+        entropies=np.concatenate(entropies) if entropies else None,
+    )
