@@ -1,4 +1,8 @@
-"""A page of charts and tables, whole in one file."""
+"""A page of charts and tables, whole in one file.
+
+By hand: all pages have some fifty lines with markup in them, and templates for Jinja2 would be as many, with a loader
+and a way to do without it. As there, what is no `Markup` is escaped.
+"""
 
 from collections.abc import Sequence
 from html import escape
@@ -6,6 +10,17 @@ from importlib.resources import files
 
 from shared.io.page import base_style, page
 from shared.io.terminal import safe
+
+
+class Markup(str):
+    """Text that is markup already; all other text is escaped where it is put into a page."""
+
+    __slots__ = ()
+
+
+def escaped(text: str) -> str:
+    """Text as markup."""
+    return text if isinstance(text, Markup) else escape(text)
 
 
 def drawn_page(title: str, content: str) -> str:
@@ -42,14 +57,15 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str, sty
     """A table that scrolls within itself, the first cell of each row its head.
 
     Args:
-        rows: cells as markup.
+        rows: cells, as text or as Markup.
         caption: what it holds, for those who do not see it.
         style: class of the table: figures to the right, or words to the left.
     """
     # A head may be broken behind a slash, as behind a hyphen, so that its column is as narrow as its figures.
     head = "".join(f'<th scope="col">{escape(name).replace("/", "/<wbr>")}</th>' for name in heads)
     body = "".join(
-        f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>' for row in rows
+        f'<tr><th scope="row">{escaped(row[0])}</th>{"".join(f"<td>{escaped(cell)}</td>" for cell in row[1:])}</tr>'
+        for row in rows
     )
     return (
         f'<div class="scrolls" tabindex="0" role="region" aria-label="{escape(caption)}">'

@@ -11,7 +11,7 @@ from shared.io.page import PAGE
 from trainer.drawing.axes import short
 from trainer.drawing.chart import Curve, Mark, chart
 from trainer.drawing.forest import forest
-from trainer.drawing.page import drawn_page, facts, header, section, table
+from trainer.drawing.page import Markup, drawn_page, facts, header, section, table
 from trainer.evaluation.threshold_sweep_record import SWEEP_NAME, SweepPoint, ThresholdSweep, load_sweep
 from trainer.experiments.page.csv_files import write_csv
 from trainer.experiments.page.patched_text import Picture, kept_picture
@@ -69,7 +69,7 @@ def _line(point: SweepPoint) -> list[str]:
         f"{point.bits_per_byte:.4f}",
         f"{point.bytes_per_patch:.2f}",
         short(point.flops_per_byte),
-        "<strong>trained with</strong>" if point.trained else "",
+        Markup("<strong>trained with</strong>") if point.trained else "",
     ]
 
 

@@ -6,7 +6,7 @@ from html import escape
 
 from trainer.drawing.axes import short
 from trainer.drawing.chart import Curve, chart
-from trainer.drawing.page import facts, header, section, table
+from trainer.drawing.page import Markup, facts, header, section, table
 from trainer.experiments.scaling.record import Counted, Estimate, Frontier, IsoFlop, Scaling
 from trainer.experiments.scaling.study import counted_in
 from trainer.terminal import quantity
@@ -132,10 +132,10 @@ def iso_flop_plot(scaling: Scaling, family: str, profiles: Sequence[IsoFlop], co
 def _optima(profiles: Sequence[IsoFlop]) -> str:
     lines = [
         [
-            escape(one.family),
+            one.family,
             _flop(best.cost_flops),
             _estimate(best.bits_per_byte, ".4f"),
-            f"{short(best.flops_per_byte.value)}{_between(best.flops_per_byte, short)}",
+            Markup(f"{short(best.flops_per_byte.value)}{_between(best.flops_per_byte, short)}"),
             short(best.parameters),
             short(best.bytes),
             "–" if best.inside is None else f"{best.inside:.0%}",
@@ -158,7 +158,7 @@ def _optima(profiles: Sequence[IsoFlop]) -> str:
 def _fits(frontiers: Sequence[Frontier]) -> str:
     lines = [
         [
-            escape(line.family),
+            line.family,
             "E + A C^-a" if line.form == "floor" else "A C^-a",
             str(line.budgets),
             _estimate(line.exponent, ".3f"),
@@ -174,7 +174,7 @@ def _fits(frontiers: Sequence[Frontier]) -> str:
 def _predictions(frontiers: Sequence[Frontier]) -> str:
     lines = [
         [
-            escape(line.family),
+            line.family,
             _flop(far.cost_flops),
             _estimate(far.bits_per_byte, ".3f"),
             short(far.flops_per_byte.value),
@@ -191,7 +191,7 @@ def _predictions(frontiers: Sequence[Frontier]) -> str:
 def _joint(scaling: Scaling) -> str:
     lines = [
         [
-            escape(fit.family),
+            fit.family,
             *(f"{value:.3f}" for value in (fit.floor, fit.size_exponent, fit.data_exponent)),
             f"{fit.error:.2%}",
         ]
@@ -215,7 +215,7 @@ def _ends(found: Estimate) -> tuple[float, float]:
 
 
 def _estimate(found: Estimate, form: str) -> str:
-    return f"{found.value:{form}}{_between(found, lambda value: format(value, form))}"
+    return Markup(f"{found.value:{form}}{_between(found, lambda value: format(value, form))}")
 
 
 def _between(found: Estimate, form: Callable[[float], str]) -> str:

@@ -5,7 +5,7 @@ from html import escape
 
 from trainer.drawing.axes import short
 from trainer.drawing.chart import COLOURS, Curve, swatch
-from trainer.drawing.page import described, table
+from trainer.drawing.page import Markup, described, table
 from trainer.experiments.page.sentences import ALIKE_WORDS
 from trainer.experiments.results.results import Results, Table
 from trainer.experiments.results.table import Row, rows, subset_bits, subsets_of
@@ -28,7 +28,11 @@ def _quantity(value: float) -> str:
 
 
 COLUMNS: tuple[Column, ...] = (
-    ("bits/byte", "On the validation split; lower is better.", lambda of: f"<strong>{of.bits_per_byte:.4f}</strong>"),
+    (
+        "bits/byte",
+        "On the validation split; lower is better.",
+        lambda of: Markup(f"<strong>{of.bits_per_byte:.4f}</strong>"),
+    ),
     ("± seeds", "Standard deviation over seeds.", lambda of: _optional(of.spread, ".4f")),
     ("FLOP/byte", "Of a forward pass; the entropy model left out.", lambda of: _quantity(of.flops_per_byte)),
     ("entropy model", "Its FLOPs a byte, which come on top.", lambda of: _quantity(of.entropy_flops_per_byte)),
@@ -70,7 +74,7 @@ def subsets_table(results: Results, of: Table) -> str:
         return ""
 
     def line(name: str, found: Mapping[str, float]) -> list[str]:
-        return [escape(name), *(_marked(found.get(system), min(found.values(), default=None)) for system in systems)]
+        return [name, *(_marked(found.get(system), min(found.values(), default=None)) for system in systems)]
 
     of_subset = {name: {system: found[name] for system, found in bits.items() if name in found} for name in names}
     lines = [line("all", systems), *(line(name, found) for name, found in of_subset.items())]
@@ -79,7 +83,7 @@ def subsets_table(results: Results, of: Table) -> str:
 
 def _marked(value: float | None, least: float | None) -> str:
     words = _optional(value, ".3f")
-    return f'<strong class="best">{words}</strong>' if value is not None and value == least else words
+    return Markup(f'<strong class="best">{words}</strong>') if value is not None and value == least else words
 
 
 def described_systems(results: Results) -> str:
@@ -87,10 +91,10 @@ def described_systems(results: Results) -> str:
     lines = [
         [
             named(results, system.name),
-            escape(system.family),
-            escape(system.description),
-            escape(system.patching or "–"),
-            escape(system.ablates or "–"),
+            system.family,
+            system.description,
+            system.patching or "–",
+            system.ablates or "–",
         ]
         for system in results.systems
     ]
@@ -104,14 +108,14 @@ def cells_table(results: Results) -> str:
     lines = [
         [
             named(results, cell.system),
-            escape(ALIKE_WORDS[cell.table]),
+            ALIKE_WORDS[cell.table],
             str(cell.seed),
             f"{cell.bits_per_byte:.4f}",
             f"{cell.steps:,}",
             f"{cell.bytes:,}",
             f"{cell.useful_flops:.4e}",
             clock(cell.seconds),
-            escape(str(cell.run)),
+            str(cell.run),
         ]
         for cell in results.cells
     ]
@@ -121,7 +125,7 @@ def cells_table(results: Results) -> str:
 
 def named(results: Results, system: str) -> str:
     """A system's name after the sign that plots have for it."""
-    return f'<span class="sign">{swatch(sign(results, system))}</span>{escape(system)}'
+    return Markup(f'<span class="sign">{swatch(sign(results, system))}</span>{escape(system)}')
 
 
 def sign(results: Results, system: str, points: Sequence[tuple[float, float]] = ()) -> Curve:
