@@ -38,6 +38,6 @@ echo "setup: installing into $venv (once; some minutes on a slow network)"
 "$python" -m venv ${fresh[@]+"${fresh[@]}"} "$venv"
 pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check)
 "${pip[@]}" "$(grep '^torch==' "$constraints")"
-"${pip[@]}" --constraint "$constraints" --editable '.[test,lint]'
+"${pip[@]}" --constraint "$constraints" --editable '.[reports,test,lint]'
 echo "$identity" >"$venv/.installed"
 echo "setup: done"

@@ -28,7 +28,7 @@ from trainer.experiments.results.results import (
     load_results,
     save_results,
 )
-from trainer.experiments.results.statistics import compared
+from trainer.experiments.results.statistics import compared, require_scipy
 from trainer.experiments.runs import Run, run_all
 from trainer.experiments.systems import Experiment
 from trainer.settings import TrainSettings
@@ -72,6 +72,7 @@ def compare(request: Request, line: Progress) -> tuple[Results, list[str]]:
 
     Raises ConfigError, DatasetError, TrainingError.
     """
+    require_scipy()
     _check_same(request)
     check_budget(request.budget_flops, map(request.experiment.draft, request.systems))
     patchings = [request.experiment.systems[name].patching for name in request.systems]

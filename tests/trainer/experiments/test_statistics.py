@@ -6,11 +6,11 @@ import random
 import numpy as np
 import pytest
 
+from shared.errors import ConfigError
 from trainer.experiments.results.statistics import (
     bootstrap_interval,
-    incomplete_beta,
+    require_scipy,
     student_interval,
-    student_quantile,
 )
 
 
@@ -27,16 +27,17 @@ from trainer.experiments.results.statistics import (
     ],
 )
 def test_quantiles_are_those_of_the_published_tables(probability: float, degrees: int, quantile: float) -> None:
-    assert student_quantile(probability, degrees) == pytest.approx(quantile, rel=1e-8)
+    values = np.repeat([0.0, 1.0], [degrees, 1])  # their standard deviation is that of one among so many
+    found = student_interval(values.tolist(), 2 * probability - 1)
+    spread = float(np.std(values, ddof=1)) / math.sqrt(degrees + 1)
+    assert found.high is not None
+    assert (found.high - found.mean) / spread == pytest.approx(quantile, rel=1e-8)
 
 
-def test_the_incomplete_beta_function_is_the_binomial_sum() -> None:
-    """I_x(a, n - a + 1) is the probability of at least a successes of n (Abramowitz and Stegun 6.6.4)."""
-    for a, n, x in ((2, 5, 0.3), (7, 9, 0.8), (1, 1, 0.25), (3, 40, 0.02)):
-        binomial = sum(math.comb(n, k) * x**k * (1 - x) ** (n - k) for k in range(a, n + 1))
-        assert incomplete_beta(x, a, n - a + 1) == pytest.approx(binomial, rel=1e-12)
-    assert incomplete_beta(0.0, 2, 3) == 0
-    assert incomplete_beta(1.0, 2, 3) == 1
+def test_without_scipy_a_comparison_ends_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.experiments.results.statistics.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"\[reports\]"):
+        require_scipy()
 
 
 def test_an_interval_over_pairs_is_students() -> None:

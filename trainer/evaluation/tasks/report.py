@@ -33,7 +33,10 @@ class Accuracy:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95% confidence interval of the share (Wilson 1927): it holds for few examples and for shares near 0 and 1."""
+        """95% confidence interval of the share (Wilson 1927): it holds for few examples and for shares near 0 and 1.
+
+        By hand: three lines, so that scoring a task needs no SciPy.
+        """
         if not self.examples:
             return math.nan, math.nan
         n, p = self.examples, self.share

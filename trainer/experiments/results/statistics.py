@@ -1,16 +1,18 @@
-"""What a few pairs of runs say, and what many documents say: whether one system is better than another. Pure numpy.
+"""What a few pairs of runs say, and what many documents say: whether one system is better than another.
 
-N pairs of seeds, D documents, B bootstrap draws.
+N pairs of seeds, D documents, B bootstrap draws. The bootstrap is ours: its draws are pinned
+by records, and SciPy's have no ratio of sums.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from importlib.util import find_spec
 from statistics import fmean
 
 import numpy as np
 
+from shared.errors import ConfigError
 from trainer.experiments.results.results import Cell, Comparison, System, Table
 from trainer.experiments.systems import Expected
 
@@ -30,12 +32,21 @@ class Interval:
     high: float | None
 
 
+def require_scipy() -> None:
+    """Raise ConfigError where there are no quantiles of Student's distribution: before runs, not after all of them."""
+    if find_spec("scipy") is None:
+        raise ConfigError("intervals over seeds need SciPy; pip install -e '.[reports]'")
+
+
 def student_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     """The mean of N values with Student's t interval (Student 1908); one value alone has no bounds."""
     count, mean = len(values), float(np.mean(values))
     if count < 2:
         return Interval(mean, None, None)
-    reach = student_quantile((1 + confidence) / 2, count - 1) * float(np.std(values, ddof=1)) / math.sqrt(count)
+    from scipy.special import stdtrit  # an extra, which comparisons alone need
+
+    quantile = float(stdtrit(count - 1, (1 + confidence) / 2))
+    reach = quantile * float(np.std(values, ddof=1)) / math.sqrt(count)
     return Interval(mean, mean - reach, mean + reach)
 
 
@@ -55,43 +66,6 @@ def bootstrap_interval(differences: np.ndarray, sizes: np.ndarray, confidence: f
         found.append(differences[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
     low, high = np.quantile(np.concatenate(found), [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(whole, float(low), float(high))
-
-
-@lru_cache
-def student_quantile(probability: float, degrees: int) -> float:
-    """The t that Student's distribution of so many degrees of freedom stays below with this probability (0.5 to 1)."""
-    if not (0.5 <= probability < 1 and degrees > 0):
-        raise ValueError(f"no quantile for probability {probability} and {degrees} degrees of freedom")
-    low, high = 0.0, 1.0
-    while student_cdf(high, degrees) < probability:
-        high *= 2
-    for _ in range(200):  # halves until nothing is left between the two
-        middle = (low + high) / 2
-        low, high = (middle, high) if student_cdf(middle, degrees) < probability else (low, middle)
-    return high
-
-
-def student_cdf(t: float, degrees: int) -> float:
-    """The probability of a value of at most t >= 0, by the incomplete beta function (Abramowitz and Stegun 26.7.1)."""
-    return 1 - incomplete_beta(degrees / (degrees + t * t), degrees / 2, 0.5) / 2
-
-
-def incomplete_beta(x: float, a: float, b: float) -> float:
-    """The regularised incomplete beta function I_x(a, b), by its continued fraction (Abramowitz and Stegun 26.5.8)."""
-    if x <= 0 or x >= 1:
-        return float(x >= 1)
-    if x > (a + 1) / (a + b + 2):  # there the fraction of the mirrored function converges at once
-        return 1 - incomplete_beta(1 - x, b, a)
-    front = math.exp(
-        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x) - math.log(a)
-    )
-    value = 0.0
-    for m in range(200, 0, -1):  # from the inside out
-        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        value = even / (1 + odd / (1 + value))
-    first = -(a + b) * x / (a + 1)
-    return front / (1 + first / (1 + value))
 
 
 CONFIDENCE = 0.95

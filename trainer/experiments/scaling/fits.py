@@ -197,7 +197,8 @@ def joint_fit(cells: Sequence[GridCell], family: str) -> JointFit | None:
 def search(size: Array, text: Array, bits: Array) -> Array:
     """The best parameters [5] for logarithms of sizes, of bytes and of bits per byte, each [N].
 
-    Damped Gauss-Newton steps with Huber's weights from a grid of starts, all at once; the best end is taken.
+    Damped Gauss-Newton steps with Huber's weights from a grid of starts, all at once; the best end is taken. By hand:
+    SciPy fits one start at a time, and stops elsewhere by more than records are compared to.
     """
     start = np.array(list(product((-2.0, -0.5), (0.1, 0.5), (-2.0, -0.5), (0.1, 0.5), (-3.0, -0.5))))
     at = start + bits.mean() * np.array([1, 0, 1, 0, 1])
