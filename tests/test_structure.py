@@ -31,8 +31,6 @@ EXCEPTIONS = {
     "trainer.distributed.matrix_exchange": "what ranks send; the rest of Muon is arithmetic",
     "trainer.experiments.page.texts": "a section of the page, as its neighbours are",
     "trainer.experiments.scoring": "imports torch, which the process that starts runs does without",
-    "trainer.memory.activations": "one of the parts that are added up",
-    "trainer.memory.measured": "one of the ways to know",
     "trainer.memory.meter": "counts allocations, whatever for",
     "trainer.metrics.figures": "formulas, apart from when they are asked for",
     "trainer.optim.muon": "an optimizer, beside torch's own",

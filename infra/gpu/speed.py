@@ -26,8 +26,8 @@ from shared.vocabulary import IGNORED_LABEL, document_tokens
 from trainer.data.packing.limits import PackLimits, patches_for
 from trainer.distributed.world import DTYPES, World, started
 from trainer.memory import dry_run
-from trainer.memory.estimated import memory_by_part
-from trainer.memory.measured import Memory, standing
+from trainer.memory.estimate import estimate
+from trainer.memory.parts import Memory
 from trainer.optim.optimizer import build_optimizer
 from trainer.optim.train_step import TrainStep, take_step
 from trainer.settings import TrainSettings
@@ -103,7 +103,7 @@ def measure_step(bench: Bench, name: str) -> None:
     """Bytes a second, utilisation, and memory by part beside what a plan says."""
     settings = recipe(bench, name)
     patches = patches_for(settings.data.tokens, 1 / PATCH_SIZE)
-    planned = memory_by_part(settings, 1, patches, tiled=not bench.cuda)
+    planned = estimate(settings, 1, patches, tiled=not bench.cuda).parts()
     limits = PackLimits(settings.data.tokens, patches)
     bench.found("memory planned", gib(planned), None, **planned)
     batch = documents_of(limits, 4 if not bench.small else 2)
@@ -130,16 +130,17 @@ def measure_step(bench: Bench, name: str) -> None:
     found = f"{seconds:.3g} s, {limits.tokens / seconds:,.0f} bytes/s, {flops / seconds / 1e12:.3g} TFLOP/s"
     share = bench.share_of_peak(flops / seconds, settings.run.dtype)
     bench.found(what, found + share, bytes_per_second=limits.tokens / seconds, flops_per_second=flops / seconds)
-    parts = memory_found(bench, standing(model, optimizer, DTYPES[settings.run.dtype], settings.parallel.keep_gathered))
+    dtype, keep = DTYPES[settings.run.dtype], settings.parallel.keep_gathered
+    parts = memory_found(bench, dry_run.static_memory(model, optimizer, dtype, keep))
     bench.found("memory found", gib(parts), None, **parts)
 
 
 def memory_found(bench: Bench, known: Memory) -> dict[str, int]:
-    """Parts that stand, and the most that the device held."""
-    parts = {name: size for name, size in known.parts().items() if size}
+    """Static parts, and the most that the device held."""
+    parts = {name: size for name, size in known.largest_first().items() if size}
     if bench.cuda:
         parts["peak"] = torch.cuda.max_memory_allocated(bench.device)
-        parts["passing and activations"] = parts["peak"] - sum(
+        parts["transient and activations"] = parts["peak"] - sum(
             size for name, size in parts.items() if name not in ("peak", "gradients")
         )
     return parts

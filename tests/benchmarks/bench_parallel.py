@@ -62,7 +62,7 @@ def memory_by_part(world: World) -> dict[str, nn.Module]:
         (found[name],) = dry_run(models[name], optimizer, settings, LIMITS, world).ranks
     print(f"a BLT of {sum(p.numel() for p in models['none'].parameters()) / MB:.1f} M parameters, MB by part")
     print(f"  {'':14s}" + "".join(f"{name:>15s}" for name in found))
-    for part in (*found["none"].parts(), "peak"):
+    for part in (*found["none"].largest_first(), "peak"):
         print(f"  {part:14s}" + "".join(f"{getattr(memory, part) / MB:15.1f}" for memory in found.values()))
     return models
 

@@ -5,28 +5,34 @@ Nothing is trained: parameters, moments, tables and the data's cursor are afterw
 
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from shared.io.files import write_atomic
 from shared.layers.batch import Batch, Patches, segments
 from shared.vocabulary import BOS, OFFSET
 from trainer.data.packing.limits import PackLimits
+from trainer.distributed.build import units
+from trainer.distributed.dtensor import to_local
+from trainer.distributed.row_sharded_tables import row_tables
 from trainer.distributed.world import DTYPES, World
 from trainer.errors import TrainingError
-from trainer.memory.measured import Memory, standing, to_come
 from trainer.memory.meter import Meter
-from trainer.memory.parts import HELP, ON_HOST
+from trainer.memory.parts import HELP, STATE, Memory, logits_bytes, unsharded_elements
 from trainer.optim.optimizer import Optimizers
 from trainer.optim.train_step import backward
 from trainer.settings import TrainSettings
 from trainer.terminal import quantity
 
 MEMORY_NAME = "memory.json"
+ADAM_MOMENTS = 2
+"""Tensors like a parameter that AdamW makes with its first step. The other optimizers make theirs at once."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +64,13 @@ def dry_run(
     Raises TrainingError, in one line, when memory does not suffice or the blocks cannot be compiled.
     """
     began, parallel, limits = time.perf_counter(), settings.parallel, limits.read
-    known = standing(model, optimizer, DTYPES[settings.run.dtype], parallel.keep_gathered)
-    on_host = ON_HOST if parallel.offload and world.device.type == "cuda" else ()
+    known = static_memory(model, optimizer, DTYPES[settings.run.dtype], parallel.keep_gathered)
+    on_host = STATE if parallel.offload and world.device.type == "cuda" else ()
     on_device = replace(known, **dict.fromkeys(on_host, 0))
-    reserved = 0 if on_host else to_come(optimizer)
-    # Gradients and what is gathered come and go while the meter counts.
-    there = sum(on_device.parts().values()) - on_device.gradients - on_device.gathered - reserved
-    meter = Meter(world.device, there, reserved)
+    reserved = 0 if on_host else pending_moments(optimizer)
+    # Gradients and what is unsharded come and go while the meter counts.
+    static = sum(on_device.parts().values()) - on_device.gradients - on_device.unsharded - reserved
+    meter = Meter(world.device, static, reserved)
     steps = worst_steps(limits, settings.data.packs // world.size)
 
     def go_through() -> None:
@@ -84,18 +90,62 @@ def dry_run(
         if line := explanation(error, on_device, meter.peak):
             raise TrainingError(f"dry run on rank {world.rank}: {line}") from None
         raise
-    logits = limits.tokens * settings.model.vocabulary * torch.float32.itemsize
+    logits = logits_bytes(limits.tokens, settings.model.vocabulary)
     found = replace(known, activations=meter.kept - logits, logits=2 * logits, peak=meter.peak)
     names = [field.name for field in fields(Memory)]
     ranks = [Memory(**dict(zip(names, map(int, row)))) for row in world.table([*asdict(found).values()])]
     return DryRun(time.perf_counter() - began, parallel.compile, ranks)
 
 
+def static_memory(model: nn.Module, optimizer: Optimizers, dtype: torch.dtype, keep_gathered: bool) -> Memory:
+    """The parts that do not depend on data, each at its largest."""
+    tables = [table.weight for table in row_tables(model)]
+    dense = [parameter for parameter in model.parameters() if not any(parameter is weight for weight in tables)]
+    sums = held_by(value for weight in tables for value in optimizer.state.get(weight, {}).values())
+    made = held_by(value for state in optimizer.state.values() for value in state.values() if value.ndim)
+    return Memory(
+        parameters=held_by(dense),
+        gradients=held_by(parameter for parameter in dense if parameter.requires_grad),
+        moments=made - sums + pending_moments(optimizer),
+        tables=held_by(tables),
+        table_moments=sums,
+        unsharded=unsharded_elements_of(model, keep_gathered) * dtype.itemsize,
+    )
+
+
+def pending_moments(optimizer: Optimizers) -> int:
+    """Bytes of moments that are not made yet."""
+    adam = (part for part in optimizer.parts if isinstance(part, torch.optim.AdamW))
+    parameters = (
+        parameter
+        for part in adam
+        for group in part.param_groups
+        for parameter in group["params"]
+        if parameter not in part.state
+    )
+    return ADAM_MOMENTS * held_by(parameters)
+
+
+def held_by(tensors: Iterable[Tensor]) -> int:
+    """Bytes of this rank's pieces of tensors."""
+    return sum(to_local(tensor).nbytes for tensor in tensors)
+
+
+def unsharded_elements_of(model: nn.Module, keep: bool) -> int:
+    """Parameters that are whole at once, beside a rank's own; see `Memory.unsharded`."""
+    if not isinstance(model, FSDPModule):
+        return 0
+    tables = sum(table.weight.numel() for table in row_tables(model))
+    everything = sum(parameter.numel() for parameter in model.parameters()) - tables
+    sizes = [sum(parameter.numel() for parameter in unit.parameters()) for unit in units(model)]
+    return unsharded_elements(sizes, everything, keep)
+
+
 def explanation(error: RuntimeError, known: Memory, peak: int) -> str | None:
     """What to do about an error, in one line; None for one that is neither for want of memory nor a compiler's."""
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         found = replace(known, activations=max(0, peak - sum(known.parts().values())))
-        largest = next(iter(found.parts()))
+        largest = next(iter(found.largest_first()))
         return (
             f"out of memory after {quantity(peak)}B ({found.line()}); "
             f"{largest.replace('_', ' ')} are most: {HELP[largest]} would help"

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 class Held(TorchDispatchMode):
     """Counts tensors that are made while it is on, as long as anything keeps them: a CPU's allocator keeps no count.
 
-    Storages are counted, so views cost nothing, and at their present size: FSDP empties those of gathered parameters
+    Storages are counted, so views cost nothing, and at their present size: FSDP empties those of unsharded parameters
     without giving them up. Compiled code is not seen.
     """
 
@@ -58,19 +58,19 @@ def storages(tree: Any) -> list[UntypedStorage]:
 class Meter:
     """The memory of passes through a model: on CUDA the allocator's figures, elsewhere what tensors hold."""
 
-    def __init__(self, device: torch.device, standing: int, reserved: int) -> None:
-        """``standing`` bytes are there and counted by nobody else on a CPU; ``reserved`` more will be needed later."""
+    def __init__(self, device: torch.device, static: int, reserved: int) -> None:
+        """``static`` bytes are there and counted by nobody else on a CPU; ``reserved`` more will be needed later."""
         self.kept = 0
-        """The most bytes that one forward pass has left behind, gathered parameters apart."""
-        self._device, self._standing, self._reserved = device, standing, reserved
+        """The most bytes that one forward pass has left behind, unsharded parameters apart."""
+        self._device, self._static, self._reserved = device, static, reserved
         self._held = Held()
 
     @property
     def peak(self) -> int:
-        """The most bytes at once, standing and reserved ones included."""
+        """The most bytes at once, static and reserved ones included."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
-        return self._standing + self._reserved + self._held.peak
+        return self._static + self._reserved + self._held.peak
 
     @contextmanager
     def counting(self, model: nn.Module) -> Iterator[None]:
@@ -83,8 +83,8 @@ class Meter:
 
         def end(*_: Any) -> None:
             sharded = isinstance(model, FSDPModule)
-            gathered = [own for own in model.parameters() if sharded and not isinstance(own, DTensor)]
-            self.kept = max(self.kept, self._now(gathered) - before)
+            unsharded = [own for own in model.parameters() if sharded and not isinstance(own, DTensor)]
+            self.kept = max(self.kept, self._now(unsharded) - before)
 
         hooks = [model.register_forward_pre_hook(begin, prepend=True), model.register_forward_hook(end)]
         try:

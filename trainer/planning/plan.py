@@ -22,9 +22,9 @@ from shared.shards.manifest import ENTROPY_MODEL_FOLDER
 from trainer.data.packing.limits import patches_for
 from trainer.data.run_data import RunData, with_length
 from trainer.data.splits import TRAIN_SPLIT
-from trainer.memory.estimated import memory_by_part
+from trainer.memory.estimate import estimate
 from trainer.memory.parameters import parameter_shapes, sizes_by_part
-from trainer.memory.parts import ON_HOST
+from trainer.memory.parts import Memory
 from trainer.provenance.patch_size import mean_patch_size
 from trainer.settings import TrainSettings
 
@@ -44,8 +44,8 @@ class Plan:
     """P_max; 0 without patches."""
     parameters: dict[str, int]
     """By part of the model."""
-    memory: dict[str, int]
-    """Bytes of one rank, by part."""
+    memory: Memory
+    """Of one rank."""
     forward: dict[str, float]
     """Useful FLOPs a byte of one forward pass, by part."""
     training: float
@@ -91,8 +91,7 @@ class Plan:
     @property
     def device_memory(self) -> int:
         """Bytes of a rank on its device."""
-        on_host = ON_HOST if self.settings.parallel.offload else ()
-        return sum(size for part, size in self.memory.items() if part not in on_host)
+        return self.memory.on_device(self.settings.parallel.offload)
 
 
 def load_plan(recipe: Path, overrides: Sequence[str]) -> Plan:
@@ -142,7 +141,7 @@ def make_plan(settings: TrainSettings) -> Plan:
         patch_size=patch_size,
         patches=patches,
         parameters=sizes_by_part(parameter_shapes(model)),
-        memory=memory_by_part(settings, asked.ranks, patches, tiled=device is None),
+        memory=estimate(settings, asked.ranks, patches, tiled=device is None),
         forward={part: count / total for part, count in forward_flops(model, useful).by_part().items()},
         training=training_flops(model, useful).total / total,
         executed=executed_training_flops(model, computed, parallel.activation_checkpointing).total / total,

@@ -19,8 +19,7 @@ from trainer.distributed.world import World, started
 from trainer.errors import TrainingError
 from trainer.main import main
 from trainer.memory.dry_run import DryRun, dry_run, many_documents, one_document, worst_steps
-from trainer.memory.measured import Memory
-from trainer.memory.parts import HELP
+from trainer.memory.parts import HELP, Memory
 from trainer.optim.optimizer import build_optimizer
 from trainer.optim.train_step import TrainStep, predict, take_step
 from trainer.settings import TrainSettings
@@ -84,13 +83,14 @@ def test_a_run_learns_the_same_with_and_without(tmp_path: Path) -> None:
     assert weights[0] == weights[1]
     assert losses(tmp_path / "True") == losses(tmp_path / "False")
     (rank,) = json.loads((tmp_path / "True/memory.json").read_text())["ranks"]
-    assert set(rank) == {*HELP, "peak"} - {"passing"}
-    assert rank.pop("gathered") == 0  # one rank that computes in the dtype of its masters
+    assert set(rank) == {*HELP, "peak"}
+    assert rank.pop("transient") == 0  # a part of the peak
+    assert rank.pop("unsharded") == 0  # one rank that computes in the dtype of its masters
     assert all(rank.values())
     assert not (tmp_path / "False/memory.json").exists()
 
 
-def test_standing_parts_are_the_arithmetic_of_the_shapes(world: World) -> None:
+def test_static_parts_are_the_arithmetic_of_the_shapes(world: World) -> None:
     settings = settings_for()
     (memory,) = found(settings, world).ranks
     sizes = {name: parameter.numel() for name, parameter in plain_model(settings.model).named_parameters()}
@@ -99,13 +99,13 @@ def test_standing_parts_are_the_arithmetic_of_the_shapes(world: World) -> None:
     assert memory.moments == 8 * sum(sizes.values())
     assert (memory.tables, memory.table_moments) == (4 * tables, 4 * 500)
     assert memory.logits == 2 * 4 * 256 * 260
-    assert memory.gathered == 0
+    assert memory.unsharded == 0
 
 
-def test_a_model_in_another_dtype_than_its_masters_is_gathered_in_that(world: World) -> None:
+def test_a_model_in_another_dtype_than_its_masters_is_unsharded_in_that(world: World) -> None:
     (memory,) = found(settings_for(dtype="bfloat16"), world).ranks
     (kept,) = found(settings_for(dtype="bfloat16", keep_gathered=True), world).ranks
-    assert 2 * kept.gathered == memory.parameters > 2 * memory.gathered > memory.parameters / 3
+    assert 2 * kept.unsharded == memory.parameters > 2 * memory.unsharded > memory.parameters / 3
 
 
 def test_activations_are_the_tensors_that_the_backward_pass_will_ask_for(world: World) -> None:
@@ -188,7 +188,7 @@ def test_blocks_that_cannot_be_compiled_are_one_line(world: World, monkeypatch: 
 
 
 def test_a_lines_parts_come_with_the_largest_first() -> None:
-    memory = Memory(10, 10, 20, 400, 0, 0, 5000, 7, 9000)
+    memory = Memory(10, 10, 20, 400, 0, 0, activations=5000, logits=7, peak=9000)
     line = DryRun(1.25, True, [memory, memory]).line()
     assert line == (
         "dry run in 1.2 s, compiling included: 9.0 kB at most on rank 0, which needs most: "

@@ -19,8 +19,8 @@ from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2Jo
 from torch.distributed.run import get_args_parser
 
 from shared.io.child_processes import STOP_SIGNALS
-from trainer.planning.fitting import warning
 from trainer.planning.plan import load_plan
+from trainer.planning.report import warning
 
 ROOT = Path(__file__).parents[3]
 INFRA = ROOT / "infra"

@@ -27,15 +27,23 @@ from trainer.data.packing.limits import pack_limits
 from trainer.distributed.build import units
 from trainer.distributed.world import started
 from trainer.main import main
-from trainer.memory.activations import Pass, kept_activations, kept_logits
 from trainer.memory.dry_run import dry_run
-from trainer.memory.estimated import count, gathered_bytes, memory_by_part, passing_bytes, shard_bytes, units_of
+from trainer.memory.estimate import (
+    Pass,
+    count,
+    estimate,
+    kept_activations,
+    shard_bytes,
+    transient_bytes,
+    units_of,
+    unsharded_bytes,
+)
 from trainer.memory.parameters import TABLES, parameter_shapes, sizes_by_part
+from trainer.memory.parts import logits_bytes
 from trainer.optim.optimizer import build_optimizer
 from trainer.optim.train_step import predict
-from trainer.planning.fitting import warning
 from trainer.planning.plan import load_plan, make_plan
-from trainer.planning.report import amount, duration, report
+from trainer.planning.report import amount, duration, report, warning
 from trainer.settings import TrainSettings
 
 LOCAL = {"width": 64, "layers": 1, "heads": 4}
@@ -136,11 +144,11 @@ def test_memory_is_what_the_dry_run_measures(name, patched, unpatched):
         model = build_model(settings, world)
         optimizer = build_optimizer(model, settings.optimizer)
         (measured,) = dry_run(model, optimizer, settings, limits, world).ranks
-    planned = memory_by_part(settings, 1, limits.patches or 0, tiled=True)
-    for part in ("parameters", "gradients", "moments", "tables", "table_moments", "gathered", "logits"):
-        assert planned[part] == getattr(measured, part), part
-    assert planned["activations"] == pytest.approx(measured.activations, rel=0.1)
-    assert measured.peak < sum(planned.values()) < 1.3 * measured.peak
+    planned = estimate(settings, 1, limits.patches or 0, tiled=True)
+    for part in ("parameters", "gradients", "moments", "tables", "table_moments", "unsharded", "logits"):
+        assert getattr(planned, part) == getattr(measured, part), part
+    assert planned.activations == pytest.approx(measured.activations, rel=0.1)
+    assert measured.peak < planned.on_device(offload=False) < 1.3 * measured.peak
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8, 64])
@@ -176,7 +184,7 @@ def test_activations_are_within_three_percent_of_what_is_saved(name, patched, un
     if batch.patches is not None:
         rows, _ = _strips(batch.patches.of_decoder, batch.patches.count)
         given = Pass(len(batch.ids), batch.patches.count, 4, tiled=True, strip_patches=rows.shape[1])
-    expected = kept_activations(settings.model, given) + kept_logits(260, given.tokens)
+    expected = kept_activations(settings.model, given) + logits_bytes(given.tokens, 260)
     assert kept(model, batch) == pytest.approx(expected, rel=0.03)
 
 
@@ -193,25 +201,25 @@ def test_blocks_that_compute_again_keep_less():
 
 def test_memory_follows_ranks_copies_and_accumulation():
     one = recipe("plain", data={"packs": 4})
-    memory = {ranks: memory_by_part(one, ranks, 512, tiled=False) for ranks in (1, 4)}
-    assert memory[1]["moments"] == 2 * memory[1]["parameters"] > memory[4]["moments"] >= memory[1]["moments"] / 4
+    memory = {ranks: estimate(one, ranks, 512, tiled=False) for ranks in (1, 4)}
+    assert memory[1].moments == 2 * memory[1].parameters > memory[4].moments >= memory[1].moments / 4
     shapes = parameter_shapes(one.model)
     whole = 4 * sum(prod(shape) for name, shape in shapes.items() if name != TABLES)
-    two = memory_by_part(one, 2, 512, tiled=False)
-    assert two["passing"] - memory[4]["passing"] == whole  # two packs are summed on each rank
-    copies = memory_by_part(recipe("plain", data={"packs": 4}, parallel={"shard": 1}), 4, 512, tiled=False)
-    assert copies["parameters"] == whole
-    assert copies["tables"] == memory[4]["tables"]  # over all ranks, whatever copies there are
+    two = estimate(one, 2, 512, tiled=False)
+    assert two.transient - memory[4].transient == whole  # two packs are summed on each rank
+    copies = estimate(recipe("plain", data={"packs": 4}, parallel={"shard": 1}), 4, 512, tiled=False)
+    assert copies.parameters == whole
+    assert copies.tables == memory[4].tables  # over all ranks, whatever copies there are
 
 
 def test_units_are_whole_two_at_a_time_or_all():
     settings = recipe("plain").model
     dense = {name: shape for name, shape in parameter_shapes(settings).items() if name != TABLES}
     sizes = [count(unit) for unit in units_of(settings, dense)]
-    assert gathered_bytes(settings, dense, 2, keep=False) == 2 * max(map(sum, pairwise(sizes)))
-    assert gathered_bytes(settings, dense, 2, keep=True) == 2 * sum(sizes)
-    assert passing_bytes(settings, dense, 2, sharded=True, accumulates=False) == 6 * max(sizes)
-    assert passing_bytes(settings, dense, 2, sharded=True, accumulates=True) == 6 * max(sizes) + 4 * sum(sizes)
+    assert unsharded_bytes(settings, dense, 2, keep=False) == 2 * max(map(sum, pairwise(sizes)))
+    assert unsharded_bytes(settings, dense, 2, keep=True) == 2 * sum(sizes)
+    assert transient_bytes(settings, dense, 2, sharded=True, accumulates=False) == 6 * max(sizes)
+    assert transient_bytes(settings, dense, 2, sharded=True, accumulates=True) == 6 * max(sizes) + 4 * sum(sizes)
 
 
 def test_a_plan_takes_patches_from_the_dataset_where_it_is_there(patched, unpatched):

@@ -13,9 +13,8 @@ from shared.patching.lengths import patch_lengths
 from shared.shards.document import Row
 from shared.text.chat import ANSWERING, END, ROLES, Turn, chat_body
 from trainer.main import main
-from trainer.planning.fitting import warning
 from trainer.planning.plan import Plan, load_plan
-from trainer.planning.report import report
+from trainer.planning.report import report, warning
 from trainer.settings.learning import InBytes
 
 SMALL_STACK = {"width": 32, "layers": 1, "heads": 2, "feed_forward": 32}

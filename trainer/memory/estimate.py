@@ -1,22 +1,33 @@
-"""Bytes that a forward pass keeps for the backward pass, counted tensor by tensor; free of torch.
+"""The memory of a rank, worked out from a recipe; free of torch.
 
-What is kept is what the formulas of shared/layers/blocks.py and shared/layers/cross_attention.py need again. Tensors
-that several operators need count once, parameters not at all.
+R ranks, S of them share one copy of the model. The first rank's share is the largest, and is what is given.
 
-Shapes: T tokens, P patches, K vectors a patch, D width, H heads, G key/value heads, C head width, F hidden width.
+What a forward pass keeps for the backward pass is counted tensor by tensor: what the formulas of
+shared/layers/blocks.py and shared/layers/cross_attention.py need again. Tensors that several operators need count once,
+parameters not at all. Shapes: T tokens, P patches, K vectors a patch, D width, H heads, G key/value heads, C head
+width, F hidden width.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 from shared.layers.tile_sizes import STRIP, WIDEST_STRIP
 from shared.model_settings import AnyModelSettings, BltSettings, MegaByteSettings, StackSettings
+from trainer.memory.parameters import TABLES, Shape, parameter_shapes
+from trainer.memory.parts import Memory, logits_bytes, unsharded_elements
+from trainer.optim.name_patterns import by_pattern
+from trainer.settings import TrainSettings
+
+Shapes = Mapping[str, Shape]
 
 Kept = Literal["none", "selective", "full"]
 """What blocks compute again: nothing, what is pointwise and the product of gate and up, everything."""
 
 FLOAT = 4
-"""Bytes of fp32: softmax, logits and everything about cross-attention are fp32 whatever is computed in."""
+"""Bytes of fp32: master parameters, sums of gradients and moments; softmax, logits and cross-attention too."""
+WIDTHS = {"float32": FLOAT, "bfloat16": 2}
 
 INDEX = 8
 """Bytes of an int64."""
@@ -38,8 +49,88 @@ class Pass:
     """On a CPU: patches that the strip of tokens with the most of them reads."""
 
 
+def estimate(settings: TrainSettings, ranks: int, patches: int, tiled: bool) -> Memory:
+    """The memory of the first rank, each part at its fullest moment, for packs of P = ``patches``.
+
+    ``tiled``: attention as on a CPU. Not counted: what the runtime itself takes, and room lost between tensors.
+
+    Raises ConfigError when ``optimizer.rates`` names no parameter.
+    """
+    parallel, width = settings.parallel, WIDTHS[settings.run.dtype]
+    shapes, pack = parameter_shapes(settings.model), whole_pack(settings, patches, tiled)
+    factors = by_pattern(shapes, settings.optimizer.rates, "optimizer.rates")
+    dense = {name: shape for name, shape in shapes.items() if name != TABLES}
+    learning = {name: shape for name, shape in dense.items() if factors[name]}
+    once = inner_matrices(learning) if settings.optimizer.matrices == "muon" else {}
+    copy = parallel.shard or ranks
+    sharded = parallel.sharded(ranks, settings.run.dtype)
+    rows = -(-shapes[TABLES][0] // ranks) if TABLES in shapes else 0
+    return Memory(
+        parameters=shard_bytes(dense.values(), copy),
+        gradients=shard_bytes(learning.values(), copy),
+        moments=2 * shard_bytes(learning.values(), copy) - shard_bytes(once.values(), copy),
+        tables=FLOAT * rows * shapes[TABLES][1] if rows else 0,
+        table_moments=FLOAT * rows if rows and factors[TABLES] else 0,
+        unsharded=unsharded_bytes(settings.model, dense, width, parallel.keep_gathered) if sharded else 0,
+        activations=kept_activations(settings.model, pack, parallel.activation_checkpointing),
+        logits=2 * logits_bytes(pack.tokens, settings.model.vocabulary),
+        transient=transient_bytes(settings.model, learning, width, sharded, accumulates=settings.data.packs > ranks)
+        + recomputed_block(settings.model, pack, parallel.activation_checkpointing),
+    )
+
+
+def inner_matrices(shapes: Shapes) -> dict[str, Shape]:
+    """What Muon learns, with one moment: matrices from activations to activations, all but embedding and head."""
+    apart = ("embedding.weight", "head.weight")
+    return {name: shape for name, shape in shapes.items() if len(shape) == 2 and not name.endswith(apart)}
+
+
+def whole_pack(settings: TrainSettings, patches: int, tiled: bool) -> Pass:
+    """The fullest pack. A CPU is taken to compute in fp32, as most do whatever the parameters are in, and a strip of
+    tokens to read as many patches: some of a pack's patches are single bytes.
+    """
+    width = FLOAT if tiled else WIDTHS[settings.run.dtype]
+    tokens = patches if settings.model.reads == "tokens" else settings.data.tokens
+    return Pass(tokens, patches, width, tiled, STRIP)
+
+
+def shard_bytes(shapes: Iterable[Shape], ranks: int) -> int:
+    """fp32 bytes of the first of ``ranks`` when each tensor is cut along its first axis into equal runs."""
+    return FLOAT * sum(-(-shape[0] // ranks) * prod(shape[1:]) for shape in shapes)
+
+
+def unsharded_bytes(settings: AnyModelSettings, dense: Shapes, width: int, keep: bool) -> int:
+    """What is whole at one time, in ``width`` bytes a parameter; everything with ``keep``."""
+    return width * unsharded_elements([count(unit) for unit in units_of(settings, dense)], count(dense), keep)
+
+
+def transient_bytes(settings: AnyModelSettings, learning: Shapes, width: int, sharded: bool, accumulates: bool) -> int:
+    """What comes and goes with a backward pass.
+
+    The gradients of a unit as they are made; sharded in ``width`` bytes, and once more in fp32 as they are sent. Where
+    several packs are summed before they are sent, all gradients whole in fp32.
+    """
+    largest = max(count(unit) for unit in units_of(settings, learning))
+    if not sharded:
+        return largest * FLOAT
+    return largest * (width + FLOAT) + (FLOAT * count(learning) if accumulates else 0)
+
+
+def units_of(settings: AnyModelSettings, shapes: Shapes) -> list[dict[str, Shape]]:
+    """Parameters that are gathered together, by the units that the model names."""
+    return [{name: shape for name, shape in shapes.items() if name.startswith(f"{unit}.")} for unit in settings.units]
+
+
+def count(shapes: Shapes) -> int:
+    """Parameters of these shapes."""
+    return sum(map(prod, shapes.values()))
+
+
+# ---- What a forward pass keeps.
+
+
 def kept_activations(settings: AnyModelSettings, given: Pass, recompute: Kept = "none") -> int:
-    """Bytes kept when the forward pass of a pack is over, without the logits' (`kept_logits`)."""
+    """Bytes kept when the forward pass of a pack is over, without the logits' (`logits_bytes`)."""
     stacks = sum(_stack(stack, positions, given, recompute) for stack, positions in _axes(settings, given))
     between = 0
     if isinstance(settings, BltSettings):
@@ -71,11 +162,6 @@ def _crosses(settings: BltSettings, given: Pass) -> int:
     passing = given.patches * settings.queries + given.tokens * (settings.decoder_crosses - 1)
     crosses += given.width * decoder.width * passing
     return between + crosses
-
-
-def kept_logits(vocabulary: int, tokens: int) -> int:
-    """Logarithms of probabilities, fp32 [T, V]. While they are made, and while their gradient is, twice as much."""
-    return FLOAT * tokens * vocabulary
 
 
 def recomputed_block(settings: AnyModelSettings, given: Pass, recompute: Kept) -> int:
