@@ -13,6 +13,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -211,17 +212,22 @@ def main() -> int:
     parser.add_argument("new", type=Path, help="a checkout from after it")
     parser.add_argument("--text", type=Path, help="text to train on (default: documentation of this project)")
     parser.add_argument("--samples", type=Path, help="jsonl with columns text and lang (default: made up)")
-    parser.add_argument("--keep", type=Path, help="an empty folder that keeps what both have made")
+    parser.add_argument("--keep", type=Path, help="a folder that keeps what both have made; a side that is there stays")
     options = parser.parse_args()
     table = tomllib.loads((ROOT / "tests/renames.toml").read_text())
     folder = options.keep or Path(tempfile.mkdtemp(prefix="same-results-"))
+    folder.mkdir(parents=True, exist_ok=True)
     text, samples = (
         options.text or _own_text(folder / "text.txt"),
         options.samples or _languages(folder / "languages.jsonl"),
     )
     for name, checkout, words in (("old", options.old, {}), ("new", options.new, table["options"])):
-        began = time.monotonic()
+        began, done = time.monotonic(), folder / f"{name}.done"
+        if done.exists():
+            continue
+        shutil.rmtree(folder / name, ignore_errors=True)
         chain(Side(checkout, folder / name, words), text.resolve(), samples.resolve())
+        done.touch()
         print(f"{name}: {checkout} in {time.monotonic() - began:.0f} s", flush=True)
     different = 0
     for place, verdict in compared(folder / "old", folder / "new", table["parameters"], table["folders"]):
@@ -232,8 +238,8 @@ def main() -> int:
 
 
 def _own_text(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n\n".join(page.read_text() for page in sorted((ROOT / "docs").glob("*.md"))))
+    if not path.exists():  # a side that is kept was made from it
+        path.write_text("\n\n".join(page.read_text() for page in sorted((ROOT / "docs").glob("*.md"))))
     return path
 
 
