@@ -32,7 +32,7 @@ EXCEPTIONS = {
     "trainer.experiments.page.texts": "a section of the page, as its neighbours are",
     "trainer.experiments.scoring": "imports torch, which the process that starts runs does without",
     "trainer.memory.meter": "counts allocations, whatever for",
-    "trainer.metrics.figures": "formulas, apart from when they are asked for",
+    "trainer.metrics.formulas": "formulas, apart from when they are asked for",
     "trainer.optim.muon": "an optimizer, beside torch's own",
     "trainer.optim.parameter_groups": "names to groups: pure, apart from optimizers",
 }

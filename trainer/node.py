@@ -21,10 +21,10 @@ def once_a_node(name: str, find: Callable[[], str], launch: Mapping[str, str] = 
     It lies in the folder of this attempt, which torchrun makes and removes. Where nothing has launched several ranks
     every process asks for itself. A first rank that fails says why, and torchrun ends those who wait.
     """
-    own = launch.get("TORCHELASTIC_ERROR_FILE")  # LOGS/attempt_0/RANK/error.json
-    if not own or launch.get("LOCAL_WORLD_SIZE", "1") == "1":
+    error_file = launch.get("TORCHELASTIC_ERROR_FILE")  # LOGS/attempt_0/RANK/error.json
+    if not error_file or launch.get("LOCAL_WORLD_SIZE", "1") == "1":
         return find()
-    answer = Path(own).parent.parent / f"{name}.answer"
+    answer = Path(error_file).parent.parent / f"{name}.answer"
     if launch.get("LOCAL_RANK") == "0":
         write_atomic(answer, find())
     while not answer.exists():

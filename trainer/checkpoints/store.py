@@ -177,9 +177,9 @@ class Checkpoints:
                 self._news.append(f"{path} is damaged ({problem}); it is now {set_aside(path)}")
             self._world.barrier()
         for path in passed if self.last not in passed and self._world.is_main_rank else ():
-            aside = set_aside(path, OTHER_LENGTH_PREFIX)
+            moved = set_aside(path, OTHER_LENGTH_PREFIX)
             self._news.append(
-                f"{path} is from the decay of the shorter run, the longer one continues before it; it is now {aside}"
+                f"{path} is from the decay of the shorter run, the longer one continues before it; it is now {moved}"
             )
         self._world.barrier()
         damaged = self._world.gather(damaged_folders(self.folder))[0]

@@ -155,9 +155,9 @@ class PackDataset(IterableDataset["Pack | Exception"]):
                     ahead.want(planner.shards_ahead())
                 before = planner.cursor
                 plans, step = self._next_step(planner)
-                own = plans[self._rank :: self._ranks]
+                mine = plans[self._rank :: self._ranks]
                 while following < per_rank:
-                    pack = build_pack(own[following], step, self._limits, self._catalogue, reader)
+                    pack = build_pack(mine[following], step, self._limits, self._catalogue, reader)
                     following += every
                     self._cursor, self._next = before, following
                     yield pack

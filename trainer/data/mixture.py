@@ -66,19 +66,19 @@ class Mixture:
         columns: dict[str, list[np.ndarray]] = {field.name: [] for field in fields(DatasetIndex)}
         before = 0
         for name, dataset in self._datasets.items():
-            own = np.array([codes[prefixed(name, subset)] for subset in dataset.subset_names], np.int32)
+            dataset_codes = np.array([codes[prefixed(name, subset)] for subset in dataset.subset_names], np.int32)
             for column, pieces in columns.items():
                 piece = getattr(dataset.index, column)
                 if column == "subset" and len(piece):
-                    piece = own[piece]
+                    piece = dataset_codes[piece]
                 pieces.append(piece + np.int32(before) if column == "shard" else piece)
             before += len(dataset.manifest.shards)
         return DatasetIndex(**{column: np.concatenate(pieces) for column, pieces in columns.items()})
 
     def batch(self, shard: int, batch: int) -> BatchColumns:
         """Decode one record batch. Raises DatasetError when the shard is missing or damaged."""
-        dataset, own = self._places[shard]
-        return dataset.batch(own, batch)
+        dataset, local = self._places[shard]
+        return dataset.batch(local, batch)
 
     @property
     def remote(self) -> bool:
@@ -87,10 +87,10 @@ class Mixture:
 
     def fetch(self, shard: int) -> bool:
         """Have a shard's file at hand; False when another process is fetching it. Raises DatasetError, StorageError."""
-        dataset, own = self._places[shard]
-        return dataset.fetch(own)
+        dataset, local = self._places[shard]
+        return dataset.fetch(local)
 
     def shard_path(self, shard: int) -> str:
         """Where a shard lies, for errors."""
-        dataset, own = self._places[shard]
-        return dataset.shard_path(own)
+        dataset, local = self._places[shard]
+        return dataset.shard_path(local)

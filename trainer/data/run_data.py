@@ -12,7 +12,7 @@ import numpy as np
 
 from shared.shards.manifest import MANIFEST_NAME, Manifest, load_manifest
 from trainer.data.packing.limits import PackLimits, pack_limits
-from trainer.data.sampling.schedule import Mixing, OnePass, targets_of_one_pass, targets_until_the_end
+from trainer.data.sampling.schedule import Mixing, OnePass, targets_of_one_pass
 from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT, prefixed, split_folders, together
 from trainer.settings import DataSettings, TrainSettings
 
@@ -84,18 +84,9 @@ class RunData:
         datasets = {name: open_dataset(folder, cache, manifests[name]) for name, folder in self.folders(split).items()}
         return datasets[""] if "" in datasets else Mixture(datasets)
 
-    @property
-    def targets_of_one_pass(self) -> int:
-        """Training targets of one pass over all subsets that are sampled. Raises ConfigError, DatasetError."""
-        return targets_of_one_pass(self._one_pass, self.mixing)
-
-    @property
-    def targets_until_the_end(self) -> int | None:
-        """Training targets until every subset that is sampled has ended; None: no end. Raises as above."""
-        return targets_until_the_end(self._one_pass, self.mixing)
-
     @cached_property
-    def _one_pass(self) -> OnePass:
+    def one_pass(self) -> OnePass:
+        """What one pass over each subset of the training data holds. Raises DatasetError, IdentityError."""
         totals = self.train_manifest.subsets
         documents, text, targets = (
             np.array([getattr(figures, key) for figures in totals.values()], np.int64)
@@ -105,9 +96,9 @@ class RunData:
 
 
 def with_length(settings: TrainSettings, data: RunData) -> TrainSettings:
-    """A recipe whose length in passes has become one in targets. Raises DatasetError when the data is not there."""
+    """A recipe whose length in passes has become one in targets. Raises ConfigError, DatasetError."""
     if settings.run.passes is None:
         return settings
-    length = math.ceil(settings.run.passes * data.targets_of_one_pass)
+    length = math.ceil(settings.run.passes * targets_of_one_pass(data.one_pass, data.mixing))
     run = settings.run.model_copy(update={"bytes": min(length, settings.run.bytes or length)})
     return settings.model_copy(update={"run": run})

@@ -9,7 +9,7 @@ from shared.shards.dataset import DatasetIndex
 from shared.shards.manifest import SubsetTotals
 
 
-class Figures(Protocol):
+class PatchTotals(Protocol):
     """What the size of packs follows from: of a dataset, its manifest, or documents in memory."""
 
     @property

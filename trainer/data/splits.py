@@ -76,9 +76,9 @@ def _specials(manifests: Mapping[str, Manifest], folders: Mapping[str, Path | st
     return next(iter(named.values()), ())
 
 
-def prefixed(name: str, own: str) -> str:
+def prefixed(dataset: str, name: str) -> str:
     """A name inside a dataset as it is called outside of it."""
-    return f"{name}/{own}" if name else own
+    return f"{dataset}/{name}" if dataset else name
 
 
 def _of_patches(identity: DatasetIdentity) -> dict[str, object]:

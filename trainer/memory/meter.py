@@ -83,7 +83,7 @@ class Meter:
 
         def end(*_: Any) -> None:
             sharded = isinstance(model, FSDPModule)
-            unsharded = [own for own in model.parameters() if sharded and not isinstance(own, DTensor)]
+            unsharded = [one for one in model.parameters() if sharded and not isinstance(one, DTensor)]
             self.kept = max(self.kept, self._now(unsharded) - before)
 
         hooks = [model.register_forward_pre_hook(begin, prepend=True), model.register_forward_hook(end)]

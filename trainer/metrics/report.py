@@ -148,10 +148,10 @@ def identity_facts(run: History) -> list[tuple[str, str]]:
     return found
 
 
-def _each(runs: Sequence[History], names: Sequence[str], told: Callable[[History], list[tuple[str, str]]]) -> str:
+def _each(runs: Sequence[History], names: Sequence[str], facts_of: Callable[[History], list[tuple[str, str]]]) -> str:
     """Facts of each run, below its name where there are several."""
     headings = [f"<h3>{escape(name)}</h3>" if len(runs) > 1 else "" for name in names]
-    return "".join(heading + facts(told(run)) for heading, run in zip(headings, runs))
+    return "".join(heading + facts(facts_of(run)) for heading, run in zip(headings, runs))
 
 
 def _recipe(runs: Sequence[History], names: Sequence[str]) -> str:

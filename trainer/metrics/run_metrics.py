@@ -26,7 +26,7 @@ from trainer.data.packing.packs import Pack
 from trainer.data.run_data import RunData
 from trainer.distributed.world import World
 from trainer.metrics.accumulator import Accumulator, RankSums, StepRecord
-from trainer.metrics.figures import ShareError, interval_figures, sampled_figures
+from trainer.metrics.formulas import ShareError, interval_metrics, sampled_metrics
 from trainer.optim.optimizer import Optimizers
 from trainer.optim.step_timer import StepTimer
 from trainer.settings import TrainSettings
@@ -172,15 +172,15 @@ class RunMetrics:
         if not self._world.is_main_rank:
             return {}
         figures = self._figures(sums, ranks) | learning_rates(sums.lr, optimizer) | {"targets": targets}
-        return figures | sampled_figures(sampled, self._documents)
+        return figures | sampled_metrics(sampled, self._documents)
 
     def _figures(self, sums: Accumulator, ranks: Sequence[RankSums]) -> dict[str, Any]:
         """The figures of the interval; a peak that the devices exceed is wrong and is not used again."""
         try:
-            return interval_figures(sums, ranks, self._limits, sums.local.seconds, self.peak)
+            return interval_metrics(sums, ranks, self._limits, sums.local.seconds, self.peak)
         except ShareError:
             # Without a peak the same sums raise again when it is another share that is impossible.
-            figures = interval_figures(sums, ranks, self._limits, sums.local.seconds, None)
+            figures = interval_metrics(sums, ranks, self._limits, sums.local.seconds, None)
             self._log(
                 f"utilisation is left out from here on: this run computes more than {self.peak:.4g} FLOP/s per "
                 "device, so that peak is too low; set metrics.peak_flops"

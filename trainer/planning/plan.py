@@ -113,14 +113,14 @@ def make_plan(settings: TrainSettings) -> Plan:
 
     Raises ConfigError when ranks, packs and copies do not divide one another, or the data does not fit.
     """
-    model, asked, parallel = settings.model, settings.plan, settings.parallel
+    model, options, parallel = settings.model, settings.plan, settings.parallel
     check_ranks(settings)
     data = RunData(settings.data)
     if data.exists:
         settings = with_length(settings, data)
     elif settings.run.steps is None and settings.run.bytes is None:
         raise ConfigError("run.passes needs the data, which is not there; give --run.bytes for the plan")
-    device = find_device(asked.device) if asked.device else None
+    device = find_device(options.device) if options.device else None
     patch_size, patches, entropy_model = None, 0, None
     if model.reads != "bytes":
         patch_size, patches = _patching(settings, data)
@@ -141,7 +141,7 @@ def make_plan(settings: TrainSettings) -> Plan:
         patch_size=patch_size,
         patches=patches,
         parameters=sizes_by_part(parameter_shapes(model)),
-        memory=estimate(settings, asked.ranks, patches, tiled=device is None),
+        memory=estimate(settings, options.ranks, patches, tiled=device is None),
         forward={part: count / total for part, count in forward_flops(model, useful).by_part().items()},
         training=training_flops(model, useful).total / total,
         executed=executed_training_flops(model, computed, parallel.activation_checkpointing).total / total,

@@ -60,12 +60,12 @@ def _entries(plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def _ranks(plan: Plan) -> str:
-    asked, parallel = plan.settings.plan, plan.settings.parallel
-    copies = asked.ranks // (parallel.shard or asked.ranks)
+    options, parallel = plan.settings.plan, plan.settings.parallel
+    copies = options.ranks // (parallel.shard or options.ranks)
     device = plan.device.name if plan.device else "CPU"
     words = [
-        f"{asked.ranks} x {device}",
-        f"{counted(plan.settings.data.packs // asked.ranks, 'pack')} each",
+        f"{options.ranks} x {device}",
+        f"{counted(plan.settings.data.packs // options.ranks, 'pack')} each",
         f"{copies} copies of the model" if copies > 1 else "one copy of the model",
     ]
     if parallel.keep_gathered:
@@ -92,10 +92,11 @@ def _memory(plan: Plan) -> str:
 def _time(plan: Plan) -> str:
     if plan.device is None or plan.seconds is None:
         return ""
-    asked, hours = plan.settings.plan, plan.seconds / 3600
+    options, hours = plan.settings.plan, plan.seconds / 3600
+    device_hours = grouped(hours * options.ranks)
     peak = amount(plan.device.peak(plan.settings.run.dtype), "FLOP/s")
     return (
-        f"; at {asked.utilisation:.0%} of {peak} {duration(plan.seconds)}, {grouped(hours * asked.ranks)} GPU-hours, "
+        f"; at {options.utilisation:.0%} of {peak} {duration(plan.seconds)}, {device_hours} GPU-hours, "
         f"{amount(plan.bytes / plan.seconds, 'B/s')}"
     )
 

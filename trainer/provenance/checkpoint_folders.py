@@ -114,8 +114,8 @@ def damage(path: Path, rank: int = 0, ranks: int = 1) -> str | None:
         return f"{COMPLETE_NAME}: {error.strerror}"
     except ValidationError as error:
         return f"{COMPLETE_NAME}: {first_problem(error)}"
-    own = sorted(contents.files)[rank::ranks]
-    return next((found for name in own if (found := _difference(path / name, contents.files[name]))), None)
+    share = sorted(contents.files)[rank::ranks]
+    return next((found for name in share if (found := _difference(path / name, contents.files[name]))), None)
 
 
 def _wrong_list(contents: Contents) -> str | None:
@@ -153,11 +153,11 @@ def _difference(path: Path, record: FileRecord) -> str | None:
 def set_aside(path: Path, prefix: str = DAMAGED_PREFIX) -> Path:
     """Rename a checkpoint so that a run does not take it for one of its own; returns where it is now."""
     number = 0
-    while (aside := path.with_name(f"{prefix}{path.name}" + (f".{number}" if number else ""))).exists():
+    while (moved := path.with_name(f"{prefix}{path.name}" + (f".{number}" if number else ""))).exists():
         number += 1
-    path.rename(aside)
+    path.rename(moved)
     sync(path.parent)
-    return aside
+    return moved
 
 
 def damaged_folders(folder: Path) -> list[Path]:

@@ -8,6 +8,7 @@ from shared.io.identity import differences, in_short
 from shared.model_settings import specials_of
 from shared.shards.manifest import Manifest
 from trainer.data.run_data import RunData
+from trainer.data.sampling.schedule import targets_until_the_end
 from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT
 from trainer.lr_schedule import check_schedule, free_of_length, may_go_on, progress
 from trainer.provenance.identity import (
@@ -54,7 +55,7 @@ def _check_fit(settings: TrainSettings, data: RunData) -> None:
 
 def _check_length(settings: TrainSettings, data: RunData) -> None:
     """Shares that can be kept, and data that lasts for the run. Raises ConfigError."""
-    there = data.targets_until_the_end
+    there = targets_until_the_end(data.one_pass, data.mixing)
     run = settings.run
     if there is None or (run.bytes and run.bytes <= there):
         return

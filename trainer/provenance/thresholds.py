@@ -90,14 +90,14 @@ def patching_for(identity: ModelIdentity, dataset: "Dataset | Mixture", name: st
         if fingerprint == manifest.fingerprint:
             return _of_dataset(trained, key.rpartition("/")[0])
     subsets = tuple(manifest.subsets)
-    ways = {"": trained} | {own: _of_dataset(trained, own) for own in names}
+    ways = {"": trained} | {name: _of_dataset(trained, name) for name in names}
     stored = thresholds(manifest.identity.patching, subsets)
     alike = [
         way for way in ways.values() if manifest.identity.patching.needs_entropy and thresholds(way, subsets) == stored
     ]
     if alike:
         return alike[0]
-    naming = {own: way for own, way in ways.items() if way.thetas.keys() & set(subsets)}
+    naming = {name: way for name, way in ways.items() if way.thetas.keys() & set(subsets)}
     if not naming:
         return trained.for_subset(None)
     if len({thresholds(way, subsets) for way in naming.values()}) > 1:
@@ -119,9 +119,9 @@ def thresholds(patching: PatchingSettings, subsets: tuple[str, ...]) -> tuple[fl
 
 
 def _of_dataset(trained: PatchingSettings, name: str) -> PatchingSettings:
-    own: Mapping[str, float] = {
+    thetas: Mapping[str, float] = {
         subset.removeprefix(f"{name}/"): theta
         for subset, theta in trained.thetas.items()
         if subset.startswith(f"{name}/")
     }
-    return trained.model_copy(update={"thetas": dict(own)})
+    return trained.model_copy(update={"thetas": dict(thetas)})

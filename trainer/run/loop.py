@@ -130,7 +130,7 @@ def one_step(job: Job, callbacks: Sequence[Callback], packs: Iterator[Pack], sto
         clip=settings.optimizer.clip,
         keep_gathered=settings.parallel.keep_gathered,
         guard=guard,
-        stop=stop.asked,
+        stop=stop.requested,
     )
     result = take_step(job.model, job.optimizer, train_step, job.world, job.timer)
     remembered = guard.after(step, result.nats / whole.targets, result.grad_norm, result.skipped is not None)

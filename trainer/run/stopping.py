@@ -20,10 +20,10 @@ class StopRequest:
     """Whether this rank has been asked to stop. What ranks do about it is agreed in the loop, by a sum."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        self.requested = True
 
 
 @contextmanager

@@ -222,7 +222,7 @@ def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_is_taken
     newest = other.checkpoints.newest()
     assert newest is not None
     assert newest.name == "step-00000002"
-    (line,) = other.checkpoints.news()
+    (line,) = other.checkpoints.pop_news()
     assert f"{path} is damaged ({said}" in line
     assert "\n" not in line
     kept = [name for name in saved.names() if name != "rank-00000.safetensors"]  # what the link points to
@@ -263,7 +263,7 @@ def test_an_interrupted_save_is_no_checkpoint_and_is_cleared_away_by_the_next(
     newest = other.checkpoints.newest()
     assert newest is not None
     assert newest.name == "step-00000002"
-    assert other.checkpoints.news() == [f"{path} was being saved when the run ended; it is not used"]
+    assert other.checkpoints.pop_news() == [f"{path} was being saved when the run ended; it is not used"]
     assert path.exists()
     other.save(4)
     assert other.checkpoints.wait()
@@ -304,7 +304,7 @@ def test_a_save_that_fails_leaves_the_last_good_checkpoint_and_training_goes_on(
     with files_of_at_most(limit):
         saved.save(2)
         assert not saved.checkpoints.wait()
-    (line,) = saved.checkpoints.news()
+    (line,) = saved.checkpoints.pop_news()
     assert "step-00000002 could not be saved: [Errno 27] File too large" in line
     assert line.endswith("training goes on, the last good checkpoint is " + str(saved.checkpoints.last))
     assert saved.names() == ["step-00000001"]

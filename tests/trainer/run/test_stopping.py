@@ -23,9 +23,9 @@ from trainer.run.stopping import stop_on_signals
 def test_each_of_the_signals_asks_to_stop_as_long_as_the_run_listens(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with stop_on_signals() as request:
-        assert not request.asked
+        assert not request.requested
         os.kill(os.getpid(), number)
-        assert request.asked
+        assert request.requested
     assert signal.getsignal(number) == before
 
 
@@ -35,7 +35,7 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
     try:
         with stop_on_signals() as request:
             os.kill(os.getpid(), signal.SIGHUP)
-            assert not request.asked
+            assert not request.requested
     finally:
         signal.signal(signal.SIGHUP, before)
 
@@ -47,7 +47,7 @@ stopping.IMPATIENCE_SECONDS = float(sys.argv[1])
 other = subprocess.Popen(["sleep", "1000"], stderr=subprocess.DEVNULL)
 with stopping.stop_on_signals([other.pid]) as request:
     print(other.pid, flush=True)
-    while not request.asked:
+    while not request.requested:
         time.sleep(0.01)
     print("asked", flush=True)
     while True:

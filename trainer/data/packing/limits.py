@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from shared.errors import ConfigError
-from trainer.data.source import Figures
+from trainer.data.source import PatchTotals
 
 HEADROOM = 1.05
 """Patches of a pack over the mean, when their number is derived: packs vary."""
@@ -30,12 +30,12 @@ class PackLimits:
         return PackLimits(self.patches, None)
 
 
-def pack_limits(figures: Figures, tokens: int, patches: int | None = None) -> PackLimits:
+def pack_limits(dataset: PatchTotals, tokens: int, patches: int | None = None) -> PackLimits:
     """The budgets for a dataset; patches None takes them from its mean patch size (none if it is unpatched).
 
     Raises ConfigError when a pack could hold no patch of the greatest length, or patches are asked of unpatched data.
     """
-    patching = figures.patching
+    patching = dataset.patching
     if not patching.patched:
         if patches is not None:
             raise ConfigError(f"data.patches is {patches}, but the dataset is unpatched; leave it out")
@@ -48,7 +48,7 @@ def pack_limits(figures: Figures, tokens: int, patches: int | None = None) -> Pa
             f"a pack needs at least {patching.max_length + 2} tokens"
         )
     if patches is None:
-        totals = figures.totals
+        totals = dataset.totals
         share = (totals.patches + totals.documents) / max(totals.tokens, 1)
         patches = patches_for(tokens, share)
     if patches < 3:

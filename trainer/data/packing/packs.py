@@ -181,9 +181,9 @@ def build_pack(plan: PackPlan, step: Step, limits: PackLimits, catalogue: Catalo
     slice_bytes = slice_text.copy()
     for number in np.flatnonzero(~plain).tolist():
         marked = reader.marked(*(int(column[number]) for column in (plan.documents, plan.starts, plan.stops)))
-        own = slice(first[number] + boe[number], last[number] + 1)
-        ids[own] = marked.tokens[:-1]
-        labels[own] = np.where(marked.is_target[1:], marked.tokens[1:], IGNORED_LABEL)
+        place = slice(first[number] + boe[number], last[number] + 1)
+        ids[place] = marked.tokens[:-1]
+        labels[place] = np.where(marked.is_target[1:], marked.tokens[1:], IGNORED_LABEL)
         slice_targets[number], slice_bytes[number] = marked.targets, marked.learnt_bytes
         slice_text[number] = marked.text
     patches, slice_patches = None, np.zeros(len(in_slice), np.int64)

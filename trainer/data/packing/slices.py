@@ -212,10 +212,10 @@ class SliceReader:
             if begin > stop:
                 break
             begin = max(begin, 1)  # BOS is not of the body
-            body, own = self._marked_body(row, end - begin)
+            body, body_targets = self._marked_body(row, end - begin)
             low, high = max(start, begin), min(stop + 1, end)
             tokens[low - start : high - start] = body[low - begin : high - begin]
-            is_target[low - start : high - start] = own[low - begin : high - begin]
+            is_target[low - start : high - start] = body_targets[low - begin : high - begin]
             if end <= stop and self._catalogue.row_last[row]:
                 spans = self._columns(row).spans(self._place(row))
                 tokens[-1], is_target[-1] = EOS, spans is None or spans.last_loss

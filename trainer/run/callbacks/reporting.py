@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from trainer.metrics.figures import validation_figures
 from trainer.metrics.files import keep_lines_up_to
+from trainer.metrics.formulas import validation_metrics
 from trainer.metrics.loggers import JsonLines, Loggers
 from trainer.metrics.subset_score import SubsetScore
 from trainer.provenance.run_folder import METRICS_NAME, STARTS_NAME
@@ -54,7 +54,7 @@ class MetricsWriter(Callback):
         self._write(metrics)
 
     def on_validation(self, scores: Mapping[str, SubsetScore]) -> None:
-        self._write(validation_figures(scores))
+        self._write(validation_metrics(scores))
 
     def on_run_end(self) -> None:
         if self._loggers is not None:
@@ -78,7 +78,7 @@ class ProgressLine(Callback):
             self.job.line.show(self.job.done(), *status(self.job.state.step, metrics))
 
     def on_validation(self, scores: Mapping[str, SubsetScore]) -> None:
-        bits = validation_figures(scores)["validation"]["bits_per_byte"]
+        bits = validation_metrics(scores)["validation"]["bits_per_byte"]
         self.job.line.say(f"step {self.job.state.step}: validation {bits:.4f} bits/byte")
 
 

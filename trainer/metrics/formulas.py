@@ -26,7 +26,7 @@ def share(part: float, whole: float, what: str) -> float:
     return found
 
 
-def interval_figures(
+def interval_metrics(
     sums: Accumulator, ranks: Sequence[RankSums], limits: PackLimits, seconds: float, peak: float | None
 ) -> dict[str, Any]:
     """The figures of a line: what steps added up to in so many seconds, over all ranks.
@@ -81,7 +81,7 @@ def compute(together: RankSums, seconds: float, peak: float | None) -> dict[str,
     return found
 
 
-def sampled_figures(sampled: Mapping[str, int], documents: Mapping[str, int]) -> dict[str, Any]:
+def sampled_metrics(sampled: Mapping[str, int], documents: Mapping[str, int]) -> dict[str, Any]:
     """Documents taken from each subset since the beginning of the run, and how many passes over the subset that is."""
     return {
         "sampled": dict(sampled),
@@ -98,7 +98,7 @@ def slowest(ranks: Sequence[RankSums]) -> dict[str, Any]:
     return {"slowest_rank": {"rank": number, "over_mean": ranks[number].busy / mean}}
 
 
-def validation_figures(scores: Mapping[str, SubsetScore]) -> dict[str, Any]:
+def validation_metrics(scores: Mapping[str, SubsetScore]) -> dict[str, Any]:
     """What a pass over the validation split found: in total and by subset."""
     whole = total_of(scores)
     figures: dict[str, Any] = {

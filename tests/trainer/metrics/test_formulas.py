@@ -15,7 +15,7 @@ from shared.shards.open import open_dataset
 from trainer.data.loader import PackLoader
 from trainer.data.packing.limits import PackLimits, pack_limits
 from trainer.metrics.accumulator import Accumulator, RankSums
-from trainer.metrics.figures import ShareError, interval_figures, share, validation_figures
+from trainer.metrics.formulas import ShareError, interval_metrics, share, validation_metrics
 from trainer.metrics.run_metrics import FlopsCounter, listed_peak, memory
 from trainer.metrics.subset_score import SubsetScore, bits_per_byte
 from trainer.optim.step_timer import PARTS, StepTimer
@@ -39,7 +39,7 @@ def test_rates_and_shares_are_of_all_ranks_together() -> None:
         sums(waited=1.0, update=0.4, useful=3e9, executed=4e9, peak=5, held=3),
         sums(useful=1e9, executed=2e9, peak=7, held=2),
     ]
-    figures = interval_figures(added(), ranks, LIMITS, seconds=4.0, peak=1e9)
+    figures = interval_metrics(added(), ranks, LIMITS, seconds=4.0, peak=1e9)
     assert figures["loss"] == 55 / 160
     assert figures["bits_per_byte"] == pytest.approx(55 / math.log(2) / 152)
     assert figures["bytes_per_second"] == 38
@@ -56,27 +56,27 @@ def test_rates_and_shares_are_of_all_ranks_together() -> None:
 
 
 def test_the_entropy_model_is_a_figure_of_its_own_and_utilisation_needs_a_peak() -> None:
-    figures = interval_figures(added(), [sums(scoring=152.0)], LIMITS, seconds=1.0, peak=None)
+    figures = interval_metrics(added(), [sums(scoring=152.0)], LIMITS, seconds=1.0, peak=None)
     assert figures["flops_per_byte"]["entropy_model"] == 2
     assert "utilisation" not in figures
 
 
 def test_the_slowest_rank_is_named_where_there_are_several() -> None:
-    figures = interval_figures(added(), [sums(busy=1.0), sums(busy=2.0)], LIMITS, seconds=1.0, peak=None)
+    figures = interval_metrics(added(), [sums(busy=1.0), sums(busy=2.0)], LIMITS, seconds=1.0, peak=None)
     assert figures["slowest_rank"] == {"rank": 1, "over_mean": 2 / 1.5}
-    assert "slowest_rank" not in interval_figures(added(), [sums(busy=1.0)], LIMITS, seconds=1.0, peak=None)
+    assert "slowest_rank" not in interval_metrics(added(), [sums(busy=1.0)], LIMITS, seconds=1.0, peak=None)
 
 
 def test_an_interval_of_skipped_steps_alone_has_no_loss() -> None:
     empty = added(nats=0.0, targets=0, target_bytes=0, skipped=2)
-    figures = interval_figures(empty, [sums()], LIMITS, seconds=1.0, peak=None)
+    figures = interval_metrics(empty, [sums()], LIMITS, seconds=1.0, peak=None)
     assert not {"loss", "bits_per_byte"} & figures.keys()
     assert figures["skipped"] == 2
     assert figures["bytes_per_second"] == 76
 
 
 def test_unpatched_data_has_no_figures_of_patches() -> None:
-    figures = interval_figures(added(), [sums()], PackLimits(100, None), seconds=1.0, peak=None)
+    figures = interval_metrics(added(), [sums()], PackLimits(100, None), seconds=1.0, peak=None)
     assert not {"patch_fill", "bytes_per_patch", "patches_per_second"} & figures.keys()
 
 
@@ -85,7 +85,7 @@ def test_validation_is_given_in_total_and_by_subset() -> None:
         "a": SubsetScore(nats=10.0, targets=12, bytes=10, text=10, patches=5, documents=2),
         "b": SubsetScore(nats=20.0, targets=33, bytes=30, text=30, patches=5, documents=3),
     }
-    found = validation_figures(scores)["validation"]
+    found = validation_metrics(scores)["validation"]
     assert found["bits_per_byte"] == bits_per_byte(30.0, 40)
     assert found["subsets"]["b"] == bits_per_byte(20.0, 30)
     assert found["bytes_per_patch"] == 4
@@ -155,4 +155,4 @@ def test_a_share_outside_of_0_to_1_is_refused_and_nothing_is_clamped(part: float
 @pytest.mark.parametrize("done", [{"useful": 8.1e9, "executed": 8.1e9}, {"useful": 1e9, "executed": 8.1e9}])
 def test_more_than_the_peak_is_refused(done: dict[str, float]) -> None:
     with pytest.raises(ShareError, match="utilisation"):
-        interval_figures(added(), [sums(**done), sums()], LIMITS, seconds=4.0, peak=1e9)
+        interval_metrics(added(), [sums(**done), sums()], LIMITS, seconds=4.0, peak=1e9)
