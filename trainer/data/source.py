@@ -1,12 +1,14 @@
 """What planning and packing read of documents: an index, and record batches by their number."""
 
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from shared.patching.settings import PatchingSettings
-from shared.shards.columns import BatchColumns
-from shared.shards.dataset import DatasetIndex
 from shared.shards.manifest import SubsetTotals
+
+if TYPE_CHECKING:  # they need pyarrow, which generation does without
+    from shared.shards.columns import BatchColumns
+    from shared.shards.dataset import DatasetIndex
 
 
 class PatchTotals(Protocol):
@@ -47,7 +49,7 @@ class Source(Protocol):
         ...
 
     @property
-    def index(self) -> DatasetIndex:
+    def index(self) -> "DatasetIndex":
         """Figures of all rows. Raises DatasetError."""
         ...
 
@@ -56,7 +58,7 @@ class Source(Protocol):
         """Folder of the tokenizer of rule bpe."""
         ...
 
-    def batch(self, shard: int, batch: int) -> BatchColumns:
+    def batch(self, shard: int, batch: int) -> "BatchColumns":
         """Decode one record batch. Raises DatasetError."""
         ...
 
