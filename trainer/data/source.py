@@ -17,12 +17,10 @@ class PatchTotals(Protocol):
     @property
     def patching(self) -> PatchingSettings:
         """The rule by which the documents are cut into patches."""
-        ...
 
     @property
     def totals(self) -> SubsetTotals:
         """Of all documents."""
-        ...
 
 
 class Source(Protocol):
@@ -31,37 +29,29 @@ class Source(Protocol):
     @property
     def patching(self) -> PatchingSettings:
         """The rule by which the documents are cut into patches."""
-        ...
 
     @property
     def specials(self) -> tuple[str, ...]:
         """The named special ids that spans may hold."""
-        ...
 
     @property
     def subset_names(self) -> tuple[str, ...]:
         """Sorted; the index counts into it."""
-        ...
 
     @property
     def where(self) -> str:
         """Where it lies, for errors."""
-        ...
 
     @property
     def index(self) -> "DatasetIndex":
         """Figures of all rows. Raises DatasetError."""
-        ...
 
     @property
     def tokenizer(self) -> Path:
         """Folder of the tokenizer of rule bpe."""
-        ...
 
     def batch(self, shard: int, batch: int) -> "BatchColumns":
         """Decode one record batch. Raises DatasetError."""
-        ...
 
     def shard_path(self, shard: int) -> str:
         """Where a shard lies, for errors."""
-        ...

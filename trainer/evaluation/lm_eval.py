@@ -47,7 +47,6 @@ class Request(Protocol):
     @property
     def args(self) -> tuple[Any, ...]:
         """(context, continuation), (text,) or (context, how to write)."""
-        ...
 
 
 class Harness:

@@ -48,7 +48,7 @@ class RankSums:
     executed: float = 0.0
     scoring: float = 0.0
     held: float = 0.0
-    """Bytes, as Memory has them; this and the next two."""
+    """Bytes, as memory_in_use has them; this and the next two."""
     reserved: float = 0.0
     peak: float = 0.0
 

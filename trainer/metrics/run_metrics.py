@@ -94,32 +94,24 @@ class FlopsCounter:
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of one rank, on its GPU, or resident in the host where it computes on the CPU."""
+def memory_in_use(device: torch.device) -> dict[str, int]:
+    """Bytes of this rank on its GPU, or resident in the host where it computes on the CPU.
 
-    held: int
-    """By tensors now; on a CPU all that is resident."""
-    reserved: int
-    """By torch's allocator on a GPU, free blocks included; 0 on a CPU."""
-    peak: int
-    """The most that was ever held."""
-
-
-def memory(device: torch.device) -> Memory:
-    """What this rank holds now, and at most so far."""
+    ``held`` by tensors now (on a CPU all that is resident), ``reserved`` by torch's allocator with its free blocks (0
+    on a CPU), and the ``peak`` of what was held so far.
+    """
     if device.type == "cuda":
-        return Memory(
-            torch.cuda.memory_allocated(device),
-            torch.cuda.memory_reserved(device),
-            torch.cuda.max_memory_allocated(device),
-        )
+        return {
+            "held": torch.cuda.memory_allocated(device),
+            "reserved": torch.cuda.memory_reserved(device),
+            "peak": torch.cuda.max_memory_allocated(device),
+        }
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     try:
         held = int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
     except OSError:  # not on Linux
         held = peak
-    return Memory(held, 0, peak)
+    return {"held": held, "reserved": 0, "peak": peak}
 
 
 # ---- All of it together.
@@ -165,7 +157,7 @@ class RunMetrics:
         ``targets``, and documents ``sampled`` from each subset: since the beginning of the run.
         """
         sums, self._sums = self._sums, Accumulator()
-        for source in (self._timer.pop(), vars(self._flops.pop()), vars(memory(self._world.device))):
+        for source in (self._timer.pop(), vars(self._flops.pop()), memory_in_use(self._world.device)):
             for name, value in source.items():
                 setattr(sums.local, name, float(value))
         ranks = [RankSums(*row) for row in self._world.table(sums.local.values())]

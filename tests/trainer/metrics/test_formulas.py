@@ -16,7 +16,7 @@ from trainer.data.loader import PackLoader
 from trainer.data.packing.limits import PackLimits, pack_limits
 from trainer.metrics.accumulator import Accumulator, RankSums
 from trainer.metrics.formulas import ShareError, interval_metrics, share, validation_metrics
-from trainer.metrics.run_metrics import FlopsCounter, listed_peak, memory
+from trainer.metrics.run_metrics import FlopsCounter, listed_peak, memory_in_use
 from trainer.metrics.subset_score import SubsetScore, bits_per_byte
 from trainer.optim.step_timer import PARTS, StepTimer
 
@@ -134,12 +134,12 @@ def test_what_happens_in_a_pause_is_no_part_of_an_interval() -> None:
 
 
 def test_memory_and_peak_are_those_of_this_process() -> None:
-    before = memory(torch.device("cpu"))
+    before = memory_in_use(torch.device("cpu"))
     with mmap.mmap(-1, 32 << 20) as block:  # fresh pages: an allocator might give some that are resident already
         block.write(b"x" * len(block))
-        after = memory(torch.device("cpu"))
-    assert after.held - before.held > 16 << 20
-    assert after.peak >= after.held - (64 << 20)
+        after = memory_in_use(torch.device("cpu"))
+    assert after["held"] - before["held"] > 16 << 20
+    assert after["peak"] >= after["held"] - (64 << 20)
 
 
 def test_a_cpu_has_no_peak_to_be_a_share_of() -> None:
