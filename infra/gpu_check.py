@@ -32,7 +32,7 @@ from infra.gpu import ROWS, SELF_TESTS, TOTAL_SECONDS, Row
 ROOT = Path(__file__).parents[1]
 NEEDED = ("numpy", "pydantic", "safetensors", "pyarrow")
 """Beside torch and what it brings: what training, scoring and generating import."""
-USEFUL = ("torchdata", "tensorboard", "tqdm", "zstandard", "transformers", "torchao")
+USEFUL = ("torchdata", "tensorboard", "zstandard", "transformers", "torchao")
 """What they can do without."""
 OK = ("ok", "", "skipped")
 WIDTHS = (11, 50, 76)

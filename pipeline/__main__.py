@@ -1,14 +1,14 @@
 """python -m pipeline COMMAND: from raw text to shards. A command's module is imported only when it is chosen."""
 
-import argparse
-import importlib
 import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from shared.errors import PatchworkError
-from shared.io.terminal import INTERRUPTED, end_program, error_line, imports, one_line, run_program
+from shared.errors import ExitCode, PatchworkError
+from shared.io.command_line import complain, run_command
+from shared.io.log import LOG
+from shared.io.terminal import end_program, run_program
 
 COMMANDS = {
     "preprocess": "raw text to shards of patched documents",
@@ -26,51 +26,22 @@ _stopped = False
 """Whether a signal came that ends the command: libraries turn its exception into others."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"patchwork: error: {one_line(message)} (see {self.prog} --help)\n")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code. Errors that a user can fix, and those of disks, are one line."""
-    arguments = sys.argv[1:] if argv is None else list(argv)
-    return run_program(lambda: _complaining(arguments), _complain)
+    words = sys.argv[1:] if argv is None else argv
+    return run_program(lambda: _run(words), complain)
 
 
-def _complaining(arguments: Sequence[str]) -> int:
+def _run(words: Sequence[str]) -> int:
     try:
-        return _run(arguments)
+        return run_command("pipeline", "From raw text to shards of documents cut into patches.", COMMANDS, words)
     except (Exception, KeyboardInterrupt) as error:
         if _stopped or isinstance(error, KeyboardInterrupt):
-            print("patchwork: stopped; rerun the same command to resume", file=sys.stderr)
-            return INTERRUPTED
-        if isinstance(error, PatchworkError):
-            _complain(error)
-            return 2
-        if isinstance(error, OSError):
-            return _complain(error)
+            LOG.warning("stopped; rerun the same command to resume")
+            return ExitCode.INTERRUPTED
+        if isinstance(error, PatchworkError | OSError):
+            return complain(error)
         raise
-
-
-def _complain(error: BaseException) -> int:
-    print(f"patchwork: error: {error_line(error)}", file=sys.stderr)
-    return 1
-
-
-def _run(arguments: Sequence[str]) -> int:
-    chosen = arguments[0] if arguments and arguments[0] in COMMANDS else None
-    parser = _Parser(prog="python -m pipeline", description="From raw text to shards.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    for name, what in COMMANDS.items():
-        command = commands.add_parser(name, help=what, description=what)
-        if name == chosen:
-            with imports():
-                module = importlib.import_module(f"pipeline.commands.{name}")
-            module.add_arguments(command)
-    parsed = parser.parse_args(arguments)  # ends here unless a command was chosen
-    return module.run(parsed)
 
 
 class Stopped(KeyboardInterrupt):

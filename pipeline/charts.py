@@ -28,20 +28,6 @@ def bars(rows: Sequence[tuple[str, float]]) -> list[str]:
     ]
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Aligned columns: the first and the last to the left, numbers between them to the right."""
-    lines = [list(header), *map(list, rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return [
-        "  "
-        + "  ".join(
-            f"{cell:<{width}}" if column in (0, len(header) - 1) else f"{cell:>{width}}"
-            for column, (cell, width) in enumerate(zip(line, widths))
-        ).rstrip()
-        for line in lines
-    ]
-
-
 def size(count: int) -> str:
     """Bytes in decimal units."""
     value = float(count)

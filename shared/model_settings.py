@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field, model_validator
 
-from shared.settings import NamesSpecials, Settings
+from shared.settings import NamesSpecials, Settings, Unit
 from shared.vocabulary import VOCABULARY_SIZE
 
 if TYPE_CHECKING:
@@ -32,14 +32,18 @@ class StackSettings(Settings):
 
     width: int = Field(gt=0, le=WIDEST)
     """D, must be divisible by heads."""
-    layers: int = Field(gt=0, le=MOST_LAYERS)
+    layers: Annotated[int, Unit("blocks")] = Field(gt=0, le=MOST_LAYERS)
+    """Depth of the stack."""
     heads: int = Field(gt=0, le=WIDEST)
+    """H, attention heads of a block."""
     kv_heads: int | None = Field(default=None, gt=0, le=WIDEST)
     """Key/value heads (grouped-query attention); None means as many as heads."""
     feed_forward: int | None = Field(default=None, gt=0, le=8 * WIDEST)
     """Hidden width of SwiGLU; None means 2/3 * 4 D rounded up to a multiple of 256."""
     rope_theta: float = Field(default=500_000.0, gt=0, le=1e15)
+    """Base of the wavelengths of rotary positions."""
     norm_eps: float = Field(default=1e-5, gt=0, le=1)
+    """Added to the mean square in RMS norms."""
 
     @model_validator(mode="after")
     def _divisible(self) -> "StackSettings":
@@ -150,20 +154,23 @@ class EntropyModelSettings(FlatModelSettings):
     """The byte model whose next-byte entropy decides where patches begin."""
 
     kind: Literal["entropy"] = "entropy"
-    window: int = Field(default=512, gt=0, le=LONGEST_WINDOW)
-    """Each byte sees this many bytes, itself included."""
+    """What kind of model it is."""
+    window: Annotated[int, Unit("bytes")] = Field(default=512, gt=0, le=LONGEST_WINDOW)
+    """How far back a byte sees, itself included."""
     rope_theta: float = Field(default=10_000.0, gt=0, le=1e15)
     newline_reset: bool = False
     """A newline opens a new context: it sees only itself, and nothing before it is seen after it."""
     vocabulary: Literal[260] = VOCABULARY_SIZE
+    """V: the bytes and four special ids."""
 
 
 class FlatSettings(FlatModelSettings):
     """A transformer of Llama's shape over flat tokens: of bytes, or of the subwords of a tokenizer."""
 
     kind: Literal["flat"] = "flat"
-    window: int | None = Field(default=None, gt=0, le=LONGEST_WINDOW)
-    """Each token sees this many tokens, itself included; None: the whole document."""
+    """What kind of model it is."""
+    window: Annotated[int, Unit("tokens")] | None = Field(default=None, gt=0, le=LONGEST_WINDOW)
+    """How far back a token sees, itself included; None: the whole document."""
     vocabulary: int = Field(default=VOCABULARY_SIZE, ge=VOCABULARY_SIZE, le=MOST_IDS)
     """V: 260 for bytes; more for subwords, whose ids from 260 on are the merges of a tokenizer."""
 
@@ -185,8 +192,9 @@ class NgramSettings(Settings):
     """Hash n-gram embeddings (paper section 3.2.1)."""
 
     sizes: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field(default=(3, 4, 5, 6, 7, 8), max_length=MOST_SIZES)
-    rows: int = Field(default=500_002, gt=0, le=MOST_ROWS)
-    """Rows of each table."""
+    """Lengths of n-grams, in bytes: a table for each, and for each hash function; [] for none."""
+    rows: Annotated[int, Unit("rows")] = Field(default=500_002, gt=0, le=MOST_ROWS)
+    """Size of each table."""
     functions: int = Field(default=1, ge=1, le=11)
     """Hash functions, each with its own prime and tables."""
 
@@ -197,19 +205,22 @@ class BltSettings(NamesSpecials, WholeModel):
     stack_axes: ClassVar[Mapping[str, Axis]] = {"encoder": "tokens", "global_": "patches", "decoder": "tokens"}
 
     kind: Literal["blt"] = "blt"
+    """What kind of model it is."""
     ngrams: NgramSettings = NgramSettings()
     encoder: StackSettings
     global_: StackSettings = Field(alias="global")
     decoder: StackSettings
-    window: int = Field(default=512, gt=0, le=LONGEST_WINDOW)
-    """Window of the local models' self-attention in bytes, the byte itself included."""
+    window: Annotated[int, Unit("bytes")] = Field(default=512, gt=0, le=LONGEST_WINDOW)
+    """How far back a byte sees in the self-attention of the local models, itself included."""
     queries: int = Field(default=2, ge=1, le=MOST_QUERIES)
     """K: vectors that stand for one patch between the local and the global width."""
     pooling: Literal["cross", "mean", "max", "attention"] = Field(default="cross", exclude_if=_is_cross)
     """How bytes become a patch: by the encoder's cross-attention; or, without any, their mean, their maximum or a mean
     by learned weights. Left out where it is the default, so that identities stay what they are."""
     encoder_cross_all_layers: bool = False
+    """Patches are updated by cross-attention after every block of the encoder; false: after the last one only."""
     decoder_cross_all_layers: bool = True
+    """Bytes look at their patch before every block of the decoder; false: before the first one only."""
     vocabulary: int = Field(default_factory=lambda known: VOCABULARY_SIZE + len(known.get("specials", ())))
     """V: bytes and special ids, the named ones included."""
 
@@ -248,11 +259,13 @@ class MegaByteSettings(WholeModel):
     stack_axes: ClassVar[Mapping[str, Axis]] = {"global_": "patches", "local": "tokens"}
 
     kind: Literal["megabyte"] = "megabyte"
-    patch: int = Field(default=4, ge=2, le=65_535)
-    """S, bytes of a patch: the stride of its data."""
+    """What kind of model it is."""
+    patch: Annotated[int, Unit("bytes")] = Field(default=4, ge=2, le=65_535)
+    """S, length of a patch: the stride of its data."""
     global_: StackSettings = Field(alias="global")
     local: StackSettings
     vocabulary: Literal[260] = VOCABULARY_SIZE
+    """V: the bytes and four special ids."""
 
     @model_validator(mode="after")
     def _divisible(self) -> "MegaByteSettings":
@@ -288,13 +301,15 @@ class SpaceByteSettings(WholeModel):
     stack_axes: ClassVar[Mapping[str, Axis]] = {"before": "tokens", "global_": "patches", "after": "tokens"}
 
     kind: Literal["spacebyte"] = "spacebyte"
+    """What kind of model it is."""
     before: StackSettings
     """Blocks over bytes before the large ones."""
     global_: StackSettings = Field(alias="global")
     after: StackSettings
-    window: int = Field(default=512, gt=0, le=LONGEST_WINDOW)
-    """Of the blocks over bytes, the byte itself included."""
+    window: Annotated[int, Unit("bytes")] = Field(default=512, gt=0, le=LONGEST_WINDOW)
+    """How far back a byte sees in the blocks over bytes, itself included."""
     vocabulary: Literal[260] = VOCABULARY_SIZE
+    """V: the bytes and four special ids."""
 
     @model_validator(mode="after")
     def _widths(self) -> "SpaceByteSettings":

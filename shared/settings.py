@@ -1,5 +1,6 @@
 """What settings objects have in common: immutable, and an unknown key is an error that names it."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,13 @@ class Settings(BaseModel):
     """Base of every settings object: immutable, and an unknown key is an error (law 7)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What the number of a key counts: ``Annotated[int, Unit("bytes")]``. For readers of help, not for validation."""
+
+    name: str
 
 
 SpecialName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
@@ -23,7 +31,8 @@ class NamesSpecials(Settings):
     """Settings of what may know named special ids, as chat turns need them: ids from VOCABULARY_SIZE on, in order."""
 
     specials: tuple[SpecialName, ...] = Field(default=(), max_length=4096, exclude_if=_is_empty)
-    """Left out where there are none, so that identities without them stay what they are."""
+    """Names of special ids, which follow those of bytes; chat data has one for each role and for the end of a turn.
+    Left out where there are none, so that identities without them stay what they are."""
 
     @model_validator(mode="after")
     def _different(self) -> "NamesSpecials":
@@ -52,9 +61,15 @@ def other_version(path: Path, content: bytes, wanted: int, way_out: str) -> str 
     return f"{path} has format version {found}, this version of Patchwork reads version {wanted}; {way_out}"
 
 
+def first_error(error: ValidationError) -> Any:
+    """The first thing that validation found; an unknown key comes first, because a key that is missing may be it."""
+    found = error.errors(include_url=False)
+    return next((one for one in found if one["type"] == "extra_forbidden"), found[0])
+
+
 def first_problem(error: ValidationError, key: str | None = None) -> str:
     """The first thing that validation found, as one line: key (as the caller has it, or as found), what, value."""
-    problem: Any = error.errors(include_url=False)[0]
+    problem = first_error(error)
     if key is None:
         key = ".".join(str(part) for part in problem["loc"])
     shown = repr(problem.get("input"))

@@ -63,7 +63,7 @@ TASKS = {
 
 
 def test_each_task_imports_its_packages_alone() -> None:
-    """Everything else that is installed here (ray, webdataset, torchdata, tensorboard, tqdm, ...) cannot be found."""
+    """Everything else that is installed here (ray, webdataset, torchdata, tomli_w, ...) cannot be found."""
     found = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps(TASKS)], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -1,11 +1,12 @@
 """`python -m trainer COMMAND`: what one does with models beside training them."""
 
-import argparse
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 
-from shared.io.terminal import INTERRUPTED, end_program, imports, run_program
+from shared.errors import ExitCode
+from shared.io.command_line import run_command
+from shared.io.log import LOG
+from shared.io.terminal import end_program, run_program
 from trainer.errors import USER_ERRORS, complain
 
 COMMANDS = {
@@ -25,31 +26,19 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
-    return run_program(lambda: _complaining(arguments), complain)
+    words = sys.argv[1:] if arguments is None else arguments
+    return run_program(lambda: _run(words), complain)
 
 
-def _complaining(arguments: Sequence[str] | None) -> int:
+def _run(words: Sequence[str]) -> int:
     try:
-        return _run(arguments)
+        about = "What one does with models beside training them, which is `torchrun trainer/main.py RECIPE`."
+        return run_command("trainer", about, COMMANDS, words)
     except KeyboardInterrupt:
-        print("patchwork: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        LOG.warning("interrupted")
+        return ExitCode.INTERRUPTED
     except USER_ERRORS as error:
         return complain(error)
-
-
-def _run(arguments: Sequence[str] | None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    with imports():
-        modules = {name: import_module(f"trainer.commands.{name.replace('-', '_')}") for name in COMMANDS}
-    for name, purpose in COMMANDS.items():
-        modules[name].add_arguments(commands.add_parser(name, help=purpose, description=purpose))
-    chosen, overrides = parser.parse_known_args(arguments)
-    if overrides and not hasattr(modules[chosen.command], "TAKES_OVERRIDES"):
-        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
-    chosen.overrides = overrides
-    return modules[chosen.command].run(chosen)
 
 
 if __name__ == "__main__":

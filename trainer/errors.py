@@ -13,8 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from shared.errors import PatchworkError
-from shared.io.terminal import INTERRUPTED, error_line, one_line, run_program, safe_output
+from shared.errors import ExitCode, PatchworkError
+from shared.io.command_line import exit_code
+from shared.io.log import LOG
+from shared.io.terminal import error_line, one_line, run_program, safe_output
 from trainer.node import first_of_node
 
 
@@ -25,6 +27,8 @@ class CheckpointError(PatchworkError):
 class TrainingError(PatchworkError):
     """Training cannot go on; the message says at which step and why."""
 
+    exit_code = ExitCode.FAILED
+
 
 class TaskError(PatchworkError):
     """A task that cannot be read; the message names the file and the line."""
@@ -32,6 +36,8 @@ class TaskError(PatchworkError):
 
 class LogitsError(PatchworkError):
     """A model gives logits of which none can be chosen."""
+
+    exit_code = ExitCode.FAILED
 
 
 USER_ERRORS = (PatchworkError, OSError)
@@ -49,24 +55,19 @@ def complain(error: BaseException) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if not first_of_node():
         time.sleep(PATIENCE_SECONDS)
-    line = f"patchwork: error: {error_line(error)}"
+    line = error_line(error)
     if first_to_say(line):
-        print(line, file=sys.stderr, flush=True)
-    tell_launcher(line)
-    return 1
-
-
-def warn(line: str) -> None:
-    """Say at once what does not end the run, from whatever thread."""
-    print(f"patchwork: {one_line(line)}", file=sys.stderr, flush=True)
+        LOG.error("%s", line)
+    tell_launcher(f"patchwork: error: {line}")
+    return exit_code(error)
 
 
 def exit_for_peer() -> int:
     """Say once that another rank has ended; returns the exit code. That rank's error is the one to read."""
     line = "another rank has ended; its own message says why"
     if first_to_say(line):
-        warn(line)
-    return 1
+        LOG.warning("%s", line)
+    return ExitCode.FAILED
 
 
 def first_to_say(line: str) -> bool:
@@ -97,7 +98,7 @@ def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> NoRet
         try:
             code = run_program(lambda: main(arguments), complain)
         except KeyboardInterrupt:
-            code = INTERRUPTED
+            code = ExitCode.INTERRUPTED
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else 1
         except BaseException as error:  # `leave` ends the process below, so nothing above would print it

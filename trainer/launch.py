@@ -20,6 +20,8 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.run import parse_args, run
 
+from shared.errors import ExitCode
+from shared.io.log import LOG
 from shared.io.terminal import one_line
 from trainer.distributed.loopback import meet_on_loopback
 
@@ -29,7 +31,7 @@ _NO_FILE = "<N/A>"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the ranks; returns the exit code, 1 as torchrun's when one failed or a signal came."""
+    """Run the ranks; returns the exit code: that of the first rank that failed, 1 as torchrun's when a signal came."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in QUIET:
@@ -39,22 +41,23 @@ def main(arguments: Sequence[str]) -> int:
         meet_on_loopback(options)
         run(options)
     except ChildFailedError as error:
-        if (line := unsaid(error.get_first_failure()[1])) is not None:
-            print(line, file=sys.stderr)
-        return 1
+        failure = error.get_first_failure()[1]
+        if (line := unsaid(failure)) is not None:
+            LOG.error("%s", line)
+        return failure.exitcode if failure.exitcode > 0 else ExitCode.FAILED
     except (SignalException, KeyboardInterrupt):  # the ranks have saved, and said so
-        return 1
+        return ExitCode.FAILED
     except Exception as error:  # of torchrun's rendezvous of machines, in many classes
-        print(f"patchwork: error: torchrun: {one_line(f'{type(error).__name__}: {error}')}", file=sys.stderr)
-        return 1
-    return 0
+        LOG.error("torchrun: %s", one_line(f"{type(error).__name__}: {error}"))
+        return ExitCode.FAILED
+    return ExitCode.DONE
 
 
 def unsaid(failure: ProcessFailure) -> str | None:
     """What became of a rank that could not say it itself; None when it could."""
     if failure.error_file != _NO_FILE or failure.exitcode > 0:
         return None
-    return f"patchwork: error: rank {failure.local_rank} of this machine was ended by {failure.signal_name()}"
+    return f"rank {failure.local_rank} of this machine was ended by {failure.signal_name()}"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,19 @@
-"""The entry that torchrun starts: `torchrun trainer/main.py RECIPE [--section.key value]...`.
+"""Trains the model that a recipe names on the shards that it names, on as many ranks as there are.
 
-Trains the model that the recipe names on the shards that it names, on as many ranks as there are; run again, it goes on
-from the last checkpoint, and says so when there is nothing left to do. With `--plan` it only says what all that will
-take, in memory, FLOPs and time; no launcher and no data are needed for that.
+The same command resumes from the last checkpoint, and says so when there is nothing left to do.
+
+usage: torchrun trainer/main.py RECIPE.toml [--section.key value]... [--plan] [--verbose | --quiet]
+       python trainer/main.py [RECIPE.toml] --help
+
+  --section.key value  instead of what the recipe says of that key; --section.key=value, too
+  --plan               print what the run will take in memory, FLOPs and time, and do nothing; needs no data and no GPU
+  --verbose            say also what is opened, resumed and chosen
+  --quiet              say only what is wrong: neither progress nor notes
+  --help               this text; with a recipe, the keys of its kind of model, with the recipe's own values
+
+Examples:
+  python trainer/main.py trainer/recipes/blt-small.toml --plan --plan.ranks 8 --plan.device H200
+  torchrun --nproc-per-node 2 trainer/main.py trainer/recipes/blt-small.toml --data.path runs/stdlib/patched --run.out r
 """
 
 import os
@@ -18,8 +29,11 @@ if __name__ == "__main__":
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # until all is imported: Ctrl-C would be a traceback
 
+from shared.errors import ConfigError, ExitCode, did_you_mean
 from shared.io.child_processes import end_with_launcher
 from shared.io.config import load_recipe
+from shared.io.log import set_level
+from shared.io.terminal import show
 from trainer.data.run_data import RunData, with_length
 from trainer.errors import USER_ERRORS, TrainingError, complain, exit_for_peer, run
 from trainer.node import first_of_node
@@ -28,20 +42,27 @@ from trainer.provenance.run_checks import check_run, finished
 from trainer.provenance.run_folder import check_run_folder
 from trainer.settings import TrainSettings
 
-USAGE = "usage: torchrun trainer/main.py RECIPE.toml [--plan] [--section.key value]..."
-PLAN = "--plan"
+OPTIONS = ("--plan", "--help", "-h", "--verbose", "--quiet")
+"""What is no key of the recipe."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Train what the recipe says; returns the exit code."""
-    if not arguments or arguments[0].startswith("-"):
-        print(USAGE, file=sys.stderr)
-        return 2
-    recipe, *overrides = arguments
+    options = {word for word in arguments if word in OPTIONS}
+    words = [word for word in arguments if word not in OPTIONS]
+    recipe = Path(words.pop(0)) if words and not words[0].startswith("-") else None
+    set_level("--verbose" in options, "--quiet" in options)
     try:
-        if PLAN in overrides:
-            return tell_plan(Path(recipe), [part for part in overrides if part != PLAN])
-        settings = load_recipe(Path(recipe), overrides, TrainSettings)
+        if options & {"--help", "-h"}:
+            return tell_help(recipe, words)
+        if recipe is None:
+            raise ConfigError("the recipe comes first (see python trainer/main.py --help)")
+        for word in words:
+            if word.startswith("--") and "." not in word and (near := did_you_mean(word, OPTIONS)):
+                raise ConfigError(f"unknown option {word}{near}")
+        if "--plan" in options:
+            return tell_plan(recipe, words)
+        settings = load_recipe(recipe, words, TrainSettings)
         data = RunData(settings.data)
         settings = with_length(settings, data)
         check_run_folder(settings.run.out)
@@ -49,21 +70,36 @@ def main(arguments: Sequence[str]) -> int:
         identity = run_identity(settings, data)
         if finished(settings.run.out, identity):
             if first_of_node():
-                print(f"{settings.run.out}/model is current: nothing to train")
-            return 0
+                show(f"{settings.run.out}/model is current: nothing to train")
+            return ExitCode.DONE
         return train(settings, data, identity)
     except USER_ERRORS as error:
         return complain(error)
 
 
+def tell_help(recipe: Path | None, overrides: Sequence[str]) -> int:
+    """Print what a recipe may say, once however many processes are started."""
+    from trainer.settings.help import help_text
+
+    text = help_text(recipe, overrides)
+    if is_first_rank():
+        show(f"{__doc__}\n{text}")
+    return ExitCode.DONE
+
+
 def tell_plan(recipe: Path, overrides: Sequence[str]) -> int:
     """Print what the recipe will take, once however many processes are started."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_rank():
         from trainer.planning.plan import load_plan
         from trainer.planning.report import report
 
-        print(report(load_plan(recipe, overrides)))
-    return 0
+        show(report(load_plan(recipe, overrides)))
+    return ExitCode.DONE
+
+
+def is_first_rank() -> bool:
+    """Also of a process that no launcher has started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def train(settings: TrainSettings, data: RunData, identity: RunIdentity) -> int:
@@ -98,7 +134,7 @@ def train(settings: TrainSettings, data: RunData, identity: RunIdentity) -> int:
         if not is_lost_peer(error):
             raise
         return exit_for_peer()
-    return 0
+    return ExitCode.DONE
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pipeline.calibration.patching_file import ParityFigures
 from pipeline.scoring.entropies import Documents
 from pipeline.settings import PipelineError
 from shared.io.json_reader import parse_json
-from shared.io.terminal import one_line
+from shared.io.tables import aligned
 
 NO_KEY = 0
 
@@ -132,20 +132,16 @@ def table(rows: dict[str, ParityFigures], pivot: str) -> str:
         "bytes",
         "bytes/patch before",
         "after",
-        one_line(f"patches/{pivot} before"),
+        f"patches/{pivot} before",
         "after",
         "held out",
     ]
-    lines = [heads]
+    lines = []
     for name, row in rows.items():
         held_out = "-" if row.held_out is None else f"{row.held_out:.3f}"
         sizes = [f"{row.size_before:.3f}", f"{row.size:.3f}", f"{row.ratio_before:.3f}", f"{row.ratio:.3f}", held_out]
-        lines.append([one_line(name), f"{row.documents:,}", f"{row.bytes:,}", *sizes])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))])
-        for line in lines
-    )
+        lines.append([name, f"{row.documents:,}", f"{row.bytes:,}", *sizes])
+    return aligned(heads, lines)
 
 
 def without_pairs(by: str, pivot: str, folder: Path, keys: np.ndarray) -> PipelineError:

@@ -2,7 +2,7 @@
 
 from pipeline.calibration.parallel_text import table
 from pipeline.calibration.patching_file import TENTH, PatchingFile
-from shared.io.terminal import one_line
+from shared.io.terminal import one_line, show, show_lines
 
 SUBSETS_SHOWN = 50
 CLOSE = 0.02
@@ -18,36 +18,36 @@ def documents_in_words(count: int) -> str:
 def print_result(result: PatchingFile) -> None:
     """Thresholds and realised sizes, by subset where there are several."""
     target, patching, checked = result.identity.target, result.patching, result.held_out
-    print(f"theta {patching.theta:.6f} nats: {result.mean_patch_size:.3f} bytes a patch, {target} wanted")
+    show(f"theta {patching.theta:.6f} nats: {result.mean_patch_size:.3f} bytes a patch, {target} wanted")
     if abs(result.mean_patch_size / target - 1) > CLOSE:
-        print("  " + _why_far(result))
+        show("  " + _why_far(result))
     if checked is None:
-        print("  no document was held out: there are too few")
+        show("  no document was held out: there are too few")
     else:
         where = "a tenth set apart" if result.identity.held_out == TENTH else "validation"
-        print(
+        show(
             f"  held out: {checked.mean_patch_size:.3f} bytes a patch in {documents_in_words(checked.documents)}, "
             f"{checked.bytes:,} bytes, of {where}"
         )
         if checked.documents < FEW_DOCUMENTS or checked.bytes < FEW_BYTES:
-            print("  that is too little text to judge the threshold by")
+            show("  that is too little text to judge the threshold by")
     if result.parity:
         assert result.identity.parity_to is not None
-        print(table(result.parity, result.identity.parity_to))
+        show(table(result.parity, result.identity.parity_to))
         if lonely := [name for name in result.subsets if name not in result.parity]:
             more = f" and {len(lonely) - SUBSETS_SHOWN} more" if len(lonely) > SUBSETS_SHOWN else ""
             names = one_line(f"{', '.join(lonely[:SUBSETS_SHOWN])}{more}")
             pivot = one_line(result.identity.parity_to)
-            print(f"have no document in common with {pivot}, and keep the threshold for all bytes: {names}")
+            show(f"have no document in common with {pivot}, and keep the threshold for all bytes: {names}")
     elif len(result.subsets) > 1:
         others = checked.subsets if checked is not None else {}
         width = max(map(len, result.subsets))
         for name, size in list(result.subsets.items())[:SUBSETS_SHOWN]:
             theta = patching.thetas.get(name, patching.theta)
             held_out = f", held out {others[name]:.3f}" if name in others else ""
-            print(one_line(f"  {name:<{width}}  theta {theta:.6f}  {size:.3f} bytes a patch{held_out}"))
+            show_lines(f"  {name:<{width}}  theta {theta:.6f}  {size:.3f} bytes a patch{held_out}")
         if len(result.subsets) > SUBSETS_SHOWN:
-            print(f"  and {len(result.subsets) - SUBSETS_SHOWN} more in the file")
+            show(f"  and {len(result.subsets) - SUBSETS_SHOWN} more in the file")
 
 
 def _why_far(result: PatchingFile) -> str:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.calibration.threshold_search import FINE, Thetas, UnreachableTarget, search, thetas_of
-from pipeline.progress import bar
 from pipeline.scoring.cut import TOGETHER
 from pipeline.scoring.entropies import Entropies, Piece
+from shared.io.progress import ByteProgress
 from shared.patching import PatchingSettings
 from shared.patching.chunks import ChunkedLengths
 from shared.patching.grid import quantise
@@ -153,7 +153,7 @@ def _cut(
     counts = np.zeros(0, np.int64)
     short: list[Piece] = []
     held = 0
-    with bar("Counting patches", int(entropies.documents.bytes[numbers].sum())) as progress:
+    with ByteProgress("Counting patches", int(entropies.documents.bytes[numbers].sum())) as progress:
         for piece in entropies.pieces(numbers):
             progress.update(len(piece.entropies))
             if piece.first and piece.last and len(piece.entropies) < TOGETHER:

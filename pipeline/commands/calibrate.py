@@ -1,4 +1,17 @@
-"""python -m pipeline calibrate DATASET --entropy-model MODEL --target 4.5 --out FILE: a threshold for a patch size."""
+"""A threshold for a patch size.
+
+Example:
+  python -m pipeline calibrate runs/stdlib/corpus --entropy-model runs/stdlib/entropy --target 4.5 --out patching.json
+
+A dataset that keeps entropies of this very model (preprocess --sidecar) is counted as it is, all of it and without
+running the model; else a sample is scored. Sizes are then checked on documents that had no part in the choice: those of
+the validation split beside DATASET, or of a tenth set apart.
+
+--parity is for text that several subsets share, such as translations: the subset of --parity-to gets the threshold for
+--target, and every other one the threshold with which it needs as many patches as that one for the same documents.
+KEY says which documents those are: a column (kept with preprocess --meta), 'id' for ids that are equal but for the
+subset's name in them (en/intro.md and de/intro.md), or 'id:SEP' for ids that are equal up to their last SEP.
+"""
 
 import argparse
 from collections.abc import Mapping
@@ -27,6 +40,7 @@ from pipeline.scoring.entropies import Documents, Entropies, EntropySource, docu
 from pipeline.settings import PipelineError
 from shared.errors import DatasetError
 from shared.io.files import add_overwrite, output_of
+from shared.io.terminal import show
 from shared.patching import PatchingSettings
 from shared.patching.settings import ENTROPY_RULES
 from shared.settings import first_problem
@@ -40,28 +54,17 @@ LONGEST_HELD_OUT = 10_000_000
 """Bytes of held-out text at most, of each subset where subsets are sampled."""
 SHORTEST_HELD_OUT = 250_000
 """Bytes at least, where there are as many: a few documents say nothing of the others."""
-EPILOG = """\
-A dataset that keeps entropies of this very model (preprocess --sidecar) is counted as it is, all of it and without
-running the model; else a sample is scored. Sizes are then checked on documents that had no part in the choice: those of
-the validation split beside DATASET, or of a tenth set apart.
-
---parity is for text that several subsets share, such as translations: the subset of --parity-to gets the threshold for
---target, and every other one the threshold with which it needs as many patches as that one for the same documents.
-KEY says which documents those are: a column (kept with preprocess --meta), 'id' for ids that are equal but for the
-subset's name in them (en/intro.md and de/intro.md), or 'id:SEP' for ids that are equal up to their last SEP.
-"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("dataset", type=Path, metavar="DATASET", help="shards to calibrate on, patched or not; of two splits, train")
     add("--target", type=float, required=True, metavar="BYTES", help="mean patch size")
     add("--out", type=Path, required=True, metavar="FILE.json", help="for preprocess --patching")
-    add("--rule", choices=ENTROPY_RULES, default="entropy")
+    add("--rule", choices=ENTROPY_RULES, default="entropy", help="where patches begin")
     add("--theta-rise", type=float, metavar="NATS", help="second threshold of entropy_rise, taken as it is")
-    add("--min-length", type=int, default=1, metavar="BYTES", help="shortest patch (1)")
-    add("--max-length", type=int, default=512, metavar="BYTES", help="longest patch (512)")
+    add("--min-length", type=int, default=1, metavar="BYTES", help="shortest patch")
+    add("--max-length", type=int, default=512, metavar="BYTES", help="longest patch")
     add("--per-subset", action="store_true", help="a threshold for each subset besides the one for all bytes")
     add("--parity", metavar="KEY", help="thresholds that give parallel text the same number of patches in each subset")
     add("--parity-to", metavar="SUBSET", help="the subset that the others follow")
@@ -72,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"text to count on, with --per-subset or --parity of each subset; 0 or all for all of it (default: "
         f"{SCORED_SAMPLE:,} where the model must run, all where entropies are kept)",
     )
-    add("--seed", type=int, default=0, help="of the sample")
+    add("--seed", type=int, default=0, help="seed of the sample")
     add(
         "--sidecar",
         choices=["none", "uint8", "float32"],
@@ -103,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
     except ValidationError as error:
         raise PipelineError(first_problem(error)) from None
     if (current := _current(arguments.out, identity)) is not None:
-        print(f"{arguments.out} is current")
+        show(f"{arguments.out} is current")
         print_result(current)
         return 0
     train, held_out = _samples(identity, dataset, validation)
@@ -124,9 +127,9 @@ def run(arguments: argparse.Namespace) -> int:
     result.save(out)
     done = "scored" if identity.entropies == "scored" else "counted the kept entropies of"
     size, count = int(train.documents.bytes.sum()), len(train.documents)
-    print(f"{done} {size:,} bytes in {documents_in_words(count)} of {dataset.folder}")
+    show(f"{done} {size:,} bytes in {documents_in_words(count)} of {dataset.folder}")
     print_result(result)
-    print(f"thresholds are in {arguments.out}")
+    show(f"thresholds are in {arguments.out}")
     return 0
 
 
@@ -227,7 +230,7 @@ def _reached(found: Mapping[str, float | UnreachableTarget]) -> dict[str, float]
     """The thresholds of the subsets that have one; of the others it is said that they have not."""
     for name, theta in found.items():
         if isinstance(theta, UnreachableTarget):
-            print(f"subset {name!r} keeps the threshold for all bytes: {theta}")
+            show(f"subset {name!r} keeps the threshold for all bytes: {theta}")
     return {name: theta for name, theta in found.items() if not isinstance(theta, UnreachableTarget)}
 
 

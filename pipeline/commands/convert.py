@@ -1,4 +1,12 @@
-"""python -m pipeline convert DATASET --to FORMAT --out DIR: the same shards in another format, and back again."""
+"""The same shards in another format, and back again.
+
+Example:
+  python -m pipeline convert runs/stdlib/patched --to webdataset --out runs/tar
+
+Rows, patches, entropies, parts of huge documents, other columns and the entropy model are all kept: from arrow to
+another format and back gives the same bytes. The trainer reads arrow and webdataset. parquet is for others (pandas,
+DuckDB, polars); it can only be converted back.
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -17,19 +25,12 @@ from pipeline.rewriting.rewrite import (
     save_dataset,
 )
 from pipeline.settings import PipelineError
-from shared.io.terminal import show
+from shared.io.terminal import show_lines
 from shared.shards.formats.parquet import SUFFIX, Export, read_parquet, write_parquet
 from shared.shards.writer import write_shard
 
-EPILOG = """\
-Rows, patches, entropies, parts of huge documents, other columns and the entropy model are all kept: from arrow to
-another format and back gives the same bytes. The trainer reads arrow and webdataset. parquet is for others (pandas,
-DuckDB, polars); it can only be converted back.
-"""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "dataset", type=Path, metavar="DATASET", help="a dataset or export, or the folder above train/ and validation/"
     )
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     chosen = ToParquet if arguments.to == "parquet" else ToShards
     done = rewrite(arguments.out, request, lambda: chosen(tuple(sources), arguments.to), arguments.workers)
     result = [source.dataset for source in sources_at(arguments.out)]
-    show(result_lines(arguments.out, done, result))
+    show_lines(*result_lines(arguments.out, done, result))
     return 0
 
 

@@ -1,4 +1,8 @@
-"""python -m pipeline inspect DATASET: what a dataset holds, as text or, with --html, as a page for a browser."""
+"""What a dataset holds, as text or, with --html, as a page for a browser.
+
+Example:
+  python -m pipeline inspect runs/stdlib/patched/train --html page.html
+"""
 
 import argparse
 import sys
@@ -6,10 +10,10 @@ from pathlib import Path
 
 from pipeline.inspect.page import write_page
 from pipeline.inspect.report import report
-from shared.errors import DatasetError
+from shared.errors import ExitCode
 from shared.io.files import add_overwrite, output_if_given
 from shared.io.page import PAGE
-from shared.io.terminal import one_line
+from shared.io.terminal import show, show_lines
 from shared.shards.open import find_datasets, open_dataset
 
 
@@ -20,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_count,
         default=3,
         metavar="N",
-        help="documents shown at either end, and in the page as many at random of each subset (3)",
+        help="documents shown at either end, and in the page as many at random of each subset",
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one page for a browser, that needs no network")
     add_overwrite(parser)
@@ -34,20 +38,15 @@ def _count(text: str) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the report of each dataset, or write the page; 1 when one cannot be read."""
+    """Print the report of each dataset, or write the page."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # any document must be printable on any terminal
-    try:
-        out = output_if_given(arguments, "html", PAGE)
-        datasets = [open_dataset(folder) for folder in find_datasets(arguments.dataset)]
-        if out is not None:
-            print(write_page(out, datasets, arguments.documents))
-            return 0
-        for dataset in datasets:
-            for line in report(dataset, arguments.documents):
-                print(one_line(line))
-            print()
-    except (DatasetError, OSError) as error:
-        print(f"patchwork: error: {one_line(error)}", file=sys.stderr)
-        return 1
+    out = output_if_given(arguments, "html", PAGE)
+    datasets = [open_dataset(folder) for folder in find_datasets(arguments.dataset)]
+    if out is not None:
+        show(write_page(out, datasets, arguments.documents))
+        return ExitCode.DONE
+    for dataset in datasets:
+        show_lines(*report(dataset, arguments.documents))
+        show()
     return 0

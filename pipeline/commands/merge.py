@@ -1,4 +1,12 @@
-"""python -m pipeline merge DATASET... --out DIR: datasets that were made alike become one, their files unchanged."""
+"""Datasets that were made alike become one, their files unchanged.
+
+Example:
+  python -m pipeline merge runs/stdlib/patched runs/mine --out runs/both
+
+All must have the same split, format, sidecar, patching and entropy model. Folders with train/ and validation/ are
+merged side by side. Shards get new numbers in the order given; their files are linked where that is possible, else
+copied, and each is checked against its manifest. Whether two datasets share documents is not looked at.
+"""
 
 import argparse
 from collections import Counter
@@ -12,20 +20,13 @@ from pipeline.rewriting.rewrite import Written, add_output_arguments, link, resu
 from pipeline.settings import PipelineError
 from pipeline.splits.marker import shard_files, shard_stem
 from shared.io.identity import digest
-from shared.io.terminal import show
+from shared.io.terminal import show_lines
 from shared.shards.dataset import Dataset, files_of
 from shared.shards.manifest import ShardEntry
 from shared.shards.writer import SUFFIXES
 
-EPILOG = """\
-All must have the same split, format, sidecar, patching and entropy model. Folders with train/ and validation/ are
-merged side by side. Shards get new numbers in the order given; their files are linked where that is possible, else
-copied, and each is checked against its manifest. Whether two datasets share documents is not looked at.
-"""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
     parser.add_argument("datasets", nargs="+", type=Path, metavar="DATASET", help="datasets, or folders above two")
     add_output_arguments(parser)
 
@@ -38,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         "sources": {folder: [dataset.fingerprint for dataset in datasets] for folder, datasets in parts.items()},
     }
     done = rewrite(arguments.out, request, lambda: Merge(parts), arguments.workers)
-    show(result_lines(arguments.out, done, [side.dataset for side in sides_at(arguments.out)]))
+    show_lines(*result_lines(arguments.out, done, [side.dataset for side in sides_at(arguments.out)]))
     return 0
 
 

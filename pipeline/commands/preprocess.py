@@ -1,4 +1,21 @@
-"""python -m pipeline preprocess INPUT... --out DIR: raw text in any format to shards of patched documents."""
+"""Raw text in any format to shards of patched documents.
+
+Example:
+  python -m pipeline preprocess src/ --include '*.py' --rule space --out runs/mine
+
+Inputs: files, directories, quoted globs ('data/**/*.parquet'), and URLs that fsspec knows (s3://, gs://, hf:// ...);
+directories may mix formats. The format of a file is seen in its content, the suffix is a hint:
+  .jsonl .ndjson   one record a line; .json also an array of records, or records of several lines
+  .parquet .pq     rows; large files are cut at row groups
+  .arrow .feather  rows of Arrow files and streams; Hugging Face datasets on disk are folders of these
+  .tar             WebDataset samples; the text is the member .txt, .text or .bytes
+  .wet             texts of a web crawl
+  other text       one document a file, or several with --document-bytes
+All but Parquet and Arrow may be compressed: .gz .zst .bz2 .xz. Our own datasets are read, too; their records keep their
+split. In directories hidden files, links that lead outside, binary files and test data beside training data are left
+out, and the summary says so. DIR gets train/ and validation/, each a dataset. The same command goes on where it was
+stopped, and does nothing when it was finished.
+"""
 
 import argparse
 import os
@@ -36,31 +53,12 @@ from shared.settings import first_problem
 from shared.shards.manifest import SidecarType
 from shared.text.chat import ANSWERING, END, ROLES
 
-EPILOG = """\
-Inputs: files, directories, quoted globs ('data/**/*.parquet'), and URLs that fsspec knows (s3://, gs://, hf:// ...);
-directories may mix formats. The format of a file is seen in its content, the suffix is a hint:
-  .jsonl .ndjson   one record a line; .json also an array of records, or records of several lines
-  .parquet .pq     rows; large files are cut at row groups
-  .arrow .feather  rows of Arrow files and streams; Hugging Face datasets on disk are folders of these
-  .tar             WebDataset samples; the text is the member .txt, .text or .bytes
-  .wet             texts of a web crawl
-  other text       one document a file, or several with --document-bytes
-All but Parquet and Arrow may be compressed: .gz .zst .bz2 .xz. Our own datasets are read, too; their records keep their
-split. In directories hidden files, links that lead outside, binary files and test data beside training data are left
-out, and the summary says so. DIR gets train/ and validation/, each a dataset. The same command goes on where it was
-stopped, and does nothing when it was finished.
-Exit code: 0 fine, 1 splits or the disk failed, 2 bad usage, 3 some records were dead letters, 4 there are no documents,
-or no record has a column that an option names.
-"""
-
-
 DOCUMENTS_OF_A_TEXT = 200
 """Into so many a single text is cut for training, as long as each has between the next two in bytes."""
 SHORTEST_CUT, LONGEST_CUT = 128, 8192
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="files, directories, globs, URLs or datasets")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of this run")
@@ -74,13 +72,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--theta", type=float, metavar="NATS", help="threshold of the rules on entropy")
     group.add_argument("--theta-rise", type=float, metavar="NATS", help="second threshold of entropy_rise")
     group.add_argument("--stride", type=int, metavar="BYTES", help="of the rule static")
-    group.add_argument("--min-length", type=int, metavar="BYTES", help="shortest patch (1)")
-    group.add_argument("--max-length", type=int, metavar="BYTES", help="longest patch (512)")
+    group.add_argument("--min-length", type=int, metavar="BYTES", help="shortest patch (default: 1)")
+    group.add_argument("--max-length", type=int, metavar="BYTES", help="longest patch (default: 512)")
     group.add_argument("--patching", type=Path, metavar="FILE.json", help="all of these as calibrate wrote them")
     add_scoring_arguments(parser)
 
     group = parser.add_argument_group("output")
-    group.add_argument("--format", choices=["arrow", "webdataset"], default="arrow")
+    group.add_argument("--format", choices=["arrow", "webdataset"], default="arrow", help="of the shards")
     group.add_argument(
         "--sidecar",
         choices=["none", "uint8", "float32"],
@@ -91,9 +89,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("records")
     defaults = ReadSettings()
     group.add_argument(
-        "--text-column", default=defaults.text_column, metavar="NAME", help="(text); in WebDataset the member's suffix"
+        "--text-column",
+        default=defaults.text_column,
+        metavar="NAME",
+        help="column with the text; in WebDataset the member's suffix",
     )
-    group.add_argument("--id-column", default=defaults.id_column, metavar="NAME", help="without it: path:line or :row")
+    group.add_argument(
+        "--id-column",
+        default=defaults.id_column,
+        metavar="NAME",
+        help="column with the id; a record without it gets path:line or path:row",
+    )
     group.add_argument(
         "--subset-column",
         metavar="NAME",
@@ -111,7 +117,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--document-bytes",
         type=int,
         metavar="N",
-        help="cut text files at blank lines into documents of at least N bytes (a file is one document)",
+        help="cut text files at blank lines into documents of at least N bytes (default: a file is one document)",
     )
     group.add_argument(
         "--for-training",
@@ -121,12 +127,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--meta", action="store_true", help="pass the remaining columns through as JSON")
     group.add_argument("--split-key", metavar="COLUMN", help="records with equal values stay on one side of the split")
-    group.add_argument("--validation-fraction", type=float, default=defaults.validation_fraction, metavar="F")
+    group.add_argument(
+        "--validation-fraction",
+        type=float,
+        default=defaults.validation_fraction,
+        metavar="F",
+        help="share of documents that are held out",
+    )
     group.add_argument(
         "--dedup", action="store_true", help="of records with equal text keep the first, list the others"
     )
     group.add_argument("--sample-bytes", type=int, metavar="N", help="keep a random sample of at most N bytes of text")
-    group.add_argument("--seed", type=int, default=defaults.seed, help="of the sample")
+    group.add_argument("--seed", type=int, default=defaults.seed, help="seed of the sample")
     group.add_argument("--include", action="append", default=[], metavar="GLOB", help="files to read in directories")
     group.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="files or folders to leave out")
     group.add_argument(
@@ -153,7 +165,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=defaults.max_ratio,
         metavar="N",
-        help=f"refuse files that decompress to more than N times their bytes ({defaults.max_ratio})",
+        help="refuse files that decompress to more than N times their bytes",
     )
 
     group = parser.add_argument_group("chats")
@@ -165,16 +177,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "turns begin and end with special ids",
     )
     group.add_argument(
-        "--roles", metavar="A,B", help=f"that turns may have, each a special id ({','.join(ROLES)}); {END} ends turns"
+        "--roles",
+        metavar="A,B",
+        help=f"that turns may have, each a special id (default: {','.join(ROLES)}); {END} ends turns",
     )
-    group.add_argument("--learn", metavar="A,B", help=f"roles whose turns are targets, or all ({ANSWERING})")
+    group.add_argument("--learn", metavar="A,B", help=f"roles whose turns are targets, or all (default: {ANSWERING})")
 
     group = parser.add_argument_group("work (nothing here but --split-bytes and --threads changes a byte)")
     group.add_argument(
         "--split-bytes",
         type=int,
         metavar="N",
-        help="(default: an eighth of the input, 1 to 64 MiB; of less than 4 MiB a quarter, at least 256 kiB)",
+        help="bytes of input of a split (default: an eighth of the input, 1 to 64 MiB; of less than 4 MiB a quarter, "
+        "at least 256 kiB)",
     )
     group.add_argument("--executor", choices=["ray", "inline"], default="ray", help="inline does the same without Ray")
     group.add_argument(
@@ -206,10 +221,14 @@ def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="the entropy model: its folder, or the finished run that trained it",
     )
-    group.add_argument("--stream-length", type=int, default=defaults.stream_length, metavar="T", help="tokens a pass")
-    group.add_argument("--dtype", choices=["float32", "bfloat16"], default=defaults.dtype)
-    group.add_argument("--threads", type=int, default=defaults.threads, metavar="N", help="of each worker")
-    group.add_argument("--device", choices=["auto", "cpu", "cuda"], default=defaults.device)
+    group.add_argument(
+        "--stream-length", type=int, default=defaults.stream_length, metavar="T", help="tokens of a pass"
+    )
+    group.add_argument("--dtype", choices=["float32", "bfloat16"], default=defaults.dtype, help="of the pass")
+    group.add_argument("--threads", type=int, default=defaults.threads, metavar="N", help="threads of each worker")
+    group.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default=defaults.device, help="auto: cuda where there is one"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

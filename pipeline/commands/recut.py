@@ -1,4 +1,14 @@
-"""python -m pipeline recut DATASET --out DIR: other patch boundaries from the stored entropies, without a model."""
+"""Other patch boundaries from the stored entropies, without a model.
+
+Example:
+  python -m pipeline recut runs/stdlib/patched --target 6 --out runs/longer-patches
+
+DIR gets the same shards with the new boundaries: byte for byte what preprocess would have written with that rule.
+What is not given stays as the dataset has it. Rules on entropy need the sidecar (preprocess --sidecar): uint8 holds
+enough for thresholds on entropy, which move to its grid; rules on rises need float32. The rule bpe makes a patch of
+each token of --tokenizer: for the BPE baseline alone, since tokens depend on bytes after them. A stopped command goes
+on where it was; DIR appears when it is complete.
+"""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -13,7 +23,6 @@ from pydantic import ValidationError
 from pipeline.calibration.patching_file import load_patching
 from pipeline.calibration.threshold_search import Thetas, UnreachableTarget, nearest, thetas_of
 from pipeline.executors.process_pool import each
-from pipeline.progress import bar
 from pipeline.rewriting.dataset_rows import (
     Side,
     require_alike,
@@ -29,7 +38,8 @@ from pipeline.scoring.cut import Document, Piece, cut
 from pipeline.settings import PipelineError
 from shared.bpe.encoder import SubwordEncoder
 from shared.bpe.folder import load_making
-from shared.io.terminal import show
+from shared.io.progress import ByteProgress
+from shared.io.terminal import show, show_lines
 from shared.patching import PatchingSettings
 from shared.patching.chunks import ChunkedLengths
 from shared.patching.settings import ENTROPY_RULES
@@ -42,17 +52,9 @@ KEPT = ("content_hash", "entropy_histogram")
 """Figures of a shard that do not depend on its boundaries."""
 CLOSE = 0.02
 """Relative distance from the target above which a word is said about it."""
-EPILOG = """\
-DIR gets the same shards with the new boundaries: byte for byte what preprocess would have written with that rule.
-What is not given stays as the dataset has it. Rules on entropy need the sidecar (preprocess --sidecar): uint8 holds
-enough for thresholds on entropy, which move to its grid; rules on rises need float32. The rule bpe makes a patch of
-each token of --tokenizer: for the BPE baseline alone, since tokens depend on bytes after them. A stopped command goes
-on where it was; DIR appears when it is complete.
-"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("dataset", type=Path, metavar="DATASET", help="a dataset, or the folder above its train/ and validation/")
     add_output_arguments(parser)
@@ -93,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
         return Recut(tuple(sides), patching, arguments.tokenizer)
 
     done = rewrite(arguments.out, request, make, arguments.workers)
-    show(result_lines(arguments.out, done, [side.dataset for side in sides_at(arguments.out)]))
+    show_lines(*result_lines(arguments.out, done, [side.dataset for side in sides_at(arguments.out)]))
     return 0
 
 
@@ -123,7 +125,7 @@ def wanted_patching(arguments: argparse.Namespace, identity: DatasetIdentity) ->
         return patching
     snapped = patching.on_grid()
     if arguments.target is None and snapped.theta != patching.theta:
-        print(f"theta {patching.theta} is moved to {snapped.theta:.6f}, the nearest that the uint8 sidecar can replay")
+        show(f"theta {patching.theta} is moved to {snapped.theta:.6f}, the nearest that the uint8 sidecar can replay")
     return snapped
 
 
@@ -208,7 +210,7 @@ def with_target(dataset: Dataset, draft: PatchingSettings, target: float, worker
     def sizes(numbers: Sequence[int]) -> list[float]:
         patchings = [draft.with_theta(thetas[number], draft.grid) for number in numbers]
         counts = np.zeros(len(numbers), np.int64)
-        with bar("Counting patches", total) as progress:
+        with ByteProgress("Counting patches", total) as progress:
             for shard, found in each(partial(patch_counts, dataset, patchings), shards, workers):
                 counts += found
                 progress.update(text_bytes(dataset.manifest.shards[shard]))
@@ -219,9 +221,9 @@ def with_target(dataset: Dataset, draft: PatchingSettings, target: float, worker
         number, realised = nearest(sizes, thetas.count, guess, thetas.cell, target)
     except UnreachableTarget as error:
         raise PipelineError(f"--target: {error}") from None
-    print(f"theta {thetas[number]:.6f} nats: {realised:.3f} bytes a patch in {dataset.folder}, {target} wanted")
+    show(f"theta {thetas[number]:.6f} nats: {realised:.3f} bytes a patch in {dataset.folder}, {target} wanted")
     if thetas.grid and abs(realised / target - 1) > CLOSE:
-        print("  that is the nearest; with --sidecar float32 the threshold would not be bound to a grid")
+        show("  that is the nearest; with --sidecar float32 the threshold would not be bound to a grid")
     return draft.with_theta(thetas[number], draft.grid)
 
 

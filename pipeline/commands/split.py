@@ -1,4 +1,12 @@
-"""python -m pipeline split DATASET --out DIR --validation-fraction F: set validation documents apart, by their hash."""
+"""Set validation documents apart, by their hash.
+
+Example:
+  python -m pipeline split runs/stdlib/corpus/train --validation-fraction 0.02 --out runs/split
+
+Without --seed a document falls on the side to which preprocess with the same fraction sends it: by the hash of its
+text, or of its id (what preprocess does with --split-key and the id's column). Of a folder with train/ and validation/
+both are taken together and split anew. Patches, sidecar and entropy model stay as they are.
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -17,16 +25,10 @@ from pipeline.settings import SPLIT_NAMES, PipelineError, ReadSettings, SplitNam
 from pipeline.splits.marker import shard_stem
 from shared.errors import DatasetError
 from shared.io.identity import digest
-from shared.io.terminal import show
+from shared.io.terminal import show_lines
 from shared.settings import Settings, first_problem
 from shared.shards.content import add_content_hashes
 from shared.shards.writer import ShardWriter
-
-EPILOG = """\
-Without --seed a document falls on the side to which preprocess with the same fraction sends it: by the hash of its
-text, or of its id (what preprocess does with --split-key and the id's column). Of a folder with train/ and validation/
-both are taken together and split anew. Patches, sidecar and entropy model stay as they are.
-"""
 
 
 class HoldOutSettings(Settings):
@@ -39,12 +41,17 @@ class HoldOutSettings(Settings):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
     add, defaults = parser.add_argument, HoldOutSettings()
     add("dataset", type=Path, metavar="DATASET", help="a dataset, or the folder above its train/ and validation/")
-    add("--validation-fraction", type=float, default=defaults.validation_fraction, metavar="F")
-    add("--key", choices=["content", "id"], default=defaults.key, help="what is hashed (content)")
-    add("--seed", type=int, metavar="N", help="another draw than that of preprocess")
+    add(
+        "--validation-fraction",
+        type=float,
+        default=defaults.validation_fraction,
+        metavar="F",
+        help="share of documents that are held out",
+    )
+    add("--key", choices=["content", "id"], default=defaults.key, help="what is hashed")
+    add("--seed", type=int, metavar="N", help="another draw than that of preprocess (default: the same)")
     add_output_arguments(parser)
 
 
@@ -62,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         "sources": {side.folder: side.dataset.fingerprint for side in sides},
     }
     done = rewrite(arguments.out, request, lambda: HoldOut(tuple(sides), settings), arguments.workers)
-    show(result_lines(arguments.out, done, [side.dataset for side in sides_at(arguments.out)]))
+    show_lines(*result_lines(arguments.out, done, [side.dataset for side in sides_at(arguments.out)]))
     return 0
 
 

@@ -1,4 +1,8 @@
-"""python -m pipeline status DIR: how far a run is, whether it still runs, what went wrong. Changes nothing."""
+"""How far a run is, whether it still runs, what went wrong. Changes nothing.
+
+Example:
+  python -m pipeline status runs/stdlib/patched
+"""
 
 import argparse
 import time
@@ -13,7 +17,7 @@ from pipeline.splits.logs import log_path
 from pipeline.splits.marker import DEAD_LETTERS, Counts, read_marker
 from pipeline.splits.run_file import FAILURES, RUN_FILE
 from shared.io.files import lock_owner
-from shared.io.terminal import show
+from shared.io.terminal import show_lines
 
 STALE_SECONDS = 60.0
 """A driver that says nothing for so long hangs, or waits for its cluster."""
@@ -27,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print where a run stands; 0 when it is finished or runs, 1 when it is dead or something failed."""
     lines, fine = status(arguments.out)
-    show(lines)
+    show_lines(*lines)
     return 0 if fine else 1
 
 

@@ -1,4 +1,12 @@
-"""python -m pipeline tokenizer DATASET --vocabulary V --out FOLDER: byte-pair tokens learned from a training split."""
+"""Byte-pair tokens learned from a training split.
+
+Example:
+  python -m pipeline tokenizer runs/stdlib/corpus --vocabulary 4096 --out runs/tokenizer
+
+The tokenizer is a byte-level BPE with the word pattern of GPT-2 and no normaliser; FOLDER/tokenizer.json opens with the
+tokenizers library. Ids 0 to 3 are special, byte b is b + 4, merges follow from 260 on, V ids in all. Give the folder to
+`recut --rule bpe --tokenizer FOLDER`. Only a training split is read: the folder above train/ and validation/ will do.
+"""
 
 import argparse
 import json
@@ -6,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.progress import bar
 from pipeline.rewriting.dataset_rows import shard_documents
 from pipeline.settings import PipelineError
 from shared.bpe.encoder import import_tokenizers, pieces_of, stretches_of
@@ -15,6 +22,8 @@ from shared.bpe.vocabulary import byte_symbols, load_subwords
 from shared.errors import IdentityError
 from shared.io.files import check_folder, write_atomic
 from shared.io.identity import file_sha256
+from shared.io.progress import ByteProgress
+from shared.io.terminal import show
 from shared.shards.dataset import Dataset
 from shared.shards.open import find_datasets, open_dataset
 from shared.vocabulary import OFFSET, VOCABULARY_SIZE
@@ -23,15 +32,9 @@ LONGEST = 64
 """Bytes of a token at most: as patches they must fit into packs."""
 LEAST = 2
 """Times that a pair must occur to be merged."""
-EPILOG = """\
-The tokenizer is a byte-level BPE with the word pattern of GPT-2 and no normaliser; FOLDER/tokenizer.json opens with the
-tokenizers library. Ids 0 to 3 are special, byte b is b + 4, merges follow from 260 on, V ids in all. Give the folder to
-`recut --rule bpe --tokenizer FOLDER`. Only a training split is read: the folder above train/ and validation/ will do.
-"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
     parser.add_argument("dataset", type=Path, metavar="DATASET", help="a training split, or the folder above it")
     parser.add_argument("--vocabulary", type=int, required=True, metavar="V", help=f"ids, more than {VOCABULARY_SIZE}")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of the result")
@@ -55,8 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
             )
     else:
         making = write_tokenizer(dataset, arguments.vocabulary, out)
-    print(f"{out}: " + ("nothing to do, all is current" if done else "complete"))
-    print(f"  {making.vocabulary:,} ids, the longest token has {making.longest} bytes, sha256 {making.sha256}")
+    show(f"{out}: " + ("nothing to do, all is current" if done else "complete"))
+    show(f"  {making.vocabulary:,} ids, the longest token has {making.longest} bytes, sha256 {making.sha256}")
     return 0
 
 
@@ -105,7 +108,7 @@ def in_our_order(library: Any, model: dict[str, Any]) -> Any:
 
 def _texts(dataset: Dataset) -> Iterator[str]:
     """The valid UTF-8 of a dataset, in its order, in memory for one document."""
-    with bar("Reading", dataset.manifest.totals.bytes) as progress:
+    with ByteProgress("Reading", dataset.manifest.totals.bytes) as progress:
         for shard in range(len(dataset.manifest.shards)):
             for record, rows in shard_documents(dataset, shard):
                 text = b"".join(row.text for row, _ in rows)

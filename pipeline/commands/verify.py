@@ -1,7 +1,10 @@
-"""python -m pipeline verify DATASET: read a dataset again and check everything that can be checked without a model."""
+"""Read a dataset again and check everything that can be checked without a model.
+
+Example:
+  python -m pipeline verify runs/stdlib/patched/train
+"""
 
 import argparse
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,14 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.progress import bar
 from pipeline.rewriting.dataset_rows import require_kept, stem, text_bytes
 from pipeline.rewriting.parquet_export import Source, exports_at, figures
 from pipeline.scoring.cut import cutter_of
 from shared.bpe.encoder import SubwordEncoder
 from shared.bpe.folder import check_tokenizer
-from shared.errors import DatasetError, PatchworkError
-from shared.io.terminal import one_line
+from shared.errors import DatasetError, ExitCode, PatchworkError
+from shared.io.log import LOG
+from shared.io.progress import ByteProgress
+from shared.io.terminal import show, show_lines
 from shared.model_folder.identity import check_model
 from shared.patching.grid import quantise
 from shared.shards.content import ShardContent, check_order, check_row, meta_problem
@@ -62,21 +66,21 @@ def run(arguments: argparse.Namespace) -> int:
             return int(any(problems))
         folders = find_datasets(arguments.dataset)
     except DatasetError as error:
-        print(f"patchwork: error: {one_line(error)}", file=sys.stderr)
-        return 1
+        LOG.error("%s", error)
+        return ExitCode.FAILED
     for folder in folders:
         try:
             dataset = open_dataset(folder)
         except DatasetError as error:
-            print(one_line(error))
+            show_lines(error)
             damaged = True
             continue
         total = dataset.manifest.totals.bytes
-        with bar(f"verify {folder.name}", total) as shown:
+        with ByteProgress(f"verify {folder.name}", total) as shown:
             verification = verify(dataset, shown.update)
         for problem in verification.problems:
-            print(one_line(problem))
-        print(one_line(summary(dataset, verification)))
+            show_lines(problem)
+        show_lines(summary(dataset, verification))
         damaged |= bool(verification.problems)
     return int(damaged)
 
@@ -85,9 +89,9 @@ def _report_export(source: Source) -> bool:
     """Verify an export and print what came of it; whether something does not hold."""
     found = verify_export(source)
     for problem in found.problems:
-        print(one_line(problem))
+        show_lines(problem)
     count = len(found.problems)
-    print(
+    show(
         f"{source.dataset.folder}: {len(source.dataset.manifest.shards)} Parquet files, {found.documents} documents, "
         f"{found.text_bytes} bytes; " + ("no problem" if not count else f"PROBLEMS: {count}")
     )

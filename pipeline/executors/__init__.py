@@ -10,6 +10,7 @@ from pipeline.plan import Plan
 from pipeline.settings import ExecutorSettings, Job
 from pipeline.splits.process import Progress
 from pipeline.splits.worker import Outcome, Task
+from shared.io.log import LOG
 from shared.shards.manifest import NumericsClass
 
 
@@ -39,4 +40,5 @@ def make_executor(settings: ExecutorSettings, job: Job, plan: Plan) -> Executor:
     workers = settings.workers or default_workers(os.cpu_count() or 1, threads_of(job))
     # One worker more than splits would only be set up for nothing.
     workers = min(workers, max(len(plan.splits), 1))
+    LOG.debug("%d workers of this machine for %d splits", workers, len(plan.splits))
     return InlineExecutor(job, plan) if workers == 1 else ProcessExecutor(workers, job, plan)

@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import time
 import warnings
 from collections import deque
@@ -35,6 +34,7 @@ from pipeline.splits.process import Progress
 from pipeline.splits.run_file import RUN_FILE, read_run
 from pipeline.splits.worker import Outcome, Task, Worker, require_numerics
 from pipeline.transient_errors import ATTEMPTS
+from shared.io.log import LOG
 from shared.model_folder.identity import PackedModel, check_model, pack_model
 from shared.shards.manifest import NumericsClass
 
@@ -257,7 +257,7 @@ class RayExecutor:
             if not notified and time.monotonic() - began > PATIENCE_SECONDS:
                 notified = True
                 wanted = f"each needs {self._needs}; `ray status` shows what there is"
-                print(f"patchwork: no worker is ready yet: {wanted}", file=sys.stderr)
+                LOG.warning("no worker is ready yet: %s", wanted)
 
     def run(self, numbers: Sequence[int], task: Task, progress: Progress) -> Iterator[Outcome]:
         queue = Queue(self._plan.splits[number] for number in numbers)

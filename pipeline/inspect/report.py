@@ -5,10 +5,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pipeline.charts import BOUNDARY, bar, bars, printable, size, table, with_boundaries, with_curve
+from pipeline.charts import BOUNDARY, bar, bars, printable, size, with_boundaries, with_curve
 from pipeline.inspect.content_types import TYPES, WINDOW
 from pipeline.inspect.figures import Figures, nats
 from pipeline.inspect.survey import SHORTEST_EXAMPLE, Example, survey
+from shared.io.tables import aligned
 from shared.patching.grid import GRID, dequantise
 from shared.patching.settings import PatchingSettings
 from shared.shards.content import LONGEST_COUNTED
@@ -94,7 +95,7 @@ def _by_subset(subsets: dict[str, SubsetTotals], totals: SubsetTotals, patched: 
         chart = "" if name == "all" and figures is totals else bar(measure, largest)
         patches = [f"{figures.patches:,}", f"{figures.mean_patch_size:.2f}"] if patched else ["-", "-"]
         rows.append([printable(name.encode()), f"{figures.documents:,}", f"{figures.bytes:,}", *patches, chart])
-    yield from table(header, rows)
+    yield from aligned(header, rows, left=(0, len(header) - 1), indent="  ").split("\n")
 
 
 def _patch_lengths(histogram: np.ndarray) -> Iterator[str]:
@@ -164,7 +165,7 @@ def _content_types(figures: Figures, total: int) -> Iterator[str]:
         ]
         for kind in order
     ]
-    yield from table(["type", "bytes", "mean nats", "bytes/patch", ""], rows)
+    yield from aligned(["type", "bytes", "mean nats", "bytes/patch", ""], rows, left=(0, 4), indent="  ").split("\n")
 
 
 def _examples(dataset: Dataset, easiest: list[Example], hardest: list[Example]) -> Iterator[str]:

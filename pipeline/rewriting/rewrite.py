@@ -17,7 +17,6 @@ from pydantic import Field, ValidationError
 
 from pipeline.executors.counting import default_workers
 from pipeline.executors.process_pool import each
-from pipeline.progress import bar
 from pipeline.settings import PipelineError
 from pipeline.splits.marker import MOST_MARKER_BYTES, shard_files
 from shared.bpe.folder import copy_tokenizer
@@ -25,6 +24,7 @@ from shared.errors import DatasetError, IdentityError
 from shared.io.files import LOCK_FILE, atomic_file, check_folder, locked, sync, write_atomic
 from shared.io.identity import canonical_json, differences, file_sha256, in_short
 from shared.io.json_reader import read_bounded, read_json
+from shared.io.progress import ByteProgress
 from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE, check_model
 from shared.settings import Settings
 from shared.shards.dataset import Dataset, check_file, check_size
@@ -226,7 +226,7 @@ def _write_all(work: Rewriting, unfinished: Path, workers: int) -> list[Written]
     sizes, markers = work.sizes, unfinished / _MARKERS
     written = {unit: found for unit in range(len(sizes)) if (found := _marker(unfinished, unit)) is not None}
     left = [unit for unit in range(len(sizes)) if unit not in written]
-    with bar(work.title, sum(sizes), sum(sizes[unit] for unit in written)) as progress:
+    with ByteProgress(work.title, sum(sizes), sum(sizes[unit] for unit in written)) as progress:
         for unit, result in each(partial(_write, work, unfinished), left, workers):
             write_atomic(markers / f"{unit}.json", result.model_dump_json())
             written[unit] = result

@@ -1,6 +1,5 @@
 """A preprocessing run from the first look at the input to the manifests: plan, resume, work, commit."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 from pipeline.executors import Executor, make_executor
 from pipeline.inputs.listing import list_inputs, require_local
 from pipeline.plan import Plan, group
-from pipeline.progress import bar
 from pipeline.run.progress import Following, Progress, following
 from pipeline.run.report import Report, write_report
 from pipeline.run.run_folder import (
@@ -27,6 +25,8 @@ from pipeline.splits.run_file import FAILURES, RunFile
 from pipeline.splits.selection import remove_selection, select, selection_done, selects, surveyed
 from pipeline.splits.worker import Outcome, Task, require_numerics
 from shared.io.files import locked, write_atomic
+from shared.io.log import LOG
+from shared.io.progress import ByteProgress
 from shared.io.terminal import one_line, safe
 from shared.shards.manifest import DatasetIdentity, EntropyModelIdentity, Manifest, load_manifest
 
@@ -63,7 +63,7 @@ def make_plan(
 
     ``out``: the folder of the run, which is left out.
     """
-    with bar("Looking at the input", None) as shown:
+    with ByteProgress("Looking at the input", None) as shown:
         listing = list_inputs(inputs, reading, earlier.files if earlier else (), shown.update, out)
     splits = group(listing.files, listing.split_bytes)
     return Plan(
@@ -107,6 +107,7 @@ def run_identity(job: Job, plan: Plan) -> dict[str, Any]:
 def _finish(job: Job, run: RunFile, settings: ExecutorSettings) -> Report:
     markers = finished_splits(job.out, run)
     before = len(markers)
+    LOG.debug("%s: %d of %d splits are done already", job.out, before, len(run.plan.splits))
     left = [split.number for split in run.plan.splits if split.number not in markers]
     failures: list[Outcome] = []
     progress: Progress | None = None
@@ -133,7 +134,7 @@ def _finish(job: Job, run: RunFile, settings: ExecutorSettings) -> Report:
     try:
         write_report(job.out, report)
     except OSError as error:
-        print(f"patchwork: there is no new report: {error}", file=sys.stderr)
+        LOG.warning("there is no new report: %s", error)
     if not failures:
         remove_half_written(job.out)
         remove_selection(job.out)

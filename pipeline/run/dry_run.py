@@ -13,6 +13,7 @@ from pipeline.run.driver import make_plan
 from pipeline.scoring.cut import cut, pieces
 from pipeline.scoring.load_scorer import load_scorer
 from pipeline.settings import ExecutorSettings, Job
+from shared.io.terminal import show
 
 # Limits of the trial: the rate settles soon, and nobody waits long; several splits, as files differ.
 TRIAL_FRACTION = 0.01
@@ -28,20 +29,20 @@ def dry_run(job: Job, inputs: Sequence[Path | str], executor: ExecutorSettings) 
     workers = executor.workers or default_workers(os.cpu_count() or 1, threads_of(job))
     kinds = ", ".join(sorted({file.kind for file in plan.files}))
     splits = f"{len(plan.splits):,} splits of about {plan.split_bytes:,} bytes"
-    print(f"{len(plan.files):,} files ({kinds}), {plan.bytes:,} bytes, in {splits}")
+    show(f"{len(plan.files):,} files ({kinds}), {plan.bytes:,} bytes, in {splits}")
     used, seconds = _trial(job, plan)
     if not used:
-        print("the trial met no record, so there is no estimate")
+        show("the trial met no record, so there is no estimate")
         return 0
     rate = used / seconds
     scored_bytes = min(plan.bytes, job.reading.sample_bytes or plan.bytes)
     hours = scored_bytes / rate / min(workers, len(plan.splits)) / 3600
-    print(f"trial: {used:,} bytes in {seconds:.1f} s: {rate / 1e3:,.0f} kB/s a worker")
+    show(f"trial: {used:,} bytes in {seconds:.1f} s: {rate / 1e3:,.0f} kB/s a worker")
     busy = min(workers, len(plan.splits))
-    print(f"estimate: {_in_words(hours * 3600)} with {busy} of {workers} workers busy, and some seconds to start them")
+    show(f"estimate: {_in_words(hours * 3600)} with {busy} of {workers} workers busy, and some seconds to start them")
     if busy < workers:
-        print(f"  no more can be busy: splits are {len(plan.splits)}; --split-bytes N makes smaller ones, so more")
-    print("nothing was written")
+        show(f"  no more can be busy: splits are {len(plan.splits)}; --split-bytes N makes smaller ones, so more")
+    show("nothing was written")
     return 0
 
 

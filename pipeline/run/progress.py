@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, ValidationError
 
-from pipeline.progress import NoBar, bar
 from pipeline.splits.worker import Outcome
 from shared.io.files import write_atomic
 from shared.io.json_reader import read_bounded
+from shared.io.progress import ByteProgress
 from shared.settings import Settings
 from shared.shards.manifest import Count
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
+    pass
 
 PROGRESS_FILE = "progress.json"
 _SAVED_EVERY = 2.0
@@ -66,7 +66,7 @@ class Progress(Settings):
 class Following:
     """Keeps bar and file up to date while one step of a run goes on."""
 
-    def __init__(self, out: Path, shown: "tqdm | NoBar", progress: Progress, devices: float) -> None:
+    def __init__(self, out: Path, shown: ByteProgress, progress: Progress, devices: float) -> None:
         self._path, self._shown, self._devices = out / PROGRESS_FILE, shown, devices
         self._latest = progress
         self._bytes, self._saved = 0, 0.0
@@ -99,7 +99,7 @@ class Following:
         )
         cost = self._latest.hours_per_gigabyte
         if cost is not None:
-            self._shown.set_postfix_str(f"{cost:.3g} {latest.device}-hours/GB", refresh=False)
+            self._shown.note = f"{cost:.3g} {latest.device}-hours/GB"
 
     def complete(self) -> None:
         """Newlines and the like are in no record: they are counted at the end, when every split is done."""
@@ -135,7 +135,7 @@ def following(
         device_seconds=0.0,
         finished_bytes=0,
     )
-    with bar(step, total) as shown:
+    with ByteProgress(step, total) as shown:
         found = Following(out, shown, progress, device[0])
         found.save()
         try:

@@ -10,7 +10,7 @@ from pipeline.settings import SPLIT_NAMES, Job
 from pipeline.splits.logs import LOGS
 from pipeline.splits.marker import DEAD_LETTERS, DUPLICATES, EMPTY_RECORDS, Counts
 from pipeline.splits.run_file import FAILURES
-from shared.io.terminal import show
+from shared.io.terminal import show_lines
 from shared.shards.manifest import SubsetTotals
 
 SUBSETS_SHOWN = 12
@@ -51,7 +51,7 @@ def _columns(reading: Mapping[str, Any], counts: Counts) -> list[tuple[str, str,
 
 
 def print_summary(job: Job, report: Report) -> None:
-    show(summary_lines(job, report))
+    show_lines(*summary_lines(job, report))
 
 
 def summary_lines(job: Job, report: Report) -> list[str]:

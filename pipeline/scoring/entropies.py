@@ -11,12 +11,12 @@ from typing import IO, TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from pipeline.progress import bar
 from pipeline.read.formats.datasets import documents_at
 from pipeline.records import chunks_of
 from pipeline.scoring.load_scorer import load_scorer
 from pipeline.settings import ScoringSettings
 from shared.errors import DatasetError
+from shared.io.progress import ByteProgress
 from shared.patching import PatchingSettings
 from shared.patching.grid import dequantise, quantise
 from shared.shards.dataset import Dataset
@@ -135,7 +135,7 @@ class ScoredEntropies:
         self._begins = np.append(0, np.cumsum(documents.bytes + 1)) * self._dtype.itemsize
         folder.mkdir(parents=True, exist_ok=True)
         self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (it lives as long as we do)
-        with bar("Scoring", int(documents.bytes.sum())) as progress:
+        with ByteProgress("Scoring", int(documents.bytes.sum())) as progress:
             begins = True
             for nats, last in scorer.score_pieces(_inputs(documents)):
                 self._file.write((quantise(nats) if quantised else nats).tobytes())

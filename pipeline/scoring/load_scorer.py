@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.settings import PipelineError, ScoringSettings
+from shared.io.log import LOG
 from shared.model_folder.identity import PackedModel
 from shared.shards.manifest import NumericsClass
 
@@ -28,6 +29,7 @@ def load_scorer(entropy_model: Path | PackedModel | None, scoring: ScoringSettin
     on_accelerator = "varlen" if scoring.dtype == "bfloat16" else "banded"
     kernel = on_accelerator if device == "cuda" else "tiled"
     hardware = torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
+    LOG.debug("scoring on %s (%s), attention %s, %d threads", device, hardware, kernel, scoring.threads)
     numerics = NumericsClass(
         device=f"{device} {hardware}",
         dtype=scoring.dtype,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.splits.marker import split_name
+from shared.io.log import LOG
 from shared.io.terminal import safe
 
 LOGS = "logs"
@@ -33,6 +34,7 @@ class SplitLog:
         return self
 
     def say(self, line: str) -> None:
+        LOG.debug("split %s: %s", self._path.stem, line)
         if self._file is None:
             return
         try:

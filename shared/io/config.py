@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from shared.errors import ConfigError
-from shared.settings import first_problem
+from shared.errors import ConfigError, did_you_mean
+from shared.io.log import LOG
+from shared.io.setting_keys import known_names
+from shared.settings import first_error, first_problem
 
 MOST_BYTES = 2**20
 """Of a recipe."""
@@ -36,6 +38,7 @@ def read_recipe(path: Path, overrides: Sequence[str], schema: type[BaseModel]) -
     Raises ConfigError.
     """
     values = read_toml(path, "recipe")
+    LOG.debug("read %s, changed by: %s", path, " ".join(overrides) or "nothing")
     for override in parse_overrides(overrides):
         place = _place(schema, override)
         set_key(values, place.parts, _typed(override, place), override.option)
@@ -69,13 +72,23 @@ def check_recipe(values: dict[str, Any], schema: type[S], path: Path, overrides:
         return schema.model_validate(values)
     except ValidationError as error:
         key = _key_of(error, values)
+        problem = first_problem(error, key) + _near(error, key, schema, values)
         given = [override.key for override in parse_overrides(overrides)]
         own = [name for name in given if name == key or key.startswith(f"{name}.")]
         if own:
-            raise ConfigError(f"--{own[-1]}: {first_problem(error, key).removeprefix(f'{own[-1]}: ')}") from None
+            raise ConfigError(f"--{own[-1]}: {problem.removeprefix(f'{own[-1]}: ')}") from None
         among = dict.fromkeys(f"--{name}" for name in given if not key or name.startswith(f"{key}."))
         where = f"{path} with {', '.join(among)}" if among else str(path)
-        raise ConfigError(f"{where}: {first_problem(error, key)}") from None
+        raise ConfigError(f"{where}: {problem}") from None
+
+
+def _near(error: ValidationError, key: str, schema: type[BaseModel], values: dict[str, Any]) -> str:
+    """Of an unknown key: which known one may be meant, by its whole name, or as a key of that name elsewhere."""
+    if first_error(error)["type"] != "extra_forbidden":
+        return ""
+    names = known_names(schema, values)
+    same = [name for name in names if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    return did_you_mean(key, same, 0.0) or did_you_mean(key, names)
 
 
 @dataclass(frozen=True)
@@ -207,7 +220,7 @@ def _is_deep(values: Any) -> bool:
 
 def _key_of(error: ValidationError, values: Any) -> str:
     """The dotted key that a problem is about, as one writes it: without what validation adds for kinds of a section."""
-    problem = error.errors(include_url=False)[0]
+    problem = first_error(error)
     loc, shown = problem["loc"], []
     for number, part in enumerate(loc):
         is_place = isinstance(values, dict) and part in values

@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TextIO, cast
 
-INTERRUPTED = 128 + signal.SIGINT
-BROKEN_PIPE = 128 + signal.SIGPIPE
-"""Exit codes as a shell has them for a program that the signal ended."""
+from shared.errors import ExitCode
+
 LONGEST_ERROR = 4000
 
 _UNSAFE = re.compile(
@@ -51,10 +50,15 @@ def _escape(found: re.Match[str]) -> str:
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-def show(lines: Iterable[object]) -> None:
-    """Print lines, each of which stays one line."""
+def show(text: object = "") -> None:
+    """Print a result on standard output: what somebody may pipe into a file. Everything else is for `shared.io.log`."""
+    print(text)  # noqa: T201
+
+
+def show_lines(*lines: object) -> None:
+    """The same for lines each of which stays one line."""
     for line in lines:
-        print(one_line(line))
+        show(one_line(line))
 
 
 class SafeStream:
@@ -91,7 +95,7 @@ class SafeStream:
             if not self.ends_program:
                 return
             if error.errno == errno.EPIPE:
-                raise SystemExit(BROKEN_PIPE) from None
+                raise SystemExit(ExitCode.BROKEN_PIPE) from None
             error.filename = "standard output"
             raise
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from shared.errors import IdentityError, ModelFileError
 from shared.io.files import check_folder, naming, sync
+from shared.io.log import LOG
 from shared.layers.blocks import cast_model
 from shared.model_folder.identity import (
     CONFIG_FILE,
@@ -165,6 +166,8 @@ def load_model(
     Raises ModelFileError, naming the first tensor that does not fit.
     """
     state, settings = load_state(folder)
+    where = "memory" if isinstance(folder, PackedModel) else folder
+    LOG.debug("loaded the %s model of %s, on %s in %s", settings.kind, where, device, dtype)
     with torch.device("meta"):
         model = build_model(settings)
     model.load_state_dict(state, strict=True, assign=True)

@@ -6,7 +6,8 @@ from typing import Any
 from shared.bpe.folder import MADE_BY_FILE, TOKENIZER_FILE
 from shared.errors import DatasetError, ModelFileError
 from shared.io.files import write_atomic
-from shared.io.storage import location_of, read_whole
+from shared.io.log import LOG
+from shared.io.storage import location_of, read_whole, without_query
 from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE, model_sha256
 from shared.shards.cache import FileCache, Lease, default_cache
 from shared.shards.dataset import Dataset
@@ -101,6 +102,8 @@ def open_dataset(folder: Path | str, cache: FileCache | None = None, manifest: M
     """
     folder = location_of(str(folder))
     manifest = manifest or load_manifest(folder)
+    rule = manifest.identity.patching.rule
+    LOG.debug("opened %s: %d shards, rule %s", without_query(str(folder)), len(manifest.shards), rule)
     if isinstance(folder, Path):
         return Dataset(folder, manifest)
     return RemoteDataset(folder, manifest, cache or FileCache(default_cache()))

@@ -31,7 +31,6 @@ IMPORTED = (
     "torch.distributed.run",
     "torch.utils.tensorboard",
     "torchdata.stateful_dataloader",
-    "tqdm",
 )
 HEAD = 8
 """Bytes that say how long a request is."""

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from shared.io.files import write_atomic
+from shared.io.log import LOG
 from trainer.checkpoints.index import read_index
 from trainer.checkpoints.retention import tidy
 from trainer.checkpoints.state import TrainState, read_state, validation_scores
@@ -120,6 +121,7 @@ class Checkpoints:
         """
         self.wait()
         path = step_folder(self.folder, state.step)
+        LOG.debug("saving %s", path)
         tensors = named_tensors(*get_state_dict(model, optimizer.parts))
         if self._stager is None:
             self._saving = path, _outcome(self._write, path, tensors, state)
@@ -204,6 +206,7 @@ class Checkpoints:
         parameters, moments = get_state_dict(model, optimizer.parts)
         tensors = named_tensors(parameters, moments)
         check_names(path, index, tensors)
+        LOG.debug("reading %d tensors of %s", len(tensors), path)
         load_tensors(path, index, tensors)  # those of the two dictionaries, in place
         set_state_dict(model, optimizer.parts, model_state_dict=parameters, optim_state_dict=moments)
         return state.model_copy(update={"identity": identity})

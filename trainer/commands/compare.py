@@ -1,20 +1,24 @@
-"""`python -m trainer compare`: systems trained at equal budgets on the same text, and what that shows."""
+"""Systems trained at equal budgets on the same text, and what that shows.
+
+Example:
+  python -m trainer compare src/ --out runs/comparison --budget 5e12 --only bytes blt-space
+"""
 
 import argparse
 import shlex
-import sys
 from pathlib import Path
 
-from shared.errors import ConfigError
-from shared.io.terminal import INTERRUPTED
+from shared.errors import ConfigError, ExitCode
+from shared.io.log import LOG
+from shared.io.progress import Progress
+from shared.io.terminal import show
 from trainer.experiments.compare import Request, compare
 from trainer.experiments.folder import check_experiment
 from trainer.experiments.page.page import write_report
 from trainer.experiments.preparation import Corpus
-from trainer.experiments.results.results import RESULTS_NAME, Results
+from trainer.experiments.results.results import RESULTS_NAME
 from trainer.experiments.results.words import in_words
 from trainer.experiments.systems import SYSTEMS_FILE, load_experiment
-from trainer.terminal import Progress
 
 BUDGET = 5e12
 
@@ -25,13 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--systems", type=Path, default=SYSTEMS_FILE, metavar="FILE", help="what to compare, as TOML")
     parser.add_argument("--only", nargs="+", default=[], metavar="SYSTEM", help="these systems alone")
     parser.add_argument("--full", action="store_true", help="all systems, and a second table at equal bytes")
-    parser.add_argument(
-        "--budget", type=float, default=BUDGET, metavar="FLOPS", help="useful training FLOPs of a run (%(default)g)"
-    )
+    parser.add_argument("--budget", type=float, default=BUDGET, metavar="FLOPS", help="useful training FLOPs of a run")
     parser.add_argument(
         "--bytes", type=int, metavar="N", help="of a run of the second table (default: what the first system learns)"
     )
-    parser.add_argument("--seeds", default="0,1", metavar="A,B", help="a run of each system for each (%(default)s)")
+    parser.add_argument("--seeds", default="0,1", metavar="A,B", help="a run of each system for each")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,21 +45,23 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=4_000_000,
         metavar="N",
-        help="a random sample of so many bytes of text, shared equally among CORPUS; 0: all (default %(default)s)",
+        help="a random sample of so many bytes of text, shared equally among CORPUS; 0: all",
     )
     parser.add_argument(
         "--document-bytes",
         type=int,
         default=3072,
         metavar="N",
-        help="cut plain text into documents of about so many bytes; 0: a file is a document (default %(default)s)",
+        help="cut plain text into documents of about so many bytes; 0: a file is a document",
     )
-    parser.add_argument("--validation-fraction", type=float, default=0.035, metavar="F", help="(default %(default)s)")
-    parser.add_argument("--sample-seed", type=int, default=1, metavar="N", help="of the sample (default %(default)s)")
+    parser.add_argument(
+        "--validation-fraction", type=float, default=0.035, metavar="F", help="share of documents that are held out"
+    )
+    parser.add_argument("--sample-seed", type=int, default=1, metavar="N", help="of the sample")
     parser.add_argument(
         "--corpus-options", default="", metavar="'...'", help="more options of preprocess: \"--include '*.py'\""
     )
-    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="runs at a time (default %(default)s)")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="runs at a time")
     parser.add_argument("--executor", choices=("ray", "inline"), default="ray", help="who scores the corpus")
 
 
@@ -98,21 +102,13 @@ def run(arguments: argparse.Namespace) -> int:
         jobs=arguments.jobs,
         executor=executor_from(arguments),
     )
-    try:
-        results, failed = compare(request, Progress(silent=False, every_seconds=30.0))
-    except KeyboardInterrupt:
-        print("interrupted; rerun the same command to resume", file=sys.stderr)
-        return INTERRUPTED
-    show(arguments.out, results)
+    results, failed = compare(request, Progress(silent=False, every_seconds=30.0))
+    show(in_words(results))
+    out = arguments.out
+    show(f"\npage: {write_report(out)}   record: {out / RESULTS_NAME}   runs: {out / 'cells'}")
     if failed:
-        print(f"{len(failed)} runs have failed: {', '.join(failed)}; the same command tries them again")
-    return 1 if failed else 0
-
-
-def show(out: Path, results: Results) -> None:
-    """The table, the comparisons, the page, and where everything is."""
-    print(in_words(results))
-    print(f"\npage: {write_report(out)}   record: {out / RESULTS_NAME}   runs: {out / 'cells'}")
+        LOG.error("%d runs have failed: %s; the same command tries them again", len(failed), ", ".join(failed))
+    return ExitCode.FAILED if failed else ExitCode.DONE
 
 
 def seeds_from(text: str) -> list[int]:

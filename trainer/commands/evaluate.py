@@ -1,9 +1,12 @@
-"""`python -m trainer evaluate`: what a model scores on datasets, by subset and document, and what that costs."""
+"""What a model scores on datasets, by subset and document, and what that costs.
+
+Example:
+  python -m trainer evaluate runs/stdlib/blt runs/stdlib/patched --baselines
+"""
 
 import argparse
 import json
 import re
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from shared.errors import ConfigError
 from shared.io.files import add_overwrite, output_if_given
-from shared.io.terminal import one_line
+from shared.io.log import LOG
+from shared.io.progress import Progress, clock, quantity
+from shared.io.terminal import show, show_lines
 from shared.model_folder.identity import load_settings
 from shared.shards.dataset import Dataset
 from shared.shards.manifest import MANIFEST_NAME
@@ -36,7 +41,6 @@ from trainer.evaluation.text_files import STDIN, is_text, read_texts
 from trainer.provenance.identity import model_identity
 from trainer.provenance.patch_size import patch_size_warning
 from trainer.provenance.thresholds import one_threshold, patching_for
-from trainer.terminal import Progress, clock, quantity
 
 # What imports torch is imported where it is used: `--help` and errors in options answer at once.
 if TYPE_CHECKING:
@@ -101,14 +105,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="bits per byte of the documents with these noises, and of their halves after each other",
     )
     text.add_argument("--samples", type=int, metavar="N", help="write N texts, and say how much of them is UTF-8")
-    text.add_argument(
-        "--sample-bytes", type=int, default=256, metavar="N", help="bytes of such a text at most (default %(default)s)"
-    )
+    text.add_argument("--sample-bytes", type=int, default=256, metavar="N", help="bytes of such a text at most")
     running = parser.add_argument_group("how it is computed, and what is written")
-    running.add_argument(
-        "--tokens", type=int, default=16384, help="tokens of a pack; longer documents are cut (default %(default)s)"
-    )
-    running.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default %(default)s")
+    running.add_argument("--tokens", type=int, default=16384, help="tokens of a pack; longer documents are cut")
+    running.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision of the pass")
     add_running(running)
     running.add_argument("--documents", type=Path, metavar="FILE.jsonl", help="write what each document scores")
     running.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file too")
@@ -140,7 +140,7 @@ def run(arguments: argparse.Namespace) -> int:
         reports, records = [], []
         for number, dataset in enumerate(evaluator.datasets):
             if len(evaluator.datasets) > 1:
-                print(one_line(f"{dataset.where}:"))
+                show_lines(f"{dataset.where}:")
             found, figures = evaluator.scores(dataset, train_splits[number] if train_splits else None)
             if arguments.documents:
                 records += [{"dataset": dataset.where, **record} for record in found.document_records()]
@@ -268,7 +268,7 @@ class Evaluator:
         found = self.measure(self._model, dataset)
         others = [replace(self.measure(folder, documents), name=name) for name, folder, documents in self._others]
         baselines = self.baselines(dataset, train) if train is not None else []
-        print(table(found.scores, [*found.costs(), *baselines, *(column for one in others for column in one.beside())]))
+        show(table(found.scores, [*found.costs(), *baselines, *(column for one in others for column in one.beside())]))
         return found, report(found, baselines, others)
 
     def measure(self, folder: Path, dataset: "Documents") -> "Measured":
@@ -276,7 +276,7 @@ class Evaluator:
         from trainer.evaluation.report import measure
 
         if isinstance(dataset, Dataset) and (warning := patch_size_warning(folder, dataset)):
-            print(warning, file=sys.stderr)
+            LOG.info("%s", warning)
         text = dataset.totals.bytes
         self._progress.begin(0.0)
         tokens, dtype = self._arguments.tokens, self._arguments.dtype
@@ -306,7 +306,7 @@ class Evaluator:
         from trainer.metrics.subset_score import total_of
 
         compressed = compress(found.dataset)
-        print(f"\n{table(compressed, total_of(found.scores).bits_per_byte)}")
+        show(f"\n{table(compressed, total_of(found.scores).bits_per_byte)}")
         return {one.compressor: {"together": one.together, "alone": one.alone} for one in compressed}
 
     def noise(self, dataset: "Documents") -> list[dict[str, Any]]:
@@ -320,7 +320,7 @@ class Evaluator:
         self._progress.begin(0.0)
         found = robustness(scorer, dataset, noises, lambda share: self._progress.show(share, "noise"))
         self._progress.say(f"{len(noises)} noises on {dataset.where}")
-        print(f"\n{table(found)}")
+        show(f"\n{table(found)}")
         return [asdict(one) for one in found]
 
     def samples(self, dataset: "Documents") -> dict[str, Any]:
@@ -338,7 +338,7 @@ class Evaluator:
             self._patching(dataset),
         )
         self._progress.say(f"{found.bytes:,} bytes written")
-        print(f"\n{found}")
+        show(f"\n{found}")
         return asdict(found)
 
 

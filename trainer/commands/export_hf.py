@@ -1,4 +1,8 @@
-"""`python -m trainer export-hf`: a model folder as one that transformers loads."""
+"""A model folder as one that transformers loads.
+
+Example:
+  python -m trainer export-hf runs/stdlib/blt runs/hf
+"""
 
 import argparse
 import math
@@ -6,6 +10,7 @@ from pathlib import Path
 
 from shared.errors import ConfigError
 from shared.io.files import check_folder
+from shared.io.terminal import show
 from trainer.commands.running import add_model, opened_model
 
 
@@ -20,11 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="of the model's weights; the entropy model stays float32 (default %(default)s)",
+        help="of the model's weights; the entropy model stays float32",
     )
-    parser.add_argument(
-        "--shard-bytes", type=int, default=5_000_000_000, metavar="N", help="largest file (default %(default)s)"
-    )
+    parser.add_argument("--shard-bytes", type=int, default=5_000_000_000, metavar="N", help="largest file")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -34,16 +37,16 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--shard-bytes: {arguments.shard_bytes} is too small")
     if arguments.theta is not None and not math.isfinite(arguments.theta):
         raise ConfigError(f"--theta: {arguments.theta} is not a number of nats")
+    from shared.io.progress import Progress
     from trainer.interchange.folders import ExportSettings, export_hf
-    from trainer.terminal import Progress
 
     line = Progress(silent=False, every_seconds=15.0)
     chosen = ExportSettings(arguments.theta, arguments.subset, arguments.dtype, arguments.shard_bytes)
     with opened_model(arguments.model) as model:
         differences = export_hf(model, arguments.out, chosen, line)
     for difference in differences:
-        print(f"note: {difference}")
+        show(f"note: {difference}")
     files = sorted(path for path in arguments.out.iterdir() if path.is_file())
     for path in files:
-        print(f"{path}  {path.stat().st_size:,} bytes")
+        show(f"{path}  {path.stat().st_size:,} bytes")
     return 0

@@ -1,4 +1,8 @@
-"""`python -m trainer generate`: text from a model folder."""
+"""Text from a model folder.
+
+Example:
+  python -m trainer generate runs/stdlib/blt --prompt 'def ' --bytes 300
+"""
 
 import argparse
 import json
@@ -13,9 +17,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from shared.errors import ConfigError
+from shared.errors import ConfigError, ExitCode
 from shared.io.json_reader import read_at_most
-from shared.io.terminal import INTERRUPTED, unfiltered
+from shared.io.log import LOG
+from shared.io.terminal import unfiltered
 from shared.text.chat import Turn
 from trainer.commands.running import (
     add_model,
@@ -131,14 +136,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a chat so far, of any turns: a list of {role, content}; several files are one batch",
     )
     writing = parser.add_argument_group("what to write")
-    writing.add_argument("--bytes", type=int, default=200, metavar="N", help="bytes at most (default %(default)s)")
-    writing.add_argument(
-        "--temperature", type=float, default=0.8, help="0: always the likeliest byte (default %(default)s)"
-    )
+    writing.add_argument("--bytes", type=int, default=200, metavar="N", help="bytes at most")
+    writing.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest byte")
     writing.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest bytes only")
     writing.add_argument("--top-p", type=float, metavar="P", help="only the likeliest bytes that together reach P")
     writing.add_argument("--min-p", type=float, metavar="P", help="only bytes at least P times as probable as the best")
-    writing.add_argument("--seed", type=int, default=0, help="same seed, same text (default %(default)s)")
+    writing.add_argument("--seed", type=int, default=0, help="same seed, same text")
     writing.add_argument(
         "--stop",
         action="append",
@@ -157,7 +160,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="K",
-        help="let the local decoder draft K bytes at a time, checked by the full model (default %(default)s: none)",
+        help="let the local decoder draft K bytes at a time, checked by the full model",
     )
     add_running(patching)
     shown = parser.add_mutually_exclusive_group()
@@ -191,10 +194,10 @@ def run(arguments: argparse.Namespace) -> int:
         # To the end first: how a text ended is known only then.
         texts = [list(pieces) for pieces in rows]
         for pieces, ended in zip(texts, generator.ended):
-            print(json_line(pieces, ended), file=sys.stdout if out.isatty() else out)
+            (sys.stdout if out.isatty() else out).write(f"{json_line(pieces, ended)}\n")
     elif not print_texts(rows, len(prompts), arguments.show_patches, answers=arguments.chat):
-        return INTERRUPTED
-    print(summary(generator.statistics, generator.ended, time.perf_counter() - began), file=sys.stderr)
+        return ExitCode.INTERRUPTED
+    LOG.info("%s", summary(generator.statistics, generator.ended, time.perf_counter() - began))
     return 0
 
 
@@ -276,12 +279,13 @@ def print_texts(rows: Iterator[Iterator[Piece]], count: int, show_patches: bool,
     try:
         for number, pieces in enumerate(rows, 1):
             if count > 1:
-                print(f"== prompt {number} of {count}", file=out)
+                out.write(f"== prompt {number} of {count}\n")
             shown = (piece for piece in pieces if show_patches or not (answers and piece.from_prompt))
             for text in text_of(shown, style, terminal):
-                print(text, end="", file=out, flush=True)
-            print(file=out)
+                out.write(text)
+                out.flush()
+            out.write("\n")
     except KeyboardInterrupt:
-        print(RESET if coloured else "", file=out)  # it may have come within a coloured patch
+        out.write((RESET if coloured else "") + "\n")  # it may have come within a coloured patch
         return False
     return True

@@ -1,4 +1,8 @@
-"""`python -m trainer import-hf`: a folder of transformers, or of the released reference, as a model folder."""
+"""A folder of transformers, or of the released reference, as a model folder.
+
+Example:
+  python -m trainer import-hf runs/hf runs/imported
+"""
 
 import argparse
 import math
@@ -6,6 +10,7 @@ from pathlib import Path
 
 from shared.errors import ConfigError
 from shared.io.files import check_folder
+from shared.io.terminal import show
 from shared.patching.settings import LONGEST_PATCH
 
 
@@ -40,8 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--theta: {arguments.theta} is not a number of nats")
     if arguments.max_length is not None and not 1 <= arguments.max_length <= LONGEST_PATCH:
         raise ConfigError(f"--max-length: {arguments.max_length} is not between 1 and {LONGEST_PATCH}")
+    from shared.io.progress import Progress
     from trainer.interchange.folders import ImportSettings, import_foreign
-    from trainer.terminal import Progress
 
     line = Progress(silent=False, every_seconds=15.0)
     chosen = ImportSettings(arguments.entropy_model, arguments.theta, arguments.max_length)
@@ -49,10 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
     model, patching = found.model, found.patching
     stacks = {"encoder": model.encoder, "global": model.global_, "decoder": model.decoder}
     shapes = ", ".join(f"{name} {stack.layers} x {stack.width}" for name, stack in stacks.items())
-    print(f"{shapes}, window {model.window}, {model.queries} vectors a patch")
-    print(
+    show(f"{shapes}, window {model.window}, {model.queries} vectors a patch")
+    show(
         f"entropy model {found.entropy_model.layers} x {found.entropy_model.width}, window {found.entropy_model.window}"
     )
-    print(f"patches: rule {patching.rule!r}, theta {patching.theta!r} nats, max_length {patching.max_length}")
-    print(f"model: {arguments.out}")
+    show(f"patches: rule {patching.rule!r}, theta {patching.theta!r} nats, max_length {patching.max_length}")
+    show(f"model: {arguments.out}")
     return 0

@@ -1,16 +1,22 @@
-"""`python -m trainer import-llama`: a byte latent transformer to train, with a Llama's blocks in the middle."""
+"""A byte latent transformer to train, with a Llama's blocks in the middle.
+
+Example:
+  python -m trainer import-llama Llama-3.2-1B runs/byteified --recipe trainer/recipes/blt-1b.toml
+
+Keys of the recipe can be given as --section.key value, too.
+"""
 
 import argparse
 from pathlib import Path
 
 from shared.io.files import check_folder
+from shared.io.terminal import show
 
 TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of import-llama."""
-    parser.usage = "%(prog)s LLAMA OUT --recipe RECIPE.toml [--unscaled] [--section.key value]..."
     parser.add_argument(
         "llama", type=Path, metavar="LLAMA", help="folder of a LlamaForCausalLM (config.json, safetensors)"
     )
@@ -33,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the folder and say what is in it."""
     check_folder(arguments.out)
+    from shared.io.progress import Progress, quantity
     from trainer.interchange.byteify import IMPORTED, RECIPE_FILE, byteify
-    from trainer.terminal import Progress, quantity
 
     line = Progress(silent=False, every_seconds=15.0)
     out = arguments.out
@@ -42,8 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
     stack = made.stack
     heads = f"{stack.heads} heads, {stack.key_value_heads} of keys and values"
     own = f"{quantity(made.imported).rstrip()} parameters of the Llama"
-    print(f"{IMPORTED}: {stack.layers} of width {stack.width}, {heads}, {own}")
-    print(f"new: {quantity(made.new).rstrip()} parameters of the local models and the n-gram tables")
-    print(f"left out: {', '.join(made.left_out) or 'nothing'}")
-    print(f"train it: torchrun trainer/main.py {out / RECIPE_FILE} --data.path DATA --run.out RUN")
+    show(f"{IMPORTED}: {stack.layers} of width {stack.width}, {heads}, {own}")
+    show(f"new: {quantity(made.new).rstrip()} parameters of the local models and the n-gram tables")
+    show(f"left out: {', '.join(made.left_out) or 'nothing'}")
+    show(f"train it: torchrun trainer/main.py {out / RECIPE_FILE} --data.path DATA --run.out RUN")
     return 0

@@ -1,4 +1,8 @@
-"""`python -m trainer lm-eval`: tasks of the language model evaluation harness, an optional package."""
+"""Tasks of the language model evaluation harness, an optional package.
+
+Example:
+  python -m trainer lm-eval runs/stdlib/blt --tasks arc_easy --limit 100
+"""
 
 import argparse
 import json
@@ -7,6 +11,7 @@ from pathlib import Path
 
 from shared.errors import ConfigError
 from shared.io.files import add_overwrite, output_if_given
+from shared.io.terminal import show
 from trainer.commands.running import (
     add_model,
     add_running,
@@ -32,11 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--include", type=Path, metavar="FOLDER", help="a folder of task files of your own")
     parser.add_argument("--shots", type=int, metavar="K", help="examples before each question (default: the task's)")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N questions of each task only")
-    parser.add_argument(
-        "--tokens", type=int, default=16384, help="tokens of a pack, which holds a text whole (default %(default)s)"
-    )
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default %(default)s")
-    parser.add_argument("--together", type=int, default=16, metavar="N", help="prompts at once (default %(default)s)")
+    parser.add_argument("--tokens", type=int, default=16384, help="tokens of a pack, which holds a text whole")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision of the pass")
+    parser.add_argument("--together", type=int, default=16, metavar="N", help="prompts at once")
     add_subset(parser)
     add_running(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the harness's figures to this file too")
@@ -69,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
             task_manager=manager,
             log_samples=False,
         )
-    print(harness_module("utils").make_table(found))
+    show(harness_module("utils").make_table(found))
     if json_file:
         json_file.write(json.dumps({"generator": GENERATOR, **found["results"]}, indent=1, default=str) + "\n")
     return 0

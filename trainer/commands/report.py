@@ -1,4 +1,8 @@
-"""`python -m trainer report`: one page of runs, done, under way or dead, and of experiments, whole or in part."""
+"""One page of runs, done, under way or dead, and of experiments, whole or in part.
+
+Example:
+  python -m trainer report runs/stdlib/blt
+"""
 
 import argparse
 from collections.abc import Iterator
@@ -7,6 +11,7 @@ from pathlib import Path
 from shared.errors import ConfigError
 from shared.io.files import add_overwrite, output_of
 from shared.io.page import PAGE
+from shared.io.terminal import show
 from trainer.experiments.page.csv_files import write_csv
 from trainer.experiments.page.page import is_experiment, write_page
 from trainer.experiments.page.patched_text import kept_picture
@@ -43,13 +48,13 @@ def run(arguments: argparse.Namespace) -> int:
     runs = [load_history(path) for path in folders if path not in experiments or (path / METRICS_NAME).exists()]
     for folder in experiments:
         for words in found_in(folder):
-            print(f"{words}\n")
+            show(f"{words}\n")
         if arguments.samples:
             write_folder_samples(folder)
     for history in runs:
-        print(f"{facts_in_words(summary(history))}\n")
+        show(f"{facts_in_words(summary(history))}\n")
     file = write_page(out, experiments, runs)
-    print(f"{file}: open it in any browser")
+    show(f"{file}: open it in any browser")
     return 0
 
 

@@ -2,13 +2,13 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from shared.errors import ConfigError
 from shared.io.found import model_folder_at
+from shared.io.log import LOG
 from shared.model_folder.identity import WEIGHTS_FILE, load_settings
 from trainer.provenance.identity import IDENTITY_NAME, MOST_THREADS, model_identity
 from trainer.provenance.thresholds import default_note, known_subset
@@ -56,7 +56,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_running(parser: "argparse.ArgumentParser | argparse._ArgumentGroup") -> None:
     """--device and --threads."""
     parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is one (the default)"
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is one"
     )
     parser.add_argument(
         "--threads",
@@ -117,6 +117,7 @@ def device_named(name: str) -> str:
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise ConfigError("--device: torch sees no CUDA device; use cpu or auto")
+    LOG.debug("device %s", "cuda" if available else "cpu")
     return "cuda" if available else "cpu"
 
 
@@ -139,6 +140,7 @@ def set_threads(model: Path, wanted: int | None) -> int:
 
     threads = threads_for(model, wanted)
     torch.set_num_threads(threads)
+    LOG.debug("%d threads", threads)
     return threads
 
 
@@ -153,5 +155,5 @@ def chosen_subset(model: Path, subset: str | None, theta: float | None = None) -
     if subset is not None:
         return known_subset(recorded, subset)
     if theta is None and (note := default_note(recorded)):
-        print(note, file=sys.stderr)
+        LOG.info("%s", note)
     return None

@@ -1,9 +1,16 @@
-"""`python -m trainer scaling`: sizes and budgets of several families, fitted, with what they predict."""
+"""Sizes and budgets of several families, fitted, with what they predict.
+
+Example:
+  python -m trainer scaling src/ --out runs/scaling --families blt --budgets 1e12 4e12
+"""
 
 import argparse
 from pathlib import Path
 
 from shared.errors import ConfigError
+from shared.io.log import LOG
+from shared.io.progress import Progress
+from shared.io.terminal import show
 from trainer.commands.compare import add_data_arguments, corpus_from, executor_from, seeds_from
 from trainer.experiments.folder import check_experiment
 from trainer.experiments.page.page import write_report
@@ -12,7 +19,6 @@ from trainer.experiments.scaling.record import SCALING_NAME
 from trainer.experiments.scaling.runner import ScalingRequest, scale
 from trainer.experiments.scaling.words import in_words
 from trainer.experiments.systems import SYSTEMS_FILE, load_experiment
-from trainer.terminal import Progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,9 +49,9 @@ def run(arguments: argparse.Namespace) -> int:
         executor=executor_from(arguments),
     )
     found, failed = scale(request, Progress(silent=False, every_seconds=30.0))
-    print(in_words(found))
+    show(in_words(found))
     page, cells = write_report(arguments.out), arguments.out / "cells" / "scaling"
-    print(f"\npage: {page}   record: {arguments.out / SCALING_NAME}   runs: {cells}")
+    show(f"\npage: {page}   record: {arguments.out / SCALING_NAME}   runs: {cells}")
     if failed:
-        print(f"{len(failed)} runs have failed: {', '.join(failed)}; the same command tries them again")
+        LOG.error("%d runs have failed: %s; the same command tries them again", len(failed), ", ".join(failed))
     return 1 if failed else 0

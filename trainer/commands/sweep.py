@@ -1,4 +1,8 @@
-"""`python -m trainer sweep`: one model with its patching threshold shifted, quality against cost."""
+"""One model with its patching threshold shifted, quality against cost.
+
+Example:
+  python -m trainer sweep runs/stdlib/blt runs/stdlib/patched --theta 1 1.5 2
+"""
 
 import argparse
 from pathlib import Path
@@ -6,6 +10,9 @@ from typing import TYPE_CHECKING
 
 from shared.errors import ConfigError
 from shared.io.files import add_overwrite, output_of
+from shared.io.progress import Progress
+from shared.io.tables import aligned
+from shared.io.terminal import show
 from shared.shards.open import open_dataset
 from trainer.commands.evaluate import split_folder
 from trainer.commands.running import (
@@ -20,7 +27,6 @@ from trainer.commands.running import (
 from trainer.data.splits import VALIDATION_SPLIT
 from trainer.evaluation.threshold_sweep_record import SWEEP, SWEEP_NAME, ThresholdSweep, save_sweep
 from trainer.provenance.checkpoint_folders import is_complete
-from trainer.terminal import Progress
 
 if TYPE_CHECKING:
     from trainer.evaluation.threshold_sweep import ThresholdSweeper
@@ -41,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NATS",
         help="to add to the trained thresholds (default: such that half to twice as many patches start)",
     )
-    parser.add_argument("--tokens", type=int, default=16384, help="tokens of a pack (default %(default)s)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default %(default)s")
+    parser.add_argument("--tokens", type=int, default=16384, help="tokens of a pack")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision of the pass")
     add_running(parser)
     add_as(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"the figures (default {SWEEP_NAME} in the run)")
@@ -68,9 +74,9 @@ def run(arguments: argparse.Namespace) -> int:
         sweep = sweeper.sweep(shifts, lambda done: progress.show(done / count, f"threshold {done} of {count}"))
         sweep = sweep.model_copy(update={"model": str(arguments.model)})
     progress.say(f"{sweep.documents:,} documents of {sweep.bytes:,} bytes, scored {count} times")
-    print(table(sweep))
+    show(table(sweep))
     save_sweep(sweep, out)
-    print(out.path)
+    show(out.path)
     return 0
 
 
@@ -96,7 +102,7 @@ def wanted_shifts(arguments: argparse.Namespace, sweeper: "ThresholdSweeper") ->
 
 def table(sweep: ThresholdSweep) -> str:
     """A line a threshold: its place, mean patch size, bits per byte, and FLOPs a byte; the trained one is marked."""
-    heads = ["theta", "shift", "bytes/patch", "bits/byte", "MFLOP/byte", "with entropy model"]
+    heads = ["theta", "shift", "bytes/patch", "bits/byte", "MFLOP/byte", "with entropy model", ""]
     lines = [
         [
             f"{point.theta:.4f}",
@@ -105,12 +111,8 @@ def table(sweep: ThresholdSweep) -> str:
             f"{point.bits_per_byte:.4f}",
             f"{point.flops_per_byte / 1e6:.3f}",
             f"{(point.flops_per_byte + sweep.entropy_flops_per_byte) / 1e6:.3f}",
+            "<- trained" * point.trained,
         ]
         for point in sweep.points
     ]
-    widths = [max(len(line[column]) for line in [heads, *lines]) for column in range(len(heads))]
-    marks = ["", *("  <- trained" * point.trained for point in sweep.points)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths)) + mark
-        for line, mark in zip([heads, *lines], marks)
-    )
+    return aligned(heads, lines, left=(len(heads) - 1,))

@@ -1,4 +1,8 @@
-"""`python -m trainer tasks`: multiple choice, CUTE and texts to complete, from local files."""
+"""Multiple choice, CUTE and texts to complete, from local files.
+
+Example:
+  python -m trainer tasks runs/stdlib/blt hellaswag.jsonl --limit 100
+"""
 
 import argparse
 import json
@@ -11,6 +15,8 @@ from typing import TYPE_CHECKING
 
 from shared.errors import ConfigError
 from shared.io.files import add_overwrite, output_if_given
+from shared.io.progress import Progress, clock
+from shared.io.terminal import show
 from trainer.commands.generate import unescaped
 from trainer.commands.running import (
     add_model,
@@ -26,7 +32,6 @@ from trainer.evaluation.robustness.noise import NOISES
 from trainer.evaluation.tasks.questions import NORMALIZATIONS
 from trainer.generation.sampling import SamplingSettings
 from trainer.generation.settings import GenerateSettings
-from trainer.terminal import Progress, clock
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "files", type=Path, nargs="+", metavar="file", help="jsonl, parquet or arrow files of tasks, or folders of them"
     )
     parser.add_argument(
-        "--shots", type=int, default=0, metavar="K", help="solved questions of the task put before each (default 0)"
+        "--shots", type=int, default=0, metavar="K", help="solved questions of the task put before each"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="the first N questions of each task only")
     choosing = parser.add_argument_group("multiple choice")
@@ -65,19 +70,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="again with these noises on the prompt, on the choices, and on both",
     )
-    choosing.add_argument(
-        "--tokens", type=int, default=16384, help="tokens of a pack, which holds a text whole (default %(default)s)"
-    )
-    choosing.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default %(default)s")
+    choosing.add_argument("--tokens", type=int, default=16384, help="tokens of a pack, which holds a text whole")
+    choosing.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision of the pass")
     writing = parser.add_argument_group("texts to complete; the likeliest byte is always taken")
-    writing.add_argument("--bytes", type=int, default=256, metavar="N", help="bytes at most (default %(default)s)")
+    writing.add_argument("--bytes", type=int, default=256, metavar="N", help="bytes at most")
     writing.add_argument(
         "--stop",
         action="append",
         metavar="TEXT",
         help=r"end before this text (repeatable; default: \n); escapes as in generate",
     )
-    writing.add_argument("--together", type=int, default=16, metavar="N", help="prompts at once (default %(default)s)")
+    writing.add_argument("--together", type=int, default=16, metavar="N", help="prompts at once")
     add_subset(parser)
     add_running(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file too")
@@ -120,7 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
         began = time.monotonic()
         results = answering.all(plan, noisings, progress)
     progress.say(f"{sum(len(task.questions) for task in tasks):,} questions in {clock(time.monotonic() - began)}")
-    print(tables(results))
+    show(tables(results))
     if examples:
         examples.write("".join(f"{line}\n" for line in example_lines(results)))
     if json_file:

@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from shared.errors import ConfigError
+from shared.io.log import LOG
 from trainer.provenance.run_folder import FLIGHT_RECORDER_NAME
 from trainer.settings import RunSettings
 
@@ -152,6 +153,7 @@ def started(run: RunSettings) -> Iterator[World]:
     stay_on_this_machine()
     if device.type == "cuda":
         record_flights(run.out / FLIGHT_RECORDER_NAME)
+    LOG.debug("rank %d of %d on %s, %d threads, collectives through %s", rank, size, device, run.threads, backend)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=SETUP_TIMEOUT)
     ended = False
     try:

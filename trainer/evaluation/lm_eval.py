@@ -16,6 +16,7 @@ import torch
 from pydantic import ValidationError
 
 from shared.errors import ConfigError
+from shared.io.progress import Progress
 from shared.settings import first_problem
 from shared.vocabulary import IGNORED_LABEL
 from trainer.errors import TaskError
@@ -29,7 +30,6 @@ from trainer.generation.sampling import WRITABLE, SamplingSettings
 from trainer.generation.settings import GenerateSettings
 from trainer.optim.train_step import predict
 from trainer.provenance.identity import model_identity
-from trainer.terminal import Progress
 
 BYTES_A_TOKEN = 4
 TOKENS = 256

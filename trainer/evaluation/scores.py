@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.io.terminal import one_line
+from shared.io.tables import aligned
 from shared.vocabulary import IGNORED_LABEL
 from trainer.data.packing.packs import Pack
 from trainer.metrics.subset_score import SubsetScore, total_of
@@ -83,24 +83,19 @@ def table(scores: Mapping[str, SubsetScore], columns: Sequence[Column] = ()) -> 
 
     What was not measured is shown as a dash.
     """
-    headings = [one_line(column.heading) for column in columns]
-    heads = ["subset", "documents", "bytes", "bytes/patch", "bits/byte", *headings]
+    heads = ["subset", "documents", "bytes", "bytes/patch", "bits/byte", *(column.heading for column in columns)]
     lines = [
         _cells(name, score, [_shown(column.by_subset.get(name), column.digits) for column in columns])
         for name, score in scores.items()
         if name  # texts that belong to no subset are the total
     ]
     lines.append(_cells("total", total_of(scores), [_shown(column.total, column.digits) for column in columns]))
-    widths = [max(len(line[column]) for line in [heads, *lines]) for column in range(len(heads))]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))])
-        for line in [heads, *lines]
-    )
+    return aligned(heads, lines)
 
 
 def _cells(name: str, score: SubsetScore, others: Sequence[str]) -> list[str]:
     figures = [_shown(score.bytes_per_patch, 2), _shown(score.bits_per_byte, 4), *others]
-    return [one_line(name), f"{score.documents:,}", f"{score.bytes:,}", *figures]
+    return [name, f"{score.documents:,}", f"{score.bytes:,}", *figures]
 
 
 def _shown(value: float | None, digits: int) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from shared.errors import ConfigError
 from shared.io.config import check_recipe
+from shared.io.progress import Progress, quantity
 from shared.shards.manifest import load_manifest
 from shared.shards.open import open_dataset
 from trainer.data.catalogue import catalogue_of
@@ -32,7 +33,6 @@ from trainer.experiments.results.statistics import compared, require_scipy
 from trainer.experiments.runs import Run, run_all
 from trainer.experiments.systems import Experiment
 from trainer.settings import TrainSettings
-from trainer.terminal import Progress, quantity
 
 VALIDATIONS = 5
 """Passes over the validation split in a run: the points of its curve."""

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import ConfigError
+from shared.io.progress import Progress
 from trainer.errors import TrainingError
 from trainer.experiments.folder import claim
 from trainer.experiments.runs import Run, run_all
 from trainer.experiments.systems import Experiment, PatchingRecipe
-from trainer.terminal import Progress
 
 BY_ENTROPY = ("entropy", "monotonic")
 PLACEHOLDER_THETA = "1.0"

@@ -14,12 +14,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from tomli_w import dumps as to_toml
+
 from shared.io.child_processes import end_with_starter, short_sockets
 from shared.io.files import write_atomic
-from shared.io.toml import to_toml
+from shared.io.progress import Progress
 from trainer.metrics.files import read_lines
 from trainer.provenance.run_folder import METRICS_NAME
-from trainer.terminal import Progress
 
 RECIPE_NAME, LOG_NAME = "recipe.toml", "log.txt"
 PRELOADED = [__name__, "trainer.run.setup", "trainer.experiments.scoring", "torch._dynamo", "torch.utils.tensorboard"]

@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tomli_w import dumps as to_toml
 from torch import Tensor
 
 from shared.errors import ConfigError
 from shared.interop.llama import LlamaBlocks, llama_stack
 from shared.io.config import check_recipe, read_recipe, set_key
 from shared.io.files import whole_folder, write_atomic
-from shared.io.toml import to_toml
+from shared.io.progress import Progress
 from shared.model_folder.files import build_model
 from shared.model_settings import BltSettings, StackSettings
 from shared.models.initialise import initial_value
 from trainer.interchange.folders import write_model
 from trainer.settings import TrainSettings
-from trainer.terminal import Progress
 
 RECIPE_FILE = "recipe.toml"
 IMPORTED = "global_.blocks"

@@ -18,6 +18,7 @@ from shared.interop.transfer import Contents
 from shared.interop.writing import write_hf_folder
 from shared.io.files import whole_folder, write_atomic
 from shared.io.identity import file_sha256
+from shared.io.progress import Progress, quantity
 from shared.model_folder.files import DTYPES
 from shared.model_folder.identity import (
     CONFIG_FILE,
@@ -34,7 +35,6 @@ from shared.patching.settings import LONGEST_PATCH, PatchingSettings
 from shared.shards.manifest import EntropyModelIdentity, NumericsClass
 from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, RunNumerics, model_identity, save_identity
 from trainer.provenance.thresholds import one_threshold
-from trainer.terminal import Progress, quantity
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from shared.io.files import write_atomic
+from shared.io.progress import quantity
 from shared.layers.batch import Batch, Patches, segments
 from shared.vocabulary import BOS, OFFSET
 from trainer.data.packing.limits import PackLimits
@@ -28,7 +29,6 @@ from trainer.memory.parts import HELP, STATE, Memory, logits_bytes, unsharded_el
 from trainer.optim.optimizer import Optimizers
 from trainer.optim.train_step import backward
 from trainer.settings import TrainSettings
-from trainer.terminal import quantity
 
 MEMORY_NAME = "memory.json"
 ADAM_MOMENTS = 2

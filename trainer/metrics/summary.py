@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from shared.io.terminal import one_line
+from shared.io.progress import clock, quantity
+from shared.io.tables import aligned
 from trainer.metrics.files import values
 from trainer.metrics.history import History
-from trainer.terminal import clock, quantity
 
 SUBSETS = 6
 """Subsets that the summary names."""
@@ -117,5 +117,4 @@ def _mean(lines: Sequence[dict[str, Any]], key: str) -> float | None:
 
 def in_words(facts: Sequence[tuple[str, str]]) -> str:
     """A line for each fact."""
-    width = max(len(label) for label, _ in facts)
-    return "\n".join(one_line(f"{label.ljust(width)}  {words}") for label, words in facts)
+    return aligned(facts[0], facts[1:], left=(0, 1))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from shared.io.progress import Progress
 from trainer.checkpoints.state import TrainState
 from trainer.checkpoints.store import Checkpoints
 from trainer.data.loader import PackLoader
@@ -16,7 +17,6 @@ from trainer.metrics.run_metrics import RunMetrics
 from trainer.optim.optimizer import Optimizers
 from trainer.optim.step_timer import StepTimer
 from trainer.settings import TrainSettings
-from trainer.terminal import Progress
 
 
 @dataclass

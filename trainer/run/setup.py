@@ -12,7 +12,9 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from shared.errors import ConfigError
 from shared.io.files import Output, locked, write_atomic
 from shared.io.identity import canonical_json
+from shared.io.log import LOG
 from shared.io.page import PAGE
+from shared.io.progress import Progress, quantity
 from trainer.checkpoints.initial_weights import build_model, other_settings
 from trainer.checkpoints.model import MODEL_FOLDER, write_model
 from trainer.checkpoints.state import TrainState
@@ -21,7 +23,6 @@ from trainer.data.loader import PackLoader
 from trainer.data.run_data import RunData
 from trainer.distributed.straggler_watch import Watch
 from trainer.distributed.world import World
-from trainer.errors import warn
 from trainer.evaluation.scores import table
 from trainer.evaluation.validation import Validation
 from trainer.lr_schedule import decayed
@@ -42,7 +43,6 @@ from trainer.run.callbacks.profiler import Profiler
 from trainer.run.callbacks.reporting import MetricsWriter, ProgressLine
 from trainer.run.job import Job
 from trainer.settings import TrainSettings
-from trainer.terminal import Progress, quantity
 
 LOCK_PATIENCE_SECONDS = 20.0
 """A job that was killed may take a moment to be gone."""
@@ -105,7 +105,7 @@ def prepare(settings: TrainSettings, data: RunData, identity: RunIdentity, world
         line=line,
         timer=timer,
         metrics=RunMetrics(settings, data, world, timer, line.say),
-        watch=Watch(world.store, world.rank, world.size, settings.run.timeout / 2, warn),  # before they give up
+        watch=Watch(world.store, world.rank, world.size, settings.run.timeout / 2, LOG.warning),  # before they give up
     )
     for news in checkpoints.pop_news():
         line.say(news)

@@ -10,7 +10,7 @@ from threading import Thread
 from types import FrameType
 
 from shared.io.child_processes import STOP_SIGNALS, has_ended
-from trainer.errors import warn
+from shared.io.log import LOG
 
 IMPATIENCE_SECONDS = 0.5
 """Two interrupts closer together are one: launchers pass on what a terminal has sent already."""
@@ -60,7 +60,7 @@ def _watch(read: socket.socket, neighbours: Sequence[int]) -> None:
             now = time.monotonic()
             if signal.SIGINT in numbers:
                 if interrupted is not None and now - interrupted > IMPATIENCE_SECONDS:
-                    warn("interrupted twice: ended without saving")
+                    LOG.warning("interrupted twice: ended without saving")
                     os._exit(128 + signal.SIGINT)
                 interrupted = now
             if signal.SIGTERM in numbers and any(map(has_ended, neighbours)):

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field, field_validator, model_validator
 
 from shared.io.storage import Location
+from shared.settings import Unit
 from trainer.settings.section import Folder, Section
 
 
@@ -18,23 +19,24 @@ class DataSettings(Section):
     """Folder or URL with the datasets train/ and validation/."""
     datasets: dict[str, Location] = Field(default_factory=dict)
     """Several such folders by name, instead of ``path``: their subsets are NAME/subset."""
-    tokens: int = Field(gt=2, le=2**24)
-    """T_max: tokens of a pack, the micro-batch of one rank."""
-    patches: int | None = Field(default=None, gt=1, le=2**24)
-    """P_max: patches of a pack; None sets it from the dataset's mean patch size."""
-    packs: int = Field(gt=0, le=2**20)
+    tokens: Annotated[int, Unit("tokens")] = Field(gt=2, le=2**24)
+    """T_max: size of a pack, the micro-batch of one rank."""
+    patches: Annotated[int, Unit("patches")] | None = Field(default=None, gt=1, le=2**24)
+    """P_max: the most in a pack; None sets it from the dataset's mean patch size."""
+    packs: Annotated[int, Unit("packs")] = Field(gt=0, le=2**20)
     """G: packs of one optimizer step, over all ranks; the number of ranks must divide it."""
-    streams: int = Field(default=64, gt=0, le=2**16)
-    """Documents that are read side by side, so that steps do not dwell on one that is longer than a pack."""
+    streams: Annotated[int, Unit("documents")] = Field(default=64, gt=0, le=2**16)
+    """How many are read side by side, so that steps do not dwell on one that is longer than a pack."""
     weights: dict[str, float] = Field(default_factory=dict)
     """Share of the bytes by subset or dataset; what is not named keeps its natural share."""
-    repeats: dict[str, Annotated[int, Field(gt=0, le=10**6)]] = Field(default_factory=dict)
-    """Passes by subset or dataset after which it is left out; what is not named is repeated as long as the run goes."""
-    workers: int = Field(default=1, ge=0, le=256)
+    repeats: dict[str, Annotated[int, Field(gt=0, le=10**6), Unit("passes")]] = Field(default_factory=dict)
+    """By subset or dataset, after how many passes it is left out; what is not named is repeated as long as the run
+    goes."""
+    workers: Annotated[int, Unit("processes")] = Field(default=1, ge=0, le=256)
     """Loader processes of each rank; 0 loads in the rank itself."""
     cache: Folder | None = None
     """Folder for files of datasets behind URLs, shared by all ranks of a machine; None: in the user's cache folder."""
-    cache_bytes: int = Field(default=64 * 2**30, gt=0, lt=2**62)
+    cache_bytes: Annotated[int, Unit("bytes")] = Field(default=64 * 2**30, gt=0, lt=2**62)
     """What that folder may hold; files in use are never removed, whatever their size."""
 
     @field_validator("datasets")

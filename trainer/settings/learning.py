@@ -5,8 +5,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from shared.settings import Settings
-from trainer.settings.section import Count, Section
+from shared.settings import Settings, Unit
+from trainer.settings.section import Count, Section, Steps
 
 
 class TableSettings(Section):
@@ -15,6 +15,7 @@ class TableSettings(Section):
     rate: float = Field(default=20.0, gt=0)
     """Learning rate of the tables, as a share of ``optimizer.lr``."""
     eps: float = Field(default=1e-10, gt=0)
+    """Added to the root of a row's mean square, so that a division by zero cannot be."""
 
 
 class MuonSettings(Section):
@@ -24,10 +25,11 @@ class MuonSettings(Section):
     """Learning rate of these matrices, as a share of ``optimizer.lr``. An update has the root mean square that AdamW's
     usually have, so that 1 is where to begin."""
     momentum: float = Field(default=0.95, ge=0, lt=1)
+    """Share of the running sum of gradients that a step leaves."""
     nesterov: bool = True
     """Look one step of momentum ahead."""
-    steps: int = Field(default=5, gt=0, le=100)
-    """Of the iteration that brings singular values near 1."""
+    steps: Annotated[int, Unit("iterations")] = Field(default=5, gt=0, le=100)
+    """Length of the iteration that brings singular values near 1."""
 
 
 Shares = dict[str, Annotated[float, Field(ge=0)]]
@@ -44,9 +46,11 @@ class OptimizerSettings(Section):
     lr: float = Field(gt=0)
     """Peak learning rate."""
     betas: tuple[Momentum, Momentum] = (0.9, 0.95)
+    """What a step leaves of the running means of gradients and of their squares."""
     eps: float = Field(default=1e-8, gt=0)
+    """Added to the root of the mean square, so that a division by zero cannot be."""
     weight_decay: float = Field(default=0.1, ge=0)
-    """Of weight matrices; norms and embedding tables are never decayed."""
+    """Decoupled decay of weight matrices, times the learning rate; norms and embedding tables are never decayed."""
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient."""
     matrices: Literal["adamw", "muon"] = "adamw"
@@ -85,7 +89,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 class InSteps(Settings):
     """A length in optimizer steps."""
 
-    steps: Count
+    steps: Steps
 
 
 class InBytes(Settings):
@@ -106,14 +110,16 @@ class ScheduleSettings(Section):
     """
 
     kind: Literal["cosine", "wsd", "constant"] = "cosine"
+    """What follows the warm-up."""
     warmup: Length = 0.05
-    """With a share a prolonged run is another run; with steps or bytes, and a kind other than cosine, it is not."""
+    """Over which the rate rises from 0 to the peak: a share of the run, or {steps = N}, or {bytes = N}. With a share a
+    prolonged run is another run; with steps or bytes, and a kind other than cosine, it is not."""
     floor: float = Field(default=0.1, ge=0, le=1)
     """Share of the peak that is left at the end."""
     decay: Length = 0.2
-    """Of wsd: the last part of the run."""
+    """Of wsd: the last part of the run, in the same way."""
     shape: Literal["linear", "sqrt", "cosine"] = "sqrt"
-    """Of the decay of wsd. sqrt is 1 - sqrt(t), which Haegele et al. 2024 (section 3) found best."""
+    """How the rate falls in the decay of wsd. sqrt is 1 - sqrt(t), which Haegele et al. 2024 (section 3) found best."""
 
     def identity_dict(self) -> dict[str, Any]:
         """Without the keys that say nothing about this kind."""
@@ -126,12 +132,12 @@ class GuardSettings(Section):
 
     excluded_from_identity: ClassVar[tuple[str, ...]] = ("budget", "within")
 
-    sigmas: float = Field(default=10.0, ge=0)
+    sigmas: Annotated[float, Unit("standard deviations")] = Field(default=10.0, ge=0)
     """A spike is this many robust standard deviations (from the median absolute deviation, at least a tenth of the
     median) above the median of the last steps; 0: only figures that are not finite are skipped."""
-    window: int = Field(default=128, gt=0, le=10**6)
-    """Steps that the median is taken over; before there are so many nothing is a spike."""
-    budget: int = Field(default=10, ge=0, le=10**6)
-    """Steps that may be skipped of the last ``within``; one more ends the run. 0 ends it at the first."""
-    within: int = Field(default=500, gt=0, le=10**6)
-    """Steps."""
+    window: Annotated[int, Unit("steps")] = Field(default=128, gt=0, le=10**6)
+    """Over which the median is taken; before there are so many nothing is a spike."""
+    budget: Annotated[int, Unit("steps")] = Field(default=10, ge=0, le=10**6)
+    """How many may be skipped of the last ``within``; one more ends the run. 0 ends it at the first."""
+    within: Annotated[int, Unit("steps")] = Field(default=500, gt=0, le=10**6)
+    """Of which ``budget`` may be skipped: the last so many."""

@@ -1,9 +1,10 @@
 """How a model is spread over ranks, what is computed again, and where its state lies."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from shared.settings import Unit
 from trainer.settings.section import Section
 
 
@@ -19,8 +20,8 @@ class ParallelSettings(Section):
         "dry_run",
     )
 
-    shard: int | None = Field(default=None, gt=0, le=2**20)
-    """Ranks that share one copy of the model; it must divide the number of ranks, and copies sum their gradients. None:
+    shard: Annotated[int, Unit("ranks")] | None = Field(default=None, gt=0, le=2**20)
+    """How many share one copy of the model; it must divide the number of ranks, and copies sum their gradients. None:
     one copy over all ranks. As many as a node has keeps the gathering of parameters inside it."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """What a block keeps for its backward pass. none: everything; full: its input, all else is computed again;
@@ -35,7 +36,7 @@ class ParallelSettings(Section):
     """Compile all blocks, on a GPU cross-attention too: faster steps after half a minute; needs a C++ compiler on
     CPUs."""
     float8: bool = False
-    """Products of the global transformer in float8, on Hopper GPUs and newer; needs torchao. affects the result."""
+    """Products of the global transformer in float8, on Hopper GPUs and newer; needs torchao. Affects the result."""
     dry_run: bool = True
     """Before the first step, go forward and back through the largest packs without learning: shows what does not fit or
     compile, and prints memory by part. Takes about as long as two steps."""

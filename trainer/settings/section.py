@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 
-from shared.settings import Settings
+from shared.settings import Settings, Unit
 
 
 def _named(path: Any) -> Any:
@@ -18,6 +18,8 @@ Folder = Annotated[Path, BeforeValidator(_named)]
 """A path that is not empty: that would be the current folder."""
 Count = Annotated[int, Field(gt=0, lt=2**53)]
 """Of what a long run may have many of: steps, bytes."""
+Steps = Annotated[Count, Unit("steps")]
+"""Of the optimizer."""
 
 
 class Section(Settings):

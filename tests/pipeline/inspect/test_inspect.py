@@ -1,25 +1,24 @@
 """inspect reports the figures that the rows add up to, and ranks documents by how predictable they are."""
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.dataset_examples import ENTROPY, MONOTONIC, NONE, STATIC, document, documents, in_two_parts, save_dataset
 
-from pipeline.charts import WIDTH, bar, bars, printable, size, table, with_boundaries, with_curve
-from pipeline.commands.inspect import add_arguments, report, run
+from pipeline.__main__ import main
+from pipeline.charts import WIDTH, bar, bars, printable, size, with_boundaries, with_curve
+from pipeline.commands.inspect import report
 from pipeline.inspect.content_types import TYPES, WINDOW, content_types
 from pipeline.inspect.survey import survey
+from shared.io.tables import aligned
 from shared.patching.settings import PatchingSettings
 from shared.shards.document import Row
 from shared.shards.open import open_dataset
 
 
 def command(folder: Path, *options: str) -> int:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return run(parser.parse_args([str(folder), *options]))
+    return main(["inspect", str(folder), *options])
 
 
 def lines_of(folder: Path, examples: int = 3) -> list[str]:
@@ -92,7 +91,7 @@ def test_an_unpatched_dataset_is_described_without_patches(tmp_path: Path) -> No
 
 
 def test_the_command_takes_both_splits_and_refuses_what_is_no_dataset(tmp_path: Path, capsys) -> None:
-    assert command(tmp_path) == 1
+    assert command(tmp_path) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "not a finished dataset" in error
@@ -107,7 +106,7 @@ def test_the_command_takes_both_splits_and_refuses_what_is_no_dataset(tmp_path: 
         command(tmp_path, "--documents", "-1")
     assert "-1 is less than 0" in capsys.readouterr().err
     (tmp_path / "train" / "shard-00000.arrow").unlink()
-    assert command(tmp_path) == 1
+    assert command(tmp_path) == 2
     assert "shard-00000.arrow is missing" in capsys.readouterr().err
 
 
@@ -194,6 +193,6 @@ def test_bars_are_proportional_and_tables_aligned() -> None:
     assert bar(0, 0) == ""
     assert len(bar(1, 2)) == WIDTH // 2
     assert bars([("a", 3), ("bb", 1)])[1].startswith("  bb   25.0%  █")
-    assert table(["a", "n", ""], [["long", "1", "x"]]) == ["  a     n", "  long  1  x"]
+    assert aligned(["a", "n", ""], [["long", "1", "x"]], left=(0, 2), indent="  ") == "  a     n\n  long  1  x"
     assert size(999) == "999 B"
     assert size(1_500_000) == "1.5 MB"

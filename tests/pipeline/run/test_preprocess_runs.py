@@ -341,7 +341,7 @@ def test_a_dry_run_says_how_long_and_writes_nothing(tmp_path, capsys):
         (["--rule", "space", "--seed", str(2**63)], "seed: Input should be less than"),
         (["--rule", "space", "--stream-length", "100", "--sidecar", "uint8"], "--sidecar needs --entropy-model"),
         (["--rule", "nonsense"], "invalid choice: 'nonsense'"),
-        (["--frobnicate"], "unrecognized arguments: --frobnicate"),
+        (["--frobnicate"], "unknown option --frobnicate"),
         (["--rule", "byte", "--executor", "inline", "--ray-address", "auto"], "--ray-address is for --executor ray"),
         (["--rule", "byte", "--executor", "inline", "--min-workers", "2"], "--min-workers is for --executor ray"),
         (["--rule", "byte", "--workers", "2", "--min-workers", "3"], "--min-workers 3 is more than --workers 2"),

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.__main__ import main as pipeline
-from shared.io.terminal import BROKEN_PIPE, imports, one_line, run_program, safe, safe_output, show, unfiltered
+from shared.errors import ExitCode
+from shared.io.progress import Progress
+from shared.io.terminal import imports, one_line, run_program, safe, safe_output, show_lines, unfiltered
 from trainer.__main__ import main as trainer
-from trainer.terminal import Progress
 
 HOSTILE = "a\x1b]0;x\x07\x1b[31m\x9b5m\x7f\u202eb\u2066\u200b\ufeff\u2028\r\nPATCHWORK: c\udc80\U000e0041"
 UNSAFE = set(HOSTILE) - set("abcxPATCHWORK: ];0[315m\n")
@@ -44,7 +45,7 @@ def test_both_programs_print_no_control_character(tmp_path: Path, capsys: pytest
 
 def test_printed_lines_stay_lines(capsys: pytest.CaptureFixture[str]) -> None:
     with safe_output():
-        show(["one", HOSTILE])
+        show_lines("one", HOSTILE)
         print(HOSTILE, file=sys.stderr)
         print("\x1b[K", end="", file=unfiltered(sys.stdout))
     out, err = capsys.readouterr()
@@ -53,13 +54,14 @@ def test_printed_lines_stay_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert not UNSAFE & (set(out.removesuffix("\x1b[K")) | set(err))
 
 
-def test_a_progress_line_steers_the_terminal_itself_alone() -> None:
+def test_a_progress_line_steers_the_terminal_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
 
     stream = Terminal()
-    line = Progress(False, 0.0, stream)
+    monkeypatch.setattr(sys, "stderr", stream)
+    line = Progress(False, 0.0)
     line.show(1.0, HOSTILE[:40])
     line.say(HOSTILE)
     assert stream.getvalue().count("\x1b") == 1
@@ -81,7 +83,7 @@ def test_a_reader_that_is_gone_ends_a_command_quietly(main: str) -> None:
     os.close(reading)
     found = with_stdout(writing, main)
     os.close(writing)
-    assert (found.returncode, found.stderr) == (BROKEN_PIPE, "")
+    assert (found.returncode, found.stderr) == (ExitCode.BROKEN_PIPE, "")
 
 
 def test_a_full_output_is_one_line() -> None:

@@ -110,7 +110,7 @@ def test_a_run_from_another_model_is_another_run(
     assert load_identity(out / "model" / IDENTITY_NAME, RunIdentity.__subclasses__()[0]).start == recorded.start
     for start, now in [({"model": str(out / "model")}, model_sha256(out / "model")), ({}, None)]:
         capsys.readouterr()
-        assert run(data, out, start=start) == 1
+        assert run(data, out, start=start) == 2
         assert f"start: recorded {recorded.start!r}, now {now!r}" in capsys.readouterr().err
 
 
@@ -135,7 +135,7 @@ def test_a_model_that_does_not_fit_is_named_with_the_tensor(
 ) -> None:
     model = tiny_recipe(data, tmp_path)["model"] | change
     capsys.readouterr()
-    assert run(data, tmp_path / "run", model=model, start={"model": str(trained)}) == 1
+    assert run(data, tmp_path / "run", model=model, start={"model": str(trained)}) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert f"start.model {trained}" in line
     assert re.search(words, line), line
@@ -144,7 +144,7 @@ def test_a_model_that_does_not_fit_is_named_with_the_tensor(
 def test_a_folder_that_is_no_model_is_refused_before_anything_is_written(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="is not a model folder"):
         run_identity_of(tiny_settings(data, tmp_path, start={"model": str(data)}))
-    assert run(data, tmp_path / "run", start={"model": str(data)}) == 1
+    assert run(data, tmp_path / "run", start={"model": str(data)}) == 2
     assert not (tmp_path / "run").exists()
 
 

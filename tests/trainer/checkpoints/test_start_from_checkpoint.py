@@ -87,7 +87,7 @@ def test_a_checkpoint_gives_what_its_model_folder_gives_and_the_identity_says_wh
     assert recorded == origin_of(step(trained, 6)).sha256
     assert recorded != load_identity(tmp_path / "folder" / IDENTITY_NAME, RunIdentity).start
     capsys.readouterr()
-    assert run(data, tmp_path / "saved", start={"model": str(step(trained, 3))}) == 1
+    assert run(data, tmp_path / "saved", start={"model": str(step(trained, 3))}) == 2
     assert f"start: recorded {recorded!r}, now {origin_of(step(trained, 3)).sha256!r}" in complaint(capsys)
 
 
@@ -116,7 +116,7 @@ def test_a_damaged_file_is_named_before_anything_of_it_is_used(
     content = bytearray((copy / name).read_bytes())
     content[len(content) // 2] ^= 1
     (copy / name).write_bytes(content)
-    assert run(data, tmp_path / "run", start={"model": str(copy)}) == 1
+    assert run(data, tmp_path / "run", start={"model": str(copy)}) == 2
     line = complaint(capsys)
     assert f"start.model {copy} is damaged ({name} is not what was written" in line
 
@@ -133,7 +133,7 @@ def test_a_checkpoint_that_does_not_fit_is_named_with_the_tensor(
     data: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], words: str
 ) -> None:
     model = tiny_recipe(data, tmp_path)["model"] | change
-    assert run(data, tmp_path / "run", model=model, start={"model": str(trained)}) == 1
+    assert run(data, tmp_path / "run", model=model, start={"model": str(trained)}) == 2
     line = complaint(capsys)
     assert f"start.model {step(trained, 6)}" in line
     assert re.search(words, line), line

@@ -216,7 +216,7 @@ def test_a_run_that_would_continue_from_it_is_refused_in_one_line(
 ) -> None:
     inflict, said = REFUSED[what]
     inflict(checkpoint)
-    assert run(data, checkpoint.parents[1]) == 1
+    assert run(data, checkpoint.parents[1]) == 2
     (line,) = (line for line in capsys.readouterr().err.splitlines() if "error" in line)
     assert re.search(said, line)
     assert checkpoint.is_dir()  # not set aside: it is no damage

@@ -172,7 +172,7 @@ def test_one_of_several_thresholds_is_exported(
 ) -> None:
     several = PatchingSettings(rule="entropy", theta=1.0, thetas={"de": 2.0, "en": 3.0}, max_length=64)
     folder = model_folder(tmp_path / "model", several, entropy_model)
-    assert run("export-hf", folder, tmp_path / "none") == 1
+    assert run("export-hf", folder, tmp_path / "none") == 2
     refusal = capsys.readouterr().err
     assert "--theta 1.0 (the default one" in refusal
     assert "--subset with one of de, en" in refusal
@@ -184,7 +184,7 @@ def test_one_of_several_thresholds_is_exported(
         assert run("import-hf", out, out.with_suffix(".back")) == 0
         found = identity(out.with_suffix(".back")).patching
         assert found == PatchingSettings(rule="entropy", theta=theta, max_length=64)
-    assert run("export-hf", folder, tmp_path / "fr", "--subset", "fr") == 1
+    assert run("export-hf", folder, tmp_path / "fr", "--subset", "fr") == 2
     assert "de, en" in capsys.readouterr().err
 
 
@@ -235,7 +235,7 @@ def test_what_cannot_be_exported_is_refused_in_one_line_and_leaves_nothing(
     tmp_path: Path, entropy_model: Path, rule: PatchingSettings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for folder, words in refusals(tmp_path, entropy_model, rule):
-        assert run("export-hf", folder, tmp_path / "out") == 1, folder
+        assert run("export-hf", folder, tmp_path / "out") == 2, folder
         error = capsys.readouterr().err
         assert words in error, folder
         assert error.count("\n") == 1, error
@@ -255,13 +255,13 @@ def test_what_cannot_be_imported_is_refused_in_one_line_and_leaves_nothing(
         ({"model_type": "llama"}, "BltForCausalLM is wanted"),
     ):
         path.write_text(json.dumps(config | change))
-        assert run("import-hf", hf, tmp_path / "out") == 1
+        assert run("import-hf", hf, tmp_path / "out") == 2
         error = capsys.readouterr().err
         assert any(part in error for part in words.split("|"))
         assert str(hf) in error
         assert error.count("\n") == 1
         assert not (tmp_path / "out").exists()
-    assert run("import-hf", tmp_path / "nowhere", tmp_path / "out") == 1
+    assert run("import-hf", tmp_path / "nowhere", tmp_path / "out") == 2
     assert f"{tmp_path / 'nowhere'} does not exist" in capsys.readouterr().err
 
 
@@ -273,7 +273,7 @@ def test_a_folder_that_is_there_is_not_touched(
     (tmp_path / "out" / "mine").write_text("kept")
     source = model if command == "export-hf" else foreign(tmp_path, model)
     capsys.readouterr()
-    assert run(command, source, tmp_path / "out") == 1
+    assert run(command, source, tmp_path / "out") == 2
     assert "is not empty" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
@@ -291,7 +291,7 @@ def test_bad_options_are_one_line(
     tmp_path: Path, model: Path, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     command, *options = arguments
-    assert run(command, model, tmp_path / "out", *options) == 1
+    assert run(command, model, tmp_path / "out", *options) == 2
     error = capsys.readouterr().err
     assert options[0] in error
     assert error.count("\n") == 1
@@ -301,7 +301,7 @@ MEASURED = """
 import sys, threading, time
 from pathlib import Path
 from trainer.interchange.folders import ExportSettings, ImportSettings, export_hf, import_foreign
-from trainer.terminal import Progress
+from shared.io.progress import Progress
 
 def anonymous():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) >> 10

@@ -204,20 +204,20 @@ def test_a_stop_string_is_written_with_escapes() -> None:
     ],
 )
 def test_bad_options_are_one_line(folder: Path, generate: Command, options: list[str], words: str) -> None:
-    out, error = generate(folder, *options, code=1)
+    out, error = generate(folder, *options, code=2)
     assert out == b""
     assert words in error
     assert error.count("\n") == 1
 
 
 def test_a_folder_without_identity_is_one_line(tmp_path: Path, generate: Command) -> None:
-    _, error = generate(tmp_path, code=1)
+    _, error = generate(tmp_path, code=2)
     assert "is not a model folder" in error
     assert error.count("\n") == 1
 
 
 def test_a_prompt_file_that_is_missing_is_named(folder: Path, tmp_path: Path, generate: Command) -> None:
-    _, error = generate(folder, "--prompt-file", tmp_path / "none", code=1)
+    _, error = generate(folder, "--prompt-file", tmp_path / "none", code=2)
     assert f"--prompt-file {tmp_path / 'none'}: No such file" in error
 
 
@@ -230,5 +230,5 @@ def test_a_prompt_that_never_ends_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_device_that_is_not_there_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    assert main(["generate", str(folder), "--device", "cuda"]) == 1
+    assert main(["generate", str(folder), "--device", "cuda"]) == 2
     assert "--device" in capsys.readouterr().err

@@ -51,7 +51,7 @@ def test_each_kind_learns_and_is_resumed_and_scored(kind, runs, capsys):
     assert command(["evaluate", str(out / "model"), str(data), "--tokens", "256"]) == 0
     text = open_dataset(data / "validation").manifest.totals.bytes
     assert f"{text:,}" in capsys.readouterr().out.splitlines()[-1]
-    assert command(["generate", str(out / "model"), "--prompt", "the"]) == 1
+    assert command(["generate", str(out / "model"), "--prompt", "the"]) == 2
     assert f"a model of kind {kind!r}: only entropy models" in capsys.readouterr().err
 
 
@@ -75,7 +75,7 @@ def test_each_kind_chooses_by_likelihood_with_noises_too(kind, runs, tmp_path, c
     assert command(["tasks", str(runs[kind] / "model"), str(task), "--noise", "antspeak", "--device", "cpu"]) == 0
     assert "antspeak" in capsys.readouterr().out
     task.write_text('{"prompt": "the man", "answer": "went"}\n')
-    assert command(["tasks", str(runs[kind] / "model"), str(task), "--device", "cpu"]) == 1
+    assert command(["tasks", str(runs[kind] / "model"), str(task), "--device", "cpu"]) == 2
     assert f"a model of kind {kind!r}: only entropy models" in capsys.readouterr().err
 
 
@@ -102,5 +102,5 @@ def test_ablations_learn_go_on_and_write(name, tmp_path, capsysbinary):
     ],
 )
 def test_other_data_is_refused(kind, patching, words, tmp_path, capsys):
-    assert run(tiny_data(tmp_path / "data", patching), tmp_path / "out", model=KINDS[kind][1]) == 1
+    assert run(tiny_data(tmp_path / "data", patching), tmp_path / "out", model=KINDS[kind][1]) == 2
     assert words in capsys.readouterr().err

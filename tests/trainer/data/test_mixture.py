@@ -197,7 +197,7 @@ def test_a_run_on_two_datasets_reports_their_subsets_and_refuses_changed_data(
     final = metric_lines(tmp_path / "run")[-1]["validation"]
     assert final["subsets"].keys() == {"one/a", "one/b", "two/a", "two/b"}
     changed = tiny_data(tmp_path / "changed", STATIC, documents=30)
-    assert main([str(recipe), "--data.datasets.two", str(changed)]) == 1
+    assert main([str(recipe), "--data.datasets.two", str(changed)]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "belongs to another run" in said
     assert "data.two/train: recorded" in said

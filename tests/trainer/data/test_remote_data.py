@@ -38,7 +38,7 @@ def test_a_url_without_data_is_one_line(tmp_path: Path, capsys: pytest.CaptureFi
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(toml(tiny_recipe(tmp_path, tmp_path / "run")))
     for url, words in ((f"local://{tmp_path}/none", "is not a finished dataset"), ("nosuch://x/y", "nosuch")):
-        assert main([str(recipe), "--data.path", url]) == 1
+        assert main([str(recipe), "--data.path", url]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("patchwork: error: ")
         assert url in line

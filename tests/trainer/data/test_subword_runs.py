@@ -197,12 +197,12 @@ def test_only_a_model_of_that_many_tokens_learns_on_them(place: Path, tmp_path: 
         ({"model": STACK | {"kind": "entropy"}}, "trains on unpatched shards"),
         ({"model": FLAT | {"vocabulary": 280}}, f"has vocabulary 280, the tokenizer of the shards {VOCABULARY}"),
     ):
-        assert run(tokens, tmp_path / "out", **model) == 1
+        assert run(tokens, tmp_path / "out", **model) == 2
         assert problem in capsys.readouterr().err
     static = tiny_data(tmp_path / "static", STATIC)
-    assert run(static, tmp_path / "out", model=FLAT) == 1
+    assert run(static, tmp_path / "out", model=FLAT) == 2
     assert f"with vocabulary {VOCABULARY} needs shards of rule 'bpe', these have 'static'" in capsys.readouterr().err
-    assert run(place / "plain", tmp_path / "out", model=FLAT) == 1
+    assert run(place / "plain", tmp_path / "out", model=FLAT) == 2
     assert "these have 'none'" in capsys.readouterr().err
 
 
@@ -210,9 +210,9 @@ def test_the_model_carries_its_tokenizer_and_is_not_scored_on_tokens_of_another(
     model = place / "run" / "model"
     assert load_making(model / "tokenizer") == load_making(place / "tokens" / "train" / "tokenizer")
     other = in_tokens(place / "plain", tmp_path / "other", VOCABULARY - 5)
-    assert command(["evaluate", str(model), str(other), "--tokens", "256"]) == 1
+    assert command(["evaluate", str(model), str(other), "--tokens", "256"]) == 2
     assert "is not cut" in capsys.readouterr().err
-    assert command(["evaluate", str(model), str(place / "plain"), "--tokens", "256"]) == 1
+    assert command(["evaluate", str(model), str(place / "plain"), "--tokens", "256"]) == 2
     assert "is not cut into patches" in capsys.readouterr().err
 
 

@@ -13,6 +13,7 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from torch.distributed.run import config_from_args, parse_args
 
+from shared.errors import ExitCode
 from trainer.distributed.loopback import meet_on_loopback
 from trainer.distributed.world import stay_on_this_machine
 from trainer.launch import main, unsaid
@@ -54,7 +55,7 @@ def test_an_error_of_the_ranks_is_one_line(tmp_path):
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, **quiet_environment()}, cwd=tmp_path, timeout=120
     )
-    assert done.returncode == 1
+    assert done.returncode == ExitCode.REFUSED
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert line.startswith("patchwork: error: ")

@@ -122,5 +122,5 @@ def test_without_the_package_one_line_says_what_to_install(
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(ConfigError, match="pip install"):
         harness_module("api.model")
-    assert main(["lm-eval", str(folder), "--tasks", "hellaswag"]) == 1
+    assert main(["lm-eval", str(folder), "--tasks", "hellaswag"]) == 2
     assert "pip install -e '.[lm-eval]'" in capsys.readouterr().err

@@ -93,7 +93,7 @@ def test_the_command_writes_noise_and_samples(
     assert figures["samples"]["samples"] == 3
     assert 0 < figures["samples"]["bytes"] <= 60
     assert "of 3 samples are valid UTF-8" in shown
-    assert main([*command, "--samples", "0"]) == 1
+    assert main([*command, "--samples", "0"]) == 2
     assert "--samples: 0 is too small" in capsys.readouterr().err
 
 
@@ -107,7 +107,7 @@ def test_documents_with_special_ids_are_refused_at_once(
     with pytest.raises(SystemExit):
         main(["evaluate", str(folder), str(chats.folder), "--noise", "loud"])
     capsys.readouterr()
-    assert main(["evaluate", str(folder), str(chats.folder), "--noise", "drop"]) == 1
+    assert main(["evaluate", str(folder), str(chats.folder), "--noise", "drop"]) == 2
     shown = capsys.readouterr()
     assert "noise is for plain text" in shown.err
     assert not shown.out

@@ -181,11 +181,11 @@ def test_intervals_hold_as_often_as_they_say() -> None:
 def test_a_text_that_does_not_fit_into_a_pack_is_refused(
     model: Path, files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["tasks", str(model), str(files / "men.jsonl"), "--tokens", "40"]) == 1
+    assert main(["tasks", str(model), str(files / "men.jsonl"), "--tokens", "40"]) == 2
     assert "men: a question has" in capsys.readouterr().err
-    assert main(["tasks", str(model), str(files / "sums.jsonl"), "--noise", "all"]) == 1
+    assert main(["tasks", str(model), str(files / "sums.jsonl"), "--noise", "all"]) == 2
     assert "--noise is for multiple choice" in capsys.readouterr().err
-    assert main(["tasks", str(model), str(files / "men.jsonl"), "--limit", "0"]) == 1
+    assert main(["tasks", str(model), str(files / "men.jsonl"), "--limit", "0"]) == 2
     assert "--limit: 0 is too small" in capsys.readouterr().err
 
 
@@ -213,6 +213,6 @@ def test_a_model_writes_all_prompts_as_if_each_were_alone(model: Path) -> None:
 
 def test_tasks_are_opened_before_any_model(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "bad.jsonl").write_text("{}\n")
-    assert main(["tasks", str(tmp_path / "no-model"), str(tmp_path / "bad.jsonl")]) == 1
+    assert main(["tasks", str(tmp_path / "no-model"), str(tmp_path / "bad.jsonl")]) == 2
     assert "bad.jsonl:1" in capsys.readouterr().err
     assert isinstance(open_task(files / "men.jsonl"), ChoiceTask)

@@ -185,5 +185,5 @@ def test_one_threshold_for_subsets_that_have_their_own_is_refused(
     rule = RULE.model_copy(update={"thetas": {"b": 1.0}})
     folder = model_folder(tmp_path / "model", rule, entropy_model)
     stored(tmp_path / "data", RULE, entropy_model)
-    assert main(["sweep", str(folder), str(tmp_path / "data"), "--theta", "1.0"]) == 1
+    assert main(["sweep", str(folder), str(tmp_path / "data"), "--theta", "1.0"]) == 2
     assert "--shifts" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from shared.errors import ConfigError
+from shared.io.progress import Progress
 from shared.models.flops import forward_flops, useful_workload
 from shared.shards.open import open_dataset
 from trainer.__main__ import main
@@ -28,7 +29,6 @@ from trainer.experiments.systems import Experiment, load_experiment
 from trainer.memory.parameters import parameter_shapes
 from trainer.metrics.files import read_lines
 from trainer.settings import TrainSettings
-from trainer.terminal import Progress
 
 BUDGET = 7e9
 STACK = "{width = 32, layers = 1, heads = 2, feed_forward = 32}"
@@ -204,7 +204,7 @@ def test_what_is_done_is_not_done_again_and_more_seeds_join(place: Path, results
 
 
 def test_another_budget_needs_another_folder(place: Path, capsys) -> None:
-    assert main(arguments(place, "--budget", 9e9)) == 1
+    assert main(arguments(place, "--budget", 9e9)) == 2
     assert "holds a comparison with budget_flops" in capsys.readouterr().err
 
 

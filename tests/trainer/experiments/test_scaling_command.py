@@ -6,9 +6,9 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
+from tomli_w import dumps as to_toml
 
 from shared.errors import ConfigError
-from shared.io.toml import to_toml
 from trainer.__main__ import main
 from trainer.experiments.scaling.grid import Grid, load_grid, sized
 from trainer.experiments.scaling.record import SCALING_NAME, Scaling, load_scaling
@@ -92,7 +92,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "systems.toml").write_text(SYSTEMS)
     (place / "grid.toml").write_text(GRID.replace("m = {model = {}}", BROKEN + "m = {model = {}}", 1))
     with (place / "first.txt").open("w") as file, redirect_stdout(file):
-        assert main(command(place, "--families", "bytes", "--budgets", 3e9)) == 1
+        assert main(command(place, "--families", "bytes", "--budgets", 3e9)) == 2
     before = load_scaling(place / "out")
     (place / "before.json").write_text(before.model_dump_json())
     shutil.rmtree(place / "out" / before.cells[1].cell.run)
@@ -154,7 +154,7 @@ def test_a_run_that_fails_is_said_and_the_others_go_on(place: Path) -> None:
 
 
 def test_another_corpus_needs_another_folder(place: Path, capfd) -> None:
-    assert main([*command(place), "--corpus-bytes", "20000"]) == 1
+    assert main([*command(place), "--corpus-bytes", "20000"]) == 2
     assert "sample_bytes: recorded 24000, now 20000" in capfd.readouterr().err
 
 

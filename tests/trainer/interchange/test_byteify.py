@@ -277,7 +277,7 @@ def refusal(capsys: pytest.CaptureFixture[str], folder: Path, out: Path, recipe:
     """The one line that import-llama says; it leaves nothing behind."""
     before = sorted(out.parent.iterdir())
     capsys.readouterr()
-    assert trainer(["import-llama", str(folder), str(out), "--recipe", str(recipe), *options]) == 1
+    assert trainer(["import-llama", str(folder), str(out), "--recipe", str(recipe), *options]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert sorted(out.parent.iterdir()) == before
     return line

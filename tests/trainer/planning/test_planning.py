@@ -318,7 +318,7 @@ def test_the_share_of_finding_patches_is_of_the_entropy_model_of_the_data_or_not
 def test_what_cannot_be_planned_is_one_line(options, words, tmp_path, capsys):
     path = tmp_path / "recipe.toml"
     path.write_text(toml(tiny_recipe(Path("missing"), tmp_path / "out")))
-    assert main([str(path), "--plan", *options]) == 1
+    assert main([str(path), "--plan", *options]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
 

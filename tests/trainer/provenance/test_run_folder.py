@@ -46,7 +46,7 @@ def test_a_folder_with_anything_of_others_is_refused_and_left_as_it_is(
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text('{"mine": 1}')
     before = everything(out)
-    assert run(data, out) == 1
+    assert run(data, out) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"run.out {out} " in line
     assert "choose another" in line
@@ -78,7 +78,7 @@ def test_an_empty_text_is_not_the_current_folder(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for way in ({"run": {"out": ""}}, {"start": {"model": " "}}):
-        assert run(data, tmp_path / "run", **way) == 1
+        assert run(data, tmp_path / "run", **way) == 2
         assert f"{next(iter(way))}.{next(iter(next(iter(way.values()))))}: an empty text" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["run.toml"]
 
@@ -112,7 +112,7 @@ def test_a_run_folder_of_others_leads_no_run_to_another_file(
         (out / name).symlink_to(mine)
     else:
         os.mkfifo(out / name)
-    assert run(data, out) == 1
+    assert run(data, out) == 2
     assert f"{name} is not a regular file" in capsys.readouterr().err
     assert mine.read_text() == "mine"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from helpers.tiny_runs import NONE, STACK, STATIC, losses, quiet_environment, tiny_data, tiny_recipe, toml, torchrun
 
+from shared.errors import ExitCode
 from trainer import errors
 from trainer.main import main
 
@@ -29,18 +30,18 @@ def recipe(data: Path, tmp_path: Path) -> Path:
     return path
 
 
-def complaint(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+def complaint(capsys: pytest.CaptureFixture[str], *arguments: str | Path, code: ExitCode = ExitCode.REFUSED) -> str:
     """The one line that a failing run says."""
     capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == 1
+    assert main([str(argument) for argument in arguments]) == code
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(PREFIX)]
     assert len(lines) == 1
     return lines[0]
 
 
 def test_no_recipe_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([]) == 2
-    assert "usage: torchrun trainer/main.py" in capsys.readouterr().err
+    assert main([]) == ExitCode.REFUSED
+    assert "trainer/main.py --help" in capsys.readouterr().err
 
 
 def test_a_wrong_key_a_missing_recipe_and_missing_data_are_named(
@@ -85,7 +86,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
     recipe: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     never = ("--run.steps", "20", "--checkpoint.every", "1", "--guard.budget", "0")
-    line = complaint(capsys, recipe, "--optimizer.lr", "1e30", *never)
+    line = complaint(capsys, recipe, "--optimizer.lr", "1e30", *never, code=ExitCode.FAILED)
     assert "not finite, nothing was updated" in line
     step = len(losses(tmp_path / "run"))
     assert f"step {step + 1}: " in line

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import zstandard
 
+from shared.io.tables import aligned
 from shared.shards.in_memory import Documents, whole_documents
 from shared.vocabulary import token_bytes
 
@@ -76,9 +77,7 @@ _OPENED: dict[Compressor, Callable[[int], Any]] = {"gzip -9": _gzip, "zstd -19":
 def table(found: Sequence[Compression], model: float) -> str:
     """Bits a byte of each compressor, in one stream and document by document, under the model's own."""
     lines = [
-        ("bits/byte as compressed", "one stream", "each document alone"),
         ("the model, ideally coded", "-", f"{model:.4f}"),
         *((one.compressor, f"{one.together:.4f}", f"{one.alone:.4f}") for one in found),
     ]
-    widths = [max(len(line[column]) for line in lines) for column in range(3)]
-    return "\n".join(f"{a.ljust(widths[0])}  {b.rjust(widths[1])}  {c.rjust(widths[2])}" for a, b, c in lines)
+    return aligned(["bits/byte as compressed", "one stream", "each document alone"], lines)

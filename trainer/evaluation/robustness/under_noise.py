@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shared.errors import ConfigError
+from shared.io.tables import aligned
 from shared.shards.in_memory import Documents, whole_documents
 from trainer.evaluation.robustness.characters import character_start
 from trainer.evaluation.robustness.noise import Noise, noised
@@ -101,8 +102,4 @@ def table(found: Sequence[Robustness]) -> str:
     for one in found[1:]:
         cells = [f"{getattr(one, place):.4f} ({getattr(one, place) - getattr(clean, place):+.4f})" for place in PLACES]
         lines.append([str(one.noise), *cells])
-    widths = [max(len(line[column]) for line in [heads, *lines]) for column in range(len(heads))]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))])
-        for line in [heads, *lines]
-    )
+    return aligned(heads, lines)

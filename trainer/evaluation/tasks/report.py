@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shared.io.terminal import one_line
+from shared.io.tables import aligned
 from trainer.evaluation.robustness.noise import NOISES
 from trainer.evaluation.tasks.choosing import PLACES, Chosen, Noising
 from trainer.evaluation.tasks.opening import ChoiceTask, CompletionTask
@@ -122,16 +122,16 @@ def tables(results: Sequence[Result]) -> str:
     parts = []
     if chosen:
         heads = ["multiple choice", "questions", "accuracy", "95%", "a byte", "95%", "chance"]
-        parts.append(columns(heads, [_choice_cells(result) for result in chosen]))
+        parts.append(aligned(heads, [_choice_cells(result) for result in chosen]))
         parts += [_noise_table(result) for result in chosen if result.noised]
     if written:
         rows = [_written_cells(result, contains=True) for result in written]
-        parts.append(columns(["completion", "questions", "exact", "95%", "contains"], rows))
+        parts.append(aligned(["completion", "questions", "exact", "95%", "contains"], rows))
     if cute:
         rows = [_written_cells(result, contains=False) for result in cute]
         if len(cute) > 1:
             rows.append([f"average of {len(cute)}", "", f"{cute_average(cute):.1%}", ""])
-        parts.append(columns(["CUTE", "questions", "exact", "95%"], rows))
+        parts.append(aligned(["CUTE", "questions", "exact", "95%"], rows))
     return "\n\n".join(parts)
 
 
@@ -168,16 +168,6 @@ def _written_examples(result: WrittenResult) -> Iterator[dict[str, Any]]:
         yield {"question": number, "context": question.context, "answers": question.answers, **vars(one)}
 
 
-def columns(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table, the first column to the left."""
-    rows = [[one_line(cell) for cell in row] for row in rows]
-    widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]).rstrip()
-        for row in [heads, *rows]
-    )
-
-
 def _choice_cells(result: ChoiceResult) -> list[str]:
     whole, per_byte = _accuracies(result.clean)
     shares = [f"{whole.share:.1%}", _interval(whole), f"{per_byte.share:.1%}", _interval(per_byte)]
@@ -200,7 +190,7 @@ def _noise_table(result: ChoiceResult) -> str:
         by_place = [result.under([key for key in keys if key.place == place])[0] for place in places]
         points = f"{100 * change.difference:+.1f} ± {100 * change.half_interval:.1f}"
         rows.append([name, *(f"{share:.1%}" for share in by_place), f"{mean:.1%}", points])
-    return columns([f"{result.task.name}, noised", *places, "mean", "change, points"], rows)
+    return aligned([f"{result.task.name}, noised", *places, "mean", "change, points"], rows)
 
 
 def _accuracies(examples: Sequence[Chosen]) -> tuple[Accuracy, Accuracy]:

@@ -4,12 +4,12 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import chain
 
+from shared.io.progress import Progress
 from trainer.evaluation.tasks.choosing import Noising, Score, choose
 from trainer.evaluation.tasks.opening import ChoiceTask, CompletionTask, Shots, Task
 from trainer.evaluation.tasks.report import ChoiceResult, Result, WrittenResult
 from trainer.evaluation.tasks.writing import Write, complete
 from trainer.generation.settings import GenerateSettings
-from trainer.terminal import Progress
 
 
 class Answering:

@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from html import escape
 
+from shared.io.progress import quantity
 from trainer.drawing.axes import short
 from trainer.drawing.chart import Curve, chart
 from trainer.drawing.page import Markup, facts, header, section, table
 from trainer.experiments.scaling.record import Counted, Estimate, Frontier, IsoFlop, Scaling
 from trainer.experiments.scaling.study import counted_in
-from trainer.terminal import quantity
 
 COUNTED_WORDS: dict[Counted, str] = {"model": "the model's FLOPs", "whole": "FLOPs with the entropy model's"}
 PREDICTED = "Predicted from the fits, not measured; an interval knows of scatter alone, not of a curve that bends."

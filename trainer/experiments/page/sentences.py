@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import get_args
 
+from shared.io.progress import quantity
 from trainer.drawing.forest import Difference
 from trainer.experiments.results.results import Comparison, Results, Table
 from trainer.experiments.results.statistics import FEW_DOCUMENTS
 from trainer.experiments.results.table import ALIKE, Row, budget_spread, cells_of, rows
-from trainer.terminal import quantity
 
 ALIKE_WORDS: dict[Table, str] = {"flops": "equal training FLOPs", "bytes": "equal bytes"}
 FEW_SEEDS = 5

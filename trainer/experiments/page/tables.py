@@ -3,13 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
+from shared.io.progress import clock
 from trainer.drawing.axes import short
 from trainer.drawing.chart import COLOURS, Curve, swatch
 from trainer.drawing.page import Markup, described, table
 from trainer.experiments.page.sentences import ALIKE_WORDS
 from trainer.experiments.results.results import Results, Table
 from trainer.experiments.results.table import Row, rows, subset_bits, subsets_of
-from trainer.terminal import clock
 
 Column = tuple[str, str, Callable[[Row], str]]
 """Head, what it means, and a cell."""

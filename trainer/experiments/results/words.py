@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 
+from shared.io.progress import clock, quantity
+from shared.io.tables import aligned
 from shared.io.terminal import one_line
 from trainer.experiments.results.results import Comparison, Results, Table
 from trainer.experiments.results.statistics import FEW_DOCUMENTS
 from trainer.experiments.results.table import Row, budget_spread, cells_of, rows
-from trainer.terminal import clock, quantity
 
 TITLES: dict[Table, str] = {"flops": "at equal useful training FLOPs", "bytes": "at equal bytes of text trained on"}
 
@@ -47,13 +48,8 @@ COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
 
 def table_text(results: Results, table: Table) -> str:
     """A line a system, the least bits per byte first."""
-    lines = [["system", *(head for head, _ in COLUMNS)]]
-    lines += [[one_line(row.system), *(cell(row) for _, cell in COLUMNS)] for row in rows(results, table)]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))])
-        for line in lines
-    )
+    lines = [[row.system, *(cell(row) for _, cell in COLUMNS)] for row in rows(results, table)]
+    return aligned(["system", *(head for head, _ in COLUMNS)], lines)
 
 
 def sentence(found: Comparison, documents: int) -> str:

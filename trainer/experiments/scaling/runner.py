@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from shared.io.config import check_recipe
+from shared.io.progress import Progress, clock, quantity
 from shared.shards.manifest import load_manifest
 from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT
 from trainer.errors import TrainingError
@@ -19,7 +20,6 @@ from trainer.experiments.scaling.record import SCALING_NAME, GridCell, Scaling, 
 from trainer.experiments.scaling.study import study
 from trainer.experiments.systems import Experiment
 from trainer.settings import RunSettings, TrainSettings
-from trainer.terminal import Progress, clock, quantity
 
 T = TypeVar("T")
 UTILISATION = 0.2

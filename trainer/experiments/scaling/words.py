@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from statistics import fmean
 
+from shared.io.tables import aligned
 from trainer.experiments.scaling.record import Counted, Estimate, Frontier, IsoFlop, JointFit, Scaling
 from trainer.experiments.scaling.study import counted_in
 
@@ -57,7 +58,7 @@ def measured(scaling: Scaling) -> str:
                 row.append("-" if mean is None else f"{mean:.4f}{'*' if mean == best else ' '}")
             rows.append(row)
     head = ["measured", "parameters", "MFLOP/byte", "entropy", *(f"{budget:.3g} " for budget in scaling.budgets)]
-    return _table(head, rows) + "\nbits per byte of validation text by budget in useful training FLOPs; * the fewest"
+    return aligned(head, rows) + "\nbits per byte of validation text by budget in useful training FLOPs; * the fewest"
 
 
 def optima(found: Sequence[IsoFlop]) -> str:
@@ -81,7 +82,7 @@ def optima(found: Sequence[IsoFlop]) -> str:
             ]
         )
     head = ["best size", "FLOPs", "bits per byte", "MFLOP/byte", "parameters", "MB trained on", "in grid"]
-    return "\n".join([*([_table(head, rows)] if rows else []), *refused])
+    return "\n".join([*([aligned(head, rows)] if rows else []), *refused])
 
 
 def growth(frontiers: Sequence[Frontier]) -> str:
@@ -97,7 +98,7 @@ def growth(frontiers: Sequence[Frontier]) -> str:
         ]
         for line in frontiers
     ]
-    return _table(["growth", "fit", "budgets", "exponent a", "floor E", "best size ~ C^"], rows)
+    return aligned(["growth", "fit", "budgets", "exponent a", "floor E", "best size ~ C^"], rows)
 
 
 def predictions(frontiers: Sequence[Frontier]) -> str:
@@ -115,7 +116,7 @@ def predictions(frontiers: Sequence[Frontier]) -> str:
     if not rows:
         return ""
     note = "predicted from the fits, not measured; the interval knows of scatter alone, not of a curve that bends"
-    return _table(["PREDICTED", "FLOPs", "bits per byte", "MFLOP/byte"], rows) + f"\n{note}"
+    return aligned(["PREDICTED", "FLOPs", "bits per byte", "MFLOP/byte"], rows) + f"\n{note}"
 
 
 def joint(fits: Sequence[JointFit]) -> str:
@@ -128,7 +129,7 @@ def joint(fits: Sequence[JointFit]) -> str:
         ]
         for fit in fits
     ]
-    return _table(["E + A N^-a + B D^-b", "E", "a (size)", "b (data)", "error"], rows)
+    return aligned(["E + A N^-a + B D^-b", "E", "a (size)", "b (data)", "error"], rows)
 
 
 def _estimate(found: Estimate, form: str) -> str:
@@ -144,15 +145,3 @@ def _in_millions(found: Estimate) -> Estimate:
 
 def _millions(count: float) -> str:
     return f"{count / 1e6:.3g} M"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as what is in them, the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(head, *rows)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if not number else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(row, widths))
-        ).rstrip()
-        for row in (head, *rows)
-    )

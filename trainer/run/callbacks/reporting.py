@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from shared.io.progress import quantity
 from trainer.metrics.files import keep_lines_up_to
 from trainer.metrics.formulas import validation_metrics
 from trainer.metrics.loggers import JsonLines, Loggers
@@ -13,7 +14,6 @@ from trainer.metrics.subset_score import SubsetScore
 from trainer.provenance.run_folder import METRICS_NAME, STARTS_NAME
 from trainer.run.callbacks.base import Callback
 from trainer.run.job import Job
-from trainer.terminal import quantity
 
 HIGH_WAIT = 0.02
 """Share of the time from which waiting for data is worth saying."""

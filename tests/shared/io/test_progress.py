@@ -2,11 +2,13 @@
 
 import io
 import os
+import shutil
+import sys
+import time
 
 import pytest
 
-from trainer import terminal as module
-from trainer.terminal import Progress, fitted, quantity
+from shared.io.progress import ByteProgress, Progress, fitted, quantity
 
 
 class Terminal(io.StringIO):
@@ -24,10 +26,11 @@ def test_a_narrow_terminal_loses_the_least_important_first() -> None:
 
 
 def test_a_terminal_is_redrawn_and_a_file_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.shutil, "get_terminal_size", lambda: os.terminal_size((60, 24)))
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((60, 24)))
     terminal, file = Terminal(), io.StringIO()
     for stream in (terminal, file):
-        line = Progress(False, 0.001, stream)
+        monkeypatch.setattr(sys, "stderr", stream)
+        line = Progress(False, 0.001)
         line.show(1.0, "step 1", "x" * 80)
         line.show(1.0, "step 2")
         line.say("saved")
@@ -38,12 +41,28 @@ def test_a_terminal_is_redrawn_and_a_file_gets_lines(monkeypatch: pytest.MonkeyP
     assert file.getvalue().splitlines()[1:] == ["100.0%  step 2  0:00 elapsed, 0:00 remaining", "saved"]
 
 
-def test_other_ranks_are_silent() -> None:
-    stream = io.StringIO()
-    line = Progress(True, 0.001, stream)
+def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    line = Progress(True, 0.001)
     line.show(1.0, "step 1")
     line.say("saved")
-    assert stream.getvalue() == ""
+    assert capsys.readouterr().err == ""
+
+
+def test_bytes_are_shown_with_their_rate_and_wiped_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(time, "monotonic", iter([0.0, 0.0, 0.1, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0]).__next__)
+    with ByteProgress("Reading", 4000, done=1000) as line:
+        line.update(1000)
+    shown = terminal.getvalue()
+    assert "Reading  2.0 kB of 4.0 kB" in shown
+    assert shown.endswith("\r\x1b[K")
+
+
+def test_work_that_is_soon_done_leaves_nothing_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    with ByteProgress("Reading", 4000) as line:
+        line.update(4000)
+    assert capsys.readouterr().err == ""
 
 
 def test_quantities_have_a_unit() -> None:

@@ -1,0 +1,109 @@
+"""What the command lines of both programs have in common: commands, help, one line for errors, log levels."""
+
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
+from types import ModuleType
+from typing import NoReturn
+
+from shared.errors import ExitCode, did_you_mean
+from shared.io.log import LOG, set_level
+from shared.io.terminal import error_line, imports, one_line, show
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """A short usage, and what an option is when it is not given, unless its help says so."""
+
+    def add_usage(
+        self,
+        usage: str | None,
+        actions: Iterable[argparse.Action],
+        groups: Iterable[argparse._MutuallyExclusiveGroup],
+        prefix: str | None = None,
+    ) -> None:
+        """What has to be given; all else is listed below."""
+        self._prog += " [option]..."
+        super().add_usage(usage, [action for action in actions if action.required], (), prefix)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        has_default = action.default not in (None, argparse.SUPPRESS) and action.default is not False
+        if action.option_strings and has_default and action.default not in ("", [], ()) and "default" not in text:
+            text += " (default: %(default)s)"
+        return text
+
+
+class Parser(argparse.ArgumentParser):
+    """The options of a command, none of them abbreviated."""
+
+    def __init__(self, prog: str, description: str, epilog: str) -> None:
+        super().__init__(
+            prog=prog, description=description, epilog=epilog, formatter_class=_Formatter, allow_abbrev=False
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line."""
+        LOG.error("%s (see %s --help)", one_line(message), self.prog)
+        self.exit(ExitCode.REFUSED)
+
+    def check_options(self, words: Sequence[str]) -> None:
+        """Refuse unknown options before anything that is missing: the unknown one may be that."""
+        known = [option for action in self._actions for option in action.option_strings]
+        for word in words[: words.index("--")] if "--" in words else words:
+            name = word.partition("=")[0]
+            if word.startswith("--") and " " not in word and name not in known:
+                self.error(f"unknown option {name}{did_you_mean(name, known)}")
+
+
+def run_command(program: str, about: str, commands: Mapping[str, str], words: Sequence[str]) -> int:
+    """Run the command that the first word names; its module is imported only then. Returns the exit code.
+
+    Args:
+        program: "pipeline" or "trainer", which has a module in its folder commands/ for each name.
+        commands: what each does.
+    """
+    name, *options = words or [""]
+    prog = f"python -m {program}"
+    if name in ("-h", "--help"):
+        width = max(map(len, commands))
+        listed = "\n".join(f"  {command.ljust(width)}  {does}" for command, does in commands.items())
+        show(f"usage: {prog} COMMAND ...\n\n{about}\n\ncommands:\n{listed}\n\n{prog} COMMAND --help has its options.")
+        return ExitCode.DONE
+    if name not in commands:
+        what = f"unknown command {one_line(name)!r}" if name else "a command is needed"
+        LOG.error("%s%s (see %s --help)", what, did_you_mean(name, commands), prog)
+        return ExitCode.REFUSED
+    parser, module = command_parser(program, name, commands[name])
+    if hasattr(module, "TAKES_OVERRIDES"):
+        arguments, overrides = parser.parse_known_args(options)
+        arguments.overrides = overrides
+    else:
+        parser.check_options(options)
+        arguments = parser.parse_args(options)
+    set_level(arguments.verbose, arguments.quiet)
+    return int(module.run(arguments))
+
+
+def command_parser(program: str, name: str, does: str) -> tuple[Parser, ModuleType]:
+    """The options of a command, and its module."""
+    with imports():
+        module = import_module(f"{program}.commands.{name.replace('-', '_')}")
+    prog = f"python -m {program} {name}"
+    about, _, more = (module.__doc__ or does).partition("\n\n")
+    parser = Parser(prog, about, more)
+    module.add_arguments(parser)
+    levels = parser.add_argument_group("messages").add_mutually_exclusive_group()
+    levels.add_argument("--verbose", action="store_true", help="say also what is opened, resumed and chosen")
+    levels.add_argument("--quiet", action="store_true", help="say only what is wrong: neither progress nor notes")
+    return parser, module
+
+
+def complain(error: BaseException) -> int:
+    """Say in one line what is wrong; returns the exit code."""
+    LOG.error("%s", error_line(error))
+    return exit_code(error)
+
+
+def exit_code(error: BaseException) -> int:
+    """That of an error which a user can do something about."""
+    return int(getattr(error, "exit_code", ExitCode.FAILED))
