@@ -15,6 +15,7 @@ from shared.shards.manifest import NumericsClass, SidecarType
 
 FORMAT_VERSION: Literal[2] = 2
 """Version 1 called the entropy model a patcher."""
+EntropyRule = Literal["entropy", "monotonic", "entropy_rise"]
 TENTH = "a tenth"
 MOST_BYTES = 64 << 20
 """Of such a file: some hundred bytes a subset."""
@@ -29,7 +30,7 @@ class CalibrationIdentity(Settings):
     """sha256 of the entropy model."""
     dataset: str
     """Fingerprint of the documents it was calibrated on."""
-    rule: Literal["entropy", "monotonic", "entropy_rise"]
+    rule: EntropyRule
     target: float
     """Mean patch size asked for, in bytes."""
     theta_rise: float | None

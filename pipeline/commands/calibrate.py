@@ -14,46 +14,19 @@ subset's name in them (en/intro.md and de/intro.md), or 'id:SEP' for ids that ar
 """
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 from pydantic import ValidationError
 
-from pipeline.calibration.parallel_text import Pairs, figures, parallel_keys, ratio, without_pairs
-from pipeline.calibration.patching_file import (
-    PATCHING,
-    TENTH,
-    CalibrationIdentity,
-    HeldOut,
-    ParityFigures,
-    PatchingFile,
-    load_patching,
-)
-from pipeline.calibration.report import SUBSETS_SHOWN, documents_in_words, print_result
-from pipeline.calibration.sampling import HELD_OUT, Sample, draw, draw_pairs, held_out_tenth
-from pipeline.calibration.threshold import Goal, find_thetas, patches_of
-from pipeline.calibration.threshold_search import UnreachableTarget
-from pipeline.commands.preprocess import add_scoring_arguments, entropy_model_sha256, scoring_of
-from pipeline.inputs.listing import dataset_folders
-from pipeline.scoring.entropies import Documents, Entropies, EntropySource, documents_of
+from pipeline.calibration.calibrate import SCORED_SAMPLE, Wanted, calibrate
+from pipeline.calibration.patching_file import PATCHING
+from pipeline.calibration.report import documents_in_words, print_result
+from pipeline.scoring.options import add_scoring_arguments, scoring_of
 from pipeline.settings import PipelineError
-from shared.errors import DatasetError
 from shared.io.files import add_overwrite, output_of
 from shared.io.terminal import show
-from shared.patching import PatchingSettings
 from shared.patching.settings import ENTROPY_RULES
 from shared.settings import first_problem
-from shared.shards.dataset import Dataset
-from shared.shards.manifest import not_a_dataset
-from shared.shards.open import open_dataset
-
-SCORED_SAMPLE = 1_000_000
-"""Bytes of text that are scored unless told otherwise."""
-LONGEST_HELD_OUT = 10_000_000
-"""Bytes of held-out text at most, of each subset where subsets are sampled."""
-SHORTEST_HELD_OUT = 250_000
-"""Bytes at least, where there are as many: a few documents say nothing of the others."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,229 +62,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Calibrate, unless the file is there and current; returns the exit code."""
     out = output_of(arguments, "out", PATCHING)
-    dataset = _train_dataset(arguments.dataset)
-    validation = _validation_beside(dataset)
     try:
-        sha256 = entropy_model_sha256(arguments.entropy_model, "calibrate")
-        source = EntropySource(arguments.entropy_model, sha256, scoring_of(arguments), arguments.out.absolute().parent)
-        draft = PatchingSettings(
-            rule=arguments.rule,
-            theta=0.0,
-            theta_rise=arguments.theta_rise,
-            min_length=arguments.min_length,
-            max_length=arguments.max_length,
-            grid=arguments.sidecar == "uint8" and arguments.rule != "monotonic",
-        )
-        identity = _identity(arguments, dataset, validation, sha256, source.is_kept(dataset.manifest.identity, draft))
+        wanted = Wanted(**{name: getattr(arguments, name) for name in Wanted.model_fields})
+        scoring = scoring_of(arguments)
     except ValidationError as error:
         raise PipelineError(first_problem(error)) from None
-    if (current := _current(arguments.out, identity)) is not None:
+    result, sample = calibrate(arguments.dataset, arguments.entropy_model, wanted, scoring, out)
+    if sample is None:
         show(f"{arguments.out} is current")
-        print_result(current)
+        print_result(result)
         return 0
-    train, held_out = _samples(identity, dataset, validation)
-    counted = source.entropies(train.documents, draft)
-    patching, before = _calibrated(draft, identity, train, counted)
-    patches = patches_of(counted, patching)
-    checked = None if held_out is None else patches_of(source.entropies(held_out.documents, draft), patching)
-    assert source.numerics is not None, "entropies have been opened"
-    result = PatchingFile(
-        patching=patching,
-        identity=identity,
-        numerics=source.numerics,
-        mean_patch_size=_mean(train.documents, patches, train.whole),
-        subsets=_means(train.documents, patches),
-        held_out=None if held_out is None or checked is None else _held_out(held_out, checked),
-        parity=_parity(identity, train, before, patches, held_out, checked),
-    )
-    result.save(out)
-    done = "scored" if identity.entropies == "scored" else "counted the kept entropies of"
-    size, count = int(train.documents.bytes.sum()), len(train.documents)
-    show(f"{done} {size:,} bytes in {documents_in_words(count)} of {dataset.folder}")
+    done = "scored" if result.identity.entropies == "scored" else "counted the kept entropies of"
+    size, documents = int(sample.documents.bytes.sum()), sample.documents
+    show(f"{done} {size:,} bytes in {documents_in_words(len(documents))} of {documents.dataset.folder}")
     print_result(result)
     show(f"thresholds are in {arguments.out}")
     return 0
-
-
-def _identity(
-    arguments: argparse.Namespace, dataset: Dataset, validation: Dataset | None, sha256: str, kept: bool
-) -> CalibrationIdentity:
-    """Raises PipelineError or ValidationError for options that do not fit."""
-    if (arguments.parity is None) != (arguments.parity_to is None):
-        raise PipelineError("--parity and --parity-to go together: which documents, and the subset that others follow")
-    if arguments.parity is not None:
-        if arguments.per_subset:
-            raise PipelineError("--parity chooses a threshold for each subset; leave out --per-subset")
-        if arguments.parity_to not in dataset.subset_names:
-            raise PipelineError(
-                f"--parity-to {arguments.parity_to!r} is no subset of {dataset.folder}; it has "
-                f"{', '.join(dataset.subset_names[:SUBSETS_SHOWN])}"
-            )
-    keys = ("rule", "target", "theta_rise", "min_length", "max_length", "per_subset", "parity", "parity_to", "sidecar")
-    return CalibrationIdentity(
-        entropy_model=sha256,
-        dataset=dataset.fingerprint,
-        entropies="stored" if kept else "scored",
-        held_out=TENTH if validation is None else validation.fingerprint,
-        sample_bytes=(0 if kept else SCORED_SAMPLE) if arguments.sample_bytes is None else arguments.sample_bytes,
-        **{key: getattr(arguments, key) for key in (*keys, "seed", "stream_length", "threads", "dtype")},
-    )
-
-
-def _samples(
-    identity: CalibrationIdentity, dataset: Dataset, validation: Dataset | None
-) -> tuple[Sample, Sample | None]:
-    """What thresholds are chosen on, and what they are checked on. Raises PipelineError when there is no text."""
-    documents = documents_of(dataset)
-    if not len(documents):
-        raise PipelineError(f"{dataset.folder} has no text to calibrate on")
-    keys = None if identity.parity is None else parallel_keys(documents, identity.parity)
-    if validation is not None:
-        others = documents_of(validation)
-        other_keys = None if identity.parity is None else parallel_keys(others, identity.parity)
-    else:
-        held = held_out_tenth(documents, keys, identity.seed)
-        others, other_keys = documents.take(np.flatnonzero(held)), None if keys is None else keys[held]
-        documents, keys = documents.take(np.flatnonzero(~held)), None if keys is None else keys[~held]
-    train = _sampled(identity, documents, keys, identity.sample_bytes)
-    if keys is not None and not train.pairs:
-        assert identity.parity is not None
-        assert identity.parity_to is not None
-        raise without_pairs(identity.parity, identity.parity_to, dataset.folder, keys)
-    limit = held_out_bytes(identity.sample_bytes)
-    return train, _sampled(identity, others, other_keys, limit) if len(others) else None
-
-
-def held_out_bytes(sample_bytes: int) -> int:
-    """Of how many bytes a choice on ``sample_bytes`` (0: all) is checked, where there are as many."""
-    if not sample_bytes:
-        return LONGEST_HELD_OUT
-    return min(max(sample_bytes // HELD_OUT, SHORTEST_HELD_OUT), LONGEST_HELD_OUT)
-
-
-def _sampled(identity: CalibrationIdentity, documents: Documents, keys: np.ndarray | None, limit: int) -> Sample:
-    if keys is None:
-        return draw(documents, limit, identity.seed, identity.per_subset)
-    assert identity.parity_to is not None
-    return draw_pairs(documents, keys, identity.parity_to, limit, identity.seed)
-
-
-def _calibrated(
-    draft: PatchingSettings, identity: CalibrationIdentity, sample: Sample, entropies: Entropies
-) -> tuple[PatchingSettings, np.ndarray]:
-    """The thresholds, and int64 [N] patches of every document with the one for all bytes where parity is wanted.
-
-    A subset in which the wanted size cannot be reached keeps the one for all bytes, and that is said.
-    Raises PipelineError when it cannot be reached in all bytes.
-    """
-    target, pivot = identity.target, identity.parity_to
-    groups = dict(sample.subsets)
-    if pivot is not None:
-        groups[pivot] = np.unique(np.concatenate([pairs.partners for pairs in sample.pairs.values()]))
-    theta, *others = find_thetas(
-        entropies, draft, [Goal(numbers, target) for numbers in (sample.whole, *groups.values())]
-    )
-    if isinstance(theta, UnreachableTarget):
-        raise PipelineError(f"--target: {theta}")
-    thetas = _reached(dict(zip(groups, others, strict=True)))
-    if pivot is None:
-        return _settled(draft, theta, thetas), np.zeros(0, np.int64)
-    before = patches_of(entropies, draft.with_theta(theta, draft.grid))
-    patches = patches_of(entropies, _settled(draft, theta, thetas))
-    goals = [
-        Goal(pairs.documents, float(entropies.documents.bytes[pairs.documents].sum() / patches[pairs.partners].sum()))
-        for pairs in sample.pairs.values()
-    ]
-    thetas |= _reached(dict(zip(sample.pairs, find_thetas(entropies, draft, goals), strict=True)))
-    return _settled(draft, theta, thetas), before
-
-
-def _reached(found: Mapping[str, float | UnreachableTarget]) -> dict[str, float]:
-    """The thresholds of the subsets that have one; of the others it is said that they have not."""
-    for name, theta in found.items():
-        if isinstance(theta, UnreachableTarget):
-            show(f"subset {name!r} keeps the threshold for all bytes: {theta}")
-    return {name: theta for name, theta in found.items() if not isinstance(theta, UnreachableTarget)}
-
-
-def _settled(draft: PatchingSettings, theta: float, thetas: Mapping[str, float]) -> PatchingSettings:
-    return PatchingSettings.model_validate(
-        draft.model_dump() | {"theta": theta, "thetas": dict(sorted(thetas.items()))}
-    )
-
-
-def _mean(documents: Documents, patches: np.ndarray, numbers: np.ndarray) -> float:
-    """Text bytes over patches other than BOS; ``patches`` int64 [N]."""
-    return int(documents.bytes[numbers].sum()) / int(patches[numbers].sum())
-
-
-def _means(documents: Documents, patches: np.ndarray) -> dict[str, float]:
-    """The same of each subset."""
-    sizes, counts = (np.bincount(documents.subset, weights) for weights in (documents.bytes, patches))
-    return {documents.names[code]: float(sizes[code] / counts[code]) for code in np.flatnonzero(counts).tolist()}
-
-
-def _held_out(sample: Sample, patches: np.ndarray) -> HeldOut:
-    documents = sample.documents
-    return HeldOut(
-        documents=len(sample.whole),
-        bytes=int(documents.bytes[sample.whole].sum()),
-        mean_patch_size=_mean(documents, patches, sample.whole),
-        subsets=_means(documents, patches),
-    )
-
-
-def _parity(
-    identity: CalibrationIdentity,
-    train: Sample,
-    before: np.ndarray,
-    after: np.ndarray,
-    held_out: Sample | None,
-    checked: np.ndarray | None,
-) -> dict[str, ParityFigures]:
-    """The figures of each subset that has documents in common with the one that it follows, that one first."""
-    if identity.parity_to is None:
-        return {}
-    others = {} if held_out is None or checked is None else {n: ratio(p, checked) for n, p in held_out.pairs.items()}
-    partners = np.unique(np.concatenate([pairs.partners for pairs in train.pairs.values()]))
-    pairs = {identity.parity_to: Pairs(partners, partners), **train.pairs}
-    return {name: figures(train.documents, found, before, after, others.get(name)) for name, found in pairs.items()}
-
-
-def _train_dataset(path: Path) -> Dataset:
-    """The train split at a path. Raises DatasetError or PipelineError."""
-    folders = dataset_folders(path)
-    if not folders:
-        raise DatasetError(not_a_dataset(path))
-    dataset = open_dataset(folders[0])
-    if dataset.manifest.identity.split != "train":
-        raise PipelineError(f"{folders[0]} is a validation split; thresholds are calibrated on train")
-    return dataset
-
-
-def _validation_beside(train: Dataset) -> Dataset | None:
-    """The validation split of the same making, if it has text. Raises DatasetError."""
-    folder = train.folder.absolute().parent / "validation"
-    if not dataset_folders(folder):
-        return None
-    found = open_dataset(folder)
-    ours, theirs = train.manifest.identity, found.manifest.identity
-    alike = (theirs.split, theirs.source) == ("validation", ours.source)
-    return found if alike and found.manifest.totals.bytes else None
 
 
 def _sample_bytes(text: str) -> int:
     if text != "all" and not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r} is no number of bytes, nor all")
     return 0 if text == "all" else int(text)
-
-
-def _current(path: Path, identity: CalibrationIdentity) -> PatchingFile | None:
-    """What the file holds, if it was made by the very same calibration."""
-    if not path.exists():
-        return None
-    try:
-        found = load_patching(path)
-    except PipelineError:
-        return None
-    return found if found.identity == identity else None

@@ -9,21 +9,10 @@ copied, and each is checked against its manifest. Whether two datasets share doc
 """
 
 import argparse
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
-from pipeline.rewriting.dataset_rows import require_alike, sides_at, text_bytes
-from pipeline.rewriting.rewrite import Written, add_output_arguments, link, result_lines, rewrite, save_dataset
-from pipeline.settings import PipelineError
-from pipeline.splits.marker import shard_files, shard_stem
-from shared.io.identity import digest
-from shared.io.terminal import show_lines
-from shared.shards.dataset import Dataset, files_of
-from shared.shards.manifest import ShardEntry
-from shared.shards.writer import SUFFIXES
+from pipeline.rewriting.merge import merge
+from pipeline.rewriting.rewrite import add_output_arguments, show_result
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,79 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; returns the exit code."""
-    parts = parts_of(arguments.datasets)
-    request = {
-        "command": "merge",
-        "sources": {folder: [dataset.fingerprint for dataset in datasets] for folder, datasets in parts.items()},
-    }
-    done = rewrite(arguments.out, request, lambda: Merge(parts), arguments.workers)
-    show_lines(*result_lines(arguments.out, done, [side.dataset for side in sides_at(arguments.out)]))
+    made = merge(arguments.datasets, arguments.out, arguments.workers)
+    show_result(arguments.out, made)
     return 0
-
-
-def parts_of(paths: Sequence[Path]) -> dict[str, list[Dataset]]:
-    """By folder of the result, the datasets to be merged there.
-
-    Raises PipelineError when they do not fit together, IdentityError when they were not made alike.
-    """
-    if len(paths) < 2:
-        raise PipelineError("merge needs two datasets or more")
-    parts: dict[str, list[Dataset]] = {}
-    folders = set()
-    for path in paths:
-        sides = sides_at(path)
-        folders.add(tuple(side.folder for side in sides))
-        for side in sides:
-            parts.setdefault(side.folder, []).append(side.dataset)
-    if len(folders) > 1:
-        found = "; ".join(" and ".join(name or "a dataset itself" for name in names) for names in sorted(folders))
-        raise PipelineError(f"all must hold the same splits, but they hold: {found}")
-    for datasets in parts.values():
-        _require_mergeable(datasets)
-    return parts
-
-
-def _require_mergeable(datasets: Sequence[Dataset]) -> None:
-    require_alike(datasets, "source")
-    for fingerprint, count in Counter(dataset.fingerprint for dataset in datasets).items():
-        if count > 1:
-            same = ", ".join(str(dataset.folder) for dataset in datasets if dataset.fingerprint == fingerprint)
-            raise PipelineError(f"{same}: the same dataset {count} times; its documents would be doubled")
-
-
-@dataclass(frozen=True)
-class Merge:
-    """Each shard under its new number, one a unit."""
-
-    parts: dict[str, list[Dataset]]
-    title = "Merging"
-
-    @cached_property
-    def _units(self) -> list[tuple[str, int, Dataset, ShardEntry]]:
-        """Folder and number in the result, dataset and entry."""
-        return [
-            (folder, number, dataset, entry)
-            for folder, datasets in self.parts.items()
-            for number, (dataset, entry) in enumerate(
-                (dataset, entry) for dataset in datasets for entry in dataset.manifest.shards
-            )
-        ]
-
-    @property
-    def sizes(self) -> list[int]:
-        return [text_bytes(entry) for _, _, _, entry in self._units]
-
-    def write(self, unit: int, out: Path) -> Written:
-        folder, number, dataset, entry = self._units[unit]
-        renamed = entry.model_copy(update={"name": shard_stem(number, 0) + SUFFIXES[dataset.manifest.identity.format]})
-        for (old, sha256, size, most), new in zip(files_of(entry), shard_files(renamed)):
-            link(dataset.folder / old, out / folder / new, sha256, size, most)
-        return Written(shards={folder: [renamed]})
-
-    def finish(self, out: Path, written: Sequence[Written]) -> None:
-        for folder, datasets in self.parts.items():
-            # Of what the datasets were made from, not of their fingerprints: both splits must say the same.
-            source = digest({"merge": [dataset.manifest.identity.source for dataset in datasets]})
-            identity = datasets[0].manifest.identity.model_copy(update={"source": source})
-            entries = [entry for unit in written for entry in unit.shards.get(folder, [])]
-            save_dataset(out / folder, identity, entries, datasets[0])

@@ -21,37 +21,29 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
 from pydantic import ValidationError
 
 from pipeline.calibration.patching_file import load_patching
-from pipeline.read.chat import CONVERSATIONS, MESSAGES, PROMPT, RESPONSES
-from pipeline.read.columns import SUBSET_COLUMNS
+from pipeline.read.options import add_reading_arguments, reading_of
 from pipeline.run.driver import make_plan, preprocess
 from pipeline.run.dry_run import dry_run
 from pipeline.run.report import Report
 from pipeline.run.summary import exit_code, print_summary
+from pipeline.scoring.options import add_scoring_arguments, entropy_model_sha256, scoring_of
 from pipeline.settings import (
     SPLIT_NAMES,
-    ChatSettings,
     ExecutorSettings,
-    InputFormat,
     Job,
     OutputSettings,
     PipelineError,
-    ReadSettings,
     ScoringSettings,
 )
 from shared.io.files import check_folder
-from shared.io.found import model_folder_at
-from shared.model_folder.identity import load_settings, model_sha256
-from shared.model_settings import EntropyModelSettings
 from shared.patching import PatchingSettings
 from shared.patching.settings import ENTROPY_RULES
 from shared.settings import first_problem
 from shared.shards.manifest import SidecarType
-from shared.text.chat import ANSWERING, END, ROLES
 
 DOCUMENTS_OF_A_TEXT = 200
 """Into so many a single text is cut for training, as long as each has between the next two in bytes."""
@@ -62,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="files, directories, globs, URLs or datasets")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of this run")
+    add(
+        "--for-training",
+        action="store_true",
+        help="a single text file is cut into some 200 documents, unless --document-bytes says otherwise; train or "
+        "validation without a document is an error",
+    )
     add("--dry-run", action="store_true", help="say what would be done and how long it takes; write nothing")
 
     group = parser.add_argument_group("patches")
@@ -86,111 +84,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: uint8 with thresholds given here or calibrated for it, else none)",
     )
 
-    group = parser.add_argument_group("records")
-    defaults = ReadSettings()
-    group.add_argument(
-        "--text-column",
-        default=defaults.text_column,
-        metavar="NAME",
-        help="column with the text; in WebDataset the member's suffix",
-    )
-    group.add_argument(
-        "--id-column",
-        default=defaults.id_column,
-        metavar="NAME",
-        help="column with the id; a record without it gets path:line or path:row",
-    )
-    group.add_argument(
-        "--subset-column",
-        metavar="NAME",
-        help=f"source or language, for mixing and reports (default: the first of {', '.join(SUBSET_COLUMNS)} "
-        "that a record has; else the subset 'default')",
-    )
-    group.add_argument(
-        "--subset-from",
-        choices=["column", "directory"],
-        default=defaults.subset_from,
-        help="directory: the first folder below the input is the subset",
-    )
-    group.add_argument("--subset", metavar="NAME", help="one subset for all records")
-    group.add_argument(
-        "--document-bytes",
-        type=int,
-        metavar="N",
-        help="cut text files at blank lines into documents of at least N bytes (default: a file is one document)",
-    )
-    group.add_argument(
-        "--for-training",
-        action="store_true",
-        help="a single text file is cut into some 200 documents, unless --document-bytes says otherwise; train or "
-        "validation without a document is an error",
-    )
-    group.add_argument("--meta", action="store_true", help="pass the remaining columns through as JSON")
-    group.add_argument("--split-key", metavar="COLUMN", help="records with equal values stay on one side of the split")
-    group.add_argument(
-        "--validation-fraction",
-        type=float,
-        default=defaults.validation_fraction,
-        metavar="F",
-        help="share of documents that are held out",
-    )
-    group.add_argument(
-        "--dedup", action="store_true", help="of records with equal text keep the first, list the others"
-    )
-    group.add_argument("--sample-bytes", type=int, metavar="N", help="keep a random sample of at most N bytes of text")
-    group.add_argument("--seed", type=int, default=defaults.seed, help="seed of the sample")
-    group.add_argument("--include", action="append", default=[], metavar="GLOB", help="files to read in directories")
-    group.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="files or folders to leave out")
-    group.add_argument(
-        "--input-format",
-        choices=get_args(InputFormat),
-        help="of every input file (default: what its content says); text takes any file as it is",
-    )
-    group.add_argument(
-        "--named-splits",
-        choices=["keep", "ignore"],
-        default=defaults.named_splits,
-        help="keep: beside files named train, those named validation go to validation/, those named test are left out; "
-        "ignore: they are files like others",
-    )
-    group.add_argument(
-        "--max-window",
-        type=int,
-        default=defaults.max_window,
-        metavar="BYTES",
-        help="memory for the window of a compressed file; zstd --long=31 needs the default of 2 GiB",
-    )
-    group.add_argument(
-        "--max-ratio",
-        type=int,
-        default=defaults.max_ratio,
-        metavar="N",
-        help="refuse files that decompress to more than N times their bytes",
-    )
+    add_reading_arguments(parser)
 
-    group = parser.add_argument_group("chats")
-    group.add_argument(
-        "--chat",
-        action="store_true",
-        help=f"records are chats: a column {MESSAGES} of {{role, content}}, {CONVERSATIONS} of {{from, value}}, or "
-        f"{PROMPT} and {' or '.join(RESPONSES)}; "
-        "turns begin and end with special ids",
-    )
-    group.add_argument(
-        "--roles",
-        metavar="A,B",
-        help=f"that turns may have, each a special id (default: {','.join(ROLES)}); {END} ends turns",
-    )
-    group.add_argument("--learn", metavar="A,B", help=f"roles whose turns are targets, or all (default: {ANSWERING})")
-
-    group = parser.add_argument_group("work (nothing here but --split-bytes and --threads changes a byte)")
-    group.add_argument(
-        "--split-bytes",
-        type=int,
-        metavar="N",
-        help="bytes of input of a split (default: an eighth of the input, 1 to 64 MiB; of less than 4 MiB a quarter, "
-        "at least 256 kiB)",
-    )
+    group = parser.add_argument_group("work (nothing here changes a byte)")
     group.add_argument("--executor", choices=["ray", "inline"], default="ray", help="inline does the same without Ray")
     group.add_argument(
         "--workers",
@@ -208,26 +104,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ray-address",
         metavar="ADDR",
         help="cluster to join, 'auto' on one of its machines (default: RAY_ADDRESS, else one is made here)",
-    )
-
-
-def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of everything that runs an entropy model."""
-    defaults = ScoringSettings()
-    group = parser.add_argument_group("entropy model")
-    group.add_argument(
-        "--entropy-model",
-        type=lambda text: model_folder_at(Path(text)),
-        metavar="MODEL",
-        help="the entropy model: its folder, or the finished run that trained it",
-    )
-    group.add_argument(
-        "--stream-length", type=int, default=defaults.stream_length, metavar="T", help="tokens of a pass"
-    )
-    group.add_argument("--dtype", choices=["float32", "bfloat16"], default=defaults.dtype, help="of the pass")
-    group.add_argument("--threads", type=int, default=defaults.threads, metavar="N", help="threads of each worker")
-    group.add_argument(
-        "--device", choices=["auto", "cpu", "cuda"], default=defaults.device, help="auto: cuda where there is one"
     )
 
 
@@ -291,8 +167,6 @@ def settings_of(arguments: argparse.Namespace) -> tuple[Job, ExecutorSettings]:
                 f"--patching {arguments.patching} was calibrated with another entropy model ({calibrated[:12]}) "
                 f"than --entropy-model {arguments.entropy_model} ({(sha256 or '')[:12]}); calibrate again"
             )
-    given = {name: getattr(arguments, name) for name in ReadSettings.model_fields}
-    reading = ReadSettings(**given | {"chat": _chat(arguments)})
     output = OutputSettings(
         patching=patching,
         format=arguments.format,
@@ -302,19 +176,9 @@ def settings_of(arguments: argparse.Namespace) -> tuple[Job, ExecutorSettings]:
     )
     executor = _executor(arguments, output.scoring)
     entropy_model = arguments.entropy_model.resolve() if sha256 is not None else None
-    return Job(out=arguments.out.resolve(), reading=reading, output=output, entropy_model=entropy_model), executor
-
-
-def _chat(arguments: argparse.Namespace) -> ChatSettings | None:
-    """How chats are read, if records are chats. Raises PipelineError or ValidationError."""
-    if not arguments.chat:
-        for option in ("roles", "learn"):
-            if getattr(arguments, option) is not None:
-                raise PipelineError(f"--{option} is for --chat")
-        return None
-    roles = tuple(arguments.roles.split(",")) if arguments.roles else ROLES
-    learn = (ANSWERING,) if arguments.learn is None else tuple(arguments.learn.split(","))
-    return ChatSettings(roles=roles, learn=roles if learn == ("all",) else learn)
+    return Job(
+        out=arguments.out.resolve(), reading=reading_of(arguments), output=output, entropy_model=entropy_model
+    ), executor
 
 
 def _executor(arguments: argparse.Namespace, scoring: ScoringSettings | None) -> ExecutorSettings:
@@ -335,21 +199,6 @@ def _executor(arguments: argparse.Namespace, scoring: ScoringSettings | None) ->
     if settings.gpus_per_worker is not None and (scoring is None or scoring.device == "cpu"):
         raise PipelineError("--gpus-per-worker is for an entropy model on --device auto or cuda; leave it out")
     return settings
-
-
-def scoring_of(arguments: argparse.Namespace) -> ScoringSettings:
-    return ScoringSettings(**{name: getattr(arguments, name) for name in ScoringSettings.model_fields})
-
-
-def entropy_model_sha256(folder: Path | None, needed_by: str) -> str:
-    """The identity of the entropy model in a folder. Raises PipelineError or ModelFileError if there is none."""
-    if folder is None:
-        raise PipelineError(f"{needed_by} needs --entropy-model, the folder of an entropy model")
-    if not isinstance(load_settings(folder), EntropyModelSettings):
-        raise PipelineError(
-            f"--entropy-model {folder} holds a byte latent transformer; its entropy model is in {folder}/entropy_model"
-        )
-    return model_sha256(folder)
 
 
 def _patching(arguments: argparse.Namespace) -> tuple[PatchingSettings, SidecarType]:

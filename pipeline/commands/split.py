@@ -20,12 +20,11 @@ from pydantic import Field, ValidationError
 
 from pipeline.records import Record, sample_hash, split_of
 from pipeline.rewriting.dataset_rows import Side, require_alike, shard_documents, sides_at, stem, text_bytes
-from pipeline.rewriting.rewrite import Written, add_output_arguments, result_lines, rewrite, save_dataset
+from pipeline.rewriting.rewrite import Written, add_output_arguments, rewrite, save_dataset, show_result
 from pipeline.settings import SPLIT_NAMES, PipelineError, ReadSettings, SplitName
 from pipeline.splits.marker import shard_stem
 from shared.errors import DatasetError
 from shared.io.identity import digest
-from shared.io.terminal import show_lines
 from shared.settings import Settings, first_problem
 from shared.shards.content import add_content_hashes
 from shared.shards.writer import ShardWriter
@@ -68,8 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
         "settings": settings.model_dump(),
         "sources": {side.folder: side.dataset.fingerprint for side in sides},
     }
-    done = rewrite(arguments.out, request, lambda: HoldOut(tuple(sides), settings), arguments.workers)
-    show_lines(*result_lines(arguments.out, done, [side.dataset for side in sides_at(arguments.out)]))
+    made = rewrite(arguments.out, request, lambda: HoldOut(tuple(sides), settings), arguments.workers)
+    show_result(arguments.out, made)
     return 0
 
 

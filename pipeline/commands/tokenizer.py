@@ -9,29 +9,11 @@ tokenizers library. Ids 0 to 3 are special, byte b is b + 4, merges follow from 
 """
 
 import argparse
-import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from pipeline.rewriting.dataset_rows import shard_documents
-from pipeline.settings import PipelineError
-from shared.bpe.encoder import import_tokenizers, pieces_of, stretches_of
-from shared.bpe.folder import MADE_BY_FILE, TOKENIZER_FILE, TokenizerMaking, load_making
-from shared.bpe.vocabulary import byte_symbols, load_subwords
-from shared.errors import IdentityError
-from shared.io.files import check_folder, write_atomic
-from shared.io.identity import file_sha256
-from shared.io.progress import ByteProgress
+from pipeline.rewriting.tokenizer import train_tokenizer
 from shared.io.terminal import show
-from shared.shards.dataset import Dataset
-from shared.shards.open import find_datasets, open_dataset
-from shared.vocabulary import OFFSET, VOCABULARY_SIZE
-
-LONGEST = 64
-"""Bytes of a token at most: as patches they must fit into packs."""
-LEAST = 2
-"""Times that a pair must occur to be merged."""
+from shared.vocabulary import VOCABULARY_SIZE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,76 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; returns the exit code."""
-    if arguments.vocabulary <= VOCABULARY_SIZE:
-        raise PipelineError(f"--vocabulary {arguments.vocabulary}: more than the {VOCABULARY_SIZE} ids of bytes alone")
-    dataset = open_dataset(find_datasets(arguments.dataset)[0])
-    if (split := dataset.manifest.identity.split) != "train":
-        raise PipelineError(f"{dataset.folder} is a {split} split; a tokenizer is trained on train alone")
-    out = arguments.out
-    check_folder(out, lambda folder: any((folder / name).exists() for name in (TOKENIZER_FILE, MADE_BY_FILE)))
-    if done := (out / MADE_BY_FILE).exists():
-        making = load_making(out)
-        if (making.trained_on, making.vocabulary) != (dataset.fingerprint, arguments.vocabulary):
-            raise IdentityError(
-                f"{out} holds a tokenizer of {making.vocabulary} ids trained on {making.trained_on[:12]}, wanted is "
-                f"one of {arguments.vocabulary} on {dataset.fingerprint[:12]}; give a new --out"
-            )
-    else:
-        making = write_tokenizer(dataset, arguments.vocabulary, out)
-    show(f"{out}: " + ("nothing to do, all is current" if done else "complete"))
+    making, made = train_tokenizer(arguments.dataset, arguments.vocabulary, arguments.out)
+    show(f"{arguments.out}: " + ("complete" if made else "nothing to do, all is current"))
     show(f"  {making.vocabulary:,} ids, the longest token has {making.longest} bytes, sha256 {making.sha256}")
     return 0
-
-
-def write_tokenizer(dataset: Dataset, vocabulary: int, out: Path) -> TokenizerMaking:
-    """Learn a tokenizer of so many ids from a dataset and write its folder, what made it last.
-
-    Raises PipelineError when the text does not give so many, DatasetError, TokenizersMissing.
-    """
-    library = import_tokenizers()
-    tokenizer = library.Tokenizer(library.models.BPE())
-    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(
-        add_prefix_space=False, trim_offsets=False, use_regex=True
-    )
-    trainer = library.trainers.BpeTrainer(
-        vocab_size=vocabulary - OFFSET,
-        min_frequency=LEAST,
-        initial_alphabet=sorted(byte_symbols()),
-        max_token_length=LONGEST,
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_texts(dataset), trainer)
-    tokenizer.model = in_our_order(library, json.loads(tokenizer.to_str())["model"])
-    tokenizer.decoder = library.decoders.ByteLevel()
-    write_atomic(out / TOKENIZER_FILE, tokenizer.to_str(pretty=True) + "\n")
-    found = load_subwords(out)
-    if found.vocabulary < vocabulary:
-        raise PipelineError(f"--vocabulary {vocabulary}: {dataset.folder} has pairs for {found.vocabulary} ids only")
-    making = TokenizerMaking(
-        trained_on=dataset.fingerprint,
-        vocabulary=found.vocabulary,
-        longest=int(found.lengths.max()),
-        sha256=file_sha256(out / TOKENIZER_FILE),
-        library=library.__version__,
-    )
-    write_atomic(out / MADE_BY_FILE, making.model_dump_json(indent=1) + "\n")
-    return making
-
-
-def in_our_order(library: Any, model: dict[str, Any]) -> Any:
-    """The library's model with byte b at id b + 4 and what merges have given after them, in order of learning."""
-    symbols = {symbol: number for number, symbol in enumerate(byte_symbols(), OFFSET)}
-    merged = [token for token in sorted(model["vocab"], key=model["vocab"].__getitem__) if token not in symbols]
-    vocabulary = symbols | {token: number for number, token in enumerate(merged, VOCABULARY_SIZE)}
-    return library.models.BPE(vocab=vocabulary, merges=[tuple(pair) for pair in model["merges"]])
-
-
-def _texts(dataset: Dataset) -> Iterator[str]:
-    """The valid UTF-8 of a dataset, in its order, in memory for one document."""
-    with ByteProgress("Reading", dataset.manifest.totals.bytes) as progress:
-        for shard in range(len(dataset.manifest.shards)):
-            for record, rows in shard_documents(dataset, shard):
-                text = b"".join(row.text for row, _ in rows)
-                for piece in pieces_of(text):
-                    yield from stretches_of(piece)[::2]
-                progress.update(len(record.text))

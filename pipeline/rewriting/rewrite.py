@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 
 from pipeline.executors.counting import default_workers
 from pipeline.executors.process_pool import each
+from pipeline.rewriting.dataset_rows import sides_at
 from pipeline.settings import PipelineError
 from pipeline.splits.marker import MOST_MARKER_BYTES, shard_files
 from shared.bpe.folder import copy_tokenizer
@@ -25,6 +26,7 @@ from shared.io.files import LOCK_FILE, atomic_file, check_folder, locked, sync, 
 from shared.io.identity import canonical_json, differences, file_sha256, in_short
 from shared.io.json_reader import read_bounded, read_json
 from shared.io.progress import ByteProgress
+from shared.io.terminal import show_lines
 from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE, check_model
 from shared.settings import Settings
 from shared.shards.dataset import Dataset, check_file, check_size
@@ -102,6 +104,11 @@ def rewrite(out: Path, request: dict[str, Any], make: Callable[[], Rewriting], w
         except OSError as error:
             raise PipelineError(f"--out {out}: {error}; fix this and rerun the same command to resume") from None
     return True
+
+
+def show_result(out: Path, made: bool) -> None:
+    """Print what the datasets in ``out`` hold; ``made``: they have just been made."""
+    show_lines(*result_lines(out, made, [side.dataset for side in sides_at(out)]))
 
 
 def result_lines(out: Path, done: bool, datasets: Sequence[Dataset]) -> list[str]:

@@ -3,7 +3,7 @@
 import random
 from pathlib import Path
 
-from pipeline.commands.tokenizer import write_tokenizer
+from pipeline.rewriting.tokenizer import write_tokenizer
 from shared.patching.settings import PatchingSettings
 from shared.shards.document import Row
 from shared.shards.manifest import DatasetIdentity, Manifest

@@ -59,7 +59,10 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--sample-seed", type=int, default=1, metavar="N", help="of the sample")
     parser.add_argument(
-        "--corpus-options", default="", metavar="'...'", help="more options of preprocess: \"--include '*.py'\""
+        "--corpus-options",
+        default="",
+        metavar="'...'",
+        help="options of preprocess that say which records there are: \"--include '*.py'\"",
     )
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="runs at a time")
     parser.add_argument("--executor", choices=("ray", "inline"), default="ray", help="who scores the corpus")
@@ -75,12 +78,6 @@ def corpus_from(arguments: argparse.Namespace) -> Corpus:
         seed=arguments.sample_seed,
         options=tuple(shlex.split(arguments.corpus_options)),
     )
-
-
-def executor_from(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """The options of preprocess that say who works."""
-    workers = () if arguments.executor == "inline" else ("--workers", str(arguments.jobs))
-    return ("--executor", arguments.executor, *workers)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -100,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
         budget_flops=arguments.budget,
         budget_bytes=arguments.bytes or (0 if arguments.full else None),
         jobs=arguments.jobs,
-        executor=executor_from(arguments),
+        executor=arguments.executor,
     )
     results, failed = compare(request, Progress(silent=False, every_seconds=30.0))
     show(in_words(results))

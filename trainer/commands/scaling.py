@@ -11,7 +11,7 @@ from shared.errors import ConfigError
 from shared.io.log import LOG
 from shared.io.progress import Progress
 from shared.io.terminal import show
-from trainer.commands.compare import add_data_arguments, corpus_from, executor_from, seeds_from
+from trainer.commands.compare import add_data_arguments, corpus_from, seeds_from
 from trainer.experiments.folder import check_experiment
 from trainer.experiments.page.page import write_report
 from trainer.experiments.scaling.grid import GRID_FILE, load_grid
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         corpus=corpus_from(arguments),
         out=arguments.out,
         jobs=arguments.jobs,
-        executor=executor_from(arguments),
+        executor=arguments.executor,
     )
     found, failed = scale(request, Progress(silent=False, every_seconds=30.0))
     show(in_words(found))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -51,8 +52,8 @@ class Request:
     budget_bytes: int | None
     """For a second table, at equal bytes: 0 for as many as the first system learns within the FLOPs; None: no table."""
     jobs: int
-    executor: tuple[str, ...]
-    """Options of `python -m pipeline preprocess` that say who scores the corpus."""
+    executor: Literal["ray", "inline"]
+    """Who scores the corpus."""
 
 
 @dataclass(frozen=True)

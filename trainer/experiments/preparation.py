@@ -1,25 +1,34 @@
 """What systems learn from, made once and shared: corpus, entropy models, entropies, patches, tokenizers.
 
-Each step is a command of the pipeline, or a run of the trainer; all of them go on where they were stopped and do
-nothing when their result is there.
+Each step is a call of the pipeline, or a run of the trainer; all of them go on where they were stopped and do nothing
+when their result is there. This is the one module of the trainer that imports the pipeline.
 """
 
-import shlex
-import subprocess
-import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
-from shared.errors import ConfigError
+from pipeline.read.options import reading_from
+from pipeline.rewriting.merge import merge
+from pipeline.rewriting.recut import Change, recut
+from pipeline.rewriting.rewrite import show_result
+from pipeline.rewriting.tokenizer import train_tokenizer
+from pipeline.run.driver import preprocess
+from pipeline.run.summary import exit_code, print_summary
+from pipeline.scoring.options import entropy_model_sha256
+from pipeline.settings import ExecutorSettings, Job, OutputSettings, ReadSettings, ScoringSettings
+from shared.errors import ConfigError, ExitCode
 from shared.io.progress import Progress
+from shared.patching import PatchingSettings
 from trainer.errors import TrainingError
 from trainer.experiments.folder import claim
 from trainer.experiments.runs import Run, run_all
 from trainer.experiments.systems import Experiment, PatchingRecipe
 
 BY_ENTROPY = ("entropy", "monotonic")
-PLACEHOLDER_THETA = "1.0"
+PLACEHOLDER_THETA = 1.0
 """Of the dataset whose entropies are kept: others are cut from it, with thresholds of their own."""
 
 
@@ -35,7 +44,7 @@ class Corpus:
     validation_fraction: float
     seed: int
     options: tuple[str, ...] = ()
-    """More options of `python -m pipeline preprocess`."""
+    """Options of `python -m pipeline preprocess` that say which records there are."""
 
     @property
     def in_words(self) -> str:
@@ -45,11 +54,40 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Step:
-    """One command and what it makes."""
+    """Something that the pipeline makes: a call that does nothing when it is there."""
 
     out: Path
-    words: tuple[str, ...]
-    """Of `python -m pipeline`."""
+    make: Callable[[Path], object]
+    """Called with ``out``."""
+    name: str
+    """As it is called in messages."""
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """A run of `pipeline.run.driver.preprocess`. Raises TrainingError when splits or records failed."""
+
+    source: str
+    reading: ReadSettings = field(default_factory=ReadSettings)
+    patching: PatchingSettings = field(default_factory=partial(PatchingSettings, rule="none"))
+    entropy_model: Path | None = None
+    """Folder of the model whose entropies are kept, in full precision: rises need it."""
+    executor: ExecutorSettings = field(default_factory=partial(ExecutorSettings, kind="inline"))
+
+    def __call__(self, out: Path) -> None:
+        """Do it, or finish what was interrupted."""
+        model = self.entropy_model
+        scored: dict[str, Any] = {}
+        if model is not None:
+            sha256 = entropy_model_sha256(model, "compare")
+            scored = {"sidecar": "float32", "scoring": ScoringSettings(), "entropy_model_sha256": sha256}
+            model = model.resolve()
+        output = OutputSettings(patching=self.patching, **scored)
+        job = Job(out=out.resolve(), reading=self.reading, output=output, entropy_model=model)
+        report = preprocess(job, [self.source], self.executor)
+        print_summary(job, report)
+        if exit_code(report) not in (ExitCode.DONE, ExitCode.DEAD_LETTERS):
+            raise TrainingError(f"{out} could not be made; fix this and rerun the same command to resume")
 
 
 def corpus_steps(corpus: Corpus, out: Path) -> list[Step]:
@@ -64,44 +102,43 @@ def corpus_steps(corpus: Corpus, out: Path) -> list[Step]:
     parts = [out / "corpora" / f"{number}-{_stem(path)}" for number, path in enumerate(corpus.paths)]
     steps = []
     for path, part in zip(corpus.paths, parts):
-        words = ["preprocess", path, "--rule", "none", "--executor", "inline", *corpus.options]
-        words += ["--validation-fraction", repr(corpus.validation_fraction)]
+        given: dict[str, Any] = {"validation_fraction": corpus.validation_fraction}
         if corpus.sample_bytes is not None:
-            words += ["--sample-bytes", str(corpus.sample_bytes // len(corpus.paths)), "--seed", str(corpus.seed)]
+            given |= {"sample_bytes": corpus.sample_bytes // len(corpus.paths), "seed": corpus.seed}
         if corpus.document_bytes is not None:
-            words += ["--document-bytes", str(corpus.document_bytes)]
+            given["document_bytes"] = corpus.document_bytes
         if several and ".txt" in Path(path).suffixes:  # it says nothing of itself that could tell it from the others
-            words += ["--subset", _stem(path)]
-        steps.append(_step(part, *words))
+            given["subset"] = _stem(path)
+        steps.append(Step(part, Preprocess(path, reading_from(corpus.options, **given)), "preprocess"))
+    source = parts[0]
     if several:
-        parts = [out / "corpora" / "merged"]
-        steps.append(_step(parts[0], "merge", *(str(step.out) for step in steps)))
-    words = ["preprocess", str(parts[0]), "--rule", "none", "--executor", "inline"]
-    return [*steps, _step(out / "corpus", *words)]
+        source = out / "corpora" / "merged"
+        steps.append(Step(source, partial(_shown, partial(merge, parts)), "merge"))
+    return [*steps, Step(out / "corpus", Preprocess(str(source)), "preprocess")]
 
 
-def scored_step(name: str, out: Path, executor: Sequence[str]) -> Step:
-    """The corpus with the entropies of a model, in full precision: rises need it."""
-    words = ["preprocess", str(out / "corpus"), "--entropy-model", str(out / "entropy" / name / "model")]
-    words += ["--rule", "entropy", "--theta", PLACEHOLDER_THETA, "--sidecar", "float32", *executor]
-    return _step(out / "scored" / name, *words)
+def scored_step(name: str, out: Path, executor: ExecutorSettings) -> Step:
+    """The corpus with the entropies of a model."""
+    patching = PatchingSettings(rule="entropy", theta=PLACEHOLDER_THETA)
+    scoring = Preprocess(
+        str(out / "corpus"), patching=patching, entropy_model=out / "entropy" / name / "model", executor=executor
+    )
+    return Step(out / "scored" / name, scoring, "preprocess")
 
 
 def cutting_steps(name: str, patching: PatchingRecipe, out: Path) -> list[Step]:
     """The corpus in patches or tokens."""
-    wanted = ["--rule", patching.rule]
-    source, before = out / "corpus", []
+    source, before, tokenizer = out / "corpus", [], None
     if patching.rule in BY_ENTROPY:
         source = out / "scored" / str(patching.entropy_model)
-        wanted += ["--target", repr(patching.target)]
-    elif patching.rule == "static":
-        wanted += ["--stride", str(patching.stride)]
     elif patching.rule == "bpe":
+        assert patching.vocabulary is not None, "rule bpe has a vocabulary"
         tokenizer = out / "tokenizers" / str(patching.vocabulary)
-        vocabulary = str(patching.vocabulary)
-        before = [_step(tokenizer, "tokenizer", str(source / "train"), "--vocabulary", vocabulary)]
-        wanted += ["--tokenizer", str(tokenizer)]
-    return [*before, _step(data_folder(name, patching, out), "recut", str(source), *wanted, "--workers", "1")]
+        train = partial(train_tokenizer, source / "train", patching.vocabulary)
+        before = [Step(tokenizer, train, "tokenizer")]
+    change = Change(rule=patching.rule, target=patching.target, stride=patching.stride, tokenizer=tokenizer)
+    cutting = partial(_shown, partial(recut, source, change=change))
+    return [*before, Step(data_folder(name, patching, out), cutting, "recut")]
 
 
 def data_folder(name: str, patching: PatchingRecipe, out: Path) -> Path:
@@ -115,7 +152,7 @@ def prepare(
     corpus: Corpus,
     out: Path,
     jobs: int,
-    executor: Sequence[str],
+    executor: Literal["ray", "inline"],
     line: Progress,
 ) -> dict[str, Path]:
     """Make what these patchings need; the folder of each. Raises TrainingError when a step fails, OutputError when
@@ -135,29 +172,22 @@ def prepare(
     if failed := run_all(runs, jobs, line):
         raise TrainingError(f"no entropies without {', '.join(failed)}")
     for name in models:
-        _carry_out(scored_step(name, out, executor), line)
+        workers = ExecutorSettings(kind=executor, workers=jobs if executor == "ray" else None)
+        _carry_out(scored_step(name, out, workers), line)
     for name, patching in wanted.items():
         for step in cutting_steps(name, patching, out) if patching.rule != "none" else []:
             _carry_out(step, line)
     return {name: data_folder(name, patching, out) for name, patching in wanted.items()}
 
 
-def _step(out: Path, command: str, *words: str) -> Step:
-    return Step(out, (command, *words, "--out", str(out)))
-
-
 def _carry_out(step: Step, line: Progress) -> None:
-    """Run a command of the pipeline; what it says goes where this process speaks."""
-    line.say(f"== {step.words[0]} -> {step.out}")
-    command = [sys.executable, "-m", "pipeline", *step.words]
-    if subprocess.run(command, check=False).returncode not in FINE:
-        raise TrainingError(
-            f"`{shlex.join(['python', *command[1:]])}` failed; fix this and rerun the same command to resume"
-        )
+    """Let the pipeline make something; what it says goes where this process speaks."""
+    line.say(f"== {step.name} -> {step.out}")
+    step.make(step.out)
 
 
-FINE = (0, 3)
-"""Exit codes of the pipeline: 3 says that records were unreadable, which it has counted and told of."""
+def _shown(make: Callable[..., bool], out: Path) -> None:
+    show_result(out, make(out=out))
 
 
 def _stem(path: str) -> str:

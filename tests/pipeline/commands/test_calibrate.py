@@ -13,9 +13,9 @@ import pytest
 from helpers.pipeline_helpers import preprocess, some_records, write_jsonl
 from helpers.rewriting_examples import SCORED, make_place, run, scored
 
+from pipeline.calibration.calibrate import held_out_bytes
 from pipeline.calibration.patching_file import load_patching
 from pipeline.calibration.threshold import Goal, find_thetas
-from pipeline.commands.calibrate import held_out_bytes
 from pipeline.scoring.entropies import ScoredEntropies, documents_of
 from pipeline.scoring.load_scorer import load_scorer
 from pipeline.settings import PipelineError, ScoringSettings

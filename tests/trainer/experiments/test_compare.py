@@ -308,17 +308,13 @@ def test_a_run_that_fails_leaves_the_others_alone(tmp_path: Path, place: Path, c
 def test_several_corpora_are_read_apart_and_share_the_sample(tmp_path: Path) -> None:
     corpus = Corpus(("a/prose.txt", "b/code.jsonl.zst"), 1000, 300, 0.1, 7, ("--dedup",))
     *reads, merge, again = corpus_steps(corpus, tmp_path)
-    for step in reads:
-        assert step.words[step.words.index("--sample-bytes") + 1] == "500"
-        assert "--dedup" in step.words
-    assert "prose" in reads[0].words
-    assert "--subset" not in reads[1].words, "records say themselves what they are"
-    assert merge.words[:3] == ("merge", str(reads[0].out), str(reads[1].out))
-    assert again.out == tmp_path / "corpus"
-    assert again.words[1] == str(merge.out)
+    settings = [step.make.reading for step in reads]
+    assert [(of.sample_bytes, of.seed, of.dedup) for of in settings] == [(500, 7, True)] * 2
+    assert [of.subset for of in settings] == ["prose", None], "records say themselves what they are"
+    assert (again.out, again.make.source) == (tmp_path / "corpus", str(merge.out))
     (read, alone) = corpus_steps(Corpus(("a/prose.txt",), None, None, 0.1, 7), tmp_path)
-    assert (alone.out, alone.words[1]) == (tmp_path / "corpus", str(read.out))
-    assert "--sample-bytes" not in read.words
+    assert (alone.out, alone.make.source) == (tmp_path / "corpus", str(read.out))
+    assert read.make.reading.sample_bytes is None
 
 
 def test_a_table_and_sentences_say_what_came_out(results: Results) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from shared.io.config import check_recipe
 from shared.io.progress import Progress, clock, quantity
@@ -36,8 +36,8 @@ class ScalingRequest:
     corpus: Corpus
     out: Path
     jobs: int
-    executor: tuple[str, ...]
-    """Options of `python -m pipeline preprocess` that say who scores the corpus."""
+    executor: Literal["ray", "inline"]
+    """Who scores the corpus."""
 
 
 @dataclass(frozen=True)

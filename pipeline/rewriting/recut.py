@@ -1,0 +1,283 @@
+"""Other patch boundaries from the stored entropies, without a model."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from pipeline.calibration.patching_file import load_patching
+from pipeline.calibration.threshold_search import Thetas, UnreachableTarget, nearest, thetas_of
+from pipeline.executors.process_pool import each
+from pipeline.rewriting.dataset_rows import (
+    Side,
+    require_alike,
+    require_kept,
+    shard_documents,
+    shard_rows,
+    sides_at,
+    stem,
+    text_bytes,
+)
+from pipeline.rewriting.rewrite import Written, rewrite, save_dataset
+from pipeline.scoring.cut import Document, Piece, cut
+from pipeline.settings import PipelineError
+from shared.bpe.encoder import SubwordEncoder
+from shared.bpe.folder import load_making
+from shared.io.progress import ByteProgress
+from shared.io.terminal import show
+from shared.patching import PatchingSettings
+from shared.patching.chunks import ChunkedLengths
+from shared.patching.settings import ENTROPY_RULES
+from shared.settings import first_problem
+from shared.shards.dataset import Dataset
+from shared.shards.manifest import DatasetIdentity
+from shared.shards.writer import ShardWriter
+
+KEPT = ("content_hash", "entropy_histogram")
+"""Figures of a shard that do not depend on its boundaries."""
+CLOSE = 0.02
+"""Relative distance from the target above which a word is said about it."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is to be other than the dataset has it; None: stays."""
+
+    rule: str | None = None
+    theta: float | None = None
+    """Nats, for all subsets."""
+    target: float | None = None
+    """Instead of theta: mean patch size of the train split, in bytes."""
+    theta_rise: float | None = None
+    stride: int | None = None
+    tokenizer: Path | None = None
+    """Folder, of the rule bpe."""
+    min_length: int | None = None
+    max_length: int | None = None
+    patching: Path | None = None
+    """All of these, in a file that calibrate wrote."""
+
+
+def recut(path: Path, out: Path, change: Change, workers: int = 1) -> bool:
+    """Cut the dataset at a path, or those in its train/ and validation/, anew; False if ``out`` holds that already.
+
+    Raises PipelineError for a change that does not fit what is stored, IdentityError, DatasetError.
+    """
+    sides = sides_at(path)
+    require_alike([side.dataset for side in sides], "split", "source")
+    try:
+        draft = wanted_patching(change, sides[0].dataset.manifest.identity)
+        for side in sides:
+            require_recuttable(side.dataset, draft)
+    except ValidationError as error:
+        raise PipelineError(first_problem(error)) from None
+    request = {
+        "command": "recut",
+        "patching": draft.model_dump(exclude={"theta"} if change.target is not None else None),
+        "target": change.target,
+        "sources": {side.folder: side.dataset.fingerprint for side in sides},
+    }
+
+    def make() -> Recut:
+        patching = draft
+        if change.target is not None:
+            patching = with_target(_train(sides), draft, change.target, workers)
+        return Recut(tuple(sides), patching, change.tokenizer)
+
+    return rewrite(out, request, make, workers)
+
+
+def wanted_patching(change: Change, identity: DatasetIdentity) -> PatchingSettings:
+    """The patching that is asked of a dataset; with a target, theta is still to be found.
+
+    Raises PipelineError or ValidationError for what does not fit.
+    """
+    if (change.rule == "bpe") != (change.tokenizer is not None):
+        raise PipelineError("--rule bpe and --tokenizer FOLDER go together")
+    keys = ("rule", "theta", "theta_rise", "stride", "min_length", "max_length")
+    given = {key: getattr(change, key) for key in keys if getattr(change, key) is not None}
+    if change.patching is not None:
+        if given or change.target is not None:
+            key = next(iter(given), "target").replace("_", "-")
+            raise PipelineError(f"--patching already says --{key}; leave that out")
+        patching = _calibrated(change.patching, identity)
+    else:
+        if not given and change.target is None:
+            raise PipelineError("recut needs something new: --theta, --target, --rule, a length or --patching")
+        if change.target is not None and "theta" in given:
+            raise PipelineError("--target finds the threshold that --theta gives; leave one of them out")
+        if change.tokenizer is not None:
+            given = _of_tokens(change.tokenizer) | given
+        patching = _changed(identity.patching, given, change.target is not None)
+    if identity.sidecar != "uint8" or patching.rule != "entropy":
+        return patching
+    snapped = patching.on_grid()
+    if change.target is None and snapped.theta != patching.theta:
+        show(f"theta {patching.theta} is moved to {snapped.theta:.6f}, the nearest that the uint8 sidecar can replay")
+    return snapped
+
+
+def require_recuttable(dataset: Dataset, patching: PatchingSettings) -> None:
+    """Raises PipelineError unless what the dataset stores decides exactly as the entropies themselves would, and the
+    rule can cut what it holds.
+    """
+    if patching.rule == "bpe" and dataset.manifest.identity.specials:
+        raise PipelineError(f"{dataset.folder} has special ids between its bytes; the rule 'bpe' cuts plain text only")
+    if dataset.manifest.identity.decides(patching):
+        return
+    if dataset.manifest.identity.sidecar == "none":
+        raise PipelineError(
+            f"{dataset.folder} keeps no entropies, which the rule {patching.rule!r} needs; "
+            "preprocess again with --sidecar uint8"
+        )
+    raise PipelineError(
+        f"{dataset.folder} keeps entropies as uint8: too coarse for rises, so the rule {patching.rule!r} would cut "
+        "elsewhere than with the model; preprocess again with --sidecar float32"
+    )
+
+
+@dataclass(frozen=True)
+class Recut:
+    """Each shard of the datasets with other boundaries, one a unit."""
+
+    sides: tuple[Side, ...]
+    patching: PatchingSettings
+    tokenizer: Path | None = None
+    """Folder, for the rule bpe."""
+    title = "Recutting"
+
+    @cached_property
+    def _units(self) -> list[tuple[Side, int]]:
+        return [(side, shard) for side in self.sides for shard in range(len(side.dataset.manifest.shards))]
+
+    @property
+    def sizes(self) -> list[int]:
+        return [text_bytes(side.dataset.manifest.shards[shard]) for side, shard in self._units]
+
+    def write(self, unit: int, out: Path) -> Written:
+        side, shard = self._units[unit]
+        manifest = side.dataset.manifest
+        entry, identity = manifest.shards[shard], manifest.identity
+        encoder = None if self.tokenizer is None else SubwordEncoder(self.tokenizer)
+        with ShardWriter(out / side.folder, stem(entry), identity.format, identity.sidecar) as shard_file:
+            for _, row, last in cut(_pieces(side.dataset, shard), self.patching, encoder=encoder):
+                shard_file.add(row, last)
+        written = shard_file.entry
+        require_kept(side.dataset.folder, entry, {key: getattr(written, key) for key in KEPT})
+        return Written(shards={side.folder: [written]})
+
+    def finish(self, out: Path, written: Sequence[Written]) -> None:
+        for side in self.sides:
+            identity = side.dataset.manifest.identity
+            scored = identity.sidecar != "none" or self.patching.needs_entropy
+            changed = {"patching": self.patching, "entropy_model": identity.entropy_model if scored else None}
+            entries = [entry for unit in written for entry in unit.shards.get(side.folder, [])]
+            made = identity.model_copy(update=changed)
+            save_dataset(out / side.folder, made, entries, side.dataset, self.tokenizer)
+
+
+def _pieces(dataset: Dataset, shard: int) -> Iterator[Piece]:
+    """The documents of a shard with the entropies that it keeps, as they were when they were first cut."""
+    for record, rows in shard_documents(dataset, shard):
+        document = Document(record)
+        for row, last in rows:
+            document.hold(row.text)
+            yield Piece(document, row.size, row.entropies, last)
+
+
+def with_target(dataset: Dataset, draft: PatchingSettings, target: float, workers: int) -> PatchingSettings:
+    """The threshold for a mean patch size (bytes) over the whole dataset, counted exactly in bounded memory.
+
+    Raises PipelineError when no threshold gives it.
+    """
+    if not (total := dataset.manifest.totals.bytes):
+        raise PipelineError(f"{dataset.folder} has no text to find a threshold on")
+    thetas = thetas_of(draft.rule, draft.grid)
+    shards = range(len(dataset.manifest.shards))
+
+    def sizes(numbers: Sequence[int]) -> list[float]:
+        patchings = [draft.with_theta(thetas[number], draft.grid) for number in numbers]
+        counts = np.zeros(len(numbers), np.int64)
+        with ByteProgress("Counting patches", total) as progress:
+            for shard, found in each(partial(patch_counts, dataset, patchings), shards, workers):
+                counts += found
+                progress.update(text_bytes(dataset.manifest.shards[shard]))
+        return (total / counts).tolist()
+
+    try:
+        guess = _guess(dataset, thetas, target)
+        number, realised = nearest(sizes, thetas.count, guess, thetas.cell, target)
+    except UnreachableTarget as error:
+        raise PipelineError(f"--target: {error}") from None
+    show(f"theta {thetas[number]:.6f} nats: {realised:.3f} bytes a patch in {dataset.folder}, {target} wanted")
+    if thetas.grid and abs(realised / target - 1) > CLOSE:
+        show("  that is the nearest; with --sidecar float32 the threshold would not be bound to a grid")
+    return draft.with_theta(thetas[number], draft.grid)
+
+
+def patch_counts(dataset: Dataset, patchings: Sequence[PatchingSettings], shard: int) -> np.ndarray:
+    """int64 [patchings]: patches other than BOS of one shard under each; no thetas by subset."""
+    counts = np.zeros(len(patchings), np.int64)
+    lengths: list[ChunkedLengths] = []
+    for row, last in shard_rows(dataset, shard):
+        if row.part == 0:
+            lengths = [ChunkedLengths(patching) for patching in patchings]
+            counts -= 1
+        counts += [len(document.add(row.tokens(last), row.entropies, last)) for document in lengths]
+    return counts
+
+
+def _guess(dataset: Dataset, thetas: Thetas, target: float) -> int:
+    """The number of a threshold that gives about the wanted size, were there neither length limits nor rises."""
+    histogram = np.zeros(256, np.int64)
+    for entry in dataset.manifest.shards:
+        histogram += np.array(entry.entropy_histogram, np.int64)
+    grid = thetas_of("entropy", True)
+    above = histogram[::-1].cumsum()[::-1][1:]  # entropies above each value of the grid
+    return thetas.nearest(grid[int(np.argmin(np.abs(above - dataset.manifest.totals.bytes / target)))])
+
+
+def _train(sides: Sequence[Side]) -> Dataset:
+    """The dataset that thresholds are found on."""
+    for side in sides:
+        if side.dataset.manifest.identity.split == "train":
+            return side.dataset
+    raise PipelineError(f"{sides[0].dataset.folder} is a validation split; --target is found on train")
+
+
+def _calibrated(path: Path, identity: DatasetIdentity) -> PatchingSettings:
+    file = load_patching(path)
+    recorded = identity.entropy_model.sha256 if identity.entropy_model is not None else "none"
+    if file.identity.entropy_model != recorded:
+        raise PipelineError(
+            f"--patching {path} was calibrated with the entropy model {file.identity.entropy_model[:12]}, "
+            f"the dataset was made with {recorded[:12]}"
+        )
+    return file.patching
+
+
+def _of_tokens(folder: Path) -> dict[str, Any]:
+    """What decides patches that are the tokens of a tokenizer. Raises DatasetError when there is none in the folder."""
+    making = load_making(folder)
+    return {"tokenizer": making.identity, "max_length": making.longest}
+
+
+def _changed(own: PatchingSettings, given: dict[str, Any], find: bool) -> PatchingSettings:
+    """A dataset's own patching with what is given in its place; ``find``: theta is to be found."""
+    rule = given.get("rule") or (own.rule if own.rule in ENTROPY_RULES or not (find or "theta" in given) else "entropy")
+    values: dict[str, Any] = {"min_length": own.min_length, "max_length": own.max_length}
+    if "bpe" in (rule, own.rule):  # lengths of tokens are no limits of other patches
+        values = {}
+    elif rule == own.rule:
+        values = own.model_dump() | {"grid": False}
+    if find:
+        if rule not in ENTROPY_RULES:
+            raise PipelineError(f"--target is for the rules {', '.join(ENTROPY_RULES)}, not {rule!r}")
+        values |= {"theta": 0.0}
+    if find or "theta" in given:
+        values |= {"thetas": {}}
+    return PatchingSettings.model_validate(values | given | {"rule": rule})

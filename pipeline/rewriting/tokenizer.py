@@ -1,0 +1,101 @@
+"""Byte-pair tokens learned from a training split."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.rewriting.dataset_rows import shard_documents
+from pipeline.settings import PipelineError
+from shared.bpe.encoder import import_tokenizers, pieces_of, stretches_of
+from shared.bpe.folder import MADE_BY_FILE, TOKENIZER_FILE, TokenizerMaking, load_making
+from shared.bpe.vocabulary import byte_symbols, load_subwords
+from shared.errors import IdentityError
+from shared.io.files import check_folder, write_atomic
+from shared.io.identity import file_sha256
+from shared.io.progress import ByteProgress
+from shared.shards.dataset import Dataset
+from shared.shards.open import find_datasets, open_dataset
+from shared.vocabulary import OFFSET, VOCABULARY_SIZE
+
+LONGEST = 64
+"""Bytes of a token at most: as patches they must fit into packs."""
+LEAST = 2
+"""Times that a pair must occur to be merged."""
+
+
+def train_tokenizer(path: Path, vocabulary: int, out: Path) -> tuple[TokenizerMaking, bool]:
+    """A tokenizer of so many ids in the folder ``out``, trained on the train split at a path.
+
+    Returns what made it, and whether that was done now: False if the folder held it already. Raises PipelineError,
+    DatasetError, and IdentityError when the folder holds another one.
+    """
+    if vocabulary <= VOCABULARY_SIZE:
+        raise PipelineError(f"--vocabulary {vocabulary}: more than the {VOCABULARY_SIZE} ids of bytes alone")
+    dataset = open_dataset(find_datasets(path)[0])
+    if (split := dataset.manifest.identity.split) != "train":
+        raise PipelineError(f"{dataset.folder} is a {split} split; a tokenizer is trained on train alone")
+    check_folder(out, lambda folder: any((folder / name).exists() for name in (TOKENIZER_FILE, MADE_BY_FILE)))
+    if not (out / MADE_BY_FILE).exists():
+        return write_tokenizer(dataset, vocabulary, out), True
+    making = load_making(out)
+    if (making.trained_on, making.vocabulary) != (dataset.fingerprint, vocabulary):
+        raise IdentityError(
+            f"{out} holds a tokenizer of {making.vocabulary} ids trained on {making.trained_on[:12]}, wanted is "
+            f"one of {vocabulary} on {dataset.fingerprint[:12]}; give a new --out"
+        )
+    return making, False
+
+
+def write_tokenizer(dataset: Dataset, vocabulary: int, out: Path) -> TokenizerMaking:
+    """Learn a tokenizer of so many ids from a dataset and write its folder, what made it last.
+
+    Raises PipelineError when the text does not give so many, DatasetError, TokenizersMissing.
+    """
+    library = import_tokenizers()
+    tokenizer = library.Tokenizer(library.models.BPE())
+    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(
+        add_prefix_space=False, trim_offsets=False, use_regex=True
+    )
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=vocabulary - OFFSET,
+        min_frequency=LEAST,
+        initial_alphabet=sorted(byte_symbols()),
+        max_token_length=LONGEST,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_texts(dataset), trainer)
+    tokenizer.model = in_our_order(library, json.loads(tokenizer.to_str())["model"])
+    tokenizer.decoder = library.decoders.ByteLevel()
+    write_atomic(out / TOKENIZER_FILE, tokenizer.to_str(pretty=True) + "\n")
+    found = load_subwords(out)
+    if found.vocabulary < vocabulary:
+        raise PipelineError(f"--vocabulary {vocabulary}: {dataset.folder} has pairs for {found.vocabulary} ids only")
+    making = TokenizerMaking(
+        trained_on=dataset.fingerprint,
+        vocabulary=found.vocabulary,
+        longest=int(found.lengths.max()),
+        sha256=file_sha256(out / TOKENIZER_FILE),
+        library=library.__version__,
+    )
+    write_atomic(out / MADE_BY_FILE, making.model_dump_json(indent=1) + "\n")
+    return making
+
+
+def in_our_order(library: Any, model: dict[str, Any]) -> Any:
+    """The library's model with byte b at id b + 4 and what merges have given after them, in order of learning."""
+    symbols = {symbol: number for number, symbol in enumerate(byte_symbols(), OFFSET)}
+    merged = [token for token in sorted(model["vocab"], key=model["vocab"].__getitem__) if token not in symbols]
+    vocabulary = symbols | {token: number for number, token in enumerate(merged, VOCABULARY_SIZE)}
+    return library.models.BPE(vocab=vocabulary, merges=[tuple(pair) for pair in model["merges"]])
+
+
+def _texts(dataset: Dataset) -> Iterator[str]:
+    """The valid UTF-8 of a dataset, in its order, in memory for one document."""
+    with ByteProgress("Reading", dataset.manifest.totals.bytes) as progress:
+        for shard in range(len(dataset.manifest.shards)):
+            for record, rows in shard_documents(dataset, shard):
+                text = b"".join(row.text for row, _ in rows)
+                for piece in pieces_of(text):
+                    yield from stretches_of(piece)[::2]
+                progress.update(len(record.text))
