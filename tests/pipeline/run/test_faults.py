@@ -213,7 +213,7 @@ def test_an_order_to_stop_while_a_command_is_loaded_is_no_traceback(monkeypatch,
     def interrupted(name: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.__main__.importlib.import_module", interrupted)
+    monkeypatch.setattr("shared.io.command_line.import_module", interrupted)
     assert main(["status", "nowhere"]) == 130
     assert capsys.readouterr().err == "patchwork: stopped; rerun the same command to resume\n"
 
@@ -232,7 +232,7 @@ import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from pipeline import __main__ as program
 program.heed_signals()
-program._run = lambda arguments: exec({code!r}, {{"signal": signal, "number": {int(number)}}})
+program.run_command = lambda *arguments: exec({code!r}, {{"signal": signal, "number": {int(number)}}})
 program.end_program(program.main)
 """)
     line = [sys.executable, "-m", "interrupted"]  # not as a file: Python leaves in other ways then
