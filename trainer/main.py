@@ -31,7 +31,6 @@ if __name__ == "__main__":
 
 from shared.errors import ConfigError, ExitCode, did_you_mean
 from shared.io.child_processes import end_with_launcher
-from shared.io.config import load_recipe
 from shared.io.log import set_level
 from shared.io.terminal import show
 from trainer.data.run_data import RunData, with_length
@@ -41,6 +40,7 @@ from trainer.provenance.identity import RunIdentity, run_identity
 from trainer.provenance.run_checks import check_run, finished
 from trainer.provenance.run_folder import check_run_folder
 from trainer.settings import TrainSettings
+from trainer.settings.recipe import load_recipe
 
 OPTIONS = ("--plan", "--help", "-h", "--verbose", "--quiet")
 """What is no key of the recipe."""

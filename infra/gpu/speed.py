@@ -14,7 +14,6 @@ import trainer.checkpoints.initial_weights as beginning
 from infra.gpu.bench import ROOT, Bench, is_out_of_memory
 from infra.gpu.models import small_blt, small_entropy_model, text
 from shared.incremental import DecodingState
-from shared.io.config import load_recipe
 from shared.layers.batch import Batch
 from shared.model_settings import BltSettings, EntropyModelSettings
 from shared.models.blt import Blt
@@ -31,6 +30,7 @@ from trainer.memory.parts import Memory
 from trainer.optim.optimizer import build_optimizer
 from trainer.optim.train_step import TrainStep, take_step
 from trainer.settings import TrainSettings
+from trainer.settings.recipe import load_recipe
 
 RECIPES = ROOT / "trainer" / "recipes"
 PATCH_SIZE = 4.5

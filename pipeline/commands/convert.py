@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pipeline.rewriting.dataset_rows import require_kept, stem, text_bytes
+from pipeline.rewriting.parquet import SUFFIX, Export, read_parquet, write_parquet
 from pipeline.rewriting.parquet_export import Format, Source, figures, sources_at
 from pipeline.rewriting.rewrite import (
     Written,
@@ -26,7 +27,6 @@ from pipeline.rewriting.rewrite import (
 )
 from pipeline.settings import PipelineError
 from shared.io.terminal import show_lines
-from shared.shards.formats.parquet import SUFFIX, Export, read_parquet, write_parquet
 from shared.shards.writer import write_shard
 
 

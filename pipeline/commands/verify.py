@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.rewriting.dataset_rows import require_kept, stem, text_bytes
+from pipeline.rewriting.parquet import SUFFIX
 from pipeline.rewriting.parquet_export import Source, exports_at, figures
 from pipeline.scoring.cut import cutter_of
 from shared.bpe.encoder import SubwordEncoder
@@ -26,7 +27,6 @@ from shared.patching.grid import quantise
 from shared.shards.content import ShardContent, check_order, check_row, meta_problem
 from shared.shards.dataset import Dataset, columns_row
 from shared.shards.document import Row
-from shared.shards.formats.parquet import SUFFIX
 from shared.shards.formats.sidecar import sidecar_name
 from shared.shards.index import COLUMNS, DERIVED, IndexWriter, ShardIndex, index_name
 from shared.shards.manifest import ENTROPY_MODEL_FOLDER

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.rewriting.dataset_rows import shard_batches, sides_at, stem
+from pipeline.rewriting.parquet import EXPORT_NAME, SUFFIX, Export, load_export, read_parquet
 from pipeline.settings import SPLIT_NAMES
 from shared.errors import DatasetError
 from shared.patching.grid import quantise
 from shared.shards.content import ShardContent, check_order, check_row, with_last
 from shared.shards.dataset import Dataset
 from shared.shards.document import Row
-from shared.shards.formats.parquet import EXPORT_NAME, SUFFIX, Export, load_export, read_parquet
 
 Format = Literal["arrow", "webdataset", "parquet"]
 

@@ -23,6 +23,7 @@ from pipeline.rewriting.dataset_rows import (
     text_bytes,
 )
 from pipeline.rewriting.rewrite import Written, rewrite, save_dataset
+from pipeline.scoring.chunks import ChunkedLengths
 from pipeline.scoring.cut import Document, Piece, cut
 from pipeline.settings import PipelineError
 from shared.bpe.encoder import SubwordEncoder
@@ -30,7 +31,6 @@ from shared.bpe.folder import load_making
 from shared.io.progress import ByteProgress
 from shared.io.terminal import show
 from shared.patching import PatchingSettings
-from shared.patching.chunks import ChunkedLengths
 from shared.patching.settings import ENTROPY_RULES
 from shared.settings import first_problem
 from shared.shards.dataset import Dataset

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.records import CHUNK, Record, chunks_of
+from pipeline.scoring.chunks import ChunkedLengths
 from shared.bpe.encoder import ChunkedSubwords, SubwordEncoder
 from shared.patching import PatchingSettings
-from shared.patching.chunks import ChunkedLengths
 from shared.patching.lengths import patch_lengths_together
 from shared.shards.document import Row
 from shared.shards.spans import Spans

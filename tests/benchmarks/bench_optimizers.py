@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from bench_train import ROOT, sources
 
-from shared.io.config import load_recipe
 from shared.shards.dataset import Dataset
 from shared.shards.open import open_dataset
 from trainer.checkpoints.initial_weights import build_model
@@ -31,6 +30,7 @@ from trainer.metrics.subset_score import bits_per_byte
 from trainer.optim.optimizer import build_optimizer
 from trainer.optim.train_step import TrainStep, take_step
 from trainer.settings import TrainSettings
+from trainer.settings.recipe import load_recipe
 
 KINDS = ("adamw", "muon")
 LAST = 0.25

@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from bench_train import ROOT, sources
 
-from shared.io.config import load_recipe
 from shared.layers.batch import Batch
 from shared.model_folder.files import build_model as plain_model
 from shared.models.blt import Blt
@@ -40,6 +39,7 @@ from trainer.run.loop import end_interval, one_step
 from trainer.run.setup import callback_classes, prepare
 from trainer.run.stopping import StopRequest
 from trainer.settings import TrainSettings
+from trainer.settings.recipe import load_recipe
 
 WARM_UP = 2
 

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shared.io.config import load_recipe
 from shared.layers.batch import segments
 from shared.layers.ngrams import NgramEmbedding
 from shared.model_folder.files import build_model as empty_model
@@ -44,6 +43,7 @@ from trainer.metrics.subset_score import total_of
 from trainer.optim.optimizer import RowwiseAdagrad, build_optimizer
 from trainer.optim.train_step import TrainStep, take_step
 from trainer.settings import TableSettings, TrainSettings
+from trainer.settings.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "trainer/recipes/blt-small.toml"

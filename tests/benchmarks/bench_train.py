@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from shared.io.config import load_recipe
 from shared.layers.batch import Batch
 from shared.model_folder.files import build_model as plain_model
 from shared.models.initialise import initialise
@@ -31,6 +30,7 @@ from trainer.distributed.world import World, started
 from trainer.optim.optimizer import build_optimizer
 from trainer.optim.train_step import TrainStep, backward, take_step
 from trainer.settings import TrainSettings
+from trainer.settings.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 PATCHING = PatchingSettings(rule="space", max_length=64)

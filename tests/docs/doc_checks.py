@@ -21,11 +21,11 @@ import pipeline.__main__ as pipeline_commands
 import trainer.__main__ as trainer_commands
 from infra import gpu_check
 from shared.errors import ConfigError
-from shared.io.config import check_recipe, read_recipe
 from trainer.experiments.scaling.grid import Grid
 from trainer.experiments.systems import Experiment
 from trainer.planning.plan import load_plan
 from trainer.settings import TrainSettings
+from trainer.settings.recipe import check_recipe, read_recipe
 
 OTHERS = ("cd", "cmp", "docker", "export", "envsubst", "git", "hf", "kubectl", "pip", "ray", "sbatch", "tensorboard")
 """Programs of others, whose options are not ours to check."""

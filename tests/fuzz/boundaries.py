@@ -161,7 +161,7 @@ BOUNDARIES = (
     ),
     Boundary(
         "recipe",
-        ("shared/io/config.py",),
+        ("trainer/settings/recipe.py",),
         r.made_recipe,
         r.spoil_recipe,
         (r.plan, r.plan_with_override),
@@ -255,7 +255,7 @@ BOUNDARIES = (
     ),
     Boundary(
         "parquet export",
-        ("shared/shards/formats/parquet.py",),
+        ("pipeline/rewriting/parquet.py",),
         d.made_export,
         m.one_of([(2, m.at("p/*.parquet", d.spoil_parquet)), (1, m.at("p/*.json", m.spoil_json))]),
         (d.convert_back,),
@@ -290,7 +290,7 @@ BOUNDARIES = (
     Boundary(
         "record of a comparison",
         (
-            "shared/io/json_records.py",
+            "trainer/provenance/json_records.py",
             "trainer/experiments/folder.py",
             "trainer/experiments/scoring.py",
             "trainer/experiments/page/patched_text.py",

@@ -9,9 +9,9 @@ from pathlib import Path
 from pydantic import Field
 
 from shared.io.files import Output
-from shared.io.json_records import Figure, expected
 from shared.patching.settings import PatchingSettings
 from shared.settings import Settings
+from trainer.provenance.json_records import Figure, expected
 
 SWEEP_NAME = "sweep.json"
 SWEEP = re.compile(rb'\{\n "model": "[^\n]*",\n "sha256": "[0-9a-f]{64}",\n "data": ')

@@ -11,7 +11,6 @@ from typing import Literal
 import numpy as np
 
 from shared.errors import ConfigError
-from shared.io.config import check_recipe
 from shared.io.progress import Progress, quantity
 from shared.shards.manifest import load_manifest
 from shared.shards.open import open_dataset
@@ -34,6 +33,7 @@ from trainer.experiments.results.statistics import compared, require_scipy
 from trainer.experiments.runs import Run, run_all
 from trainer.experiments.systems import Experiment
 from trainer.settings import TrainSettings
+from trainer.settings.recipe import check_recipe
 
 VALIDATIONS = 5
 """Passes over the validation split in a run: the points of its curve."""

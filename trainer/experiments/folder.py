@@ -7,10 +7,10 @@ from pydantic import BaseModel, ValidationError
 
 from shared.io.files import check_folder
 from shared.io.json_reader import read_bounded
-from shared.io.json_records import MOST_BYTES, keep
 from shared.settings import Settings
 from trainer.experiments.results.results import RESULTS_NAME, Results
 from trainer.experiments.scaling.record import SCALING_NAME, Scaling
+from trainer.provenance.json_records import MOST_BYTES, keep
 
 EXPERIMENT_NAME = "experiment.json"
 """The first file of an experiment."""

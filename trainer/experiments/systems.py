@@ -11,10 +11,10 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from shared.errors import ConfigError
-from shared.io.config import check_recipe, read_recipe, read_toml
 from shared.settings import Settings, first_problem
 from trainer.experiments.results.results import Family, System
 from trainer.settings import TrainSettings
+from trainer.settings.recipe import check_recipe, read_recipe, read_toml
 
 SYSTEMS_FILE = Path(__file__).with_name("systems.toml")
 RECIPES = Path(__file__).parent.parent / "recipes"

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from shared.errors import ConfigError
 from shared.interop.llama import LlamaBlocks, llama_stack
-from shared.io.config import check_recipe, read_recipe, set_key
 from shared.io.files import whole_folder, write_atomic
 from shared.io.progress import Progress
 from shared.model_folder.files import build_model
@@ -19,6 +18,7 @@ from shared.model_settings import BltSettings, StackSettings
 from shared.models.initialise import initial_value
 from trainer.interchange.folders import write_model
 from trainer.settings import TrainSettings
+from trainer.settings.recipe import check_recipe, read_recipe, set_key
 
 RECIPE_FILE = "recipe.toml"
 IMPORTED = "global_.blocks"

@@ -6,7 +6,6 @@ from math import gcd, lcm
 from pathlib import Path
 
 from shared.errors import ConfigError
-from shared.io.config import check_recipe, read_recipe
 from shared.layers.devices import Device, find_device
 from shared.model_folder.identity import load_settings
 from shared.model_settings import BltSettings, EntropyModelSettings
@@ -27,6 +26,7 @@ from trainer.memory.parameters import parameter_shapes, sizes_by_part
 from trainer.memory.parts import Memory
 from trainer.provenance.patch_size import mean_patch_size
 from trainer.settings import TrainSettings
+from trainer.settings.recipe import check_recipe, read_recipe
 
 PUBLISHED_ENTROPY_MODEL = EntropyModelSettings(width=768, layers=14, heads=12)
 """That of the paper, with 100 million parameters: taken where the dataset does not bring its own."""

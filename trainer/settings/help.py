@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from shared.io.config import read_recipe
-from shared.io.setting_keys import REQUIRED, Key, as_toml, keys_of, kind_of
 from trainer.settings import TrainSettings
+from trainer.settings.keys import REQUIRED, Key, as_toml, keys_of, kind_of
+from trainer.settings.recipe import read_recipe
 
 PAGE = """\
 # The keys of a recipe

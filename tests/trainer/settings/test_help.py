@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from shared.errors import ConfigError
-from shared.io.config import load_recipe
-from shared.io.setting_keys import Key, keys_of
 from trainer.main import main
 from trainer.settings import TrainSettings
 from trainer.settings.help import help_text, page
+from trainer.settings.keys import Key, keys_of
+from trainer.settings.recipe import load_recipe
 
 ROOT = Path(__file__).parents[3]
 RECIPE = ROOT / "trainer/recipes/blt-small.toml"

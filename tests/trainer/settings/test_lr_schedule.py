@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.errors import ConfigError
-from shared.io.config import load_recipe
 from shared.model_folder.identity import model_sha256
 from trainer.lr_schedule import check_schedule, decayed, progress, rate
 from trainer.main import main
 from trainer.provenance.run_checks import finished
 from trainer.settings import RunSettings, ScheduleSettings, TrainSettings, identity_dict
 from trainer.settings.learning import InSteps
+from trainer.settings.recipe import load_recipe
 
 LONG = 10**9
 

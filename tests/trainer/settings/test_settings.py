@@ -7,9 +7,9 @@ import pytest
 from helpers.tiny_runs import NONE, STATIC, run_identity_of, tiny_data, tiny_recipe, tiny_settings, toml
 
 from shared.errors import ConfigError, IdentityError
-from shared.io.config import check_recipe, load_recipe
 from trainer.provenance.identity import check_same
 from trainer.settings import TrainSettings, identity_dict
+from trainer.settings.recipe import check_recipe, load_recipe
 from trainer.settings.section import Section
 
 RECIPES = sorted(Path(__file__).parents[3].glob("trainer/recipes/*.toml"))

@@ -11,7 +11,6 @@ import numpy as np
 
 from shared.errors import DatasetError
 from shared.io.json_reader import read_json
-from shared.io.json_records import keep, kept
 from shared.settings import Settings
 from shared.shards.dataset import Dataset, columns_row
 from shared.shards.document import Row
@@ -19,6 +18,7 @@ from shared.shards.open import open_dataset
 from trainer.data.splits import VALIDATION_SPLIT
 from trainer.experiments.results.results import Results
 from trainer.provenance.identity import RESOLVED_NAME
+from trainer.provenance.json_records import keep, kept
 
 PICTURE_NAME = "patches.json"
 LENGTH = 288

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from shared.io.json_records import Figure, PathInside, keep, kept
 from shared.settings import Settings
 from trainer.errors import USER_ERRORS
 from trainer.experiments.results.results import Results
+from trainer.provenance.json_records import Figure, PathInside, keep, kept
 
 SAMPLES_NAME = "samples.json"
 LENGTH, PROMPT = 200, 64

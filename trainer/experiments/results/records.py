@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from shared.errors import ConfigError
-from shared.io.json_records import Figure, keep, kept
 from shared.settings import Settings
 from shared.shards.manifest import load_manifest
 from trainer.data.splits import TRAIN_SPLIT
 from trainer.experiments.results.results import Cell, Point, Table
 from trainer.metrics.history import History, load_history
+from trainer.provenance.json_records import Figure, keep, kept
 
 SCORE_NAME = "score.json"
 

@@ -8,9 +8,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from shared.io.json_records import Figure, PathInside, expected, keep
 from shared.settings import Settings
 from shared.shards.manifest import Count
+from trainer.provenance.json_records import Figure, PathInside, expected, keep
 
 RESULTS_NAME = "results.json"
 Table = Literal["flops", "bytes"]

@@ -7,9 +7,9 @@ from pathlib import Path
 from pydantic import Field, ValidationError, model_validator
 
 from shared.errors import ConfigError
-from shared.io.config import read_toml
 from shared.settings import Settings, first_problem
 from trainer.experiments.systems import Experiment, SystemRecipe, Values, overlaid
+from trainer.settings.recipe import read_toml
 
 GRID_FILE = Path(__file__).with_name("scaling.toml")
 

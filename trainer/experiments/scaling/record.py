@@ -9,10 +9,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from shared.io.json_records import expected, keep
 from shared.settings import Settings
 from shared.shards.manifest import Count
 from trainer.experiments.results.results import Cell
+from trainer.provenance.json_records import expected, keep
 
 SCALING_NAME = "scaling.json"
 Counted = Literal["model", "whole"]

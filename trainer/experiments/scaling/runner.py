@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from shared.io.config import check_recipe
 from shared.io.progress import Progress, clock, quantity
 from shared.shards.manifest import load_manifest
 from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT
@@ -20,6 +19,7 @@ from trainer.experiments.scaling.record import SCALING_NAME, GridCell, Scaling, 
 from trainer.experiments.scaling.study import study
 from trainer.experiments.systems import Experiment
 from trainer.settings import RunSettings, TrainSettings
+from trainer.settings.recipe import check_recipe
 
 T = TypeVar("T")
 UTILISATION = 0.2

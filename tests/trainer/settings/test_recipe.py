@@ -7,8 +7,8 @@ import pytest
 from pydantic import Field
 
 from shared.errors import ConfigError
-from shared.io.config import load_recipe, read_toml
 from shared.settings import Settings
+from trainer.settings.recipe import load_recipe, read_toml
 
 
 class Inner(Settings):

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ValidationError
 
 from shared.errors import ConfigError, did_you_mean
 from shared.io.log import LOG
-from shared.io.setting_keys import known_names
 from shared.settings import first_error, first_problem
+from trainer.settings.keys import known_names
 
 MOST_BYTES = 2**20
 """Of a recipe."""
