@@ -269,7 +269,7 @@ BOUNDARIES = (
     ),
     Boundary(
         "tokenizer folder",
-        ("shared/bpe/folder.py", "shared/bpe/vocabulary.py", "pipeline/commands/tokenizer.py"),
+        ("shared/bpe/folder.py", "shared/bpe/vocabulary.py", "pipeline/rewriting/tokenizer.py"),
         d.made_tokenizer,
         d.fit_tokenizer,
         (d.cut_with_tokenizer,),
