@@ -120,7 +120,7 @@ class Pack:
         if self.subwords is not None:
             return self._of_subwords(self.subwords)
         tokens = self.limits.tokens
-        padding = tokens - len(self.ids)
+        padding = tokens - len(self.ids)  # may be none; of patches one is always left, see `Room`
         # A model that learns without patches has no named special ids.
         labels = without_named(self.labels) if self.patches is None else self.labels
         return Batch(
@@ -167,6 +167,7 @@ def build_pack(plan: PackPlan, step: Step, limits: PackLimits, catalogue: Catalo
     in_slice = plan.stops - plan.starts + boe
     plain = catalogue.plain[plan.documents]
     pieces = reader.pieces(plan, plain, limits.patches is not None)
+    # Where a slice begins with BOS or BOE the pieces have a byte of any value, which is replaced here.
     ids = np.add(pieces.text, OFFSET, dtype=np.int16)
     last = np.cumsum(in_slice) - 1
     first = last - in_slice + 1
@@ -174,6 +175,7 @@ def build_pack(plan: PackPlan, step: Step, limits: PackLimits, catalogue: Catalo
     labels = np.empty_like(ids)
     labels[:-1] = ids[1:]
     labels[last] = EOS
+    # The label of the last input of a slice that is cut is the document's next byte, which is not in the pack.
     for cut in np.flatnonzero(~ended & plain).tolist():
         labels[last[cut]] = reader.byte(int(plan.documents[cut]), int(plan.stops[cut]) - 1) + OFFSET
     labels[first[boe]] = IGNORED_LABEL
@@ -226,6 +228,7 @@ def in_subwords(pack: Pack, plan: PackPlan, catalogue: Catalogue, reader: SliceR
     in_patches, lengths = pack.patches.in_slice, np.bincount(pack.patches.of_token)
     starts, last = np.cumsum(lengths) - lengths, np.cumsum(in_patches) - 1
     first = last - in_patches + 1
+    # Ids below OFFSET are no bytes: they get any here, and their own id in the next two lines.
     ids = reader.subwords.ids((np.maximum(pack.ids, OFFSET) - OFFSET).astype(np.uint8), lengths)
     ids[is_special(pack.ids[starts])] = NO_TOKEN
     ids[first] = pack.ids[starts[first]]
@@ -276,5 +279,5 @@ def patch_map(lengths: np.ndarray, patches: np.ndarray, in_slice: np.ndarray, ne
     of_decoder[:-1] = of_token[1:]
     last_token = np.cumsum(in_slice) - 1
     of_decoder[last_token] = of_token[last_token] + next_starts
-    of_decoder -= 1
+    of_decoder -= 1  # of the next token's patch, so far: the decoder reads the one before it
     return PackPatches(of_token, of_decoder, patches)
