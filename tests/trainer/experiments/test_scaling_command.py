@@ -92,7 +92,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "systems.toml").write_text(SYSTEMS)
     (place / "grid.toml").write_text(GRID.replace("m = {model = {}}", BROKEN + "m = {model = {}}", 1))
     with (place / "first.txt").open("w") as file, redirect_stdout(file):
-        assert main(command(place, "--families", "bytes", "--budgets", 3e9)) == 2
+        assert main(command(place, "--families", "bytes", "--budgets", 3e9)) == 1
     before = load_scaling(place / "out")
     (place / "before.json").write_text(before.model_dump_json())
     shutil.rmtree(place / "out" / before.cells[1].cell.run)

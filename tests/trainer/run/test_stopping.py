@@ -202,7 +202,7 @@ def test_a_rank_that_hangs_is_named_and_the_others_give_up(recipe: Path) -> None
             os.kill(ranks[1], signal.SIGCONT)  # torchrun would wait 30 s for it
     assert process.wait(600) == 1
     # On a busy machine a rank may have been slow before.
-    assert "patchwork: no step has ended for 10 s: no sign of life from rank 1\n" in said
+    assert "patchwork: rank 0: no step has ended for 10 s: no sign of life from rank 1\n" in said
     assert [line for line in said if "error" in line][:1] == [
         "patchwork: error: other ranks have not answered for 20 s (run.timeout)\n"
     ]
