@@ -73,7 +73,7 @@ help: ## list what there is
 	@echo
 	@printf '  %s\n' "Variables: CORPUS=file or folder, or several ("$(call as_word,$(notdir $(call raw,CORPUS)))"), CORPUS_BYTES="$(call quoted,CORPUS_BYTES)" (0: all), OUT="$(AT)"," \
 	  "CONFIG="$(call quoted,CONFIG)", ENTROPY_CONFIG="$(call quoted,ENTROPY_CONFIG)"," \
-	  "NPROC="$(call quoted,NPROC)" ranks and workers, THREADS="$(call quoted,THREADS)" each, EXECUTOR="$(call quoted,EXECUTOR)", PATCH_SIZE="$(call quoted,PATCH_SIZE)" bytes, PROMPT=, BYTES=, SEED=," \
+	  "NPROC="$(call quoted,NPROC)" ranks and workers, THREADS="$(call quoted,THREADS)" each, EXECUTOR="$(call quoted,EXECUTOR)", PATCH_SIZE="$(call quoted,PATCH_SIZE)" bytes, PROMPT="$(call quoted,PROMPT)", BYTES="$(call quoted,BYTES)", SEED="$(call quoted,SEED)"," \
 	  "EXPERIMENT="$(call quoted,EXPERIMENT)", BUDGET="$(call quoted,BUDGET)" FLOPs a run, SEEDS="$(call quoted,SEEDS)
 
 setup: ## make the virtual environment (VENV=.venv) with the versions of constraints.txt

@@ -5,7 +5,7 @@ The same command resumes from the last checkpoint, and says so when there is not
 usage: torchrun trainer/main.py RECIPE.toml [--section.key value]... [--plan] [--verbose | --quiet]
        python trainer/main.py [RECIPE.toml] --help
 
-  --section.key value  instead of what the recipe says of that key; --section.key=value, too
+  --section.key value  instead of what the recipe says of that key; --section.key=value, too; a list as a,b
   --plan               print what the run will take in memory, FLOPs and time, and do nothing; needs no data and no GPU
   --verbose            say also what is opened, resumed and chosen
   --quiet              say only what is wrong: neither progress nor notes

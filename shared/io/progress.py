@@ -34,8 +34,9 @@ class Progress:
         """
         if done >= 1.0 or self.is_due():
             elapsed = time.monotonic() - self._began
-            left = elapsed * (1.0 - done) / max(done - self._first, 1e-9)
-            times = f"{clock(elapsed)} elapsed, {clock(max(left, 0.0))} remaining"
+            times = f"{clock(elapsed)} elapsed"
+            if (share := done - self._first) > 0:  # nothing can be said of what remains before something is done
+                times += f", {clock(max(elapsed * (1.0 - done) / share, 0.0))} remaining"
             self.write([f"{min(done, 1.0):6.1%}", *pieces], times)
 
     def is_due(self) -> bool:

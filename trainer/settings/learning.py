@@ -103,7 +103,7 @@ Length = Annotated[float, Field(ge=0, lt=1)] | InSteps | InBytes
 
 
 class ScheduleSettings(Section):
-    """The learning rate over a run: linear warm-up, then what ``kind`` says.
+    """The learning rate over a run: linear warm-up, then what `kind` says.
 
     cosine: down to the floor from the end of the warm-up to that of the run. constant: the peak to the end. wsd
     (warm-up, stable, decay; Hu et al. 2024): the peak, then down to the floor over the last part of the run.

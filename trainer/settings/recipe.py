@@ -164,11 +164,14 @@ def _leads(annotation: Any, rest: tuple[str, ...], done: tuple[str, ...] = ()) -
 
 
 def _typed(override: Override, place: _Place) -> Any:
-    """A value of the type of its key: text as it stands where the key is a text, a TOML value elsewhere."""
+    """A value of the type of its key: plain text for a text, `a,b` for a list, else a TOML value."""
     kinds = [kind for kind in place.types if kind is not type(None)]
     if kinds and all(map(_is_text, kinds)):
         return override.text
     value = parse_value(override.text)
+    if kinds and not isinstance(value, list) and all(get_origin(kind) is tuple for kind in kinds):
+        item, words = get_args(kinds[0])[0], override.text.split(",")
+        return words if _is_text(item) else [parse_value(word) for word in words]
     if isinstance(value, bool) and kinds and bool not in kinds:
         return override.text  # true is not the number 1
     return value

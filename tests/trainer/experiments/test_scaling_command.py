@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -91,7 +91,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "prose.txt").write_text("\n\n".join(f"{number} {words * (1 + number % 3)}" for number in range(180)))
     (place / "systems.toml").write_text(SYSTEMS)
     (place / "grid.toml").write_text(GRID.replace("m = {model = {}}", BROKEN + "m = {model = {}}", 1))
-    with (place / "first.txt").open("w") as file, redirect_stdout(file):
+    with (place / "first.txt").open("w") as file, redirect_stdout(file), redirect_stderr(file):
         assert main(command(place, "--families", "bytes", "--budgets", 3e9)) == 1
     before = load_scaling(place / "out")
     (place / "before.json").write_text(before.model_dump_json())

@@ -8,7 +8,8 @@ from pydantic import Field
 
 from shared.errors import ConfigError
 from shared.settings import Settings
-from trainer.settings.recipe import load_recipe, read_toml
+from trainer.settings import TrainSettings
+from trainer.settings.recipe import load_recipe, read_recipe, read_toml
 
 
 class Inner(Settings):
@@ -141,3 +142,18 @@ def test_a_recipe_that_is_absurd_is_one_line_that_names_it(tmp_path: Path, what:
 def test_an_endless_recipe_is_one_line() -> None:
     with pytest.raises(ConfigError, match="zero"):
         read_toml(Path("/dev/zero"), "recipe")
+
+
+@pytest.mark.parametrize(
+    ("option", "found"),
+    [
+        ("--run.callbacks=a.b:C", ["a.b:C"]),
+        ("--run.callbacks=a:B,c:D", ["a:B", "c:D"]),
+        ('--run.callbacks=["a:B"]', ["a:B"]),
+        ("--optimizer.betas=0.9,0.95", [0.9, 0.95]),
+    ],
+)
+def test_a_list_is_given_with_commas_or_as_toml_has_it(tmp_path: Path, option: str, found: list[object]) -> None:
+    (tmp_path / "recipe.toml").write_text("")
+    values = read_recipe(tmp_path / "recipe.toml", [option], TrainSettings)
+    assert found in values["run" if "run" in values else "optimizer"].values()
