@@ -169,7 +169,7 @@ def _typed(override: Override, place: _Place) -> Any:
     if kinds and all(map(_is_text, kinds)):
         return override.text
     value = parse_value(override.text)
-    if kinds and not isinstance(value, list) and all(get_origin(kind) is tuple for kind in kinds):
+    if kinds and all(get_origin(kind) is tuple for kind in kinds) and not override.text.lstrip().startswith("["):
         item, words = get_args(kinds[0])[0], override.text.split(",")
         return words if _is_text(item) else [parse_value(word) for word in words]
     if isinstance(value, bool) and kinds and bool not in kinds:
