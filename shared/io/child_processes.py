@@ -4,7 +4,7 @@ import ctypes
 import os
 import signal
 import tempfile
-from multiprocessing import connection, forkserver, parent_process
+from multiprocessing import connection, forkserver, parent_process, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.popen_forkserver import Popen
 from multiprocessing.process import BaseProcess
@@ -110,6 +110,7 @@ def worker_server(module: str) -> WorkerContext:
     short_sockets()
     context = WorkerContext()
     context.set_forkserver_preload([module])
+    resource_tracker.ensure_running()  # its own start, which the server's would include, unblocks SIGINT and SIGTERM
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         forkserver.ensure_running()
