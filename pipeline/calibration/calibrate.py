@@ -129,7 +129,7 @@ def _check_parity(wanted: Wanted, dataset: Dataset) -> None:
             raise PipelineError("--parity chooses a threshold for each subset; leave out --per-subset")
         if wanted.parity_to not in dataset.subset_names:
             raise PipelineError(
-                f"--parity-to {wanted.parity_to!r} is no subset of {dataset.folder}; it has "
+                f"--parity-to {wanted.parity_to!r} is not a subset of {dataset.folder}; it has "
                 f"{in_short(dataset.subset_names, ', ')}"
             )
 

@@ -82,5 +82,5 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _sample_bytes(text: str) -> int:
     if text != "all" and not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of bytes, nor all")
+        raise argparse.ArgumentTypeError(f"expected a number of bytes or 'all', got {text!r}")
     return 0 if text == "all" else int(text)

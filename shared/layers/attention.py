@@ -37,7 +37,7 @@ def segment_ids(documents: Segments, opening: Tensor | None = None) -> Tensor:
     """int64 [N]: numbers of the segments of an axis within which attention stays, counted from 1.
 
     One opens with each document, and where ``opening`` (bool [N]) says. Number 0 is only for a first document whose
-    positions show that it goes on from before: it is the segment that was open there.
+    positions show that it continues an earlier one: it is the segment that was open there.
     """
     opens = documents.ids.diff(prepend=documents.ids[:1]) != 0
     opens[:1] = documents.positions[:1] == 0

@@ -23,7 +23,7 @@ PAGE = """\
 A recipe is a TOML file, and every key can be given on the command line as `--section.key value`, too.
 `python trainer/main.py RECIPE.toml --help` shows the same with the recipe's own values.
 A key without a default has to be given.
-`None` is no value of TOML: it is what holds where a key is left out.
+`None` is not a TOML value: leave the key out to get it.
 What affects the result belongs to the identity of a run; all else may change when it is resumed.
 """
 INDENT = " " * 6

@@ -199,7 +199,7 @@ def test_parallel_text_gets_the_same_number_of_patches_in_every_language(place, 
         ("--parity id", "--parity and --parity-to go together"),
         ("--parity-to a", "--parity and --parity-to go together"),
         ("--parity id --parity-to a --per-subset", "leave out --per-subset"),
-        ("--parity id --parity-to xx", "--parity-to 'xx' is no subset of"),
+        ("--parity id --parity-to xx", "--parity-to 'xx' is not a subset of"),
         ("--parity id:# --parity-to a", "has an id with '#' in it"),
         ("--parity id --parity-to a", "has an id with its subset's name in it"),
         ("--parity page --parity-to a", "has a column 'page' (preprocess --meta keeps columns)"),
@@ -247,7 +247,7 @@ def test_a_sample_is_a_number_of_bytes_or_all(place: Path, tmp_path: Path, capsy
     line = ("calibrate", place / "raw", "--entropy-model", place / "model", "--target", 4, "--out", tmp_path / "p.json")
     with pytest.raises(SystemExit, match="2"):
         run(*line, f"--sample-bytes={text}")
-    assert f"argument --sample-bytes: {text!r} is no number of bytes, nor all" in capsys.readouterr().err
+    assert f"argument --sample-bytes: expected a number of bytes or 'all', got {text!r}" in capsys.readouterr().err
 
 
 def test_entropies_that_are_scored_take_no_memory_and_leave_no_file(place: Path, tmp_path: Path) -> None:
