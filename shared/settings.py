@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 
 class Settings(BaseModel):
@@ -61,7 +62,7 @@ def other_version(path: Path, content: bytes, wanted: int, way_out: str) -> str 
     return f"{path} has format version {found}, this version of Patchwork reads version {wanted}; {way_out}"
 
 
-def first_error(error: ValidationError) -> Any:
+def first_error(error: ValidationError) -> ErrorDetails:
     """The first thing that validation found; an unknown key comes first, because a key that is missing may be it."""
     found = error.errors(include_url=False)
     return next((one for one in found if one["type"] == "extra_forbidden"), found[0])

@@ -36,7 +36,7 @@ def document_tokens(text: bytes | memoryview | np.ndarray) -> Tokens:
 def token_bytes(tokens: np.ndarray) -> bytes:
     """The text of token ids; special ids are left out."""
     tokens = np.asarray(tokens)
-    return (tokens[~is_special(tokens)] - OFFSET).astype(np.uint8).tobytes()
+    return np.asarray(tokens[~is_special(tokens)] - OFFSET, np.uint8).tobytes()
 
 
 def is_special(ids: Any) -> Any:

@@ -96,7 +96,8 @@ def pack(texts: Sequence[bytes], tokens: int | None = None, patches: int | None 
 
 def logits_of(model: nn.Module, batch: Batch) -> Tensor:
     """fp32 [T, V]."""
-    return model(batch.ids, batch.documents, batch.patches)
+    logits: Tensor = model(batch.ids, batch.documents, batch.patches)
+    return logits
 
 
 def gradients(model: nn.Module, batch: Batch) -> dict[str, Tensor]:

@@ -124,7 +124,8 @@ def whole_logits(model: Blt, ids: Tensor, starts: np.ndarray) -> Tensor:
 
     patches = Patches(of_token, reads, segments([count]).to(device))
     with torch.inference_mode():
-        return model(ids, segments([len(ids)]).to(device), patches)
+        logits: Tensor = model(ids, segments([len(ids)]).to(device), patches)
+        return logits
 
 
 def packs(bench: Bench) -> None:

@@ -78,7 +78,7 @@ def held_out_tenth(documents: Documents, keys: np.ndarray | None, seed: int) -> 
         order = _order(len(names), seed)
         late = np.zeros(len(names), bool)
         late[order[len(order) - len(order) // HELD_OUT :]] = True
-        return late[place] & (keys != NO_KEY)
+        return np.asarray(late[place] & (keys != NO_KEY))
     order = _order(len(documents), seed)
     codes = documents.subset[order]
     for code in np.unique(codes).tolist():

@@ -66,7 +66,7 @@ def compared(entropies: np.ndarray, patching: PatchingSettings) -> np.ndarray:
         return entropies
     values = rounded(entropies, patching)
     rise = values[1:] - values[:-1]
-    return rise if patching.rule == "monotonic" else entropies[1:][rise > np.float32(patching.theta_rise)]
+    return np.asarray(rise if patching.rule == "monotonic" else entropies[1:][rise > np.float32(patching.theta_rise)])
 
 
 @dataclass(frozen=True)
@@ -226,4 +226,4 @@ class _Members:
         """int64, those that belong to any, in order."""
 
     def groups(self, document: int) -> list[int]:
-        return self._groups[self._begins[document] : self._begins[document + 1]].tolist()
+        return list(map(int, self._groups[self._begins[document] : self._begins[document + 1]]))

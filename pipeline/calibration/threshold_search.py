@@ -69,7 +69,8 @@ def nearest(
         while True:
             asked = searching.send(sizes(asked))
     except StopIteration as found:
-        return found.value
+        number, size = found.value
+        return number, size
 
 
 def search(

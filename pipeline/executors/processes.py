@@ -144,7 +144,8 @@ class ProcessExecutor:
         """The numerics of a process that starts. Raises PipelineError when it dies, and so do those after it."""
         for attempt in range(ATTEMPTS):
             try:
-                return self._receive(self._processes[slot])
+                numerics: NumericsClass | None = self._receive(self._processes[slot])
+                return numerics
             except (EOFError, OSError):
                 self._processes[slot].pipe.close()
                 dead = self._processes[slot].process

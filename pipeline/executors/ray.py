@@ -113,7 +113,7 @@ class _Gains:
         if not ray.wait([self._pending], timeout=0)[0]:
             return 0
         try:
-            total = ray.get(self._pending)
+            total = int(ray.get(self._pending))
         except RayError:
             total = self._known
         self._pending = self.tracker.total.remote()

@@ -143,7 +143,8 @@ def window_starts(sizes: np.ndarray) -> np.ndarray:
     counts = -(-sizes // WINDOW)
     begins = np.cumsum(sizes) - sizes
     inside = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    return np.repeat(begins, counts) + WINDOW * inside
+    starts: np.ndarray = np.repeat(begins, counts) + WINDOW * inside
+    return starts
 
 
 def content_types(text: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -218,6 +219,6 @@ def _judged(counts: np.ndarray) -> np.ndarray:
         (letters < LETTERS_SHARE * solid, TYPES.index("numbers and marks")),
         (counts[:, _CODE_MARK] >= CODE_SHARE * solid, TYPES.index("code")),
     ]
-    return np.select([rule for rule, _ in rules], [kind for _, kind in rules], TYPES.index("Latin prose")).astype(
-        np.uint8
+    return np.asarray(
+        np.select([rule for rule, _ in rules], [kind for _, kind in rules], TYPES.index("Latin prose")), np.uint8
     )

@@ -32,7 +32,7 @@ class Figures:
     @property
     def type_patches(self) -> np.ndarray:
         """int64 [C]."""
-        return self.type_lengths.sum(1)
+        return np.asarray(self.type_lengths.sum(1))
 
     def add(self, stretch: Stretch) -> None:
         """Count one record batch."""

@@ -154,4 +154,4 @@ def range_digest(location: str, ranges: Sequence[tuple[int, int]]) -> str:
             while begin < end and (chunk := file.read(min(CHUNK, end - begin))):
                 state.update(chunk)
                 begin += len(chunk)
-    return state.hexdigest()
+    return str(state.hexdigest())

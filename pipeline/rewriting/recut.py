@@ -206,7 +206,8 @@ def with_target(dataset: Dataset, draft: PatchingSettings, target: float, worker
             for shard, found in each(partial(patch_counts, dataset, patchings), shards, workers):
                 counts += found
                 progress.update(text_bytes(dataset.manifest.shards[shard]))
-        return (total / counts).tolist()
+        means: list[float] = (total / counts).tolist()
+        return means
 
     try:
         guess = _guess(dataset, thetas, target)

@@ -225,7 +225,8 @@ def _begin(unfinished: Path, request: dict[str, Any]) -> None:
 
 def _plain(request: dict[str, Any]) -> dict[str, Any]:
     """A request as it comes back from JSON, with lists in place of tuples: only so does it equal a recorded one."""
-    return json.loads(canonical_json(request))
+    plain: dict[str, Any] = json.loads(canonical_json(request))
+    return plain
 
 
 def _write_all(work: Rewriting, unfinished: Path, workers: int) -> list[Written]:

@@ -191,7 +191,7 @@ def _save(path: Path, values: np.ndarray) -> None:
 def _load(path: Path, mode: Literal["r", "r+"] = "r") -> np.ndarray:
     """A mapped array. Raises PipelineError for a file that is not there or damaged: it is not made a second time."""
     try:
-        return np.load(path, mmap_mode=mode, allow_pickle=False)
+        return np.asanyarray(np.load(path, mmap_mode=mode, allow_pickle=False))
     except (FileNotFoundError, ValueError, EOFError) as error:
         raise PipelineError(
             f"{path} is missing or damaged ({error}); remove {path.parent} and run the same command"

@@ -73,7 +73,8 @@ class SubwordEncoder:
     def _tokenizer(self) -> "Tokenizer":
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # processes share the machine already
         try:
-            return import_tokenizers().Tokenizer.from_file(str(self._path))
+            tokenizer: Tokenizer = import_tokenizers().Tokenizer.from_file(str(self._path))
+            return tokenizer
         except TokenizersMissing:
             raise
         except Exception as error:  # tokenizers, written in Rust, raises plain Exception
@@ -85,7 +86,7 @@ class SubwordEncoder:
 
     def lengths(self, text: bytes) -> np.ndarray:
         """uint16 [K]: bytes of each token of a text; they sum to its own."""
-        return self.subwords.lengths[self.ids(text)].astype(np.uint16)
+        return np.asarray(self.subwords.lengths[self.ids(text)], np.uint16)
 
     def _piece(self, text: bytes) -> np.ndarray:
         stretches = stretches_of(text)

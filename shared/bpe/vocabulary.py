@@ -85,7 +85,8 @@ def _hashes(text: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     np.cumsum((text.astype(np.uint64) + np.uint64(1)) * powers[: len(text)], out=sums[1:])
     ends = np.cumsum(lengths)
     starts = ends - lengths
-    return (sums[ends] - sums[starts]) * inverses[starts]
+    hashes: np.ndarray = (sums[ends] - sums[starts]) * inverses[starts]
+    return hashes
 
 
 @lru_cache(maxsize=4)

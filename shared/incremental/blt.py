@@ -150,7 +150,8 @@ class BltRows:
                 x = cross.read(x, table[layer].index_select(0, index))
             x = self._decoder.step(layer, block, x, rotation, place)
         self._last = _Advance(ids, states, ends, index.view(ids.shape), table)
-        return model.decoder.logits(x).unflatten(0, ids.shape)
+        logits: Tensor = model.decoder.logits(x).unflatten(0, ids.shape)
+        return logits
 
     def _longest(self, ids: Tensor) -> int:
         return max(self._bytes.lengths) + ids.shape[1]
@@ -169,7 +170,8 @@ class BltRows:
             x = self._encoder.step(layer, block, x, rotation, place)
             if layer >= encoder.first:
                 kept.append(x)
-        return torch.stack(kept).unflatten(1, ids.shape)
+        states: Tensor = torch.stack(kept).unflatten(1, ids.shape)
+        return states
 
     def _read_patches(self, states: Tensor, ends: np.ndarray) -> tuple[tuple[Tensor, ...], np.ndarray]:
         """Run the global model over the patches that end here.

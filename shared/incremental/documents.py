@@ -53,7 +53,8 @@ class EntropyRows:
         for layer, block in enumerate(self.model.blocks):
             assert isinstance(block, Block)
             x = self._cache.step(layer, block, x, rotation, place)
-        return self.model.logits(x).unflatten(0, ids.shape)
+        logits: Tensor = self.model.logits(x).unflatten(0, ids.shape)
+        return logits
 
     def accept(self, kept: Sequence[int]) -> None:
         """Keep the first ``kept`` tokens of each row's last advance."""

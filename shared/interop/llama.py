@@ -195,4 +195,5 @@ def _names(layer: int, stack: StackSettings) -> dict[str, Parts]:
 
 def pairs_from_halves(rows: Tensor, head_width: int) -> Tensor:
     """Rows [heads * C, D] of a projection: of each head row i and row C/2 + i become rows 2i and 2i + 1."""
-    return rows.unflatten(0, (-1, 2, head_width // 2)).transpose(1, 2).flatten(0, 2)
+    neighbouring: Tensor = rows.unflatten(0, (-1, 2, head_width // 2)).transpose(1, 2).flatten(0, 2)
+    return neighbouring

@@ -91,7 +91,7 @@ def _is_stream(head: bytes) -> bool:
         return False
     length, root = struct.unpack_from("<iI", head, 4)
     # Metadata is padded to 8 bytes, and hundreds of megabytes of it would be no schema.
-    return 0 < length < 2**28 and length % 8 == 0 and 0 < root < length
+    return bool(0 < length < 2**28 and length % 8 == 0 and 0 < root < length)
 
 
 def foreign(head: bytes) -> str | None:

@@ -68,7 +68,8 @@ def open_binary(location: str) -> IO[bytes]:
     if not is_url(location):
         return open(location, "rb")
     fs, path = file_system(location)
-    return fs.open(path, "rb")
+    file: IO[bytes] = fs.open(path, "rb")
+    return file
 
 
 def read_whole(location: Path | str, most_bytes: int) -> bytes:
@@ -118,7 +119,8 @@ def file_system(url: str) -> tuple[Any, str]:
     import fsspec
 
     try:
-        return fsspec.core.url_to_fs(url)
+        fs, path = fsspec.core.url_to_fs(url)
+        return fs, path
     except ImportError:
         package, extra = _PACKAGES.get(scheme, (f"the fsspec driver of {scheme}", None))
         install = f"pip install -e '.[{extra}]'" if extra else f"pip install {package}"

@@ -32,12 +32,14 @@ class CrossAttention(nn.Module):
 
     def _queries(self, x: Tensor) -> Tensor:
         """[..., D] -> fp32 [..., H, C]."""
-        return self.query(self.query_norm(x)).float().unflatten(-1, (self.heads, self.head_width))
+        queries: Tensor = self.query(self.query_norm(x)).float().unflatten(-1, (self.heads, self.head_width))
+        return queries
 
     def keys_values(self, x: Tensor) -> Tensor:
         """[..., D] -> fp32 [..., 2, G, C]."""
         both = self.key_value(self.key_value_norm(x)).float()
-        return both.unflatten(-1, (2, self.kv_heads, self.head_width))
+        heads: Tensor = both.unflatten(-1, (2, self.kv_heads, self.head_width))
+        return heads
 
     def _to_heads(self, x: Tensor) -> Tensor:
         """[..., G, C] -> [..., H, C]."""
@@ -63,8 +65,9 @@ class PatchesReadBytes(CrossAttention):
             0, of_token, (weights[..., None] * values).flatten(1)
         )
         # The largest score has weight 1, so only a patch without tokens has a total below 1.
-        attended = summed.view_as(q) / total.clamp_min(1.0)[..., None]
-        return 2 * patches + self.output(attended.flatten(-2).to(patches.dtype))
+        attended: Tensor = summed.view_as(q) / total.clamp_min(1.0)[..., None]
+        update: Tensor = self.output(attended.flatten(-2).to(patches.dtype))
+        return 2 * patches + update
 
 
 class BytesReadPatches(CrossAttention):

@@ -35,7 +35,8 @@ class _Nothing:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x [..., D] / sqrt(mean(x^2) + eps) * weight [D], computed in fp32; dtype of x."""
     if use_custom_backward(x):
-        return _with_backward(_RmsNorm, x, weight.float(), eps)
+        normed: Tensor = _with_backward(_RmsNorm, x, weight.float(), eps)
+        return normed
     return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
 
 
@@ -45,7 +46,8 @@ class _RmsNorm(torch.autograd.Function):
         scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         scale = scale.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
-        return (x * scale).mul_(weight)
+        normed: Tensor = (x * scale).mul_(weight)
+        return normed
 
     @staticmethod
     @once_differentiable
@@ -61,7 +63,8 @@ class _RmsNorm(torch.autograd.Function):
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up: [..., 2 F], gate first, -> [..., F] (Shazeer 2020)."""
     if use_custom_backward(gate_up):
-        return _with_backward(_SwiGlu, gate_up)
+        product: Tensor = _with_backward(_SwiGlu, gate_up)
+        return product
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
 
@@ -87,7 +90,8 @@ class _SwiGlu(torch.autograd.Function):
 def apply_rotary(heads: Tensor, rotation: Tensor, queries: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values from heads [N, H, C] in that order, the first two turned by ``rotation`` [N, C/2]."""
     if use_custom_backward(heads):
-        return _with_backward(_Turn, heads, rotation, queries, keys)
+        q, k, v = _with_backward(_Turn, heads, rotation, queries, keys)
+        return q, k, v
     turned = rotate(heads[:, : queries + keys], rotation)
     return turned[:, :queries], turned[:, queries:], heads[:, queries + keys :]
 

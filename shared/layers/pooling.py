@@ -21,7 +21,8 @@ class MaxPooling(nn.Module):
     def forward(self, tokens: Tensor, of_token: Tensor, count: int) -> Tensor:
         """tokens [T, D], int64 [T] -> [P, D], P = count; zeros where a patch owns none."""
         # torch's Function.apply has no types, here and wherever it is called.
-        return _SegmentMax.apply(tokens, of_token, count)  # type: ignore[no-untyped-call]
+        largest: Tensor = _SegmentMax.apply(tokens, of_token, count)  # type: ignore[no-untyped-call]
+        return largest
 
 
 class MeanPooling(nn.Module):
@@ -58,7 +59,8 @@ class AttentionPooling(nn.Module):
         weighted = (weights[..., None] * values).flatten(1)
         summed = weighted.new_zeros(count, tokens.shape[1]).index_add(0, of_token, weighted)
         # The largest score has weight 1, so only a patch without tokens has a total below 1.
-        return (summed.unflatten(-1, (self.heads, -1)) / total.clamp_min(1)[..., None]).flatten(1).to(tokens.dtype)
+        means: Tensor = summed.unflatten(-1, (self.heads, -1)) / total.clamp_min(1)[..., None]
+        return means.flatten(1).to(tokens.dtype)
 
 
 POOLINGS: dict[str, type[MaxPooling | MeanPooling | AttentionPooling]] = {

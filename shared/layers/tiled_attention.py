@@ -33,7 +33,8 @@ def tiled_attention(
     Returns:
         fp32 [Q, H, C]. Time and memory are linear in Q for segments or windows of bounded length.
     """
-    return _attention(q, k, v, query_ids, key_ids, window or 0)
+    attended: Tensor = _attention(q, k, v, query_ids, key_ids, window or 0)
+    return attended
 
 
 class _Tile(NamedTuple):

@@ -89,7 +89,7 @@ class TensorFolder:
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """The tensor, or a range of its rows; ModelFileError when there is none of that name."""
         self.dtype(name)
-        whole = self._file(name).get_tensor(name)
+        whole: Tensor = self._file(name).get_tensor(name)
         return whole if rows is None else whole[rows]
 
     def _is_indexed(self) -> bool:

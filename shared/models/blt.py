@@ -36,7 +36,9 @@ class LocalEncoder(nn.Module):
     def pool(self, x: Tensor, of_token: Tensor, count: int) -> Tensor:
         """Byte states [T, D], the patch of each int64 [T] -> patch vectors [P, K, D] before any cross-attention."""
         pooled = self.pooling(x, of_token, count)
-        return self.patch_projection(pooled).unflatten(-1, (self.settings.queries, self.settings.encoder.width))
+        projected = self.patch_projection(pooled)
+        vectors: Tensor = projected.unflatten(-1, (self.settings.queries, self.settings.encoder.width))
+        return vectors
 
     def forward(self, ids: Tensor, ngrams: Tensor, documents: Segments, patches: Patches) -> tuple[Tensor, Tensor]:
         """ids int64 [T], summed n-gram embeddings [T, D] -> byte states [T, D], patch vectors [P, K, D]."""
@@ -124,4 +126,5 @@ class Blt(nn.Module):
     def forward(self, ids: Tensor, documents: Segments, patches: Patches) -> Tensor:
         """ids int64 [T] -> logits fp32 [T, V]: at each token those of the next one."""
         states, vectors = self.encoder(ids, self.ngrams(ids, documents), documents, patches)
-        return self.decoder(states, self.global_(vectors, patches.documents), documents, patches)
+        logits: Tensor = self.decoder(states, self.global_(vectors, patches.documents), documents, patches)
+        return logits

@@ -63,5 +63,5 @@ class MegaByte(nn.Module):
         side_by_side = x.new_zeros(patches.count * size, x.shape[1])
         side_by_side = side_by_side.index_copy(0, patches.of_token * size + place, x)
         mask = AttentionMask.of(patches.documents, x.dtype)
-        states = self.global_(side_by_side.view(patches.count, -1), patches.documents.positions, mask)
+        states: Tensor = self.global_(side_by_side.view(patches.count, -1), patches.documents.positions, mask)
         return states.view(patches.count * size, -1)

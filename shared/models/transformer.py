@@ -34,7 +34,8 @@ class FlatTransformer(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids int64 [N] -> [N, D]. Over bytes it knows no named special id and meets each as RESERVED."""
-        return self.embedding(without_named(ids) if self.settings.vocabulary == VOCABULARY_SIZE else ids)
+        embedded: Tensor = self.embedding(without_named(ids) if self.settings.vocabulary == VOCABULARY_SIZE else ids)
+        return embedded
 
     def context_ids(self, ids: Tensor, documents: Segments) -> Tensor | None:
         """int64 [T], `stretches` finer than the documents within which attention stays; None: there are none."""

@@ -34,7 +34,8 @@ def dequantise(quantised: np.ndarray) -> np.ndarray:
     middles = np.zeros(256, np.float32)
     middles[1:255] = (GRID[:-1] + GRID[1:]) / 2
     middles[255] = math.log(VOCABULARY_SIZE)
-    return middles[quantised]
+    entropies: np.ndarray = middles[quantised]
+    return entropies
 
 
 def snap(theta: float) -> float:

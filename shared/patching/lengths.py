@@ -74,7 +74,8 @@ def _split_long(starts: np.ndarray, total: int, max_length: int) -> np.ndarray:
     pieces = -(-lengths // max_length)
     first_piece = np.cumsum(pieces) - pieces
     piece = np.arange(pieces.sum()) - np.repeat(first_piece, pieces)
-    return np.repeat(starts, pieces) + piece * max_length
+    begins: np.ndarray = np.repeat(starts, pieces) + piece * max_length
+    return begins
 
 
 def _walk(wanted: np.ndarray, forced: np.ndarray, min_length: int, max_length: int) -> np.ndarray:

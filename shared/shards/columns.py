@@ -132,11 +132,12 @@ class BatchColumns:
         return int(self.parts[row])
 
     def id(self, row: int) -> str:
-        return self.ids[row].as_py()
+        return str(self.ids[row])
 
     def subset(self, row: int) -> str:
-        return self.subsets[row].as_py()
+        return str(self.subsets[row])
 
     def meta(self, row: int) -> str | None:
         """JSON that came with the record."""
-        return self.metas[row].as_py()
+        meta: str | None = self.metas[row].as_py()
+        return meta

@@ -49,7 +49,7 @@ class ContentHash:
 
 def marked_tokens(text: bytes, spans: Spans) -> bytes:
     """2 id + loss of each token of a body, uint16 LE."""
-    return (2 * spans.tokens(text).astype(np.int32) + spans.target_mask()).astype("<u2").tobytes()
+    return np.asarray(2 * spans.tokens(text).astype(np.int32) + spans.target_mask(), "<u2").tobytes()
 
 
 def add_content_hashes(hashes: Iterable[str]) -> str:

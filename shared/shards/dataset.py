@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -46,6 +46,8 @@ OPEN_READERS = 64
 1,024 open files that a process has by default."""
 INDEX_BYTES = 2**25
 """Limit of the memory for indexes of shards, private to each process; a single index may be larger (law 9)."""
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -281,17 +283,18 @@ class Dataset:
         return self._cached(name, entry.sidecar_sha256, None, opened, _most_of_sidecar(entry))
 
     def _cached(
-        self, name: str, sha256: str, size: int | None, opened: Callable[[Path], Any], most: int | None = None
-    ) -> Any:
+        self, name: str, sha256: str, size: int | None, opened: Callable[[Path], R], most: int | None = None
+    ) -> R:
         """The reader of a file, from the most recently used ones of this process."""
         with self._locked():
-            file, reader = self._readers.pop(name, (None, None))
-            if file is None:
+            held = self._readers.pop(name, None)
+            if held is None:
                 file = self._file(name, sha256, size, most)
-                reader = opened(file.path)
-            self._readers[name] = file, reader
+                held = file, opened(file.path)
+            self._readers[name] = held
             while len(self._readers) > OPEN_READERS:
                 self._readers.popitem(last=False)  # batches still in use keep their file mapped
+            reader: R = held[1]
             return reader
 
     @property

@@ -318,4 +318,4 @@ def column_dtype(name: str) -> np.dtype:
 
 def numpy_dtype(kind: pa.DataType) -> np.dtype:
     """That of numpy for plain numbers; pyarrow's own function wants pandas before version 20."""
-    return pa.array([], kind).to_numpy(zero_copy_only=False).dtype
+    return np.asarray(pa.array([], kind)).dtype

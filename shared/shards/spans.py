@@ -80,7 +80,8 @@ class Spans:
 
     def _sizes(self) -> np.ndarray:
         """int64 [S]: tokens of each span."""
-        return np.diff(self.ends, prepend=0) + (self.specials != NO_SPECIAL)
+        lengths: np.ndarray = np.diff(self.ends, prepend=0) + (self.specials != NO_SPECIAL)
+        return lengths
 
     def as_json(self) -> list[dict[str, Any]]:
         """As shards store them."""

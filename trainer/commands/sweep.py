@@ -92,7 +92,7 @@ def run_of(path: Path) -> Path:
 def wanted_shifts(arguments: argparse.Namespace, sweeper: "ThresholdSweeper") -> list[float]:
     """Nats, as the command line has them. Raises ConfigError for thresholds of a model that has several."""
     if arguments.shifts:
-        return arguments.shifts
+        return list(arguments.shifts)
     if not arguments.theta:
         return sweeper.shifts()
     if sweeper.patching.thetas:

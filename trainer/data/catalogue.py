@@ -57,7 +57,7 @@ class Catalogue:
     @cached_property
     def plain(self) -> np.ndarray:
         """bool [D]: no special ids between the bytes, and everything is a target."""
-        return (self.inputs == self.text + 1) & (self.targets == self.inputs)
+        return np.asarray((self.inputs == self.text + 1) & (self.targets == self.inputs))
 
     def bytes_of_subset(self) -> np.ndarray:
         """int64 [subsets] of text."""
@@ -107,4 +107,4 @@ def catalogue_of(dataset: Source) -> Catalogue:
 def _before_in_document(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """int64 [N]: the sum of the values of the rows before each row in its document; documents begin at rows [D]."""
     before = np.cumsum(values, dtype=np.int64) - values
-    return before - np.repeat(before[starts], np.diff(starts, append=len(values)))
+    return np.asarray(before - np.repeat(before[starts], np.diff(starts, append=len(values))))

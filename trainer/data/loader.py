@@ -247,7 +247,7 @@ def stateful_loader(packs: PackDataset, workers: int) -> Iterable[Pack | Excepti
             from torchdata.stateful_dataloader import StatefulDataLoader
 
             shell = StatefulDataLoader
-        return shell(
+        loader: Iterable[Pack | Exception] = shell(
             packs,
             batch_size=None,
             num_workers=workers,
@@ -255,3 +255,4 @@ def stateful_loader(packs: PackDataset, workers: int) -> Iterable[Pack | Excepti
             multiprocessing_context=worker_server(__name__) if workers else None,
             worker_init_fn=serve,
         )
+        return loader

@@ -44,7 +44,8 @@ def recompute(block: Block, how: Literal["selective", "full"]) -> None:
 
     def again(x: Tensor, rotation: Tensor, mask: AttentionMask) -> Tensor:
         # Torch 2.11 compiles for all that is handed to checkpoint, the number of documents too; not for what is around.
-        return kept(lambda x: forward(x, rotation, mask), x)
+        states: Tensor = kept(lambda x: forward(x, rotation, mask), x)
+        return states
 
     block.forward = again  # type: ignore[method-assign]  # on purpose: see the docstring
 

@@ -154,7 +154,8 @@ class RowTables(NgramEmbedding):
         squares = torch.linalg.vector_norm(self.gradient.values).double().square()
         if self.mesh.size() > 1:
             dist.all_reduce(squares, group=self._group)
-        return squares.sqrt().float()
+        norms: Tensor = squares.sqrt().float()
+        return norms
 
     def forget(self) -> None:
         """Drop the gradient and what it would be made from."""

@@ -90,7 +90,8 @@ class Utf8State:
 
         Where at most ``room`` bytes will be written, no character is begun that would not be whole by then.
         """
-        return _ALLOWED[self._state, min(room, LONGEST)]
+        allowed: np.ndarray = _ALLOWED[self._state, min(room, LONGEST)]
+        return allowed
 
     @property
     def complete(self) -> bool:

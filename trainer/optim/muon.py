@@ -106,7 +106,7 @@ def orthogonalise(matrix: Tensor, steps: int) -> Tensor:
     """
     first, second, third = COEFFICIENTS
     # By the Frobenius norm, which is at least the largest singular value: the iteration needs them below about 1.
-    x = matrix / matrix.norm().clamp_min(1e-7)
+    x: Tensor = matrix / matrix.norm().clamp_min(1e-7)
     x = x.T if len(matrix) > matrix.shape[1] else x  # the smaller of the two products with the transpose
     for _ in range(steps):
         gram = x @ x.T

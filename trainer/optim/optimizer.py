@@ -69,7 +69,8 @@ class RowwiseAdagrad(torch.optim.Optimizer):
 
 def mean_square(values: Tensor) -> Tensor:
     """[U, D] -> [U], without a second [U, D]."""
-    return torch.linalg.vector_norm(values, dim=1).square() / values.shape[1]
+    means: Tensor = torch.linalg.vector_norm(values, dim=1).square() / values.shape[1]
+    return means
 
 
 class Optimizers:

@@ -120,9 +120,9 @@ class StepResult:
 
 def predict(model: nn.Module, batch: Batch) -> Tensor:
     """Logits fp32 [T, V] of either kind of model."""
-    if batch.patches is None:
-        return model(batch.ids, batch.documents)
-    return model(batch.ids, batch.documents, batch.patches)
+    patches = () if batch.patches is None else (batch.patches,)
+    logits: Tensor = model(batch.ids, batch.documents, *patches)
+    return logits
 
 
 def backward(

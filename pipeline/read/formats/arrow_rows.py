@@ -137,7 +137,8 @@ def _sound(array: pa.Array) -> pa.Array:
 def _texts(array: pa.Array) -> list[bytes | None]:
     if pa.types.is_dictionary(array.type):
         array = array.dictionary.take(array.indices)
-    return array.to_pylist()
+    values: list[bytes | None] = array.to_pylist()
+    return values
 
 
 def _values(array: pa.Array) -> list[Any]:

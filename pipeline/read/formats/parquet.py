@@ -181,4 +181,4 @@ def _open(source: pa.NativeFile) -> "ParquetFile":
 def _size(metadata: Any, text_column: str) -> int:
     columns = (metadata.column(i) for i in range(metadata.num_columns))
     sizes = [column.total_uncompressed_size for column in columns if column.path_in_schema == text_column]
-    return max(sum(sizes) or metadata.total_byte_size, 0)
+    return max(sum(sizes) or int(metadata.total_byte_size), 0)

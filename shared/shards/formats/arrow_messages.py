@@ -165,7 +165,7 @@ def _decompressed(source: pa.NativeFile, body: int, size: int, begin: int, lengt
 
 
 def _unsigned(data: bytes, at: int) -> int:
-    return struct.unpack_from("<I", data, at)[0]
+    return int.from_bytes(data[at : at + 4], "little")
 
 
 class _Table:

@@ -23,12 +23,12 @@ def shares(kind: pa.DataType) -> bool:
 
 
 def _is_list_view(kind: pa.DataType) -> bool:
-    return pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind)
+    return bool(pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind))
 
 
 def _is_dense(kind: pa.DataType) -> bool:
     """Whether values are unions whose members are found by offsets."""
-    return pa.types.is_union(kind) and kind.mode == "dense"
+    return bool(pa.types.is_union(kind) and kind.mode == "dense")
 
 
 def sizes(array: pa.Array) -> np.ndarray:
@@ -74,7 +74,8 @@ def _of_lists(array: Any, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
     )
     ends = np.append(0, np.cumsum(sizes(values)))
     begins, counts = begins.astype(np.int64), counts.astype(np.int64)
-    return ends[begins + counts] - ends[begins]
+    inside: np.ndarray = ends[begins + counts] - ends[begins]
+    return inside
 
 
 def _unions(array: pa.Array) -> np.ndarray:

@@ -327,7 +327,7 @@ class SliceReader:
 
     def _row_of(self, document: int, number: int) -> int:
         """The row that holds an input of a document."""
-        first, after = self._catalogue.first_row[document : document + 2].tolist()
+        first, after = map(int, self._catalogue.first_row[document : document + 2])
         if after - first == 1:
             return first
         return first + int(self._catalogue.row_start[first:after].searchsorted(number, side="right")) - 1

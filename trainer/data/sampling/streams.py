@@ -68,7 +68,7 @@ class SubsetStream:
             batches = np.concatenate([batches, self._batch_order(self._pass + 1)])
         shards = self._shards[batches[: WINDOWS_AHEAD * WINDOW]]
         _, first = np.unique(shards, return_index=True)
-        return shards[np.sort(first)]
+        return np.asarray(shards[np.sort(first)])
 
     def _batch_order(self, number: int) -> np.ndarray:
         """int64 [batches]: the order of a pass. Batches of a few shards are shuffled, then those of the next few."""

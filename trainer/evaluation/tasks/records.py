@@ -148,7 +148,7 @@ def _row_groups(path: Path) -> Iterator[pa.RecordBatch]:
 
 
 def _bytes(column: Any) -> bool:
-    return column.physical_type == "BYTE_ARRAY"
+    return bool(column.physical_type == "BYTE_ARRAY")
 
 
 def _file(source: pa.NativeFile) -> Iterator[pa.RecordBatch]:

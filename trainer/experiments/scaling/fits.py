@@ -27,8 +27,7 @@ def parabolas(x: Array, y: Array) -> Array:
 
 def along(coefficients: Array, x: Array) -> Array:
     """Values [..., N] of parabolas [..., 3] at ``x`` [N]."""
-    a, b, c = np.moveaxis(coefficients[..., None], -2, 0)
-    return (a * x + b) * x + c
+    return at_each(coefficients[..., None, :], x)
 
 
 def vertices(coefficients: Array) -> Array:
@@ -49,7 +48,7 @@ def lowest(coefficients: Array, low: float, high: float) -> Array:
 def at_each(coefficients: Array, x: Array) -> Array:
     """Values [...] of parabolas [..., 3], each at its own ``x`` [...]."""
     a, b, c = np.moveaxis(coefficients, -1, 0)
-    return (a * x + b) * x + c
+    return np.asarray((a * x + b) * x + c)
 
 
 def power_laws(x: Array, y: Array) -> tuple[Array, Array]:
@@ -219,7 +218,8 @@ def search(size: Array, text: Array, bits: Array) -> Array:
         at[better], loss[better] = tried[better], new_loss[better]
         jacobian[better], rest[better] = new_jacobian[better], new_rest[better]
         damping = np.clip(np.where(better, damping / 3, damping * 4), 1e-12, 1e8)
-    return at[loss.argmin()]
+    best: np.ndarray = at[loss.argmin()]
+    return best
 
 
 def _evaluate(at: Array, size: Array, text: Array, bits: Array) -> tuple[Array, Array, Array]:

@@ -50,7 +50,7 @@ class Curve:
 
     def at(self, costs: Array) -> Array:
         """Bits per byte [1 + R, N] at ``costs`` [N]."""
-        return self.floor[:, None] + self.factor[:, None] * costs ** -self.exponent[:, None]
+        return np.asarray(self.floor[:, None] + self.factor[:, None] * costs ** -self.exponent[:, None])
 
 
 def frontier(found: Sequence[Valley], confidence: float, predict: Sequence[float]) -> Curve:
