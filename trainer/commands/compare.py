@@ -6,12 +6,14 @@ Example:
 
 import argparse
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from shared.errors import ConfigError, ExitCode
 from shared.io.log import LOG
 from shared.io.progress import Progress
 from shared.io.terminal import show
+from trainer.commands.running import whole
 from trainer.experiments.compare import Request, compare
 from trainer.experiments.folder import check_experiment
 from trainer.experiments.page.page import write_report
@@ -25,19 +27,29 @@ BUDGET = 5e12
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of compare."""
-    add_data_arguments(parser)
-    parser.add_argument("--systems", type=Path, default=SYSTEMS_FILE, metavar="FILE", help="what to compare, as TOML")
+    add_experiment_arguments(parser)
     parser.add_argument("--only", nargs="+", default=[], metavar="SYSTEM", help="these systems alone")
     parser.add_argument("--full", action="store_true", help="all systems, and a second table at equal bytes")
     parser.add_argument("--budget", type=float, default=BUDGET, metavar="FLOPS", help="useful training FLOPs of a run")
     parser.add_argument(
         "--bytes", type=int, metavar="N", help="of a run of the second table (default: what the first system learns)"
     )
-    parser.add_argument("--seeds", default="0,1", metavar="A,B", help="a run of each system for each")
+    parser.add_argument("--seeds", type=seeds, default="0,1", metavar="A,B", help="a run of each system for each")
 
 
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where the text comes from, where everything goes, and how much is done at a time."""
+def seeds(text: str) -> list[int]:
+    """The type of an option: seeds separated by commas, each once."""
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: write whole numbers separated by commas, as in 0,1") from None
+    if len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"{text!r} names one twice")
+    return found
+
+
+def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where the text comes from, where everything goes, what systems are, and how much is done at a time."""
     parser.add_argument("corpus", nargs="+", metavar="CORPUS", help="files or folders of text, as for preprocess")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the experiment")
     parser.add_argument(
@@ -64,7 +76,8 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="'...'",
         help="options of preprocess that say which records there are: \"--include '*.py'\"",
     )
-    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="runs at a time")
+    parser.add_argument("--systems", type=Path, default=SYSTEMS_FILE, metavar="FILE", help="the systems, as TOML")
+    parser.add_argument("--jobs", type=whole(1), default=2, metavar="N", help="runs at a time")
     parser.add_argument("--executor", choices=("ray", "inline"), default="ray", help="who scores the corpus")
 
 
@@ -83,8 +96,6 @@ def corpus_from(arguments: argparse.Namespace) -> Corpus:
 def run(arguments: argparse.Namespace) -> int:
     """Do it, print the table and write the page; returns the exit code."""
     experiment = load_experiment(arguments.systems)
-    if arguments.jobs < 1:
-        raise ConfigError(f"--jobs: {arguments.jobs} is too small")
     if not arguments.budget > 0:
         raise ConfigError(f"--budget: {arguments.budget:g} is too small")
     check_experiment(arguments.out)
@@ -93,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
         corpus=corpus_from(arguments),
         out=arguments.out,
         systems=experiment.chosen(arguments.only, arguments.full),
-        seeds=seeds_from(arguments.seeds),
+        seeds=arguments.seeds,
         budget_flops=arguments.budget,
         budget_bytes=arguments.bytes or (0 if arguments.full else None),
         jobs=arguments.jobs,
@@ -103,17 +114,11 @@ def run(arguments: argparse.Namespace) -> int:
     show(in_words(results))
     out = arguments.out
     show(f"\npage: {write_report(out)}   record: {out / RESULTS_NAME}   runs: {out / 'cells'}")
+    return code_of(failed)
+
+
+def code_of(failed: Sequence[str]) -> ExitCode:
+    """The exit code of an experiment, and a line about the runs that have failed."""
     if failed:
-        LOG.error("%d runs have failed: %s; the same command tries them again", len(failed), ", ".join(failed))
+        LOG.error("%d runs have failed: %s; rerun the same command to retry them", len(failed), ", ".join(failed))
     return ExitCode.FAILED if failed else ExitCode.DONE
-
-
-def seeds_from(text: str) -> list[int]:
-    """Seeds separated by commas, each once. Raises ConfigError."""
-    try:
-        seeds = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"--seeds {text}: write whole numbers separated by commas, as in 0,1") from None
-    if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"--seeds {text} names one twice")
-    return seeds

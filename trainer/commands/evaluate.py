@@ -25,15 +25,15 @@ from shared.shards.dataset import Dataset
 from shared.shards.manifest import MANIFEST_NAME
 from shared.shards.open import open_dataset
 from trainer.commands.running import (
+    Running,
     add_as,
     add_model,
-    add_running,
-    check_running,
+    add_scoring,
+    add_subset,
     chosen_subset,
-    device_named,
     opened_model,
-    set_threads,
-    threads_for,
+    running_model,
+    whole,
 )
 from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT
 from trainer.evaluation.robustness.noise import NOISES
@@ -74,11 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--recut", action="store_true", help="cut the text of DATA with the model's own rule, however it was cut before"
     )
     add_as(patching)
-    patching.add_argument(
-        "--subset",
-        metavar="NAME",
-        help="whose threshold cuts files of text, where subsets have their own (default: the default threshold)",
-    )
+    add_subset(patching)
     beside = parser.add_argument_group("what stands beside the model's figures")
     beside.add_argument(
         "--baselines",
@@ -104,12 +100,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="bits per byte of the documents with these noises, and of their halves after each other",
     )
-    text.add_argument("--samples", type=int, metavar="N", help="write N texts, and say how much of them is UTF-8")
-    text.add_argument("--sample-bytes", type=int, default=256, metavar="N", help="bytes of such a text at most")
+    text.add_argument("--samples", type=whole(1), metavar="N", help="write N texts, and say how much of them is UTF-8")
+    text.add_argument("--sample-bytes", type=whole(1), default=256, metavar="N", help="bytes of such a text at most")
     running = parser.add_argument_group("how it is computed, and what is written")
-    running.add_argument("--tokens", type=int, default=16384, help="tokens of a pack; longer documents are cut")
-    running.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision of the pass")
-    add_running(running)
+    add_scoring(running)
     running.add_argument("--documents", type=Path, metavar="FILE.jsonl", help="write what each document scores")
     running.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file too")
     add_overwrite(running)
@@ -119,12 +113,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Print a table for each dataset; returns the exit code."""
     if arguments.beside and len(arguments.datasets) > 1:
         raise ConfigError("--beside puts models on the documents of one dataset side by side; name one DATASET")
-    for option in ("samples", "sample_bytes"):
-        if (value := getattr(arguments, option)) is not None and value < 1:
-            raise ConfigError(f"--{option.replace('_', '-')}: {value} is too small")
     documents = output_if_given(arguments, "documents", DOCUMENTS)
     json_file = output_if_given(arguments, "json", FIGURES)
-    check_running(arguments)
     read = TextsRead()
     given = [read.documents_at(path) for path in arguments.datasets]
     beside = [(Path(model), read.documents_at(Path(path))) for model, path in arguments.beside]
@@ -133,10 +123,9 @@ def run(arguments: argparse.Namespace) -> int:
     )
 
     with ExitStack() as stack:
-        model = stack.enter_context(opened_model(arguments.model))
-        set_threads(model, arguments.threads)
+        running = stack.enter_context(running_model(arguments))
         others = [(path, stack.enter_context(opened_model(path)), documents) for path, documents in beside]
-        evaluator = Evaluator(arguments, model, device_named(arguments.device), given, others)
+        evaluator = Evaluator(arguments, running, given, others)
         reports, records = [], []
         for number, dataset in enumerate(evaluator.datasets):
             if len(evaluator.datasets) > 1:
@@ -198,15 +187,14 @@ class Evaluator:
     def __init__(
         self,
         arguments: argparse.Namespace,
-        model: Path,
-        device: str,
+        running: Running,
         given: Sequence[UncutData],
         others: Sequence[tuple[Path, Path, UncutData]],
     ) -> None:
         """Everything is opened and checked here, before anything is scored.
 
         Args:
-            model: the folder of the model that is evaluated.
+            running: the model that is evaluated.
             given: datasets, or texts that are cut here.
             others: models beside it, each as it was named, as a model folder, and with its documents.
 
@@ -216,21 +204,21 @@ class Evaluator:
 
         from trainer.evaluation.report import check_same_documents, model_name
 
-        self._arguments, self._model, self._device = arguments, model, torch.device(device)
+        self._arguments, self._model, self._device = arguments, running.model, torch.device(running.device)
         if arguments.noise:
             from trainer.evaluation.robustness.under_noise import check_plain
 
             for uncut in given:
                 if isinstance(uncut, Dataset):
                     check_plain(uncut)
-        self.datasets = [self._cut(model, uncut) for uncut in given]
+        self.datasets = [self._cut(self._model, uncut) for uncut in given]
         self._others = [(model_name(path), folder, self._cut(folder, uncut)) for path, folder, uncut in others]
         for _, _, documents in self._others:
             check_same_documents(self.datasets[0], documents)
         if arguments.samples:
             from trainer.generation.generator import Generator
 
-            self._generator = Generator(model, device, threads_for(model, arguments.threads))
+            self._generator = Generator(self._model, self._device, running.threads)
         self._progress = Progress(silent=False, every_seconds=SECONDS_BETWEEN_LINES)
 
     def _cut(self, folder: Path, given: UncutData) -> "Documents":

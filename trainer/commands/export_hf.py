@@ -5,13 +5,11 @@ Example:
 """
 
 import argparse
-import math
 from pathlib import Path
 
-from shared.errors import ConfigError
 from shared.io.files import check_folder
 from shared.io.terminal import show
-from trainer.commands.running import add_model, opened_model
+from trainer.commands.running import add_model, add_subset, nats, opened_model, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,24 +17,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write, for AutoModelForCausalLM")
     one = parser.add_mutually_exclusive_group()
-    one.add_argument("--theta", type=float, metavar="NATS", help="patching threshold instead of the recorded one")
-    one.add_argument("--subset", help="whose threshold to take, where subsets have their own")
+    one.add_argument("--theta", type=nats, metavar="NATS", help="patching threshold instead of the recorded one")
+    add_subset(one)
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
         default="float32",
         help="of the model's weights; the entropy model stays float32",
     )
-    parser.add_argument("--shard-bytes", type=int, default=5_000_000_000, metavar="N", help="largest file")
+    parser.add_argument("--shard-bytes", type=whole(1), default=5_000_000_000, metavar="N", help="largest file")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the folder and say what differs there."""
     check_folder(arguments.out)
-    if arguments.shard_bytes <= 0:
-        raise ConfigError(f"--shard-bytes: {arguments.shard_bytes} is too small")
-    if arguments.theta is not None and not math.isfinite(arguments.theta):
-        raise ConfigError(f"--theta: {arguments.theta} is not a number of nats")
     from shared.io.progress import Progress
     from trainer.interchange.folders import ExportSettings, export_hf
 

@@ -22,16 +22,7 @@ from shared.io.json_reader import read_at_most
 from shared.io.log import LOG
 from shared.io.terminal import unfiltered
 from shared.text.chat import Turn
-from trainer.commands.running import (
-    add_model,
-    add_running,
-    add_subset,
-    check_running,
-    chosen_subset,
-    device_named,
-    opened_model,
-    threads_for,
-)
+from trainer.commands.running import add_model, add_running, add_subset, chosen_subset, running_model
 from trainer.generation.chat import read_messages
 from trainer.generation.piece import Ending, Piece, Statistics
 from trainer.generation.settings import GenerateSettings
@@ -177,14 +168,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write to standard output as the bytes come, and a summary to standard error; returns the exit code."""
     settings = settings_from(arguments)
-    check_running(arguments)
     prompts = prompts_from(arguments)
 
     from trainer.generation.generator import Generator
 
-    with opened_model(arguments.model) as model:
-        chosen_subset(model, arguments.subset, arguments.theta)
-        generator = Generator(model, device_named(arguments.device), threads_for(model, arguments.threads))
+    with running_model(arguments) as running:
+        chosen_subset(running.model, arguments.subset, arguments.theta)
+        generator = Generator(running.model, running.device, running.threads)
     out = unfiltered(sys.stdout)  # a file or pipe gets the text as it is; a terminal must not obey escapes in it
     # typing.TextIO has no reconfigure; the streams that can be here have it.
     out.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[attr-defined]

@@ -5,13 +5,12 @@ Example:
 """
 
 import argparse
-import math
 from pathlib import Path
 
-from shared.errors import ConfigError
 from shared.io.files import check_folder
 from shared.io.terminal import show
 from shared.patching.settings import LONGEST_PATCH
+from trainer.commands.running import nats, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,10 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="the reference's entropy model, if not in FOLDER/entropy_model",
     )
-    parser.add_argument("--theta", type=float, metavar="NATS", help="patching threshold instead of the recorded one")
+    parser.add_argument("--theta", type=nats, metavar="NATS", help="patching threshold instead of the recorded one")
     parser.add_argument(
         "--max-length",
-        type=int,
+        type=whole(1, LONGEST_PATCH),
         metavar="BYTES",
         help=f"cut longer patches, as transformers would not ({LONGEST_PATCH} if not recorded)",
     )
@@ -41,10 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the folder and say what is in it."""
     check_folder(arguments.out)
-    if arguments.theta is not None and not math.isfinite(arguments.theta):
-        raise ConfigError(f"--theta: {arguments.theta} is not a number of nats")
-    if arguments.max_length is not None and not 1 <= arguments.max_length <= LONGEST_PATCH:
-        raise ConfigError(f"--max-length: {arguments.max_length} is not between 1 and {LONGEST_PATCH}")
     from shared.io.progress import Progress
     from trainer.interchange.folders import ImportSettings, import_foreign
 

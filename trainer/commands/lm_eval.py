@@ -12,16 +12,7 @@ from pathlib import Path
 from shared.errors import ConfigError
 from shared.io.files import add_overwrite, output_if_given
 from shared.io.terminal import show
-from trainer.commands.running import (
-    add_model,
-    add_running,
-    add_subset,
-    check_running,
-    chosen_subset,
-    device_named,
-    opened_model,
-    set_threads,
-)
+from trainer.commands.running import add_model, add_scoring, add_subset, chosen_subset, running_model, whole
 
 GENERATOR = "patchwork lm-eval"
 FIGURES = re.compile(rb'\{\n "generator": "patchwork lm-eval",')
@@ -36,12 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--include", type=Path, metavar="FOLDER", help="a folder of task files of your own")
     parser.add_argument("--shots", type=int, metavar="K", help="examples before each question (default: the task's)")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N questions of each task only")
-    parser.add_argument("--tokens", type=int, default=16384, help="tokens of a pack, which holds a text whole")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision of the pass")
-    parser.add_argument("--together", type=int, default=16, metavar="N", help="prompts at once")
+    parser.add_argument("--limit", type=whole(1), metavar="N", help="the first N questions of each task only")
+    parser.add_argument("--together", type=whole(1), default=16, metavar="N", help="prompts at once")
     add_subset(parser)
-    add_running(parser)
+    add_scoring(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the harness's figures to this file too")
     add_overwrite(parser)
 
@@ -51,9 +40,6 @@ def run(arguments: argparse.Namespace) -> int:
     from trainer.evaluation.lm_eval import harness_model, harness_module
 
     json_file = output_if_given(arguments, "json", FIGURES)
-    check_running(arguments)
-    names = ("dtype", "tokens", "together", "subset")
-    options = {name: getattr(arguments, name) for name in names}
     include = None if arguments.include is None else str(arguments.include)
     manager = harness_module("tasks").TaskManager(include_path=include)
     for name in arguments.tasks:
@@ -61,11 +47,11 @@ def run(arguments: argparse.Namespace) -> int:
             raise ConfigError(
                 f"--tasks: the harness knows no task {name}; `lm-eval ls tasks` lists those that it knows"
             )
-    with opened_model(arguments.model) as folder:
-        options["subset"] = chosen_subset(folder, arguments.subset)
-        threads = set_threads(folder, arguments.threads)
+    with running_model(arguments) as running:
+        options = {name: getattr(arguments, name) for name in ("dtype", "tokens", "together")}
+        options["subset"] = chosen_subset(running.model, arguments.subset)
         found = harness_module("evaluator").simple_evaluate(
-            model=harness_model(folder, device=device_named(arguments.device), threads=threads, **options),
+            model=harness_model(running.model, device=running.device, threads=running.threads, **options),
             tasks=manager.match_tasks(arguments.tasks),
             num_fewshot=arguments.shots,
             limit=arguments.limit,

@@ -1,9 +1,12 @@
 """What all commands that run a model have in common: which model, on which device, with how many threads."""
 
 import argparse
+import math
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import ConfigError
@@ -45,12 +48,30 @@ def _quotas(groups: Path, own_group: Path) -> list[int]:
     return found
 
 
-MODEL_HELP = "model folder, run or checkpoint"
+def whole(least: int, most: int = sys.maxsize) -> Callable[[str], int]:
+    """The type of an option that takes whole numbers of this range."""
+
+    def whole_number(text: str) -> int:
+        value = int(text)
+        if not least <= value <= most:
+            bound = f"small: at least {least}" if value < least else f"large: at most {most}"
+            raise argparse.ArgumentTypeError(f"{value} is too {bound}")
+        return value
+
+    return whole_number
+
+
+def nats(text: str) -> float:
+    """The type of an option that takes a threshold."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{value} is not a number of nats")
+    return value
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The model, as `opened_model` takes it."""
-    parser.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("model", type=Path, metavar="MODEL", help="model folder, run or checkpoint")
 
 
 def add_running(parser: "argparse.ArgumentParser | argparse._ArgumentGroup") -> None:
@@ -60,10 +81,19 @@ def add_running(parser: "argparse.ArgumentParser | argparse._ArgumentGroup") -> 
     )
     parser.add_argument(
         "--threads",
-        type=int,
+        type=whole(1, MOST_THREADS),  # with more than any processor has torch would end the process without a word
         metavar="N",
         help="of the processor (default: as many as the model was trained with, at most as many as there are cores)",
     )
+
+
+def add_scoring(parser: "argparse.ArgumentParser | argparse._ArgumentGroup") -> None:
+    """--tokens and --dtype of a pass over packs, --device and --threads."""
+    parser.add_argument(
+        "--tokens", type=whole(3), default=16384, help="tokens of a pack; longer documents are cut, tasks must fit"
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision of the pass")
+    add_running(parser)
 
 
 def add_subset(parser: "argparse.ArgumentParser | argparse._ArgumentGroup") -> None:
@@ -101,11 +131,28 @@ def opened_model(path: Path) -> Iterator[Path]:
         yield folder
 
 
-def check_running(arguments: argparse.Namespace) -> None:
-    """Raise ConfigError for a number of threads that no processor has: torch would end the process without a word."""
-    if arguments.threads is not None and not 1 <= arguments.threads <= MOST_THREADS:
-        size = "small" if arguments.threads < 1 else "large"
-        raise ConfigError(f"--threads: {arguments.threads} is too {size}: 1 to {MOST_THREADS}")
+@dataclass(frozen=True)
+class Running:
+    """A model folder, and what it runs on."""
+
+    model: Path
+    device: str
+    threads: int
+
+
+@contextmanager
+def running_model(arguments: argparse.Namespace) -> Iterator[Running]:
+    """The model that a command line names, on the device that it names; torch uses as many threads as it says.
+
+    Raises what `opened_model` and `device_named` raise.
+    """
+    with opened_model(arguments.model) as model:
+        import torch
+
+        device, threads = device_named(arguments.device), threads_for(model, arguments.threads)
+        torch.set_num_threads(threads)
+        LOG.debug("%d threads", threads)
+        yield Running(model, device, threads)
 
 
 def device_named(name: str) -> str:
@@ -132,16 +179,6 @@ def threads_for(model: Path, wanted: int | None) -> int:
     if not (model / IDENTITY_NAME).exists():
         return 1
     return min(model_identity(model).numerics.threads, usable_cores())
-
-
-def set_threads(model: Path, wanted: int | None) -> int:
-    """Have torch use them; returns how many."""
-    import torch
-
-    threads = threads_for(model, wanted)
-    torch.set_num_threads(threads)
-    LOG.debug("%d threads", threads)
-    return threads
 
 
 def chosen_subset(model: Path, subset: str | None, theta: float | None = None) -> str | None:

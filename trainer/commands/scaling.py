@@ -7,42 +7,36 @@ Example:
 import argparse
 from pathlib import Path
 
-from shared.errors import ConfigError
-from shared.io.log import LOG
 from shared.io.progress import Progress
 from shared.io.terminal import show
-from trainer.commands.compare import add_data_arguments, corpus_from, seeds_from
+from trainer.commands.compare import add_experiment_arguments, code_of, corpus_from, seeds
 from trainer.experiments.folder import check_experiment
 from trainer.experiments.page.page import write_report
 from trainer.experiments.scaling.grid import GRID_FILE, load_grid
 from trainer.experiments.scaling.record import SCALING_NAME
 from trainer.experiments.scaling.runner import ScalingRequest, scale
 from trainer.experiments.scaling.words import in_words
-from trainer.experiments.systems import SYSTEMS_FILE, load_experiment
+from trainer.experiments.systems import load_experiment
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of scaling."""
-    add_data_arguments(parser)
+    add_experiment_arguments(parser)
     parser.add_argument("--grid", type=Path, default=GRID_FILE, metavar="FILE", help="families and sizes, as TOML")
-    parser.add_argument("--systems", type=Path, default=SYSTEMS_FILE, metavar="FILE", help="what the grid refers to")
     parser.add_argument("--families", nargs="+", default=[], metavar="NAME", help="these of the grid alone")
     parser.add_argument("--sizes", nargs="+", default=[], metavar="NAME", help="these of the grid alone")
     parser.add_argument(
         "--budgets", nargs="+", type=float, default=[], metavar="FLOPS", help="useful training FLOPs, for the grid's"
     )
-    parser.add_argument("--seeds", metavar="A,B", help="instead of the grid's")
+    parser.add_argument("--seeds", type=seeds, default=[], metavar="A,B", help="instead of the grid's")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Do it, print what was found and write the page; returns the exit code."""
-    if arguments.jobs < 1:
-        raise ConfigError(f"--jobs: {arguments.jobs} is too small")
-    seeds = [] if arguments.seeds is None else seeds_from(arguments.seeds)
     check_experiment(arguments.out)
     request = ScalingRequest(
         experiment=load_experiment(arguments.systems),
-        grid=load_grid(arguments.grid).part(arguments.families, arguments.sizes, arguments.budgets, seeds),
+        grid=load_grid(arguments.grid).part(arguments.families, arguments.sizes, arguments.budgets, arguments.seeds),
         corpus=corpus_from(arguments),
         out=arguments.out,
         jobs=arguments.jobs,
@@ -52,6 +46,4 @@ def run(arguments: argparse.Namespace) -> int:
     show(in_words(found))
     page, cells = write_report(arguments.out), arguments.out / "cells" / "scaling"
     show(f"\npage: {page}   record: {arguments.out / SCALING_NAME}   runs: {cells}")
-    if failed:
-        LOG.error("%d runs have failed: %s; the same command tries them again", len(failed), ", ".join(failed))
-    return 1 if failed else 0
+    return code_of(failed)

@@ -15,15 +15,7 @@ from shared.io.tables import aligned
 from shared.io.terminal import show
 from shared.shards.open import open_dataset
 from trainer.commands.evaluate import split_folder
-from trainer.commands.running import (
-    add_as,
-    add_model,
-    add_running,
-    check_running,
-    device_named,
-    opened_model,
-    set_threads,
-)
+from trainer.commands.running import add_as, add_model, add_scoring, running_model
 from trainer.data.splits import VALIDATION_SPLIT
 from trainer.evaluation.threshold_sweep_record import SWEEP, SWEEP_NAME, ThresholdSweep, save_sweep
 from trainer.provenance.checkpoint_folders import is_complete
@@ -47,9 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NATS",
         help="to add to the trained thresholds (default: such that half to twice as many patches start)",
     )
-    parser.add_argument("--tokens", type=int, default=16384, help="tokens of a pack")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision of the pass")
-    add_running(parser)
+    add_scoring(parser)
     add_as(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"the figures (default {SWEEP_NAME} in the run)")
     add_overwrite(parser)
@@ -60,15 +50,13 @@ def run(arguments: argparse.Namespace) -> int:
     out = output_of(arguments, "out", SWEEP, run_of(arguments.model) / SWEEP_NAME)
     dataset = open_dataset(split_folder(arguments.dataset, VALIDATION_SPLIT))
 
-    check_running(arguments)
-    device = device_named(arguments.device)
-
     from trainer.evaluation.threshold_sweep import ThresholdSweeper
 
     progress = Progress(False, every_seconds=10)
-    with opened_model(arguments.model) as model:
-        set_threads(model, arguments.threads)
-        sweeper = ThresholdSweeper(model, dataset, device, arguments.dtype, arguments.tokens, arguments.as_name)
+    with running_model(arguments) as running:
+        sweeper = ThresholdSweeper(
+            running.model, dataset, running.device, arguments.dtype, arguments.tokens, arguments.as_name
+        )
         shifts = wanted_shifts(arguments, sweeper)
         count = len({*shifts, 0.0})
         sweep = sweeper.sweep(shifts, lambda done: progress.show(done / count, f"threshold {done} of {count}"))

@@ -18,16 +18,7 @@ from shared.io.files import add_overwrite, output_if_given
 from shared.io.progress import Progress, clock
 from shared.io.terminal import show
 from trainer.commands.generate import unescaped
-from trainer.commands.running import (
-    add_model,
-    add_running,
-    add_subset,
-    check_running,
-    chosen_subset,
-    device_named,
-    opened_model,
-    set_threads,
-)
+from trainer.commands.running import Running, add_model, add_scoring, add_subset, chosen_subset, running_model, whole
 from trainer.evaluation.robustness.noise import NOISES
 from trainer.evaluation.tasks.questions import NORMALIZATIONS
 from trainer.generation.sampling import SamplingSettings
@@ -53,9 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "files", type=Path, nargs="+", metavar="file", help="jsonl, parquet or arrow files of tasks, or folders of them"
     )
     parser.add_argument(
-        "--shots", type=int, default=0, metavar="K", help="solved questions of the task put before each"
+        "--shots", type=whole(0), default=0, metavar="K", help="solved questions of the task put before each"
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N questions of each task only")
+    parser.add_argument("--limit", type=whole(1), metavar="N", help="the first N questions of each task only")
     choosing = parser.add_argument_group("multiple choice")
     choosing.add_argument(
         "--normalize",
@@ -70,19 +61,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="again with these noises on the prompt, on the choices, and on both",
     )
-    choosing.add_argument("--tokens", type=int, default=16384, help="tokens of a pack, which holds a text whole")
-    choosing.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision of the pass")
     writing = parser.add_argument_group("texts to complete; the likeliest byte is always taken")
-    writing.add_argument("--bytes", type=int, default=256, metavar="N", help="bytes at most")
+    writing.add_argument("--bytes", type=whole(1), default=256, metavar="N", help="bytes at most")
     writing.add_argument(
         "--stop",
         action="append",
         metavar="TEXT",
         help=r"end before this text (repeatable; default: \n); escapes as in generate",
     )
-    writing.add_argument("--together", type=int, default=16, metavar="N", help="prompts at once")
+    writing.add_argument("--together", type=whole(1), default=16, metavar="N", help="prompts at once")
     add_subset(parser)
-    add_running(parser)
+    add_scoring(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file too")
     parser.add_argument("--examples", type=Path, metavar="FILE.jsonl", help="write what came of each question")
     add_overwrite(parser)
@@ -90,12 +79,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the tables; returns the exit code."""
-    for option, least in (("shots", 0), ("limit", 1), ("tokens", 3), ("bytes", 1), ("together", 1)):
-        value = getattr(arguments, option)
-        if value is not None and value < least:
-            raise ConfigError(f"--{option}: {value} is too small")
-    check_running(arguments)
-
     from trainer.evaluation.tasks.opening import ChoiceTask, Shots, open_tasks
     from trainer.evaluation.tasks.report import example_lines, figures, tables
     from trainer.evaluation.tasks.running import Answering
@@ -113,11 +96,10 @@ def run(arguments: argparse.Namespace) -> int:
     settings = GenerateSettings(
         length=arguments.bytes, sampling=SamplingSettings(temperature=0), stop=stop, subset=arguments.subset
     )
-    with opened_model(arguments.model) as model:
-        arguments.subset = chosen_subset(model, arguments.subset)
-        threads = set_threads(model, arguments.threads)
-        score = open_score(arguments, model) if choosing else None
-        write = open_write(arguments, model, threads) if writing else None
+    with running_model(arguments) as running:
+        arguments.subset = chosen_subset(running.model, arguments.subset)
+        score = open_score(arguments, running) if choosing else None
+        write = open_write(running) if writing else None
         answering = Answering(score, arguments.tokens - 2, write, settings, arguments.together)
         progress = Progress(silent=False, every_seconds=SECONDS_BETWEEN_LINES)
         began = time.monotonic()
@@ -137,11 +119,11 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def open_score(arguments: argparse.Namespace, model: Path) -> "Score":
+def open_score(arguments: argparse.Namespace, running: Running) -> "Score":
     """The model that tells choices apart."""
     from trainer.evaluation.texts import TextScorer
 
-    scorer = TextScorer(model, device_named(arguments.device), arguments.dtype, arguments.tokens)
+    scorer = TextScorer(running.model, running.device, arguments.dtype, arguments.tokens)
 
     def score(texts: Sequence[bytes], begins: Sequence[int]) -> "np.ndarray":
         subsets = None if arguments.subset is None else [arguments.subset] * len(texts)
@@ -150,12 +132,12 @@ def open_score(arguments: argparse.Namespace, model: Path) -> "Score":
     return score
 
 
-def open_write(arguments: argparse.Namespace, model: Path, threads: int) -> "Write":
+def open_write(running: Running) -> "Write":
     """The model that writes."""
     from trainer.evaluation.tasks.writing import writer
     from trainer.generation.generator import Generator
 
-    return writer(Generator(model, device_named(arguments.device), threads))
+    return writer(Generator(running.model, running.device, running.threads))
 
 
 def chosen_noisings(names: list[str]) -> "list[Noising]":

@@ -18,7 +18,7 @@ from shared.patching.lengths import patch_lengths
 from shared.patching.settings import PatchingSettings
 from shared.shards.document import Row
 from shared.vocabulary import document_tokens
-from trainer.__main__ import COMMANDS
+from trainer.__main__ import COMMANDS, main
 from trainer.commands import evaluate, running
 from trainer.errors import TaskError
 from trainer.evaluation.text_files import read_texts
@@ -219,9 +219,13 @@ def test_a_model_beside_that_cuts_all_text_alike_has_no_subset_to_choose(model: 
 
 
 @pytest.mark.parametrize("threads", [0, 10**6])
-def test_a_number_of_threads_that_no_processor_has_is_refused(threads: int) -> None:
-    with pytest.raises(ConfigError, match=f"--threads: {threads} is too"):
-        running.check_running(argparse.Namespace(threads=threads))
+def test_a_number_of_threads_that_no_processor_has_is_refused(
+    threads: int, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["generate", str(model), "--threads", str(threads)])
+    assert ended.value.code == 2
+    assert f"--threads: {threads} is too" in capsys.readouterr().err
 
 
 def test_threads_are_those_of_training_and_never_more_than_cores(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

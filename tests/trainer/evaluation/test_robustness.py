@@ -93,7 +93,8 @@ def test_the_command_writes_noise_and_samples(
     assert figures["samples"]["samples"] == 3
     assert 0 < figures["samples"]["bytes"] <= 60
     assert "of 3 samples are valid UTF-8" in shown
-    assert main([*command, "--samples", "0"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, "--samples", "0"])
     assert "--samples: 0 is too small" in capsys.readouterr().err
 
 
