@@ -8,19 +8,20 @@ import argparse
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from shared.errors import ConfigError, ExitCode
 from shared.io.log import LOG
 from shared.io.progress import Progress
 from shared.io.terminal import show
 from trainer.commands.running import whole
-from trainer.experiments.compare import Request, compare
+from trainer.experiments.compare import Comparing, compare
 from trainer.experiments.folder import check_experiment
 from trainer.experiments.page.page import write_report
 from trainer.experiments.preparation import Corpus
 from trainer.experiments.results.results import RESULTS_NAME
 from trainer.experiments.results.words import in_words
-from trainer.experiments.systems import SYSTEMS_FILE, load_experiment
+from trainer.experiments.systems import SYSTEMS_FILE, Experiment, load_experiment
 
 BUDGET = 5e12
 
@@ -81,9 +82,9 @@ def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--executor", choices=("ray", "inline"), default="ray", help="who scores the corpus")
 
 
-def corpus_from(arguments: argparse.Namespace) -> Corpus:
-    """What the options say of the text."""
-    return Corpus(
+def common(arguments: argparse.Namespace, experiment: Experiment) -> dict[str, Any]:
+    """What the options say that all experiments have, by the fields of `Request`."""
+    corpus = Corpus(
         paths=tuple(arguments.corpus),
         sample_bytes=arguments.corpus_bytes or None,
         document_bytes=arguments.document_bytes or None,
@@ -91,6 +92,8 @@ def corpus_from(arguments: argparse.Namespace) -> Corpus:
         seed=arguments.sample_seed,
         options=tuple(shlex.split(arguments.corpus_options)),
     )
+    given = {name: getattr(arguments, name) for name in ("out", "jobs", "executor")}
+    return {"experiment": experiment, "corpus": corpus, **given}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -99,16 +102,12 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.budget > 0:
         raise ConfigError(f"--budget: {arguments.budget:g} is too small")
     check_experiment(arguments.out)
-    request = Request(
-        experiment=experiment,
-        corpus=corpus_from(arguments),
-        out=arguments.out,
+    request = Comparing(
+        **common(arguments, experiment),
         systems=experiment.chosen(arguments.only, arguments.full),
         seeds=arguments.seeds,
         budget_flops=arguments.budget,
         budget_bytes=arguments.bytes or (0 if arguments.full else None),
-        jobs=arguments.jobs,
-        executor=arguments.executor,
     )
     results, failed = compare(request, Progress(silent=False, every_seconds=30.0))
     show(in_words(results))

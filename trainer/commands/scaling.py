@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shared.io.progress import Progress
 from shared.io.terminal import show
-from trainer.commands.compare import add_experiment_arguments, code_of, corpus_from, seeds
+from trainer.commands.compare import add_experiment_arguments, code_of, common, seeds
 from trainer.experiments.folder import check_experiment
 from trainer.experiments.page.page import write_report
 from trainer.experiments.scaling.grid import GRID_FILE, load_grid
@@ -35,12 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Do it, print what was found and write the page; returns the exit code."""
     check_experiment(arguments.out)
     request = ScalingRequest(
-        experiment=load_experiment(arguments.systems),
+        **common(arguments, load_experiment(arguments.systems)),
         grid=load_grid(arguments.grid).part(arguments.families, arguments.sizes, arguments.budgets, arguments.seeds),
-        corpus=corpus_from(arguments),
-        out=arguments.out,
-        jobs=arguments.jobs,
-        executor=arguments.executor,
     )
     found, failed = scale(request, Progress(silent=False, every_seconds=30.0))
     show(in_words(found))

@@ -48,6 +48,12 @@ def facts(pairs: Sequence[tuple[str, str]]) -> str:
     return f"<dl>{''.join(f'<dt>{escape(label)}</dt><dd>{escape(words)}</dd>' for label, words in pairs)}</dl>"
 
 
+def listed(sentences: Sequence[str], style: str) -> str:
+    """A list of sentences; empty without any."""
+    found = "".join(f"<li>{escape(words)}</li>" for words in sentences)
+    return f'<ul class="{style}">{found}</ul>' if found else ""
+
+
 def described(summary: str, pairs: Sequence[tuple[str, str]]) -> str:
     """Labels and what they mean, folded away."""
     return f"<details><summary>{escape(summary)}</summary>{facts(pairs)}</details>"

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from shared.errors import ConfigError
 from shared.model_settings import AnyModelSettings
@@ -13,8 +14,10 @@ from trainer.data.packing.planner import PackPlan, Planner
 from trainer.data.packing.slices import SliceReader, Slices
 from trainer.data.run_data import RunData
 from trainer.data.sampling.cursor import first_cursor
+from trainer.experiments.systems import Experiment
 from trainer.planning.plan import make_plan
 from trainer.settings import TrainSettings
+from trainer.settings.recipe import check_recipe
 
 TOLERANCE = 0.01
 """How far what a run uses may be from its budget: then no two runs are more than twice that apart."""
@@ -85,6 +88,15 @@ def _rounded_up(value: float) -> str:
     """A tenth more, in two digits: what packs hold differs a little from step to step."""
     power = 10.0 ** (math.floor(math.log10(1.1 * value)) - 1)
     return f"{math.ceil(1.1 * value / power) * power:.2g}"
+
+
+def recipe_within(
+    experiment: Experiment, system: str, data: Path, out: Path, seed: int, validations: int, budget: float, unit: Unit
+) -> tuple[dict[str, Any], Spent]:
+    """The recipe of a run of a system that comes nearest to a budget, and what it uses. Raises ConfigError."""
+    draft = experiment.recipe_of(system, data, out, seed, 1, validations)
+    spent = steps_within(check_recipe(draft, TrainSettings, Path(system)), budget, unit)
+    return experiment.recipe_of(system, data, out, seed, spent.steps, validations), spent
 
 
 def steps_within(settings: TrainSettings, budget: float, unit: Unit) -> Spent:

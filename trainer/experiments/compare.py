@@ -5,8 +5,9 @@ import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +18,9 @@ from shared.shards.open import open_dataset
 from trainer.data.catalogue import catalogue_of
 from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT
 from trainer.errors import TrainingError
-from trainer.experiments.budget import Unit, check_budget, steps_within
-from trainer.experiments.preparation import Corpus, prepare
-from trainer.experiments.results.records import Score, cell_of, load_score
+from trainer.experiments.budget import Spent, check_budget, recipe_within
+from trainer.experiments.preparation import Request, prepare
+from trainer.experiments.results.records import Score, cell_of, expected_score
 from trainer.experiments.results.results import (
     RESULTS_NAME,
     Cell,
@@ -32,43 +33,34 @@ from trainer.experiments.results.results import (
 from trainer.experiments.results.statistics import compared, require_scipy
 from trainer.experiments.runs import Run, run_all
 from trainer.experiments.systems import Experiment
-from trainer.settings import TrainSettings
-from trainer.settings.recipe import check_recipe
 
 VALIDATIONS = 5
 """Passes over the validation split in a run: the points of its curve."""
 
 
 @dataclass(frozen=True)
-class Request:
+class Comparing(Request):
     """What is asked for."""
 
-    experiment: Experiment
-    corpus: Corpus
-    out: Path
     systems: Sequence[str]
     seeds: Sequence[int]
     budget_flops: float
     budget_bytes: int | None
     """For a second table, at equal bytes: 0 for as many as the first system learns within the FLOPs; None: no table."""
-    jobs: int
-    executor: Literal["ray", "inline"]
-    """Who scores the corpus."""
 
 
-@dataclass(frozen=True)
-class PlannedCell:
-    """A cell that is to be run."""
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun(Run):
+    """A run of one system in one table."""
 
     table: Table
     system: str
     seed: int
-    run: Run
-    flops: float
-    """Useful ones of its training, as planned."""
+    spent: Spent
+    """What its training uses, as planned."""
 
 
-def compare(request: Request, line: Progress) -> tuple[Results, list[str]]:
+def compare(request: Comparing, line: Progress) -> tuple[Results, list[str]]:
     """Do all that is asked for; the results, with those of earlier calls, and the names of the runs that failed.
 
     Raises ConfigError, DatasetError, TrainingError.
@@ -76,51 +68,44 @@ def compare(request: Request, line: Progress) -> tuple[Results, list[str]]:
     require_scipy()
     _check_same(request)
     check_budget(request.budget_flops, map(request.experiment.draft, request.systems))
-    patchings = [request.experiment.systems[name].patching for name in request.systems]
-    corpus, out, jobs = request.corpus, request.out, request.jobs
-    data = prepare(request.experiment, patchings, corpus, out, jobs, request.executor, line)
-    cells, budget_bytes = plan(request, data)
+    out, jobs = request.out, request.jobs
+    data = prepare(request, request.systems, line)
+    runs, budget_bytes = plan(request, data)
     results = _opened(request, data, budget_bytes)
-    total = sum(cell.flops for cell in cells)
-    line.say(f"== {len(cells)} runs, {quantity(total)}FLOP of training, {jobs} at a time -> {out / 'cells'}")
-    by_run = {id(cell.run): cell for cell in cells}
+    total = sum(run.spent.flops for run in runs)
+    line.say(f"== {len(runs)} runs, {quantity(total)}FLOP of training, {jobs} at a time -> {out / 'cells'}")
     scores: dict[Path, Score] = {}
 
-    def keep(run: Run) -> None:
+    def keep(run: PlannedRun) -> None:
         nonlocal results
-        cell = by_run[id(run)]
         scores[run.folder] = _checked(run.folder, scores)
-        results = _with_cell(results, request.experiment, cell, out, scores[run.folder])
+        results = _with_cell(results, request.experiment, run, out, scores[run.folder])
         save_results(results, out)
 
-    failed = run_all([cell.run for cell in cells], jobs, line, keep)
+    failed = run_all(runs, jobs, line, keep)
     if not results.cells:
         raise TrainingError("no run has ended well")
     return results, list(failed)
 
 
-def plan(request: Request, data: dict[str, Path]) -> tuple[list[PlannedCell], int | None]:
+def plan(request: Comparing, data: dict[str, Path]) -> tuple[list[PlannedRun], int | None]:
     """The runs within their budgets, and the bytes of the second table; all systems of a seed before the next seed."""
-    experiment, systems, seeds = request.experiment, request.systems, request.seeds
+    experiment, systems = request.experiment, request.systems
     _check_order(list(data.values()))
-    cells, budget_bytes = [], request.budget_bytes
-    if budget_bytes == 0:
-        budget_bytes = steps_within(
-            _settings(request, data, "flops", systems[0], 0), request.budget_flops, "flops"
-        ).bytes
-    budgets: list[tuple[Unit, float]] = [("flops", request.budget_flops)]
+
+    def within(table: Table, budget: float, seed: int, system: str) -> PlannedRun:
+        name, place = f"{table}/{system}/seed-{seed}", data[experiment.systems[system].patching]
+        folder = request.out / "cells" / name
+        recipe, spent = recipe_within(experiment, system, place, folder, seed, VALIDATIONS, budget, table)
+        return PlannedRun(name, recipe, table=table, system=system, seed=seed, spent=spent)
+
+    budgets: dict[Table, float] = {"flops": request.budget_flops}
+    budget_bytes = request.budget_bytes
     if budget_bytes is not None:
-        budgets.append(("bytes", budget_bytes))
-    for table, budget in budgets:
-        for seed in seeds:
-            for system in systems:
-                spent = steps_within(_settings(request, data, table, system, seed), budget, table)
-                folder = cell_folder(request.out, table, system, seed)
-                place = data[experiment.systems[system].patching]
-                recipe = experiment.recipe_of(system, place, folder, seed, spent.steps, VALIDATIONS)
-                run = Run(str(folder.relative_to(request.out / "cells")), recipe)
-                cells.append(PlannedCell(table, system, seed, run, spent.flops))
-    return cells, budget_bytes
+        budget_bytes = budget_bytes or within("flops", request.budget_flops, 0, systems[0]).spent.bytes
+        budgets["bytes"] = budget_bytes
+    order = product(budgets.items(), request.seeds, systems)
+    return [within(table, budget, seed, system) for (table, budget), seed, system in order], budget_bytes
 
 
 def _check_order(folders: Sequence[Path]) -> None:
@@ -133,19 +118,7 @@ def _check_order(folders: Sequence[Path]) -> None:
             raise TrainingError(f"documents of {folder} lie in other batches than those of {folders[0]}")
 
 
-def cell_folder(out: Path, table: Table, system: str, seed: int) -> Path:
-    """The run of a cell."""
-    return out / "cells" / table / system / f"seed-{seed}"
-
-
-def _settings(request: Request, data: dict[str, Path], table: Table, system: str, seed: int) -> TrainSettings:
-    """Of a run of this system whose length is not known yet."""
-    folder, place = cell_folder(request.out, table, system, seed), data[request.experiment.systems[system].patching]
-    recipe = request.experiment.recipe_of(system, place, folder, seed, 1, VALIDATIONS)
-    return check_recipe(recipe, TrainSettings, Path(system))
-
-
-def _check_same(request: Request) -> None:
+def _check_same(request: Comparing) -> None:
     """Raise ConfigError when the folder holds a comparison of another corpus or budget: a folder is one comparison."""
     if not (request.out / RESULTS_NAME).exists():
         return
@@ -161,25 +134,19 @@ def _check_same(request: Request) -> None:
             )
 
 
-def _opened(request: Request, data: dict[str, Path], budget_bytes: int | None) -> Results:
+def _opened(request: Comparing, data: dict[str, Path], budget_bytes: int | None) -> Results:
     """The results so far: those in the folder with this request's systems beside them, or empty ones."""
     out, experiment = request.out, request.experiment
-    train, validation = (
-        load_manifest(out / "corpus" / split).totals.bytes for split in (TRAIN_SPLIT, VALIDATION_SPLIT)
-    )
     known = load_results(out) if (out / RESULTS_NAME).exists() else None
     names = {*request.systems, *(cell.system for cell in (known.cells if known else ()))}
     empty = Results(
         title=f"{len(names)} systems at {request.budget_flops:.3g} FLOPs of training",
-        corpus=request.corpus.in_words,
-        train_bytes=train,
-        validation_bytes=validation,
         budget_flops=request.budget_flops,
         budget_bytes=budget_bytes,
-        machine=machine(experiment.recipe, request.jobs),
         tokenizer=_tokenizer(experiment, data),
         systems=tuple(experiment.system(name) for name in experiment.systems if name in names),
         cells=(),
+        **circumstances(request),
     )
     if known is None:
         return empty
@@ -190,9 +157,9 @@ def _opened(request: Request, data: dict[str, Path], budget_bytes: int | None) -
     return empty.model_copy(update=kept)
 
 
-def _with_cell(results: Results, experiment: Experiment, planned: PlannedCell, out: Path, score: Score) -> Results:
+def _with_cell(results: Results, experiment: Experiment, planned: PlannedRun, out: Path, score: Score) -> Results:
     """The results with a cell in its place, and compared anew."""
-    cell = cell_of(out, planned.run.folder, planned.table, planned.system, planned.seed)
+    cell = cell_of(out, planned.folder, planned.table, planned.system, planned.seed)
     cells = [other for other in results.cells if _key(other) != _key(cell)] + [cell]
     order = list(experiment.systems)
     cells.sort(key=lambda cell: (cell.table != "flops", order.index(cell.system), cell.seed))
@@ -207,9 +174,7 @@ def _key(cell: Cell) -> tuple[str, str, int]:
 
 def _checked(folder: Path, others: dict[Path, Score]) -> Score:
     """The score of a run, of the same documents as those of others. Raises ConfigError."""
-    score = load_score(folder)
-    if score is None:
-        raise ConfigError(f"{folder} is not scored yet")
+    score = expected_score(folder)
     for where, other in others.items():
         if (other.documents, other.document_bytes) != (score.documents, score.document_bytes):
             raise ConfigError(f"{folder} was scored on other documents than {where}")
@@ -229,13 +194,16 @@ def _tokenizer(experiment: Experiment, data: dict[str, Path]) -> Tokenizer | Non
     return None
 
 
-def machine(recipe: dict[str, dict[str, object]], jobs: int) -> str:
-    """Processor, threads a run and runs at a time, in words."""
-    threads = recipe.get("run", {}).get("threads", 1)
-    return (
-        f"{_processor()}, {os.cpu_count()} cores, torch {version('torch')}; "
-        f"threads a run: {threads}, runs at a time: {jobs}"
-    )
+def circumstances(request: Request) -> dict[str, Any]:
+    """What records of all experiments have: corpus, bytes of its splits, and the machine in words."""
+    threads = request.experiment.recipe.get("run", {}).get("threads", 1)
+    sizes = {
+        f"{split}_bytes": load_manifest(request.out / "corpus" / split).totals.bytes
+        for split in (TRAIN_SPLIT, VALIDATION_SPLIT)
+    }
+    machine = f"{_processor()}, {os.cpu_count()} cores, torch {version('torch')}"
+    runs = f"threads a run: {threads}, runs at a time: {request.jobs}"
+    return {"corpus": request.corpus.in_words, "machine": f"{machine}; {runs}", **sizes}
 
 
 def _processor() -> str:

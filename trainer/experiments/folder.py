@@ -3,14 +3,12 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from shared.io.files import check_folder
 from shared.io.json_reader import read_bounded
 from shared.settings import Settings
-from trainer.experiments.results.results import RESULTS_NAME, Results
-from trainer.experiments.scaling.record import SCALING_NAME, Scaling
-from trainer.provenance.json_records import MOST_BYTES, keep
+from trainer.provenance.json_records import keep
 
 EXPERIMENT_NAME = "experiment.json"
 """The first file of an experiment."""
@@ -23,32 +21,22 @@ class Mark(Settings):
     format_version: Literal[1] = 1
 
 
-MARKS: dict[str, type[BaseModel]] = {EXPERIMENT_NAME: Mark, RESULTS_NAME: Results, SCALING_NAME: Scaling}
-"""Any of these files, whole, shows that a folder is one; those of earlier versions have no first one."""
-
-
 def check_experiment(out: Path) -> None:
     """Raise OutputError for a folder that is not empty and that neither `compare` nor `scaling` has made."""
-    check_folder(out, is_laboratory_folder)
+    check_folder(out, is_claimed)
 
 
 def claim(out: Path) -> None:
     """Make a folder an experiment before anything else is written there. Raises OutputError when it is another's."""
     check_experiment(out)
-    if not _is(out / EXPERIMENT_NAME, Mark):
+    if not is_claimed(out):
         keep(Mark(), out / EXPERIMENT_NAME)
 
 
-def is_laboratory_folder(folder: Path) -> bool:
+def is_claimed(folder: Path) -> bool:
     """Whether `compare` or `scaling` has made a folder."""
-    if (folder / EXPERIMENT_NAME).exists():
-        return _is(folder / EXPERIMENT_NAME, Mark)
-    return any(_is(folder / name, schema) for name, schema in MARKS.items())
-
-
-def _is(path: Path, schema: type[BaseModel]) -> bool:
     try:
-        schema.model_validate_json(read_bounded(path, MOST_BYTES))
+        Mark.model_validate_json(read_bounded(folder / EXPERIMENT_NAME))
     except (OSError, ValidationError):
         return False
     return True

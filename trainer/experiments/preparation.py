@@ -53,6 +53,18 @@ class Corpus:
 
 
 @dataclass(frozen=True)
+class Request:
+    """What is asked for, of any experiment."""
+
+    experiment: Experiment
+    corpus: Corpus
+    out: Path
+    jobs: int
+    executor: Literal["ray", "inline"]
+    """Who scores the corpus."""
+
+
+@dataclass(frozen=True)
 class Step:
     """Something that the pipeline makes: a call that does nothing when it is there."""
 
@@ -146,21 +158,15 @@ def data_folder(name: str, patching: PatchingRecipe, out: Path) -> Path:
     return out / "corpus" if patching.rule == "none" else out / "data" / name
 
 
-def prepare(
-    experiment: Experiment,
-    patchings: Iterable[str],
-    corpus: Corpus,
-    out: Path,
-    jobs: int,
-    executor: Literal["ray", "inline"],
-    line: Progress,
-) -> dict[str, Path]:
-    """Make what these patchings need; the folder of each. Raises TrainingError when a step fails, OutputError when
-    ``out`` is a folder of something else.
+def prepare(request: Request, systems: Iterable[str], line: Progress) -> dict[str, Path]:
+    """Make what these systems learn from; the folder of each patching. Raises TrainingError when a step fails,
+    OutputError when the experiment's folder is one of something else.
     """
+    experiment, out, jobs, executor = request.experiment, request.out, request.jobs, request.executor
     claim(out)
+    patchings = [experiment.systems[name].patching for name in systems]
     wanted = {name: experiment.patchings[name] for name in dict.fromkeys(patchings)}
-    for step in corpus_steps(corpus, out):
+    for step in corpus_steps(request.corpus, out):
         _carry_out(step, line)
     models = list(dict.fromkeys(cut.entropy_model for cut in wanted.values() if cut.entropy_model is not None))
     runs = [

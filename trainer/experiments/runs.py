@@ -12,7 +12,7 @@ from functools import partial
 from multiprocessing import connection, get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tomli_w import dumps as to_toml
 
@@ -56,15 +56,18 @@ class Run:
         return min(max(done, default=0.0), 1.0)
 
 
+R = TypeVar("R", bound=Run)
+
+
 def run_all(
-    runs: Sequence[Run], jobs: int, line: Progress, finished: Callable[[Run], None] | None = None
+    runs: Sequence[R], jobs: int, line: Progress, finished: Callable[[R], None] | None = None
 ) -> dict[str, Path]:
     """Do these runs, ``jobs`` at a time, in their order; finished ones are recognised by themselves.
 
     ``finished`` is called after each that has ended well. Returns the logs of those that failed, by name. An interrupt
     reaches the runs too, which save: they are waited for, and the interrupt is raised again.
     """
-    waiting, under_way, failed, done = list(runs), dict[int, tuple[BaseProcess, Run]](), dict[str, Path](), 0
+    waiting, under_way, failed, done = list(runs), dict[int, tuple[BaseProcess, R]](), dict[str, Path](), 0
     short_sockets()
     context = get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)

@@ -18,10 +18,11 @@ from trainer.distributed.world import choose_device
 from trainer.evaluation.compatibility import packs_for
 from trainer.evaluation.cost import forward_flops_by_subset
 from trainer.evaluation.documents import DocumentScores, document_ids, evaluate
-from trainer.experiments.results.records import Score, load_score, save_score
+from trainer.experiments.results.records import SCORE_NAME, Score, load_score
 from trainer.memory.parameters import TABLES, parameter_shapes
 from trainer.metrics.subset_score import total_of
 from trainer.provenance.identity import IDENTITY_NAME, RESOLVED_NAME, RunIdentity, load_identity
+from trainer.provenance.json_records import keep
 from trainer.settings import TrainSettings
 
 
@@ -41,7 +42,7 @@ def score_run(folder: Path) -> Score:
     packs = packs_for(model, dataset, settings.data.tokens)
     found = evaluate(load_model(model, device, settings.run.dtype), packs, device)
     score = _score(identity, settings, dataset, packs, found)
-    save_score(score, folder)
+    keep(score, folder / SCORE_NAME)
     return score
 
 

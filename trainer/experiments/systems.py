@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from shared.errors import ConfigError
-from shared.settings import Settings, first_problem
+from shared.settings import Settings
 from trainer.experiments.results.results import Family, System
 from trainer.settings import TrainSettings
 from trainer.settings.recipe import check_recipe, read_recipe, read_toml
@@ -197,10 +197,7 @@ def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> Values:
 
 def load_experiment(path: Path = SYSTEMS_FILE) -> Experiment:
     """Read such a file and check every recipe in it. Raises ConfigError that names the file and the key."""
-    try:
-        experiment = Experiment.model_validate(read_toml(path, "file of systems"))
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {first_problem(error)}") from None
+    experiment = check_recipe(read_toml(path, "file of systems"), Experiment, path)
     nowhere = Path("nowhere")
     for name in experiment.systems:
         check_recipe(experiment.recipe_of(name, nowhere, nowhere, 0, 1, 1), TrainSettings, Path(f"{path}: {name}"))

@@ -19,9 +19,10 @@ from shared.text.characters import characters
 from trainer.__main__ import main as command
 from trainer.experiments.page.page import write_report
 from trainer.experiments.page.patched_text import LENGTH, PICTURE_NAME, Cut, Picture, kept_picture, picture_of
-from trainer.experiments.page.samples import SAMPLES_NAME, load_samples, prompt_from
+from trainer.experiments.page.samples import SAMPLES_NAME, Samples, prompt_from
 from trainer.experiments.page.texts import BREAKS, aligned, flowing, picture_section
 from trainer.experiments.results.results import Results, save_results
+from trainer.provenance.json_records import kept
 
 SPACE = PatchingSettings(rule="space", max_length=64)
 
@@ -112,9 +113,9 @@ def test_prompts_end_with_a_whole_word() -> None:
 def test_samples_are_written_on_demand_and_kept(browser: Browser, tmp_path: Path) -> None:
     experiment(tmp_path)
     model_folder(tmp_path / "cells/flops/blt-space/seed-0/model", SPACE, None)
-    assert load_samples(tmp_path) is None
+    assert not (tmp_path / SAMPLES_NAME).exists()
     assert command(["report", str(tmp_path), "--samples"]) == 0
-    samples = load_samples(tmp_path)
+    samples = kept(tmp_path / SAMPLES_NAME, Samples)
     assert samples is not None
     by_name = {one.system: one for one in samples.samples}
     written = by_name["blt-space"]

@@ -11,11 +11,11 @@ from shared.io.page import PAGE
 from trainer.drawing.axes import short
 from trainer.drawing.chart import Curve, Mark, chart
 from trainer.drawing.forest import forest
-from trainer.drawing.page import Markup, drawn_page, facts, header, section, table
+from trainer.drawing.page import Markup, drawn_page, facts, header, listed, section, table
 from trainer.evaluation.threshold_sweep_record import SWEEP_NAME, SweepPoint, ThresholdSweep, load_sweep
 from trainer.experiments.page.csv_files import write_csv
 from trainer.experiments.page.patched_text import Picture, kept_picture
-from trainer.experiments.page.samples import Samples, load_samples
+from trainer.experiments.page.samples import SAMPLES_NAME, Samples
 from trainer.experiments.page.scaling import scaling_content
 from trainer.experiments.page.sentences import (
     ALIKE_WORDS,
@@ -35,6 +35,7 @@ from trainer.metrics.files import REPORT_NAME
 from trainer.metrics.history import History
 from trainer.metrics.report import content as runs_content
 from trainer.metrics.report import short_names
+from trainer.provenance.json_records import kept
 
 # ---- The sweep of a checkpoint on a page: quality against cost when its threshold is shifted. Pure.
 
@@ -202,7 +203,7 @@ def folder_content(folder: Path) -> Iterator[tuple[str, str]]:
     """Title and markup of each record in an experiment's folder. Raises ConfigError when one cannot be read."""
     if (folder / RESULTS_NAME).exists():
         results = load_results(folder)
-        picture, samples = kept_picture(results, folder), load_samples(folder)
+        picture, samples = kept_picture(results, folder), kept(folder / SAMPLES_NAME, Samples)
         yield results.title, content(results, recorded(folder / RESULTS_NAME), picture, samples)
     if (folder / SCALING_NAME).exists():
         scaling = load_scaling(folder)
@@ -227,7 +228,7 @@ def content(results: Results, date: str, picture: Picture | None = None, samples
     subsets = [
         section(f"By subset, at {ALIKE_WORDS[table]}", subsets_table(results, table), SUBSET_WORDS) for table in tables
     ]
-    top = header(results.title, facts(compared(results, date)) + _warnings(results))
+    top = header(results.title, facts(compared(results, date)) + listed(warnings(results), "warnings"))
     systems = section("Systems", described_systems(results) + cells_table(results))
     texts = [picture_section(picture), samples_section(results, samples)]
     return "".join([top, *at[:1], orders, *at[1:], *subsets, *texts, systems])
@@ -239,8 +240,3 @@ def _at(results: Results, table: Table) -> str:
     plots = f'<div class="charts">{learning_curves(results, table)}{frontier(results, table)}</div>'
     body = said + systems_table(results, table) + plots
     return section(f"At {ALIKE_WORDS[table]}", body, seeds_note(results, table))
-
-
-def _warnings(results: Results) -> str:
-    found = "".join(f"<li>{escape(words)}</li>" for words in warnings(results))
-    return f'<ul class="warnings">{found}</ul>' if found else ""

@@ -5,12 +5,12 @@ from pathlib import Path
 from shared.settings import Settings
 from trainer.errors import USER_ERRORS
 from trainer.experiments.results.results import Results
-from trainer.provenance.json_records import Figure, PathInside, keep, kept
+from trainer.provenance.json_records import Figure, PathInside, keep
 
 SAMPLES_NAME = "samples.json"
 LENGTH, PROMPT = 200, 64
 """Bytes that are written, and bytes of the prompt at most."""
-TEMPERATURE = 0.7
+TEMPERATURE, SEED = 0.7, 0
 
 
 class Sample(Settings):
@@ -47,28 +47,24 @@ def prompt_from(text: bytes) -> bytes:
     return start[:end] if end > 0 else start
 
 
-def write_samples(results: Results, folder: Path, prompt: bytes, seed: int = 0) -> Samples:
+def write_samples(results: Results, folder: Path, prompt: bytes) -> None:
     """Let the first run of each system write on, and keep it. Raises OSError.
 
     A model that cannot write is kept with the reason.
     """
     runs = {cell.system: cell.run for cell in reversed(results.cells)}
-    samples = [
-        _sample(system.name, folder, runs[system.name], prompt, seed)
-        for system in results.systems
-        if system.name in runs
-    ]
-    made = Samples(prompt=prompt.decode("latin-1"), temperature=TEMPERATURE, seed=seed, samples=tuple(samples))
+    names = [system.name for system in results.systems if system.name in runs]
+    samples = tuple(_sample(name, folder, runs[name], prompt) for name in names)
+    made = Samples(prompt=prompt.decode("latin-1"), temperature=TEMPERATURE, seed=SEED, samples=samples)
     keep(made, folder / SAMPLES_NAME)
-    return made
 
 
-def _sample(system: str, folder: Path, run: Path, prompt: bytes, seed: int) -> Sample:
+def _sample(system: str, folder: Path, run: Path, prompt: bytes) -> Sample:
     from trainer.generation.generator import Generator
     from trainer.generation.sampling import SamplingSettings
     from trainer.generation.settings import GenerateSettings
 
-    settings = GenerateSettings(length=LENGTH, sampling=SamplingSettings(temperature=TEMPERATURE, seed=seed))
+    settings = GenerateSettings(length=LENGTH, sampling=SamplingSettings(temperature=TEMPERATURE, seed=SEED))
     try:
         pieces = [piece for piece in Generator(folder / run / "model").write(prompt, settings) if piece.byte]
     except USER_ERRORS as error:
@@ -78,8 +74,3 @@ def _sample(system: str, folder: Path, run: Path, prompt: bytes, seed: int) -> S
     text = b"".join(piece.byte for piece in pieces)
     starts = tuple(place for place, piece in enumerate(pieces) if piece.starts)
     return Sample(system=system, run=run, text=text.decode("latin-1"), starts=starts)
-
-
-def load_samples(folder: Path) -> Samples | None:
-    """What was kept; None when nothing was written yet. Raises ConfigError when it cannot be read."""
-    return kept(folder / SAMPLES_NAME, Samples)

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from html import escape
 
 from shared.io.progress import quantity
 from trainer.drawing.axes import short
 from trainer.drawing.chart import Curve, chart
-from trainer.drawing.page import Markup, facts, header, section, table
+from trainer.drawing.page import Markup, facts, header, listed, section, table
 from trainer.experiments.scaling.record import Counted, Estimate, Frontier, IsoFlop, Scaling
 from trainer.experiments.scaling.study import counted_in
+from trainer.experiments.scaling.words import growth_rows, interval_ends, joint_rows
 
 COUNTED_WORDS: dict[Counted, str] = {"model": "the model's FLOPs", "whole": "FLOPs with the entropy model's"}
 PREDICTED = "Predicted from the fits, not measured; an interval knows of scatter alone, not of a curve that bends."
@@ -27,7 +27,7 @@ def scaling_content(scaling: Scaling, date: str) -> str:
         ("machine", scaling.machine),
         ("recorded", date),
     ]
-    parts = [header(scaling.title, facts(told) + _list(scaling.without, "warnings"))]
+    parts = [header(scaling.title, facts(told) + listed(scaling.without, "warnings"))]
     parts += [
         section(f"Growth, counted in {COUNTED_WORDS[counted]}", _growth(scaling, counted))
         for counted in counted_in(scaling.cells)
@@ -45,10 +45,10 @@ def _growth(scaling: Scaling, counted: Counted) -> str:
     plots += "".join(iso_flop_plot(scaling, family, profiles, counted) for family in scaling.families)
     return "".join(
         (
-            _list(crossovers, "findings"),
+            listed(crossovers, "findings"),
             f'<div class="charts">{plots}</div>',
             _optima(profiles),
-            _list(refused, "note"),
+            listed(refused, "note"),
             _fits(frontiers),
             _predictions(frontiers),
         )
@@ -156,17 +156,7 @@ def _optima(profiles: Sequence[IsoFlop]) -> str:
 
 
 def _fits(frontiers: Sequence[Frontier]) -> str:
-    lines = [
-        [
-            line.family,
-            "E + A C^-a" if line.form == "floor" else "A C^-a",
-            str(line.budgets),
-            _estimate(line.exponent, ".3f"),
-            "–" if line.floor is None else _estimate(line.floor, ".3f"),
-            _estimate(line.size_exponent, ".3f"),
-        ]
-        for line in frontiers
-    ]
+    lines = growth_rows(frontiers, _estimate, "–")
     heads = ["growth", "fit to budget C", "budgets", "exponent a", "floor E", "best size as C to the"]
     return table(heads, lines, "How bits per byte fall with the budget") if lines else ""
 
@@ -189,20 +179,8 @@ def _predictions(frontiers: Sequence[Frontier]) -> str:
 
 
 def _joint(scaling: Scaling) -> str:
-    lines = [
-        [
-            fit.family,
-            *(f"{value:.3f}" for value in (fit.floor, fit.size_exponent, fit.data_exponent)),
-            f"{fit.error:.2%}",
-        ]
-        for fit in scaling.joint_fits
-    ]
+    lines = joint_rows(scaling.joint_fits)
     return table(["family", "floor E", "a (size)", "b (data)", "error"], lines, "Joint fits") if lines else ""
-
-
-def _list(sentences: Sequence[str], style: str) -> str:
-    found = "".join(f"<li>{escape(words)}</li>" for words in sentences)
-    return f'<ul class="{style}">{found}</ul>' if found else ""
 
 
 def _flop(value: float) -> str:
@@ -219,7 +197,5 @@ def _estimate(found: Estimate, form: str) -> str:
 
 
 def _between(found: Estimate, form: Callable[[float], str]) -> str:
-    if found.low is None and found.high is None:
-        return ""
-    low, high = ("?" if end is None else form(end) for end in (found.low, found.high))
-    return f' <span class="note">{low} to {high}</span>'
+    ends = interval_ends(found, form)
+    return f' <span class="note">{" to ".join(ends)}</span>' if ends else ""

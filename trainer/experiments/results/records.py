@@ -2,35 +2,24 @@
 
 from pathlib import Path
 
-from shared.errors import ConfigError
 from shared.settings import Settings
 from shared.shards.manifest import load_manifest
 from trainer.data.splits import TRAIN_SPLIT
-from trainer.experiments.results.results import Cell, Point, Table
+from trainer.experiments.results.results import Cell, Point, Scored, Table
 from trainer.metrics.history import History, load_history
-from trainer.provenance.json_records import Figure, keep, kept
+from trainer.provenance.json_records import Figure, expected, kept
 
 SCORE_NAME = "score.json"
 
 
-class Score(Settings):
+class Score(Scored):
     """What a model scored on the validation split of its run."""
 
     run: str
     """Digest of the run's identity."""
     documents: str
     """Digest of the ids of the documents, in order: runs with equal ones can be compared document by document."""
-    parameters: int
-    table_parameters: int
-    bits_per_byte: Figure
-    bits_by_subset: dict[str, Figure]
-    document_bits: tuple[Figure, ...]
     document_bytes: tuple[int, ...]
-    bytes_per_patch: Figure | None
-    flops_per_byte: Figure
-    """Useful ones of a forward pass, a byte of text."""
-    entropy_flops_per_byte: Figure
-    """The same of the entropy model."""
 
 
 def load_score(folder: Path) -> Score | None:
@@ -38,16 +27,14 @@ def load_score(folder: Path) -> Score | None:
     return kept(folder / SCORE_NAME, Score)
 
 
-def save_score(score: Score, folder: Path) -> None:
-    """Keep the score of a run."""
-    keep(score, folder / SCORE_NAME)
+def expected_score(folder: Path) -> Score:
+    """The same where there must be one. Raises ConfigError."""
+    return expected(folder / SCORE_NAME, Score, "make compare")
 
 
 def cell_of(experiment: Path, run: Path, table: Table, system: str, seed: int) -> Cell:
     """The cell of a run that is trained and scored. Raises ConfigError when it is not."""
-    score, history = load_score(run), load_history(run)
-    if score is None:
-        raise ConfigError(f"{run} is not scored yet")
+    score, history = expected_score(run), load_history(run)
     points = spent(history)
     last = points[-1]
     train = load_manifest(Path(history.config["data"]["path"]) / TRAIN_SPLIT).totals.bytes
@@ -57,11 +44,8 @@ def cell_of(experiment: Path, run: Path, table: Table, system: str, seed: int) -
         seed=seed,
         run=run.relative_to(experiment),
         steps=last.step,
-        bytes=last.bytes,
         passes=last.bytes / train,
-        useful_flops=last.useful_flops,
-        entropy_flops=last.entropy_flops,
-        seconds=last.seconds,
+        **last.model_dump(exclude={"step"}),
         curve=curve(history, points),
         **score.model_dump(exclude={"run", "documents", "document_bytes"}),
     )
@@ -99,11 +83,8 @@ def curve(history: History, points: list[Spent]) -> tuple[Point, ...]:
     at = {point.step: point for point in points}
     return tuple(
         Point(
-            step=line["step"],
-            bytes=at[line["step"]].bytes,
-            useful_flops=at[line["step"]].useful_flops,
-            seconds=at[line["step"]].seconds,
             bits_per_byte=line["validation"]["bits_per_byte"],
+            **at[line["step"]].model_dump(exclude={"entropy_flops"}),
         )
         for line in history.validations
         if line["step"] in at and line["validation"]["bits_per_byte"] is not None

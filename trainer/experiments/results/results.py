@@ -46,7 +46,26 @@ class Point(Settings):
     bits_per_byte: Figure
 
 
-class Cell(Settings):
+class Scored(Settings):
+    """What a model is and what it scores on a validation split."""
+
+    parameters: Count
+    table_parameters: Count
+    """Those of n-gram tables among them: looked up, never multiplied."""
+    bits_per_byte: Figure
+    """On the validation split, per byte of text whatever the units are."""
+    bits_by_subset: dict[str, Figure]
+    document_bits: tuple[Figure, ...] = ()
+    """Bits of each validation document, in the dataset's order, the same for all runs on it."""
+    bytes_per_patch: Figure | None
+    """On the validation split, or bytes a BPE token; None for models of single bytes."""
+    flops_per_byte: Figure
+    """Useful FLOPs of a forward pass over the validation split, a byte of it; without the entropy model."""
+    entropy_flops_per_byte: Figure
+    """The entropy model's, a byte."""
+
+
+class Cell(Scored):
     """One system, one seed, one budget: one run and what it scored."""
 
     table: Table
@@ -54,9 +73,6 @@ class Cell(Settings):
     seed: Count
     run: PathInside
     """The run's folder, relative to the experiment's."""
-    parameters: Count
-    table_parameters: Count
-    """Those of n-gram tables among them: looked up, never multiplied."""
     steps: Count
     bytes: Count
     """Of text trained on."""
@@ -68,17 +84,6 @@ class Cell(Settings):
     """Of the entropy model's forward passes over the text trained on: what finding its patches costs. 0 without one."""
     seconds: Figure
     """Of training, without start and validations."""
-    bits_per_byte: Figure
-    """On the validation split, per byte of text whatever the units are."""
-    bits_by_subset: dict[str, Figure]
-    document_bits: tuple[Figure, ...] = ()
-    """Bits of each validation document, in the dataset's order, the same for all cells."""
-    bytes_per_patch: Figure | None
-    """On the validation split, or bytes a BPE token; None for models of single bytes."""
-    flops_per_byte: Figure
-    """Useful FLOPs of a forward pass over the validation split, a byte of it; without the entropy model."""
-    entropy_flops_per_byte: Figure
-    """The entropy model's, a byte."""
     curve: tuple[Point, ...] = ()
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from typing import Any
 
 from trainer.experiments.results.results import Cell, Results, System, Table
 
@@ -80,14 +81,16 @@ def flat_flops(results: Results, table: Table) -> float | None:
     return fmean(cell.flops_per_byte for cell in by_system[flat[0]]) if flat else None
 
 
-def _row(system: System, cells: Sequence[Cell], flat: float | None, results: Results) -> Row:
-    def mean(name: str) -> float:
-        return fmean(getattr(cell, name) for cell in cells)
+MEANS = ("useful_flops", "entropy_flops", "bytes", "passes", "seconds", "flops_per_byte", "entropy_flops_per_byte")
+"""Values of a row that are means of the runs' own."""
 
+
+def _row(system: System, cells: Sequence[Cell], flat: float | None, results: Results) -> Row:
+    means: dict[str, Any] = {name: fmean(getattr(cell, name) for cell in cells) for name in MEANS}
     bits = [cell.bits_per_byte for cell in cells]
     sizes = [cell.bytes_per_patch for cell in cells if cell.bytes_per_patch is not None]
     size = fmean(sizes) if sizes else None
-    flops, entropy_flops = mean("flops_per_byte"), mean("entropy_flops_per_byte")
+    flops, entropy_flops = means["flops_per_byte"], means["entropy_flops_per_byte"]
     return Row(
         system=system.name,
         family=system.family,
@@ -96,19 +99,13 @@ def _row(system: System, cells: Sequence[Cell], flat: float | None, results: Res
         spread=stdev(bits) if len(bits) > 1 else None,
         lowest=min(bits),
         highest=max(bits),
-        parameters=round(mean("parameters")),
-        table_parameters=round(mean("table_parameters")),
-        useful_flops=mean("useful_flops"),
-        entropy_flops=mean("entropy_flops"),
-        bytes=mean("bytes"),
-        passes=mean("passes"),
-        seconds=mean("seconds"),
-        flops_per_byte=flops,
-        entropy_flops_per_byte=entropy_flops,
         bytes_per_patch=size,
         patches_per_token=results.tokenizer.bytes_per_token / size if results.tokenizer and size else None,
         speed_up=flat / flops if flat else None,
         speed_up_whole=flat / (flops + entropy_flops) if flat else None,
+        parameters=round(fmean(cell.parameters for cell in cells)),
+        table_parameters=round(fmean(cell.table_parameters for cell in cells)),
+        **means,
     )
 
 

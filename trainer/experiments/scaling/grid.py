@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from shared.errors import ConfigError
-from shared.settings import Settings, first_problem
+from shared.settings import Settings
 from trainer.experiments.systems import Experiment, SystemRecipe, Values, overlaid
-from trainer.settings.recipe import read_toml
+from trainer.settings.recipe import check_recipe, read_toml
 
 GRID_FILE = Path(__file__).with_name("scaling.toml")
 
@@ -112,14 +112,7 @@ class Grid(Settings):
 
 def load_grid(path: Path = GRID_FILE) -> Grid:
     """Read such a file. Raises ConfigError that names the file and the key."""
-    return _checked(read_toml(path, "grid"), str(path))
-
-
-def _checked(values: Values, name: str) -> Grid:
-    try:
-        return Grid.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(f"{name}: {first_problem(error)}") from None
+    return check_recipe(read_toml(path, "grid"), Grid, path)
 
 
 def sized(experiment: Experiment, grid: Grid) -> Experiment:

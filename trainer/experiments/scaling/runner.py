@@ -1,25 +1,22 @@
 """A scaling study as a whole: prepare the data, plan the cells within their budgets, run them, fit, keep the record."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from shared.io.progress import Progress, clock, quantity
-from shared.shards.manifest import load_manifest
-from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT
 from trainer.errors import TrainingError
-from trainer.experiments.budget import check_budget, steps_within
-from trainer.experiments.compare import machine
-from trainer.experiments.preparation import Corpus, prepare
+from trainer.experiments.budget import check_budget, recipe_within
+from trainer.experiments.compare import circumstances
+from trainer.experiments.preparation import Request, prepare
 from trainer.experiments.results.records import cell_of
 from trainer.experiments.runs import Run, run_all
 from trainer.experiments.scaling.grid import Grid, Place, sized
 from trainer.experiments.scaling.record import SCALING_NAME, GridCell, Scaling, load_scaling, save_scaling
 from trainer.experiments.scaling.study import study
 from trainer.experiments.systems import Experiment
-from trainer.settings import RunSettings, TrainSettings
-from trainer.settings.recipe import check_recipe
+from trainer.settings import RunSettings
 
 T = TypeVar("T")
 UTILISATION = 0.2
@@ -28,26 +25,17 @@ take."""
 
 
 @dataclass(frozen=True)
-class ScalingRequest:
+class ScalingRequest(Request):
     """What is asked for."""
 
-    experiment: Experiment
     grid: Grid
-    corpus: Corpus
-    out: Path
-    jobs: int
-    executor: Literal["ray", "inline"]
-    """Who scores the corpus."""
 
 
-@dataclass(frozen=True)
-class PlannedPlace:
-    """A cell that is to be run."""
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun(Run):
+    """A run of the grid."""
 
     place: Place
-    run: Run
-    flops: float
-    """Useful ones of its training, as planned."""
 
 
 def scale(request: ScalingRequest, line: Progress) -> tuple[Scaling, list[str]]:
@@ -59,20 +47,18 @@ def scale(request: ScalingRequest, line: Progress) -> tuple[Scaling, list[str]]:
     experiment = sized(request.experiment, grid)
     check_budget(min(grid.budgets), (experiment.draft(place.system) for place in grid.places()))
     line.say(announced(grid, experiment, jobs))
-    patchings = [experiment.systems[place.system].patching for place in grid.places()]
-    data = prepare(experiment, patchings, request.corpus, out, jobs, request.executor, line)
+    data = prepare(replace(request, experiment=experiment), (place.system for place in grid.places()), line)
     planned = plan(grid, experiment, data, out)
     found = _opened(request)
     line.say(f"== {len(planned)} runs -> {out / 'cells' / 'scaling'}")
-    by_run = {id(one.run): one.place for one in planned}
     predict = [grid.budgets[-1] * multiple for multiple in grid.predict]
 
-    def keep(run: Run) -> None:
+    def keep(run: PlannedRun) -> None:
         nonlocal found
-        found = study(with_cell(found, grid_cell(by_run[id(run)], run.folder, out)), predict)
+        found = study(with_cell(found, grid_cell(run.place, run.folder, out)), predict)
         save_scaling(found, out)
 
-    failed = run_all([one.run for one in planned], jobs, line, keep)
+    failed = run_all(planned, jobs, line, keep)
     if not found.cells:
         raise TrainingError("no run has ended well")
     return found, list(failed)
@@ -94,15 +80,13 @@ def announced(grid: Grid, experiment: Experiment, jobs: int) -> str:
     return f"{words}: about {clock(seconds)} at {UTILISATION:.0%} of this device's peak, {jobs} runs at a time"
 
 
-def plan(grid: Grid, experiment: Experiment, data: dict[str, Path], out: Path) -> list[PlannedPlace]:
+def plan(grid: Grid, experiment: Experiment, data: dict[str, Path], out: Path) -> list[PlannedRun]:
     """The runs within their budgets, the small budgets first. Raises ConfigError, DatasetError."""
     planned = []
     for place in grid.places():
         folder, text = out / "cells" / place.name, data[experiment.systems[place.system].patching]
-        draft = experiment.recipe_of(place.system, text, folder, place.seed, 1, 1)
-        spent = steps_within(check_recipe(draft, TrainSettings, Path(place.system)), place.budget, "flops")
-        recipe = experiment.recipe_of(place.system, text, folder, place.seed, spent.steps, 1)
-        planned.append(PlannedPlace(place, Run(place.name, recipe), spent.flops))
+        recipe, _ = recipe_within(experiment, place.system, text, folder, place.seed, 1, place.budget, "flops")
+        planned.append(PlannedRun(place.name, recipe, place=place))
     return planned
 
 
@@ -126,18 +110,11 @@ def _key(cell: GridCell) -> tuple[str, str, float, int]:
 def _opened(request: ScalingRequest) -> Scaling:
     """The study so far, widened by what is asked for now; or an empty one. The corpus is the folder's own."""
     grid, out = request.grid, request.out
-    train, validation = (
-        load_manifest(out / "corpus" / split).totals.bytes for split in (TRAIN_SPLIT, VALIDATION_SPLIT)
-    )
     cells = load_scaling(out).cells if (out / SCALING_NAME).exists() else ()
     families = _union([cell.family for cell in cells], grid.families)
     budgets = sorted(_union([cell.budget_flops for cell in cells], grid.budgets))
     return Scaling(
         title=f"{len(families)} families, {len(budgets)} budgets from {budgets[0]:.3g} to {budgets[-1]:.3g} FLOPs",
-        corpus=request.corpus.in_words,
-        machine=machine(request.experiment.recipe, request.jobs),
-        train_bytes=train,
-        validation_bytes=validation,
         budgets=tuple(budgets),
         families=tuple(families),
         seeds=tuple(sorted(_union([cell.cell.seed for cell in cells], grid.seeds))),
@@ -145,6 +122,7 @@ def _opened(request: ScalingRequest) -> Scaling:
         confidence=grid.confidence,
         replicates=grid.replicates,
         cells=cells,
+        **circumstances(request),
     )
 
 

@@ -122,38 +122,24 @@ def crossover(curve: Curve, base: Curve, confidence: float) -> Crossover:
     sure = rows > 1 and alike[1:].mean() >= confidence
     at = estimate(met, confidence) if np.isfinite(met[0]) else None
     first, then = (family, against) if ahead[0] else (against, family)
+    where = "" if at is None else f"{at.value:.3g} FLOPs{_bounds(at, confidence)}"
+    if crosses[0]:
+        words = f"{first} and {then} cross at {where}: {then} has fewer bits per byte from there on."
+    else:
+        words = f"{first} has fewer bits per byte than {then} at all budgets from {low:.3g} to {high:.3g} FLOPs."
+        if at is not None:
+            words += f" Drawn on, the curves meet at {where}: a prediction, which nobody has measured."
+    if not sure:
+        few = "there are too few runs to know how much they scatter"
+        reason = "the bootstrap does not agree on it" if rows > 1 else few
+        words = f"Undecided, for {reason}. The fits as such: {words}"
     return Crossover(
         **named,
         verdict="undecided" if not sure else "crosses" if crosses[0] else "none within the data",
         budget_flops=at,
         extrapolated=at is not None and not crosses[0],
-        words=_words(first, then, (low, high), at, bool(crosses[0]), sure, rows > 1, confidence),
+        words=words,
     )
-
-
-def _words(
-    first: str,
-    then: str,
-    within: tuple[float, float],
-    at: Estimate | None,
-    crosses: bool,
-    sure: bool,
-    known: bool,
-    confidence: float,
-) -> str:
-    """``first`` is ahead at the smallest budget, ``then`` after a crossing, if there is one."""
-    low, high = within
-    where = "" if at is None else f"{at.value:.3g} FLOPs{_bounds(at, confidence)}"
-    if crosses:
-        said = f"{first} and {then} cross at {where}: {then} has fewer bits per byte from there on."
-    else:
-        said = f"{first} has fewer bits per byte than {then} at all budgets from {low:.3g} to {high:.3g} FLOPs."
-        if at is not None:
-            said += f" Drawn on, the curves meet at {where}: a prediction, which nobody has measured."
-    if sure:
-        return said
-    reason = "the bootstrap does not agree on it" if known else "there are too few runs to know how much they scatter"
-    return f"Undecided, for {reason}. The fits as such: {said}"
 
 
 def _bounds(at: Estimate, confidence: float) -> str:

@@ -1,6 +1,6 @@
 """What a scaling study found, for a terminal. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from shared.io.tables import aligned
@@ -87,18 +87,23 @@ def optima(found: Sequence[IsoFlop]) -> str:
 
 def growth(frontiers: Sequence[Frontier]) -> str:
     """How bits and best size grow with the budget."""
-    rows = [
+    heads = ["growth", "fit", "budgets", "exponent a", "floor E", "best size ~ C^"]
+    return aligned(heads, growth_rows(frontiers, _estimate, ""))
+
+
+def growth_rows(frontiers: Sequence[Frontier], estimate: Callable[[Estimate, str], str], none: str) -> list[list[str]]:
+    """Family, fit, budgets, exponent, floor (``none`` for a line) and exponent of the best size of each."""
+    return [
         [
             line.family,
             "E + A C^-a" if line.form == "floor" else "A C^-a",
             str(line.budgets),
-            _estimate(line.exponent, ".3f"),
-            "" if line.floor is None else _estimate(line.floor, ".3f"),
-            _estimate(line.size_exponent, ".3f"),
+            estimate(line.exponent, ".3f"),
+            none if line.floor is None else estimate(line.floor, ".3f"),
+            estimate(line.size_exponent, ".3f"),
         ]
         for line in frontiers
     ]
-    return aligned(["growth", "fit", "budgets", "exponent a", "floor E", "best size ~ C^"], rows)
 
 
 def predictions(frontiers: Sequence[Frontier]) -> str:
@@ -121,22 +126,25 @@ def predictions(frontiers: Sequence[Frontier]) -> str:
 
 def joint(fits: Sequence[JointFit]) -> str:
     """Both exponents of each family."""
-    rows = [
-        [
-            fit.family,
-            *(f"{value:.3f}" for value in (fit.floor, fit.size_exponent, fit.data_exponent)),
-            f"{fit.error:.2%}",
-        ]
-        for fit in fits
-    ]
-    return aligned(["E + A N^-a + B D^-b", "E", "a (size)", "b (data)", "error"], rows)
+    return aligned(["E + A N^-a + B D^-b", "E", "a (size)", "b (data)", "error"], joint_rows(fits))
+
+
+def joint_rows(fits: Sequence[JointFit]) -> list[list[str]]:
+    """Family, floor, both exponents and error of each."""
+    exact = [[f"{value:.3f}" for value in (fit.floor, fit.size_exponent, fit.data_exponent)] for fit in fits]
+    return [[fit.family, *values, f"{fit.error:.2%}"] for fit, values in zip(fits, exact)]
 
 
 def _estimate(found: Estimate, form: str) -> str:
+    ends = interval_ends(found, lambda value: format(value, form))
+    return f"{found.value:{form}} [{', '.join(ends)}]" if ends else f"{found.value:{form}}"
+
+
+def interval_ends(found: Estimate, form: Callable[[float], str]) -> list[str]:
+    """Both ends of an interval, one that is not known as a question mark; none where neither is known."""
     if found.low is None and found.high is None:
-        return f"{found.value:{form}}"
-    low, high = ("?" if end is None else f"{end:{form}}" for end in (found.low, found.high))
-    return f"{found.value:{form}} [{low}, {high}]"
+        return []
+    return ["?" if end is None else form(end) for end in (found.low, found.high)]
 
 
 def _in_millions(found: Estimate) -> Estimate:
