@@ -82,10 +82,8 @@ def first_to_say(line: str) -> bool:
     claim = Path(error_file).parent.parent.parent / hashlib.sha256(line.encode()).hexdigest()
     try:
         claim.touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        return not isinstance(error, FileExistsError)
     return True
 
 

@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import Field, StringConstraints, ValidationError
 
@@ -17,12 +17,13 @@ from shared.io.files import write_atomic
 from shared.settings import Settings, first_problem
 from trainer.errors import CheckpointError
 from trainer.provenance.checkpoint_folders import (
+    COMPLETE_NAME,
     INDEX_NAME,
     MOST_BYTES,
     TENSORS_SUFFIX,
+    Contents,
     FileName,
     FileRecord,
-    contents_of,
     read_small,
     record_of,
 )
@@ -111,16 +112,23 @@ class Index(Settings):
 
 def read_index(path: Path) -> Index:
     """The index of a checkpoint whose files are known to be what was written. Raises CheckpointError."""
-    where = path / INDEX_NAME
-    try:
-        index, files = Index.model_validate_json(read_small(where)), contents_of(path).files
-    except OSError as error:
-        raise CheckpointError(f"{where}: {error.strerror}") from None
-    except ValidationError as error:
-        raise CheckpointError(f"{where}: {first_problem(error)}") from None
-    if problem := index.objection(files):
-        raise CheckpointError(f"{where}: {problem}")
+    index = read_part(path / INDEX_NAME, Index)
+    if problem := index.objection(read_part(path / COMPLETE_NAME, Contents).files):
+        raise CheckpointError(f"{path / INDEX_NAME}: {problem}")
     return index
+
+
+P = TypeVar("P", bound=Settings)
+
+
+def read_part(path: Path, schema: type[P]) -> P:
+    """A JSON file of a checkpoint. Raises CheckpointError, naming the file, when it is missing or is none."""
+    try:
+        return schema.model_validate_json(read_small(path))
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: {first_problem(error)}") from None
 
 
 def write_index(path: Path, index: Index) -> FileRecord:

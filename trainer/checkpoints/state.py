@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 
-from shared.settings import Settings, first_problem
+from shared.settings import Settings
+from trainer.checkpoints.index import read_part
 from trainer.data.sampling.cursor import Cursor
-from trainer.errors import CheckpointError
 from trainer.metrics.subset_score import SubsetScore, total_of
 from trainer.optim.spike_guard import GuardState
-from trainer.provenance.checkpoint_folders import STATE_NAME, is_complete, read_small, step_folders, step_of
+from trainer.provenance.checkpoint_folders import STATE_NAME, is_complete, step_folders, step_of
 from trainer.provenance.identity import RunIdentity
 
 
@@ -36,12 +36,7 @@ class TrainState(Settings):
 
 def read_state(path: Path) -> TrainState:
     """The state of a checkpoint; CheckpointError when the file is missing or not one."""
-    try:
-        return TrainState.model_validate_json(read_small(path / STATE_NAME))
-    except OSError as error:
-        raise CheckpointError(f"{path / STATE_NAME}: {error.strerror}") from None
-    except ValidationError as error:
-        raise CheckpointError(f"{path / STATE_NAME}: {first_problem(error)}") from None
+    return read_part(path / STATE_NAME, TrainState)
 
 
 def validation_scores(folder: Path) -> dict[int, float]:

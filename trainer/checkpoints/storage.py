@@ -9,7 +9,7 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -185,7 +185,7 @@ class TensorReader(HuggingFaceStorageReader):
     def _opened(self, name: str) -> Any:
         """A file whose header says of every tensor what the index says."""
         try:
-            file = safetensors.safe_open(self._folder / name, framework="pt")
+            file: Any = safetensors.safe_open(self._folder / name, framework="pt")
         except (safetensors.SafetensorError, OSError) as error:
             raise CheckpointError(f"{name} is not a whole safetensors file: {error}") from None
         listed = {
@@ -194,18 +194,14 @@ class TensorReader(HuggingFaceStorageReader):
             for chunk in record.chunks
             if chunk.file == name
         }
-        held = {fqn: (part.get_dtype(), list(part.get_shape())) for fqn, part in _slices(file)}
+        parts = {fqn: file.get_slice(fqn) for fqn in list(file.keys())}
+        held = {fqn: (part.get_dtype(), list(part.get_shape())) for fqn, part in parts.items()}
         if different := sorted(fqn for fqn in listed.keys() | held.keys() if listed.get(fqn) != held.get(fqn)):
             fqn = different[0]
             raise CheckpointError(
                 f"{name}: tensor {fqn} is {_shown(held.get(fqn))}, {INDEX_NAME} says {_shown(listed.get(fqn))}"
             )
         return file
-
-
-def _slices(file: Any) -> Iterator[tuple[str, Any]]:
-    for fqn in list(file.keys()):
-        yield fqn, file.get_slice(fqn)
 
 
 def _shown(tensor: tuple[str, list[int]] | None) -> str:

@@ -123,10 +123,14 @@ class Checkpoints:
         path = step_folder(self.folder, state.step)
         LOG.debug("saving %s", path)
         tensors = named_tensors(*get_state_dict(model, optimizer.parts))
+        outcome: Future[None] = Future()
         if self._stager is None:
-            self._saving = path, _outcome(self._write, path, tensors, state)
+            _settle(outcome, self._write, path, tensors, state)
         else:
-            self._saving = path, _in_background(self._write, path, self._stager.stage(tensors), state)
+            # A thread that does not keep the process from ending, as those of an executor would.
+            arguments = (outcome, self._write, path, self._stager.stage(tensors), state)
+            Thread(target=_settle, args=arguments, name="checkpoint", daemon=True).start()
+        self._saving = path, outcome
 
     def wait(self) -> bool:
         """Wait for the save in flight; whether the state that was last given to ``save`` is on storage.
@@ -283,27 +287,10 @@ def _begin(path: Path, state: str) -> dict[str, FileRecord]:
     return {STATE_NAME: record_of(state.encode())}
 
 
-def _outcome(action: Callable[..., None], *arguments: Any) -> Future[None]:
-    """Do it now."""
-    future: Future[None] = Future()
+def _settle(future: Future[None], action: Callable[..., None], *arguments: Any) -> None:
+    """Do something, and give a future its outcome."""
     try:
         action(*arguments)
         future.set_result(None)
-    except Exception as error:  # raised by the future, as that of `_in_background` is
+    except BaseException as error:  # a future without an outcome would be waited for without end
         future.set_exception(error)
-    return future
-
-
-def _in_background(action: Callable[..., None], *arguments: Any) -> Future[None]:
-    """Do it in a thread that does not keep the process from ending, as those of an executor would."""
-    future: Future[None] = Future()
-
-    def run() -> None:
-        try:
-            action(*arguments)
-            future.set_result(None)
-        except BaseException as error:  # a future without an outcome would be waited for without end
-            future.set_exception(error)
-
-    Thread(target=run, name="checkpoint", daemon=True).start()
-    return future

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import cache
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,9 +116,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("--beside puts models on the documents of one dataset side by side; name one DATASET")
     documents = output_if_given(arguments, "documents", DOCUMENTS)
     json_file = output_if_given(arguments, "json", FIGURES)
-    read = TextsRead()
-    given = [read.documents_at(path) for path in arguments.datasets]
-    beside = [(Path(model), read.documents_at(Path(path))) for model, path in arguments.beside]
+    read = cache(documents_at)  # each file once, since standard input can be read only once
+    given = [read(path) for path in arguments.datasets]
+    beside = [(model, read(path)) for model, path in arguments.beside]
     train_splits = (
         [open_dataset(train_folder(arguments, path)) for path in arguments.datasets] if arguments.baselines else []
     )
@@ -166,19 +167,9 @@ UncutData = Dataset | TextFile
 """What is named on the command line, before it is cut into patches for a model."""
 
 
-class TextsRead:
-    """Opens what is named on the command line; each file once, since standard input can be read only once."""
-
-    def __init__(self) -> None:
-        self._texts: dict[Path, TextFile] = {}
-
-    def documents_at(self, path: Path) -> UncutData:
-        """A dataset, or texts. Raises ConfigError, TaskError, DatasetError, OSError."""
-        if not is_text(path):
-            return open_dataset(split_folder(path, VALIDATION_SPLIT))
-        if path not in self._texts:
-            self._texts[path] = TextFile(path)
-        return self._texts[path]
+def documents_at(path: Path) -> UncutData:
+    """A dataset, or texts. Raises ConfigError, TaskError, DatasetError, OSError."""
+    return TextFile(path) if is_text(path) else open_dataset(split_folder(path, VALIDATION_SPLIT))
 
 
 class Evaluator:

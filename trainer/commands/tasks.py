@@ -134,10 +134,9 @@ def open_score(arguments: argparse.Namespace, running: Running) -> "Score":
 
 def open_write(running: Running) -> "Write":
     """The model that writes."""
-    from trainer.evaluation.tasks.writing import writer
     from trainer.generation.generator import Generator
 
-    return writer(Generator(running.model, running.device, running.threads))
+    return Generator(running.model, running.device, running.threads).texts
 
 
 def chosen_noisings(names: list[str]) -> "list[Noising]":

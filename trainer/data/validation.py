@@ -35,16 +35,12 @@ class ValidationPacks:
 
     def slices(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """int64 [S] each: tokens, patches and document of every slice, BOE included, as planned; padding is none."""
-        tokens, patches, documents = (
-            np.concatenate([np.zeros(0, np.int64), *columns])
-            for columns in zip(
-                *(
-                    (plan.stops - plan.starts + (plan.starts > 0), plan.patches + (plan.starts > 0), plan.documents)
-                    for plan in self._plans
-                )
-            )
+        starts, stops, patches, documents = (
+            np.concatenate([getattr(plan, name) for plan in self._plans])
+            for name in ("starts", "stops", "patches", "documents")
         )
-        return tokens, patches, documents
+        boe = starts > 0
+        return stops - starts + boe, patches + boe, documents
 
     def __iter__(self) -> Iterator[Pack]:
         for plan in self._plans:

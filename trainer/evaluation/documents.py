@@ -66,7 +66,7 @@ def evaluate(
     """
     assert packs.ranks == 1, "these packs are one rank's share"
     catalogue = packs.catalogue
-    sums = evaluate_sums(model, _counted(packs, on_progress), len(catalogue), device, _document_of)
+    sums = evaluate_sums(model, _counted(packs, on_progress), len(catalogue), device, "document")
     return DocumentScores(catalogue.subset_names, catalogue.subset, sums)
 
 
@@ -74,10 +74,6 @@ def _counted(packs: ValidationPacks, on_progress: Callable[[int], object]) -> It
     for done, pack in enumerate(packs):
         yield pack
         on_progress(done + 1)
-
-
-def _document_of(pack: Pack) -> np.ndarray:
-    return pack.document
 
 
 def document_ids(dataset: Documents) -> Iterator[str]:

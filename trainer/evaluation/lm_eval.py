@@ -23,7 +23,7 @@ from trainer.errors import TaskError
 from trainer.evaluation.scores import slice_nats
 from trainer.evaluation.tasks.choosing import counted_from, encoded
 from trainer.evaluation.tasks.running import ticker
-from trainer.evaluation.tasks.writing import Write, writer
+from trainer.evaluation.tasks.writing import Write
 from trainer.evaluation.texts import TextScorer
 from trainer.generation.generator import Generator
 from trainer.generation.sampling import WRITABLE, SamplingSettings
@@ -79,7 +79,7 @@ class Harness:
 
     @cached_property
     def _write(self) -> Write:
-        return writer(Generator(self._folder, self._on, self._threads))
+        return Generator(self._folder, self._on, self._threads).texts
 
     def loglikelihood(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
         """Of each continuation after its context: its log-probability in nats, and whether greedy writing writes it.

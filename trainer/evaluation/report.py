@@ -54,14 +54,10 @@ class Measured:
         total = total_of(scores)
         sizes = {name: score.bytes_per_patch for name, score in scores.items()}
         bits = {name: score.bits_per_byte for name, score in scores.items()}
-        cost = self._per_byte("MFLOP/byte", self.flops)
-        columns = [
-            Column("bytes/patch", total.bytes_per_patch, sizes, 2),
-            Column("bits/byte", total.bits_per_byte, bits),
-        ]
         return [
-            Column(f"{self.name} {column.heading}", column.total, column.by_subset, column.digits)
-            for column in (*columns, cost)
+            Column(f"{self.name} bytes/patch", total.bytes_per_patch, sizes, 2),
+            Column(f"{self.name} bits/byte", total.bits_per_byte, bits),
+            self._per_byte(f"{self.name} MFLOP/byte", self.flops),
         ]
 
     def _per_byte(self, heading: str, flops: dict[str, int]) -> Column:

@@ -4,8 +4,9 @@ Bits per byte = sum of nats over all targets, EOS included, / (ln 2 x text bytes
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,25 +20,20 @@ from trainer.metrics.subset_score import SubsetScore, total_of
 from trainer.optim.train_step import predict
 
 
-def subset_of(pack: Pack) -> np.ndarray:
-    """int [S]: what the slices of a pack are counted with, by subset."""
-    return pack.subset
-
-
 @torch.no_grad()
 def evaluate_sums(
     model: nn.Module,
     packs: Iterable[Pack],
     groups: int,
     device: torch.device,
-    group_of: Callable[[Pack], np.ndarray] = subset_of,
+    group: Literal["subset", "document"] = "subset",
 ) -> np.ndarray:
     """float64 [groups, 6]: the fields of SubsetScore, to be added up over ranks.
 
     Sums are taken in fp64; one transfer from the device for each pack. The model is left in the mode it was in.
 
     Args:
-        group_of: int [S], the number of the group that each slice of a pack counts for.
+        group: what the slices of a pack are counted by.
     """
     sums = np.zeros((groups, 6))
     training = model.training
@@ -46,7 +42,7 @@ def evaluate_sums(
         batch = pack.batch.to(device)
         nats = slice_nats(predict(model, batch), batch.labels, batch.documents.ids, len(batch.documents.lengths))
         counts = (pack.slice_targets, pack.slice_bytes, pack.slice_text, pack.slice_patches, pack.ended)
-        np.add.at(sums, group_of(pack), np.stack([nats.cpu().numpy()[: len(pack.subset)], *counts], axis=1))
+        np.add.at(sums, getattr(pack, group), np.stack([nats.cpu().numpy()[: len(pack.subset)], *counts], axis=1))
     model.train(training)
     return sums
 

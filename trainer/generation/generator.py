@@ -72,6 +72,14 @@ class Generator:
         for _, piece in self.write_batch([prompt], settings):
             yield piece
 
+    def texts(self, prompts: Sequence[bytes], settings: GenerateSettings) -> list[bytes]:
+        """What is written after each prompt, whole."""
+        texts = [bytearray() for _ in prompts]
+        for row, piece in self.write_batch(prompts, settings):
+            if not piece.from_prompt:
+                texts[row] += piece.byte
+        return list(map(bytes, texts))
+
     def write_batch(
         self, prompts: Sequence[bytes | Sequence[Turn]], settings: GenerateSettings
     ) -> Iterator[tuple[int, Piece]]:

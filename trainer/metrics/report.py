@@ -6,7 +6,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from shared.io.files import Output
 from trainer.drawing.chart import Curve, Mark, chart
 from trainer.drawing.page import drawn_page, facts, header, section
 from trainer.metrics.history import History, Points
@@ -33,14 +32,6 @@ CHARTS: tuple[tuple[str, str, str, float], ...] = (
 )
 """Title, unit, figure of the lines (a table gives a curve an entry) and what it is multiplied by."""
 FILLS = {"tokens": "token_fill", "patches": "patch_fill"}
-
-
-def write_report(out: Output, runs: Sequence[History]) -> str:
-    """Write the page of one run, or of several over one another; one line about it. Raises OSError."""
-    text = html(runs)
-    out.write(text)
-    size = len(text.encode()) / 1000
-    return f"{out.path}: {len(runs)} run{'s' * (len(runs) != 1)}, {size:.0f} kB; open it in any browser"
 
 
 def html(runs: Sequence[History]) -> str:

@@ -3,7 +3,6 @@
 import os
 import resource
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +31,6 @@ from trainer.optim.step_timer import StepTimer
 from trainer.settings import TrainSettings
 
 # ---- How much there was to compute: FLOPs of this rank's packs, useful and executed, and of the scoring before them.
-
-
-@dataclass(frozen=True)
-class Flops:
-    """FLOPs of some packs."""
-
-    useful: float
-    """Of training on what is real."""
-    executed: float
-    """Of training as it is computed: padding, whole tiles and recomputed blocks included."""
-    scoring: float
-    """Of the entropy model's forward pass over the same tokens, done once when the data was made; 0 without one."""
 
 
 class FlopsCounter:
@@ -79,13 +66,18 @@ class FlopsCounter:
             of_decoder=batch.patches.of_decoder.numpy(),
         )
 
-    def pop(self) -> Flops:
-        """FLOPs since the last reading."""
+    def pop(self) -> dict[str, float]:
+        """FLOPs since the last reading.
+
+        ``useful`` of training on what is real, ``executed`` of training as it is computed (padding, whole tiles and
+        recomputed blocks included), ``scoring`` of the entropy model's forward pass over the same tokens, done once
+        when the data was made; 0 without one.
+        """
         useful = training_flops(self._model, self._useful).total
         executed = executed_training_flops(self._model, self._executed, self._recompute).total
         scoring = 0 if self._entropy_model is None else forward_flops(self._entropy_model, self._scored).total
         self._useful, self._executed, self._scored = Workload(), Workload(), Workload()
-        return Flops(float(useful), float(executed), float(scoring))
+        return {"useful": float(useful), "executed": float(executed), "scoring": float(scoring)}
 
 
 # ---- How much memory this rank holds.
@@ -157,7 +149,7 @@ class RunMetrics:
         ``targets``, and documents ``sampled`` from each subset: since the beginning of the run.
         """
         sums, self._sums = self._sums, Accumulator()
-        for source in (self._timer.pop(), vars(self._flops.pop()), memory_in_use(self._world.device)):
+        for source in (self._timer.pop(), self._flops.pop(), memory_in_use(self._world.device)):
             for name, value in source.items():
                 setattr(sums.local, name, float(value))
         ranks = [RankSums(*row) for row in self._world.table(sums.local.values())]

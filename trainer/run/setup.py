@@ -30,7 +30,7 @@ from trainer.memory.dry_run import dry_run
 from trainer.metrics.files import REPORT_NAME
 from trainer.metrics.history import load_history
 from trainer.metrics.loggers import check_loggers
-from trainer.metrics.report import write_report
+from trainer.metrics.report import html
 from trainer.metrics.run_metrics import RunMetrics
 from trainer.metrics.summary import in_words, summary
 from trainer.optim.optimizer import build_optimizer
@@ -174,7 +174,7 @@ def summarise(job: Job) -> None:
         try:
             run = load_history(out)
             job.line.say(in_words(summary(run)))
-            write_report(Output(out / REPORT_NAME, PAGE), [run])
+            Output(out / REPORT_NAME, PAGE).write(html([run]))
         except (OSError, ConfigError) as error:  # figures could not be written: the model is there all the same
             job.line.say(f"{REPORT_NAME}: {error}")
     job.line.say(f"model: {out / MODEL_FOLDER}   curves: {out / REPORT_NAME}, or tensorboard --logdir {out}")

@@ -40,8 +40,8 @@ def read_recipe(path: Path, overrides: Sequence[str], schema: type[BaseModel]) -
     values = read_toml(path, "recipe")
     LOG.debug("read %s, changed by: %s", path, " ".join(overrides) or "nothing")
     for override in parse_overrides(overrides):
-        place = _place(schema, override)
-        set_key(values, place.parts, _typed(override, place), override.option)
+        parts, kinds = _place(schema, override.key)
+        set_key(values, parts, _typed(override.text, kinds), f"--{override.key}")
     return values
 
 
@@ -98,10 +98,6 @@ class Override:
     key: str
     text: str
 
-    @property
-    def option(self) -> str:
-        return f"--{self.key}"
-
 
 def parse_overrides(arguments: Sequence[str]) -> list[Override]:
     """Overrides from ``--a.b value`` or ``--a.b=value``. Raises ConfigError."""
@@ -129,19 +125,12 @@ def _short(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a dotted key leads."""
-
-    parts: tuple[str, ...]
-    types: tuple[Any, ...]
-    """What may be there; of several kinds of a section, what each has. Empty for an unknown key."""
-
-
-def _place(schema: type[BaseModel], override: Override) -> _Place:
-    found = list(_leads(schema, tuple(override.key.split("."))))
-    parts = found[0][0] if found else tuple(override.key.split("."))
-    return _Place(parts, tuple(kind for _, kind in found))
+def _place(schema: type[BaseModel], key: str) -> tuple[tuple[str, ...], list[Any]]:
+    """Where a dotted key leads, and the types of what may be there: of several kinds of a section, what each has, but
+    for None. No types of an unknown key.
+    """
+    found = list(_leads(schema, tuple(key.split("."))))
+    return found[0][0] if found else tuple(key.split(".")), [kind for _, kind in found if kind is not type(None)]
 
 
 def _leads(annotation: Any, rest: tuple[str, ...], done: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -163,17 +152,16 @@ def _leads(annotation: Any, rest: tuple[str, ...], done: tuple[str, ...] = ()) -
                 yield from _leads(field.annotation, rest[1:], (*done, rest[0]))
 
 
-def _typed(override: Override, place: _Place) -> Any:
+def _typed(text: str, kinds: list[Any]) -> Any:
     """A value of the type of its key: plain text for a text, `a,b` for a list, else a TOML value."""
-    kinds = [kind for kind in place.types if kind is not type(None)]
     if kinds and all(map(_is_text, kinds)):
-        return override.text
-    value = parse_value(override.text)
-    if kinds and all(get_origin(kind) is tuple for kind in kinds) and not override.text.lstrip().startswith("["):
-        item, words = get_args(kinds[0])[0], override.text.split(",")
+        return text
+    value = parse_value(text)
+    if kinds and all(get_origin(kind) is tuple for kind in kinds) and not text.lstrip().startswith("["):
+        item, words = get_args(kinds[0])[0], text.split(",")
         return words if _is_text(item) else [parse_value(word) for word in words]
     if isinstance(value, bool) and kinds and bool not in kinds:
-        return override.text  # true is not the number 1
+        return text  # true is not the number 1
     return value
 
 

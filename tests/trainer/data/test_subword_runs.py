@@ -186,7 +186,7 @@ def test_flops_are_counted_on_tokens_and_divided_by_bytes(place: Path) -> None:
     counter.add([pack])
     assert pack.subwords is not None
     assert pack.lengths.sum() == len(pack.subwords.ids) < len(pack.ids)
-    assert counter.pop().useful == training_flops(model, useful_workload(model, pack.lengths)).total
+    assert counter.pop()["useful"] == training_flops(model, useful_workload(model, pack.lengths)).total
 
 
 def test_only_a_model_of_that_many_tokens_learns_on_them(place: Path, tmp_path: Path, capsys) -> None:

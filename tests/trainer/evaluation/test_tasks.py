@@ -202,11 +202,9 @@ def test_what_is_written_is_judged_by_the_rule_of_its_task() -> None:
 
 
 def test_a_model_writes_all_prompts_as_if_each_were_alone(model: Path) -> None:
-    from trainer.evaluation.tasks.writing import writer
-
     task = CompletionTask("task", tuple(Completion(prompt, ("x",)) for prompt in ("a", "bcd ef", "g h", "", "i")))
     settings = GenerateSettings(length=6, sampling=SamplingSettings(temperature=0))
-    write = writer(Generator(model))
+    write = Generator(model).texts
     together = list(complete(task, Shots(task, 0), write, settings, together=3))
     assert together == list(complete(task, Shots(task, 0), write, settings, together=1))
     assert len({one.text for one in together}) > 1

@@ -283,9 +283,9 @@ def test_the_page_is_quiet_fits_a_phone_and_shows_both_runs(browser: Browser, fi
 def test_the_report_needs_no_torch(finished: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from trainer.metrics.history import load_history;"
-        "from trainer.metrics.report import write_report; import trainer.experiments.page.page;"
+        "from trainer.metrics.report import html; import trainer.experiments.page.page;"
         "from shared.io.files import Output; from shared.io.page import PAGE;"
-        f"write_report(Output(Path({str(tmp_path / 'r.html')!r}), PAGE), [load_history(Path({str(finished)!r}))]);"
+        f"Output(Path({str(tmp_path / 'r.html')!r}), PAGE).write(html([load_history(Path({str(finished)!r}))]));"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=600)

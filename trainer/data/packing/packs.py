@@ -99,16 +99,6 @@ class Pack:
         """Labels that count."""
         return int(self.slice_targets.sum())
 
-    @property
-    def token_fill(self) -> float:
-        """Share of the token axis that is real."""
-        return len(self.ids) / self.limits.tokens
-
-    @property
-    def patch_fill(self) -> float:
-        """Share of the patch axis that is real; 0 when unpatched."""
-        return int(self.patches.in_slice.sum()) / self.limits.patches if self.patches and self.limits.patches else 0.0
-
     @cached_property
     def batch(self) -> Batch:
         """The pack with its axes padded to T_max and P_max.

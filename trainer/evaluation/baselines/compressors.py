@@ -6,7 +6,7 @@ left out; documents are coded each alone, since the model sees no other.
 
 import lzma
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -53,25 +53,18 @@ def compress(dataset: Documents) -> list[Compression]:
 
 def stream_size(compressor: Compressor, texts: Iterable[bytes], text_bytes: int) -> int:
     """Bytes of one stream that holds texts, ``text_bytes`` together, one after the other; in memory for one of them."""
-    stream = _OPENED[compressor](text_bytes)
+    stream = _opened(compressor, text_bytes)
     return sum(len(stream.compress(text)) for text in texts) + len(stream.flush())
 
 
-def _gzip(text_bytes: int) -> Any:
-    return zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
-
-
-def _zstd(text_bytes: int) -> Any:
-    return zstandard.ZstdCompressor(level=19).compressobj()
-
-
-def _xz(text_bytes: int) -> Any:
+def _opened(compressor: Compressor, text_bytes: int) -> Any:
+    if compressor == "gzip -9":
+        return zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
+    if compressor == "zstd -19":
+        return zstandard.ZstdCompressor(level=19).compressobj()
     # The level's own dictionary is 64 MiB, to be set up for the shortest text; more than the text changes nothing.
     dictionary = min(max(text_bytes, 2**12), 2**26)
     return lzma.LZMACompressor(filters=[{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": dictionary}])
-
-
-_OPENED: dict[Compressor, Callable[[int], Any]] = {"gzip -9": _gzip, "zstd -19": _zstd, "xz -9": _xz}
 
 
 def table(found: Sequence[Compression], model: float) -> str:

@@ -1,7 +1,7 @@
 """Whether a model that writes bytes writes UTF-8: samples after beginnings of documents, and what is damaged there."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -100,19 +100,11 @@ def validity(
             sampling=SamplingSettings(temperature=1.0, seed=number),
             theta=rule.for_subset(batch[0].subset).theta if by_subset else None,
         )
-        texts = [bytearray() for _ in batch]
-        for row, piece in generator.write_batch([prompt.text for prompt in batch], settings):
-            if not piece.from_prompt:
-                texts[row] += piece.byte
+        texts = generator.texts([prompt.text for prompt in batch], settings)
         for text, ended in zip(texts, generator.ended):
-            characters, damaged = damage(bytes(text), whole=ended == "end of document")
-            found = Validity(
-                found.samples + 1,
-                found.valid + (damaged == 0),
-                found.bytes + len(text),
-                found.characters + characters,
-                found.damaged + damaged,
-            )
+            characters, damaged = damage(text, whole=ended == "end of document")
+            counts = (1, int(damaged == 0), len(text), characters, damaged)
+            found = Validity(*map(sum, zip(astuple(found), counts)))
         on_progress(found.samples)
     return found
 

@@ -138,17 +138,14 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
 def _row_groups(path: Path) -> Iterator[pa.RecordBatch]:
     with pq.ParquetFile(path) as file:
         columns = (file.schema.column(number) for number in range(len(file.schema)))
-        texts = [column.path for column in columns if column.logical_type.type in ("STRING", "NONE") and _bytes(column)]
+        binary = [column for column in columns if column.physical_type == "BYTE_ARRAY"]
+        texts = [column.path for column in binary if column.logical_type.type in ("STRING", "NONE")]
     with pq.ParquetFile(path, read_dictionary=texts) as file:
         for number in range(file.num_row_groups):
             group = file.metadata.row_group(number)
             sizes = [group.column(column).total_uncompressed_size for column in range(group.num_columns)]
             _require_small(sum(map(abs, sizes)), f"row group {number}")
             yield from file.iter_batches(ROWS_AT_ONCE, row_groups=[number], use_threads=False)
-
-
-def _bytes(column: Any) -> bool:
-    return bool(column.physical_type == "BYTE_ARRAY")
 
 
 def _file(source: pa.NativeFile) -> Iterator[pa.RecordBatch]:

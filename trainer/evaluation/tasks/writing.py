@@ -2,18 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from trainer.evaluation.tasks.choosing import encoded
 from trainer.evaluation.tasks.cute import CLOSING, ROOM, extracted, is_right
 from trainer.evaluation.tasks.opening import CompletionTask, Shots
 from trainer.generation.settings import GenerateSettings
 
-if TYPE_CHECKING:
-    from trainer.generation.generator import Generator
-
 Write = Callable[[Sequence[bytes], GenerateSettings], list[bytes]]
-"""What is written after each of some prompts."""
+"""What is written after each of some prompts: `Generator.texts`."""
 
 
 @dataclass(frozen=True)
@@ -56,16 +52,3 @@ def judged(task: CompletionTask, number: int, text: str) -> Written:
     found = extracted(text) if task.cute else text.strip()
     right = is_right(task.cute, text, answers[0]) if task.cute else found in [answer.strip() for answer in answers]
     return Written(text, found, right, any(answer.strip() in text for answer in answers))
-
-
-def writer(generator: "Generator") -> Write:
-    """A model folder that writes."""
-
-    def write(prompts: Sequence[bytes], settings: GenerateSettings) -> list[bytes]:
-        texts = [bytearray() for _ in prompts]
-        for row, piece in generator.write_batch(prompts, settings):
-            if not piece.from_prompt:
-                texts[row] += piece.byte
-        return list(map(bytes, texts))
-
-    return write
