@@ -98,7 +98,7 @@ def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> NoRet
         except KeyboardInterrupt:
             code = ExitCode.INTERRUPTED
         except SystemExit as error:
-            code = error.code if isinstance(error.code, int) else 1
+            code = error.code if isinstance(error.code, int) else complain(error)
         except BaseException as error:  # `leave` ends the process below, so nothing above would print it
             traceback.print_exc()
             tell_launcher(one_line(f"{type(error).__name__}: {error}"))

@@ -51,15 +51,15 @@ def main(arguments: Sequence[str]) -> int:
     options = {word for word in arguments if word in OPTIONS}
     words = [word for word in arguments if word not in OPTIONS]
     recipe = Path(words.pop(0)) if words and not words[0].startswith("-") else None
-    set_level("--verbose" in options, "--quiet" in options)
     try:
+        set_level("--verbose" in options, "--quiet" in options)
         if options & {"--help", "-h"}:
             return tell_help(recipe, words)
         if recipe is None:
             raise ConfigError("the recipe comes first (see python trainer/main.py --help)")
         for word in words:
-            if word.startswith("--") and "." not in word and (near := did_you_mean(word, OPTIONS)):
-                raise ConfigError(f"unknown option {word}{near}")
+            if word.startswith("--") and not set(".= ") & set(word):
+                raise ConfigError(f"unknown option {word}{did_you_mean(word, OPTIONS)}")
         if "--plan" in options:
             return tell_plan(recipe, words)
         settings = load_recipe(recipe, words, TrainSettings)

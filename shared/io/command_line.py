@@ -1,10 +1,11 @@
 """What the command lines of both programs have in common: commands, help, one line for errors, log levels."""
 
 import argparse
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from shared.errors import ExitCode, did_you_mean
 from shared.io.log import LOG, set_level
@@ -45,6 +46,11 @@ class Parser(argparse.ArgumentParser):
         """Say what is wrong in one line."""
         LOG.error("%s (see %s --help)", one_line(message), self.prog)
         self.exit(ExitCode.REFUSED)
+
+    def print_help(self, file: Any = None) -> None:
+        """On standard output, whose failures argparse itself would swallow."""
+        show(self.format_help().rstrip())
+        sys.stdout.flush()
 
     def check_options(self, words: Sequence[str]) -> None:
         """Refuse unknown options before anything that is missing: the unknown one may be that."""
@@ -92,7 +98,7 @@ def command_parser(program: str, name: str, does: str) -> tuple[Parser, ModuleTy
     about, _, more = (module.__doc__ or does).partition("\n\n")
     parser = Parser(prog, about, more)
     module.add_arguments(parser)
-    levels = parser.add_argument_group("messages").add_mutually_exclusive_group()
+    levels = parser.add_argument_group("messages")
     levels.add_argument("--verbose", action="store_true", help="say also what is opened, resumed and chosen")
     levels.add_argument("--quiet", action="store_true", help="say only what is wrong: neither progress nor notes")
     return parser, module

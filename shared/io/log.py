@@ -7,12 +7,15 @@
 import logging
 import os
 import sys
+from contextlib import suppress
 from multiprocessing import parent_process
 
+from shared.errors import ConfigError
 from shared.io.terminal import one_line, safe, unfiltered
 
 LEVEL = "PATCHWORK_LOG_LEVEL"
-"""Variable of the environment with DEBUG, INFO or WARNING."""
+"""Variable of the environment with one of LEVELS."""
+LEVELS = ("DEBUG", "INFO", "WARNING")
 LOG = logging.getLogger("patchwork")
 _is_drawn = False
 """Whether the last line of the terminal is one that `draw` has written, and has no end yet."""
@@ -54,13 +57,22 @@ def draw(text: str | None) -> None:
 
 
 def set_level(verbose: bool = False, quiet: bool = False) -> None:
-    """Show debug messages too, or warnings and errors alone; with neither as the environment says, else notes too."""
+    """Show debug messages too, or warnings and errors alone; with neither as the environment says, else notes too.
+
+    Raises ConfigError for both, and for a level that there is not.
+    """
+    if verbose and quiet:
+        raise ConfigError("give --verbose or --quiet, not both")
     if verbose or quiet:
         os.environ[LEVEL] = "DEBUG" if verbose else "WARNING"
-    LOG.setLevel({"DEBUG": logging.DEBUG, "WARNING": logging.WARNING}.get(os.environ.get(LEVEL, ""), logging.INFO))
+    if (level := os.environ.get(LEVEL) or "INFO") not in LEVELS:
+        raise ConfigError(f"{LEVEL} is {level!r}; give {', '.join(LEVELS)}")
+    LOG.setLevel(level)
 
 
 LOG.addFilter(_make_safe)
 LOG.addHandler(_Lines())
 LOG.propagate = False
-set_level()
+LOG.setLevel(logging.INFO)
+with suppress(ConfigError):  # the program that was started says it
+    set_level()

@@ -69,10 +69,13 @@ class SafeStream:
         self.stream = stream
         self.ends_program = ends_program
         self._filtered = filtered
+        self.is_over = False
+        """Whether the program has ended: what libraries that kept this stream write then is thrown away."""
 
     def write(self, text: str) -> int:
-        with self._failures():
-            self.stream.write(safe(text) if self._filtered else text)
+        if not self.is_over:
+            with self._failures():
+                self.stream.write(safe(text) if self._filtered else text)
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -116,11 +119,13 @@ def unfiltered(stream: TextIO) -> TextIO:
 def safe_output() -> Iterator[None]:
     """Standard output and standard error are safe inside; a program that was started without them writes nowhere."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = _safe_stream(sys.stdout, True), _safe_stream(sys.stderr, False)
+    sys.stdout, sys.stderr = ours = _safe_stream(sys.stdout, True), _safe_stream(sys.stderr, False)
     try:
         yield
     finally:
         sys.stdout, sys.stderr = before
+        for stream in set(ours) - set(before):
+            cast(SafeStream, stream).is_over = True
 
 
 def _safe_stream(stream: TextIO | None, ends_program: bool) -> TextIO:

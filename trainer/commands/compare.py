@@ -73,7 +73,8 @@ def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sample-seed", type=int, default=1, metavar="N", help="of the sample")
     parser.add_argument(
         "--corpus-options",
-        default="",
+        type=words_of,
+        default=(),
         metavar="'...'",
         help="options of preprocess that say which records there are: \"--include '*.py'\"",
     )
@@ -90,10 +91,18 @@ def common(arguments: argparse.Namespace, experiment: Experiment) -> dict[str, A
         document_bytes=arguments.document_bytes or None,
         validation_fraction=arguments.validation_fraction,
         seed=arguments.sample_seed,
-        options=tuple(shlex.split(arguments.corpus_options)),
+        options=arguments.corpus_options,
     )
     given = {name: getattr(arguments, name) for name in ("out", "jobs", "executor")}
     return {"experiment": experiment, "corpus": corpus, **given}
+
+
+def words_of(text: str) -> tuple[str, ...]:
+    """Options in a text, as a shell reads them."""
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:  # what argparse says of it names the function
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
 
 
 def run(arguments: argparse.Namespace) -> int:

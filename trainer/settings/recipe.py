@@ -55,6 +55,8 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         values = tomllib.loads(content.decode())
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such {what}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: the {what} cannot be read: {error.strerror}") from None
     except ConfigError:
         raise
     except ValueError as error:  # of text, of TOML, or a number of thousands of digits

@@ -104,6 +104,19 @@ def test_the_code_follows_from_the_class_of_the_error(error: Exception, code: in
     assert complain(error) == code
 
 
+def test_help_that_cannot_be_written_is_an_error() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "pipeline", "status", "--help"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    assert done.returncode == ExitCode.FAILED
+    assert "standard output" in done.stderr
+
+
+def test_options_inside_an_option_need_whole_quotes(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["compare", "x", "--out", "y", "--corpus-options", "--include '*.py"]
+    assert "--corpus-options" in error_of("trainer", words, capsys)
+
+
 def test_options_are_not_abbreviated() -> None:
     with pytest.raises(SystemExit):
         parser_of("pipeline", "status").check_options(["--verb"])
@@ -142,6 +155,16 @@ ERROR = "patchwork: error: a error\n"
 )
 def test_levels_choose_what_is_said(options: list[str], shown: str) -> None:
     assert levels_shown(*options) == shown
+
+
+@pytest.mark.parametrize(("level", "options"), [("LOUD", []), ("DEBUG", ["--quiet", "--verbose"])])
+def test_a_level_that_there_is_not_is_refused(
+    level: str, options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATCHWORK_LOG_LEVEL", level)
+    named = options or ["PATCHWORK_LOG_LEVEL", level]
+    line = error_of("pipeline", ["status", "x", *options], capsys)
+    assert all(word in line for word in named)
 
 
 def test_lines_of_one_of_several_ranks_say_which() -> None:

@@ -54,6 +54,19 @@ def test_printed_lines_stay_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert not UNSAFE & (set(out.removesuffix("\x1b[K")) | set(err))
 
 
+def test_a_stream_that_a_library_has_kept_is_silent_when_the_program_has_ended(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """colorama, which Ray brings, writes an escape sequence when the interpreter ends."""
+    with safe_output():
+        kept = sys.stdout
+        with safe_output():
+            print("inner")
+        print("outer")
+    print("\x1b[0m", file=kept)
+    assert capsys.readouterr().out == "inner\nouter\n"
+
+
 def test_a_progress_line_steers_the_terminal_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

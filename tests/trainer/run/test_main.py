@@ -49,8 +49,16 @@ def test_a_wrong_key_a_missing_recipe_and_missing_data_are_named(
 ) -> None:
     assert "optimizer.rate" in complaint(capsys, recipe, "--optimizer.rate", "1")
     assert "no such recipe" in complaint(capsys, tmp_path / "none.toml")
+    assert str(tmp_path) in complaint(capsys, tmp_path)
     assert f"{tmp_path / 'train'} does not exist" in complaint(capsys, recipe, "--data.path", tmp_path)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("words", [["--fast"], ["--plna"], ["--verbose", "--quiet"]])
+def test_options_that_there_are_not_or_that_exclude_each_other_are_named(
+    recipe: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert words[-1] in complaint(capsys, recipe, *words)
 
 
 def test_a_folder_of_another_run_is_refused_with_the_differences(

@@ -11,12 +11,12 @@ from trainer.evaluation.tasks.records import Record
 Normalization = Literal["hellaswag"]
 """Whose way of changing texts before they are scored; none by default."""
 NORMALIZATIONS: tuple[Normalization, ...] = get_args(Normalization)
-FIELDS = """a multiple-choice record has one of
-  context or prompt or question, choices (a list), answer (a number from 0, a letter, or the choice itself)
-  ctx (or ctx_a and ctx_b), endings, label (HellaSwag)
-  question or question_stem, choices {text, label}, answerKey (ARC, OpenBookQA)
-  goal, sol1, sol2, label (PIQA)
-and a text to complete has prompt or question, and answer or answers (a list)"""
+FIELDS = (
+    "a multiple-choice record has one of: context or prompt or question, choices (a list), answer (a number from 0, a "
+    "letter, or the choice itself); ctx (or ctx_a and ctx_b), endings, label (HellaSwag); question or question_stem, "
+    "choices {text, label}, answerKey (ARC, OpenBookQA); goal, sol1, sol2, label (PIQA); "
+    "and a text to complete has prompt or question, and answer or answers (a list)"
+)
 
 
 @dataclass(frozen=True)
