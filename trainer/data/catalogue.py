@@ -39,8 +39,6 @@ class Catalogue:
     """int64 [N], input tokens of each row: its body, and BOS in the first row of a document."""
     row_start: np.ndarray
     """int64 [N], inputs of the document before each row."""
-    row_text: np.ndarray
-    """int64 [N], bytes of text of each row."""
     row_patches: np.ndarray
     """int32 [N], patches of each row as they are stored, one of EOS alone included; 0 when unpatched."""
     row_first_patch: np.ndarray
@@ -95,7 +93,6 @@ def catalogue_of(dataset: Source) -> Catalogue:
         batch=batch[starts],
         row_inputs=row_inputs,
         row_start=_before_in_document(row_inputs, starts),
-        row_text=index.bytes,
         row_patches=index.patches,
         row_first_patch=_before_in_document(index.patches, starts),
         row_last=index.last,

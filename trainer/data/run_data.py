@@ -8,11 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from shared.shards.manifest import MANIFEST_NAME, Manifest, load_manifest
 from trainer.data.packing.limits import PackLimits, pack_limits
-from trainer.data.sampling.schedule import Mixing, OnePass, targets_of_one_pass
+from trainer.data.sampling.schedule import Mixing, targets_of_one_pass
 from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT, prefixed, split_folders, together
 from trainer.settings import DataSettings, TrainSettings
 
@@ -84,21 +82,11 @@ class RunData:
         datasets = {name: open_dataset(folder, cache, manifests[name]) for name, folder in self.folders(split).items()}
         return datasets[""] if "" in datasets else Mixture(datasets)
 
-    @cached_property
-    def one_pass(self) -> OnePass:
-        """What one pass over each subset of the training data holds. Raises DatasetError, IdentityError."""
-        totals = self.train_manifest.subsets
-        documents, text, targets = (
-            np.array([getattr(figures, key) for figures in totals.values()], np.int64)
-            for key in ("documents", "bytes", "targets")
-        )
-        return OnePass(tuple(totals), documents, text, targets)
-
 
 def with_length(settings: TrainSettings, data: RunData) -> TrainSettings:
     """A recipe whose length in passes has become one in targets. Raises ConfigError, DatasetError."""
     if settings.run.passes is None:
         return settings
-    length = math.ceil(settings.run.passes * targets_of_one_pass(data.one_pass, data.mixing))
+    length = math.ceil(settings.run.passes * targets_of_one_pass(data.train_manifest.subsets, data.mixing))
     run = settings.run.model_copy(update={"bytes": min(length, settings.run.bytes or length)})
     return settings.model_copy(update={"run": run})

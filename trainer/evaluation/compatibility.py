@@ -166,9 +166,9 @@ def recut_command(
     run = "python -m pipeline"
     if trained.tokenizer is not None:
         return f"{run} recut {dataset.where} --rule bpe --tokenizer {folder / TOKENIZER_FOLDER} --out NEW"
+    lengths = f" --min-length {trained.min_length} --max-length {trained.max_length}"
     if not trained.needs_entropy:
         stride = f" --stride {trained.stride}" if trained.stride else ""
-        lengths = f" --min-length {trained.min_length} --max-length {trained.max_length}"
         return f"{run} recut {dataset.where} --rule {trained.rule}{stride}{lengths} --out NEW"
     begin = f"{run} preprocess {dataset.where} --entropy-model {folder / ENTROPY_MODEL_FOLDER}"
     if entropy_model is not None and entropy_model.numerics.probe:
@@ -177,5 +177,4 @@ def recut_command(
     if trained.thetas:
         return f"{begin} --patching FILE --out NEW (FILE: what calibrate wrote for the model's data)"
     rise = "" if trained.theta_rise is None else f" --theta-rise {trained.theta_rise}"
-    lengths = f" --min-length {trained.min_length} --max-length {trained.max_length}"
     return f"{begin} --rule {trained.rule} --theta {trained.theta}{rise}{lengths} --out NEW"

@@ -23,8 +23,8 @@ def is_text(path: Path) -> bool:
     return path == STDIN or (path.exists() and not path.is_dir())
 
 
-def read_texts(path: Path, subset: str = DEFAULT_SUBSET, most: int = MOST_BYTES) -> list[Row]:
-    """The documents of a file, in order, all of one subset. Raises ConfigError, TaskError that names the line, OSError.
+def read_texts(path: Path, most: int = MOST_BYTES) -> list[Row]:
+    """The documents of a file, in order. Raises ConfigError, TaskError that names the line, OSError.
 
     A file that ends in .jsonl, .parquet or .arrow has a document in the field `text` of each record; any other, and
     standard input, is one document of plain text.
@@ -32,16 +32,14 @@ def read_texts(path: Path, subset: str = DEFAULT_SUBSET, most: int = MOST_BYTES)
     name = str(path)
     id = name.encode("utf-8", "backslashreplace").decode()  # names of files may be no UTF-8, texts of shards are
     if path != STDIN and path.suffix in SUFFIXES:
-        if path.is_file() and path.stat().st_size > most:
-            raise ConfigError(_too_large(name, most))
+        _check_size(path.stat().st_size if path.is_file() else 0, path, most)
         texts = [(str(number), record_text(record)) for number, record in enumerate(read_records(path))]
     else:
         texts = [(id, _read_whole(path, most))]
-    if sum(len(text) for _, text in texts) > most:
-        raise ConfigError(_too_large(name, most))
+    _check_size(sum(len(text) for _, text in texts), path, most)
     if not texts:
         raise ConfigError(f"{one_line(name)} holds no document")
-    return [Row(id=id, subset=subset, text=text) for id, text in texts]
+    return [Row(id=id, subset=DEFAULT_SUBSET, text=text) for id, text in texts]
 
 
 def record_text(record: Record) -> bytes:
@@ -58,15 +56,15 @@ def _read_whole(path: Path, most: int) -> bytes:
     else:
         with path.open("rb") as file:
             text = read_at_most(file, most + 1)
-    if len(text) > most:
-        raise ConfigError(_too_large(str(path), most))
+    _check_size(len(text), path, most)
     if (problem := not_plain_text(text[:HEAD])) is not None:
         raise ConfigError(f"{one_line(str(path))} is {problem}")
     return text
 
 
-def _too_large(name: str, most: int) -> str:
-    return (
-        f"{name} has more than {most:,} bytes, which is all that is scored from memory: make a dataset of it with "
-        "`python -m pipeline preprocess`"
-    )
+def _check_size(size: int, path: Path, most: int) -> None:
+    if size > most:
+        raise ConfigError(
+            f"{path} has more than {most:,} bytes, which is all that is scored from memory: make a dataset of it with "
+            "`python -m pipeline preprocess`"
+        )

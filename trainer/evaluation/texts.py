@@ -5,6 +5,7 @@ shards. D texts.
 """
 
 from collections.abc import Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Literal
 
@@ -60,13 +61,11 @@ class TextScorer:
         ``subset``: whose threshold cuts it, where they differ; the default threshold without. Raises ConfigError for
         one that the model does not know.
         """
-        known = (
-            None
-            if subset is None or self._entropy_model is None
-            else known_subset(self._entropy_model.patching, subset)
-        )
+        subsets = None
+        if subset is not None and self._entropy_model is not None:
+            subsets = [known_subset(self._entropy_model.patching, subset)]
         encoded = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-        return total_of(self.score([encoded], subsets=None if known is None else [known]).by_subset()).bits_per_byte
+        return total_of(self.score([encoded], subsets=subsets).by_subset()).bits_per_byte
 
     def score(
         self,
@@ -97,13 +96,10 @@ class TextScorer:
         """
         for number, (text, begin) in enumerate(zip(texts, from_byte or [])):
             assert 0 <= begin <= len(text), f"text {number} has {len(text)} bytes, and counts from byte {begin}"
-        patching = self._entropy_model.patching if self._entropy_model else PatchingSettings(rule="none")
         documents = [document_tokens(text) for text in texts]
-        lengths = (
-            self._entropy_model.lengths(documents, subsets, from_byte)
-            if self._entropy_model
-            else iter([None] * len(texts))
-        )
+        model = self._entropy_model
+        patching = model.patching if model else PatchingSettings(rule="none")
+        lengths = model.lengths(documents, subsets, from_byte) if model else repeat(None)
         rows = [
             Row(
                 id=str(number),

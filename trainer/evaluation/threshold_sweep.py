@@ -78,7 +78,8 @@ class ThresholdSweeper:
         """Nats, ascending: shifts at which about FACTORS times as many patches start as without one, which is among
         them.
         """
-        excess = np.sort(np.concatenate([_excess(row, own, self.patching) for row, own in self._pairs()]))
+        pairs = zip(self._documents, self._own)
+        excess = np.sort(np.concatenate([_excess(row, own, self.patching) for row, own in pairs]))
         starting = int((excess > 0).sum())
         wanted = [round(factor * starting) for factor in FACTORS if factor != 1]
         found = {float(excess[-1 - count]) for count in wanted if 0 < count < len(excess)}
@@ -140,9 +141,6 @@ class ThresholdSweeper:
             )
             for low, high in stretches
         )
-
-    def _pairs(self) -> Iterator[tuple[Row, float]]:
-        return zip(self._documents, self._own)
 
 
 def _documents(

@@ -49,20 +49,19 @@ class Generator:
                 "transformers generate"
             )
         self.model = model
-        self.entropy_model = (
-            self._load_entropy_model(folder / ENTROPY_MODEL_FOLDER) if isinstance(self.model, Blt) else None
-        )
+        self.entropy_model = self._load_entropy_model() if isinstance(model, Blt) else None
         self.statistics = Statistics()
         self.ended: list[Ending | None] = []
         """Why each row ended; None for one that goes on."""
 
-    def _load_entropy_model(self, folder: Path) -> EntropyModel | None:
+    def _load_entropy_model(self) -> EntropyModel | None:
         """The entropy model in the dtype that the dataset was scored in (law 2)."""
         entropy_model = self.identity.entropy_model
         if not self.identity.patching.needs_entropy:
             return None
         assert entropy_model is not None, "a rule on entropy has an entropy model"
-        return load_entropy_model(folder, entropy_model.sha256, self.device, entropy_model.numerics.dtype)
+        folder, dtype = self.folder / ENTROPY_MODEL_FOLDER, entropy_model.numerics.dtype
+        return load_entropy_model(folder, entropy_model.sha256, self.device, dtype)
 
     def write(self, prompt: bytes, settings: GenerateSettings) -> Iterator[Piece]:
         """The prompt's own bytes (``Piece.from_prompt``), then at most ``settings.length`` more.

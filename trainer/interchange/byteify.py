@@ -18,7 +18,7 @@ from shared.model_settings import BltSettings, StackSettings
 from shared.models.initialise import initial_value
 from trainer.interchange.folders import write_model
 from trainer.settings import TrainSettings
-from trainer.settings.recipe import check_recipe, read_recipe, set_key
+from trainer.settings.recipe import check_recipe, read_recipe, set_key, with_places
 
 RECIPE_FILE = "recipe.toml"
 IMPORTED = "global_.blocks"
@@ -90,15 +90,6 @@ def new_recipe(
     model.pop("global_", None)  # the section's other name
     set_key(values, ("model", "global"), stack.model_dump(exclude_none=True), "model.global")
     set_key(values, ("start", "model"), str(out.absolute()), "start.model")
-    settings = check_recipe(_with_places(values), TrainSettings, recipe, overrides)
+    settings = check_recipe(with_places(values), TrainSettings, recipe, overrides)
     set_key(values, ("optimizer", "rates"), {IMPORTED: IMPORTED_RATE} | settings.optimizer.rates, "optimizer.rates")
     return values, settings
-
-
-def _with_places(values: dict[str, Any]) -> dict[str, Any]:
-    """The recipe with a folder for the run and for the data, where it has none."""
-    placed = dict(values)
-    for section, key in (("run", "out"), ("data", "path")):
-        given = values.get(section, {})
-        placed[section] = {key: "?", **given} if isinstance(given, dict) else given
-    return placed

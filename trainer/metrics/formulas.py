@@ -64,15 +64,13 @@ def compute(together: RankSums, seconds: float, peak: float | None) -> dict[str,
     The entropy model's FLOPs are apart: they were spent when the data was made, once for all its passes. Raises
     ShareError when the devices would have done more than ``peak``: then the peak is wrong.
     """
+    flops = {"useful": together.useful, "executed": together.executed}
+    if together.scoring:
+        flops["entropy_model"] = together.scoring
     found: dict[str, Any] = {
         "flops_per_second": together.useful / seconds,
-        "flops_per_byte": {
-            name: getattr(together, name) / together.text if together.text else math.nan
-            for name in ("useful", "executed")
-        },
+        "flops_per_byte": {name: own / together.text if together.text else math.nan for name, own in flops.items()},
     }
-    if together.scoring:
-        found["flops_per_byte"]["entropy_model"] = together.scoring / together.text if together.text else math.nan
     if peak:
         found["utilisation"] = {
             "model": share(together.useful, seconds * peak, "utilisation/model"),

@@ -132,13 +132,8 @@ def load_history(folder: Path) -> History:
     lines = sorted(read_lines(folder / METRICS_NAME), key=lambda line: line["step"])
     intervals = [line for line in lines if is_count(line.get("targets"))]
     if not intervals:
-        found = what_is(folder)
-        why = (
-            found
-            if found == "does not exist"
-            else f"is not a run folder with metrics: {METRICS_NAME} is missing or empty"
-        )
-        raise ConfigError(f"{folder} {why}")
+        found, empty = what_is(folder), f"is not a run folder with metrics: {METRICS_NAME} is missing or empty"
+        raise ConfigError(f"{folder} {found if found == 'does not exist' else empty}")
     exceeded = any(_above_one(line.get("utilisation")) for line in intervals)
     if exceeded:
         intervals = [{key: value for key, value in line.items() if key != "utilisation"} for line in intervals]

@@ -26,7 +26,7 @@ from trainer.memory.parameters import parameter_shapes, sizes_by_part
 from trainer.memory.parts import Memory
 from trainer.provenance.patch_size import mean_patch_size
 from trainer.settings import TrainSettings
-from trainer.settings.recipe import check_recipe, read_recipe
+from trainer.settings.recipe import check_recipe, read_recipe, with_places
 
 PUBLISHED_ENTROPY_MODEL = EntropyModelSettings(width=768, layers=14, heads=12)
 """That of the paper, with 100 million parameters: taken where the dataset does not bring its own."""
@@ -99,12 +99,7 @@ def load_plan(recipe: Path, overrides: Sequence[str]) -> Plan:
 
     Raises ConfigError.
     """
-    values = read_recipe(recipe, overrides, TrainSettings)
-    data, run = values.setdefault("data", {}), values.setdefault("run", {})
-    if isinstance(data, dict) and not data.keys() & {"path", "datasets"}:
-        data["path"] = "DATA"
-    if isinstance(run, dict):
-        run.setdefault("out", "OUT")
+    values = with_places(read_recipe(recipe, overrides, TrainSettings))
     return make_plan(check_recipe(values, TrainSettings, recipe, overrides))
 
 

@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,9 +145,17 @@ LEAST_TOKENS = 1024
 class Change:
     """One option that saves memory."""
 
-    option: str
-    value: str
-    apply: Callable[[TrainSettings], TrainSettings]
+    section: str
+    key: str
+    value: Any
+
+    def __str__(self) -> str:
+        return f"--{self.section}.{self.key} {str(self.value).lower()}"
+
+    def apply(self, settings: TrainSettings) -> TrainSettings:
+        """The settings with it."""
+        section = getattr(settings, self.section).model_copy(update={self.key: self.value})
+        return settings.model_copy(update={self.section: section})
 
 
 def warning(plan: Plan) -> str | None:
@@ -161,7 +169,7 @@ def warning(plan: Plan) -> str | None:
     for ranks in _numbers_of_ranks(plan):
         changes = _that_fit(plan, ranks)
         if changes is not None:
-            options = [f"--{change.option} {change.value}" for change in changes]
+            options = list(map(str, changes))
             if ranks != plan.settings.plan.ranks:
                 options.append(f"--plan.ranks {ranks}")
             size = _device_memory(plan, _applied(plan.settings, changes), ranks)
@@ -175,7 +183,7 @@ def _that_fit(plan: Plan, ranks: int) -> list[Change] | None:
     for change in _changes(plan.settings):
         if _fits(plan, chosen, ranks):
             break
-        chosen = [other for other in chosen if other.option != change.option] + [change]
+        chosen = [other for other in chosen if other.key != change.key] + [change]
     if not _fits(plan, chosen, ranks):
         return None
     for change in tuple(chosen):
@@ -189,29 +197,15 @@ def _changes(settings: TrainSettings) -> Iterator[Change]:
     """Options that save memory, in the order in which they are tried."""
     parallel = settings.parallel
     if parallel.keep_gathered:
-        yield _parallel("keep_gathered", False)
+        yield Change("parallel", "keep_gathered", False)
     for kind in {"none": ("selective", "full"), "selective": ("full",), "full": ()}[parallel.activation_checkpointing]:
-        yield _parallel("activation_checkpointing", kind)
+        yield Change("parallel", "activation_checkpointing", kind)
     if not parallel.offload:
-        yield _parallel("offload", True)
+        yield Change("parallel", "offload", True)
     tokens = settings.data.tokens // 2
     while tokens >= LEAST_TOKENS:
-        yield Change(
-            "data.tokens",
-            str(tokens),
-            # A default binds the value of this round; mypy cannot infer a lambda with one.
-            lambda settings, tokens=tokens: settings.model_copy(  # type: ignore[misc]
-                update={"data": settings.data.model_copy(update={"tokens": tokens})}
-            ),
-        )
+        yield Change("data", "tokens", tokens)
         tokens //= 2
-
-
-def _parallel(name: str, value: Any) -> Change:
-    def apply(settings: TrainSettings) -> TrainSettings:
-        return settings.model_copy(update={"parallel": settings.parallel.model_copy(update={name: value})})
-
-    return Change(f"parallel.{name}", str(value).lower(), apply)
 
 
 def _applied(settings: TrainSettings, changes: Sequence[Change]) -> TrainSettings:

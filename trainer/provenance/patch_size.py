@@ -34,10 +34,7 @@ def patch_size_warning(model: Path, dataset: Dataset | Mixture) -> str | None:
     if trained is None or abs(found / trained - 1) <= FAR:
         return None
     if dataset.manifest.identity.specials:
-        advice = (
-            "special ids end patches, so with the threshold that the model was trained on, which is the one to use, "
-        )
-        advice += "those of chats are shorter"
+        advice = "special ids end patches, so those of chats are shorter with the trained threshold, the one to use"
     else:
         advice = "`python -m pipeline calibrate` finds the threshold that gives such patches"
     return (

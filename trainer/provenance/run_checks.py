@@ -55,7 +55,7 @@ def _check_fit(settings: TrainSettings, data: RunData) -> None:
 
 def _check_length(settings: TrainSettings, data: RunData) -> None:
     """Shares that can be kept, and data that lasts for the run. Raises ConfigError."""
-    there = targets_until_the_end(data.one_pass, data.mixing)
+    there = targets_until_the_end(data.train_manifest.subsets, data.mixing)
     run = settings.run
     if there is None or (run.bytes and run.bytes <= there):
         return

@@ -84,6 +84,16 @@ def check_recipe(values: dict[str, Any], schema: type[S], path: Path, overrides:
         raise ConfigError(f"{where}: {problem}") from None
 
 
+def with_places(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a recipe with a folder for the run and for the data, where it has none: for what needs neither."""
+    placed = dict(values)
+    for section, keys, place in (("run", ("out",), "OUT"), ("data", ("path", "datasets"), "DATA")):
+        given = values.get(section, {})
+        if isinstance(given, dict) and not given.keys() & set(keys):
+            placed[section] = {keys[0]: place, **given}
+    return placed
+
+
 def _near(error: ValidationError, key: str, schema: type[BaseModel], values: dict[str, Any]) -> str:
     """Of an unknown key: which known one may be meant, by its whole name, or as a key of that name elsewhere."""
     if first_error(error)["type"] != "extra_forbidden":

@@ -25,7 +25,6 @@ def catalogue(subset: np.ndarray, batch: np.ndarray) -> Catalogue:
         batch=batch,
         row_inputs=np.ones(count, np.int64),
         row_start=np.zeros(count, np.int64),
-        row_text=np.zeros(count, np.int64),
         row_patches=np.ones(count, np.int64),
         row_first_patch=np.zeros(count, np.int64),
         row_last=np.ones(count, bool),

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -23,14 +23,7 @@ from trainer.data.catalogue import Catalogue
 from trainer.data.source import Source
 
 K = TypeVar("K", bound=Hashable)
-V = TypeVar("V", bound="Sized")
-
-
-class Sized(Protocol):
-    """Something that knows what holding it costs."""
-
-    @property
-    def nbytes(self) -> int: ...
+V = TypeVar("V", bound=np.ndarray | BatchColumns)
 
 
 class Recent(Generic[K, V]):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from shared.errors import ConfigError
+from shared.shards.manifest import SubsetTotals
 from trainer.data.sampling.randomness import stream_key, uniform
 
 ENDLESS = 2**62
@@ -112,30 +113,25 @@ def named_subsets(values: Mapping[str, float], names: tuple[str, ...], key: str)
     return meant
 
 
-@dataclass(frozen=True)
-class OnePass:
-    """What one pass over each of S subsets holds; arrays are int64 [S]."""
-
-    names: tuple[str, ...]
-    documents: np.ndarray
-    bytes: np.ndarray
-    """Of text."""
-    targets: np.ndarray
-
-    def sampled(self, mixing: Mixing) -> np.ndarray:
-        """bool [S], whether a subset has a share. Raises ConfigError."""
-        return document_rates(self.documents, self.bytes, mixing.weights, self.names) > 0
+def _one_pass(subsets: Mapping[str, SubsetTotals], mixing: Mixing) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """int64 [S], documents and targets of one pass over each subset; bool [S], whether it has a share."""
+    documents, text, targets = (
+        np.array([getattr(totals, key) for totals in subsets.values()], np.int64)
+        for key in ("documents", "bytes", "targets")
+    )
+    return documents, targets, document_rates(documents, text, mixing.weights, tuple(subsets)) > 0
 
 
-def targets_of_one_pass(one: OnePass, mixing: Mixing) -> int:
+def targets_of_one_pass(subsets: Mapping[str, SubsetTotals], mixing: Mixing) -> int:
     """Training targets of one pass over all subsets that are sampled. Raises ConfigError."""
-    return int(one.targets[one.sampled(mixing)].sum())
+    _, targets, sampled = _one_pass(subsets, mixing)
+    return int(targets[sampled].sum())
 
 
-def targets_until_the_end(one: OnePass, mixing: Mixing) -> int | None:
+def targets_until_the_end(subsets: Mapping[str, SubsetTotals], mixing: Mixing) -> int | None:
     """Training targets until every subset that is sampled has ended; None: no end. Raises ConfigError."""
-    sampled = one.sampled(mixing)
-    ends = document_ends(one.documents, mixing.repeats, one.names)[sampled]
+    documents, targets, sampled = _one_pass(subsets, mixing)
+    ends = document_ends(documents, mixing.repeats, tuple(subsets))[sampled]
     if (ends == ENDLESS).any():
         return None
-    return int((ends // one.documents[sampled] * one.targets[sampled]).sum())
+    return int((ends // documents[sampled] * targets[sampled]).sum())
