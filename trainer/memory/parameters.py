@@ -34,9 +34,10 @@ def sizes_by_part(shapes: dict[str, Shape]) -> dict[str, int]:
     return sizes
 
 
-def _flat(settings: EntropyModelSettings | FlatSettings) -> Iterator[tuple[str, Shape]]:
+def _flat(settings: EntropyModelSettings | FlatSettings | SpaceByteSettings) -> Iterator[tuple[str, Shape]]:
     yield "embedding.weight", (settings.vocabulary, settings.width)
-    yield from _blocks("blocks", settings)
+    for stack in settings.stacks:
+        yield from _blocks(stack.name, stack.settings)
     yield "norm.weight", (settings.width,)
     yield "head.weight", (settings.vocabulary, settings.width)
 
@@ -50,15 +51,6 @@ def _megabyte(settings: MegaByteSettings) -> Iterator[tuple[str, Shape]]:
     yield from _blocks("local.blocks", settings.local)
     yield "norm.weight", (width,)
     yield "head.weight", (vocabulary, width)
-
-
-def _spacebyte(settings: SpaceByteSettings) -> Iterator[tuple[str, Shape]]:
-    yield "embedding.weight", (settings.vocabulary, settings.width)
-    yield from _blocks("before.blocks", settings.before)
-    yield from _blocks("global_.blocks", settings.global_)
-    yield from _blocks("after.blocks", settings.after)
-    yield "norm.weight", (settings.width,)
-    yield "head.weight", (settings.vocabulary, settings.width)
 
 
 def _blt(settings: BltSettings) -> Iterator[tuple[str, Shape]]:
@@ -87,7 +79,7 @@ KINDS: dict[str, Callable[[Any], Iterator[tuple[str, Shape]]]] = {
     "flat": _flat,
     "blt": _blt,
     "megabyte": _megabyte,
-    "spacebyte": _spacebyte,
+    "spacebyte": _flat,
 }
 """By ``kind`` of settings."""
 

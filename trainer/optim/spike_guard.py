@@ -6,7 +6,7 @@ the data goes on. Pure and free of torch, from figures that all ranks share, so 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 
 from shared.settings import Settings
@@ -31,10 +31,10 @@ class GuardState(Settings):
 
 @dataclass(frozen=True)
 class Guard:
-    """A rule and what it has seen."""
+    """A rule and what it has seen: by default the usual rule, before any step."""
 
-    settings: GuardSettings
-    state: GuardState
+    settings: GuardSettings = field(default_factory=GuardSettings)
+    state: GuardState = field(default_factory=GuardState)
 
     def objection(self, loss: float, norm: float) -> str | None:
         """Why a step with this mean loss (nats) and gradient norm is not to be trained on; None when it is."""
@@ -47,11 +47,6 @@ class Guard:
                 usual = f"{median(seen):.6g} over the last {len(seen)} steps"
                 return f"{name} {value:.6g} is above {limit:.6g}, {self.settings.sigmas:g} sigmas over {usual}"
         return None
-
-    @classmethod
-    def fresh(cls) -> "Guard":
-        """By the rule that is the default, before any step."""
-        return cls(GuardSettings(), GuardState())
 
     def after(self, step: int, loss: float, norm: float, skipped: bool) -> GuardState:
         """What is remembered after a step."""

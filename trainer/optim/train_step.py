@@ -96,7 +96,7 @@ class TrainStep:
     """Largest norm of the gradient of the mean loss."""
     keep_gathered: bool = False
     """Whether parameters stay unsharded from one micro-batch to the next."""
-    guard: Guard = field(default_factory=Guard.fresh)
+    guard: Guard = field(default_factory=Guard)
     """By default figures must only be finite."""
     stop: bool = False
     """Whether this rank has been asked to stop."""

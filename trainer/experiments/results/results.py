@@ -64,6 +64,11 @@ class Scored(Settings):
     entropy_flops_per_byte: Figure
     """The entropy model's, a byte."""
 
+    @property
+    def dense_parameters(self) -> int:
+        """Without those of tables."""
+        return self.parameters - self.table_parameters
+
 
 class Cell(Scored):
     """One system, one seed, one budget: one run and what it scored."""
@@ -148,10 +153,8 @@ class Results(Settings):
         names = {system.name for system in self.systems}
         if len(names) < len(self.systems):
             raise ValueError("systems: two have one name")
-        for named in (
-            *(cell.system for cell in self.cells),
-            *(n for c in self.comparisons for n in (c.better, c.worse)),
-        ):
+        used = [name for one in self.comparisons for name in (one.better, one.worse)]
+        for named in [cell.system for cell in self.cells] + used:
             if named not in names:
                 raise ValueError(f"{named!r} is none of the systems")
         return self

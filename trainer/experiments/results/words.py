@@ -33,10 +33,7 @@ COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("of tables", lambda row: _amount(row.table_parameters)),
     ("train FLOP/B", lambda row: _amount(row.useful_flops / row.bytes)),
     ("FLOP/B", lambda row: _amount(row.flops_per_byte)),
-    (
-        "entropy model's",
-        lambda row: quantity(row.entropy_flops_per_byte).strip() if row.entropy_flops_per_byte else "-",
-    ),
+    ("entropy model's", lambda row: _amount(row.entropy_flops_per_byte)),
     ("bytes", lambda row: _amount(row.bytes)),
     ("passes", lambda row: f"{row.passes:.2f}"),
     ("time", lambda row: clock(row.seconds)),

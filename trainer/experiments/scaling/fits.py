@@ -173,7 +173,7 @@ FAINTEST = -12.0
 def joint_fit(cells: Sequence[GridCell], family: str) -> JointFit | None:
     """The fit to a family's cells; None where there are not more runs of different size or data than parameters."""
     own = [cell.cell for cell in cells if cell.family == family]
-    sizes = np.array([cell.parameters - cell.table_parameters for cell in own], float)
+    sizes = np.array([cell.dense_parameters for cell in own], float)
     text = np.array([cell.bytes for cell in own], float)
     bits = np.array([cell.bits_per_byte for cell in own])
     if len(set(zip(sizes, text))) <= PARAMETERS or len(set(sizes)) < 3:

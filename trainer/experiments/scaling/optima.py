@@ -47,17 +47,15 @@ class Valley:
 
 def valleys(scaling: Scaling, family: str, counted: Counted) -> list[Valley]:
     """One for each budget of a family that has cells, ascending. How wide the runs scatter is pooled over budgets."""
-    groups = []
-    for budget in scaling.budgets:
-        cells = [cell for cell in scaling.cells if (cell.family, cell.budget_flops) == (family, budget)]
-        if cells:
-            groups.append(cells)
+    own = [cell for cell in scaling.cells if cell.family == family]
+    by_budget = ([cell for cell in own if cell.budget_flops == budget] for budget in scaling.budgets)
+    groups = [cells for cells in by_budget if cells]
     enough = [cells for cells in groups if _size_count(cells) >= SIZES]
     points = [_points(cells, counted) for cells in enough]
     fitted = [along(parabolas(x, y), x) for x, y in points]
     drawn = replicates(fitted, *spread(points), count=scaling.replicates, seed=zlib.crc32(family.encode()))
-    by_budget = {cells[0].budget_flops: draws for cells, draws in zip(enough, drawn)}
-    return [_valley(cells, counted, by_budget.get(cells[0].budget_flops), scaling.confidence) for cells in groups]
+    draws_at = {cells[0].budget_flops: draws for cells, draws in zip(enough, drawn)}
+    return [_valley(cells, counted, draws_at.get(cells[0].budget_flops), scaling.confidence) for cells in groups]
 
 
 def _valley(cells: Sequence[GridCell], counted: Counted, draws: Array | None, confidence: float) -> Valley:
@@ -118,15 +116,7 @@ def _means_by_size(cells: Sequence[GridCell], counted: Counted) -> dict[str, Arr
     """Means over seeds of what a size is and takes, from small to large."""
     rows = []
     for size in {cell.size for cell in cells}:
-        own = [cell for cell in cells if cell.size == size]
-        figures = [
-            (
-                cell.size_flops(counted),
-                cell.cost(counted),
-                cell.cell.parameters - cell.cell.table_parameters,
-                cell.cell.bytes,
-            )
-            for cell in own
-        ]
-        rows.append(np.mean(figures, axis=0))
+        own = [(cell, cell.cell) for cell in cells if cell.size == size]
+        values = [(at.size_flops(counted), at.cost(counted), run.dense_parameters, run.bytes) for at, run in own]
+        rows.append(np.mean(values, axis=0))
     return dict(zip(("flops", "cost", "parameters", "bytes"), np.array(sorted(rows, key=lambda row: row[0])).T))

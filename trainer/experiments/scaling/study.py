@@ -29,7 +29,6 @@ from trainer.experiments.scaling.record import (
     Estimate,
     Frontier,
     GridCell,
-    IsoFlop,
     Prediction,
     Scaling,
 )
@@ -152,32 +151,23 @@ def _bounds(at: Estimate, confidence: float) -> str:
 
 def study(scaling: Scaling, predict: Sequence[float]) -> Scaling:
     """The same cells with all that can be fitted to them; ``predict``: FLOPs of training to say something about."""
-    iso_flop: list[IsoFlop] = []
-    frontiers: list[Frontier] = []
-    crossovers: list[Crossover] = []
-    without: list[str] = []
+    fitted: dict[str, list[Any]] = {"iso_flop": [], "frontiers": [], "crossovers": [], "without": []}
     for counted in counted_in(scaling.cells):
         curves = {}
         for family in scaling.families:
             found = valleys(scaling, family, counted)
-            iso_flop += [valley.found for valley in found]
+            fitted["iso_flop"] += [valley.found for valley in found]
             with_minimum = [valley for valley in found if valley.found.optimum]
             if len(with_minimum) >= 2:
                 curves[family] = frontier(with_minimum, scaling.confidence, predict)
             elif found and counted == COUNTED[0]:
-                without.append(_no_frontier(family, len(with_minimum), len(found)))
-        frontiers += [curve.found for curve in curves.values()]
+                fitted["without"].append(_no_frontier(family, len(with_minimum), len(found)))
+        fitted["frontiers"] += [curve.found for curve in curves.values()]
         if scaling.against in curves:
             base = curves.pop(scaling.against)
-            crossovers += [crossover(curve, base, scaling.confidence) for curve in curves.values()]
-    update: dict[str, Any] = {
-        "iso_flop": iso_flop,
-        "frontiers": frontiers,
-        "crossovers": crossovers,
-        "joint_fits": [fit for family in scaling.families if (fit := joint_fit(scaling.cells, family))],
-        "without": without,
-    }
-    return scaling.model_copy(update={name: tuple(values) for name, values in update.items()})
+            fitted["crossovers"] += [crossover(curve, base, scaling.confidence) for curve in curves.values()]
+    fitted["joint_fits"] = [fit for family in scaling.families if (fit := joint_fit(scaling.cells, family))]
+    return scaling.model_copy(update={name: tuple(values) for name, values in fitted.items()})
 
 
 def counted_in(cells: Sequence[GridCell]) -> tuple[Counted, ...]:

@@ -48,7 +48,7 @@ def measured(scaling: Scaling) -> str:
             first = next(cell for cell in own if cell.size == name)
             row = [
                 f"{family} {name}",
-                _millions(first.cell.parameters - first.cell.table_parameters),
+                _millions(first.cell.dense_parameters),
                 f"{first.size_flops('model') / 1e6:.3g}",
                 f"{first.cell.entropy_flops_per_byte / 1e6:.3g}" if first.cell.entropy_flops_per_byte else "",
             ]
