@@ -62,9 +62,10 @@ PROCESSES ?= auto
 PYTEST := $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile
 PARALLEL := --executor $(call quoted,EXECUTOR) --workers $(call quoted,NPROC) --threads $(call quoted,THREADS)
 AT := $(call quoted,OUT)
+PATCHING := $(AT)/patching-$(call quoted,PATCH_SIZE).json
 
 
-.PHONY: help setup plan corpus entropy calibrate preprocess blt train evaluate generate compare compare-full scaling test drills test-all test-numerics coverage bench lint format clean
+.PHONY: help setup plan recipes corpus entropy calibrate preprocess blt train evaluate generate compare compare-full scaling test drills test-all test-numerics coverage bench lint format clean
 
 help: ## list what there is
 	@echo "Patchwork: byte latent transformers from raw text. The one to start with: make train"
@@ -88,18 +89,22 @@ corpus: setup ## CORPUS into unpatched shards: a seeded sample of CORPUS_BYTES, 
 	  --executor inline \
 	  $(if $(filter-out 0,$(call raw,CORPUS_BYTES)),--sample-bytes $(call quoted,CORPUS_BYTES) --seed $(call quoted,SEED))
 
-entropy: corpus ## train the small byte model whose uncertainty makes the patches
+# Before anything is trained: a mistake in the last recipe would be found minutes later.
+recipes: setup
+	@for recipe in $(call quoted,ENTROPY_CONFIG) $(call quoted,CONFIG); do $(BIN)/python trainer/main.py "$$recipe" --plan >/dev/null; done
+
+entropy: recipes corpus ## train the small byte model whose uncertainty makes the patches
 	@echo "== entropy model -> "$(AT)/entropy
 	@$(TORCHRUN) trainer/main.py $(call quoted,ENTROPY_CONFIG) --data.path $(AT)/corpus --run.out $(AT)/entropy
 
 calibrate: entropy ## choose the threshold that gives PATCH_SIZE bytes a patch
-	@echo "== calibration -> "$(AT)/patching.json
+	@echo "== calibration -> "$(PATCHING)
 	@$(PIPELINE) calibrate $(AT)/corpus/train --entropy-model $(AT)/entropy/model --target $(call quoted,PATCH_SIZE) --sample-bytes 500000 \
-	  --threads $(call quoted,THREADS) --out $(AT)/patching.json
+	  --threads $(call quoted,THREADS) --out $(PATCHING)
 
 preprocess: calibrate ## score the corpus with Ray and write patched shards
 	@echo "== preprocess -> "$(AT)/patched
-	@$(PIPELINE) preprocess $(AT)/corpus --out $(AT)/patched --entropy-model $(AT)/entropy/model --patching $(AT)/patching.json $(PARALLEL)
+	@$(PIPELINE) preprocess $(AT)/corpus --out $(AT)/patched --entropy-model $(AT)/entropy/model --patching $(PATCHING) $(PARALLEL)
 
 blt: preprocess ## train the byte latent transformer on the patched shards (FSDP, NPROC ranks)
 	@echo "== byte latent transformer -> "$(AT)/blt

@@ -28,23 +28,6 @@ def bars(rows: Sequence[tuple[str, float]]) -> list[str]:
     ]
 
 
-def size(count: int) -> str:
-    """Bytes in decimal units."""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
-            break
-        value /= 1000
-    return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a clock shows them: 0:07, 12:40, 3:05:00."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
 def printable(text: bytes) -> str:
     """Bytes as one line that no terminal can misunderstand: what is not a printable character is escaped."""
     return "".join(

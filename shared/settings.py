@@ -74,11 +74,13 @@ def first_problem(error: ValidationError, key: str | None = None) -> str:
     if key is None:
         key = ".".join(str(part) for part in problem["loc"])
     shown = repr(problem.get("input"))
-    message = problem["msg"].removeprefix("Value error, ")
+    of_table = problem["type"] in ("missing", "value_error") and isinstance(problem["input"], dict)
+    message = (
+        problem["msg"]
+        .removeprefix("Value error, ")
+        .replace("Input should", "must")
+        .replace("Field required", "is missing")
+    )
     if problem["type"] == "extra_forbidden":
         return f"unknown key {key!r}"
-    return (
-        (f"{key}: " if key else "")
-        + message
-        + (f" (got {shown})" if len(shown) <= 80 and problem["type"] != "missing" else "")
-    )
+    return (f"{key}: " if key else "") + message + (f" (got {shown})" if len(shown) <= 80 and not of_table else "")

@@ -41,12 +41,18 @@ def after(call: list[str], option: str) -> str:
 def test_a_corpus_and_a_place_of_any_name_arrive_as_they_are(environment, tmp_path, name):
     corpus = tmp_path / name
     corpus.mkdir()
-    made, trained = calls(environment, "entropy", f"CORPUS={corpus}", f"OUT={corpus}/o", f"ENTROPY_CONFIG={name}")
+    *_, made, trained = calls(environment, "entropy", f"CORPUS={corpus}", f"OUT={corpus}/o", f"ENTROPY_CONFIG={name}")
     assert made[:4] == ["-m", "pipeline", "preprocess", str(corpus)]
     assert after(made, "--out") == f"{corpus}/o/corpus"
     assert name in trained
     assert after(trained, "--data.path") == f"{corpus}/o/corpus"
     assert not (ROOT / "ran").exists()
+
+
+def test_both_recipes_are_read_before_anything_is_made(environment, tmp_path):
+    first, second, made, *_ = calls(environment, "blt", f"CORPUS={tmp_path}", "ENTROPY_CONFIG=e.toml", "CONFIG=b.toml")
+    assert [first[1:], second[1:]] == [["e.toml", "--plan"], ["b.toml", "--plan"]]
+    assert made[2] == "preprocess"
 
 
 @pytest.mark.parametrize(("name", "out"), [("my corpus", "my corpus"), ("dots.v1.2/", "dots"), (".a b.txt", "a b")])

@@ -9,6 +9,7 @@ usage: torchrun trainer/main.py RECIPE.toml [--section.key value]... [--plan] [-
   --plan               print what the run will take in memory, FLOPs and time, and do nothing; needs no data and no GPU
   --verbose            say also what is opened, resumed and chosen
   --quiet              say only what is wrong: neither progress nor notes
+  --version            what version of Patchwork this is
   --help               this text; with a recipe, the keys of its kind of model, with the recipe's own values
 
 Examples:
@@ -29,6 +30,7 @@ if __name__ == "__main__":
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # until all is imported: Ctrl-C would be a traceback
 
+from shared import __version__
 from shared.errors import ConfigError, ExitCode, did_you_mean
 from shared.io.child_processes import end_with_launcher
 from shared.io.log import set_level
@@ -42,7 +44,7 @@ from trainer.provenance.run_folder import check_run_folder
 from trainer.settings import TrainSettings
 from trainer.settings.recipe import load_recipe
 
-OPTIONS = ("--plan", "--help", "-h", "--verbose", "--quiet")
+OPTIONS = ("--plan", "--help", "-h", "--verbose", "--quiet", "--version")
 """What is no key of the recipe."""
 
 
@@ -55,6 +57,9 @@ def main(arguments: Sequence[str]) -> int:
         set_level("--verbose" in options, "--quiet" in options)
         if options & {"--help", "-h"}:
             return tell_help(recipe, words)
+        if "--version" in options:
+            show(f"patchwork {__version__}")
+            return ExitCode.DONE
         if recipe is None:
             raise ConfigError("the recipe comes first (see python trainer/main.py --help)")
         for word in words:

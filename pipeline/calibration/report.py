@@ -2,6 +2,7 @@
 
 from pipeline.calibration.parallel_text import table
 from pipeline.calibration.patching_file import TENTH, PatchingFile
+from shared.io.quantities import counted
 from shared.io.terminal import one_line, show, show_lines
 
 SUBSETS_SHOWN = 50
@@ -9,10 +10,6 @@ CLOSE = 0.02
 """Relative distance from the target above which a word is said about it."""
 FEW_DOCUMENTS, FEW_BYTES = 10, 20_000
 """Held-out text below either says little of other text."""
-
-
-def documents_in_words(count: int) -> str:
-    return "1 document" if count == 1 else f"{count:,} documents"
 
 
 def print_result(result: PatchingFile) -> None:
@@ -26,7 +23,7 @@ def print_result(result: PatchingFile) -> None:
     else:
         where = "a tenth set apart" if result.identity.held_out == TENTH else "validation"
         show(
-            f"  held out: {checked.mean_patch_size:.3f} bytes a patch in {documents_in_words(checked.documents)}, "
+            f"  held out: {checked.mean_patch_size:.3f} bytes a patch in {counted(checked.documents, 'document')}, "
             f"{checked.bytes:,} bytes, of {where}"
         )
         if checked.documents < FEW_DOCUMENTS or checked.bytes < FEW_BYTES:

@@ -20,10 +20,11 @@ from pydantic import ValidationError
 
 from pipeline.calibration.calibrate import SCORED_SAMPLE, Wanted, calibrate
 from pipeline.calibration.patching_file import PATCHING
-from pipeline.calibration.report import documents_in_words, print_result
+from pipeline.calibration.report import print_result
 from pipeline.scoring.options import add_scoring_arguments, scoring_of
 from pipeline.settings import PipelineError
 from shared.io.files import add_overwrite, output_of
+from shared.io.quantities import counted
 from shared.io.terminal import show
 from shared.patching.settings import ENTROPY_RULES
 from shared.settings import first_problem
@@ -74,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     done = "scored" if result.identity.entropies == "scored" else "counted the kept entropies of"
     size, documents = int(sample.documents.bytes.sum()), sample.documents
-    show(f"{done} {size:,} bytes in {documents_in_words(len(documents))} of {documents.dataset.folder}")
+    show(f"{done} {size:,} bytes in {counted(len(documents), 'document')} of {documents.dataset.folder}")
     print_result(result)
     show(f"thresholds are in {arguments.out}")
     return 0

@@ -40,6 +40,7 @@ from pipeline.settings import (
     ScoringSettings,
 )
 from shared.io.files import check_folder
+from shared.io.quantities import counted
 from shared.patching import PatchingSettings
 from shared.patching.settings import ENTROPY_RULES
 from shared.settings import first_problem
@@ -143,9 +144,9 @@ def require_both_splits(report: Report) -> None:
         return
     fraction = report.run.identity["reading"]["validation_fraction"]
     raise PipelineError(
-        f"{counts['train']:,} documents for training and {counts['validation']:,} for validation: both need some. Give "
-        f"more text, or another --validation-fraction (now {fraction:g}), or cut long texts into documents with "
-        "--document-bytes; with make these go into CORPUS_OPTIONS"
+        f"{counted(counts['train'], 'document')} for training and {counts['validation']:,} for validation: "
+        f"both need some. Give more text, or another --validation-fraction (now {fraction:g}), or cut long texts into "
+        "documents with --document-bytes; with make these go into CORPUS_OPTIONS"
     )
 
 

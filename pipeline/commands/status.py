@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.charts import bar, duration, size
+from pipeline.charts import bar
 from pipeline.run.progress import load_progress
 from pipeline.run.run_folder import finished_run, load_run
 from pipeline.settings import PipelineError
@@ -17,6 +17,7 @@ from pipeline.splits.logs import log_path
 from pipeline.splits.marker import DEAD_LETTERS, Counts, read_marker
 from pipeline.splits.run_file import FAILURES, RUN_FILE
 from shared.io.files import lock_owner
+from shared.io.quantities import clock, counted, quantity
 from shared.io.terminal import show_lines
 
 STALE_SECONDS = 60.0
@@ -63,9 +64,10 @@ def status(out: Path) -> tuple[list[str], bool]:
     total = recorded.plan.bytes
     counts = sum((marker.counts for marker in found), Counts())
     lines = [f"{out}: {state}"]
-    lines.append(f"  {bar(done, total) or '|'}  {done / total if total else 1:.1%} of {size(total)}")
+    lines.append(f"  {bar(done, total) or '|'}  {done / total if total else 1:.1%} of {quantity(total)}B")
     lines.append(
-        f"  {len(found)} of {len(splits)} splits, {counts.documents:,} documents, {size(counts.document_bytes)} of text"
+        f"  {len(found)} of {len(splits)} splits, {counted(counts.documents, 'document')}, "
+        f"{quantity(counts.document_bytes)}B of text"
     )
     if counts.dead:
         lines.append(f"  {counts.dead:,} dead letters in {out / DEAD_LETTERS}")
@@ -87,12 +89,12 @@ def _pace(out: Path) -> Iterator[str]:
     if progress is None:
         return
     left = progress.seconds_left
-    line = f"  {progress.step.lower()} on {progress.host}: {size(round(progress.rate))}/s"
+    line = f"  {progress.step.lower()} on {progress.host}: {quantity(progress.rate)}B/s"
     if left is not None:
-        line += f", {duration(left)} left"
+        line += f", {clock(left)} left"
     if (cost := progress.hours_per_gigabyte) is not None:
         line += f", {cost:.3g} {progress.device}-hours/GB"
     yield line
     silent = time.time() - progress.updated
     if silent > STALE_SECONDS:
-        yield f"  the last news are {duration(silent)} old: its workers are slow, or wait for machines"
+        yield f"  the last news are {clock(silent)} old: its workers are slow, or wait for machines"

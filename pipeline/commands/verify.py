@@ -21,6 +21,7 @@ from shared.bpe.folder import check_tokenizer
 from shared.errors import DatasetError, ExitCode, PatchworkError
 from shared.io.log import LOG
 from shared.io.progress import ByteProgress
+from shared.io.quantities import counted
 from shared.io.terminal import show, show_lines
 from shared.model_folder.identity import check_model
 from shared.patching.grid import quantise
@@ -92,7 +93,8 @@ def _report_export(source: Source) -> bool:
         show_lines(problem)
     count = len(found.problems)
     show(
-        f"{source.dataset.folder}: {len(source.dataset.manifest.shards)} Parquet files, {found.documents} documents, "
+        f"{source.dataset.folder}: {counted(len(source.dataset.manifest.shards), 'Parquet file')}, "
+        f"{counted(found.documents, 'document')}, "
         f"{found.text_bytes} bytes; " + ("no problem" if not count else f"PROBLEMS: {count}")
     )
     return bool(count)
@@ -127,9 +129,8 @@ def _with_sound_meta(batches: Iterable[Sequence[Row]]) -> Iterator[Sequence[Row]
 def summary(dataset: Dataset, verification: Verification) -> str:
     """One line: what was checked, and whether it holds."""
     identity = dataset.manifest.identity
-    checked = (
-        f"{len(dataset.manifest.shards)} shards, {verification.documents} documents, {verification.text_bytes} bytes"
-    )
+    shards, documents = len(dataset.manifest.shards), verification.documents
+    checked = f"{counted(shards, 'shard')}, {counted(documents, 'document')}, {verification.text_bytes:,} bytes"
     if not identity.patching.patched:
         boundaries = "unpatched"
     elif not identity.decides(identity.patching):
@@ -138,7 +139,7 @@ def summary(dataset: Dataset, verification: Verification) -> str:
             "hold"
         )
     else:
-        boundaries = f"boundaries of {verification.replayed} documents found again"
+        boundaries = f"boundaries of {counted(verification.replayed, 'document')} found again"
     count = len(verification.problems)
     return f"{dataset.folder}: {checked}; {boundaries}; " + ("no problem" if not count else f"PROBLEMS: {count}")
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.charts import size
 from pipeline.inspect.content_types import TYPES, WINDOW
 from pipeline.inspect.report import ENTROPY_GROUPS, LENGTH_GROUPS, add_histograms, sample_words
 from pipeline.inspect.sample import SEED
 from pipeline.inspect.survey import SIZE_GROUPS, Example, Survey, survey
 from shared.io.files import Output
 from shared.io.page import base_style, page
+from shared.io.quantities import counted, quantity
 from shared.io.terminal import one_line
 from shared.patching.grid import GRID, dequantise
 from shared.patching.settings import RISE_RULES
@@ -44,7 +44,8 @@ def write_page(out: Output, datasets: Sequence[Dataset], documents: int) -> str:
     text = html(pages)
     out.write(text)
     shown = sum(len(page["documents"]) for page in pages)
-    return f"{out.path}: {len(pages)} datasets, {shown} documents, {size(len(text.encode()))}; open it in any browser"
+    amount = f"{counted(len(pages), 'dataset')}, {counted(shown, 'document')}, {quantity(len(text.encode()))}B"
+    return f"{out.path}: {amount}; open it in any browser"
 
 
 def html(pages: Sequence[dict[str, Any]]) -> str:
@@ -155,8 +156,8 @@ def _facts(dataset: Dataset) -> list[tuple[str, str]]:
         model = identity.entropy_model.sha256[:SHORT]
         facts.append(("entropy model", f"{model}, scored in {numerics.dtype} on {numerics.device}"))
     on_disk = sum(entry.bytes_on_disk for entry in manifest.shards)
-    amount = f"{totals.documents:,} documents, {totals.bytes:,} bytes in {len(manifest.shards)} shards"
-    facts.append(("holds", f"{amount}, {size(on_disk)} on disk"))
+    amount = f"{counted(totals.documents, 'document')}, {totals.bytes:,} bytes"
+    facts.append(("holds", f"{amount} in {counted(len(manifest.shards), 'shard')}, {quantity(on_disk)}B on disk"))
     if totals.patches:
         facts.append(("patches", f"{totals.patches:,}, {totals.mean_patch_size:.3f} bytes each on average"))
     facts.append(("split", f"{identity.split}, format {identity.format}, entropy sidecar {identity.sidecar}"))

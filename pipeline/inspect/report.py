@@ -5,10 +5,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pipeline.charts import BOUNDARY, bar, bars, printable, size, with_boundaries, with_curve
+from pipeline.charts import BOUNDARY, bar, bars, printable, with_boundaries, with_curve
 from pipeline.inspect.content_types import TYPES, WINDOW
 from pipeline.inspect.figures import Figures, nats
 from pipeline.inspect.survey import SHORTEST_EXAMPLE, Example, survey
+from shared.io.quantities import counted, quantity
 from shared.io.tables import aligned
 from shared.patching.grid import GRID, dequantise
 from shared.patching.settings import PatchingSettings
@@ -35,14 +36,15 @@ def report(dataset: Dataset, examples: int) -> Iterator[str]:
     on_disk = sum(entry.bytes_on_disk for entry in manifest.shards)
     totals = manifest.totals
     yield (
-        f"  {len(manifest.shards)} shards, {totals.documents:,} documents in {totals.rows:,} rows, "
-        f"{size(totals.bytes)} of text in {size(on_disk)} on disk"
+        f"  {counted(len(manifest.shards), 'shard')}, {counted(totals.documents, 'document')} "
+        f"in {counted(totals.rows, 'row')}, "
+        f"{quantity(totals.bytes)}B of text in {quantity(on_disk)}B on disk"
     )
     if totals.unlearnt or manifest.identity.specials:
         names = ", ".join(manifest.identity.specials) or "no names"
         yield (
             f"  special ids: {totals.specials:,} ({names}); targets: {totals.targets:,} of "
-            f"{totals.targets + totals.unlearnt:,} targets, {size(totals.bytes - totals.unlearnt_bytes)} of text"
+            f"{totals.targets + totals.unlearnt:,} targets, {quantity(totals.bytes - totals.unlearnt_bytes)}B of text"
         )
     yield ""
     yield from _by_subset(manifest.subsets, totals, manifest.identity.patching.patched)
@@ -142,7 +144,7 @@ def _predictability(histogram: np.ndarray, patching: PatchingSettings) -> Iterat
 
 def sample_words(read: int, total: int) -> str:
     """What figures of a sample rest on."""
-    return "all text" if read == total else f"a sample of {size(read)} of {size(total)}"
+    return "all text" if read == total else f"a sample of {quantity(read)}B of {quantity(total)}B"
 
 
 def _content_types(figures: Figures, total: int) -> Iterator[str]:
@@ -180,7 +182,7 @@ def _examples(dataset: Dataset, easiest: list[Example], hardest: list[Example]) 
         for example in examples:
             name = printable(example.id.encode())
             subset = printable(example.subset.encode())
-            yield f"  {example.mean:.3f}  {name} ({subset}, {size(example.size)})"
+            yield f"  {example.mean:.3f}  {name} ({subset}, {quantity(example.size)}B)"
             yield from ("         " + line for line in _shown(example))
 
 

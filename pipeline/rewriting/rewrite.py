@@ -26,6 +26,7 @@ from shared.io.files import LOCK_FILE, atomic_file, check_folder, locked, sync, 
 from shared.io.identity import canonical_json, differences, file_sha256, in_short
 from shared.io.json_reader import read_bounded, read_json
 from shared.io.progress import ByteProgress
+from shared.io.quantities import counted
 from shared.io.terminal import show_lines
 from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE, check_model
 from shared.settings import Settings
@@ -118,8 +119,8 @@ def result_lines(out: Path, done: bool, datasets: Sequence[Dataset]) -> list[str
         manifest, totals = dataset.manifest, dataset.manifest.totals
         patches = f", {totals.mean_patch_size:.3f} bytes a patch" if totals.patches else ""
         lines.append(
-            f"  {manifest.identity.split}: {totals.documents:,} documents, {totals.bytes:,} bytes, "
-            f"{len(manifest.shards)} shards{patches}  {dataset.folder}"
+            f"  {manifest.identity.split}: {counted(totals.documents, 'document')}, {totals.bytes:,} bytes, "
+            f"{counted(len(manifest.shards), 'shard')}{patches}  {dataset.folder}"
         )
     return lines
 
@@ -191,7 +192,8 @@ def _is_current(out: Path, request: dict[str, Any]) -> bool:
         raise PipelineError(f"--out {out} is there already and no work of this command; give a new folder")
     if lines := differences(recorded, _plain(request)):
         raise IdentityError(
-            f"{out} was created with different settings ({in_short(lines)}); use a new --out or restore them"
+            f"{out} was created with different settings ({in_short(lines)}); "
+            "choose another --out (make: OUT=) or restore them"
         )
     return True
 

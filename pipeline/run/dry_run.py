@@ -13,6 +13,7 @@ from pipeline.run.driver import make_plan
 from pipeline.scoring.cut import cut, pieces
 from pipeline.scoring.load_scorer import load_scorer
 from pipeline.settings import ExecutorSettings, Job
+from shared.io.quantities import counted, duration
 from shared.io.terminal import show
 
 # Limits of the trial: the rate settles soon, and nobody waits long; several splits, as files differ.
@@ -28,8 +29,8 @@ def dry_run(job: Job, inputs: Sequence[Path | str], executor: ExecutorSettings) 
     plan = make_plan(inputs, job.reading, out=job.out)
     workers = executor.workers or default_workers(os.cpu_count() or 1, threads_of(job))
     kinds = ", ".join(sorted({file.kind for file in plan.files}))
-    splits = f"{len(plan.splits):,} splits of about {plan.split_bytes:,} bytes"
-    show(f"{len(plan.files):,} files ({kinds}), {plan.bytes:,} bytes, in {splits}")
+    splits = f"{counted(len(plan.splits), 'split')} of about {plan.split_bytes:,} bytes"
+    show(f"{counted(len(plan.files), 'file')} ({kinds}), {plan.bytes:,} bytes, in {splits}")
     used, seconds = _trial(job, plan)
     if not used:
         show("the trial met no record, so there is no estimate")
@@ -39,17 +40,11 @@ def dry_run(job: Job, inputs: Sequence[Path | str], executor: ExecutorSettings) 
     hours = scored_bytes / rate / min(workers, len(plan.splits)) / 3600
     show(f"trial: {used:,} bytes in {seconds:.1f} s: {rate / 1e3:,.0f} kB/s a worker")
     busy = min(workers, len(plan.splits))
-    show(f"estimate: {_in_words(hours * 3600)} with {busy} of {workers} workers busy, and some seconds to start them")
+    show(f"estimate: {duration(hours * 3600)} with {busy} of {workers} workers busy, and some seconds to start them")
     if busy < workers:
         show(f"  no more can be busy: splits are {len(plan.splits)}; --split-bytes N makes smaller ones, so more")
     show("nothing was written")
     return 0
-
-
-def _in_words(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.3g} seconds"
-    return f"{seconds / 60:.3g} minutes" if seconds < 7200 else f"{seconds / 3600:,.3g} hours"
 
 
 def _trial(job: Job, plan: Plan) -> tuple[int, float]:

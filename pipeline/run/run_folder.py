@@ -55,7 +55,9 @@ def load_run(out: Path) -> RunFile | None:
 def require_same(recorded: RunFile, identity: dict[str, Any], out: Path) -> None:
     """Raises IdentityError that lists what differs from the run that the folder holds."""
     if lines := differences(recorded.identity, identity):
-        raise IdentityError(f"{out} holds another run ({in_short(lines)}); use a new --out or restore its settings")
+        raise IdentityError(
+            f"{out} holds another run ({in_short(lines)}); choose another --out (make: OUT=) or restore its settings"
+        )
 
 
 def remove_half_written(out: Path) -> None:

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.charts import duration, size
 from pipeline.run.progress import Progress
 from pipeline.run.report import Report
 from pipeline.settings import SPLIT_NAMES, Job
 from pipeline.splits.logs import LOGS
 from pipeline.splits.marker import DEAD_LETTERS, DUPLICATES, EMPTY_RECORDS, Counts
 from pipeline.splits.run_file import FAILURES
+from shared.io.quantities import clock, counted, quantity
 from shared.io.terminal import show_lines
 from shared.shards.manifest import SubsetTotals
 
@@ -109,16 +109,16 @@ def _shown(name: str) -> str:
 
 def _work(progress: Progress) -> str:
     seconds, cost = progress.updated - progress.began, progress.hours_per_gigabyte
-    line = f"{progress.bytes_done:,} bytes of input in {duration(seconds)}, {size(round(progress.rate))}/s"
+    line = f"{progress.bytes_done:,} bytes of input in {clock(seconds)}, {quantity(progress.rate)}B/s"
     return line + (f", {cost:.3g} {progress.device}-hours/GB" if cost is not None else "")
 
 
 def _dataset_lines(job: Job, name: str, subsets: dict[str, SubsetTotals], shards: int) -> list[str]:
     total = sum(subsets.values(), SubsetTotals())
-    patches = f", {total.mean_patch_size:.3f} bytes a patch" if total.patches else ""
-    lines = [
-        f"  {name}: {total.documents:,} documents, {total.bytes:,} bytes, {shards} shards{patches}  {job.out / name}"
-    ]
+    amounts = [counted(total.documents, "document"), f"{total.bytes:,} bytes", counted(shards, "shard")]
+    if total.patches:
+        amounts.append(f"{total.mean_patch_size:.3f} bytes a patch")
+    lines = [f"  {name}: {', '.join(amounts)}  {job.out / name}"]
     if total.patches and 1 < len(subsets) <= SUBSETS_SHOWN:
         width = max(map(len, subsets))
         for subset in sorted(subsets):

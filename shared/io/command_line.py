@@ -7,6 +7,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, NoReturn
 
+from shared import __version__
 from shared.errors import ExitCode, did_you_mean
 from shared.io.log import LOG, set_level
 from shared.io.terminal import error_line, imports, one_line, show
@@ -52,6 +53,13 @@ class Parser(argparse.ArgumentParser):
         show(self.format_help().rstrip())
         sys.stdout.flush()
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Name the nearest choice, which argparse does not."""
+        if action.choices is not None and value not in action.choices:
+            choices = list(map(str, action.choices))
+            near = did_you_mean(str(value), choices) or f"; choose from {', '.join(choices)}"
+            raise argparse.ArgumentError(action, f"unknown value {value!r}{near}")
+
     def check_options(self, words: Sequence[str]) -> None:
         """Refuse unknown options before anything that is missing: the unknown one may be that."""
         known = [option for action in self._actions for option in action.option_strings]
@@ -74,6 +82,9 @@ def run_command(program: str, about: str, commands: Mapping[str, str], words: Se
         width = max(map(len, commands))
         listed = "\n".join(f"  {command.ljust(width)}  {does}" for command, does in commands.items())
         show(f"usage: {prog} COMMAND ...\n\n{about}\n\ncommands:\n{listed}\n\n{prog} COMMAND --help has its options.")
+        return ExitCode.DONE
+    if name == "--version":
+        show(f"patchwork {__version__}")
         return ExitCode.DONE
     if name not in commands:
         what = f"unknown command {one_line(name)!r}" if name else "a command is needed"

@@ -33,8 +33,13 @@ def differences(recorded: dict[str, Any], wanted: dict[str, Any], prefix: str = 
         if isinstance(old, dict) and isinstance(new, dict):
             lines += differences(old, new, f"{name}.")
         elif old != new:
-            lines.append(f"{name}: recorded {old!r}, now {new!r}")
+            lines.append(f"{name}: recorded {_shown(old)}, now {_shown(new)}")
     return lines
+
+
+def _shown(value: Any) -> str:
+    """Of a digest its first digits: they tell two apart."""
+    return f"{value[:12]!r}..." if isinstance(value, str) and len(value) == 64 else repr(value)
 
 
 def in_short(items: Sequence[str], between: str = "; ", most: int = 4) -> str:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 
 from shared.io.log import LOG, draw
+from shared.io.quantities import clock, quantity
 from shared.io.terminal import one_line
 
 
@@ -101,18 +102,3 @@ def fitted(first: str, pieces: Sequence[str], last: str, room: int | None) -> st
         if room is None or len(line) <= room or not kept:
             return line if room is None else line[:room]
         kept.pop()
-
-
-def clock(seconds: float) -> str:
-    """h:mm:ss or m:ss."""
-    minutes, s = divmod(int(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
-
-
-def quantity(value: float) -> str:
-    """A number with k, M, G, T or P."""
-    for limit, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= limit:
-            return f"{value / limit:.1f} {unit}"
-    return f"{value:.0f} "

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from shared.errors import ConfigError
 from shared.io.files import add_overwrite, output_if_given
 from shared.io.log import LOG
-from shared.io.progress import Progress, clock, quantity
+from shared.io.progress import Progress
+from shared.io.quantities import clock, quantity
 from shared.io.terminal import show, show_lines
 from shared.model_folder.identity import load_settings
 from shared.shards.dataset import Dataset

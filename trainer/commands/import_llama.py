@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the folder and say what is in it."""
     check_folder(arguments.out)
-    from shared.io.progress import Progress, quantity
+    from shared.io.progress import Progress
+    from shared.io.quantities import quantity
     from trainer.interchange.byteify import IMPORTED, RECIPE_FILE, byteify
 
     line = Progress(silent=False, every_seconds=15.0)

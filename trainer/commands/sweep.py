@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from shared.errors import ConfigError
 from shared.io.files import add_overwrite, output_of
 from shared.io.progress import Progress
+from shared.io.quantities import counted
 from shared.io.tables import aligned
 from shared.io.terminal import show
 from shared.shards.open import open_dataset
@@ -61,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         count = len({*shifts, 0.0})
         sweep = sweeper.sweep(shifts, lambda done: progress.show(done / count, f"threshold {done} of {count}"))
         sweep = sweep.model_copy(update={"model": str(arguments.model)})
-    progress.say(f"{sweep.documents:,} documents of {sweep.bytes:,} bytes, scored {count} times")
+    progress.say(f"{counted(sweep.documents, 'document')} of {sweep.bytes:,} bytes, scored {count} times")
     show(table(sweep))
     save_sweep(sweep, out)
     show(out.path)

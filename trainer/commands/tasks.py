@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from shared.errors import ConfigError
 from shared.io.files import add_overwrite, output_if_given
-from shared.io.progress import Progress, clock
+from shared.io.progress import Progress
+from shared.io.quantities import clock
 from shared.io.terminal import show
 from trainer.commands.generate import unescaped
 from trainer.commands.running import Running, add_model, add_scoring, add_subset, chosen_subset, running_model, whole

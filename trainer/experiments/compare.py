@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from shared.errors import ConfigError
-from shared.io.progress import Progress, quantity
+from shared.io.progress import Progress
+from shared.io.quantities import counted, quantity
 from shared.shards.manifest import load_manifest
 from shared.shards.open import open_dataset
 from trainer.data.catalogue import catalogue_of
@@ -73,7 +74,7 @@ def compare(request: Comparing, line: Progress) -> tuple[Results, list[str]]:
     runs, budget_bytes = plan(request, data)
     results = _opened(request, data, budget_bytes)
     total = sum(run.spent.flops for run in runs)
-    line.say(f"== {len(runs)} runs, {quantity(total)}FLOP of training, {jobs} at a time -> {out / 'cells'}")
+    line.say(f"== {counted(len(runs), 'run')}, {quantity(total)}FLOP of training, {jobs} at a time -> {out / 'cells'}")
     scores: dict[Path, Score] = {}
 
     def keep(run: PlannedRun) -> None:

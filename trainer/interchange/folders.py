@@ -18,7 +18,8 @@ from shared.interop.transfer import Contents
 from shared.interop.writing import write_hf_folder
 from shared.io.files import whole_folder, write_atomic
 from shared.io.identity import file_sha256
-from shared.io.progress import Progress, quantity
+from shared.io.progress import Progress
+from shared.io.quantities import quantity
 from shared.model_folder.files import DTYPES
 from shared.model_folder.identity import (
     CONFIG_FILE,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from shared.io.files import write_atomic
-from shared.io.progress import quantity
+from shared.io.quantities import quantity
 from shared.layers.batch import Batch, Patches, segments
 from shared.vocabulary import BOS, OFFSET
 from trainer.data.packing.limits import PackLimits

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from shared.io.progress import clock, quantity
+from shared.io.quantities import clock, counted, quantity
 from shared.io.tables import aligned
 from trainer.metrics.files import values
 from trainer.metrics.history import History
@@ -17,7 +17,7 @@ def summary(run: History) -> list[tuple[str, str]]:
     """Facts with their labels, the most important first; what was not logged is left out."""
     last = run.lines[-1]
     facts = [("run", _state(run))]
-    trained = f"{last['step']:,} steps, {last['targets']:,} targets (bytes, and one EOS a document)"
+    trained = f"{counted(last['step'], 'step')}, {counted(last['targets'], 'target')} (bytes, and one EOS a document)"
     seconds = [value for value in values(run.lines, "seconds") if value is not None]
     facts.append(("trained", trained + (f" in {clock(seconds[-1])}" if seconds else "")))
     facts.append(("bits per byte", _bits(run)))
@@ -39,7 +39,7 @@ def _subsets(run: History) -> str:
     if len(run.sampled) < 2:
         return ""
     most = sorted(run.sampled.items(), key=lambda item: -item[1][0])
-    words = [f"{name} {count:,} documents ({passes:.2f} passes)" for name, (count, passes) in most[:SUBSETS]]
+    words = [f"{name} {counted(count, 'document')} ({passes:.2f} passes)" for name, (count, passes) in most[:SUBSETS]]
     rest = len(most) - len(words)
     return ", ".join(words) + (f", and {rest} more in metrics.jsonl" if rest else "")
 

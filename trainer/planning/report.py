@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from shared.io.quantities import counted, duration, grouped
 from shared.layers.devices import GIB, MIB
 from trainer.memory.estimate import estimate
 from trainer.memory.parts import STATE
@@ -104,24 +105,6 @@ def _time(plan: Plan) -> str:
 def listed(counts: Mapping[str, float]) -> str:
     """Parts and amounts, those that are nothing left out."""
     return ", ".join(f"{part.replace('_', ' ')} {amount(count)}" for part, count in counts.items() if count)
-
-
-def counted(count: int, thing: str) -> str:
-    """1 pack, 2 packs."""
-    return f"{count:,} {thing}{'s' * (count != 1)}"
-
-
-def duration(seconds: float) -> str:
-    """In the unit that one would use: 94 seconds, 25.1 hours, 21.1 days, 2.8 years."""
-    for unit, size in (("years", 365.25 * 86400), ("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
-        if seconds >= 2 * size:
-            return f"{grouped(seconds / size)} {unit}"
-    return f"{grouped(seconds)} seconds"
-
-
-def grouped(value: float) -> str:
-    """Three digits, or all before the point: 0.213, 10.5, 2,250."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def amount(value: float, unit: str = "") -> str:

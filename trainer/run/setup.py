@@ -14,7 +14,8 @@ from shared.io.files import Output, locked, write_atomic
 from shared.io.identity import canonical_json
 from shared.io.log import LOG
 from shared.io.page import PAGE
-from shared.io.progress import Progress, quantity
+from shared.io.progress import Progress
+from shared.io.quantities import quantity
 from trainer.checkpoints.initial_weights import build_model, other_settings
 from trainer.checkpoints.model import MODEL_FOLDER, write_model
 from trainer.checkpoints.state import TrainState

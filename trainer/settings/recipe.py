@@ -54,7 +54,8 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
             raise ConfigError(f"{path}: a {what} has at most {MOST_BYTES} bytes")
         values = tomllib.loads(content.decode())
     except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such {what}") from None
+        near = did_you_mean(path.name, [other.name for other in path.parent.glob("*.toml")])
+        raise ConfigError(f"{path}: there is no such {what}{near}") from None
     except OSError as error:
         raise ConfigError(f"{path}: the {what} cannot be read: {error.strerror}") from None
     except ConfigError:

@@ -296,7 +296,7 @@ def test_the_command_takes_both_splits_and_its_exit_code_tells(tmp_path: Path, c
     assert "shard-00001.arrow is missing" in capsys.readouterr().out
     (tmp_path / "train" / "manifest.json").write_text("{}")
     assert command(tmp_path) == 1
-    assert "train/manifest.json: identity: Field required" in capsys.readouterr().out
+    assert "train/manifest.json: identity: is missing" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("meta", ["", "{", "[1]", '"text"', "null", '{"a":NaN}', "[" * 100_000])

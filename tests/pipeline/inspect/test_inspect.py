@@ -7,7 +7,7 @@ import pytest
 from helpers.dataset_examples import ENTROPY, MONOTONIC, NONE, STATIC, document, documents, in_two_parts, save_dataset
 
 from pipeline.__main__ import main
-from pipeline.charts import WIDTH, bar, bars, printable, size, with_boundaries, with_curve
+from pipeline.charts import WIDTH, bar, bars, printable, with_boundaries, with_curve
 from pipeline.commands.inspect import report
 from pipeline.inspect.content_types import TYPES, WINDOW, content_types
 from pipeline.inspect.survey import survey
@@ -194,5 +194,3 @@ def test_bars_are_proportional_and_tables_aligned() -> None:
     assert len(bar(1, 2)) == WIDTH // 2
     assert bars([("a", 3), ("bb", 1)])[1].startswith("  bb   25.0%  █")
     assert aligned(["a", "n", ""], [["long", "1", "x"]], left=(0, 2), indent="  ") == "  a     n\n  long  1  x"
-    assert size(999) == "999 B"
-    assert size(1_500_000) == "1.5 MB"

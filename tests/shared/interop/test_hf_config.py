@@ -164,7 +164,7 @@ REFUSED = {
         "encoder_cross_all_layers",
     ),
     "quantised weights": (put("quantization_config", {"bits": 4}), "quantised"),
-    "a number that is none": (put("cross_attn_k", "two"), "cross_attn_k: Input should be a valid integer"),
+    "a number that is none": (put("cross_attn_k", "two"), "cross_attn_k: must be a valid integer"),
     "heads that do not fit": (put("global_config.num_attention_heads", 5), "global: .*width 48 must be heads"),
 }
 

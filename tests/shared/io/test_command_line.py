@@ -6,11 +6,14 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import pipeline.__main__ as pipeline
 import trainer.__main__ as trainer
+import trainer.main as train
+from shared import __version__
 from shared.errors import ExitCode, PatchworkError
 from shared.io.command_line import Parser, command_parser, complain
 
@@ -76,6 +79,7 @@ def error_of(program: str, words: list[str], capsys: pytest.CaptureFixture[str])
         ("pipeline", ["preprocess", "x", "--otu", "y"], "--out"),
         ("pipeline", ["inspect", "x", "--document=3"], "--documents"),
         ("trainer", ["generate", "model", "--temprature", "1"], "--temperature"),
+        ("pipeline", ["preprocess", "x", "--out", "y", "--rule", "entrpy"], "entropy"),
     ],
 )
 def test_the_nearest_known_name_is_suggested(
@@ -89,6 +93,16 @@ def test_what_is_near_nothing_is_refused_without_a_suggestion(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "did you mean" not in error_of("pipeline", words, capsys)
+
+
+def test_what_is_near_no_choice_gets_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "choose from none, byte, static" in error_of("pipeline", ["preprocess", "--rule", "zzzzzz"], capsys)
+
+
+@pytest.mark.parametrize("program", [pipeline, trainer, train])
+def test_programs_say_their_version(program: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert program.main(["--version"]) == ExitCode.DONE
+    assert capsys.readouterr().out == f"patchwork {__version__}\n"
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from shared.io.progress import ByteProgress, Progress, fitted, quantity
+from shared.io.progress import ByteProgress, Progress, fitted
 
 
 class Terminal(io.StringIO):
@@ -63,9 +63,3 @@ def test_work_that_is_soon_done_leaves_nothing_in_a_file(capsys: pytest.CaptureF
     with ByteProgress("Reading", 4000) as line:
         line.update(4000)
     assert capsys.readouterr().err == ""
-
-
-def test_quantities_have_a_unit() -> None:
-    assert [quantity(value) for value in (12, 1234, 2.5e6, 3e9, 4.2e12, 1.5e15)] == [
-        *("12 ", "1.2 k", "2.5 M", "3.0 G", "4.2 T", "1.5 P"),
-    ]

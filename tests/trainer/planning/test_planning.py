@@ -43,7 +43,7 @@ from trainer.memory.parts import logits_bytes
 from trainer.optim.optimizer import build_optimizer
 from trainer.optim.train_step import predict
 from trainer.planning.plan import load_plan, make_plan
-from trainer.planning.report import amount, duration, report, warning
+from trainer.planning.report import amount, report, warning
 from trainer.settings import TrainSettings
 
 LOCAL = {"width": 64, "layers": 1, "heads": 4}
@@ -287,14 +287,6 @@ def test_only_where_nothing_else_fits_are_more_ranks_asked_for() -> None:
     words = warning(load_plan(Path("trainer/recipes") / "blt-8b.toml", ["--plan.ranks", "8", "--plan.device", "L4"]))
     assert words is not None
     assert "no options" in words or "--plan.ranks" in words
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(94.2, "94.2 seconds"), (7100, "118 minutes"), (24541 * 3600.0, "2.8 years"), (105 * 3600.0, "4.38 days")],
-)
-def test_durations_are_in_the_unit_that_one_would_use(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
 
 
 def test_the_share_of_finding_patches_is_of_the_entropy_model_of_the_data_or_not_printed() -> None:

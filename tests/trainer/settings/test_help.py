@@ -120,6 +120,11 @@ def test_an_unknown_key_in_a_file_comes_before_what_is_missing(tmp_path: Path) -
         load_recipe(recipe, [], TrainSettings)
 
 
+def test_the_nearest_recipe_of_the_folder_is_suggested() -> None:
+    with pytest.raises(ConfigError, match=rf"did you mean '{RECIPE.name}'"):
+        load_recipe(RECIPE.with_stem(RECIPE.stem[:-1]), [], TrainSettings)
+
+
 def test_a_misspelt_option_is_no_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(RECIPE), "--pln"]) == 2
     assert "did you mean '--plan'?" in capsys.readouterr().err

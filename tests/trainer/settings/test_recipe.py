@@ -71,7 +71,7 @@ def test_overrides_are_laid_over_the_file(recipe: Path) -> None:
         (["--inner.names", "[" * 10_000], "^--inner.names: "),
         (["--model.depht", "1"], "^--model.depht: unknown key 'model.depht'"),
         (["--model.width", "1"], "^--model.width: unknown key 'model.width'"),
-        (["--model.depth", "x"], "^--model.depth: Input"),
+        (["--model.depth", "x"], "^--model.depth: must be"),
     ],
 )
 def test_a_wrong_override_is_one_clear_line(recipe: Path, overrides: list[str], message: str) -> None:

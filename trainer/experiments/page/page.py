@@ -8,6 +8,7 @@ from pathlib import Path
 
 from shared.io.files import Output
 from shared.io.page import PAGE
+from shared.io.quantities import counted
 from trainer.drawing.axes import short
 from trainer.drawing.chart import Curve, Mark, chart
 from trainer.drawing.forest import forest
@@ -52,7 +53,7 @@ def sweep_section(sweep: ThresholdSweep) -> str:
     said = facts(
         [
             ("model", sweep.model),
-            ("text", f"{sweep.data}: {sweep.documents:,} documents, {sweep.bytes:,} bytes"),
+            ("text", f"{sweep.data}: {counted(sweep.documents, 'document')}, {sweep.bytes:,} bytes"),
             ("patches", f"{rule.rule}, trained with theta {sweep.trained.theta:.4f} nats"),
             ("entropy model", f"{short(sweep.entropy_flops_per_byte)} FLOPs a byte on top, whatever the threshold"),
         ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from shared.io.progress import clock, quantity
+from shared.io.quantities import clock, quantity
 from shared.io.tables import aligned
 from shared.io.terminal import one_line
 from trainer.experiments.results.results import Comparison, Results, Table

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from shared.io.progress import Progress, clock, quantity
+from shared.io.progress import Progress
+from shared.io.quantities import clock, counted, quantity
 from trainer.errors import TrainingError
 from trainer.experiments.budget import check_budget, recipe_within
 from trainer.experiments.compare import circumstances
@@ -50,7 +51,7 @@ def scale(request: ScalingRequest, line: Progress) -> tuple[Scaling, list[str]]:
     data = prepare(replace(request, experiment=experiment), (place.system for place in grid.places()), line)
     planned = plan(grid, experiment, data, out)
     found = _opened(request)
-    line.say(f"== {len(planned)} runs -> {out / 'cells' / 'scaling'}")
+    line.say(f"== {counted(len(planned), 'run')} -> {out / 'cells' / 'scaling'}")
     predict = [grid.budgets[-1] * multiple for multiple in grid.predict]
 
     def keep(run: PlannedRun) -> None:
@@ -71,7 +72,7 @@ def announced(grid: Grid, experiment: Experiment, jobs: int) -> str:
 
     cells = list(grid.places())
     total = sum(place.budget for place in cells)
-    words = f"{len(cells)} runs of {len(grid.families)} families, {quantity(total)}FLOP of training"
+    words = f"{counted(len(cells), 'run')} of {len(grid.families)} families, {quantity(total)}FLOP of training"
     settings = RunSettings.model_validate({"out": "nowhere", "steps": 1} | experiment.recipe.get("run", {}))
     peak = listed_peak(choose_device(settings), settings.dtype)
     if peak is None:  # the bar says how long, once a run has shown it
