@@ -234,16 +234,14 @@ def test_a_node_without_the_folder_or_the_input_is_named(tmp_path):
         out=tmp_path / "out", reading=ReadSettings(), output=OutputSettings(patching=PatchingSettings(rule="byte"))
     )
     job.out.mkdir()
-    with pytest.raises(
-        PipelineError, match=r"node n7 does not see .*/out/run.json of this run; give an --out that all"
-    ):
+    with pytest.raises(PipelineError, match=r"node n7 .*/out/run.json .*--out"):
         require_shared(job, plan, "n7")
     RunFile(identity={}, plan=plan).save(job.out)
-    with pytest.raises(PipelineError, match=r"node n7 does not see the input folder .*/input"):
+    with pytest.raises(PipelineError, match=r"node n7 .*/input"):
         require_shared(job, plan, "n7")
     (tmp_path / "input").mkdir()
     require_shared(job, plan, "n7")
-    with pytest.raises(PipelineError, match="node n7 does not see"):
+    with pytest.raises(PipelineError, match="node n7"):
         require_shared(job, plan.model_copy(update={"split_bytes": 2}), "n7")
 
 

@@ -73,7 +73,7 @@ def test_a_fifo_is_written_to(tmp_path: Path, linked: bool) -> None:
 def test_a_fifo_without_a_reader_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.io.files.READER_SECONDS", 0.0)
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(OutputError, match="fifo is a FIFO that no process reads"):
+    with pytest.raises(OutputError, match="fifo is a FIFO"):
         Output(tmp_path / "fifo", OURS).write("ours: 1")
 
 
@@ -84,7 +84,7 @@ def test_devices_and_open_files_are_written_to(tmp_path: Path, capfd: pytest.Cap
     Output(Path("/dev/stdout"), OURS).write("ours: 1\n")
     Output(Path("/dev/fd/2"), OURS).write("ours: 2\n")
     assert capfd.readouterr() == ("before\nours: 1\n", "ours: 2\n")
-    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+    with pytest.raises(OSError, match="/dev/full"):
         Output(Path("/dev/full"), OURS).write("ours: 1")
 
 

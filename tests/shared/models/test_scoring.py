@@ -183,7 +183,7 @@ def test_scoring_leaves_the_model_as_it_is_and_no_documents_give_nothing() -> No
 
 @pytest.mark.parametrize("length", [0, -64, 100])
 def test_a_stream_that_is_no_multiple_of_the_band_is_refused(length: int) -> None:
-    with pytest.raises(ValueError, match=f"stream_length {length} must be a positive multiple of 64"):
+    with pytest.raises(ValueError, match=f"stream_length {length} .*64"):
         Scorer(entropy_model(), length)
 
 

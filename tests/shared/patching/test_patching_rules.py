@@ -146,5 +146,5 @@ def test_settings_that_contradict_themselves_are_refused(settings: dict, message
 
 
 def test_entropies_of_the_wrong_count_are_refused() -> None:
-    with pytest.raises(ValueError, match="needs 4 entropies for 5 tokens, got 3"):
+    with pytest.raises(ValueError, match=r"\b4 .* 5 .* 3\b"):
         lengths(b"abc", PatchingSettings(rule="entropy", theta=1.0), [1.0, 1.0, 1.0])

@@ -193,12 +193,12 @@ def test_a_connection_that_stays_broken_is_one_line(folder: Path, tmp_path: Path
 def test_what_is_damaged_or_missing_over_there_names_its_url(folder: Path, tmp_path: Path) -> None:
     dataset = remote(folder, tmp_path)
     Store.shortened = 100
-    with pytest.raises(DatasetError, match=r"^counted://\S+.arrow is damaged: sha256 \w+, manifest says \w+$"):
+    with pytest.raises(DatasetError, match=r"^counted://\S+.arrow is damaged: "):
         dataset._reader(0)
     Store.shortened = 0
     elsewhere = remote(folder, tmp_path)
     elsewhere._url = f"counted://{tmp_path}/gone"
-    with pytest.raises(DatasetError, match=r"^counted://\S+gone/\S+.arrow is missing; the manifest lists it$"):
+    with pytest.raises(DatasetError, match=r"^counted://\S+gone/\S+.arrow is missing"):
         elsewhere._reader(0)
     with pytest.raises(DatasetError, match="is not a finished dataset"):
         open_dataset(f"counted://{tmp_path}", FileCache(tmp_path))

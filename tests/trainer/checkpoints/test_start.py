@@ -108,10 +108,11 @@ def test_a_run_from_another_model_is_another_run(
     recorded = load_identity(out / IDENTITY_NAME, RunIdentity)
     assert recorded.start == model_sha256(trained)
     assert load_identity(out / "model" / IDENTITY_NAME, RunIdentity.__subclasses__()[0]).start == recorded.start
-    for start, now in [({"model": str(out / "model")}, model_sha256(out / "model")), ({}, None)]:
+    recorded_digits, other_digits = recorded.start[:12], model_sha256(out / "model")[:12]
+    for start, now in [({"model": str(out / "model")}, f"{other_digits!r}..."), ({}, "None")]:
         capsys.readouterr()
         assert run(data, out, start=start) == 2
-        assert f"start: recorded {recorded.start!r}, now {now!r}" in capsys.readouterr().err
+        assert f"start: recorded {recorded_digits!r}..., now {now}" in capsys.readouterr().err
 
 
 def test_an_identity_from_before_there_was_a_start_still_loads(data: Path, tmp_path: Path) -> None:

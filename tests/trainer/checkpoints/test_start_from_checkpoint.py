@@ -88,7 +88,8 @@ def test_a_checkpoint_gives_what_its_model_folder_gives_and_the_identity_says_wh
     assert recorded != load_identity(tmp_path / "folder" / IDENTITY_NAME, RunIdentity).start
     capsys.readouterr()
     assert run(data, tmp_path / "saved", start={"model": str(step(trained, 3))}) == 2
-    assert f"start: recorded {recorded!r}, now {origin_of(step(trained, 3)).sha256!r}" in complaint(capsys)
+    now = origin_of(step(trained, 3)).sha256
+    assert f"start: recorded {recorded[:12]!r}..., now {now[:12]!r}..." in complaint(capsys)
 
 
 def test_a_run_stands_for_its_best_checkpoint_or_its_newest(trained: Path, tmp_path: Path) -> None:
@@ -102,7 +103,7 @@ def test_a_run_stands_for_its_best_checkpoint_or_its_newest(trained: Path, tmp_p
     (step(copy, 6) / "COMPLETE").unlink()
     with pytest.raises(ModelFileError, match="has no complete checkpoint to begin with"):
         origin_of(copy)
-    with pytest.raises(ModelFileError, match="step-00000006 is no complete checkpoint: COMPLETE is missing"):
+    with pytest.raises(ModelFileError, match=r"step-00000006 .*COMPLETE"):
         origin_of(step(copy, 6))
     assert origin_of(copy / "model").is_checkpoint is False
 

@@ -169,7 +169,7 @@ def test_what_is_kept() -> None:
     assert kept([5, 10, 15, 20], {}, CheckpointSettings(every=5, keep=1, keep_every=10)) == {10, 20}
     scores = {1: 2.0, 2: 1.0, 3: 1.0, 4: float("nan")}
     assert kept([1, 2, 3, 4], scores, CheckpointSettings(keep=1, keep_best=2)) == {2, 3, 4}
-    with pytest.raises(ValueError, match="keep_every 7 must be a multiple of every"):
+    with pytest.raises(ValueError, match="keep_every 7"):
         CheckpointSettings(every=5, keep_every=7)
 
 
@@ -318,7 +318,7 @@ def test_too_many_failed_saves_in_a_row_end_the_run(make: Make) -> None:
     with files_of_at_most(100):
         saved.save(1)
         saved.save(2)
-        with pytest.raises(CheckpointError, match="2 saves in a row have failed, the last good checkpoint is none"):
+        with pytest.raises(CheckpointError, match=r"2 saves .*none"):
             saved.checkpoints.wait()
     assert saved.names() == []
 

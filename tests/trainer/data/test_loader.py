@@ -166,14 +166,12 @@ def test_other_data_is_refused(tmp_path: Path, dataset: Dataset) -> None:
 
 
 def test_ranks_must_share_the_packs_of_a_step_equally(dataset: Dataset) -> None:
-    with pytest.raises(
-        ConfigError, match=r"data.packs is 4, which 3 ranks cannot share equally; choose a multiple of 3"
-    ):
+    with pytest.raises(ConfigError, match=r"data.packs is 4, .*multiple of 3"):
         PackLoader(dataset, LIMITS, G, ranks=3)
 
 
 def test_a_cursor_of_steps_of_another_size_is_refused(dataset: Dataset, uninterrupted: list[Pack]) -> None:
-    with pytest.raises(ConfigError, match=r"data.packs is 8, but the checkpoint was made after 4 packs"):
+    with pytest.raises(ConfigError, match=r"data.packs is 8, .*4 packs"):
         PackLoader(dataset, LIMITS, 8, cursor=uninterrupted[0].step.cursor)
 
 
@@ -203,7 +201,7 @@ def test_damage_found_by_a_worker_is_one_error_that_names_the_file(tmp_path: Pat
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(DatasetError, match=r"^\S*shard-00001.arrow is damaged: sha256 \w+, manifest says \w+$"):
+    with pytest.raises(DatasetError, match=r"shard-00001.arrow is damaged"):
         for _, _pack in zip(range(40), PackLoader(open_dataset(tmp_path), LIMITS, G, workers=workers)):
             pass
 
@@ -222,7 +220,7 @@ def test_a_worker_that_dies_is_one_line(dataset: Dataset) -> None:
     next(packs)
     for worker in multiprocessing.active_children():
         worker.kill()
-    with pytest.raises(WorkerError, match=r"^a loader worker has died: DataLoader worker .* memory enough\?$"):
+    with pytest.raises(WorkerError, match="loader worker has died"):
         list(islice(packs, 100))
 
 

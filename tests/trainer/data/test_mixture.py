@@ -153,7 +153,7 @@ def test_datasets_of_other_patches_cannot_be_mixed(tmp_path: Path) -> None:
     one = random_dataset(tmp_path / "one", 1)
     longer = SPACE.model_copy(update={"max_length": 16})
     other = make_dataset(tmp_path / "other", [random_documents(2, 9, patching=longer)], patching=longer)
-    with pytest.raises(IdentityError, match=r"one\S* and \S*other\S* cannot be mixed.*max_length: recorded 8, now 16"):
+    with pytest.raises(IdentityError, match=r"one\S* and \S*other\S* .*max_length: recorded 8, now 16"):
         Mixture({"a": one, "b": other})
 
 
@@ -168,9 +168,7 @@ def test_thresholds_of_subsets_keep_their_names(tmp_path: Path) -> None:
 
 def test_a_changed_dataset_of_a_mixture_is_refused_by_its_name(tmp_path: Path, mixture: Mixture) -> None:
     changed = Mixture({"code": mixture._datasets["code"], "web": random_dataset(tmp_path, 9)})
-    with pytest.raises(
-        IdentityError, match=r"this run began with: fingerprint of web/train: recorded '\w+', now '\w+'$"
-    ):
+    with pytest.raises(IdentityError, match="fingerprint of web/train: recorded "):
         PackLoader(changed, LIMITS, 4, cursor=first_cursor(mixture, 0, 2))
 
 
@@ -232,12 +230,12 @@ def test_a_run_may_end_with_its_data_and_not_after_it(tmp_path: Path, two: dict[
     assert lines[-1]["targets"] == 2 * (totals.bytes + totals.documents)
     data = {"path": None} | values["data"]
     settings = tiny_settings(tmp_path, tmp_path, run={"steps": 1000}, data=data)
-    with pytest.raises(ConfigError, match=r"run.steps 1000 may need \d+ targets, but data.repeats leaves \d+; give"):
+    with pytest.raises(ConfigError, match=r"run.steps 1000 .*data.repeats leaves \d+"):
         run_identity_of(settings)
     settings = tiny_settings(
         tmp_path, tmp_path, run={"steps": None, "passes": 2.1}, data={"path": None, **values["data"]}
     )
-    with pytest.raises(ConfigError, match=r"the run is \d+ targets long, but data.repeats leaves \d+; make it shorter"):
+    with pytest.raises(ConfigError, match=r"data.repeats leaves \d+"):
         run_identity_of(settings)
 
 

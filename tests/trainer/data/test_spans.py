@@ -193,9 +193,7 @@ def test_going_on_for_ever_with_nothing_to_learn_is_refused(tmp_path: Path) -> N
 def test_a_special_id_without_a_name_is_damage(tmp_path: Path) -> None:
     rows = [with_spans(document("x", "a", b"abc def " * 9), np.random.default_rng(seed)) for seed in range(9)]
     data = make_dataset(tmp_path, [rows], specials=SPECIALS[:1])
-    with pytest.raises(
-        DatasetError, match=r"document 'x' has the special id 26[12]; the manifest names those below 261"
-    ):
+    with pytest.raises(DatasetError, match=r"document 'x' .*26[12]; .*261"):
         list(ValidationPacks(data, PackLimits(40, 30)))
 
 

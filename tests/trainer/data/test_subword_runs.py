@@ -221,7 +221,7 @@ def test_a_patch_that_is_no_token_is_named_with_its_shard_and_document(place, en
     assert bad.patch_lengths is not None
     lengths = np.array([1, *[2] * (len(bad.text) // 2), *[1] * (len(bad.text) % 2), 1], np.uint16)
     dataset = token_dataset(tmp_path, place / "tokens-tokenizer", [[good, replace(bad, patch_lengths=lengths)]])
-    with pytest.raises(DatasetError, match=f"shard-00000.arrow: document '{bad.id}' has a patch of 2 bytes that is no"):
+    with pytest.raises(DatasetError, match=f"shard-00000.arrow: document '{bad.id}' .*2 bytes"):
         list(ValidationPacks(dataset, pack_limits(dataset.manifest, 256)))
 
 

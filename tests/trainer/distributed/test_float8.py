@@ -21,10 +21,10 @@ def settings_for(**sections: Any) -> TrainSettings:
 
 
 def test_what_is_missing_is_one_clear_line() -> None:
-    with pytest.raises(ConfigError, match=r"^parallel.float8 needs run.dtype 'bfloat16', not 'float32'$"):
+    with pytest.raises(ConfigError, match=r"^parallel.float8 .*run.dtype 'bfloat16'"):
         check_float8(settings_for(), CPU)
     bfloat16 = {"dtype": "bfloat16"}
-    with pytest.raises(ConfigError, match=r"^parallel.float8 needs a Hopper GPU .* this rank computes on cpu$"):
+    with pytest.raises(ConfigError, match=r"^parallel.float8 .*cpu$"):
         check_float8(settings_for(run=bfloat16), CPU)
     with pytest.raises(ConfigError, match=r"not for model\.kind 'entropy'$"):
         check_float8(settings_for(run=bfloat16, model=STACK | {"kind": "entropy"}), CPU)

@@ -112,7 +112,7 @@ def test_a_text_longer_than_a_pack_is_cut_only_where_the_whole_of_it_counts(fold
     harness = Harness(folder, tokens=64)
     (nats,) = harness.loglikelihood_rolling([asked("The man went home. " * 20)])
     assert math.isfinite(nats)
-    with pytest.raises(TaskError, match="380 bytes, more than fit into a pack"):
+    with pytest.raises(TaskError, match="380 bytes"):
         harness.loglikelihood([asked("The man went home. " * 19, "The man went home. ")])
 
 

@@ -143,7 +143,7 @@ def test_a_file_named_as_a_split_is_called_by_its_folder_and_names_are_unique(tm
     lines(tmp_path / "piqa" / "validation-00000.jsonl", PLAIN)
     assert [task.name for task in open_tasks([tmp_path])] == ["hellaswag", "piqa"]
     lines(tmp_path / "hellaswag" / "test.jsonl", PLAIN)
-    with pytest.raises(TaskError, match="2 files hold a task hellaswag"):
+    with pytest.raises(TaskError, match=r"2 .* hellaswag"):
         open_tasks([tmp_path])
 
 
@@ -156,7 +156,7 @@ def test_shots_are_other_questions_with_their_answers(tmp_path: Path) -> None:
         assert f"{number}:" not in before
     assert Shots(task, 0).before(2) == ""
     assert Shots(task, 3).before(4) == shots.before(4)
-    with pytest.raises(TaskError, match="too few for --shots 6"):
+    with pytest.raises(TaskError, match="--shots 6"):
         Shots(task, 6)
 
 

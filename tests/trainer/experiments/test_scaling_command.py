@@ -194,11 +194,11 @@ def test_a_wrong_grid_is_refused(tmp_path: Path, values: dict, words: str) -> No
 
 
 def test_names_that_are_not_in_the_grid_are_refused() -> None:
-    with pytest.raises(ConfigError, match="no family 'bits' in the grid; there is bytes, bpe"):
+    with pytest.raises(ConfigError, match=r"'bits'.*bytes, bpe"):
         load_grid().part(families=["bits"])
     grid = load_grid()
     nowhere = grid.model_copy(
         update={"families": {"bytes": grid.families["bytes"].model_copy(update={"system": "bits"})}}
     )
-    with pytest.raises(ConfigError, match=r"families\.bytes\.system: there is no system 'bits'"):
+    with pytest.raises(ConfigError, match=r"families\.bytes\.system: .*'bits'"):
         sized(load_experiment(), nowhere)

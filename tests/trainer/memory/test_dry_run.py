@@ -180,9 +180,7 @@ def test_want_of_memory_is_one_line_that_says_what_would_help(world: World) -> N
 @pytest.mark.slow
 def test_blocks_that_cannot_be_compiled_are_one_line(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
-    with pytest.raises(
-        TrainingError, match=r"the blocks cannot be compiled .* or set parallel.compile = false"
-    ) as error:
+    with pytest.raises(TrainingError, match=r"parallel.compile = false") as error:
         found(settings_for(compile=True), world)
     assert "\n" not in str(error.value)
 

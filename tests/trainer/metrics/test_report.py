@@ -127,7 +127,7 @@ def test_a_run_under_way_or_of_an_older_version_is_told_too(tmp_path: Path) -> N
     assert facts["bits per byte"] == "2.0000 on the last training interval"
     assert "memory" not in facts
     assert "Bits per byte over bytes" in html([run])
-    with pytest.raises(ConfigError, match=r"metrics\.jsonl is missing or empty"):
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl is missing"):
         load_history(tmp_path)
 
 
@@ -166,7 +166,7 @@ def test_a_run_that_exceeds_its_peak_says_so_once_and_logs_no_utilisation(
 
 def test_figures_of_something_else_are_left_out(tmp_path: Path) -> None:
     foreign = [{"step": "1", "targets": 1}, {"step": 2, "targets": "many"}, {"step": 3, "validation": 2.0}]
-    with pytest.raises(ConfigError, match=r"metrics\.jsonl is missing or empty"):
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl is missing"):
         load_history(write_run(tmp_path / "foreign", foreign))
     run = load_history(write_run(tmp_path / "both", [*foreign, line(4)]))
     assert dict(summary(run))["bits per byte"] == "1.0000 on the last training interval"
