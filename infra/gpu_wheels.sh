@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Fills a folder with the wheels that a GPU machine without internet may lack: infra/gpu_wheels.sh DIR
+# Fills a folder with the wheels that a GPU machine without internet may lack.
 # For Python 3.12 on 64-bit x86 Linux, as infra.gpu_check --wheels DIR wants them; torch is taken to be there, and with it
 # what it needs (typing_extensions, fsspec, ...). At most 60 MB: more ends with 1. PIP names another pip.
 set -euo pipefail
 usage='usage: infra/gpu_wheels.sh DIR'
 case "${1-}" in
--h | --help) echo "$usage" && exit ;;
+-h | --help) echo "$usage" && sed -n '2,/^set /s/^# \{0,1\}//p' "$0" && exit ;;
 '' | -*) echo "$usage" >&2 && exit 2 ;;
 esac
 folder=$1

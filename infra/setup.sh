@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes the project's virtual environment: infra/setup.sh FOLDER [CONSTRAINTS]. Does nothing when it is already current:
+# Makes the project's virtual environment. Does nothing when it is already current:
 # FOLDER/.installed holds the digest of what decides the installation. One that was copied or moved here is made anew: its
 # programs name the interpreter of the folder that they were installed in.
 set -euo pipefail
 usage='usage: infra/setup.sh FOLDER [CONSTRAINTS]'
 case "${1-}" in
--h | --help) echo "$usage" && exit ;;
+-h | --help) echo "$usage" && sed -n '2,/^set /s/^# \{0,1\}//p' "$0" && exit ;;
 '' | -*) echo "$usage" >&2 && exit 2 ;;
 esac
 cd "$(dirname "$0")/.."

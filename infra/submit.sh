@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Preprocesses on a Ray cluster: infra/submit.sh INPUT... --out DIR [options of `python -m pipeline preprocess`].
+# Preprocesses on a Ray cluster.
 # RAY_API_SERVER_ADDRESS is the cluster's dashboard (http://127.0.0.1:8265). The token is read where Ray looks for it:
 # RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token; RAY_AUTH_MODE=disabled is for clusters without one.
 # Shows the job's log, and ends with the exit code of the pipeline (`ray job submit` itself knows only 0 and 1).
@@ -7,7 +7,7 @@ set -euo pipefail
 usage='usage: infra/submit.sh INPUT... --out DIR [options of python -m pipeline preprocess]'
 case " $* " in
 "  ") echo "$usage" >&2 && exit 2 ;;
-*" -h "* | *" --help "*) echo "$usage" && exit ;;
+*" -h "* | *" --help "*) echo "$usage" && sed -n '2,/^set /s/^# \{0,1\}//p' "$0" && exit ;;
 esac
 export RAY_API_SERVER_ADDRESS=${RAY_API_SERVER_ADDRESS:-http://127.0.0.1:8265} RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}
 root=$(cd "$(dirname "$0")/.." && pwd)

@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Trains on one machine or on several: infra/train.sh RECIPE.toml [--section.key value]...
-# Run again, it resumes from the last good checkpoint. On several machines the same command runs on each of them, over
+# Trains on one machine or on several. Run again, it resumes from the last good checkpoint. On several machines the same command runs on each of them, over
 # storage that all see. What it takes from the environment:
 #   NPROC             ranks on this machine: its GPUs, or 1 where there are none
 #   NODES             machines: 1
@@ -13,7 +12,7 @@ set -euo pipefail
 usage='usage: infra/train.sh RECIPE.toml [--section.key value]...'
 case " $* " in
 "  ") echo "$usage" >&2 && exit 2 ;;
-*" -h "* | *" --help "*) echo "$usage" && exit ;;
+*" -h "* | *" --help "*) echo "$usage" && sed -n '2,/^set /s/^# \{0,1\}//p' "$0" && exit ;;
 esac
 root=$(cd "$(dirname "$0")/.." && pwd)
 # Not the environment's torchrun: it names the interpreter of the folder that it was installed in, which may be another by

@@ -110,7 +110,10 @@ def test_a_script_says_how_it_is_used(script):
     assert nothing.returncode == 2
     assert nothing.stderr.startswith(f"usage: infra/{script} ")
     asked = subprocess.run([INFRA / script, "--help"], capture_output=True, text=True)
-    assert (asked.returncode, asked.stdout, asked.stderr) == (0, nothing.stderr, "")
+    usage, *about = asked.stdout.splitlines(keepends=True)
+    assert (asked.returncode, usage, asked.stderr) == (0, nothing.stderr, "")
+    assert about, "what it does and takes from the environment"
+    assert "set -euo" not in asked.stdout
 
 
 @pytest.mark.slow
