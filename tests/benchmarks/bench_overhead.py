@@ -133,7 +133,7 @@ def alternate(settings: TrainSettings, world: World, rounds: int) -> dict[str, l
             work()
             if number >= WARM_UP:
                 seconds[name].append(time.process_time() - began)
-    job.watch.close()
+    job.monitor.close()
     return seconds
 
 

@@ -55,7 +55,7 @@ OF_OUR_OWN = {
     "shared/settings.py": "the format version of a file whose content a bounded reader has given",
     "shared/io/json_reader.py": "the bounded reader itself; every boundary of JSON passes through it",
     "trainer/evaluation/baselines/compressors.py": "compresses texts that were read; opens nothing",
-    "trainer/distributed/straggler_watch.py": "messages between the ranks of one run",
+    "trainer/distributed/straggler_monitor.py": "messages between the ranks of one run",
 }
 """Modules with such words that read nothing from outside, and why."""
 

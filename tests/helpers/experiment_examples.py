@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from trainer.experiments.results.results import Cell, Comparison, Point, Results, System, Tokenizer
+from trainer.experiments.results.results import Comparison, Point, Results, RunResult, System, Tokenizer
 
 SYSTEMS: tuple[tuple[str, Any, str, str | None, float, float, float, float | None], ...] = (
     ("bytes", "bytes", "A flat transformer over bytes.", None, 2.30, 3.1e6, 0.0, None),
@@ -25,8 +25,8 @@ BUDGET = 5e12
 
 def made_up_results(seeds: int = 2, tables: tuple[str, ...] = ("flops", "bytes")) -> Results:
     """The record; ``seeds`` and ``tables`` say how much of it is done."""
-    cells = tuple(
-        _cell(table, system, number, seed)
+    runs = tuple(
+        _run(table, system, number, seed)
         for table in tables
         for number, system in enumerate(SYSTEMS)
         for seed in range(seeds)
@@ -39,7 +39,7 @@ def made_up_results(seeds: int = 2, tables: tuple[str, ...] = ("flops", "bytes")
         ("blt-entropy-4.5", "bpe"),
         ("bpe", "bytes"),
     )
-    bits = {(cell.system, cell.seed): cell.bits_per_byte for cell in cells if cell.table == "flops"}
+    bits = {(run.system, run.seed): run.bits_per_byte for run in runs if run.table == "flops"}
     comparisons = [_comparison(bits, *pair, seeds) for pair in pairs] if seeds > 1 and "flops" in tables else []
     return Results(
         title="tldr, code and prose",
@@ -51,24 +51,24 @@ def made_up_results(seeds: int = 2, tables: tuple[str, ...] = ("flops", "bytes")
         machine="a made-up processor, 1 thread a run, 2 runs at a time, torch 2.13.0",
         tokenizer=Tokenizer(vocabulary=4096, sha256="0" * 64, bytes_per_token=3.3),
         systems=tuple(System(name=s[0], family=s[1], description=s[2], ablates=s[3]) for s in SYSTEMS),
-        cells=cells,
+        runs=runs,
         comparisons=tuple(comparisons),
         document_bytes=(4_000,) * 43,
     )
 
 
-def _cell(table: Any, system: tuple[Any, ...], number: int, seed: int) -> Cell:
+def _run(table: Any, system: tuple[Any, ...], number: int, seed: int) -> RunResult:
     name, _, _, _, bits, flops, entropy_flops, patch = system
     bits += (0.012 * math.sin(7 * seed + number)) + (0.05 if table == "bytes" else 0.0)
     trained = 1_500_000 if table == "bytes" else round(BUDGET / (3 * flops))
     spent = 3.0 * flops * trained
     seconds = spent / (2.4e10 + 2e9 * math.cos(number))
     steps = [share / 5 for share in range(1, 6)]
-    return Cell(
+    return RunResult(
         table=table,
         system=name,
         seed=seed,
-        run=Path(f"cells/{table}/{name}/seed-{seed}"),
+        folder=Path(f"runs/{table}/{name}/seed-{seed}"),
         parameters=6_400_000 - 100_000 * number,
         table_parameters=3_145_728 if name.startswith("blt") and "no-ngrams" not in name else 0,
         steps=400,

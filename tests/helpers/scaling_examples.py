@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.experiments.results.results import Cell
-from trainer.experiments.scaling.record import GridCell, Scaling
+from trainer.experiments.results.results import RunResult
+from trainer.experiments.scaling.record import GridRun, Scaling
 
 BUDGETS = (1e12, 2e12, 4e12)
 SPREAD = (0.4, 0.7, 1.3, 2.2)
@@ -14,7 +14,7 @@ SPREAD = (0.4, 0.7, 1.3, 2.2)
 Law = Callable[[float], float]
 
 
-def grid_cells(
+def grid_runs(
     family: str,
     bits_of_best: Law,
     best_size: Law,
@@ -26,7 +26,7 @@ def grid_cells(
     curvature: float = 0.05,
     entropy: float = 0.0,
     generator: np.random.Generator | None = None,
-) -> list[GridCell]:
+) -> list[GridRun]:
     """Cells whose bits are a parabola in the logarithm of the size, around ``best_size`` FLOPs a byte of each budget.
 
     ``sizes``: FLOPs a byte, the same at all budgets; none: `SPREAD` around the best of the middle budget. ``entropy``:
@@ -34,18 +34,18 @@ def grid_cells(
     """
     generator = generator or np.random.default_rng(0)
     tried = sizes or [best_size(budgets[len(budgets) // 2]) * share for share in SPREAD]
-    cells = []
+    runs = []
     for budget in budgets:
         for number, size in enumerate(tried):
             for seed in range(seeds):
                 away = np.log(size / best_size(budget))
                 bits = bits_of_best(budget) + curvature * away**2 + noise * generator.standard_normal()
                 text = budget / (3 * size)
-                cell = Cell(
+                run = RunResult(
                     table="flops",
                     system=f"{family}-{number}",
                     seed=seed,
-                    run=Path("cells"),
+                    folder=Path("runs"),
                     parameters=int(size / 2) + 1000,
                     table_parameters=1000,
                     steps=10,
@@ -60,25 +60,25 @@ def grid_cells(
                     flops_per_byte=size,
                     entropy_flops_per_byte=entropy,
                 )
-                cells.append(GridCell(family=family, size=f"s{number}", budget_flops=budget, cell=cell))
-    return cells
+                runs.append(GridRun(family=family, size=f"s{number}", budget_flops=budget, result=run))
+    return runs
 
 
-def made_up(cells: Sequence[GridCell], *, against: str = "bpe", confidence: float = 0.95, count: int = 400) -> Scaling:
-    """A study of these cells, nothing fitted yet."""
+def made_up(runs: Sequence[GridRun], *, against: str = "bpe", confidence: float = 0.95, count: int = 400) -> Scaling:
+    """A study of these runs, nothing fitted yet."""
     return Scaling(
         title="made up",
         corpus="none",
         machine="none",
         train_bytes=1_000_000,
         validation_bytes=100_000,
-        budgets=tuple(sorted({cell.budget_flops for cell in cells})),
-        families=tuple(dict.fromkeys(cell.family for cell in cells)),
-        seeds=tuple(sorted({cell.cell.seed for cell in cells})),
+        budgets=tuple(sorted({run.budget_flops for run in runs})),
+        families=tuple(dict.fromkeys(run.family for run in runs)),
+        seeds=tuple(sorted({run.result.seed for run in runs})),
         against=against,
         confidence=confidence,
         replicates=count,
-        cells=tuple(cells),
+        runs=tuple(runs),
     )
 
 

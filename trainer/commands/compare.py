@@ -121,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
     results, failed = compare(request, Progress(silent=False, every_seconds=30.0))
     show(in_words(results))
     out = arguments.out
-    show(f"\npage: {write_report(out)}   record: {out / RESULTS_NAME}   runs: {out / 'cells'}")
+    show(f"\npage: {write_report(out)}   record: {out / RESULTS_NAME}   runs: {out / 'runs'}")
     return code_of(failed)
 
 

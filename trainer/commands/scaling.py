@@ -40,6 +40,6 @@ def run(arguments: argparse.Namespace) -> int:
     )
     found, failed = scale(request, Progress(silent=False, every_seconds=30.0))
     show(in_words(found))
-    page, cells = write_report(arguments.out), arguments.out / "cells" / "scaling"
-    show(f"\npage: {page}   record: {arguments.out / SCALING_NAME}   runs: {cells}")
+    page, runs = write_report(arguments.out), arguments.out / "runs" / "scaling"
+    show(f"\npage: {page}   record: {arguments.out / SCALING_NAME}   runs: {runs}")
     return code_of(failed)

@@ -11,7 +11,7 @@ from pydantic import Field
 from shared.io.files import Output
 from shared.patching.settings import PatchingSettings
 from shared.settings import Settings
-from trainer.provenance.json_records import Figure, expected
+from trainer.provenance.json_records import Value, expected
 
 SWEEP_NAME = "sweep.json"
 SWEEP = re.compile(rb'\{\n "model": "[^\n]*",\n "sha256": "[0-9a-f]{64}",\n "data": ')
@@ -21,16 +21,16 @@ SWEEP = re.compile(rb'\{\n "model": "[^\n]*",\n "sha256": "[0-9a-f]{64}",\n "dat
 class SweepPoint(Settings):
     """The whole split, cut with one threshold and scored."""
 
-    theta: Figure
+    theta: Value
     """Nats, the default threshold; where subsets have their own, all are moved by ``shift``."""
-    shift: Figure
+    shift: Value
     """Nats above the threshold that the model was trained with."""
     trained: bool
     """Whether this is the threshold that the model was trained with."""
-    bits_per_byte: Figure
-    bytes_per_patch: Figure
+    bits_per_byte: Value
+    bytes_per_patch: Value
     """Text bytes over patches other than BOS."""
-    flops_per_byte: Figure
+    flops_per_byte: Value
     """Useful FLOPs of a forward pass, a byte of text; without the entropy model."""
 
 
@@ -50,7 +50,7 @@ class ThresholdSweep(Settings):
     documents: int
     bytes: int
     """Of text that is scored."""
-    entropy_flops_per_byte: Figure
+    entropy_flops_per_byte: Value
     """Of the entropy model's forward pass, a byte of text: the same for every threshold."""
     points: tuple[SweepPoint, ...] = Field(min_length=1)
 

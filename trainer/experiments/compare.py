@@ -21,11 +21,11 @@ from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT
 from trainer.errors import TrainingError
 from trainer.experiments.budget import Spent, check_budget, recipe_within
 from trainer.experiments.preparation import Request, prepare
-from trainer.experiments.results.records import Score, cell_of, expected_score
+from trainer.experiments.results.records import Score, expected_score, result_of
 from trainer.experiments.results.results import (
     RESULTS_NAME,
-    Cell,
     Results,
+    RunResult,
     Table,
     Tokenizer,
     load_results,
@@ -74,17 +74,17 @@ def compare(request: Comparing, line: Progress) -> tuple[Results, list[str]]:
     runs, budget_bytes = plan(request, data)
     results = _opened(request, data, budget_bytes)
     total = sum(run.spent.flops for run in runs)
-    line.say(f"== {counted(len(runs), 'run')}, {quantity(total)}FLOP of training, {jobs} at a time -> {out / 'cells'}")
+    line.say(f"== {counted(len(runs), 'run')}, {quantity(total)}FLOP of training, {jobs} at a time -> {out / 'runs'}")
     scores: dict[Path, Score] = {}
 
     def keep(run: PlannedRun) -> None:
         nonlocal results
         scores[run.folder] = _checked(run.folder, scores)
-        results = _with_cell(results, request.experiment, run, out, scores[run.folder])
+        results = _with_run(results, request.experiment, run, out, scores[run.folder])
         save_results(results, out)
 
     failed = run_all(runs, jobs, line, keep)
-    if not results.cells:
+    if not results.runs:
         raise TrainingError("no run has ended well")
     return results, list(failed)
 
@@ -96,7 +96,7 @@ def plan(request: Comparing, data: dict[str, Path]) -> tuple[list[PlannedRun], i
 
     def within(table: Table, budget: float, seed: int, system: str) -> PlannedRun:
         name, place = f"{table}/{system}/seed-{seed}", data[experiment.systems[system].patching]
-        folder = request.out / "cells" / name
+        folder = request.out / "runs" / name
         recipe, spent = recipe_within(experiment, system, place, folder, seed, VALIDATIONS, budget, table)
         return PlannedRun(name, recipe, table=table, system=system, seed=seed, spent=spent)
 
@@ -139,38 +139,38 @@ def _opened(request: Comparing, data: dict[str, Path], budget_bytes: int | None)
     """The results so far: those in the folder with this request's systems beside them, or empty ones."""
     out, experiment = request.out, request.experiment
     known = load_results(out) if (out / RESULTS_NAME).exists() else None
-    names = {*request.systems, *(cell.system for cell in (known.cells if known else ()))}
+    names = {*request.systems, *(run.system for run in (known.runs if known else ()))}
     empty = Results(
         title=f"{len(names)} systems at {request.budget_flops:.3g} FLOPs of training",
         budget_flops=request.budget_flops,
         budget_bytes=budget_bytes,
         tokenizer=_tokenizer(experiment, data),
         systems=tuple(experiment.system(name) for name in experiment.systems if name in names),
-        cells=(),
+        runs=(),
         **circumstances(request),
     )
     if known is None:
         return empty
     kept = {name: getattr(known, name) for name in ("comparisons", "document_bytes")}
-    kept["cells"] = tuple(cell for cell in known.cells if cell.system in experiment.systems)
+    kept["runs"] = tuple(run for run in known.runs if run.system in experiment.systems)
     for name in ("budget_bytes", "tokenizer"):
         kept[name] = getattr(known, name) if getattr(empty, name) is None else getattr(empty, name)
     return empty.model_copy(update=kept)
 
 
-def _with_cell(results: Results, experiment: Experiment, planned: PlannedRun, out: Path, score: Score) -> Results:
-    """The results with a cell in its place, and compared anew."""
-    cell = cell_of(out, planned.folder, planned.table, planned.system, planned.seed)
-    cells = [other for other in results.cells if _key(other) != _key(cell)] + [cell]
+def _with_run(results: Results, experiment: Experiment, planned: PlannedRun, out: Path, score: Score) -> Results:
+    """The results with a run in its place, and compared anew."""
+    run = result_of(out, planned.folder, planned.table, planned.system, planned.seed)
+    runs = [other for other in results.runs if _key(other) != _key(run)] + [run]
     order = list(experiment.systems)
-    cells.sort(key=lambda cell: (cell.table != "flops", order.index(cell.system), cell.seed))
-    comparisons = compared(experiment.expected, results.systems, cells, score.document_bytes)
-    new = {"cells": tuple(cells), "comparisons": comparisons, "document_bytes": score.document_bytes}
+    runs.sort(key=lambda run: (run.table != "flops", order.index(run.system), run.seed))
+    comparisons = compared(experiment.expected, results.systems, runs, score.document_bytes)
+    new = {"runs": tuple(runs), "comparisons": comparisons, "document_bytes": score.document_bytes}
     return results.model_copy(update=new)
 
 
-def _key(cell: Cell) -> tuple[str, str, int]:
-    return cell.table, cell.system, cell.seed
+def _key(run: RunResult) -> tuple[str, str, int]:
+    return run.table, run.system, run.seed
 
 
 def _checked(folder: Path, others: dict[Path, Score]) -> Score:

@@ -134,4 +134,4 @@ def _train_and_score(arguments: Sequence[str], score: bool) -> int:
 
 def _last_line(path: Path) -> str:
     lines = path.read_text(errors="replace").split("\n") if path.exists() else []
-    return next((line for line in reversed(lines) if line.strip()), "nothing was said")
+    return next((line for line in reversed(lines) if line.strip()), "nothing was logged")

@@ -12,7 +12,7 @@ from trainer.metrics.history import History, Points
 from trainer.metrics.summary import summary
 
 BYTES, TIME = ("targets", "bytes trained on"), ("seconds", "seconds of training")
-"""What may be on the x axis: a figure of the lines, and what it is called."""
+"""What may be on the x axis: a key of the lines, and its label."""
 
 CHARTS: tuple[tuple[str, str, str, float], ...] = (
     ("Learning rate", "by optimizer and share", "lr_by_group", 1.0),
@@ -30,7 +30,7 @@ CHARTS: tuple[tuple[str, str, str, float], ...] = (
     ("Memory", "bytes on the rank that has most", "memory", 1.0),
     ("Skipped steps", "an interval", "skipped", 1.0),
 )
-"""Title, unit, figure of the lines (a table gives a curve an entry) and what it is multiplied by."""
+"""Title, unit, key of the lines (a table gives a curve an entry) and the factor to multiply by."""
 FILLS = {"tokens": "token_fill", "patches": "patch_fill"}
 
 
@@ -64,7 +64,7 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 
 
 def charts(runs: Sequence[History], names: Sequence[str]) -> Iterator[str]:
-    """All figures of which there is something to show."""
+    """A chart for each metric that has values."""
     for x in (BYTES, TIME):
         curves = []
         for number, (run, name) in enumerate(zip(runs, names)):
@@ -91,7 +91,7 @@ def charts(runs: Sequence[History], names: Sequence[str]) -> Iterator[str]:
 def _entries(
     run: History, name: str, key: str, number: int, runs: Sequence[History]
 ) -> Iterator[tuple[str, Points, tuple[int, int]]]:
-    """Label, points, and colour and dash of each curve of a figure: colours tell runs apart, if there are several."""
+    """Label, points, and colour and dash of each curve of a metric: colours tell runs apart, if there are several."""
     if key == "fill":
         paths = FILLS
     else:

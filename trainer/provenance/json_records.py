@@ -11,7 +11,7 @@ from shared.io.json_reader import read_bounded
 from shared.settings import first_problem
 
 MOST_BYTES = 256 << 20
-"""Of a record: every cell has a figure for each document."""
+"""Of a record: every run has a value for each document."""
 LARGEST = 1e60
 """Of a figure in a record. Pages add, multiply and square them; these stay finite in fp64."""
 
@@ -30,7 +30,7 @@ def _inside(path: Path) -> Path:
 
 PathInside = Annotated[Path, AfterValidator(_inside)]
 """A path relative to the record's own folder, which it does not leave: records may be of others."""
-Figure = Annotated[float, AfterValidator(_plausible)]
+Value = Annotated[float, AfterValidator(_plausible)]
 """A number that was measured or computed: sums and squares of such numbers are still finite."""
 
 R = TypeVar("R", bound=BaseModel)

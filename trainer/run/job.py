@@ -9,7 +9,7 @@ from trainer.checkpoints.state import TrainState
 from trainer.checkpoints.store import Checkpoints
 from trainer.data.loader import PackLoader
 from trainer.data.run_data import RunData
-from trainer.distributed.straggler_watch import Watch
+from trainer.distributed.straggler_monitor import StragglerMonitor
 from trainer.distributed.world import World
 from trainer.evaluation.validation import Validation
 from trainer.lr_schedule import progress
@@ -38,7 +38,7 @@ class Job:
     """What is said on the terminal, by the main rank alone."""
     timer: StepTimer
     metrics: RunMetrics
-    watch: Watch
+    monitor: StragglerMonitor
 
     def done(self) -> float:
         """Share of the run behind."""

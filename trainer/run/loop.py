@@ -39,11 +39,11 @@ def run_steps(job: Job, callbacks: Sequence[Callback], stop: StopRequest) -> boo
             return False
         validate_if_due(job, callbacks)
         if step % job.settings.checkpoint.every == 0 or over or (near and not before):
-            job.watch.at(step, "saving")
+            job.monitor.report(step, "saving")
             with job.timer.paused():
                 job.checkpoints.save(job.model, job.optimizer, job.state)
         report_saves(job, callbacks)
-    job.watch.rest()
+    job.monitor.pause()
     job.world.wait_at_most(SETUP_TIMEOUT, job.model)  # what is left to write may be much
     job.checkpoints.wait()
     report_saves(job, callbacks)
@@ -72,7 +72,7 @@ def validate_if_due(job: Job, callbacks: Sequence[Callback]) -> None:
     due = job.done() >= 1.0 or (every is not None and step > 0 and step % every == 0)
     if not due or job.state.validation is not None:
         return
-    job.watch.at(step, "validating")
+    job.monitor.report(step, "validating")
     with job.timer.paused():
         scores = job.validation.run(job.model)
         job.state = job.state.model_copy(update={"validation": scores})
@@ -82,7 +82,7 @@ def validate_if_due(job: Job, callbacks: Sequence[Callback]) -> None:
 
 def save_and_stop(job: Job, callbacks: Sequence[Callback]) -> None:
     """Save the state after this step, whatever the time. Raises CheckpointError when that is not possible."""
-    job.watch.rest()
+    job.monitor.pause()
     job.checkpoints.save(job.model, job.optimizer, job.state)
     saved = job.checkpoints.wait()
     report_saves(job, callbacks)
@@ -111,12 +111,12 @@ def one_step(job: Job, callbacks: Sequence[Callback], packs: Iterator[Pack], sto
     settings, state = job.settings, job.state
     step = state.step + 1
     job.timer.begin_step()
-    job.watch.at(step, "waiting for data")
+    job.monitor.report(step, "waiting for data")
     began = time.perf_counter()
     mine = [next(packs) for _ in range(settings.data.packs // job.world.size)]
     waited = time.perf_counter() - began
     job.timer.mark("data")
-    job.watch.at(step, "computing")
+    job.monitor.report(step, "computing")
     whole = mine[0].step
     assert whole.cursor is not None
     # The rate belongs to where the step ends, so that the first step of a warm-up learns something too.

@@ -22,7 +22,7 @@ from trainer.checkpoints.state import TrainState
 from trainer.checkpoints.store import Checkpoints
 from trainer.data.loader import PackLoader
 from trainer.data.run_data import RunData
-from trainer.distributed.straggler_watch import Watch
+from trainer.distributed.straggler_monitor import StragglerMonitor
 from trainer.distributed.world import World
 from trainer.evaluation.scores import table
 from trainer.evaluation.validation import Validation
@@ -106,7 +106,8 @@ def prepare(settings: TrainSettings, data: RunData, identity: RunIdentity, world
         line=line,
         timer=timer,
         metrics=RunMetrics(settings, data, world, timer, line.say),
-        watch=Watch(world.store, world.rank, world.size, settings.run.timeout / 2, LOG.warning),  # before they give up
+        # It names the slowest before the others give up.
+        monitor=StragglerMonitor(world.store, world.rank, world.size, settings.run.timeout / 2, LOG.warning),
     )
     for news in checkpoints.pop_news():
         line.say(news)
@@ -126,7 +127,7 @@ def prepare(settings: TrainSettings, data: RunData, identity: RunIdentity, world
 
 def close(job: Job, callbacks: Sequence[Callback]) -> None:
     """Flush what is still open."""
-    job.watch.close()
+    job.monitor.close()
     for callback in callbacks:
         callback.on_run_end()
 

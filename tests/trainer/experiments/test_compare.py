@@ -80,7 +80,7 @@ better = "blt"
 worse = "bytes"
 """
 PROSE = "The patch begins where the next byte is hard to guess, and ends before another. "
-CELLS = [(system, seed) for system in ("bytes", "tokens", "patches") for seed in (0, 1)]
+RUNS = [(system, seed) for system in ("bytes", "tokens", "patches") for seed in (0, 1)]
 
 
 def make_corpus(folder: Path) -> list[str]:
@@ -109,7 +109,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     log = (place / "log.txt").open("w")
     command = [sys.executable, "-m", "trainer", *arguments(place)]
     begun = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    run = place / "out/cells/flops/bytes/seed-0"
+    run = place / "out/runs/flops/bytes/seed-0"
     while begun.poll() is None and len(read_lines(run / "metrics.jsonl")) < 24:  # the checkpoint of step 20 is whole
         time.sleep(0.02)
     assert begun.poll() is None, (place / "log.txt").read_text()
@@ -125,42 +125,42 @@ def results(place: Path) -> Results:
 
 
 def recipe(place: Path, results: Results, system: str, seed: int) -> TrainSettings:
-    """As the run of a cell resolved it."""
-    (cell,) = [cell for cell in results.cells if (cell.system, cell.seed) == (system, seed)]
-    return TrainSettings.model_validate(json.loads((place / "out" / cell.run / "config.json").read_text()))
+    """As a run resolved it."""
+    (run,) = [run for run in results.runs if (run.system, run.seed) == (system, seed)]
+    return TrainSettings.model_validate(json.loads((place / "out" / run.folder / "config.json").read_text()))
 
 
-def test_every_system_and_seed_has_a_cell_that_names_its_run(place: Path, results: Results) -> None:
-    assert [(cell.system, cell.seed) for cell in results.cells] == CELLS
-    for cell in results.cells:
-        assert (place / "out" / cell.run / "model/model.safetensors").exists()
-        assert len(cell.curve) >= 4
-        assert cell.curve[-1].step == cell.steps
-        assert cell.curve[-1].useful_flops == cell.useful_flops
-        assert cell.curve[-1].bits_per_byte == pytest.approx(cell.bits_per_byte, rel=1e-6)
-        assert cell.seconds > 0
+def test_every_system_and_seed_has_a_record_that_names_its_folder(place: Path, results: Results) -> None:
+    assert [(run.system, run.seed) for run in results.runs] == RUNS
+    for run in results.runs:
+        assert (place / "out" / run.folder / "model/model.safetensors").exists()
+        assert len(run.curve) >= 4
+        assert run.curve[-1].step == run.steps
+        assert run.curve[-1].useful_flops == run.useful_flops
+        assert run.curve[-1].bits_per_byte == pytest.approx(run.bits_per_byte, rel=1e-6)
+        assert run.seconds > 0
 
 
 def test_budgets_are_equal_within_two_per_cent_and_counted_from_the_packs(place: Path, results: Results) -> None:
-    budgets = [cell.useful_flops for cell in results.cells]
+    budgets = [run.useful_flops for run in results.runs]
     assert max(budgets) / min(budgets) < 1.02
-    for cell in results.cells:
-        planned = steps_within(recipe(place, results, cell.system, cell.seed), BUDGET, "flops")
-        assert (planned.steps, planned.bytes) == (cell.steps, cell.bytes)
-        assert planned.flops == pytest.approx(cell.useful_flops, rel=1e-9)
+    for run in results.runs:
+        planned = steps_within(recipe(place, results, run.system, run.seed), BUDGET, "flops")
+        assert (planned.steps, planned.bytes) == (run.steps, run.bytes)
+        assert planned.flops == pytest.approx(run.useful_flops, rel=1e-9)
 
 
 def test_scores_are_of_the_same_documents_and_add_up(place: Path, results: Results) -> None:
     whole = sum(results.document_bytes)
     assert whole == results.validation_bytes == open_dataset(place / "out/corpus/validation").manifest.totals.bytes
-    for cell in results.cells:
-        assert len(cell.document_bits) == len(results.document_bytes)
-        assert sum(cell.document_bits) / whole == pytest.approx(cell.bits_per_byte)
-        assert set(cell.bits_by_subset) == {"prose", "python"}
-        settings = recipe(place, results, cell.system, cell.seed).model
-        assert cell.parameters == sum(map(prod, parameter_shapes(settings).values()))
-        assert cell.table_parameters == (4096 if cell.system == "patches" else 0)
-    sizes = {cell.system: cell.bytes_per_patch for cell in results.cells}
+    for run in results.runs:
+        assert len(run.document_bits) == len(results.document_bytes)
+        assert sum(run.document_bits) / whole == pytest.approx(run.bits_per_byte)
+        assert set(run.bits_by_subset) == {"prose", "python"}
+        settings = recipe(place, results, run.system, run.seed).model
+        assert run.parameters == sum(map(prod, parameter_shapes(settings).values()))
+        assert run.table_parameters == (4096 if run.system == "patches" else 0)
+    sizes = {run.system: run.bytes_per_patch for run in results.runs}
     assert sizes["bytes"] is None
     assert sizes["patches"] == pytest.approx(3.9, abs=0.1)
     assert results.tokenizer is not None
@@ -168,7 +168,7 @@ def test_scores_are_of_the_same_documents_and_add_up(place: Path, results: Resul
 
 
 def test_pairs_of_seeds_are_compared(results: Results) -> None:
-    by_name = {(cell.system, cell.seed): cell for cell in results.cells}
+    by_name = {(run.system, run.seed): run for run in results.runs}
     (named, family) = results.comparisons
     assert (named.better, named.worse) == ("patches", "tokens")
     wanted = [by_name["tokens", seed].bits_per_byte - by_name["patches", seed].bits_per_byte for seed in (0, 1)]
@@ -186,9 +186,9 @@ def test_a_killed_comparison_ends_as_one_that_was_never_stopped(place: Path, res
         shutil.copytree(place / "out" / part, tmp_path / "out" / part)
     shutil.copy(place / "out" / EXPERIMENT_NAME, tmp_path / "out")
     assert main(arguments(tmp_path, "--only", "bytes", "--seeds", "0")) == 0
-    (alone,) = load_results(tmp_path / "out").cells
-    killed = results.cells[0]
-    assert read_lines(place / "out" / killed.run / "starts.jsonl")[-1]["step"] > 0, "it went on from a checkpoint"
+    (alone,) = load_results(tmp_path / "out").runs
+    killed = results.runs[0]
+    assert read_lines(place / "out" / killed.folder / "starts.jsonl")[-1]["step"] > 0, "it went on from a checkpoint"
     assert alone.model_copy(update={"seconds": 0.0, "curve": ()}) == killed.model_copy(
         update={"seconds": 0.0, "curve": ()}
     )
@@ -196,10 +196,10 @@ def test_a_killed_comparison_ends_as_one_that_was_never_stopped(place: Path, res
 
 
 def test_what_is_done_is_not_done_again_and_more_seeds_join(place: Path, results: Results, capsys) -> None:
-    before = {path: path.stat().st_mtime_ns for path in (place / "out/cells").rglob("*.safetensors")}
+    before = {path: path.stat().st_mtime_ns for path in (place / "out/runs").rglob("*.safetensors")}
     assert main(arguments(place, "--only", "tokens", "--seeds", "0")) == 0
-    assert {path: path.stat().st_mtime_ns for path in (place / "out/cells").rglob("*.safetensors")} == before
-    assert load_results(place / "out").cells == results.cells
+    assert {path: path.stat().st_mtime_ns for path in (place / "out/runs").rglob("*.safetensors")} == before
+    assert load_results(place / "out").runs == results.runs
     assert f"patches before tokens: {results.comparisons[0].verdict}" in capsys.readouterr().out
 
 

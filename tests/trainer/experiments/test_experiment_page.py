@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from helpers.browser import Browser
 from helpers.experiment_examples import SYSTEMS, made_up_results
-from helpers.scaling_examples import grid_cells, made_up, power
+from helpers.scaling_examples import grid_runs, made_up, power
 
 from shared.errors import ConfigError
 from shared.io.files import Output
@@ -56,7 +56,7 @@ def test_a_laboratory_under_way_says_what_is_missing(seeds: int) -> None:
     assert "Expected orders" not in text
     assert "nan" not in text
     (warning,) = warnings(results)
-    assert warning.startswith("There is one seed" if seeds else "No cell is finished")
+    assert warning.startswith("There is one seed" if seeds else "No run is finished")
 
 
 def test_an_interval_over_very_few_documents_is_warned_of() -> None:
@@ -64,17 +64,15 @@ def test_an_interval_over_very_few_documents_is_warned_of() -> None:
     assert words.startswith("The validation split holds 2 documents")
 
 
-def test_missing_cells_and_unequal_budgets_are_warned_of() -> None:
+def test_missing_runs_and_unequal_budgets_are_warned_of() -> None:
     results = made_up_results()
-    first, *others = (
-        cell for cell in results.cells if (cell.system, cell.seed) != ("bpe", 1) and cell.system != "megabyte"
-    )
+    first, *others = (run for run in results.runs if (run.system, run.seed) != ("bpe", 1) and run.system != "megabyte")
     dear = first.model_copy(update={"useful_flops": 1.05 * first.useful_flops})
-    found = warnings(of(results, cells=(dear, *others)))
+    found = warnings(of(results, runs=(dear, *others)))
     assert any("not fair: the largest is 5.0" in words for words in found)
     assert "Without any finished run: megabyte." in found
     assert "Fewer seeds than the others at equal training FLOPs: bpe (1 of 2)." in found
-    assert "not fair" in content(of(results, cells=(dear, *others)), "today")
+    assert "not fair" in content(of(results, runs=(dear, *others)), "today")
 
 
 def test_the_best_system_is_named_and_the_best_without_a_tokenizer() -> None:
@@ -82,9 +80,9 @@ def test_the_best_system_is_named_and_the_best_without_a_tokenizer() -> None:
     assert best.startswith("Lowest bits per byte at equal training FLOPs: bpe with 2.1")
     assert best.endswith("; blt-entropy-4.5 is 0.043 above.")
     assert "blt-entropy-4.5" in other
-    near = [cell.model_copy(update={"bits_per_byte": 2.1 + 0.01 * cell.seed}) for cell in made_up_results().cells]
-    assert "no more than seeds differ" in findings(of(made_up_results(), cells=tuple(near)), "flops")[0]
-    without = of(made_up_results(), cells=tuple(cell for cell in made_up_results().cells if cell.system != "bpe"))
+    near = [run.model_copy(update={"bits_per_byte": 2.1 + 0.01 * run.seed}) for run in made_up_results().runs]
+    assert "no more than seeds differ" in findings(of(made_up_results(), runs=tuple(near)), "flops")[0]
+    without = of(made_up_results(), runs=tuple(run for run in made_up_results().runs if run.system != "bpe"))
     assert len(findings(without, "flops")) == 1
 
 
@@ -108,17 +106,17 @@ def test_an_interval_that_leaves_the_picture_ends_in_an_arrow() -> None:
 
 def test_figures_that_add_up_to_infinity_are_refused_with_their_key(tmp_path: Path) -> None:
     results = made_up_results()
-    huge = tuple(cell.model_copy(update={"seconds": 1e308}) for cell in results.cells)
-    save_results(of(results, cells=huge), tmp_path)
-    with pytest.raises(ConfigError, match=r"results\.json: cells\.0\.seconds: "):
+    huge = tuple(run.model_copy(update={"seconds": 1e308}) for run in results.runs)
+    save_results(of(results, runs=huge), tmp_path)
+    with pytest.raises(ConfigError, match=r"results\.json: runs\.0\.seconds: "):
         load_results(tmp_path)
 
 
-@pytest.mark.parametrize("run", ["/etc", "../other", "cells/../../other"])
+@pytest.mark.parametrize("run", ["/etc", "../other", "runs/../../other"])
 def test_a_record_leads_to_no_run_outside_its_folder(tmp_path: Path, run: str) -> None:
     results = made_up_results()
-    save_results(of(results, cells=(results.cells[0].model_copy(update={"run": Path(run)}),)), tmp_path)
-    with pytest.raises(ConfigError, match=r"results\.json: cells\.0\.run: must lie inside"):
+    save_results(of(results, runs=(results.runs[0].model_copy(update={"folder": Path(run)}),)), tmp_path)
+    with pytest.raises(ConfigError, match=r"results\.json: runs\.0\.folder: must lie inside"):
         load_results(tmp_path)
 
 
@@ -126,18 +124,18 @@ def test_nothing_in_a_record_becomes_markup() -> None:
     evil = "<script>alert(1)</script>"
     results = made_up_results()
     systems = tuple(one.model_copy(update={"description": evil, "patching": evil}) for one in results.systems)
-    cells = tuple(
-        cell.model_copy(update={"bits_by_subset": {evil: 2.0, "b": 1.0}, "run": Path(evil)}) for cell in results.cells
+    runs = tuple(
+        run.model_copy(update={"bits_by_subset": {evil: 2.0, "b": 1.0}, "folder": Path(evil)}) for run in results.runs
     )
-    text = content(of(results, title=evil, corpus=evil, machine=evil, systems=systems, cells=cells), evil)
+    text = content(of(results, title=evil, corpus=evil, machine=evil, systems=systems, runs=runs), evil)
     assert "<script" not in text
     assert text.count("&lt;script") > 10
 
 
 def test_a_study_shows_predictions_apart_from_what_was_measured() -> None:
-    cells = grid_cells("bytes", power(70.0, -0.12), power(0.5, 0.5), noise=0.004)
-    cells += grid_cells("bpe", power(60.0, -0.12), power(0.5, 0.5), noise=0.004)
-    text = scaling_content(study(made_up(cells), [1e14]), "today")
+    runs = grid_runs("bytes", power(70.0, -0.12), power(0.5, 0.5), noise=0.004)
+    runs += grid_runs("bpe", power(60.0, -0.12), power(0.5, 0.5), noise=0.004)
+    text = scaling_content(study(made_up(runs), [1e14]), "today")
     titles = re.findall(r"<figure><h3>(.*?) <span", text)
     assert titles == ["Bits per byte over budget", "Predictions", "Sizes of bytes", "Sizes of bpe"]
     figures = dict(zip(titles, text.split("<figure>")[1:]))
@@ -147,7 +145,7 @@ def test_a_study_shows_predictions_apart_from_what_was_measured() -> None:
     assert figures["Predictions"].count('class="band') == 4
     assert figures["Sizes of bpe"].count('class="dot c') == 24 + 3
     assert "Predicted from the fits, not measured" in text
-    unfinished = scaling_content(study(made_up(cells[:2]), [1e14]), "today")
+    unfinished = scaling_content(study(made_up(runs[:2]), [1e14]), "today")
     assert "Predictions" not in unfinished
     assert "no optimum at one budget" in unfinished
 

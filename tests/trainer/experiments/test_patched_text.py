@@ -31,14 +31,17 @@ def experiment(folder: Path) -> Results:
     """A folder with results of three systems and their data."""
     whole = made_up_results(seeds=1, tables=("flops",))
     names = {"bytes": NONE, "megabyte": STATIC, "blt-space": SPACE}
-    cells = tuple(cell for cell in whole.cells if cell.system in names)
-    for cell in cells:
-        data = tiny_data(folder / "data" / cell.system, names[cell.system])
-        (folder / cell.run).mkdir(parents=True)
+    runs = tuple(run for run in whole.runs if run.system in names)
+    for run in runs:
+        data = tiny_data(folder / "data" / run.system, names[run.system])
+        (folder / run.folder).mkdir(parents=True)
         # As written where the experiment was before it was moved here.
-        config = {"run": {"out": f"/elsewhere/{cell.run}"}, "data": {"path": f"/elsewhere/{data.relative_to(folder)}"}}
-        (folder / cell.run / "config.json").write_text(json.dumps(config))
-    results = whole.model_copy(update={"cells": cells, "systems": tuple(s for s in whole.systems if s.name in names)})
+        config = {
+            "run": {"out": f"/elsewhere/{run.folder}"},
+            "data": {"path": f"/elsewhere/{data.relative_to(folder)}"},
+        }
+        (folder / run.folder / "config.json").write_text(json.dumps(config))
+    results = whole.model_copy(update={"runs": runs, "systems": tuple(s for s in whole.systems if s.name in names)})
     save_results(results, folder)
     return results
 
@@ -80,11 +83,11 @@ def test_cuts_stand_under_one_another_and_lose_nothing() -> None:
     cuts = [("four", list(range(0, len(text), 4))), ("whole", [0])]
     found = aligned(text, cuts, "cuts")
     rows = re.findall(r"<th scope=\"row\">(.*?)</th><td>(.*?)</td>", found)
-    shown = {name: "".join("".join(patches(cells)) for of, cells in rows if of == name) for name, _ in cuts}
+    shown = {name: "".join("".join(patches(row)) for of, row in rows if of == name) for name, _ in cuts}
     assert shown["four"] == shown["whole"]
     assert shown["whole"].startswith("Größe <b> und→mehr↵�· 漢字")
     assert len(shown["whole"]) == len(list(characters(text)))
-    lengths = [[len("".join(patches(cells))) for of, cells in rows if of == name] for name, _ in cuts]
+    lengths = [[len("".join(patches(runs))) for of, runs in rows if of == name] for name, _ in cuts]
     assert lengths[0] == lengths[1]
     assert "<b>" not in found
 
@@ -112,7 +115,7 @@ def test_prompts_end_with_a_whole_word() -> None:
 
 def test_samples_are_written_on_demand_and_kept(browser: Browser, tmp_path: Path) -> None:
     experiment(tmp_path)
-    model_folder(tmp_path / "cells/flops/blt-space/seed-0/model", SPACE, None)
+    model_folder(tmp_path / "runs/flops/blt-space/seed-0/model", SPACE, None)
     assert not (tmp_path / SAMPLES_NAME).exists()
     assert command(["report", str(tmp_path), "--samples"]) == 0
     samples = kept(tmp_path / SAMPLES_NAME, Samples)
@@ -126,7 +129,7 @@ def test_samples_are_written_on_demand_and_kept(browser: Browser, tmp_path: Path
     refusal = by_name["megabyte"].refusal
     assert refusal is not None
     assert str(tmp_path) not in refusal
-    shutil.rmtree(tmp_path / "cells")
+    shutil.rmtree(tmp_path / "runs")
     shutil.rmtree(tmp_path / "data")
     browser.call("Emulation.setDeviceMetricsOverride", width=390, height=800, deviceScaleFactor=1, mobile=True)
     browser.open(write_report(tmp_path))

@@ -95,7 +95,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert main(command(place, "--families", "bytes", "--budgets", 3e9)) == 1
     before = load_scaling(place / "out")
     (place / "before.json").write_text(before.model_dump_json())
-    shutil.rmtree(place / "out" / before.cells[1].cell.run)
+    shutil.rmtree(place / "out" / before.runs[1].result.folder)
     (place / "grid.toml").write_text(GRID)
     with (place / "second.txt").open("w") as file, redirect_stdout(file):
         assert main(command(place)) == 0
@@ -107,17 +107,17 @@ def found(place: Path) -> Scaling:
     return load_scaling(place / "out")
 
 
-def test_every_place_of_the_grid_has_a_cell_at_its_budget(place: Path, found: Scaling) -> None:
-    places = [(cell.family, cell.size, cell.budget_flops) for cell in found.cells]
+def test_every_place_of_the_grid_has_a_run_at_its_budget(place: Path, found: Scaling) -> None:
+    places = [(run.family, run.size, run.budget_flops) for run in found.runs]
     assert len(set(places)) == len(places)
     assert set(places) == {(*name, budget) for name in BYTES + WORDS for budget in (3e9, 6e9)}
-    for cell in found.cells:
-        assert cell.cell.useful_flops == pytest.approx(cell.budget_flops, rel=0.02)
-        assert (place / "out" / cell.cell.run / "model/model.safetensors").exists()
-        assert cell.cell.bits_per_byte > 0
-    sizes = [cell.cell.flops_per_byte for cell in found.cells if cell.family == "bytes"]
+    for run in found.runs:
+        assert run.result.useful_flops == pytest.approx(run.budget_flops, rel=0.02)
+        assert (place / "out" / run.result.folder / "model/model.safetensors").exists()
+        assert run.result.bits_per_byte > 0
+    sizes = [run.result.flops_per_byte for run in found.runs if run.family == "bytes"]
     assert sizes == sorted(sizes)
-    resolved = json.loads((place / "out/cells/scaling/bytes-l/3e+09/seed-0/config.json").read_text())
+    resolved = json.loads((place / "out/runs/scaling/bytes-l/3e+09/seed-0/config.json").read_text())
     assert resolved["model"]["width"] == 20
     assert resolved["optimizer"]["lr"] == 1e-3
     assert resolved["data"]["tokens"] == 520
@@ -125,10 +125,10 @@ def test_every_place_of_the_grid_has_a_cell_at_its_budget(place: Path, found: Sc
 
 def test_a_run_done_again_is_the_same_and_finished_ones_stay(place: Path, found: Scaling) -> None:
     before = Scaling.model_validate_json((place / "before.json").read_text())
-    again = {(cell.size, cell.budget_flops): cell.cell for cell in found.cells if cell.family == "bytes"}
-    for cell in before.cells:
-        assert again[cell.size, cell.budget_flops].bits_per_byte == cell.cell.bits_per_byte
-    seconds = [again[cell.size, cell.budget_flops].seconds == cell.cell.seconds for cell in before.cells]
+    again = {(run.size, run.budget_flops): run.result for run in found.runs if run.family == "bytes"}
+    for run in before.runs:
+        assert again[run.size, run.budget_flops].bits_per_byte == run.result.bits_per_byte
+    seconds = [again[run.size, run.budget_flops].seconds == run.result.seconds for run in before.runs]
     assert seconds == [True, False, True]  # only the one that was undone has run again
 
 
@@ -142,7 +142,7 @@ def test_families_with_enough_sizes_are_fitted_and_others_refused_in_words(found
 def test_what_was_found_is_printed_and_on_a_page(place: Path, found: Scaling) -> None:
     printed = (place / "second.txt").read_text()
     assert "measured" in printed
-    assert f"{found.cells[0].cell.bits_per_byte:.4f}" in printed
+    assert f"{found.runs[0].result.bits_per_byte:.4f}" in printed
     assert str(place / "out" / SCALING_NAME) in printed
     assert "Sizes of bytes" in (place / "out/report.html").read_text()
 
@@ -150,7 +150,7 @@ def test_what_was_found_is_printed_and_on_a_page(place: Path, found: Scaling) ->
 def test_a_run_that_fails_is_said_and_the_others_go_on(place: Path) -> None:
     assert "1 runs have failed: scaling/bytes-broken/3e+09/seed-0" in (place / "first.txt").read_text()
     before = Scaling.model_validate_json((place / "before.json").read_text())
-    assert [(cell.family, cell.size) for cell in before.cells] == BYTES
+    assert [(run.family, run.size) for run in before.runs] == BYTES
 
 
 def test_another_corpus_needs_another_folder(place: Path, capfd) -> None:

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from helpers.scaling_examples import BUDGETS, grid_cells, made_up, power
+from helpers.scaling_examples import BUDGETS, grid_runs, made_up, power
 
 from shared.errors import ConfigError
 from trainer.experiments.scaling.fits import meetings, power_laws_with_floor
 from trainer.experiments.scaling.optima import valleys
-from trainer.experiments.scaling.record import SCALING_NAME, Estimate, GridCell, Scaling, load_scaling, save_scaling
+from trainer.experiments.scaling.record import SCALING_NAME, Estimate, GridRun, Scaling, load_scaling, save_scaling
 from trainer.experiments.scaling.study import frontier, study
 from trainer.experiments.scaling.words import in_words
 
@@ -23,8 +23,8 @@ def only(items: Sequence) -> object:
     return items[0]
 
 
-def studied(cells: Sequence[GridCell], predict: Sequence[float] = (), **options: object) -> Scaling:
-    return study(made_up(cells, **options), predict)
+def studied(runs: Sequence[GridRun], predict: Sequence[float] = (), **options: object) -> Scaling:
+    return study(made_up(runs, **options), predict)
 
 
 def within(estimate: Estimate, value: float) -> bool:
@@ -35,7 +35,7 @@ def within(estimate: Estimate, value: float) -> bool:
 
 
 def test_exact_figures_give_exact_optima_and_exponents():
-    found = studied(grid_cells("bpe", FALLING, BEST_SIZE), predict=[1e11, 1e14])
+    found = studied(grid_runs("bpe", FALLING, BEST_SIZE), predict=[1e11, 1e14])
     for profile in found.iso_flop:
         best = profile.optimum
         assert best.flops_per_byte.value == pytest.approx(BEST_SIZE(profile.budget_flops), rel=1e-6)
@@ -58,7 +58,7 @@ def test_four_budgets_give_a_curve_with_a_floor():
     budgets = (1e12, 4e12, 1.6e13, 6.4e13)
     sizes = [BEST_SIZE(budget) for budget in (2e11, 2e12, 2e13, 3e14)]
     law = power(3000.0, -0.3, floor=0.8)
-    curve = only(studied(grid_cells("bpe", law, BEST_SIZE, budgets=budgets, sizes=sizes)).frontiers)
+    curve = only(studied(grid_runs("bpe", law, BEST_SIZE, budgets=budgets, sizes=sizes)).frontiers)
     assert curve.form == "floor"
     assert curve.floor.value == pytest.approx(0.8, abs=1e-3)
     assert curve.exponent.value == pytest.approx(0.3, abs=1e-3)
@@ -78,8 +78,8 @@ def test_intervals_cover_about_as_often_as_they_say(seeds, noise):
     generator = np.random.default_rng(seeds)
     hits = []
     for _ in range(120):
-        cells = grid_cells("bpe", FALLING, BEST_SIZE, seeds=seeds, noise=noise, curvature=0.2, generator=generator)
-        profiles = valleys(made_up(cells, confidence=0.8, count=200), "bpe", "model")
+        runs = grid_runs("bpe", FALLING, BEST_SIZE, seeds=seeds, noise=noise, curvature=0.2, generator=generator)
+        profiles = valleys(made_up(runs, confidence=0.8, count=200), "bpe", "model")
         middle, line = profiles[1].found, frontier(profiles, 0.8, [1e14]).found
         hits.append(
             (
@@ -93,20 +93,20 @@ def test_intervals_cover_about_as_often_as_they_say(seeds, noise):
     assert (covered < 0.92).all(), covered
 
 
-def test_a_band_widens_beyond_the_data_and_the_same_cells_give_the_same_band():
-    cells = grid_cells("bpe", FALLING, BEST_SIZE, noise=0.005)
-    found = studied(cells, predict=[1e13, 1e15])
+def test_a_band_widens_beyond_the_data_and_the_same_runs_give_the_same_band():
+    runs = grid_runs("bpe", FALLING, BEST_SIZE, noise=0.005)
+    found = studied(runs, predict=[1e13, 1e15])
     line = only(found.frontiers)
     widths = [p.bits_per_byte.high - p.bits_per_byte.low for p in (line.curve[16], *line.predictions)]
     # Bits get fewer, so that widths are compared as shares.
     shares = [width / p.bits_per_byte.value for width, p in zip(widths, (line.curve[16], *line.predictions))]
     assert shares == sorted(shares)
-    assert studied(cells, predict=[1e13, 1e15]) == found
+    assert studied(runs, predict=[1e13, 1e15]) == found
 
 
 def test_without_spread_there_is_no_band():
-    cells = [cell for cell in grid_cells("bpe", FALLING, BEST_SIZE, seeds=1) if cell.size != "s0"]
-    found = studied(cells)
+    runs = [run for run in grid_runs("bpe", FALLING, BEST_SIZE, seeds=1) if run.size != "s0"]
+    found = studied(runs)
     assert all(profile.optimum.bits_per_byte.low is None for profile in found.iso_flop)
     assert all(profile.optimum.inside is None for profile in found.iso_flop)
     assert only(found.frontiers).exponent.high is None
@@ -121,25 +121,25 @@ def test_without_spread_there_is_no_band():
     ],
 )
 def test_a_minimum_outside_the_grid_is_refused_in_words(sizes, words):
-    found = studied(grid_cells("bpe", FALLING, BEST_SIZE, sizes=sizes))
+    found = studied(grid_runs("bpe", FALLING, BEST_SIZE, sizes=sizes))
     assert all(profile.optimum is None and words in profile.refusal for profile in found.iso_flop)
     assert found.frontiers == ()
     assert found.without == ("bpe: no optimum at 3 budgets; growth with the budget needs two.",)
 
 
 def test_a_curve_that_is_no_valley_is_refused():
-    found = studied(grid_cells("bpe", FALLING, BEST_SIZE, curvature=-0.05))
+    found = studied(grid_runs("bpe", FALLING, BEST_SIZE, curvature=-0.05))
     assert "has no minimum" in found.iso_flop[0].refusal
 
 
 def crossing(own: float, other: float, at: float, noise: float = 0.002, **options: object):
     """Crossover of families whose bits fall with these exponents and meet ``at`` so many FLOPs."""
     generator = np.random.default_rng(6)
-    cells = []
+    runs = []
     for family, exponent in (("blt", own), ("bpe", other)):
         law = power(2.0 * at**exponent, -exponent)
-        cells += grid_cells(family, law, BEST_SIZE, noise=noise, generator=generator, **options)
-    return only(studied(cells).crossovers)
+        runs += grid_runs(family, law, BEST_SIZE, noise=noise, generator=generator, **options)
+    return only(studied(runs).crossovers)
 
 
 def test_families_that_cross_within_the_data():
@@ -171,13 +171,13 @@ def test_families_that_cannot_be_told_apart_are_undecided():
 
 
 def test_without_spread_no_crossing_is_sure():
-    cells = [
-        cell
+    runs = [
+        run
         for family, exponent in (("blt", 0.25), ("bpe", 0.05))
-        for cell in grid_cells(family, power(2.0 * 2e12**exponent, -exponent), BEST_SIZE, seeds=1)
-        if cell.size != "s0"
+        for run in grid_runs(family, power(2.0 * 2e12**exponent, -exponent), BEST_SIZE, seeds=1)
+        if run.size != "s0"
     ]
-    found = only(studied(cells).crossovers)
+    found = only(studied(runs).crossovers)
     assert found.verdict == "undecided"
     assert found.budget_flops.value == pytest.approx(2e12, rel=1e-3)
     assert "too few runs" in found.words
@@ -185,8 +185,8 @@ def test_without_spread_no_crossing_is_sure():
 
 def test_the_entropy_model_counts_as_a_choice():
     extra = 2e5
-    cells = grid_cells("blt", FALLING, BEST_SIZE, entropy=extra) + grid_cells("bpe", FALLING, BEST_SIZE)
-    found = studied(cells)
+    runs = grid_runs("blt", FALLING, BEST_SIZE, entropy=extra) + grid_runs("bpe", FALLING, BEST_SIZE)
+    found = studied(runs)
     assert {(line.family, line.counted) for line in found.frontiers} == {
         (family, counted) for family in ("blt", "bpe") for counted in ("model", "whole")
     }
@@ -205,23 +205,23 @@ def test_meetings_of_power_laws_are_exact():
 
 
 def test_size_and_data_are_fitted_at_once():
-    cells = []
+    runs = []
     for budget in (1e11, 1e12, 1e13, 1e14):
-        for cell in grid_cells("bpe", power(1, 0), BEST_SIZE, budgets=[budget], seeds=1):
-            size, text = cell.cell.parameters - cell.cell.table_parameters, cell.cell.bytes
+        for run in grid_runs("bpe", power(1, 0), BEST_SIZE, budgets=[budget], seeds=1):
+            size, text = run.result.parameters - run.result.table_parameters, run.result.bytes
             bits = 0.9 + 150 * size**-0.4 + 60 * text**-0.33
-            cells.append(cell.model_copy(update={"cell": cell.cell.model_copy(update={"bits_per_byte": bits})}))
-    fit = only(studied(cells).joint_fits)
+            runs.append(run.model_copy(update={"result": run.result.model_copy(update={"bits_per_byte": bits})}))
+    fit = only(studied(runs).joint_fits)
     figures = [fit.floor, fit.size_factor, fit.size_exponent, fit.data_factor, fit.data_exponent]
     assert figures == pytest.approx([0.9, 150, 0.4, 60, 0.33], rel=1e-3)
     assert fit.error < 1e-6
-    assert studied(cells[:5]).joint_fits == ()  # five parameters, five runs
+    assert studied(runs[:5]).joint_fits == ()  # five parameters, five runs
 
 
 def test_what_is_printed_keeps_what_was_measured_apart_from_what_is_predicted():
-    cells = grid_cells("blt", power(70.0, -0.122), BEST_SIZE, entropy=2e5, noise=0.002)
-    cells += grid_cells("bpe", FALLING, BEST_SIZE, noise=0.002)
-    text = in_words(studied([cell for cell in cells if (cell.family, cell.size) != ("bpe", "s2")], predict=[1e14]))
+    runs = grid_runs("blt", power(70.0, -0.122), BEST_SIZE, entropy=2e5, noise=0.002)
+    runs += grid_runs("bpe", FALLING, BEST_SIZE, noise=0.002)
+    text = in_words(studied([run for run in runs if (run.family, run.size) != ("bpe", "s2")], predict=[1e14]))
     before, predicted = text.split("PREDICTED", 1)
     assert "1e+14" not in before
     assert "1e+14" in predicted
@@ -229,13 +229,13 @@ def test_what_is_printed_keeps_what_was_measured_apart_from_what_is_predicted():
     assert "FLOPs with those of the entropy model" in text
     row = next(line for line in before.splitlines() if line.startswith("blt s1"))
     assert (
-        f"{np.mean([c.cell.bits_per_byte for c in cells if c.size == 's1' and c.budget_flops == 1e12][:2]):.4f}" in row
+        f"{np.mean([c.result.bits_per_byte for c in runs if c.size == 's1' and c.budget_flops == 1e12][:2]):.4f}" in row
     )
     assert "bpe s2" not in text
 
 
 def test_the_record_is_read_as_it_was_written(tmp_path):
-    found = studied(grid_cells("bpe", FALLING, BEST_SIZE, noise=0.01), predict=[1e14])
+    found = studied(grid_runs("bpe", FALLING, BEST_SIZE, noise=0.01), predict=[1e14])
     save_scaling(found, tmp_path)
     assert load_scaling(tmp_path) == found
     values = json.loads((tmp_path / SCALING_NAME).read_text())

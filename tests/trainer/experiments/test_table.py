@@ -19,7 +19,7 @@ def test_rows_are_means_over_seeds_the_best_first() -> None:
     assert [row.bits_per_byte for row in found] == sorted(row.bits_per_byte for row in found)
     assert len(found) == len(SYSTEMS)
     bpe = next(row for row in found if row.system == "bpe")
-    bits = [cell.bits_per_byte for cell in results.cells if (cell.system, cell.table) == ("bpe", "flops")]
+    bits = [run.bits_per_byte for run in results.runs if (run.system, run.table) == ("bpe", "flops")]
     assert (bpe.seeds, bpe.lowest, bpe.highest) == (2, min(bits), max(bits))
     assert bpe.bits_per_byte == pytest.approx(fmean(bits))
     assert bpe.spread == pytest.approx(abs(bits[0] - bits[1]) / 2**0.5)
@@ -32,29 +32,29 @@ def test_rows_are_means_over_seeds_the_best_first() -> None:
 
 def test_what_is_not_known_is_none() -> None:
     whole = made_up_results(seeds=1)
-    kept = tuple(cell for cell in whole.cells if cell.system != "bytes")
-    found = rows(whole.model_copy(update={"cells": kept, "tokenizer": None}), "flops")
+    kept = tuple(run for run in whole.runs if run.system != "bytes")
+    found = rows(whole.model_copy(update={"runs": kept, "tokenizer": None}), "flops")
     assert {row.spread for row in found} == {row.speed_up for row in found} == {row.patches_per_token for row in found}
     assert found[0].spread is None
-    assert rows(whole.model_copy(update={"cells": ()}), "flops") == []
-    assert budget_spread(whole.model_copy(update={"cells": ()}), "flops") == 0.0
+    assert rows(whole.model_copy(update={"runs": ()}), "flops") == []
+    assert budget_spread(whole.model_copy(update={"runs": ()}), "flops") == 0.0
 
 
 def test_the_spread_of_budgets_is_that_of_what_a_table_has_alike() -> None:
     results = made_up_results()
     assert budget_spread(results, "flops") < ALIKE
     assert budget_spread(results, "bytes") == 0.0
-    first, *others = results.cells
+    first, *others = results.runs
     dear = first.model_copy(update={"useful_flops": 1.1 * first.useful_flops})
-    assert budget_spread(results.model_copy(update={"cells": (dear, *others)}), "flops") == pytest.approx(0.1, rel=1e-3)
+    assert budget_spread(results.model_copy(update={"runs": (dear, *others)}), "flops") == pytest.approx(0.1, rel=1e-3)
 
 
-def test_subsets_of_some_cells_only_are_means_over_those() -> None:
+def test_subsets_of_some_runs_only_are_means_over_those() -> None:
     results = made_up_results()
-    first, *others = results.cells
+    first, *others = results.runs
     poor = first.model_copy(update={"bits_by_subset": {"code": 1.0}})
-    found = subset_bits(results.model_copy(update={"cells": (poor, *others)}), "flops")["bytes"]
-    second = next(cell for cell in others if cell.system == "bytes")
+    found = subset_bits(results.model_copy(update={"runs": (poor, *others)}), "flops")["bytes"]
+    second = next(run for run in others if run.system == "bytes")
     assert found["prose"] == second.bits_by_subset["prose"]
     assert found["code"] == pytest.approx((1.0 + second.bits_by_subset["code"]) / 2)
 
@@ -65,19 +65,19 @@ def test_csv_files_give_every_figure_back(tmp_path: Path) -> None:
     files = {path.name: list(csv.DictReader(path.open(newline=""))) for path in write_csv(results, tmp_path)}
     assert {name: len(lines) for name, lines in files.items()} == {
         "table.csv": 2 * len(SYSTEMS),
-        "curves.csv": 5 * len(results.cells),
+        "curves.csv": 5 * len(results.runs),
         "comparisons.csv": len(results.comparisons),
-        "subsets.csv": 5 * len(results.cells),
+        "subsets.csv": 5 * len(results.runs),
     }
     row = rows(results, "flops")[0]
     line = files["table.csv"][0]
     assert (line["system"], float(line["bits_per_byte"])) == (row.system, row.bits_per_byte)
     assert next(line for line in files["table.csv"] if line["system"] == "bytes")["bytes_per_patch"] == ""
-    point, cell = files["curves.csv"][0], results.cells[0]
+    point, run = files["curves.csv"][0], results.runs[0]
     assert [float(point[name]) for name in ("useful_flops", "seconds", "bits_per_byte")] == [
-        cell.curve[0].useful_flops,
-        cell.curve[0].seconds,
-        cell.curve[0].bits_per_byte,
+        run.curve[0].useful_flops,
+        run.curve[0].seconds,
+        run.curve[0].bits_per_byte,
     ]
     assert files["comparisons.csv"][0]["verdict"] == results.comparisons[0].verdict
     assert write_csv(made_up_results(seeds=0), tmp_path / "empty") == []

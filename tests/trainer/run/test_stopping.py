@@ -15,7 +15,7 @@ from helpers.drill import ROOT, children, descendants, drill_recipe, killed, log
 from helpers.tiny_runs import quiet_environment, torchrun
 
 from shared.io.child_processes import STOP_SIGNALS, has_ended
-from trainer.distributed.straggler_watch import Sign, standstill
+from trainer.distributed.straggler_monitor import Heartbeat, standstill
 from trainer.run.stopping import stop_on_signals
 
 
@@ -138,8 +138,8 @@ def test_a_loader_worker_survives_signals_to_its_group_and_ends_with_its_rank(tm
         time.sleep(0.02)
 
 
-def signs(*places: tuple[int, str], beats: int = 1) -> list[Sign]:
-    return [Sign(beats, step, doing) for step, doing in places]
+def signs(*places: tuple[int, str], beats: int = 1) -> list[Heartbeat]:
+    return [Heartbeat(beats, step, doing) for step, doing in places]
 
 
 def test_the_rank_that_others_wait_for_is_named() -> None:

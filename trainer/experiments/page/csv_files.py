@@ -1,4 +1,4 @@
-"""The figures of an experiment as CSV, for other programs: one line a fact, names in the first line. Free of torch."""
+"""The results of an experiment as CSV, for other programs: one line a fact, names in the first line. Free of torch."""
 
 import csv
 import io
@@ -29,10 +29,10 @@ def write_csv(results: Results, folder: Path) -> list[Path]:
 def csv_records(results: Results) -> dict[str, list[dict[str, Any]]]:
     """The lines of each file, by its name; None is an empty field."""
     tables: tuple[Table, ...] = get_args(Table)
-    cells = [({"table": cell.table, "system": cell.system, "seed": cell.seed}, cell) for cell in results.cells]
+    runs = [({"table": run.table, "system": run.system, "seed": run.seed}, run) for run in results.runs]
     return {
         "table.csv": [{"table": table, **asdict(row)} for table in tables for row in rows(results, table)],
-        "curves.csv": [{**key, **point.model_dump()} for key, cell in cells for point in cell.curve],
+        "curves.csv": [{**key, **point.model_dump()} for key, run in runs for point in run.curve],
         "comparisons.csv": [
             {
                 **one.model_dump(exclude={"differences"}),
@@ -43,8 +43,8 @@ def csv_records(results: Results) -> dict[str, list[dict[str, Any]]]:
         ],
         "subsets.csv": [
             {**key, "subset": name, "bits_per_byte": bits}
-            for key, cell in cells
-            for name, bits in cell.bits_by_subset.items()
+            for key, run in runs
+            for name, bits in run.bits_by_subset.items()
         ],
     }
 

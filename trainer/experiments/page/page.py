@@ -27,10 +27,10 @@ from trainer.experiments.page.sentences import (
     tables_of,
     warnings,
 )
-from trainer.experiments.page.tables import cells_table, described_systems, sign, subsets_table, systems_table
+from trainer.experiments.page.tables import described_systems, runs_table, sign, subsets_table, systems_table
 from trainer.experiments.page.texts import picture_section, samples_section
 from trainer.experiments.results.results import RESULTS_NAME, Results, Table, load_results
-from trainer.experiments.results.table import Row, cells_of, rows
+from trainer.experiments.results.table import Row, rows, runs_of
 from trainer.experiments.scaling.record import SCALING_NAME, load_scaling
 from trainer.metrics.files import REPORT_NAME
 from trainer.metrics.history import History
@@ -50,7 +50,7 @@ WORDS = (
 def sweep_section(sweep: ThresholdSweep) -> str:
     """Facts, plots and a table, the trained threshold marked."""
     rule = sweep.patching
-    said = facts(
+    about = facts(
         [
             ("model", sweep.model),
             ("text", f"{sweep.data}: {counted(sweep.documents, 'document')}, {sweep.bytes:,} bytes"),
@@ -60,8 +60,8 @@ def sweep_section(sweep: ThresholdSweep) -> str:
     )
     heads = ["theta", "shift", "bits/byte", "bytes/patch", "FLOP/byte", ""]
     lines = [_line(point) for point in sweep.points]
-    figures = table(heads, lines, "The points of the sweep, by threshold")
-    return section("Threshold sweep", f'{said}<div class="charts">{_plots(sweep)}</div>{figures}', WORDS)
+    points = table(heads, lines, "The points of the sweep, by threshold")
+    return section("Threshold sweep", f'{about}<div class="charts">{_plots(sweep)}</div>{points}', WORDS)
 
 
 def _line(point: SweepPoint) -> list[str]:
@@ -122,18 +122,18 @@ MEANINGS = {
 
 def learning_curves(results: Results, table: Table) -> str:
     """Validation during training: a curve a seed, a colour and shape a system; at equal bytes over bytes only."""
-    figures = []
+    charts = []
     for key, (title, unit) in AXES.items():
         if table == "bytes" and key != "bytes":
             continue
         curves = []
-        for system, cells in cells_of(results, table).items():
-            for number, cell in enumerate(cells):
-                points = [(float(getattr(point, key)), point.bits_per_byte) for point in cell.curve]
+        for system, runs in runs_of(results, table).items():
+            for number, run in enumerate(runs):
+                points = [(float(getattr(point, key)), point.bits_per_byte) for point in run.curve]
                 curves.append(replace(sign(results, system, points), thin=True, listed=number == 0))
         words = f"Lower is better: {MEANINGS[key]}. Each line is one seed, at {ALIKE_WORDS[table]}."
-        figures.append(chart(title, "validation", unit, curves, x_log=True, from_zero=False, words=words))
-    return "".join(figures)
+        charts.append(chart(title, "validation", unit, curves, x_log=True, from_zero=False, words=words))
+    return "".join(charts)
 
 
 def frontier(results: Results, table: Table) -> str:
@@ -230,14 +230,14 @@ def content(results: Results, date: str, picture: Picture | None = None, samples
         section(f"By subset, at {ALIKE_WORDS[table]}", subsets_table(results, table), SUBSET_WORDS) for table in tables
     ]
     top = header(results.title, facts(compared(results, date)) + listed(warnings(results), "warnings"))
-    systems = section("Systems", described_systems(results) + cells_table(results))
+    systems = section("Systems", described_systems(results) + runs_table(results))
     texts = [picture_section(picture), samples_section(results, samples)]
     return "".join([top, *at[:1], orders, *at[1:], *subsets, *texts, systems])
 
 
 def _at(results: Results, table: Table) -> str:
     """One table with what is plotted of it."""
-    said = "".join(f'<p class="finding">{escape(words)}</p>' for words in findings(results, table))
+    sentences = "".join(f'<p class="finding">{escape(words)}</p>' for words in findings(results, table))
     plots = f'<div class="charts">{learning_curves(results, table)}{frontier(results, table)}</div>'
-    body = said + systems_table(results, table) + plots
+    body = sentences + systems_table(results, table) + plots
     return section(f"At {ALIKE_WORDS[table]}", body, seeds_note(results, table))

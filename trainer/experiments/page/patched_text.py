@@ -84,9 +84,9 @@ def _chosen(dataset: Dataset) -> Row | None:
 def datasets_of(results: Results, folder: Path) -> dict[str, Dataset]:
     """The validation split of each system's first run, as far as it is there."""
     found: dict[str, Dataset] = {}
-    for cell in results.cells:
-        if cell.system not in found and (path := _data_path(folder / cell.run)) is not None:
-            found[cell.system] = open_dataset(path / VALIDATION_SPLIT)
+    for run in results.runs:
+        if run.system not in found and (path := _data_path(folder / run.folder)) is not None:
+            found[run.system] = open_dataset(path / VALIDATION_SPLIT)
     return found
 
 

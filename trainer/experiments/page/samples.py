@@ -5,7 +5,7 @@ from pathlib import Path
 from shared.settings import Settings
 from trainer.errors import USER_ERRORS
 from trainer.experiments.results.results import Results
-from trainer.provenance.json_records import Figure, PathInside, keep
+from trainer.provenance.json_records import PathInside, Value, keep
 
 SAMPLES_NAME = "samples.json"
 LENGTH, PROMPT = 200, 64
@@ -35,7 +35,7 @@ class Samples(Settings):
 
     prompt: str
     """As bytes (Latin-1)."""
-    temperature: Figure
+    temperature: Value
     seed: int
     samples: tuple[Sample, ...]
 
@@ -52,7 +52,7 @@ def write_samples(results: Results, folder: Path, prompt: bytes) -> None:
 
     A model that cannot write is kept with the reason.
     """
-    runs = {cell.system: cell.run for cell in reversed(results.cells)}
+    runs = {run.system: run.folder for run in reversed(results.runs)}
     names = [system.name for system in results.systems if system.name in runs]
     samples = tuple(_sample(name, folder, runs[name], prompt) for name in names)
     made = Samples(prompt=prompt.decode("latin-1"), temperature=TEMPERATURE, seed=SEED, samples=samples)

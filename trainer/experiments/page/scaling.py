@@ -17,20 +17,20 @@ PREDICTED = "Predicted from the fits, not measured; an interval knows of scatter
 
 def scaling_content(scaling: Scaling, date: str) -> str:
     """What the page says, as markup."""
-    cells = len(scaling.cells)
-    told = [
+    runs = len(scaling.runs)
+    about = [
         ("corpus", scaling.corpus),
         ("text", f"{quantity(scaling.train_bytes)}B to train on, {quantity(scaling.validation_bytes)}B of validation"),
         ("budgets", ", ".join(f"{quantity(budget)}FLOP" for budget in scaling.budgets)),
-        ("runs", f"{cells} finished, seeds {', '.join(map(str, scaling.seeds))}"),
+        ("runs", f"{runs} finished, seeds {', '.join(map(str, scaling.seeds))}"),
         ("intervals", f"{scaling.confidence:.0%}, from {scaling.replicates:,} replicates"),
         ("machine", scaling.machine),
         ("recorded", date),
     ]
-    parts = [header(scaling.title, facts(told) + listed(scaling.without, "warnings"))]
+    parts = [header(scaling.title, facts(about) + listed(scaling.without, "warnings"))]
     parts += [
         section(f"Growth, counted in {COUNTED_WORDS[counted]}", _growth(scaling, counted))
-        for counted in counted_in(scaling.cells)
+        for counted in counted_in(scaling.runs)
     ]
     parts.append(section("Joint fit", _joint(scaling), "E + A N^-a + B D^-b: N parameters without tables, D bytes."))
     return "".join(parts)
@@ -59,7 +59,7 @@ def frontier_plot(scaling: Scaling, frontiers: Sequence[Frontier], counted: Coun
     """Bits per byte over training FLOPs: a dot a run, and the fitted lines with their bands."""
     curves = []
     for colour, family in enumerate(scaling.families):
-        runs = sorted((one.cost(counted), one.cell.bits_per_byte) for one in scaling.cells if one.family == family)
+        runs = sorted((one.cost(counted), one.result.bits_per_byte) for one in scaling.runs if one.family == family)
         curves.append(Curve(family, runs, colour, shape=colour, dots=True, line=False))
     curves += [replace(_fitted(scaling, line), listed=False) for line in frontiers]
     words = "Lower is better. Dots are runs of all sizes, lines are fitted through the best size of each budget."
@@ -106,12 +106,12 @@ def _cost(counted: Counted) -> str:
 
 def iso_flop_plot(scaling: Scaling, family: str, profiles: Sequence[IsoFlop], counted: Counted) -> str:
     """Bits per byte over size: a colour a budget, dots for runs, lines for parabolas, a hollow dot at their minimum."""
-    own = [one for one in scaling.cells if one.family == family]
-    if counted == "whole" and not any(one.cell.entropy_flops for one in own):
+    own = [one for one in scaling.runs if one.family == family]
+    if counted == "whole" and not any(one.result.entropy_flops for one in own):
         return ""
     curves = []
     for colour, budget in enumerate(scaling.budgets):
-        runs = sorted((one.size_flops(counted), one.cell.bits_per_byte) for one in own if one.budget_flops == budget)
+        runs = sorted((one.size_flops(counted), one.result.bits_per_byte) for one in own if one.budget_flops == budget)
         curves.append(Curve(_flop(budget), runs, colour, shape=colour, dots=True, line=False))
         for profile in profiles:
             if (profile.family, profile.budget_flops) != (family, budget):
@@ -188,7 +188,7 @@ def _flop(value: float) -> str:
 
 
 def _ends(found: Estimate) -> tuple[float, float]:
-    """The interval; where an end is not known, the figure itself."""
+    """The interval; where an end is not known, the value itself."""
     return found.value if found.low is None else found.low, found.value if found.high is None else found.high
 
 

@@ -7,7 +7,7 @@ from shared.io.quantities import quantity
 from trainer.drawing.forest import Difference
 from trainer.experiments.results.results import Comparison, Results, Table
 from trainer.experiments.results.statistics import FEW_DOCUMENTS
-from trainer.experiments.results.table import ALIKE, Row, budget_spread, cells_of, rows
+from trainer.experiments.results.table import ALIKE, Row, budget_spread, rows, runs_of
 
 ALIKE_WORDS: dict[Table, str] = {"flops": "equal training FLOPs", "bytes": "equal bytes"}
 FEW_SEEDS = 5
@@ -36,8 +36,8 @@ def compared(results: Results, date: str) -> list[tuple[str, str]]:
 
 
 def tables_of(results: Results) -> list[Table]:
-    """The tables that have a cell."""
-    return [table for table in get_args(Table) if any(cell.table == table for cell in results.cells)]
+    """The tables that have a run."""
+    return [table for table in get_args(Table) if any(run.table == table for run in results.runs)]
 
 
 def _spread(results: Results, table: Table) -> str:
@@ -50,8 +50,8 @@ def findings(results: Results, table: Table) -> list[str]:
     if not found:
         return []
     best = found[0]
-    figure = _bits(best.bits_per_byte, best.spread)
-    words = [f"Lowest bits per byte at {ALIKE_WORDS[table]}: {best.system} with {figure}{_lead(found)}."]
+    bits = _bits(best.bits_per_byte, best.spread)
+    words = [f"Lowest bits per byte at {ALIKE_WORDS[table]}: {best.system} with {bits}{_lead(found)}."]
     of_bytes = next((row for row in found if row.family != "bpe"), None)
     if best.family == "bpe" and of_bytes is not None:
         share = of_bytes.bits_per_byte / best.bits_per_byte - 1
@@ -77,22 +77,22 @@ def _bits(value: float, spread: float | None) -> str:
 
 
 def warnings(results: Results) -> list[str]:
-    """What keeps the figures from being a fair or a finished comparison."""
+    """What keeps the results from being a fair or a finished comparison."""
     found = []
-    if not results.cells:
-        found.append("No cell is finished yet.")
-    if results.cells and len(results.document_bytes) < FEW_DOCUMENTS:
+    if not results.runs:
+        found.append("No run is finished yet.")
+    if results.runs and len(results.document_bytes) < FEW_DOCUMENTS:
         found.append(
             f"The validation split holds {len(results.document_bytes)} documents: intervals over documents need "
             f"{FEW_DOCUMENTS} or more to mean anything."
         )
     for table in tables_of(results):
-        cells = cells_of(results, table)
+        runs = runs_of(results, table)
         if budget_spread(results, table) > ALIKE:
             found.append(f"The table at {ALIKE_WORDS[table]} is not fair: {_spread(results, table)}.")
-        seeds = {name: len(of) for name, of in cells.items()}
+        seeds = {name: len(of) for name, of in runs.items()}
         most = max(seeds.values())
-        absent = [system.name for system in results.systems if system.name not in cells]
+        absent = [system.name for system in results.systems if system.name not in runs]
         if table == "flops" and absent:
             found.append(f"Without any finished run: {', '.join(absent)}.")
         if short := [f"{name} ({count} of {most})" for name, count in seeds.items() if count < most]:

@@ -56,7 +56,7 @@ COLUMNS: tuple[Column, ...] = (
 
 
 def systems_table(results: Results, of: Table) -> str:
-    """All figures of all systems, the least bits per byte first; empty without a cell."""
+    """All values of all systems, the least bits per byte first; empty without a run."""
     found = rows(results, of)
     if not found:
         return ""
@@ -101,23 +101,23 @@ def described_systems(results: Results) -> str:
     return table(["system", "family", "what it is", "patches", "ablates"], lines, "The systems", "words")
 
 
-def cells_table(results: Results) -> str:
+def runs_table(results: Results) -> str:
     """Every run behind the means, with its folder; empty without any."""
-    if not results.cells:
+    if not results.runs:
         return ""
     lines = [
         [
-            named(results, cell.system),
-            ALIKE_WORDS[cell.table],
-            str(cell.seed),
-            f"{cell.bits_per_byte:.4f}",
-            f"{cell.steps:,}",
-            f"{cell.bytes:,}",
-            f"{cell.useful_flops:.4e}",
-            clock(cell.seconds),
-            str(cell.run),
+            named(results, run.system),
+            ALIKE_WORDS[run.table],
+            str(run.seed),
+            f"{run.bits_per_byte:.4f}",
+            f"{run.steps:,}",
+            f"{run.bytes:,}",
+            f"{run.useful_flops:.4e}",
+            clock(run.seconds),
+            str(run.folder),
         ]
-        for cell in results.cells
+        for run in results.runs
     ]
     heads = ["system", "table", "seed", "bits/byte", "steps", "bytes", "FLOP", "time", "run"]
     return f"<details><summary>All runs: {len(lines)}</summary>{table(heads, lines, 'All runs', 'words')}</details>"

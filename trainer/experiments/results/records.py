@@ -1,13 +1,13 @@
-"""From the folder of a run to its cell in the results: what it logged, and what its model scored. Free of torch."""
+"""From the folder of a run to its place in the results: what it logged, and what its model scored. Free of torch."""
 
 from pathlib import Path
 
 from shared.settings import Settings
 from shared.shards.manifest import load_manifest
 from trainer.data.splits import TRAIN_SPLIT
-from trainer.experiments.results.results import Cell, Point, Scored, Table
+from trainer.experiments.results.results import Point, RunResult, Scored, Table
 from trainer.metrics.history import History, load_history
-from trainer.provenance.json_records import Figure, expected, kept
+from trainer.provenance.json_records import Value, expected, kept
 
 SCORE_NAME = "score.json"
 
@@ -32,17 +32,17 @@ def expected_score(folder: Path) -> Score:
     return expected(folder / SCORE_NAME, Score, "make compare")
 
 
-def cell_of(experiment: Path, run: Path, table: Table, system: str, seed: int) -> Cell:
-    """The cell of a run that is trained and scored. Raises ConfigError when it is not."""
+def result_of(experiment: Path, run: Path, table: Table, system: str, seed: int) -> RunResult:
+    """What is recorded of a run that is trained and scored. Raises ConfigError when it is not."""
     score, history = expected_score(run), load_history(run)
     points = spent(history)
     last = points[-1]
     train = load_manifest(Path(history.config["data"]["path"]) / TRAIN_SPLIT).totals.bytes
-    return Cell(
+    return RunResult(
         table=table,
         system=system,
         seed=seed,
-        run=run.relative_to(experiment),
+        folder=run.relative_to(experiment),
         steps=last.step,
         passes=last.bytes / train,
         **last.model_dump(exclude={"step"}),
@@ -56,9 +56,9 @@ class Spent(Settings):
 
     step: int
     bytes: int
-    useful_flops: Figure
-    entropy_flops: Figure
-    seconds: Figure
+    useful_flops: Value
+    entropy_flops: Value
+    seconds: Value
 
 
 def spent(history: History) -> list[Spent]:

@@ -1,4 +1,4 @@
-"""What an experiment found, as one file: systems, cells (one run each), and what pairs of systems say. Free of torch.
+"""What an experiment found, as one file: systems, runs, and what pairs of systems say. Free of torch.
 
 FOLDER/results.json is the record; tables, pictures and pages are made from it alone.
 """
@@ -10,11 +10,11 @@ from pydantic import Field, model_validator
 
 from shared.settings import Settings
 from shared.shards.manifest import Count
-from trainer.provenance.json_records import Figure, PathInside, expected, keep
+from trainer.provenance.json_records import PathInside, Value, expected, keep
 
 RESULTS_NAME = "results.json"
 Table = Literal["flops", "bytes"]
-"""What all cells of a table have alike: useful training FLOPs, or bytes of text trained on."""
+"""What all runs of a table have alike: useful training FLOPs, or bytes of text trained on."""
 Family = Literal["bytes", "megabyte", "spacebyte", "bpe", "blt"]
 """What a system is made of."""
 
@@ -39,11 +39,11 @@ class Point(Settings):
     step: Count
     bytes: Count
     """Of text trained on until then."""
-    useful_flops: Figure
+    useful_flops: Value
     """Of training until then, the entropy model's left out."""
-    seconds: Figure
+    seconds: Value
     """Of training until then, validations left out."""
-    bits_per_byte: Figure
+    bits_per_byte: Value
 
 
 class Scored(Settings):
@@ -52,16 +52,16 @@ class Scored(Settings):
     parameters: Count
     table_parameters: Count
     """Those of n-gram tables among them: looked up, never multiplied."""
-    bits_per_byte: Figure
+    bits_per_byte: Value
     """On the validation split, per byte of text whatever the units are."""
-    bits_by_subset: dict[str, Figure]
-    document_bits: tuple[Figure, ...] = ()
+    bits_by_subset: dict[str, Value]
+    document_bits: tuple[Value, ...] = ()
     """Bits of each validation document, in the dataset's order, the same for all runs on it."""
-    bytes_per_patch: Figure | None
+    bytes_per_patch: Value | None
     """On the validation split, or bytes a BPE token; None for models of single bytes."""
-    flops_per_byte: Figure
+    flops_per_byte: Value
     """Useful FLOPs of a forward pass over the validation split, a byte of it; without the entropy model."""
-    entropy_flops_per_byte: Figure
+    entropy_flops_per_byte: Value
     """The entropy model's, a byte."""
 
     @property
@@ -70,44 +70,44 @@ class Scored(Settings):
         return self.parameters - self.table_parameters
 
 
-class Cell(Scored):
+class RunResult(Scored):
     """One system, one seed, one budget: one run and what it scored."""
 
     table: Table
     system: str
     seed: Count
-    run: PathInside
+    folder: PathInside
     """The run's folder, relative to the experiment's."""
     steps: Count
     bytes: Count
     """Of text trained on."""
-    passes: Figure
+    passes: Value
     """The same over the text of the training split."""
-    useful_flops: Figure
+    useful_flops: Value
     """Of forward and backward over what documents ask for, counted from the packs that were trained on."""
-    entropy_flops: Figure
+    entropy_flops: Value
     """Of the entropy model's forward passes over the text trained on: what finding its patches costs. 0 without one."""
-    seconds: Figure
+    seconds: Value
     """Of training, without start and validations."""
     curve: tuple[Point, ...] = ()
 
 
 class Comparison(Settings):
-    """What pairs of cells with equal seeds say of two systems."""
+    """What pairs of runs with equal seeds say of two systems."""
 
     table: Table
     better: str
     """The system that is expected to be better."""
     worse: str
-    differences: tuple[Figure, ...]
+    differences: tuple[Value, ...]
     """Bits per byte of ``worse`` minus those of ``better``, a pair of seeds each."""
-    mean: Figure
-    low: Figure | None
-    high: Figure | None
+    mean: Value
+    low: Value | None
+    high: Value | None
     """Bounds of the confidence interval of the mean over seeds (Student's t); None with a single pair."""
-    confidence: Figure = Field(gt=0, lt=1)
-    document_low: Figure | None
-    document_high: Figure | None
+    confidence: Value = Field(gt=0, lt=1)
+    document_low: Value | None
+    document_high: Value | None
     """Bounds of that over validation documents: a bootstrap that draws documents, seeds averaged; None with one."""
 
     @property
@@ -123,7 +123,7 @@ class Tokenizer(Settings):
 
     vocabulary: Count
     sha256: str
-    bytes_per_token: Figure
+    bytes_per_token: Value
     """On the validation split."""
 
 
@@ -137,15 +137,15 @@ class Results(Settings):
     validation_bytes: Count
     document_bytes: tuple[int, ...] = ()
     """Bytes of text of each validation document, in the dataset's order."""
-    budget_flops: Figure
-    """Useful training FLOPs of a cell of the table at equal FLOPs."""
+    budget_flops: Value
+    """Useful training FLOPs of a run of the table at equal FLOPs."""
     budget_bytes: Count | None = None
-    """Bytes of a cell of the table at equal bytes; None without one."""
+    """Bytes of a run of the table at equal bytes; None without one."""
     machine: str
     """Processor, threads a run, runs at a time, torch's version."""
     tokenizer: Tokenizer | None = None
     systems: tuple[System, ...]
-    cells: tuple[Cell, ...]
+    runs: tuple[RunResult, ...]
     comparisons: tuple[Comparison, ...] = ()
 
     @model_validator(mode="after")
@@ -154,7 +154,7 @@ class Results(Settings):
         if len(names) < len(self.systems):
             raise ValueError("systems: two have one name")
         used = [name for one in self.comparisons for name in (one.better, one.worse)]
-        for named in [cell.system for cell in self.cells] + used:
+        for named in [run.system for run in self.runs] + used:
             if named not in names:
                 raise ValueError(f"{named!r} is none of the systems")
         return self

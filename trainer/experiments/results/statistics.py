@@ -13,7 +13,7 @@ from statistics import fmean
 import numpy as np
 
 from shared.errors import ConfigError
-from trainer.experiments.results.results import Cell, Comparison, System, Table
+from trainer.experiments.results.results import Comparison, RunResult, System, Table
 from trainer.experiments.systems import Expected
 
 DRAWS = 10_000
@@ -25,7 +25,7 @@ DRAWS_AT_A_TIME = 2**22
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with the bounds of its confidence interval; None where nothing can be said of it."""
+    """A mean with the bounds of its confidence interval; None where they are not known."""
 
     mean: float
     low: float | None
@@ -72,12 +72,12 @@ CONFIDENCE = 0.95
 
 
 def compared(
-    expected: Iterable[Expected], systems: Sequence[System], cells: Sequence[Cell], sizes: Sequence[int]
+    expected: Iterable[Expected], systems: Sequence[System], runs: Sequence[RunResult], sizes: Sequence[int]
 ) -> tuple[Comparison, ...]:
     """The expected orders, table by table, as far as there are runs for them; ``sizes`` [D]: bytes of the documents."""
     found = []
-    for table in sorted({cell.table for cell in cells}, reverse=True):  # FLOPs first
-        own = {(cell.system, cell.seed): cell for cell in cells if cell.table == table}
+    for table in sorted({run.table for run in runs}, reverse=True):  # FLOPs first
+        own = {(run.system, run.seed): run for run in runs if run.table == table}
         for pair in expected:
             better = best_of(pair.better, systems, own.values())
             seeds = sorted(
@@ -89,7 +89,7 @@ def compared(
     return tuple(found)
 
 
-def best_of(name: str, systems: Sequence[System], cells: Iterable[Cell]) -> str | None:
+def best_of(name: str, systems: Sequence[System], runs: Iterable[RunResult]) -> str | None:
     """The system of this name; of a family of this name the one with the least bits per byte, None where none has run.
 
     The best of several is chosen by what it is then compared with: its lead is flattered a little.
@@ -98,14 +98,14 @@ def best_of(name: str, systems: Sequence[System], cells: Iterable[Cell]) -> str 
         return name
     family = {system.name for system in systems if system.family == name}
     bits: dict[str, list[float]] = {}
-    for cell in cells:
-        if cell.system in family:
-            bits.setdefault(cell.system, []).append(cell.bits_per_byte)
+    for run in runs:
+        if run.system in family:
+            bits.setdefault(run.system, []).append(run.bits_per_byte)
     return min(bits, key=lambda system: fmean(bits[system]), default=None)
 
 
-def compare(table: Table, pairs: Sequence[tuple[Cell, Cell]], sizes: np.ndarray) -> Comparison:
-    """What pairs of cells (better, worse) of equal seeds say; ``sizes`` float64 [D]."""
+def compare(table: Table, pairs: Sequence[tuple[RunResult, RunResult]], sizes: np.ndarray) -> Comparison:
+    """What pairs of runs (better, worse) of equal seeds say; ``sizes`` float64 [D]."""
     differences = [worse.bits_per_byte - better.bits_per_byte for better, worse in pairs]
     seeds = student_interval(differences, CONFIDENCE)
     by_document = np.mean([np.subtract(worse.document_bits, better.document_bits) for better, worse in pairs], axis=0)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from trainer.experiments.results.results import Cell, Results, System, Table
+from trainer.experiments.results.results import Results, RunResult, System, Table
 
 ALIKE = 0.02
 """Relative distance between the largest and the smallest budget of a table up to which its systems compare fairly."""
@@ -13,7 +13,7 @@ ALIKE = 0.02
 
 @dataclass(frozen=True)
 class Row:
-    """A system in one table: means over its cells, one for each seed."""
+    """A system in one table: means over its runs, one for each seed."""
 
     system: str
     family: str
@@ -55,18 +55,18 @@ class Row:
         return self.flops_per_byte + self.entropy_flops_per_byte
 
 
-def cells_of(results: Results, table: Table) -> dict[str, list[Cell]]:
-    """The cells of each system that has any in a table, by seed, in the order of the systems."""
-    found: dict[str, list[Cell]] = {system.name: [] for system in results.systems}
-    for cell in sorted(results.cells, key=lambda cell: cell.seed):
-        if cell.table == table:
-            found[cell.system].append(cell)
-    return {name: cells for name, cells in found.items() if cells}
+def runs_of(results: Results, table: Table) -> dict[str, list[RunResult]]:
+    """The runs of each system that has any in a table, by seed, in the order of the systems."""
+    found: dict[str, list[RunResult]] = {system.name: [] for system in results.systems}
+    for run in sorted(results.runs, key=lambda run: run.seed):
+        if run.table == table:
+            found[run.system].append(run)
+    return {name: runs for name, runs in found.items() if runs}
 
 
 def rows(results: Results, table: Table) -> list[Row]:
-    """A row for each system that has a cell in a table, the least bits per byte first."""
-    by_system = cells_of(results, table)
+    """A row for each system that has a run in a table, the least bits per byte first."""
+    by_system = runs_of(results, table)
     flat = flat_flops(results, table)
     made = [
         _row(system, by_system[system.name], flat, results) for system in results.systems if system.name in by_system
@@ -76,25 +76,25 @@ def rows(results: Results, table: Table) -> list[Row]:
 
 def flat_flops(results: Results, table: Table) -> float | None:
     """FLOPs a byte at inference of the flat byte model; None when a table has none."""
-    by_system = cells_of(results, table)
+    by_system = runs_of(results, table)
     flat = [s.name for s in results.systems if s.family == "bytes" and s.ablates is None and s.name in by_system]
-    return fmean(cell.flops_per_byte for cell in by_system[flat[0]]) if flat else None
+    return fmean(run.flops_per_byte for run in by_system[flat[0]]) if flat else None
 
 
 MEANS = ("useful_flops", "entropy_flops", "bytes", "passes", "seconds", "flops_per_byte", "entropy_flops_per_byte")
 """Values of a row that are means of the runs' own."""
 
 
-def _row(system: System, cells: Sequence[Cell], flat: float | None, results: Results) -> Row:
-    means: dict[str, Any] = {name: fmean(getattr(cell, name) for cell in cells) for name in MEANS}
-    bits = [cell.bits_per_byte for cell in cells]
-    sizes = [cell.bytes_per_patch for cell in cells if cell.bytes_per_patch is not None]
+def _row(system: System, runs: Sequence[RunResult], flat: float | None, results: Results) -> Row:
+    means: dict[str, Any] = {name: fmean(getattr(run, name) for run in runs) for name in MEANS}
+    bits = [run.bits_per_byte for run in runs]
+    sizes = [run.bytes_per_patch for run in runs if run.bytes_per_patch is not None]
     size = fmean(sizes) if sizes else None
     flops, entropy_flops = means["flops_per_byte"], means["entropy_flops_per_byte"]
     return Row(
         system=system.name,
         family=system.family,
-        seeds=len(cells),
+        seeds=len(runs),
         bits_per_byte=fmean(bits),
         spread=stdev(bits) if len(bits) > 1 else None,
         lowest=min(bits),
@@ -103,30 +103,30 @@ def _row(system: System, cells: Sequence[Cell], flat: float | None, results: Res
         patches_per_token=results.tokenizer.bytes_per_token / size if results.tokenizer and size else None,
         speed_up=flat / flops if flat else None,
         speed_up_whole=flat / (flops + entropy_flops) if flat else None,
-        parameters=round(fmean(cell.parameters for cell in cells)),
-        table_parameters=round(fmean(cell.table_parameters for cell in cells)),
+        parameters=round(fmean(run.parameters for run in runs)),
+        table_parameters=round(fmean(run.table_parameters for run in runs)),
         **means,
     )
 
 
 def budget_spread(results: Results, table: Table) -> float:
-    """How much more the largest budget of a table is than the smallest, as a share of it; 0 with at most one cell."""
-    budgets = [cell.useful_flops if table == "flops" else cell.bytes for cell in results.cells if cell.table == table]
+    """How much more the largest budget of a table is than the smallest, as a share of it; 0 with at most one run."""
+    budgets = [run.useful_flops if table == "flops" else run.bytes for run in results.runs if run.table == table]
     return max(budgets) / min(budgets) - 1 if budgets and min(budgets) > 0 else 0.0
 
 
 def subsets_of(results: Results) -> list[str]:
-    """Names of all subsets that were scored, in the order of the first cell that has each."""
-    return list(dict.fromkeys(name for cell in results.cells for name in cell.bits_by_subset))
+    """Names of all subsets that were scored, in the order of the first run that has each."""
+    return list(dict.fromkeys(name for run in results.runs for name in run.bits_by_subset))
 
 
 def subset_bits(results: Results, table: Table) -> dict[str, dict[str, float]]:
     """Bits per byte by system and subset, means over the seeds that have it."""
     return {
         system: {
-            name: fmean(cell.bits_by_subset[name] for cell in cells if name in cell.bits_by_subset)
+            name: fmean(run.bits_by_subset[name] for run in runs if name in run.bits_by_subset)
             for name in subsets_of(results)
-            if any(name in cell.bits_by_subset for cell in cells)
+            if any(name in run.bits_by_subset for run in runs)
         }
-        for system, cells in cells_of(results, table).items()
+        for system, runs in runs_of(results, table).items()
     }

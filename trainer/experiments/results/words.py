@@ -7,7 +7,7 @@ from shared.io.tables import aligned
 from shared.io.terminal import one_line
 from trainer.experiments.results.results import Comparison, Results, Table
 from trainer.experiments.results.statistics import FEW_DOCUMENTS
-from trainer.experiments.results.table import Row, budget_spread, cells_of, rows
+from trainer.experiments.results.table import Row, budget_spread, rows, runs_of
 
 TITLES: dict[Table, str] = {"flops": "at equal useful training FLOPs", "bytes": "at equal bytes of text trained on"}
 
@@ -16,7 +16,7 @@ def in_words(results: Results) -> str:
     """Everything, a table after the other."""
     texts = []
     for table, title in TITLES.items():
-        if cells_of(results, table):
+        if runs_of(results, table):
             spread = f"budgets {budget_spread(results, table):.2%} apart at most"
             texts.append("\n".join([f"{title} ({spread}):", table_text(results, table)]))
         documents = len(results.document_bytes)

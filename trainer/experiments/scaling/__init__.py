@@ -1,1 +1,1 @@
-"""How systems grow: iso-FLOP curves, fits through them, crossovers and predictions. Free of torch but where said."""
+"""How systems grow: iso-FLOP curves, fits through them, crossovers and predictions. Free of torch unless noted."""

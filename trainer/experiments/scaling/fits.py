@@ -1,4 +1,4 @@
-"""Fits of bits per byte against size and budget, for one set of figures or many replicates of it. Pure numpy.
+"""Fits of bits per byte against size and budget, for one set of values or many replicates of it. Pure numpy.
 
 Shapes: N sizes or runs, B budgets, R replicates; leading axes ... are fitted each for itself.
 """
@@ -10,7 +10,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import ArrayLike
 
-from trainer.experiments.scaling.record import BandPoint, Estimate, GridCell, JointFit
+from trainer.experiments.scaling.record import BandPoint, Estimate, GridRun, JointFit
 
 Array = np.ndarray
 STEEPEST, FLATTEST, EXPONENTS = 3.0, 1e-3, 241
@@ -103,7 +103,7 @@ def replicates(fitted: Sequence[Array], deviation: float, freedom: int, count: i
     """A parametric bootstrap: what other runs of the same grid might have given, [R, N] for each of ``fitted`` [N].
 
     Errors are normal and independent. How wide they are is itself known from ``freedom`` degrees of freedom only, so
-    each replicate draws that too: intervals of what is linear in the figures are then those of Student's t. No
+    each replicate draws that too: intervals of what is linear in the values are then those of Student's t. No
     replicates where ``freedom`` is 0: nothing is known of the spread.
     """
     if not freedom:
@@ -170,12 +170,12 @@ FAINTEST = -12.0
 # Shapes: N runs, S starts of the search; parameters [S, 5] are log A, a, log B, b, log E.
 
 
-def joint_fit(cells: Sequence[GridCell], family: str) -> JointFit | None:
-    """The fit to a family's cells; None where there are not more runs of different size or data than parameters."""
-    own = [cell.cell for cell in cells if cell.family == family]
-    sizes = np.array([cell.dense_parameters for cell in own], float)
-    text = np.array([cell.bytes for cell in own], float)
-    bits = np.array([cell.bits_per_byte for cell in own])
+def joint_fit(runs: Sequence[GridRun], family: str) -> JointFit | None:
+    """The fit to a family's runs; None where there are not more runs of different size or data than parameters."""
+    own = [run.result for run in runs if run.family == family]
+    sizes = np.array([run.dense_parameters for run in own], float)
+    text = np.array([run.bytes for run in own], float)
+    bits = np.array([run.bits_per_byte for run in own])
     if len(set(zip(sizes, text))) <= PARAMETERS or len(set(sizes)) < 3:
         return None
     # Sought around the middle of the data, where the five are least entangled.

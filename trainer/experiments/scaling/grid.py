@@ -32,7 +32,7 @@ class FamilyGrid(Settings):
 
 @dataclass(frozen=True)
 class Place:
-    """A cell to be run."""
+    """A run to do."""
 
     family: str
     size: str
@@ -57,13 +57,13 @@ class Grid(Settings):
     recipe: Values = Field(default_factory=dict)
     """Laid over what all systems share."""
     budgets: tuple[float, ...] = Field(min_length=1)
-    """Useful training FLOPs of a cell, the entropy model's left out."""
+    """Useful training FLOPs of a run, the entropy model's left out."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     families: dict[str, FamilyGrid] = Field(min_length=1)
     against: str
     """The family that the others' crossovers are with."""
     predict: tuple[float, ...] = (10.0, 100.0)
-    """Multiples of the largest budget that something is said about."""
+    """Multiples of the largest budget to predict."""
     confidence: float = Field(default=0.95, gt=0, lt=1)
     """Of intervals and bands."""
     replicates: int = Field(default=2000, gt=0)
@@ -78,7 +78,7 @@ class Grid(Settings):
         return self
 
     def places(self) -> Iterator[Place]:
-        """All cells, those of small budgets first: fits can begin before the dear ones are done."""
+        """All runs, those of small budgets first: fits can begin before the dear ones are done."""
         for budget in self.budgets:
             for seed in self.seeds:
                 for family, grid in self.families.items():

@@ -24,7 +24,7 @@ from trainer.experiments.scaling.fits import (
     spread,
     vertices,
 )
-from trainer.experiments.scaling.record import Counted, GridCell, IsoFlop, Optimum, Scaling
+from trainer.experiments.scaling.record import Counted, GridRun, IsoFlop, Optimum, Scaling
 
 SIZES = 3
 """That a parabola needs."""
@@ -46,35 +46,35 @@ class Valley:
 
 
 def valleys(scaling: Scaling, family: str, counted: Counted) -> list[Valley]:
-    """One for each budget of a family that has cells, ascending. How wide the runs scatter is pooled over budgets."""
-    own = [cell for cell in scaling.cells if cell.family == family]
-    by_budget = ([cell for cell in own if cell.budget_flops == budget] for budget in scaling.budgets)
-    groups = [cells for cells in by_budget if cells]
-    enough = [cells for cells in groups if _size_count(cells) >= SIZES]
-    points = [_points(cells, counted) for cells in enough]
+    """One for each budget of a family that has runs, ascending. How wide the runs scatter is pooled over budgets."""
+    own = [run for run in scaling.runs if run.family == family]
+    by_budget = ([run for run in own if run.budget_flops == budget] for budget in scaling.budgets)
+    groups = [runs for runs in by_budget if runs]
+    enough = [runs for runs in groups if _size_count(runs) >= SIZES]
+    points = [_points(runs, counted) for runs in enough]
     fitted = [along(parabolas(x, y), x) for x, y in points]
     drawn = replicates(fitted, *spread(points), count=scaling.replicates, seed=zlib.crc32(family.encode()))
-    draws_at = {cells[0].budget_flops: draws for cells, draws in zip(enough, drawn)}
-    return [_valley(cells, counted, draws_at.get(cells[0].budget_flops), scaling.confidence) for cells in groups]
+    draws_at = {runs[0].budget_flops: draws for runs, draws in zip(enough, drawn)}
+    return [_valley(runs, counted, draws_at.get(runs[0].budget_flops), scaling.confidence) for runs in groups]
 
 
-def _valley(cells: Sequence[GridCell], counted: Counted, draws: Array | None, confidence: float) -> Valley:
+def _valley(runs: Sequence[GridRun], counted: Counted, draws: Array | None, confidence: float) -> Valley:
     """``draws``: bits of replicates [R, N]; None where there are too few sizes."""
-    named: dict[str, Any] = {"family": cells[0].family, "counted": counted, "budget_flops": cells[0].budget_flops}
+    named: dict[str, Any] = {"family": runs[0].family, "counted": counted, "budget_flops": runs[0].budget_flops}
     if draws is None:
-        few = f"a parabola needs {SIZES} sizes, there are {_size_count(cells)}"
+        few = f"a parabola needs {SIZES} sizes, there are {_size_count(runs)}"
         return Valley(IsoFlop(**named, refusal=few), *[np.empty(0)] * 3)
-    x, y = _points(cells, counted)
+    x, y = _points(runs, counted)
     coefficients = parabolas(x, np.vstack([y, draws]))
     low, high = x.min(), x.max()
     minima = lowest(coefficients, low, high)
     bits = np.maximum(at_each(coefficients, minima), FEWEST)
-    sizes = _means_by_size(cells, counted)
+    sizes = _means_by_size(runs, counted)
     cost = np.exp(np.interp(minima, np.log(sizes["flops"]), np.log(sizes["cost"])))
     grid = np.linspace(low, high, CURVE_POINTS)
     curve = band(np.exp(grid), along(coefficients, grid), confidence)
     vertex = vertices(coefficients)
-    refusal = _refusal(vertex[0], low, high, cells, counted)
+    refusal = _refusal(vertex[0], low, high, runs, counted)
     inside = (vertex[1:] >= low) & (vertex[1:] <= high)
     optimum = Optimum(
         flops_per_byte=estimate(np.exp(minima), confidence),
@@ -88,9 +88,9 @@ def _valley(cells: Sequence[GridCell], counted: Counted, draws: Array | None, co
     return Valley(found, cost, np.exp(minima), bits)
 
 
-def _refusal(vertex: float, low: float, high: float, cells: Sequence[GridCell], counted: Counted) -> str | None:
+def _refusal(vertex: float, low: float, high: float, runs: Sequence[GridRun], counted: Counted) -> str | None:
     """Why a parabola whose minimum is at ``vertex`` shows no best size between ``low`` and ``high``."""
-    by_size = sorted(cells, key=lambda cell: cell.size_flops(counted))
+    by_size = sorted(runs, key=lambda run: run.size_flops(counted))
     if math.isnan(vertex):
         return "the curve through the sizes has no minimum: they are too close together, or the runs scatter too much"
     if vertex > high:
@@ -102,21 +102,21 @@ def _refusal(vertex: float, low: float, high: float, cells: Sequence[GridCell], 
     return None
 
 
-def _points(cells: Sequence[GridCell], counted: Counted) -> tuple[Array, Array]:
+def _points(runs: Sequence[GridRun], counted: Counted) -> tuple[Array, Array]:
     """Logarithms of FLOPs a byte [N], and bits per byte [N]."""
-    flops = [cell.size_flops(counted) for cell in cells]
-    return np.log(flops), np.array([cell.cell.bits_per_byte for cell in cells])
+    flops = [run.size_flops(counted) for run in runs]
+    return np.log(flops), np.array([run.result.bits_per_byte for run in runs])
 
 
-def _size_count(cells: Sequence[GridCell]) -> int:
-    return len({cell.size for cell in cells})
+def _size_count(runs: Sequence[GridRun]) -> int:
+    return len({run.size for run in runs})
 
 
-def _means_by_size(cells: Sequence[GridCell], counted: Counted) -> dict[str, Array]:
+def _means_by_size(runs: Sequence[GridRun], counted: Counted) -> dict[str, Array]:
     """Means over seeds of what a size is and takes, from small to large."""
     rows = []
-    for size in {cell.size for cell in cells}:
-        own = [(cell, cell.cell) for cell in cells if cell.size == size]
+    for size in {run.size for run in runs}:
+        own = [(run, run.result) for run in runs if run.size == size]
         values = [(at.size_flops(counted), at.cost(counted), run.dense_parameters, run.bytes) for at, run in own]
         rows.append(np.mean(values, axis=0))
     return dict(zip(("flops", "cost", "parameters", "bytes"), np.array(sorted(rows, key=lambda row: row[0])).T))

@@ -1,7 +1,7 @@
-"""How systems grow, as one file: cells of several sizes at several budgets, and what is fitted to them. Free of torch.
+"""How systems grow, as one file: runs of several sizes at several budgets, and what is fitted to them. Free of torch.
 
-FOLDER/scaling.json is the record; tables, pictures and pages are made from it alone. What was measured are ``cells``;
-all else is computed from them, and a `Prediction` is the only figure that lies outside what was tried.
+FOLDER/scaling.json is the record; tables, pictures and pages are made from it alone. What was measured are ``runs``;
+all else is computed from them, and a `Prediction` is the only value that lies outside what was tried.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from pydantic import Field
 
 from shared.settings import Settings
 from shared.shards.manifest import Count
-from trainer.experiments.results.results import Cell
+from trainer.experiments.results.results import RunResult
 from trainer.provenance.json_records import expected, keep
 
 SCALING_NAME = "scaling.json"
@@ -21,7 +21,7 @@ COUNTED: tuple[Counted, ...] = ("model", "whole")
 
 
 class Estimate(Settings):
-    """A fitted figure with the bounds of its confidence interval."""
+    """A fitted value with the bounds of its confidence interval."""
 
     value: float
     low: float | None = None
@@ -37,7 +37,7 @@ class BandPoint(Settings):
     bits_per_byte: Estimate
 
 
-class GridCell(Settings):
+class GridRun(Settings):
     """One run of the grid."""
 
     family: str
@@ -45,16 +45,16 @@ class GridCell(Settings):
     """Its name in the grid, unique in its family; sizes are listed from small to large."""
     budget_flops: float
     """Useful training FLOPs that it was given, the entropy model's left out."""
-    cell: Cell
+    result: RunResult
 
     def size_flops(self, counted: Counted) -> float:
         """Forward FLOPs a byte of validation text."""
-        extra = self.cell.entropy_flops_per_byte if counted == "whole" else 0.0
-        return self.cell.flops_per_byte + extra
+        extra = self.result.entropy_flops_per_byte if counted == "whole" else 0.0
+        return self.result.flops_per_byte + extra
 
     def cost(self, counted: Counted) -> float:
         """FLOPs of training."""
-        return self.cell.useful_flops + (self.cell.entropy_flops if counted == "whole" else 0.0)
+        return self.result.useful_flops + (self.result.entropy_flops if counted == "whole" else 0.0)
 
 
 class Optimum(Settings):
@@ -175,7 +175,7 @@ class Scaling(Settings):
     """Of all intervals and bands."""
     replicates: Count
     """Of the bootstrap."""
-    cells: tuple[GridCell, ...] = ()
+    runs: tuple[GridRun, ...] = ()
     iso_flop: tuple[IsoFlop, ...] = ()
     frontiers: tuple[Frontier, ...] = ()
     crossovers: tuple[Crossover, ...] = ()

@@ -1,4 +1,4 @@
-"""A scaling study as a whole: prepare the data, plan the cells within their budgets, run them, fit, keep the record."""
+"""A scaling study as a whole: prepare the data, plan the runs within their budgets, run them, fit, keep the record."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -11,10 +11,10 @@ from trainer.errors import TrainingError
 from trainer.experiments.budget import check_budget, recipe_within
 from trainer.experiments.compare import circumstances
 from trainer.experiments.preparation import Request, prepare
-from trainer.experiments.results.records import cell_of
+from trainer.experiments.results.records import result_of
 from trainer.experiments.runs import Run, run_all
 from trainer.experiments.scaling.grid import Grid, Place, sized
-from trainer.experiments.scaling.record import SCALING_NAME, GridCell, Scaling, load_scaling, save_scaling
+from trainer.experiments.scaling.record import SCALING_NAME, GridRun, Scaling, load_scaling, save_scaling
 from trainer.experiments.scaling.study import study
 from trainer.experiments.systems import Experiment
 from trainer.settings import RunSettings
@@ -40,9 +40,9 @@ class PlannedRun(Run):
 
 
 def scale(request: ScalingRequest, line: Progress) -> tuple[Scaling, list[str]]:
-    """Do all that is asked for; the study, with the cells of earlier calls, and the names of the runs that failed.
+    """Do all that is asked for; the study, with the runs of earlier calls, and the names of the runs that failed.
 
-    The record is written after every cell. Raises ConfigError, DatasetError, TrainingError.
+    The record is written after every run. Raises ConfigError, DatasetError, TrainingError.
     """
     grid, out, jobs = request.grid, request.out, request.jobs
     experiment = sized(request.experiment, grid)
@@ -51,16 +51,16 @@ def scale(request: ScalingRequest, line: Progress) -> tuple[Scaling, list[str]]:
     data = prepare(replace(request, experiment=experiment), (place.system for place in grid.places()), line)
     planned = plan(grid, experiment, data, out)
     found = _opened(request)
-    line.say(f"== {counted(len(planned), 'run')} -> {out / 'cells' / 'scaling'}")
+    line.say(f"== {counted(len(planned), 'run')} -> {out / 'runs' / 'scaling'}")
     predict = [grid.budgets[-1] * multiple for multiple in grid.predict]
 
     def keep(run: PlannedRun) -> None:
         nonlocal found
-        found = study(with_cell(found, grid_cell(run.place, run.folder, out)), predict)
+        found = study(with_run(found, grid_run(run.place, run.folder, out)), predict)
         save_scaling(found, out)
 
     failed = run_all(planned, jobs, line, keep)
-    if not found.cells:
+    if not found.runs:
         raise TrainingError("no run has ended well")
     return found, list(failed)
 
@@ -70,9 +70,9 @@ def announced(grid: Grid, experiment: Experiment, jobs: int) -> str:
     from trainer.distributed.world import choose_device
     from trainer.metrics.run_metrics import listed_peak
 
-    cells = list(grid.places())
-    total = sum(place.budget for place in cells)
-    words = f"{counted(len(cells), 'run')} of {len(grid.families)} families, {quantity(total)}FLOP of training"
+    runs = list(grid.places())
+    total = sum(place.budget for place in runs)
+    words = f"{counted(len(runs), 'run')} of {len(grid.families)} families, {quantity(total)}FLOP of training"
     settings = RunSettings.model_validate({"out": "nowhere", "steps": 1} | experiment.recipe.get("run", {}))
     peak = listed_peak(choose_device(settings), settings.dtype)
     if peak is None:  # the bar says how long, once a run has shown it
@@ -85,44 +85,44 @@ def plan(grid: Grid, experiment: Experiment, data: dict[str, Path], out: Path) -
     """The runs within their budgets, the small budgets first. Raises ConfigError, DatasetError."""
     planned = []
     for place in grid.places():
-        folder, text = out / "cells" / place.name, data[experiment.systems[place.system].patching]
+        folder, text = out / "runs" / place.name, data[experiment.systems[place.system].patching]
         recipe, _ = recipe_within(experiment, place.system, text, folder, place.seed, 1, place.budget, "flops")
         planned.append(PlannedRun(place.name, recipe, place=place))
     return planned
 
 
-def grid_cell(place: Place, run: Path, out: Path) -> GridCell:
-    """The cell of a run that is trained and scored, without what only comparisons of documents need."""
-    cell = cell_of(out, run, "flops", place.system, place.seed).model_copy(update={"document_bits": ()})
-    return GridCell(family=place.family, size=place.size, budget_flops=place.budget, cell=cell)
+def grid_run(place: Place, run: Path, out: Path) -> GridRun:
+    """What is recorded of a run that is trained and scored, without what only comparisons of documents need."""
+    result = result_of(out, run, "flops", place.system, place.seed).model_copy(update={"document_bits": ()})
+    return GridRun(family=place.family, size=place.size, budget_flops=place.budget, result=result)
 
 
-def with_cell(found: Scaling, cell: GridCell) -> Scaling:
-    """The study with a cell in its place."""
-    cells = [other for other in found.cells if _key(other) != _key(cell)] + [cell]
-    cells.sort(key=lambda one: (found.families.index(one.family), one.size_flops("model"), *_key(one)[2:]))
-    return found.model_copy(update={"cells": tuple(cells)})
+def with_run(found: Scaling, run: GridRun) -> Scaling:
+    """The study with a run in its place."""
+    runs = [other for other in found.runs if _key(other) != _key(run)] + [run]
+    runs.sort(key=lambda one: (found.families.index(one.family), one.size_flops("model"), *_key(one)[2:]))
+    return found.model_copy(update={"runs": tuple(runs)})
 
 
-def _key(cell: GridCell) -> tuple[str, str, float, int]:
-    return cell.family, cell.size, cell.budget_flops, cell.cell.seed
+def _key(run: GridRun) -> tuple[str, str, float, int]:
+    return run.family, run.size, run.budget_flops, run.result.seed
 
 
 def _opened(request: ScalingRequest) -> Scaling:
     """The study so far, widened by what is asked for now; or an empty one. The corpus is the folder's own."""
     grid, out = request.grid, request.out
-    cells = load_scaling(out).cells if (out / SCALING_NAME).exists() else ()
-    families = _union([cell.family for cell in cells], grid.families)
-    budgets = sorted(_union([cell.budget_flops for cell in cells], grid.budgets))
+    runs = load_scaling(out).runs if (out / SCALING_NAME).exists() else ()
+    families = _union([run.family for run in runs], grid.families)
+    budgets = sorted(_union([run.budget_flops for run in runs], grid.budgets))
     return Scaling(
         title=f"{len(families)} families, {len(budgets)} budgets from {budgets[0]:.3g} to {budgets[-1]:.3g} FLOPs",
         budgets=tuple(budgets),
         families=tuple(families),
-        seeds=tuple(sorted(_union([cell.cell.seed for cell in cells], grid.seeds))),
+        seeds=tuple(sorted(_union([run.result.seed for run in runs], grid.seeds))),
         against=grid.against,
         confidence=grid.confidence,
         replicates=grid.replicates,
-        cells=cells,
+        runs=runs,
         **circumstances(request),
     )
 

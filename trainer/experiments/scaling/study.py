@@ -1,4 +1,4 @@
-"""From the cells of a grid to curves, optima, frontiers, crossovers and predictions. Pure.
+"""From the runs of a grid to curves, optima, frontiers, crossovers and predictions. Pure.
 
 Method, as in Hoffmann et al. 2022 (arXiv 2203.15556, section 3.2, "IsoFLOP profiles"): at each budget a parabola in the
 logarithm of the size gives the best size and its bits; power laws through these minima say how both grow.
@@ -28,13 +28,13 @@ from trainer.experiments.scaling.record import (
     Crossover,
     Estimate,
     Frontier,
-    GridCell,
+    GridRun,
     Prediction,
     Scaling,
 )
 
 BUDGETS_FOR_FLOOR = 4
-"""Three figures of a curve with a floor, and one to spare."""
+"""Three parameters of a curve with a floor, and one to spare."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def frontier(found: Sequence[Valley], confidence: float, predict: Sequence[float
     return Curve(record, floor, factor, exponent)
 
 
-# ---- Where the frontiers of two families meet, in figures and in words. Pure.
+# ---- Where the frontiers of two families meet, in numbers and in words. Pure.
 
 
 REACH = 1e4
@@ -109,7 +109,7 @@ def crossover(curve: Curve, base: Curve, confidence: float) -> Crossover:
     low = max(one.found.curve[0].at for one in (curve, base))
     high = min(one.found.curve[-1].at for one in (curve, base))
     if low >= high:
-        words = f"{family} and {against} have no range of budgets in common: nothing is said of a crossing."
+        words = f"{family} and {against} have no range of budgets in common, so a crossing cannot be located."
         return Crossover(**named, verdict="undecided", budget_flops=None, extrapolated=False, words=words)
     costs = np.concatenate([np.geomspace(low, high, POINTS), high * np.geomspace(1, REACH, POINTS)[1:]])
     own, other = curve.at(costs), base.at(costs)
@@ -150,9 +150,9 @@ def _bounds(at: Estimate, confidence: float) -> str:
 
 
 def study(scaling: Scaling, predict: Sequence[float]) -> Scaling:
-    """The same cells with all that can be fitted to them; ``predict``: FLOPs of training to say something about."""
+    """The same runs with all that can be fitted to them; ``predict``: FLOPs of training to say something about."""
     fitted: dict[str, list[Any]] = {"iso_flop": [], "frontiers": [], "crossovers": [], "without": []}
-    for counted in counted_in(scaling.cells):
+    for counted in counted_in(scaling.runs):
         curves = {}
         for family in scaling.families:
             found = valleys(scaling, family, counted)
@@ -166,13 +166,13 @@ def study(scaling: Scaling, predict: Sequence[float]) -> Scaling:
         if scaling.against in curves:
             base = curves.pop(scaling.against)
             fitted["crossovers"] += [crossover(curve, base, scaling.confidence) for curve in curves.values()]
-    fitted["joint_fits"] = [fit for family in scaling.families if (fit := joint_fit(scaling.cells, family))]
+    fitted["joint_fits"] = [fit for family in scaling.families if (fit := joint_fit(scaling.runs, family))]
     return scaling.model_copy(update={name: tuple(values) for name, values in fitted.items()})
 
 
-def counted_in(cells: Sequence[GridCell]) -> tuple[Counted, ...]:
-    """The ways to count that differ: one where no cell has an entropy model."""
-    return COUNTED if any(cell.cell.entropy_flops for cell in cells) else COUNTED[:1]
+def counted_in(runs: Sequence[GridRun]) -> tuple[Counted, ...]:
+    """The ways to count that differ: one where no run has an entropy model."""
+    return COUNTED if any(run.result.entropy_flops for run in runs) else COUNTED[:1]
 
 
 def _no_frontier(family: str, optima: int, budgets: int) -> str:

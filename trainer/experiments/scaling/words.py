@@ -16,7 +16,7 @@ COUNTED_WORDS: dict[Counted, str] = {
 def in_words(scaling: Scaling) -> str:
     """Everything measured, then everything fitted, then what is only predicted."""
     parts = [measured(scaling)]
-    for counted in counted_in(scaling.cells):
+    for counted in counted_in(scaling.runs):
         frontiers = [found for found in scaling.frontiers if found.counted == counted]
         parts.append(f"{COUNTED_WORDS[counted]}; in brackets {scaling.confidence:.0%} intervals")
         parts.append(optima([found for found in scaling.iso_flop if found.counted == counted]))
@@ -34,23 +34,23 @@ def measured(scaling: Scaling) -> str:
     """Bits per byte of each size at each budget, means over seeds, the fewest of a family and budget marked."""
     rows = []
     for family in scaling.families:
-        own = [cell for cell in scaling.cells if cell.family == family]
+        own = [run for run in scaling.runs if run.family == family]
         names = sorted(
-            {cell.size for cell in own}, key=lambda name: min(c.size_flops("model") for c in own if c.size == name)
+            {run.size for run in own}, key=lambda name: min(c.size_flops("model") for c in own if c.size == name)
         )
         means = {
             (name, budget): fmean(bits)
             for name in names
             for budget in scaling.budgets
-            if (bits := [c.cell.bits_per_byte for c in own if (c.size, c.budget_flops) == (name, budget)])
+            if (bits := [c.result.bits_per_byte for c in own if (c.size, c.budget_flops) == (name, budget)])
         }
         for name in names:
-            first = next(cell for cell in own if cell.size == name)
+            first = next(run for run in own if run.size == name)
             row = [
                 f"{family} {name}",
-                _millions(first.cell.dense_parameters),
+                _millions(first.result.dense_parameters),
                 f"{first.size_flops('model') / 1e6:.3g}",
-                f"{first.cell.entropy_flops_per_byte / 1e6:.3g}" if first.cell.entropy_flops_per_byte else "",
+                f"{first.result.entropy_flops_per_byte / 1e6:.3g}" if first.result.entropy_flops_per_byte else "",
             ]
             for budget in scaling.budgets:
                 mean = means.get((name, budget))
@@ -107,7 +107,7 @@ def growth_rows(frontiers: Sequence[Frontier], estimate: Callable[[Estimate, str
 
 
 def predictions(frontiers: Sequence[Frontier]) -> str:
-    """What lies beyond the data, said to be that."""
+    """What lies beyond the data, labelled as predicted."""
     rows = [
         [
             line.family,

@@ -13,15 +13,15 @@ from threading import Event, Thread
 import torch.distributed as dist
 
 BEAT_SECONDS = 5.0
-BEATS_TO_TELL = 3
-"""Between two looks at everybody's signs: who has not beaten in this time is silent."""
+BEATS_TO_REPORT = 3
+"""Between two readings of everybody's heartbeats: a rank without a new one is silent."""
 PARTS_OF_A_STEP = ("waiting for data", "computing", "validating", "saving")
 """What a rank can be doing in a step, in this order."""
 
 
 @dataclass(frozen=True)
-class Sign:
-    """The last that a rank has said of itself."""
+class Heartbeat:
+    """The last that a rank has reported of itself."""
 
     beats: int
     step: int
@@ -33,12 +33,12 @@ class Sign:
         return self.step, PARTS_OF_A_STEP.index(self.doing)
 
 
-class Watch:
-    """This rank's signs, and on the first two ranks an eye on those of all."""
+class StragglerMonitor:
+    """This rank's heartbeats; the first two ranks also read those of all."""
 
-    def __init__(self, store: dist.Store, rank: int, ranks: int, patience: float, say: Callable[[str], None]) -> None:
-        """``say`` is told, once a standstill, when this rank has not moved for ``patience`` seconds."""
-        self._store, self._rank, self._ranks, self._say = dist.PrefixStore("watch", store), rank, ranks, say
+    def __init__(self, store: dist.Store, rank: int, ranks: int, patience: float, log: Callable[[str], None]) -> None:
+        """``log`` is called, once a standstill, when this rank has not moved for ``patience`` seconds."""
+        self._store, self._rank, self._ranks, self._log = dist.PrefixStore("watch", store), rank, ranks, log
         self._patience, self._beat = patience, min(BEAT_SECONDS, patience / 8)
         self._step, self._doing, self._moved = 0, PARTS_OF_A_STEP[0], time.monotonic()
         self._armed = False
@@ -46,17 +46,17 @@ class Watch:
         if ranks > 1:
             Thread(target=self._run, name="watch", daemon=True).start()
 
-    def at(self, step: int, doing: str) -> None:
+    def report(self, step: int, doing: str) -> None:
         """The main thread is at this place now."""
         self._armed = self._armed or step > self._step > 0  # the first step may take as long as it takes
         self._step, self._doing, self._moved = step, doing, time.monotonic()
 
-    def rest(self) -> None:
+    def pause(self) -> None:
         """What follows may take as long as it takes."""
         self._armed = False
 
     def close(self) -> None:
-        """No more signs."""
+        """Send no more heartbeats."""
         self._closed.set()
 
     def _run(self) -> None:
@@ -68,31 +68,31 @@ class Watch:
                 if not self._late() or self._moved == stuck:
                     before = None
                 elif before is None:
-                    since, before = beats, self._signs()
-                elif beats - since >= BEATS_TO_TELL:
-                    after = self._signs()
+                    since, before = beats, self._heartbeats()
+                elif beats - since >= BEATS_TO_REPORT:
+                    after = self._heartbeats()
                     if self._rank == 0 or after[0].beats == before[0].beats:
-                        self._say(standstill(before, after, self._patience))
-                    stuck = self._moved  # said once
+                        self._log(standstill(before, after, self._patience))
+                    stuck = self._moved  # logged once
             except RuntimeError:  # the store has gone: the launcher is ending
                 return
 
     def _late(self) -> bool:
         return self._armed and self._rank < 2 and time.monotonic() - self._moved > self._patience
 
-    def _signs(self) -> list[Sign]:
+    def _heartbeats(self) -> list[Heartbeat]:
         found = self._store.multi_get([f"{rank}" for rank in range(self._ranks)])
-        return [Sign(*json.loads(content)) for content in found]
+        return [Heartbeat(*json.loads(content)) for content in found]
 
 
-def standstill(before: Sequence[Sign], after: Sequence[Sign], seconds: float) -> str:
-    """One line about ranks that do not move, from their signs at two moments a few beats apart."""
+def standstill(before: Sequence[Heartbeat], after: Sequence[Heartbeat], seconds: float) -> str:
+    """One line about ranks that do not move, from their heartbeats at two moments a few beats apart."""
     line = f"no step has ended for {seconds:g} s: "
     silent = [rank for rank, (old, new) in enumerate(zip(before, after)) if old.beats == new.beats]
     if silent:
         return line + f"no sign of life from {_named(silent)}"
-    last = min(sign.place for sign in after)
-    behind = [rank for rank, sign in enumerate(after) if sign.place == last]
+    last = min(beat.place for beat in after)
+    behind = [rank for rank, beat in enumerate(after) if beat.place == last]
     place = f"{after[behind[0]].doing} in step {after[behind[0]].step}"
     if len(behind) == len(after):
         return line + f"all ranks are {place}"
