@@ -3,7 +3,7 @@
 import base64
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from pipeline.settings import ReadSettings, SplitName
@@ -37,8 +37,7 @@ class Place:
     """Key of a sample in an archive."""
 
     def as_json(self) -> dict[str, Any]:
-        fields = {"path": self.path, "line": self.line, "offset": self.offset, "row": self.row, "member": self.member}
-        return {key: value for key, value in fields.items() if value is not None}
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """What a preprocessing run is told, as immutable values, one for each concern. Free of torch."""
 
+from functools import partial
+from operator import eq, not_
 from pathlib import Path
 from typing import Literal, Self
 
@@ -43,19 +45,7 @@ class ChatSettings(Settings):
         return (*self.roles, END)
 
 
-def _is_none(value: object) -> bool:
-    return value is None
-
-
 # Keys that came later are left out of the identity at their defaults, so that datasets made before keep theirs.
-
-
-def _is_default_window(value: object) -> bool:
-    return value == 2**31
-
-
-def _is_keep(value: object) -> bool:
-    return value == "keep"
 
 
 class ReadSettings(Settings):
@@ -69,9 +59,9 @@ class ReadSettings(Settings):
     """directory: the first folder below the input names the subset of every file in it."""
     subset: str | None = Field(default=None, min_length=1, pattern=r"^[^\x00]*$")
     """One subset for all records."""
-    chat: ChatSettings | None = Field(default=None, exclude_if=_is_none)
+    chat: ChatSettings | None = Field(default=None, exclude_if=not_)
     """Records are chats: messages, or a prompt and its response. None: texts."""
-    document_bytes: int | None = Field(default=None, ge=64, le=2**24, exclude_if=_is_none)
+    document_bytes: int | None = Field(default=None, ge=64, le=2**24, exclude_if=not_)
     """Text files are cut at blank lines into documents of at least so many bytes; None: a file is one document."""
     meta: bool = False
     """Pass the remaining columns through as canonical JSON."""
@@ -91,11 +81,11 @@ class ReadSettings(Settings):
     max_ratio: int = Field(default=1000, gt=0)
     """Decompressed bytes per compressed byte beyond which a file is refused as a decompression bomb."""
 
-    max_window: int = Field(default=2**31, ge=2**20, le=2**31, exclude_if=_is_default_window)
+    max_window: int = Field(default=2**31, ge=2**20, le=2**31, exclude_if=partial(eq, 2**31))
     """Bytes of earlier content that a compressed file may refer to; decompressing holds so many, if there are."""
-    input_format: InputFormat | None = Field(default=None, exclude_if=_is_none)
+    input_format: InputFormat | None = Field(default=None, exclude_if=not_)
     """The format of every input file; None: each is looked at."""
-    named_splits: Literal["keep", "ignore"] = Field(default="keep", exclude_if=_is_keep)
+    named_splits: Literal["keep", "ignore"] = Field(default="keep", exclude_if=partial(eq, "keep"))
     """keep: beside files named train, those named validation go to validation, and those named test are left out."""
 
     @model_validator(mode="after")
@@ -131,7 +121,7 @@ class OutputSettings(Settings):
 class ExecutorSettings(Settings):
     """Who does the work. Nothing here reaches a single byte of the product."""
 
-    kind: Literal["ray", "inline"] = "ray"
+    executor: Literal["ray", "inline"] = "ray"
     workers: int | None = Field(default=None, gt=0)
     """At most so many. None: as many as CPUs over threads of a worker, or as the GPUs have shares for; on a cluster
     that was joined, those of nodes that come later, too."""
@@ -139,7 +129,7 @@ class ExecutorSettings(Settings):
     """Asked of a cluster at once, even if it must grow for them. None: as many as it has room for."""
     gpus_per_worker: float | None = Field(default=None, gt=0, le=1)
     """None: a whole GPU for each worker that scores, where there are GPUs."""
-    address: str | None = None
+    ray_address: str | None = None
     """Ray cluster to join; None: the one that RAY_ADDRESS names, else one is started on this machine."""
 
 

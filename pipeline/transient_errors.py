@@ -3,7 +3,7 @@
 import errno
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -100,15 +100,8 @@ def retried(work: Callable[[], T]) -> T:
 
 def _is_any(error: BaseException, classes: dict[str, tuple[str, ...]]) -> bool:
     """Whether an error is of one of some classes, of those modules that are loaded: without them it cannot be."""
-    return isinstance(error, tuple(_loaded(classes)))
-
-
-def _loaded(classes: dict[str, tuple[str, ...]]) -> Iterator[type[BaseException]]:
-    for module, names in classes.items():
-        for name in names:
-            found = getattr(sys.modules.get(module), name, None)
-            if isinstance(found, type) and issubclass(found, BaseException):
-                yield found
+    found = (getattr(sys.modules.get(module), name, None) for module, names in classes.items() for name in names)
+    return isinstance(error, tuple(kind for kind in found if isinstance(kind, type)))
 
 
 def _status(error: BaseException) -> int | None:

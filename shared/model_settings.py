@@ -4,6 +4,8 @@ Shapes in comments: D width, H heads, K queries a patch.
 """
 
 from collections.abc import Mapping
+from functools import partial
+from operator import eq
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field, model_validator
@@ -19,10 +21,6 @@ MOST_LAYERS, WIDEST, LONGEST_WINDOW = 1024, 1 << 18, 1 << 30
 MOST_ROWS, MOST_SIZES, MOST_QUERIES, MOST_IDS = 1 << 34, 32, 1024, 1 << 24
 """What no model has more of: settings beyond are refused before anything is built from them. A stack's blocks; the
 width of a layer; bytes of a window; rows of a table, n-gram tables of one function, vectors of a patch, ids."""
-
-
-def _is_cross(pooling: str) -> bool:
-    return pooling == "cross"
 
 
 class StackSettings(Settings):
@@ -214,7 +212,7 @@ class BltSettings(NamesSpecials, WholeModel):
     """How far back a byte sees in the self-attention of the local models, itself included."""
     queries: int = Field(default=2, ge=1, le=MOST_QUERIES)
     """K: vectors that stand for one patch between the local and the global width."""
-    pooling: Literal["cross", "mean", "max", "attention"] = Field(default="cross", exclude_if=_is_cross)
+    pooling: Literal["cross", "mean", "max", "attention"] = Field(default="cross", exclude_if=partial(eq, "cross"))
     """How bytes become a patch: by the encoder's cross-attention; or, without any, their mean, their maximum or a mean
     by learned weights. Left out where it is the default, so that identities stay what they are."""
     encoder_cross_all_layers: bool = False

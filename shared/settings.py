@@ -1,11 +1,16 @@
 """What settings objects have in common: immutable, and an unknown key is an error that names it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import not_
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from pydantic_core import ErrorDetails
+
+from shared.errors import PatchworkError
 
 
 class Settings(BaseModel):
@@ -24,14 +29,10 @@ class Unit:
 SpecialName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
 
-def _is_empty(names: tuple[str, ...]) -> bool:
-    return not names
-
-
 class NamesSpecials(Settings):
     """Settings of what may know named special ids, as chat turns need them: ids from VOCABULARY_SIZE on, in order."""
 
-    specials: tuple[SpecialName, ...] = Field(default=(), max_length=4096, exclude_if=_is_empty)
+    specials: tuple[SpecialName, ...] = Field(default=(), max_length=4096, exclude_if=not_)
     """Names of special ids, which follow those of bytes; chat data has one for each role and for the end of a turn.
     Left out where there are none, so that identities without them stay what they are."""
 
@@ -84,3 +85,12 @@ def first_problem(error: ValidationError, key: str | None = None) -> str:
     if problem["type"] == "extra_forbidden":
         return f"unknown key {key!r}"
     return (f"{key}: " if key else "") + message + (f" (got {shown})" if len(shown) <= 80 and not of_table else "")
+
+
+@contextmanager
+def refused_as(kind: type[PatchworkError], where: str = "") -> Iterator[None]:
+    """Let what validation finds be an error of this kind: one line, which begins with ``where``."""
+    try:
+        yield
+    except ValidationError as error:
+        raise kind(f"{where}{first_problem(error)}") from None

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from pydantic import ValidationError
 
 from pipeline.calibration.parallel_text import Pairs, figures, parallel_keys, ratio, without_pairs
 from pipeline.calibration.patching_file import (
@@ -19,19 +18,17 @@ from pipeline.calibration.patching_file import (
 from pipeline.calibration.sampling import HELD_OUT, Sample, draw, draw_pairs, held_out_tenth
 from pipeline.calibration.threshold import Goal, find_thetas, patches_of
 from pipeline.calibration.threshold_search import UnreachableTarget
-from pipeline.inputs.listing import dataset_folders
 from pipeline.scoring.entropies import Documents, Entropies, EntropySource, documents_of
 from pipeline.scoring.options import entropy_model_sha256
 from pipeline.settings import PipelineError, ScoringSettings
-from shared.errors import DatasetError
 from shared.io.files import Output
 from shared.io.identity import in_short
 from shared.io.terminal import show
 from shared.patching import PatchingSettings
-from shared.settings import Settings, first_problem
+from shared.settings import Settings, refused_as
 from shared.shards.dataset import Dataset
-from shared.shards.manifest import SidecarType, not_a_dataset
-from shared.shards.open import open_dataset
+from shared.shards.manifest import SidecarType
+from shared.shards.open import dataset_folders, find_datasets, open_dataset
 
 SCORED_SAMPLE = 1_000_000
 """Bytes of text that are scored unless told otherwise."""
@@ -74,7 +71,7 @@ def calibrate(
     """
     dataset = _train_dataset(path)
     validation = _validation_beside(dataset)
-    try:
+    with refused_as(PipelineError):
         sha256 = entropy_model_sha256(entropy_model, "calibrate")
         assert entropy_model is not None, "it has a sha256"
         source = EntropySource(entropy_model, sha256, scoring, out.path.absolute().parent)
@@ -96,8 +93,6 @@ def calibrate(
             **wanted.model_dump(exclude={"sample_bytes"}),
             **scoring.model_dump(exclude={"device"}),
         )
-    except ValidationError as error:
-        raise PipelineError(first_problem(error)) from None
     _check_parity(wanted, dataset)
     if (current := _current(out.path, identity)) is not None:
         return current, None
@@ -256,12 +251,9 @@ def _parity(
 
 def _train_dataset(path: Path) -> Dataset:
     """The train split at a path. Raises DatasetError or PipelineError."""
-    folders = dataset_folders(path)
-    if not folders:
-        raise DatasetError(not_a_dataset(path))
-    dataset = open_dataset(folders[0])
+    dataset = open_dataset(find_datasets(path)[0])
     if dataset.manifest.identity.split != "train":
-        raise PipelineError(f"{folders[0]} is a validation split; thresholds are calibrated on train")
+        raise PipelineError(f"{dataset.folder} is a validation split; thresholds are calibrated on train")
     return dataset
 
 

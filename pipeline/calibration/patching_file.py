@@ -4,13 +4,13 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from pipeline.settings import PipelineError
 from shared.io.files import Output
 from shared.io.json_reader import read_bounded
 from shared.patching import PatchingSettings
-from shared.settings import Settings, first_problem, other_version
+from shared.settings import Settings, other_version, refused_as
 from shared.shards.manifest import NumericsClass, SidecarType
 
 FORMAT_VERSION: Literal[2] = 2
@@ -105,10 +105,9 @@ def load_patching(path: Path) -> PatchingFile:
     """Read what calibrate wrote. Raises PipelineError."""
     try:
         content = read_bounded(path, MOST_BYTES)
-        if problem := other_version(path, content, FORMAT_VERSION, "calibrate again"):
-            raise PipelineError(f"--patching {problem}")
-        return PatchingFile.model_validate_json(content)
     except OSError as error:
         raise PipelineError(f"--patching {path} cannot be read: {error.strerror}; calibrate writes it") from None
-    except ValidationError as error:
-        raise PipelineError(f"--patching {path}: {first_problem(error)}") from None
+    if problem := other_version(path, content, FORMAT_VERSION, "calibrate again"):
+        raise PipelineError(f"--patching {problem}")
+    with refused_as(PipelineError, f"--patching {path}: "):
+        return PatchingFile.model_validate_json(content)

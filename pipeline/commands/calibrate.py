@@ -16,45 +16,41 @@ subset's name in them (en/intro.md and de/intro.md), or 'id:SEP' for ids that ar
 import argparse
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from pipeline.calibration.calibrate import SCORED_SAMPLE, Wanted, calibrate
 from pipeline.calibration.patching_file import PATCHING
 from pipeline.calibration.report import print_result
-from pipeline.scoring.options import add_scoring_arguments, scoring_of
-from pipeline.settings import PipelineError
+from pipeline.options import add_options, settings_of
+from pipeline.scoring.options import add_scoring_arguments
+from pipeline.settings import ScoringSettings
 from shared.io.files import add_overwrite, output_of
 from shared.io.quantities import counted
 from shared.io.terminal import show
-from shared.patching.settings import ENTROPY_RULES
-from shared.settings import first_problem
+
+OPTIONS = {
+    "target": ("BYTES", "mean patch size"),
+    "rule": (None, "where patches begin"),
+    "theta_rise": ("NATS", "second threshold of entropy_rise, taken as it is"),
+    "min_length": ("BYTES", "shortest patch"),
+    "max_length": ("BYTES", "longest patch"),
+    "per_subset": (None, "a threshold for each subset besides the one for all bytes"),
+    "parity": ("KEY", "thresholds that give parallel text the same number of patches in each subset"),
+    "parity_to": ("SUBSET", "the subset that the others follow"),
+    "seed": (None, "seed of the sample"),
+    "sidecar": (None, "what preprocess will keep: for uint8 the threshold on entropy lies on its grid"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("dataset", type=Path, metavar="DATASET", help="shards to calibrate on, patched or not; of two splits, train")
-    add("--target", type=float, required=True, metavar="BYTES", help="mean patch size")
     add("--out", type=Path, required=True, metavar="FILE.json", help="for preprocess --patching")
-    add("--rule", choices=ENTROPY_RULES, default="entropy", help="where patches begin")
-    add("--theta-rise", type=float, metavar="NATS", help="second threshold of entropy_rise, taken as it is")
-    add("--min-length", type=int, default=1, metavar="BYTES", help="shortest patch")
-    add("--max-length", type=int, default=512, metavar="BYTES", help="longest patch")
-    add("--per-subset", action="store_true", help="a threshold for each subset besides the one for all bytes")
-    add("--parity", metavar="KEY", help="thresholds that give parallel text the same number of patches in each subset")
-    add("--parity-to", metavar="SUBSET", help="the subset that the others follow")
+    add_options(parser, Wanted, OPTIONS)
     add(
         "--sample-bytes",
         type=_sample_bytes,
         metavar="N",
         help=f"text to count on, with --per-subset or --parity of each subset; 0 or all for all of it (default: "
         f"{SCORED_SAMPLE:,} where the model must run, all where entropies are kept)",
-    )
-    add("--seed", type=int, default=0, help="seed of the sample")
-    add(
-        "--sidecar",
-        choices=["none", "uint8", "float32"],
-        default="uint8",
-        help="what preprocess will keep: for uint8 the threshold on entropy lies on its grid",
     )
     add_overwrite(parser)
     add_scoring_arguments(parser)
@@ -63,11 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Calibrate, unless the file is there and current; returns the exit code."""
     out = output_of(arguments, "out", PATCHING)
-    try:
-        wanted = Wanted(**{name: getattr(arguments, name) for name in Wanted.model_fields})
-        scoring = scoring_of(arguments)
-    except ValidationError as error:
-        raise PipelineError(first_problem(error)) from None
+    wanted, scoring = settings_of(arguments, Wanted), settings_of(arguments, ScoringSettings)
     result, sample = calibrate(arguments.dataset, arguments.entropy_model, wanted, scoring, out)
     if sample is None:
         show(f"{arguments.out} is current")

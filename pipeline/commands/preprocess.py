@@ -22,15 +22,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from pipeline.calibration.patching_file import load_patching
+from pipeline.options import PATCHING_OPTIONS, PatchingOptions, add_options, settings_of
 from pipeline.read.options import add_reading_arguments, reading_of
 from pipeline.run.driver import make_plan, preprocess
 from pipeline.run.dry_run import dry_run
 from pipeline.run.report import Report
 from pipeline.run.summary import exit_code, print_summary
-from pipeline.scoring.options import add_scoring_arguments, entropy_model_sha256, scoring_of
+from pipeline.scoring.options import add_scoring_arguments, entropy_model_sha256
 from pipeline.settings import (
     SPLIT_NAMES,
     ExecutorSettings,
@@ -43,7 +42,7 @@ from shared.io.files import check_folder
 from shared.io.quantities import counted
 from shared.patching import PatchingSettings
 from shared.patching.settings import ENTROPY_RULES
-from shared.settings import first_problem
+from shared.settings import refused_as
 from shared.shards.manifest import SidecarType
 
 DOCUMENTS_OF_A_TEXT = 200
@@ -68,16 +67,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--rule", choices=rules, help="where patches begin (none: unpatched, to train an entropy model on)"
     )
-    group.add_argument("--theta", type=float, metavar="NATS", help="threshold of the rules on entropy")
-    group.add_argument("--theta-rise", type=float, metavar="NATS", help="second threshold of entropy_rise")
-    group.add_argument("--stride", type=int, metavar="BYTES", help="of the rule static")
-    group.add_argument("--min-length", type=int, metavar="BYTES", help="shortest patch (default: 1)")
-    group.add_argument("--max-length", type=int, metavar="BYTES", help="longest patch (default: 512)")
-    group.add_argument("--patching", type=Path, metavar="FILE.json", help="all of these as calibrate wrote them")
+    limits: dict[str, tuple[str | None, str]] = {
+        "min_length": ("BYTES", "shortest patch (default: 1)"),
+        "max_length": ("BYTES", "longest patch (default: 512)"),
+    }
+    add_options(group, PatchingOptions, PATCHING_OPTIONS | limits)
     add_scoring_arguments(parser)
 
     group = parser.add_argument_group("output")
-    group.add_argument("--format", choices=["arrow", "webdataset"], default="arrow", help="of the shards")
+    add_options(group, OutputSettings, {"format": (None, "of the shards")})
     group.add_argument(
         "--sidecar",
         choices=["none", "uint8", "float32"],
@@ -88,32 +86,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_reading_arguments(parser)
 
     group = parser.add_argument_group("work (nothing here changes a byte)")
-    group.add_argument("--executor", choices=["ray", "inline"], default="ray", help="inline does the same without Ray")
-    group.add_argument(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="at most so many (default: CPUs / threads, or GPUs; on a cluster all that it has and gets)",
-    )
-    group.add_argument(
-        "--min-workers", type=int, metavar="N", help="ask a cluster for so many at once (default: what it has room for)"
-    )
-    group.add_argument(
-        "--gpus-per-worker", type=float, metavar="F", help="share of a GPU for each worker, at most 1 (default: 1)"
-    )
-    group.add_argument(
-        "--ray-address",
-        metavar="ADDR",
-        help="cluster to join, 'auto' on one of its machines (default: RAY_ADDRESS, else one is made here)",
+    add_options(
+        group,
+        ExecutorSettings,
+        {
+            "executor": (None, "inline does the same without Ray"),
+            "workers": (
+                "N",
+                "at most so many (default: CPUs / threads, or GPUs; on a cluster all that it has and gets)",
+            ),
+            "min_workers": ("N", "ask a cluster for so many at once (default: what it has room for)"),
+            "gpus_per_worker": ("F", "share of a GPU for each worker, at most 1 (default: 1)"),
+            "ray_address": (
+                "ADDR",
+                "cluster to join, 'auto' on one of its machines (default: RAY_ADDRESS, else one is made here)",
+            ),
+        },
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; returns the exit code."""
-    try:
-        job, executor = settings_of(arguments)
-    except ValidationError as error:
-        raise PipelineError(first_problem(error)) from None
+    job, executor = job_of(arguments)
     if arguments.dry_run:
         return dry_run(job, arguments.inputs, executor)
     if arguments.for_training:
@@ -150,8 +144,8 @@ def require_both_splits(report: Report) -> None:
     )
 
 
-def settings_of(arguments: argparse.Namespace) -> tuple[Job, ExecutorSettings]:
-    """Typed settings from the command line. Raises PipelineError or ValidationError for what does not fit."""
+def job_of(arguments: argparse.Namespace) -> tuple[Job, ExecutorSettings]:
+    """Typed settings from the command line. Raises PipelineError for what does not fit."""
     check_folder(arguments.out, lambda _: True)  # what may be in it is for the run to judge
     patching, sidecar = _patching(arguments)
     sha256 = None
@@ -172,7 +166,7 @@ def settings_of(arguments: argparse.Namespace) -> tuple[Job, ExecutorSettings]:
         patching=patching,
         format=arguments.format,
         sidecar=sidecar,
-        scoring=scoring_of(arguments) if sha256 is not None else None,
+        scoring=settings_of(arguments, ScoringSettings) if sha256 is not None else None,
         entropy_model_sha256=sha256,
     )
     executor = _executor(arguments, output.scoring)
@@ -184,16 +178,10 @@ def settings_of(arguments: argparse.Namespace) -> tuple[Job, ExecutorSettings]:
 
 def _executor(arguments: argparse.Namespace, scoring: ScoringSettings | None) -> ExecutorSettings:
     """Who does the work. Raises PipelineError for an option that would be without effect."""
-    settings = ExecutorSettings(
-        kind=arguments.executor,
-        workers=arguments.workers,
-        min_workers=arguments.min_workers,
-        gpus_per_worker=arguments.gpus_per_worker,
-        address=arguments.ray_address,
-    )
-    if settings.kind != "ray":
+    settings = settings_of(arguments, ExecutorSettings)
+    if settings.executor != "ray":
         for option in ("ray_address", "min_workers", "gpus_per_worker"):
-            if getattr(arguments, option) is not None:
+            if getattr(settings, option) is not None:
                 raise PipelineError(f"--{option.replace('_', '-')} is for --executor ray")
     if settings.min_workers is not None and settings.min_workers > (settings.workers or settings.min_workers):
         raise PipelineError(f"--min-workers {settings.min_workers} is more than --workers {settings.workers}")
@@ -204,15 +192,13 @@ def _executor(arguments: argparse.Namespace, scoring: ScoringSettings | None) ->
 
 def _patching(arguments: argparse.Namespace) -> tuple[PatchingSettings, SidecarType]:
     """The patching settings and the sidecar that go together."""
-    keys = ("rule", "theta", "theta_rise", "stride", "min_length", "max_length")
-    given = {key: getattr(arguments, key) for key in keys if getattr(arguments, key) is not None}
+    given = settings_of(arguments, PatchingOptions).given
     if arguments.patching is not None:
-        if given:
-            raise PipelineError(f"--patching already says --{next(iter(given)).replace('_', '-')}; leave that out")
         patching = load_patching(arguments.patching).patching
         exact = patching.rule == "monotonic" or patching.grid
     else:
-        patching = PatchingSettings(**{"rule": "none", **given})
+        with refused_as(PipelineError):
+            patching = PatchingSettings(**{"rule": "none", **given})
         exact = True
     sidecar: SidecarType = arguments.sidecar or ("uint8" if patching.needs_entropy and exact else "none")
     return (patching.on_grid() if sidecar == "uint8" else patching), sidecar

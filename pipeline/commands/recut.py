@@ -11,9 +11,9 @@ on where it was; DIR appears when it is complete.
 """
 
 import argparse
-from dataclasses import fields
 from pathlib import Path
 
+from pipeline.options import PATCHING_OPTIONS, add_options, settings_of
 from pipeline.rewriting.recut import Change, recut
 from pipeline.rewriting.rewrite import add_output_arguments, show_result
 from shared.patching.settings import ENTROPY_RULES
@@ -26,19 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("patches")
     rules = ["none", "byte", "static", "space", *ENTROPY_RULES, "bpe"]
     group.add_argument("--rule", choices=rules, help="where patches begin (default: the dataset's own rule)")
-    group.add_argument("--theta", type=float, metavar="NATS", help="threshold of the rules on entropy, for all subsets")
-    group.add_argument("--target", type=float, metavar="BYTES", help="instead of --theta: mean patch size, of train")
-    group.add_argument("--theta-rise", type=float, metavar="NATS", help="second threshold of entropy_rise")
-    group.add_argument("--stride", type=int, metavar="BYTES", help="of the rule static")
-    group.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="of the rule bpe")
-    group.add_argument("--min-length", type=int, metavar="BYTES", help="shortest patch")
-    group.add_argument("--max-length", type=int, metavar="BYTES", help="longest patch")
-    group.add_argument("--patching", type=Path, metavar="FILE.json", help="all of these as calibrate wrote them")
+    others: dict[str, tuple[str | None, str]] = {
+        "target": ("BYTES", "instead of --theta: mean patch size, of train"),
+        "tokenizer": ("FOLDER", "of the rule bpe"),
+    }
+    add_options(group, Change, PATCHING_OPTIONS | others)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; returns the exit code."""
-    change = Change(**{field.name: getattr(arguments, field.name) for field in fields(Change)})
-    made = recut(arguments.dataset, arguments.out, change, arguments.workers)
+    made = recut(arguments.dataset, arguments.out, settings_of(arguments, Change), arguments.workers)
     show_result(arguments.out, made)
     return 0

@@ -16,16 +16,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
+from pipeline.options import add_options, settings_of
 from pipeline.records import Record, sample_hash, split_of
 from pipeline.rewriting.dataset_rows import Side, require_alike, shard_documents, sides_at, stem, text_bytes
 from pipeline.rewriting.rewrite import Written, add_output_arguments, rewrite, save_dataset, show_result
-from pipeline.settings import SPLIT_NAMES, PipelineError, ReadSettings, SplitName
+from pipeline.settings import SPLIT_NAMES, ReadSettings, SplitName
 from pipeline.splits.marker import shard_stem
 from shared.errors import DatasetError
 from shared.io.identity import digest
-from shared.settings import Settings, first_problem
+from shared.settings import Settings
 from shared.shards.content import add_content_hashes
 from shared.shards.writer import ShardWriter
 
@@ -40,26 +41,24 @@ class HoldOutSettings(Settings):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add, defaults = parser.add_argument, HoldOutSettings()
-    add("dataset", type=Path, metavar="DATASET", help="a dataset, or the folder above its train/ and validation/")
-    add(
-        "--validation-fraction",
-        type=float,
-        default=defaults.validation_fraction,
-        metavar="F",
-        help="share of documents that are held out",
+    parser.add_argument(
+        "dataset", type=Path, metavar="DATASET", help="a dataset, or the folder above its train/ and validation/"
     )
-    add("--key", choices=["content", "id"], default=defaults.key, help="what is hashed")
-    add("--seed", type=int, metavar="N", help="another draw than that of preprocess (default: the same)")
+    add_options(
+        parser,
+        HoldOutSettings,
+        {
+            "validation_fraction": ("F", "share of documents that are held out"),
+            "key": (None, "what is hashed"),
+            "seed": ("N", "another draw than that of preprocess (default: the same)"),
+        },
+    )
     add_output_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; returns the exit code."""
-    try:
-        settings = HoldOutSettings(**{name: getattr(arguments, name) for name in HoldOutSettings.model_fields})
-    except ValidationError as error:
-        raise PipelineError(first_problem(error)) from None
+    settings = settings_of(arguments, HoldOutSettings)
     sides = sides_at(arguments.dataset)
     require_alike([side.dataset for side in sides], "split", "source")
     request = {

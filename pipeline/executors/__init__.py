@@ -30,7 +30,7 @@ class Executor(AbstractContextManager["Executor"], Protocol):
 
 def make_executor(settings: ExecutorSettings, job: Job, plan: Plan) -> Executor:
     """The executor that the settings name; Ray is imported only if it is that."""
-    if settings.kind == "ray":
+    if settings.executor == "ray":
         from pipeline.executors.ray import RayExecutor
 
         return RayExecutor(settings, job, plan)

@@ -189,7 +189,7 @@ class _Actor:
 
 
 class RayExecutor:
-    """Actors on a Ray cluster: the one at ``settings.address``, or one made on this machine for the run.
+    """Actors on a Ray cluster: the one at ``settings.ray_address``, or one made on this machine for the run.
 
     An actor gets its first split when it is ready, and the next when it is through: never more splits are under way
     than actors are ready. The pool grows with the cluster, as far as there are splits for it.
@@ -215,14 +215,14 @@ class RayExecutor:
         return self
 
     def _enter(self, cluster: ExitStack, model: PackedModel | None) -> None:
-        address = self._settings.address or os.environ.get(ADDRESS_VARIABLE)
+        address = self._settings.ray_address or os.environ.get(ADDRESS_VARIABLE)
         if address is None:
             workers = self._settings.workers or default_workers(os.cpu_count() or 1, self._threads)
             # With room to spare: Ray spills to disk what does not fit in one piece.
             store = _OBJECT_STORE_BYTES + 2 * (model.weights.nbytes if model else 0)
             cluster.enter_context(_make_cluster(workers * self._threads, store))
         else:
-            _join_cluster(address, "--ray-address" if self._settings.address else ADDRESS_VARIABLE)
+            _join_cluster(address, "--ray-address" if self._settings.ray_address else ADDRESS_VARIABLE)
             cluster.callback(ray.shutdown)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         gpus = self._gpus(any(node.get("GPU") for node in nodes))

@@ -35,6 +35,7 @@ from shared.errors import DatasetError, StorageError
 from shared.io.storage import file_system, is_url, local_path, open_binary, without_query
 from shared.shards.index import index_name
 from shared.shards.manifest import MANIFEST_NAME, load_manifest
+from shared.shards.open import dataset_folders
 
 OWN_FOLDER = "the folder of this run"
 _LINKS, _SPECIAL = "symbolic links", "no regular files"
@@ -93,7 +94,8 @@ class Search:
             return [*_find_remote(text, self)]
         require_local(text)
         path = Path(text)
-        _require_utf8(str(path.resolve()))
+        if not _is_utf8(whole := str(path.resolve())):
+            raise PipelineError(f"{printable(whole)}: the name is not UTF-8; rename it")
         if folders := dataset_folders(path):
             return [*folders]
         if path.is_dir():
@@ -271,13 +273,6 @@ class Search:
                 self.left_out.add(_LINKS, relative)
 
 
-def dataset_folders(path: Path) -> list[Path]:
-    """The datasets that a path stands for: itself, or its train/ and validation/; none if it is something else."""
-    if (path / MANIFEST_NAME).is_file():
-        return [path]
-    return [path / name for name in SPLIT_NAMES if (path / name / MANIFEST_NAME).is_file()]
-
-
 def _is_ours(folder: Path) -> bool:
     """Whether a folder with a manifest is one of our datasets: others have files called manifest.json, too."""
     try:
@@ -384,12 +379,6 @@ def _is_utf8(path: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _require_utf8(path: str) -> None:
-    """Raise PipelineError for an input whose absolute path cannot stand in a plan."""
-    if not _is_utf8(path):
-        raise PipelineError(f"{printable(path)}: the name is not UTF-8; rename it")
 
 
 def require_local(text: str) -> None:

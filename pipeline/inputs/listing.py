@@ -1,36 +1,18 @@
 """Looking at the input once: which files there are, what identifies them, and where they can be cut."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
 
 import numpy as np
 
-from pipeline.inputs.finding import OWN_FOLDER, Found, Search, dataset_folders, require_local, seen
+from pipeline.inputs.finding import OWN_FOLDER, Found, Search, seen
 from pipeline.inputs.survey import survey_file
-from pipeline.plan import Kind, SourceFile, row_pieces, split_size
+from pipeline.plan import Plan, SourceFile, group, row_pieces, split_size
 from pipeline.read.format_names import Format
-from pipeline.settings import PipelineError, ReadSettings, SplitName
+from pipeline.settings import PipelineError, ReadSettings
 from pipeline.stamp import Stamp
 from shared.io.storage import without_query
 from shared.shards.open import open_dataset
-
-__all__ = ["Listing", "dataset_folders", "list_inputs", "require_local"]
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The input as it is now."""
-
-    files: tuple[SourceFile, ...]
-    split_bytes: int
-    skipped: dict[str, int]
-    """Files and folders that are not read, by reason."""
-    examples: dict[str, tuple[str, ...]]
-    """The names of some of them."""
-    idle: tuple[str, ...] = ()
-    """Options that do nothing with these files, each with why."""
 
 
 def list_inputs(
@@ -39,8 +21,8 @@ def list_inputs(
     known: Sequence[SourceFile] = (),
     progress: Callable[[int], None] = lambda _: None,
     out: Path | None = None,
-) -> Listing:
-    """List, identify and survey the inputs, in the order given and sorted inside directories.
+) -> Plan:
+    """List, identify and survey the inputs, in the order given and sorted inside directories, and group them in splits.
 
     Local files are hashed; of remote ones nothing but a footer is read, and the beginning where the name is unclear. A
     file that ``known`` holds with the same stamp is not read again. ``progress`` is told the bytes as they are looked
@@ -67,14 +49,22 @@ def list_inputs(
         else:
             before = earlier.get((entry.root, entry.path))
             wanted = (entry.stamp, entry.format.kind, entry.split, entry.query, cut_bytes)
-            files.append(before if _is(before, *wanted) else survey_file(entry, cut_bytes, reading))
+            if before is None or _surveyed(before) != wanted:
+                before = survey_file(entry, cut_bytes, reading)
+            files.append(before)
             progress(entry.stamp.size)
     if not files:
         where = ", ".join(without_query(str(text)) for text in inputs)
         raise PipelineError(f"{where}: there is nothing to read{seen(search.left_out) or ': no file is there'}")
     left_out = search.left_out
-    counts, names = dict(sorted(left_out.counts.items())), dict(sorted(left_out.names.items()))
-    return Listing(tuple(files), cut_bytes, counts, names, _idle(files, reading, left_out.globs))
+    return Plan(
+        files=tuple(files),
+        splits=group(files, cut_bytes),
+        split_bytes=cut_bytes,
+        skipped=dict(sorted(left_out.counts.items())),
+        examples=dict(sorted(left_out.names.items())),
+        idle=_idle(files, reading, left_out.globs),
+    )
 
 
 def _idle(files: Sequence[SourceFile], reading: ReadSettings, matched: Collection[str]) -> tuple[str, ...]:
@@ -92,14 +82,9 @@ def _idle(files: Sequence[SourceFile], reading: ReadSettings, matched: Collectio
     return tuple(found)
 
 
-def _is(
-    before: SourceFile | None, at: Stamp, kind: Kind, split: SplitName | None, query: str, cut_bytes: int
-) -> TypeGuard[SourceFile]:
-    """Whether a file is, with all that was found out about it, the one that was looked at before."""
-    if before is None:
-        return False
-    found = (before.stamp, before.kind, before.split, before.query, before.cut_bytes)
-    return found == (at, kind, split, query, cut_bytes)
+def _surveyed(file: SourceFile) -> tuple[object, ...]:
+    """All that was found out about a file, and what it was looked at for."""
+    return file.stamp, file.kind, file.split, file.query, file.cut_bytes
 
 
 def _location(entry: Found | Path) -> str:
@@ -120,8 +105,8 @@ def _shards(folder: Path, cut_bytes: int, earlier: Mapping[tuple[str, str], Sour
             raise PipelineError(f"{path} is missing; the manifest lists it")
         root, name, at = str(base.parent), f"{base.name}/{entry.name}", Stamp.of(path.stat())
         before = earlier.get((root, name))
-        known = _is(before, at, "shard", split, "", cut_bytes)
-        if before is not None and known and (before.sha256, before.shard) == (entry.sha256, number):
+        wanted = (at, "shard", split, "", cut_bytes, entry.sha256, number)
+        if before is not None and (*_surveyed(before), before.sha256, before.shard) == wanted:
             yield before
             continue
         index = dataset.shard_index(number)
@@ -129,10 +114,7 @@ def _shards(folder: Path, cut_bytes: int, earlier: Mapping[tuple[str, str], Sour
             root=root,
             path=name,
             kind="shard",
-            size=at.size,
-            mtime_ns=at.mtime_ns,
-            changed_ns=at.changed_ns,
-            inode=at.inode,
+            **vars(at),
             sha256=entry.sha256,
             pieces=row_pieces(index.bytes.tolist(), np.flatnonzero(index.part == 0).tolist(), cut_bytes),
             cut_bytes=cut_bytes,

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from pipeline.inputs.finding import Found
 from pipeline.plan import PIECES_OF_COMPRESSED, Piece, SourceFile, byte_pieces, row_pieces
@@ -24,17 +24,12 @@ def survey_file(found: Found, cut_bytes: int, reading: ReadSettings) -> SourceFi
 
     Raises PipelineError for a file that the system cannot read.
     """
-    at = found.stamp
     file = SourceFile(
         root=found.root,
         path=found.path,
         kind=found.format.kind,
         compression=found.format.compression,
-        size=at.size,
-        mtime_ns=at.mtime_ns,
-        changed_ns=at.changed_ns,
-        inode=at.inode,
-        version=at.version,
+        **vars(found.stamp),
         sha256="",
         pieces=(),
         cut_bytes=cut_bytes,
@@ -45,11 +40,7 @@ def survey_file(found: Found, cut_bytes: int, reading: ReadSettings) -> SourceFi
         if is_url(file.full_path):
             return replace(file, pieces=retried(lambda: _remote_pieces(file, reading)))
         if file.kind == "jsonl" and file.compression == "none" and file.size:
-            looked = _look_at_lines(file.full_path, cut_bytes)
-            pieces = byte_pieces(looked.size, cut_bytes, looked.newlines)
-            if len(pieces) > 1:
-                pieces = _with_checks(pieces, looked.checks.__getitem__)
-            return replace(file, sha256=looked.sha256, pieces=pieces)
+            return _with_lines(file)
         sha256 = _sha256(file.full_path)
         return replace(file, sha256=sha256, pieces=_pieces(file, reading))
     except OSError as error:
@@ -114,28 +105,22 @@ def _compressed_pieces(file: SourceFile, reading: ReadSettings) -> tuple[Piece, 
     return byte_pieces(total, file.cut_bytes * step, newlines[step - 1 :: step])
 
 
-@dataclass(frozen=True)
-class _Looked:
-    """What one pass over a plain file of lines tells."""
-
-    size: int
-    newlines: list[int]
-    checks: list[str]
-    sha256: str
-
-
-def _look_at_lines(location: str, cut_bytes: int) -> _Looked:
-    state, checks = hashlib.sha256(), LineChecks(cut_bytes)
+def _with_lines(file: SourceFile) -> SourceFile:
+    """A plain file of lines with what one pass over it tells."""
+    state, checks = hashlib.sha256(), LineChecks(file.cut_bytes)
 
     def hashed() -> Iterator[bytes]:
-        for chunk in chunks(location, "none"):
+        for chunk in chunks(file.full_path, "none"):
             state.update(chunk)
             checks.add(chunk)
             yield chunk
 
-    size, newlines = count_lines(hashed(), cut_bytes)
+    size, newlines = count_lines(hashed(), file.cut_bytes)
+    pieces = byte_pieces(size, file.cut_bytes, newlines)
     checks.close()
-    return _Looked(size, newlines, checks.checks, state.hexdigest())
+    if len(pieces) > 1:
+        pieces = _with_checks(pieces, checks.checks.__getitem__)
+    return replace(file, sha256=state.hexdigest(), pieces=pieces)
 
 
 def count_lines(content: Iterator[bytes], cut_bytes: int) -> tuple[int, list[int]]:

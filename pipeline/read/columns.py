@@ -11,7 +11,7 @@ from uuid import UUID
 
 from pipeline.read.chat import COLUMNS, chat_of
 from pipeline.read.values import BadRecord, encoded
-from pipeline.records import Option, Place, Record
+from pipeline.records import Option, Place, Record, Text
 from pipeline.settings import ReadSettings
 from shared.io.identity import canonical_json
 from shared.shards.document import DEFAULT_SUBSET
@@ -69,6 +69,12 @@ def record_of(
         lacks=lacking(values, reading),
         replaced=passing.replaced,
     )
+
+
+def text_record(path: str, text: Text, reading: ReadSettings, offset: int | None = None) -> Record:
+    """The record of a text without columns: a file, or what begins at an offset of one."""
+    name, subset = path if offset is None else f"{path}:{offset}", named_subset(path, reading) or DEFAULT_SUBSET
+    return Record(Place(path, offset=offset), name, subset, text, size=len(text), lacks=lacking({}, reading))
 
 
 def lacking(values: Mapping[str, Any], reading: ReadSettings) -> tuple[Option, ...]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pipeline.plan import Kind
-from pipeline.read.streams import Compression, compression_of
+from pipeline.read.streams import SUFFIXES, Compression
 
 KINDS: dict[str, Kind] = {
     ".jsonl": "jsonl",
@@ -75,18 +75,12 @@ class Named:
         """Whether the name is believed where looking at the content would cost a request."""
         return self.suffix != ""
 
-    @property
-    def format(self) -> Format:
-        return Format(self.kind or "text", self.compression)
-
 
 def named(name: str) -> Named:
     """What a name says; ``a.jsonl.gz`` of its two suffixes."""
     path = PurePosixPath(name.lower())
-    compression = compression_of(path)
-    if path.suffix == ".tgz":
-        compression = "gzip"
-    elif compression != "none":
+    compression: Compression = "gzip" if path.suffix == ".tgz" else SUFFIXES.get(path.suffix, "none")
+    if path.suffix != ".tgz" and compression != "none":
         path = PurePosixPath(path.stem)
     suffix = "" if path.suffix[1:].isdigit() else path.suffix
     return Named(KINDS.get(suffix), compression, suffix)

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.plan import Kind, Piece, Plan, SourceFile, Split
 from pipeline.read.checked import Checked, changed, range_digest
-from pipeline.read.columns import lacking, named_subset
+from pipeline.read.columns import lacking, text_record
 from pipeline.read.content import NoText, kind_in
 from pipeline.read.format_names import named
 from pipeline.read.formats import datasets
@@ -27,7 +27,7 @@ from pipeline.records import LONGEST_EXCERPT, DeadLetter, LongText, Place, Recor
 from pipeline.settings import PipelineError, ReadSettings
 from shared.io.file_types import HEAD
 from shared.io.identity import file_sha256
-from shared.shards.document import DEFAULT_SUBSET, LONGEST_NAMES, LONGEST_SUBSET
+from shared.shards.document import LONGEST_NAMES, LONGEST_SUBSET
 
 
 def read_split(plan: Plan, split: Split, reading: ReadSettings) -> Iterator[Record | DeadLetter]:
@@ -79,8 +79,7 @@ def _storable(record: Record) -> Record | DeadLetter:
 
 def _read(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterator[Record | DeadLetter]:
     if file.size == 0:
-        subset = named_subset(file.path, reading) or DEFAULT_SUBSET
-        yield Record(Place(file.path), file.path, subset, b"", lacks=lacking({}, reading))
+        yield text_record(file.path, b"", reading)
         return
     if file.kind == "shard":
         yield from _documents(file, piece, reading)

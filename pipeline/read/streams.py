@@ -4,7 +4,7 @@ import bz2
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import IO, Any, Literal
 
 from pipeline.records import CHUNK
@@ -38,10 +38,6 @@ class DamagedStream(Exception):
     """The data ends early, is broken, or expands too far. Everything before was yielded; the message says what is
     wrong.
     """
-
-
-def compression_of(path: PurePath) -> Compression:
-    return SUFFIXES.get(path.suffix.lower(), "none")
 
 
 def chunks(

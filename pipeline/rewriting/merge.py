@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.rewriting.dataset_rows import require_alike, sides_at, text_bytes
 from pipeline.rewriting.rewrite import Written, link, rewrite, save_dataset
 from pipeline.settings import PipelineError
-from pipeline.splits.marker import shard_files, shard_stem
+from pipeline.splits.marker import shard_stem
 from shared.io.identity import digest
 from shared.shards.dataset import Dataset, files_of
 from shared.shards.manifest import ShardEntry
@@ -84,7 +84,7 @@ class Merge:
     def write(self, unit: int, out: Path) -> Written:
         folder, number, dataset, entry = self._units[unit]
         renamed = entry.model_copy(update={"name": shard_stem(number, 0) + SUFFIXES[dataset.manifest.identity.format]})
-        for (old, sha256, size, most), new in zip(files_of(entry), shard_files(renamed)):
+        for (old, sha256, size, most), (new, *_) in zip(files_of(entry), files_of(renamed)):
             link(dataset.folder / old, out / folder / new, sha256, size, most)
         return Written(shards={folder: [renamed]})
 

@@ -14,12 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
 from shared.errors import DatasetError
 from shared.io.files import atomic_file, write_atomic
 from shared.io.json_reader import read_bounded
-from shared.settings import Settings, first_problem
+from shared.settings import Settings, refused_as
 from shared.shards.dataset import check_file
 from shared.shards.document import Row
 from shared.shards.formats.arrow import MOST_BATCH_BYTES, SPANS_TYPE, first_line, ragged_spans, spans_array
@@ -65,11 +64,10 @@ def load_export(folder: Path) -> Export:
     """What a folder of Parquet files was exported from. Raises DatasetError."""
     path = folder / EXPORT_NAME
     try:
-        return Export.model_validate_json(read_bounded(path, MOST_EXPORT_BYTES))
+        with refused_as(DatasetError, f"{path}: "):
+            return Export.model_validate_json(read_bounded(path, MOST_EXPORT_BYTES))
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror}") from None
-    except ValidationError as error:
-        raise DatasetError(f"{path}: {first_problem(error)}") from None
 
 
 def write_parquet(path: Path, batches: Iterable[Sequence[Row]], sidecar: SidecarType) -> str:

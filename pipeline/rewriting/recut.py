@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from pipeline.calibration.patching_file import load_patching
 from pipeline.calibration.threshold_search import Thetas, UnreachableTarget, nearest, thetas_of
 from pipeline.executors.process_pool import each
+from pipeline.options import PatchingOptions
 from pipeline.rewriting.dataset_rows import (
     Side,
     require_alike,
@@ -32,7 +32,7 @@ from shared.io.progress import ByteProgress
 from shared.io.terminal import show
 from shared.patching import PatchingSettings
 from shared.patching.settings import ENTROPY_RULES
-from shared.settings import first_problem
+from shared.settings import refused_as
 from shared.shards.dataset import Dataset
 from shared.shards.manifest import DatasetIdentity
 from shared.shards.writer import ShardWriter
@@ -43,23 +43,13 @@ CLOSE = 0.02
 """Relative distance from the target above which a word is said about it."""
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(PatchingOptions):
     """What is to be other than the dataset has it; None: stays."""
 
-    rule: str | None = None
-    theta: float | None = None
-    """Nats, for all subsets."""
     target: float | None = None
     """Instead of theta: mean patch size of the train split, in bytes."""
-    theta_rise: float | None = None
-    stride: int | None = None
     tokenizer: Path | None = None
     """Folder, of the rule bpe."""
-    min_length: int | None = None
-    max_length: int | None = None
-    patching: Path | None = None
-    """All of these, in a file that calibrate wrote."""
 
 
 def recut(path: Path, out: Path, change: Change, workers: int = 1) -> bool:
@@ -69,12 +59,9 @@ def recut(path: Path, out: Path, change: Change, workers: int = 1) -> bool:
     """
     sides = sides_at(path)
     require_alike([side.dataset for side in sides], "split", "source")
-    try:
-        draft = wanted_patching(change, sides[0].dataset.manifest.identity)
-        for side in sides:
-            require_recuttable(side.dataset, draft)
-    except ValidationError as error:
-        raise PipelineError(first_problem(error)) from None
+    draft = wanted_patching(change, sides[0].dataset.manifest.identity)
+    for side in sides:
+        require_recuttable(side.dataset, draft)
     request = {
         "command": "recut",
         "patching": draft.model_dump(exclude={"theta"} if change.target is not None else None),
@@ -94,25 +81,19 @@ def recut(path: Path, out: Path, change: Change, workers: int = 1) -> bool:
 def wanted_patching(change: Change, identity: DatasetIdentity) -> PatchingSettings:
     """The patching that is asked of a dataset; with a target, theta is still to be found.
 
-    Raises PipelineError or ValidationError for what does not fit.
+    Raises PipelineError for what does not fit.
     """
     if (change.rule == "bpe") != (change.tokenizer is not None):
         raise PipelineError("--rule bpe and --tokenizer FOLDER go together")
-    keys = ("rule", "theta", "theta_rise", "stride", "min_length", "max_length")
-    given = {key: getattr(change, key) for key in keys if getattr(change, key) is not None}
+    given = change.given
     if change.patching is not None:
-        if given or change.target is not None:
-            key = next(iter(given), "target").replace("_", "-")
-            raise PipelineError(f"--patching already says --{key}; leave that out")
         patching = _calibrated(change.patching, identity)
+    elif not given:
+        raise PipelineError("recut needs something new: --theta, --target, --rule, a length or --patching")
+    elif {"target", "theta"} <= given.keys():
+        raise PipelineError("--target finds the threshold that --theta gives; leave one of them out")
     else:
-        if not given and change.target is None:
-            raise PipelineError("recut needs something new: --theta, --target, --rule, a length or --patching")
-        if change.target is not None and "theta" in given:
-            raise PipelineError("--target finds the threshold that --theta gives; leave one of them out")
-        if change.tokenizer is not None:
-            given = _of_tokens(change.tokenizer) | given
-        patching = _changed(identity.patching, given, change.target is not None)
+        patching = _changed(identity.patching, given)
     if identity.sidecar != "uint8" or patching.rule != "entropy":
         return patching
     snapped = patching.on_grid()
@@ -261,14 +242,15 @@ def _calibrated(path: Path, identity: DatasetIdentity) -> PatchingSettings:
     return file.patching
 
 
-def _of_tokens(folder: Path) -> dict[str, Any]:
-    """What decides patches that are the tokens of a tokenizer. Raises DatasetError when there is none in the folder."""
-    making = load_making(folder)
-    return {"tokenizer": making.identity, "max_length": making.longest}
+def _changed(own: PatchingSettings, given: dict[str, Any]) -> PatchingSettings:
+    """A dataset's own patching with what is given in its place; with a target, theta is to be found.
 
-
-def _changed(own: PatchingSettings, given: dict[str, Any], find: bool) -> PatchingSettings:
-    """A dataset's own patching with what is given in its place; ``find``: theta is to be found."""
+    Raises DatasetError when there is no tokenizer in the folder of one.
+    """
+    find = given.pop("target", None) is not None
+    if "tokenizer" in given:
+        making = load_making(given["tokenizer"])
+        given = {"max_length": making.longest} | given | {"tokenizer": making.identity}
     rule = given.get("rule") or (own.rule if own.rule in ENTROPY_RULES or not (find or "theta" in given) else "entropy")
     values: dict[str, Any] = {"min_length": own.min_length, "max_length": own.max_length}
     if "bpe" in (rule, own.rule):  # lengths of tokens are no limits of other patches
@@ -281,4 +263,5 @@ def _changed(own: PatchingSettings, given: dict[str, Any], find: bool) -> Patchi
         values |= {"theta": 0.0}
     if find or "theta" in given:
         values |= {"thetas": {}}
-    return PatchingSettings.model_validate(values | given | {"rule": rule})
+    with refused_as(PipelineError):
+        return PatchingSettings.model_validate(values | given | {"rule": rule})

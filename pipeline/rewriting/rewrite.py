@@ -19,7 +19,7 @@ from pipeline.executors.counting import default_workers
 from pipeline.executors.process_pool import each
 from pipeline.rewriting.dataset_rows import sides_at
 from pipeline.settings import PipelineError
-from pipeline.splits.marker import MOST_MARKER_BYTES, shard_files
+from pipeline.splits.marker import MOST_MARKER_BYTES
 from shared.bpe.folder import copy_tokenizer
 from shared.errors import DatasetError, IdentityError
 from shared.io.files import LOCK_FILE, atomic_file, check_folder, locked, sync, write_atomic
@@ -30,7 +30,7 @@ from shared.io.quantities import counted
 from shared.io.terminal import show_lines
 from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE, check_model
 from shared.settings import Settings
-from shared.shards.dataset import Dataset, check_file, check_size
+from shared.shards.dataset import Dataset, check_file, check_size, files_of
 from shared.shards.manifest import ENTROPY_MODEL_FOLDER, TOKENIZER_FOLDER, DatasetIdentity, Manifest, ShardEntry
 from shared.shards.writer import HashingFile
 
@@ -54,7 +54,7 @@ class Written(Settings):
         found = dict(self.files)
         for folder, entries in self.shards.items():
             for entry in entries:
-                found |= {os.path.join(folder, name): sha256 for name, sha256 in shard_files(entry).items()}
+                found |= {os.path.join(folder, name): sha256 for name, sha256, *_ in files_of(entry)}
         return found
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.executors import Executor, make_executor
-from pipeline.inputs.listing import list_inputs, require_local
-from pipeline.plan import Plan, group
+from pipeline.inputs.finding import require_local
+from pipeline.inputs.listing import list_inputs
+from pipeline.plan import Plan
 from pipeline.run.progress import Following, Progress, following
 from pipeline.run.report import Report, write_report
 from pipeline.run.run_folder import (
@@ -64,16 +65,7 @@ def make_plan(
     ``out``: the folder of the run, which is left out.
     """
     with ByteProgress("Looking at the input", None) as shown:
-        listing = list_inputs(inputs, reading, earlier.files if earlier else (), shown.update, out)
-    splits = group(listing.files, listing.split_bytes)
-    return Plan(
-        files=listing.files,
-        splits=splits,
-        split_bytes=listing.split_bytes,
-        skipped=listing.skipped,
-        examples=listing.examples,
-        idle=listing.idle,
-    )
+        return list_inputs(inputs, reading, earlier.files if earlier else (), shown.update, out)
 
 
 def specials_of(plan: Plan, reading: ReadSettings) -> tuple[str, ...]:

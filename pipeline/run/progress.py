@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Field, ValidationError
 
@@ -16,9 +16,6 @@ from shared.io.json_reader import read_bounded
 from shared.io.progress import ByteProgress
 from shared.settings import Settings
 from shared.shards.manifest import Count
-
-if TYPE_CHECKING:
-    pass
 
 PROGRESS_FILE = "progress.json"
 _SAVED_EVERY = 2.0

@@ -12,7 +12,7 @@ from pipeline.splits.marker import Counts, Marker
 from pipeline.splits.run_file import RunFile
 from pipeline.splits.worker import Outcome
 from shared.io.files import write_atomic
-from shared.shards.manifest import SubsetTotals
+from shared.shards.manifest import SubsetTotals, totals_by_subset
 
 REPORT_FILE = "report.json"
 
@@ -35,12 +35,7 @@ class Report:
 
     def subsets(self, name: SplitName) -> dict[str, SubsetTotals]:
         """Totals of one dataset by subset, in sorted order."""
-        totals: dict[str, SubsetTotals] = {}
-        for marker in self.markers:
-            for entry in marker.shards[name]:
-                for subset, figures in entry.subsets.items():
-                    totals[subset] = totals.get(subset, SubsetTotals()) + figures
-        return dict(sorted(totals.items()))
+        return totals_by_subset(entry for marker in self.markers for entry in marker.shards[name])
 
     def files_of(self, failure: Outcome) -> list[str]:
         """The input files of a split that failed."""

@@ -10,8 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from pipeline.plan import Split
 from pipeline.settings import SPLIT_NAMES, PipelineError
 from pipeline.splits.marker import (
@@ -22,7 +20,6 @@ from pipeline.splits.marker import (
     Marker,
     is_whole,
     read_marker,
-    shard_files,
 )
 from pipeline.splits.run_file import FAILURES, RUN_FILE, RunFile, read_run
 from pipeline.splits.selection import SELECTION
@@ -30,7 +27,8 @@ from shared.errors import IdentityError, ModelFileError
 from shared.io.files import LOCK_FILE, write_atomic
 from shared.io.identity import differences, in_short
 from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE, model_sha256
-from shared.settings import first_problem
+from shared.settings import refused_as
+from shared.shards.dataset import files_of
 from shared.shards.manifest import ENTROPY_MODEL_FOLDER, MANIFEST_NAME
 
 
@@ -38,7 +36,8 @@ def load_run(out: Path) -> RunFile | None:
     """The run recorded in a folder, if there is one. Raises PipelineError for a folder with something else in it."""
     path = out / RUN_FILE
     try:
-        return read_run(path)
+        with refused_as(PipelineError, f"{path}: "):
+            return read_run(path)
     except FileNotFoundError:
         # A driver that was killed in the middle leaves its lock file, and half a plan under a temporary name.
         if out.is_dir() and any(e.name != LOCK_FILE and not e.match(f"{RUN_FILE}.*.tmp") for e in out.iterdir()):
@@ -48,8 +47,6 @@ def load_run(out: Path) -> RunFile | None:
         raise PipelineError(f"--out {out} is a file; give a folder") from None
     except OSError as error:
         raise PipelineError(f"{path} cannot be read: {error.strerror}") from None
-    except ValidationError as error:
-        raise PipelineError(f"{path}: {first_problem(error)}") from None
 
 
 def require_same(recorded: RunFile, identity: dict[str, Any], out: Path) -> None:
@@ -107,7 +104,7 @@ def finished_run(out: Path, run: RunFile) -> list[Marker] | None:
 
 def _in_place(folder: Path, marker: Marker, name: Any) -> bool:
     for entry in marker.shards[name]:
-        if not all((folder / file).is_file() for file in shard_files(entry)):
+        if not all((folder / file).is_file() for file, *_ in files_of(entry)):
             return False
         if (folder / entry.name).stat().st_size != entry.bytes_on_disk:
             return False

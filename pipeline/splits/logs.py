@@ -2,6 +2,7 @@
 
 import os
 import socket
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -26,11 +27,9 @@ class SplitLog:
         self._file: IO[str] | None = None
 
     def __enter__(self) -> "SplitLog":
-        try:
+        with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("a", encoding="utf-8", errors="backslashreplace")
-        except OSError:
-            self._file = None
         return self
 
     def say(self, line: str) -> None:
@@ -44,8 +43,6 @@ class SplitLog:
             self._file = None
 
     def __exit__(self, *_: object) -> None:
-        try:
+        with suppress(OSError):
             if self._file is not None:
                 self._file.close()
-        except OSError:
-            pass

@@ -14,8 +14,6 @@ from shared.io.identity import canonical_json
 from shared.io.json_reader import read_bounded
 from shared.settings import Settings
 from shared.shards.dataset import check_file, files_of
-from shared.shards.formats.sidecar import sidecar_name
-from shared.shards.index import index_name
 from shared.shards.manifest import Count, ShardEntry, Sums
 
 MARKERS, DEAD_LETTERS, EMPTY_RECORDS, DUPLICATES = "splits", "dead-letters", "empty-records", "duplicates"
@@ -85,14 +83,6 @@ def read_marker(out: Path, split: int, run: str) -> Marker | None:
     except (OSError, ValidationError):
         return None
     return marker if marker.split == split and marker.run == run else None
-
-
-def shard_files(entry: ShardEntry) -> dict[str, str]:
-    """File name and sha256 of everything that belongs to a shard."""
-    files = {entry.name: entry.sha256, index_name(entry.name): entry.index_sha256}
-    if entry.sidecar_sha256 is not None:
-        files[sidecar_name(entry.name)] = entry.sidecar_sha256
-    return files
 
 
 def is_whole(out: Path, marker: Marker) -> bool:

@@ -4,9 +4,9 @@ The product follows from the split, the job and the numerics class alone: not fr
 """
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
@@ -58,10 +58,9 @@ def process_split(
     name = split_name(number)
     progress = _one_at_a_time(progress)
     with ExitStack() as stack:
-        dead = Ledger(job.out / DEAD_LETTERS / f"{name}.jsonl", stack)
-        empty = Ledger(job.out / EMPTY_RECORDS / f"{name}.jsonl", stack)
-        duplicates = Ledger(job.out / DUPLICATES / f"{name}.jsonl", stack)
-        sorting = _Sorting(job, plan, split, _Ledgers(dead, empty, duplicates), progress)
+        folders = (DEAD_LETTERS, EMPTY_RECORDS, DUPLICATES)
+        ledgers = {folder: Ledger(job.out / folder / f"{name}.jsonl", stack) for folder in folders}
+        sorting = _Sorting(job, plan, split, ledgers, progress)
         shards = stack.enter_context(_Shards(job, number, max(plan.split_bytes, LARGEST_SPLIT)))
         records: Generator[Record, None, None] = sorting.records()
         if scorer is not None:  # else there is nothing to overlap with, and handing over costs more than it gains
@@ -105,19 +104,11 @@ def _held(item: Record | Row) -> int:
     return _RECORD_BYTES + text + len(item.meta or "")
 
 
-@dataclass(frozen=True)
-class _Ledgers:
-    """Where records are listed that make no document."""
-
-    dead: Ledger
-    empty: Ledger
-    duplicates: Ledger
-
-
 class _Sorting:
     """Gives every record of a split its status, and counts them."""
 
-    def __init__(self, job: Job, plan: Plan, split: Split, ledgers: _Ledgers, progress: Progress) -> None:
+    def __init__(self, job: Job, plan: Plan, split: Split, ledgers: Mapping[str, Ledger], progress: Progress) -> None:
+        """``ledgers``: where records are listed that make no document, by folder."""
         self._reading, self._plan, self._split = job.reading, plan, split
         self._ledgers, self._progress = ledgers, progress
         self._statuses = (
@@ -149,18 +140,18 @@ class _Sorting:
 
     def _status(self, found: Record | DeadLetter) -> str:
         if isinstance(found, DeadLetter):
-            self._ledgers.dead.add(found.as_json())
+            self._ledgers[DEAD_LETTERS].add(found.as_json())
             return "dead"
         listed = {**found.place.as_json(), "id": found.id}
         if not found.text:
-            self._ledgers.empty.add(listed)
+            self._ledgers[EMPTY_RECORDS].add(listed)
             return "empty"
         found_status = next(self._statuses, None)
         if found_status is None:
             raise self._not_as_surveyed("more")
         status, split, text = found_status
         if status == RecordStatus.DUPLICATE:
-            self._ledgers.duplicates.add(listed | {"bytes": len(found.text), "first": {"split": split, "text": text}})
+            self._ledgers[DUPLICATES].add(listed | {"bytes": len(found.text), "first": {"split": split, "text": text}})
             return "duplicates"
         return "documents" if status == RecordStatus.KEPT else "not_sampled"
 

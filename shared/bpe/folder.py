@@ -5,7 +5,7 @@ FOLDER/tokenizer.json  FOLDER/identity.json
 
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from shared.errors import DatasetError, IdentityError
 from shared.io.files import write_atomic
@@ -13,7 +13,7 @@ from shared.io.identity import file_sha256
 from shared.io.json_reader import read_bounded
 from shared.model_settings import MOST_IDS
 from shared.patching.settings import LONGEST_PATCH, TokenizerIdentity
-from shared.settings import Settings, first_problem
+from shared.settings import Settings, refused_as
 from shared.vocabulary import VOCABULARY_SIZE
 
 TOKENIZER_FILE, MADE_BY_FILE = "tokenizer.json", "identity.json"
@@ -44,13 +44,12 @@ def load_making(folder: Path) -> TokenizerMaking:
     """What a tokenizer's folder says about it, its file checked. Raises DatasetError."""
     path = folder / MADE_BY_FILE
     try:
-        making = TokenizerMaking.model_validate_json(read_bounded(path))
-        found = file_sha256(folder / TOKENIZER_FILE)
+        content, found = read_bounded(path), file_sha256(folder / TOKENIZER_FILE)
     except OSError as error:
         missing = Path(error.filename or path).name
         raise DatasetError(f"{folder} is not a tokenizer's folder: {missing} cannot be read") from None
-    except ValidationError as error:
-        raise DatasetError(f"{path}: {first_problem(error)}") from None
+    with refused_as(DatasetError, f"{path}: "):
+        making = TokenizerMaking.model_validate_json(content)
     if found != making.sha256:
         raise DatasetError(f"{folder / TOKENIZER_FILE} is damaged: sha256 {found}, {MADE_BY_FILE} says {making.sha256}")
     return making

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from shared.interop.names import InteropError
 from shared.io.json_reader import read_json as read_bounded_json
 from shared.model_settings import BltSettings, EntropyModelSettings
@@ -12,6 +14,12 @@ from shared.settings import Settings
 from shared.shards.manifest import EntropyModelIdentity
 
 # ---- Configurations that others wrote.
+
+
+class Foreign(BaseModel):
+    """Keys of others: of those that are not read here nothing is known; what is read has the type that it says."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -8,27 +8,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from shared.interop.described import Described, Record
+from shared.interop.described import Described, Foreign, Record
 from shared.interop.hf_config import RECORD_KEY, check_representable, hf_config
 from shared.interop.names import InteropError
 from shared.model_settings import BltSettings, EntropyModelSettings
 from shared.patching.settings import LONGEST_PATCH, PatchingSettings
-from shared.settings import first_problem
+from shared.settings import refused_as
 from shared.vocabulary import VOCABULARY_SIZE
-
-
-class _Foreign(BaseModel):
-    """Keys of others: of those that are not read here nothing is known; what is read has the type that it says."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
-
 
 Count = Annotated[int, Field(gt=0, le=1 << 31)]  # a foreign config may say anything; our own settings limit more
 
 
-class _Stack(_Foreign):
+class _Stack(Foreign):
     hidden_size: Count
     num_attention_heads: Count
     num_hidden_layers: Count
@@ -80,7 +73,7 @@ class _Patcher(_Stack):
     sliding_window: int | None = 512
 
 
-class _Config(_Foreign):
+class _Config(Foreign):
     model_type: str = ""
     architectures: list[str] | None = None
     quantization_config: dict[str, Any] | None = None
@@ -107,7 +100,7 @@ def read_hf_config(values: Mapping[str, Any], theta: float | None = None) -> Des
 
     Raises InteropError, naming the key, for what is not a BLT or what our models cannot represent.
     """
-    try:
+    with refused_as(InteropError):
         given = {key: value for key, value in values.items() if value is not None or not key.endswith("_config")}
         config = _Config.model_validate(given)
         _check_kind(config)
@@ -119,8 +112,6 @@ def read_hf_config(values: Mapping[str, Any], theta: float | None = None) -> Des
             raise InteropError("patching_threshold is null: the folder does not say where patches begin; give --theta")
         longest = min(config.max_patch_length or LONGEST_PATCH, LONGEST_PATCH)
         patching = PatchingSettings(rule="entropy", theta=threshold, max_length=longest)
-    except ValidationError as error:
-        raise InteropError(first_problem(error)) from None
     return _as_recorded(Described(model, patcher, patching, tied=config.tie_word_embeddings), values)
 
 

@@ -4,19 +4,18 @@ Theirs turn the two halves of each head against each other, ours neighbouring pa
 places, so that row i of a half and its partner stand side by side.
 """
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from shared.interop.described import read_json
+from shared.interop.described import Foreign, read_json
 from shared.interop.names import InteropError
+from shared.interop.transfer import check
 from shared.model_folder.tensors import TensorFolder
 from shared.model_settings import StackSettings
-from shared.settings import first_problem
+from shared.settings import refused_as
 
 CONFIG_FILE = "config.json"
 WANTED = {
@@ -27,8 +26,8 @@ WANTED = {
 }
 
 
-class _Rope(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+class _Rope(Foreign):
+    """Of rotary positions."""
 
     rope_theta: float | None = None
     rope_type: str | None = None
@@ -58,8 +57,6 @@ class _Config(_Rope):
 
 LEFT_OUT = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
 """What a byte model has no use for: tokens and their logits, and the norm before those."""
-_BUFFER = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
-"""Saved by old versions; it follows from the settings."""
 
 
 def llama_stack(folder: Path, unscaled: bool = False) -> StackSettings:
@@ -72,22 +69,18 @@ def llama_stack(folder: Path, unscaled: bool = False) -> StackSettings:
     """
     path = folder / CONFIG_FILE
     config = read_json(path)
-    try:
+    with refused_as(InteropError, f"{path}: "):
         _Config.model_validate(config)
-    except ValidationError as error:
-        raise InteropError(f"{path}: {first_problem(error)}") from None
     rope = _rope(config)
     if reason := _reason_against(config, rope, unscaled):
         raise InteropError(f"{path}: {reason}")
-    try:
+    with refused_as(InteropError, f"{path}: "):
         stack = StackSettings(
             **{ours: config[theirs] for ours, theirs in WANTED.items()},
             kv_heads=config.get("num_key_value_heads"),
             rope_theta=rope.get("rope_theta") or 10_000.0,
             norm_eps=config.get("rms_norm_eps") or 1e-6,
         )
-    except ValidationError as error:
-        raise InteropError(f"{path}: {first_problem(error)}") from None
     if config.get("head_dim") not in (None, stack.head_width):
         own = f"hidden_size / num_attention_heads = {stack.head_width}"
         raise InteropError(f"{path}: head_dim is {config['head_dim']}, heads here have {own}")
@@ -133,7 +126,8 @@ class LlamaBlocks:
         self._tensors = TensorFolder(folder)
         self._stack = stack
         self._places = {ours: theirs for layer in range(stack.layers) for ours, theirs in _names(layer, stack).items()}
-        self._check()
+        wanted = {theirs: shape for parts in self._places.values() for theirs, shape in parts}
+        check(self._tensors, wanted, LEFT_OUT, f"{self._tensors.path}: ")
 
     def names(self) -> list[str]:
         """Our names, beginning with "blocks."."""
@@ -150,21 +144,6 @@ class LlamaBlocks:
             if theirs.endswith((".q_proj.weight", ".k_proj.weight")):
                 tensor = pairs_from_halves(tensor, self._stack.head_width)
             yield tensor
-
-    def _check(self) -> None:
-        where, names = self._tensors.path, set(self._tensors.names())
-        wanted = {theirs: shape for parts in self._places.values() for theirs, shape in parts}
-        for name, shape in wanted.items():
-            if name not in names:
-                raise InteropError(f"{where}: tensor {name} is missing")
-            if self._tensors.shape(name) != shape:
-                found = list(self._tensors.shape(name))
-                raise InteropError(f"{where}: tensor {name} has shape {found}, {CONFIG_FILE} wants {list(shape)}")
-            if not self._tensors.dtype(name).is_floating_point:
-                raise InteropError(f"{where}: tensor {name} is {self._tensors.dtype(name)}: quantised weights")
-        for name in sorted(names - wanted.keys()):
-            if name not in LEFT_OUT and not _BUFFER.fullmatch(name):
-                raise InteropError(f"{where}: tensor {name} is not part of a Llama of this shape")
 
 
 Parts = tuple[tuple[str, tuple[int, ...]], ...]

@@ -5,8 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
-
 from shared.interop.described import Described, read_json
 from shared.interop.hf_reading import read_hf_config
 from shared.interop.names import HF, REFERENCE, InteropError, Part, parts
@@ -15,7 +13,7 @@ from shared.interop.transfer import Contents, check, join, shapes
 from shared.model_folder.files import check_layers
 from shared.model_folder.identity import CONFIG_FILE
 from shared.model_folder.tensors import TensorFolder, TensorSource
-from shared.settings import first_problem
+from shared.settings import refused_as
 
 
 @dataclass(frozen=True)
@@ -72,10 +70,8 @@ def _untied(model: Sequence[Part], source: TensorSource) -> list[Part]:
 
 
 def _open_reference(folder: Path, entropy_model: Path | None, theta: float | None) -> ForeignFolder:
-    try:
+    with refused_as(InteropError):
         found = open_reference(folder, entropy_model, theta)
-    except ValidationError as error:
-        raise InteropError(first_problem(error)) from None
     described = found.described
     model, entropy_parts = parts(described.model, REFERENCE), parts(described.entropy_model, REFERENCE)
     check(found.blt, shapes(model))

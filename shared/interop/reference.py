@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from torch import Tensor
 
-from shared.interop.described import Described, read_json
+from shared.interop.described import Described, Foreign, read_json
 from shared.interop.names import REFERENCE, InteropError
 from shared.io.json_reader import open_regular
 from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE
 from shared.model_folder.tensors import INDEX_FILE, TensorFolder, TensorSource
 from shared.model_settings import BltSettings, EntropyModelSettings
 from shared.patching.settings import LONGEST_PATCH, PatchingSettings
-from shared.settings import first_problem
+from shared.settings import refused_as
 
 # ---- A file of torch.save as a source of tensors: read without running what is in it, mapped where the format allows.
 
@@ -84,11 +84,7 @@ WINDOW = 512
 """Of the reference's entropy model, whatever its hyper-parameters say."""
 
 
-class _Parameters(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class _Blt(_Parameters):
+class _Blt(Foreign):
     n_heads_local_encoder: int
     n_heads_global: int
     n_heads_local_decoder: int
@@ -105,13 +101,13 @@ class _Blt(_Parameters):
     encoder_enable_byte_ngrams: bool | None = None
 
 
-class _EntropyModel(_Parameters):
+class _EntropyModel(Foreign):
     n_heads: int
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
 
 
-class _Patching(_Parameters):
+class _Patching(Foreign):
     patching_mode: str | None = None
     threshold: float | None = None
     threshold_add: float | None = None
@@ -242,7 +238,7 @@ def _count(source: TensorSource, prefix: str) -> int:
     return len({name.removeprefix(prefix).split(".")[0] for name in source.names() if name.startswith(prefix)})
 
 
-P = TypeVar("P", bound=_Parameters)
+P = TypeVar("P", bound=Foreign)
 
 
 def _table(values: Mapping[str, Any], keys: tuple[str, ...], schema: type[P], path: Path) -> P:
@@ -251,10 +247,8 @@ def _table(values: Mapping[str, Any], keys: tuple[str, ...], schema: type[P], pa
 
 
 def _validated(values: Mapping[str, Any], schema: type[P], path: Path) -> P:
-    try:
+    with refused_as(InteropError, f"{path}: "):
         return schema.model_validate(values)
-    except ValidationError as error:
-        raise InteropError(f"{path}: {first_problem(error)}") from None
 
 
 def _parameters_file(folder: Path) -> Path:

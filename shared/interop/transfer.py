@@ -1,6 +1,6 @@
 """Tensors between our files and theirs: what is to be written and where its rows come from, one tensor at a time."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -45,19 +45,24 @@ def both(first: Contents, second: Contents) -> Contents:
     return [*first[0], *second[0]], lambda name: (first if name in names else second)[1](name)
 
 
-def check(source: TensorSource, wanted: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise InteropError at the first tensor that is missing, has another shape, is not of floats, or is left over."""
+def check(
+    source: TensorSource, wanted: Mapping[str, tuple[int, ...]], ignored: Collection[str] = (), where: str = ""
+) -> None:
+    """Raise InteropError at the first tensor that is missing, has another shape, is not of floats, or is left over.
+
+    ``ignored``: tensors that may be left over. ``where`` stands before messages.
+    """
     names = set(source.names())
     for name, shape in wanted.items():
         if name not in names:
-            raise InteropError(f"tensor {name} {list(shape)} is missing")
-        if source.shape(name) != shape:
-            raise InteropError(f"tensor {name} has shape {list(source.shape(name))}, the settings want {list(shape)}")
+            raise InteropError(f"{where}tensor {name} {list(shape)} is missing")
+        if (found := source.shape(name)) != shape:
+            raise InteropError(f"{where}tensor {name} has shape {list(found)}, the settings want {list(shape)}")
         if not source.dtype(name).is_floating_point:
-            raise InteropError(f"tensor {name} is {source.dtype(name)}: quantised weights cannot be read")
-    for name in sorted(names - wanted.keys()):
+            raise InteropError(f"{where}tensor {name} is {source.dtype(name)}: quantised weights cannot be read")
+    for name in sorted(names - wanted.keys() - set(ignored)):
         if not name.endswith(_BUFFERS):
-            raise InteropError(f"tensor {name} has no place in these settings")
+            raise InteropError(f"{where}tensor {name} has no place in these settings")
 
 
 def shapes(correspondence: Iterable[Part]) -> dict[str, tuple[int, ...]]:

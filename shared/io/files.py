@@ -273,22 +273,27 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, ours: Callable[[Path], bool] = lambda _: False) -> Iterator[Path]:
     """A folder to fill that gets its name only when the block ends without an error.
 
-    Raises OutputError at once when something is there under that name, unless it is an empty folder.
+    Raises OutputError at once when something is there under that name, unless it is an empty folder, or one of
+    ``ours``, which is replaced.
     """
-    check_folder(path)
+    check_folder(path, ours)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    retired = temporary.with_name(f"{temporary.name}-replaced")
     try:
         temporary.chmod(0o755)  # mkdtemp's folder is the owner's alone
         yield temporary
         for file in temporary.rglob("*"):
             sync(file)
         sync(temporary)
+        if path.exists():
+            path.rename(retired)
         temporary.rename(path)
         sync(path.parent)
+        shutil.rmtree(retired, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

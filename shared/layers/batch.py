@@ -6,7 +6,8 @@ T tokens, P patches, S segments. Everything is built by the loader in numpy, so 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -14,7 +15,17 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Segments:
+class _Movable:
+    """Tensors, and what holds such, that go to a device together."""
+
+    def to(self, device: torch.device, non_blocking: bool = True) -> Self:
+        """The same on a device."""
+        held = {name: value for name, value in vars(self).items() if hasattr(value, "to")}
+        return replace(self, **{name: value.to(device, non_blocking=non_blocking) for name, value in held.items()})
+
+
+@dataclass(frozen=True)
+class Segments(_Movable):
     """Which positions of a flat axis of length N belong together (documents of tokens, or of patches)."""
 
     ids: Tensor
@@ -29,9 +40,6 @@ class Segments:
     @property
     def longest(self) -> int:
         return max(self.lengths, default=0)
-
-    def to(self, device: torch.device) -> "Segments":
-        return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)[:3]})
 
 
 def segments(lengths: Sequence[int], positions: np.ndarray | None = None) -> Segments:
@@ -53,7 +61,7 @@ def segments(lengths: Sequence[int], positions: np.ndarray | None = None) -> Seg
 
 
 @dataclass(frozen=True)
-class Patches:
+class Patches(_Movable):
     """How the tokens of a batch are grouped (paper section 2)."""
 
     of_token: Tensor
@@ -67,16 +75,9 @@ class Patches:
     def count(self) -> int:
         return sum(self.documents.lengths)
 
-    def to(self, device: torch.device) -> "Patches":
-        return Patches(
-            self.of_token.to(device, non_blocking=True),
-            self.of_decoder.to(device, non_blocking=True),
-            self.documents.to(device),
-        )
-
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(_Movable):
     """One pack as a model reads it."""
 
     ids: Tensor
@@ -86,11 +87,3 @@ class Batch:
     documents: Segments
     patches: Patches | None
     """None for models without patches (the entropy model)."""
-
-    def to(self, device: torch.device) -> "Batch":
-        return Batch(
-            self.ids.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
-            self.documents.to(device),
-            self.patches.to(device) if self.patches is not None else None,
-        )

@@ -6,7 +6,6 @@ FOLDER/model.safetensors  FOLDER/config.json  [FOLDER/entropy_model/, an entropy
 
 import io
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.errors import IdentityError, ModelFileError
-from shared.io.files import check_folder, naming, sync
+from shared.io.files import naming, whole_folder
 from shared.io.log import LOG
 from shared.layers.blocks import cast_model
 from shared.model_folder.identity import (
@@ -30,7 +29,7 @@ from shared.model_folder.identity import (
     check_model,
     load_settings,
 )
-from shared.model_folder.tensor_header import FLOATS, MOST_HEADER_BYTES, TensorEntry, file_header, read_header
+from shared.model_folder.tensor_header import FLOATS, TensorEntry, file_header, read_header
 from shared.model_folder.tensors import write_tensors
 from shared.model_settings import AnyModelSettings
 from shared.models.blt import Blt
@@ -82,30 +81,14 @@ def save_model(
     state = model.state_dict() if isinstance(model, nn.Module) else model
     _check({name: tuple(tensor.shape) for name, tensor in state.items()}, settings, str(folder))
     weights = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in state.items()}
-    check_folder(folder, _is_ours)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        temporary.chmod(0o755)  # mkdtemp's folder is the owner's alone
-        with naming(folder):
-            plan = [(name, tensor.shape, tensor.dtype) for name, tensor in weights.items()]
-            write_tensors(temporary / WEIGHTS_FILE, plan, lambda name: weights[name])
-            (temporary / CONFIG_FILE).write_text(canonical_settings(settings))
-            if entropy_model is not None:
-                _copy(Path(entropy_model), temporary / ENTROPY_MODEL_FOLDER)
-            if tokenizer is not None:
-                _copy(Path(tokenizer), temporary / TOKENIZER_FOLDER)
-            for path in temporary.rglob("*"):
-                if path.is_file():
-                    sync(path)
-        retired = temporary.with_name(temporary.name + "-replaced")
-        if folder.exists():
-            folder.rename(retired)
-        temporary.rename(folder)
-        sync(folder.parent)
-        shutil.rmtree(retired, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with whole_folder(folder, _is_ours) as made, naming(folder):
+        plan = [(name, tensor.shape, tensor.dtype) for name, tensor in weights.items()]
+        write_tensors(made / WEIGHTS_FILE, plan, lambda name: weights[name])
+        (made / CONFIG_FILE).write_text(canonical_settings(settings))
+        if entropy_model is not None:
+            _copy(Path(entropy_model), made / ENTROPY_MODEL_FOLDER)
+        if tokenizer is not None:
+            _copy(Path(tokenizer), made / TOKENIZER_FOLDER)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -132,9 +115,7 @@ def load_state(folder: str | Path | PackedModel) -> tuple[dict[str, Tensor], Any
     settings = load_settings(folder)
     path = Path(folder) / WEIGHTS_FILE
     try:
-        held = file_header(path)
-        _check({name: entry.shape for name, entry in held.items()}, settings, str(path))
-        _check_floats(held, str(path))
+        _check_header(file_header(path), settings, str(path))
         state = safetensors.torch.load_file(path)
     except OSError as error:
         raise ModelFileError(
@@ -146,12 +127,10 @@ def load_state(folder: str | Path | PackedModel) -> tuple[dict[str, Tensor], Any
 
 
 def _unpack(packed: PackedModel) -> dict[str, Tensor]:
-    where = f"{packed.folder}/{WEIGHTS_FILE}"
-    held = read_header(io.BytesIO(packed.weights[: 8 + MOST_HEADER_BYTES].tobytes()), packed.weights.nbytes, where)
-    _check({name: entry.shape for name, entry in held.items()}, packed.settings, where)
-    _check_floats(held, where)
+    where, content = f"{packed.folder}/{WEIGHTS_FILE}", packed.weights.tobytes()
+    _check_header(read_header(io.BytesIO(content), where), packed.settings, where)
     try:
-        return safetensors.torch.load(packed.weights.tobytes())
+        return safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
         raise ModelFileError(f"{where} is not a whole safetensors file: {error}") from None
 
@@ -198,7 +177,8 @@ def check_layers(settings: AnyModelSettings, tensors: int, where: str) -> None:
         raise ModelFileError(f"{where}: tensors are missing: it holds {tensors}, the settings have {blocks} layers")
 
 
-def _check_floats(held: Mapping[str, TensorEntry], where: str) -> None:
+def _check_header(held: Mapping[str, TensorEntry], settings: AnyModelSettings, where: str) -> None:
+    _check({name: entry.shape for name, entry in held.items()}, settings, where)
     for name, entry in held.items():
         if entry.dtype not in FLOATS:
             raise ModelFileError(f"{where}: tensor {name} has dtype {entry.dtype}, weights are floating-point numbers")

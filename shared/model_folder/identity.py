@@ -4,7 +4,6 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -12,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from shared.errors import IdentityError, ModelFileError
 from shared.io.found import OTHERS, what_is
 from shared.io.json_reader import open_regular, read_bounded
+from shared.model_folder.tensor_header import read_header
 from shared.model_settings import AnyModelSettings, ModelSettings
 
 WEIGHTS_FILE = "model.safetensors"
@@ -60,7 +60,7 @@ def model_sha256(folder: str | Path) -> str:
     digest, path = hashlib.sha256(canonical_settings(load_settings(folder)).encode()), Path(folder) / WEIGHTS_FILE
     try:
         with open_regular(path) as file:
-            _whole_header(file, path)  # a file that is none would be hashed for long
+            read_header(file, str(path))  # a file that is none would be hashed for long
             file.seek(0)
             while block := file.read(1 << 20):
                 digest.update(block)
@@ -74,15 +74,6 @@ def check_model(model: "str | Path | PackedModel", sha256: str) -> None:
     found = model.sha256 if isinstance(model, PackedModel) else model_sha256(model)
     if found != sha256:
         raise IdentityError(f"{model} is not the model that was recorded: sha256 {found}, recorded {sha256}")
-
-
-def _whole_header(file: IO[bytes], path: Path) -> None:
-    """Raise ModelFileError unless a file begins as one of tensors and is as long as these take."""
-    from shared.model_folder.tensor_header import read_header  # which needs the errors of this module
-
-    size = file.seek(0, 2)
-    file.seek(0)
-    read_header(file, size, str(path))
 
 
 @dataclass(frozen=True)

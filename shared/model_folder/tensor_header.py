@@ -49,13 +49,13 @@ def file_header(path: Path) -> dict[str, TensorEntry]:
     OSError when it cannot be read.
     """
     with open_regular(path) as file:
-        size = file.seek(0, 2)
-        file.seek(0)
-        return read_header(file, size, str(path))
+        return read_header(file, str(path))
 
 
-def read_header(file: IO[bytes], size: int, where: str) -> dict[str, TensorEntry]:
-    """The same from an open file of ``size`` bytes."""
+def read_header(file: IO[bytes], where: str) -> dict[str, TensorEntry]:
+    """The same from an open file."""
+    size = file.seek(0, 2)
+    file.seek(0)
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > size - 8:
         raise ModelFileError(f"{where} is not a whole safetensors file: it ends within its header")

@@ -1,5 +1,6 @@
 """What decides where patches begin, as one immutable value: part of what datasets and checkpoints say they are."""
 
+from operator import not_
 from typing import Literal
 
 from pydantic import ConfigDict, Field, model_validator
@@ -20,10 +21,6 @@ class TokenizerIdentity(Settings):
     """Ids, those of bytes and special ids included."""
 
 
-def _is_none(value: object) -> bool:
-    return value is None
-
-
 class PatchingSettings(Settings):
     """A patching rule with its thresholds and length limits (paper sections 2.1 to 2.4)."""
 
@@ -42,7 +39,7 @@ class PatchingSettings(Settings):
     """Nats, for entropy_rise only."""
     stride: int | None = Field(default=None, ge=1, le=LONGEST_PATCH)
     """Bytes, for static only."""
-    tokenizer: TokenizerIdentity | None = Field(default=None, exclude_if=_is_none)
+    tokenizer: TokenizerIdentity | None = Field(default=None, exclude_if=not_)
     """For bpe only; left out for other rules, so that their identities stay what they are."""
     min_length: int = Field(default=1, ge=1, le=LONGEST_PATCH)
     max_length: int = Field(default=512, ge=1, le=LONGEST_PATCH)

@@ -53,22 +53,23 @@ class RaggedSpans:
 
     def counts(self, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """int64 [rows] each: tokens of the body, and bytes that are targets; sizes are the bytes of each text."""
-        spans = np.diff(self.bounds)
-        row = np.repeat(np.arange(len(spans)), spans)
-        step = np.diff(self.all.ends, prepend=0)
-        begun = self.bounds[:-1][spans > 0]
-        step[begun] = self.all.ends[begun]
-        named = np.bincount(row, self.all.specials != NO_SPECIAL, len(spans)).astype(np.int64)
-        target_bytes = np.bincount(row, step * self.all.losses, len(spans)).astype(np.int64)
+        row, step = self._steps()
+        named = np.bincount(row, self.all.specials != NO_SPECIAL, len(self.present)).astype(np.int64)
+        target_bytes = np.bincount(row, step * self.all.losses, len(self.present)).astype(np.int64)
         return sizes + named, np.where(self.present, target_bytes, sizes)
+
+    def _steps(self) -> tuple[np.ndarray, np.ndarray]:
+        """int64 [Z] each: the row of every span, and its bytes."""
+        count = np.diff(self.bounds)
+        step = np.diff(self.all.ends, prepend=0)
+        begun = self.bounds[:-1][count > 0]
+        step[begun] = self.all.ends[begun]
+        return np.repeat(np.arange(len(count)), count), step
 
     def problem(self, sizes: np.ndarray) -> tuple[int, str] | None:
         """The first row whose spans are none of its text, and why; sizes int64 [rows] are the bytes of each text."""
-        count = np.diff(self.bounds)
-        row = np.repeat(np.arange(len(count)), count)
+        count, (row, step) = np.diff(self.bounds), self._steps()
         wrong = self.present & (count == 0)
-        step = np.diff(self.all.ends, prepend=0)
-        step[self.bounds[:-1][count > 0]] = self.all.ends[self.bounds[:-1][count > 0]]
         unknown = (self.all.specials != NO_SPECIAL) & (self.all.specials < VOCABULARY_SIZE)
         wrong[row[(step < 0) | unknown | (self.all.specials > LARGEST_ID)]] = True
         filled = np.flatnonzero(count)

@@ -1,10 +1,12 @@
 """The manifest of a dataset: what it holds, what made it, and the figures that verify it. Plain JSON, free of torch."""
 
 import re
+from collections.abc import Iterable
+from operator import not_
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from shared.errors import DatasetError
 from shared.io.files import write_atomic
@@ -12,7 +14,7 @@ from shared.io.found import what_is
 from shared.io.identity import digest
 from shared.io.storage import below, is_url, read_whole
 from shared.patching.settings import PatchingSettings
-from shared.settings import NamesSpecials, Settings, first_problem
+from shared.settings import NamesSpecials, Settings, refused_as
 from shared.shards.document import LONGEST_SUBSET
 
 MANIFEST_NAME = "manifest.json"
@@ -104,10 +106,6 @@ class Sums(Settings):
         return type(self)(**{key: getattr(self, key) + getattr(other, key) for key in type(self).model_fields})
 
 
-def _is_zero(count: int) -> bool:
-    return not count
-
-
 class SubsetTotals(Sums):
     """Figures of one subset."""
 
@@ -116,11 +114,11 @@ class SubsetTotals(Sums):
     bytes: Count = 0
     patches: Count = 0
     """Patches other than BOS; 0 when unpatched."""
-    specials: Count = Field(default=0, exclude_if=_is_zero)
+    specials: Count = Field(default=0, exclude_if=not_)
     """Named special ids between the bytes."""
-    unlearnt: Count = Field(default=0, exclude_if=_is_zero)
+    unlearnt: Count = Field(default=0, exclude_if=not_)
     """Bytes, named special ids and EOS that are no targets, since the loss of their span is off."""
-    unlearnt_bytes: Count = Field(default=0, exclude_if=_is_zero)
+    unlearnt_bytes: Count = Field(default=0, exclude_if=not_)
     """The bytes among them."""
 
     @property
@@ -191,6 +189,15 @@ class ShardEntry(Settings):
         return sum(totals.rows for totals in self.subsets.values())
 
 
+def totals_by_subset(entries: Iterable[ShardEntry]) -> dict[str, SubsetTotals]:
+    """What shards hold by subset, subsets in sorted order."""
+    totals: dict[str, SubsetTotals] = {}
+    for entry in entries:
+        for name, figures in entry.subsets.items():
+            totals[name] = totals.get(name, SubsetTotals()) + figures
+    return dict(sorted(totals.items()))
+
+
 class Manifest(Settings):
     """Everything about a finished dataset."""
 
@@ -209,11 +216,7 @@ class Manifest(Settings):
     @property
     def subsets(self) -> dict[str, SubsetTotals]:
         """Totals by subset, subsets in sorted order."""
-        totals: dict[str, SubsetTotals] = {}
-        for shard in self.shards:
-            for name, figures in shard.subsets.items():
-                totals[name] = totals.get(name, SubsetTotals()) + figures
-        return dict(sorted(totals.items()))
+        return totals_by_subset(self.shards)
 
     @property
     def patching(self) -> PatchingSettings:
@@ -250,10 +253,8 @@ def load_manifest(folder: Path | str) -> Manifest:
         raise DatasetError(not_a_dataset(folder)) from None
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror}") from None
-    try:
+    with refused_as(DatasetError, f"{path}: "):
         return Manifest.model_validate_json(text)
-    except ValidationError as error:
-        raise DatasetError(f"{path}: {first_problem(error)}") from None
 
 
 def not_a_dataset(folder: Path | str) -> str:

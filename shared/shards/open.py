@@ -109,12 +109,15 @@ def open_dataset(folder: Path | str, cache: FileCache | None = None, manifest: M
     return RemoteDataset(folder, manifest, cache or FileCache(default_cache()))
 
 
+def dataset_folders(path: Path) -> list[Path]:
+    """The datasets that a path stands for: itself, or its train/ and validation/; none if it is something else."""
+    if (path / MANIFEST_NAME).is_file():
+        return [path]
+    return [path / split for split in ("train", "validation") if (path / split / MANIFEST_NAME).is_file()]
+
+
 def find_datasets(folder: Path | str) -> list[Path]:
-    """The dataset folders at a path: itself, or its train/ and validation/. Raises DatasetError when there is none."""
-    folder = Path(folder)
-    if (folder / MANIFEST_NAME).exists():
-        return [folder]
-    found = [folder / split for split in ("train", "validation") if (folder / split / MANIFEST_NAME).exists()]
-    if not found:
+    """The same. Raises DatasetError when there is none."""
+    if not (found := dataset_folders(Path(folder))):
         raise DatasetError(not_a_dataset(folder))
     return found

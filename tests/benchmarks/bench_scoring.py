@@ -181,7 +181,7 @@ def whole_runs(model: EntropyModel, texts: Sequence[bytes], stream: int, threads
                 job = Job(
                     out=folder / f"{number}-{workers}", reading=reading, output=output, entropy_model=folder / "model"
                 )
-                report = preprocess(job, [folder / "a.jsonl"], ExecutorSettings(kind="inline", workers=workers))
+                report = preprocess(job, [folder / "a.jsonl"], ExecutorSettings(executor="inline", workers=workers))
                 assert report.progress is not None
                 found.append(report.progress.updated - report.progress.began)
         total = sum(map(len, texts))

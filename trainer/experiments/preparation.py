@@ -84,7 +84,7 @@ class Preprocess:
     patching: PatchingSettings = field(default_factory=partial(PatchingSettings, rule="none"))
     entropy_model: Path | None = None
     """Folder of the model whose entropies are kept, in full precision: rises need it."""
-    executor: ExecutorSettings = field(default_factory=partial(ExecutorSettings, kind="inline"))
+    executor: ExecutorSettings = field(default_factory=partial(ExecutorSettings, executor="inline"))
 
     def __call__(self, out: Path) -> None:
         """Do it, or finish what was interrupted."""
@@ -178,7 +178,7 @@ def prepare(request: Request, systems: Iterable[str], line: Progress) -> dict[st
     if failed := run_all(runs, jobs, line):
         raise TrainingError(f"no entropies without {', '.join(failed)}")
     for name in models:
-        workers = ExecutorSettings(kind=executor, workers=jobs if executor == "ray" else None)
+        workers = ExecutorSettings(executor=executor, workers=jobs if executor == "ray" else None)
         _carry_out(scored_step(name, out, workers), line)
     for name, patching in wanted.items():
         for step in cutting_steps(name, patching, out) if patching.rule != "none" else []:

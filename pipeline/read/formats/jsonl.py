@@ -18,30 +18,28 @@ def parse_lines(
     """Records of lines. Blank lines are no records. Without numbers, places and ids give the offset only."""
     for line in found:
         place = Place(path, line.number if numbered else None, line.offset)
-        if line.damage is not None:
-            yield _of_line(place, f"{line.damage}; records from here on are lost", line)
-        elif line.sha256 is not None:
-            yield _of_line(place, f"{line.size} bytes in one line; a record has at most {LONGEST_RECORD}", line)
-        elif data := _without_mark(line):
-            try:
-                yield parse(place, data, reading)
-            except BadRecord as bad:
-                yield dead_letter(place, str(bad), line.data)
+        data = _without_mark(line)
+        if data or line.damage is not None or line.sha256 is not None:
+            yield _parsed(place, line, data, reading, f"{line.size} bytes in one line", "the line")
 
 
 def parse_values(path: str, found: Iterator[Line], reading: ReadSettings) -> Iterator[Record | DeadLetter]:
     """Records of JSON values that are not one a line: their number is the row."""
     for value in found:
         place = Place(path, offset=value.offset, row=value.number)
-        if value.damage is not None:
-            yield _of_line(place, f"{value.damage}; records from here on are lost", value)
-        elif value.sha256 is not None:
-            yield _of_line(place, f"a value of {value.size} bytes; a record has at most {LONGEST_RECORD}", value)
-        else:
-            try:
-                yield parse(place, value.data, reading, "the value")
-            except BadRecord as bad:
-                yield dead_letter(place, str(bad), value.data)
+        yield _parsed(place, value, value.data, reading, f"a value of {value.size} bytes", "the value")
+
+
+def _parsed(place: Place, line: Line, data: bytes, reading: ReadSettings, size: str, what: str) -> Record | DeadLetter:
+    """What a line or a value comes to."""
+    if line.damage is not None:
+        return _of_line(place, f"{line.damage}; records from here on are lost", line)
+    if line.sha256 is not None:
+        return _of_line(place, f"{size}; a record has at most {LONGEST_RECORD}", line)
+    try:
+        return parse(place, data, reading, what)
+    except BadRecord as bad:
+        return dead_letter(place, str(bad), line.data)
 
 
 def _without_mark(line: Line) -> bytes:

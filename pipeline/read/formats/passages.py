@@ -1,15 +1,13 @@
 """A text file as several documents: cut at blank lines, so that a book is not one document."""
 
-import hashlib
 import re
 from collections.abc import Iterator
 
 from pipeline.plan import SourceFile
-from pipeline.read.columns import lacking, named_subset
+from pipeline.read.columns import text_record
 from pipeline.read.streams import DamagedStream
-from pipeline.records import LONGEST_EXCERPT, DeadLetter, Place, Record
+from pipeline.records import DeadLetter, Place, Record, dead_letter
 from pipeline.settings import ReadSettings
-from shared.shards.document import DEFAULT_SUBSET
 
 _BLANK_LINE = re.compile(rb"\n[ \t\r]{0,60}\n")
 _LONGEST_BLANK = 62
@@ -24,22 +22,13 @@ def passages(file: SourceFile, content: Iterator[bytes], reading: ReadSettings) 
     What stands before damage is good; the rest is one dead letter.
     """
     assert reading.document_bytes is not None
-    subset, offset = named_subset(file.path, reading) or DEFAULT_SUBSET, 0
+    offset = 0
     try:
         for text in cut(content, reading.document_bytes):
-            yield Record(
-                Place(file.path, offset=offset),
-                f"{file.path}:{offset}",
-                subset,
-                text,
-                size=len(text),
-                lacks=lacking({}, reading),
-            )
+            yield text_record(file.path, text, reading, offset)
             offset += len(text)
     except _Damaged as damage:
-        rest = damage.rest
-        place = Place(file.path, offset=offset)
-        yield DeadLetter(place, str(damage), len(rest), hashlib.sha256(rest).hexdigest(), rest[:LONGEST_EXCERPT])
+        yield dead_letter(Place(file.path, offset=offset), str(damage), damage.rest)
 
 
 class _Damaged(Exception):

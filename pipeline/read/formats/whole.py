@@ -4,11 +4,10 @@ import hashlib
 from collections.abc import Callable, Iterator
 
 from pipeline.plan import SourceFile
-from pipeline.read.columns import lacking, named_subset
+from pipeline.read.columns import text_record
 from pipeline.read.streams import DamagedStream
 from pipeline.records import LONGEST_EXCERPT, LONGEST_HELD, DeadLetter, LongText, Place, Record, Text
 from pipeline.settings import PipelineError, ReadSettings
-from shared.shards.document import DEFAULT_SUBSET
 
 
 def whole_file(
@@ -34,8 +33,7 @@ def whole_file(
     text: Text = bytes(held)
     if size > LONGEST_HELD:
         text = LongText(size, digest.digest(), lambda: _same(content, size, digest.digest(), file.shown))
-    subset = named_subset(file.path, reading) or DEFAULT_SUBSET
-    yield Record(Place(file.path), file.path, subset, text, size=size, lacks=lacking({}, reading))
+    yield text_record(file.path, text, reading)
 
 
 def _same(content: Callable[[], Iterator[bytes]], size: int, sha256: bytes, path: str) -> Iterator[bytes]:

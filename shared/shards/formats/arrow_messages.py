@@ -99,7 +99,7 @@ def footer(source: pa.NativeFile) -> Footer:
     data = source.read_at(length, size - _TAIL - length)
     try:
         root = _Table(data, _unsigned(data, 0))
-        return Footer([Block(*block) for block in root.blocks(2)], [Block(*block) for block in root.blocks(3)])
+        return Footer(*([Block(*block) for block in root.structures(field, "<qi4xq")] for field in (2, 3)))
     except (struct.error, IndexError):
         raise DamagedMessages("a footer that cannot be read") from None
 
@@ -143,7 +143,7 @@ def _message(source: pa.NativeFile, metadata: bytes, begin: int, body: int) -> M
     if kind != "schema":
         rows = record.number(0, "<q")
         if _is_compressed(record, metadata) and size >= 0 and body + size <= source.size():
-            made = sum(_decompressed(source, body, size, *buffer) for buffer in record.pairs(2))
+            made = sum(_decompressed(source, body, size, *buffer) for buffer in record.structures(2, "<qq"))
     if rows < 0:
         raise IndexError
     return Message(kind, begin, body + size, rows, size, made, number, adds)
@@ -197,23 +197,12 @@ class _Table:
             raise IndexError
         return _Table(self._data, at + _unsigned(self._data, at))
 
-    def blocks(self, field: int) -> Iterator[tuple[int, int, int]]:
-        """A vector of structures of int64, int32 and int64."""
+    def structures(self, field: int, form: str) -> Iterator[tuple[int, ...]]:
+        """A vector of structures with fields of this form."""
         at = self._position(field)
         if at:
             start = at + _unsigned(self._data, at)
-            count = _unsigned(self._data, start)
-            if start + 4 + 24 * count > len(self._data):
+            stop = start + 4 + struct.calcsize(form) * _unsigned(self._data, start)
+            if stop > len(self._data):
                 raise IndexError
-            yield from struct.iter_unpack("<qi4xq", self._data[start + 4 : start + 4 + 24 * count])
-
-    def pairs(self, field: int) -> Iterator[tuple[int, int]]:
-        """A vector of structures of two int64."""
-        at = self._position(field)
-        if at:
-            start = at + _unsigned(self._data, at)
-            count = _unsigned(self._data, start)
-            if start + 4 + 16 * count > len(self._data):
-                raise IndexError
-            for i in range(count):
-                yield struct.unpack_from("<qq", self._data, start + 4 + 16 * i)
+            yield from struct.iter_unpack(form, self._data[start + 4 : stop])
