@@ -2,7 +2,10 @@
 
 import unicodedata
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+from shared.io.quantities import counted
+from shared.shards.manifest import SubsetTotals
 from shared.text.characters import characters
 
 WIDTH = 40
@@ -26,6 +29,14 @@ def bars(rows: Sequence[tuple[str, float]]) -> list[str]:
         f"  {label:>{width}}  {count / total if total else 0:6.1%}  {bar(count, largest)}".rstrip()
         for label, count in rows
     ]
+
+
+def dataset_line(name: str, totals: SubsetTotals, shards: int, folder: Path) -> str:
+    """What a dataset holds, and where it is."""
+    amounts = [counted(totals.documents, "document"), f"{totals.bytes:,} bytes", counted(shards, "shard")]
+    if totals.patches:
+        amounts.append(f"{totals.mean_patch_size:.3f} bytes a patch")
+    return f"  {name}: {', '.join(amounts)}  {folder}"
 
 
 def printable(text: bytes) -> str:

@@ -11,22 +11,20 @@ DuckDB, polars); it can only be converted back.
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
-from pipeline.rewriting.dataset_rows import require_kept, stem, text_bytes
+from pipeline.rewriting.dataset_rows import ShardByShard, require_kept, stem
 from pipeline.rewriting.parquet import SUFFIX, Export, read_parquet, write_parquet
 from pipeline.rewriting.parquet_export import Format, Source, figures, sources_at
 from pipeline.rewriting.rewrite import (
     Written,
     add_output_arguments,
     copy_models,
-    result_lines,
     rewrite,
     save_dataset,
+    show_result,
 )
 from pipeline.settings import PipelineError
-from shared.io.terminal import show_lines
 from shared.shards.writer import write_shard
 
 
@@ -52,33 +50,23 @@ def run(arguments: argparse.Namespace) -> int:
     }
     chosen = ToParquet if arguments.to == "parquet" else ToShards
     done = rewrite(arguments.out, request, lambda: chosen(tuple(sources), arguments.to), arguments.workers)
-    result = [source.dataset for source in sources_at(arguments.out)]
-    show_lines(*result_lines(arguments.out, done, result))
+    show_result(arguments.out, done, sources_at(arguments.out))
     return 0
 
 
 @dataclass(frozen=True)
-class _Convert:
-    """Each shard in another format, one a unit."""
+class _Convert(ShardByShard[Source]):
+    """Each shard in another format."""
 
-    sources: tuple[Source, ...]
     to: Format
     title = "Converting"
-
-    @cached_property
-    def _units(self) -> list[tuple[Source, int]]:
-        return [(source, shard) for source in self.sources for shard in range(len(source.dataset.manifest.shards))]
-
-    @property
-    def sizes(self) -> list[int]:
-        return [text_bytes(source.dataset.manifest.shards[shard]) for source, shard in self._units]
 
 
 class ToShards(_Convert):
     """To a format that the trainer reads."""
 
     def write(self, unit: int, out: Path) -> Written:
-        source, shard = self._units[unit]
+        source, shard = self.units[unit]
         manifest = source.dataset.manifest
         entry, rows = manifest.shards[shard], (row for batch in source.batches(shard) for row in batch)
         assert self.to != "parquet"
@@ -89,7 +77,7 @@ class ToShards(_Convert):
         return Written(shards={source.folder: [written]})
 
     def finish(self, out: Path, written: Sequence[Written]) -> None:
-        for source in self.sources:
+        for source in self.sides:
             identity = source.dataset.manifest.identity.model_copy(update={"format": self.to})
             entries = [entry for unit in written for entry in unit.shards.get(source.folder, [])]
             save_dataset(out / source.folder, identity, entries, source.dataset)
@@ -99,7 +87,7 @@ class ToParquet(_Convert):
     """To files for others; each is read back and compared."""
 
     def write(self, unit: int, out: Path) -> Written:
-        source, shard = self._units[unit]
+        source, shard = self.units[unit]
         manifest = source.dataset.manifest
         entry = manifest.shards[shard]
         path = out / source.folder / (stem(entry) + SUFFIX)
@@ -109,7 +97,7 @@ class ToParquet(_Convert):
 
     def finish(self, out: Path, written: Sequence[Written]) -> None:
         files = [sha256 for unit in written for sha256 in unit.files.values()]
-        for source in self.sources:
+        for source in self.sides:
             count = len(source.dataset.manifest.shards)
             folder = out / source.folder
             copy_models(source.dataset, source.dataset.manifest.identity, folder)

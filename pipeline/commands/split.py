@@ -12,7 +12,6 @@ import argparse
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +19,7 @@ from pydantic import Field
 
 from pipeline.options import add_options, settings_of
 from pipeline.records import Record, sample_hash, split_of
-from pipeline.rewriting.dataset_rows import Side, require_alike, shard_documents, sides_at, stem, text_bytes
+from pipeline.rewriting.dataset_rows import ShardByShard, Side, require_alike, shard_documents, sides_at, stem
 from pipeline.rewriting.rewrite import Written, add_output_arguments, rewrite, save_dataset, show_result
 from pipeline.settings import SPLIT_NAMES, ReadSettings, SplitName
 from pipeline.splits.marker import shard_stem
@@ -82,28 +81,16 @@ def side_of(record: Record, settings: HoldOutSettings) -> SplitName:
 
 
 @dataclass(frozen=True)
-class HoldOut:
-    """Each shard becomes one of train, one of validation, or both; one a unit."""
+class HoldOut(ShardByShard[Side]):
+    """Each shard becomes one of train, one of validation, or both."""
 
-    sides: tuple[Side, ...]
     settings: HoldOutSettings
     title = "Splitting"
 
-    @cached_property
-    def _units(self) -> list[tuple[Side, int, str]]:
-        """Where each shard is now, and its name without suffix in the result."""
-        shards = [(side, shard) for side in self.sides for shard in range(len(side.dataset.manifest.shards))]
-        if len(self.sides) == 1:
-            return [(side, shard, stem(side.dataset.manifest.shards[shard])) for side, shard in shards]
-        return [(side, shard, shard_stem(number, 0)) for number, (side, shard) in enumerate(shards)]
-
-    @property
-    def sizes(self) -> list[int]:
-        return [text_bytes(side.dataset.manifest.shards[shard]) for side, shard, _ in self._units]
-
     def write(self, unit: int, out: Path) -> Written:
-        side, shard, name = self._units[unit]
+        side, shard = self.units[unit]
         manifest = side.dataset.manifest
+        name = stem(manifest.shards[shard]) if len(self.sides) == 1 else shard_stem(unit, 0)
         writers: dict[SplitName, ShardWriter] = {}
         with ExitStack() as stack:
             for record, rows in shard_documents(side.dataset, shard):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.rewriting.dataset_rows import require_kept, stem, text_bytes
+from pipeline.rewriting.dataset_rows import require_kept, stem, stored_rows, text_bytes
 from pipeline.rewriting.parquet import SUFFIX
 from pipeline.rewriting.parquet_export import Source, exports_at, figures
 from pipeline.scoring.cut import cutter_of
@@ -21,16 +21,15 @@ from shared.bpe.folder import check_tokenizer
 from shared.errors import DatasetError, ExitCode, PatchworkError
 from shared.io.log import LOG
 from shared.io.progress import ByteProgress
-from shared.io.quantities import counted
-from shared.io.terminal import show, show_lines
+from shared.io.terminal import show_lines
 from shared.model_folder.identity import check_model
 from shared.patching.grid import quantise
 from shared.shards.content import ShardContent, check_order, check_row, meta_problem
-from shared.shards.dataset import Dataset, columns_row
+from shared.shards.dataset import Dataset
 from shared.shards.document import Row
 from shared.shards.formats.sidecar import sidecar_name
 from shared.shards.index import COLUMNS, DERIVED, IndexWriter, ShardIndex, index_name
-from shared.shards.manifest import ENTROPY_MODEL_FOLDER
+from shared.shards.manifest import ENTROPY_MODEL_FOLDER, DatasetIdentity
 from shared.shards.open import find_datasets, open_dataset
 from shared.shards.writer import SUFFIXES
 from shared.vocabulary import VOCABULARY_SIZE, is_special
@@ -63,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     damaged = False
     try:
         if exports := exports_at(arguments.dataset):
-            problems = [_report_export(source) for source in exports]
+            problems = [_report(source.dataset, verify_export(source), True) for source in exports]
             return int(any(problems))
         folders = find_datasets(arguments.dataset)
     except DatasetError as error:
@@ -76,28 +75,16 @@ def run(arguments: argparse.Namespace) -> int:
             show_lines(error)
             damaged = True
             continue
-        total = dataset.manifest.totals.bytes
-        with ByteProgress(f"verify {folder.name}", total) as shown:
-            verification = verify(dataset, shown.update)
-        for problem in verification.problems:
-            show_lines(problem)
-        show_lines(summary(dataset, verification))
-        damaged |= bool(verification.problems)
+        with ByteProgress(f"verify {folder.name}", dataset.manifest.totals.bytes) as shown:
+            found = verify(dataset, shown.update)
+        damaged |= _report(dataset, found)
     return int(damaged)
 
 
-def _report_export(source: Source) -> bool:
-    """Verify an export and print what came of it; whether something does not hold."""
-    found = verify_export(source)
-    for problem in found.problems:
-        show_lines(problem)
-    count = len(found.problems)
-    show(
-        f"{source.dataset.folder}: {counted(len(source.dataset.manifest.shards), 'Parquet file')}, "
-        f"{counted(found.documents, 'document')}, "
-        f"{found.text_bytes} bytes; " + ("no problem" if not count else f"PROBLEMS: {count}")
-    )
-    return bool(count)
+def _report(dataset: Dataset, found: Verification, exported: bool = False) -> bool:
+    """Print what came of checking; whether something does not hold."""
+    show_lines(*found.problems, summary(dataset, found, exported))
+    return bool(found.problems)
 
 
 def verify_export(source: Source) -> Verification:
@@ -126,22 +113,22 @@ def _with_sound_meta(batches: Iterable[Sequence[Row]]) -> Iterator[Sequence[Row]
         yield batch
 
 
-def summary(dataset: Dataset, verification: Verification) -> str:
-    """One line: what was checked, and whether it holds."""
-    identity = dataset.manifest.identity
-    shards, documents = len(dataset.manifest.shards), verification.documents
-    checked = f"{counted(shards, 'shard')}, {counted(documents, 'document')}, {verification.text_bytes:,} bytes"
+def summary(dataset: Dataset, found: Verification, exported: bool = False) -> str:
+    """One line: what was checked, and whether it holds; ``exported``: as Parquet files, which have no boundaries."""
+    files = counted(len(dataset.manifest.shards), "Parquet file" if exported else "shard")
+    checked = f"{files}, {counted(found.documents, 'document')}, {found.text_bytes:,} bytes"
+    if not exported:
+        checked += f"; {_boundaries(dataset.manifest.identity, found)}"
+    return f"{dataset.folder}: {checked}; " + (f"PROBLEMS: {len(found.problems)}" if found.problems else "no problem")
+
+
+def _boundaries(identity: DatasetIdentity, found: Verification) -> str:
+    rule = identity.patching.rule
     if not identity.patching.patched:
-        boundaries = "unpatched"
-    elif not identity.decides(identity.patching):
-        boundaries = (
-            f"boundaries not found again: rule {identity.patching.rule!r} needs entropies that the sidecar does not "
-            "hold"
-        )
-    else:
-        boundaries = f"boundaries of {counted(verification.replayed, 'document')} found again"
-    count = len(verification.problems)
-    return f"{dataset.folder}: {checked}; {boundaries}; " + ("no problem" if not count else f"PROBLEMS: {count}")
+        return "unpatched"
+    if not identity.decides(identity.patching):
+        return f"boundaries not found again: rule {rule!r} needs entropies that the sidecar does not hold"
+    return f"boundaries of {counted(found.replayed, 'document')} found again"
 
 
 def verify(dataset: Dataset, progress: Progress = lambda count: None) -> Verification:
@@ -210,7 +197,7 @@ def _shard_problems(dataset: Dataset, shard: int, found: Verification, progress:
     previous: Row | None = None
     yield from _offset_problems(dataset, shard, index)
     for batch, rows in enumerate(_batches_with_last(dataset, shard, batches)):
-        for number, (row, last, grid_values) in enumerate(rows, int(index.batch_starts[batch])):
+        for number, (row, last) in enumerate(rows, int(index.batch_starts[batch])):
             try:
                 check_order(previous, row)
                 check_row(row, last)
@@ -220,7 +207,7 @@ def _shard_problems(dataset: Dataset, shard: int, found: Verification, progress:
             if (wrong := meta_problem(row)) is not None:
                 yield f"{path}: row {number}: {wrong}"
             previous = row
-            content.add(row, last, grid_values)
+            content.add(row, last, None if row.entropies is None else quantise(row.entropies))
             for problem in document.add(row, last):
                 yield f"{path}: batch {batch}: {problem}"
             found.documents += last
@@ -230,7 +217,7 @@ def _shard_problems(dataset: Dataset, shard: int, found: Verification, progress:
         if len(rows) != stop - start:
             yield f"{path}: batch {batch} has {len(rows)} rows, its index says {stop - start}"
             return
-        rebuilt.add_batch([(row, last) for row, last, _ in rows], index.offset[start:stop].tolist())
+        rebuilt.add_batch(rows, index.offset[start:stop].tolist())
     found.replayed += document.replayed
 
     for column, place in _differing_columns(rebuilt.index(), index):
@@ -268,27 +255,15 @@ def _differing_columns(ours: ShardIndex, stored: ShardIndex) -> Iterator[tuple[s
             yield column, int(np.argmax(differing))
 
 
-def _batches_with_last(
-    dataset: Dataset, shard: int, batches: int
-) -> Iterator[list[tuple[Row, bool, np.ndarray | None]]]:
-    """For each batch its rows with entropies, whether their document ends there, and their grid values."""
-    scored = dataset.manifest.shards[shard].sidecar_sha256 is not None
+def _batches_with_last(dataset: Dataset, shard: int, batches: int) -> Iterator[list[tuple[Row, bool]]]:
+    """For each batch its rows with entropies, and whether their document ends there."""
     # One batch behind: only the first row of the next one says whether a document ended. Hence one round more.
-    previous: list[tuple[Row, np.ndarray | None]] = []
+    previous: list[Row] = []
     for batch in range(batches + 1):
-        following: list[tuple[Row, np.ndarray | None]] = []
-        if batch < batches:
-            columns = dataset.stored_batch(shard, batch)
-            values = dataset.stored_entropies(shard, batch) if scored else [None] * len(columns)
-            if len(values) != len(columns):
-                name = dataset.folder / sidecar_name(dataset.manifest.shards[shard].name)
-                raise DatasetError(f"{name}: batch {batch} has {len(values)} rows, the shard {len(columns)}")
-            for row, stored in enumerate(values):
-                grid = quantise(stored) if stored is not None and stored.dtype != np.uint8 else stored
-                following.append((columns_row(columns, row, stored), grid))
+        following = stored_rows(dataset, shard, batch) if batch < batches else []
         if previous:
-            ends = [row.part == 0 for row, _ in previous[1:]] + [not following or following[0][0].part == 0]
-            yield [(row, last, grid) for (row, grid), last in zip(previous, ends)]
+            ends = [row.part == 0 for row in previous[1:]] + [not following or following[0].part == 0]
+            yield list(zip(previous, ends))
         previous = following
 
 

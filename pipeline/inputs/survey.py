@@ -38,7 +38,7 @@ def survey_file(found: Found, cut_bytes: int, reading: ReadSettings) -> SourceFi
     )
     try:
         if is_url(file.full_path):
-            return replace(file, pieces=retried(lambda: _remote_pieces(file, reading)))
+            return replace(file, pieces=retried(lambda: _pieces(file, reading)))
         if file.kind == "jsonl" and file.compression == "none" and file.size:
             return _with_lines(file)
         sha256 = _sha256(file.full_path)
@@ -57,24 +57,17 @@ def _whole(file: SourceFile) -> tuple[Piece, ...]:
     return (Piece(begin=0, end=file.size, bytes=file.size),)
 
 
-def _remote_pieces(file: SourceFile, reading: ReadSettings) -> tuple[Piece, ...]:
-    if file.size == 0 or file.compression != "none":
-        return _whole(file)
-    if file.kind == "jsonl":
-        return byte_pieces(file.size, file.cut_bytes, None)
-    return _table_pieces(file, reading) if file.kind == "parquet" else _whole(file)
-
-
 def _pieces(file: SourceFile, reading: ReadSettings) -> tuple[Piece, ...]:
-    """Those of a local file that is not one of plain lines."""
-    if file.size == 0:
+    """Those of a file, unless it is a local one of plain lines."""
+    remote = is_url(file.full_path)
+    if file.size == 0 or (remote and file.compression != "none"):
         return _whole(file)
     if file.kind == "jsonl":
-        return _compressed_pieces(file, reading)
-    if file.kind not in ("parquet", "arrow"):
+        return byte_pieces(file.size, file.cut_bytes, None) if remote else _compressed_pieces(file, reading)
+    if file.kind != "parquet" and (remote or file.kind != "arrow"):
         return _whole(file)
     pieces = _table_pieces(file, reading)
-    if len(pieces) == 1:
+    if remote or len(pieces) == 1:
         return pieces
     ranges = (row_group_ranges if file.kind == "parquet" else batch_ranges)(file.full_path)
     return _with_checks(

@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 
 from pipeline.inspect.content_types import TYPES, WINDOW
-from pipeline.inspect.report import ENTROPY_GROUPS, LENGTH_GROUPS, add_histograms, sample_words
+from pipeline.inspect.report import (
+    ENTROPY_GROUPS,
+    ENTROPY_LABELS,
+    LENGTH_LABELS,
+    add_histograms,
+    by_length,
+    sample_words,
+)
 from pipeline.inspect.sample import SEED
 from pipeline.inspect.survey import SIZE_GROUPS, Example, Survey, survey
 from shared.io.files import Output
@@ -23,7 +30,6 @@ from shared.io.quantities import counted, quantity
 from shared.io.terminal import one_line
 from shared.patching.grid import GRID, dequantise
 from shared.patching.settings import RISE_RULES
-from shared.shards.content import LONGEST_COUNTED
 from shared.shards.dataset import Dataset
 from shared.vocabulary import VOCABULARY_SIZE
 
@@ -123,15 +129,12 @@ def chosen_documents(found: Survey) -> tuple[list[tuple[str, Example]], int]:
 
 def _constants() -> dict[str, Any]:
     """What does not depend on a dataset."""
-    lengths = [str(a) if a == b else f"{a}-{b}" for a, b in LENGTH_GROUPS] + [f"over {LONGEST_COUNTED}"]
-    width = 256 // ENTROPY_GROUPS
-    tops = [float(GRID[min(width * (group + 1) - 1, 254)]) for group in range(ENTROPY_GROUPS)]
     return {
         "grid": _encoded(GRID),
         "cells": _encoded(dequantise(np.arange(256, dtype=np.uint8))),
         "maximum_entropy": math.log(VOCABULARY_SIZE),
-        "length_labels": lengths,
-        "entropy_labels": [f"{low:.2f}-{top:.2f}" for low, top in zip([0.0, *tops], tops)],
+        "length_labels": LENGTH_LABELS,
+        "entropy_labels": ENTROPY_LABELS,
         "size_labels": [f"{low:g}-{top:g}" for low, top in zip((0, *SIZE_GROUPS), SIZE_GROUPS)]
         + [f"over {SIZE_GROUPS[-1]:g}"],
         "types_note": f"Text is told apart in windows of {WINDOW} bytes by a rule of thumb: letters by script, and "
@@ -203,7 +206,7 @@ def _histograms(names: Sequence[str], found: Survey) -> list[dict[str, Any]]:
     def grouped(name: str, rows: Any) -> dict[str, Any]:
         return {
             "name": name,
-            "lengths": _by_length(figures.lengths[rows].sum(0)),
+            "lengths": by_length(figures.lengths[rows].sum(0)),
             "entropies": figures.entropies[rows].sum(0).reshape(ENTROPY_GROUPS, -1).sum(1).tolist(),
             "sizes": found.documents_by_size[rows].sum(0).tolist(),
         }
@@ -222,16 +225,11 @@ def _types(found: Survey) -> list[dict[str, Any]]:
             "bytes": int(figures.type_bytes[kind]),
             "nats": _ratio(figures.type_nats[kind], figures.type_scored[kind]),
             "bytes_a_patch": _ratio(figures.type_bytes[kind], figures.type_patches[kind]),
-            "lengths": _by_length(figures.type_lengths[kind]),
+            "lengths": by_length(figures.type_lengths[kind]),
         }
         for kind in order
         if figures.type_bytes[kind]
     ]
-
-
-def _by_length(counts: np.ndarray) -> list[int]:
-    """Counts in LENGTH_GROUPS and one for longer patches, from int64 [65] by length."""
-    return [int(counts[a - 1 : b].sum()) for a, b in LENGTH_GROUPS] + [int(counts[-1])]
 
 
 def _document(group: str, example: Example) -> dict[str, Any]:

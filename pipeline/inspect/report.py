@@ -28,6 +28,18 @@ HIGH_WITHOUT_THETA = float(GRID[64])
 """Nats; a quarter of the largest entropy, where the rule compares no entropy with a threshold."""
 
 
+LENGTH_LABELS = [str(a) if a == b else f"{a}-{b}" for a, b in LENGTH_GROUPS] + [f"over {LONGEST_COUNTED}"]
+_WIDTH = 256 // ENTROPY_GROUPS
+# A value q stands for (theta_{q-1}, theta_q], so a group ends at the threshold of its last value.
+_TOPS = [float(GRID[min(_WIDTH * (group + 1) - 1, 254)]) for group in range(ENTROPY_GROUPS)]
+ENTROPY_LABELS = [f"{low:.2f}-{top:.2f}" for low, top in zip([0.0, *_TOPS], _TOPS)]
+
+
+def by_length(counts: np.ndarray) -> list[int]:
+    """Counts in LENGTH_GROUPS and one for longer patches, from int64 [65] by length."""
+    return [int(counts[a - 1 : b].sum()) for a, b in LENGTH_GROUPS] + [int(counts[-1])]
+
+
 def report(dataset: Dataset, examples: int) -> Iterator[str]:
     """Lines of text about a dataset, with this many documents at either end. Raises DatasetError."""
     manifest = dataset.manifest
@@ -112,8 +124,7 @@ def _patch_lengths(histogram: np.ndarray) -> Iterator[str]:
         f"Patch lengths in tokens (of {cumulative[-1]:,} patches): "
         f"median {quantile(0.5)}, 90% up to {quantile(0.9)}, 99% up to {quantile(0.99)}"
     )
-    groups = [(str(a) if a == b else f"{a}-{b}", int(histogram[a - 1 : b].sum())) for a, b in LENGTH_GROUPS]
-    groups.append((f"over {LONGEST_COUNTED}", int(histogram[-1])))
+    groups = list(zip(LENGTH_LABELS, by_length(histogram)))
     while not groups[-1][1]:
         groups.pop()
     yield from bars(groups)
@@ -123,11 +134,7 @@ def _entropies(histogram: np.ndarray) -> Iterator[str]:
     """``histogram`` int64 [256] by sidecar grid value."""
     mean = float(histogram @ dequantise(np.arange(256, dtype=np.uint8)).astype(np.float64)) / int(histogram.sum())
     yield f"Entropy of the next token in nats (of {histogram.sum():,} positions): mean {mean:.3f}"
-    counts = histogram.reshape(ENTROPY_GROUPS, -1).sum(1)
-    width = 256 // ENTROPY_GROUPS
-    # A value q stands for (theta_{q-1}, theta_q], so a group ends at the threshold of its last value.
-    tops = [float(GRID[min(width * (group + 1) - 1, 254)]) for group in range(ENTROPY_GROUPS)]
-    yield from bars([(f"{low:.2f}-{top:.2f}", int(n)) for low, top, n in zip([0.0, *tops], tops, counts)])
+    yield from bars(list(zip(ENTROPY_LABELS, histogram.reshape(ENTROPY_GROUPS, -1).sum(1).tolist())))
 
 
 def _predictability(histogram: np.ndarray, patching: PatchingSettings) -> Iterator[str]:

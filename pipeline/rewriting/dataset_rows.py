@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, Generic, TypeVar
 
 from pipeline.read.formats.datasets import shard_records
 from pipeline.records import Record
@@ -26,6 +25,26 @@ class Side:
     folder: str
     """Its folder below the path: train or validation, or empty when the path is the dataset itself."""
     dataset: Dataset
+
+
+S = TypeVar("S", bound=Side)
+
+
+@dataclass(frozen=True)
+class ShardByShard(Generic[S]):
+    """Work on some datasets whose units are their shards."""
+
+    sides: tuple[S, ...]
+
+    @cached_property
+    def units(self) -> list[tuple[S, int]]:
+        """Each shard by its dataset and its number there."""
+        return [(side, shard) for side in self.sides for shard in range(len(side.dataset.manifest.shards))]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of text of each."""
+        return [text_bytes(side.dataset.manifest.shards[shard]) for side, shard in self.units]
 
 
 def sides_at(path: Path) -> list[Side]:
@@ -70,16 +89,28 @@ def shard_batches(dataset: Dataset, shard: int) -> Iterator[list[Row]]:
     The index is not asked, so that a damaged one can be made anew. Raises DatasetError for a shard or a sidecar that is
     missing or damaged.
     """
-    dataset, entry = _anew(dataset), dataset.manifest.shards[shard]
+    dataset = _anew(dataset)
     for batch in range(dataset.batch_count(shard)):
-        columns = dataset.stored_batch(shard, batch)
-        values: Sequence[np.ndarray | None] = [None] * len(columns)
-        if entry.sidecar_sha256 is not None:
-            values = dataset.stored_entropies(shard, batch)
-        rows = [columns_row(columns, row, own) for row, own in enumerate(values[: len(columns)])]
-        if len(values) != len(columns) or not all(map(_has_its_entropies, rows)):
-            raise DatasetError(f"{dataset.folder / sidecar_name(entry.name)}: batch {batch} is not that of the shard")
+        rows = stored_rows(dataset, shard, batch)
+        if not all(map(_has_its_entropies, rows)):
+            name = sidecar_name(dataset.manifest.shards[shard].name)
+            raise DatasetError(f"{dataset.folder / name}: batch {batch} is not that of the shard")
         yield rows
+
+
+def stored_rows(dataset: Dataset, shard: int, batch: int) -> list[Row]:
+    """The rows of a record batch, whatever the index says, with entropies in nats where the dataset keeps them.
+
+    Raises DatasetError, also where shard and sidecar have not as many.
+    """
+    columns, entry = dataset.stored_batch(shard, batch), dataset.manifest.shards[shard]
+    if entry.sidecar_sha256 is None:
+        return [columns_row(columns, row) for row in range(len(columns))]
+    values = dataset.stored_entropies(shard, batch)
+    if len(values) != len(columns):
+        name = dataset.folder / sidecar_name(entry.name)
+        raise DatasetError(f"{name}: batch {batch} has {len(values)} rows, the shard {len(columns)}")
+    return [columns_row(columns, row, own) for row, own in enumerate(values)]
 
 
 def _has_its_entropies(row: Row) -> bool:
@@ -104,16 +135,9 @@ def _anew(dataset: Dataset) -> Dataset:
     return Dataset(dataset.folder, dataset.manifest)
 
 
-def _batches(dataset: Dataset, shard: int) -> Iterator[list[Row]]:
-    scored = dataset.manifest.shards[shard].sidecar_sha256 is not None
-    for batch in range(dataset.batch_count(shard)):
-        columns = dataset.batch(shard, batch)
-        values = dataset.entropies(shard, batch) if scored else [None] * len(columns)
-        yield [columns_row(columns, row, values[row]) for row in range(len(columns))]
-
-
 def _rows(dataset: Dataset, shard: int) -> Iterator[tuple[Row, bool]]:
-    yield from with_last(row for batch in _batches(dataset, shard) for row in batch)
+    scored, batches = dataset.manifest.shards[shard].sidecar_sha256 is not None, range(dataset.batch_count(shard))
+    yield from with_last(row for batch in batches for row in dataset.batch_rows(shard, batch, scored))
 
 
 def _document(rows: Iterator[tuple[Row, bool]]) -> Iterator[tuple[Row, bool]]:

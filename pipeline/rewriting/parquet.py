@@ -113,9 +113,13 @@ def _require_small(path: Path, group: Any, number: int) -> None:
     sizes = [(column.total_uncompressed_size, 8 * column.num_values) for column in columns]
     if min(group.num_rows, *(min(both) for both in sizes)) < 0:
         raise DatasetError(f"{path} is damaged: row group {number} has negative sizes")
-    if (found := sum(max(both) for both in sizes)) > MOST_GROUP_BYTES:
+    _require_at_most(MOST_GROUP_BYTES, sum(max(both) for both in sizes), path, number)
+
+
+def _require_at_most(most: int, found: int, path: Path, number: int) -> None:
+    if found > most:
         raise DatasetError(
-            f"{path}: row group {number} expands to {found:,} bytes; a row group here has at most {MOST_GROUP_BYTES:,}"
+            f"{path}: row group {number} expands to {found:,} bytes; a row group here has at most {most:,}"
         )
 
 
@@ -126,11 +130,7 @@ def _plain(path: Path, number: int, table: pa.Table) -> pa.Table:
         for chunk in table.column(name).chunks:
             sizes = pc.binary_length(chunk.dictionary).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
             expanded += int(sizes[chunk.indices.drop_null().to_numpy()].sum())
-    if expanded > MOST_BATCH_BYTES:
-        raise DatasetError(
-            f"{path}: row group {number} expands to {expanded:,} bytes; a row group here has at most "
-            f"{MOST_BATCH_BYTES:,}"
-        )
+    _require_at_most(MOST_BATCH_BYTES, expanded, path, number)
     table = table.cast(SCHEMA)
     for field in SCHEMA:
         if not field.nullable and table.column(field.name).null_count:

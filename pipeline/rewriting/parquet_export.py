@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.rewriting.dataset_rows import shard_batches, sides_at, stem
+from pipeline.rewriting.dataset_rows import Side, shard_batches, sides_at, stem
 from pipeline.rewriting.parquet import EXPORT_NAME, SUFFIX, Export, load_export, read_parquet
 from pipeline.settings import SPLIT_NAMES
 from shared.errors import DatasetError
@@ -18,13 +18,9 @@ Format = Literal["arrow", "webdataset", "parquet"]
 
 
 @dataclass(frozen=True)
-class Source:
-    """A dataset, or what was exported from one."""
+class Source(Side):
+    """A dataset, or what was exported from one: then only what its manifest said is there, not its own files."""
 
-    folder: str
-    """Below the path that was given; empty for that itself."""
-    dataset: Dataset
-    """Of an export: what its manifest said; its own files are not there."""
     export: Export | None = None
 
     @property

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from pipeline.calibration.threshold_search import Thetas, UnreachableTarget, nea
 from pipeline.executors.process_pool import each
 from pipeline.options import PatchingOptions
 from pipeline.rewriting.dataset_rows import (
+    ShardByShard,
     Side,
     require_alike,
     require_kept,
@@ -122,25 +123,16 @@ def require_recuttable(dataset: Dataset, patching: PatchingSettings) -> None:
 
 
 @dataclass(frozen=True)
-class Recut:
-    """Each shard of the datasets with other boundaries, one a unit."""
+class Recut(ShardByShard[Side]):
+    """Each shard of the datasets with other boundaries."""
 
-    sides: tuple[Side, ...]
     patching: PatchingSettings
     tokenizer: Path | None = None
     """Folder, for the rule bpe."""
     title = "Recutting"
 
-    @cached_property
-    def _units(self) -> list[tuple[Side, int]]:
-        return [(side, shard) for side in self.sides for shard in range(len(side.dataset.manifest.shards))]
-
-    @property
-    def sizes(self) -> list[int]:
-        return [text_bytes(side.dataset.manifest.shards[shard]) for side, shard in self._units]
-
     def write(self, unit: int, out: Path) -> Written:
-        side, shard = self._units[unit]
+        side, shard = self.units[unit]
         manifest = side.dataset.manifest
         entry, identity = manifest.shards[shard], manifest.identity
         encoder = None if self.tokenizer is None else SubwordEncoder(self.tokenizer)

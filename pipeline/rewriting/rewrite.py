@@ -15,9 +15,10 @@ from typing import Any, Protocol
 
 from pydantic import Field, ValidationError
 
+from pipeline.charts import dataset_line
 from pipeline.executors.counting import default_workers
 from pipeline.executors.process_pool import each
-from pipeline.rewriting.dataset_rows import sides_at
+from pipeline.rewriting.dataset_rows import Side, sides_at
 from pipeline.settings import PipelineError
 from pipeline.splits.marker import MOST_MARKER_BYTES
 from shared.bpe.folder import copy_tokenizer
@@ -26,7 +27,6 @@ from shared.io.files import LOCK_FILE, atomic_file, check_folder, locked, sync, 
 from shared.io.identity import canonical_json, differences, file_sha256, in_short
 from shared.io.json_reader import read_bounded, read_json
 from shared.io.progress import ByteProgress
-from shared.io.quantities import counted
 from shared.io.terminal import show_lines
 from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE, check_model
 from shared.settings import Settings
@@ -107,22 +107,12 @@ def rewrite(out: Path, request: dict[str, Any], make: Callable[[], Rewriting], w
     return True
 
 
-def show_result(out: Path, made: bool) -> None:
-    """Print what the datasets in ``out`` hold; ``made``: they have just been made."""
-    show_lines(*result_lines(out, made, [side.dataset for side in sides_at(out)]))
-
-
-def result_lines(out: Path, done: bool, datasets: Sequence[Dataset]) -> list[str]:
-    """What the datasets in ``out`` hold, for the terminal; ``done``: they have just been made."""
-    lines = [f"{out}: " + ("complete" if done else "nothing to do, all is current")]
-    for dataset in datasets:
-        manifest, totals = dataset.manifest, dataset.manifest.totals
-        patches = f", {totals.mean_patch_size:.3f} bytes a patch" if totals.patches else ""
-        lines.append(
-            f"  {manifest.identity.split}: {counted(totals.documents, 'document')}, {totals.bytes:,} bytes, "
-            f"{counted(len(manifest.shards), 'shard')}{patches}  {dataset.folder}"
-        )
-    return lines
+def show_result(out: Path, made: bool, held: Sequence[Side] | None = None) -> None:
+    """Print what ``out`` holds, its datasets unless told otherwise; ``made``: they have just been made."""
+    show_lines(f"{out}: " + ("complete" if made else "nothing to do, all is current"))
+    for side in held or sides_at(out):
+        manifest, folder = side.dataset.manifest, side.dataset.folder
+        show_lines(dataset_line(manifest.identity.split, manifest.totals, len(manifest.shards), folder))
 
 
 def save_dataset(
@@ -143,17 +133,12 @@ def copy_models(source: Dataset, identity: DatasetIdentity, folder: Path, tokeni
     folder of one. Raises DatasetError or IdentityError unless they are the recorded ones.
     """
     if identity.entropy_model is not None:
-        _copy_entropy_model(source, folder)
+        model = source.folder / ENTROPY_MODEL_FOLDER
+        check_model(model, identity.entropy_model.sha256)
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            write_atomic(folder / ENTROPY_MODEL_FOLDER / name, (model / name).read_bytes())
     if identity.patching.tokenizer is not None:
         copy_tokenizer(tokenizer or source.tokenizer, folder / TOKENIZER_FOLDER, identity.patching.tokenizer)
-
-
-def _copy_entropy_model(source: Dataset, folder: Path) -> None:
-    """Copy the entropy model that a dataset carries. Raises IdentityError unless it is the one that made it."""
-    model, recorded = source.folder / ENTROPY_MODEL_FOLDER, source.manifest.identity.entropy_model
-    check_model(model, "none" if recorded is None else recorded.sha256)
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        write_atomic(folder / ENTROPY_MODEL_FOLDER / name, (model / name).read_bytes())
 
 
 def link(source: Path, target: Path, sha256: str, size: int | None = None, most: int | None = None) -> None:

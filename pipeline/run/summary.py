@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.charts import dataset_line, printable
 from pipeline.run.progress import Progress
 from pipeline.run.report import Report
 from pipeline.settings import SPLIT_NAMES, Job
 from pipeline.splits.logs import LOGS
 from pipeline.splits.marker import DEAD_LETTERS, DUPLICATES, EMPTY_RECORDS, Counts
 from pipeline.splits.run_file import FAILURES
-from shared.io.quantities import clock, counted, quantity
+from shared.io.quantities import clock, quantity
 from shared.io.terminal import show_lines
 from shared.shards.manifest import SubsetTotals
 
@@ -51,11 +52,7 @@ def _columns(reading: Mapping[str, Any], counts: Counts) -> list[tuple[str, str,
 
 
 def print_summary(job: Job, report: Report) -> None:
-    show_lines(*summary_lines(job, report))
-
-
-def summary_lines(job: Job, report: Report) -> list[str]:
-    """The summary of a run for the terminal."""
+    """Print what a run came to."""
     counts = report.counts
     splits = len(report.run.plan.splits)
     state = f"{len(report.markers)} of {splits} splits"
@@ -98,12 +95,12 @@ def summary_lines(job: Job, report: Report) -> list[str]:
         )
     elif report.progress is not None:
         lines.append(f"  {_work(report.progress)}")
-    return lines
+    show_lines(*lines)
 
 
 def _shown(name: str) -> str:
     """A file's name for the terminal, which must not obey it."""
-    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    plain = printable(name.encode())
     return plain if len(plain) <= _LONGEST_NAME else f"...{plain[-_LONGEST_NAME:]}"
 
 
@@ -115,10 +112,7 @@ def _work(progress: Progress) -> str:
 
 def _dataset_lines(job: Job, name: str, subsets: dict[str, SubsetTotals], shards: int) -> list[str]:
     total = sum(subsets.values(), SubsetTotals())
-    amounts = [counted(total.documents, "document"), f"{total.bytes:,} bytes", counted(shards, "shard")]
-    if total.patches:
-        amounts.append(f"{total.mean_patch_size:.3f} bytes a patch")
-    lines = [f"  {name}: {', '.join(amounts)}  {job.out / name}"]
+    lines = [dataset_line(name, total, shards, job.out / name)]
     if total.patches and 1 < len(subsets) <= SUBSETS_SHOWN:
         width = max(map(len, subsets))
         for subset in sorted(subsets):

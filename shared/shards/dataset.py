@@ -242,11 +242,13 @@ class Dataset:
         """
         index = self.index
         for start in index.batch_starts[:-1]:
-            shard, batch = int(index.shard[start]), int(index.batch[start])
-            columns = self.batch(shard, batch)
-            values = self.entropies(shard, batch) if entropies else [None] * len(columns)
-            for row in range(len(columns)):
-                yield columns_row(columns, row, values[row])
+            yield from self.batch_rows(int(index.shard[start]), int(index.batch[start]), entropies)
+
+    def batch_rows(self, shard: int, batch: int, entropies: bool) -> list[Row]:
+        """The same of one record batch."""
+        columns = self.batch(shard, batch)
+        values = self.entropies(shard, batch) if entropies else [None] * len(columns)
+        return [columns_row(columns, row, own) for row, own in enumerate(values)]
 
     def batch_count(self, shard: int) -> int:
         """Record batches of one shard. Raises DatasetError."""

@@ -15,21 +15,24 @@ from pipeline.settings import ReadSettings
 from shared.shards.formats.arrow_messages import DamagedMessages, Message, messages
 
 
+def _sound_messages(location: str) -> list[Message]:
+    """The messages of a source as far as it is sound: reading meets damage again and says so. Nothing is decoded."""
+    found: list[Message] = []
+    with open_arrow(location) as source, suppress(DamagedMessages):
+        found.extend(messages(source))
+    return found
+
+
 def batch_sizes(location: str) -> list[int]:
-    """Bytes of each record batch, decompressed, as far as the source is sound. Nothing is decoded."""
-    sizes: list[int] = []
-    with open_arrow(location) as source, suppress(DamagedMessages):  # reading meets damage again and says so
-        sizes.extend(message.made for message in messages(source) if message.kind == "batch")
-    return sizes
+    """Bytes of each record batch, decompressed."""
+    return [message.made for message in _sound_messages(location) if message.kind == "batch"]
 
 
 def batch_ranges(location: str) -> Callable[[int, int], list[tuple[int, int]]]:
     """The bytes on disk that batches [begin, end) are read from: theirs, and those of the schema and dictionaries."""
-    batches: list[tuple[int, int]] = []
-    shared: list[tuple[int, int]] = []
-    with open_arrow(location) as source, suppress(DamagedMessages):
-        for message in messages(source):
-            (batches if message.kind == "batch" else shared).append((message.begin, message.end))
+    found = _sound_messages(location)
+    batches = [(message.begin, message.end) for message in found if message.kind == "batch"]
+    shared = [(message.begin, message.end) for message in found if message.kind != "batch"]
     return lambda begin, end: [*shared, *batches[begin:end]]
 
 
@@ -45,7 +48,8 @@ def read_arrow(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterato
             problem = f"not an Arrow file or stream that can be read: {reason_in(error)}"
         if problem is not None:
             if piece is file.pieces[0]:
-                yield damaged_range(file.full_path, Place(file.path), problem, records=_rows(file.full_path))
+                rows = sum(message.rows for message in _sound_messages(file.full_path) if message.kind == "batch")
+                yield damaged_range(file.full_path, Place(file.path), problem, records=rows)
             return
         names = wanted_names(schema, file.path, reading)
         head: dict[int, list[Message]] = {}  # by number of the dictionary
@@ -67,16 +71,6 @@ def read_arrow(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterato
                     return
         except DamagedMessages as damage:
             yield damaged_range(file.full_path, Place(file.path, row=row), f"{damage}; rows from {row} on are lost", at)
-
-
-def _rows(location: str) -> int:
-    """The rows of a source, as far as it is sound."""
-    with open_arrow(location) as source, suppress(DamagedMessages):
-        count = 0
-        for message in messages(source):
-            count += message.rows if message.kind == "batch" else 0
-        return count
-    return count
 
 
 def _schema(source: pa.NativeFile, found: Iterator[Message]) -> pa.Schema:

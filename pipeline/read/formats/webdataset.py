@@ -15,7 +15,6 @@ from pipeline.read.streams import DamagedStream
 from pipeline.read.values import BadRecord
 from pipeline.records import LONGEST_RECORD, DeadLetter, Place, Record, dead_letter
 from pipeline.settings import ReadSettings
-from shared.shards.spans import Spans
 
 TEXT_MEMBERS = ("txt", "text", "bytes")
 """Extensions that hold the text, unless --text-column names one; the first that a sample has is taken."""
@@ -103,16 +102,10 @@ def _finished(path: str, sample: _Sample, reading: ReadSettings) -> Record | Dea
         if sample.problem is not None:
             raise BadRecord(sample.problem)
         values = {} if described is None else json_object(described, f"{sample.key}.json")
-        body: tuple[bytes, Spans | None]
-        if reading.chat is not None:
-            body = body_of(values, reading)
-        elif text is not None:
-            body = text, None
-        else:
-            if reading.text_column not in values:
-                has = ", ".join(f".{name}" for name in sample.extensions[:_SHOWN])
-                raise BadRecord(f"no member .{' or .'.join(_text_members(reading))} in the sample; it has {has}")
-            body = body_of(values, reading)
+        if text is None and reading.chat is None and reading.text_column not in values:
+            has = ", ".join(f".{name}" for name in sample.extensions[:_SHOWN])
+            raise BadRecord(f"no member .{' or .'.join(_text_members(reading))} in the sample; it has {has}")
+        body = body_of(values, reading) if text is None else (text, None)
         otherwise = f"{path}:{sample.key}"
         return record_of(place, values, body, reading, otherwise, sum(map(len, sample.content.values())))
     except BadRecord as bad:

@@ -250,7 +250,7 @@ def test_an_order_to_stop_while_the_input_is_looked_at_leaves_nothing(tmp_path, 
     write_jsonl(tmp_path / "in" / "a.jsonl", some_records(3))
     for step in (
         "pipeline.inputs.listing.survey_file",
-        "pipeline.run.driver.group",
+        "pipeline.inputs.listing.group",
         "pipeline.run.driver.run_identity",
     ):
         with monkeypatch.context() as changed:
