@@ -108,14 +108,8 @@ class BltRows:
         self._encoder = StackCache(settings.encoder, self._bytes, dtype, device)
         self._decoder = StackCache(settings.decoder, self._bytes, dtype, device)
         self._global = StackCache(settings.global_, self._patches, dtype, device)
-        self._rotations = {
-            name: Rotations(stack, device)
-            for name, stack in (
-                ("encoder", settings.encoder),
-                ("decoder", settings.decoder),
-                ("global", settings.global_),
-            )
-        }
+        stacks = {"encoder": settings.encoder, "decoder": settings.decoder, "global": settings.global_}
+        self._rotations = {name: Rotations(stack, device) for name, stack in stacks.items()}
         nothing = torch.zeros(
             (rows, settings.queries, 2, settings.decoder.key_value_heads, settings.decoder.head_width), device=device
         )

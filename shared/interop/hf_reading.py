@@ -180,6 +180,7 @@ def _check_kind(config: _Config) -> None:
 def _check_agreement(config: _Config) -> None:
     """Raise InteropError where keys contradict one another, or say what our local models do not have."""
     encoder, decoder, patcher = config.encoder_config, config.decoder_config, config.patcher_config
+    width = config.global_config.hidden_size
     for key, window in (
         ("local_attention_window_len", config.local_attention_window_len),
         ("patcher_config.sliding_window", patcher.sliding_window),
@@ -198,12 +199,7 @@ def _check_agreement(config: _Config) -> None:
     for key, found, name, wanted in (
         ("encoder_config.cross_attn_k", encoder.cross_attn_k, "cross_attn_k", config.cross_attn_k),
         ("decoder_config.cross_attn_k", decoder.cross_attn_k, "cross_attn_k", config.cross_attn_k),
-        (
-            "decoder_config.hidden_size_global",
-            decoder.hidden_size_global,
-            "global_config.hidden_size",
-            config.global_config.hidden_size,
-        ),
+        ("decoder_config.hidden_size_global", decoder.hidden_size_global, "global_config.hidden_size", width),
     ):
         if found != wanted:
             raise InteropError(f"{key} is {found}, {name} is {wanted}: they must be equal")
@@ -214,20 +210,12 @@ def _as_recorded(found: Described, values: Mapping[str, Any]) -> Described:
     try:
         record = Record.model_validate(values.get(RECORD_KEY))
         theta = record.patching.theta
-        ours, theirs = (
-            hf_config(record.model, record.entropy_model, theta),
-            hf_config(found.model, found.entropy_model, theta),
-        )
+        ours = hf_config(record.model, record.entropy_model, theta)
+        theirs = hf_config(found.model, found.entropy_model, theta)
     except (ValidationError, InteropError):
         return found
     # A recorded longest patch is not in their keys; whoever put one there since meant it.
     same_rule = all(getattr(record.patching, x) == getattr(found.patching, x) for x in ("rule", "theta", "thetas"))
     if ours != theirs or not same_rule or found.patching.max_length != LONGEST_PATCH:
         return found
-    return replace(
-        found,
-        model=record.model,
-        entropy_model=record.entropy_model,
-        patching=record.patching,
-        entropy_model_identity=record.entropy_model_identity,
-    )
+    return replace(found, **dict(record))

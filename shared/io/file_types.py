@@ -18,36 +18,27 @@ _COMPRESSORS: tuple[tuple[bytes, Compressor], ...] = (
 _BZIP2 = re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", re.DOTALL)
 _ZSTD_SKIPPED = range(0x184D2A50, 0x184D2A60)
 _FOREIGN = {
-    b"PK\x03\x04": "zip archive",
-    b"PK\x05\x06": "zip archive",
-    b"\x89PNG": "PNG image",
-    b"\xff\xd8\xff": "JPEG image",
-    b"GIF8": "GIF image",
-    b"%PDF-": "PDF",
-    b"\x7fELF": "program",
-    b"MZ\x90\0": "program",
-    b"\xca\xfe\xba\xbe": "program",
-    b"7z\xbc\xaf\x27\x1c": "7z archive",
-    b"Rar!\x1a\x07": "rar archive",
-    b"\x04\x22\x4d\x18": "lz4",
-    b"\xff\x06\0\0sNaPpY": "snappy",
-    b"SQLite format 3\0": "SQLite database",
-    b"\x89HDF\r\n\x1a\n": "HDF5",
-    b"\x93NUMPY": "NumPy array",
-    b"ORC": "ORC table",
-    b"Obj\x01": "Avro table",
-    b"PARE": "encrypted Parquet",
-    b"FEA1": "Feather of version 1",
-    b"\x80\x02": "pickle",
-    b"\x80\x03": "pickle",
-    b"\x80\x04": "pickle",
-    b"\x80\x05": "pickle",
-    b"wOFF": "font",
-    b"wOF2": "font",
-    b"OggS": "sound",
-    b"ID3": "sound",
-    b"fLaC": "sound",
-    b"b0VIM ": "note of an editor",
+    "zip archive": (b"PK\x03\x04", b"PK\x05\x06"),
+    "PNG image": (b"\x89PNG",),
+    "JPEG image": (b"\xff\xd8\xff",),
+    "GIF image": (b"GIF8",),
+    "PDF": (b"%PDF-",),
+    "program": (b"\x7fELF", b"MZ\x90\0", b"\xca\xfe\xba\xbe"),
+    "7z archive": (b"7z\xbc\xaf\x27\x1c",),
+    "rar archive": (b"Rar!\x1a\x07",),
+    "lz4": (b"\x04\x22\x4d\x18",),
+    "snappy": (b"\xff\x06\0\0sNaPpY",),
+    "SQLite database": (b"SQLite format 3\0",),
+    "HDF5": (b"\x89HDF\r\n\x1a\n",),
+    "NumPy array": (b"\x93NUMPY",),
+    "ORC table": (b"ORC",),
+    "Avro table": (b"Obj\x01",),
+    "encrypted Parquet": (b"PARE",),
+    "Feather of version 1": (b"FEA1",),
+    "pickle": (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"),
+    "font": (b"wOFF", b"wOF2"),
+    "sound": (b"OggS", b"ID3", b"fLaC"),
+    "note of an editor": (b"b0VIM ",),
 }
 _BINARY_AFTER = 8
 """A short magic word of letters counts only where NUL or other bytes that no text has follow in so many KiB."""
@@ -96,10 +87,10 @@ def _is_stream(head: bytes) -> bool:
 
 def foreign(head: bytes) -> str | None:
     """What content is that begins with the magic bytes of a format that is not read."""
-    for magic, what in _FOREIGN.items():
+    for what, magics in _FOREIGN.items():
+        found = next(filter(head.startswith, magics), None)
         # A text may begin with magic words that are letters, as a word: then the bytes after them decide.
-        letters = magic.isalnum() or magic == b"%PDF-"
-        if head.startswith(magic) and (not letters or magic == b"%PDF-" or not is_text(head[: _BINARY_AFTER * 2**10])):
+        if found is not None and not (found.isalnum() and is_text(head[: _BINARY_AFTER * 2**10])):
             return what
     if head[:4] == b"RIFF" and head[8:12] in (b"WAVE", b"AVI ", b"WEBP"):
         return "sound or pictures"

@@ -7,7 +7,7 @@ tensors' bytes, one after another. Free of torch.
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Annotated, NamedTuple
+from typing import IO, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -26,22 +26,17 @@ FLOATS = frozenset(("F64", "F32", "BF16", "F16"))
 _Size = Annotated[int, Field(ge=0, le=1 << 48, strict=True)]
 
 
-class TensorEntry(NamedTuple):
+class TensorEntry(BaseModel):
     """What a header says of one tensor."""
 
-    dtype: str
-    shape: tuple[int, ...]
-
-
-class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     dtype: str
-    shape: list[_Size] = Field(max_length=8)
+    shape: tuple[_Size, ...] = Field(max_length=8)
     data_offsets: tuple[_Size, _Size]
 
 
-_HEADER: TypeAdapter[dict[str, _Entry]] = TypeAdapter(dict[str, _Entry])
+_HEADER: TypeAdapter[dict[str, TensorEntry]] = TypeAdapter(dict[str, TensorEntry])
 
 
 def file_header(path: Path) -> dict[str, TensorEntry]:
@@ -73,10 +68,10 @@ def read_header(file: IO[bytes], where: str) -> dict[str, TensorEntry]:
     except ValueError as error:
         raise ModelFileError(f"{where} is not a whole safetensors file: its header is not JSON: {error}") from None
     _check_places(entries, size - 8 - length, where)
-    return {name: TensorEntry(entry.dtype, tuple(entry.shape)) for name, entry in entries.items()}
+    return entries
 
 
-def _check_places(entries: Mapping[str, _Entry], size: int, where: str) -> None:
+def _check_places(entries: Mapping[str, TensorEntry], size: int, where: str) -> None:
     """Raise ModelFileError unless tensors fill the file, each as long as its shape says, none over another."""
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
@@ -85,7 +80,7 @@ def _check_places(entries: Mapping[str, _Entry], size: int, where: str) -> None:
             raise ModelFileError(f"{where}: tensor {name} has dtype {entry.dtype}, which is not supported")
         if stop - start != math.prod(entry.shape) * ITEM_BYTES[entry.dtype]:
             raise ModelFileError(
-                f"{where}: tensor {name} of {entry.dtype} {entry.shape} has {stop - start} bytes in the header"
+                f"{where}: tensor {name} of {entry.dtype} {list(entry.shape)} has {stop - start} bytes in the header"
             )
         if start != end:
             what = "lies over the tensor before it" if start < end else "leaves a gap before it"

@@ -296,18 +296,14 @@ def _other_lengths(lengths: Ragged, patches: np.ndarray, index: ShardIndex, rows
 
 def _other_subset(columns: BatchColumns, index: ShardIndex, rows: slice) -> tuple[int, str] | None:
     """The first row of another subset than the index says."""
-    names = columns.subsets
+    # Of an Arrow shard they are encoded already: names are looked up once for a batch, not once for a row.
+    names = columns.subsets if hasattr(columns.subsets, "dictionary") else columns.subsets.dictionary_encode()
     codes = {name: code for code, name in enumerate(index.subset_names)}
-    if hasattr(names, "dictionary"):  # of an Arrow shard: names are looked up once for a batch, not once for a row
-        index_codes = np.array([codes.get(name, -1) for name in names.dictionary.to_pylist()], np.int64)
-        found = index_codes[names.indices.to_numpy()] if len(index_codes) else np.zeros(0, np.int64)
-    else:
-        found = np.array([codes.get(name, -1) for name in names.to_pylist()], np.int64)
+    index_codes = np.array([codes.get(name, -1) for name in names.dictionary.to_pylist()], np.int64)
+    found = index_codes[names.indices.to_numpy()] if len(index_codes) else np.zeros(0, np.int64)
     for row in np.flatnonzero(found != index.subset[rows])[:1].tolist():
-        return (
-            row,
-            f"the subset {columns.subset(row)!r}, the index says {index.subset_names[index.subset[rows][row]]!r}",
-        )
+        wanted = index.subset_names[index.subset[rows][row]]
+        return row, f"the subset {columns.subset(row)!r}, the index says {wanted!r}"
     return None
 
 

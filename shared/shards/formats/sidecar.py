@@ -52,10 +52,6 @@ class SidecarReader:
         if recorded != sidecar:
             raise DatasetError(f"{path} holds {recorded or 'untyped'} entropies, the manifest says {sidecar}")
 
-    @property
-    def batches(self) -> int:
-        return self._file.batches
-
     def batch(self, number: int) -> list[np.ndarray]:
         """For each row of a batch uint8 [T] or float32 [T]. Raises DatasetError."""
         rows: Ragged = ragged(self._file.read(number, MOST_BATCH_BYTES).column("entropies"))
