@@ -21,6 +21,7 @@ from shared.bpe.folder import check_tokenizer
 from shared.errors import DatasetError, ExitCode, PatchworkError
 from shared.io.log import LOG
 from shared.io.progress import ByteProgress
+from shared.io.quantities import counted
 from shared.io.terminal import show_lines
 from shared.model_folder.identity import check_model
 from shared.patching.grid import quantise
