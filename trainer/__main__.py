@@ -3,11 +3,8 @@
 import sys
 from collections.abc import Sequence
 
-from shared.errors import ExitCode
-from shared.io.command_line import run_command
-from shared.io.log import LOG
-from shared.io.terminal import end_program, run_program
-from trainer.errors import USER_ERRORS, complain
+from shared.io.command_line import heed_signals, run_command
+from shared.io.terminal import end_program
 
 COMMANDS = {
     "evaluate": "bits per byte of a model on a dataset, by subset",
@@ -26,20 +23,10 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
-    words = sys.argv[1:] if arguments is None else arguments
-    return run_program(lambda: _run(words), complain)
-
-
-def _run(words: Sequence[str]) -> int:
-    try:
-        about = "What one does with models beside training them, which is `torchrun trainer/main.py RECIPE`."
-        return run_command("trainer", about, COMMANDS, words)
-    except KeyboardInterrupt:
-        LOG.warning("interrupted")
-        return ExitCode.INTERRUPTED
-    except USER_ERRORS as error:
-        return complain(error)
+    about = "What one does with models beside training them, which is `torchrun trainer/main.py RECIPE`."
+    return run_command("trainer", about, COMMANDS, sys.argv[1:] if arguments is None else arguments)
 
 
 if __name__ == "__main__":
+    heed_signals()
     end_program(main)

@@ -47,6 +47,7 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
 
 import ray  # noqa: E402
 from ray._private import ray_constants  # noqa: E402
+from ray._private import utils as ray_utils  # noqa: E402
 
 # A compiled module, without stubs for the type checker.
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # noqa: E402
@@ -372,9 +373,8 @@ def _make_cluster(cpus: int, object_store_bytes: int) -> ExitStack:
         made.enter_context(private_environment(write_token(folder)))
         _read_environment()
         made.callback(ray.shutdown)
-        on_termination = signal.getsignal(signal.SIGTERM)
         try:
-            with _loopback():
+            with _loopback(), _our_handlers():
                 ray.init(
                     address="local",
                     # Ray believes this number: with --workers above the CPUs of the machine, actors share them.
@@ -389,9 +389,24 @@ def _make_cluster(cpus: int, object_store_bytes: int) -> ExitStack:
             raise PipelineError(
                 f"Ray cannot make a cluster on this machine ({_first_line(error)}); --executor inline works without it"
             ) from None
-        finally:
-            signal.signal(signal.SIGTERM, on_termination)  # Ray's own ends the driver without leaving its contexts
         return made.pop_all()
+
+
+@contextmanager
+def _our_handlers() -> Iterator[None]:
+    """While Ray is set up, and after it, SIGTERM ends the driver as it did before.
+
+    Ray's own handler would end it with another code; that of its compiled part also calls the one before it, and aborts
+    the process three seconds later. Both stay otherwise.
+    """
+    before, on_termination = ray_utils.set_sigterm_handler, signal.getsignal(signal.SIGTERM)
+    ray_utils.set_sigterm_handler = lambda _: None
+    try:
+        yield
+    finally:
+        ray_utils.set_sigterm_handler = before
+        signal.signal(signal.SIGTERM, on_termination)
+        signal.alarm(0)
 
 
 @contextmanager
@@ -417,15 +432,14 @@ def _read_environment() -> None:
 
 def _join_cluster(address: str, named_by: str) -> None:
     """Join a cluster, quietly. Raises PipelineError when there is none at the address, or it does not let us in."""
-    on_termination = signal.getsignal(signal.SIGTERM)
     try:
         _require_listener(address)
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        with _our_handlers():
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (OSError, RayError, ValueError, RuntimeError) as error:
         problem = f"there is no Ray cluster to join: {_first_line(error)}"
         token = f"RAY_AUTH_MODE is {os.environ.get('RAY_AUTH_MODE', 'not set')}"
         raise PipelineError(f"{named_by} {address}: {problem} ({token})") from None
-    signal.signal(signal.SIGTERM, on_termination)
 
 
 def _require_listener(address: str) -> None:

@@ -101,21 +101,30 @@ def short_sockets() -> None:
         tempfile.tempdir = before
 
 
-def worker_server(module: str) -> WorkerContext:
-    """Where loader workers come from: a server process that has imported ``module`` and done nothing else.
+def start_server(context: ForkServerContext, modules: list[str]) -> None:
+    """Start the server that a context forks its processes from, with these modules imported.
 
-    A fork of the rank itself would copy the locks of its threads (collectives, CUDA, saves) in whatever state they are,
-    and its open files. Stop signals stay blocked in the server and in its workers: it must outlive them like these do.
+    Stop signals are blocked in it and, until they do otherwise, in its processes: it must outlive them, and an
+    interrupt among its imports would be a traceback.
     """
     short_sockets()
-    context = WorkerContext()
-    context.set_forkserver_preload([module])
+    context.set_forkserver_preload(modules)
     resource_tracker.ensure_running()  # its own start, which the server's would include, unblocks SIGINT and SIGTERM
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def worker_server(module: str) -> WorkerContext:
+    """Where loader workers come from: a server process that has imported ``module`` and done nothing else.
+
+    A fork of the rank itself would copy the locks of its threads (collectives, CUDA, saves) in whatever state they are,
+    and its open files. Stop signals stay blocked in its workers, which must outlive them too.
+    """
+    context = WorkerContext()
+    start_server(context, [module])
     return context
 
 

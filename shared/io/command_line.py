@@ -1,6 +1,7 @@
 """What the command lines of both programs have in common: commands, help, one line for errors, log levels."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
@@ -8,9 +9,9 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from shared import __version__
-from shared.errors import ExitCode, did_you_mean
+from shared.errors import ExitCode, PatchworkError, did_you_mean
 from shared.io.log import LOG, set_level
-from shared.io.terminal import error_line, imports, one_line, show
+from shared.io.terminal import error_line, imports, one_line, run_program, show
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -69,13 +70,54 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"unknown option {name}{did_you_mean(name, known)}")
 
 
+_stopped = False
+"""Whether a signal came that ends the command: libraries turn its exception into others."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal that ends the command. Python ends itself by the signal after an interrupt of the exact class that has
+    left an ``exec``, as those in imports do, even where it was caught.
+    """
+
+
+def heed_signals() -> None:
+    """Let SIGTERM, SIGINT and SIGHUP, unless they are ignored, end the command with its line and exit code."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _stop)
+
+
+def _stop(*_: object) -> NoReturn:
+    global _stopped
+    _stopped = True
+    raise Stopped
+
+
 def run_command(program: str, about: str, commands: Mapping[str, str], words: Sequence[str]) -> int:
-    """Run the command that the first word names; its module is imported only then. Returns the exit code.
+    """Run the command that the first word names, with safe output; its module is imported only then.
+
+    Returns the exit code. Errors that a user can fix, and those of disks, are one line.
 
     Args:
         program: "pipeline" or "trainer", which has a module in its folder commands/ for each name.
         commands: what each does.
     """
+    return run_program(lambda: _run(program, about, commands, words), complain)
+
+
+def _run(program: str, about: str, commands: Mapping[str, str], words: Sequence[str]) -> int:
+    try:
+        return _chosen(program, about, commands, words)
+    except (Exception, KeyboardInterrupt) as error:
+        if _stopped or isinstance(error, KeyboardInterrupt):
+            LOG.warning("stopped; rerun the same command to resume")
+            return ExitCode.INTERRUPTED
+        if isinstance(error, PatchworkError | OSError):
+            return complain(error)
+        raise
+
+
+def _chosen(program: str, about: str, commands: Mapping[str, str], words: Sequence[str]) -> int:
     name, *options = words or [""]
     prog = f"python -m {program}"
     if name in ("-h", "--help"):

@@ -16,7 +16,7 @@ from shared.io.progress import Progress
 from shared.io.terminal import show
 from trainer.commands.running import whole
 from trainer.experiments.compare import Comparing, compare
-from trainer.experiments.folder import check_experiment
+from trainer.experiments.folder import held
 from trainer.experiments.page.page import write_report
 from trainer.experiments.preparation import Corpus
 from trainer.experiments.results.results import RESULTS_NAME
@@ -110,7 +110,6 @@ def run(arguments: argparse.Namespace) -> int:
     experiment = load_experiment(arguments.systems)
     if not arguments.budget > 0:
         raise ConfigError(f"--budget: {arguments.budget:g} is too small")
-    check_experiment(arguments.out)
     request = Comparing(
         **common(arguments, experiment),
         systems=experiment.chosen(arguments.only, arguments.full),
@@ -118,7 +117,8 @@ def run(arguments: argparse.Namespace) -> int:
         budget_flops=arguments.budget,
         budget_bytes=arguments.bytes or (0 if arguments.full else None),
     )
-    results, failed = compare(request, Progress(silent=False, every_seconds=30.0))
+    with held(arguments.out):
+        results, failed = compare(request, Progress(silent=False, every_seconds=30.0))
     show(in_words(results))
     out = arguments.out
     show(f"\npage: {write_report(out)}   record: {out / RESULTS_NAME}   runs: {out / 'runs'}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from shared.io.progress import Progress
 from shared.io.terminal import show
 from trainer.commands.compare import add_experiment_arguments, code_of, common, seeds
-from trainer.experiments.folder import check_experiment
+from trainer.experiments.folder import held
 from trainer.experiments.page.page import write_report
 from trainer.experiments.scaling.grid import GRID_FILE, load_grid
 from trainer.experiments.scaling.record import SCALING_NAME
@@ -33,12 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do it, print what was found and write the page; returns the exit code."""
-    check_experiment(arguments.out)
     request = ScalingRequest(
         **common(arguments, load_experiment(arguments.systems)),
         grid=load_grid(arguments.grid).part(arguments.families, arguments.sizes, arguments.budgets, arguments.seeds),
     )
-    found, failed = scale(request, Progress(silent=False, every_seconds=30.0))
+    with held(arguments.out):
+        found, failed = scale(request, Progress(silent=False, every_seconds=30.0))
     show(in_words(found))
     page, runs = write_report(arguments.out), arguments.out / "runs" / "scaling"
     show(f"\npage: {page}   record: {arguments.out / SCALING_NAME}   runs: {runs}")

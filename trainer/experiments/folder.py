@@ -1,11 +1,13 @@
 """Whose a folder is: an experiment takes a new or empty one, or its own, and touches nothing else. Free of torch."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 from pydantic import ValidationError
 
-from shared.io.files import check_folder
+from shared.io.files import LOCK_FILE, check_folder, locked
 from shared.io.json_reader import read_bounded
 from shared.settings import Settings
 from trainer.provenance.json_records import keep
@@ -21,14 +23,19 @@ class Mark(Settings):
     format_version: Literal[1] = 1
 
 
-def check_experiment(out: Path) -> None:
-    """Raise OutputError for a folder that is not empty and that neither `compare` nor `scaling` has made."""
-    check_folder(out, is_claimed)
+@contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Keep other commands out of an experiment's folder.
+
+    Raises OutputError for one that is in use, or that is not empty and that neither `compare` nor `scaling` has made.
+    """
+    check_folder(out, lambda out: is_claimed(out) or [path.name for path in out.iterdir()] == [LOCK_FILE])
+    with locked(out):
+        yield
 
 
 def claim(out: Path) -> None:
-    """Make a folder an experiment before anything else is written there. Raises OutputError when it is another's."""
-    check_experiment(out)
+    """Make a folder an experiment before anything but its lock is written there."""
     if not is_claimed(out):
         keep(Mark(), out / EXPERIMENT_NAME)
 

@@ -159,9 +159,7 @@ def data_folder(name: str, patching: PatchingRecipe, out: Path) -> Path:
 
 
 def prepare(request: Request, systems: Iterable[str], line: Progress) -> dict[str, Path]:
-    """Make what these systems learn from; the folder of each patching. Raises TrainingError when a step fails,
-    OutputError when the experiment's folder is one of something else.
-    """
+    """Make what these systems learn from; the folder of each patching. Raises TrainingError when a step fails."""
     experiment, out, jobs, executor = request.experiment, request.out, request.jobs, request.executor
     claim(out)
     patchings = [experiment.systems[name].patching for name in systems]

@@ -5,6 +5,7 @@ server in which everything is imported already. What it says is in its log; one 
 """
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from typing import Any, TypeVar
 
 from tomli_w import dumps as to_toml
 
-from shared.io.child_processes import end_with_starter, short_sockets
+from shared.errors import ExitCode
+from shared.io.child_processes import STOP_SIGNALS, end_with_starter, start_server
 from shared.io.files import write_atomic
 from shared.io.progress import Progress
 from trainer.metrics.files import read_lines
@@ -64,13 +66,12 @@ def run_all(
 ) -> dict[str, Path]:
     """Do these runs, ``jobs`` at a time, in their order; finished ones are recognised by themselves.
 
-    ``finished`` is called after each that has ended well. Returns the logs of those that failed, by name. An interrupt
-    reaches the runs too, which save: they are waited for, and the interrupt is raised again.
+    ``finished`` is called after each that has ended well. Returns the logs of those that failed, by name. At an
+    error or an interrupt the runs under way are told to save, and waited for, and it is raised again.
     """
     waiting, under_way, failed, done = list(runs), dict[int, tuple[BaseProcess, R]](), dict[str, Path](), 0
-    short_sockets()
     context = get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    start_server(context, PRELOADED)
     line.begin(0.0)
     try:
         while waiting or under_way:
@@ -93,6 +94,8 @@ def run_all(
             names = ", ".join(f"{run.name} {share:.0%}" for share, (_, run) in zip(shares, under_way.values()))
             line.show((done + sum(shares)) / len(runs), f"{done} of {len(runs)} runs", *([names] if names else []))
     finally:
+        for process, _ in under_way.values():
+            process.terminate()  # a terminal interrupts the runs too, `kill` this process alone
         for process, _ in under_way.values():
             process.join()
     return failed
@@ -117,16 +120,21 @@ def _work(recipe: Path, score: bool) -> None:
 
 
 def _train_and_score(arguments: Sequence[str], score: bool) -> int:
+    from trainer.checkpoints.model import MODEL_FOLDER
     from trainer.main import main
+    from trainer.provenance.identity import IDENTITY_NAME
 
-    code = main(arguments)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # the server has them blocked
+    code, folder = main(arguments), Path(arguments[0]).parent
+    if code == ExitCode.DONE and not (folder / MODEL_FOLDER / IDENTITY_NAME).exists():
+        return ExitCode.INTERRUPTED  # it was told to stop, and has saved
     if code or not score:
         return code
     from trainer.errors import USER_ERRORS, complain
     from trainer.experiments.scoring import score_run
 
     try:
-        score_run(Path(arguments[0]).parent)
+        score_run(folder)
     except USER_ERRORS as error:
         return complain(error)
     return 0

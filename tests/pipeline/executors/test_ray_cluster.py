@@ -280,3 +280,14 @@ def test_a_model_that_changed_since_the_run_began_is_refused(tmp_path, monkeypat
     options = ("--rule", "entropy", "--theta", 1, "--entropy-model", tmp_path / "m")
     assert preprocess(corpus, "--out", tmp_path / "out", *options) == 2
     assert "m is not the model that was recorded" in capsys.readouterr().err
+
+
+def test_ray_leaves_sigterm_to_the_program_and_no_alarm_behind() -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    with ray_executor._our_handlers():
+        ray_executor.ray_utils.set_sigterm_handler(lambda *_: None)
+        assert signal.getsignal(signal.SIGTERM) == handler
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as its compiled part does
+        signal.alarm(60)
+    assert signal.getsignal(signal.SIGTERM) == handler
+    assert signal.alarm(0) == 0

@@ -224,15 +224,16 @@ except BaseException as error: raise RuntimeError("in a library") from error
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("code", ["signal.raise_signal(number)", TURNED], ids=["in an exec", "turned into an error"])
 def test_whatever_becomes_of_the_interrupt_a_signal_ends_a_command_with_its_line_and_code(tmp_path, number, code):
     (tmp_path / "interrupted.py").write_text(f"""
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
+from shared.io import command_line
 from pipeline import __main__ as program
-program.heed_signals()
-program.run_command = lambda *arguments: exec({code!r}, {{"signal": signal, "number": {int(number)}}})
+command_line.heed_signals()
+command_line._chosen = lambda *arguments: exec({code!r}, {{"signal": signal, "number": {int(number)}}})
 program.end_program(program.main)
 """)
     line = [sys.executable, "-m", "interrupted"]  # not as a file: Python leaves in other ways then

@@ -102,19 +102,20 @@ def arguments(place: Path, *more: object) -> list[str]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A comparison that was interrupted in the middle of a run, killed, and then brought to its end."""
+    """A comparison that was told to stop, then killed, both in the middle of a run, and then brought to its end."""
     place = tmp_path_factory.mktemp("experiment")
     make_corpus(place / "in")
     (place / "systems.toml").write_text(SYSTEMS)
-    log = (place / "log.txt").open("w")
-    command = [sys.executable, "-m", "trainer", *arguments(place)]
-    begun = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    run = place / "out/runs/flops/bytes/seed-0"
-    while begun.poll() is None and len(read_lines(run / "metrics.jsonl")) < 24:  # the checkpoint of step 20 is whole
-        time.sleep(0.02)
-    assert begun.poll() is None, (place / "log.txt").read_text()
-    os.killpg(begun.pid, signal.SIGKILL)
-    begun.wait()
+    run, command = place / "out/runs/flops/bytes/seed-0", [sys.executable, "-m", "trainer", *arguments(place)]
+    # To the command alone; and to all when the checkpoint of step 20 is whole.
+    for number, send, steps, code in ((signal.SIGTERM, os.kill, 4, 130), (signal.SIGKILL, os.killpg, 24, -9)):
+        with (place / "log.txt").open("w") as log:
+            begun = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        while begun.poll() is None and len(read_lines(run / "metrics.jsonl")) < steps:
+            time.sleep(0.02)
+        assert begun.poll() is None, (place / "log.txt").read_text()
+        send(begun.pid, number)
+        assert begun.wait() == code, (place / "log.txt").read_text()
     assert main(arguments(place)) == 0
     return place
 
@@ -303,6 +304,14 @@ def test_a_run_that_fails_leaves_the_others_alone(tmp_path: Path, place: Path, c
     assert ended == ["good"]
     assert "bad has failed: patchwork: error: " in capsys.readouterr().err
     assert load_score(tmp_path / "corpus") is None
+
+
+def test_a_command_that_is_told_to_stop_lets_its_runs_save(place: Path) -> None:
+    log = (place / "out/runs/flops/bytes/seed-0/log.txt").read_text()
+    assert log.count("stopped by a signal") == 1
+    assert "patchwork: error" not in log, "a run that has stopped is not scored"
+    starts = read_lines(place / "out/runs/flops/bytes/seed-0/starts.jsonl")
+    assert 0 == starts[0]["step"] < starts[1]["step"] < starts[2]["step"] == 20
 
 
 def test_several_corpora_are_read_apart_and_share_the_sample(tmp_path: Path) -> None:
