@@ -37,17 +37,8 @@ def decayed(schedule: ScheduleSettings, run: RunSettings, step: int, targets: in
     if schedule.kind == "constant":
         return 0.0
     length = schedule.warmup if schedule.kind == "cosine" else schedule.decay
-    at: float
-    own: float
-    whole: float
-    if isinstance(length, InSteps):
-        assert run.steps is not None
-        at, own, whole = step, length.steps, run.steps  # whole numbers, so that it begins with the very step
-    elif isinstance(length, InBytes):
-        assert run.bytes is not None
-        at, own, whole = targets, length.bytes, run.bytes
-    else:
-        at, own, whole = progress(run, step, targets), length, 1.0
+    at, own, whole = measured(length, run, step, targets)
+    assert whole is not None, "a decay has the unit of the run's length"
     begin = own if schedule.kind == "cosine" else whole - own
     return min(1.0, (at - begin) / (whole - begin)) if at > begin and whole > begin else 0.0
 
@@ -66,11 +57,20 @@ def free_of_length(schedule: ScheduleSettings) -> bool:
 
 def elapsed(length: Length, run: RunSettings, step: int, targets: int) -> float:
     """How many times a length fits into what lies behind."""
+    at, own, _ = measured(length, run, step, targets)
+    return at / own if own else 1.0
+
+
+def measured(length: Length, run: RunSettings, step: int, targets: int) -> tuple[float, float, float | None]:
+    """What lies behind, a length, and the length of the run, all in the unit of the length.
+
+    Steps and bytes are whole numbers, so that what they bound begins with the very step.
+    """
     if isinstance(length, InSteps):
-        return step / length.steps
+        return step, length.steps, run.steps
     if isinstance(length, InBytes):
-        return targets / length.bytes
-    return progress(run, step, targets) / length if length else 1.0
+        return targets, length.bytes, run.bytes
+    return progress(run, step, targets), length, 1.0
 
 
 def share_of(length: Length, run: RunSettings) -> float | None:

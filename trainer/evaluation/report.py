@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,22 +92,10 @@ class Measured:
     def document_records(self) -> list[dict[str, Any]]:
         """id, subset, bytes, patches (null when unpatched) and bits of each document, in the dataset's order."""
         documents = self.documents
-        patched = bool(documents.patches.any())
-        columns = zip(
-            document_ids(self.dataset),
-            documents.subset.tolist(),
-            *(column.tolist() for column in (documents.bytes, documents.patches, documents.bits)),
-        )
-        return [
-            {
-                "id": id,
-                "subset": documents.subset_names[subset],
-                "bytes": text,
-                "patches": patches if patched else None,
-                "bits": bits,
-            }
-            for id, subset, text, patches, bits in columns
-        ]
+        subsets = [documents.subset_names[code] for code in documents.subset.tolist()]
+        patches = documents.patches.tolist() if documents.patches.any() else repeat(None)
+        columns = (document_ids(self.dataset), subsets, documents.bytes.tolist(), patches, documents.bits.tolist())
+        return [dict(zip(("id", "subset", "bytes", "patches", "bits"), values)) for values in zip(*columns)]
 
 
 def measure(

@@ -4,7 +4,6 @@ The subsets of a run on several named datasets are NAME/subset; a dataset by its
 of torch.
 """
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from shared.errors import ConfigError, IdentityError
@@ -119,9 +118,9 @@ def thresholds(patching: PatchingSettings, subsets: tuple[str, ...]) -> tuple[fl
 
 
 def _of_dataset(trained: PatchingSettings, name: str) -> PatchingSettings:
-    thetas: Mapping[str, float] = {
+    thetas = {
         subset.removeprefix(f"{name}/"): theta
         for subset, theta in trained.thetas.items()
         if subset.startswith(f"{name}/")
     }
-    return trained.model_copy(update={"thetas": dict(thetas)})
+    return trained.model_copy(update={"thetas": thetas})

@@ -39,17 +39,10 @@ _ESCAPED = 0xDC80
 def noised(text: bytes, noise: Noise, seed: int = 0) -> bytes:
     """A text with one of the noises, the same for the same arguments on every machine."""
     characters = text.decode("utf-8", "surrogateescape")
-    match noise:
-        case "antspeak":
-            changed = antspeak(characters)
-        case "drop":
-            changed = drop(characters, _uniforms(text, noise, seed, len(characters)))
-        case "random-case":
-            changed = random_case(characters, _uniforms(text, noise, seed, len(characters)))
-        case "repeat":
-            changed = repeat(characters, _uniforms(text, noise, seed, len(characters)))
-        case "upper-case":
-            changed = characters.upper()
+    if drawn := {"drop": drop, "random-case": random_case, "repeat": repeat}.get(noise):
+        changed = drawn(characters, _uniforms(text, noise, seed, len(characters)))
+    else:
+        changed = antspeak(characters) if noise == "antspeak" else characters.upper()
     return changed.encode("utf-8", "surrogateescape")
 
 
