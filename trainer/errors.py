@@ -1,4 +1,4 @@
-"""Errors of the user, said once in one line however many ranks meet them. Free of torch."""
+"""Errors of the user, reported once in one line however many ranks meet them. Free of torch."""
 
 import hashlib
 import json

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
         run(options)
     except ChildFailedError as error:
         failure = error.get_first_failure()[1]
-        if (line := unsaid(failure)) is not None:
+        if (line := unreported(failure)) is not None:
             LOG.error("%s", line)
         return failure.exitcode if failure.exitcode > 0 else ExitCode.FAILED
     except (SignalException, KeyboardInterrupt):  # the ranks have saved, and said so
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     return ExitCode.DONE
 
 
-def unsaid(failure: ProcessFailure) -> str | None:
+def unreported(failure: ProcessFailure) -> str | None:
     """What became of a rank that could not say it itself; None when it could."""
     if failure.error_file != _NO_FILE or failure.exitcode > 0:
         return None

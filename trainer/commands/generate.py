@@ -116,8 +116,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     chat = parser.add_argument_group("a chat instead, for a model that was fine-tuned on chats; its answer is printed")
     chat.add_argument("--chat", action="store_true", help="answer what --system and --user say, or each --messages")
-    chat.add_argument("--system", metavar="TEXT", help="what the model is told before the chat")
-    chat.add_argument("--user", metavar="TEXT", help="what is asked")
+    chat.add_argument("--system", metavar="TEXT", help="system message before the chat")
+    chat.add_argument("--user", metavar="TEXT", help="user message to answer")
     chat.add_argument(
         "--messages",
         type=Path,

@@ -44,7 +44,7 @@ def section(title: str, content: str, words: str = "") -> str:
 
 
 def facts(pairs: Sequence[tuple[str, str]]) -> str:
-    """Labels and what is to be said."""
+    """Labels with their values."""
     return f"<dl>{''.join(f'<dt>{escape(label)}</dt><dd>{escape(words)}</dd>' for label, words in pairs)}</dl>"
 
 

@@ -130,7 +130,7 @@ def check_patches(folder: Path, dataset: Dataset, name: str | None = None) -> No
 
 
 def rule_differences(found: PatchingSettings, trained: PatchingSettings, subsets: tuple[str, ...]) -> list[str]:
-    """Where two rules differ for some subsets, a few words each; of another rule nothing else is said."""
+    """Where two rules differ for some subsets, a few words each; of another rule nothing else is listed."""
     if trained.rule != found.rule:
         return [f"rule {found.rule}, not {trained.rule}"]
     ours, theirs = (rule.model_dump(mode="json", exclude={"thetas", "tokenizer", "grid"}) for rule in (trained, found))

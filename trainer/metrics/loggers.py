@@ -130,7 +130,7 @@ def check_loggers(settings: TrainSettings) -> None:
 
 
 class Loggers:
-    """All loggers of a run. What one of them fails at is said once, and the run goes on."""
+    """All loggers of a run. A failure of one is logged once, and the run goes on."""
 
     def __init__(self, settings: TrainSettings, resumed_step: int, log: Callable[[str], None]) -> None:
         out = settings.run.out

@@ -1,4 +1,4 @@
-"""Records that an experiment keeps as JSON files: read whole and checked, or said to be missing. Free of torch."""
+"""Records that an experiment keeps as JSON files: read whole and checked, or reported missing. Free of torch."""
 
 from pathlib import Path
 from typing import Annotated, TypeVar

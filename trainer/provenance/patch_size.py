@@ -13,7 +13,7 @@ from trainer.data.mixture import Mixture
 from trainer.provenance.identity import IDENTITY_NAME, model_identity
 
 FAR = 0.1
-"""Relative difference above which a line is said about it."""
+"""Relative difference above which a line is logged about it."""
 
 
 def mean_patch_size(manifest: Manifest) -> float | None:

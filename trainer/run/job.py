@@ -35,7 +35,7 @@ class Job:
     state: TrainState
     """After the last step."""
     line: Progress
-    """What is said on the terminal, by the main rank alone."""
+    """Progress and notes on the terminal, of the main rank alone."""
     timer: StepTimer
     metrics: RunMetrics
     monitor: StragglerMonitor

@@ -16,7 +16,7 @@ from torch.distributed.run import config_from_args, parse_args
 from shared.errors import ExitCode
 from trainer.distributed.loopback import meet_on_loopback
 from trainer.distributed.world import stay_on_this_machine
-from trainer.launch import main, unsaid
+from trainer.launch import main, unreported
 
 ROOT = Path(__file__).parents[3]
 
@@ -35,7 +35,7 @@ class Failure:
 
 @pytest.mark.parametrize(("failure", "said"), [(Failure(-9, "<N/A>"), True), (Failure(1, "/a/error.json"), False)])
 def test_only_what_a_rank_could_not_say_is_said_for_it(failure, said):
-    line = unsaid(failure)
+    line = unreported(failure)
     assert (line is not None) == said
     if line is not None:
         assert "rank 1" in line

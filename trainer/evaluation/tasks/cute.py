@@ -47,8 +47,8 @@ def extracted(written: str) -> str:
     The rule as published: of cue and output, what follows the last `Answer:`; of that, what comes before `</s>`; of
     that, what stands between the first quote and the next, or the end; without blanks around it.
     """
-    said = (CUE + written).rpartition("Answer:")[2].partition("</s>")[0]
-    _, quote, rest = said.partition('"')
+    reply = (CUE + written).rpartition("Answer:")[2].partition("</s>")[0]
+    _, quote, rest = reply.partition('"')
     return rest.partition('"')[0].strip() if quote else ""
 
 

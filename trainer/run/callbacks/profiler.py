@@ -1,4 +1,4 @@
-"""Traces of a few steps, and of the memory of a GPU, when someone asks for them. What fails here is said, no more.
+"""Traces of a few steps, and of the memory of a GPU, when someone asks for them. Failures are logged, no more.
 
 What concerns CUDA is written from torch's documentation and has not run.
 """
