@@ -18,7 +18,7 @@ if __name__ == "__main__":
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-from torch.distributed.run import parse_args, run
+from torch.distributed.run import get_args_parser, run
 
 from shared.errors import ExitCode
 from shared.io.log import LOG
@@ -37,7 +37,9 @@ def main(arguments: Sequence[str]) -> int:
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        options = parse_args(list(arguments))
+        parser = get_args_parser()
+        parser.usage = f"{parser.prog} [option of torchrun]... trainer/main.py RECIPE ..."  # not its two dozen lines
+        options = parser.parse_args(list(arguments))
         meet_on_loopback(options)
         run(options)
     except ChildFailedError as error:

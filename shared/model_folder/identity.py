@@ -49,6 +49,8 @@ def _unreadable(folder: str | Path, name: str, error: OSError) -> ModelFileError
 def not_a_model(folder: str | Path, lacks: str = "") -> str:
     """Why a path is not a model folder: what is there instead, else what is wrong with its files."""
     found = what_is(folder)
+    if found == "does not exist" and (earlier := Path(folder).with_name("patcher")).is_dir():
+        return f"{folder} does not exist: an earlier version of Patchwork wrote {earlier}; rename that folder"
     if found == "does not exist":
         return f"{folder} does not exist: a model folder was expected (MODEL, or RUN/model of a finished run)"
     lacking = found.replace("is", "it is", 1) if found in OTHERS or found == "is a file" else lacks

@@ -33,6 +33,7 @@ def check_run(settings: TrainSettings, data: RunData) -> None:
     _check_fit(settings, data)
     _check_length(settings, data)
     check_schedule(settings.schedule, settings.run)
+    _ = data.limits  # ConfigError where a patch fits into no pack
 
 
 def _check_agree(train: Manifest, validation: Manifest, folder: Path | str) -> None:

@@ -99,3 +99,9 @@ def test_what_does_not_fit_is_named(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(ModelFileError, match="missing"):
         save_model({}, blt_settings(), tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_dataset_of_an_earlier_version_says_which_folder_to_rename(tmp_path: Path) -> None:
+    (tmp_path / "patcher").mkdir()
+    with pytest.raises(ModelFileError, match=f"{tmp_path / 'patcher'}; rename"):
+        model_sha256(tmp_path / "entropy_model")

@@ -46,6 +46,7 @@ def test_an_option_that_torchrun_does_not_know_is_its_usage(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--no-such-option"])
     assert ended.value.code == 2
+    assert "--no-such-option" in capsys.readouterr().err.splitlines()[1]
 
 
 def test_an_error_of_the_ranks_is_one_line(tmp_path):

@@ -90,17 +90,30 @@ def test_every_point_is_called_in_the_order_of_the_run(data: Path, tmp_path: Pat
         (f"{__name__}:NoSuchClass", "NoSuchClass"),
         (f"{__name__}:PAGE", "not a subclass"),
         ("broken:Class", "ZeroDivisionError"),
+        ("leaving:Class", "SystemExit"),
     ],
 )
 def test_what_cannot_be_imported_is_refused_in_one_line_before_anything_is_written(
     data: Path, importable: Path, capsys: pytest.CaptureFixture[str], place: str, named: str
 ) -> None:
     (importable / "broken.py").write_text("1 / 0\n")
+    (importable / "leaving.py").write_text("raise SystemExit(0)\n")
     assert run(data, importable / "run", "--run.callbacks", json.dumps([place])) != 0
     (line,) = capsys.readouterr().err.splitlines()
     assert f"run.callbacks: {place!r}" in line
     assert named in line
     assert not (importable / "run").exists()
+
+
+def test_a_module_is_found_in_the_folder_that_the_command_is_given_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    Path("beside_the_recipe.py").write_text(
+        "from trainer.run.callbacks.base import Callback\nclass Mine(Callback):\n    pass\n"
+    )
+    assert load_callback("beside_the_recipe:Mine").__name__ == "Mine"
 
 
 @pytest.mark.parametrize("place", ["module", "module:", ":Class", "a b:C", "module:Class.method"])

@@ -61,6 +61,13 @@ def test_options_that_there_are_not_or_that_exclude_each_other_are_named(
     assert words[-1] in complaint(capsys, recipe, *words)
 
 
+def test_packs_that_are_too_small_for_a_patch_are_refused_before_anything_is_written(
+    recipe: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert "data.tokens is 5" in complaint(capsys, recipe, "--data.tokens", "5")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_of_another_run_is_refused_with_the_differences(
     recipe: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -5,6 +5,8 @@ order. So a callback may use collectives, if it does so on every rank.
 """
 
 import importlib
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,9 +47,11 @@ class Callback:
 def load_callback(place: str) -> type[Callback]:
     """The class at ``package.module:Class``. Raises ConfigError in one line when there is none."""
     module, _, name = place.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last: it hides no other module
     try:
         found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever the module does when it is imported
+    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
         raise ConfigError(f"run.callbacks: {place!r} cannot be imported: {type(error).__name__}: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Callback)):
         raise ConfigError(f"run.callbacks: {place!r} is not a subclass of {__name__}.{Callback.__name__}")
