@@ -76,11 +76,8 @@ def calibrate(
         assert entropy_model is not None, "it has a sha256"
         source = EntropySource(entropy_model, sha256, scoring, out.path.absolute().parent)
         draft = PatchingSettings(
-            rule=wanted.rule,
+            **wanted.model_dump(include={"rule", "theta_rise", "min_length", "max_length"}),
             theta=0.0,
-            theta_rise=wanted.theta_rise,
-            min_length=wanted.min_length,
-            max_length=wanted.max_length,
             grid=wanted.sidecar == "uint8" and wanted.rule != "monotonic",
         )
         kept = source.is_kept(dataset.manifest.identity, draft)

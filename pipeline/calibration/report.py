@@ -2,6 +2,7 @@
 
 from pipeline.calibration.parallel_text import table
 from pipeline.calibration.patching_file import TENTH, PatchingFile
+from shared.io.identity import in_short
 from shared.io.quantities import counted
 from shared.io.terminal import one_line, show, show_lines
 
@@ -32,8 +33,7 @@ def print_result(result: PatchingFile) -> None:
         assert result.identity.parity_to is not None
         show(table(result.parity, result.identity.parity_to))
         if lonely := [name for name in result.subsets if name not in result.parity]:
-            more = f" and {len(lonely) - SUBSETS_SHOWN} more" if len(lonely) > SUBSETS_SHOWN else ""
-            names = one_line(f"{', '.join(lonely[:SUBSETS_SHOWN])}{more}")
+            names = one_line(in_short(lonely, ", ", SUBSETS_SHOWN))
             pivot = one_line(result.identity.parity_to)
             show(f"have no document in common with {pivot}, and keep the threshold for all bytes: {names}")
     elif len(result.subsets) > 1:

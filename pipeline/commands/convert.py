@@ -11,6 +11,7 @@ DuckDB, polars); it can only be converted back.
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from pipeline.rewriting.dataset_rows import ShardByShard, require_kept, stem
@@ -92,7 +93,7 @@ class ToParquet(_Convert):
         entry = manifest.shards[shard]
         path = out / source.folder / (stem(entry) + SUFFIX)
         sha256 = write_parquet(path, source.batches(shard), manifest.identity.sidecar)
-        require_kept(source.dataset.folder, entry, figures(read_parquet(path, sha256)))
+        require_kept(source.dataset.folder, entry, figures(chain.from_iterable(read_parquet(path, sha256))))
         return Written(files={path.relative_to(out).as_posix(): sha256})
 
     def finish(self, out: Path, written: Sequence[Written]) -> None:

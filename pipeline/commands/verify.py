@@ -5,9 +5,10 @@ Example:
 """
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from shared.io.terminal import show_lines
 from shared.model_folder.identity import check_model
 from shared.patching.grid import quantise
 from shared.shards.content import ShardContent, check_order, check_row, meta_problem
-from shared.shards.dataset import Dataset
+from shared.shards.dataset import Dataset, files_of
 from shared.shards.document import Row
 from shared.shards.formats.sidecar import sidecar_name
 from shared.shards.index import COLUMNS, DERIVED, IndexWriter, ShardIndex, index_name
@@ -93,7 +94,8 @@ def verify_export(source: Source) -> Verification:
     found = Verification(problems=list(_identity_problems(source.dataset)))
     for shard, entry in enumerate(source.dataset.manifest.shards):
         try:
-            require_kept(source.dataset.folder, entry, figures(_with_sound_meta(source.batches(shard))))
+            rows = chain.from_iterable(source.batches(shard))
+            require_kept(source.dataset.folder, entry, figures(_with_sound_meta(rows)))
         except DatasetError as error:
             found.problems.append(str(error))
         except ValueError as error:  # of a row
@@ -103,15 +105,12 @@ def verify_export(source: Source) -> Verification:
     return found
 
 
-def _with_sound_meta(batches: Iterable[Sequence[Row]]) -> Iterator[Sequence[Row]]:
-    """The same batches. Raises ValueError for a row whose other columns are not a JSON object."""
-    number = 0
-    for batch in batches:
-        for row in batch:
-            if (wrong := meta_problem(row)) is not None:
-                raise ValueError(f"row {number}: {wrong}")
-            number += 1
-        yield batch
+def _with_sound_meta(rows: Iterable[Row]) -> Iterator[Row]:
+    """The same rows. Raises ValueError for one whose other columns are not a JSON object."""
+    for number, row in enumerate(rows):
+        if (wrong := meta_problem(row)) is not None:
+            raise ValueError(f"row {number}: {wrong}")
+        yield row
 
 
 def summary(dataset: Dataset, found: Verification, exported: bool = False) -> str:
@@ -174,8 +173,7 @@ def _identity_problems(dataset: Dataset) -> Iterator[str]:
 
 def _unlisted_files(dataset: Dataset) -> Iterator[str]:
     """Shard files that the manifest does not know."""
-    names = [entry.name for entry in dataset.manifest.shards]
-    known = {*names, *map(index_name, names), *map(sidecar_name, names)}
+    known = {name for entry in dataset.manifest.shards for name, *_ in files_of(entry)}
     endings = tuple(SUFFIXES.values())
     endings += tuple(map(index_name, endings)) + tuple(map(sidecar_name, endings))
     for path in sorted(dataset.folder.iterdir()):

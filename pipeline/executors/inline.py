@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 
 from pipeline.executors.counting import device_of
 from pipeline.executors.retry import Queue
@@ -12,15 +13,12 @@ from pipeline.splits.worker import Outcome, Task, Worker
 from shared.shards.manifest import NumericsClass
 
 
-class InlineExecutor:
+class InlineExecutor(AbstractContextManager["InlineExecutor"]):
     """One worker, in this process."""
 
     def __init__(self, job: Job, plan: Plan) -> None:
         self._plan, self._worker = plan, Worker(job, plan)
         self.device = device_of(job)
-
-    def __enter__(self) -> "InlineExecutor":
-        return self
 
     def __exit__(self, *_: object) -> None:
         pass

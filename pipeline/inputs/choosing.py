@@ -16,7 +16,6 @@ _COMPANIONS, _NOTES = "companions of Hugging Face datasets", "notes beside data 
 _TEST = "test data beside data for training (--named-splits ignore reads it)"
 _SHOWN = 3
 """Names that are kept of the files that are left out for one reason."""
-_TEXTS: tuple[Kind, ...] = ("text",)
 _NOTE_STEMS = frozenset(
     ["readme", "license", "licence", "notice", "citation", "changelog", "contributing", "code_of_conduct"]
 )
@@ -144,7 +143,7 @@ def without_notes(kinds: Mapping[str, Kind], empty: Collection[str], left_out: L
     """
     notes = {path: None for path in kinds if _is_note(PurePosixPath(path.lower()))}
     others = {kind for path, kind in kinds.items() if path not in notes and path not in empty}
-    if not others or others & set(_TEXTS):
+    if not others or "text" in others:
         return list(kinds)
     for path in notes:
         left_out.add(_NOTES, path)
@@ -181,7 +180,7 @@ def named_splits(kinds: Mapping[str, Kind], left_out: LeftOut) -> dict[str, Spli
 
 def _side(path: PurePosixPath, kind: Kind) -> tuple[str | None, str | None]:
     """What names say of a file, and within which group of files that counts."""
-    if kind in _TEXTS:
+    if kind == "text":
         for folder in path.parents[:-1]:
             if (side := _SPLIT_WORDS.get(folder.name.lower())) is not None:
                 return str(folder.parent), side

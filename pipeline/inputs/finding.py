@@ -374,11 +374,7 @@ def seen(left_out: LeftOut) -> str:
 
 def _is_utf8(path: str) -> bool:
     """Whether a path can be written in a plan and in ids: Python has lone surrogates for bytes that are not UTF-8."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return printable(path) == path
 
 
 def require_local(text: str) -> None:

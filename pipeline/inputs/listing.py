@@ -40,8 +40,7 @@ def list_inputs(
     found = [entry for entry in everything if out is None or not _location(entry).startswith(f"{out}/")]
     if len(found) < len(everything):
         search.left_out.add(OWN_FOLDER, str(out))
-    sizes = [entry.stamp.size if isinstance(entry, Found) else _dataset_bytes(entry) for entry in found]
-    cut_bytes = split_size(sum(sizes), reading.split_bytes)
+    cut_bytes = split_size(sum(map(_bytes, found)), reading.split_bytes)
     files: list[SourceFile] = []
     for entry in found:
         if isinstance(entry, Path):
@@ -87,12 +86,12 @@ def _surveyed(file: SourceFile) -> tuple[object, ...]:
     return file.stamp, file.kind, file.split, file.query, file.cut_bytes
 
 
+def _bytes(entry: Found | Path) -> int:
+    return entry.stamp.size if isinstance(entry, Found) else open_dataset(entry).manifest.totals.bytes
+
+
 def _location(entry: Found | Path) -> str:
     return entry.location if isinstance(entry, Found) else str(entry.resolve())
-
-
-def _dataset_bytes(folder: Path) -> int:
-    return open_dataset(folder).manifest.totals.bytes
 
 
 def _shards(folder: Path, cut_bytes: int, earlier: Mapping[tuple[str, str], SourceFile]) -> Iterator[SourceFile]:

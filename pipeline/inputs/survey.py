@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from pipeline.inputs.finding import Found
 from pipeline.plan import PIECES_OF_COMPRESSED, Piece, SourceFile, byte_pieces, row_pieces
@@ -13,7 +14,8 @@ from pipeline.read.storage import DATA_ERRORS, reason_in
 from pipeline.read.streams import DamagedStream, chunks
 from pipeline.settings import PipelineError, ReadSettings
 from pipeline.transient_errors import retried
-from shared.io.storage import is_url, open_binary
+from shared.io.identity import file_sha256
+from shared.io.storage import is_url
 
 MOST_TABLE_BYTES = 2**50
 """That the batches or row groups of a file may say that they hold; of more their sizes are not believed."""
@@ -41,16 +43,9 @@ def survey_file(found: Found, cut_bytes: int, reading: ReadSettings) -> SourceFi
             return replace(file, pieces=retried(lambda: _pieces(file, reading)))
         if file.kind == "jsonl" and file.compression == "none" and file.size:
             return _with_lines(file)
-        sha256 = _sha256(file.full_path)
-        return replace(file, sha256=sha256, pieces=_pieces(file, reading))
+        return replace(file, sha256=file_sha256(Path(file.full_path)), pieces=_pieces(file, reading))
     except OSError as error:
         raise PipelineError(f"{file.shown} cannot be read: {error.strerror or error}") from None
-
-
-def _sha256(location: str) -> str:
-    with open_binary(location) as file:
-        # typeshed wants a buffer's methods that IO[bytes] does not promise, and every file here has.
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def _whole(file: SourceFile) -> tuple[Piece, ...]:

@@ -14,14 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.inspect.content_types import TYPES, WINDOW
-from pipeline.inspect.report import (
-    ENTROPY_GROUPS,
-    ENTROPY_LABELS,
-    LENGTH_LABELS,
-    add_histograms,
-    by_length,
-    sample_words,
-)
+from pipeline.inspect.report import ENTROPY_LABELS, LENGTH_LABELS, add_histograms, by_entropy, by_length, sample_words
 from pipeline.inspect.sample import SEED
 from pipeline.inspect.survey import SIZE_GROUPS, Example, Survey, survey
 from shared.io.files import Output
@@ -207,7 +200,7 @@ def _histograms(names: Sequence[str], found: Survey) -> list[dict[str, Any]]:
         return {
             "name": name,
             "lengths": by_length(figures.lengths[rows].sum(0)),
-            "entropies": figures.entropies[rows].sum(0).reshape(ENTROPY_GROUPS, -1).sum(1).tolist(),
+            "entropies": by_entropy(figures.entropies[rows].sum(0)),
             "sizes": found.documents_by_size[rows].sum(0).tolist(),
         }
 

@@ -40,6 +40,11 @@ def by_length(counts: np.ndarray) -> list[int]:
     return [int(counts[a - 1 : b].sum()) for a, b in LENGTH_GROUPS] + [int(counts[-1])]
 
 
+def by_entropy(counts: np.ndarray) -> list[int]:
+    """Counts in ENTROPY_GROUPS groups, from int64 [256] by sidecar grid value."""
+    return [int(count) for count in counts.reshape(ENTROPY_GROUPS, -1).sum(1)]
+
+
 def report(dataset: Dataset, examples: int) -> Iterator[str]:
     """Lines of text about a dataset, with this many documents at either end. Raises DatasetError."""
     manifest = dataset.manifest
@@ -134,7 +139,7 @@ def _entropies(histogram: np.ndarray) -> Iterator[str]:
     """``histogram`` int64 [256] by sidecar grid value."""
     mean = float(histogram @ dequantise(np.arange(256, dtype=np.uint8)).astype(np.float64)) / int(histogram.sum())
     yield f"Entropy of the next token in nats (of {histogram.sum():,} positions): mean {mean:.3f}"
-    yield from bars(list(zip(ENTROPY_LABELS, histogram.reshape(ENTROPY_GROUPS, -1).sum(1).tolist())))
+    yield from bars(list(zip(ENTROPY_LABELS, by_entropy(histogram))))
 
 
 def _predictability(histogram: np.ndarray, patching: PatchingSettings) -> Iterator[str]:

@@ -100,16 +100,12 @@ def body_of(values: Mapping[str, Any], reading: ReadSettings) -> tuple[bytes, Sp
         return chat_of(values, reading.chat)
     if reading.text_column not in values:
         raise BadRecord(f"no column {reading.text_column!r}")
-    return _encoded(reading.text_column, values[reading.text_column]), None
+    return encoded(f"column {reading.text_column!r}", values[reading.text_column]), None
 
 
 def body_columns(reading: ReadSettings) -> tuple[str, ...]:
     """Columns that the body may be in."""
     return (reading.text_column,) if reading.chat is None else COLUMNS
-
-
-def _encoded(column: str, value: Any) -> bytes:
-    return encoded(f"column {column!r}", value)
 
 
 class _Passing:

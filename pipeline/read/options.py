@@ -40,10 +40,7 @@ OPTIONS: dict[str, tuple[str | None, str]] = {
         "keep: beside files named train, those named validation go to validation/, those named test are left out; "
         "ignore: they are files like others",
     ),
-    "max_window": (
-        "BYTES",
-        "memory for the window of a compressed file; zstd --long=31 needs the default of 2 GiB",
-    ),
+    "max_window": ("BYTES", "memory for the window of a compressed file; zstd --long=31 needs the default of 2 GiB"),
     "max_ratio": ("N", "refuse files that decompress to more than N times their bytes"),
     "split_bytes": (
         "N",

@@ -4,6 +4,7 @@ import bz2
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -179,17 +180,12 @@ def _window(header: bytes) -> int | None:
         return None
 
 
-def _unbzip2(file: IO[bytes], max_window: int) -> Iterator[tuple[bytes, int]]:
-    return _standard(file, bz2.BZ2Decompressor, ".bz2", max_window)
-
-
-def _unxz(file: IO[bytes], max_window: int) -> Iterator[tuple[bytes, int]]:
-    limit = max_window + _XZ_OVERHEAD
-    return _standard(file, lambda: lzma.LZMADecompressor(memlimit=limit), ".xz", max_window)
-
-
-def _standard(file: IO[bytes], make: Callable[[], Any], suffix: str, max_window: int) -> Iterator[tuple[bytes, int]]:
+def _standard(suffix: str, file: IO[bytes], max_window: int) -> Iterator[tuple[bytes, int]]:
     """Streams of the two formats that share one interface in the standard library, one after the other."""
+
+    def make() -> Any:
+        return bz2.BZ2Decompressor() if suffix == ".bz2" else lzma.LZMADecompressor(memlimit=max_window + _XZ_OVERHEAD)
+
     stream = make()
     started = False
     data = b""
@@ -220,5 +216,10 @@ def _standard(file: IO[bytes], make: Callable[[], Any], suffix: str, max_window:
         raise DamagedStream(f"the {suffix} ends in the middle of its data")
 
 
-_DECOMPRESSORS = {"gzip": _gunzip, "zstd": _unzstd, "bzip2": _unbzip2, "xz": _unxz}
+_DECOMPRESSORS: dict[str, Callable[[IO[bytes], int], Iterator[tuple[bytes, int]]]] = {
+    "gzip": _gunzip,
+    "zstd": _unzstd,
+    "bzip2": partial(_standard, ".bz2"),
+    "xz": partial(_standard, ".xz"),
+}
 """Each yields chunks of output with the bytes of input used so far."""

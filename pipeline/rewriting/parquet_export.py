@@ -1,6 +1,6 @@
 """What can be converted: datasets, and folders of Parquet files that were exported from one."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -53,11 +53,11 @@ def exports_at(path: Path) -> list[Source]:
     return found
 
 
-def figures(batches: Iterable[Sequence[Row]]) -> dict[str, Any]:
+def figures(rows: Iterable[Row]) -> dict[str, Any]:
     """What the rows of a shard add up to, as manifest entries say it. Raises ValueError for a row out of place."""
     content = ShardContent()
     previous: Row | None = None
-    for row, last in with_last(row for batch in batches for row in batch):
+    for row, last in with_last(rows):
         check_order(previous, row)
         check_row(row, last)
         content.add(row, last, None if row.entropies is None else quantise(row.entropies))

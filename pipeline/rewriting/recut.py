@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.calibration.patching_file import load_patching
+from pipeline.calibration.report import CLOSE
 from pipeline.calibration.threshold_search import Thetas, UnreachableTarget, nearest, thetas_of
 from pipeline.executors.process_pool import each
 from pipeline.options import PatchingOptions
@@ -40,8 +41,6 @@ from shared.shards.writer import ShardWriter
 
 KEPT = ("content_hash", "entropy_histogram")
 """Figures of a shard that do not depend on its boundaries."""
-CLOSE = 0.02
-"""Relative distance from the target above which a word is said about it."""
 
 
 class Change(PatchingOptions):

@@ -1,7 +1,7 @@
 """A preprocessing run from the first look at the input to the manifests: plan, resume, work, commit."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from pipeline.executors import Executor, make_executor
 from pipeline.inputs.finding import require_local
 from pipeline.inputs.listing import list_inputs
 from pipeline.plan import Plan
-from pipeline.run.progress import Following, Progress, following
+from pipeline.run.progress import Progress, following
 from pipeline.run.report import Report, write_report
 from pipeline.run.run_folder import (
     copy_entropy_model,
@@ -114,13 +114,9 @@ def _finish(job: Job, run: RunFile, settings: ExecutorSettings) -> Report:
                 failures = _select(job, run, executor)
             if not failures:
                 step = Task("write", run.digest, run.numerics)
-                with _following(job, run, "Preprocessing", left, executor) as followed:
-                    for outcome in _work(job, executor, run, left, step, followed):
-                        if outcome.marker is not None:
-                            markers[outcome.split] = outcome.marker
-                        else:
-                            failures.append(outcome)
-                progress = followed.progress
+                outcomes, progress = _work(job, executor, run, "Preprocessing", left, step)
+                failures = [outcome for outcome in outcomes if outcome.marker is None]
+                markers |= {outcome.split: outcome.marker for outcome in outcomes if outcome.marker is not None}
     done = [markers[number] for number in sorted(markers)]
     report = Report(run, done, sorted(failures, key=lambda f: f.split), before, progress)
     try:
@@ -138,28 +134,26 @@ def _select(job: Job, run: RunFile, executor: Executor) -> list[Outcome]:
     """Survey what is not surveyed yet, and decide the status of every text; returns what failed."""
     splits = [split.number for split in run.plan.splits]
     left = [number for number in splits if not surveyed(job.out, number)]
-    with _following(job, run, "Surveying", left, executor) as followed:
-        failures = [o for o in _work(job, executor, run, left, Task("survey"), followed) if o.error]
+    outcomes, _ = _work(job, executor, run, "Surveying", left, Task("survey"))
+    failures = [outcome for outcome in outcomes if outcome.error]
     if not failures:
         select(job.out, splits, job.reading)
     return failures
 
 
-def _following(
-    job: Job, run: RunFile, title: str, left: Sequence[int], executor: Executor
-) -> AbstractContextManager[Following]:
-    sizes = {number: run.plan.splits[number].bytes for number in left}
-    return following(job.out, title, sizes, len(run.plan.splits), executor.device)
-
-
 def _work(
-    job: Job, executor: Executor, run: RunFile, left: Sequence[int], task: Task, followed: Following
-) -> Iterator[Outcome]:
-    for outcome in executor.run(left, task, followed.bytes):
-        followed.ended(outcome, run.plan.splits[outcome.split].bytes)
-        if outcome.error:
-            _record_failure(job.out, outcome)
-        yield outcome
+    job: Job, executor: Executor, run: RunFile, title: str, left: Sequence[int], task: Task
+) -> tuple[list[Outcome], Progress]:
+    """Do one step with the splits that are left; returns what came of each, and what the step took."""
+    sizes = {number: run.plan.splits[number].bytes for number in left}
+    outcomes = []
+    with following(job.out, title, sizes, len(run.plan.splits), executor.device) as followed:
+        for outcome in executor.run(left, task, followed.bytes):
+            followed.ended(outcome, sizes[outcome.split])
+            if outcome.error:
+                _record_failure(job.out, outcome)
+            outcomes.append(outcome)
+    return outcomes, followed.progress
 
 
 def write_manifests(job: Job, run: RunFile, markers: Sequence[Marker]) -> None:

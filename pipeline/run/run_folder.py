@@ -3,7 +3,6 @@
 DIR/run.json  .lock  splits/00012.json  train/  validation/  dead-letters/00012.jsonl  empty-records/  failures/
 """
 
-import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -24,7 +23,7 @@ from pipeline.splits.marker import (
 from pipeline.splits.run_file import FAILURES, RUN_FILE, RunFile, read_run
 from pipeline.splits.selection import SELECTION
 from shared.errors import IdentityError, ModelFileError
-from shared.io.files import LOCK_FILE, write_atomic
+from shared.io.files import LOCK_FILE, whole_folder, write_atomic
 from shared.io.identity import differences, in_short
 from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE, model_sha256
 from shared.settings import refused_as
@@ -70,7 +69,7 @@ def remove_half_written(out: Path) -> None:
 def remove_leftovers(out: Path) -> None:
     """Remove what a run that was killed left behind, and what an earlier start said about failures."""
     remove_half_written(out)
-    for path in out.glob(f"*/{ENTROPY_MODEL_FOLDER}.*.copy"):
+    for path in out.glob(f"*/.{ENTROPY_MODEL_FOLDER}-*"):
         shutil.rmtree(path)
     shutil.rmtree(out / FAILURES, ignore_errors=True)
 
@@ -103,12 +102,9 @@ def finished_run(out: Path, run: RunFile) -> list[Marker] | None:
 
 
 def _in_place(folder: Path, marker: Marker, name: Any) -> bool:
-    for entry in marker.shards[name]:
-        if not all((folder / file).is_file() for file, *_ in files_of(entry)):
-            return False
-        if (folder / entry.name).stat().st_size != entry.bytes_on_disk:
-            return False
-    return True
+    entries = marker.shards[name]
+    there = all((folder / file).is_file() for entry in entries for file, *_ in files_of(entry))
+    return there and all((folder / entry.name).stat().st_size == entry.bytes_on_disk for entry in entries)
 
 
 def copy_entropy_model(entropy_model: Path, sha256: str, out: Path) -> None:
@@ -118,10 +114,6 @@ def copy_entropy_model(entropy_model: Path, sha256: str, out: Path) -> None:
         with suppress(ModelFileError):
             if model_sha256(target) == sha256:
                 continue
-        shutil.rmtree(target, ignore_errors=True)
-        temporary = target.with_name(f"{ENTROPY_MODEL_FOLDER}.{os.getpid()}.copy")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        for file in (CONFIG_FILE, WEIGHTS_FILE):
-            write_atomic(temporary / file, (entropy_model / file).read_bytes())
-        os.replace(temporary, target)
+        with whole_folder(target, lambda _: True) as made:
+            for file in (CONFIG_FILE, WEIGHTS_FILE):
+                write_atomic(made / file, (entropy_model / file).read_bytes())

@@ -160,7 +160,7 @@ def _inputs(documents: Documents) -> "Iterator[Inputs]":
     """Documents of plain text, as the scorer reads them."""
     from shared.models.scoring import Inputs
 
-    for record in documents_at(documents.dataset, documents.starts):
+    for record in documents_at(documents.dataset, documents.starts, documents.stops):
         body = map(byte_tokens, chunks_of(record.text))
         yield Inputs(record.tokens + 1, chain([np.array([BOS], np.int16)], body))
 

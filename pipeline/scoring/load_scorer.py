@@ -32,11 +32,9 @@ def load_scorer(entropy_model: Path | PackedModel | None, scoring: ScoringSettin
     LOG.debug("scoring on %s (%s), attention %s, %d threads", device, hardware, kernel, scoring.threads)
     numerics = NumericsClass(
         device=f"{device} {hardware}",
-        dtype=scoring.dtype,
         torch=torch.__version__,
         attention=kernel,
-        stream_length=scoring.stream_length,
-        threads=scoring.threads,
+        **scoring.model_dump(include={"dtype", "stream_length", "threads"}),
         probe=probe(scorer),
     )
     return scorer, numerics

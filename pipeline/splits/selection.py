@@ -112,9 +112,8 @@ def select(out: Path, splits: Sequence[int], reading: ReadSettings) -> None:
                 RecordStatus.NOT_SAMPLED
             )
     for split in splits:
-        sync(
-            _statuses_path(out, split)
-        )  # what was changed in place; another machine reads it, or this one after a crash
+        # What was changed in place: another machine reads it, or this one after a crash.
+        sync(_statuses_path(out, split))
     write_atomic(out / SELECTION / _DONE, "")
 
 

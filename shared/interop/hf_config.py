@@ -15,6 +15,8 @@ from shared.vocabulary import BOE, BOS, EOS, RESERVED
 RECORD_KEY = "patchwork"
 """Where an exported config.json says what it was made from; transformers carries keys along that it does not know."""
 
+_IDS = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": RESERVED}
+
 
 def check_representable(settings: BltSettings, patcher: EntropyModelSettings | None = None) -> None:
     """Raise InteropError with the reason when `BltForCausalLM` cannot compute what these settings say."""
@@ -112,17 +114,14 @@ def hf_config(
         "rope_parameters": _rope(settings.global_),
         "tie_word_embeddings": False,
         "use_cache": False,  # its cache gives wrong logits
-        "bos_token_id": BOS,
-        "eos_token_id": EOS,
-        "pad_token_id": RESERVED,
+        **_IDS,
     }
     return config if record is None else config | {RECORD_KEY: record.model_dump(mode="json", by_alias=True)}
 
 
 def generation_config() -> dict[str, Any]:
     """The content of generation_config.json: ids that are not text are never chosen, as in our own generation."""
-    ids = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": RESERVED}
-    return ids | {"use_cache": False, "suppress_tokens": [BOE, BOS, RESERVED]}
+    return _IDS | {"use_cache": False, "suppress_tokens": [BOE, BOS, RESERVED]}
 
 
 def _stack(model_type: str, stack: StackSettings) -> dict[str, Any]:

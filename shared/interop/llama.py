@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from shared.interop.described import Foreign, read_json
-from shared.interop.names import InteropError
-from shared.interop.transfer import check
+from shared.interop.names import HF, InteropError, block_parts
+from shared.interop.transfer import check, shapes
 from shared.model_folder.tensors import TensorFolder
 from shared.model_settings import StackSettings
 from shared.settings import refused_as
@@ -125,9 +125,11 @@ class LlamaBlocks:
         """Raises ModelFileError, naming the first tensor that is missing, left over or of another shape."""
         self._tensors = TensorFolder(folder)
         self._stack = stack
-        self._places = {ours: theirs for layer in range(stack.layers) for ours, theirs in _names(layer, stack).items()}
-        wanted = {theirs: shape for parts in self._places.values() for theirs, shape in parts}
-        check(self._tensors, wanted, LEFT_OUT, f"{self._tensors.path}: ")
+        found = block_parts(stack, "model.", HF)  # named as the blocks of `BltForCausalLM` are
+        self._places: dict[str, list[str]] = {}
+        for part in found:
+            self._places.setdefault(part.ours, []).append(part.theirs)
+        check(self._tensors, shapes(found), LEFT_OUT, f"{self._tensors.path}: ")
 
     def names(self) -> list[str]:
         """Our names, beginning with "blocks."."""
@@ -139,37 +141,11 @@ class LlamaBlocks:
 
     def read(self, name: str) -> Iterator[Tensor]:
         """Consecutive rows of our tensor: one of theirs after another, in their dtype."""
-        for theirs, _ in self._places[name]:
+        for theirs in self._places[name]:
             tensor = self._tensors.read(theirs)
             if theirs.endswith((".q_proj.weight", ".k_proj.weight")):
                 tensor = pairs_from_halves(tensor, self._stack.head_width)
             yield tensor
-
-
-Parts = tuple[tuple[str, tuple[int, ...]], ...]
-"""Their tensors that are consecutive rows of one of ours, with their shapes."""
-
-
-def _names(layer: int, stack: StackSettings) -> dict[str, Parts]:
-    """Our names of one block's tensors."""
-    ours, theirs = f"blocks.{layer}", f"model.layers.{layer}"
-    width, hidden, keys = stack.width, stack.hidden, stack.key_value_heads * stack.head_width
-    attention, mlp = f"{theirs}.self_attn", f"{theirs}.mlp"
-    return {
-        f"{ours}.attention_norm.weight": ((f"{theirs}.input_layernorm.weight", (width,)),),
-        f"{ours}.qkv.weight": (
-            (f"{attention}.q_proj.weight", (width, width)),
-            (f"{attention}.k_proj.weight", (keys, width)),
-            (f"{attention}.v_proj.weight", (keys, width)),
-        ),
-        f"{ours}.attention_output.weight": ((f"{attention}.o_proj.weight", (width, width)),),
-        f"{ours}.feed_forward_norm.weight": ((f"{theirs}.post_attention_layernorm.weight", (width,)),),
-        f"{ours}.gate_up.weight": (
-            (f"{mlp}.gate_proj.weight", (hidden, width)),
-            (f"{mlp}.up_proj.weight", (hidden, width)),
-        ),
-        f"{ours}.down.weight": ((f"{mlp}.down_proj.weight", (width, hidden)),),
-    }
 
 
 def pairs_from_halves(rows: Tensor, head_width: int) -> Tensor:

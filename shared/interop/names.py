@@ -4,12 +4,14 @@ What they keep apart is a range of rows in one of ours: query, key and value; ga
 n-gram tables too. Nothing is permuted: rotary positions turn neighbouring pairs in all three.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from shared.errors import ModelFileError
+from shared.layers.blocks import blocks
 from shared.model_folder.files import build_model
 from shared.model_settings import BltSettings, EntropyModelSettings, StackSettings
 
@@ -92,15 +94,31 @@ REFERENCE = Spelling(
 )
 
 
+Name = tuple[str, tuple[str, ...], tuple[int, ...] | None]
+"""Ours, theirs, and how many rows each of theirs has (None: equally many)."""
+
+
 def parts(settings: BltSettings | EntropyModelSettings, spelling: Spelling) -> list[Part]:
     """All of a model's tensors in their spelling; those of one of ours stand together, in the order of its rows.
 
     Raises InteropError where the spelling has no name for one.
     """
     with torch.device("meta"):
-        shapes = {name: tuple(tensor.shape) for name, tensor in build_model(settings).state_dict().items()}
+        state = build_model(settings).state_dict()
+    return _parts(state, _names(settings, spelling))
+
+
+def block_parts(stack: StackSettings, root: str, spelling: Spelling) -> list[Part]:
+    """The tensors of the blocks of a stack alone, which lie below ``root`` there."""
+    with torch.device("meta"):
+        state = {f"blocks.{name}": tensor for name, tensor in blocks(stack).state_dict().items()}
+    return _parts(state, _blocks("", root, stack, spelling))
+
+
+def _parts(state: Mapping[str, Tensor], names: Iterable[Name]) -> list[Part]:
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     found = []
-    for ours, theirs, rows in _names(settings, spelling):
+    for ours, theirs, rows in names:
         height, *rest = shapes.pop(f"{ours}.weight")
         start = 0
         for name, count in zip(theirs, rows or [height // len(theirs)] * len(theirs)):
@@ -110,10 +128,6 @@ def parts(settings: BltSettings | EntropyModelSettings, spelling: Spelling) -> l
     if shapes:
         raise InteropError(f"a model of these settings has tensors without a name there: {', '.join(sorted(shapes))}")
     return found
-
-
-Name = tuple[str, tuple[str, ...], tuple[int, ...] | None]
-"""Ours, theirs, and how many rows each of theirs has (None: equally many)."""
 
 
 def _names(settings: BltSettings | EntropyModelSettings, spelling: Spelling) -> Iterator[Name]:

@@ -22,7 +22,6 @@ MOST_BYTES = 4 << 20
 PIECE_BYTES = 1 << 20
 # An exponent of three digits or a number of two hundred: what may be beyond the largest float.
 _LARGE = re.compile(rb"[eE]\+?[0-9]{3}|[0-9]{200}")
-_LARGE_TEXT = re.compile(_LARGE.pattern.decode())
 
 
 @contextmanager
@@ -70,15 +69,9 @@ def parse_json(content: bytes | str, finite: bool = True) -> Any:
     ``finite``: for NaN and infinities too; without it a schema that names the key is to refuse them.
     """
     value = from_json(content, allow_inf_nan=not finite)
-    if finite and _may_overflow(content):
+    if finite and _LARGE.search(content.encode() if isinstance(content, str) else content):
         _require_finite(value)
     return value
-
-
-def _may_overflow(content: bytes | str) -> bool:
-    """Whether a number in a text may be beyond 1.8e308; of few others it is said, too."""
-    found = _LARGE_TEXT.search(content) if isinstance(content, str) else _LARGE.search(content)
-    return found is not None
 
 
 def _require_finite(value: Any) -> None:

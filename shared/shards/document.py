@@ -49,12 +49,9 @@ class Row:
 
     def target_mask(self, last: bool) -> np.ndarray:
         """bool: which of ``tokens`` are targets. BOS, which nothing predicts, is none."""
-        is_target = np.ones(self.size + (self.part == 0) + last, bool)
-        is_target[: int(self.part == 0)] = False
-        if self.spans is not None:
-            is_target[int(self.part == 0) : len(is_target) - last] = self.spans.target_mask()
-            is_target[len(is_target) - last :] = self.spans.last_loss
-        return is_target
+        body = np.ones(self.size, bool) if self.spans is None else self.spans.target_mask()
+        end = self.spans is None or self.spans.last_loss
+        return np.concatenate([np.array([False][self.part :], bool), body, np.array([end] * last, bool)])
 
     def targets(self, last: bool) -> int:
         """Tokens of the row that are targets: EOS among them if it is the ``last`` and follows a target."""

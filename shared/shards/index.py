@@ -115,15 +115,14 @@ class IndexWriter:
     def add_batch(self, rows: Sequence[tuple[Row, bool]], offsets: Sequence[int]) -> None:
         """Add the rows of one batch, each with whether its document ends there, and their offsets in the file."""
         for number, ((row, last), offset) in enumerate(zip(rows, offsets, strict=True)):
-            lengths = row.patch_lengths
-            patched = lengths is not None and len(lengths) > 0
+            lengths = np.zeros(0, np.uint16) if row.patch_lengths is None else row.patch_lengths
             values = {
                 "bytes": len(row.text),
                 "tokens": row.size,
                 "targets": row.targets(last),
                 "learnt_bytes": row.learnt_bytes,
-                "patches": len(lengths) if lengths is not None else 0,
-                "last_patch": int(lengths[-1]) if lengths is not None and patched else 0,
+                "patches": len(lengths),
+                "last_patch": int(lengths[-1]) if len(lengths) else 0,
                 "part": row.part,
                 "last": last,
                 "subset": self._codes.setdefault(row.subset, len(self._codes)),

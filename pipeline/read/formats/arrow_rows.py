@@ -74,7 +74,7 @@ def records_of(
         for i, data in enumerate([None] * (end - begin) if texts is None else _texts(texts)):
             place = Place(path, row=first_row + begin + i)
             found = {name: column[i] for name, column in values.items()}
-            yield _chat(place, found, reading) if texts is None else _text(place, found, data, reading)
+            yield _record(place, found, data, reading)
 
 
 def _shared_ends(columns: list[pa.Array]) -> np.ndarray | None:
@@ -99,29 +99,24 @@ def _blocks(rows: int, ends: np.ndarray | None) -> Iterator[tuple[int, int]]:
         begin = end
 
 
-def _text(place: Place, values: dict[str, Any], data: bytes | None, reading: ReadSettings) -> Record | DeadLetter:
-    """What a row with this text comes to."""
-    if data is None:
-        return dead_letter(place, f"column {reading.text_column!r} is null, not a string", b"")
-    if len(data) > LONGEST_RECORD:
-        return dead_letter(place, f"{len(data)} bytes; a record has at most {LONGEST_RECORD}", data)
+def _record(place: Place, values: dict[str, Any], data: bytes | None, reading: ReadSettings) -> Record | DeadLetter:
+    """What a row with this text comes to; of a chat the columns are values of any type."""
     try:
-        return record_of(place, values, (data, None), reading, f"{place.path}:{place.row}", len(data))
-    except BadRecord as bad:
-        return dead_letter(place, str(bad), data)
-
-
-def _chat(place: Place, values: dict[str, Any], reading: ReadSettings) -> Record | DeadLetter:
-    """The same of a row that is a chat: its columns are values of any type."""
-    try:
-        # A table has all columns in every row: one that is null is not there.
-        body = body_of({name: value for name, value in values.items() if value is not None}, reading)
+        if reading.chat is not None:
+            # A table has all columns in every row: one that is null is not there.
+            body = body_of({name: value for name, value in values.items() if value is not None}, reading)
+        elif data is None:
+            raise BadRecord(f"column {reading.text_column!r} is null, not a string")
+        else:
+            body = data, None
         if len(body[0]) > LONGEST_RECORD:
             raise BadRecord(f"{len(body[0])} bytes; a record has at most {LONGEST_RECORD}")
         return record_of(place, values, body, reading, f"{place.path}:{place.row}", len(body[0]))
     except BadRecord as bad:
-        shown = {name: values[name] for name in body_columns(reading) if name in values}
-        return dead_letter(place, str(bad), repr(shown).encode("utf-8", "backslashreplace"))
+        if reading.chat is not None:
+            shown = {name: values[name] for name in body_columns(reading) if name in values}
+            data = repr(shown).encode("utf-8", "backslashreplace")
+        return dead_letter(place, str(bad), data or b"")
 
 
 def _sound(array: pa.Array) -> pa.Array:

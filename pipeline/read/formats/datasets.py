@@ -44,11 +44,9 @@ def shard_records(dataset: Dataset, shard: int, begin: int, end: int, meta: bool
     yield from _Shard(dataset, shard, index).records(starts, stops, meta)
 
 
-def documents_at(dataset: Dataset, starts: np.ndarray) -> Iterator[Record]:
-    """The documents that begin at these rows (int64, sorted) of the whole dataset."""
+def documents_at(dataset: Dataset, starts: np.ndarray, stops: np.ndarray) -> Iterator[Record]:
+    """The documents in rows [start, stop) each of the whole dataset; int64, sorted."""
     index = dataset.index
-    ends = np.flatnonzero(index.last) + 1
-    stops = ends[np.searchsorted(ends, starts, side="right")]
     shards = index.shard[starts]
     for number in np.unique(shards).tolist():
         chosen = shards == number

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from pipeline.read.columns import body_of, record_of
@@ -48,9 +49,7 @@ def _without_mark(line: Line) -> bytes:
 
 def _of_line(place: Place, reason: str, line: Line) -> DeadLetter:
     letter = dead_letter(place, reason, line.data)
-    if line.sha256 is None:
-        return letter
-    return DeadLetter(place, reason, line.size, line.sha256, letter.excerpt)
+    return replace(letter, size=line.size, sha256=line.sha256 or letter.sha256)
 
 
 def parse(place: Place, data: bytes, reading: ReadSettings, what: str = "the line") -> Record:
