@@ -44,10 +44,8 @@ class Measured:
 
     def costs(self) -> list[Column]:
         """Useful MFLOPs a byte of text: the model's, and the entropy model's if it has one."""
-        found = [self._per_byte("MFLOP/byte", self.flops)]
-        return (
-            [*found, self._per_byte("to find patches", self.entropy_model_flops)] if self.entropy_model_flops else found
-        )
+        parts = {"MFLOP/byte": self.flops, "to find patches": self.entropy_model_flops}
+        return [self._per_byte(heading, flops) for heading, flops in parts.items() if flops]
 
     def beside(self) -> list[Column]:
         """What is shown of this model beside another one."""

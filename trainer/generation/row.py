@@ -75,11 +75,8 @@ class _Progress:
 
     def push(self, token: int) -> int:
         """Take a token; returns how many of the bytes not shown so far may be shown now."""
-        if token == EOS:
-            self.ended = "end of document"
-            return len(self.stops.held)
-        if token == self.end:
-            self.ended = "end of turn"
+        if token in (EOS, self.end):
+            self.ended = "end of document" if token == EOS else "end of turn"
             return len(self.stops.held)
         self.written, self.left = self.written + 1, self.left - 1
         if self.utf8 is not None:
