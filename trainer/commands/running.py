@@ -58,6 +58,7 @@ def whole(least: int, most: int = sys.maxsize) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"{value} is too {bound}")
         return value
 
+    whole_number.__name__ = "whole number"  # as argparse calls it in errors
     return whole_number
 
 
