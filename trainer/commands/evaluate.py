@@ -77,11 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_as(patching)
     add_subset(patching)
-    beside = parser.add_argument_group("what stands beside the model's figures")
+    beside = parser.add_argument_group("what is shown beside the model's scores")
     beside.add_argument(
         "--baselines",
         action="store_true",
-        help="the entropy model's own figure, an order-2 byte model counted on the training split, and xz -9",
+        help="the entropy model's own score, an order-2 byte model counted on the training split, and xz -9",
     )
     beside.add_argument("--train", type=Path, help="training split for the order-2 model, if it is not beside DATASET")
     beside.add_argument(
@@ -107,7 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     running = parser.add_argument_group("how it is computed, and what is written")
     add_scoring(running)
     running.add_argument("--documents", type=Path, metavar="FILE.jsonl", help="write what each document scores")
-    running.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file too")
+    running.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file too")
     add_overwrite(running)
 
 
@@ -339,7 +339,7 @@ def train_folder(arguments: argparse.Namespace, dataset: Path) -> Path:
 
 
 def report(found: "Measured", baselines: "list[Column]", others: "list[Measured]") -> dict[str, Any]:
-    """The figures of one dataset as JSON: all, then by subset."""
+    """The scores of one dataset as JSON: all, then by subset."""
     figures = found.figures()
     for name, scores in [(None, figures["total"]), *figures["subsets"].items()]:
         values = {one.heading: one.total if name is None else one.by_subset.get(name) for one in baselines}

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--together", type=whole(1), default=16, metavar="N", help="prompts at once")
     add_subset(parser)
     add_scoring(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the harness's figures to this file too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the harness's results to this file too")
     add_overwrite(parser)
 
 

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_scoring(parser)
     add_as(parser)
-    parser.add_argument("--out", type=Path, metavar="FILE", help=f"the figures (default {SWEEP_NAME} in the run)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help=f"file to write (default {SWEEP_NAME} in the run)")
     add_overwrite(parser)
 
 

@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     writing.add_argument("--together", type=whole(1), default=16, metavar="N", help="prompts at once")
     add_subset(parser)
     add_scoring(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file too")
     parser.add_argument("--examples", type=Path, metavar="FILE.jsonl", help="write what came of each question")
     add_overwrite(parser)
 
