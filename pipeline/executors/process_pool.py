@@ -53,7 +53,7 @@ def _begin(function: Callable[[int], Any]) -> None:
 
 @contextmanager
 def starting_processes() -> Iterator[None]:
-    """Where processes are started: SIGINT and SIGTERM wait until the new ones have all that they are to get.
+    """Where processes are started: SIGINT, SIGTERM and SIGHUP wait until the new ones have all that they are to get.
 
     A process whose parent is interrupted before that prints a traceback, and so does one that Ctrl-C meets while it
     imports; here it starts with SIGINT blocked, until ``follow_parent``.
@@ -61,7 +61,7 @@ def starting_processes() -> Iterator[None]:
     resource_tracker.ensure_running()  # its own start would unblock SIGINT
     handlers, came = {}, list[int]()
     if current_thread() is main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if callable(handler := signal.getsignal(number)):
                 # The mask is not enough: a signal may be delivered to any other thread.
                 signal.signal(number, lambda number, _: came.append(number))

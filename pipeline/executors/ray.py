@@ -27,6 +27,7 @@ from pipeline.executors.private import (
     remove_folder,
     write_token,
 )
+from pipeline.executors.process_pool import starting_processes
 from pipeline.executors.retry import Queue
 from pipeline.plan import Plan
 from pipeline.settings import ExecutorSettings, Job, PipelineError
@@ -374,7 +375,8 @@ def _make_cluster(cpus: int, object_store_bytes: int) -> ExitStack:
         _read_environment()
         made.callback(ray.shutdown)
         try:
-            with _loopback(), _our_handlers():
+            # An interrupt would be swallowed in some places of this, and crash the interpreter at its end after others.
+            with _loopback(), starting_processes(), _our_handlers():
                 ray.init(
                     address="local",
                     # Ray believes this number: with --workers above the CPUs of the machine, actors share them.

@@ -37,7 +37,7 @@ def check_run_folder(out: Path) -> None:
         try:
             load_identity(out / IDENTITY_NAME, RunIdentity)
         except IdentityError as error:
-            raise ConfigError(f"run.out {out} is not the folder of a run ({error}); choose another") from None
+            raise ConfigError(f"run.out {out} holds no run of this version ({error}); choose another") from None
         for name in WRITTEN_IN_PLACE:
             if name in names and not stat.S_ISREG((out / name).lstat().st_mode):
                 raise ConfigError(f"run.out {out} is not the folder of a run: {name} is not a regular file; remove it")

@@ -72,7 +72,7 @@ def test_ctrl_c_does_not_reach_a_process_before_it_leaves_it_to_its_parent():
     assert process.exitcode == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_order_to_stop_waits_until_the_processes_have_their_arguments(number):
     came = []
     before = signal.signal(number, lambda number, _: came.append(number))
