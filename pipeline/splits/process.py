@@ -5,7 +5,7 @@ The product follows from the split, the job and the numerics class alone: not fr
 
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import replace
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
@@ -160,7 +160,7 @@ class _Sorting:
         return PipelineError(f"{problem}; the input has changed; restore it")
 
 
-class _Shards:
+class _Shards(AbstractContextManager["_Shards"]):
     """The shards of a split while they are written: at most one open for train and one for validation.
 
     A shard is closed by the document with which it reaches ``limit`` bytes, or ROWS_OF_A_SHARD. A context: leaving it
@@ -188,9 +188,6 @@ class _Shards:
         self._rows[name] += 1
         if last and (self._sizes[name] >= self._limit or self._rows[name] >= ROWS_OF_A_SHARD):
             self._close(name)
-
-    def __enter__(self) -> "_Shards":
-        return self
 
     def __exit__(self, *raised: Any) -> None:
         writers = ExitStack()

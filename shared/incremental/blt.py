@@ -26,9 +26,6 @@ from shared.models.blt import Blt
 # Shapes: R rows, n new tokens, M tokens of tail, F hash functions, N n-gram sizes.
 
 
-_WRAP = 1 << 64
-
-
 class NgramTail:
     """The rows of the fused n-gram table that new tokens read, equal to `shared.layers.ngrams.ngram_rows`."""
 
@@ -39,11 +36,11 @@ class NgramTail:
         span = self.length + 1
         powers = [
             # The oldest token of each n-gram has power 0; products and sums wrap as int64 does.
-            [_wrapped(pow(prime, place - (span - size), _WRAP)) if place >= span - size else 0 for place in range(span)]
+            [pow(prime, place - (span - size), 1 << 64) if place >= span - size else 0 for place in range(span)]
             for prime in PRIMES[: settings.functions]
             for size in settings.sizes
         ]
-        self._powers = torch.tensor(powers, dtype=torch.int64, device=device)
+        self._powers = torch.from_numpy(np.array(powers, np.uint64).astype(np.int64)).to(device)
         self._tables = torch.arange(len(powers), device=device) * settings.rows
 
     def rows(self, tail: Tensor, ids: Tensor) -> Tensor:
@@ -51,11 +48,6 @@ class NgramTail:
         windows = torch.cat([tail, ids], 1).unfold(1, self.length + 1, 1).flatten(0, 1)
         hashed = (windows[:, None] * self._powers).sum(-1)
         return torch.remainder(hashed, self._rows) + self._tables
-
-
-def _wrapped(value: int) -> int:
-    """The int64 with the same low 64 bits."""
-    return value - _WRAP if value >= _WRAP >> 1 else value
 
 
 @dataclass(frozen=True)

@@ -71,11 +71,8 @@ def _untied(model: Sequence[Part], source: TensorSource) -> list[Part]:
 
 def _open_reference(folder: Path, entropy_model: Path | None, theta: float | None) -> ForeignFolder:
     with refused_as(InteropError):
-        found = open_reference(folder, entropy_model, theta)
-    described = found.described
+        described, (blt, patcher), files = open_reference(folder, entropy_model, theta)
     model, entropy_parts = parts(described.model, REFERENCE), parts(described.entropy_model, REFERENCE)
-    check(found.blt, shapes(model))
-    check(found.entropy_model, shapes(entropy_parts))
-    return ForeignFolder(
-        "reference", described, join(found.blt, model), join(found.entropy_model, entropy_parts), found.files
-    )
+    check(blt, shapes(model))
+    check(patcher, shapes(entropy_parts))
+    return ForeignFolder("reference", described, join(blt, model), join(patcher, entropy_parts), files)

@@ -7,7 +7,6 @@ Shapes are taken from the tensors; what these do not show must be among the hype
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -115,16 +114,6 @@ class _Patching(Foreign):
     max_patch_length: int | None = None
 
 
-@dataclass(frozen=True)
-class ReferenceFolder:
-    """Both models of such a folder, described and opened."""
-
-    described: Described
-    blt: TensorSource
-    entropy_model: TensorSource
-    files: tuple[Path, ...]
-
-
 def is_reference(folder: Path) -> bool:
     """Whether a folder is in this layout."""
     if (folder / PARAMS_FILE).is_file():
@@ -133,21 +122,26 @@ def is_reference(folder: Path) -> bool:
     return path.is_file() and "args" in read_json(path)
 
 
-def open_reference(folder: Path, entropy_model: Path | None = None, theta: float | None = None) -> ReferenceFolder:
-    """Both models; ``theta`` (nats) instead of the recorded threshold. Raises InteropError, ModelFileError."""
+def open_reference(
+    folder: Path, entropy_model: Path | None = None, theta: float | None = None
+) -> tuple[Described, tuple[TensorSource, TensorSource], tuple[Path, ...]]:
+    """Both models described, their tensors, and all files; ``theta`` (nats) instead of the recorded threshold.
+
+    Raises InteropError, ModelFileError.
+    """
     entropy_folder = entropy_model or folder / ENTROPY_FOLDER
     if not entropy_folder.is_dir():
         raise InteropError(f"{entropy_folder} is missing: name the entropy model's folder with --entropy-model")
     paths = [_parameters_file(folder), _parameters_file(entropy_folder)]
     values, entropy_values = (read_json(path) for path in paths)
-    sources = [_weights(folder), _weights(entropy_folder)]
+    sources = _weights(folder), _weights(entropy_folder)
     described = Described(
         _blt(_table(values, ("args", "model"), _Blt, paths[0]), sources[0]),
         _entropy_model(_table(entropy_values, ("entropy_model", "args", "model"), _EntropyModel, paths[1]), sources[1]),
         _patching([entropy_values, values], theta, paths[1]),
     )
     files = (*paths, *(path for source in sources for path in source.files()))
-    return ReferenceFolder(described, sources[0], sources[1], files)
+    return described, sources, files
 
 
 def _blt(values: _Blt, source: TensorSource) -> BltSettings:

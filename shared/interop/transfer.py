@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from shared.interop.names import InteropError, Part
+from shared.model_folder.tensor_header import check_shapes
 from shared.model_folder.tensors import Entry, TensorSource
 
 Produce = Callable[[str], Tensor | Iterable[Tensor]]
@@ -52,17 +53,11 @@ def check(
 
     ``ignored``: tensors that may be left over. ``where`` stands before messages.
     """
-    names = set(source.names())
-    for name, shape in wanted.items():
-        if name not in names:
-            raise InteropError(f"{where}tensor {name} {list(shape)} is missing")
-        if (found := source.shape(name)) != shape:
-            raise InteropError(f"{where}tensor {name} has shape {list(found)}, the settings want {list(shape)}")
+    names = {name for name in source.names() if not name.endswith(_BUFFERS)} - set(ignored)
+    check_shapes({name: source.shape(name) for name in names}, wanted, InteropError, where)
+    for name in wanted:
         if not source.dtype(name).is_floating_point:
             raise InteropError(f"{where}tensor {name} is {source.dtype(name)}: quantised weights cannot be read")
-    for name in sorted(names - wanted.keys() - set(ignored)):
-        if not name.endswith(_BUFFERS):
-            raise InteropError(f"{where}tensor {name} has no place in these settings")
 
 
 def shapes(correspondence: Iterable[Part]) -> dict[str, tuple[int, ...]]:

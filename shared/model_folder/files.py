@@ -29,7 +29,7 @@ from shared.model_folder.identity import (
     check_model,
     load_settings,
 )
-from shared.model_folder.tensor_header import FLOATS, TensorEntry, file_header, read_header
+from shared.model_folder.tensor_header import FLOATS, TensorEntry, check_shapes, file_header, read_header
 from shared.model_folder.tensors import write_tensors
 from shared.model_settings import AnyModelSettings
 from shared.models.blt import Blt
@@ -188,13 +188,5 @@ def _check(state: Mapping[str, tuple[int, ...]], settings: AnyModelSettings, whe
     """Raise ModelFileError unless a state has these names and shapes. Nothing is allocated."""
     check_layers(settings, len(state), where)
     with torch.device("meta"):
-        wanted = build_model(settings).state_dict()
-    for name, tensor in wanted.items():
-        if name not in state:
-            raise ModelFileError(f"{where}: tensor {name} {list(tensor.shape)} is missing")
-        if state[name] != tuple(tensor.shape):
-            raise ModelFileError(
-                f"{where}: tensor {name} has shape {list(state[name])}, the settings want {list(tensor.shape)}"
-            )
-    if extra := sorted(set(state) - set(wanted)):
-        raise ModelFileError(f"{where}: tensor {extra[0]} is not part of this model")
+        wanted = {name: tuple(tensor.shape) for name, tensor in build_model(settings).state_dict().items()}
+    check_shapes(state, wanted, ModelFileError, f"{where}: ")

@@ -71,6 +71,22 @@ def read_header(file: IO[bytes], where: str) -> dict[str, TensorEntry]:
     return entries
 
 
+def check_shapes(
+    found: Mapping[str, tuple[int, ...]],
+    wanted: Mapping[str, tuple[int, ...]],
+    error: type[ModelFileError],
+    where: str = "",
+) -> None:
+    """Raise an error at the first tensor that is missing, has another shape, or is left over; it begins ``where``."""
+    for name, shape in wanted.items():
+        if name not in found:
+            raise error(f"{where}tensor {name} {list(shape)} is missing")
+        if found[name] != shape:
+            raise error(f"{where}tensor {name} has shape {list(found[name])}, the settings want {list(shape)}")
+    if extra := sorted(found.keys() - wanted.keys()):
+        raise error(f"{where}tensor {extra[0]} is not part of this model")
+
+
 def _check_places(entries: Mapping[str, TensorEntry], size: int, where: str) -> None:
     """Raise ModelFileError unless tensors fill the file, each as long as its shape says, none over another."""
     end = 0

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from shared.errors import DatasetError
+from shared.io.files import naming
 from shared.io.storage import open_binary, tried_again
 
 CACHE_BYTES = 64 * 2**30
@@ -81,18 +82,16 @@ class FileCache:
         with suppress(FileNotFoundError):  # its folder went with a file that left just now
             descriptor = os.open(arriving, os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                if not _alone(descriptor, arriving):
+                if not _locked(descriptor, arriving, fcntl.LOCK_EX):
                     return False
                 if not path.exists():
                     self._make_room(size or 0)
                     os.ftruncate(descriptor, size or 0)  # others that make room count it
                     try:
-                        tried_again(lambda: _download(url, descriptor, sha256, largest), url)
+                        with naming(path):
+                            tried_again(lambda: _download(url, descriptor, sha256, largest), url)
                     except FileNotFoundError:
                         raise DatasetError(f"{url} is missing; the manifest lists it") from None
-                    except OSError as error:
-                        error.filename = str(path)  # a full disk does not say of which file
-                        raise
                     self._seen.add(sha256)
                     os.replace(arriving, path)
                 return True
@@ -158,10 +157,6 @@ def _shared(path: Path) -> Lease | None:
     return lease if _locked(descriptor, path, fcntl.LOCK_SH) else None
 
 
-def _alone(descriptor: int, path: Path) -> bool:
-    return _locked(descriptor, path, fcntl.LOCK_EX)
-
-
 def _locked(descriptor: int, path: Path, kind: int) -> bool:
     """Whether a lock could be had at once, on the file that has this name now."""
     try:
@@ -178,7 +173,7 @@ def _removed(path: Path) -> bool:
     except FileNotFoundError:
         return True
     try:
-        if not _alone(descriptor, path):
+        if not _locked(descriptor, path, fcntl.LOCK_EX):
             return False
         path.unlink(missing_ok=True)
     finally:

@@ -334,7 +334,9 @@ class Dataset:
         return {"folder": self.folder, "manifest": self.manifest}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        Dataset.__init__(self, **state)
+        # Files are opened and locks made anew in the process that unpickles. mypy frowns on calling __init__ because a
+        # subclass could have another signature: each has the one of its own state.
+        self.__init__(**state)  # type: ignore[misc]
 
 
 def files_of(entry: ShardEntry) -> Iterator[tuple[str, str, int | None, int | None]]:

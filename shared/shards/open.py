@@ -80,11 +80,6 @@ class RemoteDataset(Dataset):
     def __getstate__(self) -> dict[str, Any]:
         return {"url": self._url, "manifest": self.manifest, "cache": self._cache}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        # Files are opened and locks made anew in the process that unpickles. mypy frowns on calling __init__ because a
-        # subclass could have another signature; this class has none.
-        self.__init__(**state)  # type: ignore[misc]
-
 
 def _is_whole(folder: Path, sha256: str) -> bool:
     try:

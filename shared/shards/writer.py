@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,7 +26,7 @@ BATCH_ROWS = 2**14
 SUFFIXES: dict[ShardFormat, str] = {"arrow": ".arrow", "webdataset": ".tar"}
 
 
-class ShardWriter:
+class ShardWriter(AbstractContextManager["ShardWriter"]):
     """One shard with its index and sidecar, written as rows come; the same rows give the same bytes.
 
     A context: files are written beside their place; when the block ends they are synced and renamed, the shard last,
@@ -72,9 +72,6 @@ class ShardWriter:
             self._write_batch()
         self._batch.append((row, last))
         self._batch_bytes += size
-
-    def __enter__(self) -> "ShardWriter":
-        return self
 
     def __exit__(self, *raised: Any) -> None:
         if raised[0] is None:

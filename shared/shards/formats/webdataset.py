@@ -17,11 +17,12 @@ from typing_extensions import TypedDict
 from shared.errors import DatasetError
 from shared.io.identity import canonical_json
 from shared.settings import first_problem
-from shared.shards.columns import BatchColumns, Ragged, RaggedSpans
+from shared.shards.columns import BatchColumns, Ragged
 from shared.shards.document import LONGEST_PART, Row
 from shared.shards.formats import tar
+from shared.shards.formats.arrow import SPANS_TYPE, ragged_spans
 from shared.shards.manifest import SubsetName
-from shared.shards.spans import LARGEST_ID, NO_SPECIAL, Spans
+from shared.shards.spans import LARGEST_ID
 from shared.vocabulary import VOCABULARY_SIZE
 
 FIELDS = ("json", "bytes", "patch_lengths")
@@ -77,8 +78,7 @@ class TarWriter:
         return offsets
 
     def _put(self, name: str, content: bytes) -> None:
-        data = tar.member(name, content)
-        self._size += self._sink.write(data)
+        self._size += self._sink.write(tar.member(name, content))
 
     def close(self) -> None:
         self._sink.write(tar.end_of_archive(self._size))
@@ -125,8 +125,8 @@ class TarReader:
         records = [record for record, _ in rows]
         texts = self._ragged([fields["bytes"] for _, fields in rows])
         try:
-            spans = ragged_spans([record.get("spans") for record in records])
-        except OverflowError:
+            spans = ragged_spans(pa.array([record.get("spans") for record in records], SPANS_TYPE))
+        except (pa.ArrowInvalid, OverflowError):
             raise DatasetError(f"{self._path} is damaged: batch {number} has spans with numbers out of range") from None
         found = BatchColumns(
             texts=texts,
@@ -176,20 +176,3 @@ class TarReader:
         except ValidationError as error:
             keys = "id, subset, part, meta"
             raise tar.TarError(f"the .json of row {row} does not hold {keys}: {first_problem(error)}") from None
-
-
-def ragged_spans(rows: Sequence[list[dict[str, Any]] | None]) -> RaggedSpans | None:
-    """The spans of the rows of a batch, from their JSON; None when all rows are plain text."""
-    if all(spans is None for spans in rows):
-        return None
-    flat = [span for spans in rows for span in spans or ()]
-    ids = [NO_SPECIAL if span["special"] is None else span["special"] for span in flat]
-    return RaggedSpans(
-        np.array([spans is not None for spans in rows]),
-        np.append(0, np.cumsum([len(spans or ()) for spans in rows])).astype(np.int64),
-        Spans(
-            np.array([span["end"] for span in flat], np.int64),
-            np.array(ids, np.int32),
-            np.array([span["loss"] for span in flat], bool),
-        ),
-    )
