@@ -25,7 +25,7 @@ from shared.io.log import LOG
 from shared.io.terminal import one_line
 from trainer.distributed.loopback import meet_on_loopback
 
-QUIET = ("torch.distributed.elastic", "torch.distributed.run")
+QUIET = ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api", "torch.distributed.run")
 _NO_FILE = "<N/A>"
 """What torchrun has in place of the error file that a rank did not write."""
 

@@ -1,5 +1,6 @@
 """trainer/launch.py: torchrun whose own pages do not follow the line that a rank has said."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -49,6 +50,14 @@ def test_an_option_that_torchrun_does_not_know_is_its_usage(capsys):
     (usage, line) = capsys.readouterr().err.splitlines()
     assert usage.startswith("usage: ")
     assert "--no-such-option" in line
+
+
+def test_torchrun_says_nothing_of_a_signal_that_the_ranks_have_reported():
+    from torch.distributed.elastic.agent.server import api
+
+    with pytest.raises(SystemExit):
+        main([])
+    assert not api.logger.isEnabledFor(logging.WARNING)
 
 
 def test_an_error_of_the_ranks_is_one_line(tmp_path):
