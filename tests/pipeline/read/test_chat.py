@@ -24,6 +24,7 @@ from pipeline.settings import ChatSettings, ReadSettings
 from shared.patching import PatchingSettings, patch_lengths
 from shared.shards.content import ContentHash
 from shared.shards.document import Row
+from shared.shards.manifest import Manifest
 from shared.shards.open import open_dataset
 from shared.shards.spans import joined_spans, spans_of
 from shared.vocabulary import BOS, EOS, byte_tokens
@@ -121,34 +122,63 @@ def test_what_is_no_chat_says_why(record: dict, reason: str) -> None:
     assert re.search(reason, found.reason), found.reason
 
 
-def test_records_of_all_formats_become_the_same_chats_and_none_is_lost(tmp_path: Path) -> None:
-    good, bad = chats(30), {"id": "bad", "messages": [{"role": "bot", "content": "x"}]}
-    write_jsonl(tmp_path / "a.jsonl", [*good, bad])
-    columns = {key: [record.get(key) for record in [*good, bad]] for key in ("id", "lang", "note", "messages")}
-    pq.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=7)
-    with tarfile.open(tmp_path / "a.tar", "w") as archive:
-        for record in [*good, bad]:
+SOURCES = ("a.jsonl", "a.parquet", "a.tar")
+
+
+@pytest.fixture(scope="module")
+def read(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 chats and one with an unknown role as each kind of file, and the run that read it in `out-NAME`."""
+    folder = tmp_path_factory.mktemp("formats")
+    records = [*chats(30), {"id": "bad", "messages": [{"role": "bot", "content": "x"}]}]
+    write_jsonl(folder / "a.jsonl", records)
+    columns = {key: [record.get(key) for record in records] for key in ("id", "lang", "note", "messages")}
+    pq.write_table(pa.table(columns), folder / "a.parquet", row_group_size=7)
+    with tarfile.open(folder / "a.tar", "w") as archive:
+        for record in records:
             data = json.dumps(record).encode()
             member = tarfile.TarInfo(f"{record['id']}.json")
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
-    hashes = set()
-    for source in ("a.jsonl", "a.parquet", "a.tar"):
-        out = tmp_path / f"out-{source}"
-        assert preprocess(tmp_path / source, "--out", out, "--chat", "--split-key", "id", *STATIC) == 3
-        assert [letter["reason"] for letter in letters(out)] == [
-            "messages[0] has the unknown role 'bot'; --roles names system, user, assistant"
-        ]
-        found = counts(out)
-        assert found["records"] == 31 == found["documents"] + found["dead"] + found["empty"]
-        manifests = [open_dataset(out / name).manifest for name in ("train", "validation")]
-        assert all(m.identity.specials == ("system", "user", "assistant", "end") for m in manifests)
-        hashes.add(tuple(shard.content_hash for m in manifests for shard in m.shards))
-        assert run("verify", out) == 0
+    for source in SOURCES:
+        assert (
+            preprocess(folder / source, "--out", folder / f"out-{source}", "--chat", "--split-key", "id", *STATIC) == 3
+        )
+    return folder
+
+
+def manifests(out: Path) -> list[Manifest]:
+    return [open_dataset(out / name).manifest for name in ("train", "validation")]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_record_that_is_no_chat_costs_only_itself(read: Path, source: str) -> None:
+    (letter,) = letters(read / f"out-{source}")
+    assert re.search(r"messages\[0\].*'bot'.*--roles", letter["reason"])
+    found = counts(read / f"out-{source}")
+    assert found["records"] == 31 == found["documents"] + found["dead"] + found["empty"]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_dataset_of_chats_names_the_special_ids(read: Path, source: str) -> None:
+    assert {m.identity.specials for m in manifests(read / f"out-{source}")} == {("system", "user", "assistant", "end")}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_dataset_of_chats_is_verified(read: Path, source: str) -> None:
+    assert run("verify", read / f"out-{source}") == 0
+
+
+def test_records_of_all_formats_become_the_same_chats(read: Path) -> None:
+    hashes = {
+        tuple(shard.content_hash for m in manifests(read / f"out-{source}") for shard in m.shards) for source in SOURCES
+    }
     assert len(hashes) == 1
+
+
+def test_plain_text_holds_no_chats(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("no chat")
     assert preprocess(tmp_path / "a.txt", "--out", tmp_path / "text", "--chat", *STATIC) == 4
-    assert "plain text holds no chats" in letters(tmp_path / "text")[0]["reason"]
+    assert "no chats" in letters(tmp_path / "text")[0]["reason"]
 
 
 def test_chats_with_the_same_words_but_other_turns_are_no_duplicates(tmp_path: Path) -> None:
@@ -161,33 +191,60 @@ def test_chats_with_the_same_words_but_other_turns_are_no_duplicates(tmp_path: P
     assert (found["documents"], found["duplicates"]) == (2, 1)
 
 
-def test_everything_that_rewrites_a_dataset_keeps_turns_and_losses(tmp_path: Path) -> None:
-    place = make_place(tmp_path / "place")
-    write_jsonl(tmp_path / "a.jsonl", chats(40))
-    options = ("--chat", "--entropy-model", place / "model", "--validation-fraction", "0.3", "--meta", *SCORED)
-    options = (*options, "--rule", "entropy", "--theta", 2, "--min-length", 2, "--sidecar", "float32")
-    assert preprocess(tmp_path / "a.jsonl", "--out", tmp_path / "run", *options) == 0
-    assert run("verify", tmp_path / "run") == 0
-    assert run("inspect", tmp_path / "run" / "train") == 0
-    for through in ("webdataset", "parquet"):
-        there, back = tmp_path / through, tmp_path / f"back-{through}"
-        assert run("convert", tmp_path / "run", "--to", through, "--out", there, "--workers", 1) == 0
-        assert run("verify", there) == 0
-        assert run("convert", there, "--to", "arrow", "--out", back, "--workers", 1) == 0
-        assert sides(back) == sides(tmp_path / "run")
-    # Its own shards as input give the same shards again, and so does another threshold and back.
-    assert preprocess(tmp_path / "run", "--out", tmp_path / "again", *options[1:]) == 0
-    ours, theirs = (open_dataset(tmp_path / name / "train") for name in ("run", "again"))
-    assert theirs.manifest.identity.specials == ours.manifest.identity.specials
-    assert theirs.manifest.totals == ours.manifest.totals
-    assert run("recut", tmp_path / "run", "--out", tmp_path / "cut", "--target", 3) == 0
+CUT = ("--rule", "entropy", "--theta", 2, "--min-length", 2, "--sidecar", "float32")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an entropy model in `place`, 40 chats and their scored dataset in `run`."""
+    folder = tmp_path_factory.mktemp("rewriting")
+    make_place(folder / "place")
+    write_jsonl(folder / "a.jsonl", chats(40))
+    assert preprocess(folder / "a.jsonl", "--out", folder / "run", "--chat", *scoring(folder)) == 0
+    return folder
+
+
+def scoring(tree: Path) -> tuple[object, ...]:
+    model = ("--entropy-model", tree / "place" / "model")
+    return (*model, "--validation-fraction", "0.3", "--meta", *SCORED, *CUT)
+
+
+def test_a_scored_dataset_of_chats_is_verified_and_shown(tree: Path) -> None:
+    assert run("verify", tree / "run") == 0
+    assert run("inspect", tree / "run" / "train") == 0
+
+
+@pytest.mark.parametrize("through", ["webdataset", "parquet"])
+def test_turns_and_losses_stay_through_an_export(tree: Path, tmp_path: Path, through: str) -> None:
+    there, back = tmp_path / through, tmp_path / "back"
+    assert run("convert", tree / "run", "--to", through, "--out", there, "--workers", 1) == 0
+    assert run("verify", there) == 0
+    assert run("convert", there, "--to", "arrow", "--out", back, "--workers", 1) == 0
+    assert sides(back) == sides(tree / "run")
+
+
+def test_shards_of_chats_as_input_give_the_same_chats(tree: Path, tmp_path: Path) -> None:
+    assert preprocess(tree / "run", "--out", tmp_path / "again", *scoring(tree)) == 0
+    ours, theirs = (open_dataset(folder / "train").manifest for folder in (tree / "run", tmp_path / "again"))
+    assert theirs.identity.specials == ours.identity.specials
+    assert theirs.totals == ours.totals
+
+
+def test_another_threshold_and_back_gives_the_same_shards(tree: Path, tmp_path: Path) -> None:
+    assert run("recut", tree / "run", "--out", tmp_path / "cut", "--target", 3, "--workers", 1) == 0
     assert run("verify", tmp_path / "cut") == 0
-    assert run("recut", tmp_path / "cut", "--out", tmp_path / "uncut", "--theta", 2) == 0
-    assert files(tmp_path / "uncut" / "train") == files(tmp_path / "run" / "train")
+    assert run("recut", tmp_path / "cut", "--out", tmp_path / "uncut", "--theta", 2, "--workers", 1) == 0
+    assert files(tmp_path / "uncut" / "train") == files(tree / "run" / "train")
+
+
+def test_chats_that_are_split_anew_are_verified(tree: Path, tmp_path: Path) -> None:
     other = ("--validation-fraction", 0.5, "--seed", 1)
-    assert run("split", tmp_path / "run", "--out", tmp_path / "split", *other, "--workers", 1) == 0
+    assert run("split", tree / "run", "--out", tmp_path / "split", *other, "--workers", 1) == 0
     assert run("verify", tmp_path / "split") == 0
-    mixed = (tmp_path / "run" / "train", tmp_path / "a.jsonl")
+
+
+def test_chats_of_other_roles_are_not_mixed(tree: Path, tmp_path: Path) -> None:
+    mixed = (tree / "run" / "train", tree / "a.jsonl")
     assert preprocess(*mixed, "--out", tmp_path / "both", "--chat", "--roles", "user,assistant", *STATIC) == 2
 
 
@@ -251,26 +308,38 @@ def test_chats_as_others_write_them_are_read() -> None:
         assert (found.text, found.spans.as_json()) == (wanted.text, wanted.spans.as_json())
 
 
-def test_what_tools_are_asked_and_answer_is_read_under_a_role_of_its_own_or_as_the_users() -> None:
-    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-    turns = [
-        {"role": "user", "content": "How warm?"},
-        {"role": "assistant", "content": None, "tool_calls": [call]},
-        {"role": "tool", "content": "12", "tool_call_id": "1"},
-        {"role": "assistant", "content": "12 degrees"},
-    ]
-    found = parse({"messages": turns})
+TOOL_CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+TOOL_TURNS = [
+    {"role": "user", "content": "How warm?"},
+    {"role": "assistant", "content": None, "tool_calls": [TOOL_CALL]},
+    {"role": "tool", "content": "12", "tool_call_id": "1"},
+    {"role": "assistant", "content": "12 degrees"},
+]
+
+
+def test_what_a_tool_is_asked_is_text_of_the_turn() -> None:
+    found = parse({"messages": TOOL_TURNS})
     assert isinstance(found, Record), found
     assert b'"name":"f"' in found.text
+
+
+@pytest.mark.parametrize(
+    ("roles", "end", "wanted"),
+    [
+        (("system", "user", "assistant"), END, [USER, ASSISTANT, USER, ASSISTANT]),
+        (("system", "user", "assistant", "tool"), 264, [USER, ASSISTANT, 263, ASSISTANT]),
+    ],
+)
+def test_what_a_tool_answers_is_read_under_a_role_of_its_own_or_as_the_users(
+    roles: tuple[str, ...], end: int, wanted: list[int]
+) -> None:
+    found = parse({"messages": TOOL_TURNS}, ReadSettings(chat=ChatSettings(roles=roles)))
+    assert isinstance(found, Record), found
     assert found.spans is not None
-    begins = [int(special) for special in found.spans.specials if special not in (-1, END)]
-    assert begins == [USER, ASSISTANT, USER, ASSISTANT]
-    roles = ("system", "user", "assistant", "tool")
-    named = parse({"messages": turns}, ReadSettings(chat=ChatSettings(roles=roles)))
-    assert isinstance(named, Record)
-    assert named.spans is not None
-    begins = [int(special) for special in named.spans.specials if special not in (-1, 264)]
-    assert begins == [USER, ASSISTANT, 263, ASSISTANT]
+    assert [int(special) for special in found.spans.specials if special not in (-1, end)] == wanted
+
+
+def test_an_image_in_a_turn_is_named() -> None:
     letter = parse({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]})
     assert isinstance(letter, DeadLetter)
     assert "image_url" in letter.reason

@@ -1,10 +1,12 @@
 """Tasks answered by a model: choices by likelihood, with noises too, and texts that it writes."""
 
+import io
 import json
 import math
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -55,39 +57,100 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model_folder(parent / "model", entropy_rule(), entropy_model_folder(parent / "entropy_model"))
 
 
-def test_every_kind_of_task_is_answered_the_same_each_time(
-    model: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def run(name: str) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
-        figures, examples = tmp_path / f"{name}.json", tmp_path / f"{name}.jsonl"
-        options = ["--noise", "drop", "upper-case", "--shots", "2", "--bytes", "8"]
-        assert (
-            main(["tasks", *map(str, [model, files]), *options, "--json", str(figures), "--examples", str(examples)])
-            == 0
-        )
-        shown = capsys.readouterr()
-        assert "questions/s" in shown.err
-        Output(figures, FIGURES), Output(examples, EXAMPLES)  # may be replaced: they are known as ours
-        return shown.out, json.loads(figures.read_text()), list(map(json.loads, examples.read_text().splitlines()))
+class Answered(NamedTuple):
+    """What the command shows and writes."""
 
-    table, found, examples = run("first")
-    assert (table, found, examples) == run("second")
-    men, spell, sums = found["tasks"]
-    assert [task["task"] for task in found["tasks"]] == ["men", "spell", "sums"]
-    assert [task["kind"] for task in found["tasks"]] == ["multiple choice", "CUTE", "completion"]
-    assert men["chance"] == pytest.approx(1 / 3)
-    assert len(men["noised"]) == 2 * len(PLACES)
-    for name in ("men", "antspeak", "drop", "upper-case", "average", "sums", "spell"):
-        assert (name in table) == (name != "antspeak")
-    # The lines of the examples say what the figures sum up.
-    clean = [example for example in examples if example["task"] == "men" and "noise" not in example]
-    assert len(clean) == men["questions"] == len(QUESTIONS)
-    assert men["accuracy"] == np.mean([example["likeliest"] == example["answer"] for example in clean])
-    assert all(example["likeliest"] == int(np.argmin(example["nats"])) for example in clean)
-    assert sum(example["task"] == "men" for example in examples) == len(QUESTIONS) * (1 + 2 * len(PLACES))
-    written = [example for example in examples if example["task"] == "sums"]
-    assert sums["accuracy"] == np.mean([example["text"].strip() in example["answers"] for example in written])
-    assert spell["questions"] == 2
+    table: str
+    said: str
+    figures: dict[str, Any]
+    examples: list[dict[str, Any]]
+
+    def task(self, name: str) -> dict[str, Any]:
+        (found,) = [task for task in self.figures["tasks"] if task["task"] == name]
+        return found
+
+    def examples_of(self, name: str) -> list[dict[str, Any]]:
+        return [example for example in self.examples if example["task"] == name]
+
+
+def answer(model: Path, files: Path, folder: Path) -> Answered:
+    figures, examples = folder / "figures.json", folder / "examples.jsonl"
+    options = ["--noise", "drop", "upper-case", "--shots", "2", "--bytes", "8"]
+    written = ["--json", str(figures), "--examples", str(examples)]
+    with redirect_stdout(io.StringIO()) as table, redirect_stderr(io.StringIO()) as said:
+        assert main(["tasks", str(model), str(files), *options, *written]) == 0
+    lines = list(map(json.loads, examples.read_text().splitlines()))
+    return Answered(table.getvalue(), said.getvalue(), json.loads(figures.read_text()), lines)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("answered")
+
+
+@pytest.fixture(scope="module")
+def answered(model: Path, files: Path, place: Path) -> Answered:
+    return answer(model, files, place)
+
+
+def test_tasks_are_answered_the_same_each_time(answered: Answered, model: Path, files: Path, tmp_path: Path) -> None:
+    again = answer(model, files, tmp_path)
+    assert (again.table, again.figures, again.examples) == (answered.table, answered.figures, answered.examples)
+
+
+def test_the_rate_of_questions_is_said(answered: Answered) -> None:
+    assert "questions/s" in answered.said
+
+
+@pytest.mark.usefixtures("answered")
+def test_what_was_written_is_known_as_ours_and_may_be_replaced(place: Path) -> None:
+    Output(place / "figures.json", FIGURES), Output(place / "examples.jsonl", EXAMPLES)
+
+
+def test_every_kind_of_task_is_answered(answered: Answered) -> None:
+    assert [(task["task"], task["kind"]) for task in answered.figures["tasks"]] == [
+        ("men", "multiple choice"),
+        ("spell", "CUTE"),
+        ("sums", "completion"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["men", "drop", "upper-case", "average", "sums", "spell"])
+def test_the_table_has_every_task_and_noise(answered: Answered, name: str) -> None:
+    assert name in answered.table
+
+
+def test_the_table_has_no_noise_that_was_not_asked_for(answered: Answered) -> None:
+    assert "antspeak" not in answered.table
+
+
+def test_chance_is_one_of_the_choices(answered: Answered) -> None:
+    assert answered.task("men")["chance"] == pytest.approx(1 / 3)
+
+
+def test_every_noise_has_a_figure_for_every_place(answered: Answered) -> None:
+    assert len(answered.task("men")["noised"]) == 2 * len(PLACES)
+    assert len(answered.examples_of("men")) == len(QUESTIONS) * (1 + 2 * len(PLACES))
+
+
+def test_the_accuracy_of_choices_is_that_of_the_examples(answered: Answered) -> None:
+    clean = [example for example in answered.examples_of("men") if "noise" not in example]
+    assert len(clean) == answered.task("men")["questions"] == len(QUESTIONS)
+    assert answered.task("men")["accuracy"] == np.mean([example["likeliest"] == example["answer"] for example in clean])
+
+
+def test_the_likeliest_choice_has_the_fewest_nats(answered: Answered) -> None:
+    clean = [example for example in answered.examples_of("men") if "noise" not in example]
+    assert [example["likeliest"] for example in clean] == [int(np.argmin(example["nats"])) for example in clean]
+
+
+def test_the_accuracy_of_texts_is_that_of_the_examples(answered: Answered) -> None:
+    right = [example["text"].strip() in example["answers"] for example in answered.examples_of("sums")]
+    assert answered.task("sums")["accuracy"] == np.mean(right)
+
+
+def test_every_question_of_cute_is_counted(answered: Answered) -> None:
+    assert answered.task("spell")["questions"] == 2
 
 
 @pytest.mark.numerics

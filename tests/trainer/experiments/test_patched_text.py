@@ -21,7 +21,7 @@ from trainer.experiments.page.page import write_report
 from trainer.experiments.page.patched_text import LENGTH, PICTURE_NAME, Cut, Picture, kept_picture, picture_of
 from trainer.experiments.page.samples import SAMPLES_NAME, Samples, prompt_from
 from trainer.experiments.page.texts import BREAKS, aligned, flowing, picture_section
-from trainer.experiments.results.results import Results, save_results
+from trainer.experiments.results.results import Results, load_results, save_results
 from trainer.provenance.json_records import kept
 
 SPACE = PatchingSettings(rule="space", max_length=64)
@@ -50,24 +50,61 @@ def patches(markup: str) -> list[str]:
     return [unescape(text) for text in re.findall(r'<span class="p[01]">(.*?)</span>', markup, re.DOTALL)]
 
 
-def test_the_picture_is_what_the_datasets_have(tmp_path: Path) -> None:
-    results = experiment(tmp_path)
-    picture = kept_picture(results, tmp_path)
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An experiment with its picture. Copy it before changing it."""
+    folder = tmp_path_factory.mktemp("pictured")
+    assert kept_picture(experiment(folder), folder) is not None
+    return folder
+
+
+@pytest.fixture
+def changed(pictured: Path, tmp_path: Path) -> Path:
+    """A copy of it without its data."""
+    shutil.copytree(pictured, tmp_path / "moved", ignore=shutil.ignore_patterns("data"))
+    return tmp_path / "moved"
+
+
+def picture_in(folder: Path) -> Picture:
+    picture = kept_picture(load_results(folder), folder)
     assert picture is not None
-    assert [cut.system for cut in picture.cuts] == ["megabyte", "blt-space"]
-    row = next(row for row in open_dataset(tmp_path / "data/megabyte/validation").rows() if row.id == picture.document)
+    return picture
+
+
+def starts_in(picture: Picture, system: str) -> tuple[int, ...]:
+    (cut,) = [cut for cut in picture.cuts if cut.system == system]
+    return cut.starts
+
+
+def test_the_picture_is_of_the_systems_with_patches(pictured: Path) -> None:
+    assert [cut.system for cut in picture_in(pictured).cuts] == ["megabyte", "blt-space"]
+
+
+def test_the_picture_is_of_the_beginning_of_a_document(pictured: Path) -> None:
+    picture = picture_in(pictured)
+    row = next(row for row in open_dataset(pictured / "data/megabyte/validation").rows() if row.id == picture.document)
     assert picture.bytes == row.text[:LENGTH]
-    by_name = {cut.system: cut.starts for cut in picture.cuts}
-    assert by_name["megabyte"] == tuple(range(0, len(picture.text), 4))
-    starts = by_name["blt-space"]
-    assert starts[0] == 0
-    assert all(picture.text[start - 1] == " " for start in starts[1:])
-    assert len(starts) == 1 + picture.text[:-1].count(" ")
-    shutil.rmtree(tmp_path / "data")
-    assert kept_picture(results, tmp_path) == picture
-    (tmp_path / PICTURE_NAME).write_text("{}")
+
+
+def test_static_patches_begin_where_the_dataset_has_them(pictured: Path) -> None:
+    picture = picture_in(pictured)
+    assert starts_in(picture, "megabyte") == tuple(range(0, len(picture.text), 4))
+
+
+def test_patches_of_words_begin_where_the_dataset_has_them(pictured: Path) -> None:
+    picture = picture_in(pictured)
+    after_spaces = [place + 1 for place, character in enumerate(picture.text[:-1]) if character == " "]
+    assert starts_in(picture, "blt-space") == (0, *after_spaces)
+
+
+def test_the_picture_is_kept_without_the_data(pictured: Path, changed: Path) -> None:
+    assert picture_in(changed) == picture_in(pictured)
+
+
+def test_a_picture_that_is_damaged_is_named(changed: Path) -> None:
+    (changed / PICTURE_NAME).write_text("{}")
     with pytest.raises(ConfigError, match=r"patches\.json: "):
-        kept_picture(results, tmp_path)
+        picture_in(changed)
 
 
 def test_without_patches_there_is_no_picture(tmp_path: Path) -> None:
@@ -113,33 +150,66 @@ def test_prompts_end_with_a_whole_word() -> None:
     assert prompt_from("ä".encode() * 10 + b" b") == "ä".encode() * 10
 
 
-def test_samples_are_written_on_demand_and_kept(browser: Browser, tmp_path: Path) -> None:
-    experiment(tmp_path)
-    model_folder(tmp_path / "runs/flops/blt-space/seed-0/model", SPACE, None)
-    assert not (tmp_path / SAMPLES_NAME).exists()
-    assert command(["report", str(tmp_path), "--samples"]) == 0
-    samples = kept(tmp_path / SAMPLES_NAME, Samples)
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An experiment of which one model is left, with the samples that were asked for; then runs and data went."""
+    folder = tmp_path_factory.mktemp("sampled") / "experiment"
+    experiment(folder)
+    model_folder(folder / "runs/flops/blt-space/seed-0/model", SPACE, None)
+    assert not (folder / SAMPLES_NAME).exists()
+    assert command(["report", str(folder), "--samples"]) == 0
+    shutil.rmtree(folder / "runs")
+    shutil.rmtree(folder / "data")
+    return folder
+
+
+def samples_in(folder: Path) -> Samples:
+    samples = kept(folder / SAMPLES_NAME, Samples)
     assert samples is not None
-    by_name = {one.system: one for one in samples.samples}
-    written = by_name["blt-space"]
+    return samples
+
+
+def refusal_in(folder: Path) -> str:
+    (sample,) = [one for one in samples_in(folder).samples if one.system == "megabyte"]
+    assert sample.refusal is not None
+    return sample.refusal
+
+
+def test_a_sample_goes_on_from_the_prompt_in_patches(sampled: Path) -> None:
+    samples = samples_in(sampled)
+    (written,) = [one for one in samples.samples if one.system == "blt-space"]
     assert written.text.startswith(samples.prompt)
     assert len(written.text) > len(samples.prompt)
-    assert written.starts[0] == 0
-    assert written.starts == tuple(sorted(written.starts))
-    refusal = by_name["megabyte"].refusal
-    assert refusal is not None
-    assert str(tmp_path) not in refusal
-    shutil.rmtree(tmp_path / "runs")
-    shutil.rmtree(tmp_path / "data")
+    assert written.starts == tuple(sorted({0, *written.starts}))
+
+
+def test_a_model_that_is_gone_has_a_refusal_without_the_path(sampled: Path) -> None:
+    assert str(sampled) not in refusal_in(sampled)
+
+
+@pytest.fixture
+def opened(browser: Browser, sampled: Path) -> Browser:
+    """The page of the samples, on a phone."""
     browser.call("Emulation.setDeviceMetricsOverride", width=390, height=800, deviceScaleFactor=1, mobile=True)
-    browser.open(write_report(tmp_path))
-    assert browser.complaints() == []
-    assert browser.evaluate("document.documentElement.scrollWidth") <= 390
-    assert browser.evaluate("document.querySelectorAll('.samples article').length") == 1
-    assert browser.evaluate("document.body.textContent").count(refusal) == 1
-    assert browser.evaluate("document.querySelectorAll('table.cuts tbody:first-child tr').length") == 2
-    (tmp_path / SAMPLES_NAME).write_text("[]")
-    assert command(["report", str(tmp_path)]) != 0
+    browser.open(write_report(sampled))
+    return browser
+
+
+def test_the_page_of_samples_is_quiet_and_fits_a_phone(opened: Browser) -> None:
+    assert opened.complaints() == []
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_the_page_shows_samples_and_cuts_without_runs_and_data(opened: Browser, sampled: Path) -> None:
+    assert opened.evaluate("document.querySelectorAll('.samples article').length") == 1
+    assert opened.evaluate("document.body.textContent").count(refusal_in(sampled)) == 1
+    assert opened.evaluate("document.querySelectorAll('table.cuts tbody:first-child tr').length") == 2
+
+
+def test_a_report_with_damaged_samples_is_refused(sampled: Path, tmp_path: Path) -> None:
+    shutil.copytree(sampled, tmp_path / "damaged")
+    (tmp_path / "damaged" / SAMPLES_NAME).write_text("[]")
+    assert command(["report", str(tmp_path / "damaged")]) != 0
 
 
 def test_samples_need_a_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,25 +34,32 @@ def added(**values) -> Accumulator:
     return Accumulator(**{"steps": 2, "nats": 55.0, "targets": 160, "target_bytes": 152, **values})
 
 
-def test_rates_and_shares_are_of_all_ranks_together() -> None:
-    ranks = [
-        sums(waited=1.0, update=0.4, useful=3e9, executed=4e9, peak=5, held=3),
-        sums(useful=1e9, executed=2e9, peak=7, held=2),
-    ]
-    figures = interval_metrics(added(), ranks, LIMITS, seconds=4.0, peak=1e9)
-    assert figures["loss"] == 55 / 160
-    assert figures["bits_per_byte"] == pytest.approx(55 / math.log(2) / 152)
-    assert figures["bytes_per_second"] == 38
-    assert figures["patches_per_second"] == 38 / 4
-    assert figures["bytes_per_patch"] == 4
-    assert figures["token_fill"] == 0.8
-    assert figures["patch_fill"] == 0.5
-    assert figures["data_wait"] == 1 / 8  # of the 4 seconds of each of two ranks
-    assert figures["step_seconds"] == {"whole": 2.0, "data": 0.0, "forward_backward": 0.0, "update": 0.1}
-    assert figures["flops_per_second"] == 1e9
-    assert figures["flops_per_byte"] == {"useful": 4e9 / 152, "executed": 6e9 / 152}
-    assert figures["utilisation"] == {"model": 0.5, "hardware": 0.75}
-    assert figures["memory"] == {"held": 3, "reserved": 0, "peak": 7}
+TWO_RANKS = [
+    sums(waited=1.0, update=0.4, useful=3e9, executed=4e9, peak=5, held=3),
+    sums(useful=1e9, executed=2e9, peak=7, held=2),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("loss", 55 / 160),
+        ("bits_per_byte", pytest.approx(55 / math.log(2) / 152)),
+        ("bytes_per_second", 38),
+        ("patches_per_second", 38 / 4),
+        ("bytes_per_patch", 4),
+        ("token_fill", 0.8),
+        ("patch_fill", 0.5),
+        ("data_wait", 1 / 8),  # of the 4 seconds of each of two ranks
+        ("step_seconds", {"whole": 2.0, "data": 0.0, "forward_backward": 0.0, "update": 0.1}),
+        ("flops_per_second", 1e9),
+        ("flops_per_byte", {"useful": 4e9 / 152, "executed": 6e9 / 152}),
+        ("utilisation", {"model": 0.5, "hardware": 0.75}),
+        ("memory", {"held": 3, "reserved": 0, "peak": 7}),
+    ],
+)
+def test_rates_and_shares_are_of_all_ranks_together(name: str, value: object) -> None:
+    assert interval_metrics(added(), TWO_RANKS, LIMITS, seconds=4.0, peak=1e9)[name] == value
 
 
 def test_the_entropy_model_is_a_figure_of_its_own_and_utilisation_needs_a_peak() -> None:

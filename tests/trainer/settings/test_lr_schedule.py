@@ -1,7 +1,10 @@
 """The learning rate over a run, and runs that go on for longer than was planned."""
 
+import io
+import re
+from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from helpers.tiny_runs import STATIC, metric_lines, run_identity_of, tiny_data, tiny_recipe, tiny_settings, toml
@@ -172,30 +175,61 @@ def complaint(capsys: pytest.CaptureFixture[str]) -> str:
     return line
 
 
-def test_a_wsd_run_that_is_prolonged_before_its_decay_is_the_longer_run(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    longer, out = tmp_path / "longer", tmp_path / "run"
+class Prolonged(NamedTuple):
+    """Runs of 16 steps: one in one go, and one that was of 12, and what was seen of that on the way."""
+
+    longer: Path
+    out: Path
+    short_rates: list[float]
+    short_model: str
+    again: tuple[int, str]
+    """Exit code and weights of the command for 12 steps, given again."""
+    said: str
+
+
+@pytest.fixture(scope="module")
+def prolonged(data: Path) -> Prolonged:
+    longer, out = data.parent / "longer", data.parent / "prolonged"
     assert train(data, longer, 16, STEADY) == 0
     assert train(data, out, 12, STEADY) == 0
-    assert rates(out)[:8] == rates(longer)[:8]
-    assert rates(out)[8:] != rates(longer)[8:12]
-    short = model_sha256(out / "model")
-    assert train(data, out, 12, STEADY) == 0, "it is finished still"
-    assert model_sha256(out / "model") == short
-    capsys.readouterr()
-    assert train(data, out, 16, STEADY) == 0
-    said = capsys.readouterr().err
-    assert "going on after step 8" in said
-    assert "step-00000012 is from the decay of the shorter run" in said
-    assert (out / "checkpoints" / "other-length-step-00000012" / "COMPLETE").exists()
-    assert model_sha256(out / "model") == model_sha256(longer / "model") != short
-    assert rates(out) == rates(longer)
-    assert train(data, out, 12, STEADY) == 2, "a shorter one is not made of it by itself"
+    short_rates, short_model = rates(out), model_sha256(out / "model")
+    again = (train(data, out, 12, STEADY), model_sha256(out / "model"))
+    with redirect_stderr(io.StringIO()) as said:
+        assert train(data, out, 16, STEADY) == 0
+    return Prolonged(longer, out, short_rates, short_model, again, said.getvalue())
+
+
+def test_a_run_and_a_longer_one_have_the_same_rates_until_the_decay_of_the_shorter(prolonged: Prolonged) -> None:
+    short, long = prolonged.short_rates, rates(prolonged.longer)
+    assert short[:8] == long[:8]
+    assert short[8:] != long[8:12]
+
+
+def test_a_finished_run_that_is_started_again_is_finished_still(prolonged: Prolonged) -> None:
+    assert prolonged.again == (0, prolonged.short_model)
+
+
+def test_a_prolonged_run_goes_on_from_before_its_decay(prolonged: Prolonged) -> None:
+    assert "after step 8" in prolonged.said
+
+
+def test_a_checkpoint_from_the_decay_of_the_shorter_run_is_named_and_set_aside(prolonged: Prolonged) -> None:
+    assert "step-00000012" in prolonged.said
+    assert (prolonged.out / "checkpoints" / "other-length-step-00000012" / "COMPLETE").exists()
+
+
+def test_a_wsd_run_that_is_prolonged_before_its_decay_is_the_longer_run(prolonged: Prolonged) -> None:
+    assert model_sha256(prolonged.out / "model") == model_sha256(prolonged.longer / "model") != prolonged.short_model
+    assert rates(prolonged.out) == rates(prolonged.longer)
+
+
+def test_a_shorter_run_is_not_made_of_a_longer_one(
+    data: Path, prolonged: Prolonged, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(data, prolonged.out, 12, STEADY) == 2
     line = complaint(capsys)
-    assert "step-00000016 cannot continue with another length (config.run.steps: recorded 16, now 12)" in line
-    assert "has begun to decay by step 16" in line
-    assert model_sha256(out / "model") == model_sha256(longer / "model")
+    assert re.search(r"step-00000016.*config\.run\.steps: recorded 16, now 12.*decay by step 16", line), line
+    assert model_sha256(prolonged.out / "model") == model_sha256(prolonged.longer / "model")
 
 
 @pytest.mark.parametrize("every", [3, 500])
