@@ -1,14 +1,18 @@
 """Whole runs without an entropy model: records conserved, bad input survived, stopped runs finished, others refused."""
 
 import gzip
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import webdataset
@@ -86,34 +90,65 @@ def bad_corpus(folder: Path) -> tuple[list[bytes], dict[str, str]]:
     return texts, reasons
 
 
-@pytest.mark.parametrize("split_bytes", [700, 10**6])
-def test_bad_input_costs_only_itself(tmp_path, capsys, split_bytes):
-    texts, reasons = bad_corpus(tmp_path / "in")
-    out = tmp_path / "out"
-    assert preprocess(tmp_path / "in", "--out", out, *STATIC, "--split-bytes", split_bytes) == 3
-    dead = {letter["path"]: letter for letter in letters(out)}
-    assert {path: letter["reason"] for path, letter in dead.items()}.keys() == reasons.keys()
-    for path, reason in reasons.items():
-        assert reason in dead[path]["reason"]
-        assert "line" in dead[path] or "offset" in dead[path]
-    assert {entry["path"] for entry in letters(out, "empty-records")} == {
+class Survived(NamedTuple):
+    """A run over bad input."""
+
+    out: Path
+    texts: list[bytes]
+    reasons: dict[str, str]
+    said: str
+
+    @property
+    def dead(self) -> dict[str, dict]:
+        return {letter["path"]: letter for letter in letters(self.out)}
+
+
+@pytest.fixture(scope="module", params=[700, 10**6])
+def survived(tmp_path_factory, request):
+    folder = tmp_path_factory.mktemp("bad")
+    texts, reasons = bad_corpus(folder / "in")
+    with redirect_stdout(io.StringIO()) as said:
+        assert preprocess(folder / "in", "--out", folder / "out", *STATIC, "--split-bytes", request.param) == 3
+    return Survived(folder / "out", texts, reasons, said.getvalue())
+
+
+def test_each_bad_record_is_a_dead_letter_with_its_reason_and_place(survived):
+    assert survived.dead.keys() == survived.reasons.keys()
+    for path, reason in survived.reasons.items():
+        assert reason in survived.dead[path]["reason"]
+        assert {"line", "offset"} & survived.dead[path].keys(), path
+
+
+def test_each_empty_file_or_record_is_listed(survived):
+    assert {entry["path"] for entry in letters(survived.out, "empty-records")} == {
         "empty-record.jsonl", "empty.txt", "empty.jsonl", "empty.jsonl.zst",
     }  # fmt: skip
-    # Of a cut file every complete line before the cut arrives, and nothing else.
-    arrived = stored(out)
-    ids = {path: [text for i, _, text in arrived if i.startswith(path)] for path in reasons}
-    for path in ("truncated.jsonl.zst", "cut.jsonl.gz"):
-        assert sorted(ids[path]) == sorted(b"good %d" % i for i in range(len(ids[path])))
-        assert len(ids[path]) > 1000
-        assert dead[path]["offset"] == sum(len(GOOD % i) for i in range(len(ids[path])))
-    cut = ("truncated.jsonl.zst", "cut.jsonl.gz")
-    assert sorted(text for i, _, text in arrived if not i.startswith(cut)) == sorted(texts)
-    statuses = counts(out)
+
+
+CUT = ("truncated.jsonl.zst", "cut.jsonl.gz")
+
+
+@pytest.mark.parametrize("path", CUT)
+def test_of_a_cut_file_every_complete_line_before_the_cut_arrives_and_nothing_else(survived, path):
+    arrived = [text for i, _, text in stored(survived.out) if i.startswith(path)]
+    assert sorted(arrived) == sorted(b"good %d" % i for i in range(len(arrived)))
+    assert len(arrived) > 1000
+    assert survived.dead[path]["offset"] == sum(len(GOOD % i) for i in range(len(arrived)))
+
+
+def test_bad_input_costs_only_itself(survived):
+    arrived = [text for i, _, text in stored(survived.out) if not i.startswith(CUT)]
+    assert sorted(arrived) == sorted(survived.texts)
+
+
+def test_every_record_of_bad_input_has_one_status(survived):
+    statuses = counts(survived.out)
     assert statuses["records"] == sum(statuses[status] for status in ("documents", "dead", "empty", "not_sampled"))
     assert (statuses["dead"], statuses["empty"]) == (8, 4)
-    said = capsys.readouterr().out
-    assert "8 dead letters" in said
-    assert "4 empty" in said
+
+
+def test_the_number_of_bad_and_empty_records_is_printed(survived):
+    assert re.search("8 dead letters.*4 empty|4 empty.*8 dead letters", survived.said, re.DOTALL)
 
 
 def test_a_line_of_80_megabytes_arrives_in_parts(tmp_path):

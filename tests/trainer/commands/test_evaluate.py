@@ -1,9 +1,12 @@
 """Bits per byte: sums over targets with EOS, over text bytes, by subset; and the evaluate command."""
 
+import io
 import json
 import math
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from shared.models.entropy_model import EntropyModel
 from shared.models.initialise import initialise
 from shared.patching.settings import PatchingSettings
 from shared.shards.dataset import Dataset
+from shared.shards.document import Row
 from shared.vocabulary import document_tokens
 from trainer.commands.evaluate import DOCUMENTS, FIGURES
 from trainer.data.packing.limits import PackLimits
@@ -156,32 +160,57 @@ def evaluate_command(arguments: list[str]) -> int:
     return run(parser.parse_args(arguments))
 
 
-def test_the_command_prints_and_writes_scores_beside_the_baselines(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+class Scored(NamedTuple):
+    """What the command printed and wrote of a model and of its entropy model alone."""
+
+    validation: Dataset
+    shown: list[str]
+    figures: dict[str, Any]
+    alone: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Scored:
+    folder = tmp_path_factory.mktemp("scored")
     rows = random_documents(4, 60)
-    data = tmp_path / "data"
+    data = folder / "data"
     make_dataset(data / "train", [rows[:40]])
     validation = make_dataset(data / "validation", [rows[40:]], split="validation")
-    model = save_blt(tmp_path / "run", SPACE)
-    out = tmp_path / "scores.json"
-    assert evaluate_command([str(model), str(data), "--baselines", "--tokens", "128", "--json", str(out)]) == 0
-    shown = capsys.readouterr().out.splitlines()
-    figures = json.loads(out.read_text())["datasets"][0]
-    assert figures["fingerprint"] == validation.fingerprint
-    assert figures["total"]["bytes"] == validation.manifest.totals.bytes
-    assert figures["total"]["baselines"].keys() == {"entropy model", "order-2", "xz -9"}
-    assert figures["subsets"]["a"]["baselines"].keys() == {"entropy model", "order-2"}
-    assert figures["total"]["entropy_flops_per_byte"] == 0  # the rule needs none
-    assert [line.split()[0] for line in shown] == ["subset", *validation.subset_names, "total"]
-    assert shown[-1].split()[4] == f"{figures['total']['bits_per_byte']:.4f}"
-    assert shown[-1].split()[5] == f"{figures['total']['flops_per_byte'] / 1e6:.3f}"
-    # The entropy model reads the same bytes without patches.
-    entropy = evaluate_command([str(model / "entropy_model"), str(data), "--json", str(out)])
-    assert entropy == 0
-    alone = json.loads(out.read_text())["datasets"][0]["total"]
+    model = save_blt(folder / "run", SPACE)
+    out = folder / "scores.json"
+    with redirect_stdout(io.StringIO()) as shown:
+        assert evaluate_command([str(model), str(data), "--baselines", "--tokens", "128", "--json", str(out)]) == 0
+        figures = json.loads(out.read_text())["datasets"][0]
+    with redirect_stdout(io.StringIO()):
+        assert evaluate_command([str(model / "entropy_model"), str(data), "--json", str(out)]) == 0
+    alone = json.loads(out.read_text())["datasets"][0]
+    return Scored(validation, shown.getvalue().splitlines(), figures, alone)
+
+
+def test_scores_name_the_dataset_and_its_size(scored: Scored) -> None:
+    assert scored.figures["fingerprint"] == scored.validation.fingerprint
+    assert scored.figures["total"]["bytes"] == scored.validation.manifest.totals.bytes
+
+
+def test_baselines_are_given_in_total_and_but_for_xz_by_subset(scored: Scored) -> None:
+    assert scored.figures["total"]["baselines"].keys() == {"entropy model", "order-2", "xz -9"}
+    assert scored.figures["subsets"]["a"]["baselines"].keys() == {"entropy model", "order-2"}
+
+
+def test_a_rule_without_an_entropy_model_costs_none_of_its_flops(scored: Scored) -> None:
+    assert scored.figures["total"]["entropy_flops_per_byte"] == 0
+
+
+def test_the_table_has_the_figures_that_are_written(scored: Scored) -> None:
+    assert [line.split()[0] for line in scored.shown] == ["subset", *scored.validation.subset_names, "total"]
+    total = scored.figures["total"]
+    assert scored.shown[-1].split()[4:6] == [f"{total['bits_per_byte']:.4f}", f"{total['flops_per_byte'] / 1e6:.3f}"]
+
+
+def test_the_entropy_model_alone_reads_the_same_bytes_without_patches(scored: Scored) -> None:
+    alone, beside = scored.alone["total"], scored.figures["total"]["baselines"]["entropy model"]
     assert alone["bytes_per_patch"] is None
-    assert alone["bits_per_byte"] == pytest.approx(figures["total"]["baselines"]["entropy model"], rel=1e-3)
+    assert alone["bits_per_byte"] == pytest.approx(beside, rel=1e-3)
 
 
 def test_several_datasets_have_a_table_each_and_their_documents_in_one_file(
@@ -207,31 +236,54 @@ def test_several_datasets_have_a_table_each_and_their_documents_in_one_file(
         assert bits / report["total"]["bytes"] == pytest.approx(report["total"]["bits_per_byte"])
 
 
-def test_another_model_stands_beside_on_its_own_cutting_of_the_same_documents(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+class Beside(NamedTuple):
+    """A model with another of bytes beside it, scored on the same documents."""
+
+    command: list[str]
+    other: Path
+    unpatched: list[Row]
+    shown: list[str]
+    figures: dict[str, Any]
+    alone: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Beside:
+    folder = tmp_path_factory.mktemp("beside")
     rows = random_documents(4, 30)
     unpatched = [replace(row, patch_lengths=None) for row in rows]
-    ours = make_dataset(tmp_path / "ours", [rows])
-    theirs = make_dataset(tmp_path / "theirs", [unpatched[20:], unpatched[:20]], patching=NONE)
-    model = save_blt(tmp_path / "run", SPACE)
-    other = tmp_path / "bytes"
+    ours = make_dataset(folder / "ours", [rows])
+    theirs = make_dataset(folder / "theirs", [unpatched[20:], unpatched[:20]], patching=NONE)
+    model = save_blt(folder / "run", SPACE)
+    other = folder / "bytes"
     (model / "entropy_model").rename(other)
-    out = tmp_path / "scores.json"
+    out = folder / "scores.json"
     command = [str(model), str(ours.folder), "--json", str(out)]
-    assert evaluate_command([*command, "--beside", str(other), str(theirs.folder)]) == 0
-    head, *lines = capsys.readouterr().out.splitlines()
-    assert "bytes bytes/patch" in head
-    assert "bytes bits/byte" in head
-    beside = json.loads(out.read_text())["datasets"][0]["beside"][0]
-    assert beside["model"].endswith("/bytes")
-    assert evaluate_command([str(other), str(theirs.folder), "--json", str(out)]) == 0
+    with redirect_stdout(io.StringIO()) as shown:
+        assert evaluate_command([*command, "--beside", str(other), str(theirs.folder)]) == 0
+    figures = json.loads(out.read_text())["datasets"][0]["beside"][0]
+    with redirect_stdout(io.StringIO()):
+        assert evaluate_command([str(other), str(theirs.folder), "--json", str(out)]) == 0
     alone = json.loads(out.read_text())["datasets"][0]
-    assert beside["subsets"]["b"]["bits_per_byte"] == alone["subsets"]["b"]["bits_per_byte"]
-    assert lines[-1].split()[-2] == f"{alone['total']['bits_per_byte']:.4f}"
-    fewer = make_dataset(tmp_path / "fewer", [unpatched[:20]], patching=NONE)
-    with pytest.raises(IdentityError, match="other documents than"):
-        evaluate_command([*command, "--beside", str(other), str(fewer.folder)])
+    return Beside(command, other, unpatched, shown.getvalue().splitlines(), figures, alone)
+
+
+def test_another_model_has_columns_of_its_name(beside: Beside) -> None:
+    assert beside.figures["model"].endswith("/bytes")
+    assert "bytes bytes/patch" in beside.shown[0]
+    assert "bytes bits/byte" in beside.shown[0]
+
+
+def test_another_model_scores_beside_as_it_does_alone(beside: Beside) -> None:
+    found, wanted = (figures["subsets"]["b"]["bits_per_byte"] for figures in (beside.figures, beside.alone))
+    assert found == wanted
+    assert beside.shown[-1].split()[-2] == f"{beside.alone['total']['bits_per_byte']:.4f}"
+
+
+def test_another_model_is_scored_on_the_same_documents(beside: Beside, tmp_path: Path) -> None:
+    fewer = make_dataset(tmp_path / "fewer", [beside.unpatched[:20]], patching=NONE)
+    with pytest.raises(IdentityError, match="other documents"):
+        evaluate_command([*beside.command, "--beside", str(beside.other), str(fewer.folder)])
 
 
 def test_data_patched_otherwise_than_in_training_is_refused(tmp_path: Path, dataset: Dataset) -> None:

@@ -1,11 +1,14 @@
 """`export-hf` and `import-hf`: the way there and back byte for byte, what is refused, and in how much memory."""
 
+import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -54,32 +57,76 @@ def identity(folder: Path) -> ModelIdentity:
     return model_identity(folder)
 
 
-@pytest.mark.parametrize("shard_bytes", [20_000, 1 << 30])
-def test_a_model_comes_back_byte_for_byte_with_its_patches(
-    tmp_path: Path, model: Path, shard_bytes: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    there, back = tmp_path / "hf", tmp_path / "back"
-    assert run("export-hf", model, there, "--shard-bytes", shard_bytes) == 0
-    names = {path.name for path in there.iterdir()}
-    if shard_bytes == 20_000:
-        assert len([name for name in names if name.startswith("model-0000")]) >= 3
-        assert EXPORTED | {"model.safetensors.index.json"} <= names
-    else:
-        assert names == EXPORTED | {"model.safetensors"}
-    shown = capsys.readouterr().out
-    assert "note: patches longer than max_length 16 are not cut there" in shown
-    assert str(there / "tokenizer.json") in shown
+class Exported(NamedTuple):
+    """A model's export, what was made of that, and what the commands showed."""
 
-    assert run("import-hf", there, back) == 0
-    for name in FILES:
-        assert (back / name).read_bytes() == (model / name).read_bytes(), name
-    assert identity(back).patching == identity(model).patching
-    assert identity(back).entropy_model == identity(model).entropy_model
-    assert identity(back).data == {}
-    imported = identity(back).config["imported"]
-    sources = [path for path in there.iterdir() if path.suffix == ".safetensors" or path.name == "config.json"]
-    assert imported == {"layout": "transformers", "sha256": {path.name: file_sha256(path) for path in sources}}
-    assert "rule 'entropy', theta" in capsys.readouterr().out
+    there: Path
+    back: Path
+    shown_there: str
+    shown_back: str
+
+
+def there_and_back(folder: Path, model: Path, *options: Any) -> Exported:
+    with redirect_stdout(io.StringIO()) as shown_there:
+        assert run("export-hf", model, folder / "hf", *options) == 0
+    with redirect_stdout(io.StringIO()) as shown_back:
+        assert run("import-hf", folder / "hf", folder / "back") == 0
+    return Exported(folder / "hf", folder / "back", shown_there.getvalue(), shown_back.getvalue())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Exported:
+    """In one file."""
+    return there_and_back(tmp_path_factory.mktemp("whole"), model)
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Exported:
+    """In several."""
+    return there_and_back(tmp_path_factory.mktemp("sharded"), model, "--shard-bytes", 20_000)
+
+
+@pytest.fixture(params=["whole", "sharded"])
+def exported(request: pytest.FixtureRequest) -> Exported:
+    return request.getfixturevalue(request.param)
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_small_model_is_exported_as_one_file(whole: Exported) -> None:
+    assert names_in(whole.there) == EXPORTED | {"model.safetensors"}
+
+
+def test_a_model_of_more_than_the_bytes_of_a_file_is_exported_as_several(sharded: Exported) -> None:
+    names = names_in(sharded.there)
+    assert len([name for name in names if name.startswith("model-0000")]) >= 3
+    assert EXPORTED | {"model.safetensors.index.json"} <= names
+
+
+def test_the_export_says_that_patches_are_not_cut_there_and_where_the_tokenizer_is(exported: Exported) -> None:
+    assert "max_length 16" in exported.shown_there
+    assert str(exported.there / "tokenizer.json") in exported.shown_there
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_model_comes_back_byte_for_byte(exported: Exported, model: Path, name: str) -> None:
+    assert (exported.back / name).read_bytes() == (model / name).read_bytes()
+
+
+def test_a_model_comes_back_with_its_patches(exported: Exported, model: Path) -> None:
+    found, wanted = identity(exported.back), identity(model)
+    assert (found.patching, found.entropy_model) == (wanted.patching, wanted.entropy_model)
+    assert "rule 'entropy', theta" in exported.shown_back
+
+
+def test_an_imported_model_names_its_files_and_no_data(exported: Exported) -> None:
+    found = identity(exported.back)
+    assert found.data == {}
+    sources = [path for path in exported.there.iterdir() if path.suffix == ".safetensors" or path.name == "config.json"]
+    hashes = {path.name: file_sha256(path) for path in sources}
+    assert found.config["imported"] == {"layout": "transformers", "sha256": hashes}
 
 
 def test_an_imported_model_writes_what_the_exported_one_writes(tmp_path: Path, model: Path) -> None:
@@ -104,13 +151,25 @@ def test_a_folder_of_others_gives_an_exact_threshold_and_the_longest_patches(
     tmp_path: Path, model: Path, rule: PatchingSettings
 ) -> None:
     assert run("import-hf", foreign(tmp_path, model), tmp_path / "back") == 0
-    found = identity(tmp_path / "back")
-    assert found.patching == PatchingSettings(rule="entropy", theta=rule.theta, max_length=65_535)
-    assert found.entropy_model is not None
-    assert found.entropy_model.sha256 == model_sha256(tmp_path / "back" / "entropy_model")
-    assert found.entropy_model.numerics.probe == ""
+    found = identity(tmp_path / "back").patching
+    assert found == PatchingSettings(rule="entropy", theta=rule.theta, max_length=65_535)
+
+
+def test_a_folder_of_others_gives_an_entropy_model_that_was_never_measured(tmp_path: Path, model: Path) -> None:
+    assert run("import-hf", foreign(tmp_path, model), tmp_path / "back") == 0
+    found = identity(tmp_path / "back").entropy_model
+    assert found is not None
+    assert (found.sha256, found.numerics.probe) == (model_sha256(tmp_path / "back" / "entropy_model"), "")
+
+
+def test_a_model_of_others_generates(tmp_path: Path, model: Path) -> None:
+    assert run("import-hf", foreign(tmp_path, model), tmp_path / "back") == 0
     assert list(Generator(tmp_path / "back").write(b"some ", GenerateSettings(length=3)))
-    assert run("import-hf", tmp_path / "hf", tmp_path / "other", "--theta", "0.25", "--max-length", "99") == 0
+
+
+def test_a_folder_of_others_may_be_given_a_threshold_and_a_length(tmp_path: Path, model: Path) -> None:
+    given = ("--theta", "0.25", "--max-length", "99")
+    assert run("import-hf", foreign(tmp_path, model), tmp_path / "other", *given) == 0
     assert identity(tmp_path / "other").patching == PatchingSettings(rule="entropy", theta=0.25, max_length=99)
 
 
@@ -135,25 +194,43 @@ def test_an_imported_model_may_be_evaluated_wherever_its_own_entropy_model_score
                 check_patches(tmp_path / "back", dataset)
 
 
-def test_bf16_rounds_the_model_and_not_the_entropy_model(
-    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture(scope="module")
+def rounded(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Exported:
+    """In bfloat16."""
+    options = ("--dtype", "bfloat16", "--shard-bytes", 20_000)
+    return there_and_back(tmp_path_factory.mktemp("rounded"), model, *options)
+
+
+def test_rounding_to_bf16_is_said(rounded: Exported) -> None:
+    assert "rounded to bfloat16" in rounded.shown_there
+
+
+def test_bf16_is_stored_for_the_model_and_not_the_entropy_model(rounded: Exported) -> None:
+    exported = TensorFolder(rounded.there)
+    wrong = {
+        name: exported.dtype(name)
+        for name in exported.names()
+        if exported.dtype(name) != (torch.float32 if "patcher" in name else torch.bfloat16)
+    }
+    assert wrong == {}
+
+
+def test_a_model_in_bf16_is_loaded_in_fp32_without_a_tensor_too_few_or_too_many(rounded: Exported) -> None:
     from transformers import AutoModelForCausalLM
 
-    assert run("export-hf", model, tmp_path / "hf", "--dtype", "bfloat16", "--shard-bytes", 20_000) == 0
-    assert "note: the model's weights are rounded to bfloat16" in capsys.readouterr().out
-    exported = TensorFolder(tmp_path / "hf")
-    for name in exported.names():
-        assert exported.dtype(name) == (torch.float32 if "patcher" in name else torch.bfloat16), name
-    loaded, found = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    loaded, found = AutoModelForCausalLM.from_pretrained(rounded.there, output_loading_info=True)
     assert loaded.dtype == torch.float32  # as config.json says
-    assert not found["missing_keys"]
-    assert not found["unexpected_keys"]
-    assert run("import-hf", tmp_path / "hf", tmp_path / "back") == 0
-    before, after = TensorFolder(model), TensorFolder(tmp_path / "back")
+    assert (list(found["missing_keys"]), list(found["unexpected_keys"])) == ([], [])
+
+
+def test_a_model_comes_back_from_bf16_rounded(rounded: Exported, model: Path) -> None:
+    before, after = TensorFolder(model), TensorFolder(rounded.back)
     assert all(torch.equal(after.read(name), before.read(name).bfloat16().float()) for name in before.names())
-    assert (tmp_path / "back" / FILES[2]).read_bytes() == (model / FILES[2]).read_bytes()
-    assert identity(tmp_path / "back").entropy_model == identity(model).entropy_model
+
+
+def test_an_entropy_model_comes_back_from_bf16_as_it_was(rounded: Exported, model: Path) -> None:
+    assert (rounded.back / FILES[2]).read_bytes() == (model / FILES[2]).read_bytes()
+    assert identity(rounded.back).entropy_model == identity(model).entropy_model
 
 
 def test_data_scored_in_bf16_is_said(tmp_path: Path, entropy_model: Path, rule: PatchingSettings, capsys) -> None:
@@ -167,25 +244,35 @@ def test_data_scored_in_bf16_is_said(tmp_path: Path, entropy_model: Path, rule: 
     assert "note: the data was scored in bfloat16" in capsys.readouterr().out
 
 
-def test_one_of_several_thresholds_is_exported(
-    tmp_path: Path, entropy_model: Path, capsys: pytest.CaptureFixture[str]
+SEVERAL = PatchingSettings(rule="entropy", theta=1.0, thetas={"de": 2.0, "en": 3.0}, max_length=64)
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory, entropy_model: Path) -> Path:
+    return model_folder(tmp_path_factory.mktemp("several") / "model", SEVERAL, entropy_model)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [((), ["--theta 1.0", "--subset", "de, en"]), (("--subset", "fr"), ["de, en"])],
+    ids=["none", "unknown"],
+)
+def test_which_of_several_thresholds_has_to_be_said(
+    several: Path, tmp_path: Path, options: tuple[str, ...], named: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    several = PatchingSettings(rule="entropy", theta=1.0, thetas={"de": 2.0, "en": 3.0}, max_length=64)
-    folder = model_folder(tmp_path / "model", several, entropy_model)
-    assert run("export-hf", folder, tmp_path / "none") == 2
+    assert run("export-hf", several, tmp_path / "none", *options) == 2
     refusal = capsys.readouterr().err
-    assert "--theta 1.0 (the default one" in refusal
-    assert "--subset with one of de, en" in refusal
+    assert [words for words in named if words not in refusal] == []
     assert not (tmp_path / "none").exists()
-    for options, theta in ((("--subset", "de"), 2.0), (("--theta", "0.5"), 0.5)):
-        out = tmp_path / options[0]
-        assert run("export-hf", folder, out, *options) == 0
-        assert json.loads((out / "config.json").read_text())["patching_threshold"] == theta
-        assert run("import-hf", out, out.with_suffix(".back")) == 0
-        found = identity(out.with_suffix(".back")).patching
-        assert found == PatchingSettings(rule="entropy", theta=theta, max_length=64)
-    assert run("export-hf", folder, tmp_path / "fr", "--subset", "fr") == 2
-    assert "de, en" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("options", "theta"), [(("--subset", "de"), 2.0), (("--theta", "0.5"), 0.5)])
+def test_one_of_several_thresholds_is_exported(
+    several: Path, tmp_path: Path, options: tuple[str, str], theta: float
+) -> None:
+    found = there_and_back(tmp_path, several, *options)
+    assert json.loads((found.there / "config.json").read_text())["patching_threshold"] == theta
+    assert identity(found.back).patching == PatchingSettings(rule="entropy", theta=theta, max_length=64)
 
 
 def changed_model(folder: Path, rule: PatchingSettings, entropy_model: Path, **model: Any) -> Path:
@@ -242,27 +329,32 @@ def test_what_cannot_be_exported_is_refused_in_one_line_and_leaves_nothing(
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"local_attention_window_len": None}, "local_attention_window_len is null"),
+        ({"cross_attn_k": 3}, "cross_attn_k is 2, cross_attn_k is 3"),
+        ({"encoder_hash_byte_group_vocab": 7}, "encoder_hash_byte_group_vocab|encoder_hash_tok_embedding"),
+        ({"model_type": "llama"}, "BltForCausalLM"),
+    ],
+)
 def test_what_cannot_be_imported_is_refused_in_one_line_and_leaves_nothing(
-    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, model: Path, change: dict[str, Any], named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hf = foreign(tmp_path, model)
     path = hf / "config.json"
-    config = json.loads(path.read_text())
-    for change, words in (
-        ({"local_attention_window_len": None}, "local_attention_window_len is null"),
-        ({"cross_attn_k": 3}, "cross_attn_k is 2, cross_attn_k is 3: they must be equal"),
-        ({"encoder_hash_byte_group_vocab": 7}, r"encoder_hash_byte_group_vocab|encoder_hash_tok_embedding"),
-        ({"model_type": "llama"}, "BltForCausalLM is wanted"),
-    ):
-        path.write_text(json.dumps(config | change))
-        assert run("import-hf", hf, tmp_path / "out") == 2
-        error = capsys.readouterr().err
-        assert any(part in error for part in words.split("|"))
-        assert str(hf) in error
-        assert error.count("\n") == 1
-        assert not (tmp_path / "out").exists()
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    capsys.readouterr()
+    assert run("import-hf", hf, tmp_path / "out") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(named, line), line
+    assert str(hf) in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("import-hf", tmp_path / "nowhere", tmp_path / "out") == 2
-    assert f"{tmp_path / 'nowhere'} does not exist" in capsys.readouterr().err
+    assert str(tmp_path / "nowhere") in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["export-hf", "import-hf"])
@@ -366,15 +458,32 @@ def test_a_model_with_a_large_table_goes_there_and_back_in_a_fraction_of_its_mem
     assert file_sha256(tmp_path / "back" / "model.safetensors") == file_sha256(folder / "model.safetensors")
 
 
-def test_a_model_with_named_special_ids_goes_there_with_its_entropy_model_beside_it(
-    tmp_path: Path, entropy_model: Path, rule: PatchingSettings, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = model_folder(tmp_path / "model", rule, entropy_model, ("user", "assistant", "end"))
-    assert run("export-hf", model, tmp_path / "hf") == 0
-    assert "special ids user, assistant, end: patch_in_forward is off" in capsys.readouterr().out
-    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+@pytest.fixture(scope="module")
+def named(tmp_path_factory: pytest.TempPathFactory, entropy_model: Path, rule: PatchingSettings) -> tuple[Path, str]:
+    """The export of a model with special ids, and what was shown."""
+    folder = tmp_path_factory.mktemp("named")
+    model = model_folder(folder / "model", rule, entropy_model, ("user", "assistant", "end"))
+    with redirect_stdout(io.StringIO()) as shown:
+        assert run("export-hf", model, folder / "hf") == 0
+    return folder / "hf", shown.getvalue()
+
+
+def test_a_model_with_named_special_ids_does_not_patch_there(named: tuple[Path, str]) -> None:
+    there, shown = named
+    config = json.loads((there / "config.json").read_text())
     assert (config["vocab_size"], config["patch_in_forward"]) == (263, False)
-    assert model_sha256(tmp_path / "hf" / "entropy_model") == model_sha256(entropy_model)
-    assert run("import-hf", tmp_path / "hf", tmp_path / "back") != 0
-    assert "only a model that finds its patches itself, by entropy, can be imported" in capsys.readouterr().err
+    assert re.search("user, assistant, end.*patch_in_forward", shown)
+
+
+def test_a_model_with_named_special_ids_has_its_entropy_model_beside_it(
+    named: tuple[Path, str], entropy_model: Path
+) -> None:
+    assert model_sha256(named[0] / "entropy_model") == model_sha256(entropy_model)
+
+
+def test_a_model_that_does_not_patch_there_cannot_be_imported(
+    named: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("import-hf", named[0], tmp_path / "back") != 0
+    assert "finds its patches itself, by entropy" in capsys.readouterr().err
     assert not (tmp_path / "back").exists()

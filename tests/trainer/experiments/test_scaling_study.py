@@ -34,24 +34,42 @@ def within(estimate: Estimate, value: float) -> bool:
     return estimate.low <= value <= estimate.high
 
 
-def test_exact_figures_give_exact_optima_and_exponents():
-    found = studied(grid_runs("bpe", FALLING, BEST_SIZE), predict=[1e11, 1e14])
-    for profile in found.iso_flop:
+@pytest.fixture(scope="module")
+def exact():
+    """A study of figures without noise. 1e11 lies below the data: that is not asked of a prediction."""
+    return studied(grid_runs("bpe", FALLING, BEST_SIZE), predict=[1e11, 1e14])
+
+
+def test_exact_figures_give_the_optimum_of_each_budget(exact):
+    for profile in exact.iso_flop:
+        assert profile.optimum.flops_per_byte.value == pytest.approx(BEST_SIZE(profile.budget_flops), rel=1e-6)
+        assert profile.optimum.bits_per_byte.value == pytest.approx(FALLING(profile.budget_flops), rel=1e-9)
+
+
+def test_an_optimum_is_given_in_cost_parameters_and_bytes(exact):
+    for profile in exact.iso_flop:
         best = profile.optimum
-        assert best.flops_per_byte.value == pytest.approx(BEST_SIZE(profile.budget_flops), rel=1e-6)
-        assert best.bits_per_byte.value == pytest.approx(FALLING(profile.budget_flops), rel=1e-9)
         assert best.cost_flops == pytest.approx(profile.budget_flops)
         assert best.parameters == pytest.approx(best.flops_per_byte.value / 2, rel=1e-3)
         assert best.bytes == pytest.approx(profile.budget_flops / (3 * best.flops_per_byte.value), rel=1e-3)
-    line = only(found.frontiers)
+
+
+def test_exact_figures_of_few_budgets_give_a_line_with_exact_exponents(exact):
+    line = only(exact.frontiers)
     assert (line.form, line.floor) == ("line", None)
     assert line.exponent.value == pytest.approx(0.12, rel=1e-6)
     assert line.size_exponent.value == pytest.approx(0.5, rel=1e-6)
-    prediction = only(line.predictions)  # 1e11 lies below the data: that is not asked of a prediction
+
+
+def test_a_prediction_is_of_budgets_beyond_the_data(exact):
+    prediction = only(only(exact.frontiers).predictions)
     assert prediction.cost_flops == 1e14
     assert prediction.bits_per_byte.value == pytest.approx(FALLING(1e14), rel=1e-6)
     assert prediction.flops_per_byte.value == pytest.approx(BEST_SIZE(1e14), rel=1e-6)
-    assert max(point.at for point in line.curve) == pytest.approx(BUDGETS[-1])
+
+
+def test_a_curve_ends_with_the_data(exact):
+    assert max(point.at for point in only(exact.frontiers).curve) == pytest.approx(BUDGETS[-1])
 
 
 def test_four_budgets_give_a_curve_with_a_floor():

@@ -77,41 +77,70 @@ def test_two_ranks_each_with_its_rows_begin_from_the_checkpoint_of_one(place: Pa
     check_rows(tmp_path / "ranks" / "model", place / "base" / "model")
 
 
-def test_ids_that_mean_something_else_are_refused(
+def started_from(folder: Path) -> dict[str, dict[str, Any]]:
+    return {"start": {"model": str(folder)}}
+
+
+def test_data_with_other_special_ids_than_the_model_is_refused_with_the_key(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    start = {"start": {"model": str(place / "base" / "model")}}
-    assert run(place / "chats", tmp_path / "none", **start) != 0
+    assert run(place / "chats", tmp_path / "none", **started_from(place / "base" / "model")) != 0
     error = capsys.readouterr().err
-    assert "has the special ids system, user, assistant, end, the model none" in error
+    assert "special ids system, user, assistant, end, the model none" in error
     assert 'model.specials = ["system", "user", "assistant", "end"]' in error
-    assert run(place / "chats", tmp_path / "other", SPECIALS[::-1], **start) != 0
-    # A model with special ids may learn from plain text, too.
-    assert run(place / "text", tmp_path / "text", SPECIALS, **start | {"run": {"steps": 1}}) == 0
-    assert run(place / "text", tmp_path / "fewer", SPECIALS[:2], start={"model": str(tmp_path / "text" / "model")}) != 0
-    assert "model.specials must begin with them" in capsys.readouterr().err
 
 
-def test_a_fine_tuned_model_answers_chats(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_special_ids_in_another_order_are_refused(place: Path, tmp_path: Path) -> None:
+    assert run(place / "chats", tmp_path / "other", SPECIALS[::-1], **started_from(place / "base" / "model")) != 0
+
+
+def test_a_model_with_special_ids_may_learn_from_plain_text(place: Path, tmp_path: Path) -> None:
+    one = {"run": {"steps": 1}}
+    assert run(place / "text", tmp_path / "text", SPECIALS, **started_from(place / "base" / "model"), **one) == 0
+
+
+def test_a_run_with_fewer_special_ids_than_it_starts_from_is_refused(
+    place: Path, tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(place / "text", tmp_path / "fewer", SPECIALS[:2], **started_from(tuned / "model")) != 0
+    assert "model.specials must begin with" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def tuned(place: Path) -> Path:
+    """A run that has learned to answer."""
+    sections = {"run": {"steps": 60}, "optimizer": {"lr": 1e-2}, "metrics": {"log_every": 10}}
+    start = started_from(place / "base" / "model")
+    assert run(place / "chats", place / "tuned", SPECIALS, **start, **sections) == 0
+    return place / "tuned"
+
+
+def test_only_an_answer_its_end_and_eos_are_targets(place: Path) -> None:
     data = open_dataset(place / "chats" / "train").manifest.totals
     assert data.targets == 4 * data.documents, "two bytes, the end of the turn and EOS"
-    sections = {"run": {"steps": 60}, "optimizer": {"lr": 1e-2}, "metrics": {"log_every": 10}}
-    start = {"model": str(place / "base" / "model")}
-    assert run(place / "chats", tmp_path / "tuned", SPECIALS, start=start, **sections) == 0
-    found = losses(tmp_path / "tuned")
+
+
+def test_the_loss_falls_to_almost_nothing(tuned: Path) -> None:
+    found = losses(tuned)
     assert found[-1] < 0.1 < found[0]
-    model = str(tmp_path / "tuned" / "model")
-    capsys.readouterr()
+
+
+def test_a_fine_tuned_model_is_scored_on_answers_alone_and_better_than_baselines(
+    place: Path, tuned: Path, tmp_path: Path
+) -> None:
     options = ("--baselines", "--json", str(tmp_path / "scores.json"))
-    assert trainer(["evaluate", model, str(place / "chats"), *options]) == 0
+    assert trainer(["evaluate", str(tuned / "model"), str(place / "chats"), *options]) == 0
     (scores,) = json.loads((tmp_path / "scores.json").read_text())["datasets"]
     validation = open_dataset(place / "chats" / "validation").manifest.totals
     assert scores["total"]["bytes"] == 2 * validation.documents, "only what is a target counts"
     baselines = scores["total"]["baselines"]
     assert scores["total"]["bits_per_byte"] < baselines["order-2"] < 8
     assert baselines["xz -9"] > 0
-    capsys.readouterr()
-    assert trainer(["generate", model, "--chat", "--user", "what is 12?", "--temperature", "0"]) == 0
+
+
+def test_a_fine_tuned_model_answers_chats(tuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--chat", "--user", "what is 12?", "--temperature", "0"]
+    assert trainer(["generate", str(tuned / "model"), *asked]) == 0
     printed = capsys.readouterr()
     assert printed.out == "ok\n"
     assert "ended: end of turn" in printed.err
