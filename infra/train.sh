@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains on one machine or on several. Run again, it resumes from the last good checkpoint. On several machines the same command runs on each of them, over
-# storage that all see. What it takes from the environment:
+# Trains on one machine or on several. Run again, it resumes from the last good checkpoint. On several machines the same
+# command runs on each of them, over storage that all see. What it takes from the environment:
 #   NPROC             ranks on this machine: its GPUs, or 1 where there are none
 #   NODES             machines: 1
 #   RENDEZVOUS        host:port on one of several machines, where all of them meet
