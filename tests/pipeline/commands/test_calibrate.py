@@ -1,12 +1,15 @@
 """The command as users run it: with a model or kept entropies, checked on held-out text, fair to parallel text."""
 
+import io
 import json
+import re
 import shutil
 import subprocess
 import sys
 import tracemalloc
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -163,34 +166,58 @@ def parallel_records() -> list[dict[str, Any]]:
 CYRILLIC = {ord(latin): chr(0x430 + number) for number, latin in enumerate("wx0123456789")}
 
 
-@pytest.mark.parametrize("key", ["id", "page"])
-def test_parallel_text_gets_the_same_number_of_patches_in_every_language(place, tmp_path, capsys, key: str) -> None:
-    corpus = write_jsonl(tmp_path / "b.jsonl", parallel_records())
-    unpatched(corpus, tmp_path / "raw", "--meta", "--split-key", "page", "--validation-fraction", 0.2)
-    options = ("--parity", key, "--parity-to", "en", "--sample-bytes", "all", *EXACT)
-    found = calibrate(place, tmp_path / "raw", tmp_path / "p.json", *options)
-    assert found["patching"]["thetas"].keys() == {"en", "nl", "ru"}
-    assert found["parity"].keys() == {"en", "nl", "ru"}
-    assert found["parity"]["en"]["size"] == pytest.approx(4, rel=0.01)
-    for name in ("nl", "ru"):
-        assert found["parity"][name]["ratio"] == pytest.approx(1, abs=0.01)
-        assert abs(found["parity"][name]["ratio_before"] - 1) > 0.05
-        assert found["parity"][name]["held_out"] == pytest.approx(1, abs=0.3)
-    assert "keep the threshold for all bytes: notes" in capsys.readouterr().out
+class Parity(NamedTuple):
+    """What calibrate found on parallel text and showed, and the run with that."""
 
-    same_split = ("--split-key", "page", "--validation-fraction", 0.2)
-    out = patched(place, corpus, tmp_path / "p.json", tmp_path / "out", *same_split)
-    for split in ("train", "validation"):
-        patches: dict[str, dict[str, int]] = {}
-        for row in open_dataset(out / split).rows():
-            assert row.patch_lengths is not None
-            patches.setdefault(row.subset, {})[row.id.partition("/")[2]] = len(row.patch_lengths) - 1
-        for name in ("nl", "ru"):
-            shared = patches[name].keys() & patches["en"].keys()
-            ratio = sum(patches[name][page] for page in shared) / sum(patches["en"][page] for page in shared)
-            figures = found["parity"][name]
-            assert figures["ratio" if split == "train" else "held_out"] == pytest.approx(ratio, rel=1e-12)
-            assert split == "validation" or figures["documents"] == len(shared)
+    found: dict[str, Any]
+    shown: str
+    out: Path
+
+
+BY_PAGE = ("--split-key", "page", "--validation-fraction", 0.2)
+
+
+@pytest.fixture(scope="module", params=["id", "page"])
+def parity(request: pytest.FixtureRequest, place: Path, tmp_path_factory: pytest.TempPathFactory) -> Parity:
+    folder = tmp_path_factory.mktemp("parity")
+    corpus = write_jsonl(folder / "b.jsonl", parallel_records())
+    unpatched(corpus, folder / "raw", "--meta", *BY_PAGE)
+    options = ("--parity", request.param, "--parity-to", "en", "--sample-bytes", "all", *EXACT)
+    with redirect_stdout(io.StringIO()) as shown:
+        found = calibrate(place, folder / "raw", folder / "p.json", *options)
+    out = patched(place, corpus, folder / "p.json", folder / "out", *BY_PAGE)
+    return Parity(found, shown.getvalue(), out)
+
+
+def test_languages_of_parallel_text_have_thresholds_and_notes_of_no_page_have_none(parity: Parity) -> None:
+    assert parity.found["patching"]["thetas"].keys() == parity.found["parity"].keys() == {"en", "nl", "ru"}
+    assert re.search("keep the threshold for all bytes: notes", parity.shown)
+
+
+def test_the_language_that_others_are_compared_to_has_the_wanted_size(parity: Parity) -> None:
+    assert parity.found["parity"]["en"]["size"] == pytest.approx(4, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["nl", "ru"])
+def test_parallel_text_gets_the_same_number_of_patches_in_every_language(parity: Parity, name: str) -> None:
+    figures = parity.found["parity"][name]
+    assert figures["ratio"] == pytest.approx(1, abs=0.01)
+    assert abs(figures["ratio_before"] - 1) > 0.05
+    assert figures["held_out"] == pytest.approx(1, abs=0.3)
+
+
+@pytest.mark.parametrize(("split", "key"), [("train", "ratio"), ("validation", "held_out")])
+def test_ratios_are_those_of_the_run_with_the_thresholds(parity: Parity, split: str, key: str) -> None:
+    patches: dict[str, dict[str, int]] = {}
+    for row in open_dataset(parity.out / split).rows():
+        assert row.patch_lengths is not None
+        patches.setdefault(row.subset, {})[row.id.partition("/")[2]] = len(row.patch_lengths) - 1
+    for name in ("nl", "ru"):
+        shared = patches[name].keys() & patches["en"].keys()
+        ratio = sum(patches[name][page] for page in shared) / sum(patches["en"][page] for page in shared)
+        figures = parity.found["parity"][name]
+        assert figures[key] == pytest.approx(ratio, rel=1e-12)
+        assert split == "validation" or figures["documents"] == len(shared)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """convert keeps everything: there and back again gives the same bytes."""
 
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -40,40 +41,89 @@ def test_a_run_keeps_both_sides_its_entropy_model_and_other_columns(tmp_path: Pa
         assert texts[0] == texts[1]
 
 
-def test_anyone_can_read_the_parquet_files(tmp_path: Path) -> None:
-    save_dataset(tmp_path / "in", documents(ENTROPY), ENTROPY, "arrow", "float32")
-    assert run("convert", tmp_path / "in", "--to", "parquet", "--out", tmp_path / "out") == 0
-    rows = list(open_dataset(tmp_path / "in").rows(entropies=True))
-    table = pa.concat_tables(pq.read_table(path) for path in sorted((tmp_path / "out").glob("*.parquet")))
-    for found, row in zip(table.to_pylist(), rows, strict=True):
-        assert (found["id"], found["subset"], found["part"], found["text"]) == (row.id, row.subset, row.part, row.text)
-        assert found["patch_lengths"] == row.patch_lengths.tolist()
-        assert found["entropies"] == row.entropies.tolist()
-        assert found["meta"] is None
-    file = pq.ParquetFile(tmp_path / "out" / "shard-00000.parquet")
-    assert file.num_row_groups == open_dataset(tmp_path / "in").batch_count(0)
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset with entropies, in, and its export, out."""
+    folder = tmp_path_factory.mktemp("exported")
+    save_dataset(folder / "in", documents(ENTROPY), ENTROPY, "arrow", "float32")
+    assert run("convert", folder / "in", "--to", "parquet", "--out", folder / "out") == 0
+    return folder
+
+
+def test_anyone_can_read_the_parquet_files(exported: Path) -> None:
+    table = pa.concat_tables(pq.read_table(path) for path in sorted((exported / "out").glob("*.parquet")))
+    wanted = [
+        {
+            "id": row.id,
+            "subset": row.subset,
+            "part": row.part,
+            "text": row.text,
+            "patch_lengths": row.patch_lengths.tolist(),
+            "entropies": row.entropies.tolist(),
+            "meta": None,
+        }
+        for row in open_dataset(exported / "in").rows(entropies=True)
+    ]
+    assert table.select(list(wanted[0])).to_pylist() == wanted
+
+
+def test_row_groups_are_batches_in_zstd(exported: Path) -> None:
+    file = pq.ParquetFile(exported / "out" / "shard-00000.parquet")
+    assert file.num_row_groups == open_dataset(exported / "in").batch_count(0)
     assert file.metadata.row_group(0).column(0).compression == "ZSTD"
-    with pytest.raises(DatasetError):  # nothing to train on by mistake
-        find_datasets(tmp_path / "out")
 
 
-def test_damage_to_an_export_is_found(tmp_path: Path, capsys) -> None:
-    save_dataset(tmp_path / "in", documents(STATIC), STATIC)
-    assert run("convert", tmp_path / "in", "--to", "parquet", "--out", tmp_path / "out") == 0
-    assert run("verify", tmp_path / "out") == 0
-    assert capsys.readouterr().out.endswith("2 Parquet files, 5 documents, 695 bytes; no problem\n")
-    path = tmp_path / "out" / "shard-00001.parquet"
-    content = bytearray(path.read_bytes())
-    text = pq.ParquetFile(path).metadata.row_group(0).column(3)
+def test_an_export_is_no_dataset_to_train_on_by_mistake(exported: Path) -> None:
+    with pytest.raises(DatasetError):
+        find_datasets(exported / "out")
+
+
+@pytest.fixture(scope="module")
+def whole_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("damage")
+    save_dataset(folder / "in", documents(STATIC), STATIC)
+    assert run("convert", folder / "in", "--to", "parquet", "--out", folder / "out") == 0
+    return folder / "out"
+
+
+@pytest.fixture
+def second_file(whole_export: Path, tmp_path: Path) -> Path:
+    """The second file of a copy of the export."""
+    return shutil.copytree(whole_export, tmp_path / "out") / "shard-00001.parquet"
+
+
+@pytest.fixture
+def damaged(second_file: Path) -> Path:
+    """The same with a flipped bit in a text."""
+    content = bytearray(second_file.read_bytes())
+    text = pq.ParquetFile(second_file).metadata.row_group(0).column(3)
     content[text.data_page_offset + text.total_compressed_size - 5] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(OSError, match="CRC"):  # anyone who asks for it is told
-        pq.ParquetFile(path, page_checksum_verification=True).read()
-    assert run("verify", tmp_path / "out") == 1
-    assert f"{path} is damaged: sha256" in capsys.readouterr().out
-    assert run("convert", tmp_path / "out", "--to", "arrow", "--out", tmp_path / "back") == 2
-    assert f"{path} is damaged" in capsys.readouterr().err
+    second_file.write_bytes(content)
+    return second_file
+
+
+def test_verify_counts_what_an_export_holds(whole_export: Path, capsys) -> None:
+    assert run("verify", whole_export) == 0
+    assert capsys.readouterr().out.endswith("2 Parquet files, 5 documents, 695 bytes; no problem\n")
+
+
+def test_a_reader_that_asks_for_it_is_told_of_damage(damaged: Path) -> None:
+    with pytest.raises(OSError, match="CRC"):
+        pq.ParquetFile(damaged, page_checksum_verification=True).read()
+
+
+def test_verify_finds_damage_to_an_export(damaged: Path, capsys) -> None:
+    assert run("verify", damaged.parent) == 1
+    assert f"{damaged} is damaged: sha256" in capsys.readouterr().out
+
+
+def test_a_damaged_export_is_not_converted(damaged: Path, tmp_path: Path, capsys) -> None:
+    assert run("convert", damaged.parent, "--to", "arrow", "--out", tmp_path / "back") == 2
+    assert f"{damaged} is damaged" in capsys.readouterr().err
     assert not (tmp_path / "back").exists()
-    path.unlink()
-    assert run("verify", tmp_path / "out") == 1
-    assert f"{path} is missing" in capsys.readouterr().out
+
+
+def test_verify_names_a_file_of_an_export_that_is_gone(second_file: Path, capsys) -> None:
+    second_file.unlink()
+    assert run("verify", second_file.parent) == 1
+    assert f"{second_file} is missing" in capsys.readouterr().out

@@ -48,61 +48,98 @@ def documents(dataset: Dataset) -> list[tuple[bytes, list[int]]]:
     return found
 
 
-@pytest.mark.parametrize("source", ["plain", "scored"])
-def test_patches_are_bos_the_tokens_and_eos(place, tmp_path, source: str, capsys) -> None:
-    out = recut(place, place / source, tmp_path / "out")
+SPLITS = ("train", "validation")
+
+
+@pytest.fixture(scope="module")
+def cut_plain(place: Path) -> Path:
+    return recut(place, place / "plain", place / "cut-plain")
+
+
+@pytest.fixture(scope="module")
+def cut_scored(place: Path) -> Path:
+    return recut(place, place / "scored", place / "cut-scored")
+
+
+@pytest.fixture(params=["plain", "scored"])
+def out(request: pytest.FixtureRequest) -> Path:
+    """The dataset whose patches are tokens, of each source."""
+    return request.getfixturevalue(f"cut_{request.param}")
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_patches_are_bos_the_tokens_and_eos(place: Path, out: Path, split: str) -> None:
     encoder = SubwordEncoder(place / "tokenizer")
-    for split in ("train", "validation"):
-        dataset = open_dataset(out / split)
-        for text, lengths in documents(dataset):
-            assert lengths == [1, *encoder.lengths(text).tolist(), 1]
-        made, patching = dataset.manifest.identity, dataset.manifest.identity.patching
-        assert (
-            made.patching.tokenizer
-            == load_making(dataset.tokenizer).identity
-            == load_making(place / "tokenizer").identity
-        )
-        assert patching.max_length == load_making(place / "tokenizer").longest
-        assert made.sidecar == ("none" if source == "plain" else "float32")
+    for text, lengths in documents(open_dataset(out / split)):
+        assert lengths == [1, *encoder.lengths(text).tolist(), 1]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_dataset_names_and_carries_its_tokenizer(place: Path, out: Path, split: str) -> None:
+    dataset, making = open_dataset(out / split), load_making(place / "tokenizer")
+    patching = dataset.manifest.identity.patching
+    assert patching.tokenizer == load_making(dataset.tokenizer).identity == making.identity
+    assert patching.max_length == making.longest
+
+
+def test_a_sidecar_stays_where_there_was_one(cut_plain: Path, cut_scored: Path) -> None:
+    for out, sidecar in ((cut_plain, "none"), (cut_scored, "float32")):
+        assert {open_dataset(out / split).manifest.identity.sidecar for split in SPLITS} == {sidecar}
+
+
+def test_verify_checks_boundaries_of_tokens(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("verify", out) == 0
     assert "boundaries of" in capsys.readouterr().out
+
+
+def test_inspect_shows_the_size_of_the_vocabulary(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("inspect", out) == 0
     assert f"vocabulary {VOCABULARY}" in capsys.readouterr().out
 
 
-def test_tokens_are_the_same_from_any_source_and_survive_every_rewriting(place, tmp_path) -> None:
-    out = recut(place, place / "plain", tmp_path / "out")
-    found = sorted(documents(open_dataset(out / "train")))
-    assert sorted(documents(open_dataset(recut(place, place / "scored", tmp_path / "again") / "train"))) == found
-    assert run("convert", out, "--to", "webdataset", "--out", tmp_path / "tar", "--workers", 1) == 0
+def test_tokens_are_the_same_from_any_source(cut_plain: Path, cut_scored: Path) -> None:
+    found, wanted = (sorted(documents(open_dataset(out / "train"))) for out in (cut_plain, cut_scored))
+    assert found == wanted
+
+
+def test_tokens_and_the_tokenizer_survive_another_format(cut_plain: Path, tmp_path: Path) -> None:
+    assert run("convert", cut_plain, "--to", "webdataset", "--out", tmp_path / "tar", "--workers", 1) == 0
     assert run("convert", tmp_path / "tar", "--to", "arrow", "--out", tmp_path / "back", "--workers", 1) == 0
-    assert files(tmp_path / "back") == files(out)
-    assert f"train/tokenizer/{TOKENIZER_FILE}" in files(out)
-    assert run("split", out, "--validation-fraction", 0.5, "--out", tmp_path / "split", "--workers", 1) == 0
+    assert files(tmp_path / "back") == files(cut_plain)
+    assert f"train/tokenizer/{TOKENIZER_FILE}" in files(cut_plain)
+
+
+def test_tokens_survive_a_split(cut_plain: Path, tmp_path: Path) -> None:
+    options = ("--validation-fraction", 0.5, "--workers", 1)
+    assert run("split", cut_plain, "--out", tmp_path / "split", *options) == 0
     assert run("verify", tmp_path / "split") == 0
+
+
+def test_another_rule_leaves_the_tokenizer_out(cut_plain: Path, tmp_path: Path) -> None:
     space = tmp_path / "space"
-    assert run("recut", out, "--rule", "space", "--out", space, "--workers", 1) == 0
+    assert run("recut", cut_plain, "--rule", "space", "--out", space, "--workers", 1) == 0
     identity = open_dataset(space / "train").manifest.identity
     assert (identity.patching.tokenizer, identity.patching.max_length) == (None, 512)
     assert not (space / "train" / "tokenizer").exists()
 
 
-def test_the_tokenizer_sees_the_training_split_alone(place, tmp_path, capsys) -> None:
+def test_a_validation_split_alone_is_no_data_of_a_tokenizer(place: Path, tmp_path: Path, capsys) -> None:
     validation, out = place / "plain" / "validation", tmp_path / "out"
     assert run("tokenizer", validation, "--vocabulary", VOCABULARY, "--out", out) == 2
-    assert "is a validation split; a tokenizer is trained on train alone" in capsys.readouterr().err
+    assert f"{validation} is a validation split" in capsys.readouterr().err
     assert not out.exists()
-    # A word that only validation has, however often, is no token.
+
+
+def test_the_tokenizer_sees_the_training_split_alone(tmp_path: Path) -> None:
+    """A word that only validation has, however often, is no token."""
     rare = [{"id": str(n), "text": "zyxwvu " * 50, "kind": "held"} for n in range(9)]
     common = [{"id": str(n), "text": "abcdef " * 50, "kind": "seen"} for n in range(9, 19)]
-    write_jsonl(tmp_path / "both.jsonl", rare + common)
-    for name, records in (("train", common), ("validation", rare)):
-        write_jsonl(tmp_path / f"{name}.jsonl", records)
-        fraction = ("--validation-fraction", "1" if name == "validation" else "0", "--executor", "inline")
-        assert preprocess(tmp_path / f"{name}.jsonl", "--out", tmp_path / name, "--rule", "none", *fraction) == 0
-    both = tmp_path / "both"
+    both, out = tmp_path / "both", tmp_path / "out"
     both.mkdir()
-    for name in ("train", "validation"):
+    for name, records, fraction in (("train", common, "0"), ("validation", rare, "1")):
+        corpus = write_jsonl(tmp_path / f"{name}.jsonl", records)
+        options = ("--rule", "none", "--validation-fraction", fraction, "--executor", "inline")
+        assert preprocess(corpus, "--out", tmp_path / name, *options) == 0
         (tmp_path / name / name).rename(both / name)
     assert run("tokenizer", both, "--vocabulary", 265, "--out", out) == 0
     tokens = Tokenizer.from_file(str(out / TOKENIZER_FILE)).get_vocab()

@@ -282,20 +282,34 @@ def test_many_problems_of_a_shard_are_counted_rather_than_all_listed(tmp_path: P
     assert "80 more problems" in lines[-1]
 
 
-def test_the_command_takes_both_splits_and_its_exit_code_tells(tmp_path: Path, capsys) -> None:
-    assert command(tmp_path) == 1
-    assert "not a finished dataset" in capsys.readouterr().err
+@pytest.fixture
+def both(tmp_path: Path) -> Path:
     for split in ("train", "validation"):
         save_dataset(tmp_path / split, documents(STATIC), STATIC, split=split)
-    assert command(tmp_path) == 0
+    return tmp_path
+
+
+def test_the_command_takes_both_splits(both: Path, capsys) -> None:
+    assert command(both) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert all("2 shards, 5 documents" in line and line.endswith("no problem") for line in lines)
-    (tmp_path / "validation" / "shard-00001.arrow").unlink()
+
+
+def test_the_command_refuses_a_folder_without_a_dataset(tmp_path: Path, capsys) -> None:
     assert command(tmp_path) == 1
+    assert "not a finished dataset" in capsys.readouterr().err
+
+
+def test_the_exit_code_tells_of_a_shard_that_is_gone(both: Path, capsys) -> None:
+    (both / "validation" / "shard-00001.arrow").unlink()
+    assert command(both) == 1
     assert "shard-00001.arrow is missing" in capsys.readouterr().out
-    (tmp_path / "train" / "manifest.json").write_text("{}")
-    assert command(tmp_path) == 1
+
+
+def test_the_exit_code_tells_of_a_damaged_manifest(both: Path, capsys) -> None:
+    (both / "train" / "manifest.json").write_text("{}")
+    assert command(both) == 1
     assert "train/manifest.json: identity: is missing" in capsys.readouterr().out
 
 

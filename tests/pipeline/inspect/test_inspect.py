@@ -90,23 +90,36 @@ def test_an_unpatched_dataset_is_described_without_patches(tmp_path: Path) -> No
     assert not any(line.startswith("Patch lengths") for line in lines)
 
 
-def test_the_command_takes_both_splits_and_refuses_what_is_no_dataset(tmp_path: Path, capsys) -> None:
+@pytest.fixture
+def both(tmp_path: Path) -> Path:
+    save_dataset(tmp_path / "train", documents(ENTROPY), ENTROPY, sidecar="uint8")
+    save_dataset(tmp_path / "validation", [], ENTROPY, split="validation")
+    return tmp_path
+
+
+def test_the_command_takes_both_splits(both: Path, capsys) -> None:
+    assert command(both, "--documents", "1") == 0
+    out = capsys.readouterr().out
+    assert ("split train" in out, "split validation" in out) == (True, True)
+    assert out.count("Most predictable") == 1
+
+
+def test_a_folder_without_a_dataset_is_refused_in_one_line(tmp_path: Path, capsys) -> None:
     assert command(tmp_path) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "not a finished dataset" in error
-    save_dataset(tmp_path / "train", documents(ENTROPY), ENTROPY, sidecar="uint8")
-    save_dataset(tmp_path / "validation", [], ENTROPY, split="validation")
-    assert command(tmp_path, "--documents", "1") == 0
-    out = capsys.readouterr().out
-    assert "split train" in out
-    assert "split validation" in out
-    assert out.count("Most predictable") == 1
+
+
+def test_a_negative_number_of_documents_is_refused(both: Path, capsys) -> None:
     with pytest.raises(SystemExit):
-        command(tmp_path, "--documents", "-1")
+        command(both, "--documents", "-1")
     assert "-1 is less than 0" in capsys.readouterr().err
-    (tmp_path / "train" / "shard-00000.arrow").unlink()
-    assert command(tmp_path) == 2
+
+
+def test_a_shard_that_is_gone_is_named(both: Path, capsys) -> None:
+    (both / "train" / "shard-00000.arrow").unlink()
+    assert command(both) == 2
     assert "shard-00000.arrow is missing" in capsys.readouterr().err
 
 

@@ -41,26 +41,49 @@ def corpus(tmp_path_factory) -> tuple[Path, list[Made]]:
     return folder, made
 
 
-def test_a_thousand_files_come_to_what_their_makers_counted(corpus, tmp_path):
-    folder, made = corpus
-    read(folder, tmp_path / "out")
-    found, wanted = counts(tmp_path / "out"), statuses(made)
-    dead = letters(tmp_path / "out")
+@pytest.fixture(scope="module")
+def out(corpus: tuple[Path, list[Made]], tmp_path_factory) -> Path:
+    """A run over all of it."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    read(corpus[0], out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def made(corpus: tuple[Path, list[Made]]) -> list[Made]:
+    return corpus[1]
+
+
+def test_a_thousand_files_come_to_what_their_makers_counted(made, out):
+    dead, wanted = letters(out), statuses(made)
     assert len(dead) == wanted["dead"]
     wanted["dead"] = sum(letter.get("records", 1) for letter in dead)  # of a table's rows, all that are lost
     wanted["records"] = wanted["documents"] + wanted["empty"] + wanted["dead"]
+    found = counts(out)
     assert {key: found[key] for key in wanted} == wanted
-    assert Counter(text for _, _, text in stored(tmp_path / "out")) == Counter(text for m in made for text in m.texts)
-    assert Counter(letter["path"] for letter in dead) == Counter({m.name: m.dead for m in made if m.dead})
-    empty = letters(tmp_path / "out", "empty-records")
-    assert Counter(entry["path"] for entry in empty) == Counter({m.name: m.empty for m in made if m.empty})
-    for letter in dead:
+
+
+def test_the_texts_of_a_thousand_files_arrive(made, out):
+    assert Counter(text for _, _, text in stored(out)) == Counter(text for m in made for text in m.texts)
+
+
+@pytest.mark.parametrize(("kind", "count"), [("dead-letters", "dead"), ("empty-records", "empty")])
+def test_each_lost_record_is_listed_with_its_file(made, out, kind, count):
+    found = Counter(entry["path"] for entry in letters(out, kind))
+    assert found == Counter({m.name: getattr(m, count) for m in made if getattr(m, count)})
+
+
+def test_a_dead_letter_has_a_reason_a_hash_and_an_excerpt(out):
+    for letter in letters(out):
         assert letter["reason"]
         assert len(letter["sha256"]) == 64
         assert len(letter.get("excerpt", letter.get("excerpt_base64"))) <= 90_000
-    run = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert sorted(file["path"] for file in run["plan"]["files"]) == sorted(m.name for m in made)
-    assert run["plan"]["skipped"] == {"no text by their suffix": len(SKIPPED), "symbolic links": 1}
+
+
+def test_each_file_is_in_the_plan_or_counted_as_skipped(made, out):
+    plan = json.loads((out / "run.json").read_text())["plan"]
+    assert sorted(file["path"] for file in plan["files"]) == sorted(m.name for m in made)
+    assert plan["skipped"] == {"no text by their suffix": len(SKIPPED), "symbolic links": 1}
 
 
 def test_small_splits_come_to_the_same(tmp_path):

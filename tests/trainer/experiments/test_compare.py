@@ -135,11 +135,15 @@ def test_every_system_and_seed_has_a_record_that_names_its_folder(place: Path, r
     assert [(run.system, run.seed) for run in results.runs] == RUNS
     for run in results.runs:
         assert (place / "out" / run.folder / "model/model.safetensors").exists()
-        assert len(run.curve) >= 4
-        assert run.curve[-1].step == run.steps
-        assert run.curve[-1].useful_flops == run.useful_flops
-        assert run.curve[-1].bits_per_byte == pytest.approx(run.bits_per_byte, rel=1e-6)
         assert run.seconds > 0
+
+
+def test_a_curve_ends_with_the_scores_of_its_run(results: Results) -> None:
+    for run in results.runs:
+        assert len(run.curve) >= 4
+        last = run.curve[-1]
+        assert (last.step, last.useful_flops) == (run.steps, run.useful_flops)
+        assert last.bits_per_byte == pytest.approx(run.bits_per_byte, rel=1e-6)
 
 
 def test_budgets_are_equal_within_two_per_cent_and_counted_from_the_packs(place: Path, results: Results) -> None:
@@ -151,21 +155,33 @@ def test_budgets_are_equal_within_two_per_cent_and_counted_from_the_packs(place:
         assert planned.flops == pytest.approx(run.useful_flops, rel=1e-9)
 
 
-def test_scores_are_of_the_same_documents_and_add_up(place: Path, results: Results) -> None:
-    whole = sum(results.document_bytes)
-    assert whole == results.validation_bytes == open_dataset(place / "out/corpus/validation").manifest.totals.bytes
+def test_scores_are_of_the_validation_split(place: Path, results: Results) -> None:
+    bytes_ = open_dataset(place / "out/corpus/validation").manifest.totals.bytes
+    assert sum(results.document_bytes) == results.validation_bytes == bytes_
+
+
+def test_scores_of_documents_add_up_to_that_of_the_run(results: Results) -> None:
     for run in results.runs:
         assert len(run.document_bits) == len(results.document_bytes)
-        assert sum(run.document_bits) / whole == pytest.approx(run.bits_per_byte)
-        assert set(run.bits_by_subset) == {"prose", "python"}
-        settings = recipe(place, results, run.system, run.seed).model
-        assert run.parameters == sum(map(prod, parameter_shapes(settings).values()))
-        assert run.table_parameters == (4096 if run.system == "patches" else 0)
+        assert sum(run.document_bits) / sum(results.document_bytes) == pytest.approx(run.bits_per_byte)
+
+
+def test_scores_are_given_by_subset(results: Results) -> None:
+    assert {frozenset(run.bits_by_subset) for run in results.runs} == {frozenset({"prose", "python"})}
+
+
+def test_parameters_are_those_of_the_model_and_its_tables_apart(place: Path, results: Results) -> None:
+    for run in results.runs:
+        shapes = parameter_shapes(recipe(place, results, run.system, run.seed).model)
+        tables = 4096 if run.system == "patches" else 0
+        assert (run.parameters, run.table_parameters) == (sum(map(prod, shapes.values())), tables)
+
+
+def test_bytes_per_patch_are_those_of_the_data(results: Results) -> None:
     sizes = {run.system: run.bytes_per_patch for run in results.runs}
-    assert sizes["bytes"] is None
-    assert sizes["patches"] == pytest.approx(3.9, abs=0.1)
     assert results.tokenizer is not None
-    assert sizes["tokens"] == pytest.approx(results.tokenizer.bytes_per_token)
+    tokens = pytest.approx(results.tokenizer.bytes_per_token)
+    assert sizes == {"bytes": None, "patches": pytest.approx(3.9, abs=0.1), "tokens": tokens}
 
 
 def test_pairs_of_seeds_are_compared(results: Results) -> None:

@@ -107,20 +107,30 @@ def found(place: Path) -> Scaling:
     return load_scaling(place / "out")
 
 
-def test_every_place_of_the_grid_has_a_run_at_its_budget(place: Path, found: Scaling) -> None:
+def test_every_place_of_the_grid_has_one_run(found: Scaling) -> None:
     places = [(run.family, run.size, run.budget_flops) for run in found.runs]
     assert len(set(places)) == len(places)
     assert set(places) == {(*name, budget) for name in BYTES + WORDS for budget in (3e9, 6e9)}
+
+
+def test_every_run_is_at_its_budget_and_has_a_model_and_a_score(place: Path, found: Scaling) -> None:
     for run in found.runs:
         assert run.result.useful_flops == pytest.approx(run.budget_flops, rel=0.02)
         assert (place / "out" / run.result.folder / "model/model.safetensors").exists()
         assert run.result.bits_per_byte > 0
+
+
+def test_runs_are_in_order_of_size(found: Scaling) -> None:
     sizes = [run.result.flops_per_byte for run in found.runs if run.family == "bytes"]
     assert sizes == sorted(sizes)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"), [("model", "width", 20), ("optimizer", "lr", 1e-3), ("data", "tokens", 520)]
+)
+def test_a_run_has_what_the_grid_lays_over_the_recipe(place: Path, section: str, key: str, value: float) -> None:
     resolved = json.loads((place / "out/runs/scaling/bytes-l/3e+09/seed-0/config.json").read_text())
-    assert resolved["model"]["width"] == 20
-    assert resolved["optimizer"]["lr"] == 1e-3
-    assert resolved["data"]["tokens"] == 520
+    assert resolved[section][key] == value
 
 
 def test_a_run_done_again_is_the_same_and_finished_ones_stay(place: Path, found: Scaling) -> None:

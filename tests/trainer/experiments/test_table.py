@@ -10,24 +10,36 @@ from helpers.experiment_examples import SYSTEMS, made_up_results
 from shared.errors import ConfigError
 from trainer.experiments.page.csv_files import write_csv
 from trainer.experiments.results.results import RESULTS_NAME, Results, load_results, save_results
-from trainer.experiments.results.table import ALIKE, budget_spread, rows, subset_bits
+from trainer.experiments.results.table import ALIKE, Row, budget_spread, rows, subset_bits
 
 
-def test_rows_are_means_over_seeds_the_best_first() -> None:
-    results = made_up_results()
-    found = rows(results, "flops")
+@pytest.fixture(scope="module")
+def by_name() -> dict[str, Row]:
+    return {row.system: row for row in rows(made_up_results(), "flops")}
+
+
+def test_there_is_a_row_for_each_system_the_best_first() -> None:
+    found = rows(made_up_results(), "flops")
     assert [row.bits_per_byte for row in found] == sorted(row.bits_per_byte for row in found)
     assert len(found) == len(SYSTEMS)
-    bpe = next(row for row in found if row.system == "bpe")
-    bits = [run.bits_per_byte for run in results.runs if (run.system, run.table) == ("bpe", "flops")]
-    assert (bpe.seeds, bpe.lowest, bpe.highest) == (2, min(bits), max(bits))
-    assert bpe.bits_per_byte == pytest.approx(fmean(bits))
-    assert bpe.spread == pytest.approx(abs(bits[0] - bits[1]) / 2**0.5)
-    assert bpe.patches_per_token == pytest.approx(1.0)
-    assert bpe.speed_up == pytest.approx(3.1 / 1.1)
-    entropy = next(row for row in found if row.system == "blt-entropy-4.5")
-    assert entropy.patches_per_token == pytest.approx(3.3 / 4.5)
-    assert entropy.speed_up_whole == pytest.approx(3.1 / 2.3)
+
+
+def test_rows_are_means_over_seeds(by_name: dict[str, Row]) -> None:
+    bits = [run.bits_per_byte for run in made_up_results().runs if (run.system, run.table) == ("bpe", "flops")]
+    row = by_name["bpe"]
+    assert (row.seeds, row.lowest, row.highest) == (2, min(bits), max(bits))
+    assert row.bits_per_byte == pytest.approx(fmean(bits))
+    assert row.spread == pytest.approx(abs(bits[0] - bits[1]) / 2**0.5)
+
+
+@pytest.mark.parametrize(("system", "ratio"), [("bpe", 1.0), ("blt-entropy-4.5", 3.3 / 4.5)])
+def test_patches_are_counted_for_a_token(by_name: dict[str, Row], system: str, ratio: float) -> None:
+    assert by_name[system].patches_per_token == pytest.approx(ratio)
+
+
+def test_a_system_is_faster_by_its_flops_with_and_without_the_entropy_model(by_name: dict[str, Row]) -> None:
+    assert by_name["bpe"].speed_up == pytest.approx(3.1 / 1.1)
+    assert by_name["blt-entropy-4.5"].speed_up_whole == pytest.approx(3.1 / 2.3)
 
 
 def test_what_is_not_known_is_none() -> None:
