@@ -2,25 +2,22 @@
 
 import re
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers.rounding import NATS, TRAINED
+from helpers.start_examples import MISFITS, STILL, assert_same_weights, complaint, run_on_two_ranks
 from helpers.tiny_runs import (
     STACK,
     STATIC,
     losses,
-    quiet_environment,
     run,
     run_identity_of,
     tiny_data,
     tiny_recipe,
     tiny_settings,
-    toml,
-    torchrun,
 )
 
 from shared.errors import ModelFileError
@@ -32,9 +29,6 @@ from trainer.data.loader import PackLoader
 from trainer.data.packing.limits import pack_limits
 from trainer.optim.train_step import predict
 from trainer.provenance.identity import IDENTITY_NAME, RunIdentity, load_identity
-
-STILL = 1e-30
-"""A learning rate that moves nothing in fp32."""
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +68,8 @@ def test_a_run_from_a_trained_model_begins_with_that_models_loss(data: Path, tra
 
 @pytest.mark.drill
 def test_every_rank_begins_with_its_slice_of_the_model(data: Path, trained: Path, tmp_path: Path) -> None:
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text(toml(tiny_recipe(data, tmp_path / "run", run={"steps": 1}, optimizer={"lr": STILL})))
-    command = torchrun("trainer/main.py", recipe, "--start.model", trained)
-    subprocess.run(command, check=True, timeout=600, env=quiet_environment(), capture_output=True)
-    ours, theirs = load_state(tmp_path / "run" / "model")[0], load_state(trained)[0]
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        assert torch.equal(tensor, theirs[name]), name
+    run_on_two_ranks(data, tmp_path / "run", trained, run={"steps": 1}, optimizer={"lr": STILL})
+    assert_same_weights(tmp_path / "run" / "model", trained)
 
 
 def test_a_checkpoint_wins_over_the_start(
@@ -124,12 +112,7 @@ def test_an_identity_from_before_there_was_a_start_still_loads(data: Path, tmp_p
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [
-        ({"encoder": STACK | {"layers": 2}}, "has no tensor encoder.blocks.1.attention_norm.weight"),
-        ({"global": STACK | {"width": 64}}, r"attention_norm.weight has shape \[32\], .* wants \[64\]"),
-        ({"ngrams": {"sizes": [3, 4], "rows": 65}}, r"tensor ngrams.weight has shape \[128, 32\].* wants \[130, 32\]"),
-        ({"decoder_cross_all_layers": True, "decoder": STACK, "queries": 1}, "shape"),
-    ],
+    [*MISFITS, ({"decoder_cross_all_layers": True, "decoder": STACK, "queries": 1}, "shape")],
 )
 def test_a_model_that_does_not_fit_is_named_with_the_tensor(
     data: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], words: str
@@ -137,7 +120,7 @@ def test_a_model_that_does_not_fit_is_named_with_the_tensor(
     model = tiny_recipe(data, tmp_path)["model"] | change
     capsys.readouterr()
     assert run(data, tmp_path / "run", model=model, start={"model": str(trained)}) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    line = complaint(capsys)
     assert f"start.model {trained}" in line
     assert re.search(words, line), line
 
@@ -185,10 +168,6 @@ def test_frozen_parts_stay_through_a_checkpoint(data: Path, trained: Path, tmp_p
 def test_frozen_parts_stay_on_two_ranks(data: Path, trained: Path, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"start": {"model": str(trained)}, "optimizer": {"rates": FROZEN}}
     assert run(data, tmp_path / "one", **changes) == 0
-    recipe = tmp_path / "two.toml"
-    recipe.write_text(toml(tiny_recipe(data, tmp_path / "two", **changes)))
-    subprocess.run(
-        torchrun("trainer/main.py", recipe), check=True, timeout=600, env=quiet_environment(), capture_output=True
-    )
+    run_on_two_ranks(data, tmp_path / "two", trained, optimizer={"rates": FROZEN})
     assert only_others_moved(tmp_path / "two", trained)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=TRAINED)

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,22 +10,19 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.start_examples import MISFITS, STILL, assert_same_weights, complaint, run_on_two_ranks
 from helpers.tiny_runs import (
     STACK,
     STATIC,
     losses,
-    quiet_environment,
     run,
     tiny_data,
     tiny_recipe,
     tiny_settings,
-    toml,
-    torchrun,
 )
 from torch import Tensor
 
 from shared.errors import ModelFileError
-from shared.model_folder.files import load_state
 from shared.models.blt import Blt
 from shared.shards.open import open_dataset
 from trainer.checkpoints.initial_weights import build_model, other_settings
@@ -37,9 +33,6 @@ from trainer.optim.optimizer import build_optimizer
 from trainer.optim.train_step import predict
 from trainer.provenance.identity import IDENTITY_NAME, RunIdentity, load_identity
 from trainer.provenance.origin import origin_of
-
-STILL = 1e-30
-"""A learning rate that moves nothing in fp32."""
 
 
 @pytest.fixture(scope="module")
@@ -59,36 +52,47 @@ def step(out: Path, number: int) -> Path:
     return out / "checkpoints" / f"step-{number:08d}"
 
 
-def complaint(capsys: pytest.CaptureFixture[str]) -> str:
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    return line
-
-
 @pytest.mark.drill
 def test_two_ranks_begin_with_the_weights_that_one_has_saved(data: Path, trained: Path, tmp_path: Path) -> None:
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text(toml(tiny_recipe(data, tmp_path / "run", run={"steps": 1}, optimizer={"lr": STILL})))
-    command = torchrun("trainer/main.py", recipe, "--start.model", step(trained, 6))
-    done = subprocess.run(command, check=True, timeout=600, env=quiet_environment(), capture_output=True, text=True)
-    assert f"starting from {step(trained, 6)}" in done.stderr
-    ours, theirs = load_state(tmp_path / "run" / "model")[0], load_state(trained / "model")[0]
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        assert torch.equal(tensor, theirs[name]), name
+    newest = step(trained, 6)
+    said = run_on_two_ranks(data, tmp_path / "run", newest, run={"steps": 1}, optimizer={"lr": STILL})
+    assert f"starting from {newest}" in said
+    assert_same_weights(tmp_path / "run" / "model", trained / "model")
 
 
-def test_a_checkpoint_gives_what_its_model_folder_gives_and_the_identity_says_which_it_was(
-    data: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.fixture(scope="module")
+def saved(data: Path, trained: Path) -> Path:
+    """A run that began with a checkpoint."""
+    out = data.parent / "saved"
+    assert run(data, out, start={"model": str(step(trained, 6))}) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def from_folder(data: Path, trained: Path) -> Path:
+    """A run that began with the model folder of the same step."""
+    out = data.parent / "folder"
+    assert run(data, out, start={"model": str(trained / "model")}) == 0
+    return out
+
+
+def recorded_start(out: Path) -> str | None:
+    return load_identity(out / IDENTITY_NAME, RunIdentity).start
+
+
+def test_a_checkpoint_gives_what_its_model_folder_gives(saved: Path, from_folder: Path) -> None:
+    assert losses(saved) == losses(from_folder), "moments begin anew in both"
+
+
+def test_the_identity_says_which_checkpoint_it_was(trained: Path, saved: Path, from_folder: Path) -> None:
+    assert recorded_start(saved) == origin_of(step(trained, 6)).sha256 != recorded_start(from_folder)
+
+
+def test_a_run_from_another_checkpoint_is_another_run(
+    data: Path, trained: Path, saved: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(data, tmp_path / "folder", start={"model": str(trained / "model")}) == 0
-    assert run(data, tmp_path / "saved", start={"model": str(step(trained, 6))}) == 0
-    assert losses(tmp_path / "saved") == losses(tmp_path / "folder"), "moments begin anew in both"
-    recorded = load_identity(tmp_path / "saved" / IDENTITY_NAME, RunIdentity).start
-    assert recorded == origin_of(step(trained, 6)).sha256
-    assert recorded != load_identity(tmp_path / "folder" / IDENTITY_NAME, RunIdentity).start
-    capsys.readouterr()
-    assert run(data, tmp_path / "saved", start={"model": str(step(trained, 3))}) == 2
-    now = origin_of(step(trained, 3)).sha256
+    recorded, now = origin_of(step(trained, 6)).sha256, origin_of(step(trained, 3)).sha256
+    assert run(data, saved, start={"model": str(step(trained, 3))}) == 2
     assert f"start: recorded {recorded[:12]!r}..., now {now[:12]!r}..." in complaint(capsys)
 
 
@@ -122,14 +126,7 @@ def test_a_damaged_file_is_named_before_anything_of_it_is_used(
     assert f"start.model {copy} is damaged ({name} is not what was written" in line
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"encoder": STACK | {"layers": 2}}, "has no tensor encoder.blocks.1.attention_norm.weight"),
-        ({"global": STACK | {"width": 64}}, r"attention_norm.weight has shape \[32\], .* wants \[64\]"),
-        ({"ngrams": {"sizes": [3, 4], "rows": 65}}, r"tensor ngrams.weight has shape \[128, 32\].* wants \[130, 32\]"),
-    ],
-)
+@pytest.mark.parametrize(("change", "words"), MISFITS)
 def test_a_checkpoint_that_does_not_fit_is_named_with_the_tensor(
     data: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], words: str
 ) -> None:

@@ -1,9 +1,12 @@
 """Bits per byte under noise: what scoring the noised texts alone gives."""
 
+import io
 import json
 import math
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from shared.shards.dataset import Dataset
 from trainer.__main__ import main
 from trainer.evaluation.robustness.characters import character_start, damage
 from trainer.evaluation.robustness.noise import noised
-from trainer.evaluation.robustness.under_noise import halved, robustness, table
+from trainer.evaluation.robustness.under_noise import Robustness, halved, robustness, table
 from trainer.evaluation.texts import TextScorer
 
 TEXTS = [
@@ -41,31 +44,68 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return make_dataset(tmp_path_factory.mktemp("data") / "validation", [rows], patching=NONE, split="validation")
 
 
-@pytest.mark.numerics
-def test_each_figure_is_that_of_its_texts(folder: Path, dataset: Dataset) -> None:
-    scorer = TextScorer(folder)
+class Noised(NamedTuple):
+    """Scores without a noise and with one, and the shares of work that were told on the way."""
+
+    clean: Robustness
+    noisy: Robustness
+    shares: list[float]
+
+
+@pytest.fixture(scope="module")
+def noised_scores(folder: Path, dataset: Dataset) -> Noised:
     shares: list[float] = []
-    clean, noisy = robustness(scorer, dataset, ["repeat"], shares.append)
-    assert shares == pytest.approx([number / 6 for number in range(1, 7)])
+    clean, noisy = robustness(TextScorer(folder), dataset, ["repeat"], shares.append)
+    return Noised(clean, noisy, shares)
 
-    def bits(befores: list[bytes], texts: list[bytes]) -> float:
-        """Each text alone after its own beginning: nats of both less those of the beginning."""
-        nats = 0.0
-        for before, text in zip(befores, texts):
-            nats += scorer.score([before + text]).nats[0] - scorer.score([before], end=False).nats[0]
-        return nats / math.log(2) / sum(map(len, texts))
 
-    texts = [text.encode() for text in TEXTS]
-    prompts, completions = [halved(text)[0] for text in texts], [halved(text)[1] for text in texts]
-    noisy_prompts, noisy_completions = ([noised(text, "repeat") for text in half] for half in (prompts, completions))
-    nothing = [b""] * len(texts)
+def test_progress_is_told_in_shares_of_the_scoring(noised_scores: Noised) -> None:
+    assert noised_scores.shares == pytest.approx([number / 6 for number in range(1, 7)])
+
+
+def bits(folder: Path, befores: list[bytes], texts: list[bytes]) -> float:
+    """Each text alone after its own beginning: nats of both less those of the beginning."""
+    scorer, nats = TextScorer(folder), 0.0
+    for before, text in zip(befores, texts):
+        nats += scorer.score([before + text]).nats[0] - scorer.score([before], end=False).nats[0]
+    return nats / math.log(2) / sum(map(len, texts))
+
+
+WHOLE = [text.encode() for text in TEXTS]
+NOTHING = [b""] * len(WHOLE)
+PROMPTS, COMPLETIONS = [halved(text)[0] for text in WHOLE], [halved(text)[1] for text in WHOLE]
+NOISY, NOISY_PROMPTS, NOISY_COMPLETIONS = (
+    [noised(text, "repeat") for text in texts] for texts in (WHOLE, PROMPTS, COMPLETIONS)
+)
+
+
+@pytest.mark.numerics
+def test_without_a_noise_all_halves_score_the_same(folder: Path, noised_scores: Noised) -> None:
+    clean, halves = noised_scores.clean, pytest.approx(bits(folder, PROMPTS, COMPLETIONS), rel=NATS)
     assert clean.noise is None
-    assert clean.text == pytest.approx(bits(nothing, texts), rel=NATS)
-    assert clean.prompt == clean.completion == clean.both == pytest.approx(bits(prompts, completions), rel=NATS)
-    assert noisy.text == pytest.approx(bits(nothing, [noised(text, "repeat") for text in texts]), rel=NATS)
-    assert noisy.prompt == pytest.approx(bits(noisy_prompts, completions), rel=NATS)
-    assert noisy.completion == pytest.approx(bits(prompts, noisy_completions), rel=NATS)
-    assert noisy.both == pytest.approx(bits(noisy_prompts, noisy_completions), rel=NATS)
+    assert clean.text == pytest.approx(bits(folder, NOTHING, WHOLE), rel=NATS)
+    assert clean.prompt == clean.completion == clean.both == halves
+
+
+@pytest.mark.numerics
+@pytest.mark.parametrize(
+    ("figure", "befores", "texts"),
+    [
+        ("text", NOTHING, NOISY),
+        ("prompt", NOISY_PROMPTS, COMPLETIONS),
+        ("completion", PROMPTS, NOISY_COMPLETIONS),
+        ("both", NOISY_PROMPTS, NOISY_COMPLETIONS),
+    ],
+    ids=["text", "prompt", "completion", "both"],
+)
+def test_each_figure_is_that_of_its_texts(
+    folder: Path, noised_scores: Noised, figure: str, befores: list[bytes], texts: list[bytes]
+) -> None:
+    assert getattr(noised_scores.noisy, figure) == pytest.approx(bits(folder, befores, texts), rel=NATS)
+
+
+def test_a_noise_of_another_half_is_another_figure(noised_scores: Noised) -> None:
+    clean, noisy, _ = noised_scores
     assert len({noisy.prompt, noisy.completion, noisy.both, clean.both}) == 4
 
 
@@ -77,24 +117,44 @@ def test_the_table_shows_changes_from_clean_text(folder: Path, dataset: Dataset)
     assert f"{found[1].text:.4f} ({found[1].text - found[0].text:+.4f})" in noisy
 
 
-def test_the_command_writes_noise_and_samples(
-    folder: Path, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.fixture(scope="module")
+def entropy(folder: Path) -> Path:
+    """The entropy model reads the unpatched documents and writes too."""
+    return entropy_folder(folder.with_name("entropy"))
+
+
+def evaluate(model: Path, dataset: Dataset, *options: str) -> int:
+    return main(["evaluate", str(model), str(dataset.folder), "--threads", "1", *options])
+
+
+@pytest.fixture(scope="module")
+def written(entropy: Path, dataset: Dataset) -> tuple[str, dict[str, Any]]:
+    """What the command shows and writes with noises and samples."""
+    out = entropy.parent / "scores.json"
+    options = ("--noise", "drop", "antspeak", "--samples", "3", "--sample-bytes", "20")
+    with redirect_stdout(io.StringIO()) as shown:
+        assert evaluate(entropy, dataset, "--json", str(out), *options) == 0
+    return shown.getvalue(), json.loads(out.read_text())["datasets"][0]
+
+
+def test_the_command_writes_figures_of_each_noise(
+    written: tuple[str, dict[str, Any]], entropy: Path, dataset: Dataset
 ) -> None:
-    # The entropy model reads the unpatched documents and writes too.
-    out = tmp_path / "scores.json"
-    model = entropy_folder(folder.with_name("entropy"))
-    command = ["evaluate", str(model), str(dataset.folder), "--threads", "1", "--json", str(out)]
-    assert main([*command, "--noise", "drop", "antspeak", "--samples", "3", "--sample-bytes", "20"]) == 0
-    shown = capsys.readouterr().out
-    figures = json.loads(out.read_text())["datasets"][0]
-    expected = robustness(TextScorer(model), dataset, ["antspeak", "drop"])
-    assert figures["noise"] == [asdict(one) for one in expected]
-    assert [one["noise"] for one in figures["noise"]] == [None, "antspeak", "drop"]
+    expected = robustness(TextScorer(entropy), dataset, ["antspeak", "drop"])
+    assert written[1]["noise"] == [asdict(one) for one in expected]
+    assert [one.noise for one in expected] == [None, "antspeak", "drop"]
+
+
+def test_the_command_writes_and_shows_figures_of_samples(written: tuple[str, dict[str, Any]]) -> None:
+    shown, figures = written
     assert figures["samples"]["samples"] == 3
     assert 0 < figures["samples"]["bytes"] <= 60
     assert "of 3 samples are valid UTF-8" in shown
+
+
+def test_no_samples_at_all_are_refused(entropy: Path, dataset: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        main([*command, "--samples", "0"])
+        evaluate(entropy, dataset, "--samples", "0")
     assert "--samples: 0 is too small" in capsys.readouterr().err
 
 

@@ -28,10 +28,14 @@ def of(results: Results, **update: Any) -> Results:
     return results.model_copy(update=update)
 
 
-def test_a_whole_laboratory_has_every_part() -> None:
-    text = content(made_up_results(), "today")
-    sections = re.findall(r"<h2>(.*?)</h2>", text)
-    assert sections == [
+@pytest.fixture(scope="module")
+def whole() -> str:
+    """The page of an experiment that is finished."""
+    return content(made_up_results(), "today")
+
+
+def test_a_whole_experiment_has_every_section(whole: str) -> None:
+    assert re.findall(r"<h2>(.*?)</h2>", whole) == [
         "At equal training FLOPs",
         "Expected orders",
         "At equal bytes",
@@ -39,12 +43,24 @@ def test_a_whole_laboratory_has_every_part() -> None:
         "By subset, at equal bytes",
         "Systems",
     ]
-    assert text.count("<figure>") == 4 + 2
-    for name, *_ in SYSTEMS:
-        assert f">{name}<" in text.replace("</span>", "</span>>")
-    assert 'class="verdict holds"' in text
-    assert 'class="verdict undecided"' in text
-    assert text.count("<figure>") == text.count("<figcaption") == text.count('role="img" aria-label="Bits') + 2
+
+
+def test_every_figure_has_a_caption_and_every_plot_a_label(whole: str) -> None:
+    assert whole.count("<figure>") == 4 + 2
+    assert whole.count("<figure>") == whole.count("<figcaption") == whole.count('role="img" aria-label="Bits') + 2
+
+
+def test_every_system_is_named(whole: str) -> None:
+    closed = whole.replace("</span>", "</span>>")
+    assert [name for name, *_ in SYSTEMS if f">{name}<" not in closed] == []
+
+
+@pytest.mark.parametrize("verdict", ["holds", "undecided"])
+def test_verdicts_are_marked(whole: str, verdict: str) -> None:
+    assert f'class="verdict {verdict}"' in whole
+
+
+def test_a_whole_experiment_has_no_warning() -> None:
     assert warnings(made_up_results()) == []
 
 
@@ -132,20 +148,44 @@ def test_nothing_in_a_record_becomes_markup() -> None:
     assert text.count("&lt;script") > 10
 
 
-def test_a_study_shows_predictions_apart_from_what_was_measured() -> None:
-    runs = grid_runs("bytes", power(70.0, -0.12), power(0.5, 0.5), noise=0.004)
-    runs += grid_runs("bpe", power(60.0, -0.12), power(0.5, 0.5), noise=0.004)
-    text = scaling_content(study(made_up(runs), [1e14]), "today")
-    titles = re.findall(r"<figure><h3>(.*?) <span", text)
-    assert titles == ["Bits per byte over budget", "Predictions", "Sizes of bytes", "Sizes of bpe"]
-    figures = dict(zip(titles, text.split("<figure>")[1:]))
+STUDIED = (
+    *grid_runs("bytes", power(70.0, -0.12), power(0.5, 0.5), noise=0.004),
+    *grid_runs("bpe", power(60.0, -0.12), power(0.5, 0.5), noise=0.004),
+)
+
+
+@pytest.fixture(scope="module")
+def studied() -> str:
+    """The sections of a scaling study."""
+    return scaling_content(study(made_up(STUDIED), [1e14]), "today")
+
+
+@pytest.fixture(scope="module")
+def figures(studied: str) -> dict[str, str]:
+    return dict(zip(re.findall(r"<figure><h3>(.*?) <span", studied), studied.split("<figure>")[1:]))
+
+
+def test_a_study_has_a_figure_of_budgets_of_predictions_and_of_each_familys_sizes(figures: dict[str, str]) -> None:
+    assert list(figures) == ["Bits per byte over budget", "Predictions", "Sizes of bytes", "Sizes of bpe"]
+
+
+def test_a_study_shows_predictions_apart_from_what_was_measured(studied: str, figures: dict[str, str]) -> None:
     assert "hollow" not in figures["Bits per byte over budget"]
     assert figures["Predictions"].count('class="dot hollow') == 2 * 2 + 2
     assert "nobody has measured" in figures["Predictions"]
+    assert "Predicted from the fits, not measured" in studied
+
+
+def test_predictions_have_bands(figures: dict[str, str]) -> None:
     assert figures["Predictions"].count('class="band') == 4
+
+
+def test_sizes_have_a_dot_for_each_run_and_each_optimum(figures: dict[str, str]) -> None:
     assert figures["Sizes of bpe"].count('class="dot c') == 24 + 3
-    assert "Predicted from the fits, not measured" in text
-    unfinished = scaling_content(study(made_up(runs[:2]), [1e14]), "today")
+
+
+def test_a_study_without_optima_predicts_nothing() -> None:
+    unfinished = scaling_content(study(made_up(STUDIED[:2]), [1e14]), "today")
     assert "Predictions" not in unfinished
     assert "no optimum at one budget" in unfinished
 
@@ -181,38 +221,70 @@ def test_a_sweep_marks_the_threshold_of_training(tmp_path: Path) -> None:
     assert "<b>" not in text
 
 
-def test_the_page_is_quiet_and_fits_a_phone(browser: Browser, tmp_path: Path) -> None:
-    save_results(made_up_results(), tmp_path)
-    file = write_report(tmp_path)
-    assert {path.name for path in tmp_path.glob("*.csv")} == {
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    save_results(made_up_results(), folder)
+    return write_report(folder)
+
+
+def test_tables_are_written_beside_the_page(page: Path) -> None:
+    assert {path.name for path in page.parent.glob("*.csv")} == {
         "table.csv",
         "curves.csv",
         "comparisons.csv",
         "subsets.csv",
     }
-    for width, mobile in ((390, True), (1200, False)):
-        browser.call("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=mobile)
-        browser.open(file)
-        assert browser.complaints() == []
-        assert [url for url in browser.requests() if not url.startswith("data:")] == [file.as_uri()]
-        assert browser.evaluate("document.documentElement.scrollWidth") <= width
-        assert browser.evaluate("[...document.querySelectorAll('svg[role=img]')].every((one) => one.ariaLabel)")
-        assert browser.evaluate(
-            "[...document.querySelectorAll('table')].every((one) => one.querySelector('th[scope]'))"
-        )
-        # Words of a plot stay within it.
-        assert browser.evaluate(
+
+
+@pytest.fixture(params=[(390, True), (1200, False)], ids=["phone", "desk"])
+def opened(request: pytest.FixtureRequest, browser: Browser, page: Path) -> tuple[Browser, int]:
+    """The page in a window, and the width of that."""
+    width, mobile = request.param
+    browser.call("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=mobile)
+    browser.open(page)
+    return browser, width
+
+
+def test_the_page_is_quiet_and_loads_nothing_else(opened: tuple[Browser, int], page: Path) -> None:
+    browser, _ = opened
+    assert browser.complaints() == []
+    assert [url for url in browser.requests() if not url.startswith("data:")] == [page.as_uri()]
+
+
+def test_the_page_fits_the_window(opened: tuple[Browser, int]) -> None:
+    browser, width = opened
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize(
+    "property",
+    [
+        pytest.param("[...document.querySelectorAll('svg[role=img]')].every((one) => one.ariaLabel)", id="labels"),
+        pytest.param(
+            "[...document.querySelectorAll('table')].every((one) => one.querySelector('th[scope]'))", id="headings"
+        ),
+        pytest.param(
             "[...document.querySelectorAll('figure > svg text')].every((one) => {"
             "const own = one.getBoundingClientRect(), all = one.ownerSVGElement.getBoundingClientRect();"
-            "return own.left >= all.left - 1 && own.right <= all.right + 1; })"
-        )
-        # Names beside points do not cover each other.
-        assert browser.evaluate(
+            "return own.left >= all.left - 1 && own.right <= all.right + 1; })",
+            id="words within their plot",
+        ),
+        pytest.param(
             "[...document.querySelectorAll('figure > svg')].every((figure) => {"
             "const boxes = [...figure.querySelectorAll('.name')].map((one) => one.getBoundingClientRect());"
             "return boxes.every((a, i) => boxes.slice(i + 1).every((b) =>"
-            "  a.right <= b.left || b.right <= a.left || a.bottom <= b.top + 3 || b.bottom <= a.top + 3)); })"
-        )
+            "  a.right <= b.left || b.right <= a.left || a.bottom <= b.top + 3 || b.bottom <= a.top + 3)); })",
+            id="names beside points apart from each other",
+        ),
+    ],
+)
+def test_the_page_can_be_read(opened: tuple[Browser, int], property: str) -> None:
+    assert opened[0].evaluate(property)
+
+
+def test_the_page_has_other_colours_in_the_dark(browser: Browser, page: Path) -> None:
+    browser.open(page)
     colours = []
     for scheme in ("light", "dark"):
         browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])

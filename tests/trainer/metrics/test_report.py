@@ -228,15 +228,25 @@ def test_names_of_runs_are_as_long_as_they_must_be() -> None:
     assert short_names([Path("/x/a"), Path("/x/b")]) == ["a", "b"]
 
 
+MANY = [(float(n), float(n % 7)) for n in range(10 * MOST_POINTS)]
+
+
 def test_curves_of_many_points_keep_their_range() -> None:
-    points = [(float(n), float(n % 7)) for n in range(10 * MOST_POINTS)]
-    groups = together(points)
+    groups = together(MANY)
     assert len(groups) == MOST_POINTS
-    assert min(low for _, _, low, _ in groups) == 0
-    assert max(high for _, _, _, high in groups) == 6
-    assert 'class="band' in chart("a", "", "x", [Curve("a", points)])
-    assert 'class="band' not in chart("a", "", "x", [Curve("a", points[:5])])
+    assert (min(low for _, _, low, _ in groups), max(high for _, _, _, high in groups)) == (0, 6)
+
+
+@pytest.mark.parametrize(("points", "band"), [(MANY, True), (MANY[:5], False)], ids=["many", "few"])
+def test_points_that_are_taken_together_have_a_band(points: list[tuple[float, float]], band: bool) -> None:
+    assert ('class="band' in chart("a", "", "x", [Curve("a", points)])) == band
+
+
+def test_a_curve_without_points_is_no_chart() -> None:
     assert chart("a", "", "x", [Curve("a", [])]) == ""
+
+
+def test_a_curve_of_one_point_has_a_chart_of_numbers() -> None:
     assert "nan" not in chart("a", "", "x", [Curve("a", [(1.0, 2.0)])])
 
 
@@ -249,34 +259,60 @@ def test_axes_have_round_numbers_and_bear_outliers() -> None:
     assert y_range([2.0]) == (pytest.approx(1.8), pytest.approx(2.2))
 
 
-def test_the_page_is_quiet_fits_a_phone_and_shows_both_runs(browser: Browser, finished: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
+@pytest.fixture(scope="module")
+def both(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a run and one like it but for the rate."""
+    folder = tmp_path_factory.mktemp("both")
+    other = folder / "other"
     shutil.copytree(finished, other, ignore=shutil.ignore_patterns("checkpoints"))
     config = json.loads((other / "config.json").read_text())
     config["optimizer"]["lr"] = 0.5
     (other / "config.json").write_text(json.dumps(config))
-    file = tmp_path / "both.html"
-    assert command(["report", str(finished), str(other), "--out", str(file)]) == 0
-    for page, runs in ((finished / "report.html", 1), (file, 2)):
-        browser.open(page)
-        assert browser.complaints() == []
-        assert [url for url in browser.requests() if not url.startswith("data:")] == [page.as_uri()]
-        assert browser.evaluate("document.querySelectorAll('figure').length") >= 10
-        in_first = "document.querySelector('figure').querySelectorAll"
-        curves, swatches, marks = (
-            browser.evaluate(f"{in_first}('{kind}').length") for kind in ("path.curve", ".swatch path.curve", "g .mark")
-        )
-        assert (curves - swatches, marks) == (2 * runs, runs)
-        for width in (360, 1200):
-            browser.call(
-                "Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=True
-            )
-            assert browser.evaluate("document.documentElement.scrollWidth") <= width
-        colours = []
-        for scheme in ("light", "dark"):
-            browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-            colours.append(browser.evaluate("getComputedStyle(document.querySelector('path.curve')).stroke"))
-        assert colours[0] != colours[1]
+    assert command(["report", str(finished), str(other), "--out", str(folder / "both.html")]) == 0
+    return folder / "both.html"
+
+
+@pytest.fixture(params=[1, 2], ids=["one run", "two runs"])
+def page(request: pytest.FixtureRequest, finished: Path, both: Path) -> tuple[Path, int]:
+    """A page, and how many runs are on it."""
+    return (finished / "report.html" if request.param == 1 else both), request.param
+
+
+def test_the_page_is_quiet_and_loads_nothing_else(browser: Browser, page: tuple[Path, int]) -> None:
+    browser.open(page[0])
+    assert browser.complaints() == []
+    assert [url for url in browser.requests() if not url.startswith("data:")] == [page[0].as_uri()]
+
+
+def test_the_page_shows_every_run(browser: Browser, page: tuple[Path, int]) -> None:
+    file, runs = page
+    browser.open(file)
+    assert browser.evaluate("document.querySelectorAll('figure').length") >= 10
+    in_first = "document.querySelector('figure').querySelectorAll"
+    curves, swatches, marks = (
+        browser.evaluate(f"{in_first}('{kind}').length") for kind in ("path.curve", ".swatch path.curve", "g .mark")
+    )
+    assert (curves - swatches, marks) == (2 * runs, runs)
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_the_page_fits_a_phone_and_a_desk(browser: Browser, page: tuple[Path, int], width: int) -> None:
+    browser.open(page[0])
+    browser.call("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=True)
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_page_has_other_colours_in_the_dark(browser: Browser, page: tuple[Path, int]) -> None:
+    browser.open(page[0])
+    colours = []
+    for scheme in ("light", "dark"):
+        browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        colours.append(browser.evaluate("getComputedStyle(document.querySelector('path.curve')).stroke"))
+    assert colours[0] != colours[1]
+
+
+def test_the_page_of_two_runs_names_the_key_that_differs(browser: Browser, both: Path) -> None:
+    browser.open(both)
     assert browser.evaluate("document.querySelector('#differences').textContent").count("optimizer.lr") == 1
 
 

@@ -191,34 +191,73 @@ def test_the_job_set_fits_the_models_of_its_interface(jobset):
     assert JobsetV1alpha2JobSet.from_dict(wrong).to_dict() != wrong
 
 
-def test_the_pods_of_the_job_set_find_each_other_and_start_anew_together(jobset):
-    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+@pytest.fixture(scope="module")
+def replicated(jobset: dict) -> dict:
     (replicated,) = jobset["spec"]["replicatedJobs"]
-    job = replicated["template"]["spec"]
-    (container,) = job["template"]["spec"]["containers"]
-    variables = {each["name"]: each.get("value") for each in container["env"]}
+    return replicated
+
+
+@pytest.fixture(scope="module")
+def job(replicated: dict) -> dict:
+    return replicated["template"]["spec"]
+
+
+@pytest.fixture(scope="module")
+def pod(job: dict) -> dict:
+    return job["template"]["spec"]
+
+
+@pytest.fixture(scope="module")
+def container(pod: dict) -> dict:
+    (container,) = pod["containers"]
+    return container
+
+
+@pytest.fixture(scope="module")
+def variables(container: dict) -> dict[str, str | None]:
+    return {each["name"]: each.get("value") for each in container["env"]}
+
+
+def test_the_job_set_is_one_of_its_version(jobset):
+    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+
+
+def test_there_are_as_many_pods_as_nodes(job, variables):
     assert job["completionMode"] == "Indexed"
     assert int(variables["NODES"]) == job["parallelism"] == job["completions"]
+
+
+def test_pods_find_each_other_by_the_name_of_the_first(jobset, replicated, variables):
     assert variables["RENDEZVOUS"] == f"$(JOB)-{replicated['name']}-0-0.$(JOB):29400"
     assert [*variables].index("JOB") < [*variables].index("RENDEZVOUS")
     assert jobset["spec"]["network"] == {"enableDNSHostnames": True, "publishNotReadyAddresses": True}
+
+
+def test_pods_start_anew_together(jobset, job):
     assert jobset["spec"]["failurePolicy"]["maxRestarts"] >= 1
     assert job["backoffLimit"] == 0
 
 
-def test_a_pod_has_the_image_the_volume_its_gpus_and_time_to_save(jobset):
-    pod = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    variables = {each["name"]: each.get("value") for each in container["env"]}
+def test_a_pod_has_the_image_as_its_user_and_is_not_restarted_alone(pod, container):
     assert container["image"] == IMAGE
-    assert container["resources"]["requests"] == container["resources"]["limits"]
-    assert container["resources"]["limits"]["nvidia.com/gpu"] == variables["NPROC"]
-    assert int(variables["SHUTDOWN_TIMEOUT"]) < pod["terminationGracePeriodSeconds"]
-    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
-    assert any("persistentVolumeClaim" in volume for volume in pod["volumes"])
     user = next(line for line in (INFRA / "Dockerfile").read_text().splitlines() if line.startswith("USER "))
     assert pod["securityContext"]["runAsUser"] == int(user.split()[1])
     assert pod["restartPolicy"] == "Never"
+
+
+def test_a_pod_has_a_gpu_for_each_rank(container, variables):
+    resources = container["resources"]
+    assert resources["requests"] == resources["limits"]
+    assert resources["limits"]["nvidia.com/gpu"] == variables["NPROC"]
+
+
+def test_a_pod_has_time_to_save(pod, variables):
+    assert int(variables["SHUTDOWN_TIMEOUT"]) < pod["terminationGracePeriodSeconds"]
+
+
+def test_a_pod_has_the_shared_volume(pod, container):
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    assert any("persistentVolumeClaim" in volume for volume in pod["volumes"])
 
 
 @pytest.mark.parametrize(

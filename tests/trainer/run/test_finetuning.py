@@ -2,13 +2,13 @@
 evaluate, generate --chat."""
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers.tiny_runs import STATIC, losses, quiet_environment, tiny_data, tiny_recipe, toml, torchrun
+from helpers.start_examples import STILL, run_on_two_ranks
+from helpers.tiny_runs import STATIC, losses, tiny_data, tiny_recipe, toml
 
 from pipeline.__main__ import main as pipeline
 from shared.model_folder.files import load_state
@@ -20,8 +20,6 @@ from trainer.checkpoints.new_token_rows import GROWING
 from trainer.main import main as train
 
 SPECIALS = [*ROLES, END]
-STILL = 1e-30
-"""A learning rate that moves nothing in fp32."""
 PATCHES = ("--rule", "static", "--stride", "4", "--max-length", "64", "--executor", "inline", "--workers", "1")
 
 
@@ -69,11 +67,8 @@ def test_a_model_without_special_ids_gets_rows_for_them_and_keeps_the_rest(place
 @pytest.mark.drill
 def test_two_ranks_each_with_its_rows_begin_from_the_checkpoint_of_one(place: Path, tmp_path: Path) -> None:
     still = {"run": {"steps": 1}, "optimizer": {"lr": STILL}, "start": {"model": str(place / "base" / "model")}}
-    recipe = tiny_recipe(place / "chats", tmp_path / "ranks", **still)
-    recipe["model"] = recipe["model"] | {"specials": SPECIALS}
-    (tmp_path / "ranks.toml").write_text(toml(recipe))
-    command = torchrun("trainer/main.py", tmp_path / "ranks.toml", "--start.model", place / "base")
-    subprocess.run(command, check=True, timeout=600, env=quiet_environment(), capture_output=True)
+    still["model"] = tiny_recipe(place, tmp_path)["model"] | {"specials": SPECIALS}
+    run_on_two_ranks(place / "chats", tmp_path / "ranks", place / "base", **still)
     check_rows(tmp_path / "ranks" / "model", place / "base" / "model")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from helpers.start_examples import complaint
 from helpers.tiny_runs import STATIC, metric_lines, run_identity_of, tiny_data, tiny_recipe, tiny_settings, toml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -168,11 +169,6 @@ def train(data: Path, out: Path, steps: int, rule: dict[str, Any], every: int = 
 
 def rates(out: Path) -> list[float]:
     return [line["lr"] for line in metric_lines(out) if "lr" in line]
-
-
-def complaint(capsys: pytest.CaptureFixture[str]) -> str:
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    return line
 
 
 class Prolonged(NamedTuple):
