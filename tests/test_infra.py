@@ -67,24 +67,43 @@ def test_the_job_cleans_up_after_itself_and_is_tried_again(job):
     assert spec["rayClusterSpec"]["enableInTreeAutoscaling"] is True
 
 
-def test_every_pod_of_the_job_has_the_image_and_the_shared_volume(job):
+@pytest.fixture
+def groups(job) -> list[dict]:
+    """The head, and the groups of workers."""
     spec = job["spec"]["rayClusterSpec"]
-    groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+    return [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+
+
+def container_of(group: dict) -> dict:
+    (container,) = group["template"]["spec"]["containers"]
+    return container
+
+
+def test_every_pod_of_the_job_has_the_image(groups):
+    assert {container_of(group)["image"] for group in groups} == {IMAGE}
+
+
+def test_every_pod_of_the_job_has_the_shared_volume(groups):
     for group in groups:
-        pod = group["template"]["spec"]
-        (container,) = pod["containers"]
-        assert container["image"] == IMAGE
-        (mount,) = container["volumeMounts"]
-        (volume,) = pod["volumes"]
+        (mount,) = container_of(group)["volumeMounts"]
+        (volume,) = group["template"]["spec"]["volumes"]
         assert mount["name"] == volume["name"]
         assert "persistentVolumeClaim" in volume
-        assert container["resources"]["requests"] == container["resources"]["limits"]
-        port = next(port for port in container["ports"] if port["name"] == "metrics")
+
+
+def test_every_pod_of_the_job_gets_what_it_asks_for_and_one_group_gpus(groups):
+    resources = [container_of(group)["resources"] for group in groups]
+    assert [each["requests"] for each in resources] == [each["limits"] for each in resources]
+    assert sorted("nvidia.com/gpu" in each["limits"] for each in resources[1:]) == [False, True]
+
+
+def test_every_pod_of_the_job_exports_metrics_on_the_port_that_it_names(groups):
+    for group in groups:
+        port = next(port for port in container_of(group)["ports"] if port["name"] == "metrics")
         assert group["rayStartParams"]["metrics-export-port"] == str(port["containerPort"])
-    gpus = [
-        "nvidia.com/gpu" in group["template"]["spec"]["containers"][0]["resources"]["limits"] for group in groups[1:]
-    ]
-    assert sorted(gpus) == [False, True]
+
+
+def test_workers_of_the_job_may_be_none(groups):
     assert all(group["minReplicas"] == 0 < group["maxReplicas"] for group in groups[1:])
 
 

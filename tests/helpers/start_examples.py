@@ -21,7 +21,7 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
 """Changes of a model to which trained weights do not fit, and the tensor that is named."""
 
 
-def run_on_two_ranks(data: Path, out: Path, start: Path, **sections: dict[str, Any]) -> str:
+def run_on_two_ranks(data: Path, out: Path, start: Path, /, **sections: dict[str, Any]) -> str:
     """A tiny run that begins with the weights of `start`; its standard error."""
     recipe = out.with_suffix(".toml")
     recipe.write_text(toml(tiny_recipe(data, out, **sections)))

@@ -37,15 +37,28 @@ def drawn_ids(documents: Documents) -> list[str]:
 
 def test_a_draw_keeps_within_its_bytes_and_so_does_each_subsets(documents: Documents) -> None:
     sample = draw(documents, 500, 0, per_subset=True)
-    assert set(sample.subsets) == {*LANGUAGES, "fr"}
     for numbers in (sample.whole, *sample.subsets.values()):
         assert 0 < sample.documents.bytes[numbers].sum() <= 500
-    for name, numbers in sample.subsets.items():
-        assert {sample.documents.names[code] for code in sample.documents.subset[numbers]} == {name}
-    assert drawn_ids(sample.documents) == drawn_ids(draw(documents, 500, 0, per_subset=True).documents)
-    assert drawn_ids(sample.documents) != drawn_ids(draw(documents, 500, 1, per_subset=True).documents)
-    assert len(draw(documents, 1, 0, per_subset=False).documents) == 1
-    assert len(draw(documents, 0, 0, per_subset=False).documents) == len(documents)
+
+
+def test_a_draw_of_a_subset_is_of_its_documents(documents: Documents) -> None:
+    sample = draw(documents, 500, 0, per_subset=True)
+    found = {
+        name: {sample.documents.names[code] for code in sample.documents.subset[numbers]}
+        for name, numbers in sample.subsets.items()
+    }
+    assert found == {name: {name} for name in (*LANGUAGES, "fr")}
+
+
+def test_a_draw_depends_on_the_seed(documents: Documents) -> None:
+    first, again, other = (drawn_ids(draw(documents, 500, seed, per_subset=True).documents) for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+def test_a_draw_of_next_to_nothing_is_one_document_and_of_0_bytes_all(documents: Documents) -> None:
+    sizes = [len(draw(documents, size, 0, per_subset=False).documents) for size in (1, 0)]
+    assert sizes == [1, len(documents)]
 
 
 def test_a_tenth_of_each_subset_is_held_out_the_one_drawn_last(documents: Documents) -> None:

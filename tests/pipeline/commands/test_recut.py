@@ -51,17 +51,25 @@ def test_a_recut_dataset_is_what_preprocess_writes_with_that_rule(place, tmp_pat
     assert run("verify", tmp_path / "out") == 0
 
 
-def test_thresholds_by_subset_come_from_calibration(place, tmp_path, capsys) -> None:
-    raw = tmp_path / "raw"
+@pytest.fixture(scope="module")
+def calibrated(place: Path) -> Path:
+    """Thresholds by subset."""
+    raw, out = place / "raw", place / "p.json"
     assert preprocess(place / "a.jsonl", "--out", raw, "--rule", "none", "--executor", "inline") == 0
     calibrate = ("calibrate", raw, "--entropy-model", place / "model", "--target", 3, "--per-subset", "--threads", 1)
-    assert run(*calibrate, "--stream-length", 512, "--out", tmp_path / "p.json") == 0
-    assert len(load_patching(tmp_path / "p.json").patching.thetas) == 2
-    assert run("recut", place / "uint8", "--out", tmp_path / "out", "--patching", tmp_path / "p.json") == 0
-    assert sides(tmp_path / "out") == sides(scored(place, tmp_path / "wanted", "--patching", tmp_path / "p.json"))
+    assert run(*calibrate, "--stream-length", 512, "--out", out) == 0
+    assert len(load_patching(out).patching.thetas) == 2
+    return out
+
+
+def test_thresholds_by_subset_come_from_calibration(place: Path, calibrated: Path, tmp_path: Path) -> None:
+    assert run("recut", place / "uint8", "--out", tmp_path / "out", "--patching", calibrated) == 0
+    assert sides(tmp_path / "out") == sides(scored(place, tmp_path / "wanted", "--patching", calibrated))
+
+
+def test_thresholds_of_another_entropy_model_are_refused(place: Path, calibrated: Path, tmp_path: Path, capsys) -> None:
     other = tmp_path / "other.json"
-    other.write_text((tmp_path / "p.json").read_text().replace('"entropy_model": "', '"entropy_model": "0'))
-    capsys.readouterr()
+    other.write_text(calibrated.read_text().replace('"entropy_model": "', '"entropy_model": "0'))
     assert run("recut", place / "uint8", "--out", tmp_path / "no", "--patching", other) == 2
     assert "was calibrated with the entropy model" in capsys.readouterr().err
 

@@ -53,21 +53,28 @@ def test_an_error_of_the_split_is_final_at_once():
     assert queue.unfinished == 0
 
 
-def test_a_transient_error_is_tried_again_after_a_pause_and_not_for_ever():
-    queue, now = Queue(splits(1, 2)), 100.0
-    for attempt in range(ATTEMPTS):
-        assert queue.take(now) == 1
-        outcome = queue.ended(Outcome(1, error="connection reset", transient=True), now)
-        if attempt + 1 < ATTEMPTS:
-            assert outcome is None
-            assert queue.pause(now) == BACK_OFF_SECONDS[attempt]
-            if attempt == 0:
-                assert queue.take(now) == 0  # the others do not wait for it
-            assert queue.take(now + BACK_OFF_SECONDS[attempt] - 0.1) is None
-            now += BACK_OFF_SECONDS[attempt]
+def failing(queue: Queue, number: int, now: float) -> Outcome | None:
+    assert queue.take(now) == number
+    return queue.ended(Outcome(number, error="connection reset", transient=True), now)
+
+
+def test_a_split_with_a_transient_error_pauses_and_others_do_not_wait_for_it():
+    queue = Queue(splits(1, 2))
+    assert failing(queue, 1, 100.0) is None
+    assert [queue.take(now) for now in (100.0, 100.0 + BACK_OFF_SECONDS[0] - 0.1)] == [0, None]
+    assert queue.unfinished == 2
+
+
+def test_a_transient_error_is_tried_again_after_each_pause_and_not_for_ever():
+    queue, now = Queue(splits(2)), 100.0
+    for pause in BACK_OFF_SECONDS[: ATTEMPTS - 1]:
+        assert failing(queue, 0, now) is None
+        assert queue.pause(now) == pause
+        assert queue.take(now + pause - 0.1) is None
+        now += pause
+    outcome = failing(queue, 0, now)
     assert outcome.error == f"connection reset ({ATTEMPTS} attempts)"
-    assert queue.pause(now) is None
-    assert queue.unfinished == 1
+    assert (queue.pause(now), queue.unfinished) == (None, 0)
 
 
 def test_a_split_whose_workers_are_lost_is_given_up_with_the_reason():

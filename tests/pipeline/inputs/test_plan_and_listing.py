@@ -63,14 +63,22 @@ def test_splits_hold_consecutive_pieces_each_once_and_none_larger_than_wanted(tm
     assert sum(split.bytes for split in splits) == sum(file.size for file in found.files)
 
 
-def test_the_size_of_a_split_depends_on_the_input_only():
-    assert split_size(0, None) == split_size(10, None) == 2**18
-    assert split_size(600_000, None) == 2**18  # three: two workers have something to do
-    assert split_size(2**21, None) == 2**19
-    assert split_size(4_000_000, None) == split_size(2**23, None) == 2**20
-    assert split_size(100 * 2**20, None) == 100 * 2**20 // 8
-    assert split_size(2**40, None) == 64 * 2**20
-    assert split_size(2**40, 5) == 5
+@pytest.mark.parametrize(
+    ("total", "wanted", "size"),
+    [
+        (0, None, 2**18),
+        (10, None, 2**18),
+        (600_000, None, 2**18),  # three: two workers have something to do
+        (2**21, None, 2**19),
+        (4_000_000, None, 2**20),
+        (2**23, None, 2**20),
+        (100 * 2**20, None, 100 * 2**20 // 8),
+        (2**40, None, 64 * 2**20),
+        (2**40, 5, 5),
+    ],
+)
+def test_the_size_of_a_split_depends_on_the_input_only(total, wanted, size):
+    assert split_size(total, wanted) == size
 
 
 def test_a_directory_is_listed_sorted_without_links_hidden_folders_and_binaries(tmp_path):

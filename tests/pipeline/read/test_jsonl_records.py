@@ -70,14 +70,20 @@ def test_ids_are_strings_or_numbers_else_path_and_line():
     assert record(b'{"text": "a"}').id == "a.jsonl:7"
 
 
-def test_the_subset_is_the_first_known_column_or_the_named_one():
-    assert record(b'{"text": "a", "source": "web", "lang": "fr"}').subset == "fr"
-    assert record(b'{"text": "a", "lang": "", "source": "web"}').subset == "web"
-    assert record(b'{"text": "a"}').subset == "default"
-    assert record(b'{"source": "long text"}', text_column="source").subset == "default"
-    assert record(b'{"text": "a", "lang": "fr", "year": 1999}', subset_column="year").subset == "1999"
-    assert record(b'{"text": "a", "lang": "fr"}', subset_column="year").subset == "default"
-    assert record(b'{"text": "a", "year": [1]}', subset_column="year").subset == "[1]"
+@pytest.mark.parametrize(
+    ("line", "settings", "subset"),
+    [
+        (b'{"text": "a", "source": "web", "lang": "fr"}', {}, "fr"),
+        (b'{"text": "a", "lang": "", "source": "web"}', {}, "web"),
+        (b'{"text": "a"}', {}, "default"),
+        (b'{"source": "long text"}', {"text_column": "source"}, "default"),
+        (b'{"text": "a", "lang": "fr", "year": 1999}', {"subset_column": "year"}, "1999"),
+        (b'{"text": "a", "lang": "fr"}', {"subset_column": "year"}, "default"),
+        (b'{"text": "a", "year": [1]}', {"subset_column": "year"}, "[1]"),
+    ],
+)
+def test_the_subset_is_the_first_known_column_or_the_named_one(line, settings, subset):
+    assert record(line, **settings).subset == subset
 
 
 def test_other_columns_pass_through_only_when_asked():

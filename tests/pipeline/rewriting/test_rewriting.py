@@ -74,16 +74,28 @@ def test_a_stopped_command_ends_in_order(dataset, tmp_path: Path) -> None:
     assert "Traceback" not in err
 
 
-def test_workers_change_no_byte_and_a_finished_command_does_nothing(dataset, recut, tmp_path: Path, capsys) -> None:
-    line = ("recut", dataset, "--out", tmp_path / "out", "--rule", "space", "--workers", 2)
-    assert run(*line) == 0
-    assert files(tmp_path / "out") == recut
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
-    capsys.readouterr()
-    assert run(*line) == 0
-    assert "nothing to do, all is current" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
-    assert run(*line[:-4], "--rule", "static", "--stride", 3) == 2
+@pytest.fixture(scope="module")
+def by_two(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
+    """The command for two workers, which has ended."""
+    out = tmp_path_factory.mktemp("two") / "out"
+    line = ("recut", dataset, "--out", out, "--workers", 2, "--rule")
+    assert run(*line, "space") == 0
+    return line
+
+
+def test_workers_change_no_byte(by_two: tuple[object, ...], recut: dict[str, str]) -> None:
+    assert files(by_two[3]) == recut
+
+
+def test_a_finished_command_does_nothing(by_two: tuple[object, ...], capsys) -> None:
+    before = {path: path.stat().st_mtime_ns for path in by_two[3].rglob("*")}
+    assert run(*by_two, "space") == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in by_two[3].rglob("*")} == before
+
+
+def test_another_request_for_a_finished_folder_is_refused(by_two: tuple[object, ...], capsys) -> None:
+    assert run(*by_two, "static", "--stride", 3) == 2
     assert "patching.rule: recorded 'space', now 'static'" in capsys.readouterr().err
 
 
@@ -92,11 +104,18 @@ def test_a_folder_that_holds_something_else_is_left_alone(dataset, tmp_path: Pat
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     assert run("recut", dataset, "--out", tmp_path / "out", "--rule", "space") == 2
     assert "another folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "thesis.txt"]
+
+
+def test_a_dataset_is_not_rewritten_in_its_place(dataset, capsys) -> None:
     assert run("recut", dataset, "--out", dataset, "--rule", "space") == 2
     assert "another folder" in capsys.readouterr().err
+
+
+def test_a_folder_without_a_dataset_is_refused_and_leaves_nothing(tmp_path: Path, capsys) -> None:
     assert run("recut", tmp_path, "--out", tmp_path / "new", "--rule", "space") == 2
     assert "is not a finished dataset" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("command", ["recut --rule byte", "split", "convert --to webdataset", "convert --to parquet"])

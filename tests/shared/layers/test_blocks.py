@@ -66,15 +66,24 @@ def test_a_block_in_bf16_keeps_its_dtype_and_agrees_with_fp32() -> None:
 
 
 def test_initial_values_depend_on_seed_and_name_alone() -> None:
-    a = initial_value("blocks.0.qkv.weight", (96, 64), 7)
-    assert torch.equal(a, initial_value("blocks.0.qkv.weight", (96, 64), 7))
-    assert not torch.equal(a, initial_value("blocks.1.qkv.weight", (96, 64), 7))
-    assert not torch.equal(a, initial_value("blocks.0.qkv.weight", (96, 64), 8))
+    def drawn(block: int, seed: int) -> torch.Tensor:
+        return initial_value(f"blocks.{block}.qkv.weight", (96, 64), seed)
+
+    assert torch.equal(drawn(0, 7), drawn(0, 7))
+    assert not torch.equal(drawn(0, 7), drawn(1, 7))
+    assert not torch.equal(drawn(0, 7), drawn(0, 8))
+
+
+def test_initial_values_are_a_normal_cut_at_3_sigma() -> None:
     sigma = 64**-0.5
-    assert a.abs().max() <= 3 * sigma
-    assert abs(a.std().item() / sigma - 0.9866) < 0.03  # a normal cut at 3 sigma
+    values = initial_value("blocks.0.qkv.weight", (96, 64), 7)
+    assert values.abs().max() <= 3 * sigma
+    assert abs(values.std().item() / sigma - 0.9866) < 0.03
+
+
+def test_norms_begin_with_ones_and_tables_with_smaller_values() -> None:
     assert torch.equal(initial_value("norm.weight", (64,), 7), torch.ones(64))
-    assert initial_value("ngrams.weight", (500, 64), 7).abs().max() <= 3 * sigma / 4
+    assert initial_value("ngrams.weight", (500, 64), 7).abs().max() <= 3 * 64**-0.5 / 4
 
 
 def test_a_run_of_rows_is_drawn_alone_as_in_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,13 +194,13 @@ def test_a_cut_slice_keeps_its_last_label_and_the_next_begins_with_boe(tmp_path:
     dataset = make_dataset(tmp_path, [[row]])
     plans = Plans(dataset, PackLimits(11, 9))
     first, second = (plans.build(plans.planner.next_pack()) for _ in range(2))
-    assert first.ids.tolist() == [1, *range(4, 12)]
-    assert first.labels.tolist() == list(range(4, 13))
-    assert first.patches.of_decoder.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2]
-    assert second.ids.tolist() == [BOE, *range(12, 20)]
-    assert second.labels.tolist() == [IGNORED_LABEL, *range(13, 21)]
+    assert [pack.ids.tolist() for pack in (first, second)] == [[1, *range(4, 12)], [BOE, *range(12, 20)]]
+    assert [pack.labels.tolist() for pack in (first, second)] == [
+        [*range(4, 13)],
+        [IGNORED_LABEL, *range(13, 21)],
+    ]
+    assert [pack.patches.of_decoder.tolist() for pack in (first, second)] == [[0, 0, 0, 0, 1, 1, 1, 1, 2]] * 2
     assert second.patches.of_token.tolist() == [0, 1, 1, 1, 1, 2, 2, 2, 2]
-    assert second.patches.of_decoder.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2]
 
 
 def test_a_pack_as_small_as_its_limits_allow_makes_progress(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Blocks that keep less for their backward pass compute the same numbers, bit for bit."""
 
+from collections import Counter
 from typing import Literal
 
 import pytest
@@ -58,14 +59,26 @@ def test_losses_and_gradients_are_the_same_bits(name: str, how: How) -> None:
     assert all(torch.equal(one, other) for one, other in zip(plain, again))
 
 
-def test_selective_computes_neither_attention_nor_narrow_products_again() -> None:
-    """Of the products of each of the two blocks only that of gate and up is made a second time."""
-    plain, selective, full = (trained("entropy", how)[1].calls for how in (None, "selective", "full"))
-    attention, product, added = "patchwork::tiled_attention", "aten::mm", "aten::addmm"
-    assert attention not in plain
-    assert attention not in selective
-    assert full[attention] == 2
-    assert selective[product] - plain[product] == 2
-    assert full[product] - plain[product] == 4  # queries, keys and values too
-    assert added not in selective
-    assert full[added] == 2  # the sum between the halves; nothing needs the block's output
+ATTENTION, PRODUCT, SUM = "patchwork::tiled_attention", "aten::mm", "aten::addmm"
+
+
+@pytest.fixture(scope="module")
+def calls() -> dict[How | None, Counter[str]]:
+    """What is called in the backward pass of two blocks."""
+    return {how: Counter(trained("entropy", how)[1].calls) for how in (None, "selective", "full")}
+
+
+def test_attention_is_computed_again_in_full_alone(calls: dict[How | None, Counter[str]]) -> None:
+    assert {how: called[ATTENTION] for how, called in calls.items()} == {None: 0, "selective": 0, "full": 2}
+
+
+def test_of_the_products_selective_computes_only_that_of_gate_and_up_again(
+    calls: dict[How | None, Counter[str]],
+) -> None:
+    again = {how: called[PRODUCT] - calls[None][PRODUCT] for how, called in calls.items()}
+    assert again == {None: 0, "selective": 2, "full": 4}  # full: queries, keys and values too
+
+
+def test_the_sum_between_the_halves_is_computed_again_in_full_alone(calls: dict[How | None, Counter[str]]) -> None:
+    """Nothing needs the block's output."""
+    assert (calls["selective"][SUM], calls["full"][SUM]) == (0, 2)

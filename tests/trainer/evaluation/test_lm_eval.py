@@ -93,19 +93,35 @@ def test_requests_that_want_texts_written_otherwise_are_each_answered_in_order(a
     assert found[2] == harness.generate_until([asked("q", plain)])[0]
 
 
-def test_the_words_of_the_harness_are_understood_and_others_refused() -> None:
-    assert settings_from({}).length == 1024
-    assert settings_from({}).sampling.temperature == 0
-    assert settings_from({"max_new_tokens": 5, "until": "x"}).length == 20
+@pytest.mark.parametrize(
+    ("asked", "length", "temperature"),
+    [
+        ({}, 1024, 0),
+        ({"max_new_tokens": 5, "until": "x"}, 20, 0),
+        ({"do_sample": True}, 1024, 1),
+        ({"do_sample": False, "temperature": 0.7}, 1024, 0),
+        ({"temperature": 0.7, "top_p": 0.9}, 1024, 0.7),
+    ],
+)
+def test_lengths_and_temperatures_of_the_harness_are_understood(
+    asked: dict[str, Any], length: int, temperature: float
+) -> None:
+    found = settings_from(asked)
+    assert (found.length, found.sampling.temperature) == (length, temperature)
+
+
+def test_the_share_to_sample_from_is_understood() -> None:
+    assert settings_from({"temperature": 0.7, "top_p": 0.9}).sampling.top_p == 0.9
+
+
+def test_texts_to_stop_at_are_understood_but_for_empty_ones() -> None:
     assert settings_from({"until": ["x", "", "yz"]}).stop == (b"x", b"yz")
-    assert settings_from({"do_sample": True}).sampling.temperature == 1
-    assert settings_from({"do_sample": False, "temperature": 0.7}).sampling.temperature == 0
-    sampled = settings_from({"temperature": 0.7, "top_p": 0.9}).sampling
-    assert (sampled.temperature, sampled.top_p) == (0.7, 0.9)
-    with pytest.raises(TaskError, match="num_beams"):
-        settings_from({"num_beams": 4})
-    with pytest.raises(TaskError, match="top_p"):
-        settings_from({"top_p": 3})
+
+
+@pytest.mark.parametrize(("asked", "key"), [({"num_beams": 4}, "num_beams"), ({"top_p": 3}, "top_p")])
+def test_other_words_of_the_harness_are_refused(asked: dict[str, Any], key: str) -> None:
+    with pytest.raises(TaskError, match=key):
+        settings_from(asked)
 
 
 def test_a_text_longer_than_a_pack_is_cut_only_where_the_whole_of_it_counts(folder: Path) -> None:

@@ -24,16 +24,22 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def test_prompts_are_beginnings_of_documents_in_whole_characters(dataset: Dataset) -> None:
-    texts = {row.text: row.subset for row in dataset.rows()}
-    prompts = prompts_from(dataset, 40)
-    assert len(prompts) == 40
-    for prompt in prompts:
+    rows = list(dataset.rows())
+    for prompt in prompts_from(dataset, 40):
         assert 0 < len(prompt.text) <= LONGEST_PROMPT
         assert damage(prompt.text, whole=True)[1] == 0
-        assert any(text.startswith(prompt.text) and prompt.subset == subset for text, subset in texts.items())
+        assert any(row.text.startswith(prompt.text) and prompt.subset == row.subset for row in rows)
+
+
+def test_as_many_prompts_as_wanted_are_drawn_and_they_differ(dataset: Dataset) -> None:
+    prompts = prompts_from(dataset, 40)
+    assert len(prompts) == 40
     assert len({prompt.text for prompt in prompts}) > 15
-    assert prompts == prompts_from(dataset, 40)
-    assert prompts != prompts_from(dataset, 40, seed=1)
+
+
+def test_prompts_depend_on_the_seed(dataset: Dataset) -> None:
+    assert prompts_from(dataset, 40) == prompts_from(dataset, 40)
+    assert prompts_from(dataset, 40) != prompts_from(dataset, 40, seed=1)
 
 
 def test_data_without_utf8_is_refused(tmp_path: Path) -> None:

@@ -127,21 +127,34 @@ def test_projections_in_one_matrix_are_matrices_of_their_own() -> None:
         first += rows
 
 
-def test_matrices_of_blocks_and_projections_learn_so_and_nothing_else_does(data: Path) -> None:
+@pytest.fixture(scope="module")
+def blt(data: Path) -> Blt:
     model = plain_model(muon_settings(data).model)
     assert isinstance(model, Blt)
-    inner = inner_matrices(model)
-    width, local = model.settings.global_.width, model.settings.encoder.width
-    assert inner["global_.blocks.0.qkv.weight"] == (width, width, width)
-    assert inner["global_.blocks.0.gate_up.weight"] == (32, 32)
-    assert inner["decoder.cross.0.key_value.weight"] == (local, local)
-    assert inner["encoder.patch_projection.weight"] == (2 * local,)
-    others = {name for name, _ in model.named_parameters()} - inner.keys()
-    assert others == {"ngrams.weight", "encoder.embedding.weight", "decoder.head.weight"} | {
-        name for name, parameter in model.named_parameters() if parameter.ndim == 1
+    return model
+
+
+def test_matrices_of_blocks_and_projections_learn_by_their_outputs(blt: Blt) -> None:
+    width, local = blt.settings.global_.width, blt.settings.encoder.width
+    wanted = {
+        "global_.blocks.0.qkv.weight": (width, width, width),
+        "global_.blocks.0.gate_up.weight": (32, 32),
+        "decoder.cross.0.key_value.weight": (local, local),
+        "encoder.patch_projection.weight": (2 * local,),
     }
-    for name, rows in inner.items():
-        assert sum(rows) == len(model.get_parameter(name)), name
+    inner = inner_matrices(blt)
+    assert {name: inner[name] for name in wanted} == wanted
+
+
+def test_tables_heads_and_vectors_do_not_learn_so(blt: Blt) -> None:
+    others = {name for name, _ in blt.named_parameters()} - inner_matrices(blt).keys()
+    vectors = {name for name, parameter in blt.named_parameters() if parameter.ndim == 1}
+    assert others == {"ngrams.weight", "encoder.embedding.weight", "decoder.head.weight"} | vectors
+
+
+def test_outputs_of_a_matrix_are_all_its_rows(blt: Blt) -> None:
+    inner = inner_matrices(blt)
+    assert {name: sum(rows) for name, rows in inner.items()} == {name: len(blt.get_parameter(name)) for name in inner}
 
 
 def test_a_projection_whose_module_was_replaced_learns_so_too(data: Path) -> None:

@@ -34,22 +34,35 @@ def test_norms_and_tables_are_not_decayed_and_every_matrix_is() -> None:
 RATES = {"global_.blocks": 0.1, "global_.blocks.0.down": 0.5, "encoder": 0.0, "ngrams.weight": 2.0}
 
 
-def test_every_parameter_that_learns_is_in_one_group_with_its_decay_and_factor() -> None:
-    model = tiny_blt()
+def groups_of(model: Blt) -> list[tuple[str, tuple[float, float]]]:
+    """Name, decay and factor of each parameter, once for each group that it is in."""
     settings = OptimizerSettings(lr=1.0, weight_decay=0.3, rates=RATES)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    found = {}
-    for group in adamw_groups(model, settings):
-        for parameter in group["params"]:
-            name = names[id(parameter)]
-            assert name not in found
-            found[name] = (group["weight_decay"], group["factor"])
-    assert found.keys() == {name for name in names.values() if not name.startswith("encoder.")}
-    assert found["global_.blocks.0.qkv.weight"] == (0.3, 0.1)
-    assert found["global_.blocks.0.down.weight"] == (0.3, 0.5)
-    assert found["global_.blocks.0.attention_norm.weight"] == (0.0, 0.1)
-    assert found["ngrams.weight"] == (0.0, 2.0)
-    assert found["decoder.head.weight"] == (0.3, 1.0)
+    return [
+        (names[id(parameter)], (group["weight_decay"], group["factor"]))
+        for group in adamw_groups(model, settings)
+        for parameter in group["params"]
+    ]
+
+
+def test_every_parameter_that_learns_is_in_one_group() -> None:
+    model = tiny_blt()
+    learning = [name for name, _ in model.named_parameters() if not name.startswith("encoder.")]
+    assert sorted(name for name, _ in groups_of(model)) == sorted(learning)
+
+
+@pytest.mark.parametrize(
+    ("name", "decay", "factor"),
+    [
+        ("global_.blocks.0.qkv.weight", 0.3, 0.1),
+        ("global_.blocks.0.down.weight", 0.3, 0.5),
+        ("global_.blocks.0.attention_norm.weight", 0.0, 0.1),
+        ("ngrams.weight", 0.0, 2.0),
+        ("decoder.head.weight", 0.3, 1.0),
+    ],
+)
+def test_a_parameter_has_the_decay_and_the_factor_of_its_name(name: str, decay: float, factor: float) -> None:
+    assert dict(groups_of(tiny_blt()))[name] == (decay, factor)
 
 
 def test_a_prefix_is_whole_parts_of_a_name_and_the_longest_wins() -> None:
