@@ -283,19 +283,35 @@ def test_a_missing_driver_is_named_with_what_installs_it(monkeypatch, scheme, pa
         list_inputs([f"{scheme}://bucket/x.jsonl"], ReadSettings())
 
 
-def test_subsets_by_directory_by_option_or_by_column(corpus, tmp_path):
-    def subsets(name: str, *options: object) -> set[str]:
-        assert preprocess(corpus, "--out", tmp_path / name, *STATIC, *options) == 0
-        return {subset for _, subset, _ in stored(tmp_path / name)}
+def subsets(out: Path) -> set[str]:
+    return {subset for _, subset, _ in stored(out)}
 
-    assert subsets("column") == {"en", "default"}
-    assert subsets("directory", "--subset-from", "directory") == {"deep", "default"}
-    assert subsets("option", "--subset", "mine") == {"mine"}
-    assert preprocess(tmp_path / "column", "--out", tmp_path / "again", *STATIC, "--subset", "ours") == 0
-    assert {subset for _, subset, _ in stored(tmp_path / "again")} == {"ours"}
-    both = ("--subset", "a", "--subset-from", "directory")
-    assert preprocess(corpus, "--out", tmp_path / "both", *STATIC, *both) == 2
-    assert preprocess(corpus, "--out", tmp_path / "nul", *STATIC, "--subset", "a\0b") == 2
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ((), {"en", "default"}),
+        (("--subset-from", "directory"), {"deep", "default"}),
+        (("--subset", "mine"), {"mine"}),
+    ],
+    ids=["column", "directory", "option"],
+)
+def test_subsets_by_directory_by_option_or_by_column(corpus, tmp_path, options, wanted):
+    assert preprocess(corpus, "--out", tmp_path / "out", *STATIC, *options) == 0
+    assert subsets(tmp_path / "out") == wanted
+
+
+def test_a_dataset_that_is_read_again_may_be_given_another_subset(corpus, tmp_path):
+    assert preprocess(corpus, "--out", tmp_path / "out", *STATIC) == 0
+    assert preprocess(tmp_path / "out", "--out", tmp_path / "again", *STATIC, "--subset", "ours") == 0
+    assert subsets(tmp_path / "again") == {"ours"}
+
+
+@pytest.mark.parametrize(
+    "options", [("--subset", "a", "--subset-from", "directory"), ("--subset", "a\0b")], ids=["both", "nul"]
+)
+def test_subsets_given_twice_or_with_nul_are_refused(corpus, tmp_path, options):
+    assert preprocess(corpus, "--out", tmp_path / "out", *STATIC, *options) == 2
 
 
 def arrow_bomb(size: int) -> bytes:

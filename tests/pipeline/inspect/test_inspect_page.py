@@ -31,6 +31,7 @@ from shared.patching.grid import GRID, dequantise, quantise, snap
 from shared.patching.lengths import patch_lengths
 from shared.patching.settings import PatchingSettings
 from shared.shards.document import Row
+from shared.shards.manifest import SidecarType
 from shared.shards.open import open_dataset
 from shared.shards.spans import spans_of
 from shared.vocabulary import document_tokens
@@ -229,24 +230,40 @@ def test_mean_patch_sizes_are_those_of_the_library(tmp_path: Path, browser: Brow
         assert "estimate" in words
 
 
-def test_a_hostile_document_is_text_and_nothing_else(tmp_path: Path, browser: Browser) -> None:
-    bomb = "</script><img src=x onerror='window.struck=1'><script>window.struck=1</script>"
-    bomb += "<!--<script>&lt;{{script}}\u202e\u2028"
-    row = document(f"id {bomb}", f"subset {bomb}", bomb.encode() * 2 + b"\xff\x00\x1b[31m", ENTROPY)
-    save_dataset(tmp_path / "data", [[row]], ENTROPY, sidecar="uint8")
-    file = page_of(tmp_path / "data")
-    load(browser, file)
-    assert browser.evaluate("typeof window.struck") == "undefined"
-    assert browser.evaluate("document.querySelectorAll('img').length") == 0
-    assert browser.evaluate("document.scripts.length") == 2
-    assert browser.evaluate("opened[0].id") == one_line(row.id)  # nothing that reorders what stands beside it
-    assert b"".join(shown_patches(browser)) == row.text
-    assert one_line(bomb) in browser.evaluate("at('about').textContent")
-    # Were some text ever taken for code, the policy would still refuse it.
-    browser.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=data:x onerror=\"window.struck=1\">')")
-    browser.evaluate("new Promise((done) => setTimeout(done, 100))")
-    assert browser.evaluate("typeof window.struck") == "undefined"
-    assert any("Content Security Policy" in str(complaint) for complaint in browser.complaints())
+BOMB = "</script><img src=x onerror='window.struck=1'><script>window.struck=1</script>"
+BOMB += "<!--<script>&lt;{{script}}\u202e\u2028"
+
+
+@pytest.fixture(scope="module")
+def hostile() -> Row:
+    return document(f"id {BOMB}", f"subset {BOMB}", BOMB.encode() * 2 + b"\xff\x00\x1b[31m", ENTROPY)
+
+
+@pytest.fixture
+def struck(tmp_path: Path, browser: Browser, hostile: Row) -> Browser:
+    """Its page, opened."""
+    save_dataset(tmp_path / "data", [[hostile]], ENTROPY, sidecar="uint8")
+    load(browser, page_of(tmp_path / "data"))
+    return browser
+
+
+def test_nothing_in_a_hostile_document_becomes_markup(struck: Browser) -> None:
+    assert struck.evaluate("typeof window.struck") == "undefined"
+    assert struck.evaluate("document.querySelectorAll('img').length") == 0
+    assert struck.evaluate("document.scripts.length") == 2
+
+
+def test_a_hostile_document_is_shown_as_text(struck: Browser, hostile: Row) -> None:
+    assert struck.evaluate("opened[0].id") == one_line(hostile.id)  # nothing that reorders what stands beside it
+    assert b"".join(shown_patches(struck)) == hostile.text
+    assert one_line(BOMB) in struck.evaluate("at('about').textContent")
+
+
+def test_the_policy_refuses_what_would_be_taken_for_code(struck: Browser) -> None:
+    struck.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=data:x onerror=\"window.struck=1\">')")
+    struck.evaluate("new Promise((done) => setTimeout(done, 100))")
+    assert struck.evaluate("typeof window.struck") == "undefined"
+    assert any("Content Security Policy" in str(complaint) for complaint in struck.complaints())
 
 
 def test_bytes_of_cut_characters_and_invalid_ones_are_shown_as_such(tmp_path: Path, browser: Browser) -> None:
@@ -263,31 +280,49 @@ def test_bytes_of_cut_characters_and_invalid_ones_are_shown_as_such(tmp_path: Pa
     assert browser.evaluate("document.querySelector('#text').textContent.startsWith('BOSxE5A4A7x')")
 
 
-@pytest.mark.parametrize(
-    ("patching", "sidecar", "words"),
-    [
-        (NONE, "none", ["--sidecar uint8", "unpatched"]),
-        (STATIC, "none", ["--sidecar uint8"]),
-        (NONE, "float32", ["unpatched"]),
-        (MONOTONIC, "uint8", ["--sidecar float32"]),
-    ],
-)
+def opened(browser: Browser, folder: Path, patching: PatchingSettings, sidecar: SidecarType) -> Browser:
+    """The page of a dataset with that rule and sidecar."""
+    save_dataset(folder, [some_rows(patching)], patching, sidecar=sidecar)
+    load(browser, page_of(folder))
+    return browser
+
+
+LACKING = [
+    (NONE, "none", ["--sidecar uint8", "unpatched"]),
+    (STATIC, "none", ["--sidecar uint8"]),
+    (NONE, "float32", ["unpatched"]),
+    (MONOTONIC, "uint8", ["--sidecar float32"]),
+]
+
+
+@pytest.mark.parametrize(("patching", "sidecar", "words"), LACKING)
 def test_what_a_dataset_lacks_is_said_with_the_command_that_adds_it(
     tmp_path: Path, browser: Browser, patching, sidecar, words
 ) -> None:
-    save_dataset(tmp_path / "data", [some_rows(patching)], patching, sidecar=sidecar)
-    load(browser, page_of(tmp_path / "data"))
-    warnings = browser.evaluate("at('warnings').textContent")
-    assert all(word in warnings for word in words)
-    assert browser.evaluate("at('cutting').hidden") == (sidecar == "none")
-    assert browser.evaluate("at('curve').hidden") == (sidecar == "none")
-    assert b"".join(shown_patches(browser))[:60]
-    if patching is NONE and sidecar == "float32":
-        assert len(shown_patches(browser)) == 2  # BOS, and all text
-        browser.evaluate("at('rule').value = 'monotonic', at('rule').dispatchEvent(new Event('change')), 0")
-        assert len(shown_patches(browser)) > 2
-    if sidecar == "uint8":
-        assert browser.evaluate("Array.from(at('rule').options, (one) => one.disabled)") == [False, False, True, True]
+    warnings = opened(browser, tmp_path / "data", patching, sidecar).evaluate("at('warnings').textContent")
+    assert [word for word in words if word not in warnings] == []
+
+
+@pytest.mark.parametrize(("patching", "sidecar", "words"), LACKING)
+def test_text_is_shown_always_and_a_curve_and_thresholds_where_there_is_a_sidecar(
+    tmp_path: Path, browser: Browser, patching, sidecar, words
+) -> None:
+    page = opened(browser, tmp_path / "data", patching, sidecar)
+    hidden = [page.evaluate(f"at('{part}').hidden") for part in ("cutting", "curve")]
+    assert hidden == [sidecar == "none"] * 2
+    assert b"".join(shown_patches(page))[:60]
+
+
+def test_an_unpatched_dataset_with_a_sidecar_can_be_cut(tmp_path: Path, browser: Browser) -> None:
+    page = opened(browser, tmp_path / "data", NONE, "float32")
+    assert len(shown_patches(page)) == 2  # BOS, and all text
+    page.evaluate("at('rule').value = 'monotonic', at('rule').dispatchEvent(new Event('change')), 0")
+    assert len(shown_patches(page)) > 2
+
+
+def test_rules_that_need_exact_entropies_are_off_without_them(tmp_path: Path, browser: Browser) -> None:
+    page = opened(browser, tmp_path / "data", MONOTONIC, "uint8")
+    assert page.evaluate("Array.from(at('rule').options, (one) => one.disabled)") == [False, False, True, True]
 
 
 def test_both_splits_are_in_one_page_and_an_empty_one_is_said_to_be(tmp_path: Path, browser: Browser) -> None:

@@ -43,17 +43,21 @@ def test_the_index_describes_the_rows_in_their_order(one: list[Row], two: list[R
         with tempfile.TemporaryDirectory() as folder:
             data = make_dataset(Path(folder), [one, two], format)
             index = data.index
-            assert index.shard.tolist() == [0] * len(one) + [1] * len(two)
-            assert index.bytes.tolist() == [len(row.text) for row in rows]
-            assert index.patches.tolist() == [0 if r.patch_lengths is None else len(r.patch_lengths) for r in rows]
-            assert index.last_patch.tolist() == [0 if r.patch_lengths is None else r.patch_lengths[-1] for r in rows]
-            assert index.part.tolist() == [row.part for row in rows]
-            assert index.last.tolist() == [n + 1 == len(rows) or rows[n + 1].part == 0 for n in range(len(rows))]
+            lengths = [[0] if row.patch_lengths is None else row.patch_lengths.tolist() for row in rows]
+            wanted = {
+                "shard": [0] * len(one) + [1] * len(two),
+                "bytes": [len(row.text) for row in rows],
+                "patches": [0 if row.patch_lengths is None else len(row.patch_lengths) for row in rows],
+                "last_patch": [of[-1] for of in lengths],
+                "part": [row.part for row in rows],
+                "last": [n + 1 == len(rows) or rows[n + 1].part == 0 for n in range(len(rows))],
+            }
+            assert {name: getattr(index, name).tolist() for name in wanted} == wanted
             assert [data.subset_names[code] for code in index.subset] == [row.subset for row in rows]
             for n, row in enumerate(rows):
                 columns = data.batch(int(index.shard[n]), int(index.batch[n]))
-                assert columns.id(int(index.row[n])) == row.id
-                assert columns.text(int(index.row[n])).tobytes() == row.text
+                place = int(index.row[n])
+                assert (columns.id(place), columns.text(place).tobytes()) == (row.id, row.text)
 
 
 @pytest.mark.parametrize("format", FORMATS)

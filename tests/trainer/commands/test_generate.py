@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -113,24 +114,39 @@ def test_prompts_and_prompt_files_are_one_batch_and_each_as_if_alone(
     assert re.search(r"; ended: (\d \w[a-z ]*)(, \d \w[a-z ]*)*\n$", summary)
 
 
-@pytest.mark.numerics
-def test_objects_hold_everything_about_each_byte(entropy_rule_folder: Path, generate: Command) -> None:
-    options = ("--prompt", "one", "--prompt", os.fsdecode(b"tw\xff"), "--bytes", "12", "--json")
+ODD = b"tw\xff"
+
+
+@pytest.fixture
+def objects(entropy_rule_folder: Path, generate: Command) -> tuple[list[dict[str, Any]], str]:
+    """What is written after a prompt of text and one that is no UTF-8, and the summary."""
+    options = ("--prompt", "one", "--prompt", os.fsdecode(ODD), "--bytes", "12", "--json")
     out, summary = generate(entropy_rule_folder, *options)
-    lines = out.decode().splitlines()
-    assert len(lines) == 2
+    return [json.loads(line) for line in out.decode().splitlines()], summary
+
+
+@pytest.mark.numerics
+def test_objects_hold_everything_about_each_byte(
+    entropy_rule_folder: Path, objects: tuple[list[dict[str, Any]], str]
+) -> None:
     generator = Generator(entropy_rule_folder)
-    for line, prompt in zip(lines, (b"one", b"tw\xff")):
-        found = json.loads(line)
+    for found, prompt in zip(objects[0], (b"one", ODD), strict=True):
         pieces = list(generator.write(prompt, GenerateSettings(length=12)))
-        assert found["starts"] == [piece.starts for piece in pieces]
+        assert (found["starts"], found["ended"]) == ([piece.starts for piece in pieces], generator.ended[0])
         assert found["entropy"] == pytest.approx([piece.entropy for piece in pieces], abs=ENTROPY)
-        assert found["prompt"] == prompt.decode("utf-8", "replace")
-        assert found["ended"] == generator.ended[0]
         text = b"".join(piece.byte for piece in pieces)[len(prompt) :]
         assert bytes.fromhex(found.get("text_hex", found["text"].encode().hex())) == text
-    assert "prompt_hex" in json.loads(lines[1])
-    assert "global forwards" in summary
+
+
+def test_an_object_holds_its_prompt_and_the_bytes_of_one_that_is_no_text(
+    objects: tuple[list[dict[str, Any]], str],
+) -> None:
+    assert [found["prompt"] for found in objects[0]] == ["one", ODD.decode("utf-8", "replace")]
+    assert "prompt_hex" in objects[0][1]
+
+
+def test_the_summary_counts_passes_of_the_global_model(objects: tuple[list[dict[str, Any]], str]) -> None:
+    assert "global forwards" in objects[1]
 
 
 def test_patches_are_colours_on_a_terminal_and_marks_where_colour_is_not_wanted(

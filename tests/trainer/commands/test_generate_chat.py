@@ -102,23 +102,31 @@ def test_rows_are_as_if_alone_and_drafts_change_nothing(brief: Path, draft: int)
         b"".join(piece.byte for piece in row if not piece.from_prompt).decode()
 
 
-def test_the_command_prints_the_answer_alone_and_names_special_ids(
-    folder: Path, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
-) -> None:
-    options = ("--chat", "--bytes", "20", "--temperature", "0")
-    assert main(["generate", str(folder), *options, "--system", "Be brief.", "--user", "Größe?"]) == 0
+SHORT = ("--chat", "--bytes", "20", "--temperature", "0")
+
+
+def test_the_command_prints_the_answer_alone(folder: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    assert main(["generate", str(folder), *SHORT, "--system", "Be brief.", "--user", "Größe?"]) == 0
     printed = capsysbinary.readouterr().out
     (pieces,), _ = answer(folder, [CHAT], 20)
     written = b"".join(piece.byte for piece in pieces if not piece.from_prompt)
     assert printed.decode() == written.decode("utf-8", "replace") + "\n"
+
+
+def test_an_object_names_special_ids_and_their_places(
+    folder: Path, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
     messages = [{"role": turn.role, "content": turn.content.decode()} for turn in CHAT]
     (tmp_path / "chat.json").write_text(json.dumps(messages))
-    assert main(["generate", str(folder), *options, "--messages", str(tmp_path / "chat.json"), "--json"]) == 0
+    assert main(["generate", str(folder), *SHORT, "--messages", str(tmp_path / "chat.json"), "--json"]) == 0
     found = json.loads(capsysbinary.readouterr().out)
     assert found["prompt"] == "Be brief.Größe?"
     assert [name for _, name in found["specials"]] == ["system", "end", "user", "end", "assistant"]
     assert [place for place, _ in found["specials"]][:3] == [0, 10, 11]
-    assert main(["generate", str(folder), *options, "--user", "a", "--show-patches"]) == 0
+
+
+def test_special_ids_are_shown_between_patches(folder: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    assert main(["generate", str(folder), *SHORT, "--user", "a", "--show-patches"]) == 0
     assert b"<user>|a" in capsysbinary.readouterr().out.replace(b"||", b"|")
 
 

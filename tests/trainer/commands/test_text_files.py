@@ -64,24 +64,45 @@ def figures(path: Path) -> dict[str, float]:
     return json.loads(path.read_text())["datasets"][0]["total"]
 
 
-def test_files_of_text_score_as_their_dataset_and_as_the_texts_in_memory(
-    model: Path, rule: PatchingSettings, jsonl: Path, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def scored(model: Path, jsonl: Path) -> dict[str, float]:
+    """Figures of the file of texts."""
+    out = jsonl.with_name("figures.json")
+    assert command(model.parent, jsonl, "--json", out, "--baselines", "--train", unpatched(jsonl.parent)) == 0
+    return figures(out)
+
+
+def test_files_of_text_score_as_the_texts_in_memory(scored: dict[str, float], model: Path) -> None:
+    scores = TextScorer(str(model.parent)).score(TEXTS)
+    assert scored["documents"] == 3
+    assert scored["bytes"] == sum(map(len, TEXTS))
+    assert scored["bits_per_byte"] == pytest.approx(scores.bits.sum() / scores.bytes.sum(), rel=1e-6)
+
+
+def test_files_of_text_score_as_their_dataset_cut_anew(scored: dict[str, float], model: Path, tmp_path: Path) -> None:
     out = tmp_path / "figures.json"
-    assert command(model.parent, jsonl, "--json", out, "--baselines", "--train", unpatched(tmp_path)) == 0
-    found = figures(out)
+    assert command(model, unpatched(tmp_path), "--recut", "--json", out) == 0
+    assert figures(out)["bits_per_byte"] == pytest.approx(scored["bits_per_byte"], rel=1e-6)
+    assert figures(out)["bytes_per_patch"] == scored["bytes_per_patch"]
+
+
+def test_figures_are_replaced_where_that_is_asked_for(model: Path, jsonl: Path, tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    assert command(model, unpatched(tmp_path), "--recut", "--json", out) == 0
+    written = out.read_text()
+    assert command(model, jsonl, "--json", out, "--overwrite") == 0
+    assert out.read_text() != written
+
+
+def test_a_text_is_scored_alone_as_among_others(model: Path) -> None:
     scorer = TextScorer(str(model.parent))
-    scores = scorer.score(TEXTS)
-    assert scorer.bits_per_byte(TEXTS[0].decode()) == pytest.approx(scores.bits[0] / len(TEXTS[0]), rel=1e-6)
+    alone = scorer.bits_per_byte(TEXTS[0].decode())
+    assert alone == pytest.approx(scorer.score(TEXTS).bits[0] / len(TEXTS[0]), rel=1e-6)
+
+
+def test_a_subset_without_a_threshold_is_named(model: Path) -> None:
     with pytest.raises(ConfigError, match="'nope'"):
-        scorer.bits_per_byte("text", "nope")
-    assert found["documents"] == 3
-    assert found["bytes"] == sum(map(len, TEXTS))
-    assert found["bits_per_byte"] == pytest.approx(scores.bits.sum() / scores.bytes.sum(), rel=1e-6)
-    # Cut anew from a dataset without patches.
-    assert command(model, unpatched(tmp_path), "--recut", "--json", out, "--overwrite") == 0
-    assert figures(out)["bits_per_byte"] == pytest.approx(found["bits_per_byte"], rel=1e-6)
-    assert figures(out)["bytes_per_patch"] == found["bytes_per_patch"]
+        TextScorer(str(model.parent)).bits_per_byte("text", "nope")
 
 
 def unpatched(at: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from trainer.data.validation import ValidationPacks
 from trainer.evaluation.compatibility import packs_for, score_folder
 from trainer.evaluation.cost import forward_flops_by_subset
 from trainer.evaluation.threshold_sweep import ThresholdSweeper
-from trainer.evaluation.threshold_sweep_record import SWEEP, load_sweep
+from trainer.evaluation.threshold_sweep_record import SWEEP, ThresholdSweep, load_sweep
 from trainer.metrics.subset_score import total_of
 
 CPU = torch.device("cpu")
@@ -79,16 +80,31 @@ def entropy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return entropy_model_folder(tmp_path_factory.mktemp("entropy_model") / "model")
 
 
-@pytest.mark.numerics
-@pytest.mark.parametrize("rule", [RULE, entropy_rule(0.5, "monotonic")], ids=lambda rule: rule.rule)
-def test_each_point_is_what_data_cut_with_that_threshold_gives(
-    rule: PatchingSettings, entropy_model: Path, tmp_path: Path
+@pytest.fixture(
+    scope="module", params=[RULE, entropy_rule(0.5, "monotonic")], ids=lambda rule: cast(PatchingSettings, rule).rule
+)
+def swept(
+    request: pytest.FixtureRequest, entropy_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[PatchingSettings, ThresholdSweep]:
+    """A rule, and its threshold and a higher one."""
+    at = tmp_path_factory.mktemp("swept")
+    folder = model_folder(at / "model", request.param, entropy_model)
+    data = stored(at / "data", request.param, entropy_model)
+    return request.param, ThresholdSweeper(folder, data, tokens=1024).sweep([0.01])
+
+
+def test_a_sweep_is_over_all_documents_and_names_the_threshold_of_training(
+    swept: tuple[PatchingSettings, ThresholdSweep],
 ) -> None:
-    folder = model_folder(tmp_path / "model", rule, entropy_model)
-    data = stored(tmp_path / "data", rule, entropy_model)
-    sweep = ThresholdSweeper(folder, data, tokens=1024).sweep([0.01])
-    assert [point.trained for point in sweep.points] == [True, False]
-    assert sweep.documents == len(texts())
+    assert [point.trained for point in swept[1].points] == [True, False]
+    assert swept[1].documents == len(texts())
+
+
+@pytest.mark.numerics
+def test_each_point_is_what_data_cut_with_that_threshold_gives(
+    swept: tuple[PatchingSettings, ThresholdSweep], entropy_model: Path, tmp_path: Path
+) -> None:
+    rule, sweep = swept
     for point in sweep.points:
         cut = rule.model_copy(update={"theta": point.theta})
         recut = stored(tmp_path / f"cut-{point.trained}", cut, entropy_model)
@@ -98,8 +114,12 @@ def test_each_point_is_what_data_cut_with_that_threshold_gives(
         assert point.bits_per_byte == pytest.approx(score.bits_per_byte, rel=NATS)
         flops = forward_flops_by_subset(load_settings(other), packs_for(other, recut, 1024))
         assert point.flops_per_byte == sum(flops.values()) / recut.manifest.totals.bytes
-    assert sweep.points[0].bytes_per_patch < sweep.points[1].bytes_per_patch
-    assert sweep.points[0].flops_per_byte > sweep.points[1].flops_per_byte
+
+
+def test_a_higher_threshold_gives_longer_patches_and_less_work(swept: tuple[PatchingSettings, ThresholdSweep]) -> None:
+    trained, higher = swept[1].points
+    assert trained.bytes_per_patch < higher.bytes_per_patch
+    assert trained.flops_per_byte > higher.flops_per_byte
 
 
 def test_stored_entropies_and_scored_ones_give_the_same_dial(entropy_model: Path, tmp_path: Path) -> None:

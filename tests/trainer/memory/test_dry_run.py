@@ -1,6 +1,7 @@
 """The dry run: it counts what is there, says what does not fit, and changes nothing."""
 
 import json
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,16 @@ import torch
 from helpers.tiny_runs import STATIC, losses, run, tiny_data, tiny_settings
 from torch import Tensor
 
+from shared.model_folder.files import build_model as plain_model
 from trainer.checkpoints.initial_weights import build_model
 from trainer.data.packing.limits import PackLimits
 from trainer.distributed.dtensor import to_local
 from trainer.distributed.world import World, started
-from trainer.memory.dry_run import DryRun, dry_run, worst_steps
-from trainer.memory.parts import HELP
+from trainer.errors import TrainingError
+from trainer.memory.dry_run import DryRun, dry_run, many_documents, one_document, worst_steps
+from trainer.memory.parts import HELP, Memory
 from trainer.optim.optimizer import build_optimizer
-from trainer.optim.train_step import TrainStep, take_step
+from trainer.optim.train_step import TrainStep, predict, take_step
 from trainer.settings import TrainSettings
 
 LIMITS = PackLimits(256, 80)
@@ -94,3 +97,107 @@ def test_a_dry_run_records_the_memory_of_each_rank(runs: tuple[Path, Path]) -> N
 
 def test_without_a_dry_run_no_memory_is_recorded(runs: tuple[Path, Path]) -> None:
     assert not (runs[1] / "memory.json").exists()
+
+
+def test_static_parts_are_the_arithmetic_of_the_shapes(world: World) -> None:
+    settings = settings_for()
+    (memory,) = found(settings, world).ranks
+    sizes = {name: parameter.numel() for name, parameter in plain_model(settings.model).named_parameters()}
+    tables = sizes.pop("ngrams.weight")
+    assert memory.parameters == memory.gradients == 4 * sum(sizes.values())
+    assert memory.moments == 8 * sum(sizes.values())
+    assert (memory.tables, memory.table_moments) == (4 * tables, 4 * 500)
+    assert memory.logits == 2 * 4 * 256 * 260
+    assert memory.unsharded == 0
+
+
+def test_a_model_in_another_dtype_than_its_masters_is_unsharded_in_that(world: World) -> None:
+    (memory,) = found(settings_for(dtype="bfloat16"), world).ranks
+    (kept,) = found(settings_for(dtype="bfloat16", keep_gathered=True), world).ranks
+    assert 2 * kept.unsharded == memory.parameters > 2 * memory.unsharded > memory.parameters / 3
+
+
+def test_activations_are_the_tensors_that_the_backward_pass_will_ask_for(world: World) -> None:
+    settings = settings_for()
+    model = plain_model(settings.model)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    largest = 0
+    for batch in (one_document(LIMITS), many_documents(LIMITS)):
+        saved: dict[int, int] = {}
+
+        def keep(tensor: Tensor, saved: dict[int, int] = saved) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                saved[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            logits = predict(model, batch)
+        largest = max(largest, sum(saved.values()))
+        del logits
+    counted = found(settings, world).ranks[0].activations
+    assert counted == pytest.approx(largest, rel=0.03)
+
+
+def test_what_is_computed_again_is_not_kept(world: World) -> None:
+    none, selective, full = (
+        found(settings_for(activation_checkpointing=how), world).ranks[0] for how in ("none", "selective", "full")
+    )
+    assert none.activations > selective.activations > full.activations
+    assert none.peak > selective.peak > full.peak
+    assert none.peak > none.activations + none.parameters + none.moments + none.gradients + none.tables
+
+
+def test_the_entropy_model_has_no_tables(world: World) -> None:
+    memory = found(settings_for(model=STACK | {"kind": "entropy"}), world, PackLimits(256, None)).ranks[0]
+    assert memory.tables == memory.table_moments == 0
+    assert memory.activations > 0
+
+
+def test_the_worst_packs_are_full_and_valid() -> None:
+    for limits in (LIMITS, PackLimits(300, None), PackLimits(64, 100)):
+        for batch in (one_document(limits), many_documents(limits)):
+            assert sum(batch.documents.lengths) == len(batch.ids) == limits.tokens
+            if batch.patches is None:
+                continue
+            owners = batch.patches.of_token
+            assert batch.patches.count == limits.patches
+            assert (owners.diff() >= 0).all()
+            assert (owners.diff() <= 1).all()
+            assert len(owners.unique()) == min(limits.patches, limits.tokens)
+            patch_document = batch.patches.documents.ids[owners]
+            assert torch.equal(patch_document, batch.documents.ids)
+
+
+def test_want_of_memory_is_one_line_that_says_what_would_help(world: World) -> None:
+    limits = PackLimits(131_072, 32_000)  # far more than what other tests have left free in this process
+    settings = settings_for(tokens=limits.tokens)
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 150_000_000, before[1]))
+    try:
+        with pytest.raises(TrainingError) as error:
+            found(settings, world, limits)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    line = str(error.value)
+    assert line.startswith("dry run on rank 0: out of memory after ")
+    assert "activations are most: smaller data.tokens, or parallel.activation_checkpointing" in line
+    assert "\n" not in line
+
+
+@pytest.mark.slow
+def test_blocks_that_cannot_be_compiled_are_one_line(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    with pytest.raises(TrainingError, match=r"parallel.compile = false") as error:
+        found(settings_for(compile=True), world)
+    assert "\n" not in str(error.value)
+
+
+def test_a_lines_parts_come_with_the_largest_first() -> None:
+    memory = Memory(10, 10, 20, 400, 0, 0, activations=5000, logits=7, peak=9000)
+    line = DryRun(1.25, True, [memory, memory]).line()
+    assert line == (
+        "dry run in 1.2 s, compiling included: 9.0 kB at most on rank 0, which needs most: "
+        "activations 5.0 kB, tables 400 B, moments 20 B, parameters 10 B, gradients 10 B, logits 7 B"
+    )
