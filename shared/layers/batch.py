@@ -7,7 +7,7 @@ T tokens, P patches, S segments. Everything is built by the loader in numpy, so 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -18,10 +18,14 @@ from torch import Tensor
 class _Movable:
     """Tensors, and what holds such, that go to a device together."""
 
+    NARROW: ClassVar[tuple[str, ...]] = ()
+    """Tensors that may travel as int16 or int32, and are int64 on the device: what indexes there has to be."""
+
     def to(self, device: torch.device, non_blocking: bool = True) -> Self:
         """The same on a device."""
         held = {name: value for name, value in vars(self).items() if hasattr(value, "to")}
-        return replace(self, **{name: value.to(device, non_blocking=non_blocking) for name, value in held.items()})
+        moved = {name: value.to(device, non_blocking=non_blocking) for name, value in held.items()}
+        return replace(self, **moved | {name: moved[name].long() for name in self.NARROW})
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ def segments(lengths: Sequence[int], positions: np.ndarray | None = None) -> Seg
 class Patches(_Movable):
     """How the tokens of a batch are grouped (paper section 2)."""
 
+    NARROW = ("of_token", "of_decoder")
     of_token: Tensor
     """int64 [T], the patch that the encoder puts each token in, non-decreasing."""
     of_decoder: Tensor
@@ -80,6 +85,7 @@ class Patches(_Movable):
 class Batch(_Movable):
     """One pack as a model reads it."""
 
+    NARROW = ("ids", "labels")
     ids: Tensor
     """int64 [T]."""
     labels: Tensor

@@ -1,8 +1,9 @@
 """How fast packs are planned and built: `python tests/benchmarks/bench_loader.py [MEGABYTES]`.
 
 One process reads one pass from cold shards, of both formats, in packs of 16384 tokens, 8 a step; beside it pyarrow
-decodes the same Arrow shards. Documents of about 2 kB in three subsets, space patches. CPU seconds of this process, so
-that other work on the machine counts little.
+decodes the same Arrow shards, and the package webdataset reads the others. Documents of 4 kB, 1 kB and 250 bytes on
+average in three subsets, space patches. CPU seconds of this process, so that other work on the machine counts little;
+what a worker delivers, as tensors in this process, is in elapsed time: that wants two idle cores.
 """
 
 import sys
@@ -31,15 +32,15 @@ from trainer.data.sampling.cursor import first_cursor
 from trainer.data.sampling.schedule import Mixing
 
 PATCHING = PatchingSettings(rule="space", max_length=64)
-MEAN_BYTES, SHARDS, TOKENS, LANES = 2000, 4, 16384, 64
+MEAN_BYTES, SHARDS, TOKENS, LANES = (4000, 1000, 250), 4, 16384, 64
 
 
-def documents(megabytes: int) -> list[Row]:
+def documents(megabytes: int, mean: int) -> list[Row]:
     rng = np.random.default_rng(0)
     alphabet = np.frombuffer(b"abcdefghijkl   \n", np.uint8)
     rows, held = [], 0
     while held < megabytes * 10**6:
-        text = rng.choice(alphabet, int(rng.exponential(MEAN_BYTES))).tobytes()
+        text = rng.choice(alphabet, int(rng.exponential(mean))).tobytes()
         rows.append(Row(str(len(rows)), "abc"[len(rows) % 3], text, 0, patch_lengths(document_tokens(text), PATCHING)))
         held += len(text)
     return rows
@@ -94,17 +95,51 @@ def load(dataset: Dataset, what: str, batches: bool) -> float:
     return report(what, began, text)
 
 
+def deliver(dataset: Dataset, what: str) -> float:
+    """One pass as tensors in this process, built by one worker; what it does until it is at work is left out."""
+    dataset = open_dataset(dataset.folder)
+    limits, whole = pack_limits(dataset.manifest, TOKENS), dataset.manifest.totals.bytes
+    packs = iter(PackLoader(dataset, limits, packs_per_step=8, streams=LANES, workers=1))
+    for _ in range(16):
+        next(packs)
+    began, text = time.perf_counter(), 0
+    while text < whole:
+        pack = next(packs)
+        text += int(pack.slice_text.sum())
+        assert len(pack.batch.ids) == TOKENS
+    seconds = time.perf_counter() - began
+    print(f"{what:<34} {text / seconds / 1e6:8.1f} MB/s of text, elapsed time")
+    return seconds
+
+
+def plain_webdataset(dataset: Dataset) -> None:
+    """Every text by the package webdataset alone, in this process."""
+    import webdataset
+
+    shards = [str(dataset.folder / shard.name) for shard in dataset.manifest.shards]
+    began, text = time.process_time(), 0
+    for sample in webdataset.WebDataset(shards, shardshuffle=False):
+        text += len(sample["bytes"])
+    report("plain webdataset", began, text)
+
+
 def main() -> None:
-    rows = documents(int(sys.argv[1]) if len(sys.argv) > 1 else 40)
-    with tempfile.TemporaryDirectory() as folder:
-        arrow = write(Path(folder) / "arrow", rows, "arrow")
-        tar = write(Path(folder) / "webdataset", rows, "webdataset")
-        plain = decode(arrow)
-        plan(arrow)
-        packed = load(arrow, "packs, zstd Arrow", batches=False)
-        load(arrow, "packs and batches, zstd Arrow", batches=True)
-        load(tar, "packs, WebDataset", batches=False)
-        print(f"packs cost {packed / plain:.1f} times what decoding alone does")
+    megabytes = int(sys.argv[1]) if len(sys.argv) > 1 else 40
+    for mean in MEAN_BYTES:
+        print(f"documents of about {mean:,} bytes")
+        rows = documents(megabytes, mean)
+        with tempfile.TemporaryDirectory() as folder:
+            arrow = write(Path(folder) / "arrow", rows, "arrow")
+            tar = write(Path(folder) / "webdataset", rows, "webdataset")
+            plain = decode(arrow)
+            plain_webdataset(tar)
+            plan(arrow)
+            packed = load(arrow, "packs, zstd Arrow", batches=False)
+            load(arrow, "packs and batches, zstd Arrow", batches=True)
+            deliver(arrow, "delivered by a worker, zstd Arrow")
+            load(tar, "packs, WebDataset", batches=False)
+            deliver(tar, "delivered by a worker, WebDataset")
+            print(f"packs cost {packed / plain:.1f} times what decoding alone does")
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ READS = re.compile(
 OF_OUR_OWN = {
     "shared/settings.py": "the format version of a file whose content a bounded reader has given",
     "shared/io/json_reader.py": "the bounded reader itself; every boundary of JSON passes through it",
+    "trainer/data/packing/packs.py": "what a loader worker of the same run sends with a pack",
     "trainer/evaluation/baselines/compressors.py": "compresses texts that were read; opens nothing",
     "trainer/distributed/straggler_monitor.py": "messages between the ranks of one run",
 }

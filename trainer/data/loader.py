@@ -5,9 +5,11 @@ Step s takes packs [sG, (s + 1)G); rank r of R the r-th of every R of them; work
 the rank's packs. Every worker plans all packs (the index only) and reads the slices of its own.
 """
 
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from threading import Condition, Thread
 from typing import Any, Self
 
@@ -170,7 +172,7 @@ class PackDataset(IterableDataset["Pack | Exception"]):
         targets, text = sum(plan.targets for plan in plans), sum(plan.bytes for plan in plans)
         if not targets:
             raise ConfigError("data.repeats: every subset has been sampled as often as it may be, and the run goes on")
-        return plans, Step(number, targets, text, planner.cursor)
+        return plans, Step(number, targets, text, planner.cursor.model_dump_json())
 
     def _planner(self, reader: SliceReader) -> Planner:
         return Planner(self._catalogue, reader, self._limits, self._mixing, self._cursor)
@@ -200,13 +202,18 @@ class PackLoader:
 
         Raises ConfigError or IdentityError where the arguments do not fit together, DatasetError for damaged data.
         """
-        self.cursor = cursor or first_cursor(dataset, seed, streams)
-        """The data state after the step of the latest pack."""
+        self._step: Step | None = None
+        self._begun = cursor or first_cursor(dataset, seed, streams)
         self.limits = limits
-        self._packs = PackDataset(dataset, limits, packs_per_step, mixing or Mixing(), self.cursor, rank, ranks)
+        self._packs = PackDataset(dataset, limits, packs_per_step, mixing or Mixing(), self._begun, rank, ranks)
         self._workers = workers
         if workers:
             worker_server(__name__)  # it imports while the model is built
+
+    @property
+    def cursor(self) -> Cursor:
+        """The data state after the step of the latest pack."""
+        return self._begun if self._step is None else self._step.cursor
 
     def __iter__(self) -> Iterator[Pack]:
         """Packs from the cursor on: a second iteration begins after the last step that the first one entered.
@@ -230,8 +237,7 @@ class PackLoader:
                 raise WorkerError(f"a loader worker has died: {first_line(error)}; was there memory enough?") from None
             if isinstance(item, Exception):
                 raise item
-            assert item.step.cursor is not None
-            self.cursor = item.step.cursor
+            self._step = item.step
             yield item
 
 
@@ -246,7 +252,8 @@ def stateful_loader(packs: PackDataset, workers: int) -> Iterable[Pack | Excepti
         with suppress(ImportError):
             from torchdata.stateful_dataloader import StatefulDataLoader
 
-            shell = StatefulDataLoader
+            # Its own state is of no use here, and would be sent with every pack.
+            shell = partial(StatefulDataLoader, snapshot_every_n_steps=sys.maxsize)
         loader: Iterable[Pack | Exception] = shell(
             packs,
             batch_size=None,

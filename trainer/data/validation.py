@@ -27,7 +27,7 @@ class ValidationPacks:
         self._reader = SliceReader(dataset, self.catalogue)
         plans = plan_validation(self.catalogue, self._reader, limits)
         empty = [Room(limits).plan(number) for number in range(len(plans), len(plans) + -len(plans) % ranks)]
-        self._step = Step(0, sum(plan.targets for plan in plans), sum(plan.bytes for plan in plans), None)
+        self._step = Step(0, sum(plan.targets for plan in plans), sum(plan.bytes for plan in plans))
         self._plans = [*plans, *empty][rank::ranks]
 
     def __len__(self) -> int:

@@ -61,8 +61,7 @@ class RankSums:
             self.tokens += len(pack.ids)
             self.text += int(pack.slice_text.sum())
             self.own_patches += int(pack.slice_patches.sum())
-            if pack.patches is not None:
-                self.patches += int(pack.patches.in_slice.sum())
+            self.patches += int(pack.in_patches.sum())
 
     def values(self) -> list[float]:
         """In the order of the fields."""

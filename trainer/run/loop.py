@@ -118,7 +118,6 @@ def one_step(job: Job, callbacks: Sequence[Callback], packs: Iterator[Pack], sto
     job.timer.mark("data")
     job.monitor.report(step, "computing")
     whole = mine[0].step
-    assert whole.cursor is not None
     # The rate belongs to where the step ends, so that the first step of a warm-up learns something too.
     targets = state.targets + whole.targets
     guard = Guard(settings.guard, state.guard)

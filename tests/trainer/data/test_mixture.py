@@ -25,7 +25,7 @@ from trainer.data.sampling.cursor import Cursor, first_cursor
 from trainer.data.sampling.schedule import Mixing
 from trainer.main import main
 
-STEP = Step(0, 0, 0, None)
+STEP = Step(0, 0, 0)
 LIMITS = PackLimits(64, 32)
 
 

@@ -43,7 +43,7 @@ from trainer.data.sampling.cursor import Cursor, first_cursor
 from trainer.data.sampling.schedule import Mixing
 from trainer.data.validation import ValidationPacks
 
-STEP = Step(0, 0, 0, None)
+STEP = Step(0, 0, 0)
 disk = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -324,7 +324,10 @@ def test_packed_loss_and_gradients_are_those_of_the_slices_alone(patched: Datase
     plans = Plans(patched, PackLimits(150, 64))
     packs = [plans.build(plans.planner.next_pack()) for _ in range(3)]
     assert any((pack.ids == BOE).any() for pack in packs)
-    together, alone = [pack.batch for pack in packs], [unpadded(one) for pack in packs for one in slices_of(pack)]
+    together, alone = (
+        [pack.batch.to(torch.device("cpu")) for pack in packs],
+        [unpadded(one) for pack in packs for one in slices_of(pack)],
+    )
 
     def run(model: Blt, batches: list[Batch]) -> list[torch.Tensor]:
         loss = sum(nats(model, batch) for batch in batches)
@@ -337,4 +340,4 @@ def test_packed_loss_and_gradients_are_those_of_the_slices_alone(patched: Datase
 def test_an_empty_pack_has_no_targets_and_a_finite_loss(patched: Dataset, model: Blt) -> None:
     empty = list(ValidationPacks(patched, PackLimits(4096, 2048), rank=1, ranks=2))[-1]
     assert (empty.targets, len(empty.subset)) == (0, 0)
-    assert nats(model, empty.batch).item() == 0
+    assert nats(model, empty.batch.to(torch.device("cpu"))).item() == 0

@@ -54,8 +54,13 @@ class Step:
     """Labels that count: what the loss is divided by."""
     bytes: int
     """Bytes of text among them."""
-    cursor: Cursor | None
-    """The data state after the step; None outside training."""
+    cursor_json: str = ""
+    """The data state after the step; empty outside training. As text: it travels with every pack, and few are saved."""
+
+    @cached_property
+    def cursor(self) -> Cursor:
+        """The data state after the step."""
+        return Cursor.model_validate_json(self.cursor_json)
 
 
 @dataclass(frozen=True)
@@ -67,11 +72,18 @@ class Pack:
     limits: PackLimits
     ids: np.ndarray
     """int16 [T]."""
-    labels: np.ndarray
-    """int16 [T]: the next token, or IGNORED_LABEL (after BOE, and where spans leave it out)."""
+    last_labels: np.ndarray
+    """int16 [S], the label of the last token of each slice: that of the others is the token after it."""
+    span_labels: np.ndarray | None
+    """int16 [T], all labels where a slice is of a document with spans; None where none is."""
     in_slice: np.ndarray
     """int64 [S], tokens of each slice, BOE included."""
-    patches: PackPatches | None
+    patch_lengths: np.ndarray | None
+    """uint16 [P], tokens of each patch; None when unpatched."""
+    in_patches: np.ndarray
+    """int64 [S], patches of each slice, those of BOS and BOE included; 0 when unpatched."""
+    next_starts: np.ndarray
+    """bool [S], whether the token after each slice begins a new patch."""
     subwords: PackSubwords | None
     """None: a model reads bytes."""
     subset: np.ndarray
@@ -89,10 +101,22 @@ class Pack:
     ended: np.ndarray
     """bool [S], whether the document ends in the slice."""
 
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """int16 [T]: the next token, or IGNORED_LABEL (after BOE, and where spans leave it out)."""
+        return next_labels(self.ids, self.in_slice, self.last_labels) if self.span_labels is None else self.span_labels
+
+    @cached_property
+    def patches(self) -> PackPatches | None:
+        """None when unpatched."""
+        if self.patch_lengths is None:
+            return None
+        return patch_map(self.patch_lengths, self.in_patches, self.in_slice, self.next_starts)
+
     @property
     def lengths(self) -> np.ndarray:
         """int64 [S]: positions of each slice on the axis that a model reads."""
-        return self.in_slice if self.subwords is None or self.patches is None else self.patches.in_slice
+        return self.in_slice if self.subwords is None else self.in_patches
 
     @property
     def targets(self) -> int:
@@ -101,7 +125,7 @@ class Pack:
 
     @cached_property
     def batch(self) -> Batch:
-        """The pack with its axes padded to T_max and P_max.
+        """The pack with its axes padded to T_max and P_max, ids as narrow as the pack has them (`Batch.NARROW`).
 
         Padding tokens are a segment of their own at the end, their labels are ignored, and they lie in a patch of their
         own (the first past the real ones); further padding patches own no tokens. None of it changes a loss. Of
@@ -143,11 +167,22 @@ class Pack:
 
 
 def _padded(values: np.ndarray, length: int, fill: int) -> torch.Tensor:
-    """int64 [length]."""
-    padded = np.empty(length, np.int64)
+    """[length], of the values' dtype: a batch is widened where it is read."""
+    padded = np.empty(length, values.dtype)
     padded[: len(values)] = values
     padded[len(values) :] = fill
     return torch.from_numpy(padded)
+
+
+def next_labels(ids: np.ndarray, in_slice: np.ndarray, last_labels: np.ndarray) -> np.ndarray:
+    """int16 [T]: the next token of each slice, and what is given for its last one; IGNORED_LABEL after BOE."""
+    ends = np.cumsum(in_slice)
+    first = ends - in_slice
+    labels = np.empty_like(ids)
+    labels[:-1] = ids[1:]
+    labels[ends - 1] = last_labels
+    labels[first[ids[first] == BOE]] = IGNORED_LABEL
+    return labels
 
 
 def build_pack(plan: PackPlan, step: Step, limits: PackLimits, catalogue: Catalogue, reader: SliceReader) -> Pack:
@@ -162,40 +197,44 @@ def build_pack(plan: PackPlan, step: Step, limits: PackLimits, catalogue: Catalo
     last = np.cumsum(in_slice) - 1
     first = last - in_slice + 1
     ids[first] = np.where(boe, BOE, BOS)
-    labels = np.empty_like(ids)
-    labels[:-1] = ids[1:]
-    labels[last] = EOS
+    last_labels = np.full(len(in_slice), EOS, np.int16)
     # The label of the last input of a slice that is cut is the document's next byte, which is not in the pack.
     for cut in np.flatnonzero(~ended & plain).tolist():
-        labels[last[cut]] = reader.byte(int(plan.documents[cut]), int(plan.stops[cut]) - 1) + OFFSET
-    labels[first[boe]] = IGNORED_LABEL
+        last_labels[cut] = reader.byte(int(plan.documents[cut]), int(plan.stops[cut]) - 1) + OFFSET
     slice_targets, slice_text = plan.stops - plan.starts, plan.stops - plan.starts - ended
     slice_bytes = slice_text.copy()
+    span_labels = None if plain.all() else next_labels(ids, in_slice, last_labels)
     for number in np.flatnonzero(~plain).tolist():
         marked = reader.marked(*(int(column[number]) for column in (plan.documents, plan.starts, plan.stops)))
         place = slice(first[number] + boe[number], last[number] + 1)
         ids[place] = marked.tokens[:-1]
-        labels[place] = np.where(marked.is_target[1:], marked.tokens[1:], IGNORED_LABEL)
+        assert span_labels is not None
+        span_labels[place] = np.where(marked.is_target[1:], marked.tokens[1:], IGNORED_LABEL)
         slice_targets[number], slice_bytes[number] = marked.targets, marked.learnt_bytes
         slice_text[number] = marked.text
-    patches, slice_patches = None, np.zeros(len(in_slice), np.int64)
+    lengths, in_patches, eos_alone = (
+        None,
+        np.zeros(len(in_slice), np.int64),
+        ended & catalogue.eos_alone[plan.documents],
+    )
+    slice_patches = in_patches
     if limits.patches is not None:
-        eos_alone = ended & catalogue.eos_alone[plan.documents]
-        lengths = pieces.lengths.astype(np.int64)
-        in_patches = plan.patches + boe
+        lengths, in_patches = pieces.lengths, plan.patches + boe
         ends = np.cumsum(in_patches)
         lengths[(ends - 1)[ended & ~eos_alone]] -= 1  # EOS is no input
         _check_lengths(lengths, ends - in_patches, in_slice, plan, catalogue, reader)
-        patches = patch_map(lengths, in_patches, in_slice, ~ended | eos_alone)
         slice_patches = in_patches - 1 + eos_alone
     pack = Pack(
         number=plan.number,
         step=step,
         limits=limits,
         ids=ids,
-        labels=labels,
+        last_labels=last_labels,
+        span_labels=span_labels,
         in_slice=in_slice,
-        patches=patches,
+        patch_lengths=lengths,
+        in_patches=in_patches,
+        next_starts=~ended | eos_alone,
         subwords=None,
         subset=catalogue.subset[plan.documents],
         document=plan.documents,
@@ -214,8 +253,8 @@ def in_subwords(pack: Pack, plan: PackPlan, catalogue: Catalogue, reader: SliceR
     Targets are then those inside slices (see `PackSubwords`), counted in the bytes that they stand for. Raises
     DatasetError naming shard and document where a patch is no token.
     """
-    assert pack.patches is not None
-    in_patches, lengths = pack.patches.in_slice, np.bincount(pack.patches.of_token)
+    assert pack.patch_lengths is not None
+    in_patches, lengths = pack.in_patches, pack.patch_lengths.astype(np.int64)
     starts, last = np.cumsum(lengths) - lengths, np.cumsum(in_patches) - 1
     first = last - in_patches + 1
     # Ids below OFFSET are no bytes: they get any here, and their own id in the next two lines.
@@ -250,8 +289,8 @@ def _check_lengths(
     reader: SliceReader,
 ) -> None:
     """Raise DatasetError when the patches of a slice do not add up to its tokens."""
-    found = np.add.reduceat(lengths, firsts) if len(firsts) else in_slice
-    wrong = np.flatnonzero(found != in_slice)
+    found = np.add.reduceat(lengths, firsts, dtype=np.int64) if len(firsts) else in_slice
+    wrong = np.flatnonzero((found != in_slice) | (len(lengths) > 0 and lengths.min() == 0))
     if len(wrong):
         row = int(catalogue.first_row[plan.documents[wrong[0]]])
         raise reader.damaged(row, f"patches of {found[wrong[0]]} inputs, the index says {in_slice[wrong[0]]}")
@@ -260,11 +299,13 @@ def _check_lengths(
 def patch_map(lengths: np.ndarray, patches: np.ndarray, in_slice: np.ndarray, next_starts: np.ndarray) -> PackPatches:
     """Patches of the tokens of a pack.
 
-    lengths int64 [P]: tokens of each patch; patches, in_slice int64 [S]: patches and tokens of each slice; next_starts
-    bool [S]: the token after the slice's last one begins a new patch. The decoder at a token reads the patch before
-    that of the next token.
+    lengths uint16 [P]: tokens of each patch, none of them 0; patches, in_slice int64 [S]: patches and tokens of each
+    slice; next_starts bool [S]: the token after the slice's last one begins a new patch. The decoder at a token reads
+    the patch before that of the next token.
     """
-    of_token = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+    begins = np.zeros(int(in_slice.sum()), np.int32)
+    begins[np.cumsum(lengths[:-1], dtype=np.int64)] = 1
+    of_token = np.cumsum(begins, dtype=np.int32)  # several times as fast as np.repeat
     of_decoder = np.empty_like(of_token)
     of_decoder[:-1] = of_token[1:]
     last_token = np.cumsum(in_slice) - 1
