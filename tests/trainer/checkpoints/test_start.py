@@ -49,7 +49,7 @@ def first_loss(model_folder: Path, data: Path) -> float:
     settings = tiny_settings(data, data)
     train = open_dataset(data / "train")
     packs = iter(PackLoader(train, pack_limits(train.manifest, settings.data.tokens), settings.data.packs, streams=64))
-    batches = [next(packs).batch for _ in range(settings.data.packs)]
+    batches = [next(packs).batch.to(torch.device("cpu")) for _ in range(settings.data.packs)]
     model = load_model(model_folder)
     with torch.no_grad():
         logits = torch.cat([predict(model, batch) for batch in batches])

@@ -52,7 +52,7 @@ def exact(data: Path) -> Callable[[int], Results]:
     settings = settings_for(data, {})
     train = open_dataset(data / "train")
     packs = iter(PackLoader(train, pack_limits(train.manifest, settings.data.tokens), PACKS))
-    batches = [next(packs).batch for _ in range(PACKS)]
+    batches = [next(packs).batch.to(torch.device("cpu")) for _ in range(PACKS)]
     model = plain_model(settings.model)
     initialise(model, 0)
 

@@ -99,7 +99,7 @@ def unpatched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def first_pack(settings: TrainSettings) -> Batch:
     train = open_dataset(settings.data.path / "train")
     limits = pack_limits(train.manifest, settings.data.tokens)
-    return next(iter(PackLoader(train, limits, 1))).batch
+    return next(iter(PackLoader(train, limits, 1))).batch.to(torch.device("cpu"))
 
 
 def size(tensors: Iterable[Tensor]) -> int:
