@@ -6,6 +6,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from helpers.pipeline_helpers import preprocess, shard_hashes, some_records, write_jsonl
@@ -55,23 +56,51 @@ def ended(job: subprocess.Popen) -> tuple[int, str]:
     return job.returncode, said
 
 
-@pytest.mark.drill
-def test_a_job_writes_the_same_bytes_counts_for_prometheus_and_ends_with_the_code_of_the_pipeline(head, tmp_path):
-    corpus = write_jsonl(tmp_path / "a.jsonl", [*some_records(8000), {"no": "text"}])
-    wrong = submitted(head, corpus, "--out", tmp_path / "wrong", "--rule", "static")
-    job = submitted(head, corpus, "--out", tmp_path / "job", *SPACE)
+class Submitted(NamedTuple):
+    """A job that has ended, with what was exported of it meanwhile, and one whose command is wrong."""
+
+    folder: Path
+    seen: dict[str, float]
+    job: tuple[int, str]
+    wrong: tuple[int, str]
+
+
+@pytest.fixture(scope="module")
+def jobs(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Submitted:
+    folder = tmp_path_factory.mktemp("jobs")
+    corpus = write_jsonl(folder / "a.jsonl", [*some_records(8000), {"no": "text"}])
+    wrong = submitted(head, corpus, "--out", folder / "wrong", "--rule", "static")
+    job = submitted(head, corpus, "--out", folder / "job", *SPACE)
     seen: dict[str, float] = {}
     while job.poll() is None and seen.get("patchwork_splits_total done", 0) < 1:
         seen = exported(head)
         time.sleep(0.1)
-    assert seen["patchwork_splits_total done"] >= 1
-    assert seen["patchwork_documents_total"] >= 1
-    code, said = ended(job)
+    return Submitted(folder, seen, ended(job), ended(wrong))
+
+
+@pytest.mark.drill
+def test_a_job_counts_for_prometheus_while_it_runs(jobs: Submitted) -> None:
+    assert jobs.seen["patchwork_splits_total done"] >= 1
+    assert jobs.seen["patchwork_documents_total"] >= 1
+
+
+@pytest.mark.drill
+def test_a_job_ends_with_the_code_of_the_pipeline(jobs: Submitted) -> None:
+    code, said = jobs.job
     assert code == 3, said  # a dead letter
     assert "exit code 3" in said
-    assert preprocess(corpus, "--out", tmp_path / "here", *SPACE, "--executor", "inline") == 3
-    assert shard_hashes(tmp_path / "job") == shard_hashes(tmp_path / "here")
-    code, said = ended(wrong)
+
+
+@pytest.mark.drill
+def test_a_job_writes_the_same_bytes(jobs: Submitted) -> None:
+    here = ("--out", jobs.folder / "here", *SPACE, "--executor", "inline")
+    assert preprocess(jobs.folder / "a.jsonl", *here) == 3
+    assert shard_hashes(jobs.folder / "job") == shard_hashes(jobs.folder / "here")
+
+
+@pytest.mark.drill
+def test_a_job_whose_command_is_wrong_names_the_setting(jobs: Submitted) -> None:
+    code, said = jobs.wrong
     assert code == 2, said
     assert "rule 'static' needs stride" in said
 

@@ -211,28 +211,47 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_is_taken(
-    saved: Saved, make: Make, damage: str
-) -> None:
+@pytest.fixture(params=DAMAGES)
+def damaged(request: pytest.FixtureRequest, saved: Saved) -> tuple[Path, str]:
+    """The newest checkpoint, of which a file is damaged, and what is to be said of that."""
     path = saved.checkpoints.folder / "step-00000003"
-    inflict, said = DAMAGES[damage]
+    inflict, said = DAMAGES[request.param]
     inflict(path)
+    return path, said
+
+
+def checkpoints_in(saved: Saved) -> list[str]:
+    return [name for name in saved.names() if name != "rank-00000.safetensors"]  # what the link points to
+
+
+def test_a_damaged_checkpoint_is_named_in_one_line(damaged: tuple[Path, str], make: Make) -> None:
+    other = make()
+    other.checkpoints.newest()
+    (line,) = other.checkpoints.pop_news()
+    assert f"{damaged[0]} is damaged ({damaged[1]}" in line
+    assert "\n" not in line
+
+
+@pytest.mark.usefixtures("damaged")
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken(saved: Saved, make: Make) -> None:
     other = make()
     newest = other.checkpoints.newest()
     assert newest is not None
     assert newest.name == "step-00000002"
-    (line,) = other.checkpoints.pop_news()
-    assert f"{path} is damaged ({said}" in line
-    assert "\n" not in line
-    kept = [name for name in saved.names() if name != "rank-00000.safetensors"]  # what the link points to
-    assert kept == ["damaged-step-00000003", "step-00000002"]
+    assert checkpoints_in(saved) == ["damaged-step-00000003", "step-00000002"]
     assert other.checkpoints.load(newest, other.model, other.optimizer, other.identity).step == 2
+
+
+@pytest.mark.usefixtures("damaged")
+def test_saves_after_damage_keep_what_was_set_aside(saved: Saved, make: Make) -> None:
+    other = make()
+    newest = other.checkpoints.newest()
+    assert newest is not None
+    other.checkpoints.load(newest, other.model, other.optimizer, other.identity)
     other.save(3)
     other.save(4)
     assert other.checkpoints.wait()
-    kept = [name for name in saved.names() if name != "rank-00000.safetensors"]
-    assert kept == ["damaged-step-00000003", "step-00000003", "step-00000004"]
+    assert checkpoints_in(saved) == ["damaged-step-00000003", "step-00000003", "step-00000004"]
 
 
 def test_when_no_checkpoint_is_whole_the_run_does_not_begin_again_by_itself(saved: Saved, make: Make) -> None:
@@ -292,25 +311,31 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("asynchronous", [True, False])
-@pytest.mark.parametrize("limit", [100, 20_000])
-def test_a_save_that_fails_leaves_the_last_good_checkpoint_and_training_goes_on(
-    make: Make, asynchronous: bool, limit: int
-) -> None:
-    """With 100 bytes the state cannot be written, with 20,000 that can and the parameters cannot."""
+@pytest.fixture(params=[(True, 100), (True, 20_000), (False, 100), (False, 20_000)])
+def failed(request: pytest.FixtureRequest, make: Make) -> Saved:
+    """A save that failed after a good one: with 100 bytes the state cannot be written, with 20,000 that can and the
+    parameters cannot."""
+    asynchronous, limit = request.param
     saved = make(asynchronous=asynchronous, failures=2)
     saved.save(1)
     assert saved.checkpoints.wait()
     with files_of_at_most(limit):
         saved.save(2)
         assert not saved.checkpoints.wait()
-    (line,) = saved.checkpoints.pop_news()
+    return saved
+
+
+def test_a_save_that_fails_is_named_with_the_last_good_checkpoint(failed: Saved) -> None:
+    (line,) = failed.checkpoints.pop_news()
     assert "step-00000002 could not be saved: [Errno 27] File too large" in line
-    assert line.endswith("training goes on, the last good checkpoint is " + str(saved.checkpoints.last))
-    assert saved.names() == ["step-00000001"]
-    saved.save(3)
-    assert saved.checkpoints.wait()
-    assert saved.names() == ["step-00000001", "step-00000003"]
+    assert line.endswith(str(failed.checkpoints.last))
+    assert failed.names() == ["step-00000001"]
+
+
+def test_after_a_save_that_fails_training_goes_on(failed: Saved) -> None:
+    failed.save(3)
+    assert failed.checkpoints.wait()
+    assert failed.names() == ["step-00000001", "step-00000003"]
 
 
 def test_too_many_failed_saves_in_a_row_end_the_run(make: Make) -> None:
