@@ -65,7 +65,7 @@ AT := $(call quoted,OUT)
 PATCHING := $(AT)/patching-$(call quoted,PATCH_SIZE).json
 
 
-.PHONY: help setup plan recipes corpus entropy calibrate preprocess blt train evaluate generate compare compare-full scaling test drills test-all test-numerics coverage bench lint format clean
+.PHONY: help setup plan checks corpus entropy calibrate preprocess blt train evaluate generate compare compare-full scaling test drills test-all test-numerics coverage bench lint format clean
 
 help: ## list what there is
 	@echo "Patchwork: byte latent transformers from raw text. The one to start with: make train"
@@ -89,11 +89,15 @@ corpus: setup ## CORPUS into unpatched shards: a seeded sample of CORPUS_BYTES, 
 	  --executor inline \
 	  $(if $(filter-out 0,$(call raw,CORPUS_BYTES)),--sample-bytes $(call quoted,CORPUS_BYTES) --seed $(call quoted,SEED))
 
-# Before anything is trained: a mistake in the last recipe would be found minutes later.
-recipes: setup
+# Before anything is trained: a mistake in the last step would be found minutes later.
+checks: export NPROC := $(call raw,NPROC)
+checks: export THREADS := $(call raw,THREADS)
+checks: setup
+	@for name in NPROC THREADS; do [[ $${!name} =~ ^[1-9][0-9]*$$ ]] || { echo "make: $$name is a whole number of 1 or more, not '$${!name}'" >&2; exit 2; }; done
+	@[[ $(call quoted,PATCH_SIZE) =~ ^[0-9]*[.]?[0-9]+$$ ]] || { echo "make: PATCH_SIZE is a number of bytes, as 4.5, not "$(call quoted,PATCH_SIZE) >&2; exit 2; }
 	@for recipe in $(call quoted,ENTROPY_CONFIG) $(call quoted,CONFIG); do $(BIN)/python trainer/main.py "$$recipe" --plan >/dev/null; done
 
-entropy: recipes corpus ## train the small byte model whose uncertainty makes the patches
+entropy: checks corpus ## train the small byte model whose uncertainty makes the patches
 	@echo "== entropy model -> "$(AT)/entropy
 	@$(TORCHRUN) trainer/main.py $(call quoted,ENTROPY_CONFIG) --data.path $(AT)/corpus --run.out $(AT)/entropy
 

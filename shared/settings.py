@@ -75,15 +75,12 @@ def first_problem(error: ValidationError, key: str | None = None) -> str:
     if key is None:
         key = ".".join(str(part) for part in problem["loc"])
     shown = repr(problem.get("input"))
-    of_table = problem["type"] in ("missing", "value_error") and isinstance(problem["input"], dict)
-    message = (
-        problem["msg"]
-        .removeprefix("Value error, ")
-        .replace("Input should", "must")
-        .replace("Field required", "is missing")
-    )
+    of_table = problem["type"] == "value_error" and isinstance(problem["input"], dict)
     if problem["type"] == "extra_forbidden":
         return f"unknown key {key!r}"
+    if problem["type"] == "missing":
+        return f"{key} is missing"
+    message = problem["msg"].removeprefix("Value error, ").replace("Input should", "must").partition(", unable to")[0]
     return (f"{key}: " if key else "") + message + (f" (got {shown})" if len(shown) <= 80 and not of_table else "")
 
 

@@ -55,6 +55,12 @@ def test_both_recipes_are_read_before_anything_is_made(environment, tmp_path):
     assert made[2] == "preprocess"
 
 
+@pytest.mark.parametrize("wrong", ["NPROC=0", "NPROC=two", "THREADS=", "PATCH_SIZE=six"])
+def test_a_number_that_is_none_is_refused_by_its_own_name_before_anything_is_made(environment, wrong):
+    with pytest.raises(AssertionError, match=f"make: {wrong.partition('=')[0]} is a "):
+        calls(environment, "entropy", wrong)
+
+
 @pytest.mark.parametrize(("name", "out"), [("my corpus", "my corpus"), ("dots.v1.2/", "dots"), (".a b.txt", "a b")])
 def test_a_run_is_named_after_its_corpus(environment, tmp_path, name, out):
     (tmp_path / name).mkdir()

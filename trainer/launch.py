@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     except (SignalException, KeyboardInterrupt):  # the ranks have saved, and said so
         return ExitCode.FAILED
     except Exception as error:  # of torchrun's rendezvous of machines, in many classes
-        LOG.error("torchrun: %s", one_line(f"{type(error).__name__}: {error}"))
+        LOG.error("torchrun: %s", one_line(str(error) or "are --nnodes and --nproc-per-node 1 or more?"))
         return ExitCode.FAILED
     return ExitCode.DONE
 

@@ -18,7 +18,9 @@ from shared.shards.open import find_datasets, open_dataset
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", type=Path, help="folder of a dataset, or the one above its train/ and validation/")
+    parser.add_argument(
+        "dataset", type=Path, metavar="DATASET", help="folder of a dataset, or the one above its train/ and validation/"
+    )
     parser.add_argument(
         "--documents",
         type=_count,

@@ -154,7 +154,10 @@ def job_of(arguments: argparse.Namespace) -> tuple[Job, ExecutorSettings]:
             arguments.entropy_model, f"rule {patching.rule}" if patching.needs_entropy else "--sidecar"
         )
     elif arguments.entropy_model is not None:
-        raise PipelineError(f"--entropy-model is of no use for the rule {patching.rule} without --sidecar")
+        raise PipelineError(
+            f"--entropy-model is of no use for the rule {patching.rule} without --sidecar; "
+            "give --rule entropy or --patching"
+        )
     if arguments.patching is not None:
         calibrated = load_patching(arguments.patching).identity.entropy_model
         if calibrated != sha256:

@@ -56,7 +56,9 @@ class Verification:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", type=Path, help="folder of a dataset, or the one above its train/ and validation/")
+    parser.add_argument(
+        "dataset", type=Path, metavar="DATASET", help="folder of a dataset, or the one above its train/ and validation/"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

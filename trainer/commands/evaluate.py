@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the entropy model's own score, an order-2 byte model counted on the training split, and xz -9",
     )
-    beside.add_argument("--train", type=Path, help="training split for the order-2 model, if it is not beside DATASET")
+    beside.add_argument("--train", type=Path, help="training split for the order-2 model, if it is not beside DATA")
     beside.add_argument(
         "--beside",
         type=Path,

@@ -310,7 +310,7 @@ def test_the_exit_code_tells_of_a_shard_that_is_gone(both: Path, capsys) -> None
 def test_the_exit_code_tells_of_a_damaged_manifest(both: Path, capsys) -> None:
     (both / "train" / "manifest.json").write_text("{}")
     assert command(both) == 1
-    assert "train/manifest.json: identity: is missing" in capsys.readouterr().out
+    assert "train/manifest.json: identity is missing" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("meta", ["", "{", "[1]", '"text"', "null", '{"a":NaN}', "[" * 100_000])

@@ -198,14 +198,14 @@ def test_the_references_rules_are_taken_with_its_first_starts(tmp_path: Path, na
 
 
 UNSUPPORTED = {
-    "no heads": (lambda f: without(f / "config.json", "n_heads_global"), "config.json: n_heads_global: is missing"),
+    "no heads": (lambda f: without(f / "config.json", "n_heads_global"), "config.json: n_heads_global is missing"),
     "no window": (
         lambda f: without(f / "config.json", "local_attention_window_len"),
-        "config.json: local_attention_window_len: is missing",
+        "config.json: local_attention_window_len is missing",
     ),
     "no heads of the entropy model": (
         lambda f: without(f / "entropy_model" / "params.json", "n_heads"),
-        "params.json: n_heads: is missing",
+        "params.json: n_heads is missing",
     ),
     "no threshold": (
         lambda f: without(f / "entropy_model" / "params.json", "patcher_args"),
