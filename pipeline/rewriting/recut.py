@@ -188,7 +188,7 @@ def with_target(dataset: Dataset, draft: PatchingSettings, target: float, worker
         raise PipelineError(f"--target: {error}") from None
     show(f"theta {thetas[number]:.6f} nats: {realised:.3f} bytes a patch in {dataset.folder}, {target} wanted")
     if thetas.grid and abs(realised / target - 1) > CLOSE:
-        show("  that is the nearest; shards of preprocess --sidecar float32 bind the threshold to no grid")
+        show("  that is the nearest on the grid of uint8; shards of preprocess --sidecar float32 allow any threshold")
     return draft.with_theta(thetas[number], draft.grid)
 
 

@@ -132,7 +132,7 @@ def slices_of(pack: Pack) -> list[dict[str, list[int]]]:
         if pack.patches is not None:
             one["of_token"] = (pack.patches.of_token[low:high] - first_patch).tolist()
             one["of_decoder"] = (pack.patches.of_decoder[low:high] - first_patch).tolist()
-            first_patch += int(pack.patches.in_slice[number])
+            first_patch += int(pack.in_patches[number])
         found.append(one)
     return found
 
@@ -166,7 +166,7 @@ def pack_digest(pack: Pack) -> str:
     if pack.subwords is not None:
         arrays += [pack.subwords.ids, pack.subwords.labels]
     if pack.patches is not None:
-        arrays += [pack.patches.of_token, pack.patches.of_decoder, pack.patches.in_slice]
+        arrays += [pack.patches.of_token, pack.patches.of_decoder, pack.in_patches]
     for array in arrays:
         content.update(f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
     return content.hexdigest()

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from helpers.rounding import assert_equal_but_rounded, in_fp64
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared.errors import ConfigError
+from shared.errors import ConfigError, DatasetError
 from shared.layers.batch import Batch, Patches, segments
 from shared.model_settings import BltSettings
 from shared.models.blt import Blt
@@ -38,7 +39,7 @@ from trainer.data.catalogue import catalogue_of
 from trainer.data.packing.limits import PackLimits, pack_limits
 from trainer.data.packing.packs import Step, build_pack, patch_map
 from trainer.data.packing.planner import PackPlan, Planner
-from trainer.data.packing.slices import SliceReader
+from trainer.data.packing.slices import Pieces, SliceReader
 from trainer.data.sampling.cursor import Cursor, first_cursor
 from trainer.data.sampling.schedule import Mixing
 from trainer.data.validation import ValidationPacks
@@ -85,7 +86,7 @@ def patched(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def test_the_worked_example_of_the_definitions() -> None:
     """Lengths [1,1,3,2,2] over 9 tokens: 8 inputs, EOS in the last patch."""
-    found = patch_map(np.array([1, 1, 3, 2, 1]), np.array([5]), np.array([8]), np.array([False]))
+    found = patch_map(np.array([1, 1, 3, 2, 1]), np.array([8]), np.array([False]))
     assert found.of_token.tolist() == [0, 1, 2, 2, 2, 3, 3, 4]
     assert found.of_decoder.tolist() == [0, 1, 1, 1, 2, 2, 3, 3]
 
@@ -100,6 +101,22 @@ def test_the_worked_example_from_disk(tmp_path: Path) -> None:
     assert patches.documents.lengths == (5, 3)
     assert pack.batch.documents.lengths == (8, 8)
     assert pack.batch.labels.tolist() == [*pack.ids[1:].tolist(), EOS] + [IGNORED_LABEL] * 8
+
+
+def test_a_patch_of_nothing_is_damage_that_names_the_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if a shard of another program had one: our writer refuses it."""
+    read = SliceReader.pieces
+
+    def hollow(*arguments: Any) -> Pieces:
+        pieces = read(*arguments)
+        pieces.lengths[2] += pieces.lengths[1]
+        pieces.lengths[1] = 0
+        return pieces
+
+    monkeypatch.setattr(SliceReader, "pieces", hollow)
+    dataset = make_dataset(tmp_path, [[document("x", "a", b"some text")]])
+    with pytest.raises(DatasetError, match=r"document 'x' has a patch without any input"):
+        next(iter(ValidationPacks(dataset, PackLimits(16, 14))))
 
 
 def test_an_empty_document_is_one_patch_with_eos_as_its_target(tmp_path: Path) -> None:
@@ -137,7 +154,7 @@ def test_every_target_is_trained_on_once_in_each_pass_whatever_the_limits_stream
         assert pack.targets == plan.targets == int((pack.labels != IGNORED_LABEL).sum())
         assert plan.bytes == int((pack.labels > EOS).sum()) == int(pack.slice_bytes.sum())
         assert len(pack.ids) <= limits.tokens
-        assert limits.patches is None or pack.patches.in_slice.sum() < limits.patches
+        assert limits.patches is None or pack.in_patches.sum() < limits.patches
         done += plan.targets
         number += 1
     sampled = defaultdict(set)
@@ -173,7 +190,7 @@ def test_a_pack_is_the_longest_piece_of_the_stream_within_its_limits(patched: Da
             assert start == 0 or start in ends, "cuts fall on patch boundaries"
             patches = 1
         full_tokens = len(pack.ids) + tokens > limits.tokens
-        full_patches = limits.patches is not None and pack.patches.in_slice.sum() + patches > limits.patches - 1
+        full_patches = limits.patches is not None and pack.in_patches.sum() + patches > limits.patches - 1
         assert full_tokens or full_patches
 
 

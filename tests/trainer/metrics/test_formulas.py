@@ -110,7 +110,7 @@ def test_work_counts_what_is_real_as_useful_and_padding_as_executed(tmp_path) ->
     counter.add(mine)
     work = counter.pop()
     tokens = np.concatenate([pack.in_slice for pack in mine])
-    patches = np.concatenate([pack.patches.in_slice for pack in mine])
+    patches = np.concatenate([pack.in_patches for pack in mine])
     assert work["useful"] == 3 * forward_flops(settings.model, useful_workload(settings.model, tokens, patches)).total
     assert work["scoring"] == forward_flops(entropy_model, useful_workload(entropy_model, tokens)).total
     assert work["executed"] > work["useful"]

@@ -27,8 +27,6 @@ class PackPatches:
     """int32 [T], non-decreasing."""
     of_decoder: np.ndarray
     """int32 [T], the last patch complete when the next token is predicted."""
-    in_slice: np.ndarray
-    """int64 [S], patches of each slice, those of BOS and BOE included."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ class Pack:
         """None when unpatched."""
         if self.patch_lengths is None:
             return None
-        return patch_map(self.patch_lengths, self.in_patches, self.in_slice, self.next_starts)
+        return patch_map(self.patch_lengths, self.in_slice, self.next_starts)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -158,11 +156,11 @@ class Pack:
             return None
         assert self.limits.patches is not None
         tokens = self.limits.tokens
-        real = int(self.patches.in_slice.sum())
+        real = int(self.in_patches.sum())
         return Patches(
             of_token=_padded(self.patches.of_token, tokens, real),
             of_decoder=_padded(self.patches.of_decoder, tokens, real),
-            documents=segments([*self.patches.in_slice.tolist(), self.limits.patches - real]),
+            documents=segments([*self.in_patches.tolist(), self.limits.patches - real]),
         )
 
 
@@ -288,20 +286,23 @@ def _check_lengths(
     catalogue: Catalogue,
     reader: SliceReader,
 ) -> None:
-    """Raise DatasetError when the patches of a slice do not add up to its tokens."""
-    found = np.add.reduceat(lengths, firsts, dtype=np.int64) if len(firsts) else in_slice
-    wrong = np.flatnonzero((found != in_slice) | (len(lengths) > 0 and lengths.min() == 0))
-    if len(wrong):
-        row = int(catalogue.first_row[plan.documents[wrong[0]]])
-        raise reader.damaged(row, f"patches of {found[wrong[0]]} inputs, the index says {in_slice[wrong[0]]}")
+    """Raise DatasetError when the patches of a slice do not add up to its tokens, or one has none."""
+    if not len(firsts):
+        return
+    found = np.add.reduceat(lengths, firsts, dtype=np.int64)
+    for wrong in np.flatnonzero((found != in_slice) | (np.minimum.reduceat(lengths, firsts) == 0))[:1].tolist():
+        problem = f"patches of {found[wrong]} inputs, the index says {in_slice[wrong]}"
+        if found[wrong] == in_slice[wrong]:
+            problem = "a patch without any input"
+        raise reader.damaged(int(catalogue.first_row[plan.documents[wrong]]), problem)
 
 
-def patch_map(lengths: np.ndarray, patches: np.ndarray, in_slice: np.ndarray, next_starts: np.ndarray) -> PackPatches:
+def patch_map(lengths: np.ndarray, in_slice: np.ndarray, next_starts: np.ndarray) -> PackPatches:
     """Patches of the tokens of a pack.
 
-    lengths uint16 [P]: tokens of each patch, none of them 0; patches, in_slice int64 [S]: patches and tokens of each
-    slice; next_starts bool [S]: the token after the slice's last one begins a new patch. The decoder at a token reads
-    the patch before that of the next token.
+    lengths uint16 [P]: tokens of each patch, none of them 0; in_slice int64 [S]: tokens of each slice; next_starts
+    bool [S]: the token after the slice's last one begins a new patch. The decoder at a token reads the patch before
+    that of the next token.
     """
     begins = np.zeros(int(in_slice.sum()), np.int32)
     begins[np.cumsum(lengths[:-1], dtype=np.int64)] = 1
@@ -311,4 +312,4 @@ def patch_map(lengths: np.ndarray, patches: np.ndarray, in_slice: np.ndarray, ne
     last_token = np.cumsum(in_slice) - 1
     of_decoder[last_token] = of_token[last_token] + next_starts
     of_decoder -= 1  # of the next token's patch, so far: the decoder reads the one before it
-    return PackPatches(of_token, of_decoder, patches)
+    return PackPatches(of_token, of_decoder)
