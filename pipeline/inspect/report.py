@@ -57,11 +57,11 @@ def report(dataset: Dataset, examples: int) -> Iterator[str]:
         f"in {counted(totals.rows, 'row')}, "
         f"{quantity(totals.bytes)}B of text in {quantity(on_disk)}B on disk"
     )
-    if totals.unlearnt or manifest.identity.specials:
+    if totals.ignored or manifest.identity.specials:
         names = ", ".join(manifest.identity.specials) or "no names"
         yield (
             f"  special ids: {totals.specials:,} ({names}); targets: {totals.targets:,} of "
-            f"{totals.targets + totals.unlearnt:,} targets, {quantity(totals.bytes - totals.unlearnt_bytes)}B of text"
+            f"{totals.targets + totals.ignored:,} targets, {quantity(totals.bytes - totals.ignored_bytes)}B of text"
         )
     yield ""
     yield from _by_subset(manifest.subsets, totals, manifest.identity.patching.patched)

@@ -75,8 +75,8 @@ class ShardContent:
         figures["bytes"] += len(row.text)
         if row.spans is not None:
             figures["specials"] += row.spans.special_count
-            figures["unlearnt"] += row.size + last - row.targets(last)
-            figures["unlearnt_bytes"] += len(row.text) - row.learnt_bytes
+            figures["ignored"] += row.size + last - row.targets(last)
+            figures["ignored_bytes"] += len(row.text) - row.target_bytes
         if row.patch_lengths is not None:
             figures["patches"] += len(row.patch_lengths) - first
             if self._lengths is None:

@@ -58,6 +58,6 @@ class Row:
         return len(self.text) + last if self.spans is None else int(self.target_mask(last).sum())
 
     @property
-    def learnt_bytes(self) -> int:
+    def target_bytes(self) -> int:
         """Bytes of text among the targets."""
-        return len(self.text) if self.spans is None else self.spans.learnt_bytes()
+        return len(self.text) if self.spans is None else self.spans.target_bytes()

@@ -34,7 +34,7 @@ ROW_BYTES, SPARE_BYTES = 72, 2**16
 """Upper limit of the memory of a decoded index, per row and once. The columns of WITH_SPANS take 62, and Arrow may
 add a validity bitmap to each; an index that takes more is refused before it is decompressed."""
 
-DERIVED = ("tokens", "targets", "learnt_bytes")
+DERIVED = ("tokens", "targets", "target_bytes")
 """Columns that bytes and last determine where no row has spans."""
 WITH_SPANS = pa.schema(
     [
@@ -59,7 +59,7 @@ class RowColumns:
     """int64, of the body: bytes, and special ids between them."""
     targets: np.ndarray
     """int64, tokens that are targets, EOS among them."""
-    learnt_bytes: np.ndarray
+    target_bytes: np.ndarray
     """int64, of text among the targets."""
     patches: np.ndarray
     """int32, all patches: that of BOS and one of EOS alone included; 0 when unpatched."""
@@ -120,7 +120,7 @@ class IndexWriter:
                 "bytes": len(row.text),
                 "tokens": row.size,
                 "targets": row.targets(last),
-                "learnt_bytes": row.learnt_bytes,
+                "target_bytes": row.target_bytes,
                 "patches": len(lengths),
                 "last_patch": int(lengths[-1]) if len(lengths) else 0,
                 "part": row.part,
@@ -164,7 +164,7 @@ def read_index(path: Path, rows: int | None = None) -> ShardIndex:
     columns = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in stored}  # Arrow's booleans are bits
     if "tokens" not in columns:
         text = columns["bytes"]
-        columns |= {"tokens": text, "targets": text + columns["last"], "learnt_bytes": text}
+        columns |= {"tokens": text, "targets": text + columns["last"], "target_bytes": text}
     subset = batch.column("subset")
     index = ShardIndex(
         **columns,
@@ -201,8 +201,8 @@ def _rules(index: ShardIndex) -> Iterator[_Rule]:
     first, last = index.part == 0, index.last
     yield _range(index, "bytes", 0, LONGEST_PART)
     yield _range(index, "tokens", index.bytes, MOST_TOKENS)
-    yield _range(index, "learnt_bytes", 0, index.bytes)
-    yield _range(index, "targets", index.learnt_bytes, index.tokens + last)
+    yield _range(index, "target_bytes", 0, index.bytes)
+    yield _range(index, "targets", index.target_bytes, index.tokens + last)
     starts = np.zeros(len(index), bool)
     starts[np.flatnonzero(index.row == 0)] = True
     yield _Rule("row", ~starts & (index.row != np.append(-1, index.row[:-1]) + 1), "rows of a batch count from 0")
@@ -240,8 +240,8 @@ def subset_totals(index: ShardIndex) -> dict[str, SubsetTotals]:
         "bytes": index.bytes,
         "patches": np.where(index.patches > 0, index.patches - first, 0),  # that of BOS is not counted
         "specials": index.tokens - index.bytes,
-        "unlearnt": index.tokens + index.last - index.targets,
-        "unlearnt_bytes": index.bytes - index.learnt_bytes,
+        "ignored": index.tokens + index.last - index.targets,
+        "ignored_bytes": index.bytes - index.target_bytes,
     }
     names = len(index.subset_names)
     sums = {key: np.bincount(index.subset, values, names).astype(np.int64) for key, values in figures.items()}
@@ -262,7 +262,7 @@ def difference(columns: BatchColumns, index: ShardIndex, first: int) -> tuple[in
         ("as its part number", columns.parts, index.part[rows]),
         ("patches", patches, index.patches[rows]),
         ("bytes and special ids", bodies, index.tokens[rows]),
-        ("bytes that are targets", target_bytes, index.learnt_bytes[rows]),
+        ("bytes that are targets", target_bytes, index.target_bytes[rows]),
     ):
         for row in np.flatnonzero(found != wanted)[:1].tolist():
             return row, f"{found[row]} {what}, the index says {wanted[row]}"

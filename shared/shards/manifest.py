@@ -116,9 +116,9 @@ class SubsetTotals(Sums):
     """Patches other than BOS; 0 when unpatched."""
     specials: Count = Field(default=0, exclude_if=not_)
     """Named special ids between the bytes."""
-    unlearnt: Count = Field(default=0, exclude_if=not_)
+    ignored: Count = Field(default=0, exclude_if=not_)
     """Bytes, named special ids and EOS that are no targets, since the loss of their span is off."""
-    unlearnt_bytes: Count = Field(default=0, exclude_if=not_)
+    ignored_bytes: Count = Field(default=0, exclude_if=not_)
     """The bytes among them."""
 
     @property
@@ -126,8 +126,8 @@ class SubsetTotals(Sums):
         """Why no shard has these figures; None if one can."""
         for key, figure, key_most, most in (
             ("documents", self.documents, "rows", self.rows),
-            ("unlearnt_bytes", self.unlearnt_bytes, "bytes", self.bytes),
-            ("unlearnt", self.unlearnt, "tokens", self.tokens),
+            ("ignored_bytes", self.ignored_bytes, "bytes", self.bytes),
+            ("ignored", self.ignored, "tokens", self.tokens),
             *((key, getattr(self, key), "what a shard holds", MOST_COUNT) for key in type(self).model_fields),
             ("rows", self.rows, "what a shard holds", MOST_ROWS),
         ):
@@ -143,12 +143,12 @@ class SubsetTotals(Sums):
     @property
     def targets(self) -> int:
         """What one pass learns: text bytes, named special ids and EOS where the loss is on."""
-        return self.tokens - self.unlearnt
+        return self.tokens - self.ignored
 
     @property
-    def learnt_bytes(self) -> int:
+    def target_bytes(self) -> int:
         """Bytes of text among the targets."""
-        return self.bytes - self.unlearnt_bytes
+        return self.bytes - self.ignored_bytes
 
     @property
     def mean_patch_size(self) -> float:

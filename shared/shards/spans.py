@@ -46,7 +46,7 @@ class Spans:
         """bool [N], whether each token of the body is a target."""
         return np.repeat(self.losses, self._sizes())
 
-    def learnt_bytes(self) -> int:
+    def target_bytes(self) -> int:
         """Bytes of text among the targets."""
         return int(np.diff(self.ends, prepend=0)[self.losses].sum())
 

@@ -27,7 +27,7 @@ class Catalogue:
     """int64 [D], tokens that are targets."""
     text: np.ndarray
     """int64 [D], bytes of text."""
-    learnt_bytes: np.ndarray
+    target_bytes: np.ndarray
     """int64 [D], bytes of text that are targets."""
     patches: np.ndarray
     """int64 [D], patches of the inputs: that of BOS included, one of EOS alone not; 0 when unpatched."""
@@ -87,7 +87,7 @@ def catalogue_of(dataset: Source) -> Catalogue:
         inputs=np.add.reduceat(row_inputs, starts),
         targets=np.add.reduceat(index.targets, starts),
         text=np.add.reduceat(index.bytes, starts),
-        learnt_bytes=np.add.reduceat(index.learnt_bytes, starts),
+        target_bytes=np.add.reduceat(index.target_bytes, starts),
         patches=np.add.reduceat(index.patches.astype(np.int64) - eos_alone, starts),
         eos_alone=eos_alone[ends - 1],
         batch=batch[starts],

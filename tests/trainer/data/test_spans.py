@@ -118,7 +118,7 @@ def test_validation_learns_nothing_twice_and_leaves_nothing_out(dataset: Dataset
         packs = list(ValidationPacks(dataset, limits))
         assert packs[0].step.targets == sum(pack.targets for pack in packs) == totals.targets
         assert packs[0].step.bytes == sum(int(pack.slice_bytes.sum()) for pack in packs)
-        assert packs[0].step.bytes == totals.bytes - totals.unlearnt_bytes
+        assert packs[0].step.bytes == totals.bytes - totals.ignored_bytes
         assert sum(int(pack.slice_text.sum()) for pack in packs) == totals.bytes
 
 

@@ -19,7 +19,7 @@ def catalogue(subset: np.ndarray, batch: np.ndarray) -> Catalogue:
         inputs=np.ones(count, np.int64),
         targets=np.ones(count, np.int64),
         text=np.zeros(count, np.int64),
-        learnt_bytes=np.zeros(count, np.int64),
+        target_bytes=np.zeros(count, np.int64),
         patches=np.ones(count, np.int64),
         eos_alone=np.ones(count, bool),
         batch=batch,

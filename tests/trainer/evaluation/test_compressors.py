@@ -46,7 +46,7 @@ def test_what_is_not_trained_on_is_not_compressed(tmp_path: Path) -> None:
     data = make_dataset(tmp_path, [rows], specials=SPECIALS)
     texts = list(target_texts(data))
     assert texts == [token_bytes(row.tokens(False)[row.target_mask(False)]) for row in rows]
-    assert sum(map(len, texts)) == data.manifest.totals.learnt_bytes
+    assert sum(map(len, texts)) == data.manifest.totals.target_bytes
 
 
 def test_a_stream_of_nothing_is_its_header() -> None:

@@ -208,7 +208,7 @@ def build_pack(plan: PackPlan, step: Step, limits: PackLimits, catalogue: Catalo
         ids[place] = marked.tokens[:-1]
         assert span_labels is not None
         span_labels[place] = np.where(marked.is_target[1:], marked.tokens[1:], IGNORED_LABEL)
-        slice_targets[number], slice_bytes[number] = marked.targets, marked.learnt_bytes
+        slice_targets[number], slice_bytes[number] = marked.targets, marked.target_bytes
         slice_text[number] = marked.text
     lengths, in_patches, eos_alone = (
         None,

@@ -80,7 +80,7 @@ class Upcoming:
         self._tokens = _running(inputs)
         self._patches = _running(patches)
         self._targets = _running(catalogue.targets[documents])
-        self._bytes = _running(catalogue.learnt_bytes[documents])
+        self._bytes = _running(catalogue.target_bytes[documents])
 
     def tokens_from(self, position: int) -> int:
         """Inputs of all documents from a position on."""

@@ -117,7 +117,7 @@ class Marked(NamedTuple):
         return int((~is_special(self.tokens[1:])).sum())
 
     @property
-    def learnt_bytes(self) -> int:
+    def target_bytes(self) -> int:
         """Those that are targets."""
         return int((~is_special(self.tokens[1:]) & self.is_target[1:]).sum())
 
@@ -227,7 +227,7 @@ class SliceReader:
         marked = self.marked(document, start, stop)
         if subwords:
             return marked.targets_inside(start, ended)
-        return marked.targets, marked.learnt_bytes
+        return marked.targets, marked.target_bytes
 
     def target_mask(self, slices: Slices, plain: np.ndarray) -> np.ndarray:
         """bool [T]: whether each token of slices is a target when it is predicted; BOS and BOE are none."""

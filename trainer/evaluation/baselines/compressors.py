@@ -40,11 +40,11 @@ def target_texts(dataset: Documents) -> Iterator[bytes]:
 
 def compress(dataset: Documents) -> list[Compression]:
     """All compressors on a dataset; it is read twice for each. Raises DatasetError."""
-    bits_per_byte = 8 / max(dataset.totals.learnt_bytes, 1)
+    bits_per_byte = 8 / max(dataset.totals.target_bytes, 1)
     return [
         Compression(
             compressor,
-            stream_size(compressor, target_texts(dataset), dataset.totals.learnt_bytes) * bits_per_byte,
+            stream_size(compressor, target_texts(dataset), dataset.totals.target_bytes) * bits_per_byte,
             sum(stream_size(compressor, [text], len(text)) for text in target_texts(dataset)) * bits_per_byte,
         )
         for compressor in COMPRESSORS

@@ -99,9 +99,9 @@ class Order2Model:
             nats += np.bincount(subset, -np.log(self.probabilities(contexts)), len(nats))
         totals = dataset.subsets
         figures = {
-            name: bits_per_byte(float(own), totals[name].learnt_bytes) for name, own in zip(dataset.subset_names, nats)
+            name: bits_per_byte(float(own), totals[name].target_bytes) for name, own in zip(dataset.subset_names, nats)
         }
-        return Column("order-2", bits_per_byte(float(nats.sum()), dataset.totals.learnt_bytes), figures)
+        return Column("order-2", bits_per_byte(float(nats.sum()), dataset.totals.target_bytes), figures)
 
 
 def entropy_model_baseline(
@@ -117,6 +117,6 @@ def entropy_model_baseline(
 
 def xz_baseline(dataset: Documents) -> Column:
     """All targets of the texts, one after the other in one `xz -9` stream; bits a byte of it."""
-    text = dataset.totals.learnt_bytes
+    text = dataset.totals.target_bytes
     size = stream_size("xz -9", target_texts(dataset), text)
     return Column("xz -9", bits_per_byte(8 * size * NATS_PER_BIT, text))
