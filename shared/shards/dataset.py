@@ -40,6 +40,7 @@ from shared.shards.manifest import (
     ShardEntry,
     SubsetTotals,
 )
+from shared.shards.runs import Runs, joined_runs, shard_runs
 
 OPEN_READERS = 64
 """Shards and sidecars that stay mapped at a time: enough for the document streams of many subsets, and far below the
@@ -153,6 +154,23 @@ class Dataset:
         """The index of all shards together. Raises DatasetError."""
         indexes = [self.shard_index(shard) for shard in range(len(self.manifest.shards))]
         return dataset_index(indexes, self.subset_names)
+
+    @property
+    def shard_count(self) -> int:
+        """Shards of the dataset."""
+        return len(self.manifest.shards)
+
+    def runs(self, subset: int) -> Runs:
+        """The runs of one subset, by its place among the names. Raises DatasetError."""
+        return self._runs[subset]
+
+    @cached_property
+    def _runs(self) -> list[Runs]:
+        pieces: dict[str, list[Runs]] = {name: [] for name in self.subset_names}
+        for shard in range(self.shard_count):
+            for name, runs in shard_runs(self.shard_index(shard), shard).items():
+                pieces[name].append(runs)
+        return [joined_runs(own, self.shard_count) for own in pieces.values()]
 
     def shard_index(self, shard: int) -> ShardIndex:
         """The index of one shard: its file checked, itself, and its sums against the manifest. Raises DatasetError."""

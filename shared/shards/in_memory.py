@@ -14,8 +14,9 @@ from shared.shards.content import ContentHash
 from shared.shards.dataset import Dataset, dataset_index
 from shared.shards.document import Row
 from shared.shards.formats.arrow import SubsetDictionary, batch_columns, record_batch
-from shared.shards.index import IndexWriter, subset_totals
+from shared.shards.index import IndexWriter, ShardIndex, subset_totals
 from shared.shards.manifest import TOKENIZER_FOLDER, SubsetTotals
+from shared.shards.runs import Runs, joined_runs, shard_runs
 from shared.shards.spans import joined_spans
 
 NAME = "texts in memory"
@@ -40,11 +41,13 @@ class InMemoryDataset:
         self._rows = rows
         writer = IndexWriter()
         writer.add_batch([(row, True) for row in rows], [-1] * len(rows))
-        index = writer.index()
-        self.subsets = dict(sorted(subset_totals(index).items()))
+        self._index = writer.index()
+        self.subsets = dict(sorted(subset_totals(self._index).items()))
         """Totals by subset."""
         self.subset_names = tuple(self.subsets)
-        self.index = dataset_index([index], self.subset_names)
+        self.shard_count = 1
+        self._runs = shard_runs(self._index, 0)
+        self.index = dataset_index([self._index], self.subset_names)
         self._columns = batch_columns(record_batch(rows, SubsetDictionary()))
 
     @property
@@ -68,6 +71,14 @@ class InMemoryDataset:
     def rows(self, entropies: bool = False) -> Iterator[Row]:
         """The documents in order."""
         return iter(self._rows)
+
+    def runs(self, subset: int) -> Runs:
+        """The runs of one subset, by its place among the names."""
+        return joined_runs([self._runs[self.subset_names[subset]]], self.shard_count)
+
+    def shard_index(self, shard: int) -> ShardIndex:
+        """The index of the one shard."""
+        return self._index
 
     def batch(self, shard: int, batch: int) -> BatchColumns:
         """The one record batch."""

@@ -1,5 +1,6 @@
 """Several datasets as one: what planning and packing read of a dataset, over all of them."""
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import cached_property
@@ -10,6 +11,8 @@ import numpy as np
 from shared.patching.settings import PatchingSettings
 from shared.shards.columns import BatchColumns
 from shared.shards.dataset import Dataset, DatasetIndex
+from shared.shards.index import ShardIndex
+from shared.shards.runs import Runs, after_shards
 from trainer.data.splits import prefixed, together
 
 
@@ -21,9 +24,21 @@ class Mixture:
         folders: dict[str, Path | str] = {name: dataset.where for name, dataset in datasets.items()}
         self.manifest = together({name: dataset.manifest for name, dataset in datasets.items()}, folders)
         """Of all together."""
-        self.subset_names = tuple(self.manifest.subsets)
+        self.subsets = self.manifest.subsets
+        """Totals by subset, sorted."""
+        self.subset_names = tuple(self.subsets)
         self._datasets = dict(datasets)
-        self._places = [(dataset, n) for dataset in datasets.values() for n in range(len(dataset.manifest.shards))]
+        counts = [dataset.shard_count for dataset in datasets.values()]
+        self._ends = np.cumsum(counts).tolist()
+        """One past the last shard of each dataset."""
+        self.shard_count = sum(counts)
+        """Shards of all datasets, numbered on from one to the next."""
+        self._stored = {
+            prefixed(name, subset): (dataset, code, end - dataset.shard_count)
+            for (name, dataset), end in zip(datasets.items(), self._ends)
+            for code, subset in enumerate(dataset.subset_names)
+        }
+        """Where each subset is: dataset, code in it, and shards before the dataset."""
 
     @property
     def patching(self) -> PatchingSettings:
@@ -75,9 +90,25 @@ class Mixture:
             before += len(dataset.manifest.shards)
         return DatasetIndex(**{column: np.concatenate(pieces) for column, pieces in columns.items()})
 
+    def runs(self, subset: int) -> Runs:
+        """The runs of one subset, by its place among the names. Raises DatasetError."""
+        dataset, code, before = self._stored[self.subset_names[subset]]
+        return after_shards(dataset.runs(code), before)
+
+    def shard_index(self, shard: int) -> ShardIndex:
+        """Figures of the rows of one shard; it counts subsets by the names they have in its dataset."""
+        dataset, local = self._place(shard)
+        return dataset.shard_index(local)
+
+    def _place(self, shard: int) -> tuple[Dataset, int]:
+        """The dataset of a shard, and its number there."""
+        number = bisect_right(self._ends, shard)
+        dataset = list(self._datasets.values())[number]
+        return dataset, shard - self._ends[number] + dataset.shard_count
+
     def batch(self, shard: int, batch: int) -> BatchColumns:
         """Decode one record batch. Raises DatasetError when the shard is missing or damaged."""
-        dataset, local = self._places[shard]
+        dataset, local = self._place(shard)
         return dataset.batch(local, batch)
 
     @property
@@ -87,10 +118,10 @@ class Mixture:
 
     def fetch(self, shard: int) -> bool:
         """Have a shard's file at hand; False when another process is fetching it. Raises DatasetError, StorageError."""
-        dataset, local = self._places[shard]
+        dataset, local = self._place(shard)
         return dataset.fetch(local)
 
     def shard_path(self, shard: int) -> str:
         """Where a shard lies, for errors."""
-        dataset, local = self._places[shard]
+        dataset, local = self._place(shard)
         return dataset.shard_path(local)

@@ -1,5 +1,6 @@
 """What planning and packing read of documents: an index, and record batches by their number."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -9,6 +10,8 @@ from shared.shards.manifest import SubsetTotals
 if TYPE_CHECKING:  # they need pyarrow, which generation does without
     from shared.shards.columns import BatchColumns
     from shared.shards.dataset import DatasetIndex
+    from shared.shards.index import ShardIndex
+    from shared.shards.runs import Runs
 
 
 class PatchTotals(Protocol):
@@ -45,6 +48,20 @@ class Source(Protocol):
     @property
     def index(self) -> "DatasetIndex":
         """Figures of all rows. Raises DatasetError."""
+
+    @property
+    def subsets(self) -> Mapping[str, SubsetTotals]:
+        """Totals by subset, in the order of the names."""
+
+    @property
+    def shard_count(self) -> int:
+        """Shards, numbered from 0."""
+
+    def runs(self, subset: int) -> "Runs":
+        """The runs of one subset, by its place among the names. Raises DatasetError."""
+
+    def shard_index(self, shard: int) -> "ShardIndex":
+        """Figures of the rows of one shard; it counts subsets by its own names. Raises DatasetError."""
 
     @property
     def tokenizer(self) -> Path:
