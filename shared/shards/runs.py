@@ -84,7 +84,7 @@ def shard_runs(index: ShardIndex, shard: int) -> dict[str, Runs]:
 
 def joined_runs(pieces: Sequence[Runs], shards: int) -> Runs:
     """The runs of one subset in successive shards as one table; the dataset has so many ``shards``."""
-    columns = {
+    columns: dict[str, Any] = {
         name: np.concatenate([np.zeros(0, dtype), *(getattr(piece, name) for piece in pieces)])
         for name, dtype in RUN_COLUMNS.items()
     }
