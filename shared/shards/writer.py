@@ -1,8 +1,9 @@
-"""Writing one shard: rows pass through, and the files appear complete or not at all."""
+"""Writing one shard: rows are grouped by subset, and the files appear complete or not at all."""
 
 import hashlib
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,15 +24,38 @@ BATCH_BYTES = 2**20
 whole batch to get at one document, so larger batches cost it time and memory; smaller ones compress worse."""
 BATCH_ROWS = 2**14
 """And at most this many rows, however short: what is held per row would otherwise outweigh the text."""
+HELD_BYTES, HELD_ROWS = 64 * BATCH_BYTES, 16 * BATCH_ROWS
+"""Of text and metadata, and rows, that the open batches of all subsets hold together at most, but for one document."""
 SUFFIXES: dict[ShardFormat, str] = {"arrow": ".arrow", "webdataset": ".tar"}
 
 
+@dataclass
+class _OpenBatch:
+    """Rows of one subset that are not written yet."""
+
+    rows: list[tuple[Row, bool]] = field(default_factory=list)
+    """Each with whether its document ends there; without entropies that nothing will store."""
+    grid_values: list[np.ndarray | None] = field(default_factory=list)
+    """Entropies of each as sidecar grid values, uint8."""
+    bytes: int = 0
+    """Of text and metadata."""
+
+    def has_room(self, rows: int, size: int) -> bool:
+        """Whether so many rows of so many bytes fit beside those that are there."""
+        return not self.rows or (self.bytes + size <= BATCH_BYTES and len(self.rows) + rows <= BATCH_ROWS)
+
+
 class ShardWriter(AbstractContextManager["ShardWriter"]):
-    """One shard with its index and sidecar, written as rows come; the same rows give the same bytes.
+    """One shard with its index and sidecar, written as rows come; the same rows in the same order give the same bytes.
+
+    Rows are grouped by subset: each subset has an open batch, which is written when the next row does not fit. What is
+    left in them at the end is packed together in the order of subset names. So the rows of a subset in a batch are
+    consecutive, those of a subset keep their order, and the parts of a document follow one another.
 
     A context: files are written beside their place; when the block ends they are synced and renamed, the shard last,
     and ``entry`` is set; after an error in it no file is left. All rows are patched or none is; a sidecar needs the
-    entropies of each. Memory: one record batch and some tens of bytes a row.
+    entropies of each. Memory: a record batch for each subset, all together at most HELD_BYTES and HELD_ROWS beside one
+    document, and some tens of bytes a row.
     """
 
     entry: ShardEntry
@@ -40,8 +64,10 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
         self._name = name_stem + SUFFIXES[format]
         self._folder, self._sidecar = folder, sidecar
         self._content, self._index = ShardContent(), IndexWriter()
-        self._batch: list[tuple[Row, bool]] = []
-        self._batch_bytes = 0
+        self._open: dict[str, _OpenBatch] = {}
+        self._held_rows = self._held_bytes = 0
+        self._unfinished: str | None = None
+        """The subset whose open batch continues the document that the last written batch ends in."""
         self._previous: Row | None = None
         self._closed = False
         with ExitStack() as files:
@@ -68,10 +94,22 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
         self._require_like(self._previous, row)
         self._previous = row
         size = len(row.text) + len(row.meta or "")
-        if self._batch and (self._batch_bytes + size > BATCH_BYTES or len(self._batch) == BATCH_ROWS):
-            self._write_batch()
-        self._batch.append((row, last))
-        self._batch_bytes += size
+        batch = self._open.setdefault(row.subset, _OpenBatch())
+        if not batch.has_room(1, size):
+            self._write_open(row.subset)
+            if row.part:
+                self._unfinished = row.subset
+            batch = self._open[row.subset] = _OpenBatch()
+        # On the grid for the histogram of the manifest, whether or not there is a sidecar to store them in.
+        batch.grid_values.append(None if row.entropies is None else quantise(row.entropies))
+        if row.entropies is not None and self._sidecar != "float32":
+            row = replace(row, entropies=None)
+        batch.rows.append((row, last))
+        batch.bytes += size
+        self._held_rows += 1
+        self._held_bytes += size
+        if last and (self._held_bytes > HELD_BYTES or self._held_rows > HELD_ROWS):
+            self._write_all_open()
 
     def __exit__(self, *raised: Any) -> None:
         if raised[0] is None:
@@ -85,8 +123,7 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
             return
         self._closed = True
         with self._files:
-            if self._batch:
-                self._write_batch()
+            self._write_all_open()
             self._shard.close()
             self._index.write(self._index_file)
             if self._entropies is not None:
@@ -100,15 +137,44 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
             **self._content.figures(),
         )
 
-    def _write_batch(self) -> None:
-        batch, self._batch, self._batch_bytes = self._batch, [], 0
-        # On the grid for the histogram of the manifest, whether or not there is a sidecar to store them in.
-        grid_values = [None if row.entropies is None else quantise(row.entropies) for row, _ in batch]
-        for (row, last), values in zip(batch, grid_values):
+    def _write_all_open(self) -> None:
+        """Pack the open batches of all subsets together, in the order of their names; none is divided."""
+        self._write_unfinished()
+        packed = _OpenBatch()
+        for name in sorted(self._open):
+            batch = self._open[name]
+            if not packed.has_room(len(batch.rows), batch.bytes):
+                self._write_batch(packed)
+                packed = _OpenBatch()
+            packed.rows += batch.rows
+            packed.grid_values += batch.grid_values
+            packed.bytes += batch.bytes
+        if packed.rows:
+            self._write_batch(packed)
+        self._open = {}
+        self._held_rows = self._held_bytes = 0
+
+    def _write_open(self, subset: str) -> None:
+        """Write the open batch of a subset alone."""
+        if self._unfinished != subset:
+            self._write_unfinished()
+        self._unfinished = None
+        batch = self._open.pop(subset)
+        self._held_rows -= len(batch.rows)
+        self._held_bytes -= batch.bytes
+        self._write_batch(batch)
+
+    def _write_unfinished(self) -> None:
+        """Before anything of another subset is written: the parts of a document are consecutive."""
+        if self._unfinished is not None:
+            self._write_open(self._unfinished)
+
+    def _write_batch(self, batch: _OpenBatch) -> None:
+        for (row, last), values in zip(batch.rows, batch.grid_values):
             self._content.add(row, last, values)
-        self._index.add_batch(batch, self._shard.write([row for row, _ in batch]))
+        self._index.add_batch(batch.rows, self._shard.write([row for row, _ in batch.rows]))
         if self._entropies is not None:
-            self._entropies.write(_stored(batch, grid_values, self._sidecar))
+            self._entropies.write(_stored(batch, self._sidecar))
 
     def _require_like(self, previous: Row | None, row: Row) -> None:
         """Raises ValueError for a row unlike the one before, or without the entropies that the sidecar needs."""
@@ -131,11 +197,9 @@ def write_shard(
     return writer.entry
 
 
-def _stored(
-    batch: list[tuple[Row, bool]], grid_values: list[np.ndarray | None], sidecar: SidecarType
-) -> list[np.ndarray]:
+def _stored(batch: _OpenBatch, sidecar: SidecarType) -> list[np.ndarray]:
     """What the sidecar holds for each row of a batch."""
-    values = grid_values if sidecar == "uint8" else [row.entropies for row, _ in batch]
+    values = batch.grid_values if sidecar == "uint8" else [row.entropies for row, _ in batch.rows]
     return [value for value in values if value is not None]
 
 

@@ -63,6 +63,11 @@ def row_lists(draw: st.DrawFn) -> list[Row]:
     return rows if patched else [replace(row, patch_lengths=None) for row in rows]
 
 
+def by_subset(rows: Sequence[Row]) -> list[Row]:
+    """Rows that fit in one record batch, in the order in which a shard holds them."""
+    return sorted(rows, key=lambda row: row.subset)
+
+
 def make_dataset(
     folder: Path,
     shards: Sequence[Sequence[Row]],

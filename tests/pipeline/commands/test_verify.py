@@ -318,13 +318,13 @@ def test_other_columns_that_are_not_a_json_object_are_found(tmp_path: Path, meta
     rows = [[replace(row, meta='{"a":1}') for row in shard] for shard in documents(STATIC)]
     save_dataset(tmp_path / "in", rows, STATIC)
     assert not problems(tmp_path / "in")
-    rewrite(tmp_path / "in" / "shard-00001.arrow", set_value("meta", 1, meta))
+    rewrite(tmp_path / "in" / "shard-00001.arrow", set_value("meta", 0, meta))
     (line,) = problems(tmp_path / "in")
-    assert re.search(r"shard-00001\.arrow: row 1: document 'd' part 0: meta is not a JSON object", line), line
+    assert re.search(r"shard-00001\.arrow: row 0: document 'd' part 0: meta is not a JSON object", line), line
     export = tmp_path / "out"
     assert main(["convert", str(tmp_path / "in"), "--to", "parquet", "--out", str(export)]) == 0
     found = verify_export(exports_at(export)[0]).problems
-    assert any("shard-00001.parquet: row 1: document 'd'" in line for line in found)
+    assert any("shard-00001.parquet: row 0: document 'd'" in line for line in found)
 
 
 def test_offsets_that_the_format_does_not_have_are_found(tmp_path: Path) -> None:

@@ -10,15 +10,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import webdataset
-from helpers.shard_examples import FORMATS, cut, document, row_lists
+from helpers.shard_examples import FORMATS, NONE, assert_same_rows, by_subset, cut, document, make_dataset, row_lists
 from hypothesis import given, settings
 
 from shared.io.identity import file_sha256
 from shared.patching.grid import quantise
+from shared.shards import writer
 from shared.shards.content import LONGEST_COUNTED, add_content_hashes
 from shared.shards.document import Row
 from shared.shards.index import read_index
-from shared.shards.manifest import SubsetTotals
+from shared.shards.manifest import ShardFormat, SubsetTotals
 from shared.shards.writer import BATCH_BYTES, BATCH_ROWS, write_shard
 
 
@@ -94,6 +95,76 @@ def test_batches_close_by_bytes_and_by_rows(tmp_path: Path) -> None:
     index = read_index(tmp_path / f"{entry.name}.index")
     assert np.diff(index.batch_starts).tolist() == [2, 1, 1, BATCH_ROWS, 1]
     assert index.row.max() == BATCH_ROWS - 1
+
+
+def layout(folder: Path, rows: list[Row], format: ShardFormat = "arrow") -> list[str]:
+    """The ids of the rows of each batch of a shard, one after the other."""
+    data = make_dataset(folder, [rows], format, patching=NONE)
+    return ["".join(data.batch(0, batch).ids.to_pylist()) for batch in range(len(data.index.batch_starts) - 1)]
+
+
+HALF = b"t" * (BATCH_BYTES // 2)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_full_batches_are_of_one_subset_and_what_is_left_is_packed_in_the_order_of_subsets(
+    tmp_path: Path, format: ShardFormat
+) -> None:
+    arriving = [("a", "y"), ("b", "x"), ("c", "y"), ("d", "y"), ("e", "x"), ("f", "x"), ("g", "w"), ("h", "v")]
+    rows = [Row(id, subset, HALF) for id, subset in arriving]
+    # y is full when d comes, x when f does; d, f, g and h are left.
+    assert layout(tmp_path, rows, format) == ["ac", "be", "hg", "fd"]
+
+
+def test_what_is_left_of_a_subset_is_not_divided(tmp_path: Path) -> None:
+    rows = [Row("a", "x", HALF), Row("b", "y", HALF[:9]), Row("c", "y", HALF), Row("d", "z", b"")]
+    assert layout(tmp_path, rows) == ["a", "bcd"]
+
+
+def test_the_parts_of_a_document_follow_one_another_when_another_subset_is_written(tmp_path: Path) -> None:
+    parts = [Row("p", "x", HALF, part) for part in range(3)]
+    rows = [Row("a", "z", HALF), *parts, Row("b", "x", b""), *(Row(id, "z", HALF) for id in "cd"), Row("e", "x", b"")]
+    # Two parts are written when the third comes: with it and b is to be gone on before z is written.
+    assert layout(tmp_path, rows) == ["pp", "pb", "ac", "ed"]
+    assert layout(tmp_path, [*parts, Row("b", "w", b"")]) == ["pp", "p", "b"]
+
+
+def test_rows_of_one_subset_stay_as_they_come(tmp_path: Path) -> None:
+    parts = [Row("p", "x", HALF, part) for part in range(5)]
+    assert layout(tmp_path, [Row("a", "x", HALF), *parts, *(Row(id, "x", HALF) for id in "bc")]) == [
+        "ap", "pp", "pp", "bc"
+    ]  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(row_lists())
+def test_the_rows_of_a_subset_in_a_batch_are_consecutive_and_in_their_order(rows: list[Row]) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "BATCH_BYTES", 40)
+        patch.setattr(writer, "HELD_ROWS", 4)
+        data = make_dataset(Path(folder), [rows])
+        found, index = list(data.rows()), data.index
+        for name in {row.subset for row in rows}:
+            assert_same_rows([row for row in found if row.subset == name], [row for row in rows if row.subset == name])
+        runs = np.flatnonzero(np.diff(index.batch, prepend=-1) | np.diff(index.subset, prepend=-1))
+        assert len({(index.batch[row], index.subset[row]) for row in runs}) == len(runs)
+
+
+def test_the_open_batches_of_many_subsets_are_bounded_together(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(writer, "HELD_ROWS", 4)
+    monkeypatch.setattr(writer, "HELD_BYTES", 20)
+    tiny = [Row(id, id, b"") for id in "edcbafg"]
+    assert layout(tmp_path / "rows", tiny) == ["abcde", "fg"]
+    small = [Row("d", "d", b"", meta="x" * 9), Row("c", "c", b"x" * 9), Row("b", "b", b"xxx"), Row("a", "a", b"")]
+    assert layout(tmp_path / "bytes", small) == ["bcd", "a"]
+
+
+def test_the_sidecar_follows_the_order_of_the_rows(tmp_path: Path) -> None:
+    rows = [document(id, subset, bytes(9), seed) for seed, (id, subset) in enumerate(["ay", "bx", "cy"])]
+    data = make_dataset(tmp_path, [rows], sidecar="float32")
+    for found, row in zip(data.rows(entropies=True), by_subset(rows), strict=True):
+        assert found.id == row.id
+        np.testing.assert_array_equal(found.entropies, row.entropies)
 
 
 def test_the_index_says_whether_eos_stands_alone(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from helpers.pack_examples import NONE, SPACE, document, make_dataset, random_documents, whole_documents
 from helpers.rounding import NATS
+from helpers.shard_examples import by_subset
 
 from shared.errors import ConfigError, IdentityError
 from shared.io.files import Output
@@ -217,6 +218,7 @@ def test_several_datasets_have_a_table_each_and_their_documents_in_one_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = random_documents(4, 30)
+    rows = [*by_subset(rows[:10]), *by_subset(rows[10:])]
     parts = [make_dataset(tmp_path / name, [own]) for name, own in (("one", rows[:10]), ("two", rows[10:]))]
     model = save_blt(tmp_path / "run", SPACE)
     out, lines = tmp_path / "scores.json", tmp_path / "documents.jsonl"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import zstandard
 from helpers.pack_examples import SPECIALS, in_parts, make_dataset, random_documents, with_spans
+from helpers.shard_examples import by_subset
 
 from shared.vocabulary import token_bytes
 from trainer.evaluation.baselines.compressors import compress, stream_size, target_texts
@@ -28,7 +29,7 @@ SIZES = {
 
 
 def test_streams_are_those_of_each_compressor(tmp_path: Path) -> None:
-    rows = random_documents(3, 12, mean=60)
+    rows = by_subset(random_documents(3, 12, mean=60))
     stored = [part for row in rows for part in in_parts(row)]
     found = compress(make_dataset(tmp_path, [stored]))
     texts = [row.text for row in rows]
@@ -42,7 +43,7 @@ def test_streams_are_those_of_each_compressor(tmp_path: Path) -> None:
 
 def test_what_is_not_trained_on_is_not_compressed(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    rows = [with_spans(row, rng) for row in random_documents(3, 20)]
+    rows = [with_spans(row, rng) for row in by_subset(random_documents(3, 20))]
     data = make_dataset(tmp_path, [rows], specials=SPECIALS)
     texts = list(target_texts(data))
     assert texts == [token_bytes(row.tokens(False)[row.target_mask(False)]) for row in rows]
