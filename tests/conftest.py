@@ -1,11 +1,12 @@
 """What all tests have in common."""
 
 import os
+import secrets
 from collections.abc import Iterator
 
 import pytest
 import torch
-from helpers import surroundings
+from helpers import object_store, surroundings
 from helpers.browser import Browser, chromium
 from hypothesis import settings
 
@@ -40,3 +41,18 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     opened = Browser(program, tmp_path_factory.mktemp("profile"))
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="session")
+def store_endpoint(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[str]:
+    """The address of a real object store, which all tests of this run share."""
+    own = tmp_path_factory.getbasetemp()
+    with object_store.shared_store((own if worker_id == "master" else own.parent) / "object-store") as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def bucket(store_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A URL of an object store below which nothing is, and the environment that opens it."""
+    with object_store.opened(store_endpoint, monkeypatch):
+        yield f"s3://{object_store.BUCKET}/{secrets.token_hex(8)}"

@@ -34,7 +34,7 @@ from pipeline.settings import ExecutorSettings, Job, PipelineError
 from pipeline.splits.process import Progress
 from pipeline.splits.run_file import RUN_FILE, read_run
 from pipeline.splits.worker import Outcome, Task, Worker, require_numerics
-from pipeline.transient_errors import ATTEMPTS
+from shared.io.transient_errors import ATTEMPTS
 from shared.io.log import LOG
 from shared.model_folder.identity import PackedModel, check_model, pack_model
 from shared.shards.manifest import NumericsClass

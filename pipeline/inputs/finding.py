@@ -30,7 +30,7 @@ from pipeline.read.format_names import OWN_FILE, Format, named, suffix_left_out
 from pipeline.read.storage import stamp, stamp_of
 from pipeline.settings import SPLIT_NAMES, PipelineError, ReadSettings, SplitName
 from pipeline.stamp import Stamp
-from pipeline.transient_errors import retried
+from shared.io.transient_errors import retried
 from shared.errors import DatasetError, StorageError
 from shared.io.storage import file_system, is_url, local_path, open_binary, without_query
 from shared.shards.index import index_name

@@ -12,8 +12,8 @@ from pipeline.splits.logs import SplitLog
 from pipeline.splits.marker import Marker
 from pipeline.splits.process import Progress, process_split
 from pipeline.splits.selection import survey_split
-from pipeline.transient_errors import is_transient
-from shared.io.storage import without_query
+from shared.io.transient_errors import is_transient
+from shared.io.storage import without_secrets
 from shared.model_folder.identity import PackedModel
 from shared.shards.manifest import NumericsClass
 
@@ -78,7 +78,7 @@ class Worker:
                     marker = process_split(self._job, self._plan, number, task.run, self._scorer, progress)
             except Exception as error:  # any error costs one split, which may be tried again: never the whole run
                 text = f"{error}" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
-                text, trace = without_query(text), without_query(traceback.format_exc())
+                text, trace = without_secrets(text), without_secrets(traceback.format_exc())
                 log.say(f"{task.kind} failed: {trace}")
                 return Outcome(
                     number,

@@ -1,9 +1,10 @@
 """Where files lie, local or behind an fsspec URL: opened in one way, with one line when that cannot be."""
 
 import errno
+import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Annotated, Any, TypeVar
 from urllib.parse import urlsplit
@@ -28,6 +29,10 @@ _PACKAGES = {
 """Package that a scheme needs, and the extra of this project that installs it."""
 
 _QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?'\"]+)\?[^\s'\"]+")
+_USER = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/@'\"]+@")
+_SECRET_NAME = re.compile(r"(?i)(key|secret|token|passw|credential|signature|connection_string)(?!.*_file$)")
+SHORTEST_SECRET = 8
+"""Characters: what is shorter is in many a text by chance."""
 ATTEMPTS = 4
 PAUSE_SECONDS = 0.5
 """Before a connection is tried again for the first time; longer each time after."""
@@ -52,6 +57,26 @@ def location_of(text: Any) -> Any:
 def without_query(text: str) -> str:
     """Text for a message, URLs in it without what follows their question mark: signatures are secrets."""
     return _QUERY.sub(r"\1?...", text)
+
+
+def without_secrets(text: str, options: Mapping[str, Any] | None = None) -> str:
+    """Text for a message or a log without passwords: neither in URLs, nor those of the environment or of ``options``.
+
+    ``options``: those of an fsspec file system.
+    """
+    text = _USER.sub(r"\1...@", without_query(text))
+    for secret in sorted({*_secrets(os.environ), *_secrets(options or {})}, key=len, reverse=True):
+        text = text.replace(secret, "...")
+    return text
+
+
+def _secrets(values: Mapping[str, Any]) -> Iterator[str]:
+    """Values under names that say that they are secret, at any depth."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _secrets(value)
+        elif isinstance(value, str) and len(value) >= SHORTEST_SECRET and _SECRET_NAME.search(str(name)):
+            yield value
 
 
 Location = Annotated[Path | str, BeforeValidator(location_of)]
@@ -106,7 +131,9 @@ def tried_again(read: Callable[[], T], url: str) -> T:
     if isinstance(problem, ValueError):
         raise problem  # of the data, not of the connection
     message = " ".join(str(problem).split())
-    raise StorageError(f"{url}: {type(problem).__name__}: {message} (tried {ATTEMPTS} times)") from None
+    raise StorageError(
+        without_secrets(f"{url}: {type(problem).__name__}: {message} (tried {ATTEMPTS} times)")
+    ) from None
 
 
 def file_system(url: str) -> tuple[Any, str]:

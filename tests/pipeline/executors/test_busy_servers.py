@@ -12,9 +12,9 @@ from typing import ClassVar
 import pytest
 from helpers.pipeline_helpers import STATIC, letters, preprocess, stored
 
-from pipeline import transient_errors as transient
 from pipeline.executors import retry
-from pipeline.transient_errors import is_transient, retried
+from shared.io import transient_errors as transient
+from shared.io.transient_errors import is_transient, retried
 
 LINES = b"".join(b'{"text": "line %d"}\n' % i for i in range(50))
 TEXTS = sorted(b"line %d" % i for i in range(50))

@@ -16,7 +16,7 @@ from pipeline.plan import Split
 from pipeline.settings import PipelineError
 from pipeline.splits.marker import Counts, Marker
 from pipeline.splits.worker import Outcome
-from pipeline.transient_errors import is_transient
+from shared.io.transient_errors import is_transient
 
 
 def splits(*sizes: int) -> list[Split]:

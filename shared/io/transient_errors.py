@@ -55,7 +55,7 @@ _PASSING_CLASSES: dict[str, tuple[str, ...]] = {
     "urllib3.exceptions": ("ProtocolError", "TimeoutError", "NewConnectionError"),
     "http.client": ("IncompleteRead", "RemoteDisconnected", "BadStatusLine"),
     "httpx": ("TransportError",),
-    "botocore.exceptions": ("HTTPClientError", "IncompleteReadError", "ResponseStreamingError"),
+    "botocore.exceptions": ("ConnectionError", "HTTPClientError", "IncompleteReadError", "ResponseStreamingError"),
     "google.auth.exceptions": ("TransportError",),
     "azure.core.exceptions": ("ServiceRequestError", "ServiceResponseError", "IncompleteReadError"),
 }
@@ -74,7 +74,7 @@ def is_transient(error: BaseException) -> bool:
     transient one is transient, too.
     """
     if not isinstance(error, FileNotFoundError | PermissionError):
-        if (status := _status(error)) is not None:
+        if (status := status_of(error)) is not None:
             if status in _PASSING_STATUS:
                 return True
         elif not _is_any(error, _FINAL_CLASSES):
@@ -104,7 +104,7 @@ def _is_any(error: BaseException, classes: dict[str, tuple[str, ...]]) -> bool:
     return isinstance(error, tuple(kind for kind in found if isinstance(kind, type)))
 
 
-def _status(error: BaseException) -> int | None:
+def status_of(error: BaseException) -> int | None:
     """The HTTP status that an error carries, wherever its library keeps it; 503 for a store's own word for that."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore

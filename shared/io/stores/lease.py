@@ -1,0 +1,181 @@
+"""A lease on a place of a store: it keeps two drivers from doing the same work at once, where there are no locks.
+
+Nothing that is written is safe because of it: a driver that was stopped may go on after another has taken over. It
+saves work, no more. Each holder has a folder below lease/: `begin`, written once, names it; `beat` is written again
+every few seconds, and `end` when it is done. A holder without a sign of life for three beats, by the clock of the
+store, is dead.
+
+Where the store creates only what is absent, holders are numbered, each number is had by one, and the highest number has
+the lease. Elsewhere they have random names, and of those alive the one that began first has it; they wait until the
+store shows all that began when they did, for its clock has whole seconds.
+"""
+
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from shared.errors import OutputError, StorageError
+from shared.io.log import LOG
+from shared.io.stores.store import Entry, Store
+
+FOLDER = "lease"
+BEAT_SECONDS = 10.0
+MISSED = 3
+"""Beats after which a holder is dead."""
+SETTLE_SECONDS = 2.5
+"""More than the clock of a store is coarse."""
+
+
+@dataclass(frozen=True)
+class _Holder:
+    """What a store shows of one that has, had or wants the lease."""
+
+    name: str
+    begun: float
+    seen: float
+    """Last sign of life, by the clock of the store."""
+    ended: bool
+
+    def alive(self, now: float, beat: float) -> bool:
+        return not self.ended and now - self.seen <= MISSED * beat
+
+
+class LeaseLostError(OutputError):
+    """Another driver has taken over."""
+
+
+class StoreLease:
+    """The lease while it is held; a thread gives signs of life."""
+
+    def __init__(self, store: Store, name: str, beat: float) -> None:
+        self._store, self._name, self._beat = store, name, beat
+        self._by: str | None = None
+        self._seen = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._live, name="lease", daemon=True)
+
+    def check(self) -> None:
+        """Raise LeaseLostError when another driver has taken over, as far as this one knows."""
+        if self._by is not None:
+            raise LeaseLostError(
+                f"{self._store.where} was taken over by another run ({self._by}) while this one gave no sign of life"
+            )
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def end(self) -> None:
+        """Give it up."""
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        with suppress(StorageError, OSError):  # it ends by itself
+            self._store.put(f"{FOLDER}/{self._name}/end", b"ended\n")
+
+    def _live(self) -> None:
+        while not self._over.wait(self._beat):
+            try:
+                self._store.put(f"{FOLDER}/{self._name}/beat", f"{time.time()}\n".encode())
+                self.look()
+            except (StorageError, OSError) as error:
+                LOG.warning("no sign of life could be given: %s", error)
+            if self._by is not None:
+                return
+
+    def look(self) -> None:
+        """See whether another holder has come in the meantime; one that never was silent for long has its lease."""
+        holders = {holder.name: holder for holder in _holders(self._store)}
+        own = holders[self._name]
+        before = self._seen or own.seen
+        silent = own.seen - before > MISSED * self._beat
+        self._seen = own.seen
+        for other in holders.values():
+            later = other.name > self._name if self._store.conditional else silent and other.begun >= before
+            if later and other.name != self._name:
+                self._by = _owner(self._store, other.name)
+
+
+@contextmanager
+def leased(store: Store, beat: float = BEAT_SECONDS) -> Iterator[StoreLease]:
+    """Hold the lease of a store that was probed. The one who had it before is given the time to show that it lives.
+
+    Raises OutputError while another has it.
+    """
+    lease = _acquire(store, beat)
+    try:
+        lease.start()
+        yield lease
+    finally:
+        lease.end()
+
+
+def _acquire(store: Store, beat: float) -> StoreLease:
+    mark = secrets.token_hex(8)
+    owner = f"process {os.getpid()} on {socket.gethostname()}, {mark}\n".encode()
+    first_seen: dict[str, float] = {}
+    while True:
+        now = _clock(store, mark)
+        living = [holder for holder in _holders(store) if holder.alive(now, beat)]
+        for holder in living:
+            if holder.seen > first_seen.setdefault(holder.name, holder.seen):
+                raise _in_use(store, holder.name)
+        if not living:
+            break
+        time.sleep(beat / 4)
+    if store.conditional:
+        last = max((holder.name for holder in _holders(store)), default="term-00000000")
+        name = f"term-{int(last.removeprefix('term-')) + 1:08d}"
+        if not store.create(f"{FOLDER}/{name}/begin", owner):
+            raise _in_use(store, name)
+        store.put(f"{FOLDER}/{name}/beat", b"begun\n")
+    else:
+        name = mark
+        store.put(f"{FOLDER}/{name}/begin", owner)
+        store.put(f"{FOLDER}/{name}/beat", b"begun\n")
+        time.sleep(SETTLE_SECONDS)
+        now = _clock(store, mark)
+        rivals = [holder for holder in _holders(store) if holder.alive(now, beat)]
+        winner = min(rivals, key=lambda holder: (holder.begun, holder.name))
+        if winner.name != name:
+            store.put(f"{FOLDER}/{name}/end", b"ended\n")
+            raise _in_use(store, winner.name)
+    lease = StoreLease(store, name, beat)
+    lease.look()
+    return lease
+
+
+def _clock(store: Store, mark: str) -> float:
+    """What the store's clock says now."""
+    key = f".clock/{mark}"
+    store.put(key, b"now\n")
+    now = store.list(".clock/")[key].modified
+    store.remove([key])
+    return now
+
+
+def _holders(store: Store) -> list[_Holder]:
+    found: dict[str, dict[str, Entry]] = {}
+    for key, entry in store.list(f"{FOLDER}/").items():
+        parts = key.split("/")
+        if len(parts) == 3:
+            found.setdefault(parts[1], {})[parts[2]] = entry
+    return [
+        _Holder(name, files["begin"].modified, max(entry.modified for entry in files.values()), "end" in files)
+        for name, files in found.items()
+        if "begin" in files
+    ]
+
+
+def _owner(store: Store, name: str) -> str:
+    with suppress(StorageError, OSError):
+        return store.read(f"{FOLDER}/{name}/begin").decode(errors="replace").strip().rpartition(",")[0]
+    return "process ?"
+
+
+def _in_use(store: Store, name: str) -> OutputError:
+    return OutputError(f"{store.where} is in use by another run ({_owner(store, name)}); stop that one first")

@@ -1,0 +1,96 @@
+"""Who has a place in a store: one driver at a time, another when it has died, and nobody twice."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from shared.errors import OutputError
+from shared.io.stores import lease
+from shared.io.stores.lease import LeaseLostError, StoreLease, leased
+from shared.io.stores.store import Store, open_store
+
+BEAT = 0.4
+
+
+@pytest.fixture(params=[True, False], ids=["conditional", "plain"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.3)  # the clock of a file system is fine
+    store = open_store(tmp_path)
+    store.conditional = request.param
+    return store
+
+
+@pytest.fixture
+def dead(store: Store) -> StoreLease:
+    """The lease of a driver that gives no more signs of life."""
+    return lease._acquire(store, BEAT)
+
+
+def test_the_second_is_refused(store: Store) -> None:
+    with leased(store, BEAT), pytest.raises(OutputError, match="process"), leased(store, BEAT):
+        pass
+
+
+def test_the_next_has_it_at_once(store: Store) -> None:
+    with leased(store, BEAT):
+        pass
+    with leased(store, BEAT) as held:
+        held.check()
+
+
+def test_of_many_at_once_one_has_it(store: Store) -> None:
+    barrier, held = threading.Barrier(3), threading.Barrier(3)
+
+    def attempt(_: int) -> bool:
+        barrier.wait()
+        try:
+            with leased(store, BEAT):
+                held.wait(timeout=60)
+        except OutputError:
+            held.wait(timeout=60)
+            return False
+        return True
+
+    with ThreadPoolExecutor(3) as pool:
+        assert sum(pool.map(attempt, range(3))) == 1
+
+
+def test_the_dead_are_succeeded(store: Store, dead: StoreLease) -> None:
+    with leased(store, BEAT) as held:
+        held.check()
+
+
+def test_who_was_succeeded_learns_of_it(store: Store, dead: StoreLease) -> None:
+    with leased(store, BEAT):
+        dead.start()
+        dead._thread.join(timeout=60)  # it ends when there is nothing to keep any more
+        with pytest.raises(LeaseLostError, match="process"):
+            dead.check()
+
+
+def test_who_was_succeeded_does_not_disturb_the_successor(store: Store, dead: StoreLease) -> None:
+    with leased(store, BEAT) as held:
+        dead.start()
+        time.sleep(4 * BEAT)
+        held.look()
+        held.check()
+
+
+def test_a_silent_one_that_nobody_succeeded_keeps_it(store: Store, dead: StoreLease) -> None:
+    time.sleep(4 * BEAT)
+    store.put(f"lease/{dead._name}/beat", b"again\n")
+    dead.look()
+    dead.check()
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+def test_on_a_real_store(conditional: bool, bucket: str) -> None:
+    store = open_store(bucket)
+    store.conditional = conditional
+    with leased(store, 2.0), pytest.raises(OutputError, match="process"), leased(store, 2.0):
+        pass
+    with leased(store, 2.0) as held:
+        held.check()
