@@ -34,8 +34,8 @@ from pipeline.settings import ExecutorSettings, Job, PipelineError
 from pipeline.splits.process import Progress
 from pipeline.splits.run_file import RUN_FILE, read_run
 from pipeline.splits.worker import Outcome, Task, Worker, require_numerics
-from shared.io.transient_errors import ATTEMPTS
 from shared.io.log import LOG
+from shared.io.transient_errors import ATTEMPTS
 from shared.model_folder.identity import PackedModel, check_model, pack_model
 from shared.shards.manifest import NumericsClass
 

@@ -13,9 +13,9 @@ from pipeline.read.formats.parquet import row_group_ranges, row_group_sizes
 from pipeline.read.storage import DATA_ERRORS, reason_in
 from pipeline.read.streams import DamagedStream, chunks
 from pipeline.settings import PipelineError, ReadSettings
-from shared.io.transient_errors import retried
 from shared.io.identity import file_sha256
 from shared.io.storage import is_url
+from shared.io.transient_errors import retried
 
 MOST_TABLE_BYTES = 2**50
 """That the batches or row groups of a file may say that they hold; of more their sizes are not believed."""

@@ -12,8 +12,8 @@ from pipeline.splits.logs import SplitLog
 from pipeline.splits.marker import Marker
 from pipeline.splits.process import Progress, process_split
 from pipeline.splits.selection import survey_split
-from shared.io.transient_errors import is_transient
 from shared.io.storage import without_secrets
+from shared.io.transient_errors import is_transient
 from shared.model_folder.identity import PackedModel
 from shared.shards.manifest import NumericsClass
 
