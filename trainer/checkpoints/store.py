@@ -5,12 +5,12 @@ state to keep.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -21,12 +21,14 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 from shared.io.files import write_atomic
 from shared.io.log import LOG
+from shared.io.stores.store import open_store
 from trainer.checkpoints.index import read_index
+from trainer.checkpoints.mirror import Mirror
 from trainer.checkpoints.retention import tidy
 from trainer.checkpoints.state import TrainState, read_state, validation_scores
 from trainer.checkpoints.storage import TensorWriter, cause_of, check_names, load_tensors, named_tensors
 from trainer.distributed.world import World
-from trainer.errors import CheckpointError
+from trainer.errors import USER_ERRORS, CheckpointError
 from trainer.optim.optimizer import Optimizers
 from trainer.provenance.checkpoint_folders import (
     OTHER_LENGTH_PREFIX,
@@ -97,12 +99,16 @@ class Checkpoints:
         self.last: Path | None = None
         """The newest that is known to be good."""
         self._world = world
+        self._news: list[str] = []
         self._prolongs = prolongs
+        self._mirror: Mirror | None = None
+        if settings.mirror is not None:
+            store = open_store(settings.mirror)
+            self._mirror = Mirror(store, self.folder, settings, prolongs, self._news.append)
         self._stager = Stager(pinned=world.device.type == "cuda") if settings.asynchronous else None
         self._saving: tuple[Path, Future[None]] | None = None
         self._saved: Path | None = None
         self._failures = 0
-        self._news: list[str] = []
 
     def pop_saved(self) -> Path | None:
         """The checkpoint that was completed since the last call, on all ranks alike."""
@@ -111,7 +117,8 @@ class Checkpoints:
 
     def pop_news(self) -> list[str]:
         """Lines for the user since the last call."""
-        news, self._news = self._news, []
+        news = self._news[:]  # a thread may add to it
+        del self._news[: len(news)]
         return news
 
     def save(self, model: nn.Module, optimizer: Optimizers, state: TrainState) -> None:
@@ -162,8 +169,10 @@ class Checkpoints:
         earlier one from which it can: from before the decay.
 
         Each rank reads its share of the files. Raises CheckpointError when all there are were damaged, and for one that
-        another version wrote: it is no damage.
+        another version wrote: it is no damage. Where there is none at all, it is fetched from the mirror.
         """
+        if self._mirror is not None and identity is not None:
+            self._on_main_rank(partial(self._mirror.claim, identity))
         folders = step_folders(self.folder)
         passed: list[Path] = []
         found: list[Path] = self._world.gather([path for path in reversed(folders) if is_complete(path)])[0]
@@ -188,6 +197,8 @@ class Checkpoints:
                 f"{path} is from the decay of the shorter run, the longer one continues before it; it is now {moved}"
             )
         self._world.barrier()
+        if self.last is None and self._mirror is not None and self._fetch_from(self._mirror):
+            return self.newest(identity)
         damaged = self._world.gather(damaged_folders(self.folder))[0]
         if self.last is None and damaged:
             raise CheckpointError(
@@ -197,7 +208,54 @@ class Checkpoints:
         for path in folders if self._world.is_main_rank else ():
             if path not in found:
                 self._news.append(f"{path} was being saved when the run ended; it is not used")
+        if self._mirror is not None and self._world.is_main_rank and self.last is not None:
+            self._mirror.offer()  # the run may have ended before it was there
         return self.last
+
+    def close(self) -> None:
+        """Wait until the newest checkpoint is in the mirror, too, with progress; the main rank alone."""
+        if self._mirror is not None and self._world.is_main_rank:
+            self._mirror.finish()
+
+    def _fetch_from(self, mirror: Mirror) -> bool:
+        """Fetch the newest whole checkpoint of the mirror, each rank its share; whether there is any.
+
+        Raises CheckpointError when there are some and none is whole.
+        """
+        steps, problem = self._on_main_rank(mirror.steps), None
+        for step in reversed(steps):
+            path = step_folder(self.folder, step)
+            if self._world.is_main_rank:
+                shutil.rmtree(path, ignore_errors=True)  # what an interrupted save or fetch has left
+            self._world.barrier()
+            try:
+                contents = mirror.contents(step)
+                mirror.fetch(step, contents, self._world.rank, self._world.size)
+                problem = None
+            except (CheckpointError, OSError) as error:
+                problem = str(error)
+            problem = next(filter(None, self._world.gather(problem)), None)
+            if problem is None:
+                self._on_main_rank(partial(mirror.complete, step, contents))
+                self._news.append(f"{path} was fetched from {self.settings.mirror}")
+                return True
+            self._news.append(f"{path} could not be fetched from {self.settings.mirror}: {problem}")
+        if problem is not None:
+            raise CheckpointError(f"no checkpoint in {self.settings.mirror} is whole: {problem}")
+        return False
+
+    def _on_main_rank(self, action: Callable[[], T]) -> T:
+        """What the main rank gets from an action; its error of a user's kind is raised on all ranks."""
+        outcome: tuple[T | None, Exception | None] = None, None
+        if self._world.is_main_rank:
+            try:
+                outcome = action(), None
+            except USER_ERRORS as error:
+                outcome = None, error
+        result, problem = self._world.gather(outcome)[0]
+        if problem is not None:
+            raise problem
+        return cast(T, result)
 
     def load(self, path: Path, model: nn.Module, optimizer: Optimizers, identity: RunIdentity) -> TrainState:
         """Fill model and optimizer from a checkpoint of this run, or of one that only was to be shorter or longer.
@@ -237,9 +295,20 @@ class Checkpoints:
         if first:
             try:
                 scores = validation_scores(self.folder) if self.settings.keep_best else {}
-                tidy(self.folder, scores, self.settings, self._last_to_prolong())
+                self._tidy(scores)
             except (OSError, CheckpointError) as error:
                 self._news.append(f"old checkpoints could not be removed: {error}")
+            if self._mirror is not None:
+                self._mirror.offer()
+
+    def _tidy(self, scores: Mapping[int, float]) -> None:
+        also = self._last_to_prolong()
+        if self._mirror is None:
+            tidy(self.folder, scores, self.settings, also)
+            return
+        with self._mirror.lock:
+            uploading = self._mirror.uploading
+            tidy(self.folder, scores, self.settings, also if uploading is None else [*also, uploading])
 
     def _last_to_prolong(self) -> list[int]:
         """The step of the newest checkpoint from which a longer run could continue, if there is one."""

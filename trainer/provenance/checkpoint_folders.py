@@ -57,16 +57,22 @@ def step_folder(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
 
 
+def step_name(name: str) -> int | None:
+    """The step that a name is of, if it is that of a checkpoint folder."""
+    match = _STEP.fullmatch(name)
+    return int(match[1]) if match else None
+
+
 def step_of(path: Path) -> int:
     """The step that a checkpoint folder is named after."""
-    match = _STEP.fullmatch(path.name)
-    assert match
-    return int(match[1])
+    step = step_name(path.name)
+    assert step is not None
+    return step
 
 
 def step_folders(folder: Path) -> list[Path]:
     """All folders with the name of a step, complete or not, oldest first."""
-    return sorted((path for path in folder.glob("step-*") if _STEP.fullmatch(path.name)), key=step_of)
+    return sorted((path for path in folder.glob("step-*") if step_name(path.name) is not None), key=step_of)
 
 
 def is_complete(path: Path) -> bool:

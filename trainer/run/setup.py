@@ -72,10 +72,10 @@ def callback_classes(settings: TrainSettings) -> list[type[Callback]]:
 def prepare(settings: TrainSettings, data: RunData, identity: RunIdentity, world: World) -> Job:
     """Loader, model, optimizer, and the state of the last checkpoint if there is one."""
     out = settings.run.out
-    model = build_model(settings, world)
-    optimizer = build_optimizer(model, settings.optimizer)
     checkpoints = Checkpoints(out, settings.checkpoint, world, before_decay(settings))
     newest = checkpoints.newest(identity)
+    model = build_model(settings, world)
+    optimizer = build_optimizer(model, settings.optimizer)
     if newest is None:
         state = TrainState(identity=identity, config=settings.resolved())
     else:
@@ -126,8 +126,11 @@ def prepare(settings: TrainSettings, data: RunData, identity: RunIdentity, world
 
 
 def close(job: Job, callbacks: Sequence[Callback]) -> None:
-    """Flush what is still open."""
+    """Flush what is still open, and wait for what is on its way."""
     job.monitor.close()
+    job.checkpoints.close()
+    for news in job.checkpoints.pop_news():
+        job.line.say(news)
     for callback in callbacks:
         callback.on_run_end()
 

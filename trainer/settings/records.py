@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
+from shared.io.storage import Location
 from shared.settings import Unit
 from trainer.settings.section import Section, Steps
 
@@ -27,6 +28,9 @@ class CheckpointSettings(Section):
     parameters and moments. Otherwise it waits."""
     failures: Annotated[int, Unit("saves")] = Field(default=3, gt=0, le=10**6)
     """So many failed saves in a row end the run; until then training goes on with the last good one."""
+    mirror: Location | None = None
+    """A folder or URL (s3://, gs://, az://) of this run alone, to which finished checkpoints are copied while training
+    goes on. A run whose own folder has none resumes from there."""
 
     @model_validator(mode="after")
     def _reachable(self) -> "CheckpointSettings":

@@ -1,0 +1,214 @@
+"""Checkpoints in a store: copied while training goes on, fetched where the run's folder is gone, no run's end."""
+
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import object_store
+from helpers.drill import weights
+from helpers.tiny_runs import STATIC, losses, quiet_environment, run, tiny_data, tiny_recipe, toml, torchrun
+
+from shared.errors import StorageError
+from shared.io.stores.store import LocalStore, Store, open_store
+from trainer.checkpoints import mirror
+from trainer.run import loop
+
+ROOT = Path(__file__).parents[3]
+STEPS = {"steps": 9}
+
+
+class Crash(BaseException):
+    """Stands for whatever ends a process at once."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_data(tmp_path_factory.mktemp("mirror") / "data", STATIC)
+
+
+def train(data: Path, out: Path, mirror: object = None, run_: dict[str, Any] = STEPS, **checkpoint: object) -> int:
+    sections = {"every": 3} | checkpoint | ({} if mirror is None else {"mirror": str(mirror)})
+    return run(data, out, "--data.workers", 0, run=run_, checkpoint=sections)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path) -> Path:
+    out = data.parent / "undisturbed"
+    assert train(data, out) == 0
+    return out
+
+
+@pytest.fixture
+def crash(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Trains and ends at once after a number of steps, when the mirror has what there is."""
+    take = loop.one_step
+
+    def crash(step: int, *arguments: Any, **options: Any) -> None:
+        def crash_after(job: Any, *rest: Any) -> bool:
+            if job.state.step == step:
+                job.checkpoints.wait()
+                job.checkpoints.close()
+                raise Crash
+            return take(job, *rest)
+
+        monkeypatch.setattr(loop, "one_step", crash_after)
+        with pytest.raises(Crash):
+            train(*arguments, **options)
+        monkeypatch.setattr(loop, "one_step", take)
+
+    return crash
+
+
+def kept_in(store: Store) -> list[str]:
+    return sorted(key.split("/")[0] for key in store.list() if key.endswith("COMPLETE"))
+
+
+@pytest.mark.parametrize("place", ["folder", "s3"])
+def test_a_run_goes_on_from_the_mirror_alone(
+    place: str, request: pytest.FixtureRequest, data: Path, undisturbed: Path, crash: Any, tmp_path: Path
+) -> None:
+    where = tmp_path / "mirror" if place == "folder" else request.getfixturevalue("bucket")
+    crash(7, data, tmp_path / "run", where)
+    shutil.rmtree(tmp_path / "run")
+    assert train(data, tmp_path / "elsewhere", where) == 0
+    assert losses(tmp_path / "elsewhere") == losses(undisturbed)[6:]
+    assert weights(tmp_path / "elsewhere") == weights(undisturbed)
+
+
+@pytest.mark.drill
+def test_two_ranks_fetch_their_shares(data: Path, bucket: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(toml(tiny_recipe(data, tmp_path / "run", run=STEPS, checkpoint={"every": 3, "mirror": bucket})))
+    command = torchrun("trainer/main.py", recipe)
+    said = []
+    for _ in range(2):
+        done = subprocess.run(command, cwd=ROOT, env=quiet_environment(), capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        said.append(done.stderr)
+        (tmp_path / "run").rename(tmp_path / f"run-{len(said)}")
+    assert "was fetched from s3://" in said[1]
+    assert weights(tmp_path / "run-1") == weights(tmp_path / "run-2")
+
+
+def test_the_last_checkpoint_is_there_when_the_run_ends(data: Path, bucket: str, tmp_path: Path) -> None:
+    assert train(data, tmp_path / "run", bucket, keep=1) == 0
+    assert kept_in(open_store(bucket)) == ["step-00000009"]
+
+
+def test_a_run_that_is_done_is_exported_again_from_the_mirror(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    assert train(data, tmp_path / "run", tmp_path / "mirror") == 0
+    assert train(data, tmp_path / "again", tmp_path / "mirror") == 0
+    assert weights(tmp_path / "again") == weights(undisturbed)
+
+
+def test_the_mirror_keeps_by_the_same_rules(data: Path, tmp_path: Path) -> None:
+    options = {"every": 1, "keep": 1, "keep_every": 4, "asynchronous": False}
+    assert train(data, tmp_path / "run", tmp_path / "mirror", **options) == 0
+    names = kept_in(LocalStore(tmp_path / "mirror"))
+    assert names[-1] == "step-00000009"
+    assert set(names) <= {"step-00000004", "step-00000008", "step-00000009"}
+
+
+def test_nothing_half_removed_stays(data: Path, tmp_path: Path) -> None:
+    assert train(data, tmp_path / "run", tmp_path / "mirror", every=1, keep=1) == 0
+    assert {key.split("/")[0] for key in LocalStore(tmp_path / "mirror").list()} == {"identity.json", "step-00000009"}
+
+
+def test_a_damaged_checkpoint_is_passed_over(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    assert train(data, tmp_path / "run", tmp_path / "mirror") == 0
+    path = tmp_path / "mirror" / "step-00000009" / "rank-00000.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    assert train(data, tmp_path / "again", tmp_path / "mirror") == 0
+    assert losses(tmp_path / "again") == losses(undisturbed)[6:]
+
+
+def test_a_half_copied_checkpoint_is_none(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    assert train(data, tmp_path / "run", tmp_path / "mirror") == 0
+    (tmp_path / "mirror" / "step-00000009" / "COMPLETE").unlink()
+    assert train(data, tmp_path / "again", tmp_path / "mirror") == 0
+    assert losses(tmp_path / "again") == losses(undisturbed)[6:]
+
+
+def test_a_mirror_without_a_whole_checkpoint_is_an_error(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(data, tmp_path / "run", tmp_path / "mirror", keep=1) == 0
+    (tmp_path / "mirror" / "step-00000009" / "state.json").write_bytes(b"{}")
+    assert train(data, tmp_path / "again", tmp_path / "mirror") == 2
+    assert "state.json" in capsys.readouterr().err
+
+
+def test_the_mirror_of_another_run_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(data, tmp_path / "run", tmp_path / "mirror") == 0
+    assert train(data, tmp_path / "other", tmp_path / "mirror", STEPS | {"seed": 1}) == 2
+    assert "checkpoint.mirror" in capsys.readouterr().err
+
+
+def test_a_store_that_cannot_be_a_mirror_is_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(data, tmp_path / "run", "http://host/x") == 2
+    assert "http://" in capsys.readouterr().err
+
+
+def test_a_store_that_fails_does_not_end_the_run(
+    data: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(self: Store, *_: Any) -> None:
+        raise StorageError("the store is on fire")
+
+    monkeypatch.setattr(mirror, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(LocalStore, "publish", fail)
+    assert train(data, tmp_path / "run", tmp_path / "mirror") == 0
+    assert "on fire" in capsys.readouterr().err
+    assert weights(tmp_path / "run") == weights(undisturbed)
+
+
+def test_what_failed_once_is_tried_again(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish, failed = LocalStore.publish, []
+
+    def fail_once(self: Store, *arguments: Any) -> None:
+        if len(failed) < 2:
+            failed.append(arguments)
+            raise StorageError("for a moment")
+        publish(self, *arguments)
+
+    monkeypatch.setattr(mirror, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(LocalStore, "publish", fail_once)
+    assert train(data, tmp_path / "run", tmp_path / "mirror") == 0
+    assert failed
+    assert kept_in(LocalStore(tmp_path / "mirror"))[-1] == "step-00000009"
+
+
+def test_no_step_waits_for_a_slow_store(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All steps are done while the first upload stands still; what is uploaded is not removed meanwhile."""
+    publish, done = LocalStore.publish, threading.Event()
+
+    def wait(self: Store, *arguments: Any) -> None:
+        assert done.wait(300)
+        publish(self, *arguments)
+
+    def close(checkpoints: Any) -> None:
+        done.set()
+        checkpoints._mirror.finish()
+
+    monkeypatch.setattr(LocalStore, "publish", wait)
+    monkeypatch.setattr("trainer.checkpoints.store.Checkpoints.close", close)
+    assert train(data, tmp_path / "run", tmp_path / "mirror", every=1, keep=1) == 0
+    assert kept_in(LocalStore(tmp_path / "mirror")) == ["step-00000009"]
+    assert "could not be copied" not in capsys.readouterr().err
+
+
+def test_no_password_is_in_the_run(data: Path, bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(data, tmp_path / "run", bucket) == 0
+    said = "".join(capsys.readouterr()).encode()
+    written = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    store = open_store(bucket)
+    assert not [
+        text for text in (said, *written, *map(store.read, store.list())) if object_store.SECRET.encode() in text
+    ]

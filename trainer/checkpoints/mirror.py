@@ -1,0 +1,237 @@
+"""Checkpoints copied to a store while training goes on, and fetched from there by a run whose folder is gone.
+
+MIRROR/identity.json says whose checkpoints these are; MIRROR/step-00000100/ has the files of the folder of that name in
+RUN/checkpoints/, COMPLETE last. One thread of the main rank uploads the newest that the mirror lacks, so that a slow
+store makes it skip some, and removes what the rules of the recipe do not keep. A step never waits for it, and no fault
+of the store ends a run.
+"""
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from shared.errors import IdentityError, StorageError
+from shared.io.files import sync, write_atomic
+from shared.io.identity import in_short
+from shared.io.log import LOG
+from shared.io.progress import ByteProgress
+from shared.io.stores.store import Store, probe
+from shared.settings import first_problem
+from trainer.checkpoints.retention import kept
+from trainer.checkpoints.state import TrainState
+from trainer.errors import CheckpointError
+from trainer.metrics.subset_score import total_of
+from trainer.provenance.checkpoint_folders import (
+    COMPLETE_NAME,
+    MOST_BYTES,
+    STATE_NAME,
+    Contents,
+    contents_of,
+    is_complete,
+    read_small,
+    step_folder,
+    step_folders,
+    step_name,
+    step_of,
+)
+from trainer.provenance.identity import IDENTITY_NAME, RunIdentity, differ_in_length, run_differences
+from trainer.settings import CheckpointSettings
+
+AT_ONCE = 4
+"""Files on their way."""
+ATTEMPTS = 3
+"""At the end of a run: how often the last checkpoint is tried."""
+RETRY_SECONDS = 30.0
+"""After a failed upload, which has already waited for the store; a newer checkpoint is tried at once."""
+POLL_SECONDS = 0.2
+
+
+class Mirror:
+    """The checkpoints of one run in a store. The main rank uploads; every rank may fetch."""
+
+    def __init__(
+        self,
+        store: Store,
+        folder: Path,
+        settings: CheckpointSettings,
+        prolongs: Callable[[TrainState], bool] | None,
+        warn: Callable[[str], None],
+    ) -> None:
+        """``folder``: RUN/checkpoints. ``prolongs``: as of `Checkpoints`. ``warn`` is called by the thread."""
+        self.lock = threading.Lock()
+        """Held while checkpoints of the run's folder are chosen or removed."""
+        self.uploading: int | None = None
+        """The step whose local files are needed."""
+        self._store, self._folder, self._settings = store, folder, settings
+        self._prolongs, self._warn = prolongs, warn
+        self._states: dict[int, TrainState] = {}
+        self._wanted, self._idle, self._over = threading.Event(), threading.Event(), threading.Event()
+        self._idle.set()
+        self._failures, self._sent = 0, 0
+        self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
+
+    def claim(self, identity: RunIdentity) -> None:
+        """Make sure that the store will do, and that it is this run's or nobody's.
+
+        Raises StorageError, and IdentityError when it has the checkpoints of another run.
+        """
+        probe(self._store)
+        try:
+            recorded = RunIdentity.model_validate_json(self._store.read(IDENTITY_NAME))
+        except FileNotFoundError:
+            pass
+        except ValidationError as error:
+            raise IdentityError(f"checkpoint.mirror {self._store.url(IDENTITY_NAME)}: {first_problem(error)}") from None
+        else:
+            lines = run_differences(recorded, identity)
+            if lines and not differ_in_length(recorded, identity):
+                raise IdentityError(
+                    f"checkpoint.mirror {self._store.where} belongs to another run ({in_short(lines)}); "
+                    "give each run a mirror of its own"
+                )
+        self._store.put(IDENTITY_NAME, (identity.model_dump_json(indent=1) + "\n").encode())
+
+    # ---- To the store.
+
+    def offer(self) -> None:
+        """There is a new checkpoint in the run's folder, or may be one."""
+        self._failures = 0
+        self._wanted.set()
+        if not self._thread.is_alive():
+            self._thread.start()
+
+    def finish(self) -> None:
+        """Wait, with progress, until the store has the newest checkpoint, or was tried often enough."""
+        if self._wanted.is_set() or not self._idle.is_set():
+            newest = [path for path in step_folders(self._folder) if is_complete(path)][-1:]
+            total = sum(record.bytes for path in newest for record in contents_of(path).files.values())
+            with ByteProgress(f"Copying the last checkpoint to {self._store.where}", total) as shown:
+                before = 0
+                while self._wanted.is_set() or not self._idle.wait(POLL_SECONDS):
+                    time.sleep(POLL_SECONDS)
+                    shown.update(max(self._sent - before, 0))
+                    before = self._sent
+        self._over.set()
+        self._wanted.set()
+
+    def _work(self) -> None:
+        while self._wanted.wait() and not self._over.is_set():
+            self._idle.clear()  # first: who waits for the end looks at both
+            self._wanted.clear()
+            try:
+                while (path := self._next()) is not None:
+                    self._upload(path)
+                    self._prune()
+                self._idle.set()
+            except Exception as error:  # whatever it is: the run goes on without
+                self._failures += 1
+                self._warn(f"a checkpoint could not be copied to {self._store.where}: {error}")
+                if self._failures >= ATTEMPTS:
+                    self._idle.set()  # nobody waits for it any longer; a newer checkpoint is another matter
+                else:
+                    self._wanted.wait(RETRY_SECONDS)
+                    self._wanted.set()
+            finally:
+                self.uploading = None
+
+    def _next(self) -> Path | None:
+        """The newest checkpoint that stays and is not there yet; its files stay in the run's folder until it is."""
+        there = self.steps()
+        with self.lock:
+            local = [step_of(path) for path in step_folders(self._folder) if is_complete(path)]
+            missing = sorted((set(local) - set(there)) & self._stay({*local, *there}))
+            self.uploading = missing[-1] if missing else None
+        return step_folder(self._folder, missing[-1]) if missing else None
+
+    def _upload(self, path: Path) -> None:
+        """Copy a checkpoint, and read back what was copied, before COMPLETE vouches for it."""
+        contents = contents_of(path)
+        self._sent = 0
+
+        def send(name: str) -> None:
+            self._store.publish(path / name, f"{path.name}/{name}", contents.files[name].sha256)
+            self._sent += contents.files[name].bytes
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for sending in [pool.submit(send, name) for name in sorted(contents.files)]:
+                sending.result()
+        self._store.put(f"{path.name}/{COMPLETE_NAME}", (path / COMPLETE_NAME).read_bytes())
+        LOG.debug("copied %s to %s", path.name, self._store.where)
+
+    def _prune(self) -> None:
+        """Remove what the rules do not keep; at no moment does half of one look complete."""
+        steps = set(self.steps())
+        stay = {step_folder(self._folder, step).name for step in self._stay(steps)}
+        gone = {step_folder(self._folder, step).name for step in steps} - stay
+        self._store.remove([f"{name}/{COMPLETE_NAME}" for name in sorted(gone)])
+        keys = [key for key in self._store.list() if key.startswith("step-") and key.partition("/")[0] not in stay]
+        self._store.remove(keys)
+
+    def _stay(self, steps: Iterable[int]) -> set[int]:
+        """Those of some steps that the rules of the recipe keep."""
+        states = {step: state for step in steps if (state := self._state(step)) is not None}
+        scores = {step: total_of(state.validation).bits_per_byte for step, state in states.items() if state.validation}
+        stay = kept(steps, scores, self._settings)
+        if self._prolongs is not None:
+            stay |= set([step for step in sorted(states) if self._prolongs(states[step])][-1:])
+        return stay
+
+    def _state(self, step: int) -> TrainState | None:
+        """Of a checkpoint here or there; None where it cannot be read."""
+        if step not in self._states:
+            path = step_folder(self._folder, step)
+            try:
+                content = read_small(path / STATE_NAME) if is_complete(path) else self._read(step, STATE_NAME)
+                self._states[step] = TrainState.model_validate_json(content)
+            except (ValidationError, FileNotFoundError):
+                return None
+        return self._states[step]
+
+    def _read(self, step: int, name: str) -> bytes:
+        return self._store.read(f"{step_folder(self._folder, step).name}/{name}", MOST_BYTES)
+
+    # ---- From the store.
+
+    def steps(self) -> list[int]:
+        """The steps whose checkpoints are complete, oldest first. Raises StorageError, OSError."""
+        found = (
+            step_name(key.removesuffix(f"/{COMPLETE_NAME}"))
+            for key in self._store.list()
+            if key.endswith(COMPLETE_NAME)
+        )
+        return sorted(step for step in found if step is not None)
+
+    def contents(self, step: int) -> Contents:
+        """What a checkpoint holds. Raises CheckpointError."""
+        try:
+            return Contents.model_validate_json(self._read(step, COMPLETE_NAME))
+        except ValidationError as error:
+            key = f"{step_folder(self._folder, step).name}/{COMPLETE_NAME}"
+            raise CheckpointError(f"{self._store.url(key)}: {first_problem(error)}") from None
+        except (StorageError, OSError) as error:
+            raise CheckpointError(str(error)) from None
+
+    def fetch(self, step: int, contents: Contents, rank: int, ranks: int) -> None:
+        """Fetch this rank's share of a checkpoint's files, and check them. Raises CheckpointError."""
+        path = step_folder(self._folder, step)
+        for name in sorted(contents.files)[rank::ranks]:
+            key = f"{path.name}/{name}"
+            try:
+                self._store.download(key, path / name)
+                with (path / name).open("rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+            except (StorageError, OSError) as error:
+                raise CheckpointError(str(error)) from None
+            if found != contents.files[name].sha256:
+                raise CheckpointError(f"{self._store.url(key)} is not what was written: its sha256 differs")
+
+    def complete(self, step: int, contents: Contents) -> None:
+        """All files of a fetched checkpoint are there."""
+        path = step_folder(self._folder, step)
+        sync(path)
+        write_atomic(path / COMPLETE_NAME, contents.model_dump_json(indent=1) + "\n")
