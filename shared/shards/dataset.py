@@ -172,6 +172,11 @@ class Dataset:
                 pieces[name].append(runs)
         return [joined_runs(own, self.shard_count) for own in pieces.values()]
 
+    def subset_codes(self, shard: int) -> np.ndarray:
+        """int64: the place among the names of each subset that the index of a shard names. Raises DatasetError."""
+        codes = {name: code for code, name in enumerate(self.subset_names)}
+        return np.array([codes[name] for name in self.shard_index(shard).subset_names], np.int64)
+
     def shard_index(self, shard: int) -> ShardIndex:
         """The index of one shard: its file checked, itself, and its sums against the manifest. Raises DatasetError."""
         index = self.stored_index(shard)

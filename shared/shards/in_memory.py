@@ -80,6 +80,10 @@ class InMemoryDataset:
         """The index of the one shard."""
         return self._index
 
+    def subset_codes(self, shard: int) -> np.ndarray:
+        """int64: the place among the names of each subset that the index names."""
+        return np.array([self.subset_names.index(name) for name in self._index.subset_names], np.int64)
+
     def batch(self, shard: int, batch: int) -> BatchColumns:
         """The one record batch."""
         return self._columns

@@ -23,7 +23,6 @@ from shared.shards.manifest import DatasetIdentity, Manifest, ShardFormat
 from shared.shards.open import open_dataset
 from shared.shards.writer import write_shard
 from shared.vocabulary import document_tokens
-from trainer.data.catalogue import catalogue_of
 from trainer.data.loader import PackLoader
 from trainer.data.packing.limits import pack_limits
 from trainer.data.packing.planner import Planner
@@ -73,8 +72,8 @@ def decode(dataset: Dataset) -> float:
 
 
 def plan(dataset: Dataset) -> None:
-    catalogue, limits = catalogue_of(dataset), pack_limits(dataset.manifest, TOKENS)
-    planner = Planner(catalogue, SliceReader(dataset, catalogue), limits, Mixing(), first_cursor(dataset, 0, LANES))
+    limits = pack_limits(dataset.manifest, TOKENS)
+    planner = Planner(dataset, SliceReader(dataset), limits, Mixing(), first_cursor(dataset, 0, LANES))
     whole = dataset.manifest.totals.bytes
     began, text = time.process_time(), 0
     while text < whole:

@@ -178,7 +178,6 @@ def read_rows(folder: Path) -> None:
 
 def read_packs(folder: Path) -> None:
     """Training packs as a rank plans and reads them."""
-    from trainer.data.catalogue import catalogue_of
     from trainer.data.packing.limits import pack_limits
     from trainer.data.packing.packs import Step, build_pack
     from trainer.data.packing.planner import Planner
@@ -187,12 +186,11 @@ def read_packs(folder: Path) -> None:
     from trainer.data.sampling.schedule import Mixing
 
     data = open_dataset(folder / "d")
-    catalogue = catalogue_of(data)
     limits = pack_limits(data.manifest, 1024, None)
-    reader = SliceReader(data, catalogue)
-    planner = Planner(catalogue, reader, limits, Mixing(), first_cursor(data, 0, 2))
+    reader = SliceReader(data)
+    planner = Planner(data, reader, limits, Mixing(), first_cursor(data, 0, 2))
     for _ in range(4):
-        build_pack(planner.next_pack(), Step(0, 1, 1, None), limits, catalogue, reader)
+        build_pack(planner.next_pack(), Step(0, 1, 1, None), limits, reader)
 
 
 def made_export(folder: Path) -> None:

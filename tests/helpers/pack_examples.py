@@ -17,7 +17,9 @@ from shared.shards.open import open_dataset
 from shared.shards.spans import Spans, joined_spans, spans_of
 from shared.shards.writer import write_shard
 from shared.vocabulary import BOE, IGNORED_LABEL, document_tokens
+from trainer.data.documents import documents_in_order
 from trainer.data.packing.packs import Pack
+from trainer.data.source import Source
 
 SPACE = PatchingSettings(rule="space", max_length=8)
 NONE = PatchingSettings(rule="none")
@@ -120,6 +122,12 @@ def whole_documents(dataset: Dataset) -> list[Row]:
             row = Row(row.id, row.subset, before.text + row.text, 0, lengths, spans=spans)
         documents.append(row)
     return documents
+
+
+def document_numbers(source: Source) -> dict[int, int]:
+    """The number in the dataset of each document, by its reference."""
+    references = [documents.reference for documents in documents_in_order(source, 100)]
+    return {reference: number for number, reference in enumerate(np.concatenate(references).tolist())}
 
 
 def slices_of(pack: Pack) -> list[dict[str, list[int]]]:

@@ -19,13 +19,12 @@ from shared.errors import ConfigError, DatasetError, StorageError
 from shared.io.child_processes import serve, worker_server
 from shared.shards.dataset import Dataset
 from shared.shards.formats.arrow import first_line
-from trainer.data.catalogue import catalogue_of
 from trainer.data.mixture import Mixture
 from trainer.data.packing.limits import PackLimits
 from trainer.data.packing.packs import Pack, Step, build_pack
 from trainer.data.packing.planner import PackPlan, Planner, check_division
 from trainer.data.packing.slices import SliceReader
-from trainer.data.sampling.cursor import Cursor, check_cursor, first_cursor
+from trainer.data.sampling.cursor import Cursor, CursorState, check_cursor, first_cursor
 from trainer.data.sampling.schedule import Mixing
 
 # ---- Shards of remote datasets fetched in the background, before a step would wait for them.
@@ -118,12 +117,9 @@ class PackDataset(IterableDataset["Pack | Exception"]):
                 "which is no whole number of such steps"
             )
         self._dataset, self._limits, self._mixing = dataset, limits, mixing
-        self._catalogue = catalogue_of(dataset)
         self._packs_per_step, self._rank, self._ranks = packs_per_step, rank, ranks
-        self._cursor, self._next = cursor, FROM_WORKER
-        self._planner(
-            SliceReader(dataset, self._catalogue)
-        )  # what cannot be planned is refused here, in the rank itself
+        self._state, self._next = CursorState(cursor, dataset.subset_names), FROM_WORKER
+        self._planner(SliceReader(dataset))  # what cannot be planned is refused here, in the rank itself
 
     def __iter__(self) -> Iterator[Pack | Exception]:
         """Packs; in a worker, an error that the user should see is the last thing handed out."""
@@ -137,17 +133,17 @@ class PackDataset(IterableDataset["Pack | Exception"]):
             yield error  # raised by PackLoader: a DataLoader would wrap it into its own traceback
 
     def state_dict(self) -> dict[str, Any]:
-        return {"cursor": self._cursor.model_dump(), "next": self._next}
+        return {"cursor": self._state.cursor.model_dump(), "next": self._next}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises IdentityError when the state belongs to other data."""
         cursor = Cursor.model_validate(state["cursor"])
         check_cursor(cursor, self._dataset)
-        self._cursor, self._next = cursor, state["next"]
+        self._state, self._next = CursorState(cursor, self._dataset.subset_names), state["next"]
 
     def _packs(self, first: int, every: int) -> Iterator[Pack]:
         """The rank's packs number first, first + every, ... from the cursor on."""
-        reader = SliceReader(self._dataset, self._catalogue)
+        reader = SliceReader(self._dataset)
         planner = self._planner(reader)
         per_rank = self._packs_per_step // self._ranks
         following = first
@@ -155,27 +151,27 @@ class PackDataset(IterableDataset["Pack | Exception"]):
             while True:
                 if ahead.useful:
                     ahead.want(planner.shards_ahead())
-                before = planner.cursor
+                before = planner.state.copy()
                 plans, step = self._next_step(planner)
                 mine = plans[self._rank :: self._ranks]
                 while following < per_rank:
-                    pack = build_pack(mine[following], step, self._limits, self._catalogue, reader)
+                    pack = build_pack(mine[following], step, self._limits, reader)
                     following += every
-                    self._cursor, self._next = before, following
+                    self._state, self._next = before, following
                     yield pack
                 following -= per_rank
 
     def _next_step(self, planner: Planner) -> tuple[list[PackPlan], Step]:
         """Plans of all G packs of the next step."""
-        number = planner.cursor.pack // self._packs_per_step
+        number = planner.pack // self._packs_per_step
         plans = [planner.next_pack() for _ in range(self._packs_per_step)]
         targets, text = sum(plan.targets for plan in plans), sum(plan.bytes for plan in plans)
         if not targets:
             raise ConfigError("data.repeats: every subset has been sampled as often as it may be, and the run goes on")
-        return plans, Step(number, targets, text, planner.cursor.model_dump_json())
+        return plans, Step(number, targets, text, planner.change())
 
     def _planner(self, reader: SliceReader) -> Planner:
-        return Planner(self._catalogue, reader, self._limits, self._mixing, self._cursor)
+        return Planner(self._dataset, reader, self._limits, self._mixing, self._state.cursor)
 
 
 class WorkerError(OSError):
@@ -202,10 +198,10 @@ class PackLoader:
 
         Raises ConfigError or IdentityError where the arguments do not fit together, DatasetError for damaged data.
         """
-        self._step: Step | None = None
-        self._begun = cursor or first_cursor(dataset, seed, streams)
+        begun = cursor or first_cursor(dataset, seed, streams)
         self.limits = limits
-        self._packs = PackDataset(dataset, limits, packs_per_step, mixing or Mixing(), self._begun, rank, ranks)
+        self._packs = PackDataset(dataset, limits, packs_per_step, mixing or Mixing(), begun, rank, ranks)
+        self._state, self._step = CursorState(begun, dataset.subset_names), -1
         self._workers = workers
         if workers:
             worker_server(__name__)  # it imports while the model is built
@@ -213,7 +209,12 @@ class PackLoader:
     @property
     def cursor(self) -> Cursor:
         """The data state after the step of the latest pack."""
-        return self._begun if self._step is None else self._step.cursor
+        return self._state.cursor
+
+    @property
+    def sampled(self) -> dict[str, int]:
+        """Documents of each subset that are used up after that step, or begun."""
+        return self.cursor.sampled
 
     def __iter__(self) -> Iterator[Pack]:
         """Packs from the cursor on: a second iteration begins after the last step that the first one entered.
@@ -237,7 +238,10 @@ class PackLoader:
                 raise WorkerError(f"a loader worker has died: {first_line(error)}; was there memory enough?") from None
             if isinstance(item, Exception):
                 raise item
-            self._step = item.step
+            if item.step.number != self._step:
+                assert item.step.change is not None
+                self._step = item.step.number
+                self._state.apply(item.step.change)
             yield item
 
 

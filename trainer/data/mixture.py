@@ -2,15 +2,13 @@
 
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import fields
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from shared.patching.settings import PatchingSettings
 from shared.shards.columns import BatchColumns
-from shared.shards.dataset import Dataset, DatasetIndex
+from shared.shards.dataset import Dataset
 from shared.shards.index import ShardIndex
 from shared.shards.runs import Runs, after_shards
 from trainer.data.splits import prefixed, together
@@ -74,22 +72,6 @@ class Mixture:
             for split, fingerprint in dataset.fingerprints.items()
         }
 
-    @cached_property
-    def index(self) -> DatasetIndex:
-        """The index of all shards together. Raises DatasetError."""
-        codes = {name: code for code, name in enumerate(self.subset_names)}
-        columns: dict[str, list[np.ndarray]] = {field.name: [] for field in fields(DatasetIndex)}
-        before = 0
-        for name, dataset in self._datasets.items():
-            dataset_codes = np.array([codes[prefixed(name, subset)] for subset in dataset.subset_names], np.int32)
-            for column, pieces in columns.items():
-                piece = getattr(dataset.index, column)
-                if column == "subset" and len(piece):
-                    piece = dataset_codes[piece]
-                pieces.append(piece + np.int32(before) if column == "shard" else piece)
-            before += len(dataset.manifest.shards)
-        return DatasetIndex(**{column: np.concatenate(pieces) for column, pieces in columns.items()})
-
     def runs(self, subset: int) -> Runs:
         """The runs of one subset, by its place among the names. Raises DatasetError."""
         dataset, code, before = self._stored[self.subset_names[subset]]
@@ -99,6 +81,13 @@ class Mixture:
         """Figures of the rows of one shard; it counts subsets by the names they have in its dataset."""
         dataset, local = self._place(shard)
         return dataset.shard_index(local)
+
+    def subset_codes(self, shard: int) -> np.ndarray:
+        """int64: the place among the names of each subset that the index of a shard names. Raises DatasetError."""
+        number, (dataset, local) = bisect_right(self._ends, shard), self._place(shard)
+        name = list(self._datasets)[number]
+        codes = np.searchsorted(self.subset_names, [prefixed(name, subset) for subset in dataset.subset_names])
+        return np.asarray(codes[dataset.subset_codes(local)])
 
     def _place(self, shard: int) -> tuple[Dataset, int]:
         """The dataset of a shard, and its number there."""

@@ -1,15 +1,16 @@
-"""What planning and packing read of documents: an index, and record batches by their number."""
+"""What planning and packing read of documents: runs, indexes of shards, and record batches by their number."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
 
 from shared.patching.settings import PatchingSettings
 from shared.shards.manifest import SubsetTotals
 
 if TYPE_CHECKING:  # they need pyarrow, which generation does without
     from shared.shards.columns import BatchColumns
-    from shared.shards.dataset import DatasetIndex
     from shared.shards.index import ShardIndex
     from shared.shards.runs import Runs
 
@@ -39,15 +40,11 @@ class Source(Protocol):
 
     @property
     def subset_names(self) -> tuple[str, ...]:
-        """Sorted; the index counts into it."""
+        """Sorted."""
 
     @property
     def where(self) -> str:
         """Where it lies, for errors."""
-
-    @property
-    def index(self) -> "DatasetIndex":
-        """Figures of all rows. Raises DatasetError."""
 
     @property
     def subsets(self) -> Mapping[str, SubsetTotals]:
@@ -62,6 +59,9 @@ class Source(Protocol):
 
     def shard_index(self, shard: int) -> "ShardIndex":
         """Figures of the rows of one shard; it counts subsets by its own names. Raises DatasetError."""
+
+    def subset_codes(self, shard: int) -> np.ndarray:
+        """int64: the place among the names of each subset that the index of a shard names. Raises DatasetError."""
 
     @property
     def tokenizer(self) -> Path:

@@ -1,5 +1,7 @@
 """What reading text costs a model: useful FLOPs of its forward pass, by subset."""
 
+import numpy as np
+
 from shared.model_settings import AnyModelSettings
 from shared.models.flops import Workload, forward_flops, text_workload
 from trainer.data.validation import ValidationPacks
@@ -11,10 +13,9 @@ def forward_flops_by_subset(settings: AnyModelSettings, packs: ValidationPacks) 
     Of an entropy model that found the patches of these packs it is what finding them costs. A document that packs have
     cut costs less: its slices do not see one another.
     """
-    tokens, patches, documents = packs.slices()
-    subset = packs.catalogue.subset[documents]
-    work: dict[str, Workload] = {}
-    for code, name in enumerate(packs.subset_names):
-        own = subset == code
-        work[name] = text_workload(settings, tokens[own], patches[own])
+    work = {name: Workload() for name in packs.subset_names}
+    for tokens, patches, subset in packs.slices():
+        for code in np.unique(subset).tolist():
+            own = subset == code
+            work[packs.subset_names[code]] += text_workload(settings, tokens[own], patches[own])
     return {name: forward_flops(settings, done).total for name, done in work.items() if done.tokens}

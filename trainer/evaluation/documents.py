@@ -20,7 +20,7 @@ class DocumentScores:
 
     subset_names: tuple[str, ...]
     subset: np.ndarray
-    """int32 [D], code into subset_names."""
+    """int64 [D], code into subset_names."""
     sums: np.ndarray
     """float64 [D, 6]: the fields of SubsetScore."""
 
@@ -65,9 +65,8 @@ def evaluate(
     ``on_progress`` is called with the number of packs done.
     """
     assert packs.ranks == 1, "these packs are one rank's share"
-    catalogue = packs.catalogue
-    sums = evaluate_sums(model, _counted(packs, on_progress), len(catalogue), device, "document")
-    return DocumentScores(catalogue.subset_names, catalogue.subset, sums)
+    sums = evaluate_sums(model, _counted(packs, on_progress), packs.documents, device, "document")
+    return DocumentScores(packs.subset_names, packs.subset_of_documents(), sums)
 
 
 def _counted(packs: ValidationPacks, on_progress: Callable[[int], object]) -> Iterator[Pack]:
@@ -78,7 +77,7 @@ def _counted(packs: ValidationPacks, on_progress: Callable[[int], object]) -> It
 
 def document_ids(dataset: Documents) -> Iterator[str]:
     """The id of each document, in the dataset's order. Raises DatasetError."""
-    index = dataset.index
-    for start in index.batch_starts[:-1].tolist():
-        columns = dataset.batch(int(index.shard[start]), int(index.batch[start]))
-        yield from (columns.id(row) for row in range(len(columns)) if columns.part(row) == 0)
+    for shard in range(dataset.shard_count):
+        for batch in range(len(dataset.shard_index(shard).batch_starts) - 1):
+            columns = dataset.batch(shard, batch)
+            yield from (columns.id(row) for row in range(len(columns)) if columns.part(row) == 0)

@@ -9,7 +9,6 @@ from typing import Any, Literal
 from shared.errors import ConfigError
 from shared.model_settings import AnyModelSettings
 from shared.models.flops import Workload, text_workload, training_flops
-from trainer.data.catalogue import catalogue_of
 from trainer.data.packing.planner import PackPlan, Planner
 from trainer.data.packing.slices import SliceReader, Slices
 from trainer.data.run_data import RunData
@@ -48,9 +47,8 @@ def slices_workload(model: AnyModelSettings, slices: Slices) -> Workload:
 def planned_steps(settings: TrainSettings) -> Iterator[list[PackPlan]]:
     """The packs of each step of a run, as its loader will plan them. Raises DatasetError, ConfigError."""
     data = RunData(settings.data)
-    catalogue = catalogue_of(data.train)
     cursor = first_cursor(data.train, settings.run.seed, settings.data.streams)
-    planner = Planner(catalogue, SliceReader(data.train, catalogue), data.limits, data.mixing, cursor)
+    planner = Planner(data.train, SliceReader(data.train), data.limits, data.mixing, cursor)
     while True:
         yield [planner.next_pack() for _ in range(settings.data.packs)]
 

@@ -14,9 +14,9 @@ import numpy as np
 from shared.errors import ConfigError
 from shared.io.progress import Progress
 from shared.io.quantities import counted, quantity
+from shared.shards.dataset import Dataset
 from shared.shards.manifest import load_manifest
 from shared.shards.open import open_dataset
-from trainer.data.catalogue import catalogue_of
 from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT
 from trainer.errors import TrainingError
 from trainer.experiments.budget import Spent, check_budget, recipe_within
@@ -111,12 +111,19 @@ def plan(request: Comparing, data: dict[str, Path]) -> tuple[list[PlannedRun], i
 
 def _check_order(folders: Sequence[Path]) -> None:
     """Raise TrainingError unless equal seeds draw the documents of these datasets in the same order."""
-    orders = []
-    for folder in folders:
-        catalogue = catalogue_of(open_dataset(folder / TRAIN_SPLIT))
-        orders.append(np.stack([catalogue.text, catalogue.batch, catalogue.subset]))
-        if not np.array_equal(orders[0], orders[-1]):
+    first, *others = (open_dataset(folder / TRAIN_SPLIT) for folder in folders)
+    for folder, other in zip(folders[1:], others):
+        same = first.shard_count == other.shard_count and all(
+            np.array_equal(_rows_of(first, shard), _rows_of(other, shard)) for shard in range(first.shard_count)
+        )
+        if not same:
             raise TrainingError(f"documents of {folder} lie in other batches than those of {folders[0]}")
+
+
+def _rows_of(dataset: Dataset, shard: int) -> np.ndarray:
+    """int64 [4, rows]: what the order of the documents of a shard depends on."""
+    index = dataset.shard_index(shard)
+    return np.stack([index.bytes, index.part, index.batch, dataset.subset_codes(shard)[index.subset]])
 
 
 def _check_same(request: Comparing) -> None:

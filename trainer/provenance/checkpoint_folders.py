@@ -23,7 +23,7 @@ INDEX_NAME = "index.json"
 TENSORS_SUFFIX = ".safetensors"
 DAMAGED_PREFIX = "damaged-"
 OTHER_LENGTH_PREFIX = "other-length-"
-FORMAT_VERSION: Literal[3] = 3
+FORMAT_VERSION: Literal[4] = 4
 """1 had torch.distributed.checkpoint's own files, a pickle among them; 2 had other names in the cursor."""
 MOST_BYTES = 2**27
 """Of a file of JSON: about a million parts of tensors."""
@@ -48,7 +48,7 @@ def record_of(content: bytes) -> FileRecord:
 class Contents(Settings):
     """Every file of a checkpoint but this one."""
 
-    format_version: Literal[3] = FORMAT_VERSION
+    format_version: Literal[4] = FORMAT_VERSION
     files: dict[FileName, FileRecord] = Field(max_length=10**6)
 
 

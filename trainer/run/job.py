@@ -33,7 +33,7 @@ class Job:
     validation: Validation
     checkpoints: Checkpoints
     state: TrainState
-    """After the last step."""
+    """After the last step; its cursor is that of the last save, the loader has the one after the last step."""
     line: Progress
     """Progress and notes on the terminal, of the main rank alone."""
     timer: StepTimer

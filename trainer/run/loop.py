@@ -41,7 +41,7 @@ def run_steps(job: Job, callbacks: Sequence[Callback], stop: StopRequest) -> boo
         if step % job.settings.checkpoint.every == 0 or over or (near and not before):
             job.monitor.report(step, "saving")
             with job.timer.paused():
-                job.checkpoints.save(job.model, job.optimizer, job.state)
+                save(job)
         report_saves(job, callbacks)
     job.monitor.pause()
     job.world.wait_at_most(SETUP_TIMEOUT, job.model)  # what is left to write may be much
@@ -59,8 +59,7 @@ def decay_near(job: Job) -> bool:
 
 def end_interval(job: Job, callbacks: Sequence[Callback]) -> None:
     """Hand on the figures since the last interval, and begin a new one; what callbacks take is in neither."""
-    assert job.state.cursor is not None
-    metrics = job.metrics.interval(job.state.targets, job.state.cursor.sampled, job.optimizer)
+    metrics = job.metrics.interval(job.state.targets, job.loader.sampled, job.optimizer)
     for callback in callbacks:
         callback.on_interval(metrics)
     job.timer.restart()
@@ -80,10 +79,17 @@ def validate_if_due(job: Job, callbacks: Sequence[Callback]) -> None:
             callback.on_validation(scores)
 
 
+def save(job: Job) -> None:
+    """Save the state after this step."""
+    # Only here: with thousands of subsets a cursor takes longer to make than a step may.
+    job.state = job.state.model_copy(update={"cursor": job.loader.cursor})
+    job.checkpoints.save(job.model, job.optimizer, job.state)
+
+
 def save_and_stop(job: Job, callbacks: Sequence[Callback]) -> None:
     """Save the state after this step, whatever the time. Raises CheckpointError when that is not possible."""
     job.monitor.pause()
-    job.checkpoints.save(job.model, job.optimizer, job.state)
+    save(job)
     saved = job.checkpoints.wait()
     report_saves(job, callbacks)
     if not saved:
@@ -135,9 +141,7 @@ def one_step(job: Job, callbacks: Sequence[Callback], packs: Iterator[Pack], sto
     remembered = guard.after(step, result.nats / whole.targets, result.grad_norm, result.skipped is not None)
     if result.skipped:
         say_skipped(job, step, result.skipped, remembered)
-    job.state = state.model_copy(
-        update={"step": step, "targets": targets, "cursor": whole.cursor, "guard": remembered, "validation": None}
-    )
+    job.state = state.model_copy(update={"step": step, "targets": targets, "guard": remembered, "validation": None})
     busy = waited + time.process_time() - worked
     record = StepRecord(number=step, packs=mine, result=result, lr=train_step.lr, waited=waited, busy=busy)
     job.metrics.add(record)

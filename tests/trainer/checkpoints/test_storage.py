@@ -175,11 +175,11 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "another file listed": (lambda path: another(path), "lists x.pkl, which a checkpoint does not have"),
     "older": (
         lambda path: vouch(path, version=None),
-        "COMPLETE has format version 1, this version of Patchwork reads version 3",
+        "COMPLETE has format version 1, this version of Patchwork reads version 4",
     ),
     "newer": (
-        lambda path: vouch(path, version=4),
-        "COMPLETE has format version 4, this version of Patchwork reads version 3",
+        lambda path: vouch(path, version=5),
+        "COMPLETE has format version 5, this version of Patchwork reads version 4",
     ),
 }
 

@@ -14,7 +14,7 @@ from shared.shards.content import ContentHash, add_content_hashes
 from shared.shards.dataset import Dataset
 from shared.shards.document import Row
 from shared.vocabulary import EOS, IGNORED_LABEL, OFFSET
-from trainer.data.catalogue import catalogue_of
+from trainer.data.documents import documents_in_order
 from trainer.data.loader import PackLoader
 from trainer.data.mixture import Mixture
 from trainer.data.packing.limits import PackLimits
@@ -45,11 +45,11 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Mixture:
 
 def test_documents_of_a_mixture_are_those_of_its_datasets(mixture: Mixture) -> None:
     assert mixture.subset_names == ("code/a", "code/b", "web/b", "web/c")
-    index = mixture.index
     found = Counter()
-    for entry in range(len(index)):
-        columns = mixture.batch(int(index.shard[entry]), int(index.batch[entry]))
-        found[mixture.subset_names[index.subset[entry]], columns.text(int(index.row[entry])).tobytes()] += 1
+    for documents in documents_in_order(mixture, 10):
+        for one in map(documents.__getitem__, range(len(documents))):
+            text = mixture.batch(one.shard, one.batch).text(one.row).tobytes()
+            found[mixture.subset_names[one.subset], text] += 1
     wanted = Counter()
     for name, dataset in mixture._datasets.items():
         wanted.update((f"{name}/{row.subset}", row.text) for row in dataset.rows())
@@ -64,25 +64,24 @@ def trained(
     data: Dataset | Mixture, mixing: Mixing, streams: int = 3, stop: int | None = None
 ) -> dict[str, ContentHash]:
     """The content of all targets of a stream that ends, by subset, put together from the labels of its packs."""
-    catalogue = catalogue_of(data)
-    reader = SliceReader(data, catalogue)
-    planner = Planner(catalogue, reader, LIMITS, mixing, first_cursor(data, 5, streams))
+    reader = SliceReader(data)
+    planner = Planner(data, reader, LIMITS, mixing, first_cursor(data, 5, streams))
     hashes = {name: ContentHash() for name in data.subset_names}
     begun: dict[tuple[int, int], list[bytes]] = {}
     while True:
-        if planner.cursor.pack == stop:
-            cursor = Cursor.model_validate_json(planner.cursor.model_dump_json())
-            planner = Planner(catalogue, reader, LIMITS, mixing, cursor)
+        if planner.pack == stop:
+            cursor = Cursor.model_validate_json(planner.state.cursor.model_dump_json())
+            planner = Planner(data, reader, LIMITS, mixing, cursor)
         plan = planner.next_pack()
         if not plan.targets:
             assert not begun
             return hashes
-        pack = build_pack(plan, STEP, LIMITS, catalogue, reader)
+        pack = build_pack(plan, STEP, LIMITS, reader)
         ends = np.cumsum(pack.in_slice)
         for number, (low, high) in enumerate(zip(ends - pack.in_slice, ends)):
             labels = pack.labels[low:high]
             labels = labels[labels != IGNORED_LABEL]
-            document, start = int(plan.documents[number]), int(plan.starts[number])
+            document, start = plan.documents[number].reference, int(plan.starts[number])
             text = (begun[document, start].pop() if start else b"") + (labels[labels != EOS] - OFFSET).astype(
                 np.uint8
             ).tobytes()
@@ -98,14 +97,12 @@ def trained(
 
 def recorded(data: Dataset | Mixture, passes: dict[str, int]) -> dict[str, str]:
     """The content hash of so many passes over each subset, from the documents as they are stored."""
-    index = data.index
     hashes: dict[str, list[str]] = {name: [] for name in data.subset_names}
-    for entry in range(len(index)):
-        name = data.subset_names[index.subset[entry]]
-        one = ContentHash()
-        text = data.batch(int(index.shard[entry]), int(index.batch[entry])).text(int(index.row[entry])).tobytes()
-        one.add(Row("", name, text), True)
-        hashes[name] += [one.hexdigest()] * passes[name]
+    for documents in documents_in_order(data, 100):
+        for place in map(documents.__getitem__, range(len(documents))):
+            name, one = data.subset_names[place.subset], ContentHash()
+            one.add(Row("", name, data.batch(place.shard, place.batch).text(place.row).tobytes()), True)
+            hashes[name] += [one.hexdigest()] * passes[name]
     return {name: add_content_hashes(found) for name, found in hashes.items()}
 
 

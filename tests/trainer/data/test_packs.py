@@ -13,6 +13,7 @@ from helpers.pack_examples import (
     NONE,
     SPACE,
     document,
+    document_numbers,
     expected_slice,
     in_parts,
     make_dataset,
@@ -35,7 +36,6 @@ from shared.patching.settings import PatchingSettings
 from shared.shards.dataset import Dataset
 from shared.shards.document import Row
 from shared.vocabulary import BOE, EOS, IGNORED_LABEL
-from trainer.data.catalogue import catalogue_of
 from trainer.data.packing.limits import PackLimits, pack_limits
 from trainer.data.packing.packs import Step, build_pack, patch_map
 from trainer.data.packing.planner import PackPlan, Planner
@@ -59,14 +59,14 @@ class Plans:
         weights: dict[str, float] | None = None,
         streams: int = 1,
     ) -> None:
-        self.catalogue = catalogue_of(dataset)
-        self.reader = SliceReader(dataset, self.catalogue)
+        self.reader = SliceReader(dataset)
+        self.numbers = document_numbers(dataset)
         self.limits = limits
         cursor = cursor or first_cursor(dataset, 11, streams)
-        self.planner = Planner(self.catalogue, self.reader, limits, Mixing(weights or {}), cursor)
+        self.planner = Planner(dataset, self.reader, limits, Mixing(weights or {}), cursor)
 
     def build(self, plan: PackPlan):
-        return build_pack(plan, STEP, self.limits, self.catalogue, self.reader)
+        return build_pack(plan, STEP, self.limits, self.reader)
 
 
 limit_pairs = st.tuples(st.integers(SPACE.max_length + 2, 90), st.none() | st.integers(3, 40)).map(
@@ -139,12 +139,13 @@ def test_every_target_is_trained_on_once_in_each_pass_whatever_the_limits_stream
     covered = defaultdict(list)
     while done < two_passes:
         if number == stop:
-            plans = Plans(patched, limits, Cursor.model_validate_json(plans.planner.cursor.model_dump_json()))
+            plans = Plans(patched, limits, Cursor.model_validate_json(plans.planner.state.cursor.model_dump_json()))
         plan = plans.planner.next_pack()
         pack = plans.build(plan)
         assert plan.number == number
-        for found, subset, *piece in zip(slices_of(pack), pack.subset, plan.documents, plan.starts, plan.stops):
-            which, start, end = (int(value) for value in piece)
+        for found, subset, *piece in zip(slices_of(pack), pack.subset, pack.document, plan.starts, plan.stops):
+            document, start, end = (int(value) for value in piece)
+            which = plans.numbers[document]
             row = rows[which]
             if limits.patches is None:
                 row = Row(row.id, row.subset, row.text)
@@ -164,8 +165,8 @@ def test_every_target_is_trained_on_once_in_each_pass_whatever_the_limits_stream
         times = np.zeros(len(row.text) + 1, int)
         for start, end in covered[which]:
             times[start:end] += 1
-        for stream in plans.planner.cursor.streams:
-            if stream.offset and stream.document == which:
+        for stream in plans.planner.state.cursor.streams:
+            if stream.offset and plans.numbers[stream.document] == which:
                 times[stream.offset :] += 1  # still to come
         assert (times == begun).all(), "every input once for each time that its document was sampled"
     for counts in sampled.values():
@@ -181,7 +182,7 @@ def test_a_pack_is_the_longest_piece_of_the_stream_within_its_limits(patched: Da
     packs = [plans.planner.next_pack() for _ in range(40)]
     for plan, after in pairwise(packs):
         pack = plans.build(plan)
-        which, start = int(after.documents[0]), int(after.starts[0])
+        which, start = plans.numbers[after.documents[0].reference], int(after.starts[0])
         tokens, patches = 1, 0  # what the next patch (or byte) would have added
         if limits.patches is not None:
             lengths = rows[which].patch_lengths.astype(int)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from helpers.pack_examples import (
     SPECIALS,
     document,
+    document_numbers,
     expected_slice,
     in_parts,
     make_dataset,
@@ -31,7 +32,6 @@ from shared.shards.dataset import Dataset
 from shared.shards.document import Row
 from shared.shards.spans import spans_of
 from shared.vocabulary import BOE, IGNORED_LABEL, VOCABULARY_SIZE
-from trainer.data.catalogue import catalogue_of
 from trainer.data.mixture import Mixture
 from trainer.data.packing.limits import PackLimits
 from trainer.data.packing.packs import Pack, Step, build_pack
@@ -62,16 +62,15 @@ def dataset(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def packs_of(dataset: Dataset, limits: PackLimits, count: int, stop: int = -1) -> list[tuple[PackPlan, Pack]]:
-    catalogue = catalogue_of(dataset)
-    reader = SliceReader(dataset, catalogue)
-    planner = Planner(catalogue, reader, limits, Mixing(), first_cursor(dataset, 3, 2))
+    reader = SliceReader(dataset)
+    planner = Planner(dataset, reader, limits, Mixing(), first_cursor(dataset, 3, 2))
     made = []
     for number in range(count):
         if number == stop:
-            cursor = Cursor.model_validate_json(planner.cursor.model_dump_json())
-            planner = Planner(catalogue, reader, limits, Mixing(), cursor)
+            cursor = Cursor.model_validate_json(planner.state.cursor.model_dump_json())
+            planner = Planner(dataset, reader, limits, Mixing(), cursor)
         plan = planner.next_pack()
-        made.append((plan, build_pack(plan, STEP, limits, catalogue, reader)))
+        made.append((plan, build_pack(plan, STEP, limits, reader)))
     return made
 
 
@@ -79,19 +78,20 @@ def packs_of(dataset: Dataset, limits: PackLimits, count: int, stop: int = -1) -
 def test_slices_are_what_the_spans_say_and_every_target_is_trained_on_once_a_pass(
     dataset: Dataset, limits: PackLimits
 ) -> None:
-    rows = whole_documents(dataset)
+    rows, numbers = whole_documents(dataset), document_numbers(dataset)
     wanted = Counter()
     for number, row in enumerate(rows):
         last = [row.spans.last_loss] if row.spans else [True]
         trained = [*(row.spans.target_mask().tolist() if row.spans else [True] * len(row.text)), *last]
         wanted.update((number, place + 1) for place, on in enumerate(trained) if on)
     totals = dataset.manifest.totals
-    assert totals.targets == sum(wanted.values()) == int(catalogue_of(dataset).targets.sum())
+    assert totals.targets == sum(wanted.values())
     passes = 2
     trained = Counter()
     done = 0
     for plan, pack in packs_of(dataset, limits, 500, stop=7):
-        own = zip(slices_of(pack), plan.documents.tolist(), plan.starts.tolist(), plan.stops.tolist())
+        which = map(numbers.get, plan.documents.reference.tolist())
+        own = zip(slices_of(pack), which, plan.starts.tolist(), plan.stops.tolist())
         for found, which, start, stop in own:
             row = rows[which] if limits.patches else Row("", "", rows[which].text, spans=rows[which].spans)
             assert found == expected_slice(row, start, stop)
@@ -182,11 +182,10 @@ def test_going_on_for_ever_with_nothing_to_learn_is_refused(tmp_path: Path) -> N
     silent = document("y", "b", b"abc def")
     rows = [document("x", "a", b"abc def"), replace(silent, spans=spans_of([(7, None, False)]))]
     data = make_dataset(tmp_path, [rows])
-    catalogue = catalogue_of(data)
-    reader, limits = SliceReader(data, catalogue), PackLimits(20, 10)
+    reader, limits = SliceReader(data), PackLimits(20, 10)
     with pytest.raises(ConfigError, match="others go on for ever"):
-        Planner(catalogue, reader, limits, Mixing(repeats={"a": 1}), first_cursor(data, 0, 1))
-    both = Planner(catalogue, reader, limits, Mixing(repeats={"a": 1, "b": 1}), first_cursor(data, 0, 1))
+        Planner(data, reader, limits, Mixing(repeats={"a": 1}), first_cursor(data, 0, 1))
+    both = Planner(data, reader, limits, Mixing(repeats={"a": 1, "b": 1}), first_cursor(data, 0, 1))
     assert [both.next_pack().targets for _ in range(2)] == [8, 0]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.pack_examples import in_parts, pack_digest, whole_documents
+from helpers.pack_examples import document_numbers, in_parts, pack_digest, whole_documents
 from helpers.rounding import NATS
 from helpers.tiny_runs import NONE, STACK, STATIC, metric_lines, run, tiny_data, tiny_settings
 from helpers.token_data import (
@@ -35,7 +35,6 @@ from shared.shards.open import open_dataset
 from shared.shards.spans import spans_of
 from shared.vocabulary import BOS, EOS
 from trainer.__main__ import main as command
-from trainer.data.catalogue import catalogue_of
 from trainer.data.loader import PackLoader
 from trainer.data.packing.limits import PackLimits, pack_limits
 from trainer.data.packing.packs import Pack, Step, build_pack
@@ -86,20 +85,21 @@ def mixed(place: Path, encoder: SubwordEncoder, tmp_path_factory: pytest.TempPat
 def test_every_token_is_a_target_once_in_a_pass_and_slices_are_what_the_definitions_say(
     mixed: Dataset, encoder: SubwordEncoder, tokens: int, patches: int, streams: int
 ) -> None:
-    rows, catalogue = whole_documents(mixed), catalogue_of(mixed)
-    reader, limits = SliceReader(mixed, catalogue), PackLimits(tokens, patches, subwords=True)
+    rows, numbers = whole_documents(mixed), document_numbers(mixed)
+    reader, limits = SliceReader(mixed), PackLimits(tokens, patches, subwords=True)
     once = Mixing(repeats=dict.fromkeys(mixed.subset_names, 1))
-    planner = Planner(catalogue, reader, limits, once, first_cursor(mixed, 5, streams))
+    planner = Planner(mixed, reader, limits, once, first_cursor(mixed, 5, streams))
     trained: dict[int, list[int]] = {number: [] for number in range(len(rows))}
     while len((plan := planner.next_pack()).documents):
-        pack = build_pack(plan, Step(0, 0, 0), limits, catalogue, reader)
+        pack = build_pack(plan, Step(0, 0, 0), limits, reader)
         assert (plan.targets, plan.bytes) == (pack.targets, int(pack.slice_bytes.sum()))
         batch = pack.batch.to(torch.device("cpu"))
         assert batch.patches is None
         assert len(batch.ids) == len(batch.labels) == patches == sum(batch.documents.lengths)
         ends = np.cumsum(pack.lengths)
         for number, (low, high) in enumerate(zip(ends - pack.lengths, ends)):
-            document, start, stop = (int(x[number]) for x in (plan.documents, plan.starts, plan.stops))
+            document = numbers[plan.documents[number].reference]
+            start, stop = int(plan.starts[number]), int(plan.stops[number])
             wanted = expected_slice(rows[document], start, stop, encoder)
             labels = batch.labels[low:high].tolist()
             assert (batch.ids[low:high].tolist(), labels) == (wanted["ids"], wanted["labels"])
@@ -170,9 +170,11 @@ def test_a_loader_goes_on_from_its_cursor_with_other_workers_as_if_never_stopped
     limits = pack_limits(train.manifest, 128)
     assert limits.subwords
     whole = PackLoader(train, limits, 2, streams=3)
-    packs: list[Pack] = [pack for pack, _ in zip(whole, range(12))]
-    assert packs[5].step.cursor is not None
-    rest = PackLoader(train, limits, 2, streams=3, cursor=packs[5].step.cursor)
+    found = iter(whole)
+    packs: list[Pack] = [next(found) for _ in range(6)]
+    cursor = whole.cursor
+    packs += [next(found) for _ in range(6)]
+    rest = PackLoader(train, limits, 2, streams=3, cursor=cursor)
     assert [pack_digest(pack) for pack, _ in zip(rest, range(6))] == [pack_digest(pack) for pack in packs[6:]]
     for step in range(6):  # what the loss is divided by is what the packs hold
         assert packs[2 * step].step.targets == sum(pack.targets for pack in packs[2 * step : 2 * step + 2])

@@ -12,11 +12,10 @@ import torch
 from shared.bpe.vocabulary import NO_TOKEN
 from shared.layers.batch import Batch, Patches, segments
 from shared.vocabulary import BOE, BOS, EOS, IGNORED_LABEL, OFFSET, is_special, without_named
-from trainer.data.catalogue import Catalogue
 from trainer.data.packing.limits import PackLimits
 from trainer.data.packing.planner import PackPlan
-from trainer.data.packing.slices import SliceReader
-from trainer.data.sampling.cursor import Cursor
+from trainer.data.packing.slices import Place, SliceReader
+from trainer.data.sampling.cursor import CursorChange
 
 
 @dataclass(frozen=True)
@@ -52,13 +51,8 @@ class Step:
     """Labels that count: what the loss is divided by."""
     bytes: int
     """Bytes of text among them."""
-    cursor_json: str = ""
-    """The data state after the step; empty outside training. As text: it travels with every pack, and few are saved."""
-
-    @cached_property
-    def cursor(self) -> Cursor:
-        """The data state after the step."""
-        return Cursor.model_validate_json(self.cursor_json)
+    change: CursorChange | None = None
+    """What the step changes of the data state; None outside training."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +81,7 @@ class Pack:
     subset: np.ndarray
     """int32 [S], code into the dataset's subset names."""
     document: np.ndarray
-    """int64 [S], number of the document in the dataset."""
+    """int64 [S], reference of the document; in validation packs its number in the dataset."""
     slice_targets: np.ndarray
     """int64 [S], labels of each slice that count; of subwords the bytes they stand for, and EOS."""
     slice_bytes: np.ndarray
@@ -183,13 +177,14 @@ def next_labels(ids: np.ndarray, in_slice: np.ndarray, last_labels: np.ndarray) 
     return labels
 
 
-def build_pack(plan: PackPlan, step: Step, limits: PackLimits, catalogue: Catalogue, reader: SliceReader) -> Pack:
+def build_pack(plan: PackPlan, step: Step, limits: PackLimits, reader: SliceReader) -> Pack:
     """Read the slices of a plan. Raises DatasetError naming shard and document where the data is damaged."""
-    ended = plan.stops == catalogue.inputs[plan.documents]
+    documents = plan.documents
+    ended = plan.stops == documents.inputs
     boe = plan.starts > 0
     in_slice = plan.stops - plan.starts + boe
-    plain = catalogue.plain[plan.documents]
-    pieces = reader.pieces(plan, plain, limits.patches is not None)
+    plain = documents.plain
+    pieces = reader.pieces(plan, limits.patches is not None)
     # Where a slice begins with BOS or BOE the pieces have a byte of any value, which is replaced here.
     ids = np.add(pieces.text, OFFSET, dtype=np.int16)
     last = np.cumsum(in_slice) - 1
@@ -198,29 +193,25 @@ def build_pack(plan: PackPlan, step: Step, limits: PackLimits, catalogue: Catalo
     last_labels = np.full(len(in_slice), EOS, np.int16)
     # The label of the last input of a slice that is cut is the document's next byte, which is not in the pack.
     for cut in np.flatnonzero(~ended & plain).tolist():
-        last_labels[cut] = reader.byte(int(plan.documents[cut]), int(plan.stops[cut]) - 1) + OFFSET
+        last_labels[cut] = reader.byte(documents[cut], int(plan.stops[cut]) - 1) + OFFSET
     slice_targets, slice_text = plan.stops - plan.starts, plan.stops - plan.starts - ended
     slice_bytes = slice_text.copy()
     span_labels = None if plain.all() else next_labels(ids, in_slice, last_labels)
     for number in np.flatnonzero(~plain).tolist():
-        marked = reader.marked(*(int(column[number]) for column in (plan.documents, plan.starts, plan.stops)))
+        marked = reader.marked(documents[number], int(plan.starts[number]), int(plan.stops[number]))
         place = slice(first[number] + boe[number], last[number] + 1)
         ids[place] = marked.tokens[:-1]
         assert span_labels is not None
         span_labels[place] = np.where(marked.is_target[1:], marked.tokens[1:], IGNORED_LABEL)
         slice_targets[number], slice_bytes[number] = marked.targets, marked.target_bytes
         slice_text[number] = marked.text
-    lengths, in_patches, eos_alone = (
-        None,
-        np.zeros(len(in_slice), np.int64),
-        ended & catalogue.eos_alone[plan.documents],
-    )
+    lengths, in_patches, eos_alone = None, np.zeros(len(in_slice), np.int64), ended & documents.eos_alone
     slice_patches = in_patches
     if limits.patches is not None:
         lengths, in_patches = pieces.lengths, plan.patches + boe
         ends = np.cumsum(in_patches)
         lengths[(ends - 1)[ended & ~eos_alone]] -= 1  # EOS is no input
-        _check_lengths(lengths, ends - in_patches, in_slice, plan, catalogue, reader)
+        _check_lengths(lengths, ends - in_patches, in_slice, plan, reader)
         slice_patches = in_patches - 1 + eos_alone
     pack = Pack(
         number=plan.number,
@@ -234,18 +225,18 @@ def build_pack(plan: PackPlan, step: Step, limits: PackLimits, catalogue: Catalo
         in_patches=in_patches,
         next_starts=~ended | eos_alone,
         subwords=None,
-        subset=catalogue.subset[plan.documents],
-        document=plan.documents,
+        subset=documents.subset.astype(np.int32),
+        document=documents.reference,
         slice_targets=slice_targets,
         slice_bytes=slice_bytes,
         slice_text=slice_text,
         slice_patches=slice_patches,
         ended=ended,
     )
-    return in_subwords(pack, plan, catalogue, reader) if limits.subwords else pack
+    return in_subwords(pack, plan, reader) if limits.subwords else pack
 
 
-def in_subwords(pack: Pack, plan: PackPlan, catalogue: Catalogue, reader: SliceReader) -> Pack:
+def in_subwords(pack: Pack, plan: PackPlan, reader: SliceReader) -> Pack:
     """A pack of bytes as a model of subwords reads it, each patch a token.
 
     Targets are then those inside slices (see `PackSubwords`), counted in the bytes that they stand for. Raises
@@ -260,10 +251,9 @@ def in_subwords(pack: Pack, plan: PackPlan, catalogue: Catalogue, reader: SliceR
     ids[is_special(pack.ids[starts])] = NO_TOKEN
     ids[first] = pack.ids[starts[first]]
     for wrong in np.flatnonzero(ids == NO_TOKEN)[:1].tolist():
-        document = plan.documents[np.searchsorted(last, wrong)]
         problem = f"a patch of {lengths[wrong]} bytes that is no token of its tokenizer"
-        raise reader.damaged(int(catalogue.first_row[document]), problem)
-    is_target = reader.target_mask(plan, catalogue.plain[plan.documents])
+        raise reader.damaged(_first_place(plan, int(np.searchsorted(last, wrong))), problem)
+    is_target = reader.target_mask(plan)
     eos = pack.ended & (pack.labels[np.cumsum(pack.in_slice) - 1] == EOS)
     labels = np.full_like(ids, IGNORED_LABEL)
     labels[:-1][is_target[starts[1:]]] = ids[1:][is_target[starts[1:]]]
@@ -278,13 +268,14 @@ def in_subwords(pack: Pack, plan: PackPlan, catalogue: Catalogue, reader: SliceR
     )
 
 
+def _first_place(plan: PackPlan, number: int) -> Place:
+    """Where the document of a slice begins."""
+    document = plan.documents[number]
+    return Place(document.shard, document.batch, document.row)
+
+
 def _check_lengths(
-    lengths: np.ndarray,
-    firsts: np.ndarray,
-    in_slice: np.ndarray,
-    plan: PackPlan,
-    catalogue: Catalogue,
-    reader: SliceReader,
+    lengths: np.ndarray, firsts: np.ndarray, in_slice: np.ndarray, plan: PackPlan, reader: SliceReader
 ) -> None:
     """Raise DatasetError when the patches of a slice do not add up to its tokens, or one has none."""
     if not len(firsts):
@@ -294,7 +285,7 @@ def _check_lengths(
         problem = f"patches of {found[wrong]} inputs, the index says {in_slice[wrong]}"
         if found[wrong] == in_slice[wrong]:
             problem = "a patch without any input"
-        raise reader.damaged(int(catalogue.first_row[plan.documents[wrong]]), problem)
+        raise reader.damaged(_first_place(plan, wrong), problem)
 
 
 def patch_map(lengths: np.ndarray, in_slice: np.ndarray, next_starts: np.ndarray) -> PackPatches:

@@ -1,4 +1,4 @@
-"""Planning packs: which slices of which documents each one holds. Pure arithmetic on the catalogue.
+"""Planning packs: which slices of which documents each one holds. Pure arithmetic on figures of the documents in use.
 
 Packs take turns to be cut from streams. A stream takes the next documents of the merged stream, and each of its packs
 is the longest next piece of them within the limits. So packs that follow one another come from different documents
@@ -10,15 +10,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shared.errors import ConfigError, IdentityError
-from trainer.data.catalogue import Catalogue
+from shared.errors import ConfigError, DatasetError, IdentityError
+from shared.shards.runs import ROW_BITS
+from trainer.data.documents import NO_DOCUMENTS, Document, Documents, gather_documents
 from trainer.data.packing.limits import PackLimits
 from trainer.data.packing.slices import Cut, SliceReader, Slices
-from trainer.data.sampling.cursor import Cursor, PackStream
+from trainer.data.sampling.cursor import Cursor, CursorChange, CursorState
 from trainer.data.sampling.schedule import ENDLESS, Mixing, Schedule, document_ends, document_rates
-from trainer.data.sampling.streams import SubsetStream
+from trainer.data.sampling.streams import SubsetStreams
+from trainer.data.source import Source
 
-BLOCK = 1024
+BLOCK = 2048
 """Documents scheduled at a time."""
 
 
@@ -44,16 +46,16 @@ class Room:
         """Targets of what has been taken, and the bytes of text among it."""
         self._slices: list[np.ndarray] = []
 
-    def add_slice(self, document: int, start: int, cut: Cut, target_counts: tuple[int, int]) -> None:
+    def add_slice(self, document: Document, start: int, cut: Cut, target_counts: tuple[int, int]) -> None:
         """Take a slice, with so many (targets, bytes); a continued one costs BOE too."""
         boe = start > 0
-        slices = np.array([[document], [start], [cut.stop], [cut.first_patch], [cut.patches]])
+        slices = np.array([start, cut.stop, cut.first_patch, cut.patches, *document], np.int64)[:, None]
         self.add(slices, cut.stop - start + boe, cut.patches + boe, target_counts)
 
     def add(self, slices: np.ndarray, tokens: int, patches: int, target_counts: tuple[int, int]) -> None:
         """Take slices, all together of so many tokens, patches and (targets, bytes).
 
-        slices int64 [5, S]: the document, start, stop, first patch and patches of each.
+        slices int64 [4 + fields of Document, S]: the values of `Slices`.
         """
         self._slices.append(slices)
         self.tokens -= tokens
@@ -65,22 +67,23 @@ class Room:
 
     def plan(self, number: int) -> PackPlan:
         """The plan of what has been taken."""
-        slices = np.concatenate(self._slices, axis=1) if self._slices else np.zeros((5, 0), np.int64)
-        documents, starts, stops, first_patches, patches = slices
-        return PackPlan(documents, starts, stops, first_patches, patches, number, self.targets, self.bytes)
+        return PackPlan(np.concatenate([NO_SLICES, *self._slices], axis=1), number, self.targets, self.bytes)
+
+
+NO_SLICES = np.zeros((4 + len(Document._fields), 0), np.int64)
 
 
 class Upcoming:
     """Documents in the order in which they are packed, and how many of them fit into what is left."""
 
-    def __init__(self, catalogue: Catalogue, documents: np.ndarray) -> None:
+    def __init__(self, documents: Documents) -> None:
         self.documents = documents
-        inputs, patches, nothing = catalogue.inputs[documents], catalogue.patches[documents], np.zeros_like(documents)
-        self._slices = np.stack([documents, nothing, inputs, nothing, patches])
+        inputs, patches, nothing = documents.inputs, documents.patches, np.zeros(len(documents), np.int64)
+        self._slices = np.concatenate([np.stack([nothing, inputs, nothing, patches]), documents.values])
         self._tokens = _running(inputs)
         self._patches = _running(patches)
-        self._targets = _running(catalogue.targets[documents])
-        self._bytes = _running(catalogue.target_bytes[documents])
+        self._targets = _running(documents.targets)
+        self._bytes = _running(documents.target_bytes)
 
     def tokens_from(self, position: int) -> int:
         """Inputs of all documents from a position on."""
@@ -105,55 +108,74 @@ def _running(values: np.ndarray) -> np.ndarray:
     return np.append(0, np.cumsum(values))
 
 
-def continue_document(reader: SliceReader, inputs: int, document: int, start: int, room: Room) -> int:
+def continue_document(reader: SliceReader, document: Document, start: int, room: Room) -> int:
     """Put as much of a document as fits into the room, from input ``start``; where the slice ends."""
     boe = start > 0
     patches = None if room.patches is None else room.patches - boe
     cut = reader.furthest_cut(document, start, room.tokens - boe, patches)
     if cut.stop > start:
         room.add_slice(document, start, cut, reader.target_counts(document, start, cut.stop, room.subwords))
-    assert cut.stop <= inputs
+    assert cut.stop <= document.inputs
     return cut.stop
 
 
 class Planner:
     """The endless sequence of training packs from a cursor on."""
 
-    def __init__(
-        self, catalogue: Catalogue, reader: SliceReader, limits: PackLimits, mixing: Mixing, cursor: Cursor
-    ) -> None:
-        """Raises ConfigError for shares that cannot be kept, IdentityError for a cursor made with other packs."""
-        names = catalogue.subset_names
-        documents = np.bincount(catalogue.subset, minlength=len(names))
-        rates = document_rates(documents, catalogue.bytes_of_subset(), mixing.weights, names)
-        if not catalogue.targets_of_subset()[rates > 0].any():
+    def __init__(self, source: Source, reader: SliceReader, limits: PackLimits, mixing: Mixing, cursor: Cursor) -> None:
+        """Raises ConfigError for shares that cannot be kept, IdentityError for a cursor made with other packs.
+
+        Raises DatasetError when the data is damaged or empty.
+        """
+        require_documents(source)
+        names, totals = source.subset_names, source.subsets.values()
+        documents, text, targets = (
+            np.array([getattr(subset, key) for subset in totals], np.int64) for key in ("documents", "bytes", "targets")
+        )
+        rates = document_rates(documents, text, mixing.weights, names)
+        if not targets[rates > 0].any():
             raise ConfigError("the data has nothing to learn: the loss of all its spans is off")
         ends = document_ends(documents, mixing.repeats, names)
         lasting = (rates > 0) & (ends == ENDLESS)
-        if lasting.any() and not catalogue.targets_of_subset()[lasting].any():
+        if lasting.any() and not targets[lasting].any():
             raise ConfigError(
                 "data.repeats ends every subset with anything to learn, others go on for ever; end them too"
             )
-        self._catalogue, self._reader, self._limits = catalogue, reader, limits
+        self._source, self._reader, self._limits = source, reader, limits
         self._schedule = Schedule(rates, cursor.seed, ends)
-        self._streams = [SubsetStream(catalogue, subset, cursor.seed) for subset in range(len(names))]
-        self._cursor = cursor
-        self._pack, self._pack_streams = cursor.pack, list(cursor.streams)
-        self._sampled = np.array([cursor.sampled[name] for name in names], np.int64)
-        """Documents of each subset sampled before those that are upcoming."""
-        self._scheduled = self._sampled.copy()
-        self._position = 0
-        self._upcoming = Upcoming(catalogue, np.zeros(0, np.int64))
-        for stream in self._pack_streams:
-            self._check_stream(stream)
+        self._state = CursorState(cursor, names)
+        """After the packs planned so far; of subsets, up to what is counted of the documents at hand."""
+        self._streams = SubsetStreams(source, cursor.seed, self._state.positions())
+        self._scheduled = self._state.subsets[:, 4].copy()
+        self._changed: tuple[list[np.ndarray], list[int]] = [], []
+        """Subsets and pack streams that have moved since `change` was last asked."""
+        self._position = self._counted = 0
+        self._upcoming, self._after = Upcoming(NO_DOCUMENTS), np.zeros((0, 4), np.int64)
+        self._open = [
+            self._begun(document, offset) if offset else None for document, offset in self._state.streams.tolist()
+        ]
+        """The document that the last pack of each pack stream cut."""
 
     @property
-    def cursor(self) -> Cursor:
+    def pack(self) -> int:
+        """Number of the next pack."""
+        return self._state.pack
+
+    @property
+    def state(self) -> CursorState:
         """Where the stream stands after the packs planned so far."""
-        sampled = dict(zip(self._catalogue.subset_names, (self._sampled + self._used()).tolist()))
-        return self._cursor.model_copy(
-            update={"pack": self._pack, "sampled": sampled, "streams": tuple(self._pack_streams)}
+        self._count()
+        return self._state
+
+    def change(self) -> CursorChange:
+        """What has changed of the state since this was last asked."""
+        self._count()
+        subsets, streams = (
+            np.unique(np.array(numbers, np.int64))
+            for numbers in (np.concatenate([np.zeros(0, np.int64), *self._changed[0]]), self._changed[1])
         )
+        self._changed = [], []
+        return self._state.change(subsets, streams)
 
     def next_pack(self) -> PackPlan:
         """Plan one pack: the longest next piece of its stream in which there is anything to learn.
@@ -163,40 +185,45 @@ class Planner:
         plan = self._cut_pack()
         while len(plan.documents) and not plan.targets:
             plan = self._cut_pack()  # nothing to learn in that piece, and the next one sees nothing of it anyway
-        self._pack += 1
+        self._state.pack += 1
         return plan
 
     def _cut_pack(self) -> PackPlan:
         """The longest next piece of a stream."""
         room = Room(self._limits)
         number = self._turn()
-        stream = self._pack_streams[number]
-        if stream.offset:
-            stream = self._fill(stream, room)
-        if not stream.offset:
+        document, offset = self._open[number], int(self._state.streams[number, 1])
+        if document is not None:
+            document, offset = self._continued(document, offset, room)
+        if document is None:
             self._extend(room.tokens)
             self._position = self._upcoming.fill(self._position, room)
             if not self._ended():
                 left = room.tokens
-                stream = self._fill(PackStream(document=int(self._upcoming.documents[self._position])), room)
+                document, offset = self._continued(self._upcoming.documents[self._position], 0, room)
                 if room.tokens < left:
                     self._position += 1
-        self._pack_streams[number] = stream
-        plan = room.plan(self._pack)
+        self._open[number] = document
+        self._state.streams[number] = (document.reference, offset) if document is not None else 0
+        self._changed[1].append(number)
+        plan = room.plan(self._state.pack)
         assert len(plan.documents) or self._ended(), "a pack must make progress"
         return plan
 
     def shards_ahead(self) -> list[int]:
         """Shards that are needed next, each once, subset by subset in the order of their use."""
-        ahead = [self._streams[subset].shards_ahead(int(self._scheduled[subset])) for subset in self._schedule.subsets]
-        return list(dict.fromkeys(np.concatenate(ahead).tolist()))
+        lasting = self._scheduled < self._schedule.ends
+        shards: list[int] = self._streams.shards_ahead(
+            [subset for subset in self._schedule.subsets.tolist() if lasting[subset]]
+        ).tolist()
+        return shards
 
     def _turn(self) -> int:
         """The stream of the next pack; when no more documents begin, the next one that has something left."""
-        number = self._pack % len(self._pack_streams)
-        if not self._pack_streams[number].offset and self._ended():
-            begun = [stream for stream, at in enumerate(self._pack_streams) if at.offset]
-            number = min(begun, key=lambda stream: (stream - number) % len(self._pack_streams), default=number)
+        number = self._state.pack % len(self._open)
+        if self._open[number] is None and self._ended():
+            begun = [stream for stream, document in enumerate(self._open) if document is not None]
+            number = min(begun, key=lambda stream: (stream - number) % len(self._open), default=number)
         return number
 
     def _ended(self) -> bool:
@@ -204,16 +231,20 @@ class Planner:
         self._extend(0)
         return self._position == len(self._upcoming.documents)
 
-    def _fill(self, stream: PackStream, room: Room) -> PackStream:
-        """Take what fits of a stream's document; the stream after that, with offset 0 if all or nothing was taken."""
-        inputs = int(self._catalogue.inputs[stream.document])
-        stop = continue_document(self._reader, inputs, stream.document, stream.offset, room)
-        return PackStream(document=stream.document, offset=stop) if stop < inputs else PackStream()
+    def _continued(self, document: Document, start: int, room: Room) -> tuple[Document | None, int]:
+        """Take what fits of a document from input ``start``; the document and where it was cut, None if it was not."""
+        stop = continue_document(self._reader, document, start, room)
+        return (document, stop) if 0 < stop < document.inputs else (None, 0)
 
-    def _used(self) -> np.ndarray:
-        """int64 [subsets]: how many of the documents at hand have been sampled."""
-        used = self._upcoming.documents[: self._position]
-        return np.bincount(self._catalogue.subset[used], minlength=len(self._sampled))
+    def _count(self) -> None:
+        """Bring the state of the subsets up to the documents that have been used."""
+        used = slice(self._counted, self._position)
+        subsets = self._upcoming.documents.subset[used]
+        if len(subsets):
+            self._state.subsets[subsets, :4] = self._after[used]  # of several documents of a subset the last one counts
+            self._state.subsets[:, 4] += np.bincount(subsets, minlength=len(self._scheduled))
+            self._changed[0].append(subsets)
+            self._counted = self._position
 
     def _extend(self, tokens: int) -> None:
         """Schedule more documents, until those at hand have more than so many inputs or none is left."""
@@ -221,27 +252,39 @@ class Planner:
             subsets = self._schedule.following(self._scheduled, BLOCK)
             if not len(subsets):
                 break
-            documents = np.empty(len(subsets), np.int64)
-            for subset in np.unique(subsets):
-                mine = subsets == subset
-                documents[mine] = self._streams[subset].take(int(self._scheduled[subset]), int(mine.sum()))
+            self._count()
+            references, after = self._streams.take(subsets)
+            documents = gather_documents(self._source, references, subsets)
             self._scheduled += np.bincount(subsets, minlength=len(self._scheduled))
-            self._sampled += self._used()
-            waiting = self._upcoming.documents[self._position :]
-            self._upcoming, self._position = Upcoming(self._catalogue, np.concatenate([waiting, documents])), 0
+            waiting = self._upcoming.documents.values[:, self._position :]
+            self._after = np.concatenate([self._after[self._position :], after])
+            self._upcoming = Upcoming(Documents(np.concatenate([waiting, documents.values], axis=1)))
+            self._position = self._counted = 0
 
-    def _check_stream(self, stream: PackStream) -> None:
-        """Raise IdentityError for a document that packs of these limits could not have cut there."""
-        if not stream.offset:
-            return
-        known = stream.document < len(self._catalogue.inputs)
-        inside = known and stream.offset < self._catalogue.inputs[stream.document]
-        patched = self._limits.patches is not None
-        if not inside or (patched and not self._reader.on_boundary(stream.document, stream.offset)):
-            raise IdentityError(
-                f"the checkpoint stops at byte {stream.offset - 1} of document {stream.document}, where these packs "
-                "cannot; was it made with patches of another kind?"
-            )
+    def _begun(self, reference: int, offset: int) -> Document:
+        """A document that a pack stream has begun. Raises IdentityError where packs of these limits cannot cut it."""
+        shard, row = reference >> ROW_BITS, reference % 2**ROW_BITS
+        if shard < self._source.shard_count:
+            index = self._source.shard_index(shard)
+            if row < len(index) and index.part[row] == 0:
+                subset = self._source.subset_codes(shard)[index.subset[row]]
+                document = gather_documents(self._source, np.array([reference]), subset)[0]
+                patched = self._limits.patches is not None
+                if offset < document.inputs and not (patched and not self._reader.on_boundary(document, offset)):
+                    return document
+        raise IdentityError(
+            f"the checkpoint stops at byte {offset - 1} of the document in row {row} of shard {shard}, where these "
+            "packs cannot; was it made with patches of another kind?"
+        )
+
+
+def require_documents(source: Source) -> None:
+    """Raise DatasetError when there is nothing to read."""
+    if not any(totals.documents for totals in source.subsets.values()):
+        raise DatasetError(
+            f"{source.where} holds no documents: training needs some in train and in validation; preprocess more, "
+            "with another --validation-fraction, or cut long texts with --document-bytes"
+        )
 
 
 def check_division(packs: int, ranks: int) -> None:

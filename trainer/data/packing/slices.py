@@ -19,7 +19,7 @@ from shared.bpe.vocabulary import Subwords, load_subwords
 from shared.errors import DatasetError
 from shared.shards.columns import BatchColumns
 from shared.vocabulary import BOS, EOS, VOCABULARY_SIZE, byte_tokens, is_special
-from trainer.data.catalogue import Catalogue
+from trainer.data.documents import Column, Document, Documents
 from trainer.data.source import Source
 
 K = TypeVar("K", bound=Hashable)
@@ -54,12 +54,31 @@ SPECIAL_BYTE, SPECIAL_PATCH = np.zeros(1, np.uint8), np.ones(1, np.dtype("<u2"))
 """Where BOS or BOE begins a slice, and the patch that BOE is, as it would be stored."""
 
 
-class RowRange(NamedTuple):
-    """One row of a document and the inputs [start, stop) of the document that lie in it."""
+ROWS_HELD = 256
+"""Documents of several rows of which these are kept."""
 
+
+class Place(NamedTuple):
+    """Where a row lies."""
+
+    shard: int
+    batch: int
     row: int
+    """In the batch."""
+
+
+class DocumentRow(NamedTuple):
+    """One row of a document, and the inputs [start, stop) of the document that lie in it."""
+
+    place: Place
     start: int
     stop: int
+    first_patch: int
+    """Patches of the document before the row."""
+    patches: int
+    """Of the row as they are stored, one of EOS alone included; 0 when unpatched."""
+    last: bool
+    """Whether the document ends in this row."""
 
 
 class Cut(NamedTuple):
@@ -77,16 +96,22 @@ class Cut(NamedTuple):
 class Slices:
     """S slices of documents, one after the other."""
 
-    documents: np.ndarray
-    """int64 [S]."""
-    starts: np.ndarray
+    values: np.ndarray
+    """int64 [4 + fields of Document, S]: start, stop, first patch, patches, and the document of each slice."""
+
+    starts = Column(0)
     """int64 [S], the first input of each slice; above 0 it is continued and begins with BOE."""
-    stops: np.ndarray
+    stops = Column(1)
     """int64 [S], one past the last input."""
-    first_patches: np.ndarray
+    first_patches = Column(2)
     """int64 [S], patches of the document before each slice; 0 when unpatched."""
-    patches: np.ndarray
+    patches = Column(3)
     """int64 [S], patches of each slice, without one for BOE; 0 when unpatched."""
+
+    @property
+    def documents(self) -> Documents:
+        """[S]."""
+        return Documents(self.values[4:])
 
 
 class Pieces(NamedTuple):
@@ -130,98 +155,100 @@ class Marked(NamedTuple):
 class SliceReader:
     """Slices of the documents of a dataset."""
 
-    def __init__(self, dataset: Source, catalogue: Catalogue) -> None:
-        self._dataset = dataset
-        self._catalogue = catalogue
+    def __init__(self, source: Source) -> None:
+        self._source = source
         self._batches = Recent(CACHE_BYTES, self._decoded)
         self._ends = Recent(ENDS_BYTES, self._patch_ends)
-        self._body: tuple[int, np.ndarray, np.ndarray] = (-1, np.zeros(0, np.int16), np.zeros(0, bool))
-        self._largest = VOCABULARY_SIZE + len(dataset.specials)
+        self._rows: OrderedDict[int, list[DocumentRow]] = OrderedDict()
+        self._body: tuple[Place | None, np.ndarray, np.ndarray] = (None, np.zeros(0, np.int16), np.zeros(0, bool))
+        self._largest = VOCABULARY_SIZE + len(source.specials)
 
-    def pieces(self, slices: Slices, plain: np.ndarray, patched: bool) -> Pieces:
-        """What slices hold; plain bool [S], whether a slice is of a document without spans.
-
-        Raises DatasetError that names shard and document where the data is damaged.
-        """
+    def pieces(self, slices: Slices, patched: bool) -> Pieces:
+        """What slices hold. Raises DatasetError that names shard and document where the data is damaged."""
         text, lengths = [np.zeros(0, np.uint8)], [np.zeros(0, np.uint8)]
+        plain = slices.documents.plain
         previous = -1
-        for number, row, low, high, first, last in zip(*self._row_parts(slices).tolist()):
-            columns, place = self._columns(row), self._place(row)
+        for number, shard, batch, row, low, high, first, last in self._row_parts(slices).T.tolist():
+            columns = self._batches[shard, batch]
             if number != previous:
                 text.append(SPECIAL_BYTE)
                 if slices.starts[number]:
                     lengths.append(SPECIAL_PATCH)
                 previous = number
-            text.append(columns.texts.part(place, low, high) if plain[number] else np.zeros(high - low, np.uint8))
+            text.append(columns.texts.part(row, low, high) if plain[number] else np.zeros(high - low, np.uint8))
             if patched:
                 if columns.lengths is None:
-                    raise self.damaged(row, "no patch lengths")
-                lengths.append(columns.lengths.part(place, 2 * first, 2 * last))
+                    raise self.damaged(Place(shard, batch, row), "no patch lengths")
+                lengths.append(columns.lengths.part(row, 2 * first, 2 * last))
         return Pieces(np.concatenate(text), np.concatenate(lengths).view("<u2"))
 
     def _row_parts(self, slices: Slices) -> np.ndarray:
-        """int64 [6, K]: the parts of rows that slices are made of.
+        """int64 [8, K]: the parts of rows that slices are made of.
 
-        Each is the number of the slice, the row, and of that row's body and stored patches the first and one past the
-        last. Nearly all documents are one row, and then K = S.
+        Each is the number of the slice, the row's shard, batch and number in it, and of that row's body and stored
+        patches the first and one past the last. Nearly all documents are one row, and then K = S.
         """
-        catalogue = self._catalogue
-        rows = catalogue.first_row[slices.documents]
-        count = catalogue.first_row[slices.documents + 1] - rows
+        documents = slices.documents
         parts = np.stack(
             [
-                np.arange(len(rows)),
-                rows,
+                np.arange(len(documents)),
+                documents.shard,
+                documents.batch,
+                documents.row,
                 np.maximum(slices.starts, 1) - 1,  # BOS is not of the body
                 slices.stops - 1,
                 slices.first_patches,
                 slices.first_patches + slices.patches,
             ]
         )
-        if len(rows) == count.sum():
+        several = np.flatnonzero(documents.rows > 1).tolist()
+        if not several:
             return parts
-        return self._divided(parts, slices, count)
+        pieces, done = [], 0
+        for number in several:
+            pieces += [parts[:, done:number], self._divided(parts[:, number], slices, number)]
+            done = number + 1
+        return np.concatenate([*pieces, parts[:, done:]], axis=1)
 
-    def _divided(self, parts: np.ndarray, slices: Slices, count: np.ndarray) -> np.ndarray:
-        """int64 [6, K]: the same for documents of ``count`` [S] rows, from what would be if each were one row."""
-        catalogue = self._catalogue
-        parts = np.repeat(parts, count, axis=1)
-        parts[1] += np.arange(len(parts[1])) - np.repeat(np.cumsum(count) - count, count)
-        begin, size = catalogue.row_start[parts[1]], catalogue.row_inputs[parts[1]]
-        touched = (begin < slices.stops[parts[0]]) & (begin + size > slices.starts[parts[0]])
-        parts, begin, size = parts[:, touched], begin[touched], size[touched]
-        body = size - (begin == 0)
-        parts[2:4] = np.minimum(np.maximum(parts[2:4] - np.maximum(begin - 1, 0), 0), body)
-        patches = catalogue.row_patches[parts[1]]
-        parts[4:6] = np.minimum(np.maximum(parts[4:6] - catalogue.row_first_patch[parts[1]], 0), patches)
-        return parts
+    def _divided(self, part: np.ndarray, slices: Slices, number: int) -> np.ndarray:
+        """int64 [8, K]: the same for one slice of a document of several rows, from what would be if it were one."""
+        start, stop = int(slices.starts[number]), int(slices.stops[number])
+        found = []
+        for row in self.rows(slices.documents[number]):
+            if row.start < stop and row.stop > start:
+                before = max(row.start - 1, 0)  # of the body
+                body = row.stop - row.start - (row.start == 0)
+                low, high = (min(max(int(value) - before, 0), body) for value in part[4:6])
+                first, last = (min(max(int(value) - row.first_patch, 0), row.patches) for value in part[6:8])
+                found.append([number, *row.place, low, high, first, last])
+        return np.array(found, np.int64).reshape(-1, 8).T
 
-    def marked(self, document: int, start: int, stop: int) -> Marked:
+    def marked(self, document: Document, start: int, stop: int) -> Marked:
         """A slice of a document, with spans or not."""
         tokens, is_target = np.empty(stop - start + 1, np.int16), np.ones(stop - start + 1, bool)
         if start == 0:
             tokens[0] = BOS
-        for row, begin, end in self._rows(document, start):
-            if begin > stop:
+        for row in self._rows_from(document, start):
+            if row.start > stop:
                 break
-            begin = max(begin, 1)  # BOS is not of the body
-            body, body_targets = self._marked_body(row, end - begin)
+            begin, end = max(row.start, 1), row.stop  # BOS is not of the body
+            body, body_targets = self._marked_body(row.place, end - begin)
             low, high = max(start, begin), min(stop + 1, end)
             tokens[low - start : high - start] = body[low - begin : high - begin]
             is_target[low - start : high - start] = body_targets[low - begin : high - begin]
-            if end <= stop and self._catalogue.row_last[row]:
-                spans = self._columns(row).spans(self._place(row))
+            if end <= stop and row.last:
+                spans = self._columns(row.place).spans(row.place.row)
                 tokens[-1], is_target[-1] = EOS, spans is None or spans.last_loss
         return Marked(tokens, is_target)
 
-    def target_counts(self, document: int, start: int, stop: int, subwords: bool = False) -> tuple[int, int]:
+    def target_counts(self, document: Document, start: int, stop: int, subwords: bool = False) -> tuple[int, int]:
         """Targets of a slice, and the bytes of text among them.
 
         Of bytes each but the first predicts the next one, past the slice's end too. Of ``subwords`` each but BOS is
         predicted inside its slice, since the last one cannot know where the next ends.
         """
-        ended = stop == int(self._catalogue.inputs[document])
-        if self._catalogue.plain[document]:
+        ended = stop == document.inputs
+        if document.plain:
             text = stop - max(start, 1) if subwords else stop - start - ended
             return text + ended, text
         marked = self.marked(document, start, stop)
@@ -229,14 +256,14 @@ class SliceReader:
             return marked.targets_inside(start, ended)
         return marked.targets, marked.target_bytes
 
-    def target_mask(self, slices: Slices, plain: np.ndarray) -> np.ndarray:
+    def target_mask(self, slices: Slices) -> np.ndarray:
         """bool [T]: whether each token of slices is a target when it is predicted; BOS and BOE are none."""
-        boe = slices.starts > 0
+        documents, boe = slices.documents, slices.starts > 0
         in_slice = slices.stops - slices.starts + boe
         ends = np.cumsum(in_slice)
         is_target = np.ones(int(in_slice.sum()), bool)
-        for number in np.flatnonzero(~plain).tolist():
-            marked = self.marked(*(int(column[number]) for column in (slices.documents, slices.starts, slices.stops)))
+        for number in np.flatnonzero(~documents.plain).tolist():
+            marked = self.marked(documents[number], int(slices.starts[number]), int(slices.stops[number]))
             is_target[ends[number] - len(marked.is_target) + 1 : ends[number]] = marked.is_target[:-1]
         is_target[ends - in_slice] = False
         return is_target
@@ -244,48 +271,48 @@ class SliceReader:
     @cached_property
     def subwords(self) -> Subwords:
         """The tokens that are the patches of rule bpe. Raises DatasetError, IdentityError for another tokenizer."""
-        recorded = self._dataset.patching.tokenizer
+        recorded = self._source.patching.tokenizer
         assert recorded is not None, "rule bpe records its tokenizer"
-        check_tokenizer(self._dataset.tokenizer, recorded)
-        return load_subwords(self._dataset.tokenizer)
+        check_tokenizer(self._source.tokenizer, recorded)
+        return load_subwords(self._source.tokenizer)
 
-    def _marked_body(self, row: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    def _marked_body(self, place: Place, size: int) -> tuple[np.ndarray, np.ndarray]:
         """int16 and bool [size]: the body of a row, and which of its tokens are targets."""
-        if self._body[0] != row:
-            columns, place = self._columns(row), self._place(row)
-            text, spans = columns.text(place), columns.spans(place)
+        if self._body[0] != place:
+            columns = self._columns(place)
+            text, spans = columns.text(place.row), columns.spans(place.row)
             tokens = byte_tokens(text) if spans is None else spans.tokens(text)
             is_target = np.ones(len(tokens), bool) if spans is None else spans.target_mask()
             if len(tokens) != size:
-                raise self.damaged(row, f"{len(tokens)} bytes and special ids, the index says {size}")
+                raise self.damaged(place, f"{len(tokens)} bytes and special ids, the index says {size}")
             if size and (largest := int(tokens.max())) >= self._largest:
-                raise self.damaged(row, f"the special id {largest}; the manifest names those below {self._largest}")
-            self._body = row, tokens, is_target
+                raise self.damaged(place, f"the special id {largest}; the manifest names those below {self._largest}")
+            self._body = place, tokens, is_target
         return self._body[1:]
 
-    def byte(self, document: int, number: int) -> int:
+    def byte(self, document: Document, number: int) -> int:
         """One byte of a document, counted from 0."""
-        row = self._row_of(document, number + 1)
-        place = number - max(int(self._catalogue.row_start[row]) - 1, 0)
-        return int(self._columns(row).texts.part(self._place(row), place, place + 1)[0])
+        row = next(self._rows_from(document, number + 1))
+        place = number - max(row.start - 1, 0)
+        return int(self._columns(row.place).texts.part(row.place.row, place, place + 1)[0])
 
-    def on_boundary(self, document: int, stop: int) -> bool:
+    def on_boundary(self, document: Document, stop: int) -> bool:
         """Whether a patch of the document ends just before input ``stop``, 0 < stop < inputs."""
-        return bool(np.isin(stop, self._ends[self._row_of(document, stop - 1)]))
+        return bool(np.isin(stop, self._ends[next(self._rows_from(document, stop - 1))]))
 
-    def furthest_cut(self, document: int, start: int, tokens: int, patches: int | None) -> Cut:
+    def furthest_cut(self, document: Document, start: int, tokens: int, patches: int | None) -> Cut:
         """The longest slice from ``start`` of at most so many inputs and patches.
 
         It ends at ``start`` if nothing fits. patches None cuts at any byte.
         """
         if patches is None:
-            return Cut(min(start + tokens, int(self._catalogue.inputs[document])), 0, 0)
+            return Cut(min(start + tokens, document.inputs), 0, 0)
         stop, left, before = start, patches, None
-        for row, _, _ in self._rows(document, start):
+        for row in self._rows_from(document, start):
             ends = self._ends[row]
             first = int(ends.searchsorted(stop, side="right"))
             if before is None:
-                before = int(self._catalogue.row_first_patch[row]) + first
+                before = row.first_patch + first
             last = min(first + left, int(ends.searchsorted(start + tokens, side="right")))
             if last > first:
                 stop = int(ends[last - 1])
@@ -294,52 +321,61 @@ class SliceReader:
                 break
         return Cut(stop, before or 0, patches - left)
 
-    def _patch_ends(self, row: int) -> np.ndarray:
+    def _patch_ends(self, row: DocumentRow) -> np.ndarray:
         """int64 [P]: the input of the document at which each patch of a row ends.
 
         Raises DatasetError when the row's lengths do not fit the index.
         """
-        stored = self._columns(row).patch_lengths(self._place(row))
+        stored = self._columns(row.place).patch_lengths(row.place.row)
         if stored is None or len(stored) == 0:
-            raise self.damaged(row, "no patch lengths")
+            raise self.damaged(row.place, "no patch lengths")
         ends = np.cumsum(stored, dtype=np.int64)
-        ends += self._catalogue.row_start[row]
-        last = self._catalogue.row_last[row]
-        ends[-1] -= last  # EOS is no input
-        found, wanted = int(ends[-1] - self._catalogue.row_start[row]), int(self._catalogue.row_inputs[row])
+        ends += row.start
+        ends[-1] -= row.last  # EOS is no input
+        found, wanted = int(ends[-1]), row.stop
         if found != wanted:
-            raise self.damaged(row, f"patches of {found} inputs, the index says {wanted}")
-        return ends[:-1] if last and stored[-1] == 1 else ends
+            raise self.damaged(row.place, f"patches of {found - row.start} inputs, the index says {wanted - row.start}")
+        return ends[:-1] if row.last and stored[-1] == 1 else ends
 
-    def _rows(self, document: int, start: int) -> Iterator[RowRange]:
-        """The rows of a document from the one that holds input ``start``."""
-        catalogue = self._catalogue
-        for row in range(self._row_of(document, start), int(catalogue.first_row[document + 1])):
-            begin = int(catalogue.row_start[row])
-            yield RowRange(row, begin, begin + int(catalogue.row_inputs[row]))
+    def rows(self, document: Document) -> list[DocumentRow]:
+        """The rows of a document."""
+        if document.rows == 1:
+            place = Place(document.shard, document.batch, document.row)
+            return [DocumentRow(place, 0, document.inputs, 0, document.patches + document.eos_alone, True)]
+        held = self._rows.get(document.reference)
+        if held is None:
+            held = self._rows[document.reference] = self._indexed_rows(document)
+            if len(self._rows) > ROWS_HELD:
+                self._rows.popitem(last=False)
+        return held
 
-    def _row_of(self, document: int, number: int) -> int:
-        """The row that holds an input of a document."""
-        first, after = map(int, self._catalogue.first_row[document : document + 2])
-        if after - first == 1:
-            return first
-        return first + int(self._catalogue.row_start[first:after].searchsorted(number, side="right")) - 1
+    def _indexed_rows(self, document: Document) -> list[DocumentRow]:
+        index = self._source.shard_index(document.shard)
+        own = slice(document.first_row, document.first_row + document.rows)
+        found: list[DocumentRow] = []
+        start = first_patch = 0
+        for batch, row, tokens, patches in zip(
+            index.batch[own].tolist(), index.row[own].tolist(), index.tokens[own].tolist(), index.patches[own].tolist()
+        ):
+            stop = start + tokens + (start == 0)
+            last = len(found) == document.rows - 1
+            found.append(DocumentRow(Place(document.shard, batch, row), start, stop, first_patch, patches, last))
+            start, first_patch = stop, first_patch + patches
+        return found
 
-    def _place(self, row: int) -> int:
-        """The row's number in its record batch."""
-        return int(self._catalogue.row_place[row, 2])
+    def _rows_from(self, document: Document, number: int) -> Iterator[DocumentRow]:
+        """The rows of a document from the one that holds an input."""
+        return (row for row in self.rows(document) if row.stop > number or row.last)
 
-    def _columns(self, row: int) -> BatchColumns:
+    def _columns(self, place: Place) -> BatchColumns:
         """The decoded record batch of a row, from the most recently used ones."""
-        return self._batches[row - int(self._catalogue.row_place[row, 2])]
+        return self._batches[place.shard, place.batch]
 
-    def _decoded(self, first: int) -> BatchColumns:
-        """The record batch that begins with a row, of the sizes that the index says. Raises DatasetError."""
-        shard, batch, _ = self._catalogue.row_place[first].tolist()
-        return self._dataset.batch(shard, batch)
+    def _decoded(self, batch: tuple[int, int]) -> BatchColumns:
+        """A record batch, of the sizes that the index says. Raises DatasetError."""
+        return self._source.batch(*batch)
 
-    def damaged(self, row: int, problem: str) -> DatasetError:
+    def damaged(self, place: Place, problem: str) -> DatasetError:
         """The error that names the shard and the document of a row."""
-        shard = self._dataset.shard_path(int(self._catalogue.row_place[row, 0]))
-        name = self._columns(row).id(self._place(row))
-        return DatasetError(f"{shard}: document {name!r} has {problem}")
+        name = self._columns(place).id(place.row)
+        return DatasetError(f"{self._source.shard_path(place.shard)}: document {name!r} has {problem}")

@@ -43,29 +43,26 @@ class Schedule:
         """int64: those that are sampled."""
         assert len(self.subsets), "no subset to draw from"
         self._rates = rates / rates.sum()
-        self._ends = np.full(len(rates), ENDLESS) if ends is None else ends
-        self._keys = [stream_key(seed, "schedule", int(subset)) for subset in range(len(rates))]
+        self.ends = np.full(len(rates), ENDLESS) if ends is None else ends
+        """int64 [S]: documents that each subset gives in all."""
+        self._keys = np.array([stream_key(seed, "schedule", int(subset)) for subset in range(len(rates))], np.uint64)
 
     def following(self, sampled: np.ndarray, count: int) -> np.ndarray:
         """int64 [K]: the subsets of about ``count`` next documents, at least one unless all subsets have ended.
 
-        drawn int64 [S]: how many documents each subset has given.
+        sampled int64 [S]: how many documents each subset has given.
         """
-        ahead = np.ceil(self._rates * count).astype(np.int64) + 1
-        known = np.minimum(sampled + ahead, self._ends)
+        subsets, rates, begun = self.subsets, self._rates[self.subsets], sampled[self.subsets]
+        known = np.minimum(begun + np.ceil(rates * count).astype(np.int64) + 1, self.ends[subsets])
         # Up to the horizon every subset's documents are known, so nothing can come between them.
-        horizon = min(
-            (float(known[s] / self._rates[s]) for s in self.subsets if known[s] < self._ends[s]), default=np.inf
-        )
-        times, subsets = [np.zeros(0)], [np.zeros(0, np.int64)]
-        for subset in self.subsets:
-            number = np.arange(sampled[subset], known[subset])
-            time = (number + uniform(number, self._keys[subset])) / self._rates[subset]
-            before = int(np.searchsorted(time, horizon))
-            times.append(time[:before])
-            subsets.append(np.full(before, subset))
-        merged = np.concatenate(subsets)
-        return merged[np.lexsort((merged, np.concatenate(times)))]
+        horizon = np.min((known / rates)[known < self.ends[subsets]], initial=np.inf)
+        ahead = np.maximum(known - begun, 0)
+        which = np.repeat(np.arange(len(subsets)), ahead)
+        number = np.arange(int(ahead.sum())) + (begun - np.cumsum(ahead) + ahead)[which]
+        times = (number + uniform(number, self._keys[subsets][which])) / rates[which]
+        near = times < horizon
+        merged, times = subsets[which[near]], times[near]
+        return np.asarray(merged[np.lexsort((merged, times))])
 
 
 def document_rates(
