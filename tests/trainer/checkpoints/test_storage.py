@@ -109,7 +109,7 @@ def checkpoint(ended: Path, tmp_path: Path) -> Path:
     return copy
 
 
-def vouch(path: Path, *names: str, version: int | None = 3) -> None:
+def vouch(path: Path, *names: str, version: int | None = 4) -> None:
     """Make COMPLETE fit what lies in the folder."""
     listed = names or [file.name for file in path.iterdir() if file.name != COMPLETE_NAME]
     files = {name: record_of((path / name).read_bytes()).model_dump() for name in listed}
