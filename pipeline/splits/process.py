@@ -142,22 +142,27 @@ class _Sorting:
         if isinstance(found, DeadLetter):
             self._ledgers[DEAD_LETTERS].add(found.as_json())
             return "dead"
-        listed = {**found.place.as_json(), "id": found.id}
         if not found.text:
-            self._ledgers[EMPTY_RECORDS].add(listed)
+            self._ledgers[EMPTY_RECORDS].add(_listed(found))
             return "empty"
         found_status = next(self._statuses, None)
         if found_status is None:
             raise self._not_as_surveyed("more")
         status, split, text = found_status
         if status == RecordStatus.DUPLICATE:
-            self._ledgers[DUPLICATES].add(listed | {"bytes": len(found.text), "first": {"split": split, "text": text}})
+            self._ledgers[DUPLICATES].add(
+                _listed(found) | {"bytes": len(found.text), "first": {"split": split, "text": text}}
+            )
             return "duplicates"
         return "documents" if status == RecordStatus.KEPT else "not_sampled"
 
     def _not_as_surveyed(self, how_many: str) -> PipelineError:
         problem = f"split {self._split.number} has {how_many} texts than were surveyed"
         return PipelineError(f"{problem}; the input has changed; restore it")
+
+
+def _listed(record: Record) -> dict[str, Any]:
+    return {**record.place.as_json(), "id": record.id}
 
 
 class _Shards(AbstractContextManager["_Shards"]):
