@@ -99,7 +99,7 @@ class HoldOut(ShardByShard[Side]):
                     writer = ShardWriter(out / split, name, manifest.identity.format, manifest.identity.sidecar)
                     writers[split] = stack.enter_context(writer)
                 for row, last in rows:
-                    writers[split].add(row, last)
+                    writers[split].add_row(row, last)
         found = add_content_hashes(writer.entry.content_hash for writer in writers.values())
         if found != manifest.shards[shard].content_hash:
             path = side.dataset.folder / manifest.shards[shard].name

@@ -25,7 +25,6 @@ from shared.io.progress import ByteProgress
 from shared.io.quantities import counted
 from shared.io.terminal import show_lines
 from shared.model_folder.identity import check_model
-from shared.patching.grid import quantise
 from shared.shards.content import ShardContent, check_order, check_row, meta_problem
 from shared.shards.dataset import Dataset, files_of
 from shared.shards.document import Row
@@ -33,6 +32,7 @@ from shared.shards.formats.sidecar import sidecar_name
 from shared.shards.index import COLUMNS, DERIVED, IndexWriter, ShardIndex, index_name
 from shared.shards.manifest import ENTROPY_MODEL_FOLDER, DatasetIdentity
 from shared.shards.open import find_datasets, open_dataset
+from shared.shards.rows import rows_of
 from shared.shards.writer import SUFFIXES
 from shared.vocabulary import VOCABULARY_SIZE, is_special
 
@@ -208,7 +208,6 @@ def _shard_problems(dataset: Dataset, shard: int, found: Verification, progress:
             if (wrong := meta_problem(row)) is not None:
                 yield f"{path}: row {number}: {wrong}"
             previous = row
-            content.add(row, last, None if row.entropies is None else quantise(row.entropies))
             for problem in document.add(row, last):
                 yield f"{path}: batch {batch}: {problem}"
             found.documents += last
@@ -218,7 +217,9 @@ def _shard_problems(dataset: Dataset, shard: int, found: Verification, progress:
         if len(rows) != stop - start:
             yield f"{path}: batch {batch} has {len(rows)} rows, its index says {stop - start}"
             return
-        rebuilt.add_batch(rows, index.offset[start:stop].tolist())
+        columns = rows_of(rows)
+        content.add(columns)
+        rebuilt.add_batch(columns, index.offset[start:stop].tolist())
     found.replayed += document.replayed
 
     for column, place in _differing_columns(rebuilt.index(), index):

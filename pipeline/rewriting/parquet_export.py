@@ -9,10 +9,10 @@ from pipeline.rewriting.dataset_rows import Side, shard_batches, sides_at, stem
 from pipeline.rewriting.parquet import EXPORT_NAME, SUFFIX, Export, load_export, read_parquet
 from pipeline.settings import SPLIT_NAMES
 from shared.errors import DatasetError
-from shared.patching.grid import quantise
-from shared.shards.content import ShardContent, check_order, check_row, with_last
+from shared.shards.content import ShardContent, check_rows, with_last
 from shared.shards.dataset import Dataset
 from shared.shards.document import Row
+from shared.shards.rows import collected
 
 Format = Literal["arrow", "webdataset", "parquet"]
 
@@ -57,9 +57,8 @@ def figures(rows: Iterable[Row]) -> dict[str, Any]:
     """What the rows of a shard add up to, as manifest entries say it. Raises ValueError for a row out of place."""
     content = ShardContent()
     previous: Row | None = None
-    for row, last in with_last(rows):
-        check_order(previous, row)
-        check_row(row, last)
-        content.add(row, last, None if row.entropies is None else quantise(row.entropies))
-        previous = row
+    for some in collected(with_last(rows)):
+        check_rows(previous, some)
+        content.add(some)
+        previous = some.row(len(some) - 1)
     return content.figures()

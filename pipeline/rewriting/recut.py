@@ -137,7 +137,7 @@ class Recut(ShardByShard[Side]):
         encoder = None if self.tokenizer is None else SubwordEncoder(self.tokenizer)
         with ShardWriter(out / side.folder, stem(entry), identity.format, identity.sidecar) as shard_file:
             for _, row, last in cut(_pieces(side.dataset, shard), self.patching, encoder=encoder):
-                shard_file.add(row, last)
+                shard_file.add_row(row, last)
         written = shard_file.entry
         require_kept(side.dataset.folder, entry, {key: getattr(written, key) for key in KEPT})
         return Written(shards={side.folder: [written]})

@@ -188,7 +188,7 @@ class _Shards(AbstractContextManager["_Shards"]):
             stem, output = shard_stem(self._split, len(self._closed[name])), self._job.output
             self._open[name] = ShardWriter(self._job.out / name, stem, output.format, output.sidecar)
             self._sizes[name] = self._rows[name] = 0
-        self._open[name].add(row, last)
+        self._open[name].add_row(row, last)
         self._sizes[name] += len(row.text)
         self._rows[name] += 1
         if last and (self._sizes[name] >= self._limit or self._rows[name] >= ROWS_OF_A_SHARD):

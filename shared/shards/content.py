@@ -3,12 +3,15 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
 
+from shared.patching.grid import quantise
 from shared.shards.document import LONGEST_NAMES, LONGEST_PART, LONGEST_SUBSET, MOST_TOKENS, Row
 from shared.shards.manifest import SubsetTotals
+from shared.shards.rows import Rows
 from shared.shards.spans import Spans, spans_problem
 from shared.vocabulary import EOS
 
@@ -43,6 +46,16 @@ class ContentHash:
         if last:
             self._total = (self._total + int.from_bytes(self._document.digest(), "big")) % _MODULUS
 
+    def add_rows(self, rows: Rows) -> None:
+        """Count the next rows, in order."""
+        if rows.spans is not None or rows.parts.any() or not rows.last.all():
+            for number in range(len(rows)):
+                self.add(rows.row(number), bool(rows.last[number]))
+            return
+        begins = {subset: subset.encode() + b"\0" for subset in set(rows.subsets)}
+        digests = [sha256(begins[subset] + text).digest() for subset, text in zip(rows.subsets, rows.texts)]
+        self._total = (self._total + sum([int.from_bytes(digest, "big") for digest in digests])) % _MODULUS
+
     def hexdigest(self) -> str:
         return f"{self._total:064x}"
 
@@ -66,28 +79,38 @@ class ShardContent:
         self._lengths: np.ndarray | None = None
         self._entropies: np.ndarray | None = None
 
-    def add(self, row: Row, last: bool, grid_values: np.ndarray | None) -> None:
-        """Count a row with its entropies as sidecar grid values (uint8 [T], or None when it was not scored)."""
-        first = row.part == 0
-        figures = self._subsets.setdefault(row.subset, dict.fromkeys(SubsetTotals.model_fields, 0))
-        figures["documents"] += first
-        figures["rows"] += 1
-        figures["bytes"] += len(row.text)
-        if row.spans is not None:
-            figures["specials"] += row.spans.special_count
-            figures["ignored"] += row.size + last - row.targets(last)
-            figures["ignored_bytes"] += len(row.text) - row.target_bytes
-        if row.patch_lengths is not None:
-            figures["patches"] += len(row.patch_lengths) - first
+    def add(self, rows: Rows) -> None:
+        """Count the next rows of the shard."""
+        for subset, own in rows.by(rows.subsets).items():
+            self._add_totals(self._subsets.setdefault(subset, dict.fromkeys(SubsetTotals.model_fields, 0)), own)
+        if rows.lengths is not None and rows.patches is not None:
             if self._lengths is None:
                 self._lengths = np.zeros(LONGEST_COUNTED + 1, np.int64)
-            counted = np.minimum(row.patch_lengths[int(first) :], LONGEST_COUNTED + 1)
-            self._lengths += np.bincount(counted, minlength=LONGEST_COUNTED + 2)[1:]
-        if grid_values is not None:
-            if self._entropies is None:
-                self._entropies = np.zeros(256, np.int64)
-            self._entropies += np.bincount(grid_values, minlength=256)
-        self._hash.add(row, last)
+            counted = np.bincount(np.minimum(rows.lengths, LONGEST_COUNTED + 1), minlength=LONGEST_COUNTED + 2)[1:]
+            counted[0] -= np.count_nonzero(rows.parts == 0)  # patches of BOS, which have length 1
+            self._lengths += counted
+        if rows.entropies is not None:
+            for values in rows.entropies:
+                if values is not None:
+                    if self._entropies is None:
+                        self._entropies = np.zeros(256, np.int64)
+                    places = values if values.dtype == np.uint8 else quantise(values)
+                    self._entropies += np.bincount(places, minlength=256)
+        self._hash.add_rows(rows)
+
+    @staticmethod
+    def _add_totals(figures: dict[str, int], rows: Rows) -> None:
+        first = int(np.count_nonzero(rows.parts == 0))
+        size = int(rows.sizes.sum())
+        figures["documents"] += first
+        figures["rows"] += len(rows)
+        figures["bytes"] += size
+        figures["patches"] += 0 if rows.patches is None else int(rows.patches.sum()) - first
+        if rows.spans is not None:
+            figures["specials"] += int(rows.tokens.sum()) - size
+            targets, target_bytes = rows.target_counts()
+            figures["ignored"] += int((rows.tokens + rows.last - targets).sum())
+            figures["ignored_bytes"] += size - int(target_bytes.sum())
 
     def figures(self) -> dict[str, Any]:
         """The fields of ShardEntry that follow from the rows."""
@@ -124,6 +147,36 @@ def check_order(previous: Row | None, row: Row) -> None:
         )
     if (row.spans is None) != (previous.spans is None):
         raise ValueError(f"document {row.id!r}: parts {previous.part} and {row.part}: one has spans, the other has not")
+
+
+def check_rows(previous: Row | None, rows: Rows) -> None:
+    """The next rows of a shard, which follow ``previous``. Raises ValueError that names a document it cannot hold."""
+    if not _surely_good(rows):
+        for number in range(len(rows)):
+            row = rows.row(number)
+            check_order(previous, row)
+            check_row(row, bool(rows.last[number]))
+            previous = row
+
+
+def _surely_good(rows: Rows) -> bool:
+    """Whether all rows are whole documents of plain text that can be stored. Only a False needs a second look."""
+    if rows.spans is not None or rows.parts.any() or not rows.last.all():
+        return False
+    if any(not 0 < len(subset) <= LONGEST_SUBSET or "\0" in subset for subset in set(rows.subsets)):
+        return False
+    characters = sum(map(len, rows.ids)) + (sum(len(meta or "") for meta in rows.metas) if rows.metas else 0)
+    if 4 * characters > LONGEST_NAMES or rows.sizes.max(initial=0) > LONGEST_PART:
+        return False
+    if rows.entropies is not None and [len(e) for e in rows.entropies if e is not None] != (rows.sizes + 1).tolist():
+        return False
+    if rows.lengths is None or rows.patches is None:
+        return True
+    if not rows.patches.all() or not rows.lengths.all():
+        return False
+    begins = np.cumsum(rows.patches) - rows.patches
+    covered = np.add.reduceat(rows.lengths, begins, dtype=np.int64)
+    return bool((covered == rows.sizes + 2).all() and (rows.lengths[begins] == 1).all())
 
 
 def check_row(row: Row, last: bool) -> None:

@@ -16,6 +16,7 @@ from shared.shards.document import Row
 from shared.shards.formats.arrow import SubsetDictionary, batch_columns, record_batch
 from shared.shards.index import IndexWriter, ShardIndex, subset_totals
 from shared.shards.manifest import TOKENIZER_FOLDER, SubsetTotals
+from shared.shards.rows import rows_of
 from shared.shards.runs import Runs, joined_runs, shard_runs
 from shared.shards.spans import joined_spans
 
@@ -39,8 +40,8 @@ class InMemoryDataset:
         """
         self.patching, self.specials, self.tokenizer, self.where = patching, specials, tokenizer, where
         self._rows = rows
-        writer = IndexWriter()
-        writer.add_batch([(row, True) for row in rows], [-1] * len(rows))
+        writer, columns = IndexWriter(), rows_of([(row, True) for row in rows])
+        writer.add_batch(columns, [-1] * len(rows))
         self._index = writer.index()
         self.subsets = dict(sorted(subset_totals(self._index).items()))
         """Totals by subset."""
@@ -48,7 +49,7 @@ class InMemoryDataset:
         self.shard_count = 1
         self._runs = shard_runs(self._index, 0)
         self.index = dataset_index([self._index], self.subset_names)
-        self._columns = batch_columns(record_batch(rows, SubsetDictionary()))
+        self._columns = batch_columns(record_batch(columns, SubsetDictionary()))
 
     @property
     def totals(self) -> SubsetTotals:

@@ -1,6 +1,5 @@
 """The index beside a shard: figures of every row, so that planning reads no text, and where each row lies."""
 
-from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -12,9 +11,10 @@ import pyarrow as pa
 
 from shared.errors import DatasetError
 from shared.shards.columns import BatchColumns, Ragged
-from shared.shards.document import LONGEST_PART, MOST_TOKENS, Row
+from shared.shards.document import LONGEST_PART, MOST_TOKENS
 from shared.shards.formats.arrow import SUBSET_TYPE, ArrowFile, new_file
 from shared.shards.manifest import MOST_ROWS, SubsetTotals
+from shared.shards.rows import Rows
 
 SCHEMA = pa.schema(
     [
@@ -106,38 +106,42 @@ class IndexWriter:
     """Collects the index of a shard, some tens of bytes a row, and writes it at the end."""
 
     def __init__(self) -> None:
-        # Eight bytes a value. Lists of Python integers take four times that, and a shard may have millions of rows.
-        self._columns = {name: array("q") for name in COLUMNS}
+        self._columns: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
         self._codes: dict[str, int] = {}
         self._batches = 0
         self._has_spans = False
 
-    def add_batch(self, rows: Sequence[tuple[Row, bool]], offsets: Sequence[int]) -> None:
-        """Add the rows of one batch, each with whether its document ends there, and their offsets in the file."""
-        for number, ((row, last), offset) in enumerate(zip(rows, offsets, strict=True)):
-            lengths = np.zeros(0, np.uint16) if row.patch_lengths is None else row.patch_lengths
-            values = {
-                "bytes": len(row.text),
-                "tokens": row.size,
-                "targets": row.targets(last),
-                "target_bytes": row.target_bytes,
-                "patches": len(lengths),
-                "last_patch": int(lengths[-1]) if len(lengths) else 0,
-                "part": row.part,
-                "last": last,
-                "subset": self._codes.setdefault(row.subset, len(self._codes)),
-                "batch": self._batches,
-                "row": number,
-                "offset": offset,
-            }
-            self._has_spans |= row.spans is not None
-            for name, value in values.items():
-                self._columns[name].append(value)
+    def add_batch(self, rows: Rows, offsets: Sequence[int]) -> None:
+        """Add the rows of one batch, and their offsets in the file."""
+        targets, target_bytes = rows.target_counts()
+        patches, last_patch = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
+        if rows.lengths is not None and rows.patches is not None:
+            patches, some = rows.patches, rows.patches > 0
+            last_patch[some] = rows.lengths[np.cumsum(patches)[some] - 1]
+        columns = {
+            "bytes": rows.sizes,
+            "tokens": rows.tokens,
+            "targets": targets,
+            "target_bytes": target_bytes,
+            "patches": patches,
+            "last_patch": last_patch,
+            "part": rows.parts,
+            "last": rows.last,
+            "subset": [self._codes.setdefault(subset, len(self._codes)) for subset in rows.subsets],
+            "batch": np.full(len(rows), self._batches),
+            "row": np.arange(len(rows)),
+            "offset": offsets,
+        }
+        for name, values in columns.items():
+            self._columns[name].append(np.asarray(values, column_dtype(name)))
+        self._has_spans |= rows.spans is not None
         self._batches += 1
 
     def index(self) -> ShardIndex:
         """What has been collected."""
-        columns = {name: np.array(values, column_dtype(name)) for name, values in self._columns.items()}
+        columns = {
+            name: np.concatenate([np.zeros(0, column_dtype(name)), *values]) for name, values in self._columns.items()
+        }
         return ShardIndex(**columns, subset_names=tuple(self._codes))
 
     def write(self, sink: Any) -> None:

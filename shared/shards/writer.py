@@ -1,23 +1,22 @@
 """Writing one shard: rows are grouped by subset, and the files appear complete or not at all."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-
 from shared.io.files import atomic_file
 from shared.patching.grid import quantise
-from shared.shards.content import ShardContent, check_order, check_row, with_last
+from shared.shards.content import ShardContent, check_rows, with_last
 from shared.shards.document import Row
 from shared.shards.formats.arrow import ArrowWriter
 from shared.shards.formats.sidecar import SidecarWriter, sidecar_name
 from shared.shards.formats.webdataset import TarWriter
 from shared.shards.index import IndexWriter, index_name
 from shared.shards.manifest import ShardEntry, ShardFormat, SidecarType
+from shared.shards.rows import BYTES_TOGETHER, ROWS_TOGETHER, Rows, joined, mixed, rows_of
 
 BATCH_BYTES = 2**20
 """A record batch holds at most this much text and metadata, unless one row alone holds more. A reader decompresses a
@@ -33,16 +32,19 @@ SUFFIXES: dict[ShardFormat, str] = {"arrow": ".arrow", "webdataset": ".tar"}
 class _OpenBatch:
     """Rows of one subset that are not written yet."""
 
-    rows: list[tuple[Row, bool]] = field(default_factory=list)
-    """Each with whether its document ends there; without entropies that nothing will store."""
-    grid_values: list[np.ndarray | None] = field(default_factory=list)
-    """Entropies of each as sidecar grid values, uint8."""
+    parts: list[Rows] = field(default_factory=list)
+    rows: int = 0
     bytes: int = 0
     """Of text and metadata."""
 
     def has_room(self, rows: int, size: int) -> bool:
         """Whether so many rows of so many bytes fit beside those that are there."""
-        return not self.rows or (self.bytes + size <= BATCH_BYTES and len(self.rows) + rows <= BATCH_ROWS)
+        return not self.rows or (self.bytes + size <= BATCH_BYTES and self.rows + rows <= BATCH_ROWS)
+
+    def add(self, parts: list[Rows], rows: int, size: int) -> None:
+        self.parts += parts
+        self.rows += rows
+        self.bytes += size
 
 
 class ShardWriter(AbstractContextManager["ShardWriter"]):
@@ -68,6 +70,8 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
         self._held_rows = self._held_bytes = 0
         self._unfinished: str | None = None
         """The subset whose open batch continues the document that the last written batch ends in."""
+        self._arriving: list[tuple[Row, bool]] = []
+        self._arriving_bytes = 0
         self._previous: Row | None = None
         self._closed = False
         with ExitStack() as files:
@@ -84,32 +88,27 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
                 self._entropies = SidecarWriter(self._sidecar_file, sidecar)
             self._files = files.pop_all()
 
-    def add(self, row: Row, last: bool) -> None:
-        """Write a row, and say whether its document ends there; the parts of a document are consecutive.
+    def add(self, rows: Rows) -> None:
+        """Write some rows; the parts of a document are consecutive.
 
         Raises ValueError that names the document which cannot be stored.
         """
-        check_order(self._previous, row)
-        check_row(row, last)
-        self._require_like(self._previous, row)
-        self._previous = row
-        size = len(row.text) + len(row.meta or "")
-        batch = self._open.setdefault(row.subset, _OpenBatch())
-        if not batch.has_room(1, size):
-            self._write_open(row.subset)
-            if row.part:
-                self._unfinished = row.subset
-            batch = self._open[row.subset] = _OpenBatch()
-        # On the grid for the histogram of the manifest, whether or not there is a sidecar to store them in.
-        batch.grid_values.append(None if row.entropies is None else quantise(row.entropies))
-        if row.entropies is not None and self._sidecar != "float32":
-            row = replace(row, entropies=None)
-        batch.rows.append((row, last))
-        batch.bytes += size
-        self._held_rows += 1
-        self._held_bytes += size
-        if last and (self._held_bytes > HELD_BYTES or self._held_rows > HELD_ROWS):
-            self._write_all_open()
+        if not len(rows):
+            return
+        check_rows(self._previous, rows)
+        self._require_like(rows)
+        self._previous = rows.row(len(rows) - 1)
+        if rows.entropies is not None and self._sidecar != "float32":
+            # On the grid for the histogram of the manifest, whether or not there is a sidecar to store them in.
+            rows = replace(rows, entropies=[None if own is None else quantise(own) for own in rows.entropies])
+        self._hold(rows)
+
+    def add_row(self, row: Row, last: bool) -> None:
+        """Write a row, and say whether its document ends there; what is wrong with it may be raised by a later call."""
+        self._arriving.append((row, last))
+        self._arriving_bytes += len(row.text)
+        if self._arriving_bytes >= BYTES_TOGETHER or len(self._arriving) == ROWS_TOGETHER:
+            self._add_arriving()
 
     def __exit__(self, *raised: Any) -> None:
         if raised[0] is None:
@@ -123,6 +122,7 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
             return
         self._closed = True
         with self._files:
+            self._add_arriving()
             self._write_all_open()
             self._shard.close()
             self._index.write(self._index_file)
@@ -137,18 +137,56 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
             **self._content.figures(),
         )
 
+    def _add_arriving(self) -> None:
+        rows, self._arriving, self._arriving_bytes = self._arriving, [], 0
+        self.add(rows_of(rows))
+
+    def _hold(self, rows: Rows) -> None:
+        """Put rows into the open batches of their subsets.
+
+        Which batches come first must not depend on what comes together: only rows that fill none are taken at once.
+        """
+        size = int(rows.stored_sizes.sum())
+        own = rows.by(rows.subsets)
+        sizes = {subset: int(part.stored_sizes.sum()) for subset, part in own.items()}
+        if len(rows) > 1 and not self._fit(own, sizes, len(rows), size):
+            half = len(rows) // 2
+            self._hold(rows.slice(0, half))
+            self._hold(rows.slice(half, len(rows)))
+            return
+        for subset, part in own.items():
+            batch = self._open.setdefault(subset, _OpenBatch())
+            if not batch.has_room(len(part), sizes[subset]):  # then it is a single row
+                self._write_open(subset)
+                if part.parts[0]:
+                    self._unfinished = subset
+                batch = self._open[subset] = _OpenBatch()
+            batch.add([part], len(part), sizes[subset])
+        self._held_rows += len(rows)
+        self._held_bytes += size
+        if rows.last[-1] and (self._held_bytes > HELD_BYTES or self._held_rows > HELD_ROWS):
+            self._write_all_open()
+
+    def _fit(self, own: Mapping[str, Rows], sizes: Mapping[str, int], rows: int, size: int) -> bool:
+        """Whether rows of these sizes fit in the open batches of their subsets, and all together beside the others."""
+        if self._held_bytes + size > HELD_BYTES or self._held_rows + rows > HELD_ROWS:
+            return False
+        for subset, part in own.items():
+            batch = self._open.get(subset, _OpenBatch())
+            if batch.bytes + sizes[subset] > BATCH_BYTES or batch.rows + len(part) > BATCH_ROWS:
+                return False
+        return True
+
     def _write_all_open(self) -> None:
         """Pack the open batches of all subsets together, in the order of their names; none is divided."""
         self._write_unfinished()
         packed = _OpenBatch()
         for name in sorted(self._open):
             batch = self._open[name]
-            if not packed.has_room(len(batch.rows), batch.bytes):
+            if not packed.has_room(batch.rows, batch.bytes):
                 self._write_batch(packed)
                 packed = _OpenBatch()
-            packed.rows += batch.rows
-            packed.grid_values += batch.grid_values
-            packed.bytes += batch.bytes
+            packed.add(batch.parts, batch.rows, batch.bytes)
         if packed.rows:
             self._write_batch(packed)
         self._open = {}
@@ -160,7 +198,7 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
             self._write_unfinished()
         self._unfinished = None
         batch = self._open.pop(subset)
-        self._held_rows -= len(batch.rows)
+        self._held_rows -= batch.rows
         self._held_bytes -= batch.bytes
         self._write_batch(batch)
 
@@ -170,21 +208,22 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
             self._write_open(self._unfinished)
 
     def _write_batch(self, batch: _OpenBatch) -> None:
-        for (row, last), values in zip(batch.rows, batch.grid_values):
-            self._content.add(row, last, values)
-        self._index.add_batch(batch.rows, self._shard.write([row for row, _ in batch.rows]))
+        rows = joined(batch.parts)
+        self._content.add(rows)
+        self._index.add_batch(rows, self._shard.write(rows))
         if self._entropies is not None:
-            self._entropies.write(_stored(batch, self._sidecar))
+            assert rows.entropies is not None
+            self._entropies.write([values for values in rows.entropies if values is not None])
 
-    def _require_like(self, previous: Row | None, row: Row) -> None:
-        """Raises ValueError for a row unlike the one before, or without the entropies that the sidecar needs."""
-        patched = row.patch_lengths is not None
-        if previous is not None and patched != (previous.patch_lengths is not None):
-            raise ValueError(
-                f"document {row.id!r} is {'patched' if patched else 'unpatched'}, those before it in the shard are not"
-            )
-        if self._sidecar != "none" and row.entropies is None:
-            raise ValueError(f"document {row.id!r} has no entropies to store in the {self._sidecar} sidecar")
+    def _require_like(self, rows: Rows) -> None:
+        """Raises ValueError for rows unlike those before, or without the entropies that the sidecar needs."""
+        patched = rows.lengths is not None
+        if self._previous is not None and patched != (self._previous.patch_lengths is not None):
+            raise mixed(rows.ids[0], patched)
+        if self._sidecar != "none":
+            for id, values in zip(rows.ids, rows.entropies or [None] * len(rows)):
+                if values is None:
+                    raise ValueError(f"document {id!r} has no entropies to store in the {self._sidecar} sidecar")
 
 
 def write_shard(
@@ -193,14 +232,8 @@ def write_shard(
     """Write rows as one shard. Raises ValueError that names the document which cannot be stored."""
     with ShardWriter(folder, name_stem, format, sidecar) as writer:
         for row, last in with_last(rows):
-            writer.add(row, last)
+            writer.add_row(row, last)
     return writer.entry
-
-
-def _stored(batch: _OpenBatch, sidecar: SidecarType) -> list[np.ndarray]:
-    """What the sidecar holds for each row of a batch."""
-    values = batch.grid_values if sidecar == "uint8" else [row.entropies for row, _ in batch.rows]
-    return [value for value in values if value is not None]
 
 
 class HashingFile:

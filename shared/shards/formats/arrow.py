@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from shared.errors import DatasetError
 from shared.shards.columns import BatchColumns, Ragged, RaggedSpans
-from shared.shards.document import Row
 from shared.shards.formats.arrow_messages import Block, DamagedMessages, Message, footer, message_at
+from shared.shards.rows import Rows
 from shared.shards.spans import NO_SPECIAL, Spans
 
 MOST_BATCH_BYTES = 2**29
@@ -176,19 +176,29 @@ class SubsetDictionary:
         return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), pa.array(list(self._codes), pa.string()))
 
 
-def record_batch(rows: Sequence[Row], subsets: SubsetDictionary) -> pa.RecordBatch:
+def record_batch(rows: Rows, subsets: SubsetDictionary) -> pa.RecordBatch:
     """Rows as the record batch that a shard holds."""
-    lengths = [None if r.patch_lengths is None else r.patch_lengths.astype("<u2", copy=False) for r in rows]
+    none = [None] * len(rows)
     columns = [
-        pa.array([r.id for r in rows], pa.string()),
-        subsets.encode([r.subset for r in rows]),
-        pa.array([r.part for r in rows], pa.int32()),
-        pa.array([r.text for r in rows], pa.large_binary()),
-        pa.array([None if l is None else l.tobytes() for l in lengths], pa.large_binary()),
-        spans_array([r.spans for r in rows]),
-        pa.array([r.meta for r in rows], pa.string()),
+        pa.array(rows.ids, pa.string()),
+        subsets.encode(rows.subsets),
+        pa.array(rows.parts, pa.int32()),
+        pa.array(rows.texts, pa.large_binary()),
+        pa.array(none, pa.large_binary()) if rows.lengths is None else _lengths_array(rows),
+        spans_array(rows.spans or none),
+        pa.array(rows.metas or none, pa.string()),
     ]
     return pa.record_batch(columns, schema=SCHEMA)
+
+
+def _lengths_array(rows: Rows) -> pa.LargeBinaryArray:
+    assert rows.lengths is not None
+    assert rows.patches is not None
+    ends = np.append(0, np.cumsum(2 * rows.patches))
+    data = np.ascontiguousarray(rows.lengths, "<u2")
+    return pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), len(rows), [None, pa.py_buffer(ends), pa.py_buffer(data)]
+    )
 
 
 def batch_columns(batch: pa.RecordBatch) -> BatchColumns:
@@ -217,7 +227,7 @@ class ArrowWriter:
         self._writer = new_file(sink, SCHEMA)
         self._subsets = SubsetDictionary()
 
-    def write(self, rows: Sequence[Row]) -> list[int]:
+    def write(self, rows: Rows) -> list[int]:
         """Write one record batch; returns the offset of each row in the file, which this format does not have: -1."""
         self._writer.write_batch(record_batch(rows, self._subsets))
         return [-1] * len(rows)

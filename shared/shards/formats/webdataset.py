@@ -5,7 +5,6 @@ Row 7 is 0000000007.json (id, subset, part, meta, and spans where the row has an
 """
 
 import mmap
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, cast
 
@@ -18,10 +17,11 @@ from shared.errors import DatasetError
 from shared.io.identity import canonical_json
 from shared.settings import first_problem
 from shared.shards.columns import BatchColumns, Ragged
-from shared.shards.document import LONGEST_PART, Row
+from shared.shards.document import LONGEST_PART
 from shared.shards.formats import tar
 from shared.shards.formats.arrow import SPANS_TYPE, ragged_spans
 from shared.shards.manifest import SubsetName
+from shared.shards.rows import Rows
 from shared.shards.spans import LARGEST_ID
 from shared.vocabulary import VOCABULARY_SIZE
 
@@ -61,10 +61,10 @@ class TarWriter:
         self._rows = 0
         self._size = 0
 
-    def write(self, rows: Sequence[Row]) -> list[int]:
+    def write(self, rows: Rows) -> list[int]:
         """Write the rows of one batch; returns the offset of each row's first member."""
         offsets = []
-        for row in rows:
+        for row in map(rows.row, range(len(rows))):
             offsets.append(self._size)
             key = f"{self._rows:010d}"
             record: dict[str, Any] = {"id": row.id, "subset": row.subset, "part": row.part, "meta": row.meta}
