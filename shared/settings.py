@@ -49,7 +49,7 @@ class _Version(BaseModel):
     format_version: int = Field(default=1, ge=1, lt=2**31)
 
 
-def other_version(path: Path, content: bytes, wanted: int, way_out: str) -> str | None:
+def other_version(path: Path | str, content: bytes, wanted: int, way_out: str) -> str | None:
     """Why a JSON file of another format version is not read, as one line that ends with what to do.
 
     None for the wanted version, and for a file that is damaged.

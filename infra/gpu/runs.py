@@ -18,7 +18,8 @@ from infra.gpu.models import small_entropy_model, text
 from shared.models.scoring import Scorer
 from shared.patching import PatchingSettings, patch_lengths
 from shared.shards.document import Row
-from shared.shards.manifest import DatasetIdentity, Manifest
+from shared.shards.manifest import DatasetIdentity
+from shared.shards.tables import commit_dataset
 from shared.shards.writer import write_shard
 from shared.vocabulary import document_tokens
 
@@ -82,7 +83,7 @@ def dataset(folder: Path) -> Path:
         identity = DatasetIdentity(
             split=split, format="arrow", sidecar="none", patching=patching, entropy_model=None, source="gpu_check"
         )
-        Manifest(identity=identity, shards=entries).save(folder / split)
+        commit_dataset(folder / split, identity, entries)
     return folder
 
 

@@ -9,7 +9,7 @@ DuckDB, polars); it can only be converted back.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -21,11 +21,13 @@ from pipeline.rewriting.rewrite import (
     Written,
     add_output_arguments,
     copy_models,
+    link,
     rewrite,
     save_dataset,
     show_result,
 )
 from pipeline.settings import PipelineError
+from shared.shards.tables import table_file
 from shared.shards.writer import write_shard
 
 
@@ -69,18 +71,19 @@ class ToShards(_Convert):
     def write(self, unit: int, out: Path) -> Written:
         source, shard = self.units[unit]
         manifest = source.dataset.manifest
-        entry, rows = manifest.shards[shard], (row for batch in source.batches(shard) for row in batch)
+        entry, rows = source.dataset.shard(shard), (row for batch in source.batches(shard) for row in batch)
         assert self.to != "parquet"
         written = write_shard(out / source.folder, stem(entry), rows, self.to, manifest.identity.sidecar)
-        require_kept(source.dataset.folder, entry, {key: getattr(written, key) for key in figures(())})
+        require_kept(source.dataset, shard, {key: getattr(written, key) for key in figures(())})
         if entry.sidecar_sha256 is None:  # what was counted before the entropies were dropped cannot be counted again
-            written = written.model_copy(update={"entropy_histogram": entry.entropy_histogram})
+            histogram = source.dataset.histograms(shard)["entropy_histogram"]
+            written = written.model_copy(update={"entropy_histogram": histogram})
         return Written(shards={source.folder: [written]})
 
-    def finish(self, out: Path, written: Sequence[Written]) -> None:
+    def finish(self, out: Path, written: Iterable[Written]) -> None:
         for source in self.sides:
             identity = source.dataset.manifest.identity.model_copy(update={"format": self.to})
-            entries = [entry for unit in written for entry in unit.shards.get(source.folder, [])]
+            entries = (entry for unit in written for entry in unit.shards.get(source.folder, []))
             save_dataset(out / source.folder, identity, entries, source.dataset)
 
 
@@ -90,18 +93,19 @@ class ToParquet(_Convert):
     def write(self, unit: int, out: Path) -> Written:
         source, shard = self.units[unit]
         manifest = source.dataset.manifest
-        entry = manifest.shards[shard]
-        path = out / source.folder / (stem(entry) + SUFFIX)
+        path = out / source.folder / (stem(source.dataset.shard(shard)) + SUFFIX)
         sha256 = write_parquet(path, source.batches(shard), manifest.identity.sidecar)
-        require_kept(source.dataset.folder, entry, figures(chain.from_iterable(read_parquet(path, sha256))))
+        require_kept(source.dataset, shard, figures(chain.from_iterable(read_parquet(path, sha256))))
         return Written(files={path.relative_to(out).as_posix(): sha256})
 
-    def finish(self, out: Path, written: Sequence[Written]) -> None:
+    def finish(self, out: Path, written: Iterable[Written]) -> None:
         files = [sha256 for unit in written for sha256 in unit.files.values()]
         for source in self.sides:
-            count = len(source.dataset.manifest.shards)
+            count = source.dataset.shard_count
             folder = out / source.folder
             copy_models(source.dataset, source.dataset.manifest.identity, folder)
-            folder.mkdir(parents=True, exist_ok=True)
+            for name, table in source.dataset.manifest.tables.items():  # with them the files can be verified, and read
+                own = table_file(name)
+                link(source.dataset.folder / own, folder / own, table.sha256, table.bytes)
             Export(dataset=source.dataset.manifest, files=files[:count]).save(folder)
             files = files[count:]

@@ -9,7 +9,7 @@ both are taken together and split anew. Patches, sidecar and entropy model stay 
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,7 +90,8 @@ class HoldOut(ShardByShard[Side]):
     def write(self, unit: int, out: Path) -> Written:
         side, shard = self.units[unit]
         manifest = side.dataset.manifest
-        name = stem(manifest.shards[shard]) if len(self.sides) == 1 else shard_stem(unit, 0)
+        recorded = side.dataset.shard(shard)
+        name = stem(recorded) if len(self.sides) == 1 else shard_stem(unit, 0)
         writers: dict[SplitName, ShardWriter] = {}
         with ExitStack() as stack:
             for record, rows in shard_documents(side.dataset, shard):
@@ -101,16 +102,16 @@ class HoldOut(ShardByShard[Side]):
                 for row, last in rows:
                     writers[split].add_row(row, last)
         found = add_content_hashes(writer.entry.content_hash for writer in writers.values())
-        if found != manifest.shards[shard].content_hash:
-            path = side.dataset.folder / manifest.shards[shard].name
+        if found != recorded.content_hash:
+            path = side.dataset.folder / recorded.name
             raise DatasetError(f"{path}: its documents are not those that its manifest lists; verify {path.parent}")
         return Written(shards={split: [writer.entry] for split, writer in writers.items()})
 
-    def finish(self, out: Path, written: Sequence[Written]) -> None:
+    def finish(self, out: Path, written: Iterable[Written]) -> None:
         first = self.sides[0].dataset
         fingerprints = [side.dataset.fingerprint for side in self.sides]
         source = digest({"split": self.settings.model_dump(), "of": fingerprints})
         for name in SPLIT_NAMES:
             identity = first.manifest.identity.model_copy(update={"split": name, "source": source})
-            entries = [entry for unit in written for entry in unit.shards.get(name, [])]
+            entries = (entry for unit in written for entry in unit.shards.get(name, []))
             save_dataset(out / name, identity, entries, first)

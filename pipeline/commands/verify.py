@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.rewriting.dataset_rows import require_kept, stem, stored_rows, text_bytes
+from pipeline.rewriting.dataset_rows import found_figures, recorded_figures, require_kept, stem, stored_rows
 from pipeline.rewriting.parquet import SUFFIX
 from pipeline.rewriting.parquet_export import Source, exports_at, figures
 from pipeline.scoring.cut import cutter_of
@@ -33,6 +33,8 @@ from shared.shards.index import COLUMNS, DERIVED, IndexWriter, ShardIndex, index
 from shared.shards.manifest import ENTROPY_MODEL_FOLDER, DatasetIdentity
 from shared.shards.open import find_datasets, open_dataset
 from shared.shards.rows import rows_of
+from shared.shards.runs import RUN_COLUMNS, runs_of_shard, shard_runs
+from shared.shards.tables import table_file
 from shared.shards.writer import SUFFIXES
 from shared.vocabulary import VOCABULARY_SIZE, is_special
 
@@ -94,16 +96,18 @@ def _report(dataset: Dataset, found: Verification, exported: bool = False) -> bo
 def verify_export(source: Source) -> Verification:
     """Check the Parquet files that were exported from a dataset: hashes, pages, rows and totals."""
     found = Verification(problems=list(_identity_problems(source.dataset)))
-    for shard, entry in enumerate(source.dataset.manifest.shards):
+    if tables := source.dataset.damaged_tables():
+        return Verification(problems=found.problems + tables)
+    for shard, entry in enumerate(source.dataset.shards()):
         try:
             rows = chain.from_iterable(source.batches(shard))
-            require_kept(source.dataset.folder, entry, figures(_with_sound_meta(rows)))
+            require_kept(source.dataset, shard, figures(_with_sound_meta(rows)))
         except DatasetError as error:
             found.problems.append(str(error))
         except ValueError as error:  # of a row
             found.problems.append(f"{source.dataset.folder / (stem(entry) + SUFFIX)}: {error}")
-        found.documents += sum(totals.documents for totals in entry.subsets.values())
-        found.text_bytes += text_bytes(entry)
+        found.documents += entry.totals.documents
+        found.text_bytes += entry.totals.bytes
     return found
 
 
@@ -117,7 +121,7 @@ def _with_sound_meta(rows: Iterable[Row]) -> Iterator[Row]:
 
 def summary(dataset: Dataset, found: Verification, exported: bool = False) -> str:
     """One line: what was checked, and whether it holds; ``exported``: as Parquet files, which have no boundaries."""
-    files = counted(len(dataset.manifest.shards), "Parquet file" if exported else "shard")
+    files = counted(dataset.shard_count, "Parquet file" if exported else "shard")
     checked = f"{files}, {counted(found.documents, 'document')}, {found.text_bytes:,} bytes"
     if not exported:
         checked += f"; {_boundaries(dataset.manifest.identity, found)}"
@@ -140,8 +144,10 @@ def verify(dataset: Dataset, progress: Progress = lambda count: None) -> Verific
     """
     found = Verification()
     found.problems += _identity_problems(dataset)
+    if tables := dataset.damaged_tables():
+        return Verification(problems=found.problems + tables)
     found.problems += _unlisted_files(dataset)
-    for shard in range(len(dataset.manifest.shards)):
+    for shard in range(dataset.shard_count):
         problems = dataset.damaged_files(shard)
         # A damaged file is not looked into: what it holds would only repeat that it is damaged.
         if not problems:
@@ -151,7 +157,7 @@ def verify(dataset: Dataset, progress: Progress = lambda count: None) -> Verific
                 problems = [str(error)]
         found.problems += problems[:LISTED]
         if len(problems) > LISTED:
-            path = dataset.folder / dataset.manifest.shards[shard].name
+            path = dataset.shard_path(shard)
             found.problems.append(f"{path}: {len(problems) - LISTED} more problems")
     return found
 
@@ -175,7 +181,7 @@ def _identity_problems(dataset: Dataset) -> Iterator[str]:
 
 def _unlisted_files(dataset: Dataset) -> Iterator[str]:
     """Shard files that the manifest does not know."""
-    known = {name for entry in dataset.manifest.shards for name, *_ in files_of(entry)}
+    known = {name for shard in dataset.shards() for name, *_ in files_of(shard)}
     endings = tuple(SUFFIXES.values())
     endings += tuple(map(index_name, endings)) + tuple(map(sidecar_name, endings))
     for path in sorted(dataset.folder.iterdir()):
@@ -185,7 +191,7 @@ def _unlisted_files(dataset: Dataset) -> Iterator[str]:
 
 def _shard_problems(dataset: Dataset, shard: int, found: Verification, progress: Progress) -> Iterator[str]:
     """Everything about one shard whose files are whole. Raises DatasetError when it cannot be decoded."""
-    entry = dataset.manifest.shards[shard]
+    entry = dataset.shard(shard)
     path = dataset.folder / entry.name
     index = dataset.stored_index(shard)
     batches = dataset.batch_count(shard)
@@ -224,17 +230,28 @@ def _shard_problems(dataset: Dataset, shard: int, found: Verification, progress:
 
     for column, place in _differing_columns(rebuilt.index(), index):
         yield f"{dataset.folder / index_name(entry.name)}: column {column!r} is not what row {place} of the shard says"
-    for key, value in content.figures().items():
-        if key == "entropy_histogram" and entry.sidecar_sha256 is None:
-            continue  # nothing to count it from
-        recorded = getattr(entry, key)
-        if value != recorded:
-            yield f"{path}: {key} is {_short(value)}, manifest says {_short(recorded)}"
+    yield from _run_problems(dataset, shard, rebuilt.index())
+    counted_figures = found_figures(content)
+    for key, recorded in recorded_figures(dataset, shard).items():
+        if (value := counted_figures[key]) != recorded:
+            yield f"{path}: {key} is {_short(value)}, its table says {_short(recorded)}"
+
+
+def _run_problems(dataset: Dataset, shard: int, index: ShardIndex) -> Iterator[str]:
+    """Whether the table of runs says of a shard what its rows do."""
+    table, found = dataset.folder / table_file("runs"), shard_runs(index, shard)
+    for code, name in enumerate(dataset.subset_names):
+        stored, rows = runs_of_shard(dataset.runs(code), shard), found.get(name)
+        for column in RUN_COLUMNS:
+            own = getattr(stored, column)
+            if not np.array_equal(own, own[:0] if rows is None else getattr(rows, column)):
+                yield f"{table}: {column} of subset {name!r} are not those of the rows of {dataset.shard(shard).name}"
+                break
 
 
 def _offset_problems(dataset: Dataset, shard: int, index: ShardIndex) -> Iterator[str]:
     """Offsets that the format of the shard does not have; those of a tar's members are compared as it is read."""
-    path = dataset.folder / index_name(dataset.manifest.shards[shard].name)
+    path = dataset.folder / index_name(dataset.shard(shard).name)
     if dataset.manifest.identity.format == "webdataset":
         if len(index) and index.offset[0]:
             yield f"{path}: row 0 has the offset {index.offset[0]}; the first member of a tar is at 0"

@@ -98,7 +98,7 @@ def _shards(folder: Path, cut_bytes: int, earlier: Mapping[tuple[str, str], Sour
     """The shards of one of our datasets, in order; the index of one that was planned with before is not read again."""
     dataset = open_dataset(folder)
     base, split = folder.resolve(), dataset.manifest.identity.split
-    for number, entry in enumerate(dataset.manifest.shards):
+    for number, entry in enumerate(dataset.shards()):
         path = base / entry.name
         if not path.is_file():
             raise PipelineError(f"{path} is missing; the manifest lists it")

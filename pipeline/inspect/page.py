@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.inspect.content_types import TYPES, WINDOW
-from pipeline.inspect.report import ENTROPY_LABELS, LENGTH_LABELS, add_histograms, by_entropy, by_length, sample_words
+from pipeline.inspect.report import ENTROPY_LABELS, LENGTH_LABELS, by_entropy, by_length, sample_words
 from pipeline.inspect.sample import SEED
 from pipeline.inspect.survey import SIZE_GROUPS, Example, Survey, survey
 from shared.io.files import Output
@@ -81,9 +81,7 @@ def dataset_page(dataset: Dataset, found: Survey) -> dict[str, Any]:
         "replayable": scored and identity.patching.needs_entropy and identity.decides(identity.patching),
         "totals": {"documents": totals.documents, "bytes": totals.bytes},
         "bytes_a_patch": _ratio(totals.bytes, totals.patches),
-        "entropy_histogram": add_histograms([entry.entropy_histogram for entry in manifest.shards], 256).tolist()
-        if scored
-        else [],
+        "entropy_histogram": manifest.entropy_histogram if scored else [],
         "subsets": [
             {
                 "name": name,
@@ -151,9 +149,9 @@ def _facts(dataset: Dataset) -> list[tuple[str, str]]:
         numerics = identity.entropy_model.numerics
         model = identity.entropy_model.sha256[:SHORT]
         facts.append(("entropy model", f"{model}, scored in {numerics.dtype} on {numerics.device}"))
-    on_disk = sum(entry.bytes_on_disk for entry in manifest.shards)
     amount = f"{counted(totals.documents, 'document')}, {totals.bytes:,} bytes"
-    facts.append(("holds", f"{amount} in {counted(len(manifest.shards), 'shard')}, {quantity(on_disk)}B on disk"))
+    on_disk = f"{quantity(manifest.bytes_on_disk)}B on disk"
+    facts.append(("holds", f"{amount} in {counted(manifest.shard_count, 'shard')}, {on_disk}"))
     if totals.patches:
         facts.append(("patches", f"{totals.patches:,}, {totals.mean_patch_size:.3f} bytes each on average"))
     facts.append(("split", f"{identity.split}, format {identity.format}, entropy sidecar {identity.sidecar}"))

@@ -50,12 +50,11 @@ def report(dataset: Dataset, examples: int) -> Iterator[str]:
     manifest = dataset.manifest
     yield f"{dataset.folder}"
     yield from _made_by(manifest.identity)
-    on_disk = sum(entry.bytes_on_disk for entry in manifest.shards)
     totals = manifest.totals
     yield (
-        f"  {counted(len(manifest.shards), 'shard')}, {counted(totals.documents, 'document')} "
+        f"  {counted(manifest.shard_count, 'shard')}, {counted(totals.documents, 'document')} "
         f"in {counted(totals.rows, 'row')}, "
-        f"{quantity(totals.bytes)}B of text in {quantity(on_disk)}B on disk"
+        f"{quantity(totals.bytes)}B of text in {quantity(manifest.bytes_on_disk)}B on disk"
     )
     if totals.ignored or manifest.identity.specials:
         names = ", ".join(manifest.identity.specials) or "no names"
@@ -65,12 +64,11 @@ def report(dataset: Dataset, examples: int) -> Iterator[str]:
         )
     yield ""
     yield from _by_subset(manifest.subsets, totals, manifest.identity.patching.patched)
-    lengths = add_histograms([entry.patch_length_histogram for entry in manifest.shards], LONGEST_COUNTED + 1)
-    if lengths.any():
+    if manifest.patch_length_histogram:
         yield ""
-        yield from _patch_lengths(lengths)
-    entropies = add_histograms([entry.entropy_histogram for entry in manifest.shards], 256)
-    if entropies.any():
+        yield from _patch_lengths(np.array(manifest.patch_length_histogram))
+    if manifest.entropy_histogram:
+        entropies = np.array(manifest.entropy_histogram)
         yield ""
         yield from _entropies(entropies)
         yield ""
@@ -82,14 +80,6 @@ def report(dataset: Dataset, examples: int) -> Iterator[str]:
     if examples > 0:
         yield ""
         yield from _examples(dataset, found.easiest, found.hardest)
-
-
-def add_histograms(histograms: list[list[int]], size: int) -> np.ndarray:
-    """int64 [size]: the sum of the histograms of shards; those that are empty count nothing."""
-    total = np.zeros(size, np.int64)
-    for histogram in histograms:
-        total[: len(histogram)] += np.array(histogram, np.int64)
-    return total
 
 
 def _made_by(identity: DatasetIdentity) -> Iterator[str]:

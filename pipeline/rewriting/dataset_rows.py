@@ -10,11 +10,11 @@ from pipeline.read.formats.datasets import shard_records
 from pipeline.records import Record
 from shared.errors import DatasetError, IdentityError
 from shared.io.identity import differences, in_short
-from shared.shards.content import with_last
+from shared.shards.content import ShardContent, with_last
 from shared.shards.dataset import Dataset, columns_row
 from shared.shards.document import Row
 from shared.shards.formats.sidecar import sidecar_name
-from shared.shards.manifest import ShardEntry
+from shared.shards.manifest import ShardFiles, SubsetTotals
 from shared.shards.open import find_datasets, open_dataset
 
 
@@ -39,12 +39,12 @@ class ShardByShard(Generic[S]):
     @cached_property
     def units(self) -> list[tuple[S, int]]:
         """Each shard by its dataset and its number there."""
-        return [(side, shard) for side in self.sides for shard in range(len(side.dataset.manifest.shards))]
+        return [(side, shard) for side in self.sides for shard in range(side.dataset.shard_count)]
 
     @property
     def sizes(self) -> list[int]:
         """Bytes of text of each."""
-        return [text_bytes(side.dataset.manifest.shards[shard]) for side, shard in self.units]
+        return [shard.totals.bytes for side in self.sides for shard in side.dataset.shards()]
 
 
 def sides_at(path: Path) -> list[Side]:
@@ -62,25 +62,33 @@ def require_alike(datasets: Sequence[Dataset], *ignored: str) -> None:
             raise IdentityError(f"{first.folder} and {dataset.folder} were not made alike: {in_short(lines)}")
 
 
-def require_kept(source: Path, entry: ShardEntry, figures: Mapping[str, Any]) -> None:
+def recorded_figures(dataset: Dataset, number: int) -> dict[str, Any]:
+    """What the tables say that the rows of a shard add up to."""
+    shard, histograms = dataset.shard(number), dataset.histograms(number)
+    if shard.sidecar_sha256 is None:
+        del histograms["entropy_histogram"]  # counted when the entropies were there, and they are no longer
+    return {"content_hash": shard.content_hash, "totals": shard.totals, **histograms}
+
+
+def found_figures(content: ShardContent) -> dict[str, Any]:
+    """The same of rows that have been read."""
+    figures = content.figures()
+    return figures | {"totals": sum(figures.pop("subsets").values(), SubsetTotals())}
+
+
+def require_kept(dataset: Dataset, number: int, found: Mapping[str, Any]) -> None:
     """Raises DatasetError unless these figures of a shard are what they were: nothing is lost on the way (law 4)."""
-    for key, new in figures.items():
-        if key == "entropy_histogram" and entry.sidecar_sha256 is None:
-            continue  # counted when the entropies were there, and they are no longer
-        if new != (old := getattr(entry, key)):
+    for key, old in recorded_figures(dataset, number).items():
+        if key in found and found[key] != old:
             raise DatasetError(
-                f"{source / entry.name}: {key} is {new} after it was read, its manifest says {old}; verify {source}"
+                f"{dataset.shard_path(number)}: {key} is {found[key]} after it was read, its table says {old}; "
+                f"verify {dataset.folder}"
             )
 
 
-def text_bytes(entry: ShardEntry) -> int:
-    """Bytes of text in a shard."""
-    return sum(totals.bytes for totals in entry.subsets.values())
-
-
-def stem(entry: ShardEntry) -> str:
+def stem(shard: ShardFiles) -> str:
     """The name of a shard without what its format adds."""
-    return entry.name.rpartition(".")[0]
+    return shard.name.rpartition(".")[0]
 
 
 def shard_batches(dataset: Dataset, shard: int) -> Iterator[list[Row]]:
@@ -93,7 +101,7 @@ def shard_batches(dataset: Dataset, shard: int) -> Iterator[list[Row]]:
     for batch in range(dataset.batch_count(shard)):
         rows = stored_rows(dataset, shard, batch)
         if not all(map(_has_its_entropies, rows)):
-            name = sidecar_name(dataset.manifest.shards[shard].name)
+            name = sidecar_name(dataset.shard(shard).name)
             raise DatasetError(f"{dataset.folder / name}: batch {batch} is not that of the shard")
         yield rows
 
@@ -103,7 +111,7 @@ def stored_rows(dataset: Dataset, shard: int, batch: int) -> list[Row]:
 
     Raises DatasetError, also where shard and sidecar have not as many.
     """
-    columns, entry = dataset.stored_batch(shard, batch), dataset.manifest.shards[shard]
+    columns, entry = dataset.stored_batch(shard, batch), dataset.shard(shard)
     if entry.sidecar_sha256 is None:
         return [columns_row(columns, row) for row in range(len(columns))]
     values = dataset.stored_entropies(shard, batch)
@@ -136,7 +144,7 @@ def _anew(dataset: Dataset) -> Dataset:
 
 
 def _rows(dataset: Dataset, shard: int) -> Iterator[tuple[Row, bool]]:
-    scored, batches = dataset.manifest.shards[shard].sidecar_sha256 is not None, range(dataset.batch_count(shard))
+    scored, batches = dataset.shard(shard).sidecar_sha256 is not None, range(dataset.batch_count(shard))
     yield from with_last(row for batch in batches for row in dataset.batch_rows(shard, batch, scored))
 
 

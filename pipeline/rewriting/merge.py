@@ -1,18 +1,17 @@
 """Datasets that were made alike become one: shards get new numbers, their files are linked or copied."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from pipeline.rewriting.dataset_rows import require_alike, sides_at, text_bytes
+from pipeline.rewriting.dataset_rows import require_alike, sides_at
 from pipeline.rewriting.rewrite import Written, link, rewrite, save_dataset
 from pipeline.settings import PipelineError
 from pipeline.splits.marker import shard_stem
 from shared.io.identity import digest
 from shared.shards.dataset import Dataset, files_of
-from shared.shards.manifest import ShardEntry
 from shared.shards.writer import SUFFIXES
 
 
@@ -67,31 +66,32 @@ class Merge:
     title = "Merging"
 
     @cached_property
-    def _units(self) -> list[tuple[str, int, Dataset, ShardEntry]]:
-        """Folder and number in the result, dataset and entry."""
+    def _units(self) -> list[tuple[str, int, Dataset, int]]:
+        """Folder and number in the result, dataset and number there."""
         return [
-            (folder, number, dataset, entry)
+            (folder, number, dataset, shard)
             for folder, datasets in self.parts.items()
-            for number, (dataset, entry) in enumerate(
-                (dataset, entry) for dataset in datasets for entry in dataset.manifest.shards
+            for number, (dataset, shard) in enumerate(
+                (dataset, shard) for dataset in datasets for shard in range(dataset.shard_count)
             )
         ]
 
     @property
     def sizes(self) -> list[int]:
-        return [text_bytes(entry) for _, _, _, entry in self._units]
+        return [shard.totals.bytes for datasets in self.parts.values() for d in datasets for shard in d.shards()]
 
     def write(self, unit: int, out: Path) -> Written:
-        folder, number, dataset, entry = self._units[unit]
+        folder, number, dataset, shard = self._units[unit]
+        entry = dataset.entry(shard)
         renamed = entry.model_copy(update={"name": shard_stem(number, 0) + SUFFIXES[dataset.manifest.identity.format]})
-        for (old, sha256, size, most), (new, *_) in zip(files_of(entry), files_of(renamed)):
-            link(dataset.folder / old, out / folder / new, sha256, size, most)
+        for (old, sha256, size), (new, *_) in zip(files_of(entry), files_of(renamed)):
+            link(dataset.folder / old, out / folder / new, sha256, size)
         return Written(shards={folder: [renamed]})
 
-    def finish(self, out: Path, written: Sequence[Written]) -> None:
+    def finish(self, out: Path, written: Iterable[Written]) -> None:
         for folder, datasets in self.parts.items():
             # Of what the datasets were made from, not of their fingerprints: both splits must say the same.
             source = digest({"merge": [dataset.manifest.identity.source for dataset in datasets]})
             identity = datasets[0].manifest.identity.model_copy(update={"source": source})
-            entries = [entry for unit in written for entry in unit.shards.get(folder, [])]
+            entries = (entry for unit in written for entry in unit.shards.get(folder, []))
             save_dataset(out / folder, identity, entries, datasets[0])

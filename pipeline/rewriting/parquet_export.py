@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.rewriting.dataset_rows import Side, shard_batches, sides_at, stem
+from pipeline.rewriting.dataset_rows import Side, found_figures, shard_batches, sides_at, stem
 from pipeline.rewriting.parquet import EXPORT_NAME, SUFFIX, Export, load_export, read_parquet
 from pipeline.settings import SPLIT_NAMES
 from shared.errors import DatasetError
@@ -31,7 +31,7 @@ class Source(Side):
         """The rows of each record batch of a shard. Raises DatasetError."""
         if self.export is None:
             return shard_batches(self.dataset, shard)
-        path = self.dataset.folder / (stem(self.dataset.manifest.shards[shard]) + SUFFIX)
+        path = self.dataset.folder / (stem(self.dataset.shard(shard)) + SUFFIX)
         return read_parquet(path, self.export.files[shard])
 
 
@@ -47,18 +47,18 @@ def exports_at(path: Path) -> list[Source]:
         folder = path / name
         if (folder / EXPORT_NAME).is_file():
             export = load_export(folder)
-            if len(export.files) != len(export.dataset.shards):
+            if len(export.files) != export.dataset.shard_count:
                 raise DatasetError(f"{folder / EXPORT_NAME} is damaged: {len(export.files)} files for its shards")
             found.append(Source(name, Dataset(folder, export.dataset), export))
     return found
 
 
 def figures(rows: Iterable[Row]) -> dict[str, Any]:
-    """What the rows of a shard add up to, as manifest entries say it. Raises ValueError for a row out of place."""
+    """What the rows of a shard add up to, as the tables say it. Raises ValueError for a row out of place."""
     content = ShardContent()
     previous: Row | None = None
     for some in collected(with_last(rows)):
         check_rows(previous, some)
         content.add(some)
         previous = some.row(len(some) - 1)
-    return content.figures()
+    return found_figures(content)

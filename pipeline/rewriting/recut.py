@@ -1,6 +1,6 @@
 """Other patch boundaries from the stored entropies, without a model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,6 @@ from pipeline.rewriting.dataset_rows import (
     shard_rows,
     sides_at,
     stem,
-    text_bytes,
 )
 from pipeline.rewriting.rewrite import Written, rewrite, save_dataset
 from pipeline.scoring.chunks import ChunkedLengths
@@ -132,22 +131,22 @@ class Recut(ShardByShard[Side]):
 
     def write(self, unit: int, out: Path) -> Written:
         side, shard = self.units[unit]
-        manifest = side.dataset.manifest
-        entry, identity = manifest.shards[shard], manifest.identity
+        identity = side.dataset.manifest.identity
         encoder = None if self.tokenizer is None else SubwordEncoder(self.tokenizer)
-        with ShardWriter(out / side.folder, stem(entry), identity.format, identity.sidecar) as shard_file:
+        name = stem(side.dataset.shard(shard))
+        with ShardWriter(out / side.folder, name, identity.format, identity.sidecar) as shard_file:
             for _, row, last in cut(_pieces(side.dataset, shard), self.patching, encoder=encoder):
                 shard_file.add_row(row, last)
         written = shard_file.entry
-        require_kept(side.dataset.folder, entry, {key: getattr(written, key) for key in KEPT})
+        require_kept(side.dataset, shard, {key: getattr(written, key) for key in KEPT})
         return Written(shards={side.folder: [written]})
 
-    def finish(self, out: Path, written: Sequence[Written]) -> None:
+    def finish(self, out: Path, written: Iterable[Written]) -> None:
         for side in self.sides:
             identity = side.dataset.manifest.identity
             scored = identity.sidecar != "none" or self.patching.needs_entropy
             changed = {"patching": self.patching, "entropy_model": identity.entropy_model if scored else None}
-            entries = [entry for unit in written for entry in unit.shards.get(side.folder, [])]
+            entries = (entry for unit in written for entry in unit.shards.get(side.folder, []))
             made = identity.model_copy(update=changed)
             save_dataset(out / side.folder, made, entries, side.dataset, self.tokenizer)
 
@@ -169,7 +168,7 @@ def with_target(dataset: Dataset, draft: PatchingSettings, target: float, worker
     if not (total := dataset.manifest.totals.bytes):
         raise PipelineError(f"{dataset.folder} has no text to find a threshold on")
     thetas = thetas_of(draft.rule, draft.grid)
-    shards = range(len(dataset.manifest.shards))
+    shards = range(dataset.shard_count)
 
     def sizes(numbers: Sequence[int]) -> list[float]:
         patchings = [draft.with_theta(thetas[number], draft.grid) for number in numbers]
@@ -177,7 +176,7 @@ def with_target(dataset: Dataset, draft: PatchingSettings, target: float, worker
         with ByteProgress("Counting patches", total) as progress:
             for shard, found in each(partial(patch_counts, dataset, patchings), shards, workers):
                 counts += found
-                progress.update(text_bytes(dataset.manifest.shards[shard]))
+                progress.update(dataset.shard(shard).totals.bytes)
         means: list[float] = (total / counts).tolist()
         return means
 
@@ -206,9 +205,7 @@ def patch_counts(dataset: Dataset, patchings: Sequence[PatchingSettings], shard:
 
 def _guess(dataset: Dataset, thetas: Thetas, target: float) -> int:
     """The number of a threshold that gives about the wanted size, were there neither length limits nor rises."""
-    histogram = np.zeros(256, np.int64)
-    for entry in dataset.manifest.shards:
-        histogram += np.array(entry.entropy_histogram, np.int64)
+    histogram = np.array(dataset.manifest.entropy_histogram or [0] * 256, np.int64)
     grid = thetas_of("entropy", True)
     above = histogram[::-1].cumsum()[::-1][1:]  # entropies above each value of the grid
     return thetas.nearest(grid[int(np.argmin(np.abs(above - dataset.manifest.totals.bytes / target)))])

@@ -8,7 +8,8 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,7 +32,8 @@ from shared.io.terminal import show_lines
 from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE, check_model
 from shared.settings import Settings
 from shared.shards.dataset import Dataset, check_file, check_size, files_of
-from shared.shards.manifest import ENTROPY_MODEL_FOLDER, TOKENIZER_FOLDER, DatasetIdentity, Manifest, ShardEntry
+from shared.shards.manifest import ENTROPY_MODEL_FOLDER, TOKENIZER_FOLDER, DatasetIdentity, ShardEntry
+from shared.shards.tables import commit_dataset
 from shared.shards.writer import HashingFile
 
 REQUEST_FILE = "made-by.json"
@@ -54,7 +56,7 @@ class Written(Settings):
         found = dict(self.files)
         for folder, entries in self.shards.items():
             for entry in entries:
-                found |= {os.path.join(folder, name): sha256 for name, sha256, *_ in files_of(entry)}
+                found |= {os.path.join(folder, name): sha256 for name, sha256, _ in files_of(entry)}
         return found
 
 
@@ -72,7 +74,7 @@ class Rewriting(Protocol):
         """Write the files of one unit below ``out``; the same bytes each time."""
         ...
 
-    def finish(self, out: Path, written: Sequence[Written]) -> None:
+    def finish(self, out: Path, written: Iterable[Written]) -> None:
         """Write what the units have in common, manifests last."""
         ...
 
@@ -112,20 +114,19 @@ def show_result(out: Path, made: bool, held: Sequence[Side] | None = None) -> No
     show_lines(f"{out}: " + ("complete" if made else "nothing to do, all is current"))
     for side in held or sides_at(out):
         manifest, folder = side.dataset.manifest, side.dataset.folder
-        show_lines(dataset_line(manifest.identity.split, manifest.totals, len(manifest.shards), folder))
+        show_lines(dataset_line(manifest.identity.split, manifest.totals, manifest.shard_count, folder))
 
 
 def save_dataset(
     folder: Path,
     identity: DatasetIdentity,
-    entries: Sequence[ShardEntry],
+    entries: Iterable[ShardEntry],
     source: Dataset,
     tokenizer: Path | None = None,
 ) -> None:
     """Commit a dataset of shards that are there, with the models that its identity names."""
     copy_models(source, identity, folder, tokenizer)
-    folder.mkdir(parents=True, exist_ok=True)
-    Manifest(identity=identity, shards=list(entries)).save(folder)
+    commit_dataset(folder, identity, entries)
 
 
 def copy_models(source: Dataset, identity: DatasetIdentity, folder: Path, tokenizer: Path | None = None) -> None:
@@ -141,12 +142,12 @@ def copy_models(source: Dataset, identity: DatasetIdentity, folder: Path, tokeni
         copy_tokenizer(tokenizer or source.tokenizer, folder / TOKENIZER_FOLDER, identity.patching.tokenizer)
 
 
-def link(source: Path, target: Path, sha256: str, size: int | None = None, most: int | None = None) -> None:
+def link(source: Path, target: Path, sha256: str, size: int | None = None) -> None:
     """Give a file another name, or copy it where that cannot be.
 
-    Raises DatasetError unless its sha256 is this, and its size this or at most that (`check_file`).
+    Raises DatasetError unless its sha256 is this, and its size where that is known (`check_file`).
     """
-    check_size(source, size, most)
+    check_size(source, size)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     try:
@@ -158,7 +159,7 @@ def link(source: Path, target: Path, sha256: str, size: int | None = None, most:
             if copy.sha256 != sha256:
                 raise DatasetError(f"{source} is damaged: sha256 {copy.sha256}, manifest says {sha256}") from None
     else:
-        check_file(source, sha256)
+        check_file(source, sha256, size)
 
 
 def _is_unfinished(folder: Path) -> bool:
@@ -216,17 +217,26 @@ def _plain(request: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _write_all(work: Rewriting, unfinished: Path, workers: int) -> list[Written]:
-    """What each unit has left behind, those of an earlier start checked byte for byte."""
-    sizes, markers = work.sizes, unfinished / _MARKERS
-    written = {unit: found for unit in range(len(sizes)) if (found := _marker(unfinished, unit)) is not None}
-    left = [unit for unit in range(len(sizes)) if unit not in written]
-    with ByteProgress(work.title, sum(sizes), sum(sizes[unit] for unit in written)) as progress:
+@dataclass(frozen=True)
+class _AllWritten:
+    """What each unit has left behind, read anew each time: all together may be more than memory."""
+
+    unfinished: Path
+    units: int
+
+    def __iter__(self) -> Iterator[Written]:
+        return (Written.model_validate_json(_marker_path(self.unfinished, n).read_bytes()) for n in range(self.units))
+
+
+def _write_all(work: Rewriting, unfinished: Path, workers: int) -> _AllWritten:
+    """Do the units that are left; those of an earlier start are checked byte for byte."""
+    sizes = work.sizes
+    left = [unit for unit in range(len(sizes)) if not _is_written(unfinished, unit)]
+    with ByteProgress(work.title, sum(sizes), sum(sizes) - sum(sizes[unit] for unit in left)) as progress:
         for unit, result in each(partial(_write, work, unfinished), left, workers):
-            write_atomic(markers / f"{unit}.json", result.model_dump_json())
-            written[unit] = result
+            write_atomic(_marker_path(unfinished, unit), result.model_dump_json())
             progress.update(sizes[unit])
-    return [written[unit] for unit in range(len(sizes))]
+    return _AllWritten(unfinished, len(sizes))
 
 
 def _write(work: Rewriting, unfinished: Path, unit: int) -> Written:
@@ -236,17 +246,20 @@ def _write(work: Rewriting, unfinished: Path, unit: int) -> Written:
         raise DatasetError(str(error)) from error
 
 
-def _marker(unfinished: Path, unit: int) -> Written | None:
-    """What a unit has left behind, if it is done and all its files are whole."""
+def _marker_path(unfinished: Path, unit: int) -> Path:
+    return unfinished / _MARKERS / f"{unit}.json"
+
+
+def _is_written(unfinished: Path, unit: int) -> bool:
+    """Whether a unit is done and all its files are whole."""
     try:
-        found = Written.model_validate_json(read_bounded(unfinished / _MARKERS / f"{unit}.json", MOST_MARKER_BYTES))
+        found = Written.model_validate_json(read_bounded(_marker_path(unfinished, unit), MOST_MARKER_BYTES))
     except (OSError, ValidationError):
-        return None
-    whole = all(
+        return False
+    return all(
         (unfinished / path).is_file() and file_sha256(unfinished / path) == sha256
         for path, sha256 in found.all_files().items()
     )
-    return found if whole else None
 
 
 def _commit(unfinished: Path, out: Path) -> None:

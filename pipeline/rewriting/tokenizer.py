@@ -93,7 +93,7 @@ def in_our_order(library: Any, model: dict[str, Any]) -> Any:
 def _texts(dataset: Dataset) -> Iterator[str]:
     """The valid UTF-8 of a dataset, in its order, in memory for one document."""
     with ByteProgress("Reading", dataset.manifest.totals.bytes) as progress:
-        for shard in range(len(dataset.manifest.shards)):
+        for shard in range(dataset.shard_count):
             for record, rows in shard_documents(dataset, shard):
                 text = b"".join(row.text for row, _ in rows)
                 for piece in pieces_of(text):

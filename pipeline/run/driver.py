@@ -29,7 +29,8 @@ from shared.io.files import locked, write_atomic
 from shared.io.log import LOG
 from shared.io.progress import ByteProgress
 from shared.io.terminal import one_line, safe
-from shared.shards.manifest import DatasetIdentity, EntropyModelIdentity, Manifest, load_manifest
+from shared.shards.manifest import DatasetIdentity, EntropyModelIdentity, load_manifest
+from shared.shards.tables import commit_dataset
 
 
 def preprocess(job: Job, inputs: Sequence[Path | str], executor: ExecutorSettings) -> Report:
@@ -171,8 +172,7 @@ def write_manifests(job: Job, run: RunFile, markers: Sequence[Marker]) -> None:
             source=run.plan.source_digest(job.reading),
             specials=specials_of(run.plan, job.reading),
         )
-        shards = [entry for marker in markers for entry in marker.shards[name]]
-        Manifest(identity=identity, shards=shards).save(job.out / name)
+        commit_dataset(job.out / name, identity, (entry for marker in markers for entry in marker.shards[name]))
 
 
 def _record_failure(out: Path, outcome: Outcome) -> None:

@@ -12,7 +12,7 @@ from pipeline.splits.marker import Counts, Marker
 from pipeline.splits.run_file import RunFile
 from pipeline.splits.worker import Outcome
 from shared.io.files import write_atomic
-from shared.shards.manifest import SubsetTotals, totals_by_subset
+from shared.shards.manifest import SubsetTotals
 
 REPORT_FILE = "report.json"
 
@@ -35,7 +35,11 @@ class Report:
 
     def subsets(self, name: SplitName) -> dict[str, SubsetTotals]:
         """Totals of one dataset by subset, in sorted order."""
-        return totals_by_subset(entry for marker in self.markers for entry in marker.shards[name])
+        totals: dict[str, SubsetTotals] = {}
+        for entry in (entry for marker in self.markers for entry in marker.shards[name]):
+            for subset, figures in entry.subsets.items():
+                totals[subset] = totals.get(subset, SubsetTotals()) + figures
+        return dict(sorted(totals.items()))
 
     def files_of(self, failure: Outcome) -> list[str]:
         """The input files of a split that failed."""

@@ -112,10 +112,9 @@ class StoredEntropies:
                     held, values = at, dataset.entropies(*at)
                 found = values[int(index.row[row])]
                 if len(found) != (wanted := int(index.bytes[row]) + (row == start)):
-                    name = dataset.manifest.shards[at[0]].name
                     raise DatasetError(
-                        f"{dataset.folder / name}: batch {at[1]} row {int(index.row[row])} has {len(found)} entropies, "
-                        f"its text needs {wanted}"
+                        f"{dataset.shard_path(at[0])}: batch {at[1]} row {int(index.row[row])} has {len(found)} "
+                        f"entropies, its text needs {wanted}"
                     )
                 nats = dequantise(found) if found.dtype == np.uint8 else found
                 yield Piece(number, nats, row == start, row == stop - 1)

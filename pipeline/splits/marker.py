@@ -90,8 +90,8 @@ def is_whole(out: Path, marker: Marker) -> bool:
     try:
         for name in SPLIT_NAMES:
             for entry in marker.shards[name]:
-                for file, sha256, size, most in files_of(entry):
-                    check_file(out / name / file, sha256, size, most)
+                for file, sha256, size in files_of(entry):
+                    check_file(out / name / file, sha256, size)
     except (DatasetError, OSError):
         return False
     return True

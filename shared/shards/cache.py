@@ -8,16 +8,16 @@ import fcntl
 import hashlib
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from shared.errors import DatasetError
 from shared.io.files import naming
+from shared.io.identity import file_sha256
 from shared.io.storage import open_binary, tried_again
 
 CACHE_BYTES = 64 * 2**30
-MOST_COMPANION_BYTES = 2**34
-"""Of a file of which nothing says how large it can be."""
 ARRIVING = ".arriving"
 CHUNK = 2**20
 WAIT_SECONDS = 0.05
@@ -27,6 +27,50 @@ WAIT_SECONDS = 0.05
 def default_cache() -> Path:
     """The user's folder for what can be fetched again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patchwork"
+
+
+VERIFIED = "verified"
+"""Below the cache: an empty file for each file that was found to be what it should be."""
+SMALLEST_MARKED = 2**16
+"""Bytes; a smaller file is checked as fast as its mark is found."""
+
+
+def verified_once(path: Path, what: str, check: Callable[[], object]) -> None:
+    """Check a file, unless a process of this machine has found this very file in order (law 9).
+
+    The file system says whether it is the same: name, inode, size and times. ``what`` it was compared with.
+    """
+    mark = _mark(path, what)
+    if mark is None:
+        check()
+        return
+    if mark.exists():
+        return
+    try:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        checking = open(mark.with_suffix(".checking"), "wb")  # noqa: SIM115 (the check itself is not in this try)
+    except OSError:  # a home that cannot be written to: each process checks for itself
+        check()
+        return
+    with checking:
+        fcntl.flock(checking, fcntl.LOCK_EX)  # the processes of a node begin together: one checks, the others wait
+        if not mark.exists():
+            check()
+            with suppress(OSError):
+                os.replace(checking.name, mark)
+
+
+def _mark(path: Path, what: str) -> Path | None:
+    """Where it is noted that a file is in order; None for one that is checked each time."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    if status.st_size < SMALLEST_MARKED:
+        return None
+    same = (path.resolve(), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, what)
+    name = hashlib.sha256("\0".join(map(str, same)).encode()).hexdigest()
+    return default_cache() / VERIFIED / name[:2] / name
 
 
 class File:
@@ -53,27 +97,24 @@ class FileCache:
     def __init__(self, folder: Path, limit: int = CACHE_BYTES) -> None:
         self.folder = folder
         self.limit = limit
-        self._seen: set[str] = set()
 
-    def hold(self, url: str, sha256: str, size: int | None, most: int | None = None) -> Lease:
+    def hold(self, url: str, sha256: str, size: int) -> Lease:
         """A file, fetched if it is not here; when another process is fetching it, this one waits.
 
-        ``most``: bytes of the largest that is fetched, where ``size`` is not known.
         Raises DatasetError when what arrives is not what the manifest says, StorageError when nothing arrives.
         """
         path = self._path(url, sha256)
         while True:
             lease = _shared(path)
             if lease is not None and self._whole(lease, sha256):
-                os.utime(path)  # the least recently used go first
+                os.utime(path.parent)  # the least recently used go first
                 return lease
             del lease
-            if not self.fetch(url, sha256, size, most):
+            if not self.fetch(url, sha256, size):
                 time.sleep(WAIT_SECONDS)
 
-    def fetch(self, url: str, sha256: str, size: int | None, most: int | None = None) -> bool:
+    def fetch(self, url: str, sha256: str, size: int) -> bool:
         """Fetch a file if it is not here; False at once when another process is at it. Raises as ``hold`` does."""
-        largest = next(bound for bound in (size, most, MOST_COMPANION_BYTES) if bound is not None)
         path = self._path(url, sha256)
         arriving = path.with_name(path.name + ARRIVING)
         if path.exists():
@@ -85,14 +126,13 @@ class FileCache:
                 if not _locked(descriptor, arriving, fcntl.LOCK_EX):
                     return False
                 if not path.exists():
-                    self._make_room(size or 0)
-                    os.ftruncate(descriptor, size or 0)  # others that make room count it
+                    self._make_room(size)
+                    os.ftruncate(descriptor, size)  # others that make room count it
                     try:
                         with naming(path):
-                            tried_again(lambda: _download(url, descriptor, sha256, largest), url)
+                            tried_again(lambda: _download(url, descriptor, sha256, size), url)
                     except FileNotFoundError:
                         raise DatasetError(f"{url} is missing; the manifest lists it") from None
-                    self._seen.add(sha256)
                     os.replace(arriving, path)
                 return True
             except BaseException:  # an interrupt, too, must not leave half a file that takes room
@@ -106,13 +146,17 @@ class FileCache:
         return self.folder / sha256 / url.rpartition("/")[2]
 
     def _whole(self, lease: Lease, sha256: str) -> bool:
-        """Whether a file is what it was, looked at once in each process; a damaged one is removed."""
-        if sha256 not in self._seen:
-            with lease.path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                    lease.path.unlink(missing_ok=True)
-                    return False
-            self._seen.add(sha256)
+        """Whether a file is what it was; a damaged one is removed."""
+
+        def check() -> None:
+            if file_sha256(lease.path) != sha256:
+                raise DatasetError(f"{lease.path} is damaged")
+
+        try:
+            verified_once(lease.path, sha256, check)
+        except DatasetError:
+            lease.path.unlink(missing_ok=True)
+            return False
         return True
 
     def _make_room(self, size: int) -> None:
@@ -120,8 +164,7 @@ class FileCache:
         found = []
         for path in self.folder.glob("*/*"):
             with suppress(FileNotFoundError):
-                status = path.stat()
-                found.append((status.st_mtime_ns, status.st_size, path))
+                found.append((path.parent.stat().st_mtime_ns, path.stat().st_size, path))
         total = sum(held for _, held, _ in found) + size
         for _, held, path in sorted(found):
             if total <= self.limit:

@@ -17,7 +17,8 @@ from shared.vocabulary import EOS
 
 LONGEST_COUNTED = 64
 """The patch-length histogram counts lengths 1 to 64 one by one, then all longer ones together: 65 entries."""
-_MODULUS = 2**256  # of sha256 values: their sum, unlike their exclusive or, also notices a document that is there twice
+CONTENT_MODULUS = 2**256
+"""Of sums of sha256 values. A sum, unlike the exclusive or, also notices a document that is there twice."""
 
 
 class ContentHash:
@@ -44,7 +45,7 @@ class ContentHash:
                 self._body.update(np.array([2 * EOS + row.spans.last_loss], "<u2").tobytes())
                 self._document = hashlib.sha256(self._document.digest() + self._body.digest())
         if last:
-            self._total = (self._total + int.from_bytes(self._document.digest(), "big")) % _MODULUS
+            self._total = (self._total + int.from_bytes(self._document.digest(), "big")) % CONTENT_MODULUS
 
     def add_rows(self, rows: Rows) -> None:
         """Count the next rows, in order."""
@@ -54,7 +55,7 @@ class ContentHash:
             return
         begins = {subset: subset.encode() + b"\0" for subset in set(rows.subsets)}
         digests = [sha256(begins[subset] + text).digest() for subset, text in zip(rows.subsets, rows.texts)]
-        self._total = (self._total + sum([int.from_bytes(digest, "big") for digest in digests])) % _MODULUS
+        self._total = (self._total + sum([int.from_bytes(digest, "big") for digest in digests])) % CONTENT_MODULUS
 
     def hexdigest(self) -> str:
         return f"{self._total:064x}"
@@ -67,7 +68,7 @@ def marked_tokens(text: bytes, spans: Spans) -> bytes:
 
 def add_content_hashes(hashes: Iterable[str]) -> str:
     """The content hash of several shards together."""
-    return f"{sum(int(h, 16) for h in hashes) % _MODULUS:064x}"
+    return f"{sum(int(h, 16) for h in hashes) % CONTENT_MODULUS:064x}"
 
 
 class ShardContent:

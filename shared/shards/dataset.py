@@ -16,15 +16,13 @@ from shared.errors import DatasetError
 from shared.io.identity import file_sha256
 from shared.patching.grid import dequantise
 from shared.patching.settings import PatchingSettings
-from shared.shards.cache import File
+from shared.shards.cache import File, verified_once
 from shared.shards.columns import BatchColumns
 from shared.shards.document import Row
-from shared.shards.formats.arrow import MOST_DICTIONARY_BYTES, ArrowReader
+from shared.shards.formats.arrow import ArrowReader
 from shared.shards.formats.sidecar import SidecarReader, sidecar_name
 from shared.shards.formats.webdataset import TarReader
 from shared.shards.index import (
-    ROW_BYTES,
-    SPARE_BYTES,
     RowColumns,
     ShardIndex,
     column_dtype,
@@ -37,16 +35,20 @@ from shared.shards.manifest import (
     ENTROPY_MODEL_FOLDER,
     TOKENIZER_FOLDER,
     Manifest,
+    Shard,
     ShardEntry,
+    ShardFiles,
     SubsetTotals,
+    TableName,
 )
-from shared.shards.runs import Runs, joined_runs, shard_runs
+from shared.shards.runs import Runs, run_records
+from shared.shards.tables import Table, check_table, runs_of_subset, shard_of, table_file
 
 OPEN_READERS = 64
 """Shards and sidecars that stay mapped at a time: enough for the document streams of many subsets, and far below the
 1,024 open files that a process has by default."""
-INDEX_BYTES = 2**25
-"""Limit of the memory for indexes of shards, private to each process; a single index may be larger (law 9)."""
+OPEN_INDEXES = 128
+"""Indexes that stay mapped: those of the shards that are shuffled together, and of the next ones."""
 
 R = TypeVar("R")
 
@@ -56,43 +58,41 @@ class DatasetIndex(RowColumns):
     """One entry [N] for each row of a dataset, in order of shard, batch and row."""
 
     shard: np.ndarray
-    """int32, number of the shard in the manifest."""
+    """int32, number of the shard in the dataset."""
 
 
 def dataset_index(indexes: Sequence[ShardIndex], subset_names: Sequence[str]) -> DatasetIndex:
     """The indexes of shards as one."""
     codes = {name: code for code, name in enumerate(subset_names)}
-    shard = np.repeat(np.arange(len(indexes), dtype=np.int32), [len(index) for index in indexes])
-    subset = np.zeros(len(shard), np.int32)
-    for number, index in enumerate(indexes):
-        # A shard counts its subsets in the order in which it met them; the dataset counts all of them by name.
-        dataset_codes = np.array([codes[name] for name in index.subset_names], np.int32)
-        subset[shard == number] = dataset_codes[index.subset] if len(index) else dataset_codes[:0]
     # The empty array: a dataset may have no shard, and nothing cannot be concatenated.
     columns = {
         field.name: np.concatenate(
             [np.zeros(0, column_dtype(field.name)), *(getattr(index, field.name) for index in indexes)]
         )
         for field in fields(RowColumns)
+        if field.name != "subset"
     }
-    return DatasetIndex(**columns | {"shard": shard, "subset": subset})
+    # A shard counts its subsets in the order in which it met them; the dataset counts all of them by name.
+    own = (np.array([codes[name] for name in index.subset_names] or [0], np.int32)[index.subset] for index in indexes)
+    return DatasetIndex(
+        **columns,
+        subset=np.concatenate([np.zeros(0, np.int32), *own]),
+        shard=np.repeat(np.arange(len(indexes), dtype=np.int32), [len(index) for index in indexes]),
+    )
 
 
 class Dataset:
     """A finished dataset on disk.
 
-    Cheap to make: files are opened when they are needed, in each process for itself, so that a dataset may be
-    handed to loader workers by fork or by pickle. Safe to share between threads.
+    Cheap to make, however large it is: files are opened when they are needed, in each process for itself, so that a
+    dataset may be handed to loader workers by fork or by pickle. Safe to share between threads.
     """
 
     def __init__(self, folder: Path, manifest: Manifest):
         self.folder = folder
         self.manifest = manifest
         self.subset_names = tuple(manifest.subsets)
-        """Sorted; DatasetIndex.subset counts into it."""
-        self._checked: set[str] = set()
-        self._indexes: dict[int, ShardIndex] = {}
-        self._totals_checked: set[int] = set()
+        """Sorted; runs and DatasetIndex.subset count into it."""
         self._forget_readers()
 
     @property
@@ -145,32 +145,45 @@ class Dataset:
         """Folder of the tokenizer whose tokens are the patches, if rule bpe made them."""
         return self.folder / TOKENIZER_FOLDER
 
+    @property
+    def shard_count(self) -> int:
+        """Shards in all."""
+        return self.manifest.shard_count
+
+    def shard(self, number: int) -> Shard:
+        """Files and totals of one shard. Raises DatasetError."""
+        return shard_of(self._table("shards").row(number))
+
+    def shards(self) -> Iterator[Shard]:
+        """Those of all shards, in order. Raises DatasetError."""
+        return (shard_of(row) for batch in self._table("shards").batches() for row in batch.to_pylist())
+
+    def histograms(self, number: int) -> dict[str, list[int]]:
+        """Histograms of one shard by name. Raises DatasetError."""
+        return self._table("histograms").row(number)
+
+    def entry(self, number: int) -> ShardEntry:
+        """One shard as its writer left it. Raises DatasetError."""
+        shard, index = self.shard(number), self.shard_index(number)
+        figures: dict[str, Any] = {
+            "subsets": dict(sorted(subset_totals(index).items())),
+            "runs": run_records(index),
+            **self.histograms(number),
+        }
+        return ShardEntry(**shard.model_dump(exclude={"totals"}), **figures)
+
+    def runs(self, subset: int) -> Runs:
+        """The runs of one subset, by its place among the names; arrays lie in the mapped table. Raises DatasetError."""
+        return runs_of_subset(self._table("runs"), subset, self.shard_count)
+
     def shard_path(self, shard: int) -> str:
         """Where a shard lies, for errors."""
-        return f"{self.where}/{self.manifest.shards[shard].name}"
+        return f"{self.where}/{self.shard(shard).name}"
 
     @cached_property
     def index(self) -> DatasetIndex:
-        """The index of all shards together. Raises DatasetError."""
-        indexes = [self.shard_index(shard) for shard in range(len(self.manifest.shards))]
-        return dataset_index(indexes, self.subset_names)
-
-    @property
-    def shard_count(self) -> int:
-        """Shards of the dataset."""
-        return len(self.manifest.shards)
-
-    def runs(self, subset: int) -> Runs:
-        """The runs of one subset, by its place among the names. Raises DatasetError."""
-        return self._runs[subset]
-
-    @cached_property
-    def _runs(self) -> list[Runs]:
-        pieces: dict[str, list[Runs]] = {name: [] for name in self.subset_names}
-        for shard in range(self.shard_count):
-            for name, runs in shard_runs(self.shard_index(shard), shard).items():
-                pieces[name].append(runs)
-        return [joined_runs(own, self.shard_count) for own in pieces.values()]
+        """The index of all shards together: in memory, for what looks at all documents. Raises DatasetError."""
+        return dataset_index([self.shard_index(shard) for shard in range(self.shard_count)], self.subset_names)
 
     def subset_codes(self, shard: int) -> np.ndarray:
         """int64: the place among the names of each subset that the index of a shard names. Raises DatasetError."""
@@ -178,37 +191,28 @@ class Dataset:
         return np.array([codes[name] for name in self.shard_index(shard).subset_names], np.int64)
 
     def shard_index(self, shard: int) -> ShardIndex:
-        """The index of one shard: its file checked, itself, and its sums against the manifest. Raises DatasetError."""
-        index = self.stored_index(shard)
-        if shard not in self._totals_checked:
-            entry = self.manifest.shards[shard]
-            totals = subset_totals(index)
-            for name in sorted(totals.keys() | entry.subsets.keys()):
-                counted, recorded = (figures.get(name, SubsetTotals()) for figures in (totals, entry.subsets))
-                for key in SubsetTotals.model_fields:
-                    if (count := getattr(counted, key)) != (expected := getattr(recorded, key)):
-                        raise DatasetError(
-                            f"{self.where}/{index_name(entry.name)} does not fit the manifest: "
-                            f"{count} {key} of subset {name!r}, manifest says {expected}"
-                        )
-            self._totals_checked.add(shard)
-        return index
-
-    def stored_index(self, shard: int) -> ShardIndex:
-        """The index of one shard, its file checked and itself; its sums may not be those of the manifest."""
+        """The index of one shard: its file checked, itself, and its sums against its shard. Raises DatasetError."""
         with self._locked():
             # Taken out and put in again at the end: a dict in order of use, oldest first.
             if (index := self._indexes.pop(shard, None)) is None:
-                entry = self.manifest.shards[shard]
-                file = self._file(index_name(entry.name), entry.index_sha256, None, _most_of_index(entry))
-                index = read_index(file.path, entry.rows)
+                index, entry = self.stored_index(shard), self.shard(shard)
+                totals = sum(subset_totals(index).values(), SubsetTotals())
+                for key in SubsetTotals.model_fields:
+                    if (count := getattr(totals, key)) != (expected := getattr(entry.totals, key)):
+                        raise DatasetError(
+                            f"{self.where}/{index_name(entry.name)} does not fit the table of shards: "
+                            f"{count} {key}, the table says {expected}"
+                        )
             self._indexes[shard] = index
-            cached_bytes = sum(index.nbytes for index in self._indexes.values())
-            for oldest in list(self._indexes)[:-1]:
-                if cached_bytes <= INDEX_BYTES:
-                    break
-                cached_bytes -= self._indexes.pop(oldest).nbytes
+            if len(self._indexes) > OPEN_INDEXES:
+                del self._indexes[next(iter(self._indexes))]
             return index
+
+    def stored_index(self, shard: int) -> ShardIndex:
+        """The index of one shard, its file checked and itself; its sums may not be those of the shard."""
+        entry = self.shard(shard)
+        file = self._file(index_name(entry.name), entry.index_sha256, entry.index_bytes)
+        return read_index(file.path, entry.totals.rows)
 
     def batch(self, shard: int, batch: int) -> BatchColumns:
         """Decode one record batch, of which everything is true that the index says.
@@ -245,7 +249,7 @@ class Dataset:
         expected = (index.tokens[rows] + (index.part[rows] == 0)).tolist()
         counts = [len(entropies) for entropies in values]
         if counts != expected:
-            path = f"{self.where}/{sidecar_name(self.manifest.shards[shard].name)}"
+            path = f"{self.where}/{sidecar_name(self.shard(shard).name)}"
             if len(counts) != len(expected):
                 raise DatasetError(f"{path}: batch {batch} has {len(counts)} rows, the shard {len(expected)}")
             row = next(row for row in range(len(counts)) if counts[row] != expected[row])
@@ -263,9 +267,9 @@ class Dataset:
 
         Raises DatasetError.
         """
-        index = self.index
-        for start in index.batch_starts[:-1]:
-            yield from self.batch_rows(int(index.shard[start]), int(index.batch[start]), entropies)
+        for shard in range(self.shard_count):
+            for batch in range(len(self.shard_index(shard).batch_starts) - 1):
+                yield from self.batch_rows(shard, batch, entropies)
 
     def batch_rows(self, shard: int, batch: int, entropies: bool) -> list[Row]:
         """The same of one record batch."""
@@ -278,17 +282,29 @@ class Dataset:
         return self._reader(shard).batches
 
     def damaged_files(self, shard: int) -> list[str]:
-        """Check every file of one shard against the manifest; one line for each that is missing or damaged."""
+        """Check every file of one shard against the table; one line for each that is missing or damaged."""
         problems = []
-        for name, sha256, size, most in files_of(self.manifest.shards[shard]):
+        for name, sha256, size in files_of(self.shard(shard)):
             try:
-                self._file(name, sha256, size, most)
+                check_file(self.folder / name, sha256, size)
+            except DatasetError as error:
+                problems.append(str(error))
+        return problems
+
+    def damaged_tables(self) -> list[str]:
+        """The same of the tables."""
+        problems = []
+        for name, record in self.manifest.tables.items():
+            path = self.folder / table_file(name)
+            try:
+                check_file(path, record.sha256, record.bytes)
+                check_table(Table(path, name, record.rows), self.manifest)
             except DatasetError as error:
                 problems.append(str(error))
         return problems
 
     def _reader(self, shard: int) -> ArrowReader | TarReader:
-        entry = self.manifest.shards[shard]
+        entry = self.shard(shard)
 
         def opened(path: Path) -> ArrowReader | TarReader:
             if self.manifest.identity.format == "arrow":
@@ -299,28 +315,36 @@ class Dataset:
         return self._cached(entry.name, entry.sha256, entry.bytes_on_disk, opened)
 
     def _sidecar(self, shard: int) -> SidecarReader:
-        entry, kind = self.manifest.shards[shard], self.manifest.identity.sidecar
-        if kind == "none" or entry.sidecar_sha256 is None:
+        entry, kind = self.shard(shard), self.manifest.identity.sidecar
+        if kind == "none" or entry.sidecar_sha256 is None or entry.sidecar_bytes is None:
             raise DatasetError(
                 f"{self.folder} has no entropy sidecar; preprocess with --sidecar uint8 to keep entropies"
             )
-        name, opened = sidecar_name(entry.name), partial(SidecarReader, sidecar=kind)
-        return self._cached(name, entry.sidecar_sha256, None, opened, _most_of_sidecar(entry))
+        opened = partial(SidecarReader, sidecar=kind)
+        return self._cached(sidecar_name(entry.name), entry.sidecar_sha256, entry.sidecar_bytes, opened)
 
-    def _cached(
-        self, name: str, sha256: str, size: int | None, opened: Callable[[Path], R], most: int | None = None
-    ) -> R:
+    def _cached(self, name: str, sha256: str, size: int, opened: Callable[[Path], R]) -> R:
         """The reader of a file, from the most recently used ones of this process."""
         with self._locked():
             held = self._readers.pop(name, None)
             if held is None:
-                file = self._file(name, sha256, size, most)
+                file = self._file(name, sha256, size)
                 held = file, opened(file.path)
             self._readers[name] = held
             while len(self._readers) > OPEN_READERS:
                 self._readers.popitem(last=False)  # batches still in use keep their file mapped
             reader: R = held[1]
             return reader
+
+    def _table(self, name: TableName) -> Table:
+        with self._locked():
+            if (held := self._tables.get(name)) is None:
+                record = self.manifest.tables[name]
+                file = self._file(table_file(name), record.sha256, record.bytes)
+                table = Table(file.path, name, record.rows)
+                verified_once(file.path, f"{self.fingerprint} {name}", lambda: check_table(table, self.manifest))
+                held = self._tables[name] = file, table
+            return held[1]
 
     @property
     def remote(self) -> bool:
@@ -331,15 +355,10 @@ class Dataset:
         """Have a shard's file at hand; False when another process is fetching it. Raises DatasetError, StorageError."""
         return True
 
-    def _file(self, name: str, sha256: str, size: int | None, most: int | None = None) -> File:
-        """A file of the dataset, compared with the manifest before its first use. Raises DatasetError.
-
-        ``most``: bytes of the largest that could fit the manifest, where that does not say its size.
-        """
+    def _file(self, name: str, sha256: str, size: int) -> File:
+        """A file of the dataset, compared with its checksum before its first use here. Raises DatasetError."""
         path = self.folder / name
-        if name not in self._checked:
-            check_file(path, sha256, size, most)
-            self._checked.add(name)
+        verified_once(path, sha256, lambda: check_file(path, sha256, size))
         return File(path)
 
     def _locked(self) -> RLock:
@@ -352,6 +371,8 @@ class Dataset:
         self._process = os.getpid()
         self._lock = RLock()
         self._readers: OrderedDict[str, tuple[File, Any]] = OrderedDict()
+        self._indexes: dict[int, ShardIndex] = {}
+        self._tables: dict[TableName, tuple[File, Table]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "manifest": self.manifest}
@@ -362,53 +383,32 @@ class Dataset:
         self.__init__(**state)  # type: ignore[misc]
 
 
-def files_of(entry: ShardEntry) -> Iterator[tuple[str, str, int | None, int | None]]:
-    """Name, sha256, bytes and most bytes of each file of a shard; None where the manifest does not say it."""
-    yield entry.name, entry.sha256, entry.bytes_on_disk, None
-    yield index_name(entry.name), entry.index_sha256, None, _most_of_index(entry)
-    if entry.sidecar_sha256 is not None:
-        yield sidecar_name(entry.name), entry.sidecar_sha256, None, _most_of_sidecar(entry)
+def files_of(shard: ShardFiles) -> Iterator[tuple[str, str, int]]:
+    """Name, sha256 and bytes of each file of a shard."""
+    yield shard.name, shard.sha256, shard.bytes_on_disk
+    yield index_name(shard.name), shard.index_sha256, shard.index_bytes
+    if shard.sidecar_sha256 is not None and shard.sidecar_bytes is not None:
+        yield sidecar_name(shard.name), shard.sidecar_sha256, shard.sidecar_bytes
 
 
-# The manifest has no sizes of these two files. Without a limit, a file that someone put in their place would be hashed
-# to its end, and /dev/zero has none. The limits are generous: compression may make data larger, hence twice.
-
-
-def _most_of_index(entry: ShardEntry) -> int:
-    """Bytes that the index of a shard has at most."""
-    return 2 * ROW_BYTES * entry.rows + MOST_DICTIONARY_BYTES + SPARE_BYTES
-
-
-def _most_of_sidecar(entry: ShardEntry) -> int:
-    """Bytes that the sidecar of a shard has at most: fp32 for each token, and at worst a record batch for each row."""
-    tokens = sum(totals.tokens for totals in entry.subsets.values())
-    return 2 * 4 * tokens + 1024 * entry.rows + SPARE_BYTES
-
-
-def check_file(path: Path, sha256: str, size: int | None = None, most: int | None = None) -> None:
-    """Compare a file's size (bytes) and sha256 with what the manifest says. Raises DatasetError.
-
-    ``most``: a larger file is not read at all.
-    """
-    check_size(path, size, most)
+def check_file(path: Path, sha256: str, size: int | None = None) -> None:
+    """Compare a file's sha256, and its size (bytes) where that is recorded, with what is. Raises DatasetError."""
+    check_size(path, size)
     digest = file_sha256(path)
     if digest != sha256:
         raise DatasetError(f"{path} is damaged: sha256 {digest}, manifest says {sha256}")
 
 
-def check_size(path: Path, size: int | None, most: int | None) -> None:
-    """Raise DatasetError unless a path is a regular file of so many bytes, or of at most so many."""
+def check_size(path: Path, size: int | None) -> None:
+    """Raise DatasetError unless a path is a regular file, of so many bytes where that is known."""
     try:
         status = path.stat()
     except FileNotFoundError:
         raise DatasetError(f"{path} is missing; the manifest lists it") from None
-    found = status.st_size
     if not stat.S_ISREG(status.st_mode):
         raise DatasetError(f"{path} is not a regular file; the manifest lists it")
-    if size is not None and found != size:
-        raise DatasetError(f"{path} is damaged: {found} bytes, manifest says {size}")
-    if most is not None and found > most:
-        raise DatasetError(f"{path} is damaged: {found:,} bytes, what the manifest describes has at most {most:,}")
+    if size is not None and status.st_size != size:
+        raise DatasetError(f"{path} is damaged: {status.st_size} bytes, manifest says {size}")
 
 
 def columns_row(columns: BatchColumns, row: int, entropies: np.ndarray | None = None) -> Row:

@@ -10,7 +10,7 @@ import numpy as np
 from shared.io.identity import digest
 from shared.patching.settings import PatchingSettings
 from shared.shards.columns import BatchColumns
-from shared.shards.content import ContentHash
+from shared.shards.content import ContentHash, with_last
 from shared.shards.dataset import Dataset, dataset_index
 from shared.shards.document import Row
 from shared.shards.formats.arrow import SubsetDictionary, batch_columns, record_batch
@@ -104,10 +104,9 @@ def whole_documents(dataset: Documents, entropies: bool = False) -> Iterator[Row
     With ``entropies``: those of its sidecar, float32 nats, one for each input. Raises DatasetError.
     """
     parts: list[Row] = []
-    last = dataset.index.last
-    for number, row in enumerate(dataset.rows(entropies)):
+    for row, last in with_last(dataset.rows(entropies)):
         parts.append(row)
-        if last[number]:
+        if last:
             yield _joined(parts)
             parts = []
 

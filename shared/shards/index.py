@@ -1,4 +1,7 @@
-"""The index beside a shard: figures of every row, so that planning reads no text, and where each row lies."""
+"""The index beside a shard: figures of every row, so that planning reads no text, and where each row lies.
+
+It is memory-mapped: what a process does not look at costs it nothing, and what several look at is in memory once.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -12,37 +15,36 @@ import pyarrow as pa
 from shared.errors import DatasetError
 from shared.shards.columns import BatchColumns, Ragged
 from shared.shards.document import LONGEST_PART, MOST_TOKENS
-from shared.shards.formats.arrow import SUBSET_TYPE, ArrowFile, new_file
+from shared.shards.formats.arrow import SUBSET_TYPE, ArrowFile, mapped_file
 from shared.shards.manifest import MOST_ROWS, SubsetTotals
 from shared.shards.rows import Rows
 
-SCHEMA = pa.schema(
-    [
-        pa.field("bytes", pa.int64(), nullable=False),
-        pa.field("patches", pa.int32(), nullable=False),
-        pa.field("last_patch", pa.uint16(), nullable=False),
-        pa.field("part", pa.int32(), nullable=False),
-        pa.field("last", pa.bool_(), nullable=False),
-        pa.field("subset", SUBSET_TYPE, nullable=False),
-        pa.field("batch", pa.int32(), nullable=False),
-        pa.field("row", pa.int32(), nullable=False),
-        pa.field("offset", pa.int64(), nullable=False),
-    ]
-)
+_COLUMNS = {
+    "bytes": pa.int32(),
+    "targets": pa.int32(),
+    "patches": pa.int32(),
+    "last_patch": pa.uint16(),
+    "part": pa.int32(),
+    "last": pa.uint8(),  # Arrow's own booleans are bits, which cannot be mapped as an array
+    "subset": SUBSET_TYPE,
+    "batch": pa.int32(),
+    "row": pa.int32(),
+}
+_PLACES = {"offset": pa.int64()}
+"""Of a tar shard: where its rows lie."""
+DERIVED = ("tokens", "target_bytes")
+"""Columns that equal bytes where no row has spans; for plain text they are not stored."""
 
-ROW_BYTES, SPARE_BYTES = 72, 2**16
-"""Upper limit of the memory of a decoded index, per row and once. The columns of WITH_SPANS take 62, and Arrow may
-add a validity bitmap to each; an index that takes more is refused before it is decompressed."""
 
-DERIVED = ("tokens", "targets", "target_bytes")
-"""Columns that bytes and last determine where no row has spans."""
-WITH_SPANS = pa.schema(
-    [
-        *SCHEMA,
-        *(pa.field(name, pa.int64(), nullable=False) for name in DERIVED),
-    ]
-)
-"""Of a shard that has any row with spans; for plain text the DERIVED columns are not stored."""
+def _schema(places: bool, spans: bool) -> pa.Schema:
+    columns = _COLUMNS | (_PLACES if places else {}) | (dict.fromkeys(DERIVED, pa.int32()) if spans else {})
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
+
+
+SCHEMAS = tuple(_schema(places, spans) for places in (False, True) for spans in (False, True))
+ROW_BYTES, SPARE_BYTES = 64, 2**16
+"""Upper limit of the memory of an index, per row and once: its columns take at most 47, and Arrow may add a validity
+bitmap to each."""
 
 
 def index_name(shard_name: str) -> str:
@@ -54,13 +56,13 @@ class RowColumns:
     """One array [rows] for each figure of a row, rows in the order of their shards."""
 
     bytes: np.ndarray
-    """int64, of text."""
+    """int32, of text."""
     tokens: np.ndarray
-    """int64, of the body: bytes, and special ids between them."""
+    """int32, of the body: bytes, and special ids between them."""
     targets: np.ndarray
-    """int64, tokens that are targets, EOS among them."""
+    """int32, tokens that are targets, EOS among them."""
     target_bytes: np.ndarray
-    """int64, of text among the targets."""
+    """int32, of text among the targets."""
     patches: np.ndarray
     """int32, all patches: that of BOS and one of EOS alone included; 0 when unpatched."""
     last_patch: np.ndarray
@@ -87,16 +89,11 @@ class RowColumns:
 
 @dataclass(frozen=True)
 class ShardIndex(RowColumns):
-    """The columns of an index file."""
+    """The columns of an index file; arrays lie in the mapped file."""
 
     offset: np.ndarray
     """int64, of the row's first tar member; -1 in Arrow shards."""
     subset_names: tuple[str, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Memory that holding this index costs."""
-        return sum(getattr(self, name).nbytes for name in COLUMNS)
 
 
 COLUMNS = tuple(field.name for field in fields(ShardIndex) if field.name != "subset_names")
@@ -150,14 +147,15 @@ class IndexWriter:
         columns = {name: pa.array(getattr(index, name)) for name in COLUMNS}
         names = pa.array(index.subset_names, pa.string())
         columns["subset"] = pa.DictionaryArray.from_arrays(pa.array(index.subset), names)
-        schema = WITH_SPANS if self._has_spans else SCHEMA
-        with new_file(sink, schema) as writer:
+        schema = _schema(bool((index.offset >= 0).any()), self._has_spans)
+        columns["last"] = pa.array(index.last.view(np.uint8))
+        with mapped_file(sink, schema) as writer:
             writer.write_batch(pa.record_batch([columns[name] for name in schema.names], schema=schema))
 
 
 def read_index(path: Path, rows: int | None = None) -> ShardIndex:
-    """Read an index file whole, of so many rows if that is known. Raises DatasetError when it describes no shard."""
-    file = ArrowFile(path, (SCHEMA, WITH_SPANS), "index")
+    """Map an index file, of so many rows if that is known. Raises DatasetError when it describes no shard."""
+    file = ArrowFile(path, SCHEMAS, "index")
     if file.batches != 1:
         raise DatasetError(f"{path} is not an index: it has {file.batches} record batches, not 1")
     found = file.rows(0)
@@ -165,10 +163,13 @@ def read_index(path: Path, rows: int | None = None) -> ShardIndex:
         raise DatasetError(f"{path} does not fit the manifest: {found} rows, manifest says {rows}")
     batch = file.read(0, ROW_BYTES * min(found, MOST_ROWS) + SPARE_BYTES)
     stored = [name for name in COLUMNS if name != "subset" and name in batch.schema.names]
-    columns = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in stored}  # Arrow's booleans are bits
+    columns = {name: batch.column(name).to_numpy() for name in stored}
+    for wrong in np.flatnonzero(columns["last"] > 1)[:1].tolist():
+        raise DatasetError(f"{path} is damaged: column 'last' is {columns['last'][wrong]} in row {wrong}; it is 0 or 1")
+    columns["last"] = columns["last"].view(bool)
+    columns.setdefault("offset", np.broadcast_to(np.int64(-1), found))
     if "tokens" not in columns:
-        text = columns["bytes"]
-        columns |= {"tokens": text, "targets": text + columns["last"], "target_bytes": text}
+        columns |= dict.fromkeys(DERIVED, columns["bytes"])
     subset = batch.column("subset")
     index = ShardIndex(
         **columns,
@@ -312,7 +313,8 @@ def _other_subset(columns: BatchColumns, index: ShardIndex, rows: slice) -> tupl
 
 def column_dtype(name: str) -> np.dtype:
     """Of a column in memory."""
-    return np.dtype(np.int32) if name == "subset" else numpy_dtype(WITH_SPANS.field(name).type)
+    special = {"subset": np.dtype(np.int32), "last": np.dtype(bool)}
+    return special.get(name) or numpy_dtype(SCHEMAS[-1].field(name).type)
 
 
 def numpy_dtype(kind: pa.DataType) -> np.dtype:

@@ -1,12 +1,15 @@
-"""The manifest of a dataset: what it holds, what made it, and the figures that verify it. Plain JSON, free of torch."""
+"""The manifest of a dataset: what made it, what it holds in all, and the checksums of its tables. Free of torch and
+pyarrow.
+
+It stays small however large the dataset is: what is known of each shard is in the tables (tables.py).
+"""
 
 import re
-from collections.abc import Iterable
 from operator import not_
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self, get_args
 
-from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from shared.errors import DatasetError
 from shared.io.files import write_atomic
@@ -14,10 +17,12 @@ from shared.io.found import what_is
 from shared.io.identity import digest
 from shared.io.storage import below, is_url, read_whole
 from shared.patching.settings import PatchingSettings
-from shared.settings import NamesSpecials, Settings, refused_as
+from shared.settings import NamesSpecials, Settings, other_version, refused_as
 from shared.shards.document import LONGEST_SUBSET
 
 MANIFEST_NAME = "manifest.json"
+FORMAT_VERSION: Literal[2] = 2
+"""Of datasets; version 1 had one large manifest."""
 ENTROPY_MODEL_FOLDER = "entropy_model"
 TOKENIZER_FOLDER = "tokenizer"
 
@@ -26,7 +31,7 @@ LONGEST_NAME = 200
 _NOT_IN_NAMES = re.compile(r"[/\\\x00-\x1f\x7f-\x9f]")
 # Limits of what is believed of a file from elsewhere, far beyond what this code writes: sums of such counts stay within
 # int64, and an index of so many rows within memory.
-MOST_MANIFEST_BYTES = 2**30
+MOST_MANIFEST_BYTES = 2**26
 MOST_COUNT = 2**40
 """Of anything in one shard."""
 MOST_ROWS = 2**24
@@ -48,6 +53,8 @@ def _plain_name(name: str) -> str:
 FileName = Annotated[str, AfterValidator(_plain_name)]
 SubsetName = Annotated[str, StringConstraints(pattern=r"^[^\x00]+$", max_length=LONGEST_SUBSET)]
 
+TableName = Literal["shards", "runs", "histograms"]
+TABLE_NAMES: tuple[TableName, ...] = get_args(TableName)
 ShardFormat = Literal["arrow", "webdataset"]
 SidecarType = Literal["none", "uint8", "float32"]
 
@@ -77,15 +84,12 @@ class EntropyModelIdentity(Settings):
 class DatasetIdentity(NamesSpecials):
     """What made a dataset (law 7), and the names of the special ids in its spans."""
 
-    model_config = ConfigDict(serialize_by_alias=True)
-
-    format_version: Literal[1] = 1
     split: Literal["train", "validation"]
     format: ShardFormat
     sidecar: SidecarType
     patching: PatchingSettings
-    entropy_model: EntropyModelIdentity | None = Field(validation_alias="patcher", serialization_alias="patcher")
-    """What scored it; the manifest's own name is kept, since it is part of every fingerprint."""
+    entropy_model: EntropyModelIdentity | None = None
+    """What scored it."""
     source: str
     """Digest of the snapshotted inputs and of every option that decides which record goes where."""
 
@@ -156,19 +160,54 @@ class SubsetTotals(Sums):
         return self.bytes / self.patches if self.patches else float("nan")
 
 
-class ShardEntry(Settings):
-    """One shard file with its companions."""
+class ShardFiles(Settings):
+    """The files of one shard."""
 
     name: FileName
     """File name inside the dataset folder; the index is NAME.index, the sidecar NAME.entropy."""
     bytes_on_disk: Count
     sha256: Sha256
+    index_bytes: Count
     index_sha256: Sha256
+    sidecar_bytes: Count | None
+    """None without a sidecar."""
     sidecar_sha256: Sha256 | None
     content_hash: Sha256
     """Sum over documents of sha256(subset, NUL, text) modulo 2^256, in hex: independent of order and of sharding. See
     `ContentHash` for documents with spans."""
+
+
+class Shard(ShardFiles):
+    """One shard of a finished dataset."""
+
+    totals: SubsetTotals
+    """Of all subsets."""
+
+
+class RunRecord(NamedTuple):
+    """The documents of one subset that begin in one record batch of a shard; their rows are consecutive."""
+
+    subset: ShardCount
+    """Number of its name among those of the shard, in sorted order."""
+    batch: ShardCount
+    row: ShardCount
+    """The first, in the shard."""
+    rows: ShardCount
+    """Those that continue a document in later batches are counted here."""
+    documents: ShardCount
+    tokens: ShardCount
+    """Inputs."""
+    patches: ShardCount
+    """Other than BOS, as in the totals."""
+    targets: ShardCount
+
+
+class ShardEntry(ShardFiles):
+    """One shard as its writer leaves it: what the tables of the dataset are made of."""
+
     subsets: dict[SubsetName, SubsetTotals]
+    runs: list[RunRecord]
+    """By subset, then by row."""
     patch_length_histogram: list[ShardCount]
     """65 counts of patches (BOS left out): of length 1, 2, ... 64, then all longer ones. Empty when unpatched."""
     entropy_histogram: list[ShardCount]
@@ -182,41 +221,30 @@ class ShardEntry(Settings):
         for name, figures in self.subsets.items():
             if (problem := figures.problem) is not None:
                 raise ValueError(f"{self.name}: subset {name!r}: {problem}")
+        if self.runs and (most := max(run.subset for run in self.runs)) >= len(self.subsets):
+            raise ValueError(f"{self.name}: a run of subset number {most}, but it has {len(self.subsets)} subsets")
         return self
 
     @property
-    def rows(self) -> int:
-        return sum(totals.rows for totals in self.subsets.values())
+    def totals(self) -> SubsetTotals:
+        """Of all subsets."""
+        return sum(self.subsets.values(), SubsetTotals())
 
 
-def totals_by_subset(entries: Iterable[ShardEntry]) -> dict[str, SubsetTotals]:
-    """What shards hold by subset, subsets in sorted order."""
-    totals: dict[str, SubsetTotals] = {}
-    for entry in entries:
-        for name, figures in entry.subsets.items():
-            totals[name] = totals.get(name, SubsetTotals()) + figures
-    return dict(sorted(totals.items()))
+class TableFile(Settings):
+    """A table of the dataset, as its file was written."""
+
+    rows: Count
+    bytes: Count
+    sha256: Sha256
 
 
-class Manifest(Settings):
-    """Everything about a finished dataset."""
+class DatasetTotals(Settings):
+    """What a dataset, or several together, hold by subset, and what made them."""
 
     identity: DatasetIdentity
-    shards: list[ShardEntry]
-
-    @model_validator(mode="after")
-    def _different(self) -> Self:
-        names: set[str] = set()
-        for entry in self.shards:
-            if entry.name in names:
-                raise ValueError(f"the shard {entry.name!r} is listed more than once")
-            names.add(entry.name)
-        return self
-
-    @property
-    def subsets(self) -> dict[str, SubsetTotals]:
-        """Totals by subset, subsets in sorted order."""
-        return totals_by_subset(self.shards)
+    subsets: dict[SubsetName, SubsetTotals]
+    """Totals by subset, in sorted order."""
 
     @property
     def patching(self) -> PatchingSettings:
@@ -225,17 +253,47 @@ class Manifest(Settings):
 
     @property
     def totals(self) -> SubsetTotals:
+        """Of all subsets."""
         return sum(self.subsets.values(), SubsetTotals())
+
+
+class Manifest(DatasetTotals):
+    """A finished dataset."""
+
+    format_version: Literal[2] = FORMAT_VERSION
+    bytes_on_disk: Count
+    """Of its shards."""
+    content_hash: Sha256
+    """Of all documents: the same for the same documents, however cut and ordered."""
+    patch_length_histogram: list[Count]
+    """As of a shard, of all together."""
+    entropy_histogram: list[Count]
+    tables: dict[TableName, TableFile]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if missing := set(TABLE_NAMES) - self.tables.keys():
+            raise ValueError(f"tables: {', '.join(sorted(missing))} missing")
+        if list(self.subsets) != sorted(self.subsets):
+            raise ValueError("subsets are not in sorted order")
+        for key, size in HISTOGRAMS.items():
+            if (found := len(getattr(self, key))) not in (0, size):
+                raise ValueError(f"{key} has {found} entries; it has {size} or none")
+        return self
+
+    @property
+    def shard_count(self) -> int:
+        return self.tables["shards"].rows
 
     @property
     def content(self) -> int:
-        """The content hashes of all shards together: the same for the same documents, however cut and ordered."""
-        return sum(int(shard.content_hash, 16) for shard in self.shards) % 2**256
+        return int(self.content_hash, 16)
 
     @property
     def fingerprint(self) -> str:
         """Digest of identity and content; what loaders and checkpoints record."""
-        return digest({"identity": self.identity.model_dump(), "shards": [shard.sha256 for shard in self.shards]})
+        content = {"identity": self.identity.model_dump(), "shards": self.tables["shards"].sha256}
+        return digest({"format_version": self.format_version, **content})
 
     def save(self, folder: Path) -> None:
         write_atomic(folder / MANIFEST_NAME, self.model_dump_json(indent=1) + "\n")
@@ -253,6 +311,8 @@ def load_manifest(folder: Path | str) -> Manifest:
         raise DatasetError(not_a_dataset(folder)) from None
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror}") from None
+    if problem := other_version(path, text, FORMAT_VERSION, "preprocess the corpus again"):
+        raise DatasetError(problem)
     with refused_as(DatasetError, f"{path}: "):
         return Manifest.model_validate_json(text)
 

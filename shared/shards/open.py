@@ -71,11 +71,11 @@ class RemoteDataset(Dataset):
         return True
 
     def fetch(self, shard: int) -> bool:
-        entry = self.manifest.shards[shard]
+        entry = self.shard(shard)
         return self._cache.fetch(f"{self._url}/{entry.name}", entry.sha256, entry.bytes_on_disk)
 
-    def _file(self, name: str, sha256: str, size: int | None, most: int | None = None) -> Lease:
-        return self._cache.hold(f"{self._url}/{name}", sha256, size, most)
+    def _file(self, name: str, sha256: str, size: int) -> Lease:
+        return self._cache.hold(f"{self._url}/{name}", sha256, size)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"url": self._url, "manifest": self.manifest, "cache": self._cache}
@@ -98,7 +98,7 @@ def open_dataset(folder: Path | str, cache: FileCache | None = None, manifest: M
     folder = location_of(str(folder))
     manifest = manifest or load_manifest(folder)
     rule = manifest.identity.patching.rule
-    LOG.debug("opened %s: %d shards, rule %s", without_query(str(folder)), len(manifest.shards), rule)
+    LOG.debug("opened %s: %d shards, rule %s", without_query(str(folder)), manifest.shard_count, rule)
     if isinstance(folder, Path):
         return Dataset(folder, manifest)
     return RemoteDataset(folder, manifest, cache or FileCache(default_cache()))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from shared.shards.index import ShardIndex
+from shared.shards.manifest import RunRecord
 
 ROW_BITS = 24
 """A row of a dataset is named by shard * 2**ROW_BITS + row: a shard has at most so many rows (`MOST_ROWS`)."""
@@ -80,6 +81,25 @@ def shard_runs(index: ShardIndex, shard: int) -> dict[str, Runs]:
         mine: dict[str, Any] = {name: values[code == own].astype(RUN_COLUMNS[name]) for name, values in columns.items()}
         found[index.subset_names[own]] = Runs(**mine)
     return found
+
+
+def runs_of_shard(runs: Runs, shard: int) -> Runs:
+    """Those of one shard; the arrays are shared."""
+    # Of its own type: for another one all of the column would be converted.
+    first, stop = np.searchsorted(runs.shard, np.array([shard, shard + 1], runs.shard.dtype))
+    columns: dict[str, Any] = {name: getattr(runs, name)[first:stop] for name in RUN_COLUMNS}
+    return replace(runs, **columns)
+
+
+def run_records(index: ShardIndex) -> list[RunRecord]:
+    """The runs of one shard as its marker has them: by subset in sorted order, then by row."""
+    found = shard_runs(index, 0)
+    names = sorted(found)
+    return [
+        RunRecord(code, *values)
+        for code, name in enumerate(names)
+        for values in zip(*(getattr(found[name], column).tolist() for column in list(RUN_COLUMNS)[1:]))
+    ]
 
 
 def joined_runs(pieces: Sequence[Runs], shards: int) -> Runs:

@@ -17,6 +17,7 @@ from shared.shards.formats.webdataset import TarWriter
 from shared.shards.index import IndexWriter, index_name
 from shared.shards.manifest import ShardEntry, ShardFormat, SidecarType
 from shared.shards.rows import BYTES_TOGETHER, ROWS_TOGETHER, Rows, joined, mixed, rows_of
+from shared.shards.runs import run_records
 
 BATCH_BYTES = 2**20
 """A record batch holds at most this much text and metadata, unless one row alone holds more. A reader decompresses a
@@ -132,8 +133,11 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
             name=self._name,
             bytes_on_disk=self._shard_file.size,
             sha256=self._shard_file.sha256,
+            index_bytes=self._index_file.size,
             index_sha256=self._index_file.sha256,
+            sidecar_bytes=self._sidecar_file.size if self._entropies is not None else None,
             sidecar_sha256=self._sidecar_file.sha256 if self._entropies is not None else None,
+            runs=run_records(self._index.index()),
             **self._content.figures(),
         )
 

@@ -19,8 +19,9 @@ from shared.patching.lengths import patch_lengths
 from shared.patching.settings import PatchingSettings
 from shared.shards.dataset import Dataset
 from shared.shards.document import Row
-from shared.shards.manifest import DatasetIdentity, Manifest, ShardFormat
+from shared.shards.manifest import DatasetIdentity, ShardFormat
 from shared.shards.open import open_dataset
+from shared.shards.tables import commit_dataset
 from shared.shards.writer import write_shard
 from shared.vocabulary import document_tokens
 from trainer.data.loader import PackLoader
@@ -50,7 +51,7 @@ def write(folder: Path, rows: list[Row], format: ShardFormat) -> Dataset:
     identity = DatasetIdentity(
         split="train", format=format, sidecar="none", patching=PATCHING, entropy_model=None, source="a benchmark"
     )
-    Manifest(identity=identity, shards=shards).save(folder)
+    commit_dataset(folder, identity, shards)
     return open_dataset(folder)
 
 
@@ -63,7 +64,7 @@ def report(what: str, began: float, text_bytes: int) -> float:
 def decode(dataset: Dataset) -> float:
     """Every record batch by pyarrow alone."""
     began, text = time.process_time(), 0
-    for shard in dataset.manifest.shards:
+    for shard in dataset.shards():
         options = pa.ipc.IpcReadOptions(use_threads=False)
         reader = pa.ipc.open_file(pa.memory_map(str(dataset.folder / shard.name)), options=options)
         for batch in range(reader.num_record_batches):
@@ -115,7 +116,7 @@ def plain_webdataset(dataset: Dataset) -> None:
     """Every text by the package webdataset alone, in this process."""
     import webdataset
 
-    shards = [str(dataset.folder / shard.name) for shard in dataset.manifest.shards]
+    shards = [str(dataset.folder / shard.name) for shard in dataset.shards()]
     began, text = time.process_time(), 0
     for sample in webdataset.WebDataset(shards, shardshuffle=False):
         text += len(sample["bytes"])

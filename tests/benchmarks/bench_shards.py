@@ -10,8 +10,9 @@ import numpy as np
 
 from shared.patching.settings import PatchingSettings
 from shared.shards.document import Row
-from shared.shards.manifest import DatasetIdentity, Manifest, ShardFormat
+from shared.shards.manifest import DatasetIdentity, ShardFormat
 from shared.shards.open import open_dataset
+from shared.shards.tables import commit_dataset
 from shared.shards.writer import write_shard
 
 
@@ -47,7 +48,7 @@ def measure(format: ShardFormat, documents: list[Row], folder: Path) -> None:
     identity = DatasetIdentity(
         split="train", format=format, sidecar="uint8", patching=patching, entropy_model=None, source=""
     )
-    Manifest(identity=identity, shards=[entry]).save(folder)
+    commit_dataset(folder, identity, [entry])
 
     dataset = open_dataset(folder)
     start = time.perf_counter()

@@ -26,8 +26,9 @@ from shared.model_folder.files import build_model as empty_model
 from shared.model_settings import NgramSettings
 from shared.patching import PatchingSettings, patch_lengths
 from shared.shards.document import Row
-from shared.shards.manifest import DatasetIdentity, Manifest
+from shared.shards.manifest import DatasetIdentity
 from shared.shards.open import open_dataset
+from shared.shards.tables import commit_dataset
 from shared.shards.writer import write_shard
 from shared.vocabulary import document_tokens
 from trainer.checkpoints.initial_weights import build_model
@@ -163,7 +164,7 @@ def write_data(folder: Path) -> None:
         identity = DatasetIdentity(
             split=split, format="arrow", sidecar="none", patching=PATCHING, entropy_model=None, source="bench"
         )
-        Manifest(identity=identity, shards=[entry]).save(folder / split)
+        commit_dataset(folder / split, identity, [entry])
 
 
 def dense_model(settings: TrainSettings, world: World) -> nn.Module:

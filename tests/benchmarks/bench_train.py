@@ -19,8 +19,9 @@ from shared.model_folder.files import build_model as plain_model
 from shared.models.initialise import initialise
 from shared.patching import PatchingSettings, patch_lengths
 from shared.shards.document import Row
-from shared.shards.manifest import DatasetIdentity, Manifest
+from shared.shards.manifest import DatasetIdentity
 from shared.shards.open import open_dataset
+from shared.shards.tables import commit_dataset
 from shared.shards.writer import write_shard
 from shared.vocabulary import document_tokens
 from trainer.checkpoints.initial_weights import build_model
@@ -65,7 +66,7 @@ def sources(folder: Path) -> Path:
     identity = DatasetIdentity(
         split="train", format="arrow", sidecar="none", patching=PATCHING, entropy_model=None, source="bench"
     )
-    Manifest(identity=identity, shards=[entry]).save(folder)
+    commit_dataset(folder, identity, [entry])
     return folder
 
 

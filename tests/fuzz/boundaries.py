@@ -44,6 +44,13 @@ BOUNDARIES = (
         ARROW_ACTIONS,
     ),
     Boundary(
+        "table",
+        ("shared/shards/tables.py", "shared/shards/runs.py"),
+        d.dataset("arrow", "uint8"),
+        d.tables_fitted(m.at("d/tables/*.arrow", d.spoil_arrow)),
+        ARROW_ACTIONS,
+    ),
+    Boundary(
         "index",
         ("shared/shards/index.py",),
         d.dataset("arrow"),

@@ -1,6 +1,5 @@
 """Small datasets with real patches and random entropies, and ways to spoil their content but not their hashes."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,12 +7,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from shared.io.identity import file_sha256
+from helpers.refitted import fit
 from shared.patching.lengths import patch_lengths
 from shared.patching.settings import PatchingSettings
 from shared.shards.document import Row
 from shared.shards.formats.arrow import new_file
-from shared.shards.manifest import MANIFEST_NAME, DatasetIdentity, Manifest, ShardFormat, SidecarType
+from shared.shards.manifest import DatasetIdentity, ShardFormat, SidecarType
+from shared.shards.tables import commit_dataset
 from shared.shards.writer import write_shard
 from shared.vocabulary import document_tokens
 
@@ -76,14 +76,7 @@ def save_dataset(
     identity = DatasetIdentity(
         split=split, format=format, sidecar=sidecar, patching=patching, entropy_model=None, source="a test"
     )
-    Manifest(identity=identity, shards=entries).save(folder)
-
-
-def change_manifest(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change the values of a manifest."""
-    values = json.loads((folder / MANIFEST_NAME).read_bytes())
-    change(values)
-    (folder / MANIFEST_NAME).write_text(json.dumps(values))
+    commit_dataset(folder, identity, entries)
 
 
 def rewrite(path: Path, change: Callable[[pa.Table], list[pa.RecordBatch]]) -> None:
@@ -93,7 +86,7 @@ def rewrite(path: Path, change: Callable[[pa.Table], list[pa.RecordBatch]]) -> N
     with new_file(str(path), table.schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
-    reseal(path)
+    fit(path.parent)
 
 
 def set_value(column: str, row: int, value: Any) -> Callable[[pa.Table], list[pa.RecordBatch]]:
@@ -109,18 +102,3 @@ def set_value(column: str, row: int, value: Any) -> Callable[[pa.Table], list[pa
         return table.set_column(table.schema.get_field_index(column), field, array).combine_chunks().to_batches()
 
     return change
-
-
-def reseal(path: Path) -> None:
-    """Record a changed file's size and sha256 in the manifest."""
-
-    def change(values: dict[str, Any]) -> None:
-        for entry in values["shards"]:
-            if path.name == entry["name"]:
-                entry["sha256"], entry["bytes_on_disk"] = file_sha256(path), path.stat().st_size
-            elif path.name == f"{entry['name']}.index":
-                entry["index_sha256"] = file_sha256(path)
-            elif path.name == f"{entry['name']}.entropy":
-                entry["sidecar_sha256"] = file_sha256(path)
-
-    change_manifest(path.parent, change)

@@ -12,9 +12,10 @@ from shared.patching.lengths import patch_lengths
 from shared.patching.settings import PatchingSettings
 from shared.shards.dataset import Dataset
 from shared.shards.document import Row
-from shared.shards.manifest import DatasetIdentity, Manifest, ShardFormat
+from shared.shards.manifest import DatasetIdentity, ShardFormat
 from shared.shards.open import open_dataset
 from shared.shards.spans import Spans, joined_spans, spans_of
+from shared.shards.tables import commit_dataset
 from shared.shards.writer import write_shard
 from shared.vocabulary import BOE, IGNORED_LABEL, document_tokens
 from trainer.data.documents import documents_in_order
@@ -98,7 +99,7 @@ def make_dataset(
         source="a test",
         specials=tuple(specials),
     )
-    Manifest(identity=identity, shards=entries).save(folder)
+    commit_dataset(folder, identity, entries)
     return open_dataset(folder)
 
 

@@ -12,8 +12,9 @@ from shared.patching.lengths import patch_lengths
 from shared.patching.settings import PatchingSettings
 from shared.shards.dataset import Dataset
 from shared.shards.document import Row
-from shared.shards.manifest import DatasetIdentity, Manifest, ShardFormat, SidecarType
+from shared.shards.manifest import DatasetIdentity, ShardFormat, SidecarType
 from shared.shards.open import open_dataset
+from shared.shards.tables import commit_dataset
 from shared.shards.writer import write_shard
 from shared.vocabulary import document_tokens
 
@@ -80,7 +81,7 @@ def make_dataset(
     identity = DatasetIdentity(
         split="train", format=format, sidecar=sidecar, patching=patching, entropy_model=None, source="a test"
     )
-    Manifest(identity=identity, shards=entries).save(folder)
+    commit_dataset(folder, identity, entries)
     return open_dataset(folder)
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from pipeline.rewriting.tokenizer import write_tokenizer
 from shared.patching.settings import PatchingSettings
 from shared.shards.document import Row
-from shared.shards.manifest import DatasetIdentity, Manifest
+from shared.shards.manifest import DatasetIdentity
 from shared.shards.open import open_dataset
+from shared.shards.tables import commit_dataset
 from shared.shards.writer import write_shard
 
 WORDS = [b"the", b"tokens", b"text", b"it's", b"merge", "größer".encode(), "大きさ".encode(), b"12345", b"and", b"so"]
@@ -19,12 +20,10 @@ def text_dataset(folder: Path, split: str, texts: list[bytes]) -> Path:
     rows = [Row(f"{split}-{number}", ("a", "b")[number % 2], text) for number, text in enumerate(texts)]
     entry = write_shard(folder, "shard-00000", rows, "arrow", "none")
     none = PatchingSettings(rule="none")
-    Manifest(
-        identity=DatasetIdentity(
-            split=split, format="arrow", sidecar="none", patching=none, entropy_model=None, source="a test"
-        ),
-        shards=[entry],
-    ).save(folder)
+    identity = DatasetIdentity(
+        split=split, format="arrow", sidecar="none", patching=none, entropy_model=None, source="a test"
+    )
+    commit_dataset(folder, identity, [entry])
     return folder
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from shared.patching.lengths import patch_lengths
 from shared.patching.settings import PatchingSettings
 from shared.shards.document import Row
-from shared.shards.manifest import DatasetIdentity, Manifest
+from shared.shards.manifest import DatasetIdentity
+from shared.shards.tables import commit_dataset
 from shared.shards.writer import write_shard
 from shared.vocabulary import document_tokens
 from trainer.data.run_data import RunData, with_length
@@ -53,7 +54,7 @@ def tiny_data(folder: Path, patching: PatchingSettings, documents: int = 60, sou
         identity = DatasetIdentity(
             split=split, format="arrow", sidecar="none", patching=patching, entropy_model=None, source=source
         )
-        Manifest(identity=identity, shards=entries).save(folder / split)
+        commit_dataset(folder / split, identity, entries)
     return folder
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shared.shards.manifest import MANIFEST_NAME, Manifest, load_manifest
+from shared.shards.manifest import MANIFEST_NAME, DatasetTotals, Manifest, load_manifest
 from trainer.data.packing.limits import PackLimits, pack_limits
 from trainer.data.sampling.schedule import Mixing, targets_of_one_pass
 from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT, prefixed, split_folders, together
@@ -44,7 +44,7 @@ class RunData:
         return all(isinstance(folder, str) or (folder / MANIFEST_NAME).exists() for folder in folders)
 
     @cached_property
-    def train_manifest(self) -> Manifest:
+    def train_manifest(self) -> DatasetTotals:
         """Of all training data together. Raises DatasetError, IdentityError."""
         return together(self.manifests(TRAIN_SPLIT), self.folders(TRAIN_SPLIT))
 

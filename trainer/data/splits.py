@@ -11,7 +11,7 @@ from shared.errors import IdentityError
 from shared.io.identity import differences, digest, in_short
 from shared.io.storage import below
 from shared.patching.settings import PatchingSettings
-from shared.shards.manifest import DatasetIdentity, Manifest
+from shared.shards.manifest import DatasetIdentity, DatasetTotals, Manifest
 from trainer.settings import DataSettings
 
 TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"
@@ -23,8 +23,8 @@ def split_folders(data: DataSettings, split: str) -> dict[str, Path | str]:
     return {name: below(folder, split) for name, folder in folders.items()}
 
 
-def together(manifests: Mapping[str, Manifest], folders: Mapping[str, Path | str]) -> Manifest:
-    """Several manifests as that of one dataset: shards one after the other, shards and subsets with names before them.
+def together(manifests: Mapping[str, Manifest], folders: Mapping[str, Path | str]) -> DatasetTotals:
+    """Several datasets as one: subsets with names before them.
 
     One without a name is returned as it is. Raises IdentityError, naming two folders, where they do not agree in
     patches.
@@ -47,19 +47,14 @@ def together(manifests: Mapping[str, Manifest], folders: Mapping[str, Path | str
     }
     patching = PatchingSettings.model_validate(one.identity.patching.model_dump() | {"thetas": thetas})
     source = digest({name: manifest.fingerprint for name, manifest in manifests.items()})
-    shards = [
-        shard.model_copy(
-            update={
-                "name": prefixed(name, shard.name),
-                "subsets": {prefixed(name, subset): totals for subset, totals in shard.subsets.items()},
-            }
-        )
+    subsets = {
+        prefixed(name, subset): totals
         for name, manifest in manifests.items()
-        for shard in manifest.shards
-    ]
-    return Manifest(
+        for subset, totals in manifest.subsets.items()
+    }
+    return DatasetTotals(
         identity=one.identity.model_copy(update={"patching": patching, "source": source, "specials": specials}),
-        shards=shards,
+        subsets=dict(sorted(subsets.items())),
     )
 
 

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 
 from shared.shards.dataset import Dataset
-from shared.shards.manifest import Manifest
+from shared.shards.manifest import DatasetTotals
 from trainer.data.mixture import Mixture
 from trainer.provenance.identity import IDENTITY_NAME, model_identity
 
@@ -16,7 +16,7 @@ FAR = 0.1
 """Relative difference above which a line is logged about it."""
 
 
-def mean_patch_size(manifest: Manifest) -> float | None:
+def mean_patch_size(manifest: DatasetTotals) -> float | None:
     """Of a dataset; None where there are no patches."""
     size = manifest.totals.mean_patch_size
     return None if math.isnan(size) else size

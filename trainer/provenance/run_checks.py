@@ -6,7 +6,7 @@ from pathlib import Path
 from shared.errors import ConfigError, IdentityError
 from shared.io.identity import differences, in_short
 from shared.model_settings import specials_of
-from shared.shards.manifest import Manifest
+from shared.shards.manifest import DatasetTotals
 from trainer.data.run_data import RunData
 from trainer.data.sampling.schedule import targets_until_the_end
 from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT
@@ -36,7 +36,7 @@ def check_run(settings: TrainSettings, data: RunData) -> None:
     _ = data.limits  # ConfigError where a patch fits into no pack
 
 
-def _check_agree(train: Manifest, validation: Manifest, folder: Path | str) -> None:
+def _check_agree(train: DatasetTotals, validation: DatasetTotals, folder: Path | str) -> None:
     """Both splits must come from one run of the pipeline with one entropy model."""
     ours, theirs = (split.identity.model_dump(mode="json", exclude={"split"}) for split in (train, validation))
     lines = differences(ours, theirs)

@@ -86,7 +86,7 @@ def patching_for(identity: ModelIdentity, dataset: "Dataset | Mixture", name: st
         return trained
     manifest = dataset.manifest
     for key, fingerprint in identity.data.items():
-        if fingerprint == manifest.fingerprint:
+        if list(dataset.fingerprints.values()) == [fingerprint]:
             return _of_dataset(trained, key.rpartition("/")[0])
     subsets = tuple(manifest.subsets)
     ways = {"": trained} | {name: _of_dataset(trained, name) for name in names}

@@ -69,7 +69,7 @@ class _Shard:
         for start, stop, size in zip(starts.tolist(), stops.tolist(), (sizes[stops] - sizes[starts]).tolist()):
             columns, row = self._at(start)
             yield Record(
-                place=Place(self._dataset.manifest.shards[self._shard].name, row=start),
+                place=Place(self._dataset.shard(self._shard).name, row=start),
                 id=columns.id(row),
                 subset=columns.subset(row),
                 text=self._text(start, stop, size),

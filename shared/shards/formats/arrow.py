@@ -42,6 +42,11 @@ def new_file(sink: Any, schema: pa.Schema) -> pa.ipc.RecordBatchFileWriter:
     return pa.ipc.new_file(sink, schema, options=options)
 
 
+def mapped_file(sink: Any, schema: pa.Schema) -> pa.ipc.RecordBatchFileWriter:
+    """The same without compression: a reader maps the file, and its arrays lie there."""
+    return pa.ipc.new_file(sink, schema, options=pa.ipc.IpcWriteOptions(use_threads=False))
+
+
 class ArrowFile:
     """A memory-mapped Arrow file of one of the given schemas, whose record batches are bounded before they are decoded.
 

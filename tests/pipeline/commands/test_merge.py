@@ -28,8 +28,9 @@ def merged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def entries_of(merged: Path) -> tuple[list[ShardEntry], list[ShardEntry]]:
     """Shards of the result, and of the parts."""
-    parts = [entry for name in "ab" for entry in open_dataset(merged / name).manifest.shards]
-    return list(open_dataset(merged / "out").manifest.shards), parts
+    folders = (merged / "out", merged / "a", merged / "b")
+    ours, *parts = ([dataset.entry(n) for n in range(dataset.shard_count)] for dataset in map(open_dataset, folders))
+    return ours, [entry for part in parts for entry in part]
 
 
 def test_rows_are_those_of_the_parts(merged: Path) -> None:

@@ -24,7 +24,7 @@ def place(tmp_path_factory) -> Path:
     folder = make_place(tmp_path_factory.mktemp("recut"))
     scored(folder, folder / "uint8", "--rule", "entropy", "--theta", "2", "--sidecar", "uint8")
     scored(folder, folder / "float32", "--rule", "entropy", "--theta", "2", "--sidecar", "float32")
-    assert len(open_dataset(folder / "uint8" / "train").manifest.shards) > 2
+    assert open_dataset(folder / "uint8" / "train").shard_count > 2
     return folder
 
 

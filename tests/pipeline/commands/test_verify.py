@@ -16,13 +16,13 @@ from helpers.dataset_examples import (
     RISE,
     SPACE,
     STATIC,
-    change_manifest,
     document,
     documents,
     rewrite,
     save_dataset,
     set_value,
 )
+from helpers.refitted import change_manifest, change_table, fit
 from safetensors.numpy import save_file
 
 from pipeline.__main__ import main
@@ -129,7 +129,7 @@ def test_every_damaged_or_missing_file_is_listed_in_one_run(tmp_path: Path, form
         ("patches", 0, 1),
         ("last_patch", 0, 2),
         ("part", 0, 1),
-        ("last", 0, False),
+        ("last", 0, 0),
         ("subset", 0, "prose"),
     ],
 )
@@ -137,7 +137,7 @@ def test_an_index_that_differs_from_the_rows_is_found(tmp_path: Path, column: st
     save_dataset(tmp_path, documents(STATIC), STATIC)
     rewrite(tmp_path / "shard-00000.arrow.index", set_value(column, row, value))
     (line,) = problems(tmp_path)
-    assert re.search(rf"shard-00000\.arrow\.index.*column '{column}' is .*row {row}", line), line
+    assert re.search(rf"shard-00000\.arrow\.index.*column '({column}|targets)' is .*row {row}", line), line
 
 
 def test_an_index_of_other_batches_is_found(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def lengths(*values: int) -> bytes:
         ("patch_lengths", lengths(1, 60, 76), "longer than max_length 16"),
         ("text", b"other text with as many bytes".ljust(135), "content_hash is"),
         ("part", 1, "cannot begin with part 1"),
-        ("subset", "prose", "subsets is"),
+        ("subset", "prose", "content_hash is"),
     ],
 )
 def test_rows_that_differ_from_index_and_manifest_are_found(tmp_path: Path, column: str, value, problem: str) -> None:
@@ -238,20 +238,48 @@ def test_a_sidecar_of_other_lengths_or_values_is_found(tmp_path: Path, sidecar) 
     assert any("shard-00000.arrow.entropy: batch 0 has 1 rows, the shard 2" in line for line in problems(tmp_path))
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("content_hash", "0" * 64),
-        ("patch_length_histogram", [1] * 65),
-        ("entropy_histogram", [1] * 256),
-        ("subsets", {"code": {"documents": 1, "rows": 1, "bytes": 1, "patches": 1}, "prose": {"rows": 1}}),
-    ],
-)
-def test_a_manifest_that_differs_from_the_rows_is_found(tmp_path: Path, key: str, value) -> None:
+@pytest.mark.parametrize("key", ["patch_length_histogram", "entropy_histogram"])
+def test_histograms_that_differ_from_the_rows_are_found(tmp_path: Path, key: str) -> None:
     save_dataset(tmp_path, documents(ENTROPY), ENTROPY, "webdataset", "uint8")
-    change_manifest(tmp_path, lambda values: values["shards"][0].update({key: value}))
+
+    def swap(rows) -> None:
+        rows[0][key], rows[1][key] = rows[1][key], rows[0][key]
+
+    change_table(tmp_path, "histograms", swap)
+    lines = problems(tmp_path)
+    assert [f"shard-0000{shard}.tar: {key}" in line for shard, line in enumerate(lines)] == [True, True]
+
+
+@pytest.mark.parametrize(("column", "named"), [("content_hash", "content_hash"), ("bytes", "bytes")])
+def test_a_table_of_shards_that_differs_from_the_rows_is_found(tmp_path: Path, column: str, named: str) -> None:
+    save_dataset(tmp_path, documents(ENTROPY), ENTROPY, "webdataset", "uint8")
+
+    def swap(rows) -> None:
+        rows[0][column], rows[1][column] = rows[1][column], rows[0][column]
+
+    change_table(tmp_path, "shards", swap)
+    lines = problems(tmp_path)
+    assert len(lines) == 2
+    assert all(named in line for line in lines)
+
+
+def test_a_table_of_runs_that_differs_from_the_rows_is_found(tmp_path: Path) -> None:
+    rows = [document(f"{n}", "x", b"abc" * (1 + n), STATIC) for n in range(4)]
+    save_dataset(tmp_path, [rows[:1], rows[1:]], STATIC)
+
+    def swap(runs) -> None:
+        runs[0]["tokens"], runs[1]["tokens"] = runs[1]["tokens"], runs[0]["tokens"]
+
+    change_table(tmp_path, "runs", swap)
+    lines = problems(tmp_path)
+    assert ["tokens of subset 'x'" in line for line in lines] == [True, True]
+
+
+def test_a_damaged_table_is_found(tmp_path: Path) -> None:
+    save_dataset(tmp_path, documents(STATIC), STATIC)
+    change_table(tmp_path, "runs", list.reverse)
     (line,) = problems(tmp_path)
-    assert "shard-00000.tar: " + key in line
+    assert "tables/runs.arrow is damaged" in line
 
 
 def test_the_entropy_model_in_the_dataset_must_be_the_recorded_one(tmp_path: Path) -> None:
@@ -265,7 +293,7 @@ def test_the_entropy_model_in_the_dataset_must_be_the_recorded_one(tmp_path: Pat
         device="cpu", dtype="float32", torch="2", attention="banded", stream_length=64, threads=1, probe="0"
     )
     identity = EntropyModelIdentity(sha256=model_sha256(entropy_model), numerics=numerics)
-    change_manifest(tmp_path, lambda values: values["identity"].update(patcher=identity.model_dump()))
+    change_manifest(tmp_path, lambda values: values["identity"].update(entropy_model=identity.model_dump()))
     assert verify(open_dataset(tmp_path)).problems == []
     save_file({"weights": np.ones(3, np.float32)}, entropy_model / "model.safetensors")
     (line,) = verify(open_dataset(tmp_path)).problems
@@ -310,7 +338,7 @@ def test_the_exit_code_tells_of_a_shard_that_is_gone(both: Path, capsys) -> None
 def test_the_exit_code_tells_of_a_damaged_manifest(both: Path, capsys) -> None:
     (both / "train" / "manifest.json").write_text("{}")
     assert command(both) == 1
-    assert "train/manifest.json: identity is missing" in capsys.readouterr().out
+    assert "train/manifest.json has format version 1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("meta", ["", "{", "[1]", '"text"', "null", '{"a":NaN}', "[" * 100_000])
@@ -329,6 +357,9 @@ def test_other_columns_that_are_not_a_json_object_are_found(tmp_path: Path, meta
 
 def test_offsets_that_the_format_does_not_have_are_found(tmp_path: Path) -> None:
     save_dataset(tmp_path, documents(STATIC), STATIC)
-    rewrite(tmp_path / "shard-00000.arrow.index", set_value("offset", 1, 512))
+    save_dataset(tmp_path / "tar", documents(STATIC), STATIC, "webdataset")
+    index = (tmp_path / "tar" / "shard-00000.tar.index").read_bytes()
+    (tmp_path / "shard-00000.arrow.index").write_bytes(index)
+    fit(tmp_path)
     (line,) = problems(tmp_path)
-    assert re.search(r"shard-00000\.arrow\.index: row 1 has the offset 512; .* -1", line), line
+    assert re.search(r"shard-00000\.arrow\.index: row 0 has the offset 0; .* -1", line), line

@@ -197,7 +197,7 @@ def test_a_shard_has_no_more_rows_than_a_reader_takes(tmp_path, monkeypatch):
     write_parquet(tmp_path / "a.parquet", rows())
     found = run(tmp_path / "a.parquet", tmp_path / "out")
     assert sorted(text for _, _, text in found) == sorted(text.encode() for text in TEXTS)
-    sizes = [entry.rows for entry in open_dataset(tmp_path / "out" / "train").manifest.shards]
+    sizes = [shard.totals.rows for shard in open_dataset(tmp_path / "out" / "train").shards()]
     assert len(sizes) > 1
     assert max(sizes) == 40
 

@@ -172,7 +172,7 @@ def test_shards_are_the_same_whoever_does_the_work(tmp_path):
         assert preprocess(corpus, "--out", out, *STATIC[:6], "--workers", workers, "--split-bytes", 9000) == 0
         runs[workers] = shard_hashes(out)
     assert runs[1] == runs[2]
-    assert len(load_manifest(tmp_path / "out1" / "train").shards) > 3
+    assert load_manifest(tmp_path / "out1" / "train").shard_count > 3
 
 
 def test_content_and_sides_do_not_depend_on_the_split_size(tmp_path):
@@ -196,7 +196,7 @@ def test_webdataset_shards_hold_the_same_and_plain_webdataset_reads_them(tmp_pat
     for kind in ("arrow", "webdataset"):
         preprocess(corpus, "--out", tmp_path / kind, *STATIC, "--format", kind)
     assert stored(tmp_path / "arrow") == stored(tmp_path / "webdataset")
-    (entry,) = load_manifest(tmp_path / "webdataset" / "train").shards
+    (entry,) = open_dataset(tmp_path / "webdataset" / "train").shards()
     samples = list(webdataset.WebDataset(str(tmp_path / "webdataset" / "train" / entry.name), shardshuffle=False))
     train = [row.text for row in open_dataset(tmp_path / "arrow" / "train").rows()]
     assert [sample["bytes"] for sample in samples] == train

@@ -87,7 +87,7 @@ def inline(place, patching) -> Path:
 def test_two_processes_write_the_same_shards_as_one(place, patching, inline, tmp_path):
     assert patch(place, patching, tmp_path / "out", "--executor", "inline", "--workers", 2) == 0
     assert shard_hashes(tmp_path / "out") == shard_hashes(inline)
-    assert len(load_manifest(inline / "train").shards) > 3
+    assert load_manifest(inline / "train").shard_count > 3
 
 
 def test_ray_writes_the_same_shards_from_any_directory(place, patching, inline, tmp_path):

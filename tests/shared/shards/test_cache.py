@@ -16,7 +16,6 @@ from helpers.shard_examples import document, make_dataset
 from shared.errors import DatasetError, StorageError
 from shared.io import storage
 from shared.shards import cache as caching
-from shared.shards import dataset as dataset_module
 from shared.shards.cache import FileCache
 from shared.shards.dataset import Dataset
 from shared.shards.open import open_dataset
@@ -76,17 +75,17 @@ def test_a_remote_dataset_reads_as_the_local_one_and_fetches_each_file_once(fold
     local = open_dataset(folder)
     assert texts(remote(folder, tmp_path)) == texts(local)
     assert texts(remote(folder, tmp_path)) == texts(local)
-    names = [shard.name for shard in local.manifest.shards]
-    wanted = sorted([*names, *(f"{name}.index" for name in names)])
+    names = [shard.name for shard in local.shards()]
+    wanted = sorted(["shards.arrow", *names, *(f"{name}.index" for name in names)])
     assert cached(tmp_path) == wanted, "no sidecar comes along"
     assert sorted(name for name in Store.opened if name != "manifest.json") == wanted
 
 
 def test_any_file_system_of_fsspec_will_do(folder: Path, tmp_path: Path) -> None:
     memory = fsspec.filesystem("memory")
-    for path in folder.iterdir():
+    for path in folder.rglob("*"):
         if path.is_file():
-            memory.pipe(f"/bucket/data/{path.name}", path.read_bytes())
+            memory.pipe(f"/bucket/data/{path.relative_to(folder)}", path.read_bytes())
     try:
         assert texts(open_dataset("memory://bucket/data", FileCache(tmp_path))) == texts(open_dataset(folder))
     finally:
@@ -105,7 +104,7 @@ def test_a_damaged_file_of_the_cache_is_fetched_again(folder: Path, tmp_path: Pa
 
 
 def test_the_least_recently_used_files_go_but_never_one_in_use(folder: Path, tmp_path: Path) -> None:
-    entries = open_dataset(folder).manifest.shards[:3]
+    entries = list(open_dataset(folder).shards())[:3]
     sizes = [entry.bytes_on_disk for entry in entries]
     cache = FileCache(tmp_path, sum(sizes) - 1)
 
@@ -126,13 +125,13 @@ def test_the_least_recently_used_files_go_but_never_one_in_use(folder: Path, tmp
 
 
 def test_a_file_that_another_process_holds_stays_until_that_ends(folder: Path, tmp_path: Path) -> None:
-    one, two = open_dataset(folder).manifest.shards[:2]
+    one, two = list(open_dataset(folder).shards())[:2]
     program = (
         "import sys; from pathlib import Path; from shared.shards.cache import FileCache\n"
-        "lease = FileCache(Path(sys.argv[1])).hold(sys.argv[2], sys.argv[3], None)\n"
+        "lease = FileCache(Path(sys.argv[1])).hold(sys.argv[2], sys.argv[3], int(sys.argv[4]))\n"
         "print('held', flush=True); sys.stdin.read()"
     )
-    arguments = [str(tmp_path), f"local://{folder}/{one.name}", one.sha256]
+    arguments = [str(tmp_path), f"local://{folder}/{one.name}", one.sha256, str(one.bytes_on_disk)]
     holder = subprocess.Popen(
         [sys.executable, "-c", program, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -147,14 +146,14 @@ def test_a_file_that_another_process_holds_stays_until_that_ends(folder: Path, t
         holder.communicate()
     (tmp_path / "dead").mkdir()
     (tmp_path / "dead" / f"half{caching.ARRIVING}").write_bytes(b"x")  # what a killed process leaves
-    three = open_dataset(folder).manifest.shards[2]
+    three = open_dataset(folder).shard(2)
     small.fetch(f"counted://{folder}/{three.name}", three.sha256, three.bytes_on_disk)
     assert cached(tmp_path) == [three.name]
 
 
 def test_processes_that_want_the_same_file_fetch_it_once(folder: Path, tmp_path: Path) -> None:
     """Each with a cache of its own, as processes have: locks are on open files, so threads show them."""
-    entry = open_dataset(folder).manifest.shards[0]
+    entry = open_dataset(folder).shard(0)
     found = []
 
     def want() -> None:
@@ -204,11 +203,9 @@ def test_what_is_damaged_or_missing_over_there_names_its_url(folder: Path, tmp_p
         open_dataset(f"counted://{tmp_path}", FileCache(tmp_path))
 
 
-def test_an_index_that_is_too_large_for_its_shard_is_not_fetched(folder: Path, tmp_path: Path, monkeypatch) -> None:
+def test_an_index_that_is_larger_than_recorded_is_not_fetched(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "data")
     index = next((tmp_path / "data").glob("*00001*.index"))
     index.write_bytes(index.read_bytes() + bytes(3 * caching.CHUNK))
-    monkeypatch.setattr(dataset_module, "MOST_DICTIONARY_BYTES", 0)
-    monkeypatch.setattr(dataset_module, "SPARE_BYTES", caching.CHUNK)
     with pytest.raises(DatasetError, match="is larger than"):
         remote(tmp_path / "data", tmp_path / "cache").shard_index(1)

@@ -1,6 +1,5 @@
 """Datasets whose checksums fit and whose content does not: readers refuse them in one line, before they allocate."""
 
-import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -9,11 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from helpers.refitted import Values, change_manifest, change_table, fit
 from helpers.shard_examples import FORMATS, cut, document, make_dataset
 
 from shared.errors import DatasetError
 from shared.io.files import write_atomic
-from shared.io.identity import file_sha256
 from shared.shards.cache import FileCache
 from shared.shards.dataset import check_file
 from shared.shards.formats import arrow, tar
@@ -21,8 +20,7 @@ from shared.shards.formats.arrow import ArrowReader, new_file
 from shared.shards.formats.arrow_messages import footer, message_at
 from shared.shards.formats.sidecar import SidecarWriter
 from shared.shards.open import open_dataset
-
-Values = dict[str, Any]
+from shared.shards.tables import table_file
 
 
 def valid(folder: Path, format: Any = "arrow", sidecar: Any = "none") -> None:
@@ -33,26 +31,6 @@ def valid(folder: Path, format: Any = "arrow", sidecar: Any = "none") -> None:
     ]
     make_dataset(folder, [rows, [document("d", "y", b"another shard")]], format, sidecar)
     list(open_dataset(folder).rows(entropies=sidecar != "none"))
-
-
-def change_manifest(folder: Path, change: Callable[[Values], object]) -> None:
-    values = json.loads((folder / "manifest.json").read_bytes())
-    change(values)
-    (folder / "manifest.json").write_text(json.dumps(values))
-
-
-def fit(folder: Path) -> None:
-    """Make the checksums of the manifest fit."""
-
-    def change(values: Values) -> None:
-        for entry in values["shards"]:
-            path = folder / entry["name"]
-            entry["bytes_on_disk"], entry["sha256"] = path.stat().st_size, file_sha256(path)
-            entry["index_sha256"] = file_sha256(path.with_name(f"{path.name}.index"))
-            if entry["sidecar_sha256"]:
-                entry["sidecar_sha256"] = file_sha256(path.with_name(f"{path.name}.entropy"))
-
-    change_manifest(folder, change)
 
 
 def change_column(path: Path, column: str, change: Callable[[list[Any]], list[Any]]) -> None:
@@ -78,34 +56,23 @@ def refused(folder: Path, entropies: bool = False) -> str:
     return str(error.value)
 
 
-def entry(key: str, value: Any) -> Callable[[Values], object]:
-    return lambda values: values["shards"][0].update({key: value})
-
-
 def total(key: str, value: Any) -> Callable[[Values], object]:
-    return lambda values: values["shards"][0]["subsets"]["x"].update({key: value})
-
-
-def listed_twice(values: Values) -> None:
-    values["shards"][1] = values["shards"][0]
+    return lambda values: values["subsets"]["x"].update({key: value})
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        *(
-            (total("bytes", value), r"shards\.0\.subsets\.x\.bytes")
-            for value in (10**400, -5, 1e30, 2.0, 2**63, "9", True)
-        ),
-        (total("documents", 9), "documents is 9, more than rows"),
-        (total("rows", 2**30), "rows is"),
-        (entry("sha256", "0"), r"shards\.0\.sha256"),
-        (entry("content_hash", "x" * 64), r"shards\.0\.content_hash"),
-        (entry("patch_length_histogram", [1]), "patch_length_histogram has 1 entries"),
-        (entry("entropy_histogram", [-1] * 256), r"entropy_histogram\.0"),
-        *((entry("name", name), "not a plain file name") for name in ("", "..", "a/b", "a\\b", "a\x1b[2J", "x" * 300)),
-        (listed_twice, "listed more than once"),
-        (lambda values: values["shards"][0].update(subsets={"": {}}), r"subsets"),
+        *((total("bytes", value), r"subsets\.x\.bytes") for value in (10**400, -5, 1e30, 2.0, 2**63, "9", True)),
+        (lambda values: values.update(content_hash="x" * 64), "content_hash"),
+        (lambda values: values.update(patch_length_histogram=[1]), "patch_length_histogram has 1 entries"),
+        (lambda values: values.update(entropy_histogram=[-1] * 256), r"entropy_histogram\.0"),
+        (lambda values: values["tables"]["runs"].update(sha256="0"), r"tables\.runs\.sha256"),
+        (lambda values: values["tables"].pop("shards"), "shards missing"),
+        (lambda values: values["tables"].update({"../up": values["tables"]["runs"]}), "tables"),
+        (lambda values: values["subsets"].update({"": {}}), "subsets"),
+        (lambda values: values.update(subsets=dict(reversed(values["subsets"].items()))), "sorted order"),
+        (lambda values: values.pop("format_version"), "format version 1"),
     ],
 )
 def test_a_manifest_with_absurd_values_is_refused(tmp_path: Path, change: Any, named: str) -> None:
@@ -114,6 +81,67 @@ def test_a_manifest_with_absurd_values_is_refused(tmp_path: Path, change: Any, n
     with pytest.raises(DatasetError, match=named) as error:
         open_dataset(tmp_path)
     assert "manifest.json" in str(error.value)
+
+
+def read_tables(folder: Path) -> None:
+    dataset = open_dataset(folder)
+    for shard in range(dataset.shard_count):
+        dataset.entry(shard)
+    dataset.runs(0)
+
+
+def first(key: str, value: Any) -> Callable[[list[Values]], object]:
+    return lambda rows: rows[0].update({key: value})
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "named"),
+    [
+        *(
+            ("shards", first("name", name), "not a plain file name")
+            for name in ("", "..", "a/b", "a\\b", "a\x1b[2J", "x" * 300)
+        ),
+        ("shards", lambda rows: rows[1].update(name=rows[0]["name"]), "listed more than once"),
+        ("shards", first("bytes", -5), r"totals\.bytes|bytes"),
+        ("shards", first("bytes", 2**40), "the manifest says"),
+        ("shards", first("documents", 9), "documents is 9, more than rows"),
+        ("shards", first("rows", 2**30), "rows is"),
+        ("shards", first("content_hash", bytes(32)), "content hash of all shards"),
+        ("shards", list.pop, "rows, manifest says"),
+        ("runs", list.pop, "rows, manifest says"),
+        ("runs", list.reverse, "order of subset, shard and row"),
+        ("runs", first("subset", 9), "'subset' is 9"),
+        ("runs", first("shard", 9), "'shard' is 9"),
+        ("runs", first("shard", -1), "'shard' is -1"),
+        ("runs", first("batch", -1), "'batch' is -1"),
+        ("runs", first("row", -1), "'batch' is 0|'row' is -1"),
+        ("runs", first("rows", 2**25), "'rows' is"),
+        ("runs", first("documents", 0), "'documents' is 0"),
+        ("runs", first("documents", 3), "'rows' is|documents of subset"),
+        ("runs", first("targets", 3), "targets of subset"),
+        ("runs", first("tokens", 2**60), "'tokens' is"),
+        ("histograms", first("patch_length_histogram", [1]), "patch_length_histogram"),
+        ("histograms", first("patch_length_histogram", [-1] * 65), "below 0"),
+        ("histograms", first("patch_length_histogram", [7] * 65), "not the manifest's"),
+    ],
+)
+def test_a_table_with_absurd_values_is_refused(tmp_path: Path, table: Any, change: Any, named: str) -> None:
+    valid(tmp_path)
+    change_table(tmp_path, table, change)
+    with pytest.raises(DatasetError, match=named) as error:
+        read_tables(tmp_path)
+    assert f"tables/{table}.arrow" in str(error.value) or "shard-0000" in str(error.value)
+
+
+@pytest.mark.parametrize("table", ["shards", "runs", "histograms"])
+def test_a_flipped_byte_of_a_table_is_found(tmp_path: Path, table: Any) -> None:
+    valid(tmp_path)
+    path = tmp_path / table_file(table)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DatasetError, match="is damaged: sha256"):
+        read_tables(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, "{", "\xff", '{"identity": NaN}', "1" + "0" * 5000])
@@ -128,7 +156,7 @@ def test_a_manifest_that_no_parser_should_choke_on_is_refused(tmp_path: Path, co
     ("column", "value"),
     [
         ("bytes", -1000),
-        ("bytes", 2**61),
+        ("bytes", 2**31 - 1),
         ("bytes", 95),
         ("patches", -1),
         ("patches", 1),
@@ -137,7 +165,8 @@ def test_a_manifest_that_no_parser_should_choke_on_is_refused(tmp_path: Path, co
         ("last_patch", 0),
         ("part", 1),
         ("part", -1),
-        ("last", False),
+        ("last", 0),
+        ("last", 2),
         ("subset", "y"),
         ("subset", "\x1b[31m"),
         ("batch", 1),

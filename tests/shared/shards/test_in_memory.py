@@ -11,8 +11,9 @@ from shared.patching.settings import PatchingSettings
 from shared.shards.dataset import Dataset, columns_row
 from shared.shards.document import Row
 from shared.shards.in_memory import InMemoryDataset
-from shared.shards.manifest import DatasetIdentity, Manifest
+from shared.shards.manifest import DatasetIdentity
 from shared.shards.spans import spans_of
+from shared.shards.tables import commit_dataset
 from shared.shards.writer import write_shard
 from shared.vocabulary import document_tokens
 
@@ -34,7 +35,7 @@ def both(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Dataset, InMem
         split="validation", format="arrow", sidecar="none", patching=patching, entropy_model=None, source="a test"
     )
     entry = write_shard(tmp_path, "shard-00000", rows, "arrow")
-    return Dataset(tmp_path, Manifest(identity=identity, shards=[entry])), InMemoryDataset(rows, patching)
+    return Dataset(tmp_path, commit_dataset(tmp_path, identity, [entry])), InMemoryDataset(rows, patching)
 
 
 def test_the_index_is_the_same(both: tuple[Dataset, InMemoryDataset]) -> None:

@@ -117,6 +117,6 @@ def test_ids_come_in_the_order_of_the_documents(dataset: Dataset) -> None:
 def test_documents_of_a_damaged_folder_are_an_error(tmp_path: Path) -> None:
     rows = random_documents(1, 3)
     data = make_dataset(tmp_path / "data", [rows])
-    (tmp_path / "data" / data.manifest.shards[0].name).unlink()
+    (tmp_path / "data" / data.shard(0).name).unlink()
     with pytest.raises(ValueError, match="is missing"):
         list(document_ids(data))

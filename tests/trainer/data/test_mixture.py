@@ -120,7 +120,7 @@ def test_every_byte_is_a_target_once_in_each_pass_until_its_subset_ends(
 def test_one_pass_over_a_dataset_has_the_hash_of_its_manifest(tmp_path: Path) -> None:
     data = random_dataset(tmp_path, 4)
     found = trained(data, Mixing({"a": 0.8}, dict.fromkeys("abc", 1)))
-    shards = [shard.content_hash for shard in data.manifest.shards]
+    shards = [shard.content_hash for shard in data.shards()]
     assert add_content_hashes(hash.hexdigest() for hash in found.values()) == add_content_hashes(shards)
 
 

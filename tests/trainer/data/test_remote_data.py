@@ -10,8 +10,9 @@ from helpers.tiny_runs import STATIC, losses, tiny_data, tiny_recipe, toml
 
 from shared.model_folder.identity import WEIGHTS_FILE, model_sha256
 from shared.shards.cache import FileCache
-from shared.shards.manifest import DatasetIdentity, EntropyModelIdentity, Manifest
+from shared.shards.manifest import DatasetIdentity, EntropyModelIdentity
 from shared.shards.open import open_dataset
+from shared.shards.tables import commit_dataset
 from trainer.data.loader import FetchAhead, PackLoader
 from trainer.data.packing.limits import PackLimits
 from trainer.main import main
@@ -57,18 +58,18 @@ def test_packs_of_a_url_are_those_of_the_folder_also_from_a_cache_too_small_for_
 def test_what_is_wanted_is_fetched_in_the_background(tmp_path: Path) -> None:
     data = random_dataset(tmp_path / "data", 3)
     away = open_dataset(f"local://{data.folder}", FileCache(tmp_path / "cache"))
-    names = [shard.name for shard in data.manifest.shards]
+    names = [shard.name for shard in data.shards()]
     with FetchAhead(away) as ahead:
         assert ahead.useful
         ahead.want([2, 0])
         deadline = time.monotonic() + 600
-        while cached(tmp_path / "cache") != {names[2], names[0]} and time.monotonic() < deadline:
+        while cached(tmp_path / "cache") - {"shards.arrow"} != {names[2], names[0]} and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert cached(tmp_path / "cache") == {names[2], names[0]}
+        assert cached(tmp_path / "cache") - {"shards.arrow"} == {names[2], names[0]}
         ahead.want([1, 0])
-        while names[1] not in cached(tmp_path / "cache") and time.monotonic() < deadline:
+        while names[1] not in cached(tmp_path / "cache") - {"shards.arrow"} and time.monotonic() < deadline:
             time.sleep(0.01)
-    assert cached(tmp_path / "cache") == {names[0], names[1], names[2]}
+    assert cached(tmp_path / "cache") - {"shards.arrow"} == {names[0], names[1], names[2]}
     assert not FetchAhead(data).useful
 
 
@@ -83,7 +84,7 @@ def test_the_entropy_model_is_not_written_under_a_rank_that_reads_it(tmp_path: P
         entropy_model=EntropyModelIdentity(sha256=sha256, numerics=numerics()),
         source="a test",
     )
-    Manifest(identity=identity, shards=[]).save(folder)
+    commit_dataset(folder, identity, [])
     ours, theirs = (open_dataset(f"local://{folder}", FileCache(tmp_path / "cache")) for _ in range(2))
     with (ours.entropy_model / WEIGHTS_FILE).open("rb") as file:
         assert (theirs.entropy_model / WEIGHTS_FILE).stat().st_ino == Path(file.name).stat().st_ino

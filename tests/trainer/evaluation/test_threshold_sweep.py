@@ -16,8 +16,9 @@ from shared.model_folder.identity import load_settings, model_sha256
 from shared.patching import PatchingSettings, patch_lengths
 from shared.shards.dataset import Dataset
 from shared.shards.document import Row
-from shared.shards.manifest import DatasetIdentity, EntropyModelIdentity, Manifest
+from shared.shards.manifest import DatasetIdentity, EntropyModelIdentity
 from shared.shards.open import open_dataset
+from shared.shards.tables import commit_dataset
 from shared.shards.writer import write_shard
 from shared.vocabulary import document_tokens
 from trainer.__main__ import main
@@ -71,7 +72,7 @@ def stored(folder: Path, patching: PatchingSettings, entropy_model: Path, sideca
         entropy_model=EntropyModelIdentity(sha256=model_sha256(entropy_model), numerics=numerics()),
         source="a test",
     )
-    Manifest(identity=identity, shards=[entry]).save(folder)
+    commit_dataset(folder, identity, [entry])
     return open_dataset(folder)
 
 
