@@ -22,7 +22,7 @@ from helpers.model_examples import (
 from pipeline.records import sample_hash
 from shared.model_settings import AnyModelSettings
 from shared.models.initialise import _generator
-from trainer.data.sampling.randomness import shuffled, stream_key, uniform
+from shared.randomness import shuffled, stream_key, uniform
 from trainer.evaluation.robustness.noise import _uniforms
 
 ROOT = Path(__file__).parents[1]

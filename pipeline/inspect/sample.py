@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from shared.randomness import Permutation, stream_key
 from shared.shards.columns import BatchColumns
-from shared.shards.dataset import Dataset, DatasetIndex
+from shared.shards.dataset import Dataset
+from shared.shards.runs import ROW_BITS
 from shared.vocabulary import OFFSET, is_special
 
 SAMPLE_BYTES = 32_000_000
@@ -24,7 +26,7 @@ class Stretch:
 
     columns: BatchColumns
     first: int
-    """Place of its first row in the dataset's index."""
+    """Its first row: shard * 2**ROW_BITS + row."""
     stored: list[np.ndarray] | None
     """Entropies of each row as the sidecar holds them; None without a sidecar."""
     text: np.ndarray
@@ -33,6 +35,8 @@ class Stretch:
     """int64 [R], bytes of each row."""
     part: np.ndarray
     """int32 [R]."""
+    last: np.ndarray
+    """bool [R], whether a document ends there."""
     subset: np.ndarray
     """int32 [R], code into the dataset's subset_names."""
     lengths: np.ndarray
@@ -45,33 +49,40 @@ class Stretch:
     """int64 [R], how many of them belong to each row."""
 
 
-def chosen_batches(index: DatasetIndex, budget: int, seed: int) -> np.ndarray:
-    """int64 [B]: record batches in a seeded order, subsets in turn, until they hold ``budget`` bytes; ascending.
+def chosen_batches(dataset: Dataset, budget: int, seed: int) -> list[tuple[int, int]]:
+    """Shard and batch of record batches, subsets in turn and each in a seeded order, until they hold ``budget`` bytes.
 
-    The subset of a batch is that of its first row.
+    Ascending. Raises DatasetError.
     """
-    starts = index.batch_starts
-    order = np.random.default_rng(seed).permutation(len(starts) - 1)
-    subset = index.subset[starts[order]]
-    by_subset = np.argsort(subset, kind="stable")
-    turn = np.empty(len(order), np.int64)
-    _, firsts, counts = np.unique(subset[by_subset], return_index=True, return_counts=True)
-    turn[by_subset] = np.arange(len(order)) - np.repeat(firsts, counts)
-    order = order[np.argsort(turn, kind="stable")]
-    before = np.append(0, np.cumsum(index.bytes))
-    sizes = (before[starts[1:]] - before[starts[:-1]])[order]
-    return np.sort(order[np.cumsum(sizes) - sizes < budget])
+    runs = [dataset.runs(code) for code in range(len(dataset.subset_names))]
+    orders = [Permutation(len(own), stream_key(seed, "inspect", code)) for code, own in enumerate(runs)]
+    chosen: set[tuple[int, int]] = set()
+    held = 0
+    for turn in range(max(map(len, runs), default=0)):
+        for own, order in zip(runs, orders):
+            if turn >= len(own):
+                continue
+            number = int(order(np.array([turn]))[0])
+            shard, row, rows = (int(column[number]) for column in (own.shard, own.row, own.rows))
+            index = dataset.shard_index(shard)
+            for batch in np.unique(index.batch[row : row + rows]).tolist():
+                if held >= budget:
+                    return sorted(chosen)
+                if (shard, batch) not in chosen:
+                    chosen.add((shard, batch))
+                    held += int(index.bytes[slice(*index.batch_starts[batch : batch + 2])].sum(dtype=np.int64))
+    return sorted(chosen)
 
 
 def stretches(dataset: Dataset, budget: int, seed: int) -> Iterator[Stretch]:
     """The sample in the order of the dataset. Raises DatasetError."""
-    index = dataset.index
     scored = dataset.manifest.identity.sidecar != "none"
-    for number in chosen_batches(index, budget, seed).tolist():
-        start, stop = (int(bound) for bound in index.batch_starts[number : number + 2])
-        shard, batch = int(index.shard[start]), int(index.batch[start])
-        columns = dataset.batch(shard, batch)
+    by_name = {name: code for code, name in enumerate(dataset.subset_names)}
+    for shard, batch in chosen_batches(dataset, budget, seed):
+        columns, index = dataset.batch(shard, batch), dataset.shard_index(shard)
+        start, stop = index.batch_starts[batch : batch + 2].tolist()
         rows = range(stop - start)
+        codes = np.array([by_name[name] for name in index.subset_names], np.int32)
         part = index.part[start:stop]
         texts = [shown_body(columns, row)[:ROW_BYTES] for row in rows]
         stored = dataset.entropies(shard, batch) if scored else None
@@ -79,12 +90,13 @@ def stretches(dataset: Dataset, budget: int, seed: int) -> Iterator[Stretch]:
         lengths = [_within(columns.patch_lengths(row)) for row in rows] if columns.lengths is not None else []
         yield Stretch(
             columns=columns,
-            first=start,
+            first=(shard << ROW_BITS) + start,
             stored=stored,
             text=np.concatenate(texts),
             sizes=np.array([len(text) for text in texts], np.int64),
             part=part,
-            subset=index.subset[start:stop],
+            last=index.last[start:stop],
+            subset=codes[index.subset[start:stop]],
             lengths=np.concatenate([np.zeros(0, np.uint16), *lengths]),
             patches=np.array([len(own) for own in lengths] or [0] * len(rows), np.int64),
             values=np.concatenate(values) if values else np.zeros(0, np.uint8),

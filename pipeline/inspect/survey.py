@@ -83,7 +83,9 @@ class _Document:
     """Where its first part lies, at ``row``."""
     row: int
     next: int
-    """Place in the dataset's index at which it would go on."""
+    """The row at which it would go on."""
+    ended: bool = False
+    """Whether its last row is in the sample."""
     bytes: int = 0
     patches: int = 0
     nats: float = 0.0
@@ -91,7 +93,7 @@ class _Document:
 
     @property
     def number(self) -> int:
-        """Place of its first row in the dataset's index."""
+        """Its first row."""
         return self.stretch.first + self.row
 
 
@@ -107,12 +109,12 @@ def survey(dataset: Dataset, examples: int, budget: int = SAMPLE_BYTES, seed: in
     sampled = [_Greatest(examples) for _ in names]
     random = np.random.default_rng(seed)
     sample = stretches(dataset, budget, seed)
-    for document in _documents(_counted(sample, figures), dataset.index.last):
+    for document in _documents(_counted(sample, figures)):
         code = int(document.stretch.subset[document.row])
         number = document.number
 
         def example(document: _Document = document) -> Example:
-            return _example(document, dataset)
+            return _example(document)
 
         if document.patches:
             by_size[code, np.searchsorted(SIZE_GROUPS, document.bytes / document.patches)] += 1
@@ -132,20 +134,27 @@ def _counted(sample: Iterator[Stretch], figures: Figures) -> Iterator[Stretch]:
         yield stretch
 
 
-def _documents(sample: Iterator[Stretch], last: np.ndarray) -> Iterator[_Document]:
-    """Every document whose beginning is in the sample, as far as its parts follow there.
-
-    last: bool [N], whether a document ends in each row of the dataset's index.
-    """
+def _documents(sample: Iterator[Stretch]) -> Iterator[_Document]:
+    """Every document whose beginning is in the sample, as far as its parts follow there."""
     current: _Document | None = None
     for stretch in sample:
         totals = np.append(0.0, np.cumsum(nats(stretch.values)))
         ends = np.cumsum(stretch.scored)
         sums = totals[ends] - totals[ends - stretch.scored]
         rows = zip(
-            *(column.tolist() for column in (stretch.part, stretch.sizes, stretch.patches, stretch.scored, sums))
+            *(
+                column.tolist()
+                for column in (
+                    stretch.part,
+                    stretch.last,
+                    stretch.sizes,
+                    stretch.patches,
+                    stretch.scored,
+                    sums,
+                )
+            )
         )
-        for row, (part, size, patches, scored, total) in enumerate(rows):
+        for row, (part, last, size, patches, scored, total) in enumerate(rows):
             place = stretch.first + row
             if current is not None and (part == 0 or place != current.next):
                 yield current
@@ -159,17 +168,18 @@ def _documents(sample: Iterator[Stretch], last: np.ndarray) -> Iterator[_Documen
             current.patches += patches - (part == 0 and patches > 0)
             current.nats += total
             current.scored += scored
-            if last[place]:
+            if last:
+                current.ended = True
                 yield current
                 current = None
     if current is not None:
         yield current
 
 
-def _example(document: _Document, dataset: Dataset) -> Example:
+def _example(document: _Document) -> Example:
     columns, row = document.stretch.columns, document.row
     text = shown_body(columns, row)[:SHOWN_BYTES].tobytes()
-    whole = len(text) == document.bytes and bool(dataset.index.last[document.next - 1])
+    whole = len(text) == document.bytes and document.ended
     lengths = columns.patch_lengths(row)
     if lengths is not None:
         lengths = lengths[: len(text) + 2]

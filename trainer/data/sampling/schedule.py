@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from shared.errors import ConfigError
+from shared.randomness import stream_key, uniform
 from shared.shards.manifest import SubsetTotals
-from trainer.data.sampling.randomness import stream_key, uniform
 
 ENDLESS = 2**62
 """Documents of a subset that is repeated for ever."""

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from shared.errors import DatasetError, IdentityError
+from shared.randomness import Permutation, mixed, shuffled, stream_key
 from shared.shards.runs import ROW_BITS, Runs
-from trainer.data.sampling.randomness import Permutation, mixed, shuffled, stream_key
 from trainer.data.source import Source
 
 SHARDS = 64

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.sampling.randomness import Permutation, mixed, shuffled, stream_key, uniform
+from shared.randomness import Permutation, mixed, shuffled, stream_key, uniform
 
 
 def test_random_values_never_change() -> None:
