@@ -14,8 +14,9 @@ import argparse
 from pathlib import Path
 
 from pipeline.options import PATCHING_OPTIONS, add_options, settings_of
-from pipeline.rewriting.recut import Change, recut
+from pipeline.rewriting.recut import Change, dry_run, recut
 from pipeline.rewriting.rewrite import add_output_arguments, show_result
+from shared.io.terminal import show_lines
 from shared.patching.settings import ENTROPY_RULES
 
 
@@ -31,10 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "tokenizer": ("FOLDER", "of the rule bpe"),
     }
     add_options(group, Change, PATCHING_OPTIONS | others)
+    add("--dry-run", action="store_true", help="say how large patches become on some shards; write nothing")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; returns the exit code."""
+    if arguments.dry_run:
+        show_lines(*dry_run(arguments.dataset, settings_of(arguments, Change)))
+        return 0
     made = recut(arguments.dataset, arguments.out, settings_of(arguments, Change), arguments.workers)
     show_result(arguments.out, made)
     return 0

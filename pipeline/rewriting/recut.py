@@ -30,14 +30,18 @@ from pipeline.settings import PipelineError
 from shared.bpe.encoder import SubwordEncoder
 from shared.bpe.folder import load_making
 from shared.io.progress import ByteProgress
+from shared.io.quantities import counted, quantity
 from shared.io.terminal import show
 from shared.patching import PatchingSettings
 from shared.patching.settings import ENTROPY_RULES
+from shared.randomness import Permutation, stream_key
 from shared.settings import refused_as
 from shared.shards.dataset import Dataset
 from shared.shards.manifest import DatasetIdentity
 from shared.shards.writer import ShardWriter
 
+DRY_RUN_BYTES = 8_000_000
+"""Of text that a dry run cuts, in whole shards."""
 KEPT = ("content_hash", "entropy_histogram")
 """Figures of a shard that do not depend on its boundaries."""
 
@@ -56,11 +60,7 @@ def recut(path: Path, out: Path, change: Change, workers: int = 1) -> bool:
 
     Raises PipelineError for a change that does not fit what is stored, IdentityError, DatasetError.
     """
-    sides = sides_at(path)
-    require_alike([side.dataset for side in sides], "split", "source")
-    draft = wanted_patching(change, sides[0].dataset.manifest.identity)
-    for side in sides:
-        require_recuttable(side.dataset, draft)
+    sides, draft = _checked(path, change)
     request = {
         "command": "recut",
         "patching": draft.model_dump(exclude={"theta"} if change.target is not None else None),
@@ -75,6 +75,51 @@ def recut(path: Path, out: Path, change: Change, workers: int = 1) -> bool:
         return Recut(tuple(sides), patching, change.tokenizer)
 
     return rewrite(out, request, make, workers)
+
+
+def dry_run(path: Path, change: Change) -> Iterator[str]:
+    """What recut would do, as lines: the sizes of patches on some shards. Nothing is written, whatever the size.
+
+    Raises as recut does, but for an ``out`` of something else.
+    """
+    sides, patching = _checked(path, change)
+    for side in sides:
+        dataset = side.dataset
+        shards = _sampled_shards(dataset)
+        if change.target is not None and dataset is _train(sides):
+            patching = with_target(dataset, patching, change.target, 1, shards)
+        text, patches = sum(dataset.shard(shard).totals.bytes for shard in shards), 0
+        if patching.patched and patching.rule != "bpe":
+            patches = sum(int(patch_counts(dataset, [patching], shard)[0]) for shard in shards)
+        size = f", {text / patches:.3f} bytes a patch in {quantity(text)}B of them" if patches else ""
+        now = f" (now {dataset.totals.mean_patch_size:.3f})" if dataset.totals.patches else ""
+        yield (
+            f"{dataset.folder}: {counted(dataset.shard_count, 'shard')}, {quantity(dataset.totals.bytes)}B of text"
+            f"{size}{now}"
+        )
+    rule = "".join(f", {key} {value}" for key, value in patching.described.items())
+    yield f"rule {patching.rule}{rule}; nothing was written"
+
+
+def _sampled_shards(dataset: Dataset) -> list[int]:
+    """Shards in a seeded order until they have DRY_RUN_BYTES of text; at least one, if there are any."""
+    order, chosen, held = Permutation(dataset.shard_count, stream_key(0, "recut")), [], 0
+    for turn in range(dataset.shard_count):
+        if held >= DRY_RUN_BYTES:
+            break
+        chosen.append(int(order(np.array([turn]))[0]))
+        held += dataset.shard(chosen[-1]).totals.bytes
+    return chosen
+
+
+def _checked(path: Path, change: Change) -> tuple[list[Side], PatchingSettings]:
+    """The datasets at a path and their new patching; with a target, theta is still to be found."""
+    sides = sides_at(path)
+    require_alike([side.dataset for side in sides], "split", "source")
+    draft = wanted_patching(change, sides[0].dataset.manifest.identity)
+    for side in sides:
+        require_recuttable(side.dataset, draft)
+    return sides, draft
 
 
 def wanted_patching(change: Change, identity: DatasetIdentity) -> PatchingSettings:
@@ -160,15 +205,17 @@ def _pieces(dataset: Dataset, shard: int) -> Iterator[Piece]:
             yield Piece(document, row.size, row.entropies, last)
 
 
-def with_target(dataset: Dataset, draft: PatchingSettings, target: float, workers: int) -> PatchingSettings:
+def with_target(
+    dataset: Dataset, draft: PatchingSettings, target: float, workers: int, shards: Sequence[int] | None = None
+) -> PatchingSettings:
     """The threshold for a mean patch size (bytes) over the whole dataset, counted exactly in bounded memory.
 
-    Raises PipelineError when no threshold gives it.
+    ``shards``: only over these. Raises PipelineError when no threshold gives it.
     """
-    if not (total := dataset.manifest.totals.bytes):
+    shards = range(dataset.shard_count) if shards is None else shards
+    if not (total := sum(dataset.shard(shard).totals.bytes for shard in shards)):
         raise PipelineError(f"{dataset.folder} has no text to find a threshold on")
     thetas = thetas_of(draft.rule, draft.grid)
-    shards = range(dataset.shard_count)
 
     def sizes(numbers: Sequence[int]) -> list[float]:
         patchings = [draft.with_theta(thetas[number], draft.grid) for number in numbers]

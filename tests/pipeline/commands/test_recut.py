@@ -51,6 +51,19 @@ def test_a_recut_dataset_is_what_preprocess_writes_with_that_rule(place, tmp_pat
     assert run("verify", tmp_path / "out") == 0
 
 
+@pytest.mark.parametrize("options", ["--theta 1.7", "--target 5", "--rule static --stride 6", "--rule none"])
+def test_a_dry_run_says_what_recut_makes_and_writes_nothing(place, tmp_path, capsys, options: str) -> None:
+    before = sides(place / "uint8")
+    assert run("recut", place / "uint8", "--out", tmp_path / "out", *options.split(), "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    assert sides(place / "uint8") == before
+    assert run("recut", place / "uint8", "--out", tmp_path / "out", *options.split(), "--workers", 1) == 0
+    for split in ("train", "validation"):
+        size = open_dataset(tmp_path / "out" / split).totals.mean_patch_size  # all of a small dataset is looked at
+        assert f"{size:.3f} bytes a patch" in said or np.isnan(size)
+
+
 @pytest.fixture(scope="module")
 def calibrated(place: Path) -> Path:
     """Thresholds by subset."""
