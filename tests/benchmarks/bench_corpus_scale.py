@@ -1,0 +1,249 @@
+"""What opening a dataset costs by its size: `python tests/benchmarks/bench_corpus_scale.py [DOCUMENTS ...]`.
+
+Datasets of 10^5 to 10^8 documents of 4 kB (others by argument; 1000000000 takes 1.5 GB of disk and some minutes): hard
+links to four shards under distinct names, with tables of the full size. For each size a process that trains (a rank
+without workers), one that has a loader worker, `inspect` and `recut --dry-run` are started RUNS times: seconds from
+the open dataset to the first pack (of a command: in all), and the most private memory (RssAnon + RssShmem) less that of
+a process that has only imported torch. Every start finds no checked files noted; "cold" also empties the page cache of
+the dataset's files.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from shared.patching.settings import PatchingSettings
+from shared.shards.document import Row
+from shared.shards.index import index_name
+from shared.shards.manifest import DatasetIdentity, ShardEntry
+from shared.shards.tables import commit_dataset
+from shared.shards.writer import write_shard
+
+SIZES = (10**5, 10**6, 10**7, 10**8)
+SHARDS, DOCUMENTS, BYTES, STRIDE, RUNS = 4, 16_384, 4000, 5, 5
+TOKENS = 16_384
+IDENTITY = DatasetIdentity(
+    split="train",
+    format="arrow",
+    sidecar="none",
+    patching=PatchingSettings(rule="static", stride=STRIDE),
+    entropy_model=None,
+    source="a benchmark",
+)
+
+
+def shards(folder: Path) -> list[ShardEntry]:
+    """Shards of documents of about BYTES bytes each, in three subsets."""
+    rng, entries = np.random.default_rng(0), []
+    alphabet = np.frombuffer(b"abcdefghijkl   \n", np.uint8)
+    for shard in range(SHARDS):
+        rows = []
+        for number in range(DOCUMENTS):
+            text = rng.choice(alphabet, BYTES).tobytes()
+            lengths = np.full(-(-BYTES // STRIDE) + 1, STRIDE, np.uint16)
+            lengths[0] = 1
+            rows.append(Row(f"{shard}-{number}", "abc"[number % 3], text, 0, np.append(lengths, np.uint16(1))))
+        entries.append(write_shard(folder, f"base-{shard}", rows, "arrow"))
+    return entries
+
+
+def dataset(folder: Path, base: Path, entries: list[ShardEntry], documents: int) -> Path:
+    """A dataset of so many documents, whose shards are links to a few."""
+    folder.mkdir()
+
+    def linked() -> Iterator[ShardEntry]:
+        for number in range(-(-documents // DOCUMENTS)):
+            entry = entries[number % SHARDS]
+            name = f"shard-{number:07d}.arrow"
+            os.link(base / entry.name, folder / name)
+            os.link(base / index_name(entry.name), folder / index_name(name))
+            yield entry.model_copy(update={"name": name})
+
+    commit_dataset(folder, IDENTITY, linked())
+    return folder
+
+
+READ_A_PACK = """
+import sys, time
+import torch
+from pathlib import Path
+from shared.shards.open import open_dataset
+from trainer.data.loader import PackLoader
+from trainer.data.packing.limits import pack_limits
+
+print("imported", flush=True)
+sys.stdin.readline()
+if len(sys.argv) > 1:
+    began = time.monotonic()
+    dataset = open_dataset(Path(sys.argv[1]))
+    loader = PackLoader(dataset, pack_limits(dataset.manifest, int(sys.argv[3])), 8, streams=8, workers=int(sys.argv[2]))
+    packs = iter(loader)
+    next(packs)
+    print(time.monotonic() - began, flush=True)
+    for _ in range(63):
+        next(packs)
+    print("read", flush=True)
+sys.stdin.readline()
+"""
+
+
+def private_kib(process: int) -> int:
+    """RssAnon and RssShmem of a process; 0 when it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem")))
+
+
+def descendants(process: int) -> list[int]:
+    """The processes that a process has started, and those that they have."""
+    found = []
+    for path in Path(f"/proc/{process}/task").glob("*/children"):
+        try:
+            own = [int(number) for number in path.read_text().split()]
+        except OSError:
+            continue
+        found += own + [number for child in own for number in descendants(child)]
+    return found
+
+
+class Watch:
+    """The most private memory of a process while it is watched, and of the largest of those that it has started."""
+
+    def __init__(self, process: int) -> None:
+        self._process, self._ended = process, False
+        self.own = self.child = 0
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+
+    def _look(self) -> None:
+        while not self._ended:
+            self.own = max(self.own, private_kib(self._process))
+            self.child = max(self.child, *map(private_kib, descendants(self._process)), 0)
+            time.sleep(0.01)
+
+    def end(self) -> None:
+        self._ended = True
+        self._thread.join()
+
+
+def environment(cache: Path) -> dict[str, str]:
+    """Of a machine on which no file has been checked."""
+    return os.environ | {"XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1"}
+
+
+def first_pack(folder: Path | None, cache: Path, workers: int) -> tuple[float, int, int]:
+    """Seconds to the first pack, and KiB of the process and of its largest worker; without a dataset: of torch alone."""
+    arguments = [] if folder is None else [str(folder), str(workers), str(TOKENS)]
+    with subprocess.Popen(
+        [sys.executable, "-c", READ_A_PACK, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(cache),
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        watch = Watch(process.pid)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        seconds = 0.0
+        if folder is not None:
+            seconds = float(process.stdout.readline())
+            process.stdout.readline()
+        time.sleep(0.1)
+        watch.end()
+        process.stdin.close()
+    return seconds, watch.own, watch.child
+
+
+def command(*words: object) -> Callable[[Path], tuple[float, int]]:
+    """Seconds and KiB of a command of the pipeline."""
+
+    def run(cache: Path) -> tuple[float, int]:
+        began = time.monotonic()
+        arguments = [sys.executable, "-m", "pipeline", *map(str, words)]
+        with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, env=environment(cache)) as process:
+            watch = Watch(process.pid)
+            process.wait()
+            seconds = time.monotonic() - began
+            watch.end()
+        assert process.returncode == 0, words
+        return seconds, watch.own
+
+    return run
+
+
+def forget(base: Path, folder: Path) -> None:
+    """Drop the pages of a dataset's files from the page cache."""
+    for path in (*base.iterdir(), *(folder / "tables").iterdir(), folder / "manifest.json"):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def measured(run: Callable[[Path], tuple[float, int]], place: Path, before: Callable[[], None]) -> tuple[float, int]:
+    """Medians of several runs: seconds, KiB."""
+    found = []
+    for _ in range(RUNS):
+        with tempfile.TemporaryDirectory(dir=place) as cache:
+            before()
+            found.append(run(Path(cache)))
+    return statistics.median(seconds for seconds, _ in found), int(statistics.median(kib for _, kib in found))
+
+
+def main() -> None:
+    sizes = [int(size) for size in sys.argv[1:]] or SIZES
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        base = place / "base"
+        base.mkdir()
+        entries = shards(base)
+        torch_alone = statistics.median(first_pack(None, place, 0)[1] for _ in range(RUNS))
+        print(f"a process that has imported torch and the trainer's data: {torch_alone / 1024:.0f} MB private")
+        print(f"{'documents':>13} {'':<24}{'warm':>8} {'cold':>8} {'private, above torch':>22}")
+        for documents in sizes:
+            began = time.monotonic()
+            folder = dataset(place / f"data-{documents}", base, entries, documents)
+            built = time.monotonic() - began
+
+            def rank(cache: Path, folder: Path = folder) -> tuple[float, int]:
+                seconds, own, _ = first_pack(folder, cache, 0)
+                return seconds, own
+
+            def worker(cache: Path, folder: Path = folder) -> tuple[float, int]:
+                seconds, _, child = first_pack(folder, cache, 1)
+                return seconds, child
+
+            for what, run in (
+                ("rank, first pack", rank),
+                ("loader worker, first pack", worker),
+                ("inspect", command("inspect", folder)),
+                (
+                    "recut --dry-run",
+                    command("recut", folder, "--rule", "static", "--stride", 6, "--dry-run", "--out", "x"),
+                ),
+            ):
+                warm, kib = measured(run, place, lambda: None)
+                cold, more = measured(run, place, lambda folder=folder: forget(base, folder))
+                above = (max(kib, more) - torch_alone) / 1024
+                print(f"{documents:>13,} {what:<24}{warm:>7.2f}s {cold:>7.2f}s {above:>19.0f} MB", flush=True)
+            tables = sum(path.stat().st_size for path in (folder / "tables").iterdir())
+            print(
+                f"{documents:>13,} tables of {tables / 1e6:.1f} MB, written in {built:.1f}s with their links",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
