@@ -3,8 +3,8 @@
 Datasets of 10^5 to 10^8 documents of 4 kB (others by argument; 1000000000 takes 1.5 GB of disk and some minutes): hard
 links to four shards under distinct names, with tables of the full size. For each size a process that trains (a rank
 without workers), one that has a loader worker, `inspect` and `recut --dry-run` are started RUNS times: seconds from
-the open dataset to the first pack (of a command: in all), and the most private memory (RssAnon + RssShmem) less that of
-a process that has only imported torch. Every start finds no checked files noted; "cold" also empties the page cache of
+the open dataset to the first pack (of a command: in all), and the most private memory (RssAnon + RssShmem) of the
+first two less that of a process that has only imported torch, of the commands, which do not import it, all. Every start finds no checked files noted; "cold" also empties the page cache of
 the dataset's files.
 """
 
@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -84,8 +85,8 @@ sys.stdin.readline()
 if len(sys.argv) > 1:
     began = time.monotonic()
     dataset = open_dataset(Path(sys.argv[1]))
-    loader = PackLoader(dataset, pack_limits(dataset.manifest, int(sys.argv[3])), 8, streams=8, workers=int(sys.argv[2]))
-    packs = iter(loader)
+    limits = pack_limits(dataset.manifest, int(sys.argv[3]))
+    packs = iter(PackLoader(dataset, limits, 8, streams=8, workers=int(sys.argv[2])))
     next(packs)
     print(time.monotonic() - began, flush=True)
     for _ in range(63):
@@ -142,7 +143,7 @@ def environment(cache: Path) -> dict[str, str]:
 
 
 def first_pack(folder: Path | None, cache: Path, workers: int) -> tuple[float, int, int]:
-    """Seconds to the first pack, and KiB of the process and of its largest worker; without a dataset: of torch alone."""
+    """Seconds to the first pack, KiB of the process and of its largest worker; without a dataset: of torch alone."""
     arguments = [] if folder is None else [str(folder), str(workers), str(TOKENS)]
     with subprocess.Popen(
         [sys.executable, "-c", READ_A_PACK, *arguments],
@@ -192,7 +193,7 @@ def forget(base: Path, folder: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def measured(run: Callable[[Path], tuple[float, int]], place: Path, before: Callable[[], None]) -> tuple[float, int]:
+def measured(run: Callable[[Path], tuple[float, int]], place: Path, before: Callable[[], object]) -> tuple[float, int]:
     """Medians of several runs: seconds, KiB."""
     found = []
     for _ in range(RUNS):
@@ -211,7 +212,7 @@ def main() -> None:
         entries = shards(base)
         torch_alone = statistics.median(first_pack(None, place, 0)[1] for _ in range(RUNS))
         print(f"a process that has imported torch and the trainer's data: {torch_alone / 1024:.0f} MB private")
-        print(f"{'documents':>13} {'':<24}{'warm':>8} {'cold':>8} {'private, above torch':>22}")
+        print(f"{'documents':>13} {'':<26}{'warm':>8} {'cold':>8} {'private':>9}")
         for documents in sizes:
             began = time.monotonic()
             folder = dataset(place / f"data-{documents}", base, entries, documents)
@@ -225,23 +226,20 @@ def main() -> None:
                 seconds, _, child = first_pack(folder, cache, 1)
                 return seconds, child
 
-            for what, run in (
-                ("rank, first pack", rank),
-                ("loader worker, first pack", worker),
-                ("inspect", command("inspect", folder)),
-                (
-                    "recut --dry-run",
-                    command("recut", folder, "--rule", "static", "--stride", 6, "--dry-run", "--out", "x"),
-                ),
+            recut = ("recut", folder, "--rule", "static", "--stride", 6, "--dry-run", "--out", "x")
+            for what, run, without in (
+                ("rank, first pack", rank, torch_alone),
+                ("loader worker, first pack", worker, torch_alone),
+                ("inspect", command("inspect", folder), 0),
+                ("recut --dry-run", command(*recut), 0),
             ):
                 warm, kib = measured(run, place, lambda: None)
-                cold, more = measured(run, place, lambda folder=folder: forget(base, folder))
-                above = (max(kib, more) - torch_alone) / 1024
-                print(f"{documents:>13,} {what:<24}{warm:>7.2f}s {cold:>7.2f}s {above:>19.0f} MB", flush=True)
+                cold, more = measured(run, place, partial(forget, base, folder))
+                private = (max(kib, more) - without) / 1024
+                print(f"{documents:>13,} {what:<26}{warm:>7.2f}s {cold:>7.2f}s {private:>6.0f} MB", flush=True)
             tables = sum(path.stat().st_size for path in (folder / "tables").iterdir())
             print(
-                f"{documents:>13,} tables of {tables / 1e6:.1f} MB, written in {built:.1f}s with their links",
-                flush=True,
+                f"{documents:>13,} tables of {tables / 1e6:.1f} MB, written with the links in {built:.1f}s", flush=True
             )
 
 
