@@ -3,9 +3,9 @@
 Datasets of 10^5 to 10^8 documents of 4 kB (others by argument; 1000000000 takes 1.5 GB of disk and some minutes): hard
 links to four shards under distinct names, with tables of the full size. For each size a process that trains (a rank
 without workers), one that has a loader worker, `inspect` and `recut --dry-run` are started RUNS times: seconds from
-the open dataset to the first pack (of a command: in all), and the most private memory (RssAnon + RssShmem) of the
-first two less that of a process that has only imported torch, of the commands, which do not import it, all. Every start finds no checked files noted; "cold" also empties the page cache of
-the dataset's files.
+the open dataset to the first pack (of a command: in all), and the most private memory (RssAnon + RssShmem): of the
+first two less that of a process that has only imported torch, of the commands, which do not import it, all. Every
+start finds no checked files noted; "cold" also empties the page cache of the dataset's files.
 """
 
 import os
