@@ -2,8 +2,10 @@
 
 import base64
 import hashlib
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from typing import Any, Literal
 
 from pipeline.settings import ReadSettings, SplitName
@@ -78,7 +80,7 @@ class Record:
     key: bytes | None = None
     """What decides between train and validation, if not the text."""
     split: SplitName | None = None
-    """None until it is decided (`split_of`); our own datasets come with it."""
+    """None until it is decided (`splits_of`); our own datasets come with it."""
     meta: str | None = None
     size: int = 0
     """Bytes that the record took in the input, for the progress bar."""
@@ -93,6 +95,94 @@ class Record:
     def tokens(self) -> int:
         """Of the body: bytes and special ids."""
         return len(self.text) + (self.spans.special_count if self.spans is not None else 0)
+
+
+@dataclass(frozen=True)
+class Records:
+    """N consecutive records as columns: what travels from a reader on. Of optional columns None means none has any."""
+
+    place: Callable[[int], Place]
+    """Of the record of this number."""
+    ids: Sequence[str]
+    subsets: Sequence[str]
+    texts: Sequence[Text]
+    sizes: Sequence[int]
+    keys: Sequence[bytes | None] | None = None
+    splits: Sequence[SplitName | None] | None = None
+    metas: Sequence[str | None] | None = None
+    spans: Sequence[Spans | None] | None = None
+    lacks: Sequence[tuple[Option, ...]] | None = None
+    replaced: Sequence[int] | None = None
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> "Records":
+        """Some records as columns."""
+        columns: dict[str, Any] = {
+            name: [getattr(record, field) for record in records] for name, field in _FIELDS.items()
+        }
+        for name in ("keys", "splits", "metas", "spans", "lacks", "replaced"):
+            if all(value is None or value in ((), 0) for value in columns[name]):
+                columns[name] = None
+        return cls([record.place for record in records].__getitem__, **columns)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[Record]:
+        for number in range(len(self)):
+            own = {name: column[number] for name, column in self._columns().items() if column is not None}
+            yield Record(self.place(number), **{_FIELDS[name]: value for name, value in own.items()})
+
+    def take(self, numbers: Sequence[int]) -> "Records":
+        """The records of these numbers, in order."""
+        columns = {
+            name: None if column is None else [column[number] for number in numbers]
+            for name, column in self._columns().items()
+        }
+        return Records(lambda number: self.place(numbers[number]), **columns)  # type: ignore[arg-type]
+
+    @property
+    def held(self) -> int:
+        """Bytes that their texts and metadata take in memory."""
+        texts = sum(len(text) for text in self.texts if isinstance(text, bytes))
+        return texts + sum(len(meta or "") for meta in self.metas or ())
+
+    def _columns(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _FIELDS}
+
+
+_FIELDS = {
+    "ids": "id",
+    "subsets": "subset",
+    "texts": "text",
+    "sizes": "size",
+    "keys": "key",
+    "splits": "split",
+    "metas": "meta",
+    "spans": "spans",
+    "lacks": "lacks",
+    "replaced": "replaced",
+}
+"""Columns of Records, and what each is of a Record."""
+RECORDS_TOGETHER, BYTES_TOGETHER = 2**10, 2**18
+"""Records, and bytes of them, that are collected where a reader has them one by one."""
+
+
+def collected(found: "Iterable[Record | Records | DeadLetter]") -> "Iterator[Records | DeadLetter]":
+    """Records that come one by one, some of them together; the order stays."""
+    held: list[Record] = []
+    size = 0
+    for one in found:
+        if isinstance(one, Record):
+            held.append(one)
+            size += len(one.text) + len(one.meta or "")
+        if held and (not isinstance(one, Record) or size >= BYTES_TOGETHER or len(held) == RECORDS_TOGETHER):
+            yield Records.of(held)
+            held, size = [], 0
+        if not isinstance(one, Record):
+            yield one
+    if held:
+        yield Records.of(held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,17 +212,25 @@ def dead_letter(place: Place, reason: str, data: bytes) -> DeadLetter:
     return DeadLetter(place, reason, len(data), hashlib.sha256(data).hexdigest(), data[:LONGEST_EXCERPT])
 
 
-def split_of(record: Record, reading: ReadSettings) -> SplitName:
-    """train or validation: by the hash of key or content, so that a record never changes sides."""
-    if record.split is not None:
-        return record.split
-    content = content_digest(record.text, record.spans) if record.key is None else hashlib.sha256(record.key).digest()
-    return "validation" if _position(content) < reading.validation_fraction * _HASHES else "train"
+def splits_of(records: Records, reading: ReadSettings) -> Sequence[SplitName]:
+    """train or validation for each: by the hash of key or content, so that a record never changes sides."""
+    count = len(records)
+    given, keys = records.splits or [None] * count, records.keys or [None] * count
+    limit = math.ceil(reading.validation_fraction * _HASHES)
+    if limit == 0:
+        return [split or "train" for split in given]
+    first = limit.to_bytes(9, "big")[1:] if limit < _HASHES else b"\xff" * 33  # a digest is less if its beginning is
+    spans = records.spans or [None] * count
+    return [
+        split
+        or ("validation" if (content_digest(text, own) if key is None else sha256(key).digest()) < first else "train")
+        for split, key, text, own in zip(given, keys, records.texts, spans)
+    ]
 
 
 def content_digest(text: Text, spans: Spans | None = None) -> bytes:
     """sha256 of a text; of a chat also of its turns."""
-    digest = text.sha256 if isinstance(text, LongText) else hashlib.sha256(text).digest()
+    digest = text.sha256 if isinstance(text, LongText) else sha256(text).digest()
     return digest if spans is None else hashlib.sha256(digest + _spans_digest(spans)).digest()
 
 

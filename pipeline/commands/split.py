@@ -18,7 +18,7 @@ from typing import Literal
 from pydantic import Field
 
 from pipeline.options import add_options, settings_of
-from pipeline.records import Record, sample_hash, split_of
+from pipeline.records import Record, Records, sample_hash, splits_of
 from pipeline.rewriting.dataset_rows import ShardByShard, Side, require_alike, shard_documents, sides_at, stem
 from pipeline.rewriting.rewrite import Written, add_output_arguments, rewrite, save_dataset, show_result
 from pipeline.settings import SPLIT_NAMES, ReadSettings, SplitName
@@ -77,7 +77,7 @@ def side_of(record: Record, settings: HoldOutSettings) -> SplitName:
     if settings.seed is not None:
         sampled = sample_hash(*((record.text, settings.seed, record.spans) if key is None else (key, settings.seed)))
         return "validation" if sampled < settings.validation_fraction * 2**64 else "train"
-    return split_of(replace(record, split=None, key=key), reading)
+    return splits_of(Records.of([replace(record, split=None, key=key)]), reading)[0]
 
 
 @dataclass(frozen=True)

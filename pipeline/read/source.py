@@ -23,14 +23,14 @@ from pipeline.read.formats.whole import whole_file
 from pipeline.read.lines import lines
 from pipeline.read.storage import DATA_ERRORS, damaged_range, reason_in, stamp
 from pipeline.read.streams import DamagedStream
-from pipeline.records import LONGEST_EXCERPT, DeadLetter, LongText, Place, Record, chunks_of
+from pipeline.records import LONGEST_EXCERPT, DeadLetter, LongText, Place, Record, Records, chunks_of, collected
 from pipeline.settings import PipelineError, ReadSettings
 from shared.io.file_types import HEAD
 from shared.io.identity import file_sha256
 from shared.shards.document import LONGEST_NAMES, LONGEST_SUBSET
 
 
-def read_split(plan: Plan, split: Split, reading: ReadSettings) -> Iterator[Record | DeadLetter]:
+def read_split(plan: Plan, split: Split, reading: ReadSettings) -> Iterator[Records | DeadLetter]:
     """Everything that the pieces of a split hold, in order.
 
     Raises PipelineError when a file is not what it was when the run was planned, DatasetError for a damaged shard.
@@ -52,19 +52,33 @@ def check_unchanged(file: SourceFile) -> None:
         raise changed(file)
 
 
-def read_piece(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterator[Record | DeadLetter]:
-    """Everything in one range of one file. An empty file is one empty record."""
-    found = (_storable(one) if isinstance(one, Record) else one for one in _read(file, piece, reading))
-    if file.split is None or file.kind == "shard":
-        yield from found
+def read_piece(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterator[Records | DeadLetter]:
+    """Everything in one range of one file, in order. An empty file is one empty record."""
+    for found in collected(_read(file, piece, reading)):
+        for one in _storable(found) if isinstance(found, Records) else (found,):
+            if isinstance(one, Records) and file.split is not None and file.kind != "shard":
+                yield replace(one, splits=[file.split] * len(one))
+            else:
+                yield one
+
+
+def _storable(records: Records) -> Iterator[Records | DeadLetter]:
+    """The records, but dead letters of those whose names no shard can hold."""
+    characters = sum(map(len, records.ids)) + sum(len(meta or "") for meta in records.metas or ())
+    if 4 * characters <= LONGEST_NAMES and all(map(_is_subset, set(records.subsets))):
+        yield records
     else:
-        yield from (replace(record, split=file.split) if isinstance(record, Record) else record for record in found)
+        yield from collected(map(_storable_one, records))
 
 
-def _storable(record: Record) -> Record | DeadLetter:
+def _is_subset(name: str) -> bool:
+    return 0 < len(name) <= LONGEST_SUBSET and "\0" not in name
+
+
+def _storable_one(record: Record) -> Record | DeadLetter:
     """The record, or the dead letter of one whose names no shard can hold."""
     names = len(record.id.encode()) + len((record.meta or "").encode())
-    if not 0 < len(record.subset) <= LONGEST_SUBSET or "\0" in record.subset:
+    if not _is_subset(record.subset):
         length = f"{len(record.subset):,} characters"
         reason = f"its subset has a name of {length}; 1 to {LONGEST_SUBSET:,} without NUL are stored"
     elif names > LONGEST_NAMES:
@@ -77,7 +91,7 @@ def _storable(record: Record) -> Record | DeadLetter:
     return DeadLetter(record.place, reason, len(text), sha256.hex(), excerpt)
 
 
-def _read(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterator[Record | DeadLetter]:
+def _read(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterator[Record | Records | DeadLetter]:
     if file.size == 0:
         yield text_record(file.path, b"", reading)
         return

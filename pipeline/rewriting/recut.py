@@ -180,8 +180,8 @@ class Recut(ShardByShard[Side]):
         encoder = None if self.tokenizer is None else SubwordEncoder(self.tokenizer)
         name = stem(side.dataset.shard(shard))
         with ShardWriter(out / side.folder, name, identity.format, identity.sidecar) as shard_file:
-            for _, row, last in cut(_pieces(side.dataset, shard), self.patching, encoder=encoder):
-                shard_file.add_row(row, last)
+            for _, rows in cut(_pieces(side.dataset, shard), self.patching, encoder=encoder):
+                shard_file.add(rows)
         written = shard_file.entry
         require_kept(side.dataset, shard, {key: getattr(written, key) for key in KEPT})
         return Written(shards={side.folder: [written]})

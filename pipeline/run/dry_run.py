@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.executors.counting import default_workers, threads_of
 from pipeline.plan import Plan
 from pipeline.read import read_split
-from pipeline.records import Record
+from pipeline.records import DeadLetter, Records
 from pipeline.run.driver import make_plan
 from pipeline.scoring.cut import cut, pieces
 from pipeline.scoring.load_scorer import load_scorer
@@ -54,14 +54,14 @@ def _trial(job: Job, plan: Plan) -> tuple[int, float]:
     started = time.perf_counter()
     used = 0
 
-    def records() -> Iterator[Record]:
+    def records() -> Iterator[Records]:
         nonlocal used
         splits = plan.splits[:: -(-len(plan.splits) // SPLITS_TRIED)]
         for number, split in enumerate(splits, 1):
             for found in read_split(plan, split, job.reading):
-                used += found.size
-                if isinstance(found, Record) and found.text:
-                    yield found
+                used += found.size if isinstance(found, DeadLetter) else sum(found.sizes)
+                if isinstance(found, Records):
+                    yield found.take([number for number, text in enumerate(found.texts) if text])
                 if used >= wanted * number / len(splits):
                     break
                 if time.perf_counter() - started > TRIAL_SECONDS:

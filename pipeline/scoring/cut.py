@@ -2,17 +2,20 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from pipeline.records import CHUNK, Record, chunks_of
+from pipeline.records import CHUNK, Record, Records, chunks_of
 from pipeline.scoring.chunks import ChunkedLengths
+from pipeline.settings import SplitName
 from shared.bpe.encoder import ChunkedSubwords, SubwordEncoder
 from shared.patching import PatchingSettings
-from shared.patching.lengths import patch_lengths_together
+from shared.patching.lengths import patch_lengths_flat
 from shared.shards.document import Row
+from shared.shards.rows import Rows, rows_of
 from shared.shards.spans import Spans
 from shared.vocabulary import BOS, EOS, byte_tokens, document_tokens
 
@@ -101,22 +104,31 @@ class Piece:
     """float32 nats, one for each of these tokens: that of BOS comes with the first piece."""
     last: bool
 
+    def is_document(self, longest: int) -> bool:
+        """Whether this, which begins a document, is all of it, and so many bytes at most."""
+        return self.last and len(self.document.record.text) <= longest
 
-def pieces(records: Iterable[Record], scorer: "Scorer | None") -> Iterator[Piece]:
-    """Documents with their entropies, or without where there is no scorer; memory is that of a few chunks of text."""
+
+def pieces(
+    batches: Iterable[Records], scorer: "Scorer | None", longest: int = LONGEST_PART
+) -> Iterator[Piece | Records]:
+    """Documents with their entropies piece by piece; where there is no scorer, short ones together, as they come.
+
+    Memory is that of a few chunks of text. ``longest``: bytes of a row, as in `cut`.
+    """
     if scorer is None:
-        for record in records:
-            document, left = Document(record), record.tokens
-            for tokens in document.read():
-                left -= tokens
-                yield Piece(document, tokens, None, not left)
+        for records in batches:
+            if _are_short(records, min(longest, TOGETHER)):
+                yield records
+            else:
+                yield from chain.from_iterable(map(_unscored, records))
         return
     waiting: deque[Document] = deque()
 
     def inputs() -> "Iterator[Inputs]":
         from shared.models.scoring import Inputs
 
-        for record in records:
+        for record in chain.from_iterable(batches):
             waiting.append(Document(record))
             yield Inputs(record.tokens + 1, waiting[-1].inputs())
 
@@ -132,13 +144,25 @@ def pieces(records: Iterable[Record], scorer: "Scorer | None") -> Iterator[Piece
                 waiting.popleft()
 
 
+def _are_short(records: Records, longest: int) -> bool:
+    """Whether each text is in memory and has at most so many bytes."""
+    return all(isinstance(text, bytes) and len(text) <= longest for text in records.texts)
+
+
+def _unscored(record: Record) -> Iterator[Piece]:
+    document, left = Document(record), record.tokens
+    for tokens in document.read():
+        left -= tokens
+        yield Piece(document, tokens, None, not left)
+
+
 def cut(
-    pieces: Iterable[Piece],
+    items: Iterable[Piece | Records],
     patching: PatchingSettings,
     longest: int = LONGEST_PART,
     encoder: SubwordEncoder | None = None,
-) -> Iterator[tuple[Record, Row, bool]]:
-    """Rows of documents, each with its record and whether the document ends there.
+) -> Iterator[tuple[Sequence[SplitName | None], Rows]]:
+    """Rows of documents, in order, with the split of each.
 
     A row holds at most ``longest`` bytes and ends where a patch ends. ``patching`` is that of all subsets.
     ``encoder``: the tokenizer of rule bpe.
@@ -146,24 +170,25 @@ def cut(
     parts: _Parts | None = None
     short: list[Piece] = []
     held = 0
-    for piece in pieces:
-        record = piece.document.record
-        if parts is None and piece.last and len(record.text) <= min(longest, TOGETHER):
-            short.append(piece)
-            held += len(record.text) + len(record.meta or "") + 2
-            if held < TOGETHER:
-                continue
-            yield from _whole(short, patching, encoder)
+    for item in items:
+        whole = isinstance(item, Piece) and parts is None and item.is_document(min(longest, TOGETHER))
+        if whole:
+            assert isinstance(item, Piece)
+            short.append(item)
+            held += item.tokens + len(item.document.record.meta or "") + 2
+        if short and (not whole or held >= TOGETHER):
+            yield _whole_pieces(short, patching, encoder)
             short, held = [], 0
-            continue
-        yield from _whole(short, patching, encoder)
-        short, held = [], 0
-        parts = parts or _Parts(piece.document, patching, longest, encoder)
-        for row, last in parts.add(piece):
-            yield record, row, last
-        if piece.last:
-            parts = None
-    yield from _whole(short, patching, encoder)
+        if isinstance(item, Records):
+            yield _whole(item, None, patching, encoder)
+        elif not whole:
+            parts = parts or _Parts(item.document, patching, longest, encoder)
+            for row, last in parts.add(item):
+                yield [item.document.record.split], rows_of([(row, last)])
+            if item.last:
+                parts = None
+    if short:
+        yield _whole_pieces(short, patching, encoder)
 
 
 def cutter_of(patching: PatchingSettings, encoder: SubwordEncoder | None) -> ChunkedLengths | ChunkedSubwords:
@@ -174,27 +199,78 @@ def cutter_of(patching: PatchingSettings, encoder: SubwordEncoder | None) -> Chu
     return ChunkedSubwords(encoder)
 
 
-def _whole(
+def _whole_pieces(
     pieces: Sequence[Piece], patching: PatchingSettings, encoder: SubwordEncoder | None
-) -> Iterator[tuple[Record, Row, bool]]:
-    """Documents of one piece and one row each, cut together."""
-    lengths: Sequence[np.ndarray | None] = [None] * len(pieces)
-    records = [piece.document.record for piece in pieces]
-    texts = [piece.document.text(0, len(record.text)) for piece, record in zip(pieces, records)]
+) -> tuple[Sequence[SplitName | None], Rows]:
+    """Documents of one piece and one row each."""
+    records = Records.of([piece.document.record for piece in pieces])
+    texts = [piece.document.text(0, len(text)) for piece, text in zip(pieces, records.texts)]
+    entropies = [piece.entropies for piece in pieces]
+    scored = None if all(own is None for own in entropies) else entropies
+    return _whole(replace(records, texts=texts), scored, patching, encoder)
+
+
+def _whole(
+    records: Records,
+    entropies: Sequence[np.ndarray | None] | None,
+    patching: PatchingSettings,
+    encoder: SubwordEncoder | None,
+) -> tuple[Sequence[SplitName | None], Rows]:
+    """Documents of one row each, whose texts are in memory, cut together."""
+    texts = cast(Sequence[bytes], records.texts)
+    count = len(records)
+    lengths = patches = None
     if encoder is not None:
-        lengths = [ChunkedSubwords(encoder).add(document_tokens(text), last=True) for text in texts]
-    elif patching.patched and pieces:
-        bodies = (_Place(piece.document).tokens(piece.tokens) for piece in pieces)
-        entropies = [piece.entropies for piece in pieces if piece.entropies is not None]
-        thetas = [patching.thetas.get(record.subset, patching.theta) for record in records]
-        lengths = patch_lengths_together(
-            [np.concatenate([_BEGIN, body, _END]) for body in bodies],
-            patching,
-            entropies if patching.needs_entropy else None,
-            thetas if patching.thetas else None,  # type: ignore[arg-type]
-        )
-    for piece, record, text, own in zip(pieces, records, texts, lengths):
-        yield record, Row(record.id, record.subset, text, 0, own, piece.entropies, record.meta, record.spans), True
+        found = [ChunkedSubwords(encoder).add(document_tokens(text), last=True) for text in texts]
+        lengths, patches = np.concatenate(found), np.fromiter(map(len, found), np.int64, count)
+    elif patching.patched:
+        lengths, patches = _lengths(records, texts, entropies, patching)
+    rows = Rows(
+        records.ids,
+        records.subsets,
+        texts,
+        np.zeros(count, np.int32),
+        np.ones(count, bool),
+        lengths,
+        patches,
+        entropies,
+        records.metas,
+        records.spans,
+    )
+    return records.splits or [None] * count, rows
+
+
+def _lengths(
+    records: Records, texts: Sequence[bytes], entropies: Sequence[np.ndarray | None] | None, patching: PatchingSettings
+) -> tuple[np.ndarray, np.ndarray]:
+    """uint16 [P] and int64 [N]: the patch lengths of all documents, and how many are of each."""
+    spans = records.spans or [None] * len(texts)
+    counts = np.array([len(text) + 2 + (own.special_count if own else 0) for text, own in zip(texts, spans)], np.int64)
+    found = []
+    # A stretch at a time, whose arrays stay in the caches of the processor.
+    stretches = np.flatnonzero(np.diff(np.cumsum(counts) // TOGETHER)) + 1
+    for begin, end in pairwise([0, *stretches.tolist(), len(texts)]):
+        values = thetas = None
+        if patching.needs_entropy:
+            assert entropies is not None
+            values = np.concatenate(cast(Sequence[np.ndarray], entropies[begin:end]))
+            if patching.thetas:
+                thetas = [patching.thetas.get(subset, patching.theta) for subset in records.subsets[begin:end]]
+        tokens = _tokens(texts[begin:end], spans[begin:end], counts[begin:end])
+        own = patch_lengths_flat(tokens, counts[begin:end], patching, values, thetas)  # type: ignore[arg-type]
+        found.append(own)
+    return np.concatenate([lengths for lengths, _ in found]), np.concatenate([patches for _, patches in found])
+
+
+def _tokens(texts: Sequence[bytes], spans: Sequence[Spans | None], counts: np.ndarray) -> np.ndarray:
+    """int16 [N]: documents one after the other, each from BOS to EOS."""
+    if any(own is not None for own in spans):
+        bodies = (byte_tokens(text) if own is None else own.tokens(text) for text, own in zip(texts, spans))
+        return np.concatenate([part for body in bodies for part in (_BEGIN, body, _END)])
+    tokens = byte_tokens(b"\0" + b"\0\0".join(texts) + b"\0")
+    ends = np.cumsum(counts)
+    tokens[ends - counts], tokens[ends - 1] = BOS, EOS
+    return tokens
 
 
 class _Parts:

@@ -4,15 +4,17 @@ The product follows from the split, the job and the numerics class alone: not fr
 """
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import replace
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pipeline.plan import LARGEST_SPLIT, Plan, Split
 from pipeline.read import read_split
-from pipeline.records import DeadLetter, Record, split_of
+from pipeline.records import DeadLetter, Records, Text, splits_of
 from pipeline.scoring.cut import Piece, cut, pieces
 from pipeline.settings import SPLIT_NAMES, Job, PipelineError, SplitName
 from pipeline.splits.marker import (
@@ -28,8 +30,8 @@ from pipeline.splits.marker import (
 )
 from pipeline.splits.pipelining import ahead, behind
 from pipeline.splits.selection import RecordStatus, selects, statuses_of
-from shared.shards.document import Row
 from shared.shards.manifest import MOST_ROWS, ShardEntry
+from shared.shards.rows import Rows
 from shared.shards.writer import ShardWriter
 
 if TYPE_CHECKING:
@@ -62,10 +64,10 @@ def process_split(
         ledgers = {folder: Ledger(job.out / folder / f"{name}.jsonl", stack) for folder in folders}
         sorting = _Sorting(job, plan, split, ledgers, progress)
         shards = stack.enter_context(_Shards(job, number, max(plan.split_bytes, LARGEST_SPLIT)))
-        records: Generator[Record, None, None] = sorting.records()
+        records: Generator[Records, None, None] = sorting.records()
         if scorer is not None:  # else there is nothing to overlap with, and handing over costs more than it gains
             records = stack.enter_context(closing(ahead(records, _held, READ_AHEAD)))
-        written_behind = behind(shards.add, lambda item: _held(item[1]), WRITTEN_BEHIND)
+        written_behind = behind(shards.add, _waiting, WRITTEN_BEHIND)
         with nullcontext(shards.add) if scorer is None else written_behind as writing:
             for item in cut(_counted(pieces(records, scorer), progress), job.output.patching):
                 writing(item)
@@ -86,22 +88,29 @@ def _one_at_a_time(progress: Progress) -> Progress:
     return locked_progress
 
 
-def _counted(pieces: Iterable[Piece], progress: Progress) -> Iterator[Piece]:
-    """Tell ``progress`` of each piece the share of the input bytes that its record took."""
+def _counted(items: Iterable[Piece | Records], progress: Progress) -> Iterator[Piece | Records]:
+    """Tell ``progress`` of records their input bytes, and of each piece the share of those that its record took."""
     tokens = reported = 0
-    for piece in pieces:
-        record = piece.document.record
-        tokens += piece.tokens
-        done = record.size if piece.last else record.size * tokens // record.tokens
-        progress(done - reported)
-        tokens, reported = (0, 0) if piece.last else (tokens, done)
-        yield piece
+    for item in items:
+        if isinstance(item, Records):
+            progress(sum(item.sizes))
+        else:
+            record = item.document.record
+            tokens += item.tokens
+            done = record.size if item.last else record.size * tokens // record.tokens
+            progress(done - reported)
+            tokens, reported = (0, 0) if item.last else (tokens, done)
+        yield item
 
 
-def _held(item: Record | Row) -> int:
-    """Bytes that a record or row takes while it waits, without its entropies: millions may have a byte of text each."""
-    text = len(item.text) if isinstance(item.text, bytes) else 0
-    return _RECORD_BYTES + text + len(item.meta or "")
+def _held(records: Records) -> int:
+    """Bytes that records take while they wait: millions may have a byte of text each."""
+    return _RECORD_BYTES * len(records) + records.held
+
+
+def _waiting(item: tuple[Sequence[SplitName | None], Rows]) -> int:
+    """The same of rows, without their entropies."""
+    return _RECORD_BYTES * len(item[1]) + int(item[1].stored_sizes.sum())
 
 
 class _Sorting:
@@ -116,53 +125,63 @@ class _Sorting:
         )
         self._counts = dict.fromkeys(Counts.model_fields, 0)
 
-    def records(self) -> Generator[Record, None, None]:
-        """The records that become documents, each with its side: train or validation."""
+    def records(self) -> Generator[Records, None, None]:
+        """The records that become documents, each with its split: train or validation."""
         for found in read_split(self._plan, self._split, self._reading):
-            status = self._status(found)
-            number = found.records if isinstance(found, DeadLetter) else 1
-            self._counts["records"] += number
-            self._counts[status] += number
-            if isinstance(found, Record):
-                self._counts["replaced"] += found.replaced
-                for option in found.lacks:
-                    self._counts[f"without_{option}"] += 1
-            if isinstance(found, Record) and status == "documents":
-                self._counts["document_bytes"] += len(found.text)
-                yield replace(found, split=split_of(found, self._reading))
-            else:
+            if isinstance(found, DeadLetter):
+                self._ledgers[DEAD_LETTERS].add(found.as_json())
+                self._counts["records"] += found.records
+                self._counts["dead"] += found.records
                 self._progress(found.size)
+                continue
+            self._counts["records"] += len(found)
+            self._counts["replaced"] += sum(found.replaced or ())
+            for lacks in found.lacks or ():
+                for option in lacks:
+                    self._counts[f"without_{option}"] += 1
+            kept = self._kept(found)
+            if len(kept):
+                self._counts["documents"] += len(kept)
+                self._counts["document_bytes"] += sum(map(len, kept.texts))
+                yield replace(kept, splits=splits_of(kept, self._reading))
         if selects(self._reading) and next(self._statuses, None) is not None:
             raise self._not_as_surveyed("fewer")
 
     def counts(self) -> Counts:
         return Counts(**self._counts)
 
-    def _status(self, found: Record | DeadLetter) -> str:
-        if isinstance(found, DeadLetter):
-            self._ledgers[DEAD_LETTERS].add(found.as_json())
-            return "dead"
-        if not found.text:
-            self._ledgers[EMPTY_RECORDS].add(_listed(found))
+    def _kept(self, records: Records) -> Records:
+        """Those that become documents; the others are counted and listed."""
+        if all(records.texts) and not selects(self._reading):
+            return records
+        kept = []
+        for number, text in enumerate(records.texts):
+            status = self._status(records, number, text)
+            self._counts[status] += status != "documents"
+            if status == "documents":
+                kept.append(number)
+            else:
+                self._progress(records.sizes[number])
+        return records if len(kept) == len(records) else records.take(kept)
+
+    def _status(self, records: Records, number: int, text: Text) -> str:
+        listed: dict[str, Any] = {"id": records.ids[number]}
+        if not text:
+            self._ledgers[EMPTY_RECORDS].add(records.place(number).as_json() | listed)
             return "empty"
         found_status = next(self._statuses, None)
         if found_status is None:
             raise self._not_as_surveyed("more")
-        status, split, text = found_status
+        status, split, first = found_status
         if status == RecordStatus.DUPLICATE:
-            self._ledgers[DUPLICATES].add(
-                _listed(found) | {"bytes": len(found.text), "first": {"split": split, "text": text}}
-            )
+            listed |= {"bytes": len(text), "first": {"split": split, "text": first}}
+            self._ledgers[DUPLICATES].add(records.place(number).as_json() | listed)
             return "duplicates"
         return "documents" if status == RecordStatus.KEPT else "not_sampled"
 
     def _not_as_surveyed(self, how_many: str) -> PipelineError:
         problem = f"split {self._split.number} has {how_many} texts than were surveyed"
         return PipelineError(f"{problem}; the input has changed; restore it")
-
-
-def _listed(record: Record) -> dict[str, Any]:
-    return {**record.place.as_json(), "id": record.id}
 
 
 class _Shards(AbstractContextManager["_Shards"]):
@@ -179,20 +198,30 @@ class _Shards(AbstractContextManager["_Shards"]):
         self._rows: dict[SplitName, int] = {}
         self._closed: dict[SplitName, list[ShardEntry]] = {name: [] for name in SPLIT_NAMES}
 
-    def add(self, item: tuple[Record, Row, bool]) -> None:
-        """A row of a record, and whether the record's document ends there."""
-        record, row, last = item
-        name = record.split
-        assert name is not None, "decided when the record was counted"
+    def add(self, item: tuple[Sequence[SplitName | None], Rows]) -> None:
+        """Rows, each with the split that it belongs to."""
+        splits, rows = item
+        for name, own in rows.by(splits).items():
+            assert name is not None, "decided when the record was counted"
+            while len(own):
+                own = self._add_to(name, own)
+
+    def _add_to(self, name: SplitName, rows: Rows) -> Rows:
+        """Write the rows that belong into the open shard; the rest is of the next one."""
         if name not in self._open:
             stem, output = shard_stem(self._split, len(self._closed[name])), self._job.output
             self._open[name] = ShardWriter(self._job.out / name, stem, output.format, output.sidecar)
             self._sizes[name] = self._rows[name] = 0
-        self._open[name].add_row(row, last)
-        self._sizes[name] += len(row.text)
-        self._rows[name] += 1
-        if last and (self._sizes[name] >= self._limit or self._rows[name] >= ROWS_OF_A_SHARD):
+        sizes = self._sizes[name] + np.cumsum(rows.sizes)
+        full = (sizes >= self._limit) | (self._rows[name] + np.arange(1, len(rows) + 1) >= ROWS_OF_A_SHARD)
+        closing_row = np.flatnonzero(full & rows.last)[:1].tolist()
+        end = closing_row[0] + 1 if closing_row else len(rows)
+        self._open[name].add(rows if end == len(rows) else rows.slice(0, end))
+        self._sizes[name] = int(sizes[end - 1])
+        self._rows[name] += end
+        if closing_row:
             self._close(name)
+        return rows.slice(end, len(rows))
 
     def __exit__(self, *raised: Any) -> None:
         writers = ExitStack()

@@ -12,6 +12,7 @@ import shutil
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import IntEnum
+from itertools import repeat
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from pipeline.plan import Plan
 from pipeline.read import read_split
-from pipeline.records import Record, content_digest, sample_hash
+from pipeline.records import DeadLetter, content_digest, sample_hash
 from pipeline.settings import Job, PipelineError, ReadSettings
 from pipeline.splits.marker import split_name
 from shared.io.files import sync, write_atomic
@@ -67,14 +68,18 @@ def surveyed(out: Path, split: int) -> bool:
 
 def survey_split(job: Job, plan: Plan, number: int, progress: Callable[[int], None]) -> None:
     """Look at every text of a split and leave its survey; records that are no text have none."""
+    sampling = job.reading.sample_bytes is not None
     contents, places, sizes = bytearray(), array("Q"), array("q")
     for found in read_split(plan, plan.splits[number], job.reading):
-        if isinstance(found, Record) and found.text:
-            contents += content_digest(found.text, found.spans)[:16]
-            sampling = job.reading.sample_bytes is not None
-            places.append(sample_hash(found.text, job.reading.seed, found.spans) if sampling else 0)
-            sizes.append(len(found.text))
-        progress(found.size)
+        if isinstance(found, DeadLetter):
+            progress(found.size)
+            continue
+        for text, spans in zip(found.texts, found.spans or repeat(None)):
+            if text:
+                contents += content_digest(text, spans)[:16]
+                places.append(sample_hash(text, job.reading.seed, spans) if sampling else 0)
+                sizes.append(len(text))
+        progress(sum(found.sizes))
     survey = np.zeros(len(sizes), SURVEY)
     survey["content"] = np.frombuffer(contents, ">u8").reshape(-1, 2)
     survey["place"], survey["bytes"] = places, sizes

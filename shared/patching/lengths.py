@@ -33,26 +33,43 @@ def patch_lengths_together(
     thetas: nats, the threshold of each document, where they differ from that of the settings.
     """
     counts = np.array([len(tokens) for tokens in documents])
-    firsts = np.cumsum(counts) - counts
-    tokens = np.concatenate(documents)
-    positions = np.arange(len(tokens)) - np.repeat(firsts, counts)
-    values = theta = None
     if patching.needs_entropy:
         for number, count in enumerate(counts.tolist()):
             given = "none" if entropies is None else len(entropies[number])
             if given != count - 1:
                 raise ValueError(f"rule {patching.rule!r} needs {count - 1} entropies for {count} tokens, got {given}")
+    values = np.concatenate(entropies) if patching.needs_entropy and entropies is not None else None
+    lengths, patches = patch_lengths_flat(np.concatenate(documents), counts, patching, values, thetas)
+    return np.split(lengths, np.cumsum(patches)[:-1])
+
+
+def patch_lengths_flat(
+    tokens: np.ndarray,
+    counts: np.ndarray,
+    patching: PatchingSettings,
+    entropies: np.ndarray | None = None,
+    thetas: Sequence[float] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same for documents that lie one after the other: uint16 [P], and int64 [D] patches of each document.
+
+    tokens: int16 [N] of all; counts: int64 [D], tokens of each. entropies: float32 [N - D], for rules that need them.
+    """
+    firsts = np.cumsum(counts) - counts
+    position_type = np.int32 if len(tokens) < 2**31 else np.int64  # of half the width: a remainder takes half the time
+    positions = np.arange(len(tokens), dtype=position_type) - np.repeat(firsts.astype(position_type), counts)
+    values = theta = None
+    if patching.needs_entropy:
         values = np.full(len(tokens), np.nan, np.float32)  # EOS is no input: its NaN opens no patch
         inputs = np.ones(len(tokens), bool)
         inputs[firsts + counts - 1] = False
-        values[inputs] = np.concatenate(entropies)  # type: ignore[arg-type]  # None has been refused in the loop
+        values[inputs] = entropies
         theta = None if thetas is None else np.repeat(np.array(thetas, np.float32), counts)
     forced = positions < 2
     forced[1:] |= is_special(tokens[:-1])
     wanted = decisions(tokens, positions, patching, values, theta)
     starts = patch_starts(wanted, forced, patching.min_length, patching.max_length)
     lengths = np.diff(starts, append=len(tokens)).astype(np.uint16)
-    return np.split(lengths, np.searchsorted(starts, firsts[1:]))
+    return lengths, np.diff(np.searchsorted(starts, firsts), append=len(starts))
 
 
 def patch_starts(wanted: np.ndarray, forced: np.ndarray, min_length: int, max_length: int) -> np.ndarray:

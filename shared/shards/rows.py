@@ -11,6 +11,7 @@ from shared.shards.document import Row
 from shared.shards.spans import Spans
 
 T = TypeVar("T")
+K = TypeVar("K")
 ROWS_TOGETHER, BYTES_TOGETHER = 2**10, 2**16
 """Rows, and bytes of their texts, that are collected when they come one by one."""
 
@@ -129,9 +130,9 @@ class Rows:
             None if self.spans is None else _taken(self.spans, picked),
         )
 
-    def by(self, names: Sequence[str]) -> "dict[str, Rows]":
+    def by(self, names: Sequence[K]) -> "dict[K, Rows]":
         """The rows by a name of each, names in order of appearance."""
-        codes: dict[str, int] = {}
+        codes: dict[K, int] = {}
         numbers = [codes.setdefault(name, len(codes)) for name in names]
         if len(codes) == 1:
             return {names[0]: self}

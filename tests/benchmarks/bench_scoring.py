@@ -24,7 +24,7 @@ from transformers import AutoConfig
 from transformers.models.blt.modeling_blt import BltPatcher
 
 from pipeline.read import read_split
-from pipeline.records import Record, sample_hash
+from pipeline.records import Records, sample_hash
 from pipeline.run.driver import make_plan, preprocess
 from pipeline.settings import ExecutorSettings, Job, OutputSettings, ReadSettings, ScoringSettings
 from shared.interop.hf_config import hf_config
@@ -58,10 +58,12 @@ def sample(paths: Sequence[Path], count: int, seed: int = 0) -> list[bytes]:
     reading = ReadSettings()
     plan = make_plan(paths, reading)
     texts = [
-        found.text
+        text
         for split in plan.splits
         for found in read_split(plan, split, reading)
-        if isinstance(found, Record) and isinstance(found.text, bytes) and found.text
+        if isinstance(found, Records)
+        for text in found.texts
+        if isinstance(text, bytes) and text
     ]
     return sorted(texts, key=lambda text: sample_hash(text, seed))[:count]
 

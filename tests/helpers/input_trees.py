@@ -2,10 +2,11 @@
 
 import io
 import tarfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pipeline.read import read_split
-from pipeline.records import DeadLetter, Record
+from pipeline.records import DeadLetter, Record, Records
 from pipeline.run.driver import make_plan
 from pipeline.settings import ReadSettings
 
@@ -32,4 +33,13 @@ def tree(folder: Path, files: dict[str, bytes]) -> Path:
 def read(*inputs: object, **options: object) -> list[Record | DeadLetter]:
     reading = ReadSettings(**options)
     plan = make_plan(inputs, reading)
-    return [found for split in plan.splits for found in read_split(plan, split, reading)]
+    return [found for split in plan.splits for found in one_by_one(read_split(plan, split, reading))]
+
+
+def one_by_one(found: Iterable[Records | DeadLetter]) -> Iterator[Record | DeadLetter]:
+    """What is read, each record by itself."""
+    for some in found:
+        if isinstance(some, Records):
+            yield from some
+        else:
+            yield some

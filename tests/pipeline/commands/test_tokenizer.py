@@ -19,6 +19,7 @@ from shared.bpe.folder import TOKENIZER_FILE, load_making
 from shared.patching import PatchingSettings
 from shared.shards.dataset import Dataset
 from shared.shards.open import open_dataset
+from shared.shards.rows import joined
 
 VOCABULARY = 320
 
@@ -203,9 +204,8 @@ def test_a_document_of_several_rows_in_many_chunks_has_the_tokens_of_the_whole(p
     document = Document(record)
     pieces = [Piece(document, end - begin, None, end == len(text)) for begin, end in pairwise(places)]
     patching = PatchingSettings(rule="bpe", tokenizer=load_making(place / "tokenizer").identity)
-    parts = list(cut(pieces, patching, 1000, encoder))
-    assert [last for _, _, last in parts] == [False] * (len(parts) - 1) + [True]
-    assert len(parts) > 4
-    assert b"".join(row.text for _, row, _ in parts) == text
-    found = [length for _, row, _ in parts for length in ([] if row.patch_lengths is None else row.patch_lengths)]
-    assert found == [1, *encoder.lengths(text), 1]
+    rows = joined([rows for _, rows in cut(pieces, patching, 1000, encoder)])
+    assert rows.last.tolist() == [False] * (len(rows) - 1) + [True]
+    assert len(rows) > 4
+    assert b"".join(rows.texts) == text
+    assert rows.lengths.tolist() == [1, *encoder.lengths(text), 1]

@@ -16,6 +16,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.input_trees import one_by_one
 from helpers.pipeline_helpers import STATIC, compressed, counts, letters, preprocess, shard_hashes, stored
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,7 +73,7 @@ def texts_of(*inputs: object, **options: object) -> Counter:
     """Whatever the inputs hold."""
     reading = ReadSettings(**options)
     plan = make_plan(inputs, reading)
-    return Counter(record.text for split in plan.splits for record in read_split(plan, split, reading))
+    return Counter(record.text for split in plan.splits for record in one_by_one(read_split(plan, split, reading)))
 
 
 def paths(*inputs: object) -> list[str]:
@@ -129,7 +130,7 @@ def test_a_file_that_changes_while_it_is_read_is_an_error_of_its_split(tmp_path)
     (tmp_path / "a.jsonl").write_bytes(LINES)
     reading = ReadSettings()
     plan = make_plan([tmp_path / "a.jsonl"], reading)
-    records = read_split(plan, plan.splits[0], reading)
+    records = one_by_one(read_split(plan, plan.splits[0], reading))
     next(records)
     with (tmp_path / "a.jsonl").open("ab") as file:
         file.write(b'{"text": "late"}\n')

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import tarfile
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from pipeline.read.formats.jsonl import parse_lines
 from pipeline.read.lines import Line
-from pipeline.records import DeadLetter, Place, Record
+from pipeline.records import DeadLetter, Place, Record, Records
 from pipeline.scoring.cut import cut, pieces
 from pipeline.settings import ChatSettings, ReadSettings
 from shared.patching import PatchingSettings, patch_lengths
@@ -264,9 +265,15 @@ def spanned(draw: st.DrawFn) -> Record:
 )
 def test_parts_of_a_document_are_the_document_whatever_their_size(records, longest: int, rule: str) -> None:
     patching = PatchingSettings(rule=rule, stride=4 if rule == "static" else None, max_length=6)
-    rows = list(cut(pieces(records, None), patching, longest))
+    records = [replace(record, id=str(number)) for number, record in enumerate(records)]
+    found = [rows for _, rows in cut(pieces([Records.of(records)], None, longest), patching, longest)]
     for record in records:
-        own = [(row, last) for of, row, last in rows if of is record]
+        own = [
+            (rows.row(number), bool(rows.last[number]))
+            for rows in found
+            for number in range(len(rows))
+            if rows.ids[number] == record.id
+        ]
         whole = Row("id", "s", record.text, spans=record.spans)
         tokens = np.concatenate([row.tokens(last) for row, last in own])
         np.testing.assert_array_equal(tokens, whole.tokens(True))

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.fuzzed_corpus import MAKERS, PACKERS, Made, Tar, make_corpus, warc
+from helpers.input_trees import one_by_one
 from helpers.pipeline_helpers import STATIC, counts, letters, preprocess, stored
 
 from pipeline.read import read_split
@@ -128,7 +129,7 @@ def read_back(path: Path, split_bytes: int) -> tuple[Counter, int]:
     """The texts of the documents, and the number of dead letters."""
     reading = ReadSettings(split_bytes=split_bytes)
     plan = make_plan([path], reading)
-    found = [record for split in plan.splits for record in read_split(plan, split, reading)]
+    found = [record for split in plan.splits for record in one_by_one(read_split(plan, split, reading))]
     texts = Counter(record.text for record in found if isinstance(record, Record) and record.text)
     return texts, sum(isinstance(record, DeadLetter) for record in found)
 

@@ -9,15 +9,21 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.input_trees import tar, tree
+from helpers.input_trees import one_by_one, tar, tree
 from helpers.pipeline_helpers import compressed
 
 from pipeline.inputs.listing import list_inputs
+from pipeline.plan import Plan, Split
 from pipeline.read import read_split
+from pipeline.records import DeadLetter, Record
 from pipeline.run.driver import make_plan
 from pipeline.settings import PipelineError, ReadSettings
 
 READING = ReadSettings(split_bytes=2000)
+
+
+def all_of(plan: Plan, split: Split) -> list[Record | DeadLetter]:
+    return list(one_by_one(read_split(plan, split, READING)))
 
 
 def lines(word: str) -> bytes:
@@ -73,21 +79,21 @@ def test_what_was_replaced_with_equal_size_and_time_is_refused_by_each_split(tmp
     plan = make_plan([path], READING)
     assert len(plan.splits) > 3 or name not in ("a.jsonl", "a.parquet", "a.arrow")
     for split in plan.splits:
-        assert list(read_split(plan, split, READING))
+        assert all_of(plan, split)
     replaced(path, make("QUICK"))
     for split in plan.splits:
         with pytest.raises(PipelineError, match="changed since the run was planned"):
-            list(read_split(plan, split, READING))
+            all_of(plan, split)
     replaced(path, make("quick"))
     for split in plan.splits:
-        list(read_split(plan, split, READING))
+        all_of(plan, split)
 
 
 def test_each_byte_of_a_file_of_lines_is_compared_by_the_split_that_takes_it(tmp_path):
     content = lines("quick")[:4000] + b"x" * 5000 + lines("quick")[4000:6000]
     path = tree(tmp_path, {"a.jsonl": content}) / "a.jsonl"
     plan = make_plan([path], READING)
-    good = [list(read_split(plan, split, READING)) for split in plan.splits]
+    good = [all_of(plan, split) for split in plan.splits]
     for at in range(0, len(content), 97):
         other = bytearray(content)
         other[at] ^= 1
@@ -95,7 +101,7 @@ def test_each_byte_of_a_file_of_lines_is_compared_by_the_split_that_takes_it(tmp
         refused = 0
         for split, wanted in zip(plan.splits, good):
             try:
-                assert list(read_split(plan, split, READING)) == wanted, "a split that is taken holds what was planned"
+                assert all_of(plan, split) == wanted, "a split that is taken holds what was planned"
             except PipelineError:
                 refused += 1
         assert refused, at
@@ -117,4 +123,4 @@ def test_a_compressed_file_is_compared_to_its_end_also_where_reading_stops_early
         replaced(path, content[:-1] + b"G")
         for split in plan.splits:
             with pytest.raises(PipelineError, match="changed since the run was planned"):
-                list(read_split(plan, split, READING))
+                all_of(plan, split)

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.read.formats.jsonl import parse_lines
 from pipeline.read.lines import Line
-from pipeline.records import DeadLetter, Record, split_of
+from pipeline.records import DeadLetter, Record, Records, splits_of
 from pipeline.settings import ReadSettings
 
 GOLDEN = [25, 28, 43, 46, 48, 61, 66, 78]
@@ -95,10 +95,12 @@ def test_other_columns_pass_through_only_when_asked():
 def test_the_validation_split_is_by_content_or_key_and_stable_for_ever():
     texts = [b'{"text": "t%d", "page": %d}' % (i, i % 50) for i in range(1000)]
     options = {"validation_fraction": 0.1}
-    by_content = [split_of(record(t), ReadSettings(**options)) for t in texts]
+    by_content = splits_of(Records.of([record(t) for t in texts]), ReadSettings(**options))
     # Golden: sha256 of the text decides; a change here would mix train and validation of existing datasets.
     assert [i for i, side in enumerate(by_content) if side == "validation"][:8] == GOLDEN
     assert 60 < by_content.count("validation") < 140
-    by_key = [split_of(record(t, split_key="page"), ReadSettings(split_key="page", **options)) for t in texts]
+    by_key = splits_of(
+        Records.of([record(t, split_key="page") for t in texts]), ReadSettings(split_key="page", **options)
+    )
     assert all(by_key[i] == by_key[i % 50] for i in range(1000))
     assert 0 < by_key.count("validation") < 1000

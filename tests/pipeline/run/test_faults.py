@@ -31,7 +31,7 @@ from helpers.pipeline_helpers import (
 
 import shared.io.files
 from pipeline.__main__ import main
-from pipeline.records import Place, Record
+from pipeline.records import Place, Record, Records
 from pipeline.run.driver import make_plan
 from pipeline.run.progress import load_progress
 from pipeline.run.run_folder import copy_entropy_model, remove_half_written
@@ -390,11 +390,11 @@ def test_a_shard_that_is_closed_is_let_go(tmp_path, monkeypatch):
 def test_what_waits_is_bounded_for_texts_of_one_byte_too():
     made = 0
 
-    def source() -> Iterator[Record]:
+    def source() -> Iterator[Records]:
         nonlocal made
         while True:
             made += 1
-            yield Record(Place("a.jsonl", line=made), f"a.jsonl:{made}", "default", b"x")
+            yield Records.of([Record(Place("a.jsonl", line=made), f"a.jsonl:{made}", "default", b"x")])
 
     records = ahead(source(), _held, READ_AHEAD)
     next(records)

@@ -1,7 +1,8 @@
 """A document in rows: whole, or in parts that end where patches end; nothing is lost at the seams."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from hypothesis import given, settings
@@ -11,6 +12,8 @@ from pipeline.records import Place, Record
 from pipeline.scoring.cut import Document, Piece, cut
 from shared.patching import PatchingSettings, patch_lengths
 from shared.shards.content import check_row, with_last
+from shared.shards.document import Row
+from shared.shards.rows import Rows
 from shared.vocabulary import document_tokens
 
 
@@ -20,6 +23,11 @@ def pieces(text: bytes, entropies: np.ndarray | None, cuts: set[int]) -> Iterato
     for begin, end in pairwise([0, *sorted(place for place in cuts if place < len(text)), len(text)]):
         own = None if entropies is None else entropies[begin + (begin > 0) : end + 1]
         yield Piece(document, end - begin, own, end == len(text))
+
+
+def each_row(found: Iterable[tuple[Any, Rows]]) -> list[tuple[Row, bool]]:
+    """The rows one by one, each with whether its document ends there."""
+    return [(rows.row(number), bool(rows.last[number])) for _, rows in found for number in range(len(rows))]
 
 
 @given(
@@ -34,9 +42,9 @@ def pieces(text: bytes, entropies: np.ndarray | None, cuts: set[int]) -> Iterato
 def test_parts_are_the_document(text, longest, stride, patched, scored, cuts):
     patching = PatchingSettings(rule="static", stride=stride) if patched else PatchingSettings(rule="none")
     entropies = np.arange(len(text) + 1, dtype=np.float32) if scored else None
-    found = list(cut(pieces(text, entropies, cuts), patching, longest))
-    rows = [row for _, row, _ in found]
-    assert [(row, last) for _, row, last in found] == list(with_last(rows))
+    found = each_row(cut(pieces(text, entropies, cuts), patching, longest))
+    rows = [row for row, _ in found]
+    assert [last for _, last in found] == [last for _, last in with_last(rows)]
     for row, last in with_last(rows):
         check_row(row, last)  # the writer takes it
     assert b"".join(row.text for row in rows) == text
@@ -56,7 +64,7 @@ def test_parts_are_the_document(text, longest, stride, patched, scored, cuts):
 def test_the_threshold_of_the_subset_is_used():
     patching = PatchingSettings(rule="entropy", theta=0.5, thetas={"s": 2.5})
     entropies = np.array([9, 1, 2, 3, 1], np.float32)
-    ((_, row, _),) = cut(pieces(b"abcd", entropies, {2}), patching)
+    ((row, _),) = each_row(cut(pieces(b"abcd", entropies, {2}), patching))
     assert (
         row.patch_lengths.tolist()
         == patch_lengths(document_tokens(b"abcd"), PatchingSettings(rule="entropy", theta=2.5), entropies).tolist()
@@ -73,9 +81,9 @@ def test_short_documents_are_cut_together_as_each_alone(monkeypatch):
         entropies = rng.random(len(record.text) + 1).astype(np.float32)
         given.append((record, entropies))
     whole = [Piece(Document(record), len(record.text), entropies, True) for record, entropies in given]
-    found = list(cut(whole, patching))
-    assert [record.id for record, _, _ in found] == [record.id for record in records]
-    for (record, row, last), (_, entropies) in zip(found, given):
+    found = each_row(cut(whole, patching))
+    assert [row.id for row, _ in found] == [record.id for record in records]
+    for (row, last), (record, entropies) in zip(found, given):
         wanted = patch_lengths(document_tokens(record.text), patching.for_subset(record.subset), entropies)
         assert (row.text, row.part, last) == (record.text, 0, True)
         assert row.patch_lengths.tolist() == wanted.tolist()

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.input_trees import one_by_one
 from helpers.pipeline_helpers import STATIC, counts, letters, preprocess, shard_hashes, stored
 
 from pipeline.read import read_split
-from pipeline.records import LongText, Place, Record, content_digest, sample_hash, split_of
+from pipeline.records import LongText, Place, Record, Records, content_digest, sample_hash, splits_of
 from pipeline.run.driver import make_plan
 from pipeline.scoring.cut import cut, pieces
 from pipeline.settings import PipelineError, ReadSettings
@@ -42,9 +43,9 @@ def test_it_falls_on_the_same_side_and_in_the_same_sample():
     sides = set()
     for text in texts:
         held, streamed = (Record(Place("f"), "id", "s", t) for t in (text, long(text)))
-        assert split_of(held, reading) == split_of(streamed, reading)
+        assert splits_of(Records.of([held]), reading) == splits_of(Records.of([streamed]), reading)
         assert sample_hash(text, 3) == sample_hash(long(text), 3)
-        sides.add(split_of(held, reading))
+        sides.update(splits_of(Records.of([held]), reading))
     assert sides == {"train", "validation"}
 
 
@@ -58,8 +59,9 @@ def test_its_entropies_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch):
     texts = [a_text(size, size) for size in (5, 3000, 1, 499, 500, 1000)]
     records = [Record(Place("f"), f"{n}", "s", long(text) if n % 2 else text) for n, text in enumerate(texts)]
     found: dict[str, list[Row]] = {}
-    for record, row, _ in cut(pieces(records, scorer), PatchingSettings(rule="none"), 600):
-        found.setdefault(record.id, []).append(row)
+    for _, rows in cut(pieces([Records.of(records)], scorer), PatchingSettings(rule="none"), 600):
+        for row in map(rows.row, range(len(rows))):
+            found.setdefault(row.id, []).append(row)
     assert [len(rows) > 1 for rows in found.values()] == [False, True, False, False, False, True]
     for text, rows, whole in zip(texts, found.values(), scorer.score(map(document_tokens, texts))):
         assert b"".join(row.text for row in rows) == text
@@ -96,7 +98,7 @@ def test_a_file_that_changes_between_two_readings_is_an_error(tmp_path: Path, mo
     for change in (a_text(3_000_000, 1), a_text(2_999_999), a_text(3_000_001), b""):
         path.write_bytes(a_text(3_000_000))
         os.utime(path, ns=(plan.files[0].mtime_ns, plan.files[0].mtime_ns))
-        (record,) = read_split(plan, plan.splits[0], ReadSettings())
+        (record,) = one_by_one(read_split(plan, plan.splits[0], ReadSettings()))
         assert isinstance(record, Record)
         assert isinstance(record.text, LongText)
         path.write_bytes(change)
