@@ -31,7 +31,7 @@ def bars(rows: Sequence[tuple[str, float]]) -> list[str]:
     ]
 
 
-def dataset_line(name: str, totals: SubsetTotals, shards: int, folder: Path) -> str:
+def dataset_line(name: str, totals: SubsetTotals, shards: int, folder: Path | str) -> str:
     """What a dataset holds, and where it is."""
     amounts = [counted(totals.documents, "document"), f"{totals.bytes:,} bytes", counted(shards, "shard")]
     if totals.patches:

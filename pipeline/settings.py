@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from shared.errors import PatchworkError
+from shared.io.stores.store import UrlStore
 from shared.patching.settings import PatchingSettings
 from shared.settings import Settings, SpecialName
 from shared.shards.manifest import NumericsClass, ShardFormat, SidecarType
@@ -133,14 +134,35 @@ class ExecutorSettings(Settings):
     """Ray cluster to join; None: the one that RAY_ADDRESS names, else one is started on this machine."""
 
 
+class RunStore(Settings):
+    """The object store of a run."""
+
+    url: str
+    conditional: bool = True
+    """Whether it keeps two creators of one key apart."""
+
+    def open(self) -> UrlStore:
+        store = UrlStore(self.url)
+        store.conditional = self.conditional
+        return store
+
+
 class Job(Settings):
     """Everything that a worker needs besides the plan and the number of its split."""
 
     out: Path
+    """Folder of the run; of a run on a store, of the process that reads this."""
     reading: ReadSettings
     output: OutputSettings
+    store: RunStore | None = None
+    """Where the run is written, unless that is ``out``."""
     entropy_model: Path | None = None
     """Folder of the entropy model."""
+
+    @property
+    def where(self) -> str:
+        """The run, for messages."""
+        return str(self.out) if self.store is None else self.store.url
 
 
 def numerics_differences(recorded: NumericsClass, found: NumericsClass) -> str:

@@ -36,15 +36,20 @@ from pipeline.settings import (
     Job,
     OutputSettings,
     PipelineError,
+    RunStore,
     ScoringSettings,
 )
 from shared.io.files import check_folder
 from shared.io.quantities import counted
+from shared.io.storage import location_of
+from shared.io.stores.store import UrlStore
 from shared.patching import PatchingSettings
 from shared.patching.settings import ENTROPY_RULES
 from shared.settings import refused_as
 from shared.shards.manifest import SidecarType
 
+NOWHERE = Path("/dev/null/out")
+"""The folder of a run on a store, before it is opened: nothing can be written there by mistake."""
 DOCUMENTS_OF_A_TEXT = 200
 """Into so many a single text is cut for training, as long as each has between the next two in bytes."""
 SHORTEST_CUT, LONGEST_CUT = 128, 8192
@@ -53,7 +58,7 @@ SHORTEST_CUT, LONGEST_CUT = 128, 8192
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="files, directories, globs, URLs or datasets")
-    add("--out", type=Path, required=True, metavar="DIR", help="folder of this run")
+    add("--out", type=location_of, required=True, metavar="DIR", help="folder or URL (s3://, gs://, az://) of this run")
     add(
         "--for-training",
         action="store_true",
@@ -146,7 +151,11 @@ def require_both_splits(report: Report) -> None:
 
 def job_of(arguments: argparse.Namespace) -> tuple[Job, ExecutorSettings]:
     """Typed settings from the command line. Raises PipelineError for what does not fit."""
-    check_folder(arguments.out, lambda _: True)  # what may be in it is for the run to judge
+    store = None
+    if isinstance(arguments.out, Path):
+        check_folder(arguments.out, lambda _: True)  # what may be in it is for the run to judge
+    else:
+        store = RunStore(url=UrlStore(arguments.out).where)
     patching, sidecar = _patching(arguments)
     sha256 = None
     if patching.needs_entropy or sidecar != "none":
@@ -175,7 +184,11 @@ def job_of(arguments: argparse.Namespace) -> tuple[Job, ExecutorSettings]:
     executor = _executor(arguments, output.scoring)
     entropy_model = arguments.entropy_model.resolve() if sha256 is not None else None
     return Job(
-        out=arguments.out.resolve(), reading=reading_of(arguments), output=output, entropy_model=entropy_model
+        out=NOWHERE if store else arguments.out.resolve(),
+        reading=reading_of(arguments),
+        output=output,
+        entropy_model=entropy_model,
+        store=store,
     ), executor
 
 

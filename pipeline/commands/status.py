@@ -7,6 +7,7 @@ Example:
 import argparse
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from pipeline.charts import bar
@@ -15,6 +16,7 @@ from pipeline.run.run_folder import finished_run, load_run
 from pipeline.settings import PipelineError
 from pipeline.splits.logs import log_path
 from pipeline.splits.marker import DEAD_LETTERS, Counts, read_marker
+from pipeline.splits.place import has_file
 from pipeline.splits.run_file import FAILURES, RUN_FILE
 from shared.io.files import lock_owner
 from shared.io.quantities import clock, counted, quantity
@@ -56,7 +58,7 @@ def status(out: Path) -> tuple[list[str], bool]:
     owner = lock_owner(out)
     if owner is not None:
         state = f"running ({owner})"
-    elif finished_run(out, recorded) is not None:
+    elif finished_run(out, recorded, partial(has_file, out)) is not None:
         state = "finished"
     else:
         state = "stopped; rerun the same command to resume"

@@ -60,14 +60,19 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noq
 
 
 def require_shared(job: Job, plan: Plan, node: str) -> None:
-    """Raises PipelineError, naming the node, where --out is not the run's own folder or the input is not there."""
+    """Raises PipelineError, naming the node, where --out is not the run's own folder or the input is not there.
+
+    A store is seen, or not, when the first split is written.
+    """
     path = job.out / RUN_FILE
     try:
-        found = read_run(path).plan
+        seen = job.store is not None or read_run(path).plan == plan
     except (OSError, ValidationError):
-        found = None
-    if found != plan:
-        raise PipelineError(f"node {node} does not see {path} of this run; give an --out that all nodes share")
+        seen = False
+    if not seen:
+        raise PipelineError(
+            f"node {node} does not see {path} of this run; give an --out that all nodes share, or one on a store"
+        )
     for root in sorted({file.root for file in plan.files if "://" not in file.root}):
         if not Path(root).is_dir():
             raise PipelineError(f"node {node} does not see the input folder {root}; keep it where all nodes see it")

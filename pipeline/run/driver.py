@@ -22,10 +22,11 @@ from pipeline.run.run_folder import (
 )
 from pipeline.settings import SPLIT_NAMES, ExecutorSettings, Job, PipelineError, ReadSettings
 from pipeline.splits.marker import Marker
+from pipeline.splits.place import Place, opened
 from pipeline.splits.run_file import FAILURES, RunFile
-from pipeline.splits.selection import remove_selection, select, selection_done, selects, surveyed
+from pipeline.splits.selection import SELECTION, remove_selection, select, selection_done, selects, surveyed
 from pipeline.splits.worker import Outcome, Task, require_numerics
-from shared.io.files import locked, write_atomic
+from shared.io.files import write_atomic
 from shared.io.log import LOG
 from shared.io.progress import ByteProgress
 from shared.io.terminal import one_line, safe
@@ -38,24 +39,35 @@ def preprocess(job: Job, inputs: Sequence[Path | str], executor: ExecutorSetting
 
     Raises PipelineError, DatasetError, ModelFileError or IdentityError before any work that would be in vain.
     """
-    load_run(job.out)  # a folder that is not a run's is refused before anything is written into it
+    if job.store is None:
+        load_run(job.out)  # a folder that is not a run's is refused before anything is written into it
     for text in inputs:
         require_local(str(text))  # an output below a missing input must not make it
-    with locked(job.out):
+        require_apart(job, str(text))
+    with opened(job) as place:
+        job = place.job
         recorded = load_run(job.out)
         plan = make_plan(inputs, job.reading, recorded.plan if recorded else None, job.out)
         identity = run_identity(job, plan)
         specials_of(plan, job.reading)  # what does not go together is refused before any work
         if recorded is not None:
-            require_same(recorded, identity, job.out)
-            if (markers := finished_run(job.out, recorded)) is not None:
+            require_same(recorded, identity, job.where)
+            if (markers := finished_run(job.out, recorded, place.has)) is not None:
                 return Report(recorded, markers, done_before=len(markers))
         run = RunFile(identity=identity, plan=plan, numerics=recorded.numerics if recorded else None)
-        run.save(job.out)
+        place.keep(run)
         remove_leftovers(job.out)
+        place.drop(FAILURES)
         if job.entropy_model is not None and job.output.entropy_model_sha256 is not None:
             copy_entropy_model(job.entropy_model, job.output.entropy_model_sha256, job.out)
-        return _finish(job, run, executor)
+        return _finish(place, run, executor)
+
+
+def require_apart(job: Job, text: str) -> None:
+    """Raise PipelineError when an input lies where a run on a store is written, or the run below an input."""
+    out, text = f"{job.where}/", f"{text.rstrip('/')}/"
+    if job.store is not None and (out.startswith(text) or text.startswith(out)):
+        raise PipelineError(f"--out {job.where} and the input {text} contain each other; use another place for one")
 
 
 def make_plan(
@@ -97,10 +109,11 @@ def run_identity(job: Job, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _finish(job: Job, run: RunFile, settings: ExecutorSettings) -> Report:
-    markers = finished_splits(job.out, run)
+def _finish(place: Place, run: RunFile, settings: ExecutorSettings) -> Report:
+    job = place.job
+    markers = finished_splits(place, run)
     before = len(markers)
-    LOG.debug("%s: %d of %d splits are done already", job.out, before, len(run.plan.splits))
+    LOG.debug("%s: %d of %d splits are done already", job.where, before, len(run.plan.splits))
     left = [split.number for split in run.plan.splits if split.number not in markers]
     failures: list[Outcome] = []
     progress: Progress | None = None
@@ -108,14 +121,15 @@ def _finish(job: Job, run: RunFile, settings: ExecutorSettings) -> Report:
         with make_executor(settings, job, run.plan) as executor:
             found = executor.numerics()
             require_numerics(run.numerics, found)
-            if run.numerics != found:
-                run = run.model_copy(update={"numerics": found})
-                run.save(job.out)
-            if selects(job.reading) and not selection_done(job.out):
-                failures = _select(job, run, executor)
+            run = run.with_numerics(found)
+            place.begin(run)
+            if selects(job.reading):
+                place.pull(SELECTION)
+                if not selection_done(job.out):
+                    failures = _select(place, run, executor)
             if not failures:
                 step = Task("write", run.digest, run.numerics)
-                outcomes, progress = _work(job, executor, run, "Preprocessing", left, step)
+                outcomes, progress = _work(place, executor, run, "Preprocessing", left, step)
                 failures = [outcome for outcome in outcomes if outcome.marker is None]
                 markers |= {outcome.split: outcome.marker for outcome in outcomes if outcome.marker is not None}
     done = [markers[number] for number in sorted(markers)]
@@ -127,33 +141,39 @@ def _finish(job: Job, run: RunFile, settings: ExecutorSettings) -> Report:
     if not failures:
         remove_half_written(job.out)
         remove_selection(job.out)
+        place.drop(SELECTION)
         write_manifests(job, run, done)
+    place.publish()
     return report
 
 
-def _select(job: Job, run: RunFile, executor: Executor) -> list[Outcome]:
+def _select(place: Place, run: RunFile, executor: Executor) -> list[Outcome]:
     """Survey what is not surveyed yet, and decide the status of every text; returns what failed."""
+    job = place.job
     splits = [split.number for split in run.plan.splits]
     left = [number for number in splits if not surveyed(job.out, number)]
-    outcomes, _ = _work(job, executor, run, "Surveying", left, Task("survey"))
+    outcomes, _ = _work(place, executor, run, "Surveying", left, Task("survey"))
     failures = [outcome for outcome in outcomes if outcome.error]
     if not failures:
+        place.pull(SELECTION)
         select(job.out, splits, job.reading)
+        place.push(SELECTION)
     return failures
 
 
 def _work(
-    job: Job, executor: Executor, run: RunFile, title: str, left: Sequence[int], task: Task
+    place: Place, executor: Executor, run: RunFile, title: str, left: Sequence[int], task: Task
 ) -> tuple[list[Outcome], Progress]:
     """Do one step with the splits that are left; returns what came of each, and what the step took."""
     sizes = {number: run.plan.splits[number].bytes for number in left}
-    outcomes = []
+    outcomes, job = [], place.job
     with following(job.out, title, sizes, len(run.plan.splits), executor.device) as followed:
         for outcome in executor.run(left, task, followed.bytes):
             followed.ended(outcome, sizes[outcome.split])
             if outcome.error:
                 _record_failure(job.out, outcome)
             outcomes.append(outcome)
+            place.check()
     return outcomes, followed.progress
 
 

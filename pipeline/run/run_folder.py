@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.plan import Split
-from pipeline.settings import SPLIT_NAMES, PipelineError
+from pipeline.settings import SPLIT_NAMES, PipelineError, SplitName
 from pipeline.splits.marker import (
     DEAD_LETTERS,
     DUPLICATES,
     EMPTY_RECORDS,
     MARKERS,
     Marker,
-    is_whole,
     read_marker,
 )
+from pipeline.splits.place import Has, Place
 from pipeline.splits.run_file import FAILURES, RUN_FILE, RunFile, read_run
 from pipeline.splits.selection import SELECTION
 from shared.errors import IdentityError, ModelFileError
@@ -48,7 +48,7 @@ def load_run(out: Path) -> RunFile | None:
         raise PipelineError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def require_same(recorded: RunFile, identity: dict[str, Any], out: Path) -> None:
+def require_same(recorded: RunFile, identity: dict[str, Any], out: str) -> None:
     """Raises IdentityError that lists what differs from the run that the folder holds."""
     if lines := differences(recorded.identity, identity):
         raise IdentityError(
@@ -74,37 +74,37 @@ def remove_leftovers(out: Path) -> None:
     shutil.rmtree(out / FAILURES, ignore_errors=True)
 
 
-def finished_splits(out: Path, run: RunFile) -> dict[int, Marker]:
-    """Markers of the splits that are done, each with its files checked byte for byte."""
+def finished_splits(place: Place, run: RunFile) -> dict[int, Marker]:
+    """Markers of the splits that are done, each with its files checked byte for byte, on a store by their sizes."""
 
     def checked(split: Split) -> Marker | None:
-        marker = read_marker(out, split.number, run.digest)
-        return marker if marker is not None and is_whole(out, marker) else None
+        marker = read_marker(place.job.out, split.number, run.digest)
+        return marker if marker is not None and place.is_whole(marker) else None
 
     with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter's lock
         return {marker.split: marker for marker in pool.map(checked, run.plan.splits) if marker is not None}
 
 
-def finished_run(out: Path, run: RunFile) -> list[Marker] | None:
+def finished_run(out: Path, run: RunFile, has: Has) -> list[Marker] | None:
     """All markers of a complete run; None if anything is missing. Looks at names and sizes only: it is quick."""
     markers = []
     for name in SPLIT_NAMES:
-        if not (out / name / MANIFEST_NAME).is_file():
+        if not has(f"{name}/{MANIFEST_NAME}", None):
             return None
-        if run.numerics is not None and not (out / name / ENTROPY_MODEL_FOLDER / WEIGHTS_FILE).is_file():
+        if run.numerics is not None and not has(f"{name}/{ENTROPY_MODEL_FOLDER}/{WEIGHTS_FILE}", None):
             return None
     for split in run.plan.splits:
         marker = read_marker(out, split.number, run.digest)
-        if marker is None or not all(_in_place(out / name, marker, name) for name in SPLIT_NAMES):
+        if marker is None or not all(_in_place(has, marker, name) for name in SPLIT_NAMES):
             return None
         markers.append(marker)
     return markers
 
 
-def _in_place(folder: Path, marker: Marker, name: Any) -> bool:
+def _in_place(has: Has, marker: Marker, name: SplitName) -> bool:
     entries = marker.shards[name]
-    there = all((folder / file).is_file() for entry in entries for file, *_ in files_of(entry))
-    return there and all((folder / entry.name).stat().st_size == entry.bytes_on_disk for entry in entries)
+    there = all(has(f"{name}/{file}", None) for entry in entries for file, *_ in files_of(entry))
+    return there and all(has(f"{name}/{entry.name}", entry.bytes_on_disk) for entry in entries)
 
 
 def copy_entropy_model(entropy_model: Path, sha256: str, out: Path) -> None:

@@ -60,13 +60,13 @@ def print_summary(job: Job, report: Report) -> None:
         state = "nothing to do, all is current"
     elif report.done_before:
         state += f", {report.done_before} of them before"
-    lines = [f"{job.out}: {state}", f"  {counts.records:>12,} records read"]
+    lines = [f"{job.where}: {state}", f"  {counts.records:>12,} records read"]
     lines.append(f"  {counts.documents:>12,} documents, {counts.document_bytes:,} bytes of text")
     for records, what in (
         (counts.not_sampled, "not in the sample"),
-        (counts.duplicates, f"duplicates of earlier ones, listed in {job.out / DUPLICATES}"),
-        (counts.empty, f"empty, listed in {job.out / EMPTY_RECORDS}"),
-        (counts.dead, f"dead letters, with place and reason in {job.out / DEAD_LETTERS}"),
+        (counts.duplicates, f"duplicates of earlier ones, listed in {job.where}/{DUPLICATES}"),
+        (counts.empty, f"empty, listed in {job.where}/{EMPTY_RECORDS}"),
+        (counts.dead, f"dead letters, with place and reason in {job.where}/{DEAD_LETTERS}"),
     ):
         if records:
             lines.append(f"  {records:>12,} {what}")
@@ -91,7 +91,7 @@ def print_summary(job: Job, report: Report) -> None:
         lines += [f"  warning: {problem}" for problem in (*report.run.plan.idle, *missed(report))]
     if report.failures:
         lines.append(
-            f"  details in {job.out / FAILURES} and {job.out / LOGS}; fix the cause and rerun the same command"
+            f"  details in {job.where}/{FAILURES} and {job.where}/{LOGS}; fix the cause and rerun the same command"
         )
     elif report.progress is not None:
         lines.append(f"  {_work(report.progress)}")
@@ -112,7 +112,7 @@ def _work(progress: Progress) -> str:
 
 def _dataset_lines(job: Job, name: str, subsets: dict[str, SubsetTotals], shards: int) -> list[str]:
     total = sum(subsets.values(), SubsetTotals())
-    lines = [dataset_line(name, total, shards, job.out / name)]
+    lines = [dataset_line(name, total, shards, f"{job.where}/{name}")]
     if total.patches and 1 < len(subsets) <= SUBSETS_SHOWN:
         width = max(map(len, subsets))
         for subset in sorted(subsets):

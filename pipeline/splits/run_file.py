@@ -11,6 +11,8 @@ from shared.settings import Settings
 from shared.shards.manifest import NumericsClass
 
 RUN_FILE, FAILURES = "run.json", "failures"
+BEGUN_FILE = "begun.json"
+"""In a store, where nothing is written a second time: what is known when the first worker is ready."""
 
 
 MOST_RUN_BYTES = 2**30
@@ -30,7 +32,21 @@ class RunFile(Settings):
         return digest({"identity": self.identity, "numerics": self.numerics and self.numerics.model_dump()})
 
     def save(self, out: Path) -> None:
-        write_atomic(out / RUN_FILE, self.model_dump_json(indent=1) + "\n")
+        write_atomic(out / RUN_FILE, self.content())
+
+    def content(self) -> bytes:
+        return (self.model_dump_json(indent=1) + "\n").encode()
+
+    def with_numerics(self, numerics: NumericsClass | None) -> "RunFile":
+        return self.model_copy(update={"numerics": numerics})
+
+
+class Begun(Settings):
+    """What markers of a run on a store are of: small, for each who commits reads it again."""
+
+    run: str
+    """Digest of the run."""
+    numerics: NumericsClass | None
 
 
 def read_run(path: Path) -> RunFile:

@@ -10,8 +10,9 @@ from pipeline.scoring.load_scorer import load_scorer
 from pipeline.settings import Job, PipelineError, numerics_differences
 from pipeline.splits.logs import SplitLog
 from pipeline.splits.marker import Marker
+from pipeline.splits.place import commit, working
 from pipeline.splits.process import Progress, process_split
-from pipeline.splits.selection import survey_split
+from pipeline.splits.selection import selects, survey_split
 from shared.io.storage import without_secrets
 from shared.io.transient_errors import is_transient
 from shared.model_folder.identity import PackedModel
@@ -68,14 +69,19 @@ class Worker:
         """Do one split. Raises NumericsError, and does nothing, in another numerics class than that of the run."""
         require_numerics(task.numerics, self.numerics)
         began = time.perf_counter()
-        with SplitLog(self._job.out, number) as log:
+        writes = task.kind == "write"
+        with (
+            working(self._job, number, writes and selects(self._job.reading)) as job,
+            SplitLog(job.out, number) as log,
+        ):
             log.say(f"{task.kind} begins")
             try:
                 marker = None
-                if task.kind == "survey":
-                    survey_split(self._job, self._plan, number, progress)
+                if writes:
+                    marker = process_split(job, self._plan, number, task.run, self._scorer, progress)
                 else:
-                    marker = process_split(self._job, self._plan, number, task.run, self._scorer, progress)
+                    survey_split(job, self._plan, number, progress)
+                commit(self._job, job, task.run)
             except Exception as error:  # any error costs one split, which may be tried again: never the whole run
                 text = f"{error}" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
                 text, trace = without_secrets(text), without_secrets(traceback.format_exc())

@@ -3,7 +3,7 @@
 Nothing that is written is safe because of it: a driver that was stopped may go on after another has taken over. It
 saves work, no more. Each holder has a folder below lease/: `begin`, written once, names it; `beat` is written again
 every few seconds, and `end` when it is done. A holder without a sign of life for three beats, by the clock of the
-store, is dead.
+store, is dead; so is a process of this machine that is gone.
 
 Where the store creates only what is absent, holders are numbered, each number is had by one, and the highest number has
 the lease. Elsewhere they have random names, and of those alive the one that began first has it; they wait until the
@@ -18,10 +18,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
 
 from shared.errors import OutputError, StorageError
 from shared.io.log import LOG
 from shared.io.stores.store import Entry, Store
+from shared.settings import Settings
 
 FOLDER = "lease"
 BEAT_SECONDS = 10.0
@@ -29,6 +33,47 @@ MISSED = 3
 """Beats after which a holder is dead."""
 SETTLE_SECONDS = 2.5
 """More than the clock of a store is coarse."""
+
+
+class Owner(Settings):
+    """What `begin` says of a holder."""
+
+    process: int
+    host: str
+    machine: str
+    """Boot of the kernel and namespace of process numbers: a process can be looked for where these are the same."""
+    started: int
+    """When the process began, in ticks since the boot: its number may be another's by now."""
+    mark: str
+    """Random: what this holder has written is told from what others have."""
+
+    @classmethod
+    def of_this_process(cls, mark: str) -> "Owner":
+        pid = os.getpid()
+        return cls(process=pid, host=socket.gethostname(), machine=_machine(), started=_start(pid), mark=mark)
+
+    def __str__(self) -> str:
+        return f"process {self.process} on {self.host}"
+
+    def is_gone(self) -> bool:
+        """Whether this was a process of this machine that has ended."""
+        return self.machine == _machine() and _start(self.process) != self.started
+
+
+def _machine() -> str:
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return secrets.token_hex(8)  # not told: like no other
+
+
+def _start(process: int) -> int:
+    """When a process began; 0 when there is none, or none that does more than wait to be buried."""
+    try:
+        state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return 0 if state == "Z" else int(fields[18])
 
 
 @dataclass(frozen=True)
@@ -97,7 +142,7 @@ class StoreLease:
         for other in holders.values():
             later = other.name > self._name if self._store.conditional else silent and other.begun >= before
             if later and other.name != self._name:
-                self._by = _owner(self._store, other.name)
+                self._by = _called(self._store, other.name)
 
 
 @contextmanager
@@ -116,7 +161,7 @@ def leased(store: Store, beat: float = BEAT_SECONDS) -> Iterator[StoreLease]:
 
 def _acquire(store: Store, beat: float) -> StoreLease:
     mark = secrets.token_hex(8)
-    owner = f"process {os.getpid()} on {socket.gethostname()}, {mark}\n".encode()
+    owner = (Owner.of_this_process(mark).model_dump_json() + "\n").encode()
     first_seen: dict[str, float] = {}
     while True:
         now = _clock(store, mark)
@@ -124,7 +169,7 @@ def _acquire(store: Store, beat: float) -> StoreLease:
         for holder in living:
             if holder.seen > first_seen.setdefault(holder.name, holder.seen):
                 raise _in_use(store, holder.name)
-        if not living:
+        if all(_is_gone(store, holder.name) for holder in living):
             break
         time.sleep(beat / 4)
     if store.conditional:
@@ -139,7 +184,7 @@ def _acquire(store: Store, beat: float) -> StoreLease:
         store.put(f"{FOLDER}/{name}/beat", b"begun\n")
         time.sleep(SETTLE_SECONDS)
         now = _clock(store, mark)
-        rivals = [holder for holder in _holders(store) if holder.alive(now, beat)]
+        rivals = [holder for holder in _holders(store) if holder.alive(now, beat) and not _is_gone(store, holder.name)]
         winner = min(rivals, key=lambda holder: (holder.begun, holder.name))
         if winner.name != name:
             store.put(f"{FOLDER}/{name}/end", b"ended\n")
@@ -171,11 +216,20 @@ def _holders(store: Store) -> list[_Holder]:
     ]
 
 
-def _owner(store: Store, name: str) -> str:
-    with suppress(StorageError, OSError):
-        return store.read(f"{FOLDER}/{name}/begin").decode(errors="replace").strip().rpartition(",")[0]
-    return "process ?"
+def _owner(store: Store, name: str) -> Owner | None:
+    with suppress(StorageError, OSError, ValidationError):
+        return Owner.model_validate_json(store.read(f"{FOLDER}/{name}/begin"))
+    return None
+
+
+def _is_gone(store: Store, name: str) -> bool:
+    owner = _owner(store, name)
+    return owner is not None and owner.is_gone()
+
+
+def _called(store: Store, name: str) -> str:
+    return str(_owner(store, name) or "process ?")
 
 
 def _in_use(store: Store, name: str) -> OutputError:
-    return OutputError(f"{store.where} is in use by another run ({_owner(store, name)}); stop that one first")
+    return OutputError(f"{store.where} is in use by another run ({_called(store, name)}); stop that one first")

@@ -1,5 +1,7 @@
 """Who has a place in a store: one driver at a time, another when it has died, and nobody twice."""
 
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +29,18 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 def dead(store: Store) -> StoreLease:
     """The lease of a driver that gives no more signs of life."""
     return lease._acquire(store, BEAT)
+
+
+def test_a_process_of_this_machine_that_is_gone_is_not_waited_for(store: Store) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from shared.io.stores import lease, store;"
+        f"place = store.open_store(Path({store.where!r})); place.conditional = {store.conditional};"
+        "lease.SETTLE_SECONDS = 0.3; lease._acquire(place, 600.0); os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], timeout=120, check=False)
+    assert store.list("lease/")
+    with leased(store, 600.0) as held:
+        held.check()
 
 
 def test_the_second_is_refused(store: Store) -> None:

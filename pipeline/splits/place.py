@@ -1,0 +1,265 @@
+"""Where a run is written: a folder that all its machines see, or an object store, for which each process has its own.
+
+A process of a run on a store works in a folder of its own, as a run in a folder would: what a split leaves is uploaded
+from there under its final keys, each by one completed upload, read back, and its marker written last. That is safe
+whoever does it and how often: what a split leaves follows from plan and identity alone, markers and the run's own file
+are never replaced by others, and who commits reads the run's file again before.
+"""
+
+import hashlib
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pipeline.settings import SPLIT_NAMES, Job, PipelineError
+from pipeline.splits.logs import LOGS
+from pipeline.splits.marker import MARKERS, Marker, is_whole
+from pipeline.splits.run_file import BEGUN_FILE, RUN_FILE, Begun, RunFile, read_run
+from pipeline.splits.selection import SELECTION
+from shared.errors import IdentityError, StorageError
+from shared.io.files import locked
+from shared.io.stores.lease import StoreLease, leased
+from shared.io.stores.store import Entry, Store, probe
+from shared.settings import refused_as
+from shared.shards.dataset import files_of
+from shared.shards.manifest import MANIFEST_NAME
+
+AT_ONCE = 8
+"""Objects on their way."""
+_WRITTEN_ONCE = (RUN_FILE, BEGUN_FILE, MARKERS)
+
+
+Has = Callable[[str, int | None], bool]
+"""Whether a file of the run is there, with so many bytes where that is known."""
+
+
+def has_file(out: Path, path: str, size: int | None = None) -> bool:
+    """The same of a folder."""
+    file = out / path
+    return file.is_file() and size in (None, file.stat().st_size)
+
+
+class Place(ABC):
+    """Where the driver finds what there is of a run, and leaves what it makes of it."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        """Its ``out`` is the folder to read and write in."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise OutputError when another driver has taken over."""
+
+    @abstractmethod
+    def keep(self, run: RunFile) -> None:
+        """Record what the run is."""
+
+    @abstractmethod
+    def begin(self, run: RunFile) -> None:
+        """The same when the numerics are known, before the first split is written."""
+
+    @abstractmethod
+    def has(self, path: str, size: int | None) -> bool:
+        """Whether a file of the run is there, with so many bytes where that is known."""
+
+    @abstractmethod
+    def is_whole(self, marker: Marker) -> bool:
+        """Whether what a marker lists is there as it was written."""
+
+    @abstractmethod
+    def pull(self, folder: str) -> None:
+        """Bring what workers left in a folder of the run into this process's own."""
+
+    @abstractmethod
+    def push(self, folder: str) -> None:
+        """Let workers see what is in a folder of this process."""
+
+    @abstractmethod
+    def drop(self, folder: str) -> None:
+        """A folder of the run was removed here: remove it everywhere."""
+
+    @abstractmethod
+    def publish(self) -> None:
+        """Let everybody see the datasets and what is said of them."""
+
+
+@contextmanager
+def opened(job: Job) -> Iterator[Place]:
+    """The place of a run, kept from other drivers. Raises OutputError while another has it, StorageError."""
+    if job.store is None:
+        with locked(job.out):
+            yield _FolderPlace(job)
+        return
+    store = job.store.open()
+    probe(store)
+    with leased(store) as lease, tempfile.TemporaryDirectory(prefix="patchwork-run-") as folder:
+        found = job.store.model_copy(update={"conditional": store.conditional})
+        yield _StorePlace(job.model_copy(update={"out": Path(folder), "store": found}), store, lease)
+
+
+class _FolderPlace(Place):
+    """The folder of the run, which its workers see."""
+
+    def check(self) -> None:
+        pass
+
+    def keep(self, run: RunFile) -> None:
+        run.save(self.job.out)
+
+    def begin(self, run: RunFile) -> None:
+        run.save(self.job.out)
+
+    def has(self, path: str, size: int | None) -> bool:
+        return has_file(self.job.out, path, size)
+
+    def is_whole(self, marker: Marker) -> bool:
+        return is_whole(self.job.out, marker)
+
+    def pull(self, folder: str) -> None:
+        pass
+
+    def push(self, folder: str) -> None:
+        pass
+
+    def drop(self, folder: str) -> None:
+        pass
+
+    def publish(self) -> None:
+        pass
+
+
+class _StorePlace(Place):
+    """An object store, and a folder of the driver for what is small: the run's file, markers, manifests, reports."""
+
+    def __init__(self, job: Job, store: Store, lease: StoreLease) -> None:
+        super().__init__(job)
+        self._store, self._lease = store, lease
+        self._listed: dict[str, Entry] = {}
+        for name in SPLIT_NAMES:
+            self._listed |= store.list(f"{name}/")
+        manifests = [key for name in SPLIT_NAMES if (key := f"{name}/{MANIFEST_NAME}") in self._listed]
+        for key in (RUN_FILE, *manifests):
+            with suppress(FileNotFoundError):
+                store.download(key, job.out / key)
+        with suppress(FileNotFoundError):  # of a run that no worker was ready for
+            read_run(job.out / RUN_FILE).with_numerics(begun(store).numerics).save(job.out)
+        if not (job.out / RUN_FILE).exists() and any(not key.startswith("lease/") for key in store.list()):
+            raise PipelineError(f"--out {store.where} is not empty and holds no run; give a new place")
+        self.pull(MARKERS)
+
+    def check(self) -> None:
+        self._lease.check()
+
+    def keep(self, run: RunFile) -> None:
+        run.save(self.job.out)
+        # The plan of the first start stays: later ones differ only in what they know of files that did not change.
+        if not self._store.list(RUN_FILE):
+            self._store.write_once(RUN_FILE, run.with_numerics(None).content())
+
+    def begin(self, run: RunFile) -> None:
+        run.save(self.job.out)
+        content = Begun(run=run.digest, numerics=run.numerics).model_dump_json(indent=1) + "\n"
+        self._store.write_once(BEGUN_FILE, content.encode())
+
+    def has(self, path: str, size: int | None) -> bool:
+        entry = self._listed.get(path)
+        return entry is not None and size in (None, entry.bytes)
+
+    def is_whole(self, marker: Marker) -> bool:
+        """By sizes: each file was read back before the marker was written, and nobody replaces it by another."""
+        entries = ((name, entry) for name in SPLIT_NAMES for entry in marker.shards[name])
+        return all(self.has(f"{name}/{file}", size) for name, entry in entries for file, _, size, _ in files_of(entry))
+
+    def pull(self, folder: str) -> None:
+        out = self.job.out
+        keys = [key for key in self._store.list(f"{folder}/") if not (out / key).exists()]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(lambda key: self._store.download(key, out / key), keys))
+
+    def push(self, folder: str) -> None:
+        _upload(self._store, self.job.out, sorted(self.job.out.glob(f"{folder}/**/*")))
+
+    def drop(self, folder: str) -> None:
+        self._store.remove(self._store.list(f"{folder}/"))
+
+    def publish(self) -> None:
+        self.check()
+        out = self.job.out
+        require_run(self._store, read_run(out / RUN_FILE).digest)
+        # A dataset is there when its manifest is.
+        manifests = [out / name / MANIFEST_NAME for name in SPLIT_NAMES if (out / name / MANIFEST_NAME).exists()]
+        others = [path for path in sorted(out.rglob("*")) if path not in manifests]
+        _upload(self._store, out, [path for path in others if path.relative_to(out).parts[0] not in _WRITTEN_ONCE])
+        _upload(self._store, out, manifests)
+
+
+def _upload(store: Store, out: Path, paths: Sequence[Path]) -> None:
+    """Upload files under the names that they have below a folder, and read them back."""
+
+    def send(path: Path) -> None:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        store.publish(path, path.relative_to(out).as_posix(), sha256)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(send, [path for path in paths if path.is_file()]))
+
+
+def begun(store: Store) -> Begun:
+    """What a run on a store is since its first worker was ready. Raises FileNotFoundError, PipelineError."""
+    with refused_as(PipelineError, f"{store.url(BEGUN_FILE)}: "):
+        return Begun.model_validate_json(store.read(BEGUN_FILE))
+
+
+def require_run(store: Store, digest: str) -> None:
+    """Raise IdentityError when a store holds another run by now than that of a digest, PipelineError when none."""
+    try:
+        found = begun(store).run
+    except FileNotFoundError:
+        raise PipelineError(f"{store.url(BEGUN_FILE)} is missing: somebody has removed this run") from None
+    if found != digest:
+        raise IdentityError(f"{store.url(BEGUN_FILE)} is that of another run now; give each run an --out of its own")
+
+
+# ---- What a worker does.
+
+
+@contextmanager
+def working(job: Job, number: int, statuses: bool) -> Iterator[Job]:
+    """The job with a folder in which a worker may do one split; on a store that folder is gone afterwards.
+
+    ``statuses``: whether those of the split's records are needed.
+    """
+    if job.store is None:
+        yield job
+        return
+    store = job.store.open()
+    with tempfile.TemporaryDirectory(prefix="patchwork-split-") as folder:
+        if statuses:
+            for key in (key for key in store.list(f"{SELECTION}/") if key.startswith(f"{SELECTION}/{number:05d}.")):
+                store.download(key, Path(folder) / key)
+        yield job.model_copy(update={"out": Path(folder)})
+        for path in Path(folder).glob(f"{LOGS}/*"):  # no part of the product
+            with suppress(StorageError, OSError):
+                store.upload(path, path.relative_to(folder).as_posix())
+
+
+def commit(job: Job, worked: Job, run: str) -> None:
+    """Put what a worker left in its folder where it belongs, the marker last.
+
+    ``job``: that of the run; ``worked``: with the worker's folder. Raises OutputError for a marker that says something
+    else than the one that is there, IdentityError when the store holds another run by now.
+    """
+    if job.store is None:
+        return
+    store, out = job.store.open(), worked.out
+    markers = sorted(out.glob(f"{MARKERS}/*"))
+    others = [path for path in sorted(out.rglob("*")) if path.relative_to(out).parts[0] not in (MARKERS, LOGS)]
+    _upload(store, out, others)
+    if markers:
+        require_run(store, run)
+    for path in markers:
+        store.write_once(path.relative_to(out).as_posix(), path.read_bytes())

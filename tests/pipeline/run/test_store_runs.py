@@ -1,0 +1,298 @@
+"""Runs whose --out is an object store: the same bytes as in a folder, whatever happens to driver, workers and store."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import object_store
+from helpers.chaos import Chaos, a_worker_process, the_driver
+from helpers.pipeline_helpers import STATIC, environment, preprocess, shard_hashes, some_records, write_jsonl
+from helpers.store_runs import contents, remote_hashes
+from helpers.tiny_runs import run as train
+
+from pipeline.settings import Job, OutputSettings, PipelineError, ReadSettings, RunStore
+from pipeline.splits.place import commit, require_run
+from shared.errors import IdentityError, OutputError, StorageError
+from shared.io.stores.lease import leased
+from shared.io.stores.store import Store, UrlStore, open_store
+from shared.patching import PatchingSettings
+
+OPTIONS = (*STATIC, "--split-bytes", 5000, "--subset-column", "lang")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    for number in range(3):
+        write_jsonl(folder / f"{number}.jsonl", some_records(40))
+    (folder / "bad.jsonl").write_text('{"text": 1}\n{"text": ""}\n{"text": "fine"}\n')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def quiet(corpus: Path) -> dict[str, str]:
+    """What an undisturbed run in a folder leaves."""
+    out = corpus.parent / "quiet"
+    assert preprocess(corpus, "--out", out, *OPTIONS) == 3
+    return shard_hashes(out)
+
+
+@pytest.fixture
+def done(corpus: Path, bucket: str) -> str:
+    """A finished run on a store."""
+    assert preprocess(corpus, "--out", bucket, *OPTIONS) == 3
+    return bucket
+
+
+def test_the_bytes_are_those_of_a_folder(done: str, quiet: dict[str, str]) -> None:
+    assert remote_hashes(done) == quiet
+
+
+def test_processes_write_the_same(corpus: Path, bucket: str, quiet: dict[str, str]) -> None:
+    assert preprocess(corpus, "--out", bucket, *OPTIONS, "--workers", 2) == 3
+    assert remote_hashes(bucket) == quiet
+
+
+def test_a_finished_run_is_left_as_it_is(corpus: Path, done: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {key: entry for key, entry in open_store(done).list().items() if not key.startswith("lease/")}
+    assert preprocess(corpus, "--out", done, *OPTIONS) == 3
+    assert {key: entry for key, entry in open_store(done).list().items() if not key.startswith("lease/")} == before
+
+
+def test_a_sample_without_duplicates_is_the_same(corpus: Path, bucket: str, tmp_path: Path) -> None:
+    options = (*OPTIONS, "--dedup", "--sample-bytes", 6000)
+    assert preprocess(corpus, "--out", bucket, *options) == 3
+    assert preprocess(corpus, "--out", tmp_path / "out", *options) == 3
+    assert remote_hashes(bucket) == shard_hashes(tmp_path / "out")
+
+
+def test_nothing_but_the_run_stays(done: str) -> None:
+    parts = {key.split("/")[0] for key in open_store(done).list()}
+    lists = {"dead-letters", "empty-records", "logs"}
+    assert parts == {
+        "run.json",
+        "begun.json",
+        "report.json",
+        "progress.json",
+        "splits",
+        "train",
+        "validation",
+        "lease",
+        *lists,
+    }
+
+
+def test_a_shard_that_is_gone_is_made_again(corpus: Path, done: str, quiet: dict[str, str]) -> None:
+    store = open_store(done)
+    store.remove([next(key for key in store.list("train/") if key.endswith(".arrow"))])
+    assert preprocess(corpus, "--out", done, *OPTIONS) == 3
+    assert remote_hashes(done) == quiet
+
+
+def test_a_touched_input_is_the_same_input(corpus: Path, done: str, quiet: dict[str, str]) -> None:
+    store = open_store(done)
+    store.remove(["splits/00001.json"])
+    (corpus / "0.jsonl").touch()
+    assert preprocess(corpus, "--out", done, *OPTIONS) == 3
+    assert remote_hashes(done) == quiet
+
+
+def test_another_run_is_refused(corpus: Path, done: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(open_store(done), "train/", "splits/")
+    assert preprocess(corpus, "--out", done, *OPTIONS, "--stride", 7) == 2
+    assert done in capsys.readouterr().err
+    assert contents(open_store(done), "train/", "splits/") == before
+
+
+def test_a_place_with_something_else_is_refused(corpus: Path, bucket: str) -> None:
+    open_store(bucket).put("mine", b"x")
+    assert preprocess(corpus, "--out", bucket, *OPTIONS) == 2
+
+
+@pytest.mark.parametrize("out", ["http://host/x", "s3://bucket/x?sig=hush-hush", "s3://me:hush-hush@bucket/x"])
+def test_an_impossible_place_is_refused(corpus: Path, out: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert preprocess(corpus, "--out", out, *OPTIONS) == 2
+    assert "hush-hush" not in capsys.readouterr().err
+
+
+def test_a_run_is_not_written_into_its_input(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
+    open_store(bucket).put("in/a.txt", b"text")
+    assert preprocess(bucket, "--out", f"{bucket}/out", *OPTIONS) == 2
+    assert f"{bucket}/out" in capsys.readouterr().err
+
+
+def test_a_second_driver_is_refused(corpus: Path, bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with leased(open_store(bucket), 1.0):
+        assert preprocess(corpus, "--out", bucket, *OPTIONS) == 2
+    assert "in use" in capsys.readouterr().err
+
+
+def test_the_marker_comes_last(corpus: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish = UrlStore.publish
+
+    def fail(self: UrlStore, path: Path, key: str, sha256: str) -> None:
+        if key.startswith("validation/"):
+            raise StorageError("no more room")
+        publish(self, path, key, sha256)
+
+    monkeypatch.setattr(UrlStore, "publish", fail)
+    assert preprocess(corpus, "--out", bucket, *OPTIONS, "--validation-fraction", 0.5) == 1
+    store = open_store(bucket)
+    assert store.list("train/")
+    assert not [key for key in store.list("train/") if key.endswith("manifest.json")]
+    markers = {key[7:12] for key in store.list("splits/")}
+    assert not markers & {key[6:11] for key in store.list("train/")}
+
+
+def job_on(url: str, out: Path) -> Job:
+    output = OutputSettings(patching=PatchingSettings(rule="none"))
+    return Job(out=out, reading=ReadSettings(), output=output, store=RunStore(url=url))
+
+
+def marked(store: Store, job: Job, content: bytes, run: str) -> None:
+    """Commit a marker with some content."""
+    path = job.out / "splits" / "00000.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    commit(job, job, run)
+
+
+def test_a_marker_never_changes(bucket: str, tmp_path: Path) -> None:
+    store, job = open_store(bucket), job_on(bucket, tmp_path)
+    store.put("begun.json", b'{"run": "a", "numerics": null}')
+    marked(store, job, b"one", "a")
+    marked(store, job, b"one", "a")
+    with pytest.raises(OutputError, match="splits/00000"):
+        marked(store, job, b"two", "a")
+    assert store.read("splits/00000.json") == b"one"
+
+
+def test_who_commits_looks_whose_run_it_is_by_now(bucket: str, tmp_path: Path) -> None:
+    store, job = open_store(bucket), job_on(bucket, tmp_path)
+    store.put("begun.json", b'{"run": "b", "numerics": null}')
+    with pytest.raises(IdentityError, match=r"begun\.json"):
+        marked(store, job, b"one", "a")
+    assert not store.list("splits/")
+
+
+def test_a_run_that_somebody_removed_is_not_committed_to(bucket: str) -> None:
+    with pytest.raises(PipelineError, match=r"begun\.json"):
+        require_run(open_store(bucket), "a")
+
+
+def test_no_password_is_stored_or_said(done: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = "".join(capsys.readouterr()).encode()
+    assert not [text for text in (said, *contents(open_store(done)).values()) if object_store.SECRET.encode() in text]
+
+
+def test_a_model_trains_on_it_as_on_a_folder(corpus: Path, quiet: object, done: str, tmp_path: Path) -> None:
+    """From the store, mirrored to the store, and resumed from there alone."""
+    local, steps = corpus.parent / "quiet", {"run": {"steps": 4}}
+    assert train(local, tmp_path / "a", "--data.workers", 0, **steps) == 0
+    options = ("--data.workers", 0, "--data.path", done, "--data.cache", tmp_path / "cache")
+    for out in (tmp_path / "b", tmp_path / "c"):
+        assert train(local, out, *options, **steps, checkpoint={"mirror": f"{done}-mirror", "every": 2}) == 0
+    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in "abc"]
+    assert weights[0] == weights[1] == weights[2]
+
+
+# ---- Kills, pauses and outages.
+
+
+def command(corpus: Path, out: str, *options: object) -> list[object]:
+    return ["preprocess", corpus, "--out", out, *OPTIONS, *options]
+
+
+@pytest.fixture
+def driver(corpus: Path) -> Any:
+    """Starts a run in a process of its own; whatever is left of it is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(out: str, *options: object) -> subprocess.Popen[str]:
+        line = [sys.executable, "-m", "pipeline", *map(str, command(corpus, out, *options))]
+        pipe = subprocess.PIPE
+        started.append(subprocess.Popen(line, env=environment(), stdout=pipe, stderr=pipe, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def wait_until(true: Callable[[], object], seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def chaos(kills: int, corpus: Path, out: str, log: Path) -> Chaos:
+    victims = {"driver": the_driver, "worker": a_worker_process}
+    found = Chaos(kills, victims, seed=random.randrange(10**6), pause=(0.8, 2.5))
+    found.finish(command(corpus, out, "--workers", 2), log)
+    return found
+
+
+@pytest.mark.drill
+def test_kills_change_no_byte(corpus: Path, bucket: str, quiet: dict[str, str], tmp_path: Path) -> None:
+    chaos(4, corpus, bucket, tmp_path / "log")
+    assert remote_hashes(bucket) == quiet
+
+
+@pytest.mark.slow
+def test_thirty_kills_change_no_byte(bucket: str, tmp_path: Path) -> None:
+    corpus, left, number = tmp_path / "in", 30, 0
+    corpus.mkdir()
+    write_jsonl(corpus / "a.jsonl", some_records(600))
+    assert preprocess(corpus, "--out", tmp_path / "quiet", *OPTIONS) == 0
+    while left:
+        out = f"{bucket}-{number}"
+        found = chaos(left, corpus, out, tmp_path / "log")
+        assert remote_hashes(out) == shard_hashes(tmp_path / "quiet")
+        left, number = left - sum(found.done.values()), number + 1
+
+
+@pytest.mark.slow
+def test_a_driver_that_slept_through_its_lease_changes_no_byte(bucket: str, driver: Any, quiet: dict[str, str]) -> None:
+    store = open_store(bucket)
+    first = driver(bucket)
+    wait_until(lambda: store.list("splits/"))
+    first.send_signal(signal.SIGSTOP)
+    second = driver(bucket)
+    assert second.wait(300) == 3, second.communicate()
+    before = contents(store, "train/", "validation/", "splits/", "run.json", "begun.json")
+    first.send_signal(signal.SIGCONT)
+    first.wait(300)
+    assert remote_hashes(bucket) == quiet
+    assert contents(store, "train/", "validation/", "splits/", "run.json", "begun.json") == before
+
+
+@pytest.mark.slow
+def test_a_store_that_is_away_is_waited_for(
+    tmp_path: Path, driver: Any, quiet: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with object_store.own_store(tmp_path) as server, object_store.opened(server.endpoint, monkeypatch):
+        out = f"s3://{object_store.BUCKET}/run"
+        process, store = driver(out), open_store(out)
+        wait_until(lambda: store.list("splits/"))
+        server.stop()
+        time.sleep(20)
+        assert process.poll() is None
+        server.start()
+        assert process.wait(300) == 3, process.communicate()
+        assert remote_hashes(out) == quiet
+
+
+def test_the_folders_of_workers_are_removed(
+    corpus: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert preprocess(corpus, "--out", bucket, *OPTIONS) == 3
+    assert list(tmp_path.iterdir()) == []
