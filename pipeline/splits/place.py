@@ -171,7 +171,7 @@ class _StorePlace(Place):
     def is_whole(self, marker: Marker) -> bool:
         """By sizes: each file was read back before the marker was written, and nobody replaces it by another."""
         entries = ((name, entry) for name in SPLIT_NAMES for entry in marker.shards[name])
-        return all(self.has(f"{name}/{file}", size) for name, entry in entries for file, _, size, _ in files_of(entry))
+        return all(self.has(f"{name}/{file}", size) for name, entry in entries for file, _, size in files_of(entry))
 
     def pull(self, folder: str) -> None:
         out = self.job.out

@@ -194,8 +194,9 @@ def test_no_password_is_stored_or_said(done: str, capsys: pytest.CaptureFixture[
 def test_a_model_trains_on_it_as_on_a_folder(corpus: Path, quiet: object, done: str, tmp_path: Path) -> None:
     """From the store, mirrored to the store, and resumed from there alone."""
     local, steps = corpus.parent / "quiet", {"run": {"steps": 4}}
-    assert train(local, tmp_path / "a", "--data.workers", 0, **steps) == 0
-    options = ("--data.workers", 0, "--data.path", done, "--data.cache", tmp_path / "cache")
+    small = ("--data.workers", 0, "--data.tokens", 1024, "--data.packs", 2)
+    assert train(local, tmp_path / "a", *small, **steps) == 0
+    options = (*small, "--data.path", done, "--data.cache", tmp_path / "cache")
     for out in (tmp_path / "b", tmp_path / "c"):
         assert train(local, out, *options, **steps, checkpoint={"mirror": f"{done}-mirror", "every": 2}) == 0
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in "abc"]
