@@ -21,8 +21,9 @@ from shared.shards.columns import BatchColumns
 from shared.shards.dataset import Dataset
 from shared.shards.document import Row
 from shared.shards.index import index_name
-from shared.shards.manifest import DatasetIdentity, Manifest
+from shared.shards.manifest import DatasetIdentity
 from shared.shards.open import open_dataset
+from shared.shards.tables import commit_dataset
 from shared.shards.writer import write_shard
 from shared.vocabulary import document_tokens
 from trainer.data.loader import PackLoader
@@ -59,7 +60,7 @@ def write(folder: Path, subsets: int, shards: int, mean: int) -> None:
     identity = DatasetIdentity(
         split="train", format="arrow", sidecar="none", patching=PATCHING, entropy_model=None, source="a benchmark"
     )
-    Manifest(identity=identity, shards=linked).save(folder)
+    commit_dataset(folder, identity, linked)
 
 
 def private_bytes() -> int:

@@ -113,19 +113,26 @@ def test_full_batches_are_of_one_subset_and_what_is_left_is_packed_in_the_order_
     arriving = [("a", "y"), ("b", "x"), ("c", "y"), ("d", "y"), ("e", "x"), ("f", "x"), ("g", "w"), ("h", "v")]
     rows = [Row(id, subset, HALF) for id, subset in arriving]
     # y is full when d comes, x when f does; d, f, g and h are left.
-    assert layout(tmp_path, rows, format) == ["ac", "be", "hg", "fd"]
+    assert layout(tmp_path, rows, format) == ["ac", "be", "h", "g", "f", "d"]
 
 
 def test_what_is_left_of_a_subset_is_not_divided(tmp_path: Path) -> None:
     rows = [Row("a", "x", HALF), Row("b", "y", HALF[:9]), Row("c", "y", HALF), Row("d", "z", b"")]
-    assert layout(tmp_path, rows) == ["a", "bcd"]
+    assert layout(tmp_path, rows) == ["a", "bc", "d"]
+
+
+def test_what_is_left_of_several_subsets_shares_batches_that_are_small(tmp_path: Path) -> None:
+    """Readers decompress all of one for a document of one subset."""
+    half = bytes(writer.PACKED_BYTES // 2)
+    rows = [Row(id, subset, half) for id, subset in zip("abcde", "vwxyz")]
+    assert layout(tmp_path, rows) == ["ab", "cd", "e"]
 
 
 def test_the_parts_of_a_document_follow_one_another_when_another_subset_is_written(tmp_path: Path) -> None:
     parts = [Row("p", "x", HALF, part) for part in range(3)]
     rows = [Row("a", "z", HALF), *parts, Row("b", "x", b""), *(Row(id, "z", HALF) for id in "cd"), Row("e", "x", b"")]
     # Two parts are written when the third comes: with it and b is to be gone on before z is written.
-    assert layout(tmp_path, rows) == ["pp", "pb", "ac", "ed"]
+    assert layout(tmp_path, rows) == ["pp", "pb", "ac", "e", "d"]
     assert layout(tmp_path, [*parts, Row("b", "w", b"")]) == ["pp", "p", "b"]
 
 
