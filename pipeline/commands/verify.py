@@ -5,6 +5,7 @@ Example:
 """
 
 import argparse
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,25 +20,30 @@ from pipeline.rewriting.parquet_export import Source, exports_at, figures
 from pipeline.scoring.cut import cutter_of
 from shared.bpe.encoder import SubwordEncoder
 from shared.bpe.folder import check_tokenizer
-from shared.errors import DatasetError, ExitCode, PatchworkError
+from shared.errors import DatasetError, ExitCode, PatchworkError, StorageError
 from shared.io.log import LOG
 from shared.io.progress import ByteProgress
 from shared.io.quantities import counted
+from shared.io.storage import location_of
+from shared.io.stores.store import open_store
 from shared.io.terminal import show_lines
 from shared.model_folder.identity import check_model
+from shared.shards.cache import FileCache
 from shared.shards.content import ShardContent, check_order, check_row, meta_problem
 from shared.shards.dataset import Dataset, files_of
 from shared.shards.document import Row
 from shared.shards.formats.sidecar import sidecar_name
 from shared.shards.index import COLUMNS, DERIVED, IndexWriter, ShardIndex, index_name
-from shared.shards.manifest import ENTROPY_MODEL_FOLDER, DatasetIdentity
-from shared.shards.open import find_datasets, open_dataset
+from shared.shards.manifest import DatasetIdentity
+from shared.shards.open import find_datasets, find_remote_datasets, open_dataset
 from shared.shards.rows import rows_of
 from shared.shards.runs import RUN_COLUMNS, runs_of_shard, shard_runs
 from shared.shards.tables import table_file
 from shared.shards.writer import SUFFIXES
 from shared.vocabulary import VOCABULARY_SIZE, is_special
 
+VERIFY_CACHE_BYTES = 2**32
+"""Of a dataset behind a URL, on this machine."""
 LISTED = 20
 """Problems of one shard that are listed; the others are counted. One flipped bit may put every row in the wrong."""
 
@@ -59,32 +65,46 @@ class Verification:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "dataset", type=Path, metavar="DATASET", help="folder of a dataset, or the one above its train/ and validation/"
+        "dataset",
+        type=location_of,
+        metavar="DATASET",
+        help="folder or URL of a dataset, or the one above its train/ and validation/",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Verify and report; 0 when everything holds, 1 when something does not."""
-    damaged = False
+    place: Path | str = arguments.dataset
     try:
-        if exports := exports_at(arguments.dataset):
+        if isinstance(place, str):
+            damaged = [_verify_remote(url) for url in find_remote_datasets(place)]
+            return int(any(damaged))
+        if exports := exports_at(place):
             problems = [_report(source.dataset, verify_export(source), True) for source in exports]
             return int(any(problems))
-        folders = find_datasets(arguments.dataset)
+        folders = find_datasets(place)
     except DatasetError as error:
         LOG.error("%s", error)
         return ExitCode.FAILED
-    for folder in folders:
-        try:
-            dataset = open_dataset(folder)
-        except DatasetError as error:
-            show_lines(error)
-            damaged = True
-            continue
-        with ByteProgress(f"verify {folder.name}", dataset.manifest.totals.bytes) as shown:
-            found = verify(dataset, shown.update)
-        damaged |= _report(dataset, found)
-    return int(damaged)
+    damaged = [_verify_at(folder) for folder in folders]
+    return int(any(damaged))
+
+
+def _verify_remote(url: str) -> bool:
+    """Read a dataset from its store, not from what this machine keeps of it; whether something does not hold."""
+    with tempfile.TemporaryDirectory(prefix="patchwork-verify-") as folder:
+        return _verify_at(url, FileCache(Path(folder), VERIFY_CACHE_BYTES))
+
+
+def _verify_at(place: Path | str, cache: FileCache | None = None) -> bool:
+    try:
+        dataset = open_dataset(place, cache)
+    except DatasetError as error:
+        show_lines(error)
+        return True
+    with ByteProgress(f"verify {str(place).rpartition('/')[2]}", dataset.manifest.totals.bytes) as shown:
+        found = verify(dataset, shown.update)
+    return _report(dataset, found)
 
 
 def _report(dataset: Dataset, found: Verification, exported: bool = False) -> bool:
@@ -125,7 +145,7 @@ def summary(dataset: Dataset, found: Verification, exported: bool = False) -> st
     checked = f"{files}, {counted(found.documents, 'document')}, {found.text_bytes:,} bytes"
     if not exported:
         checked += f"; {_boundaries(dataset.manifest.identity, found)}"
-    return f"{dataset.folder}: {checked}; " + (f"PROBLEMS: {len(found.problems)}" if found.problems else "no problem")
+    return f"{dataset.where}: {checked}; " + (f"PROBLEMS: {len(found.problems)}" if found.problems else "no problem")
 
 
 def _boundaries(identity: DatasetIdentity, found: Verification) -> str:
@@ -166,12 +186,12 @@ def _identity_problems(dataset: Dataset) -> Iterator[str]:
     """Whether the entropy model that the dataset carries is the one that made it (law 7)."""
     identity = dataset.manifest.identity
     if identity.patching.needs_entropy and identity.entropy_model is None:
-        yield f"{dataset.folder}: rule {identity.patching.rule!r} needs an entropy model, but the manifest names none"
+        yield f"{dataset.where}: rule {identity.patching.rule!r} needs an entropy model, but the manifest names none"
     checks = []
     if identity.patching.tokenizer is not None:
         checks.append(partial(check_tokenizer, dataset.tokenizer, identity.patching.tokenizer))
     if identity.entropy_model is not None:
-        checks.append(partial(check_model, dataset.folder / ENTROPY_MODEL_FOLDER, identity.entropy_model.sha256))
+        checks.append(partial(check_model, dataset.entropy_model, identity.entropy_model.sha256))
     for check in checks:
         try:
             check()
@@ -184,15 +204,19 @@ def _unlisted_files(dataset: Dataset) -> Iterator[str]:
     known = {name for shard in dataset.shards() for name, *_ in files_of(shard)}
     endings = tuple(SUFFIXES.values())
     endings += tuple(map(index_name, endings)) + tuple(map(sidecar_name, endings))
-    for path in sorted(dataset.folder.iterdir()):
-        if path.name.endswith(endings) and path.name not in known:
-            yield f"{path}: the manifest does not list it"
+    try:
+        listed = sorted(open_store(location_of(dataset.where)).list())
+    except StorageError:  # http:// has no lists
+        return
+    for name in listed:
+        if "/" not in name and name.endswith(endings) and name not in known:
+            yield f"{dataset.place(name)}: the manifest does not list it"
 
 
 def _shard_problems(dataset: Dataset, shard: int, found: Verification, progress: Progress) -> Iterator[str]:
     """Everything about one shard whose files are whole. Raises DatasetError when it cannot be decoded."""
     entry = dataset.shard(shard)
-    path = dataset.folder / entry.name
+    path = dataset.place(entry.name)
     index = dataset.stored_index(shard)
     batches = dataset.batch_count(shard)
     if batches != len(index.batch_starts) - 1:
@@ -229,7 +253,7 @@ def _shard_problems(dataset: Dataset, shard: int, found: Verification, progress:
     found.replayed += document.replayed
 
     for column, place in _differing_columns(rebuilt.index(), index):
-        yield f"{dataset.folder / index_name(entry.name)}: column {column!r} is not what row {place} of the shard says"
+        yield f"{dataset.place(index_name(entry.name))}: column {column!r} is not what row {place} of the shard says"
     yield from _run_problems(dataset, shard, rebuilt.index())
     counted_figures = found_figures(content)
     for key, recorded in recorded_figures(dataset, shard).items():
@@ -239,7 +263,7 @@ def _shard_problems(dataset: Dataset, shard: int, found: Verification, progress:
 
 def _run_problems(dataset: Dataset, shard: int, index: ShardIndex) -> Iterator[str]:
     """Whether the table of runs says of a shard what its rows do."""
-    table, found = dataset.folder / table_file("runs"), shard_runs(index, shard)
+    table, found = dataset.place(table_file("runs")), shard_runs(index, shard)
     for code, name in enumerate(dataset.subset_names):
         stored, rows = runs_of_shard(dataset.runs(code), shard), found.get(name)
         for column in RUN_COLUMNS:
@@ -251,7 +275,7 @@ def _run_problems(dataset: Dataset, shard: int, index: ShardIndex) -> Iterator[s
 
 def _offset_problems(dataset: Dataset, shard: int, index: ShardIndex) -> Iterator[str]:
     """Offsets that the format of the shard does not have; those of a tar's members are compared as it is read."""
-    path = dataset.folder / index_name(dataset.shard(shard).name)
+    path = dataset.place(index_name(dataset.shard(shard).name))
     if dataset.manifest.identity.format == "webdataset":
         if len(index) and index.offset[0]:
             yield f"{path}: row 0 has the offset {index.offset[0]}; the first member of a tar is at 0"

@@ -135,6 +135,10 @@ class Dataset:
         """Where the dataset lies, for errors."""
         return str(self.folder)
 
+    def place(self, name: str) -> str:
+        """Where a file of the dataset lies, for errors."""
+        return f"{self.where}/{name}"
+
     @property
     def entropy_model(self) -> Path:
         """Folder of the entropy model that found the patches, if one did."""
@@ -178,7 +182,7 @@ class Dataset:
 
     def shard_path(self, shard: int) -> str:
         """Where a shard lies, for errors."""
-        return f"{self.where}/{self.shard(shard).name}"
+        return self.place(self.shard(shard).name)
 
     @cached_property
     def index(self) -> DatasetIndex:
@@ -286,7 +290,7 @@ class Dataset:
         problems = []
         for name, sha256, size in files_of(self.shard(shard)):
             try:
-                check_file(self.folder / name, sha256, size)
+                self._read_again(name, sha256, size)
             except DatasetError as error:
                 problems.append(str(error))
         return problems
@@ -295,10 +299,9 @@ class Dataset:
         """The same of the tables."""
         problems = []
         for name, record in self.manifest.tables.items():
-            path = self.folder / table_file(name)
             try:
-                check_file(path, record.sha256, record.bytes)
-                check_table(Table(path, name, record.rows), self.manifest)
+                file = self._read_again(table_file(name), record.sha256, record.bytes)
+                check_table(Table(file.path, name, record.rows), self.manifest)
             except DatasetError as error:
                 problems.append(str(error))
         return problems
@@ -360,6 +363,11 @@ class Dataset:
         path = self.folder / name
         verified_once(path, sha256, lambda: check_file(path, sha256, size))
         return File(path)
+
+    def _read_again(self, name: str, sha256: str, size: int) -> File:
+        """The same, compared now."""
+        check_file(self.folder / name, sha256, size)
+        return File(self.folder / name)
 
     def _locked(self) -> RLock:
         """The lock of this process."""

@@ -7,13 +7,14 @@ from shared.bpe.folder import MADE_BY_FILE, TOKENIZER_FILE
 from shared.errors import DatasetError, ModelFileError
 from shared.io.files import write_atomic
 from shared.io.log import LOG
-from shared.io.storage import location_of, read_whole, without_query
+from shared.io.storage import below, location_of, read_whole, without_query
 from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE, model_sha256
 from shared.shards.cache import FileCache, Lease, default_cache
 from shared.shards.dataset import Dataset
 from shared.shards.manifest import (
     ENTROPY_MODEL_FOLDER,
     MANIFEST_NAME,
+    MOST_MANIFEST_BYTES,
     TOKENIZER_FOLDER,
     Manifest,
     load_manifest,
@@ -77,6 +78,10 @@ class RemoteDataset(Dataset):
     def _file(self, name: str, sha256: str, size: int) -> Lease:
         return self._cache.hold(f"{self._url}/{name}", sha256, size)
 
+    def _read_again(self, name: str, sha256: str, size: int) -> Lease:
+        """What is in the cache was compared when it was fetched: who wants to read the URL gives a cache of its own."""
+        return self._file(name, sha256, size)
+
     def __getstate__(self) -> dict[str, Any]:
         return {"url": self._url, "manifest": self.manifest, "cache": self._cache}
 
@@ -116,3 +121,19 @@ def find_datasets(folder: Path | str) -> list[Path]:
     if not (found := dataset_folders(Path(folder))):
         raise DatasetError(not_a_dataset(folder))
     return found
+
+
+def find_remote_datasets(url: str) -> list[str]:
+    """The same of a URL. Raises DatasetError, StorageError."""
+    found = [place for place in (url, below(url, "train"), below(url, "validation")) if _has_manifest(str(place))]
+    if not found:
+        raise DatasetError(not_a_dataset(url))
+    return list(map(str, found))
+
+
+def _has_manifest(url: str) -> bool:
+    try:
+        read_whole(below(url, MANIFEST_NAME), MOST_MANIFEST_BYTES)
+    except FileNotFoundError:
+        return False
+    return True

@@ -16,6 +16,7 @@ from helpers.pipeline_helpers import STATIC, environment, preprocess, shard_hash
 from helpers.store_runs import contents, remote_hashes
 from helpers.tiny_runs import run as train
 
+from pipeline.__main__ import main
 from pipeline.settings import Job, OutputSettings, PipelineError, ReadSettings, RunStore
 from pipeline.splits.place import commit, require_run
 from shared.errors import IdentityError, OutputError, StorageError
@@ -189,6 +190,31 @@ def test_a_run_that_somebody_removed_is_not_committed_to(bucket: str) -> None:
 def test_no_password_is_stored_or_said(done: str, capsys: pytest.CaptureFixture[str]) -> None:
     said = "".join(capsys.readouterr()).encode()
     assert not [text for text in (said, *contents(open_store(done)).values()) if object_store.SECRET.encode() in text]
+
+
+def test_it_verifies(done: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", done]) == 0
+    assert f"{done}/validation" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["spoilt", "removed", "added"])
+def test_damage_is_found(damage: str, done: str, capsys: pytest.CaptureFixture[str]) -> None:
+    store = open_store(done)
+    name = next(key for key in store.list("train/") if key.endswith(".arrow") and "shard-" in key)
+    if damage == "spoilt":
+        store.put(name, store.read(name)[:-1] + b"!")
+    elif damage == "removed":
+        store.remove([name])
+    else:
+        name = "train/shard-99999.arrow"
+        store.put(name, b"x")
+    assert main(["verify", done]) == 1
+    assert f"{done}/{name}" in capsys.readouterr().out
+
+
+def test_a_url_without_a_dataset_is_named(bucket: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert main(["verify", bucket]) == 1
+    assert bucket in caplog.text
 
 
 def test_a_model_trains_on_it_as_on_a_folder(corpus: Path, quiet: object, done: str, tmp_path: Path) -> None:
