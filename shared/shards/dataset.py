@@ -5,7 +5,7 @@ import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from threading import RLock
 from typing import Any, TypeVar
@@ -307,33 +307,33 @@ class Dataset:
         return problems
 
     def _reader(self, shard: int) -> ArrowReader | TarReader:
-        entry = self.shard(shard)
-
-        def opened(path: Path) -> ArrowReader | TarReader:
+        def opened() -> tuple[File, ArrowReader | TarReader]:
+            entry = self.shard(shard)
+            file = self._file(entry.name, entry.sha256, entry.bytes_on_disk)
             if self.manifest.identity.format == "arrow":
-                return ArrowReader(path)
+                return file, ArrowReader(file.path)
             index = self.stored_index(shard)
-            return TarReader(path, index.offset, index.batch_starts)
+            return file, TarReader(file.path, index.offset, index.batch_starts)
 
-        return self._cached(entry.name, entry.sha256, entry.bytes_on_disk, opened)
+        return self._cached(("shard", shard), opened)
 
     def _sidecar(self, shard: int) -> SidecarReader:
-        entry, kind = self.shard(shard), self.manifest.identity.sidecar
-        if kind == "none" or entry.sidecar_sha256 is None or entry.sidecar_bytes is None:
-            raise DatasetError(
-                f"{self.folder} has no entropy sidecar; preprocess with --sidecar uint8 to keep entropies"
-            )
-        opened = partial(SidecarReader, sidecar=kind)
-        return self._cached(sidecar_name(entry.name), entry.sidecar_sha256, entry.sidecar_bytes, opened)
+        def opened() -> tuple[File, SidecarReader]:
+            entry, kind = self.shard(shard), self.manifest.identity.sidecar
+            if kind == "none" or entry.sidecar_sha256 is None or entry.sidecar_bytes is None:
+                raise DatasetError(
+                    f"{self.folder} has no entropy sidecar; preprocess with --sidecar uint8 to keep entropies"
+                )
+            file = self._file(sidecar_name(entry.name), entry.sidecar_sha256, entry.sidecar_bytes)
+            return file, SidecarReader(file.path, kind)
 
-    def _cached(self, name: str, sha256: str, size: int, opened: Callable[[Path], R]) -> R:
-        """The reader of a file, from the most recently used ones of this process."""
+        return self._cached(("sidecar", shard), opened)
+
+    def _cached(self, key: tuple[str, int], opened: Callable[[], tuple[File, R]]) -> R:
+        """The reader of a file, from the most recently used ones of this process; what it reads is looked up once."""
         with self._locked():
-            held = self._readers.pop(name, None)
-            if held is None:
-                file = self._file(name, sha256, size)
-                held = file, opened(file.path)
-            self._readers[name] = held
+            held = self._readers.pop(key, None) or opened()
+            self._readers[key] = held
             while len(self._readers) > OPEN_READERS:
                 self._readers.popitem(last=False)  # batches still in use keep their file mapped
             reader: R = held[1]
@@ -378,7 +378,7 @@ class Dataset:
     def _forget_readers(self) -> None:
         self._process = os.getpid()
         self._lock = RLock()
-        self._readers: OrderedDict[str, tuple[File, Any]] = OrderedDict()
+        self._readers: OrderedDict[tuple[str, int], tuple[File, Any]] = OrderedDict()
         self._indexes: dict[int, ShardIndex] = {}
         self._tables: dict[TableName, tuple[File, Table]] = {}
 

@@ -302,12 +302,12 @@ def _other_subset(columns: BatchColumns, index: ShardIndex, rows: slice) -> tupl
     """The first row of another subset than the index says."""
     # Of an Arrow shard they are encoded already: names are looked up once for a batch, not once for a row.
     names = columns.subsets if hasattr(columns.subsets, "dictionary") else columns.subsets.dictionary_encode()
-    codes = {name: code for code, name in enumerate(index.subset_names)}
-    index_codes = np.array([codes.get(name, -1) for name in names.dictionary.to_pylist()], np.int64)
-    found = index_codes[names.indices.to_numpy()] if len(index_codes) else np.zeros(0, np.int64)
-    for row in np.flatnonzero(found != index.subset[rows])[:1].tolist():
-        wanted = index.subset_names[index.subset[rows][row]]
-        return row, f"the subset {columns.subset(row)!r}, the index says {wanted!r}"
+    # Only those that the batch has: a shard may name thousands.
+    stored, wanted = names.indices.to_numpy(), index.subset[rows]
+    changes = np.flatnonzero(np.diff(stored, prepend=-1) | np.diff(wanted, prepend=-1))
+    for row in changes.tolist():
+        if (name := index.subset_names[wanted[row]]) != names.dictionary[int(stored[row])].as_py():
+            return row, f"the subset {columns.subset(row)!r}, the index says {name!r}"
     return None
 
 

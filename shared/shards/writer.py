@@ -56,8 +56,8 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
     """One shard with its index and sidecar, written as rows come; the same rows in the same order give the same bytes.
 
     Rows are grouped by subset: each subset has an open batch, which is written when the next row does not fit. What is
-    left in them at the end is packed together in the order of subset names, up to PACKED_BYTES. So the rows of a subset in a batch are
-    consecutive, those of a subset keep their order, and the parts of a document follow one another.
+    left in them at the end is packed together in the order of subset names, up to PACKED_BYTES. So the rows of a subset
+    in a batch are consecutive, those of a subset keep their order, and the parts of a document follow one another.
 
     A context: files are written beside their place; when the block ends they are synced and renamed, the shard last,
     and ``entry`` is set; after an error in it no file is left. All rows are patched or none is; a sidecar needs the

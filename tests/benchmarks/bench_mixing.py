@@ -2,8 +2,8 @@
 
 Datasets of 1, 100 and 5,000 subsets, each in every shard: two shards of 64 MB are written, and SHARDS are hard links to
 them under names of their own. Packs of 16,384 tokens are planned and built in this process from MEGABYTES of text,
-beginning at the first document. Prints packs a second, what planning alone takes, private memory, and bytes decoded over
-bytes used. A process of its own for each number of subsets, so that memory is that of one.
+beginning at the first document. Prints packs a second, what planning alone takes, private memory, and bytes decoded
+over bytes used. A process of its own for each number of subsets, so that memory is that of one.
 """
 
 import os
