@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.calibration.patching_file import ParityFigures
-from pipeline.scoring.entropies import Documents
+from pipeline.scoring.entropies import Documents, place_of
 from pipeline.settings import PipelineError
 from shared.io.json_reader import parse_json
 from shared.io.tables import aligned
@@ -61,14 +61,14 @@ def parallel_keys(documents: Documents, by: str) -> np.ndarray:
 
     Raises PipelineError when two of a subset have the same; DatasetError.
     """
-    dataset, index = documents.dataset, documents.dataset.index
+    dataset = documents.dataset
     keys = np.zeros(len(documents), np.uint64)
     held, columns = (-1, -1), None
     for number, start in enumerate(documents.starts.tolist()):
-        at = int(index.shard[start]), int(index.batch[start])
-        if columns is None or at != held:
-            held, columns = at, dataset.batch(*at)
-        row = int(index.row[start])
+        *at, row = place_of(dataset, start)
+        if columns is None or tuple(at) != held:
+            held = at[0], at[1]
+            columns = dataset.batch(*held)
         key = parallel_key(by, columns.id(row), columns.subset(row), columns.meta(row))
         if key is not None:
             keys[number] = max(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"), NO_KEY + 1)
@@ -157,5 +157,5 @@ def without_pairs(by: str, pivot: str, folder: Path, keys: np.ndarray) -> Pipeli
 
 
 def _id(documents: Documents, number: int) -> str:
-    dataset, index, row = documents.dataset, documents.dataset.index, int(documents.starts[number])
-    return dataset.batch(int(index.shard[row]), int(index.batch[row])).id(int(index.row[row]))
+    shard, batch, row = place_of(documents.dataset, int(documents.starts[number]))
+    return documents.dataset.batch(shard, batch).id(row)

@@ -19,8 +19,10 @@ from shared.errors import DatasetError
 from shared.io.progress import ByteProgress
 from shared.patching import PatchingSettings
 from shared.patching.grid import dequantise, quantise
+from shared.randomness import Permutation, stream_key
 from shared.shards.dataset import Dataset
 from shared.shards.manifest import DatasetIdentity, NumericsClass
+from shared.shards.runs import ROW_BITS, Runs
 from shared.vocabulary import BOS, byte_tokens
 
 if TYPE_CHECKING:
@@ -28,6 +30,12 @@ if TYPE_CHECKING:
 
 PIECE = 2**20
 """Entropies that are read at a time."""
+MOST_DOCUMENTS = 2**22
+"""That samples are drawn from, about; of a larger dataset these come from runs that are drawn at random (law 9)."""
+FEWEST_DOCUMENTS = 2**12
+"""Of each subset, so that a rare one has enough for a threshold of its own."""
+DRAWN_TOGETHER = 2**12
+ROW_MASK = 2**ROW_BITS - 1
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class Documents:
 
     dataset: Dataset
     starts: np.ndarray
-    """int64 [N], the row of the dataset in which each begins."""
+    """int64 [N], where each begins: shard * 2**ROW_BITS + row."""
     bytes: np.ndarray
     """int64 [N], of text."""
     subset: np.ndarray
@@ -56,22 +64,63 @@ class Documents:
     @cached_property
     def stops(self) -> np.ndarray:
         """int64 [N], the row after the last of each."""
-        ends = np.flatnonzero(self.dataset.index.last) + 1
-        return ends[np.searchsorted(ends, self.starts, side="right")]
+        shards = self.starts >> ROW_BITS
+        stops = np.zeros_like(self.starts)
+        for shard in np.unique(shards).tolist():
+            own, before = shards == shard, shard << ROW_BITS
+            ends = np.flatnonzero(self.dataset.shard_index(shard).last) + 1 + before
+            stops[own] = ends[np.searchsorted(ends, self.starts[own], side="right")]
+        return stops
 
 
 def documents_of(dataset: Dataset) -> Documents:
-    """All documents that have text. Raises DatasetError."""
+    """All documents that have text, of a large dataset those of some runs, drawn at random. Raises DatasetError."""
     if specials := dataset.manifest.identity.specials:
         raise DatasetError(
             f"{dataset.folder} has the special ids {', '.join(specials)}, which begin patches by themselves; "
             "calibrate on plain text, what the model was first trained on"
         )
-    index = dataset.index
-    starts = np.flatnonzero(index.part == 0)
-    sizes = np.add.reduceat(index.bytes, starts) if len(starts) else starts
-    starts, sizes = starts[sizes > 0], sizes[sizes > 0]
-    return Documents(dataset, starts, sizes, index.subset[starts])
+    chosen = [_drawn(dataset.runs(code), _share(dataset, code), code) for code in range(len(dataset.subset_names))]
+    places = np.concatenate([np.zeros((0, 4), np.int64), *chosen])
+    shards, columns = places[:, 0], [np.zeros((3, 0), np.int64)]
+    for shard in np.unique(shards).tolist():
+        index = dataset.shard_index(shard)
+        for _, row, rows, code in places[shards == shard].tolist():
+            starts = row + np.flatnonzero(index.part[row : row + rows] == 0)
+            sizes = np.add.reduceat(index.bytes[: row + rows], starts, dtype=np.int64)
+            columns.append(np.stack([starts + (shard << ROW_BITS), sizes, np.full_like(starts, code)])[:, sizes > 0])
+    starts, sizes, subsets = np.concatenate(columns, axis=1)
+    order = np.argsort(starts)
+    return Documents(dataset, starts[order], sizes[order], subsets[order].astype(np.int32))
+
+
+def place_of(dataset: Dataset, reference: int) -> tuple[int, int, int]:
+    """Shard, batch, and row in the batch of a reference."""
+    shard, row = reference >> ROW_BITS, reference & ROW_MASK
+    index = dataset.shard_index(shard)
+    return shard, int(index.batch[row]), int(index.row[row])
+
+
+def _share(dataset: Dataset, subset: int) -> int:
+    """Documents of a subset among MOST_DOCUMENTS of the dataset; at least FEWEST_DOCUMENTS."""
+    own, whole = list(dataset.subsets.values())[subset].documents, dataset.totals.documents
+    return own if whole <= MOST_DOCUMENTS else max(own * MOST_DOCUMENTS // whole, FEWEST_DOCUMENTS)
+
+
+def _drawn(runs: Runs, documents: int, subset: int) -> np.ndarray:
+    """int64 [R, 4]: shard, first row, rows and subset of runs in a seeded order until they have so many documents."""
+    order = Permutation(len(runs), stream_key(0, "documents", subset))
+    chosen, held = [np.zeros(0, np.int64)], 0
+    for first in range(0, len(runs), DRAWN_TOGETHER):
+        some = order(np.arange(first, min(first + DRAWN_TOGETHER, len(runs))))
+        before = held + np.cumsum(runs.documents[some], dtype=np.int64) - runs.documents[some]
+        chosen.append(some[before < documents])
+        held = int(before[-1] + runs.documents[some[-1]])
+        if held >= documents:
+            break
+    numbers = np.concatenate(chosen)
+    places = (runs.shard[numbers], runs.row[numbers], runs.rows[numbers], np.full_like(numbers, subset))
+    return np.stack(places, axis=1).astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,21 +152,23 @@ class StoredEntropies:
 
     def pieces(self, numbers: np.ndarray) -> Iterator[Piece]:
         chosen = self.documents.take(numbers)
-        dataset, index = chosen.dataset, chosen.dataset.index
+        dataset = chosen.dataset
         held, values = (-1, -1), [np.zeros(0, np.float32)]
         for number, start, stop in zip(numbers.tolist(), chosen.starts.tolist(), chosen.stops.tolist()):
-            for row in range(start, stop):
-                at = int(index.shard[row]), int(index.batch[row])
-                if at != held:
-                    held, values = at, dataset.entropies(*at)
-                found = values[int(index.row[row])]
-                if len(found) != (wanted := int(index.bytes[row]) + (row == start)):
+            for place in range(start, stop):
+                *at, row = place_of(dataset, place)
+                if tuple(at) != held:
+                    held = at[0], at[1]
+                    values = dataset.entropies(*held)
+                found = values[row]
+                wanted = int(dataset.shard_index(held[0]).bytes[place & ROW_MASK]) + (place == start)
+                if len(found) != wanted:
                     raise DatasetError(
-                        f"{dataset.shard_path(at[0])}: batch {at[1]} row {int(index.row[row])} has {len(found)} "
+                        f"{dataset.shard_path(held[0])}: batch {held[1]} row {row} has {len(found)} "
                         f"entropies, its text needs {wanted}"
                     )
                 nats = dequantise(found) if found.dtype == np.uint8 else found
-                yield Piece(number, nats, row == start, row == stop - 1)
+                yield Piece(number, nats, place == start, place == stop - 1)
 
 
 class ScoredEntropies:

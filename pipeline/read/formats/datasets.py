@@ -13,6 +13,7 @@ from shared.shards.dataset import Dataset
 from shared.shards.index import ShardIndex
 from shared.shards.manifest import MANIFEST_NAME, Manifest
 from shared.shards.open import open_dataset
+from shared.shards.runs import ROW_BITS
 from shared.shards.spans import Spans, joined_spans
 
 
@@ -45,12 +46,10 @@ def shard_records(dataset: Dataset, shard: int, begin: int, end: int, meta: bool
 
 
 def documents_at(dataset: Dataset, starts: np.ndarray, stops: np.ndarray) -> Iterator[Record]:
-    """The documents in rows [start, stop) each of the whole dataset; int64, sorted."""
-    index = dataset.index
-    shards = index.shard[starts]
+    """The documents in [start, stop) each, which are shard * 2**ROW_BITS + row; int64, sorted."""
+    shards = starts >> ROW_BITS
     for number in np.unique(shards).tolist():
-        chosen = shards == number
-        first = int(np.searchsorted(index.shard, number))
+        chosen, first = shards == number, number << ROW_BITS
         shard = _Shard(dataset, number, dataset.shard_index(number))
         yield from shard.records(starts[chosen] - first, stops[chosen] - first, meta=False)
 

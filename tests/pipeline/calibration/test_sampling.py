@@ -6,7 +6,7 @@ from helpers.dataset_examples import NONE, document, save_dataset
 
 from pipeline.calibration.parallel_text import pair, parallel_key, parallel_keys
 from pipeline.calibration.sampling import draw, draw_pairs, held_out_tenth
-from pipeline.scoring.entropies import Documents, documents_of
+from pipeline.scoring.entropies import Documents, documents_of, place_of
 from pipeline.settings import PipelineError
 from shared.shards.document import Row
 from shared.shards.open import open_dataset
@@ -31,8 +31,24 @@ def documents(tmp_path_factory) -> Documents:
 
 
 def drawn_ids(documents: Documents) -> list[str]:
-    rows = list(documents.dataset.rows())
-    return [rows[start].id for start in documents.starts.tolist()]
+    found = []
+    for start in documents.starts.tolist():
+        shard, batch, row = place_of(documents.dataset, start)
+        found.append(documents.dataset.batch(shard, batch).id(row))
+    return found
+
+
+def test_of_a_large_dataset_some_runs_are_drawn(documents: Documents, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.scoring.entropies.MOST_DOCUMENTS", 40)
+    monkeypatch.setattr("pipeline.scoring.entropies.FEWEST_DOCUMENTS", 1)
+    some = documents_of(documents.dataset)
+    assert 40 <= len(some) < len(documents)
+    assert set(drawn_ids(some)) < set(drawn_ids(documents))
+    assert set(some.subset.tolist()) == set(documents.subset.tolist())
+
+
+def test_of_a_small_dataset_all_documents_are_there(documents: Documents) -> None:
+    assert drawn_ids(documents) == [row.id for row in documents.dataset.rows() if row.text]
 
 
 def test_a_draw_keeps_within_its_bytes_and_so_does_each_subsets(documents: Documents) -> None:
