@@ -3,9 +3,7 @@
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
-from functools import cached_property
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import RLock
 from typing import Any, TypeVar
@@ -23,9 +21,7 @@ from shared.shards.formats.arrow import ArrowReader
 from shared.shards.formats.sidecar import SidecarReader, sidecar_name
 from shared.shards.formats.webdataset import TarReader
 from shared.shards.index import (
-    RowColumns,
     ShardIndex,
-    column_dtype,
     difference,
     index_name,
     read_index,
@@ -53,34 +49,6 @@ OPEN_INDEXES = 128
 R = TypeVar("R")
 
 
-@dataclass(frozen=True)
-class DatasetIndex(RowColumns):
-    """One entry [N] for each row of a dataset, in order of shard, batch and row."""
-
-    shard: np.ndarray
-    """int32, number of the shard in the dataset."""
-
-
-def dataset_index(indexes: Sequence[ShardIndex], subset_names: Sequence[str]) -> DatasetIndex:
-    """The indexes of shards as one."""
-    codes = {name: code for code, name in enumerate(subset_names)}
-    # The empty array: a dataset may have no shard, and nothing cannot be concatenated.
-    columns = {
-        field.name: np.concatenate(
-            [np.zeros(0, column_dtype(field.name)), *(getattr(index, field.name) for index in indexes)]
-        )
-        for field in fields(RowColumns)
-        if field.name != "subset"
-    }
-    # A shard counts its subsets in the order in which it met them; the dataset counts all of them by name.
-    own = (np.array([codes[name] for name in index.subset_names] or [0], np.int32)[index.subset] for index in indexes)
-    return DatasetIndex(
-        **columns,
-        subset=np.concatenate([np.zeros(0, np.int32), *own]),
-        shard=np.repeat(np.arange(len(indexes), dtype=np.int32), [len(index) for index in indexes]),
-    )
-
-
 class Dataset:
     """A finished dataset on disk.
 
@@ -92,7 +60,7 @@ class Dataset:
         self.folder = folder
         self.manifest = manifest
         self.subset_names = tuple(manifest.subsets)
-        """Sorted; runs and DatasetIndex.subset count into it."""
+        """Sorted; runs are asked for by their place here."""
         self._forget_readers()
 
     @property
@@ -183,11 +151,6 @@ class Dataset:
     def shard_path(self, shard: int) -> str:
         """Where a shard lies, for errors."""
         return self.place(self.shard(shard).name)
-
-    @cached_property
-    def index(self) -> DatasetIndex:
-        """The index of all shards together: in memory, for what looks at all documents. Raises DatasetError."""
-        return dataset_index([self.shard_index(shard) for shard in range(self.shard_count)], self.subset_names)
 
     def subset_codes(self, shard: int) -> np.ndarray:
         """int64: the place among the names of each subset that the index of a shard names. Raises DatasetError."""

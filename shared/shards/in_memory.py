@@ -11,7 +11,7 @@ from shared.io.identity import digest
 from shared.patching.settings import PatchingSettings
 from shared.shards.columns import BatchColumns
 from shared.shards.content import ContentHash, with_last
-from shared.shards.dataset import Dataset, dataset_index
+from shared.shards.dataset import Dataset
 from shared.shards.document import Row
 from shared.shards.formats.arrow import SubsetDictionary, batch_columns, record_batch
 from shared.shards.index import IndexWriter, ShardIndex, subset_totals
@@ -48,7 +48,6 @@ class InMemoryDataset:
         self.subset_names = tuple(self.subsets)
         self.shard_count = 1
         self._runs = shard_runs(self._index, 0)
-        self.index = dataset_index([self._index], self.subset_names)
         self._columns = batch_columns(record_batch(columns, SubsetDictionary()))
 
     @property

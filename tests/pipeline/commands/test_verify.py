@@ -81,7 +81,7 @@ def test_what_the_writer_makes_passes_and_boundaries_are_found_again(
 def test_documents_over_several_batches_are_verified_whole(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("shared.shards.writer.BATCH_BYTES", 100)
     save_dataset(tmp_path, documents(ENTROPY), ENTROPY, "arrow", "uint8")
-    assert len(open_dataset(tmp_path).index.batch_starts) > 5
+    assert sum(map(open_dataset(tmp_path).batch_count, range(2))) > 4
     assert problems(tmp_path) == []
 
 

@@ -53,21 +53,26 @@ def test_the_index_describes_the_rows_in_their_order(one: list[Row], two: list[R
     for format in FORMATS:
         with tempfile.TemporaryDirectory() as folder:
             data = make_dataset(Path(folder), [one, two], format)
-            index = data.index
             lengths = [[0] if row.patch_lengths is None else row.patch_lengths.tolist() for row in rows]
             wanted = {
-                "shard": [0] * len(one) + [1] * len(two),
                 "bytes": [len(row.text) for row in rows],
                 "patches": [0 if row.patch_lengths is None else len(row.patch_lengths) for row in rows],
                 "last_patch": [of[-1] for of in lengths],
                 "part": [row.part for row in rows],
                 "last": [n + 1 == len(rows) or rows[n + 1].part == 0 for n in range(len(rows))],
             }
-            assert {name: getattr(index, name).tolist() for name in wanted} == wanted
-            assert [data.subset_names[code] for code in index.subset] == [row.subset for row in rows]
-            for n, row in enumerate(rows):
-                columns = data.batch(int(index.shard[n]), int(index.batch[n]))
-                place = int(index.row[n])
+            indexes = [data.shard_index(shard) for shard in (0, 1)]
+            for name, values in wanted.items():
+                assert [value for index in indexes for value in getattr(index, name).tolist()] == values, name
+            subsets = [index.subset_names[code] for index in indexes for code in index.subset]
+            assert subsets == [row.subset for row in rows]
+            places = [
+                (n, int(index.batch[k]), int(index.row[k]))
+                for n, index in enumerate(indexes)
+                for k in range(len(index))
+            ]
+            for (shard, batch, place), row in zip(places, rows, strict=True):
+                columns = data.batch(shard, batch)
                 assert (columns.id(place), columns.text(place).tobytes()) == (row.id, row.text)
 
 
@@ -90,7 +95,7 @@ def test_batches_are_views_and_outlive_their_reader(tmp_path: Path, format, monk
 def test_subsets_that_appear_late_are_known_in_every_batch(tmp_path: Path, format) -> None:
     rows = [Row(str(n), f"subset {n // 2}", b"t" * 700_000) for n in range(6)]
     data = make_dataset(tmp_path, [rows, rows[::-1]], format, patching=NONE)
-    assert len(data.index.batch_starts) == 13
+    assert [data.batch_count(shard) for shard in (0, 1)] == [6, 6]
     assert data.batch(0, 5).subset(0) == "subset 2"
     assert data.batch(0, 0).subset(0) == "subset 0"
     assert [row.subset[-1] for row in data.rows()] == [*"012012", *"210012"]

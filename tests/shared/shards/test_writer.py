@@ -100,7 +100,7 @@ def test_batches_close_by_bytes_and_by_rows(tmp_path: Path) -> None:
 def layout(folder: Path, rows: list[Row], format: ShardFormat = "arrow") -> list[str]:
     """The ids of the rows of each batch of a shard, one after the other."""
     data = make_dataset(folder, [rows], format, patching=NONE)
-    return ["".join(data.batch(0, batch).ids.to_pylist()) for batch in range(len(data.index.batch_starts) - 1)]
+    return ["".join(data.batch(0, batch).ids.to_pylist()) for batch in range(data.batch_count(0))]
 
 
 HALF = b"t" * (BATCH_BYTES // 2)
@@ -150,7 +150,7 @@ def test_the_rows_of_a_subset_in_a_batch_are_consecutive_and_in_their_order(rows
         patch.setattr(writer, "BATCH_BYTES", 40)
         patch.setattr(writer, "HELD_ROWS", 4)
         data = make_dataset(Path(folder), [rows])
-        found, index = list(data.rows()), data.index
+        found, index = list(data.rows()), data.shard_index(0)
         for name in {row.subset for row in rows}:
             assert_same_rows([row for row in found if row.subset == name], [row for row in rows if row.subset == name])
         runs = np.flatnonzero(np.diff(index.batch, prepend=-1) | np.diff(index.subset, prepend=-1))

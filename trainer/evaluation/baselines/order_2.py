@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from shared.model_folder.identity import ENTROPY_MODEL_FOLDER
+from shared.shards.content import with_last
 from shared.shards.in_memory import Documents
 from shared.vocabulary import BOS, OFFSET, VOCABULARY_SIZE, without_named
 from trainer.evaluation.baselines.compressors import stream_size, target_texts
@@ -31,22 +32,22 @@ def token_chunks(dataset: Documents) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
     Rows of the first array: the token two before, the token before, the target. Before a document there is BOS only.
     """
-    index = dataset.index
+    codes = {name: code for code, name in enumerate(dataset.subset_names)}
     pieces: list[np.ndarray] = []
     is_target: list[np.ndarray] = []
     owners: list[int] = []
     held, before = 0, np.full(2, BOS, np.int16)
-    for number, row in enumerate(dataset.rows()):
-        pieces.append(without_named(row.tokens(bool(index.last[number]))))
-        is_target.append(row.target_mask(bool(index.last[number])))
-        owners.append(number)
+    for row, last in with_last(dataset.rows()):
+        pieces.append(without_named(row.tokens(last)))
+        is_target.append(row.target_mask(last))
+        owners.append(codes[row.subset])
         held += len(pieces[-1])
         if held >= CHUNK:
-            yield _contexts(before, pieces, is_target, index.subset[owners])
+            yield _contexts(before, pieces, is_target, np.array(owners, np.int32))
             before = np.concatenate([before, *pieces])[-2:]
             pieces, is_target, owners, held = [], [], [], 0
     if pieces:
-        yield _contexts(before, pieces, is_target, index.subset[owners])
+        yield _contexts(before, pieces, is_target, np.array(owners, np.int32))
 
 
 def _contexts(

@@ -70,15 +70,24 @@ def picture_of(datasets: Mapping[str, Dataset]) -> Picture | None:
 
 def _chosen(dataset: Dataset) -> Row | None:
     """The first whole plain document of the largest subset that is long enough; of shorter ones the longest."""
-    index = dataset.index
-    sizes = np.bincount(index.subset, weights=index.bytes, minlength=1)
-    fits = np.flatnonzero((index.part == 0) & index.last & (index.tokens == index.bytes))
-    own = fits[index.subset[fits] == sizes.argmax()]
-    if not len(own):
+    if not dataset.subsets:
         return None
-    number = own[np.minimum(index.bytes[own], LENGTH).argmax()]
-    columns = dataset.batch(int(index.shard[number]), int(index.batch[number]))
-    return columns_row(columns, int(index.row[number]))
+    largest = max(dataset.subsets, key=lambda name: dataset.subsets[name].bytes)
+    runs = dataset.runs(dataset.subset_names.index(largest))
+    longest, place = 0, None
+    for shard, row, rows in zip(runs.shard.tolist(), runs.row.tolist(), runs.rows.tolist()):
+        index, own = dataset.shard_index(shard), slice(row, row + rows)
+        whole = (index.part[own] == 0) & index.last[own] & (index.tokens[own] == index.bytes[own])
+        sizes = np.where(whole, np.minimum(index.bytes[own], LENGTH), 0)
+        if sizes.max() > longest:
+            found = int(sizes.argmax())
+            longest, place = int(sizes[found]), (shard, int(index.batch[row + found]), int(index.row[row + found]))
+        if longest == LENGTH:
+            break
+    if place is None:
+        return None
+    shard, batch, number = place
+    return columns_row(dataset.batch(shard, batch), number)
 
 
 def datasets_of(results: Results, folder: Path) -> dict[str, Dataset]:
