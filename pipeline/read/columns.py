@@ -2,7 +2,7 @@
 
 import base64
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
@@ -11,7 +11,7 @@ from uuid import UUID
 
 from pipeline.read.chat import COLUMNS, chat_of
 from pipeline.read.values import BadRecord, encoded
-from pipeline.records import Option, Place, Record, Text
+from pipeline.records import Option, Place, Record, Records, Text
 from pipeline.settings import ReadSettings
 from shared.io.identity import canonical_json
 from shared.shards.document import DEFAULT_SUBSET
@@ -69,6 +69,70 @@ def record_of(
         lacks=lacking(values, reading),
         replaced=passing.replaced,
     )
+
+
+def records_in(
+    path: str,
+    place: Callable[[int], Place],
+    column: Callable[[str], Sequence[Any]],
+    row: Callable[[int], Mapping[str, Any]],
+    texts: Sequence[bytes],
+    reading: ReadSettings,
+    otherwise: Callable[[int], str],
+    sizes: Sequence[int],
+) -> Records:
+    """The records of plain text of some rows of one file, as `record_of` makes each.
+
+    ``column`` gives the values of a column (None where it is not there), ``row`` all values of a row.
+    """
+    columns = dict(_named_columns(reading))
+    ids = _names(column(reading.id_column))
+    if ids is None and "id" not in columns and all(value is None for value in column(reading.id_column)):
+        ids = [""] * len(texts)
+    subsets = _subsets(path, column, reading)
+    keys = None if reading.split_key is None else column(reading.split_key)
+    if ids is None or subsets is None or reading.meta or not all(isinstance(key, str) for key in keys or ()):
+        # Values that are not plain names, or others besides: each record is looked at by itself.
+        return Records.of(
+            [
+                record_of(place(n), row(n), (text, None), reading, otherwise(n), size)
+                for n, (text, size) in enumerate(zip(texts, sizes))
+            ]
+        )
+    return Records(
+        place,
+        [id or otherwise(number) for number, id in enumerate(ids)],
+        subsets,
+        texts,
+        sizes,
+        keys=None if keys is None else [key.encode("utf-8", "surrogatepass") for key in keys],
+    )
+
+
+def _names(values: Sequence[Any]) -> Sequence[str] | None:
+    """Values that are names as they are; None unless all are."""
+    if not all(isinstance(value, str) and value for value in values):
+        return None
+    try:
+        "".join(values).encode()
+    except UnicodeEncodeError:
+        return None
+    return values
+
+
+def _subsets(path: str, column: Callable[[str], Sequence[Any]], reading: ReadSettings) -> Sequence[str] | None:
+    """The subsets of rows of which all or none has a plain name in each column that is looked at; None for others."""
+    if (named := named_subset(path, reading)) is not None:
+        return [named] * len(column(reading.id_column))
+    given = reading.subset_column
+    for name in SUBSET_COLUMNS if given is None else (given,):
+        values = column(name)
+        taken = name in (*body_columns(reading), reading.id_column)
+        if given is None and (taken or all(value is None for value in values)):
+            continue
+        names = _names(values)
+        return None if names is None or any("\0" in one for one in set(names)) else names
+    return [DEFAULT_SUBSET] * len(column(reading.id_column))
 
 
 def text_record(path: str, text: Text, reading: ReadSettings, offset: int | None = None) -> Record:

@@ -1,7 +1,7 @@
 """Lines of a byte range of a file, with number and offset, in bounded memory."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +23,29 @@ class Line:
     """Set for the rest of a damaged stream: what is wrong. Such a line may be empty."""
 
 
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Consecutive lines without their newlines, all of them whole."""
+
+    number: int
+    """Of the first."""
+    offset: int
+    """Of the first."""
+    data: Sequence[bytes]
+
+    def __iter__(self) -> Iterator[Line]:
+        offset = self.offset
+        for number, data in enumerate(self.data, self.number):
+            yield Line(number, offset, data, len(data))
+            offset += len(data) + 1
+
+
 def lines(
     content: Iterator[bytes], begin: int, end: int | None, number: int, longest: int = LONGEST_RECORD
-) -> Iterator[Line]:
+) -> Iterator[Line | Lines]:
     """The lines that start in [begin, end) of the content; ``end`` None is the end of the content.
+
+    Those inside a chunk of it come together.
 
     ``content`` yields bytes from ``max(begin - 1, 0)`` on: a range that begins inside a line leaves that line to the
     range before. ``number`` is that of the line in which the byte at ``begin`` lies if the byte before is no newline,
@@ -42,6 +61,18 @@ def lines(
             at = 0
             while at < len(chunk):
                 newline = chunk.find(b"\n", at)
+                if newline >= 0 and not skipping and not line.size and len(chunk) <= longest:
+                    # So many whole lines begin here, the last of them before ``end``.
+                    stop = chunk.rfind(b"\n")
+                    if end is not None and offset + stop + 1 > end:
+                        stop = chunk.find(b"\n", max(newline, end - offset - 1))
+                    yield (found := Lines(number, offset + at, chunk[at:stop].split(b"\n")))
+                    number += len(found.data)
+                    line = Growing(longest, offset + stop + 1)
+                    if end is not None and line.offset >= end:
+                        return
+                    at = stop + 1
+                    continue
                 stop = len(chunk) if newline < 0 else newline
                 if not skipping:
                     line.add(chunk[at:stop])

@@ -165,14 +165,14 @@ def _not_as_named(file: SourceFile, checked: Checked, kind: Kind, reading: ReadS
 
 def _json_lines(
     file: SourceFile, piece: Piece, checked: Checked, reading: ReadSettings
-) -> Iterator[Record | DeadLetter]:
+) -> Iterator[Record | Records | DeadLetter]:
     end = None if piece is file.pieces[-1] else piece.end
     numbered = piece.first_line is not None
     found = lines(checked.lines(piece), piece.begin, end, piece.first_line or 1)
     yield from parse_lines(file.path, found, reading, numbered)
 
 
-def _json(file: SourceFile, checked: Checked, reading: ReadSettings) -> Iterator[Record | DeadLetter]:
+def _json(file: SourceFile, checked: Checked, reading: ReadSettings) -> Iterator[Record | Records | DeadLetter]:
     """JSON of any layout; a remote file may turn out to have a record a line."""
     name = named(PurePosixPath(file.path).name)
     content = checked.content()

@@ -10,7 +10,7 @@ from pipeline.read.formats.arrow_rows import records_of, text_problem, wanted_na
 from pipeline.read.formats.expansion import Expansion
 from pipeline.read.storage import DATA_ERRORS, damaged_range, open_arrow, reason_in
 from pipeline.read.streams import expands, too_large
-from pipeline.records import DeadLetter, Place, Record
+from pipeline.records import DeadLetter, Place, Record, Records
 from pipeline.settings import ReadSettings
 from shared.shards.formats.arrow_messages import DamagedMessages, Message, messages
 
@@ -36,7 +36,7 @@ def batch_ranges(location: str) -> Callable[[int, int], list[tuple[int, int]]]:
     return lambda begin, end: [*shared, *batches[begin:end]]
 
 
-def read_arrow(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterator[Record | DeadLetter]:
+def read_arrow(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterator[Record | Records | DeadLetter]:
     """The rows of record batches [begin, end). A file that cannot be opened, or has no text, is one dead letter."""
     last = piece is file.pieces[-1]
     with open_arrow(file.full_path) as source:
@@ -89,7 +89,7 @@ def _batch(
     row: int,
     names: list[str],
     reading: ReadSettings,
-) -> Iterator[Record | DeadLetter]:
+) -> Iterator[Record | Records | DeadLetter]:
     done = 0
     try:
         used = message.body + sum(part.body for part in dictionaries)
@@ -99,7 +99,7 @@ def _batch(
         batch = _decoded(source, schema, dictionaries, message)
         for found in records_of(batch, names, file.path, row, reading, Expansion(used, reading.max_ratio)):
             yield found
-            done += 1
+            done += len(found) if isinstance(found, Records) else 1
     except DATA_ERRORS as error:
         first, end = row + done, row + message.rows
         reason = f"a damaged batch: {reason_in(error)}; rows {first} to {end - 1} are lost"

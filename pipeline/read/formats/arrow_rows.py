@@ -1,16 +1,16 @@
 """Rows of Arrow batches to records: texts are taken from the buffers, and only the columns in use are looked at."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.read.chat import chat_problem
-from pipeline.read.columns import body_columns, body_of, record_of, wanted_columns, without_nan
+from pipeline.read.columns import body_columns, body_of, record_of, records_in, wanted_columns, without_nan
 from pipeline.read.formats.expansion import Expansion
 from pipeline.read.values import BadRecord
-from pipeline.records import LONGEST_RECORD, DeadLetter, Place, Record, dead_letter
+from pipeline.records import LONGEST_RECORD, DeadLetter, Place, Record, Records, dead_letter
 from pipeline.settings import ReadSettings
 from shared.shards.formats.expansion import shares, sizes
 
@@ -54,8 +54,8 @@ def records_of(
     first_row: int,
     reading: ReadSettings,
     expansion: Expansion,
-) -> Iterator[Record | DeadLetter]:
-    """The records of a batch whose first row has this number in its file, one for each row.
+) -> Iterator[Record | Records | DeadLetter]:
+    """The records of a batch whose first row has this number in its file, one for each row, in order.
 
     Raises pa.ArrowInvalid for a batch that contradicts itself, before any of its rows is yielded, and before rows with
     which it expands too far.
@@ -71,10 +71,37 @@ def records_of(
         shared = 0 if ends is None else int(ends[end]) - int(ends[begin])
         expansion.add(shared + sum(column.slice(begin, end - begin).nbytes for column in plain))
         values = {name: _values(column) for name, column in zip(columns, held)}
-        for i, data in enumerate([None] * (end - begin) if texts is None else _texts(texts)):
-            place = Place(path, row=first_row + begin + i)
-            found = {name: column[i] for name, column in values.items()}
-            yield _record(place, found, data, reading)
+        data = [None] * (end - begin) if texts is None else _texts(texts)
+        yield from _block_records(path, first_row + begin, values, data, reading)
+
+
+def _block_records(
+    path: str, first: int, values: Mapping[str, list[Any]], texts: Sequence[bytes | None], reading: ReadSettings
+) -> Iterator[Record | Records | DeadLetter]:
+    """The records of some rows, together unless there is one without a text."""
+
+    def place(n: int) -> Place:
+        return Place(path, row=first + n)
+
+    def row(n: int) -> dict[str, Any]:
+        return {name: column[n] for name, column in values.items()}
+
+    whole = [text for text in texts if text is not None and len(text) <= LONGEST_RECORD]
+    if len(whole) == len(texts):
+        nothing = [None] * len(texts)
+        sizes = list(map(len, whole))
+        yield records_in(
+            path,
+            place,
+            lambda name: values.get(name, nothing),
+            row,
+            whole,
+            reading,
+            lambda n: f"{path}:{first + n}",
+            sizes,
+        )
+    else:
+        yield from (_record(place(n), row(n), text, reading) for n, text in enumerate(texts))
 
 
 def _shared_ends(columns: list[pa.Array]) -> np.ndarray | None:

@@ -1,27 +1,91 @@
 """One line of JSON to one record, or to a dead letter that says what is wrong with it."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
-from pipeline.read.columns import body_of, record_of
-from pipeline.read.lines import Line
+from pipeline.read.columns import body_of, record_of, records_in
+from pipeline.read.lines import Line, Lines
 from pipeline.read.values import BadRecord, kind
-from pipeline.records import LONGEST_RECORD, DeadLetter, Place, Record, dead_letter
+from pipeline.records import LONGEST_RECORD, DeadLetter, Place, Record, Records, dead_letter
 from pipeline.settings import ReadSettings
 from shared.io.file_types import BYTE_ORDER_MARK, to_utf8, wide_encoding
 
+_SPACE = b" \t\r"
+_TOGETHER = 2**10
+"""Lines whose values become columns at once."""
+_scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
+"""What json.loads does after it has passed over whitespace: the value that begins at a character, and where it ends."""
+
 
 def parse_lines(
-    path: str, found: Iterator[Line], reading: ReadSettings, numbered: bool = True
-) -> Iterator[Record | DeadLetter]:
+    path: str, found: Iterator[Line | Lines], reading: ReadSettings, numbered: bool = True
+) -> Iterator[Record | Records | DeadLetter]:
     """Records of lines. Blank lines are no records. Without numbers, places and ids give the offset only."""
-    for line in found:
-        place = Place(path, line.number if numbered else None, line.offset)
-        data = _without_mark(line)
-        if data or line.damage is not None or line.sha256 is not None:
-            yield _parsed(place, line, data, reading, f"{line.size} bytes in one line", "the line")
+    for some in found:
+        if isinstance(some, Lines):
+            offset = some.offset
+            for first in range(0, len(some.data), _TOGETHER):
+                data = some.data[first : first + _TOGETHER]
+                yield from _parsed_lines(path, Lines(some.number + first, offset, data), reading, numbered)
+                offset += sum(map(len, data)) + len(data)
+        elif some.damage is None and some.sha256 is None:
+            yield from _parsed_lines(path, Lines(some.number, some.offset, [some.data]), reading, numbered)
+        else:
+            place = Place(path, some.number if numbered else None, some.offset)
+            yield _parsed(place, some, some.data, reading, f"{some.size} bytes in one line", "the line")
+
+
+def _parsed_lines(
+    path: str, lines: Lines, reading: ReadSettings, numbered: bool
+) -> Iterator[Record | Records | DeadLetter]:
+    """Records of whole lines; together as far as nothing is wrong with any."""
+    data = [line.strip(_SPACE) for line in lines.data]
+    if lines.offset == 0:
+        data[0] = lines.data[0].removeprefix(BYTE_ORDER_MARK).strip(_SPACE)
+    numbers = [number for number, line in enumerate(data) if line]
+    found = _texts_in([data[number] for number in numbers], reading) if reading.chat is None else None
+    if found is None:
+        for line, own in zip(lines, data):
+            if own:
+                place = Place(path, line.number if numbered else None, line.offset)
+                yield _parsed(place, line, own, reading, "", "the line")
+        return
+    values, texts = found
+    offsets = list(accumulate((len(line) + 1 for line in lines.data), initial=lines.offset))
+
+    def place_of(n: int) -> Place:
+        return Place(path, lines.number + numbers[n] if numbered else None, offsets[numbers[n]])
+
+    if numbers:
+        yield records_in(
+            path,
+            place_of,
+            lambda name: [value.get(name) for value in values],
+            values.__getitem__,
+            texts,
+            reading,
+            lambda n: _otherwise(place_of(n)),
+            [len(data[number]) for number in numbers],
+        )
+
+
+def _texts_in(lines: Sequence[bytes], reading: ReadSettings) -> tuple[list[dict[str, Any]], list[bytes]] | None:
+    """The objects in some lines, and the text of each; None where anything is wrong with any."""
+    values: list[dict[str, Any]] = []
+    try:
+        for line in lines:
+            text = line.decode()
+            value, end = _scan(text, 0)
+            if end != len(text) or not isinstance(value, dict):
+                return None
+            values.append(value)
+        # A value that is no string has no `encode`, and one with half a surrogate cannot be encoded.
+        return values, [value[reading.text_column].encode() for value in values]
+    except (ValueError, RecursionError, StopIteration, KeyError, AttributeError):
+        return None
 
 
 def parse_values(path: str, found: Iterator[Line], reading: ReadSettings) -> Iterator[Record | DeadLetter]:
@@ -43,10 +107,6 @@ def _parsed(place: Place, line: Line, data: bytes, reading: ReadSettings, size: 
         return dead_letter(place, str(bad), line.data)
 
 
-def _without_mark(line: Line) -> bytes:
-    return (line.data.removeprefix(BYTE_ORDER_MARK) if line.offset == 0 else line.data).strip(b" \t\r")
-
-
 def _of_line(place: Place, reason: str, line: Line) -> DeadLetter:
     letter = dead_letter(place, reason, line.data)
     return replace(letter, size=line.size, sha256=line.sha256 or letter.sha256)
@@ -55,9 +115,13 @@ def _of_line(place: Place, reason: str, line: Line) -> DeadLetter:
 def parse(place: Place, data: bytes, reading: ReadSettings, what: str = "the line") -> Record:
     """The record in a line, or in a value. Raises BadRecord with the reason."""
     values = json_object(data, what)
+    return record_of(place, values, body_of(values, reading), reading, _otherwise(place), len(data))
+
+
+def _otherwise(place: Place) -> str:
+    """The id of a record that brings none."""
     number = place.row if place.line is None else place.line
-    otherwise = f"{place.path}:@{place.offset}" if number is None else f"{place.path}:{number}"
-    return record_of(place, values, body_of(values, reading), reading, otherwise, len(data))
+    return f"{place.path}:@{place.offset}" if number is None else f"{place.path}:{number}"
 
 
 def json_object(data: bytes, what: str) -> dict[str, Any]:

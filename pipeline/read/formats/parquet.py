@@ -11,7 +11,7 @@ from pipeline.read.formats.arrow_rows import BYTES_AT_ONCE, ROWS_AT_ONCE, record
 from pipeline.read.formats.expansion import Expansion
 from pipeline.read.storage import DATA_ERRORS, damaged_range, open_arrow, reason_in
 from pipeline.read.streams import expands, too_large
-from pipeline.records import DeadLetter, Place, Record
+from pipeline.records import DeadLetter, Place, Record, Records
 from pipeline.settings import ReadSettings
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _range(metadata: Any, size: int) -> tuple[int, int]:
     return begin, min(max(max(ends, default=0), begin), size)
 
 
-def read_parquet(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterator[Record | DeadLetter]:
+def read_parquet(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterator[Record | Records | DeadLetter]:
     """The rows of row groups [begin, end). A file that cannot be opened, or has no text, is one dead letter."""
     rows = 1
     with open_arrow(file.full_path) as source:
@@ -86,7 +86,7 @@ def _row_group(
     names: list[str],
     paths: list[str],
     reading: ReadSettings,
-) -> Iterator[Record | DeadLetter]:
+) -> Iterator[Record | Records | DeadLetter]:
     """The rows of one row group, whose first row has this number; ``paths`` are those of all columns in the file."""
     metadata = table.metadata.row_group(group)
     row, end = first, first + metadata.num_rows
@@ -101,7 +101,7 @@ def _row_group(
         for batch in batches if at_once == ROWS_AT_ONCE else _together(batches):
             for found in records_of(batch, names, file.path, row, reading, expansion):
                 yield found
-                row += 1
+                row += len(found) if isinstance(found, Records) else 1
     except DATA_ERRORS as error:
         reason = f"row group {group}: {reason_in(error)}; rows {row} to {end - 1} are lost"
     else:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.input_trees import one_by_one
 from helpers.pipeline_helpers import STATIC, counts, letters, preprocess, write_jsonl
 from helpers.rewriting_examples import SCORED, files, make_place, run, sides
 from hypothesis import given, settings
@@ -43,7 +44,7 @@ TURNS = [
 
 def parse(record: object, reading: ReadSettings = CHAT) -> Record | DeadLetter:
     data = json.dumps(record).encode()
-    (found,) = parse_lines("a.jsonl", iter([Line(1, 0, data, len(data))]), reading)
+    (found,) = one_by_one(parse_lines("a.jsonl", iter([Line(1, 0, data, len(data))]), reading))
     return found
 
 

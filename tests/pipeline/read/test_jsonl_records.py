@@ -1,17 +1,22 @@
 """One line of JSON: the record in it, or the reason why there is none."""
 
 import pytest
+from helpers.input_trees import one_by_one
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from pipeline.read.formats import jsonl
 from pipeline.read.formats.jsonl import parse_lines
-from pipeline.read.lines import Line
-from pipeline.records import DeadLetter, Record, Records, splits_of
+from pipeline.read.lines import Line, Lines
+from pipeline.read.values import BadRecord
+from pipeline.records import DeadLetter, Place, Record, Records, dead_letter, splits_of
 from pipeline.settings import ReadSettings
 
 GOLDEN = [25, 28, 43, 46, 48, 61, 66, 78]
 
 
 def parse(data: bytes, offset: int = 0, **options) -> Record | DeadLetter | None:
-    found = list(parse_lines("a.jsonl", iter([Line(7, offset, data, len(data))]), ReadSettings(**options)))
+    found = list(one_by_one(parse_lines("a.jsonl", iter([Line(7, offset, data, len(data))]), ReadSettings(**options))))
     assert len(found) <= 1
     return found[0] if found else None
 
@@ -104,3 +109,54 @@ def test_the_validation_split_is_by_content_or_key_and_stable_for_ever():
     )
     assert all(by_key[i] == by_key[i % 50] for i in range(1000))
     assert 0 < by_key.count("validation") < 1000
+
+
+LINES = [
+    b'{"text": "a", "id": "1", "lang": "en"}',
+    b' {"text": "b", "id": "2", "lang": "fr", "n": 1}\r',
+    b'{"text": "", "id": "3", "lang": "en"}',
+    b'{"text": "c", "id": 4, "lang": "en"}',
+    b'{"text": "d", "id": 0}',
+    b'{"text": "e", "lang": "", "source": "web"}',
+    b'{"text": "f", "id": "\\ud800", "lang": "a\\u0000b", "n": "key"}',
+    b'{"text": "g", "text": "h", "id": ""}',
+    b'{"text": "half \\ud800"}',
+    b'{"text": null, "id": "5"}',
+    b'{"id": "6"}',
+    b'{"text": "i"} {}',
+    b'{"text": "j",',
+    b'{"text": "k", "n": ' + b"1" * 5000 + b"}",
+    b"[" * 2000,
+    b"\xff",
+    b"7",
+    b"  ",
+    b"",
+]
+OPTIONS = [
+    {},
+    {"meta": True},
+    {"id_column": "n"},
+    {"split_key": "n"},
+    {"subset_column": "lang"},
+    {"subset": "all"},
+    {"text_column": "lang"},
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.sampled_from(LINES[:3]) | st.sampled_from(LINES), max_size=8),
+    st.sampled_from(OPTIONS),
+    st.booleans(),
+)
+def test_lines_that_are_read_together_are_as_each_alone(data: list[bytes], options: dict, numbered: bool) -> None:
+    reading = ReadSettings(**options)
+    wanted: list[Record | DeadLetter] = []
+    for line in (lines := Lines(7, 100, data)):
+        if stripped := line.data.strip():
+            place = Place("a.jsonl", line.number if numbered else None, line.offset)
+            try:
+                wanted.append(jsonl.parse(place, stripped, reading))
+            except BadRecord as bad:
+                wanted.append(dead_letter(place, str(bad), line.data))
+    assert list(one_by_one(parse_lines("a.jsonl", iter([lines]), reading, numbered))) == wanted

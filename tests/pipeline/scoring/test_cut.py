@@ -5,15 +5,17 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.records import Place, Record
+from pipeline.records import Place, Record, Records
 from pipeline.scoring.cut import Document, Piece, cut
 from shared.patching import PatchingSettings, patch_lengths
 from shared.shards.content import check_row, with_last
 from shared.shards.document import Row
 from shared.shards.rows import Rows
+from shared.shards.spans import spans_of
 from shared.vocabulary import document_tokens
 
 
@@ -69,6 +71,36 @@ def test_the_threshold_of_the_subset_is_used():
         row.patch_lengths.tolist()
         == patch_lengths(document_tokens(b"abcd"), PatchingSettings(rule="entropy", theta=2.5), entropies).tolist()
     )
+
+
+@pytest.mark.parametrize(
+    "patching",
+    [
+        PatchingSettings(rule="static", stride=3, max_length=5),
+        PatchingSettings(rule="static", stride=1),
+        PatchingSettings(rule="space", max_length=4),
+        PatchingSettings(rule="space", min_length=3, max_length=9),
+        PatchingSettings(rule="byte"),
+        PatchingSettings(rule="none"),
+    ],
+    ids=lambda patching: f"{patching.rule}-{patching.min_length}",
+)
+def test_records_that_come_together_are_cut_as_each_alone(monkeypatch, patching: PatchingSettings) -> None:
+    monkeypatch.setattr("pipeline.scoring.cut.TOGETHER", 64)
+    rng = np.random.default_rng(1)
+    texts = [bytes(rng.choice(list(b"ab ,\n\xc3\xa4"), 1 + n % 60).tolist()) for n in range(199)]
+    chat = {n: spans_of([(1, 260, False), (len(texts[n]), None, True)]) for n in range(0, 199, 7)}
+    spans = [chat.get(n) for n in range(199)]
+    for own in (None, spans):
+        records = Records(lambda _: Place("f"), [str(n) for n in range(199)], ["s"] * 199, texts, [9] * 199, spans=own)
+        found = each_row(cut([records], patching))
+        assert [row.id for row, _ in found] == list(records.ids)
+        for number, (row, last) in enumerate(found):
+            assert (row.text, row.part, last) == (texts[number], 0, True)
+            if patching.patched:
+                assert row.patch_lengths.tolist() == patch_lengths(row.tokens(True), patching).tolist()
+            else:
+                assert row.patch_lengths is None
 
 
 def test_short_documents_are_cut_together_as_each_alone(monkeypatch):

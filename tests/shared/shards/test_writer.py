@@ -12,14 +12,16 @@ import pytest
 import webdataset
 from helpers.shard_examples import FORMATS, NONE, assert_same_rows, by_subset, cut, document, make_dataset, row_lists
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shared.io.identity import file_sha256
 from shared.patching.grid import quantise
 from shared.shards import writer
-from shared.shards.content import LONGEST_COUNTED, add_content_hashes
+from shared.shards.content import LONGEST_COUNTED, add_content_hashes, with_last
 from shared.shards.document import Row
 from shared.shards.index import read_index
 from shared.shards.manifest import ShardFormat, SubsetTotals
+from shared.shards.rows import rows_of
 from shared.shards.writer import BATCH_BYTES, BATCH_ROWS, write_shard
 
 
@@ -141,6 +143,24 @@ def test_rows_of_one_subset_stay_as_they_come(tmp_path: Path) -> None:
     assert layout(tmp_path, [Row("a", "x", HALF), *parts, *(Row(id, "x", HALF) for id in "bc")]) == [
         "ap", "pp", "pp", "bc"
     ]  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None)
+@given(row_lists(), st.integers(1, 6), st.integers(1, 6))
+def test_bytes_do_not_depend_on_which_rows_come_together(rows: list[Row], some: int, others: int) -> None:
+    ended = list(with_last(rows))
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as name:
+        patch.setattr(writer, "BATCH_BYTES", 40)
+        patch.setattr(writer, "HELD_BYTES", 100)
+        found = []
+        for size in (some, others):
+            folder = Path(name) / f"{len(found)}"
+            folder.mkdir()
+            with writer.ShardWriter(folder, "s", "arrow", "uint8") as shard:
+                for begin in range(0, len(ended), size):
+                    shard.add(rows_of(ended[begin : begin + size]))
+            found.append(contents(folder))
+        assert found[0] == found[1]
 
 
 @settings(max_examples=40, deadline=None)
