@@ -202,7 +202,7 @@ def test_the_budget_may_change_as_a_run_goes_on_and_the_rule_may_not(data: Path,
 
 def test_a_resumed_run_judges_as_one_that_never_stopped(data: Path, tmp_path: Path) -> None:
     """With a rule that finds spikes in ordinary steps, so that what the window holds shows in the result."""
-    strict = ("--guard.sigmas", "0.01", "--guard.budget", "99", "--guard.window", "3", "--optimizer.lr", "0.05")
+    strict = ("--guard.sigmas", "0.01", "--guard.budget", "99", "--guard.window", "3", "--optimizer.lr", "0.1")
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     assert run(data, whole, *strict) == 0
     assert run(data, halves, *strict) == 0
