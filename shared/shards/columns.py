@@ -1,6 +1,7 @@
 """One decoded record batch, whichever format it came from: what every reader of shards sees."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,11 @@ class Ragged:
 
     def __len__(self) -> int:
         return len(self.starts)
+
+    @cached_property
+    def views(self) -> tuple[memoryview, memoryview]:
+        """The buffer and the starts: a few bytes, or one number, are had several times as fast as of an array."""
+        return memoryview(self.buffer), memoryview(self.starts)
 
     def __getitem__(self, row: int) -> np.ndarray:
         """uint8 [n], read-only where the file is mapped."""

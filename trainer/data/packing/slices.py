@@ -50,7 +50,7 @@ class Recent(Generic[K, V]):
 CACHE_BYTES = 2**28
 ENDS_BYTES = 2**24
 """Memory for where the patches of rows end that were cut lately: many streams go on with them by turns."""
-SPECIAL_BYTE, SPECIAL_PATCH = np.zeros(1, np.uint8), np.ones(1, np.dtype("<u2")).view(np.uint8)
+SPECIAL_BYTE, SPECIAL_PATCH = b"\0", b"\1\0"
 """Where BOS or BOE begins a slice, and the patch that BOE is, as it would be stored."""
 
 
@@ -165,22 +165,33 @@ class SliceReader:
 
     def pieces(self, slices: Slices, patched: bool) -> Pieces:
         """What slices hold. Raises DatasetError that names shard and document where the data is damaged."""
-        text, lengths = [np.zeros(0, np.uint8)], [np.zeros(0, np.uint8)]
-        plain = slices.documents.plain
+        # One loop of few steps, and bytes in place of small arrays: packs of short documents have hundreds of slices.
+        text: list[bytes | memoryview] = []
+        lengths: list[bytes | memoryview] = []
+        plain, starts = slices.documents.plain.tolist(), slices.starts.tolist()
+        batches: dict[tuple[int, int], BatchColumns] = {}
         previous = -1
         for number, shard, batch, row, low, high, first, last in self._row_parts(slices).T.tolist():
-            columns = self._batches[shard, batch]
+            columns = batches.get((shard, batch))
+            if columns is None:
+                columns = batches[shard, batch] = self._batches[shard, batch]
             if number != previous:
                 text.append(SPECIAL_BYTE)
-                if slices.starts[number]:
+                if starts[number]:
                     lengths.append(SPECIAL_PATCH)
                 previous = number
-            text.append(columns.texts.part(row, low, high) if plain[number] else np.zeros(high - low, np.uint8))
+            if plain[number]:
+                buffer, begins = columns.texts.views
+                text.append(buffer[begins[row] + low : begins[row] + high])
+            else:
+                text.append(bytes(high - low))
             if patched:
                 if columns.lengths is None:
                     raise self.damaged(Place(shard, batch, row), "no patch lengths")
-                lengths.append(columns.lengths.part(row, 2 * first, 2 * last))
-        return Pieces(np.concatenate(text), np.concatenate(lengths).view("<u2"))
+                buffer, begins = columns.lengths.views
+                lengths.append(buffer[begins[row] + 2 * first : begins[row] + 2 * last])
+        found = bytearray().join(text), bytearray().join(lengths)
+        return Pieces(np.frombuffer(found[0], np.uint8), np.frombuffer(found[1], "<u2"))
 
     def _row_parts(self, slices: Slices) -> np.ndarray:
         """int64 [8, K]: the parts of rows that slices are made of.
@@ -189,18 +200,13 @@ class SliceReader:
         patches the first and one past the last. Nearly all documents are one row, and then K = S.
         """
         documents = slices.documents
-        parts = np.stack(
-            [
-                np.arange(len(documents)),
-                documents.shard,
-                documents.batch,
-                documents.row,
-                np.maximum(slices.starts, 1) - 1,  # BOS is not of the body
-                slices.stops - 1,
-                slices.first_patches,
-                slices.first_patches + slices.patches,
-            ]
-        )
+        parts = np.empty((8, len(documents)), np.int64)
+        parts[0] = np.arange(len(documents))
+        parts[1], parts[2], parts[3] = documents.shard, documents.batch, documents.row
+        parts[4] = np.maximum(slices.starts, 1) - 1  # BOS is not of the body
+        parts[5] = slices.stops - 1
+        parts[6] = slices.first_patches
+        parts[7] = slices.first_patches + slices.patches
         several = np.flatnonzero(documents.rows > 1).tolist()
         if not several:
             return parts
