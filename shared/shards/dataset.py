@@ -24,6 +24,7 @@ from shared.shards.index import (
     ShardIndex,
     difference,
     index_name,
+    index_totals,
     read_index,
     subset_totals,
 )
@@ -128,7 +129,7 @@ class Dataset:
 
     def shards(self) -> Iterator[Shard]:
         """Those of all shards, in order. Raises DatasetError."""
-        return (shard_of(row) for batch in self._table("shards").batches() for row in batch.to_pylist())
+        return map(shard_of, self._table("shards").rows())
 
     def histograms(self, number: int) -> dict[str, list[int]]:
         """Histograms of one shard by name. Raises DatasetError."""
@@ -163,7 +164,7 @@ class Dataset:
             # Taken out and put in again at the end: a dict in order of use, oldest first.
             if (index := self._indexes.pop(shard, None)) is None:
                 index, entry = self.stored_index(shard), self.shard(shard)
-                totals = sum(subset_totals(index).values(), SubsetTotals())
+                totals = index_totals(index)
                 for key in SubsetTotals.model_fields:
                     if (count := getattr(totals, key)) != (expected := getattr(entry.totals, key)):
                         raise DatasetError(

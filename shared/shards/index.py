@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
@@ -93,7 +93,27 @@ class ShardIndex(RowColumns):
 
     offset: np.ndarray
     """int64, of the row's first tar member; -1 in Arrow shards."""
-    subset_names: tuple[str, ...]
+    subset_names: Sequence[str]
+
+
+class MappedNames(Sequence[str]):
+    """Names in a mapped array, made when they are asked for: an index may name thousands, of which few are needed."""
+
+    def __init__(self, names: pa.StringArray) -> None:
+        self._names = names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @overload
+    def __getitem__(self, number: int) -> str: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[str]: ...
+    def __getitem__(self, number: int | slice) -> str | Sequence[str]:
+        if isinstance(number, slice):
+            return MappedNames(self._names[number])
+        name: str = self._names[number].as_py()
+        return name
 
 
 COLUMNS = tuple(field.name for field in fields(ShardIndex) if field.name != "subset_names")
@@ -174,9 +194,9 @@ def read_index(path: Path, rows: int | None = None) -> ShardIndex:
     index = ShardIndex(
         **columns,
         subset=subset.indices.to_numpy(),
-        subset_names=tuple(subset.dictionary.to_pylist()),
+        subset_names=MappedNames(subset.dictionary),
     )
-    if len(set(index.subset_names)) < len(index.subset_names):
+    if len(subset.dictionary.unique()) < len(subset.dictionary):
         raise DatasetError(f"{path} is damaged: it names a subset twice")
     starts = index.batch_starts
     if len(index) and (
@@ -238,8 +258,23 @@ def _range(index: ShardIndex, column: str, least: Any, most: Any) -> _Rule:
 
 def subset_totals(index: ShardIndex) -> dict[str, SubsetTotals]:
     """What an index adds up to by subset, as the manifest says it."""
+    names = len(index.subset_names)
+    sums = {key: np.bincount(index.subset, values, names).astype(np.int64) for key, values in _figures(index).items()}
+    return {
+        name: SubsetTotals(**{key: int(by_code[code]) for key, by_code in sums.items()})
+        for code, name in enumerate(index.subset_names)
+    }
+
+
+def index_totals(index: ShardIndex) -> SubsetTotals:
+    """What it adds up to in all."""
+    return SubsetTotals(**{key: int(values.sum(dtype=np.int64)) for key, values in _figures(index).items()})
+
+
+def _figures(index: ShardIndex) -> dict[str, np.ndarray]:
+    """What each row adds to the totals [rows]."""
     first = index.part == 0
-    figures = {
+    return {
         "documents": first,
         "rows": np.ones(len(index), np.int64),
         "bytes": index.bytes,
@@ -247,12 +282,6 @@ def subset_totals(index: ShardIndex) -> dict[str, SubsetTotals]:
         "specials": index.tokens - index.bytes,
         "ignored": index.tokens + index.last - index.targets,
         "ignored_bytes": index.bytes - index.target_bytes,
-    }
-    names = len(index.subset_names)
-    sums = {key: np.bincount(index.subset, values, names).astype(np.int64) for key, values in figures.items()}
-    return {
-        name: SubsetTotals(**{key: int(by_code[code]) for key, by_code in sums.items()})
-        for code, name in enumerate(index.subset_names)
     }
 
 

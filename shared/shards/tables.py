@@ -5,6 +5,7 @@ of shards in memory for one record batch: the runs, which come shard by shard an
 by counting in files of their own.
 """
 
+import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -69,7 +70,9 @@ ROW_BYTES = {"shards": 2**11, "runs": 64, "histograms": 2**13}
 SPARE_BYTES = 2**16
 _RUN_SUMS = ("rows", "documents", "tokens", "patches", "targets")
 """Columns of runs that add up to the totals of their subset."""
-CHUNK = 2**16
+ROWS_TOGETHER = 64
+"""Rows of a table that are Python objects at a time."""
+CHUNK = 2**13
 """Runs that are sorted or checked at a time."""
 
 
@@ -257,6 +260,12 @@ class Table:
         """All record batches in order. Raises DatasetError."""
         return map(self.batch, range(self._file.batches))
 
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """All rows in order, some at a time. Raises DatasetError."""
+        for batch in self.batches():
+            for first in range(0, len(batch), ROWS_TOGETHER):
+                yield from batch.slice(first, ROWS_TOGETHER).to_pylist()
+
     def batch(self, number: int) -> pa.RecordBatch:
         """One record batch. Raises DatasetError."""
         return self._file.read(number, self._file.rows(number) * ROW_BYTES[self.name] + SPARE_BYTES)
@@ -297,20 +306,23 @@ def check_table(table: Table, manifest: Manifest) -> None:
 
 
 def _shards_problem(table: Table, manifest: Manifest) -> str | None:
-    names: set[str] = set()
     content, on_disk, totals = 0, 0, SubsetTotals()
-    for row in (row for batch in table.batches() for row in batch.to_pylist()):
+    digests = np.zeros(manifest.shard_count, np.uint64)
+    for number, row in enumerate(table.rows()):
         try:
             shard = shard_of(row)
         except ValidationError as error:
-            return f"shard {len(names)}: {first_problem(error)}"
-        if shard.name in names:
-            return f"the shard {shard.name!r} is listed more than once"
+            return f"shard {number}: {first_problem(error)}"
         if (problem := shard.totals.problem) is not None:
             return f"shard {shard.name!r}: {problem}"
-        names.add(shard.name)
+        digests[number] = _digest(shard.name)
         content, on_disk = content + int(shard.content_hash, 16), on_disk + shard.bytes_on_disk
         totals += shard.totals
+    digests.sort()
+    # Eight bytes for each name: the names themselves may be more than a process should hold.
+    for twice in digests[1:][digests[1:] == digests[:-1]][:1].tolist():
+        names = [row["name"] for row in table.rows() if _digest(row["name"]) == twice]
+        return f"the shard {names[0]!r} is listed more than once"
     for what, found, wanted in (
         ("bytes on disk", on_disk, manifest.bytes_on_disk),
         ("content hash", content % CONTENT_MODULUS, manifest.content),
@@ -319,6 +331,10 @@ def _shards_problem(table: Table, manifest: Manifest) -> str | None:
         if found != wanted:
             return f"{what} of all shards: {found}, the manifest says {wanted}"
     return None
+
+
+def _digest(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
 def _runs_problem(table: Table, manifest: Manifest) -> str | None:
