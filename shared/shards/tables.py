@@ -72,7 +72,7 @@ _RUN_SUMS = ("rows", "documents", "tokens", "patches", "targets")
 """Columns of runs that add up to the totals of their subset."""
 ROWS_TOGETHER = 64
 """Rows of a table that are Python objects at a time."""
-CHUNK = 2**13
+CHUNK = 2**11
 """Runs that are sorted or checked at a time."""
 
 
