@@ -1,20 +1,21 @@
-"""From a listing of the input to splits: pure, by size, and never by the number of workers.
+"""From a listing of the input to splits: pure, by size alone, and never by the number of workers.
 
-A file is surveyed into pieces (byte ranges that begin at cuts, row groups, record batches, row ranges of our shards, or
-the whole file), and consecutive pieces are grouped into splits.
+No content is read for a plan. A file that can be cut is cut into ranges of its bytes on disk, and whoever reads one
+finds the lines, frames, row groups or record batches that are its own; small files that follow one another share a
+split. A plan is a few arrays: a split is an object only while it is looked at.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Self
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, overload
 
-from pydantic import ConfigDict, Field, model_validator
+import numpy as np
 
-from pipeline.settings import ReadSettings, SplitName
-from pipeline.stamp import Stamp
+from pipeline.files import Files, SourceFile
+from pipeline.settings import PipelineError
 from shared.io.identity import digest
-from shared.settings import Settings
-from shared.shards.manifest import Count
 
 SMALLEST_SPLIT = 2**20
 LARGEST_SPLIT = 64 * 2**20
@@ -25,145 +26,162 @@ SPLITS_WANTED = 8
 FEWEST_SPLITS = 4
 LEAST_OF_A_SMALL_INPUT = 2**18
 """An input below ``FEWEST_SPLITS * SMALLEST_SPLIT`` bytes has smaller splits, down to this size."""
-PIECES_OF_COMPRESSED = 16
-"""A compressed file has at most so many pieces: each reads it from the start."""
+FILES_OF_A_SPLIT = 4096
+"""At most so many small files share a split: each costs some time, however small it is."""
+MOST_FILES, MOST_PARTS = 10**7, 10**5
+"""That names of splits have digits for."""
 
 
-Kind = Literal["jsonl", "json", "text", "parquet", "arrow", "webdataset", "wet", "shard"]
-"""How a file is read."""
-
-
-SystemNumber = Annotated[int, Field(strict=True, ge=-(2**63), le=2**64)]
-"""What a file system says: times before 1970 are negative, inodes use all bits."""
-_ENTRY: ConfigDict = {"extra": "forbid"}
-"""Of what a plan has many of: slots, for an object of Settings takes four to ten times as much memory."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Piece:
-    """A range of one file.
+    """What a split has of a file: the bytes on disk in [begin, end); of our shards, those of text."""
 
-    Positions count bytes of (decompressed) content, row groups, record batches, or rows of one of our shards.
-    """
+    begin: int
+    end: int
+    first: bool = True
+    last: bool = True
 
-    __pydantic_config__: ClassVar[ConfigDict] = _ENTRY
+    def has(self, begin: int, end: int, size: int) -> bool:
+        """Whether what lies in [begin, end) of a file of ``size`` bytes, but for its edges, belongs here.
 
-    begin: Count
-    end: Count
-    bytes: Count
-    first_line: Count | None = 1
-    """1 + newlines before ``begin``; None where nobody has counted them."""
-    check: str = ""
-    """Of a piece among several of a local file: what its content is compared with while it is read (checked.py)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceFile:
-    """One file of the snapshotted input."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _ENTRY
-
-    root: str
-    """Absolute folder or URL that the relative path starts from; no part of the identity."""
-    path: str
-    kind: Kind
-    compression: Literal["none", "gzip", "zstd", "bzip2", "xz"] = "none"
-    size: Count
-    """Bytes on disk."""
-    mtime_ns: SystemNumber
-    """0 for remote files."""
-    changed_ns: SystemNumber = 0
-    inode: SystemNumber = 0
-    """Of local files, with which an earlier look at them is believed."""
-    sha256: str
-    """Of the content; empty for remote files, which are not read before they are needed."""
-    version: str = ""
-    """What the store of a remote file says about its version."""
-    pieces: tuple[Piece, ...]
-    cut_bytes: Count
-    """The distance of cuts that the pieces were surveyed for."""
-    shard: Count = 0
-    """Number in its dataset, for our own shards."""
-    split: SplitName | None = None
-    """Set where the input has decided already which split its records are in."""
-    query: str = ""
-    """What follows the path in a URL, as signed ones have it; no part of the identity."""
-
-    @property
-    def full_path(self) -> str:
-        """Where it is opened. May hold a signature: messages show ``shown``."""
-        return f"{self.root}/{self.path}{self.query}"
-
-    @property
-    def shown(self) -> str:
-        """Where it lies, for messages."""
-        return f"{self.root}/{self.path}"
-
-    @property
-    def stamp(self) -> Stamp:
-        return Stamp(self.size, self.mtime_ns, self.version, self.changed_ns, self.inode)
-
-    def identity(self) -> dict[str, Any]:
-        """What makes this file the same file, wherever it lies."""
-        fields = ("path", "kind", "size", "sha256", *(("version",) if self.version else ()), "split")
-        return {name: getattr(self, name) for name in fields}
+        Of the pieces of a file one does, whatever a damaged table of contents may say.
+        """
+        return self.begin <= min(max((begin + end) // 2, 0), max(size - 1, 0)) < self.end or (self.first and self.last)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """One unit of work: one shard for train, one for validation (more where a single piece is larger)."""
+    """One unit of work, with all that a worker needs to know of it: one shard for train, one for validation, or more
+    where these would be too large.
+    """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _ENTRY
+    number: int
+    """Its place in the plan."""
+    file: int
+    """Number of its first file in the sorted listing."""
+    part: int
+    parts: int
+    """Which part it is of how many that its file is cut into."""
+    files: tuple[SourceFile, ...]
+    """More than one only where ``parts`` is 1: small files that follow one another."""
+    bytes: int
 
-    number: Count
-    pieces: tuple[tuple[Count, Count], ...]
-    """(file, piece) pairs in order."""
-    bytes: Count
+    @property
+    def name(self) -> str:
+        """Of its marker and shards."""
+        return split_name(self.file, self.part)
+
+    @property
+    def piece(self) -> Piece:
+        """What it has of its file, or of each."""
+        if self.parts == 1:
+            return Piece(0, max(file.span for file in self.files))
+        span = self.files[0].span
+        step = -(-span // self.parts)
+        begin, end = min(self.part * step, span), min((self.part + 1) * step, span)
+        return Piece(begin, end, self.part == 0, self.part == self.parts - 1)
+
+    @property
+    def stamps(self) -> str:
+        """Digest of what the file system or store said of its files: equal while nobody has touched them."""
+        return digest([[file.path, *file.stamp.told()] for file in self.files])
 
 
-class Plan(Settings):
+class Splits(Sequence[Split]):
+    """The splits of some files, as arrays."""
+
+    def __init__(self, files: Files, split_bytes: int) -> None:
+        self._files = files
+        spans = files.column("span")
+        self._parts = np.where(files.column("cuttable"), np.maximum(-(-spans // split_bytes), 1), 1)
+        self._first, self._part, self._count = _grouped(self._parts, spans, split_bytes)
+        ends = np.append(0, np.cumsum(spans))
+        self.bytes = ends[self._first + self._count] - ends[self._first]
+        """int64 [splits]: of the input, in each."""
+        parts = self._parts[self._first]
+        step = -(-self.bytes // parts)
+        begin = np.minimum(step * self._part, self.bytes)
+        self.bytes = np.where(parts > 1, np.minimum(begin + step, self.bytes) - begin, self.bytes)
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    @overload
+    def __getitem__(self, at: int) -> Split: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Split]: ...
+    def __getitem__(self, at: int | slice) -> Split | list[Split]:
+        if isinstance(at, slice):
+            return [self[number] for number in range(*at.indices(len(self)))]
+        at = at + len(self) if at < 0 else at
+        if not 0 <= at < len(self):
+            raise IndexError(at)
+        first, count = int(self._first[at]), int(self._count[at])
+        return Split(
+            number=at,
+            file=first,
+            part=int(self._part[at]),
+            parts=int(self._parts[first]),
+            files=tuple(self._files[first : first + count]),
+            bytes=int(self.bytes[at]),
+        )
+
+    def with_any(self, files: np.ndarray) -> np.ndarray:
+        """Which splits have any of the files that are marked, bool [files]; bool [splits]."""
+        marked = np.append(0, np.cumsum(files))
+        return np.asarray(marked[self._first + self._count] > marked[self._first])
+
+    def file(self, at: int) -> int:
+        """The number of the first file of one split."""
+        return int(self._first[at])
+
+    def name(self, at: int) -> str:
+        """That of one split."""
+        return split_name(int(self._first[at]), int(self._part[at]))
+
+
+def split_name(file: int, part: int) -> str:
+    """Sorted by name, splits are in order."""
+    return f"{file:07d}-{part:05d}"
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
     """The snapshotted input and its splits."""
 
-    files: tuple[SourceFile, ...]
-    splits: tuple[Split, ...]
-    split_bytes: Count
-    skipped: dict[str, Count] = Field(default_factory=dict)
+    files: Files
+    split_bytes: int
+    skipped: Mapping[str, int] = field(default_factory=dict)
     """Files that are not read, by reason."""
-    examples: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    examples: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The names of some of them."""
     idle: tuple[str, ...] = ()
     """Options that do nothing with these files, each with why."""
 
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        for number, split in enumerate(self.splits):
-            if split.number != number:
-                raise ValueError(f"split {number} has the number {split.number}")
-            for file, piece in split.pieces:
-                if file >= len(self.files) or piece >= len(self.files[file].pieces):
-                    raise ValueError(f"split {number} names piece {piece} of file {file}, which is not in the plan")
-        return self
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "splits", Splits(self.files, self.split_bytes))
+
+    splits: Splits = field(init=False)
 
     @property
     def bytes(self) -> int:
-        return sum(split.bytes for split in self.splits)
-
-    def pieces(self, split: Split) -> Iterator[tuple[SourceFile, Piece]]:
-        for file, piece in split.pieces:
-            yield self.files[file], self.files[file].pieces[piece]
+        return int(self.splits.bytes.sum())
 
     def inputs_identity(self) -> dict[str, Any]:
-        """What stands for the input in the identity of a run: readable totals and one digest of everything."""
+        """What stands for the listing in the identity of a run: readable totals and one digest of everything.
+
+        Times and versions are no part of it: where they alone differ, content decides.
+        """
         return {
             "files": len(self.files),
-            "bytes": sum(file.size for file in self.files),
-            "sha256": digest([file.identity() for file in self.files]),
+            "bytes": int(self.files.column("size").sum()),
+            "sha256": self._digest,
             "split_bytes": self.split_bytes,
         }
 
-    def source_digest(self, reading: ReadSettings) -> str:
-        """Digest of the snapshotted inputs and of every option that decides which record goes where."""
-        return digest({"inputs": self.inputs_identity(), "reading": reading.model_dump(exclude={"split_bytes"})})
+    @cached_property
+    def _digest(self) -> str:
+        return self.files.digest()
 
 
 def split_size(total: int, wanted: int | None) -> int:
@@ -174,51 +192,37 @@ def split_size(total: int, wanted: int | None) -> int:
     return wanted or min(max(total // SPLITS_WANTED, smallest), LARGEST_SPLIT)
 
 
-def byte_pieces(size: int, cut_bytes: int, newlines: Sequence[int] | None) -> tuple[Piece, ...]:
-    """Ranges of a file of lines; ``newlines[k]`` counts those before byte ``(k + 1) * cut_bytes``, None: unknown."""
-    begins = range(0, max(size, 1), cut_bytes)
-    return tuple(
-        Piece(
-            begin=begin,
-            end=min(begin + cut_bytes, size),
-            bytes=cut_bytes if begin + cut_bytes <= size else size - begin,
-            first_line=None if newlines is None else 1 + (newlines[number - 1] if number else 0),
+def _grouped(parts: np.ndarray, spans: np.ndarray, split_bytes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """First file, part of it, and number of files of each split; int64 [splits].
+
+    A file of several parts has as many splits; those of one part that follow one another share splits of at most
+    ``split_bytes``.
+    """
+    if len(parts) > MOST_FILES or (len(parts) and parts.max() > MOST_PARTS):
+        raise PipelineError(
+            f"more than {MOST_FILES:,} files, or one of more than {MOST_PARTS:,} splits: preprocess "
+            "the input in several runs, or give a larger --split-bytes"
         )
-        for number, begin in enumerate(begins)
-    )
-
-
-def row_pieces(sizes: Sequence[int], starts: Sequence[int], cut_bytes: int) -> tuple[Piece, ...]:
-    """Row ranges of a shard, from the bytes of each row and the rows where documents begin: no document is cut."""
-    pieces, begin, held = [], 0, 0
-    for start, stop in zip(starts, [*starts[1:], len(sizes)]):
-        size = sum(sizes[start:stop])
-        if held and held + size > cut_bytes:
-            pieces.append(Piece(begin=begin, end=start, bytes=held))
-            begin, held = start, 0
-        held += size
-    if starts:
-        pieces.append(Piece(begin=begin, end=len(sizes), bytes=held))
-    return tuple(pieces)
-
-
-def group(files: Sequence[SourceFile], split_bytes: int) -> tuple[Split, ...]:
-    """Splits of consecutive pieces, none larger than ``split_bytes`` unless a single piece is."""
-    splits: list[Split] = []
-    pieces: list[tuple[int, int]] = []
+    first, part, count = array("q"), array("q"), array("q")
     held = 0
+    for file, (number, span) in enumerate(_pairs(parts, spans)):
+        if number > 1:
+            first.extend([file] * number)
+            part.extend(range(number))
+            count.extend([1] * number)
+            held = split_bytes + 1  # nothing is added to it
+        elif len(first) and held + span <= split_bytes and count[-1] < FILES_OF_A_SPLIT:
+            count[-1] += 1
+            held += span
+        else:
+            first.append(file)
+            part.append(0)
+            count.append(1)
+            held = span
+    return np.array(first, np.int64), np.array(part, np.int64), np.array(count, np.int64)
 
-    def close() -> None:
-        nonlocal pieces, held
-        if pieces:
-            splits.append(Split(number=len(splits), pieces=tuple(pieces), bytes=held))
-        pieces, held = [], 0
 
-    for f, file in enumerate(files):
-        for p, piece in enumerate(file.pieces):
-            if held + piece.bytes > split_bytes:
-                close()
-            pieces.append((f, p))
-            held += piece.bytes
-    close()
-    return tuple(splits)
+def _pairs(parts: np.ndarray, spans: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Of each file, without a Python number for all of them at once."""
+    for at in range(0, len(parts), 2**13):
+        yield from zip(parts[at : at + 2**13].tolist(), spans[at : at + 2**13].tolist())

@@ -30,7 +30,7 @@ class Place:
 
     path: str
     line: int | None = None
-    """Counted from 1, in line formats."""
+    """In line formats, counted from 1 in what its split has of the file."""
     offset: int | None = None
     """Bytes from the start of the (decompressed) file."""
     row: int | None = None

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stamp:
     """What tells, without reading it, that a file is the one that was planned for."""
 
@@ -14,14 +14,13 @@ class Stamp:
     version: str = ""
     """Of remote files: what their store says about the version, as key=value; empty where it says nothing."""
     changed_ns: int = 0
-    inode: int = 0
-    """Of local files: when anything about them was changed last, which nobody can set, and which file it is."""
+    """Of local files: when anything about them was changed last, which nobody can set."""
 
     @classmethod
     def of(cls, found: os.stat_result) -> "Stamp":
         """That of a local file."""
-        return cls(found.st_size, found.st_mtime_ns, "", found.st_ctime_ns, found.st_ino)
+        return cls(found.st_size, found.st_mtime_ns, "", found.st_ctime_ns)
 
-    def same_version(self, other: "Stamp") -> bool:
-        """Whether two stamps differ in nothing that tells one content from another: a file may have been moved."""
-        return (self.size, self.mtime_ns, self.version) == (other.size, other.mtime_ns, other.version)
+    def told(self) -> tuple[int, int, str, int]:
+        """All of it, as plain values."""
+        return self.size, self.mtime_ns, self.version, self.changed_ns

@@ -129,7 +129,7 @@ def cut_for_training(job: Job, inputs: Sequence[Path | str]) -> Job:
     reading = job.reading
     if reading.document_bytes is not None or len(inputs) != 1 or not os.path.isfile(inputs[0]):
         return job
-    files = make_plan(inputs, reading, out=job.out).files
+    files = make_plan(inputs, reading, job.out).files
     if [file.kind for file in files] != ["text"]:
         return job
     size = min(max(os.path.getsize(inputs[0]) // DOCUMENTS_OF_A_TEXT, SHORTEST_CUT), LONGEST_CUT)

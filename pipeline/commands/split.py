@@ -91,7 +91,7 @@ class HoldOut(ShardByShard[Side]):
         side, shard = self.units[unit]
         manifest = side.dataset.manifest
         recorded = side.dataset.shard(shard)
-        name = stem(recorded) if len(self.sides) == 1 else shard_stem(unit, 0)
+        name = stem(recorded) if len(self.sides) == 1 else shard_stem(f"{unit:05d}", 0)
         writers: dict[SplitName, ShardWriter] = {}
         with ExitStack() as stack:
             for record, rows in shard_documents(side.dataset, shard):

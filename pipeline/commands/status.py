@@ -12,10 +12,10 @@ from pathlib import Path
 
 from pipeline.charts import bar
 from pipeline.run.progress import load_progress
-from pipeline.run.run_folder import finished_run, load_run
+from pipeline.run.run_folder import is_finished, load_run, markers_of
 from pipeline.settings import PipelineError
 from pipeline.splits.logs import log_path
-from pipeline.splits.marker import DEAD_LETTERS, Counts, read_marker
+from pipeline.splits.marker import DEAD_LETTERS, Counts
 from pipeline.splits.place import has_file
 from pipeline.splits.run_file import FAILURES, RUN_FILE
 from shared.io.files import lock_owner
@@ -53,32 +53,35 @@ def status(out: Path) -> tuple[list[str], bool]:
     if recorded is None:
         raise PipelineError(f"{out} {_what(out)}; give the --out of a preprocess run")
     splits = recorded.plan.splits
-    found = [marker for split in splits if (marker := read_marker(out, split.number, recorded.digest)) is not None]
+    counts = dict.fromkeys(Counts.model_fields, 0)
+    found = done = 0
+    for number, marker in markers_of(out, recorded):
+        if marker is not None:
+            found, done = found + 1, done + int(splits.bytes[number])
+            for name, count in marker.counts:
+                counts[name] += count
     failed = sorted((out / FAILURES).glob("*.txt"))
     owner = lock_owner(out)
     if owner is not None:
         state = f"running ({owner})"
-    elif finished_run(out, recorded, partial(has_file, out)) is not None:
+    elif is_finished(out, recorded, partial(has_file, out)):
         state = "finished"
     else:
         state = "stopped; rerun the same command to resume"
-    done = sum(splits[marker.split].bytes for marker in found)
     total = recorded.plan.bytes
-    counts = sum((marker.counts for marker in found), Counts())
     lines = [f"{out}: {state}"]
     lines.append(f"  {bar(done, total) or '|'}  {done / total if total else 1:.1%} of {quantity(total)}B")
     lines.append(
-        f"  {len(found)} of {len(splits)} splits, {counted(counts.documents, 'document')}, "
-        f"{quantity(counts.document_bytes)}B of text"
+        f"  {found} of {len(splits)} splits, {counted(counts['documents'], 'document')}, "
+        f"{quantity(counts['document_bytes'])}B of text"
     )
-    if counts.dead:
-        lines.append(f"  {counts.dead:,} dead letters in {out / DEAD_LETTERS}")
+    if counts["dead"]:
+        lines.append(f"  {counts['dead']:,} dead letters in {out / DEAD_LETTERS}")
     if owner is not None:
         lines += _pace(out)
     for path in failed[:SHOWN]:
-        number = int(path.stem)
         lines.append(
-            f"  failed: split {number}: {path.read_text().partition(chr(10))[0]}  (log: {log_path(out, number)})"
+            f"  failed: split {path.stem}: {path.read_text().partition(chr(10))[0]}  (log: {log_path(out, path.stem)})"
         )
     if len(failed) > SHOWN:
         lines.append(f"  and {len(failed) - SHOWN} more in {out / FAILURES}")

@@ -1,9 +1,11 @@
 """Who does the splits: this process, a few processes beside it, or Ray. All leave the same bytes."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
+
+import numpy as np
 
 from pipeline.executors.counting import default_workers, threads_of
 from pipeline.plan import Plan
@@ -24,8 +26,11 @@ class Executor(AbstractContextManager["Executor"], Protocol):
     def numerics(self) -> NumericsClass | None:
         """The numerics class that all workers agree on. Raises NumericsError when they do not."""
 
-    def run(self, numbers: Sequence[int], task: Task, progress: Progress) -> Iterator[Outcome]:
-        """Do splits, yielding outcomes as they come, in any order. ``progress`` is told input bytes."""
+    def run(self, numbers: np.ndarray, task: Task, progress: Progress) -> Iterator[Outcome]:
+        """Do these splits (int64 [N]), yielding outcomes as they come, in any order.
+
+        ``progress`` is told input bytes.
+        """
 
 
 def make_executor(settings: ExecutorSettings, job: Job, plan: Plan) -> Executor:

@@ -2,12 +2,14 @@
 
 import multiprocessing
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
+
+import numpy as np
 
 from pipeline.executors.counting import device_of
 from pipeline.executors.process_pool import follow_parent, starting_processes
@@ -23,16 +25,16 @@ _REPORT_BYTES = 2**18
 """Input that a worker gets through before it reports: a message for each short record would cost more than reading."""
 
 
-def _serve(pipe: Connection, job: Job, plan: Plan) -> None:
+def _serve(pipe: Connection, job: Job) -> None:
     """What a worker process does: say its numerics, then process splits until the driver hangs up, or is killed."""
     follow_parent()
     driver = _Driver(pipe)
     try:
-        worker = Worker(job, plan)
+        worker = Worker(job)
         driver.send(worker.numerics)
         while True:
-            number, task = driver.receive()
-            driver.send(worker.process(number, task, _Reports(driver)))
+            split, task = driver.receive()
+            driver.send(worker.process(split, task, _Reports(driver)))
     except ValueError as error:  # cannot be set up, or counts differently
         driver.send(error)
 
@@ -102,14 +104,14 @@ class ProcessExecutor:
             require_numerics(found[0], other)
         return found[0]
 
-    def run(self, numbers: Sequence[int], task: Task, progress: Progress) -> Iterator[Outcome]:
-        queue = Queue(self._plan.splits[number] for number in numbers)
+    def run(self, numbers: np.ndarray, task: Task, progress: Progress) -> Iterator[Outcome]:
+        queue = Queue(numbers, self._plan.splits.bytes)
         while queue.unfinished:
             for worker in self._processes:
                 if worker.split is None and (number := queue.take(time.monotonic())) is not None:
                     worker.split = number
                     with suppress(OSError):  # it died while it was idle: what comes from its pipe will say so
-                        worker.pipe.send((number, task))
+                        worker.pipe.send((self._plan.splits[number], task))
             busy = {worker.pipe: slot for slot, worker in enumerate(self._processes) if worker.split is not None}
             idle = len(busy) < len(self._processes)
             # Nobody waits for a split that pauses while all are busy. Without anyone busy, wait only sleeps.
@@ -156,7 +158,7 @@ class ProcessExecutor:
 
     def _start(self) -> _Process:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_serve, args=(theirs, self._job, self._plan), daemon=True)
+        process = self._context.Process(target=_serve, args=(theirs, self._job), daemon=True)
         with starting_processes():
             process.start()
         theirs.close()

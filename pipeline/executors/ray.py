@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from pipeline.executors.counting import default_workers, room, threads_of, workers_wanted
@@ -29,10 +30,10 @@ from pipeline.executors.private import (
 )
 from pipeline.executors.process_pool import starting_processes
 from pipeline.executors.retry import Queue
-from pipeline.plan import Plan
+from pipeline.plan import Plan, Split
 from pipeline.settings import ExecutorSettings, Job, PipelineError
 from pipeline.splits.process import Progress
-from pipeline.splits.run_file import RUN_FILE, read_run
+from pipeline.splits.run_file import RUN_FILE, RunSummary, plan_digest
 from pipeline.splits.worker import Outcome, Task, Worker, require_numerics
 from shared.io.log import LOG
 from shared.io.transient_errors import ATTEMPTS
@@ -59,21 +60,22 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noq
 # ---- Whether a machine of a cluster sees what the run reads and writes.
 
 
-def require_shared(job: Job, plan: Plan, node: str) -> None:
+def require_shared(job: Job, digest: str, roots: Sequence[str], node: str) -> None:
     """Raises PipelineError, naming the node, where --out is not the run's own folder or the input is not there.
 
-    A store is seen, or not, when the first split is written.
+    A store is seen, or not, when the first split is written. ``digest``: of the plan; ``roots``: the folders that input
+    files lie in.
     """
     path = job.out / RUN_FILE
     try:
-        seen = job.store is not None or read_run(path).plan == plan
+        seen = job.store is not None or RunSummary.read(path).plan_digest == digest
     except (OSError, ValidationError):
         seen = False
     if not seen:
         raise PipelineError(
             f"node {node} does not see {path} of this run; give an --out that all nodes share, or one on a store"
         )
-    for root in sorted({file.root for file in plan.files if "://" not in file.root}):
+    for root in sorted(root for root in roots if "://" not in root):
         if not Path(root).is_dir():
             raise PipelineError(f"node {node} does not see the input folder {root}; keep it where all nodes see it")
 
@@ -140,11 +142,11 @@ class _SplitMetrics:
     def ended(self, outcome: Outcome) -> None:
         if outcome.error:
             self._splits.inc(1, {"state": "failed"})
-        if outcome.marker is not None:
+        if outcome.counts is not None:
             self._splits.inc(1, {"state": "done"})
             for counter, count in (
-                (self._documents, outcome.marker.counts.documents),
-                (self._dead_letters, outcome.marker.counts.dead),
+                (self._documents, outcome.counts.documents),
+                (self._dead_letters, outcome.counts.dead),
             ):
                 if count:  # Ray takes no increment of nothing
                     counter.inc(count)
@@ -156,8 +158,8 @@ class _SplitMetrics:
 class _Actor:
     """A worker that is set up on its first call, so that an error there reaches the driver as itself."""
 
-    def __init__(self, job: Job, plan: Plan, model: PackedModel | None, tracker: Any) -> None:
-        self._job, self._plan, self._model, self._tracker = job, plan, model, tracker
+    def __init__(self, job: Job, digest: str, roots: Sequence[str], model: PackedModel | None, tracker: Any) -> None:
+        self._job, self._digest, self._roots, self._model, self._tracker = job, digest, roots, model, tracker
         self._worker: Worker | None = None
         self._node = f"{socket.gethostname()} ({ray.util.get_node_ip_address()})"
         self._unreported, self._reported_at = 0, time.monotonic()
@@ -167,16 +169,16 @@ class _Actor:
     def numerics(self) -> NumericsClass | None:
         return self._ready().numerics
 
-    def process(self, number: int, task: Task) -> Outcome:
+    def process(self, split: Split, task: Task) -> Outcome:
         self._reported_at = time.monotonic()
-        outcome = self._ready().process(number, task, self._progress)
+        outcome = self._ready().process(split, task, self._progress)
         self._report()
         return outcome
 
     def _ready(self) -> Worker:
         if self._worker is None:
-            require_shared(self._job, self._plan, self._node)
-            self._worker = Worker(self._job, self._plan, self._model)
+            require_shared(self._job, self._digest, self._roots, self._node)
+            self._worker = Worker(self._job, self._model)
             self._model = None  # the worker has loaded it: let the object store drop this copy
         return self._worker
 
@@ -247,7 +249,7 @@ class RayExecutor:
         # Ray retries nothing: `Queue` counts the attempts, and has to know of each to call a split failed.
         self._options = {"num_cpus": self._threads, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
         self._gains, self._metrics = _Gains(), _SplitMetrics()
-        self._shared = ray.put(job), ray.put(self._plan), ray.put(model)
+        self._shared = ray.put(job), plan_digest(self._plan), self._plan.files.roots, ray.put(model)
 
     def __exit__(self, *_: object) -> None:
         self._cluster.close()
@@ -266,12 +268,12 @@ class RayExecutor:
                 wanted = f"each needs {self._needs}; `ray status` shows what there is"
                 LOG.warning("no worker is ready yet: %s", wanted)
 
-    def run(self, numbers: Sequence[int], task: Task, progress: Progress) -> Iterator[Outcome]:
-        queue = Queue(self._plan.splits[number] for number in numbers)
+    def run(self, numbers: np.ndarray, task: Task, progress: Progress) -> Iterator[Outcome]:
+        queue = Queue(numbers, self._plan.splits.bytes)
         while queue.unfinished:
             while self._idle and (number := queue.take(time.monotonic())) is not None:
                 actor = self._idle.popleft()
-                self._busy[actor.process.remote(number, task)] = actor, number
+                self._busy[actor.process.remote(self._plan.splits[number], task)] = actor, number
             self._fit_pool(queue.unfinished)
             done = _wait([*self._busy, *self._starting], 1.0)
             progress(self._gains.bytes())

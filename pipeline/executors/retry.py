@@ -7,10 +7,10 @@ number of times.
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import replace
 
-from pipeline.plan import Split
+import numpy as np
+
 from pipeline.splits.worker import Outcome
 from shared.io.transient_errors import ATTEMPTS
 
@@ -21,23 +21,30 @@ BACK_OFF_SECONDS = (2.0, 20.0)
 class Queue:
     """The splits that are left: waiting, pausing after a transient error, or taken by a worker."""
 
-    def __init__(self, splits: Iterable[Split]) -> None:
-        self._sizes = {split.number: split.bytes for split in splits}
-        self._waiting = [(-size, number) for number, size in self._sizes.items()]
-        heapq.heapify(self._waiting)
+    def __init__(self, numbers: np.ndarray, sizes: np.ndarray) -> None:
+        """``numbers``: int64 [N], the splits to be done; ``sizes``: int64, bytes of all splits of the plan."""
+        self._sizes = sizes
+        self._order = numbers[np.lexsort((numbers, -sizes[numbers]))]
+        self._next, self._left = 0, len(numbers)
+        self._again: list[tuple[int, int]] = []
+        """Those that were tried already, the largest first: few."""
         self._pausing: list[tuple[float, int]] = []
         self._failures, self._losses = Counter[int](), Counter[int]()
 
     @property
     def unfinished(self) -> int:
         """Splits without an outcome, those that workers have among them."""
-        return len(self._sizes)
+        return self._left
 
     def take(self, now: float) -> int | None:
         """The largest split that may be tried at ``now`` (seconds of a clock that does not go back)."""
         while self._pausing and self._pausing[0][0] <= now:
             self._wait(heapq.heappop(self._pausing)[1])
-        return heapq.heappop(self._waiting)[1] if self._waiting else None
+        first = int(self._order[self._next]) if self._next < len(self._order) else None
+        if self._again and (first is None or self._again[0] < (-int(self._sizes[first]), first)):
+            return heapq.heappop(self._again)[1]
+        self._next += first is not None
+        return first
 
     def pause(self, now: float) -> float | None:
         """Seconds until a split that pauses may be taken; None when none pauses."""
@@ -52,7 +59,7 @@ class Queue:
                 heapq.heappush(self._pausing, (now + BACK_OFF_SECONDS[failures - 1], outcome.split))
                 return None
             outcome = replace(outcome, error=f"{outcome.error} ({ATTEMPTS} attempts)")
-        del self._sizes[outcome.split]
+        self._left -= 1
         return outcome
 
     def lost(self, split: int, reason: str, trace: str = "") -> Outcome | None:
@@ -61,8 +68,8 @@ class Queue:
         if self._losses[split] < ATTEMPTS:
             self._wait(split)
             return None
-        del self._sizes[split]
+        self._left -= 1
         return Outcome(split, error=f"its worker was lost {ATTEMPTS} times: {reason}", trace=trace)
 
     def _wait(self, split: int) -> None:
-        heapq.heappush(self._waiting, (-self._sizes[split], split))
+        heapq.heappush(self._again, (-int(self._sizes[split]), split))

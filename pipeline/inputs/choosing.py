@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
-from pipeline.plan import Kind
+from pipeline.files import Kind
 from pipeline.read.format_names import name_left_out
 from pipeline.settings import PipelineError, ReadSettings, SplitName
 

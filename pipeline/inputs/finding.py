@@ -1,7 +1,7 @@
 """From an input as it was typed to the files that it stands for: a path, a glob, or a URL with or without one."""
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeVar
@@ -63,10 +63,6 @@ class Found:
         return f"{self.root}/{self.path}"
 
 
-Known = Callable[[str, str, Stamp], Format | None]
-"""The format of a file (root, path, stamp) that was looked at before."""
-
-
 class _Below(NamedTuple):
     """A folder to be entered."""
 
@@ -79,7 +75,6 @@ class Search:
     """How inputs are looked through, and what is left out on the way."""
 
     reading: ReadSettings
-    known: Known = lambda root, path, version: None
     out: Path | None = None
     """The folder of the run, which is no part of its input."""
     left_out: LeftOut = field(default_factory=LeftOut)
@@ -116,17 +111,19 @@ class Search:
         try:
             if self.reading.input_format is None and (reason := suffix_left_out(path)):
                 raise NoText(reason)
-            return self.format(root, path, version, query)
+            return self.format(root, path, version, query, looked_at=True)
         except NoText as why:
             raise PipelineError(f"{shown}: {why}; give {_READABLE}, or say --input-format") from None
 
-    def format(self, root: str, path: str, version: Stamp, query: str = "") -> Format:
-        """The format of a file: by its content, of a remote one only where its name is unclear. Raises NoText."""
+    def format(self, root: str, path: str, version: Stamp, query: str = "", looked_at: bool = False) -> Format:
+        """The format of a file by its name; by its content where the name says nothing, and of a local one that is to
+        be ``looked_at``. Raises NoText.
+        """
         name, location = named(PurePosixPath(path).name), f"{root}/{path}{query}"
-        if (known := self.known(root, path, version)) is not None:
-            return known
-        # A request for each of a million remote files would take hours; an empty file has no content to tell by.
-        if version.size == 0 or (is_url(location) and (name.clear or self.reading.input_format is not None)):
+        # Looking into each of a million files would take hours; an empty file has no content to tell by.
+        remote = is_url(location)
+        believed = self.reading.input_format is not None or name.clear if remote else name.known and not looked_at
+        if version.size == 0 or believed:
             return Format(self.reading.input_format or name.kind or "text", name.compression)
         try:
             return retried(lambda: _format_by_content(location, path, self.reading))

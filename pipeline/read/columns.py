@@ -137,7 +137,7 @@ def _subsets(path: str, column: Callable[[str], Sequence[Any]], reading: ReadSet
 
 def text_record(path: str, text: Text, reading: ReadSettings, offset: int | None = None) -> Record:
     """The record of a text without columns: a file, or what begins at an offset of one."""
-    name, subset = path if offset is None else f"{path}:{offset}", named_subset(path, reading) or DEFAULT_SUBSET
+    name, subset = path if offset is None else f"{path}:@{offset}", named_subset(path, reading) or DEFAULT_SUBSET
     return Record(Place(path, offset=offset), name, subset, text, size=len(text), lacks=lacking({}, reading))
 
 

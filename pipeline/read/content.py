@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import IO
 
-from pipeline.plan import Kind
+from pipeline.files import Compression, Kind
 from pipeline.read.columns import body_columns
 from pipeline.read.format_names import TEXTS, Format, Named
-from pipeline.read.streams import Compression, DamagedStream, content_of
+from pipeline.read.streams import DamagedStream, content_of
 from pipeline.settings import ReadSettings
 from shared.io.file_types import BYTE_ORDER_MARK, HEAD, compressor, container, foreign, is_text, to_utf8, wide_encoding
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from pipeline.plan import Kind
-from pipeline.read.streams import SUFFIXES, Compression
+from pipeline.files import Compression, Kind
+from pipeline.read.streams import SUFFIXES
 
 KINDS: dict[str, Kind] = {
     ".jsonl": "jsonl",
@@ -69,6 +69,11 @@ class Named:
     compression: Compression
     suffix: str
     """In lower case, under that of the compression; empty where there is none, or only a number."""
+
+    @property
+    def known(self) -> bool:
+        """Whether the suffix is one that says what is in a file."""
+        return self.kind is not None or self.suffix in TEXTS
 
     @property
     def clear(self) -> bool:

@@ -14,6 +14,7 @@ class Line:
     """A line without its newline. ``data`` is cut to an excerpt where the line is longer than a record may be."""
 
     number: int
+    """From 1, in what its split has of the file."""
     offset: int
     data: bytes
     size: int
@@ -40,63 +41,90 @@ class Lines:
             offset += len(data) + 1
 
 
-def lines(
-    content: Iterator[bytes], begin: int, end: int | None, number: int, longest: int = LONGEST_RECORD
-) -> Iterator[Line | Lines]:
-    """The lines that start in [begin, end) of the content; ``end`` None is the end of the content.
+class LineRange:
+    """The part of some content that one split takes: the lines that follow a newline in [begin, end).
 
-    Those inside a chunk of it come together.
-
-    ``content`` yields bytes from ``max(begin - 1, 0)`` on: a range that begins inside a line leaves that line to the
-    range before. ``number`` is that of the line in which the byte at ``begin`` lies if the byte before is no newline,
-    else that of the line that begins there.
+    The first split has the line at 0, too, and one without an end all the rest. So each byte of the content is in
+    exactly one split, and nobody has to know what lies before a range.
     """
-    offset = begin
-    line = Growing(longest)
-    skipping = begin > 0
-    if skipping:
-        offset -= 1
+
+    def __init__(self, content: Iterator[bytes], begin: int = 0, end: int | None = None) -> None:
+        """``content`` yields bytes from ``begin`` on."""
+        self._content, self._begin, self._end = content, begin, end
+        self._state = hashlib.sha256()
+        self.offset = begin
+        """Of the first byte that was taken; known when there is one."""
+        self.newlines = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        at, skipping = self._begin, self._begin > 0
+        content = iter(self._content)
+        try:
+            for chunk in content:
+                if skipping:
+                    newline = chunk.find(b"\n", 0, None if self._end is None else max(self._end - at, 0))
+                    if newline < 0:
+                        at += len(chunk)
+                        if self._end is not None and at >= self._end:
+                            return
+                        continue
+                    chunk, at, skipping = chunk[newline + 1 :], at + newline + 1, False
+                    self.offset = at
+                    if not chunk:
+                        continue
+                if self._end is not None and at + len(chunk) > self._end:
+                    newline = chunk.find(b"\n", max(self._end - at, 0))
+                    if newline >= 0:
+                        yield self._taken(chunk[: newline + 1])
+                        return
+                yield self._taken(chunk)
+                at += len(chunk)
+        except DamagedStream:
+            if not skipping:  # else the split before has met the damage at the end of its last line
+                raise
+
+    def digest(self) -> bytes:
+        """The sha256 of what was taken."""
+        return self._state.digest()
+
+    def _taken(self, chunk: bytes) -> bytes:
+        self._state.update(chunk)
+        self.newlines += chunk.count(b"\n")
+        return chunk
+
+
+def lines(content: LineRange, longest: int = LONGEST_RECORD) -> Iterator[Line | Lines]:
+    """The lines of some content that begins with one, numbered from 1; those inside a chunk of it come together."""
+    number, offset, line = 1, None, Growing(longest)
     try:
         for chunk in content:
+            if offset is None:
+                offset = content.offset
+                line.offset = offset
             at = 0
             while at < len(chunk):
                 newline = chunk.find(b"\n", at)
-                if newline >= 0 and not skipping and not line.size and len(chunk) <= longest:
-                    # So many whole lines begin here, the last of them before ``end``.
+                if newline >= 0 and not line.size and len(chunk) <= longest:
                     stop = chunk.rfind(b"\n")
-                    if end is not None and offset + stop + 1 > end:
-                        stop = chunk.find(b"\n", max(newline, end - offset - 1))
                     yield (found := Lines(number, offset + at, chunk[at:stop].split(b"\n")))
                     number += len(found.data)
-                    line = Growing(longest, offset + stop + 1)
-                    if end is not None and line.offset >= end:
-                        return
                     at = stop + 1
+                    line = Growing(longest, offset + at)
                     continue
-                stop = len(chunk) if newline < 0 else newline
-                if not skipping:
-                    line.add(chunk[at:stop])
+                line.add(chunk[at : len(chunk) if newline < 0 else newline])
                 if newline < 0:
                     break
-                if skipping:
-                    # The newline right before ``begin`` belongs to no line that is counted from ``number`` on.
-                    first = offset + newline + 1
-                    number += first > begin
-                    skipping = False
-                    line.offset = first
-                else:
-                    yield line.finish(number)
-                    number += 1
-                    line = Growing(longest, offset + newline + 1)
-                if end is not None and line.offset >= end:
-                    return
+                yield line.finish(number)
+                number += 1
                 at = newline + 1
+                line = Growing(longest, offset + at)
             offset += len(chunk)
     except DamagedStream as damage:
-        if not skipping:  # else the range before has met the damage at the end of its last line
-            yield line.finish(number, str(damage))
+        if offset is None:
+            line.offset = content.offset
+        yield line.finish(number, str(damage))
         return
-    if line.size and not skipping:
+    if line.size:
         yield line.finish(number)
 
 

@@ -14,7 +14,7 @@ from shared.text.chat import ANSWERING, END, ROLES
 
 OPTIONS: dict[str, tuple[str | None, str]] = {
     "text_column": ("NAME", "column with the text; in WebDataset the member's suffix"),
-    "id_column": ("NAME", "column with the id; a record without it gets path:line or path:row"),
+    "id_column": ("NAME", "column with the id; a record without it gets path:@offset, of a table path:row"),
     "subset_column": (
         "NAME",
         f"source or language, for mixing and reports (default: the first of {', '.join(SUBSET_COLUMNS)} that a record "

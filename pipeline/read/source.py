@@ -2,59 +2,65 @@
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path, PurePosixPath
+from typing import IO
 
-from pipeline.plan import Kind, Piece, Plan, SourceFile, Split
-from pipeline.read.checked import Checked, changed, range_digest
+from pipeline.files import SourceFile, cuttable
+from pipeline.plan import Piece, Split
 from pipeline.read.columns import lacking, text_record
-from pipeline.read.content import NoText, kind_in
-from pipeline.read.format_names import named
+from pipeline.read.content import NoText, format_in
+from pipeline.read.format_names import Format, named
 from pipeline.read.formats import datasets
-from pipeline.read.formats.arrow_ipc import batch_ranges, read_arrow
+from pipeline.read.formats.arrow_ipc import read_arrow
 from pipeline.read.formats.json_values import json_values
 from pipeline.read.formats.jsonl import parse_lines, parse_values
-from pipeline.read.formats.parquet import read_parquet, row_group_ranges
+from pipeline.read.formats.parquet import read_parquet
 from pipeline.read.formats.passages import passages
 from pipeline.read.formats.webdataset import read_webdataset
 from pipeline.read.formats.wet import read_wet
 from pipeline.read.formats.whole import whole_file
-from pipeline.read.lines import lines
-from pipeline.read.storage import DATA_ERRORS, damaged_range, reason_in, stamp
-from pipeline.read.streams import DamagedStream
+from pipeline.read.frames import between, cuts_of
+from pipeline.read.lines import LineRange, lines
+from pipeline.read.seen import NOTHING, HashedFile, Seen
+from pipeline.read.storage import damaged_range, stamp
+from pipeline.read.streams import content_of
 from pipeline.records import LONGEST_EXCERPT, DeadLetter, LongText, Place, Record, Records, chunks_of, collected
 from pipeline.settings import PipelineError, ReadSettings
 from shared.io.file_types import HEAD
-from shared.io.identity import file_sha256
+from shared.io.storage import is_url, open_binary
 from shared.shards.document import LONGEST_NAMES, LONGEST_SUBSET
 
 
-def read_split(plan: Plan, split: Split, reading: ReadSettings) -> Iterator[Records | DeadLetter]:
-    """Everything that the pieces of a split hold, in order.
+def read_split(split: Split, reading: ReadSettings, seen: Seen | None = None) -> Iterator[Records | DeadLetter]:
+    """Everything that a split has of its files, in order; ``seen`` is told what was read.
 
     Raises PipelineError when a file is not what it was when the run was planned, DatasetError for a damaged shard.
     """
-    for file, piece in plan.pieces(split):
+    for file in split.files:
         check_unchanged(file)
-        yield from read_piece(file, piece, reading)
+        yield from read_piece(file, split.piece, reading, Seen() if seen is None else seen)
         check_unchanged(file)
 
 
 def check_unchanged(file: SourceFile) -> None:
-    """Raises PipelineError when size, modification time or version differ from the snapshot."""
+    """Raises PipelineError when size, times or version differ from the snapshot."""
     try:
         found = stamp(file.full_path, file.stamp)
     except FileNotFoundError as error:
         reason = error.strerror or "it is not there any more"
         raise PipelineError(f"{file.shown} was there when the run was planned: {reason}") from None
-    if not found.same_version(file.stamp):
-        raise changed(file)
+    if found != file.stamp:
+        raise PipelineError(
+            f"{file.shown} has changed since the run was planned; restore it and run the same command again, or give "
+            "a new --out"
+        )
 
 
-def read_piece(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterator[Records | DeadLetter]:
+def read_piece(file: SourceFile, piece: Piece, reading: ReadSettings, seen: Seen) -> Iterator[Records | DeadLetter]:
     """Everything in one range of one file, in order. An empty file is one empty record."""
-    for found in collected(_read(file, piece, reading)):
+    for found in collected(_read(file, piece, reading, seen)):
         for one in _storable(found) if isinstance(found, Records) else (found,):
             if isinstance(one, Records) and file.split is not None and file.kind != "shard":
                 yield replace(one, splits=[file.split] * len(one))
@@ -91,108 +97,119 @@ def _storable_one(record: Record) -> Record | DeadLetter:
     return DeadLetter(record.place, reason, len(text), sha256.hex(), excerpt)
 
 
-def _read(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterator[Record | Records | DeadLetter]:
+def _read(file: SourceFile, piece: Piece, reading: ReadSettings, seen: Seen) -> Iterator[Record | Records | DeadLetter]:
     if file.size == 0:
+        seen.add(NOTHING)
         yield text_record(file.path, b"", reading)
         return
     if file.kind == "shard":
+        seen.add(bytes.fromhex(file.sha256))
         yield from _documents(file, piece, reading)
         return
-    if reading.chat is not None and file.kind in ("text", "wet"):
-        yield damaged_range(file.full_path, Place(file.path), "plain text holds no chats; leave out --chat")
-        return
-    checked = Checked(file, reading)
-    match file.kind:
-        case "text":
-            yield from _text(file, checked, reading)
-        case "jsonl":
-            yield from _json_lines(file, piece, checked, reading)
-        case "json":
-            yield from _json(file, checked, reading)
-        case "parquet":
-            yield from read_parquet(file, piece, reading)
-        case "arrow":
-            yield from read_arrow(file, piece, reading)
-        case "webdataset":
-            yield from read_webdataset(file, checked.content(), reading)
-        case "wet":
-            yield from read_wet(file, checked.content(), reading)
-    checked.finish()
-    if file.kind in ("parquet", "arrow"):
-        _require_table(file, piece)
-
-
-def _require_table(file: SourceFile, piece: Piece) -> None:
-    """Raises PipelineError when the bytes that a piece of a local table was read from are not those of the plan."""
-    if not file.sha256:
-        return
-    if piece.check:
+    with _opened(file) as raw:
         try:
-            ranges = (row_group_ranges if file.kind == "parquet" else batch_ranges)(file.full_path)
-            found = range_digest(file.full_path, ranges(piece.begin, piece.end))
-        except DATA_ERRORS as error:
-            reason_in(error)
-            raise changed(file) from None
-        if found != piece.check:
-            raise changed(file)
-    elif file_sha256(Path(file.full_path)) != file.sha256:
-        raise changed(file)
+            found = _format(file, raw, piece, reading)
+            if reading.chat is not None and found.kind in ("text", "wet"):
+                raise NoText("plain text holds no chats; leave out --chat")
+        except NoText as why:
+            if piece.first:
+                letter = damaged_range(file.full_path, Place(file.path), f"{why}")
+                seen.add(bytes.fromhex(letter.sha256))
+                yield letter
+            else:
+                seen.add(NOTHING)
+            return
+        whole = found.kind == "json" or not cuttable(found.kind, found.compression, is_url(file.root))
+        if whole and not (piece.first and piece.last):
+            # Cut by its name alone, or JSON that turns out to have no record a line: the first split has all of it.
+            if not piece.first:
+                seen.add(NOTHING)
+                return
+            piece = Piece(0, file.span)
+        match found.kind:
+            case "jsonl":
+                yield from _json_lines(file, raw, found, piece, reading, seen)
+            case "parquet":
+                yield from read_parquet(file, raw, piece, reading, seen)
+            case "arrow":
+                yield from read_arrow(file, piece, reading, seen)
+            case _:
+                yield from _whole(file, raw, found, reading, seen)
 
 
-def _text(file: SourceFile, checked: Checked, reading: ReadSettings) -> Iterator[Record | DeadLetter]:
-    if not file.sha256 and reading.input_format is None and (problem := _not_as_named(file, checked, "text", reading)):
-        yield damaged_range(file.full_path, Place(file.path), problem)
-    elif reading.document_bytes is None:
-        yield from whole_file(file, checked.content, reading)
-    else:
-        yield from passages(file, checked.content(), reading)
+def _opened(file: SourceFile) -> IO[bytes]:
+    """A file for reading, whose beginning can be looked at without reading it twice."""
+    location = file.full_path
+    return open_binary(location) if is_url(location) else open(location, "rb", buffering=2 * HEAD)
 
 
-def _not_as_named(file: SourceFile, checked: Checked, kind: Kind, reading: ReadSettings) -> str | None:
-    """Why a remote file, which was planned by its name, is not what that says; None if it is."""
-    content = checked.content()
-    try:
-        head = next(content, b"")[:HEAD]
-        found = kind_in(head, len(head) == file.size, named(PurePosixPath(file.path).name), reading)
-    except NoText as why:
-        return f"{why}; its name says {kind}"
-    except DamagedStream:
-        return None  # reading meets it again and says so
-    finally:
-        content.close()  # type: ignore[attr-defined]  # a generator, though its type says less: it holds the file open
-    return None if found == kind else f"its content is {found}, its name says {kind}; give --input-format {found}"
+def _format(file: SourceFile, raw: IO[bytes], piece: Piece, reading: ReadSettings) -> Format:
+    """The format of a file by its content: all its splits find the same. Raises NoText.
+
+    The name of a remote file that is cut is believed: looking would cost each split a request.
+    """
+    if is_url(file.root) and not (piece.first and piece.last):
+        return Format(file.kind, file.compression)
+    found = format_in(raw, named(PurePosixPath(file.path).name), reading)
+    raw.seek(0)
+    return found
+
+
+def _content(file: IO[bytes], found: Format, reading: ReadSettings, start: int = 0) -> Iterator[bytes]:
+    return content_of(file, found.compression, start, reading.max_ratio, reading.max_window)
 
 
 def _json_lines(
-    file: SourceFile, piece: Piece, checked: Checked, reading: ReadSettings
+    file: SourceFile, raw: IO[bytes], found: Format, piece: Piece, reading: ReadSettings, seen: Seen
 ) -> Iterator[Record | Records | DeadLetter]:
-    end = None if piece is file.pieces[-1] else piece.end
-    numbered = piece.first_line is not None
-    found = lines(checked.lines(piece), piece.begin, end, piece.first_line or 1)
-    yield from parse_lines(file.path, found, reading, numbered)
-
-
-def _json(file: SourceFile, checked: Checked, reading: ReadSettings) -> Iterator[Record | Records | DeadLetter]:
-    """JSON of any layout; a remote file may turn out to have a record a line."""
-    name = named(PurePosixPath(file.path).name)
-    content = checked.content()
-    first = []
-    try:
-        first = [next(content, b"")]
-        is_lines = kind_in(first[0][:HEAD], False, name, reading) == "jsonl"
-    except (NoText, DamagedStream):
-        is_lines = True
-        content, first = checked.content(), []
-    if is_lines and not file.sha256:
-        yield from parse_lines(file.path, lines(chain(first, content), 0, None, 1), reading, True)
+    end = None if piece.last else piece.end
+    if found.compression == "none":
+        taken = LineRange(_content(raw, found, reading, piece.begin), piece.begin, end)
+    elif piece.first and piece.last:
+        taken = LineRange(_content(raw, found, reading))
     else:
-        yield from parse_values(file.path, json_values(chain(first, content)), reading)
+        begin, after = cuts_of(raw, found.compression, file.size, piece, is_url(file.root))
+        if begin == after:
+            seen.add(NOTHING)
+            return
+        content = between(raw, begin, after, lambda source: _content(source, found, reading))
+        taken = LineRange(content, begin.content, None if after is None else after.content)
+    yield from parse_lines(file.path, lines(taken), reading)
+    seen.add(taken.digest(), taken.newlines)
+
+
+def _whole(
+    file: SourceFile, raw: IO[bytes], found: Format, reading: ReadSettings, seen: Seen
+) -> Iterator[Record | DeadLetter]:
+    """A file that one split has, in a format that is read from its beginning."""
+    hashed: list[HashedFile] = []
+
+    def content() -> Iterator[bytes]:
+        if not hashed:
+            hashed.append(HashedFile(raw))
+            yield from _content(hashed[0], found, reading)  # type: ignore[arg-type]  # read and seek are all it needs
+        else:  # a long text, once more
+            with closing(_opened(file)) as again:
+                yield from _content(again, found, reading)
+
+    match found.kind:
+        case "json":
+            yield from parse_values(file.path, json_values(content()), reading)
+        case "webdataset":
+            yield from read_webdataset(file, content(), reading)
+        case "wet":
+            yield from read_wet(file, content(), reading)
+        case _ if reading.document_bytes is not None:
+            yield from passages(file, content(), reading)
+        case _:
+            yield from whole_file(file, content, reading)
+    seen.add(hashed[0].digest())
 
 
 def _documents(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterator[Record]:
     """Documents of our own datasets keep their subset, unless one is given to all."""
     folder = Path(file.full_path).parent
-    for record in datasets.documents(folder, file.shard, piece.begin, piece.end, reading.meta):
+    for record in datasets.documents(folder, file.shard, piece, reading.meta):
         lacks = lacking({}, reading)
         if reading.subset is not None or lacks:
             record = replace(record, subset=reading.subset or record.subset, lacks=lacks)

@@ -5,15 +5,13 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
+from pipeline.files import Compression
 from pipeline.records import CHUNK
 from pipeline.settings import ReadSettings
 from shared.errors import StorageError
-from shared.io.storage import open_binary
 
-Compression = Literal["none", "gzip", "zstd", "bzip2", "xz"]
 SUFFIXES: dict[str, Compression] = {
     ".gz": "gzip",
     ".zst": "zstd",
@@ -41,21 +39,6 @@ class DamagedStream(Exception):
     """
 
 
-def chunks(
-    path: Path | str,
-    compression: Compression,
-    start: int = 0,
-    max_ratio: int = MAX_RATIO,
-    max_window: int = MAX_WINDOW,
-) -> Iterator[bytes]:
-    """The content from byte ``start`` of the decompressed data on, in chunks of at most 1 MiB, in bounded memory.
-
-    ``path`` may be a URL. Raises DamagedStream after the last good chunk.
-    """
-    with open_binary(str(path)) as file:
-        yield from content_of(file, compression, start, max_ratio, max_window)
-
-
 def content_of(
     file: IO[bytes],
     compression: Compression,
@@ -63,7 +46,11 @@ def content_of(
     max_ratio: int = MAX_RATIO,
     max_window: int = MAX_WINDOW,
 ) -> Iterator[bytes]:
-    """The same of a file that is open, and at its beginning."""
+    """The content of an open file in chunks of at most 1 MiB, in bounded memory.
+
+    Of an uncompressed file from byte ``start`` on; a compressed one is decompressed from its position on. Raises
+    DamagedStream after the last good chunk.
+    """
     if compression == "none":
         file.seek(start)
         while chunk := file.read(CHUNK):
@@ -74,11 +61,7 @@ def content_of(
         made += len(chunk)
         if too_large(made, used, max_ratio):
             raise DamagedStream(expands(used, made, max_ratio))
-        if start >= len(chunk):
-            start -= len(chunk)
-            continue
-        yield chunk[start:]
-        start = 0
+        yield chunk
 
 
 def too_large(made: int, used: int, max_ratio: int) -> bool:

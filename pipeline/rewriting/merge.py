@@ -83,7 +83,9 @@ class Merge:
     def write(self, unit: int, out: Path) -> Written:
         folder, number, dataset, shard = self._units[unit]
         entry = dataset.entry(shard)
-        renamed = entry.model_copy(update={"name": shard_stem(number, 0) + SUFFIXES[dataset.manifest.identity.format]})
+        renamed = entry.model_copy(
+            update={"name": shard_stem(f"{number:05d}", 0) + SUFFIXES[dataset.manifest.identity.format]}
+        )
         for (old, sha256, size), (new, *_) in zip(files_of(entry), files_of(renamed)):
             link(dataset.folder / old, out / folder / new, sha256, size)
         return Written(shards={folder: [renamed]})

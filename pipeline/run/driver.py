@@ -1,36 +1,43 @@
 """A preprocessing run from the first look at the input to the manifests: plan, resume, work, commit."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pipeline.executors import Executor, make_executor
 from pipeline.inputs.finding import require_local
 from pipeline.inputs.listing import list_inputs
-from pipeline.plan import Plan
+from pipeline.plan import LARGEST_SPLIT, Plan
 from pipeline.run.progress import Progress, following
-from pipeline.run.report import Report, write_report
+from pipeline.run.report import Report, Totals, write_report
 from pipeline.run.run_folder import (
     copy_entropy_model,
-    finished_run,
     finished_splits,
+    is_finished,
     load_run,
+    markers_of,
     remove_half_written,
     remove_leftovers,
     require_same,
 )
-from pipeline.settings import SPLIT_NAMES, ExecutorSettings, Job, PipelineError, ReadSettings
-from pipeline.splits.marker import Marker
+from pipeline.settings import SPLIT_NAMES, ExecutorSettings, Job, PipelineError, ReadSettings, SplitName
+from pipeline.splits.marker import MARKERS, finish_ledgers, read_marker
 from pipeline.splits.place import Place, opened
 from pipeline.splits.run_file import FAILURES, RunFile
 from pipeline.splits.selection import SELECTION, remove_selection, select, selection_done, selects, surveyed
 from pipeline.splits.worker import Outcome, Task, require_numerics
+from shared.errors import IdentityError
 from shared.io.files import write_atomic
+from shared.io.identity import digest
 from shared.io.log import LOG
-from shared.io.progress import ByteProgress
+from shared.io.quantities import counted
 from shared.io.terminal import one_line, safe
-from shared.shards.manifest import DatasetIdentity, EntropyModelIdentity, load_manifest
+from shared.shards.manifest import DatasetIdentity, EntropyModelIdentity, ShardEntry, load_manifest
 from shared.shards.tables import commit_dataset
 
 
@@ -47,20 +54,23 @@ def preprocess(job: Job, inputs: Sequence[Path | str], executor: ExecutorSetting
     with opened(job) as place:
         job = place.job
         recorded = load_run(job.out)
-        plan = make_plan(inputs, job.reading, recorded.plan if recorded else None, job.out)
+        plan = make_plan(inputs, job.reading, job.out)
         identity = run_identity(job, plan)
         specials_of(plan, job.reading)  # what does not go together is refused before any work
+        run = RunFile(identity, plan, recorded.numerics if recorded else None)
+        touched = np.zeros(len(plan.splits), bool)
         if recorded is not None:
             require_same(recorded, identity, job.where)
-            if (markers := finished_run(job.out, recorded, place.has)) is not None:
-                return Report(recorded, markers, done_before=len(markers))
-        run = RunFile(identity=identity, plan=plan, numerics=recorded.numerics if recorded else None)
-        place.keep(run)
+            touched = plan.splits.with_any(plan.files.touched_since(recorded.plan.files))
+            if not touched.any() and is_finished(job.out, run, place.has):
+                return Report(run, _summed(place, run)[0], done_before=len(plan.splits))
+        if not touched.any():
+            place.keep(run)
         remove_leftovers(job.out)
         place.drop(FAILURES)
         if job.entropy_model is not None and job.output.entropy_model_sha256 is not None:
             copy_entropy_model(job.entropy_model, job.output.entropy_model_sha256, job.out)
-        return _finish(place, run, executor)
+        return _finish(place, run, touched, executor)
 
 
 def require_apart(job: Job, text: str) -> None:
@@ -70,15 +80,9 @@ def require_apart(job: Job, text: str) -> None:
         raise PipelineError(f"--out {job.where} and the input {text} contain each other; use another place for one")
 
 
-def make_plan(
-    inputs: Sequence[Path | str], reading: ReadSettings, earlier: Plan | None = None, out: Path | None = None
-) -> Plan:
-    """The plan for the input as it is now; what ``earlier`` knows of unchanged files is taken from there.
-
-    ``out``: the folder of the run, which is left out.
-    """
-    with ByteProgress("Looking at the input", None) as shown:
-        return list_inputs(inputs, reading, earlier.files if earlier else (), shown.update, out)
+def make_plan(inputs: Sequence[Path | str], reading: ReadSettings, out: Path | None = None) -> Plan:
+    """The plan for the input as it is now. ``out``: the folder of the run, which is left out."""
+    return list_inputs(inputs, reading, out)
 
 
 def specials_of(plan: Plan, reading: ReadSettings) -> tuple[str, ...]:
@@ -87,7 +91,7 @@ def specials_of(plan: Plan, reading: ReadSettings) -> tuple[str, ...]:
     Raises PipelineError where these are not the same; plain text has none.
     """
     named = {"--chat": reading.chat.specials} if reading.chat is not None else {}
-    for folder in sorted({Path(file.full_path).parent for file in plan.files if file.kind == "shard"}):
+    for folder in plan.files.folders_of_shards():
         if specials := load_manifest(folder).identity.specials:
             named[str(folder)] = specials
     for name, specials in named.items():
@@ -109,31 +113,33 @@ def run_identity(job: Job, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _finish(place: Place, run: RunFile, settings: ExecutorSettings) -> Report:
+def _finish(place: Place, run: RunFile, touched: np.ndarray, settings: ExecutorSettings) -> Report:
+    """Do what is left of a run. ``touched``: bool [splits], whose files were touched since they were read."""
     job = place.job
-    markers = finished_splits(place, run)
-    before = len(markers)
-    LOG.debug("%s: %d of %d splits are done already", job.where, before, len(run.plan.splits))
-    left = [split.number for split in run.plan.splits if split.number not in markers]
+    done = finished_splits(place, run)
+    before = int(done.sum())
+    LOG.debug("%s: %d of %d splits are done already", job.where, before, len(done))
     failures: list[Outcome] = []
     progress: Progress | None = None
-    if left:
+    if touched.any() or not done.all():
         with make_executor(settings, job, run.plan) as executor:
             found = executor.numerics()
             require_numerics(run.numerics, found)
+            _require_content(place, run, executor, np.flatnonzero(done & touched))
             run = run.with_numerics(found)
+            if touched.any():
+                place.keep(run)
             place.begin(run)
-            if selects(job.reading):
+            if selects(job.reading) and not done.all():
                 place.pull(SELECTION)
                 if not selection_done(job.out):
                     failures = _select(place, run, executor)
-            if not failures:
-                step = Task("write", run.digest, run.numerics)
-                outcomes, progress = _work(place, executor, run, "Preprocessing", left, step)
-                failures = [outcome for outcome in outcomes if outcome.marker is None]
-                markers |= {outcome.split: outcome.marker for outcome in outcomes if outcome.marker is not None}
-    done = [markers[number] for number in sorted(markers)]
-    report = Report(run, done, sorted(failures, key=lambda f: f.split), before, progress)
+            if not failures and not done.all():
+                step = Task("write", run.digest, run.numerics, max(run.plan.split_bytes, LARGEST_SPLIT))
+                failures, progress = _work(place, executor, run, "Preprocessing", np.flatnonzero(~done), step)
+                place.pull(MARKERS)
+    totals, content = _summed(place, run)
+    report = Report(run, totals, sorted(failures, key=lambda f: f.split), before, progress)
     try:
         write_report(job.out, report)
     except OSError as error:
@@ -142,43 +148,97 @@ def _finish(place: Place, run: RunFile, settings: ExecutorSettings) -> Report:
         remove_half_written(job.out)
         remove_selection(job.out)
         place.drop(SELECTION)
-        write_manifests(job, run, done)
+        write_manifests(job, run, content)
     place.publish()
     return report
 
 
+def _require_content(place: Place, run: RunFile, executor: Executor, numbers: np.ndarray) -> None:
+    """Have splits that are done read again, whose files were touched since; raises IdentityError for other content."""
+    if not len(numbers):
+        return
+    out, splits = place.job.out, run.plan.splits
+
+    def compared(outcome: Outcome) -> Outcome:
+        marker = read_marker(out, splits.name(outcome.split), run.digest)
+        if outcome.error or (marker is not None and marker.content == outcome.content):
+            return outcome
+        split = splits[outcome.split]
+        names = ", ".join(file.shown for file in split.files[:3]) + (", ..." * (len(split.files) > 3))
+        return replace(
+            outcome, error=f"{names}: not the content that split {split.name} of {place.job.where} was made of"
+        )
+
+    failures, _ = _work(place, executor, run, "Reading again", numbers, Task("check", run.digest), compared)
+    if failures:
+        more = f" (and {counted(len(failures) - 1, 'other split')})" if len(failures) > 1 else ""
+        raise IdentityError(f"{failures[0].error}{more}; restore it, or choose another --out (make: OUT=)")
+
+
 def _select(place: Place, run: RunFile, executor: Executor) -> list[Outcome]:
     """Survey what is not surveyed yet, and decide the status of every text; returns what failed."""
-    job = place.job
-    splits = [split.number for split in run.plan.splits]
-    left = [number for number in splits if not surveyed(job.out, number)]
-    outcomes, _ = _work(place, executor, run, "Surveying", left, Task("survey"))
-    failures = [outcome for outcome in outcomes if outcome.error]
+    job, splits = place.job, run.plan.splits
+    left = np.array([split.number for split in splits if not surveyed(job.out, split)], np.int64)
+    failures, _ = _work(place, executor, run, "Surveying", left, Task("survey"))
     if not failures:
         place.pull(SELECTION)
-        select(job.out, splits, job.reading)
+        select(job.out, range(len(splits)), job.reading)
         place.push(SELECTION)
     return failures
 
 
 def _work(
-    place: Place, executor: Executor, run: RunFile, title: str, left: Sequence[int], task: Task
+    place: Place,
+    executor: Executor,
+    run: RunFile,
+    title: str,
+    left: np.ndarray,
+    task: Task,
+    judged: Callable[[Outcome], Outcome] = lambda outcome: outcome,
 ) -> tuple[list[Outcome], Progress]:
-    """Do one step with the splits that are left; returns what came of each, and what the step took."""
-    sizes = {number: run.plan.splits[number].bytes for number in left}
-    outcomes, job = [], place.job
-    with following(job.out, title, sizes, len(run.plan.splits), executor.device) as followed:
-        for outcome in executor.run(left, task, followed.bytes):
-            followed.ended(outcome, sizes[outcome.split])
+    """Do one step with the splits that are left; returns those that failed, and what the step took.
+
+    ``judged`` may call a failure what came of a split.
+    """
+    sizes, out = run.plan.splits.bytes, place.job.out
+    failures = []
+    with following(out, title, sizes[left], len(run.plan.splits), executor.device) as followed:
+        for outcome in map(judged, executor.run(left, task, followed.bytes)):
+            followed.ended(outcome, int(sizes[outcome.split]))
             if outcome.error:
-                _record_failure(job.out, outcome)
-            outcomes.append(outcome)
+                _record_failure(out, run.plan.splits.name(outcome.split), outcome)
+                failures.append(replace(outcome, trace=""))
             place.check()
-    return outcomes, followed.progress
+    return failures, followed.progress
 
 
-def write_manifests(job: Job, run: RunFile, markers: Sequence[Marker]) -> None:
-    """Commit both datasets."""
+def _summed(place: Place, run: RunFile) -> tuple[Totals, str]:
+    """What the markers come to, and the digest of all that was read; lines of whole files go into what is listed."""
+    totals, content = Totals(), hashlib.sha256()
+    splits, file, lines = run.plan.splits, -1, 0
+    complete = True  # the parts of this file so far
+    for number, marker in markers_of(place.job.out, run):
+        if splits.file(number) != file:
+            file, lines, complete = splits.file(number), 0, True
+        if marker is None:
+            complete = False
+            continue
+        totals.add(marker)
+        content.update(f"{marker.split} {marker.content}\n".encode())
+        if complete:
+            finish_ledgers(place.job.out, marker, lines, splits.name, place.fetch)
+        lines += marker.lines
+    return totals, content.hexdigest()
+
+
+def source_digest(plan: Plan, content: str, reading: ReadSettings) -> str:
+    """Digest of the inputs, of what was read of them, and of every option that decides which record goes where."""
+    inputs = plan.inputs_identity() | {"content": content}
+    return digest({"inputs": inputs, "reading": reading.model_dump(exclude={"split_bytes"})})
+
+
+def write_manifests(job: Job, run: RunFile, content: str) -> None:
+    """Commit both datasets, from the markers of all splits. ``content``: digest of what was read."""
     entropy_model = None
     if job.output.entropy_model_sha256 is not None and run.numerics is not None:
         entropy_model = EntropyModelIdentity(sha256=job.output.entropy_model_sha256, numerics=run.numerics)
@@ -189,12 +249,21 @@ def write_manifests(job: Job, run: RunFile, markers: Sequence[Marker]) -> None:
             sidecar=job.output.sidecar,
             patching=job.output.patching,
             entropy_model=entropy_model,
-            source=run.plan.source_digest(job.reading),
+            source=source_digest(run.plan, content, job.reading),
             specials=specials_of(run.plan, job.reading),
         )
-        commit_dataset(job.out / name, identity, (entry for marker in markers for entry in marker.shards[name]))
+        commit_dataset(job.out / name, identity, _entries(job.out, run, name))
 
 
-def _record_failure(out: Path, outcome: Outcome) -> None:
+def _entries(out: Path, run: RunFile, name: SplitName) -> Iterator[ShardEntry]:
+    """The shards of one dataset, in order."""
+    for number, marker in markers_of(out, run):
+        if marker is None:
+            split = run.plan.splits.name(number)
+            raise PipelineError(f"the marker of split {split} is not there any more; run the same command again")
+        yield from marker.shards[name]
+
+
+def _record_failure(out: Path, name: str, outcome: Outcome) -> None:
     with suppress(OSError):  # on a full disk, say; the summary says it, too
-        write_atomic(out / FAILURES / f"{outcome.split:05d}.txt", safe(f"{one_line(outcome.error)}\n\n{outcome.trace}"))
+        write_atomic(out / FAILURES / f"{name}.txt", safe(f"{one_line(outcome.error)}\n\n{outcome.trace}"))

@@ -5,7 +5,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from pipeline.executors.counting import default_workers, threads_of
+from pipeline.files import KINDS
 from pipeline.plan import Plan
 from pipeline.read import read_split
 from pipeline.records import DeadLetter, Records
@@ -26,9 +29,9 @@ SPLITS_TRIED = 8
 
 def dry_run(job: Job, inputs: Sequence[Path | str], executor: ExecutorSettings) -> int:
     """Print splits, bytes and estimated hours; returns the exit code."""
-    plan = make_plan(inputs, job.reading, out=job.out)
+    plan = make_plan(inputs, job.reading, job.out)
     workers = executor.workers or default_workers(os.cpu_count() or 1, threads_of(job))
-    kinds = ", ".join(sorted({file.kind for file in plan.files}))
+    kinds = ", ".join(sorted(KINDS[number] for number in np.unique(plan.files.column("kind"))))
     splits = f"{counted(len(plan.splits), 'split')} of about {plan.split_bytes:,} bytes"
     show(f"{counted(len(plan.files), 'file')} ({kinds}), {plan.bytes:,} bytes, in {splits}")
     used, seconds = _trial(job, plan)
@@ -58,7 +61,7 @@ def _trial(job: Job, plan: Plan) -> tuple[int, float]:
         nonlocal used
         splits = plan.splits[:: -(-len(plan.splits) // SPLITS_TRIED)]
         for number, split in enumerate(splits, 1):
-            for found in read_split(plan, split, job.reading):
+            for found in read_split(split, job.reading):
                 used += found.size if isinstance(found, DeadLetter) else sum(found.sizes)
                 if isinstance(found, Records):
                     yield found.take([number for number, text in enumerate(found.texts) if text])

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 from pydantic import Field, ValidationError
 
 from pipeline.splits.worker import Outcome
@@ -111,13 +112,13 @@ class Following:
 
 @contextmanager
 def following(
-    out: Path, step: str, sizes: dict[int, int], splits_total: int, device: tuple[float, str]
+    out: Path, step: str, sizes: np.ndarray, splits_total: int, device: tuple[float, str]
 ) -> Iterator[Following]:
-    """Follow one step over the splits with these sizes (input bytes), of ``splits_total`` in all.
+    """Follow one step over the splits with these sizes (int64, input bytes), of ``splits_total`` in all.
 
     ``device``: how many of what each worker has.
     """
-    total, now = sum(sizes.values()), time.time()
+    total, now = int(sizes.sum()), time.time()
     progress = Progress(
         host=socket.gethostname(),
         process=os.getpid(),

@@ -17,12 +17,38 @@ from shared.shards.manifest import SubsetTotals
 REPORT_FILE = "report.json"
 
 
+class Totals:
+    """Sums over the markers of a run."""
+
+    def __init__(self) -> None:
+        self._counts = dict.fromkeys(Counts.model_fields, 0)
+        self.splits = 0
+        self.shards: dict[SplitName, int] = dict.fromkeys(SPLIT_NAMES, 0)
+        self.subsets: dict[SplitName, dict[str, SubsetTotals]] = {name: {} for name in SPLIT_NAMES}
+        """Totals of each dataset by subset."""
+
+    def add(self, marker: Marker) -> None:
+        self.splits += 1
+        for status, count in marker.counts:
+            self._counts[status] += count
+        for name in SPLIT_NAMES:
+            totals = self.subsets[name]
+            self.shards[name] += len(marker.shards[name])
+            for entry in marker.shards[name]:
+                for subset, figures in entry.subsets.items():
+                    totals[subset] = totals.get(subset, SubsetTotals()) + figures
+
+    @property
+    def counts(self) -> Counts:
+        return Counts(**self._counts)
+
+
 @dataclass(frozen=True)
 class Report:
     """What a run came to."""
 
     run: RunFile
-    markers: list[Marker]
+    totals: Totals
     failures: list[Outcome] = field(default_factory=list)
     done_before: int = 0
     """Splits that an earlier start had finished."""
@@ -31,20 +57,18 @@ class Report:
 
     @property
     def counts(self) -> Counts:
-        return sum((marker.counts for marker in self.markers), Counts())
+        return self.totals.counts
 
     def subsets(self, name: SplitName) -> dict[str, SubsetTotals]:
         """Totals of one dataset by subset, in sorted order."""
-        totals: dict[str, SubsetTotals] = {}
-        for entry in (entry for marker in self.markers for entry in marker.shards[name]):
-            for subset, figures in entry.subsets.items():
-                totals[subset] = totals.get(subset, SubsetTotals()) + figures
-        return dict(sorted(totals.items()))
+        return dict(sorted(self.totals.subsets[name].items()))
 
     def files_of(self, failure: Outcome) -> list[str]:
         """The input files of a split that failed."""
-        plan = self.run.plan
-        return list(dict.fromkeys(file.path for file, _ in plan.pieces(plan.splits[failure.split])))
+        return [file.path for file in self.run.plan.splits[failure.split].files]
+
+    def name_of(self, failure: Outcome) -> str:
+        return self.run.plan.splits[failure.split].name
 
 
 def write_report(out: Path, report: Report) -> None:
@@ -56,13 +80,13 @@ def as_json(out: Path, report: Report) -> dict[str, Any]:
     """The report as plain values."""
     plan = report.run.plan
     return {
-        "finished": len(report.markers) == len(plan.splits),
+        "finished": report.totals.splits == len(plan.splits),
         "run": report.run.digest,
         "numerics": report.run.numerics and report.run.numerics.model_dump(),
-        "input": {"files": len(plan.files), "bytes": plan.bytes, "not_read": plan.skipped},
+        "input": {"files": len(plan.files), "bytes": plan.bytes, "not_read": dict(plan.skipped)},
         "splits": {
             "total": len(plan.splits),
-            "done": len(report.markers),
+            "done": report.totals.splits,
             "done_before": report.done_before,
             "failed": len(report.failures),
         },
@@ -74,10 +98,10 @@ def as_json(out: Path, report: Report) -> dict[str, Any]:
         "this_start": report.progress and _start(report.progress),
         "failures": [
             {
-                "split": failure.split,
+                "split": report.name_of(failure),
                 "files": report.files_of(failure),
                 "error": failure.error,
-                "log": str(log_path(out, failure.split)),
+                "log": str(log_path(out, report.name_of(failure))),
             }
             for failure in report.failures
         ],

@@ -1,15 +1,19 @@
 """The folder of a run: its recorded plan and identity, and what an interrupted run left behind.
 
-DIR/run.json  .lock  splits/00012.json  train/  validation/  dead-letters/00012.jsonl  empty-records/  failures/
+DIR/run.json  files-SHA256.arrow  .lock  splits/0000012-00003.json  train/  validation/
+DIR/dead-letters/0000012-00003.jsonl  empty-records/  failures/
 """
 
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.plan import Split
+import numpy as np
+
+from pipeline.files import TABLE_NAME
 from pipeline.settings import SPLIT_NAMES, PipelineError, SplitName
 from pipeline.splits.marker import (
     DEAD_LETTERS,
@@ -39,13 +43,19 @@ def load_run(out: Path) -> RunFile | None:
             return read_run(path)
     except FileNotFoundError:
         # A driver that was killed in the middle leaves its lock file, and half a plan under a temporary name.
-        if out.is_dir() and any(e.name != LOCK_FILE and not e.match(f"{RUN_FILE}.*.tmp") for e in out.iterdir()):
+        if out.is_dir() and any(not _of_a_start(entry) for entry in out.iterdir()):
             raise PipelineError(f"--out {out} is not empty and holds no run; give a new folder") from None
         return None
     except NotADirectoryError:
         raise PipelineError(f"--out {out} is a file; give a folder") from None
     except OSError as error:
         raise PipelineError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _of_a_start(path: Path) -> bool:
+    """Whether a driver that has just begun may have left it."""
+    temporary = path.match(f"{RUN_FILE}.*.tmp") or path.match("files-*.arrow.*.tmp")
+    return path.name == LOCK_FILE or temporary or TABLE_NAME.fullmatch(path.name) is not None
 
 
 def require_same(recorded: RunFile, identity: dict[str, Any], out: str) -> None:
@@ -74,31 +84,42 @@ def remove_leftovers(out: Path) -> None:
     shutil.rmtree(out / FAILURES, ignore_errors=True)
 
 
-def finished_splits(place: Place, run: RunFile) -> dict[int, Marker]:
-    """Markers of the splits that are done, each with its files checked byte for byte, on a store by their sizes."""
+_AT_ONCE = 256
 
-    def checked(split: Split) -> Marker | None:
-        marker = read_marker(place.job.out, split.number, run.digest)
-        return marker if marker is not None and place.is_whole(marker) else None
 
+def finished_splits(place: Place, run: RunFile) -> np.ndarray:
+    """Which splits are done, bool [splits]: with each file checked byte for byte, on a store by its size."""
+
+    def checked(number: int) -> bool:
+        marker = read_marker(place.job.out, run.plan.splits.name(number), digest)
+        return marker is not None and place.is_whole(marker)
+
+    digest, done = run.digest, np.zeros(len(run.plan.splits), bool)
     with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter's lock
-        return {marker.split: marker for marker in pool.map(checked, run.plan.splits) if marker is not None}
+        for begin in range(0, len(done), _AT_ONCE):
+            some = range(begin, min(begin + _AT_ONCE, len(done)))
+            done[begin : some.stop] = [*pool.map(checked, some)]
+    return done
 
 
-def finished_run(out: Path, run: RunFile, has: Has) -> list[Marker] | None:
-    """All markers of a complete run; None if anything is missing. Looks at names and sizes only: it is quick."""
-    markers = []
+def markers_of(out: Path, run: RunFile) -> Iterator[tuple[int, Marker | None]]:
+    """The splits by number, each with its marker if it has one; none is kept."""
+    digest = run.digest
+    for number in range(len(run.plan.splits)):
+        yield number, read_marker(out, run.plan.splits.name(number), digest)
+
+
+def is_finished(out: Path, run: RunFile, has: Has) -> bool:
+    """Whether a run is complete. Looks at names and sizes only: it is quick."""
     for name in SPLIT_NAMES:
         if not has(f"{name}/{MANIFEST_NAME}", None):
-            return None
+            return False
         if run.numerics is not None and not has(f"{name}/{ENTROPY_MODEL_FOLDER}/{WEIGHTS_FILE}", None):
-            return None
-    for split in run.plan.splits:
-        marker = read_marker(out, split.number, run.digest)
-        if marker is None or not all(_in_place(has, marker, name) for name in SPLIT_NAMES):
-            return None
-        markers.append(marker)
-    return markers
+            return False
+    return all(
+        marker is not None and all(_in_place(has, marker, name) for name in SPLIT_NAMES)
+        for _, marker in markers_of(out, run)
+    )
 
 
 def _in_place(has: Has, marker: Marker, name: SplitName) -> bool:

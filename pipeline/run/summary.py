@@ -24,7 +24,7 @@ def exit_code(report: Report) -> int:
         return 1
     if missed(report):
         return 4
-    return 3 if any(marker.counts.dead for marker in report.markers) else 0
+    return 3 if report.counts.dead else 0
 
 
 def missed(report: Report) -> list[str]:
@@ -55,7 +55,7 @@ def print_summary(job: Job, report: Report) -> None:
     """Print what a run came to."""
     counts = report.counts
     splits = len(report.run.plan.splits)
-    state = f"{len(report.markers)} of {splits} splits"
+    state = f"{report.totals.splits} of {splits} splits"
     if report.done_before == splits:
         state = "nothing to do, all is current"
     elif report.done_before:
@@ -79,14 +79,14 @@ def print_summary(job: Job, report: Report) -> None:
         shown = f": {', '.join(map(_shown, names))}" + (", ..." if files > len(names) else "") if names else ""
         lines.append(f"  {files:>12,} files or folders not read: {reason}{shown}")
     for name in SPLIT_NAMES:
-        lines += _dataset_lines(job, name, report.subsets(name), sum(len(m.shards[name]) for m in report.markers))
+        lines += _dataset_lines(job, name, report.subsets(name), report.totals.shards[name])
     if not report.failures and counts.documents and job.reading.validation_fraction:
         empty = [name for name in SPLIT_NAMES if not report.subsets(name)]
         lines += [f"  {name} has no document: training needs some in both (--validation-fraction)" for name in empty]
     for failure in report.failures:
         paths = ", ".join(report.files_of(failure))
         shown = paths if len(paths) <= 80 else paths[:77] + "..."
-        lines.append(f"  failed: split {failure.split} ({shown}): {failure.error}")
+        lines.append(f"  failed: split {report.name_of(failure)} ({shown}): {failure.error}")
     if not report.failures:
         lines += [f"  warning: {problem}" for problem in (*report.run.plan.idle, *missed(report))]
     if report.failures:

@@ -7,21 +7,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-from pipeline.splits.marker import split_name
 from shared.io.log import LOG
 from shared.io.terminal import safe
 
 LOGS = "logs"
 
 
-def log_path(out: Path, split: int) -> Path:
-    return out / LOGS / f"{split_name(split)}.log"
+def log_path(out: Path, split: str) -> Path:
+    return out / LOGS / f"{split}.log"
 
 
 class SplitLog:
     """Appends lines to the log of one split; a log that cannot be written, on a full disk, stops nothing."""
 
-    def __init__(self, out: Path, split: int) -> None:
+    def __init__(self, out: Path, split: str) -> None:
         self._path = log_path(out, split)
         self._who = f"{socket.gethostname()} {os.getpid()}"
         self._file: IO[str] | None = None

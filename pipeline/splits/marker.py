@@ -1,7 +1,8 @@
 """What a finished split leaves behind: the marker that says so, and files of what did not become a document."""
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+import json
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -14,10 +15,12 @@ from shared.io.identity import canonical_json
 from shared.io.json_reader import read_bounded
 from shared.settings import Settings
 from shared.shards.dataset import check_file, files_of
-from shared.shards.manifest import Count, ShardEntry, Sums
+from shared.shards.manifest import Count, Sha256, ShardEntry, Sums
 
 MARKERS, DEAD_LETTERS, EMPTY_RECORDS, DUPLICATES = "splits", "dead-letters", "empty-records", "duplicates"
 
+LINE_IN_SPLIT = "line_in_split"
+"""In place of a line, until all splits before are done and their lines are known."""
 MOST_MARKER_BYTES = 2**28
 
 
@@ -45,9 +48,14 @@ class Counts(Sums):
 class Marker(Settings):
     """One finished split."""
 
-    split: Count
+    split: str
+    """Its name."""
     run: str
     """Digest of the run's identity and numerics: a marker of another run is not believed."""
+    content: Sha256
+    """Of what was read (`pipeline.read.seen`)."""
+    lines: Count
+    """Newlines in what was read of a file of lines."""
     counts: Counts
     shards: dict[SplitName, list[ShardEntry]]
     """Of each split, train and validation."""
@@ -59,24 +67,20 @@ class Marker(Settings):
         return self
 
 
-def split_name(number: int) -> str:
-    return f"{number:05d}"
+def shard_stem(split: str, number: int) -> str:
+    """shard-0000012-00003; a split whose text is larger than a shard goes on with shard-0000012-00003-001."""
+    return f"shard-{split}" + (f"-{number:03d}" if number else "")
 
 
-def shard_stem(split: int, number: int) -> str:
-    """shard-00012; a split that is one large piece goes on with shard-00012-001 and so on."""
-    return f"shard-{split_name(split)}" + (f"-{number:03d}" if number else "")
-
-
-def marker_path(out: Path, split: int) -> Path:
-    return out / MARKERS / f"{split_name(split)}.json"
+def marker_path(out: Path, split: str) -> Path:
+    return out / MARKERS / f"{split}.json"
 
 
 def write_marker(out: Path, marker: Marker) -> None:
     write_atomic(marker_path(out, marker.split), marker.model_dump_json(indent=1) + "\n")
 
 
-def read_marker(out: Path, split: int, run: str) -> Marker | None:
+def read_marker(out: Path, split: str, run: str) -> Marker | None:
     """The marker of a split, if it is there and of this run."""
     try:
         marker = Marker.model_validate_json(read_bounded(marker_path(out, split), MOST_MARKER_BYTES))
@@ -95,6 +99,40 @@ def is_whole(out: Path, marker: Marker) -> bool:
     except (DatasetError, OSError):
         return False
     return True
+
+
+def finish_ledgers(
+    out: Path, marker: Marker, lines_before: int, name: Callable[[int], str], fetch: Callable[[str], None]
+) -> None:
+    """Say in what a split lists which lines of whole files are meant, and splits by ``name``. Twice does no harm.
+
+    ``lines_before``: in the earlier parts of its file. ``fetch`` brings a list into ``out`` where it is elsewhere.
+    """
+    for folder, count in (
+        (DEAD_LETTERS, marker.counts.dead),
+        (EMPTY_RECORDS, marker.counts.empty),
+        (DUPLICATES, marker.counts.duplicates),
+    ):
+        path = out / folder / f"{marker.split}.jsonl"
+        if not count:
+            continue
+        with suppress(FileNotFoundError):
+            fetch(f"{folder}/{path.name}")
+        if not path.exists():
+            continue
+        with open(path, "rb") as listed:
+            first = json.loads(listed.readline())
+            if LINE_IN_SPLIT not in first and not isinstance(first.get("first", {}).get("split"), int):
+                continue
+            listed.seek(0)
+            with atomic_file(path) as finished:
+                for line in listed:
+                    entry = json.loads(line)
+                    if LINE_IN_SPLIT in entry:
+                        entry["line"] = lines_before + entry.pop(LINE_IN_SPLIT)
+                    if "first" in entry:
+                        entry["first"]["split"] = name(entry["first"]["split"])
+                    finished.write(canonical_json(entry).encode() + b"\n")
 
 
 class Ledger:

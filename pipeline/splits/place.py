@@ -14,10 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from pipeline.files import TABLE_NAME
 from pipeline.settings import SPLIT_NAMES, Job, PipelineError
 from pipeline.splits.logs import LOGS
 from pipeline.splits.marker import MARKERS, Marker, is_whole
-from pipeline.splits.run_file import BEGUN_FILE, RUN_FILE, Begun, RunFile, read_run
+from pipeline.splits.run_file import BEGUN_FILE, RUN_FILE, Begun, RunFile, RunSummary, read_run
 from pipeline.splits.selection import SELECTION
 from shared.errors import IdentityError, StorageError
 from shared.io.files import locked
@@ -30,6 +33,10 @@ from shared.shards.manifest import MANIFEST_NAME
 AT_ONCE = 8
 """Objects on their way."""
 _WRITTEN_ONCE = (RUN_FILE, BEGUN_FILE, MARKERS)
+
+
+def _is_written_once(name: str) -> bool:
+    return name in _WRITTEN_ONCE or TABLE_NAME.fullmatch(name) is not None
 
 
 Has = Callable[[str, int | None], bool]
@@ -72,6 +79,10 @@ class Place(ABC):
     @abstractmethod
     def pull(self, folder: str) -> None:
         """Bring what workers left in a folder of the run into this process's own."""
+
+    @abstractmethod
+    def fetch(self, path: str) -> None:
+        """The same of one file."""
 
     @abstractmethod
     def push(self, folder: str) -> None:
@@ -121,6 +132,9 @@ class _FolderPlace(Place):
     def pull(self, folder: str) -> None:
         pass
 
+    def fetch(self, path: str) -> None:
+        pass
+
     def push(self, folder: str) -> None:
         pass
 
@@ -144,6 +158,8 @@ class _StorePlace(Place):
         for key in (RUN_FILE, *manifests):
             with suppress(FileNotFoundError):
                 store.download(key, job.out / key)
+        with suppress(FileNotFoundError, ValidationError):  # whoever reads it says what is wrong
+            self.fetch(RunSummary.read(job.out / RUN_FILE).files)
         with suppress(FileNotFoundError):  # of a run that no worker was ready for
             read_run(job.out / RUN_FILE).with_numerics(begun(store).numerics).save(job.out)
         if not (job.out / RUN_FILE).exists() and any(not key.startswith("lease/") for key in store.list()):
@@ -155,9 +171,10 @@ class _StorePlace(Place):
 
     def keep(self, run: RunFile) -> None:
         run.save(self.job.out)
-        # The plan of the first start stays: later ones differ only in what they know of files that did not change.
+        # The plan of the first start stays: later ones differ only in the times and versions of files.
         if not self._store.list(RUN_FILE):
-            self._store.write_once(RUN_FILE, run.with_numerics(None).content())
+            for name, content in run.with_numerics(None).content().items():
+                self._store.write_once(name, content)
 
     def begin(self, run: RunFile) -> None:
         run.save(self.job.out)
@@ -179,6 +196,10 @@ class _StorePlace(Place):
         with ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(lambda key: self._store.download(key, out / key), keys))
 
+    def fetch(self, path: str) -> None:
+        if not (self.job.out / path).exists():
+            self._store.download(path, self.job.out / path)
+
     def push(self, folder: str) -> None:
         _upload(self._store, self.job.out, sorted(self.job.out.glob(f"{folder}/**/*")))
 
@@ -192,7 +213,7 @@ class _StorePlace(Place):
         # A dataset is there when its manifest is.
         manifests = [out / name / MANIFEST_NAME for name in SPLIT_NAMES if (out / name / MANIFEST_NAME).exists()]
         others = [path for path in sorted(out.rglob("*")) if path not in manifests]
-        _upload(self._store, out, [path for path in others if path.relative_to(out).parts[0] not in _WRITTEN_ONCE])
+        _upload(self._store, out, [path for path in others if not _is_written_once(path.relative_to(out).parts[0])])
         _upload(self._store, out, manifests)
 
 
@@ -239,7 +260,7 @@ def working(job: Job, number: int, statuses: bool) -> Iterator[Job]:
     store = job.store.open()
     with tempfile.TemporaryDirectory(prefix="patchwork-split-") as folder:
         if statuses:
-            for key in (key for key in store.list(f"{SELECTION}/") if key.startswith(f"{SELECTION}/{number:05d}.")):
+            for key in (key for key in store.list(f"{SELECTION}/") if key.startswith(f"{SELECTION}/{number:07d}.")):
                 store.download(key, Path(folder) / key)
         yield job.model_copy(update={"out": Path(folder)})
         for path in Path(folder).glob(f"{LOGS}/*"):  # no part of the product

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.plan import LARGEST_SPLIT, Plan, Split
-from pipeline.read import read_split
+from pipeline.plan import LARGEST_SPLIT, Split
+from pipeline.read import Seen, read_split
 from pipeline.records import DeadLetter, Records, Text, splits_of
 from pipeline.scoring.cut import Piece, cut, pieces
 from pipeline.settings import SPLIT_NAMES, Job, PipelineError, SplitName
@@ -21,15 +21,15 @@ from pipeline.splits.marker import (
     DEAD_LETTERS,
     DUPLICATES,
     EMPTY_RECORDS,
+    LINE_IN_SPLIT,
     Counts,
     Ledger,
     Marker,
     shard_stem,
-    split_name,
     write_marker,
 )
 from pipeline.splits.pipelining import ahead, behind
-from pipeline.splits.selection import RecordStatus, selects, statuses_of
+from pipeline.splits.selection import RecordStatus, content_surveyed, selects, statuses_of
 from shared.shards.manifest import MOST_ROWS, ShardEntry
 from shared.shards.rows import Rows
 from shared.shards.writer import ShardWriter
@@ -48,22 +48,26 @@ _RECORD_BYTES = 2**10
 
 
 def process_split(
-    job: Job, plan: Plan, number: int, run: str, scorer: "Scorer | None" = None, progress: Progress = lambda _: None
+    job: Job,
+    split: Split,
+    run: str,
+    scorer: "Scorer | None" = None,
+    progress: Progress = lambda _: None,
+    shard_bytes: int = LARGEST_SPLIT,
 ) -> Marker:
     """Read, score, cut and write one split, and commit it.
 
-    ``progress`` is told the input bytes that are done: of documents once they are scored, of others once they are read.
+    ``shard_bytes``: of text, after which a shard is closed, and the split goes on with another one. ``progress`` is
+    told the input bytes that are done: of documents once they are scored, of others once they are read.
 
     Raises PipelineError or DatasetError when the input is not what was planned.
     """
-    split = plan.splits[number]
-    name = split_name(number)
     progress = _one_at_a_time(progress)
     with ExitStack() as stack:
         folders = (DEAD_LETTERS, EMPTY_RECORDS, DUPLICATES)
-        ledgers = {folder: Ledger(job.out / folder / f"{name}.jsonl", stack) for folder in folders}
-        sorting = _Sorting(job, plan, split, ledgers, progress)
-        shards = stack.enter_context(_Shards(job, number, max(plan.split_bytes, LARGEST_SPLIT)))
+        ledgers = {folder: Ledger(job.out / folder / f"{split.name}.jsonl", stack) for folder in folders}
+        sorting = _Sorting(job, split, ledgers, progress)
+        shards = stack.enter_context(_Shards(job, split.name, shard_bytes))
         records: Generator[Records, None, None] = sorting.records()
         if scorer is not None:  # else there is nothing to overlap with, and handing over costs more than it gains
             records = stack.enter_context(closing(ahead(records, _held, READ_AHEAD)))
@@ -72,7 +76,14 @@ def process_split(
             for item in cut(_counted(pieces(records, scorer), progress), job.output.patching):
                 writing(item)
         written = shards.closed()
-    marker = Marker(split=number, run=run, counts=sorting.counts(), shards=written)
+    marker = Marker(
+        split=split.name,
+        run=run,
+        content=sorting.seen.sha256,
+        lines=sorting.seen.lines,
+        counts=sorting.counts(),
+        shards=written,
+    )
     write_marker(job.out, marker)
     return marker
 
@@ -116,9 +127,11 @@ def _waiting(item: tuple[Sequence[SplitName | None], Rows]) -> int:
 class _Sorting:
     """Gives every record of a split its status, and counts them."""
 
-    def __init__(self, job: Job, plan: Plan, split: Split, ledgers: Mapping[str, Ledger], progress: Progress) -> None:
+    def __init__(self, job: Job, split: Split, ledgers: Mapping[str, Ledger], progress: Progress) -> None:
         """``ledgers``: where records are listed that make no document, by folder."""
-        self._reading, self._plan, self._split = job.reading, plan, split
+        self._out, self._reading, self._split = job.out, job.reading, split
+        self.seen = Seen()
+        """What was read so far."""
         self._ledgers, self._progress = ledgers, progress
         self._statuses = (
             statuses_of(job.out, split.number) if selects(job.reading) else repeat((RecordStatus.KEPT, 0, 0))
@@ -127,9 +140,9 @@ class _Sorting:
 
     def records(self) -> Generator[Records, None, None]:
         """The records that become documents, each with its split: train or validation."""
-        for found in read_split(self._plan, self._split, self._reading):
+        for found in read_split(self._split, self._reading, self.seen):
             if isinstance(found, DeadLetter):
-                self._ledgers[DEAD_LETTERS].add(found.as_json())
+                self._ledgers[DEAD_LETTERS].add(self._with_line(found.as_json()))
                 self._counts["records"] += found.records
                 self._counts["dead"] += found.records
                 self._progress(found.size)
@@ -144,8 +157,11 @@ class _Sorting:
                 self._counts["documents"] += len(kept)
                 self._counts["document_bytes"] += sum(map(len, kept.texts))
                 yield replace(kept, splits=splits_of(kept, self._reading))
-        if selects(self._reading) and next(self._statuses, None) is not None:
-            raise self._not_as_surveyed("fewer")
+        if selects(self._reading):
+            if next(self._statuses, None) is not None:
+                raise self._not_as_surveyed("fewer texts")
+            if content_surveyed(self._out, self._split) != self.seen.sha256:
+                raise self._not_as_surveyed("other texts")
 
     def counts(self) -> Counts:
         return Counts(**self._counts)
@@ -167,21 +183,27 @@ class _Sorting:
     def _status(self, records: Records, number: int, text: Text) -> str:
         listed: dict[str, Any] = {"id": records.ids[number]}
         if not text:
-            self._ledgers[EMPTY_RECORDS].add(records.place(number).as_json() | listed)
+            self._ledgers[EMPTY_RECORDS].add(self._with_line(records.place(number).as_json()) | listed)
             return "empty"
         found_status = next(self._statuses, None)
         if found_status is None:
-            raise self._not_as_surveyed("more")
+            raise self._not_as_surveyed("more texts")
         status, split, first = found_status
         if status == RecordStatus.DUPLICATE:
             listed |= {"bytes": len(text), "first": {"split": split, "text": first}}
-            self._ledgers[DUPLICATES].add(records.place(number).as_json() | listed)
+            self._ledgers[DUPLICATES].add(self._with_line(records.place(number).as_json()) | listed)
             return "duplicates"
         return "documents" if status == RecordStatus.KEPT else "not_sampled"
 
-    def _not_as_surveyed(self, how_many: str) -> PipelineError:
-        problem = f"split {self._split.number} has {how_many} texts than were surveyed"
-        return PipelineError(f"{problem}; the input has changed; restore it")
+    def _with_line(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """What is listed, its line by a name that tells whether lines of earlier splits are still to be added."""
+        if self._split.part and "line" in entry:
+            entry[LINE_IN_SPLIT] = entry.pop("line")
+        return entry
+
+    def _not_as_surveyed(self, what: str) -> PipelineError:
+        problem = f"split {self._split.name} has {what} than were surveyed"
+        return PipelineError(f"{problem}; the input has changed; restore it, or give a new --out")
 
 
 class _Shards(AbstractContextManager["_Shards"]):
@@ -191,7 +213,7 @@ class _Shards(AbstractContextManager["_Shards"]):
     by an error removes what is not closed.
     """
 
-    def __init__(self, job: Job, split: int, limit: int) -> None:
+    def __init__(self, job: Job, split: str, limit: int) -> None:
         self._job, self._split, self._limit = job, split, limit
         self._open: dict[SplitName, ShardWriter] = {}
         self._sizes: dict[SplitName, int] = {}

@@ -1,25 +1,48 @@
-"""run.json: what a run is, as every process of it reads it."""
+"""run.json and the table of files beside it: what a run is, as every process of it reads it."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
+from pydantic import Field, StringConstraints
+
+from pipeline.files import TABLE_NAME, load_files
 from pipeline.plan import Plan
 from shared.io.files import write_atomic
 from shared.io.identity import digest
 from shared.io.json_reader import read_bounded
 from shared.settings import Settings
-from shared.shards.manifest import NumericsClass
+from shared.shards.manifest import Count, NumericsClass
 
 RUN_FILE, FAILURES = "run.json", "failures"
 BEGUN_FILE = "begun.json"
 """In a store, where nothing is written a second time: what is known when the first worker is ready."""
 
 
-MOST_RUN_BYTES = 2**30
-"""Of run.json, which lists every piece of every file."""
+MOST_RUN_BYTES = 2**26
 
 
-class RunFile(Settings):
+class RunSummary(Settings):
+    """What run.json says."""
+
+    identity: dict[str, Any]
+    numerics: NumericsClass | None = None
+    files: Annotated[str, StringConstraints(pattern=f"^{TABLE_NAME.pattern}$")]
+    """Name of the table of files."""
+    split_bytes: Annotated[int, Field(strict=True, gt=0, le=2**62)]
+    skipped: dict[str, Count]
+    examples: dict[str, tuple[str, ...]]
+    idle: tuple[str, ...]
+    plan_digest: str
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Raises OSError, ValidationError."""
+        return cls.model_validate_json(read_bounded(path, MOST_RUN_BYTES))
+
+
+@dataclass(frozen=True)
+class RunFile:
     """What a run is, written before any work and completed when the first worker is ready."""
 
     identity: dict[str, Any]
@@ -31,14 +54,33 @@ class RunFile(Settings):
         """What markers of this run carry."""
         return digest({"identity": self.identity, "numerics": self.numerics and self.numerics.model_dump()})
 
-    def save(self, out: Path) -> None:
-        write_atomic(out / RUN_FILE, self.content())
-
-    def content(self) -> bytes:
-        return (self.model_dump_json(indent=1) + "\n").encode()
-
     def with_numerics(self, numerics: NumericsClass | None) -> "RunFile":
-        return self.model_copy(update={"numerics": numerics})
+        return replace(self, numerics=numerics)
+
+    def content(self) -> dict[str, bytes]:
+        """What is written of it, by name: the table of files, then run.json, which names it."""
+        plan = self.plan
+        table, content = plan.files.content()
+        summary = RunSummary(
+            identity=self.identity,
+            numerics=self.numerics,
+            files=table,
+            split_bytes=plan.split_bytes,
+            skipped=dict(plan.skipped),
+            examples=dict(plan.examples),
+            idle=plan.idle,
+            plan_digest=plan_digest(plan),
+        )
+        return {table: content, RUN_FILE: (summary.model_dump_json(indent=1) + "\n").encode()}
+
+    def save(self, out: Path) -> None:
+        """Write it, and remove older tables last."""
+        written = self.content()
+        for name, content in written.items():
+            write_atomic(out / name, content)
+        for path in out.glob("files-*.arrow"):
+            if path.name not in written and TABLE_NAME.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
 
 class Begun(Settings):
@@ -49,6 +91,14 @@ class Begun(Settings):
     numerics: NumericsClass | None
 
 
+def plan_digest(plan: Plan) -> str:
+    """What tells the plan of a run from others."""
+    return digest(plan.inputs_identity())
+
+
 def read_run(path: Path) -> RunFile:
-    """What a run's file says. Raises OSError, ValidationError."""
-    return RunFile.model_validate_json(read_bounded(path, MOST_RUN_BYTES))
+    """What a run's file says. Raises OSError, ValidationError, and PipelineError for a damaged table of files."""
+    found = RunSummary.read(path)
+    files = load_files(path.parent / found.files)
+    plan = Plan(files, found.split_bytes, found.skipped, found.examples, found.idle)
+    return RunFile(found.identity, plan, found.numerics)

@@ -4,26 +4,28 @@ In a first pass over the input each split is surveyed: a hash of every text and 
 all surveys follow the statuses of each split's texts, in files that the second pass reads. Memory is bounded: hashes
 are compared a range of values at a time, and the sample's limit is found in two steps.
 
-DIR/selection/00012.survey.npy  00012.statuses.npy  done
+DIR/selection/0000012.survey.npy  0000012.survey.json  0000012.statuses.npy  done
 """
 
 import io
+import json
 import shutil
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import IntEnum
 from itertools import repeat
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.plan import Plan
-from pipeline.read import read_split
+from pipeline.plan import Split
+from pipeline.read import Seen, read_split
 from pipeline.records import DeadLetter, content_digest, sample_hash
 from pipeline.settings import Job, PipelineError, ReadSettings
-from pipeline.splits.marker import split_name
 from shared.io.files import sync, write_atomic
+from shared.io.identity import canonical_json
+from shared.io.json_reader import read_bounded
 
 SELECTION, _DONE = "selection", "done"
 SURVEY = np.dtype([("content", ">u8", 2), ("place", "<u8"), ("bytes", "<i8")])
@@ -62,15 +64,30 @@ def remove_selection(out: Path) -> None:
     shutil.rmtree(out / SELECTION, ignore_errors=True)
 
 
-def surveyed(out: Path, split: int) -> bool:
-    return _survey_path(out, split).exists()
+def surveyed(out: Path, split: Split) -> bool:
+    """Whether there is a survey of the files as they are now."""
+    return _survey_path(out, split.number).exists() and _found(out, split.number).get("stamps") == split.stamps
 
 
-def survey_split(job: Job, plan: Plan, number: int, progress: Callable[[int], None]) -> None:
+def content_surveyed(out: Path, split: Split) -> str:
+    """The sha256 of what was read for the survey of a split."""
+    return str(_found(out, split.number).get("content"))
+
+
+def _found(out: Path, split: int) -> dict[str, Any]:
+    try:
+        found = json.loads(read_bounded(_content_path(out, split)))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def survey_split(job: Job, split: Split, progress: Callable[[int], None]) -> None:
     """Look at every text of a split and leave its survey; records that are no text have none."""
     sampling = job.reading.sample_bytes is not None
     contents, places, sizes = bytearray(), array("Q"), array("q")
-    for found in read_split(plan, plan.splits[number], job.reading):
+    seen = Seen()
+    for found in read_split(split, job.reading, seen):
         if isinstance(found, DeadLetter):
             progress(found.size)
             continue
@@ -83,7 +100,8 @@ def survey_split(job: Job, plan: Plan, number: int, progress: Callable[[int], No
     survey = np.zeros(len(sizes), SURVEY)
     survey["content"] = np.frombuffer(contents, ">u8").reshape(-1, 2)
     survey["place"], survey["bytes"] = places, sizes
-    _save(_survey_path(job.out, number), survey)
+    write_atomic(_content_path(job.out, split.number), canonical_json({"content": seen.sha256, "stamps": split.stamps}))
+    _save(_survey_path(job.out, split.number), survey)
 
 
 def select(out: Path, splits: Sequence[int], reading: ReadSettings) -> None:
@@ -203,8 +221,12 @@ def _load(path: Path, mode: Literal["r", "r+"] = "r") -> np.ndarray:
 
 
 def _survey_path(out: Path, split: int) -> Path:
-    return out / SELECTION / f"{split_name(split)}.survey.npy"
+    return out / SELECTION / f"{split:07d}.survey.npy"
+
+
+def _content_path(out: Path, split: int) -> Path:
+    return out / SELECTION / f"{split:07d}.survey.json"
 
 
 def _statuses_path(out: Path, split: int) -> Path:
-    return out / SELECTION / f"{split_name(split)}.statuses.npy"
+    return out / SELECTION / f"{split:07d}.statuses.npy"

@@ -5,11 +5,13 @@ import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.plan import Plan
+from pipeline.plan import LARGEST_SPLIT, Split
+from pipeline.read import Seen, read_split
+from pipeline.records import DeadLetter
 from pipeline.scoring.load_scorer import load_scorer
 from pipeline.settings import Job, PipelineError, numerics_differences
 from pipeline.splits.logs import SplitLog
-from pipeline.splits.marker import Marker
+from pipeline.splits.marker import Counts
 from pipeline.splits.place import commit, working
 from pipeline.splits.process import Progress, process_split
 from pipeline.splits.selection import selects, survey_split
@@ -30,11 +32,14 @@ class NumericsError(PipelineError):
 class Task:
     """What is done with each of some splits."""
 
-    kind: Literal["survey", "write"]
+    kind: Literal["survey", "write", "check"]
+    """check: read again a split that is done, whose files were touched since."""
     run: str = ""
     """Digest of the run, for the markers."""
     numerics: NumericsClass | None = None
     """That of the run: a worker of another one refuses."""
+    shard_bytes: int = LARGEST_SPLIT
+    """Of text, after which a shard is closed."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,11 @@ class Outcome:
     """A split that is done, or why it is not. A worker's death is no outcome: executors deal with it."""
 
     split: int
-    marker: Marker | None = None
-    """Of a split that was written."""
+    """Its place in the plan."""
+    counts: Counts | None = None
+    """Of a split that was written; its marker says the rest."""
+    content: str = ""
+    """Of a split that was read again: the sha256 of what was read."""
     seconds: float = 0.0
     """That a worker spent on it."""
     error: str = ""
@@ -56,50 +64,60 @@ class Outcome:
 class Worker:
     """Processes splits one after the other. Raises ModelFileError or PipelineError when it cannot be set up."""
 
-    def __init__(self, job: Job, plan: Plan, model: PackedModel | None = None) -> None:
+    def __init__(self, job: Job, model: PackedModel | None = None) -> None:
         """``model``: the entropy model where its folder cannot be seen."""
-        self._job, self._plan = job, plan
+        self._job = job
         self._scorer: Scorer | None = None
         self.numerics: NumericsClass | None = None
         """None when nothing is scored."""
         if job.output.scoring is not None:
             self._scorer, self.numerics = load_scorer(model or job.entropy_model, job.output.scoring)
 
-    def process(self, number: int, task: Task, progress: Progress = lambda _: None) -> Outcome:
+    def process(self, split: Split, task: Task, progress: Progress = lambda _: None) -> Outcome:
         """Do one split. Raises NumericsError, and does nothing, in another numerics class than that of the run."""
         require_numerics(task.numerics, self.numerics)
         began = time.perf_counter()
         writes = task.kind == "write"
         with (
-            working(self._job, number, writes and selects(self._job.reading)) as job,
-            SplitLog(job.out, number) as log,
+            working(self._job, split.number, writes and selects(self._job.reading)) as job,
+            SplitLog(job.out, split.name) as log,
         ):
             log.say(f"{task.kind} begins")
             try:
-                marker = None
+                counts, content = None, ""
                 if writes:
-                    marker = process_split(job, self._plan, number, task.run, self._scorer, progress)
+                    counts = process_split(job, split, task.run, self._scorer, progress, task.shard_bytes).counts
+                elif task.kind == "check":
+                    content = content_now(job, split, progress)
                 else:
-                    survey_split(job, self._plan, number, progress)
+                    survey_split(job, split, progress)
                 commit(self._job, job, task.run)
             except Exception as error:  # any error costs one split, which may be tried again: never the whole run
                 text = f"{error}" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
                 text, trace = without_secrets(text), without_secrets(traceback.format_exc())
                 log.say(f"{task.kind} failed: {trace}")
                 return Outcome(
-                    number,
+                    split.number,
                     seconds=time.perf_counter() - began,
                     error=text or type(error).__name__,
                     trace=trace,
                     transient=is_transient(error),
                 )
             seconds = time.perf_counter() - began
-            log.say(f"{task.kind} done in {seconds:.1f} s" + (f": {_counted(marker)}" if marker else ""))
-            return Outcome(number, marker, seconds)
+            log.say(f"{task.kind} done in {seconds:.1f} s" + (f": {_counted(counts)}" if counts else ""))
+            return Outcome(split.number, counts, content, seconds)
 
 
-def _counted(marker: Marker) -> str:
-    return ", ".join(f"{count} {name}" for name, count in marker.counts.model_dump().items() if count)
+def _counted(counts: Counts) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.model_dump().items() if count)
+
+
+def content_now(job: Job, split: Split, progress: Progress) -> str:
+    """The sha256 of what is read of the files of a split as they are now."""
+    seen = Seen()
+    for found in read_split(split, job.reading, seen):
+        progress(found.size if isinstance(found, DeadLetter) else sum(found.sizes))
+    return seen.sha256
 
 
 def require_numerics(recorded: NumericsClass | None, found: NumericsClass | None) -> None:

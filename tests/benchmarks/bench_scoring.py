@@ -60,7 +60,7 @@ def sample(paths: Sequence[Path], count: int, seed: int = 0) -> list[bytes]:
     texts = [
         text
         for split in plan.splits
-        for found in read_split(plan, split, reading)
+        for found in read_split(split, reading)
         if isinstance(found, Records)
         for text in found.texts
         if isinstance(text, bytes) and text

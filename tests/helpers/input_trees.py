@@ -33,7 +33,7 @@ def tree(folder: Path, files: dict[str, bytes]) -> Path:
 def read(*inputs: object, **options: object) -> list[Record | DeadLetter]:
     reading = ReadSettings(**options)
     plan = make_plan(inputs, reading)
-    return [found for split in plan.splits for found in one_by_one(read_split(plan, split, reading))]
+    return [found for split in plan.splits for found in one_by_one(read_split(split, reading))]
 
 
 def one_by_one(found: Iterable[Records | DeadLetter]) -> Iterator[Record | DeadLetter]:

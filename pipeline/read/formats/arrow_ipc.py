@@ -1,13 +1,16 @@
 """Arrow files and streams (also .feather, and what Hugging Face datasets are on disk): one record batch at a time."""
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Iterator
 from contextlib import suppress
 
 import pyarrow as pa
 
-from pipeline.plan import Piece, SourceFile
+from pipeline.files import SourceFile
+from pipeline.plan import Piece
 from pipeline.read.formats.arrow_rows import records_of, text_problem, wanted_names
 from pipeline.read.formats.expansion import Expansion
+from pipeline.read.seen import NOTHING, Seen
 from pipeline.read.storage import DATA_ERRORS, damaged_range, open_arrow, reason_in
 from pipeline.read.streams import expands, too_large
 from pipeline.records import DeadLetter, Place, Record, Records
@@ -23,22 +26,13 @@ def _sound_messages(location: str) -> list[Message]:
     return found
 
 
-def batch_sizes(location: str) -> list[int]:
-    """Bytes of each record batch, decompressed."""
-    return [message.made for message in _sound_messages(location) if message.kind == "batch"]
-
-
-def batch_ranges(location: str) -> Callable[[int, int], list[tuple[int, int]]]:
-    """The bytes on disk that batches [begin, end) are read from: theirs, and those of the schema and dictionaries."""
-    found = _sound_messages(location)
-    batches = [(message.begin, message.end) for message in found if message.kind == "batch"]
-    shared = [(message.begin, message.end) for message in found if message.kind != "batch"]
-    return lambda begin, end: [*shared, *batches[begin:end]]
-
-
-def read_arrow(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterator[Record | Records | DeadLetter]:
-    """The rows of record batches [begin, end). A file that cannot be opened, or has no text, is one dead letter."""
-    last = piece is file.pieces[-1]
+def read_arrow(
+    file: SourceFile, piece: Piece, reading: ReadSettings, seen: Seen
+) -> Iterator[Record | Records | DeadLetter]:
+    """The rows of the batches whose middle a piece has. A file that cannot be opened, or has no text, is one dead
+    letter.
+    """
+    state = hashlib.sha256()
     with open_arrow(file.full_path) as source:
         found = messages(source)
         try:
@@ -47,30 +41,42 @@ def read_arrow(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterato
         except DATA_ERRORS as error:
             problem = f"not an Arrow file or stream that can be read: {reason_in(error)}"
         if problem is not None:
-            if piece is file.pieces[0]:
+            if not piece.first:
+                seen.add(NOTHING)
+            else:
                 rows = sum(message.rows for message in _sound_messages(file.full_path) if message.kind == "batch")
-                yield damaged_range(file.full_path, Place(file.path), problem, records=rows)
+                letter = damaged_range(file.full_path, Place(file.path), problem, records=rows)
+                seen.add(bytes.fromhex(letter.sha256))
+                yield letter
             return
         names = wanted_names(schema, file.path, reading)
         head: dict[int, list[Message]] = {}  # by number of the dictionary
-        number = row = at = 0
+        row = at = 0
         try:
             for message in found:
                 at = message.end
                 if message.kind != "batch":
+                    state.update(_buffer(source, message))
                     held = head.setdefault(message.dictionary, [])
                     if not message.adds:
                         held.clear()  # nothing refers to it any more
                     held.append(message)
                     continue
-                if piece.begin <= number < piece.end:
+                if message.begin >= piece.end and not piece.last:
+                    break
+                if piece.has(message.begin, message.end, file.size):
+                    state.update(_buffer(source, message))
                     dictionaries = [part for held in head.values() for part in held]
                     yield from _batch(file, source, schema, dictionaries, message, row, names, reading)
-                number, row = number + 1, row + message.rows
-                if number == piece.end and not last:
-                    return
+                row += message.rows
         except DamagedMessages as damage:
-            yield damaged_range(file.full_path, Place(file.path, row=row), f"{damage}; rows from {row} on are lost", at)
+            if piece.has(at, at, file.size):
+                letter = damaged_range(
+                    file.full_path, Place(file.path, row=row), f"{damage}; rows from {row} on are lost", at
+                )
+                state.update(bytes.fromhex(letter.sha256))
+                yield letter
+    seen.add(state.digest())
 
 
 def _schema(source: pa.NativeFile, found: Iterator[Message]) -> pa.Schema:

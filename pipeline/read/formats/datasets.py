@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.plan import Piece
 from pipeline.records import LONGEST_HELD, LongText, Place, Record, Text
 from shared.shards.columns import BatchColumns
 from shared.shards.dataset import Dataset
@@ -17,10 +18,21 @@ from shared.shards.runs import ROW_BITS
 from shared.shards.spans import Spans, joined_spans
 
 
-def documents(folder: Path, shard: int, begin: int, end: int, meta: bool) -> Iterator[Record]:
-    """The documents in rows [begin, end) of one shard. Raises DatasetError for a shard that is missing or damaged."""
+def documents(folder: Path, shard: int, piece: Piece, meta: bool) -> Iterator[Record]:
+    """The documents of one shard that begin at a byte of its text which a piece has.
+
+    Raises DatasetError for a shard that is missing or damaged.
+    """
     written = (folder / MANIFEST_NAME).stat().st_mtime_ns if (folder / MANIFEST_NAME).exists() else 0
-    yield from shard_records(_opened(folder, shard, written), shard, begin, end, meta)
+    dataset = _opened(folder, shard, written)
+    index = dataset.shard_index(shard)
+    starts = np.flatnonzero(index.part == 0)
+    before = np.append(0, np.cumsum(index.bytes, dtype=np.int64))[starts]
+    begin = 0 if piece.first else int(np.searchsorted(before, piece.begin))
+    end = len(starts) if piece.last else int(np.searchsorted(before, piece.end))
+    if begin < end:
+        stop = len(index.part) if end == len(starts) else int(starts[end])
+        yield from shard_records(dataset, shard, int(starts[begin]), stop, meta)
 
 
 @lru_cache(maxsize=1)

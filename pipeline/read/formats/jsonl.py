@@ -21,26 +21,24 @@ _scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 
 def parse_lines(
-    path: str, found: Iterator[Line | Lines], reading: ReadSettings, numbered: bool = True
+    path: str, found: Iterator[Line | Lines], reading: ReadSettings
 ) -> Iterator[Record | Records | DeadLetter]:
-    """Records of lines. Blank lines are no records. Without numbers, places and ids give the offset only."""
+    """Records of lines. Blank lines are no records."""
     for some in found:
         if isinstance(some, Lines):
             offset = some.offset
             for first in range(0, len(some.data), _TOGETHER):
                 data = some.data[first : first + _TOGETHER]
-                yield from _parsed_lines(path, Lines(some.number + first, offset, data), reading, numbered)
+                yield from _parsed_lines(path, Lines(some.number + first, offset, data), reading)
                 offset += sum(map(len, data)) + len(data)
         elif some.damage is None and some.sha256 is None:
-            yield from _parsed_lines(path, Lines(some.number, some.offset, [some.data]), reading, numbered)
+            yield from _parsed_lines(path, Lines(some.number, some.offset, [some.data]), reading)
         else:
-            place = Place(path, some.number if numbered else None, some.offset)
+            place = Place(path, some.number, some.offset)
             yield _parsed(place, some, some.data, reading, f"{some.size} bytes in one line", "the line")
 
 
-def _parsed_lines(
-    path: str, lines: Lines, reading: ReadSettings, numbered: bool
-) -> Iterator[Record | Records | DeadLetter]:
+def _parsed_lines(path: str, lines: Lines, reading: ReadSettings) -> Iterator[Record | Records | DeadLetter]:
     """Records of whole lines; together as far as nothing is wrong with any."""
     data = [line.strip(_SPACE) for line in lines.data]
     if lines.offset == 0:
@@ -50,14 +48,14 @@ def _parsed_lines(
     if found is None:
         for line, own in zip(lines, data):
             if own:
-                place = Place(path, line.number if numbered else None, line.offset)
+                place = Place(path, line.number, line.offset)
                 yield _parsed(place, line, own, reading, "", "the line")
         return
     values, texts = found
     offsets = list(accumulate((len(line) + 1 for line in lines.data), initial=lines.offset))
 
     def place_of(n: int) -> Place:
-        return Place(path, lines.number + numbers[n] if numbered else None, offsets[numbers[n]])
+        return Place(path, lines.number + numbers[n], offsets[numbers[n]])
 
     if numbers:
         yield records_in(
@@ -67,7 +65,7 @@ def _parsed_lines(
             values.__getitem__,
             texts,
             reading,
-            lambda n: _otherwise(place_of(n)),
+            lambda n: f"{path}:@{offsets[numbers[n]]}",
             [len(data[number]) for number in numbers],
         )
 
@@ -115,13 +113,7 @@ def _of_line(place: Place, reason: str, line: Line) -> DeadLetter:
 def parse(place: Place, data: bytes, reading: ReadSettings, what: str = "the line") -> Record:
     """The record in a line, or in a value. Raises BadRecord with the reason."""
     values = json_object(data, what)
-    return record_of(place, values, body_of(values, reading), reading, _otherwise(place), len(data))
-
-
-def _otherwise(place: Place) -> str:
-    """The id of a record that brings none."""
-    number = place.row if place.line is None else place.line
-    return f"{place.path}:@{place.offset}" if number is None else f"{place.path}:{number}"
+    return record_of(place, values, body_of(values, reading), reading, f"{place.path}:@{place.offset}", len(data))
 
 
 def json_object(data: bytes, what: str) -> dict[str, Any]:

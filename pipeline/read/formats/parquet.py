@@ -1,15 +1,17 @@
-"""Parquet: pieces are row groups, read a few rows at a time, with the checksums of pages where there are any."""
+"""Parquet: a piece has the row groups whose middle it has, read a few rows at a time, with the checksums of pages."""
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pipeline.plan import Piece, SourceFile
+from pipeline.files import SourceFile
+from pipeline.plan import Piece
 from pipeline.read.columns import body_columns
 from pipeline.read.formats.arrow_rows import BYTES_AT_ONCE, ROWS_AT_ONCE, records_of, text_problem, wanted_names
 from pipeline.read.formats.expansion import Expansion
-from pipeline.read.storage import DATA_ERRORS, damaged_range, open_arrow, reason_in
+from pipeline.read.seen import NOTHING, HashedRanges, Seen
+from pipeline.read.storage import DATA_ERRORS, damaged_range, reason_in
 from pipeline.read.streams import expands, too_large
 from pipeline.records import DeadLetter, Place, Record, Records
 from pipeline.settings import ReadSettings
@@ -22,42 +24,23 @@ _BUFFER = 2**20
 """Bytes of a column that are read at once: a chunk of one is never read whole."""
 
 
-def row_group_sizes(location: str, text_column: str) -> list[int]:
-    """Bytes of text (of everything, without such a column) in each row group, from the footer. Raises as pyarrow."""
-    with open_arrow(location) as source:
-        metadata = _open(source).metadata
-        return [_size(metadata.row_group(group), text_column) for group in range(metadata.num_row_groups)]
-
-
-Ranges = Callable[[int, int], list[tuple[int, int]]]
-"""The bytes on disk that some row groups or batches [begin, end) are read from."""
-
-
-def row_group_ranges(location: str) -> Ranges:
-    """Those of row groups, each time with the footer. Raises as pyarrow."""
-    with open_arrow(location) as source:
-        metadata, size = _open(source).metadata, source.size()
-    footer = (max(size - metadata.serialized_size - 8, 0), size)
-
-    def ranges(begin: int, end: int) -> list[tuple[int, int]]:
-        return [*(_range(metadata.row_group(group), size) for group in range(begin, end)), footer]
-
-    return ranges
-
-
-def _range(metadata: Any, size: int) -> tuple[int, int]:
-    """From the first to the last byte of the columns of a row group."""
-    columns = [metadata.column(i) for i in range(metadata.num_columns)]
+def _ranges(columns: list[Any], size: int) -> list[tuple[int, int]]:
+    """The bytes on disk of some columns of a row group."""
     begins = [min(c.data_page_offset, c.dictionary_page_offset or c.data_page_offset) for c in columns]
-    ends = [begin + max(c.total_compressed_size, 0) for begin, c in zip(begins, columns)]
-    begin = min(max(min(begins, default=0), 0), size)
-    return begin, min(max(max(ends, default=0), begin), size)
+    held = [min(max(begin, 0), size) for begin in begins]
+    return [(begin, min(begin + max(c.total_compressed_size, 0), size)) for begin, c in zip(held, columns)]
 
 
-def read_parquet(file: SourceFile, piece: Piece, reading: ReadSettings) -> Iterator[Record | Records | DeadLetter]:
-    """The rows of row groups [begin, end). A file that cannot be opened, or has no text, is one dead letter."""
+def read_parquet(
+    file: SourceFile, raw: IO[bytes], piece: Piece, reading: ReadSettings, seen: Seen
+) -> Iterator[Record | Records | DeadLetter]:
+    """The rows of a piece's row groups. A file that cannot be opened, or has no text, is one dead letter.
+
+    ``raw``: the file, open.
+    """
     rows = 1
-    with open_arrow(file.full_path) as source:
+    hashed = HashedRanges(raw)
+    with pa.PythonFile(hashed, mode="r") as source:
         try:
             table = _open(source)
             rows = table.metadata.num_rows
@@ -67,14 +50,28 @@ def read_parquet(file: SourceFile, piece: Piece, reading: ReadSettings) -> Itera
         except DATA_ERRORS as error:
             problem = f"not a Parquet file that can be read: {reason_in(error)}"
         if problem is not None:
-            if piece is file.pieces[0]:
-                yield damaged_range(file.full_path, Place(file.path), problem, records=rows)
+            if piece.first:
+                letter = damaged_range(file.full_path, Place(file.path), problem, records=rows)
+                seen.add(bytes.fromhex(letter.sha256))
+                yield letter
+            else:
+                seen.add(NOTHING)
             return
         first = 0
+        footer = max(file.size - table.metadata.serialized_size - 8, 0)
+        hashed.begin([(footer, file.size)])
+        hashed.end()
         for group in range(table.metadata.num_row_groups):
-            if piece.begin <= group < piece.end:
-                yield from _row_group(file, source, table, group, first, names, paths, reading)
-            first += table.metadata.row_group(group).num_rows
+            metadata = table.metadata.row_group(group)
+            every = [metadata.column(i) for i in range(metadata.num_columns)]
+            held = _ranges(every, file.size)
+            if piece.has(min((r[0] for r in held), default=0), max((r[1] for r in held), default=0), file.size):
+                columns = [column for column, path in zip(every, paths) if path.split(".")[0] in names]
+                hashed.begin(_ranges(columns, file.size))
+                yield from _row_group(file, source, table, group, first, names, paths, columns, reading)
+                hashed.end()
+            first += metadata.num_rows
+    seen.add(hashed.digest())
 
 
 def _row_group(
@@ -85,12 +82,12 @@ def _row_group(
     first: int,
     names: list[str],
     paths: list[str],
+    columns: list[Any],
     reading: ReadSettings,
 ) -> Iterator[Record | Records | DeadLetter]:
     """The rows of one row group, whose first row has this number; ``paths`` are those of all columns in the file."""
     metadata = table.metadata.row_group(group)
     row, end = first, first + metadata.num_rows
-    columns = [metadata.column(i) for i, path in enumerate(paths) if path.split(".")[0] in names]
     made, used = (sum(getattr(c, f"total_{kind}_size") for c in columns) for kind in ("uncompressed", "compressed"))
     try:
         if too_large(made, used, reading.max_ratio):
@@ -176,9 +173,3 @@ def _open(source: pa.NativeFile) -> "ParquetFile":
     import pyarrow.parquet
 
     return pyarrow.parquet.ParquetFile(source, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True)
-
-
-def _size(metadata: Any, text_column: str) -> int:
-    columns = (metadata.column(i) for i in range(metadata.num_columns))
-    sizes = [column.total_uncompressed_size for column in columns if column.path_in_schema == text_column]
-    return max(sum(sizes) or int(metadata.total_byte_size), 0)

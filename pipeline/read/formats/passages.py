@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from pipeline.plan import SourceFile
+from pipeline.files import SourceFile
 from pipeline.read.columns import text_record
 from pipeline.read.streams import DamagedStream
 from pipeline.records import DeadLetter, Place, Record, dead_letter

@@ -6,7 +6,7 @@ Members are bytes: none is unpickled, and no name is used as a path.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from pipeline.plan import SourceFile
+from pipeline.files import SourceFile
 from pipeline.read.columns import body_of, record_of
 from pipeline.read.formats.jsonl import json_object
 from pipeline.read.formats.tar import members

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.plan import SourceFile
+from pipeline.files import SourceFile
 from pipeline.read.columns import record_of
 from pipeline.read.forward import Forward
 from pipeline.read.values import BadRecord

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator
 
-from pipeline.plan import SourceFile
+from pipeline.files import SourceFile
 from pipeline.read.columns import text_record
 from pipeline.read.streams import DamagedStream
 from pipeline.records import LONGEST_EXCERPT, LONGEST_HELD, DeadLetter, LongText, Place, Record, Text

@@ -20,9 +20,11 @@ from ray.cluster_utils import Cluster
 
 import pipeline.executors.ray as ray_executor
 from pipeline.executors.ray import require_shared
-from pipeline.plan import Plan, SourceFile
+from pipeline.files import Files, SourceFile
+from pipeline.plan import Plan
 from pipeline.settings import Job, OutputSettings, PipelineError, ReadSettings
-from pipeline.splits.run_file import RunFile
+from pipeline.splits.run_file import RunFile, plan_digest
+from pipeline.stamp import Stamp
 from shared.errors import ModelFileError
 from shared.model_folder.files import build_model, load_model, save_model
 from shared.model_folder.identity import model_sha256, pack_model
@@ -226,23 +228,22 @@ def test_a_gpu_that_is_only_claimed_is_named_and_the_cpus_can_be_chosen(cluster,
 
 
 def test_a_node_without_the_folder_or_the_input_is_named(tmp_path):
-    file = SourceFile(
-        root=str(tmp_path / "input"), path="a", kind="text", size=1, mtime_ns=0, sha256="", pieces=(), cut_bytes=1
-    )
-    plan = Plan(files=(file,), splits=(), split_bytes=1)
+    file = SourceFile(root=str(tmp_path / "input"), path="a", kind="text", stamp=Stamp(1), span=1)
+    plan = Plan(Files.of([file]), split_bytes=1)
+    digest, roots = plan_digest(plan), plan.files.roots
     job = Job(
         out=tmp_path / "out", reading=ReadSettings(), output=OutputSettings(patching=PatchingSettings(rule="byte"))
     )
     job.out.mkdir()
     with pytest.raises(PipelineError, match=r"node n7 .*/out/run.json .*--out"):
-        require_shared(job, plan, "n7")
+        require_shared(job, digest, roots, "n7")
     RunFile(identity={}, plan=plan).save(job.out)
     with pytest.raises(PipelineError, match=r"node n7 .*/input"):
-        require_shared(job, plan, "n7")
+        require_shared(job, digest, roots, "n7")
     (tmp_path / "input").mkdir()
-    require_shared(job, plan, "n7")
+    require_shared(job, digest, roots, "n7")
     with pytest.raises(PipelineError, match="node n7"):
-        require_shared(job, plan.model_copy(update={"split_bytes": 2}), "n7")
+        require_shared(job, "0", roots, "n7")
 
 
 def test_a_packed_model_is_the_model(tmp_path):

@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 
+import numpy as np
 import pytest
 from helpers.pipeline_helpers import preprocess, shard_hashes, some_records, write_jsonl
 from hypothesis import given
@@ -12,21 +13,18 @@ from hypothesis import strategies as st
 from pipeline.executors import retry
 from pipeline.executors.counting import room, workers_wanted
 from pipeline.executors.retry import ATTEMPTS, BACK_OFF_SECONDS, Queue
-from pipeline.plan import Split
 from pipeline.settings import PipelineError
-from pipeline.splits.marker import Counts, Marker
+from pipeline.splits.marker import Counts
 from pipeline.splits.worker import Outcome
 from shared.io.transient_errors import is_transient
 
 
-def splits(*sizes: int) -> list[Split]:
-    return [Split(number=number, pieces=(), bytes=size) for number, size in enumerate(sizes)]
+def queue_of(*sizes: int) -> Queue:
+    return Queue(np.arange(len(sizes)), np.array(sizes, np.int64))
 
 
 def done(number: int) -> Outcome:
-    return Outcome(
-        number, marker=Marker(split=number, run="r", counts=Counts(), shards={"train": [], "validation": []})
-    )
+    return Outcome(number, Counts())
 
 
 def in_our_words(error: Exception) -> PipelineError:
@@ -41,13 +39,13 @@ def in_our_words(error: Exception) -> PipelineError:
 
 
 def test_the_largest_split_comes_first_and_equal_ones_in_order():
-    queue = Queue(splits(5, 9, 5, 7))
+    queue = queue_of(5, 9, 5, 7)
     assert [queue.take(0) for _ in range(5)] == [1, 3, 0, 2, None]
     assert queue.unfinished == 4
 
 
 def test_an_error_of_the_split_is_final_at_once():
-    queue = Queue(splits(1))
+    queue = queue_of(1)
     failed = Outcome(queue.take(0), error="no such column")
     assert queue.ended(failed, 0) is failed
     assert queue.unfinished == 0
@@ -59,14 +57,14 @@ def failing(queue: Queue, number: int, now: float) -> Outcome | None:
 
 
 def test_a_split_with_a_transient_error_pauses_and_others_do_not_wait_for_it():
-    queue = Queue(splits(1, 2))
+    queue = queue_of(1, 2)
     assert failing(queue, 1, 100.0) is None
     assert [queue.take(now) for now in (100.0, 100.0 + BACK_OFF_SECONDS[0] - 0.1)] == [0, None]
     assert queue.unfinished == 2
 
 
 def test_a_transient_error_is_tried_again_after_each_pause_and_not_for_ever():
-    queue, now = Queue(splits(2)), 100.0
+    queue, now = queue_of(2), 100.0
     for pause in BACK_OFF_SECONDS[: ATTEMPTS - 1]:
         assert failing(queue, 0, now) is None
         assert queue.pause(now) == pause
@@ -78,7 +76,7 @@ def test_a_transient_error_is_tried_again_after_each_pause_and_not_for_ever():
 
 
 def test_a_split_whose_workers_are_lost_is_given_up_with_the_reason():
-    queue = Queue(splits(1))
+    queue = queue_of(1)
     for _ in range(ATTEMPTS - 1):
         assert queue.lost(queue.take(0), "killed") is None
     outcome = queue.lost(queue.take(0), "killed", "the whole story")
@@ -89,7 +87,7 @@ def test_a_split_whose_workers_are_lost_is_given_up_with_the_reason():
 
 @given(st.lists(st.integers(1, 9), max_size=12), st.randoms(use_true_random=False))
 def test_every_split_has_exactly_one_end_whatever_happens(sizes, random):
-    queue, now, ends = Queue(splits(*sizes)), 0.0, []
+    queue, now, ends = queue_of(*sizes), 0.0, []
     while queue.unfinished:
         number = queue.take(now)
         if number is None:
@@ -162,11 +160,11 @@ def test_a_fault_of_the_disk_is_tried_again_and_a_full_one_is_not(
 
     real, tried = worker.process_split, []
 
-    def failing_once(job, plan, number, *rest):
-        tried.append(number)
+    def failing_once(job, split, *rest):
+        tried.append(split.number)
         if tried == [0]:
             raise OSError(code, os.strerror(code))
-        return real(job, plan, number, *rest)
+        return real(job, split, *rest)
 
     monkeypatch.setattr(worker, "process_split", failing_once)
     monkeypatch.setattr(retry, "BACK_OFF_SECONDS", (0.01, 0.02))
@@ -196,14 +194,14 @@ def test_a_split_that_kills_every_worker_is_given_up_and_the_rest_is_done(
         "if any(name in ' '.join(sys.orig_argv) for name in ('spawn_main', 'default_worker')):\n"
         "    from pipeline.splits import worker\n"
         "    real = worker.process_split\n"
-        "    def deadly(job, plan, number, *rest):\n"
-        f"        if number == 1: os.kill(os.getpid(), {signal.SIGKILL})\n"
-        "        return real(job, plan, number, *rest)\n"
+        "    def deadly(job, split, *rest):\n"
+        f"        if split.number == 1: os.kill(os.getpid(), {signal.SIGKILL})\n"
+        "        return real(job, split, *rest)\n"
         "    worker.process_split = deadly\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
     out = tmp_path / "out"
     assert preprocess(corpus, "--out", out, *STATIC, "--executor", executor, "--workers", 2) == 1
     assert f"its worker was lost {ATTEMPTS} times: {reason}" in capsys.readouterr().out
-    assert {path.stem for path in (out / "splits").iterdir()} == {f"{number:05d}" for number in (0, 2, 3, 4, 5)}
-    assert f"lost {ATTEMPTS} times" in (out / "failures" / "00001.txt").read_text()
+    assert {path.stem for path in (out / "splits").iterdir()} == {f"0000000-{part:05d}" for part in (0, 2, 3, 4, 5)}
+    assert f"lost {ATTEMPTS} times" in (out / "failures" / "0000000-00001.txt").read_text()

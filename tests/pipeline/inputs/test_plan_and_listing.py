@@ -1,44 +1,25 @@
 """The plan follows from the input alone, and every byte of it is in exactly one split."""
 
 import os
-import pickle
+import re
 import tracemalloc
-from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
-from helpers.pipeline_helpers import compressed
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
-from pipeline.inputs import listing
+from pipeline.executors.retry import Queue
+from pipeline.files import Files, SourceFile
 from pipeline.inputs.listing import list_inputs
-from pipeline.plan import Plan, SourceFile, byte_pieces, group, row_pieces, split_size
+from pipeline.plan import Plan, Splits, split_size
 from pipeline.read.source import check_unchanged
-from pipeline.run.driver import make_plan
+from pipeline.run.driver import make_plan, source_digest
 from pipeline.settings import PipelineError, ReadSettings
-
-
-@given(st.integers(0, 10_000), st.integers(1, 3000))
-def test_byte_pieces_cover_a_file_without_gap_or_overlap(size, cut):
-    pieces = byte_pieces(size, cut, list(range(size // cut + 1)))
-    assert [p.begin for p in pieces] == [0, *(p.end for p in pieces[:-1])]
-    assert pieces[-1].end == size
-    assert sum(p.bytes for p in pieces) == size
-
-
-@given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 3)), max_size=30), st.integers(1, 100))
-def test_row_pieces_begin_at_documents_and_cover_the_rows(documents, cut):
-    sizes, starts = [], []
-    for size, parts in documents:
-        starts.append(len(sizes))
-        sizes += [size] * parts
-    pieces = row_pieces(sizes, starts, cut)
-    assert [p.begin for p in pieces] == [0, *(p.end for p in pieces[:-1])][: len(pieces)]
-    assert not sizes or pieces[-1].end == len(sizes)
-    assert {p.begin for p in pieces} <= set(starts)
-    assert sum(p.bytes for p in pieces) == sum(sizes)
+from pipeline.splits.run_file import RunFile, read_run
+from pipeline.stamp import Stamp
 
 
 def tree(folder: Path, files: dict[str, bytes]) -> Path:
@@ -52,15 +33,50 @@ def paths(folder: Path, **options) -> list[str]:
     return [file.path for file in list_inputs([folder], ReadSettings(**options)).files]
 
 
-def test_splits_hold_consecutive_pieces_each_once_and_none_larger_than_wanted(tmp_path):
-    tree(tmp_path, {f"f{i:02d}.txt": b"x" * (i * 37 % 500) for i in range(40)} | {"z.jsonl": b'{"text":1}\n' * 300})
-    found = list_inputs([tmp_path], ReadSettings(split_bytes=600))
-    splits = group(found.files, found.split_bytes)
-    assert [p for s in splits for p in s.pieces] == [
-        (f, p) for f, x in enumerate(found.files) for p in range(len(x.pieces))
-    ]
-    assert max(split.bytes for split in splits) <= 600
-    assert sum(split.bytes for split in splits) == sum(file.size for file in found.files)
+def listed(spans: list[tuple[str, int]]) -> Files:
+    """Files of these kinds and sizes."""
+    return Files.of(
+        SourceFile(root="/in", path=f"{number}", kind=kind, stamp=Stamp(span), span=span)
+        for number, (kind, span) in enumerate(spans)
+    )
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["text", "jsonl", "parquet"]), st.integers(0, 500)), max_size=40),
+    st.integers(1, 300),
+)
+def test_each_byte_is_in_one_split_and_none_is_larger_than_wanted(spans, size):
+    splits = Splits(listed(spans), size)
+    covered = dict.fromkeys(range(len(spans)), 0)
+    for number, split in enumerate(splits):
+        assert split.number == number
+        assert splits.name(number) == split.name
+        assert splits.bytes[number] == split.bytes
+        if split.parts == 1:
+            for offset, file in enumerate(split.files):
+                assert covered[split.file + offset] == 0
+                covered[split.file + offset] = file.span
+            assert split.bytes <= size or len(split.files) == 1
+        else:
+            assert (split.piece.begin, split.piece.first) == (covered[split.file], split.part == 0)
+            assert split.piece.last == (split.piece.end == split.files[0].span and split.part == split.parts - 1)
+            assert split.bytes == split.piece.end - split.piece.begin <= size
+            covered[split.file] = split.piece.end
+    assert covered == {number: span for number, (_, span) in enumerate(spans)}
+    assert [split.name for split in splits] == sorted(split.name for split in splits)
+    assert splits.bytes.sum() == sum(span for _, span in spans)
+
+
+@given(st.integers(1, 1000), st.integers(1, 300), st.integers(-5, 2000), st.integers(-5, 2000))
+def test_whatever_a_table_says_of_a_row_group_it_is_in_one_piece(span, size, begin, end):
+    splits = Splits(listed([("parquet", span)]), size)
+    assert sum(split.piece.has(begin, end, span) for split in splits) == 1
+
+
+def test_small_files_that_follow_one_another_share_a_split_up_to_a_number_of_files():
+    splits = Splits(listed([("text", 0)] * 10_000 + [("jsonl", 900), ("text", 1), ("text", 1)]), 300)
+    assert [len(split.files) for split in splits] == [4096, 4096, 1808, 1, 1, 1, 2]
+    assert [split.name for split in splits[3:]] == [f"0010000-0000{n}" for n in range(3)] + ["0010001-00000"]
 
 
 @pytest.mark.parametrize(
@@ -100,29 +116,26 @@ def test_globs_choose_files_and_leave_out_whole_folders(tmp_path):
     assert paths(tmp_path, exclude=["a"]) == ["test.py"]
 
 
-def test_what_was_hashed_is_not_read_again_unless_size_or_time_differ(tmp_path, monkeypatch):
-    tree(tmp_path, {"a.txt": b"one", "b.jsonl": b'{"text": "x"}\n'})
-    first = list_inputs([tmp_path], ReadSettings())
-    surveyed = []
-    real = listing.survey_file
-    monkeypatch.setattr(listing, "survey_file", lambda found, *rest: surveyed.append(found.path) or real(found, *rest))
-    assert list_inputs([tmp_path], ReadSettings(), first.files) == first
-    assert surveyed == []
-    (tmp_path / "a.txt").write_bytes(b"two")
-    os.utime(tmp_path / "a.txt", ns=(1, first.files[0].mtime_ns + 1))
-    changed = list_inputs([tmp_path], ReadSettings(), first.files)
-    assert surveyed == ["a.txt"]
-    assert changed.files[0].sha256 != first.files[0].sha256
-
-
-def test_the_identity_of_the_input_is_its_content_not_its_place(tmp_path):
+def test_the_identity_of_a_listing_is_neither_its_place_nor_its_times(tmp_path):
     files = {"a.txt": b"one", "d/b.jsonl": b'{"text": "x"}\n'}
     here, there = tree(tmp_path / "here", files), tree(tmp_path / "there", files)
+    os.utime(there / "a.txt", ns=(5, 5))
     plans = [make_plan([folder], ReadSettings()) for folder in (here, there)]
-    assert plans[0].source_digest(ReadSettings()) == plans[1].source_digest(ReadSettings())
-    assert plans[0].source_digest(ReadSettings()) != plans[0].source_digest(ReadSettings(seed=1))
-    (there / "a.txt").write_bytes(b"0ne")
-    assert make_plan([there], ReadSettings()).source_digest(ReadSettings()) != plans[0].source_digest(ReadSettings())
+    assert plans[0].inputs_identity() == plans[1].inputs_identity()
+    assert plans[0].splits[0].stamps != plans[1].splits[0].stamps
+    (there / "a.txt").write_bytes(b"three")
+    assert make_plan([there], ReadSettings()).inputs_identity() != plans[0].inputs_identity()
+
+
+def test_a_source_is_made_of_listing_content_and_options(tmp_path):
+    tree(tmp_path, {"a.txt": b"one"})
+    plan, reading = make_plan([tmp_path], ReadSettings()), ReadSettings()
+    sources = [
+        source_digest(plan, "c", reading),
+        source_digest(plan, "d", reading),
+        source_digest(plan, "c", ReadSettings(seed=1)),
+    ]
+    assert len(set(sources)) == 3
 
 
 def test_a_file_that_changed_after_planning_is_refused(tmp_path):
@@ -135,15 +148,6 @@ def test_a_file_that_changed_after_planning_is_refused(tmp_path):
     (tmp_path / "a.txt").unlink()
     with pytest.raises(PipelineError, match=r"a\.txt was there"):
         check_unchanged(file)
-
-
-def test_a_compressed_file_has_a_bounded_number_of_pieces_in_its_decompressed_bytes(tmp_path):
-    text = b'{"text": "a"}\n' * 10_000
-    tree(tmp_path, {"a.jsonl.zst": compressed(text)})
-    file = list_inputs([tmp_path], ReadSettings(split_bytes=1000)).files[0]
-    assert len(file.pieces) <= 16
-    assert file.pieces[-1].end == len(text)
-    assert file.pieces[3].first_line == 1 + text.count(b"\n", 0, file.pieces[3].begin)
 
 
 @pytest.mark.parametrize(
@@ -159,45 +163,54 @@ def test_an_input_that_cannot_be_used_is_named(tmp_path, make, said):
         list_inputs([make(tmp_path)], ReadSettings())
 
 
-def test_a_plan_takes_little_memory_for_each_file_piece_and_split():
-    count = 2000
-    tracemalloc.start()
-    try:
-        before, _ = tracemalloc.get_traced_memory()
-        files = [
+@pytest.mark.parametrize("kind", ["text", "jsonl"])
+def test_a_plan_takes_less_than_300_bytes_for_each_file_and_split(kind):
+    def taken(count: int) -> int:
+        tracemalloc.start()
+        allocated = pa.total_allocated_bytes()
+        files = Files.of(
             SourceFile(
                 root="/data",
-                path=f"folder/file-{number:06d}.jsonl",
-                kind="jsonl",
-                size=1000 + number,
-                mtime_ns=10**18 + number,
-                changed_ns=10**18 + number,
-                inode=10**6 + number,
-                sha256=f"{number:064x}",
-                pieces=byte_pieces(1000 + number, 10**6, []),
-                cut_bytes=10**6,
+                path=f"a/folder/of/some/length/file-{number:09d}.jsonl",
+                kind=kind,
+                stamp=Stamp(1000, 10**18 + number, f"ETag={number:040x}", 10**18),
+                span=1000,
             )
             for number in range(count)
-        ]
-        of_files, _ = tracemalloc.get_traced_memory()
-        cut = byte_pieces(1000 * count, 1000, range(count))
-        splits = group([replace(files[0], pieces=cut)], 1000)
-        of_pieces, _ = tracemalloc.get_traced_memory()
-    finally:
+        )
+        plan = Plan(files, 1000)
+        queue = Queue(np.arange(len(plan.splits)), plan.splits.bytes)
+        _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-    assert len(cut) == len(splits) == count
-    assert (of_files - before) / count < 800
-    assert (of_pieces - of_files) / count < 500
+        assert queue.unfinished == len(plan.splits) == count
+        return peak + pa.total_allocated_bytes() - allocated
+
+    taken(1000)
+    assert (taken(60_000) - taken(20_000)) / 40_000 < 300
 
 
-def test_a_plan_is_read_as_it_was_written_and_unknown_keys_are_errors(tmp_path):
-    tree(tmp_path, {"a.jsonl": b'{"text":1}\n' * 300, "b.txt": b"x"})
-    plan = make_plan([tmp_path], ReadSettings(split_bytes=600))
-    text = plan.model_dump_json()
-    assert Plan.model_validate_json(text) == pickle.loads(pickle.dumps(plan)) == plan
-    for key in ("begin", "path", "number"):
-        with pytest.raises(ValidationError):
-            Plan.model_validate_json(text.replace(f'"{key}":', f'"other":1,"{key}":', 1))
+def test_a_plan_is_read_as_it_was_written(tmp_path):
+    tree(
+        tmp_path / "in", {"a.jsonl": b'{"text":1}\n' * 300, "b.txt": b"x", "validation/c.txt": b"", "train/d.txt": b"y"}
+    )
+    plan = make_plan([tmp_path / "in"], ReadSettings(split_bytes=600))
+    RunFile({}, plan).save(tmp_path)
+    found = read_run(tmp_path / "run.json").plan
+    assert found.files == plan.files
+    assert list(found.splits) == list(plan.splits)
+    assert (found.skipped, found.examples, found.idle) == (plan.skipped, plan.examples, plan.idle)
+
+
+@pytest.mark.parametrize("at", [0, 0.1, 0.5, 0.9, 1])
+def test_a_table_of_files_that_is_damaged_is_named(tmp_path, at):
+    tree(tmp_path / "in", {"a.jsonl": b'{"text":1}\n' * 300})
+    RunFile({}, make_plan([tmp_path / "in"], ReadSettings())).save(tmp_path)
+    (path,) = tmp_path.glob("files-*.arrow")
+    content = bytearray(path.read_bytes())
+    content[min(int(at * len(content)), len(content) - 1)] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(PipelineError, match=re.escape(path.name)):
+        read_run(tmp_path / "run.json")
 
 
 def named_in_latin_1(folder: Path, name: str, content: bytes) -> str:
@@ -220,7 +233,6 @@ def test_a_name_that_is_not_utf8_is_left_out_and_counted_and_the_run_goes_on(tmp
     reason = next(reason for reason in found.skipped if "UTF-8" in reason)
     assert (found.skipped[reason], sum(found.skipped.values())) == (2, 4)
     assert found.examples[reason] == (r"caf\udce9.txt", r"stra\udcdfe")
-    assert Plan.model_validate_json(found.model_dump_json()) == found
     chosen = make_plan([f"{tmp_path}/a*"], ReadSettings())
     assert not chosen.skipped, "a pattern that such a name does not match"
 

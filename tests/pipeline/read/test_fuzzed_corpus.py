@@ -17,6 +17,7 @@ from pipeline.read import read_split
 from pipeline.records import DeadLetter, Record
 from pipeline.run.driver import make_plan
 from pipeline.settings import ReadSettings
+from pipeline.splits.run_file import read_run
 
 FILES = 1000
 SKIPPED = {"image.png": b"\x89PNG", "model.pkl": b"\x80\x04N.", "archive.zip": b"PK", "page.warc.gz": b"\x1f\x8b"}
@@ -82,9 +83,9 @@ def test_a_dead_letter_has_a_reason_a_hash_and_an_excerpt(out):
 
 
 def test_each_file_is_in_the_plan_or_counted_as_skipped(made, out):
-    plan = json.loads((out / "run.json").read_text())["plan"]
-    assert sorted(file["path"] for file in plan["files"]) == sorted(m.name for m in made)
-    assert plan["skipped"] == {"no text by their suffix": len(SKIPPED), "symbolic links": 1}
+    plan = read_run(out / "run.json").plan
+    assert sorted(file.path for file in plan.files) == sorted(m.name for m in made)
+    assert plan.skipped == {"no text by their suffix": len(SKIPPED), "symbolic links": 1}
 
 
 def test_small_splits_come_to_the_same(tmp_path):
@@ -129,7 +130,7 @@ def read_back(path: Path, split_bytes: int) -> tuple[Counter, int]:
     """The texts of the documents, and the number of dead letters."""
     reading = ReadSettings(split_bytes=split_bytes)
     plan = make_plan([path], reading)
-    found = [record for split in plan.splits for record in one_by_one(read_split(plan, split, reading))]
+    found = [record for split in plan.splits for record in one_by_one(read_split(split, reading))]
     texts = Counter(record.text for record in found if isinstance(record, Record) and record.text)
     return texts, sum(isinstance(record, DeadLetter) for record in found)
 

@@ -68,11 +68,11 @@ def test_carriage_returns_and_blank_lines_are_no_matter():
     assert parse(b"  \r") is None
 
 
-def test_ids_are_strings_or_numbers_else_path_and_line():
+def test_ids_are_strings_or_numbers_else_path_and_offset():
     assert record(b'{"text": "a", "id": "x/1"}').id == "x/1"
     assert record(b'{"text": "a", "id": 12}').id == "12"
-    assert record(b'{"text": "a", "id": true}').id == "a.jsonl:7"
-    assert record(b'{"text": "a"}').id == "a.jsonl:7"
+    assert record(b'{"text": "a", "id": true}').id == "a.jsonl:@0"
+    assert record(b'{"text": "a"}').id == "a.jsonl:@0"
 
 
 @pytest.mark.parametrize(
@@ -147,16 +147,15 @@ OPTIONS = [
 @given(
     st.lists(st.sampled_from(LINES[:3]) | st.sampled_from(LINES), max_size=8),
     st.sampled_from(OPTIONS),
-    st.booleans(),
 )
-def test_lines_that_are_read_together_are_as_each_alone(data: list[bytes], options: dict, numbered: bool) -> None:
+def test_lines_that_are_read_together_are_as_each_alone(data: list[bytes], options: dict) -> None:
     reading = ReadSettings(**options)
     wanted: list[Record | DeadLetter] = []
     for line in (lines := Lines(7, 100, data)):
         if stripped := line.data.strip():
-            place = Place("a.jsonl", line.number if numbered else None, line.offset)
+            place = Place("a.jsonl", line.number, line.offset)
             try:
                 wanted.append(jsonl.parse(place, stripped, reading))
             except BadRecord as bad:
                 wanted.append(dead_letter(place, str(bad), line.data))
-    assert list(one_by_one(parse_lines("a.jsonl", iter([lines]), reading, numbered))) == wanted
+    assert list(one_by_one(parse_lines("a.jsonl", iter([lines]), reading))) == wanted

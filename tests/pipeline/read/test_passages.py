@@ -45,7 +45,7 @@ def test_a_book_becomes_documents_that_are_the_book(tmp_path, name: str) -> None
     book = b"".join(b"Chapter %d\n\n" % number + b"It rained. " * 30 + b"\n\n" for number in range(40))
     (tmp_path / name).write_bytes(gzip.compress(book) if name.endswith("gz") else book)
     assert preprocess(tmp_path / name, "--out", tmp_path / "out", "--document-bytes", 1000, *STATIC) == 0
-    documents = {int(id.rpartition(":")[2]): text for id, _, text in stored(tmp_path / "out")}
+    documents = {int(id.rpartition(":@")[2]): text for id, _, text in stored(tmp_path / "out")}
     assert b"".join(documents[offset] for offset in sorted(documents)) == book
     assert len(documents) > 10
 
@@ -57,7 +57,7 @@ def test_what_stands_before_damage_is_kept_and_the_rest_is_a_dead_letter(tmp_pat
     packed = gzip.compress(book, 0)
     (tmp_path / "book.txt.gz").write_bytes(packed[: len(packed) // 2])
     assert preprocess(tmp_path / "book.txt.gz", "--out", tmp_path / "out", "--document-bytes", 1000, *STATIC) == 3
-    kept = {int(id.rpartition(":")[2]): text for id, _, text in stored(tmp_path / "out")}
+    kept = {int(id.rpartition(":@")[2]): text for id, _, text in stored(tmp_path / "out")}
     text = b"".join(kept[offset] for offset in sorted(kept))
     assert len(text) > 50_000
     assert book.startswith(text)

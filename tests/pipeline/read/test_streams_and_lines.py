@@ -12,10 +12,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.inputs.survey import count_lines
-from pipeline.plan import byte_pieces
-from pipeline.read.lines import Line, Lines, lines
-from pipeline.read.streams import CHUNK, DamagedStream, chunks
+from pipeline.read.lines import Line, LineRange, Lines, lines
+from pipeline.read.streams import CHUNK, DamagedStream, content_of
 
 TEXT = b"".join(b"line %d of some text\n" % i for i in range(5000))
 
@@ -29,12 +27,13 @@ def packed(kind: str, text: bytes) -> bytes:
     return {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress}[kind](text)
 
 
-def read(path: Path, kind: str, start: int = 0) -> tuple[bytes, str | None]:
+def read(path: Path, kind: str) -> tuple[bytes, str | None]:
     found = b""
     try:
-        for chunk in chunks(path, kind, start):
-            assert len(chunk) <= CHUNK
-            found += chunk
+        with open(path, "rb") as file:
+            for chunk in content_of(file, kind):
+                assert len(chunk) <= CHUNK
+                found += chunk
     except DamagedStream as damage:
         return found, str(damage)
     return found, None
@@ -45,7 +44,6 @@ def test_a_whole_compressed_file_is_read_whole(tmp_path, kind):
     path = tmp_path / "f"
     path.write_bytes(packed(kind, TEXT))
     assert read(path, kind) == (TEXT, None)
-    assert read(path, kind, 70_000) == (TEXT[70_000:], None)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -89,17 +87,6 @@ def test_garbage_is_noticed(tmp_path, kind):
     assert read(path, kind)[1] is not None
 
 
-def all_lines(content: bytes) -> list[Line]:
-    """The oracle: split the whole content."""
-    found, offset = [], 0
-    pieces = content.split(b"\n")
-    for number, piece in enumerate(pieces, 1):
-        if number < len(pieces) or piece:
-            found.append(Line(number, offset, piece, len(piece)))
-        offset += len(piece) + 1
-    return found
-
-
 def each_line(found: Iterable[Line | Lines]) -> Iterator[Line]:
     """Lines one by one, however many come together."""
     for some in found:
@@ -110,46 +97,71 @@ def in_chunks(content: bytes, size: int):
     return (content[i : i + size] for i in range(0, len(content), size))
 
 
+def ranges(size: int, cut: int) -> list[tuple[int, int | None]]:
+    begins = range(0, max(size, 1), cut)
+    return [(begin, begin + cut if begin + cut < size else None) for begin in begins]
+
+
+def parts(content: bytes, cut: int, chunk: int, damage: str | None = None):
+    """The content as ranges take it."""
+
+    def rest(begin: int):
+        yield from in_chunks(content[begin:], chunk)
+        if damage is not None:
+            raise DamagedStream(damage)
+
+    return [LineRange(rest(begin), begin, end) for begin, end in ranges(len(content), cut)]
+
+
+@given(
+    st.lists(st.sampled_from([b"\n", b"a", b"bc", b"\n\n", b"defgh", b"\r\n", b"x" * 40]), max_size=30).map(b"".join),
+    st.integers(1, 12),
+    st.integers(1, 7),
+)
+@settings(max_examples=600, deadline=None)
+def test_byte_ranges_share_the_content_and_none_begins_inside_a_line(content, cut, chunk):
+    taken = [(part, b"".join(part)) for part in parts(content, cut, chunk)]
+    assert b"".join(data for _, data in taken) == content
+    assert all(data.endswith(b"\n") for _, data in taken[:-1] if data and not content.endswith(data))
+    for part, data in taken:
+        assert part.digest() == hashlib.sha256(data).digest()
+        assert part.newlines == data.count(b"\n")
+        if data:
+            assert content[part.offset :].startswith(data)
+            assert part.offset == 0 or content[part.offset - 1 : part.offset] == b"\n"
+
+
 @given(
     st.lists(st.sampled_from([b"\n", b"a", b"bc", b"\n\n", b"defgh", b"\r\n"]), max_size=30).map(b"".join),
     st.integers(1, 12),
     st.integers(1, 7),
 )
 @settings(max_examples=400, deadline=None)
-def test_byte_ranges_share_the_lines_with_numbers_and_offsets(content, cut, chunk):
-    total, newlines = count_lines(in_chunks(content, chunk), cut)
-    assert total == len(content)
-    pieces = byte_pieces(total, cut, newlines)
-    found = []
-    for piece in pieces:
-        end = None if piece is pieces[-1] else piece.end
-        rest = in_chunks(content[max(piece.begin - 1, 0) :], chunk)
-        found += each_line(lines(rest, piece.begin, end, piece.first_line))
-    assert found == all_lines(content)
+def test_lines_of_ranges_have_offsets_of_the_file_and_numbers_of_the_range(content, cut, chunk):
+    found, before = [], 0
+    for part in parts(content, cut, chunk):
+        found += [(before + line.number, line.offset, line.data) for line in each_line(lines(part))]
+        before += part.newlines
+    wanted, offset = [], 0
+    for number, data in enumerate(content.split(b"\n"), 1):
+        if data or offset + len(data) < len(content):
+            wanted.append((number, offset, data))
+        offset += len(data) + 1
+    assert found == wanted
 
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 7))
 @settings(max_examples=100, deadline=None)
 def test_damage_is_told_once_whatever_the_ranges(cut_at, cut, chunk):
     content = b"one\ntwo two\n\nthree three three\nfour\nfive five!\n"[:cut_at]
-
-    def damaged(part: bytes):
-        yield from in_chunks(part, chunk)
-        raise DamagedStream("cut")
-
-    newlines = [content.count(b"\n", 0, end) for end in range(cut, len(content) + 1, cut)]
-    pieces = byte_pieces(len(content), cut, newlines)
-    found = []
-    for piece in pieces:
-        end = None if piece is pieces[-1] else piece.end
-        found += each_line(lines(damaged(content[max(piece.begin - 1, 0) :]), piece.begin, end, piece.first_line))
+    found = [line for part in parts(content, cut, chunk, "cut") for line in each_line(lines(part))]
     assert [line.data for line in found if line.damage is None] == content.split(b"\n")[:-1]
     assert [line.data for line in found if line.damage] == [content.split(b"\n")[-1]]
 
 
 def test_a_line_too_long_to_hold_leaves_an_excerpt_and_a_hash_and_the_next_line_is_whole():
     content = b"ok\n" + b"x" * 300 + b"\nfine\n"
-    found = list(each_line(lines(in_chunks(content, 16), 0, None, 1, longest=100)))
+    found = list(each_line(lines(LineRange(in_chunks(content, 16)), longest=100)))
     assert [line.data for line in (found[0], found[2])] == [b"ok", b"fine"]
     assert found[1].size == 300
     assert found[1].sha256 == hashlib.sha256(b"x" * 300).hexdigest()

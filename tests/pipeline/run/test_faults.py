@@ -4,6 +4,7 @@ In every case the run says what is wrong, and the same command ends with the byt
 """
 
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -49,6 +50,7 @@ from shared.shards.writer import ShardWriter
 
 LARGE = 3
 """The split of the corpus whose shard is many times as large as any other file of the run."""
+NAME = f"{LARGE:07d}-00000"
 OPTIONS = (*STATIC[:6], "--split-bytes", 5000, "--validation-fraction", 0)
 
 
@@ -59,7 +61,7 @@ def corpus(tmp_path: Path) -> Path:
     folder.mkdir()
     for number in range(6):
         if number == LARGE:
-            (folder / f"{number}.txt").write_text(np.random.default_rng(0).bytes(150_000).hex())
+            (folder / f"{number}.txt").write_text(np.random.default_rng(0).bytes(1_000_000).hex())
         else:
             write_jsonl(folder / f"{number}.jsonl", some_records(12))
     return folder
@@ -111,8 +113,8 @@ def test_a_full_disk_fails_its_split_by_name_and_the_same_command_finishes(corpu
     # A file may not grow beyond what every file but the large shard needs.
     limited = disturbed(arguments, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)))
     assert limited.returncode == 1, limited
-    shard = out / "train" / f"shard-{LARGE:05d}.arrow"
-    assert f"failed: split {LARGE} ({LARGE}.txt): [Errno 27] File too large: '{shard}'" in limited.stdout
+    shard = out / "train" / f"shard-{NAME}.arrow"
+    assert f"failed: split {NAME} ({LARGE}.txt): [Errno 27] File too large: '{shard}'" in limited.stdout
     assert limited.stdout.count("failed: split") == 1
     assert limited.stderr == ""
     assert not left_over(out)
@@ -128,10 +130,10 @@ def test_news_that_cannot_be_written_do_not_hide_why_a_split_failed(corpus, quie
     assert preprocess(corpus, "--out", out, *OPTIONS, "--workers", 1) == 0
     real = worker.process_split
 
-    def full(job, plan, number, *rest):
-        if number == LARGE:
+    def full(job, split, *rest):
+        if split.number == LARGE:
             raise OSError(28, "No space left on device", "shard")
-        return real(job, plan, number, *rest)
+        return real(job, split, *rest)
 
     for name in ("progress.json", "report.json", "failures"):
         (out / name).unlink(missing_ok=True)
@@ -143,7 +145,7 @@ def test_news_that_cannot_be_written_do_not_hide_why_a_split_failed(corpus, quie
     monkeypatch.setattr(worker, "process_split", full)
     assert preprocess(corpus, "--out", out, *OPTIONS, "--workers", 1) == 1
     said = capsys.readouterr()
-    assert f"failed: split {LARGE} ({LARGE}.txt): [Errno 28] No space left on device" in said.out
+    assert f"failed: split {NAME} ({LARGE}.txt): [Errno 28] No space left on device" in said.out
     assert "there is no new report: " in said.err
     assert "report.json" in said.err
     monkeypatch.undo()
@@ -156,7 +158,7 @@ def test_a_disk_without_room_for_the_plan_is_one_line(corpus, tmp_path):
     arguments = ["preprocess", corpus, "--out", out, *OPTIONS, "--workers", 1]
     limited = disturbed(arguments, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500)))
     assert limited.returncode == 1
-    assert limited.stderr == f"patchwork: error: [Errno 27] File too large: '{out / 'run.json'}'\n"
+    assert re.fullmatch(rf"patchwork: error: \[Errno 27\] File too large: '{out}/files-\w+\.arrow'\n", limited.stderr)
 
 
 def test_a_file_that_fails_names_itself_and_an_error_of_another_file_keeps_its_name(tmp_path):
@@ -185,8 +187,8 @@ def test_a_full_disk_while_a_split_is_surveyed_is_told_like_any_other(tmp_path):
     arguments = ["preprocess", path, "--out", out, *STATIC, "--dedup"]
     limited = disturbed(arguments, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)))
     assert limited.returncode == 1, limited
-    survey = out / "selection" / "00000.survey.npy"
-    assert f"failed: split 0 (a.jsonl): [Errno 27] File too large: '{survey}'" in limited.stdout
+    survey = out / "selection" / "0000000.survey.npy"
+    assert f"failed: split 0000000-00000 (a.jsonl): [Errno 27] File too large: '{survey}'" in limited.stdout
     assert not left_over(out)
 
 
@@ -250,8 +252,8 @@ def test_an_order_to_stop_while_the_input_is_looked_at_leaves_nothing(tmp_path, 
     (tmp_path / "in").mkdir()
     write_jsonl(tmp_path / "in" / "a.jsonl", some_records(3))
     for step in (
-        "pipeline.inputs.listing.survey_file",
-        "pipeline.inputs.listing.group",
+        "pipeline.inputs.listing.Files.of",
+        "pipeline.plan._grouped",
         "pipeline.run.driver.run_identity",
     ):
         with monkeypatch.context() as changed:
@@ -319,10 +321,11 @@ def test_a_worker_of_an_earlier_driver_that_still_writes_changes_nothing(corpus,
     # The folder is that of the run from the start: the late worker began under its first driver.
     assert preprocess(corpus, "--out", tmp_path / "first", *OPTIONS, "--workers", 1) == 0
     out.mkdir()
-    (out / "run.json").write_bytes((tmp_path / "first" / "run.json").read_bytes())
+    for kept in (tmp_path / "first" / "run.json", *(tmp_path / "first").glob("files-*")):
+        (out / kept.name).write_bytes(kept.read_bytes())
     monkeypatch.setattr(_Shards, "add", a_whole_run_goes_by)
     with pytest.raises(FileNotFoundError):
-        process_split(job, plan, LARGE, "")
+        process_split(job, plan.splits[LARGE], "")
     assert seen[0] > 0
     assert shard_hashes(out) == quiet
     assert not left_over(out)
@@ -341,13 +344,17 @@ def test_a_worker_without_memory_fails_its_split_and_the_rest_is_done(corpus, qu
         "if 'pipeline' in sys.orig_argv or 'spawn_main' in ' '.join(sys.orig_argv):\n"
         "    from pipeline.splits import worker\n"
         "    real = worker.process_split\n"
-        "    def starved(job, plan, number, *rest):\n"
-        f"        if number != {LARGE}: return real(job, plan, number, *rest)\n"
+        "    def starved(job, split, *rest):\n"
+        f"        if split.number != {LARGE}: return real(job, split, *rest)\n"
         "        had = resource.getrlimit(resource.RLIMIT_AS)\n"
         "        pages = int(open('/proc/self/statm').read().split()[0])\n"
         "        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**16, had[1]))\n"
-        "        try: return real(job, plan, number, *rest)\n"
-        "        finally: resource.setrlimit(resource.RLIMIT_AS, had)\n"
+        "        held = []\n"
+        "        try:\n"
+        "            while True: held.append(bytearray(2**16))\n"
+        "        except MemoryError: pass\n"
+        "        try: return real(job, split, *rest)\n"
+        "        finally: held.clear(); resource.setrlimit(resource.RLIMIT_AS, had)\n"
         "    worker.process_split = starved\n"
     )
     arguments = ["preprocess", corpus, "--out", out, *OPTIONS, "--workers", workers]
@@ -357,8 +364,8 @@ def test_a_worker_without_memory_fails_its_split_and_the_rest_is_done(corpus, qu
         line, capture_output=True, text=True, env=environment() | {"PYTHONPATH": path}, timeout=600
     )
     assert starved.returncode == 1, starved
-    assert f"failed: split {LARGE} ({LARGE}.txt): " in starved.stdout
-    assert "Memory" in (out / "failures" / f"{LARGE:05d}.txt").read_text()
+    assert f"failed: split {NAME} ({LARGE}.txt): " in starved.stdout
+    assert "Memory" in (out / "failures" / f"{NAME}.txt").read_text()
     assert len(list((out / "splits").glob("*.json"))) == 5
     assert not left_over(out)
     assert preprocess(*arguments[1:]) == 0
@@ -378,12 +385,11 @@ def test_a_shard_that_is_closed_is_let_go(tmp_path, monkeypatch):
             alive.append(sum(writer() is not None for writer in writers))
 
     monkeypatch.setattr(split, "ShardWriter", Watched)
-    monkeypatch.setattr(split, "LARGEST_SPLIT", 1)
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": f"{number}" * 50} for number in range(100, 120)])
     reading = ReadSettings(validation_fraction=0)
     job = Job(out=tmp_path / "out", reading=reading, output=OutputSettings(patching=PatchingSettings(rule="none")))
-    plan = make_plan([path], reading).model_copy(update={"split_bytes": 1})
-    assert len(process_split(job, plan, 0, "").shards["train"]) == 20
+    (whole,) = make_plan([path], reading).splits
+    assert len(process_split(job, whole, "", shard_bytes=1).shards["train"]) == 20
     assert max(alive) <= 2
 
 
@@ -414,7 +420,7 @@ def surveyed(tmp_path: Path, lines: int = 40) -> tuple[Job, Path]:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": f"text {number % (lines // 2)}"} for number in range(lines)])
     reading = ReadSettings(dedup=True, validation_fraction=0)
     job = Job(out=tmp_path / "out", reading=reading, output=OutputSettings(patching=PatchingSettings(rule="none")))
-    survey_split(job, make_plan([path], reading), 0, lambda _: None)
+    survey_split(job, make_plan([path], reading).splits[0], lambda _: None)
     return job, path
 
 
@@ -430,8 +436,8 @@ def test_what_a_selection_decides_is_on_the_disk_before_it_is_said_to_be_done(tm
 
     monkeypatch.setattr(shared.io.files.os, "fsync", fsync)
     select(job.out, [0], job.reading)
-    assert safe["00000.statuses"] == (job.out / "selection" / "00000.statuses.npy").read_bytes()
-    assert np.load(job.out / "selection" / "00000.statuses.npy")["status"].sum() == 2 * 20
+    assert safe["0000000.statuses"] == (job.out / "selection" / "0000000.statuses.npy").read_bytes()
+    assert np.load(job.out / "selection" / "0000000.statuses.npy")["status"].sum() == 2 * 20
 
 
 @pytest.mark.parametrize("now", [39, 41])
@@ -439,8 +445,8 @@ def test_an_input_with_other_texts_than_were_surveyed_is_an_error(tmp_path, now)
     job, path = surveyed(tmp_path)
     select(job.out, [0], job.reading)
     write_jsonl(path, [{"text": f"text {number % 20}"} for number in range(now)])
-    with pytest.raises(PipelineError, match=f"split 0 has {'more' if now > 40 else 'fewer'} texts"):
-        process_split(job, make_plan([path], job.reading), 0, "")
+    with pytest.raises(PipelineError, match=f"split 0000000-00000 has {'more' if now > 40 else 'fewer'} texts"):
+        process_split(job, make_plan([path], job.reading).splits[0], "")
     remove_half_written(job.out)
     assert not list((job.out / "train").glob("*"))
 
@@ -455,7 +461,7 @@ def test_a_damaged_selection_is_named_with_what_repairs_it(corpus, tmp_path, cap
     real = driving.select
 
     def damaged(folder: Path, *rest: object) -> None:
-        path = folder / "selection" / f"00001.{name}.npy"
+        path = folder / "selection" / f"0000001.{name}.npy"
         if name == "statuses":
             real(folder, *rest)
         content = path.read_bytes()
@@ -469,7 +475,7 @@ def test_a_damaged_selection_is_named_with_what_repairs_it(corpus, tmp_path, cap
         patch.setattr(driving, "select", damaged)
         assert preprocess(corpus, "--out", out, *options) == (1 if name == "statuses" else 2)
     said = "".join(capsys.readouterr())
-    assert f"00001.{name}.npy is missing or damaged" in said
+    assert f"0000001.{name}.npy is missing or damaged" in said
     assert f"remove {out / 'selection'} and run the same command" in said
     for file in (out / "selection").iterdir():
         file.unlink()
@@ -502,10 +508,10 @@ def test_a_failed_split_is_not_in_the_figures_of_what_was_done(corpus, tmp_path,
 
     out, real = tmp_path / "out", worker.process_split
 
-    def failing(job, plan, number, *rest):
-        if number == LARGE:
+    def failing(job, split, *rest):
+        if split.number == LARGE:
             raise PipelineError("no")
-        return real(job, plan, number, *rest)
+        return real(job, split, *rest)
 
     monkeypatch.setattr(worker, "process_split", failing)
     assert preprocess(corpus, "--out", out, *OPTIONS, "--workers", 1) == 1
@@ -532,7 +538,7 @@ def test_an_input_of_duplicates_only_is_one_document(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "the same"}] * 500)
     out = tmp_path / "out"
     assert preprocess(path, "--out", out, *OPTIONS, "--workers", 2, "--dedup") == 0
-    assert [(i, text) for i, _, text in stored(out)] == [("a.jsonl:1", b"the same")]
+    assert [(i, text) for i, _, text in stored(out)] == [("a.jsonl:@0", b"the same")]
     assert (counts(out)["records"], counts(out)["duplicates"]) == (500, 499)
 
 

@@ -21,7 +21,7 @@ def test_one_text_file_becomes_documents_of_both_splits(tmp_path):
     assert all(len(open_dataset(tmp_path / "out" / name).index) > 0 for name in ("train", "validation"))
     documents = stored(tmp_path / "out")
     assert len(documents) > 100
-    in_order = sorted(documents, key=lambda found: int(found[0].rpartition(":")[2]))
+    in_order = sorted(documents, key=lambda found: int(found[0].rpartition(":@")[2]))
     assert b"".join(text for _, _, text in in_order) == book.read_bytes()
     assert preprocess(book, "--out", tmp_path / "out", *NONE, "--for-training") == 0  # the same run
 

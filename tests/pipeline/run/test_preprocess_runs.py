@@ -158,7 +158,11 @@ def test_a_line_of_80_megabytes_arrives_in_parts(tmp_path):
     )
     out = tmp_path / "out"
     assert preprocess(path, "--out", out, *STATIC, "--stride", 50, "--validation-fraction", 0) == 0
-    assert [(i, len(t)) for i, _, t in stored(out)] == [("huge", len(text)), ("huge.jsonl:3", 1), ("small", 1)]
+    assert [(i, len(t)) for i, _, t in stored(out)] == [
+        ("huge", len(text)),
+        (f"huge.jsonl:@{len(text) + 56}", 1),
+        ("small", 1),
+    ]
     index = open_dataset(out / "train").index
     assert index.part.tolist() == [0, *range(21), 0]
     assert index.bytes.sum() == len(text) + 2
@@ -246,7 +250,7 @@ def test_a_killed_run_is_finished_by_the_same_command(tmp_path):
     process.wait()
     done = len(list(out.glob("splits/*.json")))
     assert 5 <= done < len(list(whole.glob("splits/*.json")))
-    (out / "train" / "shard-09999.arrow.1.tmp").write_bytes(b"half")
+    (out / "train" / "shard-0009999-00000.arrow.1.tmp").write_bytes(b"half")
     result = command("preprocess", corpus, "--out", out, *arguments)
     assert result.returncode == 3
     assert f"{done} of them before" in result.stdout
@@ -298,7 +302,7 @@ def test_a_record_whose_names_no_shard_can_hold_is_a_dead_letter(tmp_path, monke
     corpus = write_jsonl(tmp_path / "a.jsonl", [{"text": "kept", "lang": "en", "id": "k"}, record])
     out = tmp_path / "out"
     assert preprocess(corpus, "--out", out, *STATIC, "--subset-column", "lang", "--id-column", "id") == 3
-    (line,) = (out / "dead-letters" / "00000.jsonl").read_text().splitlines()
+    (line,) = (out / "dead-letters" / "0000000-00000.jsonl").read_text().splitlines()
     assert reason in json.loads(line)["reason"]
     assert json.loads(line)["line"] == 2
 
@@ -331,7 +335,7 @@ def test_an_input_that_changes_during_the_run_fails_its_split_and_the_rest_finis
     assert "1.jsonl has changed since the run was planned" in said
     assert not (out / "train" / "manifest.json").exists()
     assert len(list((out / "splits").glob("*.json"))) == 3
-    assert "has changed" in (out / "failures" / "00001.txt").read_text()
+    assert "has changed" in (out / "failures" / "0000001-00000.txt").read_text()
 
 
 def test_the_way_that_does_nothing_loads_neither_torch_nor_ray(tmp_path):

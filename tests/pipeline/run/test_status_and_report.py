@@ -86,7 +86,7 @@ def test_the_status_of_a_finished_run(finished: Run) -> None:
 
 
 def test_the_log_of_a_split_says_when_it_began_and_what_it_wrote(finished: Run) -> None:
-    first, second, *_ = (finished.out / "logs" / "00000.log").read_text().splitlines()
+    first, second, *_ = (finished.out / "logs" / "0000000-00000.log").read_text().splitlines()
     assert first.endswith("write begins")
     assert re.search("write done in.*documents", second)
 
@@ -106,10 +106,10 @@ def failing_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ob
         write_jsonl(source / f"{number}.jsonl", some_records(30))
     real = split_module.read_split
 
-    def failing(plan, split, reading):
+    def failing(split, *rest):
         if split.number == 1:
             raise ValueError("this one is cursed")
-        return real(plan, split, reading)
+        return real(split, *rest)
 
     monkeypatch.setattr(split_module, "read_split", failing)
     size = (source / "0.jsonl").stat().st_size
@@ -125,7 +125,7 @@ def failed(failing_command: tuple[object, ...], tmp_path: Path, capsys: pytest.C
 
 def test_a_failed_split_is_reported_with_its_files_and_its_log(failed: Run) -> None:
     (failure,) = failed.report["failures"]
-    wanted = {"split": 1, "files": ["1.jsonl"], "error": "this one is cursed"}
+    wanted = {"split": "0000001-00000", "files": ["1.jsonl"], "error": "this one is cursed"}
     assert {key: failure[key] for key in wanted} == wanted
     assert "Traceback" in Path(failure["log"]).read_text()
 
@@ -138,7 +138,7 @@ def test_a_run_with_a_failed_split_is_not_finished(failed: Run) -> None:
 def test_the_status_of_a_run_with_a_failed_split_names_it(failed: Run) -> None:
     assert failed.code == 1
     assert "stopped" in failed.lines
-    assert "failed: split 1: this one is cursed" in failed.lines
+    assert "failed: split 0000001-00000: this one is cursed" in failed.lines
 
 
 def test_the_same_command_does_the_failed_split_alone(

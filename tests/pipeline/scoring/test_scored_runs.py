@@ -243,10 +243,10 @@ def test_a_worker_that_joins_later_is_refused_too(place, tmp_path):
         scoring=ScoringSettings(stream_length=512),
         entropy_model_sha256="x",
     )
-    worker = Worker(Job(out=out, reading=reading, output=output, entropy_model=place / "model"), plan)
+    worker = Worker(Job(out=out, reading=reading, output=output, entropy_model=place / "model"))
     recorded = worker.numerics.model_copy(update={"device": "cpu of another kind"})
     with pytest.raises(NumericsError, match="instead of cpu of another kind"):
-        worker.process(0, Task("write", "run", recorded))
+        worker.process(plan.splits[0], Task("write", "run", recorded))
     assert not out.exists()
 
 
@@ -364,7 +364,7 @@ def test_progress_counts_what_is_scored_and_not_what_is_read(place, tmp_path):
         scoring=ScoringSettings(stream_length=512),
         entropy_model_sha256=model_sha256(place / "model"),
     )
-    worker = Worker(Job(out=tmp_path / "out", reading=reading, output=output, entropy_model=place / "model"), plan)
+    worker = Worker(Job(out=tmp_path / "out", reading=reading, output=output, entropy_model=place / "model"))
     streams, told = [], []
     begun, scorer = Scorer._stream, worker._scorer
     assert scorer is not None
@@ -378,10 +378,10 @@ def test_progress_counts_what_is_scored_and_not_what_is_read(place, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Scorer, "_stream", counted)
-        outcome = worker.process(0, Task("write", "", worker.numerics), tell)
+        outcome = worker.process(plan.splits[0], Task("write", "", worker.numerics), tell)
     assert outcome.error == ""
-    assert outcome.marker is not None
-    assert outcome.marker.counts.dead == 1
+    assert outcome.counts is not None
+    assert outcome.counts.dead == 1
     size = (tmp_path / "a.jsonl").stat().st_size
     assert size - 32 <= sum(count for _, count in told) <= size  # but for newlines
     assert all(count >= 0 for _, count in told)

@@ -1,6 +1,7 @@
 """Duplicates and samples: decided over the whole input, the same whoever works, every record accounted for."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -48,7 +49,9 @@ def test_the_first_of_equal_texts_is_kept_and_the_others_are_listed(
     assert totals["duplicates"] == len(texts) - len(first) == len(letters(out, "duplicates"))
     assert (totals["empty"], totals["dead"], totals["records"]) == (2, 1, len(texts) + 3)
     listed = letters(out, "duplicates")
-    assert all(entry["first"]["split"] <= 99 and entry["path"].endswith(".jsonl") for entry in listed)
+    assert all(
+        re.fullmatch(r"\d{7}-\d{5}", entry["first"]["split"]) and entry["path"].endswith(".jsonl") for entry in listed
+    )
     assert not (out / "selection").exists()
 
 
@@ -113,9 +116,9 @@ def test_more_texts_than_were_surveyed_are_an_error(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     record = np.zeros(1, [("content", ">u8", 2), ("place", "<u8"), ("bytes", "<i8")])
     record["content"] = np.frombuffer(content_digest(b"a")[:16], ">u8")
-    np.save(folder / "00000.survey.npy", record)
+    np.save(folder / "0000000.survey.npy", record)
     select(job.out, [0], reading)
     assert selection_done(job.out)
     with pytest.raises(PipelineError, match="more texts than were surveyed"):
-        process_split(job, plan, 0, "")
+        process_split(job, plan.splits[0], "")
     assert json.loads((tmp_path / "a.jsonl").read_text().splitlines()[1]) == {"text": "b"}

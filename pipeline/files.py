@@ -1,0 +1,242 @@
+"""The files of an input as a plan holds them: columns of a table, of which a row is an object while it is looked at."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.settings import SPLIT_NAMES, PipelineError, SplitName
+from pipeline.stamp import Stamp
+from shared.io.identity import canonical_json, file_sha256
+from shared.io.storage import is_url
+
+TABLE_NAME = re.compile(r"files-[0-9a-f]{64}\.arrow")
+"""Of the file of a table in the folder of a run: it says the sha256 of its content."""
+Kind = Literal["jsonl", "json", "text", "parquet", "arrow", "webdataset", "wet", "shard"]
+"""How a file is read."""
+Compression = Literal["none", "gzip", "zstd", "bzip2", "xz"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+COMPRESSIONS: tuple[Compression, ...] = get_args(Compression)
+
+
+def cuttable(kind: Kind, compression: Compression, remote: bool) -> bool:
+    """Whether several splits may share a file of this format. The only list of what can be cut.
+
+    A compressed file is cut where its frames begin; remote ones only by a seek table, which zstd alone has.
+    """
+    if kind in ("jsonl", "json"):
+        plain = compression == "none" and not (remote and kind == "json")  # whose beginning says whether it has lines
+        return plain or compression == "zstd" or (compression == "gzip" and not remote)
+    return kind in ("parquet", "arrow", "shard") and compression == "none" and not (remote and kind == "arrow")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFile:
+    """One file of the snapshotted input."""
+
+    root: str
+    """Absolute folder or URL that the relative path starts from; no part of the identity."""
+    path: str
+    kind: Kind
+    """By its name, or its content where the name says nothing: whoever reads it looks again."""
+    compression: Compression = "none"
+    stamp: Stamp
+    span: int
+    """What is cut: bytes on disk; of our own shards, bytes of text."""
+    shard: int = 0
+    """Number in its dataset, for our own shards."""
+    sha256: str = ""
+    """Of our own shards, whose manifest says it."""
+    split: SplitName | None = None
+    """Set where the input has decided already which split its records are in."""
+    query: str = ""
+    """What follows the path in a URL, as signed ones have it; no part of the identity."""
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return self.stamp.size
+
+    @property
+    def full_path(self) -> str:
+        """Where it is opened. May hold a signature: messages show ``shown``."""
+        return f"{self.root}/{self.path}{self.query}"
+
+    @property
+    def shown(self) -> str:
+        """Where it lies, for messages."""
+        return f"{self.root}/{self.path}"
+
+
+_SCHEMA = pa.schema(
+    [
+        ("root", pa.uint16()),
+        ("path", pa.string()),
+        ("kind", pa.uint8()),
+        ("compression", pa.uint8()),
+        ("size", pa.int64()),
+        ("mtime_ns", pa.int64()),
+        ("changed_ns", pa.int64()),
+        ("version", pa.string()),
+        ("span", pa.int64()),
+        ("shard", pa.int32()),
+        ("sha256", pa.string()),
+        ("split", pa.uint8()),
+        ("query", pa.string()),
+        ("cuttable", pa.bool_()),
+    ]
+)
+_ROWS_AT_ONCE = 2**13
+
+
+class Files(Sequence[SourceFile]):
+    """The files of a plan, as columns of a table."""
+
+    def __init__(self, table: pa.Table, roots: tuple[str, ...]) -> None:
+        self.table, self.roots = table, roots
+        self._batches: list[pa.RecordBatch] = table.to_batches(max_chunksize=_ROWS_AT_ONCE)
+        self._starts = np.cumsum([0, *map(len, self._batches)])
+
+    @classmethod
+    def of(cls, files: Iterable[SourceFile]) -> "Files":
+        """The table of some files, of which no more than some thousand are held as objects."""
+        roots: dict[str, int] = {}
+        batches, rows = [], list[tuple[Any, ...]]()
+
+        def close() -> None:
+            columns = [pa.array(column, field.type) for column, field in zip(zip(*rows), _SCHEMA)]
+            batches.append(pa.record_batch(columns, _SCHEMA))
+            rows.clear()
+
+        for file in files:
+            at = file.stamp
+            rows.append(
+                (
+                    roots.setdefault(file.root, len(roots)),
+                    file.path,
+                    KINDS.index(file.kind),
+                    COMPRESSIONS.index(file.compression),
+                    at.size,
+                    at.mtime_ns,
+                    at.changed_ns,
+                    at.version,
+                    file.span,
+                    file.shard,
+                    file.sha256,
+                    0 if file.split is None else 1 + SPLIT_NAMES.index(file.split),
+                    file.query,
+                    cuttable(file.kind, file.compression, is_url(file.root)),
+                )
+            )
+            if len(rows) == _ROWS_AT_ONCE:
+                close()
+        if rows:
+            close()
+        return cls(pa.Table.from_batches(batches, _SCHEMA), tuple(roots))
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @overload
+    def __getitem__(self, at: int) -> SourceFile: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[SourceFile]: ...
+    def __getitem__(self, at: int | slice) -> SourceFile | list[SourceFile]:
+        if isinstance(at, slice):
+            return [self[number] for number in range(*at.indices(len(self)))]
+        at = at + len(self) if at < 0 else at
+        if not 0 <= at < len(self):
+            raise IndexError(at)
+        batch = int(np.searchsorted(self._starts, at, side="right")) - 1
+        row = at - int(self._starts[batch])
+        values = {name: column[row].as_py() for name, column in zip(_SCHEMA.names, self._batches[batch].columns)}
+        return SourceFile(
+            root=self.roots[values["root"]],
+            path=values["path"],
+            kind=KINDS[values["kind"]],
+            compression=COMPRESSIONS[values["compression"]],
+            stamp=Stamp(values["size"], values["mtime_ns"], values["version"], values["changed_ns"]),
+            span=values["span"],
+            shard=values["shard"],
+            sha256=values["sha256"],
+            split=None if values["split"] == 0 else SPLIT_NAMES[values["split"] - 1],
+            query=values["query"],
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Files) and self.roots == other.roots and self.table.equals(other.table)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def column(self, name: str) -> np.ndarray:
+        """Numbers of all files."""
+        return np.asarray(self.table[name].to_numpy())
+
+    def below_a_folder(self) -> np.ndarray:
+        """Of each file whether it lies in a folder below its input; bool [files]."""
+        return np.asarray(pc.match_substring(self.table["path"], "/").to_numpy(zero_copy_only=False))
+
+    def folders_of_shards(self) -> list[Path]:
+        """Those that hold shards of our own, in order."""
+        shards = self.table.filter(pc.equal(self.table["kind"], KINDS.index("shard")))
+        folders = pc.replace_substring_regex(shards["path"], "/[^/]*$", "")
+        found = {(root.as_py(), folder.as_py()): None for root, folder in zip(shards["root"], folders)}
+        return sorted(Path(self.roots[root]) / folder for root, folder in found)
+
+    def digest(self) -> str:
+        """Of what makes these files the same, wherever they lie and whenever they were written."""
+        state = hashlib.sha256()
+        for batch in self._batches:
+            for row in batch.select(["path", "kind", "compression", "size", "span", "sha256", "split"]).to_pylist():
+                state.update(canonical_json([*row.values()]).encode() + b"\n")
+        return state.hexdigest()
+
+    def touched_since(self, before: "Files") -> np.ndarray:
+        """Of each file whether its times or its version differ from those in an earlier listing of the same files.
+
+        bool [files].
+        """
+        equal = [pc.equal(self.table[name], before.table[name]) for name in ("mtime_ns", "changed_ns", "version")]
+        same = pc.and_(pc.and_(equal[0], equal[1]), equal[2])
+        return ~np.asarray(same.to_numpy(zero_copy_only=False), bool)
+
+    def content(self) -> tuple[str, bytes]:
+        """The table as a file: a name that tells its content, and the content."""
+        sink = pa.BufferOutputStream()
+        named = _SCHEMA.with_metadata({f"{number:05d}": root for number, root in enumerate(self.roots)})
+        with pa.ipc.new_file(sink, named) as file:
+            for batch in self._batches:
+                file.write_batch(pa.record_batch(batch.columns, named))
+        content = sink.getvalue().to_pybytes()
+        return f"files-{hashlib.sha256(content).hexdigest()}.arrow", content
+
+
+def load_files(path: Path) -> Files:
+    """The table in a file. Raises PipelineError for one that is missing or not what its name says."""
+    try:
+        if not TABLE_NAME.fullmatch(path.name) or file_sha256(path) != path.name[6:-6]:
+            raise PipelineError(f"{path} is not what its name says: it is damaged; give a new --out")
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table.validate(full=True)
+        metadata = table.schema.metadata or {}
+        roots = tuple(metadata[number].decode() for number in sorted(metadata))
+        table = table.replace_schema_metadata(None)
+        limits = {"root": len(roots), "kind": len(KINDS), "compression": len(COMPRESSIONS), "split": 3}
+        if table.schema != _SCHEMA or any(column.null_count for column in table.columns):
+            raise PipelineError(f"{path} has other columns than the files of a run; give a new --out")
+        files = Files(table, roots)
+        for name, limit in limits.items():
+            if len(files) and int(files.column(name).max()) >= limit:
+                raise PipelineError(f"{path}: a {name} of {files.column(name).max()} is none; give a new --out")
+        for name in ("size", "span", "shard"):
+            if len(files) and not 0 <= int(files.column(name).min()) <= int(files.column(name).max()) < 2**56:
+                raise PipelineError(f"{path}: {name} is out of range; give a new --out")
+        return files
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise PipelineError(f"{path} cannot be read: {' '.join(str(error).split())}; give a new --out") from None
