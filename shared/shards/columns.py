@@ -28,7 +28,7 @@ class Ragged:
     @cached_property
     def views(self) -> tuple[memoryview, memoryview]:
         """The buffer and the starts: a few bytes, or one number, are had several times as fast as of an array."""
-        return memoryview(self.buffer), memoryview(self.starts)
+        return self.buffer.data, self.starts.data
 
     def __getitem__(self, row: int) -> np.ndarray:
         """uint8 [n], read-only where the file is mapped."""

@@ -233,7 +233,7 @@ class SubsetStreams:
             if len(found):
                 position = position._replace(window=position.window + 1, used=0)
             else:
-                number, group = first_group(runs, order, position.number, position.group + (position.window > 0))
+                number, group = first_group(runs, order, position.number, position.group + 1)
                 position = Position(number, group)
 
     def _documents(self, runs: Runs, order: ShardOrder, position: Position) -> np.ndarray:
