@@ -95,6 +95,8 @@ def data_files(
     ``listed`` gives these of a folder; None: all but caches. Raises PipelineError for one that is listed and missing,
     but not if it is ``unwanted``.
     """
+    if not any(path.endswith("state.json") for path in paths):
+        return [*paths]
     files = [PurePosixPath(path) for path in paths]
     present = set(files)
     folders = {file.parent for file in files if file.name == "state.json"}
@@ -160,12 +162,15 @@ def named_splits(kinds: Mapping[str, Kind], left_out: LeftOut) -> dict[str, Spli
     Beside data that is named train, what is named validation goes there, and what is named test is left out. Files of
     records say it in their names or in those of folders; texts only by folders of exactly these names side by side.
     """
-    sides = {path: _side(PurePosixPath(path), kind) for path, kind in kinds.items()}
     held: dict[str | None, set[str | None]] = {}
-    for group, side in sides.values():
+    for path, kind in kinds.items():
+        group, side = _side(PurePosixPath(path), kind)
         held.setdefault(group, set()).add(side)
     kept: dict[str, SplitName | None] = {}
-    for path, (group, side) in sides.items():
+    if not any("train" in sides for sides in held.values()):
+        return dict.fromkeys(kinds)
+    for path, kind in kinds.items():
+        group, side = _side(PurePosixPath(path), kind)
         beside = held[group]
         if side is None or "train" not in beside:
             kept[path] = None

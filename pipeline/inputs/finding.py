@@ -45,7 +45,7 @@ _UNFINISHED = "runs of preprocess that are not finished"
 _READABLE = "text, JSON, Parquet, Arrow, WebDataset, WET or a dataset"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Found:
     """A file that will be read."""
 

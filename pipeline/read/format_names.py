@@ -52,7 +52,7 @@ BY_SUFFIX, HIDDEN_FILE, OWN_FILE = (
 TABLE = "tables in formats that are not read (CSV, Excel, ORC, Avro): convert them to Parquet or JSON lines"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Format:
     """How a file is read."""
 

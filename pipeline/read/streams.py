@@ -89,7 +89,8 @@ def _gunzip(file: IO[bytes], max_window: int) -> Iterator[tuple[bytes, int]]:
     try:
         while True:
             if not data:
-                data = file.read(CHUNK)
+                # Little at first: whoever looks at the beginning alone reads no more.
+                data = file.read(CHUNK if read >= CHUNK else _COMPRESSED_READ)
                 read += len(data)
             if not data:
                 break

@@ -1,0 +1,201 @@
+"""How soon a run begins, what it reads, and what its driver keeps for each file and split.
+
+Run: python tests/benchmarks/bench_planning.py [--bytes 1000000000] [--files 10000 100000]
+
+1. A file of each format: seconds until the first split begins, and bytes that the driver reads before that, and that
+   all read, over the bytes of the file (rchar of /proc/PID/io: what read() returned; memory maps count nothing there).
+2. Files of one split each: seconds and memory of the driver (peak of what Python allocates, with what Arrow holds), for
+   listing, plan, queue, and the summing up of markers.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import struct
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
+
+from pipeline.executors.retry import Queue
+from pipeline.plan import Plan
+from pipeline.run.driver import make_plan, preprocess
+from pipeline.run.report import Totals
+from pipeline.run.run_folder import markers_of
+from pipeline.settings import ExecutorSettings, Job, OutputSettings, ReadSettings
+from pipeline.splits import worker
+from pipeline.splits.marker import Counts, Marker, write_marker
+from pipeline.splits.run_file import RunFile
+from shared.patching import PatchingSettings
+
+LINE = 1000
+FRAME = 2**22
+
+
+def lines(size: int) -> Iterator[bytes]:
+    """JSON lines of about 1 kB, some MB at a time."""
+    rng, made = np.random.default_rng(0), 0
+    while made < size:
+        words = rng.integers(0, 5000, (FRAME // LINE, LINE // 6))
+        block = b"".join(
+            json.dumps({"text": " ".join(f"w{word:04d}" for word in row)}).encode() + b"\n" for row in words.tolist()
+        )
+        made += len(block)
+        yield block
+
+
+def write_plain(path: Path, size: int) -> None:
+    with path.open("wb") as file:
+        file.writelines(lines(size))
+
+
+def write_zstd(path: Path, size: int) -> None:
+    with path.open("wb") as file, zstandard.ZstdCompressor().stream_writer(file) as packed:
+        for block in lines(size):
+            packed.write(block)
+
+
+def write_seekable(path: Path, size: int) -> None:
+    entries = []
+    with path.open("wb") as file:
+        for block in lines(size):
+            frame = zstandard.ZstdCompressor().compress(block)
+            file.write(frame)
+            entries.append(struct.pack("<II", len(frame), len(block)))
+        table = b"".join(entries)
+        file.write(struct.pack("<II", 0x184D2A5E, len(table) + 9) + table)
+        file.write(struct.pack("<IBI", len(entries), 0, 0x8F92EAB1))
+
+
+def write_gzip(path: Path, size: int) -> None:
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.writelines(lines(size))
+
+
+def write_parquet(path: Path, size: int) -> None:
+    with pq.ParquetWriter(path, pa.schema([("text", pa.string())])) as file:
+        for block in lines(size):
+            texts = [json.loads(line)["text"] for line in block.splitlines()]
+            file.write_table(pa.table({"text": texts}, file.schema))
+
+
+FORMATS: dict[str, Callable[[Path, int], None]] = {
+    "a.jsonl": write_plain,
+    "one-frame.jsonl.zst": write_zstd,
+    "seekable.jsonl.zst": write_seekable,
+    "a.jsonl.gz": write_gzip,
+    "a.parquet": write_parquet,
+}
+
+
+def bytes_read() -> int:
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def of_a_format(folder: Path, name: str, size: int) -> None:
+    path = folder / name
+    FORMATS[name](path, size)
+    job = Job(out=folder / "out", reading=ReadSettings(), output=OutputSettings(patching=PatchingSettings(rule="none")))
+    real, first = worker.process_split, list[tuple[float, int]]()
+
+    def noted(*arguments: object) -> Marker:
+        first.append((time.perf_counter(), bytes_read()))
+        return real(*arguments)  # type: ignore[arg-type]
+
+    worker.process_split = noted  # type: ignore[assignment]
+    began, before = time.perf_counter(), bytes_read()
+    report = preprocess(job, [path], ExecutorSettings(executor="inline", workers=1))
+    seconds, read = time.perf_counter() - began, bytes_read() - before
+    worker.process_split = real
+    assert not report.failures
+    on_disk = path.stat().st_size
+    print(
+        f"{name:<20} {on_disk:>13,} bytes  first split after {first[0][0] - began:6.3f} s, {first[0][1] - before:>7,} "
+        f"bytes read;  run {seconds:6.1f} s, {len(report.run.plan.splits):>3} splits, read {read / on_disk:.3f} of it",
+        flush=True,
+    )
+
+
+def driver(folder: Path, count: int) -> None:
+    """The driver of a run with so many splits of a file each, as small as can be."""
+    source = folder / f"in-{count}"
+    for number in range(count):
+        if number % 1000 == 0:
+            (source / f"{number // 1000:03d}").mkdir(parents=True)
+        (source / f"{number // 1000:03d}" / f"file-{number:09d}.jsonl").write_bytes(b'{"text": "a"}\n')
+    out = folder / f"out-{count}"
+    out.mkdir()
+    steps: list[tuple[str, float]] = []
+
+    def step(name: str, began: float) -> None:
+        steps.append((name, time.perf_counter() - began))
+
+    tracemalloc.start()
+    allocated = pa.total_allocated_bytes()
+    began = time.perf_counter()
+    plan = make_plan([source], ReadSettings(split_bytes=14))
+    step("listing and plan", began)
+    listed = tracemalloc.get_traced_memory()[1] + pa.total_allocated_bytes() - allocated
+    assert len(plan.splits) == count
+    began = time.perf_counter()
+    run = RunFile({}, plan)
+    run.save(out)
+    step("written", began)
+    began = time.perf_counter()
+    queue = Queue(np.arange(count), plan.splits.bytes)
+    taken = 0
+    while (number := queue.take(0.0)) is not None:
+        taken += plan.splits[number].bytes
+    step("all splits taken", began)
+    kept = tracemalloc.get_traced_memory()[0] + pa.total_allocated_bytes() - allocated
+    tracemalloc.stop()
+    assert taken == 14 * count
+    write_markers(out, plan, run.digest)
+    tracemalloc.start()
+    began = time.perf_counter()
+    totals = Totals()
+    for _, marker in markers_of(out, run):
+        assert marker is not None
+        totals.add(marker)
+    step("markers summed", began)
+    summed = tracemalloc.get_traced_memory()[1]
+    assert totals.splits == count
+    times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in steps)
+    print(
+        f"{count:>7,} splits: {times}; {listed / count:,.0f} bytes a file at the peak of listing, {kept / count:,.0f} "
+        f"kept, {summed:,} for all markers",
+        flush=True,
+    )
+
+
+def write_markers(out: Path, plan: Plan, run: str) -> None:
+    for number in range(len(plan.splits)):
+        shards: dict[str, list[object]] = {"train": [], "validation": []}
+        fields = {"split": plan.splits.name(number), "run": run, "content": "0" * 64, "lines": 1}
+        write_marker(out, Marker(**fields, counts=Counts(), shards=shards))  # type: ignore[arg-type]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bytes", type=int, default=10**9, help="of text in the file of each format")
+    parser.add_argument("--files", type=int, nargs="*", default=[10_000, 100_000], help="of the driver's runs")
+    parser.add_argument("--formats", nargs="*", default=list(FORMATS), choices=list(FORMATS))
+    arguments = parser.parse_args()
+    os.environ["PATCHWORK_LOG_LEVEL"] = "error"
+    for name in arguments.formats:
+        with tempfile.TemporaryDirectory() as folder:
+            of_a_format(Path(folder), name, arguments.bytes)
+    for count in arguments.files:
+        with tempfile.TemporaryDirectory() as folder:
+            driver(Path(folder), count)
+
+
+if __name__ == "__main__":
+    main()
