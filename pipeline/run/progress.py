@@ -78,7 +78,8 @@ class Following:
 
     def bytes(self, count: int) -> None:
         """Input bytes that workers got through since the last call."""
-        self._shown.update(count)
+        # Records of a compressed file have more bytes than it: never beyond what there is.
+        self._shown.update(min(count, max(self._latest.bytes_total - self._bytes, 0)))
         self._bytes += count
         if time.monotonic() - self._saved > _SAVED_EVERY:
             self.save()
@@ -102,7 +103,7 @@ class Following:
     def complete(self) -> None:
         """Newlines and the like are in no record: they are counted at the end, when every split is done."""
         if self._latest.splits_done == self._latest.splits_total:
-            self.bytes(self._latest.bytes_total - self._bytes)
+            self.bytes(max(self._latest.bytes_total - self._bytes, 0))
 
     def save(self) -> None:
         self._saved = time.monotonic()
