@@ -200,14 +200,18 @@ BOUNDARIES = (
             "pipeline/run/run_folder.py",
             "pipeline/splits/run_file.py",
             "pipeline/splits/marker.py",
+            "pipeline/splits/place.py",
+            "pipeline/splits/selection.py",
             "pipeline/run/progress.py",
+            "pipeline/files.py",
             "pipeline/executors/ray.py",
         ),
         i.made_pipeline_run,
         m.one_of(
             [
                 (3, m.at("d/*.json", m.spoil_json)),
-                (3, m.at("d/splits/*.json", m.spoil_json)),
+                (3, m.at("d/splits/**/*.json", m.spoil_json)),
+                (2, m.at("d/files-*.arrow", d.spoil_arrow)),
                 (2, lambda rng, folder: m.spoil_folder(rng, folder / "d")),
             ]
         ),
@@ -322,7 +326,7 @@ BOUNDARIES = (
     ),
     Boundary(
         "compressed input",
-        ("pipeline/read/streams.py",),
+        ("pipeline/read/streams.py", "pipeline/read/frames.py"),
         i.corpus("a.jsonl.zst", lambda: zstandard.compress(i.jsonl())),
         i.spoil_input(i.spoil_compressed),
         (i.preprocess_input,),

@@ -52,6 +52,9 @@ READS = re.compile(
 )
 """What reads bytes that others may have written."""
 OF_OUR_OWN = {
+    "shared/io/stores/lease.py": "what the drivers of one run say of themselves in its lease",
+    "shared/io/stores/store.py": "the bounded reader itself; each file of a run is validated where it is read",
+    "trainer/checkpoints/mirror.py": "identities and states with the schemas of the checkpoint boundary",
     "shared/settings.py": "the format version of a file whose content a bounded reader has given",
     "shared/io/json_reader.py": "the bounded reader itself; every boundary of JSON passes through it",
     "trainer/data/packing/packs.py": "what a loader worker of the same run sends with a pack",

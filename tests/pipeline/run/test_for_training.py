@@ -18,7 +18,7 @@ def write_book(path, paragraphs):
 def test_one_text_file_becomes_documents_of_both_splits(tmp_path):
     book = write_book(tmp_path / "book.txt", 200)
     assert preprocess(book, "--out", tmp_path / "out", *NONE, "--for-training") == 0
-    assert all(len(open_dataset(tmp_path / "out" / name).index) > 0 for name in ("train", "validation"))
+    assert all(open_dataset(tmp_path / "out" / name).totals.documents > 0 for name in ("train", "validation"))
     documents = stored(tmp_path / "out")
     assert len(documents) > 100
     in_order = sorted(documents, key=lambda found: int(found[0].rpartition(":@")[2]))
