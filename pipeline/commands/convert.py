@@ -53,7 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
     }
     chosen = ToParquet if arguments.to == "parquet" else ToShards
     done = rewrite(arguments.out, request, lambda: chosen(tuple(sources), arguments.to), arguments.workers)
-    show_result(arguments.out, done, sources_at(arguments.out))
+    held = sources_at(arguments.out) if isinstance(arguments.out, Path) else None
+    show_result(arguments.out, done, held)
     return 0
 
 

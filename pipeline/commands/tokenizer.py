@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 from pipeline.rewriting.tokenizer import train_tokenizer
+from shared.io.storage import location_of
 from shared.io.terminal import show
 from shared.vocabulary import VOCABULARY_SIZE
 
@@ -19,7 +20,13 @@ from shared.vocabulary import VOCABULARY_SIZE
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", type=Path, metavar="DATASET", help="a training split, or the folder above it")
     parser.add_argument("--vocabulary", type=int, required=True, metavar="V", help=f"ids, more than {VOCABULARY_SIZE}")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of the result")
+    parser.add_argument(
+        "--out",
+        type=location_of,
+        required=True,
+        metavar="FOLDER",
+        help="folder or URL (s3://, gs://, az://) of the result",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from shared.shards.dataset import Dataset, files_of
 from shared.shards.writer import SUFFIXES
 
 
-def merge(datasets: Sequence[Path], out: Path, workers: int = 1) -> bool:
+def merge(datasets: Sequence[Path], out: Path | str, workers: int = 1) -> bool:
     """Merge datasets, or folders above train/ and validation/, into ``out``; False if it holds the result already.
 
     Raises PipelineError when they do not fit together, IdentityError when they were not made alike, DatasetError.

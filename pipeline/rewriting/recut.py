@@ -55,7 +55,7 @@ class Change(PatchingOptions):
     """Folder, of the rule bpe."""
 
 
-def recut(path: Path, out: Path, change: Change, workers: int = 1) -> bool:
+def recut(path: Path, out: Path | str, change: Change, workers: int = 1) -> bool:
     """Cut the dataset at a path, or those in its train/ and validation/, anew; False if ``out`` holds that already.
 
     Raises PipelineError for a change that does not fit what is stored, IdentityError, DatasetError.

@@ -8,7 +8,9 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,11 +30,15 @@ from shared.io.files import LOCK_FILE, atomic_file, check_folder, locked, sync, 
 from shared.io.identity import canonical_json, differences, file_sha256, in_short
 from shared.io.json_reader import read_bounded, read_json
 from shared.io.progress import ByteProgress
+from shared.io.storage import location_of
+from shared.io.stores.lease import leased
+from shared.io.stores.store import Entry, Store, UrlStore, probe, publish_files
 from shared.io.terminal import show_lines
 from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE, check_model
-from shared.settings import Settings
+from shared.settings import Settings, refused_as
 from shared.shards.dataset import Dataset, check_file, check_size, files_of
-from shared.shards.manifest import ENTROPY_MODEL_FOLDER, TOKENIZER_FOLDER, DatasetIdentity, ShardEntry
+from shared.shards.manifest import ENTROPY_MODEL_FOLDER, MANIFEST_NAME, TOKENIZER_FOLDER, DatasetIdentity, ShardEntry
+from shared.shards.open import open_dataset, remote_datasets
 from shared.shards.tables import commit_dataset
 from shared.shards.writer import HashingFile
 
@@ -81,17 +87,25 @@ class Rewriting(Protocol):
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of every command that rewrites datasets."""
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the result")
+    parser.add_argument(
+        "--out",
+        type=location_of,
+        required=True,
+        metavar="DIR",
+        help="folder or URL (s3://, gs://, az://) of the result",
+    )
     cpus = default_workers(os.cpu_count() or 1, 1)
     parser.add_argument("--workers", type=int, default=cpus, metavar="N", help="processes (default: CPUs)")
 
 
-def rewrite(out: Path, request: dict[str, Any], make: Callable[[], Rewriting], workers: int) -> bool:
+def rewrite(out: Path | str, request: dict[str, Any], make: Callable[[], Rewriting], workers: int) -> bool:
     """Carry out what is requested, or resume it; False if ``out`` holds the very result already.
 
     ``request``: JSON that decides every byte of the result. ``make`` is called when there is something to do.
     Raises IdentityError when ``out`` was made by another command, PipelineError when it holds something else.
     """
+    if isinstance(out, str):
+        return _rewrite_on_store(out, request, make, workers)
     check_folder(out, lambda folder: (folder / REQUEST_FILE).is_file())
     out = out.resolve()
     if _is_current(out, request):
@@ -109,12 +123,16 @@ def rewrite(out: Path, request: dict[str, Any], make: Callable[[], Rewriting], w
     return True
 
 
-def show_result(out: Path, made: bool, held: Sequence[Side] | None = None) -> None:
+def show_result(out: Path | str, made: bool, held: Sequence[Side] | None = None) -> None:
     """Print what ``out`` holds, its datasets unless told otherwise; ``made``: they have just been made."""
     show_lines(f"{out}: " + ("complete" if made else "nothing to do, all is current"))
-    for side in held or sides_at(out):
-        manifest, folder = side.dataset.manifest, side.dataset.folder
-        show_lines(dataset_line(manifest.identity.split, manifest.totals, manifest.shard_count, folder))
+    if isinstance(out, str):
+        held_datasets = [open_dataset(url) for url in remote_datasets(out)]
+    else:
+        held_datasets = [side.dataset for side in held or sides_at(out)]
+    for dataset in held_datasets:
+        manifest = dataset.manifest
+        show_lines(dataset_line(manifest.identity.split, manifest.totals, manifest.shard_count, dataset.where))
 
 
 def save_dataset(
@@ -176,6 +194,10 @@ def _is_current(out: Path, request: dict[str, Any]) -> bool:
     recorded = _recorded(out / REQUEST_FILE)
     if recorded is None:
         raise PipelineError(f"--out {out} is there already and no work of this command; give a new folder")
+    return _require_same(out, recorded, request)
+
+
+def _require_same(out: Path | str, recorded: dict[str, Any], request: dict[str, Any]) -> bool:
     if lines := differences(recorded, _plain(request)):
         raise IdentityError(
             f"{out} was created with different settings ({in_short(lines)}); "
@@ -206,9 +228,13 @@ def _begin(unfinished: Path, request: dict[str, Any]) -> None:
                 "remove it or restore its settings"
             )
     else:
-        write_atomic(path, json.dumps(_plain(request), indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+        write_atomic(path, _written(request))
     for leftover in list(unfinished.rglob("*.tmp")):
         leftover.unlink()
+
+
+def _written(request: dict[str, Any]) -> str:
+    return json.dumps(_plain(request), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def _plain(request: dict[str, Any]) -> dict[str, Any]:
@@ -237,6 +263,89 @@ def _write_all(work: Rewriting, unfinished: Path, workers: int) -> _AllWritten:
             write_atomic(_marker_path(unfinished, unit), result.model_dump_json())
             progress.update(sizes[unit])
     return _AllWritten(unfinished, len(sizes))
+
+
+# ---- On a store, where nothing can be renamed: units lie at their final keys; OUT is done when it says who made it.
+
+
+UNFINISHED = ".unfinished"
+
+
+def _rewrite_on_store(out: str, request: dict[str, Any], make: Callable[[], Rewriting], workers: int) -> bool:
+    """As `rewrite`. Each process has a folder of its own; OUT/.unfinished has the request and markers, written once."""
+    store, content = UrlStore(out), _written(request).encode()
+    probe(store)
+    with leased(store) as lease, tempfile.TemporaryDirectory(prefix="patchwork-rewrite-") as folder:
+        listed = {key: entry for key, entry in store.list().items() if not key.startswith("lease/")}
+        for key in (REQUEST_FILE, f"{UNFINISHED}/{REQUEST_FILE}"):
+            if key in listed:
+                _require_same(store.where, _stored_request(store, key), request)
+        if REQUEST_FILE in listed:
+            return False
+        if listed and f"{UNFINISHED}/{REQUEST_FILE}" not in listed:
+            raise PipelineError(f"--out {store.where} is there already and no work of this command; give a new place")
+        store.write_once(f"{UNFINISHED}/{REQUEST_FILE}", content)
+        work, unfinished = make(), Path(folder)
+        sizes, left = work.sizes, []
+        for unit in range(len(sizes)):
+            if (found := _unit_on_store(store, unit, listed)) is None:
+                left.append(unit)
+            else:
+                write_atomic(_marker_path(unfinished, unit), found.model_dump_json())
+        with ByteProgress(work.title, sum(sizes), sum(sizes) - sum(sizes[unit] for unit in left)) as progress:
+            for unit, result in each(partial(_write_to_store, work, store, content), left, workers):
+                lease.check()
+                write_atomic(_marker_path(unfinished, unit), result.model_dump_json())
+                progress.update(sizes[unit])
+        work.finish(unfinished, _AllWritten(unfinished, len(sizes)))
+        shutil.rmtree(unfinished / _MARKERS)
+        lease.check()
+        _require_request(store, content)
+        common = sorted(unfinished.rglob("*"))
+        publish_files(store, unfinished, [path for path in common if path.name != MANIFEST_NAME])
+        publish_files(store, unfinished, [path for path in common if path.name == MANIFEST_NAME])
+        store.write_once(REQUEST_FILE, content)
+        store.remove(store.list(f"{UNFINISHED}/"))
+    return True
+
+
+def _write_to_store(work: Rewriting, store: Store, content: bytes, unit: int) -> Written:
+    """Write a unit into a folder of this process, upload it and read it back, its marker last."""
+    with tempfile.TemporaryDirectory(prefix="patchwork-unit-") as folder:
+        written = _write(work, Path(folder), unit)
+        publish_files(store, Path(folder), sorted(Path(folder).rglob("*")))
+    _require_request(store, content)
+    store.write_once(f"{UNFINISHED}/{_MARKERS}/{unit}.json", written.model_dump_json().encode())
+    return written
+
+
+def _stored_request(store: Store, key: str) -> dict[str, Any]:
+    try:
+        found = json.loads(store.read(key))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise PipelineError(f"{store.url(key)} does not say which command was at work; give a new --out")
+    return found
+
+
+def _require_request(store: Store, content: bytes) -> None:
+    """Raise IdentityError when another command is at work in the store by now, or has removed this one."""
+    key = f"{UNFINISHED}/{REQUEST_FILE}"
+    with suppress(FileNotFoundError):
+        if store.read(key) == content:
+            return
+    raise IdentityError(f"{store.url(key)} is not that of this command any more; give each one an --out of its own")
+
+
+def _unit_on_store(store: Store, unit: int, listed: Mapping[str, Entry]) -> Written | None:
+    """What a unit has left, if all its files are there: they were read back before its marker was written."""
+    key = f"{UNFINISHED}/{_MARKERS}/{unit}.json"
+    if key not in listed:
+        return None
+    with refused_as(PipelineError, f"{store.url(key)}: "):
+        found = Written.model_validate_json(store.read(key))
+    return found if all(path in listed for path in found.all_files()) else None
 
 
 def _write(work: Rewriting, unfinished: Path, unit: int) -> Written:

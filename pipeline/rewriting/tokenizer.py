@@ -1,6 +1,7 @@
 """Byte-pair tokens learned from a training split."""
 
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from shared.errors import IdentityError
 from shared.io.files import check_folder, write_atomic
 from shared.io.identity import file_sha256
 from shared.io.progress import ByteProgress
+from shared.io.stores.lease import leased
+from shared.io.stores.store import Store, UrlStore, probe, publish_files
 from shared.shards.dataset import Dataset
 from shared.shards.open import find_datasets, open_dataset
 from shared.vocabulary import OFFSET, VOCABULARY_SIZE
@@ -24,8 +27,8 @@ LEAST = 2
 """Times that a pair must occur to be merged."""
 
 
-def train_tokenizer(path: Path, vocabulary: int, out: Path) -> tuple[TokenizerMaking, bool]:
-    """A tokenizer of so many ids in the folder ``out``, trained on the train split at a path.
+def train_tokenizer(path: Path, vocabulary: int, out: Path | str) -> tuple[TokenizerMaking, bool]:
+    """A tokenizer of so many ids in the folder or at the URL ``out``, trained on the train split at a path.
 
     Returns what made it, and whether that was done now: False if the folder held it already. Raises PipelineError,
     DatasetError, and IdentityError when the folder holds another one.
@@ -35,16 +38,39 @@ def train_tokenizer(path: Path, vocabulary: int, out: Path) -> tuple[TokenizerMa
     dataset = open_dataset(find_datasets(path)[0])
     if (split := dataset.manifest.identity.split) != "train":
         raise PipelineError(f"{dataset.folder} is a {split} split; a tokenizer is trained on train alone")
+    if isinstance(out, str):
+        return _on_store(dataset, vocabulary, UrlStore(out))
     check_folder(out, lambda folder: any((folder / name).exists() for name in (TOKENIZER_FILE, MADE_BY_FILE)))
     if not (out / MADE_BY_FILE).exists():
         return write_tokenizer(dataset, vocabulary, out), True
-    making = load_making(out)
+    return _required(load_making(out), dataset, vocabulary, out), False
+
+
+def _on_store(dataset: Dataset, vocabulary: int, store: Store) -> tuple[TokenizerMaking, bool]:
+    """The same on a store: the tokenizer is made in a folder of this process, what made it is uploaded last."""
+    probe(store)
+    with leased(store), tempfile.TemporaryDirectory(prefix="patchwork-tokenizer-") as name:
+        folder = Path(name)
+        if there := [key for key in store.list() if not key.startswith("lease/")]:
+            if MADE_BY_FILE in there:
+                for file in (TOKENIZER_FILE, MADE_BY_FILE):
+                    store.download(file, folder / file)
+                return _required(load_making(folder), dataset, vocabulary, store.where), False
+            if there != [TOKENIZER_FILE]:  # which an interrupted start has left
+                raise PipelineError(f"--out {store.where} holds something else; give a new place")
+        making = write_tokenizer(dataset, vocabulary, folder)
+        for file in (TOKENIZER_FILE, MADE_BY_FILE):
+            publish_files(store, folder, [folder / file])
+        return making, True
+
+
+def _required(making: TokenizerMaking, dataset: Dataset, vocabulary: int, out: Path | str) -> TokenizerMaking:
     if (making.trained_on, making.vocabulary) != (dataset.fingerprint, vocabulary):
         raise IdentityError(
             f"{out} holds a tokenizer of {making.vocabulary} ids trained on {making.trained_on[:12]}, wanted is "
             f"one of {vocabulary} on {dataset.fingerprint[:12]}; give a new --out"
         )
-    return making, False
+    return making
 
 
 def write_tokenizer(dataset: Dataset, vocabulary: int, out: Path) -> TokenizerMaking:

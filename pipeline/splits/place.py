@@ -6,10 +6,9 @@ whoever does it and how often: what a split leaves follows from plan and identit
 are never replaced by others, and who commits reads the run's file again before.
 """
 
-import hashlib
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,13 +24,11 @@ from pipeline.splits.selection import SELECTION
 from shared.errors import IdentityError, StorageError
 from shared.io.files import locked
 from shared.io.stores.lease import StoreLease, leased
-from shared.io.stores.store import Entry, Store, probe
+from shared.io.stores.store import AT_ONCE, Entry, Store, probe, publish_files
 from shared.settings import refused_as
 from shared.shards.dataset import files_of
 from shared.shards.manifest import MANIFEST_NAME
 
-AT_ONCE = 8
-"""Objects on their way."""
 _WRITTEN_ONCE = (RUN_FILE, BEGUN_FILE, MARKERS)
 
 
@@ -201,7 +198,7 @@ class _StorePlace(Place):
             self._store.download(path, self.job.out / path)
 
     def push(self, folder: str) -> None:
-        _upload(self._store, self.job.out, sorted(self.job.out.glob(f"{folder}/**/*")))
+        publish_files(self._store, self.job.out, sorted(self.job.out.glob(f"{folder}/**/*")))
 
     def drop(self, folder: str) -> None:
         self._store.remove(self._store.list(f"{folder}/"))
@@ -213,20 +210,10 @@ class _StorePlace(Place):
         # A dataset is there when its manifest is.
         manifests = [out / name / MANIFEST_NAME for name in SPLIT_NAMES if (out / name / MANIFEST_NAME).exists()]
         others = [path for path in sorted(out.rglob("*")) if path not in manifests]
-        _upload(self._store, out, [path for path in others if not _is_written_once(path.relative_to(out).parts[0])])
-        _upload(self._store, out, manifests)
-
-
-def _upload(store: Store, out: Path, paths: Sequence[Path]) -> None:
-    """Upload files under the names that they have below a folder, and read them back."""
-
-    def send(path: Path) -> None:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        store.publish(path, path.relative_to(out).as_posix(), sha256)
-
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(send, [path for path in paths if path.is_file()]))
+        publish_files(
+            self._store, out, [path for path in others if not _is_written_once(path.relative_to(out).parts[0])]
+        )
+        publish_files(self._store, out, manifests)
 
 
 def begun(store: Store) -> Begun:
@@ -279,7 +266,7 @@ def commit(job: Job, worked: Job, run: str) -> None:
     store, out = job.store.open(), worked.out
     markers = sorted(out.glob(f"{MARKERS}/*"))
     others = [path for path in sorted(out.rglob("*")) if path.relative_to(out).parts[0] not in (MARKERS, LOGS)]
-    _upload(store, out, others)
+    publish_files(store, out, others)
     if markers:
         require_run(store, run)
     for path in markers:

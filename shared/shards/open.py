@@ -125,10 +125,14 @@ def find_datasets(folder: Path | str) -> list[Path]:
 
 def find_remote_datasets(url: str) -> list[str]:
     """The same of a URL. Raises DatasetError, StorageError."""
-    found = [place for place in (url, below(url, "train"), below(url, "validation")) if _has_manifest(str(place))]
-    if not found:
+    if not (found := remote_datasets(url)):
         raise DatasetError(not_a_dataset(url))
-    return list(map(str, found))
+    return found
+
+
+def remote_datasets(url: str) -> list[str]:
+    """The same; none if there is something else."""
+    return [place for place in (url, f"{url}/train", f"{url}/validation") if _has_manifest(place)]
 
 
 def _has_manifest(url: str) -> bool:

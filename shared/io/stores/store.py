@@ -33,6 +33,8 @@ SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
 PATIENCE_SECONDS = 300.0
 """How long a store may be away before what waits for it fails."""
 LONGEST_PAUSE = 5.0
+AT_ONCE = 8
+"""Objects on their way."""
 CHUNK = 2**24
 SMALL = 2**27
 """Bytes of the largest object that is read into memory to be compared."""
@@ -337,6 +339,18 @@ def _exists_already(error: Exception) -> bool:
 def _conflict(error: Exception) -> bool:
     """Whether another request for the same key was under way: S3 asks for another attempt then."""
     return _status(error) == 409
+
+
+def publish_files(store: Store, folder: Path, paths: Iterable[Path]) -> None:
+    """Upload files under the names that they have below a folder, and read them back; folders among them are passed."""
+
+    def send(path: Path) -> None:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        store.publish(path, path.relative_to(folder).as_posix(), sha256)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(send, [path for path in paths if path.is_file()]))
 
 
 # ---- What a store can do, tried before any work.
