@@ -9,7 +9,14 @@ class BadRecord(ValueError):
 
 def kind(value: Any) -> str:
     """What a value is in the words of JSON."""
-    names = {dict: "object", list: "array", str: "string", bool: "boolean", int: "number", float: "number"}
+    names = {
+        dict: "an object",
+        list: "an array",
+        str: "a string",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+    }
     names[bytes] = "bytes that are not UTF-8"
     return "null" if value is None else names.get(type(value), type(value).__name__)
 

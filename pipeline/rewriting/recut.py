@@ -157,7 +157,7 @@ def require_recuttable(dataset: Dataset, patching: PatchingSettings) -> None:
     if dataset.manifest.identity.sidecar == "none":
         raise PipelineError(
             f"{dataset.folder} keeps no entropies, which the rule {patching.rule!r} needs; "
-            "preprocess again with --sidecar uint8"
+            "preprocess again with --entropy-model and --sidecar uint8"
         )
     raise PipelineError(
         f"{dataset.folder} keeps entropies as uint8: too coarse for rises, so the rule {patching.rule!r} would cut "

@@ -182,4 +182,5 @@ def summarise(job: Job) -> None:
             Output(out / REPORT_NAME, PAGE).write(html([run]))
         except (OSError, ConfigError) as error:  # figures could not be written: the model is there all the same
             job.line.say(f"{REPORT_NAME}: {error}")
-    job.line.say(f"model: {out / MODEL_FOLDER}   curves: {out / REPORT_NAME}, or tensorboard --logdir {out}")
+    curves = f"{out / REPORT_NAME}, or " if (out / REPORT_NAME).exists() else ""
+    job.line.say(f"model: {out / MODEL_FOLDER}   curves: {curves}tensorboard --logdir {out}")

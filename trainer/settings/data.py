@@ -28,7 +28,8 @@ class DataSettings(Section):
     streams: Annotated[int, Unit("documents")] = Field(default=64, gt=0, le=2**16)
     """How many are read side by side, so that steps do not dwell on one that is longer than a pack."""
     weights: dict[str, float] = Field(default_factory=dict)
-    """Share of the bytes by subset or dataset; what is not named keeps its natural share."""
+    """Share of the bytes by subset or dataset; what is not named keeps its natural share; all are divided by
+    their sum."""
     repeats: dict[str, Annotated[int, Field(gt=0, le=10**6), Unit("passes")]] = Field(default_factory=dict)
     """By subset or dataset, after how many passes it is left out; what is not named is repeated as long as the run
     goes."""

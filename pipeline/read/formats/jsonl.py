@@ -125,12 +125,12 @@ def json_object(data: bytes, what: str) -> dict[str, Any]:
         if (encoding := wide_encoding(data)) is not None:
             raise BadRecord(f"{what} is in {encoding}: {to_utf8(encoding)}") from None
         if isinstance(error, json.JSONDecodeError):
-            raise BadRecord(f"not JSON: {error.msg} at character {error.pos} of {what}") from None
+            raise BadRecord(f"not JSON: {error.msg.removesuffix(' at')} at character {error.pos} of {what}") from None
         raise BadRecord(f"not UTF-8: {error.reason} at byte {error.start} of {what}") from None
     except RecursionError as error:
         raise BadRecord(f"not JSON that can be read: {error}") from None
     if not isinstance(values, dict):
-        raise BadRecord(f"a JSON {kind(values)}, not an object")
+        raise BadRecord(f"{kind(values)}, not an object")
     return values
 
 

@@ -104,17 +104,17 @@ def test_which_roles_are_targets_can_be_chosen() -> None:
     ("record", "reason"),
     [
         ({"text": "a"}, "no column 'messages' or 'conversations', nor 'prompt' with 'response' or 'completion'"),
-        ({"messages": "a"}, "column 'messages' is string, not an array"),
+        ({"messages": "a"}, "column 'messages' is a string, not an array"),
         ({"messages": []}, "column 'messages' is an empty array"),
-        ({"messages": [3]}, r"messages\[0\] is number, not an object"),
+        ({"messages": [3]}, r"messages\[0\] is a number, not an object"),
         ({"messages": [{"content": "a"}]}, r"messages\[0\] has no 'role'"),
         ({"messages": [*TURNS, {"role": "user"}]}, r"messages\[5\] has no 'content'"),
-        ({"messages": [{"role": 1, "content": "a"}]}, r"messages\[0\]: the role is number"),
+        ({"messages": [{"role": 1, "content": "a"}]}, r"messages\[0\]: the role is a number"),
         ({"messages": [{"role": "bot", "content": "a"}]}, r"unknown role 'bot'; --roles names system, user, assistant"),
         ({"messages": [{"role": "user", "content": None}]}, r"messages\[0\].content is null, not a string"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "lone surrogate at character 0"),
         ({"messages": TURNS[:2]}, "nothing to learn: no turn of the role assistant"),
-        ({"prompt": "a", "response": 4}, "column 'response' is number, not a string"),
+        ({"prompt": "a", "response": 4}, "column 'response' is a number, not a string"),
     ],
 )
 def test_what_is_no_chat_says_why(record: dict, reason: str) -> None:

@@ -196,7 +196,7 @@ def test_a_format_that_is_given_is_believed_of_every_file(tmp_path):
     [
         (b'[{"text": "a"}, {"text": "b"', 1, "ends inside a value"),
         (b'[{"text": "a"}, {"text": "b"}', 2, "without its"),
-        (b'[{"text": "a"}, 5, {"text": "b"}]', 2, "a JSON number"),
+        (b'[{"text": "a"}, 5, {"text": "b"}]', 2, "a number"),
         (b'[{"text": "a"}, {"text": }, {"text": "b"}]', 2, "not JSON"),
         (b'[{"text": "a"}] {"text": "b"}', 1, "follows the end"),
         (b'[\n{"text": "a"},\n' + b"[" * 100_000 + b"]" * 100_000 + b"]", 1, "not JSON"),

@@ -81,9 +81,9 @@ def bad_corpus(folder: Path) -> tuple[list[bytes], dict[str, str]]:
         "truncated.jsonl.zst": "the .zst ends in the middle",
         "cut.jsonl.gz": "the .gz ends in the middle",
         "broken.jsonl": "not JSON",
-        "array.jsonl": "a JSON array",
+        "array.jsonl": "an array",
         "no-text.jsonl": "no column 'text'",
-        "number.jsonl": "column 'text' is number",
+        "number.jsonl": "column 'text' is a number",
         "surrogate.jsonl": "lone surrogate",
         "cut.txt.gz": "the .gz ends in the middle",
     }
