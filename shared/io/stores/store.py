@@ -363,6 +363,9 @@ def probe(store: Store) -> None:
     """
     folder = f".probe/{secrets.token_hex(8)}"
     key, contents = f"{folder}/created", (b"first", b"second")
+    # A store that does not answer is waited for in this thread, where signals arrive, and before there is anything to
+    # remove.
+    store.list(f"{folder}/")
     try:
         try:
             with ThreadPoolExecutor(len(contents)) as pool:

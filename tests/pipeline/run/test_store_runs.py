@@ -1,8 +1,10 @@
 """Runs whose --out is an object store: the same bytes as in a folder, whatever happens to driver, workers and store."""
 
+import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -325,3 +327,21 @@ def test_the_folders_of_workers_are_removed(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert preprocess(corpus, "--out", bucket, *OPTIONS) == 3
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_start_that_waits_for_a_store_ends_at_a_signal(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("some text")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "value", "AWS_ENDPOINT_URL_S3": address}
+        words = ["preprocess", str(tmp_path / "a.txt"), "--rule", "space", "--out", "s3://bucket/run"]
+        arguments = [sys.executable, "-m", "pipeline", *words, "--executor", "inline"]
+        with subprocess.Popen(arguments, env=os.environ | keys, stderr=subprocess.PIPE, text=True) as process:
+            silent.settimeout(600)
+            connection, _ = silent.accept()
+            process.send_signal(signal.SIGTERM)
+            assert process.stderr is not None
+            said = process.stderr.read()
+            connection.close()
+    assert process.returncode != 0
+    assert "stopped" in said
