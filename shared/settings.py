@@ -60,6 +60,8 @@ def other_version(path: Path | str, content: bytes, wanted: int, way_out: str) -
         return None
     if found == wanted:
         return None
+    if found > wanted:
+        way_out = "use the Patchwork that wrote it, or a later one"
     return f"{path} has format version {found}, this version of Patchwork reads version {wanted}; {way_out}"
 
 
