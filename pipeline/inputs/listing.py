@@ -21,7 +21,7 @@ def list_inputs(
 ) -> Plan:
     """List the inputs, in the order given and sorted inside directories, and cut them into splits by size.
 
-    ``out``: the folder of the run, which is no part of its input even where it lies in it. Raises PipelineError for an
+    ``out``: the folder of the run, left out where it lies inside the input. Raises PipelineError for an
     input that cannot be used, DatasetError for a bad dataset.
     """
     search = Search(reading, out)

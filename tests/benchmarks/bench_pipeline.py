@@ -126,7 +126,7 @@ def main(megabytes: float) -> None:
         texts = [json.loads(line)["text"].encode() for line in (folder / "b.jsonl").open("rb")]
         alone = timed(lambda: sum(len(e) for e in scorer.score(map(document_tokens, texts))))
         plan = make_plan([folder / "b.jsonl"], reading)
-        output = {"sidecar": "uint8", "scoring": scoring, "patcher_sha256": model_sha256(folder / "model")}
+        output = {"sidecar": "uint8", "scoring": scoring, "entropy_model_sha256": model_sha256(folder / "model")}
         work = job(PatchingSettings(rule="entropy", theta=5.0).on_grid(), **output)
         whole = timed(lambda: [process_split(work, plan, s.number, "", scorer) for s in plan.splits])
         parameters = sum(p.numel() for p in model.parameters())
