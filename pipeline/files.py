@@ -233,7 +233,9 @@ def load_files(path: Path) -> Files:
         files = Files(table, roots)
         for name, limit in limits.items():
             if len(files) and int(files.column(name).max()) >= limit:
-                raise PipelineError(f"{path}: column {name!r} has the unknown value {files.column(name).max()}; give a new --out")
+                raise PipelineError(
+                    f"{path}: column {name!r} has the unknown value {files.column(name).max()}; give a new --out"
+                )
         for name in ("size", "span", "shard"):
             if len(files) and not 0 <= int(files.column(name).min()) <= int(files.column(name).max()) < 2**56:
                 raise PipelineError(f"{path}: {name} is out of range; give a new --out")

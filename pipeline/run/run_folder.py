@@ -33,6 +33,7 @@ from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE, model_sha256
 from shared.settings import refused_as
 from shared.shards.dataset import files_of
 from shared.shards.manifest import ENTROPY_MODEL_FOLDER, MANIFEST_NAME
+from shared.shards.tables import TABLES_FOLDER
 
 
 def load_run(out: Path) -> RunFile | None:
@@ -71,7 +72,8 @@ def remove_half_written(out: Path) -> None:
 
     A worker that still writes fails, and leaves nothing.
     """
-    for folder in ("", *SPLIT_NAMES, MARKERS, DEAD_LETTERS, EMPTY_RECORDS, DUPLICATES, SELECTION):
+    tables = (f"{name}/{TABLES_FOLDER}" for name in SPLIT_NAMES)
+    for folder in ("", *SPLIT_NAMES, *tables, MARKERS, DEAD_LETTERS, EMPTY_RECORDS, DUPLICATES, SELECTION):
         for path in (out / folder).glob("*.tmp"):
             path.unlink(missing_ok=True)
 

@@ -39,7 +39,7 @@ from shared.shards.manifest import (
 from shared.shards.runs import RUN_COLUMNS, Runs
 from shared.shards.writer import HashingFile
 
-FOLDER = "tables"
+TABLES_FOLDER = "tables"
 TOTALS = tuple(SubsetTotals.model_fields)
 _FILES = {
     "name": pa.string(),
@@ -78,7 +78,7 @@ CHUNK = 2**11
 
 def table_file(name: TableName) -> str:
     """Where a table lies in its dataset."""
-    return f"{FOLDER}/{name}.arrow"
+    return f"{TABLES_FOLDER}/{name}.arrow"
 
 
 # ---- Writing.
@@ -86,14 +86,14 @@ def table_file(name: TableName) -> str:
 
 def commit_dataset(folder: Path, identity: DatasetIdentity, entries: Iterable[ShardEntry]) -> Manifest:
     """Commit a dataset whose shards are in their places: its tables, and its manifest last."""
-    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    (folder / TABLES_FOLDER).mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         sinks = {name: HashingFile(stack.enter_context(atomic_file(folder / table_file(name)))) for name in TABLE_NAMES}
         summed = _Sums()
         with (
             _Batches(sinks["shards"], "shards") as shards,
             _Batches(sinks["histograms"], "histograms") as histograms,
-            _SortedRuns(folder / FOLDER) as runs,
+            _SortedRuns(folder / TABLES_FOLDER) as runs,
         ):
             for number, entry in enumerate(entries):
                 shards.add(_shard_row(entry))

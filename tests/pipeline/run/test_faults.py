@@ -3,6 +3,7 @@
 In every case the run says what is wrong, and the same command ends with the bytes of an undisturbed run later.
 """
 
+import itertools
 import os
 import re
 import resource
@@ -288,6 +289,38 @@ def test_a_driver_that_was_killed_while_it_wrote_its_plan_is_no_other_run(corpus
     assert preprocess(corpus, "--out", out, *OPTIONS, "--workers", 1) == 0
     assert shard_hashes(out) == quiet
     assert not left_over(out)
+
+
+def test_nothing_half_written_stays_whichever_file_a_killed_driver_was_writing(tmp_path):
+    corpus = write_jsonl(tmp_path / "a.jsonl", [*some_records(12), {"text": ""}])
+    options = (corpus, "--rule", "space", "--dedup", "--workers", 1, "--executor", "inline")
+    assert preprocess(*options, "--out", tmp_path / "quiet") == 0
+    quiet = shard_hashes(tmp_path / "quiet")
+    for number in itertools.count():
+        out = tmp_path / f"out{number}"
+        killed = killed_at_file(number, *options, "--out", out)
+        assert bool(left_over(out)) is killed
+        assert preprocess(*options, "--out", out) == 0
+        assert not left_over(out)
+        assert shard_hashes(out) == quiet
+        if not killed:
+            break
+    assert number > 15
+
+
+def killed_at_file(number: int, *arguments: object) -> bool:
+    """Whether a driver in a process of its own was killed when the file ``number`` was to get its name."""
+    if not (process := os.fork()):
+        finished, replace = itertools.count(), os.replace
+
+        def last(source: Path, target: Path) -> None:
+            if next(finished) == number:
+                os._exit(9)
+            replace(source, target)
+
+        os.replace = last
+        os._exit(preprocess(*arguments))
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
 
 
 def test_a_damaged_copy_of_the_patcher_is_replaced(tmp_path):
