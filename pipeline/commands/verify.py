@@ -75,6 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Verify and report; 0 when everything holds, 1 when something does not."""
     place: Path | str = arguments.dataset
+    if isinstance(place, Path) and not place.exists():
+        raise DatasetError(f"{place} does not exist; give the folder of a dataset, or the one above it")
     try:
         if isinstance(place, str):
             damaged = [_verify_remote(url) for url in find_remote_datasets(place)]

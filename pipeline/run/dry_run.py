@@ -41,7 +41,7 @@ def dry_run(job: Job, inputs: Sequence[Path | str], executor: ExecutorSettings) 
     rate = used / seconds
     scored_bytes = min(plan.bytes, job.reading.sample_bytes or plan.bytes)
     hours = scored_bytes / rate / min(workers, len(plan.splits)) / 3600
-    show(f"trial: {used:,} bytes in {seconds:.1f} s: {rate / 1e3:,.0f} kB/s a worker")
+    show(f"trial: {used:,} bytes in {duration(seconds)}: {rate / 1e3:,.0f} kB/s a worker")
     busy = min(workers, len(plan.splits))
     show(f"estimate: {duration(hours * 3600)} with {busy} of {workers} workers busy, and some seconds to start them")
     if busy < workers:

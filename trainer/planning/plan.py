@@ -120,7 +120,8 @@ def make_plan(settings: TrainSettings) -> Plan:
     if model.reads != "bytes":
         patch_size, patches = _patching(settings, data)
     if isinstance(model, BltSettings):
-        entropy_model = _entropy_model(data) or PUBLISHED_ENTROPY_MODEL
+        if not data.exists or data.train_manifest.identity.entropy_model is not None:
+            entropy_model = _entropy_model(data) or PUBLISHED_ENTROPY_MODEL
     tokens, in_documents = _documents(settings, patch_size)
     total = sum(tokens)
     padding = [patches - sum(in_documents)] if patches > sum(in_documents) else []

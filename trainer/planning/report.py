@@ -50,12 +50,12 @@ def _entries(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "memory", _memory(plan)
     forward = sum(plan.forward.values())
     yield "FLOPs a byte", f"forward {amount(forward)}: {listed(plan.forward)}"
-    if plan.paper and plan.entropy:
-        found_by = f"{plan.entropy / forward:.0%}" if plan.entropy_known else "with the paper's entropy model"
-        yield (
-            "",
-            f"by the paper's accounting {amount(plan.paper)}; finding patches {amount(plan.entropy)} more, {found_by}",
-        )
+    if plan.paper:
+        words = f"by the paper's accounting {amount(plan.paper)}"
+        if plan.entropy:
+            found_by = f"{plan.entropy / forward:.0%}" if plan.entropy_known else "with the paper's entropy model"
+            words += f"; finding patches {amount(plan.entropy)} more, {found_by}"
+        yield "", words
     yield "", f"training {amount(plan.training)} useful, {amount(plan.executed)} executed"
     yield "the run", f"{counted(plan.steps, 'step')}, {amount(plan.bytes, 'B')}, {plan.flops:.2e} FLOPs{_time(plan)}"
 

@@ -363,3 +363,8 @@ def test_offsets_that_the_format_does_not_have_are_found(tmp_path: Path) -> None
     fit(tmp_path)
     (line,) = problems(tmp_path)
     assert re.search(r"shard-00000\.arrow\.index: row 0 has the offset 0; .* -1", line), line
+
+
+def test_a_place_that_is_not_there_is_a_wrong_argument(tmp_path, capsys):
+    assert main(["verify", str(tmp_path / "nosuch")]) == 2
+    assert "nosuch does not exist" in capsys.readouterr().err

@@ -295,6 +295,14 @@ def test_the_share_of_finding_patches_is_of_the_entropy_model_of_the_data_or_not
     assert "8471%" not in text
 
 
+def test_patches_that_no_model_found_cost_no_flops(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(toml(tiny_recipe(tiny_data(tmp_path / "data", STATIC), tmp_path / "out")))
+    text = report(load_plan(recipe, []))
+    assert "by the paper's accounting" in text
+    assert "finding patches" not in text
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
