@@ -119,9 +119,9 @@ def make_plan(settings: TrainSettings) -> Plan:
     patch_size, patches, entropy_model = None, 0, None
     if model.reads != "bytes":
         patch_size, patches = _patching(settings, data)
-    if isinstance(model, BltSettings):
-        if not data.exists or data.train_manifest.identity.entropy_model is not None:
-            entropy_model = _entropy_model(data) or PUBLISHED_ENTROPY_MODEL
+    found_by_a_model = not data.exists or data.train_manifest.identity.entropy_model is not None
+    if isinstance(model, BltSettings) and found_by_a_model:
+        entropy_model = _entropy_model(data) or PUBLISHED_ENTROPY_MODEL
     tokens, in_documents = _documents(settings, patch_size)
     total = sum(tokens)
     padding = [patches - sum(in_documents)] if patches > sum(in_documents) else []
