@@ -112,7 +112,7 @@ def main(megabytes: float) -> None:
             rates.append((f"read records, {name}", seconds))
         for rule in ("none", "byte", "space"):
             work = job(PatchingSettings(rule=rule))
-            seconds = timed(lambda work=work: [process_split(work, plan, s.number, "") for s in plan.splits])
+            seconds = timed(lambda work=work: [process_split(work, s, "") for s in plan.splits])
             rates.append((f"whole run, rule {rule}", seconds))
         for what, seconds in rates:
             print(f"  {what:<28} {size / seconds / 1e6:8.1f} MB/s  {bare / seconds:5.2f} of json.loads")
@@ -128,7 +128,7 @@ def main(megabytes: float) -> None:
         plan = make_plan([folder / "b.jsonl"], reading)
         output = {"sidecar": "uint8", "scoring": scoring, "entropy_model_sha256": model_sha256(folder / "model")}
         work = job(PatchingSettings(rule="entropy", theta=5.0).on_grid(), **output)
-        whole = timed(lambda: [process_split(work, plan, s.number, "", scorer) for s in plan.splits])
+        whole = timed(lambda: [process_split(work, s, "", scorer) for s in plan.splits])
         parameters = sum(p.numel() for p in model.parameters())
         print(f"{scored / 1e6:.1f} MB scored by {parameters / 1e6:.2f}M parameters, one thread, {scoring.dtype}")
         print(f"  scoring alone                {scored / alone / 1e3:8.1f} kB/s")

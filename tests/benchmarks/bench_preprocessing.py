@@ -39,7 +39,7 @@ for folder in ("train", "validation"):
 begun = time.process_time()
 plan = make_plan([source], job.reading)
 for split in plan.splits:
-    process_split(job, plan, split.number, "")
+    process_split(job, split, "")
 print(time.process_time() - begun)
 """
 DATATROVE = """
