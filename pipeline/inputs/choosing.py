@@ -2,24 +2,27 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
 from pipeline.files import Kind
+from pipeline.inputs.listed_files import ListedFiles
 from pipeline.read.format_names import name_left_out
-from pipeline.settings import PipelineError, ReadSettings, SplitName
+from pipeline.settings import PipelineError, ReadSettings
 
 HIDDEN, EXCLUDED, NOT_INCLUDED = "hidden directories and caches", "left out by --exclude", "not among --include"
 _COMPANIONS, _NOTES = "companions of Hugging Face datasets", "notes beside data (README, LICENSE)"
 _TEST = "test data beside data for training (--named-splits ignore reads it)"
+_STATE = "state.json"
 _SHOWN = 3
 """Names that are kept of the files that are left out for one reason."""
 _NOTE_STEMS = frozenset(
     ["readme", "license", "licence", "notice", "citation", "changelog", "contributing", "code_of_conduct"]
 )
 _NOTE_SUFFIXES = frozenset({"", ".md", ".txt", ".rst", ".cff"})
+_NOTE_BEGINNINGS = tuple(_NOTE_STEMS)
 _NOTE_FILES = frozenset({"dataset_infos.json", "dataset_info.json", "dataset_dict.json"})
 _SPLIT_WORDS: dict[str, str] = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -39,11 +42,21 @@ class LeftOut:
     globs: set[str] = field(default_factory=set)
     """Those of --include and --exclude that matched anything."""
 
-    def add(self, reason: str, name: str, count: int = 1) -> None:
-        self.counts[reason] += count
+    def add(self, reason: str, name: str) -> None:
+        """Count a file; its name is kept if it is among the first ones, whatever the order in which they come."""
+        self.counts[reason] += 1
         known = self.names.get(reason, ())
-        if len(known) < _SHOWN:
-            self.names[reason] = (*known, printable(name))
+        if len(known) < _SHOWN or _parts(name) < _parts(known[-1]):
+            self.names[reason] = tuple(sorted((*known, printable(name)), key=_parts)[:_SHOWN])
+
+
+def _parts(path: str) -> list[str]:
+    return path.split("/")
+
+
+def name_of(path: str) -> str:
+    """The last part of a path."""
+    return path.rpartition("/")[2]
 
 
 def printable(path: str) -> str:
@@ -53,7 +66,7 @@ def printable(path: str) -> str:
 
 def folder_left_out(relative: str, reading: ReadSettings, used: set[str]) -> str | None:
     """Why a folder is not entered, if it is not. The globs that match are added to ``used``."""
-    name = PurePosixPath(relative).name
+    name = name_of(relative)
     if _matches(relative, reading.exclude, used):
         return EXCLUDED
     return HIDDEN if name.startswith(".") or name == "__pycache__" else None
@@ -65,7 +78,7 @@ def file_left_out(relative: str, reading: ReadSettings, used: set[str]) -> str |
         return EXCLUDED
     if reading.include and not _matches(relative, reading.include, used):
         return NOT_INCLUDED
-    return name_left_out(PurePosixPath(relative).name)
+    return name_left_out(name_of(relative))
 
 
 def dataset_left_out(relative: str, reading: ReadSettings, used: set[str]) -> str | None:
@@ -78,120 +91,125 @@ def dataset_left_out(relative: str, reading: ReadSettings, used: set[str]) -> st
 def _matches(relative: str, globs: Collection[str], used: set[str]) -> bool:
     if not globs:
         return False
-    names = (relative, PurePosixPath(relative).name)
+    names = (relative, name_of(relative))
     found = {glob for glob in globs if any(fnmatchcase(name, glob) for name in names)}
     used |= found
     return bool(found)
 
 
-def data_files(
-    paths: Collection[str],
+def choose_data(
+    files: ListedFiles,
     listed: Callable[[str], Collection[str] | None],
     left_out: LeftOut,
     unwanted: Callable[[str], bool] = lambda _: False,
-) -> list[str]:
-    """The paths that hold data. Of a Hugging Face dataset on disk these are the files that its state.json lists.
+) -> None:
+    """Leave out what holds no data. Of a Hugging Face dataset on disk its data are the files that its state.json lists.
 
     ``listed`` gives these of a folder; None: all but caches. Raises PipelineError for one that is listed and missing,
-    but not if it is ``unwanted``.
+    but not if it is ``unwanted``. The names in one folder are held at a time.
     """
-    if not any(path.endswith("state.json") for path in paths):
-        return [*paths]
-    files = [PurePosixPath(path) for path in paths]
-    present = set(files)
-    folders = {file.parent for file in files if file.name == "state.json"}
-    datasets: dict[PurePosixPath, set[str]] = {}
-    arrow_files = _arrow_files(files)
-    for folder in folders:
-        if folder / "dataset_info.json" in present:
-            names = listed(str(folder))
-            datasets[folder] = {*names} if names is not None else arrow_files.get(folder, set())
-    collections = {folder.parent for folder in datasets if folder.parent / "dataset_dict.json" in present}
-    for file in files:
-        unlisted = file.parent in datasets and file.name not in datasets[file.parent]
-        if unlisted and file.name.startswith("indices") and file.suffix == ".arrow":
-            raise PipelineError(f"{file}: a dataset with an indices table; save it again after flatten_indices()")
-    for folder, wanted in datasets.items():
-        for name in sorted(wanted):
-            if folder / name not in present and not unwanted(str(folder / name)):
+    datasets = [
+        PurePosixPath(path).parent
+        for _, path in files
+        if path.endswith(_STATE)
+        and name_of(path) == _STATE
+        and files.find(str(PurePosixPath(path).parent / "dataset_info.json")) is not None
+    ]
+    for folder in datasets:
+        names = listed(str(folder))
+        present = set[str]()
+        for number, name in [*files.inside(str(folder))]:
+            wanted = name in names if names is not None else _is_arrow_file(name)
+            if not wanted and name.startswith("indices") and name.endswith(".arrow"):
+                raise PipelineError(
+                    f"{folder / name}: a dataset with an indices table; save it again after flatten_indices()"
+                )
+            if wanted:
+                present.add(name)
+            else:
+                left_out.add(_COMPANIONS, str(folder / name))
+                files.leave_out(number)
+        for name in sorted({*(names or ())} - present):
+            if not unwanted(str(folder / name)):
                 raise PipelineError(
                     f"{folder / name} is missing; the state.json beside it lists it: save the dataset again"
                 )
-    kept = []
-    for file in files:
-        if file.parent in datasets:
-            ours = file.name in datasets[file.parent]
-        else:
-            ours = not (file.name == "dataset_dict.json" and file.parent in collections)
-        if ours:
-            kept.append(str(file))
-        else:
-            left_out.add(_COMPANIONS, str(file))
-    return kept
+    for parent in {folder.parent for folder in datasets} - {*datasets}:
+        collection = str(parent / "dataset_dict.json")
+        if (found := files.find(collection)) is not None:
+            left_out.add(_COMPANIONS, collection)
+            files.leave_out(found)
 
 
-def _arrow_files(files: Collection[PurePosixPath]) -> dict[PurePosixPath, set[str]]:
-    """What a dataset without a list is taken to consist of, by folder."""
-    found: dict[PurePosixPath, set[str]] = {}
-    for file in files:
-        if file.suffix == ".arrow" and not file.name.startswith(("cache-", "indices")):
-            found.setdefault(file.parent, set()).add(file.name)
-    return found
+def _is_arrow_file(name: str) -> bool:
+    """Whether a dataset without a list is taken to have this file."""
+    return name.endswith(".arrow") and not name.startswith(("cache-", "indices"))
 
 
-def without_notes(kinds: Mapping[str, Kind], empty: Collection[str], left_out: LeftOut) -> list[str]:
-    """The paths without the notes about data: README and the like where all other files, but ``empty`` ones, hold
-    records.
-    """
-    notes = {path: None for path in kinds if _is_note(PurePosixPath(path.lower()))}
-    others = {kind for path, kind in kinds.items() if path not in notes and path not in empty}
-    if not others or "text" in others:
-        return list(kinds)
-    for path in notes:
-        left_out.add(_NOTES, path)
-    return [path for path in kinds if path not in notes]
+def leave_out_notes(files: ListedFiles, left_out: LeftOut) -> None:
+    """Leave out the notes about data: README and the like where all other files, but empty ones, hold records."""
+    others = set[Kind]()
+    notes = False
+    for number, path in files:
+        if _is_note(path):
+            notes = True
+        elif not files.is_empty(number):
+            others.add(files.kind(number))
+            if "text" in others:
+                return
+    if notes and others:
+        for number, path in files:
+            if _is_note(path):
+                left_out.add(_NOTES, path)
+                files.leave_out(number)
 
 
-def _is_note(path: PurePosixPath) -> bool:
-    return path.name in _NOTE_FILES or (path.stem in _NOTE_STEMS and path.suffix in _NOTE_SUFFIXES)
+def _is_note(path: str) -> bool:
+    name = name_of(path).lower()
+    if not name.startswith(_NOTE_BEGINNINGS):  # nearly all
+        return name in _NOTE_FILES
+    named_as = PurePosixPath(name)
+    return named_as.stem in _NOTE_STEMS and named_as.suffix in _NOTE_SUFFIXES
 
 
-def named_splits(kinds: Mapping[str, Kind], left_out: LeftOut) -> dict[str, SplitName | None]:
-    """The paths that are read, with the split that their records are in if names say it.
+def set_named_splits(files: ListedFiles, left_out: LeftOut) -> None:
+    """Set the splits that the records of files are in, if names say it, and leave out what is named test.
 
     Beside data that is named train, what is named validation goes there, and what is named test is left out. Files of
     records say it in their names or in those of folders; texts only by folders of exactly these names side by side.
     """
-    held: dict[str | None, set[str | None]] = {}
-    for path, kind in kinds.items():
-        group, side = _side(PurePosixPath(path), kind)
-        held.setdefault(group, set()).add(side)
-    kept: dict[str, SplitName | None] = {}
-    if not any("train" in sides for sides in held.values()):
-        return dict.fromkeys(kinds)
-    for path, kind in kinds.items():
-        group, side = _side(PurePosixPath(path), kind)
-        beside = held[group]
-        if side is None or "train" not in beside:
-            kept[path] = None
-        elif side == "test":
+    with_train: dict[str | None, bool] = {}
+    """Groups of files of which some are named train; whether others are named validation."""
+    for wanted in ("train", "validation"):
+        for number, path in files:
+            group, side = _side(path, files.kind(number))
+            if side == wanted == "train":
+                with_train[group] = False
+            elif side == wanted and group in with_train:
+                with_train[group] = True
+        if not with_train:
+            return
+    for number, path in files:
+        group, side = _side(path, files.kind(number))
+        if group not in with_train:
+            continue
+        if side == "test":
             left_out.add(_TEST, path)
-        elif side == "validation":
-            kept[path] = "validation"
-        else:
-            kept[path] = "train" if "validation" in beside else None
-    return kept
+            files.leave_out(number)
+        elif side is not None and with_train[group]:
+            files.set_split(number, "validation" if side == "validation" else "train")
 
 
-def _side(path: PurePosixPath, kind: Kind) -> tuple[str | None, str | None]:
+def _side(path: str, kind: Kind) -> tuple[str | None, str | None]:
     """What names say of a file, and within which group of files that counts."""
-    if kind == "text":
-        for folder in path.parents[:-1]:
-            if (side := _SPLIT_WORDS.get(folder.name.lower())) is not None:
-                return str(folder.parent), side
-        return None, None
-    for part in (path, *path.parents[:-1]):
-        found = {_SPLIT_WORDS[word] for word in _BETWEEN_WORDS.split(part.name.lower()) if word in _SPLIT_WORDS}
+    parts = path.lower().split("/")
+    for depth in range(len(parts) - 1 - (kind == "text"), -1, -1):
+        part = parts[depth]
+        if kind == "text":
+            if (side := _SPLIT_WORDS.get(part)) is not None:
+                return "/".join(path.split("/")[:depth]), side
+            continue
+        found = {_SPLIT_WORDS[word] for word in _BETWEEN_WORDS.split(part) if word in _SPLIT_WORDS}
         if len(found) == 1:
             return None, found.pop()
         if found:

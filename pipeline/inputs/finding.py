@@ -1,21 +1,25 @@
 """From an input as it was typed to the files that it stands for: a path, a glob, or a URL with or without one."""
 
+import hashlib
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from heapq import merge
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from pipeline.inputs.choosing import (
     LeftOut,
-    data_files,
+    choose_data,
     dataset_left_out,
     file_left_out,
     folder_left_out,
-    named_splits,
+    leave_out_notes,
+    name_of,
     printable,
-    without_notes,
+    set_named_splits,
 )
 from pipeline.inputs.foreign_folders import (
     current_snapshot,
@@ -25,6 +29,7 @@ from pipeline.inputs.foreign_folders import (
     read_state,
 )
 from pipeline.inputs.globs import EVERYTHING, Glob, Place, has_magic, split_glob
+from pipeline.inputs.listed_files import ListedFiles
 from pipeline.read.content import NoText, format_in
 from pipeline.read.format_names import OWN_FILE, Format, named, suffix_left_out
 from pipeline.read.storage import stamp, stamp_of
@@ -42,6 +47,7 @@ _LINKS, _SPECIAL = "symbolic links", "no regular files"
 _NOT_UTF8 = "names that are not UTF-8: rename them"
 _BLOBS = "blobs and older snapshots of a cache of the Hub"
 _UNFINISHED = "runs of preprocess that are not finished"
+T = TypeVar("T")
 _READABLE = "text, JSON, Parquet, Arrow, WebDataset, WET or a dataset"
 
 
@@ -63,11 +69,13 @@ class Found:
         return f"{self.root}/{self.path}"
 
 
-class _Below(NamedTuple):
-    """A folder to be entered."""
+@dataclass
+class _Below:
+    """What lies below a folder and is wanted."""
 
-    folder: Path
-    place: Place
+    files: ListedFiles = field(default_factory=ListedFiles)
+    links: list[str] = field(default_factory=list)
+    datasets: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -79,29 +87,31 @@ class Search:
     """The folder of the run, which is no part of its input."""
     left_out: LeftOut = field(default_factory=LeftOut)
 
-    def find(self, text: str) -> list[Found | Path]:
+    def find(self, text: str) -> Iterator[Found | Path]:
         """The files of one input, and the folders of our own datasets in it. What is left out is counted by reason.
 
         Raises PipelineError for an input that cannot be used.
         """
         text = local_path(text)
         if is_url(text):
-            return [*_find_remote(text, self)]
+            yield from _find_remote(text, self)
+            return
         require_local(text)
         path = Path(text)
         if not _is_utf8(whole := str(path.resolve())):
             raise PipelineError(f"{printable(whole)}: the name is not UTF-8; rename it")
         if folders := dataset_folders(path):
-            return [*folders]
-        if path.is_dir():
-            return self._below(path)
-        if not path.exists() and has_magic(text):
+            yield from folders
+        elif path.is_dir():
+            yield from self._below(path)
+        elif not path.exists() and has_magic(text):
             folder, pattern = split_glob(text, os.path.isdir)
-            return _require(text, self._below(Path(folder), Glob(pattern)), self.left_out)
-        if not path.is_file():
+            yield from _required(text, self._below(Path(folder), Glob(pattern)), self.left_out)
+        elif not path.is_file():
             raise PipelineError(f"{text}: not a file; give {_READABLE}")
-        folder, version = str(path.parent.resolve()), stamp(text)
-        return [Found(folder, path.name, version, self.format_of_named_file(folder, path.name, version, text))]
+        else:
+            folder, version = str(path.parent.resolve()), stamp(text)
+            yield Found(folder, path.name, version, self.format_of_named_file(folder, path.name, version, text))
 
     def format_of_named_file(self, root: str, path: str, version: Stamp, shown: str, query: str = "") -> Format:
         """The format of a file that the user named, rather than one found in a folder.
@@ -119,7 +129,7 @@ class Search:
         """The format of a file by its name; by its content where the name says nothing, and of a local one that is to
         be ``looked_at``. Raises NoText.
         """
-        name, location = named(PurePosixPath(path).name), f"{root}/{path}{query}"
+        name, location = named(name_of(path)), f"{root}/{path}{query}"
         # Looking into each of a million files would take hours; an empty file has no content to tell by.
         remote = is_url(location)
         believed = self.reading.input_format is not None or name.clear if remote else name.known and not looked_at
@@ -130,35 +140,21 @@ class Search:
         except OSError as error:
             raise PipelineError(f"{without_query(location)} cannot be read: {error.strerror or error}") from None
 
-    def _below(self, folder: Path, wanted: Glob = EVERYTHING) -> list[Found | Path]:
+    def _below(self, folder: Path, wanted: Glob = EVERYTHING) -> Iterator[Found | Path]:
         """Everything in a folder that is wanted, sorted by path."""
         root = folder.resolve()
-        datasets: list[str] = []
-        files: dict[str, Stamp] = {}
-        links: list[str] = []
-        for relative, found in self._walk(root, root, wanted, wanted.start):
-            if found is None:
-                if reason := dataset_left_out(relative, self.reading, self.left_out.globs):
-                    self.left_out.add(reason, relative)
-                else:
-                    datasets.append(relative)
-            elif reason := file_left_out(relative, self.reading, self.left_out.globs):
-                self.left_out.add(reason, relative)
-            elif isinstance(found, Path):
-                links.append(relative)
-            else:
-                files[relative] = found
+        found = self._walk(root, wanted)
         # After all regular files are known: what lies in the input is read once, under its own path, whatever links
         # there are to it.
-        self._follow(root, links, files)
-        entries: dict[str, Found | Path] = {}
-        for entry in self.chosen(str(root), files, wanted):
-            entries[entry.path] = entry
-        entries |= {path: root / path for path in datasets}
-        return [entries[path] for path in sorted(entries)]
+        self._follow(root, found)
+        datasets: Iterator[tuple[str, Found | Path]] = ((path, root / path) for path in sorted(found.datasets))
+        files = ((file.path, file) for file in self.chosen(str(root), found.files, wanted))
+        for _, entry in merge(files, datasets, key=itemgetter(0)):
+            yield entry
 
-    def chosen(self, root: str, files: Mapping[str, Stamp], wanted: Glob) -> Iterator[Found]:
-        """Those of the files in one input that hold data for training, with their formats."""
+    def chosen(self, root: str, files: ListedFiles, wanted: Glob) -> Iterator[Found]:
+        """Those of the files in one input that hold data for training, with their formats, sorted by path."""
+        files.sort()
 
         def listed(folder: str) -> list[str] | None:
             where = f"{root}/{folder}/state.json" if folder != "." else f"{root}/state.json"
@@ -167,105 +163,130 @@ class Search:
         def unwanted(path: str) -> bool:
             return not wanted.chooses(path) or file_left_out(path, self.reading, set()) is not None
 
-        formats: dict[str, Format] = {}
-        for path in data_files(files, listed, self.left_out, unwanted):
-            if files[path].size == 0 and path.lower().endswith(".lock"):  # left by libraries that download data
+        choose_data(files, listed, self.left_out, unwanted)
+        for number, path in files:
+            if files.is_empty(number) and path.lower().endswith(".lock"):  # left by libraries that download data
                 self.left_out.add(OWN_FILE, path)
+                files.leave_out(number)
                 continue
             try:
-                formats[path] = self.format(root, path, files[path])
+                files.set_format(number, self.format(root, path, files.stamp(number)))
             except NoText as why:
                 self.left_out.add(str(why), path)
-        kinds = {path: found.kind for path, found in formats.items()}
-        kept = without_notes(kinds, {path for path in kinds if files[path].size == 0}, self.left_out)
-        splits: dict[str, SplitName | None] = dict.fromkeys(kept)
+                files.leave_out(number)
+        leave_out_notes(files, self.left_out)
         if self.reading.named_splits == "keep":
-            splits = named_splits({path: kinds[path] for path in kept}, self.left_out)
-        for path, split in splits.items():
-            yield Found(root, path, files[path], formats[path], split)
+            set_named_splits(files, self.left_out)
+        for number, path in files:
+            yield Found(root, path, files.stamp(number), files.format(number), files.split(number))
 
-    def _walk(self, root: Path, folder: Path, wanted: Glob, place: Place) -> Iterator[tuple[str, Stamp | Path | None]]:
-        """Files below a folder with stamps, links (as paths), and our datasets, as far as they are wanted.
+    def _walk(self, root: Path, wanted: Glob) -> _Below:
+        """What is below a folder, as far as it is wanted.
 
         No link to a folder is followed, and no folder is entered that holds nothing which could be wanted. Folders may
         lie as deep inside each other as the system allows.
         """
-        levels = [self._entries(root, folder, wanted, place)]
+        found = _Below()
+        levels = [iter([(root, "", wanted.start)])]
         while levels:
-            for found in levels[-1]:
-                if isinstance(found, _Below):
-                    levels.append(self._entries(root, found.folder, wanted, found.place))
-                    break
-                yield found
-            else:
+            if (folder := next(levels[-1], None)) is None:
                 levels.pop()
+            else:
+                levels.append(self._enter(root, *folder, wanted, found))
+        return found
 
-    def _entries(
-        self, root: Path, folder: Path, wanted: Glob, place: Place
-    ) -> "Iterator[tuple[str, Stamp | Path | None] | _Below]":
-        """The same of one folder, with the folders to be entered."""
+    def _enter(
+        self, root: Path, folder: Path, above: str, place: Place, wanted: Glob, found: _Below
+    ) -> Iterator[tuple[Path, str, Place]]:
+        """Take in what lies in a folder itself; the folders in it that are to be entered, each as root does.
+
+        ``above``: what the paths of its files begin with. Entries come in any order, and those of files are not kept.
+        """
+        folders, links = list[str](), list[str]()
         try:
-            entries = sorted(os.scandir(folder), key=lambda e: e.name)
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_symlink():
+                        links.append(entry.name)
+                    elif entry.is_dir():
+                        folders.append(entry.name)
+                    elif wanted.matches(wanted.step(place, entry.name)):
+                        self._take_in(entry, above + entry.name, found.files)
         except OSError as error:
             raise PipelineError(f"{folder} cannot be read: {error.strerror}") from None
-        names = {entry.name for entry in entries if not entry.is_symlink() and entry.is_dir()}
+        for name in sorted(links):
+            if wanted.matches(wanted.step(place, name)) and not self._is_left_out(above + name):
+                found.links.append(above + name)
         # A cache of the Hub keeps contents in blobs/ and, for each revision, links to them in snapshots/: reading more
         # than the current snapshot would take the same file several times.
-        skipped = {"blobs", "refs"} if {"blobs", "snapshots"} <= names else set()
+        skipped = {"blobs", "refs"} if {"blobs", "snapshots"} <= {*folders} else set()
         current = current_snapshot(folder.parent) if folder.name == "snapshots" else None
-        for entry in entries:
-            if not (next_place := wanted.step(place, entry.name)):
+        for name in sorted(folders):
+            relative, path = above + name, folder / name
+            if not (next_place := wanted.step(place, name)):
                 continue
-            path, chosen = Path(entry.path), wanted.matches(next_place)
-            relative = path.relative_to(root).as_posix()
-            if not _is_utf8(relative):
-                if entry.is_dir(follow_symlinks=False):
-                    reason = folder_left_out(relative, self.reading, self.left_out.globs)
-                elif chosen:
-                    reason = file_left_out(relative, self.reading, self.left_out.globs)
-                else:
-                    continue
-                self.left_out.add(reason or _NOT_UTF8, relative)
-            elif entry.is_symlink():
-                if chosen:
-                    yield relative, path
-            elif entry.is_dir():
-                if path == self.out:
-                    self.left_out.add(OWN_FOLDER, relative)
-                elif reason := folder_left_out(relative, self.reading, self.left_out.globs):
-                    self.left_out.add(reason, relative)
-                elif entry.name in skipped or (current is not None and entry.name != current):
-                    self.left_out.add(_BLOBS, relative)
-                elif datasets := list(filter(_is_ours, dataset_folders(path))):
-                    # A run writes the manifests of train/ and validation/ one after the other: with one of them it was
-                    # stopped in between.
-                    if is_our_run(path) and len(datasets) < len(SPLIT_NAMES):
-                        self.left_out.add(_UNFINISHED, relative)
-                    else:
-                        below = (dataset.relative_to(root).as_posix() for dataset in datasets)
-                        yield from ((dataset, None) for dataset in below if wanted.chooses(dataset))
-                elif is_our_run(path):
+            if path == self.out:
+                self.left_out.add(OWN_FOLDER, relative)
+            elif reason := folder_left_out(relative, self.reading, self.left_out.globs):
+                self.left_out.add(reason, relative)
+            elif not _is_utf8(relative):
+                self.left_out.add(_NOT_UTF8, relative)
+            elif name in skipped or (current is not None and name != current):
+                self.left_out.add(_BLOBS, relative)
+            elif datasets := list(filter(_is_ours, dataset_folders(path))):
+                # A run writes the manifests of train/ and validation/ one after the other: with one of them it was
+                # stopped in between.
+                if is_our_run(path) and len(datasets) < len(SPLIT_NAMES):
                     self.left_out.add(_UNFINISHED, relative)
                 else:
-                    yield _Below(path, next_place)
-            elif not chosen:
-                continue
-            elif not entry.is_file():
-                self.left_out.add(_SPECIAL, relative)
+                    below = (dataset.relative_to(root).as_posix() for dataset in datasets)
+                    found.datasets += filter(self._takes_dataset, filter(wanted.chooses, below))
+            elif is_our_run(path):
+                self.left_out.add(_UNFINISHED, relative)
             else:
-                yield relative, Stamp.of(entry.stat())
+                yield path, f"{relative}/", next_place
 
-    def _follow(self, root: Path, links: list[str], files: dict[str, Stamp]) -> None:
+    def _take_in(self, entry: os.DirEntry[str], relative: str, files: ListedFiles) -> None:
+        """Add a file that is wanted and neither a folder nor a link."""
+        if self._is_left_out(relative):
+            return
+        if not entry.is_file():
+            self.left_out.add(_SPECIAL, relative)
+        else:
+            files.add(relative, Stamp.of(entry.stat()))
+
+    def _is_left_out(self, relative: str) -> bool:
+        """Whether the path of a file is a reason not to read it, which is noted."""
+        reason = file_left_out(relative, self.reading, self.left_out.globs)
+        if reason is None and not _is_utf8(relative):
+            reason = _NOT_UTF8
+        if reason is not None:
+            self.left_out.add(reason, relative)
+        return reason is not None
+
+    def _takes_dataset(self, relative: str) -> bool:
+        if reason := dataset_left_out(relative, self.reading, self.left_out.globs):
+            self.left_out.add(reason, relative)
+        return not reason
+
+    def _follow(self, root: Path, found: _Below) -> None:
         """Add the links to files in the same input, or in the same repository of a Hub cache, that are not read yet."""
+        if not found.links:
+            return
         repository = hub_repository(root)
-        read = {str(root / path) for path in files} if links else set()
-        for relative in links:
+        found.files.sort()
+        read = set[bytes]()
+        """Digests of what links lead to."""
+        for relative in found.links:
             target = Path(os.path.realpath(root / relative))
-            within = target.is_relative_to(root) or (repository is not None and target.is_relative_to(repository))
+            below = target.is_relative_to(root)
+            within = below or (repository is not None and target.is_relative_to(repository))
             ours = self.out is not None and target.is_relative_to(self.out)
-            if within and not ours and target.is_file() and str(target) not in read:
-                read.add(str(target))
-                files[relative] = Stamp.of(target.stat())
+            known = hashlib.sha256(os.fsencode(target)).digest()[:16]
+            is_read = known in read or (below and found.files.find(target.relative_to(root).as_posix()) is not None)
+            if within and not ours and target.is_file() and not is_read:
+                read.add(known)
+                found.files.add(relative, Stamp.of(target.stat()))
             else:
                 self.left_out.add(_LINKS, relative)
 
@@ -281,7 +302,7 @@ def _is_ours(folder: Path) -> bool:
 
 def _format_by_content(location: str, path: str, reading: ReadSettings) -> Format:
     with open_binary(location) as file:
-        return format_in(file, named(PurePosixPath(path).name), reading)
+        return format_in(file, named(name_of(path)), reading)
 
 
 def _find_remote(url: str, search: Search) -> Iterator[Found | Path]:
@@ -318,15 +339,18 @@ def _remote(url: str, search: Search) -> Iterator[Found | Path]:
         return
     base = base.rstrip("/")
     listing = retried(lambda: fs.find(base, detail=True))
-    infos = {name.removeprefix(base).lstrip("/"): info for name, info in listing.items()}
-    if not infos:
+    fs.invalidate_cache()  # it would keep what is let go below
+    if not listing:
         raise FileNotFoundError(url)
-    if ours := _our_dataset(infos):
+    if ours := _our_dataset(_relative(name, base) for name in listing):
         raise PipelineError(f"{folder}/{ours}: one of our datasets; they are read from disks, so copy it first")
     wanted = Glob(pattern) if pattern is not None else EVERYTHING
-    files: dict[str, Stamp] = {}
-    for relative in filter(wanted.chooses, sorted(infos)):
-        if not relative or relative.endswith("/"):  # what some stores keep in place of a folder
+    files = ListedFiles()
+    while listing:  # what a driver says of a file takes a kilobyte: it is let go one by one
+        name, info = listing.popitem()
+        relative = _relative(name, base)
+        # Some stores keep an object in place of a folder.
+        if not relative or relative.endswith("/") or not wanted.chooses(relative):
             continue
         above = PurePosixPath(relative).parents[:-1]
         used = search.left_out.globs
@@ -336,27 +360,32 @@ def _remote(url: str, search: Search) -> Iterator[Found | Path]:
         elif not _is_utf8(relative):
             search.left_out.add(_NOT_UTF8, relative)
         else:
-            files[relative] = stamp_of(infos[relative])
-    entries = [*search.chosen(folder, files, wanted)]
-    yield from entries
-    if pattern is not None:
-        _require(url, entries, search.left_out)
+            files.add(relative, stamp_of(info))
+    entries = search.chosen(folder, files, wanted)
+    yield from entries if pattern is None else _required(url, entries, search.left_out)
 
 
-def _our_dataset(paths: Collection[str]) -> str | None:
+def _relative(path: str, base: str) -> str:
+    return path.removeprefix(base).lstrip("/")
+
+
+def _our_dataset(paths: Iterable[str]) -> str | None:
     """The folder of one of our datasets among remote files, by its manifest and the indexes beside it."""
-    indexed = {PurePosixPath(path).parent for path in paths if path.endswith(index_name(""))}
-    folders = [PurePosixPath(path).parent for path in paths if PurePosixPath(path).name == MANIFEST_NAME]
-    return next((str(folder) for folder in folders if folder in indexed), None)
+    indexed, folders = set[str](), set[str]()
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        if name.endswith(index_name("")):
+            indexed.add(folder)
+        elif name == MANIFEST_NAME:
+            folders.add(folder)
+    return next((folder or "." for folder in sorted(folders & indexed)), None)
 
 
-T = TypeVar("T")
-
-
-def _require(text: str, found: list[T], left_out: LeftOut) -> list[T]:
-    if not found:
+def _required(text: str, found: Iterator[T], left_out: LeftOut) -> Iterator[T]:
+    if (first := next(found, None)) is None:
         raise PipelineError(f"{text}: the pattern matches no file that can be read{seen(left_out)}")
-    return found
+    yield first
+    yield from found
 
 
 def seen(left_out: LeftOut) -> str:
