@@ -14,7 +14,7 @@ from typing import IO, NamedTuple
 
 from pipeline.files import Compression
 from pipeline.plan import Piece
-from pipeline.read.streams import DamagedStream
+from pipeline.read.streams import DamagedStream, WrongCutError
 from shared.errors import StorageError
 
 _FRAME, _SKIPPABLE, _SKIPPABLE_MASK = 0xFD2FB528, 0x184D2A50, 0xFFFFFFF0
@@ -46,6 +46,8 @@ def cuts_of(file: IO[bytes], compression: Compression, size: int, piece: Piece, 
     """
     begin = end = None
     for cut in _cuts(file, compression, size, remote):
+        if cut.at and not cut.content:
+            continue  # the content begins at the first cut alone, whatever frames without any follow
         if begin is None and cut.at >= piece.begin:
             begin = cut
         if cut.at >= piece.end and not piece.last:
@@ -61,7 +63,7 @@ def between(
 ) -> Iterator[bytes]:
     """The content from one cut on, to the end of the file: whoever takes it stops after a line.
 
-    ``content_from`` decompresses an open file. Raises DamagedStream where the content up to ``end`` is not as long as
+    ``content_from`` decompresses an open file. Raises WrongCutError where the content up to ``end`` is not as long as
     the cuts say: it would be in two splits, or in none.
     """
     file.seek(begin.at)
@@ -69,28 +71,34 @@ def between(
         yield from content_from(file)
         return
     left = end.content - begin.content
-    for chunk in content_from(_Limited(file, end.at - begin.at)):  # type: ignore[arg-type]  # read is all it needs
-        if len(chunk) > left:
-            break
-        left -= len(chunk)
-        yield chunk
-    else:
-        if left == 0:
-            file.seek(end.at)
-            yield from content_from(file)
-            return
-    raise DamagedStream("its frames have not the lengths that it says")
+    limited = _Limited(file, end.at - begin.at)
+    try:
+        for chunk in content_from(limited):  # type: ignore[arg-type]  # read is all it needs
+            if len(chunk) > left:
+                break
+            left -= len(chunk)
+            yield chunk
+        else:
+            if left == 0:
+                file.seek(end.at)
+                yield from content_from(file)
+                return
+    except DamagedStream as damage:
+        if limited.left:
+            raise
+        raise WrongCutError(str(damage)) from None
+    raise WrongCutError("its frames have not the lengths that it says")
 
 
 class _Limited:
     """Some of the next bytes of a file."""
 
     def __init__(self, file: IO[bytes], size: int) -> None:
-        self._file, self._left = file, size
+        self._file, self.left = file, size
 
     def read(self, size: int) -> bytes:
-        data = self._file.read(min(size, self._left))
-        self._left -= len(data)
+        data = self._file.read(min(size, self.left))
+        self.left -= len(data)
         return data
 
 

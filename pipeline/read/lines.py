@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.read.streams import DamagedStream
+from pipeline.read.streams import DamagedStream, WrongCutError
 from pipeline.records import LONGEST_EXCERPT, LONGEST_RECORD
 
 
@@ -66,6 +66,7 @@ class LineRange:
                     if newline < 0:
                         at += len(chunk)
                         if self._end is not None and at >= self._end:
+                            next(content, None)  # whether a wrong cut comes to light at the end of the range
                             return
                         continue
                     chunk, at, skipping = chunk[newline + 1 :], at + newline + 1, False
@@ -79,8 +80,9 @@ class LineRange:
                         return
                 yield self._taken(chunk)
                 at += len(chunk)
-        except DamagedStream:
-            if not skipping:  # else the split before has met the damage at the end of its last line
+        except DamagedStream as damage:
+            # While skipping, the split before has met the damage at the end of its last line, but not a wrong cut.
+            if not skipping or isinstance(damage, WrongCutError):
                 raise
 
     def digest(self) -> bytes:

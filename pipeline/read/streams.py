@@ -39,6 +39,10 @@ class DamagedStream(Exception):
     """
 
 
+class WrongCutError(DamagedStream):
+    """The data is not what a table of where its parts begin says. Who comes from an earlier part does not notice."""
+
+
 def content_of(
     file: IO[bytes],
     compression: Compression,

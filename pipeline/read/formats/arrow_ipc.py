@@ -36,7 +36,8 @@ def read_arrow(
     with open_arrow(file.full_path) as source:
         found = messages(source)
         try:
-            schema = _schema(source, found)
+            schema = pa.ipc.read_schema(described := _schema(source, found))
+            state.update(described)
             problem = text_problem(schema, reading)
         except DATA_ERRORS as error:
             problem = f"not an Arrow file or stream that can be read: {reason_in(error)}"
@@ -79,11 +80,11 @@ def read_arrow(
     seen.add(state.digest())
 
 
-def _schema(source: pa.NativeFile, found: Iterator[Message]) -> pa.Schema:
+def _schema(source: pa.NativeFile, found: Iterator[Message]) -> pa.Buffer:
     first = next(found, None)
     if first is None or first.kind != "schema":
         raise DamagedMessages("it does not begin with a schema")
-    return pa.ipc.read_schema(_buffer(source, first))
+    return _buffer(source, first)
 
 
 def _batch(
