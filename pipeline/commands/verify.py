@@ -5,7 +5,6 @@ Example:
 """
 
 import argparse
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +23,7 @@ from shared.errors import DatasetError, ExitCode, PatchworkError, StorageError
 from shared.io.log import LOG
 from shared.io.progress import ByteProgress
 from shared.io.quantities import counted
+from shared.io.scratch import scratch
 from shared.io.storage import location_of
 from shared.io.stores.store import open_store
 from shared.io.terminal import show_lines
@@ -94,8 +94,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _verify_remote(url: str) -> bool:
     """Read a dataset from its store, not from what this machine keeps of it; whether something does not hold."""
-    with tempfile.TemporaryDirectory(prefix="patchwork-verify-") as folder:
-        return _verify_at(url, FileCache(Path(folder), VERIFY_CACHE_BYTES))
+    with scratch("verify") as folder:
+        return _verify_at(url, FileCache(folder, VERIFY_CACHE_BYTES))
 
 
 def _verify_at(place: Path | str, cache: FileCache | None = None) -> bool:

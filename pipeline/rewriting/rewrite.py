@@ -8,7 +8,6 @@ import argparse
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from shared.io.files import LOCK_FILE, atomic_file, check_folder, locked, sync, 
 from shared.io.identity import canonical_json, differences, file_sha256, in_short
 from shared.io.json_reader import read_bounded, read_json
 from shared.io.progress import ByteProgress
+from shared.io.scratch import scratch
 from shared.io.storage import location_of
 from shared.io.stores.lease import leased
 from shared.io.stores.store import Entry, Store, UrlStore, probe, publish_files
@@ -275,17 +275,18 @@ def _rewrite_on_store(out: str, request: dict[str, Any], make: Callable[[], Rewr
     """As `rewrite`. Each process has a folder of its own; OUT/.unfinished has the request and markers, written once."""
     store, content = UrlStore(out), _written(request).encode()
     probe(store)
-    with leased(store) as lease, tempfile.TemporaryDirectory(prefix="patchwork-rewrite-") as folder:
-        listed = {key: entry for key, entry in store.list().items() if not key.startswith("lease/")}
+    with leased(store) as lease, scratch("rewrite") as unfinished:
+        listed = store.products()
         for key in (REQUEST_FILE, f"{UNFINISHED}/{REQUEST_FILE}"):
             if key in listed:
                 _require_same(store.where, _stored_request(store, key), request)
         if REQUEST_FILE in listed:
+            store.remove([key for key in listed if key.startswith(f"{UNFINISHED}/")])  # a kill at the end leaves some
             return False
         if listed and f"{UNFINISHED}/{REQUEST_FILE}" not in listed:
             raise PipelineError(f"--out {store.where} is there already and no work of this command; give a new place")
         store.write_once(f"{UNFINISHED}/{REQUEST_FILE}", content)
-        work, unfinished = make(), Path(folder)
+        work = make()
         sizes, left = work.sizes, []
         for unit in range(len(sizes)):
             if (found := _unit_on_store(store, unit, listed)) is None:
@@ -311,9 +312,9 @@ def _rewrite_on_store(out: str, request: dict[str, Any], make: Callable[[], Rewr
 
 def _write_to_store(work: Rewriting, store: Store, content: bytes, unit: int) -> Written:
     """Write a unit into a folder of this process, upload it and read it back, its marker last."""
-    with tempfile.TemporaryDirectory(prefix="patchwork-unit-") as folder:
-        written = _write(work, Path(folder), unit)
-        publish_files(store, Path(folder), sorted(Path(folder).rglob("*")))
+    with scratch("unit") as folder:
+        written = _write(work, folder, unit)
+        publish_files(store, folder, sorted(folder.rglob("*")))
     _require_request(store, content)
     store.write_once(f"{UNFINISHED}/{_MARKERS}/{unit}.json", written.model_dump_json().encode())
     return written

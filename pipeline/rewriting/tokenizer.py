@@ -1,7 +1,6 @@
 """Byte-pair tokens learned from a training split."""
 
 import json
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from shared.errors import IdentityError
 from shared.io.files import check_folder, write_atomic
 from shared.io.identity import file_sha256
 from shared.io.progress import ByteProgress
+from shared.io.scratch import scratch
 from shared.io.stores.lease import leased
 from shared.io.stores.store import Store, UrlStore, probe, publish_files
 from shared.shards.dataset import Dataset
@@ -49,9 +49,8 @@ def train_tokenizer(path: Path, vocabulary: int, out: Path | str) -> tuple[Token
 def _on_store(dataset: Dataset, vocabulary: int, store: Store) -> tuple[TokenizerMaking, bool]:
     """The same on a store: the tokenizer is made in a folder of this process, what made it is uploaded last."""
     probe(store)
-    with leased(store), tempfile.TemporaryDirectory(prefix="patchwork-tokenizer-") as name:
-        folder = Path(name)
-        if there := [key for key in store.list() if not key.startswith("lease/")]:
+    with leased(store), scratch("tokenizer") as folder:
+        if there := [*store.products()]:
             if MADE_BY_FILE in there:
                 for file in (TOKENIZER_FILE, MADE_BY_FILE):
                     store.download(file, folder / file)

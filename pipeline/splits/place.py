@@ -6,7 +6,6 @@ whoever does it and how often: what a split leaves follows from plan and identit
 are never replaced by others, and who commits reads the run's file again before.
 """
 
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from pipeline.splits.run_file import BEGUN_FILE, RUN_FILE, Begun, RunFile, RunSu
 from pipeline.splits.selection import SELECTION
 from shared.errors import IdentityError, StorageError
 from shared.io.files import locked
+from shared.io.scratch import scratch
 from shared.io.stores.lease import StoreLease, leased
 from shared.io.stores.store import AT_ONCE, Entry, Store, probe, publish_files
 from shared.settings import refused_as
@@ -103,9 +103,9 @@ def opened(job: Job) -> Iterator[Place]:
         return
     store = job.store.open()
     probe(store)
-    with leased(store) as lease, tempfile.TemporaryDirectory(prefix="patchwork-run-") as folder:
+    with leased(store) as lease, scratch("run") as folder:
         found = job.store.model_copy(update={"conditional": store.conditional})
-        yield _StorePlace(job.model_copy(update={"out": Path(folder), "store": found}), store, lease)
+        yield _StorePlace(job.model_copy(update={"out": folder, "store": found}), store, lease)
 
 
 class _FolderPlace(Place):
@@ -159,7 +159,8 @@ class _StorePlace(Place):
             self.fetch(RunSummary.read(job.out / RUN_FILE).files)
         with suppress(FileNotFoundError):  # of a run that no worker was ready for
             read_run(job.out / RUN_FILE).with_numerics(begun(store).numerics).save(job.out)
-        if not (job.out / RUN_FILE).exists() and any(not key.startswith("lease/") for key in store.list()):
+        # A driver that was killed in the middle leaves the table of files, which is written before the run's file.
+        if not (job.out / RUN_FILE).exists() and not all(map(TABLE_NAME.fullmatch, store.products())):
             raise PipelineError(f"--out {store.where} is not empty and holds no run; give a new place")
         self.pull(MARKERS)
 
@@ -170,8 +171,12 @@ class _StorePlace(Place):
         run.save(self.job.out)
         # The plan of the first start stays: later ones differ only in the times and versions of files.
         if not self._store.list(RUN_FILE):
-            for name, content in run.with_numerics(None).content().items():
+            written = run.with_numerics(None).content()
+            for name, content in written.items():
                 self._store.write_once(name, content)
+            # Tables of starts that were killed before they wrote the run's file.
+            others = self._store.list("").keys() - written.keys()
+            self._store.remove(sorted(filter(TABLE_NAME.fullmatch, others)))
 
     def begin(self, run: RunFile) -> None:
         run.save(self.job.out)
@@ -245,12 +250,12 @@ def working(job: Job, number: int, statuses: bool) -> Iterator[Job]:
         yield job
         return
     store = job.store.open()
-    with tempfile.TemporaryDirectory(prefix="patchwork-split-") as folder:
+    with scratch("split") as folder:
         if statuses:
             for key in (key for key in store.list(f"{SELECTION}/") if key.startswith(f"{SELECTION}/{number:07d}.")):
-                store.download(key, Path(folder) / key)
-        yield job.model_copy(update={"out": Path(folder)})
-        for path in Path(folder).glob(f"{LOGS}/*"):  # no part of the product
+                store.download(key, folder / key)
+        yield job.model_copy(update={"out": folder})
+        for path in folder.glob(f"{LOGS}/*"):  # no part of the product
             with suppress(StorageError, OSError):
                 store.upload(path, path.relative_to(folder).as_posix())
 

@@ -1,6 +1,5 @@
 """Model folders of runs: written at their end, or from a checkpoint of a run that has not ended."""
 
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from torch import Tensor
 from shared.bpe.folder import check_tokenizer
 from shared.errors import ModelFileError
 from shared.io.found import model_folder_at
+from shared.io.scratch import scratch
 from shared.model_folder.files import build_model, save_model
 from shared.model_folder.identity import check_model
 from shared.model_settings import AnyModelSettings
@@ -72,8 +72,8 @@ def model_at(path: Path) -> Iterator[Path]:
     if not origin.is_checkpoint:
         yield path
         return
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made) / MODEL_FOLDER
+    with scratch("model") as made:
+        folder = made / MODEL_FOLDER
         _from_checkpoint(origin.folder, folder)
         yield folder
 

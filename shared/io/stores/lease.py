@@ -24,13 +24,14 @@ from pydantic import ValidationError
 
 from shared.errors import OutputError, StorageError
 from shared.io.log import LOG
-from shared.io.stores.store import Entry, Store
+from shared.io.stores.store import CLOCKS, LEASES, PROBES, Entry, Store
 from shared.settings import Settings
 
-FOLDER = "lease"
 BEAT_SECONDS = 10.0
 MISSED = 3
 """Beats after which a holder is dead."""
+ABANDONED_SECONDS = 3600.0
+"""After which what is there for a moment was left by a driver that was killed."""
 SETTLE_SECONDS = 2.5
 """More than the clock of a store is coarse."""
 
@@ -120,12 +121,12 @@ class StoreLease:
         if self._thread.is_alive():
             self._thread.join()
         with suppress(StorageError, OSError):  # it ends by itself
-            self._store.put(f"{FOLDER}/{self._name}/end", b"ended\n")
+            self._store.put(f"{LEASES}/{self._name}/end", b"ended\n")
 
     def _live(self) -> None:
         while not self._over.wait(self._beat):
             try:
-                self._store.put(f"{FOLDER}/{self._name}/beat", f"{time.time()}\n".encode())
+                self._store.put(f"{LEASES}/{self._name}/beat", f"{time.time()}\n".encode())
                 self.look()
             except (StorageError, OSError) as error:
                 LOG.warning("no sign of life could be given: %s", error)
@@ -172,22 +173,23 @@ def _acquire(store: Store, beat: float) -> StoreLease:
         if all(_is_gone(store, holder.name) for holder in living):
             break
         time.sleep(beat / 4)
+    _remove_abandoned(store, now)
     if store.conditional:
         last = max((holder.name for holder in _holders(store)), default="term-00000000")
         name = f"term-{int(last.removeprefix('term-')) + 1:08d}"
-        if not store.create(f"{FOLDER}/{name}/begin", owner):
+        if not store.create(f"{LEASES}/{name}/begin", owner):
             raise _in_use(store, name)
-        store.put(f"{FOLDER}/{name}/beat", b"begun\n")
+        store.put(f"{LEASES}/{name}/beat", b"begun\n")
     else:
         name = mark
-        store.put(f"{FOLDER}/{name}/begin", owner)
-        store.put(f"{FOLDER}/{name}/beat", b"begun\n")
+        store.put(f"{LEASES}/{name}/begin", owner)
+        store.put(f"{LEASES}/{name}/beat", b"begun\n")
         time.sleep(SETTLE_SECONDS)
         now = _clock(store, mark)
         rivals = [holder for holder in _holders(store) if holder.alive(now, beat) and not _is_gone(store, holder.name)]
         winner = min(rivals, key=lambda holder: (holder.begun, holder.name))
         if winner.name != name:
-            store.put(f"{FOLDER}/{name}/end", b"ended\n")
+            store.put(f"{LEASES}/{name}/end", b"ended\n")
             raise _in_use(store, winner.name)
     lease = StoreLease(store, name, beat)
     lease.look()
@@ -196,16 +198,22 @@ def _acquire(store: Store, beat: float) -> StoreLease:
 
 def _clock(store: Store, mark: str) -> float:
     """What the store's clock says now."""
-    key = f".clock/{mark}"
+    key = f"{CLOCKS}/{mark}"
     store.put(key, b"now\n")
-    now = store.list(".clock/")[key].modified
+    now = store.list(f"{CLOCKS}/")[key].modified
     store.remove([key])
     return now
 
 
+def _remove_abandoned(store: Store, now: float) -> None:
+    """Remove what drivers that were killed have left of trying the store and asking for its time."""
+    left = store.list(f"{PROBES}/") | store.list(f"{CLOCKS}/")
+    store.remove([key for key, entry in left.items() if now - entry.modified > ABANDONED_SECONDS])
+
+
 def _holders(store: Store) -> list[_Holder]:
     found: dict[str, dict[str, Entry]] = {}
-    for key, entry in store.list(f"{FOLDER}/").items():
+    for key, entry in store.list(f"{LEASES}/").items():
         parts = key.split("/")
         if len(parts) == 3:
             found.setdefault(parts[1], {})[parts[2]] = entry
@@ -218,7 +226,7 @@ def _holders(store: Store) -> list[_Holder]:
 
 def _owner(store: Store, name: str) -> Owner | None:
     with suppress(StorageError, OSError, ValidationError):
-        return Owner.model_validate_json(store.read(f"{FOLDER}/{name}/begin"))
+        return Owner.model_validate_json(store.read(f"{LEASES}/{name}/begin"))
     return None
 
 

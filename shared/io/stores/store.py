@@ -28,8 +28,8 @@ from shared.io.log import LOG
 from shared.io.storage import file_system, without_secrets
 from shared.io.transient_errors import is_transient, status_of
 
-SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
-"""Of stores that put an object under its key in one step. memory:// is a store of this process alone."""
+SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
+"""Of stores that put an object under its key in one step."""
 PATIENCE_SECONDS = 300.0
 """How long a store may be away before what waits for it fails."""
 LONGEST_PAUSE = 5.0
@@ -38,6 +38,8 @@ AT_ONCE = 8
 CHUNK = 2**24
 SMALL = 2**27
 """Bytes of the largest object that is read into memory to be compared."""
+PROBES, CLOCKS, LEASES = ".probe", ".clock", "lease"
+"""Folders in which drivers try a store, ask for its time, and say that they live: no part of what is written there."""
 T = TypeVar("T")
 
 
@@ -92,6 +94,11 @@ class Store(ABC):
     @abstractmethod
     def remove(self, keys: Iterable[str]) -> None:
         """Remove objects; those that are not there are none."""
+
+    def products(self) -> dict[str, Entry]:
+        """All objects but those with which drivers look after themselves."""
+        own = tuple(f"{folder}/" for folder in (PROBES, CLOCKS, LEASES))
+        return {key: entry for key, entry in self.list().items() if not key.startswith(own)}
 
     def url(self, key: str) -> str:
         """An object, for messages."""
@@ -197,10 +204,12 @@ class UrlStore(Store):
         if "?" in url or "#" in url:
             raise StorageError(f"{without_secrets(url)}: outputs go to a plain URL, without a query")
         if scheme not in SCHEMES:
-            known = ", ".join(f"{known}://" for known in SCHEMES[:-1])
+            known = ", ".join(f"{known}://" for known in SCHEMES)
             raise StorageError(
                 f"{without_secrets(url)}: {scheme}:// is not a store for outputs; use a folder or {known}"
             )
+        if not {"", ".", ".."}.isdisjoint(url.partition("://")[2].removesuffix("/").split("/")):
+            raise StorageError(f"{without_secrets(url)}: a part of it is empty or dots; give {scheme}://BUCKET/FOLDER")
         self._fs, path = file_system(url)
         self.where = url.rstrip("/")
         self._root = path.rstrip("/")
@@ -361,7 +370,7 @@ def probe(store: Store) -> None:
 
     Raises StorageError that names the store and what it lacks.
     """
-    folder = f".probe/{secrets.token_hex(8)}"
+    folder = f"{PROBES}/{secrets.token_hex(8)}"
     key, contents = f"{folder}/created", (b"first", b"second")
     # A store that does not answer is waited for in this thread, where signals arrive, and before there is anything to
     # remove.

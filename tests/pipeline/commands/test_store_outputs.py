@@ -65,6 +65,17 @@ def test_what_is_there_is_current(name: str, source: Path, bucket: str, capsys: 
     assert "nothing to do" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_killed_starts_have_left_is_no_hindrance_and_does_not_stay(name: str, source: Path, bucket: str) -> None:
+    store = open_store(bucket)
+    store.put(".probe/0123/created", b"x")
+    assert run(name, source, bucket) == 0
+    store.put(".unfinished/units/0.json", b"x")
+    assert run(name, source, bucket) == 0
+    if name != "tokenizer":  # which leaves no such thing
+        assert ".unfinished/units/0.json" not in store.list()
+
+
 @pytest.mark.parametrize("name", ["recut", "tokenizer"])
 def test_the_work_of_another_command_is_refused(name: str, source: Path, bucket: str) -> None:
     assert run("webdataset", source, bucket) == 0

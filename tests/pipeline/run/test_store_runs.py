@@ -120,6 +120,17 @@ def test_a_place_with_something_else_is_refused(corpus: Path, bucket: str) -> No
     assert preprocess(corpus, "--out", bucket, *OPTIONS) == 2
 
 
+def test_what_a_start_that_was_killed_has_left_is_no_hindrance(
+    corpus: Path, bucket: str, quiet: dict[str, str]
+) -> None:
+    store, table = open_store(bucket), f"files-{'0' * 64}.arrow"
+    for key in (".probe/0123/created", ".clock/0123", table):
+        store.put(key, b"x")
+    assert preprocess(corpus, "--out", bucket, *OPTIONS) == 3
+    assert remote_hashes(bucket) == quiet
+    assert table not in store.list()
+
+
 @pytest.mark.parametrize("out", ["http://host/x", "s3://bucket/x?sig=hush-hush", "s3://me:hush-hush@bucket/x"])
 def test_an_impossible_place_is_refused(corpus: Path, out: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert preprocess(corpus, "--out", out, *OPTIONS) == 2

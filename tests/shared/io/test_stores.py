@@ -16,10 +16,11 @@ from shared.io.stores.store import LocalStore, Store, UrlStore, open_store, prob
 
 
 @pytest.fixture(params=["folder", "s3", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     if request.param == "folder":
         return open_store(tmp_path / "store")
-    if request.param == "memory":
+    if request.param == "memory":  # of one process alone, so no place for outputs, but a driver unlike the others
+        monkeypatch.setattr("shared.io.stores.store.SCHEMES", ("memory",))
         return open_store(f"memory://{tmp_path.name}")
     return open_store(request.getfixturevalue("bucket"))
 
@@ -165,9 +166,17 @@ def test_a_store_that_shows_old_things_is_refused_by_name(lack: str, tmp_path: P
         probe(Late(tmp_path))
 
 
-@pytest.mark.parametrize("url", ["http://host/x", "ftp://host/x", "github://a:b@main/x", "hf://datasets/x"])
+@pytest.mark.parametrize(
+    "url", ["http://host/x", "ftp://host/x", "github://a:b@main/x", "hf://datasets/x", "memory://x"]
+)
 def test_other_stores_are_refused_by_name(url: str) -> None:
     with pytest.raises(StorageError, match=url.partition(":")[0]):
+        open_store(url)
+
+
+@pytest.mark.parametrize("url", ["s3://", "s3:///x", "s3://b//x", "s3://b/./x", "s3://b/../x", "s3://b/x//"])
+def test_a_place_that_stores_would_understand_differently_is_refused(url: str) -> None:
+    with pytest.raises(StorageError, match="BUCKET"):
         open_store(url)
 
 

@@ -1,0 +1,51 @@
+"""Temporary folders are gone when their process is, however it ended."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shared.io.scratch import remove_abandoned, scratch
+
+HOLDS = """
+from shared.io.scratch import scratch
+with scratch("test") as folder:
+    (folder / "a").touch()
+    print(folder, flush=True)
+    input()
+"""
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    return tmp_path
+
+
+def test_nothing_is_in_it_and_nothing_stays(places: Path) -> None:
+    with scratch("test") as folder:
+        assert list(folder.iterdir()) == []
+        (folder / "a").write_text("a")
+    assert list(places.iterdir()) == []
+
+
+def test_a_living_process_keeps_its_folder_and_a_killed_one_leaves_none(places: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLDS], stdin=-1, stdout=-1, text=True) as process:
+        assert process.stdout is not None
+        folder = Path(process.stdout.readline().strip())
+        with scratch("other"):
+            assert (folder / "a").exists()
+        process.send_signal(signal.SIGKILL)
+    assert folder.exists()
+    remove_abandoned()
+    assert list(places.iterdir()) == []
+
+
+def test_other_folders_of_such_names_stay(places: Path) -> None:
+    (places / "patchwork-mine").mkdir()
+    (places / "patchwork-mine" / "owner").touch()
+    remove_abandoned()
+    assert (places / "patchwork-mine" / "owner").exists()
