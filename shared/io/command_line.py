@@ -5,12 +5,14 @@ import signal
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
 from shared import __version__
 from shared.errors import ExitCode, PatchworkError, did_you_mean
 from shared.io.log import LOG, set_level
+from shared.io.storage import is_url, local_path, without_secrets
 from shared.io.terminal import error_line, imports, one_line, run_program, show
 
 
@@ -36,6 +38,13 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         return text
 
 
+def _path(text: str) -> Path:
+    """A path of this machine, of which a URL would silently be one, too: that of the folder `s3:` here."""
+    if is_url(path := local_path(text)):
+        raise argparse.ArgumentTypeError(f"{without_secrets(text)} is a URL; give a path of this machine")
+    return Path(path)
+
+
 class Parser(argparse.ArgumentParser):
     """The options of a command, none of them abbreviated."""
 
@@ -43,6 +52,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             prog=prog, description=description, epilog=epilog, formatter_class=_Formatter, allow_abbrev=False
         )
+        self.register("type", Path, _path)
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line."""

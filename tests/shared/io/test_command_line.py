@@ -188,3 +188,9 @@ def test_lines_of_one_of_several_ranks_say_which() -> None:
 
 def test_processes_that_are_started_say_as_much() -> None:
     assert "a debug" in levels_shown(PATCHWORK_LOG_LEVEL="DEBUG")
+
+
+def test_a_url_where_a_path_is_asked_for_is_no_folder_of_this_machine(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(SystemExit, match=str(ExitCode.REFUSED.value)):
+        pipeline.main(["inspect", "s3://me:hush-hush@bucket/run"])
+    assert "argument DATASET: s3://...@bucket/run is a URL" in caplog.text
