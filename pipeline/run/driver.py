@@ -29,7 +29,7 @@ from pipeline.settings import SPLIT_NAMES, ExecutorSettings, Job, PipelineError,
 from pipeline.splits.marker import MARKERS, finish_ledgers, read_marker
 from pipeline.splits.place import Place, opened
 from pipeline.splits.run_file import FAILURES, RunFile
-from pipeline.splits.selection import SELECTION, remove_selection, select, selection_done, selects, surveyed
+from pipeline.splits.selection import DECIDED, SELECTION, remove_selection, select, selection_done, selects, surveyed
 from pipeline.splits.worker import Outcome, Task, require_numerics
 from shared.errors import IdentityError
 from shared.io.files import write_atomic
@@ -178,12 +178,13 @@ def _require_content(place: Place, run: RunFile, executor: Executor, numbers: np
 def _select(place: Place, run: RunFile, executor: Executor) -> list[Outcome]:
     """Survey what is not surveyed yet, and decide the status of every text; returns what failed."""
     job, splits = place.job, run.plan.splits
-    left = np.array([split.number for split in splits if not surveyed(job.out, split)], np.int64)
+    left = np.fromiter((split.number for split in splits if not surveyed(job.out, split)), np.int64)
     failures, _ = _work(place, executor, run, "Surveying", left, Task("survey"))
     if not failures:
         place.pull(SELECTION)
-        select(job.out, range(len(splits)), job.reading)
-        place.push(SELECTION)
+        select(job.out, len(splits), job.reading)
+        for files in DECIDED:
+            place.push(files)
     return failures
 
 

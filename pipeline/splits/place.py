@@ -19,7 +19,7 @@ from pipeline.settings import SPLIT_NAMES, Job, PipelineError
 from pipeline.splits.logs import LOGS
 from pipeline.splits.marker import MARKERS, Marker, is_whole
 from pipeline.splits.run_file import BEGUN_FILE, RUN_FILE, Begun, RunFile, RunSummary, read_run
-from pipeline.splits.selection import SELECTION
+from pipeline.splits.selection import needed_to_write
 from shared.errors import IdentityError, StorageError
 from shared.io.files import locked
 from shared.io.scratch import scratch
@@ -82,8 +82,8 @@ class Place(ABC):
         """The same of one file."""
 
     @abstractmethod
-    def push(self, folder: str) -> None:
-        """Let workers see what is in a folder of this process."""
+    def push(self, pattern: str) -> None:
+        """Let workers see files of this process, by a glob."""
 
     @abstractmethod
     def drop(self, folder: str) -> None:
@@ -132,7 +132,7 @@ class _FolderPlace(Place):
     def fetch(self, path: str) -> None:
         pass
 
-    def push(self, folder: str) -> None:
+    def push(self, pattern: str) -> None:
         pass
 
     def drop(self, folder: str) -> None:
@@ -202,8 +202,8 @@ class _StorePlace(Place):
         if not (self.job.out / path).exists():
             self._store.download(path, self.job.out / path)
 
-    def push(self, folder: str) -> None:
-        publish_files(self._store, self.job.out, sorted(self.job.out.glob(f"{folder}/**/*")))
+    def push(self, pattern: str) -> None:
+        publish_files(self._store, self.job.out, self.job.out.glob(pattern))
 
     def drop(self, folder: str) -> None:
         self._store.remove(self._store.list(f"{folder}/"))
@@ -252,8 +252,9 @@ def working(job: Job, number: int, statuses: bool) -> Iterator[Job]:
     store = job.store.open()
     with scratch("split") as folder:
         if statuses:
-            for key in (key for key in store.list(f"{SELECTION}/") if key.startswith(f"{SELECTION}/{number:07d}.")):
-                store.download(key, folder / key)
+            for key in needed_to_write(number):
+                with suppress(FileNotFoundError):  # whoever reads it says what repairs it
+                    store.download(key, folder / key)
         yield job.model_copy(update={"out": folder})
         for path in folder.glob(f"{LOGS}/*"):  # no part of the product
             with suppress(StorageError, OSError):

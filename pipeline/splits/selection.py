@@ -1,8 +1,10 @@
 """Which records become documents, where that depends on all of them: exact duplicates, and a sample of the whole.
 
-In a first pass over the input each split is surveyed: a hash of every text and its place in the sample's order. From
-all surveys follow the statuses of each split's texts, in files that the second pass reads. Memory is bounded: hashes
-are compared a range of values at a time, and the sample's limit is found in two steps.
+In a first pass over the input workers survey each split: a hash of every text and its place in the sample's order. From
+the surveys follow the statuses of each split's texts, in files that the second pass reads. The driver decides them in
+bounded memory and linear time: it deals hashes out to files by their first bits, compares one such file at a time,
+deals the duplicates out to files by split, and assembles the statuses of some splits at a time. The sample's limit is
+found in two steps. The driver does this by itself since it is some thousandth of the work: surveys are 32 bytes a text.
 
 DIR/selection/0000012.survey.npy  0000012.survey.json  0000012.statuses.npy  done
 """
@@ -11,11 +13,12 @@ import io
 import json
 import shutil
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from enum import IntEnum
 from itertools import repeat
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -23,11 +26,13 @@ from pipeline.plan import Split
 from pipeline.read import Seen, read_split
 from pipeline.records import DeadLetter, content_digest, sample_hash
 from pipeline.settings import Job, PipelineError, ReadSettings
-from shared.io.files import sync, write_atomic
+from shared.io.files import naming, write_atomic
 from shared.io.identity import canonical_json
 from shared.io.json_reader import read_bounded
 
 SELECTION, _DONE = "selection", "done"
+DECIDED = (f"{SELECTION}/*.statuses.npy", f"{SELECTION}/{_DONE}")
+"""What a selection comes to; the last file says that it is all there."""
 SURVEY = np.dtype([("content", ">u8", 2), ("place", "<u8"), ("bytes", "<i8")])
 """Of each text: half its sha256, its place in the order of the sample, its size."""
 
@@ -42,8 +47,13 @@ class RecordStatus(IntEnum):
 
 STATUSES = np.dtype([("status", "u1"), ("split", "<u4"), ("text", "<u4")])
 """Of each text: KEPT, NOT_SAMPLED or DUPLICATE; then split, and number there, of the equal text that is kept."""
-COMPARED = 2**24
-"""About as many hashes are compared at once: a gigabyte with what sorting takes."""
+COMPARED = 2**22
+"""About as many texts are compared, or get their statuses, at once: 300 MB with what sorting takes."""
+_HASHED = np.dtype([("high", "<u8"), ("low", "<u8"), ("split", "<u4"), ("text", "<u4")])
+"""Of each text: its hash, and where it is."""
+_EQUAL = np.dtype([("split", "<u4"), ("text", "<u4"), ("first_split", "<u4"), ("first_text", "<u4")])
+"""A text that an earlier one equals, and the first such."""
+_DEALT, _HASHES, _DUPLICATES = "dealt", "hashes", "duplicates"
 _BINS, _BLOCK = 2**16, 2**14
 """Bins of places in a first pass, of which a second sorts only one; statuses that are Python objects at a time."""
 
@@ -104,40 +114,120 @@ def survey_split(job: Job, split: Split, progress: Callable[[int], None]) -> Non
     _save(_survey_path(job.out, split.number), survey)
 
 
-def select(out: Path, splits: Sequence[int], reading: ReadSettings) -> None:
-    """Decide over all texts, in the order of the splits, and leave the statuses of those of each split."""
-
-    def survey(split: int) -> np.ndarray:
-        return _load(_survey_path(out, split))
-
-    def statuses(split: int) -> np.ndarray:
-        return _load(_statuses_path(out, split), "r+")
-
-    total = 0
-    for split in splits:
-        texts = len(survey(split))
-        total += texts
-        _save(_statuses_path(out, split), np.zeros(texts, STATUSES))
+def select(out: Path, splits: int, reading: ReadSettings) -> None:
+    """Decide over all texts, in the order of the splits 0 .. ``splits``, and leave the statuses of those of each."""
+    texts = np.fromiter((len(_survey(out, split)) for split in range(splits)), np.int64, splits)
+    block = (np.cumsum(texts) - texts) // COMPARED
+    """int64 [splits]: which splits are assembled together."""
+    shutil.rmtree(out / SELECTION / _DEALT, ignore_errors=True)  # of a driver that was killed
+    duplicates = _Dealt(out / SELECTION / _DEALT / _DUPLICATES, _EQUAL)
     if reading.dedup:
-        bits = max((total // COMPARED).bit_length(), 0)
+        hashes = _Dealt(out / SELECTION / _DEALT / _HASHES, _HASHED)
+        bits = min(int(texts.sum() // COMPARED).bit_length(), 16)
+        for split in range(splits):
+            rows = _hashed(_survey(out, split), split)
+            hashes.add(rows["high"] >> np.uint64(64 - bits) if bits else np.zeros(len(rows)), rows)
         for part in range(1 << bits):
-            for split, text, first_split, first_text in _equal_texts(survey, splits, bits, part):
-                held = statuses(split)
-                held["status"][text] = RecordStatus.DUPLICATE
-                held["split"][text], held["text"][text] = first_split, first_text
+            for equal in _equal_texts(hashes.take(part)):
+                duplicates.add(block[equal["split"]], equal)
+
+    def assembled() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Each split with its survey and statuses, as far as they are known."""
+        for number in range(int(block[-1]) + 1 if splits else 0):
+            first, end = np.searchsorted(block, [number, number + 1]).tolist()
+            starts = np.append(0, np.cumsum(texts[first:end]))
+            statuses = np.zeros(starts[-1], STATUSES)
+            for equal in duplicates.read(number):
+                at = starts[equal["split"] - first] + equal["text"]
+                statuses["status"][at] = RecordStatus.DUPLICATE
+                statuses["split"][at], statuses["text"][at] = equal["first_split"], equal["first_text"]
+            for split in range(first, end):
+                yield split, _survey(out, split), statuses[starts[split - first] : starts[split - first + 1]]
+
+    threshold = 2**64
     if reading.sample_bytes is not None:
         threshold = sample_threshold(
-            lambda: ((s["place"][k], s["bytes"][k]) for s, k in _kept(survey, statuses, splits)), reading.sample_bytes
+            lambda: ((s["place"][k], s["bytes"][k]) for _, s, t in assembled() for k in [t["status"] == 0]),
+            reading.sample_bytes,
         )
-        for split in splits:
-            held = statuses(split)
-            held["status"][(held["status"] == RecordStatus.KEPT) & (survey(split)["place"] >= threshold)] = (
-                RecordStatus.NOT_SAMPLED
-            )
-    for split in splits:
-        # What was changed in place: another machine reads it, or this one after a crash.
-        sync(_statuses_path(out, split))
+    for split, survey, statuses in assembled():
+        if threshold < 2**64:
+            left_out = (statuses["status"] == RecordStatus.KEPT) & (survey["place"] >= np.uint64(threshold))
+            statuses["status"][left_out] = RecordStatus.NOT_SAMPLED
+        _save(_statuses_path(out, split), statuses)
+    shutil.rmtree(out / SELECTION / _DEALT, ignore_errors=True)
     write_atomic(out / SELECTION / _DONE, "")
+
+
+class _Dealt:
+    """Rows dealt out to numbered files. What one file got comes back in the order in which it was added."""
+
+    def __init__(self, folder: Path, dtype: np.dtype) -> None:
+        self._folder, self._dtype = folder, dtype
+        folder.mkdir(parents=True)
+        self._numbers: list[np.ndarray] = []
+        self._rows: list[np.ndarray] = []
+        self._held = 0
+
+    def add(self, numbers: np.ndarray, rows: np.ndarray) -> None:
+        """Rows, and the number of the file for each. As many are written at once as need few files to be opened."""
+        self._numbers.append(numbers.astype(np.uint32))
+        self._rows.append(rows)
+        self._held += len(rows)
+        if self._held >= COMPARED // 4:
+            self._write()
+
+    def _write(self) -> None:
+        if not self._held:
+            return
+        numbers, rows = np.concatenate(self._numbers), np.concatenate(self._rows)
+        self._numbers, self._rows, self._held = [], [], 0
+        order = np.argsort(numbers, kind="stable")
+        numbers, rows = numbers[order], rows[order]
+        begins = np.flatnonzero(np.diff(numbers, prepend=numbers[0] + 1))
+        for begin, end in zip(begins.tolist(), [*begins[1:].tolist(), len(rows)]):
+            path = self._path(int(numbers[begin]))
+            with naming(path), path.open("ab") as file:
+                file.write(rows[begin:end].tobytes())
+
+    def read(self, number: int) -> Iterator[np.ndarray]:
+        """The rows of one file, some at a time."""
+        self._write()
+        with suppress(FileNotFoundError), self._path(number).open("rb") as file:
+            while len(rows := np.fromfile(file, self._dtype, COMPARED)):
+                yield rows
+
+    def take(self, number: int) -> Iterator[np.ndarray]:
+        """The same of a file that is not needed any more."""
+        yield from self.read(number)
+        self._path(number).unlink(missing_ok=True)
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number:07d}"
+
+
+def _hashed(survey: np.ndarray, split: int) -> np.ndarray:
+    rows = np.empty(len(survey), _HASHED)
+    rows["high"], rows["low"] = survey["content"][:, 0], survey["content"][:, 1]
+    rows["split"], rows["text"] = split, np.arange(len(survey))
+    return rows
+
+
+def _equal_texts(chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """From the texts that were dealt to one file, in the order of the input, those that an earlier one equals."""
+    known = np.zeros(0, _HASHED)
+    """The first text of each hash so far: as many as differ, however often one text comes again."""
+    for chunk in chunks:
+        rows = np.concatenate([known, chunk])
+        rows = rows[np.lexsort((rows["low"], rows["high"]))]  # stable: the first text stays the first
+        new = np.ones(len(rows), bool)
+        new[1:] = (rows["high"][1:] != rows["high"][:-1]) | (rows["low"][1:] != rows["low"][:-1])
+        known, again = rows[new], rows[~new]
+        first = known[(np.cumsum(new) - 1)[~new]]
+        equal = np.empty(len(again), _EQUAL)
+        equal["split"], equal["text"] = again["split"], again["text"]
+        equal["first_split"], equal["first_text"] = first["split"], first["text"]
+        yield equal
 
 
 def statuses_of(out: Path, split: int) -> Iterator[tuple[int, int, int]]:
@@ -166,58 +256,29 @@ def sample_threshold(texts: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]
     return int(places[order[np.searchsorted(before + np.cumsum(sizes[order]), limit, side="right")]])
 
 
-def _equal_texts(
-    survey: Callable[[int], np.ndarray], splits: Sequence[int], bits: int, part: int
-) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-    """For each split the texts that an earlier one equals (int64 [N]), and split and text of the first such.
-
-    Of all hashes those that begin with the ``bits`` of ``part`` are compared.
-    """
-    columns: list[list[np.ndarray]] = [[], [], [], []]
-    for split in splits:
-        content = survey(split)["content"].astype(np.uint64)
-        chosen = np.arange(len(content))
-        if bits:
-            chosen = np.flatnonzero(content[:, 0] >> np.uint64(64 - bits) == part)
-        for column, values in zip(
-            columns, (content[chosen, 0], content[chosen, 1], np.full(len(chosen), split), chosen)
-        ):
-            column.append(values)
-    high, low, split_of, text = (np.concatenate(column) for column in columns)
-    order = np.lexsort((text, split_of, low, high))
-    high, low, split_of, text = high[order], low[order], split_of[order], text[order]
-    new = np.ones(len(order), bool)
-    new[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
-    first = np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
-    again = np.flatnonzero(~new)
-    again = again[np.argsort(split_of[again], kind="stable")]
-    for group in np.split(again, np.flatnonzero(np.diff(split_of[again])) + 1):
-        if len(group):
-            yield int(split_of[group[0]]), text[group], split_of[first[group]], text[first[group]]
-
-
-def _kept(
-    survey: Callable[[int], np.ndarray], statuses: Callable[[int], np.ndarray], splits: Sequence[int]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The survey of each split, and which of its texts are kept so far."""
-    for split in splits:
-        yield survey(split), statuses(split)["status"] == RecordStatus.KEPT
-
-
 def _save(path: Path, values: np.ndarray) -> None:
     content = io.BytesIO()  # into a file NumPy writes by itself, and does not say that a disk is full
     np.save(content, values)
     write_atomic(path, content.getvalue())
 
 
-def _load(path: Path, mode: Literal["r", "r+"] = "r") -> np.ndarray:
+def _load(path: Path) -> np.ndarray:
     """A mapped array. Raises PipelineError for a file that is not there or damaged: it is not made a second time."""
     try:
-        return np.asanyarray(np.load(path, mmap_mode=mode, allow_pickle=False))
+        return np.asanyarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except (FileNotFoundError, ValueError, EOFError) as error:
         raise PipelineError(
             f"{path} is missing or damaged ({error}); remove {path.parent} and run the same command"
         ) from None
+
+
+def _survey(out: Path, split: int) -> np.ndarray:
+    return _load(_survey_path(out, split))
+
+
+def needed_to_write(split: int) -> tuple[str, ...]:
+    """What must be at hand in the folder of a run to write a split of it."""
+    return tuple(path(Path(), split).as_posix() for path in (_content_path, _statuses_path))
 
 
 def _survey_path(out: Path, split: int) -> Path:

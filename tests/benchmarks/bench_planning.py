@@ -1,11 +1,13 @@
 """How soon a run begins, what it reads, and what its driver keeps for each file and split.
 
-Run: python tests/benchmarks/bench_planning.py [--bytes 1000000000] [--files 10000 100000]
+Run: python tests/benchmarks/bench_planning.py [--bytes 1000000000] [--files 10000 100000] [--texts 4194304 16777216]
 
 1. A file of each format: seconds until the first split begins, and bytes that the driver reads before that, and that
    all read, over the bytes of the file (rchar of /proc/PID/io: what read() returned; memory maps count nothing there).
 2. Files of one split each: seconds and memory of the driver (peak of what Python allocates, with what Arrow holds), for
    listing, plan, queue, and the summing up of markers.
+3. --dedup and --sample-bytes: seconds and memory in which the driver decides over so many texts, half of them equal to
+   earlier ones, from surveys of 2^14 texts each.
 """
 
 import argparse
@@ -33,6 +35,7 @@ from pipeline.settings import ExecutorSettings, Job, OutputSettings, ReadSetting
 from pipeline.splits import worker
 from pipeline.splits.marker import Counts, Marker, write_marker
 from pipeline.splits.run_file import RunFile
+from pipeline.splits.selection import SELECTION, SURVEY, select
 from shared.patching import PatchingSettings
 
 LINE = 1000
@@ -182,10 +185,38 @@ def write_markers(out: Path, plan: Plan, run: str) -> None:
         write_marker(out, Marker(**fields, counts=Counts(), shards=shards))  # type: ignore[arg-type]
 
 
+TEXTS_OF_A_SURVEY = 2**14
+
+
+def selection(folder: Path, texts: int) -> None:
+    """The statuses of so many texts, from what workers leave of them."""
+    rng, splits = np.random.default_rng(0), -(-texts // TEXTS_OF_A_SURVEY)
+    (folder / SELECTION).mkdir()
+    for number in range(splits):
+        survey = np.zeros(TEXTS_OF_A_SURVEY, SURVEY)
+        # Multiplied by odd numbers, so that equal texts have equal hashes that are spread over all values.
+        text = rng.integers(0, texts, TEXTS_OF_A_SURVEY).astype(np.uint64)
+        survey["content"] = text[:, None] * np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], np.uint64)
+        survey["place"], survey["bytes"] = text * np.uint64(0x165667B19E3779F9), 1000
+        np.save(folder / SELECTION / f"{number:07d}.survey.npy", survey)
+    tracemalloc.start()
+    began = time.perf_counter()
+    select(folder, splits, ReadSettings(dedup=True, sample_bytes=texts * 100))
+    seconds = time.perf_counter() - began
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    print(
+        f"{splits * TEXTS_OF_A_SURVEY:>12,} texts in {splits:,} splits: {seconds:6.1f} s, "
+        f"{1e6 * seconds / texts:.2f} s for a million, {most / 1e6:.0f} MB at most",
+        flush=True,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bytes", type=int, default=10**9, help="of text in the file of each format")
     parser.add_argument("--files", type=int, nargs="*", default=[10_000, 100_000], help="of the driver's runs")
+    parser.add_argument("--texts", type=int, nargs="*", default=[2**22, 2**24], help="to be told apart by --dedup")
     parser.add_argument("--formats", nargs="*", default=list(FORMATS), choices=list(FORMATS))
     arguments = parser.parse_args()
     os.environ["PATCHWORK_LOG_LEVEL"] = "error"
@@ -195,6 +226,9 @@ def main() -> None:
     for count in arguments.files:
         with tempfile.TemporaryDirectory() as folder:
             driver(Path(folder), count)
+    for texts in arguments.texts:
+        with tempfile.TemporaryDirectory() as folder:
+            selection(Path(folder), texts)
 
 
 if __name__ == "__main__":

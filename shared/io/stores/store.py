@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -35,6 +36,7 @@ PATIENCE_SECONDS = 300.0
 LONGEST_PAUSE = 5.0
 AT_ONCE = 8
 """Objects on their way."""
+_SUBMITTED = 256
 CHUNK = 2**24
 SMALL = 2**27
 """Bytes of the largest object that is read into memory to be compared."""
@@ -358,8 +360,10 @@ def publish_files(store: Store, folder: Path, paths: Iterable[Path]) -> None:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         store.publish(path, path.relative_to(folder).as_posix(), sha256)
 
+    files = filter(Path.is_file, paths)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(send, [path for path in paths if path.is_file()]))
+        while some := list(islice(files, _SUBMITTED)):  # not a future for each of a hundred thousand
+            list(pool.map(send, some))
 
 
 # ---- What a store can do, tried before any work.

@@ -468,7 +468,7 @@ def test_what_a_selection_decides_is_on_the_disk_before_it_is_said_to_be_done(tm
             safe[path.name.partition(".npy")[0]] = path.read_bytes()
 
     monkeypatch.setattr(shared.io.files.os, "fsync", fsync)
-    select(job.out, [0], job.reading)
+    select(job.out, 1, job.reading)
     assert safe["0000000.statuses"] == (job.out / "selection" / "0000000.statuses.npy").read_bytes()
     assert np.load(job.out / "selection" / "0000000.statuses.npy")["status"].sum() == 2 * 20
 
@@ -476,7 +476,7 @@ def test_what_a_selection_decides_is_on_the_disk_before_it_is_said_to_be_done(tm
 @pytest.mark.parametrize("now", [39, 41])
 def test_an_input_with_other_texts_than_were_surveyed_is_an_error(tmp_path, now):
     job, path = surveyed(tmp_path)
-    select(job.out, [0], job.reading)
+    select(job.out, 1, job.reading)
     write_jsonl(path, [{"text": f"text {number % 20}"} for number in range(now)])
     with pytest.raises(PipelineError, match=f"split 0000000-00000 has {'more' if now > 40 else 'fewer'} texts"):
         process_split(job, make_plan([path], job.reading).splits[0], "")

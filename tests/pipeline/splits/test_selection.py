@@ -2,6 +2,8 @@
 
 import json
 import re
+import tempfile
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from pipeline.records import content_digest, sample_hash
 from pipeline.run.driver import make_plan
 from pipeline.settings import Job, OutputSettings, PipelineError, ReadSettings
 from pipeline.splits.process import process_split
-from pipeline.splits.selection import sample_threshold, select, selection_done
+from pipeline.splits.selection import SURVEY, RecordStatus, sample_threshold, select, selection_done, statuses_of
 from shared.patching import PatchingSettings
 
 
@@ -73,6 +75,80 @@ def test_statuses_do_not_depend_on_workers_or_splits(tmp_path: Path) -> None:
     assert max(Counter(text for *_, text in texts[0]).values()) == 1
 
 
+def surveys(out: Path, splits: list[list[tuple[int, int, int]]]) -> None:
+    """What workers leave of texts with these hashes, places in the order of the sample and sizes."""
+    (out / "selection").mkdir(parents=True)
+    for number, texts in enumerate(splits):
+        survey = np.zeros(len(texts), SURVEY)
+        for row, (content, place, size) in zip(survey, texts):
+            row["content"], row["place"], row["bytes"] = (content % 2**64, content >> 64), place, size
+        np.save(out / "selection" / f"{number:07d}.survey.npy", survey)
+
+
+HASHES = st.integers(0, 3) | st.integers(2**63, 2**63 + 1) | st.sampled_from([2**64, 2**64 + 2**63, 2**128 - 1])
+
+
+@given(
+    st.lists(st.lists(st.tuples(HASHES, st.integers(0, 2**64 - 1), st.integers(1, 9)), max_size=9), max_size=9),
+    st.booleans(),
+    st.none() | st.integers(1, 200),
+)
+@settings(max_examples=60, deadline=None)
+def test_statuses_are_those_that_follow_from_looking_at_all_texts_at_once(splits, dedup, limit):
+    wanted, first, kept = {}, {}, []
+    for split, texts in enumerate(splits):
+        for text, (content, place, size) in enumerate(texts):
+            earlier = first.setdefault(content, (split, text)) if dedup else (split, text)
+            wanted[split, text] = (RecordStatus.KEPT, 0, 0)
+            if earlier == (split, text):
+                kept.append((place, size, split, text))
+            else:
+                wanted[split, text] = (RecordStatus.DUPLICATE, *earlier)
+    held = 0
+    for place, size, split, text in sorted(kept):
+        held += size
+        if limit is not None and held > limit:
+            for later, _, split, text in kept:
+                if later >= place:
+                    wanted[split, text] = (RecordStatus.NOT_SAMPLED, 0, 0)
+            break
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr("pipeline.splits.selection.COMPARED", 5)
+        surveys(Path(folder), splits)
+        select(Path(folder), len(splits), ReadSettings(dedup=dedup, sample_bytes=limit))
+        found = {
+            (split, text): status
+            for split in range(len(splits))
+            for text, status in enumerate(statuses_of(Path(folder), split))
+        }
+        assert {path.name for path in Path(folder, "selection").iterdir() if path.suffix != ".npy"} == {"done"}
+    assert found == wanted
+
+
+@pytest.mark.parametrize("hashes", ["all equal", "all different"])
+def test_memory_for_a_selection_does_not_grow_with_the_texts(tmp_path, monkeypatch, hashes):
+    monkeypatch.setattr("pipeline.splits.selection.COMPARED", 2**12)
+    rng = np.random.default_rng(0)
+
+    def peak(splits: int) -> int:
+        out = tmp_path / f"{splits}"
+        (out / "selection").mkdir(parents=True)
+        for number in range(splits):
+            survey = np.zeros(2**11, SURVEY)
+            if hashes == "all different":
+                survey["content"] = rng.integers(0, 2**63, (2**11, 2))
+            survey["bytes"], survey["place"] = 1, rng.integers(0, 2**63, 2**11)
+            np.save(out / "selection" / f"{number:07d}.survey.npy", survey)
+        tracemalloc.start()
+        select(out, splits, ReadSettings(dedup=True, sample_bytes=2**13))
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    peak(4)
+    assert peak(64) < 1.2 * peak(16)
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 20) | st.integers(2**48, 2**48 + 9), st.integers(1, 9)), max_size=40),
     st.integers(0, 200),
@@ -117,7 +193,7 @@ def test_more_texts_than_were_surveyed_are_an_error(tmp_path: Path) -> None:
     record = np.zeros(1, [("content", ">u8", 2), ("place", "<u8"), ("bytes", "<i8")])
     record["content"] = np.frombuffer(content_digest(b"a")[:16], ">u8")
     np.save(folder / "0000000.survey.npy", record)
-    select(job.out, [0], reading)
+    select(job.out, 1, reading)
     assert selection_done(job.out)
     with pytest.raises(PipelineError, match="more texts than were surveyed"):
         process_split(job, plan.splits[0], "")
