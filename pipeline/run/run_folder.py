@@ -16,9 +16,7 @@ import numpy as np
 from pipeline.files import TABLE_NAME
 from pipeline.settings import SPLIT_NAMES, PipelineError, SplitName
 from pipeline.splits.marker import (
-    DEAD_LETTERS,
-    DUPLICATES,
-    EMPTY_RECORDS,
+    LEDGERS,
     MARKERS,
     Marker,
     read_marker,
@@ -73,7 +71,7 @@ def remove_half_written(out: Path) -> None:
     A worker that still writes fails, and leaves nothing.
     """
     tables = (f"{name}/{TABLES_FOLDER}" for name in SPLIT_NAMES)
-    for folder in ("", *SPLIT_NAMES, *tables, MARKERS, DEAD_LETTERS, EMPTY_RECORDS, DUPLICATES, SELECTION):
+    for folder in ("", *SPLIT_NAMES, *tables, MARKERS, *LEDGERS, SELECTION):
         for path in (out / folder).glob("*.tmp"):
             path.unlink(missing_ok=True)
 

@@ -18,6 +18,8 @@ from shared.shards.dataset import check_file, files_of
 from shared.shards.manifest import Count, Sha256, ShardEntry, Sums
 
 MARKERS, DEAD_LETTERS, EMPTY_RECORDS, DUPLICATES = "splits", "dead-letters", "empty-records", "duplicates"
+LEDGERS = (DEAD_LETTERS, EMPTY_RECORDS, DUPLICATES)
+"""Folders of lists of what did not become a document."""
 
 LINE_IN_SPLIT = "line_in_split"
 """In place of a line, until all splits before are done and their lines are known."""

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pipeline.files import TABLE_NAME
 from pipeline.settings import SPLIT_NAMES, Job, PipelineError
 from pipeline.splits.logs import LOGS
-from pipeline.splits.marker import MARKERS, Marker, is_whole
+from pipeline.splits.marker import LEDGERS, MARKERS, Marker, is_whole
 from pipeline.splits.run_file import BEGUN_FILE, RUN_FILE, Begun, RunFile, RunSummary, read_run
 from pipeline.splits.selection import needed_to_write
 from shared.errors import IdentityError, StorageError
@@ -271,8 +271,14 @@ def commit(job: Job, worked: Job, run: str) -> None:
         return
     store, out = job.store.open(), worked.out
     markers = sorted(out.glob(f"{MARKERS}/*"))
-    others = [path for path in sorted(out.rglob("*")) if path.relative_to(out).parts[0] not in (MARKERS, LOGS)]
+    lists = [path for folder in LEDGERS for path in sorted(out.glob(f"{folder}/*"))]
+    others = [
+        path for path in sorted(out.rglob("*")) if path.relative_to(out).parts[0] not in (MARKERS, LOGS, *LEDGERS)
+    ]
     publish_files(store, out, others)
+    for path in lists:
+        # A driver says in it which lines of whole files are meant: who comes late must not undo that.
+        store.create(path.relative_to(out).as_posix(), path.read_bytes())
     if markers:
         require_run(store, run)
     for path in markers:

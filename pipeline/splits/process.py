@@ -21,6 +21,7 @@ from pipeline.splits.marker import (
     DEAD_LETTERS,
     DUPLICATES,
     EMPTY_RECORDS,
+    LEDGERS,
     LINE_IN_SPLIT,
     Counts,
     Ledger,
@@ -64,8 +65,7 @@ def process_split(
     """
     progress = _one_at_a_time(progress)
     with ExitStack() as stack:
-        folders = (DEAD_LETTERS, EMPTY_RECORDS, DUPLICATES)
-        ledgers = {folder: Ledger(job.out / folder / f"{split.name}.jsonl", stack) for folder in folders}
+        ledgers = {folder: Ledger(job.out / folder / f"{split.name}.jsonl", stack) for folder in LEDGERS}
         sorting = _Sorting(job, split, ledgers, progress)
         shards = stack.enter_context(_Shards(job, split.name, shard_bytes))
         records: Generator[Records, None, None] = sorting.records()

@@ -1,8 +1,10 @@
 """Runs whose --out is an object store: the same bytes as in a folder, whatever happens to driver, workers and store."""
 
+import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -102,7 +104,7 @@ def test_a_shard_that_is_gone_is_made_again(corpus: Path, done: str, quiet: dict
 
 def test_a_touched_input_is_the_same_input(corpus: Path, done: str, quiet: dict[str, str]) -> None:
     store = open_store(done)
-    store.remove(["splits/00001.json"])
+    store.remove(["splits/0000001-00000.json"])
     (corpus / "0.jsonl").touch()
     assert preprocess(corpus, "--out", done, *OPTIONS) == 3
     assert remote_hashes(done) == quiet
@@ -162,8 +164,8 @@ def test_the_marker_comes_last(corpus: Path, bucket: str, monkeypatch: pytest.Mo
     store = open_store(bucket)
     assert store.list("train/")
     assert not [key for key in store.list("train/") if key.endswith("manifest.json")]
-    markers = {key[7:12] for key in store.list("splits/")}
-    assert not markers & {key[6:11] for key in store.list("train/")}
+    assert len(store.list("splits/")) < len(store.list("logs/"))
+    assert all(json.loads(store.read(key))["shards"]["validation"] == [] for key in store.list("splits/"))
 
 
 def job_on(url: str, out: Path) -> Job:
@@ -187,6 +189,26 @@ def test_a_marker_never_changes(bucket: str, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="splits/00000"):
         marked(store, job, b"two", "a")
     assert store.read("splits/00000.json") == b"one"
+
+
+def test_a_worker_that_comes_late_changes_nothing(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that slept while another driver finished the run: in the list of its split lines are those of the file."""
+    path, store, late = tmp_path / "a.jsonl", open_store(bucket), []
+    path.write_bytes((b'{"text": "some text"}\n' * 40 + b"bad\n" + b'{"text": ""}\n') * 20)
+
+    def committed(job: Job, worked: Job, run: str) -> None:
+        kept = tmp_path / str(len(late))
+        shutil.copytree(worked.out, kept)
+        late.append((job, worked.model_copy(update={"out": kept}), run))
+        commit(job, worked, run)
+
+    monkeypatch.setattr("pipeline.splits.worker.commit", committed)
+    assert preprocess(path, "--out", bucket, *STATIC, "--split-bytes", 5000) == 3
+    before = contents(store, "train/", "validation/", "splits/", "dead-letters/", "empty-records/")
+    assert len(late) > 1
+    for arguments in late:
+        commit(*arguments)
+    assert contents(store, "train/", "validation/", "splits/", "dead-letters/", "empty-records/") == before
 
 
 def test_who_commits_looks_whose_run_it_is_by_now(bucket: str, tmp_path: Path) -> None:
