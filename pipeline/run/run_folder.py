@@ -24,14 +24,14 @@ from pipeline.splits.marker import (
 from pipeline.splits.place import Has, Place
 from pipeline.splits.run_file import FAILURES, RUN_FILE, RunFile, read_run
 from pipeline.splits.selection import SELECTION
-from shared.errors import IdentityError, ModelFileError
+from shared.errors import DatasetError, IdentityError, ModelFileError
 from shared.io.files import LOCK_FILE, whole_folder, write_atomic
 from shared.io.identity import differences, in_short
 from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE, model_sha256
 from shared.settings import refused_as
 from shared.shards.dataset import files_of
-from shared.shards.manifest import ENTROPY_MODEL_FOLDER, MANIFEST_NAME
-from shared.shards.tables import TABLES_FOLDER
+from shared.shards.manifest import ENTROPY_MODEL_FOLDER, MANIFEST_NAME, load_manifest
+from shared.shards.tables import TABLES_FOLDER, table_file
 
 
 def load_run(out: Path) -> RunFile | None:
@@ -112,14 +112,23 @@ def markers_of(out: Path, run: RunFile) -> Iterator[tuple[int, Marker | None]]:
 def is_finished(out: Path, run: RunFile, has: Has) -> bool:
     """Whether a run is complete. Looks at names and sizes only: it is quick."""
     for name in SPLIT_NAMES:
-        if not has(f"{name}/{MANIFEST_NAME}", None):
+        if not has(f"{name}/{MANIFEST_NAME}", None) or not _tables_in_place(out, has, name):
             return False
-        if run.numerics is not None and not has(f"{name}/{ENTROPY_MODEL_FOLDER}/{WEIGHTS_FILE}", None):
+        models = (f"{name}/{ENTROPY_MODEL_FOLDER}/{file}" for file in (CONFIG_FILE, WEIGHTS_FILE))
+        if run.numerics is not None and not all(has(file, None) for file in models):
             return False
     return all(
         marker is not None and all(_in_place(has, marker, name) for name in SPLIT_NAMES)
         for _, marker in markers_of(out, run)
     )
+
+
+def _tables_in_place(out: Path, has: Has, name: SplitName) -> bool:
+    try:
+        tables = load_manifest(out / name).tables
+    except DatasetError:
+        return False
+    return all(has(f"{name}/{table_file(table)}", record.bytes) for table, record in tables.items())
 
 
 def _in_place(has: Has, marker: Marker, name: SplitName) -> bool:

@@ -31,7 +31,7 @@ from helpers.pipeline_helpers import (
 )
 
 from shared.io.files import locked
-from shared.shards.manifest import load_manifest
+from shared.shards.manifest import MANIFEST_NAME, load_manifest
 from shared.shards.open import open_dataset
 
 GOOD = b'{"text": "good %d"}\n'
@@ -270,6 +270,20 @@ def test_a_damaged_or_lost_shard_is_made_again(tmp_path):
     second.write_bytes(damaged)
     assert preprocess(*arguments) == 0
     assert shard_hashes(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("name", ["tables/shards.arrow", "tables/runs.arrow", "tables/histograms.arrow", MANIFEST_NAME])
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_damaged_or_lost_table_is_made_again(tmp_path, name, cut):
+    corpus, out = write_jsonl(tmp_path / "a.jsonl", some_records(20)), tmp_path / "out"
+    assert preprocess(corpus, "--out", out, *STATIC) == 0
+    before, path = shard_hashes(out), out / "validation" / name
+    if cut:
+        os.truncate(path, path.stat().st_size // 2)
+    else:
+        path.unlink()
+    assert preprocess(corpus, "--out", out, *STATIC) == 0
+    assert shard_hashes(out) == before
 
 
 def test_another_run_in_the_same_folder_is_refused_and_the_difference_named(tmp_path, capsys):
