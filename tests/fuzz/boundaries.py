@@ -82,7 +82,7 @@ BOUNDARIES = (
         "dataset folder",
         DATASET_READERS,
         d.dataset("arrow", "uint8"),
-        d.fitted(lambda rng, folder: m.spoil_folder(rng, folder / "d")),
+        d.fitted(lambda rng, folder: m.spoil_folder(rng, folder / "d", huge=1 << 30)),  # all of it is hashed
         (*ARROW_ACTIONS, d.recut),
     ),
     Boundary(
