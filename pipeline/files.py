@@ -56,7 +56,7 @@ class SourceFile:
     split: SplitName | None = None
     """Set where the input has decided already which split its records are in."""
     query: str = ""
-    """What follows the path in a URL, as signed ones have it; no part of the identity."""
+    """What follows the path in a URL, as signed ones have it; no part of the identity, and never stored."""
 
     @property
     def size(self) -> int:
@@ -93,6 +93,7 @@ _SCHEMA = pa.schema(
     ]
 )
 _ROWS_AT_ONCE = 2**13
+_QUERY = _SCHEMA.get_field_index("query")
 
 
 class Files(Sequence[SourceFile]):
@@ -207,12 +208,16 @@ class Files(Sequence[SourceFile]):
         return ~np.asarray(same.to_numpy(zero_copy_only=False), bool)
 
     def content(self) -> tuple[str, bytes]:
-        """The table as a file: a name that tells its content, and the content."""
+        """The table as a file: a name that tells its content, and the content.
+
+        Without queries: signatures are secrets, and who goes on with the run lists its input anew.
+        """
         sink = pa.BufferOutputStream()
         named = _SCHEMA.with_metadata({f"{number:05d}": root for number, root in enumerate(self.roots)})
         with pa.ipc.new_file(sink, named) as file:
             for batch in self._batches:
-                file.write_batch(pa.record_batch(batch.columns, named))
+                kept = batch.set_column(_QUERY, _SCHEMA.field(_QUERY), pa.repeat("", len(batch)))
+                file.write_batch(pa.record_batch(kept.columns, named))
         content = sink.getvalue().to_pybytes()
         return f"files-{hashlib.sha256(content).hexdigest()}.arrow", content
 

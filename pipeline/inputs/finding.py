@@ -342,9 +342,9 @@ def _remote(url: str, search: Search) -> Iterator[Found | Path]:
     fs.invalidate_cache()  # it would keep what is let go below
     if not listing:
         raise FileNotFoundError(url)
-    if ours := _our_dataset(_relative(name, base) for name in listing):
-        raise PipelineError(f"{folder}/{ours}: one of our datasets; they are read from disks, so copy it first")
     wanted = Glob(pattern) if pattern is not None else EVERYTHING
+    if ours := _our_dataset((_relative(name, base) for name in listing), wanted):
+        raise PipelineError(f"{folder}/{ours}: one of our datasets; they are read from disks, so copy it first")
     files = ListedFiles()
     while listing:  # what a driver says of a file takes a kilobyte: it is let go one by one
         name, info = listing.popitem()
@@ -369,13 +369,14 @@ def _relative(path: str, base: str) -> str:
     return path.removeprefix(base).lstrip("/")
 
 
-def _our_dataset(paths: Iterable[str]) -> str | None:
-    """The folder of one of our datasets among remote files, by its manifest and the indexes beside it."""
+def _our_dataset(paths: Iterable[str], wanted: Glob) -> str | None:
+    """The folder of one of our datasets among remote files of which a shard is wanted, by its manifest and indexes."""
     indexed, folders = set[str](), set[str]()
     for path in paths:
         folder, _, name = path.rpartition("/")
         if name.endswith(index_name("")):
-            indexed.add(folder)
+            if wanted.chooses(path) or wanted.chooses(path.removesuffix(index_name(""))):
+                indexed.add(folder)
         elif name == MANIFEST_NAME:
             folders.add(folder)
     return next((folder or "." for folder in sorted(folders & indexed)), None)

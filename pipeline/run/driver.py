@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline.executors import Executor, make_executor
 from pipeline.inputs.finding import require_local
+from pipeline.inputs.globs import ANY_FOLDERS, Glob, has_magic, split_glob
 from pipeline.inputs.listing import list_inputs
 from pipeline.plan import LARGEST_SPLIT, Plan
 from pipeline.run.progress import Progress, following
@@ -36,9 +37,12 @@ from shared.io.files import write_atomic
 from shared.io.identity import digest
 from shared.io.log import LOG
 from shared.io.quantities import counted
+from shared.io.storage import is_url
 from shared.io.terminal import one_line, safe
 from shared.shards.manifest import DatasetIdentity, EntropyModelIdentity, ShardEntry, load_manifest
 from shared.shards.tables import commit_dataset
+
+_SCHEMES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
 
 
 def preprocess(job: Job, inputs: Sequence[Path | str], executor: ExecutorSettings) -> Report:
@@ -75,9 +79,27 @@ def preprocess(job: Job, inputs: Sequence[Path | str], executor: ExecutorSetting
 
 def require_apart(job: Job, text: str) -> None:
     """Raise PipelineError when an input lies where a run on a store is written, or the run below an input."""
-    out, text = f"{job.where}/", f"{text.rstrip('/')}/"
-    if job.store is not None and (out.startswith(text) or text.startswith(out)):
+    if job.store is None or not is_url(text):
+        return
+    folder, pattern = split_glob(text) if has_magic(text) else (text, ANY_FOLDERS)
+    out, above = _one_scheme(job.where), _one_scheme(folder.rstrip("/"))
+    if f"{above}/".startswith(f"{out}/") or (f"{out}/".startswith(f"{above}/") and _enters(pattern, out[len(above) :])):
         raise PipelineError(f"--out {job.where} and the input {text} contain each other; use another place for one")
+
+
+def _enters(pattern: str, below: str) -> bool:
+    """Whether a glob may choose something in a folder."""
+    glob = Glob(pattern)
+    place = glob.start
+    for name in filter(None, below.split("/")):
+        place = glob.step(place, name)
+    return bool(place)
+
+
+def _one_scheme(url: str) -> str:
+    """A URL with one of the names that its store has."""
+    scheme, mark, rest = url.partition("://")
+    return f"{_SCHEMES.get(scheme, scheme)}{mark}{rest}"
 
 
 def make_plan(inputs: Sequence[Path | str], reading: ReadSettings, out: Path | None = None) -> Plan:

@@ -141,8 +141,15 @@ def test_an_impossible_place_is_refused(corpus: Path, out: str, capsys: pytest.C
 
 def test_a_run_is_not_written_into_its_input(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
     open_store(bucket).put("in/a.txt", b"text")
-    assert preprocess(bucket, "--out", f"{bucket}/out", *OPTIONS) == 2
-    assert f"{bucket}/out" in capsys.readouterr().err
+    for text in (bucket, f"{bucket}/**", f"{bucket}/*/*.txt", f"{bucket}/o*", bucket.replace("s3:", "s3a:")):
+        assert preprocess(text, "--out", f"{bucket}/out", *OPTIONS) == 2
+        assert f"{bucket}/out" in capsys.readouterr().err
+
+
+def test_a_run_may_lie_beside_its_input(bucket: str) -> None:
+    open_store(bucket).put("in/a.txt", b"text")
+    for _ in range(2):
+        assert preprocess(f"{bucket}/i*/*.txt", "--out", f"{bucket}/out", *STATIC) == 0
 
 
 def test_a_second_driver_is_refused(corpus: Path, bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
