@@ -40,6 +40,7 @@ from trainer.provenance.checkpoint_folders import (
     step_of,
 )
 from trainer.provenance.identity import IDENTITY_NAME, RunIdentity, differ_in_length, run_differences
+from trainer.provenance.run_checks import length_objection
 from trainer.settings import CheckpointSettings
 
 AT_ONCE = 4
@@ -76,9 +77,10 @@ class Mirror:
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
 
     def claim(self, identity: RunIdentity) -> None:
-        """Make sure that the store will do, and that it is this run's or nobody's.
+        """Make sure that the store will do, and that it is this run's or nobody's, before anything is fetched.
 
-        Raises StorageError, and IdentityError when it has the checkpoints of another run.
+        Raises StorageError, and IdentityError when it has the checkpoints of another run, or those of one of another
+        length from which this one, which has none of its own, cannot go on.
         """
         probe(self._store)
         try:
@@ -94,6 +96,8 @@ class Mirror:
                     f"checkpoint.mirror {self._store.where} belongs to another run ({in_short(lines)}); "
                     "give each run a mirror of its own"
                 )
+        if not any(map(is_complete, step_folders(self._folder))):
+            self.usable(identity)
         self._store.put(IDENTITY_NAME, (identity.model_dump_json(indent=1) + "\n").encode())
 
     # ---- To the store.
@@ -205,6 +209,25 @@ class Mirror:
             if key.endswith(COMPLETE_NAME)
         )
         return sorted(step for step in found if step is not None)
+
+    def usable(self, identity: RunIdentity) -> list[int]:
+        """The steps from which a run can go on, oldest first. Raises IdentityError where there are others alone."""
+        found, problem = [], None
+        for step in self.steps():
+            if (state := self._state(step)) is None or not (
+                lines := run_differences(state.identity, identity)
+            ):  # what is wrong with it is said when it is fetched
+                found.append(step)
+            elif objection := length_objection(state.identity, identity, self._folder, step, state.targets):
+                problem = f"{in_short(lines)}): {objection}"
+            else:
+                found.append(step)
+        if problem is not None and not found:
+            raise IdentityError(
+                f"checkpoint.mirror {self._store.where} holds a run of another length, with which this one cannot go "
+                f"on ({problem}; restore the value, or give each run a mirror of its own"
+            )
+        return found
 
     def contents(self, step: int) -> Contents:
         """What a checkpoint holds. Raises CheckpointError."""

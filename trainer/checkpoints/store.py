@@ -197,7 +197,7 @@ class Checkpoints:
                 f"{path} is from the decay of the shorter run, the longer one continues before it; it is now {moved}"
             )
         self._world.barrier()
-        if self.last is None and self._mirror is not None and self._fetch_from(self._mirror):
+        if self.last is None and self._mirror is not None and identity and self._fetch_from(self._mirror, identity):
             return self.newest(identity)
         damaged = self._world.gather(damaged_folders(self.folder))[0]
         if self.last is None and damaged:
@@ -217,12 +217,12 @@ class Checkpoints:
         if self._mirror is not None and self._world.is_main_rank:
             self._mirror.finish()
 
-    def _fetch_from(self, mirror: Mirror) -> bool:
-        """Fetch the newest whole checkpoint of the mirror, each rank its share; whether there is any.
+    def _fetch_from(self, mirror: Mirror, identity: RunIdentity) -> bool:
+        """Fetch the newest whole checkpoint of the mirror that is of use, each rank its share; whether there is any.
 
         Raises CheckpointError when there are some and none is whole.
         """
-        steps, problem = self._on_main_rank(mirror.steps), None
+        steps, problem = self._on_main_rank(partial(mirror.usable, identity)), None
         for step in reversed(steps):
             path = step_folder(self.folder, step)
             if self._world.is_main_rank:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from shared.errors import ConfigError
-from shared.io.files import Output, locked, write_atomic
+from shared.errors import ConfigError, PatchworkError
+from shared.io.files import LOCK_FILE, Output, locked, write_atomic
 from shared.io.identity import canonical_json
 from shared.io.log import LOG
 from shared.io.page import PAGE
@@ -53,14 +53,21 @@ LOCK_PATIENCE_SECONDS = 20.0
 def claimed(settings: TrainSettings, identity: RunIdentity, world: World) -> Iterator[None]:
     """Make the run's folder say whose it is, before anything else is written there, and keep other jobs out of it.
 
-    Raises OutputError when another job writes there.
+    Raises OutputError when another job writes there. What is refused in a new folder leaves nothing there.
     """
-    out = settings.run.out
+    out, ours = settings.run.out, (IDENTITY_NAME, RESOLVED_NAME)
     with locked(out, LOCK_PATIENCE_SECONDS, required=False) if world.is_main_rank else nullcontext():
+        new = not (out / IDENTITY_NAME).exists()
         if world.is_main_rank:
             save_identity(identity, out / IDENTITY_NAME)
             write_atomic(out / RESOLVED_NAME, canonical_json(settings.resolved()) + "\n")
-        yield
+        try:
+            yield
+        except PatchworkError:
+            if world.is_main_rank and new and {path.name for path in out.iterdir()} <= {LOCK_FILE, *ours}:
+                for name in ours:
+                    (out / name).unlink()
+            raise
 
 
 def callback_classes(settings: TrainSettings) -> list[type[Callback]]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from helpers import object_store
 from helpers.drill import weights
+from helpers.store_runs import contents
 from helpers.tiny_runs import STATIC, losses, quiet_environment, run, tiny_data, tiny_recipe, toml, torchrun
 
 from shared.errors import StorageError
@@ -147,11 +148,41 @@ def test_the_mirror_of_another_run_is_refused(data: Path, tmp_path: Path, capsys
     assert "checkpoint.mirror" in capsys.readouterr().err
 
 
+def test_a_mirror_of_another_length_is_refused_before_anything_is_fetched(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(data, tmp_path / "run", tmp_path / "mirror") == 0
+    before = contents(open_store(tmp_path / "mirror"))
+    assert train(data, tmp_path / "other", tmp_path / "mirror", {"steps": 12}) == 2
+    said = capsys.readouterr().err
+    assert f"checkpoint.mirror {tmp_path / 'mirror'}" in said
+    assert "run.steps" in said
+    assert not (tmp_path / "other").exists()
+    assert contents(open_store(tmp_path / "mirror")) == before
+
+
+def test_a_longer_run_goes_on_from_the_mirror_alone_before_the_decay(data: Path, tmp_path: Path) -> None:
+    """From the last checkpoint of the shorter one that will do: the newest is from the decay."""
+    schedule = {"kind": "wsd", "decay": 0.4, "warmup": {"steps": 1}}
+
+    def wsd(name: str, steps: int, **checkpoint: object) -> None:
+        sections = {"run": {"steps": steps}, "schedule": schedule, "checkpoint": {"every": 3, "keep": 1} | checkpoint}
+        assert run(data, tmp_path / name, "--data.workers", 0, **sections) == 0
+
+    wsd("run", 9, mirror=str(tmp_path / "mirror"))
+    wsd("longer", 12, mirror=str(tmp_path / "mirror"))
+    wsd("at once", 12)
+    assert weights(tmp_path / "longer") == weights(tmp_path / "at once")
+    assert len(losses(tmp_path / "longer")) < 12
+
+
 def test_a_store_that_cannot_be_a_mirror_is_refused(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train(data, tmp_path / "run", "http://host/x") == 2
-    assert "http://" in capsys.readouterr().err
+    for url in ("http://host/x", "memory://x"):
+        assert train(data, tmp_path / "run", url) == 2
+        assert url in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
 
 
 def test_a_store_that_fails_does_not_end_the_run(
