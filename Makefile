@@ -162,7 +162,7 @@ coverage: setup ## the test suite, its twenty slowest tests, and how much of the
 bench: setup ## measure speed as ratios against peers in the same run
 	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
-lint: setup ## ruff (lint and format), mypy, words to avoid, and which folder may import which
+lint: setup ## ruff (lint and format), mypy (benchmarks too), words to avoid, and which folder may import which
 	@$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && $(BIN)/python -m mypy
 	@$(BIN)/python tests/wording.py
 	@$(BIN)/python -c 'from importlinter.cli import lint_imports_command as check; check()'

@@ -7,12 +7,12 @@ asserted about time.
 
 import argparse
 import copy
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from helpers.hf_states import to_hf_state
 from torch import Tensor, nn
 from training_example import (
     BLT,
@@ -26,6 +26,9 @@ from training_example import (
     our_logits,
     read_text,
 )
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from helpers.hf_states import to_hf_state
 
 from shared.interop.hf_config import hf_config
 from shared.models.blt import Blt
@@ -43,7 +46,8 @@ def counterpart(model: Blt) -> nn.Module:
 
 
 def their_logits(model: nn.Module, given: Example) -> Tensor:
-    return model(given.ids, patch_lengths=given.lengths, use_cache=False).logits.flatten(0, 1)
+    logits: Tensor = model(given.ids, patch_lengths=given.lengths, use_cache=False).logits
+    return logits.flatten(0, 1)
 
 
 def works(model: Blt, theirs: nn.Module, given: Example, dtype: str) -> Works:
@@ -85,7 +89,7 @@ def compare(text: bytes, rows: int, size: int, rounds: int, leave_out: str | Non
     theirs, given = counterpart(model), example(text, rows, size)
     with torch.no_grad():
         difference = (our_logits(model, given.batch) - their_logits(theirs, given)).abs().max()
-    print(f"  {rows} x {size:,} bytes, {given.batch.patches.count} patches; logits differ by {difference:.1e} at most")
+    print(f"  {rows} x {size:,} bytes, {given.patches.count} patches; logits differ by {difference:.1e} at most")
     slower = PURE
     for dtype in DTYPES:
         chosen = {name: work for name, work in works(model, theirs, given, dtype).items() if name != leave_out}

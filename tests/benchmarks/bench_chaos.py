@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from helpers.chaos import Chaos, killed, processes, the_driver
+from helpers.chaos import Chaos, Kill, killed, processes, the_driver
 from helpers.pipeline_helpers import command, counts, shard_hashes
 from helpers.ray_helpers import RAY, Head, ray_head
 
@@ -130,8 +130,8 @@ def main(kills: int, megabytes: float) -> None:
         again = command("preprocess", *options, "--out", folder / "quiet", "--executor", "inline", "--workers", 1)
         assert again.returncode == 3, again.stderr
         print(f"nothing to do: {time.monotonic() - began:.2f} s", flush=True)
-        quick = {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "4"}
-        head = stack.enter_context(ray_head("--num-cpus", "0", **quick))
+        quick = ray_head("--num-cpus", "0", RAY_health_check_period_ms="500", RAY_health_check_failure_threshold="4")
+        head = stack.enter_context(quick)
         spent, run = 0, 0
         while spent < kills:
             workers = run % 4 + 1
@@ -140,7 +140,7 @@ def main(kills: int, megabytes: float) -> None:
             stack.callback(nodes.close)
             nodes.keep()
             out = folder / f"run{run}"
-            victims = {"driver": the_driver, "actor": nodes.kill_actor, "node": nodes.kill_one}
+            victims: dict[str, Kill] = {"driver": the_driver, "actor": nodes.kill_actor, "node": nodes.kill_one}
             chaos = Chaos(left, victims, seed=run, pause=(2.0, 8.0), variables=head.environment)
             began = time.monotonic()
             line = ["preprocess", *options, "--out", out, "--executor", "ray", "--ray-address", head.address]

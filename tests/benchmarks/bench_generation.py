@@ -6,16 +6,21 @@ of 3.3 M, random weights, a threshold that gives about 4.5 bytes a patch. Nothin
 """
 
 import argparse
+import sys
 import sysconfig
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
-from helpers.hf_states import to_hf_state
 from torch import Tensor
 from training_example import BLT, BYTES_PER_PATCH, fresh_model
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from helpers.hf_states import to_hf_state
 
 from shared.incremental import DecodingState
 from shared.interop.hf_config import hf_config
@@ -31,6 +36,8 @@ SPECIAL = list(range(OFFSET))
 """Never written: random weights like them as much as bytes."""
 UNCUT = 65_535
 ROWS = 8
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Ours:
@@ -93,32 +100,32 @@ def greedy(logits: Tensor) -> int:
     return OFFSET + int(logits[OFFSET:].argmax())
 
 
-def counterpart(model: Blt, entropy_model: EntropyModel) -> torch.nn.Module:
+def counterpart(model: Blt, entropy_model: EntropyModel) -> Any:
+    """Theirs, whose methods have no types."""
     from transformers import BltConfig, BltForCausalLM
 
-    theirs = BltForCausalLM(BltConfig(**hf_config(BLT, ENTROPY_MODEL, 0.0))).eval()
+    theirs: Any = BltForCausalLM(BltConfig(**hf_config(BLT, ENTROPY_MODEL, 0.0)))
+    theirs.eval()
     theirs.load_state_dict(to_hf_state(model.state_dict(), BLT, entropy_model.state_dict(), ENTROPY_MODEL))
     theirs.generation_config.eos_token_id = None
     return theirs
 
 
-def seconds(run: object, *arguments: object) -> tuple[float, object]:
+def seconds(run: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> tuple[float, R]:
     began = time.perf_counter()
-    result = run(*arguments)  # type: ignore[operator]
+    result = run(*arguments, **named)
     return time.perf_counter() - began, result
 
 
-def compare(
-    ours: Ours, theirs: torch.nn.Module, prompt: np.ndarray, count: int, theirs_count: int, rounds: int
-) -> None:
+def compare(ours: Ours, theirs: Any, prompt: np.ndarray, count: int, theirs_count: int, rounds: int) -> None:
     # The threshold that gives about the wanted patches where the models write, not in the prompt.
     ours.theta = 0.0
     for _ in range(6):
         _, entropies = ours.write(prompt, count)
-        wanted = float(np.quantile(entropies[len(prompt) - 1 :], 1 - 1 / BYTES_PER_PATCH))
+        theta = float(np.quantile(entropies[len(prompt) - 1 :], 1 - 1 / BYTES_PER_PATCH))
         if count / max(ours.starts, 1) > BYTES_PER_PATCH - 1:
             break  # other patches, other text: near enough
-        ours.theta = max(wanted, ours.theta)
+        ours.theta = max(theta, ours.theta)
     theirs.config.patching_threshold = ours.theta
     ids = torch.from_numpy(prompt.astype(np.int64))[None]
 
@@ -127,20 +134,20 @@ def compare(
             out = theirs.generate(
                 ids, max_new_tokens=theirs_count, do_sample=False, use_cache=False, suppress_tokens=SPECIAL
             )
-        return out[0, ids.shape[1] :].tolist()
+        return [int(token) for token in out[0, ids.shape[1] :]]
 
     plain, drafted, peer = [], [], []
     for _ in range(rounds):
-        spent, (tokens, _) = seconds(ours.write, prompt, count)  # type: ignore[misc]
+        spent, (tokens, _) = seconds(ours.write, prompt, count)
         plain.append(count / spent)
         forwards, starts = ours.forwards, ours.starts
         spent, wanted = seconds(reference)
         peer.append(theirs_count / spent)
-        spent, (guessed, _) = seconds(ours.write, prompt, count, 4)  # type: ignore[misc]
+        spent, (guessed, _) = seconds(ours.write, prompt, count, 4)
         drafted.append(count / spent)
         assert guessed == tokens, "drafts changed what is written"
     spent, _ = seconds(write_rows, ours, prompt, count)
-    same = sum(a == b for a, b in zip(tokens, wanted))  # type: ignore[arg-type, var-annotated]
+    same = sum(a == b for a, b in zip(tokens, wanted))
     best, median = max(plain) / max(peer), np.median(plain) / np.median(peer)
     print(
         f"  prompt of {len(prompt) - 1:,} bytes, then {count} bytes of {count / max(starts, 1):.1f} a patch\n"

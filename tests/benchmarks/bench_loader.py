@@ -38,7 +38,7 @@ MEAN_BYTES, SHARDS, TOKENS, LANES = (4000, 1000, 250), 4, 16384, 64
 def documents(megabytes: int, mean: int) -> list[Row]:
     rng = np.random.default_rng(0)
     alphabet = np.frombuffer(b"abcdefghijkl   \n", np.uint8)
-    rows, held = [], 0
+    rows, held = list[Row](), 0
     while held < megabytes * 10**6:
         text = rng.choice(alphabet, int(rng.exponential(mean))).tobytes()
         rows.append(Row(str(len(rows)), "abc"[len(rows) % 3], text, 0, patch_lengths(document_tokens(text), PATCHING)))

@@ -43,7 +43,7 @@ def write(folder: Path, subsets: int, shards: int, mean: int) -> None:
     for number in range(min(WRITTEN, shards)):
         rng = np.random.default_rng(number)
         text = rng.choice(np.frombuffer(b"abcdefghijkl   \n", np.uint8), SHARD_BYTES + 2**20).tobytes()
-        rows, at = [], 0
+        rows, at = list[Row](), 0
         while at < SHARD_BYTES:
             own = text[at : at + int(rng.exponential(mean))]
             at += len(own) + 1
@@ -69,24 +69,20 @@ def private_bytes() -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
 
 
-class Counted:
+class Counted(Dataset):
     """A dataset that counts the text that it decodes."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        self._dataset, self.decoded = dataset, 0
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._dataset, name)
+    decoded = 0
 
     def batch(self, shard: int, batch: int) -> BatchColumns:
-        columns = self._dataset.batch(shard, batch)
+        columns = super().batch(shard, batch)
         self.decoded += int((columns.texts.ends - columns.texts.starts).sum())
         return columns
 
 
 def measure(folder: Path, text_bytes: int) -> None:
     before = private_bytes()
-    dataset = open_dataset(folder)
+    dataset = Counted(folder, open_dataset(folder).manifest)
     limits = pack_limits(dataset, TOKENS)
     for shard in range(dataset.shard_count):  # hashed and checked once, which is not what this measures
         dataset.shard_index(shard), dataset.batch_count(shard)
@@ -97,8 +93,8 @@ def measure(folder: Path, text_bytes: int) -> None:
         packs += 1
     planning = (time.process_time() - began) / packs
     del planner
-    counted = Counted(dataset)
-    loader = iter(PackLoader(counted, limits, packs_per_step=8, streams=STREAMS))
+    dataset.decoded = 0
+    loader = iter(PackLoader(dataset, limits, packs_per_step=8, streams=STREAMS))
     began, used, packs, peak = time.process_time(), 0, 0, 0
     while used < text_bytes:
         used += int(next(loader).slice_text.sum())
@@ -107,7 +103,7 @@ def measure(folder: Path, text_bytes: int) -> None:
     seconds = (time.process_time() - began) / packs
     print(
         f"{len(dataset.subset_names):>7,} {1 / seconds:8.0f} {used / packs / seconds / 1e6:8.1f} {planning * 1e3:10.2f}"
-        f" {peak / 1e6:12.0f} {counted.decoded / used:22.2f}"
+        f" {peak / 1e6:12.0f} {dataset.decoded / used:22.2f}"
     )
 
 

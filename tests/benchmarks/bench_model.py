@@ -8,6 +8,7 @@ import sysconfig
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ BLT = BltSettings.model_validate(
         "window": 128,
     }
 )
+DTYPES: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
 DOCUMENT = 2_000
 TOKENS = 8_192
 
@@ -58,10 +60,15 @@ def scoring(text: bytes) -> None:
     initialise(model, 0)
     print(f"entropy model, {sum(p.numel() for p in model.parameters()):,} parameters")
     inputs = documents(text, 20)
-    for dtype in ("float32", "bfloat16"):
+    for dtype in DTYPES:
         for stream in (1024, 4096):
             scorer = Scorer(model, stream, dtype)
-            speed = rate(lambda s=scorer: sum(1 for _ in s.score(inputs)), sum(map(len, inputs)))
+
+            def score(scorer: Scorer = scorer) -> None:
+                for _ in scorer.score(inputs):
+                    pass
+
+            speed = rate(score, sum(map(len, inputs)))
             print(f"  score {dtype:8} streams of {stream:5}: {speed:9,.0f} bytes/s")
 
 
@@ -69,7 +76,8 @@ def training(text: bytes) -> None:
     inputs = documents(text, TOKENS // DOCUMENT)
     ids = torch.from_numpy(np.concatenate([d[:-1] for d in inputs]).astype(np.int64))
     labels = torch.from_numpy(np.concatenate([d[1:] for d in inputs]).astype(np.int64))
-    in_tokens, in_patches, of_token, of_decoder = [], [], [], []
+    in_tokens, in_patches = list[int](), list[int]()
+    of_token, of_decoder = list[np.ndarray](), list[np.ndarray]()
     for tokens in inputs:
         lengths = patch_lengths(tokens, PatchingSettings(rule="static", stride=5))
         numbers = np.repeat(np.arange(len(lengths)), lengths)

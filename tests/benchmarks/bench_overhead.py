@@ -127,7 +127,11 @@ def alternate(settings: TrainSettings, world: World, rounds: int) -> dict[str, l
     seconds: dict[str, list[float]] = {"bare": [], "step": [], "whole": []}
     for number in range(WARM_UP + rounds):
         batches = [next(ready).batch for _ in range(settings.data.packs)]
-        works = (partial(bare_step, batches), partial(trainer_step, batches), whole_step)
+        works: tuple[Callable[[], None], ...] = (
+            partial(bare_step, batches),
+            partial(trainer_step, batches),
+            whole_step,
+        )
         for name, work in zip(seconds, works):
             began = time.process_time()
             work()

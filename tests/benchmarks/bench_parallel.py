@@ -28,7 +28,7 @@ from trainer.settings import DataSettings, OptimizerSettings, ParallelSettings, 
 LIMITS = PackLimits(4096, 1024)
 LOCAL = {"width": 128, "layers": 2, "heads": 4}
 MODEL = {"encoder": LOCAL | {"layers": 1}, "decoder": LOCAL, "global": {"width": 256, "layers": 8, "heads": 4}}
-LAYOUTS = {
+LAYOUTS: dict[str, dict[str, object]] = {
     "none": {},
     "selective": {"activation_checkpointing": "selective"},
     "full": {"activation_checkpointing": "full"},

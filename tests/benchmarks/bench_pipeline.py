@@ -9,13 +9,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import webdataset
 
+from pipeline.plan import Plan
 from pipeline.read import read_split
 from pipeline.run.driver import make_plan
 from pipeline.scoring.load_scorer import load_scorer
@@ -25,10 +28,12 @@ from shared.model_folder.files import build_model, save_model
 from shared.model_folder.identity import model_sha256
 from shared.model_settings import EntropyModelSettings
 from shared.models.initialise import initialise
+from shared.models.scoring import Scorer
 from shared.patching import PatchingSettings
 from shared.vocabulary import document_tokens
 
 MODEL = EntropyModelSettings(width=128, layers=4, heads=4, window=128)
+RULES: tuple[Literal["none", "byte", "space"], ...] = ("none", "byte", "space")
 SCORED_BYTES = 300_000
 
 
@@ -94,26 +99,31 @@ def main(megabytes: float) -> None:
         size = corpus(folder / "a.jsonl", int(megabytes * 1e6))
         reading = ReadSettings(validation_fraction=0)
 
-        def job(rule: PatchingSettings, **output: object) -> Job:
-            return Job(out=folder / "out", reading=reading, output=OutputSettings(patching=rule, **output))
+        def job(output: OutputSettings) -> Job:
+            return Job(out=folder / "out", reading=reading, output=output)
+
+        def read(plan: Plan) -> None:
+            for split in plan.splits:
+                for _ in read_split(split, reading):
+                    pass
+
+        def process(job: Job, plan: Plan, scorer: Scorer | None = None) -> None:
+            for split in plan.splits:
+                process_split(job, split, "", scorer)
 
         plan = make_plan([folder / "a.jsonl"], reading)
         bare = timed(lambda: [json.loads(line)["text"].encode() for line in (folder / "a.jsonl").open("rb")])
         print(f"{size / 1e6:.1f} MB of text in jsonl, one thread")
         rates = [("json.loads alone", bare)]
-        rates.append(("plan (hash, count lines)", timed(lambda: make_plan([folder / "a.jsonl"], reading))))
-        rates.append(
-            ("read records", timed(lambda: [sum(1 for _ in read_split(plan, s, reading)) for s in plan.splits]))
-        )
+        rates.append(("plan", timed(lambda: make_plan([folder / "a.jsonl"], reading))))
+        rates.append(("read records", timed(partial(read, plan))))
         for name, write in OTHER_FORMATS.items():
             write(folder / "a.jsonl", folder / name)
             other = make_plan([folder / name], reading)
-            seconds = timed(lambda other=other: [sum(1 for _ in read_split(other, s, reading)) for s in other.splits])
-            rates.append((f"read records, {name}", seconds))
-        for rule in ("none", "byte", "space"):
-            work = job(PatchingSettings(rule=rule))
-            seconds = timed(lambda work=work: [process_split(work, s, "") for s in plan.splits])
-            rates.append((f"whole run, rule {rule}", seconds))
+            rates.append((f"read records, {name}", timed(partial(read, other))))
+        for rule in RULES:
+            work = job(OutputSettings(patching=PatchingSettings(rule=rule)))
+            rates.append((f"whole run, rule {rule}", timed(partial(process, work, plan))))
         for what, seconds in rates:
             print(f"  {what:<28} {size / seconds / 1e6:8.1f} MB/s  {bare / seconds:5.2f} of json.loads")
 
@@ -126,9 +136,13 @@ def main(megabytes: float) -> None:
         texts = [json.loads(line)["text"].encode() for line in (folder / "b.jsonl").open("rb")]
         alone = timed(lambda: sum(len(e) for e in scorer.score(map(document_tokens, texts))))
         plan = make_plan([folder / "b.jsonl"], reading)
-        output = {"sidecar": "uint8", "scoring": scoring, "entropy_model_sha256": model_sha256(folder / "model")}
-        work = job(PatchingSettings(rule="entropy", theta=5.0).on_grid(), **output)
-        whole = timed(lambda: [process_split(work, s, "", scorer) for s in plan.splits])
+        output = OutputSettings(
+            patching=PatchingSettings(rule="entropy", theta=5.0).on_grid(),
+            sidecar="uint8",
+            scoring=scoring,
+            entropy_model_sha256=model_sha256(folder / "model"),
+        )
+        whole = timed(partial(process, job(output), plan, scorer))
         parameters = sum(p.numel() for p in model.parameters())
         print(f"{scored / 1e6:.1f} MB scored by {parameters / 1e6:.2f}M parameters, one thread, {scoring.dtype}")
         print(f"  scoring alone                {scored / alone / 1e3:8.1f} kB/s")

@@ -20,6 +20,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +35,7 @@ from pipeline.run.run_folder import markers_of
 from pipeline.settings import ExecutorSettings, Job, OutputSettings, ReadSettings
 from pipeline.splits import worker
 from pipeline.splits.marker import Counts, Marker, write_marker
+from pipeline.splits.process import process_split
 from pipeline.splits.run_file import RunFile
 from pipeline.splits.selection import SELECTION, SURVEY, select
 from shared.patching import PatchingSettings
@@ -106,17 +108,16 @@ def of_a_format(folder: Path, name: str, size: int) -> None:
     path = folder / name
     FORMATS[name](path, size)
     job = Job(out=folder / "out", reading=ReadSettings(), output=OutputSettings(patching=PatchingSettings(rule="none")))
-    real, first = worker.process_split, list[tuple[float, int]]()
+    first: list[tuple[float, int]] = []
 
     def noted(*arguments: object) -> Marker:
         first.append((time.perf_counter(), bytes_read()))
-        return real(*arguments)  # type: ignore[arg-type]
+        return process_split(*arguments)  # type: ignore[arg-type]
 
-    worker.process_split = noted  # type: ignore[assignment]
-    began, before = time.perf_counter(), bytes_read()
-    report = preprocess(job, [path], ExecutorSettings(executor="inline", workers=1))
-    seconds, read = time.perf_counter() - began, bytes_read() - before
-    worker.process_split = real
+    with patch.object(worker, "process_split", noted):
+        began, before = time.perf_counter(), bytes_read()
+        report = preprocess(job, [path], ExecutorSettings(executor="inline", workers=1))
+        seconds, read = time.perf_counter() - began, bytes_read() - before
     assert not report.failures
     on_disk = path.stat().st_size
     print(
@@ -154,8 +155,8 @@ def driver(folder: Path, count: int) -> None:
     began = time.perf_counter()
     queue = Queue(np.arange(count), plan.splits.bytes)
     taken = 0
-    while (number := queue.take(0.0)) is not None:
-        taken += plan.splits[number].bytes
+    while (split := queue.take(0.0)) is not None:
+        taken += plan.splits[split].bytes
     step("all splits taken", began)
     kept = tracemalloc.get_traced_memory()[0] + pa.total_allocated_bytes() - allocated
     tracemalloc.stop()

@@ -15,10 +15,13 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from training_example import product_peak, share_of_peak
 from transformers import AutoConfig
 from transformers.models.blt.modeling_blt import BltPatcher
@@ -75,22 +78,24 @@ def fresh(settings: EntropyModelSettings) -> EntropyModel:
     return model
 
 
-def patcher_of_transformers(model: EntropyModel, settings: EntropyModelSettings) -> BltPatcher:
+def patcher_of_transformers(model: EntropyModel, settings: EntropyModelSettings) -> Any:
     """The same weights in the entropy model of transformers."""
     config = AutoConfig.for_model(**hf_config(ANY_BLT, settings)).patcher_config
-    entropy_model = BltPatcher(config).eval()
+    entropy_model: Any = BltPatcher(config)  # its methods have no types
+    entropy_model.eval()
     ours = model.state_dict()
-    state = {part.theirs.removeprefix(HF.entropy_model): ours[part.ours][part.rows] for part in parts(settings, HF)}
+    state = {part.theirs.removeprefix(HF.patcher): ours[part.ours][part.rows] for part in parts(settings, HF)}
     entropy_model.load_state_dict(state, strict=True)
     return entropy_model
 
 
-def in_transformers(entropy_model: BltPatcher, tokens: np.ndarray, length: int) -> np.ndarray:
+def in_transformers(entropy_model: Any, tokens: np.ndarray, length: int) -> np.ndarray:
     """One document in one forward pass of ``length`` tokens."""
     ids = np.full(length, BOE, np.int64)
     ids[: len(tokens) - 1] = tokens[:-1]
     with torch.inference_mode():
-        return entropy_model(torch.from_numpy(ids)[None])[0][0, : len(tokens) - 1].numpy()
+        entropies: Tensor = entropy_model(torch.from_numpy(ids)[None])[0][0]
+        return entropies[: len(tokens) - 1].numpy()
 
 
 def alone(model: EntropyModel, tokens: np.ndarray) -> np.ndarray:
@@ -153,7 +158,7 @@ def of_the_peak(texts: Sequence[bytes], stream: int, rounds: int = 3) -> None:
             peaks.append(
                 max(map(product_peak, (torch.float32, torch.bfloat16)))
             )  # bf16 products are the slower ones on some processors
-            best = min(best, seconds(lambda s=scorer: list(s.score([document_tokens(long[0])]))))
+            best = min(best, seconds(partial(list, scorer.score([document_tokens(long[0])]))))
         rate = flops / best
         of = share_of_peak(rate, peaks)
         print(f"  {dtype:<9} {sum(lengths) / best / 1e3:6.2f} kB/s  {rate / 1e9:6.1f} GFLOP/s useful: {of}")

@@ -78,4 +78,4 @@ if __name__ == "__main__":
     made = list(rows(int(megabytes * 1e6)))
     for chosen in ("arrow", "webdataset"):
         with tempfile.TemporaryDirectory() as name:
-            measure(chosen, made, Path(name))  # type: ignore[arg-type]
+            measure(chosen, made, Path(name))

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ LARGE, WIDTH, TOKENS = NgramSettings(rows=200_000), 128, 4096
 STEPS = 5
 ROWS = "row-wise Adagrad"
 PATCHING = PatchingSettings(rule="space", max_length=64)
-SPLITS = {"train": 1_500_000, "validation": 100_000}
+SPLITS: dict[Literal["train", "validation"], int] = {"train": 1_500_000, "validation": 100_000}
 """Bytes of text."""
 
 
@@ -177,9 +178,9 @@ def dense_model(settings: TrainSettings, world: World) -> nn.Module:
     return model
 
 
-def trained(settings: TrainSettings, world: World, rows: bool) -> tuple[float, float]:
+def trained(settings: TrainSettings, data: Path, world: World, rows: bool) -> tuple[float, float]:
     """Bits per byte of the validation split after a run, and its processor seconds."""
-    train, validation = (open_dataset(settings.data.path / split) for split in SPLITS)
+    train, validation = (open_dataset(data / split) for split in SPLITS)
     limits = pack_limits(train.manifest, settings.data.tokens)
     packs = iter(PackLoader(train, limits, settings.data.packs))
     model = build_model(settings, world) if rows else dense_model(settings, world)
@@ -207,7 +208,7 @@ def of_a_run(world: World, folder: Path, length: int, factors: list[float]) -> N
         for name, rows, key in (("AdamW, dense gradient", False, "rates.ngrams"), (ROWS, True, "tables.rate")):
             changes = ["--data.path", str(folder), "--run.out", "unused", "--run.bytes", str(length)]
             changes += ["--model.ngrams.rows", "50000", f"--optimizer.{key}", str(factor)]
-            score, took = trained(load_recipe(RECIPE, changes, TrainSettings), world, rows)
+            score, took = trained(load_recipe(RECIPE, changes, TrainSettings), folder, world, rows)
             print(f"  rate x {factor:<4g} {name:22} {score:.4f} bits/byte  {took:5.0f} s", flush=True)
 
 

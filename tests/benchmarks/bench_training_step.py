@@ -11,6 +11,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -54,7 +55,7 @@ SMALL = BltSettings.model_validate(
 
 def useful_flops(model: Blt, given: Example) -> float:
     """Of forward and backward: products with parameters, and attention over the keys that are seen; nothing twice."""
-    patches, documents = given.batch.patches.documents, given.batch.documents
+    patches, documents = given.patches.documents, given.batch.documents
     work = useful_workload(model.settings, documents.lengths, patches.lengths)
     return training_flops(model.settings, work).total
 
@@ -65,7 +66,7 @@ Part = tuple[str, int, Callable[[], object]]
 def parts(model: Blt, given: Example) -> list[Part]:
     """Each part with how often a step has it; running one is its forward and backward."""
     batch, settings = given.batch, model.settings
-    patches, tokens = batch.patches, given.tokens
+    patches, tokens = given.patches, given.tokens
     dtype = compute_dtype(model.encoder.embedding.weight)
     local, wide = settings.encoder, settings.global_
     layers = settings.encoder.layers + settings.decoder.layers
@@ -153,13 +154,17 @@ def parts(model: Blt, given: Example) -> list[Part]:
     ]
 
 
+def take(model: Blt, given: Example) -> None:
+    learn(model, lambda: our_logits(model, given.batch), given.batch.labels)
+
+
 def report_step(text: bytes, rows: int, size: int, rounds: int) -> None:
     given = example(text, rows, size)
     for name, dtype in DTYPES.items():
         model = fresh_model().to(dtype)
         peaks = [max(map(product_peak, DTYPES.values()))]  # bf16 products are the slower ones on some processors
         step = "the step"
-        works = {step: lambda model=model: learn(model, lambda: our_logits(model, given.batch), given.batch.labels)}
+        works: dict[str, Callable[[], object]] = {step: partial(take, model, given)}
         counts = {}
         for part, count, work in parts(model, given):
             works[part], counts[part] = work, count

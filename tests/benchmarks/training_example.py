@@ -60,6 +60,11 @@ class Example:
     """int64 [rows, patches], of S + 1 tokens, zeros behind."""
 
     @property
+    def patches(self) -> Patches:
+        assert self.batch.patches is not None
+        return self.batch.patches
+
+    @property
     def tokens(self) -> int:
         return self.ids.numel()
 
@@ -95,7 +100,8 @@ def fresh_model(settings: BltSettings = BLT) -> Blt:
 
 
 def our_logits(model: nn.Module, batch: Batch) -> Tensor:
-    return model(batch.ids, batch.documents, batch.patches)
+    logits: Tensor = model(batch.ids, batch.documents, batch.patches)
+    return logits
 
 
 def learn(model: nn.Module, logits: Callable[[], Tensor], labels: Tensor) -> None:
