@@ -1,21 +1,28 @@
 """Where a compressed file can be entered: at the frames of a zstd file, and at the blocks of a BGZF one.
 
 A cut is a place in the file with the place in the content that begins there. Each split looks for the cuts in its own
-range of bytes, and all see the same ones. A zstd file tells its frames in a seek table at its end; a local one without
+range of bytes, and all see the same ones; what a process has found it keeps for the next split. A zstd file tells its frames in a seek table at its end; a local one without
 it is walked through, from block to block, as long as each frame says how much content it has. BGZF is gzip whose blocks
 say how long they are. Any other file has the one cut at its beginning.
 
 Formats: RFC 8878 (zstd frames), zstd/contrib/seekable_format (the table), SAM specification 4.1 (BGZF).
 """
 
+import os
 import struct
+import threading
+from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from typing import IO, NamedTuple
 
-from pipeline.files import Compression
+from pipeline.files import Compression, SourceFile
 from pipeline.plan import Piece
 from pipeline.read.streams import DamagedStream, WrongCutError
+from pipeline.stamp import Stamp
 from shared.errors import StorageError
+from shared.io.storage import is_url
 
 _FRAME, _SKIPPABLE, _SKIPPABLE_MASK = 0xFD2FB528, 0x184D2A50, 0xFFFFFFF0
 _SEEKABLE = 0x8F92EAB1
@@ -39,23 +46,66 @@ class Cut(NamedTuple):
     """Bytes of content before it."""
 
 
-def cuts_of(file: IO[bytes], compression: Compression, size: int, piece: Piece, remote: bool) -> tuple[Cut, Cut | None]:
+class _Cuts:
+    """The cuts of a file, as far as this process has looked for them: its splits are here one after the other."""
+
+    def __init__(self) -> None:
+        self.at, self.content = array("q", [0]), array("q", [0])
+        self._last: Cut | None = Cut(0, 0)
+        """How far the file was looked at; None when there are no more."""
+        self._lock = threading.Lock()
+
+    def find(
+        self, until: int, table: Callable[[], list[Cut] | None], following: Callable[[Cut], Iterator[Cut]]
+    ) -> None:
+        """Look for cuts up to the first that is not before a byte.
+
+        ``table`` gives all, where there is one; ``following`` those after a cut.
+        """
+        with self._lock:
+            if self._last == Cut(0, 0) and (told := table()) is not None:
+                for cut in told:
+                    self._add(cut)
+                self._last = None
+            if self._last is None or self.at[-1] >= until:
+                return
+            for cut in following(self._last):
+                self._last = cut
+                self._add(cut)
+                if self.at[-1] >= until:
+                    return
+            self._last = None
+
+    def _add(self, cut: Cut) -> None:
+        if cut.content:  # the content begins at the first cut alone, whatever frames without any follow
+            self.at.append(cut.at)
+            self.content.append(cut.content)
+
+    def __getitem__(self, number: int) -> Cut:
+        return Cut(self.at[number], self.content[number])
+
+
+@lru_cache(maxsize=1)
+def _known(location: str, stamp: Stamp, compression: Compression) -> _Cuts:
+    return _Cuts()
+
+
+def cuts_of(file: SourceFile, raw: IO[bytes], compression: Compression, piece: Piece) -> tuple[Cut, Cut | None]:
     """The first cut in a piece of a file, and the first after it (None: there is none, all the rest belongs here).
 
-    Both are the same where the piece has none. The file's position is moved.
+    Both are the same where the piece has none. ``raw``: the file, open; its position is moved.
     """
-    begin = end = None
-    for cut in _cuts(file, compression, size, remote):
-        if cut.at and not cut.content:
-            continue  # the content begins at the first cut alone, whatever frames without any follow
-        if begin is None and cut.at >= piece.begin:
-            begin = cut
-        if cut.at >= piece.end and not piece.last:
-            end = cut
-            break
-    if begin is None or (end is not None and begin.at >= end.at):
+    cuts = _known(file.full_path, file.stamp, compression)
+    cuts.find(
+        piece.begin if piece.last else piece.end,
+        partial(_table, raw, compression, file.size, is_url(file.root)),
+        partial(_blocks if compression == "gzip" else _frames, raw, file.size),
+    )
+    first = bisect_left(cuts.at, piece.begin)
+    after = len(cuts.at) if piece.last else bisect_left(cuts.at, piece.end)
+    if first == after:
         return Cut(0, 0), Cut(0, 0)
-    return begin, end
+    return cuts[first], cuts[after] if after < len(cuts.at) else None
 
 
 def between(
@@ -102,18 +152,19 @@ class _Limited:
         return data
 
 
-def _cuts(file: IO[bytes], compression: Compression, size: int, remote: bool) -> Iterator[Cut]:
-    if compression == "gzip":
-        return _blocks(file, size)
-    table = _seek_table(file, size)
-    if table is not None or remote:
-        return iter(table or [Cut(0, 0)])
-    return _frames(file, size)
+def _table(file: IO[bytes], compression: Compression, size: int, remote: bool) -> list[Cut] | None:
+    """All cuts of a file, where they are known without a walk through it."""
+    return (_seek_table(file, size) if compression == "zstd" else None) or ([] if remote else None)
 
 
 def _read_at(file: IO[bytes], at: int, size: int) -> bytes:
     file.seek(at)
     return file.read(size)
+
+
+def _look_at(file: IO[bytes], at: int, size: int) -> bytes:
+    """The same of a local file, without what lies around: headers are a small part of it."""
+    return os.pread(file.fileno(), size, at)
 
 
 def _seek_table(file: IO[bytes], size: int) -> list[Cut] | None:
@@ -138,16 +189,15 @@ def _seek_table(file: IO[bytes], size: int) -> list[Cut] | None:
     return cuts if at == size - length - 8 else None
 
 
-def _frames(file: IO[bytes], size: int) -> Iterator[Cut]:
-    """The frames of a file, as far as each says how much content it has, and makes sense."""
+def _frames(file: IO[bytes], size: int, after: Cut) -> Iterator[Cut]:
+    """The frames of a file after one, as far as each says how much content it has, and makes sense."""
     try:
         import zstandard  # only .zst needs it
     except ImportError:
         raise StorageError("reading .zst needs the package zstandard; pip install zstandard") from None
-    at = content = 0
-    yield Cut(0, 0)
+    at, content = after
     while at + 8 <= size:
-        header = _read_at(file, at, _LONGEST_HEADER)
+        header = _look_at(file, at, _LONGEST_HEADER)
         magic, length = struct.unpack_from("<II", header)
         if magic & _SKIPPABLE_MASK == _SKIPPABLE:
             at += 8 + length
@@ -171,7 +221,7 @@ def _frames(file: IO[bytes], size: int) -> Iterator[Cut]:
 
 def _end_of_blocks(file: IO[bytes], at: int, size: int) -> int | None:
     while at + 3 <= size:
-        header = int.from_bytes(_read_at(file, at, 3), "little")
+        header = int.from_bytes(_look_at(file, at, 3), "little")
         kind, length = header >> 1 & 3, header >> 3
         if kind == _BLOCK_RESERVED:
             return None
@@ -181,17 +231,16 @@ def _end_of_blocks(file: IO[bytes], at: int, size: int) -> int | None:
     return None
 
 
-def _blocks(file: IO[bytes], size: int) -> Iterator[Cut]:
-    """The blocks of a BGZF file, as far as it is one."""
-    at = content = 0
-    yield Cut(0, 0)
-    header = _read_at(file, 0, _BGZF.size)
+def _blocks(file: IO[bytes], size: int, after: Cut) -> Iterator[Cut]:
+    """The blocks of a BGZF file after one, as far as it is one."""
+    at, content = after
+    header = _look_at(file, at, _BGZF.size)
     while len(header) == _BGZF.size:
         magic, extra, name, length = _BGZF.unpack(header)
         end = at + length + 1
         if magic != b"\x1f\x8b\x08\x04" or extra != 6 or name != b"BC\x02\x00" or end - at < _BGZF.size + 8:
             return
-        tail = _read_at(file, end - 4, 4 + _BGZF.size)
+        tail = _look_at(file, end - 4, 4 + _BGZF.size)
         if end >= size or len(tail) < 4:
             return
         at, content, header = end, content + int.from_bytes(tail[:4], "little"), tail[4:]

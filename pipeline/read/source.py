@@ -168,7 +168,7 @@ def _json_lines(
     elif piece.first and piece.last:
         taken = LineRange(_content(raw, found, reading))
     else:
-        begin, after = cuts_of(raw, found.compression, file.size, piece, is_url(file.root))
+        begin, after = cuts_of(file, raw, found.compression, piece)
         if begin == after:
             seen.add(NOTHING)
             return

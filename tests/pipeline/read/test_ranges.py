@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import random
 import struct
 import zlib
 from collections.abc import Callable
@@ -248,6 +249,21 @@ def test_a_seek_table_with_wrong_lengths_is_damage_and_no_record_is_there_twice(
     assert any(isinstance(one, DeadLetter) and "lengths" in one.reason for one in found)
     texts = [one.text for one in found if isinstance(one, Record)]
     assert len(texts) == len(set(texts))
+
+
+def bytes_read() -> int:
+    """By this process, from files as from caches."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+@pytest.mark.parametrize("pack", [one_frame, lambda content: frames(content, 2**16), lambda c: bgzf(c, 2**16)])
+def test_a_file_is_not_read_by_each_of_its_splits(tmp_path, pack):
+    texts = [random.Random(number).randbytes(3000).hex() for number in range(2000)]
+    packed = pack(json_lines(texts))
+    path = tree(tmp_path, {f"a.jsonl.{'gz' if packed[:2] == gzip.compress(b'')[:2] else 'zst'}": packed})
+    before = bytes_read()
+    assert sum(map(len, in_parts(path, len(packed) // 16))) == len(texts)
+    assert bytes_read() - before < 2 * len(packed)
 
 
 def test_no_record_is_lost_unsaid_where_a_seek_table_is_wrong_in_the_middle_of_a_long_line(tmp_path):
