@@ -1,9 +1,10 @@
 """Where a compressed file can be entered: at the frames of a zstd file, and at the blocks of a BGZF one.
 
 A cut is a place in the file with the place in the content that begins there. Each split looks for the cuts in its own
-range of bytes, and all see the same ones; what a process has found it keeps for the next split. A zstd file tells its frames in a seek table at its end; a local one without
-it is walked through, from block to block, as long as each frame says how much content it has. BGZF is gzip whose blocks
-say how long they are. Any other file has the one cut at its beginning.
+range of bytes, and all see the same ones; what a process has found it keeps for the next split. A zstd file tells its
+frames in a seek table at its end; a local one without it is walked through, from block to block, as long as each frame
+says how much content it has. BGZF is gzip whose blocks say how long they are. Any other file has the one cut at its
+beginning.
 
 Formats: RFC 8878 (zstd frames), zstd/contrib/seekable_format (the table), SAM specification 4.1 (BGZF).
 """
