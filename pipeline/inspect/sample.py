@@ -77,12 +77,11 @@ def chosen_batches(dataset: Dataset, budget: int, seed: int) -> list[tuple[int, 
 def stretches(dataset: Dataset, budget: int, seed: int) -> Iterator[Stretch]:
     """The sample in the order of the dataset. Raises DatasetError."""
     scored = dataset.manifest.identity.sidecar != "none"
-    by_name = {name: code for code, name in enumerate(dataset.subset_names)}
     for shard, batch in chosen_batches(dataset, budget, seed):
         columns, index = dataset.batch(shard, batch), dataset.shard_index(shard)
         start, stop = index.batch_starts[batch : batch + 2].tolist()
         rows = range(stop - start)
-        codes = np.array([by_name[name] for name in index.subset_names], np.int32)
+        codes = dataset.subset_codes(shard)
         part = index.part[start:stop]
         texts = [shown_body(columns, row)[:ROW_BYTES] for row in rows]
         stored = dataset.entropies(shard, batch) if scored else None
@@ -96,7 +95,7 @@ def stretches(dataset: Dataset, budget: int, seed: int) -> Iterator[Stretch]:
             sizes=np.array([len(text) for text in texts], np.int64),
             part=part,
             last=index.last[start:stop],
-            subset=codes[index.subset[start:stop]],
+            subset=codes[index.subset[start:stop]].astype(np.int32),
             lengths=np.concatenate([np.zeros(0, np.uint16), *lengths]),
             patches=np.array([len(own) for own in lengths] or [0] * len(rows), np.int64),
             values=np.concatenate(values) if values else np.zeros(0, np.uint8),

@@ -9,15 +9,17 @@ import hashlib
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from shared.errors import DatasetError
+from shared.errors import DatasetError, StorageError
 from shared.io.files import naming
 from shared.io.identity import file_sha256
 from shared.io.storage import open_binary, tried_again
 
 CACHE_BYTES = 64 * 2**30
+FOLDER = 64 * "[0-9a-f]"
+"""Pattern of a sha256, which names the folder of a file."""
 ARRIVING = ".arriving"
 CHUNK = 2**20
 WAIT_SECONDS = 0.05
@@ -25,12 +27,17 @@ WAIT_SECONDS = 0.05
 
 
 def default_cache() -> Path:
-    """The user's folder for what can be fetched again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patchwork"
+    """The user's folder for what can be fetched again. Raises StorageError for a user who has no home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patchwork"
+    except RuntimeError:
+        raise StorageError("this user has no home folder for the cache; set XDG_CACHE_HOME, or data.cache") from None
 
 
 VERIFIED = "verified"
 """Below the cache: an empty file for each file that was found to be what it should be."""
+CHECKING = ".checking"
+"""At the end of its name before that."""
 SMALLEST_MARKED = 2**16
 """Bytes; a smaller file is checked as fast as its mark is found."""
 
@@ -44,33 +51,35 @@ def verified_once(path: Path, what: str, check: Callable[[], object]) -> None:
     if mark is None:
         check()
         return
-    if mark.exists():
+    if os.path.exists(mark):
         return
-    try:
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        checking = open(mark.with_suffix(".checking"), "wb")  # noqa: SIM115 (the check itself is not in this try)
-    except OSError:  # a home that cannot be written to: each process checks for itself
+    with ExitStack() as stack:
+        checking: str | None = None
+        # In a home that cannot be written to, or whose file system has no locks, each process checks for itself.
+        with suppress(OSError):
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(mark.with_suffix(CHECKING).open("wb"))
+            fcntl.flock(file, fcntl.LOCK_EX)  # the processes of a node begin together: one checks, the others wait
+            checking = file.name
+        if os.path.exists(mark):
+            return
         check()
-        return
-    with checking:
-        fcntl.flock(checking, fcntl.LOCK_EX)  # the processes of a node begin together: one checks, the others wait
-        if not mark.exists():
-            check()
+        if checking is not None:
             with suppress(OSError):
-                os.replace(checking.name, mark)
+                os.replace(checking, mark)
 
 
 def _mark(path: Path, what: str) -> Path | None:
     """Where it is noted that a file is in order; None for one that is checked each time."""
     try:
-        status = path.stat()
-    except OSError:
+        status, cache = path.stat(), default_cache()
+    except (OSError, StorageError):
         return None
     if status.st_size < SMALLEST_MARKED:
         return None
     same = (path.resolve(), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, what)
     name = hashlib.sha256("\0".join(map(str, same)).encode()).hexdigest()
-    return default_cache() / VERIFIED / name[:2] / name
+    return cache / VERIFIED / name[:2] / name
 
 
 class File:
@@ -162,7 +171,8 @@ class FileCache:
     def _make_room(self, size: int) -> None:
         """Remove the least recently used files that nobody holds, until so many bytes fit in."""
         found = []
-        for path in self.folder.glob("*/*"):
+        # Nothing else: the folder may be one that holds more than the cache.
+        for path in self.folder.glob(f"{FOLDER}/*"):
             with suppress(FileNotFoundError):
                 found.append((path.parent.stat().st_mtime_ns, path.stat().st_size, path))
         total = sum(held for _, held, _ in found) + size

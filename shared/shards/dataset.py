@@ -1,5 +1,6 @@
 """Opening a dataset and reading its rows: one reader for both formats, every file checked before it is first used."""
 
+import hashlib
 import os
 import stat
 from collections import OrderedDict
@@ -171,6 +172,10 @@ class Dataset:
                             f"{self.where}/{index_name(entry.name)} does not fit the table of shards: "
                             f"{count} {key}, the table says {expected}"
                         )
+                for name in sorted(set(index.subset_names).difference(self.subsets))[:1]:
+                    raise DatasetError(
+                        f"{self.where}/{index_name(entry.name)} does not fit the manifest, which has no subset {name!r}"
+                    )
             self._indexes[shard] = index
             if len(self._indexes) > OPEN_INDEXES:
                 del self._indexes[next(iter(self._indexes))]
@@ -309,7 +314,8 @@ class Dataset:
                 record = self.manifest.tables[name]
                 file = self._file(table_file(name), record.sha256, record.bytes)
                 table = Table(file.path, name, record.rows)
-                verified_once(file.path, f"{self.fingerprint} {name}", lambda: check_table(table, self.manifest))
+                manifest = hashlib.sha256(self.manifest.model_dump_json().encode()).hexdigest()
+                verified_once(file.path, f"{manifest} {name}", lambda: check_table(table, self.manifest))
                 held = self._tables[name] = file, table
             return held[1]
 

@@ -105,6 +105,9 @@ class MappedNames(Sequence[str]):
     def __len__(self) -> int:
         return len(self._names)
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names.to_pylist())
+
     @overload
     def __getitem__(self, number: int) -> str: ...
     @overload

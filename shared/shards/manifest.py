@@ -39,7 +39,9 @@ MOST_ROWS = 2**24
 HISTOGRAMS = {"patch_length_histogram": 65, "entropy_histogram": 256}
 """Entries of each, where it is not empty."""
 
-Count = Annotated[int, Field(strict=True, ge=0, le=2**62)]
+MOST_SUM = 2**62
+"""Of counts of a dataset."""
+Count = Annotated[int, Field(strict=True, ge=0, le=MOST_SUM)]
 ShardCount = Annotated[int, Field(strict=True, ge=0, le=MOST_COUNT)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -276,6 +278,8 @@ class Manifest(DatasetTotals):
             raise ValueError(f"tables: {', '.join(sorted(missing))} missing")
         if list(self.subsets) != sorted(self.subsets):
             raise ValueError("subsets are not in sorted order")
+        if (tokens := sum(totals.tokens + totals.rows + totals.patches for totals in self.subsets.values())) > MOST_SUM:
+            raise ValueError(f"subsets: their counts come to {tokens}; all together are at most {MOST_SUM}")
         for key, size in HISTOGRAMS.items():
             if (found := len(getattr(self, key))) not in (0, size):
                 raise ValueError(f"{key} has {found} entries; it has {size} or none")

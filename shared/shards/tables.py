@@ -247,10 +247,12 @@ class Table:
         self.name = name
         self._file = ArrowFile(path, (SCHEMAS[name],), f"table of {name}")
         self._most = ROWS[name]
-        wanted = [min(rows - first, self._most) for first in range(0, rows, self._most)]
         found = [self._file.rows(batch) for batch in range(self._file.batches)]
-        if found != (wanted if name != "runs" else [rows]):
+        if sum(found) != rows:
             raise DatasetError(f"{path} does not fit the manifest: {sum(found)} rows, manifest says {rows}")
+        full = [self._most] * (rows // self._most)
+        if found != ([rows] if name == "runs" else full + [rows % self._most] * (len(full) * self._most < rows)):
+            raise DatasetError(f"{path} is not a table of {name}: each record batch but the last has {self._most} rows")
 
     @property
     def path(self) -> Path:

@@ -127,6 +127,10 @@ def _figures(source: Source, shard: int, rows: np.ndarray) -> np.ndarray:
     index = source.shard_index(shard)
     if rows[-1] >= len(index):
         raise DatasetError(f"{source.shard_path(shard)}: its index has {len(index)} rows, none of number {rows[-1]}")
+    for row in rows[index.part[rows] != 0][:1].tolist():
+        raise DatasetError(
+            f"{source.shard_path(shard)}: row {row} continues a document, the table of runs says that one begins there"
+        )
     last, text = index.last[rows], index.bytes[rows]
     inputs, targets, target_bytes = index.tokens[rows] + 1, index.targets[rows], index.target_bytes[rows]
     patches, eos_alone, count = index.patches[rows].astype(np.int64), index.last_patch[rows] == 1, np.ones_like(inputs)

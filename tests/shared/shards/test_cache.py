@@ -144,11 +144,28 @@ def test_a_file_that_another_process_holds_stays_until_that_ends(folder: Path, t
     finally:
         holder.kill()
         holder.communicate()
-    (tmp_path / "dead").mkdir()
-    (tmp_path / "dead" / f"half{caching.ARRIVING}").write_bytes(b"x")  # what a killed process leaves
+    dead = tmp_path / ("0" * 64)
+    dead.mkdir()
+    (dead / f"half{caching.ARRIVING}").write_bytes(b"x")  # what a killed process leaves
     three = open_dataset(folder).shard(2)
     small.fetch(f"counted://{folder}/{three.name}", three.sha256, three.bytes_on_disk)
     assert cached(tmp_path) == [three.name]
+
+
+def test_only_files_of_the_cache_are_removed_from_its_folder(folder: Path, tmp_path: Path) -> None:
+    """There are marks of what was checked, models of datasets, and whatever else the user keeps there."""
+    others = [
+        tmp_path / "verified" / "0a" / "mark",
+        tmp_path / "entropy_model-0" / "weights",
+        tmp_path / "own" / "text",
+    ]
+    for path in others:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"x")
+    for shard in open_dataset(folder).shards():
+        FileCache(tmp_path, 1).fetch(f"counted://{folder}/{shard.name}", shard.sha256, shard.bytes_on_disk)
+    assert all(path.is_file() for path in others)
+    assert len(list(tmp_path.glob(f"{caching.FOLDER}/*"))) == 1
 
 
 def test_processes_that_want_the_same_file_fetch_it_once(folder: Path, tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from shared.shards.formats.arrow_messages import footer, message_at
 from shared.shards.formats.sidecar import SidecarWriter
 from shared.shards.open import open_dataset
 from shared.shards.tables import table_file
+from trainer.data.documents import gather_documents
+from trainer.data.sampling.streams import documents_of
 
 
 def valid(folder: Path, format: Any = "arrow", sidecar: Any = "none") -> None:
@@ -69,6 +71,7 @@ def total(key: str, value: Any) -> Callable[[Values], object]:
         (lambda values: values.update(entropy_histogram=[-1] * 256), r"entropy_histogram\.0"),
         (lambda values: values["tables"]["runs"].update(sha256="0"), r"tables\.runs\.sha256"),
         (lambda values: values["tables"].pop("shards"), "shards missing"),
+        (lambda values: [one.update(bytes=2**62) for one in values["subsets"].values()], "subsets: their counts"),
         (lambda values: values["tables"].update({"../up": values["tables"]["runs"]}), "tables"),
         (lambda values: values["subsets"].update({"": {}}), "subsets"),
         (lambda values: values.update(subsets=dict(reversed(values["subsets"].items()))), "sorted order"),
@@ -132,6 +135,40 @@ def test_a_table_with_absurd_values_is_refused(tmp_path: Path, table: Any, chang
     with pytest.raises(DatasetError, match=named) as error:
         read_tables(tmp_path)
     assert f"tables/{table}.arrow" in str(error.value) or "shard-0000" in str(error.value)
+
+
+@pytest.mark.parametrize("table", ["shards", "runs", "histograms"])
+def test_a_table_that_should_have_countless_rows_is_refused_at_once(tmp_path: Path, table: Any) -> None:
+    valid(tmp_path)
+    change_manifest(tmp_path, lambda values: values["tables"][table].update(rows=2**62))
+    with pytest.raises(DatasetError, match=rf"tables/{table}\.arrow does not fit the manifest: \d rows"):
+        read_tables(tmp_path)
+
+
+def test_a_manifest_that_changed_since_its_tables_were_checked_is_compared_again(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("shared.shards.cache.SMALLEST_MARKED", 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    valid(tmp_path / "data")
+    read_tables(tmp_path / "data")
+    change_manifest(tmp_path / "data", total("bytes", 7))
+    with pytest.raises(DatasetError, match=r"shards\.arrow is damaged: bytes of all shards"):
+        read_tables(tmp_path / "data")
+
+
+def test_a_subset_that_the_manifest_does_not_name_is_refused(tmp_path: Path) -> None:
+    valid(tmp_path)
+    change_manifest(tmp_path, lambda values: values["subsets"].update(z=values["subsets"].pop("y")))
+    assert "does not fit the manifest, which has no subset 'y'" in refused(tmp_path)
+
+
+def test_a_run_that_begins_inside_a_document_is_refused(tmp_path: Path) -> None:
+    rows = [document("a", "x", b"one"), document("b", "x", b"two"), *cut(document("c", "y", b"in parts " * 9), [3])]
+    make_dataset(tmp_path, [rows])
+    change_table(tmp_path, "runs", first("row", 2))
+    dataset = open_dataset(tmp_path)
+    references = documents_of(dataset, dataset.runs(0), np.arange(1))
+    with pytest.raises(DatasetError, match=r"shard-00000\.arrow: row 3 continues a document"):
+        gather_documents(dataset, references, np.zeros(2, np.int64))
 
 
 @pytest.mark.parametrize("table", ["shards", "runs", "histograms"])

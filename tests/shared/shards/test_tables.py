@@ -1,13 +1,18 @@
 """Tables of datasets: what is written from a stream of shards, and what is read of them without holding them."""
 
+import errno
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from helpers.shard_examples import document, make_dataset
 
+from shared.errors import StorageError
 from shared.shards import cache, tables
 from shared.shards.cache import verified_once
 from shared.shards.dataset import Dataset
@@ -77,6 +82,10 @@ def test_the_manifest_does_not_grow_with_the_shards(tmp_path: Path) -> None:
 # ---- Files that are checked once on a machine.
 
 
+CLOCK_TICK = 0.02
+"""Seconds: file times of older kernels are no finer."""
+
+
 @pytest.fixture
 def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -99,6 +108,7 @@ def test_a_file_is_checked_once(large: Path) -> None:
 
 def test_a_changed_file_is_checked_again(large: Path) -> None:
     checks(large, 1)
+    time.sleep(CLOCK_TICK)
     large.write_bytes(bytes(cache.SMALLEST_MARKED))
     assert checks(large, 2) == 1
 
@@ -106,6 +116,7 @@ def test_a_changed_file_is_checked_again(large: Path) -> None:
 def test_a_file_whose_time_was_put_back_is_checked_again(large: Path) -> None:
     checks(large, 1)
     before = large.stat()
+    time.sleep(CLOCK_TICK)
     large.write_bytes(b"x" * cache.SMALLEST_MARKED)
     os.utime(large, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert checks(large, 2) == 1
@@ -128,6 +139,40 @@ def test_a_file_that_was_found_damaged_is_checked_again(large: Path) -> None:
 def test_without_a_cache_each_use_is_checked(large: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_bytes(b"no folder")
     assert checks(large, 2) == 2
+
+
+def test_with_a_cache_of_someone_else_each_use_is_checked(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*arguments: object, **more: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    for name in ("stat", "mkdir"):  # tests may run as root, who is refused nothing
+        monkeypatch.setattr(os, name, _unless_below(large.parent / "cache", getattr(os, name), refused))
+    assert checks(large, 2) == 2
+
+
+def _unless_below(folder: Path, call: Callable[..., Any], other: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda path, *arguments, **more: (other if str(folder) in str(path) else call)(path, *arguments, **more)
+
+
+def test_on_a_file_system_without_locks_each_use_is_checked(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*arguments: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(cache.fcntl, "flock", unsupported)
+    assert checks(large, 2) == 2
+
+
+def test_a_user_without_a_home_checks_each_time_and_is_told_what_to_set(
+    large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert checks(large, 2) == 2
+    with pytest.raises(StorageError, match=r"XDG_CACHE_HOME, or data\.cache"):
+        cache.default_cache()
 
 
 def test_a_small_file_is_checked_each_time(large: Path) -> None:
