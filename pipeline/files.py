@@ -1,9 +1,11 @@
 """The files of an input as a plan holds them: columns of a table, of which a row is an object while it is looked at."""
 
 import hashlib
+import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args, overload
 
@@ -13,11 +15,19 @@ import pyarrow.compute as pc
 
 from pipeline.settings import SPLIT_NAMES, PipelineError, SplitName
 from pipeline.stamp import Stamp
+from shared.io.files import atomic_file
 from shared.io.identity import canonical_json, file_sha256
 from shared.io.storage import is_url
 
 TABLE_NAME = re.compile(r"files-[0-9a-f]{64}\.arrow")
 """Of the file of a table in the folder of a run: it says the sha256 of its content."""
+
+
+def table_sha256(name: str) -> str:
+    """What the name of a table says."""
+    return name.removeprefix("files-").removesuffix(".arrow")
+
+
 Kind = Literal["jsonl", "json", "text", "parquet", "arrow", "webdataset", "wet", "shard"]
 """How a file is read."""
 Compression = Literal["none", "gzip", "zstd", "bzip2", "xz"]
@@ -207,25 +217,51 @@ class Files(Sequence[SourceFile]):
         same = pc.and_(pc.and_(equal[0], equal[1]), equal[2])
         return ~np.asarray(same.to_numpy(zero_copy_only=False), bool)
 
-    def content(self) -> tuple[str, bytes]:
-        """The table as a file: a name that tells its content, and the content.
+    @cached_property
+    def name(self) -> str:
+        """Of the file of the table: it tells the content."""
+        state = hashlib.sha256()
+        self._write(_Sink(state.update))
+        return f"files-{state.hexdigest()}.arrow"
+
+    def save(self, folder: Path) -> None:
+        """Write the table under its name, some rows at a time.
 
         Without queries: signatures are secrets, and who goes on with the run lists its input anew.
         """
-        sink = pa.BufferOutputStream()
+        with atomic_file(folder / self.name) as file:
+            self._write(_Sink(file.write))
+
+    def _write(self, sink: "_Sink") -> None:
         named = _SCHEMA.with_metadata({f"{number:05d}": root for number, root in enumerate(self.roots)})
-        with pa.ipc.new_file(sink, named) as file:
+        with pa.ipc.new_file(pa.PythonFile(sink, mode="w"), named) as file:
             for batch in self._batches:
                 kept = batch.set_column(_QUERY, _SCHEMA.field(_QUERY), pa.repeat("", len(batch)))
                 file.write_batch(pa.record_batch(kept.columns, named))
-        content = sink.getvalue().to_pybytes()
-        return f"files-{hashlib.sha256(content).hexdigest()}.arrow", content
+
+
+class _Sink(io.RawIOBase):
+    """What Arrow writes into, where no file of its own is wanted: nothing is closed by it."""
+
+    def __init__(self, take: Callable[[bytes], object]) -> None:
+        self._take, self._written = take, 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._take(data)
+        self._written += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self._written
 
 
 def load_files(path: Path) -> Files:
     """The table in a file. Raises PipelineError for one that is missing or not what its name says."""
     try:
-        if not TABLE_NAME.fullmatch(path.name) or file_sha256(path) != path.name[6:-6]:
+        if not TABLE_NAME.fullmatch(path.name) or file_sha256(path) != table_sha256(path.name):
             raise PipelineError(f"{path} is not what its name says: it is damaged; give a new --out")
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         table.validate(full=True)

@@ -12,15 +12,19 @@ from pathlib import Path
 
 from pipeline.charts import bar
 from pipeline.run.progress import load_progress
-from pipeline.run.run_folder import is_finished, load_run, markers_of
-from pipeline.settings import PipelineError
+from pipeline.run.report import Totals, load_report
+from pipeline.run.run_folder import has_datasets, in_place, load_run, markers_of
+from pipeline.settings import SPLIT_NAMES, PipelineError
 from pipeline.splits.logs import log_path
-from pipeline.splits.marker import DEAD_LETTERS, Counts
+from pipeline.splits.marker import DEAD_LETTERS, MARKERS, Counts
 from pipeline.splits.place import has_file
-from pipeline.splits.run_file import FAILURES, RUN_FILE
+from pipeline.splits.run_file import FAILURES, RUN_FILE, RunFile
+from shared.errors import DatasetError
 from shared.io.files import lock_owner
+from shared.io.progress import ByteProgress
 from shared.io.quantities import clock, counted, quantity
 from shared.io.terminal import show_lines
+from shared.shards.open import open_dataset
 
 STALE_SECONDS = 60.0
 """A driver that says nothing for so long hangs, or waits for its cluster."""
@@ -52,40 +56,61 @@ def status(out: Path) -> tuple[list[str], bool]:
     recorded = load_run(out) if (out / RUN_FILE).is_file() else None
     if recorded is None:
         raise PipelineError(f"{out} {_what(out)}; give the --out of a preprocess run")
-    splits = recorded.plan.splits
-    counts = dict.fromkeys(Counts.model_fields, 0)
-    found = done = 0
-    for number, marker in markers_of(out, recorded):
-        if marker is not None:
-            found, done = found + 1, done + int(splits.bytes[number])
-            for name, count in marker.counts:
-                counts[name] += count
-    failed = sorted((out / FAILURES).glob("*.txt"))
     owner = lock_owner(out)
+    is_finished = owner is None and _is_there(out, recorded)
+    reported = load_report(out)
+    if is_finished and reported is not None and reported.finished and reported.run == recorded.digest:
+        counts, done_splits, done = reported.records, len(recorded.plan.splits), recorded.plan.bytes
+    else:
+        counts, done_splits, done = _from_markers(out, recorded)
+        is_finished = is_finished and done_splits == len(recorded.plan.splits)
     if owner is not None:
         state = f"running ({owner})"
-    elif is_finished(out, recorded, partial(has_file, out)):
-        state = "finished"
     else:
-        state = "stopped; rerun the same command to resume"
+        state = "finished" if is_finished else "stopped; rerun the same command to resume"
+    failed = sorted(path.name for path in (out / FAILURES).glob("*.txt"))
     total = recorded.plan.bytes
     lines = [f"{out}: {state}"]
     lines.append(f"  {bar(done, total) or '|'}  {done / total if total else 1:.1%} of {quantity(total)}B")
     lines.append(
-        f"  {found} of {len(splits)} splits, {counted(counts['documents'], 'document')}, "
-        f"{quantity(counts['document_bytes'])}B of text"
+        f"  {done_splits} of {len(recorded.plan.splits)} splits, {counted(counts.documents, 'document')}, "
+        f"{quantity(counts.document_bytes)}B of text"
     )
-    if counts["dead"]:
-        lines.append(f"  {counts['dead']:,} dead letters in {out / DEAD_LETTERS}")
+    if counts.dead:
+        lines.append(f"  {counts.dead:,} dead letters in {out / DEAD_LETTERS}")
     if owner is not None:
         lines += _pace(out)
-    for path in failed[:SHOWN]:
+    for path in (out / FAILURES / name for name in failed[:SHOWN]):
         lines.append(
             f"  failed: split {path.stem}: {path.read_text().partition(chr(10))[0]}  (log: {log_path(out, path.stem)})"
         )
     if len(failed) > SHOWN:
         lines.append(f"  and {len(failed) - SHOWN} more in {out / FAILURES}")
-    return lines, not failed and (owner is not None or state == "finished")
+    return lines, not failed and (owner is not None or is_finished)
+
+
+def _is_there(out: Path, run: RunFile) -> bool:
+    """Whether both datasets are committed and have their files, and there are as many markers as splits."""
+    has = partial(has_file, out)
+    if not has_datasets(out, run, has) or sum(1 for _ in (out / MARKERS).iterdir()) < len(run.plan.splits):
+        return False
+    try:
+        return all(in_place(has, {name: open_dataset(out / name).shards()}) for name in SPLIT_NAMES)
+    except DatasetError:
+        return False
+
+
+def _from_markers(out: Path, run: RunFile) -> tuple[Counts, int, int]:
+    """Counts, splits and bytes of what is done, from the markers of its splits, of which none is kept."""
+    totals, done = Totals(), 0
+    with ByteProgress("Looking at what is done", run.plan.bytes) as progress:
+        for number, marker in markers_of(out, run):
+            size = int(run.plan.splits.bytes[number])
+            progress.update(size)
+            if marker is not None:
+                totals.add(marker)
+                done += size
+    return totals.counts, totals.splits, done
 
 
 def _pace(out: Path) -> Iterator[str]:

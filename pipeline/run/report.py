@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from pipeline.run.progress import Progress
 from pipeline.settings import SPLIT_NAMES, SplitName
 from pipeline.splits.logs import log_path
@@ -12,6 +14,7 @@ from pipeline.splits.marker import Counts, Marker
 from pipeline.splits.run_file import RunFile
 from pipeline.splits.worker import Outcome
 from shared.io.files import write_atomic
+from shared.io.json_reader import read_bounded
 from shared.shards.manifest import SubsetTotals
 
 REPORT_FILE = "report.json"
@@ -74,6 +77,23 @@ class Report:
 def write_report(out: Path, report: Report) -> None:
     """Write report.json: the product as it now is, and what this start did and cost."""
     write_atomic(out / REPORT_FILE, json.dumps(as_json(out, report), indent=1) + "\n")
+
+
+class Reported(BaseModel):
+    """What is read again of report.json."""
+
+    finished: bool
+    run: str
+    """Digest of the run."""
+    records: Counts
+
+
+def load_report(out: Path) -> Reported | None:
+    """What the last start came to, if it left a report."""
+    try:
+        return Reported.model_validate_json(read_bounded(out / REPORT_FILE))
+    except (OSError, ValidationError):
+        return None
 
 
 def as_json(out: Path, report: Report) -> dict[str, Any]:

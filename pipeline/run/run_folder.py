@@ -5,7 +5,7 @@ DIR/dead-letters/0000012-00003.jsonl  empty-records/  failures/
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -30,7 +30,7 @@ from shared.io.identity import differences, in_short
 from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE, model_sha256
 from shared.settings import refused_as
 from shared.shards.dataset import files_of
-from shared.shards.manifest import ENTROPY_MODEL_FOLDER, MANIFEST_NAME, load_manifest
+from shared.shards.manifest import ENTROPY_MODEL_FOLDER, MANIFEST_NAME, ShardFiles, load_manifest
 from shared.shards.tables import TABLES_FOLDER, table_file
 
 
@@ -111,15 +111,29 @@ def markers_of(out: Path, run: RunFile) -> Iterator[tuple[int, Marker | None]]:
 
 def is_finished(out: Path, run: RunFile, has: Has) -> bool:
     """Whether a run is complete. Looks at names and sizes only: it is quick."""
+    return has_datasets(out, run, has) and all(
+        marker is not None and in_place(has, marker.shards) for _, marker in markers_of(out, run)
+    )
+
+
+def has_datasets(out: Path, run: RunFile, has: Has) -> bool:
+    """Whether there is what both datasets of a run have beside shards."""
     for name in SPLIT_NAMES:
         if not has(f"{name}/{MANIFEST_NAME}", None) or not _tables_in_place(out, has, name):
             return False
         models = (f"{name}/{ENTROPY_MODEL_FOLDER}/{file}" for file in (CONFIG_FILE, WEIGHTS_FILE))
         if run.numerics is not None and not all(has(file, None) for file in models):
             return False
+    return True
+
+
+def in_place(has: Has, shards: Mapping[SplitName, Iterable[ShardFiles]]) -> bool:
+    """Whether there is every file of some shards, with its size."""
     return all(
-        marker is not None and all(_in_place(has, marker, name) for name in SPLIT_NAMES)
-        for _, marker in markers_of(out, run)
+        has(f"{name}/{file}", size)
+        for name, own in shards.items()
+        for shard in own
+        for file, _, size in files_of(shard)
     )
 
 
@@ -129,12 +143,6 @@ def _tables_in_place(out: Path, has: Has, name: SplitName) -> bool:
     except DatasetError:
         return False
     return all(has(f"{name}/{table_file(table)}", record.bytes) for table, record in tables.items())
-
-
-def _in_place(has: Has, marker: Marker, name: SplitName) -> bool:
-    entries = marker.shards[name]
-    there = all(has(f"{name}/{file}", None) for entry in entries for file, *_ in files_of(entry))
-    return there and all(has(f"{name}/{entry.name}", entry.bytes_on_disk) for entry in entries)
 
 
 def copy_entropy_model(entropy_model: Path, sha256: str, out: Path) -> None:

@@ -6,15 +6,17 @@ whoever does it and how often: what a split leaves follows from plan and identit
 are never replaced by others, and who commits reads the run's file again before.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 from pydantic import ValidationError
 
-from pipeline.files import TABLE_NAME
+from pipeline.files import TABLE_NAME, table_sha256
 from pipeline.settings import SPLIT_NAMES, Job, PipelineError
 from pipeline.splits.logs import LOGS
 from pipeline.splits.marker import LEDGERS, MARKERS, Marker, is_whole
@@ -24,7 +26,7 @@ from shared.errors import IdentityError, StorageError
 from shared.io.files import locked
 from shared.io.scratch import scratch
 from shared.io.stores.lease import StoreLease, leased
-from shared.io.stores.store import AT_ONCE, Entry, Store, probe, publish_files
+from shared.io.stores.store import Entry, Store, at_once, probe, publish_files
 from shared.settings import refused_as
 from shared.shards.dataset import files_of
 from shared.shards.manifest import MANIFEST_NAME
@@ -148,10 +150,8 @@ class _StorePlace(Place):
     def __init__(self, job: Job, store: Store, lease: StoreLease) -> None:
         super().__init__(job)
         self._store, self._lease = store, lease
-        self._listed: dict[str, Entry] = {}
-        for name in SPLIT_NAMES:
-            self._listed |= store.list(f"{name}/")
-        manifests = [key for name in SPLIT_NAMES if (key := f"{name}/{MANIFEST_NAME}") in self._listed]
+        self._listed = _Listed(entry for name in SPLIT_NAMES for entry in store.list(f"{name}/").items())
+        manifests = (key for name in SPLIT_NAMES if self.has(key := f"{name}/{MANIFEST_NAME}", None))
         for key in (RUN_FILE, *manifests):
             with suppress(FileNotFoundError):
                 store.download(key, job.out / key)
@@ -171,11 +171,11 @@ class _StorePlace(Place):
         run.save(self.job.out)
         # The plan of the first start stays: later ones differ only in the times and versions of files.
         if not self._store.list(RUN_FILE):
-            written = run.with_numerics(None).content()
-            for name, content in written.items():
-                self._store.write_once(name, content)
+            table = run.plan.files.name
+            self._store.publish(self.job.out / table, table, table_sha256(table))
+            self._store.write_once(RUN_FILE, run.with_numerics(None).summary())
             # Tables of starts that were killed before they wrote the run's file.
-            others = self._store.list("").keys() - written.keys()
+            others = (key for key in self._store.list("") if key != table)
             self._store.remove(sorted(filter(TABLE_NAME.fullmatch, others)))
 
     def begin(self, run: RunFile) -> None:
@@ -184,8 +184,8 @@ class _StorePlace(Place):
         self._store.write_once(BEGUN_FILE, content.encode())
 
     def has(self, path: str, size: int | None) -> bool:
-        entry = self._listed.get(path)
-        return entry is not None and size in (None, entry.bytes)
+        found = self._listed.size(path)
+        return found is not None and size in (None, found)
 
     def is_whole(self, marker: Marker) -> bool:
         """By sizes: each file was read back before the marker was written, and nobody replaces it by another."""
@@ -194,9 +194,8 @@ class _StorePlace(Place):
 
     def pull(self, folder: str) -> None:
         out = self.job.out
-        keys = [key for key in self._store.list(f"{folder}/") if not (out / key).exists()]
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(lambda key: self._store.download(key, out / key), keys))
+        keys = (key for key in self._store.list(f"{folder}/") if not (out / key).exists())
+        at_once(lambda key: self._store.download(key, out / key), keys)
 
     def fetch(self, path: str) -> None:
         if not (self.job.out / path).exists():
@@ -214,11 +213,38 @@ class _StorePlace(Place):
         require_run(self._store, read_run(out / RUN_FILE).digest)
         # A dataset is there when its manifest is.
         manifests = [out / name / MANIFEST_NAME for name in SPLIT_NAMES if (out / name / MANIFEST_NAME).exists()]
-        others = [path for path in sorted(out.rglob("*")) if path not in manifests]
-        publish_files(
-            self._store, out, [path for path in others if not _is_written_once(path.relative_to(out).parts[0])]
-        )
+        for entry in sorted(out.iterdir()):
+            if not _is_written_once(entry.name):
+                others = (path for path in (entry, *entry.rglob("*")) if path not in manifests)
+                publish_files(self._store, out, others)
         publish_files(self._store, out, manifests)
+
+
+class _Listed:
+    """Names and sizes of some objects, as they were when they were listed: 24 bytes for each."""
+
+    def __init__(self, entries: Iterable[tuple[str, Entry]]) -> None:
+        names, sizes = bytearray(), array("q")
+        for key, entry in entries:
+            names += _short(key)
+            sizes.append(entry.bytes)
+        found = np.frombuffer(names, _SHORT)
+        order = np.argsort(found)
+        self._names, self._sizes = found[order], np.array(sizes, np.int64)[order]
+
+    def size(self, key: str) -> int | None:
+        """Bytes of an object; None if it was not there."""
+        name = np.frombuffer(_short(key), _SHORT)[0]
+        at = int(np.searchsorted(self._names, name))
+        return int(self._sizes[at]) if at < len(self._names) and self._names[at] == name else None
+
+
+_SHORT = np.dtype("S16")
+
+
+def _short(key: str) -> bytes:
+    """16 bytes that stand for a key."""
+    return hashlib.sha256(key.encode()).digest()[:16]
 
 
 def begun(store: Store) -> Begun:

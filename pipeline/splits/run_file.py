@@ -57,29 +57,27 @@ class RunFile:
     def with_numerics(self, numerics: NumericsClass | None) -> "RunFile":
         return replace(self, numerics=numerics)
 
-    def content(self) -> dict[str, bytes]:
-        """What is written of it, by name: the table of files, then run.json, which names it."""
+    def summary(self) -> bytes:
+        """What run.json says."""
         plan = self.plan
-        table, content = plan.files.content()
         summary = RunSummary(
             identity=self.identity,
             numerics=self.numerics,
-            files=table,
+            files=plan.files.name,
             split_bytes=plan.split_bytes,
             skipped=dict(plan.skipped),
             examples=dict(plan.examples),
             idle=plan.idle,
             plan_digest=plan_digest(plan),
         )
-        return {table: content, RUN_FILE: (summary.model_dump_json(indent=1) + "\n").encode()}
+        return (summary.model_dump_json(indent=1) + "\n").encode()
 
     def save(self, out: Path) -> None:
-        """Write it, and remove older tables last."""
-        written = self.content()
-        for name, content in written.items():
-            write_atomic(out / name, content)
+        """Write the table of files, then run.json, which names it, and remove older tables last."""
+        self.plan.files.save(out)
+        write_atomic(out / RUN_FILE, self.summary())
         for path in out.glob("files-*.arrow"):
-            if path.name not in written and TABLE_NAME.fullmatch(path.name):
+            if path.name != self.plan.files.name and TABLE_NAME.fullmatch(path.name):
                 path.unlink(missing_ok=True)
 
 

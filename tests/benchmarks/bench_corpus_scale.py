@@ -1,11 +1,13 @@
 """What opening a dataset costs by its size: `python tests/benchmarks/bench_corpus_scale.py [DOCUMENTS ...]`.
 
 Datasets of 10^5 to 10^8 documents of 4 kB (others by argument; 1000000000 takes 1.5 GB of disk and some minutes): hard
-links to four shards under distinct names, with tables of the full size. For each size a process that trains (a rank
-without workers), one that has a loader worker, `inspect` and `recut --dry-run` are started RUNS times: seconds from
-the open dataset to the first pack (of a command: in all), and the most private memory (RssAnon + RssShmem): of the
-first two less that of a process that has only imported torch, of the commands, which do not import it, all. Every
-start finds no checked files noted; "cold" also empties the page cache of the dataset's files.
+links to four shards under distinct names, with tables of the full size, in the folder of a finished run of preprocess
+with a marker for each shard. For each size a process that trains (a rank without workers), one that has a loader
+worker, `inspect`, `recut --dry-run` and `status` (also without report, as of a run that was stopped: it reads the
+markers) are started RUNS times: seconds from the open dataset to the first pack (of a command: in all), and the most
+private memory (RssAnon + RssShmem): of the first two less that of a process that has only imported torch, of the
+commands, which do not import it, all. Every start finds no checked files noted; "cold" also empties the page cache of
+the dataset's files.
 """
 
 import os
@@ -21,6 +23,13 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.files import Files, SourceFile
+from pipeline.plan import Plan
+from pipeline.run.report import REPORT_FILE, Report, Totals, write_report
+from pipeline.settings import SplitName
+from pipeline.splits.marker import MARKERS, Counts, Marker, marker_path
+from pipeline.splits.run_file import RunFile
+from pipeline.stamp import Stamp
 from shared.patching.settings import PatchingSettings
 from shared.shards.document import Row
 from shared.shards.index import index_name
@@ -58,7 +67,7 @@ def shards(folder: Path) -> list[ShardEntry]:
 
 def dataset(folder: Path, base: Path, entries: list[ShardEntry], documents: int) -> Path:
     """A dataset of so many documents, whose shards are links to a few."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
 
     def linked() -> Iterator[ShardEntry]:
         for number in range(-(-documents // DOCUMENTS)):
@@ -70,6 +79,30 @@ def dataset(folder: Path, base: Path, entries: list[ShardEntry], documents: int)
 
     commit_dataset(folder, IDENTITY, linked())
     return folder
+
+
+def finished_run(out: Path, train: Path, entries: list[ShardEntry]) -> None:
+    """What a run of preprocess leaves beside its training data: a split for each shard."""
+    commit_dataset(out / "validation", IDENTITY.model_copy(update={"split": "validation"}), iter(()))
+    count = len([*train.glob("*.arrow")])
+    stamp = Stamp(entries[0].totals.bytes)
+    files = Files.of(
+        SourceFile(root="/in", path=f"{number:07d}.jsonl", kind="jsonl", stamp=stamp, span=stamp.size)
+        for number in range(count)
+    )
+    run = RunFile({}, Plan(files, stamp.size))
+    run.save(out)
+    totals = Totals()
+    (out / MARKERS).mkdir()
+    for number in range(count):
+        split, entry = run.plan.splits.name(number), entries[number % SHARDS]
+        counts = Counts(records=DOCUMENTS, documents=DOCUMENTS, document_bytes=entry.totals.bytes)
+        shard = entry.model_copy(update={"name": f"shard-{number:07d}.arrow"})
+        shards: dict[SplitName, list[ShardEntry]] = {"train": [shard], "validation": []}
+        marker = Marker(split=split, run=run.digest, content="0" * 64, lines=DOCUMENTS, counts=counts, shards=shards)
+        marker_path(out, split).write_text(marker.model_dump_json())  # nothing that a crash must not lose
+        totals.add(marker)
+    write_report(out, Report(run, totals))
 
 
 READ_A_PACK = """
@@ -215,7 +248,9 @@ def main() -> None:
         print(f"{'documents':>13} {'':<26}{'warm':>8} {'cold':>8} {'private':>9}")
         for documents in sizes:
             began = time.monotonic()
-            folder = dataset(place / f"data-{documents}", base, entries, documents)
+            out = place / f"run-{documents}"
+            folder = dataset(out / "train", base, entries, documents)
+            finished_run(out, folder, entries)
             built = time.monotonic() - began
 
             def rank(cache: Path, folder: Path = folder) -> tuple[float, int]:
@@ -232,7 +267,11 @@ def main() -> None:
                 ("loader worker, first pack", worker, torch_alone),
                 ("inspect", command("inspect", folder), 0),
                 ("recut --dry-run", command(*recut), 0),
+                ("status", command("status", out), 0),
+                ("status, from markers", command("status", out), 0),
             ):
+                if what == "status, from markers":
+                    (out / REPORT_FILE).unlink()
                 warm, kib = measured(run, place, lambda: None)
                 cold, more = measured(run, place, partial(forget, base, folder))
                 private = (max(kib, more) - without) / 1024

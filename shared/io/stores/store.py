@@ -45,7 +45,7 @@ PROBES, CLOCKS, LEASES = ".probe", ".clock", "lease"
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """An object of a store."""
 
@@ -267,9 +267,15 @@ class UrlStore(Store):
             except FileNotFoundError:  # some drivers say so of a prefix that no key has
                 return {}
 
-        keyed = {path.removeprefix(self._root).lstrip("/"): info for path, info in self._tried(prefix, found).items()}
-        # Some stores keep folders, and drivers list the one that was asked about when nothing is in it.
-        return {key: _entry(info) for key, info in keyed.items() if key and key.startswith(prefix)}
+        listed, entries = self._tried(prefix, found), dict[str, Entry]()
+        self._fs.invalidate_cache()
+        while listed:  # what a driver says of an object takes a kilobyte: it is let go one by one
+            path, info = listed.popitem()
+            key = path.removeprefix(self._root).lstrip("/")
+            # Some stores keep folders, and drivers list the one that was asked about when nothing is in it.
+            if key and key.startswith(prefix):
+                entries[key] = _entry(info)
+        return dict(reversed(entries.items()))
 
     def remove(self, keys: Iterable[str]) -> None:
         for key in keys:
@@ -360,10 +366,15 @@ def publish_files(store: Store, folder: Path, paths: Iterable[Path]) -> None:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         store.publish(path, path.relative_to(folder).as_posix(), sha256)
 
-    files = filter(Path.is_file, paths)
+    at_once(send, filter(Path.is_file, paths))
+
+
+def at_once(action: Callable[[T], object], items: Iterable[T]) -> None:
+    """Do something with each of many items, a few at a time. Raises what it raises."""
+    items = iter(items)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        while some := list(islice(files, _SUBMITTED)):  # not a future for each of a hundred thousand
-            list(pool.map(send, some))
+        while some := list(islice(items, _SUBMITTED)):  # not a future for each of a hundred thousand
+            list(pool.map(action, some))
 
 
 # ---- What a store can do, tried before any work.

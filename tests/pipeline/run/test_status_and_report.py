@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -215,3 +216,30 @@ def test_a_folder_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[st
     (tmp_path / "metrics.jsonl").write_text("")
     assert main(["status", str(tmp_path)]) == 2
     assert "training run" in capsys.readouterr().err
+
+
+def test_the_status_of_a_finished_run_is_told_without_its_markers(
+    finished: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pipeline.commands.status.markers_of", lambda *_: pytest.fail("a marker is read"))
+    assert status(finished.out, capsys) == (0, finished.lines)
+
+
+def test_without_a_report_markers_say_the_same(
+    finished: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished.out, out)
+    (out / "report.json").unlink()
+    assert status(out, capsys) == (0, finished.lines.replace(str(finished.out), str(out)))
+
+
+@pytest.mark.parametrize("gone", ["train/shard-*.arrow", "splits/0000000-00001.json", "validation/manifest.json"])
+def test_a_finished_run_of_which_something_is_gone_is_not_finished(
+    finished: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], gone: str
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished.out, out)
+    next(out.glob(gone)).unlink()
+    code, lines = status(out, capsys)
+    assert (code, "stopped; rerun the same command" in lines) == (1, True)
