@@ -10,6 +10,9 @@ from shared.shards.document import LONGEST_PART
 from shared.shards.spans import LARGEST_ID, NO_SPECIAL, Spans, spans_problem
 from shared.vocabulary import VOCABULARY_SIZE
 
+INDEX_BYTES = 4
+"""Of the subset of a row."""
+
 
 @dataclass(frozen=True)
 class Ragged:
@@ -50,6 +53,12 @@ class RaggedSpans:
     """int64 [rows + 1], where the spans of each row begin."""
     all: Spans
     """[Z], those of all rows one after the other."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the arrays."""
+        arrays = (self.present, self.bounds, self.all.ends, self.all.specials, self.all.losses)
+        return sum(array.nbytes for array in arrays)
 
     def __getitem__(self, row: int) -> Spans | None:
         if not self.present[row]:
@@ -119,9 +128,11 @@ class BatchColumns:
 
     @property
     def nbytes(self) -> int:
-        """Memory that holding this batch costs."""
-        spans = self.all_spans.all.ends.nbytes * 2 if self.all_spans is not None else 0
-        return self.texts.buffer.nbytes + (self.lengths.buffer.nbytes if self.lengths is not None else 0) + spans
+        """Memory that holding this batch costs, its names of subsets left out."""
+        ragged = [self.texts, *([] if self.lengths is None else [self.lengths])]
+        spans = 0 if self.all_spans is None else self.all_spans.nbytes
+        columns = self.parts.nbytes + self.ids.nbytes + self.metas.nbytes + INDEX_BYTES * len(self)
+        return int(sum(own.buffer.nbytes + own.starts.nbytes for own in ragged) + columns + spans)
 
     def text(self, row: int) -> np.ndarray:
         """uint8 [n], the raw bytes of a row."""

@@ -1,8 +1,16 @@
 """What was used most recently is kept, within its memory."""
 
-import numpy as np
+import gc
+import weakref
+from pathlib import Path
 
-from trainer.data.packing.slices import Recent
+import numpy as np
+import pyarrow as pa
+import pytest
+from helpers.pack_examples import document, make_dataset
+
+from shared.shards.document import Row
+from trainer.data.packing.slices import Recent, SliceReader
 
 
 def test_the_least_recently_used_go_first_and_the_latest_always_stays() -> None:
@@ -16,3 +24,33 @@ def test_the_least_recently_used_go_first_and_the_latest_always_stays() -> None:
     for key in (40, 50, 40, 30, 40, 50, 500, 500, 40):
         assert len(recent[key]) == key
     assert made == [40, 50, 30, 50, 500, 40]
+
+
+def test_a_reader_that_is_dropped_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Up to its whole cache, for the time until the garbage collector finds it."""
+    reader = SliceReader(make_dataset(tmp_path, [[document("a", "x", b"text")]]))
+    left = weakref.ref(reader)
+    gc.disable()
+    try:
+        del reader
+        assert left() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [document("a" * 1000, "x", b"a name longer than its text")] * 200,
+        [document("a", "x", b"")] * 5000,
+        [Row("a", "x", b"text", 0, document("", "", b"text").patch_lengths, meta='{"a": "' + "b" * 900 + '"}')] * 200,
+    ],
+    ids=["long ids", "short rows", "metadata"],
+)
+def test_what_a_batch_holds_is_counted_whole(tmp_path: Path, rows: list[Row]) -> None:
+    dataset = make_dataset(tmp_path, [rows])
+    dataset.shard_index(0)
+    before = pa.total_allocated_bytes()
+    batch = dataset.batch(0, 0)
+    held = pa.total_allocated_bytes() - before
+    assert 0.8 * held <= batch.nbytes <= 1.2 * held

@@ -9,7 +9,7 @@ to CACHE_BYTES of them.
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -30,6 +30,7 @@ class Recent(Generic[K, V]):
     """Values by key, the latest always and earlier ones up to ``limit`` bytes in all."""
 
     def __init__(self, limit: int, make: Callable[[K], V]) -> None:
+        """``make`` must not hold who holds this: memory of a ring is freed long after it was last used."""
         self._limit, self._make = limit, make
         self._values: OrderedDict[K, V] = OrderedDict()
         self._held = 0
@@ -157,8 +158,8 @@ class SliceReader:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._batches = Recent(CACHE_BYTES, self._decoded)
-        self._ends = Recent(ENDS_BYTES, self._patch_ends)
+        self._batches: Batches = Recent(CACHE_BYTES, lambda batch: source.batch(*batch))
+        self._ends = Recent(ENDS_BYTES, partial(patch_ends, source, self._batches))
         self._rows: OrderedDict[int, list[DocumentRow]] = OrderedDict()
         self._body: tuple[Place | None, np.ndarray, np.ndarray] = (None, np.zeros(0, np.int16), np.zeros(0, bool))
         self._largest = VOCABULARY_SIZE + len(source.specials)
@@ -327,22 +328,6 @@ class SliceReader:
                 break
         return Cut(stop, before or 0, patches - left)
 
-    def _patch_ends(self, row: DocumentRow) -> np.ndarray:
-        """int64 [P]: the input of the document at which each patch of a row ends.
-
-        Raises DatasetError when the row's lengths do not fit the index.
-        """
-        stored = self._columns(row.place).patch_lengths(row.place.row)
-        if stored is None or len(stored) == 0:
-            raise self.damaged(row.place, "no patch lengths")
-        ends = np.cumsum(stored, dtype=np.int64)
-        ends += row.start
-        ends[-1] -= row.last  # EOS is no input
-        found, wanted = int(ends[-1]), row.stop
-        if found != wanted:
-            raise self.damaged(row.place, f"patches of {found - row.start} inputs, the index says {wanted - row.start}")
-        return ends[:-1] if row.last and stored[-1] == 1 else ends
-
     def rows(self, document: Document) -> list[DocumentRow]:
         """The rows of a document."""
         if document.rows == 1:
@@ -377,11 +362,34 @@ class SliceReader:
         """The decoded record batch of a row, from the most recently used ones."""
         return self._batches[place.shard, place.batch]
 
-    def _decoded(self, batch: tuple[int, int]) -> BatchColumns:
-        """A record batch, of the sizes that the index says. Raises DatasetError."""
-        return self._source.batch(*batch)
-
     def damaged(self, place: Place, problem: str) -> DatasetError:
         """The error that names the shard and the document of a row."""
-        name = self._columns(place).id(place.row)
-        return DatasetError(f"{self._source.shard_path(place.shard)}: document {name!r} has {problem}")
+        return damaged_row(self._source, self._batches, place, problem)
+
+
+Batches = Recent[tuple[int, int], BatchColumns]
+"""Decoded record batches by shard and number in it, of the sizes that the index says."""
+
+
+def patch_ends(source: Source, batches: Batches, row: DocumentRow) -> np.ndarray:
+    """int64 [P]: the input of the document at which each patch of a row ends.
+
+    Raises DatasetError when the row's lengths do not fit the index.
+    """
+    stored = batches[row.place.shard, row.place.batch].patch_lengths(row.place.row)
+    if stored is None or len(stored) == 0:
+        raise damaged_row(source, batches, row.place, "no patch lengths")
+    ends = np.cumsum(stored, dtype=np.int64)
+    ends += row.start
+    ends[-1] -= row.last  # EOS is no input
+    found, wanted = int(ends[-1]), row.stop
+    if found != wanted:
+        problem = f"patches of {found - row.start} inputs, the index says {wanted - row.start}"
+        raise damaged_row(source, batches, row.place, problem)
+    return ends[:-1] if row.last and stored[-1] == 1 else ends
+
+
+def damaged_row(source: Source, batches: Batches, place: Place, problem: str) -> DatasetError:
+    """The error that names the shard and the document of a row."""
+    name = batches[place.shard, place.batch].id(place.row)
+    return DatasetError(f"{source.shard_path(place.shard)}: document {name!r} has {problem}")
