@@ -36,7 +36,7 @@ from pipeline.read.storage import stamp, stamp_of
 from pipeline.settings import SPLIT_NAMES, PipelineError, ReadSettings, SplitName
 from pipeline.stamp import Stamp
 from shared.errors import DatasetError, StorageError
-from shared.io.storage import file_system, is_url, local_path, open_binary, without_query
+from shared.io.storage import file_system, is_url, local_path, open_binary, without_query, without_secrets
 from shared.io.transient_errors import retried
 from shared.shards.index import index_name
 from shared.shards.manifest import MANIFEST_NAME, load_manifest
@@ -316,7 +316,7 @@ def _find_remote(url: str, search: Search) -> Iterator[Found | Path]:
     except FileNotFoundError:
         raise PipelineError(f"{shown}: there is no such file or directory") from None
     except Exception as error:  # each fsspec store raises errors of its own classes
-        message = without_query(" ".join(str(error).split()))
+        message = without_secrets(" ".join(str(error).split()))
         raise PipelineError(f"{shown}: {type(error).__name__}: {message}") from None
 
 

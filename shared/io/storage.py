@@ -106,7 +106,7 @@ def read_whole(location: Path | str, most_bytes: int) -> bytes:
         with open_binary(location) as file:
             content = read_at_most(file, most_bytes + 1)
         if len(content) > most_bytes:
-            raise StorageError(f"{location} is larger than {most_bytes:,} bytes")
+            raise StorageError(f"{without_secrets(location)} is larger than {most_bytes:,} bytes")
         return content
 
     return tried_again(read, location)
@@ -138,9 +138,9 @@ def tried_again(read: Callable[[], T], url: str) -> T:
 
 def file_system(url: str) -> tuple[Any, str]:
     """The fsspec file system of a URL, and the path in it. Raises StorageError for a URL that may not be read."""
-    scheme = urlsplit(url).scheme
+    scheme, shown = urlsplit(url).scheme, without_secrets(url)
     if scheme == "pipe" or "::" in url:
-        raise StorageError(f"{url}: commands and chained URLs are not read; give a plain path or URL")
+        raise StorageError(f"{shown}: commands and chained URLs are not read; give a plain path or URL")
     if "@" in urlsplit(url).netloc:
         raise StorageError(f"{scheme}://...: put the password into the environment, not into the URL")
     import fsspec
@@ -151,6 +151,6 @@ def file_system(url: str) -> tuple[Any, str]:
     except ImportError:
         package, extra = _PACKAGES.get(scheme, (f"the fsspec driver of {scheme}", None))
         install = f"pip install -e '.[{extra}]'" if extra else f"pip install {package}"
-        raise StorageError(f"{url}: reading {scheme}:// needs the package {package}; {install}") from None
+        raise StorageError(f"{shown}: reading {scheme}:// needs the package {package}; {install}") from None
     except ValueError as error:
-        raise StorageError(f"{url}: {error}") from None
+        raise StorageError(without_secrets(f"{url}: {error}")) from None

@@ -136,7 +136,8 @@ class StoreLease:
     def look(self) -> None:
         """See whether another holder has come in the meantime; one that never was silent for long has its lease."""
         holders = {holder.name: holder for holder in _holders(self._store)}
-        own = holders[self._name]
+        if (own := holders.get(self._name)) is None:
+            raise StorageError(f"{self._store.url(LEASES)}: somebody has removed the lease of this run")
         before = self._seen or own.seen
         silent = own.seen - before > MISSED * self._beat
         self._seen = own.seen

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from helpers.pipeline_helpers import STATIC, letters, preprocess, stored
 
 from pipeline.executors import retry
@@ -103,6 +104,24 @@ def test_a_query_is_no_part_of_the_name_and_is_not_shown(tmp_path, address, name
     kept = [path for path in tmp_path.rglob("*") if path.is_file()]
     said = [shown.out, shown.err, *(path.read_bytes().decode(errors="replace") for path in kept)]
     assert not any("secret" in text for text in (*said, *(i for i, _, _ in found)))
+
+
+@pytest.mark.parametrize("url", ["simplecache::s3://me:hush-hush@bucket/x", "s3://me:hush-hush@bucket/x"])
+def test_no_password_of_a_url_is_shown(tmp_path, url, capsys):
+    assert preprocess(url, "--out", tmp_path / "out", *STATIC) == 2
+    assert "hush-hush" not in capsys.readouterr().err
+
+
+def test_no_password_of_the_environment_is_shown(tmp_path, monkeypatch, capsys):
+    def fail(*_: object) -> None:
+        raise OSError("signed with hush-hush-hush")
+
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush-hush-hush")
+    monkeypatch.setattr(MemoryFileSystem, "isfile", fail)
+    assert preprocess("memory://x", "--out", tmp_path / "out", *STATIC) == 2
+    said = capsys.readouterr().err
+    assert "signed with" in said
+    assert "hush-hush-hush" not in said
 
 
 def of(module: str, name: str, base: type[Exception], monkeypatch: pytest.MonkeyPatch) -> type[Exception]:

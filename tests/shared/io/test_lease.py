@@ -43,6 +43,15 @@ def test_a_process_of_this_machine_that_is_gone_is_not_waited_for(store: Store) 
         held.check()
 
 
+def test_a_lease_that_somebody_removes_is_said(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    with leased(store, BEAT):
+        store.remove(store.list("lease/"))
+        deadline = time.monotonic() + 60
+        while "removed the lease" not in caplog.text:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
 def test_the_second_is_refused(store: Store) -> None:
     with leased(store, BEAT), pytest.raises(OutputError, match="process"), leased(store, BEAT):
         pass
