@@ -15,6 +15,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.registry import _registry
 from helpers.input_trees import one_by_one
 from helpers.pipeline_helpers import STATIC, compressed, counts, letters, preprocess, shard_hashes, stored
 from hypothesis import given
@@ -279,7 +280,7 @@ def test_a_url_that_may_or_can_not_be_read_is_named(tmp_path, monkeypatch, url, 
 @pytest.mark.parametrize(("scheme", "package"), [("s3", "s3fs"), ("gs", "gcsfs")])
 def test_a_missing_driver_is_named_with_what_installs_it(monkeypatch, scheme, package):
     monkeypatch.setitem(__import__("sys").modules, package, None)
-    monkeypatch.delitem(fsspec.registry._registry, scheme, raising=False)  # where an earlier test has used it
+    monkeypatch.delitem(_registry, scheme, raising=False)  # where an earlier test has used it
     with pytest.raises(PipelineError, match=rf"needs the package {package}; pip install -e '\.\["):
         list_inputs([f"{scheme}://bucket/x.jsonl"], ReadSettings())
 
