@@ -6,6 +6,8 @@ Archives of others are read by `pipeline.read.formats.tar`; why there are two re
 import tarfile
 from collections.abc import Iterator
 
+import numpy as np
+
 BLOCK = tarfile.BLOCKSIZE
 END = bytes(2 * BLOCK)
 
@@ -22,28 +24,41 @@ def member(name: str, content: bytes) -> bytes:
     return header.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % BLOCK)
 
 
-_TEMPLATE = member("", b"")[:BLOCK]
-_NAME, _FIXED, _SIZE, _TIME, _SUM, _REST = 100, slice(100, 124), slice(124, 135), slice(135, 148), slice(148, 156), 156
-_BASE = sum(_TEMPLATE[: _SUM.start]) + 8 * ord(" ") + sum(_TEMPLATE[_SUM.stop :]) - sum(_TEMPLATE[_SIZE])
+NAME_BYTES = 100
+_TEMPLATE = np.frombuffer(member("", b"")[:BLOCK], np.uint8)
+_FIXED, _SIZE, _TIME, _SUM, _REST = (
+    slice(100, 124),
+    slice(124, 135),
+    slice(135, 148),
+    slice(148, 156),
+    slice(156, BLOCK),
+)
+_ZERO, _DIGITS = ord("0"), 6
+_BASE = int(_TEMPLATE[: _SUM.start].sum() + 8 * ord(" ") + _TEMPLATE[_REST].sum() - _TEMPLATE[_SIZE].sum())
 
 
-def _written_here(block: bytes) -> tuple[str, int] | None:
-    """Name and size of a header that `member` made, down to the last byte; None for any other.
+def written_here(blocks: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Names uint8 [H, 100] and sizes int64 [H] of headers; None unless `member` made each, down to the last byte.
 
-    A tenth of the time that the standard library takes, which every small document would pay three times.
+    ``blocks``: uint8 [N, 512], an archive; ``numbers``: int64 [H], which of them are headers. A hundredth of the time
+    that the standard library takes, which every small document would pay three times. Names are not looked at.
     """
-    name, size = block[:_NAME].rstrip(b"\0"), block[_SIZE]
-    if (
-        block[_REST:] != _TEMPLATE[_REST:]
-        or block[_FIXED] != _TEMPLATE[_FIXED]
-        or block[_TIME] != _TEMPLATE[_TIME]
-        or not name.isascii()
-        or b"\0" in name
-        or size.strip(b"01234567")
-        or block[_SUM] != b"%06o\0 " % (_BASE + sum(name) + sum(size))
+    if len(numbers) and int(numbers.max()) >= len(blocks):
+        return None
+    headers = blocks[numbers]
+    names, size, checksum = headers[:, :NAME_BYTES], headers[:, _SIZE], headers[:, _SUM]
+    total = _BASE + names.sum(axis=1, dtype=np.int64) + size.sum(axis=1, dtype=np.int64)
+    octal = (total[:, None] >> np.arange(3 * (_DIGITS - 1), -1, -3)) % 8 + _ZERO
+    same = all((headers[:, part] == _TEMPLATE[part]).all() for part in (_FIXED, _TIME, _REST))
+    digits = size.astype(np.int64) - _ZERO
+    if not (
+        same
+        and (checksum[:, :_DIGITS] == octal).all()
+        and (checksum[:, _DIGITS:] == (0, ord(" "))).all()
+        and ((digits >= 0) & (digits < 8)).all()
     ):
         return None
-    return name.decode(), int(size, 8)
+    return names, digits @ (8 ** np.arange(digits.shape[1] - 1, -1, -1))
 
 
 def end_of_archive(size: int) -> bytes:
@@ -60,14 +75,6 @@ def members(archive: memoryview, offset: int, stop: int | None = None) -> Iterat
         block = bytes(archive[offset : offset + BLOCK])
         if len(block) == BLOCK and not any(block):
             return
-        if (ours := _written_here(block)) is not None:
-            name, size = ours
-            start, end = offset + BLOCK, offset + BLOCK + size
-            if end > len(archive):
-                raise TarError(f"{name!r} at offset {offset} runs past the end of the file")
-            yield offset, name, start, end
-            offset = end + -size % BLOCK
-            continue
         try:
             header = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
         except (tarfile.HeaderError, UnicodeDecodeError) as error:

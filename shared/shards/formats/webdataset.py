@@ -26,6 +26,11 @@ from shared.shards.spans import LARGEST_ID
 from shared.vocabulary import VOCABULARY_SIZE
 
 FIELDS = ("json", "bytes", "patch_lengths")
+_JSON, _BYTES, _LENGTHS = range(len(FIELDS))
+_TENS = 10 ** np.arange(9, -1, -1)
+"""Of the digits that a row's members begin with."""
+_NAMES = [np.frombuffer(f".{field}".encode().ljust(tar.NAME_BYTES - len(_TENS), b"\0"), np.uint8) for field in FIELDS]
+"""What follows them."""
 MOST_RECORD_BYTES = 2**28
 """Of a row's JSON: id, meta and spans."""
 
@@ -85,7 +90,7 @@ class TarWriter:
 
 
 class TarReader:
-    """Batches of one shard file, found through the offsets of its index; members are views of the mapped file."""
+    """Batches of one shard file, found through the offsets of its index."""
 
     def __init__(self, path: Path, offsets: np.ndarray, batch_starts: np.ndarray):
         """``offsets``: int64 [rows], of each row's first member; ``batch_starts``: int64 [batches + 1], rows."""
@@ -100,6 +105,8 @@ class TarReader:
         except ValueError:
             raise DatasetError(f"{path} is damaged: it is empty") from None
         self._archive = memoryview(self._map)
+        whole = len(self._archive) // tar.BLOCK * tar.BLOCK
+        self._blocks = np.frombuffer(self._archive[:whole], np.uint8).reshape(-1, tar.BLOCK)
         wrong = np.flatnonzero(
             (offsets % tar.BLOCK != 0) | (np.diff(offsets, prepend=-1) <= 0) | (offsets >= len(self._archive))
         )
@@ -118,19 +125,18 @@ class TarReader:
         if not 0 <= number < self.batches:
             raise DatasetError(f"{self._path} is damaged: it has {self.batches} record batches, no batch {number}")
         first, stop = int(self._starts[number]), int(self._starts[number + 1])
-        rows = [self._row(row) for row in range(first, stop)]
-        patched = ["patch_lengths" in fields for _, fields in rows]
-        if any(patched) and not all(patched):
+        places = self._places(first, stop)
+        patched = places[:, _LENGTHS, 0] >= 0
+        if patched.any() and not patched.all():
             raise DatasetError(f"{self._path}: batch {number} mixes patched and unpatched rows")
-        records = [record for record, _ in rows]
-        texts = self._ragged([fields["bytes"] for _, fields in rows])
+        records = [self._record(first + row, *place) for row, place in enumerate(places[:, _JSON].tolist())]
         try:
             spans = ragged_spans(pa.array([record.get("spans") for record in records], SPANS_TYPE))
         except (pa.ArrowInvalid, OverflowError):
             raise DatasetError(f"{self._path} is damaged: batch {number} has spans with numbers out of range") from None
         found = BatchColumns(
-            texts=texts,
-            lengths=self._ragged([fields["patch_lengths"] for _, fields in rows]) if any(patched) else None,
+            texts=self._ragged(places[:, _BYTES]),
+            lengths=self._ragged(places[:, _LENGTHS]) if patched.any() else None,
             parts=np.array([record["part"] for record in records], np.int32),
             ids=pa.array([record["id"] for record in records], pa.string()),
             subsets=pa.array([record["subset"] for record in records], pa.string()),
@@ -141,14 +147,52 @@ class TarReader:
             raise DatasetError(f"{self._path} is damaged: row {first + problem[0]} has {problem[1]}")
         return found
 
-    def _ragged(self, ranges: list[tuple[int, int]]) -> Ragged:
-        """Ranges of the file as views of the stretch that holds them all."""
-        bounds = np.array(ranges, np.int64).reshape(-1, 2)
-        low, high = (int(bounds[0, 0]), int(bounds[-1, 1])) if len(bounds) else (0, 0)
-        return Ragged(np.frombuffer(self._archive[low:high], np.uint8), bounds[:, 0] - low, bounds[:, 1] - low)
+    def _ragged(self, places: np.ndarray) -> Ragged:
+        """The bytes at int64 [rows, 2] of the file. Copied: headers and padding may be twenty times as much."""
+        found = np.frombuffer(b"".join([self._archive[start:end] for start, end in places.tolist()]), np.uint8)
+        ends = np.cumsum(places[:, 1] - places[:, 0])
+        return Ragged(found, ends - (places[:, 1] - places[:, 0]), ends)
 
-    def _row(self, row: int) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
-        """The record and the byte ranges of one row's members."""
+    def _places(self, first: int, stop: int) -> np.ndarray:
+        """int64 [rows, FIELDS, 2]: where the members of rows first .. stop begin and end; -1 of what a row has not."""
+        places = np.full((stop - first, len(FIELDS), 2), -1, np.int64)
+        known = min(stop, len(self._offsets) - 1)  # the last row of a shard ends where no offset says
+        if known <= first or not self._written_here(first, places[: known - first]):
+            known = first
+        for row in range(known, stop):
+            for field, place in self._members(row).items():
+                places[row - first, FIELDS.index(field)] = place
+        wrong = np.flatnonzero((places[:, _LENGTHS, 1] - places[:, _LENGTHS, 0]) % 2)
+        for row in wrong[:1].tolist():
+            raise self._damaged(f"the patch lengths of row {first + row} are not whole uint16 values")
+        return places
+
+    def _written_here(self, first: int, places: np.ndarray) -> bool:
+        """Find the members of rows at once, if all are as `TarWriter` writes them; whether they are.
+
+        ``places``: -1, of as many rows from ``first``, of which each is followed by another row.
+        """
+        at, ends = self._offsets[first:][: len(places)].copy(), self._offsets[first + 1 :][: len(places)]
+        rows = np.arange(len(places))
+        keys = ((first + rows)[:, None] // _TENS) % 10 + ord("0")
+        for field, rest in enumerate(_NAMES):
+            headers = tar.written_here(self._blocks, at[rows] // tar.BLOCK)
+            if headers is None:
+                return False
+            names, sizes = headers
+            if not ((names[:, : len(_TENS)] == keys[rows]).all() and (names[:, len(_TENS) :] == rest).all()):
+                return False
+            places[rows, field, 0] = start = at[rows] + tar.BLOCK
+            places[rows, field, 1] = start + sizes
+            at[rows] = start + sizes + -sizes % tar.BLOCK
+            if (at > ends).any():
+                return False
+            if field >= _BYTES:
+                rows = rows[at[rows] < ends[rows]]
+        return not len(rows)
+
+    def _members(self, row: int) -> dict[str, tuple[int, int]]:
+        """The byte ranges of one row's members. Raises DatasetError."""
         fields: dict[str, tuple[int, int]] = {}
         following = int(self._offsets[row + 1]) if row + 1 < len(self._offsets) else None
         try:
@@ -159,20 +203,20 @@ class TarReader:
                 if field not in FIELDS or field in fields:
                     raise tar.TarError(f"{name!r} at offset {offset} has no place in a shard")
                 fields[field] = (start, end)
-            if not {"json", "bytes"} <= fields.keys():
-                raise tar.TarError(f"row {row} lacks its .json or .bytes")
-            start, end = fields.get("patch_lengths", (0, 0))
-            if (end - start) % 2:
-                raise tar.TarError(f"the patch lengths of row {row} are not whole uint16 values")
-            return self._record(row, *fields["json"]), fields
         except tar.TarError as error:
-            raise DatasetError(f"{self._path} is damaged: {error}") from None
+            raise self._damaged(error) from None
+        if not {"json", "bytes"} <= fields.keys():
+            raise self._damaged(f"row {row} lacks its .json or .bytes")
+        return fields
+
+    def _damaged(self, problem: object) -> DatasetError:
+        return DatasetError(f"{self._path} is damaged: {problem}")
 
     def _record(self, row: int, start: int, end: int) -> dict[str, Any]:
+        if end - start > MOST_RECORD_BYTES:
+            raise self._damaged(f"the .json of row {row} has {end - start} bytes; at most {MOST_RECORD_BYTES}")
         try:
-            if end - start > MOST_RECORD_BYTES:
-                raise tar.TarError(f"the .json of row {row} has {end - start} bytes; at most {MOST_RECORD_BYTES}")
             return cast(dict[str, Any], _RECORD.validate_json(bytes(self._archive[start:end])))
         except ValidationError as error:
             keys = "id, subset, part, meta"
-            raise tar.TarError(f"the .json of row {row} does not hold {keys}: {first_problem(error)}") from None
+            raise self._damaged(f"the .json of row {row} does not hold {keys}: {first_problem(error)}") from None
