@@ -109,16 +109,19 @@ def main() -> None:
     parser.add_argument("text", type=Path, nargs="?", help="a file; else the standard library's sources")
     parser.add_argument("--threads", type=int, nargs="+", default=[1], help="numbers of threads, one after another")
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--quick", action="store_true", help="2 x 2,048 bytes only, two rounds: a minute")
+    parser.add_argument("--quick", action="store_true", help="two documents only, two rounds: a minute")
+    parser.add_argument(
+        "--bytes", type=int, default=2_048, help="of each of two documents; then four times as many, one"
+    )
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     text = read_text(arguments.text)
     for threads in arguments.threads:
         torch.set_num_threads(threads)
         print(f"{sum(p.numel() for p in fresh_model().parameters()):,} parameters, {threads} thread(s)")
-        slower = compare(text, 2, 2_048, 2 if arguments.quick else arguments.rounds, None)
+        slower = compare(text, 2, arguments.bytes, 2 if arguments.quick else arguments.rounds, None)
         if not arguments.quick:
-            compare(text, 1, 8_192, max(2, arguments.rounds // 2), slower)
+            compare(text, 1, 4 * arguments.bytes, max(2, arguments.rounds // 2), slower)
 
 
 if __name__ == "__main__":

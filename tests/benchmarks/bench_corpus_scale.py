@@ -1,4 +1,4 @@
-"""What opening a dataset costs by its size: `python tests/benchmarks/bench_corpus_scale.py [DOCUMENTS ...]`.
+"""What opening a dataset costs by its size: `python tests/benchmarks/bench_corpus_scale.py [DOCUMENTS ...] [--runs 5]`.
 
 Datasets of 10^5 to 10^8 documents of 4 kB (others by argument; 1000000000 takes 1.5 GB of disk and some minutes): hard
 links to four shards under distinct names, with tables of the full size, in the folder of a finished run of preprocess
@@ -10,6 +10,7 @@ commands, which do not import it, all. Every start finds no checked files noted;
 the dataset's files.
 """
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -38,7 +39,7 @@ from shared.shards.tables import commit_dataset
 from shared.shards.writer import write_shard
 
 SIZES = (10**5, 10**6, 10**7, 10**8)
-SHARDS, DOCUMENTS, BYTES, STRIDE, RUNS = 4, 16_384, 4000, 5, 5
+SHARDS, BYTES, STRIDE = 4, 4000, 5
 TOKENS = 16_384
 IDENTITY = DatasetIdentity(
     split="train",
@@ -50,13 +51,13 @@ IDENTITY = DatasetIdentity(
 )
 
 
-def shards(folder: Path) -> list[ShardEntry]:
+def shards(folder: Path, documents: int) -> list[ShardEntry]:
     """Shards of documents of about BYTES bytes each, in three subsets."""
     rng, entries = np.random.default_rng(0), []
     alphabet = np.frombuffer(b"abcdefghijkl   \n", np.uint8)
     for shard in range(SHARDS):
         rows = []
-        for number in range(DOCUMENTS):
+        for number in range(documents):
             text = rng.choice(alphabet, BYTES).tobytes()
             lengths = np.full(-(-BYTES // STRIDE) + 1, STRIDE, np.uint16)
             lengths[0] = 1
@@ -70,7 +71,7 @@ def dataset(folder: Path, base: Path, entries: list[ShardEntry], documents: int)
     folder.mkdir(parents=True)
 
     def linked() -> Iterator[ShardEntry]:
-        for number in range(-(-documents // DOCUMENTS)):
+        for number in range(-(-documents // entries[0].totals.documents)):
             entry = entries[number % SHARDS]
             name = f"shard-{number:07d}.arrow"
             os.link(base / entry.name, folder / name)
@@ -96,10 +97,11 @@ def finished_run(out: Path, train: Path, entries: list[ShardEntry]) -> None:
     (out / MARKERS).mkdir()
     for number in range(count):
         split, entry = run.plan.splits.name(number), entries[number % SHARDS]
-        counts = Counts(records=DOCUMENTS, documents=DOCUMENTS, document_bytes=entry.totals.bytes)
+        documents = entry.totals.documents
+        counts = Counts(records=documents, documents=documents, document_bytes=entry.totals.bytes)
         shard = entry.model_copy(update={"name": f"shard-{number:07d}.arrow"})
         shards: dict[SplitName, list[ShardEntry]] = {"train": [shard], "validation": []}
-        marker = Marker(split=split, run=run.digest, content="0" * 64, lines=DOCUMENTS, counts=counts, shards=shards)
+        marker = Marker(split=split, run=run.digest, content="0" * 64, lines=documents, counts=counts, shards=shards)
         marker_path(out, split).write_text(marker.model_dump_json())  # nothing that a crash must not lose
         totals.add(marker)
     write_report(out, Report(run, totals))
@@ -226,10 +228,12 @@ def forget(base: Path, folder: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def measured(run: Callable[[Path], tuple[float, int]], place: Path, before: Callable[[], object]) -> tuple[float, int]:
+def measured(
+    run: Callable[[Path], tuple[float, int]], place: Path, runs: int, before: Callable[[], object]
+) -> tuple[float, int]:
     """Medians of several runs: seconds, KiB."""
     found = []
-    for _ in range(RUNS):
+    for _ in range(runs):
         with tempfile.TemporaryDirectory(dir=place) as cache:
             before()
             found.append(run(Path(cache)))
@@ -237,16 +241,20 @@ def measured(run: Callable[[Path], tuple[float, int]], place: Path, before: Call
 
 
 def main() -> None:
-    sizes = [int(size) for size in sys.argv[1:]] or SIZES
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sizes", type=int, nargs="*", default=SIZES, metavar="DOCUMENTS", help="of each dataset")
+    parser.add_argument("--runs", type=int, default=5, help="starts of each process")
+    parser.add_argument("--of-a-shard", type=int, default=16_384, help="documents")
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         base = place / "base"
         base.mkdir()
-        entries = shards(base)
-        torch_alone = statistics.median(first_pack(None, place, 0)[1] for _ in range(RUNS))
+        entries = shards(base, arguments.of_a_shard)
+        torch_alone = statistics.median(first_pack(None, place, 0)[1] for _ in range(arguments.runs))
         print(f"a process that has imported torch and the trainer's data: {torch_alone / 1024:.0f} MB private")
         print(f"{'documents':>13} {'':<26}{'warm':>8} {'cold':>8} {'private':>9}")
-        for documents in sizes:
+        for documents in arguments.sizes:
             began = time.monotonic()
             out = place / f"run-{documents}"
             folder = dataset(out / "train", base, entries, documents)
@@ -272,8 +280,8 @@ def main() -> None:
             ):
                 if what == "status, from markers":
                     (out / REPORT_FILE).unlink()
-                warm, kib = measured(run, place, lambda: None)
-                cold, more = measured(run, place, partial(forget, base, folder))
+                warm, kib = measured(run, place, arguments.runs, lambda: None)
+                cold, more = measured(run, place, arguments.runs, partial(forget, base, folder))
                 private = (max(kib, more) - without) / 1024
                 print(f"{documents:>13,} {what:<26}{warm:>7.2f}s {cold:>7.2f}s {private:>6.0f} MB", flush=True)
             tables = sum(path.stat().st_size for path in (folder / "tables").iterdir())

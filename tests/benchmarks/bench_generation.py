@@ -35,6 +35,8 @@ ENTROPY_MODEL = EntropyModelSettings(width=256, layers=4, heads=4, feed_forward=
 SPECIAL = list(range(OFFSET))
 """Never written: random weights like them as much as bytes."""
 UNCUT = 65_535
+PROMPTS = {256: 48, 2_048: 6}
+"""Bytes of a prompt, and how many theirs writes after it."""
 ROWS = 8
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -163,6 +165,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="each number in turn")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--bytes", type=int, default=128, help="to write")
+    parser.add_argument("--prompts", type=int, nargs="+", default=list(PROMPTS), choices=list(PROMPTS), help="bytes")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     model, entropy_model = fresh_model().eval(), EntropyModel(ENTROPY_MODEL).eval()
@@ -174,9 +178,9 @@ def main() -> None:
     for threads in arguments.threads:
         torch.set_num_threads(threads)
         print(f"{threads} thread{'s' * (threads > 1)}")
-        for length, theirs_count in ((256, 48), (2_048, 6)):
+        for length in arguments.prompts:
             prompt = np.concatenate([[BOS], byte_tokens(text[:length])]).astype(np.int16)
-            compare(ours, theirs, prompt, 128, theirs_count, arguments.rounds)
+            compare(ours, theirs, prompt, arguments.bytes, min(PROMPTS[length], arguments.bytes), arguments.rounds)
 
 
 if __name__ == "__main__":

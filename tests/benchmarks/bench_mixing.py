@@ -1,4 +1,4 @@
-"""What mixing many subsets costs: `python tests/benchmarks/bench_mixing.py [MEGABYTES [SHARDS [DOCUMENT_BYTES]]]`.
+"""What mixing many subsets costs: `python tests/benchmarks/bench_mixing.py [MEGABYTES [SHARDS [MEAN [SHARD_BYTES]]]]`.
 
 Datasets of 1, 100 and 5,000 subsets, each in every shard: two shards of 64 MB are written, and SHARDS are hard links to
 them under names of their own. Packs of 16,384 tokens are planned and built in this process from MEGABYTES of text,
@@ -34,17 +34,18 @@ from trainer.data.sampling.cursor import first_cursor
 from trainer.data.sampling.schedule import Mixing
 
 PATCHING = PatchingSettings(rule="static", stride=4, max_length=64)
-SUBSETS, SHARD_BYTES, WRITTEN, TOKENS, STREAMS = (1, 100, 5000), 64 * 10**6, 2, 16384, 64
+SUBSETS, WRITTEN, TOKENS, STREAMS = (1, 100, 5000), 2, 16384, 64
+DEFAULTS = (400, 16, 4000, 64 * 10**6)
 
 
-def write(folder: Path, subsets: int, shards: int, mean: int) -> None:
+def write(folder: Path, subsets: int, shards: int, mean: int, shard_bytes: int) -> None:
     """A dataset of ``shards`` shards with all subsets in each."""
     entries = []
     for number in range(min(WRITTEN, shards)):
         rng = np.random.default_rng(number)
-        text = rng.choice(np.frombuffer(b"abcdefghijkl   \n", np.uint8), SHARD_BYTES + 2**20).tobytes()
+        text = rng.choice(np.frombuffer(b"abcdefghijkl   \n", np.uint8), shard_bytes + 2**20).tobytes()
         rows, at = list[Row](), 0
-        while at < SHARD_BYTES:
+        while at < shard_bytes:
             own = text[at : at + int(rng.exponential(mean))]
             at += len(own) + 1
             lengths = patch_lengths(document_tokens(own), PATCHING)
@@ -111,11 +112,12 @@ def main() -> None:
     if len(sys.argv) > 2 and sys.argv[1] == "--in":
         measure(Path(sys.argv[2]), int(sys.argv[3]))
         return
-    megabytes, shards, mean = (int(value) for value in (sys.argv[1:] + ["400", "16", "4000"][len(sys.argv) - 1 :]))
+    given = tuple(map(int, sys.argv[1:]))
+    megabytes, shards, mean, shard_bytes = given + DEFAULTS[len(given) :]
     print("subsets  packs/s     MB/s  planning ms   private MB   decoded / used bytes")
     for subsets in SUBSETS:
         with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder), subsets, shards, mean)
+            write(Path(folder), subsets, shards, mean, shard_bytes)
             subprocess.run([sys.executable, __file__, "--in", folder, str(megabytes * 10**6)], check=True)
 
 

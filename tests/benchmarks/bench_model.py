@@ -1,9 +1,9 @@
-"""How many bytes a second the models score and train, on one thread: python tests/benchmarks/bench_model.py [TEXT_FILE]
+"""How many bytes a second the models score and train, on one thread: python tests/benchmarks/bench_model.py [TEXT]
 
 Seconds are processor seconds of this process, so that a busy machine changes the figures little. Nothing is asserted.
 """
 
-import sys
+import argparse
 import sysconfig
 import time
 from collections.abc import Callable
@@ -37,14 +37,13 @@ BLT = BltSettings.model_validate(
 )
 DTYPES: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
 DOCUMENT = 2_000
-TOKENS = 8_192
 
 
 def documents(text: bytes, count: int) -> list[np.ndarray]:
     return [document_tokens(text[i * DOCUMENT : (i + 1) * DOCUMENT - 2]) for i in range(count)]
 
 
-def rate(run: Callable[[], object], size: int, repeats: int = 5) -> float:
+def rate(run: Callable[[], object], size: int, repeats: int) -> float:
     """Bytes a second, the best of several runs after one to warm up."""
     run()
     seconds = []
@@ -55,11 +54,11 @@ def rate(run: Callable[[], object], size: int, repeats: int = 5) -> float:
     return size / min(seconds)
 
 
-def scoring(text: bytes) -> None:
+def scoring(text: bytes, repeats: int) -> None:
     model = EntropyModel(ENTROPY)
     initialise(model, 0)
     print(f"entropy model, {sum(p.numel() for p in model.parameters()):,} parameters")
-    inputs = documents(text, 20)
+    inputs = documents(text, len(text) // DOCUMENT)
     for dtype in DTYPES:
         for stream in (1024, 4096):
             scorer = Scorer(model, stream, dtype)
@@ -68,22 +67,22 @@ def scoring(text: bytes) -> None:
                 for _ in scorer.score(inputs):
                     pass
 
-            speed = rate(score, sum(map(len, inputs)))
+            speed = rate(score, sum(map(len, inputs)), repeats)
             print(f"  score {dtype:8} streams of {stream:5}: {speed:9,.0f} bytes/s")
 
 
-def training(text: bytes) -> None:
-    inputs = documents(text, TOKENS // DOCUMENT)
+def training(text: bytes, tokens: int, repeats: int) -> None:
+    inputs = documents(text, tokens // DOCUMENT)
     ids = torch.from_numpy(np.concatenate([d[:-1] for d in inputs]).astype(np.int64))
     labels = torch.from_numpy(np.concatenate([d[1:] for d in inputs]).astype(np.int64))
     in_tokens, in_patches = list[int](), list[int]()
     of_token, of_decoder = list[np.ndarray](), list[np.ndarray]()
-    for tokens in inputs:
-        lengths = patch_lengths(tokens, PatchingSettings(rule="static", stride=5))
+    for document in inputs:
+        lengths = patch_lengths(document, PatchingSettings(rule="static", stride=5))
         numbers = np.repeat(np.arange(len(lengths)), lengths)
         of_token.append(numbers[:-1] + sum(in_patches))
         of_decoder.append(numbers[1:] - 1 + sum(in_patches))
-        in_tokens.append(len(tokens) - 1)
+        in_tokens.append(len(document) - 1)
         in_patches.append(int(numbers[-2]) + 1)
     owner, reader = (torch.from_numpy(np.concatenate(parts)) for parts in (of_token, of_decoder))
     axis, patches = segments(in_tokens), Patches(owner, reader, segments(in_patches))
@@ -99,20 +98,26 @@ def training(text: bytes) -> None:
                 F.cross_entropy(model(ids, axis, *arguments), labels).backward()
 
             with torch.inference_mode():
-                forward = rate(lambda: model(ids, axis, *arguments), len(ids))
+                forward = rate(lambda: model(ids, axis, *arguments), len(ids), repeats)
             name = str(dtype).removeprefix("torch.")
-            print(f"  {name:8} forward {forward:9,.0f} bytes/s, and backward {rate(step, len(ids)):9,.0f} bytes/s")
+            both = rate(step, len(ids), repeats)
+            print(f"  {name:8} forward {forward:9,.0f} bytes/s, and backward {both:9,.0f} bytes/s")
 
     report(EntropyModel(ENTROPY))
     report(Blt(BLT), patches)
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("text", type=Path, nargs="?", default=Path(sysconfig.get_path("stdlib")) / "argparse.py")
+    parser.add_argument("--documents", type=int, default=20, help=f"of {DOCUMENT:,} bytes, to score")
+    parser.add_argument("--tokens", type=int, default=8_192, help="of a training step")
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    path = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(sysconfig.get_path("stdlib")) / "argparse.py"
-    text = path.read_bytes()[: 20 * DOCUMENT]
-    scoring(text)
-    training(text)
+    text = arguments.text.read_bytes()
+    scoring(text[: arguments.documents * DOCUMENT], arguments.repeats)
+    training(text, arguments.tokens, arguments.repeats)
 
 
 if __name__ == "__main__":

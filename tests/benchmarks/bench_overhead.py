@@ -57,8 +57,9 @@ def bare(settings: TrainSettings, world: World) -> Callable[[Sequence[Batch]], N
 
     def step(batches: Sequence[Batch]) -> None:
         for batch in batches:
-            logits = predict(model, batch)
-            F.cross_entropy(logits, batch.labels, ignore_index=IGNORED_LABEL, reduction="mean").backward()
+            moved = batch.to(world.device)
+            logits = predict(model, moved)
+            F.cross_entropy(logits, moved.labels, ignore_index=IGNORED_LABEL, reduction="mean").backward()
         tables.collect()
         clip(model, settings.optimizer.clip)
         optimizer.step()

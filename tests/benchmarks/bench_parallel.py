@@ -8,6 +8,7 @@
 One thread. Nothing is asserted.
 """
 
+import argparse
 import resource
 import time
 from pathlib import Path
@@ -25,7 +26,6 @@ from trainer.optim.optimizer import build_optimizer
 from trainer.optim.train_step import backward
 from trainer.settings import DataSettings, OptimizerSettings, ParallelSettings, RunSettings, TrainSettings
 
-LIMITS = PackLimits(4096, 1024)
 LOCAL = {"width": 128, "layers": 2, "heads": 4}
 MODEL = {"encoder": LOCAL | {"layers": 1}, "decoder": LOCAL, "global": {"width": 256, "layers": 8, "heads": 4}}
 LAYOUTS: dict[str, dict[str, object]] = {
@@ -34,17 +34,16 @@ LAYOUTS: dict[str, dict[str, object]] = {
     "full": {"activation_checkpointing": "full"},
     "keep_gathered": {"keep_gathered": True},
 }
-ROUNDS = 5
 TABLE, RANKS, RANK = (6 * 500_002, 1024), 64, 5
 MB = 1e6
 
 
-def settings_for(parallel: dict[str, object]) -> TrainSettings:
+def settings_for(parallel: dict[str, object], tokens: int) -> TrainSettings:
     """The small model, in one layout."""
     nowhere = Path("unused")
     return TrainSettings(
         run=RunSettings(out=nowhere, steps=1, device="cpu", dtype="float32"),
-        data=DataSettings(path=nowhere, tokens=LIMITS.tokens, packs=1),
+        data=DataSettings(path=nowhere, tokens=tokens, packs=1),
         model=BltSettings.model_validate(MODEL | {"ngrams": {"rows": 4096}}),
         optimizer=OptimizerSettings(lr=1e-3),
         # On the host, which is here already: one rank that computes in fp32 would have no FSDP otherwise.
@@ -52,14 +51,14 @@ def settings_for(parallel: dict[str, object]) -> TrainSettings:
     )
 
 
-def memory_by_part(world: World) -> dict[str, nn.Module]:
+def memory_by_part(limits: PackLimits, world: World) -> dict[str, nn.Module]:
     """Print a table; returns the models."""
     models, found = {}, {}
     for name, parallel in LAYOUTS.items():
-        settings = settings_for(parallel)
+        settings = settings_for(parallel, limits.tokens)
         models[name] = build_model(settings, world)
         optimizer = build_optimizer(models[name], settings.optimizer)
-        (found[name],) = dry_run(models[name], optimizer, settings, LIMITS, world).ranks
+        (found[name],) = dry_run(models[name], optimizer, settings, limits, world).ranks
     print(f"a BLT of {sum(p.numel() for p in models['none'].parameters()) / MB:.1f} M parameters, MB by part")
     print(f"  {'':14s}" + "".join(f"{name:>15s}" for name in found))
     for part in (*found["none"].largest_first(), "peak"):
@@ -67,13 +66,13 @@ def memory_by_part(world: World) -> dict[str, nn.Module]:
     return models
 
 
-def seconds_of_a_pass(models: dict[str, nn.Module], world: World) -> None:
+def seconds_of_a_pass(models: dict[str, nn.Module], limits: PackLimits, rounds: int, world: World) -> None:
     """Print processor seconds, the least of a few rounds, and ratios of them."""
-    batch, least = one_document(LIMITS), dict.fromkeys(models, float("inf"))
-    for _ in range(ROUNDS):
+    batch, least = one_document(limits), dict.fromkeys(models, float("inf"))
+    for _ in range(rounds):
         for name, model in models.items():
             began = time.process_time()
-            backward(model, [batch], LIMITS.tokens, world, keep_gathered=name == "keep_gathered")
+            backward(model, [batch], limits.tokens, world, keep_gathered=name == "keep_gathered")
             least[name] = min(least[name], time.process_time() - began)
             for parameter in model.parameters():
                 parameter.grad = None
@@ -94,10 +93,15 @@ def drawn_at_the_start() -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=4096, help="of a pack")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    limits = PackLimits(arguments.tokens, arguments.tokens // 4)
     torch.set_num_threads(1)
     drawn_at_the_start()
-    with started(settings_for({}).run) as world:
-        seconds_of_a_pass(memory_by_part(world), world)
+    with started(settings_for({}, limits.tokens).run) as world:
+        seconds_of_a_pass(memory_by_part(limits, world), limits, arguments.rounds, world)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Speed of the pipeline as ratios within one run: reading against bare json.loads, a whole run against its scoring.
 
-python tests/benchmarks/bench_pipeline.py [MB of text]
+python tests/benchmarks/bench_pipeline.py [MB of text [MB to be scored]]
 """
 
 import gzip
@@ -34,7 +34,6 @@ from shared.vocabulary import document_tokens
 
 MODEL = EntropyModelSettings(width=128, layers=4, heads=4, window=128)
 RULES: tuple[Literal["none", "byte", "space"], ...] = ("none", "byte", "space")
-SCORED_BYTES = 300_000
 
 
 def corpus(path: Path, size: int) -> int:
@@ -92,7 +91,7 @@ def timed(work: Callable[[], object]) -> float:
     return min(times)
 
 
-def main(megabytes: float) -> None:
+def main(megabytes: float, scored_megabytes: float) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -132,7 +131,7 @@ def main(megabytes: float) -> None:
         save_model(model, MODEL, folder / "model")
         scoring = ScoringSettings()
         scorer, _ = load_scorer(folder / "model", scoring)
-        scored = corpus(folder / "b.jsonl", SCORED_BYTES)
+        scored = corpus(folder / "b.jsonl", int(scored_megabytes * 1e6))
         texts = [json.loads(line)["text"].encode() for line in (folder / "b.jsonl").open("rb")]
         alone = timed(lambda: sum(len(e) for e in scorer.score(map(document_tokens, texts))))
         plan = make_plan([folder / "b.jsonl"], reading)
@@ -150,4 +149,5 @@ def main(megabytes: float) -> None:
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]) if len(sys.argv) > 1 else 20.0)
+    given = tuple(map(float, sys.argv[1:]))
+    main(*given, *(20.0, 0.3)[len(given) :])

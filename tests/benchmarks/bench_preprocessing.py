@@ -1,6 +1,6 @@
 """Preprocessing without a model: MB of text a second of one core, jsonl and Parquet to shards, short documents.
 
-    python tests/benchmarks/bench_preprocessing.py [MB] [--before TREE] [--datatrove PYTHON]
+    python tests/benchmarks/bench_preprocessing.py [MB] [--rounds N] [--before TREE] [--datatrove PYTHON]
 
 Documents of 250 and 1,000 bytes on average (code of this repository, cut anywhere), two subsets, rules static, space
 and none. Every figure is of a process of its own and counts the seconds that it worked, without its start: planning
@@ -23,7 +23,6 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).parents[2]
 SIZES = (250, 1000)
 RULES = ("static", "space", "none")
-ROUNDS = 3
 OURS = """
 import sys, time
 from pathlib import Path
@@ -81,9 +80,9 @@ def seconds(python: str, code: str, tree: Path, *arguments: object) -> float:
     return float(done.stdout.split()[-1])
 
 
-def main(megabytes: float, before: Path | None, datatrove: str | None) -> None:
+def main(megabytes: float, rounds: int, before: Path | None, datatrove: str | None) -> None:
     trees = {"this tree": ROOT} | ({"before": before.resolve()} if before else {})
-    print(f"MB of text a second of one core, the best of {ROUNDS} rounds in turn")
+    print(f"MB of text a second of one core, the best of {rounds} rounds in turn")
     for size in SIZES:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -91,7 +90,7 @@ def main(megabytes: float, before: Path | None, datatrove: str | None) -> None:
             for suffix in ("jsonl", "parquet"):
                 source = folder / f"{size}.{suffix}"
                 best: dict[str, float] = {}
-                for number in range(ROUNDS):
+                for number in range(rounds):
                     for who, tree in trees.items():
                         for rule in RULES:
                             out = folder / f"{who}-{suffix}-{rule}-{number}"
@@ -109,7 +108,8 @@ def main(megabytes: float, before: Path | None, datatrove: str | None) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("megabytes", nargs="?", type=float, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--before", type=Path)
     parser.add_argument("--datatrove")
     options = parser.parse_args()
-    main(options.megabytes, options.before, options.datatrove)
+    main(options.megabytes, options.rounds, options.before, options.datatrove)

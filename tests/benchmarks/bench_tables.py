@@ -1,4 +1,4 @@
-"""What learning by rows saves and costs: python tests/benchmarks/bench_tables.py [BYTES [FACTOR...]]
+"""What learning by rows saves and costs: python tests/benchmarks/bench_tables.py [BYTES [FACTOR...]] [--rows 200000]
 
 1. Tables of 6 x 200,000 rows of width 128: bytes of gradient and state and time of a step, against the same with a
    dense gradient and AdamW, in turns; then the tables of the 1B model by rows alone.
@@ -8,7 +8,7 @@
 One thread; seconds are processor seconds of this process. Nothing is asserted.
 """
 
-import sys
+import argparse
 import sysconfig
 import tempfile
 import time
@@ -50,7 +50,7 @@ from trainer.settings.recipe import load_recipe
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "trainer/recipes/blt-small.toml"
 SOURCES = Path(sysconfig.get_path("stdlib"))
-LARGE, WIDTH, TOKENS = NgramSettings(rows=200_000), 128, 4096
+WIDTH, TOKENS = 128, 4096
 STEPS = 5
 ROWS = "row-wise Adagrad"
 PATCHING = PatchingSettings(rule="space", max_length=64)
@@ -135,9 +135,9 @@ def take_turns(tables: Sequence[Table], tokens: int) -> None:
             table.times.append(time.process_time() - began)
 
 
-def of_a_step(world: World) -> None:
+def of_a_step(large: NgramSettings, world: World) -> None:
     """A table both ways, and the tables of the largest published model by rows alone."""
-    ours, theirs = row_table(LARGE, WIDTH, world), dense_table(LARGE, WIDTH)
+    ours, theirs = row_table(large, WIDTH, world), dense_table(large, WIDTH)
     ours.weight.normal_()
     take_turns([ours, theirs], TOKENS)
     print(f"tables of {size([theirs.weight]):,.0f} MB, {TOKENS:,} tokens a step")
@@ -213,15 +213,18 @@ def of_a_run(world: World, folder: Path, length: int, factors: list[float]) -> N
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bytes", type=int, nargs="?", default=100_000)
+    parser.add_argument("factors", type=float, nargs="*", default=[1.0, 10.0, 20.0, 40.0])
+    parser.add_argument("--rows", type=int, default=200_000, help="of each table of the first part")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    length = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
-    factors = [float(factor) for factor in sys.argv[2:]] or [1.0, 10.0, 20.0, 40.0]
     with tempfile.TemporaryDirectory() as folder:
         write_data(Path(folder))
         settings = load_recipe(RECIPE, ["--data.path", folder, "--run.out", folder], TrainSettings)
         with started(settings.run) as world:
-            of_a_step(world)
-            of_a_run(world, Path(folder), length, factors)
+            of_a_step(NgramSettings(rows=arguments.rows), world)
+            of_a_run(world, Path(folder), arguments.bytes, arguments.factors)
 
 
 if __name__ == "__main__":

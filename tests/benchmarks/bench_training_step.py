@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -205,14 +205,14 @@ def most_memory() -> int:
     return int(found[1]) * 1024
 
 
-def report_memory(arguments: list[str], sizes: tuple[int, ...]) -> None:
+def report_memory(arguments: list[str], sizes: Sequence[int]) -> None:
     print(f"  peak memory, one document, {sum(p.numel() for p in fresh_model(SMALL).parameters()):,} parameters, fp32")
     for mean in (BYTES_PER_PATCH, FEW_PATCHES):
         print(f"   {mean:g} bytes a patch" + (", next to no global attention" if mean == FEW_PATCHES else ""))
         report_sizes(arguments, sizes, mean)
 
 
-def report_sizes(arguments: list[str], sizes: tuple[int, ...], mean: float) -> None:
+def report_sizes(arguments: list[str], sizes: Sequence[int], mean: float) -> None:
     for size in sizes:
         found = []
         for kind in ("step", "forward"):
@@ -230,6 +230,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="2 x 2,048 bytes and documents up to 16 kB: a minute")
+    parser.add_argument(
+        "--bytes", type=int, default=2_048, help="of each of two documents; then four times as many, one"
+    )
+    parser.add_argument("--memory", type=int, nargs="+", help="bytes of the documents whose peak memory is found")
     parser.add_argument("--peak", nargs=3, metavar=("KIND", "SIZE", "PATCH"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -241,10 +245,12 @@ def main() -> None:
         return
     print(f"{sum(p.numel() for p in fresh_model().parameters()):,} parameters, {arguments.threads} thread(s)")
     rounds = 2 if arguments.quick else arguments.rounds
-    report_step(text, 2, 2_048, rounds)
+    report_step(text, 2, arguments.bytes, rounds)
     if not arguments.quick:
-        report_step(text, 1, 8_192, rounds)
-    report_memory([str(arguments.text)] if arguments.text else [], SIZES[:3] if arguments.quick else SIZES)
+        report_step(text, 1, 4 * arguments.bytes, rounds)
+    report_memory(
+        [str(arguments.text)] if arguments.text else [], arguments.memory or (SIZES[:3] if arguments.quick else SIZES)
+    )
 
 
 if __name__ == "__main__":
