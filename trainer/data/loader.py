@@ -86,16 +86,18 @@ class FetchAhead:
                     self._change.wait(PAUSE_SECONDS)
 
 
-PREFETCH = 4
-"""Packs that each worker reads ahead."""
+CHUNK_PACKS = 8
+"""Consecutive packs of a rank that a worker sends together: a message costs as much as building a pack."""
+PREFETCH = 2
+"""Such messages that each worker reads ahead."""
 FROM_WORKER = -1
 
 
-class PackDataset(IterableDataset["Pack | Exception"]):
-    """The endless packs of one rank, from a cursor on; each worker of a DataLoader yields its share of them.
+class PackDataset(IterableDataset["list[Pack | Exception]"]):
+    """The endless packs of one rank, from a cursor on, some at a time; each worker of a DataLoader has its share.
 
     A state is {cursor, next}: the cursor before a step, and which of the rank's packs from there comes next
-    (FROM_WORKER: as many as the worker's number).
+    (FROM_WORKER: the first of those that the worker's number gives it).
     """
 
     def __init__(
@@ -121,16 +123,22 @@ class PackDataset(IterableDataset["Pack | Exception"]):
         self._state, self._next = CursorState(cursor, dataset.subset_names), FROM_WORKER
         self._planner(SliceReader(dataset))  # what cannot be planned is refused here, in the rank itself
 
-    def __iter__(self) -> Iterator[Pack | Exception]:
-        """Packs; in a worker, an error that the user should see is the last thing handed out."""
+    def __iter__(self) -> Iterator[list[Pack | Exception]]:
+        """Consecutive packs; in a worker, an error that the user should see is the last thing handed out."""
         info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        worker, workers, together = (info.id, info.num_workers, CHUNK_PACKS) if info else (0, 1, 1)
+        chunk: list[Pack | Exception] = []
         try:
-            yield from self._packs(worker if self._next == FROM_WORKER else self._next, workers)
+            first = worker * together if self._next == FROM_WORKER else self._next
+            for pack in self._packs(first, together, workers):
+                chunk.append(pack)
+                if len(chunk) == together:
+                    yield chunk
+                    chunk = []
         except (ValueError, OSError) as error:
             if not info:
                 raise
-            yield error  # raised by PackLoader: a DataLoader would wrap it into its own traceback
+            yield [*chunk, error]  # raised by PackLoader: a DataLoader would wrap it into its own traceback
 
     def state_dict(self) -> dict[str, Any]:
         return {"cursor": self._state.cursor.model_dump(), "next": self._next}
@@ -141,12 +149,12 @@ class PackDataset(IterableDataset["Pack | Exception"]):
         check_cursor(cursor, self._dataset)
         self._state, self._next = CursorState(cursor, self._dataset.subset_names), state["next"]
 
-    def _packs(self, first: int, every: int) -> Iterator[Pack]:
-        """The rank's packs number first, first + every, ... from the cursor on."""
+    def _packs(self, first: int, together: int, workers: int) -> Iterator[Pack]:
+        """Of the rank's packs from the cursor on ``together`` from number ``first``, and so many for each worker on."""
         reader = SliceReader(self._dataset)
         planner = self._planner(reader)
         per_rank = self._packs_per_step // self._ranks
-        following = first
+        following, left = first, together
         with FetchAhead(self._dataset) as ahead:
             while True:
                 if ahead.useful:
@@ -156,7 +164,9 @@ class PackDataset(IterableDataset["Pack | Exception"]):
                 mine = plans[self._rank :: self._ranks]
                 while following < per_rank:
                     pack = build_pack(mine[following], step, self._limits, reader)
-                    following += every
+                    following, left = following + 1, left - 1
+                    if not left:
+                        following, left = following + (workers - 1) * together, together
                     self._state, self._next = before, following
                     yield pack
                 following -= per_rank
@@ -225,27 +235,28 @@ class PackLoader:
         self._packs.load_state_dict({"cursor": self.cursor.model_dump(), "next": FROM_WORKER})
         # In this process a DataLoader would only cost time.
         try:
-            items = iter(stateful_loader(self._packs, self._workers) if self._workers else self._packs)
+            chunks = iter(stateful_loader(self._packs, self._workers) if self._workers else self._packs)
         except (EOFError, OSError) as error:  # EOFError: the server that workers come from has ended, as forks fail
             cause = first_line(error) or type(error).__name__
             raise WorkerError(f"no loader worker starts: {cause}; are processes or memory limited (ulimit)?") from None
         while True:
             try:
-                item = next(items)
+                chunk = next(chunks)
             except RuntimeError as error:
                 if "DataLoader worker" not in str(error):
                     raise
                 raise WorkerError(f"a loader worker has died: {first_line(error)}; was there memory enough?") from None
-            if isinstance(item, Exception):
-                raise item
-            if item.step.number != self._step:
-                assert item.step.change is not None
-                self._step = item.step.number
-                self._state.apply(item.step.change)
-            yield item
+            for item in chunk:
+                if isinstance(item, Exception):
+                    raise item
+                if item.step.number != self._step:
+                    assert item.step.change is not None
+                    self._step = item.step.number
+                    self._state.apply(item.step.change)
+                yield item
 
 
-def stateful_loader(packs: PackDataset, workers: int) -> Iterable[Pack | Exception]:
+def stateful_loader(packs: PackDataset, workers: int) -> Iterable[list[Pack | Exception]]:
     """The shell that runs the workers; packs arrive in the rank's order, whatever their number.
 
     Without torchdata it is torch's own loader: the state that a run keeps is the cursor's either way.
@@ -258,7 +269,7 @@ def stateful_loader(packs: PackDataset, workers: int) -> Iterable[Pack | Excepti
 
             # Its own state is of no use here, and would be sent with every pack.
             shell = partial(StatefulDataLoader, snapshot_every_n_steps=sys.maxsize)
-        loader: Iterable[Pack | Exception] = shell(
+        loader: Iterable[list[Pack | Exception]] = shell(
             packs,
             batch_size=None,
             num_workers=workers,

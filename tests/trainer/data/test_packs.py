@@ -1,7 +1,9 @@
 """Packs against their definitions: cuts, labels, patches, padding, and each byte a target once."""
 
+import pickle
 from collections import defaultdict
-from itertools import pairwise
+from dataclasses import fields
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +38,9 @@ from shared.patching.settings import PatchingSettings
 from shared.shards.dataset import Dataset
 from shared.shards.document import Row
 from shared.vocabulary import BOE, EOS, IGNORED_LABEL
+from trainer.data.loader import PackLoader
 from trainer.data.packing.limits import PackLimits, pack_limits
-from trainer.data.packing.packs import Step, build_pack, patch_map
+from trainer.data.packing.packs import Pack, Step, build_pack, patch_map
 from trainer.data.packing.planner import PackPlan, Planner
 from trainer.data.packing.slices import Pieces, SliceReader
 from trainer.data.sampling.cursor import Cursor, first_cursor
@@ -359,3 +362,26 @@ def test_an_empty_pack_has_no_targets_and_a_finite_loss(patched: Dataset, model:
     empty = list(ValidationPacks(patched, PackLimits(4096, 2048), rank=1, ranks=2))[-1]
     assert (empty.targets, len(empty.subset)) == (0, 0)
     assert nats(model, empty.batch.to(torch.device("cpu"))).item() == 0
+
+
+@pytest.mark.parametrize("patches", [None, 40])
+def test_a_pack_arrives_as_it_was_sent(tmp_path, patches):
+    dataset = random_dataset(tmp_path, 5)
+    for pack in islice(PackLoader(dataset, PackLimits(64, patches), 2), 12):
+        labels = pack.labels  # what is computed from the rest is not sent
+        sent = pickle.dumps(pack)
+        assert len(sent) < 6_000
+        found = pickle.loads(sent)
+        assert "labels" not in vars(found)
+        assert (found.step.number, found.step.targets) == (pack.step.number, pack.step.targets)
+        for field in fields(Pack):
+            if field.name == "step":
+                continue  # holds arrays
+            ours, theirs = getattr(pack, field.name), getattr(found, field.name)
+            if isinstance(ours, np.ndarray):
+                assert (theirs.dtype, theirs.tolist()) == (ours.dtype, ours.tolist())
+                assert theirs.flags.aligned
+                assert theirs.flags.writeable
+            else:
+                assert theirs == ours
+        np.testing.assert_array_equal(found.labels, labels)

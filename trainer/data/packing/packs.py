@@ -3,7 +3,8 @@
 T tokens, P patches, S slices. Arrays hold what is real; padding to the static sizes is added in ``Pack.batch``.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -93,6 +94,13 @@ class Pack:
     ended: np.ndarray
     """bool [S], whether the document ends in the slice."""
 
+    def __reduce__(self) -> tuple[Callable[..., "Pack"], tuple[object, ...]]:
+        """For another process: all arrays in one buffer, for each object costs as much as kilobytes do."""
+        arrays = [None if (array := getattr(self, name)) is None else np.ascontiguousarray(array) for name in _ARRAYS]
+        layout = [None if array is None else (array.dtype.char, len(array)) for array in arrays]
+        buffer = bytearray().join([array for array in arrays if array is not None])  # type: ignore[misc]
+        return _received, (buffer, layout, *(getattr(self, name) for name in _OTHERS))
+
     @cached_property
     def labels(self) -> np.ndarray:
         """int16 [T]: the next token, or IGNORED_LABEL (after BOE, and where spans leave it out)."""
@@ -158,6 +166,25 @@ class Pack:
         )
 
 
+_ARRAYS = (
+    *("in_slice", "in_patches", "document", "slice_targets", "slice_bytes", "slice_text", "slice_patches"),
+    *("subset", "ids", "last_labels", "span_labels", "patch_lengths", "next_starts", "ended"),
+)
+"""By size of their numbers, the largest first, so that each begins at a multiple of it in a buffer of them all."""
+_OTHERS = tuple(field.name for field in fields(Pack) if field.name not in _ARRAYS)
+
+
+def _received(buffer: bytearray, layout: Sequence[tuple[str, int] | None], *others: object) -> Pack:
+    """What `Pack.__reduce__` has sent."""
+    pack = object.__new__(Pack)
+    values, offset = pack.__dict__, 0
+    values.update(zip(_OTHERS, others))
+    for name, found in zip(_ARRAYS, layout):
+        values[name] = array = None if found is None else np.frombuffer(buffer, *found, offset)
+        offset += 0 if array is None else array.nbytes
+    return pack
+
+
 def _padded(values: np.ndarray, length: int, fill: int) -> torch.Tensor:
     """[length], of the values' dtype: a batch is widened where it is read."""
     padded = np.empty(length, values.dtype)
@@ -192,12 +219,12 @@ def build_pack(plan: PackPlan, step: Step, limits: PackLimits, reader: SliceRead
     ids[first] = np.where(boe, BOE, BOS)
     last_labels = np.full(len(in_slice), EOS, np.int16)
     # The label of the last input of a slice that is cut is the document's next byte, which is not in the pack.
-    for cut in np.flatnonzero(~ended & plain).tolist():
+    for cut in (~ended & plain).nonzero()[0].tolist():
         last_labels[cut] = reader.byte(documents[cut], int(plan.stops[cut]) - 1) + OFFSET
     slice_targets, slice_text = plan.stops - plan.starts, plan.stops - plan.starts - ended
     slice_bytes = slice_text.copy()
     span_labels = None if plain.all() else next_labels(ids, in_slice, last_labels)
-    for number in np.flatnonzero(~plain).tolist():
+    for number in [] if span_labels is None else np.flatnonzero(~plain).tolist():
         marked = reader.marked(documents[number], int(plan.starts[number]), int(plan.stops[number]))
         place = slice(first[number] + boe[number], last[number] + 1)
         ids[place] = marked.tokens[:-1]
@@ -281,7 +308,7 @@ def _check_lengths(
     if not len(firsts):
         return
     found = np.add.reduceat(lengths, firsts, dtype=np.int64)
-    for wrong in np.flatnonzero((found != in_slice) | (np.minimum.reduceat(lengths, firsts) == 0))[:1].tolist():
+    for wrong in ((found != in_slice) | (np.minimum.reduceat(lengths, firsts) == 0)).nonzero()[0][:1].tolist():
         problem = f"patches of {found[wrong]} inputs, the index says {in_slice[wrong]}"
         if found[wrong] == in_slice[wrong]:
             problem = "a patch without any input"

@@ -208,7 +208,7 @@ class SliceReader:
         parts[5] = slices.stops - 1
         parts[6] = slices.first_patches
         parts[7] = slices.first_patches + slices.patches
-        several = np.flatnonzero(documents.rows > 1).tolist()
+        several = (documents.rows > 1).nonzero()[0].tolist()
         if not several:
             return parts
         pieces, done = [], 0
