@@ -203,6 +203,7 @@ BOUNDARIES = (
             "pipeline/splits/place.py",
             "pipeline/splits/selection.py",
             "pipeline/run/progress.py",
+            "pipeline/run/report.py",
             "pipeline/files.py",
             "pipeline/executors/ray.py",
         ),

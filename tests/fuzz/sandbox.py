@@ -118,6 +118,7 @@ def _in_child(
         os.chdir(folder)
         (folder / "tmp").mkdir(exist_ok=True)
         os.environ["TMPDIR"] = tempfile.tempdir = str(folder / "tmp")
+        os.environ["XDG_CACHE_HOME"] = str(folder / "tmp")
         _limit()
         seen = _watch(folder, watching)
         with redirect_stdout(_Stream(printed)), redirect_stderr(_Stream(said)):
