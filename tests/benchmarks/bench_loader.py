@@ -1,11 +1,19 @@
-"""How fast packs are planned and built: `python tests/benchmarks/bench_loader.py [MEGABYTES]`.
+"""How fast packs are planned, built and delivered.
+
+    python tests/benchmarks/bench_loader.py [MEGABYTES] [--datasets PYTHON]
 
 One process reads one pass from cold shards, of both formats, in packs of 16384 tokens, 8 a step; beside it pyarrow
 decodes the same Arrow shards, and the package webdataset reads the others. Documents of 4 kB, 1 kB and 250 bytes on
 average in three subsets, space patches. CPU seconds of this process, so that other work on the machine counts little;
 what a worker delivers, as tensors in this process, is in elapsed time: that wants two idle cores.
+
+PYTHON: an interpreter that has datasets, torch and webdataset. There one worker of a DataLoader reads the same shards
+and sends the texts of as many documents as make 16384 bytes as one tensor: without order, patches, labels or a state
+to resume from, but for the order of `datasets` map style, whose documents come shuffled.
 """
 
+import argparse
+import subprocess
 import sys
 import tempfile
 import time
@@ -33,6 +41,33 @@ from trainer.data.sampling.schedule import Mixing
 
 PATCHING = PatchingSettings(rule="space", max_length=64)
 MEAN_BYTES, SHARDS, TOKENS, LANES = (4000, 1000, 250), 4, 16384, 64
+PEERS = """
+import sys, time
+import datasets, torch, webdataset
+from torch.utils.data import DataLoader
+datasets.disable_progress_bars()
+what, folder, together = sys.argv[1], sys.argv[2], int(sys.argv[3])
+
+def texts(key):
+    return lambda rows: torch.frombuffer(bytearray(b"".join(row[key] for row in rows)), dtype=torch.uint8)
+
+if what == "webdataset":
+    import glob
+    data, key = webdataset.WebDataset(sorted(glob.glob(folder + "/*.tar")), shardshuffle=False), "bytes"
+else:
+    streaming, key = what == "streaming", "text"
+    where = {"data_files": folder + "/*.arrow", "cache_dir": folder + "/hf"}
+    data = datasets.load_dataset("arrow", split="train", streaming=streaming, **where)
+    data = data.select_columns(["text"])
+shuffle = {"shuffle": True} if what == "map" else {}
+loader = iter(DataLoader(data, together, num_workers=1, collate_fn=texts(key), **shuffle))
+for _ in range(4):
+    next(loader)
+began, text = time.perf_counter(), 0
+for batch in loader:
+    text += len(batch)
+print(text / (time.perf_counter() - began) / 1e6)
+"""
 
 
 def documents(megabytes: int, mean: int) -> list[Row]:
@@ -57,7 +92,7 @@ def write(folder: Path, rows: list[Row], format: ShardFormat) -> Dataset:
 
 def report(what: str, began: float, text_bytes: int) -> float:
     seconds = time.process_time() - began
-    print(f"{what:<34} {text_bytes / seconds / 1e6:8.1f} MB/s of text")
+    print(f"{what:<38} {text_bytes / seconds / 1e6:8.1f} MB/s of text")
     return seconds
 
 
@@ -108,7 +143,7 @@ def deliver(dataset: Dataset, what: str) -> float:
         text += int(pack.slice_text.sum())
         assert len(pack.batch.ids) == TOKENS
     seconds = time.perf_counter() - began
-    print(f"{what:<34} {text / seconds / 1e6:8.1f} MB/s of text, elapsed time")
+    print(f"{what:<38} {text / seconds / 1e6:8.1f} MB/s of text, elapsed time")
     return seconds
 
 
@@ -123,11 +158,24 @@ def plain_webdataset(dataset: Dataset) -> None:
     report("plain webdataset", began, text)
 
 
+def peer(python: str, what: str, dataset: Dataset, mean: int) -> None:
+    """What one worker of a DataLoader delivers from the same shards by another library."""
+    command = [python, "-c", PEERS, what, str(dataset.folder), str(max(TOKENS // mean, 1))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{what}: {done.stderr.strip().splitlines()[-1]}")
+    name = "webdataset" if what == "webdataset" else f"datasets, {what}"
+    print(f"{'by a DataLoader, ' + name:<38} {float(done.stdout.split()[-1]):8.1f} MB/s of text, elapsed time")
+
+
 def main() -> None:
-    megabytes = int(sys.argv[1]) if len(sys.argv) > 1 else 40
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("megabytes", nargs="?", type=int, default=40)
+    parser.add_argument("--datasets", metavar="PYTHON")
+    options = parser.parse_args()
     for mean in MEAN_BYTES:
         print(f"documents of about {mean:,} bytes")
-        rows = documents(megabytes, mean)
+        rows = documents(options.megabytes, mean)
         with tempfile.TemporaryDirectory() as folder:
             arrow = write(Path(folder) / "arrow", rows, "arrow")
             tar = write(Path(folder) / "webdataset", rows, "webdataset")
@@ -137,8 +185,12 @@ def main() -> None:
             packed = load(arrow, "packs, zstd Arrow", batches=False)
             load(arrow, "packs and batches, zstd Arrow", batches=True)
             deliver(arrow, "delivered by a worker, zstd Arrow")
+            for what in ("streaming", "map") if options.datasets else ():
+                peer(options.datasets, what, arrow, mean)
             load(tar, "packs, WebDataset", batches=False)
             deliver(tar, "delivered by a worker, WebDataset")
+            if options.datasets:
+                peer(options.datasets, "webdataset", tar, mean)
             print(f"packs cost {packed / plain:.1f} times what decoding alone does")
 
 
