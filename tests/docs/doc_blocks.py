@@ -28,6 +28,7 @@ NEEDS = {
     "several machines",
     "the internet",
     "an account for object storage",
+    "a server in the background",
 }
 """What a block may need that a machine of continuous integration lacks."""
 

@@ -27,7 +27,22 @@ from trainer.planning.plan import load_plan
 from trainer.settings import TrainSettings
 from trainer.settings.recipe import check_recipe, read_recipe
 
-OTHERS = ("cd", "cmp", "docker", "export", "envsubst", "git", "hf", "kubectl", "pip", "ray", "sbatch", "tensorboard")
+OTHERS = (
+    "cd",
+    "cmp",
+    "docker",
+    "export",
+    "envsubst",
+    "git",
+    "hf",
+    "kubectl",
+    "mkdir",
+    "pip",
+    "ray",
+    "sbatch",
+    "tensorboard",
+    "weed",
+)
 """Programs of others, whose options are not ours to check."""
 
 SCHEMAS: dict[str, type[BaseModel]] = {
@@ -86,6 +101,8 @@ def _check_words(words: list[str]) -> None:
             for target in (word for word in targets if "=" not in word and not word.startswith("-")):
                 if target not in _TARGETS:
                     raise DocsError(f"the Makefile has no target {target!r}")
+        case ["python", "-c", program]:
+            compile(program, "python -c", "exec")
         case ["python", script, *_] if not script.startswith("-"):
             _check_file(script)
         case [program, *arguments] if program in OTHERS:
