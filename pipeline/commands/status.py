@@ -90,9 +90,13 @@ def status(out: Path) -> tuple[list[str], bool]:
 
 
 def _is_there(out: Path, run: RunFile) -> bool:
-    """Whether both datasets are committed and have their files, and there are as many markers as splits."""
+    """Whether both datasets are committed and have their files, and there are as many markers as splits, none empty.
+
+    What markers say is not read: `preprocess` does a split again whose marker is damaged.
+    """
     has = partial(has_file, out)
-    if not has_datasets(out, run, has) or sum(1 for _ in (out / MARKERS).iterdir()) < len(run.plan.splits):
+    markers = sum(path.stat().st_size > 0 for path in (out / MARKERS).glob("*.json"))
+    if not has_datasets(out, run, has) or markers < len(run.plan.splits):
         return False
     try:
         return all(in_place(has, {name: open_dataset(out / name).shards()}) for name in SPLIT_NAMES)

@@ -277,7 +277,7 @@ class Search:
         found.files.sort()
         read = set[bytes]()
         """Digests of what links lead to."""
-        for relative in found.links:
+        for relative in sorted(found.links, key=lambda path: path.split("/")):  # folder by folder
             target = Path(os.path.realpath(root / relative))
             below = target.is_relative_to(root)
             within = below or (repository is not None and target.is_relative_to(repository))

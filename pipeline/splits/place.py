@@ -302,9 +302,12 @@ def commit(job: Job, worked: Job, run: str) -> None:
         path for path in sorted(out.rglob("*")) if path.relative_to(out).parts[0] not in (MARKERS, LOGS, *LEDGERS)
     ]
     publish_files(store, out, others)
+    # A driver says in a list which lines of whole files are meant: who comes late must not undo that.
     for path in lists:
-        # A driver says in it which lines of whole files are meant: who comes late must not undo that.
-        store.create(path.relative_to(out).as_posix(), path.read_bytes())
+        try:
+            store.sha256(path.relative_to(out).as_posix())
+        except FileNotFoundError:
+            publish_files(store, out, [path])
     if markers:
         require_run(store, run)
     for path in markers:

@@ -1,12 +1,13 @@
 """Temporary folders of a process, which are removed also when it was killed: by the next one that makes or removes one.
 
-TMPDIR/patchwork-NAME-XXXXXXXX/ has `owner`, which the process keeps locked as long as it lives, and `files`. The kernel
-lets go of the lock however the process ends.
+TMPDIR/patchwork-NAME-XXXXXXXX/ has `files` and `owner`, which names the machine and is locked by the process as long as
+it lives. The kernel lets go of the lock however the process ends.
 """
 
 import fcntl
 import os
 import shutil
+import socket
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ _OWNER, _FILES = "owner", "files"
 
 @contextmanager
 def scratch(name: str) -> Iterator[Path]:
-    """An empty folder that is gone afterwards. ``name`` says what for."""
+    """An empty folder that is removed at the end. ``name`` says what for."""
     remove_abandoned()
     folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{name}-"))
     try:
@@ -37,20 +38,26 @@ def _owned(folder: Path) -> Iterator[None]:
     with open(folder / f".{_OWNER}", "x") as file:
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
+            file.write(socket.gethostname())
+            file.flush()
             os.rename(file.name, folder / _OWNER)  # there only with its lock
         yield
 
 
 def remove_abandoned() -> None:
-    """Remove this user's folders whose processes have ended without doing so."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+    """Remove this user's folders whose processes, of this machine, have ended without doing so."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-{'?' * 8}"):
         with suppress(OSError):  # somebody else's, in use, or just removed
             found = folder.lstat()
             if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
                 continue
+            if not {entry.name for entry in folder.iterdir()} <= {_OWNER, _FILES}:
+                continue
             owner = os.open(folder / _OWNER, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
-                fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
+                # Locks may be each machine's own where machines share a folder.
+                if os.read(owner, 256) == os.fsencode(socket.gethostname()):
+                    fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(owner)

@@ -1,8 +1,8 @@
 """The training packs of one rank, read ahead by worker processes.
 
 All state semantics are here, in terms of the cursor; torchdata's loader, or torch's, is the shell that runs workers.
-Step s takes packs [sG, (s + 1)G); rank r of R the r-th of every R of them; worker w of W every W-th of
-the rank's packs. Every worker plans all packs (the index only) and reads the slices of its own.
+Step s takes packs [sG, (s + 1)G); rank r of R the r-th of every R of them; worker w of W every W-th CHUNK_PACKS of the
+rank's packs. Every worker plans all packs (the index only) and reads the slices of its own.
 """
 
 import sys
@@ -246,7 +246,9 @@ class PackLoader:
                 if "DataLoader worker" not in str(error):
                     raise
                 raise WorkerError(f"a loader worker has died: {first_line(error)}; was there memory enough?") from None
-            for item in chunk:
+            chunk.reverse()
+            while chunk:
+                item = chunk.pop()  # a pack that was used is not held, nor its batch
                 if isinstance(item, Exception):
                     raise item
                 if item.step.number != self._step:

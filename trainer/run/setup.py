@@ -53,7 +53,7 @@ LOCK_PATIENCE_SECONDS = 20.0
 def claimed(settings: TrainSettings, identity: RunIdentity, world: World) -> Iterator[None]:
     """Make the run's folder say whose it is, before anything else is written there, and keep other jobs out of it.
 
-    Raises OutputError when another job writes there. What is refused in a new folder leaves nothing there.
+    Raises OutputError when another job writes there. What is refused in a new folder leaves only the lock file there.
     """
     out, ours = settings.run.out, (IDENTITY_NAME, RESOLVED_NAME)
     with locked(out, LOCK_PATIENCE_SECONDS, required=False) if world.is_main_rank else nullcontext():
@@ -66,7 +66,7 @@ def claimed(settings: TrainSettings, identity: RunIdentity, world: World) -> Ite
         except PatchworkError:
             if world.is_main_rank and new and {path.name for path in out.iterdir()} <= {LOCK_FILE, *ours}:
                 for name in ours:
-                    (out / name).unlink()
+                    (out / name).unlink(missing_ok=True)
             raise
 
 

@@ -243,3 +243,20 @@ def test_a_finished_run_of_which_something_is_gone_is_not_finished(
     next(out.glob(gone)).unlink()
     code, lines = status(out, capsys)
     assert (code, "stopped; rerun the same command" in lines) == (1, True)
+
+
+@pytest.mark.parametrize("damage", ["empty", "other", "gone"])
+def test_a_run_without_a_marker_is_not_finished(
+    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, corpus = tmp_path / "out", write_jsonl(tmp_path / "a.jsonl", some_records(20))
+    assert preprocess(corpus, "--rule", "space", "--executor", "inline", "--workers", 1, "--out", out) == 0
+    marker = next((out / "splits").iterdir())
+    if damage == "empty":
+        marker.write_bytes(b"")
+    else:
+        marker.rename(marker.with_suffix(".tmp"))
+    if damage == "gone":
+        shutil.rmtree(marker.parent)
+    assert main(["status", str(out)]) == 1
+    assert "stopped" in capsys.readouterr().out

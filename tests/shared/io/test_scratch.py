@@ -1,6 +1,7 @@
 """Temporary folders are gone when their process is, however it ended."""
 
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -44,8 +45,11 @@ def test_a_living_process_keeps_its_folder_and_a_killed_one_leaves_none(places: 
     assert list(places.iterdir()) == []
 
 
-def test_other_folders_of_such_names_stay(places: Path) -> None:
-    (places / "patchwork-mine").mkdir()
-    (places / "patchwork-mine" / "owner").touch()
+@pytest.mark.parametrize(("owner", "other"), [(None, "corpus"), ("another machine", "files")])
+def test_other_folders_of_such_names_stay(places: Path, owner: str | None, other: str) -> None:
+    theirs = places / "patchwork-mine-abcdefgh"
+    theirs.mkdir(0o700)
+    (theirs / other).mkdir()
+    (theirs / "owner").write_text(owner or socket.gethostname())
     remove_abandoned()
-    assert (places / "patchwork-mine" / "owner").exists()
+    assert (theirs / other).exists()
