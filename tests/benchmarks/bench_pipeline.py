@@ -114,7 +114,6 @@ def main(megabytes: float, scored_megabytes: float) -> None:
         bare = timed(lambda: [json.loads(line)["text"].encode() for line in (folder / "a.jsonl").open("rb")])
         print(f"{size / 1e6:.1f} MB of text in jsonl, one thread")
         rates = [("json.loads alone", bare)]
-        rates.append(("plan", timed(lambda: make_plan([folder / "a.jsonl"], reading))))
         rates.append(("read records", timed(partial(read, plan))))
         for name, write in OTHER_FORMATS.items():
             write(folder / "a.jsonl", folder / name)
