@@ -198,7 +198,7 @@ class Search:
     def _enter(
         self, root: Path, folder: Path, above: str, place: Place, wanted: Glob, found: _Below
     ) -> Iterator[tuple[Path, str, Place]]:
-        """Take in what lies in a folder itself; the folders in it that are to be entered, each as root does.
+        """Add the files of one folder to ``found``; returns the subfolders to search next.
 
         ``above``: what the paths of its files begin with. Entries come in any order, and those of files are not kept.
         """

@@ -64,8 +64,8 @@ class _Cuts:
         ``table`` gives all, where there is one; ``following`` those after a cut.
         """
         with self._lock:
-            if self._last == Cut(0, 0) and (told := table()) is not None:
-                for cut in told:
+            if self._last == Cut(0, 0) and (listed := table()) is not None:
+                for cut in listed:
                     self._add(cut)
                 self._last = None
             if self._last is None or self.at[-1] >= until:

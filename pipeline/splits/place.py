@@ -302,7 +302,7 @@ def commit(job: Job, worked: Job, run: str) -> None:
         path for path in sorted(out.rglob("*")) if path.relative_to(out).parts[0] not in (MARKERS, LOGS, *LEDGERS)
     ]
     publish_files(store, out, others)
-    # A driver says in a list which lines of whole files are meant: who comes late must not undo that.
+    # The driver adds line numbers to these lists at the end: a worker that finishes late must not overwrite them.
     for path in lists:
         try:
             store.sha256(path.relative_to(out).as_posix())
