@@ -5,18 +5,20 @@ Example:
 """
 
 import argparse
+import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from pipeline.charts import bar
 from pipeline.run.progress import load_progress
-from pipeline.run.report import Totals, load_report
-from pipeline.run.run_folder import has_datasets, in_place, load_run, markers_of
+from pipeline.run.report import load_report
+from pipeline.run.run_folder import has_datasets, load_run
 from pipeline.settings import SPLIT_NAMES, PipelineError
 from pipeline.splits.logs import log_path
-from pipeline.splits.marker import DEAD_LETTERS, MARKERS, Counts
+from pipeline.splits.marker import DEAD_LETTERS, MARKERS, Counts, read_counts
 from pipeline.splits.place import has_file
 from pipeline.splits.run_file import FAILURES, RUN_FILE, RunFile
 from shared.errors import DatasetError
@@ -94,27 +96,30 @@ def _is_there(out: Path, run: RunFile) -> bool:
 
     What markers say is not read: `preprocess` does a split again whose marker is damaged.
     """
-    has = partial(has_file, out)
-    markers = sum(path.stat().st_size > 0 for path in (out / MARKERS).glob("*.json"))
+    has, markers = partial(has_file, out), 0
+    with suppress(FileNotFoundError), os.scandir(out / MARKERS) as entries:
+        markers = sum(entry.name.endswith(".json") and entry.stat().st_size > 0 for entry in entries)
     if not has_datasets(out, run, has) or markers < len(run.plan.splits):
         return False
     try:
-        return all(in_place(has, {name: open_dataset(out / name).shards()}) for name in SPLIT_NAMES)
+        return all(
+            has(f"{name}/{file}", size) for name in SPLIT_NAMES for file, size in open_dataset(out / name).files()
+        )
     except DatasetError:
         return False
 
 
 def _from_markers(out: Path, run: RunFile) -> tuple[Counts, int, int]:
     """Counts, splits and bytes of what is done, from the markers of its splits, of which none is kept."""
-    totals, done = Totals(), 0
+    sums, splits, done, digest = dict.fromkeys(Counts.model_fields, 0), 0, 0, run.digest
     with ByteProgress("Looking at what is done", run.plan.bytes) as progress:
-        for number, marker in markers_of(out, run):
-            size = int(run.plan.splits.bytes[number])
-            progress.update(size)
-            if marker is not None:
-                totals.add(marker)
-                done += size
-    return totals.counts, totals.splits, done
+        for number, size in enumerate(run.plan.splits.bytes):
+            progress.update(int(size))
+            if (counts := read_counts(out, run.plan.splits.name(number), digest)) is not None:
+                for status, count in counts:
+                    sums[status] += count
+                splits, done = splits + 1, done + int(size)
+    return Counts(**sums), splits, done
 
 
 def _pace(out: Path) -> Iterator[str]:

@@ -30,7 +30,7 @@ from shared.io.terminal import show_lines
 from shared.model_folder.identity import check_model
 from shared.shards.cache import FileCache
 from shared.shards.content import ShardContent, check_order, check_row, meta_problem
-from shared.shards.dataset import Dataset, files_of
+from shared.shards.dataset import Dataset
 from shared.shards.document import Row
 from shared.shards.formats.sidecar import sidecar_name
 from shared.shards.index import COLUMNS, DERIVED, IndexWriter, ShardIndex, index_name
@@ -203,7 +203,7 @@ def _identity_problems(dataset: Dataset) -> Iterator[str]:
 
 def _unlisted_files(dataset: Dataset) -> Iterator[str]:
     """Shard files that the manifest does not know."""
-    known = {name for shard in dataset.shards() for name, *_ in files_of(shard)}
+    known = {name for name, _ in dataset.files()}
     endings = tuple(SUFFIXES.values())
     endings += tuple(map(index_name, endings)) + tuple(map(sidecar_name, endings))
     try:

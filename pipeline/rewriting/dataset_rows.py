@@ -44,7 +44,7 @@ class ShardByShard(Generic[S]):
     @property
     def sizes(self) -> list[int]:
         """Bytes of text of each."""
-        return [shard.totals.bytes for side in self.sides for shard in side.dataset.shards()]
+        return [size for side in self.sides for size in side.dataset.text_bytes()]
 
 
 def sides_at(path: Path) -> list[Side]:

@@ -78,7 +78,7 @@ class Merge:
 
     @property
     def sizes(self) -> list[int]:
-        return [shard.totals.bytes for datasets in self.parts.values() for d in datasets for shard in d.shards()]
+        return [size for datasets in self.parts.values() for dataset in datasets for size in dataset.text_bytes()]
 
     def write(self, unit: int, out: Path) -> Written:
         folder, number, dataset, shard = self._units[unit]

@@ -19,7 +19,8 @@ from pipeline.run.report import Report, Totals, write_report
 from pipeline.run.run_folder import (
     copy_entropy_model,
     finished_splits,
-    is_finished,
+    has_datasets,
+    in_place,
     load_run,
     markers_of,
     remove_half_written,
@@ -27,7 +28,7 @@ from pipeline.run.run_folder import (
     require_same,
 )
 from pipeline.settings import SPLIT_NAMES, ExecutorSettings, Job, PipelineError, ReadSettings, SplitName
-from pipeline.splits.marker import MARKERS, finish_ledgers, read_marker
+from pipeline.splits.marker import MARKERS, Marker, finish_ledgers, read_marker
 from pipeline.splits.place import Place, opened
 from pipeline.splits.run_file import FAILURES, RunFile
 from pipeline.splits.selection import DECIDED, SELECTION, remove_selection, select, selection_done, selects, surveyed
@@ -66,8 +67,8 @@ def preprocess(job: Job, inputs: Sequence[Path | str], executor: ExecutorSetting
         if recorded is not None:
             require_same(recorded, identity, job.where)
             touched = plan.splits.with_any(plan.files.touched_since(recorded.plan.files))
-            if not touched.any() and is_finished(job.out, run, place.has):
-                return Report(run, _summed(place, run)[0], done_before=len(plan.splits))
+            if not touched.any() and (totals := _finished(place, run)) is not None:
+                return Report(run, totals, done_before=len(plan.splits))
         if not touched.any():
             place.keep(run)
         remove_leftovers(job.out)
@@ -235,9 +236,30 @@ def _work(
     return failures, followed.progress
 
 
+def _finished(place: Place, run: RunFile) -> Totals | None:
+    """What a complete run came to; None for one that is not. Looks at names and sizes only: it is quick."""
+    if not has_datasets(place.job.out, run, place.has):
+        return None
+    totals = Totals()
+    for marker in _with_lines(place, run, lambda _: None):  # those in a store were finished before the manifests
+        if marker is None or not in_place(place.has, marker.shards):
+            return None
+        totals.add(marker)
+    return totals
+
+
 def _summed(place: Place, run: RunFile) -> tuple[Totals, str]:
-    """What the markers come to, and the digest of all that was read; lines of whole files go into what is listed."""
+    """What the markers come to, and the digest of all that was read."""
     totals, content = Totals(), hashlib.sha256()
+    for marker in _with_lines(place, run, place.fetch):
+        if marker is not None:
+            totals.add(marker)
+            content.update(f"{marker.split} {marker.content}\n".encode())
+    return totals, content.hexdigest()
+
+
+def _with_lines(place: Place, run: RunFile, fetch: Callable[[str], None]) -> Iterator[Marker | None]:
+    """The markers of all splits, of which lists say by now which lines of whole files are meant (`finish_ledgers`)."""
     splits, file, lines = run.plan.splits, -1, 0
     complete = True  # the parts of this file so far
     for number, marker in markers_of(place.job.out, run):
@@ -245,13 +267,11 @@ def _summed(place: Place, run: RunFile) -> tuple[Totals, str]:
             file, lines, complete = splits.file(number), 0, True
         if marker is None:
             complete = False
-            continue
-        totals.add(marker)
-        content.update(f"{marker.split} {marker.content}\n".encode())
-        if complete:
-            finish_ledgers(place.job.out, marker, lines, splits.name, place.fetch)
-        lines += marker.lines
-    return totals, content.hexdigest()
+        else:
+            if complete:
+                finish_ledgers(place.job.out, marker, lines, splits.name, fetch)
+            lines += marker.lines
+        yield marker
 
 
 def source_digest(plan: Plan, content: str, reading: ReadSettings) -> str:

@@ -109,13 +109,6 @@ def markers_of(out: Path, run: RunFile) -> Iterator[tuple[int, Marker | None]]:
         yield number, read_marker(out, run.plan.splits.name(number), digest)
 
 
-def is_finished(out: Path, run: RunFile, has: Has) -> bool:
-    """Whether a run is complete. Looks at names and sizes only: it is quick."""
-    return has_datasets(out, run, has) and all(
-        marker is not None and in_place(has, marker.shards) for _, marker in markers_of(out, run)
-    )
-
-
 def has_datasets(out: Path, run: RunFile, has: Has) -> bool:
     """Whether there is what both datasets of a run have beside shards."""
     for name in SPLIT_NAMES:

@@ -7,6 +7,8 @@ are never replaced by others, and who commits reads the run's file again before.
 """
 
 import hashlib
+import os
+import stat
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Iterator
@@ -44,8 +46,11 @@ Has = Callable[[str, int | None], bool]
 
 def has_file(out: Path, path: str, size: int | None = None) -> bool:
     """The same of a folder."""
-    file = out / path
-    return file.is_file() and size in (None, file.stat().st_size)
+    try:
+        found = os.stat(f"{out}/{path}")
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and size in (None, found.st_size)
 
 
 class Place(ABC):

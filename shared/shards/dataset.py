@@ -132,6 +132,19 @@ class Dataset:
         """Those of all shards, in order. Raises DatasetError."""
         return map(shard_of, self._table("shards").rows())
 
+    def files(self) -> Iterator[tuple[str, int]]:
+        """Name and bytes of each file of each shard, in order, without an object for each. Raises DatasetError."""
+        sizes = ("bytes_on_disk", "index_bytes", "sidecar_bytes")
+        for name, shard, index, sidecar in self._table("shards").values("name", *sizes):
+            yield name, shard
+            yield index_name(name), index
+            if sidecar is not None:
+                yield sidecar_name(name), sidecar
+
+    def text_bytes(self) -> Iterator[int]:
+        """Bytes of text of each shard, in order. Raises DatasetError."""
+        return (size for (size,) in self._table("shards").values("bytes"))
+
     def histograms(self, number: int) -> dict[str, list[int]]:
         """Histograms of one shard by name. Raises DatasetError."""
         return self._table("histograms").row(number)

@@ -5,9 +5,10 @@ It stays small however large the dataset is: what is known of each shard is in t
 """
 
 import re
+from collections.abc import Iterator, Mapping
 from operator import not_
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
@@ -28,7 +29,8 @@ TOKENIZER_FOLDER = "tokenizer"
 
 LONGEST_NAME = 200
 """Characters of a file's name, which gets endings."""
-_NOT_IN_NAMES = re.compile(r"[/\\\x00-\x1f\x7f-\x9f]")
+NOT_IN_NAMES = re.compile(r"[/\\\x00-\x1f\x7f-\x9f]")
+NO_NAMES = (".", "..")
 # Limits of what is believed of a file from elsewhere, far beyond what this code writes: sums of such counts stay within
 # int64, and an index of so many rows within memory.
 MOST_MANIFEST_BYTES = 2**26
@@ -47,7 +49,7 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 def _plain_name(name: str) -> str:
-    if not 0 < len(name) <= LONGEST_NAME or name in (".", "..") or _NOT_IN_NAMES.search(name):
+    if not 0 < len(name) <= LONGEST_NAME or name in NO_NAMES or NOT_IN_NAMES.search(name):
         raise ValueError(f"{name[:80]!r} is not a plain file name")
     return name
 
@@ -130,15 +132,9 @@ class SubsetTotals(Sums):
     @property
     def problem(self) -> str | None:
         """Why no shard has these figures; None if one can."""
-        for key, figure, key_most, most in (
-            ("documents", self.documents, "rows", self.rows),
-            ("ignored_bytes", self.ignored_bytes, "bytes", self.bytes),
-            ("ignored", self.ignored, "tokens", self.tokens),
-            *((key, getattr(self, key), "what a shard holds", MOST_COUNT) for key in type(self).model_fields),
-            ("rows", self.rows, "what a shard holds", MOST_ROWS),
-        ):
+        for key, figure, what, most in limits(vars(self)):
             if figure > most:
-                return f"{key} is {figure}, more than {key_most}, {most}"
+                return f"{key} is {figure}, more than {what}, {most}"
         return None
 
     @property
@@ -160,6 +156,20 @@ class SubsetTotals(Sums):
     def mean_patch_size(self) -> float:
         """Text bytes over patches other than BOS."""
         return self.bytes / self.patches if self.patches else float("nan")
+
+
+def limits(figures: Mapping[str, Any]) -> Iterator[tuple[str, Any, str, Any]]:
+    """Limits of the figures of a shard: key, figure, and what it is at most, in words and as a number.
+
+    ``figures`` of one shard, or of many, as an array for each key of SubsetTotals; then so are the numbers.
+    """
+    yield "documents", figures["documents"], "rows", figures["rows"]
+    yield "ignored_bytes", figures["ignored_bytes"], "bytes", figures["bytes"]
+    tokens = figures["bytes"] + figures["specials"] + figures["documents"]
+    yield "ignored", figures["ignored"], "tokens", tokens
+    for key in SubsetTotals.model_fields:
+        yield key, figures[key], "what a shard holds", MOST_COUNT
+    yield "rows", figures["rows"], "what a shard holds", MOST_ROWS
 
 
 class ShardFiles(Settings):

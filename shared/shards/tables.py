@@ -15,6 +15,7 @@ from typing import IO, Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import ValidationError
 
 from shared.errors import DatasetError
@@ -24,8 +25,12 @@ from shared.shards.content import CONTENT_MODULUS, add_content_hashes
 from shared.shards.formats.arrow import ArrowFile, mapped_file
 from shared.shards.manifest import (
     HISTOGRAMS,
+    LONGEST_NAME,
     MOST_COUNT,
     MOST_ROWS,
+    MOST_SUM,
+    NO_NAMES,
+    NOT_IN_NAMES,
     TABLE_NAMES,
     DatasetIdentity,
     Manifest,
@@ -35,6 +40,7 @@ from shared.shards.manifest import (
     SubsetTotals,
     TableFile,
     TableName,
+    limits,
 )
 from shared.shards.runs import RUN_COLUMNS, Runs
 from shared.shards.writer import HashingFile
@@ -70,7 +76,7 @@ ROW_BYTES = {"shards": 2**11, "runs": 64, "histograms": 2**13}
 SPARE_BYTES = 2**16
 _RUN_SUMS = ("rows", "documents", "tokens", "patches", "targets")
 """Columns of runs that add up to the totals of their subset."""
-ROWS_TOGETHER = 64
+ROWS_TOGETHER = 256
 """Rows of a table that are Python objects at a time."""
 CHUNK = 2**11
 """Runs that are sorted or checked at a time."""
@@ -268,6 +274,13 @@ class Table:
             for first in range(0, len(batch), ROWS_TOGETHER):
                 yield from batch.slice(first, ROWS_TOGETHER).to_pylist()
 
+    def values(self, *columns: str) -> Iterator[tuple[Any, ...]]:
+        """What all rows have in some columns, in order. Raises DatasetError."""
+        for batch in self.batches():
+            for first in range(0, len(batch), ROWS_TOGETHER):
+                some = batch.slice(first, ROWS_TOGETHER)
+                yield from zip(*(some.column(name).to_pylist() for name in columns))
+
     def batch(self, number: int) -> pa.RecordBatch:
         """One record batch. Raises DatasetError."""
         return self._file.read(number, self._file.rows(number) * ROW_BYTES[self.name] + SPARE_BYTES)
@@ -308,31 +321,63 @@ def check_table(table: Table, manifest: Manifest) -> None:
 
 
 def _shards_problem(table: Table, manifest: Manifest) -> str | None:
-    content, on_disk, totals = 0, 0, SubsetTotals()
+    content, sums = 0, dict.fromkeys(("bytes_on_disk", *TOTALS), 0)
     digests = np.zeros(manifest.shard_count, np.uint64)
-    for number, row in enumerate(table.rows()):
-        try:
-            shard = shard_of(row)
-        except ValidationError as error:
-            return f"shard {number}: {first_problem(error)}"
-        if (problem := shard.totals.problem) is not None:
-            return f"shard {shard.name!r}: {problem}"
-        digests[number] = _digest(shard.name)
-        content, on_disk = content + int(shard.content_hash, 16), on_disk + shard.bytes_on_disk
-        totals += shard.totals
+    first = 0
+    for batch in table.batches():
+        for row in np.flatnonzero(_doubtful(batch)).tolist():
+            if (problem := _row_problem(batch.slice(row, 1).to_pylist()[0])) is not None:
+                return f"shard {first + row}: {problem}"
+        digests[first : first + len(batch)] = list(map(_digest, batch.column("name").to_pylist()))
+        content += _content(batch)
+        for name in sums:
+            sums[name] += sum(batch.column(name).to_pylist())  # of Python's numbers, which have no largest one
+        first += len(batch)
     digests.sort()
     # Eight bytes for each name: the names themselves may be more than a process should hold.
     for twice in digests[1:][digests[1:] == digests[:-1]][:1].tolist():
-        names = [row["name"] for row in table.rows() if _digest(row["name"]) == twice]
+        names = [name for (name,) in table.values("name") if _digest(name) == twice]
         return f"the shard {names[0]!r} is listed more than once"
     for what, found, wanted in (
-        ("bytes on disk", on_disk, manifest.bytes_on_disk),
+        ("bytes on disk", sums["bytes_on_disk"], manifest.bytes_on_disk),
         ("content hash", content % CONTENT_MODULUS, manifest.content),
-        *((name, getattr(totals, name), getattr(manifest.totals, name)) for name in TOTALS),
+        *((name, sums[name], getattr(manifest.totals, name)) for name in TOTALS),
     ):
         if found != wanted:
             return f"{what} of all shards: {found}, the manifest says {wanted}"
     return None
+
+
+def _doubtful(batch: pa.RecordBatch) -> np.ndarray:
+    """bool [rows]: all shards that there cannot be, found without an object for each (`_row_problem`)."""
+    names, figures = batch.column("name"), {name: batch.column(name).to_numpy() for name in TOTALS}
+    lengths = pc.utf8_length(names).to_numpy()
+    wrong = (lengths == 0) | (lengths > LONGEST_NAME)
+    wrong |= pc.match_substring_regex(names, NOT_IN_NAMES.pattern).to_numpy(zero_copy_only=False)
+    wrong |= pc.is_in(names, pa.array(NO_NAMES)).to_numpy(zero_copy_only=False)
+    for name in ("bytes_on_disk", "index_bytes", "sidecar_bytes"):
+        size = batch.column(name).fill_null(0).to_numpy()
+        wrong |= (size < 0) | (size > MOST_SUM)
+    for figure in figures.values():
+        wrong |= figure < 0
+    for _, figure, _, most in limits(figures):
+        wrong |= figure > most
+    return np.asarray(wrong)
+
+
+def _row_problem(row: Mapping[str, Any]) -> str | None:
+    """Why there is no shard like that."""
+    try:
+        return shard_of(row).totals.problem
+    except ValidationError as error:
+        return first_problem(error)
+
+
+def _content(batch: pa.RecordBatch) -> int:
+    """The content hashes of shards, added up."""
+    column = batch.column("content_hash")
+    hashes = np.frombuffer(column.buffers()[1], ">u4").reshape(-1, 8)[column.offset : column.offset + len(column)]
+    return sum(count << 32 * (7 - place) for place, count in enumerate(hashes.sum(0, dtype=np.uint64).tolist()))
 
 
 def _digest(name: str) -> int:

@@ -17,6 +17,7 @@ import pytest
 from helpers.pipeline_helpers import STATIC, command, counts, environment, preprocess, some_records, write_jsonl
 
 from pipeline.__main__ import main
+from pipeline.run import run_folder
 from pipeline.run.progress import load_progress
 from pipeline.splits import process as split_module
 
@@ -90,6 +91,15 @@ def test_the_log_of_a_split_says_when_it_began_and_what_it_wrote(finished: Run) 
     first, second, *_ = (finished.out / "logs" / "0000000-00000.log").read_text().splitlines()
     assert first.endswith("write begins")
     assert re.search("write done in.*documents", second)
+
+
+def test_a_finished_run_that_is_started_again_reads_each_marker_once(
+    finished: Run, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, real = list[str](), run_folder.read_marker
+    monkeypatch.setattr(run_folder, "read_marker", lambda out, split, run: read.append(split) or real(out, split, run))
+    assert preprocess(*run_of(source)) == 3
+    assert read == sorted(path.stem for path in (finished.out / "splits").iterdir())
 
 
 def test_a_finished_run_that_is_started_again_keeps_its_report(finished: Run, source: Path) -> None:
@@ -221,7 +231,7 @@ def test_a_folder_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_the_status_of_a_finished_run_is_told_without_its_markers(
     finished: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pipeline.commands.status.markers_of", lambda *_: pytest.fail("a marker is read"))
+    monkeypatch.setattr("pipeline.commands.status.read_counts", lambda *_: pytest.fail("a marker is read"))
     assert status(finished.out, capsys) == (0, finished.lines)
 
 

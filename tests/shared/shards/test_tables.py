@@ -15,8 +15,8 @@ from helpers.shard_examples import document, make_dataset
 from shared.errors import StorageError
 from shared.shards import cache, tables
 from shared.shards.cache import verified_once
-from shared.shards.dataset import Dataset
-from shared.shards.manifest import SubsetTotals
+from shared.shards.dataset import Dataset, files_of
+from shared.shards.manifest import MOST_COUNT, MOST_ROWS, MOST_SUM, SubsetTotals
 from shared.shards.runs import RUN_COLUMNS, joined_runs, shard_runs
 
 SHARDS = 9
@@ -62,6 +62,32 @@ def test_an_entry_is_what_the_writer_left(dataset: Dataset) -> None:
 def test_totals_are_those_of_all_shards(dataset: Dataset) -> None:
     assert sum((shard.totals for shard in dataset.shards()), SubsetTotals()) == dataset.totals
     assert sum(shard.bytes_on_disk for shard in dataset.shards()) == dataset.manifest.bytes_on_disk
+
+
+def test_files_and_sizes_are_those_of_all_shards(dataset: Dataset) -> None:
+    assert [*dataset.files()] == [(name, size) for shard in dataset.shards() for name, _, size in files_of(shard)]
+    assert [*dataset.text_bytes()] == [shard.totals.bytes for shard in dataset.shards()]
+
+
+def some_value(rng: np.random.Generator, column: str) -> Any:
+    """One that a shard may have in a column of its table, or may not."""
+    if column == "name":
+        text = "".join(rng.choice([*"a./\\\n\x00\x7f\x85\x9f\xa0é字"], rng.integers(4)).tolist())
+        return text * int(rng.choice([1, 1, 70, 200, 201]))
+    limits = [-1, 0, 1, 2, MOST_ROWS, MOST_ROWS + 1, MOST_COUNT, MOST_COUNT + 1, MOST_SUM, MOST_SUM + 1, 2**63 - 1]
+    value = int(rng.choice(limits))
+    return None if column == "sidecar_bytes" and value == 2 else value
+
+
+def test_the_shards_that_no_dataset_has_are_found_in_columns_as_one_by_one(dataset: Dataset) -> None:
+    """For each row of a table with random changes."""
+    rng, row = np.random.default_rng(3), next(dataset._table("shards").rows())
+    columns = [name for name, value in row.items() if not isinstance(value, bytes)]
+    changed = [{name: some_value(rng, name) for name in rng.choice(columns, 2).tolist()} for _ in range(3000)]
+    batch = pa.RecordBatch.from_pylist([row | change for change in changed], tables.SCHEMAS["shards"])
+    wanted = [tables._row_problem(row) is not None for row in batch.to_pylist()]
+    assert 500 < sum(wanted) < 2950
+    assert tables._doubtful(batch).tolist() == wanted
 
 
 def test_plain_pyarrow_reads_the_tables(dataset: Dataset) -> None:
