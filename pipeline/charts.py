@@ -4,7 +4,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from shared.io.quantities import counted
+from shared.io.display.quantities import counted
 from shared.shards.manifest import SubsetTotals
 from shared.text.characters import characters
 

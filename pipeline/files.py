@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 
 from pipeline.settings import SPLIT_NAMES, PipelineError, SplitName
 from pipeline.stamp import Stamp
-from shared.io.files import atomic_file
-from shared.io.identity import canonical_json, file_sha256
-from shared.io.storage import is_url
+from shared.io.files.atomic import atomic_file
+from shared.io.files.identity import canonical_json, file_sha256
+from shared.io.stores.locations import is_url
 
 TABLE_NAME = re.compile(r"files-[0-9a-f]{64}\.arrow")
 """Of the file of a table in the folder of a run: it says the sha256 of its content."""

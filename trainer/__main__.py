@@ -3,8 +3,8 @@
 import sys
 from collections.abc import Sequence
 
-from shared.io.command_line import heed_signals, run_command
-from shared.io.terminal import end_program
+from shared.io.display.terminal import end_program
+from shared.io.programs.command_line import heed_signals, run_command
 
 COMMANDS = {
     "evaluate": "bits per byte of a model on a dataset, by subset",

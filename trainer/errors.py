@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from shared.errors import ExitCode, PatchworkError
-from shared.io.command_line import exit_code
-from shared.io.log import LOG
-from shared.io.terminal import error_line, one_line, run_program, safe_output
+from shared.io.display.log import LOG
+from shared.io.display.terminal import error_line, one_line, run_program, safe_output
+from shared.io.programs.command_line import exit_code
 from trainer.node import first_of_node
 
 

@@ -21,8 +21,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.run import get_args_parser, run
 
 from shared.errors import ExitCode
-from shared.io.log import LOG
-from shared.io.terminal import one_line
+from shared.io.display.log import LOG
+from shared.io.display.terminal import one_line
 from trainer.distributed.loopback import meet_on_loopback
 
 QUIET = ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api", "torch.distributed.run")

@@ -32,9 +32,9 @@ if __name__ == "__main__":
 
 from shared import __version__
 from shared.errors import ConfigError, ExitCode, did_you_mean
-from shared.io.child_processes import end_with_launcher
-from shared.io.log import set_level
-from shared.io.terminal import show
+from shared.io.display.log import set_level
+from shared.io.display.terminal import show
+from shared.io.programs.child_processes import end_with_launcher
 from trainer.data.run_data import RunData, with_length
 from trainer.errors import USER_ERRORS, TrainingError, complain, exit_for_peer, run
 from trainer.node import first_of_node

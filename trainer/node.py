@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from shared.io.files import write_atomic
+from shared.io.files.atomic import write_atomic
 
 EVERY_SECONDS = 0.05
 

@@ -21,9 +21,9 @@ from pipeline.calibration.threshold_search import UnreachableTarget
 from pipeline.scoring.entropies import Documents, Entropies, EntropySource, documents_of
 from pipeline.scoring.options import entropy_model_sha256
 from pipeline.settings import PipelineError, ScoringSettings
-from shared.io.files import Output
-from shared.io.identity import in_short
-from shared.io.terminal import show
+from shared.io.display.terminal import show
+from shared.io.files.identity import in_short
+from shared.io.files.outputs import Output
 from shared.patching import PatchingSettings
 from shared.settings import Settings, refused_as
 from shared.shards.dataset import Dataset

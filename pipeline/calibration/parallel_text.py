@@ -10,8 +10,8 @@ import numpy as np
 from pipeline.calibration.patching_file import ParityFigures
 from pipeline.scoring.entropies import Documents, place_of
 from pipeline.settings import PipelineError
-from shared.io.json_reader import parse_json
-from shared.io.tables import aligned
+from shared.io.display.tables import aligned
+from shared.io.files.json_reader import parse_json
 
 NO_KEY = 0
 

@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import Field
 
 from pipeline.settings import PipelineError
-from shared.io.files import Output
-from shared.io.json_reader import read_bounded
+from shared.io.files.json_reader import read_bounded
+from shared.io.files.outputs import Output
 from shared.patching import PatchingSettings
 from shared.settings import Settings, other_version, refused_as
 from shared.shards.manifest import NumericsClass, SidecarType
@@ -20,7 +20,7 @@ TENTH = "a tenth"
 MOST_BYTES = 64 << 20
 """Of such a file: some hundred bytes a subset."""
 PATCHING = re.compile(rb'\{\s*"patching":\s*\{\s*"rule":\s*"')
-"""How the file begins, by which `shared.io.files.Output` knows it."""
+"""How the file begins, by which `shared.io.files.outputs.Output` knows it."""
 
 
 class CalibrationIdentity(Settings):

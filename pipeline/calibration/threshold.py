@@ -14,7 +14,7 @@ from pipeline.calibration.threshold_search import FINE, Thetas, UnreachableTarge
 from pipeline.scoring.chunks import ChunkedLengths
 from pipeline.scoring.cut import TOGETHER
 from pipeline.scoring.entropies import Entropies, Piece
-from shared.io.progress import ByteProgress
+from shared.io.display.progress import ByteProgress
 from shared.patching import PatchingSettings
 from shared.patching.grid import quantise
 from shared.patching.lengths import patch_lengths_together

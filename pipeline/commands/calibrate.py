@@ -22,9 +22,9 @@ from pipeline.calibration.report import print_result
 from pipeline.options import add_options, settings_of
 from pipeline.scoring.options import add_scoring_arguments
 from pipeline.settings import ScoringSettings
-from shared.io.files import add_overwrite, output_of
-from shared.io.quantities import counted
-from shared.io.terminal import show
+from shared.io.display.quantities import counted
+from shared.io.display.terminal import show
+from shared.io.files.outputs import add_overwrite, output_of
 
 OPTIONS = {
     "target": ("BYTES", "mean patch size"),

@@ -11,9 +11,9 @@ from pathlib import Path
 from pipeline.inspect.page import write_page
 from pipeline.inspect.report import report
 from shared.errors import ExitCode
-from shared.io.files import add_overwrite, output_if_given
-from shared.io.page import PAGE
-from shared.io.terminal import show, show_lines
+from shared.io.display.page import PAGE
+from shared.io.display.terminal import show, show_lines
+from shared.io.files.outputs import add_overwrite, output_if_given
 from shared.shards.open import find_datasets, open_dataset
 
 

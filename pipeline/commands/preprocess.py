@@ -39,9 +39,9 @@ from pipeline.settings import (
     RunStore,
     ScoringSettings,
 )
-from shared.io.files import check_folder
-from shared.io.quantities import counted
-from shared.io.storage import location_of
+from shared.io.display.quantities import counted
+from shared.io.files.outputs import check_folder
+from shared.io.stores.locations import location_of
 from shared.io.stores.store import UrlStore
 from shared.patching import PatchingSettings
 from shared.patching.settings import ENTROPY_RULES

@@ -16,7 +16,7 @@ from pathlib import Path
 from pipeline.options import PATCHING_OPTIONS, add_options, settings_of
 from pipeline.rewriting.recut import Change, dry_run, recut
 from pipeline.rewriting.rewrite import add_output_arguments, show_result
-from shared.io.terminal import show_lines
+from shared.io.display.terminal import show_lines
 from shared.patching.settings import ENTROPY_RULES
 
 

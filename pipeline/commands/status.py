@@ -22,10 +22,10 @@ from pipeline.splits.marker import DEAD_LETTERS, MARKERS, Counts, read_counts
 from pipeline.splits.place import has_file
 from pipeline.splits.run_file import FAILURES, RUN_FILE, RunFile
 from shared.errors import DatasetError
-from shared.io.files import lock_owner
-from shared.io.progress import ByteProgress
-from shared.io.quantities import clock, counted, quantity
-from shared.io.terminal import show_lines
+from shared.io.display.progress import ByteProgress
+from shared.io.display.quantities import clock, counted, quantity
+from shared.io.display.terminal import show_lines
+from shared.io.files.locks import lock_owner
 from shared.shards.open import open_dataset
 
 STALE_SECONDS = 60.0

@@ -12,8 +12,8 @@ import argparse
 from pathlib import Path
 
 from pipeline.rewriting.tokenizer import train_tokenizer
-from shared.io.storage import location_of
-from shared.io.terminal import show
+from shared.io.display.terminal import show
+from shared.io.stores.locations import location_of
 from shared.vocabulary import VOCABULARY_SIZE
 
 

@@ -20,13 +20,13 @@ from pipeline.scoring.cut import cutter_of
 from shared.bpe.encoder import SubwordEncoder
 from shared.bpe.folder import check_tokenizer
 from shared.errors import DatasetError, ExitCode, PatchworkError, StorageError
-from shared.io.log import LOG
-from shared.io.progress import ByteProgress
-from shared.io.quantities import counted
-from shared.io.scratch import scratch
-from shared.io.storage import location_of
+from shared.io.display.log import LOG
+from shared.io.display.progress import ByteProgress
+from shared.io.display.quantities import counted
+from shared.io.display.terminal import show_lines
+from shared.io.files.scratch import scratch
+from shared.io.stores.locations import location_of
 from shared.io.stores.store import open_store
-from shared.io.terminal import show_lines
 from shared.model_folder.identity import check_model
 from shared.shards.cache import FileCache
 from shared.shards.content import ShardContent, check_order, check_row, meta_problem

@@ -12,7 +12,7 @@ from pipeline.plan import Plan
 from pipeline.settings import ExecutorSettings, Job
 from pipeline.splits.process import Progress
 from pipeline.splits.worker import Outcome, Task
-from shared.io.log import LOG
+from shared.io.display.log import LOG
 from shared.shards.manifest import NumericsClass
 
 

@@ -11,7 +11,7 @@ from threading import current_thread, main_thread
 from typing import Any, TypeVar
 
 from pipeline.settings import PipelineError
-from shared.io.child_processes import end_with_starter
+from shared.io.programs.child_processes import end_with_starter
 
 Result = TypeVar("Result")
 

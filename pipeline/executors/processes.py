@@ -18,7 +18,7 @@ from pipeline.plan import Plan
 from pipeline.settings import Job, PipelineError
 from pipeline.splits.process import Progress
 from pipeline.splits.worker import Outcome, Task, Worker, require_numerics
-from shared.io.transient_errors import ATTEMPTS
+from shared.io.stores.transient_errors import ATTEMPTS
 from shared.shards.manifest import NumericsClass
 
 _REPORT_BYTES = 2**18

@@ -1,17 +1,14 @@
-"""Splits in Ray actors, one at a time each. The one module that imports Ray.
+"""Splits in Ray actors, one at a time each. This module and `ray_cluster` are all that imports Ray.
 
 Which split is next, and what is tried again, is decided in ``retry``; here is what is Ray's: actors that come and go.
 """
 
-import logging
 import os
-import signal
 import socket
 import time
-import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,45 +16,35 @@ import numpy as np
 from pydantic import ValidationError
 
 from pipeline.executors.counting import default_workers, room, threads_of, workers_wanted
-from pipeline.executors.private import (
-    SESSIONS,
-    owned,
-    private_environment,
-    private_folder,
-    remove_abandoned,
-    remove_folder,
-    write_token,
-)
-from pipeline.executors.process_pool import starting_processes
+from pipeline.executors.ray_cluster import first_line, join_cluster, make_cluster
 from pipeline.executors.retry import Queue
 from pipeline.plan import Plan, Split
 from pipeline.settings import ExecutorSettings, Job, PipelineError
 from pipeline.splits.process import Progress
 from pipeline.splits.run_file import RUN_FILE, RunSummary, plan_digest
 from pipeline.splits.worker import Outcome, Task, Worker, require_numerics
-from shared.io.log import LOG
-from shared.io.transient_errors import ATTEMPTS
+from shared.io.display.log import LOG
+from shared.io.stores.transient_errors import ATTEMPTS
 from shared.model_folder.identity import PackedModel, check_model, pack_model
 from shared.shards.manifest import NumericsClass
 
-TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-# Read when Ray is imported. Ray 2.60 itself uses a token that is there when it starts a cluster, but not when it joins.
-if any(name in os.environ for name in TOKEN_VARIABLES) or os.path.exists(os.path.expanduser("~/.ray/auth_token")):
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-# Announcements of changes to Ray's defaults, printed by every worker: nothing that the user of a run could act on.
-warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+ADDRESS_VARIABLE = "RAY_ADDRESS"
+"""Set by the user, and by Ray for what ``ray job submit`` starts."""
+PATIENCE_SECONDS = 30.0
+"""After which the user is notified that there is no worker yet."""
+# An actor reports at whichever comes first. A report is a call to another actor: with one for every record they would
+# cost more than reading does; with none for seconds the rate on the progress line would jump.
+_REPORT_BYTES = 2**18
+_REPORT_SECONDS = 1.0
+# Besides the model. Records never pass through it: actors read and write files themselves. Ray's default is 30% of the
+# memory of the machine.
+_OBJECT_STORE_BYTES = 128 * 2**20
 
+# After `ray_cluster`, which sets what Ray reads when it is imported.
 import ray  # noqa: E402
-from ray._private import ray_constants  # noqa: E402
-from ray._private import utils as ray_utils  # noqa: E402
-
-# A compiled module, without stubs for the type checker.
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # noqa: E402
 from ray.exceptions import RayError, RayTaskError  # noqa: E402
 from ray.util.metrics import Counter, Gauge  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
-
-# ---- Whether a machine of a cluster sees what the run reads and writes.
 
 
 def require_shared(job: Job, digest: str, roots: Sequence[str], node: str) -> None:
@@ -78,19 +65,6 @@ def require_shared(job: Job, digest: str, roots: Sequence[str], node: str) -> No
     for root in sorted(root for root in roots if "://" not in root):
         if not Path(root).is_dir():
             raise PipelineError(f"node {node} does not see the input folder {root}; keep it where all nodes see it")
-
-
-ADDRESS_VARIABLE = "RAY_ADDRESS"
-"""Set by the user, and by Ray for what ``ray job submit`` starts."""
-PATIENCE_SECONDS = 30.0
-"""After which the user is notified that there is no worker yet."""
-# An actor reports at whichever comes first. A report is a call to another actor: with one for every record they would
-# cost more than reading does; with none for seconds the rate on the progress line would jump.
-_REPORT_BYTES = 2**18
-_REPORT_SECONDS = 1.0
-# Besides the model. Records never pass through it: actors read and write files themselves. Ray's default is 30% of the
-# memory of the machine.
-_OBJECT_STORE_BYTES = 128 * 2**20
 
 
 class _Tracker:
@@ -229,9 +203,9 @@ class RayExecutor:
             workers = self._settings.workers or default_workers(os.cpu_count() or 1, self._threads)
             # With room to spare: Ray spills to disk what does not fit in one piece.
             store = _OBJECT_STORE_BYTES + 2 * (model.weights.nbytes if model else 0)
-            cluster.enter_context(_make_cluster(workers * self._threads, store))
+            cluster.enter_context(make_cluster(workers * self._threads, store))
         else:
-            _join_cluster(address, "--ray-address" if self._settings.ray_address else ADDRESS_VARIABLE)
+            join_cluster(address, "--ray-address" if self._settings.ray_address else ADDRESS_VARIABLE)
             cluster.callback(ray.shutdown)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         gpus = self._gpus(any(node.get("GPU") for node in nodes))
@@ -300,7 +274,7 @@ class RayExecutor:
             # The actor may be unreachable rather than dead: end it, so that two never work in one place.
             _end(actor)
             self._metrics.lost()
-            return queue.lost(number, _first_line(error), str(error))
+            return queue.lost(number, first_line(error), str(error))
         self._idle.append(actor)
         return queue.ended(outcome, time.monotonic())
 
@@ -317,7 +291,7 @@ class RayExecutor:
             self._deaths_at_start += 1
             # While other workers run, only some node may be at fault: go on with those, and try again ever more seldom.
             if self._deaths_at_start >= ATTEMPTS and not self._idle and not self._busy:
-                raise PipelineError(f"Ray workers die while they are set up: {_first_line(error)}") from None
+                raise PipelineError(f"Ray workers die while they are set up: {first_line(error)}") from None
             self._start_after = time.monotonic() + min(2.0**self._deaths_at_start, 300.0)
             return None
         self._deaths_at_start = 0
@@ -364,99 +338,3 @@ def _wait(calls: list[Any], seconds: float) -> list[Any]:
         time.sleep(seconds)
         return []
     return ray.wait(calls, timeout=seconds)[0]
-
-
-def _make_cluster(cpus: int, object_store_bytes: int) -> ExitStack:
-    """Make a cluster on this machine, quietly; closing what is returned ends it and leaves nothing of it.
-
-    It listens on the loopback interface alone, takes only a token made for it, and keeps its files in a folder that
-    only this user can enter. Raises PipelineError when it cannot be made.
-    """
-    with ExitStack() as made:
-        remove_abandoned()  # of drivers that were killed, which left nobody to remove it
-        folder = private_folder()
-        made.callback(remove_folder, folder)
-        made.enter_context(owned(folder))
-        made.callback(_read_environment)  # runs after the next line is undone: Ray then forgets the token again
-        made.enter_context(private_environment(write_token(folder)))
-        _read_environment()
-        made.callback(ray.shutdown)
-        try:
-            # An interrupt would be swallowed in some places of this, and crash the interpreter at its end after others.
-            with _loopback(), starting_processes(), _our_handlers():
-                ray.init(
-                    address="local",
-                    # Ray believes this number: with --workers above the CPUs of the machine, actors share them.
-                    num_cpus=max(cpus, os.cpu_count() or 1),
-                    object_store_memory=object_store_bytes,
-                    include_dashboard=False,
-                    logging_level=logging.ERROR,
-                    log_to_driver=False,
-                    _temp_dir=str(folder / SESSIONS),  # Ray lets everybody into this one
-                )
-        except Exception as error:  # of many classes, none of them of use to the user
-            raise PipelineError(
-                f"Ray cannot make a cluster on this machine ({_first_line(error)}); --executor inline works without it"
-            ) from None
-        return made.pop_all()
-
-
-@contextmanager
-def _our_handlers() -> Iterator[None]:
-    """While Ray is set up, and after it, SIGTERM ends the driver as it did before.
-
-    Ray's own handler would end it with another code; that of its compiled part also calls the one before it, and aborts
-    the process three seconds later. Both stay otherwise.
-    """
-    before, on_termination = ray_utils.set_sigterm_handler, signal.getsignal(signal.SIGTERM)
-    ray_utils.set_sigterm_handler = lambda _: None
-    try:
-        yield
-    finally:
-        ray_utils.set_sigterm_handler = before
-        signal.signal(signal.SIGTERM, on_termination)
-        signal.alarm(0)
-
-
-@contextmanager
-def _loopback() -> Iterator[None]:
-    """What Ray starts has 127.0.0.1 as its address, and listens there alone.
-
-    Ray 2.60 replaces a ``_node_ip_address`` of 127.0.0.1 by that of another interface, except on systems for which it
-    makes no clusters of several machines. This is the switch that it has for them.
-    """
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-
-
-def _read_environment() -> None:
-    """Let Ray read again which token there is, and whether one is asked for: it keeps what it read first."""
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
-
-
-def _join_cluster(address: str, named_by: str) -> None:
-    """Join a cluster, quietly. Raises PipelineError when there is none at the address, or it does not let us in."""
-    try:
-        _require_listener(address)
-        with _our_handlers():
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    except (OSError, RayError, ValueError, RuntimeError) as error:
-        problem = f"there is no Ray cluster to join: {_first_line(error)}"
-        token = f"RAY_AUTH_MODE is {os.environ.get('RAY_AUTH_MODE', 'not set')}"
-        raise PipelineError(f"{named_by} {address}: {problem} ({token})") from None
-
-
-def _require_listener(address: str) -> None:
-    """Raises OSError when nothing listens at host:port: Ray itself would try for minutes. Names ('auto') are Ray's."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=10).close()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.splits.worker import Outcome
-from shared.io.transient_errors import ATTEMPTS
+from shared.io.stores.transient_errors import ATTEMPTS
 
 BACK_OFF_SECONDS = (2.0, 20.0)
 """Pause before the second and the third attempt after a transient error."""

@@ -36,8 +36,8 @@ from pipeline.read.storage import stamp, stamp_of
 from pipeline.settings import SPLIT_NAMES, PipelineError, ReadSettings, SplitName
 from pipeline.stamp import Stamp
 from shared.errors import DatasetError, StorageError
-from shared.io.storage import file_system, is_url, local_path, open_binary, without_query, without_secrets
-from shared.io.transient_errors import retried
+from shared.io.stores.locations import file_system, is_url, local_path, open_binary, without_query, without_secrets
+from shared.io.stores.transient_errors import retried
 from shared.shards.index import index_name
 from shared.shards.manifest import MANIFEST_NAME, load_manifest
 from shared.shards.open import dataset_folders

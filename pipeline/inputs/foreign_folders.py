@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from pipeline.settings import PipelineError
-from shared.io.json_reader import open_regular
-from shared.io.storage import open_binary
+from shared.io.files.json_reader import open_regular
+from shared.io.stores.locations import open_binary
 from shared.settings import first_problem
 
 LARGEST_STATE = 2**24

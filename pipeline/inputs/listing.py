@@ -10,7 +10,7 @@ from pipeline.inputs.finding import OWN_FOLDER, Found, Search, seen
 from pipeline.plan import Plan, split_size
 from pipeline.settings import PipelineError, ReadSettings
 from pipeline.stamp import Stamp
-from shared.io.storage import without_query
+from shared.io.stores.locations import without_query
 from shared.shards.open import open_dataset
 
 

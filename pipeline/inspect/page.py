@@ -17,10 +17,10 @@ from pipeline.inspect.content_types import TYPES, WINDOW
 from pipeline.inspect.report import ENTROPY_LABELS, LENGTH_LABELS, by_entropy, by_length, sample_words
 from pipeline.inspect.sample import SEED
 from pipeline.inspect.survey import SIZE_GROUPS, Example, Survey, survey
-from shared.io.files import Output
-from shared.io.page import base_style, page
-from shared.io.quantities import counted, quantity
-from shared.io.terminal import one_line
+from shared.io.display.page import base_style, page
+from shared.io.display.quantities import counted, quantity
+from shared.io.display.terminal import one_line
+from shared.io.files.outputs import Output
 from shared.patching.grid import GRID, dequantise
 from shared.patching.settings import RISE_RULES
 from shared.shards.dataset import Dataset

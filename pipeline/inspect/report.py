@@ -9,8 +9,8 @@ from pipeline.charts import BOUNDARY, bar, bars, printable, with_boundaries, wit
 from pipeline.inspect.content_types import TYPES, WINDOW
 from pipeline.inspect.figures import Figures, nats
 from pipeline.inspect.survey import SHORTEST_EXAMPLE, Example, survey
-from shared.io.quantities import counted, quantity
-from shared.io.tables import aligned
+from shared.io.display.quantities import counted, quantity
+from shared.io.display.tables import aligned
 from shared.patching.grid import GRID, dequantise
 from shared.patching.settings import PatchingSettings
 from shared.shards.content import LONGEST_COUNTED

@@ -11,7 +11,16 @@ from pipeline.read.columns import body_columns
 from pipeline.read.format_names import TEXTS, Format, Named
 from pipeline.read.streams import DamagedStream, content_of
 from pipeline.settings import ReadSettings
-from shared.io.file_types import BYTE_ORDER_MARK, HEAD, compressor, container, foreign, is_text, to_utf8, wide_encoding
+from shared.io.files.file_types import (
+    BYTE_ORDER_MARK,
+    HEAD,
+    compressor,
+    container,
+    foreign,
+    is_text,
+    to_utf8,
+    wide_encoding,
+)
 
 _RAW = 2**13
 """Bytes of a file that are read to tell how it is compressed: magic numbers are in the first few."""

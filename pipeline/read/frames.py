@@ -23,7 +23,7 @@ from pipeline.plan import Piece
 from pipeline.read.streams import DamagedStream, WrongCutError
 from pipeline.stamp import Stamp
 from shared.errors import StorageError
-from shared.io.storage import is_url
+from shared.io.stores.locations import is_url
 
 _FRAME, _SKIPPABLE, _SKIPPABLE_MASK = 0xFD2FB528, 0x184D2A50, 0xFFFFFFF0
 _SEEKABLE = 0x8F92EAB1

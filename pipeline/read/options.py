@@ -8,7 +8,7 @@ from pipeline.options import add_options, settings_of
 from pipeline.read.chat import CONVERSATIONS, MESSAGES, PROMPT, RESPONSES
 from pipeline.read.columns import SUBSET_COLUMNS
 from pipeline.settings import ChatSettings, PipelineError, ReadSettings
-from shared.io.command_line import Parser
+from shared.io.programs.command_line import Parser
 from shared.settings import refused_as
 from shared.text.chat import ANSWERING, END, ROLES
 

@@ -28,8 +28,8 @@ from pipeline.read.storage import damaged_range, stamp
 from pipeline.read.streams import content_of
 from pipeline.records import LONGEST_EXCERPT, DeadLetter, LongText, Place, Record, Records, chunks_of, collected
 from pipeline.settings import PipelineError, ReadSettings
-from shared.io.file_types import HEAD
-from shared.io.storage import is_url, open_binary
+from shared.io.files.file_types import HEAD
+from shared.io.stores.locations import is_url, open_binary
 from shared.shards.document import LONGEST_NAMES, LONGEST_SUBSET
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pipeline.records import CHUNK, LONGEST_EXCERPT, DeadLetter, Place
 from pipeline.settings import PipelineError
 from pipeline.stamp import Stamp
-from shared.io.storage import file_system, is_url, open_binary
+from shared.io.stores.locations import file_system, is_url, open_binary
 
 _VERSION_KEYS = (
     "ETag",

@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shared.errors import DatasetError
-from shared.io.files import atomic_file, write_atomic
-from shared.io.json_reader import read_bounded
+from shared.io.files.atomic import atomic_file, write_atomic
+from shared.io.files.json_reader import read_bounded
 from shared.settings import Settings, refused_as
 from shared.shards.dataset import check_file
 from shared.shards.document import Row

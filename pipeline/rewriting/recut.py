@@ -29,9 +29,9 @@ from pipeline.scoring.cut import Document, Piece, cut
 from pipeline.settings import PipelineError
 from shared.bpe.encoder import SubwordEncoder
 from shared.bpe.folder import load_making
-from shared.io.progress import ByteProgress
-from shared.io.quantities import counted, quantity
-from shared.io.terminal import show
+from shared.io.display.progress import ByteProgress
+from shared.io.display.quantities import counted, quantity
+from shared.io.display.terminal import show
 from shared.patching import PatchingSettings
 from shared.patching.settings import ENTROPY_RULES
 from shared.randomness import Permutation, stream_key

@@ -25,15 +25,17 @@ from pipeline.settings import PipelineError
 from pipeline.splits.marker import MOST_MARKER_BYTES
 from shared.bpe.folder import copy_tokenizer
 from shared.errors import DatasetError, IdentityError
-from shared.io.files import LOCK_FILE, atomic_file, check_folder, locked, sync, write_atomic
-from shared.io.identity import canonical_json, differences, file_sha256, in_short
-from shared.io.json_reader import read_bounded, read_json
-from shared.io.progress import ByteProgress
-from shared.io.scratch import scratch
-from shared.io.storage import location_of
+from shared.io.display.progress import ByteProgress
+from shared.io.display.terminal import show_lines
+from shared.io.files.atomic import atomic_file, sync, write_atomic
+from shared.io.files.identity import canonical_json, differences, file_sha256, in_short
+from shared.io.files.json_reader import read_bounded, read_json
+from shared.io.files.locks import LOCK_FILE, locked
+from shared.io.files.outputs import check_folder
+from shared.io.files.scratch import scratch
 from shared.io.stores.lease import leased
+from shared.io.stores.locations import location_of
 from shared.io.stores.store import Entry, Store, UrlStore, probe, publish_files
-from shared.io.terminal import show_lines
 from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE, check_model
 from shared.settings import Settings, refused_as
 from shared.shards.dataset import Dataset, check_file, check_size, files_of

@@ -11,10 +11,11 @@ from shared.bpe.encoder import import_tokenizers, pieces_of, stretches_of
 from shared.bpe.folder import MADE_BY_FILE, TOKENIZER_FILE, TokenizerMaking, load_making
 from shared.bpe.vocabulary import byte_symbols, load_subwords
 from shared.errors import IdentityError
-from shared.io.files import check_folder, write_atomic
-from shared.io.identity import file_sha256
-from shared.io.progress import ByteProgress
-from shared.io.scratch import scratch
+from shared.io.display.progress import ByteProgress
+from shared.io.files.atomic import write_atomic
+from shared.io.files.identity import file_sha256
+from shared.io.files.outputs import check_folder
+from shared.io.files.scratch import scratch
 from shared.io.stores.lease import leased
 from shared.io.stores.store import Store, UrlStore, probe, publish_files
 from shared.shards.dataset import Dataset

@@ -34,12 +34,12 @@ from pipeline.splits.run_file import FAILURES, RunFile
 from pipeline.splits.selection import DECIDED, SELECTION, remove_selection, select, selection_done, selects, surveyed
 from pipeline.splits.worker import Outcome, Task, require_numerics
 from shared.errors import IdentityError
-from shared.io.files import write_atomic
-from shared.io.identity import digest
-from shared.io.log import LOG
-from shared.io.quantities import counted
-from shared.io.storage import is_url
-from shared.io.terminal import one_line, safe
+from shared.io.display.log import LOG
+from shared.io.display.quantities import counted
+from shared.io.display.terminal import one_line, safe
+from shared.io.files.atomic import write_atomic
+from shared.io.files.identity import digest
+from shared.io.stores.locations import is_url
 from shared.shards.manifest import DatasetIdentity, EntropyModelIdentity, ShardEntry, load_manifest
 from shared.shards.tables import commit_dataset
 

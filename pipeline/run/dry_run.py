@@ -16,8 +16,8 @@ from pipeline.run.driver import make_plan
 from pipeline.scoring.cut import cut, pieces
 from pipeline.scoring.load_scorer import load_scorer
 from pipeline.settings import ExecutorSettings, Job
-from shared.io.quantities import counted, duration
-from shared.io.terminal import show
+from shared.io.display.quantities import counted, duration
+from shared.io.display.terminal import show
 
 # Limits of the trial: the rate settles soon, and nobody waits long; several splits, as files differ.
 TRIAL_FRACTION = 0.01

@@ -12,9 +12,9 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from pipeline.splits.worker import Outcome
-from shared.io.files import write_atomic
-from shared.io.json_reader import read_bounded
-from shared.io.progress import ByteProgress
+from shared.io.display.progress import ByteProgress
+from shared.io.files.atomic import write_atomic
+from shared.io.files.json_reader import read_bounded
 from shared.settings import Settings
 from shared.shards.manifest import Count
 

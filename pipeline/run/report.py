@@ -13,8 +13,8 @@ from pipeline.splits.logs import log_path
 from pipeline.splits.marker import Counts, Marker
 from pipeline.splits.run_file import RunFile
 from pipeline.splits.worker import Outcome
-from shared.io.files import write_atomic
-from shared.io.json_reader import read_bounded
+from shared.io.files.atomic import write_atomic
+from shared.io.files.json_reader import read_bounded
 from shared.shards.manifest import SubsetTotals
 
 REPORT_FILE = "report.json"

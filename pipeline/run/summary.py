@@ -10,8 +10,8 @@ from pipeline.settings import SPLIT_NAMES, Job
 from pipeline.splits.logs import LOGS
 from pipeline.splits.marker import DEAD_LETTERS, DUPLICATES, EMPTY_RECORDS, Counts
 from pipeline.splits.run_file import FAILURES
-from shared.io.quantities import clock, quantity
-from shared.io.terminal import show_lines
+from shared.io.display.quantities import clock, quantity
+from shared.io.display.terminal import show_lines
 from shared.shards.manifest import SubsetTotals
 
 SUBSETS_SHOWN = 12

@@ -16,7 +16,7 @@ from pipeline.records import chunks_of
 from pipeline.scoring.load_scorer import load_scorer
 from pipeline.settings import ScoringSettings
 from shared.errors import DatasetError
-from shared.io.progress import ByteProgress
+from shared.io.display.progress import ByteProgress
 from shared.patching import PatchingSettings
 from shared.patching.grid import dequantise, quantise
 from shared.randomness import Permutation, stream_key

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.settings import PipelineError, ScoringSettings
-from shared.io.log import LOG
+from shared.io.display.log import LOG
 from shared.model_folder.identity import PackedModel
 from shared.shards.manifest import NumericsClass
 

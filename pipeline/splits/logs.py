@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-from shared.io.log import LOG
-from shared.io.terminal import safe
+from shared.io.display.log import LOG
+from shared.io.display.terminal import safe
 
 LOGS = "logs"
 

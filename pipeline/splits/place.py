@@ -25,8 +25,8 @@ from pipeline.splits.marker import LEDGERS, MARKERS, Marker, is_whole
 from pipeline.splits.run_file import BEGUN_FILE, RUN_FILE, Begun, RunFile, RunSummary, read_run
 from pipeline.splits.selection import needed_to_write
 from shared.errors import IdentityError, StorageError
-from shared.io.files import locked
-from shared.io.scratch import scratch
+from shared.io.files.locks import locked
+from shared.io.files.scratch import scratch
 from shared.io.stores.lease import StoreLease, leased
 from shared.io.stores.store import Entry, Store, at_once, probe, publish_files
 from shared.settings import refused_as

@@ -15,8 +15,8 @@ from pipeline.splits.marker import Counts
 from pipeline.splits.place import commit, working
 from pipeline.splits.process import Progress, process_split
 from pipeline.splits.selection import selects, survey_split
-from shared.io.storage import without_secrets
-from shared.io.transient_errors import is_transient
+from shared.io.stores.locations import without_secrets
+from shared.io.stores.transient_errors import is_transient
 from shared.model_folder.identity import PackedModel
 from shared.shards.manifest import NumericsClass
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from shared.bpe.folder import TOKENIZER_FILE
 from shared.errors import DatasetError
-from shared.io.json_reader import read_bounded
+from shared.io.files.json_reader import read_bounded
 from shared.model_settings import MOST_IDS
 from shared.vocabulary import OFFSET, VOCABULARY_SIZE
 

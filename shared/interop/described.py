@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from shared.interop.names import InteropError
-from shared.io.json_reader import read_json as read_bounded_json
+from shared.io.files.json_reader import read_json as read_bounded_json
 from shared.model_settings import BltSettings, EntropyModelSettings
 from shared.patching.settings import PatchingSettings
 from shared.settings import Settings

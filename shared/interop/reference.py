@@ -16,7 +16,7 @@ from torch import Tensor
 
 from shared.interop.described import Described, Foreign, read_json
 from shared.interop.names import REFERENCE, InteropError
-from shared.io.json_reader import open_regular
+from shared.io.files.json_reader import open_regular
 from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE
 from shared.model_folder.tensors import INDEX_FILE, TensorFolder, TensorSource
 from shared.model_settings import BltSettings, EntropyModelSettings

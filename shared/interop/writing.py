@@ -13,7 +13,8 @@ from shared.interop.described import Record
 from shared.interop.hf_config import check_rule, generation_config, hf_config
 from shared.interop.names import HF, parts
 from shared.interop.transfer import Contents, both, split
-from shared.io.files import whole_folder, write_atomic
+from shared.io.files.atomic import write_atomic
+from shared.io.files.outputs import whole_folder
 from shared.model_folder.identity import CONFIG_FILE, ENTROPY_MODEL_FOLDER
 from shared.model_folder.tensors import TensorFolder, write_sharded
 from shared.vocabulary import BOE, BOS, EOS, OFFSET, RESERVED, VOCABULARY_SIZE

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from shared.errors import IdentityError, ModelFileError
-from shared.io.files import naming, whole_folder
-from shared.io.log import LOG
+from shared.io.display.log import LOG
+from shared.io.files.atomic import naming
+from shared.io.files.outputs import whole_folder
 from shared.layers.blocks import cast_model
 from shared.model_folder.identity import (
     CONFIG_FILE,

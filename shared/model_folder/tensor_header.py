@@ -12,7 +12,7 @@ from typing import IO, Annotated
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from shared.errors import ModelFileError
-from shared.io.json_reader import open_regular, parse_json
+from shared.io.files.json_reader import open_regular, parse_json
 
 MOST_HEADER_BYTES = 8 << 20
 """A tensor takes about 100: a model of 80,000 fits."""

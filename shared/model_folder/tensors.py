@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from shared.errors import ModelFileError
-from shared.io.files import atomic_file, write_atomic
-from shared.io.json_reader import read_json
+from shared.io.files.atomic import atomic_file, write_atomic
+from shared.io.files.json_reader import read_json
 from shared.model_folder.identity import WEIGHTS_FILE
 from shared.model_folder.tensor_header import MOST_HEADER_BYTES, file_header
 

@@ -13,9 +13,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from shared.errors import DatasetError, StorageError
-from shared.io.files import naming
-from shared.io.identity import file_sha256
-from shared.io.storage import open_binary, tried_again
+from shared.io.files.atomic import naming
+from shared.io.files.identity import file_sha256
+from shared.io.stores.locations import open_binary, tried_again
 
 CACHE_BYTES = 64 * 2**30
 FOLDER = 64 * "[0-9a-f]"

@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from shared.errors import DatasetError
-from shared.io.files import write_atomic
-from shared.io.found import what_is
-from shared.io.identity import digest
-from shared.io.storage import below, is_url, read_whole
+from shared.io.files.atomic import write_atomic
+from shared.io.files.found import what_is
+from shared.io.files.identity import digest
+from shared.io.stores.locations import below, is_url, read_whole
 from shared.patching.settings import PatchingSettings
 from shared.settings import NamesSpecials, Settings, other_version, refused_as
 from shared.shards.document import LONGEST_SUBSET

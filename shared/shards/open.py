@@ -5,9 +5,9 @@ from typing import Any
 
 from shared.bpe.folder import MADE_BY_FILE, TOKENIZER_FILE
 from shared.errors import DatasetError, ModelFileError
-from shared.io.files import write_atomic
-from shared.io.log import LOG
-from shared.io.storage import below, location_of, read_whole, without_query
+from shared.io.display.log import LOG
+from shared.io.files.atomic import write_atomic
+from shared.io.stores.locations import below, location_of, read_whole, without_query
 from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE, model_sha256
 from shared.shards.cache import FileCache, Lease, default_cache
 from shared.shards.dataset import Dataset

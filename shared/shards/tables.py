@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from pydantic import ValidationError
 
 from shared.errors import DatasetError
-from shared.io.files import atomic_file
+from shared.io.files.atomic import atomic_file
 from shared.settings import first_problem
 from shared.shards.content import CONTENT_MODULUS, add_content_hashes
 from shared.shards.formats.arrow import ArrowFile, mapped_file

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-from shared.io.files import atomic_file
+from shared.io.files.atomic import atomic_file
 from shared.patching.grid import quantise
 from shared.shards.content import ShardContent, check_rows, with_last
 from shared.shards.document import Row

@@ -32,7 +32,7 @@ class Boundary:
 
 WRITES = (f.generate, f.chat)
 """What they print is what a model writes."""
-DATASET_READERS = ("shared/shards/manifest.py", "shared/shards/dataset.py", "shared/io/storage.py")
+DATASET_READERS = ("shared/shards/manifest.py", "shared/shards/dataset.py", "shared/io/stores/locations.py")
 ARROW_ACTIONS = (d.verify, d.inspect, d.convert, d.merge, d.split, d.preprocess_again, d.read_rows, d.read_packs)
 
 BOUNDARIES = (

@@ -56,7 +56,7 @@ OF_OUR_OWN = {
     "shared/io/stores/store.py": "the bounded reader itself; each file of a run is validated where it is read",
     "trainer/checkpoints/mirror.py": "identities and states with the schemas of the checkpoint boundary",
     "shared/settings.py": "the format version of a file whose content a bounded reader has given",
-    "shared/io/json_reader.py": "the bounded reader itself; every boundary of JSON passes through it",
+    "shared/io/files/json_reader.py": "the bounded reader itself; every boundary of JSON passes through it",
     "trainer/data/packing/packs.py": "what a loader worker of the same run sends with a pack",
     "trainer/evaluation/baselines/compressors.py": "compresses texts that were read; opens nothing",
     "trainer/distributed/straggler_monitor.py": "messages between the ranks of one run",

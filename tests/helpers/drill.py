@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from helpers.tiny_runs import STATIC, quiet_environment, tiny_data, tiny_recipe, toml, torchrun
-from shared.io.child_processes import has_ended
+from shared.io.programs.child_processes import has_ended
 from trainer.provenance.checkpoint_folders import COMPLETE_NAME, is_complete, step_folders
 
 ROOT = Path(__file__).parents[2]

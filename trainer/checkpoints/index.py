@@ -13,7 +13,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import Field, StringConstraints, ValidationError
 
-from shared.io.files import write_atomic
+from shared.io.files.atomic import write_atomic
 from shared.settings import Settings, first_problem
 from trainer.errors import CheckpointError
 from trainer.provenance.checkpoint_folders import (

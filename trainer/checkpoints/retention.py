@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from shared.io.files import sync
+from shared.io.files.atomic import sync
 from trainer.provenance.checkpoint_folders import BEST_NAME, COMPLETE_NAME, is_complete, step_folders, step_of
 from trainer.settings import CheckpointSettings
 

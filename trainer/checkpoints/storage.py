@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from shared.io.files import NamedFile
+from shared.io.files.atomic import NamedFile
 from shared.model_folder.tensors import CODES, DTYPES, write_to
 from trainer.checkpoints.index import Chunk, Index, TensorRecord, write_index
 from trainer.errors import CheckpointError

@@ -19,8 +19,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from shared.io.files import write_atomic
-from shared.io.log import LOG
+from shared.io.display.log import LOG
+from shared.io.files.atomic import write_atomic
 from shared.io.stores.store import open_store
 from trainer.checkpoints.index import read_index
 from trainer.checkpoints.mirror import Mirror

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import ConfigError, ExitCode
-from shared.io.log import LOG
-from shared.io.progress import Progress
-from shared.io.terminal import show
+from shared.io.display.log import LOG
+from shared.io.display.progress import Progress
+from shared.io.display.terminal import show
 from trainer.commands.running import whole
 from trainer.experiments.compare import Comparing, compare
 from trainer.experiments.folder import held

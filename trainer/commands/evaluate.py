@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shared.errors import ConfigError
-from shared.io.files import add_overwrite, output_if_given
-from shared.io.log import LOG
-from shared.io.progress import Progress
-from shared.io.quantities import clock, quantity
-from shared.io.terminal import show, show_lines
+from shared.io.display.log import LOG
+from shared.io.display.progress import Progress
+from shared.io.display.quantities import clock, quantity
+from shared.io.display.terminal import show, show_lines
+from shared.io.files.outputs import add_overwrite, output_if_given
 from shared.model_folder.identity import load_settings
 from shared.shards.dataset import Dataset
 from shared.shards.manifest import MANIFEST_NAME
@@ -56,7 +56,7 @@ SECONDS_BETWEEN_LINES = 10.0
 GENERATOR = "patchwork evaluate"
 FIGURES = re.compile(rb'\{\n "generator": "patchwork evaluate",')
 DOCUMENTS = re.compile(rb'\{"dataset": "(?:[^"\\]|\\.)*", "id": ')
-"""How the files begin that are written, by which `shared.io.files.Output` knows them."""
+"""How the files begin that are written, by which `shared.io.files.outputs.Output` knows them."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,8 +7,8 @@ Example:
 import argparse
 from pathlib import Path
 
-from shared.io.files import check_folder
-from shared.io.terminal import show
+from shared.io.display.terminal import show
+from shared.io.files.outputs import check_folder
 from trainer.commands.running import add_model, add_subset, nats, opened_model, whole
 
 
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the folder and say what differs there."""
     check_folder(arguments.out)
-    from shared.io.progress import Progress
+    from shared.io.display.progress import Progress
     from trainer.interchange.folders import ExportSettings, export_hf
 
     line = Progress(silent=False, every_seconds=15.0)

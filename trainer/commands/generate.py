@@ -18,9 +18,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from shared.errors import ConfigError, ExitCode
-from shared.io.json_reader import read_at_most
-from shared.io.log import LOG
-from shared.io.terminal import unfiltered
+from shared.io.display.log import LOG
+from shared.io.display.terminal import unfiltered
+from shared.io.files.json_reader import read_at_most
 from shared.text.chat import Turn
 from trainer.commands.running import add_model, add_running, add_subset, chosen_subset, running_model
 from trainer.generation.chat import read_messages

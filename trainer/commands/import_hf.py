@@ -7,8 +7,8 @@ Example:
 import argparse
 from pathlib import Path
 
-from shared.io.files import check_folder
-from shared.io.terminal import show
+from shared.io.display.terminal import show
+from shared.io.files.outputs import check_folder
 from shared.patching.settings import LONGEST_PATCH
 from trainer.commands.running import nats, whole
 
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the folder and say what is in it."""
     check_folder(arguments.out)
-    from shared.io.progress import Progress
+    from shared.io.display.progress import Progress
     from trainer.interchange.folders import ImportSettings, import_foreign
 
     line = Progress(silent=False, every_seconds=15.0)

@@ -9,8 +9,8 @@ Keys of the recipe can be given as --section.key value, too.
 import argparse
 from pathlib import Path
 
-from shared.io.files import check_folder
-from shared.io.terminal import show
+from shared.io.display.terminal import show
+from shared.io.files.outputs import check_folder
 
 TAKES_OVERRIDES = True
 
@@ -39,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the folder and say what is in it."""
     check_folder(arguments.out)
-    from shared.io.progress import Progress
-    from shared.io.quantities import quantity
+    from shared.io.display.progress import Progress
+    from shared.io.display.quantities import quantity
     from trainer.interchange.byteify import IMPORTED, RECIPE_FILE, byteify
 
     line = Progress(silent=False, every_seconds=15.0)

@@ -10,13 +10,13 @@ import re
 from pathlib import Path
 
 from shared.errors import ConfigError
-from shared.io.files import add_overwrite, output_if_given
-from shared.io.terminal import show
+from shared.io.display.terminal import show
+from shared.io.files.outputs import add_overwrite, output_if_given
 from trainer.commands.running import add_model, add_scoring, add_subset, chosen_subset, running_model, whole
 
 GENERATOR = "patchwork lm-eval"
 FIGURES = re.compile(rb'\{\n "generator": "patchwork lm-eval",')
-"""How the file begins that is written, by which `shared.io.files.Output` knows it."""
+"""How the file begins that is written, by which `shared.io.files.outputs.Output` knows it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

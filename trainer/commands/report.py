@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shared.errors import ConfigError
-from shared.io.files import add_overwrite, output_of
-from shared.io.page import PAGE
-from shared.io.terminal import show
+from shared.io.display.page import PAGE
+from shared.io.display.terminal import show
+from shared.io.files.outputs import add_overwrite, output_of
 from trainer.experiments.page.csv_files import write_csv
 from trainer.experiments.page.page import is_experiment, write_page
 from trainer.experiments.page.patched_text import kept_picture

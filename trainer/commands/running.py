@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import ConfigError
-from shared.io.found import model_folder_at
-from shared.io.log import LOG
+from shared.io.display.log import LOG
+from shared.io.files.found import model_folder_at
 from shared.model_folder.identity import WEIGHTS_FILE, load_settings
 from trainer.provenance.identity import IDENTITY_NAME, MOST_THREADS, model_identity
 from trainer.provenance.thresholds import default_note, known_subset

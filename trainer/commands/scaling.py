@@ -7,8 +7,8 @@ Example:
 import argparse
 from pathlib import Path
 
-from shared.io.progress import Progress
-from shared.io.terminal import show
+from shared.io.display.progress import Progress
+from shared.io.display.terminal import show
 from trainer.commands.compare import add_experiment_arguments, code_of, common, seeds
 from trainer.experiments.folder import held
 from trainer.experiments.page.page import write_report

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared.errors import ConfigError
-from shared.io.files import add_overwrite, output_of
-from shared.io.progress import Progress
-from shared.io.quantities import counted
-from shared.io.tables import aligned
-from shared.io.terminal import show
+from shared.io.display.progress import Progress
+from shared.io.display.quantities import counted
+from shared.io.display.tables import aligned
+from shared.io.display.terminal import show
+from shared.io.files.outputs import add_overwrite, output_of
 from shared.shards.open import open_dataset
 from trainer.commands.evaluate import split_folder
 from trainer.commands.running import add_as, add_model, add_scoring, running_model

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared.errors import ConfigError
-from shared.io.files import add_overwrite, output_if_given
-from shared.io.progress import Progress
-from shared.io.quantities import clock
-from shared.io.terminal import show
+from shared.io.display.progress import Progress
+from shared.io.display.quantities import clock
+from shared.io.display.terminal import show
+from shared.io.files.outputs import add_overwrite, output_if_given
 from trainer.commands.generate import unescaped
 from trainer.commands.running import Running, add_model, add_scoring, add_subset, chosen_subset, running_model, whole
 from trainer.evaluation.robustness.noise import NOISES
@@ -35,7 +35,7 @@ SECONDS_BETWEEN_LINES = 10.0
 GENERATOR = "patchwork tasks"
 FIGURES = re.compile(rb'\{\n "generator": "patchwork tasks",')
 EXAMPLES = re.compile(rb'\{"task": "(?:[^"\\]|\\.)*", "question": 0, ')
-"""How the files begin that are written, by which `shared.io.files.Output` knows them."""
+"""How the files begin that are written, by which `shared.io.files.outputs.Output` knows them."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Self
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from shared.errors import ConfigError, DatasetError, StorageError
-from shared.io.child_processes import serve, worker_server
+from shared.io.programs.child_processes import serve, worker_server
 from shared.shards.dataset import Dataset
 from shared.shards.formats.arrow import first_line
 from trainer.data.mixture import Mixture

@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from shared.errors import ConfigError
-from shared.io.log import LOG
+from shared.io.display.log import LOG
 from trainer.provenance.run_folder import FLIGHT_RECORDER_NAME
 from trainer.settings import RunSettings
 

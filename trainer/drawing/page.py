@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 
-from shared.io.page import base_style, page
-from shared.io.terminal import safe
+from shared.io.display.page import base_style, page
+from shared.io.display.terminal import safe
 
 
 class Markup(str):

@@ -16,7 +16,7 @@ import torch
 from pydantic import ValidationError
 
 from shared.errors import ConfigError
-from shared.io.progress import Progress
+from shared.io.display.progress import Progress
 from shared.settings import first_problem
 from shared.vocabulary import IGNORED_LABEL
 from trainer.errors import TaskError

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.io.tables import aligned
+from shared.io.display.tables import aligned
 from shared.vocabulary import IGNORED_LABEL
 from trainer.data.packing.packs import Pack
 from trainer.metrics.subset_score import SubsetScore, total_of

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from pydantic import Field
 
-from shared.io.files import Output
+from shared.io.files.outputs import Output
 from shared.patching.settings import PatchingSettings
 from shared.settings import Settings
 from trainer.provenance.json_records import Value, expected
 
 SWEEP_NAME = "sweep.json"
 SWEEP = re.compile(rb'\{\n "model": "[^\n]*",\n "sha256": "[0-9a-f]{64}",\n "data": ')
-"""How the file begins, by which `shared.io.files.Output` knows it."""
+"""How the file begins, by which `shared.io.files.outputs.Output` knows it."""
 
 
 class SweepPoint(Settings):

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from shared.errors import ConfigError
-from shared.io.progress import Progress
-from shared.io.quantities import counted, quantity
+from shared.io.display.progress import Progress
+from shared.io.display.quantities import counted, quantity
 from shared.shards.dataset import Dataset
 from shared.shards.manifest import load_manifest
 from shared.shards.open import open_dataset

@@ -7,8 +7,9 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from shared.io.files import LOCK_FILE, check_folder, locked
-from shared.io.json_reader import read_bounded
+from shared.io.files.json_reader import read_bounded
+from shared.io.files.locks import LOCK_FILE, locked
+from shared.io.files.outputs import check_folder
 from shared.settings import Settings
 from trainer.provenance.json_records import keep
 

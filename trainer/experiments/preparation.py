@@ -20,7 +20,7 @@ from pipeline.run.summary import exit_code, print_summary
 from pipeline.scoring.options import entropy_model_sha256
 from pipeline.settings import ExecutorSettings, Job, OutputSettings, ReadSettings, ScoringSettings
 from shared.errors import ConfigError, ExitCode
-from shared.io.progress import Progress
+from shared.io.display.progress import Progress
 from shared.patching import PatchingSettings
 from trainer.errors import TrainingError
 from trainer.experiments.folder import claim

@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 from tomli_w import dumps as to_toml
 
 from shared.errors import ExitCode
-from shared.io.child_processes import STOP_SIGNALS, end_with_starter, start_server
-from shared.io.files import write_atomic
-from shared.io.progress import Progress
+from shared.io.display.progress import Progress
+from shared.io.files.atomic import write_atomic
+from shared.io.programs.child_processes import STOP_SIGNALS, end_with_starter, start_server
 from trainer.metrics.files import read_lines
 from trainer.provenance.run_folder import METRICS_NAME
 

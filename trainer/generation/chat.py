@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import ConfigError
-from shared.io.json_reader import read_json
+from shared.io.files.json_reader import read_json
 from shared.text.chat import ANSWERING, END, Turn
 from shared.vocabulary import special_id
 

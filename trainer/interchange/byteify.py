@@ -11,8 +11,9 @@ from torch import Tensor
 
 from shared.errors import ConfigError
 from shared.interop.llama import LlamaBlocks, llama_stack
-from shared.io.files import whole_folder, write_atomic
-from shared.io.progress import Progress
+from shared.io.display.progress import Progress
+from shared.io.files.atomic import write_atomic
+from shared.io.files.outputs import whole_folder
 from shared.model_folder.files import build_model
 from shared.model_settings import BltSettings, StackSettings
 from shared.models.initialise import initial_value

@@ -16,10 +16,11 @@ from shared.interop.names import InteropError
 from shared.interop.opening import open_foreign
 from shared.interop.transfer import Contents
 from shared.interop.writing import write_hf_folder
-from shared.io.files import whole_folder, write_atomic
-from shared.io.identity import file_sha256
-from shared.io.progress import Progress
-from shared.io.quantities import quantity
+from shared.io.display.progress import Progress
+from shared.io.display.quantities import quantity
+from shared.io.files.atomic import write_atomic
+from shared.io.files.identity import file_sha256
+from shared.io.files.outputs import whole_folder
 from shared.model_folder.files import DTYPES
 from shared.model_folder.identity import (
     CONFIG_FILE,

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from shared.io.files import write_atomic
-from shared.io.quantities import quantity
+from shared.io.display.quantities import quantity
+from shared.io.files.atomic import write_atomic
 from shared.layers.batch import Batch, Patches, segments
 from shared.vocabulary import BOS, OFFSET
 from trainer.data.packing.limits import PackLimits

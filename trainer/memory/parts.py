@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
-from shared.io.quantities import quantity
+from shared.io.display.quantities import quantity
 
 STATE = ("parameters", "gradients", "moments", "tables", "table_moments")
 """What stays from step to step, and leaves the device with ``parallel.offload``."""

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from shared.io.files import atomic_file
-from shared.io.json_reader import open_regular, parse_json
+from shared.io.files.atomic import atomic_file
+from shared.io.files.json_reader import open_regular, parse_json
 
 MEMORY_NAME = "memory.json"
 """What the dry run found that each rank holds."""

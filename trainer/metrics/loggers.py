@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from shared.errors import ConfigError
-from shared.io.files import write_atomic
+from shared.io.files.atomic import write_atomic
 from trainer.metrics.files import flat
 from trainer.provenance.run_folder import METRICS_NAME
 from trainer.settings import TrainSettings

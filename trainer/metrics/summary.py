@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from shared.io.quantities import clock, counted, quantity
-from shared.io.tables import aligned
+from shared.io.display.quantities import clock, counted, quantity
+from shared.io.display.tables import aligned
 from trainer.metrics.files import values
 from trainer.metrics.history import History
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shared.io.quantities import counted, duration, grouped
+from shared.io.display.quantities import counted, duration, grouped
 from shared.layers.devices import GIB, MIB
 from trainer.memory.estimate import estimate
 from trainer.memory.parts import STATE

@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, ValidationError
 
-from shared.io.files import sync, write_atomic
-from shared.io.json_reader import read_bounded
+from shared.io.files.atomic import sync, write_atomic
+from shared.io.files.json_reader import read_bounded
 from shared.settings import Settings, first_problem, other_version
 
 COMPLETE_NAME = "COMPLETE"

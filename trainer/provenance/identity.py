@@ -6,9 +6,9 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from shared.errors import IdentityError
-from shared.io.files import write_atomic
-from shared.io.identity import differences, digest, in_short
-from shared.io.json_reader import read_bounded
+from shared.io.files.atomic import write_atomic
+from shared.io.files.identity import differences, digest, in_short
+from shared.io.files.json_reader import read_bounded
 from shared.patching.settings import PatchingSettings
 from shared.settings import Settings, first_problem, other_version
 from shared.shards.manifest import EntropyModelIdentity

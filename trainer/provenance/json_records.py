@@ -6,8 +6,8 @@ from typing import Annotated, TypeVar
 from pydantic import AfterValidator, BaseModel, ValidationError
 
 from shared.errors import ConfigError
-from shared.io.files import write_atomic
-from shared.io.json_reader import read_bounded
+from shared.io.files.atomic import write_atomic
+from shared.io.files.json_reader import read_bounded
 from shared.settings import first_problem
 
 MOST_BYTES = 256 << 20

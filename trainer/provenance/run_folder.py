@@ -5,7 +5,7 @@ import stat
 from pathlib import Path
 
 from shared.errors import ConfigError, IdentityError
-from shared.io.files import LOCK_FILE
+from shared.io.files.locks import LOCK_FILE
 from trainer.provenance.identity import IDENTITY_NAME, RunIdentity, load_identity
 
 METRICS_NAME = "metrics.jsonl"

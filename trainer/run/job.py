@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from shared.io.progress import Progress
+from shared.io.display.progress import Progress
 from trainer.checkpoints.state import TrainState
 from trainer.checkpoints.store import Checkpoints
 from trainer.data.loader import PackLoader

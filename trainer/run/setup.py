@@ -10,12 +10,14 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from shared.errors import ConfigError, PatchworkError
-from shared.io.files import LOCK_FILE, Output, locked, write_atomic
-from shared.io.identity import canonical_json
-from shared.io.log import LOG
-from shared.io.page import PAGE
-from shared.io.progress import Progress
-from shared.io.quantities import quantity
+from shared.io.display.log import LOG
+from shared.io.display.page import PAGE
+from shared.io.display.progress import Progress
+from shared.io.display.quantities import quantity
+from shared.io.files.atomic import write_atomic
+from shared.io.files.identity import canonical_json
+from shared.io.files.locks import LOCK_FILE, locked
+from shared.io.files.outputs import Output
 from trainer.checkpoints.initial_weights import build_model, other_settings
 from trainer.checkpoints.model import MODEL_FOLDER, write_model
 from trainer.checkpoints.state import TrainState

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from threading import Thread
 from types import FrameType
 
-from shared.io.child_processes import STOP_SIGNALS, has_ended
-from shared.io.log import LOG
+from shared.io.display.log import LOG
+from shared.io.programs.child_processes import STOP_SIGNALS, has_ended
 
 IMPATIENCE_SECONDS = 0.5
 """Two interrupts closer together are one: launchers pass on what a terminal has sent already."""

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
-from shared.io.storage import Location
+from shared.io.stores.locations import Location
 from shared.settings import Unit
 from trainer.settings.section import Folder, Section
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from shared.errors import ConfigError, did_you_mean
-from shared.io.log import LOG
+from shared.io.display.log import LOG
 from shared.settings import first_error, first_problem
 from trainer.settings.keys import known_names
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pipeline.read.lines import Growing, Line
 from pipeline.read.streams import DamagedStream
 from pipeline.records import LONGEST_RECORD
-from shared.io.file_types import BYTE_ORDER_MARK
+from shared.io.files.file_types import BYTE_ORDER_MARK
 
 _MARKS = re.compile(rb'["{}\[\]]')
 _IN_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)

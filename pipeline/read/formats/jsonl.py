@@ -11,7 +11,7 @@ from pipeline.read.lines import Line, Lines
 from pipeline.read.values import BadRecord, kind
 from pipeline.records import LONGEST_RECORD, DeadLetter, Place, Record, Records, dead_letter
 from pipeline.settings import ReadSettings
-from shared.io.file_types import BYTE_ORDER_MARK, to_utf8, wide_encoding
+from shared.io.files.file_types import BYTE_ORDER_MARK, to_utf8, wide_encoding
 
 _SPACE = b" \t\r"
 _TOGETHER = 2**10

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pipeline.read.forward import Forward
 from pipeline.read.streams import DamagedStream
-from shared.io.file_types import tar_checksum, tar_number
+from shared.io.files.file_types import tar_checksum, tar_number
 
 BLOCK = 512
 _LONGEST_EXTENSION = 2**20

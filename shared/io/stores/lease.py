@@ -23,7 +23,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from shared.errors import OutputError, StorageError
-from shared.io.log import LOG
+from shared.io.display.log import LOG
 from shared.io.stores.store import CLOCKS, LEASES, PROBES, Entry, Store
 from shared.settings import Settings
 

@@ -23,11 +23,11 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from shared.errors import OutputError, StorageError
-from shared.io.files import atomic_file, naming, sync
-from shared.io.json_reader import read_bounded
-from shared.io.log import LOG
-from shared.io.storage import file_system, without_secrets
-from shared.io.transient_errors import is_transient, status_of
+from shared.io.display.log import LOG
+from shared.io.files.atomic import atomic_file, naming, sync
+from shared.io.files.json_reader import read_bounded
+from shared.io.stores.locations import file_system, without_secrets
+from shared.io.stores.transient_errors import is_transient, status_of
 
 SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
 """Of stores that put an object under its key in one step."""

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import pyarrow as pa
 
-from shared.io.file_types import FILE_MAGIC
+from shared.io.files.file_types import FILE_MAGIC
 
 _CONTINUATION = 0xFFFFFFFF
 _LONGEST_METADATA = 2**28  # far beyond any real one; a length beyond it is damage, and must not be allocated

@@ -14,8 +14,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from helpers.pipeline_helpers import STATIC, letters, preprocess, stored
 
 from pipeline.executors import retry
-from shared.io import transient_errors as transient
-from shared.io.transient_errors import is_transient, retried
+from shared.io.stores import transient_errors as transient
+from shared.io.stores.transient_errors import is_transient, retried
 
 LINES = b"".join(b'{"text": "line %d"}\n' % i for i in range(50))
 TEXTS = sorted(b"line %d" % i for i in range(50))

@@ -19,6 +19,7 @@ from helpers.ray_helpers import ray_head
 from ray.cluster_utils import Cluster
 
 import pipeline.executors.ray as ray_executor
+from pipeline.executors import ray_cluster
 from pipeline.executors.ray import require_shared
 from pipeline.files import Files, SourceFile
 from pipeline.plan import Plan
@@ -285,8 +286,8 @@ def test_a_model_that_changed_since_the_run_began_is_refused(tmp_path, monkeypat
 
 def test_ray_leaves_sigterm_to_the_program_and_no_alarm_behind() -> None:
     handler = signal.getsignal(signal.SIGTERM)
-    with ray_executor._our_handlers():
-        ray_executor.ray_utils.set_sigterm_handler(lambda *_: None)
+    with ray_cluster._our_handlers():
+        ray_cluster.ray_utils.set_sigterm_handler(lambda *_: None)
         assert signal.getsignal(signal.SIGTERM) == handler
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as its compiled part does
         signal.alarm(60)

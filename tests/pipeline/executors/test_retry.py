@@ -16,7 +16,7 @@ from pipeline.executors.retry import ATTEMPTS, BACK_OFF_SECONDS, Queue
 from pipeline.settings import PipelineError
 from pipeline.splits.marker import Counts
 from pipeline.splits.worker import Outcome
-from shared.io.transient_errors import is_transient
+from shared.io.stores.transient_errors import is_transient
 
 
 def queue_of(*sizes: int) -> Queue:

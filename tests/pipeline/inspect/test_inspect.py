@@ -11,7 +11,7 @@ from pipeline.charts import WIDTH, bar, bars, printable, with_boundaries, with_c
 from pipeline.commands.inspect import report
 from pipeline.inspect.content_types import TYPES, WINDOW, content_types
 from pipeline.inspect.survey import survey
-from shared.io.tables import aligned
+from shared.io.display.tables import aligned
 from shared.patching.settings import PatchingSettings
 from shared.shards.document import Row
 from shared.shards.open import open_dataset

@@ -24,9 +24,9 @@ from helpers.dataset_examples import (
 from pipeline.__main__ import main
 from pipeline.inspect.page import LISTED, MOST_DOCUMENTS, chosen_documents, dataset_page, safe_values
 from pipeline.inspect.survey import SHOWN_BYTES, survey
-from shared.io.files import Output
-from shared.io.page import PAGE
-from shared.io.terminal import one_line
+from shared.io.display.page import PAGE
+from shared.io.display.terminal import one_line
+from shared.io.files.outputs import Output
 from shared.patching.grid import GRID, dequantise, quantise, snap
 from shared.patching.lengths import patch_lengths
 from shared.patching.settings import PatchingSettings

@@ -13,7 +13,7 @@ from helpers.pipeline_helpers import environment
 from helpers.rewriting_examples import files, run
 
 from shared.errors import DatasetError
-from shared.io.child_processes import has_ended
+from shared.io.programs.child_processes import has_ended
 from shared.shards.open import find_datasets
 
 

@@ -31,7 +31,6 @@ from helpers.pipeline_helpers import (
     write_jsonl,
 )
 
-import shared.io.files
 from pipeline.__main__ import main
 from pipeline.records import Place, Record, Records
 from pipeline.run.driver import make_plan
@@ -41,7 +40,7 @@ from pipeline.settings import Job, OutputSettings, PipelineError, ReadSettings
 from pipeline.splits.pipelining import ahead
 from pipeline.splits.process import READ_AHEAD, _held, _Shards, process_split
 from pipeline.splits.selection import select, survey_split
-from shared.io.files import atomic_file
+from shared.io.files.atomic import atomic_file
 from shared.model_folder.files import build_model, save_model
 from shared.model_folder.identity import WEIGHTS_FILE, model_sha256
 from shared.model_settings import EntropyModelSettings
@@ -216,7 +215,7 @@ def test_an_order_to_stop_while_a_command_is_loaded_is_no_traceback(monkeypatch,
     def interrupted(name: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("shared.io.command_line.import_module", interrupted)
+    monkeypatch.setattr("shared.io.programs.command_line.import_module", interrupted)
     assert main(["status", "nowhere"]) == 130
     assert capsys.readouterr().err == "patchwork: stopped; rerun the same command to resume\n"
 
@@ -233,7 +232,7 @@ def test_whatever_becomes_of_the_interrupt_a_signal_ends_a_command_with_its_line
     (tmp_path / "interrupted.py").write_text(f"""
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from shared.io import command_line
+from shared.io.programs import command_line
 from pipeline import __main__ as program
 command_line.heed_signals()
 command_line._chosen = lambda *arguments: exec({code!r}, {{"signal": signal, "number": {int(number)}}})
@@ -467,7 +466,7 @@ def test_what_a_selection_decides_is_on_the_disk_before_it_is_said_to_be_done(tm
         if path.is_file():
             safe[path.name.partition(".npy")[0]] = path.read_bytes()
 
-    monkeypatch.setattr(shared.io.files.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     select(job.out, 1, job.reading)
     assert safe["0000000.statuses"] == (job.out / "selection" / "0000000.statuses.npy").read_bytes()
     assert np.load(job.out / "selection" / "0000000.statuses.npy")["status"].sum() == 2 * 20

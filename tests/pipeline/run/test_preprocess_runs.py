@@ -30,7 +30,7 @@ from helpers.pipeline_helpers import (
     write_jsonl,
 )
 
-from shared.io.files import locked
+from shared.io.files.locks import locked
 from shared.shards.manifest import MANIFEST_NAME, load_manifest
 from shared.shards.open import open_dataset
 

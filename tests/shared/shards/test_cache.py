@@ -14,7 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 from helpers.shard_examples import document, make_dataset
 
 from shared.errors import DatasetError, StorageError
-from shared.io import storage
+from shared.io.stores import locations
 from shared.shards import cache as caching
 from shared.shards.cache import FileCache
 from shared.shards.dataset import Dataset
@@ -49,7 +49,7 @@ class Store(LocalFileSystem):
 def store(monkeypatch: pytest.MonkeyPatch) -> type[Store]:
     fsspec.register_implementation("counted", Store, clobber=True)
     Store.opened, Store.breaks, Store.shortened = [], 0, 0
-    monkeypatch.setattr(storage, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(locations, "PAUSE_SECONDS", 0.0)
     return Store
 
 
@@ -187,9 +187,9 @@ def test_processes_that_want_the_same_file_fetch_it_once(folder: Path, tmp_path:
 
 
 def test_a_connection_that_breaks_is_tried_again(folder: Path, tmp_path: Path) -> None:
-    Store.breaks = storage.ATTEMPTS - 1
+    Store.breaks = locations.ATTEMPTS - 1
     dataset = remote(folder, tmp_path)
-    Store.shortened = storage.ATTEMPTS - 1
+    Store.shortened = locations.ATTEMPTS - 1
     assert texts(dataset) == texts(open_dataset(folder))
 
 

@@ -12,7 +12,7 @@ from helpers.refitted import Values, change_manifest, change_table, fit
 from helpers.shard_examples import FORMATS, cut, document, make_dataset
 
 from shared.errors import DatasetError
-from shared.io.files import write_atomic
+from shared.io.files.atomic import write_atomic
 from shared.shards.cache import FileCache
 from shared.shards.dataset import check_file
 from shared.shards.formats import arrow, tar
@@ -391,7 +391,7 @@ def test_what_is_no_regular_file_is_never_waited_for(tmp_path: Path) -> None:
 
 
 def test_more_than_was_announced_is_not_fetched(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("shared.io.storage.PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("shared.io.stores.locations.PAUSE_SECONDS", 0.0)
     write_atomic(tmp_path / "file", b"x" * 5000)
     cache = FileCache(tmp_path / "cache")
     with pytest.raises(DatasetError, match="larger than 100 bytes"):

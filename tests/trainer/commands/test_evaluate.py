@@ -17,7 +17,7 @@ from helpers.rounding import NATS
 from helpers.shard_examples import by_subset
 
 from shared.errors import ConfigError, IdentityError
-from shared.io.files import Output
+from shared.io.files.outputs import Output
 from shared.layers.batch import segments
 from shared.model_folder.files import build_model, save_model
 from shared.model_settings import BltSettings, EntropyModelSettings

@@ -16,7 +16,7 @@ import torch
 from helpers.model_folders import entropy_folder, entropy_model_folder, entropy_rule, identity_of, model_folder
 from helpers.tiny_runs import STATIC, quiet_environment, tiny_data, tiny_settings
 
-from shared.io.identity import file_sha256
+from shared.io.files.identity import file_sha256
 from shared.model_folder.files import build_model, save_model
 from shared.model_folder.identity import load_settings, model_sha256
 from shared.model_folder.tensors import TensorFolder, write_tensors
@@ -394,7 +394,7 @@ MEASURED = """
 import sys, threading, time
 from pathlib import Path
 from trainer.interchange.folders import ExportSettings, ImportSettings, export_hf, import_foreign
-from shared.io.progress import Progress
+from shared.io.display.progress import Progress
 
 def anonymous():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) >> 10

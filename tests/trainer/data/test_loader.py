@@ -243,7 +243,7 @@ def test_a_worker_that_cannot_be_started_is_one_line(dataset: Dataset, monkeypat
     def refused(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("shared.io.child_processes._WorkerProcess._Popen", refused)
+    monkeypatch.setattr("shared.io.programs.child_processes._WorkerProcess._Popen", refused)
     with pytest.raises(WorkerError, match=rf"^no loader worker starts: .*{error.args[-1]}.*ulimit"):
         next(iter(PackLoader(dataset, LIMITS, G, workers=1)))
 

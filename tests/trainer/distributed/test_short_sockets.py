@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 PROGRAM = """
 import tempfile
-from shared.io.child_processes import worker_server
+from shared.io.programs.child_processes import worker_server
 if __name__ == "__main__":
     process = worker_server("math").Process(target=print, args=("ran",))
     process.start()

@@ -14,7 +14,7 @@ import torch
 from helpers.model_folders import entropy_folder, entropy_model_folder, entropy_model_model, entropy_rule, model_folder
 from helpers.rounding import NATS
 
-from shared.io.files import Output
+from shared.io.files.outputs import Output
 from shared.layers.batch import segments
 from shared.vocabulary import document_tokens
 from trainer.__main__ import main

@@ -11,7 +11,7 @@ from helpers.model_folders import entropy_model_folder, entropy_model_scorer, en
 from helpers.rounding import NATS
 
 from shared.errors import ConfigError
-from shared.io.files import Output
+from shared.io.files.outputs import Output
 from shared.model_folder.identity import load_settings, model_sha256
 from shared.patching import PatchingSettings, patch_lengths
 from shared.shards.dataset import Dataset

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from shared.errors import ConfigError
-from shared.io.progress import Progress
+from shared.io.display.progress import Progress
 from shared.models.flops import forward_flops, useful_workload
 from shared.shards.open import open_dataset
 from trainer.__main__ import main

@@ -11,7 +11,7 @@ from helpers.experiment_examples import SYSTEMS, made_up_results
 from helpers.scaling_examples import grid_runs, made_up, power
 
 from shared.errors import ConfigError
-from shared.io.files import Output
+from shared.io.files.outputs import Output
 from shared.patching.settings import PatchingSettings
 from trainer.__main__ import main as command
 from trainer.drawing.forest import Difference, common_axis, forest

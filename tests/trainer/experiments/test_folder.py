@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from shared.errors import OutputError
-from shared.io.files import LOCK_FILE
+from shared.io.files.locks import LOCK_FILE
 from trainer.experiments.folder import EXPERIMENT_NAME, claim, held
 
 

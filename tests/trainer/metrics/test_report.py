@@ -320,7 +320,7 @@ def test_the_report_needs_no_torch(finished: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from trainer.metrics.history import load_history;"
         "from trainer.metrics.report import html; import trainer.experiments.page.page;"
-        "from shared.io.files import Output; from shared.io.page import PAGE;"
+        "from shared.io.files.outputs import Output; from shared.io.display.page import PAGE;"
         f"Output(Path({str(tmp_path / 'r.html')!r}), PAGE).write(html([load_history(Path({str(finished)!r}))]));"
         "assert 'torch' not in sys.modules"
     )

@@ -18,7 +18,7 @@ from helpers.tiny_runs import NONE, metric_lines, tiny_data, tiny_recipe, toml
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 from torch.distributed.run import get_args_parser
 
-from shared.io.child_processes import STOP_SIGNALS
+from shared.io.programs.child_processes import STOP_SIGNALS
 from trainer.planning.plan import load_plan
 from trainer.planning.report import warning
 

@@ -14,7 +14,7 @@ import pytest
 from helpers.drill import ROOT, children, descendants, drill_recipe, killed, logged_step, rank_processes
 from helpers.tiny_runs import quiet_environment, torchrun
 
-from shared.io.child_processes import STOP_SIGNALS, has_ended
+from shared.io.programs.child_processes import STOP_SIGNALS, has_ended
 from trainer.distributed.straggler_monitor import Heartbeat, standstill
 from trainer.run.stopping import stop_on_signals
 
@@ -107,7 +107,7 @@ def test_a_rank_whose_neighbour_has_ended_does_not_wait_for_it() -> None:
 
 MASTER = """
 import os, time
-from shared.io.child_processes import serve, worker_server
+from shared.io.programs.child_processes import serve, worker_server
 
 def work():
     serve()
@@ -115,7 +115,7 @@ def work():
     time.sleep(60)
 
 if __name__ == "__main__":
-    worker_server("shared.io.child_processes").Process(target=work, daemon=True).start()
+    worker_server("shared.io.programs.child_processes").Process(target=work, daemon=True).start()
     time.sleep(60)
 """
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 import zstandard
 
-from shared.io.tables import aligned
+from shared.io.display.tables import aligned
 from shared.shards.in_memory import Documents, whole_documents
 from shared.vocabulary import token_bytes
 

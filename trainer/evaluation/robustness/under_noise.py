@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shared.errors import ConfigError
-from shared.io.tables import aligned
+from shared.io.display.tables import aligned
 from shared.shards.in_memory import Documents, whole_documents
 from trainer.evaluation.robustness.characters import character_start
 from trainer.evaluation.robustness.noise import Noise, noised

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shared.io.file_types import BYTE_ORDER_MARK, FILE_MAGIC, HEAD, not_plain_text
-from shared.io.json_reader import parse_json
+from shared.io.files.file_types import BYTE_ORDER_MARK, FILE_MAGIC, HEAD, not_plain_text
+from shared.io.files.json_reader import parse_json
 from shared.shards.formats.arrow import MOST_BATCH_BYTES
 from shared.shards.formats.arrow_messages import DamagedMessages, footer, message_at, messages
 from shared.shards.formats.expansion import expanded

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shared.io.tables import aligned
+from shared.io.display.tables import aligned
 from trainer.evaluation.robustness.noise import NOISES
 from trainer.evaluation.tasks.choosing import PLACES, Chosen, Noising
 from trainer.evaluation.tasks.opening import ChoiceTask, CompletionTask

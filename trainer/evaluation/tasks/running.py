@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import chain
 
-from shared.io.progress import Progress
+from shared.io.display.progress import Progress
 from trainer.evaluation.tasks.choosing import Noising, Score, choose
 from trainer.evaluation.tasks.opening import ChoiceTask, CompletionTask, Shots, Task
 from trainer.evaluation.tasks.report import ChoiceResult, Result, WrittenResult

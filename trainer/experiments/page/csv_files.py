@@ -8,12 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
-from shared.io.files import Output
+from shared.io.files.outputs import Output
 from trainer.experiments.results.results import Results, Table
 from trainer.experiments.results.table import rows
 
 CSV = re.compile(rb"table,(system|better),")
-"""How these files begin, by which `shared.io.files.Output` knows them."""
+"""How these files begin, by which `shared.io.files.outputs.Output` knows them."""
 
 
 def write_csv(results: Results, folder: Path) -> list[Path]:

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 
-from shared.io.files import Output
-from shared.io.page import PAGE
-from shared.io.quantities import counted
+from shared.io.display.page import PAGE
+from shared.io.display.quantities import counted
+from shared.io.files.outputs import Output
 from trainer.drawing.axes import short
 from trainer.drawing.chart import Curve, Mark, chart
 from trainer.drawing.forest import forest

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from shared.errors import DatasetError
-from shared.io.json_reader import read_json
+from shared.io.files.json_reader import read_json
 from shared.settings import Settings
 from shared.shards.dataset import Dataset, columns_row
 from shared.shards.document import Row

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from shared.io.quantities import quantity
+from shared.io.display.quantities import quantity
 from trainer.drawing.axes import short
 from trainer.drawing.chart import Curve, chart
 from trainer.drawing.page import Markup, facts, header, listed, section, table

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import get_args
 
-from shared.io.quantities import quantity
+from shared.io.display.quantities import quantity
 from trainer.drawing.forest import Difference
 from trainer.experiments.results.results import Comparison, Results, Table
 from trainer.experiments.results.statistics import FEW_DOCUMENTS

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
-from shared.io.quantities import clock
+from shared.io.display.quantities import clock
 from trainer.drawing.axes import short
 from trainer.drawing.chart import COLOURS, Curve, swatch
 from trainer.drawing.page import Markup, described, table

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from shared.io.quantities import clock, quantity
-from shared.io.tables import aligned
-from shared.io.terminal import one_line
+from shared.io.display.quantities import clock, quantity
+from shared.io.display.tables import aligned
+from shared.io.display.terminal import one_line
 from trainer.experiments.results.results import Comparison, Results, Table
 from trainer.experiments.results.statistics import FEW_DOCUMENTS
 from trainer.experiments.results.table import Row, budget_spread, rows, runs_of

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from shared.io.progress import Progress
-from shared.io.quantities import clock, counted, quantity
+from shared.io.display.progress import Progress
+from shared.io.display.quantities import clock, counted, quantity
 from trainer.errors import TrainingError
 from trainer.experiments.budget import check_budget, recipe_within
 from trainer.experiments.compare import circumstances

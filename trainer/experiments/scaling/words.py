@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
-from shared.io.tables import aligned
+from shared.io.display.tables import aligned
 from trainer.experiments.scaling.record import Counted, Estimate, Frontier, IsoFlop, JointFit, Scaling
 from trainer.experiments.scaling.study import counted_in
 

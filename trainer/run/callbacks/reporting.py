@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from shared.io.quantities import quantity
+from shared.io.display.quantities import quantity
 from trainer.metrics.files import keep_lines_up_to
 from trainer.metrics.formulas import validation_metrics
 from trainer.metrics.loggers import JsonLines, Loggers

@@ -5,7 +5,7 @@ Written by hand: a library for terminals would draw the same columns, in more li
 
 from collections.abc import Container, Sequence
 
-from shared.io.terminal import one_line
+from shared.io.display.terminal import one_line
 
 
 def aligned(heads: Sequence[str], rows: Sequence[Sequence[str]], left: Container[int] = (0,), indent: str = "") -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.io.json_reader import parse_json, read_bounded, read_json
+from shared.io.files.json_reader import parse_json, read_bounded, read_json
 
 
 def test_a_file_is_read_up_to_its_bound(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.io.quantities import clock, counted, duration, quantity
+from shared.io.display.quantities import clock, counted, duration, quantity
 
 
 def test_quantities_have_a_unit() -> None:

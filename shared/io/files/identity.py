@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shared.io.json_reader import open_regular
+from shared.io.files.json_reader import open_regular
 
 
 def canonical_json(value: Any) -> str:

@@ -8,12 +8,12 @@ from importlib.resources import files
 PAGE = re.compile(
     rb'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="generator" content="patchwork">'
 )
-"""How pages of ours begin, by which `shared.io.files.Output` knows them."""
+"""How pages of ours begin, by which `shared.io.files.outputs.Output` knows them."""
 
 
 def base_style() -> str:
     """Colours for light and dark, and what all pages look like."""
-    return files("shared.io").joinpath("page.css").read_text()
+    return files("shared.io.display").joinpath("page.css").read_text()
 
 
 def page(template: str, style: str, script: str = "", **parts: str) -> str:

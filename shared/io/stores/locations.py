@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator
 
 from shared.errors import StorageError
-from shared.io.json_reader import read_at_most, read_bounded
+from shared.io.files.json_reader import read_at_most, read_bounded
 
 _PACKAGES = {
     "s3": ("s3fs", "s3"),

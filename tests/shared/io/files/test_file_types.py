@@ -15,7 +15,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.io.file_types import HEAD, compressor, container, is_text, not_plain_text, wide_encoding
+from shared.io.files.file_types import HEAD, compressor, container, is_text, not_plain_text, wide_encoding
 
 TEXT = b'{"text": "hello"}\n' * 20
 TABLE = pa.table({"text": ["hello"]})

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from shared.io.progress import ByteProgress, Progress, fitted
+from shared.io.display.progress import ByteProgress, Progress, fitted
 
 
 class Terminal(io.StringIO):

@@ -11,7 +11,7 @@ from contextlib import suppress
 from multiprocessing import parent_process
 
 from shared.errors import ConfigError
-from shared.io.terminal import one_line, safe, unfiltered
+from shared.io.display.terminal import one_line, safe, unfiltered
 
 LEVEL = "PATCHWORK_LOG_LEVEL"
 """Variable of the environment with one of LEVELS."""

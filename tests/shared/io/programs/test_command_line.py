@@ -15,7 +15,7 @@ import trainer.__main__ as trainer
 import trainer.main as train
 from shared import __version__
 from shared.errors import ExitCode, PatchworkError
-from shared.io.command_line import Parser, command_parser, complain
+from shared.io.programs.command_line import Parser, command_parser, complain
 
 PROGRAMS = {"pipeline": pipeline, "trainer": trainer}
 ALL = [(program, name) for program, module in PROGRAMS.items() for name in module.COMMANDS]
@@ -145,7 +145,7 @@ def test_values_that_look_like_options_and_what_follows_two_dashes_are_no_unknow
 def levels_shown(*options: str, **environment: str) -> str:
     """What is said at each level."""
     code = (
-        "import sys; from shared.io.log import LOG, set_level\n"
+        "import sys; from shared.io.display.log import LOG, set_level\n"
         "set_level('--verbose' in sys.argv, '--quiet' in sys.argv)\n"
         "[getattr(LOG, name)('a %s', name) for name in ('debug', 'info', 'warning', 'error')]"
     )

@@ -12,8 +12,8 @@ import pytest
 
 from pipeline.__main__ import main as pipeline
 from shared.errors import ExitCode
-from shared.io.progress import Progress
-from shared.io.terminal import imports, one_line, run_program, safe, safe_output, show_lines, unfiltered
+from shared.io.display.progress import Progress
+from shared.io.display.terminal import imports, one_line, run_program, safe, safe_output, show_lines, unfiltered
 from trainer.__main__ import main as trainer
 
 HOSTILE = "a\x1b]0;x\x07\x1b[31m\x9b5m\x7f\u202eb\u2066\u200b\ufeff\u2028\r\nPATCHWORK: c\udc80\U000e0041"
@@ -83,10 +83,8 @@ def test_a_progress_line_steers_the_terminal_itself_alone(monkeypatch: pytest.Mo
 
 
 def with_stdout(descriptor: int, main: str) -> subprocess.CompletedProcess[str]:
-    code = (
-        f"from shared.io.terminal import *; import sys\ndef main():\n {main}\nend_program(lambda: run_program(main, c))"
-    )
-    code = code.replace("\ndef", "\ndef c(e):\n print('error:', e, file=sys.stderr)\n return 1\ndef", 1)
+    code = f"from shared.io.display.terminal import *\ndef main():\n {main}\nend_program(lambda: run_program(main, c))"
+    code = code.replace("\ndef", "\ndef c(e):\n import sys; print('error:', e, file=sys.stderr)\n return 1\ndef", 1)
     return subprocess.run([sys.executable, "-c", code], stdout=descriptor, stderr=subprocess.PIPE, text=True)
 
 
@@ -109,7 +107,7 @@ def test_a_full_output_is_one_line() -> None:
 
 def test_a_program_without_output_works_and_leaves_the_numbers_alone() -> None:
     code = (
-        "import sys; from shared.io.terminal import *\n"
+        "import sys; from shared.io.display.terminal import *\n"
         "def main():\n print('x'); file = open('/dev/zero'); print('y', file=sys.stderr)\n"
         " return int(file.fileno() in (1, 2))\n"
         "end_program(lambda: run_program(main, None))"
@@ -121,7 +119,7 @@ def test_a_program_without_output_works_and_leaves_the_numbers_alone() -> None:
 def test_news_that_nobody_reads_end_nothing() -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    code = "import sys; from shared.io.terminal import *\n"
+    code = "import sys; from shared.io.display.terminal import *\n"
     code += "def main():\n print('x', file=sys.stderr); print('y'); return 0\n"
     code += "end_program(lambda: run_program(main, None))"
     found = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=writing, text=True)

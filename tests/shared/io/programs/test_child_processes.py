@@ -4,11 +4,11 @@ import signal
 import subprocess
 import sys
 
-from shared.io.child_processes import STOP_SIGNALS
+from shared.io.programs.child_processes import STOP_SIGNALS
 
 PROGRAM = """
 from multiprocessing import forkserver
-from shared.io.child_processes import worker_server
+from shared.io.programs.child_processes import worker_server
 worker_server("json")
 status = open(f"/proc/{forkserver._forkserver._forkserver_pid}/status").read()
 print(status.partition("SigBlk:")[2].split()[0])

@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 
 from shared import __version__
 from shared.errors import ExitCode, PatchworkError, did_you_mean
-from shared.io.log import LOG, set_level
-from shared.io.storage import is_url, local_path, without_secrets
-from shared.io.terminal import error_line, imports, one_line, run_program, show
+from shared.io.display.log import LOG, set_level
+from shared.io.display.terminal import error_line, imports, one_line, run_program, show
+from shared.io.stores.locations import is_url, local_path, without_secrets
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

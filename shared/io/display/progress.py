@@ -9,9 +9,9 @@ import sys
 import time
 from collections.abc import Sequence
 
-from shared.io.log import LOG, draw
-from shared.io.quantities import clock, quantity
-from shared.io.terminal import one_line
+from shared.io.display.log import LOG, draw
+from shared.io.display.quantities import clock, quantity
+from shared.io.display.terminal import one_line
 
 
 class Progress:

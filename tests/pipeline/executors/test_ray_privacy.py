@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -11,12 +12,10 @@ from pathlib import Path
 
 import pytest
 
-import pipeline.executors.ray as ray_executor
-from pipeline.executors.private import (
+from pipeline.executors import ray_cluster
+from pipeline.executors.ray_cluster import (
     LONGEST,
-    OWNER,
     PREFIX,
-    owned,
     private_environment,
     private_folder,
     remove_abandoned,
@@ -24,6 +23,7 @@ from pipeline.executors.private import (
     write_token,
 )
 from pipeline.settings import PipelineError
+from shared.io.files.scratch import OWNER, owned
 
 LOOPBACK = ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000")
 LISTENING = "0A"
@@ -45,8 +45,8 @@ def folder() -> Iterator[Path]:
         return found[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray_executor, "private_folder", noted)
-        cluster = ray_executor._make_cluster(1, 128 * 2**20)
+        patch.setattr(ray_cluster, "private_folder", noted)
+        cluster = ray_cluster.make_cluster(1, 128 * 2**20)
     try:
         yield found[0]
     finally:
@@ -127,8 +127,8 @@ def test_a_temporary_folder_with_a_long_path_is_not_used(monkeypatch, tmp_path, 
     try:
         assert long not in made.parents
         assert len(os.fsencode(made)) <= LONGEST
-        socket = made / "r/session_2026-11-28_12-26-42_499558_4194304/sockets/plasma_store"
-        assert len(os.fsencode(socket)) <= 107
+        longest = made / "r/session_2026-11-28_12-26-42_499558_4194304/sockets/plasma_store"
+        assert len(os.fsencode(longest)) <= 107
     finally:
         remove_folder(made)
 
@@ -153,7 +153,7 @@ def abandoned() -> Path:
 def test_folders_of_runs_that_were_killed_are_removed_and_no_others(monkeypatch, tmp_path):
     place = private_folder()
     monkeypatch.setenv("RAY_TMPDIR", str(place))
-    monkeypatch.setattr("pipeline.executors.private._places", lambda: [str(place)])  # not those of other tests' runs
+    monkeypatch.setattr(ray_cluster, "_places", lambda: [str(place)])  # not those of other tests' runs
     try:
         killed, alive, unowned, open_to_all, linked = (
             abandoned(),
@@ -202,7 +202,7 @@ def test_processes_that_outlive_their_cluster_end_before_its_folder_is_removed()
 
 
 def test_a_cluster_owns_its_folder_and_removes_abandoned_ones_first(folder):
-    assert (folder / OWNER).read_text().split() == [str(os.getpid())]
+    assert (folder / OWNER).read_text() == socket.gethostname()
     remove_abandoned()
     assert folder.exists()
 
@@ -223,7 +223,7 @@ def test_what_ray_says_when_it_cannot_start_is_named_as_such_and_nothing_stays(m
         monkeypatch.setenv("RAY_TMPDIR", str(place))
         before = variables()
         with pytest.raises(PipelineError, match="--executor inline"):
-            ray_executor._make_cluster(1, 10)  # bytes of object store
+            ray_cluster.make_cluster(1, 10)  # bytes of object store
         assert not list(place.glob(f"{PREFIX}*"))
         assert variables() == before
     finally:

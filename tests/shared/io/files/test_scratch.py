@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from shared.io.scratch import remove_abandoned, scratch
+from shared.io.files.scratch import remove_abandoned, scratch
 
 HOLDS = """
-from shared.io.scratch import scratch
+from shared.io.files.scratch import scratch
 with scratch("test") as folder:
     (folder / "a").touch()
     print(folder, flush=True)

@@ -1,34 +1,27 @@
-"""Writing files so that a reader never sees half of one: temporary name, fsync, rename.
+"""What a command writes where its user says: a file (`Output`) or a folder (`check_folder`, `whole_folder`).
 
-What a command writes where its user says goes through `Output` (a file) or `check_folder` (a folder): only what we
-wrote ourselves is replaced, or what the user allows with --overwrite.
+Only what we wrote ourselves is replaced, or what the user allows with --overwrite.
 """
 
 import errno
-import fcntl
-import io
 import os
 import re
-import secrets
 import shutil
-import socket
 import stat
 import sys
 import tempfile
 import time
 from argparse import ArgumentParser, Namespace, _ArgumentGroup
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
 from shared.errors import OutputError
+from shared.io.files.atomic import naming, sync, write_atomic
 
 LONGEST_BEGINNING = 4096
 """Bytes of an existing file that tell whether it is ours."""
-LOCK_FILE = ".lock"
-"""In a run's folder: who writes there holds it."""
 READER_SECONDS = 30.0
 """How long a FIFO waits for a process that reads it."""
 OPEN_FILES = re.compile(r"/dev/(?P<name>stdout|stderr)|(/dev|/proc/self)/fd/(?P<number>\d{1,6})")
@@ -214,64 +207,6 @@ def _open_stream(path: Path) -> int:
             return descriptor
 
 
-def sync(path: Path) -> None:
-    """Make a file's content, or the names in a folder, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that appears under its name only when the block ends without an error; errors name it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Random, for two machines of a cluster may write the same file, and containers have equal process ids.
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with io.BufferedWriter(NamedFile(temporary, path)) as file:
-            yield file
-            file.flush()
-            with naming(path):
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:  # an interrupt, too
-        temporary.unlink(missing_ok=True)
-        raise
-    sync(path.parent)  # the name is in the folder: without this it may be gone after a power cut
-
-
-class NamedFile(io.FileIO):
-    """A file for writing that says in errors what it will be called: the system does not, of a full disk say."""
-
-    def __init__(self, temporary: Path, path: Path) -> None:
-        super().__init__(temporary, "wb")
-        self._path = path
-
-    def write(self, data: Any) -> int:
-        with naming(self._path):
-            return super().write(data)
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Let errors of the system name a path: they do not of a full disk, and a temporary one says little."""
-    try:
-        yield
-    except OutputError:  # names it
-        raise
-    except OSError as error:
-        error.filename = str(path)
-        raise
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a whole small file in one step."""
-    with atomic_file(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-
-
 @contextmanager
 def whole_folder(path: Path, ours: Callable[[Path], bool] = lambda _: False) -> Iterator[Path]:
     """A folder to fill that gets its name only when the block ends without an error.
@@ -296,75 +231,3 @@ def whole_folder(path: Path, ours: Callable[[Path], bool] = lambda _: False) -> 
         shutil.rmtree(retired, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def locked(folder: Path, patience: float = 0.2, required: bool = True) -> Iterator[None]:
-    """Hold a run's folder for this process, however it ends; the folder is made where there is none.
-
-    If nothing comes of it, the lock is removed again, and the folders that were made here. ``patience``: seconds; one
-    that only looks who has it is gone in a moment.
-    Raises OutputError when another process still has it after ``patience`` seconds, and where storage has no locks
-    unless these are not ``required``: then nothing keeps two processes apart there.
-    """
-    made = [above for above in (folder, *folder.parents) if not above.exists()]
-    with _locked_file(folder, patience, required):
-        try:
-            yield
-        finally:
-            # What is finished may have been moved to where it belongs.
-            if folder.is_dir() and [entry.name for entry in folder.iterdir()] == [LOCK_FILE]:
-                (folder / LOCK_FILE).unlink()
-                with suppress(OSError):
-                    for above in made:
-                        above.rmdir()
-
-
-@contextmanager
-def _locked_file(folder: Path, patience: float, required: bool) -> Iterator[None]:
-    path, deadline = folder / LOCK_FILE, time.monotonic() + patience
-    while True:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            file = path.open("a+")
-        except OSError as error:
-            raise OutputError(f"{folder} cannot be written: {error.strerror}") from None
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    owner = _owner(file)
-                    raise OutputError(f"{folder} is in use by another run ({owner}); stop that one first") from None
-                time.sleep(0.1)
-                continue
-            except OSError as error:
-                if required:
-                    raise OutputError(f"{folder} cannot be locked ({error.strerror}); use storage with locks") from None
-            else:
-                try:
-                    if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                        continue  # the one who held it has removed it in the meantime
-                except FileNotFoundError:
-                    continue
-                with naming(path):
-                    file.truncate(0)
-                    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-                    file.flush()
-            yield
-            return
-
-
-def lock_owner(folder: Path) -> str | None:
-    """The process that holds a run's folder now, "process 12 on HOST", if one does."""
-    with suppress(FileNotFoundError), (folder / LOCK_FILE).open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return _owner(file)
-    return None
-
-
-def _owner(file: IO[str]) -> str:
-    file.seek(0)
-    return file.read().strip() or "process ?"

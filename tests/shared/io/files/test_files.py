@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from shared.errors import OutputError
-from shared.io.files import Output, check_folder, whole_folder
+from shared.io.files.outputs import Output, check_folder, whole_folder
 
 OURS = re.compile(rb"ours: ")
 
@@ -71,7 +71,7 @@ def test_a_fifo_is_written_to(tmp_path: Path, linked: bool) -> None:
 
 
 def test_a_fifo_without_a_reader_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.io.files.READER_SECONDS", 0.0)
+    monkeypatch.setattr("shared.io.files.outputs.READER_SECONDS", 0.0)
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(OutputError, match="fifo is a FIFO"):
         Output(tmp_path / "fifo", OURS).write("ours: 1")

@@ -51,7 +51,7 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def show(text: object = "") -> None:
-    """Print a result on standard output: what somebody may pipe into a file. Everything else is for `shared.io.log`."""
+    """Print a result on standard output: what somebody may pipe into a file. The rest is for `display.log`."""
     print(text)  # noqa: T201
 
 
