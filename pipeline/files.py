@@ -243,14 +243,14 @@ class Files(Sequence[SourceFile]):
 class _Sink(io.RawIOBase):
     """What Arrow writes into, where no file of its own is wanted: nothing is closed by it."""
 
-    def __init__(self, take: Callable[[bytes], object]) -> None:
-        self._take, self._written = take, 0
+    def __init__(self, write: Callable[[bytes], object]) -> None:
+        self._write, self._written = write, 0
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
-        self._take(data)
+        self._write(data)
         self._written += len(data)
         return len(data)
 

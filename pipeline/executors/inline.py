@@ -31,7 +31,7 @@ class InlineExecutor(AbstractContextManager["InlineExecutor"]):
     def run(self, numbers: np.ndarray, task: Task, progress: Progress) -> Iterator[Outcome]:
         queue = Queue(numbers, self._plan.splits.bytes)
         while queue.unfinished:
-            number = queue.take(time.monotonic())
+            number = queue.pop(time.monotonic())
             if number is None:
                 time.sleep(queue.pause(time.monotonic()) or 0.0)
                 continue

@@ -108,7 +108,7 @@ class ProcessExecutor:
         queue = Queue(numbers, self._plan.splits.bytes)
         while queue.unfinished:
             for worker in self._processes:
-                if worker.split is None and (number := queue.take(time.monotonic())) is not None:
+                if worker.split is None and (number := queue.pop(time.monotonic())) is not None:
                     worker.split = number
                     with suppress(OSError):  # it died while it was idle: what comes from its pipe will say so
                         worker.pipe.send((self._plan.splits[number], task))

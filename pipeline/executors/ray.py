@@ -245,7 +245,7 @@ class RayExecutor:
     def run(self, numbers: np.ndarray, task: Task, progress: Progress) -> Iterator[Outcome]:
         queue = Queue(numbers, self._plan.splits.bytes)
         while queue.unfinished:
-            while self._idle and (number := queue.take(time.monotonic())) is not None:
+            while self._idle and (number := queue.pop(time.monotonic())) is not None:
                 actor = self._idle.popleft()
                 self._busy[actor.process.remote(self._plan.splits[number], task)] = actor, number
             self._fit_pool(queue.unfinished)

@@ -36,7 +36,7 @@ class Queue:
         """Splits without an outcome, those that workers have among them."""
         return self._left
 
-    def take(self, now: float) -> int | None:
+    def pop(self, now: float) -> int | None:
         """The largest split that may be tried at ``now`` (seconds of a clock that does not go back)."""
         while self._pausing and self._pausing[0][0] <= now:
             self._wait(heapq.heappop(self._pausing)[1])
@@ -47,7 +47,7 @@ class Queue:
         return first
 
     def pause(self, now: float) -> float | None:
-        """Seconds until a split that pauses may be taken; None when none pauses."""
+        """Seconds until a split that pauses may be popped; None when none pauses."""
         return max(self._pausing[0][0] - now, 0.0) if self._pausing else None
 
     def ended(self, outcome: Outcome, now: float) -> Outcome | None:

@@ -211,7 +211,7 @@ class Search:
                     elif entry.is_dir():
                         folders.append(entry.name)
                     elif wanted.matches(wanted.step(place, entry.name)):
-                        self._take_in(entry, above + entry.name, found.files)
+                        self._add(entry, above + entry.name, found.files)
         except OSError as error:
             raise PipelineError(f"{folder} cannot be read: {error.strerror}") from None
         for name in sorted(links):
@@ -246,7 +246,7 @@ class Search:
             else:
                 yield path, f"{relative}/", next_place
 
-    def _take_in(self, entry: os.DirEntry[str], relative: str, files: ListedFiles) -> None:
+    def _add(self, entry: os.DirEntry[str], relative: str, files: ListedFiles) -> None:
         """Add a file that is wanted and neither a folder nor a link."""
         if self._is_left_out(relative):
             return

@@ -56,7 +56,7 @@ class _Pipe(Generic[T]):
             self._items.clear()
             self._held = 0
 
-    def take(self) -> Generator[T, None, None]:
+    def items(self) -> Generator[T, None, None]:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._items or self._ended)
@@ -91,7 +91,7 @@ def ahead(source: Iterable[T], size: Callable[[T], int], limit: int) -> Generato
     thread = threading.Thread(target=work, name="reading ahead", daemon=True)
     thread.start()
     try:
-        yield from pipe.take()
+        yield from pipe.items()
     finally:
         pipe.abandon()
         thread.join()
@@ -106,9 +106,9 @@ def behind(work: Callable[[T], None], size: Callable[[T], int], limit: int) -> I
     pipe: _Pipe[T] = _Pipe(size, limit)
     failed: list[BaseException] = []
 
-    def take() -> None:
+    def consume() -> None:
         try:
-            with closing(pipe.take()) as items:
+            with closing(pipe.items()) as items:
                 for item in items:
                     work(item)
         except BaseException as error:  # as above: handed to the thread that gives items
@@ -121,7 +121,7 @@ def behind(work: Callable[[T], None], size: Callable[[T], int], limit: int) -> I
         except _Closed:
             raise failed[0] from None
 
-    thread = threading.Thread(target=take, name="writing behind", daemon=True)
+    thread = threading.Thread(target=consume, name="writing behind", daemon=True)
     thread.start()
     try:
         yield give

@@ -53,7 +53,7 @@ _HASHED = np.dtype([("high", "<u8"), ("low", "<u8"), ("split", "<u4"), ("text", 
 """Of each text: its hash, and where it is."""
 _EQUAL = np.dtype([("split", "<u4"), ("text", "<u4"), ("first_split", "<u4"), ("first_text", "<u4")])
 """A text that an earlier one equals, and the first such."""
-_DEALT, _HASHES, _DUPLICATES = "dealt", "hashes", "duplicates"
+_PARTITIONS, _HASHES, _DUPLICATES = "partitions", "hashes", "duplicates"
 _BINS, _BLOCK = 2**16, 2**14
 """Bins of places in a first pass, of which a second sorts only one; statuses that are Python objects at a time."""
 
@@ -119,16 +119,16 @@ def select(out: Path, splits: int, reading: ReadSettings) -> None:
     texts = np.fromiter((len(_survey(out, split)) for split in range(splits)), np.int64, splits)
     block = (np.cumsum(texts) - texts) // COMPARED
     """int64 [splits]: which splits are assembled together."""
-    shutil.rmtree(out / SELECTION / _DEALT, ignore_errors=True)  # of a driver that was killed
-    duplicates = _Dealt(out / SELECTION / _DEALT / _DUPLICATES, _EQUAL)
+    shutil.rmtree(out / SELECTION / _PARTITIONS, ignore_errors=True)  # of a driver that was killed
+    duplicates = _Partitions(out / SELECTION / _PARTITIONS / _DUPLICATES, _EQUAL)
     if reading.dedup:
-        hashes = _Dealt(out / SELECTION / _DEALT / _HASHES, _HASHED)
+        hashes = _Partitions(out / SELECTION / _PARTITIONS / _HASHES, _HASHED)
         bits = min(int(texts.sum() // COMPARED).bit_length(), 16)
         for split in range(splits):
             rows = _hashed(_survey(out, split), split)
             hashes.add(rows["high"] >> np.uint64(64 - bits) if bits else np.zeros(len(rows)), rows)
         for part in range(1 << bits):
-            for equal in _equal_texts(hashes.take(part)):
+            for equal in _equal_texts(hashes.pop(part)):
                 duplicates.add(block[equal["split"]], equal)
 
     def assembled() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
@@ -155,12 +155,12 @@ def select(out: Path, splits: int, reading: ReadSettings) -> None:
             left_out = (statuses["status"] == RecordStatus.KEPT) & (survey["place"] >= np.uint64(threshold))
             statuses["status"][left_out] = RecordStatus.NOT_SAMPLED
         _save(_statuses_path(out, split), statuses)
-    shutil.rmtree(out / SELECTION / _DEALT, ignore_errors=True)
+    shutil.rmtree(out / SELECTION / _PARTITIONS, ignore_errors=True)
     write_atomic(out / SELECTION / _DONE, "")
 
 
-class _Dealt:
-    """Rows dealt out to numbered files. What one file got comes back in the order in which it was added."""
+class _Partitions:
+    """Rows partitioned into numbered files. What one file got comes back in the order in which it was added."""
 
     def __init__(self, folder: Path, dtype: np.dtype) -> None:
         self._folder, self._dtype = folder, dtype
@@ -197,8 +197,8 @@ class _Dealt:
             while len(rows := np.fromfile(file, self._dtype, COMPARED)):
                 yield rows
 
-    def take(self, number: int) -> Iterator[np.ndarray]:
-        """The same of a file that is not needed any more."""
+    def pop(self, number: int) -> Iterator[np.ndarray]:
+        """The same, after which the file is removed."""
         yield from self.read(number)
         self._path(number).unlink(missing_ok=True)
 
@@ -214,7 +214,7 @@ def _hashed(survey: np.ndarray, split: int) -> np.ndarray:
 
 
 def _equal_texts(chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """From the texts that were dealt to one file, in the order of the input, those that an earlier one equals."""
+    """From the texts of one partition, in the order of the input, those that an earlier one equals."""
     known = np.zeros(0, _HASHED)
     """The first text of each hash so far: as many as differ, however often one text comes again."""
     for chunk in chunks:

@@ -42,7 +42,7 @@ class _Feed:
         self._chunks, self._chunk = inputs.chunks, np.zeros(0, np.int16)
         self.placed, self.left = 0, inputs.count
 
-    def take(self, count: int) -> np.ndarray:
+    def pop(self, count: int) -> np.ndarray:
         """int16 [count], the next inputs."""
         taken: list[np.ndarray] = []
         wanted = count
@@ -133,7 +133,7 @@ class Scorer:
                         exhausted = True
                         break
                 start, count = current.placed, min(current.left, self.stream_length - fill)
-                pieces.append(_Piece(current.take(count), start, fill, not current.left))
+                pieces.append(_Piece(current.pop(count), start, fill, not current.left))
                 fill += -(-count // BAND) * BAND
                 if not current.left:
                     current = None

@@ -154,7 +154,7 @@ def driver(folder: Path, count: int) -> None:
         began = time.perf_counter()
         queue = Queue(np.arange(count), plan.splits.bytes)
         taken = 0
-        while (number := queue.take(0.0)) is not None:
+        while (number := queue.pop(0.0)) is not None:
             taken += plan.splits[number].bytes
         step("all splits taken", began)
         assert (len(plan.splits), taken) == (count, 14 * count)

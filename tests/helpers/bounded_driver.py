@@ -54,7 +54,7 @@ class Workers:
 
     def run(self, numbers: np.ndarray, task: Task, _: object) -> Iterator[Outcome]:
         queue = Queue(numbers, self._plan.splits.bytes)
-        while (number := queue.take(0.0)) is not None:
+        while (number := queue.pop(0.0)) is not None:
             split = self._plan.splits[number]
             if Workers.done is None:
                 Workers.done = process_split(self._job, split, task.run)

@@ -40,26 +40,26 @@ def in_our_words(error: Exception) -> PipelineError:
 
 def test_the_largest_split_comes_first_and_equal_ones_in_order():
     queue = queue_of(5, 9, 5, 7)
-    assert [queue.take(0) for _ in range(5)] == [1, 3, 0, 2, None]
+    assert [queue.pop(0) for _ in range(5)] == [1, 3, 0, 2, None]
     assert queue.unfinished == 4
 
 
 def test_an_error_of_the_split_is_final_at_once():
     queue = queue_of(1)
-    failed = Outcome(queue.take(0), error="no such column")
+    failed = Outcome(queue.pop(0), error="no such column")
     assert queue.ended(failed, 0) is failed
     assert queue.unfinished == 0
 
 
 def failing(queue: Queue, number: int, now: float) -> Outcome | None:
-    assert queue.take(now) == number
+    assert queue.pop(now) == number
     return queue.ended(Outcome(number, error="connection reset", transient=True), now)
 
 
 def test_a_split_with_a_transient_error_pauses_and_others_do_not_wait_for_it():
     queue = queue_of(1, 2)
     assert failing(queue, 1, 100.0) is None
-    assert [queue.take(now) for now in (100.0, 100.0 + BACK_OFF_SECONDS[0] - 0.1)] == [0, None]
+    assert [queue.pop(now) for now in (100.0, 100.0 + BACK_OFF_SECONDS[0] - 0.1)] == [0, None]
     assert queue.unfinished == 2
 
 
@@ -68,7 +68,7 @@ def test_a_transient_error_is_tried_again_after_each_pause_and_not_for_ever():
     for pause in BACK_OFF_SECONDS[: ATTEMPTS - 1]:
         assert failing(queue, 0, now) is None
         assert queue.pause(now) == pause
-        assert queue.take(now + pause - 0.1) is None
+        assert queue.pop(now + pause - 0.1) is None
         now += pause
     outcome = failing(queue, 0, now)
     assert outcome.error == f"connection reset ({ATTEMPTS} attempts)"
@@ -78,8 +78,8 @@ def test_a_transient_error_is_tried_again_after_each_pause_and_not_for_ever():
 def test_a_split_whose_workers_are_lost_is_given_up_with_the_reason():
     queue = queue_of(1)
     for _ in range(ATTEMPTS - 1):
-        assert queue.lost(queue.take(0), "killed") is None
-    outcome = queue.lost(queue.take(0), "killed", "the whole story")
+        assert queue.lost(queue.pop(0), "killed") is None
+    outcome = queue.lost(queue.pop(0), "killed", "the whole story")
     assert outcome.error == f"its worker was lost {ATTEMPTS} times: killed"
     assert outcome.trace == "the whole story"
     assert queue.unfinished == 0
@@ -89,7 +89,7 @@ def test_a_split_whose_workers_are_lost_is_given_up_with_the_reason():
 def test_every_split_has_exactly_one_end_whatever_happens(sizes, random):
     queue, now, ends = queue_of(*sizes), 0.0, []
     while queue.unfinished:
-        number = queue.take(now)
+        number = queue.pop(now)
         if number is None:
             now += queue.pause(now)
             continue
@@ -103,7 +103,7 @@ def test_every_split_has_exactly_one_end_whatever_happens(sizes, random):
         if end is not None:
             ends.append(end.split)
     assert sorted(ends) == list(range(len(sizes)))
-    assert queue.take(now) is None
+    assert queue.pop(now) is None
 
 
 @pytest.mark.parametrize(
