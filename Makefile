@@ -57,7 +57,7 @@ COMPARED = "$$@" --out $(call quoted,EXPERIMENT) --corpus-bytes $(call quoted,CO
 TORCHRUN := OMP_NUM_THREADS=$(call quoted,THREADS) $(BIN)/python trainer/launch.py --standalone --nproc-per-node $(call quoted,NPROC)
 PIPELINE := $(BIN)/python -m pipeline
 TRAINER := $(BIN)/python -m trainer
-# One process a core; PROCESSES=0 runs the tests in this one.
+# One process a core, and one more; PROCESSES=0 runs the tests in this one.
 PROCESSES ?= auto
 PYTEST := $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile
 PARALLEL := --executor $(call quoted,EXECUTOR) --workers $(call quoted,NPROC) --threads $(call quoted,THREADS)
@@ -144,7 +144,7 @@ scaling: setup ## sizes and budgets of four families on CORPUS, fitted; BUDGETS=
 	  $(if $(call raw,SIZES),--sizes $(call each,SIZES)) $(if $(call raw,FAMILIES),--families $(call each,FAMILIES)) \
 	  $(if $(filter-out file,$(origin SEEDS)),--seeds $(call quoted,SEEDS))
 
-test: setup ## the test suite, a process a core (minutes); TESTS="tests/shared -k scoring"
+test: setup ## the test suite, in parallel (minutes); TESTS="tests/shared -k scoring"
 	@$(PYTEST) $(TESTS)
 
 drills: setup ## runs that are killed and resumed, and runs of two ranks

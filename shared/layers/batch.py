@@ -7,6 +7,7 @@ T tokens, P patches, S segments. Everything is built by the loader in numpy, so 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import ClassVar, Self
 
 import numpy as np
@@ -46,6 +47,12 @@ class Segments(_Movable):
         return max(self.lengths, default=0)
 
 
+@lru_cache(maxsize=4)
+def _numbers(count: int) -> np.ndarray:
+    """int64 [count]: 0, 1, 2 and so forth; packs have the same two sizes again and again."""
+    return np.arange(count)
+
+
 def segments(lengths: Sequence[int], positions: np.ndarray | None = None) -> Segments:
     """Segments of the given lengths, side by side.
 
@@ -55,7 +62,8 @@ def segments(lengths: Sequence[int], positions: np.ndarray | None = None) -> Seg
     offsets = np.zeros(len(counts) + 1, np.int64)
     np.cumsum(counts, out=offsets[1:])
     if positions is None:
-        positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], counts)
+        positions = np.repeat(-offsets[:-1], counts)
+        positions += _numbers(len(positions))
     return Segments(
         ids=torch.from_numpy(np.repeat(np.arange(len(counts)), counts)),
         positions=torch.from_numpy(np.ascontiguousarray(positions, np.int64)),

@@ -183,8 +183,9 @@ def read_rows(folder: Path) -> None:
 
 def read_packs(folder: Path) -> None:
     """Training packs as a rank plans and reads them."""
+    from trainer.data.packing.build import build_pack
     from trainer.data.packing.limits import pack_limits
-    from trainer.data.packing.packs import Step, build_pack
+    from trainer.data.packing.packs import Step
     from trainer.data.packing.planner import Planner
     from trainer.data.packing.slices import SliceReader
     from trainer.data.sampling.cursor import first_cursor

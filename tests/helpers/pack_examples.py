@@ -172,8 +172,8 @@ def pack_digest(pack: Pack) -> str:
     content = hashlib.sha256(f"{pack.number} {step.number} {step.targets} {step.bytes} {pack.limits}".encode())
     arrays = [pack.ids, pack.labels, pack.in_slice, pack.subset, pack.slice_bytes, pack.slice_patches, pack.ended]
     arrays += [pack.slice_targets, pack.slice_text]
-    if pack.subwords is not None:
-        arrays += [pack.subwords.ids, pack.subwords.labels]
+    if pack.subword_ids is not None:
+        arrays += [pack.subword_ids, pack.subword_labels]
     if pack.patches is not None:
         arrays += [pack.patches.of_token, pack.patches.of_decoder, pack.in_patches]
     for array in arrays:

@@ -1,10 +1,11 @@
 """The training packs of one rank, read ahead by worker processes.
 
 All state semantics are here, in terms of the cursor; torchdata's loader, or torch's, is the shell that runs workers.
-Step s takes packs [sG, (s + 1)G); rank r of R the r-th of every R of them; worker w of W every W-th CHUNK_PACKS of the
+Step s takes packs [sG, (s + 1)G); rank r of R the r-th of every R of them; worker w of W every W-th TOGETHER of the
 rank's packs. Every worker plans all packs (the index only) and reads the slices of its own.
 """
 
+import gc
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,8 +21,9 @@ from shared.io.programs.child_processes import serve, worker_server
 from shared.shards.dataset import Dataset
 from shared.shards.formats.arrow import first_line
 from trainer.data.mixture import Mixture
+from trainer.data.packing.build import build_packs
 from trainer.data.packing.limits import PackLimits
-from trainer.data.packing.packs import Pack, Step, build_pack
+from trainer.data.packing.packs import Pack, Packs, Step
 from trainer.data.packing.planner import PackPlan, Planner, check_division
 from trainer.data.packing.slices import SliceReader
 from trainer.data.sampling.cursor import Cursor, CursorState, check_cursor, first_cursor
@@ -86,14 +88,14 @@ class FetchAhead:
                     self._change.wait(PAUSE_SECONDS)
 
 
-CHUNK_PACKS = 8
-"""Consecutive packs of a rank that a worker sends together: a message costs as much as building a pack."""
+TOGETHER = 8
+"""Consecutive packs of a rank that are built and sent together: a message costs as much as building a pack."""
 PREFETCH = 2
 """Such messages that each worker reads ahead."""
 FROM_WORKER = -1
 
 
-class PackDataset(IterableDataset["list[Pack | Exception]"]):
+class PackDataset(IterableDataset["Packs | Exception"]):
     """The endless packs of one rank, from a cursor on, some at a time; each worker of a DataLoader has its share.
 
     A state is {cursor, next}: the cursor before a step, and which of the rank's packs from there comes next
@@ -123,22 +125,19 @@ class PackDataset(IterableDataset["list[Pack | Exception]"]):
         self._state, self._next = CursorState(cursor, dataset.subset_names), FROM_WORKER
         self._planner(SliceReader(dataset))  # what cannot be planned is refused here, in the rank itself
 
-    def __iter__(self) -> Iterator[list[Pack | Exception]]:
+    def __iter__(self) -> Iterator[Packs | Exception]:
         """Consecutive packs; in a worker, an error that the user should see is the last thing handed out."""
         info = get_worker_info()
-        worker, workers, together = (info.id, info.num_workers, CHUNK_PACKS) if info else (0, 1, 1)
-        chunk: list[Pack | Exception] = []
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        if info:
+            gc.freeze()  # what has been imported is not looked through again for each few hundred slices
         try:
-            first = worker * together if self._next == FROM_WORKER else self._next
-            for pack in self._packs(first, together, workers):
-                chunk.append(pack)
-                if len(chunk) == together:
-                    yield chunk
-                    chunk = []
+            first = worker * TOGETHER if self._next == FROM_WORKER else self._next
+            yield from self._packs(first, TOGETHER, workers)
         except (ValueError, OSError) as error:
             if not info:
                 raise
-            yield [*chunk, error]  # raised by PackLoader: a DataLoader would wrap it into its own traceback
+            yield error  # raised by PackLoader: a DataLoader would wrap it into its own traceback
 
     def state_dict(self) -> dict[str, Any]:
         return {"cursor": self._state.cursor.model_dump(), "next": self._next}
@@ -149,27 +148,42 @@ class PackDataset(IterableDataset["list[Pack | Exception]"]):
         check_cursor(cursor, self._dataset)
         self._state, self._next = CursorState(cursor, self._dataset.subset_names), state["next"]
 
-    def _packs(self, first: int, together: int, workers: int) -> Iterator[Pack]:
+    def _packs(self, first: int, together: int, workers: int) -> Iterator[Packs]:
         """Of the rank's packs from the cursor on ``together`` from number ``first``, and so many for each worker on."""
         reader = SliceReader(self._dataset)
         planner = self._planner(reader)
         per_rank = self._packs_per_step // self._ranks
-        following, left = first, together
+        following, waiting = first, list[tuple[PackPlan, Step]]()
         with FetchAhead(self._dataset) as ahead:
             while True:
                 if ahead.useful:
                     ahead.want(planner.shards_ahead())
                 before = planner.state.copy()
-                plans, step = self._next_step(planner)
+                try:
+                    plans, step = self._next_step(planner)
+                except (ValueError, OSError):
+                    yield from self._built(waiting, reader)
+                    raise
                 mine = plans[self._rank :: self._ranks]
                 while following < per_rank:
-                    pack = build_pack(mine[following], step, self._limits, reader)
-                    following, left = following + 1, left - 1
-                    if not left:
-                        following, left = following + (workers - 1) * together, together
-                    self._state, self._next = before, following
-                    yield pack
+                    waiting.append((mine[following], step))
+                    following += 1
+                    if len(waiting) == together:
+                        following += (workers - 1) * together
+                        self._state, self._next = before, following
+                        yield from self._built(waiting, reader)
+                        waiting = []
                 following -= per_rank
+
+    def _built(self, planned: list[tuple[PackPlan, Step]], reader: SliceReader) -> Iterator[Packs]:
+        """Packs that were planned; where one cannot be read, those before it, and then its error."""
+        try:
+            packs = [build_packs(planned, self._limits, reader)] if planned else []
+        except (ValueError, OSError):
+            for one in planned:
+                yield build_packs([one], self._limits, reader)
+        else:
+            yield from packs
 
     def _next_step(self, planner: Planner) -> tuple[list[PackPlan], Step]:
         """Plans of all G packs of the next step."""
@@ -235,30 +249,28 @@ class PackLoader:
         self._packs.load_state_dict({"cursor": self.cursor.model_dump(), "next": FROM_WORKER})
         # In this process a DataLoader would only cost time.
         try:
-            chunks = iter(stateful_loader(self._packs, self._workers) if self._workers else self._packs)
+            messages = iter(stateful_loader(self._packs, self._workers) if self._workers else self._packs)
         except (EOFError, OSError) as error:  # EOFError: the server that workers come from has ended, as forks fail
             cause = first_line(error) or type(error).__name__
             raise WorkerError(f"no loader worker starts: {cause}; are processes or memory limited (ulimit)?") from None
         while True:
             try:
-                chunk = next(chunks)
+                packs = next(messages)
             except RuntimeError as error:
                 if "DataLoader worker" not in str(error):
                     raise
                 raise WorkerError(f"a loader worker has died: {first_line(error)}; was there memory enough?") from None
-            chunk.reverse()
-            while chunk:
-                item = chunk.pop()  # a pack that was used is not held, nor its batch
-                if isinstance(item, Exception):
-                    raise item
-                if item.step.number != self._step:
-                    assert item.step.change is not None
-                    self._step = item.step.number
-                    self._state.apply(item.step.change)
-                yield item
+            if isinstance(packs, Exception):
+                raise packs
+            for pack in packs:
+                if pack.step.number != self._step:
+                    assert pack.step.change is not None
+                    self._step = pack.step.number
+                    self._state.apply(pack.step.change)
+                yield pack
 
 
-def stateful_loader(packs: PackDataset, workers: int) -> Iterable[list[Pack | Exception]]:
+def stateful_loader(packs: PackDataset, workers: int) -> Iterable[Packs | Exception]:
     """The shell that runs the workers; packs arrive in the rank's order, whatever their number.
 
     Without torchdata it is torch's own loader: the state that a run keeps is the cursor's either way.
@@ -271,7 +283,7 @@ def stateful_loader(packs: PackDataset, workers: int) -> Iterable[list[Pack | Ex
 
             # Its own state is of no use here, and would be sent with every pack.
             shell = partial(StatefulDataLoader, snapshot_every_n_steps=sys.maxsize)
-        loader: Iterable[list[Pack | Exception]] = shell(
+        loader: Iterable[Packs | Exception] = shell(
             packs,
             batch_size=None,
             num_workers=workers,

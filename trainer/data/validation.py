@@ -8,8 +8,9 @@ from itertools import chain, islice
 import numpy as np
 
 from trainer.data.documents import NO_DOCUMENTS, Documents, documents_in_order
+from trainer.data.packing.build import build_pack
 from trainer.data.packing.limits import PackLimits
-from trainer.data.packing.packs import Pack, Step, build_pack
+from trainer.data.packing.packs import Pack, Step
 from trainer.data.packing.planner import PackPlan, Room, Upcoming, continue_document, require_documents
 from trainer.data.packing.slices import SliceReader
 from trainer.data.source import Source

@@ -46,9 +46,8 @@ class FlopsCounter:
     def add(self, packs: Sequence[Pack]) -> None:
         """Add packs of one rank."""
         for pack in packs:
-            patches = (
-                pack.in_patches if pack.patch_lengths is not None and pack.subwords is None else np.zeros(0, np.int64)
-            )
+            of_bytes = pack.patch_lengths is not None and pack.subword_ids is None
+            patches = pack.in_patches if of_bytes else np.zeros(0, np.int64)
             self._useful += useful_workload(self._model, pack.lengths, patches)
             self._executed += self._padded(pack)
             if self._entropy_model is not None:

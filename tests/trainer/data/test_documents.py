@@ -72,7 +72,7 @@ def test_a_document_of_patches_scores_what_it_scores_alone(dataset: Dataset) -> 
         lengths[-1] -= 1
         lengths = lengths[lengths > 0]
         inputs = np.array([len(tokens) - 1])
-        patches = patch_map(lengths, inputs, np.array([bool(alone)]))
+        patches = patch_map(lengths, inputs, np.array([bool(alone)]), int(inputs[0]))
         ids = torch.from_numpy(tokens.astype(np.int64))
         logits = model(
             ids[:-1],

@@ -14,7 +14,7 @@ from shared.errors import ConfigError, DatasetError, IdentityError
 from shared.shards.dataset import Dataset
 from shared.shards.open import open_dataset
 from trainer.data.documents import Documents, gather_documents
-from trainer.data.loader import CHUNK_PACKS, PackDataset, PackLoader, WorkerError, stateful_loader
+from trainer.data.loader import TOGETHER, PackDataset, PackLoader, WorkerError, stateful_loader
 from trainer.data.packing import planner
 from trainer.data.packing.limits import PackLimits
 from trainer.data.packing.packs import Pack
@@ -82,8 +82,9 @@ def shared_out(dataset: Dataset, cursor: Cursor | None, ranks: int, workers: int
     for rank in range(ranks):
         cursor = cursor or first_cursor(dataset, 3, STREAMS)
         shares = [
-            PackDataset(dataset, LIMITS, G, Mixing(), cursor, rank, ranks)._packs(3 * worker, 3, max(workers, 1))
-            for worker in range(max(workers, 1))
+            chain.from_iterable(PackDataset(dataset, LIMITS, G, Mixing(), cursor, rank, ranks)._packs(3 * n, 3, of))
+            for of in [max(workers, 1)]
+            for n in range(of)
         ]
         packs += [next(shares[number // 3 % len(shares)]) for number in range(steps * G // ranks)]
     return digests(sorted(packs, key=lambda pack: pack.number))
@@ -137,7 +138,7 @@ def test_the_state_of_torchdatas_loader_resumes_inside_a_step(
     for messages in (1, 3, 4):
         loader = shell()
         taken = sum(len(chunk) for chunk in islice(loader, messages))
-        assert taken == messages * (CHUNK_PACKS if workers else 1)
+        assert taken == messages * TOGETHER
         resumed = shell()
         resumed.load_state_dict(loader.state_dict())
         rest = list(islice(chain.from_iterable(resumed), 9))

@@ -17,8 +17,9 @@ from shared.vocabulary import EOS, IGNORED_LABEL, OFFSET
 from trainer.data.documents import documents_in_order
 from trainer.data.loader import PackLoader
 from trainer.data.mixture import Mixture
+from trainer.data.packing.build import build_pack
 from trainer.data.packing.limits import PackLimits
-from trainer.data.packing.packs import Step, build_pack
+from trainer.data.packing.packs import Step
 from trainer.data.packing.planner import Planner
 from trainer.data.packing.slices import SliceReader
 from trainer.data.sampling.cursor import Cursor, first_cursor

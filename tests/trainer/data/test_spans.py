@@ -33,8 +33,9 @@ from shared.shards.document import Row
 from shared.shards.spans import spans_of
 from shared.vocabulary import BOE, IGNORED_LABEL, VOCABULARY_SIZE
 from trainer.data.mixture import Mixture
+from trainer.data.packing.build import build_pack
 from trainer.data.packing.limits import PackLimits
-from trainer.data.packing.packs import Pack, Step, build_pack
+from trainer.data.packing.packs import Pack, Step
 from trainer.data.packing.planner import PackPlan, Planner
 from trainer.data.packing.slices import SliceReader
 from trainer.data.sampling.cursor import Cursor, first_cursor

@@ -36,8 +36,9 @@ from shared.shards.spans import spans_of
 from shared.vocabulary import BOS, EOS
 from trainer.__main__ import main as command
 from trainer.data.loader import PackLoader
+from trainer.data.packing.build import build_pack
 from trainer.data.packing.limits import PackLimits, pack_limits
-from trainer.data.packing.packs import Pack, Step, build_pack
+from trainer.data.packing.packs import Pack, Step
 from trainer.data.packing.planner import Planner
 from trainer.data.packing.slices import SliceReader
 from trainer.data.sampling.cursor import first_cursor
@@ -186,8 +187,8 @@ def test_flops_are_counted_on_tokens_and_divided_by_bytes(place: Path) -> None:
     model = FlatSettings.model_validate(FLAT)
     counter = FlopsCounter(model, None, "none", tiled=True)
     counter.add([pack])
-    assert pack.subwords is not None
-    assert pack.lengths.sum() == len(pack.subwords.ids) < len(pack.ids)
+    assert pack.subword_ids is not None
+    assert pack.lengths.sum() == len(pack.subword_ids) < len(pack.ids)
     assert counter.pop()["useful"] == training_flops(model, useful_workload(model, pack.lengths)).total
 
 

@@ -297,11 +297,16 @@ class SliceReader:
             self._body = place, tokens, is_target
         return self._body[1:]
 
-    def byte(self, document: Document, number: int) -> int:
-        """One byte of a document, counted from 0."""
-        row = next(self._rows_from(document, number + 1))
-        place = number - max(row.start - 1, 0)
-        return int(self._columns(row.place).texts.part(row.place.row, place, place + 1)[0])
+    def next_bytes(self, slices: Slices, chosen: np.ndarray) -> np.ndarray:
+        """int16 [K]: the byte that follows each of the chosen slices int64 [K], of documents that go on there."""
+        stops, documents = slices.stops, slices.documents
+        found = []
+        for number in chosen.tolist():
+            document, after = documents[number], int(stops[number]) - 1  # BOS is not of the body
+            row = next(self._rows_from(document, after + 1))
+            texts = self._columns(row.place).texts
+            found.append(int(texts.buffer[int(texts.starts[row.place.row]) + after - max(row.start - 1, 0)]))
+        return np.array(found, np.int16)
 
     def on_boundary(self, document: Document, stop: int) -> bool:
         """Whether a patch of the document ends just before input ``stop``, 0 < stop < inputs."""
