@@ -35,6 +35,7 @@ from shared.errors import ConfigError, ExitCode, did_you_mean
 from shared.io.display.log import set_level
 from shared.io.display.terminal import show
 from shared.io.programs.child_processes import end_with_launcher
+from shared.io.stores.locations import path_of
 from trainer.data.run_data import RunData, with_length
 from trainer.errors import USER_ERRORS, TrainingError, complain, exit_for_peer, run
 from trainer.node import first_of_node
@@ -52,8 +53,8 @@ def main(arguments: Sequence[str]) -> int:
     """Train what the recipe says; returns the exit code."""
     options = {word for word in arguments if word in OPTIONS}
     words = [word for word in arguments if word not in OPTIONS]
-    recipe = Path(words.pop(0)) if words and not words[0].startswith("-") else None
     try:
+        recipe = _recipe(words.pop(0)) if words and not words[0].startswith("-") else None
         set_level("--verbose" in options, "--quiet" in options)
         if options & {"--help", "-h"}:
             return tell_help(recipe, words)
@@ -80,6 +81,13 @@ def main(arguments: Sequence[str]) -> int:
         return train(settings, data, identity)
     except USER_ERRORS as error:
         return complain(error)
+
+
+def _recipe(text: str) -> Path:
+    try:
+        return path_of(text)
+    except ValueError as error:
+        raise ConfigError(f"recipe: {error}") from None
 
 
 def tell_help(recipe: Path | None, overrides: Sequence[str]) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 from pipeline.options import add_options
 from pipeline.settings import PipelineError, ScoringSettings
 from shared.io.files.found import model_folder_at
+from shared.io.programs.command_line import path_option
 from shared.model_folder.identity import load_settings, model_sha256
 from shared.model_settings import EntropyModelSettings
 
@@ -22,7 +23,7 @@ def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("entropy model")
     group.add_argument(
         "--entropy-model",
-        type=lambda text: model_folder_at(Path(text)),
+        type=lambda text: model_folder_at(path_option(text)),
         metavar="MODEL",
         help="the entropy model: its folder, or the finished run that trained it",
     )

@@ -5,17 +5,18 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 
+from shared.io.stores.locations import path_of
 from shared.settings import Settings, Unit
 
 
 def _named(path: Any) -> Any:
     if isinstance(path, str) and (not path.strip() or "\0" in path):
         raise ValueError("an empty text names no folder" if not path.strip() else "a path has no NUL character")
-    return path
+    return path_of(path) if isinstance(path, str) else path
 
 
 Folder = Annotated[Path, BeforeValidator(_named)]
-"""A path that is not empty: that would be the current folder."""
+"""A path of this machine that is not empty: that would be the current folder."""
 Count = Annotated[int, Field(gt=0, lt=2**53)]
 """Of what a long run may have many of: steps, bytes."""
 Steps = Annotated[Count, Unit("steps")]

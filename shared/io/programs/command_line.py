@@ -13,7 +13,7 @@ from shared import __version__
 from shared.errors import ExitCode, PatchworkError, did_you_mean
 from shared.io.display.log import LOG, set_level
 from shared.io.display.terminal import error_line, imports, one_line, run_program, show
-from shared.io.stores.locations import is_url, local_path, without_secrets
+from shared.io.stores.locations import path_of
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -38,11 +38,12 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         return text
 
 
-def _path(text: str) -> Path:
-    """A path of this machine, of which a URL would silently be one, too: that of the folder `s3:` here."""
-    if is_url(path := local_path(text)):
-        raise argparse.ArgumentTypeError(f"{without_secrets(text)} is a URL; give a path of this machine")
-    return Path(path)
+def path_option(text: str) -> Path:
+    """The value of an option that is a path of this machine, never a URL."""
+    try:
+        return path_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,7 +53,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             prog=prog, description=description, epilog=epilog, formatter_class=_Formatter, allow_abbrev=False
         )
-        self.register("type", Path, _path)
+        self.register("type", Path, path_option)
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line."""

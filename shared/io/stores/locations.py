@@ -49,6 +49,13 @@ def local_path(text: str) -> str:
     return text.removeprefix("file://")
 
 
+def path_of(text: str) -> Path:
+    """A path of this machine. Raises ValueError for a URL, of which Path would make the folder `s3:` here."""
+    if is_url(path := local_path(text)):
+        raise ValueError(f"{without_secrets(text)} is a URL; give a path of this machine")
+    return Path(path)
+
+
 def location_of(text: Any) -> Any:
     """A URL as it is written; any other text as a path."""
     return Path(local_path(text)) if isinstance(text, str) and not is_url(local_path(text)) else text

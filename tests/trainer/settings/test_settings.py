@@ -58,6 +58,15 @@ def test_a_path_that_is_not_utf_8_is_refused_by_key(tmp_path: Path, key: str) ->
         check_recipe(values, TrainSettings, tmp_path / "r.toml")
 
 
+@pytest.mark.parametrize("key", ["run.out", "start.model", "data.cache"])
+def test_a_url_is_no_folder_of_this_machine(tmp_path: Path, key: str) -> None:
+    section, name = key.split(".")
+    values = tiny_recipe(tmp_path / "data", tmp_path / "run")
+    values.setdefault(section, {})[name] = "s3://bucket/folder"
+    with pytest.raises(ConfigError, match=f"{key}: s3://bucket/folder is a URL"):
+        check_recipe(values, TrainSettings, tmp_path / "r.toml")
+
+
 def test_a_run_without_a_length_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="steps or as bytes"):
         tiny_settings(tmp_path, tmp_path, run={"steps": None})

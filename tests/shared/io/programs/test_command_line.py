@@ -190,7 +190,19 @@ def test_processes_that_are_started_say_as_much() -> None:
     assert "a debug" in levels_shown(PATCHWORK_LOG_LEVEL="DEBUG")
 
 
-def test_a_url_where_a_path_is_asked_for_is_no_folder_of_this_machine(caplog: pytest.LogCaptureFixture) -> None:
+URL = "s3://me:hush-hush@bucket/run"
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["inspect", URL], "DATASET"),
+        (["preprocess", "a", "--out", "b", "--entropy-model", URL], "--entropy-model"),
+    ],
+)
+def test_a_url_where_a_path_is_asked_for_is_no_folder_of_this_machine(
+    caplog: pytest.LogCaptureFixture, words: list[str], what: str
+) -> None:
     with pytest.raises(SystemExit, match=str(ExitCode.REFUSED.value)):
-        pipeline.main(["inspect", "s3://me:hush-hush@bucket/run"])
-    assert "argument DATASET: s3://...@bucket/run is a URL" in caplog.text
+        pipeline.main(words)
+    assert f"argument {what}: s3://...@bucket/run is a URL" in caplog.text
