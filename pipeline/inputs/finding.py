@@ -344,7 +344,8 @@ def _remote(url: str, search: Search) -> Iterator[Found | Path]:
         raise FileNotFoundError(url)
     wanted = Glob(pattern) if pattern is not None else EVERYTHING
     if ours := _our_dataset((_relative(name, base) for name in listing), wanted):
-        raise PipelineError(f"{folder}/{ours}: one of our datasets; they are read from disks, so copy it first")
+        where = folder if ours == "." else f"{folder}/{ours}"
+        raise PipelineError(f"{where}: one of our datasets; they are read from disks, so copy it first")
     files = ListedFiles()
     while listing:  # what a driver says of a file takes a kilobyte: it is let go one by one
         name, info = listing.popitem()

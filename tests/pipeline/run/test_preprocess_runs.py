@@ -272,6 +272,21 @@ def test_a_damaged_or_lost_shard_is_made_again(tmp_path):
     assert shard_hashes(tmp_path / "out") == before
 
 
+def test_a_split_without_its_marker_is_done_again_and_no_other(tmp_path, capsys):
+    corpus = write_jsonl(tmp_path / "a.jsonl", some_records(100))
+    arguments = (corpus, "--out", tmp_path / "out", *STATIC, "--split-bytes", 4000)
+    preprocess(*arguments)
+    before = shard_hashes(tmp_path / "out")
+    damaged = sorted((tmp_path / "out" / "train").glob("*.arrow"))[1]
+    damaged.write_bytes(bytes(damaged.stat().st_size))
+    markers = sorted((tmp_path / "out" / "splits").iterdir())
+    markers[1].unlink()
+    capsys.readouterr()
+    assert preprocess(*arguments) == 0
+    assert f"{len(markers)} of {len(markers)} splits, {len(markers) - 1} of them before" in capsys.readouterr().out
+    assert shard_hashes(tmp_path / "out") == before
+
+
 @pytest.mark.parametrize("name", ["tables/shards.arrow", "tables/runs.arrow", "tables/histograms.arrow", MANIFEST_NAME])
 @pytest.mark.parametrize("cut", [False, True])
 def test_a_damaged_or_lost_table_is_made_again(tmp_path, name, cut):
