@@ -207,7 +207,7 @@ def _unlisted_files(dataset: Dataset) -> Iterator[str]:
     endings = tuple(SUFFIXES.values())
     endings += tuple(map(index_name, endings)) + tuple(map(sidecar_name, endings))
     try:
-        listed = sorted(open_store(location_of(dataset.where)).list())
+        listed = sorted(key for key, _ in open_store(location_of(dataset.where)).entries())
     except StorageError:  # http:// has no lists
         return
     for name in listed:

@@ -2,11 +2,11 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from heapq import merge
 from operator import itemgetter
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -37,6 +37,7 @@ from pipeline.settings import SPLIT_NAMES, PipelineError, ReadSettings, SplitNam
 from pipeline.stamp import Stamp
 from shared.errors import DatasetError, StorageError
 from shared.io.stores.locations import file_system, is_url, local_path, open_binary, without_query, without_secrets
+from shared.io.stores.pages import objects_below
 from shared.io.stores.transient_errors import retried
 from shared.shards.index import index_name
 from shared.shards.manifest import MANIFEST_NAME, load_manifest
@@ -325,7 +326,7 @@ def _remote(url: str, search: Search) -> Iterator[Found | Path]:
     is_web = urlsplit(url).scheme in ("http", "https")
     folder, pattern = split_glob(url) if has_magic(url) and not is_web else (url.rstrip("/"), None)
     fs, base = file_system(folder)
-    fs.invalidate_cache()  # fsspec shares listings within a process: files added since the last one would be missing
+    fs.invalidate_cache()  # fsspec remembers within a process what it was told of files
     if pattern is None and (is_web or retried(lambda: fs.isfile(base))):
         address, mark, query = url.partition("?") if is_web else (url, "", "")
         root, _, name = address.rpartition("/")
@@ -338,30 +339,27 @@ def _remote(url: str, search: Search) -> Iterator[Found | Path]:
         yield Found(root, name, version, found, query=mark + query)
         return
     base = base.rstrip("/")
-    listing = retried(lambda: fs.find(base, detail=True))
-    fs.invalidate_cache()  # it would keep what is let go below
-    if not listing:
-        raise FileNotFoundError(url)
     wanted = Glob(pattern) if pattern is not None else EVERYTHING
-    if ours := _our_dataset((_relative(name, base) for name in listing), wanted):
-        where = folder if ours == "." else f"{folder}/{ours}"
-        raise PipelineError(f"{where}: one of our datasets; they are read from disks, so copy it first")
-    files = ListedFiles()
-    while listing:  # what a driver says of a file takes a kilobyte: it is let go one by one
-        name, info = listing.popitem()
-        relative = _relative(name, base)
+    files, ours, is_empty = ListedFiles(), _OurDatasets(wanted), True
+    for name, info in objects_below(fs, f"{base}/", retried):
+        relative, is_empty = _relative(name, base), False
+        ours.add(relative)
         # Some stores keep an object in place of a folder.
         if not relative or relative.endswith("/") or not wanted.chooses(relative):
             continue
-        above = PurePosixPath(relative).parents[:-1]
         used = search.left_out.globs
-        reasons = (folder_left_out(folder.as_posix(), search.reading, used) for folder in above)
+        reasons = (folder_left_out(above, search.reading, used) for above in _folders(relative))
         if reason := next(filter(None, reasons), None) or file_left_out(relative, search.reading, used):
             search.left_out.add(reason, relative)
         elif not _is_utf8(relative):
             search.left_out.add(_NOT_UTF8, relative)
         else:
             files.add(relative, stamp_of(info))
+    if is_empty:
+        raise FileNotFoundError(url)
+    if (found_ours := ours.first) is not None:
+        where = folder if found_ours == "." else f"{folder}/{found_ours}"
+        raise PipelineError(f"{where}: one of our datasets; they are read from disks, so copy it first")
     entries = search.chosen(folder, files, wanted)
     yield from entries if pattern is None else _required(url, entries, search.left_out)
 
@@ -370,17 +368,31 @@ def _relative(path: str, base: str) -> str:
     return path.removeprefix(base).lstrip("/")
 
 
-def _our_dataset(paths: Iterable[str], wanted: Glob) -> str | None:
-    """The folder of one of our datasets among remote files of which a shard is wanted, by its manifest and indexes."""
-    indexed, folders = set[str](), set[str]()
-    for path in paths:
+def _folders(path: str) -> Iterator[str]:
+    """Those that a file lies in, from its own up. Not by pathlib, which makes a table of all names that it sees."""
+    while path := path.rpartition("/")[0]:
+        yield path
+
+
+class _OurDatasets:
+    """Our own datasets among remote files, by their manifests and indexes: folders of which a shard is wanted."""
+
+    def __init__(self, wanted: Glob) -> None:
+        self._wanted = wanted
+        self._indexed, self._manifests = set[str](), set[str]()
+
+    def add(self, path: str) -> None:
         folder, _, name = path.rpartition("/")
-        if name.endswith(index_name("")):
-            if wanted.chooses(path) or wanted.chooses(path.removesuffix(index_name(""))):
-                indexed.add(folder)
-        elif name == MANIFEST_NAME:
-            folders.add(folder)
-    return next((folder or "." for folder in sorted(folders & indexed)), None)
+        if name == MANIFEST_NAME:
+            self._manifests.add(folder)
+        elif name.endswith(index_name("")) and any(
+            map(self._wanted.chooses, (path, path.removesuffix(index_name(""))))
+        ):
+            self._indexed.add(folder)
+
+    @property
+    def first(self) -> str | None:
+        return next((folder or "." for folder in sorted(self._manifests & self._indexed)), None)
 
 
 def _required(text: str, found: Iterator[T], left_out: LeftOut) -> Iterator[T]:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import cached_property
-from pathlib import PurePosixPath
 
 ANY_FOLDERS = "**"
 
@@ -79,7 +78,7 @@ class Glob:
     def chooses(self, relative: str) -> bool:
         """Whether a path matches, or a folder above it."""
         place = self.start
-        for name in PurePosixPath(relative).parts:
+        for name in filter(None, relative.split("/")):
             place = self.step(place, name)
         return self.matches(place)
 

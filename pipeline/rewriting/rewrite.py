@@ -278,7 +278,7 @@ def _rewrite_on_store(out: str, request: dict[str, Any], make: Callable[[], Rewr
     store, content = UrlStore(out), _written(request).encode()
     probe(store)
     with leased(store) as lease, scratch("rewrite") as unfinished:
-        listed = store.products()
+        listed = dict(store.products())
         for key in (REQUEST_FILE, f"{UNFINISHED}/{REQUEST_FILE}"):
             if key in listed:
                 _require_same(store.where, _stored_request(store, key), request)

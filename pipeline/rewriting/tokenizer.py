@@ -51,7 +51,7 @@ def _on_store(dataset: Dataset, vocabulary: int, store: Store) -> tuple[Tokenize
     """The same on a store: the tokenizer is made in a folder of this process, what made it is uploaded last."""
     probe(store)
     with leased(store), scratch("tokenizer") as folder:
-        if there := [*store.products()]:
+        if there := [key for key, _ in store.products()]:
             if MADE_BY_FILE in there:
                 for file in (TOKENIZER_FILE, MADE_BY_FILE):
                     store.download(file, folder / file)

@@ -155,7 +155,7 @@ class _StorePlace(Place):
     def __init__(self, job: Job, store: Store, lease: StoreLease) -> None:
         super().__init__(job)
         self._store, self._lease = store, lease
-        self._listed = _Listed(entry for name in SPLIT_NAMES for entry in store.list(f"{name}/").items())
+        self._listed = _Listed(entry for name in SPLIT_NAMES for entry in store.entries(f"{name}/"))
         manifests = (key for name in SPLIT_NAMES if self.has(key := f"{name}/{MANIFEST_NAME}", None))
         for key in (RUN_FILE, *manifests):
             with suppress(FileNotFoundError):
@@ -165,7 +165,7 @@ class _StorePlace(Place):
         with suppress(FileNotFoundError):  # of a run that no worker was ready for
             read_run(job.out / RUN_FILE).with_numerics(begun(store).numerics).save(job.out)
         # A driver that was killed in the middle leaves the table of files, which is written before the run's file.
-        if not (job.out / RUN_FILE).exists() and not all(map(TABLE_NAME.fullmatch, store.products())):
+        if not (job.out / RUN_FILE).exists() and any(not TABLE_NAME.fullmatch(key) for key, _ in store.products()):
             raise PipelineError(f"--out {store.where} is not empty and holds no run; give a new place")
         self.pull(MARKERS)
 
@@ -180,7 +180,7 @@ class _StorePlace(Place):
             self._store.publish(self.job.out / table, table, table_sha256(table))
             self._store.write_once(RUN_FILE, run.with_numerics(None).summary())
             # Tables of starts that were killed before they wrote the run's file.
-            others = (key for key in self._store.list("") if key != table)
+            others = (key for key, _ in self._store.entries() if key != table)
             self._store.remove(sorted(filter(TABLE_NAME.fullmatch, others)))
 
     def begin(self, run: RunFile) -> None:
@@ -199,7 +199,7 @@ class _StorePlace(Place):
 
     def pull(self, folder: str) -> None:
         out = self.job.out
-        keys = (key for key in self._store.list(f"{folder}/") if not (out / key).exists())
+        keys = (key for key, _ in self._store.entries(f"{folder}/") if not (out / key).exists())
         at_once(lambda key: self._store.download(key, out / key), keys)
 
     def fetch(self, path: str) -> None:

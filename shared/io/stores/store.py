@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +28,7 @@ from shared.io.display.log import LOG
 from shared.io.files.atomic import atomic_file, naming, sync
 from shared.io.files.json_reader import read_bounded
 from shared.io.stores.locations import file_system, without_secrets
+from shared.io.stores.pages import objects_below
 from shared.io.stores.transient_errors import is_transient, status_of
 
 SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
@@ -90,17 +92,21 @@ class Store(ABC):
         """Of an object as it is read now. Raises FileNotFoundError."""
 
     @abstractmethod
-    def list(self, prefix: str = "") -> dict[str, Entry]:
-        """The objects below a prefix, which ends at a "/" of their keys, or is empty."""
+    def entries(self, prefix: str = "") -> Iterator[tuple[str, Entry]]:
+        """Key of each object that begins with a prefix, which is empty or ends at a "/", and what is said of it."""
 
     @abstractmethod
     def remove(self, keys: Iterable[str]) -> None:
         """Remove objects; those that are not there are none."""
 
-    def products(self) -> dict[str, Entry]:
+    def list(self, prefix: str = "") -> dict[str, Entry]:
+        """The same at once, of objects that are not too many to be held."""
+        return dict(self.entries(prefix))
+
+    def products(self) -> Iterator[tuple[str, Entry]]:
         """All objects but those with which drivers look after themselves."""
         own = tuple(f"{folder}/" for folder in (PROBES, CLOCKS, LEASES))
-        return {key: entry for key, entry in self.list().items() if not key.startswith(own)}
+        return (found for found in self.entries() if not found[0].startswith(own))
 
     def url(self, key: str) -> str:
         """An object, for messages."""
@@ -179,15 +185,13 @@ class LocalStore(Store):
         with (self.folder / key).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    def list(self, prefix: str = "") -> dict[str, Entry]:
-        found = {}
+    def entries(self, prefix: str = "") -> Iterator[tuple[str, Entry]]:
         for folder, _, names in os.walk(self.folder / prefix):
             for name in names:
                 path = Path(folder) / name
                 with suppress(FileNotFoundError):  # removed meanwhile
                     status = path.stat()
-                    found[path.relative_to(self.folder).as_posix()] = Entry(status.st_size, status.st_mtime)
-        return found
+                    yield path.relative_to(self.folder).as_posix(), Entry(status.st_size, status.st_mtime)
 
     def remove(self, keys: Iterable[str]) -> None:
         for path in (self.folder / key for key in keys):
@@ -259,23 +263,13 @@ class UrlStore(Store):
 
         return self._tried(key, read)
 
-    def list(self, prefix: str = "") -> dict[str, Entry]:
-        def found() -> dict[str, Any]:
-            self._fs.invalidate_cache()
-            try:
-                return dict(self._fs.find(self._path(prefix).rstrip("/"), detail=True))
-            except FileNotFoundError:  # some drivers say so of a prefix that no key has
-                return {}
-
-        listed, entries = self._tried(prefix, found), dict[str, Entry]()
-        self._fs.invalidate_cache()
-        while listed:  # what a driver says of an object takes a kilobyte: it is let go one by one
-            path, info = listed.popitem()
-            key = path.removeprefix(self._root).lstrip("/")
-            # Some stores keep folders, and drivers list the one that was asked about when nothing is in it.
-            if key and key.startswith(prefix):
-                entries[key] = _entry(info)
-        return dict(reversed(entries.items()))
+    def entries(self, prefix: str = "") -> Iterator[tuple[str, Entry]]:
+        with suppress(FileNotFoundError):  # some drivers say so of a prefix that no key has
+            for path, info in objects_below(self._fs, self._path(prefix), partial(self._tried, prefix)):
+                key = path.removeprefix(self._root).lstrip("/")
+                # Some stores keep folders, and drivers list the one that was asked about when nothing is in it.
+                if key and key.startswith(prefix):
+                    yield key, _entry(info)
 
     def remove(self, keys: Iterable[str]) -> None:
         for key in keys:
