@@ -40,7 +40,7 @@ from trainer.data.sampling.cursor import first_cursor
 from trainer.data.sampling.schedule import Mixing
 
 PATCHING = PatchingSettings(rule="space", max_length=64)
-MEAN_BYTES, SHARDS, TOKENS, LANES = (4000, 1000, 250), 4, 16384, 64
+MEAN_BYTES, SHARDS, TOKENS, LANES, RANKS = (4000, 1000, 250), 4, 16384, 64, (8, 64, 512)
 PEERS = """
 import sys, time
 import datasets, torch, webdataset
@@ -130,6 +130,23 @@ def load(dataset: Dataset, what: str, batches: bool) -> float:
     return report(what, began, text)
 
 
+def one_of_many(dataset: Dataset) -> None:
+    """What one process builds as a rank of R, which plans the packs of all; and what the state after a step costs."""
+    limits = pack_limits(dataset.manifest, TOKENS)
+    for ranks in RANKS:
+        packs = iter(loader := PackLoader(dataset, limits, max(ranks, 8), streams=LANES, ranks=ranks))
+        for _ in range(16):
+            next(packs)
+        began, text = time.process_time(), 0
+        for _ in range(max(1024 // ranks, 16)):
+            text += int(next(packs).slice_text.sum())
+        report(f"packs of one of {ranks} ranks", began, text)
+    began = time.process_time()
+    for _ in range(100):
+        loader.cursor.model_dump_json()
+    print(f"{'the state after a step, as it is saved':<46} {(time.process_time() - began) * 1e4:8.0f} us")
+
+
 def deliver(dataset: Dataset, what: str) -> None:
     """Two passes as tensors in this process, built by one worker; shards are checked in the first.
 
@@ -189,6 +206,7 @@ def main() -> None:
             plan(arrow)
             packed = load(arrow, "packs, zstd Arrow", batches=False)
             load(arrow, "packs and batches, zstd Arrow", batches=True)
+            one_of_many(arrow)
             deliver(arrow, "zstd Arrow")
             for what in ("streaming", "map") if options.datasets else ():
                 peer(options.datasets, what, arrow, mean)
