@@ -7,9 +7,11 @@ to CACHE_BYTES of them.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import groupby
+from operator import itemgetter
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -166,32 +168,32 @@ class SliceReader:
 
     def pieces(self, slices: Slices, patched: bool) -> Pieces:
         """What slices hold. Raises DatasetError that names shard and document where the data is damaged."""
-        # One loop of few steps, and bytes in place of small arrays: packs of short documents have hundreds of slices.
-        text: list[bytes | memoryview] = []
+        # Views of bytes in place of small arrays, and few steps for each: packs of short documents have hundreds.
+        number, shard, batch, row, low, high, first, last = self._row_parts(slices).tolist()
+        keys = list(zip(shard, batch))
+        held = {key: self._batches[key] for key in dict.fromkeys(keys)}
+        texts = {key: columns.texts.views for key, columns in held.items()}
+        text: list[bytes | memoryview] = [
+            buffer[begins[place] + start : begins[place] + stop]
+            for (buffer, begins), place, start, stop in zip(map(texts.__getitem__, keys), row, low, high)
+        ]
+        for marked in np.flatnonzero(~slices.documents.plain[number]).tolist():
+            text[marked] = bytes(high[marked] - low[marked])
         lengths: list[bytes | memoryview] = []
-        plain, starts = slices.documents.plain.tolist(), slices.starts.tolist()
-        batches: dict[tuple[int, int], BatchColumns] = {}
-        previous = -1
-        for number, shard, batch, row, low, high, first, last in self._row_parts(slices).T.tolist():
-            columns = batches.get((shard, batch))
-            if columns is None:
-                columns = batches[shard, batch] = self._batches[shard, batch]
-            if number != previous:
-                text.append(SPECIAL_BYTE)
-                if starts[number]:
-                    lengths.append(SPECIAL_PATCH)
-                previous = number
-            if plain[number]:
-                buffer, begins = columns.texts.views
-                text.append(buffer[begins[row] + low : begins[row] + high])
-            else:
-                text.append(bytes(high - low))
-            if patched:
-                if columns.lengths is None:
-                    raise self.damaged(Place(shard, batch, row), "no patch lengths")
-                buffer, begins = columns.lengths.views
-                lengths.append(buffer[begins[row] + 2 * first : begins[row] + 2 * last])
-        found = bytearray().join(text), bytearray().join(lengths)
+        if patched:
+            for key in [key for key, columns in held.items() if columns.lengths is None][:1]:
+                raise self.damaged(Place(*key, row[keys.index(key)]), "no patch lengths")
+            stored = {key: columns.lengths.views for key, columns in held.items() if columns.lengths is not None}
+            lengths += [
+                buffer[begins[place] + 2 * start : begins[place] + 2 * stop]
+                for (buffer, begins), place, start, stop in zip(map(stored.__getitem__, keys), row, first, last)
+            ]
+        if len(number) > len(slices.starts):
+            text, lengths = _by_slice(number, text), _by_slice(number, lengths)
+        if patched:
+            for continued in np.flatnonzero(slices.starts).tolist():
+                lengths[continued] = SPECIAL_PATCH + lengths[continued]
+        found = bytearray(SPECIAL_BYTE).join([b"", *text]), bytearray().join(lengths)
         return Pieces(np.frombuffer(found[0], np.uint8), np.frombuffer(found[1], "<u2"))
 
     def _row_parts(self, slices: Slices) -> np.ndarray:
@@ -370,6 +372,11 @@ class SliceReader:
     def damaged(self, place: Place, problem: str) -> DatasetError:
         """The error that names the shard and the document of a row."""
         return damaged_row(self._source, self._batches, place, problem)
+
+
+def _by_slice(number: list[int], parts: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
+    """One for each slice, of the parts of its rows; their slices, int [K], ascend."""
+    return [b"".join(part for _, part in own) for _, own in groupby(zip(number, parts), itemgetter(0))]
 
 
 Batches = Recent[tuple[int, int], BatchColumns]
