@@ -13,6 +13,7 @@ from helpers.pack_examples import make_dataset, pack_digest, random_dataset, ran
 from shared.errors import ConfigError, DatasetError, IdentityError
 from shared.shards.dataset import Dataset
 from shared.shards.open import open_dataset
+from shared.shards.runs import ROW_BITS
 from trainer.data.documents import Documents, gather_documents
 from trainer.data.loader import TOGETHER, PackDataset, PackLoader, WorkerError, stateful_loader
 from trainer.data.packing import planner
@@ -212,6 +213,23 @@ def test_damage_found_by_a_worker_is_one_error_that_names_the_file(tmp_path: Pat
     with pytest.raises(DatasetError, match=r"shard-00001.arrow is damaged"):
         for _, _pack in zip(range(40), PackLoader(open_dataset(tmp_path), LIMITS, G, workers=workers)):
             pass
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_packs_before_a_damaged_one_arrive(tmp_path: Path, workers: int) -> None:
+    """Also where it was to be built with them; of unpatched ones planning reads no documents."""
+    rows = random_documents(1, 400)
+    whole = make_dataset(tmp_path, [rows[:396], rows[396:]])
+    limits = PackLimits(64, None)
+    intact = list(islice(PackLoader(whole, limits, G, seed=1), 80))
+    before = [bool((pack.document >> ROW_BITS == 1).any()) for pack in intact].index(True)
+    assert before % TOGETHER > 0
+    damaged = tmp_path / "shard-00001.arrow"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    found = list[Pack]()
+    with pytest.raises(DatasetError, match=r"shard-00001\.arrow is damaged"):
+        found.extend(PackLoader(open_dataset(tmp_path), limits, G, seed=1, workers=workers))
+    assert digests(found) == digests(intact[:before])
 
 
 def test_an_index_that_does_not_fit_its_rows_names_shard_and_document(dataset: Dataset, monkeypatch) -> None:
