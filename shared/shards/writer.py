@@ -25,9 +25,8 @@ whole batch to get at one document, so larger batches cost it time and memory; s
 BATCH_ROWS = 2**14
 """And at most this many rows, however short: what is held per row would otherwise outweigh the text."""
 PACKED_BYTES = 2**16
-"""Of text and metadata in a batch that several subsets share. Their documents are wanted at different times, and each
-time the whole batch is decompressed: with 5,000 subsets in every shard of 64 MB, batches of BATCH_BYTES are decoded
-twenty times over, these one and a half times. Such text compresses a twelfth worse."""
+"""Of text and metadata in a batch that several subsets share. Where they have weights of their own, their documents are
+wanted at different times, and each time the whole batch is decompressed. Such text compresses a twelfth worse."""
 HELD_BYTES, HELD_ROWS = 64 * BATCH_BYTES, 16 * BATCH_ROWS
 """Of text and metadata, and rows, that the open batches of all subsets hold together at most, but for one document."""
 SUFFIXES: dict[ShardFormat, str] = {"arrow": ".arrow", "webdataset": ".tar"}

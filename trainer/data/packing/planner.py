@@ -16,7 +16,7 @@ from trainer.data.documents import NO_DOCUMENTS, Document, Documents, gather_doc
 from trainer.data.packing.limits import PackLimits
 from trainer.data.packing.slices import Cut, SliceReader, Slices
 from trainer.data.sampling.cursor import Cursor, CursorChange, CursorState
-from trainer.data.sampling.schedule import ENDLESS, Mixing, Schedule, document_ends, document_rates
+from trainer.data.sampling.schedule import ENDLESS, Mixing, Schedule, document_ends, pass_speeds, passes_over
 from trainer.data.sampling.streams import SubsetStreams
 from trainer.data.source import Source
 
@@ -128,29 +128,26 @@ class Planner:
         Raises DatasetError when the data is damaged or empty.
         """
         require_documents(source)
-        names, totals = source.subset_names, source.subsets.values()
-        documents, text, targets = (
-            np.array([getattr(subset, key) for subset in totals], np.int64) for key in ("documents", "bytes", "targets")
-        )
-        rates = document_rates(documents, text, mixing.weights, names)
-        if not targets[rates > 0].any():
+        names, passes = source.subset_names, passes_over(source)
+        targets = np.array([totals.targets for totals in source.subsets.values()], np.int64)
+        speeds = pass_speeds(passes.documents, passes.text, mixing.weights, names)
+        if not targets[speeds > 0].any():
             raise ConfigError("the data has nothing to learn: the loss of all its spans is off")
-        ends = document_ends(documents, mixing.repeats, names)
-        lasting = (rates > 0) & (ends == ENDLESS)
+        ends = document_ends(passes.documents, mixing.repeats, names)
+        lasting = (speeds > 0) & (ends == ENDLESS)
         if lasting.any() and not targets[lasting].any():
             raise ConfigError(
                 "data.repeats ends every subset with anything to learn, others go on for ever; end them too"
             )
         self._source, self._reader, self._limits = source, reader, limits
-        self._schedule = Schedule(rates, cursor.seed, ends)
         self._state = CursorState(cursor, names)
         """After the packs planned so far; of subsets, up to what is counted of the documents at hand."""
-        self._streams = SubsetStreams(source, cursor.seed, self._state.positions())
-        self._scheduled = self._state.subsets[:, 4].copy()
+        schedule = Schedule(speeds, passes, cursor.seed, ends)
+        self._streams = SubsetStreams(source, schedule, cursor.seed, self._state.subsets)
         self._changed: tuple[list[np.ndarray], list[int]] = [], []
         """Subsets and pack streams that have moved since `change` was last asked."""
         self._position = self._counted = 0
-        self._upcoming, self._after = Upcoming(NO_DOCUMENTS), np.zeros((0, 4), np.int64)
+        self._upcoming, self._after = Upcoming(NO_DOCUMENTS), np.zeros((0, 5), np.int64)
         self._open = [
             self._begun(document, offset) if offset else None for document, offset in self._state.streams.tolist()
         ]
@@ -212,11 +209,7 @@ class Planner:
 
     def shards_ahead(self) -> list[int]:
         """Shards that are needed next, each once, subset by subset in the order of their use."""
-        lasting = self._scheduled < self._schedule.ends
-        shards: list[int] = self._streams.shards_ahead(
-            [subset for subset in self._schedule.subsets.tolist() if lasting[subset]]
-        ).tolist()
-        return shards
+        return self._streams.shards_ahead()
 
     def _turn(self) -> int:
         """The stream of the next pack; when no more documents begin, the next one that has something left."""
@@ -241,21 +234,18 @@ class Planner:
         used = slice(self._counted, self._position)
         subsets = self._upcoming.documents.subset[used]
         if len(subsets):
-            self._state.subsets[subsets, :4] = self._after[used]  # of several documents of a subset the last one counts
-            self._state.subsets[:, 4] += np.bincount(subsets, minlength=len(self._scheduled))
+            self._state.subsets[subsets] = self._after[used]  # of several documents of a subset the last one counts
             self._changed[0].append(subsets)
             self._counted = self._position
 
     def _extend(self, tokens: int) -> None:
         """Schedule more documents, until those at hand have more than so many inputs or none is left."""
         while self._upcoming.tokens_from(self._position) <= tokens:
-            subsets = self._schedule.following(self._scheduled, BLOCK)
+            subsets, references, after = self._streams.following(BLOCK)
             if not len(subsets):
                 break
             self._count()
-            references, after = self._streams.take(subsets)
             documents = gather_documents(self._source, references, subsets)
-            self._scheduled += np.bincount(subsets, minlength=len(self._scheduled))
             waiting = self._upcoming.documents.values[:, self._position :]
             self._after = np.concatenate([self._after[self._position :], after])
             self._upcoming = Upcoming(Documents(np.concatenate([waiting, documents.values], axis=1)))

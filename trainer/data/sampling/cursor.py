@@ -11,7 +11,6 @@ from shared.io.files.identity import differences, in_short
 from shared.settings import Settings
 from shared.shards.dataset import Dataset
 from trainer.data.mixture import Mixture
-from trainer.data.sampling.streams import Position
 
 
 class PackStream(Settings):
@@ -79,10 +78,6 @@ class CursorState:
         """int64 [S, 5]: the SubsetCursor of each subset."""
         self.streams = np.array([(one.document, one.offset) for one in cursor.streams], np.int64)
         """int64 [L, 2]: document and offset of each stream."""
-
-    def positions(self) -> list[Position]:
-        """Where the stream of each subset stands."""
-        return [Position(*row) for row in self.subsets[:, :4].tolist()]
 
     def apply(self, change: CursorChange) -> None:
         """Move on by a step."""

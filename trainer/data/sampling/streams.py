@@ -4,30 +4,28 @@ In a pass the shards of a dataset are taken in a random order, SHARDS of them at
 has in the shards of a group are put in a random order of their record batches, and the documents of some runs that
 follow one another, a window, are shuffled together. Windows cross neither groups nor passes, so every document of the
 subset is in each pass once (law 4). Groups and the order of batches are the same for all subsets of a dataset, so that
-subsets which share batches meet them together.
+subsets which share batches meet them together. A schedule says when each window comes, and the streams are merged.
 
 Nothing of this is stored but the references of the documents in the windows in use: each order is a pure function of
 seed, pass and number (law 9).
 """
 
+import math
 from collections import OrderedDict
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from shared.errors import DatasetError, IdentityError
-from shared.randomness import Permutation, mixed, shuffled, stream_key
+from shared.randomness import Permutation, shuffled, stream_key, uniform
 from shared.shards.runs import ROW_BITS, Runs
+from trainer.data.sampling.schedule import WINDOW_BYTES, Passes, Schedule
 from trainer.data.source import Source
 
 SHARDS = 64
 """Shards of a group; as many must be at hand, where data is too large to be kept whole."""
 MOST_RUNS = 8
 """Of a window at most; the record batches of as many must be decoded at a time."""
-WINDOW_BYTES = 2**27
-"""Of the windows of all subsets together, decoded: half of the cache of record batches, since subsets do not move on to
-their next windows all at once."""
 FEW_RUNS = 2**14
 """A subset of at most so many finds its groups from its runs, another one from the shards of each group."""
 GROUPS_HELD = 8
@@ -64,6 +62,11 @@ class ShardOrder:
                 self._held.popitem(last=False)
         return self._held[number, group]
 
+    def moments(self, group: int, places: np.ndarray) -> np.ndarray:
+        """float64 [N]: when a pass comes to these places [N] of a group, from 0 to 1 for the whole group."""
+        first, after = group * SHARDS, min((group + 1) * SHARDS, self._shards)
+        return np.asarray((first + places * (after - first)) / self._shards)
+
     def groups_of(self, number: int, shards: np.ndarray) -> np.ndarray:
         """int64 [N]: the group in pass ``number`` of each of these shards [N]."""
         return self._permutation(number).inverse(shards) // SHARDS
@@ -92,13 +95,18 @@ def first_group(runs: Runs, order: ShardOrder, number: int, group: int) -> tuple
         number, group = number + 1, 0
 
 
-def runs_of_group(runs: Runs, order: ShardOrder, number: int, group: int, seed: int) -> np.ndarray:
-    """int64: which runs of a subset are in the shards of a group of pass ``number``, in the order of that pass."""
+def runs_of_group(runs: Runs, order: ShardOrder, number: int, group: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which runs of a subset are in the shards of a group of pass ``number``, in the order of that pass.
+
+    int64 [N], and float64 [N]: the place of the record batch of each among those of the group, in [0, 1).
+    """
     shards = order.group(number, group)
     first, after = np.searchsorted(runs.shard, shards), np.searchsorted(runs.shard, shards, side="right")
     chosen = ragged_range(first, after - first)
     batches = (runs.shard[chosen].astype(np.int64) << ROW_BITS) + runs.batch[chosen]
-    return chosen[np.argsort(mixed(batches, stream_key(seed, "batches", number)), kind="stable")]
+    places = uniform(batches, stream_key(seed, "batches", number))
+    by_place = np.argsort(places, kind="stable")
+    return chosen[by_place], places[by_place]
 
 
 def ragged_range(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -130,122 +138,176 @@ def documents_of(source: Source, runs: Runs, chosen: np.ndarray) -> np.ndarray:
     return np.concatenate(found)
 
 
-def runs_in_a_window(source: Source) -> int:
+def runs_in_a_window(passes: Passes) -> int:
     """How many runs make a window: as many as keep the decoded batches of all subsets' windows below WINDOW_BYTES.
 
     Subsets that share batches move through them together, so the share of a batch that a run is counts.
     """
-    size = 0.0
-    for subset, totals in enumerate(source.subsets.values()):
-        decoded = totals.bytes + 2 * (totals.patches + totals.documents)
-        size += decoded / max(len(source.runs(subset)), 1)
+    size = math.fsum((passes.decoded / np.maximum(passes.runs, 1)).tolist())
     return min(max(int(WINDOW_BYTES / max(size, 1.0)), 1), MOST_RUNS)
 
 
-class SubsetStreams:
-    """The streams of S subsets, each from a position on."""
+class Merged(NamedTuple):
+    """The next K documents of all streams together, in the order of their times."""
 
-    def __init__(self, source: Source, seed: int, positions: Sequence[Position]) -> None:
-        self._source, self._seed = source, seed
-        self._runs_in_a_window = runs_in_a_window(source)
+    subsets: np.ndarray
+    """int64 [K]."""
+    references: np.ndarray
+    """int64 [K]."""
+    after: np.ndarray
+    """int64 [K, 5]: the position of its subset's stream after each, and the documents that it has given in all."""
+
+
+NOTHING = Merged(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 5), np.int64))
+
+
+class SubsetStreams:
+    """The streams of S subsets, each from a position on, merged by a schedule."""
+
+    def __init__(self, source: Source, schedule: Schedule, seed: int, begun: np.ndarray) -> None:
+        """begun int64 [S, 5]: the position of each stream, and the documents that it has given in all."""
+        self._source, self._schedule, self._seed = source, schedule, seed
+        self._runs_in_a_window = runs_in_a_window(schedule.passes)
         self._orders: dict[int, ShardOrder] = {}
         """Of each dataset, by the number of its first shard."""
-        self._positions = list(positions)
-        self._windows: list[np.ndarray | None] = [None] * len(self._positions)
+        self._begun = begun.copy()
+        self._windows: list[np.ndarray | None] = [None] * len(begun)
         """int64 of each subset: references of the documents of its window; None before it is first drawn from."""
-        self._ahead: dict[int, tuple[tuple[int, int, int], np.ndarray]] = {}
+        self._sizes = np.zeros(len(begun), np.int64)
+        """int64 [S]: documents of the windows."""
+        self._spans = np.zeros((len(begun), 2))
+        """float64 [S, 2]: between which moments of the passes, such as 2.25 and 2.5, each window is spread."""
+        self._ahead: dict[int, np.ndarray] = {}
+        self._ahead_groups = np.full((len(begun), 2), -1)
+        """int64 [S, 2]: the pass and the group for which that was found."""
+        self._all_ahead: list[int] = []
 
-    def take(self, subsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The next documents of the streams, one of each of these subsets int64 [K] in their order.
+    def following(self, count: int) -> Merged:
+        """About ``count`` next documents, at least one unless all subsets have ended.
 
-        Returns references int64 [K], and int64 [K, 4]: the position of its subset's stream after each. Raises
-        DatasetError, and IdentityError for a position that this data does not have.
+        Raises DatasetError, and IdentityError for a position that this data does not have.
         """
-        order = np.argsort(subsets, kind="stable")
-        codes, counts = np.unique(subsets, return_counts=True)
-        documents: list[np.ndarray] = [np.zeros(0, np.int64)]
-        heads: list[tuple[int, int, int, int, int]] = []
-        for subset, count in zip(codes.tolist(), counts.tolist()):
-            while count:
-                position = self._positions[subset]
-                window = self._windows[subset]
-                if window is None or position.used == len(window):
-                    position, window = self._enter(subset)
-                piece = window[position.used : position.used + count]
-                documents.append(piece)
-                heads.append((*position, len(piece)))
-                count -= len(piece)
-                self._positions[subset] = position._replace(used=position.used + len(piece))
-        found, after = np.empty(len(subsets), np.int64), np.empty((len(subsets), 4), np.int64)
-        found[order] = np.concatenate(documents)
-        pieces = np.array(heads, np.int64).reshape(-1, 5)
-        positions = np.repeat(pieces[:, :4], pieces[:, 4], axis=0)
-        positions[:, 3] = ragged_range(pieces[:, 3] + 1, pieces[:, 4])
-        after[order] = positions
-        return found, after
+        subsets = self._entered(self._schedule.subsets)
+        if not len(subsets):
+            return NOTHING
+        horizon = self._times(subsets, *self._begun[subsets, 3:].T).min() + self._schedule.duration(subsets, count)
+        found, times = [NOTHING], [np.zeros(0)]
+        while len(subsets):
+            piece, own = self._before(horizon, subsets)
+            found.append(piece)
+            times.append(own)
+            # Where a window ends before the horizon, the next one may begin before it, too.
+            subsets = self._entered(subsets[self._begun[subsets, 3] == self._sizes[subsets]])
+        subset, references, after = (np.concatenate(values) for values in zip(*found))
+        order = np.lexsort((subset, np.concatenate(times)))
+        return Merged(subset[order], references[order], after[order])
 
-    def shards_ahead(self, subsets: Sequence[int]) -> np.ndarray:
-        """int64: shards of the rest of the groups that these subsets are in and of their next ones, each once.
+    def _entered(self, subsets: np.ndarray) -> np.ndarray:
+        """int64: those of these subsets that have not ended, each in a window with documents left."""
+        subsets = subsets[self._begun[subsets, 4] < self._schedule.ends[subsets]]
+        for subset in subsets[self._begun[subsets, 3] >= self._sizes[subsets]].tolist():
+            self._enter(subset)
+        return subsets
 
-        In the order of their first use in each subset's stream, one subset after the other.
-        """
-        ahead = [self._shards_ahead(subset) for subset in subsets]
-        shards = np.concatenate([np.zeros(0, np.int64), *ahead])
-        _, first = np.unique(shards, return_index=True)
-        return shards[np.sort(first)]
+    def _before(self, horizon: float, subsets: np.ndarray) -> tuple[Merged, np.ndarray]:
+        """What windows of subsets [N] have left before a moment, subset by subset, and the times of it float64 [K]."""
+        used, sampled = self._begun[subsets, 3:].T
+        (begins, ends), sizes = self._spans[subsets].T, self._sizes[subsets]
+        elapsed = np.ones(len(subsets))
+        np.divide(horizon * self._schedule.speeds[subsets] - begins, ends - begins, out=elapsed, where=ends > begins)
+        # A document or two beyond it: their times decide, which are rounded in another way.
+        most = np.minimum(elapsed.clip(0, 1) * sizes + 2, sizes).astype(np.int64)
+        ahead = np.maximum(most - used, 0)
+        which, turn = np.repeat(np.arange(len(subsets)), ahead), ragged_range(np.zeros_like(ahead), ahead)
+        times = self._times(subsets[which], used[which] + turn, sampled[which] + turn)
+        near = times < horizon
+        which, turn, times = which[near], turn[near], times[near]
+        taken = np.bincount(which, minlength=len(subsets))
+        references = [NOTHING.references]
+        some = taken.nonzero()[0]
+        for subset, first, count in zip(subsets[some].tolist(), used[some].tolist(), taken[some].tolist()):
+            window = self._windows[subset]
+            assert window is not None
+            references.append(window[first : first + count])
+        after = self._begun[subsets[which]]
+        after[:, 3:] += turn[:, None] + 1
+        self._begun[subsets, 3:] += taken[:, None]
+        return Merged(subsets[which], np.concatenate(references), after), times
 
-    def _shards_ahead(self, subset: int) -> np.ndarray:
-        position = self._positions[subset]
-        window = self._windows[subset]
-        if window is None or position.used == len(window):
-            position, _ = self._enter(subset)
-            self._positions[subset] = position
-        held = self._ahead.get(subset)
-        if held is None or held[0] != position[:3]:
-            runs = self._source.runs(subset)
-            order = self._order(runs)
-            number, group = first_group(runs, order, position.number, position.group + 1)
-            now = runs_of_group(runs, order, position.number, position.group, self._seed)
-            then = runs_of_group(runs, order, number, group, self._seed)
-            chosen = np.concatenate([now[position.window * self._runs_in_a_window :], then])
-            shards = runs.shard[chosen]
-            _, first = np.unique(shards, return_index=True)
-            held = position[:3], shards[np.sort(first)].astype(np.int64) + runs.first_shard
-            self._ahead[subset] = held
-        return held[1]
+    def _times(self, subsets: np.ndarray, used: np.ndarray, sampled: np.ndarray) -> np.ndarray:
+        """float64 [K]: when documents come: number ``used`` of the windows of subsets [K], ``sampled`` of all."""
+        begins, ends = self._spans[subsets].T
+        spread = (used + self._schedule.jitter(subsets, sampled)) / self._sizes[subsets]
+        return np.asarray((begins + (ends - begins) * spread) / self._schedule.speeds[subsets])
 
-    def _enter(self, subset: int) -> tuple[Position, np.ndarray]:
+    def _enter(self, subset: int) -> None:
         """Enter the window of a subset's position, or the next one where that is used up."""
-        position, runs = self._positions[subset], self._source.runs(subset)
-        order = self._order(runs)
+        begun, runs = Position(*self._begun[subset, :4].tolist()), self._source.runs(subset)
+        order, position = self._order(runs), begun
         if position.group >= order.groups:
-            raise _not_here(position)
-        if (window := self._windows[subset]) is not None and position.used == len(window):
+            raise _not_here(begun)
+        if self._windows[subset] is not None:
             position = position._replace(window=position.window + 1, used=0)
         while True:
-            found = self._documents(runs, order, position)
-            if position.used > len(found):
-                raise _not_here(position)
-            if position.used < len(found):
-                self._windows[subset] = found
-                self._positions[subset] = position
-                return position, found
-            if len(found):
+            chosen, places = runs_of_group(runs, order, position.number, position.group, self._seed)
+            first = position.window * self._runs_in_a_window
+            after = min(first + self._runs_in_a_window, len(chosen))
+            window = self._shuffled(runs, chosen[first:after], position.number)
+            if position.used > len(window):
+                raise _not_here(begun)
+            if position.used < len(window):
+                break
+            if len(window):
                 position = position._replace(window=position.window + 1, used=0)
             else:
-                number, group = first_group(runs, order, position.number, position.group + 1)
-                position = Position(number, group)
+                position = Position(*first_group(runs, order, position.number, position.group + 1))
+        documents = int(self._schedule.passes.documents[subset])
+        first_document = int(self._begun[subset, 4]) - position.used
+        if not 0 <= first_document - position.number * documents <= documents - len(window):
+            raise _not_here(begun)
+        places = order.moments(position.group, np.append(places, 1.0)[[first, after - 1, after]]).tolist()
+        span = self._schedule.span(subset, first_document, len(window), places)
+        self._begun[subset, :4] = position
+        self._windows[subset], self._sizes[subset] = window, len(window)
+        self._spans[subset] = position.number + span[0], position.number + span[1]
 
-    def _documents(self, runs: Runs, order: ShardOrder, position: Position) -> np.ndarray:
-        """int64: references of the documents of a window in the order of its pass; none if there is no such window."""
-        chosen = runs_of_group(runs, order, position.number, position.group, self._seed)
-        start = position.window * self._runs_in_a_window
-        chosen = chosen[start : start + self._runs_in_a_window]
+    def _shuffled(self, runs: Runs, chosen: np.ndarray, number: int) -> np.ndarray:
+        """int64: references of the documents of some runs in the order of pass ``number``."""
         if not len(chosen):
             return np.zeros(0, np.int64)
         # Shuffled by their places in the dataset, so that other datasets beside it change nothing.
         own = documents_of(self._source, runs, chosen)
-        return shuffled(own, stream_key(self._seed, "documents", position.number)) + (runs.first_shard << ROW_BITS)
+        return shuffled(own, stream_key(self._seed, "documents", number)) + (runs.first_shard << ROW_BITS)
+
+    def shards_ahead(self) -> list[int]:
+        """Shards of the rest of the groups that subsets are in, and of their next ones, each once.
+
+        In the order of their first use in each subset's stream, one subset after the other. They are found when a
+        subset enters a group, so that asking costs nothing meanwhile.
+        """
+        subsets = self._schedule.subsets
+        lasting = self._begun[subsets, 4] < self._schedule.ends[subsets]
+        groups = np.where(lasting[:, None], self._begun[subsets, :2], -1)
+        moved = (groups != self._ahead_groups[subsets]).any(axis=1)
+        if moved.any():
+            self._ahead_groups[subsets] = groups
+            for subset in subsets[moved & lasting].tolist():
+                self._ahead[subset] = self._shards_from(Position(*self._begun[subset, :4].tolist()), subset)
+            shards = np.concatenate([np.zeros(0, np.int32), *(self._ahead[one] for one in subsets[lasting].tolist())])
+            _, first = np.unique(shards, return_index=True)
+            self._all_ahead = shards[np.sort(first)].tolist()
+        return self._all_ahead
+
+    def _shards_from(self, position: Position, subset: int) -> np.ndarray:
+        """int32: shards that a subset needs from a window on until the end of the next group."""
+        runs = self._source.runs(subset)
+        order = self._order(runs)
+        number, group = first_group(runs, order, position.number, position.group + 1)
+        now, _ = runs_of_group(runs, order, position.number, position.group, self._seed)
+        then, _ = runs_of_group(runs, order, number, group, self._seed)
+        shards = runs.shard[np.concatenate([now[position.window * self._runs_in_a_window :], then])]
+        _, first = np.unique(shards, return_index=True)
+        return np.asarray(shards[np.sort(first)] + np.int32(runs.first_shard))
 
     def _order(self, runs: Runs) -> ShardOrder:
         if runs.first_shard not in self._orders:
