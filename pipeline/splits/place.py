@@ -13,12 +13,13 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from pydantic import ValidationError
 
-from pipeline.files import TABLE_NAME, table_sha256
+from pipeline.files import TABLE_NAME, load_files, table_sha256
 from pipeline.settings import SPLIT_NAMES, Job, PipelineError
 from pipeline.splits.logs import LOGS
 from pipeline.splits.marker import LEDGERS, MARKERS, Marker, is_whole
@@ -33,7 +34,10 @@ from shared.settings import refused_as
 from shared.shards.dataset import files_of
 from shared.shards.manifest import MANIFEST_NAME
 
-_WRITTEN_ONCE = (RUN_FILE, BEGUN_FILE, MARKERS)
+LISTINGS = "listings"
+"""Folder of a later table of files than that of the run, which differs in times and versions: none of them was another
+file when it was made. The last one counts."""
+_WRITTEN_ONCE = (RUN_FILE, BEGUN_FILE, LISTINGS, MARKERS)
 
 
 def _is_written_once(name: str) -> bool:
@@ -152,6 +156,9 @@ class _FolderPlace(Place):
 class _StorePlace(Place):
     """An object store, and a folder of the driver for what is small: the run's file, markers, manifests, reports."""
 
+    _listing = ""
+    """Name of the table of files that the run had last."""
+
     def __init__(self, job: Job, store: Store, lease: StoreLease) -> None:
         super().__init__(job)
         self._store, self._lease = store, lease
@@ -162,8 +169,7 @@ class _StorePlace(Place):
                 store.download(key, job.out / key)
         with suppress(FileNotFoundError, ValidationError):  # whoever reads it says what is wrong
             self.fetch(RunSummary.read(job.out / RUN_FILE).files)
-        with suppress(FileNotFoundError):  # of a run that no worker was ready for
-            read_run(job.out / RUN_FILE).with_numerics(begun(store).numerics).save(job.out)
+            self._complete()
         # A driver that was killed in the middle leaves the table of files, which is written before the run's file.
         if not (job.out / RUN_FILE).exists() and any(not TABLE_NAME.fullmatch(key) for key, _ in store.products()):
             raise PipelineError(f"--out {store.where} is not empty and holds no run; give a new place")
@@ -174,14 +180,32 @@ class _StorePlace(Place):
 
     def keep(self, run: RunFile) -> None:
         run.save(self.job.out)
-        # The plan of the first start stays: later ones differ only in the times and versions of files.
+        table = run.plan.files.name
         if not self._store.list(RUN_FILE):
-            table = run.plan.files.name
             self._store.publish(self.job.out / table, table, table_sha256(table))
             self._store.write_once(RUN_FILE, run.with_numerics(None).summary())
             # Tables of starts that were killed before they wrote the run's file.
             others = (key for key, _ in self._store.entries() if key != table)
             self._store.remove(sorted(filter(TABLE_NAME.fullmatch, others)))
+        elif table != self._listing:  # files were touched, and have the content that they had
+            self._store.publish(self.job.out / table, f"{LISTINGS}/{table}", table_sha256(table))
+            self._store.remove([key for key in self._store.list(f"{LISTINGS}/") if key != f"{LISTINGS}/{table}"])
+        self._listing = table
+
+    def _complete(self) -> None:
+        """Let the run's file in the folder of this process say what is known since the one in the store was written."""
+        run = read_run(self.job.out / RUN_FILE)
+        listings = sorted((entry.modified, key) for key, entry in self._store.entries(f"{LISTINGS}/"))
+        for _, key in listings[-1:]:
+            with suppress(FileNotFoundError, PipelineError):  # without it, touched files are read again
+                self._store.download(key, self.job.out / key)
+                files = load_files(self.job.out / key)
+                if files.digest() == run.plan.files.digest():
+                    run = replace(run, plan=replace(run.plan, files=files))
+        with suppress(FileNotFoundError):  # no worker was ready yet
+            run = run.with_numerics(begun(self._store).numerics)
+        run.save(self.job.out)
+        self._listing = run.plan.files.name
 
     def begin(self, run: RunFile) -> None:
         run.save(self.job.out)

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 from helpers.pipeline_helpers import STATIC, preprocess, shard_hashes, write_jsonl
+from helpers.store_runs import remote_hashes
 
 from pipeline.splits import worker
 from pipeline.splits.marker import MARKERS
+from shared.io.stores.store import open_store
 
 
 @pytest.fixture
@@ -48,6 +50,37 @@ def test_equal_content_is_read_again_once_and_what_was_made_of_it_stays(
         assert len(read) == again
         read.clear()
     assert shard_hashes(out) == made
+
+
+def test_on_a_store_equal_content_is_read_again_once(
+    corpus: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, store = list[str](), open_store(bucket)
+    real = worker.content_now
+    monkeypatch.setattr(
+        worker, "content_now", lambda job, split, tell: read.append(split.name) or real(job, split, tell)
+    )
+    command = (corpus, "--out", bucket, *STATIC, "--split-bytes", 3000, "--workers", 1)
+    assert preprocess(*command) == 0
+    made = remote_hashes(bucket)
+    for touched in ([1], [], [2, 0], []):
+        for number in touched:
+            later(corpus / f"{number}.jsonl")
+        assert preprocess(*command) == 0
+        assert {name.partition("-")[0] for name in read} == {f"{number:07d}" for number in touched}
+        assert len(store.list("listings/")) == 1
+        read.clear()
+    assert remote_hashes(bucket) == made
+
+
+def test_a_listing_on_a_store_that_is_damaged_does_no_harm(corpus: Path, bucket: str) -> None:
+    store, command = open_store(bucket), (corpus, "--out", bucket, *STATIC, "--workers", 1)
+    assert preprocess(*command) == 0
+    for key, content in ((f"files-{'0' * 64}.arrow", b"x"), ("mine", b"y")):
+        store.put(f"listings/{key}", content)
+        later(corpus / "1.jsonl")
+        assert preprocess(*command) == 0
+    assert len(store.list("listings/")) == 1
 
 
 def test_other_content_of_equal_size_is_another_run(
