@@ -35,6 +35,16 @@ OUT := runs/$(shell $(corpus) name=$$(basename -- "$${1-}"); name=$${name$(hash)
 endif
 endif
 
+# All that a target asks for. What else is given to make is a mistake in a name, without which it would have no effect.
+VARIABLES := PYTHON VENV CONSTRAINTS CORPUS CORPUS_OPTIONS CORPUS_BYTES OUT SEED NPROC THREADS EXECUTOR PATCH_SIZE CONFIG \
+  ENTROPY_CONFIG PROMPT BYTES PLAN EXPERIMENT BUDGET SEEDS ONLY GRID BUDGETS SIZES FAMILIES PROCESSES TESTS
+given = $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+unknown := $(filter-out $(VARIABLES) -% MAKE% SHELL .SHELLFLAGS,$(given))
+ifneq ($(unknown),)
+# A make above this one passes on what it was given itself.
+$(if $(filter 0,$(MAKELEVEL)),$(error no target reads $(unknown); the variables are $(VARIABLES)))
+endif
+
 CORPUS_BYTES ?= 4000000
 SEED ?= 1
 NPROC ?= 2
@@ -65,7 +75,7 @@ AT := $(call quoted,OUT)
 PATCHING := $(AT)/patching-$(call quoted,PATCH_SIZE).json
 
 
-.PHONY: help setup plan checks corpus entropy calibrate preprocess blt train evaluate generate compare compare-full scaling test drills test-all test-numerics coverage bench lint format clean
+.PHONY: help setup plan amounts checks corpus entropy calibrate preprocess blt train evaluate generate compare compare-full scaling test drills test-all test-numerics coverage bench lint format clean
 
 help: ## list what there is
 	@echo "Patchwork: byte latent transformers from raw text. The one to start with: make train"
@@ -80,10 +90,16 @@ help: ## list what there is
 setup: ## make the virtual environment (VENV=.venv) with the versions of constraints.txt
 	@PYTHON=$(call quoted,PYTHON) infra/setup.sh $(call quoted,VENV) $(call quoted,CONSTRAINTS)
 
-plan: setup ## what CONFIG takes in memory, FLOPs and time; PLAN="--plan.ranks 8 --plan.device H200"
-	@$(call options,PLAN) $(BIN)/python trainer/main.py $(call quoted,CONFIG) --plan "$${options[@]}"
+# A recipe of somebody may say itself for how many ranks it is.
+plan: setup ## what CONFIG takes on NPROC ranks in memory, FLOPs and time; PLAN="--plan.device H200"
+	@$(call options,PLAN) $(BIN)/python trainer/main.py $(call quoted,CONFIG) --plan \
+	  $(if $(filter-out file,$(origin NPROC))$(filter file,$(origin CONFIG)),--plan.ranks $(call quoted,NPROC)) "$${options[@]}"
 
-corpus: setup ## CORPUS into unpatched shards: a seeded sample of CORPUS_BYTES, split into train and validation
+amounts: export CORPUS_BYTES := $(call raw,CORPUS_BYTES)
+amounts:
+	@[[ $$CORPUS_BYTES =~ ^[0-9]+$$ ]] || { echo "make: CORPUS_BYTES is a number of bytes, as 4000000, or 0 for all, not '$$CORPUS_BYTES'" >&2; exit 2; }
+
+corpus: setup amounts ## CORPUS into unpatched shards: a seeded sample of CORPUS_BYTES, split into train and validation
 	@echo "== corpus -> "$(AT)/corpus
 	@$(corpus) $(call options,CORPUS_OPTIONS) $(PIPELINE) preprocess "$$@" "$${options[@]}" --for-training --out $(AT)/corpus --rule none \
 	  --executor inline \
@@ -92,7 +108,7 @@ corpus: setup ## CORPUS into unpatched shards: a seeded sample of CORPUS_BYTES, 
 # Before anything is trained: a mistake in the last step would be found minutes later.
 checks: export NPROC := $(call raw,NPROC)
 checks: export THREADS := $(call raw,THREADS)
-checks: setup
+checks: setup amounts
 	@for name in NPROC THREADS; do [[ $${!name} =~ ^[1-9][0-9]*$$ ]] || { echo "make: $$name is a whole number of 1 or more, not '$${!name}'" >&2; exit 2; }; done
 	@[[ $(call quoted,PATCH_SIZE) =~ ^[0-9]*[.]?[0-9]+$$ ]] || { echo "make: PATCH_SIZE is a number of bytes, as 4.5, not "$(call quoted,PATCH_SIZE) >&2; exit 2; }
 	@for recipe in $(call quoted,ENTROPY_CONFIG) $(call quoted,CONFIG); do $(BIN)/python trainer/main.py "$$recipe" --plan >/dev/null; done
@@ -132,14 +148,14 @@ generate: blt ## BYTES of text after PROMPT
 train: evaluate generate ## everything: raw text in, trained model, figures and a sample out
 	@echo "== done: model in "$(AT)"/blt/model, figures in "$(AT)"/evaluation.json, curves: "$(AT)/blt/report.html
 
-compare: setup ## systems trained at equal BUDGET (FLOPs) on CORPUS, a run for each of SEEDS; ONLY="bytes bpe"
+compare: setup amounts ## systems trained at equal BUDGET (FLOPs) on CORPUS, a run for each of SEEDS; ONLY="bytes bpe"
 	@$(corpus) $(TRAINER) compare $(COMPARED) --budget $(call quoted,BUDGET) --seeds $(call quoted,SEEDS) $(if $(call raw,ONLY),--only $(call each,ONLY))
 
-compare-full: setup ## the same with all ablations, and a second table at equal bytes
+compare-full: setup amounts ## the same with all ablations, and a second table at equal bytes
 	@$(corpus) $(TRAINER) compare $(COMPARED) --budget $(call quoted,BUDGET) --seeds $(call quoted,SEEDS) --full
 
 # SEEDS only when they were given: a grid has its own.
-scaling: setup ## sizes and budgets of four families on CORPUS, fitted; BUDGETS="1e12 4e12" SIZES="s m l" FAMILIES="bytes bpe" GRID=file
+scaling: setup amounts ## sizes and budgets of four families on CORPUS, fitted; BUDGETS="1e12 4e12" SIZES="s m l" FAMILIES="bytes bpe" GRID=file
 	@$(corpus) $(TRAINER) scaling $(COMPARED) $(if $(call raw,GRID),--grid $(call quoted,GRID)) $(if $(call raw,BUDGETS),--budgets $(call each,BUDGETS)) \
 	  $(if $(call raw,SIZES),--sizes $(call each,SIZES)) $(if $(call raw,FAMILIES),--families $(call each,FAMILIES)) \
 	  $(if $(filter-out file,$(origin SEEDS)),--seeds $(call quoted,SEEDS))

@@ -161,8 +161,11 @@ class Job(Settings):
 
     @property
     def where(self) -> str:
-        """The run, for messages."""
-        return str(self.out) if self.store is None else self.store.url
+        """The run, for messages: below the current folder as one would type it there."""
+        if self.store is not None:
+            return self.store.url
+        here = Path.cwd()
+        return str(self.out.relative_to(here) if self.out.is_relative_to(here) else self.out)
 
 
 def numerics_differences(recorded: NumericsClass, found: NumericsClass) -> str:

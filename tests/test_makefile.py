@@ -55,10 +55,36 @@ def test_both_recipes_are_read_before_anything_is_made(environment, tmp_path):
     assert made[2] == "preprocess"
 
 
-@pytest.mark.parametrize("wrong", ["NPROC=0", "NPROC=two", "THREADS=", "PATCH_SIZE=six"])
+@pytest.mark.parametrize("wrong", ["NPROC=0", "NPROC=two", "THREADS=", "PATCH_SIZE=six", "CORPUS_BYTES=1MB"])
 def test_a_number_that_is_none_is_refused_by_its_own_name_before_anything_is_made(environment, wrong):
     with pytest.raises(AssertionError, match=f"make: {wrong.partition('=')[0]} is a "):
         calls(environment, "entropy", wrong)
+
+
+def test_a_misspelt_name_is_refused_unless_it_is_that_of_a_make_above(environment, tmp_path, monkeypatch):
+    with pytest.raises(AssertionError, match=r"no target reads CORPSU; the variables are .* CORPUS "):
+        calls(environment, "corpus", "CORPSU=x")
+    monkeypatch.setenv("MAKELEVEL", "1")
+    calls(environment, "corpus", f"CORPUS={tmp_path}", "THEIRS=x")
+
+
+def test_every_variable_that_a_target_reads_may_be_given():
+    text = re.sub(r"(?m)^#.*", "", (ROOT / "Makefile").read_text())
+    read = {
+        *re.findall(r"\((?:call \w+,|filter \w+,\$\(origin )?([A-Z_]+)\)", text),
+        *re.findall(r"(?m)^([A-Z_]+) \?=", text),
+    }
+    own = {*re.findall(r"(?m)^([A-Z_]+) :?= ", text), "MAKELEVEL", "MAKEFILE_LIST"} - {"CORPUS", "OUT"}
+    given = re.search(r"(?m)^VARIABLES := ((?:.*\\\n)*.*)", text)[1].replace("\\\n", "").split()
+    assert {*given} == read - own
+
+
+@pytest.mark.parametrize(
+    ("given", "ranks"), [(["NPROC=8"], "8"), (["NPROC=8", "CONFIG=b.toml"], "8"), ([], "2"), (["CONFIG=b.toml"], None)]
+)
+def test_a_plan_is_for_as_many_ranks_as_are_asked_for_or_the_recipe_says(environment, given, ranks):
+    (planned,) = calls(environment, "plan", *given)
+    assert (after(planned, "--plan.ranks") if "--plan.ranks" in planned else None) == ranks
 
 
 @pytest.mark.parametrize(("name", "out"), [("my corpus", "my corpus"), ("dots.v1.2/", "dots"), (".a b.txt", "a b")])

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.inspect.content_types import TYPES, WINDOW
-from pipeline.inspect.report import ENTROPY_LABELS, LENGTH_LABELS, by_entropy, by_length, sample_words
+from pipeline.inspect.report import ENTROPY_LABELS, LENGTH_LABELS, by_entropy, by_length, name_of_all, sample_words
 from pipeline.inspect.sample import SEED
 from pipeline.inspect.survey import SIZE_GROUPS, Example, Survey, survey
 from shared.io.display.page import base_style, page
@@ -203,7 +203,7 @@ def _histograms(names: Sequence[str], found: Survey) -> list[dict[str, Any]]:
         }
 
     own = [grouped(name, [code]) for code, name in enumerate(names) if figures.bytes[code]]
-    return [grouped("all", slice(None)), *own]
+    return [grouped(name_of_all(names), slice(None)), *own]
 
 
 def _types(found: Survey) -> list[dict[str, Any]]:

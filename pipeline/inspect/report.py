@@ -1,7 +1,7 @@
 """A dataset as lines of text: what it holds, and where its entropy model found text hard to predict."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 import numpy as np
 
@@ -99,12 +99,17 @@ def _by_subset(subsets: dict[str, SubsetTotals], totals: SubsetTotals, patched: 
     largest = max((figures.mean_patch_size for figures in subsets.values()), default=0) if patched else totals.bytes
     header = ["subset", "documents", "bytes", "patches", "bytes/patch", ""]
     rows = []
-    for name, figures in [*subsets.items(), ("all", totals)]:
+    for name, figures in [*subsets.items(), (name_of_all(subsets), totals)]:
         measure = figures.mean_patch_size if patched else figures.bytes
-        chart = "" if name == "all" and figures is totals else bar(measure, largest)
+        chart = "" if figures is totals else bar(measure, largest)
         patches = [f"{figures.patches:,}", f"{figures.mean_patch_size:.2f}"] if patched else ["-", "-"]
         rows.append([printable(name.encode()), f"{figures.documents:,}", f"{figures.bytes:,}", *patches, chart])
     yield from aligned(header, rows, left=(0, len(header) - 1), indent="  ").split("\n")
+
+
+def name_of_all(subsets: Container[str]) -> str:
+    """What stands for all subsets together, beside their own names."""
+    return "all subsets" if "all" in subsets else "all"
 
 
 def _patch_lengths(histogram: np.ndarray) -> Iterator[str]:

@@ -16,6 +16,8 @@ from shared.shards.manifest import SubsetTotals
 
 SUBSETS_SHOWN = 12
 _LONGEST_NAME = 60
+_FILLED = 0.9
+"""Share of the bytes of a sample below which the summary says why there are no more."""
 
 
 def exit_code(report: Report) -> int:
@@ -63,7 +65,7 @@ def print_summary(job: Job, report: Report) -> None:
     lines = [f"{job.where}: {state}", f"  {counts.records:>12,} records read"]
     lines.append(f"  {counts.documents:>12,} documents, {counts.document_bytes:,} bytes of text")
     for records, what in (
-        (counts.not_sampled, "not in the sample"),
+        (counts.not_sampled, f"not in the sample{_cut_short(job, counts)}"),
         (counts.duplicates, f"duplicates of earlier ones, listed in {job.where}/{DUPLICATES}"),
         (counts.empty, f"empty, listed in {job.where}/{EMPTY_RECORDS}"),
         (counts.dead, f"dead letters, with place and reason in {job.where}/{DEAD_LETTERS}"),
@@ -96,6 +98,17 @@ def print_summary(job: Job, report: Report) -> None:
     elif report.progress is not None:
         lines.append(f"  {_work(report.progress)}")
     show_lines(*lines)
+
+
+def _cut_short(job: Job, counts: Counts) -> str:
+    """Why a sample has far fewer bytes than were asked for, if it has: it ends before a text that is too long."""
+    wanted = job.reading.sample_bytes
+    if wanted is None or counts.document_bytes >= wanted * _FILLED:
+        return ""
+    return (
+        f": {counts.document_bytes:,} of {wanted:,} bytes, since the next text is longer than what was left; "
+        "--document-bytes cuts text files, and a larger --sample-bytes (make: CORPUS_BYTES=) has room for long ones"
+    )
 
 
 def _shown(name: str) -> str:

@@ -341,4 +341,6 @@ def not_a_dataset(folder: Path | str) -> str:
         return f"{folder} is the folder above a dataset's splits: name one, {folder}/train or {folder}/validation"
     if found == "is a folder of something else":
         return f"{folder} {lacks}"
-    return f"{folder} does not exist" if found == "does not exist" else f"{folder} is not a dataset: it {found}"
+    if found == "does not exist":
+        return f"{folder} does not exist: a dataset was expected, or the folder above its train/ and validation/"
+    return f"{folder} is not a dataset: it {found}"

@@ -43,6 +43,14 @@ def test_bytes_per_patch_of_each_subset_are_those_of_the_rows(tmp_path: Path) ->
     assert row_of(lines, "4")[1] == f"{12 / 14:.1%}"
 
 
+def test_a_subset_named_all_is_told_from_all_subsets(tmp_path: Path) -> None:
+    rows = [document("a", "all", b"x" * 40, STATIC), document("b", "prose", b"y" * 10, STATIC)]
+    save_dataset(tmp_path, [rows], STATIC)
+    own, whole = [line.split() for line in lines_of(tmp_path) if line.split()[:1] == ["all"]]
+    assert own[:3] == ["all", "1", "40"]
+    assert whole[:4] == ["all", "subsets", "2", "50"]
+
+
 def test_shares_of_easy_and_hard_positions_are_relative_to_theta(tmp_path: Path) -> None:
     theta = ENTROPY.for_subset(None).theta
     assert theta is not None

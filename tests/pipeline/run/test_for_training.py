@@ -34,6 +34,25 @@ def test_several_texts_and_a_size_that_was_given_are_left_as_they_are(tmp_path):
     assert len(stored(tmp_path / "one")) < 8
 
 
+def test_a_sample_that_ends_early_says_why_and_what_would_do(tmp_path, capsys):
+    texts = [write_book(tmp_path / f"{number}.txt", 100 + number) for number in range(3)]
+    records = write_jsonl(tmp_path / "a.jsonl", some_records(300))
+    for name, corpus, wanted in (("long", texts, 20_000), ("short", [records], 20_000)):
+        preprocess(*corpus, "--out", tmp_path / name, *NONE, "--sample-bytes", wanted)
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if "not in the sample" in line]
+        assert ("--document-bytes" in line) == (name == "long")
+
+
+def test_a_run_below_the_current_folder_is_named_from_there(tmp_path, capsys, monkeypatch):
+    corpus = write_jsonl(tmp_path / "a.jsonl", some_records(30))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    preprocess(corpus, "--out", "out", *NONE)
+    assert capsys.readouterr().out.startswith("out: 1 of 1 splits\n")
+    preprocess(corpus, "--out", "../beside", *NONE)
+    assert capsys.readouterr().out.startswith(f"{tmp_path}/beside: 1 of 1 splits\n")
+
+
 @pytest.mark.parametrize("options", [["--for-training"], []])
 def test_too_little_text_is_said_by_the_first_command(tmp_path, capsys, options):
     corpus = write_jsonl(tmp_path / "a.jsonl", some_records(1))
