@@ -98,6 +98,10 @@ class ObjectStore:
             self.process.kill()
             self.process.wait()
             self.process = None
+            # Some of the places where it puts its sockets cannot be chosen, and when it is killed it leaves them there.
+            for port in self.ports.values():
+                for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                    left.unlink(missing_ok=True)
 
     def _wait(self) -> None:
         deadline = time.monotonic() + READY_SECONDS
