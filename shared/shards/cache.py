@@ -38,6 +38,10 @@ VERIFIED = "verified"
 """Below the cache: an empty file for each file that was found to be what it should be."""
 CHECKING = ".checking"
 """At the end of its name before that."""
+MOST_MARKS = 2**12
+"""In each of 256 folders: a million, of some dozen terabytes of shards. A file without a mark is checked again."""
+LOOKED_AT = 16
+"""At one in so many new marks it is seen how many there are."""
 SMALLEST_MARKED = 2**16
 """Bytes; a smaller file is checked as fast as its mark is found."""
 
@@ -67,6 +71,17 @@ def verified_once(path: Path, what: str, check: Callable[[], object]) -> None:
         if checking is not None:
             with suppress(OSError):
                 os.replace(checking, mark)
+                if int(mark.name[-8:], 16) % LOOKED_AT == 0:
+                    _drop_oldest(mark.parent)
+
+
+def _drop_oldest(folder: Path) -> None:
+    """Remove the older half of too many marks: those of files that are gone or were changed are among them."""
+    with os.scandir(folder) as entries:
+        found = list(entries)
+    if len(found) > MOST_MARKS:
+        for entry in sorted(found, key=lambda entry: entry.stat().st_mtime)[: len(found) - MOST_MARKS // 2]:
+            os.unlink(entry)
 
 
 def _mark(path: Path, what: str) -> Path | None:

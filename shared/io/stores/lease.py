@@ -15,9 +15,10 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -32,6 +33,8 @@ MISSED = 3
 """Beats after which a holder is dead."""
 ABANDONED_SECONDS = 3600.0
 """After which what is there for a moment was left by a driver that was killed."""
+MOST_REMOVED = 300
+"""Of what earlier holders have left, at each start."""
 SETTLE_SECONDS = 2.5
 """More than the clock of a store is coarse."""
 
@@ -105,9 +108,14 @@ class StoreLease:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._live, name="lease", daemon=True)
 
+    @property
+    def held(self) -> bool:
+        """Whether no other driver has taken over, as far as this one knows."""
+        return self._by is None
+
     def check(self) -> None:
         """Raise LeaseLostError when another driver has taken over, as far as this one knows."""
-        if self._by is not None:
+        if not self.held:
             raise LeaseLostError(
                 f"{self._store.where} was taken over by another run ({self._by}) while this one gave no sign of life"
             )
@@ -136,15 +144,17 @@ class StoreLease:
     def look(self) -> None:
         """See whether another holder has come in the meantime; one that never was silent for long has its lease."""
         holders = {holder.name: holder for holder in _holders(self._store)}
-        if (own := holders.get(self._name)) is None:
-            raise StorageError(f"{self._store.url(LEASES)}: somebody has removed the lease of this run")
-        before = self._seen or own.seen
-        silent = own.seen - before > MISSED * self._beat
-        self._seen = own.seen
+        if (own := holders.pop(self._name, None)) is None:  # removed by a successor, if by a driver
+            before, silent = self._seen, True
+        else:
+            before = self._seen or own.seen
+            silent = own.seen - before > MISSED * self._beat
+            self._seen = own.seen
         for other in holders.values():
-            later = other.name > self._name if self._store.conditional else silent and other.begun >= before
-            if later and other.name != self._name:
+            if other.name > self._name if self._store.conditional else silent and other.begun >= before:
                 self._by = _called(self._store, other.name)
+        if own is None and self._by is None:
+            raise StorageError(f"{self._store.url(LEASES)}: somebody has removed the lease of this run")
 
 
 @contextmanager
@@ -194,6 +204,8 @@ def _acquire(store: Store, beat: float) -> StoreLease:
             raise _in_use(store, winner.name)
     lease = StoreLease(store, name, beat)
     lease.look()
+    if lease.held:
+        _remove_ended(store, name, now)
     return lease
 
 
@@ -212,17 +224,40 @@ def _remove_abandoned(store: Store, now: float) -> None:
     store.remove([key for key, entry in left.items() if now - entry.modified > ABANDONED_SECONDS])
 
 
+def _remove_ended(store: Store, own: str, now: float) -> None:
+    """Remove what others have left that ended, or died long ago; some at a time, for there may be many.
+
+    The own number stays the highest that was ever given, for it is that of who holds the lease.
+    """
+    ended = (
+        f"{LEASES}/{name}/{file}"
+        for name, files in _files_of_holders(store).items()
+        if name != own and ("end" in files or now - _last(files) > ABANDONED_SECONDS)
+        for file in sorted(files)  # `end` last: without it one would seem to live
+    )
+    store.remove(islice(ended, MOST_REMOVED))
+
+
 def _holders(store: Store) -> list[_Holder]:
+    return [
+        _Holder(name, files["begin"].modified, _last(files), "end" in files)
+        for name, files in _files_of_holders(store).items()
+        if "begin" in files
+    ]
+
+
+def _files_of_holders(store: Store) -> dict[str, dict[str, Entry]]:
+    """What is below lease/, by holder and name."""
     found: dict[str, dict[str, Entry]] = {}
-    for key, entry in store.list(f"{LEASES}/").items():
+    for key, entry in store.entries(f"{LEASES}/"):
         parts = key.split("/")
         if len(parts) == 3:
             found.setdefault(parts[1], {})[parts[2]] = entry
-    return [
-        _Holder(name, files["begin"].modified, max(entry.modified for entry in files.values()), "end" in files)
-        for name, files in found.items()
-        if "begin" in files
-    ]
+    return found
+
+
+def _last(files: Mapping[str, Entry]) -> float:
+    return max(entry.modified for entry in files.values())
 
 
 def _owner(store: Store, name: str) -> Owner | None:

@@ -152,6 +152,26 @@ def test_a_file_is_checked_for_each_checksum(large: Path) -> None:
     assert [checks(large, 2, "one"), checks(large, 2, "other")] == [1, 1]
 
 
+def test_the_oldest_marks_make_room(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "MOST_MARKS", 4)
+    monkeypatch.setattr(cache, "LOOKED_AT", 1)
+    for number in range(2500):
+        checks(large, 1, f"{number}")
+    held = [len(list(folder.iterdir())) for folder in (cache.default_cache() / cache.VERIFIED).iterdir()]
+    assert (len(held), max(held)) == (256, 4)
+
+
+def test_the_newest_mark_stays(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "MOST_MARKS", 4)
+    folder = large.parent / "marks"
+    folder.mkdir()
+    for number in range(6):
+        (folder / f"{number}").touch()
+        os.utime(folder / f"{number}", (number, number))
+    cache._drop_oldest(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["4", "5"]
+
+
 def test_a_file_that_was_found_damaged_is_checked_again(large: Path) -> None:
     def damaged() -> None:
         raise ValueError("damaged")

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from shared.errors import OutputError
 from shared.io.stores import lease
 from shared.io.stores.lease import LeaseLostError, StoreLease, leased
-from shared.io.stores.store import Store, open_store
+from shared.io.stores.store import Entry, LocalStore, Store, open_store
 
 BEAT = 0.4
 
@@ -62,6 +63,72 @@ def test_the_next_has_it_at_once(store: Store) -> None:
         pass
     with leased(store, BEAT) as held:
         held.check()
+
+
+def test_what_those_have_left_who_ended_does_not_add_up(store: Store) -> None:
+    for _ in range(5):
+        with leased(store, BEAT):
+            assert len({key.split("/")[1] for key in store.list("lease/")}) <= 2
+    with leased(store, BEAT) as held:
+        held.look()
+        held.check()
+        assert {key.split("/")[1] for key in store.list("lease/")} == {held._name}
+
+
+def test_numbers_are_never_given_again(tmp_path: Path) -> None:
+    store, names = open_store(tmp_path), list[str]()
+    for _ in range(3):
+        with leased(store, BEAT) as held:
+            names.append(held._name)
+    assert names == ["term-00000001", "term-00000002", "term-00000003"]
+
+
+def test_what_one_has_left_who_died_lately_stays(store: Store, dead: StoreLease) -> None:
+    with leased(store, BEAT):
+        assert f"lease/{dead._name}/begin" in store.list("lease/")
+
+
+def test_what_one_has_left_who_died_long_ago_goes(
+    store: Store, dead: StoreLease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "ABANDONED_SECONDS", 0.0)
+    with leased(store, BEAT):
+        assert f"lease/{dead._name}/begin" not in store.list("lease/")
+        dead.look()
+        with pytest.raises(LeaseLostError, match="process"):
+            dead.check()
+
+
+class OtherClock(LocalStore):
+    """A store whose clock differs from that of this machine."""
+
+    seconds = 0.0
+
+    def entries(self, prefix: str = "") -> Iterator[tuple[str, Entry]]:
+        return ((key, Entry(found.bytes, found.modified + self.seconds)) for key, found in super().entries(prefix))
+
+
+@pytest.fixture(params=[-3600.0, 3600.0], ids=["slow", "fast"])
+def elsewhere(request: pytest.FixtureRequest, store: Store, tmp_path: Path) -> Store:
+    """One whose clock is an hour slow or fast."""
+    other = OtherClock(tmp_path)
+    other.seconds, other.conditional = request.param, store.conditional
+    return other
+
+
+def test_the_second_is_refused_whatever_the_clock_of_the_store_says(elsewhere: Store) -> None:
+    with leased(elsewhere, BEAT), pytest.raises(OutputError, match="process"), leased(elsewhere, BEAT):
+        pass
+
+
+def test_the_dead_are_succeeded_and_learn_of_it_whatever_the_clock_of_the_store_says(elsewhere: Store) -> None:
+    dead = lease._acquire(elsewhere, BEAT)
+    with leased(elsewhere, BEAT) as held:
+        dead.start()
+        dead._thread.join(timeout=60)
+        held.check()
+        with pytest.raises(LeaseLostError, match="process"):
+            dead.check()
 
 
 def test_of_many_at_once_one_has_it(store: Store) -> None:
