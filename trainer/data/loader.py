@@ -95,7 +95,7 @@ PREFETCH = 2
 FROM_WORKER = -1
 
 
-class PackDataset(IterableDataset["Packs | Exception"]):
+class PackDataset(IterableDataset["list[Packs | Exception]"]):
     """The endless packs of one rank, from a cursor on, some at a time; each worker of a DataLoader has its share.
 
     A state is {cursor, next}: the cursor before a step, and which of the rank's packs from there comes next
@@ -125,19 +125,18 @@ class PackDataset(IterableDataset["Packs | Exception"]):
         self._state, self._next = CursorState(cursor, dataset.subset_names), FROM_WORKER
         self._planner(SliceReader(dataset))  # what cannot be planned is refused here, in the rank itself
 
-    def __iter__(self) -> Iterator[Packs | Exception]:
+    def __iter__(self) -> Iterator[list[Packs | Exception]]:
         """Consecutive packs; in a worker, an error that the user should see is the last thing handed out."""
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        first = worker * TOGETHER if self._next == FROM_WORKER else self._next
+        found = self._packs(first, TOGETHER, workers)
         if info:
             gc.freeze()  # what has been imported is not looked through again for each few hundred slices
-        try:
-            first = worker * TOGETHER if self._next == FROM_WORKER else self._next
-            yield from self._packs(first, TOGETHER, workers)
-        except (ValueError, OSError) as error:
-            if not info:
-                raise
-            yield error  # raised by PackLoader: a DataLoader would wrap it into its own traceback
+            yield from _messages(found)
+        else:
+            for packs in found:
+                yield [packs]
 
     def state_dict(self) -> dict[str, Any]:
         return {"cursor": self._state.cursor.model_dump(), "next": self._next}
@@ -198,6 +197,24 @@ class PackDataset(IterableDataset["Packs | Exception"]):
         return Planner(self._dataset, reader, self._limits, self._mixing, self._state.cursor)
 
 
+def _messages(found: Iterator[Packs]) -> Iterator[list[Packs | Exception]]:
+    """What a worker sends: as many packs with each message as all other workers, since they are taken by turns.
+
+    The last one has those before an error, and the error, which PackLoader raises: a DataLoader would wrap it into its
+    own traceback.
+    """
+    message, count = list[Packs | Exception](), 0
+    try:
+        for packs in found:
+            message.append(packs)
+            count += len(packs)
+            if count == TOGETHER:
+                yield message
+                message, count = [], 0
+    except (ValueError, OSError) as error:
+        yield [*message, error]
+
+
 class WorkerError(OSError):
     """A loader worker does not start, or has ended by itself: the system took its memory, or someone killed it."""
 
@@ -255,22 +272,23 @@ class PackLoader:
             raise WorkerError(f"no loader worker starts: {cause}; are processes or memory limited (ulimit)?") from None
         while True:
             try:
-                packs = next(messages)
+                message = next(messages)
             except RuntimeError as error:
                 if "DataLoader worker" not in str(error):
                     raise
                 raise WorkerError(f"a loader worker has died: {first_line(error)}; was there memory enough?") from None
-            if isinstance(packs, Exception):
-                raise packs
-            for pack in packs:
-                if pack.step.number != self._step:
-                    assert pack.step.change is not None
-                    self._step = pack.step.number
-                    self._state.apply(pack.step.change)
-                yield pack
+            for packs in message:
+                if isinstance(packs, Exception):
+                    raise packs
+                for pack in packs:
+                    if pack.step.number != self._step:
+                        assert pack.step.change is not None
+                        self._step = pack.step.number
+                        self._state.apply(pack.step.change)
+                    yield pack
 
 
-def stateful_loader(packs: PackDataset, workers: int) -> Iterable[Packs | Exception]:
+def stateful_loader(packs: PackDataset, workers: int) -> Iterable[list[Packs | Exception]]:
     """The shell that runs the workers; packs arrive in the rank's order, whatever their number.
 
     Without torchdata it is torch's own loader: the state that a run keeps is the cursor's either way.
@@ -283,7 +301,7 @@ def stateful_loader(packs: PackDataset, workers: int) -> Iterable[Packs | Except
 
             # Its own state is of no use here, and would be sent with every pack.
             shell = partial(StatefulDataLoader, snapshot_every_n_steps=sys.maxsize)
-        loader: Iterable[Packs | Exception] = shell(
+        loader: Iterable[list[Packs | Exception]] = shell(
             packs,
             batch_size=None,
             num_workers=workers,

@@ -2,8 +2,10 @@
 
 import json
 import multiprocessing
+from collections.abc import Sequence
 from itertools import chain, islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,14 @@ from shared.errors import ConfigError, DatasetError, IdentityError
 from shared.shards.dataset import Dataset
 from shared.shards.open import open_dataset
 from shared.shards.runs import ROW_BITS
+from trainer.data import loader
 from trainer.data.documents import Documents, gather_documents
 from trainer.data.loader import TOGETHER, PackDataset, PackLoader, WorkerError, stateful_loader
 from trainer.data.packing import planner
+from trainer.data.packing.build import build_packs
 from trainer.data.packing.limits import PackLimits
-from trainer.data.packing.packs import Pack
+from trainer.data.packing.packs import Pack, Packs, Step
+from trainer.data.packing.planner import PackPlan
 from trainer.data.sampling.cursor import Cursor, CursorState, first_cursor
 from trainer.data.sampling.schedule import Mixing
 
@@ -138,11 +143,11 @@ def test_the_state_of_torchdatas_loader_resumes_inside_a_step(
 
     for messages in (1, 3, 4):
         loader = shell()
-        taken = sum(len(chunk) for chunk in islice(loader, messages))
+        taken = sum(len(packs) for message in islice(loader, messages) for packs in message)
         assert taken == messages * TOGETHER
         resumed = shell()
         resumed.load_state_dict(loader.state_dict())
-        rest = list(islice(chain.from_iterable(resumed), 9))
+        rest = list(islice((pack for message in resumed for packs in message for pack in packs), 9))
         assert digests(rest) == digests(uninterrupted[taken : taken + 9])
 
 
@@ -215,7 +220,8 @@ def test_damage_found_by_a_worker_is_one_error_that_names_the_file(tmp_path: Pat
             pass
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has cores
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
 def test_packs_before_a_damaged_one_arrive(tmp_path: Path, workers: int) -> None:
     """Also where it was to be built with them; of unpatched ones planning reads no documents."""
     rows = random_documents(1, 400)
@@ -230,6 +236,26 @@ def test_packs_before_a_damaged_one_arrive(tmp_path: Path, workers: int) -> None
     with pytest.raises(DatasetError, match=r"shard-00001\.arrow is damaged"):
         found.extend(PackLoader(open_dataset(tmp_path), limits, G, seed=1, workers=workers))
     assert digests(found) == digests(intact[:before])
+
+
+@pytest.mark.parametrize("errors", [1, 2])
+def test_packs_that_are_read_alone_at_last_are_one_message(dataset: Dataset, monkeypatch, errors: int) -> None:
+    """Messages of workers are taken by turns: were there more of one worker, its packs would come too late."""
+    left = [errors]
+
+    def failing(planned: Sequence[tuple[PackPlan, Step]], *arguments: Any) -> Packs:
+        if left[0] and (len(planned) > 1 or planned[0][0].number == 5):
+            left[0] -= 1
+            raise OSError("try again")
+        return build_packs(planned, *arguments)
+
+    monkeypatch.setattr(loader, "build_packs", failing)
+    monkeypatch.setattr(loader, "get_worker_info", lambda: SimpleNamespace(id=0, num_workers=2))
+    monkeypatch.setattr(loader, "gc", SimpleNamespace(freeze=int))
+    message = next(iter(PackDataset(dataset, LIMITS, G, Mixing(), first_cursor(dataset, 3, STREAMS))))
+    packs = [pack.number for one in message if isinstance(one, Packs) for pack in one]
+    assert packs == list(range(TOGETHER if errors == 1 else 5))
+    assert isinstance(message[-1], OSError) == (errors == 2)
 
 
 def test_an_index_that_does_not_fit_its_rows_names_shard_and_document(dataset: Dataset, monkeypatch) -> None:

@@ -369,7 +369,7 @@ def test_an_empty_pack_has_no_targets_and_a_finite_loss(patched: Dataset, model:
 def test_packs_arrive_as_they_were_sent(tmp_path, patches):
     dataset = random_dataset(tmp_path, 5)
     cursor = first_cursor(dataset, 0, 1)
-    for packs in islice(PackDataset(dataset, PackLimits(64, patches), 2, Mixing(), cursor), 3):
+    for (packs,) in islice(PackDataset(dataset, PackLimits(64, patches), 2, Mixing(), cursor), 3):
         sent = pickle.dumps(packs)
         assert len(sent) < 8 * 1_500
         for pack, found in zip(packs, pickle.loads(sent), strict=True):
