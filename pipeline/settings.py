@@ -1,5 +1,6 @@
 """What a preprocessing run is told, as immutable values, one for each concern. Free of torch."""
 
+from contextlib import suppress
 from functools import partial
 from operator import eq, not_
 from pathlib import Path
@@ -164,8 +165,9 @@ class Job(Settings):
         """The run, for messages: below the current folder as one would type it there."""
         if self.store is not None:
             return self.store.url
-        here = Path.cwd()
-        return str(self.out.relative_to(here) if self.out.is_relative_to(here) else self.out)
+        with suppress(FileNotFoundError, ValueError):  # the current folder was removed, or the run is elsewhere
+            return str(self.out.relative_to(Path.cwd()))
+        return str(self.out)
 
 
 def numerics_differences(recorded: NumericsClass, found: NumericsClass) -> str:
