@@ -84,7 +84,7 @@ class Split:
     @property
     def stamps(self) -> str:
         """Digest of what the file system or store said of its files: equal while nobody has touched them."""
-        return digest([[file.path, *file.stamp.told()] for file in self.files])
+        return digest([[file.path, *file.stamp.as_tuple()] for file in self.files])
 
 
 class Splits(Sequence[Split]):

@@ -21,6 +21,6 @@ class Stamp:
         """That of a local file."""
         return cls(found.st_size, found.st_mtime_ns, "", found.st_ctime_ns)
 
-    def told(self) -> tuple[int, int, str, int]:
+    def as_tuple(self) -> tuple[int, int, str, int]:
         """All of it, as plain values."""
         return self.size, self.mtime_ns, self.version, self.changed_ns

@@ -58,7 +58,7 @@ def complain(error: BaseException) -> int:
     line = error_line(error)
     if first_to_say(line):
         LOG.error("%s", line)
-    tell_launcher(f"patchwork: error: {line}")
+    notify_launcher(f"patchwork: error: {line}")
     return exit_code(error)
 
 
@@ -101,7 +101,7 @@ def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> NoRet
             code = error.code if isinstance(error.code, int) else complain(error)
         except BaseException as error:  # `leave` ends the process below, so nothing above would print it
             traceback.print_exc()
-            tell_launcher(one_line(f"{type(error).__name__}: {error}"))
+            notify_launcher(one_line(f"{type(error).__name__}: {error}"))
             code = 1
         leave(code)
 
@@ -120,7 +120,7 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def tell_launcher(line: str) -> None:
+def notify_launcher(line: str) -> None:
     """Leave the line where torchrun looks for the reason of a failure, so that its summary ends with it."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not path:

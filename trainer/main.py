@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
         recipe = _recipe(words.pop(0)) if words and not words[0].startswith("-") else None
         set_level("--verbose" in options, "--quiet" in options)
         if options & {"--help", "-h"}:
-            return tell_help(recipe, words)
+            return print_help(recipe, words)
         if "--version" in options:
             show(f"patchwork {__version__}")
             return ExitCode.DONE
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
             if word.startswith("--") and not set(".= ") & set(word):
                 raise ConfigError(f"unknown option {word}{did_you_mean(word, OPTIONS)}")
         if "--plan" in options:
-            return tell_plan(recipe, words)
+            return print_plan(recipe, words)
         settings = load_recipe(recipe, words, TrainSettings)
         data = RunData(settings.data)
         settings = with_length(settings, data)
@@ -90,7 +90,7 @@ def _recipe(text: str) -> Path:
         raise ConfigError(f"recipe: {error}") from None
 
 
-def tell_help(recipe: Path | None, overrides: Sequence[str]) -> int:
+def print_help(recipe: Path | None, overrides: Sequence[str]) -> int:
     """Print what a recipe may say, once however many processes are started."""
     from trainer.settings.help import help_text
 
@@ -100,7 +100,7 @@ def tell_help(recipe: Path | None, overrides: Sequence[str]) -> int:
     return ExitCode.DONE
 
 
-def tell_plan(recipe: Path, overrides: Sequence[str]) -> int:
+def print_plan(recipe: Path, overrides: Sequence[str]) -> int:
     """Print what the recipe will take, once however many processes are started."""
     if is_first_rank():
         from trainer.planning.plan import load_plan

@@ -163,7 +163,7 @@ def _read_at(file: IO[bytes], at: int, size: int) -> bytes:
     return file.read(size)
 
 
-def _look_at(file: IO[bytes], at: int, size: int) -> bytes:
+def _pread(file: IO[bytes], at: int, size: int) -> bytes:
     """The same of a local file, without what lies around: headers are a small part of it."""
     return os.pread(file.fileno(), size, at)
 
@@ -198,7 +198,7 @@ def _frames(file: IO[bytes], size: int, after: Cut) -> Iterator[Cut]:
         raise StorageError("reading .zst needs the package zstandard; pip install zstandard") from None
     at, content = after
     while at + 8 <= size:
-        header = _look_at(file, at, _LONGEST_HEADER)
+        header = _pread(file, at, _LONGEST_HEADER)
         magic, length = struct.unpack_from("<II", header)
         if magic & _SKIPPABLE_MASK == _SKIPPABLE:
             at += 8 + length
@@ -222,7 +222,7 @@ def _frames(file: IO[bytes], size: int, after: Cut) -> Iterator[Cut]:
 
 def _end_of_blocks(file: IO[bytes], at: int, size: int) -> int | None:
     while at + 3 <= size:
-        header = int.from_bytes(_look_at(file, at, 3), "little")
+        header = int.from_bytes(_pread(file, at, 3), "little")
         kind, length = header >> 1 & 3, header >> 3
         if kind == _BLOCK_RESERVED:
             return None
@@ -235,13 +235,13 @@ def _end_of_blocks(file: IO[bytes], at: int, size: int) -> int | None:
 def _blocks(file: IO[bytes], size: int, after: Cut) -> Iterator[Cut]:
     """The blocks of a BGZF file after one, as far as it is one."""
     at, content = after
-    header = _look_at(file, at, _BGZF.size)
+    header = _pread(file, at, _BGZF.size)
     while len(header) == _BGZF.size:
         magic, extra, name, length = _BGZF.unpack(header)
         end = at + length + 1
         if magic != b"\x1f\x8b\x08\x04" or extra != 6 or name != b"BC\x02\x00" or end - at < _BGZF.size + 8:
             return
-        tail = _look_at(file, end - 4, 4 + _BGZF.size)
+        tail = _pread(file, end - 4, 4 + _BGZF.size)
         if end >= size or len(tail) < 4:
             return
         at, content, header = end, content + int.from_bytes(tail[:4], "little"), tail[4:]

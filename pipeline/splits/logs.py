@@ -31,7 +31,7 @@ class SplitLog:
             self._file = self._path.open("a", encoding="utf-8", errors="backslashreplace")
         return self
 
-    def say(self, line: str) -> None:
+    def write(self, line: str) -> None:
         LOG.debug("split %s: %s", self._path.stem, line)
         if self._file is None:
             return

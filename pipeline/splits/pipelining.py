@@ -115,7 +115,7 @@ def behind(work: Callable[[T], None], size: Callable[[T], int], limit: int) -> I
             failed.append(error)
             pipe.abandon()
 
-    def give(item: T) -> None:
+    def submit(item: T) -> None:
         try:
             pipe.put(item)
         except _Closed:
@@ -124,7 +124,7 @@ def behind(work: Callable[[T], None], size: Callable[[T], int], limit: int) -> I
     thread = threading.Thread(target=consume, name="writing behind", daemon=True)
     thread.start()
     try:
-        yield give
+        yield submit
     except BaseException:  # whatever ends the block: what waits would be written into a shard that is thrown away
         pipe.drop()
         raise

@@ -82,7 +82,7 @@ class Worker:
             working(self._job, split.number, writes and selects(self._job.reading)) as job,
             SplitLog(job.out, split.name) as log,
         ):
-            log.say(f"{task.kind} begins")
+            log.write(f"{task.kind} begins")
             try:
                 counts, content = None, ""
                 if writes:
@@ -95,7 +95,7 @@ class Worker:
             except Exception as error:  # any error costs one split, which may be tried again: never the whole run
                 text = f"{error}" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
                 text, trace = without_secrets(text), without_secrets(traceback.format_exc())
-                log.say(f"{task.kind} failed: {trace}")
+                log.write(f"{task.kind} failed: {trace}")
                 return Outcome(
                     split.number,
                     seconds=time.perf_counter() - began,
@@ -104,7 +104,7 @@ class Worker:
                     transient=is_transient(error),
                 )
             seconds = time.perf_counter() - began
-            log.say(f"{task.kind} done in {seconds:.1f} s" + (f": {_counted(counts)}" if counts else ""))
+            log.write(f"{task.kind} done in {seconds:.1f} s" + (f": {_counted(counts)}" if counts else ""))
             return Outcome(split.number, counts, content, seconds)
 
 

@@ -269,7 +269,7 @@ class Evaluator:
         found = measure(folder, dataset, tokens, self._device, dtype, on_progress, name)
         seconds = time.monotonic() - began
         rate = quantity(text / max(seconds, 1e-9))
-        self._progress.say(f"{dataset.where}: {quantity(text)}B scored in {clock(seconds)}, {rate}B/s")
+        self._progress.log(f"{dataset.where}: {quantity(text)}B scored in {clock(seconds)}, {rate}B/s")
         return found
 
     def baselines(self, dataset: "Documents", train: Dataset) -> "list[Column]":
@@ -299,7 +299,7 @@ class Evaluator:
         scorer = TextScorer(self._model, self._device, arguments.dtype, arguments.tokens, self._patching(dataset))
         self._progress.begin(0.0)
         found = robustness(scorer, dataset, noises, lambda share: self._progress.show(share, "noise"))
-        self._progress.say(f"{len(noises)} noises on {dataset.where}")
+        self._progress.log(f"{len(noises)} noises on {dataset.where}")
         show(f"\n{table(found)}")
         return [asdict(one) for one in found]
 
@@ -317,7 +317,7 @@ class Evaluator:
             lambda done: self._progress.show(done / len(prompts), "samples"),
             self._patching(dataset),
         )
-        self._progress.say(f"{found.bytes:,} bytes written")
+        self._progress.log(f"{found.bytes:,} bytes written")
         show(f"\n{found}")
         return asdict(found)
 

@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         count = len({*shifts, 0.0})
         sweep = sweeper.sweep(shifts, lambda done: progress.show(done / count, f"threshold {done} of {count}"))
         sweep = sweep.model_copy(update={"model": str(arguments.model)})
-    progress.say(f"{counted(sweep.documents, 'document')} of {sweep.bytes:,} bytes, scored {count} times")
+    progress.log(f"{counted(sweep.documents, 'document')} of {sweep.bytes:,} bytes, scored {count} times")
     show(table(sweep))
     save_sweep(sweep, out)
     show(out.path)

@@ -105,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
         progress = Progress(silent=False, every_seconds=SECONDS_BETWEEN_LINES)
         began = time.monotonic()
         results = answering.all(plan, noisings, progress)
-    progress.say(f"{sum(len(task.questions) for task in tasks):,} questions in {clock(time.monotonic() - began)}")
+    progress.log(f"{sum(len(task.questions) for task in tasks):,} questions in {clock(time.monotonic() - began)}")
     show(tables(results))
     if examples:
         examples.write("".join(f"{line}\n" for line in example_lines(results)))

@@ -74,7 +74,7 @@ def compare(request: Comparing, line: Progress) -> tuple[Results, list[str]]:
     runs, budget_bytes = plan(request, data)
     results = _opened(request, data, budget_bytes)
     total = sum(run.spent.flops for run in runs)
-    line.say(f"== {counted(len(runs), 'run')}, {quantity(total)}FLOP of training, {jobs} at a time -> {out / 'runs'}")
+    line.log(f"== {counted(len(runs), 'run')}, {quantity(total)}FLOP of training, {jobs} at a time -> {out / 'runs'}")
     scores: dict[Path, Score] = {}
 
     def keep(run: PlannedRun) -> None:

@@ -172,7 +172,7 @@ def prepare(request: Request, systems: Iterable[str], line: Progress) -> dict[st
         for name in models
     ]
     if runs:
-        line.say(f"== entropy models -> {out / 'entropy'}: {', '.join(models)}")
+        line.log(f"== entropy models -> {out / 'entropy'}: {', '.join(models)}")
     if failed := run_all(runs, jobs, line):
         raise TrainingError(f"no entropies without {', '.join(failed)}")
     for name in models:
@@ -186,7 +186,7 @@ def prepare(request: Request, systems: Iterable[str], line: Progress) -> dict[st
 
 def _carry_out(step: Step, line: Progress) -> None:
     """Let the pipeline make something; what it says goes where this process speaks."""
-    line.say(f"== {step.name} -> {step.out}")
+    line.log(f"== {step.name} -> {step.out}")
     step.make(step.out)
 
 

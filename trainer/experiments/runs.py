@@ -87,7 +87,7 @@ def run_all(
                 done += 1
                 if process.exitcode:
                     failed[run.name] = run.folder / LOG_NAME
-                    line.say(f"{run.name} has failed: {_last_line(failed[run.name])} (log: {failed[run.name]})")
+                    line.log(f"{run.name} has failed: {_last_line(failed[run.name])} (log: {failed[run.name]})")
                 elif finished is not None:
                     finished(run)
             shares = [run.share() for _, run in under_way.values()]

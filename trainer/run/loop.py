@@ -97,7 +97,7 @@ def save_and_stop(job: Job, callbacks: Sequence[Callback]) -> None:
         raise CheckpointError(
             f"stopped by a signal after step {job.state.step}; rerun the same command to resume from {last}"
         )
-    job.line.say(
+    job.line.log(
         f"stopped by a signal after step {job.state.step}, saved in {job.checkpoints.last}; "
         "rerun the same command to resume"
     )
@@ -106,7 +106,7 @@ def save_and_stop(job: Job, callbacks: Sequence[Callback]) -> None:
 def report_saves(job: Job, callbacks: Sequence[Callback]) -> None:
     """Log what there is to say about saves that have ended, and hand on a new checkpoint."""
     for line in job.checkpoints.pop_news():
-        job.line.say(line)
+        job.line.log(line)
     if saved := job.checkpoints.pop_saved():
         for callback in callbacks:
             callback.on_checkpoint(saved)
@@ -140,7 +140,7 @@ def one_step(job: Job, callbacks: Sequence[Callback], packs: Iterator[Pack], sto
     result = take_step(job.model, job.optimizer, train_step, job.world, job.timer)
     remembered = guard.after(step, result.nats / whole.targets, result.grad_norm, result.skipped is not None)
     if result.skipped:
-        say_skipped(job, step, result.skipped, remembered)
+        log_skipped(job, step, result.skipped, remembered)
     job.state = state.model_copy(update={"step": step, "targets": targets, "guard": remembered, "validation": None})
     busy = waited + time.process_time() - worked
     record = StepRecord(number=step, packs=mine, result=result, lr=train_step.lr, waited=waited, busy=busy)
@@ -150,7 +150,7 @@ def one_step(job: Job, callbacks: Sequence[Callback], packs: Iterator[Pack], sto
     return result.stop
 
 
-def say_skipped(job: Job, step: int, why: str, remembered: GuardState) -> None:
+def log_skipped(job: Job, step: int, why: str, remembered: GuardState) -> None:
     """Say that a step was skipped; TrainingError, on all ranks alike, when it was one too many."""
     settings, lately = job.settings.guard, len(remembered.skipped)
     if lately > settings.budget:
@@ -160,4 +160,4 @@ def say_skipped(job: Job, step: int, why: str, remembered: GuardState) -> None:
             f"step {step}: {why}, nothing was updated; {lately} of the last {settings.within} steps were skipped, "
             f"guard.budget allows {settings.budget}; last checkpoint: {last or 'none'}"
         )
-    job.line.say(f"step {step} is skipped: {why}")
+    job.line.log(f"step {step} is skipped: {why}")

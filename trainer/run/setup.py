@@ -114,21 +114,21 @@ def prepare(settings: TrainSettings, data: RunData, identity: RunIdentity, world
         state=state,
         line=line,
         timer=timer,
-        metrics=RunMetrics(settings, data, world, timer, line.say),
+        metrics=RunMetrics(settings, data, world, timer, line.log),
         # It names the slowest before the others give up.
         monitor=StragglerMonitor(world.store, world.rank, world.size, settings.run.timeout / 2, LOG.warning),
     )
     for news in checkpoints.pop_news():
-        line.say(news)
-    line.say(opening(job, newest))
+        line.log(news)
+    line.log(opening(job, newest))
     if newest is None and settings.start.model is not None:
         for difference in other_settings(settings.start.model, settings.model):
-            line.say(f"unlike {settings.start.model}: {difference}")
+            line.log(f"unlike {settings.start.model}: {difference}")
         if warning := patch_size_warning(origin_of(settings.start.model).folder, data.train):
-            line.say(warning)
+            line.log(warning)
     if settings.parallel.dry_run:
         found = dry_run(model, optimizer, settings, data.limits, world)
-        line.say(found.line())
+        line.log(found.line())
         if world.is_main_rank:
             found.save(out)
     return job
@@ -139,7 +139,7 @@ def close(job: Job, callbacks: Sequence[Callback]) -> None:
     job.monitor.close()
     job.checkpoints.close()
     for news in job.checkpoints.pop_news():
-        job.line.say(news)
+        job.line.log(news)
     for callback in callbacks:
         callback.on_run_end()
 
@@ -183,13 +183,13 @@ def summarise(job: Job) -> None:
     """The validation figures by subset, the run in words, its page, and where everything is."""
     out = job.settings.run.out
     assert job.state.validation is not None
-    job.line.say(table(job.state.validation))
+    job.line.log(table(job.state.validation))
     if job.world.is_main_rank:
         try:
             run = load_history(out)
-            job.line.say(in_words(summary(run)))
+            job.line.log(in_words(summary(run)))
             Output(out / REPORT_NAME, PAGE).write(html([run]))
         except (OSError, ConfigError) as error:  # figures could not be written: the model is there all the same
-            job.line.say(f"{REPORT_NAME}: {error}")
+            job.line.log(f"{REPORT_NAME}: {error}")
     curves = f"{out / REPORT_NAME}, or " if (out / REPORT_NAME).exists() else ""
-    job.line.say(f"model: {out / MODEL_FOLDER}   curves: {curves}tensorboard --logdir {out}")
+    job.line.log(f"model: {out / MODEL_FOLDER}   curves: {curves}tensorboard --logdir {out}")

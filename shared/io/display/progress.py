@@ -57,7 +57,7 @@ class Progress:
         else:
             LOG.info("%s", line)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """A note, below the progress line."""
         if not self._silent:
             LOG.info("%s", text)

@@ -135,13 +135,13 @@ class StoreLease:
         while not self._over.wait(self._beat):
             try:
                 self._store.put(f"{LEASES}/{self._name}/beat", f"{time.time()}\n".encode())
-                self.look()
+                self.poll()
             except (StorageError, OSError) as error:
                 LOG.warning("no sign of life could be given: %s", error)
             if self._by is not None:
                 return
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """See whether another holder has come in the meantime; one that never was silent for long has its lease."""
         holders = {holder.name: holder for holder in _holders(self._store)}
         if (own := holders.pop(self._name, None)) is None:  # removed by a successor, if by a driver
@@ -203,7 +203,7 @@ def _acquire(store: Store, beat: float) -> StoreLease:
             store.put(f"{LEASES}/{name}/end", b"ended\n")
             raise _in_use(store, winner.name)
     lease = StoreLease(store, name, beat)
-    lease.look()
+    lease.poll()
     if lease.held:
         _remove_ended(store, name, now)
     return lease

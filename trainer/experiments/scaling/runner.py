@@ -47,11 +47,11 @@ def scale(request: ScalingRequest, line: Progress) -> tuple[Scaling, list[str]]:
     grid, out, jobs = request.grid, request.out, request.jobs
     experiment = sized(request.experiment, grid)
     check_budget(min(grid.budgets), (experiment.draft(place.system) for place in grid.places()))
-    line.say(announced(grid, experiment, jobs))
+    line.log(announced(grid, experiment, jobs))
     data = prepare(replace(request, experiment=experiment), (place.system for place in grid.places()), line)
     planned = plan(grid, experiment, data, out)
     found = _opened(request)
-    line.say(f"== {counted(len(planned), 'run')} -> {out / 'runs' / 'scaling'}")
+    line.log(f"== {counted(len(planned), 'run')} -> {out / 'runs' / 'scaling'}")
     predict = [grid.budgets[-1] * multiple for multiple in grid.predict]
 
     def keep(run: PlannedRun) -> None:

@@ -27,7 +27,7 @@ class Profiler(Callback):
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         settings, world = job.settings.metrics.profile, job.world
-        self._settings, self._out, self._world, self._log = settings, job.settings.run.out, world, job.line.say
+        self._settings, self._out, self._world, self._log = settings, job.settings.run.out, world, job.line.log
         self._chosen = world.rank in settings.ranks
         self._answered = self._request()
         self._running: profile | None = None

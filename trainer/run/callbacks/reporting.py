@@ -28,7 +28,7 @@ class MetricsWriter(Callback):
         if job.world.is_main_rank:
             out, step = job.settings.run.out, job.state.step
             self._before, repeated = keep_lines_up_to(out / METRICS_NAME, step)
-            self._loggers = Loggers(job.settings, step, job.line.say)
+            self._loggers = Loggers(job.settings, step, job.line.log)
             self._remember_start(repeated)
 
     def _remember_start(self, repeated: int) -> None:
@@ -45,7 +45,7 @@ class MetricsWriter(Callback):
         try:
             JsonLines(job.settings.run.out / STARTS_NAME).write(job.state.step, start)
         except OSError as error:
-            job.line.say(f"{STARTS_NAME}: {error}")
+            job.line.log(f"{STARTS_NAME}: {error}")
 
     def on_run_start(self) -> None:
         self._started = time.perf_counter()
@@ -79,7 +79,7 @@ class ProgressLine(Callback):
 
     def on_validation(self, scores: Mapping[str, SubsetScore]) -> None:
         bits = validation_metrics(scores)["validation"]["bits_per_byte"]
-        self.job.line.say(f"step {self.job.state.step}: validation {bits:.4f} bits/byte")
+        self.job.line.log(f"step {self.job.state.step}: validation {bits:.4f} bits/byte")
 
 
 def status(step: int, figures: Mapping[str, Any]) -> list[str]:

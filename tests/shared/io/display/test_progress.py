@@ -33,7 +33,7 @@ def test_a_terminal_is_redrawn_and_a_file_gets_lines(monkeypatch: pytest.MonkeyP
         line = Progress(False, 0.001)
         line.show(1.0, "step 1", "x" * 80)
         line.show(1.0, "step 2")
-        line.say("saved")
+        line.log("saved")
     assert terminal.getvalue() == (
         "\r100.0%  step 1  0:00 elapsed, 0:00 remaining\x1b[K"
         "\r100.0%  step 2  0:00 elapsed, 0:00 remaining\x1b[K\nsaved\n"
@@ -44,7 +44,7 @@ def test_a_terminal_is_redrawn_and_a_file_gets_lines(monkeypatch: pytest.MonkeyP
 def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str]) -> None:
     line = Progress(True, 0.001)
     line.show(1.0, "step 1")
-    line.say("saved")
+    line.log("saved")
     assert capsys.readouterr().err == ""
 
 

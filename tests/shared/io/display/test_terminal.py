@@ -76,7 +76,7 @@ def test_a_progress_line_steers_the_terminal_itself_alone(monkeypatch: pytest.Mo
     monkeypatch.setattr(sys, "stderr", stream)
     line = Progress(False, 0.0)
     line.show(1.0, HOSTILE[:40])
-    line.say(HOSTILE)
+    line.log(HOSTILE)
     assert stream.getvalue().count("\x1b") == 1
     assert stream.getvalue().count("\r") == 1
     assert "\u202e" not in stream.getvalue()

@@ -70,7 +70,7 @@ def test_what_those_have_left_who_ended_does_not_add_up(store: Store) -> None:
         with leased(store, BEAT):
             assert len({key.split("/")[1] for key in store.list("lease/")}) <= 2
     with leased(store, BEAT) as held:
-        held.look()
+        held.poll()
         held.check()
         assert {key.split("/")[1] for key in store.list("lease/")} == {held._name}
 
@@ -94,7 +94,7 @@ def test_what_one_has_left_who_died_long_ago_goes(
     monkeypatch.setattr(lease, "ABANDONED_SECONDS", 0.0)
     with leased(store, BEAT):
         assert f"lease/{dead._name}/begin" not in store.list("lease/")
-        dead.look()
+        dead.poll()
         with pytest.raises(LeaseLostError, match="process"):
             dead.check()
 
@@ -165,14 +165,14 @@ def test_who_was_succeeded_does_not_disturb_the_successor(store: Store, dead: St
     with leased(store, BEAT) as held:
         dead.start()
         time.sleep(4 * BEAT)
-        held.look()
+        held.poll()
         held.check()
 
 
 def test_a_silent_one_that_nobody_succeeded_keeps_it(store: Store, dead: StoreLease) -> None:
     time.sleep(4 * BEAT)
     store.put(f"lease/{dead._name}/beat", b"again\n")
-    dead.look()
+    dead.poll()
     dead.check()
 
 
