@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from pipeline.settings import SPLIT_NAMES, PipelineError, SplitName
 from pipeline.stamp import Stamp
 from shared.io.files.atomic import atomic_file
-from shared.io.files.identity import canonical_json, file_sha256
+from shared.io.files.digests import canonical_json, file_sha256
 from shared.io.stores.locations import is_url
 
 TABLE_NAME = re.compile(r"files-[0-9a-f]{64}\.arrow")

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.files import Files, SourceFile
 from pipeline.settings import PipelineError
-from shared.io.files.identity import digest
+from shared.io.files.digests import digest
 
 SMALLEST_SPLIT = 2**20
 LARGEST_SPLIT = 64 * 2**20

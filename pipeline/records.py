@@ -9,7 +9,7 @@ from hashlib import sha256
 from typing import Any, Literal
 
 from pipeline.settings import ReadSettings, SplitName
-from shared.io.files.identity import canonical_json
+from shared.io.files.digests import canonical_json
 from shared.shards.spans import Spans
 
 LONGEST_RECORD = 512 * 2**20

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from shared.io.files.identity import canonical_json
+from shared.io.files.digests import canonical_json
 
 ROUNDS = 12
 """Of a permutation. Eight mix large ranges well; ranges of a few numbers, of which each round swaps only some, want

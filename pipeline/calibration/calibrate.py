@@ -22,7 +22,7 @@ from pipeline.scoring.entropies import Documents, Entropies, EntropySource, docu
 from pipeline.scoring.options import entropy_model_sha256
 from pipeline.settings import PipelineError, ScoringSettings
 from shared.io.display.terminal import show
-from shared.io.files.identity import in_short
+from shared.io.files.digests import in_short
 from shared.io.files.outputs import Output
 from shared.patching import PatchingSettings
 from shared.settings import Settings, refused_as

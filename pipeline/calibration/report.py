@@ -4,7 +4,7 @@ from pipeline.calibration.parallel_text import table
 from pipeline.calibration.patching_file import TENTH, PatchingFile
 from shared.io.display.quantities import counted
 from shared.io.display.terminal import one_line, show, show_lines
-from shared.io.files.identity import in_short
+from shared.io.files.digests import in_short
 
 SUBSETS_SHOWN = 50
 CLOSE = 0.02

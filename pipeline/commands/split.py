@@ -24,7 +24,7 @@ from pipeline.rewriting.rewrite import Written, add_output_arguments, rewrite, s
 from pipeline.settings import SPLIT_NAMES, ReadSettings, SplitName
 from pipeline.splits.marker import shard_stem
 from shared.errors import DatasetError
-from shared.io.files.identity import digest
+from shared.io.files.digests import digest
 from shared.settings import Settings
 from shared.shards.content import add_content_hashes
 from shared.shards.writer import ShardWriter

@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.read.values import BadRecord, encoded, kind
 from pipeline.settings import ChatSettings
-from shared.io.files.identity import canonical_json
+from shared.io.files.digests import canonical_json
 from shared.shards.spans import Spans
 from shared.text.chat import ANSWERING, Turn, chat_body
 

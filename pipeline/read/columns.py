@@ -13,7 +13,7 @@ from pipeline.read.chat import COLUMNS, chat_of
 from pipeline.read.values import BadRecord, encoded
 from pipeline.records import Option, Place, Record, Records, Text
 from pipeline.settings import ReadSettings
-from shared.io.files.identity import canonical_json
+from shared.io.files.digests import canonical_json
 from shared.shards.document import DEFAULT_SUBSET
 from shared.shards.spans import Spans
 

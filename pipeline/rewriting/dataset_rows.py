@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from pipeline.read.formats.datasets import shard_records
 from pipeline.records import Record
 from shared.errors import DatasetError, IdentityError
-from shared.io.files.identity import differences, in_short
+from shared.io.files.digests import differences, in_short
 from shared.shards.content import ShardContent, with_last
 from shared.shards.dataset import Dataset, columns_row
 from shared.shards.document import Row

@@ -10,7 +10,7 @@ from pipeline.rewriting.dataset_rows import require_alike, sides_at
 from pipeline.rewriting.rewrite import Written, link, rewrite, save_dataset
 from pipeline.settings import PipelineError
 from pipeline.splits.marker import shard_stem
-from shared.io.files.identity import digest
+from shared.io.files.digests import digest
 from shared.shards.dataset import Dataset, files_of
 from shared.shards.writer import SUFFIXES
 

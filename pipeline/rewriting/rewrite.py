@@ -28,7 +28,7 @@ from shared.errors import DatasetError, IdentityError
 from shared.io.display.progress import ByteProgress
 from shared.io.display.terminal import show_lines
 from shared.io.files.atomic import atomic_file, sync, write_atomic
-from shared.io.files.identity import canonical_json, differences, file_sha256, in_short
+from shared.io.files.digests import canonical_json, differences, file_sha256, in_short
 from shared.io.files.json_reader import read_bounded, read_json
 from shared.io.files.locks import LOCK_FILE, locked
 from shared.io.files.outputs import check_folder

@@ -13,7 +13,7 @@ from shared.bpe.vocabulary import byte_symbols, load_subwords
 from shared.errors import IdentityError
 from shared.io.display.progress import ByteProgress
 from shared.io.files.atomic import write_atomic
-from shared.io.files.identity import file_sha256
+from shared.io.files.digests import file_sha256
 from shared.io.files.outputs import check_folder
 from shared.io.files.scratch import scratch
 from shared.io.stores.lease import leased

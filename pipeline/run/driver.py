@@ -38,7 +38,7 @@ from shared.io.display.log import LOG
 from shared.io.display.quantities import counted
 from shared.io.display.terminal import one_line, safe
 from shared.io.files.atomic import write_atomic
-from shared.io.files.identity import digest
+from shared.io.files.digests import digest
 from shared.io.stores.locations import is_url
 from shared.shards.manifest import DatasetIdentity, EntropyModelIdentity, ShardEntry, load_manifest
 from shared.shards.tables import commit_dataset

@@ -26,7 +26,7 @@ from pipeline.splits.run_file import FAILURES, RUN_FILE, RunFile, read_run
 from pipeline.splits.selection import SELECTION
 from shared.errors import DatasetError, IdentityError, ModelFileError
 from shared.io.files.atomic import write_atomic
-from shared.io.files.identity import differences, in_short
+from shared.io.files.digests import differences, in_short
 from shared.io.files.locks import LOCK_FILE
 from shared.io.files.outputs import whole_folder
 from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE, model_sha256

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline.options import add_options
 from pipeline.settings import PipelineError, ScoringSettings
-from shared.io.files.found import model_folder_at
+from shared.io.files.path_kinds import model_folder_at
 from shared.io.programs.command_line import path_option
 from shared.model_folder.identity import load_settings, model_sha256
 from shared.model_settings import EntropyModelSettings

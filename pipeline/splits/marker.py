@@ -11,7 +11,7 @@ from pydantic import ValidationError, model_validator
 from pipeline.settings import SPLIT_NAMES, SplitName
 from shared.errors import DatasetError
 from shared.io.files.atomic import atomic_file, write_atomic
-from shared.io.files.identity import canonical_json
+from shared.io.files.digests import canonical_json
 from shared.io.files.json_reader import read_bounded
 from shared.settings import Settings
 from shared.shards.dataset import check_file, files_of

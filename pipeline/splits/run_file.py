@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints
 from pipeline.files import TABLE_NAME, load_files
 from pipeline.plan import Plan
 from shared.io.files.atomic import write_atomic
-from shared.io.files.identity import digest
+from shared.io.files.digests import digest
 from shared.io.files.json_reader import read_bounded
 from shared.settings import Settings
 from shared.shards.manifest import Count, NumericsClass

@@ -27,7 +27,7 @@ from pipeline.read import Seen, read_split
 from pipeline.records import DeadLetter, content_digest, sample_hash
 from pipeline.settings import Job, PipelineError, ReadSettings
 from shared.io.files.atomic import naming, write_atomic
-from shared.io.files.identity import canonical_json
+from shared.io.files.digests import canonical_json
 from shared.io.files.json_reader import read_bounded
 
 SELECTION, _DONE = "selection", "done"

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from shared.errors import DatasetError, IdentityError
 from shared.io.files.atomic import write_atomic
-from shared.io.files.identity import file_sha256
+from shared.io.files.digests import file_sha256
 from shared.io.files.json_reader import read_bounded
 from shared.model_settings import MOST_IDS
 from shared.patching.settings import LONGEST_PATCH, TokenizerIdentity

@@ -7,7 +7,7 @@ from typing import Any
 
 from shared.interop.described import Record
 from shared.interop.names import InteropError
-from shared.io.files.identity import in_short
+from shared.io.files.digests import in_short
 from shared.model_settings import BltSettings, EntropyModelSettings, StackSettings
 from shared.patching.settings import PatchingSettings
 from shared.vocabulary import BOE, BOS, EOS, RESERVED

@@ -9,8 +9,8 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from shared.errors import IdentityError, ModelFileError
-from shared.io.files.found import OTHERS, what_is
 from shared.io.files.json_reader import open_regular, read_bounded
+from shared.io.files.path_kinds import OTHERS, what_is
 from shared.model_folder.tensor_header import read_header
 from shared.model_settings import AnyModelSettings, ModelSettings
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from shared.errors import DatasetError, StorageError
 from shared.io.files.atomic import naming
-from shared.io.files.identity import file_sha256
+from shared.io.files.digests import file_sha256
 from shared.io.stores.locations import open_binary, tried_again
 
 CACHE_BYTES = 64 * 2**30

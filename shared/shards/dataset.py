@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from shared.errors import DatasetError
-from shared.io.files.identity import file_sha256
+from shared.io.files.digests import file_sha256
 from shared.patching.grid import dequantise
 from shared.patching.settings import PatchingSettings
 from shared.shards.cache import File, verified_once

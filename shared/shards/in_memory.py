@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.io.files.identity import digest
+from shared.io.files.digests import digest
 from shared.patching.settings import PatchingSettings
 from shared.shards.columns import BatchColumns
 from shared.shards.content import ContentHash, with_last

@@ -14,8 +14,8 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from shared.errors import DatasetError
 from shared.io.files.atomic import write_atomic
-from shared.io.files.found import what_is
-from shared.io.files.identity import digest
+from shared.io.files.digests import digest
+from shared.io.files.path_kinds import what_is
 from shared.io.stores.locations import below, is_url, read_whole
 from shared.patching.settings import PatchingSettings
 from shared.settings import NamesSpecials, Settings, other_version, refused_as

@@ -18,7 +18,7 @@ from helpers.dataset_examples import STATIC, document, in_two_parts, save_datase
 from helpers.model_folders import entropy_folder
 
 from pipeline.__main__ import main as pipeline
-from shared.io.files.identity import file_sha256
+from shared.io.files.digests import file_sha256
 from shared.shards.formats.arrow import new_file
 from shared.shards.open import open_dataset
 

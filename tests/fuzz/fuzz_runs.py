@@ -10,7 +10,7 @@ from fuzz_common import LARGEST, refit, run
 from helpers.tiny_runs import STATIC as SHORT
 from helpers.tiny_runs import tiny_data, tiny_recipe, toml
 
-from shared.io.files.identity import file_sha256
+from shared.io.files.digests import file_sha256
 from trainer.__main__ import main as trainer
 from trainer.main import main as train
 

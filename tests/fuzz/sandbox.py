@@ -119,6 +119,7 @@ def _in_child(
         (folder / "tmp").mkdir(exist_ok=True)
         os.environ["TMPDIR"] = tempfile.tempdir = str(folder / "tmp")
         os.environ["XDG_CACHE_HOME"] = str(folder / "tmp")
+        sys.dont_write_bytecode = True  # of commands that are imported here, in a checkout that never ran them
         _limit()
         seen = _watch(folder, watching)
         with redirect_stdout(_Stream(printed)), redirect_stderr(_Stream(said)):

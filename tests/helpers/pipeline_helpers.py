@@ -10,7 +10,7 @@ from pathlib import Path
 import zstandard
 
 from pipeline.__main__ import main
-from shared.io.files.identity import file_sha256
+from shared.io.files.digests import file_sha256
 from shared.shards.open import open_dataset
 
 STATIC = ("--rule", "static", "--stride", "5", "--executor", "inline", "--workers", "1")

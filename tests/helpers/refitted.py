@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from shared.io.files.identity import file_sha256
+from shared.io.files.digests import file_sha256
 from shared.shards.formats.arrow import mapped_file
 from shared.shards.tables import table_file
 

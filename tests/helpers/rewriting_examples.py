@@ -7,7 +7,7 @@ import torch
 from helpers.pipeline_helpers import preprocess, some_records, write_jsonl
 from pipeline.__main__ import main
 from pipeline.rewriting.rewrite import REQUEST_FILE
-from shared.io.files.identity import file_sha256
+from shared.io.files.digests import file_sha256
 from shared.model_folder.files import build_model, save_model
 from shared.model_settings import EntropyModelSettings
 from shared.models.initialise import initialise

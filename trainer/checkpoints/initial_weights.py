@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
 from shared.errors import ModelFileError
-from shared.io.files.identity import differences
+from shared.io.files.digests import differences
 from shared.model_folder.tensors import TensorFolder
 from shared.model_settings import AnyModelSettings
 from trainer.checkpoints.index import Index, read_index

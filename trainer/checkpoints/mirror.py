@@ -19,7 +19,7 @@ from shared.errors import IdentityError, StorageError
 from shared.io.display.log import LOG
 from shared.io.display.progress import ByteProgress
 from shared.io.files.atomic import sync, write_atomic
-from shared.io.files.identity import in_short
+from shared.io.files.digests import in_short
 from shared.io.stores.store import Store, probe
 from shared.settings import first_problem
 from trainer.checkpoints.retention import kept

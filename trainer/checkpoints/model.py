@@ -11,7 +11,7 @@ from torch import Tensor
 
 from shared.bpe.folder import check_tokenizer
 from shared.errors import ModelFileError
-from shared.io.files.found import model_folder_at
+from shared.io.files.path_kinds import model_folder_at
 from shared.io.files.scratch import scratch
 from shared.model_folder.files import build_model, save_model
 from shared.model_folder.identity import check_model

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from shared.errors import ConfigError
 from shared.io.display.log import LOG
-from shared.io.files.found import model_folder_at
+from shared.io.files.path_kinds import model_folder_at
 from shared.model_folder.identity import WEIGHTS_FILE, load_settings
 from trainer.provenance.identity import IDENTITY_NAME, MOST_THREADS, model_identity
 from trainer.provenance.thresholds import default_note, known_subset

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from shared.errors import IdentityError
-from shared.io.files.identity import differences, digest, in_short
+from shared.io.files.digests import differences, digest, in_short
 from shared.io.stores.locations import below
 from shared.patching.settings import PatchingSettings
 from shared.shards.manifest import DatasetIdentity, DatasetTotals, Manifest

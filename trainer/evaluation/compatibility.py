@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from shared.errors import IdentityError
-from shared.io.files.identity import in_short
+from shared.io.files.digests import in_short
 from shared.layers.tile_sizes import BAND
 from shared.model_folder.files import load_model
 from shared.model_folder.identity import ENTROPY_MODEL_FOLDER, TOKENIZER_FOLDER, load_settings

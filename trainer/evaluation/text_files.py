@@ -5,8 +5,8 @@ from pathlib import Path
 
 from shared.errors import ConfigError
 from shared.io.display.terminal import one_line
+from shared.io.files.digests import in_short
 from shared.io.files.file_types import HEAD, not_plain_text
-from shared.io.files.identity import in_short
 from shared.io.files.json_reader import read_at_most
 from shared.shards.document import DEFAULT_SUBSET, Row
 from trainer.errors import TaskError

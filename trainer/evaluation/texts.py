@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from shared.io.files.found import model_folder_at
+from shared.io.files.path_kinds import model_folder_at
 from shared.model_folder.files import load_model
 from shared.model_folder.identity import TOKENIZER_FOLDER, load_settings
 from shared.patching import PatchingSettings

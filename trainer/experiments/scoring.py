@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from shared.io.files.identity import digest
+from shared.io.files.digests import digest
 from shared.model_folder.files import load_model
 from shared.model_folder.identity import load_settings
 from shared.shards.dataset import Dataset

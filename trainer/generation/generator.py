@@ -12,7 +12,7 @@ from torch import Tensor
 
 from shared.errors import ConfigError
 from shared.incremental import LONGEST_ADVANCE, DecodingState
-from shared.io.files.found import model_folder_at
+from shared.io.files.path_kinds import model_folder_at
 from shared.model_folder.files import load_entropy_model, load_model
 from shared.model_folder.identity import ENTROPY_MODEL_FOLDER
 from shared.models.blt import Blt

@@ -19,7 +19,7 @@ from shared.interop.writing import write_hf_folder
 from shared.io.display.progress import Progress
 from shared.io.display.quantities import quantity
 from shared.io.files.atomic import write_atomic
-from shared.io.files.identity import file_sha256
+from shared.io.files.digests import file_sha256
 from shared.io.files.outputs import whole_folder
 from shared.model_folder.files import DTYPES
 from shared.model_folder.identity import (

@@ -11,8 +11,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from shared.errors import ConfigError
-from shared.io.files.found import what_is
 from shared.io.files.json_reader import read_json
+from shared.io.files.path_kinds import what_is
 from trainer.metrics.files import MEMORY_NAME, figure, is_count, read_lines, values
 from trainer.provenance.identity import IDENTITY_NAME, RESOLVED_NAME
 from trainer.provenance.run_folder import METRICS_NAME, STARTS_NAME

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from shared.errors import IdentityError
 from shared.io.files.atomic import write_atomic
-from shared.io.files.identity import differences, digest, in_short
+from shared.io.files.digests import differences, digest, in_short
 from shared.io.files.json_reader import read_bounded
 from shared.patching.settings import PatchingSettings
 from shared.settings import Settings, first_problem, other_version

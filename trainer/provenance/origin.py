@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from shared.errors import ModelFileError
-from shared.io.files.identity import digest
+from shared.io.files.digests import digest
 from shared.model_folder.identity import load_settings, model_sha256
 from shared.model_settings import AnyModelSettings, ModelSettings
 from trainer.provenance.checkpoint_folders import (

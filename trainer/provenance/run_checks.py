@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shared.errors import ConfigError, IdentityError
-from shared.io.files.identity import differences, in_short
+from shared.io.files.digests import differences, in_short
 from shared.model_settings import specials_of
 from shared.shards.manifest import DatasetTotals
 from trainer.data.run_data import RunData

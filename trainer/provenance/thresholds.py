@@ -7,7 +7,7 @@ of torch.
 from typing import TYPE_CHECKING
 
 from shared.errors import ConfigError, IdentityError
-from shared.io.files.identity import in_short
+from shared.io.files.digests import in_short
 from shared.patching.settings import PatchingSettings
 from trainer.data.splits import TRAIN_SPLIT
 from trainer.provenance.identity import ModelIdentity

@@ -15,7 +15,7 @@ from shared.io.display.page import PAGE
 from shared.io.display.progress import Progress
 from shared.io.display.quantities import quantity
 from shared.io.files.atomic import write_atomic
-from shared.io.files.identity import canonical_json
+from shared.io.files.digests import canonical_json
 from shared.io.files.locks import LOCK_FILE, locked
 from shared.io.files.outputs import Output
 from trainer.checkpoints.initial_weights import build_model, other_settings

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from shared.errors import DatasetError
-from shared.io.files.identity import canonical_json
+from shared.io.files.digests import canonical_json
 from shared.settings import first_problem
 from shared.shards.columns import BatchColumns, Ragged
 from shared.shards.document import LONGEST_PART

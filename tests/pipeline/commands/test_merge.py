@@ -6,7 +6,7 @@ import pytest
 from helpers.dataset_examples import BYTE, ENTROPY, STATIC, document, documents, save_dataset
 from helpers.rewriting_examples import make_place, run, scored
 
-from shared.io.files.identity import file_sha256
+from shared.io.files.digests import file_sha256
 from shared.shards.content import add_content_hashes
 from shared.shards.manifest import ShardEntry
 from shared.shards.open import open_dataset

@@ -8,7 +8,7 @@ from helpers.pipeline_helpers import STATIC, preprocess, some_records, write_jso
 
 from pipeline.__main__ import main
 from shared.errors import StorageError
-from shared.io.files.identity import file_sha256
+from shared.io.files.digests import file_sha256
 from shared.io.stores.lease import leased
 from shared.io.stores.store import UrlStore, open_store
 

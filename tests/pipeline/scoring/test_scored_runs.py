@@ -17,7 +17,7 @@ from pipeline.run.driver import make_plan
 from pipeline.settings import Job, OutputSettings, ReadSettings, ScoringSettings
 from pipeline.splits.run_file import RUN_FILE
 from pipeline.splits.worker import NumericsError, Task, Worker
-from shared.io.files.identity import file_sha256
+from shared.io.files.digests import file_sha256
 from shared.model_folder.files import build_model, load_model, save_model
 from shared.model_folder.identity import model_sha256
 from shared.model_settings import EntropyModelSettings

@@ -119,7 +119,7 @@ def test_a_fifo_in_a_folder_is_not_waited_for(folder: Path, name: str) -> None:
 
 def test_a_device_in_place_of_a_file_is_not_read(tmp_path: Path) -> None:
     from shared.interop.reference import TorchFile
-    from shared.io.files.identity import file_sha256
+    from shared.io.files.digests import file_sha256
 
     (tmp_path / "link").symlink_to("/dev/null")  # /dev/zero would not end
     with pytest.raises(OSError, match="not a regular file"):

@@ -14,7 +14,7 @@ from helpers.shard_examples import FORMATS, NONE, assert_same_rows, by_subset, c
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.io.files.identity import file_sha256
+from shared.io.files.digests import file_sha256
 from shared.patching.grid import quantise
 from shared.shards import writer
 from shared.shards.content import LONGEST_COUNTED, add_content_hashes, with_last

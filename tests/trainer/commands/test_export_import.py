@@ -16,7 +16,7 @@ import torch
 from helpers.model_folders import entropy_folder, entropy_model_folder, entropy_rule, identity_of, model_folder
 from helpers.tiny_runs import STATIC, quiet_environment, tiny_data, tiny_settings
 
-from shared.io.files.identity import file_sha256
+from shared.io.files.digests import file_sha256
 from shared.model_folder.files import build_model, save_model
 from shared.model_folder.identity import load_settings, model_sha256
 from shared.model_folder.tensors import TensorFolder, write_tensors

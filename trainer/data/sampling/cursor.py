@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import Field
 
 from shared.errors import IdentityError
-from shared.io.files.identity import differences, in_short
+from shared.io.files.digests import differences, in_short
 from shared.settings import Settings
 from shared.shards.dataset import Dataset
 from trainer.data.mixture import Mixture

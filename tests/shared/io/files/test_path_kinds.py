@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from shared.errors import DatasetError, ModelFileError
-from shared.io.files.found import model_folder_at, what_is
+from shared.io.files.path_kinds import model_folder_at, what_is
 from shared.model_folder.identity import load_settings, model_sha256, pack_model
 from shared.shards.open import find_datasets, open_dataset
 from trainer.commands.running import usable_cores

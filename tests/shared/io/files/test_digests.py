@@ -1,6 +1,6 @@
 """What two identities differ in."""
 
-from shared.io.files.identity import differences, digest
+from shared.io.files.digests import differences, digest
 
 
 def test_digests_are_shown_by_their_first_digits() -> None:
