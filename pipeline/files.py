@@ -193,6 +193,21 @@ class Files(Sequence[SourceFile]):
         """Of each file whether it lies in a folder below its input; bool [files]."""
         return np.asarray(pc.match_substring(self.table["path"], "/").to_numpy(zero_copy_only=False))
 
+    def named_before(self) -> np.ndarray:
+        """Of each file whether it lies where an earlier one does, as files do that two inputs have; bool [files]."""
+        digests, found = bytearray(), np.zeros(len(self), bool)
+        for batch in self._batches:
+            for root, *rest in zip(*(batch.column(name).to_pylist() for name in ("root", "path", "query"))):
+                digests += hashlib.sha256(f"{self.roots[root].rstrip('/')}/{''.join(rest)}".encode()).digest()[:16]
+        places = np.frombuffer(digests, "S16")
+        order = np.argsort(places, kind="stable")
+        found[order[1:][places[order[1:]] == places[order[:-1]]]] = True
+        return found
+
+    def without(self, files: np.ndarray) -> "Files":
+        """The others than those that are marked, bool [files]."""
+        return Files(self.table.filter(pa.array(~files)), self.roots)
+
     def folders_of_shards(self) -> list[Path]:
         """Those that hold shards of our own, in order."""
         shards = self.table.filter(pc.equal(self.table["kind"], KINDS.index("shard")))

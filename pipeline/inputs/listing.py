@@ -13,6 +13,8 @@ from pipeline.stamp import Stamp
 from shared.io.stores.locations import without_query
 from shared.shards.open import open_dataset
 
+NAMED_BEFORE = "an earlier input has them"
+
 
 def list_inputs(
     inputs: Sequence[Path | str],
@@ -21,6 +23,7 @@ def list_inputs(
 ) -> Plan:
     """List the inputs, in the order given and sorted inside directories, and cut them into splits by size.
 
+    A file that several of them have is listed once, where it comes first.
     ``out``: the folder of the run, left out where it lies inside the input. Raises PipelineError for an
     input that cannot be used, DatasetError for a bad dataset.
     """
@@ -37,6 +40,10 @@ def list_inputs(
                     yield _file(entry)
 
     files = Files.of(found())
+    if len(inputs) > 1 and (again := files.named_before()).any():
+        for number in np.flatnonzero(again).tolist():
+            search.left_out.add(NAMED_BEFORE, files[number].path)
+        files = files.without(again)
     if not len(files):
         where = ", ".join(without_query(str(text)) for text in inputs)
         raise PipelineError(f"{where}: there is nothing to read{seen(search.left_out) or ': no file is there'}")

@@ -305,9 +305,12 @@ class Manifest(DatasetTotals):
 
     @property
     def fingerprint(self) -> str:
-        """Digest of identity and content; what loaders and checkpoints record."""
-        content = {"identity": self.identity.model_dump(), "shards": self.tables["shards"].sha256}
-        return digest({"format_version": self.format_version, **content})
+        """Digest of identity and content; what loaders and checkpoints record.
+
+        Of all tables: shards say what there is, runs in which order a seed takes it.
+        """
+        tables = {name: table.sha256 for name, table in self.tables.items()}
+        return digest({"format_version": self.format_version, "identity": self.identity.model_dump(), **tables})
 
     def save(self, folder: Path) -> None:
         write_atomic(folder / MANIFEST_NAME, self.model_dump_json(indent=1) + "\n")

@@ -18,12 +18,13 @@ import pytest
 from fsspec.registry import _registry
 from helpers.input_trees import one_by_one
 from helpers.pipeline_helpers import STATIC, compressed, counts, letters, preprocess, shard_hashes, stored
+from helpers.shard_examples import document, make_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.inputs.foreign_folders import current_snapshot, is_our_run
 from pipeline.inputs.globs import Glob, split_glob
-from pipeline.inputs.listing import list_inputs
+from pipeline.inputs.listing import NAMED_BEFORE, list_inputs
 from pipeline.read import read_split, storage
 from pipeline.read.forward import Forward
 from pipeline.read.source import check_unchanged
@@ -67,6 +68,31 @@ def bucket(request) -> str:
     for path, content in FILES.items():
         store.pipe(f"/{name}/in/{path}", content)
     return f"memory://{name}/in"
+
+
+def test_a_file_that_two_inputs_have_is_read_once(tmp_path: Path) -> None:
+    """Its place is that of the first input; other files of the same name or content are others."""
+    (tmp_path / "x" / "y").mkdir(parents=True)
+    for name in ("a.txt", "x/a.txt", "x/b.txt", "x/y/a.txt"):
+        (tmp_path / name).write_text("some text")
+    given = [tmp_path / "x/b.txt", tmp_path / "x", tmp_path / "x" / "y" / "..", tmp_path / "x/y", tmp_path / "a.txt"]
+    plan = list_inputs([*given, tmp_path / "x/*.txt"], ReadSettings())
+    assert [file.shown for file in plan.files] == [
+        f"{tmp_path}/{name}" for name in ("x/b.txt", "x/a.txt", "x/y/a.txt", "a.txt")
+    ]
+    assert plan.skipped[NAMED_BEFORE] == 7
+    assert plan.examples[NAMED_BEFORE] == ("a.txt", "a.txt", "a.txt")
+
+
+def test_an_object_that_two_inputs_have_is_read_once(bucket: str) -> None:
+    once = paths(bucket)
+    assert sorted(paths(f"{bucket}/a.jsonl", bucket, f"{bucket}/*.jsonl")) == sorted(once)
+
+
+def test_a_dataset_that_is_named_twice_is_read_once(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "d", [[document("a", "x", b"text")]])
+    plan = list_inputs([tmp_path / "d", tmp_path / "d"], ReadSettings())
+    assert len(plan.files) == 1
 
 
 def texts_of(*inputs: object, **options: object) -> Counter:

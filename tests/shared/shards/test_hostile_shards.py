@@ -158,6 +158,14 @@ def test_a_manifest_that_changed_since_its_tables_were_checked_is_compared_again
         read_tables(tmp_path / "data")
 
 
+@pytest.mark.parametrize("table", ["shards", "runs", "histograms"])
+def test_a_dataset_with_another_table_is_another_dataset(tmp_path: Path, table: Any) -> None:
+    valid(tmp_path)
+    before = open_dataset(tmp_path).fingerprint
+    change_manifest(tmp_path, lambda values: values["tables"][table].update(sha256="0" * 64))
+    assert open_dataset(tmp_path).fingerprint != before
+
+
 def test_a_subset_that_the_manifest_does_not_name_is_refused(tmp_path: Path) -> None:
     valid(tmp_path)
     change_manifest(tmp_path, lambda values: values["subsets"].update(z=values["subsets"].pop("y")))
