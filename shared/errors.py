@@ -44,6 +44,10 @@ class StorageError(PatchworkError):
     """A URL that cannot be read; the message says why, without any password."""
 
 
+class DeniedError(StorageError):
+    """A URL that this user may not read, or, where lists are not allowed, under which there may be nothing."""
+
+
 class OutputError(PatchworkError, FileExistsError):
     """A path that a command must not write to; the message names it and says what would be right."""
 

@@ -8,7 +8,7 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -35,7 +35,8 @@ from shared.io.files.outputs import check_folder
 from shared.io.files.scratch import scratch
 from shared.io.stores.lease import leased
 from shared.io.stores.locations import location_of
-from shared.io.stores.store import Entry, Store, UrlStore, probe, publish_files
+from shared.io.stores.pages import Listing
+from shared.io.stores.store import Store, UrlStore, probe, publish_files
 from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE, check_model
 from shared.settings import Settings, refused_as
 from shared.shards.dataset import Dataset, check_file, check_size, files_of
@@ -278,12 +279,12 @@ def _rewrite_on_store(out: str, request: dict[str, Any], make: Callable[[], Rewr
     store, content = UrlStore(out), _written(request).encode()
     probe(store)
     with leased(store) as lease, scratch("rewrite") as unfinished:
-        listed = dict(store.products())
+        listed = Listing((key, entry.bytes) for key, entry in store.products())
         for key in (REQUEST_FILE, f"{UNFINISHED}/{REQUEST_FILE}"):
             if key in listed:
                 _require_same(store.where, _stored_request(store, key), request)
         if REQUEST_FILE in listed:
-            store.remove([key for key in listed if key.startswith(f"{UNFINISHED}/")])  # a kill at the end leaves some
+            store.remove(store.list(f"{UNFINISHED}/"))  # a kill at the end leaves some
             return False
         if listed and f"{UNFINISHED}/{REQUEST_FILE}" not in listed:
             raise PipelineError(f"--out {store.where} is there already and no work of this command; give a new place")
@@ -341,7 +342,7 @@ def _require_request(store: Store, content: bytes) -> None:
     raise IdentityError(f"{store.url(key)} is not that of this command any more; give each one an --out of its own")
 
 
-def _unit_on_store(store: Store, unit: int, listed: Mapping[str, Entry]) -> Written | None:
+def _unit_on_store(store: Store, unit: int, listed: Listing) -> Written | None:
     """What a unit has left, if all its files are there: they were read back before its marker was written."""
     key = f"{UNFINISHED}/{_MARKERS}/{unit}.json"
     if key not in listed:

@@ -6,17 +6,14 @@ whoever does it and how often: what a split leaves follows from plan and identit
 are never replaced by others, and who commits reads the run's file again before.
 """
 
-import hashlib
 import os
 import stat
 from abc import ABC, abstractmethod
-from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from pydantic import ValidationError
 
 from pipeline.files import TABLE_NAME, load_files, table_sha256
@@ -29,7 +26,8 @@ from shared.errors import IdentityError, StorageError
 from shared.io.files.locks import locked
 from shared.io.files.scratch import scratch
 from shared.io.stores.lease import StoreLease, leased
-from shared.io.stores.store import Entry, Store, at_once, probe, publish_files
+from shared.io.stores.pages import Listing
+from shared.io.stores.store import Store, at_once, probe, publish_files
 from shared.settings import refused_as
 from shared.shards.dataset import files_of
 from shared.shards.manifest import MANIFEST_NAME
@@ -162,7 +160,8 @@ class _StorePlace(Place):
     def __init__(self, job: Job, store: Store, lease: StoreLease) -> None:
         super().__init__(job)
         self._store, self._lease = store, lease
-        self._listed = _Listed(entry for name in SPLIT_NAMES for entry in store.entries(f"{name}/"))
+        found = (entry for name in SPLIT_NAMES for entry in store.entries(f"{name}/"))
+        self._listed = Listing((key, entry.bytes) for key, entry in found)
         manifests = (key for name in SPLIT_NAMES if self.has(key := f"{name}/{MANIFEST_NAME}", None))
         for key in (RUN_FILE, *manifests):
             with suppress(FileNotFoundError):
@@ -247,33 +246,6 @@ class _StorePlace(Place):
                 others = (path for path in (entry, *entry.rglob("*")) if path not in manifests)
                 publish_files(self._store, out, others)
         publish_files(self._store, out, manifests)
-
-
-class _Listed:
-    """Names and sizes of some objects, as they were when they were listed: 24 bytes for each."""
-
-    def __init__(self, entries: Iterable[tuple[str, Entry]]) -> None:
-        names, sizes = bytearray(), array("q")
-        for key, entry in entries:
-            names += _short(key)
-            sizes.append(entry.bytes)
-        found = np.frombuffer(names, _SHORT)
-        order = np.argsort(found)
-        self._names, self._sizes = found[order], np.array(sizes, np.int64)[order]
-
-    def size(self, key: str) -> int | None:
-        """Bytes of an object; None if it was not there."""
-        name = np.frombuffer(_short(key), _SHORT)[0]
-        at = int(np.searchsorted(self._names, name))
-        return int(self._sizes[at]) if at < len(self._names) and self._names[at] == name else None
-
-
-_SHORT = np.dtype("S16")
-
-
-def _short(key: str) -> bytes:
-    """16 bytes that stand for a key."""
-    return hashlib.sha256(key.encode()).digest()[:16]
 
 
 def begun(store: Store) -> Begun:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.bpe.folder import MADE_BY_FILE, TOKENIZER_FILE
-from shared.errors import DatasetError, ModelFileError
+from shared.errors import DatasetError, DeniedError, ModelFileError
 from shared.io.display.log import LOG
 from shared.io.files.atomic import write_atomic
 from shared.io.stores.locations import below, location_of, read_whole, without_query
@@ -131,8 +131,16 @@ def find_remote_datasets(url: str) -> list[str]:
 
 
 def remote_datasets(url: str) -> list[str]:
-    """The same; none if there is something else."""
-    return [place for place in (url, f"{url}/train", f"{url}/validation") if _has_manifest(place)]
+    """The same; none if there is something else. Raises DeniedError if it cannot be told."""
+    found, denied = list[str](), list[DeniedError]()
+    for place in (url, f"{url}/train", f"{url}/validation"):
+        try:
+            found += [place] if _has_manifest(place) else []
+        except DeniedError as error:  # a store says so of what is not there, too, to those who may not list it
+            denied.append(error)
+    if denied and not found:
+        raise denied[0]
+    return found
 
 
 def _has_manifest(url: str) -> bool:

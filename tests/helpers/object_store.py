@@ -28,13 +28,12 @@ READY_SECONDS = 120.0
 """A busy machine takes its time."""
 PORTS = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc")
 S3_PORTS = ("s3.port", "s3.port.grpc")
+READERS = {"reader": ["Read", "List"], "reader-without-lists": ["Read"]}
+"""Users, with the same password, who may not write, and what they may."""
 IDENTITIES = {
     "identities": [
-        {
-            "name": "tests",
-            "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
-            "actions": ["Admin", "Read", "Write"],
-        }
+        {"name": name, "credentials": [{"accessKey": name, "secretKey": SECRET}], "actions": actions}
+        for name, actions in ({KEY: ["Admin", "Read", "Write"]} | READERS).items()
     ]
 }
 
@@ -150,6 +149,12 @@ def opened(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()
     yield
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def become(user: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process and its children go on as one of the READERS."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", user)
     s3fs.S3FileSystem.clear_instance_cache()
 
 

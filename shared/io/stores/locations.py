@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator
 
-from shared.errors import StorageError
+from shared.errors import DeniedError, StorageError
 from shared.io.files.json_reader import read_at_most, read_bounded
 
 _PACKAGES = {
@@ -122,7 +122,8 @@ def read_whole(location: Path | str, most_bytes: int) -> bytes:
 def tried_again(read: Callable[[], T], url: str) -> T:
     """What reading a URL gives, tried again when the connection breaks.
 
-    Raises FileNotFoundError when there is no such file, and StorageError, one line, when it breaks each time.
+    Raises FileNotFoundError when there is no such file, DeniedError when the user may not read it, and StorageError,
+    one line, when it breaks each time.
     """
     for left in reversed(range(ATTEMPTS)):
         try:
@@ -132,15 +133,18 @@ def tried_again(read: Callable[[], T], url: str) -> T:
         except Exception as error:  # each fsspec store raises errors of its own classes
             if isinstance(error, OSError) and error.errno in OWN_ERRORS:
                 raise  # of this machine, not of the connection
+            if isinstance(error, PermissionError):
+                raise DeniedError(_problem(url, error)) from None
             problem = error
         if left:
             time.sleep(PAUSE_SECONDS * (ATTEMPTS - left))
     if isinstance(problem, ValueError):
         raise problem  # of the data, not of the connection
-    message = " ".join(str(problem).split())
-    raise StorageError(
-        without_secrets(f"{url}: {type(problem).__name__}: {message} (tried {ATTEMPTS} times)")
-    ) from None
+    raise StorageError(f"{_problem(url, problem)} (tried {ATTEMPTS} times)") from None
+
+
+def _problem(url: str, error: Exception) -> str:
+    return without_secrets(f"{url}: {type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def file_system(url: str) -> tuple[Any, str]:

@@ -1,7 +1,11 @@
 """What lies below a place of an fsspec file system, where there may be millions of objects: a page at a time."""
 
-from collections.abc import Callable, Iterator
+import hashlib
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+
+import numpy as np
 
 Tried = Callable[[Callable[[], Any]], Any]
 """Gets one answer of a store, asking again after errors that pass."""
@@ -33,3 +37,37 @@ def _pages_of_s3(fs: Any, path: str, tried: Tried) -> Iterator[tuple[str, dict[s
         if not page.get("IsTruncated"):
             return
         request["ContinuationToken"] = page["NextContinuationToken"]
+
+
+class Listing:
+    """Names and sizes of objects as they were when they were listed: 24 bytes for each."""
+
+    def __init__(self, objects: Iterable[tuple[str, int]]) -> None:
+        """``objects``: key and bytes of each."""
+        names, sizes = bytearray(), array("q")
+        for key, size in objects:
+            names += _short(key)
+            sizes.append(size)
+        found = np.frombuffer(names, _SHORT)
+        order = np.argsort(found)
+        self._names, self._sizes = found[order], np.array(sizes, np.int64)[order]
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, key: str) -> bool:
+        return self.size(key) is not None
+
+    def size(self, key: str) -> int | None:
+        """Bytes of an object; None if it was not there."""
+        name = np.frombuffer(_short(key), _SHORT)[0]
+        at = int(np.searchsorted(self._names, name))
+        return int(self._sizes[at]) if at < len(self) and self._names[at] == name else None
+
+
+_SHORT = np.dtype("S16")
+
+
+def _short(key: str) -> bytes:
+    """16 bytes that stand for a key."""
+    return hashlib.sha256(key.encode()).digest()[:16]

@@ -4,13 +4,14 @@ import json
 import os
 import random
 import re
+import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,56 @@ def test_a_model_trains_on_it_as_on_a_folder(corpus: Path, quiet: object, done: 
         assert train(local, out, *options, **steps, checkpoint={"mirror": f"{done}-mirror", "every": 2}) == 0
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in "abc"]
     assert weights[0] == weights[1] == weights[2]
+
+
+# ---- Users who may only read.
+
+
+@pytest.fixture(scope="module")
+def kept(corpus: Path, store_endpoint: str) -> str:
+    """A finished run on a store, and an input beside it."""
+    url = f"s3://{object_store.BUCKET}/{secrets.token_hex(8)}"
+    with pytest.MonkeyPatch.context() as patch, object_store.opened(store_endpoint, patch):
+        assert preprocess(corpus, "--out", f"{url}/out", *OPTIONS) == 3
+        open_store(url).put("in/a.txt", b"some text")
+    return url
+
+
+@pytest.fixture(params=object_store.READERS)
+def readable(
+    request: pytest.FixtureRequest, kept: str, store_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """The same for a process that may not change it."""
+    with object_store.opened(store_endpoint, monkeypatch):
+        object_store.become(request.param, monkeypatch)
+        with pytest.raises(StorageError, match="Denied"):
+            UrlStore(kept, patience=0).put("a", b"x")
+        yield kept
+
+
+def test_who_may_only_read_can_verify(readable: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", f"{readable}/out"]) == 0
+    assert f"{readable}/out/validation" in capsys.readouterr().out
+
+
+def test_who_may_only_read_can_train(readable: str, tmp_path: Path) -> None:
+    small = ("--data.workers", 0, "--data.tokens", 1024, "--data.packs", 2)
+    options = (*small, "--data.cache", tmp_path / "cache", "--data.path", f"{readable}/out")
+    assert train(tmp_path, tmp_path / "run", *options, run={"steps": 2}) == 0
+
+
+def test_who_may_only_read_can_preprocess_a_file(readable: str, tmp_path: Path) -> None:
+    assert preprocess(f"{readable}/in/a.txt", "--out", tmp_path / "out", *STATIC) == 0
+
+
+def test_who_may_only_read_is_told_that_nothing_can_be_written(
+    corpus: Path, readable: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert preprocess(corpus, "--out", f"{readable}/out", *OPTIONS) == 2
+    said = capsys.readouterr().err.strip()
+    assert "\n" not in said
+    assert readable in said
+    assert "Denied" in said
 
 
 # ---- Kills, pauses and outages.

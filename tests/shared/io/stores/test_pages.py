@@ -14,7 +14,7 @@ from pipeline.inputs import finding
 from pipeline.inputs.listing import list_inputs
 from pipeline.settings import ReadSettings
 from shared.io.stores.locations import file_system
-from shared.io.stores.pages import objects_below
+from shared.io.stores.pages import Listing, objects_below
 from shared.io.stores.store import open_store
 
 KEYS = [*(f"{n}" for n in range(5)), "below/1", "below/deeper/é 字", "below2/1"]
@@ -100,3 +100,12 @@ def test_a_list_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
         tracemalloc.stop()
         assert len(plan.files) == files
     assert (peaks[1] - peaks[0]) / count < 300
+
+
+def test_what_was_listed_is_known_by_name_and_size() -> None:
+    objects = {f"key-{number}": number for number in range(2000)}
+    listing = Listing(objects.items())
+    assert len(listing) == len(objects)
+    assert {key: listing.size(key) for key in objects} == objects
+    assert "key-" not in listing
+    assert "key" not in Listing([])
