@@ -176,8 +176,8 @@ def _acquire(store: Store, beat: float) -> StoreLease:
     owner = (Owner.of_this_process(mark).model_dump_json() + "\n").encode()
     first_seen: dict[str, float] = {}
     while True:
-        now = _clock(store, mark)
-        living = [holder for holder in _holders(store) if holder.alive(now, beat)]
+        now, holders = _clock(store, mark), _holders(store)
+        living = [holder for holder in holders if holder.alive(now, beat)]
         for holder in living:
             if holder.seen > first_seen.setdefault(holder.name, holder.seen):
                 raise _in_use(store, holder.name)
@@ -186,7 +186,8 @@ def _acquire(store: Store, beat: float) -> StoreLease:
         time.sleep(beat / 4)
     _remove_abandoned(store, now)
     if store.conditional:
-        last = max((holder.name for holder in _holders(store)), default="term-00000000")
+        # Of those that were seen above: one who came since then has this number, and must not be succeeded.
+        last = max((holder.name for holder in holders), default="term-00000000")
         name = f"term-{int(last.removeprefix('term-')) + 1:08d}"
         if not store.create(f"{LEASES}/{name}/begin", owner):
             raise _in_use(store, name)

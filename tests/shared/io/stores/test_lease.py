@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -146,6 +147,21 @@ def test_of_many_at_once_one_has_it(store: Store) -> None:
 
     with ThreadPoolExecutor(3) as pool:
         assert sum(pool.map(attempt, range(3))) == 1
+
+
+def test_who_comes_while_another_looks_round_is_not_succeeded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, first = lease._remove_abandoned, list[StoreLease]()
+
+    def meanwhile(*arguments: Any) -> None:
+        real(*arguments)
+        monkeypatch.setattr(lease, "_remove_abandoned", real)
+        first.append(lease._acquire(store, BEAT))
+
+    monkeypatch.setattr(lease, "_remove_abandoned", meanwhile)
+    with pytest.raises(OutputError, match="process"):
+        lease._acquire(store, BEAT)
+    first[0].poll()
+    first[0].check()
 
 
 def test_the_dead_are_succeeded(store: Store, dead: StoreLease) -> None:
