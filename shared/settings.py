@@ -65,10 +65,14 @@ def other_version(path: Path | str, content: bytes, wanted: int, way_out: str) -
     return f"{path} has format version {found}, this version of Patchwork reads version {wanted}; {way_out}"
 
 
+UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
+"""What pydantic calls a key that a model, or a dataclass, does not have."""
+
+
 def first_error(error: ValidationError) -> ErrorDetails:
     """The first thing that validation found; an unknown key comes first, because a key that is missing may be it."""
     found = error.errors(include_url=False)
-    return next((one for one in found if one["type"] == "extra_forbidden"), found[0])
+    return next((one for one in found if one["type"] in UNKNOWN_KEY), found[0])
 
 
 def first_problem(error: ValidationError, key: str | None = None) -> str:
@@ -78,7 +82,7 @@ def first_problem(error: ValidationError, key: str | None = None) -> str:
         key = ".".join(str(part) for part in problem["loc"])
     shown = repr(problem.get("input"))
     of_table = problem["type"] == "value_error" and isinstance(problem["input"], dict)
-    if problem["type"] == "extra_forbidden":
+    if problem["type"] in UNKNOWN_KEY:
         return f"unknown key {key!r}"
     if problem["type"] == "missing":
         return f"{key} is missing"

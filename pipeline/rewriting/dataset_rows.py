@@ -14,7 +14,7 @@ from shared.shards.content import ShardContent, with_last
 from shared.shards.dataset import Dataset, columns_row
 from shared.shards.document import Row
 from shared.shards.formats.sidecar import sidecar_name
-from shared.shards.manifest import ShardFiles, SubsetTotals
+from shared.shards.manifest import ShardFiles, summed
 from shared.shards.open import find_datasets, open_dataset
 
 
@@ -73,7 +73,7 @@ def recorded_figures(dataset: Dataset, number: int) -> dict[str, Any]:
 def found_figures(content: ShardContent) -> dict[str, Any]:
     """The same of rows that have been read."""
     figures = content.figures()
-    return figures | {"totals": sum(figures.pop("subsets").values(), SubsetTotals())}
+    return figures | {"totals": summed(figures.pop("subsets").values())}
 
 
 def require_kept(dataset: Dataset, number: int, found: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from pipeline.run.progress import Progress
 from pipeline.settings import SPLIT_NAMES, SplitName
@@ -15,7 +15,7 @@ from pipeline.splits.run_file import RunFile
 from pipeline.splits.worker import Outcome
 from shared.io.files.atomic import write_atomic
 from shared.io.files.json_reader import read_bounded
-from shared.shards.manifest import SubsetTotals
+from shared.shards.manifest import SubsetTotals, summed
 
 REPORT_FILE = "report.json"
 
@@ -39,7 +39,7 @@ class Totals:
             self.shards[name] += len(marker.shards[name])
             for entry in marker.shards[name]:
                 for subset, figures in entry.subsets.items():
-                    totals[subset] = totals.get(subset, SubsetTotals()) + figures
+                    totals[subset] = summed([totals[subset], figures]) if subset in totals else figures
 
     @property
     def counts(self) -> Counts:
@@ -112,8 +112,7 @@ def as_json(out: Path, report: Report) -> dict[str, Any]:
         },
         "records": report.counts.model_dump(),
         "datasets": {
-            name: {subset: figures.model_dump() for subset, figures in report.subsets(name).items()}
-            for name in SPLIT_NAMES
+            name: TypeAdapter(dict[str, SubsetTotals]).dump_python(report.subsets(name)) for name in SPLIT_NAMES
         },
         "this_start": report.progress and _start(report.progress),
         "failures": [

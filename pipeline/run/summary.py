@@ -12,7 +12,7 @@ from pipeline.splits.marker import DEAD_LETTERS, DUPLICATES, EMPTY_RECORDS, Coun
 from pipeline.splits.run_file import FAILURES
 from shared.io.display.quantities import clock, quantity
 from shared.io.display.terminal import show_lines
-from shared.shards.manifest import SubsetTotals
+from shared.shards.manifest import SubsetTotals, summed
 
 SUBSETS_SHOWN = 12
 _LONGEST_NAME = 60
@@ -124,7 +124,7 @@ def _work(progress: Progress) -> str:
 
 
 def _dataset_lines(job: Job, name: str, subsets: dict[str, SubsetTotals], shards: int) -> list[str]:
-    total = sum(subsets.values(), SubsetTotals())
+    total = summed(subsets.values())
     lines = [dataset_line(name, total, shards, f"{job.where}/{name}")]
     if total.patches and 1 < len(subsets) <= SUBSETS_SHOWN:
         width = max(map(len, subsets))

@@ -15,7 +15,7 @@ from shared.io.files.digests import canonical_json
 from shared.io.files.json_reader import read_bounded
 from shared.settings import Settings
 from shared.shards.dataset import check_file, files_of
-from shared.shards.manifest import Count, Sha256, ShardEntry, Sums
+from shared.shards.manifest import Count, Sha256, ShardEntry
 
 MARKERS, DEAD_LETTERS, EMPTY_RECORDS, DUPLICATES = "splits", "dead-letters", "empty-records", "duplicates"
 LEDGERS = (DEAD_LETTERS, EMPTY_RECORDS, DUPLICATES)
@@ -26,7 +26,7 @@ LINE_IN_SPLIT = "line_in_split"
 MOST_MARKER_BYTES = 2**28
 
 
-class Counts(Sums):
+class Counts(Settings):
     """Every record of the input has exactly one status (law 4)."""
 
     records: Count = 0
@@ -45,6 +45,9 @@ class Counts(Sums):
     """Records (dead ones aside) that lack the column which --id-column, --subset-column, --split-key names."""
     replaced: Count = 0
     """Values for which null or a text stands, because they have no form in JSON or in a name."""
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(**{key: getattr(self, key) + getattr(other, key) for key in type(self).model_fields})
 
 
 class Counted(Settings, extra="ignore"):

@@ -10,7 +10,7 @@ import numpy as np
 
 from shared.patching.grid import quantise
 from shared.shards.document import LONGEST_NAMES, LONGEST_PART, LONGEST_SUBSET, MOST_TOKENS, Row
-from shared.shards.manifest import SubsetTotals
+from shared.shards.manifest import TOTALS, SubsetTotals
 from shared.shards.rows import Rows
 from shared.shards.spans import Spans, spans_problem
 from shared.vocabulary import EOS
@@ -83,7 +83,7 @@ class ShardContent:
     def add(self, rows: Rows) -> None:
         """Count the next rows of the shard."""
         for subset, own in rows.by(rows.subsets).items():
-            self._add_totals(self._subsets.setdefault(subset, dict.fromkeys(SubsetTotals.model_fields, 0)), own)
+            self._add_totals(self._subsets.setdefault(subset, dict.fromkeys(TOTALS, 0)), own)
         if rows.lengths is not None and rows.patches is not None:
             if self._lengths is None:
                 self._lengths = np.zeros(LONGEST_COUNTED + 1, np.int64)

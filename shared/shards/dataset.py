@@ -32,6 +32,7 @@ from shared.shards.index import (
 from shared.shards.manifest import (
     ENTROPY_MODEL_FOLDER,
     TOKENIZER_FOLDER,
+    TOTALS,
     Manifest,
     Shard,
     ShardEntry,
@@ -179,7 +180,7 @@ class Dataset:
             if (index := self._indexes.pop(shard, None)) is None:
                 index, entry = self.stored_index(shard), self.shard(shard)
                 totals = index_totals(index)
-                for key in SubsetTotals.model_fields:
+                for key in TOTALS:
                     if (count := getattr(totals, key)) != (expected := getattr(entry.totals, key)):
                         raise DatasetError(
                             f"{self.where}/{index_name(entry.name)} does not fit the table of shards: "

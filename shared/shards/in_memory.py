@@ -15,7 +15,7 @@ from shared.shards.dataset import Dataset
 from shared.shards.document import Row
 from shared.shards.formats.arrow import SubsetDictionary, batch_columns, record_batch
 from shared.shards.index import IndexWriter, ShardIndex, subset_totals
-from shared.shards.manifest import TOKENIZER_FOLDER, SubsetTotals
+from shared.shards.manifest import TOKENIZER_FOLDER, SubsetTotals, summed
 from shared.shards.rows import rows_of
 from shared.shards.runs import Runs, joined_runs, shard_runs
 from shared.shards.spans import joined_spans
@@ -53,7 +53,7 @@ class InMemoryDataset:
     @property
     def totals(self) -> SubsetTotals:
         """Of all subsets."""
-        return sum(self.subsets.values(), SubsetTotals())
+        return summed(self.subsets.values())
 
     @cached_property
     def content(self) -> int:

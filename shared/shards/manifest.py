@@ -5,12 +5,13 @@ It stays small however large the dataset is: what is known of each shard is in t
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from operator import not_
+from collections.abc import Iterable, Iterator, Mapping
+from operator import attrgetter, not_
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic.dataclasses import dataclass
 
 from shared.errors import DatasetError
 from shared.io.files.atomic import write_atomic
@@ -107,15 +108,9 @@ class DatasetIdentity(NamesSpecials):
         return self.sidecar == "uint8" and patching.rule == "entropy" and patching.grid
 
 
-class Sums(Settings):
-    """Counts that add up field by field."""
-
-    def __add__(self, other: Self) -> Self:
-        return type(self)(**{key: getattr(self, key) + getattr(other, key) for key in type(self).model_fields})
-
-
-class SubsetTotals(Sums):
-    """Figures of one subset."""
+@dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
+class SubsetTotals:
+    """Figures of one subset. Small: every process holds those of all subsets (law 9)."""
 
     documents: Count = 0
     rows: Count = 0
@@ -132,7 +127,7 @@ class SubsetTotals(Sums):
     @property
     def problem(self) -> str | None:
         """Why no shard has these figures; None if one can."""
-        for key, figure, what, most in limits(vars(self)):
+        for key, figure, what, most in limits({key: getattr(self, key) for key in TOTALS}):
             if figure > most:
                 return f"{key} is {figure}, more than {what}, {most}"
         return None
@@ -158,6 +153,15 @@ class SubsetTotals(Sums):
         return self.bytes / self.patches if self.patches else float("nan")
 
 
+TOTALS = tuple(SubsetTotals.__dataclass_fields__)
+"""Its keys."""
+
+
+def summed(totals: Iterable[SubsetTotals]) -> SubsetTotals:
+    """Figures of several subsets or shards together."""
+    return SubsetTotals(**dict(zip(TOTALS, map(sum, zip(*map(attrgetter(*TOTALS), totals))))))
+
+
 def limits(figures: Mapping[str, Any]) -> Iterator[tuple[str, Any, str, Any]]:
     """Limits of the figures of a shard: key, figure, and what it is at most, in words and as a number.
 
@@ -167,7 +171,7 @@ def limits(figures: Mapping[str, Any]) -> Iterator[tuple[str, Any, str, Any]]:
     yield "ignored_bytes", figures["ignored_bytes"], "bytes", figures["bytes"]
     tokens = figures["bytes"] + figures["specials"] + figures["documents"]
     yield "ignored", figures["ignored"], "tokens", tokens
-    for key in SubsetTotals.model_fields:
+    for key in TOTALS:
         yield key, figures[key], "what a shard holds", MOST_COUNT
     yield "rows", figures["rows"], "what a shard holds", MOST_ROWS
 
@@ -240,7 +244,7 @@ class ShardEntry(ShardFiles):
     @property
     def totals(self) -> SubsetTotals:
         """Of all subsets."""
-        return sum(self.subsets.values(), SubsetTotals())
+        return summed(self.subsets.values())
 
 
 class TableFile(Settings):
@@ -266,7 +270,7 @@ class DatasetTotals(Settings):
     @property
     def totals(self) -> SubsetTotals:
         """Of all subsets."""
-        return sum(self.subsets.values(), SubsetTotals())
+        return summed(self.subsets.values())
 
 
 class Manifest(DatasetTotals):

@@ -32,6 +32,7 @@ from shared.shards.manifest import (
     NO_NAMES,
     NOT_IN_NAMES,
     TABLE_NAMES,
+    TOTALS,
     DatasetIdentity,
     Manifest,
     RunRecord,
@@ -46,7 +47,6 @@ from shared.shards.runs import RUN_COLUMNS, Runs
 from shared.shards.writer import HashingFile
 
 TABLES_FOLDER = "tables"
-TOTALS = tuple(SubsetTotals.model_fields)
 _FILES = {
     "name": pa.string(),
     "bytes_on_disk": pa.int64(),

@@ -16,7 +16,7 @@ from shared.errors import StorageError
 from shared.shards import cache, tables
 from shared.shards.cache import verified_once
 from shared.shards.dataset import Dataset, files_of
-from shared.shards.manifest import MOST_COUNT, MOST_ROWS, MOST_SUM, SubsetTotals
+from shared.shards.manifest import MOST_COUNT, MOST_ROWS, MOST_SUM, summed
 from shared.shards.runs import RUN_COLUMNS, joined_runs, shard_runs
 
 SHARDS = 9
@@ -60,7 +60,7 @@ def test_an_entry_is_what_the_writer_left(dataset: Dataset) -> None:
 
 
 def test_totals_are_those_of_all_shards(dataset: Dataset) -> None:
-    assert sum((shard.totals for shard in dataset.shards()), SubsetTotals()) == dataset.totals
+    assert summed(shard.totals for shard in dataset.shards()) == dataset.totals
     assert sum(shard.bytes_on_disk for shard in dataset.shards()) == dataset.manifest.bytes_on_disk
 
 

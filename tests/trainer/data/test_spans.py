@@ -211,8 +211,8 @@ def test_chats_and_plain_text_may_be_mixed_but_not_chats_of_other_special_ids(tm
     mixture = Mixture({"text": text, "chat": chat})
     assert mixture.manifest.identity.specials == SPECIALS
     packs = list(ValidationPacks(mixture, LIMITS[0]))
-    totals = text.manifest.totals + chat.manifest.totals
-    assert sum(pack.targets for pack in packs) == totals.targets
+    targets = text.manifest.totals.targets + chat.manifest.totals.targets
+    assert sum(pack.targets for pack in packs) == targets
     other = make_dataset(tmp_path / "other", [chats(9, 20)], specials=SPECIALS[::-1])
     with pytest.raises(IdentityError, match="cannot be mixed, their special ids differ"):
         Mixture({"chat": chat, "other": other})

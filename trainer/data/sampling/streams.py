@@ -12,6 +12,7 @@ seed, pass and number (law 9).
 
 import math
 from collections import OrderedDict
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,10 @@ FEW_RUNS = 2**14
 """A subset of at most so many finds its groups from its runs, another one from the shards of each group."""
 GROUPS_HELD = 8
 """Of which the shards are kept: most subsets are in the same group, or in the one after it."""
+
+
+pass_key = lru_cache(maxsize=2**6)(stream_key)
+"""Of a seed, a purpose and the number of a pass: each window asks for two."""
 
 
 class Position(NamedTuple):
@@ -104,7 +109,7 @@ def runs_of_group(runs: Runs, order: ShardOrder, number: int, group: int, seed: 
     first, after = np.searchsorted(runs.shard, shards), np.searchsorted(runs.shard, shards, side="right")
     chosen = ragged_range(first, after - first)
     batches = (runs.shard[chosen].astype(np.int64) << ROW_BITS) + runs.batch[chosen]
-    places = uniform(batches, stream_key(seed, "batches", number))
+    places = uniform(batches, pass_key(seed, "batches", number))
     by_place = np.argsort(places, kind="stable")
     return chosen[by_place], places[by_place]
 
@@ -277,7 +282,7 @@ class SubsetStreams:
             return np.zeros(0, np.int64)
         # Shuffled by their places in the dataset, so that other datasets beside it change nothing.
         own = documents_of(self._source, runs, chosen)
-        return shuffled(own, stream_key(self._seed, "documents", number)) + (runs.first_shard << ROW_BITS)
+        return shuffled(own, pass_key(self._seed, "documents", number)) + (runs.first_shard << ROW_BITS)
 
     def shards_ahead(self) -> list[int]:
         """Shards of the rest of the groups that subsets are in, and of their next ones, each once.
