@@ -46,7 +46,7 @@ class Chaos:
             code = self._start(arguments, log)
             if code in (0, 3):
                 return
-            assert code in (-signal.SIGKILL, 1), f"exit code {code}; see {log}"
+            assert code in (-signal.SIGKILL, 1), f"exit code {code}; {log.read_text()[-2000:]}"
 
     def _start(self, arguments: Sequence[object], log: Path) -> int:
         line = [sys.executable, "-m", "pipeline", *map(str, arguments)]

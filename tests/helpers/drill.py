@@ -127,7 +127,7 @@ class Drill:
             if code == 0:
                 assert not left, f"done before {len(left)} kills; see {log}"
                 return
-            assert code == -signal.SIGKILL, f"exit code {code}; see {log}"
+            assert code == -signal.SIGKILL, f"exit code {code}; {log.read_text()[-2000:]}"
 
     def _strike(self, kill: Kill, launcher: int) -> bool:
         """Kill if it is time; whether it was."""
