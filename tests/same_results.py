@@ -5,7 +5,7 @@
 Runs the whole chain in both on this machine, with this interpreter: text to shards, an entropy model, a threshold,
 patched shards, both small recipes over 40 steps on one and on two ranks, a greedy sample and an export; then a sample
 in many languages in both formats, and a run without duplicates. It compares what is decoded, and says where the files
-themselves differ. tests/renames.toml says what is called otherwise in NEW.
+themselves differ. tests/renames.toml of a checkout says what is called otherwise in it.
 """
 
 import argparse
@@ -160,12 +160,16 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "model.safetensors": tensors,
 }
 
+LISTED = "files-*.arrow"
+"""Inputs of a run, with their times."""
+
 
 def compared(old: Path, new: Path, names: Mapping[str, str], folders: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """(file, verdict) for every file of a kind that is compared; "equal", or what differs."""
     for pattern, reader in READERS.items():
         before, after = (
-            {p.relative_to(side) for p in side.rglob(pattern) if "checkpoints" not in p.parts} for side in (old, new)
+            {p.relative_to(side) for p in side.rglob(pattern) if not ("checkpoints" in p.parts or p.match(LISTED))}
+            for side in (old, new)
         )
         was = {Path(*(folders.get(part, part) for part in place.parts)): place for place in before}
         for place in sorted(after | was.keys()):
@@ -221,12 +225,12 @@ def main() -> int:
         options.text or _own_text(folder / "text.txt"),
         options.samples or _languages(folder / "languages.jsonl"),
     )
-    for name, checkout, words in (("old", options.old, {}), ("new", options.new, table["options"])):
+    for name, checkout in (("old", options.old), ("new", options.new)):
         began, done = time.monotonic(), folder / f"{name}.done"
         if done.exists():
             continue
         shutil.rmtree(folder / name, ignore_errors=True)
-        chain(Side(checkout, folder / name, words), text.resolve(), samples.resolve())
+        chain(Side(checkout, folder / name, _options_of(checkout)), text.resolve(), samples.resolve())
         done.touch()
         print(f"{name}: {checkout} in {time.monotonic() - began:.0f} s", flush=True)
     different = 0
@@ -235,6 +239,13 @@ def main() -> int:
         print(f"  {verdict if verdict.startswith('equal') else 'DIFFERENT: ' + verdict:20} {place}")
     print(f"{different} files differ" if different else "everything that is computed is equal")
     return int(different > 0)
+
+
+def _options_of(checkout: Path) -> dict[str, str]:
+    """What options that are called otherwise by now are called in a checkout."""
+    renames = checkout / "tests/renames.toml"
+    found: dict[str, str] = tomllib.loads(renames.read_text())["options"] if renames.exists() else {}
+    return found
 
 
 def _own_text(path: Path) -> Path:
