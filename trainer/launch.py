@@ -40,6 +40,9 @@ def main(arguments: Sequence[str]) -> int:
         parser = get_args_parser()
         parser.usage = f"{parser.prog} [option of torchrun]... trainer/main.py RECIPE ..."  # not its two dozen lines
         options = parser.parse_args(list(arguments))
+        if not (options.module or options.no_python) and (problem := no_program(options.training_script)):
+            LOG.error("%s", problem)
+            return ExitCode.REFUSED
         meet_on_loopback(options)
         run(options)
     except ChildFailedError as error:
@@ -53,6 +56,13 @@ def main(arguments: Sequence[str]) -> int:
         LOG.error("torchrun: %s", one_line(str(error) or "are --nnodes and --nproc-per-node 1 or more?"))
         return ExitCode.FAILED
     return ExitCode.DONE
+
+
+def no_program(path: str) -> str | None:
+    """Why a file is not the program that ranks run; None if it may be."""
+    if path.endswith(".toml"):
+        return f"{path} is a recipe: give the program before it, trainer/main.py {path}"
+    return None if Path(path).is_file() else f"{path} does not exist; the program that ranks run is trainer/main.py"
 
 
 def unreported(failure: ProcessFailure) -> str | None:

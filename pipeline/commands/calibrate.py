@@ -29,7 +29,7 @@ from shared.io.files.outputs import add_overwrite, output_of
 OPTIONS = {
     "target": ("BYTES", "mean patch size"),
     "rule": (None, "where patches begin"),
-    "theta_rise": ("NATS", "second threshold of entropy_rise, taken as it is"),
+    "theta_rise": ("NATS", "second threshold of entropy_rise, which is not searched for"),
     "min_length": ("BYTES", "shortest patch"),
     "max_length": ("BYTES", "longest patch"),
     "per_subset": (None, "a threshold for each subset besides the one for all bytes"),

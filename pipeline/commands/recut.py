@@ -32,7 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "tokenizer": ("FOLDER", "of the rule bpe"),
     }
     add_options(group, Change, PATCHING_OPTIONS | others)
-    add("--dry-run", action="store_true", help="say how large patches become on some shards; write nothing")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="count how large patches become in some of the shards; write nothing",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

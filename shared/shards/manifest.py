@@ -349,5 +349,9 @@ def not_a_dataset(folder: Path | str) -> str:
     if found == "is a folder of something else":
         return f"{folder} {lacks}"
     if found == "does not exist":
+        above = Path(folder).parent
+        if what_is(above) == "is a dataset":
+            where = f", {above.parent}" if above.name in {"train", "validation"} else ""
+            return f"{folder} does not exist, as {above} is one dataset: give the folder that has train/ in it{where}"
         return f"{folder} does not exist: a dataset was expected, or the folder above its train/ and validation/"
     return f"{folder} is not a dataset: it {found}"

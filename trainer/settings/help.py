@@ -24,7 +24,7 @@ A recipe is a TOML file, and every key can be given on the command line as `--se
 `python trainer/main.py RECIPE.toml --help` shows the same with the recipe's own values.
 A key without a default has to be given.
 `None` is not a TOML value: leave the key out to get it.
-What affects the result belongs to the identity of a run; all else may change when it is resumed.
+Keys that affect the result belong to the identity of a run; all others may change when it is resumed.
 """
 INDENT = " " * 6
 

@@ -1,13 +1,14 @@
 """The data of a run is read once, and identities of other versions are refused."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from helpers.tiny_runs import STATIC, run, tiny_data, tiny_settings
 
-from shared.errors import IdentityError
+from shared.errors import DatasetError, IdentityError
 from shared.shards import manifest
 from trainer.data.run_data import RunData
 from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, RunIdentity, load_identity
@@ -30,6 +31,12 @@ def test_a_run_reads_each_manifest_once(tmp_path: Path, monkeypatch: pytest.Monk
 def test_fingerprints_are_those_of_the_opened_datasets(tmp_path: Path) -> None:
     data = RunData(tiny_settings(tiny_data(tmp_path / "data", STATIC), tmp_path).data)
     assert data.fingerprints == data.train.fingerprints | data.validation.fingerprints
+
+
+def test_one_split_in_place_of_a_dataset_names_the_folder_above(tmp_path: Path) -> None:
+    data = tiny_data(tmp_path / "data", STATIC)
+    with pytest.raises(DatasetError, match=rf"is one dataset.*{re.escape(str(data))}$"):
+        _ = RunData(tiny_settings(data / "train", tmp_path).data).train
 
 
 @pytest.fixture(scope="module")

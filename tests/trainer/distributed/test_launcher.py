@@ -43,6 +43,15 @@ def test_only_what_a_rank_could_not_say_is_said_for_it(failure, said):
         assert "SIGKILL" in line
 
 
+@pytest.mark.parametrize(
+    ("program", "named"),
+    [("trainer/recipes/blt-small.toml", "trainer/main.py trainer/recipes/blt-small.toml"), ("mian.py", "mian.py does")],
+)
+def test_what_is_no_program_is_one_line(program: str, named: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert main(["--standalone", program]) == ExitCode.REFUSED
+    assert named in caplog.messages[-1]
+
+
 def test_an_option_that_torchrun_does_not_know_is_its_usage(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--no-such-option", "trainer/main.py"])
