@@ -2,11 +2,12 @@
 
 MIRROR/identity.json says whose checkpoints these are; MIRROR/step-00000100/ has the files of the folder of that name in
 RUN/checkpoints/, COMPLETE last. One thread of the main rank uploads the newest that the mirror lacks, so that a slow
-store makes it skip some, and removes what the rules of the recipe do not keep. A step never waits for it, and no fault
-of the store ends a run.
+store makes it skip some, and removes those checkpoints that the rules of the recipe do not keep, and nothing else. A
+step never waits for it, and no fault of the store ends a run.
 """
 
 import hashlib
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -15,12 +16,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from shared.errors import IdentityError, StorageError
+from shared.errors import ConfigError, IdentityError, StorageError
 from shared.io.display.log import LOG
 from shared.io.display.progress import ByteProgress
 from shared.io.files.atomic import sync, write_atomic
 from shared.io.files.digests import in_short
-from shared.io.stores.store import Store, probe
+from shared.io.stores.store import PROBES, LocalStore, Store, probe
 from shared.settings import first_problem
 from trainer.checkpoints.retention import kept
 from trainer.checkpoints.state import TrainState
@@ -50,6 +51,7 @@ ATTEMPTS = 3
 RETRY_SECONDS = 30.0
 """After a failed upload, which has already waited for the store; a newer checkpoint is tried at once."""
 POLL_SECONDS = 0.2
+_TEMPORARY = re.compile(rf"{re.escape(IDENTITY_NAME)}\.[0-9a-f]+\.tmp")
 
 
 class Mirror:
@@ -77,28 +79,47 @@ class Mirror:
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
 
     def claim(self, identity: RunIdentity) -> None:
-        """Make sure that the store will do, and that it is this run's or nobody's, before anything is fetched.
+        """Make sure that the store will do, and that it is this run's or empty, before anything is written there.
 
-        Raises StorageError, and IdentityError when it has the checkpoints of another run, or those of one of another
-        length from which this one, which has none of its own, cannot go on.
+        Raises StorageError; ConfigError for a place that has anything else in it; and IdentityError when it has the
+        checkpoints of another run, or those of one of another length from which this one, which has none of its own,
+        cannot go on.
         """
+        out = self._folder.parent
+        if isinstance(self._store, LocalStore) and self._store.folder.resolve().is_relative_to(out.resolve()):
+            raise ConfigError(
+                f"checkpoint.mirror {self._store.where} lies in run.out {out}, where the checkpoints are already; "
+                "give a place on another disk or in a store"
+            )
+        recorded = self._recorded()
+        lines = [] if recorded is None else run_differences(recorded, identity)
+        if recorded is not None and lines and not differ_in_length(recorded, identity):
+            raise IdentityError(
+                f"checkpoint.mirror {self._store.where} belongs to another run ({in_short(lines)}); "
+                "give each run a mirror of its own"
+            )
+        foreign = (key for key, _ in self._store.entries() if not _is_own(key, claimed=recorded is not None))
+        if (key := next(foreign, None)) is not None:
+            raise ConfigError(
+                f"checkpoint.mirror {self._store.where} is not empty and not the mirror of a run: it has {key!r}"
+                f"{f' and no {IDENTITY_NAME}' * (recorded is None)}; give an empty place, for this run alone"
+            )
         probe(self._store)
-        try:
-            recorded = RunIdentity.model_validate_json(self._store.read(IDENTITY_NAME))
-        except FileNotFoundError:
-            pass
-        except ValidationError as error:
-            raise IdentityError(f"checkpoint.mirror {self._store.url(IDENTITY_NAME)}: {first_problem(error)}") from None
-        else:
-            lines = run_differences(recorded, identity)
-            if lines and not differ_in_length(recorded, identity):
-                raise IdentityError(
-                    f"checkpoint.mirror {self._store.where} belongs to another run ({in_short(lines)}); "
-                    "give each run a mirror of its own"
-                )
         if not any(map(is_complete, step_folders(self._folder))):
             self.usable(identity)
         self._store.put(IDENTITY_NAME, (identity.model_dump_json(indent=1) + "\n").encode())
+
+    def _recorded(self) -> RunIdentity | None:
+        """Whose mirror it is, None of nobody's. Raises IdentityError when that cannot be read."""
+        try:
+            return RunIdentity.model_validate_json(self._store.read(IDENTITY_NAME))
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            raise IdentityError(
+                f"checkpoint.mirror {self._store.where} is not the mirror of a run of this version "
+                f"({IDENTITY_NAME}: {first_problem(error)}); give an empty place, for this run alone"
+            ) from None
 
     # ---- To the store.
 
@@ -168,13 +189,14 @@ class Mirror:
         LOG.debug("copied %s to %s", path.name, self._store.where)
 
     def _prune(self) -> None:
-        """Remove what the rules do not keep; at no moment does half of one look complete."""
+        """Remove checkpoints that the rules do not keep; at no moment does half of one look complete."""
         steps = set(self.steps())
         stay = {step_folder(self._folder, step).name for step in self._stay(steps)}
         gone = {step_folder(self._folder, step).name for step in steps} - stay
         self._store.remove([f"{name}/{COMPLETE_NAME}" for name in sorted(gone)])
-        keys = [key for key in self._store.list() if key.startswith("step-") and key.partition("/")[0] not in stay]
-        self._store.remove(keys)
+        self._store.remove(
+            [key for key in self._store.list() if _is_of_checkpoint(key) and _folder_of(key) not in stay]
+        )
 
     def _stay(self, steps: Iterable[int]) -> set[int]:
         """Those of some steps that the rules of the recipe keep."""
@@ -258,3 +280,20 @@ class Mirror:
         path = step_folder(self._folder, step)
         sync(path)
         write_atomic(path / COMPLETE_NAME, contents.model_dump_json(indent=1) + "\n")
+
+
+def _folder_of(key: str) -> str:
+    return key.partition("/")[0]
+
+
+def _is_of_checkpoint(key: str) -> bool:
+    """Whether a key is that of a file of a checkpoint, which has no folders in it."""
+    folder, _, name = key.partition("/")
+    return step_name(folder) is not None and "/" not in name
+
+
+def _is_own(key: str, claimed: bool) -> bool:
+    """Whether a mirror has such a key: also what a killed one has left. ``claimed``: whether it says whose it is."""
+    if _folder_of(key) == PROBES or _TEMPORARY.fullmatch(key):
+        return True
+    return claimed and (key == IDENTITY_NAME or _is_of_checkpoint(key))

@@ -30,7 +30,7 @@ class CheckpointSettings(Section):
     """So many failed saves in a row end the run; until then training goes on with the last good one."""
     mirror: Location | None = None
     """A folder or URL (s3://, gs://, az://) of this run alone, to which finished checkpoints are copied while training
-    goes on. A run whose own folder has no checkpoint resumes from there."""
+    goes on; refused where anything else lies. A run whose own folder has no checkpoint resumes from there."""
 
     @model_validator(mode="after")
     def _reachable(self) -> "CheckpointSettings":

@@ -148,6 +148,63 @@ def test_the_mirror_of_another_run_is_refused(data: Path, tmp_path: Path, capsys
     assert "checkpoint.mirror" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("place", ["folder", "s3"])
+@pytest.mark.parametrize(
+    "key", ["a.txt", "step-notes.txt", "train/shard-00000.arrow", "step-00000003/COMPLETE", "step-00000003/texts/a.txt"]
+)
+def test_a_place_that_holds_something_else_is_refused_and_left_as_it_is(
+    place: str, key: str, request: pytest.FixtureRequest, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = open_store(tmp_path / "texts" if place == "folder" else request.getfixturevalue("bucket"))
+    store.put(key, b"of somebody")
+    assert train(data, tmp_path / "run", store.where) == 2
+    said = capsys.readouterr().err
+    assert f"checkpoint.mirror {store.where}" in said
+    assert repr(key) in said
+    assert contents(store) == {key: b"of somebody"}
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_file_beside_the_checkpoints_is_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(data, tmp_path / "run", tmp_path / "mirror") == 0
+    (tmp_path / "mirror" / "notes.txt").write_text("of somebody")
+    assert train(data, tmp_path / "again", tmp_path / "mirror") == 2
+    assert "notes.txt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["run", "run/checkpoints", "run/mirror"])
+def test_a_mirror_in_the_folder_of_the_run_is_refused(
+    name: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(data, tmp_path / "run", tmp_path / name) == 2
+    assert f"run.out {tmp_path / 'run'}" in capsys.readouterr().err
+
+
+def test_what_a_killed_mirror_has_left_is_no_other_thing(data: Path, tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "mirror")
+    for key in (".probe/0123456789abcdef/created", "identity.json.01234567.tmp"):
+        store.put(key, b"half")
+    assert train(data, tmp_path / "run", tmp_path / "mirror") == 0
+
+
+def test_what_comes_to_lie_beside_the_checkpoints_is_not_removed(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign = {"step-notes.txt", "step-3/a", "step-00000003/texts/a.txt"}
+    store, publish = LocalStore(tmp_path / "mirror"), LocalStore.publish
+
+    def publish_beside(self: Store, *arguments: Any) -> None:
+        for key in foreign:
+            store.put(key, b"of somebody")
+        publish(self, *arguments)
+
+    monkeypatch.setattr(LocalStore, "publish", publish_beside)
+    assert train(data, tmp_path / "run", tmp_path / "mirror", every=1, keep=1) == 0
+    assert foreign <= set(store.list())
+
+
 def test_a_mirror_of_another_length_is_refused_before_anything_is_fetched(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
