@@ -6,8 +6,10 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
+from pydantic import ValidationError
+
 from pipeline.settings import PipelineError
-from shared.settings import Settings, refused_as
+from shared.settings import Settings, first_problem
 
 S = TypeVar("S", bound=Settings)
 PATCHING_OPTIONS: dict[str, tuple[str | None, str]] = {
@@ -38,7 +40,7 @@ class PatchingOptions(Settings):
         """The keys of a rule that are said. Raises PipelineError for any beside a file that says them all."""
         given = self.model_dump(exclude={"patching"}, exclude_none=True)
         if given and self.patching is not None:
-            raise PipelineError(f"--patching already says --{next(iter(given)).replace('_', '-')}; leave that out")
+            raise PipelineError(f"--patching already says {option_of(next(iter(given)))}; leave that out")
         return given
 
 
@@ -59,11 +61,19 @@ def add_options(
             how = {"action": "append", "default": [], "metavar": metavar}
         else:
             how |= {"type": kind, "metavar": metavar}
-        parser.add_argument(f"--{key.replace('_', '-')}", help=text, **how)
+        parser.add_argument(option_of(key), help=text, **how)
 
 
 def settings_of(arguments: argparse.Namespace, settings: type[S], **changed: Any) -> S:
     """What the options say, but for what is changed. Raises PipelineError."""
     given = {key: value for key, value in vars(arguments).items() if key in settings.model_fields}
-    with refused_as(PipelineError):
+    try:
         return settings(**given | changed)
+    except ValidationError as error:
+        key, colon, problem = first_problem(error).partition(":")
+        raise PipelineError(f"{option_of(key) if key in given else key}{colon}{problem}") from None
+
+
+def option_of(key: str) -> str:
+    """The option for a key of settings."""
+    return f"--{key.replace('_', '-')}"
