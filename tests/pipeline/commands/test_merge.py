@@ -8,7 +8,7 @@ from helpers.rewriting_examples import make_place, run, scored
 
 from shared.io.files.digests import file_sha256
 from shared.shards.content import add_content_hashes
-from shared.shards.manifest import ShardEntry
+from shared.shards.manifest import ShardEntry, summed
 from shared.shards.open import open_dataset
 
 
@@ -117,7 +117,7 @@ def test_runs_are_merged_side_by_side_with_their_entropy_model(tmp_path: Path) -
     assert run("merge", first, second, "--out", tmp_path / "out") == 0
     for name in ("train", "validation"):
         totals = [open_dataset(folder / name).manifest.totals for folder in (first, second, tmp_path / "out")]
-        assert totals[0] + totals[1] == totals[2]
+        assert summed(totals[:2]) == totals[2]
         assert open_dataset(tmp_path / "out" / name).manifest.identity.split == name
     train, validation = (open_dataset(tmp_path / "out" / name).manifest.identity for name in ("train", "validation"))
     assert train.source == validation.source, "the trainer refuses splits that were not made together"
