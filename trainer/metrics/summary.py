@@ -19,7 +19,7 @@ def summary(run: History) -> list[tuple[str, str]]:
     facts = [("run", _state(run))]
     trained = f"{counted(last['step'], 'step')}, {counted(last['targets'], 'target')} (bytes, and one EOS a document)"
     seconds = [value for value in values(run.lines, "seconds") if value is not None]
-    facts.append(("trained", trained + (f" in {clock(seconds[-1])}" if seconds else "")))
+    facts.append(("trained", trained + (f"{_last_steps(run)} in {clock(seconds[-1])}" if seconds else "")))
     facts.append(("bits per byte", _bits(run)))
     if speed := _mean(run.lines, "bytes_per_second"):
         facts.append(("speed", f"{quantity(speed)}B/s in the mean"))
@@ -32,6 +32,12 @@ def summary(run: History) -> list[tuple[str, str]]:
         facts.append(("subsets", subsets))
     facts.append(("interruptions", _interruptions(run)))
     return facts
+
+
+def _last_steps(run: History) -> str:
+    """Which steps the figures are of, where those before were trained in another folder: a mirror has no figures."""
+    before = run.starts[0]["step"] if run.starts else 0
+    return f", the last {counted(run.lines[-1]['step'] - before, 'step')} (here)" if before else ""
 
 
 def _subsets(run: History) -> str:

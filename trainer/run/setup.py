@@ -41,6 +41,7 @@ from trainer.optim.step_timer import StepTimer
 from trainer.provenance.identity import IDENTITY_NAME, RESOLVED_NAME, RunIdentity, RunNumerics, save_identity
 from trainer.provenance.origin import origin_of
 from trainer.provenance.patch_size import patch_size_warning
+from trainer.provenance.run_folder import METRICS_NAME
 from trainer.run.callbacks.base import Callback, load_callback
 from trainer.run.callbacks.profiler import Profiler
 from trainer.run.callbacks.reporting import MetricsWriter, ProgressLine
@@ -189,7 +190,10 @@ def summarise(job: Job) -> None:
             run = load_history(out)
             job.line.log(in_words(summary(run)))
             Output(out / REPORT_NAME, PAGE).write(html([run]))
-        except (OSError, ConfigError) as error:  # figures could not be written: the model is there all the same
+        except OSError as error:  # figures could not be written: the model is there all the same
             job.line.log(f"{REPORT_NAME}: {error}")
+        except ConfigError:  # or were none, as of a run that was fetched when it was done
+            why = "; a mirror holds checkpoints alone" * (job.settings.checkpoint.mirror is not None)
+            job.line.log(f"no {REPORT_NAME}: {out / METRICS_NAME} has no figures of a step{why}")
     curves = f"{out / REPORT_NAME}, or " if (out / REPORT_NAME).exists() else ""
     job.line.log(f"model: {out / MODEL_FOLDER}   curves: {curves}tensorboard --logdir {out}")

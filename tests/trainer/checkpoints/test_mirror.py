@@ -15,6 +15,8 @@ from helpers.tiny_runs import STATIC, losses, quiet_environment, run, tiny_data,
 from shared.errors import StorageError
 from shared.io.stores.store import LocalStore, Store, open_store
 from trainer.checkpoints import mirror
+from trainer.metrics.history import load_history
+from trainer.metrics.summary import summary
 from trainer.run import loop
 
 ROOT = Path(__file__).parents[3]
@@ -99,10 +101,29 @@ def test_the_last_checkpoint_is_there_when_the_run_ends(data: Path, bucket: str,
     assert kept_in(open_store(bucket)) == ["step-00000009"]
 
 
-def test_a_run_that_is_done_is_exported_again_from_the_mirror(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_run_that_is_done_is_exported_again_from_the_mirror(
+    data: Path, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train(data, tmp_path / "run", tmp_path / "mirror") == 0
+    capsys.readouterr()
     assert train(data, tmp_path / "again", tmp_path / "mirror") == 0
     assert weights(tmp_path / "again") == weights(undisturbed)
+    said = "".join(capsys.readouterr())
+    assert "no report.html" in said
+    assert "is not a run folder" not in said
+    assert not (tmp_path / "again" / "report.html").exists()
+
+
+def test_the_time_of_a_fetched_run_is_that_of_the_steps_here(data: Path, crash: Any, tmp_path: Path) -> None:
+    crash(7, data, tmp_path / "run", tmp_path / "mirror")
+    assert train(data, tmp_path / "elsewhere", tmp_path / "mirror") == 0
+    assert "last 3 steps" in dict(summary(load_history(tmp_path / "elsewhere")))["trained"]
+
+
+def test_the_time_of_a_run_that_goes_on_in_its_folder_is_that_of_all(data: Path, crash: Any, tmp_path: Path) -> None:
+    crash(7, data, tmp_path / "run", tmp_path / "mirror")
+    assert train(data, tmp_path / "run", tmp_path / "mirror") == 0
+    assert "last" not in dict(summary(load_history(tmp_path / "run")))["trained"]
 
 
 def test_the_mirror_keeps_by_the_same_rules(data: Path, tmp_path: Path) -> None:
