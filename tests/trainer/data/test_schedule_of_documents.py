@@ -174,6 +174,8 @@ def test_a_subset_of_weight_zero_is_never_drawn() -> None:
         ({"d": 1.0}, "'d'.*a, b, c"),
         ({"a": -0.5}, "data.weights.a is -0.5"),
         ({"a": float("nan")}, "data.weights.a is nan"),
+        ({"a": 1e308, "b": 1e308}, r"data.weights.a is 1e\+308"),
+        ({"a": 1e-300}, "data.weights.a is 1e-300"),
         ({"c": 0.5}, "data.weights.c.*no bytes"),
         ({"a": 0, "b": 0, "c": 0}, "no subset"),
     ],

@@ -28,6 +28,8 @@ from trainer.data.source import Source
 
 ENDLESS = 2**62
 """Documents of a subset that is repeated for ever."""
+LEAST_WEIGHT = 1e-12
+"""But for 0; the inverse is the largest."""
 WINDOW_BYTES = 2**27
 """Of the windows of all subsets together, decoded: half of the cache of record batches, since subsets do not move on to
 their next windows all at once."""
@@ -158,8 +160,10 @@ def pass_speeds(
     speeds = np.where(documents > 0, 1 / max(int(text_bytes.sum()), 1), 0.0)
     for name, codes in named_subsets(weights, names, "weights").items():
         weight, text = weights[name], int(text_bytes[codes].sum())
-        if not (weight >= 0 and np.isfinite(weight)):
-            raise ConfigError(f"data.weights.{name} is {weight}; a share is at least 0")
+        if weight != 0 and not LEAST_WEIGHT <= weight <= 1 / LEAST_WEIGHT:
+            raise ConfigError(
+                f"data.weights.{name} is {weight}; a share is 0, or between {LEAST_WEIGHT:g} and {1 / LEAST_WEIGHT:g}"
+            )
         if weight > 0 and text == 0:
             raise ConfigError(f"data.weights.{name} is {weight}, but the subset holds no bytes; leave it out")
         speeds[codes] = np.where(documents[codes] > 0, weight / max(text, 1), 0.0)

@@ -55,11 +55,14 @@ class ShardOrder:
     def __init__(self, shards: int, seed: int) -> None:
         self.groups = -(-shards // SHARDS)
         self._shards, self._seed = shards, seed
+        self._all = np.arange(min(shards, SHARDS), dtype=np.int32)
         self._permutations: OrderedDict[int, Permutation] = OrderedDict()
         self._held: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
 
     def group(self, number: int, group: int) -> np.ndarray:
         """int32 [SHARDS at most]: the shards of a group of pass ``number``, in ascending order."""
+        if self.groups == 1:
+            return self._all  # in whatever order a pass takes them
         if (number, group) not in self._held:
             places = np.arange(group * SHARDS, min((group + 1) * SHARDS, self._shards))
             self._held[number, group] = np.sort(self._permutation(number)(places)).astype(np.int32)
@@ -74,6 +77,8 @@ class ShardOrder:
 
     def groups_of(self, number: int, shards: np.ndarray) -> np.ndarray:
         """int64 [N]: the group in pass ``number`` of each of these shards [N]."""
+        if self.groups == 1:
+            return np.zeros(len(shards), np.int64)
         return self._permutation(number).inverse(shards) // SHARDS
 
     def _permutation(self, number: int) -> Permutation:
