@@ -16,7 +16,9 @@ FEW_DOCUMENTS, FEW_BYTES = 10, 20_000
 def print_result(result: PatchingFile) -> None:
     """Thresholds and realised sizes, by subset where there are several."""
     target, patching, checked = result.identity.target, result.patching, result.held_out
-    show(f"theta {patching.theta:.6f} nats: {result.mean_patch_size:.3f} bytes a patch, {target} wanted")
+    # The sizes are those with the thresholds by subset, where there are any: the default one alone gives others.
+    of = "thresholds by subset" if patching.thetas else f"theta {patching.theta:.6f} nats"
+    show(f"{of}: {result.mean_patch_size:.3f} bytes a patch, {target} wanted")
     if abs(result.mean_patch_size / target - 1) > CLOSE:
         show("  " + _why_far(result))
     if checked is None:
@@ -45,6 +47,8 @@ def print_result(result: PatchingFile) -> None:
             show_lines(f"  {name:<{width}}  theta {theta:.6f}  {size:.3f} bytes a patch{held_out}")
         if len(result.subsets) > SUBSETS_SHOWN:
             show(f"  and {len(result.subsets) - SUBSETS_SHOWN} more in the file")
+    if patching.thetas:
+        show(f"  any other subset gets the theta for all bytes, {patching.theta:.6f}")
 
 
 def _why_far(result: PatchingFile) -> str:

@@ -239,12 +239,12 @@ def with_target(
 
 
 def patch_counts(dataset: Dataset, patchings: Sequence[PatchingSettings], shard: int) -> np.ndarray:
-    """int64 [patchings]: patches other than BOS of one shard under each; no thetas by subset."""
+    """int64 [patchings]: patches other than BOS of one shard under each, with the threshold of the row's subset."""
     counts = np.zeros(len(patchings), np.int64)
     lengths: list[ChunkedLengths] = []
     for row, last in shard_rows(dataset, shard):
         if row.part == 0:
-            lengths = [ChunkedLengths(patching) for patching in patchings]
+            lengths = [ChunkedLengths(patching.for_subset(row.subset)) for patching in patchings]
             counts -= 1
         counts += [len(document.add(row.tokens(last), row.entropies, last)) for document in lengths]
     return counts

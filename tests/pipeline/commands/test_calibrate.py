@@ -70,6 +70,15 @@ def test_sizes_are_checked_on_validation_and_are_those_that_it_gets(place: Path,
     assert f"held out: {checked['mean_patch_size']:.3f} bytes a patch" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("by_subset", [True, False])
+def test_a_theta_is_printed_beside_the_sizes_that_it_gives(place: Path, tmp_path: Path, capsys, by_subset) -> None:
+    options = (*EXACT, *["--per-subset"] * by_subset)
+    found = calibrate(place, place / "raw", tmp_path / "p.json", *options)
+    size, theta = f"{found['mean_patch_size']:.3f} bytes a patch, 4", f"{found['patching']['theta']:.6f}"
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if size in line)
+    assert (theta in line) != by_subset
+
+
 def test_a_small_sample_is_checked_on_more_than_a_few_documents(place: Path, tmp_path: Path) -> None:
     # A tenth of the sample would be one document; the validation split is far below the least that is checked.
     checked = calibrate(place, place / "raw", tmp_path / "p.json", "--sample-bytes", 2000)["held_out"]

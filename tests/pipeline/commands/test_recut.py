@@ -1,5 +1,6 @@
 """recut writes what preprocess would have written, byte for byte, or says why it cannot."""
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -78,6 +79,18 @@ def calibrated(place: Path) -> Path:
 def test_thresholds_by_subset_come_from_calibration(place: Path, calibrated: Path, tmp_path: Path) -> None:
     assert run("recut", place / "uint8", "--out", tmp_path / "out", "--patching", calibrated) == 0
     assert sides(tmp_path / "out") == sides(scored(place, tmp_path / "wanted", "--patching", calibrated))
+
+
+def test_a_dry_run_counts_with_the_thresholds_by_subset(place: Path, calibrated: Path, tmp_path: Path, capsys) -> None:
+    # Far apart, so that one threshold for all gives other sizes.
+    found = json.loads(calibrated.read_text())
+    found["patching"]["thetas"] = dict(zip(found["patching"]["thetas"], GRID[[40, 120]].tolist(), strict=True))
+    (tmp_path / "p.json").write_text(json.dumps(found))
+    line = ("recut", place / "uint8", "--out", tmp_path / "out", "--patching", tmp_path / "p.json")
+    assert run(*line, "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert run(*line) == 0
+    assert f"{open_dataset(tmp_path / 'out' / 'train').totals.mean_patch_size:.3f} bytes a patch" in said
 
 
 def test_thresholds_of_another_entropy_model_are_refused(place: Path, calibrated: Path, tmp_path: Path, capsys) -> None:
