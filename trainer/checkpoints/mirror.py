@@ -21,7 +21,7 @@ from shared.io.display.log import LOG
 from shared.io.display.progress import ByteProgress
 from shared.io.files.atomic import sync, write_atomic
 from shared.io.files.digests import in_short
-from shared.io.stores.store import PROBES, LocalStore, Store, probe
+from shared.io.stores.store import PROBES, LocalStore, Store, probe, reach
 from shared.settings import first_problem
 from trainer.checkpoints.retention import kept
 from trainer.checkpoints.state import TrainState
@@ -91,6 +91,9 @@ class Mirror:
                 f"checkpoint.mirror {self._store.where} lies in run.out {out}, where the checkpoints are already; "
                 "give a place on another disk or in a store"
             )
+        begins = not any(map(is_complete, step_folders(self._folder)))
+        if begins:  # who goes on has its own, and all the patience that there is
+            reach(self._store)
         recorded = self._recorded()
         lines = [] if recorded is None else run_differences(recorded, identity)
         if recorded is not None and lines and not differ_in_length(recorded, identity):
@@ -105,7 +108,7 @@ class Mirror:
                 f"{f' and no {IDENTITY_NAME}' * (recorded is None)}; give an empty place, for this run alone"
             )
         probe(self._store)
-        if not any(map(is_complete, step_folders(self._folder))):
+        if begins:
             self.usable(identity)
         self._store.put(IDENTITY_NAME, (identity.model_dump_json(indent=1) + "\n").encode())
 

@@ -14,7 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from shared.errors import OutputError, StorageError
+from shared.errors import DeniedError, OutputError, StorageError
 from shared.io.display.log import LOG
 from shared.io.files.atomic import atomic_file, naming, sync
 from shared.io.files.json_reader import read_bounded
@@ -35,7 +35,11 @@ SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
 """Of stores that put an object under its key in one step."""
 PATIENCE_SECONDS = 300.0
 """How long a store may be away before what waits for it fails."""
+FIRST_PATIENCE_SECONDS = 30.0
+"""How long at a start, when it has never answered: its address may be wrong."""
 LONGEST_PAUSE = 5.0
+SILENCE_SECONDS = 2.0
+"""How long a store is waited for before that is said."""
 AT_ONCE = 8
 """Objects on their way."""
 _SUBMITTED = 256
@@ -99,6 +103,9 @@ class Store(ABC):
     def remove(self, keys: Iterable[str]) -> None:
         """Remove objects; those that are not there are none."""
 
+    def reach(self) -> None:  # noqa: B027  # nothing to ask of a folder
+        """Ask for something. Raises StorageError when it does not answer, sooner than in the middle of work."""
+
     def list(self, prefix: str = "") -> dict[str, Entry]:
         """The same at once, of objects that are not too many to be held."""
         return dict(self.entries(prefix))
@@ -109,8 +116,8 @@ class Store(ABC):
         return (found for found in self.entries() if not found[0].startswith(own))
 
     def url(self, key: str) -> str:
-        """An object, for messages."""
-        return f"{self.where}/{key}"
+        """An object, for messages; the place alone for one of `probe`, which users have not named."""
+        return self.where if key.startswith(f"{PROBES}/") else f"{self.where}/{key}"
 
     def create(self, key: str, content: bytes) -> bool:
         """Whether this content is under the key, which had none before, or had it already.
@@ -276,6 +283,12 @@ class UrlStore(Store):
             with suppress(FileNotFoundError):
                 self._tried(key, lambda key=key: self._fs.rm_file(self._path(key)))  # type: ignore[misc]
 
+    def reach(self) -> None:
+        key = f"{PROBES}/"
+        tried = partial(self._tried, key, unanswered=FIRST_PATIENCE_SECONDS)
+        with suppress(FileNotFoundError):
+            next(objects_below(self._fs, self._path(key), tried), None)
+
     def _chunks(self, key: str, most_bytes: int | None = None) -> Iterator[bytes]:
         """What an object holds, by ranges: neither opened nor listed, which drivers answer from what they remember."""
         path = self._path(key)
@@ -289,9 +302,12 @@ class UrlStore(Store):
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}"
 
-    def _tried(self, key: str, action: Callable[[], T]) -> T:
-        """What an action gives, tried again while the store is away. Raises FileNotFoundError, StorageError."""
-        began, pause = time.monotonic(), 0.2
+    def _tried(self, key: str, action: Callable[[], T], unanswered: float = PATIENCE_SECONDS) -> T:
+        """What an action gives, tried again while the store is away. Raises FileNotFoundError, StorageError.
+
+        ``unanswered``: seconds after which it fails if there was no answer of any kind.
+        """
+        began, pause, said = time.monotonic(), 0.2, 0.0
         while True:
             try:
                 return action()
@@ -303,11 +319,14 @@ class UrlStore(Store):
                 local = isinstance(error, OSError) and error.filename is not None and os.path.isabs(str(error.filename))
                 if local:
                     raise  # a file of this machine, a full disk say
-                waited = time.monotonic() - began
-                if not (is_transient(error) or _conflict(error)) or waited > self._patience:
-                    raise StorageError(self._problem(key, error, waited)) from None
-                if pause >= LONGEST_PAUSE:
+                waited, answered = time.monotonic() - began, _status(error) is not None
+                patience = self._patience if answered else min(self._patience, unanswered)
+                if not (is_transient(error) or _conflict(error)) or waited > patience:
+                    kind = DeniedError if isinstance(error, PermissionError) else StorageError
+                    raise kind(self._problem(key, error, waited)) from None
+                if waited - said >= (LONGEST_PAUSE if said else SILENCE_SECONDS):
                     LOG.warning("waiting for the store: %s", self._problem(key, error, waited))
+                    said = waited
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
@@ -374,16 +393,39 @@ def at_once(action: Callable[[T], object], items: Iterable[T]) -> None:
 # ---- What a store can do, tried before any work.
 
 
+def reach(store: Store) -> None:
+    """See whether a store answers. Raises StorageError that names the place when it does not, or may not be used."""
+    with _asking_about_bucket(store):
+        store.reach()
+
+
 def probe(store: Store) -> None:
     """Try what outputs need, and find out whether two creators of one key are kept apart.
 
     Raises StorageError that names the store and what it lacks.
     """
-    folder = f"{PROBES}/{secrets.token_hex(8)}"
-    key, contents = f"{folder}/created", (b"first", b"second")
     # A store that does not answer is waited for in this thread, where signals arrive, and before there is anything to
     # remove.
-    store.list(f"{folder}/")
+    reach(store)
+    with _asking_about_bucket(store):
+        _probe(store)
+
+
+@contextmanager
+def _asking_about_bucket(store: Store) -> Iterator[None]:
+    """Let errors of a bucket that is not there or not this user's say so: the store's words name neither."""
+    ask = "does the bucket exist, and may it be read and written to with these credentials?"
+    try:
+        yield
+    except DeniedError as error:
+        raise DeniedError(f"{str(error).rstrip('.')}; {ask}") from None
+    except FileNotFoundError:
+        raise StorageError(f"{store.where}: not found; {ask}") from None
+
+
+def _probe(store: Store) -> None:
+    folder = f"{PROBES}/{secrets.token_hex(8)}"
+    key, contents = f"{folder}/created", (b"first", b"second")
     try:
         try:
             with ThreadPoolExecutor(len(contents)) as pool:

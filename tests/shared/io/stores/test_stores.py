@@ -1,5 +1,6 @@
 """Outputs in folders and object stores: whole, once, read back, listed; and no password in any message."""
 
+import errno
 import hashlib
 import pickle
 import threading
@@ -11,7 +12,8 @@ import pytest
 import s3fs
 from helpers import object_store
 
-from shared.errors import OutputError, StorageError
+from shared.errors import DeniedError, OutputError, StorageError
+from shared.io.stores import store as stores
 from shared.io.stores.store import LocalStore, Store, UrlStore, open_store, probe
 
 
@@ -248,3 +250,53 @@ def test_a_store_that_stays_away_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         pytest.raises(StorageError, match="s3://gone/x/a"),
     ):
         UrlStore("s3://gone/x", patience=0.1).put("a", b"x")
+
+
+def test_a_store_that_never_answered_is_not_waited_for_as_long(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (port,) = object_store.free_ports(1)
+    monkeypatch.setattr(stores, "FIRST_PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(stores, "SILENCE_SECONDS", 0.0)
+    with object_store.opened(f"http://127.0.0.1:{port}", monkeypatch):
+        store = open_store("s3://gone/x")
+        _refuse_at_once(store, monkeypatch)
+        with pytest.raises(StorageError, match="s3://gone/x: "):
+            probe(store)
+    assert "waiting for the store: s3://gone/x: " in caplog.text
+
+
+def _refuse_at_once(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a driver says of an address where nobody listens, without its own attempts."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
+
+    monkeypatch.setattr(store._fs, "call_s3", refuse)
+
+
+# ---- Buckets that are not there, or not the user's.
+
+
+@pytest.mark.parametrize("user", object_store.READERS)
+def test_a_bucket_that_may_not_be_written_to_is_asked_about(
+    user: str, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    object_store.become(user, monkeypatch)
+    with pytest.raises(DeniedError, match="does the bucket exist") as caught:
+        probe(open_store(bucket))
+    assert str(caught.value).startswith(f"{bucket}: ")
+    assert ".probe" not in str(caught.value)
+
+
+def test_a_bucket_that_does_not_exist_is_asked_about(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(bucket)
+
+    def missing(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError("The specified bucket does not exist")
+
+    for name in ("call_s3", "pipe_file"):
+        monkeypatch.setattr(store._fs, name, missing)
+    with pytest.raises(StorageError, match="does the bucket exist") as caught:
+        probe(store)
+    assert str(caught.value).startswith(f"{bucket}: ")
