@@ -102,6 +102,8 @@ _SCHEMA = pa.schema(
         ("cuttable", pa.bool_()),
     ]
 )
+_IDENTITY = ["path", "kind", "compression", "size", "span", "sha256", "split"]
+"""Columns of what makes files the same."""
 _ROWS_AT_ONCE = 2**13
 _QUERY = _SCHEMA.get_field_index("query")
 
@@ -215,11 +217,32 @@ class Files(Sequence[SourceFile]):
         found = {(root.as_py(), folder.as_py()): None for root, folder in zip(shards["root"], folders)}
         return sorted(Path(self.roots[root]) / folder for root, folder in found)
 
+    def first_difference(self, before: "Files") -> str:
+        """The first file that is not what it was in an earlier listing, and what became of it; empty if none is."""
+        both = min(len(self), len(before))
+        differ = np.zeros(both, bool)
+        for name in _IDENTITY:
+            ours, theirs = self.table[name].slice(0, both), before.table[name].slice(0, both)
+            differ |= np.asarray(pc.not_equal(ours, theirs).to_numpy(zero_copy_only=False), bool)
+        at = int(np.argmax(differ)) if differ.any() else both
+        now, old = (files[at] if at < len(files) else None for files in (self, before))
+        if now is not None and old is not None and now.path == old.path:
+            grown = f"has {now.size:,} bytes, recorded {old.size:,}"
+            return f"{now.shown} {grown if now.size != old.size else 'is of another format, split or content'}"
+        if old is not None and not self._has(old.path):
+            return f"{old.shown} is no longer there"
+        if now is not None:
+            return f"{now.shown} {'comes in another order' if before._has(now.path) else 'was not there before'}"
+        return "" if old is None else f"{old.shown} comes in another order"
+
+    def _has(self, path: str) -> bool:
+        return bool(pc.any(pc.equal(self.table["path"], path)).as_py())
+
     def digest(self) -> str:
         """Of what makes these files the same, wherever they lie and whenever they were written."""
         state = hashlib.sha256()
         for batch in self._batches:
-            for row in batch.select(["path", "kind", "compression", "size", "span", "sha256", "split"]).to_pylist():
+            for row in batch.select(_IDENTITY).to_pylist():
                 state.update(canonical_json([*row.values()]).encode() + b"\n")
         return state.hexdigest()
 

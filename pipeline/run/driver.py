@@ -28,6 +28,7 @@ from pipeline.run.run_folder import (
     require_same,
 )
 from pipeline.settings import SPLIT_NAMES, ExecutorSettings, Job, PipelineError, ReadSettings, SplitName
+from pipeline.splits.logs import SplitLog
 from pipeline.splits.marker import MARKERS, Marker, finish_ledgers, read_marker
 from pipeline.splits.place import Place, opened
 from pipeline.splits.run_file import FAILURES, RunFile
@@ -38,7 +39,7 @@ from shared.io.display.log import LOG
 from shared.io.display.quantities import counted
 from shared.io.display.terminal import one_line, safe
 from shared.io.files.atomic import write_atomic
-from shared.io.files.digests import digest
+from shared.io.files.digests import digest, in_short
 from shared.io.stores.locations import is_url
 from shared.shards.manifest import DatasetIdentity, EntropyModelIdentity, ShardEntry, load_manifest
 from shared.shards.tables import commit_dataset
@@ -63,10 +64,10 @@ def preprocess(job: Job, inputs: Sequence[Path | str], executor: ExecutorSetting
         identity = run_identity(job, plan)
         specials_of(plan, job.reading)  # what does not go together is refused before any work
         run = RunFile(identity, plan, recorded.numerics if recorded else None)
-        touched = np.zeros(len(plan.splits), bool)
+        touched = np.zeros(len(plan.files), bool)
         if recorded is not None:
-            require_same(recorded, identity, job.where)
-            touched = plan.splits.with_any(plan.files.touched_since(recorded.plan.files))
+            require_same(recorded, run, job.where)
+            touched = plan.files.touched_since(recorded.plan.files)
             if not touched.any() and (totals := _finished(place, run)) is not None:
                 return Report(run, totals, done_before=len(plan.splits))
         if not touched.any():
@@ -137,7 +138,7 @@ def run_identity(job: Job, plan: Plan) -> dict[str, Any]:
 
 
 def _finish(place: Place, run: RunFile, touched: np.ndarray, settings: ExecutorSettings) -> Report:
-    """Do what is left of a run. ``touched``: bool [splits], whose files were touched since they were read."""
+    """Do what is left of a run. ``touched``: bool [files], which were touched since they were read."""
     job = place.job
     done = finished_splits(place, run)
     before = int(done.sum())
@@ -148,7 +149,7 @@ def _finish(place: Place, run: RunFile, touched: np.ndarray, settings: ExecutorS
         with make_executor(settings, job, run.plan) as executor:
             found = executor.numerics()
             require_numerics(run.numerics, found)
-            _require_content(place, run, executor, np.flatnonzero(done & touched))
+            _require_content(place, run, executor, done, touched)
             run = run.with_numerics(found)
             if touched.any():
                 place.keep(run)
@@ -176,26 +177,37 @@ def _finish(place: Place, run: RunFile, touched: np.ndarray, settings: ExecutorS
     return report
 
 
-def _require_content(place: Place, run: RunFile, executor: Executor, numbers: np.ndarray) -> None:
-    """Have splits that are done read again, whose files were touched since; raises IdentityError for other content."""
+def _require_content(place: Place, run: RunFile, executor: Executor, done: np.ndarray, touched: np.ndarray) -> None:
+    """Have splits that are done read again, whose files were touched since; raises IdentityError for other content.
+
+    The run stays what it is: the reason is in the error and in the log of the split, and is no failure of the run.
+    ``done``: bool [splits]; ``touched``: bool [files].
+    """
+    out, splits = place.job.out, run.plan.splits
+    numbers = np.flatnonzero(done & splits.with_any(touched))
     if not len(numbers):
         return
-    out, splits = place.job.out, run.plan.splits
 
     def compared(outcome: Outcome) -> Outcome:
         marker = read_marker(out, splits.name(outcome.split), run.digest)
         if outcome.error or (marker is not None and marker.content == outcome.content):
             return outcome
         split = splits[outcome.split]
-        names = ", ".join(file.shown for file in split.files[:3]) + (", ..." * (len(split.files) > 3))
-        return replace(
-            outcome, error=f"{names}: not the content that split {split.name} of {place.job.where} was made of"
-        )
+        # Content is recorded by split, so of several files that were touched each may be the one.
+        own = [file.shown for number, file in enumerate(split.files, split.file) if touched[number]]
+        names = own[0] if len(own) == 1 else f"one of {len(own):,} touched files ({in_short(own, ', ', 3)})"
+        error = f"{names}: not the content that split {split.name} of {place.job.where} was made of"
+        with SplitLog(out, split.name) as log:
+            log.write(f"check failed: {error}")
+        return replace(outcome, error=error)
 
-    failures, _ = _work(place, executor, run, "Reading again", numbers, Task("check", run.digest), compared)
+    task = Task("check", run.digest)
+    failures, _ = _work(place, executor, run, "Reading again", numbers, task, compared)
     if failures:
         more = f" (and {counted(len(failures) - 1, 'other split')})" if len(failures) > 1 else ""
-        raise IdentityError(f"{failures[0].error}{more}; restore it, or choose another --out (make: OUT=)")
+        raise IdentityError(
+            f"{failures[0].error}{more}; restore it, or choose another --out (make: OUT=) for the input as it is now"
+        )
 
 
 def _select(place: Place, run: RunFile, executor: Executor) -> list[Outcome]:
@@ -229,8 +241,9 @@ def _work(
     with following(out, title, sizes[left], len(run.plan.splits), executor.device) as followed:
         for outcome in map(judged, executor.run(left, task, followed.bytes)):
             followed.ended(outcome, int(sizes[outcome.split]))
-            if outcome.error:
+            if outcome.error and task.kind != "check":
                 _record_failure(out, run.plan.splits.name(outcome.split), outcome)
+            if outcome.error:
                 failures.append(replace(outcome, trace=""))
             place.check()
     return failures, followed.progress

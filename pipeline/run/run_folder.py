@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -59,9 +58,15 @@ def _of_a_start(path: Path) -> bool:
     return path.name == LOCK_FILE or temporary or TABLE_NAME.fullmatch(path.name) is not None
 
 
-def require_same(recorded: RunFile, identity: dict[str, Any], out: str) -> None:
+def require_same(recorded: RunFile, run: RunFile, out: str) -> None:
     """Raises IdentityError that lists what differs from the run that the folder holds."""
-    if lines := differences(recorded.identity, identity):
+    if lines := differences(recorded.identity, run.identity):
+        other_file = run.plan.files.first_difference(recorded.plan.files)
+        if other_file and all(line.startswith("inputs.") for line in lines):
+            raise IdentityError(
+                f"{out} holds a run of another input: {other_file} ({in_short(lines)}); choose another --out "
+                "(make: OUT=) for the input as it is now, or restore it"
+            )
         raise IdentityError(
             f"{out} holds another run ({in_short(lines)}); choose another --out (make: OUT=) or restore its settings"
         )

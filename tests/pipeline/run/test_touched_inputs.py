@@ -8,6 +8,7 @@ import pytest
 from helpers.pipeline_helpers import STATIC, preprocess, shard_hashes, write_jsonl
 from helpers.store_runs import remote_hashes
 
+from pipeline.commands.status import status
 from pipeline.splits import worker
 from pipeline.splits.marker import MARKERS
 from shared.io.stores.store import open_store
@@ -94,6 +95,43 @@ def test_other_content_of_equal_size_is_another_run(
         assert preprocess(corpus, *options(tmp_path)) == 2
         assert "1.jsonl" in capsys.readouterr().err
     assert shard_hashes(tmp_path / "out") == before
+
+
+def test_of_many_files_in_a_split_the_one_that_changed_is_named_and_the_run_stays_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(6):
+        (tmp_path / "in" / f"{number}.txt").write_text(f"a text {number}")
+    command = (tmp_path / "in", "--out", tmp_path / "out", *STATIC, "--workers", 1)
+    assert preprocess(*command) == 0
+    (tmp_path / "in" / "4.txt").write_text("a text x")
+    capsys.readouterr()
+    assert preprocess(*command) == 2
+    said = capsys.readouterr().err
+    assert [number for number in range(6) if f"{number}.txt" in said] == [4]
+    (log,) = (tmp_path / "out" / "logs").iterdir()
+    assert "4.txt: not the content" in log.read_text()
+    lines, fine = status(tmp_path / "out")
+    assert fine
+    assert not [line for line in lines if "failed" in line]
+
+
+@pytest.mark.parametrize(("change", "named"), [("grow", "1.jsonl"), ("remove", "0.jsonl"), ("add", "11.jsonl")])
+def test_the_first_file_is_named_that_is_not_what_it_was(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str, named: str
+) -> None:
+    assert preprocess(corpus, *options(tmp_path)) == 0
+    capsys.readouterr()
+    if change == "remove":
+        (corpus / named).unlink()
+    else:
+        with open(corpus / named, "a") as file:
+            file.write('{"text": "more"}\n')
+    assert preprocess(corpus, *options(tmp_path)) == 2
+    said = capsys.readouterr().err
+    assert f"{corpus / named} " in said
+    assert "--out" in said
 
 
 def test_lines_that_are_listed_are_those_of_the_whole_file_also_after_a_second_start(tmp_path: Path) -> None:
