@@ -11,6 +11,7 @@ from pipeline.plan import Plan, split_size
 from pipeline.settings import PipelineError, ReadSettings
 from pipeline.stamp import Stamp
 from shared.io.stores.locations import without_query
+from shared.shards.document import DEFAULT_SUBSET
 from shared.shards.open import open_dataset
 
 NAMED_BEFORE = "an earlier input has them"
@@ -70,7 +71,10 @@ def _idle(files: Files, reading: ReadSettings, matched: Collection[str]) -> tupl
     if reading.subset_from == "directory":
         shards = files.column("kind") == KINDS.index("shard")
         if not np.any(files.below_a_folder() & ~shards):
-            found.append("--subset-from directory: no file lies in a folder below an input")
+            found.append(
+                "--subset-from directory: no file lies in a folder below an input, so every record is in the "
+                f"subset {DEFAULT_SUBSET!r}; give the folder above these folders as the input"
+            )
     return tuple(found)
 
 

@@ -72,6 +72,8 @@ def preprocess(job: Job, inputs: Sequence[Path | str], executor: ExecutorSetting
                 return Report(run, totals, done_before=len(plan.splits))
         if not touched.any():
             place.keep(run)
+        for problem in plan.idle:  # before hours of work, not only in the summary
+            LOG.warning("%s", problem)
         remove_leftovers(job.out)
         place.drop(FAILURES)
         if job.entropy_model is not None and job.output.entropy_model_sha256 is not None:

@@ -34,6 +34,8 @@ def dry_run(job: Job, inputs: Sequence[Path | str], executor: ExecutorSettings) 
     kinds = ", ".join(sorted(KINDS[number] for number in np.unique(plan.files.column("kind"))))
     splits = f"{counted(len(plan.splits), 'split')} of about {plan.split_bytes:,} bytes"
     show(f"{counted(len(plan.files), 'file')} ({kinds}), {plan.bytes:,} bytes, in {splits}")
+    for problem in plan.idle:
+        show(f"warning: {problem}")
     used, seconds = _trial(job, plan)
     if not used:
         show("the trial met no record, so there is no estimate")

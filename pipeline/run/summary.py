@@ -1,21 +1,29 @@
 """What a run says at its end: every record accounted for, and where things are."""
 
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from pipeline.charts import dataset_line, printable
+from pipeline.plan import Plan
+from pipeline.read import read_split
+from pipeline.records import Records
 from pipeline.run.progress import Progress
 from pipeline.run.report import Report
-from pipeline.settings import SPLIT_NAMES, Job
+from pipeline.settings import SPLIT_NAMES, Job, PipelineError, ReadSettings
 from pipeline.splits.logs import LOGS
 from pipeline.splits.marker import DEAD_LETTERS, DUPLICATES, EMPTY_RECORDS, Counts
 from pipeline.splits.run_file import FAILURES
+from shared.errors import DatasetError, StorageError
 from shared.io.display.quantities import clock, quantity
 from shared.io.display.terminal import show_lines
+from shared.io.files.digests import in_short
 from shared.shards.manifest import SubsetTotals, summed
 
 SUBSETS_SHOWN = 12
 _LONGEST_NAME = 60
+_COLUMNS_SHOWN = 12
 _FILLED = 0.9
 """Share of the bytes of a sample below which the summary says why there are no more."""
 
@@ -29,8 +37,11 @@ def exit_code(report: Report) -> int:
     return 3 if report.counts.dead else 0
 
 
-def missed(report: Report) -> list[str]:
-    """What a finished run was asked for and cannot have done: documents, and columns that no record has."""
+def missed(report: Report, reading_now: ReadSettings | None = None) -> list[str]:
+    """What a finished run was asked for and cannot have done: documents, and columns that no record has.
+
+    ``reading_now``: of the run, to look up which columns there are instead.
+    """
     counts = report.counts
     found, reading = [], report.run.identity.get("reading", {})
     if not counts.documents:
@@ -39,8 +50,20 @@ def missed(report: Report) -> list[str]:
     living = counts.records - counts.dead
     for option, column, number in _columns(reading, counts):
         if living and number == living:
-            found.append(f"{option} {column}: no record has that column, so the option did nothing")
+            there = _first_columns(report.run.plan, reading_now) if reading_now is not None else []
+            instead = f"; beside its text the first record has {in_short(there, ', ', _COLUMNS_SHOWN)}" if there else ""
+            found.append(f"{option} {column}: no record has that column, so the option did nothing{instead}")
     return found
+
+
+def _first_columns(plan: Plan, reading: ReadSettings) -> list[str]:
+    """Names of the columns of the first record, but those that its text is in; none where it cannot be read now."""
+    all_kept = {"meta": True, "id_column": "", "subset": "any", "subset_column": None, "split_key": None}
+    with suppress(PipelineError, DatasetError, StorageError, OSError):
+        for found in read_split(plan.splits[0], reading.model_copy(update=all_kept)):
+            if isinstance(found, Records) and len(found):
+                return sorted(json.loads((found.metas or [None])[0] or "{}"))
+    return []
 
 
 def _columns(reading: Mapping[str, Any], counts: Counts) -> list[tuple[str, str, int]]:
@@ -90,7 +113,7 @@ def print_summary(job: Job, report: Report) -> None:
         shown = paths if len(paths) <= 80 else paths[:77] + "..."
         lines.append(f"  failed: split {report.name_of(failure)} ({shown}): {failure.error}")
     if not report.failures:
-        lines += [f"  warning: {problem}" for problem in (*report.run.plan.idle, *missed(report))]
+        lines += [f"  warning: {problem}" for problem in (*report.run.plan.idle, *missed(report, job.reading))]
     if report.failures:
         lines.append(
             f"  details in {job.where}/{FAILURES} and {job.where}/{LOGS}; fix the cause and rerun the same command"

@@ -360,6 +360,22 @@ def test_an_option_that_names_a_column_no_record_has_is_reported(tmp_path, capsy
     assert "5 without the column 'doc' of --split-key" in capsys.readouterr().out
 
 
+def test_the_columns_that_there_are_are_listed_for_one_that_is_not(tmp_path, capsys):
+    tree(tmp_path, {"a.jsonl": b'{"text": "x", "lang": "de", "title": "t", "id": "1"}\n'})
+    assert preprocess(tmp_path / "a.jsonl", "--out", tmp_path / "out", *STATIC, "--subset-column", "lnag") == 4
+    (warning,) = (line for line in capsys.readouterr().out.splitlines() if "warning: --subset-column lnag" in line)
+    assert warning.endswith("has id, lang, title")
+
+
+def test_folders_that_are_the_inputs_are_no_subsets_which_is_said_before_the_work(tmp_path, capsys):
+    tree(tmp_path / "in", {"de/a.txt": b"x", "fr/b.txt": b"y"})
+    line = (tmp_path / "in" / "de", tmp_path / "in" / "fr", "--out", tmp_path / "out", *STATIC)
+    assert preprocess(*line, "--subset-from", "directory", "--dry-run") == 0
+    assert "warning: --subset-from directory" in capsys.readouterr().out
+    assert preprocess(*line, "--subset-from", "directory") == 0
+    assert "--subset-from directory" in capsys.readouterr().err  # the summary is on standard output
+
+
 def test_options_that_do_nothing_with_the_files_that_there_are_are_named(tmp_path, capsys):
     tree(tmp_path / "in", {"a.jsonl": LINES})
     idle = ("--exclude", "*.tmp", "--document-bytes", 100, "--subset-from", "directory")
