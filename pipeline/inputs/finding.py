@@ -93,7 +93,7 @@ class Search:
 
         Raises PipelineError for an input that cannot be used.
         """
-        text = local_path(text)
+        text = _place(text)
         if is_url(text):
             yield from _find_remote(text, self)
             return
@@ -417,9 +417,17 @@ def _is_utf8(path: str) -> bool:
     return printable(path) == path
 
 
+def _place(text: str) -> str:
+    """A URL or path as it is to be read. Raises PipelineError for a misspelt URL."""
+    try:
+        return local_path(text)
+    except ValueError as error:
+        raise PipelineError(str(error)) from None
+
+
 def require_local(text: str) -> None:
     """Raise PipelineError for an input on a disk that is not there. Quick, and the same that `Search.find` says."""
-    text = local_path(text)
+    text = _place(text)
     if is_url(text) or Path(text).exists():
         return
     if not has_magic(text):

@@ -103,7 +103,7 @@ def _enters(pattern: str, below: str) -> bool:
 def _one_scheme(url: str) -> str:
     """A URL with one of the names that its store has."""
     scheme, mark, rest = url.partition("://")
-    return f"{_SCHEMES.get(scheme, scheme)}{mark}{rest}"
+    return f"{_SCHEMES.get(scheme.lower(), scheme.lower())}{mark}{rest}"
 
 
 def make_plan(inputs: Sequence[Path | str], reading: ReadSettings, out: Path | None = None) -> Plan:

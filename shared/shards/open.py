@@ -100,7 +100,7 @@ def open_dataset(folder: Path | str, cache: FileCache | None = None, manifest: M
 
     Raises DatasetError when there is none, or its manifest cannot be used; StorageError when a URL cannot be read.
     """
-    folder = location_of(str(folder))
+    folder = location_of(folder)
     manifest = manifest or load_manifest(folder)
     rule = manifest.identity.patching.rule
     LOG.debug("opened %s: %d shards, rule %s", without_query(str(folder)), manifest.shard_count, rule)

@@ -13,7 +13,7 @@ from shared import __version__
 from shared.errors import ExitCode, PatchworkError, did_you_mean
 from shared.io.display.log import LOG, set_level
 from shared.io.display.terminal import error_line, imports, one_line, run_program, show
-from shared.io.stores.locations import path_of
+from shared.io.stores.locations import location_of, path_of
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -46,6 +46,15 @@ def path_option(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def location_option(text: str) -> Path | str:
+    """The value of an option that is a path of this machine or a URL."""
+    try:
+        location: Path | str = location_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return location
+
+
 class Parser(argparse.ArgumentParser):
     """The options of a command, none of them abbreviated."""
 
@@ -54,6 +63,7 @@ class Parser(argparse.ArgumentParser):
             prog=prog, description=description, epilog=epilog, formatter_class=_Formatter, allow_abbrev=False
         )
         self.register("type", Path, path_option)
+        self.register("type", location_of, location_option)
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line."""

@@ -28,8 +28,11 @@ _PACKAGES = {
 }
 """Package that a scheme needs, and the extra of this project that installs it."""
 
-_QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?'\"]+)\?[^\s'\"]+")
-_USER = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/@'\"]+@")
+_MISSPELT = re.compile(rf"(?i)({'|'.join([*_PACKAGES, 'abfss', 'file', 'ftp'])}):(?!//)/?")
+"""How a text begins that would be a folder of that name in the current one."""
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(?=://)")
+_QUERY = re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*://[^\s?'\"]+)\?[^\s'\"]+")
+_USER = re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*://)[^\s/@'\"]+@")
 _SECRET_NAME = re.compile(r"(?i)(key|secret|token|passw|credential|signature|connection_string)(?!.*_file$)")
 SHORTEST_SECRET = 8
 """Characters: what is shorter is in many a text by chance."""
@@ -45,8 +48,15 @@ def is_url(text: str) -> bool:
 
 
 def local_path(text: str) -> str:
-    """A ``file://`` URL as the path that it means; anything else as it is."""
-    return text.removeprefix("file://")
+    """A ``file://`` URL as the path that it means, another URL with its scheme in lower case, a path as it is.
+
+    Raises ValueError for a URL that lacks a slash, which would be a path here.
+    """
+    if found := _MISSPELT.match(text):
+        scheme, rest = found[1].lower(), text[found.end() :]
+        right = f"{scheme}://{'/' * (scheme == 'file')}{rest}"
+        raise ValueError(f"a misspelt URL: write {without_secrets(right)}, or begin with ./ for a path here")
+    return _SCHEME.sub(lambda scheme: scheme[0].lower(), text, 1).removeprefix("file://")
 
 
 def path_of(text: str) -> Path:
@@ -57,8 +67,10 @@ def path_of(text: str) -> Path:
 
 
 def location_of(text: Any) -> Any:
-    """A URL as it is written; any other text as a path."""
-    return Path(local_path(text)) if isinstance(text, str) and not is_url(local_path(text)) else text
+    """A URL as text, any other text as a path. Raises ValueError for a misspelt URL."""
+    if not isinstance(text, str):
+        return text
+    return place if is_url(place := local_path(text)) else Path(place)
 
 
 def without_query(text: str) -> str:

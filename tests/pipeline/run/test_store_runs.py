@@ -142,7 +142,13 @@ def test_an_impossible_place_is_refused(corpus: Path, out: str, capsys: pytest.C
 
 def test_a_run_is_not_written_into_its_input(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
     open_store(bucket).put("in/a.txt", b"text")
-    for text in (bucket, f"{bucket}/**", f"{bucket}/*/*.txt", f"{bucket}/o*", bucket.replace("s3:", "s3a:")):
+    for text in (
+        bucket,
+        f"{bucket}/**",
+        f"{bucket}/*/*.txt",
+        f"{bucket}/o*",
+        *(f"{scheme}{bucket[2:]}" for scheme in ("s3a", "S3")),
+    ):
         assert preprocess(text, "--out", f"{bucket}/out", *OPTIONS) == 2
         assert f"{bucket}/out" in capsys.readouterr().err
 
@@ -312,6 +318,24 @@ def test_who_may_only_read_can_train(readable: str, tmp_path: Path) -> None:
 
 def test_who_may_only_read_can_preprocess_a_file(readable: str, tmp_path: Path) -> None:
     assert preprocess(f"{readable}/in/a.txt", "--out", tmp_path / "out", *STATIC) == 0
+
+
+def test_the_case_of_a_scheme_means_nothing(kept: str, bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert preprocess(f"S3{kept[2:]}/in/a.txt", "--out", f"S3{bucket[2:]}", *STATIC) == 0
+    assert main(["verify", bucket]) == 0
+    assert main(["verify", f"S3{bucket[2:]}"]) == 0
+
+
+def test_a_misspelt_output_makes_no_folder(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        preprocess(corpus, "--out", "s3:/bucket/x", *STATIC)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_misspelt_input_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert preprocess("s3:/bucket/x", "--out", tmp_path / "out", *STATIC) == 2
+    assert "s3://bucket/x" in capsys.readouterr().err
 
 
 def test_who_may_only_read_is_told_that_nothing_can_be_written(

@@ -67,6 +67,17 @@ def test_a_url_is_no_folder_of_this_machine(tmp_path: Path, key: str) -> None:
         check_recipe(values, TrainSettings, tmp_path / "r.toml")
 
 
+@pytest.mark.parametrize("key", ["run.out", "data.path", "data.datasets", "checkpoint.mirror", "start.model"])
+def test_a_misspelt_url_is_refused_by_key(tmp_path: Path, key: str) -> None:
+    section, name = key.split(".")
+    values = tiny_recipe(tmp_path / "data", tmp_path / "run")
+    values.setdefault(section, {})[name] = {"a": "s3:/bucket/x"} if name == "datasets" else "s3:/bucket/x"
+    if name == "datasets":
+        del values["data"]["path"]
+    with pytest.raises(ConfigError, match=f"{key}.*s3://bucket/x"):
+        check_recipe(values, TrainSettings, tmp_path / "r.toml")
+
+
 def test_a_run_without_a_length_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="steps or as bytes"):
         tiny_settings(tmp_path, tmp_path, run={"steps": None})
