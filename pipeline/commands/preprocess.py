@@ -70,7 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("patches")
     rules = ["none", "byte", "static", "space", *ENTROPY_RULES]
     group.add_argument(
-        "--rule", choices=rules, help="where patches begin (none: unpatched, to train an entropy model on)"
+        "--rule",
+        choices=rules,
+        help="where patches begin (default: none, unpatched, to train an entropy model on)",
     )
     limits: dict[str, tuple[str | None, str]] = {
         "min_length": ("BYTES", "shortest patch (default: 1)"),
@@ -213,6 +215,10 @@ def _patching(arguments: argparse.Namespace) -> tuple[PatchingSettings, SidecarT
         patching = load_patching(arguments.patching).patching
         exact = patching.rule == "monotonic" or patching.grid
     else:
+        rules = {"theta": ", ".join(ENTROPY_RULES), "theta_rise": "entropy_rise", "stride": "static"}
+        if "rule" not in given and (key := next(filter(given.__contains__, rules), None)):
+            option = f"--{key.replace('_', '-')}"
+            raise PipelineError(f"{option} needs --rule, which is not given (default: none); it is for {rules[key]}")
         with refused_as(PipelineError):
             patching = PatchingSettings(**{"rule": "none", **given})
         exact = True

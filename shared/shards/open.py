@@ -110,10 +110,20 @@ def open_dataset(folder: Path | str, cache: FileCache | None = None, manifest: M
 
 
 def dataset_folders(path: Path) -> list[Path]:
-    """The datasets that a path stands for: itself, or its train/ and validation/; none if it is something else."""
-    if (path / MANIFEST_NAME).is_file():
+    """The datasets that a path stands for: itself, or its train/ and validation/; none if it is something else.
+
+    Raises DatasetError for a folder that cannot be read.
+    """
+    if _has_local_manifest(path):
         return [path]
-    return [path / split for split in ("train", "validation") if (path / split / MANIFEST_NAME).is_file()]
+    return [*filter(_has_local_manifest, (path / "train", path / "validation"))]
+
+
+def _has_local_manifest(folder: Path) -> bool:
+    try:
+        return (folder / MANIFEST_NAME).is_file()
+    except OSError as error:
+        raise DatasetError(f"the folder {folder} cannot be read: {error.strerror}") from None
 
 
 def find_datasets(folder: Path | str) -> list[Path]:

@@ -31,6 +31,7 @@ from pipeline.read.source import check_unchanged
 from pipeline.read.streams import JUDGED_FROM, DamagedStream
 from pipeline.run.driver import make_plan
 from pipeline.settings import PipelineError, ReadSettings
+from shared.errors import DatasetError
 
 LINES = b"".join(b'{"text": "line %d", "lang": "en"}\n' % i for i in range(3000))
 
@@ -301,6 +302,20 @@ def test_a_url_that_may_or_can_not_be_read_is_named(tmp_path, monkeypatch, url, 
     assert "secret" not in str(error.value)
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_below_the_input_that_cannot_be_read_is_named_itself(tmp_path, monkeypatch):
+    (tmp_path / "in" / "noperm").mkdir(parents=True)
+    real = Path.is_file
+
+    def denied(path: Path) -> bool:
+        if path.parent.name == "noperm":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "is_file", denied)  # whom the system denies nothing, as root, it does not deny this
+    with pytest.raises(DatasetError, match="noperm cannot be read: Permission denied"):
+        list_inputs([tmp_path / "in"], ReadSettings())
 
 
 @pytest.mark.parametrize(("scheme", "package"), [("s3", "s3fs"), ("gs", "gcsfs")])

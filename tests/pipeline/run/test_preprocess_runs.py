@@ -405,6 +405,7 @@ def test_a_dry_run_says_how_long_and_writes_nothing(tmp_path, capsys):
         (["--rule", "static"], "rule 'static' needs stride"),
         (["--rule", "entropy", "--theta", "2"], "rule entropy needs --entropy-model"),
         (["--rule", "space", "--theta", "2"], "rule 'space' does not take theta"),
+        (["--theta", "2"], "--theta needs --rule"),
         (["--rule", "space", "--entropy-model", "m"], "--entropy-model is of no use"),
         (["--rule", "space", "--validation-fraction", "2"], "--validation-fraction: "),
         (["--rule", "space", "--seed", str(2**63)], "seed: must be less than"),
