@@ -73,22 +73,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Verify and report; 0 when everything holds, 1 when something does not."""
+    """Verify and report; 0 when everything holds, 1 when something does not.
+
+    Raises DatasetError for what is no dataset, as every other command that reads one.
+    """
     place: Path | str = arguments.dataset
     if isinstance(place, Path) and not place.exists():
         raise DatasetError(f"{place} does not exist; give the folder of a dataset, or the one above it")
+    urls = find_remote_datasets(place) if isinstance(place, str) else []
     try:
         if isinstance(place, str):
-            damaged = [_verify_remote(url) for url in find_remote_datasets(place)]
+            damaged = [_verify_remote(url) for url in urls]
             return int(any(damaged))
         if exports := exports_at(place):
             problems = [_report(source.dataset, verify_export(source), True) for source in exports]
             return int(any(problems))
-        folders = find_datasets(place)
     except DatasetError as error:
         LOG.error("%s", error)
         return ExitCode.FAILED
-    damaged = [_verify_at(folder) for folder in folders]
+    damaged = [_verify_at(folder) for folder in find_datasets(place)]
     return int(any(damaged))
 
 

@@ -324,11 +324,6 @@ def test_the_command_takes_both_splits(both: Path, capsys) -> None:
     assert all("2 shards, 5 documents" in line and line.endswith("no problem") for line in lines)
 
 
-def test_the_command_refuses_a_folder_without_a_dataset(tmp_path: Path, capsys) -> None:
-    assert command(tmp_path) == 1
-    assert "not a finished dataset" in capsys.readouterr().err
-
-
 def test_the_exit_code_tells_of_a_shard_that_is_gone(both: Path, capsys) -> None:
     (both / "validation" / "shard-00001.arrow").unlink()
     assert command(both) == 1
@@ -368,3 +363,10 @@ def test_offsets_that_the_format_does_not_have_are_found(tmp_path: Path) -> None
 def test_a_place_that_is_not_there_is_a_wrong_argument(tmp_path, capsys):
     assert main(["verify", str(tmp_path / "nosuch")]) == 2
     assert "nosuch does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["verify", "inspect"])
+def test_what_is_no_dataset_is_a_wrong_argument(command: str, tmp_path: Path, capsys) -> None:
+    (tmp_path / "a.txt").write_text("a text")
+    assert main([command, str(tmp_path)]) == 2
+    assert "not a finished dataset" in capsys.readouterr().err
