@@ -2,7 +2,7 @@
 
 import base64
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
@@ -13,12 +13,13 @@ from pipeline.read.chat import COLUMNS, chat_of
 from pipeline.read.values import BadRecord, encoded
 from pipeline.records import Option, Place, Record, Records, Text
 from pipeline.settings import ReadSettings
-from shared.io.files.digests import canonical_json
+from shared.io.files.digests import canonical_json, in_short
 from shared.shards.document import DEFAULT_SUBSET
 from shared.shards.spans import Spans
 
 SUBSET_COLUMNS = ("subset", "lang", "language", "source")
 """Looked for in this order when no column is named; the first that holds a name is taken."""
+_SHOWN, _LONGEST_SHOWN = 12, 60
 
 
 def named_subset(path: str, reading: ReadSettings) -> str | None:
@@ -163,8 +164,14 @@ def body_of(values: Mapping[str, Any], reading: ReadSettings) -> tuple[bytes, Sp
     if reading.chat is not None:
         return chat_of(values, reading.chat)
     if reading.text_column not in values:
-        raise BadRecord(f"no column {reading.text_column!r}")
+        raise BadRecord(no_column(reading.text_column, values))
     return encoded(f"column {reading.text_column!r}", values[reading.text_column]), None
+
+
+def no_column(name: str, there: Iterable[str]) -> str:
+    """Why there is no text, with the columns that there are: their names have any length, and may be no UTF-8."""
+    names = [column[:_LONGEST_SHOWN].encode("utf-8", "backslashreplace").decode() for column in there]
+    return f"no column {name!r}; it has {in_short(names, ', ', _SHOWN) or 'none'}"
 
 
 def body_columns(reading: ReadSettings) -> tuple[str, ...]:

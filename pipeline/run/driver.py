@@ -1,6 +1,7 @@
 """A preprocessing run from the first look at the input to the manifests: plan, resume, work, commit."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -29,7 +30,7 @@ from pipeline.run.run_folder import (
 )
 from pipeline.settings import SPLIT_NAMES, ExecutorSettings, Job, PipelineError, ReadSettings, SplitName
 from pipeline.splits.logs import SplitLog
-from pipeline.splits.marker import MARKERS, Marker, finish_ledgers, read_marker
+from pipeline.splits.marker import DEAD_LETTERS, MARKERS, Marker, finish_ledgers, read_marker, reasons_of
 from pipeline.splits.place import Place, opened
 from pipeline.splits.run_file import FAILURES, RunFile
 from pipeline.splits.selection import DECIDED, SELECTION, remove_selection, select, selection_done, selects, surveyed
@@ -44,6 +45,8 @@ from shared.io.stores.locations import is_url
 from shared.shards.manifest import DatasetIdentity, EntropyModelIdentity, ShardEntry, load_manifest
 from shared.shards.tables import commit_dataset
 
+REASONS_COUNTED = 10_000
+"""Dead letters at most that are looked at for the most frequent reason: no more of them is held or read."""
 _SCHEMES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
 
 
@@ -164,8 +167,8 @@ def _finish(place: Place, run: RunFile, touched: np.ndarray, settings: ExecutorS
                 step = Task("write", run.digest, run.numerics, max(run.plan.split_bytes, LARGEST_SPLIT))
                 failures, progress = _work(place, executor, run, "Preprocessing", np.flatnonzero(~done), step)
                 place.pull(MARKERS)
-    totals, content = _summed(place, run)
-    report = Report(run, totals, sorted(failures, key=lambda f: f.split), before, progress)
+    totals, content, reasons = _summed(place, run)
+    report = Report(run, totals, sorted(failures, key=lambda f: f.split), before, progress, reasons)
     try:
         write_report(job.out, report)
     except OSError as error:
@@ -263,14 +266,18 @@ def _finished(place: Place, run: RunFile) -> Totals | None:
     return totals
 
 
-def _summed(place: Place, run: RunFile) -> tuple[Totals, str]:
-    """What the markers come to, and the digest of all that was read."""
-    totals, content = Totals(), hashlib.sha256()
+def _summed(place: Place, run: RunFile) -> tuple[Totals, str, Counter[str]]:
+    """What the markers come to, the digest of all that was read, and why records are dead letters."""
+    totals, content, reasons = Totals(), hashlib.sha256(), Counter[str]()
     for marker in _with_lines(place, run, place.fetch):
         if marker is not None:
             totals.add(marker)
             content.update(f"{marker.split} {marker.content}\n".encode())
-    return totals, content.hexdigest()
+            if marker.counts.dead and reasons.total() < REASONS_COUNTED:
+                with suppress(FileNotFoundError):
+                    place.fetch(f"{DEAD_LETTERS}/{marker.split}.jsonl")
+                reasons.update(reasons_of(place.job.out, marker.split, REASONS_COUNTED - reasons.total()))
+    return totals, content.hexdigest(), reasons
 
 
 def _with_lines(place: Place, run: RunFile, fetch: Callable[[str], None]) -> Iterator[Marker | None]:

@@ -1,6 +1,7 @@
 """What a run came to, as a value, and as DIR/report.json for programs."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ class Report:
     """Splits that an earlier start had finished."""
     progress: Progress | None = None
     """Of this start's writing, if there was any."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Why records are dead letters: of the first thousands in the lists."""
 
     @property
     def counts(self) -> Counts:

@@ -22,7 +22,7 @@ from shared.io.files.digests import in_short
 from shared.shards.manifest import SubsetTotals, summed
 
 SUBSETS_SHOWN = 12
-_LONGEST_NAME = 60
+_LONGEST_NAME, _LONGEST_REASON = 60, 200
 _COLUMNS_SHOWN = 12
 _FILLED = 0.9
 """Share of the bytes of a sample below which the summary says why there are no more."""
@@ -95,6 +95,9 @@ def print_summary(job: Job, report: Report) -> None:
     ):
         if records:
             lines.append(f"  {records:>12,} {what}")
+    if report.reasons:
+        (reason, times), looked_at = report.reasons.most_common(1)[0], report.reasons.total()
+        lines.append(f"  {'':>12} most frequent reason, {times:,} of {looked_at:,} looked at: {_brief(reason)}")
     for option, column, number in _columns(report.run.identity.get("reading", {}), counts):
         lines.append(f"  {number:>12,} without the column {column!r} of {option}")
     if counts.replaced:
@@ -132,6 +135,12 @@ def _cut_short(job: Job, counts: Counts) -> str:
         f": {counts.document_bytes:,} of {wanted:,} bytes, since the next text is longer than what was left; "
         "--document-bytes cuts text files, and a larger --sample-bytes (make: CORPUS_BYTES=) has room for long ones"
     )
+
+
+def _brief(reason: str) -> str:
+    """A reason for the terminal: names of columns in it may have any length."""
+    plain = printable(reason.encode("utf-8", "backslashreplace"))
+    return plain if len(plain) <= _LONGEST_REASON else f"{plain[:_LONGEST_REASON]}..."
 
 
 def _shown(name: str) -> str:

@@ -1,8 +1,10 @@
 """What a finished split leaves behind: the marker that says so, and files of what did not become a document."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar
 
@@ -156,6 +158,16 @@ def finish_ledgers(
                     if "first" in entry:
                         entry["first"]["split"] = name(entry["first"]["split"])
                     finished.write(canonical_json(entry).encode() + b"\n")
+
+
+def reasons_of(out: Path, split: str, most: int) -> Counter[str]:
+    """Why records of a split are dead letters, each with their number, by the first ``most`` lines of its list."""
+    found = Counter[str]()
+    with suppress(OSError, ValueError, KeyError), open(out / DEAD_LETTERS / f"{split}.jsonl", "rb") as listed:
+        for line in islice(listed, most):  # the list is for people, who may have removed it
+            letter = json.loads(line)
+            found[str(letter["reason"])] += letter.get("records", 1)
+    return found
 
 
 class Ledger:

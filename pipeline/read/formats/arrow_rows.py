@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.read.chat import chat_problem
-from pipeline.read.columns import body_columns, body_of, record_of, records_in, wanted_columns, without_nan
+from pipeline.read.columns import body_columns, body_of, no_column, record_of, records_in, wanted_columns, without_nan
 from pipeline.read.formats.expansion import Expansion
 from pipeline.read.values import BadRecord
 from pipeline.records import LONGEST_RECORD, DeadLetter, Place, Record, Records, dead_letter
@@ -18,7 +18,6 @@ ROWS_AT_ONCE = 256
 """A text may be repeated in every row at no cost in the file: so many of them are held at most."""
 BYTES_AT_ONCE = 2**24
 """And so many bytes of such texts, or one of them."""
-_SHOWN = 12
 _NO_VALUE = (ValueError, OverflowError, TypeError, NotImplementedError, pa.ArrowException)
 """What pyarrow raises for a value that has no form in Python, or in a text."""
 _BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
@@ -32,8 +31,7 @@ def text_problem(schema: pa.Schema, reading: ReadSettings) -> str | None:
     name = reading.text_column
     found = schema.get_all_field_indices(name)
     if len(found) != 1:
-        shown = ", ".join(schema.names[:_SHOWN]) + (", ..." if len(schema.names) > _SHOWN else "")
-        return f"{len(found)} columns {name!r}" if found else f"no column {name!r}; it has {shown or 'none'}"
+        return f"{len(found)} columns {name!r}" if found else no_column(name, schema.names)
     kind = schema.field(found[0]).type
     plain = kind.value_type if pa.types.is_dictionary(kind) else kind
     if plain not in (*_BYTES, *_BYTES.values()):

@@ -376,6 +376,13 @@ def test_folders_that_are_the_inputs_are_no_subsets_which_is_said_before_the_wor
     assert "--subset-from directory" in capsys.readouterr().err  # the summary is on standard output
 
 
+def test_the_most_frequent_reason_of_dead_letters_is_said_with_the_columns_that_there_are(tmp_path, capsys):
+    lines = b'{"body": "x", "lang": "de"}\n' * 7 + b"no JSON\n" * 2
+    tree(tmp_path, {"a.jsonl": lines})
+    assert preprocess(tmp_path / "a.jsonl", "--out", tmp_path / "out", *STATIC, "--text-column", "txt") == 4
+    assert "7 of 9 looked at: no column 'txt'; it has body, lang" in capsys.readouterr().out
+
+
 def test_options_that_do_nothing_with_the_files_that_there_are_are_named(tmp_path, capsys):
     tree(tmp_path / "in", {"a.jsonl": LINES})
     idle = ("--exclude", "*.tmp", "--document-bytes", 100, "--subset-from", "directory")
