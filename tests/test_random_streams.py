@@ -44,7 +44,7 @@ def test_every_stream_has_one_of_these_literal_names() -> None:
         node
         for path in ROOT.glob("trainer/**/*.py")
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "stream_key"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in {"stream_key", "pass_key"}
     ]
     names = [call.args[1].value if isinstance(call.args[1], ast.Constant) else None for call in calls]
     assert sorted(map(str, names)) == sorted(KEYS)

@@ -14,6 +14,9 @@ MOST_TOKENS = 2 * LONGEST_PART
 """Bytes and special ids between them in one row at most."""
 LONGEST_NAMES = LONGEST_PART
 """UTF-8 bytes of a row's id and meta together at most."""
+PACKED_BYTES = 2**16
+"""Of text and metadata in a batch that several subsets share. Where they have weights of their own, their documents are
+wanted at different times, and each time the whole batch is decompressed. Such text compresses a twelfth worse."""
 DEFAULT_SUBSET = "default"
 """Of texts whose subset nothing names."""
 LONGEST_SUBSET = 1000

@@ -10,7 +10,7 @@ from typing import IO, Any
 from shared.io.files.atomic import atomic_file
 from shared.patching.grid import quantise
 from shared.shards.content import ShardContent, check_rows, with_last
-from shared.shards.document import Row
+from shared.shards.document import PACKED_BYTES, Row
 from shared.shards.formats.arrow import ArrowWriter
 from shared.shards.formats.sidecar import SidecarWriter, sidecar_name
 from shared.shards.formats.webdataset import TarWriter
@@ -24,9 +24,6 @@ BATCH_BYTES = 2**20
 whole batch to get at one document, so larger batches cost it time and memory; smaller ones compress worse."""
 BATCH_ROWS = 2**14
 """And at most this many rows, however short: what is held per row would otherwise outweigh the text."""
-PACKED_BYTES = 2**16
-"""Of text and metadata in a batch that several subsets share. Where they have weights of their own, their documents are
-wanted at different times, and each time the whole batch is decompressed. Such text compresses a twelfth worse."""
 HELD_BYTES, HELD_ROWS = 64 * BATCH_BYTES, 16 * BATCH_ROWS
 """Of text and metadata, and rows, that the open batches of all subsets hold together at most, but for one document."""
 SUFFIXES: dict[ShardFormat, str] = {"arrow": ".arrow", "webdataset": ".tar"}

@@ -52,6 +52,7 @@ READS = re.compile(
 )
 """What reads bytes that others may have written."""
 OF_OUR_OWN = {
+    "pipeline/run/summary.py": "the columns of a record, as the reader of its format has just written them",
     "shared/io/stores/lease.py": "what the drivers of one run say of themselves in its lease",
     "shared/io/stores/store.py": "the bounded reader itself; each file of a run is validated where it is read",
     "trainer/checkpoints/mirror.py": "identities and states with the schemas of the checkpoint boundary",

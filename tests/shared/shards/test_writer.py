@@ -18,7 +18,7 @@ from shared.io.files.digests import file_sha256
 from shared.patching.grid import quantise
 from shared.shards import writer
 from shared.shards.content import LONGEST_COUNTED, add_content_hashes, with_last
-from shared.shards.document import Row
+from shared.shards.document import PACKED_BYTES, Row
 from shared.shards.index import read_index
 from shared.shards.manifest import ShardFormat, SubsetTotals
 from shared.shards.rows import rows_of
@@ -125,7 +125,7 @@ def test_what_is_left_of_a_subset_is_not_divided(tmp_path: Path) -> None:
 
 def test_what_is_left_of_several_subsets_shares_batches_that_are_small(tmp_path: Path) -> None:
     """Readers decompress all of one for a document of one subset."""
-    half = bytes(writer.PACKED_BYTES // 2)
+    half = bytes(PACKED_BYTES // 2)
     rows = [Row(id, subset, half) for id, subset in zip("abcde", "vwxyz")]
     assert layout(tmp_path, rows) == ["ab", "cd", "e"]
 

@@ -22,8 +22,8 @@ import numpy as np
 
 from shared.errors import ConfigError
 from shared.randomness import stream_key, uniform
+from shared.shards.document import PACKED_BYTES
 from shared.shards.manifest import SubsetTotals
-from shared.shards.writer import PACKED_BYTES
 from trainer.data.source import Source
 
 ENDLESS = 2**62

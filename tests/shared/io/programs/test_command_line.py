@@ -19,7 +19,7 @@ from shared.io.programs.command_line import Parser, command_parser, complain
 
 PROGRAMS = {"pipeline": pipeline, "trainer": trainer}
 ALL = [(program, name) for program, module in PROGRAMS.items() for name in module.COMMANDS]
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 def parser_of(program: str, name: str) -> Parser:

@@ -39,7 +39,7 @@ def test_a_process_of_this_machine_that_is_gone_is_not_waited_for(store: Store) 
         f"place = store.open_store(Path({store.where!r})); place.conditional = {store.conditional};"
         "lease.SETTLE_SECONDS = 0.3; lease._acquire(place, 600.0); os._exit(9)"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], timeout=120, check=False)
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[4], timeout=120, check=False)
     assert store.list("lease/")
     with leased(store, 600.0) as held:
         held.check()
