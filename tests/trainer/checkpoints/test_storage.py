@@ -64,6 +64,7 @@ def of(results: Results, prefix: str) -> Results:
     return {name.removeprefix(prefix): tensor for name, tensor in results.items() if name.startswith(prefix)}
 
 
+@pytest.mark.drill
 def test_two_ranks_then_one_then_three_read_what_was_left_bit_for_bit(chain: tuple[Path, list[Results]]) -> None:
     """AdamW, Muon, tables by row; the third rank holds no row of the tables."""
     for before, after in zip(chain[1], chain[1][1:]):
@@ -75,12 +76,14 @@ def test_two_ranks_then_one_then_three_read_what_was_left_bit_for_bit(chain: tup
         assert any(not torch.equal(left[name], after[f"left/{name}"]) for name in left)
 
 
+@pytest.mark.drill
 def test_a_rank_without_rows_leaves_no_chunk(chain: tuple[Path, list[Results]]) -> None:
     index = read_index(chain[0] / "checkpoints" / "step-00000003")
     (name,) = (name for name in index.tensors if name.endswith("ngrams.weight") and name.startswith("model."))
     assert [chunk.file for chunk in index.tensors[name].chunks] == ["rank-00000.safetensors", "rank-00001.safetensors"]
 
 
+@pytest.mark.drill
 def test_torch_reads_the_files_without_our_index(chain: tuple[Path, list[Results]]) -> None:
     path = chain[0] / "checkpoints" / "step-00000003"
     theirs: dict[str, Any] = dict(HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata)

@@ -60,6 +60,7 @@ def test_a_run_from_any_stop_is_bit_for_bit_the_whole_one(
     assert (out / weights).read_bytes() == (never_stopped / weights).read_bytes()
 
 
+@pytest.mark.drill
 @pytest.mark.numerics
 def test_two_ranks_go_on_from_one_and_one_from_two_with_the_same_losses(
     recipe: Path, never_stopped: Path, tmp_path: Path
