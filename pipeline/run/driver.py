@@ -185,7 +185,7 @@ def _finish(place: Place, run: RunFile, touched: np.ndarray, settings: ExecutorS
 def _require_content(place: Place, run: RunFile, executor: Executor, done: np.ndarray, touched: np.ndarray) -> None:
     """Have splits that are done read again, whose files were touched since; raises IdentityError for other content.
 
-    The run stays what it is: the reason is in the error and in the log of the split, and is no failure of the run.
+    The error and the log of the split say why; it is not recorded as a failure of the run, which stays finished.
     ``done``: bool [splits]; ``touched``: bool [files].
     """
     out, splits = place.job.out, run.plan.splits

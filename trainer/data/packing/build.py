@@ -97,7 +97,7 @@ def _in_subwords(slices: Slices, reader: SliceReader) -> PackArrays:
     ids[is_special(arrays.ids[starts])] = NO_TOKEN
     ids[first] = arrays.ids[starts[first]]
     for wrong in np.flatnonzero(ids == NO_TOKEN)[:1].tolist():
-        problem = f"a patch of {lengths[wrong]} bytes that is no token of its tokenizer"
+        problem = f"a patch of {lengths[wrong]} bytes that is not a token of the tokenizer"
         raise reader.damaged(_first_place(slices, int(np.searchsorted(last, wrong))), problem)
     is_target = reader.target_mask(slices)
     ends = np.cumsum(arrays.in_slice) - 1
