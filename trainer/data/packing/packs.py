@@ -16,6 +16,7 @@ import torch
 from shared.layers.batch import Batch, Patches, segments
 from shared.vocabulary import BOE, IGNORED_LABEL, without_named
 from trainer.data.packing.limits import PackLimits
+from trainer.data.packing.planner import totals_before
 from trainer.data.sampling.cursor import CursorChange
 
 
@@ -116,7 +117,7 @@ class Packs:
         arrays, bounds = self.arrays, np.cumsum([0, *self.slices])
         of_slices, of_tokens, of_patches = (
             [slice(low, high) for low, high in pairwise(ends.tolist())]
-            for ends in (bounds, _totals_before(arrays.in_slice)[bounds], _totals_before(arrays.in_patches)[bounds])
+            for ends in (bounds, totals_before(arrays.in_slice)[bounds], totals_before(arrays.in_patches)[bounds])
         )
         axes = dict.fromkeys(_OF_TOKENS, of_tokens) | dict.fromkeys(_OF_PATCHES, of_patches)
         held = [(name, array, axes.get(name, of_slices)) for name, array in vars(arrays).items() if array is not None]
@@ -146,11 +147,6 @@ def _received(
         values[name] = array = None if found is None else np.frombuffer(buffer, *found, offset)
         offset += 0 if array is None else array.nbytes
     return Packs(PackArrays(**values), limits, numbers, steps, slices)
-
-
-def _totals_before(values: np.ndarray) -> np.ndarray:
-    """int64 [N + 1]: the sum of the values before each place."""
-    return np.append(0, np.cumsum(values))
 
 
 @dataclass(frozen=True, kw_only=True)

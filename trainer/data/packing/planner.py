@@ -80,10 +80,10 @@ class Upcoming:
         self.documents = documents
         inputs, patches, nothing = documents.inputs, documents.patches, np.zeros(len(documents), np.int64)
         self._slices = np.concatenate([np.stack([nothing, inputs, nothing, patches]), documents.values])
-        self._tokens = _running(inputs)
-        self._patches = _running(patches)
-        self._targets = _running(documents.targets)
-        self._bytes = _running(documents.target_bytes)
+        self._tokens = totals_before(inputs)
+        self._patches = totals_before(patches)
+        self._targets = totals_before(documents.targets)
+        self._bytes = totals_before(documents.target_bytes)
 
     def tokens_from(self, position: int) -> int:
         """Inputs of all documents from a position on."""
@@ -103,7 +103,7 @@ class Upcoming:
         return end
 
 
-def _running(values: np.ndarray) -> np.ndarray:
+def totals_before(values: np.ndarray) -> np.ndarray:
     """int64 [N + 1]: the sum of the values before each place."""
     return np.append(0, np.cumsum(values))
 
