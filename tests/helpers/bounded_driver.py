@@ -97,7 +97,8 @@ def main() -> None:
     report = driver.preprocess(job, [folder / "in"], ExecutorSettings(executor="inline"))
     assert report.totals.splits == count
     if how == "traced":
-        print(tracemalloc.get_traced_memory()[1] + pa.default_memory_pool().max_memory())
+        pools = (pa.default_memory_pool(), pa.system_memory_pool())
+        print(tracemalloc.get_traced_memory()[1] + sum(pool.max_memory() for pool in pools))
     else:
         print(resident())
 
