@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.calibration.threshold_search import FINE, Thetas, UnreachableTarget, search, thetas_of
-from pipeline.scoring.chunks import ChunkedLengths
 from pipeline.scoring.cut import TOGETHER
 from pipeline.scoring.entropies import Entropies, Piece
 from shared.io.display.progress import ByteProgress
 from shared.patching import PatchingSettings
+from shared.patching.chunks import ChunkedLengths
 from shared.patching.grid import quantise
 from shared.patching.lengths import patch_lengths_together
 from shared.patching.rules import rounded

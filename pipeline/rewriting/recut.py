@@ -24,7 +24,6 @@ from pipeline.rewriting.dataset_rows import (
     stem,
 )
 from pipeline.rewriting.rewrite import Written, rewrite, save_dataset
-from pipeline.scoring.chunks import ChunkedLengths
 from pipeline.scoring.cut import Document, Piece, cut
 from pipeline.settings import PipelineError
 from shared.bpe.encoder import SubwordEncoder
@@ -33,6 +32,7 @@ from shared.io.display.progress import ByteProgress
 from shared.io.display.quantities import counted, quantity
 from shared.io.display.terminal import show
 from shared.patching import PatchingSettings
+from shared.patching.chunks import ChunkedLengths
 from shared.patching.settings import ENTROPY_RULES
 from shared.randomness import Permutation, stream_key
 from shared.settings import refused_as

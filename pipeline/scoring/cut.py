@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from pipeline.records import CHUNK, Record, Records, chunks_of
-from pipeline.scoring.chunks import ChunkedLengths
 from pipeline.settings import SplitName
 from shared.bpe.encoder import ChunkedSubwords, SubwordEncoder
 from shared.patching import PatchingSettings
+from shared.patching.chunks import ChunkedLengths
 from shared.patching.lengths import patch_lengths_flat
 from shared.shards.document import Row
 from shared.shards.rows import Rows, rows_of

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.scoring.chunks import ChunkedLengths
 from shared.patching import PatchingSettings, PatchStream, patch_lengths
+from shared.patching.chunks import ChunkedLengths
 from shared.patching.grid import GRID, dequantise, quantise, snap
 from shared.patching.lengths import patch_lengths_together
 from shared.patching.settings import ENTROPY_RULES, RISE_RULES
