@@ -330,6 +330,23 @@ ModelSettings = Annotated[AnyModelSettings, Field(discriminator="kind")]
 """The same as a field, told apart by ``kind``."""
 
 
+class CountsSettings(Settings):
+    """The entropy model that counts what follows each context of a few bytes. It is built, not trained."""
+
+    kind: Literal["counts"] = "counts"
+    """What kind of model it is."""
+    order: int = Field(default=5, ge=1, le=6)
+    """Bytes of a context at most."""
+    symbols: Literal[257, 258] = 257
+    """What may follow a context: the bytes, EOS, and, in data that names special ids, any of these."""
+    newline_reset: bool = False
+    """A newline opens a new context: nothing before it is seen after it."""
+
+
+StoredSettings = AnyModelSettings | CountsSettings
+"""What the settings of a model folder may be: of a network, or of counts."""
+
+
 def specials_of(settings: AnyModelSettings) -> tuple[str, ...]:
     """The special ids that a model names; of most kinds it names none."""
     return settings.specials if isinstance(settings, NamesSpecials) else ()

@@ -11,6 +11,7 @@ import numpy as np
 from pipeline.records import CHUNK, Record, Records, chunks_of
 from pipeline.settings import SplitName
 from shared.bpe.encoder import ChunkedSubwords, SubwordEncoder
+from shared.inputs import Inputs
 from shared.patching import PatchingSettings
 from shared.patching.chunks import ChunkedLengths
 from shared.patching.lengths import patch_lengths_flat
@@ -20,7 +21,7 @@ from shared.shards.spans import Spans
 from shared.vocabulary import BOS, EOS, byte_tokens, document_tokens
 
 if TYPE_CHECKING:
-    from shared.models.scoring import Inputs, Scorer
+    from shared.models.scoring import Scorer
 
 LONGEST_PART = 2**22
 """Bytes of a row: a longer document becomes several, each a record batch of its own."""
@@ -125,9 +126,7 @@ def pieces(
         return
     waiting: deque[Document] = deque()
 
-    def inputs() -> "Iterator[Inputs]":
-        from shared.models.scoring import Inputs
-
+    def inputs() -> Iterator[Inputs]:
         for record in chain.from_iterable(batches):
             waiting.append(Document(record))
             yield Inputs(record.tokens + 1, waiting[-1].inputs())

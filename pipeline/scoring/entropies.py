@@ -16,6 +16,7 @@ from pipeline.records import chunks_of
 from pipeline.scoring.load_scorer import load_scorer
 from pipeline.settings import ScoringSettings
 from shared.errors import DatasetError
+from shared.inputs import Inputs
 from shared.io.display.progress import ByteProgress
 from shared.patching import PatchingSettings
 from shared.patching.grid import dequantise, quantise
@@ -26,7 +27,7 @@ from shared.shards.runs import ROW_BITS, Runs
 from shared.vocabulary import BOS, byte_tokens
 
 if TYPE_CHECKING:
-    from shared.models.scoring import Inputs, Scorer
+    from shared.models.scoring import Scorer
 
 PIECE = 2**20
 """Entropies that are read at a time."""
@@ -206,10 +207,8 @@ class ScoredEntropies:
                 yield Piece(number, nats, at == begin, at + step >= end)
 
 
-def _inputs(documents: Documents) -> "Iterator[Inputs]":
+def _inputs(documents: Documents) -> Iterator[Inputs]:
     """Documents of plain text, as the scorer reads them."""
-    from shared.models.scoring import Inputs
-
     for record in documents_at(documents.dataset, documents.starts, documents.stops):
         body = map(byte_tokens, chunks_of(record.text))
         yield Inputs(record.tokens + 1, chain([np.array([BOS], np.int16)], body))

@@ -29,6 +29,7 @@ from shared.model_folder.identity import (
     canonical_settings,
     check_model,
     load_settings,
+    of_network,
 )
 from shared.model_folder.tensor_header import FLOATS, TensorEntry, check_shapes, file_header, read_header
 from shared.model_folder.tensors import write_tensors
@@ -112,7 +113,8 @@ def _is_ours(folder: Path) -> bool:
 def load_state(folder: str | Path | PackedModel) -> tuple[dict[str, Tensor], AnyModelSettings]:
     """The fp32 state and the settings of a model folder, checked against each other. Raises ModelFileError."""
     if isinstance(folder, PackedModel):
-        return _unpack(folder), folder.settings
+        settings = of_network(folder.settings, folder)
+        return _unpack(folder, settings), settings
     settings = load_settings(folder)
     path = Path(folder) / WEIGHTS_FILE
     try:
@@ -127,9 +129,9 @@ def load_state(folder: str | Path | PackedModel) -> tuple[dict[str, Tensor], Any
     return state, settings
 
 
-def _unpack(packed: PackedModel) -> dict[str, Tensor]:
+def _unpack(packed: PackedModel, settings: AnyModelSettings) -> dict[str, Tensor]:
     where, content = f"{packed.folder}/{WEIGHTS_FILE}", packed.weights.tobytes()
-    _check_header(read_header(io.BytesIO(content), where), packed.settings, where)
+    _check_header(read_header(io.BytesIO(content), where), settings, where)
     try:
         return safetensors.torch.load(content)
     except safetensors.SafetensorError as error:

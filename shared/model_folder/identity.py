@@ -4,30 +4,46 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from shared.errors import IdentityError, ModelFileError
 from shared.io.files.json_reader import open_regular, read_bounded
 from shared.io.files.path_kinds import OTHERS, what_is
 from shared.model_folder.tensor_header import read_header
-from shared.model_settings import AnyModelSettings, ModelSettings
+from shared.model_settings import AnyModelSettings, CountsSettings, StoredSettings
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 ENTROPY_MODEL_FOLDER = "entropy_model"
 TOKENIZER_FOLDER = "tokenizer"
 
-_ADAPTER: TypeAdapter[AnyModelSettings] = TypeAdapter(ModelSettings)
+_ADAPTER: TypeAdapter[StoredSettings] = TypeAdapter(Annotated[StoredSettings, Field(discriminator="kind")])
 
 
-def canonical_settings(settings: AnyModelSettings) -> str:
+def canonical_settings(settings: StoredSettings) -> str:
     """Settings as JSON that is equal for equal settings: every key, sorted."""
     return json.dumps(settings.model_dump(mode="json", by_alias=True), sort_keys=True, indent=2) + "\n"
 
 
 def load_settings(folder: str | Path) -> AnyModelSettings:
+    """The settings of the network in a model folder; raises ModelFileError."""
+    return of_network(stored_settings(folder), folder)
+
+
+def of_network(settings: StoredSettings, folder: "str | Path | PackedModel") -> AnyModelSettings:
+    """The same settings. Raises ModelFileError for those of counts."""
+    if isinstance(settings, CountsSettings):
+        raise ModelFileError(
+            f"{folder} is an entropy model that counts: it has one entropy for each context, which finds patches, and "
+            "no probabilities of bytes; a trained model is needed here"
+        )
+    return settings
+
+
+def stored_settings(folder: str | Path) -> StoredSettings:
     """The settings in a model folder's config.json; raises ModelFileError."""
     path = Path(folder) / CONFIG_FILE
     try:
@@ -59,7 +75,7 @@ def not_a_model(folder: str | Path, lacks: str = "") -> str:
 
 def model_sha256(folder: str | Path) -> str:
     """sha256 of a model: its canonical settings, then the content of its weights file. Raises ModelFileError."""
-    digest, path = hashlib.sha256(canonical_settings(load_settings(folder)).encode()), Path(folder) / WEIGHTS_FILE
+    digest, path = hashlib.sha256(canonical_settings(stored_settings(folder)).encode()), Path(folder) / WEIGHTS_FILE
     try:
         with open_regular(path) as file:
             read_header(file, str(path))  # a file that is none would be hashed for long
@@ -84,7 +100,7 @@ class PackedModel:
 
     folder: str
     """Where it was read: for messages only."""
-    settings: AnyModelSettings
+    settings: StoredSettings
     weights: np.ndarray
     """uint8, the bytes of the weights file."""
 
@@ -101,7 +117,7 @@ class PackedModel:
 
 def pack_model(folder: str | Path) -> PackedModel:
     """Read a model folder. Raises ModelFileError."""
-    settings = load_settings(folder)
+    settings = stored_settings(folder)
     try:
         with open_regular(Path(folder) / WEIGHTS_FILE) as file:
             weights = np.fromfile(file, np.uint8)

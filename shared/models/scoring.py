@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shared.inputs import Inputs
 from shared.layers.batch import Segments, segments
 from shared.layers.blocks import cast_model
 from shared.layers.tile_sizes import BAND
@@ -23,15 +24,6 @@ from shared.models.entropy_model import EntropyModel, KVCache, entropy
 from shared.vocabulary import BOE, document_tokens
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The input tokens of one document, which may come in chunks: every token but EOS."""
-
-    count: int
-    chunks: Iterator[np.ndarray]
-    """int16 [N] each, ``count`` together."""
 
 
 class _Feed:

@@ -1,0 +1,61 @@
+"""Folders of counts models: config.json and model.safetensors, as every model has them; read without torch."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from shared.counts.table import ENTROPIES, KEYS, ROOT, CountModel
+from shared.errors import ModelFileError
+from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE, PackedModel, canonical_settings, stored_settings
+from shared.model_folder.tensor_header import TensorEntry, file_header, read_header
+from shared.model_settings import CountsSettings
+
+
+def write_counts(folder: Path, settings: CountsSettings, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write a model's two files into a folder. ``tensors`` are those of `place_contexts`."""
+    import torch
+
+    from shared.model_folder.tensors import write_tensors
+
+    made = {name: torch.from_numpy(array) for name, array in tensors.items()}
+    plan = [(name, tensor.shape, tensor.dtype) for name, tensor in made.items()]
+    write_tensors(folder / WEIGHTS_FILE, plan, lambda name: made[name])
+    (folder / CONFIG_FILE).write_text(canonical_settings(settings))
+
+
+def load_counts(folder: str | Path | PackedModel) -> CountModel:
+    """The counts model in a folder, whose table is mapped, or in memory. Raises ModelFileError."""
+    where = f"{folder}/{WEIGHTS_FILE}"
+    settings = folder.settings if isinstance(folder, PackedModel) else stored_settings(folder)
+    if not isinstance(settings, CountsSettings):
+        raise ModelFileError(f"{folder} is a model of kind {settings.kind!r}, not one that counts")
+    if isinstance(folder, PackedModel):
+        header, content = read_header(io.BytesIO(folder.weights.data), where), folder.weights
+    else:
+        path = Path(folder) / WEIGHTS_FILE
+        try:
+            header = file_header(path)
+            content = np.memmap(path, np.uint8, "r")
+        except OSError as error:
+            raise ModelFileError(f"{where} cannot be read ({error.strerror})") from None
+    return CountModel(settings, _tensors(header, content, where), where)
+
+
+def _tensors(header: Mapping[str, TensorEntry], content: np.ndarray, where: str) -> dict[str, np.ndarray]:
+    """The arrays of a file, which lie in its content uint8. Raises ModelFileError for others than those of a table."""
+    begin = 8 + int(content[:8].view("<u8")[0])
+    slots = header[KEYS].shape[0] if KEYS in header and len(header[KEYS].shape) == 1 else 0
+    wanted = {KEYS: ("I64", (slots,)), ENTROPIES: ("F32", (slots,)), ROOT: ("F32", (1,))}
+    for name, (dtype, shape) in wanted.items():
+        if name not in header or (header[name].dtype, header[name].shape) != (dtype, shape):
+            found = f"{header[name].dtype} {list(header[name].shape)}" if name in header else "missing"
+            raise ModelFileError(f"{where}: tensor {name} is {found}, a table has {dtype} {list(shape)}")
+    for extra in sorted(header.keys() - wanted.keys())[:1]:
+        raise ModelFileError(f"{where}: tensor {extra} is not part of a counts model")
+    dtypes = {"I64": "<i8", "F32": "<f4"}
+    return {
+        name: content[begin + entry.data_offsets[0] : begin + entry.data_offsets[1]].view(dtypes[entry.dtype])
+        for name, entry in header.items()
+    }

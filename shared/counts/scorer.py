@@ -1,0 +1,71 @@
+"""Entropies of whole documents by a table, some documents at a time. Free of torch."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from shared.counts.table import CountModel
+from shared.inputs import Inputs
+
+TOGETHER = 2**16
+"""Tokens that are looked up at once: their arrays stay in the caches of the processor."""
+
+
+class CountScorer:
+    """Scores documents; memory is that of some pieces. A document has the same bits whatever lies beside it."""
+
+    def __init__(self, model: CountModel) -> None:
+        self.model = model
+
+    def score(self, documents: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Entropies of each document, in order.
+
+        Args:
+            documents: int16 [n + 2] each, tokens [BOS, b1..bn, EOS].
+
+        Yields:
+            float32 [n + 1] nats each: at i the entropy of token i + 1 given the tokens up to i. EOS is not an input.
+        """
+        found: list[np.ndarray] = []
+        sources = (Inputs(len(document) - 1, iter([np.asarray(document[:-1])])) for document in documents)
+        for entropies, last in self.score_pieces(sources):
+            found.append(entropies)
+            if last:
+                yield found[0] if len(found) == 1 else np.concatenate(found)
+                found = []
+
+    def score_pieces(self, documents: Iterable[Inputs]) -> Iterator[tuple[np.ndarray, bool]]:
+        """The same piece by piece: float32 [k] nats, and whether they end their document."""
+        reach = self.model.settings.order - 1
+        before = np.zeros(0, np.int16)  # what the first piece goes on from
+        held: list[tuple[np.ndarray, bool]] = []
+        count = 0
+        for piece in _pieces(documents):
+            held.append(piece)
+            count += len(piece[0])
+            if count >= TOGETHER:
+                yield from self._scored(held, before)
+                before = np.concatenate([before, *(tokens for tokens, _ in held)])[-reach:] if reach else before
+                held, count = [], 0
+        yield from self._scored(held, before)
+
+    def _scored(self, pieces: list[tuple[np.ndarray, bool]], before: np.ndarray) -> Iterator[tuple[np.ndarray, bool]]:
+        if not pieces:
+            return
+        # Documents may lie side by side: the context of each begins with its BOS.
+        tokens = np.concatenate([tokens for tokens, _ in pieces])
+        entropies, begin = self.model.entropies(tokens[None], before[None])[0], 0
+        for own, last in pieces:
+            yield entropies[begin : begin + len(own)], last
+            begin += len(own)
+
+
+def _pieces(documents: Iterable[Inputs]) -> Iterator[tuple[np.ndarray, bool]]:
+    """int16 [k] each, at most TOGETHER, and whether their document ends there."""
+    for document in documents:
+        left = document.count
+        for chunk in document.chunks:
+            for first in range(0, len(chunk), TOGETHER):
+                part = chunk[first : first + TOGETHER]
+                left -= len(part)
+                yield part, not left
