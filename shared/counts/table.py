@@ -17,6 +17,9 @@ KEYS, ENTROPIES, ROOT = "keys", "entropies", "root"
 """Tensors of the file: int64 [M] contexts, 0 where a slot is empty; float32 [M] nats; float32 [1], of no context."""
 LONGEST_RUN = 2**16
 """Slots side by side that are taken: beyond, a file was not made by us."""
+FEWEST_SLOTS = 9
+_CHECKED = 2**20
+"""Slots that are checked at a time."""
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _LARGEST = np.float32(np.log(VOCABULARY_SIZE) + 1e-3)
 
@@ -47,6 +50,17 @@ def _home(keys: np.ndarray, bits: int) -> np.ndarray:
     return found
 
 
+def _longest_run(keys: np.ndarray) -> int:
+    """Slots side by side that are taken, in memory for some of them."""
+    longest = run = 0
+    for first in range(0, len(keys), _CHECKED):
+        part = keys[first : first + _CHECKED]
+        empty = np.flatnonzero(part == 0)
+        gaps = np.diff(empty, prepend=-1 - run, append=len(part)) - 1
+        longest, run = max(longest, int(gaps.max())), int(gaps[-1])
+    return longest
+
+
 class CountModel:
     """Entropies by context. Nothing is computed when one is looked up: the same bits on every machine."""
 
@@ -56,10 +70,9 @@ class CountModel:
         self._keys, self._entropies, root = tensors[KEYS].view(np.uint64), tensors[ENTROPIES], tensors[ROOT]
         self._root = np.float32(root[0])
         self._bits = (len(self._keys) - 1).bit_length() - 1
-        empty = np.flatnonzero(self._keys == 0)
-        if len(self._keys) < 9 or len(empty) == 0 or empty[-1] != len(self._keys) - 1:
-            raise ModelFileError(f"{where}: tensor {KEYS} is no table of contexts: its last slot is empty")
-        if np.diff(empty, prepend=-1).max() > LONGEST_RUN:
+        if len(self._keys) < FEWEST_SLOTS or self._keys[-1] != 0:
+            raise ModelFileError(f"{where}: tensor {KEYS} is no table of contexts: the last slot of one is empty")
+        if _longest_run(self._keys) > LONGEST_RUN:
             raise ModelFileError(f"{where}: tensor {KEYS} is no table of contexts: more than {LONGEST_RUN} in a run")
         for name, values in ((ENTROPIES, self._entropies), (ROOT, root)):
             if not (values.min() >= 0 and values.max() <= _LARGEST):  # NaN is neither

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.counts import table
 from shared.counts.contexts import HIGHEST_ORDER, context_keys
 from shared.counts.files import load_counts, write_counts
 from shared.counts.rows import CountRows
@@ -72,11 +73,11 @@ TEXTS = st.lists(st.sampled_from([b"a"[0], b"b"[0], 10, 255, b"z"[0]]), max_size
 @pytest.mark.parametrize("newline_reset", [False, True])
 @given(texts=st.lists(TEXTS, min_size=1, max_size=4), special=st.integers(0, 60))
 def test_every_position_has_the_entropy_of_its_longest_known_context(order, newline_reset, texts, special) -> None:
-    table, model = example(order, newline_reset)
+    entropies, model = example(order, newline_reset)
     documents = [[BOS, *(OFFSET + byte for byte in text)] for text in texts]
     documents[0][special:special] = [261]  # a named special id opens a context, as RESERVED
     documents[0][0] = BOS
-    wanted = [expected(table, tokens, model.settings) for tokens in documents]
+    wanted = [expected(entropies, tokens, model.settings) for tokens in documents]
     joined = np.concatenate([np.array(tokens, np.int16) for tokens in documents])
     assert model.entropies(joined[None])[0].tolist() == [value for own in wanted for value in own]
 
@@ -143,11 +144,21 @@ def test_bits_of_a_key_are_those_of_the_format() -> None:
     assert context_keys(tokens, 2, False).tolist() == [[1 << 9, 101 << 9 | 1, 102 << 9 | 101]]
 
 
+def test_runs_are_measured_across_the_parts_that_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    for size in (1, 2, 3, 7, 30):
+        monkeypatch.setattr(table, "_CHECKED", size)
+        for _ in range(50):
+            keys = (rng.random(20) < 0.8).astype(np.uint64)
+            runs = max(len(run) for run in "".join("x" if key else " " for key in keys).split(" "))
+            assert table._longest_run(keys) == runs
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda made: made["keys"].__setitem__(-1, 77), "last slot is empty"),
-        (lambda made: made["keys"].__setitem__(slice(None), 77), "last slot is empty"),
+        (lambda made: made["keys"].__setitem__(-1, 77), "last slot of one is empty"),
+        (lambda made: made["keys"].__setitem__(slice(None), 77), "last slot of one is empty"),
         (lambda made: made["entropies"].__setitem__(3, np.nan), "entropies"),
         (lambda made: made["entropies"].__setitem__(3, -1), "entropies"),
         (lambda made: made["root"].__setitem__(0, 6), "root"),
