@@ -148,9 +148,10 @@ def one_of_many(dataset: Dataset) -> None:
 
 
 def deliver(dataset: Dataset, what: str) -> None:
-    """Two passes as tensors in this process, built by one worker; shards are checked in the first.
+    """Two passes as tensors in this process, built by one worker.
 
-    What the worker does until it is at work is left out.
+    In the first one shards are checked and batches decoded, as ever of a large corpus; the second finds many in the
+    256 MB that a reader keeps. What the worker does until it is at work is left out.
     """
     dataset = open_dataset(dataset.folder)
     limits, whole = pack_limits(dataset.manifest, TOKENS), dataset.manifest.totals.bytes
