@@ -92,6 +92,27 @@ class PlacedStack(NamedTuple):
         return [f"{self.name}.{layer}" for layer in range(self.settings.layers)]
 
 
+class NgramSettings(Settings):
+    """Hash n-gram embeddings (paper section 3.2.1): on in `blt`, in other kinds where the recipe has this table."""
+
+    sizes: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field(default=(3, 4, 5, 6, 7, 8), max_length=MOST_SIZES)
+    """Lengths of n-grams, in bytes, or in tokens where the model reads those: a table for each, and for each hash
+    function; [] for none."""
+    rows: Annotated[int, Unit("rows")] = Field(default=500_002, gt=0, le=MOST_ROWS)
+    """Size of each table."""
+    functions: int = Field(default=1, ge=1, le=11)
+    """Hash functions, each with its own prime and tables."""
+
+    @property
+    def count(self) -> int:
+        """How many tables there are."""
+        return self.functions * len(self.sizes)
+
+
+NO_NGRAMS = NgramSettings(sizes=())
+"""No tables."""
+
+
 class WholeModel(Settings):
     """What every kind of model says about itself, so that nothing else need ask which kind it is."""
 
@@ -116,9 +137,19 @@ class WholeModel(Settings):
         return None
 
     @property
+    def tables(self) -> NgramSettings:
+        """Its n-gram tables, which learn by rows."""
+        return NO_NGRAMS
+
+    @property
     def has_tables(self) -> bool:
-        """Whether it has n-gram tables, which learn by rows."""
-        return False
+        """Whether it has any."""
+        return bool(self.tables.sizes)
+
+    @property
+    def table_width(self) -> int:
+        """D of its n-gram tables: that of the first stack over tokens, to whose inputs their rows are added."""
+        return next(stack.settings.width for stack in self.stacks if stack.axis == "tokens")
 
     def objection(self, patching: "PatchingSettings") -> str | None:
         """Why it cannot learn from shards that are patched so; None where it can."""
@@ -134,6 +165,21 @@ class WholeModel(Settings):
     def units(self) -> list[str]:
         """Names of the modules whose parameters are gathered together, in the order of a forward pass."""
         return [unit for stack in self.stacks for unit in stack.units]
+
+
+def _without_tables(ngrams: NgramSettings) -> bool:
+    return not ngrams.sizes
+
+
+class MayHaveTables(WholeModel):
+    """A kind of model that has n-gram tables where its settings name them."""
+
+    ngrams: NgramSettings = Field(default=NO_NGRAMS, exclude_if=_without_tables)
+    """Left out where there are none, so that identities without them stay what they are."""
+
+    @property
+    def tables(self) -> NgramSettings:
+        return self.ngrams
 
 
 class FlatModelSettings(StackSettings, WholeModel):
@@ -162,7 +208,7 @@ class EntropyModelSettings(FlatModelSettings):
     """V: the bytes and four special ids."""
 
 
-class FlatSettings(FlatModelSettings):
+class FlatSettings(FlatModelSettings, MayHaveTables):
     """A transformer of Llama's shape over flat tokens: of bytes, or of the subwords of a tokenizer."""
 
     kind: Literal["flat"] = "flat"
@@ -184,17 +230,6 @@ class FlatSettings(FlatModelSettings):
             if tokenizer.vocabulary != self.vocabulary:
                 return f"has vocabulary {self.vocabulary}, the tokenizer of the shards {tokenizer.vocabulary}"
         return super().objection(patching)
-
-
-class NgramSettings(Settings):
-    """Hash n-gram embeddings (paper section 3.2.1)."""
-
-    sizes: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field(default=(3, 4, 5, 6, 7, 8), max_length=MOST_SIZES)
-    """Lengths of n-grams, in bytes: a table for each, and for each hash function; [] for none."""
-    rows: Annotated[int, Unit("rows")] = Field(default=500_002, gt=0, le=MOST_ROWS)
-    """Size of each table."""
-    functions: int = Field(default=1, ge=1, le=11)
-    """Hash functions, each with its own prime and tables."""
 
 
 class BltSettings(NamesSpecials, WholeModel):
@@ -235,8 +270,8 @@ class BltSettings(NamesSpecials, WholeModel):
         return self
 
     @property
-    def has_tables(self) -> bool:
-        return bool(self.ngrams.sizes)
+    def tables(self) -> NgramSettings:
+        return self.ngrams
 
     @property
     def encoder_crosses(self) -> int:
@@ -251,7 +286,7 @@ class BltSettings(NamesSpecials, WholeModel):
         return self.decoder.layers if self.decoder_cross_all_layers else 1
 
 
-class MegaByteSettings(WholeModel):
+class MegaByteSettings(MayHaveTables):
     """Patches of fixed length: a global transformer over patches, a local one inside each (arXiv 2305.07185)."""
 
     stack_axes: ClassVar[Mapping[str, Axis]] = {"global_": "patches", "local": "tokens"}
@@ -293,7 +328,7 @@ class MegaByteSettings(WholeModel):
         return f"needs shards of rule 'static' with stride {self.patch} (model.patch), these have {found}"
 
 
-class SpaceByteSettings(WholeModel):
+class SpaceByteSettings(MayHaveTables):
     """Bytes all the way, with large blocks at the last byte of each patch only (arXiv 2404.14408)."""
 
     stack_axes: ClassVar[Mapping[str, Axis]] = {"before": "tokens", "global_": "patches", "after": "tokens"}

@@ -143,7 +143,7 @@ def _names(settings: BltSettings | EntropyModelSettings, spelling: Spelling) -> 
 def _blt(settings: BltSettings, spelling: Spelling) -> Iterator[Name]:
     models = ("local_encoder", "global_transformer", "local_decoder")
     encoder, larger, decoder = (f"{spelling.root}{model}." for model in models)
-    tables = [f"{spelling.ngrams}.{n}" for n in range(settings.ngrams.functions * len(settings.ngrams.sizes))]
+    tables = [f"{spelling.ngrams}.{n}" for n in range(settings.ngrams.count)]
     if settings.ngrams.sizes:
         yield "ngrams", tuple(tables) if spelling.ngram_tables_apart else (spelling.ngrams,), None
     yield "encoder.embedding", (f"{encoder}{spelling.embedding}",), None

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.layers.batch import Segments
-from shared.model_settings import NgramSettings
+from shared.model_settings import AnyModelSettings, NgramSettings
 
 PRIMES = (
     1_000_000_007,
@@ -57,8 +57,7 @@ class NgramEmbedding(nn.Module):
     def __init__(self, settings: NgramSettings, width: int) -> None:
         super().__init__()
         self.settings = settings
-        tables = settings.functions * len(settings.sizes)
-        self.weight = nn.Parameter(torch.empty(tables * settings.rows, width))
+        self.weight = nn.Parameter(torch.empty(settings.count * settings.rows, width))
         nn.init.normal_(self.weight, std=width**-0.5)
 
     def forward(self, ids: Tensor, documents: Segments) -> Tensor:
@@ -66,3 +65,13 @@ class NgramEmbedding(nn.Module):
         if not self.settings.sizes:
             return self.weight.new_zeros(len(ids), self.weight.shape[1])
         return F.embedding_bag(ngram_rows(ids, documents, self.settings), self.weight, mode="sum")
+
+
+def ngram_tables(settings: AnyModelSettings) -> NgramEmbedding | None:
+    """The tables of a model; None, and no parameter, where its settings name none."""
+    return NgramEmbedding(settings.tables, settings.table_width) if settings.has_tables else None
+
+
+def with_ngrams(x: Tensor, tables: NgramEmbedding | None, ids: Tensor, documents: Segments) -> Tensor:
+    """Embeddings [T, D] of ids int64 [T], and what the tables say of the n-grams that end with each: [T, D]."""
+    return x if tables is None else x + tables(ids, documents).to(x.dtype)

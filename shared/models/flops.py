@@ -147,11 +147,13 @@ class Flops:
 def forward_flops(settings: AnyModelSettings, work: Workload) -> Flops:
     """Of one forward pass.
 
-    Parts are the stacks of blocks by their names, and head. The byte latent transformer has more: ngrams (look-ups, 0),
-    encoder_cross (with pooling, and the projections of pooled patches and to the global width) and decoder_cross (with
-    the projection of global states); MegaByte has the projection from global to local states.
+    Parts are the stacks of blocks by their names, and head; before them ngrams (look-ups, 0) where there are tables.
+    The byte latent transformer has more: encoder_cross (with pooling, and the projections of pooled patches and to the
+    global width) and decoder_cross (with the projection of global states); MegaByte has the projection from global to
+    local states.
     """
-    products, attention = {}, {}
+    products: dict[str, int] = {"ngrams": 0} if settings.has_tables else {}
+    attention: dict[str, int] = {}
     for placed, (part, stack, positions) in zip(settings.stacks, stacks(settings, work)):
         pairs = work.patch_pairs if placed.axis == "patches" else work.token_pairs
         products[part] = positions * block_products(stack) * stack.layers

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from shared.layers.attention import AttentionMask, segment_ids
 from shared.layers.batch import Patches, Segments
 from shared.layers.blocks import Embedding, Linear, RMSNorm, Stack
+from shared.layers.ngrams import ngram_tables, with_ngrams
 from shared.model_settings import MegaByteSettings
 from shared.vocabulary import RESERVED
 
@@ -29,6 +30,7 @@ class MegaByte(nn.Module):
         super().__init__()
         self.settings = settings
         piece, local = settings.piece, settings.local
+        self.ngrams = ngram_tables(settings)
         self.patch_embedding = Embedding(settings.vocabulary, piece)
         self.global_ = Stack(settings.global_)
         self.projection = Linear(piece, local.width)
@@ -45,7 +47,9 @@ class MegaByte(nn.Module):
         # A byte of the patch before says nothing here that the global model has not said. Embeddings begin with a size
         # of width^-0.5, global states with one of about 1: without the factor (Vaswani et al. 2017, section 3.4) the
         # bytes would be drowned, and little be learned for long.
-        x = x + self.settings.local.width**0.5 * self.embedding(torch.where(place == 0, START, ids))
+        # N-grams belong to the same sum. They reach into the patches before: with START stand those that end with it.
+        embedded = self.embedding(torch.where(place == 0, START, ids))
+        x = x + self.settings.local.width**0.5 * with_ngrams(embedded, self.ngrams, ids, documents)
         context_ids = segment_ids(documents, place == 0)
         # As far as a stretch goes: the window hides nothing, and keeps tiles small.
         x = self.local(x, place, AttentionMask.of(documents, x.dtype, self.settings.patch, context_ids))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from shared.layers.attention import AttentionMask
 from shared.layers.batch import Patches, Segments
 from shared.layers.blocks import Embedding, Linear, RMSNorm, Stack
+from shared.layers.ngrams import ngram_tables, with_ngrams
 from shared.model_settings import SpaceByteSettings
 
 
@@ -22,6 +23,7 @@ class SpaceByte(nn.Module):
     def __init__(self, settings: SpaceByteSettings) -> None:
         super().__init__()
         self.settings = settings
+        self.ngrams = ngram_tables(settings)
         self.embedding = Embedding(settings.vocabulary, settings.width)
         self.before = Stack(settings.before)
         self.global_ = Stack(settings.global_)
@@ -31,7 +33,7 @@ class SpaceByte(nn.Module):
 
     def forward(self, ids: Tensor, documents: Segments, patches: Patches) -> Tensor:
         """ids int64 [T] -> logits fp32 [T, V]: at each token those of the next one."""
-        x = self.embedding(ids)
+        x = with_ngrams(self.embedding(ids), self.ngrams, ids, documents)
         mask = AttentionMask.of(documents, x.dtype, self.settings.window)
         x = self.before(x, documents.positions, mask)
         x = self.add_global(x, patches)

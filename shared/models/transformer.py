@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from shared.layers.attention import AttentionMask
 from shared.layers.batch import Segments
 from shared.layers.blocks import Embedding, Linear, RMSNorm, blocks, rotary
+from shared.layers.ngrams import ngram_tables, with_ngrams
 from shared.model_settings import EntropyModelSettings, FlatSettings
 from shared.vocabulary import VOCABULARY_SIZE, without_named
 
@@ -19,6 +20,7 @@ class FlatTransformer(nn.Module):
     def __init__(self, settings: FlatSettings | EntropyModelSettings) -> None:
         super().__init__()
         self.settings = settings
+        self.ngrams = ngram_tables(settings)
         self.embedding = Embedding(settings.vocabulary, settings.width)
         self.blocks = blocks(settings)
         self.norm = RMSNorm(settings.width, settings.norm_eps)
@@ -26,16 +28,22 @@ class FlatTransformer(nn.Module):
 
     def forward(self, ids: Tensor, documents: Segments) -> Tensor:
         """ids int64 [T] -> logits fp32 [T, V]; documents do not see one another."""
-        x, rotation = self.embed(ids), self.rotation(documents)
+        x = with_ngrams(self.embed(ids), self.ngrams, self._known(ids), documents)
+        rotation = self.rotation(documents)
         mask = AttentionMask.of(documents, x.dtype, self.settings.window, self.context_ids(ids, documents))
         for block in self.blocks:
             x = block(x, rotation, mask)
         return self.logits(x)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """ids int64 [N] -> [N, D]. Over bytes it knows no named special id and meets each as RESERVED."""
-        embedded: Tensor = self.embedding(without_named(ids) if self.settings.vocabulary == VOCABULARY_SIZE else ids)
+        """ids int64 [N] -> [N, D]."""
+        embedded: Tensor = self.embedding(self._known(ids))
         return embedded
+
+    def _known(self, ids: Tensor) -> Tensor:
+        """Over bytes it knows no named special id and meets each as RESERVED."""
+        known: Tensor = without_named(ids) if self.settings.vocabulary == VOCABULARY_SIZE else ids
+        return known
 
     def context_ids(self, ids: Tensor, documents: Segments) -> Tensor | None:
         """int64 [T], `stretches` finer than the documents within which attention stays; None: there are none."""

@@ -13,7 +13,6 @@ from shared.layers.blocks import Block
 from shared.layers.cross_attention import CrossAttention
 from shared.model_folder.files import Model
 from shared.model_folder.files import build_model as empty_model
-from shared.models.blt import Blt
 from shared.models.initialise import set_initial_rows
 from trainer.distributed.activation_checkpointing import recompute
 from trainer.distributed.dtensor import local_slice, to_local
@@ -41,7 +40,7 @@ def sharded_model(settings: TrainSettings, world: World) -> nn.Module:
     if parallel.compile:
         compile_blocks(model, crosses=world.device.type == "cuda")
     dtype = DTYPES[settings.run.dtype]
-    if isinstance(model, Blt):
+    if model.ngrams is not None:
         model.ngrams = RowTables(model.ngrams, table_mesh(world, parallel.offload), dtype)
     if parallel.sharded(world.size, settings.run.dtype):
         shard(model, mesh, dtype, parallel.keep_gathered, parallel.offload)

@@ -132,7 +132,7 @@ class RowTables(NgramEmbedding):
         if not (self.settings.sizes and self.weight.requires_grad):
             return
         device = self._reads[0][0].device if self._reads else self.weight.device
-        read = [torch.empty(0, self.settings.functions * len(self.settings.sizes), dtype=torch.int64, device=device)]
+        read = [torch.empty(0, self.settings.count, dtype=torch.int64, device=device)]
         gradients = [torch.empty(0, self.weight.shape[1], device=device)]
         for rows, sums in self._reads:
             if sums.grad is not None:

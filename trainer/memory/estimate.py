@@ -132,13 +132,20 @@ def count(shapes: Shapes) -> int:
 def kept_activations(settings: AnyModelSettings, given: Pass, recompute: Kept = "none") -> int:
     """Bytes kept when the forward pass of a pack is over, without the logits' (`logits_bytes`)."""
     stacks = sum(_stack(stack, positions, given, recompute) for stack, positions in _axes(settings, given))
-    between = 0
+    between = _read_rows(settings, given)
     if isinstance(settings, BltSettings):
-        between = _crosses(settings, given)
+        between += _crosses(settings, given)
     elif isinstance(settings, MegaByteSettings):
         # Places and ids, and the pieces of global states that tokens read.
-        between = given.tokens * (3 * INDEX + given.width * settings.piece)
+        between += given.tokens * (3 * INDEX + given.width * settings.piece)
     return stacks + between + _head(settings.stacks[-1].settings, given)
+
+
+def _read_rows(settings: AnyModelSettings, given: Pass) -> int:
+    """Rows of the n-gram tables that tokens read, and their sums with their gradient."""
+    # The byte latent transformer adds sums of nothing, too.
+    sums = 2 * given.width * settings.table_width if settings.has_tables or isinstance(settings, BltSettings) else 0
+    return given.tokens * (INDEX * settings.tables.count + sums)
 
 
 def _crosses(settings: BltSettings, given: Pass) -> int:
@@ -146,12 +153,8 @@ def _crosses(settings: BltSettings, given: Pass) -> int:
     encoder, latent, decoder = settings.encoder, settings.global_, settings.decoder
     inputs = settings.queries * encoder.width
     projected = inputs if inputs != latent.width else 0
-    between = (
-        # Rows of the tables that tokens read, and their sums with their gradient.
-        given.tokens * (8 * settings.ngrams.functions * len(settings.ngrams.sizes) + 2 * given.width * encoder.width)
-        # Bytes out of the encoder, pooled patches, what enters and what leaves the global transformer.
-        + given.width * (given.tokens * encoder.width + given.patches * (encoder.width + projected + latent.width))
-    )
+    # Bytes out of the encoder, pooled patches, what enters and what leaves the global transformer.
+    between = given.width * (given.tokens * encoder.width + given.patches * (encoder.width + projected + latent.width))
     if settings.pooling == "attention":
         # Normed bytes, their scores and weights; sums over their total.
         between += given.tokens * (given.width * encoder.width + FLOAT * 2 * encoder.heads)

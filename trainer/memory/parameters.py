@@ -35,6 +35,7 @@ def sizes_by_part(shapes: dict[str, Shape]) -> dict[str, int]:
 
 
 def _flat(settings: EntropyModelSettings | FlatSettings | SpaceByteSettings) -> Iterator[tuple[str, Shape]]:
+    yield from _tables(settings)
     yield "embedding.weight", (settings.vocabulary, settings.width)
     for stack in settings.stacks:
         yield from _blocks(stack.name, stack.settings)
@@ -44,6 +45,7 @@ def _flat(settings: EntropyModelSettings | FlatSettings | SpaceByteSettings) -> 
 
 def _megabyte(settings: MegaByteSettings) -> Iterator[tuple[str, Shape]]:
     vocabulary, piece, width = settings.vocabulary, settings.piece, settings.local.width
+    yield from _tables(settings)
     yield "patch_embedding.weight", (vocabulary, piece)
     yield from _blocks("global_.blocks", settings.global_)
     yield "projection.weight", (width, piece)
@@ -54,9 +56,10 @@ def _megabyte(settings: MegaByteSettings) -> Iterator[tuple[str, Shape]]:
 
 
 def _blt(settings: BltSettings) -> Iterator[tuple[str, Shape]]:
-    encoder, latent, decoder, ngrams = settings.encoder, settings.global_, settings.decoder, settings.ngrams
+    encoder, latent, decoder = settings.encoder, settings.global_, settings.decoder
     inputs = settings.queries * encoder.width
-    yield TABLES, (ngrams.functions * len(ngrams.sizes) * ngrams.rows, encoder.width)
+    # A tensor of no rows where there are no tables: folders from before other kinds had any have it.
+    yield TABLES, (settings.tables.count * settings.tables.rows, settings.table_width)
     yield "encoder.embedding.weight", (settings.vocabulary, encoder.width)
     yield from _blocks("encoder.blocks", encoder)
     if settings.pooling == "attention":
@@ -82,6 +85,11 @@ KINDS: dict[str, Callable[[Any], Iterator[tuple[str, Shape]]]] = {
     "spacebyte": _flat,
 }
 """By ``kind`` of settings."""
+
+
+def _tables(settings: AnyModelSettings) -> Iterator[tuple[str, Shape]]:
+    if settings.has_tables:
+        yield TABLES, (settings.tables.count * settings.tables.rows, settings.table_width)
 
 
 def _blocks(prefix: str, stack: StackSettings) -> Iterator[tuple[str, Shape]]:

@@ -62,7 +62,9 @@ def _tables(values: dict[str, Any] | None) -> Iterator[tuple[str, str, list[Key]
     tables: dict[Any, dict[tuple[str, ...], list[Key]]] = {}
     for key in keys_of(TrainSettings, values):
         place = key.parts[:-1]
-        tables.setdefault((key.section, values and place), {}).setdefault(place, []).append(key)
+        found = tables.setdefault((key.section, values and place), {}).setdefault(place, [])
+        if key.name not in (other.name for other in found):  # several kinds may have one table of one class
+            found.append(key)
     for (section, _), places in tables.items():
         heads = ", ".join(f"[{'.'.join(place)}]" for place in places)
         kind = kind_of(section)

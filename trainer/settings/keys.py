@@ -46,14 +46,16 @@ class Key:
 
 
 def keys_of(schema: type[BaseModel], values: Any = None, parts: tuple[str, ...] = ()) -> Iterator[Key]:
-    """All keys, also those of sections inside sections, in the order of the class.
+    """All keys in the order of the class, then those of sections inside it.
 
     Args:
         values: as read from a recipe. Of a section that has several kinds they choose one by ``kind``; without, all of
             them come one after the other.
     """
     docs = _docs(schema)
-    for field_name, field in schema.model_fields.items():
+    for field_name, field in sorted(
+        schema.model_fields.items(), key=lambda item: bool(sections_of(item[1].annotation))
+    ):
         place = (*parts, field.alias or field_name)
         own = values.get(place[-1]) if isinstance(values, dict) else None
         sections = sections_of(field.annotation)

@@ -12,6 +12,8 @@ MODELS = {
     "bytes": flat_settings(),
     "window": flat_settings(window=16),
     "subwords": flat_settings(vocabulary=500, kv_heads=1),
+    "bytes with tables": flat_settings(window=16, ngrams={"sizes": (2, 5), "rows": 101}),
+    "subwords with tables": flat_settings(vocabulary=500, ngrams={"sizes": (2, 3), "rows": 101, "functions": 2}),
 }
 
 
@@ -63,6 +65,19 @@ def test_a_whole_document_is_seen_without_a_window_and_no_more_than_it_with_one(
         assert torch.equal(near(ids, segments([200]))[-1], near(flipped, segments([200]))[-1])
 
 
+def test_tables_reach_as_far_back_as_their_longest_n_gram_and_not_into_the_document_before():
+    model, lengths = any_model(flat_settings(window=1, ngrams={"sizes": (2, 4), "rows": 997})), [20, 20]
+    ids, plain = ids_of("bytes", lengths), any_model(flat_settings(window=1))
+    with torch.no_grad():
+        found, without = model(ids, segments(lengths)), plain(ids, segments(lengths))
+        for t in range(40):
+            flipped = ids.clone()
+            flipped[t] = (flipped[t] + 17) % VOCABULARY_SIZE
+            changed = (model(flipped, segments(lengths)) != found).any(-1).nonzero().flatten().tolist()
+            assert changed == list(range(t, min(t + 4, 20 if t < 20 else 40))), t
+            assert (plain(flipped, segments(lengths)) != without).any(-1).nonzero().flatten().tolist() == [t]
+
+
 def test_over_bytes_it_is_the_entropy_model_of_the_same_window():
     batch = pack([random_text(90, 0), random_text(33, 1)])
     flat, entropy = any_model(flat_settings(window=64, rope_theta=10_000.0)), any_model(entropy_settings())
@@ -72,3 +87,5 @@ def test_over_bytes_it_is_the_entropy_model_of_the_same_window():
         named = torch.where(batch.ids == 36, RESERVED, batch.ids)
         special = torch.where(batch.ids == 36, VOCABULARY_SIZE + 1, batch.ids)
         assert torch.equal(flat(special, batch.documents), flat(named, batch.documents))
+        tables = any_model(MODELS["bytes with tables"])
+        assert torch.equal(tables(special, batch.documents), tables(named, batch.documents))

@@ -1,18 +1,32 @@
 """Model folders: what is written is what is read, and what is wrong is said in one line."""
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.model_examples import blt, blt_logits, blt_settings, entropy_model, entropy_settings, pack, random_text
+from helpers.model_examples import (
+    any_model,
+    blt,
+    blt_logits,
+    blt_settings,
+    entropy_model,
+    entropy_settings,
+    flat_settings,
+    megabyte_settings,
+    pack,
+    random_text,
+    spacebyte_settings,
+)
 from safetensors.torch import load_file, save_file
 
 from shared.errors import ModelFileError
 from shared.layers.blocks import compute_dtype
 from shared.model_folder.files import load_model, load_state, save_model
-from shared.model_folder.identity import load_settings, model_sha256
+from shared.model_folder.identity import canonical_settings, load_settings, model_sha256
+from shared.model_settings import NgramSettings
 
 
 @pytest.fixture
@@ -32,6 +46,50 @@ def test_a_model_comes_back_with_the_same_settings_and_logits(folder: Path) -> N
         assert torch.equal(half.bfloat16(), rounded)
         assert half.dtype == compute_dtype(rounded)  # held as it is computed in
     assert sorted(p.name for p in folder.parent.iterdir()) == ["model"]  # nothing temporary is left
+
+
+TABLES = {"ngrams": {"sizes": (2, 3), "rows": 101}}
+WITH_TABLES = {
+    "flat": flat_settings(**TABLES),
+    "subwords": flat_settings(vocabulary=300, **TABLES),
+    "megabyte": megabyte_settings(**TABLES),
+    "spacebyte": spacebyte_settings(**TABLES),
+}
+
+
+@pytest.mark.parametrize("name", WITH_TABLES)
+def test_tables_of_every_kind_come_back_and_are_part_of_what_a_model_is(name: str, tmp_path: Path) -> None:
+    settings = WITH_TABLES[name]
+    save_model(any_model(settings), settings, tmp_path / "model")
+    found = load_model(tmp_path / "model")
+    assert load_settings(tmp_path / "model") == settings == found.settings
+    assert found.ngrams.weight.shape == (202, 32)
+    assert torch.equal(found.ngrams.weight, any_model(settings).ngrams.weight)
+    without = settings.model_copy(update={"ngrams": NgramSettings(sizes=())})
+    with pytest.raises(ModelFileError, match=r"tensor ngrams\.weight is not part of this model"):
+        save_model(any_model(settings), without, tmp_path / "other")
+    with pytest.raises(ModelFileError, match=r"tensor ngrams\.weight \[202, 32\] is missing"):
+        save_model(any_model(without), settings, tmp_path / "other")
+
+
+UNCHANGED = {
+    "flat": (flat_settings(), "0ef0ab1784b4cc5ac802a8c5199a2d5a3a6c94096f970246884b213853a7dd90"),
+    "subwords": (
+        flat_settings(vocabulary=500),
+        "f98031db706d3b1b0d9a902316a93bd28bc99fa542b34043c7dec2b687721c69",
+    ),
+    "megabyte": (megabyte_settings(), "b9446db60e818e494e1aeed86b682ffd2a99e6c13cf60a21e591dc30ee4bd94d"),
+    "spacebyte": (spacebyte_settings(), "7f597b71259bb36b421fb437524616b23b957202f6f86fa5ad2568ac6fe88e6d"),
+}
+
+
+@pytest.mark.parametrize("name", UNCHANGED)
+def test_without_tables_models_are_what_they_were_before_there_were_any(name: str) -> None:
+    settings, sha256 = UNCHANGED[name]
+    assert hashlib.sha256(canonical_settings(settings).encode()).hexdigest() == sha256
+    assert not any("ngrams" in tensor for tensor in any_model(settings).state_dict())
+    named = type(settings).model_validate(settings.model_dump(by_alias=True) | {"ngrams": {"sizes": [], "rows": 7}})
+    assert canonical_settings(named) == canonical_settings(settings)
 
 
 def test_weights_are_stored_in_fp32_whatever_they_were(tmp_path: Path) -> None:

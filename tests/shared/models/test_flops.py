@@ -103,6 +103,7 @@ FLATS = {
     "default feed-forward": entropy_settings(layers=3, feed_forward=None),
     "bytes": flat_settings(),
     "subwords": flat_settings(vocabulary=1000, window=16),
+    "bytes with tables": flat_settings(ngrams={"rows": 97}),
 }
 
 
@@ -119,6 +120,16 @@ def test_products_of_flat_models_are_exactly_those_that_torch_counts(settings):
 PATCHED = {
     "megabyte": (megabyte_settings(patch=3), PatchingSettings(rule="static", stride=3), "global local projection head"),
     "spacebyte": (spacebyte_settings(), PatchingSettings(rule="space"), "before global after head"),
+    "megabyte with tables": (
+        megabyte_settings(patch=3, ngrams={"rows": 97}),
+        PatchingSettings(rule="static", stride=3),
+        "ngrams global local projection head",
+    ),
+    "spacebyte with tables": (
+        spacebyte_settings(ngrams={"rows": 97}),
+        PatchingSettings(rule="space"),
+        "ngrams before global after head",
+    ),
 }
 
 

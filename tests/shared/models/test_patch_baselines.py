@@ -16,8 +16,9 @@ from helpers.model_examples import (
 from helpers.rounding import assert_equal_but_rounded, in_fp64
 from torch import Tensor
 
-from shared.layers.batch import Batch
+from shared.layers.batch import Batch, segments
 from shared.layers.blocks import Stack
+from shared.layers.ngrams import ngram_rows
 from shared.model_folder.files import Model
 from shared.models.megabyte import START, MegaByte
 from shared.models.spacebyte import SpaceByte
@@ -36,6 +37,8 @@ MODELS = {
     "megabyte of 3": (megabyte_settings(patch=3), static(3)),
     "spacebyte": (spacebyte_settings(), SPACE),
     "spacebyte on static patches": (spacebyte_settings(), static(5)),
+    "megabyte with tables": (megabyte_settings(ngrams={"sizes": (2, 6), "rows": 101}), static(4)),
+    "spacebyte with tables": (spacebyte_settings(ngrams={"sizes": (3, 4), "rows": 101, "functions": 2}), SPACE),
 }
 TEXTS = [random_text(90, 0), b"", random_text(130, 1), b"a", b"abcd", b"abc", b"two words", random_text(31, 2)]
 
@@ -123,6 +126,13 @@ def oracle_stack(stack: Stack, x: Tensor, positions: Tensor, seen: Tensor) -> Te
     return x
 
 
+def oracle_ngrams(model: Model, ids: Tensor) -> Tensor | float:
+    """What tables add to the embedding of each of a document's tokens; 0 where there are none."""
+    if model.ngrams is None:
+        return 0.0
+    return model.ngrams.weight[ngram_rows(ids, segments([len(ids)]), model.settings.ngrams)].sum(1)
+
+
 def oracle_megabyte(model: MegaByte, tokens: list[int]) -> Tensor:
     """Logits of each token after BOS, patch by patch as published: BOS is the patch before the first."""
     size, piece = model.settings.patch, model.settings.piece
@@ -132,11 +142,14 @@ def oracle_megabyte(model: MegaByte, tokens: list[int]) -> Tensor:
         row = torch.zeros(size, piece)
         row[: len(patch)] = model.patch_embedding(torch.tensor(patch))
         rows.append(row.flatten())
-    count = len(patches)
+    count, ngrams = len(patches), oracle_ngrams(model, torch.tensor(tokens)) + torch.zeros(len(tokens), 1)
     states = oracle_stack(model.global_, torch.stack(rows), torch.arange(count), torch.ones(count, count).tril().bool())
-    logits = []
+    logits, seen_bytes = [], 0
     for number, patch in enumerate(patches[1:]):
-        inputs = model.settings.local.width**0.5 * model.embedding(torch.tensor([START, *patch[:-1]]))
+        # Byte by byte: what is predicted follows the token before it, whose n-grams end there.
+        inputs = model.embedding(torch.tensor([START, *patch[:-1]])) + ngrams[seen_bytes : seen_bytes + len(patch)]
+        inputs = model.settings.local.width**0.5 * inputs
+        seen_bytes += len(patch)
         inputs = inputs + model.projection(states[number].view(size, piece)[: len(patch)])
         seen = torch.ones(len(patch), len(patch)).tril().bool()
         out = oracle_stack(model.local, inputs, torch.arange(len(patch)), seen)
@@ -149,7 +162,9 @@ def oracle_spacebyte(model: SpaceByte, batch: Batch) -> Tensor:
     settings, count = model.settings, len(batch.ids)
     distance = torch.arange(count)[:, None] - torch.arange(count)
     seen = (distance >= 0) & (distance < settings.window)
-    x = oracle_stack(model.before, model.embedding(batch.ids), torch.arange(count), seen)
+    x = oracle_stack(
+        model.before, model.embedding(batch.ids) + oracle_ngrams(model, batch.ids), torch.arange(count), seen
+    )
     reads, owns = batch.patches.of_decoder.tolist(), batch.patches.of_token.tolist()
     ends = [t for t in range(count) if reads[t] == owns[t]]
     y = torch.cat([x[ends], torch.zeros(len(ends), settings.global_.width - settings.width)], 1)

@@ -1,13 +1,18 @@
 """Tiny real runs of the kinds of models that others are compared with, and what each asks of its data."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.rounding import TRAINED
 from helpers.tiny_runs import NONE, STACK, STATIC, losses, quiet_environment, run, tiny_data, torchrun
+from safetensors.torch import load_file
 
+from shared.model_folder.files import load_model
 from shared.model_folder.identity import load_settings
+from shared.models.initialise import initialise
 from shared.patching.settings import PatchingSettings
 from shared.shards.open import open_dataset
 from trainer.__main__ import main as command
@@ -19,6 +24,7 @@ KINDS = {
     "megabyte": (STATIC, {"kind": "megabyte", "global": STACK, "local": STACK}),
     "spacebyte": (SPACE, {"kind": "spacebyte", "before": STACK, "global": WIDE, "after": STACK, "window": 64}),
 }
+TABLES = {"ngrams": {"sizes": [2, 3], "rows": 200}}
 LOCALS = {"encoder": STACK, "global": STACK, "decoder": STACK, "window": 64}
 ABLATIONS = {
     "no n-grams": LOCALS | {"kind": "blt", "ngrams": {"sizes": []}},
@@ -69,9 +75,14 @@ def test_a_kind_that_does_not_generate_is_named(kind, runs, capsys):
 
 @pytest.mark.numerics
 @pytest.mark.drill
-def test_two_ranks_learn_what_one_does(runs):
+@pytest.mark.parametrize("tables", [False, True], ids=["plain", "with tables"])
+def test_two_ranks_learn_what_one_does(tables, runs):
     alone = runs["megabyte"]
-    several = alone.with_name("several")
+    if tables:
+        patching, model = KINDS["megabyte"]
+        data, alone = alone.parent / patching.rule, alone.with_name("megabyte-tables")
+        assert run(data, alone, "--run.steps", 20, model=model | TABLES) == 0
+    several = alone.with_name(f"{alone.name}-on-two")
     command_line = torchrun("trainer/main.py", alone.with_suffix(".toml"), "--run.steps", "20", "--run.out", several)
     result = subprocess.run(
         command_line, capture_output=True, text=True, env=quiet_environment(), cwd=Path(__file__).parents[3]
@@ -89,6 +100,29 @@ def test_each_kind_chooses_by_likelihood_with_noises_too(kind, runs, tmp_path, c
     task.write_text('{"prompt": "the man", "answer": "went"}\n')
     assert command(["tasks", str(runs[kind] / "model"), str(task), "--device", "cpu"]) == 2
     assert f"a model of kind {kind!r}: only entropy models" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_learns_with_tables_and_goes_on_from_a_checkpoint(kind, tmp_path, capsys):
+    patching, model = KINDS[kind]
+    data, out, half = tiny_data(tmp_path / "data", patching), tmp_path / "out", tmp_path / "half"
+    assert run(data, out, "--run.steps", 6, model=model | TABLES) == 0
+    shutil.copytree(out, half)  # as it was after step 3
+    shutil.rmtree(half / "model")
+    shutil.rmtree(sorted((half / "checkpoints").glob("step-*"))[-1])
+    assert run(data, half, "--run.steps", 6, "--parallel.dry_run", "true", model=model | TABLES) == 0
+    assert "going on after step 3 " in capsys.readouterr().err
+    assert losses(half) == losses(out)
+    assert load_file(out / "model/model.safetensors")["ngrams.weight"].shape == (400, 32)
+    found, other = (load_model(folder / "model") for folder in (out, half))
+    assert all(map(torch.equal, found.parameters(), other.parameters()))
+    initialise(other, 0)
+    moved = (found.ngrams.weight != other.ngrams.weight).any(1)
+    assert moved.any()
+    assert not moved.all()  # rows that no text reads stay as they were
+    assert command(["evaluate", str(out / "model"), str(data), "--tokens", "256"]) == 0
+    assert run(data, out, "--run.steps", 6, model=model) == 2
+    assert "model.ngrams" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ABLATIONS)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.pack_examples import document_numbers, in_parts, pack_digest, whole_documents
 from helpers.rounding import NATS
-from helpers.tiny_runs import NONE, STACK, STATIC, metric_lines, run, tiny_data, tiny_settings
+from helpers.tiny_runs import NONE, STACK, STATIC, losses, metric_lines, run, tiny_data, tiny_settings
 from helpers.token_data import (
     FLAT,
     VOCABULARY,
@@ -80,6 +80,17 @@ def mixed(place: Path, encoder: SubwordEncoder, tmp_path_factory: pytest.TempPat
         rows.append(in_parts(row) if len(row.text) > 60 else [row])
     pieces = [[part for parts in rows[n::4] for part in parts] for n in range(4)]
     return token_dataset(tmp_path_factory.mktemp("mixed"), place / "tokens-tokenizer", pieces)
+
+
+def test_tables_over_tokens_learn_and_are_scored(place: Path, tmp_path: Path, capsys) -> None:
+    model = FLAT | {"ngrams": {"sizes": [2, 3], "rows": 64}}
+    assert run(place / "tokens", tmp_path / "run", "--run.steps", 20, "--data.tokens", 512, model=model) == 0
+    found = losses(tmp_path / "run")
+    assert found[-1] < found[0] - 0.5
+    arguments = ["evaluate", tmp_path / "run" / "model", place / "tokens", "--tokens", 512]
+    assert command([*map(str, arguments)]) == 0
+    text = open_dataset(place / "tokens" / "validation").manifest.totals.bytes
+    assert f"{text:,}" in capsys.readouterr().out.splitlines()[-1]
 
 
 @pytest.mark.parametrize(("tokens", "patches", "streams"), [(60, 9, 1), (90, 40, 3), (150, 4, 2), (70, 3, 1)])

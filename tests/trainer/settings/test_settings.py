@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from helpers.tiny_runs import NONE, STATIC, run_identity_of, tiny_data, tiny_recipe, tiny_settings, toml
+from helpers.tiny_runs import NONE, STACK, STATIC, run_identity_of, tiny_data, tiny_recipe, tiny_settings, toml
 
 from shared.errors import ConfigError, IdentityError
 from trainer.provenance.identity import check_same
@@ -97,6 +97,10 @@ def test_how_tables_learn_is_no_part_of_a_run_that_has_none(tmp_path: Path) -> N
     entropy = tiny_settings(tmp_path, tmp_path, model={"kind": "entropy", "window": 64, **stack})
     assert "tables" not in identity_dict(entropy)["optimizer"]
     assert "tables" in identity_dict(tiny_settings(tmp_path, tmp_path))["optimizer"]
+    for ngrams, there in (({}, False), ({"ngrams": {"sizes": []}}, False), ({"ngrams": {"rows": 8}}, True)):
+        flat = tiny_settings(tmp_path, tmp_path, model=STACK | {"kind": "flat"} | ngrams)
+        identity = identity_dict(flat)
+        assert ("tables" in identity["optimizer"]) == ("ngrams" in identity["model"]) == there
 
 
 def test_keys_excluded_from_the_identity_exist() -> None:
