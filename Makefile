@@ -57,8 +57,8 @@ PROMPT ?= def
 BYTES ?= 300
 
 EXPERIMENT ?= $(call raw,OUT)/experiment
-BUDGET ?= 5e12
-SEEDS ?= 0,1
+BUDGET ?= 3e12
+SEEDS ?= 0,1,2
 ONLY ?=
 COMPARED = "$$@" --out $(call quoted,EXPERIMENT) --corpus-bytes $(call quoted,CORPUS_BYTES) --sample-seed $(call quoted,SEED) \
   --jobs $(call quoted,NPROC) --executor $(call quoted,EXECUTOR) $(if $(call raw,CORPUS_OPTIONS),--corpus-options $(call quoted,CORPUS_OPTIONS))

@@ -1,8 +1,9 @@
 """What the ranks of a node know of one another before they have met, from what torchrun tells them. Free of torch."""
 
 import os
+import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from shared.io.files.atomic import write_atomic
@@ -30,3 +31,13 @@ def once_a_node(name: str, find: Callable[[], str], launch: Mapping[str, str] = 
     while not answer.exists():
         time.sleep(EVERY_SECONDS)
     return answer.read_text()
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    try:
+        lines: Iterable[str] = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = ()
+    names = (text.partition(":")[2].strip() for text in lines if text.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

@@ -23,7 +23,7 @@ from trainer.experiments.results.results import RESULTS_NAME
 from trainer.experiments.results.words import in_words
 from trainer.experiments.systems import SYSTEMS_FILE, Experiment, load_experiment
 
-BUDGET = 5e12
+BUDGET = 3e12
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,11 +31,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_experiment_arguments(parser)
     parser.add_argument("--only", nargs="+", default=[], metavar="SYSTEM", help="these systems alone")
     parser.add_argument("--full", action="store_true", help="all systems, and a second table at equal bytes")
-    parser.add_argument("--budget", type=float, default=BUDGET, metavar="FLOPS", help="useful training FLOPs of a run")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=BUDGET,
+        metavar="FLOPS",
+        help="training FLOPs of a run, the entropy model's over its text counted",
+    )
     parser.add_argument(
         "--bytes", type=int, metavar="N", help="of a run of the second table (default: what the first system learns)"
     )
-    parser.add_argument("--seeds", type=seeds, default="0,1", metavar="A,B", help="a run of each system for each")
+    parser.add_argument("--seeds", type=seeds, default="0,1,2", metavar="A,B", help="a run of each system for each")
 
 
 def seeds(text: str) -> list[int]:

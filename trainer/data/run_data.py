@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shared.model_folder.identity import load_settings
+from shared.model_settings import EntropyModelSettings
 from shared.shards.manifest import MANIFEST_NAME, DatasetTotals, Manifest, load_manifest
 from trainer.data.packing.limits import PackLimits, pack_limits
 from trainer.data.sampling.schedule import Mixing, targets_of_one_pass
@@ -71,6 +73,18 @@ class RunData:
     def validation(self) -> "Dataset | Mixture":
         """The validation split in the same way."""
         return self._opened(VALIDATION_SPLIT)
+
+    @cached_property
+    def entropy_model(self) -> EntropyModelSettings | None:
+        """Settings of the model that found the patches; None where a rule needs none.
+
+        Raises DatasetError, ModelFileError.
+        """
+        if not self.train_manifest.identity.patching.needs_entropy:
+            return None
+        settings = load_settings(self.train.entropy_model)
+        assert isinstance(settings, EntropyModelSettings)
+        return settings
 
     def _opened(self, split: str) -> "Dataset | Mixture":
         from shared.shards.cache import FileCache, default_cache

@@ -3,17 +3,18 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from shared.errors import ConfigError
 from shared.model_settings import AnyModelSettings
-from shared.models.flops import Workload, text_workload, training_flops
+from shared.models.flops import Workload, forward_flops, text_workload, training_flops
 from trainer.data.packing.planner import PackPlan, Planner
 from trainer.data.packing.slices import SliceReader, Slices
 from trainer.data.run_data import RunData
 from trainer.data.sampling.cursor import first_cursor
-from trainer.experiments.systems import Experiment
+from trainer.experiments.systems import Values
 from trainer.planning.plan import make_plan
 from trainer.settings import TrainSettings
 from trainer.settings.recipe import check_recipe
@@ -24,7 +25,8 @@ LEAST_STEPS = math.ceil(1 / (2 * TOLERANCE))
 """Of a run: half a step is then within TOLERANCE of any budget."""
 SURELY = 0.8
 """Share of the least budget below which data cannot help: steps may be a little smaller than full packs."""
-Unit = Literal["flops", "bytes"]
+Unit = Literal["flops", "model_flops", "bytes"]
+"""What a budget counts: all FLOPs, those of the model alone (the entropy model's left out), or bytes of text."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,17 @@ class Spent:
     """What the first steps of a run use."""
 
     steps: int = 0
-    flops: float = 0.0
+    model_flops: float = 0.0
     """Useful ones, of forward and backward."""
+    entropy_flops: float = 0.0
+    """Of the entropy model's forward pass over the text trained on; 0 where none found the patches."""
     bytes: int = 0
     """Of text trained on."""
+
+    @property
+    def flops(self) -> float:
+        """Of both."""
+        return self.model_flops + self.entropy_flops
 
 
 def slices_workload(model: AnyModelSettings, slices: Slices) -> Workload:
@@ -44,9 +53,8 @@ def slices_workload(model: AnyModelSettings, slices: Slices) -> Workload:
     return text_workload(model, slices.stops - slices.starts + boe, slices.patches + boe)
 
 
-def planned_steps(settings: TrainSettings) -> Iterator[list[PackPlan]]:
+def planned_steps(settings: TrainSettings, data: RunData) -> Iterator[list[PackPlan]]:
     """The packs of each step of a run, as its loader will plan them. Raises DatasetError, ConfigError."""
-    data = RunData(settings.data)
     cursor = first_cursor(data.train, settings.run.seed, settings.data.streams)
     planner = Planner(data.train, SliceReader(data.train), data.limits, data.mixing, cursor)
     while True:
@@ -55,12 +63,16 @@ def planned_steps(settings: TrainSettings) -> Iterator[list[PackPlan]]:
 
 def spending(settings: TrainSettings) -> Iterator[Spent]:
     """What a run has used after each of its steps."""
-    work, text = Workload(), 0
-    for number, plans in enumerate(planned_steps(settings), 1):
+    data = RunData(settings.data)
+    work, scored, text, entropy_model = Workload(), Workload(), 0, data.entropy_model
+    for number, plans in enumerate(planned_steps(settings, data), 1):
         for plan in plans:
             work += slices_workload(settings.model, plan)
+            if entropy_model is not None:
+                scored += slices_workload(entropy_model, plan)
             text += plan.bytes
-        yield Spent(number, float(training_flops(settings.model, work).total), text)
+        scoring = 0 if entropy_model is None else forward_flops(entropy_model, scored).total
+        yield Spent(number, float(training_flops(settings.model, work).total), float(scoring), text)
 
 
 def check_budget(budget: float, drafts: Iterable[tuple[str, TrainSettings, float]]) -> None:
@@ -89,31 +101,34 @@ def _rounded_up(value: float) -> str:
 
 
 def recipe_within(
-    experiment: Experiment, system: str, data: Path, out: Path, seed: int, validations: int, budget: float, unit: Unit
-) -> tuple[dict[str, Any], Spent]:
-    """The recipe of a run of a system that comes nearest to a budget, and what it uses. Raises ConfigError."""
-    draft = experiment.recipe_of(system, data, out, seed, 1, validations)
-    spent = steps_within(check_recipe(draft, TrainSettings, Path(system)), budget, unit)
-    return experiment.recipe_of(system, data, out, seed, spent.steps, validations), spent
+    recipe_of: Callable[[int], Values], budget: float, unit: Unit, tolerance: float = TOLERANCE
+) -> tuple[Values, Spent]:
+    """Of the recipes that differ in their steps the one that comes nearest to a budget, and what it uses.
 
-
-def steps_within(settings: TrainSettings, budget: float, unit: Unit) -> Spent:
-    """The steps that come nearest to a budget of useful training FLOPs, or of bytes of text, and what they use.
-
-    Raises ConfigError when steps are so large that the nearest is not within TOLERANCE.
+    Raises ConfigError as `steps_within` does.
     """
-    used: Callable[[Spent], float] = (lambda spent: spent.flops) if unit == "flops" else (lambda spent: spent.bytes)
+    draft = recipe_of(1)
+    spent = steps_within(check_recipe(draft, TrainSettings, Path(draft["run"]["out"])), budget, unit, tolerance)
+    return recipe_of(spent.steps), spent
+
+
+def steps_within(settings: TrainSettings, budget: float, unit: Unit, tolerance: float = TOLERANCE) -> Spent:
+    """The steps that come nearest to a budget, and what they use.
+
+    Raises ConfigError when steps are so large that the nearest is not within ``tolerance``.
+    """
+    used: Callable[[Spent], float] = attrgetter(unit)
     before = Spent()
     for spent in spending(settings):
         if used(spent) >= budget:
             break
         before = spent
     nearest = min((spent, before), key=lambda candidate: abs(used(candidate) - budget))
-    if abs(used(nearest) / budget - 1) > TOLERANCE or not nearest.steps:
+    if abs(used(nearest) / budget - 1) > tolerance or not nearest.steps:
         raise ConfigError(
-            f"a budget of {budget:g} {unit} lies between {before.steps} and {spent.steps} steps of {settings.run.out} "
-            f"({used(before):.3g} and {used(spent):.3g}), neither within {TOLERANCE:.0%}; a budget of "
-            f"{_rounded_up(LEAST_STEPS * used(spent) / spent.steps)} would do, or smaller steps (data.tokens, "
+            f"a budget of {budget:g} {unit.replace('_', ' ')} lies between {before.steps} and {spent.steps} steps of "
+            f"{settings.run.out} ({used(before):.3g} and {used(spent):.3g}), neither within {tolerance:.0%}; a budget "
+            f"of {_rounded_up(LEAST_STEPS * used(spent) / spent.steps)} would do, or smaller steps (data.tokens, "
             "data.packs)"
         )
     return nearest

@@ -1,9 +1,9 @@
 """The comparison as a whole: prepare the data, plan the runs within their budgets, do them, keep the results."""
 
 import os
-import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -21,9 +21,11 @@ from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT
 from trainer.errors import TrainingError
 from trainer.experiments.budget import Spent, check_budget, recipe_within
 from trainer.experiments.preparation import Request, prepare
+from trainer.experiments.rates import rate_groups, try_rates
 from trainer.experiments.results.records import Score, expected_score, result_of
 from trainer.experiments.results.results import (
     RESULTS_NAME,
+    RateSweep,
     Results,
     RunResult,
     Table,
@@ -31,9 +33,10 @@ from trainer.experiments.results.results import (
     load_results,
     save_results,
 )
-from trainer.experiments.results.statistics import compared, require_scipy
+from trainer.experiments.results.statistics import compared, ranked, require_scipy
 from trainer.experiments.runs import Run, run_all
 from trainer.experiments.systems import Experiment
+from trainer.node import processor
 
 VALIDATIONS = 5
 """Passes over the validation split in a run: the points of its curve."""
@@ -70,9 +73,12 @@ def compare(request: Comparing, line: Progress) -> tuple[Results, list[str]]:
     _check_same(request)
     check_budget(request.budget_flops, map(request.experiment.draft, request.systems))
     out, jobs = request.out, request.jobs
-    data = prepare(request, request.systems, line)
-    runs, budget_bytes = plan(request, data)
-    results = _opened(request, data, budget_bytes)
+    tried_on = [group.system for group in rate_groups(request.experiment, request.systems)]
+    data = prepare(request, dict.fromkeys([*request.systems, *tried_on]), line)
+    sweeps, failed_rates = try_rates(request, request.systems, data, request.budget_flops, line)
+    runs, budget_bytes = plan(request, data, sweeps)
+    results = _opened(request, data, budget_bytes, sweeps)
+    _say_other_processors(results, line)
     total = sum(run.spent.flops for run in runs)
     line.log(f"== {counted(len(runs), 'run')}, {quantity(total)}FLOP of training, {jobs} at a time -> {out / 'runs'}")
     scores: dict[Path, Score] = {}
@@ -86,18 +92,31 @@ def compare(request: Comparing, line: Progress) -> tuple[Results, list[str]]:
     failed = run_all(runs, jobs, line, keep)
     if not results.runs:
         raise TrainingError("no run has ended well")
-    return results, list(failed)
+    return results, [*failed_rates, *failed]
 
 
-def plan(request: Comparing, data: dict[str, Path]) -> tuple[list[PlannedRun], int | None]:
+def _say_other_processors(results: Results, line: Progress) -> None:
+    """Seeds of one comparison belong on one processor; where they are not, it is said before more of them run."""
+    here = processor()
+    if others := sorted({name for run in results.runs for name in run.processors} - {here}):
+        line.log(f"earlier runs of this comparison were made on {', '.join(others)}; this processor is {here}")
+
+
+def plan(
+    request: Comparing, data: dict[str, Path], sweeps: Iterable[RateSweep] = ()
+) -> tuple[list[PlannedRun], int | None]:
     """The runs within their budgets, and the bytes of the second table; all systems of a seed before the next seed."""
     experiment, systems = request.experiment, request.systems
     _check_order(list(data.values()))
+    best = {sweep.system: sweep.best.lr for sweep in sweeps}
+    groups = {name: experiment.rate_group(name) for name in systems}
+    rates = {name: best[group.system] for name, group in groups.items() if group is not None}
 
     def within(table: Table, budget: float, seed: int, system: str) -> PlannedRun:
         name, place = f"{table}/{system}/seed-{seed}", data[experiment.systems[system].patching]
         folder = request.out / "runs" / name
-        recipe, spent = recipe_within(experiment, system, place, folder, seed, VALIDATIONS, budget, table)
+        recipe_of = partial(experiment.recipe_of, system, place, folder, seed, VALIDATIONS, lr=rates.get(system))
+        recipe, spent = recipe_within(recipe_of, budget, table)
         return PlannedRun(name, recipe, table=table, system=system, seed=seed, spent=spent)
 
     budgets: dict[Table, float] = {"flops": request.budget_flops}
@@ -134,6 +153,11 @@ def _check_same(request: Comparing) -> None:
     wanted = {"corpus": request.corpus.in_words, "budget_flops": request.budget_flops}
     if request.budget_bytes and known.budget_bytes is not None:
         wanted["budget_bytes"] = request.budget_bytes
+    if not known.entropy_counted:
+        raise ConfigError(
+            f"{request.out} holds a comparison of an earlier version, whose budgets do not count the entropy model; "
+            "choose another folder"
+        )
     for name, value in wanted.items():
         if getattr(known, name) != value:
             raise ConfigError(
@@ -142,7 +166,9 @@ def _check_same(request: Comparing) -> None:
             )
 
 
-def _opened(request: Comparing, data: dict[str, Path], budget_bytes: int | None) -> Results:
+def _opened(
+    request: Comparing, data: dict[str, Path], budget_bytes: int | None, sweeps: Iterable[RateSweep]
+) -> Results:
     """The results so far: those in the folder with this request's systems beside them, or empty ones."""
     out, experiment = request.out, request.experiment
     known = load_results(out) if (out / RESULTS_NAME).exists() else None
@@ -150,7 +176,9 @@ def _opened(request: Comparing, data: dict[str, Path], budget_bytes: int | None)
     empty = Results(
         title=f"{len(names)} systems at {request.budget_flops:.3g} FLOPs of training",
         budget_flops=request.budget_flops,
+        entropy_counted=True,
         budget_bytes=budget_bytes,
+        rates=tuple(sweeps),
         tokenizer=_tokenizer(experiment, data),
         systems=tuple(experiment.system(name) for name in experiment.systems if name in names),
         runs=(),
@@ -158,7 +186,8 @@ def _opened(request: Comparing, data: dict[str, Path], budget_bytes: int | None)
     )
     if known is None:
         return empty
-    kept = {name: getattr(known, name) for name in ("comparisons", "document_bytes")}
+    kept: dict[str, Any] = {name: getattr(known, name) for name in ("comparisons", "ranking", "document_bytes")}
+    kept["rates"] = tuple({sweep.system: sweep for sweep in (*known.rates, *empty.rates)}.values())
     kept["runs"] = tuple(run for run in known.runs if run.system in experiment.systems)
     for name in ("budget_bytes", "tokenizer"):
         kept[name] = getattr(known, name) if getattr(empty, name) is None else getattr(empty, name)
@@ -173,6 +202,7 @@ def _with_run(results: Results, experiment: Experiment, planned: PlannedRun, out
     runs.sort(key=lambda run: (run.table != "flops", order.index(run.system), run.seed))
     comparisons = compared(experiment.expected, results.systems, runs, score.document_bytes)
     new = {"runs": tuple(runs), "comparisons": comparisons, "document_bytes": score.document_bytes}
+    new["ranking"] = ranked(runs, score.document_bytes)
     return results.model_copy(update=new)
 
 
@@ -209,16 +239,6 @@ def circumstances(request: Request) -> dict[str, Any]:
         f"{split}_bytes": load_manifest(request.out / "corpus" / split).totals.bytes
         for split in (TRAIN_SPLIT, VALIDATION_SPLIT)
     }
-    machine = f"{_processor()}, {os.cpu_count()} cores, torch {version('torch')}"
+    machine = f"{processor()}, {os.cpu_count()} cores, torch {version('torch')}"
     runs = f"threads a run: {threads}, runs at a time: {request.jobs}"
     return {"corpus": request.corpus.in_words, "machine": f"{machine}; {runs}", **sizes}
-
-
-def _processor() -> str:
-    """The processor's name, as far as the system tells it."""
-    try:
-        lines: Iterable[str] = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = ()
-    names = (text.partition(":")[2].strip() for text in lines if text.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())

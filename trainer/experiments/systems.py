@@ -5,8 +5,9 @@ that a comparison is one of models.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -19,6 +20,8 @@ from trainer.settings.recipe import check_recipe, read_recipe, read_toml
 SYSTEMS_FILE = Path(__file__).with_name("systems.toml")
 RECIPES = Path(__file__).parent.parent / "recipes"
 Values = dict[str, Any]
+NOWHERE = Path("nowhere")
+"""Data and run of a recipe that is only checked."""
 SEPARATE = ("model", "optimizer", "schedule")
 """Sections in which a system may differ from the others."""
 
@@ -102,6 +105,33 @@ class Expected(Settings):
     worse: str
 
 
+class Rates(Settings):
+    """Learning rates to try before the runs: systems of one family, with tables or without, share the best of them."""
+
+    lr: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(min_length=2, max_length=64)
+    """Peak rates, ascending."""
+    share: float = Field(default=0.25, gt=0, le=1)
+    """Of the budget of a run that each of them gets."""
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _ascending(self) -> "Rates":
+        if sorted(set(self.lr)) != list(self.lr):
+            raise ValueError(f"lr must ascend, not {', '.join(map('{:g}'.format, self.lr))}")
+        return self
+
+
+@dataclass(frozen=True)
+class RateGroup:
+    """Systems that learn at one rate."""
+
+    family: Family
+    tables: bool
+    """Whether they have n-gram tables."""
+    system: str
+    """The one that rates are tried on."""
+
+
 class Experiment(Settings):
     """All of systems.toml."""
 
@@ -110,6 +140,8 @@ class Experiment(Settings):
     entropy_models: dict[str, EntropyModel] = Field(default_factory=dict)
     patchings: dict[str, PatchingRecipe]
     systems: dict[str, SystemRecipe] = Field(min_length=1)
+    rates: Rates | None = None
+    """None: every system learns at the rate that its sections give it."""
     expected: tuple[Expected, ...] = ()
 
     @model_validator(mode="after")
@@ -146,7 +178,7 @@ class Experiment(Settings):
     def draft(self, name: str) -> tuple[str, TrainSettings, float]:
         """The system's name, its settings without data, and about the bytes per patch that its data will have."""
         patching = self.patchings[self.systems[name].patching]
-        recipe = self.recipe_of(name, Path("nowhere"), Path("nowhere"), 0, 1, 1)
+        recipe = self.recipe_of(name, NOWHERE, NOWHERE, 0, 1, 1)
         settings = check_recipe(recipe, TrainSettings, Path(name))
         return name, settings, patching.target or patching.stride or settings.plan.patch_size
 
@@ -167,16 +199,39 @@ class Experiment(Settings):
         below = self.recipe if system.like is None else self.sections(system.like)
         return overlaid(below, {section: getattr(system, section) for section in SEPARATE if getattr(system, section)})
 
-    def recipe_of(self, name: str, data: Path, out: Path, seed: int, steps: int, validations: int) -> Values:
-        """A whole recipe: so many steps, with so many passes over the validation split."""
-        return overlaid(
-            self.sections(name),
-            {
-                "run": {"out": str(out), "seed": seed, "steps": steps},
-                "data": {"path": str(data)},
-                "metrics": {"validate_every": max(-(-steps // validations), 1)},
-            },
+    def recipe_of(
+        self, name: str, data: Path, out: Path, seed: int, validations: int, steps: int, lr: float | None = None
+    ) -> Values:
+        """A whole recipe: so many steps, with so many passes over the validation split; ``lr`` instead of its own."""
+        over: Values = {
+            "run": {"out": str(out), "seed": seed, "steps": steps},
+            "data": {"path": str(data)},
+            "metrics": {"validate_every": max(-(-steps // validations), 1)},
+        }
+        return overlaid(self.sections(name), over if lr is None else over | {"optimizer": {"lr": lr}})
+
+    def rate_group(self, name: str) -> "RateGroup | None":
+        """The systems that share a learning rate with this one; None where the file has no rates to try, or the system
+        its own rate.
+
+        The first of them in the file is the one to try rates on.
+        """
+        if self.rates is None or self._has_own_rate(name):
+            return None
+        family, tables = self.systems[name].family, self._has_tables(name)
+        shared = (
+            other
+            for other, system in self.systems.items()
+            if system.family == family and not self._has_own_rate(other) and self._has_tables(other) == tables
         )
+        return RateGroup(family, tables, next(shared))
+
+    def _has_own_rate(self, name: str) -> bool:
+        system = self.systems[name]
+        return "lr" in system.optimizer or (system.like is not None and self._has_own_rate(system.like))
+
+    def _has_tables(self, name: str) -> bool:
+        return self.draft(name)[1].model.has_tables
 
     def entropy_recipe(self, name: str, data: Path, out: Path) -> Values:
         """The recipe of an entropy model."""
@@ -198,9 +253,8 @@ def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> Values:
 def load_experiment(path: Path = SYSTEMS_FILE) -> Experiment:
     """Read such a file and check every recipe in it. Raises ConfigError that names the file and the key."""
     experiment = check_recipe(read_toml(path, "file of systems"), Experiment, path)
-    nowhere = Path("nowhere")
     for name in experiment.systems:
-        check_recipe(experiment.recipe_of(name, nowhere, nowhere, 0, 1, 1), TrainSettings, Path(f"{path}: {name}"))
+        check_recipe(experiment.recipe_of(name, NOWHERE, NOWHERE, 0, 1, 1), TrainSettings, Path(f"{path}: {name}"))
     for name in experiment.entropy_models:
-        check_recipe(experiment.entropy_recipe(name, nowhere, nowhere), TrainSettings, Path(f"{path}: {name}"))
+        check_recipe(experiment.entropy_recipe(name, NOWHERE, NOWHERE), TrainSettings, Path(f"{path}: {name}"))
     return experiment

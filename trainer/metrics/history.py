@@ -27,6 +27,7 @@ class _Start(TypedDict, total=False):
     dtype: str
     torch: str
     repeated: int
+    processor: str
     peak_flops: float | None
 
 

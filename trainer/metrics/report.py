@@ -134,7 +134,8 @@ def identity_facts(run: History) -> list[tuple[str, str]]:
         found.append(("starts from", str(start)))
     for start in run.starts:
         ranks = f"{start.get('ranks')} rank{'s' * (start.get('ranks') != 1)}"
-        words = f"{ranks} on {start.get('device')}, {start.get('dtype')}, torch {start.get('torch')}"
+        device = " of ".join(filter(None, (start.get("device"), start.get("processor"))))
+        words = f"{ranks} on {device or None}, {start.get('dtype')}, torch {start.get('torch')}"
         found.append((f"from step {start['step']}", words))
     return found
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from shared.layers.devices import find_device
-from shared.model_folder.identity import load_settings
 from shared.model_settings import AnyModelSettings, EntropyModelSettings
 from shared.models.flops import (
     Recompute,
@@ -126,15 +125,12 @@ class RunMetrics:
     def __init__(
         self, settings: TrainSettings, data: RunData, world: World, timer: StepTimer, log: Callable[[str], None]
     ) -> None:
-        scored = data.train_manifest.identity.patching.needs_entropy
-        entropy_model = load_settings(data.train.entropy_model) if scored else None
-        assert entropy_model is None or isinstance(entropy_model, EntropyModelSettings)
         self.peak = settings.metrics.peak_flops or listed_peak(world.device, settings.run.dtype)
         """FLOPs per second that one rank's device does at best; None where that is not known."""
         self._world, self._limits, self._timer, self._log = world, data.limits, timer, log
         self._documents = {name: totals.documents for name, totals in data.train_manifest.subsets.items()}
         recompute = settings.parallel.activation_checkpointing
-        self._flops = FlopsCounter(settings.model, entropy_model, recompute, tiled=world.device.type == "cpu")
+        self._flops = FlopsCounter(settings.model, data.entropy_model, recompute, tiled=world.device.type == "cpu")
         self._sums = Accumulator()
 
     def add(self, step: StepRecord) -> None:

@@ -11,7 +11,7 @@ from trainer.provenance.identity import IDENTITY_NAME, RunIdentity, load_identit
 METRICS_NAME = "metrics.jsonl"
 """A line of figures for each interval, and one for each pass over the validation split."""
 STARTS_NAME = "starts.jsonl"
-"""A line for each time that a process began or went on with the run: {step, time, ranks, device, repeated}."""
+"""A line for each time that a process began or went on with the run: {step, time, ranks, device, processor...}."""
 FLIGHT_RECORDER_NAME = "flight-recorder"
 FROM_LABORATORY = frozenset({"recipe.toml", "log.txt"})
 """What `compare` and `scaling` put beside a run before it begins; no run writes files of these names."""

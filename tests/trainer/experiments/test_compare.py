@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 
@@ -14,20 +15,25 @@ import pytest
 
 from shared.errors import ConfigError
 from shared.io.display.progress import Progress
+from shared.io.display.quantities import quantity
 from shared.models.flops import forward_flops, useful_workload
 from shared.shards.open import open_dataset
 from trainer.__main__ import main
 from trainer.experiments.budget import check_budget, steps_within
+from trainer.experiments.compare import _say_other_processors
 from trainer.experiments.folder import EXPERIMENT_NAME
+from trainer.experiments.page.sentences import warnings
 from trainer.experiments.preparation import Corpus, corpus_steps
 from trainer.experiments.results.records import load_score
 from trainer.experiments.results.results import Results, load_results
+from trainer.experiments.results.statistics import ranked
 from trainer.experiments.results.table import rows
-from trainer.experiments.results.words import sentence, table_text
+from trainer.experiments.results.words import in_words, sentence, table_text
 from trainer.experiments.runs import Run, run_all
-from trainer.experiments.systems import Experiment, load_experiment
+from trainer.experiments.systems import Experiment, RateGroup, load_experiment
 from trainer.memory.parameters import parameter_shapes
 from trainer.metrics.files import read_lines
+from trainer.node import processor
 from trainer.settings import TrainSettings
 
 BUDGET = 7e9
@@ -36,14 +42,18 @@ SYSTEMS = f"""
 [recipe]
 run = {{dtype = "float32", device = "cpu"}}
 data = {{tokens = 520, packs = 1, workers = 0, streams = 4}}
-optimizer = {{lr = 3e-3}}
+optimizer = {{lr = 1e-4}}
 parallel = {{dry_run = false}}
 checkpoint = {{every = 20, asynchronous = false}}
 metrics = {{log_every = 1, peak_flops = 1e9}}
 
+[rates]
+lr = [1e-3, 1e-2]
+
 [patchings]
 none = {{rule = "none"}}
 static = {{rule = "static", stride = 4}}
+longer = {{rule = "static", stride = 6}}
 tokens = {{rule = "bpe", vocabulary = 300}}
 
 [systems.bytes]
@@ -71,6 +81,21 @@ encoder = {STACK}
 global = {STACK}
 decoder = {STACK}
 
+[systems.more]
+family = "blt"
+description = "Longer patches."
+patching = "longer"
+like = "patches"
+full = true
+
+[systems.own]
+family = "blt"
+description = "A rate of its own."
+patching = "static"
+like = "patches"
+optimizer = {{lr = 2e-3}}
+full = true
+
 [[expected]]
 better = "patches"
 worse = "tokens"
@@ -81,6 +106,7 @@ worse = "bytes"
 """
 PROSE = "The patch begins where the next byte is hard to guess, and ends before another. "
 RUNS = [(system, seed) for system in ("bytes", "tokens", "patches") for seed in (0, 1)]
+SEEDS = ("--seeds", "0,1")
 
 
 def make_corpus(folder: Path) -> list[str]:
@@ -95,7 +121,17 @@ def make_corpus(folder: Path) -> list[str]:
 
 def arguments(place: Path, *more: object) -> list[str]:
     """Of `python -m trainer compare`."""
-    options = ["--out", place / "out", "--systems", place / "systems.toml", "--budget", BUDGET, "--executor", "inline"]
+    options = [
+        "--out",
+        place / "out",
+        "--systems",
+        place / "systems.toml",
+        "--budget",
+        BUDGET,
+        "--executor",
+        "inline",
+        *SEEDS,
+    ]
     options += ["--corpus-bytes", 24_000, "--document-bytes", 200, "--validation-fraction", 0.1]
     return ["compare", *map(str, [place / "in/prose.txt", place / "in/code.jsonl", *options, *more])]
 
@@ -147,12 +183,13 @@ def test_a_curve_ends_with_the_scores_of_its_run(results: Results) -> None:
 
 
 def test_budgets_are_equal_within_two_per_cent_and_counted_from_the_packs(place: Path, results: Results) -> None:
-    budgets = [run.useful_flops for run in results.runs]
+    budgets = [run.whole_flops for run in results.runs]
     assert max(budgets) / min(budgets) < 1.02
     for run in results.runs:
         planned = steps_within(recipe(place, results, run.system, run.seed), BUDGET, "flops")
         assert (planned.steps, planned.bytes) == (run.steps, run.bytes)
-        assert planned.flops == pytest.approx(run.useful_flops, rel=1e-9)
+        assert planned.model_flops == pytest.approx(run.useful_flops, rel=1e-9)
+        assert planned.entropy_flops == run.entropy_flops == 0
 
 
 def test_scores_are_of_the_validation_split(place: Path, results: Results) -> None:
@@ -220,6 +257,93 @@ def test_what_is_done_is_not_done_again_and_more_seeds_join(place: Path, results
     assert f"patches before tokens: {results.comparisons[0].verdict}" in capsys.readouterr().out
 
 
+def test_each_kind_of_system_learns_at_the_best_of_the_rates_that_were_tried(place: Path, results: Results) -> None:
+    assert [(sweep.family, sweep.tables, sweep.system) for sweep in results.rates] == [
+        ("bytes", False, "bytes"),
+        ("bpe", False, "tokens"),
+        ("blt", True, "patches"),
+    ]
+    best = {sweep.system: sweep.best.lr for sweep in results.rates}
+    for sweep in results.rates:
+        assert [one.lr for one in sweep.tried] == [1e-3, 1e-2]
+        assert min(one.bits_per_byte for one in sweep.tried) == sweep.best.bits_per_byte
+        for one in sweep.tried:
+            settings = json.loads((place / "out" / one.folder / "config.json").read_text())
+            assert settings["optimizer"]["lr"] == one.lr
+            assert one.useful_flops == pytest.approx(BUDGET / 4, rel=0.1)
+    for run in results.runs:
+        assert run.lr == best[run.system] == recipe(place, results, run.system, run.seed).optimizer.lr
+
+
+def test_systems_of_one_family_share_a_rate_unless_they_have_their_own(place: Path) -> None:
+    experiment = load_experiment(place / "systems.toml")
+    assert experiment.rate_group("more") == experiment.rate_group("patches") == RateGroup("blt", True, "patches")
+    assert experiment.rate_group("own") is None
+    assert {name: experiment.rate_group(name) for name in ("bytes", "tokens")} == {
+        "bytes": RateGroup("bytes", False, "bytes"),
+        "tokens": RateGroup("bpe", False, "tokens"),
+    }
+    assert experiment.model_copy(update={"rates": None}).rate_group("patches") is None
+    house = load_experiment()
+    groups = {name: house.rate_group(name) for name in house.systems}
+    assert len(set(groups.values())) == 10
+    assert groups["blt-entropy-4.5-no-ngrams"] == RateGroup("blt", False, "blt-space-no-ngrams")
+    assert house.systems["blt-space-no-ngrams"].patching == "space", "rates need no entropy model"
+
+
+def test_what_the_rates_cost_is_said_apart(place: Path, results: Results, capsys) -> None:
+    words = in_words(results)
+    flops = sum(one.useful_flops for sweep in results.rates for one in sweep.tried)
+    assert f"6 runs, {quantity(flops)}FLOP" in words
+    assert "1e-3" in words or "0.001" in words
+    page = (place / "out/report.html").read_text()
+    assert "Learning rates" in page
+    assert str(results.rates[0].tried[0].folder) in page
+
+
+def test_the_ranking_compares_each_system_with_the_next(results: Results) -> None:
+    order = [row.system for row in rows(results, "flops")]
+    assert [(one.better, one.worse) for one in results.ranking] == list(pairwise(order))
+    bits = {(run.system, run.seed): run.bits_per_byte for run in results.runs}
+    for one in results.ranking:
+        assert one.differences == pytest.approx([bits[one.worse, seed] - bits[one.better, seed] for seed in (0, 1)])
+        assert (one.verdict == "undecided") == (one.low <= 0 <= one.high)
+    lines = table_text(results, "flops").splitlines()[1:]
+    assert [line.split()[-1] for line in lines] == [*(one.verdict.split()[-1] for one in results.ranking), "-"]
+
+
+def test_runs_name_their_processor_and_other_ones_are_said(place: Path, results: Results, capsys) -> None:
+    assert {run.processors for run in results.runs} == {(processor(),)}
+    assert results.ranking[0].processors == (processor(),)
+    assert not any("processors" in line for line in warnings(results))
+    first, *others = results.runs
+    mixed = results.model_copy(update={"runs": (first.model_copy(update={"processors": ("Abacus 3",)}), *others)})
+    assert any("several processors" in line and "Abacus 3" in line for line in warnings(mixed))
+    found = ranked(mixed.runs, mixed.document_bytes)
+    assert any("on several processors: Abacus 3" in sentence(one, 30) for one in found)
+    _say_other_processors(mixed, Progress(False, 60.0))
+    assert f"were made on Abacus 3; this processor is {processor()}" in capsys.readouterr().err
+
+
+def test_a_comparison_whose_budgets_left_the_entropy_model_out_is_not_gone_on_with(
+    place: Path, results: Results, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / "out").mkdir()
+    shutil.copy(place / "out" / EXPERIMENT_NAME, tmp_path / "out")
+    text = json.loads((place / "out/results.json").read_text())
+    for key in ("entropy_counted", "ranking", "rates"):
+        del text[key]
+    for run in text["runs"]:
+        del run["lr"], run["processors"]
+    (tmp_path / "out/results.json").write_text(json.dumps(text))
+    shutil.copytree(place / "in", tmp_path / "in")
+    (tmp_path / "systems.toml").write_text(SYSTEMS)
+    assert load_results(tmp_path / "out").runs[0].lr is None
+    assert "at equal useful training FLOPs (" in in_words(load_results(tmp_path / "out"))
+    assert main(arguments(tmp_path)) == 2
+    assert "budgets do not count the entropy model; choose another folder" in capsys.readouterr().err
+
+
 def test_another_budget_needs_another_folder(place: Path, capsys) -> None:
     assert main(arguments(place, "--budget", 9e9)) == 2
     assert "holds a comparison with budget_flops" in capsys.readouterr().err
@@ -233,17 +357,18 @@ def systems(text: str, folder: Path) -> Experiment:
 def test_systems_of_the_house_are_valid_and_of_like_size(tmp_path: Path) -> None:
     experiment = load_experiment()
     short, full = experiment.chosen(), experiment.chosen(full=True)
-    assert len(short) == 10
+    assert len(short) == 15
     assert set(short) < set(full)
     assert {experiment.systems[name].family for name in short} == {"bytes", "megabyte", "spacebyte", "bpe", "blt"}
     stacks, forward = set(), {}
     for name in full:
         model = settings_of(experiment, name).model
-        latent = model if name == "bpe" else getattr(model, "global_", None)
+        latent = model if name.startswith("bpe") else getattr(model, "global_", None)
         if latent is not None:
             stacks.add((latent.width, latent.layers, latent.heads, latent.feed_forward))
         size = {"none": 1, "static-4": 4, "bpe": 3}.get(experiment.systems[name].patching, 4.5)
         units = [round(3000 / size)]
+        assert model.tables.rows == 4096 or not model.has_tables
         work = useful_workload(model, *([[3000], units] if model.reads == "patches" else [units]))
         forward[name] = forward_flops(model, work).total / 3000
     assert len(stacks) == 1, "the global shape is that of all"
@@ -259,7 +384,7 @@ def test_what_a_system_does_not_say_is_as_in_the_one_it_is_like(tmp_path: Path) 
 
 
 def settings_of(experiment: Experiment, name: str) -> TrainSettings:
-    return TrainSettings.model_validate(experiment.recipe_of(name, Path("data"), Path("out"), 0, 10, 5))
+    return TrainSettings.model_validate(experiment.recipe_of(name, Path("data"), Path("out"), 0, 5, 10))
 
 
 @pytest.mark.parametrize(
@@ -271,7 +396,9 @@ def settings_of(experiment: Experiment, name: str) -> TrainSettings:
         (", stride = 4", "", "rule 'static' needs stride"),
         ("window = 64", "widow = 64", "patches.*widow"),
         ('better = "blt"', 'better = "moon"', "expected.1.better: there is no 'moon'"),
-        ("lr = 3e-3", "lr = 0", "optimizer.lr"),
+        ("lr = 1e-4", "lr = 0", "optimizer.lr"),
+        ("lr = [1e-3, 1e-2]", "lr = [1e-2, 1e-3]", "rates.*lr must ascend"),
+        ("lr = [1e-3, 1e-2]", "lr = [1e-2]", "rates.lr"),
     ],
 )
 def test_a_wrong_file_of_systems_is_one_clear_line(tmp_path: Path, before: str, after: str, complaint: str) -> None:

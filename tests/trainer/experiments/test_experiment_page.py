@@ -19,7 +19,7 @@ from trainer.evaluation.threshold_sweep_record import SWEEP, SWEEP_NAME, SweepPo
 from trainer.experiments.page.page import content, unbeaten, write_report
 from trainer.experiments.page.scaling import scaling_content
 from trainer.experiments.page.sentences import findings, warnings
-from trainer.experiments.results.results import Results, load_results, save_results
+from trainer.experiments.results.results import RateSweep, RateTried, Results, load_results, save_results
 from trainer.experiments.results.table import rows
 from trainer.experiments.scaling.study import study
 
@@ -96,10 +96,29 @@ def test_the_best_system_is_named_and_the_best_without_a_tokenizer() -> None:
     assert best.startswith("Lowest bits per byte at equal training FLOPs: bpe with 2.1")
     assert best.endswith("; blt-entropy-4.5 is 0.043 above.")
     assert "blt-entropy-4.5" in other
-    near = [run.model_copy(update={"bits_per_byte": 2.1 + 0.01 * run.seed}) for run in made_up_results().runs]
-    assert "no more than seeds differ" in findings(of(made_up_results(), runs=tuple(near)), "flops")[0]
+    lead = made_up_results().comparisons[0].model_copy(update={"better": "bpe", "worse": "blt-entropy-4.5"})
+    for low, high, words in ((-0.01, 0.09, "above, which is undecided."), (0.01, 0.08, "is 0.043 above.")):
+        ranking = (lead.model_copy(update={"low": low, "high": high}),)
+        assert findings(of(made_up_results(), ranking=ranking), "flops")[0].endswith(words)
     without = of(made_up_results(), runs=tuple(run for run in made_up_results().runs if run.system != "bpe"))
     assert len(findings(without, "flops")) == 1
+
+
+def test_a_best_rate_at_the_edge_is_warned_of_and_all_rates_are_shown() -> None:
+    tried = tuple(
+        RateTried(
+            lr=lr, bits_per_byte=bits, folder=Path(f"runs/rates/bpe/{lr}"), useful_flops=1e9, entropy_flops=0, seconds=9
+        )
+        for lr, bits in ((0.001, 2.4), (0.002, 2.2), (0.004, 2.3))
+    )
+    sweep = RateSweep(family="bpe", tables=False, system="bpe", seed=0, tried=tried)
+    assert (sweep.best.lr, sweep.at_edge) == (0.002, False)
+    inside, edge = (of(made_up_results(), rates=(sweep.model_copy(update={"tried": t}),)) for t in (tried, tried[1:]))
+    assert not any("edge" in line for line in warnings(inside))
+    assert any("bpe without tables is at the edge, 0.002" in line for line in warnings(edge))
+    markup = content(inside, "today")
+    assert "runs/rates/bpe/0.004" in markup
+    assert "3 runs, 3.0 GFLOP, 0:27" in markup
 
 
 def test_only_systems_that_nothing_beats_are_on_the_frontier() -> None:

@@ -27,10 +27,18 @@ from trainer.experiments.page.sentences import (
     tables_of,
     warnings,
 )
-from trainer.experiments.page.tables import described_systems, runs_table, sign, subsets_table, systems_table
+from trainer.experiments.page.tables import (
+    described_systems,
+    rates_table,
+    runs_table,
+    sign,
+    subsets_table,
+    systems_table,
+)
 from trainer.experiments.page.texts import picture_section, samples_section
 from trainer.experiments.results.results import RESULTS_NAME, Results, Table, load_results
 from trainer.experiments.results.table import Row, rows, runs_of
+from trainer.experiments.results.words import rates_cost
 from trainer.experiments.scaling.record import SCALING_NAME, load_scaling
 from trainer.metrics.files import REPORT_NAME
 from trainer.metrics.history import History
@@ -232,7 +240,9 @@ def content(results: Results, date: str, picture: Picture | None = None, samples
     top = header(results.title, facts(compared(results, date)) + listed(warnings(results), "warnings"))
     systems = section("Systems", described_systems(results) + runs_table(results))
     texts = [picture_section(picture), samples_section(results, samples)]
-    return "".join([top, *at[:1], orders, *at[1:], *subsets, *texts, systems])
+    tried = rates_table(results)
+    rates = section("Learning rates", tried, f"{rates_cost(results)}.") if tried else ""
+    return "".join([top, *at[:1], orders, *at[1:], *subsets, *texts, systems, rates])
 
 
 def _at(results: Results, table: Table) -> str:

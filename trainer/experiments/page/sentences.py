@@ -8,6 +8,7 @@ from trainer.drawing.forest import Difference
 from trainer.experiments.results.results import Comparison, Results, Table
 from trainer.experiments.results.statistics import FEW_DOCUMENTS
 from trainer.experiments.results.table import ALIKE, Row, budget_spread, rows, runs_of
+from trainer.experiments.results.words import rates_cost
 
 ALIKE_WORDS: dict[Table, str] = {"flops": "equal training FLOPs", "bytes": "equal bytes"}
 FEW_SEEDS = 5
@@ -20,7 +21,8 @@ def compared(results: Results, date: str) -> list[tuple[str, str]]:
         ("corpus", results.corpus),
         ("text", f"{quantity(results.train_bytes)}B to train on, {quantity(results.validation_bytes)}B of validation"),
     ]
-    budgets = {"flops": f"{quantity(results.budget_flops)}FLOP of training"}
+    counted = ", the entropy model counted" if results.entropy_counted else ""
+    budgets = {"flops": f"{quantity(results.budget_flops)}FLOP of training{counted}"}
     if results.budget_bytes is not None:
         budgets["bytes"] = f"{quantity(results.budget_bytes)}B of text"
     found += [
@@ -32,6 +34,8 @@ def compared(results: Results, date: str) -> list[tuple[str, str]]:
         tokens = results.tokenizer
         words = f"{tokens.vocabulary:,} tokens, {tokens.bytes_per_token:.2f} bytes each, trained on the training split"
         found.append(("BPE tokenizer", words))
+    if results.rates:
+        found.append(("cost of choosing rates", rates_cost(results)))
     return [*found, ("machine", results.machine), ("recorded", date)]
 
 
@@ -51,7 +55,7 @@ def findings(results: Results, table: Table) -> list[str]:
         return []
     best = found[0]
     bits = _bits(best.bits_per_byte, best.spread)
-    words = [f"Lowest bits per byte at {ALIKE_WORDS[table]}: {best.system} with {bits}{_lead(found)}."]
+    words = [f"Lowest bits per byte at {ALIKE_WORDS[table]}: {best.system} with {bits}{_lead(found, results, table)}."]
     of_bytes = next((row for row in found if row.family != "bpe"), None)
     if best.family == "bpe" and of_bytes is not None:
         share = of_bytes.bits_per_byte / best.bits_per_byte - 1
@@ -62,14 +66,16 @@ def findings(results: Results, table: Table) -> list[str]:
     return words
 
 
-def _lead(found: Sequence[Row]) -> str:
-    """How far the next system is, and whether seeds differ as much."""
+def _lead(found: Sequence[Row], results: Results, table: Table) -> str:
+    """How far the next system is, and whether that is undecided: whether the interval over seeds holds 0."""
     if len(found) < 2:
         return ""
     best, second = found[:2]
-    gap, spread = second.bits_per_byte - best.bits_per_byte, max(best.spread or 0.0, second.spread or 0.0)
-    chance = ", no more than seeds differ" if gap <= spread else ""
-    return f"; {second.system} is {gap:.3f} above{chance}"
+    gap = second.bits_per_byte - best.bits_per_byte
+    pair = (table, best.system, second.system)
+    known = (one.verdict for one in results.ranking if (one.table, one.better, one.worse) == pair)
+    undecided = ", which is undecided" if next(known, None) == "undecided" else ""
+    return f"; {second.system} is {gap:.3f} above{undecided}"
 
 
 def _bits(value: float, spread: float | None) -> str:
@@ -86,6 +92,18 @@ def warnings(results: Results) -> list[str]:
             f"The validation split holds {len(results.document_bytes)} documents: intervals over documents need "
             f"{FEW_DOCUMENTS} or more to mean anything."
         )
+    processors = sorted({name for run in results.runs for name in run.processors})
+    if len(processors) > 1:
+        found.append(
+            f"Runs were made on several processors, so some of a difference may be theirs: {'; '.join(processors)}."
+        )
+    for sweep in results.rates:
+        if sweep.at_edge:
+            kind = f"{sweep.family} {'with' if sweep.tables else 'without'} tables"
+            found.append(
+                f"The best learning rate that was tried for {kind} is at the edge, {sweep.best.lr:g}: a better one may "
+                "lie beyond."
+            )
     for table in tables_of(results):
         runs = runs_of(results, table)
         if budget_spread(results, table) > ALIKE:

@@ -53,6 +53,10 @@ COLUMNS: tuple[Column, ...] = (
     ("time", "Of training, without start and validations.", lambda of: clock(of.seconds)),
 )
 """All FLOPs are useful ones: what documents ask for, without padding."""
+LEAD = (
+    "before the next",
+    "Bits per byte that the next system needs more; undecided where the interval over seeds holds 0.",
+)
 
 
 def systems_table(results: Results, of: Table) -> str:
@@ -60,9 +64,13 @@ def systems_table(results: Results, of: Table) -> str:
     found = rows(results, of)
     if not found:
         return ""
-    heads = ["system", *(head for head, _, _ in COLUMNS)]
-    lines = [[named(results, row.system), *(cell(row) for _, _, cell in COLUMNS)] for row in found]
-    meanings = described("What the columns mean", [(head, words) for head, words, _ in COLUMNS])
+    heads = ["system", *(head for head, _, _ in COLUMNS), LEAD[0]]
+    leads = {one.better: f"{one.mean:+.4f} {one.verdict}" for one in results.ranking if one.table == of}
+    lines = [
+        [named(results, row.system), *(cell(row) for _, _, cell in COLUMNS), leads.get(row.system, "–")]
+        for row in found
+    ]
+    meanings = described("What the columns mean", [*((head, words) for head, words, _ in COLUMNS), LEAD])
     return table(heads, lines, f"Systems at {ALIKE_WORDS[of]}, the least bits per byte first") + meanings
 
 
@@ -113,14 +121,34 @@ def runs_table(results: Results) -> str:
             f"{run.bits_per_byte:.4f}",
             f"{run.steps:,}",
             f"{run.bytes:,}",
-            f"{run.useful_flops:.4e}",
+            f"{run.whole_flops:.4e}",
+            "–" if run.lr is None else f"{run.lr:g}",
             clock(run.seconds),
             str(run.folder),
         ]
         for run in results.runs
     ]
-    heads = ["system", "table", "seed", "bits/byte", "steps", "bytes", "FLOP", "time", "run"]
+    heads = ["system", "table", "seed", "bits/byte", "steps", "bytes", "FLOP", "rate", "time", "run"]
     return f"<details><summary>All runs: {len(lines)}</summary>{table(heads, lines, 'All runs', 'words')}</details>"
+
+
+def rates_table(results: Results) -> str:
+    """The learning rates that were tried; empty where none were."""
+    if not results.rates:
+        return ""
+    lines = [
+        [
+            f"{sweep.family}, {'with' if sweep.tables else 'without'} tables",
+            named(results, sweep.system) if sweep.system in {one.name for one in results.systems} else sweep.system,
+            f"{one.lr:g}",
+            _marked(one.bits_per_byte, sweep.best.bits_per_byte),
+            clock(one.seconds),
+            str(one.folder),
+        ]
+        for sweep in results.rates
+        for one in sweep.tried
+    ]
+    return table(["systems", "tried on", "rate", "bits/byte", "time", "run"], lines, "Learning rates tried", "words")
 
 
 def named(results: Results, system: str) -> str:

@@ -45,10 +45,17 @@ def result_of(experiment: Path, run: Path, table: Table, system: str, seed: int)
         folder=run.relative_to(experiment),
         steps=last.step,
         passes=last.bytes / train,
+        lr=history.config["optimizer"]["lr"],
+        processors=processors_of(history),
         **last.model_dump(exclude={"step"}),
         curve=curve(history, points),
         **score.model_dump(exclude={"run", "documents", "document_bytes"}),
     )
+
+
+def processors_of(history: History) -> tuple[str, ...]:
+    """Names of the processors that a run was started on."""
+    return tuple(sorted({start["processor"][:200] for start in history.starts if start.get("processor")}))
 
 
 class Spent(Settings):

@@ -4,7 +4,7 @@ FOLDER/results.json is the record; tables, pictures and pages are made from it a
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,8 @@ Table = Literal["flops", "bytes"]
 """What all runs of a table have alike: useful training FLOPs, or bytes of text trained on."""
 Family = Literal["bytes", "megabyte", "spacebyte", "bpe", "blt"]
 """What a system is made of."""
+Processors = Annotated[tuple[Annotated[str, Field(max_length=200)], ...], Field(max_length=64)]
+"""Names of processors, sorted, each once."""
 
 
 class System(Settings):
@@ -70,6 +72,41 @@ class Scored(Settings):
         return self.parameters - self.table_parameters
 
 
+class RateTried(Settings):
+    """A short run that tries a learning rate."""
+
+    lr: Value
+    bits_per_byte: Value
+    folder: PathInside
+    """The run's folder, relative to the experiment's."""
+    useful_flops: Value
+    entropy_flops: Value
+    seconds: Value
+    processors: Processors = ()
+
+
+class RateSweep(Settings):
+    """The learning rates that were tried for the systems of a family, with n-gram tables or without."""
+
+    family: Family
+    tables: bool
+    system: str
+    """On which they were tried."""
+    seed: Count
+    tried: tuple[RateTried, ...] = Field(min_length=1)
+    """By rate, ascending."""
+
+    @property
+    def best(self) -> RateTried:
+        """The one with the least bits per byte."""
+        return min(self.tried, key=lambda one: one.bits_per_byte)
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the best is the smallest or the largest that was tried: a better one may lie beyond."""
+        return self.best in (self.tried[0], self.tried[-1])
+
+
 class RunResult(Scored):
     """One system, one seed, one budget: one run and what it scored."""
 
@@ -89,7 +126,16 @@ class RunResult(Scored):
     """Of the entropy model's forward passes over the text trained on: what finding its patches costs. 0 without one."""
     seconds: Value
     """Of training, without start and validations."""
+    lr: Value | None = None
+    """Peak learning rate; None in records of before it was kept."""
+    processors: Processors = ()
+    """Names of those that it ran on: several where it was stopped and went on elsewhere."""
     curve: tuple[Point, ...] = ()
+
+    @property
+    def whole_flops(self) -> float:
+        """Of training and of finding the patches of what was trained on."""
+        return self.useful_flops + self.entropy_flops
 
 
 class Comparison(Settings):
@@ -109,6 +155,8 @@ class Comparison(Settings):
     document_low: Value | None
     document_high: Value | None
     """Bounds of that over validation documents: a bootstrap that draws documents, seeds averaged; None with one."""
+    processors: Processors = ()
+    """Names of those that the pairs ran on: with several, some of a difference may be theirs."""
 
     @property
     def verdict(self) -> Literal["holds", "does not hold", "undecided"]:
@@ -139,6 +187,8 @@ class Results(Settings):
     """Bytes of text of each validation document, in the dataset's order."""
     budget_flops: Value
     """Useful training FLOPs of a run of the table at equal FLOPs."""
+    entropy_counted: bool = False
+    """Whether that budget counts what the entropy model spends on the text trained on; records of before it did not."""
     budget_bytes: Count | None = None
     """Bytes of a run of the table at equal bytes; None without one."""
     machine: str
@@ -147,13 +197,17 @@ class Results(Settings):
     systems: tuple[System, ...]
     runs: tuple[RunResult, ...]
     comparisons: tuple[Comparison, ...] = ()
+    """Expected orders."""
+    ranking: tuple[Comparison, ...] = ()
+    """Each system with the next in its table."""
+    rates: tuple[RateSweep, ...] = ()
 
     @model_validator(mode="after")
     def _of_systems(self) -> "Results":
         names = {system.name for system in self.systems}
         if len(names) < len(self.systems):
             raise ValueError("systems: two have one name")
-        used = [name for one in self.comparisons for name in (one.better, one.worse)]
+        used = [name for one in (*self.comparisons, *self.ranking) for name in (one.better, one.worse)]
         for named in [run.system for run in self.runs] + used:
             if named not in names:
                 raise ValueError(f"{named!r} is none of the systems")

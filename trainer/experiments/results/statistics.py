@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import pairwise
 from statistics import fmean
 
 import numpy as np
@@ -89,6 +90,22 @@ def compared(
     return tuple(found)
 
 
+def ranked(runs: Sequence[RunResult], sizes: Sequence[int]) -> tuple[Comparison, ...]:
+    """Each system with the next one in the order of mean bits per byte, table by table; arguments as of `compared`."""
+    found = []
+    for table in sorted({run.table for run in runs}, reverse=True):
+        own: dict[str, dict[int, RunResult]] = {}
+        for run in runs:
+            if run.table == table:
+                own.setdefault(run.system, {})[run.seed] = run
+        order = sorted(own, key=lambda system: fmean(run.bits_per_byte for run in own[system].values()))
+        for better, worse in pairwise(order):
+            if seeds := sorted(own[better].keys() & own[worse].keys()):
+                pairs = [(own[better][seed], own[worse][seed]) for seed in seeds]
+                found.append(compare(table, pairs, np.array(sizes, np.float64)))
+    return tuple(found)
+
+
 def best_of(name: str, systems: Sequence[System], runs: Iterable[RunResult]) -> str | None:
     """The system of this name; of a family of this name the one with the least bits per byte, None where none has run.
 
@@ -119,6 +136,7 @@ def compare(table: Table, pairs: Sequence[tuple[RunResult, RunResult]], sizes: n
         low=seeds.low,
         high=seeds.high,
         confidence=CONFIDENCE,
+        processors=tuple(sorted({name for pair in pairs for run in pair for name in run.processors})),
         document_low=documents.low,
         document_high=documents.high,
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from statistics import fmean, stdev
 from typing import Any
 
@@ -48,6 +49,11 @@ class Row:
     """FLOPs a byte at inference of the flat byte model over those of this one; None without a flat byte model."""
     speed_up_whole: float | None
     """The same with the entropy model's FLOPs counted."""
+
+    @property
+    def whole_flops(self) -> float:
+        """Of training, with the entropy model."""
+        return self.useful_flops + self.entropy_flops
 
     @property
     def whole_flops_per_byte(self) -> float:
@@ -111,7 +117,8 @@ def _row(system: System, runs: Sequence[RunResult], flat: float | None, results:
 
 def budget_spread(results: Results, table: Table) -> float:
     """How much more the largest budget of a table is than the smallest, as a share of it; 0 with at most one run."""
-    budgets = [run.useful_flops if table == "flops" else run.bytes for run in results.runs if run.table == table]
+    flops = attrgetter("whole_flops" if results.entropy_counted else "useful_flops")
+    budgets = [flops(run) if table == "flops" else run.bytes for run in results.runs if run.table == table]
     return max(budgets) / min(budgets) - 1 if budgets and min(budgets) > 0 else 0.0
 
 

@@ -10,6 +10,7 @@ from trainer.experiments.results.statistics import FEW_DOCUMENTS
 from trainer.experiments.results.table import Row, budget_spread, rows, runs_of
 
 TITLES: dict[Table, str] = {"flops": "at equal useful training FLOPs", "bytes": "at equal bytes of text trained on"}
+COUNTED = "the entropy model's over that text counted"
 
 
 def in_words(results: Results) -> str:
@@ -18,12 +19,35 @@ def in_words(results: Results) -> str:
     for table, title in TITLES.items():
         if runs_of(results, table):
             spread = f"budgets {budget_spread(results, table):.2%} apart at most"
-            texts.append("\n".join([f"{title} ({spread}):", table_text(results, table)]))
+            what = f"{title}, {COUNTED}" if table == "flops" and results.entropy_counted else title
+            texts.append("\n".join([f"{what} ({spread}):", table_text(results, table)]))
         documents = len(results.document_bytes)
         lines = [sentence(found, documents) for found in results.comparisons if found.table == table]
         if lines:
             texts.append("\n".join(lines))
+    if results.rates:
+        texts.append(rates_text(results))
     return "\n\n".join(texts)
+
+
+def rates_text(results: Results) -> str:
+    """The learning rates that were tried, and what that cost: no budget counts it."""
+    lines = [
+        [
+            f"{sweep.family}{', tables' if sweep.tables else ''}",
+            f"{sweep.best.lr:g}{' (at the edge)' if sweep.at_edge else ''}",
+            ", ".join(f"{one.lr:g}: {one.bits_per_byte:.4f}" for one in sweep.tried),
+        ]
+        for sweep in results.rates
+    ]
+    return f"{rates_cost(results)}\n{aligned(['family', 'best', 'bits/byte by rate'], lines)}"
+
+
+def rates_cost(results: Results) -> str:
+    """What trying rates cost, in words."""
+    tried = [one for sweep in results.rates for one in sweep.tried]
+    flops, seconds = (sum(of) for of in zip(*((one.useful_flops + one.entropy_flops, one.seconds) for one in tried)))
+    return f"learning rates, tried apart from all budgets: {len(tried)} runs, {quantity(flops)}FLOP, {clock(seconds)}"
 
 
 COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
@@ -31,22 +55,29 @@ COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("seeds", lambda row: str(row.seeds)),
     ("parameters", lambda row: _amount(row.parameters)),
     ("of tables", lambda row: _amount(row.table_parameters)),
-    ("train FLOP/B", lambda row: _amount(row.useful_flops / row.bytes)),
-    ("FLOP/B", lambda row: _amount(row.flops_per_byte)),
-    ("entropy model's", lambda row: _amount(row.entropy_flops_per_byte)),
+    ("train FLOP/B", lambda row: _amount(row.whole_flops / row.bytes)),
+    ("FLOP/B", lambda row: _amount(row.whole_flops_per_byte)),
+    ("of entropy model", lambda row: _amount(row.entropy_flops_per_byte)),
     ("bytes", lambda row: _amount(row.bytes)),
     ("passes", lambda row: f"{row.passes:.2f}"),
     ("time", lambda row: clock(row.seconds)),
     ("bytes/patch", lambda row: _figure(row.bytes_per_patch)),
     ("patches/token", lambda row: _figure(row.patches_per_token)),
-    ("speed-up", lambda row: _figure(row.speed_up)),
+    ("speed-up", lambda row: _figure(row.speed_up_whole)),
 )
 
 
 def table_text(results: Results, table: Table) -> str:
-    """A line a system, the least bits per byte first."""
-    lines = [[row.system, *(cell(row) for _, cell in COLUMNS)] for row in rows(results, table)]
-    return aligned(["system", *(head for head, _ in COLUMNS)], lines)
+    """A line a system, the least bits per byte first, and how surely it is before the next."""
+    leads = {one.better: one for one in results.ranking if one.table == table}
+    lines = [
+        [row.system, *(cell(row) for _, cell in COLUMNS), _lead(leads.get(row.system))] for row in rows(results, table)
+    ]
+    return aligned(["system", *(head for head, _ in COLUMNS), "before the next"], lines)
+
+
+def _lead(found: Comparison | None) -> str:
+    return "-" if found is None else f"{found.mean:+.4f} {found.verdict}"
 
 
 def sentence(found: Comparison, documents: int) -> str:
@@ -60,6 +91,8 @@ def sentence(found: Comparison, documents: int) -> str:
     over_documents = (
         f"over {documents:,} document{'s' * (documents != 1)} {_interval(found.document_low, found.document_high)}{few}"
     )
+    if len(found.processors) > 1:
+        over_documents += f"; on several processors: {', '.join(found.processors)}"
     return one_line(
         f"{found.better} before {found.worse}: {found.verdict}; {found.worse} minus {found.better} is "
         f"{found.mean:+.4f} bits/byte ({over_seeds}, {over_documents})"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -86,7 +87,8 @@ def plan(grid: Grid, experiment: Experiment, data: dict[str, Path], out: Path) -
     planned = []
     for place in grid.places():
         folder, text = out / "runs" / place.name, data[experiment.systems[place.system].patching]
-        recipe, _ = recipe_within(experiment, place.system, text, folder, place.seed, 1, place.budget, "flops")
+        recipe_of = partial(experiment.recipe_of, place.system, text, folder, place.seed, 1)
+        recipe, _ = recipe_within(recipe_of, place.budget, "model_flops")
         planned.append(PlannedRun(place.name, recipe, place=place))
     return planned
 

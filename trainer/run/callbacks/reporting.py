@@ -11,6 +11,7 @@ from trainer.metrics.files import keep_lines_up_to
 from trainer.metrics.formulas import validation_metrics
 from trainer.metrics.loggers import JsonLines, Loggers
 from trainer.metrics.subset_score import SubsetScore
+from trainer.node import processor
 from trainer.provenance.run_folder import METRICS_NAME, STARTS_NAME
 from trainer.run.callbacks.base import Callback
 from trainer.run.job import Job
@@ -37,6 +38,7 @@ class MetricsWriter(Callback):
             "time": time.time(),
             "ranks": job.world.size,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "processor": processor(),
             "peak_flops": job.metrics.peak,
             "dtype": job.settings.run.dtype,
             "torch": torch.__version__,
