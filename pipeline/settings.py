@@ -116,8 +116,9 @@ class OutputSettings(Settings):
     format: ShardFormat = "arrow"
     sidecar: SidecarType = "none"
     scoring: ScoringSettings | None = None
-    """None when no entropies are needed."""
+    """None when no entropies are needed, and for a model that counts, which none of these settings reaches."""
     entropy_model_sha256: str | None = None
+    """None when no entropies are needed."""
 
 
 class ExecutorSettings(Settings):

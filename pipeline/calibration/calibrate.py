@@ -98,7 +98,6 @@ def calibrate(
     patching, before = _calibrated(draft, identity, train, counted)
     patches = patches_of(counted, patching)
     checked = None if held_out is None else patches_of(source.entropies(held_out.documents, draft), patching)
-    assert source.numerics is not None, "entropies have been opened"
     result = PatchingFile(
         patching=patching,
         identity=identity,

@@ -88,7 +88,8 @@ class PatchingFile(Settings):
     patching: PatchingSettings
     identity: CalibrationIdentity
     format_version: Literal[2] = FORMAT_VERSION
-    numerics: NumericsClass
+    numerics: NumericsClass | None
+    """Of the entropies; None of those of a model that counts."""
     mean_patch_size: float
     """In bytes, realised on the sample."""
     subsets: dict[str, float]

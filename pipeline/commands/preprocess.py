@@ -29,7 +29,7 @@ from pipeline.run.driver import make_plan, preprocess
 from pipeline.run.dry_run import dry_run
 from pipeline.run.report import Report
 from pipeline.run.summary import exit_code, print_summary
-from pipeline.scoring.options import add_scoring_arguments, entropy_model_sha256
+from pipeline.scoring.options import add_scoring_arguments, entropy_model_sha256, scoring_of
 from pipeline.settings import (
     SPLIT_NAMES,
     ExecutorSettings,
@@ -180,7 +180,7 @@ def job_of(arguments: argparse.Namespace) -> tuple[Job, ExecutorSettings]:
         patching=patching,
         format=arguments.format,
         sidecar=sidecar,
-        scoring=settings_of(arguments, ScoringSettings) if sha256 is not None else None,
+        scoring=scoring_of(arguments.entropy_model, settings_of(arguments, ScoringSettings)) if sha256 else None,
         entropy_model_sha256=sha256,
     )
     executor = _executor(arguments, output.scoring)

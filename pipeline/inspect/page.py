@@ -147,8 +147,8 @@ def _facts(dataset: Dataset) -> list[tuple[str, str]]:
         facts.append(("theta by subset", by_subset))
     if identity.entropy_model is not None:
         numerics = identity.entropy_model.numerics
-        model = identity.entropy_model.sha256[:SHORT]
-        facts.append(("entropy model", f"{model}, scored in {numerics.dtype} on {numerics.device}"))
+        scored = "which counts" if numerics is None else f"scored in {numerics.dtype} on {numerics.device}"
+        facts.append(("entropy model", f"{identity.entropy_model.sha256[:SHORT]}, {scored}"))
     amount = f"{counted(totals.documents, 'document')}, {totals.bytes:,} bytes"
     on_disk = f"{quantity(manifest.bytes_on_disk)}B on disk"
     facts.append(("holds", f"{amount} in {counted(manifest.shard_count, 'shard')}, {on_disk}"))

@@ -91,7 +91,8 @@ def _made_by(identity: DatasetIdentity) -> Iterator[str]:
             f"{name} {theta:.4g}" for name, theta in identity.patching.thetas.items()
         )
     if identity.entropy_model is not None:
-        yield f"  entropy model {identity.entropy_model.sha256[:16]}, scored in {identity.entropy_model.numerics.dtype}"
+        model, numerics = identity.entropy_model.sha256[:16], identity.entropy_model.numerics
+        yield f"  entropy model {model}, " + ("which counts" if numerics is None else f"scored in {numerics.dtype}")
 
 
 def _by_subset(subsets: dict[str, SubsetTotals], totals: SubsetTotals, patched: bool) -> Iterator[str]:

@@ -305,7 +305,8 @@ def source_digest(plan: Plan, content: str, reading: ReadSettings) -> str:
 def write_manifests(job: Job, run: RunFile, content: str) -> None:
     """Commit both datasets, from the markers of all splits. ``content``: digest of what was read."""
     entropy_model = None
-    if job.output.entropy_model_sha256 is not None and run.numerics is not None:
+    counts = job.output.scoring is None
+    if job.output.entropy_model_sha256 is not None and (counts or run.numerics is not None):
         entropy_model = EntropyModelIdentity(sha256=job.output.entropy_model_sha256, numerics=run.numerics)
     for name in SPLIT_NAMES:
         identity = DatasetIdentity(

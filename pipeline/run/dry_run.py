@@ -54,7 +54,7 @@ def dry_run(job: Job, inputs: Sequence[Path | str], executor: ExecutorSettings) 
 
 def _trial(job: Job, plan: Plan) -> tuple[int, float]:
     """Input bytes and seconds of reading, scoring and cutting records from the beginnings of some splits."""
-    scorer = load_scorer(job.entropy_model, job.output.scoring)[0] if job.output.scoring is not None else None
+    scorer = load_scorer(job.entropy_model, job.output.scoring)[0] if job.entropy_model is not None else None
     wanted = min(max(plan.bytes * TRIAL_FRACTION, 2**16), TRIAL_BYTES)
     started = time.perf_counter()
     used = 0

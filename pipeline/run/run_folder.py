@@ -122,7 +122,8 @@ def has_datasets(out: Path, run: RunFile, has: Has) -> bool:
         if not has(f"{name}/{MANIFEST_NAME}", None) or not _tables_in_place(out, has, name):
             return False
         models = (f"{name}/{ENTROPY_MODEL_FOLDER}/{file}" for file in (CONFIG_FILE, WEIGHTS_FILE))
-        if run.numerics is not None and not all(has(file, None) for file in models):
+        scored = run.numerics is not None or run.identity.get("entropy_model_sha256") is not None
+        if scored and not all(has(file, None) for file in models):
             return False
     return True
 

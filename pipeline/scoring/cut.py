@@ -4,14 +4,14 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 
 from pipeline.records import CHUNK, Record, Records, chunks_of
 from pipeline.settings import SplitName
 from shared.bpe.encoder import ChunkedSubwords, SubwordEncoder
-from shared.inputs import Inputs
+from shared.inputs import DocumentScorer, Inputs
 from shared.patching import PatchingSettings
 from shared.patching.chunks import ChunkedLengths
 from shared.patching.lengths import patch_lengths_flat
@@ -19,9 +19,6 @@ from shared.shards.document import Row
 from shared.shards.rows import Rows, rows_of
 from shared.shards.spans import Spans
 from shared.vocabulary import BOS, EOS, byte_tokens, document_tokens
-
-if TYPE_CHECKING:
-    from shared.models.scoring import Scorer
 
 LONGEST_PART = 2**22
 """Bytes of a row: a longer document becomes several, each a record batch of its own."""
@@ -111,7 +108,7 @@ class Piece:
 
 
 def pieces(
-    batches: Iterable[Records], scorer: "Scorer | None", longest: int = LONGEST_PART
+    batches: Iterable[Records], scorer: DocumentScorer | None, longest: int = LONGEST_PART
 ) -> Iterator[Piece | Records]:
     """Documents with their entropies piece by piece; where there is no scorer, short ones together, as they come.
 

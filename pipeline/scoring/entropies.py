@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import IO, Protocol
 
 import numpy as np
 
 from pipeline.read.formats.datasets import documents_at
 from pipeline.records import chunks_of
 from pipeline.scoring.load_scorer import load_scorer
+from pipeline.scoring.options import scoring_of
 from pipeline.settings import ScoringSettings
 from shared.errors import DatasetError
-from shared.inputs import Inputs
+from shared.inputs import DocumentScorer, Inputs
 from shared.io.display.progress import ByteProgress
 from shared.patching import PatchingSettings
 from shared.patching.grid import dequantise, quantise
@@ -25,9 +26,6 @@ from shared.shards.dataset import Dataset
 from shared.shards.manifest import DatasetIdentity, NumericsClass
 from shared.shards.runs import ROW_BITS, Runs
 from shared.vocabulary import BOS, byte_tokens
-
-if TYPE_CHECKING:
-    from shared.models.scoring import Scorer
 
 PIECE = 2**20
 """Entropies that are read at a time."""
@@ -175,7 +173,7 @@ class StoredEntropies:
 class ScoredEntropies:
     """Entropies that a model gives, kept in a nameless file that is gone with this object."""
 
-    def __init__(self, documents: Documents, scorer: "Scorer", folder: Path, quantised: bool) -> None:
+    def __init__(self, documents: Documents, scorer: DocumentScorer, folder: Path, quantised: bool) -> None:
         """Score all documents. ``quantised``: keep of each only its place on the sidecar grid.
 
         Raises DatasetError.
@@ -221,16 +219,16 @@ class EntropySource:
         """``entropy_model``: folder of the entropy model, ``folder``: for the entropies that are scored."""
         self.sha256 = sha256
         self.numerics: NumericsClass | None = None
-        """Of the entropies that were opened first."""
+        """Of the entropies that were opened first; None of those of a model that counts."""
         self._entropy_model, self._scoring, self._folder = entropy_model, scoring, folder
-        self._scorer: Scorer | None = None
+        self._scorer: DocumentScorer | None = None
 
     def is_kept(self, dataset: DatasetIdentity, draft: PatchingSettings) -> bool:
         """Whether a dataset's sidecar decides as the model itself would."""
         if dataset.entropy_model is None or dataset.entropy_model.sha256 != self.sha256:
             return False
-        keys = {"dtype", "stream_length", "threads"}
-        if dataset.entropy_model.numerics.model_dump(include=keys) != self._scoring.model_dump(include=keys):
+        keys, numerics = {"dtype", "stream_length", "threads"}, dataset.entropy_model.numerics
+        if numerics is not None and numerics.model_dump(include=keys) != self._scoring.model_dump(include=keys):
             return False
         return dataset.decides(draft)
 
@@ -242,6 +240,6 @@ class EntropySource:
             self.numerics = self.numerics or identity.entropy_model.numerics
             return StoredEntropies(documents)
         if self._scorer is None:
-            self._scorer, numerics = load_scorer(self._entropy_model, self._scoring)
+            self._scorer, numerics = load_scorer(self._entropy_model, scoring_of(self._entropy_model, self._scoring))
             self.numerics = self.numerics or numerics
         return ScoredEntropies(documents, self._scorer, self._folder, draft.grid and draft.rule == "entropy")

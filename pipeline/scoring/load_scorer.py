@@ -2,19 +2,27 @@
 
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline.settings import PipelineError, ScoringSettings
+from shared.inputs import DocumentScorer
 from shared.io.display.log import LOG
 from shared.model_folder.identity import PackedModel
 from shared.shards.manifest import NumericsClass
 
-if TYPE_CHECKING:
-    from shared.models.scoring import Scorer
 
+def load_scorer(
+    entropy_model: Path | PackedModel | None, scoring: ScoringSettings | None
+) -> tuple[DocumentScorer, NumericsClass | None]:
+    """The entropy model ready to score, and the numerics class that a probe finds it in (law 5).
 
-def load_scorer(entropy_model: Path | PackedModel | None, scoring: ScoringSettings) -> "tuple[Scorer, NumericsClass]":
-    """The entropy model ready to score, and the numerics class that a probe finds it in (law 5)."""
+    ``scoring`` is None for a model that counts, which has no such class and needs no torch.
+    """
+    if scoring is None:
+        from shared.counts.files import load_counts
+        from shared.counts.scorer import CountScorer
+
+        assert entropy_model is not None, "scoring is asked for together with a model"
+        return CountScorer(load_counts(entropy_model)), None
     import torch
 
     from shared.model_folder.files import load_entropy_model

@@ -7,8 +7,8 @@ from pipeline.options import add_options
 from pipeline.settings import PipelineError, ScoringSettings
 from shared.io.files.path_kinds import model_folder_at
 from shared.io.programs.command_line import path_option
-from shared.model_folder.identity import load_settings, model_sha256
-from shared.model_settings import EntropyModelSettings
+from shared.model_folder.identity import model_sha256, stored_settings
+from shared.model_settings import CountsSettings, EntropyModelSettings
 
 OPTIONS: dict[str, tuple[str | None, str]] = {
     "stream_length": ("T", "tokens of a pass"),
@@ -20,7 +20,7 @@ OPTIONS: dict[str, tuple[str | None, str]] = {
 
 def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of everything that runs an entropy model."""
-    group = parser.add_argument_group("entropy model")
+    group = parser.add_argument_group("entropy model", "one that counts has no use for the other options")
     group.add_argument(
         "--entropy-model",
         type=lambda text: model_folder_at(path_option(text)),
@@ -34,8 +34,13 @@ def entropy_model_sha256(folder: Path | None, needed_by: str) -> str:
     """The identity of the entropy model in a folder. Raises PipelineError or ModelFileError if there is none."""
     if folder is None:
         raise PipelineError(f"{needed_by} needs --entropy-model, the folder of an entropy model")
-    if not isinstance(load_settings(folder), EntropyModelSettings):
+    if not isinstance(stored_settings(folder), EntropyModelSettings | CountsSettings):
         raise PipelineError(
             f"--entropy-model {folder} holds a byte latent transformer; its entropy model is in {folder}/entropy_model"
         )
     return model_sha256(folder)
+
+
+def scoring_of(folder: Path, scoring: ScoringSettings) -> ScoringSettings | None:
+    """How the entropy model in a folder is run; None for one that counts, which looks up. Raises ModelFileError."""
+    return None if isinstance(stored_settings(folder), CountsSettings) else scoring

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import replace
 from itertools import repeat
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -31,12 +31,10 @@ from pipeline.splits.marker import (
 )
 from pipeline.splits.pipelining import ahead, behind
 from pipeline.splits.selection import RecordStatus, content_surveyed, selects, statuses_of
+from shared.inputs import DocumentScorer
 from shared.shards.manifest import MOST_ROWS, ShardEntry
 from shared.shards.rows import Rows
 from shared.shards.writer import ShardWriter
-
-if TYPE_CHECKING:
-    from shared.models.scoring import Scorer
 
 Progress = Callable[[int], None]
 READ_AHEAD = 2**24
@@ -52,7 +50,7 @@ def process_split(
     job: Job,
     split: Split,
     run: str,
-    scorer: "Scorer | None" = None,
+    scorer: DocumentScorer | None = None,
     progress: Progress = lambda _: None,
     shard_bytes: int = LARGEST_SPLIT,
 ) -> Marker:

@@ -3,7 +3,7 @@
 import time
 import traceback
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pipeline.plan import LARGEST_SPLIT, Split
 from pipeline.read import Seen, read_split
@@ -15,13 +15,11 @@ from pipeline.splits.marker import Counts
 from pipeline.splits.place import commit, working
 from pipeline.splits.process import Progress, process_split
 from pipeline.splits.selection import selects, survey_split
+from shared.inputs import DocumentScorer
 from shared.io.stores.locations import without_secrets
 from shared.io.stores.transient_errors import is_transient
 from shared.model_folder.identity import PackedModel
 from shared.shards.manifest import NumericsClass
-
-if TYPE_CHECKING:
-    from shared.models.scoring import Scorer
 
 
 class NumericsError(PipelineError):
@@ -67,10 +65,10 @@ class Worker:
     def __init__(self, job: Job, model: PackedModel | None = None) -> None:
         """``model``: the entropy model where its folder cannot be seen."""
         self._job = job
-        self._scorer: Scorer | None = None
+        self._scorer: DocumentScorer | None = None
         self.numerics: NumericsClass | None = None
-        """None when nothing is scored."""
-        if job.output.scoring is not None:
+        """None when no network scores."""
+        if job.entropy_model is not None:
             self._scorer, self.numerics = load_scorer(model or job.entropy_model, job.output.scoring)
 
     def process(self, split: Split, task: Task, progress: Progress = lambda _: None) -> Outcome:

@@ -8,7 +8,14 @@ import numpy as np
 
 from shared.counts.table import ENTROPIES, KEYS, ROOT, CountModel
 from shared.errors import ModelFileError
-from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE, PackedModel, canonical_settings, stored_settings
+from shared.model_folder.identity import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    PackedModel,
+    canonical_settings,
+    check_model,
+    stored_settings,
+)
 from shared.model_folder.tensor_header import TensorEntry, file_header, read_header
 from shared.model_settings import CountsSettings
 
@@ -25,8 +32,13 @@ def write_counts(folder: Path, settings: CountsSettings, tensors: Mapping[str, n
     (folder / CONFIG_FILE).write_text(canonical_settings(settings))
 
 
-def load_counts(folder: str | Path | PackedModel) -> CountModel:
-    """The counts model in a folder, whose table is mapped, or in memory. Raises ModelFileError."""
+def load_counts(folder: str | Path | PackedModel, sha256: str | None = None) -> CountModel:
+    """The counts model in a folder, whose table is mapped, or in memory. ``sha256``: of the recorded one, if one was.
+
+    Raises IdentityError when it is not that one, ModelFileError.
+    """
+    if sha256 is not None:
+        check_model(folder, sha256)
     where = f"{folder}/{WEIGHTS_FILE}"
     settings = folder.settings if isinstance(folder, PackedModel) else stored_settings(folder)
     if not isinstance(settings, CountsSettings):

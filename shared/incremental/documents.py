@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shared.counts.rows import CountRows
+from shared.counts.table import CountModel
 from shared.incremental.blt import BltRows
 from shared.incremental.slots import LONGEST_ADVANCE, Slots
 from shared.incremental.stack import Rotations, StackCache
@@ -105,19 +107,22 @@ class DecodingState:
         self,
         model: Blt | EntropyModel,
         patching: PatchingSettings,
-        entropy_model: EntropyModel | None = None,
+        entropy_model: EntropyModel | CountModel | None = None,
         rows: int = 1,
     ) -> None:
         """A BLT needs ``entropy_model`` where its rule is one on entropy; an entropy model needs none."""
         self.model = model
         self._rows = BltRows(model, rows) if isinstance(model, Blt) else EntropyRows(model, rows)
-        self._entropy_model = None
+        self._entropy_model: EntropyRows | CountRows | None = None
         self._streams: list[PatchStream] = []
         if isinstance(model, Blt):
             self._streams = [PatchStream(patching) for _ in range(rows)]
             if patching.needs_entropy:
                 assert entropy_model is not None, f"rule {patching.rule!r} needs its entropy model"
-                self._entropy_model = EntropyRows(entropy_model, rows)
+                if isinstance(entropy_model, CountModel):
+                    self._entropy_model = CountRows(entropy_model, rows)
+                else:
+                    self._entropy_model = EntropyRows(entropy_model, rows)
         self._last: list[list[PatchStream]] = []
 
     @property
@@ -135,10 +140,12 @@ class DecodingState:
             logits = self._rows.advance(ids)
             found = entropy(logits).cpu().numpy()
             return Advance(logits, found, np.zeros(found.shape, bool))
-        entropies = None
-        if self._entropy_model is not None:
+        tokens, entropies = ids.cpu().numpy(), None
+        if isinstance(self._entropy_model, CountRows):
+            entropies = self._entropy_model.advance(tokens)
+        elif self._entropy_model is not None:
             entropies = entropy(self._entropy_model.advance(ids)).cpu().numpy()
-        starts = self._decide(ids.cpu().numpy(), entropies)
+        starts = self._decide(tokens, entropies)
         return Advance(self._rows.advance(ids, starts), entropies, starts)
 
     def _decide(self, ids: np.ndarray, entropies: np.ndarray | None) -> np.ndarray:
@@ -214,10 +221,14 @@ class DecodingState:
         with torch.inference_mode():
             whole._rows = _joined([part._rows for part in parts])
             if parts[0]._entropy_model is not None:
-                whole._entropy_model = EntropyRows.joined(
-                    [part._entropy_model for part in parts if part._entropy_model is not None]
-                )
+                whole._entropy_model = _joined_entropies([part._entropy_model for part in parts])
         return whole
+
+
+def _joined_entropies(parts: Sequence[EntropyRows | CountRows | None]) -> EntropyRows | CountRows:
+    """The same of entropy models."""
+    counts = [part for part in parts if isinstance(part, CountRows)]
+    return CountRows.joined(counts) if counts else EntropyRows.joined([p for p in parts if isinstance(p, EntropyRows)])
 
 
 def _joined(parts: Sequence[BltRows | EntropyRows]) -> BltRows | EntropyRows:

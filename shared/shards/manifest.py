@@ -83,7 +83,13 @@ class EntropyModelIdentity(Settings):
     """The entropy model whose folder is copied into the dataset as entropy_model/."""
 
     sha256: str
-    numerics: NumericsClass
+    numerics: NumericsClass | None
+    """None for one that counts: its entropies are the same on every machine."""
+
+    @property
+    def dtype(self) -> Literal["float32", "bfloat16"]:
+        """Of the entropies' computation."""
+        return "float32" if self.numerics is None else self.numerics.dtype
 
 
 class DatasetIdentity(NamesSpecials):

@@ -24,11 +24,11 @@ from pipeline.run.driver import make_plan
 from pipeline.scoring.load_scorer import load_scorer
 from pipeline.settings import Job, OutputSettings, ReadSettings, ScoringSettings
 from pipeline.splits.process import process_split
+from shared.inputs import DocumentScorer
 from shared.model_folder.files import build_model, save_model
 from shared.model_folder.identity import model_sha256
 from shared.model_settings import EntropyModelSettings
 from shared.models.initialise import initialise
-from shared.models.scoring import Scorer
 from shared.patching import PatchingSettings
 from shared.vocabulary import document_tokens
 
@@ -106,7 +106,7 @@ def main(megabytes: float, scored_megabytes: float) -> None:
                 for _ in read_split(split, reading):
                     pass
 
-        def process(job: Job, plan: Plan, scorer: Scorer | None = None) -> None:
+        def process(job: Job, plan: Plan, scorer: DocumentScorer | None = None) -> None:
             for split in plan.splits:
                 process_split(job, split, "", scorer)
 

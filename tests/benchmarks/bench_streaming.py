@@ -79,6 +79,7 @@ def starts_of(lengths: np.ndarray, count: int) -> np.ndarray:
 def compare(dataset: Dataset, dtype: Literal["float32", "bfloat16"], most: int, stored: bool) -> None:
     identity = dataset.manifest.identity
     assert identity.entropy_model is not None
+    assert identity.entropy_model.numerics is not None, "of a model that counts there is nothing to compare"
     model = load_model(dataset.folder / ENTROPY_MODEL_FOLDER, dtype=dtype)
     assert isinstance(model, EntropyModel)
     scorer = Scorer(model, identity.entropy_model.numerics.stream_length, dtype)
@@ -130,7 +131,7 @@ def main() -> None:
         if recorded is None or not dataset.manifest.identity.patching.needs_entropy:
             raise SystemExit(f"{folder}: rule {dataset.manifest.identity.patching.rule!r} needs no entropies")
         for dtype in ("float32", "bfloat16"):
-            compare(dataset, dtype, arguments.bytes, stored=recorded.numerics.dtype == dtype)
+            compare(dataset, dtype, arguments.bytes, stored=recorded.dtype == dtype)
 
 
 if __name__ == "__main__":

@@ -81,5 +81,5 @@ def _of_patches(identity: DatasetIdentity) -> dict[str, object]:
     entropy_model = identity.entropy_model
     return {
         "patching": identity.patching.model_dump(mode="json", exclude={"thetas"}),
-        "entropy_model": entropy_model and {"sha256": entropy_model.sha256, "dtype": entropy_model.numerics.dtype},
+        "entropy_model": entropy_model and {"sha256": entropy_model.sha256, "dtype": entropy_model.dtype},
     }

@@ -153,8 +153,8 @@ def entropy_model_differences(found: DatasetIdentity, trained: EntropyModelIdent
         return [] if trained is theirs else ["an entropy model on one side only"]
     if theirs.sha256 != trained.sha256:
         return [f"entropy model {theirs.sha256[:12]}, not {trained.sha256[:12]}"]
-    if not trained.numerics.probe:
-        return []  # imported: scored nothing so far
+    if trained.numerics is None or theirs.numerics is None or not trained.numerics.probe:
+        return []  # it counts, or was imported and scored nothing so far
     ours, other = trained.numerics.model_dump(), theirs.numerics.model_dump()
     return [f"scored with {key} {other[key]}, not {ours[key]}" for key in ours if ours[key] != other[key]]
 
@@ -171,8 +171,8 @@ def recut_command(
         stride = f" --stride {trained.stride}" if trained.stride else ""
         return f"{run} recut {dataset.where} --rule {trained.rule}{stride}{lengths} --out NEW"
     begin = f"{run} preprocess {dataset.where} --entropy-model {folder / ENTROPY_MODEL_FOLDER}"
-    if entropy_model is not None and entropy_model.numerics.probe:
-        scored = entropy_model.numerics
+    scored = None if entropy_model is None else entropy_model.numerics
+    if scored is not None and scored.probe:
         begin += f" --stream-length {scored.stream_length} --threads {scored.threads} --dtype {scored.dtype}"
     if trained.thetas:
         return f"{begin} --patching FILE --out NEW (FILE: what calibrate wrote for the model's data)"

@@ -12,7 +12,7 @@ import torch
 
 from shared.errors import IdentityError
 from shared.model_folder.files import load_model
-from shared.model_folder.identity import ENTROPY_MODEL_FOLDER, load_settings
+from shared.model_folder.identity import ENTROPY_MODEL_FOLDER, load_settings, stored_settings
 from shared.shards.in_memory import Documents
 from trainer.errors import LogitsError
 from trainer.evaluation.compatibility import packs_for
@@ -123,7 +123,7 @@ def measure(
         dataset=dataset,
         documents=found,
         flops=forward_flops_by_subset(load_settings(folder), packs),
-        entropy_model_flops=forward_flops_by_subset(load_settings(entropy_model), packs) if paid else {},
+        entropy_model_flops=forward_flops_by_subset(stored_settings(entropy_model), packs) if paid else {},
     )
 
 

@@ -9,6 +9,9 @@ import torch
 
 from shared.bpe.encoder import SubwordEncoder
 from shared.bpe.folder import check_tokenizer
+from shared.counts.files import load_counts
+from shared.counts.scorer import CountScorer
+from shared.inputs import DocumentScorer
 from shared.model_folder.files import load_entropy_model
 from shared.model_folder.identity import ENTROPY_MODEL_FOLDER, TOKENIZER_FOLDER
 from shared.models.scoring import Scorer
@@ -81,15 +84,17 @@ class Patcher:
         return [self.patching.thetas.get(name, self.patching.theta) for name in subsets or [""] * count]
 
 
-def open_scorer(folder: Path, identity: ModelIdentity, device: torch.device) -> Scorer:
+def open_scorer(folder: Path, identity: ModelIdentity, device: torch.device) -> DocumentScorer:
     """The entropy model that a model folder carries, ready to score as the pipeline did.
 
     Raises ModelFileError, and IdentityError when it is not the one that found the patches.
     """
     entropy_model = identity.entropy_model
     assert entropy_model is not None, "a rule on entropy has an entropy model"
-    model = load_entropy_model(folder / ENTROPY_MODEL_FOLDER, entropy_model.sha256)
-    return Scorer(model, entropy_model.numerics.stream_length, entropy_model.numerics.dtype, device)
+    numerics, own = entropy_model.numerics, folder / ENTROPY_MODEL_FOLDER
+    if numerics is None:
+        return CountScorer(load_counts(own, entropy_model.sha256))
+    return Scorer(load_entropy_model(own, entropy_model.sha256), numerics.stream_length, numerics.dtype, device)
 
 
 def stretches_of(documents: Sequence[np.ndarray], tokens: int) -> Iterator[tuple[int, int]]:

@@ -15,7 +15,7 @@ import torch
 
 from shared.errors import ConfigError
 from shared.model_folder.files import load_model
-from shared.model_folder.identity import ENTROPY_MODEL_FOLDER, load_settings, model_sha256
+from shared.model_folder.identity import ENTROPY_MODEL_FOLDER, load_settings, model_sha256, stored_settings
 from shared.model_settings import specials_of
 from shared.patching import PatchingSettings
 from shared.patching.lengths import patch_lengths_together
@@ -94,7 +94,7 @@ class ThresholdSweeper:
         for number, shift in enumerate(sorted({*shifts, 0.0})):
             points.append(self._point(shift))
             on_progress(number + 1)
-        entropy_flops = forward_flops_by_subset(load_settings(self._folder / ENTROPY_MODEL_FOLDER), self._packs(0.0))
+        entropy_flops = forward_flops_by_subset(stored_settings(self._folder / ENTROPY_MODEL_FOLDER), self._packs(0.0))
         text = sum(len(row.text) for row in self._documents)
         return ThresholdSweep(
             model=str(self._folder),
@@ -161,7 +161,7 @@ def _kept(identity: ModelIdentity, patching: PatchingSettings, dataset: Dataset)
     ours, theirs = identity.entropy_model, dataset.manifest.identity.entropy_model
     if ours is None or theirs is None or not dataset.manifest.identity.decides(patching):
         return False
-    return ours.sha256 == theirs.sha256 and ours.numerics.dtype == theirs.numerics.dtype
+    return ours.sha256 == theirs.sha256 and ours.dtype == theirs.dtype
 
 
 def _entropies(row: Row) -> np.ndarray:

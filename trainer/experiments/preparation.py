@@ -17,7 +17,7 @@ from pipeline.rewriting.rewrite import show_result
 from pipeline.rewriting.tokenizer import train_tokenizer
 from pipeline.run.driver import preprocess
 from pipeline.run.summary import exit_code, print_summary
-from pipeline.scoring.options import entropy_model_sha256
+from pipeline.scoring.options import entropy_model_sha256, scoring_of
 from pipeline.settings import ExecutorSettings, Job, OutputSettings, ReadSettings, ScoringSettings
 from shared.errors import ConfigError, ExitCode
 from shared.io.display.progress import Progress
@@ -92,7 +92,8 @@ class Preprocess:
         scored: dict[str, Any] = {}
         if model is not None:
             sha256 = entropy_model_sha256(model, "compare")
-            scored = {"sidecar": "float32", "scoring": ScoringSettings(), "entropy_model_sha256": sha256}
+            scoring = scoring_of(model, ScoringSettings())
+            scored = {"sidecar": "float32", "scoring": scoring, "entropy_model_sha256": sha256}
             model = model.resolve()
         output = OutputSettings(patching=self.patching, **scored)
         job = Job(out=out.resolve(), reading=self.reading, output=output, entropy_model=model)

@@ -8,7 +8,7 @@ import torch
 
 from shared.io.files.digests import digest
 from shared.model_folder.files import load_model
-from shared.model_folder.identity import load_settings
+from shared.model_folder.identity import stored_settings
 from shared.shards.dataset import Dataset
 from shared.shards.open import open_dataset
 from trainer.checkpoints.model import MODEL_FOLDER
@@ -54,7 +54,7 @@ def _score(
     sizes = {name: prod(shape) for name, shape in parameter_shapes(settings.model).items()}
     flops, entropy_flops = forward_flops_by_subset(settings.model, packs), {"": 0}
     if dataset.manifest.identity.entropy_model is not None:
-        entropy_flops = forward_flops_by_subset(load_settings(dataset.entropy_model), packs)
+        entropy_flops = forward_flops_by_subset(stored_settings(dataset.entropy_model), packs)
     return Score(
         run=identity,
         documents=digest(list(document_ids(dataset))),

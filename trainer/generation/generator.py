@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from shared.counts.files import load_counts
+from shared.counts.table import CountModel
 from shared.errors import ConfigError
 from shared.incremental import LONGEST_ADVANCE, DecodingState
 from shared.io.files.path_kinds import model_folder_at
@@ -54,14 +56,16 @@ class Generator:
         self.ended: list[Ending | None] = []
         """Why each row ended; None for one that goes on."""
 
-    def _load_entropy_model(self) -> EntropyModel | None:
-        """The entropy model in the dtype that the dataset was scored in (law 2)."""
+    def _load_entropy_model(self) -> EntropyModel | CountModel | None:
+        """The entropy model, of a network in the dtype that the dataset was scored in (law 2)."""
         entropy_model = self.identity.entropy_model
         if not self.identity.patching.needs_entropy:
             return None
         assert entropy_model is not None, "a rule on entropy has an entropy model"
-        folder, dtype = self.folder / ENTROPY_MODEL_FOLDER, entropy_model.numerics.dtype
-        return load_entropy_model(folder, entropy_model.sha256, self.device, dtype)
+        folder, sha256 = self.folder / ENTROPY_MODEL_FOLDER, entropy_model.sha256
+        if entropy_model.numerics is None:
+            return load_counts(folder, sha256)
+        return load_entropy_model(folder, sha256, self.device, entropy_model.dtype)
 
     def write(self, prompt: bytes, settings: GenerateSettings) -> Iterator[Piece]:
         """The prompt's own bytes (``Piece.from_prompt``), then at most ``settings.length`` more.

@@ -30,9 +30,10 @@ from shared.model_folder.identity import (
     check_model,
     load_settings,
     model_sha256,
+    stored_settings,
 )
 from shared.model_folder.tensors import write_tensors
-from shared.model_settings import BltSettings, EntropyModelSettings
+from shared.model_settings import BltSettings, CountsSettings, EntropyModelSettings
 from shared.patching.settings import LONGEST_PATCH, PatchingSettings
 from shared.shards.manifest import EntropyModelIdentity, NumericsClass
 from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, RunNumerics, model_identity, save_identity
@@ -135,7 +136,12 @@ def _entropy_model(
     if recorded is None:
         raise IdentityError(f"{folder.parent} has no entropy model in its {IDENTITY_NAME}")
     check_model(folder, recorded.sha256)
-    settings = load_settings(folder)
+    settings = stored_settings(folder)
+    if isinstance(settings, CountsSettings):
+        raise InteropError(
+            f"{folder} counts: transformers' class finds patches with an entropy transformer alone. Cut the data again "
+            "with one (preprocess --entropy-model), or stay with this library"
+        )
     if not isinstance(settings, EntropyModelSettings):
         raise IdentityError(f"{folder} is a model of kind {settings.kind!r}, not an entropy model")
     return settings, recorded
@@ -155,9 +161,9 @@ def _differences(
             f"patches longer than max_length {patching.max_length} are not cut there: transformers' own cutting "
             "would change the logits of the last position"
         )
-    if entropy_model.numerics.dtype != "float32":
+    if entropy_model.dtype != "float32":
         yield (
-            f"the data was scored in {entropy_model.numerics.dtype}, the exported entropy model is float32: where the "
+            f"the data was scored in {entropy_model.dtype}, the exported entropy model is float32: where the "
             "entropy is close to the threshold, patches there may begin elsewhere"
         )
     if chosen.dtype != "float32":

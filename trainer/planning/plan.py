@@ -7,8 +7,8 @@ from pathlib import Path
 
 from shared.errors import ConfigError
 from shared.layers.devices import Device, find_device
-from shared.model_folder.identity import load_settings
-from shared.model_settings import BltSettings, EntropyModelSettings
+from shared.model_folder.identity import stored_settings
+from shared.model_settings import BltSettings, CountsSettings, EntropyModelSettings
 from shared.models.flops import (
     executed_training_flops,
     executed_workload,
@@ -120,8 +120,9 @@ def make_plan(settings: TrainSettings) -> Plan:
     if model.reads != "bytes":
         patch_size, patches = _patching(settings, data)
     found_by_a_model = not data.exists or data.train_manifest.identity.entropy_model is not None
-    if isinstance(model, BltSettings) and found_by_a_model:
-        entropy_model = _entropy_model(data) or PUBLISHED_ENTROPY_MODEL
+    own = _entropy_model(data)
+    if isinstance(model, BltSettings) and found_by_a_model and not isinstance(own, CountsSettings):
+        entropy_model = own or PUBLISHED_ENTROPY_MODEL
     tokens, in_documents = _documents(settings, patch_size)
     total = sum(tokens)
     padding = [patches - sum(in_documents)] if patches > sum(in_documents) else []
@@ -143,7 +144,7 @@ def make_plan(settings: TrainSettings) -> Plan:
         executed=executed_training_flops(model, computed, parallel.activation_checkpointing).total / total,
         paper=paper,
         entropy=None if entropy_model is None else _per_byte(entropy_model, tokens),
-        entropy_known=_entropy_model(data) is not None,
+        entropy_known=own is not None,
     )
 
 
@@ -175,13 +176,13 @@ def _patching(settings: TrainSettings, data: RunData) -> tuple[float, int]:
     return size, patches
 
 
-def _entropy_model(data: RunData) -> EntropyModelSettings | None:
+def _entropy_model(data: RunData) -> EntropyModelSettings | CountsSettings | None:
     """The entropy model of data in folders here; None for other data, and for patches found without."""
     folder = next(iter(data.folders(TRAIN_SPLIT).values()))
     if not data.exists or data.train_manifest.identity.entropy_model is None or isinstance(folder, str):
         return None
-    found = load_settings(folder / ENTROPY_MODEL_FOLDER)
-    assert isinstance(found, EntropyModelSettings)
+    found = stored_settings(folder / ENTROPY_MODEL_FOLDER)
+    assert isinstance(found, EntropyModelSettings | CountsSettings)
     return found
 
 

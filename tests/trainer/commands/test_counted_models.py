@@ -1,0 +1,84 @@
+"""A model whose patches a count-based entropy model found: planned, trained, resumed, scored and written with."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.counted_models import counted_folder
+from helpers.pipeline_helpers import preprocess, some_records, write_jsonl
+from helpers.tiny_runs import run
+
+from shared.model_folder.identity import model_sha256
+from shared.shards.open import open_dataset
+from trainer.__main__ import main
+from trainer.generation.generator import Generator
+from trainer.generation.settings import GenerateSettings
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with a trained model, its data and its entropy model."""
+    folder = tmp_path_factory.mktemp("counted")
+    records = some_records(80, words=12)
+    write_jsonl(folder / "a.jsonl", records)
+    counted_folder(folder / "counts", [record["text"].encode() for record in records[::2]], 4)
+    options = ("--entropy-model", folder / "counts", "--rule", "entropy", "--theta", 0.8, "--executor", "inline")
+    cut = ("--max-length", 64, "--validation-fraction", 0.2)
+    assert preprocess(folder / "a.jsonl", "--out", folder / "data", *options, *cut) == 0
+    assert run(folder / "data", folder / "run") == 0
+    return folder
+
+
+def test_a_run_carries_it(place) -> None:
+    model = place / "run" / "model"
+    assert model_sha256(model / "entropy_model") == model_sha256(place / "counts")
+    identity = json.loads((model / "identity.json").read_text())
+    assert identity["entropy_model"] == {"sha256": model_sha256(place / "counts"), "numerics": None}
+
+
+def test_a_plan_counts_no_flops_for_it(place, capsys) -> None:
+    assert run(place / "data", place / "plan", "--plan") == 0
+    assert "finding patches" not in capsys.readouterr().out
+
+
+def test_boundaries_found_while_writing_are_those_of_the_data(place) -> None:
+    generator = Generator(place / "run" / "model")
+    rows = [row for row in open_dataset(place / "data" / "validation").rows()][:6]
+    settings = GenerateSettings(length=4)
+    starts: dict[int, list[bool]] = {number: [] for number in range(len(rows))}
+    alone = [generator.texts([row.text], settings)[0] for row in rows]
+    for number, piece in generator.write_batch([row.text for row in rows], settings):
+        if piece.from_prompt:
+            starts[number].append(piece.starts)
+    for number, row in enumerate(rows):
+        inside = np.zeros(len(row.text) + 2, bool)
+        inside[np.append(0, np.cumsum(row.patch_lengths))[:-1]] = True
+        assert starts[number] == inside[1:-1].tolist()
+    assert generator.texts([row.text for row in rows], settings) == alone
+
+
+def test_it_is_scored_on_its_data_and_on_text(place, tmp_path, capsys) -> None:
+    model, data = str(place / "run" / "model"), str(place / "data")
+    assert main(["evaluate", model, data, "--json", str(tmp_path / "a.json")]) == 0
+    total = capsys.readouterr().out.splitlines()[3].split()
+    assert total[0] == "total"
+    assert float(total[-1]) == 0  # to find patches
+    (tmp_path / "t.txt").write_text("w1x2 w3x4 " * 20)
+    assert main(["evaluate", model, str(tmp_path / "t.txt")]) == 0
+
+
+def test_what_needs_a_network_refuses_it_in_a_line(place, tmp_path, capsys) -> None:
+    counts = str(place / "counts")
+    for line in (
+        ["generate", counts, "--prompt", "a"],
+        ["evaluate", counts, str(place / "data")],
+        ["export-hf", counts, str(tmp_path / "out")],
+    ):
+        assert main(line) == 2
+        error = capsys.readouterr().err
+        assert "is an entropy model that counts" in error or "identity.json" in error, error
+        assert "Traceback" not in error
+    assert main(["export-hf", str(place / "run" / "model"), str(tmp_path / "out")]) == 2
+    assert "entropy transformer" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
