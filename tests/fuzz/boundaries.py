@@ -114,6 +114,19 @@ BOUNDARIES = (
         (f.generate, f.score_with),
     ),
     Boundary(
+        "model that counts",
+        ("shared/counts/files.py", "shared/counts/table.py"),
+        f.made_counts,
+        m.one_of(
+            [
+                (3, m.at("m/*.safetensors", m.spoil_safetensors)),
+                (1, m.at("m/config.json", m.spoil_json)),
+                (1, lambda rng, folder: m.spoil_folder(rng, folder / "m")),
+            ]
+        ),
+        (f.score_with,),
+    ),
+    Boundary(
         "hugging face folder",
         ("shared/interop/opening.py", "shared/interop/described.py", "trainer/commands/import_hf.py"),
         f.made_hf,

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from fuzz_common import run
+from helpers.counted_models import counted_folder
 from helpers.model_folders import entropy_folder, entropy_model_folder, entropy_rule, model_folder
 from helpers.tiny_runs import STACK, tiny_recipe, toml
 
@@ -21,6 +22,10 @@ def made_model(folder: Path) -> None:
 
 def made_entropy(folder: Path) -> None:
     entropy_folder(folder / "m")
+
+
+def made_counts(folder: Path) -> None:
+    counted_folder(folder / "m", [b"some text to score", b"and some more of it"])
 
 
 def generate(folder: Path) -> int:

@@ -124,5 +124,7 @@ def test_who_scores_with_it_does_not_load_torch(place, tmp_path) -> None:
     )
     options = ("--entropy-model", place / "plain", "--rule", "entropy", *RULES["entropy"])
     line = ("preprocess", place / "a.jsonl", "--out", tmp_path / "out", *options, "--executor", "inline")
-    found = subprocess.run([sys.executable, "-c", code, *map(str, line), "--workers", "1"], capture_output=True, text=True)
+    found = subprocess.run(
+        [sys.executable, "-c", code, *map(str, line), "--workers", "1"], capture_output=True, text=True
+    )
     assert found.returncode == 0, found.stderr

@@ -44,7 +44,7 @@ def test_a_plan_counts_no_flops_for_it(place, capsys) -> None:
 
 def test_boundaries_found_while_writing_are_those_of_the_data(place) -> None:
     generator = Generator(place / "run" / "model")
-    rows = [row for row in open_dataset(place / "data" / "validation").rows()][:6]
+    rows = list(open_dataset(place / "data" / "validation").rows())[:6]
     settings = GenerateSettings(length=4)
     starts: dict[int, list[bool]] = {number: [] for number in range(len(rows))}
     alone = [generator.texts([row.text], settings)[0] for row in rows]
@@ -53,7 +53,7 @@ def test_boundaries_found_while_writing_are_those_of_the_data(place) -> None:
             starts[number].append(piece.starts)
     for number, row in enumerate(rows):
         inside = np.zeros(len(row.text) + 2, bool)
-        inside[np.append(0, np.cumsum(row.patch_lengths))[:-1]] = True
+        inside[np.cumsum(row.patch_lengths.astype(int))[:-1]] = True
         assert starts[number] == inside[1:-1].tolist()
     assert generator.texts([row.text for row in rows], settings) == alone
 
