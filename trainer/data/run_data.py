@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shared.model_folder.identity import load_settings
+from shared.model_folder.identity import stored_settings
 from shared.model_settings import EntropyModelSettings
 from shared.shards.manifest import MANIFEST_NAME, DatasetTotals, Manifest, load_manifest
 from trainer.data.packing.limits import PackLimits, pack_limits
@@ -76,15 +76,14 @@ class RunData:
 
     @cached_property
     def entropy_model(self) -> EntropyModelSettings | None:
-        """Settings of the model that found the patches; None where a rule needs none.
+        """Settings of the network that found the patches; None where a rule needs none, or the model counts.
 
         Raises DatasetError, ModelFileError.
         """
         if not self.train_manifest.identity.patching.needs_entropy:
             return None
-        settings = load_settings(self.train.entropy_model)
-        assert isinstance(settings, EntropyModelSettings)
-        return settings
+        settings = stored_settings(self.train.entropy_model)
+        return settings if isinstance(settings, EntropyModelSettings) else None
 
     def _opened(self, split: str) -> "Dataset | Mixture":
         from shared.shards.cache import FileCache, default_cache

@@ -12,7 +12,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from shared.model_folder.identity import ENTROPY_MODEL_FOLDER
+from shared.model_folder.identity import ENTROPY_MODEL_FOLDER, stored_settings
+from shared.model_settings import CountsSettings
 from shared.shards.content import with_last
 from shared.shards.in_memory import Documents
 from shared.vocabulary import BOS, OFFSET, VOCABULARY_SIZE, without_named
@@ -108,10 +109,11 @@ class Order2Model:
 def entropy_model_baseline(
     folder: Path, dataset: Documents, tokens: int, device: torch.device, dtype: Literal["float32", "bfloat16"]
 ) -> list[Column]:
-    """The entropy model that a model folder carries, on the same text; nothing if it carries none."""
-    if not (folder / ENTROPY_MODEL_FOLDER).is_dir():
+    """The entropy model that a folder carries, on the same text; nothing if it carries none, or one that counts."""
+    own = folder / ENTROPY_MODEL_FOLDER
+    if not own.is_dir() or isinstance(stored_settings(own), CountsSettings):
         return []
-    scores = score_folder(folder / ENTROPY_MODEL_FOLDER, dataset, tokens, device, dtype).by_subset()
+    scores = score_folder(own, dataset, tokens, device, dtype).by_subset()
     by_subset = {name: score.bits_per_byte for name, score in scores.items()}
     return [Column("entropy model", total_of(scores).bits_per_byte, by_subset)]
 
