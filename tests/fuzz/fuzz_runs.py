@@ -141,12 +141,12 @@ def plan_with_override(folder: Path) -> None:
 
 
 def made_experiment(folder: Path) -> None:
-    from helpers.experiment_examples import made_up_results
+    from helpers.experiment_examples import made_up_results, with_rates
 
     from trainer.experiments.results.results import save_results
 
     (folder / "lab").mkdir()
-    save_results(made_up_results(), folder / "lab")
+    save_results(with_rates(made_up_results()), folder / "lab")
 
 
 def report_experiment(folder: Path) -> int:

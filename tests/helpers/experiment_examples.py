@@ -4,7 +4,16 @@ import math
 from pathlib import Path
 from typing import Any
 
-from trainer.experiments.results.results import Comparison, Point, Results, RunResult, System, Tokenizer
+from trainer.experiments.results.results import (
+    Comparison,
+    Point,
+    RateSweep,
+    RateTried,
+    Results,
+    RunResult,
+    System,
+    Tokenizer,
+)
 
 SYSTEMS: tuple[tuple[str, Any, str, str | None, float, float, float, float | None], ...] = (
     ("bytes", "bytes", "A flat transformer over bytes.", None, 2.30, 3.1e6, 0.0, None),
@@ -55,6 +64,27 @@ def made_up_results(seeds: int = 2, tables: tuple[str, ...] = ("flops", "bytes")
         comparisons=tuple(comparisons),
         document_bytes=(4_000,) * 43,
     )
+
+
+def with_rates(results: Results) -> Results:
+    """The record with what newer ones have: learning rates that were tried, a ranking, rates and processors of runs."""
+    tried = tuple(
+        RateTried(
+            lr=lr,
+            bits_per_byte=bits,
+            folder=Path(f"runs/rates/bpe/{lr}"),
+            useful_flops=1e9,
+            entropy_flops=0,
+            seconds=9,
+            processors=("a made-up processor",),
+        )
+        for lr, bits in ((0.001, 2.4), (0.002, 2.2), (0.004, 2.3))
+    )
+    runs = [run.model_copy(update={"lr": 0.002, "processors": ("a made-up processor",)}) for run in results.runs]
+    lead = results.comparisons[0].model_copy(update={"better": "bpe", "worse": "blt-entropy-4.5"})
+    sweep = RateSweep(family="bpe", tables=False, system="bpe", seed=0, tried=tried)
+    new = {"rates": (sweep,), "ranking": (lead,), "runs": tuple(runs), "entropy_counted": True}
+    return results.model_copy(update=new)
 
 
 def _run(table: Any, system: tuple[Any, ...], number: int, seed: int) -> RunResult:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from helpers.browser import Browser
-from helpers.experiment_examples import SYSTEMS, made_up_results
+from helpers.experiment_examples import SYSTEMS, made_up_results, with_rates
 from helpers.scaling_examples import grid_runs, made_up, power
 
 from shared.errors import ConfigError
@@ -19,7 +19,7 @@ from trainer.evaluation.threshold_sweep_record import SWEEP, SWEEP_NAME, SweepPo
 from trainer.experiments.page.page import content, unbeaten, write_report
 from trainer.experiments.page.scaling import scaling_content
 from trainer.experiments.page.sentences import findings, warnings
-from trainer.experiments.results.results import RateSweep, RateTried, Results, load_results, save_results
+from trainer.experiments.results.results import Results, load_results, save_results
 from trainer.experiments.results.table import rows
 from trainer.experiments.scaling.study import study
 
@@ -96,7 +96,7 @@ def test_the_best_system_is_named_and_the_best_without_a_tokenizer() -> None:
     assert best.startswith("Lowest bits per byte at equal training FLOPs: bpe with 2.1")
     assert best.endswith("; blt-entropy-4.5 is 0.043 above.")
     assert "blt-entropy-4.5" in other
-    lead = made_up_results().comparisons[0].model_copy(update={"better": "bpe", "worse": "blt-entropy-4.5"})
+    (lead,) = with_rates(made_up_results()).ranking
     for low, high, words in ((-0.01, 0.09, "above, which is undecided."), (0.01, 0.08, "is 0.043 above.")):
         ranking = (lead.model_copy(update={"low": low, "high": high}),)
         assert findings(of(made_up_results(), ranking=ranking), "flops")[0].endswith(words)
@@ -105,15 +105,10 @@ def test_the_best_system_is_named_and_the_best_without_a_tokenizer() -> None:
 
 
 def test_a_best_rate_at_the_edge_is_warned_of_and_all_rates_are_shown() -> None:
-    tried = tuple(
-        RateTried(
-            lr=lr, bits_per_byte=bits, folder=Path(f"runs/rates/bpe/{lr}"), useful_flops=1e9, entropy_flops=0, seconds=9
-        )
-        for lr, bits in ((0.001, 2.4), (0.002, 2.2), (0.004, 2.3))
-    )
-    sweep = RateSweep(family="bpe", tables=False, system="bpe", seed=0, tried=tried)
+    inside = with_rates(made_up_results())
+    (sweep,) = inside.rates
     assert (sweep.best.lr, sweep.at_edge) == (0.002, False)
-    inside, edge = (of(made_up_results(), rates=(sweep.model_copy(update={"tried": t}),)) for t in (tried, tried[1:]))
+    edge = of(inside, rates=(sweep.model_copy(update={"tried": sweep.tried[1:]}),))
     assert not any("edge" in line for line in warnings(inside))
     assert any("bpe without tables is at the edge, 0.002" in line for line in warnings(edge))
     markup = content(inside, "today")
