@@ -16,6 +16,7 @@ SMALLEST = {
     "corpus_scale": "1000 --runs 1 --of-a-shard 256",
     "faults": "1",
     "generation": "--threads 1 --rounds 1 --bytes 8 --prompts 256",
+    "in_sample": "{dataset} --folds 2 --least 1",
     "loader": "1",
     "mixing": "1 2 4000 1000000",
     "model": "--documents 2 --tokens 4000 --repeats 1",
@@ -52,7 +53,7 @@ def scored(folder: Path) -> Path:
 @pytest.mark.parametrize("name", SMALLEST)
 def test_a_benchmark_runs(name: str, tmp_path: Path) -> None:
     arguments = SMALLEST[name]
-    if name == "streaming":
+    if "{dataset}" in arguments:
         arguments = arguments.format(dataset=scored(tmp_path))
     line = [sys.executable, str(FOLDER / f"bench_{name}.py"), *arguments.split()]
     variables = os.environ | {"TMPDIR": str(tmp_path)}
