@@ -10,6 +10,7 @@ COMMANDS = {
     "preprocess": "raw text to shards of patched documents",
     "status": "how far a run is, and what went wrong in it",
     "calibrate": "find the threshold that gives a wanted mean patch size",
+    "count": "an entropy model that counts, made in minutes without training",
     "inspect": "what a dataset holds: patch sizes, entropies, examples",
     "verify": "re-read a dataset and check everything in it",
     "recut": "other patch boundaries from the stored entropies, without a model",

@@ -19,6 +19,8 @@ BY_NAME = ("commands", "formats", "settings", "recipes", "callbacks")
 """Folders of plug-ins, which are found by name or stand side by side."""
 EXCEPTIONS = {
     "pipeline.calibration.sampling": "seeded draws: pure, apart from what they are drawn for",
+    "pipeline.counting.made_by": "counted.json beside a table, a file that strangers may write",
+    "pipeline.counting.pairs": "arithmetic on tokens: pure, apart from how splits are read and written",
     "pipeline.inputs.foreign_folders": "what other programs write, apart from how files are found",
     "pipeline.inputs.globs": "a language of its own, with tests of its own",
     "shared.layers.fused_ops": "backward passes by hand, apart from the blocks that work without them",

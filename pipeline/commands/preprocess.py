@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.calibration.patching_file import load_patching
+from pipeline.executors.options import add_executor_arguments, executor_of
 from pipeline.options import PATCHING_OPTIONS, PatchingOptions, add_options, settings_of
 from pipeline.read.options import add_reading_arguments, reading_of
 from pipeline.run.driver import make_plan, preprocess
@@ -92,24 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     add_reading_arguments(parser)
 
-    group = parser.add_argument_group("work (nothing here changes a byte)")
-    add_options(
-        group,
-        ExecutorSettings,
-        {
-            "executor": (None, "inline does the same without Ray"),
-            "workers": (
-                "N",
-                "at most so many (default: CPUs / threads, or GPUs; on a cluster all that it has and gets)",
-            ),
-            "min_workers": ("N", "ask a cluster for so many at once (default: what it has room for)"),
-            "gpus_per_worker": ("F", "share of a GPU for each worker, at most 1 (default: 1)"),
-            "ray_address": (
-                "ADDR",
-                "cluster to join, 'auto' on one of its machines (default: RAY_ADDRESS, else one is made here)",
-            ),
-        },
-    )
+    add_executor_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -183,7 +167,7 @@ def job_of(arguments: argparse.Namespace) -> tuple[Job, ExecutorSettings]:
         scoring=scoring_of(arguments.entropy_model, settings_of(arguments, ScoringSettings)) if sha256 else None,
         entropy_model_sha256=sha256,
     )
-    executor = _executor(arguments, output.scoring)
+    executor = executor_of(arguments, output.scoring)
     entropy_model = arguments.entropy_model.resolve() if sha256 is not None else None
     return Job(
         out=NOWHERE if store else arguments.out.resolve(),
@@ -192,20 +176,6 @@ def job_of(arguments: argparse.Namespace) -> tuple[Job, ExecutorSettings]:
         entropy_model=entropy_model,
         store=store,
     ), executor
-
-
-def _executor(arguments: argparse.Namespace, scoring: ScoringSettings | None) -> ExecutorSettings:
-    """Who does the work. Raises PipelineError for an option that would be without effect."""
-    settings = settings_of(arguments, ExecutorSettings)
-    if settings.executor != "ray":
-        for option in ("ray_address", "min_workers", "gpus_per_worker"):
-            if getattr(settings, option) is not None:
-                raise PipelineError(f"--{option.replace('_', '-')} is for --executor ray")
-    if settings.min_workers is not None and settings.min_workers > (settings.workers or settings.min_workers):
-        raise PipelineError(f"--min-workers {settings.min_workers} is more than --workers {settings.workers}")
-    if settings.gpus_per_worker is not None and (scoring is None or scoring.device == "cpu"):
-        raise PipelineError("--gpus-per-worker is for an entropy model on --device auto or cuda; leave it out")
-    return settings
 
 
 def _patching(arguments: argparse.Namespace) -> tuple[PatchingSettings, SidecarType]:

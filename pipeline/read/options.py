@@ -1,7 +1,7 @@
 """Options that say which records there are, and what they say; also for programs that call the pipeline."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from pipeline.options import add_options, settings_of
@@ -50,9 +50,10 @@ OPTIONS: dict[str, tuple[str | None, str]] = {
 }
 
 
-def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
-    """All keys of ReadSettings."""
-    add_options(parser.add_argument_group("records"), ReadSettings, OPTIONS)
+def add_reading_arguments(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
+    """All keys of ReadSettings but those that a command has no use for."""
+    options = {key: described for key, described in OPTIONS.items() if key not in without}
+    add_options(parser.add_argument_group("records"), ReadSettings, options)
     add = parser.add_argument_group("chats").add_argument
     add(
         "--chat",

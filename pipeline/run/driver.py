@@ -162,10 +162,10 @@ def _finish(place: Place, run: RunFile, touched: np.ndarray, settings: ExecutorS
             if selects(job.reading) and not done.all():
                 place.pull(SELECTION)
                 if not selection_done(job.out):
-                    failures = _select(place, run, executor)
+                    failures = select_texts(place, run, executor)
             if not failures and not done.all():
                 step = Task("write", run.digest, run.numerics, max(run.plan.split_bytes, LARGEST_SPLIT))
-                failures, progress = _work(place, executor, run, "Preprocessing", np.flatnonzero(~done), step)
+                failures, progress = run_step(place, executor, run, "Preprocessing", np.flatnonzero(~done), step)
                 place.pull(MARKERS)
     totals, content, reasons = _summed(place, run)
     report = Report(run, totals, sorted(failures, key=lambda f: f.split), before, progress, reasons)
@@ -207,7 +207,7 @@ def _require_content(place: Place, run: RunFile, executor: Executor, done: np.nd
         return replace(outcome, error=error)
 
     task = Task("check", run.digest)
-    failures, _ = _work(place, executor, run, "Reading again", numbers, task, compared)
+    failures, _ = run_step(place, executor, run, "Reading again", numbers, task, compared)
     if failures:
         more = f" (and {counted(len(failures) - 1, 'other split')})" if len(failures) > 1 else ""
         raise IdentityError(
@@ -215,11 +215,11 @@ def _require_content(place: Place, run: RunFile, executor: Executor, done: np.nd
         )
 
 
-def _select(place: Place, run: RunFile, executor: Executor) -> list[Outcome]:
+def select_texts(place: Place, run: RunFile, executor: Executor) -> list[Outcome]:
     """Survey what is not surveyed yet, and decide the status of every text; returns what failed."""
     job, splits = place.job, run.plan.splits
     left = np.fromiter((split.number for split in splits if not surveyed(job.out, split)), np.int64)
-    failures, _ = _work(place, executor, run, "Surveying", left, Task("survey"))
+    failures, _ = run_step(place, executor, run, "Surveying", left, Task("survey"))
     if not failures:
         place.pull(SELECTION)
         select(job.out, len(splits), job.reading)
@@ -228,7 +228,7 @@ def _select(place: Place, run: RunFile, executor: Executor) -> list[Outcome]:
     return failures
 
 
-def _work(
+def run_step(
     place: Place,
     executor: Executor,
     run: RunFile,

@@ -64,7 +64,7 @@ def process_split(
     progress = _one_at_a_time(progress)
     with ExitStack() as stack:
         ledgers = {folder: Ledger(job.out / folder / f"{split.name}.jsonl", stack) for folder in LEDGERS}
-        sorting = _Sorting(job, split, ledgers, progress)
+        sorting = Sorting(job, split, ledgers, progress)
         shards = stack.enter_context(_Shards(job, split.name, shard_bytes))
         records: Generator[Records, None, None] = sorting.records()
         if scorer is not None:  # else there is nothing to overlap with, and handing over costs more than it gains
@@ -122,7 +122,7 @@ def _waiting(item: tuple[Sequence[SplitName | None], Rows]) -> int:
     return _RECORD_BYTES * len(item[1]) + int(item[1].stored_sizes.sum())
 
 
-class _Sorting:
+class Sorting:
     """Gives every record of a split its status, and counts them."""
 
     def __init__(self, job: Job, split: Split, ledgers: Mapping[str, Ledger], progress: Progress) -> None:

@@ -2,6 +2,7 @@
 
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,14 +31,16 @@ class NumericsError(PipelineError):
 class Task:
     """What is done with each of some splits."""
 
-    kind: Literal["survey", "write", "check"]
-    """check: read again a split that is done, whose files were touched since."""
+    kind: Literal["survey", "write", "check", "other"]
+    """check: read again a split that is done, whose files were touched since; other: do what ``other`` says."""
     run: str = ""
     """Digest of the run, for the markers."""
     numerics: NumericsClass | None = None
     """That of the run: a worker of another one refuses."""
     shard_bytes: int = LARGEST_SPLIT
     """Of text, after which a shard is closed."""
+    other: Callable[[Job, Split, str, Progress], None] | None = None
+    """Work of a package above this one, with the digest of the run: counting."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,9 @@ class Worker:
         """Do one split. Raises NumericsError, and does nothing, in another numerics class than that of the run."""
         require_numerics(task.numerics, self.numerics)
         began = time.perf_counter()
-        writes = task.kind == "write"
+        writes, other = task.kind == "write", task.other
         with (
-            working(self._job, split.number, writes and selects(self._job.reading)) as job,
+            working(self._job, split.number, (writes or other is not None) and selects(self._job.reading)) as job,
             SplitLog(job.out, split.name) as log,
         ):
             log.write(f"{task.kind} begins")
@@ -87,6 +90,8 @@ class Worker:
                     counts = process_split(job, split, task.run, self._scorer, progress, task.shard_bytes).counts
                 elif task.kind == "check":
                     content = content_now(job, split, progress)
+                elif other is not None:
+                    other(job, split, task.run, progress)
                 else:
                     survey_split(job, split, progress)
                 commit(self._job, job, task.run)

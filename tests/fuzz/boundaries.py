@@ -300,6 +300,20 @@ BOUNDARIES = (
         (d.cut_with_tokenizer,),
     ),
     Boundary(
+        "finished count",
+        ("pipeline/counting/made_by.py",),
+        d.made_counts,
+        m.one_of([(3, m.at("m/counted.json", m.spoil_json)), (1, m.at("m/config.json", m.spoil_json))]),
+        (d.count_again,),
+    ),
+    Boundary(
+        "unfinished count",
+        ("pipeline/counting/count_split.py",),
+        d.half_counted,
+        m.at("m/counting/counts/*.json", m.spoil_json),
+        (d.count_again,),
+    ),
+    Boundary(
         "folder of the reference",
         ("shared/interop/reference.py",),
         f.made_reference,

@@ -12,12 +12,15 @@ from typing import Any
 import mutations as m
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from fuzz_common import LARGEST, Action, Mutation, refit, run
 from helpers import refitted
 from helpers.dataset_examples import STATIC, document, in_two_parts, save_dataset
 from helpers.model_folders import entropy_folder
 
 from pipeline.__main__ import main as pipeline
+from pipeline.counting import build
+from pipeline.settings import PipelineError
 from shared.io.files.digests import file_sha256
 from shared.shards.formats.arrow import new_file
 from shared.shards.open import open_dataset
@@ -280,6 +283,33 @@ def fit_tokenizer(rng: random.Random, folder: Path) -> str:
 
     refit(folder / "t" / "identity.json", change)
     return words
+
+
+def made_counts(folder: Path) -> None:
+    """A dataset, and its table of contexts."""
+    dataset("arrow")(folder)
+    assert _count(folder) == 0
+
+
+def half_counted(folder: Path) -> None:
+    """The same, stopped before anything is added up."""
+    dataset("arrow")(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "ranges_of", _stop)
+        assert _count(folder) == 2
+
+
+def _stop(*_: object) -> None:
+    raise PipelineError("stopped")
+
+
+def count_again(folder: Path) -> int:
+    return _count(folder)
+
+
+def _count(folder: Path) -> int:
+    words = ("--least", "1", "--workers", "1", "--executor", "inline")
+    return run(pipeline, "count", folder / "d", "--out", folder / "m", *words)
 
 
 TOKENIZER = m.one_of([(3, m.at("t/tokenizer.json", m.spoil_json)), (2, m.at("t/identity.json", m.spoil_json))])
