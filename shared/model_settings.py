@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field, model_validator
 
+from shared.patching.credit import PatchCredit
 from shared.settings import NamesSpecials, Settings, Unit
 from shared.vocabulary import VOCABULARY_SIZE
 
@@ -150,6 +151,11 @@ class WholeModel(Settings):
     def table_width(self) -> int:
         """D of its n-gram tables: that of the first stack over tokens, to whose inputs their rows are added."""
         return next(stack.settings.width for stack in self.stacks if stack.axis == "tokens")
+
+    @property
+    def patch_credit(self) -> PatchCredit | None:
+        """Of a model that reads bytes alone and finds patches itself: what bounds their number; None for others."""
+        return None
 
     def objection(self, patching: "PatchingSettings") -> str | None:
         """Why it cannot learn from shards that are patched so; None where it can."""
@@ -358,7 +364,66 @@ class SpaceByteSettings(MayHaveTables):
         return self.before.width
 
 
-AnyModelSettings = EntropyModelSettings | FlatSettings | BltSettings | MegaByteSettings | SpaceByteSettings
+LARGEST_CREDIT = 4096
+"""B m of `HNetSettings`: finding what is paid for takes as many numbers for each token."""
+
+
+class HNetSettings(MayHaveTables):
+    """A model that learns where patches begin, of one stage (arXiv 2507.07955): local encoder and router, global
+    transformer, local decoder.
+    """
+
+    stack_axes: ClassVar[Mapping[str, Axis]] = {"encoder": "tokens", "global_": "patches", "decoder": "tokens"}
+
+    kind: Literal["hnet"] = "hnet"
+    """What kind of model it is."""
+    encoder: StackSettings
+    global_: StackSettings = Field(alias="global")
+    decoder: StackSettings
+    window: Annotated[int, Unit("bytes")] = Field(default=512, gt=0, le=LONGEST_WINDOW)
+    """How far back a byte sees in the self-attention of the local models, itself included."""
+    target: Annotated[float, Unit("bytes")] = Field(default=6.0, gt=1, le=1024)
+    """Bytes a patch that the ratio loss leads to (N)."""
+    ratio_weight: float = Field(default=0.03, gt=0, le=100)
+    """Weight of the ratio loss beside the mean loss of a target."""
+    credit: Annotated[int, Unit("patches")] = Field(default=16, ge=1, le=LARGEST_CREDIT)
+    """Patches that may end at once (B): where a document begins, and after long ones."""
+    credit_bytes: Annotated[int, Unit("bytes")] = Field(default=3, ge=1, le=LARGEST_CREDIT)
+    """Bytes that earn the credit for one more patch (m): fewer bytes a patch than these do not last. Below target."""
+    max_length: Annotated[int, Unit("bytes")] = Field(default=512, ge=1, le=65_535)
+    """A patch ends after so many bytes, whatever the router says."""
+    vocabulary: Literal[260] = VOCABULARY_SIZE
+    """V: the bytes and four special ids."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> "HNetSettings":
+        if self.encoder.width != self.decoder.width:
+            raise ValueError(f"encoder width {self.encoder.width} and decoder width {self.decoder.width} must be equal")
+        if self.credit_bytes >= self.target:
+            raise ValueError(f"credit_bytes {self.credit_bytes} must be less than target {self.target:g}")
+        if self.credit * self.credit_bytes > LARGEST_CREDIT:
+            raise ValueError(f"credit {self.credit} times credit_bytes {self.credit_bytes} is above {LARGEST_CREDIT}")
+        if self.max_length < (least := (self.credit + 1) * self.credit_bytes):
+            raise ValueError(f"max_length {self.max_length} must be at least (credit + 1) * credit_bytes, {least}")
+        return self
+
+    @property
+    def width(self) -> int:
+        """D of bytes."""
+        return self.encoder.width
+
+    @property
+    def reads(self) -> Literal["bytes", "patches", "tokens"]:
+        return "bytes"
+
+    @property
+    def patch_credit(self) -> PatchCredit:
+        return PatchCredit(self.credit, self.credit_bytes)
+
+
+AnyModelSettings = (
+    EntropyModelSettings | FlatSettings | BltSettings | MegaByteSettings | SpaceByteSettings | HNetSettings
+)
 """All kinds of models."""
 
 ModelSettings = Annotated[AnyModelSettings, Field(discriminator="kind")]

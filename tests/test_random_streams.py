@@ -15,6 +15,7 @@ from helpers.model_examples import (
     blt_settings,
     entropy_settings,
     flat_settings,
+    hnet_settings,
     megabyte_settings,
     spacebyte_settings,
 )
@@ -61,6 +62,7 @@ NAMES = {
     "entropy": (entropy_settings(), "13de2b0aa60c277b"),
     "flat": (flat_settings(), "13de2b0aa60c277b"),
     "megabyte": (megabyte_settings(), "b5917ad1686b5f32"),
+    "hnet": (hnet_settings(), "1a2f281ac1e9d315"),
     "spacebyte": (spacebyte_settings(), "c9724cc1aff462c7"),
 }
 

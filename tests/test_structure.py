@@ -24,6 +24,7 @@ EXCEPTIONS = {
     "pipeline.inputs.foreign_folders": "what other programs write, apart from how files are found",
     "pipeline.inputs.globs": "a language of its own, with tests of its own",
     "shared.layers.fused_ops": "backward passes by hand, apart from the blocks that work without them",
+    "shared.incremental.hnet": "a kind of model",
     "shared.models.megabyte": "a kind of model",
     "shared.models.spacebyte": "a kind of model",
     "trainer.checkpoints.retention": "which checkpoints stay: pure, apart from how they are written",

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from shared.incremental.patches import GrowingPatches
 from shared.incremental.slots import Placement, Slots
 from shared.incremental.stack import Rotations, StackCache
 from shared.layers.blocks import Block, compute_dtype
@@ -92,15 +93,12 @@ class BltRows:
         settings, weight = model.settings, model.encoder.embedding.weight
         device, dtype = weight.device, compute_dtype(weight)
         self.model = model
-        self.global_forwards = 0
-        """Patches that the global model has read in all rows."""
         self._ngrams = NgramTail(settings.ngrams, device)
         self._bytes = Slots(rows, settings.window, device)
-        self._patches = Slots(rows, None, device)
+        self._patches = GrowingPatches(model.global_.blocks, settings.global_, rows, dtype, device)
         self._encoder = StackCache(settings.encoder, self._bytes, dtype, device)
         self._decoder = StackCache(settings.decoder, self._bytes, dtype, device)
-        self._global = StackCache(settings.global_, self._patches, dtype, device)
-        stacks = {"encoder": settings.encoder, "decoder": settings.decoder, "global": settings.global_}
+        stacks = {"encoder": settings.encoder, "decoder": settings.decoder}
         self._rotations = {name: Rotations(stack, device) for name, stack in stacks.items()}
         nothing = torch.zeros(
             (rows, settings.queries, 2, settings.decoder.key_value_heads, settings.decoder.head_width), device=device
@@ -113,6 +111,11 @@ class BltRows:
             read=(nothing,) * len(model.decoder.cross),
         )
         self._last: _Advance | None = None
+
+    @property
+    def global_forwards(self) -> int:
+        """Patches that the global model has read in all rows."""
+        return self._patches.forwards
 
     def advance(self, ids: Tensor, ends: np.ndarray) -> Tensor:
         """The next tokens of each row -> logits fp32 [R, n, V]. Nothing is kept before `accept`.
@@ -206,26 +209,7 @@ class BltRows:
         x = vectors.flatten(1)
         if model.input_projection is not None:
             x = model.input_projection(x)
-        self.global_forwards += len(x)
-        offsets = np.cumsum(counts) - counts
-        out = []
-        order: list[int] = []
-        # Rows with as many new patches go through together.
-        for count in np.unique(counts[counts > 0]).tolist():
-            chosen = np.flatnonzero(counts == count).tolist()
-            numbers = (offsets[chosen][:, None] + np.arange(count)).flatten().tolist()
-            alone = len(numbers) == len(x)
-            place = self._patches.place(count, None if len(chosen) == len(counts) else chosen)
-            rotation = self._rotations["global"].at(place, max(self._patches.lengths) + count)
-            part = x if alone else x[numbers]
-            for layer, block in enumerate(model.blocks):
-                assert isinstance(block, Block)
-                part = self._global.step(layer, block, part, rotation, place)
-            if alone:
-                return part
-            out.append(part)
-            order += numbers
-        return torch.cat(out)[np.argsort(order).tolist()]
+        return self._patches.run(x, counts)
 
     def accept(self, kept: Sequence[int]) -> None:
         """Keep the first ``kept`` tokens (at least one) of each row's last advance."""
@@ -263,7 +247,7 @@ class BltRows:
     def _restore(self, place: _Place) -> None:
         self._place = place
         self._bytes.lengths = list(place.tokens)
-        self._patches.lengths = list(place.patches)
+        self._patches.lengths = place.patches
 
     def snapshot(self) -> _Place:
         """Where the rows stand; good for `rollback` while no row has taken more than LONGEST_ADVANCE tokens since."""
@@ -275,7 +259,7 @@ class BltRows:
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows only, in this order."""
-        for part in (self._bytes, self._patches, self._encoder, self._decoder, self._global):
+        for part in (self._bytes, self._patches, self._encoder, self._decoder):
             part.select(rows)
         place = self._place
         self._place = replace(
@@ -291,12 +275,10 @@ class BltRows:
     def joined(cls, parts: Sequence["BltRows"]) -> "BltRows":
         """The rows of all parts, one after another."""
         whole = cls(parts[0].model, 0)
-        whole.global_forwards = sum(part.global_forwards for part in parts)
         whole._bytes = Slots.joined([part._bytes for part in parts])
-        whole._patches = Slots.joined([part._patches for part in parts])
+        whole._patches.join([part._patches for part in parts])
         whole._encoder = StackCache.joined([part._encoder for part in parts], whole._bytes)
         whole._decoder = StackCache.joined([part._decoder for part in parts], whole._bytes)
-        whole._global = StackCache.joined([part._global for part in parts], whole._patches)
         places = [part._place for part in parts]
         whole._place = _Place(
             tokens=sum((place.tokens for place in places), ()),

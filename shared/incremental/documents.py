@@ -14,11 +14,13 @@ from torch import Tensor
 from shared.counts.rows import CountRows
 from shared.counts.table import CountModel
 from shared.incremental.blt import BltRows
+from shared.incremental.hnet import HNetRows
 from shared.incremental.slots import LONGEST_ADVANCE, Slots
 from shared.incremental.stack import Rotations, StackCache
 from shared.layers.blocks import Block, compute_dtype
 from shared.models.blt import Blt
 from shared.models.entropy_model import EntropyModel, entropy
+from shared.models.hnet import HNet
 from shared.patching import PatchingSettings, PatchStream
 from shared.vocabulary import NEWLINE
 
@@ -97,6 +99,17 @@ class Advance:
     """bool [R, n], whether the token after each begins a patch."""
 
 
+Rows = BltRows | HNetRows | EntropyRows
+"""Of each kind of model that reads documents as they grow."""
+
+
+def rows_of(model: Blt | HNet | EntropyModel, rows: int) -> Rows:
+    """R empty documents before a model."""
+    if isinstance(model, Blt):
+        return BltRows(model, rows)
+    return HNetRows(model, rows) if isinstance(model, HNet) else EntropyRows(model, rows)
+
+
 class DecodingState:
     """R documents; each token costs what it adds, and the global model runs once a patch.
 
@@ -105,14 +118,14 @@ class DecodingState:
 
     def __init__(
         self,
-        model: Blt | EntropyModel,
+        model: Blt | HNet | EntropyModel,
         patching: PatchingSettings,
         entropy_model: EntropyModel | CountModel | None = None,
         rows: int = 1,
     ) -> None:
-        """A BLT needs ``entropy_model`` where its rule is one on entropy; an entropy model needs none."""
+        """A BLT needs ``entropy_model`` where its rule is one on entropy; the others need none."""
         self.model = model
-        self._rows = BltRows(model, rows) if isinstance(model, Blt) else EntropyRows(model, rows)
+        self._rows = rows_of(model, rows)
         self._entropy_model: EntropyRows | CountRows | None = None
         self._streams: list[PatchStream] = []
         if isinstance(model, Blt):
@@ -128,7 +141,7 @@ class DecodingState:
     @property
     def global_forwards(self) -> int:
         """Patches that the global model has read so far, in all rows."""
-        return self._rows.global_forwards if isinstance(self._rows, BltRows) else 0
+        return 0 if isinstance(self._rows, EntropyRows) else self._rows.global_forwards
 
     @torch.inference_mode()
     def advance(self, ids: Tensor) -> Advance:
@@ -140,6 +153,9 @@ class DecodingState:
             logits = self._rows.advance(ids)
             found = entropy(logits).cpu().numpy()
             return Advance(logits, found, np.zeros(found.shape, bool))
+        if isinstance(self._rows, HNetRows):
+            logits, ends = self._rows.advance(ids)
+            return Advance(logits, None, ends)
         tokens, entropies = ids.cpu().numpy(), None
         if isinstance(self._entropy_model, CountRows):
             entropies = self._entropy_model.advance(tokens)
@@ -193,6 +209,14 @@ class DecodingState:
         The decoder keeps reading the last complete patch, past any boundary (self-speculative decoding). Nothing is
         kept; ``count`` is less than LONGEST_ADVANCE.
         """
+        if isinstance(self._rows, HNetRows):
+            before = self._rows.snapshot()
+            for _ in range(count):
+                logits, _ = self._rows.advance(ids, draft=True)
+                self._rows.accept([1] * len(ids))
+                ids = choose(logits[:, 0])
+            self._rows.rollback(before)
+            return
         assert isinstance(self._rows, BltRows), "only a model with patches has something to skip"
         snapshot = self._rows.snapshot()
         for _ in range(count):
@@ -231,7 +255,10 @@ def _joined_entropies(parts: Sequence[EntropyRows | CountRows | None]) -> Entrop
     return CountRows.joined(counts) if counts else EntropyRows.joined([p for p in parts if isinstance(p, EntropyRows)])
 
 
-def _joined(parts: Sequence[BltRows | EntropyRows]) -> BltRows | EntropyRows:
+def _joined(parts: Sequence[Rows]) -> Rows:
     """Rows of one kind, one after another."""
-    of_blt = [part for part in parts if isinstance(part, BltRows)]
-    return BltRows.joined(of_blt) if of_blt else EntropyRows.joined([p for p in parts if isinstance(p, EntropyRows)])
+    if isinstance(parts[0], BltRows):
+        return BltRows.joined([part for part in parts if isinstance(part, BltRows)])
+    if isinstance(parts[0], HNetRows):
+        return HNetRows.joined([part for part in parts if isinstance(part, HNetRows)])
+    return EntropyRows.joined([part for part in parts if isinstance(part, EntropyRows)])

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shared.patching.credit import PatchCredit
+
 
 @dataclass(frozen=True)
 class _Movable:
@@ -90,6 +92,45 @@ class Patches(_Movable):
 
 
 @dataclass(frozen=True)
+class PatchRoom(_Movable):
+    """Room for the patches that a model finds itself: each document has as many as its credit bounds them to.
+
+    So the patch axis is laid out before any patch is known. Patches fill the room of their document from its beginning;
+    what is left of it stands after them, where causal attention never looks.
+    """
+
+    NARROW = ("first",)
+    first: Tensor
+    """int64 [T], where on the patch axis the room of each token's document begins."""
+    real: Tensor
+    """bool [T]; false for padding."""
+    documents: Segments
+    """Documents on the patch axis [P]; what no document has room in is a segment of its own."""
+
+    @property
+    def count(self) -> int:
+        return sum(self.documents.lengths)
+
+
+def patch_room(lengths: Sequence[int] | np.ndarray, credit: PatchCredit, tokens: int, patches: int) -> PatchRoom:
+    """Room for documents, or slices, of these lengths in packs of T = ``tokens`` and P = ``patches``.
+
+    Padding tokens, if any, have what is left, at least one patch.
+    """
+    counts = np.asarray(lengths, np.int64)
+    bounds = credit.bound(counts)
+    used, rest = int(counts.sum()), patches - int(bounds.sum())
+    assert rest >= int(used < tokens), "the planner leaves room for padding"
+    first = np.full(tokens, patches - rest, np.int32)
+    first[:used] = np.repeat(np.cumsum(bounds) - bounds, counts)
+    return PatchRoom(
+        first=torch.from_numpy(first),
+        real=torch.from_numpy(np.arange(tokens) < used),
+        documents=segments([*bounds.tolist(), rest] if rest else bounds.tolist()),
+    )
+
+
+@dataclass(frozen=True)
 class Batch(_Movable):
     """One pack as a model reads it."""
 
@@ -99,5 +140,5 @@ class Batch(_Movable):
     labels: Tensor
     """int64 [T]: the next token, or IGNORED_LABEL."""
     documents: Segments
-    patches: Patches | None
+    patches: Patches | PatchRoom | None
     """None for models without patches (the entropy model)."""

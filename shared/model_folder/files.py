@@ -36,6 +36,7 @@ from shared.model_folder.tensors import write_tensors
 from shared.model_settings import AnyModelSettings
 from shared.models.blt import Blt
 from shared.models.entropy_model import EntropyModel
+from shared.models.hnet import HNet
 from shared.models.megabyte import MegaByte
 from shared.models.spacebyte import SpaceByte
 from shared.models.transformer import FlatTransformer
@@ -43,7 +44,7 @@ from shared.models.transformer import FlatTransformer
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-Model = FlatTransformer | Blt | MegaByte | SpaceByte
+Model = FlatTransformer | Blt | MegaByte | SpaceByte | HNet
 """All kinds of models; the entropy model is a flat transformer."""
 
 
@@ -53,6 +54,7 @@ KINDS: Mapping[str, Callable[[Any], Model]] = {
     "blt": Blt,
     "megabyte": MegaByte,
     "spacebyte": SpaceByte,
+    "hnet": HNet,
 }
 """By ``kind`` of settings."""
 

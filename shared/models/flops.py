@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from shared.layers.tile_sizes import BAND, STRIP, WHOLE, WIDEST_STRIP, carried_length
-from shared.model_settings import AnyModelSettings, BltSettings, MegaByteSettings, StackSettings
+from shared.model_settings import AnyModelSettings, BltSettings, HNetSettings, MegaByteSettings, StackSettings
 
 Recompute = Literal["none", "selective", "full"]
 """What blocks compute again in the backward pass: nothing; the product of gate and up; everything."""
@@ -48,7 +48,12 @@ def useful_workload(settings: AnyModelSettings, tokens: ArrayLike, patches: Arra
 
 
 def text_workload(settings: AnyModelSettings, tokens: ArrayLike, patches: ArrayLike) -> Workload:
-    """The same of text: byte ``tokens`` [S] in so many ``patches`` [S], whichever of them the model reads."""
+    """The same of text: byte ``tokens`` [S] in so many ``patches`` [S], whichever of them the model reads.
+
+    A model that finds patches itself is taken to find them as long as it is led to.
+    """
+    if isinstance(settings, HNetSettings):
+        return useful_workload(settings, tokens, target_patches(settings, tokens))
     match settings.reads:
         case "bytes":
             return useful_workload(settings, tokens)
@@ -56,6 +61,12 @@ def text_workload(settings: AnyModelSettings, tokens: ArrayLike, patches: ArrayL
             return useful_workload(settings, tokens, patches)
         case "tokens":  # each is a patch of its data
             return useful_workload(settings, patches)
+
+
+def target_patches(settings: HNetSettings, tokens: ArrayLike) -> np.ndarray:
+    """int64 [S]: patches of documents of so many ``tokens`` [S] where they have their target size; BOS is one more."""
+    lengths = np.asarray(tokens, np.int64)
+    return np.minimum(np.rint((lengths - 1) / settings.target).astype(np.int64) + 1, lengths)
 
 
 def executed_workload(
@@ -150,7 +161,7 @@ def forward_flops(settings: AnyModelSettings, work: Workload) -> Flops:
     Parts are the stacks of blocks by their names, and head; before them ngrams (look-ups, 0) where there are tables.
     The byte latent transformer has more: encoder_cross (with pooling, and the projections of pooled patches and to the
     global width) and decoder_cross (with the projection of global states); MegaByte has the projection from global to
-    local states.
+    local states; H-Net has its router, and the projections to and from the global width and past it.
     """
     products: dict[str, int] = {"ngrams": 0} if settings.has_tables else {}
     attention: dict[str, int] = {}
@@ -158,6 +169,12 @@ def forward_flops(settings: AnyModelSettings, work: Workload) -> Flops:
         pairs = work.patch_pairs if placed.axis == "patches" else work.token_pairs
         products[part] = positions * block_products(stack) * stack.layers
         attention[part] = pairs * 4 * stack.width * stack.layers
+    if isinstance(settings, HNetSettings):
+        # Queries, keys and the way past the patches, for each token; into and out of the global width, for each patch.
+        products["router"] = work.tokens * 4 * settings.width**2
+        products["projection"] = (
+            2 * settings.width * (work.tokens * settings.width + work.patches * 2 * settings.global_.width)
+        )
     if isinstance(settings, MegaByteSettings):
         products["projection"] = work.tokens * 2 * settings.piece * settings.local.width
     products["head"] = work.tokens * 2 * settings.stacks[-1].settings.width * settings.vocabulary

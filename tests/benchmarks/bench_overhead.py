@@ -121,7 +121,7 @@ def main() -> None:
 
 def alternate(settings: TrainSettings, world: World, rounds: int) -> dict[str, list[float]]:
     """Seconds of each step of both."""
-    data = RunData(settings.data)
+    data = RunData(settings.data, settings.model.patch_credit)
     job = prepare(settings, data, run_identity(settings, data), world)
     bare_step, trainer_step, whole_step = bare(settings, world), trainers(settings, world), whole(job)
     ready = iter(PackLoader(data.train, job.loader.limits, settings.data.packs, streams=settings.data.streams))

@@ -61,7 +61,7 @@ class Example:
 
     @property
     def patches(self) -> Patches:
-        assert self.batch.patches is not None
+        assert isinstance(self.batch.patches, Patches)
         return self.batch.patches
 
     @property

@@ -4,15 +4,18 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from shared.layers.batch import Batch, Patches, segments
+from shared.layers.batch import Batch, Patches, patch_room, segments
+from shared.layers.blocks import Stack
 from shared.model_folder.files import Model, build_model
 from shared.model_settings import (
     AnyModelSettings,
     BltSettings,
     EntropyModelSettings,
     FlatSettings,
+    HNetSettings,
     MegaByteSettings,
     NgramSettings,
     SpaceByteSettings,
@@ -49,6 +52,13 @@ def spacebyte_settings(**changes: object) -> SpaceByteSettings:
     return SpaceByteSettings.model_validate(
         {"before": LOCAL | {"layers": 1}, "global": GLOBAL, "after": LOCAL, "window": 24} | changes
     )
+
+
+def hnet_settings(**changes: object) -> HNetSettings:
+    """A small credit, so that short texts meet its limits."""
+    values = {"encoder": LOCAL, "global": GLOBAL, "decoder": LOCAL, "window": 24}
+    values |= {"target": 4, "credit": 3, "credit_bytes": 2, "max_length": 9}
+    return HNetSettings.model_validate(values | changes)
 
 
 def blt_settings(global_width: int = 48, kv_heads: int | None = None, **changes: object) -> BltSettings:
@@ -151,13 +161,47 @@ def pack(
     return Batch(joined(ids), joined(labels), segments(tokens_in), patches)
 
 
+def routed_pack(texts: Sequence[bytes | np.ndarray], settings: HNetSettings, pad: tuple[int, int] = (0, 0)) -> Batch:
+    """Whole documents side by side with room for their patches, then ``pad`` tokens and patches."""
+    documents = [document_tokens(text) if isinstance(text, bytes) else text for text in texts]
+    lengths = [len(tokens) - 1 for tokens in documents]
+    ids = np.concatenate([*(tokens[:-1] for tokens in documents), np.zeros(pad[0], np.int16)]).astype(np.int64)
+    labels = np.concatenate([*(tokens[1:] for tokens in documents), np.full(pad[0], IGNORED_LABEL)]).astype(np.int64)
+    patches = int(settings.patch_credit.bound(np.array(lengths)).sum()) + pad[1]
+    room = patch_room(lengths, settings.patch_credit, len(ids), patches)
+    in_documents = segments([*lengths, pad[0]] if pad[0] else lengths)
+    batch = Batch(torch.from_numpy(ids), torch.from_numpy(labels), in_documents, room)
+    return batch.to(torch.device("cpu"))
+
+
 def blt_logits(model: Blt, batch: Batch) -> Tensor:
     assert batch.patches is not None
     return model(batch.ids, batch.documents, batch.patches)
 
 
+def oracle_stack(stack: Stack, x: Tensor, positions: Tensor, seen: Tensor) -> Tensor:
+    """Blocks with a whole mask bool [N, N]; positions turn pairs by cosine and sine."""
+    settings = stack.settings
+    frequencies = settings.rope_theta ** -(torch.arange(0, settings.head_width, 2).double() / settings.head_width)
+    angles = (positions.double()[:, None] * frequencies).float()[:, None]
+
+    def turned(heads: Tensor) -> Tensor:
+        even, odd = heads[..., ::2], heads[..., 1::2]
+        pairs = even * angles.cos() - odd * angles.sin(), even * angles.sin() + odd * angles.cos()
+        return torch.stack(pairs, -1).flatten(-2)
+
+    for block in stack.blocks:
+        q, k, v = block.qkv(block.attention_norm(x)).unflatten(-1, (3, settings.heads, -1)).unbind(1)
+        scores = torch.einsum("qhc,khc->hqk", turned(q), turned(k)) * settings.head_width**-0.5
+        weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+        x = x + block.attention_output(torch.einsum("hqk,khc->qhc", weights, v).flatten(1))
+        gate, up = block.gate_up(block.feed_forward_norm(x)).chunk(2, -1)
+        x = x + block.down(F.silu(gate) * up)
+    return x
+
+
 def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    return torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="sum")
+    return F.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="sum")
 
 
 def gradients(model: torch.nn.Module, loss: Tensor) -> dict[str, Tensor]:

@@ -87,7 +87,7 @@ def tiny_settings(data: Path, out: Path, /, **sections: dict[str, Any]) -> Train
 
 def run_identity_of(settings: TrainSettings) -> RunIdentity:
     """The identity of the run, which is checked as the program does."""
-    data = RunData(settings.data)
+    data = RunData(settings.data, settings.model.patch_credit)
     settings = with_length(settings, data)
     check_run(settings, data)
     return run_identity(settings, data)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from shared.model_folder.identity import stored_settings
 from shared.model_settings import EntropyModelSettings
+from shared.patching.credit import PatchCredit
 from shared.shards.manifest import MANIFEST_NAME, DatasetTotals, Manifest, load_manifest
-from trainer.data.packing.limits import PackLimits, pack_limits
+from trainer.data.packing.limits import PackLimits, credited_limits, pack_limits
 from trainer.data.sampling.schedule import Mixing, targets_of_one_pass
 from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT, prefixed, split_folders, together
 from trainer.settings import DataSettings, TrainSettings
@@ -24,9 +25,10 @@ if TYPE_CHECKING:  # it needs pyarrow, which a finished run is recognised withou
 class RunData:
     """Both splits of the datasets that a recipe names. Everything is read when it is first asked for, and kept."""
 
-    def __init__(self, settings: DataSettings) -> None:
+    def __init__(self, settings: DataSettings, credit: PatchCredit | None = None) -> None:
+        """``credit``: of a model that finds patches itself (`WholeModel.patch_credit`)."""
         self.mixing = Mixing(settings.weights, settings.repeats)
-        self._settings = settings
+        self._settings, self._credit = settings, credit
         self._manifests: dict[str, dict[str, Manifest]] = {}
 
     def folders(self, split: str) -> dict[str, Path | str]:
@@ -62,7 +64,10 @@ class RunData:
     @cached_property
     def limits(self) -> PackLimits:
         """Of the packs of both splits. Raises ConfigError, DatasetError."""
-        return pack_limits(self.train_manifest, self._settings.tokens, self._settings.patches)
+        tokens, patches = self._settings.tokens, self._settings.patches
+        if self._credit is not None:
+            return credited_limits(self.train_manifest, tokens, self._credit, patches)
+        return pack_limits(self.train_manifest, tokens, patches)
 
     @cached_property
     def train(self) -> "Dataset | Mixture":

@@ -88,7 +88,7 @@ def plan_validation(source: Source, reader: SliceReader, limits: PackLimits) -> 
     whole pack, it is cut.
     """
     blocks = documents_in_order(source, BLOCK)
-    upcoming = Upcoming(NO_DOCUMENTS)
+    upcoming = Upcoming(NO_DOCUMENTS, limits.credit)
     position = offset = number = 0
     while True:
         while (
@@ -97,7 +97,8 @@ def plan_validation(source: Source, reader: SliceReader, limits: PackLimits) -> 
             if (block := next(blocks, None)) is None:
                 break
             waiting = upcoming.documents.values[:, position:]
-            upcoming, position = Upcoming(Documents(np.concatenate([waiting, block.values], axis=1))), 0
+            documents = Documents(np.concatenate([waiting, block.values], axis=1))
+            upcoming, position = Upcoming(documents, limits.credit), 0
         if position == len(upcoming.documents):
             return
         room = Room(limits)

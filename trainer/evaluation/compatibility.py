@@ -12,13 +12,14 @@ from shared.io.files.digests import in_short
 from shared.layers.tile_sizes import BAND
 from shared.model_folder.files import load_model
 from shared.model_folder.identity import ENTROPY_MODEL_FOLDER, TOKENIZER_FOLDER, load_settings
-from shared.model_settings import specials_of
+from shared.model_settings import AnyModelSettings, specials_of
 from shared.patching import PatchingSettings
 from shared.shards.dataset import Dataset
 from shared.shards.document import Row
 from shared.shards.in_memory import Documents, InMemoryDataset, whole_documents
 from shared.shards.manifest import DatasetIdentity, EntropyModelIdentity
-from trainer.data.packing.limits import PackLimits, pack_limits
+from trainer.data.packing.limits import PackLimits, credited_limits, pack_limits
+from trainer.data.source import PatchTotals
 from trainer.data.validation import ValidationPacks
 from trainer.evaluation.documents import DocumentScores, evaluate
 from trainer.evaluation.text_patcher import Patcher
@@ -46,14 +47,23 @@ def packs_for(folder: Path, dataset: Documents, tokens: int, name: str | None = 
     Raises ModelFileError, IdentityError when the dataset is not cut as the model cuts, ConfigError.
     """
     model = load_settings(folder)
-    patched = model.reads != "bytes"
     if isinstance(dataset, InMemoryDataset):
         patching = dataset.patching
         inputs = dataset.totals.tokens + dataset.totals.documents
         tokens = pack_of(inputs, patching, tokens)
     else:
         check_fits(folder, dataset, name)
-    return ValidationPacks(dataset, pack_limits(dataset, tokens) if patched else PackLimits(tokens, None))
+    return ValidationPacks(dataset, limits_for(model, dataset, tokens))
+
+
+def limits_for(model: AnyModelSettings, dataset: PatchTotals, tokens: int) -> PackLimits:
+    """Of packs of so many tokens as a model reads them: without the patches of the dataset where it reads bytes alone.
+
+    Raises ConfigError when they are too small.
+    """
+    if model.patch_credit is not None:
+        return credited_limits(dataset, tokens, model.patch_credit)
+    return PackLimits(tokens, None) if model.reads == "bytes" else pack_limits(dataset, tokens)
 
 
 def check_fits(folder: Path, dataset: Documents, name: str | None = None) -> None:

@@ -2,9 +2,27 @@
 
 import numpy as np
 
-from shared.model_settings import CountsSettings, StoredSettings
-from shared.models.flops import Workload, forward_flops, text_workload
+from shared.model_settings import AnyModelSettings, CountsSettings, HNetSettings, StoredSettings
+from shared.models.flops import Workload, forward_flops, text_workload, useful_workload
 from trainer.data.validation import ValidationPacks
+from trainer.evaluation.documents import DocumentScores
+
+
+def scored_flops_by_subset(settings: AnyModelSettings, packs: ValidationPacks, found: DocumentScores) -> dict[str, int]:
+    """Over packs that a model has scored: as below, but one that finds patches itself is counted with those it found.
+
+    That is by document, so that one that packs have cut costs what it would in one piece.
+    """
+    if not isinstance(settings, HNetSettings):
+        return forward_flops_by_subset(settings, packs)
+    flops = {}
+    for code in np.unique(found.subset).tolist():
+        own = found.subset == code
+        tokens = found.text[own] + 1  # BOS
+        flops[found.subset_names[code]] = forward_flops(
+            settings, useful_workload(settings, tokens, found.patches[own])
+        ).total
+    return flops
 
 
 def forward_flops_by_subset(settings: StoredSettings, packs: ValidationPacks) -> dict[str, int]:

@@ -43,6 +43,11 @@ class DocumentScores:
         return self.sums[:, 2].astype(np.int64)
 
     @property
+    def text(self) -> np.ndarray:
+        """int64 [D], bytes of text, targets or not."""
+        return self.sums[:, 3].astype(np.int64)
+
+    @property
     def patches(self) -> np.ndarray:
         """int64 [D], other than BOS; 0 when unpatched."""
         return self.sums[:, 4].astype(np.int64)

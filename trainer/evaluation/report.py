@@ -16,7 +16,7 @@ from shared.model_folder.identity import ENTROPY_MODEL_FOLDER, load_settings, st
 from shared.shards.in_memory import Documents
 from trainer.errors import LogitsError
 from trainer.evaluation.compatibility import packs_for
-from trainer.evaluation.cost import forward_flops_by_subset
+from trainer.evaluation.cost import forward_flops_by_subset, scored_flops_by_subset
 from trainer.evaluation.documents import DocumentScores, document_ids, evaluate
 from trainer.evaluation.scores import Column
 from trainer.metrics.subset_score import SubsetScore, total_of
@@ -122,7 +122,7 @@ def measure(
         name=model_name(folder),
         dataset=dataset,
         documents=found,
-        flops=forward_flops_by_subset(load_settings(folder), packs),
+        flops=scored_flops_by_subset(load_settings(folder), packs, found),
         entropy_model_flops=forward_flops_by_subset(stored_settings(entropy_model), packs) if paid else {},
     )
 

@@ -14,10 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.io.display.tables import aligned
+from shared.layers.batch import Segments
+from shared.models.hnet import RoutedLogits
 from shared.vocabulary import IGNORED_LABEL
 from trainer.data.packing.packs import Pack
 from trainer.metrics.subset_score import SubsetScore, total_of
-from trainer.optim.train_step import predict
+from trainer.optim.train_step import run_forward
 
 
 @torch.no_grad()
@@ -30,7 +32,8 @@ def evaluate_sums(
 ) -> np.ndarray:
     """float64 [groups, 6]: the fields of SubsetScore, to be added up over ranks.
 
-    Sums are taken in fp64; one transfer from the device for each pack. The model is left in the mode it was in.
+    Sums are taken in fp64, with a transfer or two from the device for each pack. The model is left in the mode that it
+    was in.
 
     Args:
         group: what the slices of a pack are counted by.
@@ -40,11 +43,22 @@ def evaluate_sums(
     model.eval()
     for pack in packs:
         batch = pack.batch.to(device)
-        nats = slice_nats(predict(model, batch), batch.labels, batch.documents.ids, len(batch.documents.lengths))
-        counts = (pack.slice_targets, pack.slice_bytes, pack.slice_text, pack.slice_patches, pack.ended)
-        np.add.at(sums, getattr(pack, group), np.stack([nats.cpu().numpy()[: len(pack.subset)], *counts], axis=1))
+        found, documents = run_forward(model, batch), batch.documents
+        patches = pack.slice_patches
+        if isinstance(found, RoutedLogits):
+            found, routing = found
+            patches = by_slice(routing.ends, documents).cpu().numpy()[: len(pack.subset)]
+        nats = slice_nats(found, batch.labels, documents.ids, len(documents.lengths)).cpu().numpy()
+        counts = (pack.slice_targets, pack.slice_bytes, pack.slice_text, patches, pack.ended)
+        np.add.at(sums, getattr(pack, group), np.stack([nats[: len(pack.subset)], *counts], axis=1))
     model.train(training)
     return sums
+
+
+def by_slice(values: Tensor, documents: Segments) -> Tensor:
+    """fp64 [slices]: sums of [T] over the tokens of each slice."""
+    sums = torch.zeros(len(documents.lengths), dtype=torch.float64, device=values.device)
+    return sums.index_add_(0, documents.ids, values.double())
 
 
 def slice_nats(logits: Tensor, labels: Tensor, ids: Tensor, slices: int) -> Tensor:

@@ -19,9 +19,8 @@ from shared.shards.document import DEFAULT_SUBSET, Row
 from shared.shards.in_memory import InMemoryDataset
 from shared.shards.spans import Spans, spans_of
 from shared.vocabulary import document_tokens
-from trainer.data.packing.limits import pack_limits
 from trainer.data.validation import ValidationPacks
-from trainer.evaluation.compatibility import pack_of
+from trainer.evaluation.compatibility import limits_for, pack_of
 from trainer.evaluation.documents import DocumentScores, evaluate
 from trainer.evaluation.text_patcher import Patcher
 from trainer.metrics.subset_score import total_of
@@ -111,7 +110,7 @@ class TextScorer:
             for number, (text, own) in enumerate(zip(texts, lengths))
         ]
         dataset = InMemoryDataset(rows, patching, tokenizer=self.folder / TOKENIZER_FOLDER)
-        limits = pack_limits(dataset, pack_of(sum(map(len, documents)), patching, self._tokens))
+        limits = limits_for(self.model.settings, dataset, pack_of(sum(map(len, documents)), patching, self._tokens))
         return ValidationPacks(dataset, limits)
 
 

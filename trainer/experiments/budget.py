@@ -63,7 +63,7 @@ def planned_steps(settings: TrainSettings, data: RunData) -> Iterator[list[PackP
 
 def spending(settings: TrainSettings) -> Iterator[Spent]:
     """What a run has used after each of its steps."""
-    data = RunData(settings.data)
+    data = RunData(settings.data, settings.model.patch_credit)
     work, scored, text, entropy_model = Workload(), Workload(), 0, data.entropy_model
     for number, plans in enumerate(planned_steps(settings, data), 1):
         for plan in plans:

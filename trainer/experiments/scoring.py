@@ -16,7 +16,7 @@ from trainer.data.splits import VALIDATION_SPLIT, split_folders
 from trainer.data.validation import ValidationPacks
 from trainer.distributed.world import choose_device
 from trainer.evaluation.compatibility import packs_for
-from trainer.evaluation.cost import forward_flops_by_subset
+from trainer.evaluation.cost import forward_flops_by_subset, scored_flops_by_subset
 from trainer.evaluation.documents import DocumentScores, document_ids, evaluate
 from trainer.experiments.results.records import SCORE_NAME, Score, load_score
 from trainer.memory.parameters import TABLES, parameter_shapes
@@ -52,7 +52,7 @@ def _score(
     by_subset = found.by_subset()
     total = total_of(by_subset)
     sizes = {name: prod(shape) for name, shape in parameter_shapes(settings.model).items()}
-    flops, entropy_flops = forward_flops_by_subset(settings.model, packs), {"": 0}
+    flops, entropy_flops = scored_flops_by_subset(settings.model, packs, found), {"": 0}
     if dataset.manifest.identity.entropy_model is not None:
         entropy_flops = forward_flops_by_subset(stored_settings(dataset.entropy_model), packs)
     return Score(

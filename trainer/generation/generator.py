@@ -19,6 +19,7 @@ from shared.model_folder.files import load_entropy_model, load_model
 from shared.model_folder.identity import ENTROPY_MODEL_FOLDER
 from shared.models.blt import Blt
 from shared.models.entropy_model import EntropyModel
+from shared.models.hnet import HNet
 from shared.text.chat import Turn, prompt_tokens
 from shared.vocabulary import EOS, is_special
 from trainer.generation.chat import end_of_turn
@@ -45,10 +46,10 @@ class Generator:
         torch.set_num_threads(threads or self.identity.numerics.threads)
         self.device = torch.device(device)
         model = load_model(folder, self.device, self.identity.numerics.dtype)
-        if not isinstance(model, Blt | EntropyModel):
+        if not isinstance(model, Blt | HNet | EntropyModel):
             raise ConfigError(
-                f"{folder} has a model of kind {model.settings.kind!r}: only entropy models and byte latent "
-                "transformers generate"
+                f"{folder} has a model of kind {model.settings.kind!r}: only entropy models, byte latent "
+                "transformers and H-Nets generate"
             )
         self.model = model
         self.entropy_model = self._load_entropy_model() if isinstance(model, Blt) else None
@@ -91,7 +92,7 @@ class Generator:
         A prompt that is a chat so far is answered: its row ends with the turn.
         """
         rules = one_threshold(self.identity.patching, settings.subset, settings.theta)
-        if settings.draft and not isinstance(self.model, Blt):
+        if settings.draft and isinstance(self.model, EntropyModel):
             raise ConfigError("draft: an entropy model has no global model to run ahead of")
         if settings.draft >= LONGEST_ADVANCE:
             raise ConfigError(f"draft: {settings.draft} is more than {LONGEST_ADVANCE - 1}")

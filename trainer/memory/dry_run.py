@@ -16,7 +16,8 @@ from torch.distributed.fsdp import FSDPModule
 
 from shared.io.display.quantities import quantity
 from shared.io.files.atomic import write_atomic
-from shared.layers.batch import Batch, Patches, segments
+from shared.layers.batch import Batch, Patches, patch_room, segments
+from shared.patching.credit import PatchCredit
 from shared.vocabulary import BOS, OFFSET
 from trainer.data.packing.limits import PackLimits
 from trainer.distributed.build import units
@@ -168,6 +169,8 @@ def worst_steps(limits: PackLimits, packs: int) -> list[list[Batch]]:
 def one_document(limits: PackLimits) -> Batch:
     """A document over the whole pack; half of its patches are single bytes, the others equally long."""
     tokens, count = limits.tokens, patch_count(limits)
+    if limits.credit is not None:
+        return credited_batch(limits.credit, [min(tokens, limits.credit.reach(count - 1))], limits)
     single = count // 2
     owner = np.arange(tokens)
     owner[single:] = single + (owner[single:] - single) * (count - single) // (tokens - single)
@@ -176,6 +179,10 @@ def one_document(limits: PackLimits) -> Batch:
 
 def many_documents(limits: PackLimits) -> Batch:
     """A document for each patch, or for every two tokens where there are no patches; all about equally long."""
+    if limits.credit is not None:
+        # The longest of which each token may end a patch.
+        size, room = limits.credit.most + 1, patch_count(limits) - 1
+        return credited_batch(limits.credit, [size] * (room // size) or [room], limits)
     count = patch_count(limits) if limits.patches is not None else limits.tokens // 2
     owner = np.arange(limits.tokens) * count // limits.tokens
     return batch(np.bincount(owner).tolist(), owner, [1] * count, limits)
@@ -198,3 +205,11 @@ def batch(documents: list[int], owner: np.ndarray, patches: list[int], limits: P
     return Batch(
         ids, ids.roll(-1), tokens, Patches(of_token, of_token, segments([*patches, rest] if rest else patches))
     )
+
+
+def credited_batch(credit: PatchCredit, documents: list[int], limits: PackLimits) -> Batch:
+    """The same for a model that finds its patches; what documents leave of the pack is padding."""
+    assert limits.patches is not None
+    rest = limits.tokens - sum(documents)
+    plain = batch([*documents, rest] if rest else documents, np.zeros(0), [], PackLimits(limits.tokens, None))
+    return replace(plain, patches=patch_room(documents, credit, limits.tokens, limits.patches))

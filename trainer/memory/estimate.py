@@ -14,7 +14,7 @@ from math import prod
 from typing import Literal
 
 from shared.layers.tile_sizes import STRIP, WIDEST_STRIP
-from shared.model_settings import AnyModelSettings, BltSettings, MegaByteSettings, StackSettings
+from shared.model_settings import AnyModelSettings, BltSettings, HNetSettings, MegaByteSettings, StackSettings
 from trainer.memory.parameters import TABLES, Shape, parameter_shapes
 from trainer.memory.parts import Memory, logits_bytes, unsharded_elements
 from trainer.optim.name_patterns import by_pattern
@@ -138,6 +138,8 @@ def kept_activations(settings: AnyModelSettings, given: Pass, recompute: Kept = 
     elif isinstance(settings, MegaByteSettings):
         # Places and ids, and the pieces of global states that tokens read.
         between += given.tokens * (3 * INDEX + given.width * settings.piece)
+    elif isinstance(settings, HNetSettings):
+        between += _routing(settings, given)
     return stacks + between + _head(settings.stacks[-1].settings, given)
 
 
@@ -146,6 +148,18 @@ def _read_rows(settings: AnyModelSettings, given: Pass) -> int:
     # The byte latent transformer adds sums of nothing, too.
     sums = 2 * given.width * settings.table_width if settings.has_tables or isinstance(settings, BltSettings) else 0
     return given.tokens * (INDEX * settings.tables.count + sums)
+
+
+def _routing(settings: HNetSettings, given: Pass) -> int:
+    """What stands between the stacks of H-Net."""
+    width, latent = settings.width, settings.global_.width
+    # Bytes out of the encoder and their norm; in fp32 queries and keys, what is read of the patches, p and what follows
+    # from it.
+    by_token = given.width * 2 * width + FLOAT * (3 * width + 8) + 4 * INDEX
+    # Last tokens, what enters the global transformer, leaves it and is normed, comes back to the local width, is
+    # weighted, and averaged.
+    by_patch = given.width * (2 * width + 3 * latent) + FLOAT * (3 * width + 2) + INDEX
+    return given.tokens * by_token + given.patches * by_patch
 
 
 def _crosses(settings: BltSettings, given: Pass) -> int:

@@ -9,6 +9,7 @@ from shared.model_settings import (
     BltSettings,
     EntropyModelSettings,
     FlatSettings,
+    HNetSettings,
     MegaByteSettings,
     SpaceByteSettings,
     StackSettings,
@@ -55,6 +56,24 @@ def _megabyte(settings: MegaByteSettings) -> Iterator[tuple[str, Shape]]:
     yield "head.weight", (vocabulary, width)
 
 
+def _hnet(settings: HNetSettings) -> Iterator[tuple[str, Shape]]:
+    width, latent = settings.width, settings.global_
+    yield from _tables(settings)
+    yield "embedding.weight", (settings.vocabulary, width)
+    yield from _blocks("encoder.blocks", settings.encoder)
+    yield "encoder_norm.weight", (width,)
+    yield "router.query.weight", (width, width)
+    yield "router.key.weight", (width, width)
+    yield "input_projection.weight", (latent.width, width)
+    yield from _blocks("global_.blocks", latent)
+    yield "global_norm.weight", (latent.width,)
+    yield "patch_projection.weight", (width, latent.width)
+    yield "residual.weight", (width, width)
+    yield from _blocks("decoder.blocks", settings.decoder)
+    yield "norm.weight", (width,)
+    yield "head.weight", (settings.vocabulary, width)
+
+
 def _blt(settings: BltSettings) -> Iterator[tuple[str, Shape]]:
     encoder, latent, decoder = settings.encoder, settings.global_, settings.decoder
     inputs = settings.queries * encoder.width
@@ -83,6 +102,7 @@ KINDS: dict[str, Callable[[Any], Iterator[tuple[str, Shape]]]] = {
     "blt": _blt,
     "megabyte": _megabyte,
     "spacebyte": _flat,
+    "hnet": _hnet,
 }
 """By ``kind`` of settings."""
 

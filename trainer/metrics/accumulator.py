@@ -47,6 +47,10 @@ class RankSums:
     """FLOPs, as Flops has them; this and the next two."""
     executed: float = 0.0
     scoring: float = 0.0
+    wanted: float = 0.0
+    """Boundaries that a router wanted; this and the next are 0 for models that find no patches."""
+    refused: float = 0.0
+    """Those of them that no credit was left for."""
     held: float = 0.0
     """Bytes, as memory_in_use has them; this and the next two."""
     reserved: float = 0.0
@@ -57,6 +61,11 @@ class RankSums:
         self.packs += len(step.packs)
         self.waited += step.waited
         self.busy += step.busy
+        found = step.result.routing
+        self.patches += found.patches
+        self.own_patches += found.patches
+        self.wanted += found.wanted
+        self.refused += found.refused
         for pack in step.packs:
             self.tokens += len(pack.ids)
             self.text += int(pack.slice_text.sum())

@@ -55,6 +55,8 @@ def interval_metrics(
             "bytes_per_patch": together.text / together.own_patches if together.own_patches else math.nan,
             "patch_fill": share(together.patches, together.packs * limits.patches, "patch_fill"),
         }
+    if limits.credit is not None:
+        figures["refused"] = share(together.refused, together.wanted, "refused")
     return figures | slowest(ranks)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from shared.layers.batch import PatchRoom
 from shared.layers.devices import find_device
 from shared.model_settings import AnyModelSettings, EntropyModelSettings
 from shared.models.flops import (
@@ -27,6 +28,7 @@ from trainer.metrics.accumulator import Accumulator, RankSums, StepRecord
 from trainer.metrics.formulas import ShareError, interval_metrics, sampled_metrics
 from trainer.optim.optimizer import Optimizers
 from trainer.optim.step_timer import StepTimer
+from trainer.optim.train_step import NO_ROUTING, RoutingCounts
 from trainer.settings import TrainSettings
 
 # ---- How much there was to compute: FLOPs of this rank's packs, useful and executed, and of the scoring before them.
@@ -42,8 +44,9 @@ class FlopsCounter:
         self._model, self._entropy_model, self._recompute, self._tiled = model, entropy_model, recompute, tiled
         self._useful, self._executed, self._scored = Workload(), Workload(), Workload()
 
-    def add(self, packs: Sequence[Pack]) -> None:
-        """Add packs of one rank."""
+    def add(self, packs: Sequence[Pack], found: RoutingCounts = NO_ROUTING) -> None:
+        """Add packs of one rank, in which the model itself has ``found`` patches, if it does."""
+        self._useful += Workload(patches=int(found.patches), patch_pairs=int(found.pairs))
         for pack in packs:
             of_bytes = pack.patch_lengths is not None and pack.subword_ids is None
             patches = pack.in_patches if of_bytes else np.zeros(0, np.int64)
@@ -54,6 +57,9 @@ class FlopsCounter:
 
     def _padded(self, pack: Pack) -> Workload:
         batch = pack.batch
+        if isinstance(batch.patches, PatchRoom):
+            lengths = batch.documents.lengths, batch.patches.documents.lengths
+            return executed_workload(self._model, *lengths, tiled=self._tiled)
         if batch.patches is None:
             return executed_workload(self._model, batch.documents.lengths, tiled=self._tiled)
         return executed_workload(
@@ -136,7 +142,7 @@ class RunMetrics:
     def add(self, step: StepRecord) -> None:
         """Add a step of this rank."""
         self._sums.add(step)
-        self._flops.add(step.packs)
+        self._flops.add(step.packs, step.result.routing)
 
     def interval(self, targets: int, sampled: Mapping[str, int], optimizer: Optimizers) -> dict[str, Any]:
         """What has been added up since the last call; empty on all ranks but the main one. Every rank takes part.

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -10,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from shared.layers.batch import Batch
+from shared.layers.batch import Batch, PatchRoom
+from shared.layers.routing import ratio_loss
+from shared.models.hnet import HNet, RoutedLogits
 from shared.vocabulary import IGNORED_LABEL
 from trainer.distributed.dtensor import shard_groups, to_local
 from trainer.distributed.row_sharded_tables import row_tables
@@ -102,6 +105,22 @@ class TrainStep:
     """Whether this rank has been asked to stop."""
 
 
+class RoutingCounts(NamedTuple):
+    """What a model that finds its patches has found in a step's packs of one rank, padding left out."""
+
+    patches: float
+    """Patches that ended: all that the global transformer has read."""
+    pairs: float
+    """Queries and keys that meet in one of its layers."""
+    wanted: float
+    """Boundaries that the router wanted; not those where a document begins."""
+    refused: float
+    """Those of them that no credit was left for."""
+
+
+NO_ROUTING = RoutingCounts(0.0, 0.0, 0.0, 0.0)
+
+
 @dataclass(frozen=True)
 class StepResult:
     """What a step found, over all ranks."""
@@ -116,23 +135,51 @@ class StepResult:
     """Why nothing was updated; None where it was."""
     stop: bool
     """Whether any rank has been asked to stop."""
+    routing: RoutingCounts = NO_ROUTING
+    """Of this rank alone; zeros for models that find no patches."""
+
+
+def run_forward(model: nn.Module, batch: Batch) -> Tensor | RoutedLogits:
+    """What a model gives: logits fp32 [T, V], and of one that finds its patches itself where they end."""
+    patches = () if batch.patches is None else (batch.patches,)
+    found: Tensor | RoutedLogits = model(batch.ids, batch.documents, *patches)
+    return found
 
 
 def predict(model: nn.Module, batch: Batch) -> Tensor:
-    """Logits fp32 [T, V] of either kind of model."""
-    patches = () if batch.patches is None else (batch.patches,)
-    logits: Tensor = model(batch.ids, batch.documents, *patches)
-    return logits
+    """Logits fp32 [T, V] of any kind of model."""
+    found = run_forward(model, batch)
+    return found.logits if isinstance(found, RoutedLogits) else found
+
+
+def count_routing(found: RoutedLogits, batch: Batch) -> Tensor:
+    """The fields of `RoutingCounts`, fp64 [4] on the device."""
+    room, routing = batch.patches, found.routing
+    assert isinstance(room, PatchRoom)
+    ends = routing.ends & room.real
+    in_documents = torch.zeros(len(batch.documents.lengths), dtype=torch.int64, device=ends.device)
+    in_documents = in_documents.index_add(0, batch.documents.ids, ends.long())
+    wanted = routing.wanted & room.real & (batch.documents.positions > 0)
+    pairs = in_documents * (in_documents + 1) // 2
+    return torch.stack([ends.sum(), pairs.sum(), wanted.sum(), (wanted & ~ends).sum()]).double()
 
 
 def backward(
-    model: nn.Module, batches: Sequence[Batch], targets: int, world: World, keep_gathered: bool = False
+    model: nn.Module,
+    batches: Sequence[Batch],
+    targets: int,
+    world: World,
+    keep_gathered: bool = False,
+    counts: list[Tensor] | None = None,
 ) -> Tensor:
     """Gradients of the step's mean loss; returns this rank's nats, fp64 scalar where gradients lie.
 
     The loss is the sum over valid targets over the step's global number of them (``targets``), so that every byte
     weighs the same wherever it was packed. Times the number of ranks, since FSDP takes the mean over ranks. Gradients
     travel once: with the last micro-batch, and those of tables that learn by rows after it.
+
+    A model that finds its patches has one more term, the mean over the packs of the step of each pack's ratio loss,
+    which is no sum over targets. ``counts`` gets what it found in each pack, as `count_routing` gives it.
     """
     nats = torch.zeros((), dtype=torch.float64, device=world.device)
     for number, batch in enumerate(batches):
@@ -141,12 +188,29 @@ def backward(
             model.set_requires_gradient_sync(last)
             model.set_reshard_after_backward(last or not keep_gathered)
         batch = batch.to(world.device)
-        loss = F.cross_entropy(predict(model, batch), batch.labels, ignore_index=IGNORED_LABEL, reduction="sum")
-        (loss * (world.size / targets)).backward()
+        loss, ratio = losses(model, batch, counts)
         nats += loss.detach()
+        loss = loss * (world.size / targets)
+        (loss if ratio is None else loss + ratio / len(batches)).backward()
     for table in row_tables(model):
         table.collect()
     return nats.to(next(model.parameters()).device)
+
+
+def losses(model: nn.Module, batch: Batch, counts: list[Tensor] | None) -> tuple[Tensor, Tensor | None]:
+    """Of one pack: nats over its targets, and the weighted ratio loss of a model that finds its patches.
+
+    A function of its own, so that the logits are gone when the backward pass begins.
+    """
+    found, ratio = run_forward(model, batch), None
+    if isinstance(found, RoutedLogits):
+        assert isinstance(model, HNet) and isinstance(batch.patches, PatchRoom)  # noqa: PT018
+        settings = model.settings
+        ratio = settings.ratio_weight * ratio_loss(found.routing, batch.patches.real, settings.target)
+        if counts is not None:
+            counts.append(count_routing(found, batch))
+        found = found.logits
+    return F.cross_entropy(found, batch.labels, ignore_index=IGNORED_LABEL, reduction="sum"), ratio
 
 
 def take_step(
@@ -157,9 +221,12 @@ def take_step(
     The only transfer from the device is that of a few scalars, between backward and update. What the guard judges is
     the same on all ranks: sums over them, and the norm that the first one has.
     """
-    nats = backward(model, step.batches, step.targets, world, step.keep_gathered)
+    counts: list[Tensor] = []
+    nats = backward(model, step.batches, step.targets, world, step.keep_gathered, counts)
     norms = clip(model, step.clip)
-    own_nats, norm, *parts = torch.stack([nats, norms.whole, *norms.parts.values()]).cpu().tolist()
+    routing = sum(counts[1:], counts[0]).to(nats.device) if counts else nats.new_zeros(0)
+    scalars = torch.cat([torch.stack([nats, norms.whole, *norms.parts.values()]), routing]).cpu().tolist()
+    own_nats, norm, *parts = scalars[: 2 + len(norms.parts)]
     own_norm = norm if world.is_main_rank or not math.isfinite(norm) else 0.0
     total, grad_norm, stop = world.total([own_nats, own_norm, float(step.stop)])
     if timer is not None:
@@ -171,4 +238,5 @@ def take_step(
     optimizer.zero_grad()
     if timer is not None:
         timer.mark("update")
-    return StepResult(total, grad_norm, dict(zip(norms.parts, parts)), objection, stop > 0)
+    own_routing = RoutingCounts(*scalars[2 + len(parts) :]) if counts else NO_ROUTING
+    return StepResult(total, grad_norm, dict(zip(norms.parts, parts)), objection, stop > 0, own_routing)

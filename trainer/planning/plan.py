@@ -8,7 +8,7 @@ from pathlib import Path
 from shared.errors import ConfigError
 from shared.layers.devices import Device, find_device
 from shared.model_folder.identity import stored_settings
-from shared.model_settings import BltSettings, CountsSettings, EntropyModelSettings
+from shared.model_settings import BltSettings, CountsSettings, EntropyModelSettings, HNetSettings
 from shared.models.flops import (
     executed_training_flops,
     executed_workload,
@@ -17,6 +17,7 @@ from shared.models.flops import (
     training_flops,
     useful_workload,
 )
+from shared.patching.credit import PatchCredit
 from shared.shards.manifest import ENTROPY_MODEL_FOLDER
 from trainer.data.packing.limits import patches_for
 from trainer.data.run_data import RunData, with_length
@@ -110,14 +111,16 @@ def make_plan(settings: TrainSettings) -> Plan:
     """
     model, options, parallel = settings.model, settings.plan, settings.parallel
     check_ranks(settings)
-    data = RunData(settings.data)
+    data = RunData(settings.data, settings.model.patch_credit)
     if data.exists:
         settings = with_length(settings, data)
     elif settings.run.steps is None and settings.run.bytes is None:
         raise ConfigError("run.passes needs the data, which is not there; give --run.bytes for the plan")
     device = find_device(options.device) if options.device else None
     patch_size, patches, entropy_model = None, 0, None
-    if model.reads != "bytes":
+    if isinstance(model, HNetSettings):
+        patch_size, patches = model.target, _credited_patches(settings, data, model.patch_credit)
+    elif model.reads != "bytes":
         patch_size, patches = _patching(settings, data)
     found_by_a_model = not data.exists or data.train_manifest.identity.entropy_model is not None
     own = _entropy_model(data)
@@ -174,6 +177,17 @@ def _patching(settings: TrainSettings, data: RunData) -> tuple[float, int]:
     if patches is None or size is None:
         raise ConfigError(f"model.kind {model.kind!r} {model.objection(data.train_manifest.identity.patching)}")
     return size, patches
+
+
+def _credited_patches(settings: TrainSettings, data: RunData, credit: PatchCredit) -> int:
+    """P_max of a model that finds its patches: as its data says, else of documents as long as planned."""
+    if data.exists:
+        assert data.limits.patches is not None
+        return data.limits.patches
+    tokens = settings.data.tokens
+    length = min(settings.plan.document_bytes or tokens, tokens)
+    room = max(patches_for(tokens, credit.bound(length) / length), credit.bound(tokens) + 1)
+    return settings.data.patches or room
 
 
 def _entropy_model(data: RunData) -> EntropyModelSettings | CountsSettings | None:

@@ -13,8 +13,10 @@ from helpers.model_examples import (
     blt_settings,
     entropy_settings,
     flat_settings,
+    hnet_settings,
     megabyte_settings,
     pack,
+    routed_pack,
     spacebyte_settings,
 )
 from hypothesis import given
@@ -36,10 +38,12 @@ from shared.models.flops import (
     paper_flops_per_byte,
     stacks,
     strip_reads,
+    text_workload,
     tiled_pairs,
     training_flops,
     useful_workload,
 )
+from shared.models.hnet import RoutedLogits
 from shared.patching import PatchingSettings
 
 TEXTS = [b"patches are where the next byte is hard to guess", b"", b"a short one", b"x" * 150]
@@ -66,7 +70,8 @@ def counted(model: nn.Module, batch: Batch) -> tuple[dict[str, int], dict[str, i
     """What torch counts by operator of aten, in the forward pass and in both."""
     inputs = (batch.ids, batch.documents) if batch.patches is None else (batch.ids, batch.documents, batch.patches)
     with FlopCounterMode(display=False) as counter:
-        loss = model(*inputs).sum()
+        found = model(*inputs)
+        loss = (found.logits if isinstance(found, RoutedLogits) else found).sum()
         forward = counter.get_flop_counts()["Global"]
         forward = {str(op): count for op, count in forward.items()}
         loss.backward()
@@ -143,6 +148,22 @@ def test_products_of_other_models_of_patches_are_exactly_those_that_torch_counts
     assert list(forward.products) == parts.split()
     assert sum(forward.products.values()) == linear(counts)
     assert sum(training_flops(settings, work).products.values()) == linear(both)
+
+
+def test_products_of_hnet_are_those_that_torch_counts_with_all_room_taken():
+    settings = hnet_settings()
+    model, batch = any_model(settings), routed_pack(TEXTS, settings)
+    work = workload(model, batch)
+    forward = forward_flops(settings, work)
+    counts, both = counted(model, batch)
+    assert list(forward.products) == ["encoder", "global", "decoder", "router", "projection", "head"]
+    assert sum(forward.products.values()) == linear(counts)
+    assert sum(training_flops(settings, work).products.values()) == linear(both)
+
+
+def test_hnet_is_planned_at_its_target():
+    settings = hnet_settings(target=5)
+    assert text_workload(settings, [101, 1, 2, 8], ()) == useful_workload(settings, [101, 1, 2, 8], [21, 1, 1, 2])
 
 
 def test_bytes_of_megabyte_meet_those_of_their_own_patch_only():

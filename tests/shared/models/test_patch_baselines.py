@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from helpers.model_examples import (
     any_model,
     blt_logits,
     gradients,
     megabyte_settings,
+    oracle_stack,
     pack,
     random_text,
     spacebyte_settings,
@@ -17,7 +17,6 @@ from helpers.rounding import assert_equal_but_rounded, in_fp64
 from torch import Tensor
 
 from shared.layers.batch import Batch, segments
-from shared.layers.blocks import Stack
 from shared.layers.ngrams import ngram_rows
 from shared.model_folder.files import Model
 from shared.models.megabyte import START, MegaByte
@@ -103,27 +102,6 @@ def test_memory_is_linear_in_bytes(name, largest_tensor):
     small, large = step(4), step(8)
     assert large <= 2.1 * small
     assert large < 4096 * 4096 / 8
-
-
-def oracle_stack(stack: Stack, x: Tensor, positions: Tensor, seen: Tensor) -> Tensor:
-    """Blocks with a whole mask bool [N, N]; positions turn pairs by cosine and sine."""
-    settings = stack.settings
-    frequencies = settings.rope_theta ** -(torch.arange(0, settings.head_width, 2).double() / settings.head_width)
-    angles = (positions.double()[:, None] * frequencies).float()[:, None]
-
-    def turned(heads: Tensor) -> Tensor:
-        even, odd = heads[..., ::2], heads[..., 1::2]
-        pairs = even * angles.cos() - odd * angles.sin(), even * angles.sin() + odd * angles.cos()
-        return torch.stack(pairs, -1).flatten(-2)
-
-    for block in stack.blocks:
-        q, k, v = block.qkv(block.attention_norm(x)).unflatten(-1, (3, settings.heads, -1)).unbind(1)
-        scores = torch.einsum("qhc,khc->hqk", turned(q), turned(k)) * settings.head_width**-0.5
-        weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
-        x = x + block.attention_output(torch.einsum("hqk,khc->qhc", weights, v).flatten(1))
-        gate, up = block.gate_up(block.feed_forward_norm(x)).chunk(2, -1)
-        x = x + block.down(F.silu(gate) * up)
-    return x
 
 
 def oracle_ngrams(model: Model, ids: Tensor) -> Tensor | float:

@@ -31,9 +31,8 @@ from shared.patching import PatchingSettings, patch_lengths
 from shared.shards.document import Row
 from shared.shards.open import open_dataset
 from shared.vocabulary import document_tokens
-from trainer.data.packing.limits import pack_limits
 from trainer.data.validation import ValidationPacks
-from trainer.evaluation.compatibility import packs_for, score_folder
+from trainer.evaluation.compatibility import limits_for, packs_for, score_folder
 from trainer.evaluation.cost import forward_flops_by_subset
 from trainer.evaluation.documents import DocumentScores, evaluate
 from trainer.evaluation.texts import TextScorer
@@ -77,7 +76,9 @@ def on_a_dataset(folder: Path, at: Path, texts: list[bytes], patching: PatchingS
         for n, (text, tokens, found) in enumerate(zip(texts, documents, entropies))
     ]
     dataset = make_dataset(at, [rows], patching=patching)
-    return evaluate(load_model(folder), ValidationPacks(dataset, pack_limits(dataset.manifest, 256)), CPU)
+    return evaluate(
+        load_model(folder), ValidationPacks(dataset, limits_for(load_settings(folder), dataset.manifest, 256)), CPU
+    )
 
 
 def other_folder(kind: str, at: Path, patching: PatchingSettings) -> Path:
@@ -87,6 +88,7 @@ def other_folder(kind: str, at: Path, patching: PatchingSettings) -> Path:
         "tokens": STACK | {"vocabulary": VOCABULARY},
         "megabyte": {"global": STACK, "local": STACK},
         "spacebyte": {"before": STACK, "global": STACK, "after": STACK, "window": 64},
+        "hnet": {"encoder": STACK, "global": STACK, "decoder": STACK, "window": 64},
     }
     settings = TypeAdapter(ModelSettings).validate_python({"kind": "flat" if kind == "tokens" else kind} | sizes[kind])
     model = build_model(settings)
@@ -98,7 +100,9 @@ def other_folder(kind: str, at: Path, patching: PatchingSettings) -> Path:
 
 @pytest.mark.numerics
 @pytest.mark.parametrize(
-    ("kind", "rule"), [("flat", "none"), ("megabyte", "static"), ("spacebyte", "space")], ids=lambda value: value
+    ("kind", "rule"),
+    [("flat", "none"), ("megabyte", "static"), ("spacebyte", "space"), ("hnet", "none")],
+    ids=lambda value: value,
 )
 def test_texts_are_scored_by_every_kind_of_model(kind: str, rule: str, tmp_path: Path) -> None:
     patching = RULES.get(rule, NONE)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from shared.errors import ConfigError
-from shared.layers.batch import Batch
+from shared.layers.batch import Batch, PatchRoom
 from shared.layers.cross_attention import _strips
 from shared.layers.devices import GIB
 from shared.model_folder.files import build_model as empty_model
@@ -26,6 +26,7 @@ from trainer.data.loader import PackLoader
 from trainer.data.packing.limits import pack_limits
 from trainer.distributed.build import units
 from trainer.distributed.world import started
+from trainer.evaluation.compatibility import limits_for
 from trainer.main import main
 from trainer.memory.dry_run import dry_run
 from trainer.memory.estimate import (
@@ -72,9 +73,10 @@ MODELS = {
     "flat": {"kind": "flat", "width": 64, "layers": 2, "heads": 4},
     "megabyte": {"kind": "megabyte", "global": LOCAL | {"width": 128}, "local": LOCAL},
     "spacebyte": {"kind": "spacebyte", "before": LOCAL, "global": LOCAL | {"width": 128}, "after": LOCAL},
+    "hnet": {"kind": "hnet", "encoder": LOCAL, "global": LOCAL | {"width": 128}, "decoder": LOCAL, "window": 64},
 }
 TABLES_OF_OTHERS = {"ngrams": {"sizes": [3, 4, 5], "rows": 64}}
-MODELS |= {f"{name} with tables": MODELS[name] | TABLES_OF_OTHERS for name in ("flat", "megabyte", "spacebyte")}
+MODELS |= {f"{name} with tables": MODELS[name] | TABLES_OF_OTHERS for name in ("flat", "megabyte", "spacebyte", "hnet")}
 
 
 def recipe(name: str, folder: Path = Path("missing"), /, **sections: dict) -> TrainSettings:
@@ -100,7 +102,7 @@ def unpatched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def first_pack(settings: TrainSettings) -> Batch:
     train = open_dataset(settings.data.path / "train")
-    limits = pack_limits(train.manifest, settings.data.tokens)
+    limits = limits_for(settings.model, train.manifest, settings.data.tokens)
     return next(iter(PackLoader(train, limits, 1))).batch.to(torch.device("cpu"))
 
 
@@ -123,7 +125,7 @@ def test_parameters_are_those_of_the_model(name):
     assert [count(unit) for unit in units_of(settings.model, dense)] == expected
 
 
-UNPATCHED = ("entropy", "flat", "flat with tables")
+UNPATCHED = ("entropy", "flat", "flat with tables", "hnet", "hnet with tables")
 
 VARIANTS = {
     "projected": {},
@@ -137,6 +139,7 @@ VARIANTS = {
     "flat with tables": {},
     "megabyte with tables": {"optimizer": {"lr": 1e-3, "rates": {"ngrams": 0}}},
     "spacebyte with tables": {"parallel": {"offload": True}},
+    "hnet": {},
 }
 
 
@@ -146,7 +149,7 @@ def test_memory_is_what_the_dry_run_measures(name, patched, unpatched):
     folder = unpatched if name in UNPATCHED else patched
     sections = {"data": {"packs": 1, "tokens": 1024}, **VARIANTS[name]}
     settings = recipe(name, folder, **sections)
-    limits = pack_limits(open_dataset(folder / "train").manifest, settings.data.tokens)
+    limits = limits_for(settings.model, open_dataset(folder / "train").manifest, settings.data.tokens)
     with started(settings.run) as world:
         model = build_model(settings, world)
         optimizer = build_optimizer(model, settings.optimizer)
@@ -188,7 +191,9 @@ def test_activations_are_within_three_percent_of_what_is_saved(name, patched, un
     settings = recipe(name, unpatched if name in UNPATCHED else patched, data={"tokens": 2048})
     batch, model = first_pack(settings), empty_model(settings.model)
     given = Pass(len(batch.ids), 0, 4, tiled=True)
-    if batch.patches is not None:
+    if isinstance(batch.patches, PatchRoom):
+        given = Pass(len(batch.ids), batch.patches.count, 4, tiled=True)
+    elif batch.patches is not None:
         rows, _ = _strips(batch.patches.of_decoder, batch.patches.count)
         given = Pass(len(batch.ids), batch.patches.count, 4, tiled=True, strip_patches=rows.shape[1])
     expected = kept_activations(settings.model, given) + logits_bytes(given.tokens, 260)

@@ -23,7 +23,7 @@ def build_packs(planned: Sequence[tuple[PackPlan, Step]], limits: PackLimits, re
     """The same of plans that follow one another, each with its step: much of the cost does not grow with the slices."""
     plans = [plan for plan, _ in planned]
     slices = Slices(np.concatenate([plan.values for plan in plans], axis=1))
-    arrays = _in_subwords(slices, reader) if limits.subwords else _in_bytes(slices, limits.patches is not None, reader)
+    arrays = _in_subwords(slices, reader) if limits.subwords else _in_bytes(slices, limits.patched, reader)
     numbers, counts = [plan.number for plan in plans], [len(plan.starts) for plan in plans]
     return Packs(arrays, limits, numbers, [step for _, step in planned], counts)
 

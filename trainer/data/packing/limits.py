@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from shared.errors import ConfigError
+from shared.patching.credit import PatchCredit
 from trainer.data.source import PatchTotals
 
 HEADROOM = 1.05
@@ -20,6 +21,13 @@ class PackLimits:
     """P_max: one more than a pack may hold, since padding has a patch of its own. None: packs without patches."""
     subwords: bool = False
     """Whether each patch is read as one token of the dataset's tokenizer."""
+    credit: PatchCredit | None = None
+    """What bounds the patches of a model that finds them itself: packs have room for as many as there can be."""
+
+    @property
+    def patched(self) -> bool:
+        """Whether packs hold patches as the dataset has them."""
+        return self.patches is not None and self.credit is None
 
     @property
     def read(self) -> "PackLimits":
@@ -54,6 +62,23 @@ def pack_limits(dataset: PatchTotals, tokens: int, patches: int | None = None) -
     if patches < 3:
         raise ConfigError(f"data.patches is {patches}; a pack needs at least 3")
     return PackLimits(tokens, patches, subwords=patching.rule == "bpe")
+
+
+def credited_limits(dataset: PatchTotals, tokens: int, credit: PatchCredit, patches: int | None = None) -> PackLimits:
+    """The budgets for a model that finds patches itself, however the dataset is patched.
+
+    patches None: of documents as long as they are on average, and at least of a document as long as a pack. Raises
+    ConfigError when a pack could hold no patch.
+    """
+    if tokens < 2:
+        raise ConfigError(f"data.tokens is {tokens}; a pack needs at least 2")
+    if patches is None:
+        totals = dataset.totals
+        inputs = max(totals.tokens // max(totals.documents, 1), 1)
+        patches = max(patches_for(tokens, credit.bound(inputs) / inputs), credit.bound(tokens) + 1)
+    if patches < 3:
+        raise ConfigError(f"data.patches is {patches}; a pack needs at least 3")
+    return PackLimits(tokens, patches, credit=credit)
 
 
 def patches_for(tokens: int, share: float) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from shared.layers.batch import Batch, Patches, segments
+from shared.layers.batch import Batch, Patches, PatchRoom, patch_room, segments
 from shared.vocabulary import BOE, IGNORED_LABEL, without_named
 from trainer.data.packing.limits import PackLimits
 from trainer.data.packing.planner import totals_before
@@ -205,7 +205,7 @@ class Pack(PackArrays):
             ids=_padded(self.ids, tokens, BOE),
             labels=_padded(labels, tokens, IGNORED_LABEL),
             documents=segments([*self.in_slice.tolist(), padding] if padding else self.in_slice.tolist()),
-            patches=self._padded_patches(),
+            patches=self._patch_room() if self.limits.credit else self._padded_patches(),
         )
 
     def _of_subwords(self, ids: np.ndarray, labels: np.ndarray) -> Batch:
@@ -216,6 +216,10 @@ class Pack(PackArrays):
             documents=segments([*self.lengths.tolist(), size - len(ids)]),
             patches=None,
         )
+
+    def _patch_room(self) -> PatchRoom:
+        assert self.limits.credit is not None and self.limits.patches is not None  # noqa: PT018
+        return patch_room(self.in_slice, self.limits.credit, self.limits.tokens, self.limits.patches)
 
     def _padded_patches(self) -> Patches | None:
         if self._padded_map is None or self.patch_lengths is None:

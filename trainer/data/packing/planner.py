@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shared.errors import ConfigError, DatasetError, IdentityError
+from shared.patching.credit import PatchCredit
 from shared.shards.runs import ROW_BITS
 from trainer.data.documents import NO_DOCUMENTS, Document, Documents, gather_documents
 from trainer.data.packing.limits import PackLimits
@@ -41,7 +42,7 @@ class Room:
     def __init__(self, limits: PackLimits) -> None:
         self.tokens = limits.tokens
         self.patches = None if limits.patches is None else limits.patches - 1
-        self.subwords = limits.subwords
+        self.subwords, self.credit = limits.subwords, limits.credit
         self.targets = self.bytes = 0
         """Targets of what has been taken, and the bytes of text among it."""
         self._slices: list[np.ndarray] = []
@@ -76,9 +77,11 @@ NO_SLICES = np.zeros((4 + len(Document._fields), 0), np.int64)
 class Upcoming:
     """Documents in the order in which they are packed, and how many of them fit into what is left."""
 
-    def __init__(self, documents: Documents) -> None:
+    def __init__(self, documents: Documents, credit: PatchCredit | None = None) -> None:
+        """``credit``: what bounds the patches of each document, where the model finds them itself."""
         self.documents = documents
-        inputs, patches, nothing = documents.inputs, documents.patches, np.zeros(len(documents), np.int64)
+        inputs, nothing = documents.inputs, np.zeros(len(documents), np.int64)
+        patches = documents.patches if credit is None else credit.bound(inputs)
         self._slices = np.concatenate([np.stack([nothing, inputs, nothing, patches]), documents.values])
         self._tokens = totals_before(inputs)
         self._patches = totals_before(patches)
@@ -111,12 +114,25 @@ def totals_before(values: np.ndarray) -> np.ndarray:
 def continue_document(reader: SliceReader, document: Document, start: int, room: Room) -> int:
     """Put as much of a document as fits into the room, from input ``start``; where the slice ends."""
     boe = start > 0
-    patches = None if room.patches is None else room.patches - boe
-    cut = reader.furthest_cut(document, start, room.tokens - boe, patches)
+    if room.credit is None:
+        patches = None if room.patches is None else room.patches - boe
+        cut = reader.furthest_cut(document, start, room.tokens - boe, patches)
+    else:
+        cut = credited_cut(document, start, room)
     if cut.stop > start:
         room.add_slice(document, start, cut, reader.target_counts(document, start, cut.stop, room.subwords))
     assert cut.stop <= document.inputs
     return cut.stop
+
+
+def credited_cut(document: Document, start: int, room: Room) -> Cut:
+    """The longest slice from ``start`` whose patches have room, however many of its bound the model will end."""
+    assert room.credit is not None and room.patches is not None  # noqa: PT018
+    boe = start > 0
+    stop = min(start + min(room.tokens, room.credit.reach(room.patches)) - boe, document.inputs)
+    if stop <= start:
+        return Cut(start, 0, 0)
+    return Cut(stop, 0, room.credit.bound(stop - start + boe) - boe)
 
 
 class Planner:
@@ -147,7 +163,7 @@ class Planner:
         self._changed: tuple[list[np.ndarray], list[int]] = [], []
         """Subsets and pack streams that have moved since `change` was last asked."""
         self._position = self._counted = 0
-        self._upcoming, self._after = Upcoming(NO_DOCUMENTS), np.zeros((0, 5), np.int64)
+        self._upcoming, self._after = Upcoming(NO_DOCUMENTS, limits.credit), np.zeros((0, 5), np.int64)
         self._open = [
             self._begun(document, offset) if offset else None for document, offset in self._state.streams.tolist()
         ]
@@ -248,7 +264,8 @@ class Planner:
             documents = gather_documents(self._source, references, subsets)
             waiting = self._upcoming.documents.values[:, self._position :]
             self._after = np.concatenate([self._after[self._position :], after])
-            self._upcoming = Upcoming(Documents(np.concatenate([waiting, documents.values], axis=1)))
+            waiting_too = Documents(np.concatenate([waiting, documents.values], axis=1))
+            self._upcoming = Upcoming(waiting_too, self._limits.credit)
             self._position = self._counted = 0
 
     def _begun(self, reference: int, offset: int) -> Document:
@@ -259,8 +276,8 @@ class Planner:
             if row < len(index) and index.part[row] == 0:
                 subset = self._source.subset_codes(shard)[index.subset[row]]
                 document = gather_documents(self._source, np.array([reference]), subset)[0]
-                patched = self._limits.patches is not None
-                if offset < document.inputs and not (patched and not self._reader.on_boundary(document, offset)):
+                fits = offset < document.inputs
+                if fits and (not self._limits.patched or self._reader.on_boundary(document, offset)):
                     return document
         raise IdentityError(
             f"the checkpoint stops at byte {offset - 1} of the document in row {row} of shard {shard}, where these "

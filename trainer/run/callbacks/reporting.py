@@ -1,5 +1,6 @@
 """Callbacks that tell of a run: metrics.jsonl and its like, and the line on the terminal."""
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -92,6 +93,8 @@ def status(step: int, figures: Mapping[str, Any]) -> list[str]:
     pieces.append(f"{quantity(figures['bytes_per_second'])}B/s")
     if figures["skipped"]:
         pieces.append(f"{figures['skipped']} skipped")
+    if not math.isnan(refused := figures.get("refused", math.nan)):
+        pieces.append(f"{figures['bytes_per_patch']:.2f} bytes/patch, {refused:.1%} refused")
     if figures["data_wait"] >= HIGH_WAIT:
         pieces.append(f"data wait {figures['data_wait']:.0%}")
     pieces.append(f"{quantity(figures['flops_per_second'])}FLOP/s")

@@ -1,0 +1,75 @@
+"""The global transformer over the patches of growing documents: each is read once.
+
+Shapes: R rows, P patches that end in an advance, D_global width.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from shared.incremental.slots import Slots
+from shared.incremental.stack import Rotations, StackCache
+from shared.layers.blocks import Block
+from shared.model_settings import StackSettings
+
+
+class GrowingPatches:
+    """A stack of blocks over patches, with the keys and values of R rows."""
+
+    def __init__(
+        self, blocks: nn.ModuleList, settings: StackSettings, rows: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.forwards = 0
+        """Patches that have been read in all rows."""
+        self._blocks = blocks
+        self._slots = Slots(rows, None, device)
+        self._cache = StackCache(settings, self._slots, dtype, device)
+        self._rotations = Rotations(settings, device)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Patches so far, by row. Later ones are not there: to take patches back is to set it."""
+        return tuple(self._slots.lengths)
+
+    @lengths.setter
+    def lengths(self, lengths: tuple[int, ...]) -> None:
+        self._slots.lengths = list(lengths)
+
+    def run(self, x: Tensor, counts: np.ndarray) -> Tensor:
+        """New patches [P, D_global], row by row ``counts`` (int [R]) of them -> [P, D_global].
+
+        They are there once ``lengths`` says so.
+        """
+        self.forwards += len(x)
+        offsets = np.cumsum(counts) - counts
+        out = []
+        order: list[int] = []
+        # Rows with as many new patches go through together.
+        for count in np.unique(counts[counts > 0]).tolist():
+            chosen = np.flatnonzero(counts == count).tolist()
+            numbers = (offsets[chosen][:, None] + np.arange(count)).flatten().tolist()
+            alone = len(numbers) == len(x)
+            place = self._slots.place(count, None if len(chosen) == len(counts) else chosen)
+            rotation = self._rotations.at(place, max(self._slots.lengths) + count)
+            part = x if alone else x[numbers]
+            for layer, block in enumerate(self._blocks):
+                assert isinstance(block, Block)
+                part = self._cache.step(layer, block, part, rotation, place)
+            if alone:
+                return part
+            out.append(part)
+            order += numbers
+        return torch.cat(out)[np.argsort(order).tolist()]
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these rows only, in this order."""
+        self._slots.select(rows)
+        self._cache.select(rows)
+
+    def join(self, parts: Sequence["GrowingPatches"]) -> None:
+        """Take the rows of all parts, one after another, in place of its own."""
+        self.forwards = sum(part.forwards for part in parts)
+        self._slots = Slots.joined([part._slots for part in parts])
+        self._cache = StackCache.joined([part._cache for part in parts], self._slots)
