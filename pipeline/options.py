@@ -18,6 +18,7 @@ PATCHING_OPTIONS: dict[str, tuple[str | None, str]] = {
     "stride": ("BYTES", "of the rule static"),
     "min_length": ("BYTES", "shortest patch"),
     "max_length": ("BYTES", "longest patch"),
+    "whole_characters": (None, "no patch starts inside a character of UTF-8 (not for none and bpe)"),
     "patching": ("FILE.json", "all of these as calibrate wrote them"),
 }
 
@@ -32,6 +33,7 @@ class PatchingOptions(Settings):
     stride: int | None = None
     min_length: int | None = None
     max_length: int | None = None
+    whole_characters: bool | None = None
     patching: Path | None = None
     """All of these, in a file that calibrate wrote."""
 
@@ -54,7 +56,7 @@ def add_options(
         kind: Any = get_args(field.annotation)[0] if optional else field.annotation
         how: dict[str, Any] = {"required": True} if field.is_required() else {"default": field.default}
         if kind is bool:
-            how = {"action": "store_true"}
+            how = {"action": argparse.BooleanOptionalAction} if optional else {"action": "store_true"}
         elif get_origin(kind) is Literal:
             how["choices"] = get_args(kind)
         elif get_origin(kind) is tuple:

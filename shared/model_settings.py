@@ -328,9 +328,11 @@ class MegaByteSettings(MayHaveTables):
 
     def objection(self, patching: "PatchingSettings") -> str | None:
         """Also for patches of other lengths: they would not fit into the global model."""
-        if patching.stride == self.patch and patching.min_length <= self.patch <= patching.max_length:
+        whole = patching.whole_characters
+        if patching.stride == self.patch and patching.min_length <= self.patch <= patching.max_length and not whole:
             return None
         found = f"rule {patching.rule!r}" + (f" of stride {patching.stride}" if patching.stride else "")
+        found += " and whole_characters" if whole else ""
         return f"needs shards of rule 'static' with stride {self.patch} (model.patch), these have {found}"
 
 

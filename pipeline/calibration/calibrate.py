@@ -48,6 +48,8 @@ class Wanted(Settings):
     """Nats, for entropy_rise: taken as it is."""
     min_length: int = 1
     max_length: int = 512
+    whole_characters: bool = False
+    """No patch starts inside a character of UTF-8."""
     per_subset: bool = False
     """A threshold for each subset besides the one for all bytes."""
     parity: str | None = None
@@ -76,7 +78,7 @@ def calibrate(
         assert entropy_model is not None, "it has a sha256"
         source = EntropySource(entropy_model, sha256, scoring, out.path.absolute().parent)
         draft = PatchingSettings(
-            **wanted.model_dump(include={"rule", "theta_rise", "min_length", "max_length"}),
+            **wanted.model_dump(include={"rule", "theta_rise", "min_length", "max_length", "whole_characters"}),
             theta=0.0,
             grid=wanted.sidecar == "uint8" and wanted.rule != "monotonic",
         )

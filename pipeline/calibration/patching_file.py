@@ -1,6 +1,7 @@
 """The file in which calibration hands its thresholds on, with what they were found on (law 7)."""
 
 import re
+from operator import not_
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +37,7 @@ class CalibrationIdentity(Settings):
     theta_rise: float | None
     min_length: int
     max_length: int
+    whole_characters: bool = Field(default=False, exclude_if=not_)
     per_subset: bool
     sidecar: SidecarType
     sample_bytes: int

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.calibration.threshold_search import FINE, Thetas, UnreachableTarget, search, thetas_of
+from pipeline.read.formats.datasets import documents_at
+from pipeline.records import chunks_of
 from pipeline.scoring.cut import TOGETHER
 from pipeline.scoring.entropies import Entropies, Piece
 from shared.io.display.progress import ByteProgress
@@ -19,7 +21,7 @@ from shared.patching.chunks import ChunkedLengths
 from shared.patching.grid import quantise
 from shared.patching.lengths import patch_lengths_together
 from shared.patching.rules import rounded
-from shared.vocabulary import BOS, EOS, OFFSET
+from shared.vocabulary import BOS, EOS, OFFSET, byte_tokens
 
 # ---- Quantiles of what a rule compares with theta, counted in bounded memory: a first guess at a threshold, in one
 # pass.
@@ -151,13 +153,13 @@ def _cut(
     """
     long: list[ChunkedLengths] = []
     counts = np.zeros(0, np.int64)
-    short: list[Piece] = []
+    short: list[_Cut] = []
     held = 0
     with ByteProgress("Counting patches", int(entropies.documents.bytes[numbers].sum())) as progress:
-        for piece in entropies.pieces(numbers):
+        for piece, tokens in _with_tokens(entropies, numbers, draft.whole_characters):
             progress.update(len(piece.entropies))
             if piece.first and piece.last and len(piece.entropies) < TOGETHER:
-                short.append(piece)
+                short.append((piece, tokens))
                 held += len(piece.entropies) * len(wanted(piece.document))
                 if held >= TOGETHER:
                     yield from _together(short, draft, wanted)
@@ -166,38 +168,56 @@ def _cut(
             if piece.first:
                 long = [ChunkedLengths(draft.with_theta(theta, draft.grid)) for theta in wanted(piece.document)]
                 counts = np.full(len(long), -1, np.int64)  # BOS
-            tokens = _tokens(piece)
             counts += [len(lengths.add(tokens, piece.entropies, piece.last)) for lengths in long]
             if piece.last:
                 yield piece.document, counts
         yield from _together(short, draft, wanted)
 
 
+_Cut = tuple[Piece, np.ndarray]
+"""Entropies, and the tokens that go with them: int16, one for each, and EOS at the end of a document."""
+
+
 def _together(
-    short: Sequence[Piece], draft: PatchingSettings, wanted: Callable[[int], Sequence[float]]
+    short: Sequence[_Cut], draft: PatchingSettings, wanted: Callable[[int], Sequence[float]]
 ) -> Iterator[tuple[int, np.ndarray]]:
     """The same for whole documents."""
-    cuts = [(piece, _tokens(piece), theta) for piece in short for theta in wanted(piece.document)]
+    cuts = [(piece, own, theta) for piece, own in short for theta in wanted(piece.document)]
     if not cuts:
         return
     pieces, tokens, thetas = zip(*cuts)
     lengths = patch_lengths_together(tokens, draft, [piece.entropies for piece in pieces], thetas)
     counts = np.array([len(found) - 1 for found in lengths], np.int64)
     begin = 0
-    for piece in short:
+    for piece, _ in short:
         end = begin + len(wanted(piece.document))
         yield piece.document, counts[begin:end]
         begin = end
 
 
-def _tokens(piece: Piece) -> np.ndarray:
-    """int16: tokens that go with the entropies of a piece. Rules on entropy look at no byte, so any stands for all."""
-    tokens = np.full(len(piece.entropies) + piece.last, OFFSET, np.int16)
-    if piece.first:
-        tokens[0] = BOS
-    if piece.last:
-        tokens[-1] = EOS
-    return tokens
+def _with_tokens(entropies: Entropies, numbers: np.ndarray, needed: bool) -> Iterator[_Cut]:
+    """The pieces of these documents with their tokens.
+
+    Rules on entropy look at none by themselves: unless they are ``needed``, any byte stands for all.
+    """
+    documents = entropies.documents.take(numbers)
+    records = documents_at(documents.dataset, documents.starts, documents.stops) if needed else iter(())
+    chunks: Iterator[bytes] = iter(())
+    unread = np.zeros(0, np.int16)
+    for piece in entropies.pieces(numbers):
+        tokens = np.full(len(piece.entropies) + piece.last, OFFSET, np.int16)
+        if needed:
+            if piece.first:
+                chunks = iter(chunks_of(next(records).text))
+            text = tokens[int(piece.first) : len(piece.entropies)]
+            while len(unread) < len(text):
+                unread = np.concatenate([unread, byte_tokens(next(chunks))])
+            text[:], unread = unread[: len(text)], unread[len(text) :]
+        if piece.first:
+            tokens[0] = BOS
+        if piece.last:
+            tokens[-1] = EOS
+        yield piece, tokens
 
 
 def _sketches(entropies: Entropies, draft: PatchingSettings, groups: Sequence[np.ndarray]) -> list[Sketch]:

@@ -32,6 +32,7 @@ OPTIONS = {
     "theta_rise": ("NATS", "second threshold of entropy_rise, which is not searched for"),
     "min_length": ("BYTES", "shortest patch"),
     "max_length": ("BYTES", "longest patch"),
+    "whole_characters": (None, "no patch starts inside a character of UTF-8"),
     "per_subset": (None, "a threshold for each subset besides the one for all bytes"),
     "parity": ("KEY", "thresholds that give parallel text the same number of patches in each subset"),
     "parity_to": ("SUBSET", "the subset that the others follow"),

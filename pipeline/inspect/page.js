@@ -56,8 +56,12 @@ function storedSettings(subset) {
   return { ...dataset.patching, theta: dataset.patching.thetas[subset] ?? dataset.patching.theta };
 }
 
+function cutAgain(entry, settings) {
+  return recut(entry.count, entry.entropies, settings, entry.specials, entry.text);
+}
+
 function startsOf(entry) {
-  if (cutting !== null && entry.entropies !== null) return recut(entry.count, entry.entropies, cutting, entry.specials);
+  if (cutting !== null && entry.entropies !== null) return cutAgain(entry, cutting);
   return entry.stored ?? Int32Array.of(0, 1);
 }
 
@@ -76,7 +80,7 @@ function meanPatchSize(entries) {
 function foundAgain() {
   if (!dataset.replayable) return null;
   return opened.filter((entry) => {
-    const ours = recut(entry.count, entry.entropies, storedSettings(entry.subset), entry.specials);
+    const ours = cutAgain(entry, storedSettings(entry.subset));
     return ours.length === entry.stored.length && ours.every((start, patch) => start === entry.stored[patch]);
   }).length;
 }
@@ -181,6 +185,7 @@ function showControls() {
   at("theta-rise").value = settings.theta_rise ?? "";
   at("min-length").value = settings.min_length;
   at("max-length").value = settings.max_length;
+  at("whole-characters").checked = Boolean(settings.whole_characters);
   at("stored").disabled = cutting === null;
 }
 
@@ -208,7 +213,8 @@ function changeCutting(change) {
   const next = { ...settingsInView(), ...change };
   const possible = [next.theta, next.theta_rise ?? 0].every(Number.isFinite);
   const limits = [next.min_length, next.max_length].every((value) => Number.isInteger(value) && value >= 1 && value <= 65535);
-  if (possible && limits && next.min_length <= next.max_length) {
+  const longest = next.max_length - (next.whole_characters ? 3 : 0);
+  if (possible && limits && next.min_length <= longest) {
     if (snaps()) next.theta = grid[nearest(next.theta)];
     cutting = next;
   }
@@ -445,6 +451,7 @@ at("theta-exact").addEventListener("change", (event) => changeCutting({ theta: e
 at("theta-rise").addEventListener("change", (event) => changeCutting({ theta_rise: event.target.valueAsNumber }));
 at("min-length").addEventListener("change", (event) => changeCutting({ min_length: event.target.valueAsNumber }));
 at("max-length").addEventListener("change", (event) => changeCutting({ max_length: event.target.valueAsNumber }));
+at("whole-characters").addEventListener("change", (event) => changeCutting({ whole_characters: event.target.checked }));
 at("stored").addEventListener("click", () => {
   cutting = null;
   showCutting();

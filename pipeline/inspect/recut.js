@@ -5,12 +5,13 @@
  *
  * count: tokens in view: BOS, the bytes, and EOS if the document ends there. entropies: Float32Array of count - 1 nats
  * or more; entropies[t - 1] was known before token t. specials: positions of special ids between the bytes, each of
- * which ends its patch. settings: rule (entropy, monotonic or entropy_rise), theta,
- * theta_rise, min_length, max_length, entropy_dtype and reference_starts, as in a dataset's manifest.
+ * which ends its patch. bytes: Uint8Array of those after BOS, with any one below 0x80 for a special id. settings: rule
+ * (entropy, monotonic or entropy_rise), theta, theta_rise, min_length, max_length, whole_characters (may be missing),
+ * entropy_dtype and reference_starts, as in a dataset's manifest.
  * All arithmetic is that of fp32. NaN never opens a patch. The boundaries of a beginning are a beginning of the
  * boundaries, so that a document cut off for display is cut into patches as the whole one is.
  */
-function recut(count, entropies, settings, specials) {
+function recut(count, entropies, settings, specials, bytes) {
   const theta = Math.fround(settings.theta);
   const thetaRise = Math.fround(settings.theta_rise);
   const rounded = settings.entropy_dtype === "float16" ? toHalf : (value) => value;
@@ -23,16 +24,27 @@ function recut(count, entropies, settings, specials) {
     return entropies[t - 1] > theta && rise > thetaRise;
   };
   const forced = new Set(specials.map((position) => position + 1));
+  const cutLength = settings.max_length - (settings.whole_characters ? 3 : 0);
   const starts = [];
   let start = 0;
+  let awaited = 0; // continuation bytes before the next character, where characters are kept whole
   for (let t = 0; t < count; t++) {
     const length = t - start;
-    if (t <= 1 || forced.has(t) || length >= settings.max_length || (length >= settings.min_length && wants(t))) {
+    if (settings.whole_characters && t > 1) awaited = awaitedAfter(bytes[t - 2], awaited);
+    const longEnough = length >= cutLength || (length >= settings.min_length && wants(t));
+    if (t <= 1 || forced.has(t) || (longEnough && awaited === 0)) {
       starts.push(t);
       start = t;
     }
   }
   return Int32Array.from(starts);
+}
+
+/** Continuation bytes that are still to come after a byte, when so many were awaited before it. */
+function awaitedAfter(byte, awaited) {
+  if (awaited > 0) return byte >= 0x80 && byte < 0xc0 ? awaited - 1 : 0;
+  if (byte < 0xc2 || byte > 0xf4) return 0;
+  return byte >= 0xf0 ? 3 : byte >= 0xe0 ? 2 : 1;
 }
 
 /** A float32 number rounded to the nearest float16, ties to even. */

@@ -287,7 +287,7 @@ def _changed(own: PatchingSettings, given: dict[str, Any]) -> PatchingSettings:
         making = load_making(given["tokenizer"])
         given = {"max_length": making.longest} | given | {"tokenizer": making.identity}
     rule = given.get("rule") or (own.rule if own.rule in ENTROPY_RULES or not (find or "theta" in given) else "entropy")
-    values: dict[str, Any] = {"min_length": own.min_length, "max_length": own.max_length}
+    values = own.model_dump(include={"min_length", "max_length", "whole_characters"})
     if "bpe" in (rule, own.rule):  # lengths of tokens are no limits of other patches
         values = {}
     elif rule == own.rule:

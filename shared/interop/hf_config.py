@@ -54,6 +54,8 @@ def check_rule(patching: PatchingSettings) -> None:
         raise InteropError(
             f"min_length {patching.min_length} cannot be exported: transformers has no shortest length of a patch"
         )
+    if patching.whole_characters:
+        raise InteropError("whole_characters cannot be exported: transformers starts patches inside characters, too")
 
 
 def hf_config(

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from shared.patching.characters import awaited_bytes
 from shared.patching.lengths import patch_starts
 from shared.patching.rules import CONTEXT, decisions
 from shared.patching.settings import PatchingSettings
@@ -17,6 +18,7 @@ class ChunkedLengths:
         self._entropies = np.zeros(0, np.float32)
         self._position = 0  # of the next token
         self._open = 0  # where the patch that has not ended starts
+        self._awaited = 0  # continuation bytes before the next character, where characters are kept whole
 
     def add(self, tokens: np.ndarray, entropies: np.ndarray | None = None, last: bool = False) -> np.ndarray:
         """uint16 [p]: lengths of the patches that are known to have ended; with ``last`` also of the one that EOS ends.
@@ -26,6 +28,10 @@ class ChunkedLengths:
         """
         seen = len(self._tokens)  # context before the chunk
         begin, end = self._position - seen, self._position + len(tokens)
+        closed = None
+        if self._patching.whole_characters:
+            awaited = awaited_bytes(tokens, self._awaited)
+            closed, self._awaited = awaited[:-1] > 0, int(awaited[-1])
         tokens = np.concatenate([self._tokens, tokens])
         if entropies is not None:
             none = np.full(int(last), np.nan, np.float32)  # EOS is no input
@@ -34,7 +40,7 @@ class ChunkedLengths:
         forced = np.zeros(len(tokens), bool)
         forced[1:] = is_special(tokens[:-1])
         forced[: max(2 - begin, 0)] = True
-        starts = self._starts(wanted[seen:], forced[seen:])
+        starts = self._starts(wanted[seen:], forced[seen:], closed)
         lengths = np.diff(starts, append=end) if last else np.diff(starts)
         self._open, self._position = int(starts[-1]), end
         self._tokens = tokens[-CONTEXT:]
@@ -42,7 +48,7 @@ class ChunkedLengths:
             self._entropies = entropies[-CONTEXT:]
         return lengths.astype(np.uint16)
 
-    def _starts(self, wanted: np.ndarray, forced: np.ndarray) -> np.ndarray:
+    def _starts(self, wanted: np.ndarray, forced: np.ndarray, closed: np.ndarray | None) -> np.ndarray:
         """int64 [p + 1]: the open patch's start, then those in this chunk (bool [N] each), as positions."""
         carried = self._position - self._open
         if self._position:  # seen from the start of the open patch, whose own start is forced
@@ -50,4 +56,6 @@ class ChunkedLengths:
             first = inside.copy()
             first[:1] = True
             wanted, forced = np.concatenate([inside, wanted]), np.concatenate([first, forced])
-        return patch_starts(wanted, forced, self._patching.min_length, self._patching.max_length) + self._open
+            # No cut was due before the chunk, so positions that were open there are as good as closed.
+            closed = None if closed is None else np.concatenate([~first, closed])
+        return patch_starts(wanted, forced, self._patching, closed) + self._open

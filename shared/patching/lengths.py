@@ -1,13 +1,15 @@
 """From raw decisions to patches: the one sequential definition that storing and generating share (law 2).
 
 In order of position t: a patch starts at t if t <= 1, or the token before is special, or t - prev >= max_length,
-or the rule wants it and t - prev >= min_length; prev is the latest start, forced ones included.
+or the rule wants it and t - prev >= min_length; prev is the latest start, forced ones included. Where characters are
+kept whole, the last two hold at open positions only (characters.py), and max_length - 3 stands for max_length.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from shared.patching.characters import awaited_bytes
 from shared.patching.rules import decisions
 from shared.patching.settings import PatchingSettings
 from shared.vocabulary import is_special
@@ -67,46 +69,85 @@ def patch_lengths_flat(
     forced = positions < 2
     forced[1:] |= is_special(tokens[:-1])
     wanted = decisions(tokens, positions, patching, values, theta)
-    starts = patch_starts(wanted, forced, patching.min_length, patching.max_length)
+    closed = awaited_bytes(tokens)[:-1] > 0 if patching.whole_characters else None
+    starts = patch_starts(wanted, forced, patching, closed)
     lengths = np.diff(starts, append=len(tokens)).astype(np.uint16)
     return lengths, np.diff(np.searchsorted(starts, firsts), append=len(starts))
 
 
-def patch_starts(wanted: np.ndarray, forced: np.ndarray, min_length: int, max_length: int) -> np.ndarray:
-    """int64 [P]: where patches start, given what the rule wants and what is forced, bool [N].
+def patch_starts(
+    wanted: np.ndarray, forced: np.ndarray, patching: PatchingSettings, closed: np.ndarray | None
+) -> np.ndarray:
+    """int64 [P]: where patches start, given what the rule wants, what is forced and what is closed, bool [N] each.
 
-    The tokens may be of several documents one after the other: that a document begins with a start is forced.
+    The tokens may be of several documents one after the other: that a document begins with a start is forced. No
+    position is both forced and closed. ``closed``: None where all are open.
     """
-    if min_length == 1:
-        return _split_long(np.flatnonzero(wanted | forced), len(wanted), max_length)
-    return _walk(wanted, forced, min_length, max_length)
+    if closed is not None:
+        wanted = wanted & ~closed
+    if patching.min_length > 1:
+        return _walk(wanted, forced, patching, closed)
+    starts = np.flatnonzero(wanted | forced)
+    if closed is None:
+        return _split_long(starts, len(wanted), patching.cut_length)
+    return _split_at_open(starts, closed, patching.cut_length)
 
 
-def _split_long(starts: np.ndarray, total: int, max_length: int) -> np.ndarray:
-    """int64: the same starts, with a further one every max_length positions inside patches that are too long.
+def _split_long(starts: np.ndarray, total: int, longest: int) -> np.ndarray:
+    """int64: the same starts, with a further one every ``longest`` positions inside patches that are too long.
 
     With min_length 1 a forced cut never suppresses a wanted start, so every patch can be split by itself.
     """
     lengths = np.diff(starts, append=total)
-    pieces = -(-lengths // max_length)
+    pieces = -(-lengths // longest)
     first_piece = np.cumsum(pieces) - pieces
     piece = np.arange(pieces.sum()) - np.repeat(first_piece, pieces)
-    begins: np.ndarray = np.repeat(starts, pieces) + piece * max_length
+    begins: np.ndarray = np.repeat(starts, pieces) + piece * longest
     return begins
 
 
-def _walk(wanted: np.ndarray, forced: np.ndarray, min_length: int, max_length: int) -> np.ndarray:
+def _split_at_open(starts: np.ndarray, closed: np.ndarray, longest: int) -> np.ndarray:
+    """int64: the same where cuts fall on open positions only, so that each depends on the one before.
+
+    From every open position of a long patch the next cut is known. Following that from all starts at once, and twice
+    as far each time, takes as many rounds as the number of pieces has binary digits.
+    """
+    lengths = np.diff(starts, append=len(closed))
+    long = lengths > longest
+    if not long.any():
+        return starts
+    places = np.flatnonzero(np.repeat(long, lengths) & ~closed[starts[0] :]) + starts[0]
+    patch = np.searchsorted(starts, places, side="right")
+    none = len(places)  # stands for: no further cut in this patch
+    step = np.append(np.searchsorted(places, places + longest), none)
+    step[:-1][np.append(patch, -1)[step[:-1]] != patch] = none
+    reached = np.append(places == starts[patch - 1], False)
+    while (step < none).any():
+        reached[step[reached]] = True
+        step = step[step]
+    return np.sort(np.concatenate([starts[~long], places[reached[:-1]]]))
+
+
+def _walk(wanted: np.ndarray, forced: np.ndarray, patching: PatchingSettings, closed: np.ndarray | None) -> np.ndarray:
     """int64 [P]: starts when a minimum length makes each depend on the one before; one step a candidate, not a byte."""
-    total = len(wanted)
+    total, shortest, longest = len(wanted), patching.min_length, patching.cut_length
     starts, start = [0], 0
     candidates = np.append(np.flatnonzero(wanted | forced)[1:], total)
     # In blocks: as Python integers all candidates of a document of gigabytes would take many times its size.
     for block in np.array_split(candidates, len(candidates) // 65_536 + 1):
         for candidate in block.tolist():
-            while candidate - start > max_length:
-                start += max_length
+            while (cut := _cut_after(start, longest, candidate, closed)) < candidate:
+                start = cut
                 starts.append(start)
-            if candidate < total and (candidate - start >= min_length or forced[candidate]):
+            if candidate < total and (candidate - start >= shortest or forced[candidate]):
                 start = candidate
                 starts.append(start)
     return np.array(starts, np.int64)
+
+
+def _cut_after(start: int, longest: int, stop: int, closed: np.ndarray | None) -> int:
+    """The first open position from ``start + longest`` on; ``stop`` or more if there is none before."""
+    cut = start + longest
+    while closed is not None and cut < stop and closed[cut]:
+        cut += 1
+    return cut

@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from shared.patching.characters import LONGEST_CHARACTER, MOST_CLOSED
 from shared.patching.grid import snap
 from shared.settings import Settings
 
@@ -43,6 +44,9 @@ class PatchingSettings(Settings):
     """For bpe only; left out for other rules, so that their identities stay what they are."""
     min_length: int = Field(default=1, ge=1, le=LONGEST_PATCH)
     max_length: int = Field(default=512, ge=1, le=LONGEST_PATCH)
+    whole_characters: bool = Field(default=False, exclude_if=not_)
+    """No patch of valid UTF-8 starts inside a character: what the rule wants there is dropped, and a patch is cut at
+    the first possible place from max_length - 3 bytes on. Left out where it is off, as the tokenizer is."""
     entropy_dtype: Literal["float32", "float16"] = "float32"
     """Precision to which entropies are rounded before a rise is taken; online and offline round alike."""
     grid: bool = False
@@ -54,6 +58,8 @@ class PatchingSettings(Settings):
     def _consistent(self) -> "PatchingSettings":
         if self.min_length > self.max_length:
             raise ValueError(f"min_length {self.min_length} is greater than max_length {self.max_length}")
+        if self.whole_characters:
+            self._check_characters()
         needed = {
             "theta": self.rule in ENTROPY_RULES,
             "theta_rise": self.rule == "entropy_rise",
@@ -76,6 +82,25 @@ class PatchingSettings(Settings):
                 if theta is not None and snap(theta) != theta:
                     raise ValueError(f"theta {theta} is not on the sidecar grid; the nearest value is {snap(theta)!r}")
         return self
+
+    def _check_characters(self) -> None:
+        if self.rule in ("none", "bpe"):
+            raise ValueError(f"rule {self.rule!r} does not take whole_characters")
+        if self.max_length < LONGEST_CHARACTER:
+            raise ValueError(
+                f"whole_characters needs a max_length of at least {LONGEST_CHARACTER}, the bytes of the longest "
+                f"character; it is {self.max_length}"
+            )
+        if self.min_length > self.cut_length:
+            raise ValueError(
+                f"min_length {self.min_length} is greater than {self.cut_length}, from which on patches are cut so "
+                f"that whole characters fit into max_length {self.max_length}"
+            )
+
+    @property
+    def cut_length(self) -> int:
+        """From how many bytes on a patch is cut, wanted or not."""
+        return self.max_length - MOST_CLOSED if self.whole_characters else self.max_length
 
     @property
     def needs_entropy(self) -> bool:

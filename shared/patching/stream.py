@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from shared.patching.characters import awaited_after
 from shared.patching.rules import SPACE_LIKE, first_rise_start
 from shared.patching.settings import PatchingSettings
 from shared.vocabulary import BOS, is_special, without_named
@@ -18,6 +19,7 @@ class PatchStream:
         self.patching = patching
         self._position = -1  # of the latest token
         self._start = 0  # of the current patch
+        self._awaited = 0  # continuation bytes before the next character, where characters are kept whole
         self._space_like = True
         self._entropy = np.float32("nan")
 
@@ -33,13 +35,11 @@ class PatchStream:
         self._position += 1
         following = self._position + 1
         wanted = self._wants(token, following, entropy)
+        if self.patching.whole_characters:
+            self._awaited = awaited_after(token, self._awaited)
         length = following - self._start
-        starts = (
-            following == 1
-            or is_special(token)
-            or length >= self.patching.max_length
-            or (wanted and length >= self.patching.min_length)
-        )
+        long_enough = length >= self.patching.cut_length or (wanted and length >= self.patching.min_length)
+        starts = following == 1 or is_special(token) or (long_enough and not self._awaited)
         if starts:
             self._start = following
         return starts

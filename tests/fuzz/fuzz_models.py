@@ -116,7 +116,7 @@ def made_calibration(folder: Path) -> None:
     entropy_folder(folder / "e")
     none = ("--rule", "none", "--executor", "inline")
     assert run(pipeline, "preprocess", folder / "c.jsonl", *none, "--out", folder / "corpus") == 0
-    words = ("--entropy-model", folder / "e", "--target", "3", "--out", folder / "patching.json")
+    words = ("--entropy-model", folder / "e", "--target", "3", "--whole-characters", "--out", folder / "patching.json")
     assert run(pipeline, "calibrate", folder / "corpus" / "train", *words) == 0
     shutil.rmtree(folder / "corpus")
 

@@ -22,7 +22,10 @@ def run(*arguments: object) -> int:
 def make_place(folder: Path) -> Path:
     """A folder with a corpus and an entropy model whose entropies are spread from 0 to 3.5 nats."""
     folder.mkdir(exist_ok=True)
-    write_jsonl(folder / "a.jsonl", some_records(50, words=12))
+    records = some_records(50, words=12)
+    for record in records[::3]:  # characters of several bytes
+        record["text"] = record["text"].replace("x", "é한")
+    write_jsonl(folder / "a.jsonl", records)
     settings = EntropyModelSettings(width=32, layers=2, heads=2, window=64, feed_forward=64)
     model = build_model(settings)
     initialise(model, 1)

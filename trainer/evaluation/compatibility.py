@@ -143,10 +143,13 @@ def rule_differences(found: PatchingSettings, trained: PatchingSettings, subsets
     """Where two rules differ for some subsets, a few words each; of another rule nothing else is listed."""
     if trained.rule != found.rule:
         return [f"rule {found.rule}, not {trained.rule}"]
-    ours, theirs = (rule.model_dump(mode="json", exclude={"thetas", "tokenizer", "grid"}) for rule in (trained, found))
+    apart = {"thetas", "tokenizer", "grid", "whole_characters"}
+    ours, theirs = (rule.model_dump(mode="json", exclude=apart) for rule in (trained, found))
     if subsets:
         ours["theta"], theirs["theta"] = None, None  # of these subsets below
     lines = [f"{key} {theirs[key]}, not {ours[key]}" for key in ours if ours[key] != theirs[key]]
+    if trained.whole_characters != found.whole_characters:
+        lines.append(f"whole_characters {found.whole_characters}, not {trained.whole_characters}")
     if trained.tokenizer != found.tokenizer:
         lines.append("another tokenizer")
     if not lines and found.grid != trained.grid:
@@ -177,6 +180,8 @@ def recut_command(
     if trained.tokenizer is not None:
         return f"{run} recut {dataset.where} --rule bpe --tokenizer {folder / TOKENIZER_FOLDER} --out NEW"
     lengths = f" --min-length {trained.min_length} --max-length {trained.max_length}"
+    if trained.whole_characters:
+        lengths += " --whole-characters"
     if not trained.needs_entropy:
         stride = f" --stride {trained.stride}" if trained.stride else ""
         return f"{run} recut {dataset.where} --rule {trained.rule}{stride}{lengths} --out NEW"

@@ -19,6 +19,7 @@ from shared.vocabulary import document_tokens
 RULES = [
     PatchingSettings(rule="entropy", theta=0.0, max_length=20),
     PatchingSettings(rule="entropy", theta=0.0, min_length=3, max_length=20),
+    PatchingSettings(rule="entropy", theta=0.0, max_length=20, whole_characters=True),
     PatchingSettings(rule="monotonic", theta=0.0, max_length=64),
     PatchingSettings(rule="entropy_rise", theta=0.0, theta_rise=-1.0, max_length=64),
 ]
@@ -52,7 +53,7 @@ def stored(folder: Path, rows: list[Row], sidecar="float32") -> StoredEntropies:
     return StoredEntropies(documents_of(open_dataset(folder)))
 
 
-@pytest.mark.parametrize("draft", RULES, ids=lambda draft: f"{draft.rule}-{draft.min_length}")
+@pytest.mark.parametrize("draft", RULES, ids=lambda draft: f"{draft.rule}-{draft.min_length}-{draft.whole_characters}")
 def test_each_group_gets_the_nearest_threshold_there_is(tmp_path: Path, draft: PatchingSettings) -> None:
     rows = some_rows()
     entropies = stored(tmp_path / "in", rows)
@@ -128,6 +129,21 @@ def test_a_group_that_cannot_reach_its_size_does_not_keep_the_others_from_theirs
     assert isinstance(above, UnreachableTarget)
     assert isinstance(below, UnreachableTarget)
     assert "1000.0 bytes cannot be reached" in str(above)
+
+
+def test_scored_and_stored_entropies_are_counted_with_the_bytes_that_close_positions(tmp_path: Path) -> None:
+    """Both in pieces of any length, of documents held whole and of a long one that is read again in parts."""
+    text = ("aé한😀" * 300).encode()
+    rows = [document(f"{n}", "prose", text[: 90 + 31 * n], EXACT, 5.0) for n in range(9)]
+    rows.append(document("long", "prose", text * 4, EXACT, 5.0))
+    save_dataset(tmp_path / "in", [[*rows[:-1], *in_two_parts(rows[-1])]], EXACT, "arrow", "float32")
+    entropies = StoredEntropies(documents_of(open_dataset(tmp_path / "in")))
+    free = PatchingSettings(rule="entropy", theta=2.0, max_length=20)
+    whole = PatchingSettings(rule="entropy", theta=2.0, max_length=20, whole_characters=True)
+    for patching in (free, whole):
+        counts = [len(patch_lengths(document_tokens(row.text), patching, row.entropies)) - 1 for row in rows]
+        assert patches_of(entropies, patching).tolist() == counts
+    assert patches_of(entropies, whole).sum() < patches_of(entropies, free).sum()
 
 
 def test_memory_does_not_grow_with_the_documents(tmp_path: Path) -> None:

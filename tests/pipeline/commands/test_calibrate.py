@@ -126,6 +126,19 @@ def test_kept_entropies_give_what_the_model_gives_without_running_it(
         assert found[key] == wanted[key], key
 
 
+@pytest.mark.parametrize("kept", ["scored", "float32"])
+def test_a_size_is_found_for_patches_that_keep_characters_whole(place: Path, tmp_path: Path, kept: str) -> None:
+    data = place / ("raw" if kept == "scored" else kept)
+    found = calibrate(place, data, tmp_path / "p.json", "--whole-characters", *EXACT)
+    assert found["patching"]["whole_characters"] is found["identity"]["whole_characters"] is True
+    assert found["mean_patch_size"] == pytest.approx(4, rel=1e-2)
+    out = patched(place, place / "a.jsonl", tmp_path / "p.json", tmp_path / "out", "--validation-fraction", 0.3)
+    assert load_manifest(out / "train").totals.mean_patch_size == pytest.approx(found["mean_patch_size"], rel=1e-12)
+    free = calibrate(place, data, tmp_path / "free.json", *EXACT)
+    assert "whole_characters" not in free["patching"] | free["identity"]
+    assert free["patching"]["theta"] != found["patching"]["theta"]
+
+
 @pytest.mark.parametrize(
     "options",
     [("--dtype", "bfloat16"), ("--stream-length", 256), ("--rule", "monotonic"), EXACT],

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,8 @@ def place(tmp_path_factory) -> Path:
         ("uint8", "--rule static --stride 6"),
         ("uint8", "--rule space --max-length 7"),
         ("uint8", "--rule byte"),
+        ("uint8", "--rule byte --whole-characters"),
+        ("uint8", "--theta 1.7 --whole-characters --max-length 9"),
         ("uint8", "--rule none"),
         ("float32", "--theta 2.34567"),
         ("float32", "--rule monotonic --theta 0.2 --min-length 2"),
@@ -52,7 +55,10 @@ def test_a_recut_dataset_is_what_preprocess_writes_with_that_rule(place, tmp_pat
     assert run("verify", tmp_path / "out") == 0
 
 
-@pytest.mark.parametrize("options", ["--theta 1.7", "--target 5", "--rule static --stride 6", "--rule none"])
+@pytest.mark.parametrize(
+    "options",
+    ["--theta 1.7", "--target 5", "--target 6 --whole-characters", "--rule static --stride 6", "--rule none"],
+)
 def test_a_dry_run_says_what_recut_makes_and_writes_nothing(place, tmp_path, capsys, options: str) -> None:
     before = sides(place / "uint8")
     assert run("recut", place / "uint8", "--out", tmp_path / "out", *options.split(), "--dry-run") == 0
@@ -63,6 +69,21 @@ def test_a_dry_run_says_what_recut_makes_and_writes_nothing(place, tmp_path, cap
     for split in ("train", "validation"):
         size = open_dataset(tmp_path / "out" / split).totals.mean_patch_size  # all of a small dataset is looked at
         assert f"{size:.3f} bytes a patch" in said or np.isnan(size)
+
+
+def test_whole_characters_are_kept_from_cut_to_cut_until_they_are_turned_off(place: Path, tmp_path: Path) -> None:
+    options = ("--theta", 1.7, "--whole-characters", "--max-length", 64)
+    assert run("recut", place / "uint8", "--out", tmp_path / "whole", *options) == 0
+    assert run("recut", tmp_path / "whole", "--out", tmp_path / "space", "--rule", "space") == 0
+    assert open_dataset(tmp_path / "space" / "train").manifest.identity.patching.whole_characters
+    assert run("recut", tmp_path / "whole", "--out", tmp_path / "off", "--no-whole-characters") == 0
+    assert run("recut", place / "uint8", "--out", tmp_path / "never", "--theta", 1.7, "--max-length", 64) == 0
+    assert sides(tmp_path / "off") == sides(tmp_path / "never")
+    for row in open_dataset(tmp_path / "whole" / "train").rows():
+        assert row.patch_lengths is not None
+        ends = np.cumsum(row.patch_lengths, dtype=np.int64) - 1
+        for begin, end in pairwise(ends):
+            row.text[begin:end].decode()  # UnicodeDecodeError where a character is cut
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +227,8 @@ def test_the_search_asks_for_few_sizes_and_finds_the_nearest() -> None:
         ("uint8", "--rule space --target 4", "--target is for the rules"),
         ("uint8", "--target 900", "cannot be reached"),
         ("uint8", "--theta 1 --min-length 9 --max-length 8", "min_length 9 is greater"),
+        ("uint8", "--theta 1 --max-length 3 --whole-characters", "a max_length of at least 4"),
+        ("uint8", "--rule none --whole-characters", "rule 'none' does not take whole_characters"),
         ("uint8", "--theta 1 --patching p.json", "already says --theta"),
         ("validation", "--target 4", "found on train"),
     ],

@@ -107,13 +107,14 @@ def random_settings(random: np.random.Generator, sidecar: str, rows: list[Row]) 
         met = [float(values[place] + nudge) for values in (entropies, rises)]
         if np.isfinite(met).all():
             theta, theta_rise = met[rule == "monotonic"], met[1]
-    low = int(random.choice([1, 1, 2, 3, 7]))
+    low, whole = int(random.choice([1, 1, 2, 3, 7])), bool(random.integers(2))
     return PatchingSettings(
         rule=rule,
         theta=theta,
         theta_rise=theta_rise if rule == "entropy_rise" else None,
         min_length=low,
-        max_length=int(random.choice([low, low + 1, 9, 64, 512])),
+        max_length=int(random.choice([low, low + 1, 9, 64, 512])) + 3 * whole,
+        whole_characters=whole,
         entropy_dtype=dtype,  # type: ignore[arg-type]
         reference_starts=bool(random.integers(2)) if rule != "entropy" else False,
         grid=sidecar == "uint8",
@@ -154,8 +155,7 @@ def test_the_browser_cuts_exactly_as_the_library_does(tmp_path: Path, browser: B
     chosen = [random_settings(random, sidecar, rows) for _ in range(150)]
     sent = json.dumps([one.model_dump() for one in chosen])
     found = browser.evaluate(
-        f"{sent}.map((one) => opened.map((entry) => "
-        "[entry.id, Array.from(recut(entry.count, entry.entropies, one, entry.specials))]))"
+        f"{sent}.map((one) => opened.map((entry) => [entry.id, Array.from(cutAgain(entry, one))]))"
     )
     by_id = {row.id: row for row in rows}
     assert {id for id, _ in found[0]} == by_id.keys()

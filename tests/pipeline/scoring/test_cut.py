@@ -81,9 +81,11 @@ def test_the_threshold_of_the_subset_is_used():
         PatchingSettings(rule="space", max_length=4),
         PatchingSettings(rule="space", min_length=3, max_length=9),
         PatchingSettings(rule="byte"),
+        PatchingSettings(rule="byte", min_length=2, max_length=6, whole_characters=True),
+        PatchingSettings(rule="static", stride=9, max_length=6, whole_characters=True),
         PatchingSettings(rule="none"),
     ],
-    ids=lambda patching: f"{patching.rule}-{patching.min_length}",
+    ids=lambda patching: f"{patching.rule}-{patching.min_length}-{patching.whole_characters}",
 )
 def test_records_that_come_together_are_cut_as_each_alone(monkeypatch, patching: PatchingSettings) -> None:
     monkeypatch.setattr("pipeline.scoring.cut.TOGETHER", 64)

@@ -38,6 +38,7 @@ RULES: dict[str, dict[str, Any]] = {
     "space": {"rule": "space"},
     "entropy": {"rule": "entropy", "theta": 0.8},
     "entropy with a minimum": {"rule": "entropy", "theta": 0.6, "min_length": 3},
+    "entropy, characters kept whole": {"rule": "entropy", "theta": 0.6, "max_length": 9, "whole_characters": True},
     "monotonic": {"rule": "monotonic", "theta": 0.7},
     "monotonic, rounded": {"rule": "monotonic", "theta": 0.7, "entropy_dtype": "float16"},
     "rise": {"rule": "entropy_rise", "theta": 0.5, "theta_rise": 0.6},
@@ -151,7 +152,10 @@ def test_pieces_of_any_length_and_tokens_taken_back_change_nothing(model: str) -
     grown(DecodingState(big, whole.rule, scoring_model), whole, seed=4)
 
 
-@pytest.mark.parametrize("rule", ["space", "entropy", "entropy with a minimum", "monotonic", "rise"])
+@pytest.mark.parametrize(
+    "rule",
+    ["space", "entropy", "entropy with a minimum", "entropy, characters kept whole", "monotonic", "rise"],
+)
 def test_named_special_ids_are_read_as_offline_and_end_their_patches(rule: str) -> None:
     model, scoring_model = blt(blt_settings(specials=("user", "assistant", "end"))).eval(), entropy_model().eval()
     tokens = chat_tokens(500, seed=7)

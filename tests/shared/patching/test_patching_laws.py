@@ -14,12 +14,14 @@ from shared.patching.settings import ENTROPY_RULES, RISE_RULES
 from shared.vocabulary import OFFSET, VOCABULARY_SIZE, document_tokens, is_special
 
 TEXT_BYTES = st.sampled_from(list(b"ab09  .\n\x00\xc3\xa9\xff"))
+CHARACTERS = st.sampled_from("a \n\x7fé߿ࠀあ한\uffff\U00010000😀\U0010ffff").map(str.encode)
+PIECES = st.lists(CHARACTERS | TEXT_BYTES.map(lambda byte: bytes([byte])) | st.binary(max_size=5), max_size=40)
 
 
 @st.composite
 def documents(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     """Tokens of a document and entropies that know only the tokens so far (as a causal model's do)."""
-    text = bytes(draw(st.lists(TEXT_BYTES, max_size=60)))
+    text = bytes(draw(st.lists(TEXT_BYTES, max_size=60))) if draw(st.booleans()) else b"".join(draw(PIECES))
     tokens = document_tokens(text)
     if draw(st.booleans()) and len(text) > 2:
         for _ in range(draw(st.integers(1, 3))):  # special ids inside, some of them named ones
@@ -40,7 +42,9 @@ def causal_entropies(tokens: np.ndarray) -> np.ndarray:
 def patchings(draw: st.DrawFn) -> PatchingSettings:
     rule = draw(st.sampled_from(["byte", "static", "space", *ENTROPY_RULES]))
     low = draw(st.integers(1, 5))
-    keys: dict = {"rule": rule, "min_length": low, "max_length": draw(st.integers(low, 14))}
+    whole = draw(st.booleans())
+    longest = draw(st.integers(low, 14)) + (3 if whole else 0)
+    keys: dict = {"rule": rule, "min_length": low, "max_length": longest, "whole_characters": whole}
     if rule in ENTROPY_RULES:
         keys["theta"] = draw(st.floats(-0.5, 2.5))
     if rule == "entropy_rise":

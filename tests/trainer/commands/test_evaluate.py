@@ -294,6 +294,12 @@ def test_data_patched_otherwise_than_in_training_is_refused(tmp_path: Path, data
         evaluate_command([str(model), str(dataset.folder)])
 
 
+def test_data_that_cuts_characters_is_refused_for_a_model_that_keeps_them_whole(tmp_path, dataset: Dataset) -> None:
+    model = save_blt(tmp_path, dataset.manifest.identity.patching.model_copy(update={"whole_characters": True}))
+    with pytest.raises(IdentityError, match=r"whole_characters False, not True.*--whole-characters"):
+        evaluate_command([str(model), str(dataset.folder)])
+
+
 def test_unpatched_data_is_refused_for_a_model_of_patches(tmp_path: Path) -> None:
     data = make_dataset(tmp_path / "data", [[document("x", "a", b"text", NONE)]], patching=NONE)
     with pytest.raises(IdentityError, match=r"rule none, not space.*--recut.*pipeline recut"):

@@ -304,6 +304,8 @@ def refusals(tmp_path: Path, entropy_model: Path, rule: PatchingSettings) -> Ite
         "patches of rule 'monotonic' cannot be exported",
     )
     yield model_folder(tmp_path / "min", rule.model_copy(update={"min_length": 2}), entropy_model), "min_length 2"
+    whole = rule.model_copy(update={"whole_characters": True})
+    yield model_folder(tmp_path / "whole", whole, entropy_model), "whole_characters cannot be exported"
     tables = tiny_settings(Path("x"), Path("y")).model.ngrams.model_copy(update={"sizes": ()})
     yield changed_model(tmp_path / "no-ngrams", rule, entropy_model, ngrams=tables), "without n-gram embeddings"
     yield model_folder(tmp_path / "reset", rule, reset_entropy_model(tmp_path / "reset-patcher")), "newline_reset"

@@ -150,6 +150,7 @@ def test_ablations_learn_go_on_and_write(name, tmp_path, capsysbinary):
         ("hnet", STATIC, "model.kind 'hnet' trains on unpatched shards"),
         ("megabyte", SPACE, "needs shards of rule 'static' with stride 4 (model.patch), these have rule 'space'"),
         ("megabyte", STATIC.model_copy(update={"stride": 5}), "these have rule 'static' of stride 5"),
+        ("megabyte", STATIC.model_copy(update={"whole_characters": True}), "of stride 4 and whole_characters"),
         ("spacebyte", NONE, "needs patched shards, these have rule 'none'"),
     ],
 )
