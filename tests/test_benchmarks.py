@@ -14,6 +14,7 @@ SMALLEST = {
     "against_transformers": "--quick --bytes 64 --rounds 1",
     "chaos": "1 0.3",
     "corpus_scale": "1000 --runs 1 --of-a-shard 256",
+    "counts": "--megabytes 0.3 --memory 384 --scored 20000 --distinct",
     "faults": "1",
     "generation": "--threads 1 --rounds 1 --bytes 8 --prompts 256",
     "in_sample": "{dataset} --folds 2 --least 1",

@@ -37,6 +37,7 @@ from shared.vocabulary import BOS, EOS, NEWLINE, document_tokens
 PIECE = 16
 SHA256 = "e799e35282289904c96066a9a6c368637447c2a6882f1048ba7f220056f6fd71"
 """Of the table of `texts()`, on every machine."""
+LOGARITHMS_SHA256 = "46b412d604cb234b79cb5ca7bb2f51d0ea258c47032f3a692edcb79c40898fff"
 
 
 def texts(count: int = 300) -> list[str]:
@@ -110,6 +111,30 @@ def test_the_logarithm_is_that_of_the_library_but_for_its_last_bits() -> None:
     assert logarithm(np.array([1.0]))[0] == 0.0
 
 
+def optional_instructions() -> str:
+    """What NumPy finds on this processor beyond what it was built for: as NPY_DISABLE_CPU_FEATURES takes it."""
+    from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
+
+    return " ".join(name for name in __cpu_dispatch__ if __cpu_features__.get(name))
+
+
+LOGARITHMS = """
+import hashlib, numpy
+from pipeline.counting.blend import logarithm
+print(hashlib.sha256(logarithm(numpy.arange(1, 200_001) / 65_537.0).tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.parametrize("disabled", ["", optional_instructions()])
+def test_the_logarithm_has_the_same_bits_everywhere(disabled):
+    variables = environment() | {"NPY_DISABLE_CPU_FEATURES": disabled}
+    line = [sys.executable, "-c", LOGARITHMS]
+    found = subprocess.run(
+        line, check=True, env=variables, capture_output=True, text=True, cwd=Path(__file__).parents[3]
+    )
+    assert found.stdout.strip() == LOGARITHMS_SHA256
+
+
 @pytest.mark.parametrize(("order", "contexts", "least", "newline_reset"), [(5, 10**6, 1, False), (3, 40, 2, True)])
 def test_a_table_is_that_of_the_definition(tmp_path, order, contexts, least, newline_reset):
     own = texts(60)
@@ -166,9 +191,7 @@ def test_neither_does_memory(tmp_path, corpus, entries, monkeypatch):
 
 
 def test_neither_do_the_instructions_of_a_processor(tmp_path, corpus):
-    from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
-
-    optional = " ".join(name for name in __cpu_dispatch__ if __cpu_features__.get(name))
+    optional = optional_instructions()
     if not optional:
         pytest.skip("NumPy has no optional instructions for this processor")
     line = [sys.executable, "-m", "pipeline", "count", str(corpus), "--out", str(tmp_path / "m"), "--least", "2"]
