@@ -56,7 +56,7 @@ def generated(folder: Path, size: int, random: float) -> list[Path]:
     """Files of JSON lines with so many bytes of text."""
     rng = np.random.default_rng(0)
     words = [rng.choice(LETTERS[:26], rng.integers(2, 10)).tobytes() for _ in range(5000)]
-    paths = []
+    paths: list[Path] = []
     for begin in range(0, size, FILE):
         paths.append(folder / f"{len(paths):03d}.jsonl")
         with paths[-1].open("w") as file:
