@@ -288,6 +288,8 @@ def _changed(own: PatchingSettings, given: dict[str, Any]) -> PatchingSettings:
         given = {"max_length": making.longest} | given | {"tokenizer": making.identity}
     rule = given.get("rule") or (own.rule if own.rule in ENTROPY_RULES or not (find or "theta" in given) else "entropy")
     values = own.model_dump(include={"min_length", "max_length", "whole_characters"})
+    if rule == "none":
+        values.pop("whole_characters", None)
     if "bpe" in (rule, own.rule):  # lengths of tokens are no limits of other patches
         values = {}
     elif rule == own.rule:

@@ -149,7 +149,13 @@ def cutting_steps(name: str, patching: PatchingRecipe, out: Path) -> list[Step]:
         tokenizer = out / "tokenizers" / str(patching.vocabulary)
         train = partial(train_tokenizer, source / "train", patching.vocabulary)
         before = [Step(tokenizer, train, "tokenizer")]
-    change = Change(rule=patching.rule, target=patching.target, stride=patching.stride, tokenizer=tokenizer)
+    change = Change(
+        rule=patching.rule,
+        target=patching.target,
+        stride=patching.stride,
+        whole_characters=patching.whole_characters or None,
+        tokenizer=tokenizer,
+    )
     cutting = partial(_shown, partial(recut, source, change=change))
     return [*before, Step(data_folder(name, patching, out), cutting, "recut")]
 

@@ -49,6 +49,8 @@ class PatchingRecipe(Settings):
     """Whose entropies they are."""
     vocabulary: int | None = None
     """Ids of the tokenizer of bpe, the 260 of bytes and special ids included."""
+    whole_characters: bool = False
+    """No patch starts inside a character of UTF-8."""
 
     @model_validator(mode="after")
     def _complete(self) -> "PatchingRecipe":
@@ -62,12 +64,14 @@ class PatchingRecipe(Settings):
         for key, wanted in needed.items():
             if wanted != (getattr(self, key) is not None):
                 raise ValueError(f"rule {self.rule!r} {'needs' if wanted else 'does not take'} {key}")
+        if self.whole_characters and self.rule in ("none", "bpe"):
+            raise ValueError(f"rule {self.rule!r} does not take whole_characters")
         return self
 
     @property
     def in_words(self) -> str | None:
         """For the reader of a report; None where there are no patches."""
-        return {
+        words = {
             "none": None,
             "byte": "every byte",
             "static": f"every {self.stride} bytes",
@@ -76,6 +80,7 @@ class PatchingRecipe(Settings):
             "monotonic": f"rise of entropy, {self.target} bytes",
             "bpe": f"byte-pair encoding, {self.vocabulary} ids",
         }[self.rule]
+        return f"{words}, characters whole" if self.whole_characters else words
 
 
 class SystemRecipe(Settings):

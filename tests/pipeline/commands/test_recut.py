@@ -76,6 +76,8 @@ def test_whole_characters_are_kept_from_cut_to_cut_until_they_are_turned_off(pla
     assert run("recut", place / "uint8", "--out", tmp_path / "whole", *options) == 0
     assert run("recut", tmp_path / "whole", "--out", tmp_path / "space", "--rule", "space") == 0
     assert open_dataset(tmp_path / "space" / "train").manifest.identity.patching.whole_characters
+    assert run("recut", tmp_path / "whole", "--out", tmp_path / "none", "--rule", "none") == 0
+    assert not open_dataset(tmp_path / "none" / "train").manifest.identity.patching.whole_characters
     assert run("recut", tmp_path / "whole", "--out", tmp_path / "off", "--no-whole-characters") == 0
     assert run("recut", place / "uint8", "--out", tmp_path / "never", "--theta", 1.7, "--max-length", 64) == 0
     assert sides(tmp_path / "off") == sides(tmp_path / "never")

@@ -399,6 +399,7 @@ def settings_of(experiment: Experiment, name: str) -> TrainSettings:
         ("lr = 1e-4", "lr = 0", "optimizer.lr"),
         ("lr = [1e-3, 1e-2]", "lr = [1e-2, 1e-3]", "rates.*lr must ascend"),
         ("lr = [1e-3, 1e-2]", "lr = [1e-2]", "rates.lr"),
+        ("vocabulary = 300}", "vocabulary = 300, whole_characters = true}", "'bpe' does not take whole_characters"),
     ],
 )
 def test_a_wrong_file_of_systems_is_one_clear_line(tmp_path: Path, before: str, after: str, complaint: str) -> None:
