@@ -27,6 +27,7 @@ SMALLEST = {
     "pipeline": "0.1 0.01",
     "planning": "--bytes 100000 --files 10 --texts 1000",
     "preprocessing": "0.1 --rounds 1",
+    "routing": "--tokens 600 --rounds 1",
     "scoring": "--documents 2",
     "shards": "1",
     "streaming": "{dataset} --bytes 1000",

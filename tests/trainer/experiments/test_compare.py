@@ -16,7 +16,7 @@ import pytest
 from shared.errors import ConfigError
 from shared.io.display.progress import Progress
 from shared.io.display.quantities import quantity
-from shared.models.flops import forward_flops, useful_workload
+from shared.models.flops import forward_flops, text_workload
 from shared.shards.open import open_dataset
 from trainer.__main__ import main
 from trainer.experiments.budget import check_budget, steps_within
@@ -357,9 +357,10 @@ def systems(text: str, folder: Path) -> Experiment:
 def test_systems_of_the_house_are_valid_and_of_like_size(tmp_path: Path) -> None:
     experiment = load_experiment()
     short, full = experiment.chosen(), experiment.chosen(full=True)
-    assert len(short) == 15
+    assert len(short) == 17
     assert set(short) < set(full)
-    assert {experiment.systems[name].family for name in short} == {"bytes", "megabyte", "spacebyte", "bpe", "blt"}
+    families = {experiment.systems[name].family for name in short}
+    assert families == {"bytes", "megabyte", "spacebyte", "hnet", "bpe", "blt"}
     stacks, forward = set(), {}
     for name in full:
         model = settings_of(experiment, name).model
@@ -369,7 +370,7 @@ def test_systems_of_the_house_are_valid_and_of_like_size(tmp_path: Path) -> None
         size = {"none": 1, "static-4": 4, "bpe": 3}.get(experiment.systems[name].patching, 4.5)
         units = [round(3000 / size)]
         assert model.tables.rows == 4096 or not model.has_tables
-        work = useful_workload(model, *([[3000], units] if model.reads == "patches" else [units]))
+        work = text_workload(model, [3000], units)
         forward[name] = forward_flops(model, work).total / 3000
     assert len(stacks) == 1, "the global shape is that of all"
     assert max(forward.values()) / min(forward.values()) < 1.5

@@ -9,8 +9,10 @@ from helpers.experiment_examples import SYSTEMS, made_up_results
 
 from shared.errors import ConfigError
 from trainer.experiments.page.csv_files import write_csv
+from trainer.experiments.page.sentences import warnings
 from trainer.experiments.results.results import RESULTS_NAME, Results, load_results, save_results
-from trainer.experiments.results.table import ALIKE, Row, budget_spread, rows, subset_bits
+from trainer.experiments.results.table import ALIKE, Row, budget_spread, off_budget, rows, subset_bits
+from trainer.experiments.results.words import in_words
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,25 @@ def test_what_is_not_known_is_none() -> None:
     assert found[0].spread is None
     assert rows(whole.model_copy(update={"runs": ()}), "flops") == []
     assert budget_spread(whole.model_copy(update={"runs": ()}), "flops") == 0.0
+
+
+def test_a_run_that_is_off_its_budget_is_marked() -> None:
+    """As one whose model has found more patches than it was planned with."""
+    results = made_up_results()
+    assert off_budget(results, "flops") == off_budget(results, "bytes") == []
+    assert "*" not in in_words(results)
+    first, *others = results.runs
+    dear = first.model_copy(update={"useful_flops": 1.05 * results.budget_flops})
+    changed = results.model_copy(update={"runs": (dear, *others)})
+    ((run, share),) = off_budget(changed, "flops")
+    assert run == dear
+    assert share == pytest.approx(0.05 + dear.entropy_flops / results.budget_flops)
+    words = in_words(changed)
+    assert f"{dear.system} *" in words
+    assert f"* more than 2% off the budget: {dear.system}, seed {dear.seed} (+5.0%)" in words
+    assert f"More than 2% off the budget at equal training FLOPs: {dear.system}, seed {dear.seed} (+5.0%)." in warnings(
+        changed
+    )
 
 
 def test_the_spread_of_budgets_is_that_of_what_a_table_has_alike() -> None:

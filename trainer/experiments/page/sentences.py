@@ -7,7 +7,7 @@ from shared.io.display.quantities import quantity
 from trainer.drawing.forest import Difference
 from trainer.experiments.results.results import Comparison, Results, Table
 from trainer.experiments.results.statistics import FEW_DOCUMENTS
-from trainer.experiments.results.table import ALIKE, Row, budget_spread, rows, runs_of
+from trainer.experiments.results.table import ALIKE, Row, budget_spread, off_budget, rows, runs_of
 from trainer.experiments.results.words import rates_cost
 
 ALIKE_WORDS: dict[Table, str] = {"flops": "equal training FLOPs", "bytes": "equal bytes"}
@@ -108,6 +108,8 @@ def warnings(results: Results) -> list[str]:
         runs = runs_of(results, table)
         if budget_spread(results, table) > ALIKE:
             found.append(f"The table at {ALIKE_WORDS[table]} is not fair: {_spread(results, table)}.")
+        if off := [f"{run.system}, seed {run.seed} ({share:+.1%})" for run, share in off_budget(results, table)]:
+            found.append(f"More than {ALIKE:.0%} off the budget at {ALIKE_WORDS[table]}: {'; '.join(off)}.")
         seeds = {name: len(of) for name, of in runs.items()}
         most = max(seeds.values())
         absent = [system.name for system in results.systems if system.name not in runs]

@@ -15,7 +15,7 @@ from trainer.provenance.json_records import PathInside, Value, expected, keep
 RESULTS_NAME = "results.json"
 Table = Literal["flops", "bytes"]
 """What all runs of a table have alike: useful training FLOPs, or bytes of text trained on."""
-Family = Literal["bytes", "megabyte", "spacebyte", "bpe", "blt"]
+Family = Literal["bytes", "megabyte", "spacebyte", "hnet", "bpe", "blt"]
 """What a system is made of."""
 Processors = Annotated[tuple[Annotated[str, Field(max_length=200)], ...], Field(max_length=64)]
 """Names of processors, sorted, each once."""

@@ -122,6 +122,20 @@ def budget_spread(results: Results, table: Table) -> float:
     return max(budgets) / min(budgets) - 1 if budgets and min(budgets) > 0 else 0.0
 
 
+def off_budget(results: Results, table: Table) -> list[tuple[RunResult, float]]:
+    """Runs of a table that used more than ALIKE less or more than its budget, each with the share that they are off.
+
+    A model that finds its patches is planned at its target size, and used what it found.
+    """
+    counted = attrgetter("whole_flops" if results.entropy_counted else "useful_flops")
+    budget = results.budget_flops if table == "flops" else results.budget_bytes
+    if not budget:
+        return []
+    runs = [run for run in results.runs if run.table == table]
+    shares = [(counted(run) if table == "flops" else run.bytes) / budget - 1 for run in runs]
+    return [(run, share) for run, share in zip(runs, shares) if abs(share) > ALIKE]
+
+
 def subsets_of(results: Results) -> list[str]:
     """Names of all subsets that were scored, in the order of the first run that has each."""
     return list(dict.fromkeys(name for run in results.runs for name in run.bits_by_subset))

@@ -7,7 +7,7 @@ from shared.io.display.tables import aligned
 from shared.io.display.terminal import one_line
 from trainer.experiments.results.results import Comparison, Results, Table
 from trainer.experiments.results.statistics import FEW_DOCUMENTS
-from trainer.experiments.results.table import Row, budget_spread, rows, runs_of
+from trainer.experiments.results.table import ALIKE, Row, budget_spread, off_budget, rows, runs_of
 
 TITLES: dict[Table, str] = {"flops": "at equal useful training FLOPs", "bytes": "at equal bytes of text trained on"}
 COUNTED = "the entropy model's over that text counted"
@@ -21,6 +21,8 @@ def in_words(results: Results) -> str:
             spread = f"budgets {budget_spread(results, table):.2%} apart at most"
             what = f"{title}, {COUNTED}" if table == "flops" and results.entropy_counted else title
             texts.append("\n".join([f"{what} ({spread}):", table_text(results, table)]))
+        if found := off_budget_text(results, table):
+            texts.append(found)
         documents = len(results.document_bytes)
         lines = [sentence(found, documents) for found in results.comparisons if found.table == table]
         if lines:
@@ -50,6 +52,12 @@ def rates_cost(results: Results) -> str:
     return f"learning rates, tried apart from all budgets: {len(tried)} runs, {quantity(flops)}FLOP, {clock(seconds)}"
 
 
+def off_budget_text(results: Results, table: Table) -> str:
+    """The runs that are off their budget, and by how much; empty without any."""
+    found = [f"{run.system}, seed {run.seed} ({share:+.1%})" for run, share in off_budget(results, table)]
+    return f"* more than {ALIKE:.0%} off the budget: {'; '.join(found)}" if found else ""
+
+
 COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("bits/byte", lambda row: f"{row.bits_per_byte:.4f}" + ("" if row.spread is None else f" ±{row.spread:.4f}")),
     ("seeds", lambda row: str(row.seeds)),
@@ -70,8 +78,10 @@ COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
 def table_text(results: Results, table: Table) -> str:
     """A line a system, the least bits per byte first, and how surely it is before the next."""
     leads = {one.better: one for one in results.ranking if one.table == table}
+    off = {run.system for run, _ in off_budget(results, table)}
     lines = [
-        [row.system, *(cell(row) for _, cell in COLUMNS), _lead(leads.get(row.system))] for row in rows(results, table)
+        [f"{row.system}{' *' * (row.system in off)}", *(cell(row) for _, cell in COLUMNS), _lead(leads.get(row.system))]
+        for row in rows(results, table)
     ]
     return aligned(["system", *(head for head, _ in COLUMNS), "before the next"], lines)
 
