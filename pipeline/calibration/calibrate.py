@@ -1,6 +1,8 @@
 """Thresholds for a mean patch size: chosen on a sample of the train split, and checked on held-out documents."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +23,12 @@ from pipeline.calibration.threshold_search import UnreachableTarget
 from pipeline.scoring.entropies import Documents, Entropies, EntropySource, documents_of
 from pipeline.scoring.options import entropy_model_sha256
 from pipeline.settings import PipelineError, ScoringSettings
+from shared.errors import ConfigError
 from shared.io.display.terminal import show
 from shared.io.files.digests import in_short
 from shared.io.files.outputs import Output
 from shared.patching import PatchingSettings
+from shared.patching.sizes import PatchSize, PatchSizes, load_patch_sizes
 from shared.settings import Settings, refused_as
 from shared.shards.dataset import Dataset
 from shared.shards.manifest import SidecarType
@@ -41,8 +45,10 @@ SHORTEST_HELD_OUT = 250_000
 class Wanted(Settings):
     """What thresholds are asked for."""
 
-    target: float
+    target: float | None = None
     """Mean patch size, in bytes."""
+    sizes: tuple[float, ...] = ()
+    """Instead: several, for a table of thresholds."""
     rule: EntropyRule = "entropy"
     theta_rise: float | None = None
     """Nats, for entropy_rise: taken as it is."""
@@ -63,6 +69,18 @@ class Wanted(Settings):
     """What `preprocess` will keep: for uint8 the threshold on entropy lies on its grid."""
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What thresholds are found on, and with."""
+
+    dataset: Dataset
+    validation: Dataset | None
+    source: EntropySource
+    draft: PatchingSettings
+    """Everything but theta."""
+    identity: CalibrationIdentity
+
+
 def calibrate(
     path: Path, entropy_model: Path | None, wanted: Wanted, scoring: ScoringSettings, out: Output
 ) -> tuple[PatchingFile, Sample | None]:
@@ -71,6 +89,65 @@ def calibrate(
     Returns what the file holds, and the sample that they were found on; None if the file was current.
     Raises PipelineError, DatasetError or ModelFileError.
     """
+    work = _work(path, entropy_model, wanted, scoring, out)
+    identity, source, draft = work.identity, work.source, work.draft
+    _check_parity(wanted, work.dataset)
+    if (current := _current(out.path, identity)) is not None:
+        return current, None
+    train, held_out = _samples(identity, work.dataset, work.validation)
+    counted = source.entropies(train.documents, draft)
+    patching, before = _calibrated(draft, identity, train, counted)
+    patches = patches_of(counted, patching)
+    checked = None if held_out is None else patches_of(source.entropies(held_out.documents, draft), patching)
+    result = PatchingFile(
+        patching=patching,
+        identity=identity,
+        numerics=source.numerics,
+        mean_patch_size=_mean(train.documents, patches, train.whole),
+        subsets=_means(train.documents, patches),
+        held_out=None if held_out is None or checked is None else _held_out(held_out, checked),
+        parity=_parity(identity, train, before, patches, held_out, checked),
+    )
+    result.save(out)
+    return result, train
+
+
+def calibrate_sizes(
+    path: Path, entropy_model: Path | None, wanted: Wanted, scoring: ScoringSettings, out: Output
+) -> tuple[PatchSizes, Sample | None]:
+    """The same for several sizes, as a table for a run whose patch size changes."""
+    if wanted.parity is not None or wanted.parity_to is not None:
+        raise PipelineError("--sizes is for mean patch sizes in bytes; leave out --parity and --parity-to")
+    if any(before >= after for before, after in pairwise(wanted.sizes)):
+        raise PipelineError(f"--sizes must ascend, got {','.join(f'{size:g}' for size in wanted.sizes)}")
+    work = _work(path, entropy_model, wanted, scoring, out)
+    asked = ",".join(f"{size:g}" for size in wanted.sizes)
+    made_by = work.identity.model_dump(exclude={"target"}) | {"sizes": asked}
+    if (current := _current_sizes(out.path, made_by)) is not None:
+        return current, None
+    train, held_out = _samples(work.identity, work.dataset, work.validation)
+    counted = work.source.entropies(train.documents, work.draft)
+    checked = None if held_out is None else work.source.entropies(held_out.documents, work.draft)
+    goals = [Goal(numbers, size) for size in wanted.sizes for numbers in (train.whole, *train.subsets.values())]
+    found = iter(find_thetas(counted, work.draft, goals))
+    entries = []
+    for size in wanted.sizes:
+        theta, thetas = next(found), {name: next(found) for name in train.subsets}
+        if isinstance(theta, UnreachableTarget):
+            raise PipelineError(f"--sizes: {theta}")
+        patching = _settled(work.draft, theta, _reached(thetas))
+        realised = _mean(train.documents, patches_of(counted, patching), train.whole)
+        others = None
+        if held_out is not None and checked is not None:
+            others = _mean(held_out.documents, patches_of(checked, patching), held_out.whole)
+        entries.append(PatchSize(size=size, mean_patch_size=realised, held_out=others, patching=patching))
+    result = PatchSizes(patch_sizes=tuple(entries), entropy_model=work.identity.entropy_model, made_by=made_by)
+    out.write(result.model_dump_json(indent=1) + "\n")
+    return result, train
+
+
+def _work(path: Path, entropy_model: Path | None, wanted: Wanted, scoring: ScoringSettings, out: Output) -> _Work:
+    """Everything opened, and nothing scored yet. Raises PipelineError, DatasetError or ModelFileError."""
     dataset = _train_dataset(path)
     validation = _validation_beside(dataset)
     with refused_as(PipelineError):
@@ -89,28 +166,11 @@ def calibrate(
             entropies="stored" if kept else "scored",
             held_out=TENTH if validation is None else validation.fingerprint,
             sample_bytes=(0 if kept else SCORED_SAMPLE) if wanted.sample_bytes is None else wanted.sample_bytes,
-            **wanted.model_dump(exclude={"sample_bytes"}),
+            target=wanted.target if wanted.target is not None else wanted.sizes[0],
+            **wanted.model_dump(exclude={"sample_bytes", "target", "sizes"}),
             **scoring.model_dump(exclude={"device"}),
         )
-    _check_parity(wanted, dataset)
-    if (current := _current(out.path, identity)) is not None:
-        return current, None
-    train, held_out = _samples(identity, dataset, validation)
-    counted = source.entropies(train.documents, draft)
-    patching, before = _calibrated(draft, identity, train, counted)
-    patches = patches_of(counted, patching)
-    checked = None if held_out is None else patches_of(source.entropies(held_out.documents, draft), patching)
-    result = PatchingFile(
-        patching=patching,
-        identity=identity,
-        numerics=source.numerics,
-        mean_patch_size=_mean(train.documents, patches, train.whole),
-        subsets=_means(train.documents, patches),
-        held_out=None if held_out is None or checked is None else _held_out(held_out, checked),
-        parity=_parity(identity, train, before, patches, held_out, checked),
-    )
-    result.save(out)
-    return result, train
+    return _Work(dataset, validation, source, draft, identity)
 
 
 def _check_parity(wanted: Wanted, dataset: Dataset) -> None:
@@ -264,6 +324,17 @@ def _validation_beside(train: Dataset) -> Dataset | None:
     ours, theirs = train.manifest.identity, found.manifest.identity
     alike = (theirs.split, theirs.source) == ("validation", ours.source)
     return found if alike and found.manifest.totals.bytes else None
+
+
+def _current_sizes(path: Path, made_by: Mapping[str, object]) -> PatchSizes | None:
+    """The table in a file, if it was made by the very same calibration."""
+    if not path.exists():
+        return None
+    try:
+        found = load_patch_sizes(path)
+    except ConfigError:
+        return None
+    return found if found.made_by == made_by else None
 
 
 def _current(path: Path, identity: CalibrationIdentity) -> PatchingFile | None:

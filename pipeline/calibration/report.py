@@ -3,8 +3,10 @@
 from pipeline.calibration.parallel_text import table
 from pipeline.calibration.patching_file import TENTH, PatchingFile
 from shared.io.display.quantities import counted
+from shared.io.display.tables import aligned
 from shared.io.display.terminal import one_line, show, show_lines
 from shared.io.files.digests import in_short
+from shared.patching.sizes import PatchSizes
 
 SUBSETS_SHOWN = 50
 CLOSE = 0.02
@@ -49,6 +51,20 @@ def print_result(result: PatchingFile) -> None:
             show(f"  and {len(result.subsets) - SUBSETS_SHOWN} more in the file")
     if patching.thetas:
         show(f"  any other subset gets the theta for all bytes, {patching.theta:.6f}")
+
+
+def print_sizes(table: PatchSizes) -> None:
+    """A line for each size: the threshold, what it gives, and what it gives in held-out text."""
+    lines = []
+    for entry in table.patch_sizes:
+        theta = f"{entry.patching.theta:.6f}" + " and by subset" * bool(entry.patching.thetas)
+        held_out = "-" if entry.held_out is None else f"{entry.held_out:.3f}"
+        lines.append([f"{entry.size:g}", theta, f"{entry.mean_patch_size:.3f}", held_out])
+    show(aligned(["size", "theta", "bytes/patch", "held out"], lines))
+    far = [entry for entry in table.patch_sizes if abs(entry.mean_patch_size / entry.size - 1) > CLOSE]
+    if far and far[0].patching.grid:
+        names = ", ".join(f"{entry.size:g}" for entry in far)
+        show(f"the uint8 grid has none nearer to {names}; with --sidecar float32 thresholds are not bound to it")
 
 
 def _why_far(result: PatchingFile) -> str:

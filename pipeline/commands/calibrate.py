@@ -1,7 +1,8 @@
-"""A threshold for a patch size.
+"""A threshold for a patch size, or a table of them for several.
 
 Example:
   python -m pipeline calibrate runs/stdlib/corpus --entropy-model runs/stdlib/entropy --target 4.5 --out patching.json
+  python -m pipeline calibrate runs/stdlib/patched --entropy-model runs/stdlib/entropy --sizes 2,3,4,6 --out sizes.json
 
 A dataset that keeps entropies of this very model (preprocess --sidecar) is counted as it is, all of it and without
 running the model; else a sample is scored. Sizes are then checked on documents that had no part in the choice: those of
@@ -16,18 +17,19 @@ subset's name in them (en/intro.md and de/intro.md), or 'id:SEP' for ids that ar
 import argparse
 from pathlib import Path
 
-from pipeline.calibration.calibrate import SCORED_SAMPLE, Wanted, calibrate
+from pipeline.calibration.calibrate import SCORED_SAMPLE, Wanted, calibrate, calibrate_sizes
 from pipeline.calibration.patching_file import PATCHING
-from pipeline.calibration.report import print_result
+from pipeline.calibration.report import print_result, print_sizes
 from pipeline.options import add_options, settings_of
 from pipeline.scoring.options import add_scoring_arguments
 from pipeline.settings import ScoringSettings
 from shared.io.display.quantities import counted
 from shared.io.display.terminal import show
 from shared.io.files.outputs import add_overwrite, output_of
+from shared.patching.settings import LONGEST_PATCH
+from shared.patching.sizes import BEGINNING, MOST_SIZES
 
 OPTIONS = {
-    "target": ("BYTES", "mean patch size"),
     "rule": (None, "where patches begin"),
     "theta_rise": ("NATS", "second threshold of entropy_rise, which is not searched for"),
     "min_length": ("BYTES", "shortest patch"),
@@ -44,7 +46,22 @@ OPTIONS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("dataset", type=Path, metavar="DATASET", help="shards to calibrate on, patched or not; of two splits, train")
-    add("--out", type=Path, required=True, metavar="FILE.json", help="for preprocess --patching")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE.json",
+        help="for preprocess --patching, or a table for a run's data.patch_sizes",
+    )
+    wanted = parser.add_mutually_exclusive_group(required=True)
+    wanted.add_argument("--target", type=float, metavar="BYTES", help="mean patch size")
+    wanted.add_argument(
+        "--sizes",
+        type=_sizes,
+        metavar="BYTES,BYTES,...",
+        default=(),
+        help="several, ascending: a table for a run whose patch size changes",
+    )
     add_options(parser, Wanted, OPTIONS)
     add(
         "--sample-bytes",
@@ -59,8 +76,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Calibrate, unless the file is there and current; returns the exit code."""
-    out = output_of(arguments, "out", PATCHING)
     wanted, scoring = settings_of(arguments, Wanted), settings_of(arguments, ScoringSettings)
+    if wanted.sizes:
+        return _make_table(arguments, wanted, scoring)
+    out = output_of(arguments, "out", PATCHING)
     result, sample = calibrate(arguments.dataset, arguments.entropy_model, wanted, scoring, out)
     if sample is None:
         show(f"{arguments.out} is current")
@@ -72,6 +91,32 @@ def run(arguments: argparse.Namespace) -> int:
     print_result(result)
     show(f"thresholds are in {arguments.out}")
     return 0
+
+
+def _make_table(arguments: argparse.Namespace, wanted: Wanted, scoring: ScoringSettings) -> int:
+    """Calibrate for several sizes; returns the exit code."""
+    out = output_of(arguments, "out", BEGINNING)
+    table, sample = calibrate_sizes(arguments.dataset, arguments.entropy_model, wanted, scoring, out)
+    if sample is None:
+        show(f"{arguments.out} is current")
+    else:
+        size, documents = int(sample.documents.bytes.sum()), sample.documents
+        show(f"counted {size:,} bytes in {counted(len(documents), 'document')} of {documents.dataset.folder}")
+    print_sizes(table)
+    show(f"the table is {arguments.out}")
+    return 0
+
+
+def _sizes(text: str) -> tuple[float, ...]:
+    try:
+        found = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or not all(0 < size <= LONGEST_PATCH for size in found):
+        raise argparse.ArgumentTypeError(f"expected sizes in bytes as 2,3,4,6, got {text!r}")
+    if len(found) > MOST_SIZES:
+        raise argparse.ArgumentTypeError(f"at most {MOST_SIZES} sizes, got {len(found)}")
+    return found
 
 
 def _sample_bytes(text: str) -> int:

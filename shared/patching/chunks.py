@@ -43,9 +43,9 @@ class ChunkedLengths:
         starts = self._starts(wanted[seen:], forced[seen:], closed)
         lengths = np.diff(starts, append=end) if last else np.diff(starts)
         self._open, self._position = int(starts[-1]), end
-        self._tokens = tokens[-CONTEXT:]
+        self._tokens = tokens[-CONTEXT:].copy()  # a view would hold the whole chunk
         if entropies is not None:
-            self._entropies = entropies[-CONTEXT:]
+            self._entropies = entropies[-CONTEXT:].copy()
         return lengths.astype(np.uint16)
 
     def _starts(self, wanted: np.ndarray, forced: np.ndarray, closed: np.ndarray | None) -> np.ndarray:

@@ -338,8 +338,11 @@ class Dataset:
         """Whether shards are worth fetching before they are needed."""
         return False
 
-    def fetch(self, shard: int) -> bool:
-        """Have a shard's file at hand; False when another process is fetching it. Raises DatasetError, StorageError."""
+    def fetch(self, shard: int, sidecar: bool = False) -> bool:
+        """Have a shard's file at hand, and its sidecar if wanted; False when another process is fetching one of them.
+
+        Raises DatasetError, StorageError.
+        """
         return True
 
     def _file(self, name: str, sha256: str, size: int) -> File:

@@ -11,6 +11,7 @@ from shared.io.stores.locations import below, location_of, read_whole, without_q
 from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE, model_sha256
 from shared.shards.cache import FileCache, Lease, default_cache
 from shared.shards.dataset import Dataset
+from shared.shards.formats.sidecar import sidecar_name
 from shared.shards.manifest import (
     ENTROPY_MODEL_FOLDER,
     MANIFEST_NAME,
@@ -71,9 +72,13 @@ class RemoteDataset(Dataset):
     def remote(self) -> bool:
         return True
 
-    def fetch(self, shard: int) -> bool:
+    def fetch(self, shard: int, sidecar: bool = False) -> bool:
         entry = self.shard(shard)
-        return self._cache.fetch(f"{self._url}/{entry.name}", entry.sha256, entry.bytes_on_disk)
+        here = self._cache.fetch(f"{self._url}/{entry.name}", entry.sha256, entry.bytes_on_disk)
+        if not sidecar or entry.sidecar_sha256 is None or entry.sidecar_bytes is None:
+            return here
+        name = sidecar_name(entry.name)
+        return self._cache.fetch(f"{self._url}/{name}", entry.sidecar_sha256, entry.sidecar_bytes) and here
 
     def _file(self, name: str, sha256: str, size: int) -> Lease:
         return self._cache.hold(f"{self._url}/{name}", sha256, size)

@@ -76,7 +76,7 @@ BOUNDARIES = (
         ("shared/shards/formats/sidecar.py",),
         d.dataset("arrow", "uint8"),
         d.fitted(m.at("d/*.entropy", d.spoil_arrow)),
-        (d.verify, d.inspect, d.recut, d.merge),
+        (d.verify, d.inspect, d.recut, d.merge, d.read_recut_packs),
     ),
     Boundary(
         "dataset folder",
@@ -206,6 +206,13 @@ BOUNDARIES = (
         f.made_calibration,
         m.at("patching.json", m.spoil_json),
         (f.cut_with_patching,),
+    ),
+    Boundary(
+        "table of patch sizes",
+        ("shared/patching/sizes.py",),
+        f.made_sizes,
+        m.at("sizes.json", m.spoil_json),
+        (f.plan_by_phases,),
     ),
     Boundary(
         "run folder of preprocess",

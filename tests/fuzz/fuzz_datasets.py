@@ -22,6 +22,7 @@ from pipeline.__main__ import main as pipeline
 from pipeline.counting import build
 from pipeline.settings import PipelineError
 from shared.io.files.digests import file_sha256
+from shared.patching.settings import PatchingSettings
 from shared.shards.formats.arrow import new_file
 from shared.shards.open import open_dataset
 
@@ -184,22 +185,30 @@ def read_rows(folder: Path) -> None:
         pass
 
 
-def read_packs(folder: Path) -> None:
+def read_packs(folder: Path, recut: PatchingSettings | None = None) -> None:
     """Training packs as a rank plans and reads them."""
     from trainer.data.packing.build import build_pack
     from trainer.data.packing.limits import pack_limits
     from trainer.data.packing.packs import Step
     from trainer.data.packing.planner import Planner
     from trainer.data.packing.slices import SliceReader
+    from trainer.data.recut_lengths import RecutLengths
     from trainer.data.sampling.cursor import first_cursor
     from trainer.data.sampling.schedule import Mixing
 
     data = open_dataset(folder / "d")
     limits = pack_limits(data.manifest, 1024, None)
-    reader = SliceReader(data)
+    reader = SliceReader(data, None if recut is None else RecutLengths(data, [recut]))
     planner = Planner(data, reader, limits, Mixing(), first_cursor(data, 0, 2))
     for _ in range(4):
-        build_pack(planner.next_pack(), Step(0, 1, 1, None), limits, reader)
+        build_pack(planner.next_pack(), Step(0, 1, 1, None), reader)
+
+
+def read_recut_packs(folder: Path) -> None:
+    """The same with patches that the kept entropies give."""
+    from helpers.dataset_examples import ENTROPY
+
+    read_packs(folder, ENTROPY)
 
 
 def made_export(folder: Path) -> None:

@@ -11,6 +11,7 @@ from helpers.tiny_runs import STACK, tiny_recipe, toml
 
 from pipeline.__main__ import main as pipeline
 from trainer.__main__ import main as trainer
+from trainer.main import main as train
 
 
 def made_model(folder: Path) -> None:
@@ -135,3 +136,23 @@ def cut_with_patching(folder: Path) -> int:
         "out",
     )
     return run(pipeline, "preprocess", "c.jsonl", *words)
+
+
+def made_sizes(folder: Path) -> None:
+    """A table that calibrate --sizes writes, with data that keeps entropies and a recipe whose patch size changes."""
+    corpus = [{"text": f"line {n} of a text that is scored " * 3} for n in range(30)]
+    (folder / "c.jsonl").write_text("".join(json.dumps(line) + "\n" for line in corpus))
+    model = ("--entropy-model", entropy_folder(folder / "e"))
+    lengths = ("--max-length", "64")
+    cut = (*model, "--rule", "entropy", "--theta", "3", "--sidecar", "uint8", "--validation-fraction", "0.2", *lengths)
+    how = ("--executor", "inline", "--workers", "1", "--out", folder / "data")
+    assert run(pipeline, "preprocess", folder / "c.jsonl", *cut, *how) == 0
+    sizes = ("--sizes", "2,4", "--out", folder / "sizes.json")
+    assert run(pipeline, "calibrate", folder / "data", *model, *lengths, *sizes) == 0
+    recipe = toml(tiny_recipe(Path("data"), Path("out"), data={"patch_sizes": "sizes.json"}))
+    schedule = "[{size = 2}, {size = 4, at = 0.5}]"
+    (folder / "recipe.toml").write_text(recipe.replace("[data]\n", f"[data]\npatch_schedule = {schedule}\n"))
+
+
+def plan_by_phases(folder: Path) -> int:
+    return run(train, "recipe.toml", "--plan")

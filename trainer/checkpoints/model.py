@@ -24,7 +24,6 @@ from trainer.data.run_data import RunData
 from trainer.provenance.checkpoint_folders import STATE_NAME
 from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, RunIdentity, RunNumerics, save_identity
 from trainer.provenance.origin import origin_of
-from trainer.provenance.patch_size import mean_patch_size
 from trainer.settings import TrainSettings
 
 MODEL_FOLDER = "model"
@@ -52,8 +51,8 @@ def write_model(
         tokenizer = data.train.tokenizer
         check_tokenizer(tokenizer, identity.patching.tokenizer)
     save_model(weights, settings, folder, entropy_model, tokenizer)
-    size = mean_patch_size(data.train_manifest)
-    save_identity(ModelIdentity(**dict(identity), numerics=numerics, mean_patch_size=size), folder / IDENTITY_NAME)
+    made = ModelIdentity(**dict(identity), numerics=numerics, mean_patch_size=data.mean_patch_size)
+    save_identity(made, folder / IDENTITY_NAME)
 
 
 @contextmanager

@@ -253,9 +253,12 @@ class Evaluator:
 
     def measure(self, folder: Path, dataset: "Documents") -> "Measured":
         """A model on a dataset."""
+        from trainer.evaluation.compatibility import patching_from_entropies
         from trainer.evaluation.report import measure
 
-        if isinstance(dataset, Dataset) and (warning := patch_size_warning(folder, dataset)):
+        name = self._arguments.as_name if folder == self._model else None
+        stored = isinstance(dataset, Dataset) and patching_from_entropies(folder, dataset, name) is None
+        if stored and isinstance(dataset, Dataset) and (warning := patch_size_warning(folder, dataset)):
             LOG.info("%s", warning)
         text = dataset.totals.bytes
         self._progress.begin(0.0)
@@ -265,7 +268,6 @@ class Evaluator:
             self._progress.show(share, f"{quantity(share * text)}B of {quantity(text)}B", dataset.where)
 
         began = time.monotonic()
-        name = self._arguments.as_name if folder == self._model else None
         found = measure(folder, dataset, tokens, self._device, dtype, on_progress, name)
         seconds = time.monotonic() - began
         rate = quantity(text / max(seconds, 1e-9))

@@ -15,6 +15,7 @@ import numpy as np
 from shared.errors import DatasetError
 from shared.shards.index import ShardIndex
 from shared.shards.runs import ROW_BITS
+from trainer.data.recut_lengths import RecutLengths
 from trainer.data.source import Source
 
 ROW_MASK = 2**ROW_BITS - 1
@@ -43,6 +44,8 @@ class Document(NamedTuple):
     """1 if the last patch is EOS alone, which makes no patch of the inputs; 0 when unpatched."""
     plain: int
     """1 if there are no special ids between the bytes, and everything is a target."""
+    phase: int = 0
+    """Number of the phase of the run that cuts it (`trainer.data.patch_schedule`); 0 as it is stored."""
 
     @property
     def shard(self) -> int:
@@ -87,6 +90,7 @@ class Documents:
     batch = Column(6)
     row = Column(7)
     rows = Column(8)
+    phase = Column(11)
 
     @property
     def eos_alone(self) -> np.ndarray:
@@ -107,23 +111,28 @@ class Documents:
 NO_DOCUMENTS = Documents(np.zeros((len(Document._fields), 0), np.int64))
 
 
-def gather_documents(source: Source, references: np.ndarray, subset: np.ndarray) -> Documents:
-    """Documents [K] by their references int64 [K]; subset int [K]. Raises DatasetError."""
+def gather_documents(
+    source: Source, references: np.ndarray, subset: np.ndarray, phase: int = 0, recut: RecutLengths | None = None
+) -> Documents:
+    """Documents [K] by their references int64 [K]; subset int [K]. Raises DatasetError.
+
+    ``recut``: where patches are other than stored, and then they are those of a phase.
+    """
     if not len(references):
         return NO_DOCUMENTS
     values = np.empty((len(Document._fields), len(references)), np.int64)
-    values[0], values[1] = references, subset
+    values[0], values[1], values[-1] = references, subset, phase
     order = np.argsort(references, kind="stable")
     shards = references[order] >> ROW_BITS
     for low, high in pairwise([*np.flatnonzero(np.diff(shards, prepend=-1)).tolist(), len(order)]):
         own = order[low:high]
         shard = int(shards[low])
-        values[2:, own] = _figures(source, shard, references[own] & ROW_MASK)
+        values[2:-1, own] = _figures(source, shard, references[own] & ROW_MASK, phase, recut)
     return Documents(values)
 
 
-def _figures(source: Source, shard: int, rows: np.ndarray) -> np.ndarray:
-    """int64 [fields from inputs on, K]: of documents of one shard, by their first rows int64 [K] in ascending order."""
+def _figures(source: Source, shard: int, rows: np.ndarray, phase: int, recut: RecutLengths | None) -> np.ndarray:
+    """int64 [fields from inputs to plain, K]: of documents of one shard, by their first rows int64 [K], ascending."""
     index = source.shard_index(shard)
     if rows[-1] >= len(index):
         raise DatasetError(f"{source.shard_path(shard)}: its index has {len(index)} rows, none of number {rows[-1]}")
@@ -143,6 +152,8 @@ def _figures(source: Source, shard: int, rows: np.ndarray) -> np.ndarray:
         text[number] = index.bytes[own].sum()
         patches[number] = index.patches[own].sum(dtype=np.int64)
         eos_alone[number] = index.last_patch[own.stop - 1] == 1
+    if recut is not None:
+        patches, eos_alone = recut.figures(phase, shard, index, rows, count)
     plain = (inputs == text + 1) & (targets == inputs)
     batch, row = index.batch[rows], index.row[rows]
     return np.stack([inputs, targets, target_bytes, patches - eos_alone, batch, row, count, eos_alone, plain])
@@ -156,12 +167,12 @@ def document_rows(index: ShardIndex, first: int) -> int:
     return int(ends.argmax()) + 1
 
 
-def documents_in_order(source: Source, block: int) -> Iterator[Documents]:
-    """All documents in the order of the source, about ``block`` at a time. Raises DatasetError."""
+def documents_in_order(source: Source, block: int, recut: RecutLengths | None = None) -> Iterator[Documents]:
+    """All documents in the order of the source, about ``block`` at a time, as stored or recut. Raises DatasetError."""
     for shard in range(source.shard_count):
         index = source.shard_index(shard)
         starts = np.flatnonzero(index.part == 0)
         subset = source.subset_codes(shard)[index.subset[starts]] if len(starts) else starts
         for low in range(0, len(starts), block):
             piece = slice(low, low + block)
-            yield gather_documents(source, starts[piece] + (shard << ROW_BITS), subset[piece])
+            yield gather_documents(source, starts[piece] + (shard << ROW_BITS), subset[piece], 0, recut)

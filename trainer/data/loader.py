@@ -26,6 +26,8 @@ from trainer.data.packing.limits import PackLimits
 from trainer.data.packing.packs import Pack, Packs, Step
 from trainer.data.packing.planner import PackPlan, Planner, check_division
 from trainer.data.packing.slices import SliceReader
+from trainer.data.patch_schedule import PatchSchedule
+from trainer.data.recut_lengths import RecutLengths
 from trainer.data.sampling.cursor import Cursor, CursorState, check_cursor, first_cursor
 from trainer.data.sampling.schedule import Mixing
 
@@ -39,8 +41,9 @@ PAUSE_SECONDS = 0.2
 class FetchAhead:
     """A thread that fetches what is wanted, one shard after the other. What it cannot get is the reader's to report."""
 
-    def __init__(self, dataset: Dataset | Mixture) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: Dataset | Mixture, sidecars: bool = False) -> None:
+        """``sidecars``: fetch those, too."""
+        self._dataset, self._sidecars = dataset, sidecars
         self._wanted: Sequence[int] = ()
         self._here: set[int] = set()
         self._ended = False
@@ -78,7 +81,7 @@ class FetchAhead:
                 if self._ended or shard not in self._wanted:
                     break
                 try:
-                    here = self._dataset.fetch(shard)
+                    here = self._dataset.fetch(shard, self._sidecars)
                 except (DatasetError, StorageError, OSError):
                     here = True
                 if here:
@@ -111,6 +114,7 @@ class PackDataset(IterableDataset["list[Packs | Exception]"]):
         cursor: Cursor,
         rank: int = 0,
         ranks: int = 1,
+        schedule: PatchSchedule | None = None,
     ) -> None:
         """Raises ConfigError or IdentityError for arguments that do not fit together, DatasetError for damaged data."""
         check_division(packs_per_step, ranks)
@@ -121,9 +125,9 @@ class PackDataset(IterableDataset["list[Packs | Exception]"]):
                 "which is no whole number of such steps"
             )
         self._dataset, self._limits, self._mixing = dataset, limits, mixing
-        self._packs_per_step, self._rank, self._ranks = packs_per_step, rank, ranks
+        self._packs_per_step, self._rank, self._ranks, self._phases = packs_per_step, rank, ranks, schedule
         self._state, self._next = CursorState(cursor, dataset.subset_names), FROM_WORKER
-        self._planner(SliceReader(dataset))  # what cannot be planned is refused here, in the rank itself
+        self._planner(self._reader())  # what cannot be planned is refused here, in the rank itself
 
     def __iter__(self) -> Iterator[list[Packs | Exception]]:
         """Consecutive packs; in a worker, an error that the user should see is the last thing handed out."""
@@ -149,11 +153,11 @@ class PackDataset(IterableDataset["list[Packs | Exception]"]):
 
     def _packs(self, first: int, together: int, workers: int) -> Iterator[Packs]:
         """Of the rank's packs from the cursor on ``together`` from number ``first``, and so many for each worker on."""
-        reader = SliceReader(self._dataset)
+        reader = self._reader()
         planner = self._planner(reader)
         per_rank = self._packs_per_step // self._ranks
         following, waiting = first, list[tuple[PackPlan, Step]]()
-        with FetchAhead(self._dataset) as ahead:
+        with FetchAhead(self._dataset, sidecars=self._phases is not None) as ahead:
             while True:
                 if ahead.useful:
                     ahead.want(planner.shards_ahead())
@@ -177,24 +181,28 @@ class PackDataset(IterableDataset["list[Packs | Exception]"]):
     def _built(self, planned: list[tuple[PackPlan, Step]], reader: SliceReader) -> Iterator[Packs]:
         """Packs that were planned; where one cannot be read, those before it, and then its error."""
         try:
-            packs = [build_packs(planned, self._limits, reader)] if planned else []
+            packs = [build_packs(planned, reader)] if planned else []
         except (ValueError, OSError):
             for one in planned:
-                yield build_packs([one], self._limits, reader)
+                yield build_packs([one], reader)
         else:
             yield from packs
 
     def _next_step(self, planner: Planner) -> tuple[list[PackPlan], Step]:
         """Plans of all G packs of the next step."""
         number = planner.pack // self._packs_per_step
-        plans = [planner.next_pack() for _ in range(self._packs_per_step)]
+        plans = planner.next_step(self._packs_per_step)
         targets, text = sum(plan.targets for plan in plans), sum(plan.bytes for plan in plans)
         if not targets:
             raise ConfigError("data.repeats: every subset has been sampled as often as it may be, and the run goes on")
         return plans, Step(number, targets, text, planner.change())
 
     def _planner(self, reader: SliceReader) -> Planner:
-        return Planner(self._dataset, reader, self._limits, self._mixing, self._state.cursor)
+        return Planner(self._dataset, reader, self._limits, self._mixing, self._state.cursor, self._phases)
+
+    def _reader(self) -> SliceReader:
+        recut = None if self._phases is None else RecutLengths(self._dataset, self._phases.patchings)
+        return SliceReader(self._dataset, recut)
 
 
 def _messages(found: Iterator[Packs]) -> Iterator[list[Packs | Exception]]:
@@ -234,14 +242,17 @@ class PackLoader:
         ranks: int = 1,
         workers: int = 0,
         cursor: Cursor | None = None,
+        schedule: PatchSchedule | None = None,
     ) -> None:
         """A cursor continues a run, with any number of ranks and workers; its seed and streams are the run's.
+
+        ``schedule``: of the patch size, where it changes; then ``limits`` are those of its phases.
 
         Raises ConfigError or IdentityError where the arguments do not fit together, DatasetError for damaged data.
         """
         begun = cursor or first_cursor(dataset, seed, streams)
         self.limits = limits
-        self._packs = PackDataset(dataset, limits, packs_per_step, mixing or Mixing(), begun, rank, ranks)
+        self._packs = PackDataset(dataset, limits, packs_per_step, mixing or Mixing(), begun, rank, ranks, schedule)
         self._state, self._step = CursorState(begun, dataset.subset_names), -1
         self._workers = workers
         if workers:
@@ -251,6 +262,11 @@ class PackLoader:
     def cursor(self) -> Cursor:
         """The data state after the step of the latest pack."""
         return self._state.cursor
+
+    @property
+    def phase(self) -> int:
+        """Of the run, to which that step belongs; 0 where its patch size does not change."""
+        return self._state.phase
 
     @property
     def sampled(self) -> dict[str, int]:

@@ -100,15 +100,23 @@ class Mixture:
         dataset, local = self._place(shard)
         return dataset.batch(local, batch)
 
+    def entropies(self, shard: int, batch: int) -> list[np.ndarray]:
+        """Entropies of each row of a record batch, as the sidecar holds them. Raises DatasetError."""
+        dataset, local = self._place(shard)
+        return dataset.entropies(local, batch)
+
     @property
     def remote(self) -> bool:
         """Whether shards are worth fetching before they are needed."""
         return any(dataset.remote for dataset in self._datasets.values())
 
-    def fetch(self, shard: int) -> bool:
-        """Have a shard's file at hand; False when another process is fetching it. Raises DatasetError, StorageError."""
+    def fetch(self, shard: int, sidecar: bool = False) -> bool:
+        """Have a shard's file at hand, and its sidecar if wanted; False when another process is fetching one of them.
+
+        Raises DatasetError, StorageError.
+        """
         dataset, local = self._place(shard)
-        return dataset.fetch(local)
+        return dataset.fetch(local, sidecar)
 
     def shard_path(self, shard: int) -> str:
         """Where a shard lies, for errors."""

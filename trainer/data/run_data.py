@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING
 from shared.model_folder.identity import stored_settings
 from shared.model_settings import EntropyModelSettings
 from shared.patching.credit import PatchCredit
+from shared.patching.settings import PatchingSettings
 from shared.shards.manifest import MANIFEST_NAME, DatasetTotals, Manifest, load_manifest
 from trainer.data.packing.limits import PackLimits, credited_limits, pack_limits
 from trainer.data.sampling.schedule import Mixing, targets_of_one_pass
 from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT, prefixed, split_folders, together
-from trainer.settings import DataSettings, TrainSettings
+from trainer.settings import DataSettings, RunSettings, TrainSettings
 
-if TYPE_CHECKING:  # it needs pyarrow, which a finished run is recognised without
+if TYPE_CHECKING:  # they need pyarrow, which a finished run is recognised without, or are seldom used
     from shared.shards.dataset import Dataset
     from trainer.data.mixture import Mixture
+    from trainer.data.patch_schedule import PatchSchedule, Phase
 
 
 class RunData:
@@ -62,8 +64,56 @@ class RunData:
         }
 
     @cached_property
+    def phases(self) -> "tuple[Phase, ...]":
+        """Of a run whose patch size changes; none of others. Raises ConfigError, DatasetError."""
+        if not self._settings.patch_schedule:
+            return ()
+        from trainer.data.patch_schedule import phases_of
+
+        kept = {
+            str(folder): self.manifests(split)[name]
+            for split in (TRAIN_SPLIT, VALIDATION_SPLIT)
+            for name, folder in self.folders(split).items()
+        }
+        return phases_of(self._settings, self.train_manifest, kept)
+
+    def schedule(self, run: RunSettings) -> "PatchSchedule | None":
+        """The phases over a run, whose length in passes is one in bytes already."""
+        from trainer.data.patch_schedule import PatchSchedule
+
+        return PatchSchedule(self.phases, run) if self.phases else None
+
+    @property
+    def patching(self) -> PatchingSettings:
+        """How the model will have its text cut: as the last phase does, or as the training split is."""
+        return self.phases[-1].patching if self.phases else self.train_manifest.identity.patching
+
+    @property
+    def mean_patch_size(self) -> float | None:
+        """In bytes, of the training split cut so; None where there are no patches."""
+        if self.phases:
+            return self.phases[-1].size
+        size = self.train_manifest.totals.mean_patch_size
+        return None if math.isnan(size) else size
+
+    @property
+    def first_patch_size(self) -> float | None:
+        """The same of the first phase; None where there are no phases."""
+        return self.phases[0].size if self.phases else None
+
+    @property
+    def largest_limits(self) -> PackLimits:
+        """Of the phase with the most patches. Raises ConfigError, DatasetError."""
+        return max((phase.limits for phase in self.phases), key=lambda limits: limits.patches or 0, default=self.limits)
+
+    @cached_property
     def limits(self) -> PackLimits:
-        """Of the packs of both splits. Raises ConfigError, DatasetError."""
+        """Of the packs of both splits; of a run whose patch size changes those of its last phase.
+
+        Raises ConfigError, DatasetError.
+        """
+        if self.phases:
+            return self.phases[-1].limits
         tokens, patches = self._settings.tokens, self._settings.patches
         if self._credit is not None:
             return credited_limits(self.train_manifest, tokens, self._credit, patches)

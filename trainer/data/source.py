@@ -72,3 +72,10 @@ class Source(Protocol):
 
     def shard_path(self, shard: int) -> str:
         """Where a shard lies, for errors."""
+
+
+class ScoredSource(Source, Protocol):
+    """One that keeps entropies."""
+
+    def entropies(self, shard: int, batch: int) -> list[np.ndarray]:
+        """Of each row of a record batch: uint8 values of the grid [T], or float32 nats [T]. Raises DatasetError."""

@@ -13,6 +13,7 @@ from trainer.data.packing.limits import PackLimits
 from trainer.data.packing.packs import Pack, Step
 from trainer.data.packing.planner import PackPlan, Room, Upcoming, continue_document, require_documents
 from trainer.data.packing.slices import SliceReader
+from trainer.data.recut_lengths import RecutLengths
 from trainer.data.source import Source
 
 BLOCK = 4096
@@ -25,15 +26,20 @@ class ValidationPacks:
     Can be iterated again and again. Packs are planned as they are read: nothing is held of the whole dataset.
     """
 
-    def __init__(self, dataset: Source, limits: PackLimits, rank: int = 0, ranks: int = 1) -> None:
-        """Raises DatasetError when the dataset is damaged or empty."""
+    def __init__(
+        self, dataset: Source, limits: PackLimits, rank: int = 0, ranks: int = 1, recut: RecutLengths | None = None
+    ) -> None:
+        """``recut``: of the dataset, where its patches are to be other than stored.
+
+        Raises DatasetError when the dataset is damaged or empty.
+        """
         require_documents(dataset)
         self.subset_names = dataset.subset_names
         self.documents = sum(totals.documents for totals in dataset.subsets.values())
         """Of all ranks together."""
         self.ranks = ranks
         self._source, self._limits, self._rank = dataset, limits, rank
-        self._reader = SliceReader(dataset)
+        self._reader = SliceReader(dataset, recut)
 
     def __len__(self) -> int:
         return -(-self._planned[0] // self.ranks)
@@ -53,7 +59,7 @@ class ValidationPacks:
         for plan, first in self._numbered():
             # Numbers in the dataset, which sums over documents are kept by.
             number = first + np.cumsum(plan.starts == 0) - 1
-            yield replace(build_pack(plan, step, self._limits, self._reader), document=number)
+            yield replace(build_pack(plan, step, self._reader), document=number)
 
     @cached_property
     def _planned(self) -> tuple[int, int, int]:
@@ -87,7 +93,7 @@ def plan_validation(source: Source, reader: SliceReader, limits: PackLimits) -> 
     """All documents in order. One that does not fit into what is left of a pack begins the next; if it is longer than a
     whole pack, it is cut.
     """
-    blocks = documents_in_order(source, BLOCK)
+    blocks = documents_in_order(source, BLOCK, reader.recut)
     upcoming = Upcoming(NO_DOCUMENTS, limits.credit)
     position = offset = number = 0
     while True:

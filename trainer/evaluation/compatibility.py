@@ -19,6 +19,8 @@ from shared.shards.document import Row
 from shared.shards.in_memory import Documents, InMemoryDataset, whole_documents
 from shared.shards.manifest import DatasetIdentity, EntropyModelIdentity
 from trainer.data.packing.limits import PackLimits, credited_limits, pack_limits
+from trainer.data.patch_schedule import totals_of
+from trainer.data.recut_lengths import RecutLengths
 from trainer.data.source import PatchTotals
 from trainer.data.validation import ValidationPacks
 from trainer.evaluation.documents import DocumentScores, evaluate
@@ -53,6 +55,10 @@ def packs_for(folder: Path, dataset: Documents, tokens: int, name: str | None = 
         tokens = pack_of(inputs, patching, tokens)
     else:
         check_fits(folder, dataset, name)
+        if (trained := patching_from_entropies(folder, dataset, name)) is not None:
+            size = model_identity(folder).mean_patch_size or 1.0
+            limits = pack_limits(totals_of(trained, dataset.totals, size), tokens)
+            return ValidationPacks(dataset, limits, recut=RecutLengths(dataset, [trained]))
     return ValidationPacks(dataset, limits_for(model, dataset, tokens))
 
 
@@ -74,7 +80,21 @@ def check_fits(folder: Path, dataset: Documents, name: str | None = None) -> Non
     model = load_settings(folder)
     if model.reads != "bytes" and not isinstance(dataset, InMemoryDataset):
         check_specials(specials_of(model), dataset.specials, dataset.where)
-        check_patches(folder, dataset, name)
+        if patching_from_entropies(folder, dataset, name) is None:
+            check_patches(folder, dataset, name)
+
+
+def patching_from_entropies(folder: Path, dataset: Documents, name: str | None = None) -> PatchingSettings | None:
+    """The rule of a model whose patch size changed while it was trained, where a dataset keeps the entropies that find
+    its patches; what is stored may be of any threshold. None for other models and datasets.
+    """
+    if load_settings(folder).reads == "bytes" or isinstance(dataset, InMemoryDataset):
+        return None
+    identity, found = model_identity(folder), dataset.manifest.identity
+    if not identity.phases or entropy_model_differences(found, identity.entropy_model):
+        return None
+    trained = patching_for(identity, dataset, name)
+    return trained if found.sidecar != "none" and found.decides(trained) else None
 
 
 def pack_of(inputs: int, patching: PatchingSettings, most: int) -> int:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ from shared.model_settings import AnyModelSettings
 from shared.models.flops import Workload, forward_flops, text_workload, training_flops
 from trainer.data.packing.planner import PackPlan, Planner
 from trainer.data.packing.slices import SliceReader, Slices
+from trainer.data.recut_lengths import RecutLengths
 from trainer.data.run_data import RunData
 from trainer.data.sampling.cursor import first_cursor
 from trainer.experiments.systems import Values
@@ -23,6 +25,8 @@ TOLERANCE = 0.01
 """How far what a run uses may be from its budget: then no two runs are more than twice that apart."""
 LEAST_STEPS = math.ceil(1 / (2 * TOLERANCE))
 """Of a run: half a step is then within TOLERANCE of any budget."""
+ROUNDS = 12
+"""Guesses at the steps of a run whose phases depend on them."""
 SURELY = 0.8
 """Share of the least budget below which data cannot help: steps may be a little smaller than full packs."""
 Unit = Literal["flops", "model_flops", "bytes"]
@@ -55,10 +59,11 @@ def slices_workload(model: AnyModelSettings, slices: Slices) -> Workload:
 
 def planned_steps(settings: TrainSettings, data: RunData) -> Iterator[list[PackPlan]]:
     """The packs of each step of a run, as its loader will plan them. Raises DatasetError, ConfigError."""
-    cursor = first_cursor(data.train, settings.run.seed, settings.data.streams)
-    planner = Planner(data.train, SliceReader(data.train), data.limits, data.mixing, cursor)
+    cursor, schedule = first_cursor(data.train, settings.run.seed, settings.data.streams), data.schedule(settings.run)
+    recut = None if schedule is None else RecutLengths(data.train, schedule.patchings)
+    planner = Planner(data.train, SliceReader(data.train, recut), data.limits, data.mixing, cursor, schedule)
     while True:
-        yield [planner.next_pack() for _ in range(settings.data.packs)]
+        yield planner.next_step(settings.data.packs)
 
 
 def spending(settings: TrainSettings) -> Iterator[Spent]:
@@ -112,12 +117,34 @@ def recipe_within(
     return recipe_of(spent.steps), spent
 
 
+def _steps_by_phases(settings: TrainSettings, budget: float, used: Callable[[Spent], float], tolerance: float) -> Spent:
+    """The same where phases begin at shares of the run: where they begin depends on the steps that are looked for."""
+    nearest, steps = Spent(), LEAST_STEPS
+    for _ in range(ROUNDS):
+        run = settings.run.model_copy(update={"steps": steps, "bytes": None})
+        spent = next(islice(spending(settings.model_copy(update={"run": run})), steps - 1, None))
+        if not nearest.steps or abs(used(spent) - budget) < abs(used(nearest) - budget):
+            nearest = spent
+        following = max(round(steps * budget / used(spent)), 1)
+        if following == steps:
+            break
+        steps = following
+    if abs(used(nearest) / budget - 1) > tolerance:
+        raise ConfigError(
+            f"no number of steps of {settings.run.out} comes within {tolerance:.0%} of a budget of {budget:g}: "
+            f"{nearest.steps} of them use {used(nearest):.3g}; take smaller steps (data.tokens, data.packs)"
+        )
+    return nearest
+
+
 def steps_within(settings: TrainSettings, budget: float, unit: Unit, tolerance: float = TOLERANCE) -> Spent:
     """The steps that come nearest to a budget, and what they use.
 
     Raises ConfigError when steps are so large that the nearest is not within ``tolerance``.
     """
     used: Callable[[Spent], float] = attrgetter(unit)
+    if any(isinstance(phase.at, float) and phase.at > 0 for phase in settings.data.patch_schedule):
+        return _steps_by_phases(settings, budget, used, tolerance)
     before = Spent()
     for spent in spending(settings):
         if used(spent) >= budget:

@@ -28,6 +28,8 @@ class RankSums:
     tokens: float = 0.0
     patches: float = 0.0
     """All patches, as the fill rate counts them."""
+    patch_room: float = 0.0
+    """P_max of the packs together; 0 when unpatched."""
     own_patches: float = 0.0
     """Patches other than BOS and BOE, as the mean patch size counts them."""
     text: float = 0.0
@@ -71,6 +73,7 @@ class RankSums:
             self.text += int(pack.slice_text.sum())
             self.own_patches += int(pack.slice_patches.sum())
             self.patches += int(pack.in_patches.sum())
+            self.patch_room += pack.limits.patches or 0
 
     def values(self) -> list[float]:
         """In the order of the fields."""

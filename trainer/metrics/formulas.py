@@ -53,7 +53,7 @@ def interval_metrics(
         figures |= {
             "patches_per_second": together.own_patches / seconds,
             "bytes_per_patch": together.text / together.own_patches if together.own_patches else math.nan,
-            "patch_fill": share(together.patches, together.packs * limits.patches, "patch_fill"),
+            "patch_fill": share(together.patches, together.patch_room, "patch_fill"),
         }
     if limits.credit is not None:
         figures["refused"] = share(together.refused, together.wanted, "refused")

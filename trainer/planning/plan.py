@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import gcd, lcm
 from pathlib import Path
 
@@ -25,8 +26,8 @@ from trainer.data.splits import TRAIN_SPLIT
 from trainer.memory.estimate import estimate
 from trainer.memory.parameters import parameter_shapes, sizes_by_part
 from trainer.memory.parts import Memory
-from trainer.provenance.patch_size import mean_patch_size
 from trainer.settings import TrainSettings
+from trainer.settings.learning import InBytes, InSteps, Length
 from trainer.settings.recipe import check_recipe, read_recipe, with_places
 
 PUBLISHED_ENTROPY_MODEL = EntropyModelSettings(width=768, layers=14, heads=12)
@@ -34,15 +35,29 @@ PUBLISHED_ENTROPY_MODEL = EntropyModelSettings(width=768, layers=14, heads=12)
 
 
 @dataclass(frozen=True)
+class PlannedPhase:
+    """A phase of a run whose patch size changes."""
+
+    share: float
+    """Of the bytes of the run."""
+    patch_size: float
+    """Bytes a patch."""
+    patches: int
+    """P_max."""
+    training: float
+    """Useful FLOPs a byte of forward and backward."""
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What a recipe will take."""
+    """What a recipe will take. Where the patch size changes, FLOPs a byte are means over the run."""
 
     settings: TrainSettings
     device: Device | None
     patch_size: float | None
-    """Bytes a patch; None for models without patches."""
+    """Bytes a patch, in the end; None for models without patches."""
     patches: int
-    """P_max; 0 without patches."""
+    """P_max, the largest of all phases; 0 without patches."""
     parameters: dict[str, int]
     """By part of the model."""
     memory: Memory
@@ -59,18 +74,18 @@ class Plan:
     """FLOPs per byte of the entropy model that finds the patches; None where there are none."""
     entropy_known: bool
     """Whether that is the entropy model of the data; otherwise it is the paper's, of 100 M parameters."""
+    phases: tuple[PlannedPhase, ...] = ()
+    """None where the patch size stays the same."""
 
     @property
     def step_bytes(self) -> int:
         """Bytes of a step whose packs are full."""
-        return self.settings.data.packs * self.settings.data.tokens
+        return step_bytes(self.settings)
 
     @property
     def bytes(self) -> int:
         """Bytes of the run: the first of its lengths that is reached."""
-        run = self.settings.run
-        lengths = [run.bytes, run.steps * self.step_bytes if run.steps else None]
-        return min(length for length in lengths if length)
+        return run_bytes(self.settings)
 
     @property
     def steps(self) -> int:
@@ -95,6 +110,18 @@ class Plan:
         return self.memory.on_device(self.settings.parallel.offload)
 
 
+def step_bytes(settings: TrainSettings) -> int:
+    """Of a step whose packs are full."""
+    return settings.data.packs * settings.data.tokens
+
+
+def run_bytes(settings: TrainSettings) -> int:
+    """Of a run: the first of its lengths that is reached."""
+    run = settings.run
+    lengths = [run.bytes, run.steps * step_bytes(settings) if run.steps else None]
+    return min(length for length in lengths if length)
+
+
 def load_plan(recipe: Path, overrides: Sequence[str]) -> Plan:
     """The plan of a recipe file with ``--section.key value`` overrides; it need not say where its data and its run are.
 
@@ -109,7 +136,7 @@ def make_plan(settings: TrainSettings) -> Plan:
 
     Raises ConfigError when ranks, packs and copies do not divide one another, or the data does not fit.
     """
-    model, options, parallel = settings.model, settings.plan, settings.parallel
+    model, options = settings.model, settings.plan
     check_ranks(settings)
     data = RunData(settings.data, settings.model.patch_credit)
     if data.exists:
@@ -122,10 +149,54 @@ def make_plan(settings: TrainSettings) -> Plan:
         patch_size, patches = model.target, _credited_patches(settings, data, model.patch_credit)
     elif model.reads != "bytes":
         patch_size, patches = _patching(settings, data)
+    parts = _parts(settings, data) or [(1.0, patch_size, patches)]
+    costs = [_cost(settings, size, most, tiled=device is None) for _, size, most in parts]
+    shares = [share for share, _, _ in parts]
+    phases = [
+        PlannedPhase(share, size, most, cost.training)
+        for (share, size, most), cost in zip(parts, costs)
+        if size is not None and settings.data.patch_schedule
+    ]
     found_by_a_model = not data.exists or data.train_manifest.identity.entropy_model is not None
     own = _entropy_model(data)
     if isinstance(model, BltSettings) and found_by_a_model and not isinstance(own, CountsSettings):
         entropy_model = own or PUBLISHED_ENTROPY_MODEL
+    most_patches = max(most for _, _, most in parts)
+    return Plan(
+        settings=settings,
+        device=device,
+        patch_size=phases[-1].patch_size if phases else patch_size,
+        patches=most_patches,
+        parameters=sizes_by_part(parameter_shapes(model)),
+        memory=estimate(settings, options.ranks, most_patches, tiled=device is None),
+        forward={part: _mean(shares, [cost.forward[part] for cost in costs]) for part in costs[0].forward},
+        training=_mean(shares, [cost.training for cost in costs]),
+        executed=_mean(shares, [cost.executed for cost in costs]),
+        paper=None if costs[0].paper is None else _mean(shares, [cost.paper or 0.0 for cost in costs]),
+        entropy=None if entropy_model is None else _per_byte(entropy_model, _documents(settings, None)[0]),
+        entropy_known=own is not None,
+        phases=tuple(phases),
+    )
+
+
+def _mean(shares: Sequence[float], values: Sequence[float]) -> float:
+    """Of values by phase, each with its share of the run."""
+    return sum(share * value for share, value in zip(shares, values)) if len(values) > 1 else values[0]
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """FLOPs a byte of a model with patches of one size, as in `Plan`."""
+
+    forward: dict[str, float]
+    training: float
+    executed: float
+    paper: float | None
+
+
+def _cost(settings: TrainSettings, patch_size: float | None, patches: int, tiled: bool) -> _Cost:
+    """``patches``: P_max."""
+    model, recompute = settings.model, settings.parallel.activation_checkpointing
     tokens, in_documents = _documents(settings, patch_size)
     total = sum(tokens)
     padding = [patches - sum(in_documents)] if patches > sum(in_documents) else []
@@ -133,22 +204,38 @@ def make_plan(settings: TrainSettings) -> Plan:
         useful, executed = useful_workload(model, in_documents), [[*in_documents, *padding]]
     else:
         useful, executed = useful_workload(model, tokens, in_documents), [tokens, [*in_documents, *padding]]
-    computed = executed_workload(model, *executed, tiled=device is None)
-    paper = paper_flops_per_byte(model, patch_size) if isinstance(model, BltSettings) and patch_size else None
-    return Plan(
-        settings=settings,
-        device=device,
-        patch_size=patch_size,
-        patches=patches,
-        parameters=sizes_by_part(parameter_shapes(model)),
-        memory=estimate(settings, options.ranks, patches, tiled=device is None),
+    computed = executed_workload(model, *executed, tiled=tiled)
+    return _Cost(
         forward={part: count / total for part, count in forward_flops(model, useful).by_part().items()},
         training=training_flops(model, useful).total / total,
-        executed=executed_training_flops(model, computed, parallel.activation_checkpointing).total / total,
-        paper=paper,
-        entropy=None if entropy_model is None else _per_byte(entropy_model, tokens),
-        entropy_known=own is not None,
+        executed=executed_training_flops(model, computed, recompute).total / total,
+        paper=paper_flops_per_byte(model, patch_size) if isinstance(model, BltSettings) and patch_size else None,
     )
+
+
+def _parts(settings: TrainSettings, data: RunData) -> list[tuple[float, float | None, int]]:
+    """Of each phase its share of the bytes of the run, bytes a patch and P_max; none where there are no phases.
+
+    Where the data is not there, patches have the size that a phase names, or the planned one.
+    """
+    named = settings.data.patch_schedule
+    begins = [_begin(phase.at, settings) for phase in named]
+    shares = [after - before for before, after in pairwise([*begins, 1.0])]
+    if data.exists:
+        return [(share, own.size, own.limits.patches or 0) for share, own in zip(shares, data.phases)]
+    sizes = [phase.size or settings.plan.patch_size for phase in named]
+    most = [
+        phase.patches or patches_for(settings.data.tokens, 1 / size) for phase, size in zip(named, sizes, strict=True)
+    ]
+    return list(zip(shares, sizes, most))
+
+
+def _begin(at: Length, settings: TrainSettings) -> float:
+    """Where a phase begins, as a share of the bytes of the run; 1 where that is shorter."""
+    if isinstance(at, InSteps | InBytes):
+        done = at.steps * step_bytes(settings) if isinstance(at, InSteps) else at.bytes
+        return min(done / run_bytes(settings), 1.0)
+    return at
 
 
 def check_ranks(settings: TrainSettings) -> None:
@@ -173,7 +260,7 @@ def _patching(settings: TrainSettings, data: RunData) -> tuple[float, int]:
     if not data.exists:
         planned = model.context or settings.plan.patch_size
         return planned, settings.data.patches or patches_for(tokens, 1 / planned)
-    patches, size = data.limits.patches, mean_patch_size(data.train_manifest)
+    patches, size = data.largest_limits.patches, data.mean_patch_size
     if patches is None or size is None:
         raise ConfigError(f"model.kind {model.kind!r} {model.objection(data.train_manifest.identity.patching)}")
     return size, patches

@@ -43,7 +43,9 @@ def _entries(plan: Plan) -> Iterator[tuple[str, str]]:
     data = plan.settings.data
     yield "parameters", f"{amount(sum(plan.parameters.values()))}: {listed(plan.parameters)}"
     packs = f"{counted(data.packs, 'pack')} of {data.tokens:,} bytes"
-    if plan.patch_size:
+    if plan.phases:
+        packs += ", with patches by phase"
+    elif plan.patch_size:
         packs += f" and at most {plan.patches:,} patches, {plan.patch_size:.2f} bytes a patch"
     yield "a step", f"{packs}: {amount(plan.step_bytes, 'B')}"
     yield "ranks", _ranks(plan)
@@ -57,6 +59,13 @@ def _entries(plan: Plan) -> Iterator[tuple[str, str]]:
             words += f"; finding patches {amount(plan.entropy)} more, {found_by}"
         yield "", words
     yield "", f"training {amount(plan.training)} useful, {amount(plan.executed)} executed"
+    for number, phase in enumerate(plan.phases, 1):
+        yield (
+            "" if number > 1 else "phases",
+            f"{number}: {phase.share:.0%} of the run, {phase.patch_size:.2f} bytes a patch, at most "
+            f"{phase.patches:,} in a pack; training {amount(phase.training)} a byte, "
+            f"{phase.training * phase.share * plan.bytes:.2e} FLOPs",
+        )
     yield "the run", f"{counted(plan.steps, 'step')}, {amount(plan.bytes, 'B')}, {plan.flops:.2e} FLOPs{_time(plan)}"
 
 

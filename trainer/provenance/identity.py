@@ -1,5 +1,6 @@
 """What made a run and its model (law 7). Free of torch, so that a finished run is recognised at once."""
 
+from operator import not_
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -25,6 +26,14 @@ LENGTHS = ("config.run.steps:", "config.run.bytes:")
 """How differences of the length of two runs begin."""
 
 
+class PhaseIdentity(Settings):
+    """What a phase of a run cuts its documents and packs by, wherever that comes from."""
+
+    patching: PatchingSettings
+    patches: int
+    """P_max."""
+
+
 class RunIdentity(Settings):
     """Two runs with equal identities learn the same model, within one numerics class."""
 
@@ -34,7 +43,9 @@ class RunIdentity(Settings):
     data: dict[str, str]
     """Fingerprints of the datasets, by split; of several, by NAME/split."""
     patching: PatchingSettings
-    """As the training split records it."""
+    """As the training split records it; of a run whose patch size changes that of the last phase."""
+    phases: tuple[PhaseIdentity, ...] = Field(default=(), exclude_if=not_)
+    """Of such a run, in order; left out of others."""
     entropy_model: EntropyModelIdentity | None
     start: str | None = None
     """sha256 of the model or checkpoint that it began with; None where parameters were drawn from the seed."""
@@ -81,7 +92,10 @@ def run_identity(settings: TrainSettings, data: RunData) -> RunIdentity:
     return RunIdentity(
         config=identity_dict(settings),
         data=data.fingerprints,
-        patching=train.patching,
+        patching=data.patching,
+        phases=tuple(
+            PhaseIdentity(patching=phase.patching, patches=phase.limits.patches or 0) for phase in data.phases
+        ),
         entropy_model=train.entropy_model,
         # It may be large, so that one rank of a node reads it for all.
         start=None if start is None else once_a_node("start", lambda: origin_of(start).sha256),

@@ -8,7 +8,6 @@ import math
 from pathlib import Path
 
 from shared.shards.dataset import Dataset
-from shared.shards.manifest import DatasetTotals
 from trainer.data.mixture import Mixture
 from trainer.provenance.identity import IDENTITY_NAME, model_identity
 
@@ -16,19 +15,14 @@ FAR = 0.1
 """Relative difference above which a line is logged about it."""
 
 
-def mean_patch_size(manifest: DatasetTotals) -> float | None:
-    """Of a dataset; None where there are no patches."""
-    size = manifest.totals.mean_patch_size
-    return None if math.isnan(size) else size
-
-
-def patch_size_warning(model: Path, dataset: Dataset | Mixture) -> str | None:
+def patch_size_warning(model: Path, dataset: Dataset | Mixture, size: float | None = None) -> str | None:
     """A line when a dataset's patches differ in mean size from those that the model in a folder learned on.
 
-    None when they are alike, or either is not known. Raises IdentityError for a damaged identity.
+    None when they are alike, or either is not known. ``size``: theirs in bytes, where they are cut by other thresholds
+    than they are stored with. Raises IdentityError for a damaged identity.
     """
-    found = mean_patch_size(dataset.manifest)
-    if found is None or not (model / IDENTITY_NAME).exists():
+    found = dataset.manifest.totals.mean_patch_size if size is None else size
+    if math.isnan(found) or not (model / IDENTITY_NAME).exists():
         return None
     trained = model_identity(model).mean_patch_size
     if trained is None or abs(found / trained - 1) <= FAR:

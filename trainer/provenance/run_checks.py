@@ -10,7 +10,7 @@ from shared.shards.manifest import DatasetTotals
 from trainer.data.run_data import RunData
 from trainer.data.sampling.schedule import targets_until_the_end
 from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT
-from trainer.lr_schedule import check_schedule, free_of_length, may_go_on, progress
+from trainer.lr_schedule import check_schedule, may_go_on, progress
 from trainer.provenance.identity import (
     IDENTITY_NAME,
     RunIdentity,
@@ -23,6 +23,8 @@ from trainer.provenance.identity import (
 )
 from trainer.settings import RunSettings, ScheduleSettings, TrainSettings
 
+PHASES = "patch_schedule"
+
 
 def check_run(settings: TrainSettings, data: RunData) -> None:
     """Raise DatasetError when the data of a run is not there, IdentityError when its splits were not made together,
@@ -33,7 +35,7 @@ def check_run(settings: TrainSettings, data: RunData) -> None:
     _check_fit(settings, data)
     _check_length(settings, data)
     check_schedule(settings.schedule, settings.run)
-    _ = data.limits  # ConfigError where a patch fits into no pack
+    _ = data.limits  # ConfigError where a patch fits into no pack, or a phase does not fit the data
 
 
 def _check_agree(train: DatasetTotals, validation: DatasetTotals, folder: Path | str) -> None:
@@ -89,7 +91,7 @@ def finished(out: Path, identity: RunIdentity) -> bool:
     recorded = load_identity(out / IDENTITY_NAME, RunIdentity)
     if not differ_in_length(recorded, identity):
         check_same(recorded, identity, out)
-    elif not free_of_length(schedule_of(identity)):
+    else:
         check_goes_on(recorded, identity, out, 0, 0)
     model = out / "model"
     return (model / IDENTITY_NAME).exists() and not run_differences(model_identity(model), identity)
@@ -115,6 +117,8 @@ def is_prolonged(recorded: RunIdentity, wanted: RunIdentity, step: int, targets:
 
 def length_objection(recorded: RunIdentity, wanted: RunIdentity, where: Path, step: int, targets: int) -> str | None:
     """Why a run that is at ``step``, after ``targets``, cannot get the wanted length; None when it can."""
+    if any(isinstance(phase["at"], float) and phase["at"] > 0 for phase in wanted.config["data"].get(PHASES, ())):
+        return f"phases of data.{PHASES} begin at shares of the run, which are others of another length"
     before, now = (RunSettings.model_validate({"out": where} | side.config["run"]) for side in (recorded, wanted))
     return may_go_on(schedule_of(wanted), before, now, step, targets)
 

@@ -77,6 +77,10 @@ def validate_if_due(job: Job, callbacks: Sequence[Callback]) -> None:
         job.state = job.state.model_copy(update={"validation": scores})
         for callback in callbacks:
             callback.on_validation(scores)
+        phase = job.loader.phase
+        if (of_phase := job.validation.run_phase(job.model, phase)) is not None:
+            for callback in callbacks:
+                callback.on_phase_validation(phase, of_phase)
 
 
 def save(job: Job) -> None:
@@ -119,7 +123,10 @@ def one_step(job: Job, callbacks: Sequence[Callback], packs: Iterator[Pack], sto
     job.timer.begin_step()
     job.monitor.report(step, "waiting for data")
     began = time.perf_counter()
+    phase = job.loader.phase
     mine = [next(packs) for _ in range(settings.data.packs // job.world.size)]
+    if job.loader.phase != phase:
+        job.line.log(f"step {step}: {job.data.phases[job.loader.phase]}")
     waited = time.perf_counter() - began
     job.timer.mark("data")
     job.monitor.report(step, "computing")

@@ -90,6 +90,7 @@ def prepare(settings: TrainSettings, data: RunData, identity: RunIdentity, world
         state = TrainState(identity=identity, config=settings.resolved())
     else:
         state = checkpoints.load(newest, model, optimizer, identity)
+    schedule = data.schedule(settings.run)
     line = Progress(not world.is_main_rank, settings.metrics.progress_seconds)
     timer = StepTimer(world.device)
     job = Job(
@@ -109,8 +110,9 @@ def prepare(settings: TrainSettings, data: RunData, identity: RunIdentity, world
             ranks=world.size,
             workers=settings.data.workers,
             cursor=state.cursor,
+            schedule=schedule,
         ),
-        validation=Validation(data.validation, data.limits, world),
+        validation=Validation(data.validation, data.limits, world, schedule),
         checkpoints=checkpoints,
         state=state,
         line=line,
@@ -122,13 +124,15 @@ def prepare(settings: TrainSettings, data: RunData, identity: RunIdentity, world
     for news in checkpoints.pop_news():
         line.log(news)
     line.log(opening(job, newest))
+    if data.phases:
+        line.log(f"phase {job.loader.phase + 1} of {len(data.phases)}: {data.phases[job.loader.phase]}")
     if newest is None and settings.start.model is not None:
         for difference in other_settings(settings.start.model, settings.model):
             line.log(f"unlike {settings.start.model}: {difference}")
-        if warning := patch_size_warning(origin_of(settings.start.model).folder, data.train):
+        if warning := patch_size_warning(origin_of(settings.start.model).folder, data.train, data.first_patch_size):
             line.log(warning)
     if settings.parallel.dry_run:
-        found = dry_run(model, optimizer, settings, data.limits, world)
+        found = dry_run(model, optimizer, settings, data.largest_limits, world)
         line.log(found.line())
         if world.is_main_rank:
             found.save(out)

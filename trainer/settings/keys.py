@@ -121,7 +121,9 @@ def _type(annotation: Any) -> str:
     if origin is dict:
         return f"table of {_type(arguments[1])}"
     if issubclass(annotation, BaseModel):
-        return "".join(f"{{{name} = {_type(field.annotation)}}}" for name, field in annotation.model_fields.items())
+        return (
+            f"{{{', '.join(f'{name} = {_type(field.annotation)}' for name, field in annotation.model_fields.items())}}}"
+        )
     return "path" if issubclass(annotation, PurePath) else NAMES.get(annotation, annotation.__name__)
 
 

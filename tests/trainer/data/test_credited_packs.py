@@ -58,7 +58,7 @@ def test_every_target_is_trained_on_once_and_all_patches_that_can_be_have_room(
     targets = 0
     while targets < sum(len(row.text) + 1 for row in rows):
         plan = planner.next_pack()
-        pack = build_pack(plan, Step(0, 0, 0), limits, reader)
+        pack = build_pack(plan, Step(0, 0, 0), reader)
         for found, reference, start, stop in zip(slices_of(pack), pack.document.tolist(), plan.starts, plan.stops):
             assert found == expected_slice(rows[numbers[reference]], int(start), int(stop))
             times[numbers[reference]][start:stop] += 1

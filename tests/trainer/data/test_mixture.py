@@ -77,7 +77,7 @@ def trained(
         if not plan.targets:
             assert not begun
             return hashes
-        pack = build_pack(plan, STEP, LIMITS, reader)
+        pack = build_pack(plan, STEP, reader)
         ends = np.cumsum(pack.in_slice)
         for number, (low, high) in enumerate(zip(ends - pack.in_slice, ends)):
             labels = pack.labels[low:high]

@@ -70,7 +70,7 @@ class Plans:
         self.planner = Planner(dataset, self.reader, limits, Mixing(weights or {}), cursor)
 
     def build(self, plan: PackPlan):
-        return build_pack(plan, STEP, self.limits, self.reader)
+        return build_pack(plan, STEP, self.reader)
 
 
 limit_pairs = st.tuples(st.integers(SPACE.max_length + 2, 90), st.none() | st.integers(3, 40)).map(

@@ -10,7 +10,8 @@ import pytest
 from helpers.pack_examples import document, make_dataset
 
 from shared.shards.document import Row
-from trainer.data.packing.slices import Recent, SliceReader
+from trainer.data.packing.slices import SliceReader
+from trainer.data.recent import Recent
 
 
 def test_the_least_recently_used_go_first_and_the_latest_always_stays() -> None:

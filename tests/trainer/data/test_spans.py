@@ -71,7 +71,7 @@ def packs_of(dataset: Dataset, limits: PackLimits, count: int, stop: int = -1) -
             cursor = Cursor.model_validate_json(planner.state.cursor.model_dump_json())
             planner = Planner(dataset, reader, limits, Mixing(), cursor)
         plan = planner.next_pack()
-        made.append((plan, build_pack(plan, STEP, limits, reader)))
+        made.append((plan, build_pack(plan, STEP, reader)))
     return made
 
 

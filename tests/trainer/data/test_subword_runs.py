@@ -103,7 +103,7 @@ def test_every_token_is_a_target_once_in_a_pass_and_slices_are_what_the_definiti
     planner = Planner(mixed, reader, limits, once, first_cursor(mixed, 5, streams))
     trained: dict[int, list[int]] = {number: [] for number in range(len(rows))}
     while len((plan := planner.next_pack()).documents):
-        pack = build_pack(plan, Step(0, 0, 0), limits, reader)
+        pack = build_pack(plan, Step(0, 0, 0), reader)
         assert (plan.targets, plan.bytes) == (pack.targets, int(pack.slice_bytes.sum()))
         batch = pack.batch.to(torch.device("cpu"))
         assert batch.patches is None

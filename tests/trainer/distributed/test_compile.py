@@ -1,6 +1,7 @@
 """Compiled blocks are compiled once: packs of other documents find what they need."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from helpers.rounding import assert_equal_but_rounded, in_fp64
 from torch import Tensor, nn
 
 from shared.layers.attention import KERNEL_OPTIONS, AttentionMask
-from shared.layers.batch import Batch
+from shared.layers.batch import Batch, segments
 from shared.layers.tiled_attention import tiled_attention
 from shared.models.blt import Blt
 from shared.models.initialise import initialise
@@ -102,3 +103,40 @@ def test_nor_are_they_with_the_kernel_of_accelerators(options: frozenset[str], m
     torch.compiler.set_stance("fail_on_recompile")
     for lengths in DOCUMENTS:
         torch.testing.assert_close(gradient_of(model, pack(lengths)), gradient_of(plain, pack(lengths)))
+
+
+def with_p_max(batch: Batch, patches: int) -> Batch:
+    """The same pack with another number of patches for padding."""
+    assert batch.patches is not None
+    *real, _ = batch.patches.documents.lengths
+    documents = segments([*real, patches - sum(real)])
+    return Batch(batch.ids, batch.labels, batch.documents, replace(batch.patches, documents=documents))
+
+
+@pytest.mark.usefixtures("compiled_once")
+def test_another_p_max_compiles_blocks_of_patches_at_most_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a phase of a run ends; packs of the phase find what they need."""
+    compiled = []
+
+    def counting(graph: Any, examples: Any) -> Any:
+        compiled.append(graph)
+        return aot_eager(graph, examples)
+
+    aot_eager = torch._dynamo.lookup_backend("aot_eager")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counting))
+    kind, settings = MODELS["blt"]
+    model = kind(settings)  # type: ignore[arg-type]
+    initialise(model, 0)
+    compile_blocks(model)
+    found = []
+    for p_max in (400, 300, 290, 280):
+        before = len(compiled)
+        gradient_of(model, with_p_max(pack(DOCUMENTS[0]), p_max))
+        found.append(len(compiled) - before)
+        torch.compiler.set_stance("fail_on_recompile")
+        for lengths in DOCUMENTS:
+            gradient_of(model, with_p_max(pack(lengths), p_max))
+        torch.compiler.set_stance("default")
+    assert found[0] == 2, "one for blocks of bytes, one for those of patches"
+    assert max(found[1:]) <= 1
+    assert sum(found[1:]) <= 1, "then sizes that differ have been seen, and any fits"

@@ -26,7 +26,16 @@ LIMITS = PackLimits(tokens=100, patches=40)
 def sums(**values: float) -> RankSums:
     """One rank that packed 80 tokens in 20 patches, of which 19 are of text."""
     return RankSums(
-        **{"tokens": 80, "patches": 20, "own_patches": 19, "text": 76, "packs": 1, "seconds": 4.0, **values}
+        **{
+            "tokens": 80,
+            "patches": 20,
+            "own_patches": 19,
+            "text": 76,
+            "patch_room": 40,
+            "packs": 1,
+            "seconds": 4.0,
+            **values,
+        }
     )
 
 

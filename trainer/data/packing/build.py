@@ -7,25 +7,25 @@ import numpy as np
 
 from shared.bpe.vocabulary import NO_TOKEN
 from shared.vocabulary import BOE, BOS, EOS, IGNORED_LABEL, OFFSET, is_special
-from trainer.data.packing.limits import PackLimits
 from trainer.data.packing.packs import Pack, PackArrays, Packs, Step, next_labels
 from trainer.data.packing.planner import PackPlan
 from trainer.data.packing.slices import Place, SliceReader, Slices
 
 
-def build_pack(plan: PackPlan, step: Step, limits: PackLimits, reader: SliceReader) -> Pack:
+def build_pack(plan: PackPlan, step: Step, reader: SliceReader) -> Pack:
     """Read the slices of one plan. Raises DatasetError naming shard and document where the data is damaged."""
-    (pack,) = build_packs([(plan, step)], limits, reader)
+    (pack,) = build_packs([(plan, step)], reader)
     return pack
 
 
-def build_packs(planned: Sequence[tuple[PackPlan, Step]], limits: PackLimits, reader: SliceReader) -> Packs:
+def build_packs(planned: Sequence[tuple[PackPlan, Step]], reader: SliceReader) -> Packs:
     """The same of plans that follow one another, each with its step: much of the cost does not grow with the slices."""
     plans = [plan for plan, _ in planned]
     slices = Slices(np.concatenate([plan.values for plan in plans], axis=1))
-    arrays = _in_subwords(slices, reader) if limits.subwords else _in_bytes(slices, limits.patched, reader)
+    kind = plans[0].limits  # of all of them, but for how many patches there may be
+    arrays = _in_subwords(slices, reader) if kind.subwords else _in_bytes(slices, kind.patched, reader)
     numbers, counts = [plan.number for plan in plans], [len(plan.starts) for plan in plans]
-    return Packs(arrays, limits, numbers, [step for _, step in planned], counts)
+    return Packs(arrays, [plan.limits for plan in plans], numbers, [step for _, step in planned], counts)
 
 
 def _in_bytes(slices: Slices, patched: bool, reader: SliceReader) -> PackArrays:

@@ -103,7 +103,8 @@ class Packs:
     """Packs that follow one another, for another process: one buffer, of which each pack has its views."""
 
     arrays: PackArrays
-    limits: PackLimits
+    limits: list[PackLimits]
+    """Of each pack."""
     numbers: list[int]
     """Of each pack."""
     steps: list[Step]
@@ -123,7 +124,7 @@ class Packs:
         held = [(name, array, axes.get(name, of_slices)) for name, array in vars(arrays).items() if array is not None]
         for place, (number, step) in enumerate(zip(self.numbers, self.steps)):
             own: dict[str, Any] = _NO_ARRAYS | {name: array[axis[place]] for name, array, axis in held}
-            yield Pack(number=number, step=step, limits=self.limits, **own)
+            yield Pack(number=number, step=step, limits=self.limits[place], **own)
 
     def __reduce__(self) -> tuple[Callable[..., "Packs"], tuple[object, ...]]:
         """All arrays in one buffer."""
@@ -136,7 +137,7 @@ class Packs:
 def _received(
     buffer: bytearray,
     layout: Sequence[tuple[str, int] | None],
-    limits: PackLimits,
+    limits: list[PackLimits],
     numbers: list[int],
     steps: list[Step],
     slices: list[int],

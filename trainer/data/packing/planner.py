@@ -16,6 +16,7 @@ from shared.shards.runs import ROW_BITS
 from trainer.data.documents import NO_DOCUMENTS, Document, Documents, gather_documents
 from trainer.data.packing.limits import PackLimits
 from trainer.data.packing.slices import Cut, SliceReader, Slices
+from trainer.data.patch_schedule import PatchSchedule
 from trainer.data.sampling.cursor import Cursor, CursorChange, CursorState
 from trainer.data.sampling.schedule import ENDLESS, Mixing, Schedule, document_ends, pass_speeds, passes_over
 from trainer.data.sampling.streams import SubsetStreams
@@ -34,15 +35,16 @@ class PackPlan(Slices):
     """Labels that count: one for each input, but for what spans leave out."""
     bytes: int
     """Bytes of text among them; the others are special ids."""
+    limits: PackLimits
 
 
 class Room:
     """What is left of a pack while it is filled."""
 
     def __init__(self, limits: PackLimits) -> None:
-        self.tokens = limits.tokens
+        self.limits, self.tokens = limits, limits.tokens
         self.patches = None if limits.patches is None else limits.patches - 1
-        self.subwords, self.credit = limits.subwords, limits.credit
+        self.credit = limits.credit
         self.targets = self.bytes = 0
         """Targets of what has been taken, and the bytes of text among it."""
         self._slices: list[np.ndarray] = []
@@ -68,7 +70,8 @@ class Room:
 
     def plan(self, number: int) -> PackPlan:
         """The plan of what has been taken."""
-        return PackPlan(np.concatenate([NO_SLICES, *self._slices], axis=1), number, self.targets, self.bytes)
+        slices = np.concatenate([NO_SLICES, *self._slices], axis=1)
+        return PackPlan(slices, number, self.targets, self.bytes, self.limits)
 
 
 NO_SLICES = np.zeros((4 + len(Document._fields), 0), np.int64)
@@ -120,7 +123,7 @@ def continue_document(reader: SliceReader, document: Document, start: int, room:
     else:
         cut = credited_cut(document, start, room)
     if cut.stop > start:
-        room.add_slice(document, start, cut, reader.target_counts(document, start, cut.stop, room.subwords))
+        room.add_slice(document, start, cut, reader.target_counts(document, start, cut.stop, room.limits.subwords))
     assert cut.stop <= document.inputs
     return cut.stop
 
@@ -138,9 +141,18 @@ def credited_cut(document: Document, start: int, room: Room) -> Cut:
 class Planner:
     """The endless sequence of training packs from a cursor on."""
 
-    def __init__(self, source: Source, reader: SliceReader, limits: PackLimits, mixing: Mixing, cursor: Cursor) -> None:
-        """Raises ConfigError for shares that cannot be kept, IdentityError for a cursor made with other packs.
+    def __init__(
+        self,
+        source: Source,
+        reader: SliceReader,
+        limits: PackLimits,
+        mixing: Mixing,
+        cursor: Cursor,
+        schedule: PatchSchedule | None = None,
+    ) -> None:
+        """With a ``schedule`` each phase has limits of its own, and the reader has its thresholds.
 
+        Raises ConfigError for shares that cannot be kept, IdentityError for a cursor made with other packs.
         Raises DatasetError when the data is damaged or empty.
         """
         require_documents(source)
@@ -155,17 +167,18 @@ class Planner:
             raise ConfigError(
                 "data.repeats ends every subset with anything to learn, others go on for ever; end them too"
             )
-        self._source, self._reader, self._limits = source, reader, limits
+        self._source, self._reader, self._limits, self._phases = source, reader, limits, schedule
         self._state = CursorState(cursor, names)
         """After the packs planned so far; of subsets, up to what is counted of the documents at hand."""
-        schedule = Schedule(speeds, passes, cursor.seed, ends)
-        self._streams = SubsetStreams(source, schedule, cursor.seed, self._state.subsets)
+        mixed = Schedule(speeds, passes, cursor.seed, ends)
+        self._streams = SubsetStreams(source, mixed, cursor.seed, self._state.subsets)
         self._changed: tuple[list[np.ndarray], list[int]] = [], []
         """Subsets and pack streams that have moved since `change` was last asked."""
         self._position = self._counted = 0
         self._upcoming, self._after = Upcoming(NO_DOCUMENTS, limits.credit), np.zeros((0, 5), np.int64)
         self._open = [
-            self._begun(document, offset) if offset else None for document, offset in self._state.streams.tolist()
+            self._begun(document, offset, phase) if offset else None
+            for document, offset, phase in self._state.streams.tolist()
         ]
         """The document that the last pack of each pack stream cut."""
 
@@ -190,6 +203,27 @@ class Planner:
         self._changed = [], []
         return self._state.change(subsets, streams)
 
+    def next_step(self, packs: int) -> list[PackPlan]:
+        """Plan the packs of one optimizer step, in the phase of the run that it belongs to."""
+        if self._phases is not None:
+            self._enter(self._phases, self._phases.phase_after(self._state.pack // packs, self._state.targets))
+        return [self.next_pack() for _ in range(packs)]
+
+    def _enter(self, schedule: PatchSchedule, phase: int) -> None:
+        """Cut the documents that no pack has begun with the thresholds of a phase."""
+        self._limits = schedule.phases[phase].limits
+        if phase != self._state.phase:
+            self._count()
+            self._state.phase = phase
+            references, subsets = self._upcoming.documents.values[:2, self._position :]
+            self._upcoming = Upcoming(self._gather(references, subsets, phase), self._limits.credit)
+            self._after = self._after[self._position :]
+            self._position = self._counted = 0
+
+    def _gather(self, references: np.ndarray, subsets: np.ndarray, phase: int) -> Documents:
+        """Documents [K] by their references int64 [K]; subsets int64 [K]."""
+        return gather_documents(self._source, references, subsets, phase, self._reader.recut)
+
     def next_pack(self) -> PackPlan:
         """Plan one pack: the longest next piece of its stream in which there is anything to learn.
 
@@ -199,6 +233,7 @@ class Planner:
         while len(plan.documents) and not plan.targets:
             plan = self._cut_pack()  # nothing to learn in that piece, and the next one sees nothing of it anyway
         self._state.pack += 1
+        self._state.targets += plan.targets
         return plan
 
     def _cut_pack(self) -> PackPlan:
@@ -217,7 +252,7 @@ class Planner:
                 if room.tokens < left:
                     self._position += 1
         self._open[number] = document
-        self._state.streams[number] = (document.reference, offset) if document is not None else 0
+        self._state.streams[number] = (document.reference, offset, document.phase) if document is not None else 0
         self._changed[1].append(number)
         plan = room.plan(self._state.pack)
         assert len(plan.documents) or self._ended(), "a pack must make progress"
@@ -261,21 +296,22 @@ class Planner:
             if not len(subsets):
                 break
             self._count()
-            documents = gather_documents(self._source, references, subsets)
+            documents = self._gather(references, subsets, self._state.phase)
             waiting = self._upcoming.documents.values[:, self._position :]
             self._after = np.concatenate([self._after[self._position :], after])
             waiting_too = Documents(np.concatenate([waiting, documents.values], axis=1))
             self._upcoming = Upcoming(waiting_too, self._limits.credit)
             self._position = self._counted = 0
 
-    def _begun(self, reference: int, offset: int) -> Document:
+    def _begun(self, reference: int, offset: int, phase: int) -> Document:
         """A document that a pack stream has begun. Raises IdentityError where packs of these limits cannot cut it."""
         shard, row = reference >> ROW_BITS, reference % 2**ROW_BITS
-        if shard < self._source.shard_count:
+        phases = 1 if self._phases is None else len(self._phases.phases)
+        if shard < self._source.shard_count and max(phase, self._state.phase) < phases:
             index = self._source.shard_index(shard)
             if row < len(index) and index.part[row] == 0:
                 subset = self._source.subset_codes(shard)[index.subset[row]]
-                document = gather_documents(self._source, np.array([reference]), subset)[0]
+                document = self._gather(np.array([reference]), subset, phase)[0]
                 fits = offset < document.inputs
                 if fits and (not self._limits.patched or self._reader.on_boundary(document, offset)):
                     return document

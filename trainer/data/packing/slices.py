@@ -7,48 +7,24 @@ to CACHE_BYTES of them.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import groupby
+from itertools import groupby, islice
 from operator import itemgetter
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
 from shared.bpe.folder import check_tokenizer
 from shared.bpe.vocabulary import Subwords, load_subwords
 from shared.errors import DatasetError
-from shared.shards.columns import BatchColumns
+from shared.shards.columns import BatchColumns, Ragged
 from shared.vocabulary import BOS, EOS, VOCABULARY_SIZE, byte_tokens, is_special
 from trainer.data.documents import Column, Document, Documents
+from trainer.data.recent import Recent
+from trainer.data.recut_lengths import RecutLengths
 from trainer.data.source import Source
-
-K = TypeVar("K", bound=Hashable)
-V = TypeVar("V", bound=np.ndarray | BatchColumns)
-
-
-class Recent(Generic[K, V]):
-    """Values by key, the latest always and earlier ones up to ``limit`` bytes in all."""
-
-    def __init__(self, limit: int, make: Callable[[K], V]) -> None:
-        """``make`` must not hold who holds this: memory of a ring is freed long after it was last used."""
-        self._limit, self._make = limit, make
-        self._values: OrderedDict[K, V] = OrderedDict()
-        self._held = 0
-
-    def __getitem__(self, key: K) -> V:
-        """The value of a key, made if it is not held."""
-        value = self._values.get(key)
-        if value is not None:
-            self._values.move_to_end(key)
-            return value
-        value = self._values[key] = self._make(key)
-        self._held += value.nbytes
-        while self._held > self._limit and len(self._values) > 1:
-            self._held -= self._values.popitem(last=False)[1].nbytes
-        return value
-
 
 CACHE_BYTES = 2**28
 ENDS_BYTES = 2**24
@@ -82,6 +58,11 @@ class DocumentRow(NamedTuple):
     """Of the row as they are stored, one of EOS alone included; 0 when unpatched."""
     last: bool
     """Whether the document ends in this row."""
+    first_begin: int
+    """The input with which the first of its patches begins: that of the row, or an earlier one where the document is
+    cut by other thresholds than it is stored with."""
+    phase: int
+    """Of the document."""
 
 
 class Cut(NamedTuple):
@@ -158,11 +139,12 @@ class Marked(NamedTuple):
 class SliceReader:
     """Slices of the documents of a dataset."""
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
+    def __init__(self, source: Source, recut: RecutLengths | None = None) -> None:
+        """``recut``: where patches are other than stored, for each phase of a run."""
+        self._source, self.recut = source, recut
         self._batches: Batches = Recent(CACHE_BYTES, lambda batch: source.batch(*batch))
-        self._ends = Recent(ENDS_BYTES, partial(patch_ends, source, self._batches))
-        self._rows: OrderedDict[int, list[DocumentRow]] = OrderedDict()
+        self._ends = Recent(ENDS_BYTES, partial(patch_ends, source, self._batches, recut))
+        self._rows: OrderedDict[tuple[int, int], list[DocumentRow]] = OrderedDict()
         self._body: tuple[Place | None, np.ndarray, np.ndarray] = (None, np.zeros(0, np.int16), np.zeros(0, bool))
         self._largest = VOCABULARY_SIZE + len(source.specials)
 
@@ -181,12 +163,16 @@ class SliceReader:
             text[marked] = bytes(high[marked] - low[marked])
         lengths: list[bytes | memoryview] = []
         if patched:
-            for key in [key for key, columns in held.items() if columns.lengths is None][:1]:
-                raise self.damaged(Place(*key, row[keys.index(key)]), "no patch lengths")
-            stored = {key: columns.lengths.views for key, columns in held.items() if columns.lengths is not None}
+            phases = slices.documents.phase[number].tolist()
+            cut_by = {key: self._lengths(*key) for key in dict.fromkeys(zip(phases, shard, batch))}
+            for key in [key for key, found in cut_by.items() if found is None][:1]:
+                raise self.damaged(Place(*key[1:], row[keys.index(key[1:])]), "no patch lengths")
+            views = {key: found.views for key, found in cut_by.items() if found is not None}
             lengths += [
                 buffer[begins[place] + 2 * start : begins[place] + 2 * stop]
-                for (buffer, begins), place, start, stop in zip(map(stored.__getitem__, keys), row, first, last)
+                for (buffer, begins), place, start, stop in zip(
+                    map(views.__getitem__, zip(phases, shard, batch)), row, first, last
+                )
             ]
         if len(number) > len(slices.starts):
             text, lengths = _by_slice(number, text), _by_slice(number, lengths)
@@ -195,6 +181,12 @@ class SliceReader:
                 lengths[continued] = SPECIAL_PATCH + lengths[continued]
         found = bytearray(SPECIAL_BYTE).join([b"", *text]), bytearray().join(lengths)
         return Pieces(np.frombuffer(found[0], np.uint8), np.frombuffer(found[1], "<u2"))
+
+    def _lengths(self, phase: int, shard: int, batch: int) -> Ragged | None:
+        """Patch lengths of a record batch in a phase; None when unpatched."""
+        if self.recut is not None:
+            return self.recut.batch(phase, shard, batch)
+        return self._batches[shard, batch].lengths
 
     def _row_parts(self, slices: Slices) -> np.ndarray:
         """int64 [8, K]: the parts of rows that slices are made of.
@@ -224,11 +216,12 @@ class SliceReader:
         start, stop = int(slices.starts[number]), int(slices.stops[number])
         found = []
         for row in self.rows(slices.documents[number]):
-            if row.start < stop and row.stop > start:
-                before = max(row.start - 1, 0)  # of the body
-                body = row.stop - row.start - (row.start == 0)
-                low, high = (min(max(int(value) - before, 0), body) for value in part[4:6])
-                first, last = (min(max(int(value) - row.first_patch, 0), row.patches) for value in part[6:8])
+            before = max(row.start - 1, 0)  # of the body
+            body = row.stop - row.start - (row.start == 0)
+            low, high = (min(max(int(value) - before, 0), body) for value in part[4:6])
+            first, last = (min(max(int(value) - row.first_patch, 0), row.patches) for value in part[6:8])
+            # The last patch of a slice may belong to a row of which the slice has no token, see `BatchLengths`.
+            if (row.start < stop and row.stop > start) or first < last:
                 found.append([number, *row.place, low, high, first, last])
         return np.array(found, np.int64).reshape(-1, 8).T
 
@@ -312,7 +305,8 @@ class SliceReader:
 
     def on_boundary(self, document: Document, stop: int) -> bool:
         """Whether a patch of the document ends just before input ``stop``, 0 < stop < inputs."""
-        return bool(np.isin(stop, self._ends[next(self._rows_from(document, stop - 1))]))
+        rows = islice(self._rows_from(document, stop - 1), 2)  # the one that the patch belongs to may be the next
+        return any(bool(np.isin(stop, self._ends[row])) for row in rows)
 
     def furthest_cut(self, document: Document, start: int, tokens: int, patches: int | None) -> Cut:
         """The longest slice from ``start`` of at most so many inputs and patches.
@@ -339,10 +333,12 @@ class SliceReader:
         """The rows of a document."""
         if document.rows == 1:
             place = Place(document.shard, document.batch, document.row)
-            return [DocumentRow(place, 0, document.inputs, 0, document.patches + document.eos_alone, True)]
-        held = self._rows.get(document.reference)
+            patches = document.patches + document.eos_alone
+            return [DocumentRow(place, 0, document.inputs, 0, patches, True, 0, document.phase)]
+        key = document.reference, document.phase
+        held = self._rows.get(key)
         if held is None:
-            held = self._rows[document.reference] = self._indexed_rows(document)
+            held = self._rows[key] = self._indexed_rows(document)
             if len(self._rows) > ROWS_HELD:
                 self._rows.popitem(last=False)
         return held
@@ -351,14 +347,18 @@ class SliceReader:
         index = self._source.shard_index(document.shard)
         own = slice(document.first_row, document.first_row + document.rows)
         found: list[DocumentRow] = []
-        start = first_patch = 0
+        start = first_patch = begin = 0
         for batch, row, tokens, patches in zip(
             index.batch[own].tolist(), index.row[own].tolist(), index.tokens[own].tolist(), index.patches[own].tolist()
         ):
-            stop = start + tokens + (start == 0)
-            last = len(found) == document.rows - 1
-            found.append(DocumentRow(Place(document.shard, batch, row), start, stop, first_patch, patches, last))
-            start, first_patch = stop, first_patch + patches
+            stop = ended = start + tokens + (start == 0)
+            if self.recut is not None:
+                lengths = self.recut.batch(document.phase, document.shard, batch)
+                patches = int(lengths.patches[row])
+                ended = begin + int(lengths.of_row(row).sum(dtype=np.int64))
+            last, place = len(found) == document.rows - 1, Place(document.shard, batch, row)
+            found.append(DocumentRow(place, start, stop, first_patch, patches, last, begin, document.phase))
+            start, first_patch, begin = stop, first_patch + patches, ended
         return found
 
     def _rows_from(self, document: Document, number: int) -> Iterator[DocumentRow]:
@@ -383,11 +383,16 @@ Batches = Recent[tuple[int, int], BatchColumns]
 """Decoded record batches by shard and number in it, of the sizes that the index says."""
 
 
-def patch_ends(source: Source, batches: Batches, row: DocumentRow) -> np.ndarray:
+def patch_ends(source: Source, batches: Batches, recut: RecutLengths | None, row: DocumentRow) -> np.ndarray:
     """int64 [P]: the input of the document at which each patch of a row ends.
 
     Raises DatasetError when the row's lengths do not fit the index.
     """
+    if recut is not None:
+        lengths = recut.batch(row.phase, row.place.shard, row.place.batch).of_row(row.place.row)
+        ends = row.first_begin + np.cumsum(lengths, dtype=np.int64)
+        ends[len(ends) - row.last :] -= 1  # EOS is no input
+        return ends[:-1] if row.last and lengths[-1] == 1 else ends
     stored = batches[row.place.shard, row.place.batch].patch_lengths(row.place.row)
     if stored is None or len(stored) == 0:
         raise damaged_row(source, batches, row.place, "no patch lengths")

@@ -1,6 +1,7 @@
 """The whole state of the training data: small, JSON-able, and independent of ranks and loader workers (law 5)."""
 
 from collections.abc import Sequence
+from operator import not_
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -20,6 +21,8 @@ class PackStream(Settings):
     """Its reference; without meaning when offset is 0."""
     offset: int = Field(default=0, ge=0, lt=2**62)
     """Inputs of the document that are used up: 0 when the stream goes on with a document that no pack has begun."""
+    phase: int = Field(default=0, ge=0, lt=2**31, exclude_if=not_)
+    """Of the run, whose thresholds cut the document; left out where it is the first, or there is but one."""
 
 
 class SubsetCursor(NamedTuple):
@@ -46,6 +49,10 @@ class Cursor(Settings):
     """Pack p is cut from stream p modulo their number."""
     fingerprints: dict[str, str]
     """Of the datasets, by split; of several, by NAME/split."""
+    targets: int = Field(default=0, ge=0, lt=2**62, exclude_if=not_)
+    """Training targets of all packs before: with the steps they decide which phase comes next."""
+    phase: int = Field(default=0, ge=0, lt=2**31, exclude_if=not_)
+    """Of the run, in which the last pack was made."""
 
     @property
     def sampled(self) -> dict[str, int]:
@@ -57,10 +64,12 @@ class CursorChange(NamedTuple):
     """What a step changes of a cursor: small, however many subsets there are, since it travels with every pack."""
 
     pack: int
+    targets: int
+    phase: int
     subsets: np.ndarray
     """int64 [K, 6]: the code of each subset that documents came from, and its SubsetCursor."""
     streams: np.ndarray
-    """int64 [L, 3]: the number, document and offset of each stream that packs were cut from."""
+    """int64 [L, 4]: the number, document, offset and phase of each stream that packs were cut from."""
 
 
 class CursorState:
@@ -73,15 +82,15 @@ class CursorState:
         ):
             raise IdentityError("the checkpoint's data state is not one of these subsets")
         self._cursor, self._names = cursor, tuple(names)
-        self.pack = cursor.pack
+        self.pack, self.targets, self.phase = cursor.pack, cursor.targets, cursor.phase
         self.subsets = np.array([cursor.subsets[name] for name in names], np.int64).reshape(-1, 5)
         """int64 [S, 5]: the SubsetCursor of each subset."""
-        self.streams = np.array([(one.document, one.offset) for one in cursor.streams], np.int64)
-        """int64 [L, 2]: document and offset of each stream."""
+        self.streams = np.array([(one.document, one.offset, one.phase) for one in cursor.streams], np.int64)
+        """int64 [L, 3]: document, offset and phase of each stream."""
 
     def apply(self, change: CursorChange) -> None:
         """Move on by a step."""
-        self.pack = change.pack
+        self.pack, self.targets, self.phase = change.pack, change.targets, change.phase
         self.subsets[change.subsets[:, 0]] = change.subsets[:, 1:]
         self.streams[change.streams[:, 0]] = change.streams[:, 1:]
 
@@ -89,6 +98,8 @@ class CursorState:
         """What these subsets and streams, int64 by their numbers, are now."""
         return CursorChange(
             self.pack,
+            self.targets,
+            self.phase,
             np.concatenate([subsets[:, None], self.subsets[subsets]], axis=1),
             np.concatenate([streams[:, None], self.streams[streams]], axis=1),
         )
@@ -104,10 +115,11 @@ class CursorState:
         """The state as it is saved."""
         subsets = {name: SubsetCursor(*row) for name, row in zip(self._names, self.subsets.tolist())}
         streams = tuple(
-            PackStream(document=document, offset=offset) if offset else PackStream()
-            for document, offset in self.streams.tolist()
+            PackStream(document=document, offset=offset, phase=phase) if offset else PackStream()
+            for document, offset, phase in self.streams.tolist()
         )
-        return self._cursor.model_copy(update={"pack": self.pack, "subsets": subsets, "streams": streams})
+        moved = {"pack": self.pack, "targets": self.targets, "phase": self.phase}
+        return self._cursor.model_copy(update={**moved, "subsets": subsets, "streams": streams})
 
 
 def first_cursor(dataset: Dataset | Mixture, seed: int, streams: int) -> Cursor:

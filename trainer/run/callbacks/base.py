@@ -35,6 +35,11 @@ class Callback:
     def on_validation(self, scores: Mapping[str, SubsetScore]) -> None:
         """The validation split was scored after this step, by subset. Its time is no part of any speed."""
 
+    def on_phase_validation(self, phase: int, scores: Mapping[str, SubsetScore]) -> None:
+        """The same with the patches of the phase that the run is in, where that is not its last one. It comes after
+        `on_validation`, whose patches are those that the model will have.
+        """
+
     def on_checkpoint(self, folder: Path) -> None:
         """A checkpoint is complete. It is written while training goes on, and known to be complete when the next one
         begins or the run ends.

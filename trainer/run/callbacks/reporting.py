@@ -59,6 +59,9 @@ class MetricsWriter(Callback):
     def on_validation(self, scores: Mapping[str, SubsetScore]) -> None:
         self._write(validation_metrics(scores))
 
+    def on_phase_validation(self, phase: int, scores: Mapping[str, SubsetScore]) -> None:
+        self._write({"phase_validation": {"phase": phase, **validation_metrics(scores)["validation"]}})
+
     def on_run_end(self) -> None:
         if self._loggers is not None:
             self._loggers.close()
@@ -83,6 +86,13 @@ class ProgressLine(Callback):
     def on_validation(self, scores: Mapping[str, SubsetScore]) -> None:
         bits = validation_metrics(scores)["validation"]["bits_per_byte"]
         self.job.line.log(f"step {self.job.state.step}: validation {bits:.4f} bits/byte")
+
+    def on_phase_validation(self, phase: int, scores: Mapping[str, SubsetScore]) -> None:
+        found = validation_metrics(scores)["validation"]
+        self.job.line.log(
+            f"step {self.job.state.step}: with the present patches of {found['bytes_per_patch']:.2f} bytes "
+            f"{found['bits_per_byte']:.4f} bits/byte"
+        )
 
 
 def status(step: int, figures: Mapping[str, Any]) -> list[str]:
