@@ -3,8 +3,9 @@
 import argparse
 from pathlib import Path
 
-from pipeline.options import add_options
+from pipeline.options import add_options, option_of
 from pipeline.settings import PipelineError, ScoringSettings
+from shared.io.display.log import LOG
 from shared.io.files.path_kinds import model_folder_at
 from shared.io.programs.command_line import path_option
 from shared.model_folder.identity import model_sha256, stored_settings
@@ -42,5 +43,14 @@ def entropy_model_sha256(folder: Path | None, needed_by: str) -> str:
 
 
 def scoring_of(folder: Path, scoring: ScoringSettings) -> ScoringSettings | None:
-    """How the entropy model in a folder is run; None for one that counts, which looks up. Raises ModelFileError."""
-    return None if isinstance(stored_settings(folder), CountsSettings) else scoring
+    """How the entropy model in a folder is run; None for one that counts, which looks up. Raises ModelFileError.
+
+    What was asked for in vain is said.
+    """
+    if not isinstance(stored_settings(folder), CountsSettings):
+        return scoring
+    usual = ScoringSettings().model_dump()
+    unused = [option_of(key) for key, value in scoring.model_dump().items() if value != usual[key]]
+    if unused:
+        LOG.info(f"no effect of {', '.join(unused)}: {folder} counts, and has the same entropies on every machine")
+    return None

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from shared.model_settings import ModelSettings
 from shared.settings import Settings
@@ -47,6 +47,17 @@ class TrainSettings(Settings):
     checkpoint: CheckpointSettings = CheckpointSettings()
     metrics: MetricsSettings = MetricsSettings()
     plan: PlanSettings = PlanSettings()
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _is_trained(cls, given: Any) -> Any:
+        """A table of counts is a model folder too, but no recipe makes one."""
+        if isinstance(given, dict) and given.get("kind") == "counts":
+            raise ValueError(
+                "an entropy model of kind 'counts' is not trained: build it with python -m pipeline count CORPUS "
+                "--out FOLDER"
+            )
+        return given
 
     @model_validator(mode="after")
     def _best_are_validated(self) -> "TrainSettings":

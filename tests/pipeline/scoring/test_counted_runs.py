@@ -13,11 +13,12 @@ from helpers.pipeline_helpers import command, preprocess, shard_hashes, some_rec
 from pipeline.__main__ import main
 from shared.counts.files import load_counts
 from shared.counts.rows import CountRows
+from shared.counts.table import CountModel
 from shared.model_folder.identity import model_sha256
-from shared.patching import PatchStream
+from shared.patching import PatchingSettings, PatchStream, patch_lengths
 from shared.shards.manifest import load_manifest
 from shared.shards.open import open_dataset
-from shared.vocabulary import BOS, EOS
+from shared.vocabulary import BOS, EOS, document_tokens
 
 RULES = {
     "entropy": ("--theta", 0.8),
@@ -44,6 +45,21 @@ def patch(place: Path, out: Path, model: str, rule: str, *options: object) -> in
     return preprocess(place / "a.jsonl", "--out", out, *common, "--executor", "inline", *options)
 
 
+def starts_of(tokens: np.ndarray, counts: CountModel, patching: PatchingSettings) -> list[int]:
+    """Where patches begin, found token by token."""
+    stream, rows, starts = PatchStream(patching), CountRows(counts), [0]
+    for number, token in enumerate(tokens[:-1].tolist()):
+        entropy = float(rows.advance(np.array([[token]], np.int16))[0, 0])
+        rows.accept([1])
+        if stream.push(token, entropy):
+            starts.append(number + 1)
+    return starts
+
+
+def starts_stored(lengths: np.ndarray) -> list[int]:
+    return [0, *np.cumsum(lengths.astype(int))[:-1].tolist()]
+
+
 @pytest.mark.parametrize(("model", "rule"), product(MODELS, RULES))
 def test_every_boundary_is_the_one_that_is_found_byte_by_byte(place, tmp_path, model, rule) -> None:
     """Law 2 without a tolerance."""
@@ -53,15 +69,10 @@ def test_every_boundary_is_the_one_that_is_found_byte_by_byte(place, tmp_path, m
         dataset = open_dataset(tmp_path / "out" / name)
         assert load_counts(dataset.entropy_model).contexts == counts.contexts
         for row in dataset.rows():
-            stream, rows = PatchStream(dataset.patching), CountRows(counts)
-            tokens, starts = row.tokens(True), [0]
-            for place_, token in enumerate(tokens[:-1].tolist()):
-                entropy = float(rows.advance(np.array([[token]], np.int16))[0, 0])
-                rows.accept([1])
-                if stream.push(token, entropy):
-                    starts.append(place_ + 1)
+            tokens = row.tokens(True)
             assert (tokens[0], tokens[-1]) == (BOS, EOS)
-            assert np.diff([*starts, len(tokens)]).tolist() == row.patch_lengths.tolist()
+            starts = starts_of(tokens, counts, dataset.patching)
+            assert starts == starts_stored(row.patch_lengths)
             decided += len(starts)
     assert decided > 500
 
@@ -81,17 +92,35 @@ def test_two_processes_and_ray_write_the_same_shards_as_one(place, tmp_path) -> 
 
 
 def test_a_document_in_parts_is_cut_as_a_whole_one(place, tmp_path) -> None:
-    text = "".join(record["text"] for record in some_records(40, words=12)) * 30
+    text = "".join(record["text"] for record in some_records(40, words=12)) * 1200
     write_jsonl(tmp_path / "long.jsonl", [{"id": "long", "text": text}])
-    options = ("--entropy-model", place / "plain", "--rule", "entropy", *RULES["entropy"], "--validation-fraction", 0)
+    options = ("--entropy-model", place / "lines", "--rule", "entropy", *RULES["entropy"], "--validation-fraction", 0)
     assert preprocess(tmp_path / "long.jsonl", "--out", tmp_path / "out", *options, "--executor", "inline") == 0
-    (row,) = open_dataset(tmp_path / "out" / "train").rows()
-    counts = load_counts(place / "plain")
-    above = counts.entropies(row.tokens(True)[None, :-1])[0] > np.float32(0.8)
-    starts = np.append(0, np.cumsum(row.patch_lengths))[:-1]
-    wanted = np.flatnonzero(above) + 1
-    assert set(wanted[wanted > 1].tolist()) <= set(starts.tolist())
-    assert len(starts) > 1000
+    dataset = open_dataset(tmp_path / "out" / "train")
+    rows = list(dataset.rows())
+    assert [row.part for row in rows] == [0, 1]
+    tokens = document_tokens(text.encode())
+    entropies = load_counts(place / "lines").entropies(tokens[None, :-1])[0]
+    wanted = patch_lengths(tokens, dataset.patching, entropies)
+    assert np.concatenate([row.patch_lengths for row in rows]).tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_special_ids_of_chats_open_contexts(place, tmp_path, rule) -> None:
+    """Stored boundaries of chats are those that a stream finds, which sees the ids themselves."""
+    roles = ("system", "user", "assistant")
+    messages = [{"role": roles[n % 3], "content": record["text"]} for n, record in enumerate(some_records(30, 12))]
+    chats = [{"id": str(n), "messages": messages[n : n + 3]} for n in range(0, 30, 3)]
+    write_jsonl(tmp_path / "chats.jsonl", chats)
+    options = ("--chat", "--entropy-model", place / "plain", "--rule", rule, *RULES[rule], "--validation-fraction", 0)
+    assert preprocess(tmp_path / "chats.jsonl", "--out", tmp_path / "out", *options, "--executor", "inline") == 0
+    dataset, counts = open_dataset(tmp_path / "out" / "train"), load_counts(place / "plain")
+    rows = list(dataset.rows())
+    assert len(rows) == 10
+    for row in rows:
+        tokens = row.tokens(True)
+        assert (tokens >= 260).sum() == 6  # a role and an end for each turn
+        assert starts_of(tokens, counts, dataset.patching) == starts_stored(row.patch_lengths)
 
 
 def test_other_commands_take_it(place, tmp_path, capsys) -> None:
@@ -115,6 +144,13 @@ def test_other_commands_take_it(place, tmp_path, capsys) -> None:
     again, first = (load_manifest(tmp_path / name).identity for name in ("again", "cut/train"))
     assert again.entropy_model == first.entropy_model
     assert again.patching != first.patching
+
+
+def test_options_that_it_has_no_use_for_are_named(place, tmp_path, capsys) -> None:
+    assert patch(place, tmp_path / "out", "plain", "entropy", "--dtype", "bfloat16", "--threads", 2) == 0
+    said = capsys.readouterr().err
+    assert "no effect of --dtype, --threads" in said
+    assert "no effect" not in said.replace("no effect of --dtype, --threads", "")
 
 
 def test_who_scores_with_it_does_not_load_torch(place, tmp_path) -> None:

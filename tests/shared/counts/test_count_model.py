@@ -82,6 +82,15 @@ def test_every_position_has_the_entropy_of_its_longest_known_context(order, newl
     assert model.entropies(joined[None])[0].tolist() == [value for own in wanted for value in own]
 
 
+@pytest.mark.parametrize("newline_reset", [False, True])
+@given(text=TEXTS, end=TEXTS, other=TEXTS)
+def test_no_entropy_depends_on_a_later_token(newline_reset, text, end, other) -> None:
+    _, model = example(newline_reset=newline_reset)
+    whole, changed = (document_tokens(bytes(text + rest))[None, :-1] for rest in (end, other))
+    shared = len(text) + 1
+    assert model.entropies(whole)[0, :shared].tobytes() == model.entropies(changed)[0, :shared].tobytes()
+
+
 @given(text=TEXTS, cuts=st.sets(st.integers(1, 39)))
 def test_chunks_and_rows_see_what_the_whole_document_sees(text, cuts) -> None:
     _, model = example(newline_reset=True)

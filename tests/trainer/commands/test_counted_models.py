@@ -68,6 +68,43 @@ def test_it_is_scored_on_its_data_and_on_text(place, tmp_path, capsys) -> None:
     assert main(["evaluate", model, str(tmp_path / "t.txt")]) == 0
 
 
+def test_rows_that_are_drafted_and_joined_are_as_alone(place) -> None:
+    """Drafts are read before they are kept, and rows end at different times."""
+    generator = Generator(place / "run" / "model")
+    prompts = [row.text[: 20 + 7 * n] for n, row in enumerate(open_dataset(place / "data" / "validation").rows())][:5]
+    alone = [generator.texts([prompt], GenerateSettings(length=24))[0] for prompt in prompts]
+    assert generator.texts(prompts, GenerateSettings(length=24)) == alone
+    assert generator.texts(prompts, GenerateSettings(length=24, draft=4)) == alone
+
+
+def test_it_answers_tasks(place, tmp_path, capsys) -> None:
+    task = tmp_path / "next.jsonl"
+    task.write_text('{"context": "w1x2 w3", "choices": ["x4 w5", "%$"], "answer": 0}\n' * 3)
+    assert main(["tasks", str(place / "run" / "model"), str(task), "--device", "cpu"]) == 0
+    assert "next" in capsys.readouterr().out
+
+
+def test_a_dataset_that_another_table_has_cut_is_refused(place, tmp_path, capsys) -> None:
+    counted_folder(tmp_path / "counts", [b"another text"], 2)
+    options = ("--entropy-model", tmp_path / "counts", "--rule", "entropy", "--theta", 0.8, "--executor", "inline")
+    assert preprocess(place / "a.jsonl", "--out", tmp_path / "data", *options, "--max-length", 64) == 0
+    model = place / "run" / "model"
+    capsys.readouterr()
+    assert main(["evaluate", str(model), str(tmp_path / "data")]) == 2
+    said = capsys.readouterr().err
+    assert f"entropy model {model_sha256(tmp_path / 'counts')[:12]}, not {model_sha256(place / 'counts')[:12]}" in said
+    assert "--dtype" not in said  # of the command that cuts it so
+    assert main(["evaluate", str(model), str(tmp_path / "data"), "--recut"]) == 0
+
+
+def test_it_is_not_trained(place, capsys) -> None:
+    capsys.readouterr()
+    assert run(place / "data", place / "untrained", model={"kind": "counts", "order": 3}) == 2
+    said = capsys.readouterr().err
+    assert "python -m pipeline count" in said
+    assert len(said.strip().splitlines()) == 1
+
+
 def test_what_needs_a_network_refuses_it_in_a_line(place, tmp_path, capsys) -> None:
     counts = str(place / "counts")
     for line in (
