@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared.counts.rows import CountRows
+from shared.counts.scorer import CountRows
 from shared.counts.table import CountModel
 from shared.incremental.blt import BltRows
 from shared.incremental.hnet import HNetRows

@@ -12,7 +12,7 @@ from helpers.pipeline_helpers import command, preprocess, shard_hashes, some_rec
 
 from pipeline.__main__ import main
 from shared.counts.files import load_counts
-from shared.counts.rows import CountRows
+from shared.counts.scorer import CountRows
 from shared.counts.table import CountModel
 from shared.model_folder.identity import model_sha256
 from shared.patching import PatchingSettings, PatchStream, patch_lengths

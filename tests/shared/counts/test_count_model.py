@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from shared.counts import table
 from shared.counts.contexts import HIGHEST_ORDER, context_keys
 from shared.counts.files import load_counts, write_counts
-from shared.counts.rows import CountRows
-from shared.counts.scorer import TOGETHER, CountScorer
+from shared.counts.scorer import TOGETHER, CountRows, CountScorer
 from shared.counts.table import CountModel, place_contexts
 from shared.errors import ModelFileError
 from shared.inputs import Inputs
