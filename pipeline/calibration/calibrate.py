@@ -21,7 +21,7 @@ from pipeline.calibration.sampling import HELD_OUT, Sample, draw, draw_pairs, he
 from pipeline.calibration.threshold import Goal, find_thetas, patches_of
 from pipeline.calibration.threshold_search import UnreachableTarget
 from pipeline.scoring.entropies import Documents, Entropies, EntropySource, documents_of
-from pipeline.scoring.options import entropy_model_sha256
+from pipeline.scoring.options import entropy_model_sha256, scoring_of
 from pipeline.settings import PipelineError, ScoringSettings
 from shared.errors import ConfigError
 from shared.io.display.terminal import show
@@ -153,7 +153,8 @@ def _work(path: Path, entropy_model: Path | None, wanted: Wanted, scoring: Scori
     with refused_as(PipelineError):
         sha256 = entropy_model_sha256(entropy_model, "calibrate")
         assert entropy_model is not None, "it has a sha256"
-        source = EntropySource(entropy_model, sha256, scoring, out.path.absolute().parent)
+        scored = scoring_of(entropy_model, scoring) or ScoringSettings()  # a table has the same whatever was asked for
+        source = EntropySource(entropy_model, sha256, scored, out.path.absolute().parent)
         draft = PatchingSettings(
             **wanted.model_dump(include={"rule", "theta_rise", "min_length", "max_length", "whole_characters"}),
             theta=0.0,
@@ -168,7 +169,7 @@ def _work(path: Path, entropy_model: Path | None, wanted: Wanted, scoring: Scori
             sample_bytes=(0 if kept else SCORED_SAMPLE) if wanted.sample_bytes is None else wanted.sample_bytes,
             target=wanted.target if wanted.target is not None else wanted.sizes[0],
             **wanted.model_dump(exclude={"sample_bytes", "target", "sizes"}),
-            **scoring.model_dump(exclude={"device"}),
+            **scored.model_dump(exclude={"device"}),
         )
     return _Work(dataset, validation, source, draft, identity)
 

@@ -180,4 +180,6 @@ def _size(phase: PatchPhase, settings: DataSettings, train: DatasetTotals, histo
     assert phase.theta is not None
     below = int(np.searchsorted(GRID, np.float32(phase.theta), side="right"))  # values of the grid up to theta
     above = int(histogram[below:].sum())  # entropies above the last of these: those above theta, and few others
-    return train.totals.bytes / max(above, train.totals.documents, 1)
+    size = train.totals.bytes / max(above, train.totals.documents, 1)
+    # Entropies know no limits: patches are cut at the longest length wanted or not, and not before the shortest.
+    return min(max(size, train.identity.patching.min_length), train.identity.patching.cut_length)

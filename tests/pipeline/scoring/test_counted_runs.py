@@ -128,6 +128,9 @@ def test_other_commands_take_it(place, tmp_path, capsys) -> None:
     assert preprocess(place / "a.jsonl", "--out", raw, "--rule", "none", "--executor", "inline") == 0
     model = ("--entropy-model", str(place / "plain"))
     assert main(["calibrate", str(raw), *model, "--target", "3", "--out", str(patching)]) == 0
+    made = patching.stat().st_mtime_ns
+    assert main(["calibrate", str(raw), *model, "--target", "3", "--out", str(patching), "--threads", "2"]) == 0
+    assert patching.stat().st_mtime_ns == made  # as many threads as one likes: it is current
     more = ("--patching", patching, "--executor", "inline")
     assert preprocess(place / "a.jsonl", "--out", tmp_path / "cut", *model, *more) == 0
     train = str(tmp_path / "cut" / "train")

@@ -25,11 +25,12 @@ from trainer.data.packing.limits import PackLimits
 from trainer.data.packing.packs import Step
 from trainer.data.packing.planner import Planner
 from trainer.data.packing.slices import SliceReader
-from trainer.data.patch_schedule import PatchSchedule, Phase
+from trainer.data.patch_schedule import PatchSchedule, Phase, _size
 from trainer.data.recut_lengths import RecutLengths
 from trainer.data.sampling.cursor import Cursor, first_cursor
 from trainer.data.sampling.schedule import Mixing
 from trainer.data.validation import ValidationPacks
+from trainer.settings.data import PatchPhase
 from trainer.settings.learning import InBytes, InSteps, Length
 
 RISE = PatchingSettings(rule="entropy_rise", theta=1.5, theta_rise=0.5, min_length=2, max_length=16)
@@ -258,3 +259,12 @@ def test_only_record_batches_in_use_are_cut_and_each_once(tmp_path: Path, monkey
     before = dict(asked)
     lengths.figures(0, 1, index, whole, np.ones(len(whole), np.int64))
     assert asked == before
+
+
+@pytest.mark.parametrize(("theta", "size"), [(0.0, 3), (5.4, 16)])
+def test_the_size_that_a_theta_gives_lies_within_the_limits_of_a_patch(tmp_path: Path, theta: float, size: int) -> None:
+    patching = with_thetas(3.0, min_length=3, max_length=16)
+    manifest = scored_dataset(tmp_path, 0, patching=patching).manifest
+    histogram = np.zeros(256, np.int64)
+    histogram[128] = manifest.totals.bytes  # every byte is as hard: above the lower theta, below the higher one
+    assert _size(PatchPhase(theta=theta), tiny_settings(tmp_path, tmp_path).data, manifest, histogram) == size

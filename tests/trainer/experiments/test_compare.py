@@ -286,7 +286,7 @@ def test_systems_of_one_family_share_a_rate_unless_they_have_their_own(place: Pa
     assert experiment.model_copy(update={"rates": None}).rate_group("patches") is None
     house = load_experiment()
     groups = {name: house.rate_group(name) for name in house.systems}
-    assert len(set(groups.values())) == 10
+    assert len(set(groups.values())) == 12
     assert groups["blt-entropy-4.5-no-ngrams"] == RateGroup("blt", False, "blt-space-no-ngrams")
     assert house.systems["blt-space-no-ngrams"].patching == "space", "rates need no entropy model"
 

@@ -49,13 +49,15 @@ def test_the_help_of_numbers_says_what_they_are_when_not_given(program: str, nam
 
 
 @pytest.mark.parametrize(("program", "name"), ALL)
-def test_the_example_of_a_command_has_options_that_it_knows(program: str, name: str) -> None:
+def test_the_examples_of_a_command_have_options_that_it_knows(program: str, name: str) -> None:
     parser, module = command_parser(program, name, "")
     example = f"  {parser.prog} "
-    (line,) = [line for line in str(module.__doc__).splitlines() if line.startswith(example)]
-    words = shlex.split(line.removeprefix(example))
-    parser.check_options(words)
-    parser.parse_args(words)
+    lines = [line for line in str(module.__doc__).splitlines() if line.startswith(example)]
+    assert lines
+    for line in lines:
+        words = shlex.split(line.removeprefix(example))
+        parser.check_options(words)
+        parser.parse_args(words)
 
 
 def error_of(program: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
