@@ -5,37 +5,20 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from shared.counts.table import CountModel
-from shared.inputs import Inputs
+from shared.inputs import DocumentScorer, Inputs
 
 TOGETHER = 2**16
 """Tokens that are looked up at once: their arrays stay in the caches of the processor."""
 
 
-class CountScorer:
+class CountScorer(DocumentScorer):
     """Scores documents; memory is that of some pieces. A document has the same bits whatever lies beside it."""
 
     def __init__(self, model: CountModel) -> None:
         self.model = model
 
-    def score(self, documents: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Entropies of each document, in order.
-
-        Args:
-            documents: int16 [n + 2] each, tokens [BOS, b1..bn, EOS].
-
-        Yields:
-            float32 [n + 1] nats each: at i the entropy of token i + 1 given the tokens up to i. EOS is not an input.
-        """
-        found: list[np.ndarray] = []
-        sources = (Inputs(len(document) - 1, iter([np.asarray(document[:-1])])) for document in documents)
-        for entropies, last in self.score_pieces(sources):
-            found.append(entropies)
-            if last:
-                yield found[0] if len(found) == 1 else np.concatenate(found)
-                found = []
-
     def score_pieces(self, documents: Iterable[Inputs]) -> Iterator[tuple[np.ndarray, bool]]:
-        """The same piece by piece: float32 [k] nats, and whether they end their document."""
+        """Some pieces of documents at a time."""
         reach = self.model.settings.order - 1
         before = np.zeros(0, np.int16)  # what the first piece goes on from
         held: list[tuple[np.ndarray, bool]] = []

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared.inputs import Inputs
+from shared.inputs import DocumentScorer, Inputs
 from shared.layers.batch import Segments, segments
 from shared.layers.blocks import cast_model
 from shared.layers.tile_sizes import BAND
@@ -60,7 +60,7 @@ class _Piece:
     last: bool
 
 
-class Scorer:
+class Scorer(DocumentScorer):
     """Scores documents with an entropy model; memory is bounded by a stream, its carry and the documents in it."""
 
     def __init__(
@@ -87,25 +87,8 @@ class Scorer:
         self._in_flight = in_flight or (1 if self.device.type == "cpu" else 2)
         self.model = cast_model(copy.deepcopy(model).to(self.device), _DTYPES[dtype]).eval().requires_grad_(False)
 
-    def score(self, documents: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Entropies of each document, in order, as soon as the stream that ends it is done.
-
-        Args:
-            documents: int16 [n + 2] each, tokens [BOS, b1..bn, EOS].
-
-        Yields:
-            float32 [n + 1] nats each: at i the entropy of token i + 1 given the tokens up to i. EOS is not an input.
-        """
-        found: list[np.ndarray] = []
-        sources = (Inputs(len(document) - 1, iter([np.asarray(document[:-1])])) for document in documents)
-        for entropies, last in self.score_pieces(sources):
-            found.append(entropies)
-            if last:
-                yield found[0] if len(found) == 1 else np.concatenate(found)
-                found = []
-
     def score_pieces(self, documents: Iterable[Inputs]) -> Iterator[tuple[np.ndarray, bool]]:
-        """The same as they come out of the streams: float32 [k] nats, and whether they end their document.
+        """Entropies as they come out of the streams: float32 [k] nats, and whether they end their document.
 
         Documents are read as they are needed, so that one of any length takes the memory of a stream.
         """
