@@ -78,7 +78,7 @@ def pair_counts(keys: np.ndarray, following: np.ndarray, pieces: np.ndarray, ord
     found_pairs, found_counts = [], []
     for length in range(order + 1):
         if length:
-            # Where the document has just begun there is no context of this length.
+            # Near the beginning of a document there are no contexts of this length.
             there = (keys & (shortened(order, length) & ~shortened(order, length - 1))) != 0
             keys, follows_in = keys[there], follows_in[there]
         shorter = keys & shortened(order, length)

@@ -20,7 +20,7 @@ class CountScorer(DocumentScorer):
     def score_pieces(self, documents: Iterable[Inputs]) -> Iterator[tuple[np.ndarray, bool]]:
         """Some pieces of documents at a time."""
         reach = self.model.settings.order - 1
-        before = np.zeros(0, np.int16)  # what the first piece goes on from
+        before = np.zeros(0, np.int16)  # tokens before the first piece
         held: list[tuple[np.ndarray, bool]] = []
         count = 0
         for piece in _pieces(documents):

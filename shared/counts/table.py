@@ -71,9 +71,9 @@ class CountModel:
         self._root = np.float32(root[0])
         self._bits = (len(self._keys) - 1).bit_length() - 1
         if len(self._keys) < FEWEST_SLOTS or self._keys[-1] != 0:
-            raise ModelFileError(f"{where}: tensor {KEYS} is no table of contexts: the last slot of one is empty")
+            raise ModelFileError(f"{where}: tensor {KEYS} is not a table of contexts: its last slot must be empty")
         if _longest_run(self._keys) > LONGEST_RUN:
-            raise ModelFileError(f"{where}: tensor {KEYS} is no table of contexts: more than {LONGEST_RUN} in a run")
+            raise ModelFileError(f"{where}: tensor {KEYS} is not a table of contexts: over {LONGEST_RUN} in a row")
         for name, values in ((ENTROPIES, self._entropies), (ROOT, root)):
             if not (values.min() >= 0 and values.max() <= _LARGEST):  # NaN is neither
                 raise ModelFileError(f"{where}: tensor {name} has values that are no entropies (0 to ln 260 nats)")

@@ -29,7 +29,7 @@ class ValidationPacks:
     def __init__(
         self, dataset: Source, limits: PackLimits, rank: int = 0, ranks: int = 1, recut: RecutLengths | None = None
     ) -> None:
-        """``recut``: of the dataset, where its patches are to be other than stored.
+        """``recut``: patch lengths to use in place of the stored ones.
 
         Raises DatasetError when the dataset is damaged or empty.
         """

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.counted_models import Context, key_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,8 +20,6 @@ from shared.model_folder.identity import model_sha256, pack_model
 from shared.model_settings import CountsSettings
 from shared.vocabulary import BOS, EOS, NEWLINE, OFFSET, RESERVED, byte_tokens, document_tokens
 
-Context = tuple[int, ...]
-
 
 def open_context(tokens: list[int], newline_reset: bool) -> Context:
     """What may be seen after the last of these tokens, oldest first."""
@@ -28,10 +27,6 @@ def open_context(tokens: list[int], newline_reset: bool) -> Context:
         if tokens[begin] < OFFSET or tokens[begin] >= 260 or (newline_reset and tokens[begin] == NEWLINE):
             return tuple(RESERVED if token >= 260 else token for token in tokens[begin:])
     return tuple(tokens)
-
-
-def key_of(context: Context, order: int) -> int:
-    return sum(token << 9 * (order - 1 - back) for back, token in enumerate(reversed(context)))
 
 
 def expected(table: dict[Context, float], tokens: list[int], settings: CountsSettings) -> list[np.float32]:
@@ -165,8 +160,8 @@ def test_runs_are_measured_across_the_parts_that_are_checked(monkeypatch: pytest
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda made: made["keys"].__setitem__(-1, 77), "last slot of one is empty"),
-        (lambda made: made["keys"].__setitem__(slice(None), 77), "last slot of one is empty"),
+        (lambda made: made["keys"].__setitem__(-1, 77), "last slot must be empty"),
+        (lambda made: made["keys"].__setitem__(slice(None), 77), "last slot must be empty"),
         (lambda made: made["entropies"].__setitem__(3, np.nan), "entropies"),
         (lambda made: made["entropies"].__setitem__(3, -1), "entropies"),
         (lambda made: made["root"].__setitem__(0, 6), "root"),
@@ -176,7 +171,10 @@ def test_runs_are_measured_across_the_parts_that_are_checked(monkeypatch: pytest
         (lambda made: made.update(keys=made["keys"][-1:], entropies=made["entropies"][-1:]), "table"),
         (lambda made: made.update(more=made["root"]), "more"),
         (lambda made: made.pop("root"), "root"),
-        (lambda made: made.update(keys=np.append(np.full(2**17, 77), 0), entropies=np.zeros(2**17 + 1, "f4")), "run"),
+        (
+            lambda made: made.update(keys=np.append(np.full(2**17, 77), 0), entropies=np.zeros(2**17 + 1, "f4")),
+            "in a row",
+        ),
     ],
 )
 def test_a_table_that_is_none_is_refused_by_name(tmp_path: Path, change, message: str) -> None:
