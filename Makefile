@@ -57,7 +57,7 @@ PROMPT ?= def
 BYTES ?= 300
 
 EXPERIMENT ?= $(call raw,OUT)/experiment
-BUDGET ?= 3e12
+BUDGET ?= 2e12
 SEEDS ?= 0,1,2
 ONLY ?=
 COMPARED = "$$@" --out $(call quoted,EXPERIMENT) --corpus-bytes $(call quoted,CORPUS_BYTES) --sample-seed $(call quoted,SEED) \

@@ -13,11 +13,12 @@ import argparse
 from pathlib import Path
 
 from pipeline.counting.build import Report, count
-from pipeline.counting.settings import DEFAULT_MEMORY, LEAST_MEMORY, CountingSettings
+from pipeline.counting.settings import DEFAULT_MEMORY, LEAST_MEMORY
 from pipeline.executors.options import add_executor_arguments, executor_of
 from pipeline.options import add_options, settings_of
 from pipeline.read.options import add_reading_arguments, reading_of
 from pipeline.settings import PipelineError
+from shared.counts.settings import CountingSettings
 from shared.errors import ExitCode
 from shared.io.display.quantities import clock, counted, quantity
 from shared.io.display.terminal import show_lines

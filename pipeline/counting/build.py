@@ -20,7 +20,7 @@ from pipeline.counting.count_split import COUNTS_FOLDER, CountMarker, CountSplit
 from pipeline.counting.made_by import MADE_BY_FILE, Counted, Making, load_counts_making, require_equal
 from pipeline.counting.merge import MERGED, MergeRange, kept_contexts, ranges_of, saved
 from pipeline.counting.runs import ENTRY
-from pipeline.counting.settings import DEFAULT_MEMORY, Counting, CountingSettings, orders_of
+from pipeline.counting.settings import DEFAULT_MEMORY, Counting, orders_of
 from pipeline.executors import make_executor
 from pipeline.executors.counting import default_workers
 from pipeline.executors.process_pool import each
@@ -35,6 +35,7 @@ from pipeline.splits.run_file import RunFile
 from pipeline.splits.selection import selection_done, selects
 from pipeline.splits.worker import Outcome, Task
 from shared.counts.files import write_counts
+from shared.counts.settings import CountingSettings
 from shared.counts.table import place_contexts
 from shared.io.display.log import LOG
 from shared.io.display.progress import ByteProgress

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from shared.counts.contexts import BITS, HIGHEST_ORDER, shortened
-from shared.settings import Settings
+from shared.counts.contexts import BITS, shortened
+from shared.counts.settings import CountingSettings
 
 PIECE = 2**14
 """Input positions of a piece, the unit that is counted: how often text comes again within one says nothing new."""
@@ -19,21 +19,8 @@ _PROGRAM = 224
 """MiB of a process beside what it counts: the interpreter, its libraries, the text it reads."""
 
 
-class CountingSettings(Settings):
-    """What decides the table, besides the text."""
-
-    order: int = Field(default=5, ge=1, le=HIGHEST_ORDER)
-    """Elements of a context at most."""
-    contexts: int = Field(default=2**22, ge=1, le=2**32)
-    """How many are kept at most, those of the most pieces first."""
-    least: int = Field(default=5, ge=1)
-    """Pieces that a context must be in to be kept."""
-    newline_reset: bool = False
-    """A newline opens a new context: nothing before it is seen after it."""
-
-
 class Counting(CountingSettings):
-    """The same with what a process needs to know besides; nothing more of it decides the table."""
+    """What decides the table, with what a process needs to know besides; nothing more of it decides the table."""
 
     folder: Path
     """Of this count, for its runs and what is merged of them."""

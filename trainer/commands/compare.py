@@ -23,7 +23,7 @@ from trainer.experiments.results.results import RESULTS_NAME
 from trainer.experiments.results.words import in_words
 from trainer.experiments.systems import SYSTEMS_FILE, Experiment, load_experiment
 
-BUDGET = 3e12
+BUDGET = 2e12
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

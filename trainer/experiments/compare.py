@@ -20,7 +20,7 @@ from shared.shards.open import open_dataset
 from trainer.data.splits import TRAIN_SPLIT, VALIDATION_SPLIT
 from trainer.errors import TrainingError
 from trainer.experiments.budget import Spent, check_budget, recipe_within
-from trainer.experiments.preparation import Request, prepare
+from trainer.experiments.preparation import Prepared, Request, prepare
 from trainer.experiments.rates import rate_groups, try_rates
 from trainer.experiments.results.records import Score, expected_score, result_of
 from trainer.experiments.results.results import (
@@ -38,7 +38,7 @@ from trainer.experiments.runs import Run, run_all
 from trainer.experiments.systems import Experiment
 from trainer.node import processor
 
-VALIDATIONS = 5
+VALIDATIONS = 3
 """Passes over the validation split in a run: the points of its curve."""
 
 
@@ -74,10 +74,11 @@ def compare(request: Comparing, line: Progress) -> tuple[Results, list[str]]:
     check_budget(request.budget_flops, map(request.experiment.draft, request.systems))
     out, jobs = request.out, request.jobs
     tried_on = [group.system for group in rate_groups(request.experiment, request.systems)]
-    data = prepare(request, dict.fromkeys([*request.systems, *tried_on]), line)
+    prepared = prepare(request, dict.fromkeys([*request.systems, *tried_on]), line)
+    data = prepared.data
     sweeps, failed_rates = try_rates(request, request.systems, data, request.budget_flops, line)
     runs, budget_bytes = plan(request, data, sweeps)
-    results = _opened(request, data, budget_bytes, sweeps)
+    results = _opened(request, prepared, budget_bytes, sweeps)
     _say_other_processors(results, line)
     total = sum(run.spent.flops for run in runs)
     line.log(f"== {counted(len(runs), 'run')}, {quantity(total)}FLOP of training, {jobs} at a time -> {out / 'runs'}")
@@ -166,9 +167,7 @@ def _check_same(request: Comparing) -> None:
             )
 
 
-def _opened(
-    request: Comparing, data: dict[str, Path], budget_bytes: int | None, sweeps: Iterable[RateSweep]
-) -> Results:
+def _opened(request: Comparing, prepared: Prepared, budget_bytes: int | None, sweeps: Iterable[RateSweep]) -> Results:
     """The results so far: those in the folder with this request's systems beside them, or empty ones."""
     out, experiment = request.out, request.experiment
     known = load_results(out) if (out / RESULTS_NAME).exists() else None
@@ -179,7 +178,8 @@ def _opened(
         entropy_counted=True,
         budget_bytes=budget_bytes,
         rates=tuple(sweeps),
-        tokenizer=_tokenizer(experiment, data),
+        entropy_models=prepared.entropy_models,
+        tokenizer=_tokenizer(experiment, prepared.data),
         systems=tuple(experiment.system(name) for name in experiment.systems if name in names),
         runs=(),
         **circumstances(request),
@@ -187,6 +187,8 @@ def _opened(
     if known is None:
         return empty
     kept: dict[str, Any] = {name: getattr(known, name) for name in ("comparisons", "ranking", "document_bytes")}
+    made = {one.name: one for one in (*known.entropy_models, *empty.entropy_models)}
+    kept["entropy_models"] = tuple(made.values())
     kept["rates"] = tuple({sweep.system: sweep for sweep in (*known.rates, *empty.rates)}.values())
     kept["runs"] = tuple(run for run in known.runs if run.system in experiment.systems)
     for name in ("budget_bytes", "tokenizer"):

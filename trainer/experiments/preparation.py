@@ -1,7 +1,7 @@
 """What systems learn from, made once and shared: corpus, entropy models, entropies, patches, tokenizers.
 
 Each step is a call of the pipeline, or a run of the trainer; all of them go on where they were stopped and do nothing
-when their result is there. This is the one module of the trainer that imports the pipeline.
+when their result is there. This module and `entropy_models` are the only ones of the trainer that import the pipeline.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,8 +23,9 @@ from shared.errors import ConfigError, ExitCode
 from shared.io.display.progress import Progress
 from shared.patching import PatchingSettings
 from trainer.errors import TrainingError
+from trainer.experiments.entropy_models import entropy_model_folder, make_entropy_models
 from trainer.experiments.folder import claim
-from trainer.experiments.runs import Run, run_all
+from trainer.experiments.results.results import EntropyModelMade
 from trainer.experiments.systems import Experiment, PatchingRecipe
 
 BY_ENTROPY = ("entropy", "monotonic")
@@ -130,12 +131,10 @@ def corpus_steps(corpus: Corpus, out: Path) -> list[Step]:
     return [*steps, Step(out / "corpus", Preprocess(str(source)), "preprocess")]
 
 
-def scored_step(name: str, out: Path, executor: ExecutorSettings) -> Step:
-    """The corpus with the entropies of a model."""
+def scored_step(name: str, model: Path, out: Path, executor: ExecutorSettings) -> Step:
+    """The corpus with the entropies of a model, which is in the folder ``model``."""
     patching = PatchingSettings(rule="entropy", theta=PLACEHOLDER_THETA)
-    scoring = Preprocess(
-        str(out / "corpus"), patching=patching, entropy_model=out / "entropy" / name / "model", executor=executor
-    )
+    scoring = Preprocess(str(out / "corpus"), patching=patching, entropy_model=model, executor=executor)
     return Step(out / "scored" / name, scoring, "preprocess")
 
 
@@ -165,8 +164,17 @@ def data_folder(name: str, patching: PatchingRecipe, out: Path) -> Path:
     return out / "corpus" if patching.rule == "none" else out / "data" / name
 
 
-def prepare(request: Request, systems: Iterable[str], line: Progress) -> dict[str, Path]:
-    """Make what these systems learn from; the folder of each patching. Raises TrainingError when a step fails."""
+@dataclass(frozen=True)
+class Prepared:
+    """What systems learn from."""
+
+    data: dict[str, Path]
+    """The folder of each patching, by its name."""
+    entropy_models: tuple[EntropyModelMade, ...]
+
+
+def prepare(request: Request, systems: Iterable[str], line: Progress) -> Prepared:
+    """Make what these systems learn from. Raises TrainingError when a step fails."""
     experiment, out, jobs, executor = request.experiment, request.out, request.jobs, request.executor
     claim(out)
     patchings = [experiment.systems[name].patching for name in systems]
@@ -174,21 +182,14 @@ def prepare(request: Request, systems: Iterable[str], line: Progress) -> dict[st
     for step in corpus_steps(request.corpus, out):
         _carry_out(step, line)
     models = list(dict.fromkeys(cut.entropy_model for cut in wanted.values() if cut.entropy_model is not None))
-    runs = [
-        Run(f"entropy/{name}", experiment.entropy_recipe(name, out / "corpus", out / "entropy" / name), score=False)
-        for name in models
-    ]
-    if runs:
-        line.log(f"== entropy models -> {out / 'entropy'}: {', '.join(models)}")
-    if failed := run_all(runs, jobs, line):
-        raise TrainingError(f"no entropies without {', '.join(failed)}")
+    made = make_entropy_models(experiment, models, out, jobs, line)
     for name in models:
         workers = ExecutorSettings(executor=executor, workers=jobs if executor == "ray" else None)
-        _carry_out(scored_step(name, out, workers), line)
+        _carry_out(scored_step(name, entropy_model_folder(experiment, name, out), out, workers), line)
     for name, patching in wanted.items():
         for step in cutting_steps(name, patching, out) if patching.rule != "none" else []:
             _carry_out(step, line)
-    return {name: data_folder(name, patching, out) for name, patching in wanted.items()}
+    return Prepared({name: data_folder(name, patching, out) for name, patching in wanted.items()}, made)
 
 
 def _carry_out(step: Step, line: Progress) -> None:

@@ -62,6 +62,7 @@ def _score(
         table_parameters=sizes.get(TABLES, 0),
         bits_per_byte=total.bits_per_byte,
         bits_by_subset={name: score.bits_per_byte for name, score in by_subset.items() if score.bytes},
+        patch_size_by_subset={name: score.bytes_per_patch for name, score in by_subset.items() if score.patches},
         document_bits=tuple(found.bits.tolist()),
         document_bytes=tuple(found.bytes.tolist()),
         bytes_per_patch=total.bytes_per_patch if total.patches else None,

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from shared.counts.settings import CountingSettings
 from shared.errors import ConfigError
 from shared.settings import Settings
 from trainer.experiments.results.results import Family, System
@@ -24,17 +25,29 @@ NOWHERE = Path("nowhere")
 """Data and run of a recipe that is only checked."""
 SEPARATE = ("model", "optimizer", "schedule")
 """Sections in which a system may differ from the others."""
+OVER_RECIPES = ("run", "data", "model", "optimizer")
+"""Sections that are laid over the recipe of an entropy model."""
 
 
 class EntropyModel(Settings):
-    """An entropy model to train: a recipe of the house with something laid over it."""
+    """An entropy model to make: a recipe of the house with something laid over it, or counts."""
 
-    recipe: str
-    """Name in trainer/recipes."""
+    counts: CountingSettings | None = None
+    """How it counts; None for one that is trained."""
+    recipe: str | None = None
+    """Name in trainer/recipes; None for one that counts."""
     run: Values = Field(default_factory=dict)
     data: Values = Field(default_factory=dict)
     model: Values = Field(default_factory=dict)
     optimizer: Values = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> "EntropyModel":
+        if (self.recipe is None) == (self.counts is None):
+            raise ValueError("an entropy model is trained by a recipe, or counts: give one of `recipe` and `counts`")
+        if self.counts is not None and (laid := [name for name in OVER_RECIPES if getattr(self, name)]):
+            raise ValueError(f"what counts has no recipe to lay {', '.join(laid)} over")
+        return self
 
 
 class PatchingRecipe(Settings):
@@ -76,8 +89,8 @@ class PatchingRecipe(Settings):
             "byte": "every byte",
             "static": f"every {self.stride} bytes",
             "space": "words",
-            "entropy": f"entropy, {self.target} bytes",
-            "monotonic": f"rise of entropy, {self.target} bytes",
+            "entropy": f"entropy of {self.entropy_model}, {self.target} bytes",
+            "monotonic": f"rise of the entropy of {self.entropy_model}, {self.target} bytes",
             "bpe": f"byte-pair encoding, {self.vocabulary} ids",
         }[self.rule]
         return f"{words}, characters whole" if self.whole_characters else words
@@ -239,10 +252,10 @@ class Experiment(Settings):
         return self.draft(name)[1].model.has_tables
 
     def entropy_recipe(self, name: str, data: Path, out: Path) -> Values:
-        """The recipe of an entropy model."""
+        """The recipe of an entropy model that is trained."""
         own = self.entropy_models[name]
         values = read_recipe(RECIPES / f"{own.recipe}.toml", (), TrainSettings)
-        over = {section: getattr(own, section) for section in ("run", "data", "model", "optimizer")}
+        over = {section: getattr(own, section) for section in OVER_RECIPES}
         return overlaid(values, over | {"run": own.run | {"out": str(out)}, "data": own.data | {"path": str(data)}})
 
 
@@ -260,6 +273,7 @@ def load_experiment(path: Path = SYSTEMS_FILE) -> Experiment:
     experiment = check_recipe(read_toml(path, "file of systems"), Experiment, path)
     for name in experiment.systems:
         check_recipe(experiment.recipe_of(name, NOWHERE, NOWHERE, 0, 1, 1), TrainSettings, Path(f"{path}: {name}"))
-    for name in experiment.entropy_models:
-        check_recipe(experiment.entropy_recipe(name, NOWHERE, NOWHERE), TrainSettings, Path(f"{path}: {name}"))
+    for name, model in experiment.entropy_models.items():
+        if model.counts is None:
+            check_recipe(experiment.entropy_recipe(name, NOWHERE, NOWHERE), TrainSettings, Path(f"{path}: {name}"))
     return experiment

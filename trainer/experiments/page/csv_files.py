@@ -42,7 +42,12 @@ def csv_records(results: Results) -> dict[str, list[dict[str, Any]]]:
             for one in results.comparisons
         ],
         "subsets.csv": [
-            {**key, "subset": name, "bits_per_byte": bits}
+            {
+                **key,
+                "subset": name,
+                "bits_per_byte": bits,
+                "bytes_per_patch": run.patch_size_by_subset.get(name),
+            }
             for key, run in runs
             for name, bits in run.bits_by_subset.items()
         ],

@@ -29,6 +29,8 @@ from trainer.experiments.page.sentences import (
 )
 from trainer.experiments.page.tables import (
     described_systems,
+    entropy_models_table,
+    patch_sizes_table,
     rates_table,
     runs_table,
     sign,
@@ -235,14 +237,20 @@ def content(results: Results, date: str, picture: Picture | None = None, samples
     )
     at = [_at(results, table) for table in tables]
     subsets = [
-        section(f"By subset, at {ALIKE_WORDS[table]}", subsets_table(results, table), SUBSET_WORDS) for table in tables
+        section(
+            f"By subset, at {ALIKE_WORDS[table]}",
+            subsets_table(results, table) + patch_sizes_table(results, table),
+            SUBSET_WORDS,
+        )
+        for table in tables
     ]
     top = header(results.title, facts(compared(results, date)) + listed(warnings(results), "warnings"))
     systems = section("Systems", described_systems(results) + runs_table(results))
     texts = [picture_section(picture), samples_section(results, samples)]
     tried = rates_table(results)
     rates = section("Learning rates", tried, f"{rates_cost(results)}.") if tried else ""
-    return "".join([top, *at[:1], orders, *at[1:], *subsets, *texts, systems, rates])
+    models = section("Entropy models", entropy_models_table(results))
+    return "".join([top, *at[:1], orders, *at[1:], *subsets, *texts, systems, models, rates])
 
 
 def _at(results: Results, table: Table) -> str:

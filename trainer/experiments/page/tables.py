@@ -9,7 +9,8 @@ from trainer.drawing.chart import COLOURS, Curve, swatch
 from trainer.drawing.page import Markup, described, table
 from trainer.experiments.page.sentences import ALIKE_WORDS
 from trainer.experiments.results.results import Results, Table
-from trainer.experiments.results.table import Row, rows, subset_bits, subsets_of
+from trainer.experiments.results.table import Row, rows, subset_bits, subset_patch_sizes, subsets_of
+from trainer.experiments.results.words import entropy_models_lines
 
 Column = tuple[str, str, Callable[[Row], str]]
 """Head, what it means, and a cell."""
@@ -87,6 +88,25 @@ def subsets_table(results: Results, of: Table) -> str:
     of_subset = {name: {system: found[name] for system, found in bits.items() if name in found} for name in names}
     lines = [line("all", systems), *(line(name, found) for name, found in of_subset.items())]
     return table(["subset", *systems], lines, "Bits per byte by subset")
+
+
+def patch_sizes_table(results: Results, of: Table) -> str:
+    """Bytes per patch, a row a subset; empty where there is one subset only, or no system has patches."""
+    names, sizes = sorted(subsets_of(results)), subset_patch_sizes(results, of)
+    systems = {row.system: row.bytes_per_patch for row in rows(results, of) if row.system in sizes}
+    if len(names) < 2 or not systems:
+        return ""
+    lines = [["all", *(_optional(size, ".2f") for size in systems.values())]]
+    lines += [[name, *(_optional(sizes[system].get(name), ".2f") for system in systems)] for name in names]
+    return table(["subset", *systems], lines, "Bytes per patch by subset")
+
+
+def entropy_models_table(results: Results) -> str:
+    """What the entropy models took, and how fast they score; empty without any."""
+    if not results.entropy_models:
+        return ""
+    heads = ["name", "kind", "made in", "bytes learned from", "bytes scored in a second of one core"]
+    return table(heads, entropy_models_lines(results), "Entropy models", "words")
 
 
 def _marked(value: float | None, least: float | None) -> str:

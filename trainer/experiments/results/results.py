@@ -57,6 +57,8 @@ class Scored(Settings):
     bits_per_byte: Value
     """On the validation split, per byte of text whatever the units are."""
     bits_by_subset: dict[str, Value]
+    patch_size_by_subset: dict[str, Value] = Field(default_factory=dict)
+    """Bytes a patch, or a BPE token; empty for models of single bytes."""
     document_bits: tuple[Value, ...] = ()
     """Bits of each validation document, in the dataset's order, the same for all runs on it."""
     bytes_per_patch: Value | None
@@ -70,6 +72,21 @@ class Scored(Settings):
     def dense_parameters(self) -> int:
         """Without those of tables."""
         return self.parameters - self.table_parameters
+
+
+class EntropyModelMade(Settings):
+    """What an entropy model took to make, and how fast it scores."""
+
+    name: str
+    counts: bool
+    """Whether it counts; otherwise it is a transformer."""
+    seconds: Value | None
+    """To train it, without start and validations, or to count; None where that was interrupted."""
+    bytes: Count
+    """Of text that it learned from."""
+    scored_bytes_per_second: Value
+    """Of processor time, in one thread."""
+    processors: Processors = ()
 
 
 class RateTried(Settings):
@@ -201,6 +218,7 @@ class Results(Settings):
     ranking: tuple[Comparison, ...] = ()
     """Each system with the next in its table."""
     rates: tuple[RateSweep, ...] = ()
+    entropy_models: tuple[EntropyModelMade, ...] = ()
 
     @model_validator(mode="after")
     def _of_systems(self) -> "Results":

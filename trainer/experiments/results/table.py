@@ -143,11 +143,22 @@ def subsets_of(results: Results) -> list[str]:
 
 def subset_bits(results: Results, table: Table) -> dict[str, dict[str, float]]:
     """Bits per byte by system and subset, means over the seeds that have it."""
+    return _by_subset(results, table, "bits_by_subset")
+
+
+def subset_patch_sizes(results: Results, table: Table) -> dict[str, dict[str, float]]:
+    """Bytes per patch by system and subset, the same; of systems that have patches."""
+    found = _by_subset(results, table, "patch_size_by_subset")
+    return {system: sizes for system, sizes in found.items() if sizes}
+
+
+def _by_subset(results: Results, table: Table, field: str) -> dict[str, dict[str, float]]:
+    """Means of a value of runs by system and subset, over the seeds that have it."""
     return {
         system: {
-            name: fmean(run.bits_by_subset[name] for run in runs if name in run.bits_by_subset)
+            name: fmean(getattr(run, field)[name] for run in runs if name in getattr(run, field))
             for name in subsets_of(results)
-            if any(name in run.bits_by_subset for run in runs)
+            if any(name in getattr(run, field) for run in runs)
         }
         for system, runs in runs_of(results, table).items()
     }

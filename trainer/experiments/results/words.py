@@ -27,9 +27,31 @@ def in_words(results: Results) -> str:
         lines = [sentence(found, documents) for found in results.comparisons if found.table == table]
         if lines:
             texts.append("\n".join(lines))
+    if results.entropy_models:
+        texts.append(entropy_models_text(results))
     if results.rates:
         texts.append(rates_text(results))
     return "\n\n".join(texts)
+
+
+def entropy_models_text(results: Results) -> str:
+    """What the entropy models took, and how fast they score."""
+    heads = ["entropy model", "kind", "made in", "from bytes", "scores, bytes/s of a core"]
+    return aligned(heads, entropy_models_lines(results))
+
+
+def entropy_models_lines(results: Results) -> list[list[str]]:
+    """A line each: name, kind, time, bytes learned from, and bytes scored in a second of processor time."""
+    return [
+        [
+            one.name,
+            "counts" if one.counts else "transformer",
+            "-" if one.seconds is None else clock(one.seconds),
+            _amount(one.bytes),
+            _amount(one.scored_bytes_per_second),
+        ]
+        for one in results.entropy_models
+    ]
 
 
 def rates_text(results: Results) -> str:

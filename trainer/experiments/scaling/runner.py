@@ -49,7 +49,7 @@ def scale(request: ScalingRequest, line: Progress) -> tuple[Scaling, list[str]]:
     experiment = sized(request.experiment, grid)
     check_budget(min(grid.budgets), (experiment.draft(place.system) for place in grid.places()))
     line.log(announced(grid, experiment, jobs))
-    data = prepare(replace(request, experiment=experiment), (place.system for place in grid.places()), line)
+    data = prepare(replace(request, experiment=experiment), (place.system for place in grid.places()), line).data
     planned = plan(grid, experiment, data, out)
     found = _opened(request)
     line.log(f"== {counted(len(planned), 'run')} -> {out / 'runs' / 'scaling'}")
