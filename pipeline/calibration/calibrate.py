@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -157,6 +158,7 @@ def _work(path: Path, entropy_model: Path | None, wanted: Wanted, scoring: Scori
         source = EntropySource(entropy_model, sha256, scored, out.path.absolute().parent)
         draft = PatchingSettings(
             **wanted.model_dump(include={"rule", "theta_rise", "min_length", "max_length", "whole_characters"}),
+            **_as_stored(wanted, dataset.manifest.identity.patching),
             theta=0.0,
             grid=wanted.sidecar == "uint8" and wanted.rule != "monotonic",
         )
@@ -172,6 +174,15 @@ def _work(path: Path, entropy_model: Path | None, wanted: Wanted, scoring: Scori
             **scored.model_dump(exclude={"device"}),
         )
     return _Work(dataset, validation, source, draft, identity)
+
+
+def _as_stored(wanted: Wanted, stored: PatchingSettings) -> dict[str, Any]:
+    """What no option says, of a table for data that is cut by the same rule: a run's phases differ in thresholds alone.
+
+    Data has it that was cut as an imported model cuts.
+    """
+    alike = wanted.sizes and wanted.rule == stored.rule
+    return stored.model_dump(include={"entropy_dtype", "reference_starts"}) if alike else {}
 
 
 def _check_parity(wanted: Wanted, dataset: Dataset) -> None:

@@ -24,7 +24,7 @@ from trainer.data.mixture import Mixture
 from trainer.data.packing.build import build_packs
 from trainer.data.packing.limits import PackLimits
 from trainer.data.packing.packs import Pack, Packs, Step
-from trainer.data.packing.planner import PackPlan, Planner, check_division
+from trainer.data.packing.planner import DATA_ENDS, PackPlan, Planner, check_division
 from trainer.data.packing.slices import SliceReader
 from trainer.data.patch_schedule import PatchSchedule
 from trainer.data.recut_lengths import RecutLengths
@@ -194,7 +194,7 @@ class PackDataset(IterableDataset["list[Packs | Exception]"]):
         plans = planner.next_step(self._packs_per_step)
         targets, text = sum(plan.targets for plan in plans), sum(plan.bytes for plan in plans)
         if not targets:
-            raise ConfigError("data.repeats: every subset has been sampled as often as it may be, and the run goes on")
+            raise ConfigError(DATA_ENDS)
         return plans, Step(number, targets, text, planner.change())
 
     def _planner(self, reader: SliceReader) -> Planner:

@@ -3,7 +3,7 @@
 A document is cut with the thresholds of the phase in which a pack first took of it, and keeps them until it is used up.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,11 +11,13 @@ import numpy as np
 
 from shared.errors import ConfigError
 from shared.io.files.digests import differences, in_short
-from shared.patching.grid import GRID
 from shared.patching.settings import PatchingSettings
 from shared.patching.sizes import PatchSizes, load_patch_sizes, without_thresholds
 from shared.shards.manifest import DatasetIdentity, DatasetTotals, Manifest, SubsetTotals
-from trainer.data.packing.limits import HEADROOM, PackLimits, pack_limits
+from trainer.data.packing.limits import PackLimits, pack_limits
+from trainer.data.recut_lengths import RecutLengths
+from trainer.data.source import ScoredSource
+from trainer.data.splits import prefixed
 from trainer.lr_schedule import measured
 from trainer.settings import DataSettings, RunSettings
 from trainer.settings.data import PatchPhase
@@ -30,7 +32,7 @@ class Phase:
     """Where it begins."""
     patching: PatchingSettings
     size: float
-    """Mean patch size in bytes: of the training split, as far as that is known without cutting it."""
+    """Mean patch size in bytes: what the table was made with, or that of a sample of the training split."""
     limits: PackLimits
 
     def __str__(self) -> str:
@@ -77,12 +79,18 @@ def totals_of(patching: PatchingSettings, totals: SubsetTotals, size: float) -> 
     return CutTotals(patching, replace(totals, patches=max(round(totals.bytes / size), totals.documents)))
 
 
-def phases_of(settings: DataSettings, train: DatasetTotals, kept: Mapping[str, Manifest]) -> tuple[Phase, ...]:
+def phases_of(
+    settings: DataSettings,
+    train: DatasetTotals,
+    kept: Mapping[str, Manifest],
+    opened: Callable[[], ScoredSource],
+) -> tuple[Phase, ...]:
     """The phases of a recipe; none where its patches stay as they are stored.
 
     Args:
         train: all training data together.
         kept: the manifest of each split by its folder. Their sidecars must decide for the thresholds of all phases.
+        opened: opens all training data, which is read where a phase names a theta.
 
     Raises ConfigError, in one line that names what does not fit.
     """
@@ -93,16 +101,23 @@ def phases_of(settings: DataSettings, train: DatasetTotals, kept: Mapping[str, M
         raise ConfigError(f"data.patch_schedule: the data is cut by the rule {stored.rule!r}, which has no threshold")
     for folder, manifest in kept.items():
         _require_kept(folder, manifest.identity, stored)
-    table = None if settings.patch_sizes is None else _table(settings.patch_sizes, train)
+    table = None if settings.patch_sizes is None else _table(settings.patch_sizes, train, tuple(settings.datasets))
     on_grid = any(manifest.identity.sidecar == "uint8" for manifest in kept.values())
-    histogram = np.zeros(256, np.int64)
-    for manifest in kept.values():
-        if manifest.identity.split == "train" and manifest.entropy_histogram:
-            histogram += manifest.entropy_histogram
+    named = settings.patch_schedule
+    cut = [_patching(number, phase, settings, train, table, on_grid) for number, phase in enumerate(named)]
+    sampled = [patching for patching, size in cut if size is None]
+    sizes = iter(sampled_sizes(opened(), sampled) if sampled else ())
     return tuple(
-        _phase(number, phase, settings, train, table, on_grid, histogram)
-        for number, phase in enumerate(settings.patch_schedule)
+        _phase(phase, patching, next(sizes) if size is None else size, settings, train)
+        for phase, (patching, size) in zip(named, cut)
     )
+
+
+def _phase(
+    phase: PatchPhase, patching: PatchingSettings, size: float, settings: DataSettings, train: DatasetTotals
+) -> Phase:
+    limits = pack_limits(totals_of(patching, train.totals, size), settings.tokens, phase.patches)
+    return Phase(phase.at, patching, size, limits)
 
 
 def _require_kept(folder: str, identity: DatasetIdentity, stored: PatchingSettings) -> None:
@@ -118,8 +133,11 @@ def _require_kept(folder: str, identity: DatasetIdentity, stored: PatchingSettin
         )
 
 
-def _table(path: Path, train: DatasetTotals) -> PatchSizes:
-    """The table, made for this rule and the entropy model of the data. Raises ConfigError."""
+def _table(path: Path, train: DatasetTotals, datasets: tuple[str, ...]) -> PatchSizes:
+    """The table, made for this rule and the entropy model of the data, with thresholds under the names of its subsets.
+
+    datasets: the names of several. Raises ConfigError.
+    """
     table, identity = load_patch_sizes(path), train.identity
     ours = "none" if identity.entropy_model is None else identity.entropy_model.sha256
     if table.entropy_model != ours:
@@ -129,23 +147,43 @@ def _table(path: Path, train: DatasetTotals) -> PatchSizes:
         )
     found = without_thresholds(table.patch_sizes[0].patching)
     if lines := differences(found, without_thresholds(identity.patching)):
-        raise ConfigError(f"data.patch_sizes {path} is not of the rule that cut the data: {in_short(lines)}")
+        raise ConfigError(
+            f"data.patch_sizes {path} is not of the rule that cut the data: {in_short(lines)}; calibrate --sizes on "
+            "this data, with its rule and lengths"
+        )
+    entries = []
     for entry in table.patch_sizes:
-        for name in sorted(entry.patching.thetas.keys() - train.subsets.keys())[:1]:
-            raise ConfigError(f"data.patch_sizes {path} has a threshold for the subset {name!r}, the data has not")
-    return table
+        named = {name: _subsets_named(name, train, datasets) for name in entry.patching.thetas}
+        for name in sorted(name for name, found in named.items() if not found)[:1]:
+            known = in_short(sorted(train.subsets), ", ")
+            raise ConfigError(f"data.patch_sizes {path} has a threshold for the subset {name!r}; the data has {known}")
+        # Names of one dataset's subset come last, so that they count before those of all datasets.
+        in_order = sorted(named, key=lambda name: name in train.subsets)
+        thetas = {subset: entry.patching.thetas[name] for name in in_order for subset in named[name]}
+        patching = entry.patching.model_copy(update={"thetas": dict(sorted(thetas.items()))})
+        entries.append(entry.model_copy(update={"patching": patching}))
+    return table.model_copy(update={"patch_sizes": tuple(entries)})
 
 
-def _phase(
+def _subsets_named(name: str, train: DatasetTotals, datasets: tuple[str, ...]) -> list[str]:
+    """The subsets that a name in a table means: of several datasets the one NAME/subset, or that of each of them."""
+    if name in train.subsets:
+        return [name]
+    return [subset for subset in (prefixed(dataset, name) for dataset in datasets) if subset in train.subsets]
+
+
+def _patching(
     number: int,
     phase: PatchPhase,
     settings: DataSettings,
     train: DatasetTotals,
     table: PatchSizes | None,
     on_grid: bool,
-    histogram: np.ndarray,
-) -> Phase:
-    """Raises ConfigError for a size that the table has not got, or a threshold that the sidecar cannot replay."""
+) -> tuple[PatchingSettings, float | None]:
+    """The thresholds of a phase, and the mean patch size (bytes) where the table knows it.
+
+    Raises ConfigError for a size that the table has not got, or a threshold that the sidecar cannot replay.
+    """
     key, stored = f"data.patch_schedule.{number}", train.identity.patching
     if phase.size is not None:
         assert table is not None, "checked with the settings"
@@ -156,30 +194,48 @@ def _phase(
         patching, size = entry.patching, entry.mean_patch_size
     else:
         assert phase.theta is not None, "checked with the settings"
-        patching, size = stored.with_theta(phase.theta, grid=False), _size(phase, settings, train, histogram)
+        patching, size = stored.with_theta(phase.theta, grid=False), None
     if on_grid and patching.on_grid() != patching.model_copy(update={"grid": True}):
         near = patching.on_grid().theta
         raise ConfigError(
             f"{key}.{phase.key}: theta {patching.theta} is not on the uint8 sidecar's grid; near is {near}"
         )
-    if on_grid:
-        patching = patching.on_grid()
-    limits = pack_limits(totals_of(patching, train.totals, size), settings.tokens, phase.patches)
-    return Phase(phase.at, patching, size, limits)
+    return patching.on_grid() if on_grid else patching, size
 
 
-def _size(phase: PatchPhase, settings: DataSettings, train: DatasetTotals, histogram: np.ndarray) -> float:
-    """About the mean patch size (bytes) that a threshold gives, from what is known without cutting anything."""
-    if phase.patches is not None and train.identity.patching.rule != "entropy":
-        return HEADROOM * settings.tokens / phase.patches
-    if train.identity.patching.rule != "entropy":
-        raise ConfigError(
-            f"data.patch_schedule: how many patches a theta of the rule {train.identity.patching.rule!r} gives is not "
-            "known; give patches beside it, or a size of a table"
-        )
-    assert phase.theta is not None
-    below = int(np.searchsorted(GRID, np.float32(phase.theta), side="right"))  # values of the grid up to theta
-    above = int(histogram[below:].sum())  # entropies above the last of these: those above theta, and few others
-    size = train.totals.bytes / max(above, train.totals.documents, 1)
-    # Entropies know no limits: patches are cut at the longest length wanted or not, and not before the shortest.
-    return min(max(size, train.identity.patching.min_length), train.identity.patching.cut_length)
+# ---- How large the patches of a threshold are, of documents that are cut with it.
+
+
+SAMPLE_RUNS = 64
+SAMPLE_BYTES = 2**22
+"""About, of all of them together."""
+
+
+def sampled_sizes(source: ScoredSource, patchings: Sequence[PatchingSettings]) -> list[float]:
+    """Mean patch sizes (bytes) of documents spread evenly over the data; of all of it, where it is small.
+
+    Always the same documents, since P_max follows from this. At most SAMPLE_RUNS record batches are read, and of a
+    document of several rows the first one is cut. Raises DatasetError.
+    """
+    recut = RecutLengths(source, patchings)
+    text, patches = np.zeros(len(patchings)), np.zeros(len(patchings))
+    for shard, rows, tokens in _sampled_rows(source):
+        for phase in range(len(patchings)):
+            found = recut.counted(phase, shard, rows)
+            text[phase] += tokens * (found.bytes / found.tokens)
+            patches[phase] += tokens * (found.patches / found.tokens)
+    return [float(size) for size in text / np.maximum(patches, 1)]
+
+
+def _sampled_rows(source: ScoredSource) -> Iterator[tuple[int, np.ndarray, int]]:
+    """Shard, first rows of documents (int64 [K], of one record batch), and tokens of all documents they stand for."""
+    runs = [source.runs(code) for code in range(len(source.subset_names))]
+    ends = np.cumsum([len(own) for own in runs])
+    count = min(SAMPLE_RUNS, int(ends[-1]))
+    for number in ((2 * np.arange(count) + 1) * int(ends[-1]) // (2 * count)).tolist():
+        code = int(ends.searchsorted(number, side="right"))
+        own, place = runs[code], number - int(ends[code]) + len(runs[code])
+        shard, first, tokens = own.first_shard + int(own.shard[place]), int(own.row[place]), int(own.tokens[place])
+        rows = first + np.flatnonzero(source.shard_index(shard).part[first : first + int(own.rows[place])] == 0)
+        wanted = min(max(SAMPLE_BYTES // count * len(rows) // tokens, 1), len(rows))
+        yield shard, rows[(2 * np.arange(wanted) + 1) * len(rows) // (2 * wanted)], tokens

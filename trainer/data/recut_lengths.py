@@ -19,7 +19,6 @@ from shared.patching.lengths import patch_lengths_flat
 from shared.patching.settings import PatchingSettings
 from shared.shards.columns import Ragged
 from shared.shards.index import ShardIndex
-from shared.shards.runs import ROW_BITS
 from shared.vocabulary import BOS, EOS, OFFSET, byte_tokens
 from trainer.data.recent import Recent
 from trainer.data.source import ScoredSource
@@ -28,8 +27,8 @@ LENGTHS_BYTES = 2**27
 """Memory for patch lengths: two bytes a patch of the record batches that windows are made of."""
 TOGETHER = 2**16
 """Tokens that are cut at once: their arrays stay in the caches of the processor."""
-DOCUMENTS_HELD = 256
-"""Documents of several rows, of which it is known how each row begins."""
+STATES_HELD = 2**12
+"""Rows of documents of several rows, of which it is known how they begin: some 700 bytes each, 3 MB."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +59,29 @@ class BatchLengths(Ragged):
         return self[row].view("<u2")
 
 
+@dataclass(frozen=True)
+class Counted:
+    """What rows have as a phase cuts them."""
+
+    tokens: int
+    """BOS and body."""
+    bytes: int
+    """Of text."""
+    patches: int
+    """Other than BOS, one of EOS alone included."""
+
+
 class RecutLengths:
     """Patch lengths in each phase, those of the record batches that were asked for lately."""
 
     def __init__(self, source: ScoredSource, patchings: Sequence[PatchingSettings]) -> None:
         """``patchings``: of each phase; the sidecars of the source decide for all of them."""
-        self.phases = len(patchings)
-        self._batches = Recent(LENGTHS_BYTES, _Cutter(source, patchings).batch)
+        self._cutter = _Cutter(source, patchings)
+        self._batches = Recent(LENGTHS_BYTES, self._cutter.batch)
+
+    def counted(self, phase: int, shard: int, rows: np.ndarray) -> Counted:
+        """Of the first rows of documents, int64 [K] of one record batch, and of nothing else. Raises DatasetError."""
+        return self._cutter.counted(phase, shard, rows)
 
     def batch(self, phase: int, shard: int, batch: int) -> BatchLengths:
         """Of all rows of a record batch. Raises DatasetError for a sidecar that is missing or damaged."""
@@ -102,8 +117,8 @@ class _Cutter:
             for patching in patchings
         ]
         """float32 [subsets] of each phase."""
-        self._begun: OrderedDict[tuple[int, int], list[ChunkedLengths]] = OrderedDict()
-        """By phase and document, of one in several rows: how each row begins, as far as that has been found."""
+        self._begun: OrderedDict[tuple[int, int, int], ChunkedLengths] = OrderedDict()
+        """By phase, shard and row, of documents in several rows: how the row begins, of those that were cut lately."""
 
     def batch(self, key: tuple[int, int, int]) -> BatchLengths:
         """Of a phase, a shard and a record batch."""
@@ -123,6 +138,19 @@ class _Cutter:
             for row, is_whole in zip(rows.tolist(), whole.tolist())
         ]
         return _batch_lengths(np.concatenate(found), np.fromiter(map(len, found), np.int64, len(found)))
+
+    def counted(self, phase: int, shard: int, rows: np.ndarray) -> Counted:
+        """As of `RecutLengths`: of a document that goes on in more rows the patches that end in the first one."""
+        index = self._source.shard_index(shard)
+        whole = index.last[rows]
+        alone, several = rows[whole], rows[~whole].tolist()
+        entropies = self._source.entropies(shard, int(index.batch[rows[0]]))
+        _, patches = self._whole(phase, shard, alone, [entropies[place] for place in index.row[alone].tolist()])
+        tokens, text = int(index.tokens[alone].sum()) + len(alone), int(index.bytes[alone].sum())
+        count = int(patches.sum()) - len(alone)
+        for lengths in (self._part(phase, shard, row) for row in several):
+            tokens, text, count = tokens + int(lengths.sum()), text + int(lengths.sum()) - 1, count + len(lengths) - 1
+        return Counted(tokens, text, count)
 
     def _whole(
         self, phase: int, shard: int, rows: np.ndarray, entropies: Sequence[np.ndarray]
@@ -166,22 +194,26 @@ class _Cutter:
     def _part(self, phase: int, shard: int, row: int) -> np.ndarray:
         """uint16 [P]: of the patches that belong to a row of a document of several."""
         index = self._source.shard_index(shard)
-        part = int(index.part[row])
-        first = row - part
-        key = phase, (shard << ROW_BITS) + first
-        begun = self._begun.pop(key, None)
-        if begun is None:
+        first = row - int(index.part[row])
+        begin = next((before for before in range(row, first, -1) if (phase, shard, before) in self._begun), first)
+        if begin > first:
+            chunks = copy(self._begun[phase, shard, begin])
+        else:
             subset = self._source.subset_names[self._source.subset_codes(shard)[index.subset[first]]]
-            begun = [ChunkedLengths(self._patchings[phase].for_subset(subset))]
-        self._begun[key] = begun
-        if len(self._begun) > DOCUMENTS_HELD:
-            self._begun.popitem(last=False)
+            chunks = ChunkedLengths(self._patchings[phase].for_subset(subset))
         lengths = np.zeros(0, np.uint16)
-        for number in range(min(part, len(begun) - 1), part + 1):
-            chunks = copy(begun[number])
-            lengths = self._add(chunks, shard, first + number, self._patchings[phase].whole_characters)
-            begun[number + 1 :] = [chunks, *begun[number + 2 :]]
+        for number in range(begin, row + 1):
+            lengths = self._add(chunks, shard, number, self._patchings[phase].whole_characters)
+            if not index.last[number]:
+                self._keep((phase, shard, number + 1), copy(chunks))
         return lengths
+
+    def _keep(self, key: tuple[int, int, int], chunks: ChunkedLengths) -> None:
+        """Remember how a row begins, in place of one that was not cut for the longest time."""
+        self._begun[key] = chunks
+        self._begun.move_to_end(key)
+        if len(self._begun) > STATES_HELD:
+            self._begun.popitem(last=False)
 
     def _add(self, chunks: ChunkedLengths, shard: int, row: int, read: bool) -> np.ndarray:
         """uint16 [P]: of the patches that belong to the next row of a document."""

@@ -75,7 +75,7 @@ class RunData:
             for split in (TRAIN_SPLIT, VALIDATION_SPLIT)
             for name, folder in self.folders(split).items()
         }
-        return phases_of(self._settings, self.train_manifest, kept)
+        return phases_of(self._settings, self.train_manifest, kept, lambda: self.train)
 
     def schedule(self, run: RunSettings) -> "PatchSchedule | None":
         """The phases over a run, whose length in passes is one in bytes already."""

@@ -1,6 +1,7 @@
 """How many steps of a run use up a budget: found by planning its packs, which reads the index only. Free of torch."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -9,14 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 from shared.errors import ConfigError
-from shared.model_settings import AnyModelSettings
-from shared.models.flops import Workload, forward_flops, text_workload, training_flops
-from trainer.data.packing.planner import PackPlan, Planner
-from trainer.data.packing.slices import SliceReader, Slices
-from trainer.data.recut_lengths import RecutLengths
+from shared.models.flops import Workload, forward_flops, training_flops
 from trainer.data.run_data import RunData
-from trainer.data.sampling.cursor import first_cursor
 from trainer.experiments.systems import Values
+from trainer.planning.packs import planned_steps, slices_workload
 from trainer.planning.plan import make_plan
 from trainer.settings import TrainSettings
 from trainer.settings.recipe import check_recipe
@@ -51,26 +48,11 @@ class Spent:
         return self.model_flops + self.entropy_flops
 
 
-def slices_workload(model: AnyModelSettings, slices: Slices) -> Workload:
-    """What documents ask of a model in these slices: a continued one begins with BOE, which is a patch of its own."""
-    boe = slices.starts > 0
-    return text_workload(model, slices.stops - slices.starts + boe, slices.patches + boe)
-
-
-def planned_steps(settings: TrainSettings, data: RunData) -> Iterator[list[PackPlan]]:
-    """The packs of each step of a run, as its loader will plan them. Raises DatasetError, ConfigError."""
-    cursor, schedule = first_cursor(data.train, settings.run.seed, settings.data.streams), data.schedule(settings.run)
-    recut = None if schedule is None else RecutLengths(data.train, schedule.patchings)
-    planner = Planner(data.train, SliceReader(data.train, recut), data.limits, data.mixing, cursor, schedule)
-    while True:
-        yield planner.next_step(settings.data.packs)
-
-
 def spending(settings: TrainSettings) -> Iterator[Spent]:
-    """What a run has used after each of its steps."""
+    """What a run has used after each of its steps, for as many as ``data.repeats`` has documents for."""
     data = RunData(settings.data, settings.model.patch_credit)
     work, scored, text, entropy_model = Workload(), Workload(), 0, data.entropy_model
-    for number, plans in enumerate(planned_steps(settings, data), 1):
+    for number, plans in enumerate(planned_steps(settings, data, data.schedule(settings.run)), 1):
         for plan in plans:
             work += slices_workload(settings.model, plan)
             if entropy_model is not None:
@@ -117,45 +99,65 @@ def recipe_within(
     return recipe_of(spent.steps), spent
 
 
+def _run_of(settings: TrainSettings, steps: int) -> Spent:
+    """What a run of so many steps uses, or as many of them as ``data.repeats`` has documents for."""
+    run = settings.run.model_copy(update={"steps": steps, "bytes": None})
+    spent = islice(spending(settings.model_copy(update={"run": run})), steps)
+    return next(iter(deque(spent, maxlen=1)), Spent())
+
+
 def _steps_by_phases(settings: TrainSettings, budget: float, used: Callable[[Spent], float], tolerance: float) -> Spent:
     """The same where phases begin at shares of the run: where they begin depends on the steps that are looked for."""
-    nearest, steps = Spent(), LEAST_STEPS
+    nearest, steps, most = Spent(), LEAST_STEPS, math.inf
     for _ in range(ROUNDS):
-        run = settings.run.model_copy(update={"steps": steps, "bytes": None})
-        spent = next(islice(spending(settings.model_copy(update={"run": run})), steps - 1, None))
-        if not nearest.steps or abs(used(spent) - budget) < abs(used(nearest) - budget):
+        spent = _run_of(settings, steps)
+        if spent.steps < steps:
+            most = spent.steps  # of a run as long as this one; a shorter one has its phases earlier, and may end before
+        elif not nearest.steps or abs(used(spent) - budget) < abs(used(nearest) - budget):
             nearest = spent
-        following = max(round(steps * budget / used(spent)), 1)
-        if following == steps:
+        following = min(max(round(spent.steps * budget / used(spent)), 1), most) if spent.steps else 0
+        if following in (0, steps):
             break
-        steps = following
-    if abs(used(nearest) / budget - 1) > tolerance:
-        raise ConfigError(
-            f"no number of steps of {settings.run.out} comes within {tolerance:.0%} of a budget of {budget:g}: "
-            f"{nearest.steps} of them use {used(nearest):.3g}; take smaller steps (data.tokens, data.packs)"
-        )
-    return nearest
+        steps = int(following)
+    if nearest.steps and abs(used(nearest) / budget - 1) <= tolerance:
+        return nearest
+    if not nearest.steps or (nearest.steps == most and used(nearest) < budget):
+        raise _data_ends(settings, budget, nearest if nearest.steps else spent, used)
+    raise ConfigError(
+        f"no number of steps of {settings.run.out} comes within {tolerance:.0%} of a budget of {budget:g}: "
+        f"{nearest.steps} of them use {used(nearest):.3g}; take smaller steps (data.tokens, data.packs)"
+    )
+
+
+def _data_ends(settings: TrainSettings, budget: float, spent: Spent, used: Callable[[Spent], float]) -> ConfigError:
+    """The error of a budget that is more than all passes over the data use."""
+    return ConfigError(
+        f"data.repeats ends the data after {spent.steps} steps of {settings.run.out}, which use {used(spent):.3g} of a "
+        f"budget of {budget:g}; let it be repeated more often, or take a smaller budget"
+    )
 
 
 def steps_within(settings: TrainSettings, budget: float, unit: Unit, tolerance: float = TOLERANCE) -> Spent:
     """The steps that come nearest to a budget, and what they use.
 
-    Raises ConfigError when steps are so large that the nearest is not within ``tolerance``.
+    Raises ConfigError when steps are so large that the nearest is not within ``tolerance``, or the data ends before it.
     """
     used: Callable[[Spent], float] = attrgetter(unit)
     if any(isinstance(phase.at, float) and phase.at > 0 for phase in settings.data.patch_schedule):
         return _steps_by_phases(settings, budget, used, tolerance)
-    before = Spent()
+    before = spent = Spent()
     for spent in spending(settings):
         if used(spent) >= budget:
             break
         before = spent
     nearest = min((spent, before), key=lambda candidate: abs(used(candidate) - budget))
-    if abs(used(nearest) / budget - 1) > tolerance or not nearest.steps:
-        raise ConfigError(
-            f"a budget of {budget:g} {unit.replace('_', ' ')} lies between {before.steps} and {spent.steps} steps of "
-            f"{settings.run.out} ({used(before):.3g} and {used(spent):.3g}), neither within {tolerance:.0%}; a budget "
-            f"of {_rounded_up(LEAST_STEPS * used(spent) / spent.steps)} would do, or smaller steps (data.tokens, "
-            "data.packs)"
-        )
-    return nearest
+    if nearest.steps and abs(used(nearest) / budget - 1) <= tolerance:
+        return nearest
+    if used(spent) < budget:
+        raise _data_ends(settings, budget, spent, used)
+    raise ConfigError(
+        f"a budget of {budget:g} {unit.replace('_', ' ')} lies between {before.steps} and {spent.steps} steps of "
+        f"{settings.run.out} ({used(before):.3g} and {used(spent):.3g}), neither within {tolerance:.0%}; a budget "
+        f"of {_rounded_up(LEAST_STEPS * used(spent) / spent.steps)} would do, or smaller steps (data.tokens, "
+        "data.packs)"
+    )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import gcd, lcm
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shared.errors import ConfigError
 from shared.layers.devices import Device, find_device
@@ -30,8 +31,14 @@ from trainer.settings import TrainSettings
 from trainer.settings.learning import InBytes, InSteps, Length
 from trainer.settings.recipe import check_recipe, read_recipe, with_places
 
+if TYPE_CHECKING:  # it needs pyarrow, which plans without packs do without
+    from trainer.planning.packs import Use
+
 PUBLISHED_ENTROPY_MODEL = EntropyModelSettings(width=768, layers=14, heads=12)
 """That of the paper, with 100 million parameters: taken where the dataset does not bring its own."""
+MOST_BYTES = 2**28
+"""Of a run whose patch size changes and whose packs are planned one by one, in some seconds: of a longer one so many
+are planned that stand for all."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +47,11 @@ class PlannedPhase:
 
     share: float
     """Of the bytes of the run."""
+    size: float
+    """Bytes a patch of documents that begin in the phase."""
     patch_size: float
-    """Bytes a patch."""
+    """Bytes a patch of its packs: documents that go on from the phase before keep their patches. The same as ``size``
+    where the data is not there."""
     patches: int
     """P_max."""
     training: float
@@ -50,10 +60,16 @@ class PlannedPhase:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recipe will take. Where the patch size changes, FLOPs a byte are means over the run."""
+    """What a recipe will take. Where the patch size changes, FLOPs a byte are means over the run, and those of the
+    packs that it will read if its data is there.
+    """
 
     settings: TrainSettings
     device: Device | None
+    steps: int
+    """Of the run."""
+    bytes: int
+    """Of the run: the first of its lengths that is reached, in full packs; of text, where its packs were planned."""
     patch_size: float | None
     """Bytes a patch, in the end; None for models without patches."""
     patches: int
@@ -76,20 +92,13 @@ class Plan:
     """Whether that is the entropy model of the data; otherwise it is the paper's, of 100 M parameters."""
     phases: tuple[PlannedPhase, ...] = ()
     """None where the patch size stays the same."""
+    planned: float | None = None
+    """Share of the packs of the run that were planned one by one; None where full packs stand for all."""
 
     @property
     def step_bytes(self) -> int:
         """Bytes of a step whose packs are full."""
         return step_bytes(self.settings)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of the run: the first of its lengths that is reached."""
-        return run_bytes(self.settings)
-
-    @property
-    def steps(self) -> int:
-        return -(-self.bytes // self.step_bytes)
 
     @property
     def flops(self) -> float:
@@ -150,32 +159,37 @@ def make_plan(settings: TrainSettings) -> Plan:
     elif model.reads != "bytes":
         patch_size, patches = _patching(settings, data)
     parts = _parts(settings, data) or [(1.0, patch_size, patches)]
-    costs = [_cost(settings, size, most, tiled=device is None) for _, size, most in parts]
-    shares = [share for share, _, _ in parts]
-    phases = [
-        PlannedPhase(share, size, most, cost.training)
-        for (share, size, most), cost in zip(parts, costs)
-        if size is not None and settings.data.patch_schedule
-    ]
+    most_patches = max(most for _, _, most in parts)
+    tiled = device is None
+    if settings.data.patch_schedule and data.exists:
+        run = _planned_run(settings, data, tiled)
+    else:
+        run = _full_packs(settings, parts, tiled)
     found_by_a_model = not data.exists or data.train_manifest.identity.entropy_model is not None
     own = _entropy_model(data)
     if isinstance(model, BltSettings) and found_by_a_model and not isinstance(own, CountsSettings):
         entropy_model = own or PUBLISHED_ENTROPY_MODEL
-    most_patches = max(most for _, _, most in parts)
     return Plan(
         settings=settings,
         device=device,
-        patch_size=phases[-1].patch_size if phases else patch_size,
+        steps=run.steps,
+        bytes=run.bytes,
+        patch_size=parts[-1][1],
         patches=most_patches,
         parameters=sizes_by_part(parameter_shapes(model)),
-        memory=estimate(settings, options.ranks, most_patches, tiled=device is None),
-        forward={part: _mean(shares, [cost.forward[part] for cost in costs]) for part in costs[0].forward},
-        training=_mean(shares, [cost.training for cost in costs]),
-        executed=_mean(shares, [cost.executed for cost in costs]),
-        paper=None if costs[0].paper is None else _mean(shares, [cost.paper or 0.0 for cost in costs]),
+        memory=estimate(settings, options.ranks, most_patches, tiled=tiled),
+        forward={part: _mean(run.shares, [cost.forward[part] for cost in run.costs]) for part in run.costs[0].forward},
+        training=_mean(run.shares, [cost.training for cost in run.costs]),
+        executed=_mean(run.shares, [cost.executed for cost in run.costs]),
+        paper=None if run.costs[0].paper is None else _mean(run.shares, [cost.paper or 0.0 for cost in run.costs]),
         entropy=None if entropy_model is None else _per_byte(entropy_model, _documents(settings, None)[0]),
         entropy_known=own is not None,
-        phases=tuple(phases),
+        phases=tuple(
+            PlannedPhase(share, size, found, most, cost.training)
+            for share, found, (_, size, most), cost in zip(run.shares, run.sizes, parts, run.costs)
+            if settings.data.patch_schedule and size is not None and found is not None
+        ),
+        planned=run.planned,
     )
 
 
@@ -192,6 +206,55 @@ class _Cost:
     training: float
     executed: float
     paper: float | None
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run by its phases; of one whose patch size stays the same it is one phase."""
+
+    steps: int
+    bytes: int
+    shares: Sequence[float]
+    """Of the bytes."""
+    sizes: Sequence[float | None]
+    """Bytes a patch."""
+    costs: Sequence[_Cost]
+    planned: float | None = None
+    """As in `Plan`."""
+
+
+def _full_packs(settings: TrainSettings, parts: Sequence[tuple[float, float | None, int]], tiled: bool) -> _Run:
+    """Of full packs with documents as planned; ``parts`` as `_parts` gives them."""
+    whole = run_bytes(settings)
+    shares, sizes = [share for share, _, _ in parts], [size for _, size, _ in parts]
+    costs = [_cost(settings, size, most, tiled) for _, size, most in parts]
+    return _Run(-(-whole // step_bytes(settings)), whole, shares, sizes, costs)
+
+
+def _planned_run(settings: TrainSettings, data: RunData, tiled: bool) -> _Run:
+    """Of the packs that the run will read. Raises ConfigError, DatasetError."""
+    from trainer.planning.packs import use_of_phases
+
+    times = max(run_bytes(settings) / MOST_BYTES, 1.0)
+    uses = use_of_phases(settings, data, times, tiled)
+    whole, packs = sum(use.bytes for use in uses), sum(use.packs for use in uses)
+    sizes = [use.bytes / use.patches if use.patches else phase.size for use, phase in zip(uses, data.phases)]
+    costs = [_cost_of(settings, use, size) for use, size in zip(uses, sizes)]
+    steps = settings.run.steps
+    if steps is None or settings.run.bytes is not None:
+        steps = round(packs * times / settings.data.packs)
+    return _Run(steps, round(whole * times), [use.bytes / whole for use in uses], sizes, costs, 1 / times)
+
+
+def _cost_of(settings: TrainSettings, use: "Use", patch_size: float) -> _Cost:
+    """Of packs with so many bytes a patch."""
+    model, recompute, size = settings.model, settings.parallel.activation_checkpointing, max(use.bytes, 1)
+    return _Cost(
+        forward={part: count / size for part, count in forward_flops(model, use.useful).by_part().items()},
+        training=training_flops(model, use.useful).total / size,
+        executed=executed_training_flops(model, use.executed, recompute).total / size,
+        paper=paper_flops_per_byte(model, patch_size) if isinstance(model, BltSettings) else None,
+    )
 
 
 def _cost(settings: TrainSettings, patch_size: float | None, patches: int, tiled: bool) -> _Cost:

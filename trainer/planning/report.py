@@ -10,12 +10,14 @@ from shared.io.display.quantities import counted, duration, grouped
 from shared.layers.devices import GIB, MIB
 from trainer.memory.estimate import estimate
 from trainer.memory.parts import STATE
-from trainer.planning.plan import Plan
+from trainer.planning.plan import Plan, PlannedPhase
 from trainer.settings import TrainSettings
 
 WIDTH = 112
 """Columns; a recipe has room for them in its comment."""
 INDENT = 14
+CLOSE = 0.05
+"""How far apart patch sizes are that are said both."""
 PREFIXES = {15: "P", 12: "T", 9: "G", 6: "M", 3: "k", 0: ""}
 """By power of ten."""
 
@@ -62,11 +64,17 @@ def _entries(plan: Plan) -> Iterator[tuple[str, str]]:
     for number, phase in enumerate(plan.phases, 1):
         yield (
             "" if number > 1 else "phases",
-            f"{number}: {phase.share:.0%} of the run, {phase.patch_size:.2f} bytes a patch, at most "
+            f"{number}: {phase.share:.0%} of the run, {phase.patch_size:.2f} bytes a patch{_begun(phase)}, at most "
             f"{phase.patches:,} in a pack; training {amount(phase.training)} a byte, "
             f"{phase.training * phase.share * plan.bytes:.2e} FLOPs",
         )
     yield "the run", f"{counted(plan.steps, 'step')}, {amount(plan.bytes, 'B')}, {plan.flops:.2e} FLOPs{_time(plan)}"
+
+
+def _begun(phase: PlannedPhase) -> str:
+    """What documents that begin in the phase have, where those that go on from before it make a difference."""
+    apart = abs(phase.patch_size / phase.size - 1) > CLOSE
+    return f" ({phase.size:.2f} of documents that begin in it)" if apart else ""
 
 
 def _ranks(plan: Plan) -> str:

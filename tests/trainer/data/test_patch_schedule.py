@@ -18,6 +18,7 @@ from shared.shards.dataset import Dataset
 from shared.shards.manifest import ShardFormat, SidecarType
 from shared.shards.open import open_dataset
 from shared.vocabulary import IGNORED_LABEL
+from trainer.data import patch_schedule, recut_lengths
 from trainer.data.documents import documents_in_order
 from trainer.data.loader import PackLoader
 from trainer.data.packing.build import build_pack
@@ -25,12 +26,11 @@ from trainer.data.packing.limits import PackLimits
 from trainer.data.packing.packs import Step
 from trainer.data.packing.planner import Planner
 from trainer.data.packing.slices import SliceReader
-from trainer.data.patch_schedule import PatchSchedule, Phase, _size
-from trainer.data.recut_lengths import RecutLengths
+from trainer.data.patch_schedule import PatchSchedule, Phase, sampled_sizes
+from trainer.data.recut_lengths import Counted, RecutLengths
 from trainer.data.sampling.cursor import Cursor, first_cursor
 from trainer.data.sampling.schedule import Mixing
 from trainer.data.validation import ValidationPacks
-from trainer.settings.data import PatchPhase
 from trainer.settings.learning import InBytes, InSteps, Length
 
 RISE = PatchingSettings(rule="entropy_rise", theta=1.5, theta_rise=0.5, min_length=2, max_length=16)
@@ -261,10 +261,58 @@ def test_only_record_batches_in_use_are_cut_and_each_once(tmp_path: Path, monkey
     assert asked == before
 
 
-@pytest.mark.parametrize(("theta", "size"), [(0.0, 3), (5.4, 16)])
-def test_the_size_that_a_theta_gives_lies_within_the_limits_of_a_patch(tmp_path: Path, theta: float, size: int) -> None:
-    patching = with_thetas(3.0, min_length=3, max_length=16)
-    manifest = scored_dataset(tmp_path, 0, patching=patching).manifest
-    histogram = np.zeros(256, np.int64)
-    histogram[128] = manifest.totals.bytes  # every byte is as hard: above the lower theta, below the higher one
-    assert _size(PatchPhase(theta=theta), tiny_settings(tmp_path, tmp_path).data, manifest, histogram) == size
+@pytest.mark.parametrize("sidecar", ["uint8", "float32"])
+def test_the_size_that_a_theta_gives_is_that_of_documents_cut_with_it(tmp_path: Path, sidecar: SidecarType) -> None:
+    """Of all of them, since they are few; of a document in several rows the first one is cut."""
+    patchings = ON_GRID if sidecar == "uint8" else (EXACT, RISE, MONOTONIC)
+    for specials in (False, True):
+        dataset = scored_dataset(tmp_path / str(specials), 5, sidecar, specials=specials)
+        for patching, found in zip(patchings, sampled_sizes(dataset, patchings), strict=True):
+            cut = cut_documents(dataset, patching)
+            size = sum(len(row.text) for row in cut) / sum(len(row.patch_lengths) - 1 for row in cut)
+            assert found == pytest.approx(size, rel=0.04)
+
+
+def test_a_sample_is_spread_over_the_data_and_reads_no_more_of_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = scored_dataset(tmp_path, 6, count=900)
+    exact = sampled_sizes(dataset, ON_GRID)
+    cut = list[int]()
+    counted = RecutLengths.counted
+
+    def watched(self: RecutLengths, phase: int, shard: int, rows: np.ndarray) -> Counted:
+        cut.append(len(rows))
+        return counted(self, phase, shard, rows)
+
+    monkeypatch.setattr(RecutLengths, "counted", watched)
+    monkeypatch.setattr(patch_schedule, "SAMPLE_BYTES", 9000)
+    assert sampled_sizes(dataset, ON_GRID) == pytest.approx(exact, rel=0.05)
+    assert 100 < sum(cut) / len(ON_GRID) < 300
+    cut.clear()
+    monkeypatch.setattr(patch_schedule, "SAMPLE_RUNS", 2)
+    sampled_sizes(dataset, ON_GRID)
+    assert len(cut) == 2 * len(ON_GRID)
+
+
+def test_rows_whose_beginning_is_not_known_any_more_are_cut_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two phases by turns, rows backwards, and room for one state and for no lengths."""
+    dataset = scored_dataset(tmp_path, 7)
+    monkeypatch.setattr(recut_lengths, "STATES_HELD", 1)
+    monkeypatch.setattr(recut_lengths, "LENGTHS_BYTES", 0)
+    patchings = ON_GRID[:2]
+    recut = RecutLengths(dataset, patchings)
+    wanted = [RecutLengths(dataset, [patching]) for patching in patchings]
+    several = 0
+    for shard in range(dataset.shard_count):
+        index = dataset.shard_index(shard)
+        for row in reversed(range(len(index))):
+            several += int(index.part[row] > 0)
+            for phase in (0, 1):
+                found = recut._cutter._part(phase, shard, row)
+                expected = wanted[phase].batch(0, shard, int(index.batch[row])).of_row(int(index.row[row]))
+                np.testing.assert_array_equal(found, expected)
+                assert len(recut._cutter._begun) <= 1
+    assert several > 10

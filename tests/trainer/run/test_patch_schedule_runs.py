@@ -3,13 +3,15 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers.rewriting_examples import make_place, run, scored
+from helpers.pipeline_helpers import preprocess, write_jsonl
+from helpers.rewriting_examples import SCORED, make_place, run, scored
 from helpers.tiny_runs import (
     NONE,
     STACK,
@@ -30,13 +32,18 @@ from trainer.__main__ import main as trainer_main
 from trainer.checkpoints.model import model_at
 from trainer.checkpoints.state import read_state
 from trainer.data.loader import PackLoader
+from trainer.data.packing.packs import Pack
+from trainer.data.patch_schedule import sampled_sizes
 from trainer.data.run_data import RunData
 from trainer.evaluation.compatibility import check_fits, score_folder
 from trainer.experiments.budget import steps_within
+from trainer.experiments.results.records import spent
 from trainer.generation.generator import Generator
 from trainer.main import main
+from trainer.metrics.history import load_history
 from trainer.metrics.run_metrics import FlopsCounter
 from trainer.metrics.subset_score import total_of
+from trainer.planning import plan as planning
 from trainer.planning.plan import make_plan
 from trainer.planning.report import report
 from trainer.provenance.identity import RunIdentity, model_identity, run_differences
@@ -185,8 +192,19 @@ def settings_of(place: Path, out: Path, source: str = "uint8", /, **changed: dic
     return tiny_settings(place / source, out, **sections(place, **changed))
 
 
-def used_flops(settings: TrainSettings, steps: int) -> float:
-    """Useful FLOPs of the packs of a run, counted as its metrics count them."""
+@dataclass(frozen=True)
+class Trained:
+    """What the packs of a run have, counted as its metrics count them."""
+
+    flops: float
+    """Useful ones."""
+    bytes: int
+    targets: int
+    sizes: list[float]
+    """Bytes a patch in each phase."""
+
+
+def trained(settings: TrainSettings, steps: int) -> Trained:
     data = RunData(settings.data)
     loader = PackLoader(
         data.train,
@@ -197,8 +215,15 @@ def used_flops(settings: TrainSettings, steps: int) -> float:
         schedule=data.schedule(settings.run),
     )
     counter = FlopsCounter(settings.model, None, "none", tiled=True)
-    counter.add(list(islice(loader, steps * settings.data.packs)))
-    return counter.pop()["useful"]
+    phases, packs = len(data.phases), list[Pack]()
+    text, patches = [0] * phases, [0] * phases
+    for pack in islice(loader, steps * settings.data.packs):
+        text[loader.phase] += int(pack.slice_bytes.sum())
+        patches[loader.phase] += int(pack.slice_patches.sum())
+        packs.append(pack)
+    counter.add(packs)
+    sizes = [own / count for own, count in zip(text, patches)]
+    return Trained(counter.pop()["useful"], sum(text), sum(pack.targets for pack in packs), sizes)
 
 
 @pytest.mark.parametrize("unit", ["share", "steps"])
@@ -206,34 +231,118 @@ def test_a_budget_of_flops_is_met_within_one_percent(place: Path, tmp_path: Path
     schedule = SCHEDULE if unit == "share" else [{"size": 2}, {"size": 6, "at": {"steps": 20}}]
     settings = settings_of(place, tmp_path, data={"patch_schedule": schedule} | SMALL_STEPS)
     budget = 7.7e9
-    spent = steps_within(settings, budget, "model_flops")
-    run = settings.run.model_copy(update={"steps": spent.steps})
-    used = used_flops(settings.model_copy(update={"run": run}), spent.steps)
-    assert used == pytest.approx(spent.model_flops, rel=1e-9)
-    assert abs(used / budget - 1) < 0.01
+    found = steps_within(settings, budget, "model_flops")
+    run = settings.run.model_copy(update={"steps": found.steps})
+    used = trained(settings.model_copy(update={"run": run}), found.steps)
+    assert (used.flops, used.bytes) == (pytest.approx(found.model_flops, rel=1e-9), found.bytes)
+    assert abs(used.flops / budget - 1) < 0.01
 
 
 SMALL_STEPS = {"packs": 2, "tokens": 256}
 
 
-def test_a_plan_counts_the_flops_of_each_phase(place: Path, tmp_path: Path) -> None:
-    """Of full packs of documents as long as the data's; each phase beside a run with its patches alone."""
-    length = {"document_bytes": 90}
-    plan = make_plan(settings_of(place, tmp_path, plan=length))
-    assert [phase.share for phase in plan.phases] == [0.25] * 4
-    for number, phase in enumerate(plan.phases):
-        alone = make_plan(
-            settings_of(place, tmp_path, plan=length, data={"patch_schedule": [SCHEDULE[number] | {"at": 0.0}]})
-        )
-        assert alone.training == phase.training
-        assert alone.patches == phase.patches
-        assert plan.flops == pytest.approx(sum(one.training * one.share for one in plan.phases) * plan.bytes)
-    assert plan.training > plan.phases[-1].training
+@pytest.fixture(scope="module")
+def of_kinds(place: Path) -> Path:
+    """Beside the data with short documents one whose documents are much longer than packs, and other rules."""
+    words = [f"w{number * 7919 % 1009}x" for number in range(4000)]
+    records = [{"id": str(n), "text": " ".join(words[n * 97 : n * 97 + 20 + 900 * (n % 2)])} for n in range(24)]
+    write_jsonl(place / "long.jsonl", records)
+    theta = ("--theta", 2.0, "--validation-fraction", 0.3, "--sidecar", "uint8", *SCORED)
+    model = ("--entropy-model", place / "model")
+    assert preprocess(place / "long.jsonl", "--out", place / "long", *model, *FIXED, *theta) == 0
+    scored(place, place / "characters", *FIXED, "--theta", 2.0, "--whole-characters", "--sidecar", "uint8")
+    scored(place, place / "cut", "--rule", "entropy", "--max-length", 7, "--theta", 2.0, "--sidecar", "float32")
+    return place
+
+
+def by_thetas(place: Path) -> dict[str, Any]:
+    """The schedule with the thresholds themselves in place of a table."""
+    thetas = [entry.patching.theta for entry in load_patch_sizes(place / "sizes.json").patch_sizes]
+    schedule = [
+        {"theta": theta} | {k: v for k, v in phase.items() if k == "at"} for theta, phase in zip(thetas, SCHEDULE)
+    ]
+    return {"patch_schedule": schedule, "patch_sizes": None}
+
+
+@pytest.mark.parametrize("length", [{"steps": 40}, {"bytes": 17_000}])
+@pytest.mark.parametrize("kind", ["uint8", "long", "characters", "cut"])
+def test_a_plan_has_the_flops_bytes_and_steps_of_the_packs_that_are_trained_on(
+    of_kinds: Path, tmp_path: Path, kind: str, length: dict[str, int]
+) -> None:
+    settings = settings_of(of_kinds, tmp_path, kind, data=by_thetas(of_kinds), run={"steps": None} | length)
+    plan = make_plan(settings)
+    used = trained(settings, plan.steps)
+    assert (plan.flops, plan.bytes) == (pytest.approx(used.flops, rel=1e-9), used.bytes)
+    assert used.targets >= length.get("bytes", 0) > 0 or plan.steps == 40
+    assert [phase.patch_size for phase in plan.phases] == pytest.approx(used.sizes)
+    held = abs(plan.phases[-1].patch_size / plan.phases[-1].size - 1)
+    assert held > 0.1 if kind == "long" else held < 0.1, "documents go on from earlier phases"
+    assert kind != "long" or "of documents that begin in it" in report(plan)
+
+
+def test_a_plan_is_what_a_run_has_logged(place: Path, whole: Path, tmp_path: Path) -> None:
+    plan = make_plan(settings_of(place, tmp_path))
+    last = spent(load_history(whole))[-1]
+    assert (plan.steps, plan.bytes) == (last.step, last.bytes)
+    assert plan.flops == pytest.approx(last.useful_flops, rel=1e-9)
+    assert plan.executed * plan.bytes == pytest.approx(executed_in(whole), rel=0.05)
+
+
+def executed_in(run: Path) -> float:
+    """FLOPs as they were computed, by what was logged after each step."""
+    lines = [line for line in metric_lines(run) if "loss" in line]
+    texts = [line["bytes_per_second"] * line["step_seconds"]["whole"] for line in lines]
+    return sum(line["flops_per_byte"]["executed"] * text for line, text in zip(lines, texts))
+
+
+@pytest.mark.parametrize("kind", ["uint8", "long"])
+def test_a_run_planned_in_small_is_within_one_percent(
+    of_kinds: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fifth of the packs and of the streams."""
+    for at in ({}, {"at": {"steps": 200}}):
+        schedule = [{"size": 2}, {"size": 6, "at": 0.5} | at]
+        data = {"patch_schedule": schedule, "tokens": 100, "streams": 10}
+        settings = settings_of(of_kinds, tmp_path, kind, run={"steps": 400}, data=data)
+        exact = make_plan(settings)
+        monkeypatch.setattr(planning, "MOST_BYTES", exact.step_bytes * 80)
+        small = make_plan(settings)
+        monkeypatch.undo()
+        assert (exact.planned, small.planned) == (1.0, 0.2)
+        assert small.flops == pytest.approx(exact.flops, rel=0.01)
+        assert small.bytes == pytest.approx(exact.bytes, rel=0.01)
+        assert small.steps == exact.steps == 400
+
+
+def test_a_plan_needs_room_for_the_phase_with_the_most_patches(place: Path, tmp_path: Path) -> None:
+    plan = make_plan(settings_of(place, tmp_path))
     assert plan.patches == plan.phases[0].patches
     assert plan.memory == make_plan(settings_of(place, tmp_path, data={"patch_schedule": SCHEDULE[:1]})).memory
-    words = report(plan)
-    assert "phases" in words
-    assert f"4: 25% of the run, {plan.phases[3].patch_size:.2f} bytes a patch" in words
+    assert sum(phase.share for phase in plan.phases) == pytest.approx(1)
+    assert plan.training == pytest.approx(sum(phase.share * phase.training for phase in plan.phases))
+    assert plan.training > plan.phases[-1].training
+    assert f"4: 25% of the run, {plan.phases[3].patch_size:.2f} bytes a patch" in report(plan)
+
+
+def test_a_run_that_outlasts_its_data_has_no_plan_and_no_budget(of_kinds: Path, tmp_path: Path) -> None:
+    ends = (
+        {"repeats": dict.fromkeys(open_dataset(of_kinds / "uint8" / "train").subset_names, 3)}
+        | SMALL_STEPS
+        | {"tokens": 80}
+    )
+    for schedule in (SCHEDULE, [{"size": 2}, {"size": 6, "at": {"steps": 20}}]):
+        settings = settings_of(of_kinds, tmp_path, run={"steps": 500}, data=ends | {"patch_schedule": schedule})
+        with pytest.raises(ConfigError, match=r"data\.repeats"):
+            make_plan(settings)
+        with pytest.raises(ConfigError, match=r"data\.repeats ends the data after") as refused:
+            steps_within(settings, 1e12, "model_flops")
+        most = int(str(refused.value).split(" steps of ")[0].rpartition(" ")[2])
+        run = settings.run.model_copy(update={"steps": most})
+        used = trained(settings.model_copy(update={"run": run}), most)
+        assert steps_within(settings, used.flops, "model_flops").steps == most
+        assert steps_within(settings, 0.97 * used.flops, "model_flops").steps < most
+        with pytest.raises(ConfigError, match=r"data\.repeats"):
+            steps_within(settings, 1.05 * used.flops, "model_flops")
 
 
 def test_a_plan_without_data_takes_the_sizes_that_phases_name(place: Path, tmp_path: Path) -> None:
@@ -243,12 +352,12 @@ def test_a_plan_without_data_takes_the_sizes_that_phases_name(place: Path, tmp_p
     assert [(phase.share, phase.patch_size) for phase in plan.phases] == [(0.25, 2.0), (0.75, 5.0)]
 
 
-def test_a_theta_is_planned_with_about_the_size_that_it_gives(place: Path, tmp_path: Path) -> None:
+def test_a_theta_is_planned_with_the_size_that_it_gives(place: Path, tmp_path: Path) -> None:
     for entry in load_patch_sizes(place / "sizes.json").patch_sizes:
         changed = {"patch_schedule": [{"theta": entry.patching.theta}], "patch_sizes": None}
         data = RunData(settings_of(place, tmp_path, data=changed).data)
         assert data.phases[0].patching == entry.patching
-        assert data.phases[0].size == pytest.approx(entry.mean_patch_size, rel=0.1)
+        assert data.phases[0].size == pytest.approx(entry.mean_patch_size, rel=1e-9)
 
 
 # ---- What is refused, each in one line.
@@ -311,10 +420,8 @@ def test_rises_need_exact_entropies(place: Path, tmp_path: Path) -> None:
     changed = {"patch_schedule": [{"theta": 0.5}], "patch_sizes": None}
     assert "too coarse for rises" in refusal(tiny_settings(coarse, tmp_path / "o", **sections(place, data=changed)))
     exact = scored(place, tmp_path / "exact", *rise, "--sidecar", "float32")
-    assert "give patches beside it" in refusal(tiny_settings(exact, tmp_path / "o", **sections(place, data=changed)))
-    changed["patch_schedule"] = [{"theta": 0.5, "patches": 150}]
     data = RunData(tiny_settings(exact, tmp_path / "o", **sections(place, data=changed)).data)
-    assert data.phases[0].limits.patches == 150
+    assert data.phases[0].size == pytest.approx(data.train_manifest.totals.mean_patch_size, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -352,7 +459,7 @@ def changed_table(place: Path, path: Path, change: Callable[[dict[str, Any]], ob
     [
         (lambda table: table.update(entropy_model="0" * 64), "entropy model 000000000000"),
         (lambda table: [one["patching"].update(max_length=63) for one in table["patch_sizes"]], "max_length"),
-        (lambda table: table["patch_sizes"][1]["patching"].update(thetas={"x": 2.028013229370117}), "subset 'x'"),
+        (lambda table: table["patch_sizes"][1]["patching"].update(thetas={"x": 2.028013229370117}), "subset 'x'; "),
         (lambda table: table["patch_sizes"].reverse(), "must ascend"),
         (lambda table: table["patch_sizes"][1]["patching"].update(rule="space"), "does not take theta"),
         (lambda table: table.update(format_version=2), "format version 2"),
@@ -371,6 +478,49 @@ def test_a_table_of_something_else_is_refused(
 
 def test_a_table_that_is_not_there_is_refused(place: Path, tmp_path: Path) -> None:
     assert "cannot be read" in refusal(settings_of(place, tmp_path, data={"patch_sizes": str(tmp_path / "no.json")}))
+
+
+def test_a_table_by_subset_is_for_the_subsets_of_all_datasets(of_kinds: Path, tmp_path: Path) -> None:
+    """A name of one dataset's subset counts before that of a subset of each of them."""
+    table = sizes(of_kinds, of_kinds / "uint8", tmp_path / "by-subset.json", "--per-subset")
+    entries = load_patch_sizes(table).patch_sizes
+    datasets = {"x": str(of_kinds / "uint8"), "y": str(of_kinds / "uint8"), "z": str(of_kinds / "long")}
+    data = {"path": None, "datasets": datasets, "patch_sizes": str(table)}
+    phases = RunData(settings_of(of_kinds, tmp_path, data=data).data).phases
+    for phase, entry in zip(phases, entries, strict=True):
+        wanted = {f"{name}/{subset}": theta for name in "xy" for subset, theta in entry.patching.thetas.items()}
+        assert phase.patching.thetas == wanted
+        assert len(wanted) == 4
+        assert phase.patching.theta == entry.patching.theta
+    near = entries[0].patching.thetas["a"]
+    values = json.loads(table.read_text())
+    for entry in values["patch_sizes"]:
+        entry["patching"]["thetas"]["y/a"] = near
+    table.write_text(json.dumps(values))
+    named = RunData(settings_of(of_kinds, tmp_path, data=data).data).phases
+    for before, after in zip(phases, named, strict=True):
+        assert after.patching.thetas == before.patching.thetas | {"y/a": near}
+
+
+def test_a_table_for_data_cut_as_an_imported_model_cuts_has_its_roundings(place: Path, tmp_path: Path) -> None:
+    """Neither is an option of calibrate: what the data is cut with counts."""
+    rise = ("--rule", "monotonic", "--sidecar", "float32", "--max-length", 64)
+    chosen = tmp_path / "one.json"
+    line = ("calibrate", place / "float32", "--entropy-model", place / "model", "--target", 3, "--out", chosen)
+    assert run(*line, *rise, "--stream-length", 512, "--threads", 1) == 0
+    values = json.loads(chosen.read_text())
+    values["patching"] |= {"entropy_dtype": "float16", "reference_starts": True}
+    chosen.write_text(json.dumps(values))
+    data = scored(place, tmp_path / "data", "--patching", chosen, "--sidecar", "float32")
+    table = sizes(place, data, tmp_path / "sizes.json", *rise[:4], asked="3,4")
+    changed = {"patch_schedule": [{"size": 3}, {"size": 4, "at": 0.5}], "patch_sizes": str(table)}
+    phases = RunData(tiny_settings(data, tmp_path / "out", **sections(place, data=changed)).data).phases
+    stored = open_dataset(data / "train").patching
+    for phase in phases:
+        assert (phase.patching.entropy_dtype, phase.patching.reference_starts) == ("float16", True)
+        assert phase.patching.model_copy(update={"theta": stored.theta}) == stored
+    (found,) = sampled_sizes(open_dataset(data / "train"), [phases[1].patching])
+    assert found == pytest.approx(phases[1].size, rel=1e-9)
 
 
 def test_a_model_of_bytes_has_no_schedule(place: Path, tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from trainer.data.source import Source
 
 BLOCK = 2048
 """Documents scheduled at a time."""
+DATA_ENDS = "data.repeats: every subset has been sampled as often as it may be, and the run goes on"
+"""What is wrong where a step has nothing to learn."""
 
 
 @dataclass(frozen=True)
