@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -55,6 +56,10 @@ none = {{rule = "none"}}
 static = {{rule = "static", stride = 4}}
 longer = {{rule = "static", stride = 6}}
 tokens = {{rule = "bpe", vocabulary = 300}}
+counted = {{rule = "entropy", target = 4.0, entropy_model = "counts"}}
+
+[entropy_models.counts]
+counts = {{order = 3, least = 2}}
 
 [systems.bytes]
 family = "bytes"
@@ -96,6 +101,13 @@ like = "patches"
 optimizer = {{lr = 2e-3}}
 full = true
 
+[systems.counted]
+family = "blt"
+description = "Patches by counts."
+patching = "counted"
+like = "own"
+full = true
+
 [[expected]]
 better = "patches"
 worse = "tokens"
@@ -134,6 +146,15 @@ def arguments(place: Path, *more: object) -> list[str]:
     ]
     options += ["--corpus-bytes", 24_000, "--document-bytes", 200, "--validation-fraction", 0.1]
     return ["compare", *map(str, [place / "in/prose.txt", place / "in/code.jsonl", *options, *more])]
+
+
+def copied(place: Path, to: Path) -> None:
+    """Put a comparison's input and what was made of it in another folder, without its runs."""
+    shutil.copytree(place / "in", to / "in")
+    (to / "systems.toml").write_text(SYSTEMS)
+    for part in ("corpora", "corpus", "data"):
+        shutil.copytree(place / "out" / part, to / "out" / part)
+    shutil.copy(place / "out" / EXPERIMENT_NAME, to / "out")
 
 
 @pytest.fixture(scope="module")
@@ -234,11 +255,7 @@ def test_pairs_of_seeds_are_compared(results: Results) -> None:
 
 
 def test_a_killed_comparison_ends_as_one_that_was_never_stopped(place: Path, results: Results, tmp_path: Path) -> None:
-    shutil.copytree(place / "in", tmp_path / "in")
-    (tmp_path / "systems.toml").write_text(SYSTEMS)
-    for part in ("corpora", "corpus", "data"):
-        shutil.copytree(place / "out" / part, tmp_path / "out" / part)
-    shutil.copy(place / "out" / EXPERIMENT_NAME, tmp_path / "out")
+    copied(place, tmp_path)
     assert main(arguments(tmp_path, "--only", "bytes", "--seeds", "0")) == 0
     (alone,) = load_results(tmp_path / "out").runs
     killed = results.runs[0]
@@ -247,6 +264,50 @@ def test_a_killed_comparison_ends_as_one_that_was_never_stopped(place: Path, res
         update={"seconds": 0.0, "curve": ()}
     )
     assert [p.bits_per_byte for p in alone.curve] == [p.bits_per_byte for p in killed.curve]
+
+
+def test_an_entropy_model_that_counts_costs_no_flops_and_what_it_took_is_kept(
+    place: Path, tmp_path: Path, capsys
+) -> None:
+    copied(place, tmp_path)
+    command = arguments(tmp_path, "--only", "counted", "--seeds", "0")
+    assert main(command) == 0
+    found = load_results(tmp_path / "out")
+    (run,), (made,) = found.runs, found.entropy_models
+    train = open_dataset(tmp_path / "out/corpus/train").manifest.totals
+    assert (made.name, made.counts, made.bytes, made.processors) == ("counts", True, train.bytes, (processor(),))
+    assert made.seconds is not None
+    assert made.scored_bytes_per_second > 0
+    assert (run.entropy_flops, run.entropy_flops_per_byte) == (0, 0)
+    data = open_dataset(tmp_path / "out/data/counted/train").manifest
+    assert data.totals.mean_patch_size == pytest.approx(4.0, abs=0.2)
+    assert set(run.patch_size_by_subset) == set(run.bits_by_subset)
+    validation = open_dataset(tmp_path / "out/data/counted/validation").manifest.subsets
+    assert run.patch_size_by_subset == {name: one.mean_patch_size for name, one in validation.items()}
+    assert re.search("^counts +counts +", capsys.readouterr().out, re.MULTILINE)
+    page = (tmp_path / "out/report.html").read_text()
+    assert "Entropy models" in page
+    assert "Bytes per patch by subset" in page
+    assert main(command) == 0
+    assert load_results(tmp_path / "out").entropy_models == found.entropy_models, "what it took is known from then on"
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        ("{}", "give one of `recipe` and `counts`"),
+        ('{recipe = "entropy-small", counts = {}}', "give one of `recipe` and `counts`"),
+        ("{counts = {}, data = {packs = 1}}", "no recipe to lay data over"),
+        ("{counts = {order = 9}}", "order"),
+    ],
+)
+def test_an_entropy_model_is_trained_or_counts(model: str, why: str, tmp_path: Path) -> None:
+    file = tmp_path / "systems.toml"
+    file.write_text(
+        SYSTEMS.replace("[entropy_models.counts]\ncounts = {order = 3, least = 2}", f"entropy_models.counts = {model}")
+    )
+    with pytest.raises(ConfigError, match=why):
+        load_experiment(file)
 
 
 def test_what_is_done_is_not_done_again_and_more_seeds_join(place: Path, results: Results, capsys) -> None:
