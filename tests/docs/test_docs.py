@@ -54,7 +54,9 @@ def test_files_commands_and_links_in_sentences_exist(page: Path) -> None:
     assert check_prose(page) == []
 
 
-@pytest.mark.parametrize("guide", [ROOT / "docs/README.md", ROOT / "docs/decisions/README.md"], ids=name_of)
+@pytest.mark.parametrize(
+    "guide", [ROOT / f"docs/{folder}README.md" for folder in ("", "decisions/", "results/")], ids=name_of
+)
 def test_every_page_of_a_folder_is_in_its_guide(guide: Path) -> None:
     listed = guide.read_text()
     missing = [page.name for page in guide.parent.glob("*.md") if f"({page.name})" not in listed and page != guide]

@@ -304,7 +304,9 @@ def test_an_entropy_model_that_counts_costs_no_flops_and_what_it_took_is_kept(
 def test_an_entropy_model_is_trained_or_counts(model: str, why: str, tmp_path: Path) -> None:
     file = tmp_path / "systems.toml"
     file.write_text(
-        SYSTEMS.replace("[entropy_models.counts]\ncounts = {order = 3, least = 2}", f"entropy_models.counts = {model}")
+        SYSTEMS.replace(
+            "[entropy_models.counts]\ncounts = {order = 3, least = 2}", f"[entropy_models]\ncounts = {model}"
+        )
     )
     with pytest.raises(ConfigError, match=why):
         load_experiment(file)
