@@ -1,6 +1,7 @@
 """A table of contexts says of every byte what the definition says, in every chunk, row and order of documents."""
 
 import itertools
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ def expected(table: dict[Context, float], tokens: list[int], settings: CountsSet
     return found
 
 
+@cache
 def example(order: int = 4, newline_reset: bool = False, size: int = 3000) -> tuple[dict[Context, float], CountModel]:
     """A table of random contexts of a small alphabet, each with an entropy of its own."""
     rng = np.random.default_rng(order)

@@ -55,7 +55,8 @@ def model_of(name: str, seed: int = 0) -> HNet:
 @pytest.mark.parametrize("name", MODELS)
 def test_every_prefix_has_the_logits_and_boundaries_of_full_recomputation(name: str) -> None:
     model = model_of(name)
-    whole = Whole(model, random_text(300, seed=1))
+    text = random_text(150, seed=1)
+    whole = Whole(model, text)
     documents = DecodingState(model, UNPATCHED)
     starts, entropies = documents.read(whole.ids[:1].numpy())
     assert starts.tolist() == [True]
@@ -66,7 +67,7 @@ def test_every_prefix_has_the_logits_and_boundaries_of_full_recomputation(name: 
         whole.check(found.logits[0], place)
         assert found.starts[0, 0] == whole.ends[place], place
         if place % 25 == 0:
-            alone = routed_pack([random_text(300, seed=1)[:place]], model.settings)
+            alone = routed_pack([text[:place]], model.settings)
             with torch.inference_mode():
                 again = model(alone.ids, alone.documents, alone.patches)
             whole.check(again.logits[-1:], place)

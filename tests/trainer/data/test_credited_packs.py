@@ -33,7 +33,7 @@ disk = settings(max_examples=25, deadline=None, suppress_health_check=[HealthChe
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return random_dataset(tmp_path_factory.mktemp("unpatched"), 1, patching=NONE)
+    return random_dataset(tmp_path_factory.mktemp("unpatched"), 1, count=25, patching=NONE)
 
 
 def check_room(room: PatchRoom | None, lengths: np.ndarray, limits: PackLimits) -> None:
