@@ -1,6 +1,6 @@
 """What a worker does with a split: the documents of the train split, counted into sorted runs.
 
-FOLDER/counts/0000012-00003-000.pairs  .counts  and, when all are there, 0000012-00003.json
+FOLDER/counts/0000012-00003-000.run  and, when all are there, 0000012-00003.json
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pipeline.counting.pairs import PairCounter
 from pipeline.counting.runs import RunWriter, is_run, run_path
 from pipeline.counting.settings import Counting
-from pipeline.plan import Split
+from pipeline.plan import Split, Unit
 from pipeline.records import Records
 from pipeline.scoring.cut import Document
 from pipeline.settings import Job
@@ -55,8 +55,9 @@ class CountSplit:
 
     counting: Counting
 
-    def __call__(self, job: Job, split: Split, run: str, progress: Progress) -> None:
+    def __call__(self, job: Job, split: Unit, run: str, progress: Progress) -> None:
         """Raises PipelineError or DatasetError when the input is not what was planned."""
+        assert isinstance(split, Split)
         counting, folder = self.counting, self.counting.folder / COUNTS_FOLDER
         counter = PairCounter(counting.order, counting.newline_reset)
         writer = RunWriter(folder / split.name, counting.entries(_ENTRY_BYTES))
