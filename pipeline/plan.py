@@ -64,8 +64,9 @@ class Unit(Protocol):
 class Work(Protocol):
     """Units that executors share out."""
 
-    bytes: np.ndarray
-    """int64 [N], about how much there is to do for each."""
+    @property
+    def bytes(self) -> np.ndarray:
+        """int64 [N], about how much there is to do for each."""
 
     def __len__(self) -> int: ...
 

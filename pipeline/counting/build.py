@@ -38,6 +38,7 @@ from shared.io.files.outputs import check_folder
 from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE, model_sha256
 from shared.model_settings import CountsSettings
 from shared.patching.settings import PatchingSettings
+from shared.shards.content import add_content_hashes
 from shared.shards.manifest import load_manifest
 
 WORK_FOLDER = "counting"
@@ -110,7 +111,7 @@ def count(
             identity=identity,
             stamps=stamps,
             trained_on=_fingerprints(plan.files),
-            content=hashlib.sha256("".join(marker.content for marker in markers).encode()).hexdigest(),
+            content=add_content_hashes(marker.content for marker in markers),
             sha256=model_sha256(out),
             documents=sum(marker.documents for marker in markers),
             bytes=sum(marker.bytes for marker in markers),

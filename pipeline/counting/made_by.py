@@ -41,7 +41,7 @@ class Making(Settings):
     trained_on: dict[str, Sha256]
     """Fingerprints of our own datasets among the input, by folder."""
     content: Sha256
-    """Of all that was read."""
+    """Of the documents that were counted, in whatever order and splits."""
     sha256: Sha256
     """Of the model."""
     documents: Count

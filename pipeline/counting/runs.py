@@ -56,7 +56,7 @@ def added(parts: Sequence[Entries]) -> Entries:
     if len(parts) < 2:
         return parts[0] if parts else Entries.none()
     pairs, counts = (np.concatenate(arrays) for arrays in zip(*((part.pairs, part.counts) for part in parts)))
-    order = np.argsort(pairs, kind="stable")  # which merges what is sorted already
+    order = np.argsort(pairs)  # of equal ones the order does not matter: they are added
     pairs, counts = pairs[order], counts[order]
     del order
     starts = np.flatnonzero(np.append(True, pairs[1:] != pairs[:-1]))

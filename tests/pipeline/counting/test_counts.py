@@ -155,20 +155,38 @@ def test_a_table_is_that_of_the_definition(tmp_path, order, contexts, least, new
     assert float(tensors["root"][0]) == pytest.approx(expected[()], abs=1e-6)
     assert stored_settings(tmp_path / "m").newline_reset == newline_reset
     by_order = [sum(len(context) == length for context in kept) for length in range(order + 1)]
-    assert load_counts_making(tmp_path / "m").contexts_by_order == by_order
+    making = load_counts_making(tmp_path / "m")
+    assert making.contexts_by_order == by_order
+    assert making.distinct == len(oracle.contexts) - 1
 
 
-def test_the_bytes_are_those_of_every_other_machine(tmp_path, corpus):
-    assert count(corpus, "--out", tmp_path / "m", "--workers", 1, "--least", 2) == 0
-    assert model_sha256(tmp_path / "m") == SHA256
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    folder = tmp_path_factory.mktemp("table") / "m"
+    assert count(corpus, "--out", folder, "--workers", 1, "--least", 2) == 0
+    return folder
+
+
+def test_the_bytes_are_those_of_every_other_machine(table):
+    assert model_sha256(table) == SHA256
 
 
 @pytest.mark.parametrize("workers", [2, 4])
 @pytest.mark.parametrize("split_bytes", [2**12, 2**20])
-def test_workers_and_splits_change_nothing(tmp_path, corpus, workers, split_bytes):
+def test_workers_and_splits_change_nothing(tmp_path, corpus, table, workers, split_bytes):
     options = ("--workers", workers, "--split-bytes", split_bytes, "--least", 2)
     assert count(corpus, "--out", tmp_path / "m", *options) == 0
     assert model_sha256(tmp_path / "m") == SHA256
+    assert load_counts_making(tmp_path / "m") == load_counts_making(table)
+
+
+def test_what_was_counted_is_told_by_its_content(tmp_path, corpus, table):
+    other = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in reversed(texts())])
+    assert count(other, "--out", tmp_path / "m", "--workers", 1, "--least", 2) == 0
+    assert load_counts_making(tmp_path / "m").content == load_counts_making(table).content
+    other.write_text(other.read_text().replace("patch", "watch", 1))
+    assert count(other, "--out", tmp_path / "n", "--workers", 1, "--least", 2) == 0
+    assert load_counts_making(tmp_path / "n").content != load_counts_making(table).content
 
 
 @pytest.mark.slow
@@ -178,7 +196,7 @@ def test_neither_does_ray(tmp_path, corpus):
     assert model_sha256(tmp_path / "m") == SHA256
 
 
-@pytest.mark.parametrize(("entries", "few_enough"), [(300, False), (2000, True), (30_000, True)])
+@pytest.mark.parametrize(("entries", "few_enough"), [(300, False), (2000, False), (30_000, True)])
 def test_neither_does_memory(tmp_path, corpus, entries, few_enough, monkeypatch):
     monkeypatch.setattr(Counting, "entries", lambda *_: entries)
     monkeypatch.setattr(pairs, "TOGETHER", 2**15)
@@ -191,11 +209,19 @@ def test_neither_does_memory(tmp_path, corpus, entries, few_enough, monkeypatch)
     assert all((path.parent.name == "counts") == few_enough for path in given[0])
 
 
-def test_neither_do_the_instructions_of_a_processor(tmp_path, corpus):
+COUNT_WITHOUT_TORCH = """
+import sys
+from pipeline.__main__ import main
+assert main(["count", *sys.argv[1:]]) == 0
+assert "torch" not in sys.modules
+"""
+
+
+def test_neither_do_the_instructions_of_a_processor_nor_is_torch_needed(tmp_path, corpus):
     optional = optional_instructions()
     if not optional:
         pytest.skip("NumPy has no optional instructions for this processor")
-    line = [sys.executable, "-m", "pipeline", "count", str(corpus), "--out", str(tmp_path / "m"), "--least", "2"]
+    line = [sys.executable, "-c", COUNT_WITHOUT_TORCH, str(corpus), "--out", str(tmp_path / "m"), "--least", "2"]
     plain = environment() | {"NPY_DISABLE_CPU_FEATURES": optional}
     subprocess.run([*line, "--executor", "inline", "--workers", "1"], check=True, env=plain, capture_output=True)
     assert model_sha256(tmp_path / "m") == SHA256
