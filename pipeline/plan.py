@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, overload
+from typing import Any, Protocol, overload
 
 import numpy as np
 
@@ -47,6 +47,33 @@ class Piece:
         Of the pieces of a file one does, whatever a damaged table of contents may say.
         """
         return self.begin <= min(max((begin + end) // 2, 0), max(size - 1, 0)) < self.end or (self.first and self.last)
+
+
+class Unit(Protocol):
+    """What a worker does at a time: a split, or what else some command divides its work into."""
+
+    @property
+    def number(self) -> int:
+        """Its place among the others."""
+
+    @property
+    def name(self) -> str:
+        """Of its log."""
+
+
+class Work(Protocol):
+    """Units that executors share out."""
+
+    @property
+    def bytes(self) -> np.ndarray:
+        """int64 [N], about how much there is to do for each."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, at: int, /) -> Unit: ...
+
+    def name(self, at: int) -> str:
+        """That of one unit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,14 +12,20 @@ the order that is written here, a logarithm of our own, and sums of integers (te
 Formula: Witten and Bell 1991, method C, applied to every order.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from pipeline.counting.merge import Kept, class_of, merged_path
+from pipeline.counting.merge import MERGED, RANGES_FILE, Part, class_of, merged_path, saved
 from pipeline.counting.runs import Entries, Run
 from pipeline.counting.settings import ANY, Counting, orders_of
+from pipeline.plan import Unit
+from pipeline.settings import Job
+from pipeline.splits.process import Progress
 from shared.counts.contexts import BITS, shortened
+from shared.io.files.atomic import write_atomic
 
 _LN2, _ROOT_HALF = 0.6931471805599453, 0.7071067811865476
 _TERMS = 13
@@ -100,44 +106,66 @@ def _sums(terms: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class KeptRange(Part):
+    """A merged range, and how many contexts of the lowest class that is kept are kept of it: the first by key."""
+
+    of_class: int
+
+
+@dataclass(frozen=True)
 class BlendRange:
-    """The entropies of the contexts of one merged range that are kept; a process gets it once."""
+    """Finds the entropies of the contexts of one range that are kept; a worker gets it with each range."""
 
     counting: Counting
-    bounds: np.ndarray
-    """uint64 [R + 1], of the ranges."""
-    kept: Kept
+    above: int
+    """The class of which some contexts are kept, and all of higher ones."""
 
-    def __call__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Contexts, uint64 [C] ascending, and float32 [C] nats; the empty context has the key 0."""
+    def __call__(self, job: Job, unit: Unit, run: str, progress: Progress) -> None:
+        assert isinstance(unit, KeptRange)
         order = self.counting.order
-        entries = self._kept(number)
-        if not len(entries):
-            return np.zeros(0, np.uint64), np.zeros(0, np.float32)
-        first = entries.pairs[0] >> _SYMBOL_BITS
-        # What the first context ends in, and no other: all others lie behind it.
-        shorter = sorted({int(first & shortened(order, length)) for length in range(order)} - {int(first)})
-        above = [self._of_context(key) for key in shorter]
-        together = Entries(
-            np.concatenate([*(part.pairs for part in above), entries.pairs]),
-            np.concatenate([*(part.counts for part in above), entries.counts]),
-        )
-        contexts, entropies = blended(together, self.counting.symbols, order)
-        return contexts[len(shorter) :], entropies[len(shorter) :].astype(np.float32)
+        entries = self._kept(unit)
+        found = np.zeros(0, FOUND)
+        if len(entries):
+            first = entries.pairs[0] >> _SYMBOL_BITS
+            # What the first context ends in, and no other: all others lie behind it.
+            shorter = sorted({int(first & shortened(order, length)) for length in range(order)} - {int(first)})
+            above = self._of_contexts(shorter)
+            together = Entries(
+                np.concatenate([*(part.pairs for part in above), entries.pairs]),
+                np.concatenate([*(part.counts for part in above), entries.counts]),
+            )
+            contexts, entropies = blended(together, self.counting.symbols, order)
+            found = np.zeros(len(contexts) - len(shorter), FOUND)
+            found["context"], found["entropy"] = contexts[len(shorter) :], entropies[len(shorter) :]
+        write_atomic(entropies_path(self.counting.folder, unit.number), saved(found))
 
-    def _kept(self, number: int) -> Entries:
+    def _kept(self, unit: KeptRange) -> Entries:
         """The entries of the contexts of a range that are kept."""
-        run = Run(merged_path(self.counting.folder, number))
-        pairs, counts = np.array(run.pairs), np.array(run.counts)
-        ends = np.flatnonzero((pairs & ANY) == ANY)
-        keys = pairs[ends] >> _SYMBOL_BITS
-        classes = class_of(counts[ends], orders_of(keys, self.counting.order))
-        classes[keys == 0] = np.iinfo(np.int64).max
-        wanted = np.repeat(self.kept.mask(number, classes), np.diff(ends, prepend=-1))
-        return Entries(pairs[wanted], counts[wanted])
+        entries = Run(merged_path(self.counting.folder, unit.number)).between(0, 2**63)
+        ends = np.flatnonzero((entries.pairs & ANY) == ANY)
+        keys = entries.pairs[ends] >> _SYMBOL_BITS
+        classes = class_of(entries.counts[ends], orders_of(keys, self.counting.order))
+        at = classes == self.above
+        kept = (keys == 0) | (classes > self.above) | (at & (np.cumsum(at) <= unit.of_class))
+        wanted = np.repeat(kept, np.diff(ends, prepend=-1))
+        return Entries(entries.pairs[wanted], entries.counts[wanted])
 
-    def _of_context(self, key: int) -> Entries:
-        """All entries of one context."""
-        first, end = key << BITS, (key + 1) << BITS
-        number = int(np.searchsorted(self.bounds, np.uint64(first), side="right")) - 1
-        return Run(merged_path(self.counting.folder, number)).between(first, end)
+    def _of_contexts(self, keys: Sequence[int]) -> list[Entries]:
+        """All entries of some contexts."""
+        folder = self.counting.folder
+        bounds = np.load(folder / MERGED / RANGES_FILE)
+        found = []
+        for key in keys:
+            first, end = key << BITS, (key + 1) << BITS
+            number = int(np.searchsorted(bounds, np.uint64(first), side="right")) - 1
+            found.append(Run(merged_path(folder, number)).between(first, end))
+        return found
+
+
+FOUND = np.dtype([("context", "<u8"), ("entropy", "<f4")])
+"""Of each context, ascending by key; the empty one has the key 0."""
+
+
+def entropies_path(folder: Path, number: int) -> Path:
+    """Of a range: FOUND [C]."""
+    return merged_path(folder, number).with_suffix(".entropies.npy")

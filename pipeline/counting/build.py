@@ -4,7 +4,6 @@ OUT/config.json  model.safetensors  counted.json  and, while it is made, OUT/cou
 """
 
 import hashlib
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -15,41 +14,35 @@ from typing import Final
 import numpy as np
 import pyarrow.compute as pc
 
-from pipeline.counting.blend import BlendRange
-from pipeline.counting.count_split import COUNTS_FOLDER, CountMarker, CountSplit, read_count_marker
+from pipeline.counting.count_split import COUNTS_FOLDER
 from pipeline.counting.made_by import MADE_BY_FILE, Counted, Making, load_counts_making, require_equal
-from pipeline.counting.merge import MERGED, MergeRange, kept_contexts, ranges_of, saved
-from pipeline.counting.runs import ENTRY
+from pipeline.counting.merge import MERGED, RANGES_WANTED, TOGETHER
 from pipeline.counting.settings import DEFAULT_MEMORY, Counting, orders_of
+from pipeline.counting.steps import StepFailed, Steps
 from pipeline.executors import make_executor
-from pipeline.executors.counting import default_workers
-from pipeline.executors.process_pool import each
 from pipeline.files import KINDS, Files
 from pipeline.plan import Plan
-from pipeline.run.driver import make_plan, run_step, select_texts, specials_of
+from pipeline.run.driver import make_plan, specials_of
 from pipeline.run.run_folder import load_run, remove_leftovers, require_same
-from pipeline.settings import ExecutorSettings, Job, OutputSettings, PipelineError, ReadSettings
+from pipeline.settings import ExecutorSettings, Job, OutputSettings, ReadSettings
 from pipeline.splits.marker import LEDGERS
 from pipeline.splits.place import Place, opened
 from pipeline.splits.run_file import RunFile
-from pipeline.splits.selection import selection_done, selects
-from pipeline.splits.worker import Outcome, Task
 from shared.counts.files import write_counts
 from shared.counts.settings import CountingSettings
 from shared.counts.table import place_contexts
 from shared.io.display.log import LOG
-from shared.io.display.progress import ByteProgress
-from shared.io.files.atomic import sync, write_atomic
+from shared.io.files.atomic import sync
 from shared.io.files.digests import canonical_json
 from shared.io.files.locks import LOCK_FILE
 from shared.io.files.outputs import check_folder
 from shared.model_folder.identity import CONFIG_FILE, WEIGHTS_FILE, model_sha256
 from shared.model_settings import CountsSettings
 from shared.patching.settings import PatchingSettings
+from shared.shards.content import add_content_hashes
 from shared.shards.manifest import load_manifest
 
 WORK_FOLDER = "counting"
-RANGES_FILE = "ranges.npy"
 PLAIN_SYMBOLS: Final = 257
 """That may follow a context: bytes and EOS. With special ids that the data names there is one more, for all of them."""
 
@@ -67,7 +60,7 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
     """Of each step of this start."""
     disk: int = 0
-    """Bytes of temporary files at most."""
+    """Bytes of temporary files, which are all there when the table is written."""
     size: int = 0
     """Bytes of the table."""
 
@@ -102,22 +95,31 @@ def count(
     with opened(job) as place:
         _resume(place, run, out)
         report = Report(made=True)
-        markers = _counted(place, run, counting, executor, report)
-        if report.failures:
-            return report
-        orders = _write_table(counting, markers, executor, report, out)
+        with make_executor(executor, place.job, run.plan, RANGES_WANTED) as workers:
+            workers.numerics()
+            steps = Steps(place, run, counting, workers, report.seconds)
+            try:
+                markers = steps.count()
+                kept = steps.merge(markers)
+                found = steps.blend(kept)
+            except StepFailed as failed:
+                report.failures = failed.failures
+                return report
+        orders = _write_table(counting, found, report, out)
         report.size = (out / WEIGHTS_FILE).stat().st_size
+        report.disk = sum(path.stat().st_size for path in job.out.rglob("*") if path.is_file())
         report.making = Making(
             identity=identity,
             stamps=stamps,
             trained_on=_fingerprints(plan.files),
-            content=hashlib.sha256("".join(marker.content for marker in markers).encode()).hexdigest(),
+            content=add_content_hashes(marker.content for marker in markers),
             sha256=model_sha256(out),
             documents=sum(marker.documents for marker in markers),
             bytes=sum(marker.bytes for marker in markers),
             pieces=sum(marker.pieces for marker in markers),
             dead_letters=sum(marker.counts.dead for marker in markers),
             contexts_by_order=orders,
+            distinct=kept.distinct,
         )
         _move_ledgers(job.out, out)
         report.making.save(out)
@@ -165,88 +167,19 @@ def _resume(place: Place, run: RunFile, out: Path) -> None:
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     place.keep(run)
     remove_leftovers(folder)
-    for path in (*folder.glob(f"{COUNTS_FOLDER}/*.tmp"), *folder.glob(f"{MERGED}/*.tmp")):
-        path.unlink(missing_ok=True)
+    for later in (COUNTS_FOLDER, TOGETHER, MERGED):
+        for path in (folder / later).rglob("*.tmp"):
+            path.unlink(missing_ok=True)
 
 
-def _counted(
-    place: Place, run: RunFile, counting: Counting, settings: ExecutorSettings, report: Report
-) -> list[CountMarker]:
-    """The markers of all splits, of which those are counted now that are not yet. Raises PipelineError for no text."""
+def _write_table(counting: Counting, found: np.ndarray, report: Report, out: Path) -> list[int]:
+    """Write the model of what was found; returns the contexts of each order."""
     began = time.monotonic()
-    splits, folder = run.plan.splits, counting.folder
-    (folder / COUNTS_FOLDER).mkdir(exist_ok=True)
-    done = [read_count_marker(folder, split.name, run.digest) is not None for split in splits]
-    left = np.flatnonzero(~np.array(done, bool))
-    failures: list[Outcome] = []
-    if len(left):
-        shutil.rmtree(folder / MERGED, ignore_errors=True)  # of fewer runs
-        with make_executor(settings, place.job, run.plan) as executor:
-            executor.numerics()
-            if selects(place.job.reading) and not selection_done(folder):
-                failures = select_texts(place, run, executor)
-            if not failures:
-                task = Task("other", run.digest, other=CountSplit(counting))
-                failures, _ = run_step(place, executor, run, "Counting", left, task)
-    report.failures = [(splits.name(failure.split), failure.error) for failure in failures]
-    report.seconds["count"] = time.monotonic() - began
-    if failures:
-        return []
-    found = [read_count_marker(folder, split.name, run.digest) for split in splits]
-    markers = [marker for marker in found if marker is not None]
-    if len(markers) < len(splits):
-        raise PipelineError(f"runs of {folder} are not there any more; run the same command again")
-    if not sum(marker.documents for marker in markers):
-        raise PipelineError(
-            "the input has no document in its train split: nothing can be counted; give another input, or a smaller "
-            "--validation-fraction"
-        )
-    return markers
-
-
-def _write_table(
-    counting: Counting, markers: Sequence[CountMarker], settings: ExecutorSettings, report: Report, out: Path
-) -> list[int]:
-    """Merge, choose what is kept, find the entropies and write the model; returns the contexts of each order."""
-    workers = settings.workers or default_workers(os.cpu_count() or 1, 1)
-    paths = tuple(path for marker in markers for path in marker.paths(counting.folder))
-    entries = sum(sum(marker.runs) for marker in markers)
-    began = time.monotonic()
-    bounds = _ranges(counting, paths, entries)
-    numbers = range(len(bounds) - 1)
-    merged = 0
-    with ByteProgress("Merging", entries * ENTRY) as progress:
-        for _, size in each(MergeRange(counting, paths, bounds), numbers, workers):
-            merged += size
-            progress.update(entries * ENTRY // len(numbers))
-    kept = kept_contexts(counting.folder, len(numbers), counting.contexts, counting.least)
-    report.seconds["merge"] = time.monotonic() - began
-    report.disk = entries * ENTRY + merged
-    began = time.monotonic()
-    found: list[tuple[np.ndarray, np.ndarray]] = [(np.zeros(0, np.uint64), np.zeros(0, np.float32))] * len(numbers)
-    with ByteProgress("Blending", merged) as progress:
-        for number, part in each(BlendRange(counting, bounds, kept), numbers, workers):
-            found[number] = part
-            progress.update(merged // len(numbers))
-    keys, entropies = (np.concatenate(arrays) for arrays in zip(*found))
+    keys, entropies = found["context"], found["entropy"]
     assert keys[0] == 0, "the empty context comes first, and is always kept"
     _write_model(counting, place_contexts(keys[1:], entropies[1:], entropies[0]), out)
-    report.seconds["blend"] = time.monotonic() - began
+    report.seconds["place"] = time.monotonic() - began
     return [int(number) for number in np.bincount(orders_of(keys, counting.order), minlength=counting.order + 1)]
-
-
-def _ranges(counting: Counting, paths: Sequence[Path], entries: int) -> np.ndarray:
-    """The bounds of the ranges to merge; what was merged within others is removed."""
-    path = counting.folder / MERGED / RANGES_FILE
-    bounds = ranges_of(counting, paths, entries)
-    try:
-        same = np.array_equal(np.load(path), bounds)
-    except (OSError, ValueError, EOFError):
-        same = False
-    if not same:
-        shutil.rmtree(path.parent, ignore_errors=True)
-        write_atomic(path, saved(bounds))
-    return bounds
 
 
 def _write_model(counting: Counting, tensors: dict[str, np.ndarray], out: Path) -> None:

@@ -1,11 +1,12 @@
 """What a worker does with a split: the documents of the train split, counted into sorted runs.
 
-FOLDER/counts/0000012-00003-000.pairs  .counts  and, when all are there, 0000012-00003.json
+FOLDER/counts/0000012-00003-000.run  and, when all are there, 0000012-00003.json
 """
 
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,15 @@ from pydantic import ValidationError
 from pipeline.counting.pairs import PairCounter
 from pipeline.counting.runs import RunWriter, is_run, run_path
 from pipeline.counting.settings import Counting
-from pipeline.plan import Split
-from pipeline.records import Records
+from pipeline.plan import Split, Unit
+from pipeline.records import Records, content_digest
 from pipeline.scoring.cut import Document
 from pipeline.settings import Job
 from pipeline.splits.marker import LEDGERS, MOST_MARKER_BYTES, Counted, Ledger
 from pipeline.splits.process import Progress, Sorting
 from shared.io.files.atomic import write_atomic
 from shared.io.files.json_reader import read_bounded
+from shared.shards.content import CONTENT_MODULUS
 from shared.shards.manifest import Count, Sha256
 from shared.vocabulary import BOS, EOS, byte_tokens, is_special
 
@@ -35,7 +37,7 @@ class CountMarker(Counted, extra="forbid"):
     """A split that was counted."""
 
     content: Sha256
-    """Of what was read (`pipeline.read.seen`)."""
+    """Sum over its documents of the train split of what `content_digest` says of them, modulo 2^256."""
     documents: Count
     """Of the train split."""
     bytes: Count
@@ -55,12 +57,13 @@ class CountSplit:
 
     counting: Counting
 
-    def __call__(self, job: Job, split: Split, run: str, progress: Progress) -> None:
+    def __call__(self, job: Job, split: Unit, run: str, progress: Progress) -> None:
         """Raises PipelineError or DatasetError when the input is not what was planned."""
+        assert isinstance(split, Split)
         counting, folder = self.counting, self.counting.folder / COUNTS_FOLDER
         counter = PairCounter(counting.order, counting.newline_reset)
         writer = RunWriter(folder / split.name, counting.entries(_ENTRY_BYTES))
-        documents = size = 0
+        documents = size = content = 0
         with ExitStack() as stack:
             ledgers = {name: Ledger(job.out / name / f"{split.name}.jsonl", stack) for name in LEDGERS}
             sorting = Sorting(job, split, ledgers, progress)
@@ -71,6 +74,8 @@ class CountSplit:
                         writer.add(entries)
                 documents += len(own)
                 size += sum(map(len, own.texts))
+                spans = own.spans or repeat(None)
+                content += sum(int.from_bytes(content_digest(*record), "big") for record in zip(own.texts, spans))
                 progress(sum(records.sizes))
         for entries in counter.finish():
             writer.add(entries)
@@ -78,7 +83,7 @@ class CountSplit:
         marker = CountMarker(
             split=split.name,
             run=run,
-            content=sorting.seen.sha256,
+            content=f"{content % CONTENT_MODULUS:064x}",
             counts=sorting.counts(),
             documents=documents,
             bytes=size,

@@ -41,7 +41,7 @@ class Making(Settings):
     trained_on: dict[str, Sha256]
     """Fingerprints of our own datasets among the input, by folder."""
     content: Sha256
-    """Of all that was read."""
+    """Of the documents that were counted, in whatever order and splits."""
     sha256: Sha256
     """Of the model."""
     documents: Count
@@ -51,6 +51,8 @@ class Making(Settings):
     dead_letters: Count = 0
     contexts_by_order: list[Count] = Field(min_length=2, max_length=7)
     """That were kept, from the empty one on."""
+    distinct: Count = 0
+    """Contexts that there were before any was left out, the empty one not counted; tables of before do not say."""
 
     def save(self, folder: Path) -> None:
         write_atomic(folder / MADE_BY_FILE, self.model_dump_json(indent=1) + "\n")

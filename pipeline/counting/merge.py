@@ -1,6 +1,7 @@
 """The runs of all splits added up, one range of contexts after the other, each in bounded memory.
 
-FOLDER/merged/ranges.npy  0000007.pairs  .counts  .classes.npy
+FOLDER/together/0-256/0000003.run  many runs in one, as long as there are more than can be merged at a time
+FOLDER/merged/ranges.npy  0000007.run  .classes.npy  .entropies.npy
 """
 
 import io
@@ -10,12 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.counting.runs import Entries, Run, added, bounds_of, write_run
+from pipeline.counting.runs import RUN, Entries, Run, added, bounds_of, merged, write_run
 from pipeline.counting.settings import ANY, Counting, orders_of
+from pipeline.plan import Unit
+from pipeline.settings import Job
+from pipeline.splits.process import Progress
 from shared.counts.contexts import BITS, HIGHEST_ORDER
 from shared.io.files.atomic import write_atomic
 
-MERGED = "merged"
+TOGETHER, MERGED = "together", "merged"
+RANGES_FILE = "ranges.npy"
 ENTRY_BYTES = 160
 """Of an entry while it is merged, and later while entropies are found."""
 LEAST_OF_A_RANGE, RANGES_WANTED = 2**18, 16
@@ -24,51 +29,81 @@ _ORDERS = HIGHEST_ORDER + 1
 _SYMBOL_BITS = np.uint64(BITS)
 
 
-def class_of(pieces: np.ndarray, orders: np.ndarray) -> np.ndarray:
-    """int64 [N]: what decides which contexts are kept first: the higher, of more pieces, then of lower order."""
-    found: np.ndarray = pieces.astype(np.int64) * _ORDERS + (HIGHEST_ORDER - orders)
-    return found
+@dataclass(frozen=True)
+class Part:
+    """What a worker does at a time after all is counted."""
+
+    number: int
+    name: str
+    """Of its log."""
 
 
-def ranges_of(counting: Counting, paths: Sequence[Path], entries: int) -> np.ndarray:
-    """The bounds of the ranges, uint64 [R + 1], for runs of so many entries together; memory alone changes them."""
-    wanted = max(entries // RANGES_WANTED, LEAST_OF_A_RANGE)
-    return bounds_of(paths, min(counting.entries(ENTRY_BYTES), wanted))
+@dataclass(frozen=True)
+class RunGroup(Part):
+    """Some runs that become one."""
+
+    runs: tuple[Path, ...]
+    path: Path
+
+
+@dataclass(frozen=True)
+class MergeGroup:
+    """Makes one run of a group of them; a worker gets it with each group."""
+
+    counting: Counting
+
+    def __call__(self, job: Job, group: Unit, run: str, progress: Progress) -> None:
+        assert isinstance(group, RunGroup)
+        write_run(group.path, merged([Run(path) for path in group.runs], self.counting.entries(ENTRY_BYTES)))
+
+
+@dataclass(frozen=True)
+class Range(Part):
+    """The pairs that are at least ``first``, and less than ``end``."""
+
+    first: int
+    end: int
+
+
+def ranges_of(counting: Counting, paths: Sequence[Path]) -> np.ndarray:
+    """The bounds of the ranges of some runs, uint64 [R + 1]; memory alone changes them."""
+    runs = [Run(path) for path in paths]
+    wanted = max(sum(map(len, runs)) // RANGES_WANTED, LEAST_OF_A_RANGE)
+    return bounds_of(runs, min(counting.entries(ENTRY_BYTES), wanted))
 
 
 @dataclass(frozen=True)
 class MergeRange:
-    """Merges one range, unless that is done already; a process gets it once, and the numbers of ranges."""
+    """Adds up one range, and leaves out what is in too few pieces; a worker gets it with each range."""
 
     counting: Counting
     paths: tuple[Path, ...]
-    bounds: np.ndarray
 
-    def __call__(self, number: int) -> int:
-        """Returns the bytes on disk of what was merged."""
-        path = merged_path(self.counting.folder, number)
-        if not classes_path(path).exists():
-            first, end = self.bounds[number : number + 2].tolist()
-            entries = added([Run(run).between(first, end) for run in self.paths])
-            write_run(path, entries)
-            write_atomic(classes_path(path), saved(_classes(entries, self.counting.order)))
-        return sum(file.stat().st_size for file in path.parent.glob(f"{path.name}.*"))
+    def __call__(self, job: Job, unit: Unit, run: str, progress: Progress) -> None:
+        assert isinstance(unit, Range)
+        path = merged_path(self.counting.folder, unit.number)
+        entries = added([Run(run).between(unit.first, unit.end) for run in self.paths])
+        ends = np.flatnonzero((entries.pairs & ANY) == ANY)
+        pieces, keys = entries.counts[ends], entries.pairs[ends] >> _SYMBOL_BITS
+        kept = np.repeat((pieces >= self.counting.least) | (keys == 0), np.diff(ends, prepend=-1))
+        write_run(path, [Entries(entries.pairs[kept], entries.counts[kept])])
+        classes = class_of(pieces, orders_of(keys, self.counting.order))[keys != 0]  # the empty one is always kept
+        write_atomic(classes_path(path), saved(np.stack(np.unique(classes, return_counts=True))))
 
 
 def merged_path(folder: Path, number: int) -> Path:
-    return folder / MERGED / f"{number:07d}"
+    return folder / MERGED / f"{number:07d}{RUN}"
 
 
 def classes_path(path: Path) -> Path:
-    """Of a range: int64 [2, C], the classes of its contexts, and how many each has. It is written last."""
-    return path.with_name(f"{path.name}.classes.npy")
+    """Of a range: int64 [2, C], the classes of all its contexts, and how many each has. It is written last."""
+    return path.with_suffix(".classes.npy")
 
 
-def _classes(entries: Entries, order: int) -> np.ndarray:
-    contexts = (entries.pairs & ANY) == ANY
-    keys = entries.pairs[contexts] >> _SYMBOL_BITS
-    found = class_of(entries.counts[contexts], orders_of(keys, order))[keys != 0]  # the empty one is always kept
-    return np.stack(np.unique(found, return_counts=True))
+def class_of(pieces: np.ndarray, orders: np.ndarray) -> np.ndarray:
+    """int64 [N]: what decides which contexts are kept first: the higher, of more pieces, then of lower order."""
+    found: np.ndarray = pieces.astype(np.int64) * _ORDERS + (HIGHEST_ORDER - orders)
+    return found
 
 
 def saved(values: np.ndarray) -> bytes:
@@ -85,22 +120,15 @@ class Kept:
     above: int
     of_range: np.ndarray
     """int64 [R]: how many of the class ``above`` are kept in each range."""
-    contexts: int
-    """How many are kept; the empty one is not counted."""
-
-    def mask(self, number: int, classes: np.ndarray) -> np.ndarray:
-        """bool [N]: which contexts of a range are kept, by their classes int64 [N] in the order of keys."""
-        at = classes == self.above
-        kept: np.ndarray = (classes > self.above) | (at & (np.cumsum(at) <= self.of_range[number]))
-        return kept
+    distinct: int
+    """Contexts that there are, kept or not; the empty one is not counted."""
 
 
 def kept_contexts(folder: Path, ranges: int, contexts: int, least: int) -> Kept:
     """Which contexts are kept, at most so many, each of at least so many pieces."""
     totals: dict[int, int] = {}
     for number in range(ranges):
-        classes, counts = np.load(classes_path(merged_path(folder, number)))
-        for found, count in zip(classes.tolist(), counts.tolist()):
+        for found, count in _classes(folder, number):
             totals[found] = totals.get(found, 0) + count
     above, kept = least * _ORDERS - 1, 0
     of_range = np.zeros(ranges, np.int64)
@@ -109,15 +137,15 @@ def kept_contexts(folder: Path, ranges: int, contexts: int, least: int) -> Kept:
             break
         if kept + totals[found] > contexts:
             above = found
-            own = np.array([_number_of(folder, number, found) for number in range(ranges)], np.int64)
+            own = np.array([dict(_classes(folder, number)).get(found, 0) for number in range(ranges)], np.int64)
             before = np.cumsum(own) - own
             of_range = np.clip(contexts - kept - before, 0, own)
-            kept = contexts
             break
         kept += totals[found]
-    return Kept(above, of_range, kept)
+    return Kept(above, of_range, sum(totals.values()))
 
 
-def _number_of(folder: Path, number: int, found: int) -> int:
-    classes, counts = np.load(classes_path(merged_path(folder, number)))
-    return int(counts[classes == found].sum())
+def _classes(folder: Path, number: int) -> list[tuple[int, int]]:
+    """The classes of a range, and how many contexts each has."""
+    classes, counts = np.load(classes_path(merged_path(folder, number))).tolist()
+    return list(zip(classes, counts))

@@ -37,14 +37,14 @@ class PairCounter:
             self._waiting.append(tokens[begin : begin + TOGETHER])
             self._tokens += len(self._waiting[-1])
             if self._tokens >= TOGETHER:
-                yield self._counted(last=False)
+                yield from self._counted(last=False)
 
     def finish(self) -> Iterator[Entries]:
         """What is left, when the last document has ended."""
         if self._tokens:
-            yield self._counted(last=True)
+            yield from self._counted(last=True)
 
-    def _counted(self, last: bool) -> Entries:
+    def _counted(self, last: bool) -> list[Entries]:
         tokens = without_named(np.concatenate(self._waiting))
         numbers = np.arange(len(tokens))
         position = numbers - np.maximum.accumulate(np.where(tokens == BOS, numbers, -self._position))
@@ -59,12 +59,12 @@ class PairCounter:
         self._before = read[len(read) - len(self._before) :]
         self._waiting, self._tokens = [tokens[end:]], len(tokens) - end
         self._position = int(position[end]) if end < len(tokens) else 0
-        self.pieces += len(np.unique(pieces[inputs]))
+        self.pieces += int(np.count_nonzero(np.diff(pieces[inputs], prepend=-1)))
         return found
 
 
-def pair_counts(keys: np.ndarray, following: np.ndarray, pieces: np.ndarray, order: int) -> Entries:
-    """In how many pieces each symbol follows each context of each length, and ANY does.
+def pair_counts(keys: np.ndarray, following: np.ndarray, pieces: np.ndarray, order: int) -> list[Entries]:
+    """In how many pieces each symbol follows each context of each length, and ANY does: parts that share no pair.
 
     Args:
         keys: uint64 [N], the longest context at each input.
@@ -72,33 +72,46 @@ def pair_counts(keys: np.ndarray, following: np.ndarray, pieces: np.ndarray, ord
         pieces: int64 [N], number of the piece of each.
     """
     by_key = np.argsort(keys)
-    keys, following, pieces = keys[by_key], following[by_key].astype(np.uint64), pieces[by_key].astype(np.uint64)
+    keys = keys[by_key]
     bits = np.uint64(int(pieces.max(initial=0)).bit_length())
-    follows_in = following << bits | pieces
-    found_pairs, found_counts = [], []
-    for length in range(order + 1):
-        if length:
-            # Near the beginning of a document there are no contexts of this length.
-            there = (keys & (shortened(order, length) & ~shortened(order, length - 1))) != 0
-            keys, follows_in = keys[there], follows_in[there]
-        shorter = keys & shortened(order, length)
+    follows_in = (following.astype(np.uint64) << bits | pieces.astype(np.uint64))[by_key]
+    new = _is_new(keys)
+    contexts, numbers = keys[new], np.cumsum(new).astype(np.uint64) - np.uint64(1)
+    # Numbers of context, symbol and piece, and of context and piece, each once. What is left of them when the contexts
+    # become shorter is all that shorter ones need.
+    triples = _distinct(numbers << (_SYMBOL + bits) | follows_in)
+    occurrences = _distinct((triples >> (_SYMBOL + bits)) << bits | (triples & ((np.uint64(1) << bits) - np.uint64(1))))
+    found = []
+    for length in range(order, -1, -1):
+        shorter = contexts & shortened(order, length)
         new = _is_new(shorter)
+        numbers = np.cumsum(new).astype(np.uint64) - np.uint64(1)
         contexts = shorter[new]
-        # Sorted numbers of context, symbol and piece; each once, they are the pieces of each pair.
-        each = (np.cumsum(new).astype(np.uint64) - np.uint64(1)) << (_SYMBOL + bits) | follows_in
-        each.sort()
-        each = each[_is_new(each)]
-        pairs, counts = _runs(each >> bits)
-        found_pairs.append(contexts[pairs >> _SYMBOL] << _SYMBOL | (pairs & ANY))
-        found_counts.append(counts)
-        each = (each >> (_SYMBOL + bits)) << bits | (each & ((np.uint64(1) << bits) - np.uint64(1)))
-        each.sort()
-        numbers, counts = _runs(each[_is_new(each)] >> bits)
-        found_pairs.append(contexts[numbers] << _SYMBOL | ANY)
-        found_counts.append(counts)
-    pairs, counts = np.concatenate(found_pairs), np.concatenate(found_counts)
-    in_order = np.argsort(pairs)
-    return Entries(pairs[in_order], counts[in_order])
+        triples = _distinct(_renumbered(triples, _SYMBOL + bits, numbers))
+        occurrences = _distinct(_renumbered(occurrences, bits, numbers))
+        there = np.ones(len(contexts), bool)
+        if length:  # near the beginning of a document there are no contexts of this length
+            there = (contexts & ~shortened(order, length - 1)) != 0
+        for each in (triples >> bits, (occurrences >> bits) << _SYMBOL | ANY):
+            pairs, counts = _runs(each)
+            own = there[pairs >> _SYMBOL]
+            pairs, counts = pairs[own], counts[own]
+            found.append(Entries(contexts[pairs >> _SYMBOL] << _SYMBOL | (pairs & ANY), counts))
+    return found
+
+
+def _renumbered(values: np.ndarray, shift: np.uint64, numbers: np.ndarray) -> np.ndarray:
+    """Values [N] with other numbers in their bits from ``shift`` on."""
+    low = (np.uint64(1) << shift) - np.uint64(1)
+    found: np.ndarray = numbers[values >> shift] << shift | (values & low)
+    return found
+
+
+def _distinct(values: np.ndarray) -> np.ndarray:
+    """Each of some values once, ascending; the array itself is sorted."""
+    values.sort()
+    found: np.ndarray = values[_is_new(values)]
+    return found
 
 
 def _is_new(values: np.ndarray) -> np.ndarray:

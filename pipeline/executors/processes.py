@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.executors.counting import device_of
 from pipeline.executors.process_pool import follow_parent, starting_processes
 from pipeline.executors.retry import Queue
-from pipeline.plan import Plan
+from pipeline.plan import Work
 from pipeline.settings import Job, PipelineError
 from pipeline.splits.process import Progress
 from pipeline.splits.worker import Outcome, Task, Worker, require_numerics
@@ -81,8 +81,8 @@ class _Process:
 class ProcessExecutor:
     """Worker processes, each with a pipe to the driver; a dead one is replaced and its split tried again."""
 
-    def __init__(self, workers: int, job: Job, plan: Plan) -> None:
-        self.workers, self._job, self._plan = workers, job, plan
+    def __init__(self, workers: int, job: Job) -> None:
+        self.workers, self._job = workers, job
         self.device = device_of(job)
         self._context = multiprocessing.get_context("spawn")  # a forked torch with threads would hang
         self._processes: list[_Process] = []
@@ -104,14 +104,14 @@ class ProcessExecutor:
             require_numerics(found[0], other)
         return found[0]
 
-    def run(self, numbers: np.ndarray, task: Task, progress: Progress) -> Iterator[Outcome]:
-        queue = Queue(numbers, self._plan.splits.bytes)
+    def run(self, work: Work, numbers: np.ndarray, task: Task, progress: Progress) -> Iterator[Outcome]:
+        queue = Queue(numbers, work.bytes)
         while queue.unfinished:
             for worker in self._processes:
                 if worker.split is None and (number := queue.pop(time.monotonic())) is not None:
                     worker.split = number
                     with suppress(OSError):  # it died while it was idle: what comes from its pipe will say so
-                        worker.pipe.send((self._plan.splits[number], task))
+                        worker.pipe.send((work[number], task))
             busy = {worker.pipe: slot for slot, worker in enumerate(self._processes) if worker.split is not None}
             idle = len(busy) < len(self._processes)
             # Nobody waits for a split that pauses while all are busy. Without anyone busy, wait only sleeps.

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pipeline.executors.counting import default_workers, room, threads_of, workers_wanted
 from pipeline.executors.ray_cluster import first_line, join_cluster, make_cluster
 from pipeline.executors.retry import Queue
-from pipeline.plan import Plan, Split
+from pipeline.plan import Plan, Unit, Work
 from pipeline.settings import ExecutorSettings, Job, PipelineError
 from pipeline.splits.process import Progress
 from pipeline.splits.run_file import RUN_FILE, RunSummary, plan_digest
@@ -143,9 +143,9 @@ class _Actor:
     def numerics(self) -> NumericsClass | None:
         return self._ready().numerics
 
-    def process(self, split: Split, task: Task) -> Outcome:
+    def process(self, unit: Unit, task: Task) -> Outcome:
         self._reported_at = time.monotonic()
-        outcome = self._ready().process(split, task, self._progress)
+        outcome = self._ready().process(unit, task, self._progress)
         self._report()
         return outcome
 
@@ -178,8 +178,9 @@ class RayExecutor:
     than actors are ready. The pool grows with the cluster, as far as there are splits for it.
     """
 
-    def __init__(self, settings: ExecutorSettings, job: Job, plan: Plan) -> None:
-        self._settings, self._job, self._plan = settings, job, plan
+    def __init__(self, settings: ExecutorSettings, job: Job, plan: Plan, units: int) -> None:
+        """``units``: of work that there may be at a time."""
+        self._settings, self._job, self._plan, self._units = settings, job, plan, units
         self._threads = threads_of(job)
         self._starting: dict[Any, Any] = {}
         """The first call of each actor, for its numerics, not answered yet -> the actor."""
@@ -210,8 +211,8 @@ class RayExecutor:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         gpus = self._gpus(any(node.get("GPU") for node in nodes))
         capacity = max(room(nodes, self._threads, gpus), 1)
-        # This machine will not grow; a cluster may, so there the splits alone are the limit.
-        self._most = self._settings.workers or (capacity if address is None else len(self._plan.splits))
+        # This machine will not grow; a cluster may, so there the work alone is the limit.
+        self._most = self._settings.workers or (capacity if address is None else self._units)
         self._least = min(self._settings.min_workers or capacity, self._most)
         self.device = (gpus, "GPU") if gpus else (float(self._threads), "CPU")
         self._needs = f"{self._threads} CPU" + (f" and {gpus:g} GPU" if gpus else "")
@@ -232,7 +233,7 @@ class RayExecutor:
         """That of the first actor to be ready; the others are compared with it before they work."""
         began, notified = time.monotonic(), False
         while True:
-            self._fit_pool(len(self._plan.splits))
+            self._fit_pool(self._units)
             for call in _wait([*self._starting], 1.0):
                 answer = self._first_answer(call)
                 if answer is not None:
@@ -242,12 +243,12 @@ class RayExecutor:
                 wanted = f"each needs {self._needs}; `ray status` shows what there is"
                 LOG.warning("no worker is ready yet: %s", wanted)
 
-    def run(self, numbers: np.ndarray, task: Task, progress: Progress) -> Iterator[Outcome]:
-        queue = Queue(numbers, self._plan.splits.bytes)
+    def run(self, work: Work, numbers: np.ndarray, task: Task, progress: Progress) -> Iterator[Outcome]:
+        queue = Queue(numbers, work.bytes)
         while queue.unfinished:
             while self._idle and (number := queue.pop(time.monotonic())) is not None:
                 actor = self._idle.popleft()
-                self._busy[actor.process.remote(self._plan.splits[number], task)] = actor, number
+                self._busy[actor.process.remote(work[number], task)] = actor, number
             self._fit_pool(queue.unfinished)
             done = _wait([*self._busy, *self._starting], 1.0)
             progress(self._gains.bytes())

@@ -14,7 +14,7 @@ from pipeline.executors import Executor, make_executor
 from pipeline.inputs.finding import require_local
 from pipeline.inputs.globs import ANY_FOLDERS, Glob, has_magic, split_glob
 from pipeline.inputs.listing import list_inputs
-from pipeline.plan import LARGEST_SPLIT, Plan
+from pipeline.plan import LARGEST_SPLIT, Plan, Work
 from pipeline.run.progress import Progress, following
 from pipeline.run.report import Report, Totals, write_report
 from pipeline.run.run_folder import (
@@ -165,7 +165,9 @@ def _finish(place: Place, run: RunFile, touched: np.ndarray, settings: ExecutorS
                     failures = select_texts(place, run, executor)
             if not failures and not done.all():
                 step = Task("write", run.digest, run.numerics, max(run.plan.split_bytes, LARGEST_SPLIT))
-                failures, progress = run_step(place, executor, run, "Preprocessing", np.flatnonzero(~done), step)
+                failures, progress = run_step(
+                    place, executor, run.plan.splits, "Preprocessing", np.flatnonzero(~done), step
+                )
                 place.pull(MARKERS)
     totals, content, reasons = _summed(place, run)
     report = Report(run, totals, sorted(failures, key=lambda f: f.split), before, progress, reasons)
@@ -207,7 +209,7 @@ def _require_content(place: Place, run: RunFile, executor: Executor, done: np.nd
         return replace(outcome, error=error)
 
     task = Task("check", run.digest)
-    failures, _ = run_step(place, executor, run, "Reading again", numbers, task, compared)
+    failures, _ = run_step(place, executor, splits, "Reading again", numbers, task, compared)
     if failures:
         more = f" (and {counted(len(failures) - 1, 'other split')})" if len(failures) > 1 else ""
         raise IdentityError(
@@ -219,7 +221,7 @@ def select_texts(place: Place, run: RunFile, executor: Executor) -> list[Outcome
     """Survey what is not surveyed yet, and decide the status of every text; returns what failed."""
     job, splits = place.job, run.plan.splits
     left = np.fromiter((split.number for split in splits if not surveyed(job.out, split)), np.int64)
-    failures, _ = run_step(place, executor, run, "Surveying", left, Task("survey"))
+    failures, _ = run_step(place, executor, splits, "Surveying", left, Task("survey"))
     if not failures:
         place.pull(SELECTION)
         select(job.out, len(splits), job.reading)
@@ -231,23 +233,23 @@ def select_texts(place: Place, run: RunFile, executor: Executor) -> list[Outcome
 def run_step(
     place: Place,
     executor: Executor,
-    run: RunFile,
+    work: Work,
     title: str,
     left: np.ndarray,
     task: Task,
     judged: Callable[[Outcome], Outcome] = lambda outcome: outcome,
 ) -> tuple[list[Outcome], Progress]:
-    """Do one step with the splits that are left; returns those that failed, and what the step took.
+    """Do one step with the splits, or other units, that are left; returns those that failed, and what the step took.
 
     ``judged`` may call a failure what came of a split.
     """
-    sizes, out = run.plan.splits.bytes, place.job.out
+    sizes, out = work.bytes, place.job.out
     failures = []
-    with following(out, title, sizes[left], len(run.plan.splits), executor.device) as followed:
-        for outcome in map(judged, executor.run(left, task, followed.bytes)):
+    with following(out, title, sizes[left], len(work), executor.device) as followed:
+        for outcome in map(judged, executor.run(work, left, task, followed.bytes)):
             followed.ended(outcome, int(sizes[outcome.split]))
             if outcome.error and task.kind != "check":
-                _record_failure(out, run.plan.splits.name(outcome.split), outcome)
+                _record_failure(out, work.name(outcome.split), outcome)
             if outcome.error:
                 failures.append(replace(outcome, trace=""))
             place.check()

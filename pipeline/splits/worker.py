@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.plan import LARGEST_SPLIT, Split
+from pipeline.plan import LARGEST_SPLIT, Split, Unit
 from pipeline.read import Seen, read_split
 from pipeline.records import DeadLetter
 from pipeline.scoring.load_scorer import load_scorer
@@ -39,8 +39,8 @@ class Task:
     """That of the run: a worker of another one refuses."""
     shard_bytes: int = LARGEST_SPLIT
     """Of text, after which a shard is closed."""
-    other: Callable[[Job, Split, str, Progress], None] | None = None
-    """Work of a package above this one, with the digest of the run: counting."""
+    other: Callable[[Job, Unit, str, Progress], None] | None = None
+    """Work of a package above this one, with the digest of the run: counting, of splits and of what comes after."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,11 @@ class Worker:
         if job.entropy_model is not None:
             self._scorer, self.numerics = load_scorer(model or job.entropy_model, job.output.scoring)
 
-    def process(self, split: Split, task: Task, progress: Progress = lambda _: None) -> Outcome:
-        """Do one split. Raises NumericsError, and does nothing, in another numerics class than that of the run."""
+    def process(self, split: Unit, task: Task, progress: Progress = lambda _: None) -> Outcome:
+        """Do one split, or another unit of work.
+
+        Raises NumericsError, and does nothing, in another numerics class than that of the run.
+        """
         require_numerics(task.numerics, self.numerics)
         began = time.perf_counter()
         writes, other = task.kind == "write", task.other
@@ -86,12 +89,14 @@ class Worker:
             log.write(f"{task.kind} begins")
             try:
                 counts, content = None, ""
-                if writes:
+                if other is not None:
+                    other(job, split, task.run, progress)
+                elif not isinstance(split, Split):
+                    raise TypeError(f"{split.name} is not a split")
+                elif writes:
                     counts = process_split(job, split, task.run, self._scorer, progress, task.shard_bytes).counts
                 elif task.kind == "check":
                     content = content_now(job, split, progress)
-                elif other is not None:
-                    other(job, split, task.run, progress)
                 else:
                     survey_split(job, split, progress)
                 commit(self._job, job, task.run)

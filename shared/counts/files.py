@@ -8,6 +8,7 @@ import numpy as np
 
 from shared.counts.table import ENTROPIES, KEYS, ROOT, CountModel
 from shared.errors import ModelFileError
+from shared.io.files.atomic import atomic_file
 from shared.model_folder.identity import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -16,19 +17,19 @@ from shared.model_folder.identity import (
     check_model,
     stored_settings,
 )
-from shared.model_folder.tensor_header import TensorEntry, file_header, read_header
+from shared.model_folder.tensor_header import TensorEntry, file_header, made_header, read_header
 from shared.model_settings import CountsSettings
+
+_DTYPES = {KEYS: "I64", ENTROPIES: "F32", ROOT: "F32"}
 
 
 def write_counts(folder: Path, settings: CountsSettings, tensors: Mapping[str, np.ndarray]) -> None:
     """Write a model's two files into a folder. ``tensors`` are those of `place_contexts`."""
-    import torch
-
-    from shared.model_folder.tensors import write_tensors
-
-    made = {name: torch.from_numpy(array) for name, array in tensors.items()}
-    plan = [(name, tensor.shape, tensor.dtype) for name, tensor in made.items()]
-    write_tensors(folder / WEIGHTS_FILE, plan, lambda name: made[name])
+    names, header = made_header({name: (_DTYPES[name], array.shape) for name, array in tensors.items()})
+    with atomic_file(folder / WEIGHTS_FILE) as file:
+        file.write(header)
+        for name in names:
+            file.write(np.ascontiguousarray(tensors[name]).data)
     (folder / CONFIG_FILE).write_text(canonical_settings(settings))
 
 
@@ -59,7 +60,8 @@ def _tensors(header: Mapping[str, TensorEntry], content: np.ndarray, where: str)
     """The arrays of a file, which lie in its content uint8. Raises ModelFileError for others than those of a table."""
     begin = 8 + int(content[:8].view("<u8")[0])
     slots = header[KEYS].shape[0] if KEYS in header and len(header[KEYS].shape) == 1 else 0
-    wanted = {KEYS: ("I64", (slots,)), ENTROPIES: ("F32", (slots,)), ROOT: ("F32", (1,))}
+    shapes = {KEYS: (slots,), ENTROPIES: (slots,), ROOT: (1,)}
+    wanted = {name: (_DTYPES[name], shape) for name, shape in shapes.items()}
     for name, (dtype, shape) in wanted.items():
         if name not in header or (header[name].dtype, header[name].shape) != (dtype, shape):
             found = f"{header[name].dtype} {list(header[name].shape)}" if name in header else "missing"

@@ -4,8 +4,10 @@ A file is the length of its header (8 bytes, little-endian), the header (JSON: n
 tensors' bytes, one after another. Free of torch.
 """
 
+import json
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Annotated
 
@@ -34,6 +36,28 @@ class TensorEntry(BaseModel):
     dtype: str
     shape: tuple[_Size, ...] = Field(max_length=8)
     data_offsets: tuple[_Size, _Size]
+
+
+def made_header(
+    tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str] | None = None
+) -> tuple[list[str], bytes]:
+    """Names in the order of safetensors' own writer, so that equal tensors give equal bytes, and what precedes them.
+
+    Args:
+        tensors: dtype and shape by name.
+        metadata: strings for the header.
+    """
+    assert sys.byteorder == "little", "the format is little-endian"
+    names = sorted(tensors, key=lambda name: (-ITEM_BYTES[tensors[name][0]], name))
+    header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    end = 0
+    for name in names:
+        dtype, shape = tensors[name]
+        start, end = end, end + math.prod(shape) * ITEM_BYTES[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    return names, len(encoded).to_bytes(8, "little") + encoded
 
 
 _HEADER: TypeAdapter[dict[str, TensorEntry]] = TypeAdapter(dict[str, TensorEntry])

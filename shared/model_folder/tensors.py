@@ -6,7 +6,6 @@ tensors' bytes. A folder has one, or several shards and an index that says which
 
 import json
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -19,7 +18,7 @@ from shared.errors import ModelFileError
 from shared.io.files.atomic import atomic_file, write_atomic
 from shared.io.files.json_reader import read_json
 from shared.model_folder.identity import WEIGHTS_FILE
-from shared.model_folder.tensor_header import MOST_HEADER_BYTES, file_header
+from shared.model_folder.tensor_header import MOST_HEADER_BYTES, file_header, made_header
 
 INDEX_FILE = WEIGHTS_FILE + ".index.json"
 BLOCK_BYTES = 1 << 24
@@ -165,18 +164,12 @@ def write_to(
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write what a safetensors file holds; arguments as those of `write_tensors`."""
-    assert sys.byteorder == "little", "the format is little-endian"
-    assert len({name for name, _, _ in plan}) == len(plan), "every tensor has its own name"
-    ordered = sorted(plan, key=lambda entry: (-entry[2].itemsize, entry[0]))
-    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
-    end = 0
-    for name, shape, dtype in ordered:
-        start, end = end, end + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [start, end]}
-    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    file.write(len(encoded).to_bytes(8, "little") + encoded)
-    for name, shape, dtype in ordered:
+    planned = {name: (shape, dtype) for name, shape, dtype in plan}
+    assert len(planned) == len(plan), "every tensor has its own name"
+    names, header = made_header({name: (CODES[dtype], shape) for name, shape, dtype in plan}, metadata)
+    file.write(header)
+    for name in names:
+        shape, dtype = planned[name]
         made = produce(name)
         written = sum(_write(file, part, dtype) for part in ([made] if isinstance(made, Tensor) else made))
         assert written == math.prod(shape), f"tensor {name} has {written} elements, planned were {list(shape)}"

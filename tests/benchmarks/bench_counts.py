@@ -5,7 +5,7 @@ python tests/benchmarks/bench_counts.py [--megabytes 20] [--memory 1024] [--work
 A generated corpus of so many megabytes is counted in processes of their own (`python -m pipeline count`): seconds, CPU
 seconds, most private memory of the driver and of a worker, temporary disk at its largest. --random of its
 bytes are letters at random, the others words of a few thousand with frequencies as in text: 2000 megabytes have more
-than 10^8 distinct contexts (--distinct says how many). Then documents of it are scored by the table, and the first of
+than 10^8 distinct contexts. Then documents of it are scored by the table, and the first of
 them by a transformer of the default size (its weights do not matter to its speed), in turn, in one thread of this
 process: MB/s by CPU time, the median of three.
 """
@@ -13,7 +13,6 @@ process: MB/s by CPU time, the median of three.
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -27,9 +26,6 @@ import numpy as np
 import torch
 
 from pipeline.counting.made_by import load_counts_making
-from pipeline.counting.merge import MERGED, merged_path
-from pipeline.counting.runs import Run
-from pipeline.counting.settings import ANY
 from shared.counts.files import load_counts
 from shared.counts.scorer import CountScorer
 from shared.model_settings import EntropyModelSettings
@@ -114,9 +110,9 @@ def build(inputs: Path, out: Path, memory: int, workers: int) -> None:
     words = ["--executor", "inline", "--workers", str(workers), "--memory", str(memory)]
     line = [sys.executable, "-m", "pipeline", "count", str(inputs), "--out", str(out), *words]
     began, before = time.monotonic(), os.times()
-    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         watch = Watch(process.pid, out / "counting")
-        said = process.communicate()[1]
+        summary, said = process.communicate()
         watch.end()
     if process.returncode:
         raise SystemExit(said)
@@ -127,22 +123,9 @@ def build(inputs: Path, out: Path, memory: int, workers: int) -> None:
     print(
         f"  memory: driver {watch.driver / 2**20:.0f} MiB, a worker {watch.worker / 2**20:.0f} MiB, --memory {memory}"
     )
-    print(f"  temporary disk {watch.disk / 1e9:.2f} GB; {sum(making.contexts_by_order):,} contexts kept")
-
-
-def distinct_contexts(inputs: Path, out: Path, memory: int, workers: int) -> int:
-    """How many contexts there are before any is left out: of a count that keeps what it has merged."""
-    program = (
-        "import shutil, sys; from pipeline.counting import build; build.shutil.rmtree = lambda *a, **k: None; "
-        "from pipeline.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    )
-    words = ["--executor", "inline", "--workers", str(workers), "--memory", str(memory)]
-    line = [sys.executable, "-c", program, "count", str(inputs), "--out", str(out), *words]
-    subprocess.run(line, check=True, capture_output=True)
-    folder = out / "counting"
-    numbers = range(len(np.load(folder / MERGED / "ranges.npy")) - 1)
-    pairs = (Run(merged_path(folder, number)).pairs for number in numbers)
-    return sum(int(np.count_nonzero((own & ANY) == ANY)) for own in pairs)
+    kept = sum(making.contexts_by_order[1:])
+    print(f"  temporary disk {watch.disk / 1e9:.2f} GB; {kept:,} of {making.distinct:,} distinct contexts kept")
+    print(f"  {summary.splitlines()[-1].strip()}")
 
 
 def score(table: Path, paths: list[Path], size: int) -> None:
@@ -179,7 +162,6 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--random", type=float, default=0.1, help="share of bytes that are letters at random")
     parser.add_argument("--scored", type=int, default=1_000_000, help="bytes that are scored")
-    parser.add_argument("--distinct", action="store_true", help="count once more, to say how many contexts there are")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
@@ -187,10 +169,6 @@ def main() -> None:
         paths = generated(folder / "text", int(given.megabytes * 1e6), given.random)
         print(f"{given.megabytes:g} MB of text in {len(paths)} files")
         build(folder / "text", folder / "counts", given.memory, given.workers)
-        if given.distinct:
-            found = distinct_contexts(folder / "text", folder / "again", given.memory, given.workers)
-            print(f"  {found:,} distinct contexts")
-            shutil.rmtree(folder / "again")
         score(folder / "counts", paths, given.scored)
 
 

@@ -19,7 +19,7 @@ from helpers.dataset_examples import STATIC, document, in_two_parts, save_datase
 from helpers.model_folders import entropy_folder
 
 from pipeline.__main__ import main as pipeline
-from pipeline.counting import build
+from pipeline.counting import steps
 from pipeline.settings import PipelineError
 from shared.io.files.digests import file_sha256
 from shared.patching.settings import PatchingSettings
@@ -304,7 +304,7 @@ def half_counted(folder: Path) -> None:
     """The same, stopped before anything is added up."""
     dataset("arrow")(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "ranges_of", _stop)
+        patch.setattr(steps, "ranges_of", _stop)
         assert _count(folder) == 2
 
 

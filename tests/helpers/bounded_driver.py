@@ -17,7 +17,7 @@ import pyarrow as pa
 from pipeline import files as plan_files
 from pipeline.executors.retry import Queue
 from pipeline.inputs import listed_files
-from pipeline.plan import Plan
+from pipeline.plan import Plan, Splits
 from pipeline.run import driver, run_folder
 from pipeline.settings import ExecutorSettings, Job, OutputSettings, ReadSettings
 from pipeline.splits.marker import Marker
@@ -46,16 +46,16 @@ class Workers:
     device = (1.0, "CPU")
     done: Marker | None = None
 
-    def __init__(self, job: Job, plan: Plan) -> None:
-        self._job, self._plan = job, plan
+    def __init__(self, job: Job) -> None:
+        self._job = job
 
     def numerics(self) -> None:
         return None
 
-    def run(self, numbers: np.ndarray, task: Task, _: object) -> Iterator[Outcome]:
-        queue = Queue(numbers, self._plan.splits.bytes)
+    def run(self, work: Splits, numbers: np.ndarray, task: Task, _: object) -> Iterator[Outcome]:
+        queue = Queue(numbers, work.bytes)
         while (number := queue.pop(0.0)) is not None:
-            split = self._plan.splits[number]
+            split = work[number]
             if Workers.done is None:
                 Workers.done = process_split(self._job, split, task.run)
             outcome = queue.ended(Outcome(number, Workers.done.counts), 0.0)
@@ -82,7 +82,7 @@ def main() -> None:
 
     @contextmanager
     def make_executor(_: object, job: Job, plan: Plan) -> Iterator[Workers]:
-        yield Workers(job, plan)
+        yield Workers(job)
 
     driver.make_executor = make_executor  # type: ignore[assignment]
     driver.read_marker = run_folder.read_marker = made_up  # type: ignore[attr-defined]

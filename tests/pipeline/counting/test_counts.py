@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from pipeline.__main__ import main
-from pipeline.counting import build, pairs
+from pipeline.counting import build, pairs, runs, steps
 from pipeline.counting.blend import logarithm
 from pipeline.counting.count_split import token_stream
 from pipeline.counting.made_by import load_counts_making
 from pipeline.counting.pairs import PairCounter
-from pipeline.counting.runs import Entries, Run, RunWriter, added, bounds_of, run_path
+from pipeline.counting.runs import Entries, Run, RunWriter, added, bounds_of, is_run, merged, run_path, write_run
 from pipeline.counting.settings import ANY, Counting
 from pipeline.records import LongText, Place, Record, Records
 from pipeline.settings import PipelineError
@@ -155,20 +155,38 @@ def test_a_table_is_that_of_the_definition(tmp_path, order, contexts, least, new
     assert float(tensors["root"][0]) == pytest.approx(expected[()], abs=1e-6)
     assert stored_settings(tmp_path / "m").newline_reset == newline_reset
     by_order = [sum(len(context) == length for context in kept) for length in range(order + 1)]
-    assert load_counts_making(tmp_path / "m").contexts_by_order == by_order
+    making = load_counts_making(tmp_path / "m")
+    assert making.contexts_by_order == by_order
+    assert making.distinct == len(oracle.contexts) - 1
 
 
-def test_the_bytes_are_those_of_every_other_machine(tmp_path, corpus):
-    assert count(corpus, "--out", tmp_path / "m", "--workers", 1, "--least", 2) == 0
-    assert model_sha256(tmp_path / "m") == SHA256
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    folder = tmp_path_factory.mktemp("table") / "m"
+    assert count(corpus, "--out", folder, "--workers", 1, "--least", 2) == 0
+    return folder
+
+
+def test_the_bytes_are_those_of_every_other_machine(table):
+    assert model_sha256(table) == SHA256
 
 
 @pytest.mark.parametrize("workers", [2, 4])
 @pytest.mark.parametrize("split_bytes", [2**12, 2**20])
-def test_workers_and_splits_change_nothing(tmp_path, corpus, workers, split_bytes):
+def test_workers_and_splits_change_nothing(tmp_path, corpus, table, workers, split_bytes):
     options = ("--workers", workers, "--split-bytes", split_bytes, "--least", 2)
     assert count(corpus, "--out", tmp_path / "m", *options) == 0
     assert model_sha256(tmp_path / "m") == SHA256
+    assert load_counts_making(tmp_path / "m") == load_counts_making(table)
+
+
+def test_what_was_counted_is_told_by_its_content(tmp_path, corpus, table):
+    other = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in reversed(texts())])
+    assert count(other, "--out", tmp_path / "m", "--workers", 1, "--least", 2) == 0
+    assert load_counts_making(tmp_path / "m").content == load_counts_making(table).content
+    other.write_text(other.read_text().replace("patch", "watch", 1))
+    assert count(other, "--out", tmp_path / "n", "--workers", 1, "--least", 2) == 0
+    assert load_counts_making(tmp_path / "n").content != load_counts_making(table).content
 
 
 @pytest.mark.slow
@@ -178,23 +196,32 @@ def test_neither_does_ray(tmp_path, corpus):
     assert model_sha256(tmp_path / "m") == SHA256
 
 
-@pytest.mark.parametrize("entries", [300, 2000, 30_000])
-def test_neither_does_memory(tmp_path, corpus, entries, monkeypatch):
+@pytest.mark.parametrize(("entries", "few_enough"), [(300, False), (2000, False), (30_000, True)])
+def test_neither_does_memory(tmp_path, corpus, entries, few_enough, monkeypatch):
     monkeypatch.setattr(Counting, "entries", lambda *_: entries)
     monkeypatch.setattr(pairs, "TOGETHER", 2**15)
-    merge_ranges = []
-    ranges_of = build.ranges_of
-    monkeypatch.setattr(build, "ranges_of", lambda *given: merge_ranges.append(ranges_of(*given)) or merge_ranges[-1])
-    assert count(corpus, "--out", tmp_path / "m", "--workers", 1, "--least", 2, "--split-bytes", 2**14) == 0
+    monkeypatch.setattr(runs, "BLOCK", 16)
+    looked, given = steps.ranges_of, []
+    monkeypatch.setattr(steps, "ranges_of", lambda counting, paths: given.append(paths) or looked(counting, paths))
+    assert count(corpus, "--out", tmp_path / "m", "--workers", 1, "--least", 2, "--split-bytes", 2**12) == 0
     assert model_sha256(tmp_path / "m") == SHA256
-    assert len(merge_ranges[0]) > 30_000 // entries
+    assert len(given[0]) <= max(entries // 64, 2)
+    assert all((path.parent.name == "counts") == few_enough for path in given[0])
 
 
-def test_neither_do_the_instructions_of_a_processor(tmp_path, corpus):
+COUNT_WITHOUT_TORCH = """
+import sys
+from pipeline.__main__ import main
+assert main(["count", *sys.argv[1:]]) == 0
+assert "torch" not in sys.modules
+"""
+
+
+def test_neither_do_the_instructions_of_a_processor_nor_is_torch_needed(tmp_path, corpus):
     optional = optional_instructions()
     if not optional:
         pytest.skip("NumPy has no optional instructions for this processor")
-    line = [sys.executable, "-m", "pipeline", "count", str(corpus), "--out", str(tmp_path / "m"), "--least", "2"]
+    line = [sys.executable, "-c", COUNT_WITHOUT_TORCH, str(corpus), "--out", str(tmp_path / "m"), "--least", "2"]
     plain = environment() | {"NPY_DISABLE_CPU_FEATURES": optional}
     subprocess.run([*line, "--executor", "inline", "--workers", "1"], check=True, env=plain, capture_output=True)
     assert model_sha256(tmp_path / "m") == SHA256
@@ -283,13 +310,15 @@ def test_a_damaged_table_is_noticed(tmp_path, corpus, capsys):
     assert "damaged" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("step", ["ranges_of", "kept_contexts", "place_contexts"])
-def test_a_count_goes_on_where_it_was_stopped(tmp_path, corpus, step, monkeypatch):
+@pytest.mark.parametrize(
+    ("module", "step"), [(steps, "ranges_of"), (steps, "kept_contexts"), (build, "place_contexts")]
+)
+def test_a_count_goes_on_where_it_was_stopped(tmp_path, corpus, module, step, monkeypatch):
     options = (corpus, "--out", tmp_path / "m", "--workers", 1, "--least", 2, "--split-bytes", 2**14)
     with monkeypatch.context() as patch:
-        patch.setattr(build, step, lambda *_: (_ for _ in ()).throw(PipelineError("stopped")))
+        patch.setattr(module, step, lambda *_: (_ for _ in ()).throw(PipelineError("stopped")))
         assert count(*options) == 2
-    runs = {path: path.stat().st_mtime_ns for path in (tmp_path / "m/counting").glob("*/*.pairs")}
+    runs = {path: path.stat().st_mtime_ns for path in (tmp_path / "m/counting").glob("*/*.run")}
     assert len(runs) > 2
     kept = []
     rmtree = build.shutil.rmtree
@@ -307,7 +336,7 @@ def test_a_count_goes_on_where_it_was_stopped(tmp_path, corpus, step, monkeypatc
 def test_an_unfinished_count_of_another_kind_is_not_mixed_in(tmp_path, corpus, monkeypatch, capsys):
     options = (corpus, "--out", tmp_path / "m", "--workers", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(build, "kept_contexts", lambda *_: (_ for _ in ()).throw(PipelineError("stopped")))
+        patch.setattr(steps, "kept_contexts", lambda *_: (_ for _ in ()).throw(PipelineError("stopped")))
         assert count(*options, "--order", 3) == 2
     assert count(*options, "--order", 4) == 2
     assert "order: recorded 3, now 4" in capsys.readouterr().err
@@ -334,7 +363,8 @@ def test_options_are_checked(tmp_path, corpus, capsys):
     assert "give a path of this machine" in capsys.readouterr().err
 
 
-def test_runs_add_up_and_are_cut_between_contexts(tmp_path):
+def test_runs_add_up_and_are_cut_between_contexts(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "BLOCK", 64)
     draws = np.random.default_rng(3)
     parts, paths = [], []
     for number in range(5):
@@ -346,15 +376,47 @@ def test_runs_add_up_and_are_cut_between_contexts(tmp_path):
         writer.close()
         assert sum(writer.written) == len(found)
         paths += [run_path(tmp_path / f"s{number}", one) for one in range(len(writer.written))]
-    bounds = bounds_of(paths, 900)
-    assert len(bounds) > 3
+    found = [Run(path) for path in paths]
+    most = 64 * len(paths) + 300
+    bounds = bounds_of(found, most)
+    assert len(bounds) > 5
     assert not (bounds[1:-1] & np.uint64(511)).any()
-    merged = [
-        added([Run(path).between(*map(int, bounds[at : at + 2])) for path in paths]) for at in range(len(bounds) - 1)
-    ]
-    whole = added(parts)
-    assert np.array_equal(np.concatenate([part.pairs for part in merged]), whole.pairs)
-    assert np.array_equal(np.concatenate([part.counts for part in merged]), whole.counts)
+    sizes = [sum(len(run.between(*map(int, bounds[at : at + 2]))) for run in found) for at in range(len(bounds) - 1)]
+    # What follows one context is never cut: up to 512 entries more of each run.
+    assert max(sizes) <= most + 512 * len(paths)
+    write_run(tmp_path / "whole.run", merged(found, most))
+    whole, together = added(parts), Run(tmp_path / "whole.run").between(0, 2**63)
+    assert np.array_equal(together.pairs, whole.pairs)
+    assert np.array_equal(together.counts, whole.counts)
+
+
+@given(st.lists(st.integers(0, 2**63 - 1), unique=True, max_size=60), st.integers(0, 2**63), st.integers(0, 2**63))
+def test_a_run_gives_what_was_written(tmp_path_factory, pairs_of_run, first, end):
+    path = tmp_path_factory.mktemp("run") / "a.run"
+    found = np.array(sorted(pairs_of_run), np.uint64)
+    counts = np.arange(2**32 - len(found), 2**32).astype(np.uint32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "BLOCK", 7)
+        write_run(path, [Entries(found[:20], counts[:20]), Entries(found[20:], counts[20:])])
+        run = Run(path)
+        assert len(run) == len(found)
+        part = run.between(first, end)
+    wanted = (found >= first) & (found < end)
+    assert np.array_equal(part.pairs, found[wanted])
+    assert np.array_equal(part.counts, counts[wanted])
+    assert is_run(path, len(found))
+    assert not is_run(path, len(found) + 1)
+
+
+def test_a_damaged_run_is_refused(tmp_path):
+    path = tmp_path / "counts" / "a.run"
+    found = np.arange(0, 90_000, 9).astype(np.uint64)
+    write_run(path, [Entries(found, np.ones(len(found), np.uint32))])
+    content = path.read_bytes()
+    for damaged in (b"", content[:4], content[:-9], content[:-8] + b"\xff" * 8, bytes(64) + content[64:]):
+        path.write_bytes(damaged)
+        with pytest.raises(PipelineError, match=r"a\.run is missing or damaged"):
+            Run(path).between(0, 2**63)
 
 
 def test_a_count_too_large_for_its_file_is_refused():

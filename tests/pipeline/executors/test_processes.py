@@ -7,21 +7,17 @@ import threading
 from pathlib import Path
 
 import pytest
-from helpers.pipeline_helpers import some_records, write_jsonl
 
 from pipeline.executors.process_pool import follow_parent, starting_processes
 from pipeline.executors.processes import ProcessExecutor
-from pipeline.run.driver import make_plan
 from pipeline.settings import Job, OutputSettings, ReadSettings
 from shared.patching import PatchingSettings
 
 
 @pytest.fixture
 def executor(tmp_path: Path) -> ProcessExecutor:
-    reading = ReadSettings()
     output = OutputSettings(patching=PatchingSettings(rule="static", stride=5))
-    path = write_jsonl(tmp_path / "a.jsonl", some_records(12))
-    return ProcessExecutor(1, Job(out=tmp_path / "out", reading=reading, output=output), make_plan([path], reading))
+    return ProcessExecutor(1, Job(out=tmp_path / "out", reading=ReadSettings(), output=output))
 
 
 def test_a_driver_that_leaves_messages_unread_resets_the_connection_and_no_traceback_follows(executor, capfd):

@@ -9,6 +9,7 @@ import pytest
 from helpers.counted_models import Context, key_of
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from shared.counts import table
 from shared.counts.contexts import HIGHEST_ORDER, context_keys
@@ -181,8 +182,9 @@ def test_runs_are_measured_across_the_parts_that_are_checked(monkeypatch: pytest
 )
 def test_a_table_that_is_none_is_refused_by_name(tmp_path: Path, change, message: str) -> None:
     made = place_contexts(np.array([3 << 9], np.uint64), np.ones(1, np.float32), np.float32(1))
-    change(made)
     write_counts(tmp_path, CountsSettings(order=2), made)
+    change(made)
+    save_file(made, tmp_path / "model.safetensors")
     with pytest.raises(ModelFileError, match=message) as error:
         load_counts(tmp_path)
     assert "model.safetensors" in str(error.value)
