@@ -23,6 +23,7 @@ NEEDS = {
     "Slurm",
     "Kubernetes",
     "a container engine",
+    "a quarter of an hour",
     "a GPU",
     "8 GPUs",
     "several machines",
