@@ -71,6 +71,7 @@ def tiny_recipe(data: Path, out: Path, /, **sections: dict[str, Any]) -> dict[st
             "global": STACK,
             "decoder": STACK,
         },
+        "parallel": {"dry_run": False},  # a quarter of such a run; tests/trainer/memory has its own
         "optimizer": {"lr": 3e-3},
         "checkpoint": {"every": 3},
         "metrics": {"log_every": 1},

@@ -69,6 +69,16 @@ class TrainSettings(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _only_patches_change(self) -> "TrainSettings":
+        """A patch size that changes is one of patches that the data has."""
+        if self.data.patch_schedule and self.model.reads != "patches":
+            raise ValueError(
+                f"data.patch_schedule: a model of kind {self.model.kind!r} is given no patches that could change; leave "
+                "it out"
+            )
+        return self
+
     def resolved(self) -> dict[str, Any]:
         """Every key with its value, as plain JSON."""
         return self.model_dump(mode="json", by_alias=True)

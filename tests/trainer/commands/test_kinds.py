@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.rounding import TRAINED
-from helpers.tiny_runs import NONE, STACK, STATIC, losses, quiet_environment, run, tiny_data, torchrun
+from helpers.tiny_runs import NONE, STACK, STATIC, losses, metric_lines, quiet_environment, run, tiny_data, torchrun
 from safetensors.torch import load_file
 
 from shared.model_folder.files import load_model
@@ -78,13 +78,16 @@ def test_a_kind_that_does_not_generate_is_named(kind, runs, capsys):
 
 @pytest.mark.numerics
 @pytest.mark.drill
-@pytest.mark.parametrize("tables", [False, True], ids=["plain", "with tables"])
-def test_two_ranks_learn_what_one_does(tables, runs):
-    alone = runs["megabyte"]
+@pytest.mark.parametrize(
+    ("kind", "tables"), [("megabyte", {}), ("megabyte", TABLES), ("hnet", {})], ids=["plain", "with tables", "hnet"]
+)
+def test_two_ranks_learn_what_one_does(kind, tables, runs):
+    """The ratio loss of hnet, the only one that is no sum over targets, too: each rank has one of the two packs."""
+    alone = runs[kind]
     if tables:
-        patching, model = KINDS["megabyte"]
-        data, alone = alone.parent / patching.rule, alone.with_name("megabyte-tables")
-        assert run(data, alone, "--run.steps", 20, model=model | TABLES) == 0
+        patching, model = KINDS[kind]
+        data, alone = alone.parent / patching.rule, alone.with_name(f"{kind}-tables")
+        assert run(data, alone, "--run.steps", 20, model=model | tables) == 0
     several = alone.with_name(f"{alone.name}-on-two")
     command_line = torchrun("trainer/main.py", alone.with_suffix(".toml"), "--run.steps", "20", "--run.out", several)
     result = subprocess.run(
@@ -92,6 +95,11 @@ def test_two_ranks_learn_what_one_does(tables, runs):
     )
     assert result.returncode == 0, result.stderr
     assert losses(several) == pytest.approx(losses(alone), rel=TRAINED)
+    if kind == "hnet":
+        found, wanted = (
+            [line["bytes_per_patch"] for line in metric_lines(out) if "loss" in line] for out in (several, alone)
+        )
+        assert found == pytest.approx(wanted, rel=TRAINED)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.drill import Drill, Kill, quiet_run, weights
 from helpers.pipeline_helpers import preprocess, write_jsonl
 from helpers.rewriting_examples import SCORED, make_place, run, scored
 from helpers.tiny_runs import (
@@ -52,6 +53,7 @@ from trainer.settings import TrainSettings
 
 FIXED = ("--rule", "entropy", "--max-length", 64)
 SCHEDULE = [{"size": 2}, {"size": 3, "at": 0.25}, {"size": 4, "at": 0.5}, {"size": 6, "at": 0.75}]
+HNET = {"kind": "hnet", "encoder": STACK, "global": STACK, "decoder": STACK, "window": 64}
 STEPS = 12
 """Of a run: a phase has three."""
 
@@ -129,6 +131,22 @@ def test_a_run_resumed_inside_a_phase_and_at_its_change_is_bit_for_bit_the_whole
     assert losses(out) == losses(whole)
     weights = "model/model.safetensors"
     assert (out / weights).read_bytes() == (whole / weights).read_bytes()
+
+
+@pytest.mark.drill
+def test_two_ranks_that_are_killed_in_two_phases_end_as_if_nothing_had_happened(place: Path, tmp_path: Path) -> None:
+    """15 steps a phase: all of the machine about the first change, a rank alone in the third phase."""
+    length = {"run": {"steps": 60}, "checkpoint": {"every": 4, "keep": 3}, "metrics": {"log_every": 1}}
+    recipe = recipe_at(place, tmp_path / "recipe.toml", **length)
+    quiet_run(recipe, tmp_path / "quiet")
+    drill = Drill(recipe, tmp_path / "drilled")
+    drill.finish([Kill("machine", 14, saving=True), Kill("rank", 33, saving=False)], tmp_path / "log", limit=900)
+    assert (drill.starts, sum(drill.done.values())) == (2, 2)
+    assert losses(drill.out) == losses(tmp_path / "quiet")
+    assert weights(drill.out) == weights(tmp_path / "quiet")
+    said = (tmp_path / "log").read_text()
+    assert said.count("going on after step") == 2
+    assert "Traceback" not in said
 
 
 def test_bytes_a_patch_grow_with_the_phases_and_packs_keep_their_p_max(place: Path, whole: Path) -> None:
@@ -523,11 +541,16 @@ def test_a_table_for_data_cut_as_an_imported_model_cuts_has_its_roundings(place:
     assert found == pytest.approx(phases[1].size, rel=1e-9)
 
 
-def test_a_model_of_bytes_has_no_schedule(place: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", [{"kind": "entropy", **STACK, "window": 64}, HNET], ids=["entropy", "hnet"])
+def test_a_model_of_bytes_has_no_schedule(place: Path, tmp_path: Path, model: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=f"patch_schedule: a model of kind '{model['kind']}' is given no patches"):
+        settings_of(place, tmp_path, model=model)
+
+
+def test_data_without_patches_has_no_schedule(place: Path, tmp_path: Path) -> None:
     data = tiny_data(tmp_path / "data", NONE)
     sized = {"patch_schedule": [{"theta": 2.0}], "patch_sizes": None}
-    model = {"kind": "entropy", **STACK, "window": 64}
-    settings = tiny_settings(data, tmp_path / "out", **sections(place, data=sized, model=model))
+    settings = tiny_settings(data, tmp_path / "out", **sections(place, data=sized))
     assert "rule 'none', which has no threshold" in refusal(settings)
 
 
