@@ -74,8 +74,8 @@ class TrainSettings(Settings):
         """A patch size that changes is one of patches that the data has."""
         if self.data.patch_schedule and self.model.reads != "patches":
             raise ValueError(
-                f"data.patch_schedule: a model of kind {self.model.kind!r} is given no patches that could change; leave "
-                "it out"
+                f"data.patch_schedule: a model of kind {self.model.kind!r} is given no patches that could change; "
+                "leave it out"
             )
         return self
 
