@@ -3,11 +3,13 @@
 import os
 import pickle
 import tracemalloc
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from helpers.pack_examples import in_parts, make_dataset, pack_digest, random_documents
 from helpers.shard_examples import STATIC, document
 
 from shared.shards.index import index_name
@@ -15,8 +17,11 @@ from shared.shards.manifest import DatasetIdentity
 from shared.shards.open import open_dataset
 from shared.shards.tables import commit_dataset
 from shared.shards.writer import write_shard
+from trainer.data.documents import Document
 from trainer.data.loader import PackLoader
+from trainer.data.packing import slices
 from trainer.data.packing.limits import PackLimits
+from trainer.data.packing.slices import SliceReader
 
 FEW, MANY = 100, 10_000
 """Shards: a group has 64."""
@@ -61,6 +66,30 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 def test_a_loader_holds_no_more_of_a_hundred_times_as_many_shards(folders: dict[int, Path]) -> None:
     held_bytes(folders[FEW])  # what is imported and cached by the first use
     assert held_bytes(folders[MANY]) < 1.2 * held_bytes(folders[FEW])
+
+
+def test_rows_of_documents_that_have_several_are_forgotten_and_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of one document of three rows at a time here, though 16 streams go on with as many documents."""
+    stored = [part for row in random_documents(3, 40) for part in in_parts(row)]
+    dataset = make_dataset(tmp_path, [stored])
+
+    rows, held = SliceReader.rows, list[int]()
+
+    def counted(reader: SliceReader, document: Document) -> list[slices.DocumentRow]:
+        found = rows(reader, document)
+        held.append(sum(map(len, reader._rows.values())))
+        return found
+
+    def digests() -> list[str]:
+        return [pack_digest(pack) for pack in islice(PackLoader(dataset, PackLimits(64, 64), 2, streams=16), 60)]
+
+    wanted = digests()
+    monkeypatch.setattr(SliceReader, "rows", counted)
+    monkeypatch.setattr(slices, "ROWS_HELD", 5)
+    assert digests() == wanted
+    assert 3 <= max(held) <= 5
 
 
 def test_what_is_sent_to_a_loader_worker_does_not_grow_with_shards(folders: dict[int, Path]) -> None:

@@ -33,8 +33,8 @@ SPECIAL_BYTE, SPECIAL_PATCH = b"\0", b"\1\0"
 """Where BOS or BOE begins a slice, and the patch that BOE is, as it would be stored."""
 
 
-ROWS_HELD = 256
-"""Documents of several rows of which these are kept."""
+ROWS_HELD = 2**16
+"""Rows that are kept of documents that have several, of which many streams go on by turns: some 20 MB."""
 
 
 class Place(NamedTuple):
@@ -145,6 +145,7 @@ class SliceReader:
         self._batches: Batches = Recent(CACHE_BYTES, lambda batch: source.batch(*batch))
         self._ends = Recent(ENDS_BYTES, partial(patch_ends, source, self._batches, recut))
         self._rows: OrderedDict[tuple[int, int], list[DocumentRow]] = OrderedDict()
+        self._rows_held = 0
         self._body: tuple[Place | None, np.ndarray, np.ndarray] = (None, np.zeros(0, np.int16), np.zeros(0, bool))
         self._largest = VOCABULARY_SIZE + len(source.specials)
 
@@ -339,8 +340,9 @@ class SliceReader:
         held = self._rows.get(key)
         if held is None:
             held = self._rows[key] = self._indexed_rows(document)
-            if len(self._rows) > ROWS_HELD:
-                self._rows.popitem(last=False)
+            self._rows_held += len(held)
+            while self._rows_held > ROWS_HELD and len(self._rows) > 1:
+                self._rows_held -= len(self._rows.popitem(last=False)[1])
         return held
 
     def _indexed_rows(self, document: Document) -> list[DocumentRow]:
