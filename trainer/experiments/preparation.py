@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.calibration.calibrate import Wanted, calibrate_sizes
+from pipeline.calibration.report import print_sizes
 from pipeline.read.options import reading_from
 from pipeline.rewriting.merge import merge
 from pipeline.rewriting.recut import Change, recut
@@ -21,12 +23,14 @@ from pipeline.scoring.options import entropy_model_sha256, scoring_of
 from pipeline.settings import ExecutorSettings, Job, OutputSettings, ReadSettings, ScoringSettings
 from shared.errors import ConfigError, ExitCode
 from shared.io.display.progress import Progress
+from shared.io.files.outputs import Output
 from shared.patching import PatchingSettings
+from shared.patching.sizes import BEGINNING
 from trainer.errors import TrainingError
 from trainer.experiments.entropy_models import entropy_model_folder, make_entropy_models
 from trainer.experiments.folder import claim
 from trainer.experiments.results.results import EntropyModelMade
-from trainer.experiments.systems import Experiment, PatchingRecipe
+from trainer.experiments.systems import Experiment, PatchingRecipe, patch_sizes_file
 
 BY_ENTROPY = ("entropy", "monotonic")
 PLACEHOLDER_THETA = 1.0
@@ -138,11 +142,15 @@ def scored_step(name: str, model: Path, out: Path, executor: ExecutorSettings) -
     return Step(out / "scored" / name, scoring, "preprocess")
 
 
-def cutting_steps(name: str, patching: PatchingRecipe, out: Path) -> list[Step]:
-    """The corpus in patches or tokens."""
-    source, before, tokenizer = out / "corpus", [], None
+def cutting_steps(name: str, patching: PatchingRecipe, model: Path | None, out: Path) -> list[Step]:
+    """The corpus in patches or tokens; ``model``: the folder of the entropy model that the patching names."""
+    source, before, tokenizer = out / "corpus", list[Step](), None
+    data, target = data_folder(name, patching, out), patching.target
     if patching.rule in BY_ENTROPY:
         source = out / "scored" / str(patching.entropy_model)
+        if patching.sizes is not None:  # what is stored is cut as the last phase of a run cuts it
+            sizes = partial(_make_sizes, source, model, patching)
+            before, target = [Step(patch_sizes_file(data), sizes, "calibrate")], patching.sizes[-1]
     elif patching.rule == "bpe":
         assert patching.vocabulary is not None, "rule bpe has a vocabulary"
         tokenizer = out / "tokenizers" / str(patching.vocabulary)
@@ -150,13 +158,22 @@ def cutting_steps(name: str, patching: PatchingRecipe, out: Path) -> list[Step]:
         before = [Step(tokenizer, train, "tokenizer")]
     change = Change(
         rule=patching.rule,
-        target=patching.target,
+        target=target,
         stride=patching.stride,
         whole_characters=patching.whole_characters or None,
         tokenizer=tokenizer,
     )
     cutting = partial(_shown, partial(recut, source, change=change))
-    return [*before, Step(data_folder(name, patching, out), cutting, "recut")]
+    return [*before, Step(data, cutting, "recut")]
+
+
+def _make_sizes(source: Path, model: Path | None, patching: PatchingRecipe, out: Path) -> None:
+    """The table of thresholds of a patching with several sizes."""
+    assert patching.sizes is not None, "asked for with them alone"
+    wanted = Wanted(
+        sizes=patching.sizes, rule=patching.rule, whole_characters=patching.whole_characters, sidecar="float32"
+    )
+    print_sizes(calibrate_sizes(source, model, wanted, ScoringSettings(), Output(out, BEGINNING))[0])
 
 
 def data_folder(name: str, patching: PatchingRecipe, out: Path) -> Path:
@@ -187,7 +204,8 @@ def prepare(request: Request, systems: Iterable[str], line: Progress) -> Prepare
         workers = ExecutorSettings(executor=executor, workers=jobs if executor == "ray" else None)
         _carry_out(scored_step(name, entropy_model_folder(experiment, name, out), out, workers), line)
     for name, patching in wanted.items():
-        for step in cutting_steps(name, patching, out) if patching.rule != "none" else []:
+        model = patching.entropy_model and entropy_model_folder(experiment, patching.entropy_model, out)
+        for step in cutting_steps(name, patching, model or None, out) if patching.rule != "none" else []:
             _carry_out(step, line)
     return Prepared({name: data_folder(name, patching, out) for name, patching in wanted.items()}, made)
 

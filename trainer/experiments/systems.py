@@ -4,7 +4,7 @@ A system is a model and how the text is cut for it; everything else of its recip
 that a comparison is one of models.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from shared.counts.settings import CountingSettings
 from shared.errors import ConfigError
+from shared.patching.sizes import MOST_SIZES
 from shared.settings import Settings
 from trainer.experiments.results.results import Family, System
 from trainer.settings import TrainSettings
@@ -58,6 +59,8 @@ class PatchingRecipe(Settings):
     """Bytes, of static."""
     target: float | None = None
     """Mean patch size in bytes, of the rules on entropy; the threshold is found on the training split."""
+    sizes: tuple[float, ...] | None = Field(default=None, min_length=2, max_length=MOST_SIZES)
+    """Instead: several, ascending, one after the other for equal shares of a run."""
     entropy_model: str | None = None
     """Whose entropies they are."""
     vocabulary: int | None = None
@@ -68,15 +71,24 @@ class PatchingRecipe(Settings):
     @model_validator(mode="after")
     def _complete(self) -> "PatchingRecipe":
         on_entropy = self.rule in ("entropy", "monotonic")
+        if self.sizes is not None and (sorted(set(self.sizes)) != list(self.sizes) or self.sizes[0] <= 0):
+            raise ValueError(
+                f"sizes must be greater than 0 and ascend, not {', '.join(map('{:g}'.format, self.sizes))}"
+            )
         needed = {
             "stride": self.rule == "static",
-            "target": on_entropy,
+            "target": on_entropy and self.sizes is None,
+            "sizes": on_entropy and self.sizes is not None,
             "entropy_model": on_entropy,
             "vocabulary": self.rule == "bpe",
         }
         for key, wanted in needed.items():
             if wanted != (getattr(self, key) is not None):
-                raise ValueError(f"rule {self.rule!r} {'needs' if wanted else 'does not take'} {key}")
+                takes, beside = (
+                    "needs" if wanted else "does not take",
+                    " beside sizes" if self.sizes is not None else "",
+                )
+                raise ValueError(f"rule {self.rule!r} {takes} {key}{beside}")
         if self.whole_characters and self.rule in ("none", "bpe"):
             raise ValueError(f"rule {self.rule!r} does not take whole_characters")
         return self
@@ -84,13 +96,16 @@ class PatchingRecipe(Settings):
     @property
     def in_words(self) -> str | None:
         """For the reader of a report; None where there are no patches."""
+        size = f"{self.target} bytes"
+        if self.sizes is not None:
+            size = f"from {self.sizes[0]:g} to {self.sizes[-1]:g} bytes"
         words = {
             "none": None,
             "byte": "every byte",
             "static": f"every {self.stride} bytes",
             "space": "words",
-            "entropy": f"entropy of {self.entropy_model}, {self.target} bytes",
-            "monotonic": f"rise of the entropy of {self.entropy_model}, {self.target} bytes",
+            "entropy": f"entropy of {self.entropy_model}, {size}",
+            "monotonic": f"rise of the entropy of {self.entropy_model}, {size}",
             "bpe": f"byte-pair encoding, {self.vocabulary} ids",
         }[self.rule]
         return f"{words}, characters whole" if self.whole_characters else words
@@ -198,7 +213,8 @@ class Experiment(Settings):
         patching = self.patchings[self.systems[name].patching]
         recipe = self.recipe_of(name, NOWHERE, NOWHERE, 0, 1, 1)
         settings = check_recipe(recipe, TrainSettings, Path(name))
-        return name, settings, patching.target or patching.stride or settings.plan.patch_size
+        last = patching.sizes[-1] if patching.sizes else None
+        return name, settings, last or patching.target or patching.stride or settings.plan.patch_size
 
     def system(self, name: str) -> System:
         """What a report says of it."""
@@ -221,9 +237,10 @@ class Experiment(Settings):
         self, name: str, data: Path, out: Path, seed: int, validations: int, steps: int, lr: float | None = None
     ) -> Values:
         """A whole recipe: so many steps, with so many passes over the validation split; ``lr`` instead of its own."""
+        sizes = self.patchings[self.systems[name].patching].sizes
         over: Values = {
             "run": {"out": str(out), "seed": seed, "steps": steps},
-            "data": {"path": str(data)},
+            "data": {"path": str(data)} | ({} if sizes is None else patch_schedule(sizes, data)),
             "metrics": {"validate_every": max(-(-steps // validations), 1)},
         }
         return overlaid(self.sections(name), over if lr is None else over | {"optimizer": {"lr": lr}})
@@ -257,6 +274,18 @@ class Experiment(Settings):
         values = read_recipe(RECIPES / f"{own.recipe}.toml", (), TrainSettings)
         over = {section: getattr(own, section) for section in OVER_RECIPES}
         return overlaid(values, over | {"run": own.run | {"out": str(out)}, "data": own.data | {"path": str(data)}})
+
+
+def patch_sizes_file(data: Path) -> Path:
+    """The table of thresholds of a patching with several sizes, beside its dataset."""
+    return data.with_name(f"{data.name}-sizes.json")
+
+
+def patch_schedule(sizes: Sequence[float], data: Path) -> Values:
+    """What a recipe says of patches that grow: each size for an equal share of the run."""
+    first, *later = sizes
+    phases = [{"size": first}, *({"size": size, "at": n / len(sizes)} for n, size in enumerate(later, 1))]
+    return {"patch_schedule": phases, "patch_sizes": str(patch_sizes_file(data))}
 
 
 def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> Values:

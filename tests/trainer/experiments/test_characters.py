@@ -34,7 +34,7 @@ def test_what_they_learn_from_is_cut_as_they_say(experiment: Experiment, tmp_pat
     cut = {}
     for name in PAIRS[1]:
         patching = experiment.systems[name].patching
-        for step in cutting_steps(patching, experiment.patchings[patching], tmp_path / "out"):
+        for step in cutting_steps(patching, experiment.patchings[patching], None, tmp_path / "out"):
             step.make(step.out)
             cut[name] = all_whole(open_dataset(step.out / "train"))
     assert cut == {"static": False, "static-whole": True}

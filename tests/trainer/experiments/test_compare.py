@@ -13,11 +13,13 @@ from math import prod
 from pathlib import Path
 
 import pytest
+from helpers.tiny_runs import metric_lines
 
 from shared.errors import ConfigError
 from shared.io.display.progress import Progress
 from shared.io.display.quantities import quantity
 from shared.models.flops import forward_flops, text_workload
+from shared.patching.sizes import load_patch_sizes
 from shared.shards.open import open_dataset
 from trainer.__main__ import main
 from trainer.experiments.budget import check_budget, steps_within
@@ -60,6 +62,7 @@ static = {{rule = "static", stride = 4}}
 longer = {{rule = "static", stride = 6}}
 tokens = {{rule = "bpe", vocabulary = 300}}
 counted = {{rule = "entropy", target = 4.0, entropy_model = "counts"}}
+growing = {{rule = "entropy", sizes = [2.0, 4.0], entropy_model = "counts"}}
 
 [systems.bytes]
 family = "bytes"
@@ -105,6 +108,13 @@ full = true
 family = "blt"
 description = "Patches by counts."
 patching = "counted"
+like = "own"
+full = true
+
+[systems.growing]
+family = "blt"
+description = "Patches that grow."
+patching = "growing"
 like = "own"
 full = true
 
@@ -290,6 +300,37 @@ def test_an_entropy_model_that_counts_costs_no_flops_and_what_it_took_is_kept(
     assert "Bytes per patch by subset" in page
     assert main(command) == 0
     assert load_results(tmp_path / "out").entropy_models == found.entropy_models, "what it took is known from then on"
+
+
+def test_a_system_whose_patches_grow_goes_through_its_sizes_within_the_budget(place: Path, tmp_path: Path) -> None:
+    copied(place, tmp_path)
+    assert main(arguments(tmp_path, "--only", "growing", "--seeds", "0")) == 0
+    (run,) = load_results(tmp_path / "out").runs
+    assert run.useful_flops == pytest.approx(BUDGET, rel=0.02)
+    sizes = load_patch_sizes(tmp_path / "out/data/growing-sizes.json").patch_sizes
+    assert [entry.size for entry in sizes] == [2, 4]
+    lines = [line for line in metric_lines(tmp_path / "out" / run.folder) if "loss" in line]
+    grown = [line["bytes_per_patch"] for line in lines]
+    half = len(lines) // 2
+    assert sum(grown[: half - 1]) / (half - 1) == pytest.approx(sizes[0].mean_patch_size, rel=0.1)
+    assert sum(grown[half + 1 :]) / (len(lines) - half - 1) == pytest.approx(sizes[1].mean_patch_size, rel=0.1)
+    assert run.bytes_per_patch == pytest.approx(sizes[1].held_out, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("patching", "why"),
+    [
+        ("sizes = [4.0, 2.0]", "sizes must be greater than 0 and ascend, not 4, 2"),
+        ("sizes = [0.0, 2.0]", "sizes must be greater than 0"),
+        ("target = 4.0, sizes = [2.0, 4.0]", "does not take target beside sizes"),
+        ("vocabulary = 300", "needs target"),
+    ],
+)
+def test_a_patching_has_one_size_or_several(patching: str, why: str, tmp_path: Path) -> None:
+    file = tmp_path / "systems.toml"
+    file.write_text(SYSTEMS.replace("sizes = [2.0, 4.0]", patching))
+    with pytest.raises(ConfigError, match=why):
+        load_experiment(file)
 
 
 @pytest.mark.parametrize(
