@@ -24,6 +24,8 @@ from typing import NoReturn
 
 IMPORTED = (
     "numpy",
+    "pyarrow.compute",
+    "pyarrow.parquet",
     "pydantic",
     "safetensors.torch",
     "torch.distributed.checkpoint",

@@ -1,7 +1,7 @@
 """Every command and program of README.md and docs/ is run, or marked with what it needs; docs/README.md says how."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -32,14 +32,21 @@ TRIED = [block for block in BLOCKS if not block.elsewhere]
 
 
 LONG = ("make train", "make compare", "make scaling", "make entropy", "trainer compare")
-"""What begins so trains several models: a drill."""
+"""What begins so trains several models."""
 
 
-def each(blocks: list[Block]) -> pytest.MarkDecorator:
-    marked = [
-        pytest.param(block, id=block.place, marks=[pytest.mark.drill] * any(word in block.program for word in LONG))
-        for block in blocks
-    ]
+def drills(blocks: list[Block]) -> set[str]:
+    """Places of the blocks for which models are trained: by the block itself, or before it on its page."""
+    trained, found = set[str](), set[str]()
+    for block in blocks:
+        if block.after or block.page in trained or any(word in block.program for word in LONG):
+            trained.add(block.page)
+            found.add(block.place)
+    return found
+
+
+def each(blocks: list[Block], drills: Collection[str] = ()) -> pytest.MarkDecorator:
+    marked = [pytest.param(one, id=one.place, marks=[pytest.mark.drill] * (one.place in drills)) for one in blocks]
     return pytest.mark.parametrize("block", marked)
 
 
@@ -102,7 +109,7 @@ def readers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Readers]:
     opened.close()
 
 
-@each(TRIED)
+@each(TRIED, drills(TRIED))
 def test_blocks_run(block: Block, readers: Readers) -> None:
     wrong = readers.tried(block)
     if wrong:
