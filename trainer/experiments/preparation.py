@@ -169,10 +169,8 @@ def cutting_steps(name: str, patching: PatchingRecipe, model: Path | None, out: 
 
 def _make_sizes(source: Path, model: Path | None, patching: PatchingRecipe, out: Path) -> None:
     """The table of thresholds of a patching with several sizes."""
-    assert patching.sizes is not None, "asked for with them alone"
-    wanted = Wanted(
-        sizes=patching.sizes, rule=patching.rule, whole_characters=patching.whole_characters, sidecar="float32"
-    )
+    cut = patching.model_dump(include={"sizes", "rule", "whole_characters"})
+    wanted = Wanted.model_validate(cut | {"sidecar": "float32"})
     print_sizes(calibrate_sizes(source, model, wanted, ScoringSettings(), Output(out, BEGINNING))[0])
 
 
