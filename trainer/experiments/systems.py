@@ -170,7 +170,7 @@ class Experiment(Settings):
             for name, patching in self.patchings.items()
         ]
         for name, system in self.systems.items():
-            wanted.append((f"systems.{name}.cutting", system.patching, self.patchings))
+            wanted.append((f"systems.{name}.patching", system.patching, self.patchings))
             earlier = list(self.systems)[: list(self.systems).index(name)]
             wanted.append((f"systems.{name}.like", system.like, earlier))
             wanted.append((f"systems.{name}.ablates", system.ablates, self.systems))

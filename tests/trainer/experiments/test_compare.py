@@ -455,7 +455,7 @@ def settings_of(experiment: Experiment, name: str) -> TrainSettings:
     ("before", "after", "complaint"),
     [
         ("[systems.bytes]", "colour = 1\n[systems.bytes]", "patchings.colour"),
-        ('patching = "static"', 'patching = "words"', "there is no 'words'"),
+        ('patching = "static"', 'patching = "words"', "systems.patches.patching: there is no 'words'"),
         ('like = "bytes"', 'like = "patches"', "systems.tokens.like: there is no 'patches'"),
         (", stride = 4", "", "rule 'static' needs stride"),
         ("window = 64", "widow = 64", "patches.*widow"),
