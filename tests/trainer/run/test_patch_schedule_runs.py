@@ -420,6 +420,17 @@ def test_p_max_is_said_by_the_phases(place: Path, tmp_path: Path) -> None:
     assert data.largest_limits.patches == 200
 
 
+def test_a_table_with_impossible_sizes_asks_for_no_more_patches_than_there_are_tokens(
+    place: Path, tmp_path: Path
+) -> None:
+    def change(table: dict[str, Any]) -> None:
+        table["patch_sizes"][0]["mean_patch_size"] = 1e-9
+
+    data = changed_table(place, tmp_path / "tiny.json", change)
+    settings = settings_of(place, tmp_path, data=data)
+    assert RunData(settings.data).phases[0].limits.patches < 3 * settings.data.tokens
+
+
 def test_data_that_keeps_no_entropies_is_refused(place: Path, tmp_path: Path) -> None:
     words = refusal(settings_of(place, tmp_path, "none"))
     assert "none/train keeps no entropies" in words
