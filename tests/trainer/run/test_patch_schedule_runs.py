@@ -531,6 +531,22 @@ def test_a_table_by_subset_is_for_the_subsets_of_all_datasets(of_kinds: Path, tm
         assert after.patching.thetas == before.patching.thetas | {"y/a": near}
 
 
+def test_the_thresholds_of_several_datasets_do_not_matter_either(place: Path, tmp_path: Path) -> None:
+    """Beside a dataset of another threshold a run has the packs that it has beside one of the same."""
+    other = scored(place, tmp_path / "other", *FIXED, "--theta", 2.9, "--sidecar", "uint8")
+    assert open_dataset(other / "train").patching.theta != open_dataset(place / "uint8" / "train").patching.theta
+    found = []
+    for second in (place / "uint8", other):
+        datasets = {"x": str(place / "uint8"), "y": str(second)}
+        settings = settings_of(place, tmp_path, data={"path": None, "datasets": datasets})
+        assert RunData(settings.data).validation.subset_names
+        found.append((RunData(settings.data).phases, trained(settings, STEPS)))
+    assert found[0] == found[1]
+    stored = {"patch_schedule": [], "patch_sizes": None}
+    with pytest.raises(IdentityError, match="cannot be mixed"):
+        run_identity_of(settings.model_copy(update={"data": settings.data.model_copy(update=stored)}))
+
+
 def test_a_table_for_data_cut_as_an_imported_model_cuts_has_its_roundings(place: Path, tmp_path: Path) -> None:
     """Neither is an option of calibrate: what the data is cut with counts."""
     rise = ("--rule", "monotonic", "--sidecar", "float32", "--max-length", 64)
