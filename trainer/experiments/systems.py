@@ -13,7 +13,10 @@ from pydantic import Field, model_validator
 
 from shared.counts.settings import CountingSettings
 from shared.errors import ConfigError
+from shared.model_settings import MOST_IDS
+from shared.patching.settings import LONGEST_PATCH
 from shared.settings import Settings
+from shared.vocabulary import VOCABULARY_SIZE
 from trainer.experiments.results.results import Family, System
 from trainer.settings import TrainSettings
 from trainer.settings.recipe import check_recipe, read_recipe, read_toml
@@ -54,13 +57,13 @@ class PatchingRecipe(Settings):
     """How the text is cut into patches, or into subwords."""
 
     rule: Literal["none", "byte", "static", "space", "entropy", "monotonic", "bpe"]
-    stride: int | None = None
+    stride: int | None = Field(default=None, ge=1, le=LONGEST_PATCH)
     """Bytes, of static."""
-    target: float | None = None
+    target: float | None = Field(default=None, ge=1, le=LONGEST_PATCH)
     """Mean patch size in bytes, of the rules on entropy; the threshold is found on the training split."""
     entropy_model: str | None = None
     """Whose entropies they are."""
-    vocabulary: int | None = None
+    vocabulary: int | None = Field(default=None, gt=VOCABULARY_SIZE, le=MOST_IDS)
     """Ids of the tokenizer of bpe, the 260 of bytes and special ids included."""
     whole_characters: bool = False
     """No patch starts inside a character of UTF-8."""
