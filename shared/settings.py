@@ -70,9 +70,21 @@ UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 
 
 def first_error(error: ValidationError) -> ErrorDetails:
-    """The first thing that validation found; an unknown key comes first, because a key that is missing may be it."""
+    """The first thing that validation found; an unknown key comes first, because a key that is missing may be it.
+
+    Of a value of several kinds ({steps = 0}, or {bytes = 0}) a key that one of them has is known, and what is wrong
+    with it there is said.
+    """
     found = error.errors(include_url=False)
-    return next((one for one in found if one["type"] in UNKNOWN_KEY), found[0])
+    unknown = [one for one in found if one["type"] in UNKNOWN_KEY]
+    wrong = {_beside_kind(one): one for one in found if one["type"] not in (*UNKNOWN_KEY, "missing")}
+    mistaken = [one for one in unknown if _beside_kind(one) not in wrong]
+    return mistaken[0] if mistaken else wrong[_beside_kind(unknown[0])] if unknown else found[0]
+
+
+def _beside_kind(problem: ErrorDetails) -> tuple[int | str, ...]:
+    """Where a problem is, without the kind of value that validation puts before the key."""
+    return (*problem["loc"][:-2], *problem["loc"][-1:])
 
 
 def first_problem(error: ValidationError, key: str | None = None) -> str:

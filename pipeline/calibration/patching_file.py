@@ -11,6 +11,7 @@ from pipeline.settings import PipelineError
 from shared.io.files.json_reader import read_bounded
 from shared.io.files.outputs import Output
 from shared.patching import PatchingSettings
+from shared.patching.sizes import BEGINNING
 from shared.settings import Settings, other_version, refused_as
 from shared.shards.manifest import NumericsClass, SidecarType
 
@@ -110,6 +111,11 @@ def load_patching(path: Path) -> PatchingFile:
         content = read_bounded(path, MOST_BYTES)
     except OSError as error:
         raise PipelineError(f"--patching {path} cannot be read: {error.strerror}; calibrate writes it") from None
+    if BEGINNING.match(content):
+        raise PipelineError(
+            f"--patching {path} is a table of sizes, for data.patch_sizes of a recipe; calibrate without --sizes finds "
+            "the thresholds of one dataset"
+        )
     if problem := other_version(path, content, FORMAT_VERSION, "calibrate again"):
         raise PipelineError(f"--patching {problem}")
     with refused_as(PipelineError, f"--patching {path}: "):

@@ -8,7 +8,7 @@ from pipeline.settings import PipelineError, ScoringSettings
 from shared.io.display.log import LOG
 from shared.io.files.path_kinds import model_folder_at
 from shared.io.programs.command_line import path_option
-from shared.model_folder.identity import model_sha256, stored_settings
+from shared.model_folder.identity import ENTROPY_MODEL_FOLDER, model_sha256, stored_settings
 from shared.model_settings import CountsSettings, EntropyModelSettings
 
 OPTIONS: dict[str, tuple[str | None, str]] = {
@@ -35,9 +35,11 @@ def entropy_model_sha256(folder: Path | None, needed_by: str) -> str:
     """The identity of the entropy model in a folder. Raises PipelineError or ModelFileError if there is none."""
     if folder is None:
         raise PipelineError(f"{needed_by} needs --entropy-model, the folder of an entropy model")
-    if not isinstance(stored_settings(folder), EntropyModelSettings | CountsSettings):
+    settings, own = stored_settings(folder), folder / ENTROPY_MODEL_FOLDER
+    if not isinstance(settings, EntropyModelSettings | CountsSettings):
+        inside = f"; its entropy model is in {own}" if own.is_dir() else ""
         raise PipelineError(
-            f"--entropy-model {folder} holds a byte latent transformer; its entropy model is in {folder}/entropy_model"
+            f"--entropy-model {folder} holds a model of kind {settings.kind!r}, no entropy model{inside}"
         )
     return model_sha256(folder)
 

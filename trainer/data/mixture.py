@@ -17,10 +17,10 @@ from trainer.data.splits import prefixed, together
 class Mixture:
     """Named datasets side by side: their shards are counted on, the subsets of each are NAME/subset."""
 
-    def __init__(self, datasets: Mapping[str, Dataset]) -> None:
-        """Raises IdentityError where their patches differ."""
+    def __init__(self, datasets: Mapping[str, Dataset], cut_anew: bool = False) -> None:
+        """Raises IdentityError where their patches differ; ``cut_anew``: their rule (`together`)."""
         folders: dict[str, Path | str] = {name: dataset.where for name, dataset in datasets.items()}
-        self.manifest = together({name: dataset.manifest for name, dataset in datasets.items()}, folders)
+        self.manifest = together({name: dataset.manifest for name, dataset in datasets.items()}, folders, cut_anew)
         """Of all together."""
         self.subsets = self.manifest.subsets
         """Totals by subset, sorted."""

@@ -76,7 +76,8 @@ class CutTotals:
 
 def totals_of(patching: PatchingSettings, totals: SubsetTotals, size: float) -> CutTotals:
     """The totals of documents whose patches have another mean size (bytes) than they are stored with."""
-    return CutTotals(patching, replace(totals, patches=max(round(totals.bytes / size), totals.documents)))
+    patches = max(round(totals.bytes / size), totals.documents)
+    return CutTotals(patching, replace(totals, patches=min(patches, totals.tokens)))
 
 
 def phases_of(

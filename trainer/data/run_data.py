@@ -49,10 +49,15 @@ class RunData:
         folders = self.folders(TRAIN_SPLIT).values()
         return all(isinstance(folder, str) or (folder / MANIFEST_NAME).exists() for folder in folders)
 
+    @property
+    def _cut_anew(self) -> bool:
+        """Whether patches are those of phases, whatever the data is stored with."""
+        return bool(self._settings.patch_schedule)
+
     @cached_property
     def train_manifest(self) -> DatasetTotals:
         """Of all training data together. Raises DatasetError, IdentityError."""
-        return together(self.manifests(TRAIN_SPLIT), self.folders(TRAIN_SPLIT))
+        return together(self.manifests(TRAIN_SPLIT), self.folders(TRAIN_SPLIT), self._cut_anew)
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -148,7 +153,7 @@ class RunData:
         cache = FileCache(self._settings.cache or default_cache(), self._settings.cache_bytes)
         manifests = self.manifests(split)
         datasets = {name: open_dataset(folder, cache, manifests[name]) for name, folder in self.folders(split).items()}
-        return datasets[""] if "" in datasets else Mixture(datasets)
+        return datasets[""] if "" in datasets else Mixture(datasets, self._cut_anew)
 
 
 def with_length(settings: TrainSettings, data: RunData) -> TrainSettings:

@@ -23,18 +23,20 @@ def split_folders(data: DataSettings, split: str) -> dict[str, Path | str]:
     return {name: below(folder, split) for name, folder in folders.items()}
 
 
-def together(manifests: Mapping[str, Manifest], folders: Mapping[str, Path | str]) -> DatasetTotals:
+def together(
+    manifests: Mapping[str, Manifest], folders: Mapping[str, Path | str], cut_anew: bool = False
+) -> DatasetTotals:
     """Several datasets as one: subsets with names before them.
 
     One without a name is returned as it is. Raises IdentityError, naming two folders, where they do not agree in
-    patches.
+    patches; ``cut_anew``: in the rule of these, since a run has thresholds of its own.
     """
     if "" in manifests:
         (alone,) = manifests.values()
         return alone
     (first, one), *others = manifests.items()
     for name, other in others:
-        lines = differences(_of_patches(one.identity), _of_patches(other.identity))
+        lines = differences(_of_patches(one.identity, cut_anew), _of_patches(other.identity, cut_anew))
         if lines:
             raise IdentityError(
                 f"{folders[first]} and {folders[name]} cannot be mixed, their patches differ: {in_short(lines)}"
@@ -76,10 +78,11 @@ def prefixed(dataset: str, name: str) -> str:
     return f"{dataset}/{name}" if dataset else name
 
 
-def _of_patches(identity: DatasetIdentity) -> dict[str, object]:
+def _of_patches(identity: DatasetIdentity, cut_anew: bool) -> dict[str, object]:
     """What the datasets of one run must agree in: the rule, and the entropy model with its precision."""
+    thresholds = {"thetas", "theta", "grid"} if cut_anew else {"thetas"}
     entropy_model = identity.entropy_model
     return {
-        "patching": identity.patching.model_dump(mode="json", exclude={"thetas"}),
+        "patching": identity.patching.model_dump(mode="json", exclude=thresholds),
         "entropy_model": entropy_model and {"sha256": entropy_model.sha256, "dtype": entropy_model.dtype},
     }

@@ -92,7 +92,13 @@ def run_all(
                     finished(run)
             shares = [run.share() for _, run in under_way.values()]
             names = ", ".join(f"{run.name} {share:.0%}" for share, (_, run) in zip(shares, under_way.values()))
-            line.show((done + sum(shares)) / len(runs), f"{done} of {len(runs)} runs", *([names] if names else []))
+            share = (done + sum(shares)) / len(runs)
+            # A run that is trained is yet to be scored: not all is done before each has ended.
+            line.show(
+                min(share, 0.9999) if done < len(runs) else 1.0,
+                f"{done} of {len(runs)} runs",
+                *([names] if names else []),
+            )
     finally:
         for process, _ in under_way.values():
             process.terminate()  # a terminal interrupts the runs too, `kill` this process alone

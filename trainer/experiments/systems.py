@@ -13,8 +13,11 @@ from pydantic import Field, model_validator
 
 from shared.counts.settings import CountingSettings
 from shared.errors import ConfigError
+from shared.model_settings import MOST_IDS
+from shared.patching.settings import LONGEST_PATCH
 from shared.patching.sizes import MOST_SIZES
 from shared.settings import Settings
+from shared.vocabulary import VOCABULARY_SIZE
 from trainer.experiments.results.results import Family, System
 from trainer.settings import TrainSettings
 from trainer.settings.recipe import check_recipe, read_recipe, read_toml
@@ -55,15 +58,17 @@ class PatchingRecipe(Settings):
     """How the text is cut into patches, or into subwords."""
 
     rule: Literal["none", "byte", "static", "space", "entropy", "monotonic", "bpe"]
-    stride: int | None = None
+    stride: int | None = Field(default=None, ge=1, le=LONGEST_PATCH)
     """Bytes, of static."""
-    target: float | None = None
+    target: float | None = Field(default=None, ge=1, le=LONGEST_PATCH)
     """Mean patch size in bytes, of the rules on entropy; the threshold is found on the training split."""
-    sizes: tuple[float, ...] | None = Field(default=None, min_length=2, max_length=MOST_SIZES)
+    sizes: tuple[Annotated[float, Field(ge=1, le=LONGEST_PATCH)], ...] | None = Field(
+        default=None, min_length=2, max_length=MOST_SIZES
+    )
     """Instead: several, ascending, one after the other for equal shares of a run."""
     entropy_model: str | None = None
     """Whose entropies they are."""
-    vocabulary: int | None = None
+    vocabulary: int | None = Field(default=None, gt=VOCABULARY_SIZE, le=MOST_IDS)
     """Ids of the tokenizer of bpe, the 260 of bytes and special ids included."""
     whole_characters: bool = False
     """No patch starts inside a character of UTF-8."""
@@ -71,10 +76,8 @@ class PatchingRecipe(Settings):
     @model_validator(mode="after")
     def _complete(self) -> "PatchingRecipe":
         on_entropy = self.rule in ("entropy", "monotonic")
-        if self.sizes is not None and (sorted(set(self.sizes)) != list(self.sizes) or self.sizes[0] <= 0):
-            raise ValueError(
-                f"sizes must be greater than 0 and ascend, not {', '.join(map('{:g}'.format, self.sizes))}"
-            )
+        if self.sizes is not None and sorted(set(self.sizes)) != list(self.sizes):
+            raise ValueError(f"sizes must ascend, not {', '.join(map('{:g}'.format, self.sizes))}")
         needed = {
             "stride": self.rule == "static",
             "target": on_entropy and self.sizes is None,
@@ -84,11 +87,8 @@ class PatchingRecipe(Settings):
         }
         for key, wanted in needed.items():
             if wanted != (getattr(self, key) is not None):
-                takes, beside = (
-                    "needs" if wanted else "does not take",
-                    " beside sizes" if self.sizes is not None else "",
-                )
-                raise ValueError(f"rule {self.rule!r} {takes} {key}{beside}")
+                takes = "needs" if wanted else "does not take"
+                raise ValueError(f"rule {self.rule!r} {takes} {key}" + " beside sizes" * (self.sizes is not None))
         if self.whole_characters and self.rule in ("none", "bpe"):
             raise ValueError(f"rule {self.rule!r} does not take whole_characters")
         return self
@@ -185,7 +185,7 @@ class Experiment(Settings):
             for name, patching in self.patchings.items()
         ]
         for name, system in self.systems.items():
-            wanted.append((f"systems.{name}.cutting", system.patching, self.patchings))
+            wanted.append((f"systems.{name}.patching", system.patching, self.patchings))
             earlier = list(self.systems)[: list(self.systems).index(name)]
             wanted.append((f"systems.{name}.like", system.like, earlier))
             wanted.append((f"systems.{name}.ablates", system.ablates, self.systems))

@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 from helpers.rewriting_examples import make_place, run, scored
 
+from pipeline.calibration.patching_file import load_patching
+from pipeline.settings import PipelineError
+from shared.errors import ConfigError
 from shared.patching.grid import GRID
 from shared.patching.sizes import load_patch_sizes
 
@@ -98,3 +101,13 @@ def test_a_calibration_for_one_size_and_a_table_do_not_replace_each_other(place:
     assert calibrate(place, tmp_path / "b.json", "--sizes", "2,3") == 0
     assert calibrate(place, tmp_path / "a.json", "--sizes", "2,3") == 2
     assert calibrate(place, tmp_path / "b.json", "--target", 3) == 2
+
+
+def test_neither_is_taken_for_the_other(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, table = tmp_path / "one.json", tmp_path / "table.json"
+    assert calibrate(place, one, "--target", 3) == 0
+    assert calibrate(place, table, "--sizes", "2,3") == 0
+    with pytest.raises(ConfigError, match=r"one\.json is no table of sizes; `calibrate --sizes` writes one"):
+        load_patch_sizes(one)
+    with pytest.raises(PipelineError, match=r"table\.json is a table of sizes, for data\.patch_sizes"):
+        load_patching(table)

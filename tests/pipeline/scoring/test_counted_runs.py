@@ -1,5 +1,6 @@
 """A model that counts finds patches wherever an entropy model is asked for, the same ones everywhere (laws 1, 2, 5)."""
 
+import json
 import subprocess
 import sys
 from itertools import product
@@ -25,6 +26,7 @@ RULES = {
     "monotonic": ("--theta", 0.3),
     "entropy_rise": ("--theta", 0.5, "--theta-rise", 0.1),
 }
+STACK = {"width": 32, "layers": 1, "heads": 2}
 MODELS = {"plain": False, "lines": True}
 
 
@@ -167,3 +169,24 @@ def test_who_scores_with_it_does_not_load_torch(place, tmp_path) -> None:
         [sys.executable, "-c", code, *map(str, line), "--workers", "1"], capture_output=True, text=True
     )
     assert found.returncode == 0, found.stderr
+
+
+@pytest.mark.parametrize(
+    ("model", "own", "words"),
+    [
+        ({"kind": "hnet", **dict.fromkeys(("encoder", "global", "decoder"), STACK)}, False, "kind 'hnet', no entropy"),
+        ({"kind": "flat", **STACK}, False, "kind 'flat', no entropy model\n"),
+        ({"kind": "blt", **dict.fromkeys(("encoder", "global", "decoder"), STACK)}, True, "entropy model is in {}\n"),
+    ],
+)
+def test_a_model_that_finds_no_patches_for_others_is_called_what_it_is(
+    place, tmp_path, capsys, model, own, words
+) -> None:
+    folder = tmp_path / "model"
+    (folder / "entropy_model").mkdir(parents=True) if own else folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(model))
+    options = ("--entropy-model", folder, "--rule", "entropy", *RULES["entropy"])
+    assert preprocess(place / "a.jsonl", "--out", tmp_path / "out", *options) == 2
+    said = capsys.readouterr().err
+    assert words.format(folder / "entropy_model") in said
+    assert ("entropy_model" in said) == own

@@ -320,8 +320,8 @@ def test_a_system_whose_patches_grow_goes_through_its_sizes_within_the_budget(pl
 @pytest.mark.parametrize(
     ("patching", "why"),
     [
-        ("sizes = [4.0, 2.0]", "sizes must be greater than 0 and ascend, not 4, 2"),
-        ("sizes = [0.0, 2.0]", "sizes must be greater than 0"),
+        ("sizes = [4.0, 2.0]", "sizes must ascend, not 4, 2"),
+        ("sizes = [0.0, 2.0]", "sizes.*greater than or equal to 1"),
         ("target = 4.0, sizes = [2.0, 4.0]", "does not take target beside sizes"),
         ("vocabulary = 300", "needs target"),
     ],
@@ -496,9 +496,13 @@ def settings_of(experiment: Experiment, name: str) -> TrainSettings:
     ("before", "after", "complaint"),
     [
         ("[systems.bytes]", "colour = 1\n[systems.bytes]", "patchings.colour"),
-        ('patching = "static"', 'patching = "words"', "there is no 'words'"),
+        ('patching = "static"', 'patching = "words"', "systems.patches.patching: there is no 'words'"),
         ('like = "bytes"', 'like = "patches"', "systems.tokens.like: there is no 'patches'"),
         (", stride = 4", "", "rule 'static' needs stride"),
+        (", stride = 4", ", stride = 0", "patchings.static.stride: must be greater than or equal to 1"),
+        ("target = 4.0", "target = nan", "patchings.counted.target: must be"),
+        ("target = 4.0", "target = -3.0", "patchings.counted.target: must be greater than or equal to 1"),
+        ("vocabulary = 300}", "vocabulary = 260}", "patchings.tokens.vocabulary: must be greater than 260"),
         ("window = 64", "widow = 64", "patches.*widow"),
         ('better = "blt"', 'better = "moon"', "expected.1.better: there is no 'moon'"),
         ("lr = 1e-4", "lr = 0", "optimizer.lr"),
@@ -540,7 +544,10 @@ def test_a_budget_far_too_small_is_refused_before_anything_is_prepared(
     assert 1e8 < enough < 2 * BUDGET
 
 
-def test_a_run_that_fails_leaves_the_others_alone(tmp_path: Path, place: Path, capsys) -> None:
+def test_a_run_that_fails_leaves_the_others_alone(tmp_path: Path, place: Path, capsys, monkeypatch) -> None:
+    shown: list[float] = []
+    monkeypatch.setattr(Progress, "show", lambda _, done, *pieces: shown.append(done))
+    monkeypatch.setattr(Run, "share", lambda _: 1.0)
     good, bad = (
         load_experiment(place / "systems.toml").recipe_of("bytes", place / "out" / data, tmp_path / data, 0, 1, 1)
         for data in ("corpus", "nowhere")
@@ -551,6 +558,7 @@ def test_a_run_that_fails_leaves_the_others_alone(tmp_path: Path, place: Path, c
     )
     assert failed == {"bad": tmp_path / "nowhere/log.txt"}
     assert ended == ["good"]
+    assert max(shown[:-1]) < shown[-1] == 1, "what is trained is yet to be scored"
     assert "bad has failed: patchwork: error: " in capsys.readouterr().err
     assert load_score(tmp_path / "corpus") is None
 

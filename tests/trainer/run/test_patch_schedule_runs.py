@@ -420,6 +420,17 @@ def test_p_max_is_said_by_the_phases(place: Path, tmp_path: Path) -> None:
     assert data.largest_limits.patches == 200
 
 
+def test_a_table_with_impossible_sizes_asks_for_no_more_patches_than_there_are_tokens(
+    place: Path, tmp_path: Path
+) -> None:
+    def change(table: dict[str, Any]) -> None:
+        table["patch_sizes"][0]["mean_patch_size"] = 1e-9
+
+    data = changed_table(place, tmp_path / "tiny.json", change)
+    settings = settings_of(place, tmp_path, data=data)
+    assert RunData(settings.data).phases[0].limits.patches < 3 * settings.data.tokens
+
+
 def test_data_that_keeps_no_entropies_is_refused(place: Path, tmp_path: Path) -> None:
     words = refusal(settings_of(place, tmp_path, "none"))
     assert "none/train keeps no entropies" in words
@@ -518,6 +529,22 @@ def test_a_table_by_subset_is_for_the_subsets_of_all_datasets(of_kinds: Path, tm
     named = RunData(settings_of(of_kinds, tmp_path, data=data).data).phases
     for before, after in zip(phases, named, strict=True):
         assert after.patching.thetas == before.patching.thetas | {"y/a": near}
+
+
+def test_the_thresholds_of_several_datasets_do_not_matter_either(place: Path, tmp_path: Path) -> None:
+    """Beside a dataset of another threshold a run has the packs that it has beside one of the same."""
+    other = scored(place, tmp_path / "other", *FIXED, "--theta", 2.9, "--sidecar", "uint8")
+    assert open_dataset(other / "train").patching.theta != open_dataset(place / "uint8" / "train").patching.theta
+    found = []
+    for second in (place / "uint8", other):
+        datasets = {"x": str(place / "uint8"), "y": str(second)}
+        settings = settings_of(place, tmp_path, data={"path": None, "datasets": datasets})
+        assert RunData(settings.data).validation.subset_names
+        found.append((RunData(settings.data).phases, trained(settings, STEPS)))
+    assert found[0] == found[1]
+    stored = {"patch_schedule": [], "patch_sizes": None}
+    with pytest.raises(IdentityError, match="cannot be mixed"):
+        run_identity_of(settings.model_copy(update={"data": settings.data.model_copy(update=stored)}))
 
 
 def test_a_table_for_data_cut_as_an_imported_model_cuts_has_its_roundings(place: Path, tmp_path: Path) -> None:

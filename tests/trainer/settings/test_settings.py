@@ -35,6 +35,9 @@ def test_recipes_are_valid_with_a_path_and_a_folder_given() -> None:
         (["--optimizer.rates.encoder", "inf"], "optimizer.rates.encoder"),
         (["--run.timeout", "inf"], "run.timeout"),
         (["--data.weights.a", "nan"], "data.weights.a"),
+        (["--schedule.warmup.steps", "0"], r"^--schedule.warmup.steps: must be greater than 0 \(got 0\)$"),
+        (["--schedule.warmup.bytes", "-1"], r"^--schedule.warmup.bytes: must be greater than 0 \(got -1\)$"),
+        (["--schedule.warmup.step", "4"], r"^--schedule.warmup.step: unknown key"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(tmp_path: Path, overrides: list[str], words: str) -> None:
