@@ -552,7 +552,7 @@ def test_data_without_patches_has_no_schedule(place: Path, tmp_path: Path) -> No
     data = tiny_data(tmp_path / "data", NONE)
     sized = {"patch_schedule": [{"theta": 2.0}], "patch_sizes": None}
     settings = tiny_settings(data, tmp_path / "out", **sections(place, data=sized))
-    assert "rule 'none', which has no threshold" in refusal(settings)
+    assert "needs patched shards, these have rule 'none'" in refusal(settings)
 
 
 def test_other_thresholds_are_another_run(place: Path, tmp_path: Path) -> None:
