@@ -308,6 +308,9 @@ def test_a_damaged_table_is_noticed(tmp_path, corpus, capsys):
     path.write_bytes(content)
     assert count(*options) == 2
     assert "damaged" in capsys.readouterr().err
+    rule = ("--rule", "entropy", "--theta", 1, "--executor", "inline")
+    assert preprocess(corpus, "--entropy-model", tmp_path / "m", *rule, "--out", tmp_path / "out") == 2
+    assert "m is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
