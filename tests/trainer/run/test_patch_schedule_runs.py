@@ -410,6 +410,26 @@ def test_a_schedule_that_says_nothing_sensible_is_refused(
         settings_of(place, tmp_path, data={"patch_schedule": schedule})
 
 
+@pytest.mark.parametrize(
+    ("at", "run", "ends_before"),
+    [
+        (0.99, {"steps": 12}, False),
+        ({"steps": 11}, {"steps": 12}, False),
+        ({"steps": 12}, {"steps": 12}, True),
+        ({"bytes": 5000}, {"bytes": 5000, "steps": None}, True),
+        ({"bytes": 5000}, {"steps": 12}, False),
+    ],
+)
+def test_a_run_that_ends_before_its_last_phase_says_so(
+    place: Path, tmp_path: Path, at: Any, run: dict[str, Any], ends_before: bool
+) -> None:
+    data = {"patch_schedule": [{"size": 2}, {"size": 6, "at": at}]}
+    settings = settings_of(place, tmp_path, run=run, data=data)
+    schedule = RunData(settings.data).schedule(settings.run)
+    assert schedule is not None
+    assert (schedule.unreached is not None) == ends_before
+
+
 def test_p_max_is_said_by_the_phases(place: Path, tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="patches is said by each phase"):
         settings_of(place, tmp_path, data={"patches": 100})
