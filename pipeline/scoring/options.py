@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from pipeline.counting.made_by import MADE_BY_FILE, load_counts_making
 from pipeline.options import add_options, option_of
 from pipeline.settings import PipelineError, ScoringSettings
 from shared.io.display.log import LOG
@@ -41,6 +42,8 @@ def entropy_model_sha256(folder: Path | None, needed_by: str) -> str:
         raise PipelineError(
             f"--entropy-model {folder} holds a model of kind {settings.kind!r}, no entropy model{inside}"
         )
+    if (folder / MADE_BY_FILE).is_file():
+        return load_counts_making(folder).sha256  # a table that is not any more what was made is refused
     return model_sha256(folder)
 
 

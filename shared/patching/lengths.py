@@ -42,6 +42,8 @@ def patch_lengths_together(
                 raise ValueError(f"rule {patching.rule!r} needs {count - 1} entropies for {count} tokens, got {given}")
     values = np.concatenate(entropies) if patching.needs_entropy and entropies is not None else None
     lengths, patches = patch_lengths_flat(np.concatenate(documents), counts, patching, values, thetas)
+    if len(counts) == 1:  # splitting takes longer than cutting a short document
+        return [lengths]
     return np.split(lengths, np.cumsum(patches)[:-1])
 
 
@@ -71,8 +73,13 @@ def patch_lengths_flat(
     wanted = decisions(tokens, positions, patching, values, theta)
     closed = awaited_bytes(tokens)[:-1] > 0 if patching.whole_characters else None
     starts = patch_starts(wanted, forced, patching, closed)
-    lengths = np.diff(starts, append=len(tokens)).astype(np.uint16)
-    return lengths, np.diff(np.searchsorted(starts, firsts), append=len(starts))
+    lengths = _distances(starts, len(tokens)).astype(np.uint16)
+    return lengths, _distances(np.searchsorted(starts, firsts), len(starts))
+
+
+def _distances(starts: np.ndarray, end: int) -> np.ndarray:
+    """int64: from each to the next, and from the last to the end."""
+    return np.append(starts[1:], end) - starts
 
 
 def patch_starts(
@@ -98,7 +105,7 @@ def _split_long(starts: np.ndarray, total: int, longest: int) -> np.ndarray:
 
     With min_length 1 a forced cut never suppresses a wanted start, so every patch can be split by itself.
     """
-    lengths = np.diff(starts, append=total)
+    lengths = _distances(starts, total)
     pieces = -(-lengths // longest)
     first_piece = np.cumsum(pieces) - pieces
     piece = np.arange(pieces.sum()) - np.repeat(first_piece, pieces)
@@ -112,7 +119,7 @@ def _split_at_open(starts: np.ndarray, closed: np.ndarray, longest: int) -> np.n
     From every open position of a long patch the next cut is known. Following that from all starts at once, and twice
     as far each time, takes as many rounds as the number of pieces has binary digits.
     """
-    lengths = np.diff(starts, append=len(closed))
+    lengths = _distances(starts, len(closed))
     long = lengths > longest
     if not long.any():
         return starts
@@ -135,19 +142,16 @@ def _walk(wanted: np.ndarray, forced: np.ndarray, patching: PatchingSettings, cl
     candidates = np.append(np.flatnonzero(wanted | forced)[1:], total)
     # In blocks: as Python integers all candidates of a document of gigabytes would take many times its size.
     for block in np.array_split(candidates, len(candidates) // 65_536 + 1):
-        for candidate in block.tolist():
-            while (cut := _cut_after(start, longest, candidate, closed)) < candidate:
+        for candidate, must in zip(block.tolist(), forced.take(block, mode="clip").tolist()):
+            while (cut := start + longest) < candidate:
+                if closed is not None:
+                    while cut < candidate and closed[cut]:
+                        cut += 1
+                    if cut == candidate:
+                        break
                 start = cut
                 starts.append(start)
-            if candidate < total and (candidate - start >= shortest or forced[candidate]):
+            if candidate < total and (candidate - start >= shortest or must):
                 start = candidate
                 starts.append(start)
     return np.array(starts, np.int64)
-
-
-def _cut_after(start: int, longest: int, stop: int, closed: np.ndarray | None) -> int:
-    """The first open position from ``start + longest`` on; ``stop`` or more if there is none before."""
-    cut = start + longest
-    while closed is not None and cut < stop and closed[cut]:
-        cut += 1
-    return cut

@@ -147,15 +147,36 @@ def opened(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let this process and its children use a store, and no other."""
     for name, value in environment_of(endpoint).items():
         monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    yield
-    s3fs.S3FileSystem.clear_instance_cache()
+    with _clients_of_environment():
+        yield
 
 
 def become(user: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let this process and its children go on as one of the READERS."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", user)
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+_CLIENTS: dict[tuple[tuple[str, str], ...], dict[str, s3fs.S3FileSystem]] = {}
+"""Those that were made, by the environment that they were made in: a new one reads megabytes of JSON."""
+
+
+@contextmanager
+def _clients_of_environment() -> Iterator[None]:
+    """Let s3fs remember clients of this environment alone: it does not look whether it is another one by now."""
+
+    def environment() -> tuple[tuple[str, str], ...]:
+        return tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
+
+    cached, own = s3fs.S3FileSystem._cache, environment()
+    cached.clear()
+    cached.update(_CLIENTS.get(own, {}))
+    for client in cached.values():
+        client.invalidate_cache()
+    yield
+    if environment() == own:
+        _CLIENTS[own] = dict(cached)
+    cached.clear()
 
 
 @contextmanager

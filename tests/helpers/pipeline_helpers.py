@@ -17,7 +17,9 @@ STATIC = ("--rule", "static", "--stride", "5", "--executor", "inline", "--worker
 
 
 def preprocess(*arguments: object) -> int:
-    return main(["preprocess", *map(str, arguments)])
+    """With ``--executor inline`` in this process, if nothing is said of workers: what a test patches holds there."""
+    one = ("--workers", "1") if "inline" in arguments and "--workers" not in arguments else ()
+    return main(["preprocess", *map(str, arguments), *one])
 
 
 def command(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -15,8 +15,13 @@ from shared.models.initialise import initialise
 SCORED = ("--executor", "inline", "--workers", "1", "--stream-length", "512", "--threads", "1", "--split-bytes", "1500")
 
 
+REWRITING = {"recut", "merge", "split", "convert"}
+
+
 def run(*arguments: object) -> int:
-    return main([*map(str, arguments)])
+    """A command; with one process if it says nothing of them."""
+    one = ("--workers", "1") if arguments[0] in REWRITING and "--workers" not in arguments else ()
+    return main([*map(str, arguments), *one])
 
 
 def make_place(folder: Path) -> Path:

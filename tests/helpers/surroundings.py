@@ -3,6 +3,7 @@
 Processes that tests start inherit all of it, which is why it is set here, once, and not where they are started.
 """
 
+import logging
 import os
 import secrets
 import signal
@@ -22,8 +23,14 @@ GIGABYTES_PER_WORKER = 3
 """What a worker needs at most, with the Ray cluster or the ranks that its tests start."""
 
 
+SPOKEN_TO_NOBODY = ("c10d-NullHandler-default", "c10d-NullHandler-dcp_logger")
+"""Loggers of torch that tell a handler which does nothing of every collective, and of every tensor that is saved."""
+
+
 def normalise() -> None:
     """Environment and signals of this process and of those that it starts."""
+    for name in SPOKEN_TO_NOBODY:
+        logging.getLogger(name).disabled = True  # pytest would format and keep all of it: half of the time of a save
     for name in list(os.environ):
         if name.startswith(REMOVED) or name in UNSET:
             del os.environ[name]

@@ -44,7 +44,7 @@ STACK = {"width": 32, "layers": 1, "heads": 2, "feed_forward": 32}
 def tiny_data(folder: Path, patching: PatchingSettings, documents: int = 60, source: str = "a test") -> Path:
     """A folder with train/ and validation/: sentences of a few words in two subsets."""
     words = random.Random(1)
-    for split, count in (("train", documents), ("validation", documents // 6)):
+    for split, count in (("train", documents), ("validation", max(documents // 15, 2))):
         rows = []
         for number in range(count):
             text = " ".join(words.choices(WORDS, k=words.randint(1, 60))).encode()

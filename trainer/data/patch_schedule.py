@@ -36,8 +36,8 @@ class Phase:
     limits: PackLimits
 
     def __str__(self) -> str:
-        theta = f"theta {self.patching.theta:.4f}" if not self.patching.thetas else "thetas by subset"
-        return f"patches of {self.size:.2f} bytes ({theta} nats), at most {self.limits.patches:,} a pack"
+        theta = "thetas by subset" if self.patching.thetas else f"theta {self.patching.theta:.4f} nats"
+        return f"patches of {self.size:.2f} bytes ({theta}), at most {self.limits.patches:,} a pack"
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,19 @@ class PatchSchedule:
     def patchings(self) -> list[PatchingSettings]:
         """Of each phase."""
         return [phase.patching for phase in self.phases]
+
+    @property
+    def unreached(self) -> str | None:
+        """That the run ends before its last phase, whose patches its model has; None where it does not, or none can
+        say.
+        """
+        _, begin, whole = measured(self.phases[-1].at, self.run, 0, 0)
+        if whole is None or begin < whole:
+            return None
+        return (
+            f"the run ends before phase {len(self.phases)} of data.patch_schedule begins, whose patches validation and "
+            "the model have; make the run longer, or leave the phase out"
+        )
 
     def phase_after(self, step: int, targets: int) -> int:
         """The phase of the step that comes after ``step`` others with so many ``targets``: that which began last."""

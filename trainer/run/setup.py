@@ -126,6 +126,8 @@ def prepare(settings: TrainSettings, data: RunData, identity: RunIdentity, world
     line.log(opening(job, newest))
     if data.phases:
         line.log(f"phase {job.loader.phase + 1} of {len(data.phases)}: {data.phases[job.loader.phase]}")
+    if schedule is not None and (note := schedule.unreached):
+        line.log(note)
     if newest is None and settings.start.model is not None:
         for difference in other_settings(settings.start.model, settings.model):
             line.log(f"unlike {settings.start.model}: {difference}")

@@ -114,7 +114,7 @@ def test_runs_are_merged_side_by_side_with_their_entropy_model(tmp_path: Path) -
     lines = (place / "a.jsonl").read_text().splitlines(keepends=True)
     (place / "a.jsonl").write_text("".join(lines[:20]))
     second = scored(place, tmp_path / "second", "--rule", "entropy", "--theta", 2)
-    assert run("merge", first, second, "--out", tmp_path / "out") == 0
+    assert run("merge", first, second, "--out", tmp_path / "out", "--workers", 2) == 0
     for name in ("train", "validation"):
         totals = [open_dataset(folder / name).manifest.totals for folder in (first, second, tmp_path / "out")]
         assert summed(totals[:2]) == totals[2]

@@ -72,7 +72,7 @@ def anew(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run, and three splits of it with other seeds: default, 1, 2."""
     folder = tmp_path_factory.mktemp("anew")
     assert preprocess(corpus, "--out", folder / "run", *FIXED, "--validation-fraction", 0.5) == 0
-    for name, seed in (("default", ()), ("1", ("--seed", 1)), ("2", ("--seed", 2))):
+    for name, seed in (("default", ()), ("1", ("--seed", 1, "--workers", 2)), ("2", ("--seed", 2))):
         assert run("split", folder / "run", "--out", folder / name, "--validation-fraction", 0.2, *seed) == 0
     return folder
 

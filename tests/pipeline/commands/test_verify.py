@@ -345,7 +345,7 @@ def test_other_columns_that_are_not_a_json_object_are_found(tmp_path: Path, meta
     (line,) = problems(tmp_path / "in")
     assert re.search(r"shard-00001\.arrow: row 0: document 'd' part 0: meta is not a JSON object", line), line
     export = tmp_path / "out"
-    assert main(["convert", str(tmp_path / "in"), "--to", "parquet", "--out", str(export)]) == 0
+    assert main(["convert", str(tmp_path / "in"), "--to", "parquet", "--out", str(export), "--workers", "1"]) == 0
     found = verify_export(exports_at(export)[0]).problems
     assert any("shard-00001.parquet: row 0: document 'd'" in line for line in found)
 

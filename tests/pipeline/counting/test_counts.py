@@ -135,9 +135,11 @@ def test_the_logarithm_has_the_same_bits_everywhere(disabled):
     assert found.stdout.strip() == LOGARITHMS_SHA256
 
 
-@pytest.mark.parametrize(("order", "contexts", "least", "newline_reset"), [(5, 10**6, 1, False), (3, 40, 2, True)])
-def test_a_table_is_that_of_the_definition(tmp_path, order, contexts, least, newline_reset):
-    own = texts(60)
+@pytest.mark.parametrize(
+    ("order", "contexts", "least", "newline_reset", "documents"), [(5, 10**6, 1, False, 20), (3, 40, 2, True, 60)]
+)
+def test_a_table_is_that_of_the_definition(tmp_path, order, contexts, least, newline_reset, documents):
+    own = texts(documents)
     corpus = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in own])
     options = ["--order", order, "--contexts", contexts, "--least", least, "--workers", 1, "--validation-fraction", 0]
     options += ["--newline-reset"] * newline_reset
@@ -171,8 +173,7 @@ def test_the_bytes_are_those_of_every_other_machine(table):
     assert model_sha256(table) == SHA256
 
 
-@pytest.mark.parametrize("workers", [2, 4])
-@pytest.mark.parametrize("split_bytes", [2**12, 2**20])
+@pytest.mark.parametrize(("workers", "split_bytes"), [(2, 2**20), (4, 2**12)])
 def test_workers_and_splits_change_nothing(tmp_path, corpus, table, workers, split_bytes):
     options = ("--workers", workers, "--split-bytes", split_bytes, "--least", 2)
     assert count(corpus, "--out", tmp_path / "m", *options) == 0
@@ -308,6 +309,9 @@ def test_a_damaged_table_is_noticed(tmp_path, corpus, capsys):
     path.write_bytes(content)
     assert count(*options) == 2
     assert "damaged" in capsys.readouterr().err
+    rule = ("--rule", "entropy", "--theta", 1, "--executor", "inline")
+    assert preprocess(corpus, "--entropy-model", tmp_path / "m", *rule, "--out", tmp_path / "out") == 2
+    assert "m is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

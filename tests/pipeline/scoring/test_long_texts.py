@@ -1,6 +1,5 @@
 """Texts that are not held in memory: the same shards as if they were, whatever is done with them."""
 
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +28,8 @@ READERS = ("pipeline.read.formats.whole.LONGEST_HELD", "pipeline.read.formats.da
 
 
 def a_text(size: int, seed: int = 0) -> bytes:
-    return bytes(random.Random(seed).choices(b"the quick brown fox\n", k=size))
+    letters = np.frombuffer(b"the quick brown fox\n", np.uint8)
+    return letters[np.random.default_rng(seed).integers(0, len(letters), size)].tobytes()
 
 
 def long(text: bytes, chunk: int = 700) -> LongText:

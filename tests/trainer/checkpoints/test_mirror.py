@@ -20,7 +20,8 @@ from trainer.metrics.summary import summary
 from trainer.run import loop
 
 ROOT = Path(__file__).parents[3]
-STEPS = {"steps": 9}
+STEPS = {"steps": 6}
+"""Checkpoints are made every second one."""
 
 
 class Crash(BaseException):
@@ -33,7 +34,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(data: Path, out: Path, mirror: object = None, run_: dict[str, Any] = STEPS, **checkpoint: object) -> int:
-    sections = {"every": 3} | checkpoint | ({} if mirror is None else {"mirror": str(mirror)})
+    sections = {"every": 2} | checkpoint | ({} if mirror is None else {"mirror": str(mirror)})
     return run(data, out, "--data.workers", 0, run=run_, checkpoint=sections)
 
 
@@ -44,25 +45,42 @@ def undisturbed(data: Path) -> Path:
     return out
 
 
-@pytest.fixture
-def crash(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Trains and ends at once after a number of steps, when the mirror has what there is."""
+def crash(data: Path, out: Path, mirror: object) -> None:
+    """Train and end at once after five steps, when the mirror has what there is."""
     take = loop.one_step
 
-    def crash(step: int, *arguments: Any, **options: Any) -> None:
-        def crash_after(job: Any, *rest: Any) -> bool:
-            if job.state.step == step:
-                job.checkpoints.wait()
-                job.checkpoints.close()
-                raise Crash
-            return take(job, *rest)
+    def crash_after(job: Any, *rest: Any) -> bool:
+        if job.state.step == 5:
+            job.checkpoints.wait()
+            job.checkpoints.close()
+            raise Crash
+        return take(job, *rest)
 
-        monkeypatch.setattr(loop, "one_step", crash_after)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(loop, "one_step", crash_after)
         with pytest.raises(Crash):
-            train(*arguments, **options)
-        monkeypatch.setattr(loop, "one_step", take)
+            train(data, out, mirror)
 
-    return crash
+
+@pytest.fixture(scope="module")
+def mirrored(data: Path) -> Path:
+    """A folder with the mirror of a run that is done."""
+    place = data.parent / "done"
+    assert train(data, place / "run", place / "mirror") == 0
+    return place
+
+
+@pytest.fixture(scope="module")
+def crashed(data: Path) -> Path:
+    """A folder with a run that has crashed, and its mirror."""
+    place = data.parent / "crashed"
+    crash(data, place / "run", place / "mirror")
+    return place
+
+
+def mirror_of(place: Path, folder: Path) -> Path:
+    """A copy of a mirror, for a test to change or to go on with."""
+    return shutil.copytree(place / "mirror", folder / "mirror")
 
 
 def kept_in(store: Store) -> list[str]:
@@ -71,20 +89,22 @@ def kept_in(store: Store) -> list[str]:
 
 @pytest.mark.parametrize("place", ["folder", "s3"])
 def test_a_run_goes_on_from_the_mirror_alone(
-    place: str, request: pytest.FixtureRequest, data: Path, undisturbed: Path, crash: Any, tmp_path: Path
+    place: str, request: pytest.FixtureRequest, data: Path, undisturbed: Path, crashed: Path, tmp_path: Path
 ) -> None:
-    where = tmp_path / "mirror" if place == "folder" else request.getfixturevalue("bucket")
-    crash(7, data, tmp_path / "run", where)
-    shutil.rmtree(tmp_path / "run")
+    if place == "folder":
+        where: object = mirror_of(crashed, tmp_path)
+    else:
+        where = request.getfixturevalue("bucket")
+        crash(data, tmp_path / "run", where)
     assert train(data, tmp_path / "elsewhere", where) == 0
-    assert losses(tmp_path / "elsewhere") == losses(undisturbed)[6:]
+    assert losses(tmp_path / "elsewhere") == losses(undisturbed)[4:]
     assert weights(tmp_path / "elsewhere") == weights(undisturbed)
 
 
 @pytest.mark.drill
 def test_two_ranks_fetch_their_shares(data: Path, bucket: str, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text(toml(tiny_recipe(data, tmp_path / "run", run=STEPS, checkpoint={"every": 3, "mirror": bucket})))
+    recipe.write_text(toml(tiny_recipe(data, tmp_path / "run", run=STEPS, checkpoint={"every": 2, "mirror": bucket})))
     command = torchrun("trainer/main.py", recipe)
     said = []
     for _ in range(2):
@@ -98,15 +118,14 @@ def test_two_ranks_fetch_their_shares(data: Path, bucket: str, tmp_path: Path) -
 
 def test_the_last_checkpoint_is_there_when_the_run_ends(data: Path, bucket: str, tmp_path: Path) -> None:
     assert train(data, tmp_path / "run", bucket, keep=1) == 0
-    assert kept_in(open_store(bucket)) == ["step-00000009"]
+    assert kept_in(open_store(bucket)) == ["step-00000006"]
 
 
 def test_a_run_that_is_done_is_exported_again_from_the_mirror(
-    data: Path, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, undisturbed: Path, mirrored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train(data, tmp_path / "run", tmp_path / "mirror") == 0
     capsys.readouterr()
-    assert train(data, tmp_path / "again", tmp_path / "mirror") == 0
+    assert train(data, tmp_path / "again", mirror_of(mirrored, tmp_path)) == 0
     assert weights(tmp_path / "again") == weights(undisturbed)
     said = "".join(capsys.readouterr())
     assert "no report.html" in said
@@ -114,58 +133,56 @@ def test_a_run_that_is_done_is_exported_again_from_the_mirror(
     assert not (tmp_path / "again" / "report.html").exists()
 
 
-def test_the_time_of_a_fetched_run_is_that_of_the_steps_here(data: Path, crash: Any, tmp_path: Path) -> None:
-    crash(7, data, tmp_path / "run", tmp_path / "mirror")
-    assert train(data, tmp_path / "elsewhere", tmp_path / "mirror") == 0
-    assert "last 3 steps" in dict(summary(load_history(tmp_path / "elsewhere")))["trained"]
+def test_the_time_of_a_fetched_run_is_that_of_the_steps_here(data: Path, crashed: Path, tmp_path: Path) -> None:
+    assert train(data, tmp_path / "elsewhere", mirror_of(crashed, tmp_path)) == 0
+    assert "last 2 steps" in dict(summary(load_history(tmp_path / "elsewhere")))["trained"]
 
 
-def test_the_time_of_a_run_that_goes_on_in_its_folder_is_that_of_all(data: Path, crash: Any, tmp_path: Path) -> None:
-    crash(7, data, tmp_path / "run", tmp_path / "mirror")
-    assert train(data, tmp_path / "run", tmp_path / "mirror") == 0
+def test_the_time_of_a_run_that_goes_on_in_its_folder_is_that_of_all(data: Path, crashed: Path, tmp_path: Path) -> None:
+    shutil.copytree(crashed / "run", tmp_path / "run")
+    assert train(data, tmp_path / "run", mirror_of(crashed, tmp_path)) == 0
     assert "last" not in dict(summary(load_history(tmp_path / "run")))["trained"]
 
 
 def test_the_mirror_keeps_by_the_same_rules(data: Path, tmp_path: Path) -> None:
-    options = {"every": 1, "keep": 1, "keep_every": 4, "asynchronous": False}
-    assert train(data, tmp_path / "run", tmp_path / "mirror", **options) == 0
+    options = {"every": 1, "keep": 1, "keep_every": 2, "asynchronous": False}
+    assert train(data, tmp_path / "run", tmp_path / "mirror", {"steps": 5}, **options) == 0
     names = kept_in(LocalStore(tmp_path / "mirror"))
-    assert names[-1] == "step-00000009"
-    assert set(names) <= {"step-00000004", "step-00000008", "step-00000009"}
+    assert names[-1] == "step-00000005"
+    assert set(names) <= {"step-00000002", "step-00000004", "step-00000005"}
 
 
 def test_nothing_half_removed_stays(data: Path, tmp_path: Path) -> None:
     assert train(data, tmp_path / "run", tmp_path / "mirror", every=1, keep=1) == 0
-    assert {key.split("/")[0] for key in LocalStore(tmp_path / "mirror").list()} == {"identity.json", "step-00000009"}
+    assert {key.split("/")[0] for key in LocalStore(tmp_path / "mirror").list()} == {"identity.json", "step-00000006"}
 
 
-def test_a_damaged_checkpoint_is_passed_over(data: Path, undisturbed: Path, tmp_path: Path) -> None:
-    assert train(data, tmp_path / "run", tmp_path / "mirror") == 0
-    path = tmp_path / "mirror" / "step-00000009" / "rank-00000.safetensors"
+def test_a_damaged_checkpoint_is_passed_over(data: Path, undisturbed: Path, mirrored: Path, tmp_path: Path) -> None:
+    path = mirror_of(mirrored, tmp_path) / "step-00000006" / "rank-00000.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     assert train(data, tmp_path / "again", tmp_path / "mirror") == 0
-    assert losses(tmp_path / "again") == losses(undisturbed)[6:]
+    assert losses(tmp_path / "again") == losses(undisturbed)[4:]
 
 
-def test_a_half_copied_checkpoint_is_none(data: Path, undisturbed: Path, tmp_path: Path) -> None:
-    assert train(data, tmp_path / "run", tmp_path / "mirror") == 0
-    (tmp_path / "mirror" / "step-00000009" / "COMPLETE").unlink()
+def test_a_half_copied_checkpoint_is_none(data: Path, undisturbed: Path, mirrored: Path, tmp_path: Path) -> None:
+    (mirror_of(mirrored, tmp_path) / "step-00000006" / "COMPLETE").unlink()
     assert train(data, tmp_path / "again", tmp_path / "mirror") == 0
-    assert losses(tmp_path / "again") == losses(undisturbed)[6:]
+    assert losses(tmp_path / "again") == losses(undisturbed)[4:]
 
 
 def test_a_mirror_without_a_whole_checkpoint_is_an_error(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, mirrored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train(data, tmp_path / "run", tmp_path / "mirror", keep=1) == 0
-    (tmp_path / "mirror" / "step-00000009" / "state.json").write_bytes(b"{}")
+    for state in mirror_of(mirrored, tmp_path).glob("step-*/state.json"):
+        state.write_bytes(b"{}")
     assert train(data, tmp_path / "again", tmp_path / "mirror") == 2
     assert "state.json" in capsys.readouterr().err
 
 
-def test_the_mirror_of_another_run_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train(data, tmp_path / "run", tmp_path / "mirror") == 0
-    assert train(data, tmp_path / "other", tmp_path / "mirror", STEPS | {"seed": 1}) == 2
+def test_the_mirror_of_another_run_is_refused(
+    data: Path, mirrored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(data, tmp_path / "other", mirror_of(mirrored, tmp_path), STEPS | {"seed": 1}) == 2
     assert "checkpoint.mirror" in capsys.readouterr().err
 
 
@@ -187,10 +204,9 @@ def test_a_place_that_holds_something_else_is_refused_and_left_as_it_is(
 
 
 def test_another_file_beside_the_checkpoints_is_refused(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, mirrored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train(data, tmp_path / "run", tmp_path / "mirror") == 0
-    (tmp_path / "mirror" / "notes.txt").write_text("of somebody")
+    (mirror_of(mirrored, tmp_path) / "notes.txt").write_text("of somebody")
     assert train(data, tmp_path / "again", tmp_path / "mirror") == 2
     assert "notes.txt" in capsys.readouterr().err
 
@@ -207,7 +223,7 @@ def test_what_a_killed_mirror_has_left_is_no_other_thing(data: Path, tmp_path: P
     store = LocalStore(tmp_path / "mirror")
     for key in (".probe/0123456789abcdef/created", "identity.json.01234567.tmp"):
         store.put(key, b"half")
-    assert train(data, tmp_path / "run", tmp_path / "mirror") == 0
+    assert train(data, tmp_path / "run", tmp_path / "mirror", {"steps": 1}) == 0
 
 
 def test_what_comes_to_lie_beside_the_checkpoints_is_not_removed(
@@ -222,15 +238,14 @@ def test_what_comes_to_lie_beside_the_checkpoints_is_not_removed(
         publish(self, *arguments)
 
     monkeypatch.setattr(LocalStore, "publish", publish_beside)
-    assert train(data, tmp_path / "run", tmp_path / "mirror", every=1, keep=1) == 0
+    assert train(data, tmp_path / "run", tmp_path / "mirror", {"steps": 5}, every=1, keep=1) == 0
     assert foreign <= set(store.list())
 
 
 def test_a_mirror_of_another_length_is_refused_before_anything_is_fetched(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, mirrored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train(data, tmp_path / "run", tmp_path / "mirror") == 0
-    before = contents(open_store(tmp_path / "mirror"))
+    before = contents(open_store(mirror_of(mirrored, tmp_path)))
     assert train(data, tmp_path / "other", tmp_path / "mirror", {"steps": 12}) == 2
     said = capsys.readouterr().err
     assert f"checkpoint.mirror {tmp_path / 'mirror'}" in said
@@ -247,11 +262,11 @@ def test_a_longer_run_goes_on_from_the_mirror_alone_before_the_decay(data: Path,
         sections = {"run": {"steps": steps}, "schedule": schedule, "checkpoint": {"every": 3, "keep": 1} | checkpoint}
         assert run(data, tmp_path / name, "--data.workers", 0, **sections) == 0
 
-    wsd("run", 9, mirror=str(tmp_path / "mirror"))
-    wsd("longer", 12, mirror=str(tmp_path / "mirror"))
-    wsd("at once", 12)
+    wsd("run", 5, mirror=str(tmp_path / "mirror"))
+    wsd("longer", 8, mirror=str(tmp_path / "mirror"))
+    wsd("at once", 8)
     assert weights(tmp_path / "longer") == weights(tmp_path / "at once")
-    assert len(losses(tmp_path / "longer")) < 12
+    assert len(losses(tmp_path / "longer")) == 5
 
 
 def test_a_store_that_cannot_be_a_mirror_is_refused(
@@ -287,9 +302,9 @@ def test_what_failed_once_is_tried_again(data: Path, tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(mirror, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(LocalStore, "publish", fail_once)
-    assert train(data, tmp_path / "run", tmp_path / "mirror") == 0
+    assert train(data, tmp_path / "run", tmp_path / "mirror", {"steps": 2}, every=1) == 0
     assert failed
-    assert kept_in(LocalStore(tmp_path / "mirror"))[-1] == "step-00000009"
+    assert kept_in(LocalStore(tmp_path / "mirror"))[-1] == "step-00000002"
 
 
 def test_no_step_waits_for_a_slow_store(
@@ -308,13 +323,13 @@ def test_no_step_waits_for_a_slow_store(
 
     monkeypatch.setattr(LocalStore, "publish", wait)
     monkeypatch.setattr("trainer.checkpoints.store.Checkpoints.close", close)
-    assert train(data, tmp_path / "run", tmp_path / "mirror", every=1, keep=1) == 0
-    assert kept_in(LocalStore(tmp_path / "mirror")) == ["step-00000009"]
+    assert train(data, tmp_path / "run", tmp_path / "mirror", {"steps": 4}, every=1, keep=1) == 0
+    assert kept_in(LocalStore(tmp_path / "mirror")) == ["step-00000004"]
     assert "could not be copied" not in capsys.readouterr().err
 
 
 def test_no_password_is_in_the_run(data: Path, bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train(data, tmp_path / "run", bucket) == 0
+    assert train(data, tmp_path / "run", bucket, {"steps": 1}) == 0
     said = "".join(capsys.readouterr()).encode()
     written = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
     store = open_store(bucket)

@@ -64,7 +64,7 @@ def test_two_ranks_begin_with_the_weights_that_one_has_saved(data: Path, trained
 def saved(data: Path, trained: Path) -> Path:
     """A run that began with a checkpoint."""
     out = data.parent / "saved"
-    assert run(data, out, start={"model": str(step(trained, 6))}) == 0
+    assert run(data, out, "--run.steps", 2, start={"model": str(step(trained, 6))}) == 0
     return out
 
 
@@ -72,7 +72,7 @@ def saved(data: Path, trained: Path) -> Path:
 def from_folder(data: Path, trained: Path) -> Path:
     """A run that began with the model folder of the same step."""
     out = data.parent / "folder"
-    assert run(data, out, start={"model": str(trained / "model")}) == 0
+    assert run(data, out, "--run.steps", 2, start={"model": str(trained / "model")}) == 0
     return out
 
 
@@ -92,7 +92,7 @@ def test_a_run_from_another_checkpoint_is_another_run(
     data: Path, trained: Path, saved: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recorded, now = origin_of(step(trained, 6)).sha256, origin_of(step(trained, 3)).sha256
-    assert run(data, saved, start={"model": str(step(trained, 3))}) == 2
+    assert run(data, saved, "--run.steps", 2, start={"model": str(step(trained, 3))}) == 2
     assert f"start: recorded {recorded[:12]!r}..., now {now[:12]!r}..." in complaint(capsys)
 
 

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -48,12 +49,20 @@ def world(settings: TrainSettings) -> Iterator[World]:
 
 @dataclass
 class Saved:
-    """A model and its optimizer, whose steps can be saved."""
+    """A model and its optimizer, whose steps can be saved; they are made when they are needed."""
 
     checkpoints: Checkpoints
-    model: nn.Module
-    optimizer: Optimizers
+    settings: TrainSettings
+    world: World
     identity: RunIdentity
+
+    @cached_property
+    def model(self) -> nn.Module:
+        return build_model(self.settings, self.world)
+
+    @cached_property
+    def optimizer(self) -> Optimizers:
+        return build_optimizer(self.model, self.settings.optimizer)
 
     def learn(self, size: float) -> None:
         for parameter in self.model.parameters():
@@ -80,21 +89,30 @@ Make = Callable[..., Saved]
 
 @pytest.fixture
 def make(settings: TrainSettings, identity: RunIdentity, world: World, tmp_path: Path) -> Make:
-    def make(**options) -> Saved:
-        model = build_model(settings, world)
-        checkpoints = Checkpoints(tmp_path, CheckpointSettings(**options), world)
-        return Saved(checkpoints, model, build_optimizer(model, settings.optimizer), identity)
+    def make(folder: Path = tmp_path, **options) -> Saved:
+        return Saved(Checkpoints(folder, CheckpointSettings(**options), world), settings, world, identity)
 
     return make
 
 
-@pytest.fixture
-def saved(make: Make) -> Saved:
+@pytest.fixture(scope="module")
+def three(
+    settings: TrainSettings, identity: RunIdentity, world: World, tmp_path_factory: pytest.TempPathFactory
+) -> Saved:
     """Checkpoints of steps 1 to 3 of which the newest 2 are kept; parameters differ from the initial ones."""
-    saved = make()
+    folder = tmp_path_factory.mktemp("three")
+    saved = Saved(Checkpoints(folder, CheckpointSettings(), world), settings, world, identity)
     for step in (1, 2, 3):
         saved.save(step)
     assert saved.checkpoints.wait()
+    return saved
+
+
+@pytest.fixture
+def saved(three: Saved, make: Make) -> Saved:
+    """The same checkpoints in a folder of the test's own."""
+    saved = make()
+    shutil.copytree(three.checkpoints.folder, saved.checkpoints.folder)
     return saved
 
 
@@ -117,14 +135,14 @@ def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
-def test_everything_comes_back_bit_for_bit(saved: Saved, make: Make) -> None:
-    other = make()
+def test_everything_comes_back_bit_for_bit(three: Saved, make: Make) -> None:
+    other = make(three.checkpoints.folder.parent)
     newest = other.checkpoints.newest()
     assert newest is not None
     assert newest.name == "step-00000003"
     state = other.checkpoints.load(newest, other.model, other.optimizer, other.identity)
     assert (state.step, state.targets) == (3, 30)
-    assert_equal(everything(saved.model, saved.optimizer), everything(other.model, other.optimizer))
+    assert_equal(everything(three.model, three.optimizer), everything(other.model, other.optimizer))
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
@@ -243,6 +261,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken(saved: Sa
 
 
 @pytest.mark.usefixtures("damaged")
+@pytest.mark.parametrize("damaged", ["flipped byte", "another file", "a link", "a pipe"], indirect=True)
 def test_saves_after_damage_keep_what_was_set_aside(saved: Saved, make: Make) -> None:
     other = make()
     newest = other.checkpoints.newest()

@@ -423,7 +423,7 @@ done.set()
 watcher.join()
 print(peak - before)
 """
-TABLE_MEGABYTES = 128
+TABLE_MEGABYTES = 64
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")

@@ -90,13 +90,22 @@ def test_an_answer_ends_with_its_turn_and_special_ids_are_never_text(brief: Path
     assert generator.ended in (["length"], ["end of document"])
 
 
+CHATS = [CHAT, [Turn("user", b"")], [*CHAT, Turn("assistant", b"12 m"), Turn("user", b"more " * 20)]]
+SAMPLED = SamplingSettings(temperature=1.0, seed=5)
+
+
+@pytest.fixture(scope="module")
+def each_alone(brief: Path) -> list[tuple[list[list[Piece]], list]]:
+    """The answers to the chats, each written alone and without drafts."""
+    return [answer(brief, [chat], 60, sampling=SAMPLED, utf8=True) for chat in CHATS]
+
+
 @pytest.mark.parametrize("draft", [0, 4])
-def test_rows_are_as_if_alone_and_drafts_change_nothing(brief: Path, draft: int) -> None:
-    chats = [CHAT, [Turn("user", b"")], [*CHAT, Turn("assistant", b"12 m"), Turn("user", b"more " * 20)]]
-    sampling = SamplingSettings(temperature=1.0, seed=5)
-    together, ended = answer(brief, chats, 60, sampling=sampling, draft=draft, utf8=True)
-    for chat, row, end in zip(chats, together, ended):
-        (alone,), (alone_ended,) = answer(brief, [chat], 60, sampling=sampling, utf8=True)
+def test_rows_are_as_if_alone_and_drafts_change_nothing(
+    brief: Path, each_alone: list[tuple[list[list[Piece]], list]], draft: int
+) -> None:
+    together, ended = answer(brief, CHATS, 60, sampling=SAMPLED, draft=draft, utf8=True)
+    for ((alone,), (alone_ended,)), row, end in zip(each_alone, together, ended, strict=True):
         assert [(piece.byte, piece.starts) for piece in row] == [(piece.byte, piece.starts) for piece in alone]
         assert end == alone_ended
         b"".join(piece.byte for piece in row if not piece.from_prompt).decode()

@@ -26,6 +26,7 @@ KINDS = {
     "hnet": (NONE, {"kind": "hnet", "encoder": STACK, "global": WIDE, "decoder": STACK, "window": 64}),
 }
 TABLES = {"ngrams": {"sizes": [2, 3], "rows": 200}}
+STEPS = 12
 SILENT = [kind for kind in KINDS if kind != "hnet"]
 """Kinds that do not generate."""
 LOCALS = {"encoder": STACK, "global": STACK, "decoder": STACK, "window": 64}
@@ -43,7 +44,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     data = {rule: tiny_data(folder / rule, patching) for rule, patching in rules.items()}
     found = {}
     for kind, (patching, model) in KINDS.items():
-        assert run(data[patching.rule], folder / kind, "--run.steps", 20, model=model) == 0
+        assert run(data[patching.rule], folder / kind, "--run.steps", STEPS, model=model) == 0
         found[kind] = folder / kind
     return found
 
@@ -58,7 +59,7 @@ def test_each_kind_learns_and_is_saved_by_its_name(kind, runs):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_finished_run_of_each_kind_is_current(kind, runs, capsys):
     patching, model = KINDS[kind]
-    assert run(runs[kind].parent / patching.rule, runs[kind], "--run.steps", 20, model=model) == 0
+    assert run(runs[kind].parent / patching.rule, runs[kind], "--run.steps", STEPS, model=model) == 0
     assert "is current" in capsys.readouterr().out
 
 
@@ -87,9 +88,11 @@ def test_two_ranks_learn_what_one_does(kind, tables, runs):
     if tables:
         patching, model = KINDS[kind]
         data, alone = alone.parent / patching.rule, alone.with_name(f"{kind}-tables")
-        assert run(data, alone, "--run.steps", 20, model=model | tables) == 0
+        assert run(data, alone, "--run.steps", STEPS, model=model | tables) == 0
     several = alone.with_name(f"{alone.name}-on-two")
-    command_line = torchrun("trainer/main.py", alone.with_suffix(".toml"), "--run.steps", "20", "--run.out", several)
+    command_line = torchrun(
+        "trainer/main.py", alone.with_suffix(".toml"), "--run.steps", str(STEPS), "--run.out", several
+    )
     result = subprocess.run(
         command_line, capture_output=True, text=True, env=quiet_environment(), cwd=Path(__file__).parents[3]
     )
@@ -119,11 +122,11 @@ def test_each_kind_chooses_by_likelihood_with_noises_too(kind, runs, tmp_path, c
 def test_each_kind_learns_with_tables_and_goes_on_from_a_checkpoint(kind, tmp_path, capsys):
     patching, model = KINDS[kind]
     data, out, half = tiny_data(tmp_path / "data", patching), tmp_path / "out", tmp_path / "half"
-    assert run(data, out, "--run.steps", 6, model=model | TABLES) == 0
+    assert run(data, out, "--run.steps", 4, model=model | TABLES) == 0
     shutil.copytree(out, half)  # as it was after step 3
     shutil.rmtree(half / "model")
     shutil.rmtree(sorted((half / "checkpoints").glob("step-*"))[-1])
-    assert run(data, half, "--run.steps", 6, "--parallel.dry_run", "true", model=model | TABLES) == 0
+    assert run(data, half, "--run.steps", 4, "--parallel.dry_run", "true", model=model | TABLES) == 0
     assert "going on after step 3 " in capsys.readouterr().err
     assert losses(half) == losses(out)
     assert load_file(out / "model/model.safetensors")["ngrams.weight"].shape == (400, 32)
@@ -134,16 +137,16 @@ def test_each_kind_learns_with_tables_and_goes_on_from_a_checkpoint(kind, tmp_pa
     assert moved.any()
     assert not moved.all()  # rows that no text reads stay as they were
     assert command(["evaluate", str(out / "model"), str(data), "--tokens", "256"]) == 0
-    assert run(data, out, "--run.steps", 6, model=model) == 2
+    assert run(data, out, "--run.steps", 4, model=model) == 2
     assert "model.ngrams" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_ablations_learn_go_on_and_write(name, tmp_path, capsysbinary):
     data, out, model = tiny_data(tmp_path / "data", SPACE), tmp_path / "out", ABLATIONS[name]
-    assert run(data, out, "--run.steps", 6, model=model) == 0
+    assert run(data, out, "--run.steps", 3, model=model) == 0
     whole, out = losses(out), tmp_path / "in two"
-    assert run(data, out, "--run.steps", 6, "--parallel.dry_run", "true", model=model) == 0
+    assert run(data, out, "--run.steps", 3, "--parallel.dry_run", "true", model=model) == 0
     assert losses(out) == whole
     assert whole[-1] < whole[0]
     capsysbinary.readouterr()

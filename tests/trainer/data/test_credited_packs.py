@@ -28,7 +28,7 @@ LIMITS = st.builds(
     st.integers(3, 60),
     credit=st.builds(PatchCredit, st.integers(1, 5), st.integers(1, 6)),
 )
-disk = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+disk = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")

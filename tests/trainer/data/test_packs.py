@@ -49,7 +49,7 @@ from trainer.data.sampling.schedule import Mixing
 from trainer.data.validation import ValidationPacks
 
 STEP = Step(0, 0, 0)
-disk = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+disk = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 class Plans:

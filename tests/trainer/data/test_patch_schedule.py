@@ -276,7 +276,7 @@ def test_the_size_that_a_theta_gives_is_that_of_documents_cut_with_it(tmp_path: 
 def test_a_sample_is_spread_over_the_data_and_reads_no_more_of_much(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dataset = scored_dataset(tmp_path, 6, count=900)
+    dataset = scored_dataset(tmp_path, 6, count=450)
     exact = sampled_sizes(dataset, ON_GRID)
     cut = list[int]()
     counted = RecutLengths.counted

@@ -84,7 +84,7 @@ def mixed(place: Path, encoder: SubwordEncoder, tmp_path_factory: pytest.TempPat
 
 def test_tables_over_tokens_learn_and_are_scored(place: Path, tmp_path: Path, capsys) -> None:
     model = FLAT | {"ngrams": {"sizes": [2, 3], "rows": 64}}
-    assert run(place / "tokens", tmp_path / "run", "--run.steps", 20, "--data.tokens", 512, model=model) == 0
+    assert run(place / "tokens", tmp_path / "run", "--run.steps", 12, "--data.tokens", 512, model=model) == 0
     found = losses(tmp_path / "run")
     assert found[-1] < found[0] - 0.5
     arguments = ["evaluate", tmp_path / "run" / "model", place / "tokens", "--tokens", 512]

@@ -1,6 +1,7 @@
 """The sweep: at the trained threshold what evaluate finds, elsewhere what data cut with that threshold would give."""
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -41,11 +42,18 @@ def texts() -> list[bytes]:
     return [b"", *(rng.choice(alphabet, int(size)).tobytes() for size in rng.integers(1, 260, 20))]
 
 
+@cache
+def scored() -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The texts as tokens, and their entropies."""
+    documents = [document_tokens(text) for text in texts()]
+    return documents, list(entropy_model_scorer().score(documents))
+
+
 def stored(folder: Path, patching: PatchingSettings, entropy_model: Path, sidecar: str = "none") -> Dataset:
     """A dataset in two subsets as the pipeline would write it; the last document is stored in two rows."""
-    documents = [document_tokens(text) for text in texts()]
+    documents, found = scored()
     rows = []
-    for number, (text, entropies) in enumerate(zip(texts(), entropy_model_scorer().score(documents))):
+    for number, (text, entropies) in enumerate(zip(texts(), found)):
         subset = "ab"[number % 2]
         own = patching.for_subset(subset)
         lengths = patch_lengths(documents[number], own, entropies) if patching.patched else None

@@ -95,7 +95,7 @@ def test_a_floor_is_never_below_nothing():
 def test_intervals_cover_about_as_often_as_they_say(seeds, noise):
     generator = np.random.default_rng(seeds)
     hits = []
-    for _ in range(120):
+    for _ in range(60):
         runs = grid_runs("bpe", FALLING, BEST_SIZE, seeds=seeds, noise=noise, curvature=0.2, generator=generator)
         profiles = valleys(made_up(runs, confidence=0.8, count=200), "bpe", "model")
         middle, line = profiles[1].found, frontier(profiles, 0.8, [1e14]).found
@@ -106,7 +106,7 @@ def test_intervals_cover_about_as_often_as_they_say(seeds, noise):
                 within(line.predictions[0].bits_per_byte, FALLING(1e14)),
             )
         )
-    covered = np.mean(hits, axis=0)  # 120 trials at 80%: a standard deviation is 3.7%
+    covered = np.mean(hits, axis=0)  # 60 trials at 80%: a standard deviation is 5.2%
     assert (covered > 0.68).all(), covered
     assert (covered < 0.92).all(), covered
 

@@ -1,6 +1,8 @@
 """Generation from a model folder alone: boundaries as stored, rows as if alone, drafts that change nothing."""
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -117,34 +119,51 @@ def test_the_global_model_runs_once_for_each_patch(folder: Path) -> None:
     assert statistics.global_forwards == statistics.patches
 
 
+Alone = Callable[[bytes, GenerateSettings], tuple[list[Piece], list[str], int]]
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> Alone:
+    """Pieces of a text without drafts, how it ended, and how often the global model ran; each written once."""
+    generator = Generator(folder)
+
+    @cache
+    def alone(prompt: bytes, settings: GenerateSettings) -> tuple[list[Piece], list[str], int]:
+        return list(generator.write(prompt, settings)), generator.ended, generator.statistics.global_forwards
+
+    return alone
+
+
 @pytest.mark.parametrize("draft", [0, 5])
 @pytest.mark.parametrize(
     "sampling", [GREEDY, SamplingSettings(temperature=0.9, top_k=40, seed=3)], ids=["greedy", "sampled"]
 )
-def test_a_batch_of_ragged_prompts_is_its_single_runs(folder: Path, sampling: SamplingSettings, draft: int) -> None:
-    settings = GenerateSettings(length=40, sampling=sampling, draft=draft, stop=(b"\x00\x01",))
+def test_a_batch_of_ragged_prompts_is_its_single_runs(
+    folder: Path, alone: Alone, sampling: SamplingSettings, draft: int
+) -> None:
+    settings = GenerateSettings(length=24, sampling=sampling, stop=(b"\x00\x01",))
     generator = Generator(folder)
     rows: list[list[Piece]] = [[] for _ in PROMPTS]
-    for row, piece in generator.write_batch(PROMPTS, settings):
+    for row, piece in generator.write_batch(PROMPTS, settings.model_copy(update={"draft": draft})):
         rows[row].append(piece)
-    ended = generator.ended
     for number, prompt in enumerate(PROMPTS):
-        alone = list(generator.write(prompt, settings))
-        assert text_of(rows[number]) == text_of(alone)
-        assert [piece.starts for piece in rows[number]] == [piece.starts for piece in alone]
-        assert generator.ended == [ended[number]]
+        pieces, ended, _ = alone(prompt, settings)
+        assert text_of(rows[number]) == text_of(pieces)
+        assert [piece.starts for piece in rows[number]] == [piece.starts for piece in pieces]
+        assert [generator.ended[number]] == ended
 
 
 @pytest.mark.parametrize("draft", [1, 4, 40])
 @pytest.mark.parametrize(
     "sampling", [GREEDY, SamplingSettings(temperature=0.5, top_p=0.9, seed=4)], ids=["greedy", "sampled"]
 )
-def test_drafts_change_nothing_that_is_written(folder: Path, sampling: SamplingSettings, draft: int) -> None:
-    generator = Generator(folder)
+def test_drafts_change_nothing_that_is_written(
+    folder: Path, alone: Alone, sampling: SamplingSettings, draft: int
+) -> None:
+    generator, settings = Generator(folder), GenerateSettings(length=50, sampling=sampling)
     for prompt in PROMPTS[1:4]:
-        plain = list(generator.write(prompt, GenerateSettings(length=70, sampling=sampling)))
-        ended, forwards = generator.ended, generator.statistics.global_forwards
-        drafted = list(generator.write(prompt, GenerateSettings(length=70, sampling=sampling, draft=draft)))
+        plain, ended, forwards = alone(prompt, settings)
+        drafted = list(generator.write(prompt, settings.model_copy(update={"draft": draft})))
         assert text_of(drafted) == text_of(plain)
         assert [piece.starts for piece in drafted] == [piece.starts for piece in plain]
         assert generator.ended == ended

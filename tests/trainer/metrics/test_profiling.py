@@ -23,21 +23,21 @@ def steps_of(trace: Path) -> int:
 
 def test_traces_are_taken_at_a_step_and_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, out = tiny_data(tmp_path / "data", STATIC), tmp_path / "run"
-    recipe = tiny_recipe(data, out, run={"steps": 9}, metrics={"log_every": 1, "profile": {"at": 2, "steps": 2}})
+    recipe = tiny_recipe(data, out, run={"steps": 6}, metrics={"log_every": 1, "profile": {"at": 2, "steps": 2}})
     (tmp_path / "recipe.toml").write_text(toml(recipe))
     take = loop.one_step
 
-    def ask_during_six(job, *rest):
-        if job.state.step == 5:
+    def ask_during_four(job, *rest):
+        if job.state.step == 3:
             (out / profiling.REQUEST_NAME).touch()
         return take(job, *rest)
 
-    monkeypatch.setattr(loop, "one_step", ask_during_six)
+    monkeypatch.setattr(loop, "one_step", ask_during_four)
     assert main([str(tmp_path / "recipe.toml")]) == 0
     traces = sorted((out / profiling.FOLDER).iterdir())
     assert [path.name for path in traces] == [
         "step-00000002-rank-0.trace.json.gz",
-        "step-00000007-rank-0.trace.json.gz",
+        "step-00000005-rank-0.trace.json.gz",
     ]
     assert [steps_of(trace) for trace in traces] == [2, 2]
 
@@ -46,7 +46,7 @@ def test_a_trace_that_cannot_be_written_ends_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, out = tiny_data(tmp_path / "data", STATIC), tmp_path / "run"
-    recipe = tiny_recipe(data, out, run={"steps": 3}, metrics={"profile": {"at": 1, "steps": 1}})
+    recipe = tiny_recipe(data, out, run={"steps": 2}, metrics={"profile": {"at": 1, "steps": 1}})
     (tmp_path / "recipe.toml").write_text(toml(recipe))
     take = loop.one_step
 

@@ -104,7 +104,7 @@ def test_a_run_with_fewer_special_ids_than_it_starts_from_is_refused(
 @pytest.fixture(scope="module")
 def tuned(place: Path) -> Path:
     """A run that has learned to answer."""
-    sections = {"run": {"steps": 60}, "optimizer": {"lr": 1e-2}, "metrics": {"log_every": 10}}
+    sections = {"run": {"steps": 30}, "optimizer": {"lr": 2e-2}, "metrics": {"log_every": 10}}
     start = started_from(place / "base" / "model")
     assert run(place / "chats", place / "tuned", SPECIALS, **start, **sections) == 0
     return place / "tuned"

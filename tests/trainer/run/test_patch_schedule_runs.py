@@ -120,14 +120,15 @@ def stopped(whole: Path, out: Path, step: int) -> Path:
     return out
 
 
-@pytest.mark.parametrize("step", [1, 3, 4, 6, 9])
+@pytest.mark.parametrize("step", [1, 4, 6, 9])
 def test_a_run_resumed_inside_a_phase_and_at_its_change_is_bit_for_bit_the_whole_one(
     recipe: Path, whole: Path, tmp_path: Path, step: int
 ) -> None:
-    """3, 6 and 9 steps end a phase; the next one begins with the first step after the stop."""
+    """6 and 9 steps end a phase; the next one begins with the first step after the stop."""
     assert read_state(whole / f"checkpoints/step-{step:08d}").cursor.phase == (step - 1) // 3
     out = stopped(whole, tmp_path / "run", step)
-    assert main([str(recipe), "--run.out", str(out), "--data.workers", str(step % 2)]) == 0
+    options = ("--data.workers", str(step % 2), "--checkpoint.every", str(STEPS))
+    assert main([str(recipe), "--run.out", str(out), *options]) == 0
     assert losses(out) == losses(whole)
     weights = "model/model.safetensors"
     assert (out / weights).read_bytes() == (whole / weights).read_bytes()
@@ -410,6 +411,26 @@ def test_a_schedule_that_says_nothing_sensible_is_refused(
         settings_of(place, tmp_path, data={"patch_schedule": schedule})
 
 
+@pytest.mark.parametrize(
+    ("at", "run", "ends_before"),
+    [
+        (0.99, {"steps": 12}, False),
+        ({"steps": 11}, {"steps": 12}, False),
+        ({"steps": 12}, {"steps": 12}, True),
+        ({"bytes": 5000}, {"bytes": 5000, "steps": None}, True),
+        ({"bytes": 5000}, {"steps": 12}, False),
+    ],
+)
+def test_a_run_that_ends_before_its_last_phase_says_so(
+    place: Path, tmp_path: Path, at: Any, run: dict[str, Any], ends_before: bool
+) -> None:
+    data = {"patch_schedule": [{"size": 2}, {"size": 6, "at": at}]}
+    settings = settings_of(place, tmp_path, run=run, data=data)
+    schedule = RunData(settings.data).schedule(settings.run)
+    assert schedule is not None
+    assert (schedule.unreached is not None) == ends_before
+
+
 def test_p_max_is_said_by_the_phases(place: Path, tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="patches is said by each phase"):
         settings_of(place, tmp_path, data={"patches": 100})
@@ -578,7 +599,7 @@ def test_data_without_patches_has_no_schedule(place: Path, tmp_path: Path) -> No
     data = tiny_data(tmp_path / "data", NONE)
     sized = {"patch_schedule": [{"theta": 2.0}], "patch_sizes": None}
     settings = tiny_settings(data, tmp_path / "out", **sections(place, data=sized))
-    assert "rule 'none', which has no threshold" in refusal(settings)
+    assert "needs patched shards, these have rule 'none'" in refusal(settings)
 
 
 def test_other_thresholds_are_another_run(place: Path, tmp_path: Path) -> None:

@@ -118,17 +118,17 @@ def test_a_checkpoint_of_two_ranks_goes_on_on_one(recipe: Path, never_stopped: P
 def test_a_crash_between_checkpoints_loses_nothing_but_time(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ["--run.steps", "9", "--checkpoint.every", "4", "--data.workers", "0"]
+    options = ["--run.steps", "5", "--checkpoint.every", "2", "--data.workers", "0"]
     whole, crashed = tmp_path / "whole", tmp_path / "crashed"
     assert main([str(recipe), "--run.out", str(whole), *options]) == 0
     take = loop.one_step
 
-    def crash_after_six(job, *rest):
-        if job.state.step == 6:
+    def crash_after_three(job, *rest):
+        if job.state.step == 3:
             raise Crash
         return take(job, *rest)
 
-    monkeypatch.setattr(loop, "one_step", crash_after_six)
+    monkeypatch.setattr(loop, "one_step", crash_after_three)
     with pytest.raises(Crash):
         main([str(recipe), "--run.out", str(crashed), *options])
     monkeypatch.undo()
@@ -168,7 +168,7 @@ def test_the_slowest_of_two_ranks_is_named(never_stopped: Path) -> None:
 
 def test_nothing_to_train_is_said_at_once_and_without_torch(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    line = [str(recipe), "--run.out", str(out), "--run.steps", "2", "--data.workers", "0"]
+    line = [str(recipe), "--run.out", str(out), "--run.steps", "1", "--data.workers", "0"]
     assert main(line) == 0
     code = (
         f"import sys; from trainer.main import main; code = main({line!r});"

@@ -157,10 +157,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_data(tmp_path_factory.mktemp("schedule") / "data", STATIC)
 
 
-STEADY = {"kind": "wsd", "warmup": {"steps": 2}, "decay": {"steps": 4}}
+STEADY = {"kind": "wsd", "warmup": {"steps": 2}, "decay": {"steps": 2}}
 
 
-def train(data: Path, out: Path, steps: int, rule: dict[str, Any], every: int = 4, keep: int = 9) -> int:
+def train(data: Path, out: Path, steps: int, rule: dict[str, Any], every: int = 2, keep: int = 9) -> int:
     recipe = out.with_suffix(".toml")
     values = tiny_recipe(data, out, run={"steps": steps}, schedule=rule, checkpoint={"every": every, "keep": keep})
     recipe.write_text(toml(values))
@@ -172,33 +172,33 @@ def rates(out: Path) -> list[float]:
 
 
 class Prolonged(NamedTuple):
-    """Runs of 16 steps: one in one go, and one that was of 12, and what was seen of that on the way."""
+    """Runs of 8 steps: one in one go, and one that was of 6, and what was seen of that on the way."""
 
     longer: Path
     out: Path
     short_rates: list[float]
     short_model: str
     again: tuple[int, str]
-    """Exit code and weights of the command for 12 steps, given again."""
+    """Exit code and weights of the command for 6 steps, given again."""
     said: str
 
 
 @pytest.fixture(scope="module")
 def prolonged(data: Path) -> Prolonged:
     longer, out = data.parent / "longer", data.parent / "prolonged"
-    assert train(data, longer, 16, STEADY) == 0
-    assert train(data, out, 12, STEADY) == 0
+    assert train(data, longer, 8, STEADY) == 0
+    assert train(data, out, 6, STEADY) == 0
     short_rates, short_model = rates(out), model_sha256(out / "model")
-    again = (train(data, out, 12, STEADY), model_sha256(out / "model"))
+    again = (train(data, out, 6, STEADY), model_sha256(out / "model"))
     with redirect_stderr(io.StringIO()) as said:
-        assert train(data, out, 16, STEADY) == 0
+        assert train(data, out, 8, STEADY) == 0
     return Prolonged(longer, out, short_rates, short_model, again, said.getvalue())
 
 
 def test_a_run_and_a_longer_one_have_the_same_rates_until_the_decay_of_the_shorter(prolonged: Prolonged) -> None:
     short, long = prolonged.short_rates, rates(prolonged.longer)
-    assert short[:8] == long[:8]
-    assert short[8:] != long[8:12]
+    assert short[:4] == long[:4]
+    assert short[4:] != long[4:6]
 
 
 def test_a_finished_run_that_is_started_again_is_finished_still(prolonged: Prolonged) -> None:
@@ -206,12 +206,12 @@ def test_a_finished_run_that_is_started_again_is_finished_still(prolonged: Prolo
 
 
 def test_a_prolonged_run_goes_on_from_before_its_decay(prolonged: Prolonged) -> None:
-    assert "after step 8" in prolonged.said
+    assert "after step 4" in prolonged.said
 
 
 def test_a_checkpoint_from_the_decay_of_the_shorter_run_is_named_and_set_aside(prolonged: Prolonged) -> None:
-    assert "step-00000012" in prolonged.said
-    assert (prolonged.out / "checkpoints" / "other-length-step-00000012" / "COMPLETE").exists()
+    assert "step-00000006" in prolonged.said
+    assert (prolonged.out / "checkpoints" / "other-length-step-00000006" / "COMPLETE").exists()
 
 
 def test_a_wsd_run_that_is_prolonged_before_its_decay_is_the_longer_run(prolonged: Prolonged) -> None:
@@ -222,9 +222,9 @@ def test_a_wsd_run_that_is_prolonged_before_its_decay_is_the_longer_run(prolonge
 def test_a_shorter_run_is_not_made_of_a_longer_one(
     data: Path, prolonged: Prolonged, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train(data, prolonged.out, 12, STEADY) == 2
+    assert train(data, prolonged.out, 6, STEADY) == 2
     line = complaint(capsys)
-    assert re.search(r"step-00000016.*config\.run\.steps: recorded 16, now 12.*decay by step 16", line), line
+    assert re.search(r"step-00000008.*config\.run\.steps: recorded 8, now 6.*decay by step 8", line), line
     assert model_sha256(prolonged.out / "model") == model_sha256(prolonged.longer / "model")
 
 
@@ -233,24 +233,24 @@ def test_the_last_checkpoint_before_the_decay_stays_whatever_is_kept(data: Path,
     """Also where none was due before it: then it is saved for that."""
     out, longer = tmp_path / "run", tmp_path / "longer"
     rule = STEADY | {"decay": 0.5}
-    assert train(data, out, 16, rule, every=every, keep=1) == 0
+    assert train(data, out, 8, rule, every=every, keep=1) == 0
     steps = sorted(int(path.name.removeprefix("step-")) for path in (out / "checkpoints").iterdir())
-    assert steps == [8, 16]
-    assert train(data, out, 20, rule, every=every, keep=1) == 0
-    assert train(data, longer, 20, rule, every=every, keep=1) == 0
+    assert steps == [4, 8]
+    assert train(data, out, 10, rule, every=every, keep=1) == 0
+    assert train(data, longer, 10, rule, every=every, keep=1) == 0
     assert model_sha256(out / "model") == model_sha256(longer / "model")
 
 
 def test_a_constant_run_goes_on_from_its_end_and_a_stale_model_is_not_taken_for_the_longer_ones(
     data: Path, tmp_path: Path
 ) -> None:
-    rule = {"kind": "constant", "warmup": {"steps": 2}}
+    rule = {"kind": "constant", "warmup": {"steps": 1}}
     longer, out = tmp_path / "longer", tmp_path / "run"
-    assert train(data, longer, 8, rule) == 0
-    assert train(data, out, 4, rule) == 0
-    wanted = run_identity_of(tiny_settings(data, out, run={"steps": 8}, schedule=rule))
+    assert train(data, longer, 4, rule) == 0
+    assert train(data, out, 2, rule) == 0
+    wanted = run_identity_of(tiny_settings(data, out, run={"steps": 4}, schedule=rule))
     assert not finished(out, wanted)
-    assert train(data, out, 8, rule) == 0
+    assert train(data, out, 4, rule) == 0
     assert finished(out, wanted)
     assert model_sha256(out / "model") == model_sha256(longer / "model")
 
@@ -260,10 +260,10 @@ def test_a_schedule_that_depends_on_the_length_makes_another_run(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], rule: dict[str, Any]
 ) -> None:
     out = tmp_path / "run"
-    assert train(data, out, 4, rule) == 0
+    assert train(data, out, 2, rule) == 0
     capsys.readouterr()
-    assert train(data, out, 8, rule) == 2
+    assert train(data, out, 4, rule) == 2
     line = complaint(capsys)
-    assert "cannot continue with another length (config.run.steps: recorded 4, now 8): schedule." in line
+    assert "cannot continue with another length (config.run.steps: recorded 2, now 4): schedule." in line
     assert f"start.model = {out}" in line
     assert "remove" not in line

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,7 @@ def chats(folder: Path) -> Path:
     return folder
 
 
+@cache
 def planned(name: str) -> Plan:
     return load_plan(next(recipe for recipe in RECIPES if recipe.stem == name), [])
 
@@ -81,7 +83,7 @@ def test_the_comment_of_a_recipe_is_what_the_plan_prints(recipe):
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 def test_a_recipe_fits_on_its_devices(recipe):
-    assert warning(load_plan(recipe, [])) is None
+    assert warning(planned(recipe.stem)) is None
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)

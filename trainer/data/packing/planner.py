@@ -22,8 +22,8 @@ from trainer.data.sampling.schedule import ENDLESS, Mixing, Schedule, document_e
 from trainer.data.sampling.streams import SubsetStreams
 from trainer.data.source import Source
 
-BLOCK = 2048
-"""Documents scheduled at a time."""
+FIRST_BLOCK, BLOCK = 64, 2048
+"""Documents scheduled at a time: few at first, twice as many each time, so that a short run does not wait for many."""
 DATA_ENDS = "data.repeats: every subset has been sampled as often as it may be, and the run goes on"
 """What is wrong where a step has nothing to learn."""
 
@@ -176,6 +176,7 @@ class Planner:
         self._streams = SubsetStreams(source, mixed, cursor.seed, self._state.subsets)
         self._changed: tuple[list[np.ndarray], list[int]] = [], []
         """Subsets and pack streams that have moved since `change` was last asked."""
+        self._block = FIRST_BLOCK
         self._position = self._counted = 0
         self._upcoming, self._after = Upcoming(NO_DOCUMENTS, limits.credit), np.zeros((0, 5), np.int64)
         self._open = [
@@ -294,7 +295,8 @@ class Planner:
     def _extend(self, tokens: int) -> None:
         """Schedule more documents, until those at hand have more than so many inputs or none is left."""
         while self._upcoming.tokens_from(self._position) <= tokens:
-            subsets, references, after = self._streams.following(BLOCK)
+            subsets, references, after = self._streams.following(self._block)
+            self._block = min(2 * self._block, BLOCK)
             if not len(subsets):
                 break
             self._count()
