@@ -6,15 +6,13 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pipeline.counting.settings import PIECE
+from shared.counts.files import MADE_BY_FILE, made_sha256
 from shared.errors import IdentityError, ModelFileError
 from shared.io.files.atomic import write_atomic
 from shared.io.files.digests import differences, in_short
 from shared.io.files.json_reader import read_bounded
-from shared.model_folder.identity import model_sha256
 from shared.settings import Settings, refused_as
 from shared.shards.manifest import Count, Sha256
-
-MADE_BY_FILE = "counted.json"
 
 
 class Counted(Settings):
@@ -64,8 +62,7 @@ def load_counts_making(folder: Path) -> Making:
     content = read_bounded(path)
     with refused_as(ModelFileError, f"{path}: "):
         making = Making.model_validate_json(content)
-    if (found := model_sha256(folder)) != making.sha256:
-        raise ModelFileError(f"{folder} is damaged: its sha256 is {found}, {MADE_BY_FILE} says {making.sha256}")
+    made_sha256(folder)
     return making
 
 

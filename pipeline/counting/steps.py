@@ -34,6 +34,7 @@ from pipeline.executors import Executor
 from pipeline.plan import Unit, Work
 from pipeline.run.driver import run_step, select_texts
 from pipeline.settings import Job, PipelineError
+from pipeline.splits.marker import DEAD_LETTERS, Counts
 from pipeline.splits.place import Place
 from pipeline.splits.process import Progress
 from pipeline.splits.run_file import RunFile
@@ -100,8 +101,8 @@ class Steps:
             raise PipelineError(f"runs of {folder} are not there any more; run the same command again")
         if not sum(marker.documents for marker in markers):
             raise PipelineError(
-                "the input has no document in its train split: nothing can be counted; give another input, or a "
-                "smaller --validation-fraction"
+                f"the input has no document in its train split{_what_there_was(markers, folder)}: nothing can be "
+                "counted; give another input, or a smaller --validation-fraction"
             )
         return markers
 
@@ -180,3 +181,16 @@ class Steps:
     def _require(work: Work, failures: Sequence[Outcome]) -> None:
         if failures:
             raise StepFailed([(work.name(failure.split), failure.error) for failure in failures])
+
+
+def _what_there_was(markers: Sequence[CountMarker], folder: Path) -> str:
+    """What became of the records of an input of which none is to be counted."""
+    counts = sum((marker.counts for marker in markers), Counts())
+    found = {
+        f"dead, with place and reason in {folder / DEAD_LETTERS}": counts.dead,
+        "empty": counts.empty,
+        "not in the sample": counts.not_sampled,
+        "held out": counts.documents,
+    }
+    listed = ", ".join(f"{number:,} {what}" for what, number in found.items() if number)
+    return f" (records: {listed})" if listed else ""

@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from pipeline.counting.made_by import MADE_BY_FILE, load_counts_making
 from pipeline.options import add_options, option_of
 from pipeline.settings import PipelineError, ScoringSettings
+from shared.counts.files import made_sha256
 from shared.io.display.log import LOG
 from shared.io.files.path_kinds import model_folder_at
 from shared.io.programs.command_line import path_option
@@ -42,9 +42,7 @@ def entropy_model_sha256(folder: Path | None, needed_by: str) -> str:
         raise PipelineError(
             f"--entropy-model {folder} holds a model of kind {settings.kind!r}, no entropy model{inside}"
         )
-    if (folder / MADE_BY_FILE).is_file():
-        return load_counts_making(folder).sha256  # a table that is not any more what was made is refused
-    return model_sha256(folder)
+    return made_sha256(folder) if isinstance(settings, CountsSettings) else model_sha256(folder)
 
 
 def scoring_of(folder: Path, scoring: ScoringSettings) -> ScoringSettings | None:

@@ -5,22 +5,48 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from pydantic import BaseModel
 
 from shared.counts.table import ENTROPIES, KEYS, ROOT, CountModel
 from shared.errors import ModelFileError
 from shared.io.files.atomic import atomic_file
+from shared.io.files.json_reader import read_bounded
 from shared.model_folder.identity import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     PackedModel,
     canonical_settings,
     check_model,
+    model_sha256,
     stored_settings,
 )
 from shared.model_folder.tensor_header import TensorEntry, file_header, made_header, read_header
 from shared.model_settings import CountsSettings
+from shared.settings import refused_as
 
+MADE_BY_FILE = "counted.json"
+"""Beside a table where it was made: what made it, and the sha256 that it had."""
 _DTYPES = {KEYS: "I64", ENTROPIES: "F32", ROOT: "F32"}
+
+
+class _MadeBy(BaseModel, extra="ignore"):
+    """Of that file, what every reader looks at."""
+
+    sha256: str
+
+
+def made_sha256(folder: Path) -> str:
+    """The sha256 of the model in a folder. Raises ModelFileError where it is not any more what was made."""
+    found, path = model_sha256(folder), folder / MADE_BY_FILE
+    try:
+        content = read_bounded(path)
+    except FileNotFoundError:  # a copy has the model alone
+        return found
+    with refused_as(ModelFileError, f"{path}: "):
+        made = _MadeBy.model_validate_json(content)
+    if found != made.sha256:
+        raise ModelFileError(f"{folder} is damaged: its sha256 is {found}, {MADE_BY_FILE} says {made.sha256}")
+    return found
 
 
 def write_counts(folder: Path, settings: CountsSettings, tensors: Mapping[str, np.ndarray]) -> None:

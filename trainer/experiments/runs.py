@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from tomli_w import dumps as to_toml
 
 from shared.errors import ExitCode
+from shared.io.display.log import LOG
 from shared.io.display.progress import Progress
 from shared.io.files.atomic import write_atomic
 from shared.io.programs.child_processes import STOP_SIGNALS, end_with_starter, start_server
@@ -87,7 +88,8 @@ def run_all(
                 done += 1
                 if process.exitcode:
                     failed[run.name] = run.folder / LOG_NAME
-                    line.log(f"{run.name} has failed: {_last_line(failed[run.name])} (log: {failed[run.name]})")
+                    why = _last_line(failed[run.name]).removeprefix("patchwork: error: ")
+                    LOG.warning("%s has failed: %s (log: %s)", run.name, why, failed[run.name])
                 elif finished is not None:
                     finished(run)
             shares = [run.share() for _, run in under_way.values()]

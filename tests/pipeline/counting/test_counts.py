@@ -278,6 +278,21 @@ def test_without_a_document_there_is_one_clear_line(tmp_path, capsys):
     assert not (tmp_path / "m/model.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    ("record", "options", "words"),
+    [
+        ({"txt": "a"}, (), "(records: 1 dead, with place and reason in {}/counting/dead-letters)"),
+        ({"text": ""}, (), "(records: 1 empty)"),
+        ({"text": "a" * 9}, ("--bytes", 3), "(records: 1 not in the sample)"),
+        ({"text": "a"}, ("--validation-fraction", 0.999), "(records: 1 held out)"),
+    ],
+)
+def test_what_became_of_records_of_which_none_is_counted_is_said(tmp_path, capsys, record, options, words):
+    corpus = write_jsonl(tmp_path / "a.jsonl", [record])
+    assert count(corpus, "--out", tmp_path / "m", "--workers", 1, *options) == 2
+    assert words.format(tmp_path / "m") in capsys.readouterr().err
+
+
 def test_a_finished_count_is_left_as_it_is(tmp_path, corpus, capsys):
     options = (corpus, "--out", tmp_path / "m", "--workers", 1)
     assert count(*options, "--least", 2) == 0

@@ -1,6 +1,7 @@
 """The comparison from end to end: three tiny systems, two seeds, a budget of a few steps, stopped and gone on with."""
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ import pytest
 from helpers.tiny_runs import metric_lines
 
 from shared.errors import ConfigError
+from shared.io.display.log import LOG
 from shared.io.display.progress import Progress
 from shared.io.display.quantities import quantity
 from shared.models.flops import forward_flops, text_workload
@@ -548,18 +550,26 @@ def test_a_run_that_fails_leaves_the_others_alone(tmp_path: Path, place: Path, c
     shown: list[float] = []
     monkeypatch.setattr(Progress, "show", lambda _, done, *pieces: shown.append(done))
     monkeypatch.setattr(Run, "share", lambda _: 1.0)
+    level = LOG.level
+    LOG.setLevel(logging.WARNING)  # as with --quiet: what is wrong is said
     good, bad = (
         load_experiment(place / "systems.toml").recipe_of("bytes", place / "out" / data, tmp_path / data, 0, 1, 1)
         for data in ("corpus", "nowhere")
     )
     ended = []
-    failed = run_all(
-        [Run("bad", bad), Run("good", good, score=False)], 1, Progress(False, 60.0), lambda run: ended.append(run.name)
-    )
+    try:
+        failed = run_all(
+            [Run("bad", bad), Run("good", good, score=False)],
+            1,
+            Progress(False, 60.0),
+            lambda run: ended.append(run.name),
+        )
+    finally:
+        LOG.setLevel(level)
     assert failed == {"bad": tmp_path / "nowhere/log.txt"}
     assert ended == ["good"]
     assert max(shown[:-1]) < shown[-1] == 1, "what is trained is yet to be scored"
-    assert "bad has failed: patchwork: error: " in capsys.readouterr().err
+    assert "patchwork: bad has failed: " in capsys.readouterr().err
     assert load_score(tmp_path / "corpus") is None
 
 
