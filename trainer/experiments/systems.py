@@ -194,7 +194,8 @@ class Experiment(Settings):
             wanted.append((f"expected.{number}.worse", pair.worse, self.systems))
         for key, name_there, known in wanted:
             if name_there is not None and name_there not in known:
-                raise ValueError(f"{key}: there is no {name_there!r} (before it); there is {', '.join(known)}")
+                before = " before it" if key.endswith(".like") else ""
+                raise ValueError(f"{key}: there is no {name_there!r}{before}; there is {', '.join(known) or 'none'}")
         return self
 
     def chosen(self, only: Iterable[str] = (), full: bool = False) -> list[str]:
