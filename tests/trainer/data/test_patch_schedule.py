@@ -68,7 +68,7 @@ def lengths_of(dataset: Dataset, lengths: RecutLengths, phase: int) -> list[np.n
 def test_patches_are_those_that_the_kept_entropies_give(
     tmp_path: Path, sidecar: SidecarType, format: ShardFormat, patchings: tuple[PatchingSettings, ...], specials: bool
 ) -> None:
-    dataset = scored_dataset(tmp_path, 1, sidecar, format, specials)
+    dataset = scored_dataset(tmp_path, 1, sidecar, format, specials, count=36)
     recut = RecutLengths(dataset, patchings)
     for phase, patching in enumerate(patchings):
         wanted = cut_documents(dataset, patching)
