@@ -37,7 +37,6 @@ PROMPTS = [
     b"\xff\x00\n",
     b"x" * 130,
     "naïve Größe".encode(),
-    b"def f(x):",
     b"1 2 3 " * 9,
 ]
 
