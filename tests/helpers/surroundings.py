@@ -30,7 +30,7 @@ SPOKEN_TO_NOBODY = ("c10d-NullHandler-default", "c10d-NullHandler-dcp_logger")
 def normalise() -> None:
     """Environment and signals of this process and of those that it starts."""
     for name in SPOKEN_TO_NOBODY:
-        logging.getLogger(name).disabled = True  # pytest would format and keep all of it: half of the time of a save
+        logging.getLogger(name).disabled = True  # pytest would keep all of it, at a quarter of the time of a save
     for name in list(os.environ):
         if name.startswith(REMOVED) or name in UNSET:
             del os.environ[name]

@@ -7,8 +7,11 @@ A key's sentence is the docstring below its field. It is read from the source, a
 import ast
 import inspect
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 from pathlib import PurePath
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -132,10 +135,16 @@ def _docs(schema: type[BaseModel]) -> dict[str, str]:
     found = {}
     for base in reversed(schema.__mro__):
         if issubclass(base, BaseModel) and base is not BaseModel:
-            (body,) = ast.parse(inspect.getsource(base)).body
-            assert isinstance(body, ast.ClassDef)
-            for field, after in zip(body.body, body.body[1:]):
+            body = _classes(base.__module__)[base.__qualname__].body
+            for field, after in pairwise(body):
                 if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
                     name = getattr(getattr(field, "target", None), "id", "")
                     found[name] = " ".join(str(after.value.value).split()).replace("``", "`")
     return found
+
+
+@cache
+def _classes(module: str) -> dict[str, ast.ClassDef]:
+    """The classes of a module as they are in its source, which is parsed once for all of them."""
+    parsed = ast.parse(inspect.getsource(sys.modules[module]))
+    return {node.name: node for node in parsed.body if isinstance(node, ast.ClassDef)}

@@ -35,7 +35,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(data: Path, out: Path, mirror: object = None, run_: dict[str, Any] = STEPS, **checkpoint: object) -> int:
     sections = {"every": 2} | checkpoint | ({} if mirror is None else {"mirror": str(mirror)})
-    return run(data, out, "--data.workers", 0, run=run_, checkpoint=sections)
+    return run(data, out, "--data.packs", 1, run=run_, checkpoint=sections)
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +260,7 @@ def test_a_longer_run_goes_on_from_the_mirror_alone_before_the_decay(data: Path,
 
     def wsd(name: str, steps: int, **checkpoint: object) -> None:
         sections = {"run": {"steps": steps}, "schedule": schedule, "checkpoint": {"every": 3, "keep": 1} | checkpoint}
-        assert run(data, tmp_path / name, "--data.workers", 0, **sections) == 0
+        assert run(data, tmp_path / name, "--data.packs", 1, **sections) == 0
 
     wsd("run", 5, mirror=str(tmp_path / "mirror"))
     wsd("longer", 8, mirror=str(tmp_path / "mirror"))

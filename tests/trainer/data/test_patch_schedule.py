@@ -68,7 +68,7 @@ def lengths_of(dataset: Dataset, lengths: RecutLengths, phase: int) -> list[np.n
 def test_patches_are_those_that_the_kept_entropies_give(
     tmp_path: Path, sidecar: SidecarType, format: ShardFormat, patchings: tuple[PatchingSettings, ...], specials: bool
 ) -> None:
-    dataset = scored_dataset(tmp_path, 1, sidecar, format, specials)
+    dataset = scored_dataset(tmp_path, 1, sidecar, format, specials, count=36)
     recut = RecutLengths(dataset, patchings)
     for phase, patching in enumerate(patchings):
         wanted = cut_documents(dataset, patching)
@@ -182,7 +182,8 @@ def test_resuming_inside_a_phase_and_at_its_change_is_never_stopping(
     digests, cursors = uninterrupted
     loader = loader_of(dataset, Cursor.model_validate_json(cursors[step - 1]))
     assert loader.phase == phase_of(step - 1)
-    assert [pack_digest(pack) for pack in islice(loader, (26 - step) * G)] == digests[step * G :]
+    steps = min(26 - step, 12)  # as far as the next change
+    assert [pack_digest(pack) for pack in islice(loader, steps * G)] == digests[step * G : (step + steps) * G]
 
 
 @pytest.mark.parametrize(("ranks", "workers", "step"), [(2, 0, 9), (4, 0, 10), (1, 2, 8), (2, 1, 18)])

@@ -57,7 +57,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Unpatched data, the same in tokens, and a run on them."""
     folder = tmp_path_factory.mktemp("subwords")
     in_tokens(tiny_data(folder / "plain", NONE), folder / "tokens")
-    assert run(folder / "tokens", folder / "run", "--run.steps", 20, "--data.tokens", 512, model=FLAT) == 0
+    assert run(folder / "tokens", folder / "run", "--run.steps", 10, "--data.tokens", 512, model=FLAT) == 0
     return folder
 
 
@@ -70,7 +70,7 @@ def encoder(place: Path) -> SubwordEncoder:
 def mixed(place: Path, encoder: SubwordEncoder, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Documents of all sizes, some empty, binary or in three parts, some learned in part."""
     rows = []
-    for number, row in enumerate(random_texts(3, 50)):
+    for number, row in enumerate(random_texts(3, 30)):
         if number % 4 == 0:
             bounds = np.append(0, np.cumsum(encoder.lengths(row.text)))
             row = replace(

@@ -29,7 +29,7 @@ SIZES = {
 
 
 def test_streams_are_those_of_each_compressor(tmp_path: Path) -> None:
-    rows = by_subset(random_documents(3, 12, mean=60))
+    rows = by_subset(random_documents(3, 6, mean=60))
     stored = [part for row in rows for part in in_parts(row)]
     found = compress(make_dataset(tmp_path, [stored]))
     texts = [row.text for row in rows]

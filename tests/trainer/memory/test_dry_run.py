@@ -77,8 +77,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The same run with a dry run before it, and without."""
     folder = tmp_path_factory.mktemp("runs")
     data = tiny_data(folder / "data", STATIC)
-    assert run(data, folder / "with", parallel={"dry_run": True}) == 0
-    assert run(data, folder / "without", parallel={"dry_run": False}) == 0
+    assert run(data, folder / "with", "--run.steps", 2, parallel={"dry_run": True}) == 0
+    assert run(data, folder / "without", "--run.steps", 2, parallel={"dry_run": False}) == 0
     return folder / "with", folder / "without"
 
 

@@ -154,7 +154,7 @@ def test_a_run_that_exceeds_its_peak_says_so_once_and_logs_no_utilisation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tiny_data(tmp_path / "data", STATIC)
-    recipe = tiny_recipe(data, tmp_path / "run", metrics={"log_every": 1, "peak_flops": 1.0})
+    recipe = tiny_recipe(data, tmp_path / "run", run={"steps": 2}, metrics={"log_every": 1, "peak_flops": 1.0})
     (tmp_path / "recipe.toml").write_text(toml(recipe))
     assert main([str(tmp_path / "recipe.toml")]) == 0
     assert capsys.readouterr().err.count("utilisation is left out from here on") == 1

@@ -83,19 +83,19 @@ def test_an_empty_text_is_not_the_current_folder(
     assert [path.name for path in tmp_path.iterdir()] == ["run.toml"]
 
 
-def test_the_folder_of_a_run_that_ended_is_its_own(data: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    assert run(data, out) == 0
-    (out / "notes.txt").write_text("mine")
-    assert run(data, out) == 0
-    assert json.loads((out / "identity.json").read_text())["config"]
-
-
 @pytest.fixture(scope="module")
 def ended(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("ended") / "run"
     assert run(data, out) == 0
     return out
+
+
+def test_the_folder_of_a_run_that_ended_is_its_own(data: Path, ended: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(ended, out)
+    (out / "notes.txt").write_text("mine")
+    assert run(data, out) == 0
+    assert json.loads((out / "identity.json").read_text())["config"]
 
 
 @pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "starts.jsonl"])
@@ -127,10 +127,10 @@ def test_figures_of_others_do_not_end_a_run(data: Path, ended: Path, tmp_path: P
 
 @pytest.mark.parametrize("limit", [100, 2000])
 def test_a_model_that_storage_does_not_take_is_one_error_that_names_its_folder(
-    data: Path, tmp_path: Path, limit: int
+    ended: Path, tmp_path: Path, limit: int
 ) -> None:
     """As a full disk or a quota does; what was there stays, and nothing is left beside it."""
-    assert run(data, tmp_path / "run") == 0
+    shutil.copytree(ended, tmp_path / "run")
     folder = tmp_path / "run" / "model"
     model, settings, before = load_model(folder), load_settings(folder), everything(folder)
     allowed = resource.getrlimit(resource.RLIMIT_FSIZE)

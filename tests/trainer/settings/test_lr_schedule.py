@@ -164,7 +164,7 @@ def train(data: Path, out: Path, steps: int, rule: dict[str, Any], every: int = 
     recipe = out.with_suffix(".toml")
     values = tiny_recipe(data, out, run={"steps": steps}, schedule=rule, checkpoint={"every": every, "keep": keep})
     recipe.write_text(toml(values))
-    return main([str(recipe)])
+    return main([str(recipe), "--data.packs", "1"])
 
 
 def rates(out: Path) -> list[float]:
@@ -248,7 +248,7 @@ def test_a_constant_run_goes_on_from_its_end_and_a_stale_model_is_not_taken_for_
     longer, out = tmp_path / "longer", tmp_path / "run"
     assert train(data, longer, 4, rule) == 0
     assert train(data, out, 2, rule) == 0
-    wanted = run_identity_of(tiny_settings(data, out, run={"steps": 4}, schedule=rule))
+    wanted = run_identity_of(tiny_settings(data, out, run={"steps": 4}, data={"packs": 1}, schedule=rule))
     assert not finished(out, wanted)
     assert train(data, out, 4, rule) == 0
     assert finished(out, wanted)
