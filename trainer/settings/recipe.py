@@ -1,5 +1,6 @@
 """TOML recipes over typed settings: every key can be overridden on the command line, and an unknown key is an error."""
 
+import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ MOST_BYTES = 2**20
 MOST_PARTS = 16
 """Of a dotted key, and tables inside tables."""
 LONGEST_KEY = 1024
+ABSURD_KEY = re.compile(rb"""(?<![\w.-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){64}""")
+"""Parts of a dotted key: the parser takes time by the square of their number."""
 
 
 S = TypeVar("S", bound=BaseModel)
@@ -52,6 +55,8 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
             raise ConfigError(f"{path}: a {what} has at most {MOST_BYTES} bytes")
+        if ABSURD_KEY.search(content):
+            raise ConfigError(f"{path}: a key of a {what} has at most {MOST_PARTS} parts")
         values = tomllib.loads(content.decode())
     except FileNotFoundError:
         near = did_you_mean(path.name, [other.name for other in path.parent.glob("*.toml")])

@@ -122,7 +122,9 @@ def test_names_in_a_table_may_be_numbers_and_have_dots(recipe: Path) -> None:
 
 
 DEEP = {
-    "tables": ".".join("a" * 4000) + " = 1",
+    "tables": ".".join("a" * 40) + " = 1",
+    "one key": ".".join("a" * 200_000) + " = 1",
+    "one quoted key": " . ".join(["'a'"] * 20_000) + " = 1",
     "arrays": "a = " + "[" * 20_000,
     "inline": "a = " + "{a = " * 20_000,
     "digits": "seed = " + "9" * 5000,
