@@ -57,7 +57,13 @@ def test_a_recut_dataset_is_what_preprocess_writes_with_that_rule(place, tmp_pat
 
 @pytest.mark.parametrize(
     "options",
-    ["--theta 1.7", "--target 5 --workers 2", "--target 6 --whole-characters", "--rule static --stride 6", "--rule none"],
+    [
+        "--theta 1.7",
+        "--target 5 --workers 2",
+        "--target 6 --whole-characters",
+        "--rule static --stride 6",
+        "--rule none",
+    ],
 )
 def test_a_dry_run_says_what_recut_makes_and_writes_nothing(place, tmp_path, capsys, options: str) -> None:
     before = sides(place / "uint8")
