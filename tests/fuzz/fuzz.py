@@ -7,6 +7,7 @@ Prints cases per second and every failure with the command that repeats it; the 
 
 import argparse
 import multiprocessing
+import pkgutil
 import random
 import shutil
 import sys
@@ -16,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import fuzz_paths  # noqa: F401 (first: the others need it)
@@ -24,7 +26,22 @@ from boundaries import BOUNDARIES, WRITES, Boundary
 from fuzz_common import Action
 from sandbox import run_case
 
+import pipeline.commands
+import trainer.commands
 from trainer.errors import USER_ERRORS
+
+LATE = (
+    *("dateutil.relativedelta", "pipeline.executors.inline", "pipeline.executors.processes", "shared.counts.scorer"),
+    *("shared.incremental.blt", "shared.incremental.hnet", "shared.shards.in_memory", "trainer.data.packing.build"),
+    *("trainer.evaluation.compatibility", "trainer.evaluation.tasks.running", "trainer.generation.generator"),
+    *("trainer.interchange.folders", "trainer.planning.report"),
+)
+"""What commands import when they need it: imported here once, it is not in the time of every case."""
+for package in (pipeline.commands, trainer.commands):
+    for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        import_module(found.name)
+for name in LATE:
+    import_module(name)
 
 REFUSALS = USER_ERRORS
 """How a reader that is called from Python says that an artefact is not as it should be."""
