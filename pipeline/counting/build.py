@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from pipeline.counting.count_split import COUNTS_FOLDER
-from pipeline.counting.made_by import MADE_BY_FILE, Counted, Making, load_counts_making, require_equal
+from pipeline.counting.made_by import Counted, Making, load_counts_making, require_equal
 from pipeline.counting.merge import MERGED, RANGES_WANTED, TOGETHER
 from pipeline.counting.settings import DEFAULT_MEMORY, Counting, orders_of
 from pipeline.counting.steps import StepFailed, Steps
@@ -28,7 +28,7 @@ from pipeline.settings import ExecutorSettings, Job, OutputSettings, ReadSetting
 from pipeline.splits.marker import LEDGERS
 from pipeline.splits.place import Place, opened
 from pipeline.splits.run_file import RunFile
-from shared.counts.files import write_counts
+from shared.counts.files import MADE_BY_FILE, write_counts
 from shared.counts.settings import CountingSettings
 from shared.counts.table import place_contexts
 from shared.io.display.log import LOG

@@ -79,7 +79,8 @@ def patch_lengths_flat(
 
 def _distances(starts: np.ndarray, end: int) -> np.ndarray:
     """int64: from each to the next, and from the last to the end."""
-    return np.append(starts[1:], end) - starts
+    found: np.ndarray = np.append(starts[1:], end) - starts
+    return found
 
 
 def patch_starts(
