@@ -158,7 +158,8 @@ def test_the_oldest_marks_make_room(large: Path, monkeypatch: pytest.MonkeyPatch
     for number in range(2500):
         checks(large, 1, f"{number}")
     held = [len(list(folder.iterdir())) for folder in (cache.default_cache() / cache.VERIFIED).iterdir()]
-    assert (len(held), max(held)) == (256, 4)
+    assert 250 < len(held) <= 256, "names are spread over folders by their hash"
+    assert max(held) == 4
 
 
 def test_the_newest_mark_stays(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:

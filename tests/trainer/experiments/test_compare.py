@@ -578,7 +578,9 @@ def test_a_command_that_is_told_to_stop_lets_its_runs_save(place: Path) -> None:
     assert log.count("stopped by a signal") == 1
     assert "patchwork: error" not in log, "a run that has stopped is not scored"
     starts = read_lines(place / "out/runs/flops/bytes/seed-0/starts.jsonl")
-    assert 0 == starts[0]["step"] < starts[1]["step"] < starts[2]["step"] == 20
+    first, second, third = (start["step"] for start in starts)
+    assert 0 == first < second
+    assert third >= max(second, 20), "it was killed after step 24, or later on a busy machine"
 
 
 def test_several_corpora_are_read_apart_and_share_the_sample(tmp_path: Path) -> None:
