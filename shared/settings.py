@@ -99,6 +99,7 @@ def first_problem(error: ValidationError, key: str | None = None) -> str:
     if problem["type"] == "missing":
         return f"{key} is missing"
     message = problem["msg"].removeprefix("Value error, ").replace("Input should", "must").partition(", unable to")[0]
+    message = message.replace("valid tuple", "list")
     return (f"{key}: " if key else "") + message + (f" (got {shown})" if len(shown) <= 80 and not of_table else "")
 
 

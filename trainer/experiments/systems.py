@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from shared.counts.settings import CountingSettings
 from shared.errors import ConfigError
 from shared.model_settings import MOST_IDS
-from shared.patching.settings import LONGEST_PATCH
+from shared.patching.settings import LONGEST_PATCH, PatchingSettings
 from shared.patching.sizes import MOST_SIZES
 from shared.settings import Settings
 from shared.vocabulary import VOCABULARY_SIZE
@@ -85,6 +85,8 @@ class PatchingRecipe(Settings):
             "entropy_model": on_entropy,
             "vocabulary": self.rule == "bpe",
         }
+        if self.sizes is not None and not on_entropy:
+            raise ValueError(f"rule {self.rule!r} does not take sizes")
         for key, wanted in needed.items():
             if wanted != (getattr(self, key) is not None):
                 takes = "needs" if wanted else "does not take"
@@ -301,8 +303,15 @@ def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> Values:
 def load_experiment(path: Path = SYSTEMS_FILE) -> Experiment:
     """Read such a file and check every recipe in it. Raises ConfigError that names the file and the key."""
     experiment = check_recipe(read_toml(path, "file of systems"), Experiment, path)
+    longest = PatchingSettings.model_fields["max_length"].default
     for name in experiment.systems:
-        check_recipe(experiment.recipe_of(name, NOWHERE, NOWHERE, 0, 1, 1), TrainSettings, Path(f"{path}: {name}"))
+        recipe = experiment.recipe_of(name, NOWHERE, NOWHERE, 0, 1, 1)
+        settings = check_recipe(recipe, TrainSettings, Path(f"{path}: {name}"))
+        if settings.model.reads == "patches" and settings.data.tokens < longest + 2:
+            raise ConfigError(
+                f"{path}: {name}: data.tokens is {settings.data.tokens}, but patches have up to {longest} bytes; a "
+                f"pack needs at least {longest + 2} tokens"
+            )
     for name, model in experiment.entropy_models.items():
         if model.counts is None:
             check_recipe(experiment.entropy_recipe(name, NOWHERE, NOWHERE), TrainSettings, Path(f"{path}: {name}"))

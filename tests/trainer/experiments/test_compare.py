@@ -326,12 +326,20 @@ def test_a_system_whose_patches_grow_goes_through_its_sizes_within_the_budget(pl
         ("sizes = [0.0, 2.0]", "sizes.*greater than or equal to 1"),
         ("target = 4.0, sizes = [2.0, 4.0]", "does not take target beside sizes"),
         ("vocabulary = 300", "needs target"),
+        ("sizes = 3.0", r"must be a list \(got 3\.0\)"),
     ],
 )
 def test_a_patching_has_one_size_or_several(patching: str, why: str, tmp_path: Path) -> None:
     file = tmp_path / "systems.toml"
     file.write_text(SYSTEMS.replace("sizes = [2.0, 4.0]", patching))
     with pytest.raises(ConfigError, match=why):
+        load_experiment(file)
+
+
+def test_steps_too_small_for_a_patch_are_refused_before_anything_is_prepared(tmp_path: Path) -> None:
+    file = tmp_path / "systems.toml"
+    file.write_text(SYSTEMS.replace("tokens = 520", "tokens = 512"))
+    with pytest.raises(ConfigError, match=r"patches: data\.tokens is 512, .* up to 512 bytes; .* at least 514 tokens"):
         load_experiment(file)
 
 
