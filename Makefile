@@ -67,9 +67,10 @@ COMPARED = "$$@" --out $(call quoted,EXPERIMENT) --corpus-bytes $(call quoted,CO
 TORCHRUN := OMP_NUM_THREADS=$(call quoted,THREADS) $(BIN)/python trainer/launch.py --standalone --nproc-per-node $(call quoted,NPROC)
 PIPELINE := $(BIN)/python -m pipeline
 TRAINER := $(BIN)/python -m trainer
-# One process a core, and one more; PROCESSES=0 runs the tests in this one.
+# One process a core, and two more; PROCESSES=0 runs the tests in this one. In their order: else files with one long test
+# come last.
 PROCESSES ?= auto
-PYTEST := $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile
+PYTEST := $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 PARALLEL := --executor $(call quoted,EXECUTOR) --workers $(call quoted,NPROC) --threads $(call quoted,THREADS)
 AT := $(call quoted,OUT)
 PATCHING := $(AT)/patching-$(call quoted,PATCH_SIZE).json

@@ -58,9 +58,9 @@ def _hear_signals() -> None:
 
 
 def workers() -> int:
-    """How many processes run tests at the same time: one more than the cores that we may use, as far as memory allows.
+    """How many processes run tests at the same time: two more than the cores that we may use, as far as memory allows.
 
-    A quarter of the time is spent waiting: for stores, leases, and programs that end.
+    A third of the time is spent waiting: for stores, leases, and programs that end.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return max(1, min(len(os.sched_getaffinity(0)) + 1, 8, int(memory / GIGABYTES_PER_WORKER)))
+    return max(1, min(len(os.sched_getaffinity(0)) + 2, 8, int(memory / GIGABYTES_PER_WORKER)))
