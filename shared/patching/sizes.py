@@ -78,8 +78,7 @@ def load_patch_sizes(path: Path) -> PatchSizes:
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}; `calibrate --sizes` writes it") from None
     if problem := other_version(path, content, FORMAT_VERSION, "calibrate again"):
-        raise ConfigError(
-            problem if BEGINNING.match(content) else f"{path} is no table of sizes; `calibrate --sizes` writes one"
-        )
+        other_file = f"{path} is not a table of patch sizes; create one with `calibrate --sizes`"
+        raise ConfigError(problem if BEGINNING.match(content) else other_file)
     with refused_as(ConfigError, f"{path}: "):
         return PatchSizes.model_validate_json(content)

@@ -55,15 +55,13 @@ class PatchSchedule:
 
     @property
     def unreached(self) -> str | None:
-        """That the run ends before its last phase, whose patches its model has; None where it does not, or none can
-        say.
-        """
+        """A warning if the run ends before its last phase begins; None if it does not, or if that is not known."""
         _, begin, whole = measured(self.phases[-1].at, self.run, 0, 0)
         if whole is None or begin < whole:
             return None
         return (
-            f"the run ends before phase {len(self.phases)} of data.patch_schedule begins, whose patches validation and "
-            "the model have; make the run longer, or leave the phase out"
+            f"the run ends before phase {len(self.phases)} of data.patch_schedule begins, but validation and the saved "
+            "model use its thresholds; make the run longer or remove the phase"
         )
 
     def phase_after(self, step: int, targets: int) -> int:

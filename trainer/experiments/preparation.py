@@ -202,8 +202,9 @@ def prepare(request: Request, systems: Iterable[str], line: Progress) -> Prepare
         workers = ExecutorSettings(executor=executor, workers=jobs if executor == "ray" else None)
         _carry_out(scored_step(name, entropy_model_folder(experiment, name, out), out, workers), line)
     for name, patching in wanted.items():
-        model = patching.entropy_model and entropy_model_folder(experiment, patching.entropy_model, out)
-        for step in cutting_steps(name, patching, model or None, out) if patching.rule != "none" else []:
+        entropy_model = patching.entropy_model
+        model = None if entropy_model is None else entropy_model_folder(experiment, entropy_model, out)
+        for step in cutting_steps(name, patching, model, out) if patching.rule != "none" else []:
             _carry_out(step, line)
     return Prepared({name: data_folder(name, patching, out) for name, patching in wanted.items()}, made)
 

@@ -81,7 +81,6 @@ class PatchingRecipe(Settings):
         needed = {
             "stride": self.rule == "static",
             "target": on_entropy and self.sizes is None,
-            "sizes": on_entropy and self.sizes is not None,
             "entropy_model": on_entropy,
             "vocabulary": self.rule == "bpe",
         }

@@ -71,11 +71,11 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _only_patches_change(self) -> "TrainSettings":
-        """A patch size that changes is one of patches that the data has."""
+        """A schedule needs a model that reads patches."""
         if self.data.patch_schedule and self.model.reads != "patches":
             raise ValueError(
-                f"data.patch_schedule: a model of kind {self.model.kind!r} is given no patches that could change; "
-                "leave it out"
+                f"data.patch_schedule: a model of kind {self.model.kind!r} reads data without patches; remove the "
+                "schedule"
             )
         return self
 

@@ -107,7 +107,7 @@ def test_neither_is_taken_for_the_other(place: Path, tmp_path: Path, capsys: pyt
     one, table = tmp_path / "one.json", tmp_path / "table.json"
     assert calibrate(place, one, "--target", 3) == 0
     assert calibrate(place, table, "--sizes", "2,3") == 0
-    with pytest.raises(ConfigError, match=r"one\.json is no table of sizes; `calibrate --sizes` writes one"):
+    with pytest.raises(ConfigError, match=r"one\.json is not a table of patch sizes; create one with"):
         load_patch_sizes(one)
     with pytest.raises(PipelineError, match=r"table\.json is a table of sizes, for data\.patch_sizes"):
         load_patching(table)

@@ -77,7 +77,7 @@ def kept_contents(kept: str, store_endpoint: str) -> dict[str, bytes]:
 def done(
     kept: str, kept_contents: dict[str, bytes], store_endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
-    """A finished run on a store. A test may change it: it is put back as it was."""
+    """A finished run on a store. Tests may change it; it is restored after each."""
     with object_store.opened(store_endpoint, monkeypatch):
         store = UrlStore(f"{kept}/out")
         before = etags(store)

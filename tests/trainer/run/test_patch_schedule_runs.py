@@ -591,7 +591,7 @@ def test_a_table_for_data_cut_as_an_imported_model_cuts_has_its_roundings(place:
 
 @pytest.mark.parametrize("model", [{"kind": "entropy", **STACK, "window": 64}, HNET], ids=["entropy", "hnet"])
 def test_a_model_of_bytes_has_no_schedule(place: Path, tmp_path: Path, model: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match=f"patch_schedule: a model of kind '{model['kind']}' is given no patches"):
+    with pytest.raises(ValidationError, match=f"model of kind '{model['kind']}' reads data without patches"):
         settings_of(place, tmp_path, model=model)
 
 
