@@ -37,7 +37,7 @@ endif
 
 # All that a target asks for. What else is given to make is a mistake in a name, without which it would have no effect.
 VARIABLES := PYTHON VENV CONSTRAINTS CORPUS CORPUS_OPTIONS CORPUS_BYTES OUT SEED NPROC THREADS EXECUTOR PATCH_SIZE CONFIG \
-  ENTROPY_CONFIG PROMPT BYTES PLAN EXPERIMENT BUDGET SEEDS ONLY GRID BUDGETS SIZES FAMILIES PROCESSES TESTS
+  ENTROPY_CONFIG PROMPT BYTES PLAN EXPERIMENT BUDGET SEEDS ONLY EQUAL GRID BUDGETS SIZES FAMILIES PROCESSES TESTS
 given = $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 unknown := $(filter-out $(VARIABLES) -% MAKE% SHELL .SHELLFLAGS,$(given))
 ifneq ($(unknown),)
@@ -60,8 +60,11 @@ EXPERIMENT ?= $(call raw,OUT)/experiment
 BUDGET ?= 2e12
 SEEDS ?= 0,1,2
 ONLY ?=
+EQUAL ?=
 COMPARED = "$$@" --out $(call quoted,EXPERIMENT) --corpus-bytes $(call quoted,CORPUS_BYTES) --sample-seed $(call quoted,SEED) \
   --jobs $(call quoted,NPROC) --executor $(call quoted,EXECUTOR) $(if $(call raw,CORPUS_OPTIONS),--corpus-options $(call quoted,CORPUS_OPTIONS))
+BUDGETED = --budget $(call quoted,BUDGET) --seeds $(call quoted,SEEDS) \
+  $(if $(call raw,ONLY),--only $(call each,ONLY)) $(if $(call raw,EQUAL),--equal $(call each,EQUAL))
 
 # `python -m`, here as everywhere: the programs beside it name the interpreter of the folder that they were installed in.
 TORCHRUN := OMP_NUM_THREADS=$(call quoted,THREADS) $(BIN)/python trainer/launch.py --standalone --nproc-per-node $(call quoted,NPROC)
@@ -149,11 +152,11 @@ generate: blt ## BYTES of text after PROMPT
 train: evaluate generate ## everything: raw text in, trained model, figures and a sample out
 	@echo "== done: model in "$(AT)"/blt/model, figures in "$(AT)"/evaluation.json, curves: "$(AT)/blt/report.html
 
-compare: setup amounts ## systems trained at equal BUDGET (FLOPs) on CORPUS, a run for each of SEEDS; ONLY="bytes bpe"
-	@$(corpus) $(TRAINER) compare $(COMPARED) --budget $(call quoted,BUDGET) --seeds $(call quoted,SEEDS) $(if $(call raw,ONLY),--only $(call each,ONLY))
+compare: setup amounts ## systems trained at equal BUDGET (FLOPs) on CORPUS, a run for each of SEEDS; ONLY="bytes bpe" EQUAL="flops bytes"
+	@$(corpus) $(TRAINER) compare $(COMPARED) $(BUDGETED)
 
-compare-full: setup amounts ## the same with all ablations, and a second table at equal bytes
-	@$(corpus) $(TRAINER) compare $(COMPARED) --budget $(call quoted,BUDGET) --seeds $(call quoted,SEEDS) --full
+compare-full: setup amounts ## the same with all ablations, and a second table at equal bytes; ONLY and EQUAL are parts of it
+	@$(corpus) $(TRAINER) compare $(COMPARED) $(BUDGETED) --full
 
 # SEEDS only when they were given: a grid has its own.
 scaling: setup amounts ## sizes and budgets of four families on CORPUS, fitted; BUDGETS="1e12 4e12" SIZES="s m l" FAMILIES="bytes bpe" GRID=file

@@ -103,6 +103,11 @@ def test_several_paths_are_several(environment, tmp_path):
     assert scaled[scaled.index("--sizes") + 1 :] == ["s", "m"]
 
 
+def test_a_full_comparison_can_be_made_in_parts(environment, tmp_path):
+    (full,) = calls(environment, "compare-full", f"CORPUS={tmp_path}", "ONLY=bytes bpe", "EQUAL=flops bytes")
+    assert full[-7:] == ["--only", "bytes", "bpe", "--equal", "flops", "bytes", "--full"]
+
+
 def test_options_are_words_in_which_quotes_hold_together(environment, tmp_path):
     options = "--include '*.py' --text-column \"a b\" c;touch ran $(touch ran)"
     made, planned = calls(environment, "corpus", "plan", f"CORPUS={tmp_path}", f"CORPUS_OPTIONS={options}", "PLAN=a; b")

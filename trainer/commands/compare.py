@@ -8,7 +8,7 @@ import argparse
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from shared.errors import ConfigError, ExitCode
 from shared.io.display.log import LOG
@@ -19,7 +19,7 @@ from trainer.experiments.compare import Comparing, compare
 from trainer.experiments.folder import held
 from trainer.experiments.page.page import write_report
 from trainer.experiments.preparation import Corpus
-from trainer.experiments.results.results import RESULTS_NAME
+from trainer.experiments.results.results import RESULTS_NAME, Table
 from trainer.experiments.results.words import in_words
 from trainer.experiments.systems import SYSTEMS_FILE, Experiment, load_experiment
 
@@ -30,7 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of compare."""
     add_experiment_arguments(parser)
     parser.add_argument("--only", nargs="+", default=[], metavar="SYSTEM", help="these systems alone")
-    parser.add_argument("--full", action="store_true", help="all systems, and a second table at equal bytes")
+    parser.add_argument("--full", action="store_true", help="all systems, and tables at equal FLOPs and at equal bytes")
+    parser.add_argument(
+        "--equal",
+        nargs="+",
+        choices=get_args(Table),
+        metavar="WHAT",
+        help="tables: at equal flops, at equal bytes of text (default: flops; with --full both)",
+    )
     parser.add_argument(
         "--budget",
         type=float,
@@ -39,7 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="training FLOPs of a run, the entropy model's over its text counted",
     )
     parser.add_argument(
-        "--bytes", type=int, metavar="N", help="of a run of the second table (default: what the first system learns)"
+        "--bytes",
+        type=whole(1),
+        metavar="N",
+        help="text of a run of the table at equal bytes (default: what the first system learns within the FLOPs)",
     )
     parser.add_argument("--seeds", type=seeds, default="0,1,2", metavar="A,B", help="a run of each system for each")
 
@@ -116,12 +126,16 @@ def run(arguments: argparse.Namespace) -> int:
     experiment = load_experiment(arguments.systems)
     if not arguments.budget > 0:
         raise ConfigError(f"--budget: {arguments.budget:g} is too small")
+    tables = arguments.equal or (get_args(Table) if arguments.full else ["flops"])
+    if arguments.bytes and "bytes" not in tables:
+        raise ConfigError("--bytes is of the table at equal bytes: add --equal bytes, or --equal flops bytes for both")
     request = Comparing(
         **common(arguments, experiment),
         systems=experiment.chosen(arguments.only, arguments.full),
         seeds=arguments.seeds,
         budget_flops=arguments.budget,
-        budget_bytes=arguments.bytes or (0 if arguments.full else None),
+        budget_bytes=arguments.bytes,
+        tables=[table for table in get_args(Table) if table in tables],
     )
     with held(arguments.out):
         results, failed = compare(request, Progress(silent=False, every_seconds=30.0))

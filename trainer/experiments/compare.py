@@ -50,7 +50,8 @@ class Comparing(Request):
     seeds: Sequence[int]
     budget_flops: float
     budget_bytes: int | None
-    """For a second table, at equal bytes: 0 for as many as the first system learns within the FLOPs; None: no table."""
+    """Of the table at equal bytes; None: those of the folder's record, else what the first system learns with FLOPs."""
+    tables: Sequence[Table]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,12 +122,18 @@ def plan(
         return PlannedRun(name, recipe, table=table, system=system, seed=seed, spent=spent)
 
     budgets: dict[Table, float] = {"flops": request.budget_flops}
-    budget_bytes = request.budget_bytes
-    if budget_bytes is not None:
-        budget_bytes = budget_bytes or within("flops", request.budget_flops, 0, systems[0]).spent.bytes
+    budget_bytes = None
+    if "bytes" in request.tables:
+        known = request.budget_bytes or _known_bytes(request.out)
+        budget_bytes = known or within("flops", request.budget_flops, 0, systems[0]).spent.bytes
         budgets["bytes"] = budget_bytes
-    order = product(budgets.items(), request.seeds, systems)
-    return [within(table, budget, seed, system) for (table, budget), seed, system in order], budget_bytes
+    order = product(request.tables, request.seeds, systems)
+    return [within(table, budgets[table], seed, system) for table, seed, system in order], budget_bytes
+
+
+def _known_bytes(out: Path) -> int | None:
+    """The bytes of the second table in a folder: other systems that join it are given the same."""
+    return load_results(out).budget_bytes if (out / RESULTS_NAME).exists() else None
 
 
 def _check_order(folders: Sequence[Path]) -> None:

@@ -278,6 +278,38 @@ def test_a_killed_comparison_ends_as_one_that_was_never_stopped(place: Path, res
     assert [p.bits_per_byte for p in alone.curve] == [p.bits_per_byte for p in killed.curve]
 
 
+def test_a_table_at_equal_bytes_can_be_made_alone_and_in_parts_that_have_the_same_bytes(
+    place: Path, results: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied(place, tmp_path)
+    assert main(arguments(tmp_path, "--only", "bytes", "--seeds", "0", "--equal", "bytes")) == 0
+    printed = capsys.readouterr().out
+    assert "at equal bytes of text trained on (budgets 0.00% apart at most)" in printed
+    assert "at equal useful training FLOPs" not in printed
+    first = load_results(tmp_path / "out")
+    (alone,), same = first.runs, results.runs[0]
+    assert alone.table == "bytes"
+    assert (first.budget_bytes, alone.bytes, alone.bits_per_byte) == (same.bytes, same.bytes, same.bits_per_byte)
+    # The first system of this part would have learned more or less of the text within the FLOPs.
+    assert results.runs[-1].system == "patches"
+    assert abs(results.runs[-1].bytes / same.bytes - 1) > 0.05
+    assert main(arguments(tmp_path, "--only", "patches", "--seeds", "0", "--equal", "bytes")) == 0
+    whole = load_results(tmp_path / "out")
+    assert whole.budget_bytes == same.bytes
+    assert [(run.table, run.system) for run in whole.runs] == [("bytes", "bytes"), ("bytes", "patches")]
+    assert abs(whole.runs[1].bytes / same.bytes - 1) <= 0.01
+    assert {found.table for found in (*whole.comparisons, *whole.ranking)} == {"bytes"}
+    assert "bytes of text trained on" in (tmp_path / "out/report.html").read_text()
+
+
+def test_bytes_without_a_table_at_equal_bytes_are_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(place, "--bytes", 2000)) == 2
+    assert "add --equal bytes" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(arguments(place, "--bytes", 0, "--equal", "bytes"))
+    assert "--bytes" in capsys.readouterr().err
+
+
 def test_an_entropy_model_that_counts_costs_no_flops_and_what_it_took_is_kept(
     place: Path, tmp_path: Path, capsys
 ) -> None:
