@@ -15,7 +15,7 @@ MOST_AT_THE_TOP = 16
 """Modules directly in a package or folder."""
 SHORT = 80
 """Lines of code below which a module with one importer is a part of that one."""
-BY_NAME = ("commands", "formats", "settings", "recipes", "callbacks")
+BY_NAME = ("commands", "formats", "settings", "recipes", "callbacks", "custom_code")
 """Folders of plug-ins, which are found by name or stand side by side."""
 EXCEPTIONS = {
     "pipeline.calibration.sampling": "seeded draws: pure, apart from what they are drawn for",

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
+from shared.interop.custom_module import class_name
 from shared.interop.described import Described, Foreign, Record
 from shared.interop.hf_config import RECORD_KEY, check_representable, hf_config
 from shared.interop.names import InteropError
@@ -165,7 +166,9 @@ def _stack(where: str, stack: _Stack, rope_theta: float = 500_000.0) -> dict[str
 
 def _check_kind(config: _Config) -> None:
     """Raise InteropError for a folder of something else."""
-    if config.model_type != "blt" or (config.architectures and "BltForCausalLM" not in config.architectures):
+    # As written here, and as the class of the folder's own module saves it.
+    known = {"BltForCausalLM", class_name("blt")}
+    if config.model_type != "blt" or (config.architectures and known.isdisjoint(config.architectures)):
         found = f"model_type {config.model_type!r}, architectures {config.architectures}"
         raise InteropError(f"{found}: a folder of BltForCausalLM is wanted (model_type 'blt')")
     if not config.patch_in_forward or config.patching_mode != "entropy" or config.patch_size is None:

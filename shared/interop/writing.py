@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from shared.bpe.vocabulary import byte_symbols
+from shared.interop.custom_module import auto_map, file_name, module_text
 from shared.interop.described import Record
 from shared.interop.hf_config import check_rule, generation_config, hf_config
 from shared.interop.names import HF, parts
@@ -94,6 +95,9 @@ def write_hf_folder(
         dtype: of the model's weights; the entropy model's stay fp32, so that its decisions do not move.
         watch: wraps what will be written, for instance to show how far it is.
 
+    Beside the weights lies a module whose class generates with what it keeps of the text, where trust_remote_code says
+    that it may be run; without that transformers takes its own class.
+
     A model with named special ids finds no patches there by itself, since transformers' entropy model has no rows for
     these ids: patch lengths are given to it, and the entropy model lies beside it as ours, in entropy_model/.
 
@@ -113,6 +117,9 @@ def write_hf_folder(
     with whole_folder(out) as made:
         if specials:
             shutil.copytree(folder / ENTROPY_MODEL_FOLDER, made / ENTROPY_MODEL_FOLDER)
+        else:
+            config["auto_map"] = auto_map("blt")
+            write_atomic(made / file_name("blt"), module_text("blt"))
         write_sharded(made, plan, produce, shard_bytes, {"format": "pt"})
         for name, content in (
             (CONFIG_FILE, config),

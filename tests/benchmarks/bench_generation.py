@@ -1,7 +1,8 @@
 """Greedy generation against transformers' BltForCausalLM, equal weights: python tests/benchmarks/bench_generation.py
 
-Both write the same bytes after the same prompt, in turn, in one run: transformers with ``use_cache=False`` (its cache
-gives wrong logits), ours from growing documents, plain and with drafts. A model of 21 M parameters and an entropy model
+All write the same bytes after the same prompt, in turn, in one run: transformers with ``use_cache=False`` (its cache
+gives wrong logits), ours from growing documents, plain and with drafts, and the class of an exported folder's own
+module, which transformers runs. A model of 21 M parameters and an entropy model
 of 3.3 M, random weights, a threshold that gives about 4.5 bytes a patch. Nothing is asserted about time.
 """
 
@@ -23,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers.hf_states import to_hf_state
 
 from shared.incremental import DecodingState
+from shared.interop.custom_code.blt import PatchworkBltConfig, PatchworkBltForCausalLM
 from shared.interop.hf_config import hf_config
 from shared.model_settings import EntropyModelSettings
 from shared.models.blt import Blt
@@ -113,13 +115,29 @@ def counterpart(model: Blt, entropy_model: EntropyModel) -> Any:
     return theirs
 
 
+def class_of_the_folder(model: Blt, entropy_model: EntropyModel) -> Any:
+    """What an exported folder opens as, where its module may be run."""
+    config = PatchworkBltConfig(
+        **hf_config(BLT, ENTROPY_MODEL, 0.0),
+        patchwork={
+            "model": BLT.model_dump(mode="json", by_alias=True),
+            "entropy_model": ENTROPY_MODEL.model_dump(mode="json"),
+            "patching": PatchingSettings(rule="entropy", theta=0.0, max_length=UNCUT).model_dump(mode="json"),
+        },
+    )
+    own: Any = PatchworkBltForCausalLM(config).eval()
+    own.load_state_dict(to_hf_state(model.state_dict(), BLT, entropy_model.state_dict(), ENTROPY_MODEL))
+    own.generation_config.eos_token_id = None
+    return own
+
+
 def seconds(run: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> tuple[float, R]:
     began = time.perf_counter()
     result = run(*arguments, **named)
     return time.perf_counter() - began, result
 
 
-def compare(ours: Ours, theirs: Any, prompt: np.ndarray, count: int, theirs_count: int, rounds: int) -> None:
+def compare(ours: Ours, theirs: Any, own: Any, prompt: np.ndarray, count: int, theirs_count: int, rounds: int) -> None:
     # The threshold that gives about the wanted patches where the models write, not in the prompt.
     ours.theta = 0.0
     for _ in range(6):
@@ -128,34 +146,39 @@ def compare(ours: Ours, theirs: Any, prompt: np.ndarray, count: int, theirs_coun
         if count / max(ours.starts, 1) > BYTES_PER_PATCH - 1:
             break  # other patches, other text: near enough
         ours.theta = max(theta, ours.theta)
-    theirs.config.patching_threshold = ours.theta
+    theirs.config.patching_threshold = own.config.patching_threshold = ours.theta
     ids = torch.from_numpy(prompt.astype(np.int64))[None]
 
-    def reference() -> list[int]:
+    def written_by(model: Any, length: int, rows: int, **options: Any) -> list[int]:
         with torch.inference_mode():
-            out = theirs.generate(
-                ids, max_new_tokens=theirs_count, do_sample=False, use_cache=False, suppress_tokens=SPECIAL
+            out = model.generate(
+                ids.repeat(rows, 1), max_new_tokens=length, do_sample=False, suppress_tokens=SPECIAL, **options
             )
         return [int(token) for token in out[0, ids.shape[1] :]]
 
-    plain, drafted, peer = [], [], []
+    plain, drafted, peer, folder = [], [], [], []
     for _ in range(rounds):
         spent, (tokens, _) = seconds(ours.write, prompt, count)
         plain.append(count / spent)
         forwards, starts = ours.forwards, ours.starts
-        spent, wanted = seconds(reference)
+        spent, wanted = seconds(written_by, theirs, theirs_count, 1, use_cache=False)
         peer.append(theirs_count / spent)
+        spent, by_folder = seconds(written_by, own, count, 1)
+        folder.append(count / spent)
         spent, (guessed, _) = seconds(ours.write, prompt, count, 4)
         drafted.append(count / spent)
         assert guessed == tokens, "drafts changed what is written"
     spent, _ = seconds(write_rows, ours, prompt, count)
-    same = sum(a == b for a, b in zip(tokens, wanted))
+    spent_own, _ = seconds(written_by, own, count, ROWS)
+    same, same_own = (sum(a == b for a, b in zip(tokens, others)) for others in (wanted, by_folder))
     best, median = max(plain) / max(peer), np.median(plain) / np.median(peer)
     print(
         f"  prompt of {len(prompt) - 1:,} bytes, then {count} bytes of {count / max(starts, 1):.1f} a patch\n"
         f"    ours           {max(plain):7.2f} bytes/s, {forwards} global forwards for {starts} patches\n"
         f"    transformers   {max(peer):7.2f} bytes/s ({theirs_count} bytes, {same} of them the same)\n"
         f"    ratio          {best:7.1f}x best, {median:.1f}x median of {len(plain)}\n"
+        f"    folder's class {max(folder):7.2f} bytes/s ({same_own} of {count} the same), "
+        f"{max(folder) / max(peer):.1f}x transformers; {ROWS} rows at once {ROWS * count / spent_own:.2f} bytes/s\n"
         f"    {ROWS} rows at once {ROWS * count / spent:6.2f} bytes/s in all, each with its prompt\n"
         f"    drafts of 4    {max(drafted):7.2f} bytes/s, {ours.accepted} of {ours.drafted} accepted"
     )
@@ -175,12 +198,13 @@ def main() -> None:
     parameters = [sum(p.numel() for p in part.parameters()) for part in (model, entropy_model)]
     print(f"{parameters[0]:,} + {parameters[1]:,} parameters, fp32")
     ours, theirs = Ours(model, entropy_model), counterpart(model, entropy_model)
+    own = class_of_the_folder(model, entropy_model)
     for threads in arguments.threads:
         torch.set_num_threads(threads)
         print(f"{threads} thread{'s' * (threads > 1)}")
         for length in arguments.prompts:
             prompt = np.concatenate([[BOS], byte_tokens(text[:length])]).astype(np.int16)
-            compare(ours, theirs, prompt, arguments.bytes, min(PROMPTS[length], arguments.bytes), arguments.rounds)
+            compare(ours, theirs, own, prompt, arguments.bytes, min(PROMPTS[length], arguments.bytes), arguments.rounds)
 
 
 if __name__ == "__main__":

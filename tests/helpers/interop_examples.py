@@ -1,20 +1,22 @@
 """Model folders, and texts in many scripts, for the tests of exchange with others."""
 
 import random
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from helpers.model_examples import blt, blt_settings, entropy_model, entropy_settings
+from helpers.model_examples import blt, blt_settings, entropy_model, entropy_settings, pack
 from shared.interop.described import Record
 from shared.model_folder.files import save_model
 from shared.model_folder.identity import model_sha256
 from shared.model_settings import BltSettings, EntropyModelSettings
 from shared.models.blt import Blt
-from shared.models.entropy_model import EntropyModel
+from shared.models.entropy_model import EntropyModel, entropy
 from shared.patching import PatchingSettings
+from shared.patching.settings import LONGEST_PATCH
 from shared.shards.manifest import EntropyModelIdentity, NumericsClass
 
 WORDS = {
@@ -83,6 +85,23 @@ def models(settings: tuple[BltSettings, EntropyModelSettings], seed: int) -> tup
     unlike_fresh(model, seed)
     unlike_fresh(small, seed + 1)
     return model, small
+
+
+def entropies_of(small: EntropyModel, text: bytes) -> np.ndarray:
+    """float32 [T] nats, of what follows each token of a text."""
+    batch = pack([text])
+    with torch.no_grad():
+        found: np.ndarray = entropy(small(batch.ids, batch.documents)).numpy()
+    return found
+
+
+def rule_between(small: EntropyModel, texts: Iterable[bytes], max_length: int = LONGEST_PATCH) -> PatchingSettings:
+    """A rule whose threshold lies between two entropies of texts, and not so near one that rounding decides."""
+    found = np.concatenate([entropies_of(small, text) for text in texts])
+    ordered = np.sort(found)[int(len(found) * 0.6) : int(len(found) * 0.9)]
+    gap = int(np.diff(ordered).argmax())
+    theta = float(ordered[gap : gap + 2].astype(np.float64).mean())
+    return PatchingSettings(rule="entropy", theta=theta, max_length=max_length)
 
 
 def written(folder: Path, model: Blt, small: EntropyModel, patching: PatchingSettings) -> Record:

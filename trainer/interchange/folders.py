@@ -158,8 +158,8 @@ def _differences(
         )
     elif patching.max_length < LONGEST_PATCH:
         yield (
-            f"patches longer than max_length {patching.max_length} are not cut there: transformers' own cutting "
-            "would change the logits of the last position"
+            f"transformers' own class does not cut patches longer than max_length {patching.max_length}: its cutting "
+            "would change the logits of the last position. The folder's class (trust_remote_code=True) cuts them"
         )
     if entropy_model.dtype != "float32":
         yield (

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.hf_states import to_hf_state
-from helpers.interop_examples import WORDS, models, random_settings, script_text, written
+from helpers.interop_examples import WORDS, entropies_of, models, random_settings, rule_between, script_text, written
 from helpers.model_examples import between, blt_logits, chat_tokens, pack
 from helpers.rounding import assert_equal_but_rounded, in_fp64
 
@@ -46,14 +46,9 @@ class Pair:
     theirs: torch.nn.Module
     folder: Path
 
-    def entropies(self, text: bytes) -> np.ndarray:
-        batch = pack([text])
-        with torch.no_grad():
-            return entropy(self.entropy_model(batch.ids, batch.documents)).numpy()
-
     def batch(self, text: bytes) -> Batch:
         """The text without its EOS, patched by the rule."""
-        return pack([text], self.rule, [self.entropies(text)])
+        return pack([text], self.rule, [entropies_of(self.entropy_model, text)])
 
 
 def texts(seed: int) -> list[bytes]:
@@ -68,12 +63,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
     seed = request.param
     model, small = models(random_settings(seed), seed)
-    loose = PatchingSettings(rule="entropy", theta=0.0, max_length=LONGEST_PATCH)
-    found = np.concatenate([Pair(model, small, loose, model, Path()).entropies(text) for text in texts(seed)])
-    # A threshold between two entropies, and not so near one that rounding decides.
-    ordered = np.sort(found)[int(len(found) * 0.6) : int(len(found) * 0.9)]
-    gap = int(np.diff(ordered).argmax())
-    rule = loose.model_copy(update={"theta": float(ordered[gap : gap + 2].astype(np.float64).mean())})
+    rule = rule_between(small, texts(seed))
     folder = tmp_path_factory.mktemp("parity")
     record = written(folder / "model", model, small, rule)
     write_hf_folder(folder / "model", folder / "hf", record)
@@ -94,7 +84,7 @@ def test_boundaries_and_logits_equal_those_of_transformers(pair: tuple[int, Pair
             logits = both.theirs(batch.ids[None]).logits[0]
             ours = blt_logits(both.model, batch)
             exact = in_fp64(both.model, lambda model, batch=batch: blt_logits(model, batch))
-        starts = np.cumsum(patch_lengths(document_tokens(text), both.rule, both.entropies(text)))[:-1]
+        starts = np.cumsum(patch_lengths(document_tokens(text), both.rule, entropies_of(both.entropy_model, text)))[:-1]
         assert starts.tolist() == np.cumsum(lengths[0].numpy())[: len(starts)].tolist()
         patches, tokens = patches + len(starts), tokens + len(text)
         # Our batch asks at the last byte for EOS, which by entropy may or may not have opened a patch.
@@ -147,7 +137,7 @@ def greedy(both: Pair, prompt: bytes, count: int) -> bytes:
     text = prompt
     while len(text) < len(prompt) + count:
         tokens = document_tokens(text)[:-1]
-        stream, entropies = PatchStream(both.rule), both.entropies(text)
+        stream, entropies = PatchStream(both.rule), entropies_of(both.entropy_model, text)
         starts = [True, *(stream.push(int(token), float(h)) for token, h in zip(tokens, entropies))]
         number = torch.tensor(starts).cumsum(0) - 1
         patches = Patches(number[:-1], number[1:] - 1, segments([int(number[-2]) + 1]))

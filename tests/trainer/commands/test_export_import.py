@@ -31,7 +31,13 @@ from trainer.generation.settings import GenerateSettings
 from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, model_identity, save_identity
 
 FILES = ("model.safetensors", "config.json", "entropy_model/model.safetensors", "entropy_model/config.json")
-EXPORTED = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+EXPORTED = {
+    "config.json",
+    "generation_config.json",
+    "modeling_patchwork_blt.py",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +125,19 @@ def test_a_model_comes_back_with_its_patches(exported: Exported, model: Path) ->
     found, wanted = identity(exported.back), identity(model)
     assert (found.patching, found.entropy_model) == (wanted.patching, wanted.entropy_model)
     assert "rule 'entropy', theta" in exported.shown_back
+
+
+def test_a_model_that_the_class_of_the_folder_has_saved_comes_back(
+    exported: Exported, model: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    there = AutoModelForCausalLM.from_pretrained(exported.there, trust_remote_code=True)
+    there.save_pretrained(tmp_path / "saved")
+    assert run("import-hf", tmp_path / "saved", tmp_path / "back") == 0
+    for name in FILES:
+        assert (tmp_path / "back" / name).read_bytes() == (model / name).read_bytes()
+    assert identity(tmp_path / "back").patching == identity(model).patching
 
 
 def test_an_imported_model_names_its_files_and_no_data(exported: Exported) -> None:

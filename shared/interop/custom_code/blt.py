@@ -1,0 +1,272 @@
+"""The byte latent transformer (arXiv 2412.09871): local encoder, global transformer, local decoder, and the entropy
+model that finds where patches begin.
+
+Shapes: B rows, n new ids of each, P patches that end among them, K vectors a patch, D local width, G key/value heads,
+C head width.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from shared.interop.custom_code.causal_lm import PatchworkConfig, PatchworkForCausalLM
+from shared.interop.custom_code.layers import Kept, RMSNorm, Step, blocks, read, through
+from shared.interop.custom_code.ngrams import following, ngrams, reach
+from shared.interop.custom_code.rules import Rule
+
+
+class PatchworkBltConfig(PatchworkConfig):
+    """All keys of transformers' own, and the record of what the model was trained with."""
+
+    model_type = "blt"
+
+
+class CrossAttention(nn.Module):
+    """Between a patch and its own bytes, or a byte and its own patch: neither has positions."""
+
+    def __init__(self, stack: dict) -> None:
+        super().__init__()
+        width, self.heads = stack["width"], stack["heads"]
+        self.groups = stack["kv_heads"] or self.heads
+        self.q_norm, self.k_norm = RMSNorm(width, stack["norm_eps"]), RMSNorm(width, stack["norm_eps"])
+        self.q_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = nn.Linear(width, self.groups * width // self.heads, bias=False)
+        self.v_proj = nn.Linear(width, self.groups * width // self.heads, bias=False)
+        self.o_proj = nn.Linear(width, width, bias=False)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """[..., D] -> fp32 [..., H, C]."""
+        return self.q_proj(self.q_norm(x)).float().unflatten(-1, (self.heads, -1))
+
+    def keys_values(self, x: Tensor) -> Tensor:
+        """[..., D] -> fp32 [..., 2, H, C]."""
+        x = self.k_norm(x)
+        both = torch.stack([p(x).float().unflatten(-1, (self.groups, -1)) for p in (self.k_proj, self.v_proj)], -3)
+        return both.repeat_interleave(self.heads // self.groups, -2)
+
+    def patches_read(self, patches: Tensor, states: Tensor, patch: Tensor) -> Tensor:
+        """Vectors [P, K, D] of patches, bytes [M, D] and int64 [M] which patch has each -> [P, K, D]."""
+        q, (keys, values) = self.queries(patches), self.keys_values(states)[:, None].unbind(2)
+        scores = (q[patch] * keys).sum(-1) * q.shape[-1] ** -0.5  # [M, K, H]
+        weights = (scores - largest(scores.detach(), patch, len(q))[patch]).exp()
+        total = torch.zeros_like(q[..., 0]).index_add(0, patch, weights)
+        seen = torch.zeros_like(q).index_add(0, patch, weights[..., None] * values) / total[..., None]
+        return 2 * patches + self.o_proj(seen.flatten(-2).to(patches.dtype))
+
+    def bytes_read(self, x: Tensor, both: Tensor) -> Tensor:
+        """Bytes [N, D], the keys and values of the patch that each reads [N, K, 2, H, C] -> [N, D]."""
+        keys, values = both.unbind(2)
+        scores = (self.queries(x)[:, None] * keys).sum(-1) * keys.shape[-1] ** -0.5  # [N, K, H]
+        seen = (scores.softmax(1)[..., None] * values).sum(1)
+        return 2 * x + self.o_proj(seen.flatten(-2).to(x.dtype))
+
+
+def largest(x: Tensor, patch: Tensor, count: int) -> Tensor:
+    """The largest values by patch: [M, ...], int64 [M] -> [P, ...]."""
+    index = patch.view(-1, *[1] * (x.dim() - 1)).expand_as(x)
+    return x.new_zeros(count, *x.shape[1:]).scatter_reduce(0, index, x, "amax", include_self=False)
+
+
+def crosses_of(model: dict, stack: str) -> int:
+    """How many cross-attentions the encoder or decoder has."""
+    return model[stack]["layers"] if model[f"{stack}_cross_all_layers"] else 1
+
+
+class LocalEncoder(nn.Module):
+    """From ids to byte states, and from these to patches."""
+
+    def __init__(self, model: dict) -> None:
+        super().__init__()
+        stack = model["encoder"]
+        crosses = crosses_of(model, "encoder")
+        self.embed_tokens = nn.Embedding(model["vocabulary"], stack["width"])
+        self.layers = blocks(stack)
+        self.patch_embedding_projection = nn.Linear(stack["width"], model["queries"] * stack["width"], bias=False)
+        self.cross_attn_layers = nn.ModuleList(CrossAttention(stack) for _ in range(crosses))
+
+
+class GlobalTransformer(nn.Module):
+    """Over patches."""
+
+    def __init__(self, model: dict) -> None:
+        super().__init__()
+        inputs, width = model["queries"] * model["encoder"]["width"], model["global"]["width"]
+        self.token_embedding_projection = nn.Linear(inputs, width, bias=False) if inputs != width else nn.Identity()
+        self.layers = blocks(model["global"])
+
+
+class LocalDecoder(nn.Module):
+    """From byte states and patches to what is next."""
+
+    def __init__(self, model: dict) -> None:
+        super().__init__()
+        stack = model["decoder"]
+        crosses = crosses_of(model, "decoder")
+        outputs = model["queries"] * stack["width"]
+        self.patch_embedding_projection = nn.Linear(model["global"]["width"], outputs, bias=False)
+        self.cross_attn_layers = nn.ModuleList(CrossAttention(stack) for _ in range(crosses))
+        self.layers = blocks(stack)
+        self.norm = RMSNorm(stack["width"], stack["norm_eps"])
+
+
+class EntropyModel(nn.Module):
+    """The transformer over bytes whose uncertainty about the next one makes patches."""
+
+    def __init__(self, settings: dict) -> None:
+        super().__init__()
+        self.settings = settings
+        self.embed_tokens = nn.Embedding(settings["vocabulary"], settings["width"])
+        self.layers = blocks(settings)
+        self.norm = RMSNorm(settings["width"], settings["norm_eps"])
+        self.lm_head = nn.Linear(settings["width"], settings["vocabulary"], bias=False)
+
+    @torch.no_grad()
+    def forward(self, ids: Tensor, step: Step, kept: Kept) -> Tensor:
+        """ids int64 [B, n] -> fp32 [B, n] nats, the entropy of what follows each."""
+        x = read(self.layers, self.settings, self.embed_tokens(ids), step, self.settings["window"], kept)
+        logits = F.linear(self.norm(x).float(), self.lm_head.weight.float())
+        return torch.distributions.Categorical(logits=logits, validate_args=False).entropy()
+
+
+class BltModel(nn.Module):
+    """All parts, by the names that transformers has for them."""
+
+    def __init__(self, record: dict) -> None:
+        super().__init__()
+        model, tables = record["model"], record["model"]["ngrams"]
+        count = len(tables["sizes"]) * tables["functions"]
+        self.encoder_hash_tok_embedding = nn.Embedding(tables["rows"] * count, model["encoder"]["width"])
+        self.local_encoder = LocalEncoder(model)
+        self.global_transformer = GlobalTransformer(model)
+        self.local_decoder = LocalDecoder(model)
+        self.patcher = EntropyModel(record["entropy_model"])
+
+
+class Blt:
+    """What is kept of B rows."""
+
+    def __init__(self, rows: int, record: dict, theta: float, device: torch.device, dtype: torch.dtype) -> None:
+        model = record["model"]
+        stacks = (record["entropy_model"], model["encoder"], model["global"], model["decoder"])
+        self.entropy_model, self.encoder, self.global_, self.decoder = (Kept(stack["layers"], rows) for stack in stacks)
+        self.rules = [Rule(record["patching"] | {"theta": theta}) for _ in range(rows)]
+        self.tail = torch.zeros(rows, reach(model["ngrams"]), dtype=torch.int64, device=device)
+        """int64 [B, M], the last ids, which n-grams reach."""
+        self.patches = [0] * rows
+        """Whole ones, by row."""
+        width, crosses = model["encoder"]["width"], crosses_of(model, "encoder")
+        self.open = torch.zeros(crosses, rows, 0, width, dtype=dtype, device=device)
+        """[X, B, L, D]: encoder states of the bytes of the patch that is open, at the right."""
+        self.opened = np.zeros(rows, np.int64)
+        """How many of them there are."""
+        self.read: Tensor | None = None
+        """[Y, B, K, 2, H, C]: keys and values of the last whole patch, for each cross-attention of the decoder."""
+
+
+class PatchworkBltForCausalLM(PatchworkForCausalLM):
+    """Each byte costs what it adds: local and entropy model run once a byte, the global one once a patch."""
+
+    config_class = PatchworkBltConfig
+    _keep_in_fp32_modules_strict = ("patcher",)  # its decisions must not move with the dtype of the model
+
+    def __init__(self, config: PatchworkBltConfig) -> None:
+        super().__init__(config)
+        self.record = config.patchwork
+        self.model = BltModel(self.record)
+        self.lm_head = nn.Linear(self.record["model"]["decoder"]["width"], config.vocab_size, bias=False)
+        self.post_init()
+
+    def fresh(self, rows: int) -> Blt:
+        weight = self.lm_head.weight
+        return Blt(rows, self.record, self.config.patching_threshold, weight.device, weight.dtype)
+
+    def states(self, ids: Tensor, step: Step, counts: list[int], kept: Blt) -> Tensor:
+        model, settings = self.model, self.record["model"]
+        entropies = model.patcher(ids, step, kept.entropy_model).tolist()
+        ends = np.zeros(ids.shape, bool)
+        for row, tokens in enumerate(ids.tolist()):
+            for column in range(counts[row]):
+                ends[row, column] = kept.rules[row].ends(tokens[column], entropies[row][column])
+        encoded = self.encoded(ids, step, kept)
+        kept.tail = following(kept.tail, ids, counts)
+        reads = self.read_patches(encoded, ends, counts, kept)
+        x, decoder, stack = encoded[-1], model.local_decoder, settings["decoder"]
+        for number, block in enumerate(decoder.layers):
+            if number < len(reads):
+                flat = decoder.cross_attn_layers[number].bytes_read(x.flatten(0, 1), reads[number].flatten(0, 1))
+                x = flat.unflatten(0, ids.shape)
+            x = through(block, stack, number, x, step, settings["window"], kept.decoder)
+        return x
+
+    def encoded(self, ids: Tensor, step: Step, kept: Blt) -> Tensor:
+        """[X, B, n, D]: byte states after each block of the encoder whose bytes patches read."""
+        model, settings = self.model, self.record["model"]
+        encoder = model.local_encoder
+        x = encoder.embed_tokens(ids)
+        x = x + ngrams(kept.tail, ids, settings["ngrams"], model.encoder_hash_tok_embedding.weight)
+        found = []
+        for number, block in enumerate(encoder.layers):
+            x = through(block, settings["encoder"], number, x, step, settings["window"], kept.encoder)
+            found.append(x)
+        return torch.stack(found[-len(encoder.cross_attn_layers) :])
+
+    def read_patches(self, encoded: Tensor, ends: np.ndarray, counts: list[int], kept: Blt) -> Tensor:
+        """Run the global model over the patches that end here -> [Y, B, n, K, 2, H, C], what the decoder reads."""
+        rows, columns = ends.shape
+        states = torch.cat([kept.open, encoded], 2)
+        before = kept.open.shape[2]
+        # The patch of each column, counted in its row; open patches and columns that are not there have none.
+        places = np.arange(before + columns)
+        there = (places >= before - kept.opened[:, None]) & (places < before + np.array(counts)[:, None])
+        number = np.zeros(there.shape, np.int64)
+        number[:, before + 1 :] = ends[:, :-1].cumsum(1)
+        total = ends.sum(1)
+        whole, left = there & (number < total[:, None]), there & (number >= total[:, None])
+        vectors = self.patch_vectors(states, whole, number, total) if total.any() else None
+        kept.opened = left.sum(1)
+        length = int(kept.opened.max())
+        order = torch.from_numpy(np.argsort(left, axis=1, kind="stable")[:, left.shape[1] - length :])
+        index = order.to(states.device)[None, :, :, None].expand(len(states), -1, -1, states.shape[3])
+        kept.open = states.gather(2, index)
+        table = self.tables(vectors, total, kept)
+        # From the id that ends a patch on, the decoder reads that patch.
+        done = ends.cumsum(1)
+        first = np.cumsum(total) - total
+        reads = np.where(done > 0, rows + first[:, None] + done - 1, np.arange(rows)[:, None])
+        found = table[:, torch.from_numpy(reads).to(table.device)]
+        kept.read = found[:, torch.arange(rows), torch.tensor(counts).clamp(min=1) - 1]
+        return found
+
+    def patch_vectors(self, states: Tensor, whole: np.ndarray, number: np.ndarray, total: np.ndarray) -> Tensor:
+        """Byte states [X, B, L, D] -> the vectors of whole patches [P, K, D], row by row."""
+        settings, encoder = self.record["model"], self.model.local_encoder
+        patch = torch.from_numpy((number + (np.cumsum(total) - total)[:, None])[whole]).to(states.device)
+        own, count = states[:, torch.from_numpy(whole).to(states.device)], int(total.sum())
+        pooled = encoder.patch_embedding_projection(largest(own[0], patch, count))
+        vectors = pooled.unflatten(-1, (settings["queries"], -1))
+        for cross, bytes_of_patches in zip(encoder.cross_attn_layers, own):
+            vectors = cross.patches_read(vectors, bytes_of_patches, patch)
+        return vectors
+
+    def tables(self, vectors: Tensor | None, total: np.ndarray, kept: Blt) -> Tensor:
+        """[Y, B + P, K, 2, H, C]: what rows have read so far, and each new patch after the global model."""
+        settings, decoder = self.record["model"], self.model.local_decoder
+        if vectors is None:
+            assert kept.read is not None, "the first id ends a patch"
+            return kept.read
+        model, rows, columns = self.model.global_transformer, np.flatnonzero(total), int(total.max())
+        x = model.token_embedding_projection(vectors.flatten(1))
+        chosen = None if len(rows) == len(total) else torch.from_numpy(rows).to(x.device)
+        step = Step.of([kept.patches[row] for row in rows], columns, x.device, chosen)
+        real = torch.from_numpy(np.arange(columns) < total[rows][:, None]).to(x.device)
+        padded = x.new_zeros(*real.shape, x.shape[1]).masked_scatter(real[:, :, None], x)
+        out = read(model.layers, settings["global"], padded, step, None, kept.global_)[real]
+        kept.patches = [patches + int(new) for patches, new in zip(kept.patches, total)]
+        vectors = decoder.patch_embedding_projection(out).unflatten(-1, (settings["queries"], -1))
+        both = torch.stack([cross.keys_values(vectors) for cross in decoder.cross_attn_layers])
+        first = both.new_zeros(len(both), len(total), *both.shape[2:]) if kept.read is None else kept.read
+        return torch.cat([first, both], 1)
+
+    def logits(self, states: Tensor) -> Tensor:
+        return F.linear(self.model.local_decoder.norm(states).float(), self.lm_head.weight.float())

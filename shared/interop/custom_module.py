@@ -1,0 +1,95 @@
+"""The module that an exported folder carries, so that transformers generates with it: one file for each kind of model.
+
+Its text is that of the parts in custom_code/, which are modules here so that they are checked like all others.
+"""
+
+import ast
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+CUSTOM_CODE = Path(__file__).parent / "custom_code"
+_PACKAGE = "shared.interop.custom_code"
+PARTS: Final = {"blt": ("layers", "ngrams", "rules", "causal_lm", "blt")}
+"""By kind of model, the later ones use the earlier."""
+_HEAD = '''\
+# Copyright The Patchwork authors. Licensed under the Apache License, Version 2.0 (the "License");
+# http://www.apache.org/licenses/LICENSE-2.0
+"""{about}
+
+Written by Patchwork beside the weights, which load with trust_remote_code=True; it needs torch and transformers alone.
+"""
+'''
+
+
+def file_name(kind: str) -> str:
+    """Of the module in an exported folder."""
+    return f"modeling_patchwork_{kind}.py"
+
+
+def class_name(kind: str) -> str:
+    """Of the model in it."""
+    return f"Patchwork{kind.capitalize()}ForCausalLM"
+
+
+def auto_map(kind: str) -> dict[str, str]:
+    """What config.json says of the classes that the module has."""
+    module = file_name(kind).removesuffix(".py")
+    config = class_name(kind).replace("ForCausalLM", "Config")
+    return {"AutoConfig": f"{module}.{config}", "AutoModelForCausalLM": f"{module}.{class_name(kind)}"}
+
+
+@cache
+def module_text(kind: str) -> str:
+    """The whole module for a kind of model."""
+    imports: dict[str, set[str]] = {}
+    bodies, about = [], ""
+    for part in PARTS[kind]:
+        source = (CUSTOM_CODE / f"{part}.py").read_text()
+        about, imported, body = _taken_apart(source)
+        for name, names in imported.items():
+            imports.setdefault(name, set()).update(names)
+        bodies.append(_comment(about) + body)
+    *others, own = bodies
+    own = own.split("\n\n\n", 1)[1]  # what it says of itself is said of the module
+    return "\n".join([_HEAD.format(about=about), _import_lines(imports), *others, own]).rstrip("\n") + "\n"
+
+
+def _taken_apart(source: str) -> tuple[str, dict[str, set[str]], str]:
+    """The docstring of a module, what it imports from elsewhere (names by module; itself: ""), and the rest."""
+    tree, imports, end = ast.parse(source), dict[str, set[str]](), 0
+    for node in tree.body[1:]:
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            if not node.module.startswith(_PACKAGE):
+                imports.setdefault(node.module, set()).update(_as_written(alias) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                imports.setdefault(_as_written(alias), set()).add("")
+        else:
+            break
+        end = node.end_lineno or end
+    return ast.get_docstring(tree) or "", imports, "\n".join(source.splitlines()[end:]).strip("\n") + "\n"
+
+
+def _as_written(alias: ast.alias) -> str:
+    return alias.name if alias.asname is None else f"{alias.name} as {alias.asname}"
+
+
+def _comment(about: str) -> str:
+    first, *others = about.splitlines()
+    return "\n".join([f"\n# ---- {first}", *(f"# {line}".rstrip() for line in others)]) + "\n\n\n"
+
+
+def _import_lines(imports: dict[str, set[str]]) -> str:
+    """Of the standard library first."""
+    groups: list[list[str]] = [[], [], []]
+    for name in sorted(imports):
+        group = groups[name.partition(".")[0] not in sys.stdlib_module_names]
+        if "" in imports[name]:
+            group.append(f"import {name}")
+    for name in sorted(imports):
+        group = groups[name.partition(".")[0] not in sys.stdlib_module_names]
+        if named := sorted(imports[name] - {""}):
+            group.append(f"from {name} import {', '.join(named)}")
+    return "\n\n".join("\n".join(group) for group in groups if group) + "\n\n"

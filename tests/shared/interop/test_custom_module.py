@@ -1,0 +1,270 @@
+"""The module in an exported folder gives what the model gives here: of whole texts, in parts and in padded rows."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.interop_examples import WORDS, models, random_settings, rule_between, script_text, written
+from helpers.rounding import assert_equal_but_rounded, in_fp64
+
+from shared.incremental import DecodingState
+from shared.interop.custom_module import PARTS, class_name, file_name, module_text
+from shared.interop.writing import write_hf_folder
+from shared.models.blt import Blt
+from shared.models.entropy_model import EntropyModel
+from shared.patching import PatchingSettings
+from shared.vocabulary import BOE, BOS, EOS, OFFSET, RESERVED, byte_tokens
+
+pytestmark = pytest.mark.numerics
+
+CONFIGURATIONS = [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 14))]
+NOT_TEXT = [BOE, BOS, RESERVED]
+
+
+@dataclass(frozen=True)
+class Both:
+    """A model here, and the same as the folder's own class."""
+
+    model: Blt
+    entropy_model: EntropyModel
+    rule: PatchingSettings
+    theirs: Any
+    folder: Path
+    seed: int
+
+    def ids(self, length: int, number: int = 0) -> torch.Tensor:
+        """int64 [length], a text in one of the scripts from BOS on."""
+        script = [*WORDS, "random"][(self.seed + number) % (len(WORDS) + 1)]
+        text = byte_tokens(script_text(script, length - 1, self.seed + number)).astype(np.int64)
+        return torch.from_numpy(np.concatenate([[BOS], text]))
+
+    def logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """fp32 [T, V] of ours."""
+        return logits_of(self.model, self.entropy_model, self.rule, ids)
+
+    def exact(self, ids: torch.Tensor) -> torch.Tensor:
+        """The same of ours in fp64, with the boundaries of fp32."""
+        found: torch.Tensor = in_fp64(self.model, lambda model: logits_of(model, self.entropy_model, self.rule, ids))
+        return found
+
+
+def logits_of(model: Blt, entropy_model: EntropyModel, rule: PatchingSettings, ids: torch.Tensor) -> torch.Tensor:
+    state, found = DecodingState(model, rule, entropy_model), []
+    for part in ids.split(200):
+        found.append(state.advance(part[None]).logits[0])
+        state.accept([len(part)])
+    return torch.cat(found)
+
+
+@pytest.fixture(scope="module")
+def modules(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Where transformers puts the modules that it runs."""
+    import transformers.dynamic_module_utils as dynamic
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        patch.setattr(sys, "path", list(sys.path))
+        yield
+
+
+def opened(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+
+
+@pytest.fixture(scope="module", params=CONFIGURATIONS)
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, modules: None) -> Both:
+    model, small = models(random_settings(request.param), request.param)
+    rule = rule_between(small, [script_text(script, 150, request.param) for script in (*WORDS, "random")], 24)
+    folder = tmp_path_factory.mktemp("custom")
+    write_hf_folder(folder / "model", folder / "hf", written(folder / "model", model, small, rule))
+    return Both(model, small, rule, opened(folder / "hf"), folder / "hf", request.param)
+
+
+@torch.no_grad()
+def test_logits_of_whole_texts_equal_ours(both: Both) -> None:
+    for number, length in enumerate((1, 2, 40, 700)):
+        ids = both.ids(length, number)
+        assert_equal_but_rounded(both.theirs(ids[None]).logits[0], both.logits(ids), both.exact(ids))
+
+
+@torch.no_grad()
+def test_logits_of_texts_that_are_read_in_parts_equal_ours(both: Both) -> None:
+    ids = both.ids(300)
+    found, texts = [], None
+    for part in ids.split([1, 90, 1, 1, 1, 1, 5, 200]):
+        out = both.theirs(part[None], past_key_values=texts, use_cache=True)
+        texts = out.past_key_values
+        found.append(out.logits[0])
+    assert texts.get_seq_length() == 300
+    assert_equal_but_rounded(torch.cat(found), both.logits(ids), both.exact(ids))
+
+
+@torch.no_grad()
+def test_a_long_call_is_read_a_part_at_a_time(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = both.ids(150)
+    batch, mask = padded([ids, ids[:33]], "right")
+    monkeypatch.setattr(sys.modules[type(both.theirs).__module__], "COLUMNS_AT_ONCE", 20)
+    found = both.theirs(batch, attention_mask=mask).logits
+    assert_equal_but_rounded(found[0], both.logits(ids), both.exact(ids))
+    assert_equal_but_rounded(found[1, :33], both.logits(ids[:33]), both.exact(ids[:33]))
+
+
+def padded(rows: list[torch.Tensor], side: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask, int64 [B, S]."""
+    longest = max(map(len, rows))
+    batch, mask = (torch.full((len(rows), longest), fill) for fill in (RESERVED, 0))
+    for number, row in enumerate(rows):
+        place = slice(longest - len(row), longest) if side == "left" else slice(0, len(row))
+        batch[number, place], mask[number, place] = row, 1
+    return batch, mask
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@torch.no_grad()
+def test_rows_of_a_padded_batch_do_not_know_of_each_other(both: Both, side: str) -> None:
+    rows = [both.ids(length, number) for number, length in enumerate((1, 60, 7, 2, 33))]
+    batch, mask = padded(rows, side)
+    found = both.theirs(batch, attention_mask=mask).logits
+    for row, ids in enumerate(rows):
+        assert_equal_but_rounded(found[row][mask[row] > 0], both.logits(ids), both.exact(ids))
+    last = both.theirs(batch, attention_mask=mask, logits_to_keep=1).logits
+    assert torch.equal(last, found[:, -1:]), "padding at the end has the logits of the last id before it"
+
+
+def greedy(both: Both, prompt: torch.Tensor, count: int) -> list[int]:
+    """What ours writes after a prompt, EOS included."""
+    state, written = DecodingState(both.model, both.rule, both.entropy_model), []
+    ids = prompt
+    while len(written) < count and EOS not in written:
+        logits = state.advance(ids[None]).logits[0, -1].clone()
+        state.accept([len(ids)])
+        logits[NOT_TEXT] = -torch.inf
+        written.append(int(logits.argmax()))
+        ids = torch.tensor(written[-1:])
+    return written
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_padded_batch_is_written_on_as_each_of_its_rows_alone(both: Both, side: str) -> None:
+    prompts = [both.ids(3 + 7 * (number % 8), number) for number in range(25)]
+    batch, mask = padded(prompts, side)
+    out = both.theirs.generate(batch, attention_mask=mask, max_new_tokens=30, do_sample=False)
+    for row, prompt in enumerate(prompts):
+        wanted = greedy(both, prompt, 30)
+        assert out[row, batch.shape[1] :][: len(wanted)].tolist() == wanted
+        assert set(out[row, batch.shape[1] :][len(wanted) :].tolist()) <= {RESERVED}
+
+
+def test_without_what_is_kept_the_same_is_written(both: Both) -> None:
+    prompt, options = both.ids(50)[None], {"max_new_tokens": 12, "do_sample": False}
+    kept, none = both.theirs.generate(prompt, **options), both.theirs.generate(prompt, use_cache=False, **options)
+    assert torch.equal(kept, none)
+
+
+def test_what_was_read_can_be_handed_on(both: Both) -> None:
+    prompt, options = both.ids(40)[None], {"do_sample": False, "return_dict_in_generate": True, "eos_token_id": None}
+    whole = both.theirs.generate(prompt, max_new_tokens=20, **options).sequences
+    first = both.theirs.generate(prompt, max_new_tokens=8, **options)
+    again = both.theirs.generate(first.sequences, past_key_values=first.past_key_values, max_new_tokens=12, **options)
+    assert torch.equal(again.sequences, whole)
+
+
+def test_samples_depend_on_the_seed_and_pass_processors_and_streamers(both: Both) -> None:
+    class Shown:
+        def __init__(self) -> None:
+            self.ids: list[int] = []
+
+        def put(self, value: torch.Tensor) -> None:
+            self.ids += value.flatten().tolist()
+
+        def end(self) -> None:
+            self.ids.append(-1)
+
+    prompt, texts = both.ids(20)[None], []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        shown = Shown()
+        out = both.theirs.generate(
+            prompt, max_new_tokens=25, do_sample=True, top_k=5, bad_words_ids=[[OFFSET + 10]], streamer=shown
+        )
+        assert shown.ids == [*out[0].tolist(), -1]
+        assert OFFSET + 10 not in out[0, 20:].tolist()
+        texts.append(out[0].tolist())
+    assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_loss_and_gradients_are_those_of_transformers_own_class(both: Both, side: str) -> None:
+    """Of a row in one piece: theirs has no longest patch, and reads padding."""
+    from transformers import AutoModelForCausalLM
+
+    ids = both.ids(23)  # shorter than the longest patch
+    theirs = AutoModelForCausalLM.from_pretrained(both.folder)
+    assert type(theirs).__module__.startswith("transformers.models.blt"), "unless it is told to trust the folder"
+    wanted = theirs(ids[None], labels=ids[None]).loss
+    wanted.backward()
+    batch, mask = padded([ids, ids[:9]], side)
+    labels = batch.masked_fill(mask == 0, -100)
+    labels[1] = -100
+    both.theirs.train()
+    both.theirs.zero_grad()
+    found = both.theirs(batch, attention_mask=mask, labels=labels).loss
+    found.backward()
+    both.theirs.eval()
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+    gradients = {name: p.grad for name, p in both.theirs.named_parameters() if p.grad is not None}
+    assert gradients.keys() == {name for name, p in theirs.named_parameters() if p.grad is not None}
+    total = torch.stack([p.grad.norm() for p in theirs.parameters() if p.grad is not None]).norm()
+    for name, parameter in theirs.named_parameters():
+        if parameter.grad is not None:
+            assert (gradients[name] - parameter.grad).norm() <= 1e-4 * total, name
+
+
+def test_a_model_that_was_saved_there_is_the_same_when_it_is_opened_again(both: Both, tmp_path: Path) -> None:
+    both.theirs.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / file_name("blt")).read_text() == module_text("blt")
+    again, ids = opened(tmp_path / "saved"), both.ids(60)
+    assert type(again).__name__ == class_name("blt")
+    with torch.no_grad():
+        assert torch.equal(again(ids[None]).logits, both.theirs(ids[None]).logits)
+
+
+def test_in_bf16_patches_begin_where_they_do_in_fp32(both: Both) -> None:
+    from transformers import AutoModelForCausalLM
+
+    half = AutoModelForCausalLM.from_pretrained(both.folder, trust_remote_code=True, dtype=torch.bfloat16).eval()
+    assert {p.dtype for p in half.model.patcher.parameters()} == {torch.float32}
+    assert half.lm_head.weight.dtype == torch.bfloat16
+    ids = both.ids(200)
+    with torch.no_grad():
+        first, second = (model(ids[None], use_cache=True) for model in (both.theirs, half))
+    assert first.past_key_values.kept.patches == second.past_key_values.kept.patches
+
+
+def test_what_it_cannot_do_is_refused_with_the_reason(both: Both) -> None:
+    prompt = both.ids(5)[None]
+    with pytest.raises(ValueError, match="num_beams must be 1"):
+        both.theirs.generate(prompt, num_beams=2)
+    with pytest.raises(ValueError, match="a row of input_ids is padding alone"):
+        both.theirs(prompt, attention_mask=torch.zeros_like(prompt))
+    with pytest.raises(ValueError, match=r"assisted generation|is not supported with stateful models"):
+        both.theirs.generate(prompt, assistant_model=both.theirs, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_a_module_stands_alone(kind: str, tmp_path: Path) -> None:
+    """It compiles, names nothing of ours, and all that it uses is there."""
+    path = tmp_path / file_name(kind)
+    path.write_text(module_text(kind))
+    assert "shared." not in module_text(kind)
+    assert max(map(len, module_text(kind).splitlines())) <= 120
+    checks = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F,E9", str(path)]
+    done = subprocess.run(checks, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
