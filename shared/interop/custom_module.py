@@ -11,7 +11,7 @@ from typing import Final
 
 CUSTOM_CODE = Path(__file__).parent / "custom_code"
 _PACKAGE = "shared.interop.custom_code"
-PARTS: Final = {"blt": ("layers", "ngrams", "rules", "causal_lm", "blt")}
+PARTS: Final = {"blt": ("layers", "ngrams", "entropies", "rules", "pooling", "causal_lm", "blt")}
 """By kind of model, the later ones use the earlier."""
 _HEAD = '''\
 # Copyright The Patchwork authors. Licensed under the Apache License, Version 2.0 (the "License");
@@ -33,6 +33,11 @@ def class_name(kind: str) -> str:
     return f"Patchwork{kind.capitalize()}ForCausalLM"
 
 
+def custom_model_type(kind: str) -> str:
+    """Of a folder that no class of transformers' own can open."""
+    return f"patchwork_{kind}"
+
+
 def auto_map(kind: str) -> dict[str, str]:
     """What config.json says of the classes that the module has."""
     module = file_name(kind).removesuffix(".py")
@@ -41,8 +46,8 @@ def auto_map(kind: str) -> dict[str, str]:
 
 
 @cache
-def module_text(kind: str) -> str:
-    """The whole module for a kind of model."""
+def module_text(kind: str, model_type: str) -> str:
+    """The whole module for a kind of model, whose configuration has this type."""
     imports: dict[str, set[str]] = {}
     bodies, about = [], ""
     for part in PARTS[kind]:
@@ -53,6 +58,7 @@ def module_text(kind: str) -> str:
         bodies.append(_comment(about) + body)
     *others, own = bodies
     own = own.split("\n\n\n", 1)[1]  # what it says of itself is said of the module
+    own = own.replace(f'model_type = "{kind}"', f'model_type = "{model_type}"')
     return "\n".join([_HEAD.format(about=about), _import_lines(imports), *others, own]).rstrip("\n") + "\n"
 
 

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from shared.interop.names import InteropError
 from shared.io.files.json_reader import read_json as read_bounded_json
-from shared.model_settings import BltSettings, EntropyModelSettings
+from shared.model_settings import BltSettings, CountsSettings, EntropyModelSettings
 from shared.patching.settings import PatchingSettings
 from shared.settings import Settings
 from shared.shards.manifest import EntropyModelIdentity
@@ -42,9 +42,10 @@ class Record(Settings):
     """What only our own settings say: which of two equal spellings they had, and how patches were found in training."""
 
     model: BltSettings
-    entropy_model: EntropyModelSettings
+    entropy_model: Annotated[EntropyModelSettings | CountsSettings, Field(discriminator="kind")] | None
+    """None where the rule needs none."""
     patching: PatchingSettings
-    entropy_model_identity: EntropyModelIdentity
+    entropy_model_identity: EntropyModelIdentity | None
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Described:
     """A model, its entropy model, and how patches are found, in our settings."""
 
     model: BltSettings
-    entropy_model: EntropyModelSettings
+    entropy_model: EntropyModelSettings | CountsSettings | None
     patching: PatchingSettings
     entropy_model_identity: EntropyModelIdentity | None = None
     """From our own record, where the folder has one that agrees with the rest."""

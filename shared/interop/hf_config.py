@@ -5,10 +5,11 @@ What transformers cannot represent is refused with the reason.
 
 from typing import Any
 
+from shared.interop.custom_module import class_name, custom_model_type
 from shared.interop.described import Record
 from shared.interop.names import InteropError
 from shared.io.files.digests import in_short
-from shared.model_settings import BltSettings, EntropyModelSettings, StackSettings
+from shared.model_settings import BltSettings, CountsSettings, EntropyModelSettings, StackSettings
 from shared.patching.settings import PatchingSettings
 from shared.vocabulary import BOE, BOS, EOS, RESERVED
 
@@ -18,22 +19,29 @@ RECORD_KEY = "patchwork"
 _IDS = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": RESERVED}
 
 
-def check_representable(settings: BltSettings, patcher: EntropyModelSettings | None = None) -> None:
+def check_representable(settings: BltSettings, patcher: EntropyModelSettings | CountsSettings | None = None) -> None:
     """Raise InteropError with the reason when `BltForCausalLM` cannot compute what these settings say."""
     if settings.encoder_cross_all_layers and settings.encoder.layers > 1:
         raise InteropError(
-            "encoder_cross_all_layers with several layers cannot be exported: "
-            "transformers starts the patch vectors anew in each layer"
+            "encoder_cross_all_layers with several layers: transformers starts the patch vectors anew in each layer"
         )
     if settings.pooling != "cross":
-        raise InteropError(
-            f"a model with pooling {settings.pooling!r} cannot be exported: transformers always has cross-attention"
-        )
+        raise InteropError(f"pooling {settings.pooling!r}: transformers always has cross-attention")
     if not settings.ngrams.sizes:
-        raise InteropError("a model without n-gram embeddings cannot be exported: transformers always has them")
+        raise InteropError("no n-gram embeddings: transformers always has them")
+    if isinstance(patcher, CountsSettings):
+        raise InteropError("an entropy model that counts: transformers finds patches with a transformer alone")
     if patcher is not None and patcher.newline_reset:
+        raise InteropError("an entropy model with newline_reset: transformers never resets its context")
+
+
+def check_one_threshold(patching: PatchingSettings) -> None:
+    """Raise InteropError where thresholds differ by subset: a folder of transformers has one for all text."""
+    if patching.thetas:
+        known = in_short(sorted(patching.thetas), ", ")
         raise InteropError(
-            "an entropy model with newline_reset cannot be exported: transformers never resets its context"
+            "thresholds differ by subset and transformers has one for all text: give --theta "
+            f"{patching.theta} (the default one, calibrated on all bytes), or --subset with one of {known}"
         )
 
 
@@ -41,21 +49,45 @@ def check_rule(patching: PatchingSettings) -> None:
     """Raise InteropError with the reason when `BltForCausalLM` cannot find these patches by itself."""
     if patching.rule != "entropy":
         raise InteropError(
-            f"patches of rule {patching.rule!r} cannot be exported: transformers finds patches by entropy above one "
-            "threshold only (rule 'entropy')"
+            f"patches of rule {patching.rule!r}: transformers finds patches by entropy above one threshold only"
         )
-    if patching.thetas:
-        known = in_short(sorted(patching.thetas), ", ")
-        raise InteropError(
-            "thresholds differ by subset and transformers has one for all text: give --theta "
-            f"{patching.theta} (the default one, calibrated on all bytes), or --subset with one of {known}"
-        )
+    check_one_threshold(patching)
     if patching.min_length > 1:
-        raise InteropError(
-            f"min_length {patching.min_length} cannot be exported: transformers has no shortest length of a patch"
-        )
+        raise InteropError(f"min_length {patching.min_length}: transformers has no shortest length of a patch")
     if patching.whole_characters:
-        raise InteropError("whole_characters cannot be exported: transformers starts patches inside characters, too")
+        raise InteropError("whole_characters: transformers starts patches inside characters, too")
+
+
+def objection(record: Record) -> str | None:
+    """Why `BltForCausalLM` cannot be what a record describes; None where it can."""
+    try:
+        check_rule(record.patching)
+        check_representable(record.model, record.entropy_model)
+    except InteropError as error:
+        return str(error)
+    return None
+
+
+def custom_config(record: Record, slots: int) -> dict[str, Any]:
+    """The content of config.json of a model that only the folder's own class can be.
+
+    ``slots``: of the table of an entropy model that counts.
+    """
+    stack = record.model.global_
+    return {
+        "model_type": custom_model_type("blt"),
+        "architectures": [class_name("blt")],
+        "dtype": "float32",
+        "vocab_size": record.model.vocabulary,
+        "hidden_size": stack.width,
+        "num_hidden_layers": stack.layers,
+        "num_attention_heads": stack.heads,
+        "patching_threshold": record.patching.theta,
+        "count_table_slots": slots,
+        "tie_word_embeddings": False,
+        **_IDS,
+        RECORD_KEY: record.model_dump(mode="json", by_alias=True),
+    }
 
 
 def hf_config(
@@ -121,9 +153,9 @@ def hf_config(
     return config if record is None else config | {RECORD_KEY: record.model_dump(mode="json", by_alias=True)}
 
 
-def generation_config() -> dict[str, Any]:
+def generation_config(use_cache: bool = False) -> dict[str, Any]:
     """The content of generation_config.json: ids that are not text are never chosen, as in our own generation."""
-    return _IDS | {"use_cache": False, "suppress_tokens": [BOE, BOS, RESERVED]}
+    return _IDS | {"use_cache": use_cache, "suppress_tokens": [BOE, BOS, RESERVED]}
 
 
 def _stack(model_type: str, stack: StackSettings) -> dict[str, Any]:

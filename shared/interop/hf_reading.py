@@ -116,6 +116,29 @@ def read_hf_config(values: Mapping[str, Any], theta: float | None = None) -> Des
     return _as_recorded(Described(model, patcher, patching, tied=config.tie_word_embeddings), values)
 
 
+class _Custom(Foreign):
+    patching_threshold: float | None = None
+    quantization_config: dict[str, Any] | None = None
+
+
+def read_custom_config(values: Mapping[str, Any], theta: float | None = None) -> Described:
+    """The same of a folder that only its own class can open: its settings are those of the record in it."""
+    with refused_as(InteropError):
+        config = _Custom.model_validate(values)
+    if config.quantization_config:
+        raise InteropError("quantization_config: quantised weights cannot be read")
+    with refused_as(InteropError, f"{RECORD_KEY}: "):
+        record = Record.model_validate(values.get(RECORD_KEY))
+    patching = record.patching
+    wanted = config.patching_threshold if theta is None else theta
+    if wanted != patching.theta:
+        if wanted is None or not patching.needs_entropy:
+            raise InteropError(f"patching_threshold is {wanted}, which rule {patching.rule!r} cannot have")
+        with refused_as(InteropError):
+            patching = patching.with_theta(wanted, grid=False)
+    return Described(record.model, record.entropy_model, patching, record.entropy_model_identity)
+
+
 def _model(config: _Config) -> BltSettings:
     return BltSettings.model_validate(
         {
@@ -213,7 +236,10 @@ def _as_recorded(found: Described, values: Mapping[str, Any]) -> Described:
     try:
         record = Record.model_validate(values.get(RECORD_KEY))
         theta = record.patching.theta
+        if not isinstance(record.entropy_model, EntropyModelSettings):
+            return found
         ours = hf_config(record.model, record.entropy_model, theta)
+        assert isinstance(found.entropy_model, EntropyModelSettings), "transformers' own class has one"
         theirs = hf_config(found.model, found.entropy_model, theta)
     except (ValidationError, InteropError):
         return found

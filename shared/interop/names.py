@@ -144,10 +144,13 @@ def _blt(settings: BltSettings, spelling: Spelling) -> Iterator[Name]:
     models = ("local_encoder", "global_transformer", "local_decoder")
     encoder, larger, decoder = (f"{spelling.root}{model}." for model in models)
     tables = [f"{spelling.ngrams}.{n}" for n in range(settings.ngrams.count)]
-    if settings.ngrams.sizes:
+    if tables or not spelling.ngram_tables_apart:
         yield "ngrams", tuple(tables) if spelling.ngram_tables_apart else (spelling.ngrams,), None
     yield "encoder.embedding", (f"{encoder}{spelling.embedding}",), None
     yield from _blocks("encoder.", encoder, settings.encoder, spelling)
+    if settings.pooling == "attention":
+        for name in ("norm", "query"):
+            yield f"encoder.pooling.{name}", (f"{encoder}pooling.{name}",), None
     yield "encoder.patch_projection", (f"{encoder}patch_embedding_projection",), None
     yield from _crosses("encoder.", encoder, settings.encoder, settings.encoder_crosses, spelling)
     if settings.queries * settings.encoder.width != settings.global_.width:

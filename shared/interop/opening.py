@@ -5,14 +5,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
+from shared.interop.custom_module import custom_model_type
 from shared.interop.described import Described, read_json
-from shared.interop.hf_reading import read_hf_config
+from shared.interop.hf_reading import read_custom_config, read_hf_config
 from shared.interop.names import HF, REFERENCE, InteropError, Part, parts
 from shared.interop.reference import is_reference, open_reference
-from shared.interop.transfer import Contents, check, join, shapes
+from shared.interop.transfer import COUNT_TENSORS, Contents, check, counts_of_table, join, shapes
 from shared.model_folder.files import check_layers
 from shared.model_folder.identity import CONFIG_FILE
 from shared.model_folder.tensors import TensorFolder, TensorSource
+from shared.model_settings import CountsSettings, EntropyModelSettings
 from shared.settings import refused_as
 
 
@@ -23,7 +27,8 @@ class ForeignFolder:
     layout: Literal["transformers", "reference"]
     described: Described
     model: Contents
-    entropy_model: Contents
+    entropy_model: Contents | dict[str, np.ndarray] | None
+    """A network's; the table of one that counts; None where the rule needs none."""
     files: tuple[Path, ...]
     """Everything that was read."""
 
@@ -50,15 +55,26 @@ def open_foreign(folder: Path, entropy_model: Path | None = None, theta: float |
 
 def _open_hf(folder: Path, theta: float | None) -> ForeignFolder:
     path = folder / CONFIG_FILE
-    described, source = read_hf_config(read_json(path), theta), TensorFolder(folder)
-    for settings in (described.model, described.entropy_model):
-        check_layers(settings, len(source.names()), str(folder))
-    model, entropy_model = parts(described.model, HF), parts(described.entropy_model, HF)
+    values, source = read_json(path), TensorFolder(folder)
+    files = (path, *source.files())
+    own = values.get("model_type") == custom_model_type("blt")
+    described = read_custom_config(values, theta) if own else read_hf_config(values, theta)
+    entropy_model = described.entropy_model
+    check_layers(described.model, len(source.names()), str(folder))
+    model = parts(described.model, HF)
     if described.tied:
         model = _untied(model, source)
-    check(source, shapes(model) | shapes(entropy_model))
-    files = (path, *source.files())
-    return ForeignFolder("transformers", described, join(source, model), join(source, entropy_model), files)
+    if isinstance(entropy_model, CountsSettings):
+        table = counts_of_table(source)
+        check(source, shapes(model), COUNT_TENSORS)
+        return ForeignFolder("transformers", described, join(source, model), table, files)
+    if entropy_model is None:
+        check(source, shapes(model))
+        return ForeignFolder("transformers", described, join(source, model), None, files)
+    check_layers(entropy_model, len(source.names()), str(folder))
+    within = parts(entropy_model, HF)
+    check(source, shapes(model) | shapes(within))
+    return ForeignFolder("transformers", described, join(source, model), join(source, within), files)
 
 
 def _untied(model: Sequence[Part], source: TensorSource) -> list[Part]:
@@ -72,6 +88,7 @@ def _untied(model: Sequence[Part], source: TensorSource) -> list[Part]:
 def _open_reference(folder: Path, entropy_model: Path | None, theta: float | None) -> ForeignFolder:
     with refused_as(InteropError):
         described, (blt, patcher), files = open_reference(folder, entropy_model, theta)
+    assert isinstance(described.entropy_model, EntropyModelSettings), "the reference has no other"
     model, entropy_parts = parts(described.model, REFERENCE), parts(described.entropy_model, REFERENCE)
     check(blt, shapes(model))
     check(patcher, shapes(entropy_parts))

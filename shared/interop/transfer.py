@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from shared.interop.names import InteropError, Part
+from shared.counts.table import ENTROPIES, KEYS, ROOT
+from shared.interop.names import HF, InteropError, Part
 from shared.model_folder.tensor_header import check_shapes
 from shared.model_folder.tensors import Entry, TensorSource
 
@@ -38,6 +40,38 @@ def join(source: TensorSource, correspondence: Sequence[Part]) -> Contents:
         return (source.read(theirs) for theirs in by_name[name])
 
     return [(name, shape, torch.float32) for name, shape in _whole(correspondence).items()], produce
+
+
+TABLE = {KEYS: (torch.int64, torch.int64), ENTROPIES: (torch.float32, torch.int32), ROOT: (torch.float32, torch.int32)}
+"""Tensors of a table of counts: the dtype here, and there, where what is no parameter may be rounded with the model."""
+
+
+_COUNTS = f"{HF.root}counts."
+"""What stands before their names."""
+
+
+def table_of_counts(source: TensorSource) -> Contents:
+    """A table of counts as theirs: the bits of its entropies as integers, which no cast of a model touches."""
+
+    def produce(name: str) -> Tensor:
+        ours = name.removeprefix(_COUNTS)
+        return source.read(ours).view(TABLE[ours][1])
+
+    return [(f"{_COUNTS}{name}", source.shape(name), there) for name, (_, there) in TABLE.items()], produce
+
+
+COUNT_TENSORS = tuple(f"{_COUNTS}{name}" for name in TABLE)
+
+
+def counts_of_table(source: TensorSource) -> dict[str, np.ndarray]:
+    """The same as ours again. Raises InteropError where a tensor is missing or has another dtype."""
+    found = {}
+    for name, (here, there) in TABLE.items():
+        theirs = f"{_COUNTS}{name}"
+        if theirs not in source.names() or source.dtype(theirs) != there:
+            raise InteropError(f"tensor {theirs} is not there as {there}: the folder has no table of counts")
+        found[name] = source.read(theirs).view(here).numpy()
+    return found
 
 
 def both(first: Contents, second: Contents) -> Contents:

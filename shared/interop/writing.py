@@ -9,15 +9,17 @@ from typing import Any
 import torch
 
 from shared.bpe.vocabulary import byte_symbols
+from shared.counts.table import KEYS
 from shared.interop.custom_module import auto_map, file_name, module_text
 from shared.interop.described import Record
-from shared.interop.hf_config import check_rule, generation_config, hf_config
-from shared.interop.names import HF, parts
-from shared.interop.transfer import Contents, both, split
+from shared.interop.hf_config import check_one_threshold, custom_config, generation_config, hf_config, objection
+from shared.interop.names import HF, InteropError, parts
+from shared.interop.transfer import Contents, both, split, table_of_counts
 from shared.io.files.atomic import write_atomic
 from shared.io.files.outputs import whole_folder
 from shared.model_folder.identity import CONFIG_FILE, ENTROPY_MODEL_FOLDER
 from shared.model_folder.tensors import TensorFolder, write_sharded
+from shared.model_settings import CountsSettings
 from shared.vocabulary import BOE, BOS, EOS, OFFSET, RESERVED, VOCABULARY_SIZE
 
 # ---- A byte tokenizer in the files that `AutoTokenizer` reads: byte b has id b + 4, and each text begins with <s>.
@@ -101,29 +103,43 @@ def write_hf_folder(
     A model with named special ids finds no patches there by itself, since transformers' entropy model has no rows for
     these ids: patch lengths are given to it, and the entropy model lies beside it as ours, in entropy_model/.
 
-    Raises InteropError with the reason for what transformers cannot hold.
+    What transformers' own class cannot be (`hf_config.objection`) opens as the folder's own class alone.
+
+    Raises InteropError where thresholds differ by subset, or for special ids with what transformers cannot hold.
     """
-    check_rule(record.patching)
-    specials = record.model.specials
-    inside, theta = (None, None) if specials else (record.entropy_model, record.patching.theta)
-    config = hf_config(record.model, inside, theta, record)
-    contents = split(TensorFolder(folder), parts(record.model, HF), dtype)
-    if not specials:
-        entropy_model = split(
-            TensorFolder(folder / ENTROPY_MODEL_FOLDER), parts(record.entropy_model, HF), torch.float32
+    specials, entropy_model = record.model.specials, record.entropy_model
+    reason = objection(record)
+    if specials and reason is not None:
+        raise InteropError(
+            f"a model with special ids opens as transformers' own class alone, which cannot be: {reason}"
         )
-        contents = both(contents, entropy_model)
+    check_one_threshold(record.patching)
+    contents = split(TensorFolder(folder), parts(record.model, HF), dtype)
+    slots = 0
+    if isinstance(entropy_model, CountsSettings):
+        table = TensorFolder(folder / ENTROPY_MODEL_FOLDER)
+        slots = table.shape(KEYS)[0]
+        contents = both(contents, table_of_counts(table))
+    elif entropy_model is not None and not specials:
+        within = TensorFolder(folder / ENTROPY_MODEL_FOLDER)
+        contents = both(contents, split(within, parts(entropy_model, HF), torch.float32))
+    if reason is None:
+        assert not isinstance(entropy_model, CountsSettings), "transformers has none"
+        inside, theta = (None, None) if specials else (entropy_model, record.patching.theta)
+        config = hf_config(record.model, inside, theta, record)
+    else:
+        config = custom_config(record, slots)
     plan, produce = watch(contents)
     with whole_folder(out) as made:
         if specials:
             shutil.copytree(folder / ENTROPY_MODEL_FOLDER, made / ENTROPY_MODEL_FOLDER)
         else:
             config["auto_map"] = auto_map("blt")
-            write_atomic(made / file_name("blt"), module_text("blt"))
+            write_atomic(made / file_name("blt"), module_text("blt", config["model_type"]))
         write_sharded(made, plan, produce, shard_bytes, {"format": "pt"})
         for name, content in (
             (CONFIG_FILE, config),
-            ("generation_config.json", generation_config()),
+            ("generation_config.json", generation_config(use_cache=reason is not None)),
             ("tokenizer.json", tokenizer_json(specials)),
             ("tokenizer_config.json", tokenizer_config()),
         ):

@@ -125,7 +125,8 @@ def class_of_the_folder(model: Blt, entropy_model: EntropyModel) -> Any:
             "patching": PatchingSettings(rule="entropy", theta=0.0, max_length=UNCUT).model_dump(mode="json"),
         },
     )
-    own: Any = PatchworkBltForCausalLM(config).eval()
+    own: Any = PatchworkBltForCausalLM(config)
+    own.eval()
     own.load_state_dict(to_hf_state(model.state_dict(), BLT, entropy_model.state_dict(), ENTROPY_MODEL))
     own.generation_config.eos_token_id = None
     return own

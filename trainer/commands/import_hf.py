@@ -9,6 +9,7 @@ from pathlib import Path
 
 from shared.io.display.terminal import show
 from shared.io.files.outputs import check_folder
+from shared.model_settings import EntropyModelSettings
 from shared.patching.settings import LONGEST_PATCH
 from trainer.commands.running import nats, whole
 
@@ -19,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "folder",
         type=Path,
         metavar="FOLDER",
-        help="a BltForCausalLM folder (config.json, safetensors), or one of the reference (params.json, consolidated)",
+        help="a folder of transformers (config.json, safetensors), or one of the reference (params.json, consolidated)",
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="model folder to write")
     parser.add_argument(
@@ -50,9 +51,12 @@ def run(arguments: argparse.Namespace) -> int:
     stacks = {"encoder": model.encoder, "global": model.global_, "decoder": model.decoder}
     shapes = ", ".join(f"{name} {stack.layers} x {stack.width}" for name, stack in stacks.items())
     show(f"{shapes}, window {model.window}, {model.queries} vectors a patch")
-    show(
-        f"entropy model {found.entropy_model.layers} x {found.entropy_model.width}, window {found.entropy_model.window}"
-    )
-    show(f"patches: rule {patching.rule!r}, theta {patching.theta!r} nats, max_length {patching.max_length}")
+    if isinstance(found.entropy_model, EntropyModelSettings):
+        inner = found.entropy_model
+        show(f"entropy model {inner.layers} x {inner.width}, window {inner.window}")
+    elif found.entropy_model is not None:
+        show(f"entropy model that counts, contexts of up to {found.entropy_model.order} bytes")
+    theta = "" if patching.theta is None else f"theta {patching.theta!r} nats, "
+    show(f"patches: rule {patching.rule!r}, {theta}max_length {patching.max_length}")
     show(f"model: {arguments.out}")
     return 0

@@ -1,17 +1,19 @@
 """Model folders to and from others' (law 8), with what says how their patches are found (law 7)."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from shared.counts.files import load_counts, write_counts
 from shared.errors import IdentityError
 from shared.interop.described import Described, Record
-from shared.interop.hf_config import check_rule
+from shared.interop.hf_config import check_one_threshold, objection
 from shared.interop.names import InteropError
 from shared.interop.opening import open_foreign
 from shared.interop.transfer import Contents
@@ -64,14 +66,14 @@ def export_hf(folder: Path, out: Path, chosen: ExportSettings, line: Progress) -
     if not isinstance(model, BltSettings):
         raise InteropError(f"{folder} is a model of kind {model.kind!r}: transformers has none; export a BLT")
     patching = _one_threshold(identity.patching, chosen)
-    entropy_model, entropy_model_identity = _entropy_model(folder / ENTROPY_MODEL_FOLDER, identity.entropy_model)
+    entropy_model, entropy_model_identity = _entropy_model(folder / ENTROPY_MODEL_FOLDER, identity)
     record = Record(
         model=model, entropy_model=entropy_model, patching=patching, entropy_model_identity=entropy_model_identity
     )
     write_hf_folder(
         folder, out, record, DTYPES[chosen.dtype], chosen.shard_bytes, lambda contents: with_progress(contents, line)
     )
-    return list(_differences(model.specials, patching, entropy_model_identity, chosen))
+    return list(_differences(record, chosen))
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def import_foreign(folder: Path, out: Path, chosen: ImportSettings, line: Progre
         described = replace(described, patching=patching)
     sources = {str(path.relative_to(folder) if path.is_relative_to(folder) else path): path for path in foreign.files}
     with whole_folder(out) as made:
-        write_model(made / ENTROPY_MODEL_FOLDER, described.entropy_model, foreign.entropy_model, line)
+        _write_entropy_model(made / ENTROPY_MODEL_FOLDER, described.entropy_model, foreign.entropy_model, line)
         write_model(made, described.model, foreign.model, line)
         identity = ModelIdentity(
             config={
@@ -109,9 +111,7 @@ def import_foreign(folder: Path, out: Path, chosen: ImportSettings, line: Progre
             },
             data={},
             patching=described.patching,
-            entropy_model=_imported_entropy_model(
-                model_sha256(made / ENTROPY_MODEL_FOLDER), described.entropy_model_identity
-            ),
+            entropy_model=_imported_entropy_model(made / ENTROPY_MODEL_FOLDER, described),
             numerics=RunNumerics(
                 dtype="float32", device="cpu", torch=torch.__version__, ranks=1, threads=torch.get_num_threads()
             ),
@@ -122,67 +122,88 @@ def import_foreign(folder: Path, out: Path, chosen: ImportSettings, line: Progre
 
 def _one_threshold(recorded: PatchingSettings, chosen: ExportSettings) -> PatchingSettings:
     """The rule as transformers will follow it."""
-    if recorded.thetas and chosen.theta is None and chosen.subset is None:
-        check_rule(recorded)
-    patching = one_threshold(recorded, chosen.subset, chosen.theta)
-    check_rule(patching)
-    return patching
+    if chosen.theta is None and chosen.subset is None:
+        check_one_threshold(recorded)
+    return one_threshold(recorded, chosen.subset, chosen.theta)
 
 
 def _entropy_model(
-    folder: Path, recorded: EntropyModelIdentity | None
-) -> tuple[EntropyModelSettings, EntropyModelIdentity]:
-    """The entropy model in a model folder. Raises IdentityError when it is not the recorded one."""
-    if recorded is None:
-        raise IdentityError(f"{folder.parent} has no entropy model in its {IDENTITY_NAME}")
+    folder: Path, identity: ModelIdentity
+) -> tuple[EntropyModelSettings | CountsSettings | None, EntropyModelIdentity | None]:
+    """The entropy model in a model folder, where its rule needs one. Raises IdentityError when it is not the recorded
+    one.
+    """
+    recorded = identity.entropy_model
+    if not identity.patching.needs_entropy or recorded is None:
+        return None, None
     check_model(folder, recorded.sha256)
     settings = stored_settings(folder)
-    if isinstance(settings, CountsSettings):
-        raise InteropError(
-            f"{folder} counts: transformers' class finds patches with an entropy transformer alone. Cut the data again "
-            "with one (preprocess --entropy-model), or stay with this library"
-        )
-    if not isinstance(settings, EntropyModelSettings):
+    if not isinstance(settings, EntropyModelSettings | CountsSettings):
         raise IdentityError(f"{folder} is a model of kind {settings.kind!r}, not an entropy model")
     return settings, recorded
 
 
-def _differences(
-    specials: Sequence[str], patching: PatchingSettings, entropy_model: EntropyModelIdentity, chosen: ExportSettings
-) -> Iterable[str]:
+def _differences(record: Record, chosen: ExportSettings) -> Iterable[str]:
     """What transformers will not do as we do, a line each."""
+    specials, patching = record.model.specials, record.patching
+    reason = objection(record)
     if specials:
         yield (
             f"transformers' entropy model has no rows for the special ids {', '.join(specials)}: patch_in_forward is "
             "off, give forward the patch_lengths (docs/finetuning.md); entropy_model/ is for our library"
         )
+    elif reason is not None:
+        yield f"opens with trust_remote_code=True alone: transformers' own class cannot be this model ({reason})"
     elif patching.max_length < LONGEST_PATCH:
         yield (
             f"transformers' own class does not cut patches longer than max_length {patching.max_length}: its cutting "
             "would change the logits of the last position. The folder's class (trust_remote_code=True) cuts them"
         )
-    if entropy_model.dtype != "float32":
+    scored_by = record.entropy_model_identity
+    if scored_by is not None and scored_by.numerics is not None and scored_by.dtype != "float32":
         yield (
-            f"the data was scored in {entropy_model.dtype}, the exported entropy model is float32: where the "
+            f"the data was scored in {scored_by.dtype}, the exported entropy model is float32: where the "
             "entropy is close to the threshold, patches there may begin elsewhere"
         )
-    if chosen.dtype != "float32":
+    if chosen.dtype != "float32" and reason is None:
         yield (
             f"the model's weights are rounded to {chosen.dtype}, the entropy model's are not: loaded with "
-            f"dtype={chosen.dtype} they would be, and patches would begin elsewhere"
+            f"dtype={chosen.dtype} transformers' own class would round them, too, and patches would begin elsewhere"
         )
 
 
-def _imported_entropy_model(sha256: str, recorded: EntropyModelIdentity | None) -> EntropyModelIdentity:
+def _imported_entropy_model(folder: Path, described: Described) -> EntropyModelIdentity | None:
     """The recorded identity if it is this entropy model's, else one that says that nothing was scored with it yet."""
+    if described.entropy_model is None:
+        return None
+    sha256, recorded = model_sha256(folder), described.entropy_model_identity
     if recorded is not None and recorded.sha256 == sha256:
         return recorded
+    if isinstance(described.entropy_model, CountsSettings):
+        return EntropyModelIdentity(sha256=sha256, numerics=None)
     return EntropyModelIdentity(
         sha256=sha256,
         numerics=NumericsClass(
             device="", dtype="float32", torch="", attention="", stream_length=4096, threads=1, probe=""
         ),
     )
+
+
+def _write_entropy_model(
+    folder: Path,
+    settings: EntropyModelSettings | CountsSettings | None,
+    contents: Contents | dict[str, np.ndarray] | None,
+    line: Progress,
+) -> None:
+    """Its folder, where there is one."""
+    if isinstance(settings, CountsSettings):
+        assert isinstance(contents, dict), "a table"
+        folder.mkdir(parents=True)
+        write_counts(folder, settings, contents)
+        load_counts(folder)  # a table of others may be none
+    elif settings is not None:
+        assert isinstance(contents, tuple), "a network"
+        write_model(folder, settings, contents, line)
 
 
 def with_progress(contents: Contents, line: Progress) -> Contents:

@@ -5,14 +5,18 @@ Shapes: B rows, n new ids of each, P patches that end among them, K vectors a pa
 C head width.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.interop.custom_code.causal_lm import PatchworkConfig, PatchworkForCausalLM
+from shared.interop.custom_code.entropies import Counted, CountTable, EntropyModel, Scored
 from shared.interop.custom_code.layers import Kept, RMSNorm, Step, blocks, read, through
 from shared.interop.custom_code.ngrams import following, ngrams, reach
+from shared.interop.custom_code.pooling import Pooling, weighted
 from shared.interop.custom_code.rules import Rule
 
 
@@ -20,6 +24,10 @@ class PatchworkBltConfig(PatchworkConfig):
     """All keys of transformers' own, and the record of what the model was trained with."""
 
     model_type = "blt"
+
+    def __init__(self, count_table_slots: int = 0, **kwargs: Any) -> None:
+        self.count_table_slots = count_table_slots
+        super().__init__(**kwargs)
 
 
 class CrossAttention(nn.Module):
@@ -49,9 +57,7 @@ class CrossAttention(nn.Module):
         """Vectors [P, K, D] of patches, bytes [M, D] and int64 [M] which patch has each -> [P, K, D]."""
         q, (keys, values) = self.queries(patches), self.keys_values(states)[:, None].unbind(2)
         scores = (q[patch] * keys).sum(-1) * q.shape[-1] ** -0.5  # [M, K, H]
-        weights = (scores - largest(scores.detach(), patch, len(q))[patch]).exp()
-        total = torch.zeros_like(q[..., 0]).index_add(0, patch, weights)
-        seen = torch.zeros_like(q).index_add(0, patch, weights[..., None] * values) / total[..., None]
+        seen = weighted(scores, values, patch, len(q))
         return 2 * patches + self.o_proj(seen.flatten(-2).to(patches.dtype))
 
     def bytes_read(self, x: Tensor, both: Tensor) -> Tensor:
@@ -62,14 +68,10 @@ class CrossAttention(nn.Module):
         return 2 * x + self.o_proj(seen.flatten(-2).to(x.dtype))
 
 
-def largest(x: Tensor, patch: Tensor, count: int) -> Tensor:
-    """The largest values by patch: [M, ...], int64 [M] -> [P, ...]."""
-    index = patch.view(-1, *[1] * (x.dim() - 1)).expand_as(x)
-    return x.new_zeros(count, *x.shape[1:]).scatter_reduce(0, index, x, "amax", include_self=False)
-
-
 def crosses_of(model: dict, stack: str) -> int:
     """How many cross-attentions the encoder or decoder has."""
+    if stack == "encoder" and model.get("pooling", "cross") != "cross":
+        return 0
     return model[stack]["layers"] if model[f"{stack}_cross_all_layers"] else 1
 
 
@@ -84,6 +86,7 @@ class LocalEncoder(nn.Module):
         self.layers = blocks(stack)
         self.patch_embedding_projection = nn.Linear(stack["width"], model["queries"] * stack["width"], bias=False)
         self.cross_attn_layers = nn.ModuleList(CrossAttention(stack) for _ in range(crosses))
+        self.pooling = Pooling(model.get("pooling", "cross"), stack)
 
 
 class GlobalTransformer(nn.Module):
@@ -110,52 +113,44 @@ class LocalDecoder(nn.Module):
         self.norm = RMSNorm(stack["width"], stack["norm_eps"])
 
 
-class EntropyModel(nn.Module):
-    """The transformer over bytes whose uncertainty about the next one makes patches."""
-
-    def __init__(self, settings: dict) -> None:
-        super().__init__()
-        self.settings = settings
-        self.embed_tokens = nn.Embedding(settings["vocabulary"], settings["width"])
-        self.layers = blocks(settings)
-        self.norm = RMSNorm(settings["width"], settings["norm_eps"])
-        self.lm_head = nn.Linear(settings["width"], settings["vocabulary"], bias=False)
-
-    @torch.no_grad()
-    def forward(self, ids: Tensor, step: Step, kept: Kept) -> Tensor:
-        """ids int64 [B, n] -> fp32 [B, n] nats, the entropy of what follows each."""
-        x = read(self.layers, self.settings, self.embed_tokens(ids), step, self.settings["window"], kept)
-        logits = F.linear(self.norm(x).float(), self.lm_head.weight.float())
-        return torch.distributions.Categorical(logits=logits, validate_args=False).entropy()
-
-
 class BltModel(nn.Module):
     """All parts, by the names that transformers has for them."""
 
-    def __init__(self, record: dict) -> None:
+    def __init__(self, record: dict, slots: int) -> None:
         super().__init__()
-        model, tables = record["model"], record["model"]["ngrams"]
+        model, tables, entropies = record["model"], record["model"]["ngrams"], record["entropy_model"]
         count = len(tables["sizes"]) * tables["functions"]
         self.encoder_hash_tok_embedding = nn.Embedding(tables["rows"] * count, model["encoder"]["width"])
         self.local_encoder = LocalEncoder(model)
         self.global_transformer = GlobalTransformer(model)
         self.local_decoder = LocalDecoder(model)
-        self.patcher = EntropyModel(record["entropy_model"])
+        if entropies is not None:
+            if entropies["kind"] == "counts":
+                self.counts = CountTable(entropies, slots)
+            else:
+                self.patcher = EntropyModel(entropies)
+
+    @property
+    def entropies(self) -> EntropyModel | CountTable | None:
+        """Whatever finds how uncertain the next byte is."""
+        return getattr(self, "counts", getattr(self, "patcher", None))
 
 
 class Blt:
     """What is kept of B rows."""
 
-    def __init__(self, rows: int, record: dict, theta: float, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, rows: int, record: dict, theta: float | None, device: torch.device, dtype: torch.dtype) -> None:
         model = record["model"]
-        stacks = (record["entropy_model"], model["encoder"], model["global"], model["decoder"])
-        self.entropy_model, self.encoder, self.global_, self.decoder = (Kept(stack["layers"], rows) for stack in stacks)
+        stacks = (model["encoder"], model["global"], model["decoder"])
+        self.encoder, self.global_, self.decoder = (Kept(stack["layers"], rows) for stack in stacks)
+        self.entropies: Scored | Counted | None = None
+        """What the entropy model keeps."""
         self.rules = [Rule(record["patching"] | {"theta": theta}) for _ in range(rows)]
         self.tail = torch.zeros(rows, reach(model["ngrams"]), dtype=torch.int64, device=device)
         """int64 [B, M], the last ids, which n-grams reach."""
         self.patches = [0] * rows
         """Whole ones, by row."""
-        width, crosses = model["encoder"]["width"], crosses_of(model, "encoder")
+        width, crosses = model["encoder"]["width"], max(crosses_of(model, "encoder"), 1)
         self.open = torch.zeros(crosses, rows, 0, width, dtype=dtype, device=device)
         """[X, B, L, D]: encoder states of the bytes of the patch that is open, at the right."""
         self.opened = np.zeros(rows, np.int64)
@@ -173,17 +168,22 @@ class PatchworkBltForCausalLM(PatchworkForCausalLM):
     def __init__(self, config: PatchworkBltConfig) -> None:
         super().__init__(config)
         self.record = config.patchwork
-        self.model = BltModel(self.record)
+        self.model = BltModel(self.record, config.count_table_slots)
         self.lm_head = nn.Linear(self.record["model"]["decoder"]["width"], config.vocab_size, bias=False)
         self.post_init()
 
     def fresh(self, rows: int) -> Blt:
         weight = self.lm_head.weight
-        return Blt(rows, self.record, self.config.patching_threshold, weight.device, weight.dtype)
+        found = Blt(rows, self.record, self.config.patching_threshold, weight.device, weight.dtype)
+        found.entropies = None if self.model.entropies is None else self.model.entropies.fresh(rows)
+        return found
 
     def states(self, ids: Tensor, step: Step, counts: list[int], kept: Blt) -> Tensor:
         model, settings = self.model, self.record["model"]
-        entropies = model.patcher(ids, step, kept.entropy_model).tolist()
+        if kept.entropies is None:
+            entropies = [[None] * ids.shape[1]] * len(ids)
+        else:
+            entropies = model.entropies(ids, step, counts, kept.entropies)
         ends = np.zeros(ids.shape, bool)
         for row, tokens in enumerate(ids.tolist()):
             for column in range(counts[row]):
@@ -204,12 +204,13 @@ class PatchworkBltForCausalLM(PatchworkForCausalLM):
         model, settings = self.model, self.record["model"]
         encoder = model.local_encoder
         x = encoder.embed_tokens(ids)
-        x = x + ngrams(kept.tail, ids, settings["ngrams"], model.encoder_hash_tok_embedding.weight)
+        if settings["ngrams"]["sizes"]:
+            x = x + ngrams(kept.tail, ids, settings["ngrams"], model.encoder_hash_tok_embedding.weight)
         found = []
         for number, block in enumerate(encoder.layers):
             x = through(block, settings["encoder"], number, x, step, settings["window"], kept.encoder)
             found.append(x)
-        return torch.stack(found[-len(encoder.cross_attn_layers) :])
+        return torch.stack(found[-max(len(encoder.cross_attn_layers), 1) :])
 
     def read_patches(self, encoded: Tensor, ends: np.ndarray, counts: list[int], kept: Blt) -> Tensor:
         """Run the global model over the patches that end here -> [Y, B, n, K, 2, H, C], what the decoder reads."""
@@ -243,7 +244,7 @@ class PatchworkBltForCausalLM(PatchworkForCausalLM):
         settings, encoder = self.record["model"], self.model.local_encoder
         patch = torch.from_numpy((number + (np.cumsum(total) - total)[:, None])[whole]).to(states.device)
         own, count = states[:, torch.from_numpy(whole).to(states.device)], int(total.sum())
-        pooled = encoder.patch_embedding_projection(largest(own[0], patch, count))
+        pooled = encoder.patch_embedding_projection(encoder.pooling(own[0], patch, count))
         vectors = pooled.unflatten(-1, (settings["queries"], -1))
         for cross, bytes_of_patches in zip(encoder.cross_attn_layers, own):
             vectors = cross.patches_read(vectors, bytes_of_patches, patch)

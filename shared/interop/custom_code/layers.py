@@ -26,6 +26,8 @@ class Step:
     rows: Tensor | None
     """int64 [B], which rows they are of all that are kept; None: all of them."""
     rotations: dict[tuple[int, float], Tensor]
+    since: Tensor | None = None
+    """int64 [B, n], a position before which each sees nothing."""
 
     @classmethod
     def of(cls, starts: list[int], columns: int, device: torch.device, rows: Tensor | None = None) -> "Step":
@@ -102,6 +104,8 @@ def attend(q: Tensor, held: Tensor, step: Step, window: int | None) -> Tensor:
         visible = distance >= 0
         if window is not None:
             visible &= distance < window
+        if step.since is not None:
+            visible &= slots[low:high] >= step.since[:, begin:end, None]
         keys, values = held[:, low:high].transpose(1, 3).unbind(2)
         queries = q[:, begin:end].transpose(1, 2)
         shared = keys.shape[1] != queries.shape[1]

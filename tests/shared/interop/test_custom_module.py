@@ -9,20 +9,42 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.interop_examples import WORDS, models, random_settings, rule_between, script_text, written
+import torch.nn.functional as F
+from helpers.counted_models import counted_folder
+from helpers.hf_states import to_hf_state
+from helpers.interop_examples import WORDS, models, random_settings, rule_between, script_text, unmeasured, written
+from helpers.model_examples import blt_logits, pack
 from helpers.rounding import assert_equal_but_rounded, in_fp64
 
+from shared.counts.files import load_counts
+from shared.counts.table import CountModel
 from shared.incremental import DecodingState
 from shared.interop.custom_module import PARTS, class_name, file_name, module_text
+from shared.interop.described import Record
 from shared.interop.writing import write_hf_folder
+from shared.model_folder.files import save_model
+from shared.model_folder.identity import model_sha256, stored_settings
+from shared.model_settings import BltSettings, EntropyModelSettings
 from shared.models.blt import Blt
 from shared.models.entropy_model import EntropyModel
 from shared.patching import PatchingSettings
+from shared.shards.manifest import EntropyModelIdentity
 from shared.vocabulary import BOE, BOS, EOS, OFFSET, RESERVED, byte_tokens
 
 pytestmark = pytest.mark.numerics
 
-CONFIGURATIONS = [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 14))]
+OWN_ALONE = {
+    # What transformers' own class cannot be: settings of the model, of the entropy model, and of the rule.
+    "counts": ({}, "counts", {"rule": "entropy", "min_length": 2, "whole_characters": True}),
+    "counts by lines": ({"pooling": "mean"}, "counts by lines", {"rule": "monotonic"}),
+    "words": ({"ngrams": {"sizes": ()}, "pooling": "attention"}, None, {"rule": "space"}),
+    "lines": ({"pooling": "max"}, {"newline_reset": True}, {"rule": "entropy_rise", "theta_rise": 0.05}),
+    "every layer": ({"encoder_cross_all_layers": True}, {}, {"rule": "entropy", "whole_characters": True}),
+}
+ALONE = 20
+"""The first seed of these."""
+SOME = [1, *OWN_ALONE]
+CONFIGURATIONS = [0, *SOME, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 14))]
 NOT_TEXT = [BOE, BOS, RESERVED]
 
 
@@ -31,11 +53,16 @@ class Both:
     """A model here, and the same as the folder's own class."""
 
     model: Blt
-    entropy_model: EntropyModel
+    entropy_model: EntropyModel | CountModel | None
     rule: PatchingSettings
     theirs: Any
     folder: Path
     seed: int
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other class can open it."""
+        return self.seed >= ALONE
 
     def ids(self, length: int, number: int = 0) -> torch.Tensor:
         """int64 [length], a text in one of the scripts from BOS on."""
@@ -53,7 +80,9 @@ class Both:
         return found
 
 
-def logits_of(model: Blt, entropy_model: EntropyModel, rule: PatchingSettings, ids: torch.Tensor) -> torch.Tensor:
+def logits_of(
+    model: Blt, entropy_model: EntropyModel | CountModel | None, rule: PatchingSettings, ids: torch.Tensor
+) -> torch.Tensor:
     state, found = DecodingState(model, rule, entropy_model), []
     for part in ids.split(200):
         found.append(state.advance(part[None]).logits[0])
@@ -80,11 +109,59 @@ def opened(folder: Path) -> Any:
 
 @pytest.fixture(scope="module", params=CONFIGURATIONS)
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, modules: None) -> Both:
-    model, small = models(random_settings(request.param), request.param)
-    rule = rule_between(small, [script_text(script, 150, request.param) for script in (*WORDS, "random")], 24)
     folder = tmp_path_factory.mktemp("custom")
+    if request.param in OWN_ALONE:
+        return opened_alone(folder, request.param)
+    model, small = models(random_settings(request.param), request.param)
+    rule = rule_between(small, texts(request.param), 24)
     write_hf_folder(folder / "model", folder / "hf", written(folder / "model", model, small, rule))
     return Both(model, small, rule, opened(folder / "hf"), folder / "hf", request.param)
+
+
+def texts(seed: int) -> list[bytes]:
+    return [script_text(script, 150, seed) + b"\n\nand\n" for script in (*WORDS, "random")]
+
+
+def opened_alone(folder: Path, name: str) -> Both:
+    """A model that transformers' own class cannot be."""
+    of_model, of_entropy_model, of_rule = OWN_ALONE[name]
+    seed = ALONE + list(OWN_ALONE).index(name)
+    settings, inner = random_settings(3)
+    changed = BltSettings.model_validate(settings.model_dump(by_alias=True) | of_model)
+    small = EntropyModelSettings.model_validate(
+        inner.model_dump() | (of_entropy_model if isinstance(of_entropy_model, dict) else {})
+    )
+    model, network = models((changed, small), seed)
+    place, found = folder / "entropy_model", None
+    if isinstance(of_entropy_model, dict):
+        save_model(network, small, place)
+        found = network
+    elif of_entropy_model is not None:
+        counted_folder(place, texts(seed), newline_reset="lines" in of_entropy_model)
+        found = load_counts(place)
+    save_model(model, changed, folder / "model", None if found is None else place)
+    theta = {}
+    if found is not None:
+        document = np.concatenate([[BOS], *(byte_tokens(text) for text in texts(seed))])
+        state = DecodingState(model, PatchingSettings(rule="entropy", theta=1.0), found)
+        _, entropies = state.read(document.astype(np.int16))
+        values = np.diff(entropies) if of_rule["rule"] == "monotonic" else entropies
+        ordered = np.unique(values)[len(np.unique(values)) // 2 :]
+        gap = int(np.diff(ordered[: len(ordered) // 2]).argmax())
+        theta = {"theta": float(ordered[gap : gap + 2].astype(np.float64).mean())}
+    rule = PatchingSettings.model_validate({"max_length": 24} | of_rule | theta)
+    identity = None
+    if found is not None:
+        numerics = unmeasured() if isinstance(found, EntropyModel) else None
+        identity = EntropyModelIdentity(sha256=model_sha256(place), numerics=numerics)
+    record = Record(
+        model=changed,
+        entropy_model=None if found is None else stored_settings(place),
+        patching=rule,
+        entropy_model_identity=identity,
+    )
+    write_hf_folder(folder / "model", folder / "hf", record)
+    return Both(model, found, rule, opened(folder / "hf"), folder / "hf", seed)
 
 
 @torch.no_grad()
@@ -201,15 +278,16 @@ def test_samples_depend_on_the_seed_and_pass_processors_and_streamers(both: Both
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_loss_and_gradients_are_those_of_transformers_own_class(both: Both, side: str) -> None:
-    """Of a row in one piece: theirs has no longest patch, and reads padding."""
-    from transformers import AutoModelForCausalLM
-
-    ids = both.ids(23)  # shorter than the longest patch
-    theirs = AutoModelForCausalLM.from_pretrained(both.folder)
-    assert type(theirs).__module__.startswith("transformers.models.blt"), "unless it is told to trust the folder"
-    wanted = theirs(ids[None], labels=ids[None]).loss
+def test_loss_and_gradients_equal_ours(both: Both, side: str) -> None:
+    ids = both.ids(80)
+    text = bytes((ids[1:] - OFFSET).tolist())
+    _, entropies = DecodingState(both.model, both.rule, both.entropy_model).read(ids.numpy().astype(np.int16))
+    both.model.zero_grad()
+    logits = blt_logits(both.model, pack([text], both.rule, None if entropies is None else [entropies]))
+    wanted = F.cross_entropy(logits[:-1], ids[1:])
     wanted.backward()
+    own = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in both.model.named_parameters()}
+    expected = to_hf_state(own, both.model.settings)
     batch, mask = padded([ids, ids[:9]], side)
     labels = batch.masked_fill(mask == 0, -100)
     labels[1] = -100
@@ -220,16 +298,27 @@ def test_loss_and_gradients_are_those_of_transformers_own_class(both: Both, side
     both.theirs.eval()
     assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
     gradients = {name: p.grad for name, p in both.theirs.named_parameters() if p.grad is not None}
-    assert gradients.keys() == {name for name, p in theirs.named_parameters() if p.grad is not None}
-    total = torch.stack([p.grad.norm() for p in theirs.parameters() if p.grad is not None]).norm()
-    for name, parameter in theirs.named_parameters():
-        if parameter.grad is not None:
-            assert (gradients[name] - parameter.grad).norm() <= 1e-4 * total, name
+    assert gradients.keys() == {name for name, gradient in expected.items() if gradient.numel()}
+    total = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+    for name, gradient in gradients.items():
+        assert (gradient - expected[name]).norm() <= 1e-4 * total, name
+
+
+def test_without_trust_transformers_takes_its_own_class_or_names_what_is_missing(both: Both) -> None:
+    from transformers import AutoModelForCausalLM
+
+    if both.alone:
+        with pytest.raises(ValueError, match="trust_remote_code=True"):
+            AutoModelForCausalLM.from_pretrained(both.folder, trust_remote_code=False)
+    else:
+        theirs = AutoModelForCausalLM.from_pretrained(both.folder)
+        assert type(theirs).__module__.startswith("transformers.models.blt")
 
 
 def test_a_model_that_was_saved_there_is_the_same_when_it_is_opened_again(both: Both, tmp_path: Path) -> None:
     both.theirs.save_pretrained(tmp_path / "saved")
-    assert (tmp_path / "saved" / file_name("blt")).read_text() == module_text("blt")
+    model_type = "patchwork_blt" if both.alone else "blt"
+    assert (tmp_path / "saved" / file_name("blt")).read_text() == module_text("blt", model_type)
     again, ids = opened(tmp_path / "saved"), both.ids(60)
     assert type(again).__name__ == class_name("blt")
     with torch.no_grad():
@@ -240,7 +329,8 @@ def test_in_bf16_patches_begin_where_they_do_in_fp32(both: Both) -> None:
     from transformers import AutoModelForCausalLM
 
     half = AutoModelForCausalLM.from_pretrained(both.folder, trust_remote_code=True, dtype=torch.bfloat16).eval()
-    assert {p.dtype for p in half.model.patcher.parameters()} == {torch.float32}
+    if isinstance(both.entropy_model, EntropyModel):
+        assert {p.dtype for p in half.model.patcher.parameters()} == {torch.float32}
     assert half.lm_head.weight.dtype == torch.bfloat16
     ids = both.ids(200)
     with torch.no_grad():
@@ -262,9 +352,9 @@ def test_what_it_cannot_do_is_refused_with_the_reason(both: Both) -> None:
 def test_a_module_stands_alone(kind: str, tmp_path: Path) -> None:
     """It compiles, names nothing of ours, and all that it uses is there."""
     path = tmp_path / file_name(kind)
-    path.write_text(module_text(kind))
-    assert "shared." not in module_text(kind)
-    assert max(map(len, module_text(kind).splitlines())) <= 120
+    path.write_text(module_text(kind, kind))
+    assert "shared." not in module_text(kind, kind)
+    assert max(map(len, module_text(kind, kind).splitlines())) <= 120
     checks = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F,E9", str(path)]
     done = subprocess.run(checks, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

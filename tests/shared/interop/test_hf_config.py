@@ -236,7 +236,7 @@ def test_what_transformers_cannot_hold_is_refused_with_the_reason() -> None:
         ({"rule": "space"}, "rule 'space'"),
         ({"rule": "entropy", "theta": 1.0, "thetas": {"de": 2.0}}, "differ by subset"),
         ({"rule": "entropy", "theta": 1.0, "min_length": 2}, "min_length 2"),
-        ({"rule": "entropy", "theta": 1.0, "whole_characters": True}, "whole_characters cannot be exported"),
+        ({"rule": "entropy", "theta": 1.0, "whole_characters": True}, "whole_characters: transformers starts"),
     ):
         with pytest.raises(InteropError, match=words):
             check_rule(PatchingSettings.model_validate(rule))

@@ -67,7 +67,7 @@ def test_settings_of_the_default_are_what_they_were_and_others_are_refused_where
     assert blt_settings(pooling="mean").model_dump()["pooling"] == "mean"
     with pytest.raises(ValidationError, match="no cross-attention for encoder_cross_all_layers"):
         blt_settings(pooling="max", encoder_cross_all_layers=True)
-    with pytest.raises(InteropError, match="pooling 'mean' cannot be exported"):
+    with pytest.raises(InteropError, match="pooling 'mean': transformers always"):
         check_representable(blt_settings(pooling="mean"))
 
 

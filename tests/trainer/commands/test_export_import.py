@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from helpers.counted_models import counted_folder
 from helpers.model_folders import entropy_folder, entropy_model_folder, entropy_rule, identity_of, model_folder
 from helpers.tiny_runs import STATIC, quiet_environment, tiny_data, tiny_settings
 
@@ -307,27 +308,85 @@ def reset_entropy_model(folder: Path) -> Path:
     return folder
 
 
-def refusals(tmp_path: Path, entropy_model: Path, rule: PatchingSettings) -> Iterator[tuple[Path, str]]:
-    """Folders, and the reason why each is refused."""
-    for number, (other, words) in enumerate(
-        (
-            (STATIC, "patches of rule 'static' cannot be exported"),
-            (PatchingSettings(rule="byte"), "patches of rule 'byte' cannot be exported"),
-            (PatchingSettings(rule="space"), "patches of rule 'space' cannot be exported"),
-        )
-    ):
-        yield model_folder(tmp_path / f"rule-{number}", other, None), words
+def opened_alone(tmp_path: Path, entropy_model: Path, rule: PatchingSettings) -> Iterator[tuple[Path, str]]:
+    """Folders that only their own class can open, and the reason for each."""
+    for number, other in enumerate((STATIC, PatchingSettings(rule="byte"), PatchingSettings(rule="space"))):
+        yield model_folder(tmp_path / f"rule-{number}", other, None), f"patches of rule '{other.rule}'"
     monotonic = PatchingSettings(rule="monotonic", theta=0.1)
-    yield (
-        model_folder(tmp_path / "monotonic", monotonic, entropy_model),
-        "patches of rule 'monotonic' cannot be exported",
-    )
+    yield model_folder(tmp_path / "monotonic", monotonic, entropy_model), "patches of rule 'monotonic'"
     yield model_folder(tmp_path / "min", rule.model_copy(update={"min_length": 2}), entropy_model), "min_length 2"
     whole = rule.model_copy(update={"whole_characters": True})
-    yield model_folder(tmp_path / "whole", whole, entropy_model), "whole_characters cannot be exported"
+    yield model_folder(tmp_path / "whole", whole, entropy_model), "whole_characters"
     tables = tiny_settings(Path("x"), Path("y")).model.ngrams.model_copy(update={"sizes": ()})
-    yield changed_model(tmp_path / "no-ngrams", rule, entropy_model, ngrams=tables), "without n-gram embeddings"
-    yield model_folder(tmp_path / "reset", rule, reset_entropy_model(tmp_path / "reset-patcher")), "newline_reset"
+    yield changed_model(tmp_path / "no-ngrams", rule, entropy_model, ngrams=tables), "no n-gram embeddings"
+    reset = model_folder(tmp_path / "reset", rule, reset_entropy_model(tmp_path / "reset-patcher"))
+    yield reset, "an entropy model with newline_reset"
+    counts = counted_folder(tmp_path / "table", [b"some text, and some more of it"])
+    counted = model_folder(tmp_path / "counted", rule, counts)
+    found = identity(counted)
+    scored = EntropyModelIdentity(sha256=model_sha256(counts), numerics=None)
+    save_identity(found.model_copy(update={"entropy_model": scored}), counted / IDENTITY_NAME)
+    yield counted, "an entropy model that counts"
+
+
+def test_what_only_the_class_of_the_folder_can_be_is_exported_with_the_reason_and_comes_back(
+    tmp_path: Path, entropy_model: Path, rule: PatchingSettings
+) -> None:
+    for folder, words in opened_alone(tmp_path, entropy_model, rule):
+        found = there_and_back(tmp_path / "exports" / folder.name, folder)
+        alone = "opens with trust_remote_code=True alone: transformers' own class cannot be this model"
+        assert f"{alone} ({words}" in found.shown_there
+        config = json.loads((found.there / "config.json").read_text())
+        assert (config["model_type"], config["architectures"]) == ("patchwork_blt", ["PatchworkBltForCausalLM"])
+        for name in FILES:
+            if (folder / name).exists():
+                assert (found.back / name).read_bytes() == (folder / name).read_bytes(), (folder, name)
+        assert (found.back / "entropy_model").exists() == (folder / "entropy_model").exists()
+        back, wanted = identity(found.back), identity(folder)
+        assert (back.patching, back.entropy_model) == (wanted.patching, wanted.entropy_model)
+        settings = GenerateSettings(length=6)
+        first, second = (list(Generator(place).write(b"some ", settings)) for place in (folder, found.back))
+        assert first == second
+
+
+def test_a_threshold_that_was_changed_there_counts(tmp_path: Path, entropy_model: Path, rule: PatchingSettings) -> None:
+    folder = model_folder(tmp_path / "model", rule.model_copy(update={"min_length": 2}), entropy_model)
+    assert run("export-hf", folder, tmp_path / "hf") == 0
+    path = tmp_path / "hf/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"patching_threshold": 1.5}))
+    assert run("import-hf", tmp_path / "hf", tmp_path / "back") == 0
+    assert identity(tmp_path / "back").patching.theta == 1.5
+    words = model_folder(tmp_path / "words", PatchingSettings(rule="space"), None)
+    assert run("export-hf", words, tmp_path / "words-hf") == 0
+    assert run("import-hf", tmp_path / "words-hf", tmp_path / "words-back", "--theta", "1.5") == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"patchwork": None}, "patchwork: "),
+        ({"patchwork": {"model": {"kind": "blt"}}}, "patchwork.*encoder"),
+        ({"quantization_config": {"bits": 4}}, "quantised weights"),
+        ({"patching_threshold": "high"}, "patching_threshold"),
+    ],
+)
+def test_a_folder_of_its_own_class_alone_that_others_have_changed_is_refused_by_the_key(
+    tmp_path: Path, change: dict[str, Any], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = model_folder(tmp_path / "model", PatchingSettings(rule="space"), None)
+    assert run("export-hf", folder, tmp_path / "hf") == 0
+    path = tmp_path / "hf/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    capsys.readouterr()
+    assert run("import-hf", tmp_path / "hf", tmp_path / "back") == 2
+    error = capsys.readouterr().err
+    assert re.search(named, error)
+    assert error.count("\n") == 1, error
+    assert not (tmp_path / "back").exists()
+
+
+def refusals(tmp_path: Path, entropy_model: Path, rule: PatchingSettings) -> Iterator[tuple[Path, str]]:
+    """Folders, and the reason why each is refused."""
     yield entropy_folder(tmp_path / "entropy"), "is an entropy model"
     yield tmp_path, "is not a model folder"
     swapped = model_folder(tmp_path / "swapped", rule, entropy_model)
