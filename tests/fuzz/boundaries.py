@@ -140,6 +140,19 @@ BOUNDARIES = (
         (f.import_hf,),
     ),
     Boundary(
+        "hugging face folder of its own class",
+        ("shared/interop/hf_reading.py", "shared/interop/transfer.py"),
+        f.made_hf_of_counts,
+        m.one_of(
+            [
+                (4, m.at("hf/config.json", m.spoil_json)),
+                (3, m.at("hf/*.safetensors", m.spoil_safetensors)),
+                (1, lambda rng, folder: m.spoil_folder(rng, folder / "hf")),
+            ]
+        ),
+        (f.import_hf,),
+    ),
+    Boundary(
         "llama folder",
         ("shared/interop/llama.py", "trainer/commands/import_llama.py"),
         f.made_llama,

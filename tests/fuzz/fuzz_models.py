@@ -10,8 +10,11 @@ from helpers.model_folders import entropy_folder, entropy_model_folder, entropy_
 from helpers.tiny_runs import STACK, tiny_recipe, toml
 
 from pipeline.__main__ import main as pipeline
+from shared.model_folder.identity import model_sha256
+from shared.shards.manifest import EntropyModelIdentity
 from trainer.__main__ import main as trainer
 from trainer.main import main as train
+from trainer.provenance.identity import IDENTITY_NAME, model_identity, save_identity
 
 
 def made_model(folder: Path) -> None:
@@ -45,6 +48,18 @@ def score_with(folder: Path) -> int:
 
 def made_hf(folder: Path) -> None:
     made_model(folder)
+    assert run(trainer, "export-hf", folder / "m", folder / "hf") == 0
+    shutil.rmtree(folder / "m")
+
+
+def made_hf_of_counts(folder: Path) -> None:
+    """Of a model that the folder's own class alone can be, with a table of counts inside."""
+    counts = counted_folder(folder / "counts", [b"some text to score", b"and some more of it"])
+    made = model_folder(folder / "m", entropy_rule(), counts)
+    identity = model_identity(made)
+    scored = EntropyModelIdentity(sha256=model_sha256(counts), numerics=None)
+    save_identity(identity.model_copy(update={"entropy_model": scored}), made / IDENTITY_NAME)
+    shutil.rmtree(counts)
     assert run(trainer, "export-hf", folder / "m", folder / "hf") == 0
     shutil.rmtree(folder / "m")
 
