@@ -130,6 +130,8 @@ def read_custom_config(values: Mapping[str, Any], theta: float | None = None) ->
     with refused_as(InteropError, f"{RECORD_KEY}: "):
         record = Record.model_validate(values.get(RECORD_KEY))
     patching = record.patching
+    if patching.needs_entropy != (record.entropy_model is not None):
+        raise InteropError(f"{RECORD_KEY}.entropy_model does not belong to rule {patching.rule!r}")
     wanted = config.patching_threshold if theta is None else theta
     if wanted != patching.theta:
         if wanted is None or not patching.needs_entropy:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from shared.counts.table import CountModel
 from shared.interop.custom_module import custom_model_type
 from shared.interop.described import Described, read_json
 from shared.interop.hf_reading import read_custom_config, read_hf_config
@@ -66,6 +67,7 @@ def _open_hf(folder: Path, theta: float | None) -> ForeignFolder:
         model = _untied(model, source)
     if isinstance(entropy_model, CountsSettings):
         table = counts_of_table(source)
+        CountModel(entropy_model, table, str(folder))  # refused by this folder's name where it is none
         check(source, shapes(model), COUNT_TENSORS)
         return ForeignFolder("transformers", described, join(source, model), table, files)
     if entropy_model is None:

@@ -46,7 +46,7 @@ TABLE = {KEYS: (torch.int64, torch.int64), ENTROPIES: (torch.float32, torch.int3
 """Tensors of a table of counts: the dtype here, and there, where what is no parameter may be rounded with the model."""
 
 
-_COUNTS = f"{HF.root}counts."
+_COUNTS = f"{HF.root}count_table."
 """What stands before their names."""
 
 
@@ -68,8 +68,8 @@ def counts_of_table(source: TensorSource) -> dict[str, np.ndarray]:
     found = {}
     for name, (here, there) in TABLE.items():
         theirs = f"{_COUNTS}{name}"
-        if theirs not in source.names() or source.dtype(theirs) != there:
-            raise InteropError(f"tensor {theirs} is not there as {there}: the folder has no table of counts")
+        if theirs not in source.names() or source.dtype(theirs) != there or len(source.shape(theirs)) != 1:
+            raise InteropError(f"tensor {theirs} is not there as {there} [N]: the folder has no table of counts")
         found[name] = source.read(theirs).view(here).numpy()
     return found
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared.counts.files import load_counts, write_counts
+from shared.counts.files import write_counts
 from shared.errors import IdentityError
 from shared.interop.described import Described, Record
 from shared.interop.hf_config import check_one_threshold, objection
@@ -37,6 +37,7 @@ from shared.model_folder.identity import (
 from shared.model_folder.tensors import write_tensors
 from shared.model_settings import BltSettings, CountsSettings, EntropyModelSettings
 from shared.patching.settings import LONGEST_PATCH, PatchingSettings
+from shared.settings import refused_as
 from shared.shards.manifest import EntropyModelIdentity, NumericsClass
 from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, RunNumerics, model_identity, save_identity
 from trainer.provenance.thresholds import one_threshold
@@ -96,7 +97,9 @@ def import_foreign(folder: Path, out: Path, chosen: ImportSettings, line: Progre
     foreign = open_foreign(folder, chosen.entropy_model, chosen.theta)
     described = foreign.described
     if chosen.max_length is not None:
-        patching = described.patching.model_copy(update={"max_length": chosen.max_length})
+        with refused_as(InteropError, "--max-length: "):
+            changed = described.patching.model_dump() | {"max_length": chosen.max_length}
+            patching = PatchingSettings.model_validate(changed)
         described = replace(described, patching=patching)
     sources = {str(path.relative_to(folder) if path.is_relative_to(folder) else path): path for path in foreign.files}
     with whole_folder(out) as made:
@@ -200,7 +203,6 @@ def _write_entropy_model(
         assert isinstance(contents, dict), "a table"
         folder.mkdir(parents=True)
         write_counts(folder, settings, contents)
-        load_counts(folder)  # a table of others may be none
     elif settings is not None:
         assert isinstance(contents, tuple), "a network"
         write_model(folder, settings, contents, line)

@@ -1,8 +1,8 @@
 """The byte latent transformer (arXiv 2412.09871): local encoder, global transformer, local decoder, and the entropy
 model that finds where patches begin.
 
-Shapes: B rows, n new ids of each, P patches that end among them, K vectors a patch, D local width, G key/value heads,
-C head width.
+Shapes: B rows, n new ids of each, P patches that end among them, M their bytes, K vectors a patch, X and Y
+cross-attentions of encoder and decoder, D local width, H heads, C head width.
 """
 
 from typing import Any
@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.interop.custom_code.causal_lm import PatchworkConfig, PatchworkForCausalLM
-from shared.interop.custom_code.entropies import Counted, CountTable, EntropyModel, Scored
-from shared.interop.custom_code.layers import Kept, RMSNorm, Step, blocks, read, through
+from shared.interop.custom_code.entropies import CountCache, CountTable, EntropyCache, EntropyModel
+from shared.interop.custom_code.layers import KeyValues, RMSNorm, Step, blocks, through_block, through_stack
 from shared.interop.custom_code.ngrams import following, ngrams, reach
 from shared.interop.custom_code.pooling import Pooling, weighted
 from shared.interop.custom_code.rules import Rule
@@ -31,7 +31,10 @@ class PatchworkBltConfig(PatchworkConfig):
 
 
 class CrossAttention(nn.Module):
-    """Between a patch and its own bytes, or a byte and its own patch: neither has positions."""
+    """Between a patch and its own bytes, or a byte and the patch before: neither has positions.
+
+    The residual is doubled, as in the published weights.
+    """
 
     def __init__(self, stack: dict) -> None:
         super().__init__()
@@ -126,25 +129,25 @@ class BltModel(nn.Module):
         self.local_decoder = LocalDecoder(model)
         if entropies is not None:
             if entropies["kind"] == "counts":
-                self.counts = CountTable(entropies, slots)
+                self.count_table = CountTable(entropies, slots)
             else:
                 self.patcher = EntropyModel(entropies)
 
     @property
     def entropies(self) -> EntropyModel | CountTable | None:
         """Whatever finds how uncertain the next byte is."""
-        return getattr(self, "counts", getattr(self, "patcher", None))
+        return getattr(self, "count_table", getattr(self, "patcher", None))
 
 
-class Blt:
+class BltState:
     """What is kept of B rows."""
 
     def __init__(self, rows: int, record: dict, theta: float | None, device: torch.device, dtype: torch.dtype) -> None:
         model = record["model"]
         stacks = (model["encoder"], model["global"], model["decoder"])
-        self.encoder, self.global_, self.decoder = (Kept(stack["layers"], rows) for stack in stacks)
-        self.entropies: Scored | Counted | None = None
-        """What the entropy model keeps."""
+        self.encoder, self.global_, self.decoder = (KeyValues(stack["layers"], rows) for stack in stacks)
+        self.entropies: EntropyCache | CountCache | None = None
+        """The entropy model's."""
         self.rules = [Rule(record["patching"] | {"theta": theta}) for _ in range(rows)]
         self.tail = torch.zeros(rows, reach(model["ngrams"]), dtype=torch.int64, device=device)
         """int64 [B, M], the last ids, which n-grams reach."""
@@ -152,7 +155,7 @@ class Blt:
         """Whole ones, by row."""
         width, crosses = model["encoder"]["width"], max(crosses_of(model, "encoder"), 1)
         self.open = torch.zeros(crosses, rows, 0, width, dtype=dtype, device=device)
-        """[X, B, L, D]: encoder states of the bytes of the patch that is open, at the right."""
+        """[X, B, L, D]: encoder states of the bytes of the patch that is open, at the right of L columns."""
         self.opened = np.zeros(rows, np.int64)
         """How many of them there are."""
         self.read: Tensor | None = None
@@ -163,7 +166,7 @@ class PatchworkBltForCausalLM(PatchworkForCausalLM):
     """Each byte costs what it adds: local and entropy model run once a byte, the global one once a patch."""
 
     config_class = PatchworkBltConfig
-    _keep_in_fp32_modules_strict = ("patcher",)  # its decisions must not move with the dtype of the model
+    _keep_in_fp32_modules_strict = ("patcher",)  # in another dtype patches would begin elsewhere
 
     def __init__(self, config: PatchworkBltConfig) -> None:
         super().__init__(config)
@@ -172,71 +175,75 @@ class PatchworkBltForCausalLM(PatchworkForCausalLM):
         self.lm_head = nn.Linear(self.record["model"]["decoder"]["width"], config.vocab_size, bias=False)
         self.post_init()
 
-    def fresh(self, rows: int) -> Blt:
+    def get_input_embeddings(self) -> nn.Module:
+        """Of ids, without their n-grams."""
+        return self.model.local_encoder.embed_tokens
+
+    def new_state(self, rows: int) -> BltState:
         weight = self.lm_head.weight
-        found = Blt(rows, self.record, self.config.patching_threshold, weight.device, weight.dtype)
-        found.entropies = None if self.model.entropies is None else self.model.entropies.fresh(rows)
+        found = BltState(rows, self.record, self.config.patching_threshold, weight.device, weight.dtype)
+        found.entropies = None if self.model.entropies is None else self.model.entropies.new_cache(rows)
         return found
 
-    def states(self, ids: Tensor, step: Step, counts: list[int], kept: Blt) -> Tensor:
+    def states(self, ids: Tensor, step: Step, state: BltState) -> Tensor:
         model, settings = self.model, self.record["model"]
-        if kept.entropies is None:
+        if state.entropies is None:
             entropies = [[None] * ids.shape[1]] * len(ids)
         else:
-            entropies = model.entropies(ids, step, counts, kept.entropies)
+            entropies = model.entropies(ids, step, state.entropies)
         ends = np.zeros(ids.shape, bool)
         for row, tokens in enumerate(ids.tolist()):
-            for column in range(counts[row]):
-                ends[row, column] = kept.rules[row].ends(tokens[column], entropies[row][column])
-        encoded = self.encoded(ids, step, kept)
-        kept.tail = following(kept.tail, ids, counts)
-        reads = self.read_patches(encoded, ends, counts, kept)
+            for column in range(step.sizes[row]):
+                ends[row, column] = state.rules[row].ends(tokens[column], entropies[row][column])
+        encoded = self.encoded(ids, step, state)
+        state.tail = following(state.tail, ids, step.sizes)
+        reads = self.read_patches(encoded, ends, step.sizes, state)
         x, decoder, stack = encoded[-1], model.local_decoder, settings["decoder"]
         for number, block in enumerate(decoder.layers):
             if number < len(reads):
                 flat = decoder.cross_attn_layers[number].bytes_read(x.flatten(0, 1), reads[number].flatten(0, 1))
                 x = flat.unflatten(0, ids.shape)
-            x = through(block, stack, number, x, step, settings["window"], kept.decoder)
+            x = through_block(block, stack, number, x, step, settings["window"], state.decoder)
         return x
 
-    def encoded(self, ids: Tensor, step: Step, kept: Blt) -> Tensor:
+    def encoded(self, ids: Tensor, step: Step, state: BltState) -> Tensor:
         """[X, B, n, D]: byte states after each block of the encoder whose bytes patches read."""
         model, settings = self.model, self.record["model"]
         encoder = model.local_encoder
         x = encoder.embed_tokens(ids)
         if settings["ngrams"]["sizes"]:
-            x = x + ngrams(kept.tail, ids, settings["ngrams"], model.encoder_hash_tok_embedding.weight)
+            x = x + ngrams(state.tail, ids, settings["ngrams"], model.encoder_hash_tok_embedding.weight)
         found = []
         for number, block in enumerate(encoder.layers):
-            x = through(block, settings["encoder"], number, x, step, settings["window"], kept.encoder)
+            x = through_block(block, settings["encoder"], number, x, step, settings["window"], state.encoder)
             found.append(x)
         return torch.stack(found[-max(len(encoder.cross_attn_layers), 1) :])
 
-    def read_patches(self, encoded: Tensor, ends: np.ndarray, counts: list[int], kept: Blt) -> Tensor:
+    def read_patches(self, encoded: Tensor, ends: np.ndarray, sizes: list[int], state: BltState) -> Tensor:
         """Run the global model over the patches that end here -> [Y, B, n, K, 2, H, C], what the decoder reads."""
         rows, columns = ends.shape
-        states = torch.cat([kept.open, encoded], 2)
-        before = kept.open.shape[2]
+        states = torch.cat([state.open, encoded], 2)
+        before = state.open.shape[2]
         # The patch of each column, counted in its row; open patches and columns that are not there have none.
         places = np.arange(before + columns)
-        there = (places >= before - kept.opened[:, None]) & (places < before + np.array(counts)[:, None])
+        there = (places >= before - state.opened[:, None]) & (places < before + np.array(sizes)[:, None])
         number = np.zeros(there.shape, np.int64)
         number[:, before + 1 :] = ends[:, :-1].cumsum(1)
         total = ends.sum(1)
         whole, left = there & (number < total[:, None]), there & (number >= total[:, None])
         vectors = self.patch_vectors(states, whole, number, total) if total.any() else None
-        kept.opened = left.sum(1)
-        length = int(kept.opened.max())
+        state.opened = left.sum(1)
+        length = int(state.opened.max())
         order = torch.from_numpy(np.argsort(left, axis=1, kind="stable")[:, left.shape[1] - length :])
         index = order.to(states.device)[None, :, :, None].expand(len(states), -1, -1, states.shape[3])
-        kept.open = states.gather(2, index)
-        table = self.tables(vectors, total, kept)
+        state.open = states.gather(2, index)
+        table = self.tables(vectors, total, state)
         # From the id that ends a patch on, the decoder reads that patch.
         done = ends.cumsum(1)
         first = np.cumsum(total) - total
         reads = np.where(done > 0, rows + first[:, None] + done - 1, np.arange(rows)[:, None])
         found = table[:, torch.from_numpy(reads).to(table.device)]
-        kept.read = found[:, torch.arange(rows), torch.tensor(counts).clamp(min=1) - 1]
+        state.read = found[:, torch.arange(rows), torch.tensor(sizes).clamp(min=1) - 1]
         return found
 
     def patch_vectors(self, states: Tensor, whole: np.ndarray, number: np.ndarray, total: np.ndarray) -> Tensor:
@@ -250,23 +257,24 @@ class PatchworkBltForCausalLM(PatchworkForCausalLM):
             vectors = cross.patches_read(vectors, bytes_of_patches, patch)
         return vectors
 
-    def tables(self, vectors: Tensor | None, total: np.ndarray, kept: Blt) -> Tensor:
+    def tables(self, vectors: Tensor | None, total: np.ndarray, state: BltState) -> Tensor:
         """[Y, B + P, K, 2, H, C]: what rows have read so far, and each new patch after the global model."""
         settings, decoder = self.record["model"], self.model.local_decoder
         if vectors is None:
-            assert kept.read is not None, "the first id ends a patch"
-            return kept.read
+            assert state.read is not None, "the first id ends a patch"
+            return state.read
         model, rows, columns = self.model.global_transformer, np.flatnonzero(total), int(total.max())
         x = model.token_embedding_projection(vectors.flatten(1))
         chosen = None if len(rows) == len(total) else torch.from_numpy(rows).to(x.device)
-        step = Step.of([kept.patches[row] for row in rows], columns, x.device, chosen)
+        starts, sizes = [state.patches[row] for row in rows], total[rows].tolist()
+        step = Step.of(starts, sizes, columns, x.device, chosen)
         real = torch.from_numpy(np.arange(columns) < total[rows][:, None]).to(x.device)
         padded = x.new_zeros(*real.shape, x.shape[1]).masked_scatter(real[:, :, None], x)
-        out = read(model.layers, settings["global"], padded, step, None, kept.global_)[real]
-        kept.patches = [patches + int(new) for patches, new in zip(kept.patches, total)]
+        out = through_stack(model.layers, settings["global"], padded, step, None, state.global_)[real]
+        state.patches = [patches + int(new) for patches, new in zip(state.patches, total)]
         vectors = decoder.patch_embedding_projection(out).unflatten(-1, (settings["queries"], -1))
         both = torch.stack([cross.keys_values(vectors) for cross in decoder.cross_attn_layers])
-        first = both.new_zeros(len(both), len(total), *both.shape[2:]) if kept.read is None else kept.read
+        first = both.new_zeros(len(both), len(total), *both.shape[2:]) if state.read is None else state.read
         return torch.cat([first, both], 1)
 
     def logits(self, states: Tensor) -> Tensor:

@@ -4,19 +4,20 @@ Shapes: B rows, n new ids of each, V vocabulary, N contexts.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.interop.custom_code.layers import Kept, RMSNorm, Step, blocks, read
+from shared.interop.custom_code.layers import KeyValues, RMSNorm, Step, blocks, through_stack
 
-NEWLINE = 14
+NEWLINE = ord("\n") + 4  # ids of bytes begin at 4
 
 
 class EntropyModel(nn.Module):
-    """A transformer over bytes, which may see nothing before the last newline."""
+    """A transformer over bytes. With ``newline_reset`` it sees nothing before the last newline."""
 
     def __init__(self, settings: dict) -> None:
         super().__init__()
@@ -26,37 +27,49 @@ class EntropyModel(nn.Module):
         self.norm = RMSNorm(settings["width"], settings["norm_eps"])
         self.lm_head = nn.Linear(settings["width"], settings["vocabulary"], bias=False)
 
-    def fresh(self, rows: int) -> "Scored":
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """It moves with the model, and stays fp32: in another dtype patches would begin elsewhere."""
+        return super()._apply(lambda x: fn(x) if x.is_meta else x.to(fn(x).device), recurse)
+
+    def train(self, mode: bool = True) -> "EntropyModel":
+        """It does not learn: the model was trained on the patches that it finds as it is."""
+        return super().train(False).requires_grad_(False)
+
+    def new_cache(self, rows: int) -> "EntropyCache":
         """Nothing of any row."""
-        device = self.lm_head.weight.device
-        return Scored(Kept(self.settings["layers"], rows), torch.zeros(rows, 1, dtype=torch.int64, device=device))
+        since = torch.zeros(rows, 1, dtype=torch.int64, device=self.lm_head.weight.device)
+        return EntropyCache(KeyValues(self.settings["layers"], rows), since)
 
     @torch.no_grad()
-    def forward(self, ids: Tensor, step: Step, counts: list[int], kept: "Scored") -> list[list[float]]:
-        """ids int64 [B, n] -> [B][n], the entropy of what follows each."""
+    def forward(self, ids: Tensor, step: Step, cache: "EntropyCache") -> list[list[float]]:
+        """ids int64 [B, n] -> [B][n] nats, the entropy of what follows each."""
         if self.settings["newline_reset"]:
             opened = torch.where(ids == NEWLINE, step.positions, 0).cummax(1).values
-            since = torch.maximum(opened, kept.since)
+            since = torch.maximum(opened, cache.since)
             step = replace(step, since=since)
-            ends = torch.tensor(counts, device=ids.device)[:, None]
-            kept.since = torch.cat([kept.since, since], 1).gather(1, ends)
-        x = read(self.layers, self.settings, self.embed_tokens(ids), step, self.settings["window"], kept.kept)
-        logits = F.linear(self.norm(x).float(), self.lm_head.weight.float())
+            ends = torch.tensor(step.sizes, device=ids.device)[:, None]
+            cache.since = torch.cat([cache.since, since], 1).gather(1, ends)
+        with torch.autocast(ids.device.type, enabled=False):
+            x, window = self.embed_tokens(ids), self.settings["window"]
+            x = through_stack(self.layers, self.settings, x, step, window, cache.key_values)
+            logits = F.linear(self.norm(x), self.lm_head.weight)
         return torch.distributions.Categorical(logits=logits, validate_args=False).entropy().tolist()
 
 
-class Scored:
+class EntropyCache:
     """What an entropy model keeps of B rows."""
 
-    def __init__(self, kept: Kept, since: Tensor) -> None:
-        self.kept, self.since = kept, since
+    def __init__(self, key_values: KeyValues, since: Tensor) -> None:
+        self.key_values = key_values
+        self.since = since
+        """int64 [B, 1], the position of the newline before which nothing is seen."""
 
 
 class CountTable(nn.Module):
     """One entropy for each context of a few bytes. To look one up takes no arithmetic: the same bits everywhere."""
 
     BITS = 9
-    """Of an id in a context, whose newest id has the highest bits."""
+    """A context is a number with so many bits for each of its ids, the highest for the newest."""
 
     def __init__(self, settings: dict, slots: int) -> None:
         super().__init__()
@@ -64,16 +77,17 @@ class CountTable(nn.Module):
         for name, shape in {"keys": (slots,), "entropies": (slots,), "root": (1,)}.items():
             dtype = torch.int64 if name == "keys" else torch.int32
             self.register_buffer(name, torch.zeros(shape, dtype=dtype))
+        self._read: tuple | None = None
 
-    def fresh(self, rows: int) -> "Counted":
+    def new_cache(self, rows: int) -> "CountCache":
         """Nothing of any row."""
-        return Counted(np.zeros((rows, self.order - 1), np.int64))
+        return CountCache(np.zeros((rows, self.order - 1), np.int64))
 
-    def forward(self, ids: Tensor, step: Step, counts: list[int], kept: "Counted") -> list[list[float]]:
-        """As of `EntropyModel`."""
-        tokens = np.concatenate([kept.before, ids.cpu().numpy()], 1)
-        ends = np.array(counts)[:, None] + np.arange(self.order - 1)
-        kept.before = np.take_along_axis(tokens, ends, 1)
+    def forward(self, ids: Tensor, step: Step, cache: "CountCache") -> list[list[float]]:
+        """ids int64 [B, n] -> [B][n] nats, the entropy of what follows each."""
+        tokens = np.concatenate([cache.before, ids.cpu().numpy()], 1)
+        ends = np.array(step.sizes)[:, None] + np.arange(self.order - 1)
+        cache.before = np.take_along_axis(tokens, ends, 1)
         keys = self._contexts(tokens)[:, self.order - 1 :]
         return self._found(np.ascontiguousarray(keys).ravel()).reshape(keys.shape).tolist()
 
@@ -94,10 +108,17 @@ class CountTable(nn.Module):
             keys[rows[inside], columns[inside] + after] &= self._shortened(after + 1)
         return keys
 
+    def _table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Contexts uint64, entropies and the root's fp32, where the processor reads them: copied once from a device."""
+        state = tuple((x.data_ptr(), x._version) for x in (self.keys, self.entropies, self.root))
+        if self._read is None or self._read[0] != state:
+            keys, *values = (x.cpu().numpy() for x in (self.keys, self.entropies, self.root))
+            self._read = state, (keys.view(np.uint64), *(x.view(np.float32) for x in values))
+        return self._read[1]
+
     def _found(self, keys: np.ndarray) -> np.ndarray:
         """fp32 [N] of contexts uint64 [N]: of each the longest that is in the table."""
-        table = self.keys.cpu().numpy().view(np.uint64)
-        entropies, root = (x.cpu().numpy().view(np.float32) for x in (self.entropies, self.root))
+        table, entropies, root = self._table()
         found, unknown = np.full(len(keys), root[0]), np.arange(len(keys))
         shift = np.uint64(64 - ((len(table) - 1).bit_length() - 1))
         for length in range(self.order, 0, -1):
@@ -114,8 +135,8 @@ class CountTable(nn.Module):
         return found
 
 
-class Counted:
-    """What a table of counts keeps of B rows: the last ids, int64 [B, order - 1]."""
+class CountCache:
+    """What a table of counts keeps of B rows: the last ids, int64 [B, order - 1], 0 before a text."""
 
     def __init__(self, before: np.ndarray) -> None:
         self.before = before

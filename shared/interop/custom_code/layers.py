@@ -1,4 +1,4 @@
-"""Transformer blocks of Llama's shape over rows of positions, which may go on from what was read before.
+"""Transformer blocks of Llama's shape over rows of positions, with a cache of the positions before.
 
 Shapes: B rows, n new positions of each, U positions so far, D width, H heads, G key/value heads, C head width.
 """
@@ -10,30 +10,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 QUERIES_AT_ONCE = 512
-"""Queries of a step of attention: bounds its memory, and keeps its time linear where there is a window."""
+"""Attention takes so many queries at a time: bounds its memory, and keeps its time linear where there is a window."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """New positions of B rows: equally many columns for each, of which a row may have fewer that are real."""
+    """New positions of B rows: n columns for each row, of which the first ``sizes`` of it are real."""
 
     positions: Tensor
     """int64 [B, n]."""
+    sizes: list[int]
     first: int
-    """The least of them."""
+    """The least of the positions."""
     end: int
     """One more than the greatest."""
     rows: Tensor | None
-    """int64 [B], which rows they are of all that are kept; None: all of them."""
+    """int64 [B], which rows of a cache they are; None: all of them, in order."""
     rotations: dict[tuple[int, float], Tensor]
+    """Turns that were worked out for these positions, by head width and theta."""
     since: Tensor | None = None
     """int64 [B, n], a position before which each sees nothing."""
 
     @classmethod
-    def of(cls, starts: list[int], columns: int, device: torch.device, rows: Tensor | None = None) -> "Step":
+    def of(
+        cls, starts: list[int], sizes: list[int], columns: int, device: torch.device, rows: Tensor | None = None
+    ) -> "Step":
         """Rows that go on from these positions."""
         positions = torch.tensor(starts, device=device)[:, None] + torch.arange(columns, device=device)
-        return cls(positions, min(starts), max(starts) + columns, rows, {})
+        return cls(positions, sizes, min(starts), max(starts) + columns, rows, {})
 
     def rotation(self, stack: dict) -> Tensor:
         """complex64 [B, n, C/2], the turn of each position in a stack's heads."""
@@ -43,8 +47,8 @@ class Step:
         return self.rotations[key]
 
 
-class Kept:
-    """Keys and values of a stack for R rows: that of position p of a row lies in slot p."""
+class KeyValues:
+    """The cache of a stack for R rows: keys and values of position p of a row lie in slot p."""
 
     def __init__(self, layers: int, rows: int) -> None:
         self._layers: list[Tensor | None] = [None] * layers
@@ -87,7 +91,7 @@ def rotations(positions: Tensor, head_width: int, theta: float) -> Tensor:
     return torch.complex(angles.cos().float(), angles.sin().float())
 
 
-def turned(x: Tensor, rotation: Tensor) -> Tensor:
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """Neighbouring pairs of x [B, n, H, C] turned by [B, n, C/2], in fp32."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * rotation[:, :, None]).flatten(-2).to(x.dtype)
@@ -128,7 +132,7 @@ class Attention(nn.Module):
     def projected(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
         """[B, n, D] -> queries [B, n, H, C], and keys and values [B, n, 2, G, C]."""
         q, k, v = (p(x).unflatten(-1, (-1, self.head_width)) for p in (self.q_proj, self.k_proj, self.v_proj))
-        return turned(q, rotation), torch.stack([turned(k, rotation), v], 2)
+        return rotate(q, rotation), torch.stack([rotate(k, rotation), v], 2)
 
 
 class FeedForward(nn.Module):
@@ -161,15 +165,19 @@ def blocks(stack: dict) -> nn.ModuleList:
     return nn.ModuleList(Block(stack) for _ in range(stack["layers"]))
 
 
-def through(block: Block, stack: dict, number: int, x: Tensor, step: Step, window: int | None, kept: Kept) -> Tensor:
-    """[B, n, D] through one block of a stack, which also sees what is kept of the positions before -> [B, n, D]."""
+def through_block(
+    block: Block, stack: dict, number: int, x: Tensor, step: Step, window: int | None, cache: KeyValues
+) -> Tensor:
+    """[B, n, D] through one block of a stack, which also sees the positions in the cache -> [B, n, D]."""
     q, new = block.self_attn.projected(block.input_layernorm(x), step.rotation(stack))
-    x = x + block.self_attn.o_proj(attend(q, kept.add(number, new, step), step, window).flatten(-2))
+    x = x + block.self_attn.o_proj(attend(q, cache.add(number, new, step), step, window).flatten(-2))
     return x + block.mlp(block.post_attention_layernorm(x))
 
 
-def read(layers: nn.ModuleList, stack: dict, x: Tensor, step: Step, window: int | None, kept: Kept) -> Tensor:
-    """The same through all of them."""
+def through_stack(
+    layers: nn.ModuleList, stack: dict, x: Tensor, step: Step, window: int | None, cache: KeyValues
+) -> Tensor:
+    """[B, n, D] through all blocks of a stack -> [B, n, D]."""
     for number, block in enumerate(layers):
-        x = through(block, stack, number, x, step, window, kept)
+        x = through_block(block, stack, number, x, step, window, cache)
     return x

@@ -33,20 +33,20 @@ def ngrams(tail: Tensor, ids: Tensor, settings: dict, weight: Tensor) -> Tensor:
 
     Hashes are sums in int64, which wrap; the oldest id of an n-gram has power 0 of the base.
     """
-    columns, both, sizes, found = ids.shape[1], torch.cat([tail, ids], 1), settings["sizes"], []
+    columns, both, lengths, found = ids.shape[1], torch.cat([tail, ids], 1), settings["sizes"], []
     for number, prime in enumerate(PRIMES[: settings["functions"]]):
         hashed = ids
-        for size in range(1, max(sizes) + 1):
+        for size in range(1, max(lengths) + 1):
             if size > 1:
                 begin = tail.shape[1] - size + 1
                 hashed = hashed * prime + both[:, begin : begin + columns]
-            for place in (place for place, wanted in enumerate(sizes) if wanted == size):
-                table = number * len(sizes) + place
+            for place in (place for place, wanted in enumerate(lengths) if wanted == size):
+                table = number * len(lengths) + place
                 found.append(torch.remainder(hashed, settings["rows"]) + table * settings["rows"])
     return F.embedding_bag(torch.stack(found, -1).flatten(0, 1), weight, mode="sum").unflatten(0, ids.shape)
 
 
-def following(tail: Tensor, ids: Tensor, counts: list[int]) -> Tensor:
-    """The tail after ids int64 [B, n], of which a row has ``counts``."""
-    ends = torch.tensor(counts, device=ids.device)[:, None] + torch.arange(tail.shape[1], device=ids.device)
+def following(tail: Tensor, ids: Tensor, sizes: list[int]) -> Tensor:
+    """The tail int64 [B, M] after ids int64 [B, n], of which the first ``sizes`` of a row are real."""
+    ends = torch.tensor(sizes, device=ids.device)[:, None] + torch.arange(tail.shape[1], device=ids.device)
     return torch.cat([tail, ids], 1).gather(1, ends)

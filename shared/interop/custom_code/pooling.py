@@ -21,7 +21,7 @@ def weighted(scores: Tensor, values: Tensor, patch: Tensor, count: int) -> Tenso
 
 
 class Pooling(nn.Module):
-    """Their maximum, their mean, or a mean by learned weights in each head."""
+    """The maximum of a patch's bytes, their mean, or a mean by learned weights in each head."""
 
     def __init__(self, how: str, stack: dict) -> None:
         super().__init__()

@@ -27,7 +27,7 @@ class Rule:
         wanted = self._wants(byte, following, entropy)
         length, cut = following - self.begin, self.longest
         if self.whole_characters:
-            cut -= 3
+            cut -= 3  # the longest character has three bytes after its first
             self.awaited = self._awaited(byte)
         long_enough = length >= cut or (wanted and length >= self.shortest)
         found = following == 1 or byte is None or (long_enough and not self.awaited)

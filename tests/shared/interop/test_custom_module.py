@@ -1,5 +1,7 @@
 """The module in an exported folder gives what the model gives here: of whole texts, in parts and in padded rows."""
 
+import copy
+import json
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -335,7 +337,74 @@ def test_in_bf16_patches_begin_where_they_do_in_fp32(both: Both) -> None:
     ids = both.ids(200)
     with torch.no_grad():
         first, second = (model(ids[None], use_cache=True) for model in (both.theirs, half))
-    assert first.past_key_values.kept.patches == second.past_key_values.kept.patches
+    assert patches_of(first) == patches_of(second)
+
+
+def patches_of(out: Any) -> list[int]:
+    """By row, those that have ended."""
+    found: list[int] = out.past_key_values.state.patches
+    return found
+
+
+def test_patches_begin_where_they_do_under_autocast_and_in_a_model_that_was_rounded_later(both: Both) -> None:
+    ids = both.ids(300)[None]
+    with torch.no_grad():
+        wanted = patches_of(both.theirs(ids, use_cache=True))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert patches_of(both.theirs(ids, use_cache=True)) == wanted
+        for dtype in (torch.bfloat16, torch.float16):
+            assert patches_of(opened(both.folder).to(dtype)(ids, use_cache=True)) == wanted
+
+
+def test_generation_is_the_same_in_training_mode_and_with_a_copy_of_the_folders_own_settings(both: Both) -> None:
+    prompt, options = both.ids(30)[None], {"max_new_tokens": 15, "do_sample": False}
+    wanted = both.theirs.generate(prompt, **options)
+    both.theirs.train()
+    assert torch.equal(both.theirs.generate(prompt, **options), wanted)
+    both.theirs.eval()
+    own, widths = copy.deepcopy(both.theirs.generation_config), []
+    own.max_new_tokens = 15
+    with both.theirs.register_forward_pre_hook(
+        lambda module, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    ):
+        assert torch.equal(both.theirs.generate(prompt, generation_config=own, do_sample=False), wanted)
+    assert widths[0] == 30
+    assert set(widths[1:]) == {1}
+
+
+@torch.no_grad()
+def test_ids_of_another_width_and_a_row_that_waits_change_nothing(both: Both) -> None:
+    ids, other = both.ids(60), both.ids(21, 1)
+    assert torch.equal(both.theirs(ids.int()[None]).logits, both.theirs(ids[None]).logits)
+    first = both.theirs(torch.stack([ids[:20], other[:20]]), use_cache=True)
+    mask = torch.ones(2, 21, dtype=torch.int64)
+    mask[1, 20] = 0
+    second = both.theirs(
+        torch.stack([ids[20:21], other[20:]]), attention_mask=mask, past_key_values=first.past_key_values
+    )
+    assert torch.equal(second.logits[1, 0], first.logits[1, -1]), "of the last id before the padding"
+    assert first.past_key_values.lengths == [21, 20]
+
+
+@torch.no_grad()
+def test_what_was_read_can_be_copied(both: Both) -> None:
+    ids = both.ids(80)
+    first = both.theirs(ids[None, :50], use_cache=True).past_key_values
+    again = copy.deepcopy(first)
+    one, two = (both.theirs(ids[None, 50:], past_key_values=cache).logits for cache in (first, again))
+    assert torch.equal(one, two)
+
+
+def test_the_entropy_model_is_frozen_and_the_folder_keeps_what_is_for_the_class_of_transformers(
+    both: Both, tmp_path: Path
+) -> None:
+    frozen = {name for name, p in both.theirs.named_parameters() if not p.requires_grad}
+    assert frozen == {name for name, _ in both.theirs.named_parameters() if name.startswith("model.patcher.")}
+    assert both.theirs.get_input_embeddings() is both.theirs.model.local_encoder.embed_tokens
+    both.theirs.save_pretrained(tmp_path)
+    for name in ("config.json", "generation_config.json"):
+        first, second = (json.loads((folder / name).read_text()) for folder in (both.folder, tmp_path))
+        assert second["use_cache"] == first.get("use_cache", True)
 
 
 def test_what_it_cannot_do_is_refused_with_the_reason(both: Both) -> None:
@@ -344,6 +413,24 @@ def test_what_it_cannot_do_is_refused_with_the_reason(both: Both) -> None:
         both.theirs.generate(prompt, num_beams=2)
     with pytest.raises(ValueError, match="a row of input_ids is padding alone"):
         both.theirs(prompt, attention_mask=torch.zeros_like(prompt))
+    for name, value in (("position_ids", prompt), ("patch_lengths", prompt), ("output_hidden_states", True)):
+        with pytest.raises(ValueError, match=f"{name} cannot be given: "):
+            both.theirs(prompt, **{name: value})
+    with torch.no_grad():
+        read = both.theirs(prompt, use_cache=True).past_key_values
+        hidden = torch.ones(1, 6, dtype=torch.int64)
+        hidden[0, 2] = 0
+        for wrong, words in (
+            ({"attention_mask": torch.ones(1, 3)}, r"attention_mask is \[1, 3\], not \[1, 6\]"),
+            ({"attention_mask": hidden}, "attention_mask hides ids that were read already"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                both.theirs(prompt[:, :1], past_key_values=read, **wrong)
+        with pytest.raises(ValueError, match="past_key_values is of 1 texts, input_ids of 2"):
+            both.theirs(prompt[:, :1].repeat(2, 1), past_key_values=read)
+        with pytest.raises(ValueError, match="a row for each text is wanted"):
+            both.theirs(prompt[0])
+        assert isinstance(both.theirs(prompt, return_dict=False)[0], torch.Tensor)
     with pytest.raises(ValueError, match=r"assisted generation|is not supported with stateful models"):
         both.theirs.generate(prompt, assistant_model=both.theirs, max_new_tokens=2)
 
