@@ -155,7 +155,7 @@ train: evaluate generate ## everything: raw text in, trained model, figures and 
 compare: setup amounts ## systems trained at equal BUDGET (FLOPs) on CORPUS, a run for each of SEEDS; ONLY="bytes bpe" EQUAL="flops bytes"
 	@$(corpus) $(TRAINER) compare $(COMPARED) $(BUDGETED)
 
-compare-full: setup amounts ## the same with all ablations, and a second table at equal bytes; ONLY and EQUAL are parts of it
+compare-full: setup amounts ## the same with all ablations, and a second table at equal bytes; ONLY and EQUAL choose parts of it
 	@$(corpus) $(TRAINER) compare $(COMPARED) $(BUDGETED) --full
 
 # SEEDS only when they were given: a grid has its own.

@@ -18,7 +18,11 @@ _HEAD = '''\
 # http://www.apache.org/licenses/LICENSE-2.0
 """{about}
 
-Written by Patchwork beside the weights, which load with trust_remote_code=True; it needs torch and transformers alone.
+    model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
+
+gives `{opened}`, which stands last. Patchwork's export-hf wrote this module beside the weights; it
+needs torch, numpy and transformers. It is the same for every model of this kind: rules, poolings and entropy models
+that yours does not have are here, too.
 """
 '''
 
@@ -49,17 +53,19 @@ def auto_map(kind: str) -> dict[str, str]:
 def module_text(kind: str, model_type: str) -> str:
     """The whole module for a kind of model, whose configuration has this type."""
     imports: dict[str, set[str]] = {}
-    bodies, about = [], ""
+    bodies, told = [], []
     for part in PARTS[kind]:
         source = (CUSTOM_CODE / f"{part}.py").read_text()
         about, imported, body = _taken_apart(source)
         for name, names in imported.items():
             imports.setdefault(name, set()).update(names)
-        bodies.append(_comment(about) + body)
-    *others, own = bodies
-    own = own.split("\n\n\n", 1)[1]  # what it says of itself is said of the module
-    own = own.replace(f'model_type = "{kind}"', f'model_type = "{model_type}"')
-    return "\n".join([_HEAD.format(about=about), _import_lines(imports), *others, own]).rstrip("\n") + "\n"
+        told.append(about)
+        bodies.append(body)
+    own = bodies[-1].replace(f'model_type = "{kind}"', f'model_type = "{model_type}"')
+    parts = [_comment(what) + body for what, body in zip(told[:-1], bodies)]
+    parts.append(f"\n# ---- {class_name(kind)} and what it is made of.\n\n\n{own}")
+    head = _HEAD.format(about=told[-1], opened=class_name(kind))
+    return "\n".join([head, _import_lines(imports), *parts]).rstrip("\n") + "\n"
 
 
 def _taken_apart(source: str) -> tuple[str, dict[str, set[str]], str]:
@@ -98,4 +104,4 @@ def _import_lines(imports: dict[str, set[str]]) -> str:
         group = groups[name.partition(".")[0] not in sys.stdlib_module_names]
         if named := sorted(imports[name] - {""}):
             group.append(f"from {name} import {', '.join(named)}")
-    return "\n\n".join("\n".join(group) for group in groups if group) + "\n\n"
+    return "\n\n".join("\n".join(group) for group in groups if group)

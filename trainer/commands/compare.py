@@ -29,21 +29,25 @@ BUDGET = 2e12
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of compare."""
     add_experiment_arguments(parser)
-    parser.add_argument("--only", nargs="+", default=[], metavar="SYSTEM", help="these systems alone")
-    parser.add_argument("--full", action="store_true", help="all systems, and tables at equal FLOPs and at equal bytes")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="SYSTEM", help="these systems alone; results join those in DIR"
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="the ablations too, and tables at equal FLOPs and at equal bytes"
+    )
     parser.add_argument(
         "--equal",
         nargs="+",
         choices=get_args(Table),
         metavar="WHAT",
-        help="tables: at equal flops, at equal bytes of text (default: flops; with --full both)",
+        help="tables that are made: flops, bytes (of text) (default: flops; with --full both)",
     )
     parser.add_argument(
         "--budget",
         type=float,
         default=BUDGET,
         metavar="FLOPS",
-        help="training FLOPs of a run, the entropy model's over its text counted",
+        help=f"training FLOPs of a run, the entropy model's over its text counted (default: {BUDGET:.0e})",
     )
     parser.add_argument(
         "--bytes",

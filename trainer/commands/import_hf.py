@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-length",
         type=whole(1, LONGEST_PATCH),
         metavar="BYTES",
-        help=f"cut longer patches, as transformers would not ({LONGEST_PATCH} if not recorded)",
+        help=f"longest patch, instead of the recorded one ({LONGEST_PATCH} where none is)",
     )
 
 
