@@ -45,8 +45,13 @@ OWN_ALONE = {
 }
 ALONE = 20
 """The first seed of these."""
-SOME = [1, *OWN_ALONE]
-CONFIGURATIONS = [0, *SOME, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 14))]
+SOME = [1, *(name for name in OWN_ALONE if name != "counts")]
+CONFIGURATIONS = [
+    0,
+    "counts",
+    *(pytest.param(name, marks=pytest.mark.drill) for name in SOME),
+    *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 14)),
+]
 NOT_TEXT = [BOE, BOS, RESERVED]
 
 
