@@ -116,6 +116,14 @@ def test_what_needs_a_network_refuses_it_in_a_line(place, tmp_path, capsys) -> N
         error = capsys.readouterr().err
         assert "is an entropy model that counts" in error or "identity.json" in error, error
         assert "Traceback" not in error
-    assert main(["export-hf", str(place / "run" / "model"), str(tmp_path / "out")]) == 2
-    assert "entropy transformer" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_whose_patches_it_finds_takes_its_table_along_and_comes_back(place, tmp_path, capsys) -> None:
+    model = place / "run" / "model"
+    assert main(["export-hf", str(model), str(tmp_path / "hf")]) == 0
+    assert "an entropy model that counts" in capsys.readouterr().out
+    assert main(["import-hf", str(tmp_path / "hf"), str(tmp_path / "back")]) == 0
+    assert "entropy model that counts, contexts of up to" in capsys.readouterr().out
+    for name in ("model.safetensors", "entropy_model/model.safetensors"):
+        assert (tmp_path / "back" / name).read_bytes() == (model / name).read_bytes()
