@@ -278,6 +278,7 @@ def test_a_killed_comparison_ends_as_one_that_was_never_stopped(place: Path, res
     assert [p.bits_per_byte for p in alone.curve] == [p.bits_per_byte for p in killed.curve]
 
 
+@pytest.mark.drill
 def test_a_table_at_equal_bytes_can_be_made_alone_and_in_parts_that_have_the_same_bytes(
     place: Path, results: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
