@@ -95,13 +95,13 @@ def _comment(about: str) -> str:
 
 def _import_lines(imports: dict[str, set[str]]) -> str:
     """Of the standard library first."""
-    groups: list[list[str]] = [[], [], []]
-    for name in sorted(imports):
-        group = groups[name.partition(".")[0] not in sys.stdlib_module_names]
-        if "" in imports[name]:
-            group.append(f"import {name}")
-    for name in sorted(imports):
-        group = groups[name.partition(".")[0] not in sys.stdlib_module_names]
-        if named := sorted(imports[name] - {""}):
-            group.append(f"from {name} import {', '.join(named)}")
+    groups: tuple[list[str], list[str]] = [], []
+    for plain in (True, False):  # "import x" before "from x import y"
+        for name in sorted(imports):
+            group = groups[name.partition(".")[0] not in sys.stdlib_module_names]
+            named = ", ".join(sorted(imports[name] - {""}))
+            if plain and "" in imports[name]:
+                group.append(f"import {name}")
+            elif not plain and named:
+                group.append(f"from {name} import {named}")
     return "\n\n".join("\n".join(group) for group in groups if group)

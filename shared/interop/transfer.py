@@ -64,12 +64,18 @@ COUNT_TENSORS = tuple(f"{_COUNTS}{name}" for name in TABLE)
 
 
 def counts_of_table(source: TensorSource) -> dict[str, np.ndarray]:
-    """The same as ours again. Raises InteropError where a tensor is missing or has another dtype."""
-    found = {}
+    """The same as ours again. Raises InteropError where a tensor is missing or has another dtype or length."""
+    found, slots = {}, None
     for name, (here, there) in TABLE.items():
         theirs = f"{_COUNTS}{name}"
         if theirs not in source.names() or source.dtype(theirs) != there or len(source.shape(theirs)) != 1:
             raise InteropError(f"tensor {theirs} is not there as {there} [N]: the folder has no table of counts")
+        slots = slots or source.shape(theirs)[0]
+        wanted = 1 if name == ROOT else slots
+        if source.shape(theirs) != (wanted,):
+            raise InteropError(
+                f"tensor {theirs} is {list(source.shape(theirs))}, not [{wanted}] as its table of counts"
+            )
         found[name] = source.read(theirs).view(here).numpy()
     return found
 

@@ -18,18 +18,24 @@ from helpers.interop_examples import WORDS, models, random_settings, rule_betwee
 from helpers.model_examples import blt_logits, pack
 from helpers.rounding import assert_equal_but_rounded, in_fp64
 
+from shared.counts.contexts import BITS
 from shared.counts.files import load_counts
 from shared.counts.table import CountModel
 from shared.incremental import DecodingState
+from shared.interop.custom_code import ngrams as custom_code
+from shared.interop.custom_code.entropies import CountTable
+from shared.interop.custom_code.rules import WORDS as WORD_BYTES
 from shared.interop.custom_module import PARTS, class_name, file_name, module_text
 from shared.interop.described import Record
 from shared.interop.writing import write_hf_folder
+from shared.layers.ngrams import PRIMES
 from shared.model_folder.files import save_model
 from shared.model_folder.identity import model_sha256, stored_settings
 from shared.model_settings import BltSettings, EntropyModelSettings
 from shared.models.blt import Blt
 from shared.models.entropy_model import EntropyModel
 from shared.patching import PatchingSettings
+from shared.patching.rules import SPACE_LIKE
 from shared.shards.manifest import EntropyModelIdentity
 from shared.vocabulary import BOE, BOS, EOS, OFFSET, RESERVED, byte_tokens
 
@@ -438,6 +444,14 @@ def test_what_it_cannot_do_is_refused_with_the_reason(both: Both) -> None:
         assert isinstance(both.theirs(prompt, return_dict=False)[0], torch.Tensor)
     with pytest.raises(ValueError, match=r"assisted generation|is not supported with stateful models"):
         both.theirs.generate(prompt, assistant_model=both.theirs, max_new_tokens=2)
+
+
+def test_what_the_module_says_again_is_what_the_project_says() -> None:
+    assert custom_code.PRIMES == PRIMES
+    inside = {chr(byte) for byte in range(128) if not SPACE_LIKE[byte + OFFSET]}
+    assert {chr(byte) for byte in WORD_BYTES if byte < 128} == inside
+    assert {byte for byte in WORD_BYTES if byte >= 128} == {n for n in range(128, 256) if not SPACE_LIKE[n + OFFSET]}
+    assert CountTable.BITS == BITS
 
 
 @pytest.mark.parametrize("kind", PARTS)

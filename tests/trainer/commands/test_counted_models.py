@@ -1,13 +1,16 @@
 """A model whose patches a count-based entropy model found: planned, trained, resumed, scored and written with."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers.counted_models import counted_folder
 from helpers.pipeline_helpers import preprocess, some_records, write_jsonl
 from helpers.tiny_runs import run
+from safetensors.torch import load_file, save_file
 
 from shared.model_folder.identity import model_sha256
 from shared.shards.open import open_dataset
@@ -127,3 +130,16 @@ def test_a_model_whose_patches_it_finds_takes_its_table_along_and_comes_back(pla
     assert "entropy model that counts, contexts of up to" in capsys.readouterr().out
     for name in ("model.safetensors", "entropy_model/model.safetensors"):
         assert (tmp_path / "back" / name).read_bytes() == (model / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["keys", "entropies", "root"])
+def test_a_table_that_was_cut_there_is_refused_by_its_tensor(place, tmp_path, capsys, name) -> None:
+    assert main(["export-hf", str(place / "run" / "model"), str(tmp_path / "hf")]) == 0
+    path = tmp_path / "hf/model.safetensors"
+    tensors = load_file(path)
+    theirs = f"model.count_table.{name}"
+    tensors[theirs] = tensors[theirs][:-1].clone() if name != "root" else torch.zeros(2, dtype=torch.int32)
+    save_file(tensors, path)
+    assert main(["import-hf", str(tmp_path / "hf"), str(tmp_path / "back")]) == 2
+    assert re.search(r"model\.count_table\.(entropies|root) is \[\d+\], not \[\d+\]", capsys.readouterr().err)
+    assert not (tmp_path / "back").exists()
