@@ -156,7 +156,7 @@ def _differences(record: Record, chosen: ExportSettings) -> Iterable[str]:
             "off, give forward the patch_lengths (docs/finetuning.md); entropy_model/ is for our library"
         )
     elif reason is not None:
-        yield f"opens with trust_remote_code=True alone: transformers' own class cannot be this model ({reason})"
+        yield f"opens only with trust_remote_code=True: transformers' own class cannot be this model ({reason})"
     elif patching.max_length < LONGEST_PATCH:
         yield (
             f"transformers' own class does not cut patches longer than max_length {patching.max_length}: its cutting "

@@ -125,7 +125,7 @@ class PatchworkForCausalLM(PreTrainedModel, GenerationMixin):
                 cache = PatchworkCache(len(ids), self.new_state(len(ids)))
             padding = Padding(ids.shape, mask)
             if max(padding.sizes) == 0 or min(map(sum, zip(cache.lengths, padding.sizes))) == 0:
-                raise ValueError("a row of input_ids is padding alone: each needs an id, <s> at least")
+                raise ValueError("a row of input_ids is all padding: each row needs an id, at least <s>")
             states = self._read(padding.left_out(ids, self.config.pad_token_id), padding.sizes, cache)
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits, loss = self.logits(padding.put_back(states, cache.last, keep)), None
@@ -152,7 +152,7 @@ class PatchworkForCausalLM(PreTrainedModel, GenerationMixin):
         """As of any model of transformers, by what is kept of the texts unless ``use_cache=False``; no beam search."""
         config = kwargs.get("generation_config") or self.generation_config
         if (kwargs.get("num_beams") or config.num_beams or 1) > 1:
-            raise ValueError("num_beams must be 1: what was read of a text cannot be shared by beams. Sample instead")
+            raise ValueError("num_beams must be 1: beams cannot share what was read of a text. Sample instead")
         kwargs.setdefault("use_cache", True)  # the folder's own settings say false, for the class of transformers
         return super().generate(*args, **kwargs)
 

@@ -422,7 +422,7 @@ def test_what_it_cannot_do_is_refused_with_the_reason(both: Both) -> None:
     prompt = both.ids(5)[None]
     with pytest.raises(ValueError, match="num_beams must be 1"):
         both.theirs.generate(prompt, num_beams=2)
-    with pytest.raises(ValueError, match="a row of input_ids is padding alone"):
+    with pytest.raises(ValueError, match="a row of input_ids is all padding"):
         both.theirs(prompt, attention_mask=torch.zeros_like(prompt))
     for name, value in (("position_ids", prompt), ("patch_lengths", prompt), ("output_hidden_states", True)):
         with pytest.raises(ValueError, match=f"{name} cannot be given: "):

@@ -334,7 +334,7 @@ def test_what_only_the_class_of_the_folder_can_be_is_exported_with_the_reason_an
 ) -> None:
     for folder, words in opened_alone(tmp_path, entropy_model, rule):
         found = there_and_back(tmp_path / "exports" / folder.name, folder)
-        alone = "opens with trust_remote_code=True alone: transformers' own class cannot be this model"
+        alone = "opens only with trust_remote_code=True: transformers' own class cannot be this model"
         assert f"{alone} ({words}" in found.shown_there
         config = json.loads((found.there / "config.json").read_text())
         assert (config["model_type"], config["architectures"]) == ("patchwork_blt", ["PatchworkBltForCausalLM"])
