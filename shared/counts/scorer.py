@@ -81,9 +81,6 @@ class CountRows:
         """Keep these rows only, in this order."""
         self._before = self._before[list(rows)]
 
-    @classmethod
-    def joined(cls, parts: Sequence["CountRows"]) -> "CountRows":
-        """The rows of all parts, one after another."""
-        whole = cls(parts[0].model, 0)
-        whole._before = np.concatenate([part._before for part in parts])
-        return whole
+    def append(self, other: "CountRows") -> None:
+        """The rows of another, after these."""
+        self._before = np.concatenate([self._before, other._before])

@@ -6,7 +6,7 @@ K vectors a patch, D local width, G key/value heads, C head width, V vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shared.incremental.patches import GrowingPatches
+from shared.incremental.rows import RowTensor
 from shared.incremental.slots import Placement, Slots
 from shared.incremental.stack import Rotations, StackCache
 from shared.layers.blocks import Block, compute_dtype
@@ -21,6 +22,8 @@ from shared.layers.cross_attention import BytesReadPatches
 from shared.layers.ngrams import PRIMES
 from shared.model_settings import NgramSettings
 from shared.models.blt import Blt
+
+_FIRST_PENDING = 64  # bytes of a patch in progress that there is room for; doubles as patches grow
 
 # ---- Hash n-grams of the newest tokens of growing documents, from a tail of the tokens before them.
 #
@@ -53,15 +56,16 @@ class NgramTail:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where rows stand, besides their keys and values. Immutable, so that a place can be gone back to."""
+    """Where rows stand, besides what lies in slots. Immutable, so that a place can be gone back to."""
 
-    tokens: tuple[int, ...]
-    patches: tuple[int, ...]
-    """Patches that the global model has read, by row."""
+    tokens: np.ndarray
+    """int64 [R]."""
+    patches: np.ndarray
+    """int64 [R], patches that the global model has read."""
+    waiting: np.ndarray
+    """int64 [R], bytes of the patch in progress."""
     tail: Tensor
     """int64 [R, M], the last tokens of each row, which n-grams reach."""
-    pending: tuple[tuple[Tensor, ...], ...]
-    """By row: encoder states [X, m, D] of the bytes of the patch in progress, for each of its cross-attentions."""
     read: tuple[Tensor, ...]
     """For each cross-attention of the decoder: keys and values [R, K, 2, G, C] of the last complete patch."""
 
@@ -72,11 +76,9 @@ class _Advance:
 
     ids: Tensor
     """int64 [R, n]."""
-    states: Tensor
-    """[X, R, n, D]."""
     ends: np.ndarray
     """bool [R, n], whether a patch ends with each token."""
-    reads: Tensor
+    reads: np.ndarray
     """int64 [R, n], which entry of ``table`` the decoder read at each token."""
     table: tuple[Tensor, ...]
     """For each cross-attention of the decoder [R + P, K, 2, G, C]: what rows read before, then each new patch's."""
@@ -100,14 +102,18 @@ class BltRows:
         self._decoder = StackCache(settings.decoder, self._bytes, dtype, device)
         stacks = {"encoder": settings.encoder, "decoder": settings.decoder}
         self._rotations = {name: Rotations(stack, device) for name, stack in stacks.items()}
+        crossing = len(model.encoder.blocks) - model.encoder.first
+        shape = (rows, _FIRST_PENDING, crossing, settings.encoder.width)
+        self._pending = RowTensor(torch.zeros(shape, dtype=dtype, device=device))
+        """[R, L, X, D], encoder states of the bytes of the patch in progress: the first ``waiting`` of each row."""
         nothing = torch.zeros(
             (rows, settings.queries, 2, settings.decoder.key_value_heads, settings.decoder.head_width), device=device
         )
         self._place = _Place(
-            tokens=(0,) * rows,
-            patches=(0,) * rows,
+            tokens=np.zeros(rows, np.int64),
+            patches=np.zeros(rows, np.int64),
+            waiting=np.zeros(rows, np.int64),
             tail=torch.zeros(rows, self._ngrams.length, dtype=torch.int64, device=device),
-            pending=((),) * rows,
             read=(nothing,) * len(model.decoder.cross),
         )
         self._last: _Advance | None = None
@@ -126,11 +132,11 @@ class BltRows:
         """
         model, decoder = self.model, self.model.decoder
         place = self._bytes.place(ids.shape[1])
-        states = self._encode(ids, place)
-        table, reads = self._read_patches(states, ends)
+        longest = int(self._place.tokens.max()) + ids.shape[1]
+        x = self._encode(ids, place, longest)
+        table, reads = self._read_patches(ends)
         index = torch.from_numpy(reads.flatten()).to(ids.device)
-        x = states[-1].flatten(0, 1)
-        rotation = self._rotations["decoder"].at(place, self._longest(ids))
+        rotation = self._rotations["decoder"].at(place, longest)
         for layer, block in enumerate(decoder.blocks):
             assert isinstance(block, Block)
             if layer < len(table):
@@ -138,53 +144,60 @@ class BltRows:
                 assert isinstance(cross, BytesReadPatches)
                 x = cross.read(x, table[layer].index_select(0, index))
             x = self._decoder.step(layer, block, x, rotation, place)
-        self._last = _Advance(ids, states, ends, index.view(ids.shape), table)
+        self._last = _Advance(ids, ends, reads, table)
         logits: Tensor = model.decoder.logits(x).unflatten(0, ids.shape)
         return logits
 
-    def _longest(self, ids: Tensor) -> int:
-        return max(self._bytes.lengths) + ids.shape[1]
-
-    def _encode(self, ids: Tensor, place: Placement) -> Tensor:
-        """Byte states after each encoder layer whose bytes patches read: [X, R, n, D]."""
+    def _encode(self, ids: Tensor, place: Placement, longest: int) -> Tensor:
+        """Byte states [R n, D] after the encoder. Those that patches read are put behind the patch in progress."""
         model, encoder = self.model, self.model.encoder
         x = encoder.embedding(ids.flatten())
         if model.settings.ngrams.sizes:
             rows = self._ngrams.rows(self._place.tail, ids)
             x = x + F.embedding_bag(rows, model.ngrams.weight, mode="sum")
-        rotation = self._rotations["encoder"].at(place, self._longest(ids))
+        rotation = self._rotations["encoder"].at(place, longest)
         kept = []
         for layer, block in enumerate(encoder.blocks):
             assert isinstance(block, Block)
             x = self._encoder.step(layer, block, x, rotation, place)
             if layer >= encoder.first:
                 kept.append(x)
-        states: Tensor = torch.stack(kept).unflatten(1, ids.shape)
-        return states
+        waiting, count = self._place.waiting, ids.shape[1]
+        self._pending.lengthen(int(waiting.max()) + count, doubling=True)
+        self._flat_pending().index_copy_(0, self._pending_index(waiting[:, None] + np.arange(count)), torch.stack(kept, 1))
+        return x
 
-    def _read_patches(self, states: Tensor, ends: np.ndarray) -> tuple[tuple[Tensor, ...], np.ndarray]:
+    def _flat_pending(self) -> Tensor:
+        """[R L, X, D], a view."""
+        return self._pending.rows.flatten(0, 1)
+
+    def _pending_index(self, places: np.ndarray, rows: np.ndarray | None = None) -> Tensor:
+        """On the axis [R L]: places int64 [R, n], or [m] in ``rows`` int64 [m], -> int64 [R n] or [m]."""
+        first = np.arange(len(places))[:, None] if rows is None else rows
+        index = (first * self._pending.rows.shape[1] + places).flatten()
+        return torch.from_numpy(index).to(self._pending.rows.device)
+
+    def _read_patches(self, ends: np.ndarray) -> tuple[tuple[Tensor, ...], np.ndarray]:
         """Run the global model over the patches that end here.
 
         Returns what the decoder can read, as in `_Advance.table`, and int64 [R, n], what it reads at each token.
         """
-        rows, count = ends.shape
-        reads = np.arange(rows)[:, None].repeat(count, 1)
-        pieces: list[Tensor] = []
-        lengths: list[int] = []
+        rows, waiting = len(ends), self._place.waiting
         counts = ends.sum(1)
         if not counts.any():
-            return self._place.read, reads
-        for row in np.flatnonzero(counts):
-            begin, waiting = 0, list(self._place.pending[row])
-            for end in (np.flatnonzero(ends[row]) + 1).tolist():
-                pieces += waiting
-                pieces.append(states[:, row, begin:end])
-                lengths.append(sum(piece.shape[1] for piece in waiting) + end - begin)
-                begin, waiting = end, []
-            # From the token that ends a patch on, the decoder reads that patch.
-            number = len(lengths) - counts[row] + np.cumsum(ends[row]) - 1
-            reads[row] = np.where(np.cumsum(ends[row]) > 0, rows + number, row)
-        vectors = self._patch_vectors(torch.cat(pieces, 1), lengths)
+            return self._place.read, np.arange(rows)[:, None].repeat(ends.shape[1], 1)
+        # From the token that ends a patch on, the decoder reads that patch.
+        ended = np.cumsum(ends, 1)
+        number = (np.cumsum(counts) - counts)[:, None] + ended - 1
+        reads = np.where(ended > 0, rows + number, np.arange(rows)[:, None])
+        # A patch begins with its row's first waiting byte, or where the one before it in the row ends.
+        row, end = np.nonzero(ends)
+        end = waiting[row] + end + 1
+        begin = np.append(0, end[:-1]) * np.append(False, row[1:] == row[:-1])
+        lengths = end - begin
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        index = self._pending_index(np.repeat(begin, lengths) + within, np.repeat(row, lengths))
+        vectors = self._patch_vectors(self._flat_pending().index_select(0, index), lengths)
         out = self._run_global(vectors, counts)
         settings, decoder = self.model.settings, self.model.decoder
         vectors = decoder.patch_projection(out).unflatten(-1, (settings.queries, settings.decoder.width))
@@ -194,12 +207,12 @@ class BltRows:
             table.append(torch.cat([before, cross.keys_values(vectors)]))
         return tuple(table), reads
 
-    def _patch_vectors(self, states: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Byte states [X, M, D] of patches of these lengths -> [P, K, D]."""
+    def _patch_vectors(self, states: Tensor, lengths: np.ndarray) -> Tensor:
+        """Byte states [M, X, D] of patches of these lengths -> [P, K, D]."""
         encoder, count = self.model.encoder, len(lengths)
         of_token = torch.from_numpy(np.repeat(np.arange(count), lengths)).to(states.device)
-        vectors = encoder.pool(states[0], of_token, count)
-        for cross, tokens in zip(encoder.cross, states):
+        vectors = encoder.pool(states[:, 0], of_token, count)
+        for cross, tokens in zip(encoder.cross, states.unbind(1)):
             vectors = cross(vectors, tokens, of_token)
         return vectors
 
@@ -213,44 +226,49 @@ class BltRows:
 
     def accept(self, kept: Sequence[int]) -> None:
         """Keep the first ``kept`` tokens (at least one) of each row's last advance."""
-        last, before = self._last, self._place
+        last, before, counts = self._last, self._place, np.asarray(kept, np.int64)
         assert last is not None, "accept follows an advance"
-        assert min(kept) >= 1, "an advance that keeps nothing of a row was in vain"
+        assert counts.min() >= 1, "an advance that keeps nothing of a row was in vain"
         self._last = None
         rows, count = last.ends.shape
+        device = last.ids.device
         tail = torch.cat([before.tail, last.ids], 1)
-        if min(kept) == count:
-            tail, reads = tail[:, count:], last.reads[:, -1]
+        if counts.min() == count:
+            tail = tail[:, count:]
         else:
-            upto = torch.tensor(kept, device=tail.device)[:, None]
-            tail = tail.gather(1, upto + torch.arange(before.tail.shape[1], device=tail.device))
-            reads = last.reads.gather(1, upto - 1)[:, 0]
-        pending = []
-        for row in range(rows):
-            ended = np.flatnonzero(last.ends[row, : kept[row]])
-            begin = int(ended[-1]) + 1 if len(ended) else 0
-            waiting = () if len(ended) else before.pending[row]
-            fresh = last.states[:, row, begin : kept[row]]
-            pending.append((*waiting, fresh) if fresh.shape[1] else waiting)
-        self._restore(
-            _Place(
-                tokens=tuple(length + number for length, number in zip(before.tokens, kept)),
-                patches=tuple(
-                    length + int(last.ends[row, : kept[row]].sum()) for row, length in enumerate(before.patches)
-                ),
-                tail=tail,
-                pending=tuple(pending),
-                read=before.read if last.table is before.read else tuple(x.index_select(0, reads) for x in last.table),
-            )
-        )
+            upto = torch.from_numpy(counts).to(device)[:, None]
+            tail = tail.gather(1, upto + torch.arange(before.tail.shape[1], device=device))
+        ends = last.ends & (np.arange(count) < counts[:, None])
+        ended = ends.sum(1)
+        # What is left of the last advance behind the last end in each row.
+        fresh = np.where(ended > 0, counts - (count - ends[:, ::-1].argmax(1)), counts)
+        self._close_up(before.waiting, counts, np.where(ended > 0, fresh, 0))
+        read = before.read
+        if last.table is not read:
+            reads = torch.from_numpy(last.reads[np.arange(rows), counts - 1]).to(device)
+            read = tuple(x.index_select(0, reads) for x in last.table)
+        waiting = np.where(ended > 0, fresh, before.waiting + counts)
+        self._restore(_Place(before.tokens + counts, before.patches + ended, waiting, tail, read))
+
+    def _close_up(self, waiting: np.ndarray, kept: np.ndarray, left: np.ndarray) -> None:
+        """Move the ``left`` newest bytes of each row, int64 [R], to the front: the patch before them has ended."""
+        if not left.any():
+            return
+        row = np.repeat(np.arange(len(left)), left)
+        place = np.arange(len(row)) - np.repeat(np.cumsum(left) - left, left)
+        source = np.repeat(waiting + kept - left, left) + place
+        moved = self._flat_pending().index_select(0, self._pending_index(source, row))
+        self._flat_pending().index_copy_(0, self._pending_index(place, row), moved)
 
     def _restore(self, place: _Place) -> None:
         self._place = place
-        self._bytes.lengths = list(place.tokens)
+        self._bytes.lengths = place.tokens
         self._patches.lengths = place.patches
 
     def snapshot(self) -> _Place:
-        """Where the rows stand; good for `rollback` while no row has taken more than LONGEST_ADVANCE tokens since."""
+        """Where the rows stand; good for `rollback` while no patch has ended, and no row has taken more than
+        LONGEST_ADVANCE tokens, since.
+        """
         return self._place
 
     def rollback(self, snapshot: _Place) -> None:
@@ -259,32 +277,30 @@ class BltRows:
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows only, in this order."""
-        for part in (self._bytes, self._patches, self._encoder, self._decoder):
+        for part in (self._bytes, self._patches, self._encoder, self._decoder, self._pending):
             part.select(rows)
-        place = self._place
-        self._place = replace(
-            place,
-            tokens=tuple(place.tokens[row] for row in rows),
-            patches=tuple(place.patches[row] for row in rows),
-            tail=place.tail[list(rows)],
-            pending=tuple(place.pending[row] for row in rows),
-            read=tuple(x[list(rows)] for x in place.read),
+        place, chosen = self._place, list(rows)
+        self._place = _Place(
+            tokens=place.tokens[chosen],
+            patches=place.patches[chosen],
+            waiting=place.waiting[chosen],
+            tail=place.tail[chosen],
+            read=tuple(x[chosen] for x in place.read),
         )
 
-    @classmethod
-    def joined(cls, parts: Sequence["BltRows"]) -> "BltRows":
-        """The rows of all parts, one after another."""
-        whole = cls(parts[0].model, 0)
-        whole._bytes = Slots.joined([part._bytes for part in parts])
-        whole._patches.join([part._patches for part in parts])
-        whole._encoder = StackCache.joined([part._encoder for part in parts], whole._bytes)
-        whole._decoder = StackCache.joined([part._decoder for part in parts], whole._bytes)
-        places = [part._place for part in parts]
-        whole._place = _Place(
-            tokens=sum((place.tokens for place in places), ()),
-            patches=sum((place.patches for place in places), ()),
-            tail=torch.cat([place.tail for place in places]),
-            pending=sum((place.pending for place in places), ()),
-            read=tuple(torch.cat(parts) for parts in zip(*(place.read for place in places))),
+    def append(self, other: "BltRows") -> None:
+        """The rows of another, after these."""
+        self._bytes.append(other._bytes)
+        self._patches.append(other._patches)
+        self._encoder.append(other._encoder)
+        self._decoder.append(other._decoder)
+        self._pending.lengthen(other._pending.rows.shape[1])
+        self._pending.append(other._pending.rows)
+        one, two = self._place, other._place
+        self._place = _Place(
+            tokens=np.append(one.tokens, two.tokens),
+            patches=np.append(one.patches, two.patches),
+            waiting=np.append(one.waiting, two.waiting),
+            tail=torch.cat([one.tail, two.tail]),
+            read=tuple(map(torch.cat, zip(one.read, two.read))),
         )
-        return whole

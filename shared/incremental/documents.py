@@ -6,6 +6,7 @@ Shapes: R rows (documents), n tokens that each row takes, V vocabulary.
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,12 +48,12 @@ class EntropyRows:
         """The next tokens of each row, int64 [R, n] -> logits fp32 [R, n, V]. Nothing is kept before `accept`."""
         since = None
         if self.model.settings.newline_reset:
-            lengths = torch.tensor(self._slots.lengths, device=ids.device)[:, None]
+            lengths = torch.from_numpy(self._slots.lengths).to(ids.device)[:, None]
             here = lengths + torch.arange(ids.shape[1], device=ids.device)
             since = torch.maximum(torch.where(ids == NEWLINE, here, 0).cummax(1).values, self._since)
             self._contexts = since
         place = self._slots.place(ids.shape[1], since=since)
-        rotation = self._rotations.at(place, max(self._slots.lengths) + ids.shape[1])
+        rotation = self._rotations.at(place, int(self._slots.lengths.max()) + ids.shape[1])
         x = self.model.embed(ids.flatten())
         for layer, block in enumerate(self.model.blocks):
             assert isinstance(block, Block)
@@ -62,7 +63,7 @@ class EntropyRows:
 
     def accept(self, kept: Sequence[int]) -> None:
         """Keep the first ``kept`` tokens of each row's last advance."""
-        self._slots.lengths = [length + count for length, count in zip(self._slots.lengths, kept)]
+        self._slots.lengths = self._slots.lengths + np.asarray(kept, np.int64)
         if self.model.settings.newline_reset:
             last = torch.tensor(kept, device=self._since.device)[:, None] - 1
             self._since = self._contexts.gather(1, last)
@@ -73,14 +74,11 @@ class EntropyRows:
         self._cache.select(rows)
         self._since = self._since[list(rows)]
 
-    @classmethod
-    def joined(cls, parts: Sequence["EntropyRows"]) -> "EntropyRows":
-        """The rows of all parts, one after another."""
-        whole = cls(parts[0].model, 0)
-        whole._slots = Slots.joined([part._slots for part in parts])
-        whole._cache = StackCache.joined([part._cache for part in parts], whole._slots)
-        whole._since = torch.cat([part._since for part in parts])
-        return whole
+    def append(self, other: "EntropyRows") -> None:
+        """The rows of another, after these."""
+        self._slots.append(other._slots)
+        self._cache.append(other._cache)
+        self._since = torch.cat([self._since, other._since])
 
 
 Chooser = Callable[[Tensor], Tensor]
@@ -234,31 +232,26 @@ class DecodingState:
         if self._streams:
             self._streams = [self._streams[row] for row in rows]
 
-    @classmethod
-    def joined(cls, parts: Sequence["DecodingState"]) -> "DecodingState":
-        """The rows of all parts, one after another; they share model, entropy model and rule."""
-        if len(parts) == 1:
-            return parts[0]
-        whole = cls.__new__(cls)
-        whole.model, whole._entropy_model, whole._last = parts[0].model, None, []
-        whole._streams = [stream for part in parts for stream in part._streams]
-        with torch.inference_mode():
-            whole._rows = _joined([part._rows for part in parts])
-            if parts[0]._entropy_model is not None:
-                whole._entropy_model = _joined_entropies([part._entropy_model for part in parts])
-        return whole
+    @torch.inference_mode()
+    def append(self, other: "DecodingState") -> None:
+        """Copy the rows of another of the same models, after these. Their rules may have other thresholds."""
+        _append(self._rows, other._rows)
+        if self._entropy_model is not None:
+            _append(self._entropy_model, other._entropy_model)
+        self._streams += map(copy, other._streams)
+
+    def fork(self) -> "DecodingState":
+        """The same rows once more: what either takes from here on is nothing to the other."""
+        twin = copy(self)
+        twin._last, twin._streams = [], []
+        twin._rows = rows_of(self.model, 0)
+        if self._entropy_model is not None:
+            twin._entropy_model = type(self._entropy_model)(self._entropy_model.model, 0)  # type: ignore[arg-type]
+        twin.append(self)
+        return twin
 
 
-def _joined_entropies(parts: Sequence[EntropyRows | CountRows | None]) -> EntropyRows | CountRows:
-    """The same of entropy models."""
-    counts = [part for part in parts if isinstance(part, CountRows)]
-    return CountRows.joined(counts) if counts else EntropyRows.joined([p for p in parts if isinstance(p, EntropyRows)])
-
-
-def _joined(parts: Sequence[Rows]) -> Rows:
-    """Rows of one kind, one after another."""
-    if isinstance(parts[0], BltRows):
-        return BltRows.joined([part for part in parts if isinstance(part, BltRows)])
-    if isinstance(parts[0], HNetRows):
-        return HNetRows.joined([part for part in parts if isinstance(part, HNetRows)])
-    return EntropyRows.joined([part for part in parts if isinstance(part, EntropyRows)])
+def _append(rows: Any, more: Any) -> None:
+    """Rows of any one kind after others of it."""
+    assert type(rows) is type(more), "rows of one model"
+    rows.append(more)

@@ -50,8 +50,8 @@ class _Place:
     """Where rows stand, besides their keys and values. Immutable, so that a place can be gone back to."""
 
     boundaries: tuple[Boundaries, ...]
-    patches: tuple[int, ...]
-    """Patches that the global transformer has read, by row."""
+    patches: np.ndarray
+    """int64 [R], patches that the global transformer has read."""
     tail: Tensor
     """int64 [R, M], the last tokens of each row, which n-grams reach."""
     key: Tensor
@@ -97,7 +97,7 @@ class HNetRows:
         self._rotations = Rotations(settings.encoder, device), Rotations(settings.decoder, device)
         self._place = _Place(
             boundaries=(Boundaries(0, 0, 0),) * rows,
-            patches=(0,) * rows,
+            patches=np.zeros(rows, np.int64),
             tail=torch.zeros(rows, self._ngrams.length, dtype=torch.int64, device=device),
             key=torch.zeros(rows, settings.width, dtype=dtype, device=device),
             read=torch.zeros(rows, settings.width, device=device),
@@ -117,7 +117,7 @@ class HNetRows:
         """
         model, place = self.model, self._bytes.place(ids.shape[1])
         ids = without_named(ids)
-        longest = max(self._bytes.lengths) + ids.shape[1]
+        longest = int(self._bytes.lengths.max()) + ids.shape[1]
         rotations = [table.at(place, longest) for table in self._rotations]
         x = model.embedding(ids.flatten())
         if model.ngrams is not None:
@@ -181,11 +181,11 @@ class HNetRows:
         row, newest = torch.arange(len(kept), device=last.keys.device), torch.tensor(kept, device=last.keys.device) - 1
         tail = torch.cat([before.tail, last.ids], 1)
         reached = newest[:, None] + 1 + torch.arange(before.tail.shape[1], device=tail.device)
-        ended = [int(last.ends[number, :count].sum()) for number, count in enumerate(kept)]
+        ended = (last.ends & (np.arange(last.ends.shape[1]) < np.asarray(kept)[:, None])).sum(1)
         self._restore(
             _Place(
                 boundaries=tuple(states[count - 1] for states, count in zip(last.boundaries, kept)),
-                patches=tuple(count + more for count, more in zip(before.patches, ended)),
+                patches=before.patches + ended,
                 tail=tail.gather(1, reached),
                 key=last.keys[row, newest],
                 read=last.table.index_select(0, last.reads[row, newest]),
@@ -194,7 +194,7 @@ class HNetRows:
 
     def _restore(self, place: _Place) -> None:
         self._place = place
-        self._bytes.lengths = [row.tokens for row in place.boundaries]
+        self._bytes.lengths = np.array([row.tokens for row in place.boundaries], np.int64)
         self._patches.lengths = place.patches
 
     def snapshot(self) -> _Place:
@@ -213,29 +213,26 @@ class HNetRows:
         self._place = replace(
             place,
             boundaries=tuple(place.boundaries[row] for row in rows),
-            patches=tuple(place.patches[row] for row in rows),
+            patches=place.patches[chosen],
             tail=place.tail[chosen],
             key=place.key[chosen],
             read=place.read[chosen],
         )
 
-    @classmethod
-    def joined(cls, parts: Sequence["HNetRows"]) -> "HNetRows":
-        """The rows of all parts, one after another."""
-        whole = cls(parts[0].model, 0)
-        whole._bytes = Slots.joined([part._bytes for part in parts])
-        whole._patches.join([part._patches for part in parts])
-        whole._encoder = StackCache.joined([part._encoder for part in parts], whole._bytes)
-        whole._decoder = StackCache.joined([part._decoder for part in parts], whole._bytes)
-        places = [part._place for part in parts]
-        whole._place = _Place(
-            boundaries=sum((place.boundaries for place in places), ()),
-            patches=sum((place.patches for place in places), ()),
-            tail=torch.cat([place.tail for place in places]),
-            key=torch.cat([place.key for place in places]),
-            read=torch.cat([place.read for place in places]),
+    def append(self, other: "HNetRows") -> None:
+        """The rows of another, after these."""
+        self._bytes.append(other._bytes)
+        self._patches.append(other._patches)
+        self._encoder.append(other._encoder)
+        self._decoder.append(other._decoder)
+        one, two = self._place, other._place
+        self._place = _Place(
+            boundaries=one.boundaries + two.boundaries,
+            patches=np.append(one.patches, two.patches),
+            tail=torch.cat([one.tail, two.tail]),
+            key=torch.cat([one.key, two.key]),
+            read=torch.cat([one.read, two.read]),
         )
-        return whole
 
 
 def _through(stack: Stack, cache: StackCache, x: Tensor, rotation: Tensor, place: Placement) -> Tensor:

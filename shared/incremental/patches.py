@@ -29,13 +29,13 @@ class GrowingPatches:
         self._rotations = Rotations(settings, device)
 
     @property
-    def lengths(self) -> tuple[int, ...]:
-        """Patches so far, by row. Later ones are not there: to take patches back is to set it."""
-        return tuple(self._slots.lengths)
+    def lengths(self) -> np.ndarray:
+        """int64 [R], patches so far. Later ones are not there: to take patches back is to set it."""
+        return self._slots.lengths
 
     @lengths.setter
-    def lengths(self, lengths: tuple[int, ...]) -> None:
-        self._slots.lengths = list(lengths)
+    def lengths(self, lengths: np.ndarray) -> None:
+        self._slots.lengths = lengths
 
     def run(self, x: Tensor, counts: np.ndarray) -> Tensor:
         """New patches [P, D_global], row by row ``counts`` (int [R]) of them -> [P, D_global].
@@ -48,11 +48,11 @@ class GrowingPatches:
         order: list[int] = []
         # Rows with as many new patches go through together.
         for count in np.unique(counts[counts > 0]).tolist():
-            chosen = np.flatnonzero(counts == count).tolist()
+            chosen = np.flatnonzero(counts == count)
             numbers = (offsets[chosen][:, None] + np.arange(count)).flatten().tolist()
             alone = len(numbers) == len(x)
             place = self._slots.place(count, None if len(chosen) == len(counts) else chosen)
-            rotation = self._rotations.at(place, max(self._slots.lengths) + count)
+            rotation = self._rotations.at(place, int(self._slots.lengths.max()) + count)
             part = x if alone else x[numbers]
             for layer, block in enumerate(self._blocks):
                 assert isinstance(block, Block)
@@ -68,8 +68,8 @@ class GrowingPatches:
         self._slots.select(rows)
         self._cache.select(rows)
 
-    def join(self, parts: Sequence["GrowingPatches"]) -> None:
-        """Take the rows of all parts, one after another, in place of its own."""
-        self.forwards = sum(part.forwards for part in parts)
-        self._slots = Slots.joined([part._slots for part in parts])
-        self._cache = StackCache.joined([part._cache for part in parts], self._slots)
+    def append(self, other: "GrowingPatches") -> None:
+        """The rows of another, after these."""
+        self.forwards += other.forwards
+        self._slots.append(other._slots)
+        self._cache.append(other._cache)

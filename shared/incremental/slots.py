@@ -6,8 +6,11 @@ Shapes: R rows (documents), S slots a row, A rows that advance, n tokens that ea
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from shared.incremental.rows import RowTensor
 
 LONGEST_ADVANCE = 256
 """Tokens that a row may take at once. A window of W keeps W + LONGEST_ADVANCE - 1 slots, so that the last of these
@@ -42,18 +45,18 @@ class Slots:
 
     def __init__(self, rows: int, window: int | None, device: torch.device) -> None:
         self.window = window
-        self.lengths = [0] * rows
-        """Tokens so far, by row."""
+        self.lengths = np.zeros(rows, np.int64)
+        """int64 [R], tokens so far; replaced, never written to, so that an old value can be gone back to."""
         capacity = _FIRST_CAPACITY if window is None else window + LONGEST_ADVANCE - 1
-        self._positions = torch.full((rows, capacity), _EMPTY, device=device)
+        self._positions = RowTensor(torch.full((rows, capacity), _EMPTY, device=device))
 
     @property
     def capacity(self) -> int:
         """S."""
-        return self._positions.shape[1]
+        return self._positions.rows.shape[1]
 
-    def place(self, tokens: int, rows: Sequence[int] | None = None, since: Tensor | None = None) -> Placement:
-        """Slots for the next ``tokens`` of each of ``rows`` (all by default).
+    def place(self, tokens: int, rows: np.ndarray | None = None, since: Tensor | None = None) -> Placement:
+        """Slots for the next ``tokens`` of each of ``rows`` (int64 [A]; all by default).
 
         Lengths stay as they are: the tokens are there once `lengths` say so.
 
@@ -61,55 +64,51 @@ class Slots:
             since: int64 [A, n], a position before which a token sees nothing.
         """
         assert self.window is None or tokens <= LONGEST_ADVANCE
-        device = self._positions.device
-        lengths = self.lengths if rows is None else [self.lengths[row] for row in rows]
-        self._grow(max(lengths) + tokens)
+        lengths = self.lengths if rows is None else self.lengths[rows]
+        longest = int(lengths.max()) + tokens
+        self._grow(longest)
+        held = self._positions.rows
+        device = held.device
         # Whole-row placements of one token are what generation does for each byte: no more tensors than they need.
-        starts = torch.tensor(lengths, device=device)[:, None]
+        starts = torch.from_numpy(lengths).to(device)[:, None]
         positions = starts if tokens == 1 else starts + torch.arange(tokens, device=device)
         slots = positions if self.window is None else positions % self.capacity
-        chosen = None if rows is None else torch.tensor(rows, device=device)
+        chosen = None if rows is None else torch.from_numpy(rows).to(device)
         if len(self.lengths) > 1:
             first = torch.arange(len(self.lengths), device=device) if chosen is None else chosen
             slots = slots + first[:, None] * self.capacity
         slots = slots.flatten()
-        self._positions.view(-1).index_copy_(0, slots, positions.flatten())
-        used = min(self.capacity, max(lengths) + tokens)
-        plain = tokens == 1 and since is None and min(lengths) == max(lengths)
+        held.view(-1).index_copy_(0, slots, positions.flatten())
+        used = min(self.capacity, longest)
+        plain = tokens == 1 and since is None and int(lengths.min()) + tokens == longest
         if plain and (self.window is None or used <= self.window):
             return Placement(chosen, tokens, positions.flatten(), slots, used, None)
-        held = self._positions if chosen is None else self._positions[chosen]
-        distance = positions[:, :, None] - held[:, None, :used]
+        held = held[:, :used] if chosen is None else held[:, :used].index_select(0, chosen)
+        distance = positions[:, :, None] - held[:, None]
         hidden = distance < 0
         if self.window is not None:
             hidden |= distance >= self.window
         if since is not None:
-            hidden |= held[:, None, :used] < since[:, :, None]
+            hidden |= held[:, None] < since[:, :, None]
         bias = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, float("-inf"))[:, None]
         return Placement(chosen, tokens, positions.flatten(), slots, used, bias)
 
     def _grow(self, needed: int) -> None:
         """Twice the slots until ``needed`` fit; a window never needs more."""
         if self.window is None and needed > self.capacity:
-            rows, capacity = self._positions.shape
+            capacity = self.capacity
             while capacity < needed:
                 capacity *= 2
-            grown = self._positions.new_full((rows, capacity), _EMPTY)
-            grown[:, : self.capacity] = self._positions
-            self._positions = grown
+            self._positions.lengthen(capacity, _EMPTY)
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows only, in this order."""
-        self.lengths = [self.lengths[row] for row in rows]
-        self._positions = self._positions[list(rows)]
+        self.lengths = self.lengths[list(rows)]
+        self._positions.select(rows)
 
-    @classmethod
-    def joined(cls, parts: Sequence["Slots"]) -> "Slots":
-        """The rows of all parts, one after another."""
-        whole = cls(0, parts[0].window, parts[0]._positions.device)
-        largest = max(part.capacity for part in parts)
-        for part in parts:
-            part._grow(largest)
-        whole.lengths = [length for part in parts for length in part.lengths]
-        whole._positions = torch.cat([part._positions for part in parts])
-        return whole
+    def append(self, other: "Slots") -> None:
+        """The rows of another, after these."""
+        self._grow(other.capacity)
+        other._grow(self.capacity)
+        self.lengths = np.append(self.lengths, other.lengths)
+        self._positions.append(other._positions.rows)

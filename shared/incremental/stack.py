@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from shared.incremental.rows import RowTensor
 from shared.incremental.slots import Placement, Slots
 from shared.layers.attention import has_kernel
 from shared.layers.blocks import Block, rotary
@@ -40,7 +41,7 @@ class StackCache:
         self.settings, self.slots = settings, slots
         rows = len(slots.lengths)
         shape = (rows, slots.capacity, 2, settings.key_value_heads, settings.head_width)
-        self._layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(settings.layers)]
+        self._layers = [RowTensor(torch.zeros(shape, dtype=dtype, device=device)) for _ in range(settings.layers)]
 
     def step(self, layer: int, block: Block, x: Tensor, rotation: Tensor, place: Placement) -> Tensor:
         """[A n, D] through one block, which also sees what is kept of the tokens before: -> [A n, D]."""
@@ -49,11 +50,12 @@ class StackCache:
 
     def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, place: Placement) -> Tensor:
         self._fit()
-        held, groups = self._layers[layer], self.settings.key_value_heads
+        held, groups = self._layers[layer].rows, self.settings.key_value_heads
         held.view(-1, *held.shape[2:]).index_copy_(0, place.slots, torch.stack([k, v], 1))
+        held = held[:, : place.used]
         if place.rows is not None:
-            held = held[place.rows]
-        keys, values = held[:, : place.used].transpose(1, 3).unbind(2)  # [A, G, U, C] each
+            held = held.index_select(0, place.rows)
+        keys, values = held.transpose(1, 3).unbind(2)  # [A, G, U, C] each
         # The heads that share a key head are further queries to it: nothing is repeated.
         queries = q.view(-1, place.tokens, groups, q.shape[1] // groups, q.shape[2]).permute(0, 2, 3, 1, 4)
         bias = place.bias
@@ -71,20 +73,16 @@ class StackCache:
 
     def _fit(self) -> None:
         """As many slots as there are by now."""
-        missing = self.slots.capacity - self._layers[0].shape[1]
-        if missing:
-            self._layers = [F.pad(x, (0, 0) * 3 + (0, missing)) for x in self._layers]
+        for layer in self._layers:
+            layer.lengthen(self.slots.capacity)
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows only, in this order."""
-        self._layers = [x[list(rows)] for x in self._layers]
+        for layer in self._layers:
+            layer.select(rows)
 
-    @classmethod
-    def joined(cls, parts: Sequence["StackCache"], slots: Slots) -> "StackCache":
-        """The rows of all parts, one after another, in slots that are joined already."""
-        for part in parts:
-            part._fit()
-        layers = [torch.cat(layer) for layer in zip(*(part._layers for part in parts))]
-        whole = cls.__new__(cls)
-        whole.settings, whole.slots, whole._layers = parts[0].settings, slots, layers
-        return whole
+    def append(self, other: "StackCache") -> None:
+        """The rows of another, after these; its slots have been appended already."""
+        self._fit()
+        for layer, more in zip(self._layers, other._layers):
+            layer.append(more.rows)

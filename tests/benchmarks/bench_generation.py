@@ -90,10 +90,12 @@ class Ours:
 def write_rows(ours: Ours, prompt: np.ndarray, count: int) -> None:
     """The same prompt in ROWS rows at once, greedily."""
     rule = PatchingSettings(rule="entropy", theta=ours.theta, max_length=UNCUT)
-    parts = [DecodingState(ours.model, rule, ours.entropy_model) for _ in range(ROWS)]
-    for part in parts:
+    documents = DecodingState(ours.model, rule, ours.entropy_model, rows=0)
+    for _ in range(ROWS):
+        part = DecodingState(ours.model, rule, ours.entropy_model)
         part.read(prompt[:-1])
-    documents, ids = DecodingState.joined(parts), torch.full((ROWS, 1), int(prompt[-1]))
+        documents.append(part)
+    ids = torch.full((ROWS, 1), int(prompt[-1]))
     for _ in range(count):
         found = documents.advance(ids)
         documents.accept([1] * ROWS)

@@ -108,8 +108,8 @@ def test_chunks_and_rows_see_what_the_whole_document_sees(text, cuts) -> None:
         rows.accept([len(chunk)] * 2)
     assert np.concatenate(found, axis=1)[0].tobytes() == whole.tobytes()
     rows.select([1])
-    both = CountRows.joined([rows, CountRows(model)])
-    after = both.advance(np.array([[OFFSET + 97], [BOS]], np.int16))
+    rows.append(CountRows(model))
+    after = rows.advance(np.array([[OFFSET + 97], [BOS]], np.int16))
     assert after[0, 0] == model.entropies(np.append(tokens, OFFSET + 97)[None].astype(np.int16))[0, -1]
     assert after[1, 0] == model.entropies(np.array([[BOS]], np.int16))[0, 0]
 

@@ -173,7 +173,7 @@ def test_a_newline_resets_the_entropy_model_as_it_does_offline(window: int) -> N
     grown(DecodingState(model, whole.rule, scoring_model), whole, seed=6)
 
 
-def test_rows_of_a_batch_are_as_if_alone() -> None:
+def test_rows_of_a_batch_are_as_if_alone_whoever_joins_and_leaves() -> None:
     model, scoring_model = blt().eval(), entropy_model().eval()
     texts = [random_text(400, seed=10 + number) for number in range(8)]
     rule = Whole(model, scoring_model, "entropy", texts[0]).rule
@@ -186,9 +186,13 @@ def test_rows_of_a_batch_are_as_if_alone() -> None:
             grown(part, _under(whole, rule, model, text), seed=number, upto=head)
         wholes.append(_under(whole, rule, model, text))
         parts.append(part)
-    documents, live, places = DecodingState.joined(parts), list(range(8)), list(heads)
+    documents, live, places = DecodingState(model, rule, scoring_model, rows=0), [], []
+    joining = {0: range(6), 15: [6], 30: [7]}
     generator = np.random.default_rng(7)
     for turn in range(60):
+        for row in joining.get(turn, ()):
+            documents.append(parts[row])
+            live, places = [*live, row], [*places, heads[row]]
         count = int(generator.choice([1, 1, 1, 4]))
         ids = torch.stack([wholes[row].ids[place : place + count] for row, place in zip(live, places)])
         kept = generator.integers(1, count + 1, len(live)).tolist()
@@ -203,6 +207,21 @@ def test_rows_of_a_batch_are_as_if_alone() -> None:
             chosen = [3, 0, 5, 1] if turn == 20 else [2, 1]
             documents.select(chosen)
             live, places = [live[n] for n in chosen], [places[n] for n in chosen]
+
+
+def test_what_one_fork_takes_is_nothing_to_the_other() -> None:
+    model, scoring_model = blt().eval(), entropy_model().eval()
+    whole = Whole(model, scoring_model, "entropy", random_text(300, seed=30))
+    documents = DecodingState(model, whole.rule, scoring_model)
+    documents.read(whole.ids[:150].numpy())
+    fork = documents.fork()
+    fork.advance(torch.randint(4, 260, (1, 40)))
+    fork.accept([40])
+    found = documents.fork().advance(whole.ids[None, 150:250])
+    whole.check(found.logits[0], 150)
+    found = documents.advance(whole.ids[None, 150:250])
+    whole.check(found.logits[0], 150)
+    assert found.starts[0].tolist() == whole.starts[151:251].tolist()
 
 
 def _under(whole: Whole, rule: PatchingSettings, model: Blt, text: bytes) -> Whole:

@@ -99,7 +99,9 @@ def test_rows_of_a_batch_are_as_if_alone_and_drafts_leave_no_trace() -> None:
         part = DecodingState(model, UNPATCHED)
         part.read(whole.ids[:head].numpy())
         parts.append(part)
-    documents, live = DecodingState.joined(parts), list(range(5))
+    documents, live = DecodingState(model, UNPATCHED, rows=0), list(range(5))
+    for part in parts:
+        documents.append(part)
     generator = np.random.default_rng(5)
     for turn in range(40):
         count = int(generator.choice([1, 1, 4]))
