@@ -164,7 +164,9 @@ class BltRows:
                 kept.append(x)
         waiting, count = self._place.waiting, ids.shape[1]
         self._pending.lengthen(int(waiting.max()) + count, doubling=True)
-        self._flat_pending().index_copy_(0, self._pending_index(waiting[:, None] + np.arange(count)), torch.stack(kept, 1))
+        self._flat_pending().index_copy_(
+            0, self._pending_index(waiting[:, None] + np.arange(count)), torch.stack(kept, 1)
+        )
         return x
 
     def _flat_pending(self) -> Tensor:

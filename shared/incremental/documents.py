@@ -3,7 +3,7 @@
 Shapes: R rows (documents), n tokens that each row takes, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -189,16 +189,22 @@ class DecodingState:
         Returns bool [N], whether the token after each begins a patch, and float32 [N] nats of the token after each
         (None for rules that need none).
         """
-        device = next(self.model.parameters()).device
         starts, entropies = [np.zeros(0, bool)], [np.zeros(0, np.float32)]
-        for part in np.split(tokens, range(LONGEST_ADVANCE, len(tokens), LONGEST_ADVANCE)) if len(tokens) else ():
-            found = self.advance(torch.from_numpy(part.astype(np.int64)).to(device)[None])
-            self.accept([len(part)])
+        for found in self.read_in_parts(tokens):
             starts.append(found.starts[0])
             if found.entropies is not None:
                 entropies.append(found.entropies[0])
         known = len(entropies) == len(starts)
         return np.concatenate(starts), np.concatenate(entropies) if known else None
+
+    def read_in_parts(self, tokens: np.ndarray) -> Iterator[Advance]:
+        """The same, a part of at most LONGEST_ADVANCE tokens at a time: what is known after each token of a part."""
+        device = next(self.model.parameters()).device
+        for begin in range(0, len(tokens), LONGEST_ADVANCE):
+            part = tokens[begin : begin + LONGEST_ADVANCE].astype(np.int64)
+            found = self.advance(torch.from_numpy(part).to(device)[None])
+            self.accept([len(part)])
+            yield found
 
     @torch.inference_mode()
     def draft(self, ids: Tensor, choose: Chooser, count: int) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from shared.counts.files import load_counts
 from shared.counts.table import CountModel
@@ -21,7 +20,7 @@ from shared.models.blt import Blt
 from shared.models.entropy_model import EntropyModel
 from shared.models.hnet import HNet
 from shared.text.chat import Turn, prompt_tokens
-from shared.vocabulary import EOS, is_special
+from trainer.generation.batch import Batch, Prompt
 from trainer.generation.chat import end_of_turn
 from trainer.generation.piece import Ending, Piece, Statistics
 from trainer.generation.row import Row
@@ -91,94 +90,47 @@ class Generator:
 
         A prompt that is a chat so far is answered: its row ends with the turn.
         """
-        rules = one_threshold(self.identity.patching, settings.subset, settings.theta)
         if settings.draft and isinstance(self.model, EntropyModel):
             raise ConfigError("draft: an entropy model has no global model to run ahead of")
         if settings.draft >= LONGEST_ADVANCE:
             raise ConfigError(f"draft: {settings.draft} is more than {LONGEST_ADVANCE - 1}")
-        rows = [self._row(prompt, settings) for prompt in prompts]
-        self.statistics, self.ended = Statistics(), [row.ended for row in rows]
-        parts, newest = [], []
-        for number, row in enumerate(rows):
-            tokens = row.tokens
-            part = DecodingState(self.model, rules, self.entropy_model)
-            starts, entropies = part.read(tokens[:-1])
-            for piece in row.show_prompt(starts.tolist(), None if entropies is None else entropies.tolist()):
-                yield number, piece
-            parts.append(part)
-            newest.append(int(tokens[-1]))
-        live = [number for number, row in enumerate(rows) if row.ended is None]
-        if live:
-            documents = DecodingState.joined([parts[number] for number in live])
-            yield from self._go_on(rows, live, documents, [newest[number] for number in live], settings.draft)
+        documents = [self.document(settings) for _ in prompts]
+        rows = [self.row(prompt, settings) for prompt in prompts]
+        batch = self.batch()
+        self.statistics, self.ended = batch.statistics, [row.ended for row in rows]
+        for number, (row, document) in enumerate(zip(rows, documents)):
+            prompt = Prompt(row, document)
+            while not prompt.done:
+                for piece in prompt.advance():
+                    yield number, piece
+            if row.ended is None:
+                batch.join(prompt)
+        numbers = {row: number for number, row in enumerate(rows)}
+        while batch.rows:
+            for row, pieces in batch.step(settings.draft):
+                self.ended[numbers[row]] = row.ended
+                for piece in pieces:
+                    yield numbers[row], piece
 
-    def _row(self, prompt: bytes | Sequence[Turn], settings: GenerateSettings) -> Row:
-        """Raises ConfigError for a chat with a model that does not know its special ids."""
+    def batch(self) -> Batch:
+        """No rows yet."""
+        return Batch(DecodingState(self.model, self.identity.patching.for_subset(None), self.entropy_model, rows=0))
+
+    def document(self, settings: GenerateSettings) -> DecodingState:
+        """One row that has read nothing, cut by the threshold that ``settings`` choose.
+
+        Raises ConfigError for a subset or a threshold that the model does not have.
+        """
+        rules = one_threshold(self.identity.patching, settings.subset, settings.theta)
+        return DecodingState(self.model, rules, self.entropy_model)
+
+    def row(self, prompt: bytes | Sequence[Turn], settings: GenerateSettings) -> Row:
+        """A text to go on from, or a chat to answer.
+
+        Raises ConfigError for a chat with a model that does not know its special ids.
+        """
         if isinstance(prompt, bytes):
             return Row(prompt, settings)
         specials = self.model.settings.specials if isinstance(self.model, Blt) else ()
         end = end_of_turn(prompt, specials, self.folder)
         return Row(prompt_tokens(prompt, specials), settings, specials, end)
-
-    def _go_on(
-        self, rows: Sequence[Row], live: list[int], documents: DecodingState, newest: list[int], most: int
-    ) -> Iterator[tuple[int, Piece]]:
-        """Write until no row is live.
-
-        Args:
-            live: numbers of the rows of ``documents``, in order.
-            newest: the last token of each of them, which is there but not read yet.
-            most: bytes drafted at once.
-        """
-        before = documents.global_forwards
-        while live:
-            drafts = self._draft([rows[number] for number in live], documents, newest, most)
-            longest = max(map(len, drafts))
-            read = [[token, *draft, *[EOS] * (longest - len(draft))] for token, draft in zip(newest, drafts)]
-            found = documents.advance(torch.tensor(read, device=self.device))
-            logits = found.logits.cpu().numpy()
-            newest, kept = [], []
-            for place, number in enumerate(live):
-                row, draft, taken = rows[number], drafts[place], 0
-                while True:
-                    token = row.choose(logits[place, taken])
-                    assert token is not None, "only rows that go on are live"
-                    starts = bool(found.starts[place, taken])
-                    entropy = None if found.entropies is None else float(found.entropies[place, taken])
-                    self.statistics.bytes += not is_special(token)
-                    self.statistics.patches += starts
-                    for piece in row.push(token, starts, entropy):
-                        yield number, piece
-                    if row.ended or taken == len(draft) or token != draft[taken]:
-                        break
-                    taken += 1
-                newest.append(token)
-                kept.append(1 + taken)
-                self.ended[number] = row.ended
-                self.statistics.drafted += len(draft)
-                self.statistics.accepted += taken
-            self.statistics.global_forwards = documents.global_forwards - before
-            documents.accept(kept)
-            going = [place for place, number in enumerate(live) if rows[number].ended is None]
-            if len(going) < len(live):
-                live, newest = [live[place] for place in going], [newest[place] for place in going]
-                documents.select(going)
-
-    def _draft(
-        self, rows: Sequence[Row], documents: DecodingState, newest: Sequence[int], most: int
-    ) -> list[list[int]]:
-        """For each row what the local models alone would write next: at most ``most`` bytes."""
-        # The last byte of a row needs no draft: checking those before it yields it.
-        count = min(most, max(row.left for row in rows) - 1)
-        drafts: list[list[int]] = [[] for _ in rows]
-
-        def choose(logits: Tensor) -> Tensor:
-            chosen = [row.choose(scores, draft) for row, draft, scores in zip(rows, drafts, logits.cpu().numpy())]
-            for draft, token in zip(drafts, chosen):
-                draft += [] if token is None else [token]
-            # A row that would have ended reads on, since the others do; nothing comes of it.
-            return torch.tensor([[EOS if token is None else token] for token in chosen], device=self.device)
-
-        if count > 0:
-            documents.draft(torch.tensor(newest, device=self.device)[:, None], choose, count)
-        return drafts

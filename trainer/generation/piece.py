@@ -1,10 +1,19 @@
 """What generation hands out: one byte at a time, why a text ended, and what was counted."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Ending = Literal["length", "end of document", "end of turn", "stop"]
 """Why a text ended: as long as was asked for, by EOS, by the special id that ends a turn, or before a stop string."""
+
+
+class TokenScore(NamedTuple):
+    """What the model thought of a token before it was there, whatever temperature and filters made of it."""
+
+    logprob: float
+    """Nats: ln of its probability among all ids."""
+    likeliest: tuple[tuple[int, float], ...] = ()
+    """The likeliest ids in its place, with theirs, best first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +29,8 @@ class Piece:
     from_prompt: bool = False
     special: str | None = None
     """The name of a special id."""
+    score: TokenScore | None = None
+    """Where ``GenerateSettings.logprobs`` asks for it."""
 
 
 @dataclass

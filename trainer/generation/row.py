@@ -1,6 +1,6 @@
 """One prompt's decisions while a text is written: what is chosen, when it ends, and what may be shown already.
 
-Free of the model: the loops that run it, plain or with drafts, call ``choose`` and ``push``.
+Free of the model: the loops that run it, plain or with drafts, call ``choose_next`` and ``push``.
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from shared.vocabulary import BOS, EOS, OFFSET, VOCABULARY_SIZE, byte_tokens, is_special, token_bytes
-from trainer.generation.piece import Ending, Piece
-from trainer.generation.sampling import Uniforms, choose
+from trainer.generation.piece import Ending, Piece, TokenScore
+from trainer.generation.sampling import Draw, Uniforms, choose
 from trainer.generation.settings import GenerateSettings
 from trainer.generation.utf8 import Utf8State
 
@@ -102,7 +102,7 @@ class _Progress:
 class Row:
     """A text that grows from a prompt.
 
-    Plain writing alternates ``choose`` and ``push`` until ``ended``. Drafts are chosen by the same ``choose`` with the
+    Plain writing alternates ``choose_next`` and ``push`` until ``ended``. Drafts are chosen in the same way with the
     tokens drafted before as ``pending``, and so are the tokens that verify them: both see the same draw u[i], stop
     strings and UTF-8 for the i-th token of the row, whichever other rows there are.
     """
@@ -123,6 +123,7 @@ class Row:
         self.tokens = prompt
         """int16 [N]."""
         self._specials = specials
+        self.settings = settings
         self._sampling = settings.sampling
         self._uniforms = Uniforms(settings.sampling.seed)
         last = int(np.flatnonzero(is_special(prompt))[-1])
@@ -145,40 +146,68 @@ class Row:
         """Bytes that may still be written: drafting more is in vain."""
         return 0 if self.ended else self._progress.left
 
-    def choose(self, logits: "Tensor | np.ndarray", pending: Sequence[int] = ()) -> int | None:
-        """The next token, a byte's id, EOS or ``end``; None when there is none to choose because the row has ended.
+    def draw(self, pending: Sequence[int] = ()) -> Draw | None:
+        """How the next token is chosen: a byte's id, EOS or ``end``; None when there is none because the row has ended.
 
-        With ``pending``, what it would be once these tokens were pushed too. Logits [V] as ``sampling.choose`` takes
-        them. Changes nothing: the same arguments choose the same until something is pushed.
+        With ``pending``, how it would be once these tokens were pushed too. Changes nothing: the same arguments give
+        the same until something is pushed.
         """
         progress = self._progress.after(pending) if pending else self._progress
         if progress.ended is not None:
             return None
         allowed = None if progress.utf8 is None else progress.utf8.allowed(progress.left)
-        return choose(logits, self._sampling, self._uniforms[progress.written], allowed, progress.end)
+        return Draw(self._sampling, self._uniforms[progress.written], allowed, progress.end)
 
-    def show_prompt(self, starts: Sequence[bool], entropies: Sequence[float] | None = None) -> list[Piece]:
-        """The prompt's own pieces, given for each token but BOS whether a patch begins there and the nats about it."""
-        nats = [None] * len(starts) if entropies is None else entropies
+    def show_prompt(
+        self,
+        first: int,
+        starts: Sequence[bool],
+        entropies: Sequence[float] | None = None,
+        scores: Sequence[TokenScore] | None = None,
+    ) -> list[Piece]:
+        """The pieces of the prompt's own tokens from number ``first`` (1 or more: BOS is none), given for each whether
+        a patch begins there, the nats about it, and what the model thought of it.
+        """
+        tokens = self.tokens[first : first + len(starts)].tolist()
         return [
             Piece(
                 token_bytes(np.array([token])),
                 bool(start),
-                None if about is None else float(about),
+                None if entropies is None else float(entropies[place]),
                 from_prompt=True,
                 special=self._specials[token - VOCABULARY_SIZE] if token >= VOCABULARY_SIZE else None,
+                score=None if scores is None else scores[place],
             )
-            for token, start, about in zip(self.tokens[1:].tolist(), starts, nats, strict=True)
+            for place, (token, start) in enumerate(zip(tokens, starts, strict=True))
         ]
 
-    def push(self, token: int, starts: bool = False, entropy: float | None = None) -> list[Piece]:
+    def push(
+        self, token: int, starts: bool = False, entropy: float | None = None, score: TokenScore | None = None
+    ) -> list[Piece]:
         """Write a token, EOS and ``end`` too; returns the pieces that are now certain to be shown: all, at the end.
 
-        ``starts`` and ``entropy`` are those of a byte; what ends the row is not shown.
+        The others are those of a byte; what ends the row is not shown.
         """
         assert self.ended is None, f"the row has ended: {self.ended}"
         if not is_special(token):
-            self._held.append(Piece(bytes((token - OFFSET,)), starts, entropy))
+            self._held.append(Piece(bytes((token - OFFSET,)), starts, entropy, score=score))
         count = self._progress.push(token)
         shown, self._held = self._held[:count], self._held[count:]
         return shown
+
+
+def choose_next(
+    rows: Sequence[Row], logits: "Tensor | np.ndarray", pending: Sequence[Sequence[int]] | None = None
+) -> list[int | None]:
+    """The next token of each row from logits [R, V], after its ``pending`` tokens; None for rows that have ended."""
+    draws = [row.draw(pending[place] if pending else ()) for place, row in enumerate(rows)]
+    going = [place for place, draw in enumerate(draws) if draw is not None]
+    chosen: list[int | None] = [None] * len(rows)
+    if going:
+        scores = np.asarray(logits)
+        tokens = choose(
+            scores if len(going) == len(rows) else scores[going], [draw for draw in draws if draw is not None]
+        )
+        for place, token in zip(going, tokens):
+            chosen[place] = token
+    return chosen

@@ -1,7 +1,11 @@
-"""Choosing the next token from logits [V] of one position: pure, in fp64 on the CPU, so that a seed gives the same text
-on every device whose logits agree.
+"""Choosing the next token of each row from its logits: pure, in fp64 on the CPU, so that a seed gives the same text on
+every device whose logits agree.
+
+Shapes: R rows, V vocabulary.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,52 +64,71 @@ class Uniforms:
         return self._values[place]
 
 
-def choose(
-    logits: "Tensor | np.ndarray",
-    settings: SamplingSettings,
-    uniform: float,
-    allowed: np.ndarray | None = None,
-    end: int | None = None,
-) -> int:
-    """A token id: a byte or EOS, and one of ``allowed`` (bool [260]) if given.
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """How the next token of one row is chosen."""
 
-    ``end`` is another id that may be chosen, where EOS may. ``logits`` [V] are of any float type of numpy's, on the
-    CPU; ``uniform`` in [0, 1) picks the token by the inverse of the cumulative probabilities in order of id. Raises
-    LogitsError when the likeliest logit is not a finite number.
+    settings: SamplingSettings
+    uniform: float
+    """In [0, 1), picks the token by the inverse of the cumulative probabilities in order of id."""
+    allowed: np.ndarray | None = None
+    """bool [260], the ids that may be chosen where bytes and EOS may."""
+    end: int | None = None
+    """Another id that may be chosen, where EOS may."""
+
+
+def choose(logits: "Tensor | np.ndarray", draws: Sequence[Draw]) -> list[int]:
+    """A token id for each row: a byte or EOS, of those that are allowed, or ``end``.
+
+    Rows share every array, and none depends on the others. ``logits`` [R, V] are of any float type of numpy's, on the
+    CPU. Raises LogitsError when the likeliest logit of a row is not a finite number.
     """
     scores = np.array(logits, np.float64)
-    writable = np.zeros(len(scores), bool)
-    writable[:VOCABULARY_SIZE] = WRITABLE if allowed is None else WRITABLE & allowed
-    if end is not None:
-        writable[end] = writable[EOS]
+    writable = np.zeros(scores.shape, bool)
+    writable[:, :VOCABULARY_SIZE] = WRITABLE
+    for row, draw in enumerate(draws):
+        if draw.allowed is not None:
+            writable[row, :VOCABULARY_SIZE] &= draw.allowed
+        if draw.end is not None:
+            writable[row, draw.end] = writable[row, EOS]
     scores[~writable] = -np.inf
-    likeliest = int(scores.argmax())
-    if not np.isfinite(scores[likeliest]):
+    likeliest = scores.argmax(1)
+    top = scores[np.arange(len(scores)), likeliest]
+    if not np.isfinite(top).all():
+        found = top[~np.isfinite(top)][0]
         raise LogitsError(
-            f"nothing can be written: the model's largest logit is {scores[likeliest]}; its weights may not be finite"
+            f"nothing can be written: the model's largest logit is {found}; its weights may not be finite"
         )
-    if settings.temperature == 0:
-        return likeliest
-    with np.errstate(over="ignore"):
-        weights = np.exp((scores - scores[likeliest]) / settings.temperature)  # no temperature is too low: 1 at most
-    weights = filtered(weights, settings)
-    cumulative = weights.cumsum()
-    total = cumulative[-1]
-    token = int(cumulative.searchsorted(uniform * total, side="right"))
-    # The product may be rounded up to the total: then the last token of any weight.
-    return token if token < len(cumulative) else int(cumulative.searchsorted(total))
+    drawing = [row for row, draw in enumerate(draws) if draw.settings.temperature > 0]
+    if drawing:
+        some = [draws[row] for row in drawing]
+        temperatures = np.array([draw.settings.temperature for draw in some])[:, None]
+        with np.errstate(over="ignore"):
+            # No temperature is too low: weights are 1 at most.
+            weights = np.exp((scores[drawing] - top[drawing, None]) / temperatures)
+        cumulative = filtered(weights, [draw.settings for draw in some]).cumsum(1)
+        total = cumulative[:, -1:]
+        reached = np.array([draw.uniform for draw in some])[:, None] * total
+        tokens = (cumulative <= reached).sum(1)
+        # The product may be rounded up to the total: then the last token of any weight.
+        likeliest[drawing] = np.minimum(tokens, (cumulative < total).sum(1))
+    return likeliest.tolist()
 
 
-def filtered(weights: np.ndarray, settings: SamplingSettings) -> np.ndarray:
-    """Weights [V], the largest of them 1, with 0 for those that the filters leave out."""
-    if settings.top_k is not None or settings.top_p is not None:
-        order = (-weights).argsort(kind="stable")[: settings.top_k]
-        if settings.top_p is not None:
-            reached = weights[order].cumsum()
-            order = order[: 1 + int(reached.searchsorted(settings.top_p * reached[-1]))]
-        kept = np.zeros_like(weights)
-        kept[order] = weights[order]
-        weights = kept
-    if settings.min_p:
-        weights = np.where(weights >= settings.min_p, weights, 0.0)
-    return weights
+def filtered(weights: np.ndarray, settings: Sequence[SamplingSettings]) -> np.ndarray:
+    """Weights [R, V], the largest of each row 1, with 0 for those that the row's filters leave out."""
+    ranking = [row for row, one in enumerate(settings) if one.top_k is not None or one.top_p is not None]
+    if ranking:
+        some = [settings[row] for row in ranking]
+        order = (-weights[ranking]).argsort(1, kind="stable")
+        ranked = np.take_along_axis(weights[ranking], order, 1)
+        rank = np.arange(weights.shape[1])
+        ranked[rank >= np.array([one.top_k or len(rank) for one in some])[:, None]] = 0
+        reached = ranked.cumsum(1)
+        shares = np.array([np.inf if one.top_p is None else one.top_p for one in some])[:, None]
+        ranked[rank > (reached < shares * reached[:, -1:]).sum(1, keepdims=True)] = 0
+        weights = weights.copy()
+        np.put_along_axis(places := weights[ranking], order, ranked, 1)
+        weights[ranking] = places
+    least = np.array([one.min_p or 0.0 for one in settings])[:, None]
+    return np.where(weights >= least, weights, 0.0)

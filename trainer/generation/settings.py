@@ -24,3 +24,5 @@ class GenerateSettings(Settings):
     """A threshold instead of the recorded ones, in nats."""
     draft: int = Field(default=0, ge=0)
     """Bytes that the local decoder drafts past a boundary before the full model checks them; 0: none."""
+    logprobs: int | None = Field(default=None, ge=0, le=20)
+    """Report ln of the probability of each byte, and of so many likeliest ids in its place."""

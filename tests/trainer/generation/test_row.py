@@ -1,5 +1,7 @@
 """A row's decisions: when it ends, what it shows, and that drafts choose what plain writing would."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from pydantic import ValidationError
 
 from shared.vocabulary import EOS, OFFSET, VOCABULARY_SIZE, byte_tokens
 from trainer.generation.piece import Piece, Statistics
-from trainer.generation.row import Row
+from trainer.generation.row import Row, choose_next
 from trainer.generation.sampling import SamplingSettings
 from trainer.generation.settings import GenerateSettings
 
@@ -26,6 +28,10 @@ def wanting(*tokens: int) -> np.ndarray:
     return logits
 
 
+def chosen(target: Row, logits: np.ndarray, pending: Sequence[int] = ()) -> int | None:
+    return choose_next([target], logits[None], [pending])[0]
+
+
 def write(target: Row, text: bytes) -> bytes:
     """Push bytes until the row ends; what it shows."""
     shown: list[Piece] = []
@@ -39,16 +45,16 @@ def test_a_row_ends_by_length() -> None:
     three = row(length=3)
     assert (write(three, b"abcd"), three.ended, three.written, three.left) == (b"abc", "length", 3, 0)
     assert row(length=0).ended == "length"
-    assert row(length=0).choose(wanting(5)) is None
+    assert chosen(row(length=0), wanting(5)) is None
 
 
 def test_a_row_ends_with_its_document() -> None:
     some = row()
     assert write(some, b"ab") == b"ab"
-    assert some.choose(wanting(EOS, 7)) == EOS
+    assert chosen(some, wanting(EOS, 7)) == EOS
     assert some.push(EOS) == []
     assert (some.ended, some.written, some.left) == ("end of document", 2, 0)
-    assert some.choose(wanting(7)) is None
+    assert chosen(some, wanting(7)) is None
 
 
 def test_a_row_ends_before_a_stop_that_the_prompt_does_not_count_for() -> None:
@@ -68,7 +74,7 @@ def test_what_was_held_back_is_shown_at_the_end_unless_it_is_a_stop() -> None:
 
 def test_pieces_keep_what_was_said_of_them_while_held_back() -> None:
     some = row(b"\xffp", stop=(b"ab!",))
-    assert some.show_prompt([True, False], [0.5, 1.5]) == [
+    assert some.show_prompt(1, [True, False], [0.5, 1.5]) == [
         Piece(b"\xff", True, 0.5, from_prompt=True),
         Piece(b"p", False, 1.5, from_prompt=True),
     ]
@@ -76,18 +82,18 @@ def test_pieces_keep_what_was_said_of_them_while_held_back() -> None:
     assert some.push(a, True, 0.25) == []
     assert some.push(b, False, 0.75) == []
     assert some.push(c, True, 2.0) == [Piece(b"a", True, 0.25), Piece(b"b", False, 0.75), Piece(b"c", True, 2.0)]
-    assert [piece.entropy for piece in some.show_prompt([False, False])] == [None, None]
+    assert [piece.entropy for piece in some.show_prompt(1, [False, False])] == [None, None]
 
 
 def test_utf8_is_finished_before_anything_else_and_before_the_length_is_reached() -> None:
     euro = "€".encode()
     continuation, letter, lead = OFFSET + euro[1], OFFSET + ord("a"), OFFSET + euro[0]
     some = row(euro[:1], length=4, utf8=True)
-    assert some.choose(wanting(EOS, letter, lead, continuation)) == continuation
+    assert chosen(some, wanting(EOS, letter, lead, continuation)) == continuation
     assert write(some, euro[1:] + b"a")
     assert some.left == 1
-    assert some.choose(wanting(lead, letter)) == letter
-    assert row(euro[:1], length=4).choose(wanting(EOS, letter)) == EOS
+    assert chosen(some, wanting(lead, letter)) == letter
+    assert chosen(row(euro[:1], length=4), wanting(EOS, letter)) == EOS
 
 
 def random_logits(text: bytes) -> np.ndarray:
@@ -115,18 +121,18 @@ def test_a_choice_with_pending_tokens_is_the_choice_after_they_are_pushed(
         drafted: list[int] = []
         draft = text
         for _ in range(ahead):
-            token = drafting.choose(random_logits(draft), pending=drafted)
+            token = chosen(drafting, random_logits(draft), drafted)
             if token is None:
                 break
             drafted.append(token)
             draft += bytes((token - OFFSET,)) if token != EOS else b""
         for token in drafted:
-            assert plain.choose(random_logits(text)) == token
+            assert chosen(plain, random_logits(text)) == token
             assert plain.push(token) == drafting.push(token)
             text += bytes((token - OFFSET,)) if token != EOS else b""
         assert plain.ended == drafting.ended
         assert len(drafted) == ahead or plain.ended is not None
-    assert drafting.choose(random_logits(text)) is None
+    assert chosen(drafting, random_logits(text)) is None
     if utf8 and not prompt and plain.ended != "stop":  # a stop may be half a character
         text.decode("utf-8")
 
@@ -137,7 +143,7 @@ def test_a_row_draws_as_if_alone_and_each_token_anew() -> None:
     rows = [row(prompt, sampling=sampling) for prompt in (b"", b"another")]
     sampled = []
     for _ in range(20):
-        tokens = {some.choose(even) for some in rows}
+        tokens = {chosen(some, even) for some in rows}
         assert len(tokens) == 1
         sampled += tokens
         for some in rows:

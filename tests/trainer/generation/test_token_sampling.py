@@ -1,5 +1,7 @@
 """Sampling: filters as defined, draws as often as they are probable, the same draw for the same place."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from pydantic import ValidationError
 
 from shared.vocabulary import BOE, BOS, RESERVED, VOCABULARY_SIZE
 from trainer.errors import LogitsError
-from trainer.generation.sampling import WRITABLE, SamplingSettings, Uniforms, choose, filtered
+from trainer.generation.sampling import WRITABLE, Draw, SamplingSettings, Uniforms, choose, filtered
 
 SPECIAL = (BOE, BOS, RESERVED)
 
@@ -21,6 +23,11 @@ def random_logits(seed: int, levels: int | None = None) -> np.ndarray:
         logits = np.round(logits * levels) / levels
     logits[list(SPECIAL)] = 50.0
     return logits.astype(np.float32)
+
+
+def one(logits: np.ndarray | torch.Tensor, sampling: SamplingSettings, *draw: Any) -> int:
+    """The token of a single row."""
+    return choose(logits[None], [Draw(sampling, *draw)])[0]
 
 
 def plain_filters(probabilities: dict[int, float], sampling: SamplingSettings) -> dict[int, float]:
@@ -59,9 +66,9 @@ def test_what_is_drawn_is_what_the_plain_definition_of_the_filters_draws(
     logits = random_logits(seed, levels)
     scaled = (logits.astype(np.float64) - logits[WRITABLE].max()) / sampling.temperature
     left = plain_filters({token: float(np.exp(scaled[token])) for token in np.flatnonzero(WRITABLE)}, sampling)
-    weights = filtered(np.where(WRITABLE, np.exp(scaled), 0.0), sampling)
+    weights = filtered(np.where(WRITABLE, np.exp(scaled), 0.0)[None], [sampling])[0]
     assert np.flatnonzero(weights).tolist() == list(left)
-    token = choose(logits, sampling, uniform)
+    token = one(logits, sampling, uniform)
     below = sum(weight for other, weight in left.items() if other < token) / sum(left.values())
     assert token in left
     assert below - 1e-12 <= uniform <= below + left[token] / sum(left.values()) + 1e-12
@@ -77,8 +84,8 @@ def test_only_what_is_allowed_is_chosen_and_the_logits_stay_as_they_are(
     allowed = np.random.default_rng(seed).random(VOCABULARY_SIZE) < 0.05
     allowed[200] = True
     for settings_ in (sampling, sampling.model_copy(update={"temperature": 0.0})):
-        assert choose(logits, settings_, uniform) not in SPECIAL
-        token = choose(logits, settings_, uniform, allowed)
+        assert one(logits, settings_, uniform) not in SPECIAL
+        token = one(logits, settings_, uniform, allowed)
         assert allowed[token]
         assert token not in SPECIAL
     assert token == np.where(allowed & WRITABLE, logits, -np.inf).argmax()
@@ -93,7 +100,7 @@ def test_tokens_are_drawn_as_often_as_they_are_probable(top_k: int | None) -> No
     sampling = SamplingSettings(temperature=0.7, top_k=top_k)
     counts = np.zeros(VOCABULARY_SIZE)
     for index in range(count):
-        counts[choose(logits, sampling, draws[index])] += 1
+        counts[one(logits, sampling, draws[index])] += 1
     expected = np.exp(logits / 0.7)
     if top_k:
         expected[expected < np.sort(expected)[-top_k]] = 0
@@ -109,32 +116,32 @@ def test_equal_logits_are_kept_in_the_order_of_their_ids() -> None:
     logits = np.full(VOCABULARY_SIZE, -9.0, np.float32)
     logits[[30, 20, 10]] = 1.0
     last = np.nextafter(1.0, 0.0)
-    assert choose(logits, SamplingSettings(temperature=0), 0.5) == 10
-    assert choose(logits, SamplingSettings(top_k=2), last) == 20
-    assert choose(logits, SamplingSettings(top_p=0.6), last) == 20
-    assert choose(logits, SamplingSettings(top_p=1e-9), last) == 10
-    assert choose(logits, SamplingSettings(min_p=1.0), last) == 30
+    assert one(logits, SamplingSettings(temperature=0), 0.5) == 10
+    assert one(logits, SamplingSettings(top_k=2), last) == 20
+    assert one(logits, SamplingSettings(top_p=0.6), last) == 20
+    assert one(logits, SamplingSettings(top_p=1e-9), last) == 10
+    assert one(logits, SamplingSettings(min_p=1.0), last) == 30
 
 
 def test_no_temperature_is_too_low_or_too_high_and_no_draw_too_near_to_one() -> None:
     logits = random_logits(3)
-    likeliest = choose(logits, SamplingSettings(temperature=0), 0.0)
+    likeliest = one(logits, SamplingSettings(temperature=0), 0.0)
     last = np.nextafter(1.0, 0.0)
     for temperature in (5e-324, 1e-30):
-        assert choose(logits, SamplingSettings(temperature=temperature), last) == likeliest
-    assert choose(logits, SamplingSettings(temperature=1e300), last) == VOCABULARY_SIZE - 1
-    assert choose(logits, SamplingSettings(temperature=1e300), 0.0) == min(np.flatnonzero(WRITABLE))
+        assert one(logits, SamplingSettings(temperature=temperature), last) == likeliest
+    assert one(logits, SamplingSettings(temperature=1e300), last) == VOCABULARY_SIZE - 1
+    assert one(logits, SamplingSettings(temperature=1e300), 0.0) == min(np.flatnonzero(WRITABLE))
 
 
 def test_logits_may_be_a_tensor_and_have_to_be_numbers() -> None:
     logits = random_logits(5)
     with torch.inference_mode():
-        assert choose(torch.from_numpy(logits), SamplingSettings(), 0.3) == choose(logits, SamplingSettings(), 0.3)
+        assert one(torch.from_numpy(logits), SamplingSettings(), 0.3) == one(logits, SamplingSettings(), 0.3)
     for bad in (np.nan, np.inf):
         with pytest.raises(LogitsError, match="largest logit"):
-            choose(np.where(np.arange(VOCABULARY_SIZE) == 99, bad, logits), SamplingSettings(), 0.3)
+            one(np.where(np.arange(VOCABULARY_SIZE) == 99, bad, logits), SamplingSettings(), 0.3)
     with pytest.raises(LogitsError, match="largest logit"):
-        choose(logits, SamplingSettings(), 0.3, np.zeros(VOCABULARY_SIZE, bool))
+        one(logits, SamplingSettings(), 0.3, np.zeros(VOCABULARY_SIZE, bool))
 
 
 @given(st.integers(0, 2**64 - 1), st.lists(st.integers(0, 3000), min_size=1, max_size=20))
