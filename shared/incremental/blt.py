@@ -20,6 +20,7 @@ from shared.incremental.stack import Rotations, StackCache
 from shared.layers.blocks import Block, compute_dtype
 from shared.layers.cross_attention import BytesReadPatches
 from shared.layers.ngrams import PRIMES
+from shared.layers.weight_formats import cache_dtype
 from shared.model_settings import NgramSettings
 from shared.models.blt import Blt
 
@@ -94,12 +95,13 @@ class BltRows:
     def __init__(self, model: Blt, rows: int = 1) -> None:
         settings, weight = model.settings, model.encoder.embedding.weight
         device, dtype = weight.device, compute_dtype(weight)
+        kept = cache_dtype(model, dtype)
         self.model = model
         self._ngrams = NgramTail(settings.ngrams, device)
         self._bytes = Slots(rows, settings.window, device)
-        self._patches = GrowingPatches(model.global_.blocks, settings.global_, rows, dtype, device)
-        self._encoder = StackCache(settings.encoder, self._bytes, dtype, device)
-        self._decoder = StackCache(settings.decoder, self._bytes, dtype, device)
+        self._patches = GrowingPatches(model.global_.blocks, settings.global_, rows, kept, device)
+        self._encoder = StackCache(settings.encoder, self._bytes, kept, device)
+        self._decoder = StackCache(settings.decoder, self._bytes, kept, device)
         stacks = {"encoder": settings.encoder, "decoder": settings.decoder}
         self._rotations = {name: Rotations(stack, device) for name, stack in stacks.items()}
         crossing = len(model.encoder.blocks) - model.encoder.first
