@@ -10,16 +10,16 @@ import torch
 
 from shared.bpe.vocabulary import byte_symbols
 from shared.counts.table import KEYS
-from shared.interop.custom_module import auto_map, file_name, module_text
+from shared.interop.custom_module import auto_map, file_name, module_kind, module_text
 from shared.interop.described import Record
 from shared.interop.hf_config import check_one_threshold, custom_config, generation_config, hf_config, objection
-from shared.interop.names import HF, InteropError, parts
+from shared.interop.names import HF, InteropError, folder_parts, parts
 from shared.interop.transfer import Contents, both, split, table_of_counts
 from shared.io.files.atomic import write_atomic
 from shared.io.files.outputs import whole_folder
 from shared.model_folder.identity import CONFIG_FILE, ENTROPY_MODEL_FOLDER
 from shared.model_folder.tensors import TensorFolder, write_sharded
-from shared.model_settings import CountsSettings
+from shared.model_settings import BltSettings, CountsSettings, specials_of
 from shared.vocabulary import BOE, BOS, EOS, OFFSET, RESERVED, VOCABULARY_SIZE
 
 # ---- A byte tokenizer in the files that `AutoTokenizer` reads: byte b has id b + 4, and each text begins with <s>.
@@ -107,14 +107,14 @@ def write_hf_folder(
 
     Raises InteropError where thresholds differ by subset, or for special ids with what transformers cannot hold.
     """
-    specials, entropy_model = record.model.specials, record.entropy_model
+    specials, entropy_model = specials_of(record.model), record.entropy_model
     reason = objection(record)
     if specials and reason is not None:
         raise InteropError(
             f"a model with special ids opens as transformers' own class alone, which cannot be: {reason}"
         )
     check_one_threshold(record.patching)
-    contents = split(TensorFolder(folder), parts(record.model, HF), dtype)
+    contents = split(TensorFolder(folder), folder_parts(record.model), dtype)
     slots = 0
     if isinstance(entropy_model, CountsSettings):
         table = TensorFolder(folder / ENTROPY_MODEL_FOLDER)
@@ -124,7 +124,8 @@ def write_hf_folder(
         within = TensorFolder(folder / ENTROPY_MODEL_FOLDER)
         contents = both(contents, split(within, parts(entropy_model, HF), torch.float32))
     if reason is None:
-        assert not isinstance(entropy_model, CountsSettings), "transformers has none"
+        assert isinstance(record.model, BltSettings), "transformers has no other"
+        assert not isinstance(entropy_model, CountsSettings), "nor of entropy models"
         inside, theta = (None, None) if specials else (entropy_model, record.patching.theta)
         config = hf_config(record.model, inside, theta, record)
     else:
@@ -134,8 +135,9 @@ def write_hf_folder(
         if specials:
             shutil.copytree(folder / ENTROPY_MODEL_FOLDER, made / ENTROPY_MODEL_FOLDER)
         else:
-            config["auto_map"] = auto_map("blt")
-            write_atomic(made / file_name("blt"), module_text("blt", config["model_type"]))
+            kind = module_kind(record.model)
+            config["auto_map"] = auto_map(kind)
+            write_atomic(made / file_name(kind), module_text(kind, config["model_type"]))
         write_sharded(made, plan, produce, shard_bytes, {"format": "pt"})
         for name, content in (
             (CONFIG_FILE, config),

@@ -35,7 +35,7 @@ from shared.model_folder.identity import (
     stored_settings,
 )
 from shared.model_folder.tensors import write_tensors
-from shared.model_settings import BltSettings, CountsSettings, EntropyModelSettings
+from shared.model_settings import AnyModelSettings, CountsSettings, EntropyModelSettings, specials_of
 from shared.patching.settings import LONGEST_PATCH, PatchingSettings
 from shared.settings import refused_as
 from shared.shards.manifest import EntropyModelIdentity, NumericsClass
@@ -62,10 +62,6 @@ def export_hf(folder: Path, out: Path, chosen: ExportSettings, line: Progress) -
     Raises ConfigError, IdentityError or ModelFileError; InteropError with the reason for what transformers cannot hold.
     """
     model, identity = load_settings(folder), model_identity(folder)
-    if isinstance(model, EntropyModelSettings):
-        raise InteropError(f"{folder} is an entropy model: transformers has these inside a BLT only; export the BLT")
-    if not isinstance(model, BltSettings):
-        raise InteropError(f"{folder} is a model of kind {model.kind!r}: transformers has none; export a BLT")
     patching = _one_threshold(identity.patching, chosen)
     entropy_model, entropy_model_identity = _entropy_model(folder / ENTROPY_MODEL_FOLDER, identity)
     record = Record(
@@ -148,7 +144,7 @@ def _entropy_model(
 
 def _differences(record: Record, chosen: ExportSettings) -> Iterable[str]:
     """What transformers will not do as we do, a line each."""
-    specials, patching = record.model.specials, record.patching
+    specials, patching = specials_of(record.model), record.patching
     reason = objection(record)
     if specials:
         yield (
@@ -223,7 +219,7 @@ def with_progress(contents: Contents, line: Progress) -> Contents:
     return plan, shown
 
 
-def write_model(folder: Path, settings: BltSettings | EntropyModelSettings, contents: Contents, line: Progress) -> None:
+def write_model(folder: Path, settings: AnyModelSettings, contents: Contents, line: Progress) -> None:
     """Weights and settings of a model folder, tensor by tensor."""
     plan, produce = with_progress(contents, line)
     write_tensors(folder / WEIGHTS_FILE, plan, produce)

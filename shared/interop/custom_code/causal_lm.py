@@ -6,6 +6,7 @@ Shapes: B rows, S columns of ids, of which some may be padding, n columns withou
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -100,7 +101,7 @@ class PatchworkForCausalLM(PreTrainedModel, GenerationMixin):
 
     def logits(self, states: Tensor) -> Tensor:
         """[B, n, D] -> fp32 [B, n, V]."""
-        raise NotImplementedError
+        return F.linear(self.model.norm(states).float(), self.lm_head.weight.float())
 
     def forward(
         self,

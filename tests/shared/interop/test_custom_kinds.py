@@ -1,0 +1,207 @@
+"""The classes that folders of other kinds than byte latent transformers carry give what our models give."""
+
+import copy
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.custom_classes import modules_below, opened, padded
+from helpers.interop_examples import unlike_fresh
+from helpers.model_examples import any_model, entropy_settings, flat_settings, pack, random_text
+from helpers.rounding import assert_equal_but_rounded, in_fp64
+from torch import Tensor
+
+from shared.interop.custom_module import class_name, custom_model_type, file_name, module_kind, module_text
+from shared.interop.described import Record
+from shared.interop.names import folder_parts
+from shared.interop.writing import write_hf_folder
+from shared.layers.batch import Batch
+from shared.model_folder.files import Model, save_model
+from shared.model_settings import AnyModelSettings
+from shared.patching import PatchingSettings
+from shared.vocabulary import BOE, BOS, EOS, RESERVED, byte_tokens
+
+pytestmark = pytest.mark.numerics
+
+NOT_TEXT = [BOE, BOS, RESERVED]
+UNPATCHED = PatchingSettings(rule="none")
+TABLES = {"sizes": (2, 3, 5), "rows": 101, "functions": 2}
+FLAT = {
+    "flat": (flat_settings(), UNPATCHED),
+    "flat, tables": (flat_settings(ngrams=TABLES, window=20, kv_heads=1), UNPATCHED),
+    "entropy": (entropy_settings(newline_reset=True), UNPATCHED),
+}
+MODELS: dict[str, tuple[AnyModelSettings, PatchingSettings]] = FLAT
+
+
+@dataclass(frozen=True)
+class Both:
+    """A model here, and the same as the folder's own class."""
+
+    model: Model
+    rule: PatchingSettings
+    theirs: Any
+    folder: Path
+
+    def pack(self, texts: Sequence[Tensor]) -> Batch:
+        """Texts, int64 [T] from BOS on, side by side."""
+        # A token behind each, which the pack takes off again, so that the last id of a text is in it.
+        documents = [np.append(ids.numpy(), EOS).astype(np.int16) for ids in texts]
+        return pack(documents, self.rule) if self.rule.patched else pack(documents)
+
+    def logits(self, texts: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Of texts in one pack, [T, V] of each: fp32, and the same in fp64."""
+        batch = self.pack(texts)
+        exact = in_fp64(self.model, lambda model: logits_of(model, batch))
+        sizes = [len(ids) for ids in texts]
+        return list(logits_of(self.model, batch).split(sizes)), list(exact.split(sizes))
+
+    def last(self, ids: Tensor) -> Tensor:
+        """fp32 [V] after a text."""
+        return logits_of(self.model, self.pack([ids]))[-1]
+
+
+def logits_of(model: Model, batch: Batch) -> Tensor:
+    found: Tensor = model(batch.ids, batch.documents)
+    return found
+
+
+def text(length: int, seed: int) -> Tensor:
+    """int64 [length], from BOS on."""
+    return torch.from_numpy(np.append(np.int16(BOS), byte_tokens(random_text(length - 1, seed))).astype(np.int64))
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
+    folder = tmp_path_factory.mktemp("custom")
+    settings, rule = MODELS[request.param]
+    model = any_model(settings).eval()
+    unlike_fresh(model, seed=1)
+    save_model(model, settings, folder / "model")
+    record = Record(model=settings, entropy_model=None, patching=rule, entropy_model_identity=None)
+    write_hf_folder(folder / "model", folder / "hf", record)
+    with modules_below(folder / "modules"):
+        yield Both(model, rule, opened(folder / "hf"), folder / "hf")
+
+
+@torch.no_grad()
+def test_logits_of_whole_texts_equal_those_of_a_pack(both: Both) -> None:
+    texts = [text(length, seed) for seed, length in enumerate((1, 2, 40, 300))]
+    for ids, ours, exact in zip(texts, *both.logits(texts)):
+        assert_equal_but_rounded(both.theirs(ids[None]).logits[0], ours, exact)
+
+
+@torch.no_grad()
+def test_logits_of_a_text_that_is_read_in_parts_equal_those_of_the_whole(both: Both) -> None:
+    ids = text(150, seed=7)
+    found, cache = [], None
+    for part in ids.split([1, 50, 1, 1, 1, 1, 5, 90]):
+        out = both.theirs(part[None], past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        found.append(out.logits[0])
+    (ours,), (exact,) = both.logits([ids])
+    assert_equal_but_rounded(torch.cat(found), ours, exact)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@torch.no_grad()
+def test_rows_of_a_padded_batch_have_the_logits_of_each_alone(
+    both: Both, side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [text(length, seed) for seed, length in enumerate((90, 1, 33, 2, 7, 60, 14, 25))]
+    batch, mask = padded(texts, side)
+    # Short rows have nothing in the later parts of the call.
+    monkeypatch.setattr(sys.modules[type(both.theirs).__module__], "COLUMNS_AT_ONCE", 20)
+    found = both.theirs(batch, attention_mask=mask).logits
+    for row, (ours, exact) in enumerate(zip(*both.logits(texts))):
+        assert_equal_but_rounded(found[row][mask[row] > 0], ours, exact)
+
+
+def greedy(both: Both, prompt: Tensor, count: int) -> list[int]:
+    """What ours writes after a prompt when it reads all of the text for each id, EOS included."""
+    ids = prompt
+    while len(ids) < len(prompt) + count and ids[-1] != EOS:
+        logits = both.last(ids).clone()
+        logits[NOT_TEXT] = -torch.inf
+        ids = torch.cat([ids, logits.argmax()[None]])
+    return ids[len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@torch.no_grad()
+def test_a_padded_batch_is_written_on_as_each_of_its_rows_by_full_recomputation(both: Both, side: str) -> None:
+    prompts = [text(3 + 5 * seed, seed) for seed in range(8)]
+    batch, mask = padded(prompts, side)
+    out = both.theirs.generate(batch, attention_mask=mask, max_new_tokens=16, do_sample=False)
+    for row, prompt in enumerate(prompts):
+        wanted = greedy(both, prompt, 16)
+        assert out[row, batch.shape[1] :][: len(wanted)].tolist() == wanted
+        assert set(out[row, batch.shape[1] :][len(wanted) :].tolist()) <= {RESERVED}
+    alone = both.theirs.generate(prompts[0][None], max_new_tokens=16, do_sample=False, use_cache=False)
+    assert alone[0, len(prompts[0]) :].tolist() == greedy(both, prompts[0], 16)
+
+
+def test_loss_and_gradients_equal_ours(both: Both) -> None:
+    ids, shorter = text(80, seed=3), text(30, seed=4)
+    batch = both.pack([ids, shorter])
+    both.model.zero_grad()
+    ours = loss_of(both.model, batch)
+    ours.backward()
+    padded_ids, mask = padded([ids, shorter], "left")
+    both.theirs.train()
+    both.theirs.zero_grad()
+    labels = padded_ids.masked_fill(mask == 0, -100)
+    found = both.theirs(padded_ids, attention_mask=mask, labels=labels).loss
+    found.backward()
+    both.theirs.eval()
+    assert found.item() == pytest.approx(ours.item(), rel=1e-5)
+    gradients = {name: p.grad for name, p in both.model.named_parameters()}
+    total = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
+    theirs = {name: p.grad for name, p in both.theirs.named_parameters()}
+    known = folder_parts(both.model.settings)
+    assert theirs.keys() == {part.theirs for part in known}
+    for part in known:
+        assert (theirs[part.theirs] - gradients[part.ours][part.rows]).norm() <= 1e-4 * total, part.theirs
+
+
+def loss_of(model: Model, batch: Batch) -> Tensor:
+    """Mean nats of the ids of each text that stand before an id of it."""
+    inside = batch.documents.ids[1:] == batch.documents.ids[:-1]
+    loss: Tensor = F.cross_entropy(logits_of(model, batch)[:-1][inside], batch.ids[1:][inside])
+    return loss
+
+
+def test_without_trust_the_folder_is_refused_with_a_line_that_names_it(both: Both) -> None:
+    from transformers import AutoModelForCausalLM
+
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        AutoModelForCausalLM.from_pretrained(both.folder, trust_remote_code=False)
+
+
+def test_a_model_that_was_saved_there_is_the_same_when_it_is_opened_again(both: Both, tmp_path: Path) -> None:
+    both.theirs.save_pretrained(tmp_path)
+    kind = module_kind(both.model.settings)
+    assert (tmp_path / file_name(kind)).read_text() == module_text(kind, custom_model_type(kind))
+    again, ids = opened(tmp_path), text(60, seed=5)
+    assert type(again).__name__ == class_name(kind)
+    with torch.no_grad():
+        assert torch.equal(again(ids[None]).logits, both.theirs(ids[None]).logits)
+
+
+@torch.no_grad()
+def test_what_was_read_can_be_copied_and_beams_are_refused(both: Both) -> None:
+    ids = text(80, seed=6)
+    first = both.theirs(ids[None, :50], use_cache=True).past_key_values
+    again = copy.deepcopy(first)
+    one, two = (both.theirs(ids[None, 50:], past_key_values=cache).logits for cache in (first, again))
+    assert torch.equal(one, two)
+    with pytest.raises(ValueError, match="num_beams must be 1"):
+        both.theirs.generate(ids[None], num_beams=2)
+    with pytest.raises(ValueError, match=r"assisted generation|is not supported with stateful models"):
+        both.theirs.generate(ids[None], assistant_model=both.theirs, max_new_tokens=2)
