@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from shared.interop.custom_code.causal_lm import PatchworkConfig, PatchworkForCausalLM
 from shared.interop.custom_code.entropies import CountCache, CountTable, EntropyCache, EntropyModel
-from shared.interop.custom_code.layers import KeyValues, RMSNorm, Step, blocks, through_block, through_stack
+from shared.interop.custom_code.layers import KeyValues, RMSNorm, Step, blocks, through_block
 from shared.interop.custom_code.ngrams import following, ngrams, reach
+from shared.interop.custom_code.patches import PatchCache, last_ended, through_patches
 from shared.interop.custom_code.pooling import Pooling, weighted
 from shared.interop.custom_code.rules import Rule
 
@@ -144,15 +145,13 @@ class BltState:
 
     def __init__(self, rows: int, record: dict, theta: float | None, device: torch.device, dtype: torch.dtype) -> None:
         model = record["model"]
-        stacks = (model["encoder"], model["global"], model["decoder"])
-        self.encoder, self.global_, self.decoder = (KeyValues(stack["layers"], rows) for stack in stacks)
+        self.encoder, self.decoder = (KeyValues(model[name]["layers"], rows) for name in ("encoder", "decoder"))
+        self.global_ = PatchCache(model["global"], rows)
         self.entropies: EntropyCache | CountCache | None = None
         """The entropy model's."""
         self.rules = [Rule(record["patching"] | {"theta": theta}) for _ in range(rows)]
         self.tail = torch.zeros(rows, reach(model["ngrams"]), dtype=torch.int64, device=device)
         """int64 [B, M], the last ids, which n-grams reach."""
-        self.patches = [0] * rows
-        """Whole ones, by row."""
         width, crosses = model["encoder"]["width"], max(crosses_of(model, "encoder"), 1)
         self.open = torch.zeros(crosses, rows, 0, width, dtype=dtype, device=device)
         """[X, B, L, D]: encoder states of the bytes of the patch that is open, at the right of L columns."""
@@ -238,11 +237,7 @@ class PatchworkBltForCausalLM(PatchworkForCausalLM):
         index = order.to(states.device)[None, :, :, None].expand(len(states), -1, -1, states.shape[3])
         state.open = states.gather(2, index)
         table = self.tables(vectors, total, state)
-        # From the id that ends a patch on, the decoder reads that patch.
-        done = ends.cumsum(1)
-        first = np.cumsum(total) - total
-        reads = np.where(done > 0, rows + first[:, None] + done - 1, np.arange(rows)[:, None])
-        found = table[:, torch.from_numpy(reads).to(table.device)]
+        found = table[:, torch.from_numpy(last_ended(ends)).to(table.device)]
         state.read = found[:, torch.arange(rows), torch.tensor(sizes).clamp(min=1) - 1]
         return found
 
@@ -263,15 +258,9 @@ class PatchworkBltForCausalLM(PatchworkForCausalLM):
         if vectors is None:
             assert state.read is not None, "the first id ends a patch"
             return state.read
-        model, rows, columns = self.model.global_transformer, np.flatnonzero(total), int(total.max())
+        model = self.model.global_transformer
         x = model.token_embedding_projection(vectors.flatten(1))
-        chosen = None if len(rows) == len(total) else torch.from_numpy(rows).to(x.device)
-        starts, sizes = [state.patches[row] for row in rows], total[rows].tolist()
-        step = Step.of(starts, sizes, columns, x.device, chosen)
-        real = torch.from_numpy(np.arange(columns) < total[rows][:, None]).to(x.device)
-        padded = x.new_zeros(*real.shape, x.shape[1]).masked_scatter(real[:, :, None], x)
-        out = through_stack(model.layers, settings["global"], padded, step, None, state.global_)[real]
-        state.patches = [patches + int(new) for patches, new in zip(state.patches, total)]
+        out = through_patches(model.layers, settings["global"], x, total, state.global_)
         vectors = decoder.patch_embedding_projection(out).unflatten(-1, (settings["queries"], -1))
         both = torch.stack([cross.keys_values(vectors) for cross in decoder.cross_attn_layers])
         first = both.new_zeros(len(both), len(total), *both.shape[2:]) if state.read is None else state.read

@@ -103,6 +103,10 @@ class PatchworkForCausalLM(PreTrainedModel, GenerationMixin):
         """[B, n, D] -> fp32 [B, n, V]."""
         return F.linear(self.model.norm(states).float(), self.lm_head.weight.float())
 
+    def added_loss(self, state: Any) -> Tensor | None:
+        """What training adds to the mean loss of labels; None for most models."""
+        return None
+
     def forward(
         self,
         input_ids: Tensor,
@@ -114,7 +118,8 @@ class PatchworkForCausalLM(PreTrainedModel, GenerationMixin):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
-        """Logits of what follows each id; with labels (-100: none) the mean loss of all that have one.
+        """Logits of what follows each id; with labels (-100: none) the mean loss of all that have one, and what
+        training adds to it.
 
         With ``use_cache`` or ``past_key_values`` the call has no gradients.
         """
@@ -135,6 +140,10 @@ class PatchworkForCausalLM(PreTrainedModel, GenerationMixin):
             if labels is not None:
                 wanted = padding.left_out(labels.long(), -100)
                 loss = self.loss_function(self.logits(states), wanted, vocab_size=self.config.vocab_size, **kwargs)
+                if self.training and (added := self.added_loss(cache.state)) is not None:
+                    targets, all_targets = (wanted[:, 1:] != -100).sum(), kwargs.get("num_items_in_batch")
+                    # Of several calls whose losses are summed each adds its share.
+                    loss = loss + added * (1 if all_targets is None else targets / all_targets)
         out = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache if keeps else None)
         return out.to_tuple() if return_dict is False else out
 

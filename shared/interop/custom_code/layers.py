@@ -192,3 +192,15 @@ def through_stack(
     for number, block in enumerate(layers):
         x = through_block(block, stack, number, x, step, window, cache)
     return x
+
+
+class Stack(nn.Module):
+    """Blocks one after the other."""
+
+    def __init__(self, settings: dict) -> None:
+        super().__init__()
+        self.settings, self.layers = settings, blocks(settings)
+
+    def forward(self, x: Tensor, step: Step, window: int | None, cache: KeyValues) -> Tensor:
+        """[B, n, D] -> [B, n, D]."""
+        return through_stack(self.layers, self.settings, x, step, window, cache)

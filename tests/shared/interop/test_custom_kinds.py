@@ -13,7 +13,15 @@ import torch
 import torch.nn.functional as F
 from helpers.custom_classes import modules_below, opened, padded
 from helpers.interop_examples import unlike_fresh
-from helpers.model_examples import any_model, entropy_settings, flat_settings, pack, random_text
+from helpers.model_examples import (
+    any_model,
+    entropy_settings,
+    flat_settings,
+    hnet_settings,
+    pack,
+    random_text,
+    routed_pack,
+)
 from helpers.rounding import assert_equal_but_rounded, in_fp64
 from torch import Tensor
 
@@ -21,9 +29,11 @@ from shared.interop.custom_module import class_name, custom_model_type, file_nam
 from shared.interop.described import Record
 from shared.interop.names import folder_parts
 from shared.interop.writing import write_hf_folder
-from shared.layers.batch import Batch
+from shared.layers.batch import Batch, PatchRoom
+from shared.layers.routing import Routing, ratio_loss
 from shared.model_folder.files import Model, save_model
 from shared.model_settings import AnyModelSettings
+from shared.models.hnet import HNet
 from shared.patching import PatchingSettings
 from shared.vocabulary import BOE, BOS, EOS, RESERVED, byte_tokens
 
@@ -37,7 +47,17 @@ FLAT = {
     "flat, tables": (flat_settings(ngrams=TABLES, window=20, kv_heads=1), UNPATCHED),
     "entropy": (entropy_settings(newline_reset=True), UNPATCHED),
 }
-MODELS: dict[str, tuple[AnyModelSettings, PatchingSettings]] = FLAT
+GROUPED = {"width": 32, "layers": 1, "heads": 4, "kv_heads": 2, "feed_forward": 40}
+HNET = {
+    "hnet": (hnet_settings(), UNPATCHED),
+    "hnet, tables": (
+        hnet_settings(ngrams=TABLES, credit=30, credit_bytes=1, max_length=31, encoder=GROUPED),
+        UNPATCHED,
+    ),
+}
+MODELS: dict[str, tuple[AnyModelSettings, PatchingSettings]] = FLAT | HNET
+SURE = 2e-5
+"""How far p of a router has to be from 1/2 for a boundary to be the same whatever is rounded."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +73,8 @@ class Both:
         """Texts, int64 [T] from BOS on, side by side."""
         # A token behind each, which the pack takes off again, so that the last id of a text is in it.
         documents = [np.append(ids.numpy(), EOS).astype(np.int16) for ids in texts]
+        if isinstance(self.model, HNet):
+            return routed_pack(documents, self.model.settings)
         return pack(documents, self.rule) if self.rule.patched else pack(documents)
 
     def logits(self, texts: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -68,7 +90,18 @@ class Both:
 
 
 def logits_of(model: Model, batch: Batch) -> Tensor:
+    """fp32 [T, V]."""
+    if isinstance(model, HNet):
+        logits, routing = routed(model, batch)
+        assert (routing.p - 0.5).abs().min() > SURE, "choose another text: rounding decides here"
+        return logits
     found: Tensor = model(batch.ids, batch.documents)
+    return found
+
+
+def routed(model: HNet, batch: Batch) -> tuple[Tensor, Routing]:
+    assert isinstance(batch.patches, PatchRoom)
+    found: tuple[Tensor, Routing] = model(batch.ids, batch.documents, batch.patches)
     return found
 
 
@@ -148,7 +181,7 @@ def test_a_padded_batch_is_written_on_as_each_of_its_rows_by_full_recomputation(
 
 
 def test_loss_and_gradients_equal_ours(both: Both) -> None:
-    ids, shorter = text(80, seed=3), text(30, seed=4)
+    ids, shorter = text(80, seed=13), text(30, seed=14)
     batch = both.pack([ids, shorter])
     both.model.zero_grad()
     ours = loss_of(both.model, batch)
@@ -174,7 +207,23 @@ def loss_of(model: Model, batch: Batch) -> Tensor:
     """Mean nats of the ids of each text that stand before an id of it."""
     inside = batch.documents.ids[1:] == batch.documents.ids[:-1]
     loss: Tensor = F.cross_entropy(logits_of(model, batch)[:-1][inside], batch.ids[1:][inside])
+    if isinstance(model, HNet):
+        settings, (_, routing) = model.settings, routed(model, batch)
+        loss = loss + settings.ratio_weight * ratio_loss(routing, torch.ones_like(routing.ends), settings.target)
     return loss
+
+
+def test_only_training_adds_the_ratio_loss_and_calls_that_are_summed_share_it(both: Both) -> None:
+    ids = text(40, seed=3)[None]
+
+    def loss(training: bool, **options: int) -> float:
+        both.theirs.train(training)
+        found: float = both.theirs(ids, labels=ids, **options).loss.item()
+        both.theirs.eval()
+        return found
+
+    assert loss(True, num_items_in_batch=78) == pytest.approx(loss(True) / 2, rel=1e-5)
+    assert (loss(True) > loss(False)) == isinstance(both.model, HNet)
 
 
 def test_without_trust_the_folder_is_refused_with_a_line_that_names_it(both: Both) -> None:

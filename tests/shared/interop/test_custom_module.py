@@ -334,7 +334,7 @@ def test_in_bf16_patches_begin_where_they_do_in_fp32(both: Both) -> None:
 
 def patches_of(out: Any) -> list[int]:
     """By row, those that have ended."""
-    found: list[int] = out.past_key_values.state.patches
+    found: list[int] = out.past_key_values.state.global_.patches
     return found
 
 
