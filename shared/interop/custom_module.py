@@ -14,9 +14,19 @@ from shared.model_settings import AnyModelSettings, EntropyModelSettings
 CUSTOM_CODE = Path(__file__).parent / "custom_code"
 _PACKAGE = "shared.interop.custom_code"
 PARTS: Final = {
-    "blt": ("layers", "ngrams", "entropies", "rules", "pooling", "patches", "causal_lm", "blt"),
+    "blt": ("layers", "ngrams", "entropies", "rules", "pooling", "patches", "causal_lm", "boundaries", "blt"),
     "flat": ("layers", "ngrams", "causal_lm", "flat"),
     "hnet": ("layers", "ngrams", "patches", "causal_lm", "hnet"),
+    "spacebyte": (
+        "layers",
+        "ngrams",
+        "entropies",
+        "rules",
+        "patches",
+        "causal_lm",
+        "boundaries",
+        "spacebyte",
+    ),
 }
 """By kind of model, the later ones use the earlier."""
 _HEAD = '''\

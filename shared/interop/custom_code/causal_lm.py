@@ -21,11 +21,9 @@ class PatchworkConfig(PreTrainedConfig):
     """Keys of transformers, and ``patchwork``: settings of the model, its entropy model and its patches."""
 
     keys_to_ignore_at_inference = ("past_key_values",)
-
-    def __init__(self, patchwork: dict | None = None, use_cache: bool = True, **kwargs: Any) -> None:
-        self.patchwork = patchwork or {}
-        self.use_cache = use_cache  # false for transformers' own class; this one follows the argument of each call
-        super().__init__(**kwargs)
+    # Fields, since transformers makes an __init__ of its own for a subclass that has none.
+    patchwork: dict | None = None
+    use_cache: bool = True  # false for transformers' own class; this one follows the argument of each call
 
 
 class PatchworkCache:

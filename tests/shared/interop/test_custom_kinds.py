@@ -12,29 +12,36 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.custom_classes import modules_below, opened, padded
-from helpers.interop_examples import unlike_fresh
+from helpers.interop_examples import unlike_fresh, unmeasured
 from helpers.model_examples import (
     any_model,
+    between,
+    entropy_model,
     entropy_settings,
     flat_settings,
     hnet_settings,
     pack,
     random_text,
     routed_pack,
+    spacebyte_settings,
 )
 from helpers.rounding import assert_equal_but_rounded, in_fp64
 from torch import Tensor
 
 from shared.interop.custom_module import class_name, custom_model_type, file_name, module_kind, module_text
 from shared.interop.described import Record
-from shared.interop.names import folder_parts
+from shared.interop.names import HF, folder_parts
 from shared.interop.writing import write_hf_folder
-from shared.layers.batch import Batch, PatchRoom
+from shared.layers.batch import Batch, PatchRoom, segments
 from shared.layers.routing import Routing, ratio_loss
 from shared.model_folder.files import Model, save_model
+from shared.model_folder.identity import model_sha256
 from shared.model_settings import AnyModelSettings
+from shared.models.entropy_model import EntropyModel, entropy
 from shared.models.hnet import HNet
+from shared.models.spacebyte import SpaceByte
 from shared.patching import PatchingSettings
+from shared.shards.manifest import EntropyModelIdentity
 from shared.vocabulary import BOE, BOS, EOS, RESERVED, byte_tokens
 
 pytestmark = pytest.mark.numerics
@@ -55,7 +62,13 @@ HNET = {
         UNPATCHED,
     ),
 }
-MODELS: dict[str, tuple[AnyModelSettings, PatchingSettings]] = FLAT | HNET
+BY_ENTROPY = PatchingSettings(rule="entropy", theta=1.0, min_length=2, max_length=24)
+"""With a threshold between two entropies in its place."""
+PATCHED = {
+    "spacebyte": (spacebyte_settings(), PatchingSettings(rule="space", max_length=16)),
+    "spacebyte, tables": (spacebyte_settings(ngrams=TABLES, before=GROUPED), BY_ENTROPY),
+}
+MODELS: dict[str, tuple[AnyModelSettings, PatchingSettings]] = FLAT | HNET | PATCHED
 SURE = 2e-5
 """How far p of a router has to be from 1/2 for a boundary to be the same whatever is rounded."""
 
@@ -65,6 +78,7 @@ class Both:
     """A model here, and the same as the folder's own class."""
 
     model: Model
+    entropy_model: EntropyModel | None
     rule: PatchingSettings
     theirs: Any
     folder: Path
@@ -75,7 +89,10 @@ class Both:
         documents = [np.append(ids.numpy(), EOS).astype(np.int16) for ids in texts]
         if isinstance(self.model, HNet):
             return routed_pack(documents, self.model.settings)
-        return pack(documents, self.rule) if self.rule.patched else pack(documents)
+        entropies = None
+        if self.entropy_model is not None:
+            entropies = [entropies_of(self.entropy_model, ids) for ids in texts]
+        return pack(documents, self.rule, entropies) if self.rule.patched else pack(documents)
 
     def logits(self, texts: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Of texts in one pack, [T, V] of each: fp32, and the same in fp64."""
@@ -95,13 +112,24 @@ def logits_of(model: Model, batch: Batch) -> Tensor:
         logits, routing = routed(model, batch)
         assert (routing.p - 0.5).abs().min() > SURE, "choose another text: rounding decides here"
         return logits
-    found: Tensor = model(batch.ids, batch.documents)
+    found: Tensor
+    if isinstance(model, SpaceByte):
+        found = model(batch.ids, batch.documents, batch.patches)
+    else:
+        found = model(batch.ids, batch.documents)
     return found
 
 
 def routed(model: HNet, batch: Batch) -> tuple[Tensor, Routing]:
     assert isinstance(batch.patches, PatchRoom)
     found: tuple[Tensor, Routing] = model(batch.ids, batch.documents, batch.patches)
+    return found
+
+
+@torch.no_grad()
+def entropies_of(model: EntropyModel, ids: Tensor) -> np.ndarray:
+    """float32 [T] nats, of what follows each id of a text."""
+    found: np.ndarray = entropy(model(ids, segments([len(ids)]))).numpy()
     return found
 
 
@@ -116,11 +144,21 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     settings, rule = MODELS[request.param]
     model = any_model(settings).eval()
     unlike_fresh(model, seed=1)
-    save_model(model, settings, folder / "model")
-    record = Record(model=settings, entropy_model=None, patching=rule, entropy_model_identity=None)
+    small, identity = None, None
+    if rule.needs_entropy:
+        small = entropy_model(entropy_settings(newline_reset=True)).eval()
+        unlike_fresh(small, seed=2)
+        save_model(small, small.settings, folder / "entropy_model")
+        found = np.concatenate([entropies_of(small, text(60, seed)) for seed in range(9)])
+        rule = rule.with_theta(between(found, 0.7), grid=False)
+        sha256 = model_sha256(folder / "entropy_model")
+        identity = EntropyModelIdentity(sha256=sha256, numerics=unmeasured())
+    save_model(model, settings, folder / "model", small and folder / "entropy_model")
+    inner = small and small.settings
+    record = Record(model=settings, entropy_model=inner, patching=rule, entropy_model_identity=identity)
     write_hf_folder(folder / "model", folder / "hf", record)
     with modules_below(folder / "modules"):
-        yield Both(model, rule, opened(folder / "hf"), folder / "hf")
+        yield Both(model, small, rule, opened(folder / "hf"), folder / "hf")
 
 
 @torch.no_grad()
@@ -198,7 +236,7 @@ def test_loss_and_gradients_equal_ours(both: Both) -> None:
     total = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
     theirs = {name: p.grad for name, p in both.theirs.named_parameters()}
     known = folder_parts(both.model.settings)
-    assert theirs.keys() == {part.theirs for part in known}
+    assert {name for name in theirs if not name.startswith(HF.patcher)} == {part.theirs for part in known}
     for part in known:
         assert (theirs[part.theirs] - gradients[part.ours][part.rows]).norm() <= 1e-4 * total, part.theirs
 
