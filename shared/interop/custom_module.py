@@ -17,6 +17,7 @@ PARTS: Final = {
     "blt": ("layers", "ngrams", "entropies", "rules", "pooling", "patches", "causal_lm", "boundaries", "blt"),
     "flat": ("layers", "ngrams", "causal_lm", "flat"),
     "hnet": ("layers", "ngrams", "patches", "causal_lm", "hnet"),
+    "megabyte": ("layers", "ngrams", "patches", "causal_lm", "megabyte"),
     "spacebyte": (
         "layers",
         "ngrams",

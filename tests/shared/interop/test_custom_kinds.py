@@ -20,6 +20,7 @@ from helpers.model_examples import (
     entropy_settings,
     flat_settings,
     hnet_settings,
+    megabyte_settings,
     pack,
     random_text,
     routed_pack,
@@ -39,6 +40,7 @@ from shared.model_folder.identity import model_sha256
 from shared.model_settings import AnyModelSettings
 from shared.models.entropy_model import EntropyModel, entropy
 from shared.models.hnet import HNet
+from shared.models.megabyte import MegaByte
 from shared.models.spacebyte import SpaceByte
 from shared.patching import PatchingSettings
 from shared.shards.manifest import EntropyModelIdentity
@@ -65,6 +67,11 @@ HNET = {
 BY_ENTROPY = PatchingSettings(rule="entropy", theta=1.0, min_length=2, max_length=24)
 """With a threshold between two entropies in its place."""
 PATCHED = {
+    "megabyte": (megabyte_settings(), PatchingSettings(rule="static", stride=4, max_length=64)),
+    "megabyte, tables": (
+        megabyte_settings(ngrams=TABLES, patch=3, local=GROUPED),
+        PatchingSettings(rule="static", stride=3, max_length=3),
+    ),
     "spacebyte": (spacebyte_settings(), PatchingSettings(rule="space", max_length=16)),
     "spacebyte, tables": (spacebyte_settings(ngrams=TABLES, before=GROUPED), BY_ENTROPY),
 }
@@ -113,7 +120,7 @@ def logits_of(model: Model, batch: Batch) -> Tensor:
         assert (routing.p - 0.5).abs().min() > SURE, "choose another text: rounding decides here"
         return logits
     found: Tensor
-    if isinstance(model, SpaceByte):
+    if isinstance(model, SpaceByte | MegaByte):
         found = model(batch.ids, batch.documents, batch.patches)
     else:
         found = model(batch.ids, batch.documents)

@@ -9,7 +9,14 @@ import pytest
 import torch
 from helpers.custom_classes import modules_below, opened
 from helpers.interop_examples import unlike_fresh
-from helpers.model_examples import any_model, entropy_settings, flat_settings, hnet_settings, spacebyte_settings
+from helpers.model_examples import (
+    any_model,
+    entropy_settings,
+    flat_settings,
+    hnet_settings,
+    megabyte_settings,
+    spacebyte_settings,
+)
 from helpers.model_folders import identity_of
 
 from shared.model_folder.files import save_model
@@ -28,6 +35,7 @@ MODELS: dict[str, tuple[AnyModelSettings, PatchingSettings]] = {
     "flat": (flat_settings(window=30, ngrams=TABLES), UNPATCHED),
     "entropy": (entropy_settings(newline_reset=True), UNPATCHED),
     "hnet": (hnet_settings(), UNPATCHED),
+    "megabyte": (megabyte_settings(), PatchingSettings(rule="static", stride=4, max_length=64)),
     "spacebyte": (spacebyte_settings(), PatchingSettings(rule="space", max_length=16)),
 }
 GENERATED = ("entropy", "hnet")
