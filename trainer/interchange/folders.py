@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shared.bpe.folder import copy_tokenizer
 from shared.counts.files import write_counts
 from shared.errors import IdentityError
 from shared.interop.described import Described, Record
@@ -27,6 +28,7 @@ from shared.model_folder.files import DTYPES
 from shared.model_folder.identity import (
     CONFIG_FILE,
     ENTROPY_MODEL_FOLDER,
+    TOKENIZER_FOLDER,
     WEIGHTS_FILE,
     canonical_settings,
     check_model,
@@ -88,7 +90,8 @@ class ImportSettings:
 def import_foreign(folder: Path, out: Path, chosen: ImportSettings, line: Progress) -> Described:
     """Write a folder of transformers, or of the released reference, as a model folder; returns what is in it.
 
-    Raises ModelFileError or OSError; InteropError with the reason for what our models cannot represent.
+    Raises ModelFileError or OSError; InteropError with the reason for what our models cannot represent; DatasetError or
+    IdentityError for the tokenizer of a model that reads tokens.
     """
     foreign = open_foreign(folder, chosen.entropy_model, chosen.theta)
     described = foreign.described
@@ -101,6 +104,9 @@ def import_foreign(folder: Path, out: Path, chosen: ImportSettings, line: Progre
     with whole_folder(out) as made:
         _write_entropy_model(made / ENTROPY_MODEL_FOLDER, described.entropy_model, foreign.entropy_model, line)
         write_model(made, described.model, foreign.model, line)
+        if foreign.tokenizer is not None:
+            assert described.patching.tokenizer is not None, "of which it is the folder"
+            copy_tokenizer(foreign.tokenizer, made / TOKENIZER_FOLDER, described.patching.tokenizer)
         identity = ModelIdentity(
             config={
                 "imported": {

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,13 @@ from helpers.model_examples import (
     spacebyte_settings,
 )
 from helpers.model_folders import identity_of
+from helpers.rounding import assert_equal_but_rounded, in_fp64
+from helpers.subword_examples import LINES, train_tokenizer
 
-from shared.model_folder.files import save_model
+from shared.bpe.encoder import SubwordEncoder
+from shared.bpe.folder import load_making
+from shared.layers.batch import segments
+from shared.model_folder.files import Model, load_model, save_model
 from shared.model_settings import AnyModelSettings
 from shared.patching import PatchingSettings
 from shared.vocabulary import BOS, EOS, byte_tokens
@@ -69,6 +76,75 @@ def test_a_model_comes_back_byte_for_byte(name: str, tmp_path: Path, capsys: pyt
     for file in ("model.safetensors", "config.json"):
         assert (tmp_path / "back" / file).read_bytes() == (folder / file).read_bytes(), file
     assert model_identity(tmp_path / "back").patching == MODELS[name][1]
+
+
+SUBWORDS = 280
+
+
+@pytest.fixture
+def of_subwords(tmp_path: Path) -> Path:
+    """A flat model of the tokens of a tokenizer, as its finished run leaves it."""
+    tokenizer = train_tokenizer(tmp_path / "data", tmp_path / "tokenizer", SUBWORDS)
+    settings = flat_settings(vocabulary=SUBWORDS)
+    model = any_model(settings)
+    unlike_fresh(model, seed=2)
+    save_model(model, settings, tmp_path / "model", tokenizer=tokenizer)
+    rule = PatchingSettings(rule="bpe", max_length=64, tokenizer=load_making(tokenizer).identity)
+    save_identity(identity_of(rule), tmp_path / "model" / IDENTITY_NAME)
+    return tmp_path / "model"
+
+
+def logits_of(model: Model, ids: list[int]) -> torch.Tensor:
+    """fp32 [T, V] of a text."""
+    found: torch.Tensor = model(torch.tensor(ids), segments([len(ids)]))
+    return found
+
+
+def test_a_model_of_subwords_goes_there_with_its_tokenizer_and_comes_back(of_subwords: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    assert run("export-hf", of_subwords, tmp_path / "hf") == 0
+    assert run("import-hf", tmp_path / "hf", tmp_path / "back") == 0
+    for file in ("model.safetensors", "config.json", "tokenizer/tokenizer.json", "tokenizer/identity.json"):
+        assert (tmp_path / "back" / file).read_bytes() == (of_subwords / file).read_bytes(), file
+    found = model_identity(tmp_path / "back")
+    assert found.patching == model_identity(of_subwords).patching
+    assert "tokenizer/tokenizer.json" in found.config["imported"]["sha256"]
+    with modules_below(tmp_path / "modules"):
+        theirs = opened(tmp_path / "hf")
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf", trust_remote_code=True)
+    ours = load_model(of_subwords)
+    encoder, texts = SubwordEncoder(of_subwords / "tokenizer"), [*LINES[:5], b"</s> <s> it's\n\n  12345", b""]
+    for text in texts:
+        ids = tokenizer(text.decode()).input_ids
+        assert ids == [BOS, *encoder.ids(text).tolist()]
+        assert tokenizer.decode(ids, skip_special_tokens=True).encode() == text
+        with torch.no_grad():
+            found = theirs(torch.tensor([ids])).logits[0]
+            exact = in_fp64(ours, partial(logits_of, ids=ids))
+            assert_equal_but_rounded(found, logits_of(ours, ids), exact)
+    batch = tokenizer([text.decode() for text in texts], padding=True, padding_side="left", return_tensors="pt")
+    written = theirs.generate(**batch, max_new_tokens=10, do_sample=False)
+    assert written.shape[1] > batch.input_ids.shape[1]
+    assert written.max() >= 260, "subwords are written"
+
+
+@pytest.mark.parametrize("command", ["export-hf", "import-hf"])
+def test_another_tokenizer_than_the_recorded_one_is_refused(
+    command: str, of_subwords: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("export-hf", of_subwords, tmp_path / "hf") == 0
+    source = of_subwords if command == "export-hf" else tmp_path / "hf"
+    shutil.rmtree(source / "tokenizer")
+    capsys.readouterr()
+    assert run(command, source, tmp_path / "out") == 2
+    assert "is not a tokenizer's folder" in capsys.readouterr().err
+    train_tokenizer(tmp_path / "other-data", source / "tokenizer", SUBWORDS - 5)
+    assert run(command, source, tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert "holds another tokenizer" in error
+    assert error.count("\n") == 1, error
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", GENERATED)
