@@ -9,14 +9,16 @@ from typing import Any
 import torch
 
 from shared.bpe.folder import TOKENIZER_FILE, copy_tokenizer
-from shared.bpe.vocabulary import byte_symbols, load_subwords
+from shared.bpe.vocabulary import MOST_BYTES, byte_symbols, load_subwords
 from shared.counts.table import KEYS
+from shared.errors import DatasetError
 from shared.interop.custom_module import auto_map, file_name, module_kind, module_text
 from shared.interop.described import Record
 from shared.interop.hf_config import check_one_threshold, custom_config, generation_config, hf_config, objection
 from shared.interop.names import HF, InteropError, folder_parts, parts
 from shared.interop.transfer import Contents, both, split, table_of_counts
 from shared.io.files.atomic import write_atomic
+from shared.io.files.json_reader import read_json
 from shared.io.files.outputs import whole_folder
 from shared.model_folder.identity import CONFIG_FILE, ENTROPY_MODEL_FOLDER, TOKENIZER_FOLDER
 from shared.model_folder.tensors import TensorFolder, write_sharded
@@ -60,8 +62,12 @@ def tokenizer_json(specials: Sequence[str] = ()) -> dict[str, Any]:
 
 def subword_tokenizer_json(folder: Path) -> dict[str, Any]:
     """The same with the tokens of the tokenizer in a folder, which knows no special ids itself. Raises DatasetError."""
+    path = folder / TOKENIZER_FILE
     load_subwords(folder)  # refused where its file is none of ours
-    content: dict[str, Any] = json.loads((folder / TOKENIZER_FILE).read_bytes())
+    try:
+        content: dict[str, Any] = read_json(path, MOST_BYTES)
+    except ValueError as error:
+        raise DatasetError(f"{path}: {error}") from None
     vocabulary = SPECIAL | content["model"]["vocab"]
     return content | {
         "added_tokens": _added(SPECIAL),

@@ -3,6 +3,7 @@
 Shapes: B rows, S columns of ids, of which some may be padding, n columns without it, D width, V vocabulary.
 """
 
+from dataclasses import field
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ class PatchworkConfig(PreTrainedConfig):
 
     keys_to_ignore_at_inference = ("past_key_values",)
     # Fields, since transformers makes an __init__ of its own for a subclass that has none.
-    patchwork: dict | None = None
+    patchwork: dict = field(default_factory=dict)
     use_cache: bool = True  # false for transformers' own class; this one follows the argument of each call
 
 
