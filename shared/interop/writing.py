@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from shared.bpe.folder import TOKENIZER_FILE, copy_tokenizer
-from shared.bpe.vocabulary import MOST_BYTES, byte_symbols, load_subwords
+from shared.bpe.folder import MOST_BYTES, TOKENIZER_FILE, copy_tokenizer
+from shared.bpe.vocabulary import byte_symbols, load_subwords
 from shared.counts.table import KEYS
 from shared.errors import DatasetError
 from shared.interop.custom_module import auto_map, file_name, module_kind, module_text
