@@ -77,6 +77,8 @@ def custom_config(record: Record, slots: int) -> dict[str, Any]:
     """
     kind = module_kind(record.model)
     stack = max((stack.settings for stack in record.model.stacks), key=lambda stack: stack.width * stack.layers)
+    patching = record.patching
+    found = {"patching_threshold": patching.theta, "count_table_slots": slots} if patching.needs_entropy else {}
     return {
         "model_type": custom_model_type(kind),
         "architectures": [class_name(kind)],
@@ -85,8 +87,7 @@ def custom_config(record: Record, slots: int) -> dict[str, Any]:
         "hidden_size": stack.width,
         "num_hidden_layers": stack.layers,
         "num_attention_heads": stack.heads,
-        "patching_threshold": record.patching.theta,
-        "count_table_slots": slots,
+        **found,
         "tie_word_embeddings": False,
         **_IDS,
         RECORD_KEY: record.model_dump(mode="json", by_alias=True),

@@ -13,8 +13,9 @@ from shared.interop.custom_code.rules import Rule
 
 
 class RuleConfig(PatchworkConfig):
-    """Also how many entries the table of an entropy model that counts has."""
+    """Also the threshold of a rule on entropies, and how many entries the table of an entropy model that counts has."""
 
+    patching_threshold: float | None = None
     count_table_slots: int = 0
 
 

@@ -289,6 +289,22 @@ def test_a_model_that_was_saved_there_is_the_same_when_it_is_opened_again(both: 
 
 
 @torch.no_grad()
+def test_it_reads_and_writes_in_bf16_and_under_autocast(both: Both) -> None:
+    ids = text(40, seed=6)[None]
+    wanted = both.theirs(ids).logits
+    half = opened(both.folder).to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = both.theirs(ids).logits
+        assert both.theirs.generate(ids, max_new_tokens=4, do_sample=False, eos_token_id=None).shape == (1, 44)
+    assert half.generate(ids, max_new_tokens=4, do_sample=False, eos_token_id=None).shape == (1, 44)
+    if both.entropy_model is not None:
+        assert half.model.patcher.norm.weight.dtype == torch.float32, "so that patches end where they did"
+    if not isinstance(both.model, HNet):  # whose patches end where rounding leads the router
+        for logits in (found, half(ids).logits):
+            assert (logits - wanted).norm() < 0.05 * wanted.norm()
+
+
+@torch.no_grad()
 def test_what_was_read_can_be_copied_and_beams_are_refused(both: Both) -> None:
     ids = text(80, seed=6)
     first = both.theirs(ids[None, :50], use_cache=True).past_key_values
