@@ -4,7 +4,7 @@ Shapes: B rows, S columns of ids, of which some may be padding, n columns withou
 """
 
 from dataclasses import field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ COLUMNS_AT_ONCE = 2048
 class PatchworkConfig(PreTrainedConfig):
     """Keys of transformers, and ``patchwork``: settings of the model, its entropy model and its patches."""
 
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference: ClassVar[list] = ["past_key_values"]  # a list: Trainer adds one to it
     # Fields, since transformers makes an __init__ of its own for a subclass that has none.
     patchwork: dict = field(default_factory=dict)
     use_cache: bool = True  # false for transformers' own class; this one follows the argument of each call

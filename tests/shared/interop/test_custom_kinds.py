@@ -283,6 +283,8 @@ def test_a_model_that_was_saved_there_is_the_same_when_it_is_opened_again(both: 
     kind = module_kind(both.model.settings)
     assert (tmp_path / file_name(kind)).read_text() == module_text(kind, custom_model_type(kind))
     again, ids = opened(tmp_path), text(60, seed=5)
+    assert again.config.patchwork == both.theirs.config.patchwork
+    assert isinstance(again.config.keys_to_ignore_at_inference, list), "Trainer.evaluate adds a list to it"
     assert type(again).__name__ == class_name(kind)
     with torch.no_grad():
         assert torch.equal(again(ids[None]).logits, both.theirs(ids[None]).logits)
