@@ -37,7 +37,14 @@ from shared.model_folder.identity import (
     stored_settings,
 )
 from shared.model_folder.tensors import write_tensors
-from shared.model_settings import AnyModelSettings, CountsSettings, EntropyModelSettings, specials_of
+from shared.model_settings import (
+    AnyModelSettings,
+    BltSettings,
+    CountsSettings,
+    EntropyModelSettings,
+    HNetSettings,
+    specials_of,
+)
 from shared.patching.settings import LONGEST_PATCH, PatchingSettings
 from shared.settings import refused_as
 from shared.shards.manifest import EntropyModelIdentity, NumericsClass
@@ -99,6 +106,8 @@ def import_foreign(folder: Path, out: Path, chosen: ImportSettings, line: Progre
         with refused_as(InteropError, "--max-length: "):
             changed = described.patching.model_dump() | {"max_length": chosen.max_length}
             patching = PatchingSettings.model_validate(changed)
+        if reason := _unfit(described, patching):
+            raise InteropError(f"--max-length: the model {reason}")
         described = replace(described, patching=patching)
     sources = {str(path.relative_to(folder) if path.is_relative_to(folder) else path): path for path in foreign.files}
     with whole_folder(out) as made:
@@ -123,6 +132,13 @@ def import_foreign(folder: Path, out: Path, chosen: ImportSettings, line: Progre
         )
         save_identity(identity, made / IDENTITY_NAME)
     return described
+
+
+def _unfit(described: Described, patching: PatchingSettings) -> str | None:
+    """Why an imported model cannot have patches of another longest length; None where it can."""
+    if not patching.patched:
+        return "has no patches of a rule"
+    return described.model.objection(patching)
 
 
 def _one_threshold(recorded: PatchingSettings, chosen: ExportSettings) -> PatchingSettings:
@@ -157,6 +173,8 @@ def _differences(record: Record, chosen: ExportSettings) -> Iterable[str]:
             f"transformers' entropy model has no rows for the special ids {', '.join(specials)}: patch_in_forward is "
             "off, give forward the patch_lengths (docs/finetuning.md); entropy_model/ is for our library"
         )
+    elif not isinstance(record.model, BltSettings):
+        yield f"opens only with trust_remote_code=True: transformers has no class for {reason}"
     elif reason is not None:
         yield f"opens only with trust_remote_code=True: transformers' own class cannot be this model ({reason})"
     elif patching.max_length < LONGEST_PATCH:
@@ -170,6 +188,8 @@ def _differences(record: Record, chosen: ExportSettings) -> Iterable[str]:
             f"the data was scored in {scored_by.dtype}, the exported entropy model is float32: where the "
             "entropy is close to the threshold, patches there may begin elsewhere"
         )
+    if chosen.dtype != "float32" and isinstance(record.model, HNetSettings):
+        yield f"the router's weights are rounded to {chosen.dtype} like all others: some patches may end elsewhere"
     if chosen.dtype != "float32" and reason is None:
         yield (
             f"the model's weights are rounded to {chosen.dtype}, the entropy model's are not: loaded with "

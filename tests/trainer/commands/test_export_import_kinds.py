@@ -68,9 +68,8 @@ def test_a_model_comes_back_byte_for_byte(name: str, tmp_path: Path, capsys: pyt
     folder = made(tmp_path / "model", name)
     assert run("export-hf", folder, tmp_path / "hf") == 0
     kind = f"model of kind '{MODELS[name][0].kind}'"
-    assert f"opens only with trust_remote_code=True: transformers' own class cannot be this model (a {kind})" in (
-        capsys.readouterr().out
-    )
+    shown = capsys.readouterr().out
+    assert f"opens only with trust_remote_code=True: transformers has no class for a {kind}" in shown
     assert run("import-hf", tmp_path / "hf", tmp_path / "back") == 0
     assert kind in capsys.readouterr().out
     for file in ("model.safetensors", "config.json"):
@@ -145,6 +144,24 @@ def test_another_tokenizer_than_the_recorded_one_is_refused(
     assert "holds another tokenizer" in error
     assert error.count("\n") == 1, error
     assert not (tmp_path / "out").exists()
+
+
+def test_a_router_that_is_rounded_is_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("hnet", "megabyte"):
+        assert run("export-hf", made(tmp_path / name, name), tmp_path / f"{name}-hf", "--dtype", "bfloat16") == 0
+        assert ("note: the router's weights are rounded to bfloat16" in capsys.readouterr().out) == (name == "hnet")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("flat", "has no patches of a rule"), ("megabyte", "needs shards of rule")]
+)
+def test_a_longest_patch_that_a_model_cannot_have_is_refused(
+    name: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("export-hf", made(tmp_path / "model", name), tmp_path / "hf") == 0
+    assert run("import-hf", tmp_path / "hf", tmp_path / "back", "--max-length", "3") == 2
+    assert f"--max-length: the model {reason}" in capsys.readouterr().err
+    assert not (tmp_path / "back").exists()
 
 
 @pytest.mark.parametrize("name", GENERATED)
