@@ -171,7 +171,7 @@ class Row:
         tokens = self.tokens[first : first + len(starts)].tolist()
         return [
             Piece(
-                token_bytes(np.array([token])),
+                b"" if is_special(token) else bytes((token - OFFSET,)),
                 bool(start),
                 None if entropies is None else float(entropies[place]),
                 from_prompt=True,
