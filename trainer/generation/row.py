@@ -130,6 +130,8 @@ class Row:
         # A special id ends the character before it, whatever that was.
         self._progress = _Progress(token_bytes(prompt[last:]), settings, end)
         self._held: list[Piece] = []
+        self.end_score: TokenScore | None = None
+        """What the model thought of the special id that ended the row, where it was asked and one did."""
 
     @property
     def ended(self) -> Ending | None:
@@ -191,6 +193,8 @@ class Row:
         assert self.ended is None, f"the row has ended: {self.ended}"
         if not is_special(token):
             self._held.append(Piece(bytes((token - OFFSET,)), starts, entropy, score=score))
+        else:
+            self.end_score = score
         count = self._progress.push(token)
         shown, self._held = self._held[:count], self._held[count:]
         return shown
