@@ -139,6 +139,11 @@ class Row:
         return self._progress.ended
 
     @property
+    def end(self) -> int | None:
+        """The special id that ends it, where one does."""
+        return self._progress.end
+
+    @property
     def written(self) -> int:
         """Bytes pushed, with those of a stop string."""
         return self._progress.written

@@ -101,7 +101,8 @@ class StateSize:
         window = self.model.window if isinstance(self.model, EntropyModelSettings | BltSettings | HNetSettings) else 0
         windowed = (window or tokens) + PART - 1
         scores = max(
-            PART * (windowed if axis == "tokens" else _doubled(tokens)) * (stack.heads + 2) * 4 for stack, axis in stacks
+            PART * (windowed if axis == "tokens" else _doubled(tokens)) * (stack.heads + 2) * 4
+            for stack, axis in stacks
         )
         return 2 * scores + max(PART * (8 * stack.width + 3 * stack.hidden) * 4 for stack, _ in stacks)
 

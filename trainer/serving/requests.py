@@ -36,7 +36,16 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "tool_choice": ("none",),
 }
 """Fields that mean nothing here, and the values with which they ask for nothing; any other value is refused."""
-UNSUPPORTED = ("suffix", "best_of", "audio", "functions", "function_call", "prediction", "reasoning_effort", "verbosity")
+UNSUPPORTED = (
+    "suffix",
+    "best_of",
+    "audio",
+    "functions",
+    "function_call",
+    "prediction",
+    "reasoning_effort",
+    "verbosity",
+)
 """Well-known fields that are refused by name rather than as a slip of the pen."""
 
 
@@ -263,8 +272,8 @@ def read_request(body: bytes, kind: type[R]) -> R:
         return kind.model_validate(values)
     except ValidationError as error:
         found = first_error(error)
-        name = str(found["loc"][0]) if found["loc"] else None
-        raise RequestError(first_problem(error), None if name is None else name[:256]) from None
+        param = str(found["loc"][0])[:256] if found["loc"] else None
+        raise RequestError(first_problem(error), param) from None
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
