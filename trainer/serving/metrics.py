@@ -13,7 +13,7 @@ class Metrics:
     """Of one server. All but the requests are by model."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # a time beside every count, which nobody asks for
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a time beside every count, which nobody asks for
         self.registry = CollectorRegistry()
         self.requests = self._counter("requests", "Requests answered", ("path", "status"))
         self.queue = self._gauge("queue_length", "Prompts that wait for room")

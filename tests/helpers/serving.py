@@ -1,0 +1,96 @@
+"""Engines and servers of small models, and what they should answer."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from helpers.model_folders import entropy_model_folder, entropy_rule, model_folder
+
+from shared.text.chat import Turn
+from trainer.generation.generator import Generator
+from trainer.generation.piece import Piece
+from trainer.generation.sampling import SamplingSettings
+from trainer.generation.settings import GenerateSettings
+from trainer.serving.engine import Engine, Event, Job
+from trainer.serving.metrics import Metrics
+from trainer.serving.requests import prompt_of_text
+
+CHAT = ("system", "user", "assistant", "end")
+PLENTY = 1 << 30
+PATIENCE = 300.0
+"""Seconds after which a test gives up waiting: much longer than anything takes on a busy machine."""
+
+
+def chat_model(folder: Path) -> Path:
+    """A model that knows chats, whose patches begin where an entropy model is uncertain."""
+    return model_folder(folder / "tiny", entropy_rule(), entropy_model_folder(folder / "entropy_model"), CHAT)
+
+
+def sampled(length: int, seed: int = 0, **more: Any) -> GenerateSettings:
+    return GenerateSettings(length=length, sampling=SamplingSettings(temperature=1.0, seed=seed), **more)
+
+
+Alone = Callable[[str, GenerateSettings], list[Piece]]
+
+
+def alone(generator: Generator) -> Alone:
+    """The pieces after a prompt, written by themselves."""
+
+    @cache
+    def write(prompt: str, settings: GenerateSettings) -> list[Piece]:
+        return [piece for piece in generator.write(prompt.encode(), settings) if not piece.from_prompt]
+
+    return write
+
+
+def text_of(pieces: Sequence[Piece]) -> bytes:
+    return b"".join(piece.byte for piece in pieces)
+
+
+class AtOnce:
+    """In place of an event loop: the engine's own thread delivers its news."""
+
+    def call_soon_threadsafe(self, call: Callable[..., object], *arguments: object) -> None:
+        call(*arguments)
+
+
+class Asked:
+    """A job and all that was told of it."""
+
+    def __init__(
+        self, engine: Engine, prompt: str | Sequence[Turn], settings: GenerateSettings, n: int = 1, **more: Any
+    ) -> None:
+        tokens: np.ndarray | Sequence[Turn] = prompt_of_text(prompt) if isinstance(prompt, str) else prompt
+        self.events: list[Event] = []
+        self.prompt, self.settings = prompt, settings
+        self.job = Job(engine.rows(tokens, settings, n), self.events.extend, **more)
+
+    def pieces(self, choice: int | None = 0) -> list[Piece]:
+        return [piece for event in self.events if event.choice == choice for piece in event.pieces]
+
+    def text(self, choice: int = 0) -> bytes:
+        return text_of(self.pieces(choice))
+
+    @property
+    def status(self) -> int | None:
+        """That of the error which has ended it."""
+        return next((event.error.status for event in self.events if event.error is not None), None)
+
+    @property
+    def endings(self) -> list[str]:
+        return [event.ended for event in self.events if event.ended is not None]
+
+
+def engine_of(generator: Generator, **options: Any) -> Engine:
+    """One whose turns a test takes by hand: its thread is not started."""
+    engine = Engine(generator, options.pop("memory", PLENTY), Metrics(), **options)
+    engine._loop = AtOnce()  # type: ignore[assignment]
+    return engine
+
+
+def finish(engine: Engine) -> None:
+    """Take turns until nothing is left to do."""
+    while not engine.idle:
+        engine._turn()
