@@ -1,21 +1,29 @@
 """Engines and servers of small models, and what they should answer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from threading import Event as Happened
+from threading import Thread
 from typing import Any
 
+import httpx
 import numpy as np
 from helpers.model_folders import entropy_model_folder, entropy_rule, model_folder
+from openai import OpenAI
 
 from shared.text.chat import Turn
 from trainer.generation.generator import Generator
 from trainer.generation.piece import Piece
 from trainer.generation.sampling import SamplingSettings
 from trainer.generation.settings import GenerateSettings
+from trainer.serving.app import Limits, Service
 from trainer.serving.engine import Engine, Event, Job
 from trainer.serving.metrics import Metrics
 from trainer.serving.requests import prompt_of_text
+from trainer.serving.server import Server, listening_socket
 
 CHAT = ("system", "user", "assistant", "end")
 PLENTY = 1 << 30
@@ -94,3 +102,52 @@ def finish(engine: Engine) -> None:
     """Take turns until nothing is left to do."""
     while not engine.idle:
         engine._turn()
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server in a thread of this process."""
+
+    url: str
+    server: Server
+    service: Service
+    engine: Engine
+    """Of its first model."""
+    thread: Thread
+
+    def openai(self, key: str = "none") -> OpenAI:
+        """The client that everybody uses; it does not try again."""
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=PATIENCE)
+
+    def http(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=PATIENCE, trust_env=False)
+
+
+@contextmanager
+def running(
+    generators: dict[str, Generator],
+    body: int = 1 << 20,
+    timeout: float = PATIENCE,
+    grace: float = PATIENCE,
+    keys: Sequence[bytes] = (),
+    hosts: Sequence[str] = (),
+    **options: Any,
+) -> Iterator[Running]:
+    """Serve models on a free port; ``options`` are those of engines."""
+    metrics = Metrics()
+    memory = options.pop("memory", PLENTY)
+    engines = {
+        name: Engine(generator, memory, metrics, name, threads=1, **options) for name, generator in generators.items()
+    }
+    service = Service(engines, metrics, Limits(body, timeout), keys, hosts)
+    listening = listening_socket("127.0.0.1", 0)
+    server, ready = Server(service, listening, grace), Happened()
+    thread = Thread(target=server.run, args=(ready.set,), daemon=True)
+    thread.start()
+    assert ready.wait(PATIENCE)
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    yield Running(url, server, service, next(iter(engines.values())), thread)
+    server.stop()
+    server.stop()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()

@@ -69,6 +69,8 @@ class Choice:
     _tokens: list[Token] = field(default_factory=list)
     _details: list[dict[str, Any]] = field(default_factory=list)
     _offset: int = 0
+    _closed: bool = False
+    """Whether the end has been sent."""
 
     def begin(self, token: int) -> None:
         """A special id that the client has put before its prompt: a token of its own without a text."""
@@ -101,10 +103,16 @@ class Choice:
         """In the words of the API."""
         return None if self.ended is None else "length" if self.ended == "length" else "stop"
 
+    @property
+    def has_news(self) -> bool:
+        """Whether anything has come since `pop` was called last."""
+        return bool(self._texts or self._tokens or (self.ended is not None and not self._closed))
+
     def pop(self) -> tuple[str, list[Token], list[dict[str, Any]]]:
         """What has come since this was asked last."""
         taken = "".join(self._texts), self._tokens, self._details
         self._texts, self._tokens, self._details = [], [], []
+        self._closed = self.ended is not None
         return taken
 
 
@@ -162,9 +170,9 @@ class CompletionFormat:
 
     def chunks(self, choice: Choice) -> list[dict[str, Any]]:
         """What has come of it since the last chunk; none where nothing has."""
-        text, tokens, details = choice.pop()
-        if not (text or tokens or choice.ended):
+        if not choice.has_news:
             return []
+        text, tokens, details = choice.pop()
         scores = self.logprobs(tokens, choice.specials) if choice.scored else None
         found = {"index": choice.index, "text": text, "logprobs": scores, "finish_reason": choice.finish_reason}
         return [found | ({"details": details} if choice.details else {})]
@@ -214,9 +222,9 @@ class ChatFormat:
 
     def chunks(self, choice: Choice) -> list[dict[str, Any]]:
         """What has come of it since the last chunk; none where nothing has."""
-        text, tokens, details = choice.pop()
-        if not (text or tokens or choice.ended):
+        if not choice.has_news:
             return []
+        text, tokens, details = choice.pop()
         return [
             {
                 "index": choice.index,

@@ -25,6 +25,8 @@ FIRST_CAPACITY = 64
 """Slots without a window that there is room for at first; they double."""
 POSITION = 8
 """Bytes of the position that a slot holds."""
+PROMPT_TOKEN = 16
+"""Bytes of a prompt's token before it is read: as JSON, as text, as ids."""
 PIECE = 400
 """Bytes of Python's objects for one byte of text on its way to a client."""
 SCORED_PIECE = 300
@@ -113,9 +115,9 @@ class StateSize:
         longest = max(demand.tokens for demand in demands)
         batch = self.batch_bytes(sum(demand.rows for demand in demands), longest)
         # Each prompt is read in a state of its own, which then joins the batch by a copy.
-        reading = sum(2 * self.row_bytes(demand.prompt) for demand in demands)
+        reading = sum(2 * self.row_bytes(demand.prompt) + PROMPT_TOKEN * demand.prompt for demand in demands)
         answers = sum(demand.answer_bytes for demand in demands)
-        return batch + reading + answers + self.part_bytes(longest)
+        return batch + reading + answers + self.part_bytes(max(demand.prompt for demand in demands))
 
 
 def _doubled(slots: int) -> int:
