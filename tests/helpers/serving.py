@@ -1,5 +1,10 @@
 """Engines and servers of small models, and what they should answer."""
 
+import os
+import re
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,9 +16,9 @@ from typing import Any
 
 import httpx
 import numpy as np
-from helpers.model_folders import entropy_model_folder, entropy_rule, model_folder
 from openai import OpenAI
 
+from helpers.model_folders import entropy_model_folder, entropy_rule, model_folder
 from shared.text.chat import Turn
 from trainer.generation.generator import Generator
 from trainer.generation.piece import Piece
@@ -131,9 +136,13 @@ def running(
     grace: float = PATIENCE,
     keys: Sequence[bytes] = (),
     hosts: Sequence[str] = (),
+    send_buffer: int | None = None,
     **options: Any,
 ) -> Iterator[Running]:
-    """Serve models on a free port; ``options`` are those of engines."""
+    """Serve models on a free port; ``options`` are those of engines.
+
+    ``send_buffer``: bytes that the system takes for a client that does not read.
+    """
     metrics = Metrics()
     memory = options.pop("memory", PLENTY)
     engines = {
@@ -141,6 +150,8 @@ def running(
     }
     service = Service(engines, metrics, Limits(body, timeout), keys, hosts)
     listening = listening_socket("127.0.0.1", 0)
+    if send_buffer is not None:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     server, ready = Server(service, listening, grace), Happened()
     thread = Thread(target=server.run, args=(ready.set,), daemon=True)
     thread.start()
@@ -151,3 +162,27 @@ def running(
     server.stop()
     thread.join(PATIENCE)
     assert not thread.is_alive()
+
+
+ADDRESS = re.compile(r"serving .* on (http://\S+)/v1: .*")
+
+
+@contextmanager
+def served_process(*words: object, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`python -m trainer serve` in a process of its own, and its address; killed at the end, if it still runs."""
+    command = [sys.executable, "-m", "trainer", "serve", *map(str, words), "--port", "0", "--device", "cpu"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
+    try:
+        assert process.stderr is not None
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if found := ADDRESS.match(line):
+                break
+        else:
+            raise AssertionError("".join(said))
+        yield process, found[1]
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()

@@ -102,12 +102,12 @@ def run(arguments: argparse.Namespace) -> int:
     from trainer.serving.server import Server, listening_socket
 
     local = arguments.host in LOOPBACK
-    if not (local or keys):
-        LOG.warning("whoever can connect to %s may use the models: give --api-key-file", arguments.host)
     metrics = Metrics()
     with ExitStack() as opened:
         # Before models are loaded, which takes longer than to see that a port is taken.
         listening = opened.enter_context(listening_socket(arguments.host, arguments.port))
+        if not (local or keys):
+            LOG.warning("whoever can connect to %s may use the models: give --api-key-file", arguments.host)
         engines = opened_engines(arguments, paths, metrics, opened)
         limits = Limits(int(arguments.max_body * (1 << 20)), arguments.timeout)
         service = Service(engines, metrics, limits, keys, LOOPBACK if local and not keys else ())

@@ -143,9 +143,7 @@ def test_a_prompt_is_scored_without_writing(client: openai.OpenAI) -> None:
     assert all(entry["prompt"] and "logprob" in entry for entry in choice.model_extra["details"])
 
 
-def test_one_byte_more_is_one_entry_more_even_where_the_text_ends(
-    client: openai.OpenAI, server: Running
-) -> None:
+def test_one_byte_more_is_one_entry_more_even_where_the_text_ends(client: openai.OpenAI, server: Running) -> None:
     ids = [BOS, *(byte + OFFSET for byte in b"ab")]
     for seed in range(3):
         answer = client.completions.create(
@@ -172,9 +170,7 @@ def test_a_chat_is_answered(client: openai.OpenAI, generator: Generator, tmp_pat
         top_logprobs=2,
     )
     own = Generator(chat_model(tmp_path))
-    pieces = [
-        piece for _, piece in own.write_batch([turns], sampled(20, seed=6, logprobs=2)) if not piece.from_prompt
-    ]
+    pieces = [piece for _, piece in own.write_batch([turns], sampled(20, seed=6, logprobs=2)) if not piece.from_prompt]
     (choice,) = answer.choices
     assert (choice.message.role, choice.message.content) == ("assistant", shown(pieces))
     assert choice.logprobs is not None
@@ -206,7 +202,9 @@ def test_a_stream_is_the_whole_in_characters(client: openai.OpenAI, single: Alon
     options: dict[str, Any] = {"model": "tiny", "max_tokens": 60, "seed": 8, "n": 2, "extra_body": {"utf8": True}}
     if kind == "chat":
         messages: Any = [{"role": "user", "content": "hello"}]
-        whole = [choice.message.content for choice in client.chat.completions.create(messages=messages, **options).choices]
+        whole = [
+            choice.message.content for choice in client.chat.completions.create(messages=messages, **options).choices
+        ]
         stream: Any = client.chat.completions.create(
             messages=messages, stream=True, stream_options={"include_usage": True}, **options
         )
@@ -374,7 +372,9 @@ def raw_request(served: Running, **fields: Any) -> socket.socket:
     """A connection on which something has been asked."""
     host, port = served.url.removeprefix("http://").split(":")
     body = json.dumps({"prompt": "x", "max_tokens": 100_000} | fields).encode()
-    connection = socket.create_connection((host, int(port)))
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # a client that does not read is soon behind
+    connection.connect((host, int(port)))
     head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     connection.sendall(head.encode() + b"\r\n\r\n" + body)
     return connection
@@ -399,11 +399,9 @@ def test_who_hangs_up_is_written_for_no_more(generator: Generator, stream: bool)
 
 
 @pytest.mark.usefixtures("endless")
-def test_a_slow_reader_is_given_up_and_holds_up_nobody(
-    generator: Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slow_reader_is_given_up_and_holds_up_nobody(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.serving.exchange.MOST_BEHIND", 64)
-    with running({"tiny": generator}, most_rows=8) as served, served.http() as http:
+    with running({"tiny": generator}, most_rows=8, send_buffer=4096) as served, served.http() as http:
         connection = raw_request(served, stream=True, n=7, details=True, logprobs=20, max_tokens=10_000)
         answer = http.post("/v1/completions", json={"prompt": "x", "max_tokens": 200})
         assert answer.status_code == 200
