@@ -132,7 +132,7 @@ class Service:
             end_of_turn(asked.turns, engine.specials, Path(engine.name))
         except ConfigError as error:
             raise RequestError(str(error), "messages") from None
-        rows = engine.rows(asked.turns, asked.settings(secrets.randbits(63)), asked.n)
+        rows = await _aside(len(body), engine.rows, asked.turns, asked.settings(secrets.randbits(63)), asked.n)
         self._add(exchange, asked, Job(rows, exchange.deliver, self._deadline(asked)))
         return await self._answer(request, exchange, asked)
 

@@ -146,9 +146,12 @@ class Engine:
     def rows(self, prompt: np.ndarray | Sequence[Turn], settings: GenerateSettings, count: int = 1) -> list[Row]:
         """Rows for ``count`` texts after a prompt: tokens int16 that begin with BOS, or a chat to answer.
 
-        Raises ConfigError for a chat with a model that knows no chats, and for a threshold that it does not have.
+        Raises ConfigError for a chat with a model that knows no chats, and for a threshold that it does not have;
+        RequestError for more texts than are ever written at once.
         """
         one_threshold(self.generator.identity.patching, settings.subset, settings.theta)
+        if objection := self.budget.objection(Demand(count, 1, 0)):
+            raise RequestError(objection, "n")  # before so many rows are made
         rows = []
         for choice in range(count):
             sampling = settings.sampling
