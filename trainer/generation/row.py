@@ -127,8 +127,8 @@ class Row:
         self._sampling = settings.sampling
         self._uniforms = Uniforms(settings.sampling.seed)
         last = int(np.flatnonzero(is_special(prompt))[-1])
-        # A special id ends the character before it, whatever that was; and so does any lead byte, so that the last bytes
-        # of a prompt say where in a character it ends, however long it is.
+        # A special id ends the character before it, whatever that was. So does a lead byte: the last bytes of a prompt
+        # say where in a character it ends.
         self._progress = _Progress(token_bytes(prompt[max(last, len(prompt) - LONGEST) :]), settings, end)
         self._held: list[Piece] = []
         self.end_score: TokenScore | None = None

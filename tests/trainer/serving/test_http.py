@@ -346,7 +346,8 @@ def test_a_full_queue_says_when_to_come_back(generator: Generator) -> None:
         # One is written for as long as this test needs, one waits.
         asked = {"prompt": "x", "max_tokens": 10_000, "stream": True}
         with http.stream("POST", "/v1/completions", json=asked) as first:
-            next(first.iter_raw())
+            parts = first.iter_raw()  # kept: an iterator that goes closes its connection
+            next(parts)
             with http.stream("POST", "/v1/completions", json=asked):
                 refused = http.post("/v1/completions", json=asked)
         assert refused.status_code == 429
