@@ -19,6 +19,7 @@ import torch
 
 from shared.errors import PatchworkError
 from shared.io.display.log import LOG
+from shared.layers.blocks import compute_dtype
 from shared.model_settings import specials_of
 from shared.text.chat import Turn
 from trainer.generation.batch import Batch, Prompt
@@ -461,8 +462,7 @@ def _deliver(news: dict[Callable[[list[Event]], None], list[Event]]) -> None:
 def state_size(generator: Generator) -> StateSize:
     """How large the decoding state of an opened model is."""
     entropy_model = generator.entropy_model
-    # A processor may compute in fp32 what is stored in bfloat16.
-    halved = generator.device.type != "cpu" and generator.identity.numerics.dtype == "bfloat16"
-    return StateSize(
-        generator.model.settings, None if entropy_model is None else entropy_model.settings, 2 if halved else 4
-    )
+    # The widest, because keys and values have the dtype of what is computed in, whatever single matrices are kept in.
+    floats = [weight for weight in generator.model.parameters() if weight.is_floating_point()]
+    width = max(compute_dtype(weight).itemsize for weight in floats)
+    return StateSize(generator.model.settings, None if entropy_model is None else entropy_model.settings, width)
