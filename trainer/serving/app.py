@@ -150,6 +150,8 @@ class Service:
         """Whether requests are taken."""
         if self.draining:
             return _json({"status": "shutting down"}, 503)
+        if failed := [name for name, engine in self.engines.items() if engine.failed]:
+            return _json({"status": "failed", "models": failed}, 503)
         return _json({"status": "ok"})
 
     async def metrics_text(self, request: Request) -> Response:
