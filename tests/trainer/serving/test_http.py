@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import openai
 import pytest
 from helpers.serving import Alone, Running, alone, chat_model, running, sampled, text_of
@@ -143,17 +144,24 @@ def test_a_prompt_is_scored_without_writing(client: openai.OpenAI) -> None:
     assert all(entry["prompt"] and "logprob" in entry for entry in choice.model_extra["details"])
 
 
-def test_one_byte_more_is_one_entry_more_even_where_the_text_ends(client: openai.OpenAI, server: Running) -> None:
+@pytest.mark.parametrize("ends", [True, False])
+def test_what_is_written_after_a_scored_prompt_is_one_entry_even_where_it_is_the_end(
+    client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    """The harness leaves the last entry out, whatever it is."""
+    writable = np.zeros_like(WRITABLE)
+    writable[EOS if ends else OFFSET + ord("x")] = True
+    monkeypatch.setattr("trainer.generation.sampling.WRITABLE", writable)
     ids = [BOS, *(byte + OFFSET for byte in b"ab")]
-    for seed in range(3):
-        answer = client.completions.create(
-            model="tiny", prompt=ids, max_tokens=1, echo=True, logprobs=1, temperature=0, seed=seed
-        )
-        scores = answer.choices[0].logprobs
-        assert scores is not None
-        assert (len(scores.tokens or []), (scores.tokens or [])[0]) == (4, "<bos>")
-        assert scores.token_logprobs is not None
-        assert scores.token_logprobs[0] is None
+    answer = client.completions.create(model="tiny", prompt=ids, max_tokens=1, echo=True, logprobs=1)
+    (choice,) = answer.choices
+    assert choice.text == ("ab" if ends else "abx")
+    assert choice.finish_reason == ("stop" if ends else "length")
+    assert choice.logprobs is not None
+    assert choice.logprobs.tokens == ["<bos>", "a", "b", "<eos>" if ends else "x"]
+    first, *scores = choice.logprobs.token_logprobs or []
+    assert first is None
+    assert all(score is not None and score < 0 for score in scores)
 
 
 # ---- Chats.
