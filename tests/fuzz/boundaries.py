@@ -228,6 +228,13 @@ BOUNDARIES = (
         (f.chat,),
     ),
     Boundary(
+        "request of a client",
+        ("trainer/serving/requests.py",),
+        f.made_requests,
+        m.one_of([(4, m.at("*.json", m.spoil_json)), (1, m.at("*.json", m.spoil_bytes))]),
+        (f.read_requests,),
+    ),
+    Boundary(
         "task file",
         ("trainer/evaluation/tasks/records.py",),
         f.made_tasks,
