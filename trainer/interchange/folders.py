@@ -43,7 +43,6 @@ from shared.model_settings import (
     CountsSettings,
     EntropyModelSettings,
     HNetSettings,
-    specials_of,
 )
 from shared.patching.settings import LONGEST_PATCH, PatchingSettings
 from shared.settings import refused_as
@@ -166,14 +165,8 @@ def _entropy_model(
 
 def _differences(record: Record, chosen: ExportSettings) -> Iterable[str]:
     """What transformers will not do as we do, a line each."""
-    specials, patching = specials_of(record.model), record.patching
-    reason = objection(record)
-    if specials:
-        yield (
-            f"transformers' entropy model has no rows for the special ids {', '.join(specials)}: patch_in_forward is "
-            "off, give forward the patch_lengths (docs/finetuning.md); entropy_model/ is for our library"
-        )
-    elif not isinstance(record.model, BltSettings):
+    patching, reason = record.patching, objection(record)
+    if not isinstance(record.model, BltSettings):
         yield f"opens only with trust_remote_code=True: transformers has no class for {reason}"
     elif reason is not None:
         yield f"opens only with trust_remote_code=True: transformers' own class cannot be this model ({reason})"
