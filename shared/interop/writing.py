@@ -9,13 +9,15 @@ import torch
 
 from shared.bpe.folder import copy_tokenizer
 from shared.counts.table import KEYS
-from shared.interop.custom_module import auto_map, file_name, module_kind, module_text
+from shared.interop.custom_module import auto_map, class_name, file_name, module_kind, module_text
 from shared.interop.described import Record
 from shared.interop.hf_config import check_one_threshold, custom_config, generation_config, hf_config, objection
 from shared.interop.hf_tokenizer import subword_tokenizer_json, tokenizer_config, tokenizer_json
+from shared.interop.model_card import CARD_FILE, NOTHING_KNOWN, CardFigures, Module, model_card, parameters_of
 from shared.interop.names import HF, folder_parts, parts
 from shared.interop.transfer import Contents, both, split, table_of_counts
 from shared.io.files.atomic import write_atomic
+from shared.io.files.digests import file_sha256
 from shared.io.files.outputs import whole_folder
 from shared.model_folder.identity import CONFIG_FILE, ENTROPY_MODEL_FOLDER, TOKENIZER_FOLDER
 from shared.model_folder.tensors import TensorFolder, write_sharded
@@ -29,6 +31,7 @@ def write_hf_folder(
     dtype: torch.dtype = torch.float32,
     shard_bytes: int = 5_000_000_000,
     watch: Callable[[Contents], Contents] = lambda contents: contents,
+    figures: CardFigures = NOTHING_KNOWN,
 ) -> None:
     """Write the model in a folder, and the entropy model in its entropy_model/, for `AutoModelForCausalLM`.
 
@@ -39,6 +42,7 @@ def write_hf_folder(
         record: what the folder holds, and the rule by which transformers is to find patches.
         dtype: of the model's weights; the entropy model's stay fp32, so that its decisions do not move.
         watch: wraps what will be written, for instance to show how far it is.
+        figures: what the model card says of how the model was made.
 
     Beside the weights lies a module whose class generates with what it keeps of the text, where trust_remote_code says
     that it may be run; without that transformers takes its own class.
@@ -52,6 +56,7 @@ def write_hf_folder(
     reason = objection(record)
     check_one_threshold(record.patching)
     contents = split(TensorFolder(folder), folder_parts(record.model), dtype)
+    parameters = parameters_of(contents)
     slots = 0
     if isinstance(entropy_model, CountsSettings):
         table = TensorFolder(folder / ENTROPY_MODEL_FOLDER)
@@ -76,6 +81,15 @@ def write_hf_folder(
         kind = module_kind(record.model)
         config["auto_map"] = auto_map(kind)
         write_atomic(made / file_name(kind), module_text(kind, config["model_type"]))
+        module = Module(
+            file=file_name(kind),
+            opens=class_name(kind),
+            size=(made / file_name(kind)).stat().st_size,
+            sha256=file_sha256(made / file_name(kind)),
+            plain="BltForCausalLM" if reason is None else None,
+        )
+        card = model_card(record, figures, module, parameters, str(dtype).removeprefix("torch."))
+        write_atomic(made / CARD_FILE, card)
         write_sharded(made, plan, produce, shard_bytes, {"format": "pt"})
         for name, content in (
             (CONFIG_FILE, config),

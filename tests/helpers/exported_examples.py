@@ -50,7 +50,7 @@ UNPATCHED = PatchingSettings(rule="none")
 BY_ENTROPY = PatchingSettings(rule="entropy", theta=1.0, max_length=24)
 """With a threshold between two entropies in its place."""
 SUBWORDS = 280
-PROMPTS, NEW = 50, 20
+PROMPTS, NEW = 50, 16
 """Prompts, and ids that are written after each."""
 NEAR = 1e-4
 """Nats from the threshold, share of the largest logit: nearer to a decision rounding may decide."""

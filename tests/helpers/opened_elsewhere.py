@@ -7,9 +7,14 @@ to write), and for a model of chats "chats" ([messages, ids of the prompt]). OUT
 written.json, which are compared where our models are; what needs no comparison is asserted here.
 """
 
+import contextlib
+import hashlib
 import importlib
+import io
 import json
 import math
+import os
+import re
 import sys
 import tempfile
 import time
@@ -237,6 +242,20 @@ def check_pipeline(folder: str, model: Any, tokenizer: Any, job: dict[str, Any])
         assert found == tokenizer.decode(answer, skip_special_tokens=True), messages
 
 
+def check_card(folder: Path) -> None:
+    """The module is the one that the model card names, and what it says about loading works."""
+    card = (folder / "README.md").read_text()
+    (module,) = folder.glob("modeling_*.py")
+    assert hashlib.sha256(module.read_bytes()).hexdigest() in card
+    (program,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    before = Path.cwd()
+    os.chdir(folder)
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        exec(program, {})
+    os.chdir(before)
+    assert "Once upon a time" in shown.getvalue()
+
+
 def check_that_the_project_is_not_here() -> None:
     for name in ("shared", "trainer", "pipeline"):
         try:
@@ -263,6 +282,7 @@ def main(job: Path, out: Path) -> None:
             check_tokenizer(tokenizer, each["strings"], Path(scratch))
             check_chats(tokenizer, each.get("chats", []))
             losses = check_training(folder, tokenizer, each["prompts"], Path(scratch))
+        check_card(Path(folder))
         check_pipeline(folder, model, tokenizer, each)
         took = time.monotonic() - begin
         print(f"{name}: loss {losses[0]:.3f} -> {losses[-1]:.3f}, {took:.1f} s", flush=True)

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from shared.bpe.folder import copy_tokenizer
 from shared.counts.files import write_counts
-from shared.errors import IdentityError
+from shared.errors import ConfigError, IdentityError
 from shared.interop.described import Described, Record
 from shared.interop.hf_config import check_one_threshold, objection
+from shared.interop.model_card import CardFigures
 from shared.interop.names import InteropError
 from shared.interop.opening import open_foreign
 from shared.interop.transfer import Contents
@@ -47,7 +48,17 @@ from shared.model_settings import (
 from shared.patching.settings import LONGEST_PATCH, PatchingSettings
 from shared.settings import refused_as
 from shared.shards.manifest import EntropyModelIdentity, NumericsClass
-from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, RunNumerics, model_identity, save_identity
+from trainer.metrics.history import load_history
+from trainer.provenance.identity import (
+    IDENTITY_NAME,
+    ModelIdentity,
+    RunIdentity,
+    RunNumerics,
+    load_identity,
+    model_identity,
+    run_differences,
+    save_identity,
+)
 from trainer.provenance.thresholds import one_threshold
 
 
@@ -62,6 +73,8 @@ class ExportSettings:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the model's weights; the entropy model's stay fp32."""
     shard_bytes: int = 5_000_000_000
+    license: str | None = None
+    """Of the weights, as the hub names it: for the model card."""
 
 
 def export_hf(folder: Path, out: Path, chosen: ExportSettings, line: Progress) -> list[str]:
@@ -75,8 +88,16 @@ def export_hf(folder: Path, out: Path, chosen: ExportSettings, line: Progress) -
     record = Record(
         model=model, entropy_model=entropy_model, patching=patching, entropy_model_identity=entropy_model_identity
     )
+    figures = CardFigures(
+        bits_per_byte=_validated(folder, identity),
+        mean_patch_size=identity.mean_patch_size,
+        data=identity.data,
+        license=chosen.license,
+    )
     write_hf_folder(
-        folder, out, record, DTYPES[chosen.dtype], chosen.shard_bytes, lambda contents: with_progress(contents, line)
+        *(folder, out, record, DTYPES[chosen.dtype], chosen.shard_bytes),
+        watch=lambda contents: with_progress(contents, line),
+        figures=figures,
     )
     return list(_differences(record, chosen))
 
@@ -138,6 +159,21 @@ def _unfit(described: Described, patching: PatchingSettings) -> str | None:
     if not patching.patched:
         return "has no patches of a rule"
     return described.model.objection(patching)
+
+
+def _validated(folder: Path, identity: ModelIdentity) -> float | None:
+    """Bits per byte of the last validation of the run that a model folder lies in; None where that is not known."""
+    run = folder.parent
+    try:
+        recorded, history = load_identity(run / IDENTITY_NAME, RunIdentity), load_history(run)
+    except (IdentityError, ConfigError, OSError):
+        return None
+    if run_differences(recorded, identity) or not history.validations:
+        return None
+    last = history.validations[-1]
+    # Figures of an earlier step are not those of the model that was written at the end.
+    found: float | None = last["validation"].get("bits_per_byte")
+    return found if last["step"] == history.lines[-1]["step"] else None
 
 
 def _one_threshold(recorded: PatchingSettings, chosen: ExportSettings) -> PatchingSettings:
