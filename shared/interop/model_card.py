@@ -159,7 +159,7 @@ def _loading(record: Record) -> Iterable[str]:
 def _trusted(module: Module) -> Iterable[str]:
     without = "the folder does not open"
     if module.plain is not None:
-        without = f"`transformers` takes its own `{module.plain}`, which computes the same more slowly"
+        without = f"`transformers` takes its own `{module.plain}`, which is slower, and right for one text at a time"
     return (
         f"`{module.file}` ({module.size:,} bytes), whose class `{module.opens}` is the model, and nothing else of this "
         "folder. It needs torch, numpy and transformers. "
