@@ -43,7 +43,10 @@ def environment(requirements: list[str]) -> Path:
     folder = KEPT / digest({"python": sys.version, "requirements": sorted(requirements)})[:16]
     python, complete = folder / "bin" / "python", folder / "complete"
     if not complete.exists():
-        newest("pip")  # is there an index at all?
+        try:
+            newest("transformers")  # is there an index at all?
+        except UnreachableError as error:
+            raise UnreachableError(f"an environment with {' '.join(requirements)} is missing: {error}") from None
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         done = _pip(python, "install", "--quiet", *requirements)

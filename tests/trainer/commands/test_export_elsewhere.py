@@ -97,7 +97,7 @@ def check_logits(example: Example, found: dict[str, Tensor], name: str) -> None:
 def checked_bytes(example: Example, written: dict[str, list[list[int]]], name: str) -> str:
     """What was written is what ours would have written at each place, up to the first where rounding may decide.
 
-    Returns how many ids were compared, and at how many rounding ended the comparison.
+    Returns how many ids were compared, and where rounding ended it.
     """
     generated, compared = example.generated(), 0
     ended: list[str] = []
@@ -117,4 +117,4 @@ def checked_bytes(example: Example, written: dict[str, list[list[int]]], name: s
                 ended.append(f"{how} {number}")
     total = sum(len(row) for rows in written.values() for row in rows)
     assert compared > 0.8 * total, f"{name}: only {compared} of {total} ids could be compared"
-    return f"{compared} of {total} ids compared, {len(ended)} texts ended by rounding ({', '.join(ended) or 'none'})"
+    return f"{compared} of {total} ids compared; rounding ended {len(ended)} comparisons ({', '.join(ended) or 'none'})"
