@@ -39,6 +39,7 @@ def requirements(release: str) -> list[str]:
     return [*pinned("torch", "numpy", "transformers", "safetensors"), ACCELERATE]
 
 
+@pytest.mark.timeout(3600)  # an environment is made at first, over whatever network there is
 @pytest.mark.parametrize("release", ["pinned", "newest"])
 def test_folders_of_every_kind_work_in_plain_transformers(
     release: str,
