@@ -168,7 +168,7 @@ BOUNDARIES = (
     ),
     Boundary(
         "model of subwords",
-        ("shared/interop/writing.py",),
+        ("shared/interop/hf_tokenizer.py",),
         f.made_subwords,
         f.spoil_subwords,
         (f.export_hf,),
