@@ -16,7 +16,7 @@ from torch import Tensor
 from shared.vocabulary import is_special
 from trainer.__main__ import main
 
-pytestmark = pytest.mark.drill
+pytestmark = pytest.mark.slow
 
 PATIENCE = 800
 """Seconds that all folders may take in one environment."""
