@@ -54,6 +54,8 @@ function headers(key) {
   return { "Content-Type": "application/json", ...(key ? { Authorization: `Bearer ${key}` } : {}) };
 }
 
+/** What the server says, as a sentence; the name of a field stays as it is written. */
 function sentence(words) {
-  return `${words[0].toUpperCase()}${words.slice(1)}${/[.?!]$/.test(words) ? "" : "."}`;
+  const first = /^[\w.-]+:/.test(words) ? words[0] : words[0].toUpperCase();
+  return `${first}${words.slice(1)}${/[.?!]$/.test(words) ? "" : "."}`;
 }

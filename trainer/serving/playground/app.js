@@ -9,7 +9,6 @@ import { byEntropy, faulty, hasLine, offerTheta, request, resetTheta, set, theta
 const at = (id) => document.getElementById(id);
 const MOST_A_FRAME = 2000; // bytes shown at once, so that a long prompt does not hold up the page
 const ROLES = ["user", "assistant", "end"];
-const ENDINGS = { length: "as long as asked for", stop: "ended by itself or before a stop string" };
 
 let served = []; // as /v1/models has them
 let writing = null; // the AbortController of the request under way
@@ -18,6 +17,7 @@ const readout = new Readout(at("pane"), at("readout"));
 
 const model = () => served.find(({ id }) => id === at("model").value);
 const chats = () => document.querySelector("[name=view]:checked").value === "chat";
+const knowsChats = ({ specials }) => ROLES.every((role) => specials.includes(role));
 const patched = () => !["none", "bpe"].includes(model().patching.rule);
 
 // ---- What the page can ask for.
@@ -40,10 +40,11 @@ async function connect() {
 /** Another model: another threshold, and maybe no chats. */
 function chosen() {
   offerTheta(model());
-  const able = ROLES.every((role) => model().specials.includes(role));
+  const able = knowsChats(model());
   const [text, chat] = document.querySelectorAll("[name=view]");
   chat.disabled = !able;
-  at("no-chat").hidden = able;
+  at("views").hidden = !served.some(knowsChats);
+  at("no-chat").hidden = able || at("views").hidden;
   if (!able) text.checked = true;
   at("legend-patches").hidden = !patched();
   at("legend-entropy").hidden = !byEntropy(model());
@@ -61,14 +62,18 @@ function turned() {
   at("echo-field").hidden = chats();
   at("prompt-label").textContent = chats() ? "Message" : "Prompt";
   at("prompt").placeholder = chats() ? "A message" : "A beginning, or nothing";
-  at("empty").textContent = chats()
+  at("invitation").textContent = chats()
     ? "Say something, and the model answers here, byte by byte."
     : "What the model writes appears here, byte by byte.";
 }
 
 function drawTheta() {
-  const height = hasLine(model()) ? Math.min(theta(model()) / MOST_ENTROPY, 1) : -1;
-  at("pane").style.setProperty("--theta-at", height.toFixed(4));
+  const changed = byEntropy(model()) && theta(model()) !== model().patching.theta;
+  at("theta-default").classList.toggle("idle", !changed);
+  at("pane").classList.toggle("lined", hasLine(model()));
+  if (!hasLine(model())) return;
+  at("theta-shown").textContent = `theta, ${theta(model()).toFixed(2)} nats`;
+  at("pane").style.setProperty("--theta-at", Math.min(theta(model()) / MOST_ENTROPY, 1).toFixed(4));
 }
 
 // ---- Writing.
@@ -100,7 +105,7 @@ async function write() {
     body.messages.unshift({ role: "system", content: at("system").value });
   }
   const queue = [];
-  let shown = showing(queue, passage, figures);
+  const shown = showing(queue, passage, figures);
   let text = "";
   let reason = null;
   let usage = null;
@@ -125,14 +130,15 @@ async function write() {
   queue.ended = true;
   await shown;
   passage.end();
+  if (writing !== own) return; // all of it has been cleared away
   figures.end(usage, rates);
-  if (chat) keep(given, text, figures.written);
+  if (chat) keep(given, text, reason !== null || figures.written > 0);
   working(false);
   writing = null;
   const size = counted(figures.written, "byte");
   if (own.signal.aborted) tell(`Stopped after ${size}`);
   else if (failure !== null) fail(failure);
-  else tell(`${size}, ${ENDINGS[reason]}`);
+  else tell(`${size}, ${reason === "length" ? "as long as asked for" : asked.stop ? "ended or stopped" : "ended by itself"}`);
 }
 
 /** Where an answer will be shown, and above it what it answers. */
@@ -167,8 +173,8 @@ function turn(role, content) {
 }
 
 /** The chat so far; a message that was never answered goes back into its field. */
-function keep(given, text, written) {
-  if (written) {
+function keep(given, text, answered) {
+  if (answered) {
     messages.push({ role: "user", content: given }, { role: "assistant", content: text });
     return;
   }
@@ -186,7 +192,7 @@ function showing(queue, passage, figures) {
         passage.append(queue.splice(0, MOST_A_FRAME));
         if (stays) follow();
       }
-      figures.show(now);
+      if (passage.element.isConnected) figures.show(now);
       if (queue.ended && !queue.length) done();
       else requestAnimationFrame(frame);
     };
@@ -199,7 +205,12 @@ const atEnd = () => innerHeight + scrollY >= document.documentElement.scrollHeig
 const follow = () => scrollTo(0, document.documentElement.scrollHeight);
 
 function clear() {
-  writing?.abort();
+  if (writing) {
+    writing.abort();
+    writing = null;
+    working(false);
+    tell("Stopped");
+  }
   messages = [];
   readout.clear();
   at("pane").replaceChildren(at("empty"));
@@ -246,6 +257,14 @@ at("seed-slider").addEventListener("input", () => (at("reseed").checked = false)
 at("theta-default").addEventListener("click", () => {
   resetTheta(model());
   drawTheta();
+});
+at("pane").addEventListener("copy", (event) => {
+  const chosen = getSelection().getRangeAt(0);
+  const inside = chosen.commonAncestorContainer;
+  if (!(inside instanceof Element ? inside : inside.parentElement).closest(".passage")) return;
+  // Long lines are several blocks, between which a browser would put an end of line.
+  event.clipboardData.setData("text/plain", chosen.cloneContents().textContent);
+  event.preventDefault();
 });
 at("model").addEventListener("change", chosen);
 at("views").addEventListener("change", turned);

@@ -5,6 +5,7 @@ import { characters } from "./bytes.js";
 /** Nats: the entropy of a byte of which nothing is known, and the height of the bars. */
 export const MOST_ENTROPY = Math.log(256);
 
+const LONGEST_BLOCK = 800; // characters: what the browser lays out anew for each that comes
 const known = new WeakMap();
 
 /** The character that an element shows: {text, bytes, kind}. */
@@ -26,6 +27,7 @@ export class Passage {
     for (const character of characters(details)) {
       // A line is a block of its own, so that the browser lays out no other when text is added.
       if (this.#line === null) this.#newLine();
+      else if (this.#line.childElementCount % LONGEST_BLOCK === 0) this.#goOnBelow();
       this.#line.append(this.#cell(character));
       if (character.kind === "newline") this.#line = null;
     }
@@ -38,10 +40,21 @@ export class Passage {
     this.#caret.remove();
   }
 
-  #newLine() {
+  #newLine(direction = "auto") {
     this.#line = made("div", "line");
-    this.#line.dir = "auto";
+    this.#line.dir = direction;
     this.element.append(this.#line);
+  }
+
+  /** End a long line where it is wrapped anyway, and go on in another block, which looks the same. */
+  #goOnBelow() {
+    const long = this.#line;
+    const cells = [...long.querySelectorAll(".c")];
+    const bottom = cells.at(-1).offsetTop;
+    const wrapped = cells.findLastIndex((cell) => cell.offsetTop < bottom) + 1;
+    if (wrapped === 0) return; // one line on the screen, however long
+    this.#newLine(getComputedStyle(long).direction);
+    this.#line.append(...cells.slice(wrapped));
   }
 
   #cell(character) {

@@ -34,18 +34,17 @@ export class Readout {
     const name = { newline: "newline", tab: "tab", invalid: "no UTF-8" }[kind] ?? (text === " " ? "space" : text);
     const parts = [made("b", "")];
     parts[0].textContent = name;
-    const add = (label, values) => {
+    const add = (words) => {
       const part = made("span", "");
-      const value = made("span", "value");
-      value.textContent = values.join(" ");
-      part.append(`${label} `, value);
+      part.textContent = words;
       parts.push(part);
     };
-    if (bytes[0].hex) add("hex", bytes.map(({ hex }) => hex));
-    if (bytes[0].entropy !== null) add("nats", bytes.map(({ entropy }) => entropy?.toFixed(2) ?? "–"));
-    if (bytes[0].logprob !== undefined) add("probability", bytes.map(({ logprob }) => percent(Math.exp(logprob))));
+    const each = (told) => bytes.map(told).join(" ");
+    if (bytes[0].hex) add(each(({ hex }) => `0x${hex}`));
+    if (bytes[0].entropy !== null) add(`${each(({ entropy }) => entropy?.toFixed(2) ?? "–")} nats`);
+    if (bytes[0].logprob !== undefined) add(`${each(({ logprob }) => percent(Math.exp(logprob)))} likely`);
     const begins = bytes.flatMap(({ starts }, place) => (starts ? [place + 1] : []));
-    if (begins.length) add("patch", [bytes.length === 1 ? "begins" : `begins with byte ${begins.join(", ")}`]);
+    if (begins.length) add(bytes.length === 1 ? "begins a patch" : `a patch begins with byte ${begins.join(", ")}`);
     this.#line.replaceChildren(...parts);
   }
 
