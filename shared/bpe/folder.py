@@ -3,13 +3,13 @@
 FOLDER/tokenizer.json  FOLDER/identity.json
 """
 
+from hashlib import sha256
 from pathlib import Path
 
 from pydantic import Field
 
 from shared.errors import DatasetError, IdentityError
 from shared.io.files.atomic import write_atomic
-from shared.io.files.digests import file_sha256
 from shared.io.files.json_reader import read_bounded
 from shared.model_settings import MOST_IDS
 from shared.patching.settings import LONGEST_PATCH, TokenizerIdentity
@@ -17,6 +17,8 @@ from shared.settings import Settings, refused_as
 from shared.vocabulary import VOCABULARY_SIZE
 
 TOKENIZER_FILE, MADE_BY_FILE = "tokenizer.json", "identity.json"
+MOST_BYTES = 64 << 20
+"""Of tokenizer.json: about 40 bytes an id."""
 INSTALL = "byte-pair tokens need the tokenizers library: pip install -e '.[bpe]'"
 
 
@@ -44,7 +46,7 @@ def load_making(folder: Path) -> TokenizerMaking:
     """What a tokenizer's folder says about it, its file checked. Raises DatasetError."""
     path = folder / MADE_BY_FILE
     try:
-        content, found = read_bounded(path), file_sha256(folder / TOKENIZER_FILE)
+        content, found = read_bounded(path), sha256(read_bounded(folder / TOKENIZER_FILE, MOST_BYTES)).hexdigest()
     except OSError as error:
         missing = Path(error.filename or path).name
         raise DatasetError(f"{folder} is not a tokenizer's folder: {missing} cannot be read") from None

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
-from shared.bpe.folder import TOKENIZER_FILE
+from shared.bpe.folder import MOST_BYTES, TOKENIZER_FILE
 from shared.errors import DatasetError
 from shared.io.files.json_reader import read_bounded
 from shared.model_settings import MOST_IDS
@@ -21,10 +21,6 @@ _FACTOR = 0x9E3779B97F4A7C15
 """Of the polynomial hash of a token: 2^64 over the golden ratio, whose bits spread well. Odd, so that it has an inverse
 modulo 2^64, by which the hash of any range follows from two sums."""
 _INVERSE = pow(_FACTOR, -1, 2**64)
-
-
-MOST_BYTES = 64 << 20
-"""Of tokenizer.json: about 40 bytes an id."""
 
 
 class _Model(BaseModel):

@@ -20,6 +20,7 @@ from shared.incremental.stack import Rotations, StackCache
 from shared.layers.blocks import Block, compute_dtype
 from shared.layers.cross_attention import BytesReadPatches
 from shared.layers.ngrams import PRIMES
+from shared.layers.weight_formats import cache_dtype
 from shared.model_settings import NgramSettings
 from shared.models.blt import Blt
 
@@ -94,12 +95,13 @@ class BltRows:
     def __init__(self, model: Blt, rows: int = 1) -> None:
         settings, weight = model.settings, model.encoder.embedding.weight
         device, dtype = weight.device, compute_dtype(weight)
+        kept = cache_dtype(model, dtype)
         self.model = model
         self._ngrams = NgramTail(settings.ngrams, device)
         self._bytes = Slots(rows, settings.window, device)
-        self._patches = GrowingPatches(model.global_.blocks, settings.global_, rows, dtype, device)
-        self._encoder = StackCache(settings.encoder, self._bytes, dtype, device)
-        self._decoder = StackCache(settings.decoder, self._bytes, dtype, device)
+        self._patches = GrowingPatches(model.global_.blocks, settings.global_, rows, kept, device)
+        self._encoder = StackCache(settings.encoder, self._bytes, kept, device)
+        self._decoder = StackCache(settings.decoder, self._bytes, kept, device)
         stacks = {"encoder": settings.encoder, "decoder": settings.decoder}
         self._rotations = {name: Rotations(stack, device) for name, stack in stacks.items()}
         crossing = len(model.encoder.blocks) - model.encoder.first
@@ -151,7 +153,7 @@ class BltRows:
     def _encode(self, ids: Tensor, place: Placement, longest: int) -> Tensor:
         """Byte states [R n, D] after the encoder. Those that patches read are put behind the patch in progress."""
         model, encoder = self.model, self.model.encoder
-        x = encoder.embedding(ids.flatten())
+        x: Tensor = encoder.embedding(ids.flatten())
         if model.settings.ngrams.sizes:
             rows = self._ngrams.rows(self._place.tail, ids)
             x = x + F.embedding_bag(rows, model.ngrams.weight, mode="sum")
@@ -171,7 +173,8 @@ class BltRows:
 
     def _flat_pending(self) -> Tensor:
         """[R L, X, D], a view."""
-        return self._pending.rows.flatten(0, 1)
+        flat: Tensor = self._pending.rows.flatten(0, 1)
+        return flat
 
     def _pending_index(self, places: np.ndarray, rows: np.ndarray | None = None) -> Tensor:
         """On the axis [R L]: places int64 [R, n], or [m] in ``rows`` int64 [m], -> int64 [R n] or [m]."""

@@ -19,6 +19,7 @@ from shared.incremental.slots import Placement, Slots
 from shared.incremental.stack import Rotations, StackCache
 from shared.layers.blocks import Block, Stack, compute_dtype
 from shared.layers.routing import dissimilarity, smoothed
+from shared.layers.weight_formats import cache_dtype
 from shared.model_settings import HNetSettings
 from shared.models.hnet import HNet
 from shared.vocabulary import without_named
@@ -88,12 +89,13 @@ class HNetRows:
     def __init__(self, model: HNet, rows: int = 1) -> None:
         settings, weight = model.settings, model.embedding.weight
         device, dtype = weight.device, compute_dtype(weight)
+        kept = cache_dtype(model, dtype)
         self.model = model
         self._ngrams = NgramTail(settings.tables, device)
         self._bytes = Slots(rows, settings.window, device)
-        self._patches = GrowingPatches(model.global_.blocks, settings.global_, rows, dtype, device)
-        self._encoder = StackCache(settings.encoder, self._bytes, dtype, device)
-        self._decoder = StackCache(settings.decoder, self._bytes, dtype, device)
+        self._patches = GrowingPatches(model.global_.blocks, settings.global_, rows, kept, device)
+        self._encoder = StackCache(settings.encoder, self._bytes, kept, device)
+        self._decoder = StackCache(settings.decoder, self._bytes, kept, device)
         self._rotations = Rotations(settings.encoder, device), Rotations(settings.decoder, device)
         self._place = _Place(
             boundaries=(Boundaries(0, 0, 0),) * rows,

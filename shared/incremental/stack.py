@@ -51,7 +51,7 @@ class StackCache:
     def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, place: Placement) -> Tensor:
         self._fit()
         held, groups = self._layers[layer].rows, self.settings.key_value_heads
-        held.view(-1, *held.shape[2:]).index_copy_(0, place.slots, torch.stack([k, v], 1))
+        held.view(-1, *held.shape[2:]).index_copy_(0, place.slots, torch.stack([k, v], 1).to(held.dtype))
         held = held[:, : place.used]
         if place.rows is not None:
             held = held.index_select(0, place.rows)
@@ -61,8 +61,9 @@ class StackCache:
         bias = place.bias
         if bias is not None and place.tokens > 1 and q.shape[1] > groups:
             bias = bias.repeat(1, 1, q.shape[1] // groups, 1)
-        # The arithmetic of shared.layers.attention: fp32 where no kernel wants less.
+        # The arithmetic of shared.layers.attention, fp32 where no kernel wants less; that of what is kept in less.
         dtype = q.dtype if has_kernel(q.device, q.dtype) else torch.float32
+        dtype = held.dtype if held.dtype != q.dtype else dtype
         out = F.scaled_dot_product_attention(
             queries.flatten(2, 3).to(dtype),
             keys.to(dtype),

@@ -9,9 +9,26 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from shared.model_settings import AnyModelSettings, EntropyModelSettings
+
 CUSTOM_CODE = Path(__file__).parent / "custom_code"
 _PACKAGE = "shared.interop.custom_code"
-PARTS: Final = {"blt": ("layers", "ngrams", "entropies", "rules", "pooling", "causal_lm", "blt")}
+PARTS: Final = {
+    "blt": ("layers", "ngrams", "entropies", "rules", "pooling", "patches", "causal_lm", "boundaries", "blt"),
+    "flat": ("layers", "ngrams", "causal_lm", "flat"),
+    "hnet": ("layers", "ngrams", "patches", "causal_lm", "hnet"),
+    "megabyte": ("layers", "ngrams", "patches", "causal_lm", "megabyte"),
+    "spacebyte": (
+        "layers",
+        "ngrams",
+        "entropies",
+        "rules",
+        "patches",
+        "causal_lm",
+        "boundaries",
+        "spacebyte",
+    ),
+}
 """By kind of model, the later ones use the earlier."""
 _HEAD = '''\
 # Copyright The Patchwork authors. Licensed under the Apache License, Version 2.0 (the "License");
@@ -21,10 +38,15 @@ _HEAD = '''\
     model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 
 gives `{opened}`, which stands last. Patchwork's export-hf wrote this module beside the weights; it
-needs torch, numpy and transformers. It is the same for every model of this kind: rules, poolings and entropy models
-that yours does not have are here, too.
+needs torch, numpy and transformers. It is the same for every model of this kind: what yours does not use is here,
+too.
 """
 '''
+
+
+def module_kind(settings: AnyModelSettings) -> str:
+    """The kind whose module a model opens with: an entropy model is a flat transformer."""
+    return "flat" if isinstance(settings, EntropyModelSettings) else settings.kind
 
 
 def file_name(kind: str) -> str:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from shared.interop.names import InteropError
 from shared.io.files.json_reader import read_json as read_bounded_json
-from shared.model_settings import BltSettings, CountsSettings, EntropyModelSettings
+from shared.model_settings import AnyModelSettings, CountsSettings, EntropyModelSettings, ModelSettings
 from shared.patching.settings import PatchingSettings
 from shared.settings import Settings
 from shared.shards.manifest import EntropyModelIdentity
@@ -41,7 +41,7 @@ def read_json(path: Path) -> dict[str, Any]:
 class Record(Settings):
     """What only our own settings say: which of two equal spellings they had, and how patches were found in training."""
 
-    model: BltSettings
+    model: ModelSettings
     entropy_model: Annotated[EntropyModelSettings | CountsSettings, Field(discriminator="kind")] | None
     """None where the rule needs none."""
     patching: PatchingSettings
@@ -52,7 +52,7 @@ class Record(Settings):
 class Described:
     """A model, its entropy model, and how patches are found, in our settings."""
 
-    model: BltSettings
+    model: AnyModelSettings
     entropy_model: EntropyModelSettings | CountsSettings | None
     patching: PatchingSettings
     entropy_model_identity: EntropyModelIdentity | None = None

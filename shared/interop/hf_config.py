@@ -5,7 +5,7 @@ What transformers cannot represent is refused with the reason.
 
 from typing import Any
 
-from shared.interop.custom_module import class_name, custom_model_type
+from shared.interop.custom_module import class_name, custom_model_type, module_kind
 from shared.interop.described import Record
 from shared.interop.names import InteropError
 from shared.io.files.digests import in_short
@@ -59,7 +59,9 @@ def check_rule(patching: PatchingSettings) -> None:
 
 
 def objection(record: Record) -> str | None:
-    """Why `BltForCausalLM` cannot be what a record describes; None where it can."""
+    """Why transformers has no class of its own for what a record describes; None where `BltForCausalLM` can be it."""
+    if not isinstance(record.model, BltSettings):
+        return f"a model of kind {record.model.kind!r}"
     try:
         check_rule(record.patching)
         check_representable(record.model, record.entropy_model)
@@ -73,17 +75,19 @@ def custom_config(record: Record, slots: int) -> dict[str, Any]:
 
     ``slots``: of the table of an entropy model that counts.
     """
-    stack = record.model.global_
+    kind = module_kind(record.model)
+    stack = max((stack.settings for stack in record.model.stacks), key=lambda stack: stack.width * stack.layers)
+    patching = record.patching
+    found = {"patching_threshold": patching.theta, "count_table_slots": slots} if patching.needs_entropy else {}
     return {
-        "model_type": custom_model_type("blt"),
-        "architectures": [class_name("blt")],
+        "model_type": custom_model_type(kind),
+        "architectures": [class_name(kind)],
         "dtype": "float32",
         "vocab_size": record.model.vocabulary,
         "hidden_size": stack.width,
         "num_hidden_layers": stack.layers,
         "num_attention_heads": stack.heads,
-        "patching_threshold": record.patching.theta,
-        "count_table_slots": slots,
+        **found,
         "tie_word_embeddings": False,
         **_IDS,
         RECORD_KEY: record.model_dump(mode="json", by_alias=True),

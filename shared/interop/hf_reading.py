@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from shared.interop.custom_module import class_name
+from shared.interop.custom_module import class_name, custom_model_type, module_kind
 from shared.interop.described import Described, Foreign, Record
 from shared.interop.hf_config import RECORD_KEY, check_representable, hf_config
 from shared.interop.names import InteropError
@@ -130,6 +130,12 @@ def read_custom_config(values: Mapping[str, Any], theta: float | None = None) ->
     with refused_as(InteropError, f"{RECORD_KEY}: "):
         record = Record.model_validate(values.get(RECORD_KEY))
     patching = record.patching
+    if values.get("model_type") != (wanted_type := custom_model_type(module_kind(record.model))):
+        raise InteropError(
+            f"model_type is {values.get('model_type')!r}, a model of kind {record.model.kind!r} has {wanted_type!r}"
+        )
+    if reason := record.model.objection(patching):
+        raise InteropError(f"{RECORD_KEY}.patching: the model {reason}")
     if patching.needs_entropy != (record.entropy_model is not None):
         raise InteropError(f"{RECORD_KEY}.entropy_model does not belong to rule {patching.rule!r}")
     wanted = config.patching_threshold if theta is None else theta
@@ -238,10 +244,11 @@ def _as_recorded(found: Described, values: Mapping[str, Any]) -> Described:
     try:
         record = Record.model_validate(values.get(RECORD_KEY))
         theta = record.patching.theta
-        if not isinstance(record.entropy_model, EntropyModelSettings):
+        if not isinstance(record.model, BltSettings) or not isinstance(record.entropy_model, EntropyModelSettings):
             return found
         ours = hf_config(record.model, record.entropy_model, theta)
-        assert isinstance(found.entropy_model, EntropyModelSettings), "transformers' own class has one"
+        assert isinstance(found.model, BltSettings), "transformers' own class is one"
+        assert isinstance(found.entropy_model, EntropyModelSettings), "and has one"
         theirs = hf_config(found.model, found.entropy_model, theta)
     except (ValidationError, InteropError):
         return found

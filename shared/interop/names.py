@@ -13,7 +13,7 @@ from torch import Tensor
 from shared.errors import ModelFileError
 from shared.layers.blocks import blocks
 from shared.model_folder.files import build_model
-from shared.model_settings import BltSettings, EntropyModelSettings, StackSettings
+from shared.model_settings import AnyModelSettings, BltSettings, EntropyModelSettings, StackSettings
 
 
 class InteropError(ModelFileError):
@@ -106,6 +106,33 @@ def parts(settings: BltSettings | EntropyModelSettings, spelling: Spelling) -> l
     with torch.device("meta"):
         state = build_model(settings).state_dict()
     return _parts(state, _names(settings, spelling))
+
+
+def folder_parts(settings: AnyModelSettings) -> list[Part]:
+    """All tensors of a model that a folder of transformers has as its own, whatever kind of model it is.
+
+    Those of a BLT have the names of transformers' own class; others begin with "model.", their blocks are named as
+    those of a Llama are, and the rest as here.
+    """
+    if isinstance(settings, BltSettings):
+        return parts(settings, HF)
+    with torch.device("meta"):
+        state = build_model(settings).state_dict()
+    return _parts(state, _names_of_others(settings, state))
+
+
+_RENAMED = {"embedding": f"{HF.root}{HF.embedding}", "head": HF.head, "ngrams": f"{HF.root}ngram_embedding"}
+
+
+def _names_of_others(settings: AnyModelSettings, names: Iterable[str]) -> Iterator[Name]:
+    """Of a model that is no BLT, whose tensors have these names."""
+    for stack in settings.stacks:
+        ours = stack.name.removesuffix("blocks")
+        theirs = ours.replace("global_", "global_transformer")
+        yield from _blocks(ours, f"{HF.root}{theirs}", stack.settings, HF)
+    in_stacks = tuple(f"{stack.name}." for stack in settings.stacks)
+    for name in (name.removesuffix(".weight") for name in names if not name.startswith(in_stacks)):
+        yield name, (_RENAMED.get(name, f"{HF.root}{name}"),), None
 
 
 def block_parts(stack: StackSettings, root: str, spelling: Spelling) -> list[Part]:

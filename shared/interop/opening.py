@@ -7,17 +7,18 @@ from typing import Literal
 
 import numpy as np
 
+from shared.bpe.folder import MADE_BY_FILE, TOKENIZER_FILE, check_tokenizer
 from shared.counts.table import CountModel
-from shared.interop.custom_module import custom_model_type
+from shared.interop.custom_module import PARTS, custom_model_type
 from shared.interop.described import Described, read_json
 from shared.interop.hf_reading import read_custom_config, read_hf_config
-from shared.interop.names import HF, REFERENCE, InteropError, Part, parts
+from shared.interop.names import HF, REFERENCE, InteropError, Part, folder_parts, parts
 from shared.interop.reference import is_reference, open_reference
 from shared.interop.transfer import COUNT_TENSORS, Contents, check, counts_of_table, join, shapes
 from shared.model_folder.files import check_layers
-from shared.model_folder.identity import CONFIG_FILE
+from shared.model_folder.identity import CONFIG_FILE, TOKENIZER_FOLDER
 from shared.model_folder.tensors import TensorFolder, TensorSource
-from shared.model_settings import CountsSettings, EntropyModelSettings
+from shared.model_settings import BltSettings, CountsSettings, EntropyModelSettings
 from shared.settings import refused_as
 
 
@@ -32,6 +33,8 @@ class ForeignFolder:
     """A network's; the table of one that counts; None where the rule needs none."""
     files: tuple[Path, ...]
     """Everything that was read."""
+    tokenizer: Path | None = None
+    """The folder of the tokenizer of a model that reads tokens; it is the recorded one."""
 
 
 def open_foreign(folder: Path, entropy_model: Path | None = None, theta: float | None = None) -> ForeignFolder:
@@ -41,7 +44,8 @@ def open_foreign(folder: Path, entropy_model: Path | None = None, theta: float |
         entropy_model: where the reference's entropy model is, if not in the folder.
         theta: nats, a threshold instead of the recorded one.
 
-    Raises InteropError or ModelFileError, naming the folder or file.
+    Raises InteropError or ModelFileError, naming the folder or file; DatasetError or IdentityError for a tokenizer that
+    is missing or another one than was recorded.
     """
     try:
         if is_reference(folder):
@@ -58,11 +62,11 @@ def _open_hf(folder: Path, theta: float | None) -> ForeignFolder:
     path = folder / CONFIG_FILE
     values, source = read_json(path), TensorFolder(folder)
     files = (path, *source.files())
-    own = values.get("model_type") == custom_model_type("blt")
+    own = values.get("model_type") in [custom_model_type(kind) for kind in PARTS]
     described = read_custom_config(values, theta) if own else read_hf_config(values, theta)
     entropy_model = described.entropy_model
     check_layers(described.model, len(source.names()), str(folder))
-    model = parts(described.model, HF)
+    model = folder_parts(described.model)
     if described.tied:
         model = _untied(model, source)
     if isinstance(entropy_model, CountsSettings):
@@ -72,7 +76,12 @@ def _open_hf(folder: Path, theta: float | None) -> ForeignFolder:
         return ForeignFolder("transformers", described, join(source, model), table, files)
     if entropy_model is None:
         check(source, shapes(model))
-        return ForeignFolder("transformers", described, join(source, model), None, files)
+        tokenizer = None
+        if (recorded := described.patching.tokenizer) is not None:
+            tokenizer = folder / TOKENIZER_FOLDER
+            check_tokenizer(tokenizer, recorded)
+            files = (*files, tokenizer / TOKENIZER_FILE, tokenizer / MADE_BY_FILE)
+        return ForeignFolder("transformers", described, join(source, model), None, files, tokenizer)
     check_layers(entropy_model, len(source.names()), str(folder))
     within = parts(entropy_model, HF)
     check(source, shapes(model) | shapes(within))
@@ -90,7 +99,8 @@ def _untied(model: Sequence[Part], source: TensorSource) -> list[Part]:
 def _open_reference(folder: Path, entropy_model: Path | None, theta: float | None) -> ForeignFolder:
     with refused_as(InteropError):
         described, (blt, patcher), files = open_reference(folder, entropy_model, theta)
-    assert isinstance(described.entropy_model, EntropyModelSettings), "the reference has no other"
+    assert isinstance(described.model, BltSettings), "the reference has no other"
+    assert isinstance(described.entropy_model, EntropyModelSettings), "nor of entropy models"
     model, entropy_parts = parts(described.model, REFERENCE), parts(described.entropy_model, REFERENCE)
     check(blt, shapes(model))
     check(patcher, shapes(entropy_parts))

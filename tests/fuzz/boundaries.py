@@ -153,6 +153,27 @@ BOUNDARIES = (
         (f.import_hf,),
     ),
     Boundary(
+        "hugging face folder of another kind",
+        ("shared/interop/hf_reading.py", "shared/interop/opening.py"),
+        f.made_hf_of_subwords,
+        m.one_of(
+            [
+                (4, m.at("hf/config.json", m.spoil_json)),
+                (1, m.at("hf/tokenizer/*.json", m.spoil_json)),
+                (2, m.at("hf/*.safetensors", m.spoil_safetensors)),
+                (1, lambda rng, folder: m.spoil_folder(rng, folder / "hf")),
+            ]
+        ),
+        (f.import_hf,),
+    ),
+    Boundary(
+        "model of subwords",
+        ("shared/interop/writing.py",),
+        f.made_subwords,
+        f.spoil_subwords,
+        (f.export_hf,),
+    ),
+    Boundary(
         "llama folder",
         ("shared/interop/llama.py", "trainer/commands/import_llama.py"),
         f.made_llama,

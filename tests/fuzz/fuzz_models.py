@@ -1,22 +1,31 @@
 """Folders of models, ours and those of others, and files that go with them."""
 
 import json
+import random
 import shutil
 from pathlib import Path
 
-from fuzz_common import run
+import mutations as m
+from fuzz_common import refit, run
 from helpers.counted_models import counted_folder
-from helpers.model_folders import entropy_folder, entropy_model_folder, entropy_rule, model_folder
+from helpers.model_examples import any_model, flat_settings
+from helpers.model_folders import entropy_folder, entropy_model_folder, entropy_rule, identity_of, model_folder
 from helpers.tiny_runs import STACK, tiny_recipe, toml
 
 from pipeline.__main__ import main as pipeline
+from shared.bpe.folder import load_making
+from shared.io.files.digests import file_sha256
+from shared.model_folder.files import save_model
 from shared.model_folder.identity import model_sha256
+from shared.patching import PatchingSettings
 from shared.shards.manifest import EntropyModelIdentity
 from shared.vocabulary import BOS
 from trainer.__main__ import main as trainer
 from trainer.main import main as train
 from trainer.provenance.identity import IDENTITY_NAME, model_identity, save_identity
 from trainer.serving.requests import ChatRequest, CompletionRequest, prompt_of_ids, prompt_of_text, read_request
+
+SUBWORDS = 280
 
 
 def made_model(folder: Path) -> None:
@@ -62,6 +71,35 @@ def made_hf_of_counts(folder: Path) -> None:
     scored = EntropyModelIdentity(sha256=model_sha256(counts), numerics=None)
     save_identity(identity.model_copy(update={"entropy_model": scored}), made / IDENTITY_NAME)
     shutil.rmtree(counts)
+    assert run(trainer, "export-hf", folder / "m", folder / "hf") == 0
+    shutil.rmtree(folder / "m")
+
+
+def made_subwords(folder: Path) -> None:
+    """A flat model of byte-pair tokens, with n-gram tables."""
+    from helpers.subword_examples import train_tokenizer
+
+    tokenizer = train_tokenizer(folder / "d", folder / "t", SUBWORDS)
+    settings = flat_settings(vocabulary=SUBWORDS, ngrams={"sizes": (2, 3), "rows": 31})
+    save_model(any_model(settings), settings, folder / "m", tokenizer=tokenizer)
+    rule = PatchingSettings(rule="bpe", max_length=64, tokenizer=load_making(tokenizer).identity)
+    save_identity(identity_of(rule), folder / "m" / IDENTITY_NAME)
+    shutil.rmtree(folder / "d")
+    shutil.rmtree(folder / "t")
+
+
+def spoil_subwords(rng: random.Random, folder: Path) -> str:
+    """The tokenizer's file, and the hashes that say that it is the recorded one."""
+    words = m.at("m/tokenizer/tokenizer.json", m.spoil_json)(rng, folder)
+    sha256 = file_sha256(folder / "m" / "tokenizer" / "tokenizer.json")
+    refit(folder / "m" / "tokenizer" / "identity.json", lambda values: values.update(sha256=sha256))
+    refit(folder / "m" / IDENTITY_NAME, lambda values: values["patching"]["tokenizer"].update(sha256=sha256))
+    return words
+
+
+def made_hf_of_subwords(folder: Path) -> None:
+    """Of a model of another kind than byte latent transformers, with its tokenizer."""
+    made_subwords(folder)
     assert run(trainer, "export-hf", folder / "m", folder / "hf") == 0
     shutil.rmtree(folder / "m")
 

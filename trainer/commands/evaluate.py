@@ -32,6 +32,7 @@ from trainer.commands.running import (
     add_model,
     add_scoring,
     add_subset,
+    add_weights,
     chosen_subset,
     opened_model,
     running_model,
@@ -106,6 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text.add_argument("--sample-bytes", type=whole(1), default=256, metavar="N", help="bytes of such a text at most")
     running = parser.add_argument_group("how it is computed, and what is written")
     add_scoring(running)
+    add_weights(running)
     running.add_argument("--documents", type=Path, metavar="FILE.jsonl", help="write what each document scores")
     running.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file too")
     add_overwrite(running)
@@ -115,6 +117,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Print a table for each dataset; returns the exit code."""
     if arguments.beside and len(arguments.datasets) > 1:
         raise ConfigError("--beside puts models on the documents of one dataset side by side; name one DATASET")
+    if arguments.weights != "float32" and arguments.dtype != "float32":
+        raise ConfigError(f"--weights {arguments.weights} goes with --dtype float32, the precision between products")
     documents = output_if_given(arguments, "documents", DOCUMENTS)
     json_file = output_if_given(arguments, "json", FIGURES)
     read = cache(documents_at)  # each file once, since standard input can be read only once
@@ -262,13 +266,13 @@ class Evaluator:
             LOG.info("%s", warning)
         text = dataset.totals.bytes
         self._progress.begin(0.0)
-        tokens, dtype = self._arguments.tokens, self._arguments.dtype
+        tokens, dtype, weights = self._arguments.tokens, self._arguments.dtype, self._arguments.weights
 
         def on_progress(share: float) -> None:
             self._progress.show(share, f"{quantity(share * text)}B of {quantity(text)}B", dataset.where)
 
         began = time.monotonic()
-        found = measure(folder, dataset, tokens, self._device, dtype, on_progress, name)
+        found = measure(folder, dataset, tokens, self._device, dtype, on_progress, name, weights)
         seconds = time.monotonic() - began
         rate = quantity(text / max(seconds, 1e-9))
         self._progress.log(f"{dataset.where}: {quantity(text)}B scored in {clock(seconds)}, {rate}B/s")

@@ -22,7 +22,7 @@ from shared.io.display.log import LOG
 from shared.io.display.terminal import unfiltered
 from shared.io.files.json_reader import read_at_most
 from shared.text.chat import Turn
-from trainer.commands.running import add_model, add_running, add_subset, chosen_subset, running_model
+from trainer.commands.running import add_model, add_running, add_subset, add_weights, chosen_subset, running_model
 from trainer.generation.chat import read_messages
 from trainer.generation.piece import Ending, Piece, Statistics
 from trainer.generation.settings import GenerateSettings
@@ -154,6 +154,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="let the local decoder draft K bytes at a time, checked by the full model",
     )
     add_running(patching)
+    add_weights(patching)
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument(
         "--show-patches",
@@ -174,7 +175,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     with running_model(arguments) as running:
         chosen_subset(running.model, arguments.subset, arguments.theta)
-        generator = Generator(running.model, running.device, running.threads)
+        generator = Generator(running.model, running.device, running.threads, arguments.weights)
     out = unfiltered(sys.stdout)  # a file or pipe gets the text as it is; a terminal must not obey escapes in it
     # typing.TextIO has no reconfigure; the streams that can be here have it.
     out.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shared.io.display.terminal import show
 from shared.io.files.outputs import check_folder
-from shared.model_settings import EntropyModelSettings
+from shared.model_settings import BltSettings, EntropyModelSettings
 from shared.patching.settings import LONGEST_PATCH
 from trainer.commands.running import nats, whole
 
@@ -48,15 +48,18 @@ def run(arguments: argparse.Namespace) -> int:
     chosen = ImportSettings(arguments.entropy_model, arguments.theta, arguments.max_length)
     found = import_foreign(arguments.folder, arguments.out, chosen, line)
     model, patching = found.model, found.patching
-    stacks = {"encoder": model.encoder, "global": model.global_, "decoder": model.decoder}
-    shapes = ", ".join(f"{name} {stack.layers} x {stack.width}" for name, stack in stacks.items())
-    show(f"{shapes}, window {model.window}, {model.queries} vectors a patch")
+    shapes = ", ".join(f"{stack.part} {stack.settings.layers} x {stack.settings.width}" for stack in model.stacks)
+    if isinstance(model, BltSettings):
+        show(f"{shapes}, window {model.window}, {model.queries} vectors a patch")
+    else:
+        show(f"model of kind {model.kind!r}: {shapes}")
     if isinstance(found.entropy_model, EntropyModelSettings):
         inner = found.entropy_model
         show(f"entropy model {inner.layers} x {inner.width}, window {inner.window}")
     elif found.entropy_model is not None:
         show(f"entropy model that counts, contexts of up to {found.entropy_model.order} bytes")
     theta = "" if patching.theta is None else f"theta {patching.theta!r} nats, "
-    show(f"patches: rule {patching.rule!r}, {theta}max_length {patching.max_length}")
+    if patching.patched:
+        show(f"patches: rule {patching.rule!r}, {theta}max_length {patching.max_length}")
     show(f"model: {arguments.out}")
     return 0

@@ -88,6 +88,17 @@ def add_running(parser: "argparse.ArgumentParser | argparse._ArgumentGroup") -> 
     )
 
 
+def add_weights(parser: "argparse.ArgumentParser | argparse._ArgumentGroup") -> None:
+    """--weights."""
+    parser.add_argument(
+        "--weights",
+        choices=("float32", "bfloat16", "int8"),
+        default="float32",
+        help="format of the model's matrices on a processor: smaller ones are read faster, and rounded (default: "
+        "float32)",
+    )
+
+
 def add_scoring(parser: "argparse.ArgumentParser | argparse._ArgumentGroup") -> None:
     """--tokens and --dtype of a pass over packs, --device and --threads."""
     parser.add_argument(

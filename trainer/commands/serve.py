@@ -16,7 +16,14 @@ from shared.errors import ConfigError
 from shared.io.display.log import LOG
 from shared.io.display.quantities import quantity
 from shared.io.files.json_reader import read_bounded
-from trainer.commands.running import add_running, device_named, opened_model, threads_for, whole
+from trainer.commands.running import (
+    add_running,
+    add_weights,
+    device_named,
+    opened_model,
+    threads_for,
+    whole,
+)
 
 if TYPE_CHECKING:
     from trainer.serving.engine import Engine
@@ -84,7 +91,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="time to finish requests under way after SIGTERM or SIGINT",
     )
-    add_running(limits)
+    running = parser.add_argument_group("how models run")
+    add_running(running)
+    add_weights(running)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -143,7 +152,7 @@ def opened_engines(
     for name, path in paths.items():
         folder = opened.enter_context(opened_model(path))
         threads[name] = threads_for(folder, arguments.threads)
-        generators[name] = Generator(folder, device, threads[name])
+        generators[name] = Generator(folder, device, threads[name], arguments.weights)
     if arguments.memory is not None:
         memory = int(arguments.memory * GIB)
     else:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from shared.errors import IdentityError
+from shared.layers.weight_formats import WeightFormat, convert_weights
 from shared.model_folder.files import load_model
 from shared.model_folder.identity import ENTROPY_MODEL_FOLDER, load_settings, stored_settings
 from shared.shards.in_memory import Documents
@@ -104,16 +105,20 @@ def measure(
     dtype: Literal["float32", "bfloat16"],
     on_progress: Callable[[float], object] = lambda share: None,
     name: str | None = None,
+    weights: WeightFormat = "float32",
 ) -> Measured:
     """Score the model in a folder on a dataset, in packs of so many tokens. ``on_progress`` gets the share done.
 
-    ``name``: of the dataset in the model's recipe whose thresholds these subsets have (`patching_for`).
+    Args:
+        name: of the dataset in the model's recipe whose thresholds these subsets have (`patching_for`).
+        weights: format of the model's matrices, as generation has them.
 
     Raises ModelFileError, IdentityError when the model was trained on other patches than the dataset's, ConfigError,
     and LogitsError for scores that are not finite, as of weights that are not.
     """
     packs = packs_for(folder, dataset, tokens, name)
-    found = evaluate(load_model(folder, device, dtype), packs, device, lambda done: on_progress(done / len(packs)))
+    model = convert_weights(load_model(folder, device, dtype), weights)
+    found = evaluate(model, packs, device, lambda done: on_progress(done / len(packs)))
     if odd := int((~np.isfinite(found.nats)).sum()):
         raise LogitsError(f"{folder} gives {odd:,} of {len(found):,} documents a score that is not a finite number")
     entropy_model, rule = folder / ENTROPY_MODEL_FOLDER, dataset.patching

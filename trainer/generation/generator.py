@@ -14,6 +14,7 @@ from shared.counts.table import CountModel
 from shared.errors import ConfigError
 from shared.incremental import LONGEST_ADVANCE, DecodingState
 from shared.io.files.path_kinds import model_folder_at
+from shared.layers.weight_formats import WeightFormat, convert_weights
 from shared.model_folder.files import load_entropy_model, load_model
 from shared.model_folder.identity import ENTROPY_MODEL_FOLDER
 from shared.models.blt import Blt
@@ -32,25 +33,36 @@ from trainer.provenance.thresholds import one_threshold
 class Generator:
     """A model folder, opened for writing. ``statistics`` and ``ended`` are those of the last call."""
 
-    def __init__(self, folder: str | Path, device: torch.device | str = "cpu", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        device: torch.device | str = "cpu",
+        threads: int | None = None,
+        weights: WeightFormat = "float32",
+    ) -> None:
         """A model folder, or the finished run that it belongs to.
 
-        ``threads`` of the processor, as many as the training run had by default: sums depend on it in the last bits.
+        Args:
+            threads: of the processor, as many as the training run had by default: sums depend on it in the last bits.
+            weights: format of the model's matrices. The entropy model keeps its own, which its dataset records (law 2).
 
-        Raises IdentityError or ModelFileError when the folder is not whole or its parts do not belong together.
+        Raises IdentityError or ModelFileError when the folder is not whole or its parts do not belong together, and
+        ConfigError for weights of which the processor has no products.
         """
         folder = model_folder_at(Path(folder))
         self.folder = folder
         self.identity = model_identity(folder)
         torch.set_num_threads(threads or self.identity.numerics.threads)
         self.device = torch.device(device)
-        model = load_model(folder, self.device, self.identity.numerics.dtype)
+        # Between products of a smaller format activations are fp32, whatever the model was trained with.
+        dtype = self.identity.numerics.dtype if weights == "float32" else "float32"
+        model = load_model(folder, self.device, dtype)
         if not isinstance(model, Blt | HNet | EntropyModel):
             raise ConfigError(
                 f"{folder} has a model of kind {model.settings.kind!r}: only entropy models, byte latent "
                 "transformers and H-Nets generate"
             )
-        self.model = model
+        self.model = convert_weights(model, weights)
         self.entropy_model = self._load_entropy_model() if isinstance(model, Blt) else None
         self.statistics = Statistics()
         self.ended: list[Ending | None] = []

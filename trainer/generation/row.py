@@ -13,7 +13,7 @@ from shared.vocabulary import BOS, EOS, OFFSET, VOCABULARY_SIZE, byte_tokens, is
 from trainer.generation.piece import Ending, Piece, TokenScore
 from trainer.generation.sampling import Draw, Uniforms, choose
 from trainer.generation.settings import GenerateSettings
-from trainer.generation.utf8 import Utf8State
+from trainer.generation.utf8 import LONGEST, Utf8State
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,8 +127,9 @@ class Row:
         self._sampling = settings.sampling
         self._uniforms = Uniforms(settings.sampling.seed)
         last = int(np.flatnonzero(is_special(prompt))[-1])
-        # A special id ends the character before it, whatever that was.
-        self._progress = _Progress(token_bytes(prompt[last:]), settings, end)
+        # A special id ends the character before it, whatever that was. So does a lead byte: the last bytes of a prompt
+        # say where in a character it ends.
+        self._progress = _Progress(token_bytes(prompt[max(last, len(prompt) - LONGEST) :]), settings, end)
         self._held: list[Piece] = []
         self.end_score: TokenScore | None = None
         """What the model thought of the special id that ended the row, where it was asked and one did."""

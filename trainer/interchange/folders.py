@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shared.bpe.folder import copy_tokenizer
 from shared.counts.files import write_counts
 from shared.errors import IdentityError
 from shared.interop.described import Described, Record
@@ -27,6 +28,7 @@ from shared.model_folder.files import DTYPES
 from shared.model_folder.identity import (
     CONFIG_FILE,
     ENTROPY_MODEL_FOLDER,
+    TOKENIZER_FOLDER,
     WEIGHTS_FILE,
     canonical_settings,
     check_model,
@@ -35,7 +37,14 @@ from shared.model_folder.identity import (
     stored_settings,
 )
 from shared.model_folder.tensors import write_tensors
-from shared.model_settings import BltSettings, CountsSettings, EntropyModelSettings
+from shared.model_settings import (
+    AnyModelSettings,
+    BltSettings,
+    CountsSettings,
+    EntropyModelSettings,
+    HNetSettings,
+    specials_of,
+)
 from shared.patching.settings import LONGEST_PATCH, PatchingSettings
 from shared.settings import refused_as
 from shared.shards.manifest import EntropyModelIdentity, NumericsClass
@@ -62,10 +71,6 @@ def export_hf(folder: Path, out: Path, chosen: ExportSettings, line: Progress) -
     Raises ConfigError, IdentityError or ModelFileError; InteropError with the reason for what transformers cannot hold.
     """
     model, identity = load_settings(folder), model_identity(folder)
-    if isinstance(model, EntropyModelSettings):
-        raise InteropError(f"{folder} is an entropy model: transformers has these inside a BLT only; export the BLT")
-    if not isinstance(model, BltSettings):
-        raise InteropError(f"{folder} is a model of kind {model.kind!r}: transformers has none; export a BLT")
     patching = _one_threshold(identity.patching, chosen)
     entropy_model, entropy_model_identity = _entropy_model(folder / ENTROPY_MODEL_FOLDER, identity)
     record = Record(
@@ -92,7 +97,8 @@ class ImportSettings:
 def import_foreign(folder: Path, out: Path, chosen: ImportSettings, line: Progress) -> Described:
     """Write a folder of transformers, or of the released reference, as a model folder; returns what is in it.
 
-    Raises ModelFileError or OSError; InteropError with the reason for what our models cannot represent.
+    Raises ModelFileError or OSError; InteropError with the reason for what our models cannot represent; DatasetError or
+    IdentityError for the tokenizer of a model that reads tokens.
     """
     foreign = open_foreign(folder, chosen.entropy_model, chosen.theta)
     described = foreign.described
@@ -100,11 +106,16 @@ def import_foreign(folder: Path, out: Path, chosen: ImportSettings, line: Progre
         with refused_as(InteropError, "--max-length: "):
             changed = described.patching.model_dump() | {"max_length": chosen.max_length}
             patching = PatchingSettings.model_validate(changed)
+        if reason := _unfit(described, patching):
+            raise InteropError(f"--max-length: the model {reason}")
         described = replace(described, patching=patching)
     sources = {str(path.relative_to(folder) if path.is_relative_to(folder) else path): path for path in foreign.files}
     with whole_folder(out) as made:
         _write_entropy_model(made / ENTROPY_MODEL_FOLDER, described.entropy_model, foreign.entropy_model, line)
         write_model(made, described.model, foreign.model, line)
+        if foreign.tokenizer is not None:
+            assert described.patching.tokenizer is not None, "of which it is the folder"
+            copy_tokenizer(foreign.tokenizer, made / TOKENIZER_FOLDER, described.patching.tokenizer)
         identity = ModelIdentity(
             config={
                 "imported": {
@@ -121,6 +132,13 @@ def import_foreign(folder: Path, out: Path, chosen: ImportSettings, line: Progre
         )
         save_identity(identity, made / IDENTITY_NAME)
     return described
+
+
+def _unfit(described: Described, patching: PatchingSettings) -> str | None:
+    """Why an imported model cannot have patches of another longest length; None where it can."""
+    if not patching.patched:
+        return "has no patches of a rule"
+    return described.model.objection(patching)
 
 
 def _one_threshold(recorded: PatchingSettings, chosen: ExportSettings) -> PatchingSettings:
@@ -148,13 +166,15 @@ def _entropy_model(
 
 def _differences(record: Record, chosen: ExportSettings) -> Iterable[str]:
     """What transformers will not do as we do, a line each."""
-    specials, patching = record.model.specials, record.patching
+    specials, patching = specials_of(record.model), record.patching
     reason = objection(record)
     if specials:
         yield (
             f"transformers' entropy model has no rows for the special ids {', '.join(specials)}: patch_in_forward is "
             "off, give forward the patch_lengths (docs/finetuning.md); entropy_model/ is for our library"
         )
+    elif not isinstance(record.model, BltSettings):
+        yield f"opens only with trust_remote_code=True: transformers has no class for {reason}"
     elif reason is not None:
         yield f"opens only with trust_remote_code=True: transformers' own class cannot be this model ({reason})"
     elif patching.max_length < LONGEST_PATCH:
@@ -168,6 +188,8 @@ def _differences(record: Record, chosen: ExportSettings) -> Iterable[str]:
             f"the data was scored in {scored_by.dtype}, the exported entropy model is float32: where the "
             "entropy is close to the threshold, patches there may begin elsewhere"
         )
+    if chosen.dtype != "float32" and isinstance(record.model, HNetSettings):
+        yield f"the router's weights are rounded to {chosen.dtype} like all others: some patches may end elsewhere"
     if chosen.dtype != "float32" and reason is None:
         yield (
             f"the model's weights are rounded to {chosen.dtype}, the entropy model's are not: loaded with "
@@ -223,7 +245,7 @@ def with_progress(contents: Contents, line: Progress) -> Contents:
     return plan, shown
 
 
-def write_model(folder: Path, settings: BltSettings | EntropyModelSettings, contents: Contents, line: Progress) -> None:
+def write_model(folder: Path, settings: AnyModelSettings, contents: Contents, line: Progress) -> None:
     """Weights and settings of a model folder, tensor by tensor."""
     plan, produce = with_progress(contents, line)
     write_tensors(folder / WEIGHTS_FILE, plan, produce)

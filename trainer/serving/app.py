@@ -133,7 +133,7 @@ class Service:
             end_of_turn(asked.turns, engine.specials, Path(engine.name))
         except ConfigError as error:
             raise RequestError(str(error), "messages") from None
-        rows = engine.rows(asked.turns, asked.settings(secrets.randbits(63)), asked.n)
+        rows = await _aside(len(body), engine.rows, asked.turns, asked.settings(secrets.randbits(63)), asked.n)
         self._add(exchange, asked, Job(rows, exchange.deliver, self._deadline(asked)))
         return await self._answer(request, exchange, asked)
 
@@ -151,6 +151,8 @@ class Service:
         """Whether requests are taken."""
         if self.draining:
             return _json({"status": "shutting down"}, 503)
+        if failed := [name for name, engine in self.engines.items() if engine.failed]:
+            return _json({"status": "failed", "models": failed}, 503)
         return _json({"status": "ok"})
 
     async def metrics_text(self, request: Request) -> Response:

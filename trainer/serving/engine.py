@@ -19,6 +19,7 @@ import torch
 
 from shared.errors import PatchworkError
 from shared.io.display.log import LOG
+from shared.layers.blocks import compute_dtype
 from shared.model_settings import specials_of
 from shared.text.chat import Turn
 from trainer.generation.batch import Batch, Prompt
@@ -133,6 +134,8 @@ class Engine:
         self._done_tokens, self._busy_seconds = 0.0, 1e-9
         """Recent ones count more."""
         self._loop: asyncio.AbstractEventLoop | None = None
+        self.failed = False
+        """Whether the thread has ended by a fault."""
         self._thread = Thread(target=self._run, name=f"engine {name}", daemon=True)
         metrics.memory_limit.labels(name).set(memory)
 
@@ -146,9 +149,12 @@ class Engine:
     def rows(self, prompt: np.ndarray | Sequence[Turn], settings: GenerateSettings, count: int = 1) -> list[Row]:
         """Rows for ``count`` texts after a prompt: tokens int16 that begin with BOS, or a chat to answer.
 
-        Raises ConfigError for a chat with a model that knows no chats, and for a threshold that it does not have.
+        Raises ConfigError for a chat with a model that knows no chats, and for a threshold that it does not have;
+        RequestError for more texts than are ever written at once.
         """
         one_threshold(self.generator.identity.patching, settings.subset, settings.theta)
+        if objection := self.budget.objection(Demand(count, 1, 0)):
+            raise RequestError(objection, "n")  # before so many rows are made
         rows = []
         for choice in range(count):
             sampling = settings.sampling
@@ -172,7 +178,8 @@ class Engine:
             raise RequestError(f"{len(jobs)} prompts are more than the {self.queue_limit} that may wait", "prompt")
         with self._wake:
             if self._refusing:
-                raise RequestError(SHUTTING_DOWN, code="shutting_down", status=503)
+                told = "the model has failed" if self.failed else SHUTTING_DOWN
+                raise RequestError(told, code="failed" if self.failed else "shutting_down", status=503)
             tokens = sum(len(job.rows[0].tokens) for job in (*self._waiting, *jobs))
             if len(self._waiting) + len(jobs) > self.queue_limit or (self._waiting and tokens > MOST_WAITING_TOKENS):
                 raise RequestError("too many requests are waiting; try again later", code="queue_full", status=429)
@@ -225,8 +232,22 @@ class Engine:
 
     def _run(self) -> None:
         torch.set_num_threads(self._threads)  # of this thread: torch keeps a number for each
-        while self._turn():
-            pass
+        try:
+            while self._turn():
+                pass
+        except BaseException:
+            # A fault of ours that no request is to blame for: better an engine that refuses than one that says nothing.
+            traceback.print_exc()
+            self.failed = True
+            error = RequestError("internal error", code="internal_error", status=500)
+            with self._wake:
+                self._refusing = self._closed = True
+                left = [*self._waiting, *self._active, *(job for job, _ in self._cancelled)]
+                self._waiting.clear()
+                self._active.clear()
+                self._cancelled.clear()
+            self._news = [Event(job, error=error) for job in left if not job.over]
+            self._tell()
 
     def _turn(self) -> bool:
         """Take what has come, read a part of a prompt, write a byte of each text; False when it is all over."""
@@ -458,8 +479,7 @@ def _deliver(news: dict[Callable[[list[Event]], None], list[Event]]) -> None:
 def state_size(generator: Generator) -> StateSize:
     """How large the decoding state of an opened model is."""
     entropy_model = generator.entropy_model
-    # A processor may compute in fp32 what is stored in bfloat16.
-    halved = generator.device.type != "cpu" and generator.identity.numerics.dtype == "bfloat16"
-    return StateSize(
-        generator.model.settings, None if entropy_model is None else entropy_model.settings, 2 if halved else 4
-    )
+    # The widest, because keys and values have the dtype of what is computed in, whatever single matrices are kept in.
+    floats = [weight for weight in generator.model.parameters() if weight.is_floating_point()]
+    width = max(compute_dtype(weight).itemsize for weight in floats)
+    return StateSize(generator.model.settings, None if entropy_model is None else entropy_model.settings, width)

@@ -144,7 +144,7 @@ class Exchange:
         }
 
     def rates(self) -> dict[str, float | None]:
-        """Seconds to the first byte and in all, and bytes a second in between, of all texts together."""
+        """Seconds to the first byte and in all, and bytes a second from then on, of all texts together."""
         asked, now = min(job.asked_at for job in self.jobs), time.monotonic()
         begun = [job.first_at for job in self.jobs if job.first_at is not None]
         written = sum(row.written for job in self.jobs for row in job.rows)
@@ -152,7 +152,7 @@ class Exchange:
         return {
             "first_byte_seconds": None if first is None else round(first - asked, 6),
             "seconds": round(now - asked, 6),
-            "bytes_per_second": None if first is None else round(written / max(now - first, 1e-6), 3),
+            "bytes_per_second": None if first is None else round((written - len(begun)) / max(now - first, 1e-6), 3),
         }
 
     def _events(self, include_usage: bool) -> bytes:

@@ -18,6 +18,8 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LAST_WORDS_SECONDS = 5
 """In which clients may take the ends of their answers once engines have stopped."""
 POLL_SECONDS = 0.05
+UNTAKEN_MILLISECONDS = 120_000
+"""That what was sent may wait for a client."""
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
@@ -28,6 +30,9 @@ def listening_socket(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise ConfigError(f"--host {host}: {error.strerror}") from None
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        # Connections inherit it: one whose client takes nothing any more is closed by the system.
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNTAKEN_MILLISECONDS)
     try:
         bound.bind(address)
     except OSError as error:

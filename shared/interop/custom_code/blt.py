@@ -5,29 +5,23 @@ Shapes: B rows, n new ids of each, P patches that end among them, M their bytes,
 cross-attentions of encoder and decoder, D local width, H heads, C head width.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.interop.custom_code.causal_lm import PatchworkConfig, PatchworkForCausalLM
-from shared.interop.custom_code.entropies import CountCache, CountTable, EntropyCache, EntropyModel
-from shared.interop.custom_code.layers import KeyValues, RMSNorm, Step, blocks, through_block, through_stack
+from shared.interop.custom_code.boundaries import Boundaries, RuleConfig, RuleModel
+from shared.interop.custom_code.causal_lm import PatchworkForCausalLM
+from shared.interop.custom_code.layers import KeyValues, RMSNorm, Step, blocks, through_block
 from shared.interop.custom_code.ngrams import following, ngrams, reach
+from shared.interop.custom_code.patches import PatchCache, last_ended, through_patches
 from shared.interop.custom_code.pooling import Pooling, weighted
-from shared.interop.custom_code.rules import Rule
 
 
-class PatchworkBltConfig(PatchworkConfig):
+class PatchworkBltConfig(RuleConfig):
     """All keys of transformers' own, and the record of what the model was trained with."""
 
     model_type = "blt"
-
-    def __init__(self, count_table_slots: int = 0, **kwargs: Any) -> None:
-        self.count_table_slots = count_table_slots
-        super().__init__(**kwargs)
 
 
 class CrossAttention(nn.Module):
@@ -116,43 +110,30 @@ class LocalDecoder(nn.Module):
         self.norm = RMSNorm(stack["width"], stack["norm_eps"])
 
 
-class BltModel(nn.Module):
+class BltModel(RuleModel):
     """All parts, by the names that transformers has for them."""
 
-    def __init__(self, record: dict, slots: int) -> None:
-        super().__init__()
-        model, tables, entropies = record["model"], record["model"]["ngrams"], record["entropy_model"]
+    def __init__(self, config: PatchworkBltConfig) -> None:
+        super().__init__(config)
+        model, tables = config.patchwork["model"], config.patchwork["model"]["ngrams"]
         count = len(tables["sizes"]) * tables["functions"]
         self.encoder_hash_tok_embedding = nn.Embedding(tables["rows"] * count, model["encoder"]["width"])
         self.local_encoder = LocalEncoder(model)
         self.global_transformer = GlobalTransformer(model)
         self.local_decoder = LocalDecoder(model)
-        if entropies is not None:
-            if entropies["kind"] == "counts":
-                self.count_table = CountTable(entropies, slots)
-            else:
-                self.patcher = EntropyModel(entropies)
-
-    @property
-    def entropies(self) -> EntropyModel | CountTable | None:
-        """Whatever finds how uncertain the next byte is."""
-        return getattr(self, "count_table", getattr(self, "patcher", None))
 
 
 class BltState:
     """What is kept of B rows."""
 
-    def __init__(self, rows: int, record: dict, theta: float | None, device: torch.device, dtype: torch.dtype) -> None:
-        model = record["model"]
-        stacks = (model["encoder"], model["global"], model["decoder"])
-        self.encoder, self.global_, self.decoder = (KeyValues(stack["layers"], rows) for stack in stacks)
-        self.entropies: EntropyCache | CountCache | None = None
-        """The entropy model's."""
-        self.rules = [Rule(record["patching"] | {"theta": theta}) for _ in range(rows)]
+    def __init__(
+        self, rows: int, model: dict, boundaries: Boundaries, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.encoder, self.decoder = (KeyValues(model[name]["layers"], rows) for name in ("encoder", "decoder"))
+        self.global_ = PatchCache(model["global"], rows)
+        self.boundaries = boundaries
         self.tail = torch.zeros(rows, reach(model["ngrams"]), dtype=torch.int64, device=device)
         """int64 [B, M], the last ids, which n-grams reach."""
-        self.patches = [0] * rows
-        """Whole ones, by row."""
         width, crosses = model["encoder"]["width"], max(crosses_of(model, "encoder"), 1)
         self.open = torch.zeros(crosses, rows, 0, width, dtype=dtype, device=device)
         """[X, B, L, D]: encoder states of the bytes of the patch that is open, at the right of L columns."""
@@ -170,9 +151,9 @@ class PatchworkBltForCausalLM(PatchworkForCausalLM):
 
     def __init__(self, config: PatchworkBltConfig) -> None:
         super().__init__(config)
-        self.record = config.patchwork
-        self.model = BltModel(self.record, config.count_table_slots)
-        self.lm_head = nn.Linear(self.record["model"]["decoder"]["width"], config.vocab_size, bias=False)
+        self.settings = config.patchwork["model"]
+        self.model = BltModel(config)
+        self.lm_head = nn.Linear(self.settings["decoder"]["width"], config.vocab_size, bias=False)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -181,20 +162,12 @@ class PatchworkBltForCausalLM(PatchworkForCausalLM):
 
     def new_state(self, rows: int) -> BltState:
         weight = self.lm_head.weight
-        found = BltState(rows, self.record, self.config.patching_threshold, weight.device, weight.dtype)
-        found.entropies = None if self.model.entropies is None else self.model.entropies.new_cache(rows)
-        return found
+        boundaries = Boundaries(self.model, self.config, rows)
+        return BltState(rows, self.settings, boundaries, weight.device, weight.dtype)
 
     def states(self, ids: Tensor, step: Step, state: BltState) -> Tensor:
-        model, settings = self.model, self.record["model"]
-        if state.entropies is None:
-            entropies = [[None] * ids.shape[1]] * len(ids)
-        else:
-            entropies = model.entropies(ids, step, state.entropies)
-        ends = np.zeros(ids.shape, bool)
-        for row, tokens in enumerate(ids.tolist()):
-            for column in range(step.sizes[row]):
-                ends[row, column] = state.rules[row].ends(tokens[column], entropies[row][column])
+        model, settings = self.model, self.settings
+        ends = state.boundaries.ends(model, ids, step)
         encoded = self.encoded(ids, step, state)
         state.tail = following(state.tail, ids, step.sizes)
         reads = self.read_patches(encoded, ends, step.sizes, state)
@@ -208,7 +181,7 @@ class PatchworkBltForCausalLM(PatchworkForCausalLM):
 
     def encoded(self, ids: Tensor, step: Step, state: BltState) -> Tensor:
         """[X, B, n, D]: byte states after each block of the encoder whose bytes patches read."""
-        model, settings = self.model, self.record["model"]
+        model, settings = self.model, self.settings
         encoder = model.local_encoder
         x = encoder.embed_tokens(ids)
         if settings["ngrams"]["sizes"]:
@@ -238,17 +211,13 @@ class PatchworkBltForCausalLM(PatchworkForCausalLM):
         index = order.to(states.device)[None, :, :, None].expand(len(states), -1, -1, states.shape[3])
         state.open = states.gather(2, index)
         table = self.tables(vectors, total, state)
-        # From the id that ends a patch on, the decoder reads that patch.
-        done = ends.cumsum(1)
-        first = np.cumsum(total) - total
-        reads = np.where(done > 0, rows + first[:, None] + done - 1, np.arange(rows)[:, None])
-        found = table[:, torch.from_numpy(reads).to(table.device)]
+        found = table[:, torch.from_numpy(last_ended(ends)).to(table.device)]
         state.read = found[:, torch.arange(rows), torch.tensor(sizes).clamp(min=1) - 1]
         return found
 
     def patch_vectors(self, states: Tensor, whole: np.ndarray, number: np.ndarray, total: np.ndarray) -> Tensor:
         """Byte states [X, B, L, D] -> the vectors of whole patches [P, K, D], row by row."""
-        settings, encoder = self.record["model"], self.model.local_encoder
+        settings, encoder = self.settings, self.model.local_encoder
         patch = torch.from_numpy((number + (np.cumsum(total) - total)[:, None])[whole]).to(states.device)
         own, count = states[:, torch.from_numpy(whole).to(states.device)], int(total.sum())
         pooled = encoder.patch_embedding_projection(encoder.pooling(own[0], patch, count))
@@ -259,19 +228,13 @@ class PatchworkBltForCausalLM(PatchworkForCausalLM):
 
     def tables(self, vectors: Tensor | None, total: np.ndarray, state: BltState) -> Tensor:
         """[Y, B + P, K, 2, H, C]: what rows have read so far, and each new patch after the global model."""
-        settings, decoder = self.record["model"], self.model.local_decoder
+        settings, decoder = self.settings, self.model.local_decoder
         if vectors is None:
             assert state.read is not None, "the first id ends a patch"
             return state.read
-        model, rows, columns = self.model.global_transformer, np.flatnonzero(total), int(total.max())
+        model = self.model.global_transformer
         x = model.token_embedding_projection(vectors.flatten(1))
-        chosen = None if len(rows) == len(total) else torch.from_numpy(rows).to(x.device)
-        starts, sizes = [state.patches[row] for row in rows], total[rows].tolist()
-        step = Step.of(starts, sizes, columns, x.device, chosen)
-        real = torch.from_numpy(np.arange(columns) < total[rows][:, None]).to(x.device)
-        padded = x.new_zeros(*real.shape, x.shape[1]).masked_scatter(real[:, :, None], x)
-        out = through_stack(model.layers, settings["global"], padded, step, None, state.global_)[real]
-        state.patches = [patches + int(new) for patches, new in zip(state.patches, total)]
+        out = through_patches(model.layers, settings["global"], x, total, state.global_)
         vectors = decoder.patch_embedding_projection(out).unflatten(-1, (settings["queries"], -1))
         both = torch.stack([cross.keys_values(vectors) for cross in decoder.cross_attn_layers])
         first = both.new_zeros(len(both), len(total), *both.shape[2:]) if state.read is None else state.read

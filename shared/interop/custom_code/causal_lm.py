@@ -3,9 +3,11 @@
 Shapes: B rows, S columns of ids, of which some may be padding, n columns without it, D width, V vocabulary.
 """
 
-from typing import Any
+from dataclasses import field
+from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -19,12 +21,10 @@ COLUMNS_AT_ONCE = 2048
 class PatchworkConfig(PreTrainedConfig):
     """Keys of transformers, and ``patchwork``: settings of the model, its entropy model and its patches."""
 
-    keys_to_ignore_at_inference = ("past_key_values",)
-
-    def __init__(self, patchwork: dict | None = None, use_cache: bool = True, **kwargs: Any) -> None:
-        self.patchwork = patchwork or {}
-        self.use_cache = use_cache  # false for transformers' own class; this one follows the argument of each call
-        super().__init__(**kwargs)
+    keys_to_ignore_at_inference: ClassVar[list] = ["past_key_values"]  # a list: Trainer adds one to it
+    # Fields, since transformers makes an __init__ of its own for a subclass that has none.
+    patchwork: dict = field(default_factory=dict)
+    use_cache: bool = True  # false for transformers' own class; this one follows the argument of each call
 
 
 class PatchworkCache:
@@ -100,7 +100,11 @@ class PatchworkForCausalLM(PreTrainedModel, GenerationMixin):
 
     def logits(self, states: Tensor) -> Tensor:
         """[B, n, D] -> fp32 [B, n, V]."""
-        raise NotImplementedError
+        return F.linear(self.model.norm(states).float(), self.lm_head.weight.float())
+
+    def added_loss(self, state: Any) -> Tensor | None:
+        """What training adds to the mean loss of labels; None for most models."""
+        return None
 
     def forward(
         self,
@@ -113,7 +117,8 @@ class PatchworkForCausalLM(PreTrainedModel, GenerationMixin):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
-        """Logits of what follows each id; with labels (-100: none) the mean loss of all that have one.
+        """Logits of what follows each id; with labels (-100: none) the mean loss of all that have one, and what
+        training adds to it.
 
         With ``use_cache`` or ``past_key_values`` the call has no gradients.
         """
@@ -134,6 +139,10 @@ class PatchworkForCausalLM(PreTrainedModel, GenerationMixin):
             if labels is not None:
                 wanted = padding.left_out(labels.long(), -100)
                 loss = self.loss_function(self.logits(states), wanted, vocab_size=self.config.vocab_size, **kwargs)
+                if self.training and (added := self.added_loss(cache.state)) is not None:
+                    targets, all_targets = (wanted[:, 1:] != -100).sum(), kwargs.get("num_items_in_batch")
+                    # Of several calls whose losses are summed each adds its share.
+                    loss = loss + added * (1 if all_targets is None else targets / all_targets)
         out = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache if keeps else None)
         return out.to_tuple() if return_dict is False else out
 

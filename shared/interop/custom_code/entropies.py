@@ -3,7 +3,6 @@
 Shapes: B rows, n new ids of each, V vocabulary, N contexts.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.interop.custom_code.layers import KeyValues, RMSNorm, Step, blocks, through_stack
-
-NEWLINE = ord("\n") + 4  # ids of bytes begin at 4
+from shared.interop.custom_code.layers import (
+    NEWLINE,
+    KeyValues,
+    RMSNorm,
+    Step,
+    blocks,
+    through_stack,
+    within_lines,
+)
 
 
 class EntropyModel(nn.Module):
@@ -44,11 +49,7 @@ class EntropyModel(nn.Module):
     def forward(self, ids: Tensor, step: Step, cache: "EntropyCache") -> list[list[float]]:
         """ids int64 [B, n] -> [B][n] nats, the entropy of what follows each."""
         if self.settings["newline_reset"]:
-            opened = torch.where(ids == NEWLINE, step.positions, 0).cummax(1).values
-            since = torch.maximum(opened, cache.since)
-            step = replace(step, since=since)
-            ends = torch.tensor(step.sizes, device=ids.device)[:, None]
-            cache.since = torch.cat([cache.since, since], 1).gather(1, ends)
+            step, cache.since = within_lines(ids, step, cache.since)
         with torch.autocast(ids.device.type, enabled=False):
             x, window = self.embed_tokens(ids), self.settings["window"]
             x = through_stack(self.layers, self.settings, x, step, window, cache.key_values)

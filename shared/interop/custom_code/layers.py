@@ -3,12 +3,13 @@
 Shapes: B rows, n new positions of each, U positions so far, D width, H heads, G key/value heads, C head width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+NEWLINE = ord("\n") + 4  # ids of bytes begin at 4
 QUERIES_AT_ONCE = 512
 """Attention takes so many queries at a time: bounds its memory, and keeps its time linear where there is a window."""
 
@@ -45,6 +46,16 @@ class Step:
         if key not in self.rotations:
             self.rotations[key] = rotations(self.positions, *key)
         return self.rotations[key]
+
+
+def within_lines(ids: Tensor, step: Step, since: Tensor) -> tuple[Step, Tensor]:
+    """The step in which nothing before the last newline of ids int64 [B, n] is seen, and where that is after them.
+
+    ``since``: int64 [B, 1], the position of the last newline before these ids.
+    """
+    opened = torch.maximum(torch.where(ids == NEWLINE, step.positions, 0).cummax(1).values, since)
+    ends = torch.tensor(step.sizes, device=ids.device)[:, None]
+    return replace(step, since=opened), torch.cat([since, opened], 1).gather(1, ends)
 
 
 class KeyValues:
@@ -181,3 +192,15 @@ def through_stack(
     for number, block in enumerate(layers):
         x = through_block(block, stack, number, x, step, window, cache)
     return x
+
+
+class Stack(nn.Module):
+    """Blocks one after the other."""
+
+    def __init__(self, settings: dict) -> None:
+        super().__init__()
+        self.settings, self.layers = settings, blocks(settings)
+
+    def forward(self, x: Tensor, step: Step, window: int | None, cache: KeyValues) -> Tensor:
+        """[B, n, D] -> [B, n, D]."""
+        return through_stack(self.layers, self.settings, x, step, window, cache)

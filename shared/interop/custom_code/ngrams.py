@@ -5,7 +5,7 @@ Shapes: B rows, n new positions, M positions before them that n-grams reach, D w
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 PRIMES = (
     1_000_000_007,
@@ -21,6 +21,16 @@ PRIMES = (
     3_367_900_313,
 )
 """The base of each hash function."""
+
+
+NO_TABLES: dict = {"sizes": []}
+"""The settings of a model that has none."""
+
+
+def table(settings: dict, width: int) -> nn.Embedding | None:
+    """The fused table [F, D]; None for a model that has none."""
+    count = len(settings["sizes"]) * settings.get("functions", 0)
+    return nn.Embedding(settings["rows"] * count, width) if count else None
 
 
 def reach(settings: dict) -> int:

@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.counted_models import counted_folder
+from helpers.custom_classes import modules_below, opened, padded
 from helpers.hf_states import to_hf_state
 from helpers.interop_examples import WORDS, models, random_settings, rule_between, script_text, unmeasured, written
 from helpers.model_examples import blt_logits, pack
@@ -104,20 +106,9 @@ def logits_of(
 
 
 @pytest.fixture(scope="module")
-def modules(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Where transformers puts the modules that it runs."""
-    import transformers.dynamic_module_utils as dynamic
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-        patch.setattr(sys, "path", list(sys.path))
+def modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with modules_below(tmp_path_factory.mktemp("modules")):
         yield
-
-
-def opened(folder: Path) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
 
 
 @pytest.fixture(scope="module", params=CONFIGURATIONS)
@@ -204,16 +195,6 @@ def test_a_long_call_is_read_a_part_at_a_time(both: Both, monkeypatch: pytest.Mo
     found = both.theirs(batch, attention_mask=mask).logits
     assert_equal_but_rounded(found[0], both.logits(ids), both.exact(ids))
     assert_equal_but_rounded(found[1, :33], both.logits(ids[:33]), both.exact(ids[:33]))
-
-
-def padded(rows: list[torch.Tensor], side: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask, int64 [B, S]."""
-    longest = max(map(len, rows))
-    batch, mask = (torch.full((len(rows), longest), fill) for fill in (RESERVED, 0))
-    for number, row in enumerate(rows):
-        place = slice(longest - len(row), longest) if side == "left" else slice(0, len(row))
-        batch[number, place], mask[number, place] = row, 1
-    return batch, mask
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -353,7 +334,7 @@ def test_in_bf16_patches_begin_where_they_do_in_fp32(both: Both) -> None:
 
 def patches_of(out: Any) -> list[int]:
     """By row, those that have ended."""
-    found: list[int] = out.past_key_values.state.patches
+    found: list[int] = out.past_key_values.state.global_.patches
     return found
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.counted_models import counted_folder
-from helpers.model_folders import entropy_folder, entropy_model_folder, entropy_rule, identity_of, model_folder
+from helpers.model_folders import entropy_model_folder, entropy_rule, identity_of, model_folder
 from helpers.tiny_runs import STATIC, quiet_environment, tiny_data, tiny_settings
 
 from shared.io.files.digests import file_sha256
@@ -387,7 +387,6 @@ def test_a_folder_of_its_own_class_alone_that_others_have_changed_is_refused_by_
 
 def refusals(tmp_path: Path, entropy_model: Path, rule: PatchingSettings) -> Iterator[tuple[Path, str]]:
     """Folders, and the reason why each is refused."""
-    yield entropy_folder(tmp_path / "entropy"), "is an entropy model"
     yield tmp_path, "is not a model folder"
     swapped = model_folder(tmp_path / "swapped", rule, entropy_model)
     weights = swapped / "entropy_model" / "model.safetensors"

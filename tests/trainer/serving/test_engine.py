@@ -9,13 +9,20 @@ from threading import Event
 import numpy as np
 import pytest
 import torch
+from helpers.model_folders import entropy_folder, identity_of
 from helpers.rounding import ENTROPY
 from helpers.serving import PATIENCE, Alone, Asked, AtOnce, alone, chat_model, engine_of, finish, sampled
+from helpers.tiny_runs import STACK
 
 from shared.errors import ConfigError
+from shared.model_folder.files import build_model, save_model
+from shared.model_settings import HNetSettings, StackSettings
+from shared.models.initialise import initialise
+from shared.patching import PatchingSettings
 from shared.text.chat import Turn
 from trainer.generation.batch import Prompt
 from trainer.generation.generator import Generator
+from trainer.provenance.identity import IDENTITY_NAME, save_identity
 from trainer.serving.engine import Engine
 from trainer.serving.memory import PART
 from trainer.serving.metrics import Metrics
@@ -106,6 +113,43 @@ def test_a_prompt_is_shown_with_its_scores(generator: Generator) -> None:
     assert all(piece.score is not None and len(piece.score.likeliest) == 2 for piece in pieces)
     assert asked.job.prompt_patches == sum(piece.starts for piece in pieces) > 0
     assert asked.endings == ["length"]
+
+
+@pytest.mark.parametrize("kind", ["entropy", "hnet"])
+def test_the_other_kinds_that_write_are_served_too(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "model"
+    if kind == "entropy":
+        entropy_folder(folder)
+    else:
+        stack = StackSettings(**STACK)
+        settings = HNetSettings(encoder=stack, global_=stack, decoder=stack, window=32)
+        model = build_model(settings)
+        initialise(model, 0)
+        save_model(model, settings, folder)
+        save_identity(identity_of(PatchingSettings(rule="none")), folder / IDENTITY_NAME)
+    generator = Generator(folder)
+    engine = engine_of(generator, prefix_memory=1 << 24)
+    asked = [Asked(engine, prompt, sampled(8, seed=1), n=2) for prompt in ("a", LONG, LONG)]
+    for one in asked:
+        engine.submit([one.job])
+        engine._turn()
+    finish(engine)
+    for one in asked:
+        assert isinstance(one.prompt, str)
+        expected = generator.texts([one.prompt.encode()], sampled(8, seed=1))
+        assert [one.text()] == expected
+
+
+def test_an_engine_that_fails_by_itself_says_so(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of(generator)
+    asked = [Asked(engine, "a", sampled(5)), Asked(engine, "b", sampled(5))]
+    engine.submit([one.job for one in asked])
+    monkeypatch.setattr(engine, "_expire", lambda: 1 / 0)
+    engine._run()
+    assert [one.status for one in asked] == [500, 500]
+    with pytest.raises(RequestError, match="failed") as caught:
+        engine.submit([asked[0].job])
+    assert caught.value.status == 503
 
 
 def test_a_chat_is_answered(generator: Generator) -> None:
@@ -206,13 +250,11 @@ def test_what_is_written_at_once_stays_within_the_memory(generator: Generator, s
 
 def test_what_would_never_fit_is_refused_with_the_numbers(generator: Generator) -> None:
     engine = engine_of(generator, memory=1 << 23, most_rows=4, queue=3)
-    for asked, number in (
-        (Asked(engine, "x" * 1000, sampled(100_000)), "100,000"),
-        (Asked(engine, "x", sampled(1), n=5), "5"),
-    ):
-        with pytest.raises(RequestError, match=number) as caught:
-            engine.submit([asked.job])
-        assert caught.value.status == 400
+    with pytest.raises(RequestError, match="100,000") as caught:
+        engine.submit([Asked(engine, "x" * 1000, sampled(100_000)).job])
+    assert caught.value.status == 400
+    with pytest.raises(RequestError, match="5 texts"):
+        Asked(engine, "x", sampled(1), n=5)
     with pytest.raises(RequestError, match="4 prompts"):
         engine.submit([Asked(engine, "x", sampled(1)).job for _ in range(4)])
     assert engine.idle

@@ -243,6 +243,14 @@ def test_a_stream_ends_with_done_and_has_details(server: Running) -> None:
     assert chunks[-1]["rates"]["seconds"] > 0
 
 
+def test_the_program_of_the_page_runs(generator: Generator, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "serving.md").read_text()
+    program = page.partition("```python\n")[2].partition("```")[0]
+    with running({"blt": generator}) as served:
+        exec(program.replace("http://127.0.0.1:8000", served.url), {})
+    assert "prompt_tokens=4" in capsys.readouterr().out
+
+
 # ---- Errors.
 
 
@@ -346,7 +354,8 @@ def test_a_full_queue_says_when_to_come_back(generator: Generator) -> None:
         # One is written for as long as this test needs, one waits.
         asked = {"prompt": "x", "max_tokens": 10_000, "stream": True}
         with http.stream("POST", "/v1/completions", json=asked) as first:
-            next(first.iter_raw())
+            parts = first.iter_raw()  # kept: an iterator that goes closes its connection
+            next(parts)
             with http.stream("POST", "/v1/completions", json=asked):
                 refused = http.post("/v1/completions", json=asked)
         assert refused.status_code == 429
