@@ -1,4 +1,4 @@
-"""The page at / in headless Chromium: it shows what the API answers, asks for nothing else, and is used by keys alone."""
+"""The page at / in headless Chromium: it shows what the API answers, asks for nothing else, and needs no pointer."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from helpers.browser import Browser
-from helpers.model_folders import model_folder
+from helpers.model_folders import entropy_folder, model_folder
 from helpers.serving import PATIENCE, Running, chat_model, running
 
 from shared.patching import PatchingSettings
@@ -30,10 +30,11 @@ CTRL, SHIFT = 2, 8
 
 @pytest.fixture(scope="module")
 def generators(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Generator]:
-    """One that knows chats and cuts by entropy, one that does neither."""
+    """One that knows chats and cuts by entropy, one that does neither, and one with entropies and no patches."""
     folder = tmp_path_factory.mktemp("playground")
     static = model_folder(folder / "static", PatchingSettings(rule="static", stride=4), None)
-    return {"tiny": Generator(chat_model(folder)), "static": Generator(static)}
+    entropy = entropy_folder(folder / "entropy")
+    return {"tiny": Generator(chat_model(folder)), "static": Generator(static), "entropy": Generator(entropy)}
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,7 @@ def answer(server: Running, path: str = "/v1/completions", **body: Any) -> dict[
 def test_the_page_loads_its_own_files_and_nothing_else(page: Page) -> None:
     names = {url.removeprefix(page.server.url) for url in page.browser.requests()}
     assert names >= {"/", "/style.css", "/app.js", "/v1/models"}
-    assert page.js("[...document.getElementById('model').options].map(({value}) => value)") == ["tiny", "static"]
+    assert page.js("[...document.getElementById('model').options].map(({value}) => value)") == ["tiny", "static", "entropy"]
 
 
 def test_it_writes_what_the_api_answers(page: Page) -> None:
@@ -196,6 +197,16 @@ def test_a_model_without_entropies_has_neither_bars_nor_theta(page: Page) -> Non
     details = answer(page.server, model="static", prompt="static", max_tokens=20, seed=1)["choices"][0]["details"]
     assert page.written() == [(entry["hex"], entry["starts"]) for entry in details]
     assert page.js(f"{CELLS}.every((cell) => cell.style.length === 0)")
+
+
+def test_an_entropy_model_has_bars_and_no_patches(page: Page) -> None:
+    page.choose("entropy")
+    for id, there in {"theta-field": False, "legend-patches": False, "legend-entropy": True}.items():
+        assert page.js(f"document.getElementById('{id}').checkVisibility()") == there
+    page.write("x", length=20, seed=1)
+    page.finish()
+    assert page.js(f"{CELLS}.every((cell) => cell.style.getPropertyValue('--e0'))")
+    assert page.text("text-total").endswith("bytes")
 
 
 def test_a_chat_goes_on(page: Page) -> None:
@@ -306,6 +317,10 @@ def test_keys_alone_do_everything(page: Page) -> None:
     assert re.match(r"e\s+0x65\s+\d\.\d\d nats\s+[\d.]+% likely", page.text("readout"))
     browser.press("ArrowDown")
     assert "begins" in page.text("readout")
+    # What is looked at is in view, above what stays at the bottom.
+    browser.press("End")
+    place = "document.querySelector('.on').getBoundingClientRect().bottom"
+    assert page.js(f"{place} < document.getElementById('dock').getBoundingClientRect().top")
     browser.press("Home")
     browser.press("ArrowUp")
     assert page.text("readout").startswith("K")

@@ -4,7 +4,8 @@ import { answer, models } from "./api.js";
 import { Figures, counted } from "./figures.js";
 import { Passage, MOST_ENTROPY, made } from "./passage.js";
 import { Readout } from "./readout.js";
-import { byEntropy, faulty, hasLine, offerTheta, request, resetTheta, set, theta, tie } from "./settings.js";
+import { faulty, offerTheta, request, resetTheta, set, theta, tie } from "./settings.js";
+import { hasEntropies, hasLine, hasPatches, hasTheta } from "./settings.js";
 
 const at = (id) => document.getElementById(id);
 const MOST_A_FRAME = 2000; // bytes shown at once, so that a long prompt does not hold up the page
@@ -18,7 +19,6 @@ const readout = new Readout(at("pane"), at("readout"));
 const model = () => served.find(({ id }) => id === at("model").value);
 const chats = () => document.querySelector("[name=view]:checked").value === "chat";
 const knowsChats = ({ specials }) => ROLES.every((role) => specials.includes(role));
-const patched = () => !["none", "bpe"].includes(model().patching.rule);
 
 // ---- What the page can ask for.
 
@@ -46,11 +46,11 @@ function chosen() {
   at("views").hidden = !served.some(knowsChats);
   at("no-chat").hidden = able || at("views").hidden;
   if (!able) text.checked = true;
-  at("legend-patches").hidden = !patched();
-  at("legend-entropy").hidden = !byEntropy(model());
+  at("legend-patches").hidden = !hasPatches(model());
+  at("legend-entropy").hidden = !hasEntropies(model());
   at("legend-theta").hidden = !hasLine(model());
-  for (const figure of document.querySelectorAll(".of-patches")) figure.hidden = !patched();
-  at("pane").classList.toggle("by-entropy", byEntropy(model()));
+  for (const figure of document.querySelectorAll(".of-patches")) figure.hidden = !hasPatches(model());
+  at("pane").classList.toggle("barred", hasEntropies(model()));
   drawTheta();
   turned();
 }
@@ -68,7 +68,7 @@ function turned() {
 }
 
 function drawTheta() {
-  const changed = byEntropy(model()) && theta(model()) !== model().patching.theta;
+  const changed = hasTheta(model()) && theta(model()) !== model().patching.theta;
   at("theta-default").classList.toggle("idle", !changed);
   at("pane").classList.toggle("lined", hasLine(model()));
   if (!hasLine(model())) return;
@@ -94,7 +94,7 @@ async function write() {
   const asked = request(model());
   if (!chat) clear();
   const passage = begin(chat, given, !chat && at("echo").checked);
-  const figures = new Figures(patched());
+  const figures = new Figures(hasPatches(model()));
   const own = (writing = new AbortController());
   working(true);
   tell("Writing");
@@ -241,8 +241,6 @@ function fail(error) {
 tie((name) => {
   if (name === "theta" && served.length) drawTheta();
 });
-at("reseed").checked = true;
-set("seed", at("seed").value);
 at("dock").addEventListener("submit", (event) => {
   event.preventDefault();
   if (writing) writing.abort();
@@ -270,7 +268,10 @@ at("model").addEventListener("change", chosen);
 at("views").addEventListener("change", turned);
 at("key").addEventListener("change", connect);
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !writing && !at("write").disabled) write();
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    event.preventDefault();
+    if (!writing && !at("write").disabled) write();
+  }
   if (event.key === "Escape" && !at("settings").matches(":popover-open")) writing?.abort();
 });
 connect();

@@ -6,9 +6,14 @@ const ENTROPY_RULES = ["entropy", "monotonic", "entropy_rise"];
 const MOST_SEED = 1000;
 const ESCAPES = { n: "\n", t: "\t", r: "\r", "\\": "\\" };
 
-export const byEntropy = (model) => ENTROPY_RULES.includes(model.patching.rule);
-/** Whether theta is a height of the entropy itself, not of its rise. */
-export const hasLine = (model) => byEntropy(model) && model.patching.rule !== "monotonic";
+/** Whether a threshold places the patches. */
+export const hasTheta = (model) => ENTROPY_RULES.includes(model.patching.rule);
+/** Whether it is one of the entropy itself, not of its rise alone. */
+export const hasLine = (model) => hasTheta(model) && model.patching.rule !== "monotonic";
+/** Whether the entropy of each byte is known. */
+export const hasEntropies = (model) => hasTheta(model) || model.kind === "entropy";
+/** Whether there are patches: an H-Net finds its own, without a rule. */
+export const hasPatches = (model) => model.patching.rule !== "none" || model.kind === "hnet";
 
 /** Tie each slider to its number; `changed` is called with the name of a field that a person moved. */
 export function tie(changed) {
@@ -34,8 +39,8 @@ export function set(name, value) {
 
 /** Begin with the threshold of a model. */
 export function offerTheta(model) {
-  at("theta-field").hidden = !byEntropy(model);
-  if (!byEntropy(model)) return;
+  at("theta-field").hidden = !hasTheta(model);
+  if (!hasTheta(model)) return;
   const falls = model.patching.rule === "monotonic"; // a rise may be below zero
   for (const id of ["theta", "theta-slider"]) {
     at(id).min = falls ? -6 : 0;
@@ -45,16 +50,16 @@ export function offerTheta(model) {
 }
 
 export function resetTheta(model) {
-  // So many digits as anybody reads; what was trained with is sent by leaving it out.
-  set("theta", Number(model.patching.theta.toFixed(3)));
+  set("theta", shortTheta(model));
 }
 
 /** The threshold in force; null for models without one. */
 export function theta(model) {
-  if (!byEntropy(model)) return null;
+  if (!hasTheta(model)) return null;
   return at("theta").value === shortTheta(model) ? model.patching.theta : Number(at("theta").value);
 }
 
+// So many digits as anybody reads; the threshold of training is asked for by leaving it out.
 const shortTheta = (model) => String(Number(model.patching.theta.toFixed(3)));
 
 /** The first field that holds what cannot be asked for; null when all are well. */
@@ -73,7 +78,7 @@ export function request(model) {
     max_tokens: Number(at("length").value),
     seed: Number(at("seed").value),
     ...(stop.length ? { stop } : {}),
-    ...(byEntropy(model) && at("theta").value !== shortTheta(model) ? { theta: theta(model) } : {}),
+    ...(hasTheta(model) && at("theta").value !== shortTheta(model) ? { theta: theta(model) } : {}),
     utf8: at("utf8").checked,
     stream: true,
     stream_options: { include_usage: true },
