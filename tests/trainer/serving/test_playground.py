@@ -128,7 +128,8 @@ def answer(server: Running, path: str = "/v1/completions", **body: Any) -> dict[
 def test_the_page_loads_its_own_files_and_nothing_else(page: Page) -> None:
     names = {url.removeprefix(page.server.url) for url in page.browser.requests()}
     assert names >= {"/", "/style.css", "/app.js", "/v1/models"}
-    assert page.js("[...document.getElementById('model').options].map(({value}) => value)") == ["tiny", "static", "entropy"]
+    options = page.js("[...document.getElementById('model').options].map(({ value }) => value)")
+    assert options == ["tiny", "static", "entropy"]
 
 
 def test_it_writes_what_the_api_answers(page: Page) -> None:
