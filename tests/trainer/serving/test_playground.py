@@ -318,14 +318,22 @@ def test_keys_alone_do_everything(page: Page) -> None:
     assert re.match(r"e\s+0x65\s+\d\.\d\d nats\s+[\d.]+% likely", page.text("readout"))
     browser.press("ArrowDown")
     assert "begins" in page.text("readout")
-    # What is looked at is in view, above what stays at the bottom.
-    browser.press("End")
-    place = "document.querySelector('.on').getBoundingClientRect().bottom"
-    assert page.js(f"{place} < document.getElementById('dock').getBoundingClientRect().top")
     browser.press("Home")
     browser.press("ArrowUp")
     assert page.text("readout").startswith("K")
     assert page.js("getComputedStyle(document.querySelector('.on')).outlineStyle") == "solid"
+
+
+def test_what_is_looked_at_is_in_view(page: Page) -> None:
+    page.browser.screen(390, 844)
+    page.write("\n" * 60, length=5, seed=1)
+    page.finish()
+    page.js("document.getElementById('pane').focus()")
+    place = "document.querySelector('.on').getBoundingClientRect()"
+    dock = "document.getElementById('dock').getBoundingClientRect()"
+    for key in ["Home"] + 20 * ["ArrowRight"] + ["End"]:
+        page.browser.press(key)
+        assert page.js(f"{place}.top >= 0 && {place}.bottom <= {dock}.top"), key
 
 
 def test_every_field_has_a_name(page: Page) -> None:
@@ -340,6 +348,8 @@ def test_nothing_is_wider_than_the_screen(page: Page, width: int) -> None:
     page.write("W" * 300 + "\t" * 9 + "\u6587" * 90, length=40, seed=1)
     page.finish()
     assert page.js("document.documentElement.scrollWidth") <= width
+    rights = "[...document.querySelectorAll('.c')].map((cell) => cell.getBoundingClientRect().right)"
+    assert page.js(f"Math.max(...{rights})") <= page.js("document.getElementById('pane').getBoundingClientRect().right")
     if width < 1024:
         page.click("open-settings")
         assert page.js("document.getElementById('settings').scrollWidth") <= width
@@ -400,6 +410,7 @@ def test_bytes_are_decoded_as_python_does(page: Page, data: bytes) -> None:
     cells = passage(page, details(data))
     assert "".join(text for text, _, _ in cells) == "".join(map(visible, data.decode("utf-8", "replace")))
     assert "".join(hex for _, hex, _ in cells) == data.hex()
+    assert {len(text) for text, _, _ in cells} == {1}
     assert all(kind == "invalid" for text, hex, kind in cells if text == "\ufffd" and hex not in ("efbfbd", *C1))
 
 
