@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -162,6 +163,14 @@ def running(
     server.stop()
     thread.join(PATIENCE)
     assert not thread.is_alive()
+
+
+def until(happened: Callable[[], bool]) -> None:
+    """Wait for what another thread does."""
+    deadline = time.monotonic() + PATIENCE
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 ADDRESS = re.compile(r"serving .* on (http://\S+)/v1: .*")

@@ -7,7 +7,7 @@ Example:
 import argparse
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,9 +128,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def start_line(address: str, engines: "dict[str, Engine] | object", arguments: argparse.Namespace) -> str:
+def start_line(address: str, engines: "Mapping[str, Engine]", arguments: argparse.Namespace) -> str:
     """The one line that says what is served, where and within which limits."""
-    assert isinstance(engines, dict)
     memory = sum(engine.budget.memory for engine in engines.values())
     return (
         f"serving {', '.join(engines)} on {address}/v1: {quantity(memory)}B of memory for requests, at most "

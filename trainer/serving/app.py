@@ -94,7 +94,8 @@ class Service:
         if (PLAYGROUND / "index.html").is_file():
             routes.append(Mount("/", Page(directory=PLAYGROUND, html=True)))
         handlers: dict[Any, Any] = {HTTPException: refused, Exception: refused}
-        handlers |= {RequestError: refused, ConfigError: refused}
+        # By name: what only Exception stands for is a fault of ours, and keeps its traceback.
+        handlers |= {RequestError: refused, ConfigError: refused, ClientDisconnect: refused}
         return Guard(self, Starlette(routes=routes, exception_handlers=handlers))
 
     # ---- Endpoints.

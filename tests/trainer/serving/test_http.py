@@ -4,12 +4,14 @@ import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx
+import numpy as np
 import openai
 import pytest
-from helpers.serving import Alone, Running, alone, chat_model, running, sampled, text_of
+from helpers.serving import PATIENCE, Alone, Running, alone, chat_model, running, sampled, text_of, until
 
 from shared.text.chat import Turn
 from shared.vocabulary import BOS, EOS, OFFSET
@@ -143,17 +145,24 @@ def test_a_prompt_is_scored_without_writing(client: openai.OpenAI) -> None:
     assert all(entry["prompt"] and "logprob" in entry for entry in choice.model_extra["details"])
 
 
-def test_one_byte_more_is_one_entry_more_even_where_the_text_ends(client: openai.OpenAI, server: Running) -> None:
+@pytest.mark.parametrize("ends", [True, False])
+def test_what_is_written_after_a_scored_prompt_is_one_entry_even_where_it_is_the_end(
+    client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    """The harness leaves the last entry out, whatever it is."""
+    writable = np.zeros_like(WRITABLE)
+    writable[EOS if ends else OFFSET + ord("x")] = True
+    monkeypatch.setattr("trainer.generation.sampling.WRITABLE", writable)
     ids = [BOS, *(byte + OFFSET for byte in b"ab")]
-    for seed in range(3):
-        answer = client.completions.create(
-            model="tiny", prompt=ids, max_tokens=1, echo=True, logprobs=1, temperature=0, seed=seed
-        )
-        scores = answer.choices[0].logprobs
-        assert scores is not None
-        assert (len(scores.tokens or []), (scores.tokens or [])[0]) == (4, "<bos>")
-        assert scores.token_logprobs is not None
-        assert scores.token_logprobs[0] is None
+    answer = client.completions.create(model="tiny", prompt=ids, max_tokens=1, echo=True, logprobs=1)
+    (choice,) = answer.choices
+    assert choice.text == ("ab" if ends else "abx")
+    assert choice.finish_reason == ("stop" if ends else "length")
+    assert choice.logprobs is not None
+    assert choice.logprobs.tokens == ["<bos>", "a", "b", "<eos>" if ends else "x"]
+    first, *scores = choice.logprobs.token_logprobs or []
+    assert first is None
+    assert all(score is not None and score < 0 for score in scores)
 
 
 # ---- Chats.
@@ -400,6 +409,8 @@ def test_who_hangs_up_is_written_for_no_more(generator: Generator, stream: bool)
         connection = raw_request(served, stream=stream)
         if stream:
             connection.recv(1)
+        else:
+            until(lambda: not served.engine.idle)
         connection.close()
         # With one text at a time this is answered only when the other has been given up.
         answer = http.post("/v1/completions", json={"prompt": "x", "max_tokens": 2})
@@ -407,11 +418,26 @@ def test_who_hangs_up_is_written_for_no_more(generator: Generator, stream: bool)
         assert cancelled(served, "disconnected") == 1
 
 
+def test_who_hangs_up_before_the_end_of_a_request_is_no_fault(
+    server: Running, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = float(server.service.metrics.requests.labels("/v1/completions", "499")._value.get())
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        head = (
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+        )
+        connection.sendall(head)
+    until(lambda: server.service.metrics.requests.labels("/v1/completions", "499")._value.get() > before)
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.usefixtures("endless")
 def test_a_slow_reader_is_given_up_and_holds_up_nobody(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.serving.exchange.MOST_BEHIND", 64)
     with running({"tiny": generator}, most_rows=8, send_buffer=4096) as served, served.http() as http:
         connection = raw_request(served, stream=True, n=7, details=True, logprobs=20, max_tokens=10_000)
+        until(lambda: not served.engine.idle)
         answer = http.post("/v1/completions", json={"prompt": "x", "max_tokens": 200})
         assert answer.status_code == 200
         # Nobody reads that connection: with all rows taken, this waits until it has been given up.
@@ -434,8 +460,7 @@ def test_a_shutdown_tells_who_is_still_waiting(generator: Generator, stream: boo
             assert json.loads(text.strip().split(b"\n\n")[-1][6:])["error"]["code"] == "shutting_down"
         else:
             connection = raw_request(served)
-            while served.engine.idle:
-                pass
+            until(lambda: not served.engine.idle)
             served.server.stop()
             status = b""
             while b"\r\n" not in status:
@@ -445,19 +470,27 @@ def test_a_shutdown_tells_who_is_still_waiting(generator: Generator, stream: boo
         served.thread.join()
 
 
-def test_a_shutdown_lets_what_is_written_be_finished(generator: Generator, single: Alone) -> None:
+@pytest.mark.usefixtures("endless")
+def test_a_shutdown_lets_what_is_written_be_finished(
+    generator: Generator, single: Alone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with running({"tiny": generator}) as served, served.http() as http, served.http() as other:
-        asked = {"prompt": "end", "max_tokens": 300, "seed": 4, "stream": True}
+        asked = {"prompt": "end", "max_tokens": 100, "seed": 41, "stream": True}
+        # After some bytes the engine waits for this test.
+        asked_again, turns = Event(), iter(range(6))
+        monkeypatch.setattr(served.engine, "_expire", lambda: next(turns, None) is None and asked_again.wait(PATIENCE))
         with http.stream("POST", "/v1/completions", json=asked) as answer:
             parts = answer.iter_raw()
             text = next(parts)
             served.server.stop()
-            while not served.service.draining:
-                pass
+            until(lambda: served.service.draining)
             # As long as that one is written, new ones get to know why not.
             refused = other.get("/health")
+            asked_again.set()
             text += b"".join(parts)
         assert refused.status_code == 503
         chunks = [json.loads(line[6:]) for line in text.decode().strip().split("\n\n")[:-1]]
-        assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == shown(single("end", sampled(300, seed=4)))
+        expected = single("end", sampled(100, seed=41))
+        assert len(expected) == 100
+        assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == shown(expected)
         served.thread.join()
