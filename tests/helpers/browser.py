@@ -30,7 +30,6 @@ KEYS = {
     "Tab": (9, ""),
     "Enter": (13, "\r"),
     "Escape": (27, ""),
-    " ": (32, " "),
     "End": (35, ""),
     "Home": (36, ""),
     "ArrowLeft": (37, ""),
@@ -119,11 +118,10 @@ class Browser:
         self.call("Input.dispatchKeyEvent", type="keyDown", text="" if modifiers else text, **values)
         self.call("Input.dispatchKeyEvent", type="keyUp", **values)
 
-    def screen(self, width: int, height: int, mobile: bool = False, scale: float = 1) -> None:
+    def screen(self, width: int, height: int, mobile: bool = False) -> None:
         """Be as large as this screen."""
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=mobile
-        )
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
 
     def prefer(self, **preferences: str) -> None:
         """Have these media features: ``prefers_color_scheme="dark"``."""

@@ -253,6 +253,7 @@ def test_what_is_stopped_frees_its_row(page: Page, how: str) -> None:
 def test_an_error_of_the_server_is_shown_in_words(page: Page) -> None:
     page.write("x", stop="\n".join("abcdefghijklmnopq"))
     page.wait_for("error", "stop")
+    assert page.js("document.getElementById('empty').checkVisibility()")
     page.write("x", stop="", length=5)
     page.finish()
     assert page.text("error") == ""

@@ -131,10 +131,12 @@ async function write() {
   await shown;
   passage.end();
   if (writing !== own) return; // all of it has been cleared away
-  figures.end(usage, rates);
+  const nothing = failure !== null && !passage.element.querySelector(".c");
+  if (!nothing) figures.end(usage, rates);
   if (chat) keep(given, text, reason !== null || figures.written > 0);
   working(false);
   writing = null;
+  if (nothing && !chat) clear();
   const size = counted(figures.written, "byte");
   if (own.signal.aborted) tell(`Stopped after ${size}`);
   else if (failure !== null) fail(failure);
