@@ -26,6 +26,18 @@ OPTIONS = (
     "--remote-debugging-pipe",
     "--hide-scrollbars",
 )
+KEYS = {
+    "Tab": (9, ""),
+    "Enter": (13, "\r"),
+    "Escape": (27, ""),
+    "End": (35, ""),
+    "Home": (36, ""),
+    "ArrowLeft": (37, ""),
+    "ArrowUp": (38, ""),
+    "ArrowRight": (39, ""),
+    "ArrowDown": (40, ""),
+}
+"""Their codes, and what they type."""
 PATIENCE = 120
 """Seconds in which an answer must come."""
 
@@ -71,8 +83,12 @@ class Browser:
 
     def open(self, file: Path) -> None:
         """Load a local file; returns when it is loaded."""
+        self.visit(file.as_uri())
+
+    def visit(self, url: str) -> None:
+        """Load what is at an address; returns when it is loaded."""
         self.events.clear()
-        self.call("Page.navigate", url=file.as_uri())
+        self.call("Page.navigate", url=url)
         deadline = time.monotonic() + PATIENCE
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self._read(deadline)
@@ -83,6 +99,34 @@ class Browser:
         if "exceptionDetails" in answer:
             raise AssertionError(answer["exceptionDetails"]["exception"].get("description", answer))
         return answer["result"].get("value")
+
+    def wait(self, condition: str) -> None:
+        """Until a JavaScript expression is true."""
+        deadline = time.monotonic() + PATIENCE
+        while not self.evaluate(f"Boolean({condition})"):
+            assert time.monotonic() < deadline, condition
+            time.sleep(0.02)
+
+    def type(self, text: str) -> None:
+        """Into what has the focus."""
+        self.call("Input.insertText", text=text)
+
+    def press(self, key: str, modifiers: int = 0) -> None:
+        """One key by its name; ``modifiers``: 2 for Ctrl, 8 for Shift."""
+        code, text = KEYS[key]
+        values: dict[str, Any] = {"key": key, "code": key, "windowsVirtualKeyCode": code, "modifiers": modifiers}
+        self.call("Input.dispatchKeyEvent", type="keyDown", text="" if modifiers else text, **values)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **values)
+
+    def screen(self, width: int, height: int, mobile: bool = False) -> None:
+        """Be as large as this screen."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
+
+    def prefer(self, **preferences: str) -> None:
+        """Have these media features: ``prefers_color_scheme="dark"``."""
+        features = [{"name": name.replace("_", "-"), "value": value} for name, value in preferences.items()]
+        self.call("Emulation.setEmulatedMedia", features=features)
 
     def complaints(self) -> list[Any]:
         """Console messages, exceptions and log entries, refused requests among them."""

@@ -40,8 +40,9 @@ PAGE_HEADERS = {
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
 }
-"""The page loads nothing from elsewhere, and no other page may frame it."""
+"""The page loads nothing from elsewhere, no other page may frame it, and its files are always of one version."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 BODY_SECONDS = 60.0
 """In which the body of a request has to come."""
