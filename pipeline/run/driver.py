@@ -292,7 +292,7 @@ def _finished(place: Place, run: RunFile) -> Totals | None:
     if not has_datasets(place.job.out, run, place.has):
         return None
     totals, markers = Totals(), markers_of(place.job.out, run)
-    for marker in with_lines(place, run, markers, lambda _: None):  # those in a store were finished before the manifests
+    for marker in with_lines(place, run, markers, lambda _: None):  # in a store they were finished before manifests
         if marker is None or not in_place(place.has, marker.shards):
             return None
         totals.add(marker)

@@ -63,6 +63,7 @@ class Generator:
                 "transformers and H-Nets generate"
             )
         self.model = convert_weights(model, weights)
+        self.dtype = dtype
         self.entropy_model = self._load_entropy_model() if isinstance(model, Blt) else None
         self.statistics = Statistics()
         self.ended: list[Ending | None] = []
