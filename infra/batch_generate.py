@@ -95,7 +95,7 @@ def _reading(arguments: argparse.Namespace, model: AnsweringModel) -> ReadSettin
     if arguments.chat:
         if arguments.prompt_column is not None:
             raise PipelineError(
-                "--prompt-column names a text; --chat reads the columns of chats: leave one of them out"
+                "--prompt-column names a text, and --chat reads columns of chats: leave one of them out"
             )
         specials = model.specials
         end_of_turn((), specials, model.folder)

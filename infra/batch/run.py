@@ -201,5 +201,8 @@ class Totals:
             records=Counts(**self._counts),
             ended=dict(sorted(self._ended.items())),
             sha256=self._files.hexdigest(),
-            **{name: self._sums[name] for name in ("written", "patches", "files", "size")},
+            written=self._sums["written"],
+            patches=self._sums["patches"],
+            files=self._sums["files"],
+            size=self._sums["size"],
         )

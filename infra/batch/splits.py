@@ -224,11 +224,9 @@ class Prompts:
         """Why a record is no prompt that can be answered."""
         if len(record.text) > self._longest:
             return f"the prompt has {len(record.text):,} bytes; --longest-prompt is {self._longest:,}"
-        if record.spans is None:
-            return None
-        if self._reading.chat is None:
-            return "it is a chat of a dataset; add --chat"
-        if self._turns(record)[-1].role == ANSWERING:
+        if (record.spans is None) != (self._reading.chat is None):
+            return "a text of a dataset, not a chat; leave out --chat" if record.spans is None else "a chat; add --chat"
+        if record.spans is not None and self._turns(record)[-1].role == ANSWERING:
             return f"the last turn is of the role {ANSWERING}: there is nothing to answer"
         return None
 
