@@ -81,8 +81,13 @@ class AnsweringModel:
 
     def opened(self, job: Job) -> "Generator":
         """The model, opened once in each process."""
+        import torch
+
         assert job.output.scoring is not None, "it says what a worker has"
-        return _generator(self.folder, self.weights, job.output.scoring.device, job.output.scoring.threads)
+        threads = job.output.scoring.threads
+        generator = _generator(self.folder, self.weights, job.output.scoring.device, threads)
+        torch.set_num_threads(threads)  # where this is the user's process, others may have changed it meanwhile
+        return generator
 
 
 @lru_cache(maxsize=1)

@@ -234,13 +234,13 @@ def test_prompts_are_taken_as_they_are_needed(model: Path, monkeypatch: pytest.M
 @pytest.mark.drill
 @pytest.mark.parametrize("workers", [1, 2])
 def test_kills_leave_no_trace(model: Path, tmp_path: Path, workers: int) -> None:
-    prompts = write_jsonl(tmp_path / "p.jsonl", [{"id": f"{n}", "prompt": f"{n} " * (1 + n % 9)} for n in range(1500)])
+    prompts = write_jsonl(tmp_path / "p.jsonl", [{"id": f"{n}", "prompt": f"{n} " * (1 + n % 9)} for n in range(600)])
     with prompts.open("a") as file:
         file.write('{"prompt": 1}\n')
     options = (model, prompts, "--bytes", 40, "--split-bytes", 3000, "--executor", "inline")
     assert main([*map(str, options), "--workers", "1", "--out", str(tmp_path / "quiet")]) == 3
     kills = {"driver": the_driver} | ({"worker": a_worker_process} if workers > 1 else {})
-    chaos = Chaos(6, kills, pause=(2.0, 7.0), program="infra.batch_generate")
+    chaos = Chaos(4, kills, pause=(3.0, 9.0), program="infra.batch_generate")
     chaos.finish([*options, "--workers", workers, "--out", tmp_path / "out"], tmp_path / "log")
     assert product(tmp_path / "out") == product(tmp_path / "quiet")
     assert set(chaos.done) == set(kills)
