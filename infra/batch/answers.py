@@ -60,9 +60,12 @@ class Prompt:
 
 @dataclass(slots=True)
 class Answer:
-    """What was written after a prompt."""
+    """What was written after a prompt, without that: many may wait."""
 
-    prompt: Prompt
+    id: str
+    place: dict[str, Any]
+    size: int
+    """All three of the prompt."""
     ended: Ending | None = None
     """None while it is written."""
     patches: int = 0
@@ -103,7 +106,7 @@ def answers(generator: "Generator", prompts: Iterator[Prompt], settings: AnswerS
             sampling = generate.sampling.model_copy(update={"seed": seed_of(generate.sampling.seed, prompt.id)})
             own = generate.model_copy(update={"sampling": sampling})
             row = generator.row(prompt.asked, own)
-            waiting.append(answer := Answer(prompt, row.ended))
+            waiting.append(answer := Answer(prompt.id, prompt.place, prompt.size, row.ended))
             if row.ended is None:
                 reading = Reading(row, generator.document(own))
                 while not reading.done:

@@ -175,7 +175,7 @@ class AnswerSplit:
                 file.add(answer)
                 written, patches = written + len(answer.text), patches + answer.patches
                 ended[str(answer.ended)] += 1
-                progress(answer.prompt.size)
+                progress(answer.size)
         marker = AnswersMarker(
             split=split.name,
             run=run,
@@ -292,8 +292,8 @@ ROWS_TOGETHER, BYTES_TOGETHER = 2**12, 2**20
 def as_plain(answer: Answer) -> dict[str, Any]:
     """An answer as plain values."""
     return {
-        "id": answer.prompt.id,
-        "prompt": answer.prompt.place,
+        "id": answer.id,
+        "prompt": answer.place,
         **as_strings("text", bytes(answer.text)),
         "ended": answer.ended,
         "bytes": len(answer.text),

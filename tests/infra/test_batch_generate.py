@@ -174,6 +174,18 @@ def test_other_settings_are_refused_by_name(
     assert product(out) == before
 
 
+def test_of_a_touched_file_content_decides(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    prompts, out = write_jsonl(tmp_path / "one.jsonl", RECORDS[:1]), tmp_path / "out"
+    assert run(model, prompts, "--out", out, "--bytes", 2) == 0
+    before, marker = product(out), next((out / "splits").iterdir()).stat().st_mtime_ns
+    os.utime(prompts, ns=(1, 1))
+    assert run(model, prompts, "--out", out, "--bytes", 2) == 0
+    assert (product(out), next((out / "splits").iterdir()).stat().st_mtime_ns) == (before, marker)
+    prompts.write_bytes(prompts.read_bytes().replace(b"prompt 0", b"prompt 9"))
+    assert run(model, prompts, "--out", out, "--bytes", 2) == 2
+    assert "one.jsonl" in capfd.readouterr().err
+
+
 def test_a_finished_run_needs_neither_torch_nor_ray_nor_its_workers(model: Path, tmp_path: Path) -> None:
     prompts = write_jsonl(tmp_path / "one.jsonl", RECORDS[:1])
     command = [str(model), str(prompts), "--out", str(tmp_path / "out"), "--bytes", "2"]
@@ -229,7 +241,7 @@ def test_prompts_are_taken_as_they_are_needed(model: Path, monkeypatch: pytest.M
     settings = AnswerSettings(generate=GenerateSettings(length=9), rows=3)
     most = 0
     for number, answer in enumerate(answers(generator, asked(), settings), 1):
-        assert answer.prompt.id == f"{number}"
+        assert answer.id == f"{number}"
         most = max(most, taken - number + 1)
     assert number == 29
     assert max(widest) == 3
