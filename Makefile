@@ -167,10 +167,10 @@ scaling: setup amounts ## sizes and budgets of four families on CORPUS, fitted; 
 test: setup ## the test suite, in parallel (minutes); TESTS="tests/shared -k scoring"
 	@$(PYTEST) $(TESTS)
 
-drills: setup ## runs that are killed and resumed, and runs of two ranks
+drills: setup ## runs that are killed and resumed, runs of two ranks
 	@$(PYTEST) -m drill $(TESTS)
 
-test-all: setup ## all tests, the slow ones too (Ray matrices, large data)
+test-all: setup ## all tests, the slow ones too (Ray matrices, large data, exported folders in environments of their own)
 	@$(PYTEST) -m "" --hypothesis-profile other $(TESTS)
 
 test-numerics: setup ## the tests that compare floating-point results, as they come out on other processors and with two threads

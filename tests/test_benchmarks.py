@@ -18,6 +18,7 @@ SMALLEST = {
     "faults": "1",
     "generation": "--threads 1 --rounds 1 --bytes 8 --prompts 256",
     "in_sample": "{dataset} --folds 2 --least 1",
+    "inference": "--rows 2 --prompts 256 --bytes 4 --rounds 1 --weights float32 --peers",
     "loader": "1",
     "mixing": "1 2 4000 1000000",
     "model": "--documents 2 --tokens 4000 --repeats 1",

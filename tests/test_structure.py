@@ -40,6 +40,7 @@ EXCEPTIONS = {
     "trainer.metrics.formulas": "formulas, apart from when they are asked for",
     "trainer.optim.muon": "an optimizer, beside torch's own",
     "trainer.optim.parameter_groups": "names to groups: pure, apart from optimizers",
+    "trainer.serving.prefix_cache": "which states are kept: apart from the thread that reads prompts",
 }
 """Modules that stay by themselves, each with the reason."""
 

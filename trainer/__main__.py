@@ -12,6 +12,7 @@ COMMANDS = {
     "tasks": "multiple choice, CUTE and texts to complete from local files, also with noises",
     "lm-eval": "tasks of the language model evaluation harness, where that package is installed",
     "generate": "text from a model, byte by byte",
+    "serve": "models behind an HTTP API as OpenAI's, all requests in one batch",
     "compare": "systems trained at equal budgets on the same text, and what that shows",
     "scaling": "families of models in several sizes at several budgets, with fits and predictions",
     "report": "curves and facts of runs as a page for a browser, also of runs under way",

@@ -153,7 +153,7 @@ class BltRows:
     def _encode(self, ids: Tensor, place: Placement, longest: int) -> Tensor:
         """Byte states [R n, D] after the encoder. Those that patches read are put behind the patch in progress."""
         model, encoder = self.model, self.model.encoder
-        x = encoder.embedding(ids.flatten())
+        x: Tensor = encoder.embedding(ids.flatten())
         if model.settings.ngrams.sizes:
             rows = self._ngrams.rows(self._place.tail, ids)
             x = x + F.embedding_bag(rows, model.ngrams.weight, mode="sum")
@@ -173,7 +173,8 @@ class BltRows:
 
     def _flat_pending(self) -> Tensor:
         """[R L, X, D], a view."""
-        return self._pending.rows.flatten(0, 1)
+        flat: Tensor = self._pending.rows.flatten(0, 1)
+        return flat
 
     def _pending_index(self, places: np.ndarray, rows: np.ndarray | None = None) -> Tensor:
         """On the axis [R L]: places int64 [R, n], or [m] in ``rows`` int64 [m], -> int64 [R n] or [m]."""

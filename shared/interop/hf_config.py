@@ -3,6 +3,7 @@
 What transformers cannot represent is refused with the reason.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from shared.interop.custom_module import class_name, custom_model_type, module_kind
@@ -11,7 +12,8 @@ from shared.interop.names import InteropError
 from shared.io.files.digests import in_short
 from shared.model_settings import BltSettings, CountsSettings, EntropyModelSettings, StackSettings
 from shared.patching.settings import PatchingSettings
-from shared.vocabulary import BOE, BOS, EOS, RESERVED
+from shared.text.chat import END
+from shared.vocabulary import BOE, BOS, EOS, RESERVED, special_id
 
 RECORD_KEY = "patchwork"
 """Where an exported config.json says what it was made from; transformers carries keys along that it does not know."""
@@ -29,6 +31,10 @@ def check_representable(settings: BltSettings, patcher: EntropyModelSettings | C
         raise InteropError(f"pooling {settings.pooling!r}: transformers always has cross-attention")
     if not settings.ngrams.sizes:
         raise InteropError("no n-gram embeddings: transformers always has them")
+    if settings.specials:
+        raise InteropError(
+            f"the special ids {', '.join(settings.specials)}: transformers' entropy model has no rows for them"
+        )
     if isinstance(patcher, CountsSettings):
         raise InteropError("an entropy model that counts: transformers finds patches with a transformer alone")
     if patcher is not None and patcher.newline_reset:
@@ -157,9 +163,15 @@ def hf_config(
     return config if record is None else config | {RECORD_KEY: record.model_dump(mode="json", by_alias=True)}
 
 
-def generation_config(use_cache: bool = False) -> dict[str, Any]:
-    """The content of generation_config.json: ids that are not text are never chosen, as in our own generation."""
-    return _IDS | {"use_cache": use_cache, "suppress_tokens": [BOE, BOS, RESERVED]}
+def generation_config(use_cache: bool = False, specials: Sequence[str] = ()) -> dict[str, Any]:
+    """The content of generation_config.json: ids that are not text are never chosen, as in our own generation.
+
+    Of the named special ids the one that ends a turn ends a text as well.
+    """
+    ends = [EOS, *(special_id(name, specials) for name in specials if name == END)]
+    others = [special_id(name, specials) for name in specials if name != END]
+    found = _IDS | {"use_cache": use_cache, "suppress_tokens": [BOE, BOS, RESERVED, *others]}
+    return found | {"eos_token_id": ends} if len(ends) > 1 else found
 
 
 def _stack(model_type: str, stack: StackSettings) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Weights laid out for inference on a processor: bfloat16 or int8 matrices, for models that only go forwards.
 
-Generating one byte reads every matrix once and computes next to nothing, so its time is that of reading. bfloat16 halves
-what is read, int8 takes a quarter; and where a processor has instructions for such products, many rows share a matrix
-at little more than the price of one. Activations stay fp32 between products. A row's results depend on no other row:
-scales of activations are its own.
+Generating one byte reads every matrix once and computes next to nothing, so its time is that of reading. bfloat16
+halves what is read, int8 takes a quarter; and where a processor has instructions for such products, many rows share a
+matrix at little more than the price of one. Activations stay fp32 between products. A row's results depend on no other
+row: scales of activations are its own.
 
 Shapes: N positions, I inputs, O outputs of a projection.
 """
@@ -78,7 +78,8 @@ class _Converted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """fp32 [..., I] -> fp32 [..., O]."""
-        return self._product(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+        projected: Tensor = self._product(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+        return projected
 
     def onto(self, base: Tensor, x: Tensor, times: float = 1) -> Tensor:
         """times * base [N, O] + the projection of x [N, I]."""
@@ -98,9 +99,7 @@ class _Bfloat16Linear(_Converted):
         self._matrix = torch.ops.mkldnn._reorder_linear_weight(weight)
 
     def _product(self, x: Tensor) -> Tensor:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x.to(torch.bfloat16), self._matrix, None, "none", [], ""
-        )
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(torch.bfloat16), self._matrix, None, "none", [], "")
         return product.float()
 
 

@@ -1,15 +1,14 @@
-"""Writing with many rows, prompts of several lengths and weights of several formats: python tests/benchmarks/bench_inference.py
+"""Writing with many rows, several lengths of prompts and formats of weights: python tests/benchmarks/bench_inference.py
 
-Random weights, a threshold that gives about 4.5 bytes a patch, greedy. Every way of writing takes its turn in each round,
-so that all meet the same machine. Printed are the time to the first byte after a prompt, bytes a second of all rows while
-they are written side by side (prompts not counted), and two shares: of the memory bandwidth (weights, keys and values
-that are read, against what a long sum reads) and of the largest fp32 products of matrices.
+Random weights, a threshold that gives about 4.5 bytes a patch, greedy. Every way of writing takes its turn in each
+round, so that all meet the same machine. Printed are the time to the first byte after a prompt, bytes a second of all
+rows while they are written side by side (prompts not counted), and two shares: of the memory bandwidth (weights, keys
+and values that are read, against what a long sum reads) and of the largest fp32 products of matrices.
 ``--peers`` adds transformers, without its cache, and the class of an exported folder. Nothing is asserted about time.
 """
 
 import argparse
 import copy
-import sys
 import sysconfig
 import time
 import warnings
@@ -127,13 +126,11 @@ def read_per_step(settings: BltSettings, rows: int, length: int, itemsize: float
 
 def flops_per_byte(settings: BltSettings) -> float:
     """Of products with weights alone."""
-    width, hidden = "width", "hidden"
-    parts = [(stack, 1.0) for stack in (settings.encoder, settings.decoder, ENTROPY_MODEL)]
+    parts: list[tuple[StackSettings, float]] = [
+        (stack, 1.0) for stack in (settings.encoder, settings.decoder, ENTROPY_MODEL)
+    ]
     parts.append((settings.global_, 1 / BYTES_PER_PATCH))
-    return sum(
-        2 * share * stack.layers * getattr(stack, width) * (4 * getattr(stack, width) + 3 * getattr(stack, hidden))
-        for stack, share in parts
-    )
+    return sum(2 * share * stack.layers * stack.width * (4 * stack.width + 3 * stack.hidden) for stack, share in parts)
 
 
 def bandwidth() -> float:
@@ -147,7 +144,9 @@ def bandwidth() -> float:
     return numbers.nbytes / best
 
 
-def peers(model: Blt, entropy_model: EntropyModel, theta: float) -> Iterator[tuple[str, Callable[[list[bytes], int], None]]]:
+def peers(
+    model: Blt, entropy_model: EntropyModel, theta: float
+) -> Iterator[tuple[str, Callable[[list[bytes], int], None]]]:
     """Each with the function that writes greedily after prompts of equal lengths."""
     for name, made in (("folder's class", class_of_the_folder), ("transformers", counterpart)):
         peer = made(model, entropy_model)
@@ -158,8 +157,12 @@ def peers(model: Blt, entropy_model: EntropyModel, theta: float) -> Iterator[tup
             ids = torch.stack([torch.from_numpy(np.append(BOS, byte_tokens(text)).astype(np.int64)) for text in texts])
             with torch.inference_mode():
                 peer.generate(  # type: ignore[attr-defined]
-                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False,
-                    suppress_tokens=SPECIAL, **options,
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=count,
+                    do_sample=False,
+                    suppress_tokens=SPECIAL,
+                    **options,
                 )
 
         yield name, write
@@ -230,4 +233,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

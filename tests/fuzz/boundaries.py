@@ -168,7 +168,7 @@ BOUNDARIES = (
     ),
     Boundary(
         "model of subwords",
-        ("shared/interop/writing.py",),
+        ("shared/interop/hf_tokenizer.py",),
         f.made_subwords,
         f.spoil_subwords,
         (f.export_hf,),
@@ -226,6 +226,13 @@ BOUNDARIES = (
         f.made_messages,
         m.at("chat.json", m.spoil_json),
         (f.chat,),
+    ),
+    Boundary(
+        "request of a client",
+        ("trainer/serving/requests.py",),
+        f.made_requests,
+        m.one_of([(4, m.at("*.json", m.spoil_json)), (1, m.at("*.json", m.spoil_bytes))]),
+        (f.read_requests,),
     ),
     Boundary(
         "task file",

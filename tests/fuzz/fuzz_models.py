@@ -19,9 +19,11 @@ from shared.model_folder.files import save_model
 from shared.model_folder.identity import model_sha256
 from shared.patching import PatchingSettings
 from shared.shards.manifest import EntropyModelIdentity
+from shared.vocabulary import BOS
 from trainer.__main__ import main as trainer
 from trainer.main import main as train
 from trainer.provenance.identity import IDENTITY_NAME, model_identity, save_identity
+from trainer.serving.requests import ChatRequest, CompletionRequest, prompt_of_ids, prompt_of_text, read_request
 
 SUBWORDS = 280
 
@@ -147,6 +149,33 @@ def made_messages(folder: Path) -> None:
 def chat(folder: Path) -> int:
     words = ("--chat", "--messages", "chat.json", "--bytes", "3", "--device", "cpu")
     return run(trainer, "generate", "m", *words)
+
+
+def made_requests(folder: Path) -> None:
+    """Bodies of both kinds, with every field."""
+    common = {"model": "m", "temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "seed": 7, "n": 2, "user": "u"}
+    common |= {"stop": ["a", "b"], "utf8": True, "theta": 1.5, "subset": "s", "timeout": 5.0, "details": True}
+    common |= {"stream": True, "stream_options": {"include_usage": True}, "max_tokens": 9, "logit_bias": {}}
+    completion = {"prompt": ["ab", "é"], "echo": True, "logprobs": 3}
+    parts = [{"type": "text", "text": "b"}]
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": parts}]
+    chat = {"messages": messages, "logprobs": True, "top_logprobs": 2}
+    (folder / "completion.json").write_text(json.dumps(common | completion))
+    (folder / "ids.json").write_text(json.dumps({"prompt": [[1, 5], [6, 261]]}))
+    (folder / "chat.json").write_text(json.dumps(common | chat))
+
+
+def read_requests(folder: Path) -> None:
+    """As a server reads them, up to what is handed to a model."""
+    for name in ("completion", "ids"):
+        asked = read_request((folder / f"{name}.json").read_bytes(), CompletionRequest)
+        for prompt in asked.prompts:
+            tokens = prompt_of_text(prompt) if isinstance(prompt, str) else prompt_of_ids(prompt, 264)
+            assert tokens[0] == BOS
+        asked.settings(0)
+    chat = read_request((folder / "chat.json").read_bytes(), ChatRequest)
+    assert chat.turns
+    chat.settings(0)
 
 
 def made_tasks(folder: Path) -> None:

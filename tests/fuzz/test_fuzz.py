@@ -60,6 +60,7 @@ OF_OUR_OWN = {
     "shared/io/files/json_reader.py": "the bounded reader itself; every boundary of JSON passes through it",
     "trainer/data/packing/packs.py": "what a loader worker of the same run sends with a pack",
     "trainer/evaluation/baselines/compressors.py": "compresses texts that were read; opens nothing",
+    "trainer/commands/serve.py": "keys of whoever runs the server: bounded, and compared as bytes",
     "trainer/distributed/straggler_monitor.py": "messages between the ranks of one run",
 }
 """Modules with such words that read nothing from outside, and why."""

@@ -5,6 +5,7 @@ Example:
 """
 
 import argparse
+import re
 from pathlib import Path
 
 from shared.io.display.terminal import show
@@ -26,6 +27,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the model's weights; the entropy model stays float32",
     )
     parser.add_argument("--shard-bytes", type=whole(1), default=5_000_000_000, metavar="N", help="largest file")
+    parser.add_argument(
+        "--license", type=license_name, metavar="NAME", help="of the weights, for the model card: apache-2.0, cc-by-4.0"
+    )
+
+
+def license_name(text: str) -> str:
+    """The type of --license: a name as the hub has them."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,63}", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not the name of a licence as the hub has them: apache-2.0, other"
+        )
+    return text
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -35,7 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
     from trainer.interchange.folders import ExportSettings, export_hf
 
     line = Progress(silent=False, every_seconds=15.0)
-    chosen = ExportSettings(arguments.theta, arguments.subset, arguments.dtype, arguments.shard_bytes)
+    chosen = ExportSettings(
+        *(arguments.theta, arguments.subset, arguments.dtype, arguments.shard_bytes, arguments.license)
+    )
     with opened_model(arguments.model) as model:
         differences = export_hf(model, arguments.out, chosen, line)
     for difference in differences:

@@ -13,7 +13,7 @@ from shared.vocabulary import BOS, EOS, OFFSET, VOCABULARY_SIZE, byte_tokens, is
 from trainer.generation.piece import Ending, Piece, TokenScore
 from trainer.generation.sampling import Draw, Uniforms, choose
 from trainer.generation.settings import GenerateSettings
-from trainer.generation.utf8 import Utf8State
+from trainer.generation.utf8 import LONGEST, Utf8State
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,14 +127,22 @@ class Row:
         self._sampling = settings.sampling
         self._uniforms = Uniforms(settings.sampling.seed)
         last = int(np.flatnonzero(is_special(prompt))[-1])
-        # A special id ends the character before it, whatever that was.
-        self._progress = _Progress(token_bytes(prompt[last:]), settings, end)
+        # A special id ends the character before it, whatever that was. So does a lead byte: the last bytes of a prompt
+        # say where in a character it ends.
+        self._progress = _Progress(token_bytes(prompt[max(last, len(prompt) - LONGEST) :]), settings, end)
         self._held: list[Piece] = []
+        self.end_score: TokenScore | None = None
+        """What the model thought of the special id that ended the row, where it was asked and one did."""
 
     @property
     def ended(self) -> Ending | None:
         """Why nothing more is to be written; None while there is."""
         return self._progress.ended
+
+    @property
+    def end(self) -> int | None:
+        """The special id that ends it, where one does."""
+        return self._progress.end
 
     @property
     def written(self) -> int:
@@ -171,7 +179,7 @@ class Row:
         tokens = self.tokens[first : first + len(starts)].tolist()
         return [
             Piece(
-                token_bytes(np.array([token])),
+                b"" if is_special(token) else bytes((token - OFFSET,)),
                 bool(start),
                 None if entropies is None else float(entropies[place]),
                 from_prompt=True,
@@ -191,6 +199,8 @@ class Row:
         assert self.ended is None, f"the row has ended: {self.ended}"
         if not is_special(token):
             self._held.append(Piece(bytes((token - OFFSET,)), starts, entropy, score=score))
+        else:
+            self.end_score = score
         count = self._progress.push(token)
         shown, self._held = self._held[:count], self._held[count:]
         return shown

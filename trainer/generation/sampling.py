@@ -109,10 +109,11 @@ def choose(logits: "Tensor | np.ndarray", draws: Sequence[Draw]) -> list[int]:
         cumulative = filtered(weights, [draw.settings for draw in some]).cumsum(1)
         total = cumulative[:, -1:]
         reached = np.array([draw.uniform for draw in some])[:, None] * total
-        tokens = (cumulative <= reached).sum(1)
+        places = (cumulative <= reached).sum(1)
         # The product may be rounded up to the total: then the last token of any weight.
-        likeliest[drawing] = np.minimum(tokens, (cumulative < total).sum(1))
-    return likeliest.tolist()
+        likeliest[drawing] = np.minimum(places, (cumulative < total).sum(1))
+    tokens: list[int] = likeliest.tolist()
+    return tokens
 
 
 def filtered(weights: np.ndarray, settings: Sequence[SamplingSettings]) -> np.ndarray:

@@ -13,32 +13,46 @@ PATCH_COLOURS = ("30;46", "30;47")  # black on cyan, black on white
 DIM = "2;"
 
 
-def characters(pieces: Iterable[Piece]) -> Iterator[tuple[str, list[Piece]]]:
-    """Each character as soon as it is whole, with its bytes; special ids as their names in angle brackets.
+class Characters:
+    """Pieces in, characters out as soon as they are whole, with their bytes; special ids as names in angle brackets.
 
     Joined they are ``bytes.decode("utf-8", "replace")`` of all bytes: U+FFFD stands for each byte that cannot be part
     of a character, and for each character that is not finished.
     """
-    state = Utf8State()
-    held: list[Piece] = []
-    for piece in pieces:
+
+    def __init__(self) -> None:
+        self._state = Utf8State()
+        self._held: list[Piece] = []
+
+    def push(self, piece: Piece) -> Iterator[tuple[str, list[Piece]]]:
+        """Take the next piece."""
         if piece.special is not None:
-            if held:
-                yield character(held), held
+            yield from self.end()
             yield f"<{piece.special}>", [piece]
-            held, state = [], Utf8State()
-            continue
+            return
         (byte,) = piece.byte
-        if held and not state.accepts(byte):
+        if self._held and not self._state.accepts(byte):
+            held, self._held = self._held, []
             yield character(held), held
-            held = []
-        state.push(byte)
-        held.append(piece)
-        if state.complete:
+        self._state.push(byte)
+        self._held.append(piece)
+        if self._state.complete:
+            held, self._held = self._held, []
             yield character(held), held
-            held = []
-    if held:
-        yield character(held), held
+
+    def end(self) -> Iterator[tuple[str, list[Piece]]]:
+        """What is left, when nothing more can follow."""
+        held, self._held, self._state = self._held, [], Utf8State()
+        if held:
+            yield character(held), held
+
+
+def characters(pieces: Iterable[Piece]) -> Iterator[tuple[str, list[Piece]]]:
+    """Each character of all these pieces, as `Characters` has them."""
+    found = Characters()
+    for piece in pieces:
+        yield from found.push(piece)
+    yield from found.end()
 
 
 def character(pieces: Iterable[Piece]) -> str:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from shared.bpe.folder import copy_tokenizer
 from shared.counts.files import write_counts
-from shared.errors import IdentityError
+from shared.errors import ConfigError, IdentityError
 from shared.interop.described import Described, Record
 from shared.interop.hf_config import check_one_threshold, objection
+from shared.interop.model_card import CardFigures
 from shared.interop.names import InteropError
 from shared.interop.opening import open_foreign
 from shared.interop.transfer import Contents
@@ -43,12 +44,21 @@ from shared.model_settings import (
     CountsSettings,
     EntropyModelSettings,
     HNetSettings,
-    specials_of,
 )
 from shared.patching.settings import LONGEST_PATCH, PatchingSettings
 from shared.settings import refused_as
 from shared.shards.manifest import EntropyModelIdentity, NumericsClass
-from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, RunNumerics, model_identity, save_identity
+from trainer.metrics.history import load_history
+from trainer.provenance.identity import (
+    IDENTITY_NAME,
+    ModelIdentity,
+    RunIdentity,
+    RunNumerics,
+    load_identity,
+    model_identity,
+    run_differences,
+    save_identity,
+)
 from trainer.provenance.thresholds import one_threshold
 
 
@@ -63,6 +73,8 @@ class ExportSettings:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the model's weights; the entropy model's stay fp32."""
     shard_bytes: int = 5_000_000_000
+    license: str | None = None
+    """Of the weights, as the hub names it: for the model card."""
 
 
 def export_hf(folder: Path, out: Path, chosen: ExportSettings, line: Progress) -> list[str]:
@@ -76,8 +88,16 @@ def export_hf(folder: Path, out: Path, chosen: ExportSettings, line: Progress) -
     record = Record(
         model=model, entropy_model=entropy_model, patching=patching, entropy_model_identity=entropy_model_identity
     )
+    figures = CardFigures(
+        bits_per_byte=_validated(folder, identity),
+        mean_patch_size=identity.mean_patch_size,
+        data=identity.data,
+        license=chosen.license,
+    )
     write_hf_folder(
-        folder, out, record, DTYPES[chosen.dtype], chosen.shard_bytes, lambda contents: with_progress(contents, line)
+        *(folder, out, record, DTYPES[chosen.dtype], chosen.shard_bytes),
+        watch=lambda contents: with_progress(contents, line),
+        figures=figures,
     )
     return list(_differences(record, chosen))
 
@@ -141,6 +161,21 @@ def _unfit(described: Described, patching: PatchingSettings) -> str | None:
     return described.model.objection(patching)
 
 
+def _validated(folder: Path, identity: ModelIdentity) -> float | None:
+    """Bits per byte of the last validation of the run that a model folder lies in; None where that is not known."""
+    run = folder.parent
+    try:
+        recorded, history = load_identity(run / IDENTITY_NAME, RunIdentity), load_history(run)
+    except (IdentityError, ConfigError, OSError):
+        return None
+    if run_differences(recorded, identity) or not history.validations:
+        return None
+    last = history.validations[-1]
+    # Figures of an earlier step are not those of the model that was written at the end.
+    found: float | None = last["validation"].get("bits_per_byte")
+    return found if last["step"] == history.lines[-1]["step"] else None
+
+
 def _one_threshold(recorded: PatchingSettings, chosen: ExportSettings) -> PatchingSettings:
     """The rule as transformers will follow it."""
     if chosen.theta is None and chosen.subset is None:
@@ -166,14 +201,8 @@ def _entropy_model(
 
 def _differences(record: Record, chosen: ExportSettings) -> Iterable[str]:
     """What transformers will not do as we do, a line each."""
-    specials, patching = specials_of(record.model), record.patching
-    reason = objection(record)
-    if specials:
-        yield (
-            f"transformers' entropy model has no rows for the special ids {', '.join(specials)}: patch_in_forward is "
-            "off, give forward the patch_lengths (docs/finetuning.md); entropy_model/ is for our library"
-        )
-    elif not isinstance(record.model, BltSettings):
+    patching, reason = record.patching, objection(record)
+    if not isinstance(record.model, BltSettings):
         yield f"opens only with trust_remote_code=True: transformers has no class for {reason}"
     elif reason is not None:
         yield f"opens only with trust_remote_code=True: transformers' own class cannot be this model ({reason})"

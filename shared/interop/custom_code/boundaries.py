@@ -11,6 +11,10 @@ from shared.interop.custom_code.entropies import CountCache, CountTable, Entropy
 from shared.interop.custom_code.layers import Step
 from shared.interop.custom_code.rules import Rule
 
+NAMED = 260
+"""The first id behind those of bytes: named special ids begin here."""
+RESERVED = 3
+
 
 class RuleConfig(PatchworkConfig):
     """Also the threshold of a rule on entropies, and how many entries the table of an entropy model that counts has."""
@@ -52,7 +56,9 @@ class Boundaries:
         if self.cache is None:
             entropies = [[None] * ids.shape[1]] * len(ids)
         else:
-            entropies = model.entropies(ids, step, self.cache)
+            # It was trained on bytes alone, and meets every named special id as the reserved one.
+            known = ids.masked_fill(ids >= NAMED, RESERVED)
+            entropies = model.entropies(known, step, self.cache)
         found = np.zeros(ids.shape, bool)
         for row, tokens in enumerate(ids.tolist()):
             for column in range(step.sizes[row]):

@@ -3,7 +3,7 @@
 Shapes: B rows, S columns of ids, of which some may be padding, n columns without it, D width, V vocabulary.
 """
 
-from dataclasses import field
+from dataclasses import field, fields
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +14,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from shared.interop.custom_code.layers import Step
 
+CACHE_NAMES = ("cache", "past_key_values")
+"""What a call is given to read on: the name since transformers 5.24, and the one before."""
+CACHE = next(name for name in CACHE_NAMES if name in {field.name for field in fields(CausalLMOutputWithPast)})
+"""The name that this transformers has for it."""
 COLUMNS_AT_ONCE = 2048
 """A call without gradients reads so many columns at a time: a long prompt takes no more memory than its states."""
 
@@ -21,16 +25,17 @@ COLUMNS_AT_ONCE = 2048
 class PatchworkConfig(PreTrainedConfig):
     """Keys of transformers, and ``patchwork``: settings of the model, its entropy model and its patches."""
 
-    keys_to_ignore_at_inference: ClassVar[list] = ["past_key_values"]  # a list: Trainer adds one to it
+    keys_to_ignore_at_inference: ClassVar[list] = list(CACHE_NAMES)  # a list: Trainer adds one to it
     # Fields, since transformers makes an __init__ of its own for a subclass that has none.
     patchwork: dict = field(default_factory=dict)
     use_cache: bool = True  # false for transformers' own class; this one follows the argument of each call
 
 
 class PatchworkCache:
-    """What was read of B texts, as ``past_key_values``: each call of the model reads on, and changes it."""
+    """What was read of B texts, as `CACHE` says: each call of the model reads on, and changes it."""
 
-    is_compileable = False
+    # What generate asks of any cache.
+    is_compileable, is_croppable, is_linear = False, False, (False,)
 
     def __init__(self, rows: int, state: Any) -> None:
         self.lengths = [0] * rows
@@ -115,15 +120,19 @@ class PatchworkForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         return_dict: bool | None = None,
+        cache: PatchworkCache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
         """Logits of what follows each id; with labels (-100: none) the mean loss of all that have one, and what
         training adds to it.
 
-        With ``use_cache`` or ``past_key_values`` the call has no gradients.
+        ``past_key_values`` and ``cache`` are two names of one thing: with it, or ``use_cache``, there are no gradients.
         """
         _refuse(kwargs)
-        cache, keeps = past_key_values, bool(use_cache or past_key_values)
+        if cache is not None and past_key_values is not None:
+            raise ValueError("cache and past_key_values are two names of one thing: give one of them")
+        cache = past_key_values if cache is None else cache
+        keeps = bool(use_cache or cache)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not keeps):
             ids, mask = _checked(input_ids, attention_mask, cache)
             if cache is None:
@@ -143,7 +152,7 @@ class PatchworkForCausalLM(PreTrainedModel, GenerationMixin):
                     targets, all_targets = (wanted[:, 1:] != -100).sum(), kwargs.get("num_items_in_batch")
                     # Of several calls whose losses are summed each adds its share.
                     loss = loss + added * (1 if all_targets is None else targets / all_targets)
-        out = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache if keeps else None)
+        out = CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: cache if keeps else None})
         return out.to_tuple() if return_dict is False else out
 
     def _read(self, ids: Tensor, sizes: list[int], cache: PatchworkCache) -> Tensor:
@@ -192,12 +201,12 @@ def _checked(ids: Tensor, mask: Tensor | None, cache: PatchworkCache | None) -> 
         raise ValueError(f"input_ids is {list(ids.shape)}: a row for each text is wanted, [B, S]")
     read = 0 if cache is None else cache.columns
     if cache is not None and len(cache.lengths) != len(ids):
-        raise ValueError(f"past_key_values is of {len(cache.lengths)} texts, input_ids of {len(ids)}")
+        raise ValueError(f"{CACHE} is of {len(cache.lengths)} texts, input_ids of {len(ids)}")
     if mask is None:
         return ids.long(), None
     wanted = [len(ids), read + ids.shape[1]]
     if list(mask.shape) != wanted:
         raise ValueError(f"attention_mask is {list(mask.shape)}, not {wanted}: the columns read before, and these")
     if cache is not None and (mask[:, :read] > 0).sum(1).tolist() != cache.lengths:
-        raise ValueError("attention_mask hides ids that were read already: begin without past_key_values")
+        raise ValueError(f"attention_mask hides ids that were read already: begin without {CACHE}")
     return ids.long(), mask[:, read:]

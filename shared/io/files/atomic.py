@@ -4,11 +4,14 @@ import io
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from shared.errors import OutputError
+
+_CHANCES = 100
+"""To make a folder and open a file in it before somebody else removes the folder again."""
 
 
 def sync(path: Path) -> None:
@@ -23,11 +26,10 @@ def sync(path: Path) -> None:
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that appears under its name only when the block ends without an error; errors name it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Random, for two machines of a cluster may write the same file, and containers have equal process ids.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with io.BufferedWriter(NamedFile(temporary, path)) as file:
+        with io.BufferedWriter(_opened(temporary, path)) as file:
             yield file
             file.flush()
             with naming(path):
@@ -37,6 +39,19 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)  # the name is in the folder: without this it may be gone after a power cut
+
+
+def _opened(temporary: Path, path: Path) -> "NamedFile":
+    """The temporary file, in a folder that is made where it is missing.
+
+    Who removes the last file of a folder of a store removes the folder too, and may do so between the two.
+    """
+    for _ in range(_CHANCES - 1):
+        with suppress(FileNotFoundError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return NamedFile(temporary, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return NamedFile(temporary, path)
 
 
 class NamedFile(io.FileIO):

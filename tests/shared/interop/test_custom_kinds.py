@@ -21,27 +21,24 @@ from helpers.model_examples import (
     flat_settings,
     hnet_settings,
     megabyte_settings,
-    pack,
     random_text,
-    routed_pack,
     spacebyte_settings,
 )
 from helpers.rounding import assert_equal_but_rounded, in_fp64
+from helpers.whole_texts import entropies_of, logits_of, pack_of, routed
 from torch import Tensor
 
 from shared.interop.custom_module import class_name, custom_model_type, file_name, module_kind, module_text
 from shared.interop.described import Record
 from shared.interop.names import HF, folder_parts
 from shared.interop.writing import write_hf_folder
-from shared.layers.batch import Batch, PatchRoom, segments
-from shared.layers.routing import Routing, ratio_loss
+from shared.layers.batch import Batch
+from shared.layers.routing import ratio_loss
 from shared.model_folder.files import Model, save_model
 from shared.model_folder.identity import model_sha256
 from shared.model_settings import AnyModelSettings
-from shared.models.entropy_model import EntropyModel, entropy
+from shared.models.entropy_model import EntropyModel
 from shared.models.hnet import HNet
-from shared.models.megabyte import MegaByte
-from shared.models.spacebyte import SpaceByte
 from shared.patching import PatchingSettings
 from shared.shards.manifest import EntropyModelIdentity
 from shared.vocabulary import BOE, BOS, EOS, RESERVED, byte_tokens
@@ -92,48 +89,23 @@ class Both:
 
     def pack(self, texts: Sequence[Tensor]) -> Batch:
         """Texts, int64 [T] from BOS on, side by side."""
-        # A token behind each, which the pack takes off again, so that the last id of a text is in it.
-        documents = [np.append(ids.numpy(), EOS).astype(np.int16) for ids in texts]
-        if isinstance(self.model, HNet):
-            return routed_pack(documents, self.model.settings)
-        entropies = None
-        if self.entropy_model is not None:
-            entropies = [entropies_of(self.entropy_model, ids) for ids in texts]
-        return pack(documents, self.rule, entropies) if self.rule.patched else pack(documents)
+        return pack_of(self.model, self.rule, self.entropy_model, texts)
 
     def logits(self, texts: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Of texts in one pack, [T, V] of each: fp32, and the same in fp64."""
         batch = self.pack(texts)
-        exact = in_fp64(self.model, lambda model: logits_of(model, batch))
+        exact = in_fp64(self.model, lambda model: sure_logits_of(model, batch))
         sizes = [len(ids) for ids in texts]
-        return list(logits_of(self.model, batch).split(sizes)), list(exact.split(sizes))
+        return list(sure_logits_of(self.model, batch).split(sizes)), list(exact.split(sizes))
 
 
-def logits_of(model: Model, batch: Batch) -> Tensor:
-    """fp32 [T, V]."""
+def sure_logits_of(model: Model, batch: Batch) -> Tensor:
+    """fp32 [T, V], where no boundary depends on rounding."""
     if isinstance(model, HNet):
         logits, routing = routed(model, batch)
         assert (routing.p - 0.5).abs().min() > SURE, "choose another text: rounding decides here"
         return logits
-    found: Tensor
-    if isinstance(model, SpaceByte | MegaByte):
-        found = model(batch.ids, batch.documents, batch.patches)
-    else:
-        found = model(batch.ids, batch.documents)
-    return found
-
-
-def routed(model: HNet, batch: Batch) -> tuple[Tensor, Routing]:
-    assert isinstance(batch.patches, PatchRoom)
-    found: tuple[Tensor, Routing] = model(batch.ids, batch.documents, batch.patches)
-    return found
-
-
-@torch.no_grad()
-def entropies_of(model: EntropyModel, ids: Tensor) -> np.ndarray:
-    """float32 [T] nats, of what follows each id of a text."""
-    found: np.ndarray = entropy(model(ids, segments([len(ids)]))).numpy()
-    return found
+    return logits_of(model, batch)
 
 
 def text(length: int, seed: int) -> Tensor:
@@ -201,7 +173,7 @@ def greedy(both: Both, prompts: Sequence[Tensor], count: int) -> list[list[int]]
     """What ours writes after prompts when it reads all of each text for each id, EOS included."""
     texts, live = list(prompts), list(range(len(prompts)))
     for _ in range(count):
-        logits = logits_of(both.model, both.pack([texts[row] for row in live]))
+        logits = sure_logits_of(both.model, both.pack([texts[row] for row in live]))
         ends = np.cumsum([len(texts[row]) for row in live])
         last = logits[torch.from_numpy(ends) - 1].index_fill(1, torch.tensor(NOT_TEXT), -torch.inf)
         for row, token in zip(live, last.argmax(1)):
@@ -252,7 +224,7 @@ def test_loss_and_gradients_equal_ours(both: Both) -> None:
 def loss_of(model: Model, batch: Batch) -> Tensor:
     """Mean nats of the ids of each text that stand before an id of it."""
     inside = batch.documents.ids[1:] == batch.documents.ids[:-1]
-    loss: Tensor = F.cross_entropy(logits_of(model, batch)[:-1][inside], batch.ids[1:][inside])
+    loss: Tensor = F.cross_entropy(sure_logits_of(model, batch)[:-1][inside], batch.ids[1:][inside])
     if isinstance(model, HNet):
         settings, (_, routing) = model.settings, routed(model, batch)
         loss = loss + settings.ratio_weight * ratio_loss(routing, torch.ones_like(routing.ends), settings.target)

@@ -17,8 +17,9 @@ from helpers.counted_models import counted_folder
 from helpers.custom_classes import modules_below, opened, padded
 from helpers.hf_states import to_hf_state
 from helpers.interop_examples import WORDS, models, random_settings, rule_between, script_text, unmeasured, written
-from helpers.model_examples import blt_logits, pack
+from helpers.model_examples import between, blt_logits, chat_tokens, pack
 from helpers.rounding import assert_equal_but_rounded, in_fp64
+from helpers.whole_texts import entropies_of
 
 from shared.counts.contexts import BITS
 from shared.counts.files import load_counts
@@ -29,6 +30,7 @@ from shared.interop.custom_code.entropies import CountTable
 from shared.interop.custom_code.rules import WORDS as WORD_BYTES
 from shared.interop.custom_module import PARTS, class_name, file_name, module_text
 from shared.interop.described import Record
+from shared.interop.hf_tokenizer import tokenizer_config, tokenizer_json
 from shared.interop.writing import write_hf_folder
 from shared.layers.ngrams import PRIMES
 from shared.model_folder.files import save_model
@@ -39,7 +41,7 @@ from shared.models.entropy_model import EntropyModel
 from shared.patching import PatchingSettings
 from shared.patching.rules import SPACE_LIKE
 from shared.shards.manifest import EntropyModelIdentity
-from shared.vocabulary import BOE, BOS, EOS, OFFSET, RESERVED, byte_tokens
+from shared.vocabulary import BOE, BOS, EOS, OFFSET, RESERVED, byte_tokens, token_bytes
 
 pytestmark = pytest.mark.numerics
 
@@ -425,6 +427,47 @@ def test_what_it_cannot_do_is_refused_with_the_reason(both: Both) -> None:
         assert isinstance(both.theirs(prompt, return_dict=False)[0], torch.Tensor)
     with pytest.raises(ValueError, match=r"assisted generation|is not supported with stateful models"):
         both.theirs.generate(prompt, assistant_model=both.theirs, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("rule", ["entropy", "space"])
+@torch.no_grad()
+def test_a_model_with_named_special_ids_finds_its_patches_and_has_equal_logits(
+    rule: str, tmp_path: Path, modules: None
+) -> None:
+    plain, inner = random_settings(3)
+    chat = BltSettings.model_validate(plain.model_dump(exclude={"vocabulary"}) | {"specials": ("user", "end")})
+    model, small = models((chat, inner), 1)
+    tokens = chat_tokens(200, seed=5, names=2)
+    ids = torch.from_numpy(tokens[:-1].astype(np.int64))
+    found = entropies_of(small, ids)
+    by_entropy = PatchingSettings(rule="entropy", theta=between(found, 0.7), max_length=24)
+    patching = by_entropy if rule == "entropy" else PatchingSettings(rule="space", max_length=16)
+    record = written(tmp_path / "model", model, small, patching)
+    if rule == "space":
+        record = record.model_copy(update={"entropy_model": None, "entropy_model_identity": None})
+    write_hf_folder(tmp_path / "model", tmp_path / "hf", record)
+    theirs = opened(tmp_path / "hf")
+    assert theirs.config.model_type == "patchwork_blt"
+    batch = pack([tokens], patching, [found])
+    exact = in_fp64(model, lambda model: blt_logits(model, batch))
+    assert exact.shape[1] == 262
+    assert_equal_but_rounded(theirs(ids[None]).logits[0], blt_logits(model, batch), exact)
+
+
+def test_a_tokenizer_with_named_special_ids_finds_them_in_texts_unless_it_is_told_not_to(tmp_path: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    for name, content in (
+        ("tokenizer.json", tokenizer_json(("user", "end"))),
+        ("tokenizer_config.json", tokenizer_config(("user", "end"))),
+    ):
+        (tmp_path / name).write_text(json.dumps(content))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert tokenizer("<|user|>a<|end|>").input_ids == [BOS, 260, OFFSET + ord("a"), 261]
+    plain = tokenizer("<|user|></s>", split_special_tokens=True).input_ids
+    assert plain == [BOS, *byte_tokens(b"<|user|></s>").tolist()]
+    tokens = chat_tokens(200, seed=5, names=2)
+    assert tokenizer.decode(tokens.tolist(), skip_special_tokens=True) == token_bytes(tokens).decode("utf-8", "replace")
 
 
 def test_what_the_module_says_again_is_what_the_project_says() -> None:

@@ -15,8 +15,8 @@ from shared.bpe.vocabulary import byte_symbols
 from shared.interop.described import Record
 from shared.interop.hf_config import check_rule, generation_config, hf_config
 from shared.interop.hf_reading import read_hf_config
+from shared.interop.hf_tokenizer import tokenizer_json
 from shared.interop.names import HF, InteropError, parts
-from shared.interop.writing import tokenizer_json
 from shared.model_settings import BltSettings, EntropyModelSettings
 from shared.patching import PatchingSettings
 from shared.patching.settings import LONGEST_PATCH

@@ -8,17 +8,15 @@ import pytest
 import torch
 from helpers.hf_states import to_hf_state
 from helpers.interop_examples import WORDS, entropies_of, models, random_settings, rule_between, script_text, written
-from helpers.model_examples import between, blt_logits, chat_tokens, pack
+from helpers.model_examples import blt_logits, pack
 from helpers.rounding import assert_equal_but_rounded, in_fp64
 
 from shared.interop.writing import write_hf_folder
 from shared.layers.batch import Batch, Patches, segments
-from shared.model_settings import BltSettings
 from shared.models.blt import Blt
-from shared.models.entropy_model import EntropyModel, entropy
+from shared.models.entropy_model import EntropyModel
 from shared.patching import PatchingSettings, PatchStream, patch_lengths
-from shared.patching.settings import LONGEST_PATCH
-from shared.vocabulary import EOS, OFFSET, byte_tokens, document_tokens, token_bytes
+from shared.vocabulary import EOS, OFFSET, byte_tokens, document_tokens
 
 pytestmark = pytest.mark.numerics
 
@@ -160,30 +158,3 @@ def test_transformers_writes_what_we_write(pair: tuple[int, Pair]) -> None:
     ours = greedy(both, prompt, 8)
     assert made[len(ids[0]) :].tolist()[: len(ours) - len(prompt)] == byte_tokens(ours[len(prompt) :]).tolist()
     assert len(made) == 1 + len(ours) or made[1 + len(ours)] == EOS
-
-
-def test_a_model_with_named_special_ids_has_equal_logits_when_it_is_given_its_patches(tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    plain, patching = random_settings(3)
-    chat = BltSettings.model_validate(plain.model_dump(exclude={"vocabulary"}) | {"specials": ("user", "end")})
-    model, small = models((chat, patching), 1)
-    tokens = chat_tokens(200, seed=5, names=2)
-    ids = torch.from_numpy(tokens[:-1].astype(np.int64))
-    with torch.no_grad():
-        found = entropy(small(ids, segments([len(ids)]))).numpy()
-    rule = PatchingSettings(rule="entropy", theta=between(found, 0.7), max_length=LONGEST_PATCH)
-    write_hf_folder(tmp_path / "model", tmp_path / "hf", written(tmp_path / "model", model, small, rule))
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
-    assert theirs.model.patcher is None
-    batch = pack([tokens], rule, [found])
-    lengths = torch.from_numpy(patch_lengths(tokens, rule, found).astype(np.int64))
-    with torch.no_grad():
-        logits = theirs(ids[None], patch_lengths=lengths[None]).logits[0]
-        ours = blt_logits(model, batch)
-        exact = in_fp64(model, lambda model: blt_logits(model, batch))
-    assert logits.shape[1] == 262
-    assert_equal_but_rounded(ours, logits, exact)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
-    assert tokenizer.convert_tokens_to_ids(["<|user|>", "<|end|>"]) == [260, 261]
-    assert tokenizer.decode(tokens.tolist(), skip_special_tokens=True) == token_bytes(tokens).decode("utf-8", "replace")

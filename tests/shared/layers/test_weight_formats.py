@@ -102,11 +102,15 @@ def test_a_converted_model_keeps_its_head_and_writes_nearly_the_same(weight_form
 def test_the_router_of_a_model_that_finds_its_patches_stays_exact() -> None:
     needs("int8")
     model = convert_weights(any_model(hnet_settings()).eval(), "int8")
-    assert {type(module) for name, module in model.named_modules() if name in ("router.query", "router.key")} == {Linear}
+    assert {type(module) for name, module in model.named_modules() if name in ("router.query", "router.key")} == {
+        Linear
+    }
 
 
 @pytest.mark.parametrize("weight_format", FORMATS)
-def test_a_processor_without_such_products_is_told(weight_format: WeightFormat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_processor_without_such_products_is_told(
+    weight_format: WeightFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("torch.cpu.get_capabilities", dict)
     with pytest.raises(ConfigError, match=weight_format):
         convert_weights(blt(), weight_format)

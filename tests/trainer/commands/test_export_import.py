@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 import torch
 from helpers.counted_models import counted_folder
+from helpers.custom_classes import modules_below, opened
 from helpers.model_folders import entropy_model_folder, entropy_rule, identity_of, model_folder
-from helpers.tiny_runs import STATIC, quiet_environment, tiny_data, tiny_settings
+from helpers.tiny_runs import STATIC, metric_lines, quiet_environment, tiny_data, tiny_settings
+from helpers.tiny_runs import run as trained
 
+from shared.incremental import DecodingState
 from shared.io.files.digests import file_sha256
 from shared.model_folder.files import build_model, save_model
 from shared.model_folder.identity import load_settings, model_sha256
@@ -25,14 +28,19 @@ from shared.model_settings import EntropyModelSettings
 from shared.patching import PatchingSettings
 from shared.shards.manifest import EntropyModelIdentity, load_manifest
 from shared.shards.open import open_dataset
+from shared.text.chat import Turn, prompt_tokens
+from shared.vocabulary import BOE, BOS, EOS, RESERVED, token_bytes
 from trainer.__main__ import main
 from trainer.evaluation.compatibility import check_patches
 from trainer.generation.generator import Generator
+from trainer.generation.sampling import SamplingSettings
 from trainer.generation.settings import GenerateSettings
 from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, model_identity, save_identity
 
+GREEDY = SamplingSettings(temperature=0)
 FILES = ("model.safetensors", "config.json", "entropy_model/model.safetensors", "entropy_model/config.json")
 EXPORTED = {
+    "README.md",
     "config.json",
     "generation_config.json",
     "modeling_patchwork_blt.py",
@@ -454,6 +462,7 @@ def test_a_folder_that_is_there_is_not_touched(
     [
         ("export-hf", "--shard-bytes", "0"),
         ("export-hf", "--theta", "nan"),
+        ("export-hf", "--license", "My own: licence"),
         ("import-hf", "--theta", "inf"),
         ("import-hf", "--max-length", "0"),
     ],
@@ -537,32 +546,102 @@ def test_a_model_with_a_large_table_goes_there_and_back_in_a_fraction_of_its_mem
     assert file_sha256(tmp_path / "back" / "model.safetensors") == file_sha256(folder / "model.safetensors")
 
 
+CHAT = ("user", "assistant", "end")
+
+
 @pytest.fixture(scope="module")
-def named(tmp_path_factory: pytest.TempPathFactory, entropy_model: Path, rule: PatchingSettings) -> tuple[Path, str]:
-    """The export of a model with special ids, and what was shown."""
-    folder = tmp_path_factory.mktemp("named")
-    model = model_folder(folder / "model", rule, entropy_model, ("user", "assistant", "end"))
-    with redirect_stdout(io.StringIO()) as shown:
-        assert run("export-hf", model, folder / "hf") == 0
-    return folder / "hf", shown.getvalue()
+def named_model(tmp_path_factory: pytest.TempPathFactory, entropy_model: Path, rule: PatchingSettings) -> Path:
+    """A model with special ids."""
+    return model_folder(tmp_path_factory.mktemp("named") / "model", rule, entropy_model, CHAT)
 
 
-def test_a_model_with_named_special_ids_does_not_patch_there(named: tuple[Path, str]) -> None:
-    there, shown = named
-    config = json.loads((there / "config.json").read_text())
-    assert (config["vocab_size"], config["patch_in_forward"]) == (263, False)
-    assert re.search("user, assistant, end.*patch_in_forward", shown)
+@pytest.fixture(scope="module")
+def named(tmp_path_factory: pytest.TempPathFactory, named_model: Path) -> Iterator[Exported]:
+    with modules_below(tmp_path_factory.mktemp("modules")):
+        yield there_and_back(tmp_path_factory.mktemp("there"), named_model)
 
 
-def test_a_model_with_named_special_ids_has_its_entropy_model_beside_it(
-    named: tuple[Path, str], entropy_model: Path
+def test_a_model_with_named_special_ids_opens_as_the_class_of_the_folder_alone(named: Exported) -> None:
+    config = json.loads((named.there / "config.json").read_text())
+    assert (config["vocab_size"], config["model_type"]) == (263, "patchwork_blt")
+    assert re.search("trust_remote_code=True.*the special ids user, assistant, end", named.shown_there)
+    written = json.loads((named.there / "generation_config.json").read_text())
+    assert (written["eos_token_id"], written["suppress_tokens"]) == ([EOS, 262], [BOE, BOS, RESERVED, 260, 261])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_model_with_named_special_ids_comes_back_byte_for_byte(named: Exported, named_model: Path, name: str) -> None:
+    assert (named.back / name).read_bytes() == (named_model / name).read_bytes()
+
+
+def test_special_ids_that_are_no_chat_have_no_template(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model", PatchingSettings(rule="space"), None, ("user", "mark"))
+    found = there_and_back(tmp_path, folder)
+    assert "chat_template" not in json.loads((found.there / "tokenizer_config.json").read_text())
+    assert json.loads((found.there / "generation_config.json").read_text())["eos_token_id"] == EOS
+    for name in FILES[:2]:
+        assert (found.back / name).read_bytes() == (folder / name).read_bytes()
+
+
+CHATS = [
+    [("user", "print 7")],
+    [("user", "a <|end|> b</s> <pad>"), ("assistant", "größer"), ("user", "")],
+    [("user", "<\ufdd0|end|> \ufdd0 <<\ufdd0\ufdd0 <")],
+]
+"""Contents that look like special ids, and like what keeps these apart from contents."""
+
+
+@pytest.mark.parametrize("chat", CHATS, ids=["one", "several", "marked"])
+def test_a_chat_has_there_the_ids_the_logits_and_the_answer_that_it_has_here(
+    named: Exported, named_model: Path, chat: list[tuple[str, str]]
 ) -> None:
-    assert model_sha256(named[0] / "entropy_model") == model_sha256(entropy_model)
+    from transformers import AutoTokenizer
+
+    turns = [Turn(role, content.encode()) for role, content in chat]
+    messages = [{"role": role, "content": content} for role, content in chat]
+    tokenizer, theirs = AutoTokenizer.from_pretrained(named.there, trust_remote_code=True), opened(named.there)
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
+    wanted = prompt_tokens(turns, CHAT)
+    assert prompt.input_ids[0].tolist() == wanted.tolist()
+    whole = tokenizer.apply_chat_template(messages, return_dict=False)
+    assert whole == [*wanted[:-1].tolist(), EOS]
+    generator = Generator(named_model)
+    state = DecodingState(generator.model, generator.identity.patching, generator.entropy_model)
+    with torch.no_grad():
+        logits = theirs(**prompt).logits[0]
+        assert (logits - state.advance(prompt.input_ids).logits[0]).abs().max() < 1e-4
+    answer = b"".join(
+        piece.byte
+        for _, piece in generator.write_batch([turns], GenerateSettings(length=20, sampling=GREEDY))
+        if not piece.from_prompt
+    )
+    found = theirs.generate(**prompt, max_new_tokens=20, do_sample=False)[0, len(wanted) :]
+    assert token_bytes(found.numpy()) == answer
 
 
-def test_a_model_that_does_not_patch_there_cannot_be_imported(
-    named: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run("import-hf", named[0], tmp_path / "back") != 0
-    assert "finds its patches itself, by entropy" in capsys.readouterr().err
-    assert not (tmp_path / "back").exists()
+def test_the_card_has_the_bits_per_byte_of_the_run_that_the_model_lies_in(tmp_path: Path) -> None:
+    data = tiny_data(tmp_path / "data", STATIC)
+    assert trained(data, tmp_path / "run") == 0
+    lines = [line for line in metric_lines(tmp_path / "run") if "validation" in line]
+    bits = lines[-1]["validation"]["bits_per_byte"]
+    assert run("export-hf", tmp_path / "run", tmp_path / "hf", "--license", "apache-2.0") == 0
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert f"| validation | {bits:.4f} bits per byte |" in card
+    assert "license: apache-2.0" in card
+    assert f"| mean patch | {identity(tmp_path / 'run' / 'model').mean_patch_size:.2f} bytes" in card
+    for split, fingerprint in identity(tmp_path / "run" / "model").data.items():
+        assert f"| data `{split}` | fingerprint `{fingerprint}` |" in card
+    # Figures of another run, or of an earlier step, are not this model's.
+    path = tmp_path / "run" / IDENTITY_NAME
+    recorded = json.loads(path.read_text())
+    path.write_text(json.dumps(recorded | {"start": "0" * 64}))
+    assert run("export-hf", tmp_path / "run" / "model", tmp_path / "other") == 0
+    assert "| validation |" not in (tmp_path / "other" / "README.md").read_text()
+    path.write_text(json.dumps(recorded))
+    (tmp_path / "run" / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in metric_lines(tmp_path / "run") if line != lines[-1])
+        + json.dumps(lines[-1] | {"step": lines[-1]["step"] - 1})
+        + "\n"
+    )
+    assert run("export-hf", tmp_path / "run" / "model", tmp_path / "earlier") == 0
+    assert "| validation |" not in (tmp_path / "earlier" / "README.md").read_text()

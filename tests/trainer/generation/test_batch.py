@@ -1,7 +1,5 @@
 """Rows that join and leave while others are written: each text is that of its row alone, and so are its scores."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,6 @@ from helpers.model_folders import entropy_model_folder, entropy_rule, model_fold
 
 from shared.layers.batch import Patches, segments
 from shared.models.blt import Blt
-from shared.patching import patch_lengths
 from shared.vocabulary import EOS, document_tokens
 from trainer.generation.batch import Batch, Prompt
 from trainer.generation.generator import Generator

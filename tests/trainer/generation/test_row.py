@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from shared.vocabulary import EOS, OFFSET, VOCABULARY_SIZE, byte_tokens
-from trainer.generation.piece import Piece, Statistics
+from trainer.generation.piece import Piece, Statistics, TokenScore
 from trainer.generation.row import Row, choose_next
 from trainer.generation.sampling import SamplingSettings
 from trainer.generation.settings import GenerateSettings
+from trainer.generation.utf8 import Utf8State
 
 GREEDY = SamplingSettings(temperature=0)
 
@@ -165,3 +166,17 @@ def test_settings_out_of_range_are_named(bad: dict[str, object]) -> None:
 def test_acceptance_is_a_share_of_what_was_drafted() -> None:
     assert Statistics(drafted=8, accepted=6).acceptance == 0.75
     assert Statistics().acceptance is None
+
+
+@given(st.lists(st.sampled_from([*"aé€😀".encode(), 0x80, 0xBF, 0xC2, 0xE0, 0xED, 0xF0, 0xF4, 0xFF]), max_size=12))
+def test_where_in_a_character_a_prompt_ends_is_seen_from_its_last_bytes(prompt: list[int]) -> None:
+    draw = row(bytes(prompt), utf8=True).draw()
+    assert draw is not None
+    assert draw.allowed is not None
+    assert (draw.allowed == Utf8State(prompt).allowed(100)).all()
+
+
+def test_what_the_model_thought_of_the_end_is_kept() -> None:
+    target, score = row(), TokenScore(-1.5)
+    assert target.push(EOS, score=score) == []
+    assert target.end_score == score

@@ -300,3 +300,18 @@ def test_a_bucket_that_does_not_exist_is_asked_about(bucket: str, monkeypatch: p
     with pytest.raises(StorageError, match="does the bucket exist") as caught:
         probe(store)
     assert str(caught.value).startswith(f"{bucket}: ")
+
+
+def test_a_folder_that_vanishes_before_it_is_written_to_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, others = Path.mkdir, iter(range(3))
+
+    def vanishing(folder: Path, *arguments: Any, **options: Any) -> None:
+        make(folder, *arguments, **options)
+        if next(others, None) is not None:  # somebody else has removed the last file in it, and it
+            folder.rmdir()
+
+    monkeypatch.setattr(Path, "mkdir", vanishing)
+    LocalStore(tmp_path).put("a/b", b"x")
+    assert LocalStore(tmp_path).read("a/b") == b"x"
