@@ -1,10 +1,11 @@
 """What a preprocessing run is told, as immutable values, one for each concern. Free of torch."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from operator import eq, not_
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -116,7 +117,7 @@ class OutputSettings(Settings):
     format: ShardFormat = "arrow"
     sidecar: SidecarType = "none"
     scoring: ScoringSettings | None = None
-    """None when no entropies are needed, and for a model that counts, which none of these settings reaches."""
+    """None when no network runs: no entropies are needed, or a model counts, which none of these settings reaches."""
     entropy_model_sha256: str | None = None
     """None when no entropies are needed."""
 
@@ -160,6 +161,9 @@ class Job(Settings):
     """Where the run is written, unless that is ``out``."""
     entropy_model: Path | None = None
     """Folder of the entropy model."""
+    setup: Callable[[Any], NumericsClass] | None = None
+    """What a worker opens before its first unit of a work of a package above this one; it is given this job, and says
+    the numerics class that it found."""
 
     @property
     def where(self) -> str:

@@ -34,7 +34,7 @@ SHOWN = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("out", type=Path, metavar="DIR", help="what preprocess was given as --out")
+    parser.add_argument("out", type=Path, metavar="DIR", help="what preprocess, or batch_generate, was given as --out")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -59,7 +59,8 @@ def status(out: Path) -> tuple[list[str], bool]:
     if recorded is None:
         raise PipelineError(f"{out} {_what(out)}; give the --out of a preprocess run")
     owner = lock_owner(out)
-    is_finished = owner is None and _is_there(out, recorded)
+    # A run of preprocess has datasets to be looked at; of answers to prompts the markers say all.
+    is_finished = owner is None and ("patching" not in recorded.identity or _is_there(out, recorded))
     reported = load_report(out)
     if is_finished and reported is not None and reported.finished and reported.run == recorded.digest:
         counts, done_splits, done = reported.records, len(recorded.plan.splits), recorded.plan.bytes

@@ -21,8 +21,10 @@ from pipeline.splits.worker import Outcome, Task, Worker, require_numerics
 from shared.io.stores.transient_errors import ATTEMPTS
 from shared.shards.manifest import NumericsClass
 
+# A worker reports at whichever comes first: a message for each short record would cost more than reading does, and a
+# model may take minutes for so many bytes.
 _REPORT_BYTES = 2**18
-"""Input that a worker gets through before it reports: a message for each short record would cost more than reading."""
+_REPORT_SECONDS = 1.0
 
 
 def _serve(pipe: Connection, job: Job) -> None:
@@ -62,13 +64,13 @@ class _Reports:
     """Progress in steps that are worth a message."""
 
     def __init__(self, driver: _Driver) -> None:
-        self._driver, self._bytes = driver, 0
+        self._driver, self._bytes, self._reported_at = driver, 0, time.monotonic()
 
     def __call__(self, count: int) -> None:
         self._bytes += count
-        if self._bytes >= _REPORT_BYTES:
+        if self._bytes >= _REPORT_BYTES or time.monotonic() - self._reported_at >= _REPORT_SECONDS:
             self._driver.send(self._bytes)
-            self._bytes = 0
+            self._bytes, self._reported_at = 0, time.monotonic()
 
 
 @dataclass

@@ -2,11 +2,11 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from pipeline.run.run_folder import (
 )
 from pipeline.settings import SPLIT_NAMES, ExecutorSettings, Job, PipelineError, ReadSettings, SplitName
 from pipeline.splits.logs import SplitLog
-from pipeline.splits.marker import DEAD_LETTERS, MARKERS, Marker, finish_ledgers, read_marker, reasons_of
+from pipeline.splits.marker import DEAD_LETTERS, MARKERS, ReadMarker, finish_ledgers, read_marker_of, reasons_of
 from pipeline.splits.place import Place, opened
 from pipeline.splits.run_file import FAILURES, RunFile
 from pipeline.splits.selection import DECIDED, SELECTION, remove_selection, select, selection_done, selects, surveyed
@@ -45,6 +45,7 @@ from shared.io.stores.locations import is_url
 from shared.shards.manifest import DatasetIdentity, EntropyModelIdentity, ShardEntry, load_manifest
 from shared.shards.tables import commit_dataset
 
+R = TypeVar("R", bound=ReadMarker)
 REASONS_COUNTED = 10_000
 """Dead letters at most that are looked at for the most frequent reason: no more of them is held or read."""
 _SCHEMES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
@@ -62,26 +63,63 @@ def preprocess(job: Job, inputs: Sequence[Path | str], executor: ExecutorSetting
         require_apart(job, str(text))
     with opened(job) as place:
         job = place.job
-        recorded = load_run(job.out)
-        plan = make_plan(inputs, job.reading, job.out)
-        identity = run_identity(job, plan)
-        specials_of(plan, job.reading)  # what does not go together is refused before any work
-        run = RunFile(identity, plan, recorded.numerics if recorded else None)
-        touched = np.zeros(len(plan.files), bool)
-        if recorded is not None:
-            require_same(recorded, run, job.where)
-            touched = plan.files.touched_since(recorded.plan.files)
-            if not touched.any() and (totals := _finished(place, run)) is not None:
-                return Report(run, totals, done_before=len(plan.splits))
-        if not touched.any():
-            place.keep(run)
-        for problem in plan.idle:  # before hours of work, not only in the summary
-            LOG.warning("%s", problem)
-        remove_leftovers(job.out)
-        place.drop(FAILURES)
+        run, touched = planned(job, inputs, lambda plan: run_identity(job, plan))
+        specials_of(run.plan, job.reading)  # what does not go together is refused before any work
+        if not touched.any() and (totals := _finished(place, run)) is not None:
+            return Report(run, totals, done_before=len(run.plan.splits))
+        begin_again(place, run, touched)
         if job.entropy_model is not None and job.output.entropy_model_sha256 is not None:
             copy_entropy_model(job.entropy_model, job.output.entropy_model_sha256, job.out)
         return _finish(place, run, touched, executor)
+
+
+# ---- What a run does whatever is made of its splits: answers to prompts are another product of the same steps.
+
+
+def planned(
+    job: Job, inputs: Sequence[Path | str], identity: Callable[[Plan], dict[str, Any]]
+) -> tuple[RunFile, np.ndarray]:
+    """The run as its input is now, and which files were touched since it was recorded, bool [files].
+
+    Raises IdentityError when the folder holds another run.
+    """
+    recorded = load_run(job.out)
+    plan = make_plan(inputs, job.reading, job.out)
+    run = RunFile(identity(plan), plan, recorded.numerics if recorded else None)
+    if recorded is None:
+        return run, np.zeros(len(plan.files), bool)
+    require_same(recorded, run, job.where)
+    return run, plan.files.touched_since(recorded.plan.files)
+
+
+def begin_again(place: Place, run: RunFile, touched: np.ndarray) -> None:
+    """Record a run and remove what an earlier start left half done; of touched files content decides first."""
+    if not touched.any():
+        place.keep(run)
+    for problem in run.plan.idle:  # before hours of work, not only in the summary
+        LOG.warning("%s", problem)
+    remove_leftovers(place.job.out)
+    place.drop(FAILURES)
+
+
+@contextmanager
+def ready_workers(
+    place: Place, run: RunFile, settings: ExecutorSettings, done: np.ndarray, touched: np.ndarray
+) -> Iterator[tuple[Executor, RunFile]]:
+    """Workers of the run's numerics class, and the run with it recorded.
+
+    Finished splits (``done``, bool [splits]) of touched files are read again first. Raises IdentityError when they were
+    made of something else, NumericsError for workers of another class.
+    """
+    with make_executor(settings, place.job, run.plan) as executor:
+        found = executor.numerics()
+        require_numerics(run.numerics, found)
+        _require_content(place, run, executor, done, touched)
+        run = run.with_numerics(found)
+        if touched.any():
+            place.keep(run)
+        place.begin(run)
+        yield executor, run
 
 
 def require_apart(job: Job, text: str) -> None:
@@ -151,14 +189,7 @@ def _finish(place: Place, run: RunFile, touched: np.ndarray, settings: ExecutorS
     failures: list[Outcome] = []
     progress: Progress | None = None
     if touched.any() or not done.all():
-        with make_executor(settings, job, run.plan) as executor:
-            found = executor.numerics()
-            require_numerics(run.numerics, found)
-            _require_content(place, run, executor, done, touched)
-            run = run.with_numerics(found)
-            if touched.any():
-                place.keep(run)
-            place.begin(run)
+        with ready_workers(place, run, settings, done, touched) as (executor, run):
             if selects(job.reading) and not done.all():
                 place.pull(SELECTION)
                 if not selection_done(job.out):
@@ -196,7 +227,7 @@ def _require_content(place: Place, run: RunFile, executor: Executor, done: np.nd
         return
 
     def compared(outcome: Outcome) -> Outcome:
-        marker = read_marker(out, splits.name(outcome.split), run.digest)
+        marker = read_marker_of(out, splits.name(outcome.split), run.digest, ReadMarker)
         if outcome.error or (marker is not None and marker.content == outcome.content):
             return outcome
         split = splits[outcome.split]
@@ -260,8 +291,8 @@ def _finished(place: Place, run: RunFile) -> Totals | None:
     """What a complete run came to; None for one that is not. Looks at names and sizes only: it is quick."""
     if not has_datasets(place.job.out, run, place.has):
         return None
-    totals = Totals()
-    for marker in _with_lines(place, run, lambda _: None):  # those in a store were finished before the manifests
+    totals, markers = Totals(), markers_of(place.job.out, run)
+    for marker in with_lines(place, run, markers, lambda _: None):  # in a store they were finished before manifests
         if marker is None or not in_place(place.has, marker.shards):
             return None
         totals.add(marker)
@@ -271,7 +302,7 @@ def _finished(place: Place, run: RunFile) -> Totals | None:
 def _summed(place: Place, run: RunFile) -> tuple[Totals, str, Counter[str]]:
     """What the markers come to, the digest of all that was read, and why records are dead letters."""
     totals, content, reasons = Totals(), hashlib.sha256(), Counter[str]()
-    for marker in _with_lines(place, run, place.fetch):
+    for marker in with_lines(place, run, markers_of(place.job.out, run), place.fetch):
         if marker is not None:
             totals.add(marker)
             content.update(f"{marker.split} {marker.content}\n".encode())
@@ -282,11 +313,13 @@ def _summed(place: Place, run: RunFile) -> tuple[Totals, str, Counter[str]]:
     return totals, content.hexdigest(), reasons
 
 
-def _with_lines(place: Place, run: RunFile, fetch: Callable[[str], None]) -> Iterator[Marker | None]:
+def with_lines(
+    place: Place, run: RunFile, markers: Iterable[tuple[int, R | None]], fetch: Callable[[str], None]
+) -> Iterator[R | None]:
     """The markers of all splits, of which lists say by now which lines of whole files are meant (`finish_ledgers`)."""
     splits, file, lines = run.plan.splits, -1, 0
     complete = True  # the parts of this file so far
-    for number, marker in markers_of(place.job.out, run):
+    for number, marker in markers:
         if splits.file(number) != file:
             file, lines, complete = splits.file(number), 0, True
         if marker is None:

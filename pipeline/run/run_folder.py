@@ -5,7 +5,7 @@ DIR/dead-letters/0000012-00003.jsonl  empty-records/  failures/
 """
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -96,16 +96,22 @@ _AT_ONCE = 256
 
 def finished_splits(place: Place, run: RunFile) -> np.ndarray:
     """Which splits are done, bool [splits]: with each file checked byte for byte, on a store by its size."""
+    digest = run.digest
 
-    def checked(number: int) -> bool:
-        marker = read_marker(place.job.out, run.plan.splits.name(number), digest)
+    def checked(split: str) -> bool:
+        marker = read_marker(place.job.out, split, digest)
         return marker is not None and place.is_whole(marker)
 
-    digest, done = run.digest, np.zeros(len(run.plan.splits), bool)
+    return splits_where(checked, run)
+
+
+def splits_where(checked: Callable[[str], bool], run: RunFile) -> np.ndarray:
+    """The splits of whose names something is true, bool [splits]; it may read files."""
+    names, done = run.plan.splits.name, np.zeros(len(run.plan.splits), bool)
     with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter's lock
         for begin in range(0, len(done), _AT_ONCE):
             some = range(begin, min(begin + _AT_ONCE, len(done)))
-            done[begin : some.stop] = [*pool.map(checked, some)]
+            done[begin : some.stop] = [*pool.map(checked, map(names, some))]
     return done
 
 

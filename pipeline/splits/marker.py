@@ -62,13 +62,18 @@ class Counted(Settings, extra="ignore"):
     counts: Counts
 
 
-class Marker(Counted, extra="forbid"):
-    """One finished split."""
+class ReadMarker(Counted):
+    """What a marker says of what was read, whatever was made of it."""
 
     content: Sha256
     """Of what was read (`pipeline.read.seen`)."""
     lines: Count
     """Newlines in what was read of a file of lines."""
+
+
+class Marker(ReadMarker, extra="forbid"):
+    """One finished split."""
+
     shards: dict[SplitName, list[ShardEntry]]
     """Of each split, train and validation."""
 
@@ -91,22 +96,23 @@ def marker_path(out: Path, split: str) -> Path:
     return out / MARKERS / f"{split}.json"
 
 
-def write_marker(out: Path, marker: Marker) -> None:
+def write_marker(out: Path, marker: ReadMarker) -> None:
     write_atomic(marker_path(out, marker.split), marker.model_dump_json(indent=1) + "\n")
 
 
 def read_marker(out: Path, split: str, run: str) -> Marker | None:
     """The marker of a split, if it is there and of this run."""
-    return _read(out, split, run, Marker)
+    return read_marker_of(out, split, run, Marker)
 
 
 def read_counts(out: Path, split: str, run: str) -> Counts | None:
     """What it says of records; what it says of shards is not looked at, which takes a third of the time."""
-    found = _read(out, split, run, Counted)
+    found = read_marker_of(out, split, run, Counted)
     return None if found is None else found.counts
 
 
-def _read(out: Path, split: str, run: str, kind: type[C]) -> C | None:
+def read_marker_of(out: Path, split: str, run: str, kind: type[C]) -> C | None:
+    """The same of what a work of another kind leaves."""
     try:
         found = kind.model_validate_json(read_bounded(marker_path(out, split), MOST_MARKER_BYTES))
     except (OSError, ValidationError):
@@ -127,7 +133,7 @@ def is_whole(out: Path, marker: Marker) -> bool:
 
 
 def finish_ledgers(
-    out: Path, marker: Marker, lines_before: int, name: Callable[[int], str], fetch: Callable[[str], None]
+    out: Path, marker: Counted, lines_before: int, name: Callable[[int], str], fetch: Callable[[str], None]
 ) -> None:
     """Say in what a split lists which lines of whole files are meant, and splits by ``name``. Twice does no harm.
 

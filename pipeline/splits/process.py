@@ -140,7 +140,7 @@ class Sorting:
         """The records that become documents, each with its split: train or validation."""
         for found in read_split(self._split, self._reading, self.seen):
             if isinstance(found, DeadLetter):
-                self._ledgers[DEAD_LETTERS].add(self._with_line(found.as_json()))
+                self._ledgers[DEAD_LETTERS].add(listed(self._split, found.as_json()))
                 self._counts["records"] += found.records
                 self._counts["dead"] += found.records
                 self._progress(found.size)
@@ -179,29 +179,30 @@ class Sorting:
         return records if len(kept) == len(records) else records.take(kept)
 
     def _status(self, records: Records, number: int, text: Text) -> str:
-        listed: dict[str, Any] = {"id": records.ids[number]}
+        own: dict[str, Any] = {"id": records.ids[number]}
         if not text:
-            self._ledgers[EMPTY_RECORDS].add(self._with_line(records.place(number).as_json()) | listed)
+            self._ledgers[EMPTY_RECORDS].add(listed(self._split, records.place(number).as_json()) | own)
             return "empty"
         found_status = next(self._statuses, None)
         if found_status is None:
             raise self._not_as_surveyed("more texts")
         status, split, first = found_status
         if status == RecordStatus.DUPLICATE:
-            listed |= {"bytes": len(text), "first": {"split": split, "text": first}}
-            self._ledgers[DUPLICATES].add(self._with_line(records.place(number).as_json()) | listed)
+            own |= {"bytes": len(text), "first": {"split": split, "text": first}}
+            self._ledgers[DUPLICATES].add(listed(self._split, records.place(number).as_json()) | own)
             return "duplicates"
         return "documents" if status == RecordStatus.KEPT else "not_sampled"
-
-    def _with_line(self, entry: dict[str, Any]) -> dict[str, Any]:
-        """What is listed, its line by a name that tells whether lines of earlier splits are still to be added."""
-        if self._split.part and "line" in entry:
-            entry[LINE_IN_SPLIT] = entry.pop("line")
-        return entry
 
     def _not_as_surveyed(self, what: str) -> PipelineError:
         problem = f"split {self._split.name} has {what} than were surveyed"
         return PipelineError(f"{problem}; the input has changed; restore it, or give a new --out")
+
+
+def listed(split: Split, entry: dict[str, Any]) -> dict[str, Any]:
+    """What a ledger says, its line by a name that tells whether lines of earlier splits are still to be added."""
+    if split.part and "line" in entry:
+        entry[LINE_IN_SPLIT] = entry.pop("line")
+    return entry
 
 
 class _Shards(AbstractContextManager["_Shards"]):

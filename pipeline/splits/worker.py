@@ -40,7 +40,8 @@ class Task:
     shard_bytes: int = LARGEST_SPLIT
     """Of text, after which a shard is closed."""
     other: Callable[[Job, Unit, str, Progress], None] | None = None
-    """Work of a package above this one, with the digest of the run: counting, of splits and of what comes after."""
+    """Work of a package above this one, with the digest of the run: counting, of splits and of what comes after;
+    answers to prompts."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,10 @@ class Worker:
         self._job = job
         self._scorer: DocumentScorer | None = None
         self.numerics: NumericsClass | None = None
-        """None when no network scores."""
-        if job.entropy_model is not None:
+        """None when no network runs."""
+        if job.setup is not None:
+            self.numerics = job.setup(job)
+        elif job.entropy_model is not None:
             self._scorer, self.numerics = load_scorer(model or job.entropy_model, job.output.scoring)
 
     def process(self, split: Unit, task: Task, progress: Progress = lambda _: None) -> Outcome:

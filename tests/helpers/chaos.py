@@ -28,6 +28,8 @@ class Chaos:
     pause: tuple[float, float] = (0.5, 3.0)
     """Seconds from one kill to the next."""
     variables: dict[str, str] = field(default_factory=dict)
+    program: str = "pipeline"
+    """As `python -m` takes it."""
     done: Counter[str] = field(default_factory=Counter)
     starts: int = 0
 
@@ -49,7 +51,7 @@ class Chaos:
             assert code in (-signal.SIGKILL, 1), f"exit code {code}; {log.read_text()[-2000:]}"
 
     def _start(self, arguments: Sequence[object], log: Path) -> int:
-        line = [sys.executable, "-m", "pipeline", *map(str, arguments)]
+        line = [sys.executable, "-m", self.program, *map(str, arguments)]
         with log.open("ab") as said:
             process = subprocess.Popen(line, env=environment() | self.variables, stdout=said, stderr=said)
             try:

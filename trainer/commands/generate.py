@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -63,8 +62,8 @@ def json_line(pieces: Iterable[Piece], ended: Ending | None) -> str:
     specials = [[place, piece.special] for place, piece in enumerate(pieces) if piece.special is not None]
     return json.dumps(
         {
-            **_string("prompt", prompt),
-            **_string("text", text),
+            **as_strings("prompt", prompt),
+            **as_strings("text", text),
             "ended": ended,
             "starts": [piece.starts for piece in pieces],
             "entropy": [_nats(piece.entropy) for piece in pieces],
@@ -75,7 +74,8 @@ def json_line(pieces: Iterable[Piece], ended: Ending | None) -> str:
     )
 
 
-def _string(name: str, data: bytes) -> dict[str, Any]:
+def as_strings(name: str, data: bytes) -> dict[str, str]:
+    """Bytes for JSON: under their name as text, and where they are not UTF-8 in hex as well."""
     try:
         return {name: data.decode()}
     except UnicodeDecodeError:
@@ -126,6 +126,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.json",
         help="a chat so far, of any turns: a list of {role, content}; several files are one batch",
     )
+    add_writing(parser)
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument(
+        "--show-patches",
+        action="store_true",
+        help="colour the patches; where there is no terminal, or NO_COLOR is set, set them apart by |",
+    )
+    shown.add_argument(
+        "--json", action="store_true", help="an object for each prompt: texts, starts and entropy of each byte"
+    )
+
+
+def add_writing(parser: argparse.ArgumentParser) -> None:
+    """How to go on from a prompt (`settings_from`), and what the model runs on."""
     writing = parser.add_argument_group("what to write")
     writing.add_argument("--bytes", type=int, default=200, metavar="N", help="bytes at most")
     writing.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest byte")
@@ -155,15 +169,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_running(patching)
     add_weights(patching)
-    shown = parser.add_mutually_exclusive_group()
-    shown.add_argument(
-        "--show-patches",
-        action="store_true",
-        help="colour the patches; where there is no terminal, or NO_COLOR is set, set them apart by |",
-    )
-    shown.add_argument(
-        "--json", action="store_true", help="an object for each prompt: texts, starts and entropy of each byte"
-    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -63,6 +63,7 @@ class Generator:
                 "transformers and H-Nets generate"
             )
         self.model = convert_weights(model, weights)
+        self.dtype = dtype
         self.entropy_model = self._load_entropy_model() if isinstance(model, Blt) else None
         self.statistics = Statistics()
         self.ended: list[Ending | None] = []
@@ -102,10 +103,7 @@ class Generator:
 
         A prompt that is a chat so far is answered: its row ends with the turn.
         """
-        if settings.draft and isinstance(self.model, EntropyModel):
-            raise ConfigError("draft: an entropy model has no global model to run ahead of")
-        if settings.draft >= LONGEST_ADVANCE:
-            raise ConfigError(f"draft: {settings.draft} is more than {LONGEST_ADVANCE - 1}")
+        self.require_draft(settings)
         documents = [self.document(settings) for _ in prompts]
         rows = [self.row(prompt, settings) for prompt in prompts]
         batch = self.batch()
@@ -123,6 +121,13 @@ class Generator:
                 self.ended[numbers[row]] = row.ended
                 for piece in pieces:
                     yield numbers[row], piece
+
+    def require_draft(self, settings: GenerateSettings) -> None:
+        """Raise ConfigError for drafts that the model cannot make."""
+        if settings.draft and isinstance(self.model, EntropyModel):
+            raise ConfigError("draft: an entropy model has no global model to run ahead of")
+        if settings.draft >= LONGEST_ADVANCE:
+            raise ConfigError(f"draft: {settings.draft} is more than {LONGEST_ADVANCE - 1}")
 
     def batch(self) -> Batch:
         """No rows yet."""

@@ -3,7 +3,7 @@
 import argparse
 import signal
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -123,12 +123,17 @@ def run_command(program: str, about: str, commands: Mapping[str, str], words: Se
         program: "pipeline" or "trainer", which has a module in its folder commands/ for each name.
         commands: what each does.
     """
-    return run_program(lambda: _run(program, about, commands, words), complain)
+    return run_program(lambda: _run(lambda: _chosen(program, about, commands, words)), complain)
 
 
-def _run(program: str, about: str, commands: Mapping[str, str], words: Sequence[str]) -> int:
+def run_module(prog: str, module: ModuleType, words: Sequence[str]) -> int:
+    """Run a program of one command, as it is typed (``prog``), in the same way; returns the exit code."""
+    return run_program(lambda: _run(lambda: _carried_out(module_parser(prog, module), module, words)), complain)
+
+
+def _run(command: Callable[[], int]) -> int:
     try:
-        return _chosen(program, about, commands, words)
+        return command()
     except (Exception, KeyboardInterrupt) as error:
         if _stopped or isinstance(error, KeyboardInterrupt):
             LOG.warning("stopped; rerun the same command to resume")
@@ -153,7 +158,10 @@ def _chosen(program: str, about: str, commands: Mapping[str, str], words: Sequen
         what = f"unknown command {one_line(name)!r}" if name else "a command is needed"
         LOG.error("%s%s (see %s --help)", what, did_you_mean(name, commands), prog)
         return ExitCode.REFUSED
-    parser, module = command_parser(program, name, commands[name])
+    return _carried_out(*command_parser(program, name, commands[name]), options)
+
+
+def _carried_out(parser: Parser, module: ModuleType, options: Sequence[str]) -> int:
     if hasattr(module, "TAKES_OVERRIDES"):
         arguments, overrides = parser.parse_known_args(options)
         arguments.overrides = overrides
@@ -168,14 +176,18 @@ def command_parser(program: str, name: str, does: str) -> tuple[Parser, ModuleTy
     """The options of a command, and its module."""
     with imports():
         module = import_module(f"{program}.commands.{name.replace('-', '_')}")
-    prog = f"python -m {program} {name}"
+    return module_parser(f"python -m {program} {name}", module, does), module
+
+
+def module_parser(prog: str, module: ModuleType, does: str = "") -> Parser:
+    """The options of a command, whose module's docstring is its help."""
     about, _, more = (module.__doc__ or does).partition("\n\n")
     parser = Parser(prog, about, more)
     module.add_arguments(parser)
     levels = parser.add_argument_group("messages")
     levels.add_argument("--verbose", action="store_true", help="say also what is opened, resumed and chosen")
     levels.add_argument("--quiet", action="store_true", help="say only what is wrong: neither progress nor notes")
-    return parser, module
+    return parser
 
 
 def complain(error: BaseException) -> int:
