@@ -84,8 +84,8 @@ class Request(Settings):
     """None: another one each time."""
     n: int = Field(default=1, ge=1, le=MOST_CHOICES)
     """Texts for each prompt."""
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] = Field(default_factory=list)
-    """The text ends before the first of these that is written."""
+    stop: Annotated[list[Stop], Field(max_length=16)] = Field(default_factory=list)
+    """The text ends before the first of these that is written; one may stand without a list."""
     utf8: bool = False
     """Write well-formed UTF-8 only."""
     subset: str | None = Field(default=None, max_length=256)
@@ -98,6 +98,11 @@ class Request(Settings):
     stream_options: StreamOptions | None = None
     details: bool = False
     """Say of each byte how it was cut and how uncertain the entropy model was."""
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _streamed(self) -> "Request":
@@ -132,7 +137,7 @@ class Request(Settings):
         return GenerateSettings(
             length=self.length,
             sampling=sampling,
-            stop=tuple(text.encode() for text in ([self.stop] if isinstance(self.stop, str) else self.stop)),
+            stop=tuple(text.encode() for text in self.stop),
             utf8=self.utf8,
             subset=self.subset,
             theta=self.theta,

@@ -123,6 +123,11 @@ def test_what_cannot_be_done_is_refused_by_its_name(fields: dict[str, object], p
     assert param is None or param in str(caught.value)
 
 
+def test_too_many_stops_are_told_how_many_there_may_be() -> None:
+    with pytest.raises(RequestError, match="16"):
+        completion(stop=["x"] * 17)
+
+
 @pytest.mark.parametrize(
     "fields",
     [
