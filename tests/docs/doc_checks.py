@@ -19,7 +19,7 @@ from torch.distributed.run import get_args_parser
 
 import pipeline.__main__ as pipeline_commands
 import trainer.__main__ as trainer_commands
-from infra import batch_generate, gpu_check
+from infra import batch_generate, gpu_check, load_test, ray_serve
 from shared.errors import ConfigError
 from trainer.experiments.scaling.grid import Grid
 from trainer.experiments.systems import Experiment
@@ -42,6 +42,7 @@ OTHERS = (
     "pip",
     "ray",
     "sbatch",
+    "serve",
     "tensorboard",
     "weed",
 )
@@ -95,6 +96,10 @@ def _check_words(words: list[str]) -> None:
             parser = argparse.ArgumentParser(prog="python -m infra.batch_generate")
             batch_generate.add_arguments(parser)
             _parse(parser, arguments)
+        case ["python", "-m", "infra.ray_serve", *arguments]:
+            _parse(ray_serve.options(), arguments)
+        case ["python", "-m", "infra.load_test", *arguments]:
+            _parse(load_test.options(), arguments)
         case ["infra/gpu_wheels.sh", _]:
             _check_file("infra/gpu_wheels.sh")
         case ["infra/submit.sh", *arguments]:

@@ -27,6 +27,7 @@ from trainer.serving.metrics import Metrics
 from trainer.serving.requests import (
     ChatRequest,
     CompletionRequest,
+    R,
     RequestError,
     prompt_of_ids,
     prompt_of_text,
@@ -102,8 +103,7 @@ class Service:
 
     async def completions(self, request: Request) -> Response:
         """Texts after prompts."""
-        body = await self._body(request)
-        asked = await _aside(len(body), read_request, body, CompletionRequest)
+        body, asked = await self._read(request, CompletionRequest)
         engine = self._engine(asked.model)
         settings = asked.settings(secrets.randbits(63))
         vocabulary = VOCABULARY_SIZE + len(engine.specials)
@@ -125,8 +125,7 @@ class Service:
 
     async def chat(self, request: Request) -> Response:
         """The next turn of a chat."""
-        body = await self._body(request)
-        asked = await _aside(len(body), read_request, body, ChatRequest)
+        body, asked = await self._read(request, ChatRequest)
         engine = self._engine(asked.model)
         exchange = self._exchange(engine, ChatFormat(), asked.stream)
         try:
@@ -160,7 +159,16 @@ class Service:
         """Counts for Prometheus."""
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
+    def retry_after(self) -> int:
+        """Seconds after which a client that was refused may try again."""
+        return max((engine.retry_after() for engine in self.engines.values()), default=1)
+
     # ---- What they share.
+
+    async def _read(self, request: Request, kind: type[R]) -> tuple[bytes, R]:
+        """The body of a request, and what it asks for. Raises RequestError."""
+        body = await self._body(request)
+        return body, await _aside(len(body), read_request, body, kind)
 
     async def _body(self, request: Request) -> bytes:
         """Raises RequestError for a body that is too large, too slow or not said to be JSON."""
@@ -262,8 +270,8 @@ async def refused(request: Request, error: Exception) -> Response:
 def _retry_after(request: Request, error: Exception) -> int | None:
     if not isinstance(error, RequestError) or error.status not in (429, 503):
         return None
-    engines = request.scope["service"].engines.values()
-    return max((engine.retry_after() for engine in engines), default=1)
+    service: Service = request.scope["service"]
+    return service.retry_after()
 
 
 def _refusal(error: Exception, retry_after: int | None = None) -> Response:

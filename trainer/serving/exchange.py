@@ -21,6 +21,8 @@ MOST_BEHIND = 1 << 16
 """Bytes of text that may wait for the reader of a stream."""
 STALLED_SECONDS = 60.0
 """After which a reader that takes nothing is given up."""
+DONE = b"data: [DONE]\n\n"
+"""The last event of a stream that is whole."""
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -167,15 +169,16 @@ class Exchange:
 
     async def stream(self, include_usage: bool) -> AsyncIterator[bytes]:
         """Server-sent events until the answer is whole, or an error, or the client has left."""
+        # With the first news: while nothing is sent of an answer, it may still come from another server.
         opening = [chunk for choice in self.choices for chunk in self.form.opening(choice)]
-        if opening:
-            yield b"".join(self._event([chunk], include_usage) for chunk in opening)
+        ahead = b"".join(self._event([chunk], include_usage) for chunk in opening)
         while True:
             await self.news()
             if self.gone:
                 return
             done = self.done
             if events := self._events(include_usage):
+                events, ahead = ahead + events, b""
                 yield events
             if self.error is not None:
                 yield event(error_object(self.error))
@@ -184,7 +187,7 @@ class Exchange:
                 break
         if include_usage or any(choice.details for choice in self.choices):
             yield self._event([], False, **self._sums())
-        yield b"data: [DONE]\n\n"
+        yield DONE
 
 
 def event(values: dict[str, Any]) -> bytes:

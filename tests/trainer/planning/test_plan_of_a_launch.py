@@ -1,5 +1,6 @@
 """The files in infra/ that start training: their own tools and schemas accept them, and their commands train."""
 
+import argparse
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2Jo
 from torch.distributed.run import get_args_parser
 
 from shared.io.programs.child_processes import STOP_SIGNALS
+from trainer.commands.serve import add_arguments as add_serve_arguments
 from trainer.planning.plan import load_plan
 from trainer.planning.report import warning
 
@@ -59,7 +61,25 @@ def test_the_container_gets_what_it_copies_and_runs_as_nobody_special():
     assert lines.index("USER 10001") > max(n for n, line in enumerate(lines) if line.startswith("RUN "))
     assert sum("constraints.txt" in line for line in lines if line.startswith("RUN ")) == 2
     python = next(line for line in lines if line.startswith("FROM "))
-    assert re.fullmatch(r"FROM python:3\.1[1-9]\.\d+-slim-\w+", python)
+    assert re.fullmatch(r"FROM python:3\.1[1-9]\.\d+-slim-\w+ AS programs", python)
+    assert {line.split()[1] for line in lines if line.startswith("FROM ")} == {python.split()[1], "programs"}
+    assert lines[-2:] == ["FROM programs", 'CMD ["infra/train.sh"]'], "what is built where no target is named"
+
+
+def test_the_container_of_a_server_runs_the_command_and_asks_for_its_health():
+    text = (INFRA / "Dockerfile").read_text().partition(" AS serving\n")[2].replace("\\\n", "")
+    lines = text.partition("\nFROM ")[0].splitlines()
+    program, *words = json.loads(next(line for line in lines if line.startswith("ENTRYPOINT "))[len("ENTRYPOINT ") :])
+    parser = argparse.ArgumentParser()
+    add_serve_arguments(parser)
+    assert (program, words[:3]) == ("python", ["-m", "trainer", "serve"])
+    given = parser.parse_args([*words[3:], "/data/run/model"])
+    assert f"EXPOSE {given.port}" in lines
+    check = next(line for line in lines if line.startswith("HEALTHCHECK "))
+    python, option, code = json.loads(check.partition("CMD ")[2])
+    assert (python, option) == ("python", "-c")
+    compile(code, "HEALTHCHECK", "exec")
+    assert f":{given.port}/health" in code
 
 
 def launcher(tmp_path: Path, recipe: str, **variables: str) -> dict[str, object]:

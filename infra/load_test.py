@@ -1,0 +1,266 @@
+"""Asks a server from many clients at once, and says how fast and how well it answers.
+
+  python -m infra.load_test http://127.0.0.1:8000 --clients 64 --seconds 60
+
+Completions are streamed, with prompts of mixed lengths; clients ask again as soon as they have an answer, or when a 429
+says so. With --check all answers are written greedily and compared with single runs on the server once it is idle. The
+exit code is 1 where a request failed with another status than 429, or an answer differed.
+"""
+
+import argparse
+import asyncio
+import json
+import math
+import os
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from trainer.commands.running import whole
+from trainer.commands.serve import KEY_VARIABLE, at_least
+
+WORDS = (
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "is",
+    "that",
+    "it",
+    "was",
+    "for",
+    "on",
+    "are",
+    "as",
+    "with",
+    "his",
+    "they",
+    "be",
+)
+PATIENCE_SECONDS = 600.0
+"""For one part of an answer."""
+LOST = "connection"
+"""The status of a request whose connection could not be made, or broke."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request; equal ones have equal answers."""
+
+    prompt: str
+    length: int
+    """Bytes to write at most."""
+    seed: int
+    greedy: bool
+
+    def body(self, model: str | None) -> dict[str, Any]:
+        """As the API takes it. Well-formed UTF-8, so that the text says how many bytes were written."""
+        named = {} if model is None else {"model": model}
+        return named | {
+            "prompt": self.prompt,
+            "max_tokens": self.length,
+            "seed": self.seed,
+            "temperature": 0 if self.greedy else 1,
+            "utf8": True,
+            "stream": True,
+        }
+
+
+@dataclass
+class Findings:
+    """What became of all requests."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    """Requests by "200", another status, "connection", or "stream" for an error after the first event."""
+    first: list[float] = field(default_factory=list)
+    """Seconds from asking to the first text, of each answer."""
+    between: list[float] = field(default_factory=list)
+    """Seconds from a byte to the next one; bytes that come together share what it took."""
+    written: int = 0
+    """Bytes, of answers that broke too."""
+    answers: list[tuple[Question, str]] = field(default_factory=list)
+    """Those that are whole."""
+    differing: int = 0
+    """Answers that are not those of a single run."""
+
+    def arrived(self, text: str, waited: float, is_first: bool) -> None:
+        """A part of an answer, ``waited`` seconds after the one before it, or after asking."""
+        size = len(text.encode())
+        if not size:
+            return
+        self.written += size
+        if is_first:
+            self.first.append(waited)
+        else:
+            self.between += [waited / size] * size
+
+    @property
+    def failed(self) -> int:
+        """Requests with another end than 200 and 429."""
+        return sum(count for status, count in self.statuses.items() if status not in ("200", "429"))
+
+    def lines(self, seconds: float) -> list[str]:
+        """The report, of so many seconds."""
+        statuses = ", ".join(f"{count:,} x {status}" for status, count in sorted(self.statuses.items()))
+        return [
+            f"requests            {sum(self.statuses.values()):,} in {seconds:.1f} s: {statuses or 'none'}",
+            f"time to first byte  {percentiles(self.first)}",
+            f"between bytes       {percentiles(self.between)}",
+            f"written             {self.written:,} bytes, {self.written / seconds:,.1f} a second",
+        ]
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The least value that so much of all is not above; of at least one."""
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+
+
+def percentiles(values: Sequence[float]) -> str:
+    """Median and 95th percentile of seconds, in milliseconds."""
+    if not values:
+        return "none"
+    return f"p50 {1000 * percentile(values, 0.5):,.1f} ms, p95 {1000 * percentile(values, 0.95):,.1f} ms"
+
+
+def questions(count: int, prompt_bytes: Sequence[int], length: int, seed: int, greedy: bool) -> list[Question]:
+    """Different prompts, as many of each length as of any other; the same ones for the same seed."""
+    source = random.Random(seed)
+    found = []
+    for number in range(count):
+        size, words = prompt_bytes[number % len(prompt_bytes)], ""
+        while len(words) < size:
+            words += source.choice(WORDS) + " "
+        found.append(Question(words[:size], length, source.randrange(1 << 32), greedy))
+    return found
+
+
+def text_of(line: str) -> tuple[str, bool]:
+    """The text in a line of an event stream, and whether the line is an error instead."""
+    if not line.startswith("data: ") or line == "data: [DONE]":
+        return "", False
+    values = json.loads(line.removeprefix("data: "))
+    return "".join(choice["text"] for choice in values.get("choices", ())), "error" in values
+
+
+async def ask(
+    client: httpx.AsyncClient, question: Question, model: str | None, found: Findings
+) -> tuple[str | None, float]:
+    """One request. Returns its text, None where it is not whole, and for how many seconds to wait after it."""
+    parts: list[str] = []
+    last = time.monotonic()
+    status = LOST
+    try:
+        async with client.stream("POST", "/v1/completions", json=question.body(model)) as answer:
+            if answer.status_code != 200:
+                await answer.aread()
+                found.statuses[str(answer.status_code)] += 1
+                return None, float(answer.headers.get("Retry-After", 1))
+            status, ended = "stream", False
+            async for line in answer.aiter_lines():
+                text, is_error = text_of(line)
+                if is_error:
+                    break
+                if text:
+                    now = time.monotonic()
+                    found.arrived(text, now - last, not parts)
+                    parts.append(text)
+                    last = now
+                ended = ended or line == "data: [DONE]"
+    except (httpx.HTTPError, ValueError):
+        found.statuses[status] += 1
+        return None, 0.5
+    # A stream without its end has lost something, whatever closed it.
+    found.statuses["200" if ended else "stream"] += 1
+    return ("".join(parts) if ended else None), 0.0
+
+
+async def client_of(
+    client: httpx.AsyncClient, asked: Sequence[Question], model: str | None, until: float, found: Findings
+) -> None:
+    """Ask one question after the other until the time is up; what has been asked is waited for."""
+    number = 0
+    while time.monotonic() < until:
+        question = asked[number % len(asked)]
+        text, wait = await ask(client, question, model, found)
+        if text is not None:
+            found.answers.append((question, text))
+        number += 1
+        if wait:
+            await asyncio.sleep(max(0.0, min(wait, until - time.monotonic())))
+
+
+async def compare(client: httpx.AsyncClient, model: str | None, found: Findings) -> int:
+    """Ask each question again, one at a time; counts the answers that differ. Returns how many questions there were."""
+    single: dict[Question, str | None] = {}
+    again = Findings()
+    for question, text in found.answers:
+        if question not in single:
+            single[question], _ = await ask(client, question, model, again)
+        found.differing += text != single[question]
+    return len(single)
+
+
+async def load(arguments: argparse.Namespace) -> int:
+    """The whole test; returns the exit code."""
+    key = os.environ.get(KEY_VARIABLE, "")
+    asked = questions(
+        arguments.questions, arguments.prompt_bytes, arguments.max_tokens, arguments.seed, arguments.check
+    )
+    found = Findings()
+    async with httpx.AsyncClient(
+        base_url=arguments.url.rstrip("/").removesuffix("/v1"),
+        headers={"Authorization": f"Bearer {key}"} if key else {},
+        timeout=PATIENCE_SECONDS,
+        limits=httpx.Limits(max_connections=None),
+        trust_env=False,
+    ) as client:
+        began = time.monotonic()
+        until = began + arguments.seconds
+        # Each begins somewhere else, so that at any time all lengths are under way.
+        starts = [number % len(asked) for number in range(arguments.clients)]
+        await asyncio.gather(
+            *(client_of(client, asked[start:] + asked[:start], arguments.model, until, found) for start in starts)
+        )
+        print(*found.lines(time.monotonic() - began), sep="\n", flush=True)
+        if arguments.check:
+            count = await compare(client, arguments.model, found)
+            print(
+                f"check               {len(found.answers):,} answers to {count} questions, "
+                f"{found.differing} unlike the single run"
+            )
+    return 1 if found.failed or found.differing else 0
+
+
+def options() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m infra.load_test", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("url", metavar="URL", help="of the server; the key is taken from PATCHWORK_API_KEY")
+    parser.add_argument("--clients", type=whole(1), default=64, metavar="N", help="that ask at once (64)")
+    parser.add_argument("--seconds", type=at_least(0.1), default=60.0, metavar="S", help="in which they ask (60)")
+    parser.add_argument("--model", metavar="NAME", help="which one, where several are served")
+    parser.add_argument("--questions", type=whole(1), default=64, metavar="N", help="different ones (64)")
+    parser.add_argument(
+        "--prompt-bytes", type=whole(1), nargs="+", default=[16, 128, 1024], metavar="N", help="lengths (16 128 1024)"
+    )
+    parser.add_argument("--max-tokens", type=whole(1), default=64, metavar="N", help="bytes to write (64)")
+    parser.add_argument("--seed", type=int, default=0, help="of the questions (0)")
+    parser.add_argument("--check", action="store_true", help="compare greedy answers with single runs")
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the test; returns the exit code."""
+    return asyncio.run(load(options().parse_args(words)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
