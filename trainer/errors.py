@@ -38,6 +38,8 @@ class LogitsError(PatchworkError):
     """A model gives logits of which none can be chosen."""
 
     exit_code = ExitCode.FAILED
+    rows: Sequence[int] = ()
+    """Where several rows choose, the places of those that cannot."""
 
 
 USER_ERRORS = (PatchworkError, OSError)

@@ -113,6 +113,8 @@ def chat_template(specials: Sequence[str]) -> str:
         "{{ bos_token }}{% for message in messages %}"
         f"{{% if message['role'] not in [{roles}] %}}"
         "{{ raise_exception('no special id for role ' ~ message['role']) }}{% endif %}"
+        "{% if message['content'] is not string %}"
+        "{{ raise_exception('content must be a string, not a list of parts') }}{% endif %}"
         "{{ '<|' ~ message['role'] ~ '|>' }}"
         f"{{{{ message['content'] | replace('<', '<{MARK}') }}}}{named_token(END)}"
         "{% endfor %}"

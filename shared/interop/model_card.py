@@ -1,5 +1,6 @@
 """The model card of an exported folder: README.md as the Hugging Face hub reads it, a head in YAML and a page below."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -82,7 +83,7 @@ def _head(record: Record, figures: CardFigures) -> Iterator[str]:
     yield "library_name: transformers"
     yield "pipeline_tag: text-generation"
     if figures.license is not None:
-        yield f"license: {figures.license}"
+        yield f"license: {json.dumps(figures.license)}"  # quoted: YAML takes no for a truth value
     yield "tags:"
     reads = "byte-level" if record.patching.tokenizer is None else "byte-pair"
     for tag in ("patchwork", record.model.kind, reads, *(["conversational"] * _chats(record)), "custom_code"):

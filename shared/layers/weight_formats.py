@@ -19,15 +19,20 @@ from shared.layers.blocks import Linear
 WeightFormat = Literal["float32", "bfloat16", "int8"]
 KEPT = ("head", "router")
 """Parts that stay as they are: logits, and the decisions where patches begin, need every bit."""
+SMALLEST = 1 << 17
+"""Numbers in a matrix. A smaller one stays in the cache, and reading it takes less time than calling the library."""
 BFLOAT16 = ("amx_bf16", "avx512_bf16")
 INT8 = ("amx_int8", "avx512_vnni", "avx_vnni")
 """What processors call their instructions for products of such matrices."""
 _LARGEST = 127.0
+_ZERO = 128
 M = TypeVar("M", bound=nn.Module)
 
 
-def convert_weights(model: M, weight_format: WeightFormat) -> M:
+def convert_weights(model: M, weight_format: WeightFormat, smallest: int = SMALLEST) -> M:
     """Replace the projections of a model on the CPU, in place; it cannot be trained or saved any more.
+
+    Matrices of fewer than ``smallest`` numbers stay as they are.
 
     Raises ConfigError where this processor or this build of torch has no such products.
     """
@@ -37,7 +42,8 @@ def convert_weights(model: M, weight_format: WeightFormat) -> M:
     kind = _Bfloat16Linear if weight_format == "bfloat16" else _Int8Linear
     for name, module in list(model.named_modules()):
         for child, layer in list(module.named_children()):
-            if isinstance(layer, Linear) and not {child, *name.split(".")} & set(KEPT):
+            small = isinstance(layer, Linear) and layer.weight.numel() < smallest
+            if isinstance(layer, Linear) and not small and not {child, *name.split(".")} & set(KEPT):
                 setattr(module, child, kind(layer))
     return model
 
@@ -116,12 +122,11 @@ class _Int8Linear(_Converted):
 
     def _product(self, x: Tensor) -> Tensor:
         scales = x.abs().amax(1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny).div_(_LARGEST)
-        integers = (x / scales).round_().to(torch.int8)
-        if len(x) == 1:
-            # oneDNN 3.x takes its slow reference path for a single row of some widths: a hundred times as long.
-            integers = integers.expand(2, -1)
+        # Unsigned with a zero in the middle: for signed ones of a row or two oneDNN has no fast product of some widths,
+        # and takes a hundred times as long.
+        integers = (x / scales).round_().add_(_ZERO).to(torch.uint8)
         # Sums of integers are exact; both scales come after them.
         product: Tensor = torch.ops.onednn.qlinear_pointwise(
-            integers, 1.0, 0, self._matrix, self._scales, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
+            integers, 1.0, _ZERO, self._matrix, self._scales, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )
-        return product[: len(x)].mul_(scales)
+        return product.mul_(scales)

@@ -91,7 +91,9 @@ class Batch:
     def step(self, most: int = 0) -> Iterator[tuple[Row, list[Piece]]]:
         """Write the next byte of every row, or several where ``most`` bytes are drafted ahead; rows that end leave.
 
-        Yields each row with the pieces that are now certain to be shown.
+        Yields each row with the pieces that are now certain to be shown. Raises LogitsError that names the rows for
+        which nothing can be chosen; unless bytes were drafted, nothing has changed then, and the others can go on
+        without them.
         """
         rows, documents = list(self.rows), self._documents
         device = next(documents.model.parameters()).device

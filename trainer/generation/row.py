@@ -3,8 +3,10 @@
 Free of the model: the loops that run it, plain or with drafts, call ``choose_next`` and ``push``.
 """
 
+from array import array
 from collections.abc import Sequence
 from copy import copy
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -42,24 +44,42 @@ class Stops:
         if b"" in stop:
             raise ValueError("an empty stop string would end every text before it begins")
         self._stops = tuple(sorted(set(stop), key=len, reverse=True))
-        self._beginnings = frozenset(text[:length] for text in stop for length in range(1, len(text)))
-        self._longest = max((len(text) - 1 for text in stop), default=0)
+        self._falls = tuple(map(_falls, self._stops))
+        self._matched = (0,) * len(self._stops)
+        """Of each, how much of its beginning the text ends with."""
         self.held = b""
         """What is held back: the longest end of the text that begins a stop string."""
 
     def push(self, byte: int) -> Shown:
         """Take the next byte of the text."""
-        held = self.held + bytes((byte,))
-        # A stop that ends here is within: all of it but this byte is an end of the text that begins a stop.
-        for stop in self._stops:
-            if held.endswith(stop):
-                self.held = b""
+        held, matched = self.held + bytes((byte,)), []
+        for stop, falls, length in zip(self._stops, self._falls, self._matched):
+            while length and stop[length] != byte:
+                length = falls[length - 1]
+            length += stop[length] == byte
+            if length == len(stop):  # the longest that ends here, since they are in this order
+                self.held, self._matched = b"", (0,) * len(self._stops)
                 return Shown(held[: -len(stop)], True)
-        begin = max(0, len(held) - self._longest)
-        while begin < len(held) and held[begin:] not in self._beginnings:
-            begin += 1
+            matched.append(length)
+        self._matched = tuple(matched)
+        begin = len(held) - max(matched, default=0)
         self.held = held[begin:]
         return Shown(held[:begin], False)
+
+
+@lru_cache(maxsize=256)
+def _falls(stop: bytes) -> "array[int]":
+    """For each beginning of a stop string the longest shorter one that it ends with (Knuth, Morris & Pratt 1977).
+
+    Linear in its length, and shared by all rows that stop there.
+    """
+    falls, length = array("i", bytes(4 * len(stop))), 0
+    for place in range(1, len(stop)):
+        while length and stop[place] != stop[length]:
+            length = falls[length - 1]
+        length += stop[place] == stop[length]
+        falls[place] = length
+    return falls
 
 
 class _Progress:

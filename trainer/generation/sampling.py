@@ -95,10 +95,12 @@ def choose(logits: "Tensor | np.ndarray", draws: Sequence[Draw]) -> list[int]:
     likeliest = scores.argmax(1)
     top = scores[np.arange(len(scores)), likeliest]
     if not np.isfinite(top).all():
-        found = top[~np.isfinite(top)][0]
-        raise LogitsError(
-            f"nothing can be written: the model's largest logit is {found}; its weights may not be finite"
+        rows = np.flatnonzero(~np.isfinite(top)).tolist()
+        error = LogitsError(
+            f"nothing can be written: the model's largest logit is {top[rows[0]]}; its weights may not be finite"
         )
+        error.rows = rows
+        raise error
     drawing = [row for row, draw in enumerate(draws) if draw.settings.temperature > 0]
     if drawing:
         some = [draws[row] for row in drawing]

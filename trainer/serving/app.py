@@ -55,6 +55,10 @@ LARGE = 64 << 10
 """Bytes of a body from which on it is read in a thread, for it would hold up the loop."""
 
 
+ASKED = {"/v1/completions": "completions", "/v1/chat/completions": "chat"}
+"""Paths that answer prompts, by the method of `Service` that does."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a server takes of one client."""
@@ -85,8 +89,7 @@ class Service:
     def app(self) -> "Guard":
         """The ASGI application."""
         routes: list[BaseRoute] = [
-            Route("/v1/completions", self.completions, methods=["POST"]),
-            Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            *(Route(path, getattr(self, name), methods=["POST"]) for path, name in ASKED.items()),
             Route("/v1/models", self.models, methods=["GET"]),
             Route("/v1/models/{name:path}", self.model, methods=["GET"]),
             Route("/health", self.health, methods=["GET"]),
@@ -260,6 +263,9 @@ def _json(values: Any, status: int = 200, headers: Mapping[str, str] | None = No
 async def refused(request: Request, error: Exception) -> Response:
     """Any error as the API writes errors."""
     if isinstance(error, HTTPException):
+        # Where a page is served, it answers what no route takes: another method for a path of the API, too.
+        if error.status_code == 404 and request.url.path in ASKED:
+            error = HTTPException(405)
         told = {404: f"there is no {request.url.path}", 405: f"{request.method} is not for {request.url.path}"}
         error = RequestError(told.get(error.status_code, error.detail), status=error.status_code)
     if isinstance(error, ClientDisconnect):

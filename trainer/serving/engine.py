@@ -22,6 +22,7 @@ from shared.io.display.log import LOG
 from shared.layers.blocks import compute_dtype
 from shared.model_settings import specials_of
 from shared.text.chat import Turn
+from trainer.errors import LogitsError
 from trainer.generation.batch import Batch, Prompt
 from trainer.generation.generator import Generator
 from trainer.generation.piece import Ending, Piece
@@ -407,7 +408,14 @@ class Engine:
         return count
 
     def _step(self) -> None:
-        written = list(self._batch.step())
+        try:
+            written = list(self._batch.step())
+        except LogitsError as error:
+            # The others go on: their next turn takes the same bytes again.
+            told = RequestError(str(error), code="model_error", status=500)
+            for job in {self._texts[self._batch.rows[place]][0]: None for place in error.rows}:
+                self._give_up(job, told)
+            return
         now, patches, first, between = time.monotonic(), 0, [], []
         for row, pieces in written:
             job, choice = self._texts[row]

@@ -27,10 +27,10 @@ POSITION = 8
 """Bytes of the position that a slot holds."""
 PROMPT_TOKEN = 16
 """Bytes of a prompt's token before it is read: as JSON, as text, as ids."""
-PIECE = 400
-"""Bytes of Python's objects for one byte of text on its way to a client."""
-SCORED_PIECE = 300
-"""More, with its probability; and as much for each two likeliest ids."""
+PIECE = 1200
+"""Bytes of Python's objects for one byte of text on its way to a client, the JSON that it becomes included."""
+SCORED_PIECE = 900
+"""More, with its probability; and as much for each likeliest id: in the format of chats these are objects."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Demand:
     def answer_bytes(self) -> int:
         """Of its answer, until the client has it."""
         shown = self.rows * (self.length + (self.prompt if self.shows_prompt else 0))
-        return shown * (PIECE + (0 if self.scores is None else SCORED_PIECE * (1 + self.scores // 2)))
+        return shown * (PIECE + (0 if self.scores is None else SCORED_PIECE * (1 + self.scores)))
 
 
 @dataclass(frozen=True)

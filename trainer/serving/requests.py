@@ -26,6 +26,8 @@ MOST_BYTES = 2**31
 IGNORED = ("metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user")
 """Well-known fields that change no answer: whatever is in them, they are taken and forgotten."""
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "best_of": (1,),
+    "suffix": ("",),
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "logit_bias": ({},),
@@ -37,8 +39,6 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }
 """Fields that mean nothing here, and the values with which they ask for nothing; any other value is refused."""
 UNSUPPORTED = (
-    "suffix",
-    "best_of",
     "audio",
     "functions",
     "function_call",

@@ -112,7 +112,7 @@ class Server:
         for engine in engines:
             engine.refuse()
         until = time.monotonic() + self._grace
-        LOG.debug("shutting down; a second signal does not wait for requests under way")
+        LOG.info("shutting down; a second signal does not wait for requests under way")
         while self._stops < 2 and time.monotonic() < until and not all(engine.idle for engine in engines):
             await asyncio.sleep(POLL_SECONDS)
         for engine in engines:

@@ -25,7 +25,7 @@ def needs(weight_format: WeightFormat) -> None:
 
 def converted(layer: Linear, weight_format: WeightFormat) -> nn.Module:
     needs(weight_format)
-    return convert_weights(nn.Sequential(layer), weight_format)[0]
+    return convert_weights(nn.Sequential(layer), weight_format, smallest=0)[0]
 
 
 def layer(inputs: int = 96, outputs: int = 40) -> Linear:
@@ -54,9 +54,10 @@ def test_a_bfloat16_product_is_that_of_rounded_factors() -> None:
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("inputs", [96, 128, 256, 704])  # for some of them signed integers have no fast product
 @pytest.mark.parametrize("rows", [1, 2, 7])
-def test_an_int8_product_is_that_of_integers_with_a_scale_for_each_row_and_output(rows: int) -> None:
-    plain, x = layer(), some_rows(rows)
+def test_an_int8_product_is_that_of_integers_with_a_scale_for_each_row_and_output(rows: int, inputs: int) -> None:
+    plain, x = layer(inputs), some_rows(rows, inputs)
     of_x, of_weight = (values.abs().amax(1) / 127 for values in (x, plain.weight))
     integers = (x / of_x[:, None]).round().double() @ (plain.weight / of_weight[:, None]).round().double().t()
     found = converted(plain, "int8")(x)
@@ -89,7 +90,7 @@ def test_a_converted_model_keeps_its_head_and_writes_nearly_the_same(weight_form
     needs(weight_format)
     rule, ids = PatchingSettings(rule="static", stride=4), torch.randint(4, 260, (1, 60))
     ids[0, 0] = BOS
-    plain, small = blt().eval(), convert_weights(blt().eval(), weight_format)
+    plain, small = blt().eval(), convert_weights(blt().eval(), weight_format, smallest=0)
     assert isinstance(small, Blt)
     assert isinstance(small.decoder.head, Linear)
     assert not isinstance(small.global_.blocks[0].qkv, Linear)
@@ -101,7 +102,7 @@ def test_a_converted_model_keeps_its_head_and_writes_nearly_the_same(weight_form
 
 def test_the_router_of_a_model_that_finds_its_patches_stays_exact() -> None:
     needs("int8")
-    model = convert_weights(any_model(hnet_settings()).eval(), "int8")
+    model = convert_weights(any_model(hnet_settings()).eval(), "int8", smallest=0)
     assert {type(module) for name, module in model.named_modules() if name in ("router.query", "router.key")} == {
         Linear
     }
@@ -114,6 +115,12 @@ def test_a_processor_without_such_products_is_told(
     monkeypatch.setattr("torch.cpu.get_capabilities", dict)
     with pytest.raises(ConfigError, match=weight_format):
         convert_weights(blt(), weight_format)
+
+
+def test_small_matrices_stay_as_they_are() -> None:
+    needs("int8")
+    both = nn.Sequential(layer(512, 256), layer(512, 255))
+    assert [type(one) is Linear for one in convert_weights(both, "int8")] == [False, True]
 
 
 def test_fp32_changes_nothing() -> None:

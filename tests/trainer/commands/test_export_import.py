@@ -627,7 +627,7 @@ def test_the_card_has_the_bits_per_byte_of_the_run_that_the_model_lies_in(tmp_pa
     assert run("export-hf", tmp_path / "run", tmp_path / "hf", "--license", "apache-2.0") == 0
     card = (tmp_path / "hf" / "README.md").read_text()
     assert f"| validation | {bits:.4f} bits per byte |" in card
-    assert "license: apache-2.0" in card
+    assert 'license: "apache-2.0"' in card
     assert f"| mean patch | {identity(tmp_path / 'run' / 'model').mean_patch_size:.2f} bytes" in card
     for split, fingerprint in identity(tmp_path / "run" / "model").data.items():
         assert f"| data `{split}` | fingerprint `{fingerprint}` |" in card

@@ -1,5 +1,7 @@
 """Stop strings: the first to end is found, it is not shown, and nothing certain is held back."""
 
+import tracemalloc
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -64,3 +66,14 @@ def test_overlapping_stops_and_stops_that_begin_others() -> None:
 def test_an_empty_stop_is_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
         Stops([b"a", b""])
+
+
+def test_long_stops_take_memory_in_proportion() -> None:
+    stops = [bytes((97 + number,)) * 16_000 for number in range(16)]
+    tracemalloc.start()
+    for _ in range(50):  # rows share what is worked out
+        search = Stops(stops)
+    held = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert held < 16 * sum(map(len, stops))
+    assert pushed(b"x" + b"a" * 15_999 + b"b" * 16_000, search) == (b"x" + b"a" * 15_999, True)

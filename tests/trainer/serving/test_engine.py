@@ -17,6 +17,7 @@ from helpers.tiny_runs import STACK
 from shared.errors import ConfigError
 from shared.model_folder.files import build_model, save_model
 from shared.model_settings import HNetSettings, StackSettings
+from shared.models.blt import Blt
 from shared.models.initialise import initialise
 from shared.patching import PatchingSettings
 from shared.text.chat import Turn
@@ -350,3 +351,19 @@ def test_a_model_without_finite_weights_says_so(tmp_path: Path) -> None:
     finish(engine)
     assert asked.status == 500
     assert any("finite" in str(event.error) for event in asked.events)
+
+
+def test_a_text_that_nothing_can_be_chosen_for_ends_alone(tmp_path: Path) -> None:
+    generator = Generator(chat_model(tmp_path))
+    wanted = alone(generator)("abc", sampled(30))
+    assert not any(b"~" in piece.byte for piece in wanted)
+    assert isinstance(generator.model, Blt)
+    with torch.no_grad():  # whoever reads this byte has no logits
+        generator.model.encoder.embedding.weight[ord("~") + 4] = float("nan")
+    engine = engine_of(generator)
+    whole, broken = Asked(engine, "abc", sampled(30)), Asked(engine, "ab~", sampled(30))
+    engine.submit([whole.job, broken.job])
+    finish(engine)
+    assert broken.status == 500
+    assert whole.status is None
+    assert whole.pieces() == wanted
