@@ -142,7 +142,8 @@ def _lines(job: Job, report: Report) -> list[str]:
         f"  {summary.written:>12,} bytes written{patches}",
     ]
     if records.dead:
-        lines.append(f"  {records.dead:>12,} dead letters, with place and reason in {job.where}/{DEAD_LETTERS}")
+        dead = f"{records.dead:>12,} dead letter{'s' * (records.dead != 1)}"
+        lines.append(f"  {dead}, with place and reason in {job.where}/{DEAD_LETTERS}")
     if report.reasons:
         (reason, times), looked_at = report.reasons.most_common(1)[0], report.reasons.total()
         lines.append(f"  {'':>12} most frequent reason, {times:,} of {looked_at:,} looked at: {reason[:200]}")
