@@ -79,6 +79,7 @@ def test_every_boundary_is_the_one_that_is_found_byte_by_byte(place, tmp_path, m
     assert decided > 500
 
 
+@pytest.mark.drill
 def test_two_processes_and_ray_write_the_same_shards_as_one(place, tmp_path) -> None:
     assert patch(place, tmp_path / "one", "plain", "entropy", "--workers", 1, "--sidecar", "uint8") == 0
     assert patch(place, tmp_path / "two", "plain", "entropy", "--workers", 2, "--sidecar", "uint8") == 0

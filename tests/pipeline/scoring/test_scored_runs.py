@@ -90,6 +90,7 @@ def test_two_processes_write_the_same_shards_as_one(place, patching, inline, tmp
     assert load_manifest(inline / "train").shard_count > 3
 
 
+@pytest.mark.drill
 def test_ray_writes_the_same_shards_from_any_directory(place, patching, inline, tmp_path):
     out = tmp_path / "out"
     (tmp_path / "pipeline").mkdir()  # a folder of the user's that happens to have our name must not be imported

@@ -120,6 +120,7 @@ def test_gradients_reach_the_router_from_the_loss_and_from_the_ratio():
         assert gradient.norm() > 0
 
 
+@pytest.mark.drill
 def test_the_ratio_converges_to_its_target():
     """From a router that wants half of all boundaries, by the ratio loss beside the loss of the text."""
     torch.manual_seed(0)
