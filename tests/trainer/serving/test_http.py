@@ -436,7 +436,7 @@ def test_who_hangs_up_before_the_end_of_a_request_is_no_fault(
 def test_a_slow_reader_is_given_up_and_holds_up_nobody(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.serving.exchange.MOST_BEHIND", 64)
     with running({"tiny": generator}, most_rows=8, send_buffer=4096) as served, served.http() as http:
-        connection = raw_request(served, stream=True, n=7, details=True, logprobs=20, max_tokens=10_000)
+        connection = raw_request(served, stream=True, n=7, details=True, logprobs=20, max_tokens=3_000)
         until(lambda: not served.engine.idle)
         answer = http.post("/v1/completions", json={"prompt": "x", "max_tokens": 200})
         assert answer.status_code == 200
