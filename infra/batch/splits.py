@@ -226,7 +226,7 @@ class Prompts:
         return Counts(**self._counts)
 
     def _problem(self, record: Record) -> str | None:
-        """Why a record is no prompt that can be answered."""
+        """Why a record cannot be answered."""
         if len(record.text) > self._longest:
             return f"the prompt has {len(record.text):,} bytes; --longest-prompt is {self._longest:,}"
         if (record.spans is None) != (self._reading.chat is None):
