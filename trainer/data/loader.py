@@ -286,22 +286,28 @@ class PackLoader:
         except (EOFError, OSError) as error:  # EOFError: the server that workers come from has ended, as forks fail
             cause = first_line(error) or type(error).__name__
             raise WorkerError(f"no loader worker starts: {cause}; are processes or memory limited (ulimit)?") from None
-        while True:
-            try:
-                message = next(messages)
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise WorkerError(f"a loader worker has died: {first_line(error)}; was there memory enough?") from None
-            for packs in message:
-                if isinstance(packs, Exception):
-                    raise packs
-                for pack in packs:
-                    if pack.step.number != self._step:
-                        assert pack.step.change is not None
-                        self._step = pack.step.number
-                        self._state.apply(pack.step.change)
-                    yield pack
+        try:
+            while True:
+                try:
+                    message = next(messages)
+                except RuntimeError as error:
+                    if "DataLoader worker" not in str(error):
+                        raise
+                    raise WorkerError(
+                        f"a loader worker has died: {first_line(error)}; was there memory enough?"
+                    ) from None
+                for packs in message:
+                    if isinstance(packs, Exception):
+                        raise packs
+                    for pack in packs:
+                        if pack.step.number != self._step:
+                            assert pack.step.change is not None
+                            self._step = pack.step.number
+                            self._state.apply(pack.step.change)
+                        yield pack
+        finally:
+            # Ends the workers. Left to the garbage collector, which ends their queues first, it waits 5 s for each.
+            del messages
 
 
 def stateful_loader(packs: PackDataset, workers: int) -> Iterable[list[Packs | Exception]]:

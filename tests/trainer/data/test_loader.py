@@ -243,10 +243,11 @@ def test_packs_before_a_damaged_one_arrive(tmp_path: Path, workers: int) -> None
     assert before % TOGETHER > 0
     damaged = tmp_path / "shard-00001.arrow"
     damaged.write_bytes(damaged.read_bytes()[:-100])
-    found = list[Pack]()
+    found, others = list[Pack](), set(multiprocessing.active_children())
     with pytest.raises(DatasetError, match=r"shard-00001\.arrow is damaged"):
         found.extend(PackLoader(open_dataset(tmp_path), limits, G, seed=1, workers=workers))
     assert digests(found) == digests(intact[:before])
+    assert set(multiprocessing.active_children()) <= others, "workers end with the stream, whoever keeps the error"
 
 
 @pytest.mark.parametrize("errors", [1, 2])
