@@ -7,13 +7,13 @@ n-gram tables too. Nothing is permuted: rotary positions turn neighbouring pairs
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from shared.errors import ModelFileError
 from shared.layers.blocks import blocks
 from shared.model_folder.files import build_model
 from shared.model_settings import AnyModelSettings, BltSettings, EntropyModelSettings, StackSettings
+from shared.models.initialise import without_values
 
 
 class InteropError(ModelFileError):
@@ -103,7 +103,7 @@ def parts(settings: BltSettings | EntropyModelSettings, spelling: Spelling) -> l
 
     Raises InteropError where the spelling has no name for one.
     """
-    with torch.device("meta"):
+    with without_values():
         state = build_model(settings).state_dict()
     return _parts(state, _names(settings, spelling))
 
@@ -116,7 +116,7 @@ def folder_parts(settings: AnyModelSettings) -> list[Part]:
     """
     if isinstance(settings, BltSettings):
         return parts(settings, HF)
-    with torch.device("meta"):
+    with without_values():
         state = build_model(settings).state_dict()
     return _parts(state, _names_of_others(settings, state))
 
@@ -137,7 +137,7 @@ def _names_of_others(settings: AnyModelSettings, names: Iterable[str]) -> Iterat
 
 def block_parts(stack: StackSettings, root: str, spelling: Spelling) -> list[Part]:
     """The tensors of the blocks of a stack alone, which lie below ``root`` there."""
-    with torch.device("meta"):
+    with without_values():
         state = {f"blocks.{name}": tensor for name, tensor in blocks(stack).state_dict().items()}
     return _parts(state, _blocks("", root, stack, spelling))
 

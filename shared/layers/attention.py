@@ -16,21 +16,29 @@ from shared.layers.batch import Segments
 from shared.layers.tile_sizes import BAND, carried_length
 from shared.layers.tiled_attention import tiled_attention
 
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # absent from builds without the kernel
-    varlen_attn = None  # type: ignore[assignment]  # mypy takes the name for the function that it may also be
-
 KERNEL_OPTIONS = ("enable_gqa", "num_splits")
 """Options of the kernel for documents of many lengths that not every torch has."""
 
 
-def _options_of(kernel: Callable[..., Any] | None) -> frozenset[str]:
+_kernel: Callable[..., Any] | None = None
+_options = frozenset[str]()
+
+
+def load_kernel() -> None:
+    """Import the kernel, once: where none runs, importing it, and the compiler with it, is left out (over a second).
+
+    Not while a block is compiled: masks are made before. Raises ImportError for a build of torch without it.
+    """
+    global _kernel, _options
+    if _kernel is None:
+        from torch.nn.attention.varlen import varlen_attn
+
+        _kernel, _options = varlen_attn, options_of(varlen_attn)
+
+
+def options_of(kernel: Callable[..., Any]) -> frozenset[str]:
     """Those of `KERNEL_OPTIONS` that a kernel takes."""
-    return frozenset() if kernel is None else frozenset(KERNEL_OPTIONS) & frozenset(signature(kernel).parameters)
-
-
-_OPTIONS = _options_of(varlen_attn)  # looked up once, and not while a block is compiled
+    return frozenset(KERNEL_OPTIONS) & frozenset(signature(kernel).parameters)
 
 
 def segment_ids(documents: Segments, opening: Tensor | None = None) -> Tensor:
@@ -79,6 +87,7 @@ class AttentionMask:
         # The kernel knows documents but no finer segments; tiles, on a CPU, know both; bands and whole documents are
         # for the rest, such as fp32 on a GPU.
         if context_ids is None and has_kernel(device, dtype):
+            load_kernel()
             return cls(documents, window, before, longest=1 << (documents.longest - 1).bit_length())
         if takes_tiles(device):
             queries = segment_ids(documents) if context_ids is None else context_ids
@@ -192,7 +201,7 @@ def _variable_length(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Te
     that neighbours would change a document's bits: they are switched off. A kernel without ``num_splits``, as torch
     2.11 has it, splits only where query heads share a key/value head, which then none do.
     """
-    assert varlen_attn is not None
+    assert _kernel is not None, "masks load it"
     documents = mask.documents
     offsets, longest = documents.offsets, mask.longest
     if mask.before is not None:
@@ -203,13 +212,13 @@ def _variable_length(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Te
         offsets[0] -= continues.sum().to(offsets.dtype)
         longest += reach
     options: dict[str, Any] = {}
-    if "num_splits" in _OPTIONS:
+    if "num_splits" in _options:
         options["num_splits"] = 1
-    if "enable_gqa" in _OPTIONS and "num_splits" in _OPTIONS:
+    if "enable_gqa" in _options and "num_splits" in _options:
         options["enable_gqa"] = q.shape[1] != k.shape[1]
     else:
         k, v = _repeat_heads(k, q.shape[1]), _repeat_heads(v, q.shape[1])
     window = (-1 if mask.window is None else mask.window - 1, 0)
-    out = varlen_attn(q, k, v, documents.offsets, offsets, mask.longest, longest, window_size=window, **options)
+    out = _kernel(q, k, v, documents.offsets, offsets, mask.longest, longest, window_size=window, **options)
     assert isinstance(out, Tensor)
     return out

@@ -37,6 +37,7 @@ from shared.model_settings import AnyModelSettings
 from shared.models.blt import Blt
 from shared.models.entropy_model import EntropyModel
 from shared.models.hnet import HNet
+from shared.models.initialise import without_values
 from shared.models.megabyte import MegaByte
 from shared.models.spacebyte import SpaceByte
 from shared.models.transformer import FlatTransformer
@@ -152,7 +153,7 @@ def load_model(
     state, settings = load_state(folder)
     where = "memory" if isinstance(folder, PackedModel) else folder
     LOG.debug("loaded the %s model of %s, on %s in %s", settings.kind, where, device, dtype)
-    with torch.device("meta"):
+    with without_values():
         model = build_model(settings)
     model.load_state_dict(state, strict=True, assign=True)
     return cast_model(model.to(device), DTYPES[dtype] if isinstance(dtype, str) else dtype).eval()
@@ -192,6 +193,6 @@ def _check_header(held: Mapping[str, TensorEntry], settings: AnyModelSettings, w
 def _check(state: Mapping[str, tuple[int, ...]], settings: AnyModelSettings, where: str) -> None:
     """Raise ModelFileError unless a state has these names and shapes. Nothing is allocated."""
     check_layers(settings, len(state), where)
-    with torch.device("meta"):
+    with without_values():
         wanted = {name: tuple(tensor.shape) for name, tensor in build_model(settings).state_dict().items()}
     check_shapes(state, wanted, ModelFileError, f"{where}: ")

@@ -2,10 +2,13 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 CHUNK = 1 << 22
 """Elements that one generator draws. A rank that holds some rows of a large table draws little more than these. Part of
@@ -57,3 +60,29 @@ def initialise(model: nn.Module, seed: int) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             set_initial_rows(parameter, name, parameter.shape, seed)
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Parameters of the modules that are made within have shapes and no values (device "meta").
+
+    Layers of torch draw values even there, for which it imports its compiler: over a second of a program's start.
+    """
+    with torch.device("meta"), _NothingDrawn():
+        yield
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Functions of torch.nn.init leave the tensor as it is."""
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        arguments: Sequence[Any] = (),
+        named: Mapping[str, Any] | None = None,
+    ) -> Any:
+        named = named or {}
+        if getattr(function, "__module__", None) == nn.init.__name__:
+            return arguments[0] if arguments else named["tensor"]
+        return function(*arguments, **named)

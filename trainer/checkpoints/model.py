@@ -16,6 +16,7 @@ from shared.io.files.scratch import scratch
 from shared.model_folder.files import build_model, save_model
 from shared.model_folder.identity import check_model
 from shared.model_settings import AnyModelSettings
+from shared.models.initialise import without_values
 from shared.settings import first_problem
 from trainer.checkpoints.initial_weights import check_parameters, fill_from_checkpoint, index_of, unusable
 from trainer.checkpoints.new_token_rows import NewIds
@@ -87,7 +88,7 @@ def _from_checkpoint(checkpoint: Path, folder: Path) -> None:
     except ValidationError as error:
         raise ModelFileError(f"{checkpoint / STATE_NAME}: config.{first_problem(error)}") from None
     none_new = NewIds((), settings.run.seed)
-    with torch.device("meta"):
+    with without_values():
         planned = build_model(settings.model)
     check_parameters(index_of(checkpoint), dict(planned.named_parameters()), checkpoint, none_new)
     model = build_model(settings.model)

@@ -13,7 +13,7 @@ from shared.layers.blocks import Block
 from shared.layers.cross_attention import CrossAttention
 from shared.model_folder.files import Model
 from shared.model_folder.files import build_model as empty_model
-from shared.models.initialise import set_initial_rows
+from shared.models.initialise import set_initial_rows, without_values
 from trainer.distributed.activation_checkpointing import recompute
 from trainer.distributed.dtensor import local_slice, to_local
 from trainer.distributed.float8 import check_float8, use_float8
@@ -30,7 +30,7 @@ def sharded_model(settings: TrainSettings, world: World) -> nn.Module:
     parallel = settings.parallel
     check_float8(settings, world.device)
     mesh = sharding_mesh(world, parallel.shard)
-    with torch.device("meta"):
+    with without_values():
         model = empty_model(settings.model)
     if parallel.float8:
         use_float8(model)

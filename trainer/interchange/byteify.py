@@ -16,7 +16,7 @@ from shared.io.files.atomic import write_atomic
 from shared.io.files.outputs import whole_folder
 from shared.model_folder.files import build_model
 from shared.model_settings import BltSettings, StackSettings
-from shared.models.initialise import initial_value
+from shared.models.initialise import initial_value, without_values
 from trainer.interchange.folders import write_model
 from trainer.settings import TrainSettings
 from trainer.settings.recipe import check_recipe, read_recipe, set_key, with_places
@@ -56,7 +56,7 @@ def byteify(
     values, settings = new_recipe(recipe, overrides, stack, out)
     assert isinstance(settings.model, BltSettings)
     blocks = LlamaBlocks(llama, stack)
-    with torch.device("meta"):
+    with without_values():
         shapes = {name: tensor.shape for name, tensor in build_model(settings.model).state_dict().items()}
     imported = {f"global_.{name}" for name in blocks.names()}
 

@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from shared.errors import ConfigError
 from shared.layers.blocks import Linear
 from shared.model_folder.files import Model, build_model
+from shared.models.initialise import without_values
 from trainer.distributed.row_sharded_tables import RowTables, row_tables
 from trainer.optim.name_patterns import by_pattern
 from trainer.settings import OptimizerSettings
@@ -37,7 +37,7 @@ def inner_matrices(model: nn.Module) -> dict[str, tuple[int, ...]]:
     Asked of a model as its settings make it: the modules of this one may have been replaced (float8).
     """
     assert isinstance(model, Model)
-    with torch.device("meta"):
+    with without_values():
         plain = build_model(model.settings)
     return {
         f"{prefix}.weight": module.outputs

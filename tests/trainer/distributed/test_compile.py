@@ -87,8 +87,10 @@ variable_length.register_autograd(lambda ctx, grad: (grad, grad, grad, None, Non
 @pytest.mark.usefixtures("compiled_once")
 @pytest.mark.parametrize(
     ("options", "backend"),
-    [(frozenset(KERNEL_OPTIONS), "aot_eager"), (frozenset(), "eager")],
-    ids=["torch 2.13", "torch 2.11"],
+    [
+        pytest.param(frozenset(KERNEL_OPTIONS), "aot_eager", id="torch 2.13", marks=pytest.mark.drill),
+        pytest.param(frozenset(), "eager", id="torch 2.11"),
+    ],
 )
 def test_nor_are_they_with_the_kernel_of_accelerators(
     options: frozenset[str], backend: str, monkeypatch: pytest.MonkeyPatch
@@ -103,8 +105,8 @@ def test_nor_are_they_with_the_kernel_of_accelerators(
     def stand_in(q, k, v, offsets, _, longest, __, window_size, **___):  # type: ignore[no-untyped-def]
         return variable_length(q, k, v, offsets, longest, window_size[0])
 
-    monkeypatch.setattr("shared.layers.attention.varlen_attn", stand_in)
-    monkeypatch.setattr("shared.layers.attention._OPTIONS", options)
+    monkeypatch.setattr("shared.layers.attention._kernel", stand_in)
+    monkeypatch.setattr("shared.layers.attention._options", options)
     monkeypatch.setattr("shared.layers.attention.has_kernel", lambda device, dtype: True)
     monkeypatch.setattr("shared.layers.cross_attention.takes_tiles", lambda device: False)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
@@ -130,6 +132,7 @@ def with_p_max(batch: Batch, patches: int) -> Batch:
 
 
 @pytest.mark.usefixtures("compiled_once")
+@pytest.mark.drill
 def test_another_p_max_compiles_blocks_of_patches_at_most_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where a phase of a run ends; packs of the phase find what they need."""
     compiled = []
