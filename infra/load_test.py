@@ -3,8 +3,10 @@
   python -m infra.load_test http://127.0.0.1:8000 --clients 64 --seconds 60
 
 Completions are streamed, with prompts of mixed lengths; clients ask again as soon as they have an answer, or when a 429
-says so. With --check all answers are written greedily and compared with single runs on the server once it is idle. The
-exit code is 1 where a request failed with another status than 429, or an answer differed.
+says so. With --check all answers are written greedily and compared with single runs on the server once it is idle: they
+are to be equal up to the first byte that rounding could decide, where the two likeliest bytes, or an entropy and the
+threshold, are nearly equal. The exit code is 1 where a request failed with another status than 429, or an answer
+differed before such a byte.
 """
 
 import argparse
@@ -16,7 +18,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +48,8 @@ WORDS = (
 )
 PATIENCE_SECONDS = 600.0
 """For one part of an answer."""
+TIED, AT_THRESHOLD = 1e-4, 1e-4
+"""Logits of the two likeliest bytes, relative, and an entropy and the threshold, in nats, are then nearly equal."""
 LOST = "connection"
 """The status of a request whose connection could not be made, or broke."""
 
@@ -88,7 +92,9 @@ class Findings:
     answers: list[tuple[Question, str]] = field(default_factory=list)
     """Those that are whole."""
     differing: int = 0
-    """Answers that are not those of a single run."""
+    """Answers that are not those of a single run, and not because of rounding."""
+    rounded: int = 0
+    """Answers that rounding may have changed: they differ no earlier than at a byte that it could decide."""
 
     def arrived(self, text: str, waited: float, is_first: bool) -> None:
         """A part of an answer, ``waited`` seconds after the one before it, or after asking."""
@@ -196,15 +202,64 @@ async def client_of(
             await asyncio.sleep(max(0.0, min(wait, until - time.monotonic())))
 
 
-async def compare(client: httpx.AsyncClient, model: str | None, found: Findings) -> int:
-    """Ask each question again, one at a time; counts the answers that differ. Returns how many questions there were."""
-    single: dict[Question, str | None] = {}
-    again = Findings()
+@dataclass(frozen=True)
+class Single:
+    """What a question is answered alone."""
+
+    text: bytes
+    close: tuple[int, ...]
+    """The bytes, by place, that rounding could decide."""
+
+
+def single_of(choice: Mapping[str, Any], theta: float | None) -> Single:
+    """Of a choice with ``details`` and two ``logprobs``; ``theta`` where rounding can move an entropy across it."""
+    details, ranked = choice["details"], choice["logprobs"]["top_logprobs"]
+    close = []
+    for place, (byte, likeliest) in enumerate(zip(details, ranked)):
+        best, second = sorted(likeliest.values(), reverse=True)[:2]
+        entropy = byte["entropy"]
+        at_threshold = theta is not None and entropy is not None and abs(entropy - theta) < AT_THRESHOLD
+        # Probabilities are logits without their common part; relative to 1 at least, as no logit is much smaller.
+        if best - second <= TIED * max(1.0, abs(best)) or at_threshold:
+            close.append(place)
+    return Single(choice["text"].encode(), tuple(close))
+
+
+async def ask_alone(client: httpx.AsyncClient, question: Question, model: str | None, theta: float | None) -> Single:
+    """The answer on an idle server. Raises httpx.HTTPError where there is none."""
+    body = question.body(model) | {"stream": False, "details": True, "logprobs": 2}
+    answer = await client.post("/v1/completions", json=body)
+    answer.raise_for_status()
+    return single_of(answer.json()["choices"][0], theta)
+
+
+async def threshold(client: httpx.AsyncClient, model: str | None) -> float | None:
+    """Of the model that is asked, where its entropies are rounded; sums of counts are not."""
+    answer = await client.get("/v1/models")
+    answer.raise_for_status()
+    known = answer.json()["data"]
+    (asked,) = [entry for entry in known if entry["id"] == model or (model is None and len(known) == 1)]
+    return asked["patching"]["theta"] if asked["patching"]["entropy_model"] == "entropy" else None
+
+
+async def compare(client: httpx.AsyncClient, model: str | None, found: Findings) -> str:
+    """Ask each question again, one at a time, count the answers that differ, and say so in a line."""
+    theta = await threshold(client, model)
+    single: dict[Question, Single] = {}
     for question, text in found.answers:
         if question not in single:
-            single[question], _ = await ask(client, question, model, again)
-        found.differing += text != single[question]
-    return len(single)
+            single[question] = await ask_alone(client, question, model, theta)
+        alone, answer = single[question], text.encode()
+        if answer != alone.text:
+            first = next((i for i, (a, b) in enumerate(zip(answer, alone.text)) if a != b), len(answer))
+            explained = any(place <= first for place in alone.close)
+            found.rounded += explained
+            found.differing += not explained
+    written, close = sum(len(run.text) for run in single.values()), sum(len(run.close) for run in single.values())
+    return (
+        f"check               {len(found.answers):,} answers to {len(single)} questions: {found.differing} unlike the "
+        f"single run, {found.rounded} by rounding alone; {close} of {written:,} bytes could be decided by rounding"
+    )
 
 
 async def load(arguments: argparse.Namespace) -> int:
@@ -230,11 +285,7 @@ async def load(arguments: argparse.Namespace) -> int:
         )
         print(*found.lines(time.monotonic() - began), sep="\n", flush=True)
         if arguments.check:
-            count = await compare(client, arguments.model, found)
-            print(
-                f"check               {len(found.answers):,} answers to {count} questions, "
-                f"{found.differing} unlike the single run"
-            )
+            print(await compare(client, arguments.model, found))
     return 1 if found.failed or found.differing else 0
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from infra.load_test import Findings, Question, ask, compare, percentile, questions, text_of
+from infra.load_test import Findings, Question, Single, ask, compare, percentile, questions, single_of, text_of
 
 QUESTION = Question("a", 4, 1, True)
 
@@ -76,11 +76,37 @@ def test_the_status_of_an_answer(answer: httpx.Response, text: str | None, statu
     assert wait == (7 if status == "429" else 1 if status == "500" else 0)
 
 
-def test_an_answer_unlike_the_single_run_is_counted() -> None:
-    async def run() -> tuple[int, int]:
-        transport = httpx.MockTransport(lambda _: httpx.Response(200, text=events("ab")))
-        found = Findings(answers=[(QUESTION, "ab"), (QUESTION, "ac"), (QUESTION, "ab")])
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return await compare(client, None, found), found.differing
+def choice(text: str, seconds: list[float], entropies: list[float | None]) -> dict[str, Any]:
+    """A single run's: the second best byte of each place has this logprob, the best -0.5."""
+    details = [{"hex": f"{byte:02x}", "entropy": entropy} for byte, entropy in zip(text.encode(), entropies)]
+    return {"text": text, "details": details, "logprobs": {"top_logprobs": [{"x": -0.5, "y": s} for s in seconds]}}
 
-    assert asyncio.run(run()) == (1, 1)
+
+def test_bytes_that_rounding_could_decide() -> None:
+    found = choice("abcd", [-2.0, -0.50009, -0.5002, -0.5], [1.0, 1.49995, 1.4998, None])
+    assert single_of(found, None) == Single(b"abcd", (1, 3))
+    assert single_of(found, 1.5) == Single(b"abcd", (1, 3))
+    assert single_of(found, 1.00005) == Single(b"abcd", (0, 1, 3))
+
+
+@pytest.mark.parametrize("kind", ["entropy", "counts"])
+def test_answers_unlike_the_single_run_are_counted_and_those_by_rounding_apart(kind: str) -> None:
+    """The third byte is tied; at the second one an entropy is at the threshold, which for counts explains nothing."""
+    patching = {"rule": "entropy", "theta": 1.5, "subsets": {}, "entropy_model": kind}
+    models = {"data": [{"id": "model", "patching": patching}]}
+    answer = {"choices": [choice("abc", [-2.0, -2.0, -0.5], [1.0, 1.5, 1.0])]}
+
+    async def run() -> tuple[str, Findings]:
+        def answered(request: httpx.Request) -> httpx.Response:
+            return httpx.Response(200, json=models if request.method == "GET" else answer)
+
+        texts = ["abc", "abd", "aXc", "Xbc", "ab"]
+        found = Findings(answers=[(QUESTION, text) for text in texts])
+        async with httpx.AsyncClient(transport=httpx.MockTransport(answered), base_url="http://test") as client:
+            return await compare(client, None, found), found
+
+    said, found = asyncio.run(run())
+    # "abd" and "ab" differ where bytes are tied, "aXc" where the entropy is at the threshold, "Xbc" before all that.
+    assert (found.rounded, found.differing) == ((3, 1) if kind == "entropy" else (2, 2))
+    close = 2 if kind == "entropy" else 1
+    assert f"{found.differing} unlike the single run, {found.rounded} by rounding alone; {close} of 3 bytes" in said

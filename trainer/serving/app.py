@@ -237,7 +237,7 @@ class Service:
 
     def _described(self, name: str) -> dict[str, Any]:
         engine = self.engines[name]
-        patching = engine.generator.identity.patching
+        patching, entropy_model = engine.generator.identity.patching, engine.generator.entropy_model
         return {
             "id": name,
             "object": "model",
@@ -245,7 +245,12 @@ class Service:
             "owned_by": "patchwork",
             "kind": engine.generator.model.settings.kind,
             "specials": list(engine.specials),
-            "patching": {"rule": patching.rule, "theta": patching.theta, "subsets": dict(patching.thetas)},
+            "patching": {
+                "rule": patching.rule,
+                "theta": patching.theta,
+                "subsets": dict(patching.thetas),
+                "entropy_model": None if entropy_model is None else entropy_model.settings.kind,
+            },
         }
 
 
