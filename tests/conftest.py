@@ -1,5 +1,6 @@
 """What all tests have in common."""
 
+import gc
 import os
 import secrets
 from collections.abc import Iterator
@@ -56,3 +57,14 @@ def bucket(store_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
     """A URL of an object store below which nothing is, and the environment that opens it."""
     with object_store.opened(store_endpoint, monkeypatch):
         yield f"s3://{object_store.BUCKET}/{secrets.token_hex(8)}"
+
+
+def pytest_configure() -> None:
+    """Collecting imports and makes a million objects that stay: looking through them again and again takes longer."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """From here on, without what has been collected."""
+    gc.freeze()
+    gc.enable()

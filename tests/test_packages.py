@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 PROGRAM = """
 import importlib, importlib.machinery, json, os, sys
@@ -62,6 +64,7 @@ TASKS = {
 }
 
 
+@pytest.mark.drill
 def test_each_task_imports_its_packages_alone() -> None:
     """Everything else that is installed here (ray, webdataset, torchdata, tomli_w, ...) cannot be found."""
     found = subprocess.run(

@@ -152,6 +152,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(
     assert (out / "splits" / f"{marked[1]}.json").stat().st_mtime_ns == kept
 
 
+@pytest.mark.drill
 def test_two_processes_write_the_same_bytes(model: Path, prompts: Path, quiet: Path, tmp_path: Path) -> None:
     assert run(model, prompts, *SMALL, "--out", tmp_path / "two", workers=2) == 0
     assert product(tmp_path / "two") == product(quiet)

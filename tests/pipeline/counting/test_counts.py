@@ -66,7 +66,7 @@ def of_counter(entries: Entries, order: int) -> dict[tuple[int, int], int]:
 documents = st.lists(st.lists(st.sampled_from([3, NEWLINE, 60, 61, 62, 261]), max_size=70), min_size=1, max_size=12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(documents, st.integers(1, 6), st.booleans(), st.integers(0, 2**32))
 def test_pairs_are_those_of_the_definition_in_whatever_portions(bodies, order, newline_reset, seed):
     tokens = [[BOS, *body, EOS] for body in bodies]

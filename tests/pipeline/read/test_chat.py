@@ -258,7 +258,7 @@ def spanned(draw: st.DrawFn) -> Record:
     return Record(Place("f"), "id", "s", text, spans=normal)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(
     records=st.lists(spanned(), min_size=1, max_size=3),
     longest=st.integers(6, 40),

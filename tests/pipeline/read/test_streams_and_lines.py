@@ -69,7 +69,7 @@ def test_a_chunk_of_a_highly_compressed_file_stays_small(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_a_cut_anywhere_is_noticed_and_what_came_before_is_a_prefix(tmp_path_factory, kind, data):
     whole = packed(kind, TEXT)
     cut = data.draw(st.integers(1, len(whole) - 1))
@@ -118,7 +118,7 @@ def parts(content: bytes, cut: int, chunk: int, damage: str | None = None):
     st.integers(1, 12),
     st.integers(1, 7),
 )
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_byte_ranges_share_the_content_and_none_begins_inside_a_line(content, cut, chunk):
     taken = [(part, b"".join(part)) for part in parts(content, cut, chunk)]
     assert b"".join(data for _, data in taken) == content
@@ -136,7 +136,7 @@ def test_byte_ranges_share_the_content_and_none_begins_inside_a_line(content, cu
     st.integers(1, 12),
     st.integers(1, 7),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_lines_of_ranges_have_offsets_of_the_file_and_numbers_of_the_range(content, cut, chunk):
     found, before = [], 0
     for part in parts(content, cut, chunk):
@@ -151,7 +151,7 @@ def test_lines_of_ranges_have_offsets_of_the_file_and_numbers_of_the_range(conte
 
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 7))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_damage_is_told_once_whatever_the_ranges(cut_at, cut, chunk):
     content = b"one\ntwo two\n\nthree three three\nfour\nfive five!\n"[:cut_at]
     found = [line for part in parts(content, cut, chunk, "cut") for line in each_line(lines(part))]

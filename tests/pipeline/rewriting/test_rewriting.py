@@ -35,6 +35,7 @@ def recut(dataset, tmp_path_factory) -> dict[str, str]:
     return files(out)
 
 
+@pytest.mark.drill
 def test_a_killed_command_leaves_nothing_that_looks_finished_and_goes_on(dataset, recut, tmp_path: Path) -> None:
     out = tmp_path / "out"
     line = [sys.executable, "-m", "pipeline", "recut", dataset, "--out", out, "--rule", "space", "--workers", 2]

@@ -11,7 +11,10 @@ from helpers.pipeline_helpers import environment
 
 @pytest.mark.parametrize(
     ("how", "few", "many"),
-    [("traced", 2000, 8000), pytest.param("resident", 6000, 26_000, marks=pytest.mark.slow)],
+    [
+        pytest.param("traced", 2000, 8000, marks=pytest.mark.drill),
+        pytest.param("resident", 6000, 26_000, marks=pytest.mark.slow),
+    ],
 )
 def test_a_driver_holds_less_than_300_bytes_for_each_file_with_its_split(
     tmp_path: Path, how: str, few: int, many: int

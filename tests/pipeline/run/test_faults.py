@@ -109,7 +109,7 @@ def wait_for_markers(out: Path, count: int) -> None:
 # ---- disks
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.drill)])
 def test_a_full_disk_fails_its_split_by_name_and_the_same_command_finishes(corpus, quiet, tmp_path, workers):
     out = tmp_path / "out"
     arguments = ["preprocess", corpus, "--out", out, *OPTIONS, "--workers", workers]
@@ -198,7 +198,7 @@ def test_a_full_disk_while_a_split_is_surveyed_is_told_like_any_other(tmp_path):
 # ---- orders to stop, and drivers
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.drill)])
 def test_a_terminated_run_says_so_and_the_same_command_finishes(corpus, quiet, tmp_path, workers):
     out = tmp_path / "out"
     arguments = ["preprocess", corpus, "--out", out, *OPTIONS, "--workers", workers]
@@ -298,6 +298,7 @@ def test_a_driver_that_was_killed_while_it_wrote_its_plan_is_no_other_run(corpus
     assert not left_over(out)
 
 
+@pytest.mark.drill
 def test_nothing_half_written_stays_whichever_file_a_killed_driver_was_writing(tmp_path):
     corpus = write_jsonl(tmp_path / "a.jsonl", [*some_records(12), {"text": ""}])
     options = (corpus, "--rule", "space", "--dedup", "--workers", 1, "--executor", "inline")
@@ -374,7 +375,7 @@ def test_a_worker_of_an_earlier_driver_that_still_writes_changes_nothing(corpus,
 # ---- memory
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.drill)])
 def test_a_worker_without_memory_fails_its_split_and_the_rest_is_done(corpus, quiet, tmp_path, workers):
     folder, out = tmp_path / "patched", tmp_path / "out"
     folder.mkdir()

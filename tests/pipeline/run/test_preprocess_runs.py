@@ -151,6 +151,7 @@ def test_the_number_of_bad_and_empty_records_is_printed(survived):
     assert re.search("8 dead letters.*4 empty|4 empty.*8 dead letters", survived.said, re.DOTALL)
 
 
+@pytest.mark.drill
 def test_a_line_of_80_megabytes_arrives_in_parts(tmp_path):
     text = "0123456789abcdef" * (5 * 2**20)
     path = write_jsonl(
@@ -237,6 +238,7 @@ def test_the_sample_fits_and_the_rest_is_counted(tmp_path):
     assert texts[1] != texts[2]
 
 
+@pytest.mark.drill
 def test_a_killed_run_is_finished_by_the_same_command(tmp_path):
     corpus = write_jsonl(tmp_path / "a.jsonl", [*some_records(600), {"bad": 1}])
     arguments = [*STATIC, "--split-bytes", 2000]

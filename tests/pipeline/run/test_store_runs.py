@@ -93,6 +93,7 @@ def test_the_bytes_are_those_of_a_folder(done: str, quiet: dict[str, str]) -> No
     assert remote_hashes(done) == quiet
 
 
+@pytest.mark.drill
 def test_processes_write_the_same(corpus: Path, bucket: str, quiet: dict[str, str]) -> None:
     assert preprocess(corpus, "--out", bucket, *OPTIONS, "--workers", 2) == 3
     assert remote_hashes(bucket) == quiet

@@ -84,6 +84,7 @@ def inline(place, patching) -> Path:
     return place / "inline"
 
 
+@pytest.mark.drill
 def test_two_processes_write_the_same_shards_as_one(place, patching, inline, tmp_path):
     assert patch(place, patching, tmp_path / "out", "--executor", "inline", "--workers", 2) == 0
     assert shard_hashes(tmp_path / "out") == shard_hashes(inline)

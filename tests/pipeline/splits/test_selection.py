@@ -93,7 +93,7 @@ HASHES = st.integers(0, 3) | st.integers(2**63, 2**63 + 1) | st.sampled_from([2*
     st.booleans(),
     st.none() | st.integers(1, 200),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_statuses_are_those_that_follow_from_looking_at_all_texts_at_once(splits, dedup, limit):
     wanted, first, kept = {}, {}, []
     for split, texts in enumerate(splits):
@@ -153,7 +153,7 @@ def test_memory_for_a_selection_does_not_grow_with_the_texts(tmp_path, monkeypat
     st.lists(st.tuples(st.integers(0, 20) | st.integers(2**48, 2**48 + 9), st.integers(1, 9)), max_size=40),
     st.integers(0, 200),
 )
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_the_sample_is_the_largest_that_fits(records: list[tuple[int, int]], limit: int) -> None:
     def kept(threshold: int) -> int:
         return sum(size for value, size in records if value < threshold)

@@ -37,7 +37,7 @@ def packs(draw):
     ]
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(packs(), st.integers(1, 5), st.integers(1, 5), st.integers(0, 20))
 def test_boundaries_are_those_found_token_by_token(documents, most, tokens, longer):
     credit = PatchCredit(most, tokens)
@@ -50,7 +50,7 @@ def test_boundaries_are_those_found_token_by_token(documents, most, tokens, long
         assert (np.cumsum(ends) <= credit.bound(np.arange(1, len(ends) + 1))).all()
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(packs(), st.integers(0, 89))
 def test_a_later_token_moves_no_earlier_boundary_and_no_other_documents(documents, place):
     credit, lengths = PatchCredit(3, 2), list(map(len, documents))

@@ -513,6 +513,7 @@ TABLE_MEGABYTES = 64
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+@pytest.mark.drill
 def test_a_model_with_a_large_table_goes_there_and_back_in_a_fraction_of_its_memory(
     tmp_path: Path, model: Path, entropy_model: Path, rule: PatchingSettings
 ) -> None:

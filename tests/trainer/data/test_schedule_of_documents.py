@@ -46,7 +46,7 @@ def open_batches(batches: list[tuple[int, int]]) -> np.ndarray:
     return np.cumsum(change)[:-1]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(rates, st.integers(0, 2**40), st.integers(1, 300))
 def test_counts_stay_within_a_document_of_their_shares_at_any_moment(
     values: list[float], seed: int, count: int
@@ -58,7 +58,7 @@ def test_counts_stay_within_a_document_of_their_shares_at_any_moment(
     assert ((counts - 1) / share).max() <= ((counts + 1) / share).min() * (1 + 1e-9)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(tables(), st.sampled_from([1000, 2**27]), st.booleans(), st.tuples(*[st.integers(1, 90)] * 2), st.data())
 def test_going_on_from_what_has_been_drawn_is_never_stopping(
     source: Tables, held: int, long: bool, blocks: tuple[int, int], data: st.DataObject
@@ -143,7 +143,7 @@ def test_windows_that_are_too_many_to_be_held_come_in_turn(monkeypatch: pytest.M
     assert np.abs(ahead_of_share(merged.subsets, np.full(subsets, 1 / subsets))).max() <= documents + 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1e9), st.floats(1e-6, 1)), min_size=1, max_size=30))
 def test_open_windows_come_to_what_may_be_held(windows: list[tuple[float, float]]) -> None:
     sizes, shares = np.array(windows).T

@@ -171,20 +171,10 @@ def copied(place: Path, to: Path) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A comparison that was told to stop, then killed, both in the middle of a run, and then brought to its end."""
+    """A comparison."""
     place = tmp_path_factory.mktemp("experiment")
     make_corpus(place / "in")
     (place / "systems.toml").write_text(SYSTEMS)
-    run, command = place / "out/runs/flops/bytes/seed-0", [sys.executable, "-m", "trainer", *arguments(place)]
-    # To the command alone; and to all when the checkpoint of step 20 is whole.
-    for number, send, steps, code in ((signal.SIGTERM, os.kill, 4, 130), (signal.SIGKILL, os.killpg, 24, -9)):
-        with (place / "log.txt").open("w") as log:
-            begun = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        while begun.poll() is None and len(read_lines(run / "metrics.jsonl")) < steps:
-            time.sleep(0.02)
-        assert begun.poll() is None, (place / "log.txt").read_text()
-        send(begun.pid, number)
-        assert begun.wait() == code, (place / "log.txt").read_text()
     assert main(arguments(place)) == 0
     return place
 
@@ -266,16 +256,32 @@ def test_pairs_of_seeds_are_compared(results: Results) -> None:
     assert (family.better, family.worse) == ("patches", "bytes")
 
 
+@pytest.mark.drill
 def test_a_killed_comparison_ends_as_one_that_was_never_stopped(place: Path, results: Results, tmp_path: Path) -> None:
+    """Told to stop, then killed, both in the middle of a run, and then brought to its end."""
     copied(place, tmp_path)
-    assert main(arguments(tmp_path, "--only", "bytes", "--seeds", "0")) == 0
-    (alone,) = load_results(tmp_path / "out").runs
-    killed = results.runs[0]
-    assert read_lines(place / "out" / killed.folder / "starts.jsonl")[-1]["step"] > 0, "it went on from a checkpoint"
-    assert alone.model_copy(update={"seconds": 0.0, "curve": ()}) == killed.model_copy(
-        update={"seconds": 0.0, "curve": ()}
-    )
-    assert [p.bits_per_byte for p in alone.curve] == [p.bits_per_byte for p in killed.curve]
+    run, options = tmp_path / "out/runs/flops/bytes/seed-0", arguments(tmp_path, "--only", "bytes", "--seeds", "0")
+    # To the command alone; and to all when the checkpoint of step 20 is whole.
+    for number, send, steps, code in ((signal.SIGTERM, os.kill, 4, 130), (signal.SIGKILL, os.killpg, 24, -9)):
+        with (tmp_path / "log.txt").open("w") as log:
+            command = [sys.executable, "-m", "trainer", *options]
+            begun = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        while begun.poll() is None and len(read_lines(run / "metrics.jsonl")) < steps:
+            time.sleep(0.02)
+        assert begun.poll() is None, (tmp_path / "log.txt").read_text()
+        send(begun.pid, number)
+        assert begun.wait() == code, (tmp_path / "log.txt").read_text()
+    assert main(options) == 0
+    said = (run / "log.txt").read_text()
+    assert said.count("stopped by a signal") == 1, "the command lets its runs save"
+    assert "patchwork: error" not in said, "a run that has stopped is not scored"
+    first, second, third = (start["step"] for start in read_lines(run / "starts.jsonl"))
+    assert 0 == first < second
+    assert third >= max(second, 20), "it was killed after step 24, or later on a busy machine"
+    (killed,), whole = load_results(tmp_path / "out").runs, results.runs[0]
+    changed = {"seconds": 0.0, "curve": ()}
+    assert killed.model_copy(update=changed) == whole.model_copy(update=changed)
+    assert [p.bits_per_byte for p in killed.curve] == [p.bits_per_byte for p in whole.curve]
 
 
 @pytest.mark.drill
@@ -311,6 +317,7 @@ def test_bytes_without_a_table_at_equal_bytes_are_refused(place: Path, capsys: p
     assert "--bytes" in capsys.readouterr().err
 
 
+@pytest.mark.drill
 def test_an_entropy_model_that_counts_costs_no_flops_and_what_it_took_is_kept(
     place: Path, tmp_path: Path, capsys
 ) -> None:
@@ -337,6 +344,7 @@ def test_an_entropy_model_that_counts_costs_no_flops_and_what_it_took_is_kept(
     assert load_results(tmp_path / "out").entropy_models == found.entropy_models, "what it took is known from then on"
 
 
+@pytest.mark.drill
 def test_a_system_whose_patches_grow_goes_through_its_sizes_within_the_budget(place: Path, tmp_path: Path) -> None:
     copied(place, tmp_path)
     assert main(arguments(tmp_path, "--only", "growing", "--seeds", "0")) == 0
@@ -612,16 +620,6 @@ def test_a_run_that_fails_leaves_the_others_alone(tmp_path: Path, place: Path, c
     assert max(shown[:-1]) < shown[-1] == 1, "what is trained is yet to be scored"
     assert "patchwork: bad has failed: " in capsys.readouterr().err
     assert load_score(tmp_path / "corpus") is None
-
-
-def test_a_command_that_is_told_to_stop_lets_its_runs_save(place: Path) -> None:
-    log = (place / "out/runs/flops/bytes/seed-0/log.txt").read_text()
-    assert log.count("stopped by a signal") == 1
-    assert "patchwork: error" not in log, "a run that has stopped is not scored"
-    starts = read_lines(place / "out/runs/flops/bytes/seed-0/starts.jsonl")
-    first, second, third = (start["step"] for start in starts)
-    assert 0 == first < second
-    assert third >= max(second, 20), "it was killed after step 24, or later on a busy machine"
 
 
 def test_several_corpora_are_read_apart_and_share_the_sample(tmp_path: Path) -> None:

@@ -255,6 +255,7 @@ print(max(line) - line[0])
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+@pytest.mark.drill
 def test_a_llama_is_taken_over_in_a_fraction_of_its_size(tmp_path: Path, recipe: Path) -> None:
     llama = save_llama(tmp_path / "llama", hidden_size=512, intermediate_size=2048, num_hidden_layers=10)
     llama.to(torch.bfloat16).save_pretrained(tmp_path / "llama")

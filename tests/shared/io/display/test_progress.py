@@ -1,8 +1,6 @@
 """The progress line: what it keeps when there is little room, and how it is sampled."""
 
 import io
-import os
-import shutil
 import sys
 import time
 
@@ -26,7 +24,7 @@ def test_a_narrow_terminal_loses_the_least_important_first() -> None:
 
 
 def test_a_terminal_is_redrawn_and_a_file_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((60, 24)))
+    monkeypatch.setenv("COLUMNS", "60")
     terminal, file = Terminal(), io.StringIO()
     for stream in (terminal, file):
         monkeypatch.setattr(sys, "stderr", stream)

@@ -10,7 +10,8 @@ from typing import Any
 import fsspec
 import pytest
 
-from pipeline.inputs import finding
+from pipeline import files as plan_files
+from pipeline.inputs import finding, listed_files
 from pipeline.inputs.listing import list_inputs
 from pipeline.settings import ReadSettings
 from shared.io.stores.locations import file_system
@@ -90,7 +91,9 @@ class Pages:
 
 def test_a_list_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
     """300 bytes a file at most, as of files on disks."""
-    few, many, peaks = 12_000, 16_000, list[int]()
+    few, many, peaks = 3_000, 6_000, list[int]()
+    monkeypatch.setattr(plan_files, "_ROWS_AT_ONCE", 2**9)  # of which there is a fixed number
+    monkeypatch.setattr(listed_files, "_AT_ONCE", 2**9)
     for files in (few, many):
         gc.collect()
         monkeypatch.setattr(finding, "file_system", lambda url, files=files: (Pages(files), "bucket/in"))
