@@ -4,7 +4,8 @@ Random weights, a threshold that gives about 4.5 bytes a patch, greedy. Every wa
 round, so that all meet the same machine. Printed are the time to the first byte after a prompt, bytes a second of all
 rows while they are written side by side (prompts not counted), and two shares: of the memory bandwidth (weights, keys
 and values that are read, against what a long sum reads) and of the largest fp32 products of matrices.
-``--peers`` adds transformers, without its cache, and the class of an exported folder. Nothing is asserted about time.
+``--peers`` adds transformers, without its cache, and the class of an exported folder, both in fp32 and
+bfloat16; neither knows int8. Nothing is asserted about time.
 """
 
 import argparse
@@ -14,12 +15,15 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
 from bench_generation import ENTROPY_MODEL, SPECIAL, class_of_the_folder, counterpart
+from torch import Tensor
 from training_example import BLT, BYTES_PER_PATCH, fresh_model, product_peak
+from transformers import StoppingCriteria
 
 from shared.incremental import DecodingState
 from shared.layers.weight_formats import WeightFormat, convert_weights
@@ -47,8 +51,7 @@ MODELS = {
         }
     ),
 }
-PEER_BYTES = {256: 24, 2_048: 3}
-"""Bytes that transformers writes after a prompt; its time grows with what it has written."""
+TRANSFORMERS = "transformers"
 
 
 @dataclass
@@ -144,16 +147,32 @@ def bandwidth() -> float:
     return numbers.nbytes / best
 
 
+class Clock(StoppingCriteria):
+    """Notes when each byte of all rows has been written."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def __call__(self, input_ids: Tensor, *_: object, **__: object) -> Tensor:
+        self.times.append(time.perf_counter())
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+
 def peers(
     model: Blt, entropy_model: EntropyModel, theta: float
-) -> Iterator[tuple[str, Callable[[list[bytes], int], None]]]:
+) -> Iterator[tuple[str, Callable[[list[bytes], int, Measured], None]]]:
     """Each with the function that writes greedily after prompts of equal lengths."""
-    for name, made in (("folder's class", class_of_the_folder), ("transformers", counterpart)):
-        peer = made(model, entropy_model)
+    for (name, made), dtype in product(
+        (("folder's class", class_of_the_folder), (TRANSFORMERS, counterpart)), (torch.float32, torch.bfloat16)
+    ):
+        peer = made(model, entropy_model).to(dtype)
         peer.config.patching_threshold = theta
-        options = {"use_cache": False} if name == "transformers" else {}
+        options = {"use_cache": False} if name == TRANSFORMERS else {}
 
-        def write(texts: list[bytes], count: int, peer: object = peer, options: dict[str, bool] = options) -> None:
+        def write(
+            texts: list[bytes], count: int, found: Measured, peer: object = peer, options: dict[str, bool] = options
+        ) -> None:
+            clock, began = Clock(), time.perf_counter()
             ids = torch.stack([torch.from_numpy(np.append(BOS, byte_tokens(text)).astype(np.int64)) for text in texts])
             with torch.inference_mode():
                 peer.generate(  # type: ignore[attr-defined]
@@ -162,10 +181,13 @@ def peers(
                     max_new_tokens=count,
                     do_sample=False,
                     suppress_tokens=SPECIAL,
+                    stopping_criteria=[clock],
                     **options,
                 )
+            found.first.append(clock.times[0] - began)
+            found.rate.append(len(texts) * (count - 1) / (clock.times[-1] - clock.times[0]))
 
-        yield name, write
+        yield name if dtype == torch.float32 else f"{name}, bf16", write
 
 
 def main() -> None:
@@ -179,6 +201,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", action="store_true", help="transformers and the exported folder's class too")
     arguments = parser.parse_args()
+    if arguments.peers and arguments.model != "21M":
+        parser.error("--peers have the small model only")
     warnings.filterwarnings("ignore")
     torch.set_num_threads(arguments.threads)
     settings = MODELS[arguments.model]
@@ -207,20 +231,14 @@ def main() -> None:
                 for name, writer in writers.items():
                     writer.write(texts, arguments.bytes, found[name])
                 for name, write in others.items():
-                    count = min(arguments.bytes, PEER_BYTES[length]) if name == "transformers" else arguments.bytes
-                    if name == "transformers" and rows > 8:
-                        continue  # an hour of nothing new
-                    began = time.perf_counter()
-                    write(texts, 1)
-                    first = time.perf_counter() - began
-                    began = time.perf_counter()
-                    write(texts, count)
-                    found[name].first.append(first)
-                    found[name].rate.append(rows * (count - 1) / max(time.perf_counter() - began - first, 1e-9))
+                    # What transformers takes for a byte of a row grows with all that is before it.
+                    few = max(3, min(arguments.bytes, 6_144 // (length * rows)))
+                    count = few if name.startswith(TRANSFORMERS) else arguments.bytes
+                    write(texts, count, found[name])
             print(f"prompt of {length:,} bytes, {rows} row{'s' * (rows > 1)}")
             for name, measured in found.items():
                 if measured.rate:
-                    line = f"  {name:<15}{np.median(measured.rate):9.1f} bytes/s, best {max(measured.rate):.1f}"
+                    line = f"  {name:<21}{np.median(measured.rate):9.1f} bytes/s, best {max(measured.rate):.1f}"
                     if rows == 1:
                         line += f"; first byte after {np.median(measured.first):.3f} s"
                     if name in writers:
