@@ -174,11 +174,14 @@ class Service:
         return body, await _aside(len(body), read_request, body, kind)
 
     async def _body(self, request: Request) -> bytes:
-        """Raises RequestError for a body that is too large, too slow or not said to be JSON."""
+        """Raises RequestError for a body that is too large, too slow, packed or not said to be JSON."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             # A page of somebody else may send any other kind without asking first.
             raise RequestError("the body has to be sent as Content-Type: application/json", status=415)
+        encoding = request.headers.get("content-encoding", "identity").strip().lower()
+        if encoding != "identity":
+            raise RequestError(f"Content-Encoding {encoding!r} is not read: send the body as it is", status=415)
         limit = self.limits.body
         too_large = RequestError(f"the request is larger than {limit:,} bytes", code="request_too_large", status=413)
         pieces: list[bytes] = []
@@ -228,7 +231,7 @@ class Service:
         exchange.engine.submit(exchange.jobs)
         request.scope["exchange"] = exchange
         if asked.stream:
-            return EventStream(exchange, asked.stream_options is not None and asked.stream_options.include_usage)
+            return EventStream(exchange, asked.stream_options is not None and bool(asked.stream_options.include_usage))
         answer = await exchange.whole(request.receive)
         if answer is None:
             return Response(status_code=499)  # nobody reads it; the log has it

@@ -138,6 +138,7 @@ class Engine:
         self.failed = False
         """Whether the thread has ended by a fault."""
         self._thread = Thread(target=self._run, name=f"engine {name}", daemon=True)
+        metrics.begin(name)
         metrics.memory_limit.labels(name).set(memory)
 
     # ---- For any thread.

@@ -15,6 +15,7 @@ class Metrics:
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a time beside every count, which nobody asks for
         self.registry = CollectorRegistry()
+        self._by_model: list[Counter | Gauge | Histogram] = []
         self.requests = self._counter("requests", "Requests answered", ("path", "status"))
         self.queue = self._gauge("queue_length", "Prompts that wait for room")
         self.rows = self._gauge("batch_rows", "Texts that are being written")
@@ -30,15 +31,26 @@ class Metrics:
         self.prefix_memory = self._gauge("prefix_memory_bytes", "Memory of kept prefixes, at most")
         self.cancelled = self._counter("cancelled", "Prompts given up", ("model", "reason"))
 
+    def begin(self, model: str) -> None:
+        """Show the metrics of this model before anything has happened: a rate is taken from a 0 on."""
+        for metric in self._by_model:
+            metric.labels(model)
+
     def text(self) -> bytes:
         """Everything so far."""
         return generate_latest(self.registry)
 
     def _counter(self, name: str, about: str, labels: tuple[str, ...] = ("model",)) -> Counter:
-        return Counter(f"{PREFIX}_{name}", about, labels, registry=self.registry)
+        counter = Counter(f"{PREFIX}_{name}", about, labels, registry=self.registry)
+        self._by_model += [counter] * (labels == ("model",))
+        return counter
 
     def _gauge(self, name: str, about: str) -> Gauge:
-        return Gauge(f"{PREFIX}_{name}", about, ("model",), registry=self.registry)
+        gauge = Gauge(f"{PREFIX}_{name}", about, ("model",), registry=self.registry)
+        self._by_model.append(gauge)
+        return gauge
 
     def _histogram(self, name: str, about: str, bounds: tuple[float, ...]) -> Histogram:
-        return Histogram(f"{PREFIX}_{name}", about, ("model",), buckets=bounds, registry=self.registry)
+        histogram = Histogram(f"{PREFIX}_{name}", about, ("model",), buckets=bounds, registry=self.registry)
+        self._by_model.append(histogram)
+        return histogram

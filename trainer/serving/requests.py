@@ -63,8 +63,8 @@ Stop = Annotated[str, Field(min_length=1, max_length=4096)]
 class StreamOptions(Settings):
     """What a stream tells beside its text."""
 
-    include_usage: bool = False
-    include_obfuscation: bool = False
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
     """Padding against an observer of the lengths of packets: none is sent, which a client may ask for."""
 
 

@@ -367,3 +367,11 @@ def test_a_text_that_nothing_can_be_chosen_for_ends_alone(tmp_path: Path) -> Non
     assert broken.status == 500
     assert whole.status is None
     assert whole.pieces() == wanted
+
+
+def test_metrics_of_a_model_are_there_before_anything_has_happened() -> None:
+    metrics = Metrics()
+    metrics.begin("model")
+    text = metrics.text().decode()
+    for name in ("written_bytes_total", "prompt_bytes_total", "queue_length", "first_byte_seconds_count"):
+        assert f'patchwork_{name}{{model="model"}} 0.0' in text

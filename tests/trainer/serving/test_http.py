@@ -1,5 +1,6 @@
 """A real server asked by the real client of OpenAI: answers, streams, errors, and clients that misbehave."""
 
+import gzip
 import json
 import socket
 from collections.abc import Iterator
@@ -306,6 +307,10 @@ def test_what_is_asked_in_another_way_is_refused(server: Running) -> None:
         assert (plain.status_code, http.get("/v1/completions").status_code) == (415, 405)
         assert http.get("/v1/other").status_code == 404
         error_of(plain)
+        packed = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+        packed_answer = http.post("/v1/completions", content=gzip.compress(b"{}"), headers=packed)
+        assert packed_answer.status_code == 415
+        assert "Content-Encoding 'gzip'" in error_of(packed_answer)["message"]
         error_of(http.get("/v1/other"))
         error_of(http.get("/v1/completions"))
 

@@ -190,3 +190,9 @@ def test_the_first_of_several_texts_has_the_seed_of_one() -> None:
     assert seeds[0] == 7
     assert len({*seeds, *(choice_seed(8, choice) for choice in range(100))}) == 200
     assert all(0 <= seed < 2**64 for seed in seeds)
+
+
+def test_options_of_a_stream_may_be_null() -> None:
+    asked = completion(stream=True, stream_options={"include_usage": None, "include_obfuscation": None})
+    assert asked.stream_options is not None
+    assert not asked.stream_options.include_usage
