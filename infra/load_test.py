@@ -15,7 +15,6 @@ import json
 import math
 import os
 import random
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,11 @@ from typing import Any
 
 import httpx
 
+from shared.errors import ConfigError, PatchworkError
+from shared.io.display.log import LOG
+from shared.io.display.quantities import counted
+from shared.io.display.terminal import end_program, run_program
+from shared.io.programs.command_line import Parser, complain, heed_signals
 from trainer.commands.running import whole
 from trainer.commands.serve import KEY_VARIABLE, at_least
 
@@ -226,25 +230,42 @@ def single_of(choice: Mapping[str, Any], theta: float | None) -> Single:
 
 
 async def ask_alone(client: httpx.AsyncClient, question: Question, model: str | None, theta: float | None) -> Single:
-    """The answer on an idle server. Raises httpx.HTTPError where there is none."""
+    """The answer on an idle server. Raises ConfigError where there is none."""
     body = question.body(model) | {"stream": False, "details": True, "logprobs": 2}
-    answer = await client.post("/v1/completions", json=body)
-    answer.raise_for_status()
-    return single_of(answer.json()["choices"][0], theta)
+    answer = await answered(client, "POST", "/v1/completions", json=body)
+    return single_of(answer["choices"][0], theta)
+
+
+async def answered(client: httpx.AsyncClient, method: str, path: str, **options: Any) -> Any:
+    """The JSON of an answer. Raises ConfigError that says why there is none."""
+    try:
+        answer = await client.request(method, path, **options)
+        values = answer.json()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        said = str(error) or type(error).__name__
+        raise ConfigError(f"{client.base_url}: no server of this project answers ({said})") from None
+    if answer.status_code != 200:
+        said = values["error"]["message"] if isinstance(values, dict) and "error" in values else answer.text
+        raise ConfigError(f"{client.base_url}: {answer.status_code}: {said}")
+    return values
 
 
 async def threshold(client: httpx.AsyncClient, model: str | None) -> float | None:
-    """Of the model that is asked, where its entropies are rounded; sums of counts are not."""
-    answer = await client.get("/v1/models")
-    answer.raise_for_status()
-    known = answer.json()["data"]
-    (asked,) = [entry for entry in known if entry["id"] == model or (model is None and len(known) == 1)]
-    return asked["patching"]["theta"] if asked["patching"]["entropy_model"] == "entropy" else None
+    """Of the model that is asked, where its entropies are rounded; sums of counts are not.
+
+    Raises ConfigError where there is no such model, no server, or no key for it.
+    """
+    known = {entry["id"]: entry["patching"] for entry in (await answered(client, "GET", "/v1/models"))["data"]}
+    if model is None and len(known) == 1:
+        (model,) = known
+    if model not in known:
+        wanted = "--model is missing" if model is None else f"--model {model}: there is no such model"
+        raise ConfigError(f"{wanted}; there are {', '.join(known)}")
+    return known[model]["theta"] if known[model]["entropy_model"] == "entropy" else None
 
 
-async def compare(client: httpx.AsyncClient, model: str | None, found: Findings) -> str:
+async def compare(client: httpx.AsyncClient, model: str | None, theta: float | None, found: Findings) -> str:
     """Ask each question again, one at a time, count the answers that differ, and say so in a line."""
-    theta = await threshold(client, model)
     single: dict[Question, Single] = {}
     for question, text in found.answers:
         if question not in single:
@@ -276,6 +297,7 @@ async def load(arguments: argparse.Namespace) -> int:
         limits=httpx.Limits(max_connections=None),
         trust_env=False,
     ) as client:
+        theta = await threshold(client, arguments.model)
         began = time.monotonic()
         until = began + arguments.seconds
         # Each begins somewhere else, so that at any time all lengths are under way.
@@ -285,33 +307,49 @@ async def load(arguments: argparse.Namespace) -> int:
         )
         print(*found.lines(time.monotonic() - began), sep="\n", flush=True)
         if arguments.check:
-            print(await compare(client, arguments.model, found))
+            asked_again = len({question for question, _ in found.answers})
+            LOG.info("asking %s again, one at a time", counted(asked_again, "question"))
+            print(await compare(client, arguments.model, theta, found))
     return 1 if found.failed or found.differing else 0
 
 
 def options() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m infra.load_test", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("url", metavar="URL", help="of the server; the key is taken from PATCHWORK_API_KEY")
-    parser.add_argument("--clients", type=whole(1), default=64, metavar="N", help="that ask at once (64)")
-    parser.add_argument("--seconds", type=at_least(0.1), default=60.0, metavar="S", help="in which they ask (60)")
+    parser = Parser("python -m infra.load_test", __doc__ or "", "")
+    parser.add_argument("url", type=address, metavar="URL", help=f"of the server; its key is taken from {KEY_VARIABLE}")
+    parser.add_argument("--clients", type=whole(1), default=64, metavar="N", help="that ask at once")
+    parser.add_argument("--seconds", type=at_least(0.1), default=60.0, metavar="S", help="in which they ask")
     parser.add_argument("--model", metavar="NAME", help="which one, where several are served")
-    parser.add_argument("--questions", type=whole(1), default=64, metavar="N", help="different ones (64)")
+    parser.add_argument("--questions", type=whole(1), default=64, metavar="N", help="different ones")
     parser.add_argument(
-        "--prompt-bytes", type=whole(1), nargs="+", default=[16, 128, 1024], metavar="N", help="lengths (16 128 1024)"
+        "--prompt-bytes", type=whole(1), nargs="+", default=[16, 128, 1024], metavar="N", help="lengths"
     )
-    parser.add_argument("--max-tokens", type=whole(1), default=64, metavar="N", help="bytes to write (64)")
-    parser.add_argument("--seed", type=int, default=0, help="of the questions (0)")
-    parser.add_argument("--check", action="store_true", help="compare greedy answers with single runs")
+    parser.add_argument("--max-tokens", type=whole(1), default=64, metavar="N", help="bytes to write")
+    parser.add_argument("--seed", type=int, default=0, help="of the questions")
+    parser.add_argument("--check", action="store_true", help="compare greedy answers with single runs, afterwards")
     return parser
 
 
+def address(text: str) -> str:
+    """Of a server."""
+    if not text.startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError(f"{text!r} does not begin with http:// or https://")
+    return text
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the test; returns the exit code. What a user can fix is one line."""
+    try:
+        return asyncio.run(load(arguments))
+    except PatchworkError as error:
+        return complain(error)
+
+
 def main(words: Sequence[str] | None = None) -> int:
-    """Run the test; returns the exit code."""
-    return asyncio.run(load(options().parse_args(words)))
+    """The command; returns the exit code."""
+    return run_program(lambda: run(options().parse_args(words)), complain)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    heed_signals()
+    end_program(main)

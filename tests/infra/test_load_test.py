@@ -2,12 +2,26 @@
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import httpx
 import pytest
 
-from infra.load_test import Findings, Question, Single, ask, compare, percentile, questions, single_of, text_of
+from infra.load_test import (
+    Findings,
+    Question,
+    Single,
+    ask,
+    compare,
+    main,
+    percentile,
+    questions,
+    single_of,
+    text_of,
+    threshold,
+)
+from shared.errors import ConfigError
 
 QUESTION = Question("a", 4, 1, True)
 
@@ -103,10 +117,50 @@ def test_answers_unlike_the_single_run_are_counted_and_those_by_rounding_apart(k
         texts = ["abc", "abd", "aXc", "Xbc", "ab"]
         found = Findings(answers=[(QUESTION, text) for text in texts])
         async with httpx.AsyncClient(transport=httpx.MockTransport(answered), base_url="http://test") as client:
-            return await compare(client, None, found), found
+            return await compare(client, None, await threshold(client, None), found), found
 
     said, found = asyncio.run(run())
     # "abd" and "ab" differ where bytes are tied, "aXc" where the entropy is at the threshold, "Xbc" before all that.
     assert (found.rounded, found.differing) == ((3, 1) if kind == "entropy" else (2, 2))
     close = 2 if kind == "entropy" else 1
     assert f"{found.differing} unlike the single run, {found.rounded} by rounding alone; {close} of 3 bytes" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["127.0.0.1:1"], "does not begin with http://"),
+        (["http://127.0.0.1:1", "--clients", "0"], "--clients"),
+        (["http://127.0.0.1:1", "--seconds", "1"], "http://127.0.0.1:1: no server of this project answers"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code: object = main(words)
+    except SystemExit as ended:
+        code = ended.code
+    said = capsys.readouterr().err
+    assert code == 2
+    assert said.startswith("patchwork: error: ")
+    assert line in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "model", "line"),
+    [
+        (httpx.Response(401, json={"error": {"message": "give a key"}}), None, "401: give a key"),
+        (httpx.Response(200, text="<html>"), None, "no server of this project"),
+        (httpx.Response(200, json={"data": [{"id": "a", "patching": {}}, {"id": "b", "patching": {}}]}), None, "a, b"),
+        (httpx.Response(200, json={"data": [{"id": "a", "patching": {}}]}), "b", "--model b: there is no such model"),
+    ],
+)
+def test_a_server_that_cannot_be_asked_is_named_with_the_reason(
+    answer: httpx.Response, model: str | None, line: str
+) -> None:
+    async def run() -> None:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(lambda _: answer), base_url="http://x") as client:
+            await threshold(client, model)
+
+    with pytest.raises(ConfigError, match=re.escape(line)):
+        asyncio.run(run())

@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="of the model's weights; the entropy model stays float32",
     )
-    parser.add_argument("--shard-bytes", type=whole(1), default=5_000_000_000, metavar="N", help="largest file")
+    parser.add_argument(
+        "--shard-bytes", type=whole(1), default=5_000_000_000, metavar="N", help="largest file; no tensor is cut"
+    )
     parser.add_argument(
         "--license", type=license_name, metavar="NAME", help="of the weights, for the model card: apache-2.0, cc-by-4.0"
     )

@@ -17,9 +17,10 @@ def end_of_turn(turns: Sequence[Turn], specials: Sequence[str], where: Path) -> 
     """The special id that ends the answer. Raises ConfigError when the model does not know all that a chat needs."""
     for role in (ANSWERING, END, *(turn.role for turn in turns)):
         if role not in specials:
-            has = ", ".join(specials) or "none"
+            has = ", ".join(specials) or "those of every model"
             raise ConfigError(
-                f"{where} has no special id {role!r} (it has {has}); fine-tune it on chats: docs/finetuning.md"
+                f"{where} was not fine-tuned on such chats: it has no special id {role!r}, only {has}; "
+                "docs/finetuning.md says how"
             )
     return special_id(END, specials)
 

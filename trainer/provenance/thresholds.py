@@ -20,15 +20,16 @@ if TYPE_CHECKING:  # it needs pyarrow, which generation does without
 def one_threshold(
     recorded: PatchingSettings, subset: str | None = None, theta: float | None = None
 ) -> PatchingSettings:
-    """The recorded rule with the one threshold that a text is cut with: ``theta``, a subset's own, or the default.
+    """The recorded rule with the one threshold of a text: ``theta``, else a subset's own, else the default.
 
     Raises ConfigError for a subset that is not known, and for a threshold that the rule does not have.
     """
+    name = None if subset is None else known_subset(recorded, subset)
     if theta is not None:
         if not recorded.needs_entropy:
             raise ConfigError(f"theta: rule {recorded.rule!r} has no threshold")
         return recorded.with_theta(theta, grid=False)
-    return recorded.for_subset(None if subset is None else known_subset(recorded, subset))
+    return recorded.for_subset(name)
 
 
 def known_subset(recorded: PatchingSettings, subset: str) -> str:

@@ -158,5 +158,5 @@ def test_options_that_do_not_go_together_are_refused(
 
 def test_a_model_without_special_ids_says_so(tmp_path: Path) -> None:
     plain = model_folder(tmp_path / "model", entropy_rule(), entropy_model_folder(tmp_path / "entropy_model"))
-    with pytest.raises(ConfigError, match=r"has no special id 'assistant' \(it has none\)"):
+    with pytest.raises(ConfigError, match="has no special id 'assistant', only those of every model"):
         answer(plain, [CHAT])
