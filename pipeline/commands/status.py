@@ -80,7 +80,7 @@ def status(out: Path) -> tuple[list[str], bool]:
         f"{quantity(counts.document_bytes)}B of text"
     )
     if counts.dead:
-        lines.append(f"  {counts.dead:,} dead letters in {out / DEAD_LETTERS}")
+        lines.append(f"  {counted(counts.dead, 'dead letter')} in {out / DEAD_LETTERS}")
     if owner is not None:
         lines += _pace(out)
     for path in (out / FAILURES / name for name in failed[:SHOWN]):

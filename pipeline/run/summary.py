@@ -91,7 +91,7 @@ def print_summary(job: Job, report: Report) -> None:
         (counts.not_sampled, f"not in the sample{_cut_short(job, counts)}"),
         (counts.duplicates, f"duplicates of earlier ones, listed in {job.where}/{DUPLICATES}"),
         (counts.empty, f"empty, listed in {job.where}/{EMPTY_RECORDS}"),
-        (counts.dead, f"dead letters, with place and reason in {job.where}/{DEAD_LETTERS}"),
+        (counts.dead, f"dead letter{'s' * (counts.dead != 1)}, with place and reason in {job.where}/{DEAD_LETTERS}"),
     ):
         if records:
             lines.append(f"  {records:>12,} {what}")

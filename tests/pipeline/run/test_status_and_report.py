@@ -83,7 +83,7 @@ def test_time_is_reported_and_printed(finished: Run) -> None:
 
 def test_the_status_of_a_finished_run(finished: Run) -> None:
     assert finished.code == 0
-    missing = [words for words in ("finished", "100.0%", "1 dead letters") if words not in finished.lines]
+    missing = [words for words in ("finished", "100.0%", "1 dead letter") if words not in finished.lines]
     assert missing == []
 
 
