@@ -52,8 +52,12 @@ WORDS = (
 )
 PATIENCE_SECONDS = 600.0
 """For one part of an answer."""
-TIED, AT_THRESHOLD = 1e-4, 1e-4
-"""Logits of the two likeliest bytes, relative, and an entropy and the threshold, in nats, are then nearly equal."""
+TIES = {"float32": 1e-4}
+COARSE = 2e-2
+"""Of other formats, whose numbers have eight bits or less."""
+AT_THRESHOLD = 1e-4
+"""Nats, in which entropies are computed in fp32 whatever the model is."""
+MOST_LOGPROBS = 20
 LOST = "connection"
 """The status of a request whose connection could not be made, or broke."""
 
@@ -207,72 +211,116 @@ async def client_of(
 
 
 @dataclass(frozen=True)
+class Rounding:
+    """What rounding may decide, by what the server says of the model. The router of an H-Net is left out."""
+
+    ties: float
+    """Two logits that are no further apart, relative to the greater, are nearly equal."""
+    patching: Mapping[str, Any]
+    """The rule and its thresholds."""
+
+    @classmethod
+    def of(cls, described: Mapping[str, Any]) -> "Rounding":
+        """Of an entry of /v1/models."""
+        return cls(TIES.get(described["weights"], COARSE), described["patching"])
+
+    def at_threshold(self, before: float | None, entropy: float | None) -> bool:
+        """Whether this entropy, or how much it is above the one before, is near a threshold. Counts are not rounded."""
+        if entropy is None or self.patching["entropy_model"] != "entropy":
+            return False
+        rise = None if before is None else entropy - before
+        compared: dict[str, list[tuple[float | None, str]]] = {
+            "entropy": [(entropy, "theta")],
+            "monotonic": [(rise, "theta")],
+            "entropy_rise": [(entropy, "theta"), (rise, "theta_rise")],
+        }
+        return any(
+            value is not None and abs(value - self.patching[name]) < AT_THRESHOLD
+            for value, name in compared.get(self.patching["rule"], [])
+        )
+
+
+@dataclass(frozen=True)
 class Single:
     """What a question is answered alone."""
 
     text: bytes
     close: tuple[int, ...]
-    """The bytes, by place, that rounding could decide."""
+    """The bytes, by place, that rounding could decide; the end of the text is one more place. 0 stands for the prompt
+    too, whose patches decide about all bytes after it."""
 
 
-def single_of(choice: Mapping[str, Any], theta: float | None) -> Single:
-    """Of a choice with ``details`` and two ``logprobs``; ``theta`` where rounding can move an entropy across it."""
-    details, ranked = choice["details"], choice["logprobs"]["top_logprobs"]
-    close = []
-    for place, (byte, likeliest) in enumerate(zip(details, ranked)):
-        best, second = sorted(likeliest.values(), reverse=True)[:2]
-        entropy = byte["entropy"]
-        at_threshold = theta is not None and entropy is not None and abs(entropy - theta) < AT_THRESHOLD
-        # Probabilities are logits without their common part; relative to 1 at least, as no logit is much smaller.
-        if best - second <= TIED * max(1.0, abs(best)) or at_threshold:
-            close.append(place)
-    return Single(choice["text"].encode(), tuple(close))
+def single_of(choice: Mapping[str, Any], rounding: Rounding) -> Single:
+    """Of a choice with ``echo``, ``details`` and ``logprobs``."""
+    details, scores = choice["details"], choice["logprobs"]
+    close, written = set[int](), bytearray()
+    entropy: float | None = None
+    for number, (own, likeliest) in enumerate(zip(scores["token_logprobs"], scores["top_logprobs"])):
+        # What ends a text has no details; neither has it an entropy.
+        byte: Mapping[str, Any] = details[number] if number < len(details) else {"hex": "", "entropy": None}
+        before, entropy = entropy, byte["entropy"]
+        tied = False
+        if not byte.get("prompt"):
+            # Itself, and whatever is as likely. Probabilities are logits without their common part; relative to 1 at
+            # least, as no logit is much smaller.
+            near = rounding.ties * max(1.0, abs(own))
+            tied = sum(abs(other - own) <= near for other in likeliest.values()) > 1
+        if tied or rounding.at_threshold(before, entropy):
+            close.add(len(written))
+        if not byte.get("prompt"):
+            written += bytes.fromhex(byte["hex"])
+    return Single(bytes(written), tuple(sorted(close)))
 
 
-async def ask_alone(client: httpx.AsyncClient, question: Question, model: str | None, theta: float | None) -> Single:
+async def ask_alone(client: httpx.AsyncClient, question: Question, model: str | None, rounding: Rounding) -> Single:
     """The answer on an idle server. Raises ConfigError where there is none."""
-    body = question.body(model) | {"stream": False, "details": True, "logprobs": 2}
-    answer = await answered(client, "POST", "/v1/completions", json=body)
-    return single_of(answer["choices"][0], theta)
+    wanted = {"stream": False, "echo": True, "details": True, "logprobs": MOST_LOGPROBS}
+    answer = await answered(client, "POST", "/v1/completions", json=question.body(model) | wanted)
+    return single_of(answer["choices"][0], rounding)
 
 
 async def answered(client: httpx.AsyncClient, method: str, path: str, **options: Any) -> Any:
-    """The JSON of an answer. Raises ConfigError that says why there is none."""
-    try:
-        answer = await client.request(method, path, **options)
-        values = answer.json()
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        said = str(error) or type(error).__name__
-        raise ConfigError(f"{client.base_url}: no server of this project answers ({said})") from None
-    if answer.status_code != 200:
+    """The JSON of an answer, however often the server says to try again. Raises ConfigError where there is none."""
+    status = 429
+    while status == 429:
+        try:
+            answer = await client.request(method, path, **options)
+            values, status = answer.json(), answer.status_code
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            said = str(error) or type(error).__name__
+            raise ConfigError(f"{client.base_url}: no server of this project answers ({said})") from None
+        if status == 429:
+            await asyncio.sleep(float(answer.headers.get("Retry-After", 1)))
+    if status != 200:
         said = values["error"]["message"] if isinstance(values, dict) and "error" in values else answer.text
-        raise ConfigError(f"{client.base_url}: {answer.status_code}: {said}")
+        raise ConfigError(f"{client.base_url}: {status}: {said}")
     return values
 
 
-async def threshold(client: httpx.AsyncClient, model: str | None) -> float | None:
-    """Of the model that is asked, where its entropies are rounded; sums of counts are not.
+async def rounding_of(client: httpx.AsyncClient, model: str | None) -> Rounding:
+    """Of the model that is asked. Raises ConfigError where there is no such model, no server, or no key for it."""
+    try:
+        known = {entry["id"]: entry for entry in (await answered(client, "GET", "/v1/models"))["data"]}
+        if model is None and len(known) == 1:
+            (model,) = known
+        if model in known:
+            return Rounding.of(known[model])
+    except (KeyError, TypeError):
+        raise ConfigError(f"{client.base_url}: no server of this version of the project") from None
+    wanted = "--model is missing" if model is None else f"--model {model}: there is no such model"
+    raise ConfigError(f"{wanted}; there are {', '.join(known)}")
 
-    Raises ConfigError where there is no such model, no server, or no key for it.
-    """
-    known = {entry["id"]: entry["patching"] for entry in (await answered(client, "GET", "/v1/models"))["data"]}
-    if model is None and len(known) == 1:
-        (model,) = known
-    if model not in known:
-        wanted = "--model is missing" if model is None else f"--model {model}: there is no such model"
-        raise ConfigError(f"{wanted}; there are {', '.join(known)}")
-    return known[model]["theta"] if known[model]["entropy_model"] == "entropy" else None
 
-
-async def compare(client: httpx.AsyncClient, model: str | None, theta: float | None, found: Findings) -> str:
+async def compare(client: httpx.AsyncClient, model: str | None, rounding: Rounding, found: Findings) -> str:
     """Ask each question again, one at a time, count the answers that differ, and say so in a line."""
     single: dict[Question, Single] = {}
     for question, text in found.answers:
         if question not in single:
-            single[question] = await ask_alone(client, question, model, theta)
+            single[question] = await ask_alone(client, question, model, rounding)
         alone, answer = single[question], text.encode()
         if answer != alone.text:
-            first = next((i for i, (a, b) in enumerate(zip(answer, alone.text)) if a != b), len(answer))
+            shorter = min(len(answer), len(alone.text))
+            first = next((i for i in range(shorter) if answer[i] != alone.text[i]), shorter)
             explained = any(place <= first for place in alone.close)
             found.rounded += explained
             found.differing += not explained
@@ -292,12 +340,12 @@ async def load(arguments: argparse.Namespace) -> int:
     found = Findings()
     async with httpx.AsyncClient(
         base_url=arguments.url.rstrip("/").removesuffix("/v1"),
-        headers={"Authorization": f"Bearer {key}"} if key else {},
+        headers={b"Authorization": b"Bearer " + key.encode()} if key else {},
         timeout=PATIENCE_SECONDS,
         limits=httpx.Limits(max_connections=None),
         trust_env=False,
     ) as client:
-        theta = await threshold(client, arguments.model)
+        rounding = await rounding_of(client, arguments.model)
         began = time.monotonic()
         until = began + arguments.seconds
         # Each begins somewhere else, so that at any time all lengths are under way.
@@ -309,7 +357,7 @@ async def load(arguments: argparse.Namespace) -> int:
         if arguments.check:
             asked_again = len({question for question, _ in found.answers})
             LOG.info("asking %s again, one at a time", counted(asked_again, "question"))
-            print(await compare(client, arguments.model, theta, found))
+            print(await compare(client, arguments.model, rounding, found))
     return 1 if found.failed or found.differing else 0
 
 

@@ -59,9 +59,10 @@ def bucket(store_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
         yield f"s3://{object_store.BUCKET}/{secrets.token_hex(8)}"
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Collecting imports and makes a million objects that stay: looking through them again and again takes longer."""
-    gc.disable()
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):  # others do not collect
+        gc.disable()
 
 
 def pytest_collection_finish() -> None:

@@ -82,9 +82,8 @@ def _summary(out: Path, report: Report) -> list[str]:
         lines.append(f"  {number:>14,} contexts of {counted(order, 'byte')}")
     lines.append(f"  {contexts:>14,} contexts together, {report.size:,} bytes, sha256 {making.sha256[:12]}")
     if making.dead_letters:
-        lines.append(
-            f"  {making.dead_letters:>14,} dead letter{'s' * (making.dead_letters != 1)}, with place and reason in {out}/dead-letters"
-        )
+        several = "s" * (making.dead_letters != 1)
+        lines.append(f"  {making.dead_letters:>14,} dead letter{several}, with place and reason in {out}/dead-letters")
     if not contexts:
         lines.append(
             f"  warning: no context is in {making.identity.least} pieces: one entropy stands for all; give more text, "

@@ -33,7 +33,8 @@ def load_kernel() -> None:
     if _kernel is None:
         from torch.nn.attention.varlen import varlen_attn
 
-        _kernel, _options = varlen_attn, options_of(varlen_attn)
+        _options = options_of(varlen_attn)  # before the kernel: another thread may look for it meanwhile
+        _kernel = varlen_attn
 
 
 def options_of(kernel: Callable[..., Any]) -> frozenset[str]:

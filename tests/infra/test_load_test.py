@@ -11,15 +11,16 @@ import pytest
 from infra.load_test import (
     Findings,
     Question,
+    Rounding,
     Single,
     ask,
     compare,
     main,
     percentile,
     questions,
+    rounding_of,
     single_of,
     text_of,
-    threshold,
 )
 from shared.errors import ConfigError
 
@@ -90,40 +91,71 @@ def test_the_status_of_an_answer(answer: httpx.Response, text: str | None, statu
     assert wait == (7 if status == "429" else 1 if status == "500" else 0)
 
 
-def choice(text: str, seconds: list[float], entropies: list[float | None]) -> dict[str, Any]:
-    """A single run's: the second best byte of each place has this logprob, the best -0.5."""
-    details = [{"hex": f"{byte:02x}", "entropy": entropy} for byte, entropy in zip(text.encode(), entropies)]
-    return {"text": text, "details": details, "logprobs": {"top_logprobs": [{"x": -0.5, "y": s} for s in seconds]}}
+PATCHING = {"rule": "entropy", "theta": 1.5, "theta_rise": None, "entropy_model": "entropy"}
+FINE = Rounding(1e-4, PATCHING)
+
+
+def choice(text: str, seconds: list[float], entropies: list[float | None], prompt: str = "") -> dict[str, Any]:
+    """A single run's: each place has the logprob -0.5, and its runner-up this one; one more place is the end."""
+    places = [(byte, {"prompt": True}) for byte in prompt.encode()] + [(byte, {}) for byte in text.encode()]
+    details = [{"hex": f"{byte:02x}", "entropy": entropy, **more} for (byte, more), entropy in zip(places, entropies)]
+    likeliest = [{"x": -0.5, "y": second} for second in seconds]
+    scores = {"token_logprobs": [-0.5] * len(seconds), "top_logprobs": likeliest}
+    return {"text": prompt + text, "details": details, "logprobs": scores}
 
 
 def test_bytes_that_rounding_could_decide() -> None:
     found = choice("abcd", [-2.0, -0.50009, -0.5002, -0.5], [1.0, 1.49995, 1.4998, None])
-    assert single_of(found, None) == Single(b"abcd", (1, 3))
-    assert single_of(found, 1.5) == Single(b"abcd", (1, 3))
-    assert single_of(found, 1.00005) == Single(b"abcd", (0, 1, 3))
+    counts = Rounding(1e-4, PATCHING | {"entropy_model": "counts"})
+    assert single_of(found, counts) == single_of(found, FINE) == Single(b"abcd", (1, 3))
+    assert single_of(found, Rounding(1e-4, PATCHING | {"theta": 1.00005})) == Single(b"abcd", (0, 1, 3))
+    assert single_of(found, Rounding(1e-4, PATCHING | {"rule": "static", "theta": None})) == Single(b"abcd", (1, 3))
+    assert single_of(found, Rounding(1e-3, PATCHING)).close == (1, 2, 3), "smaller weights round more"
+    rising = PATCHING | {"rule": "monotonic", "theta": 0.49995}
+    assert single_of(choice("ab", [-2.0] * 2, [1.0, 1.5]), Rounding(1e-4, rising)).close == (1,)
+    both = PATCHING | {"rule": "entropy_rise", "theta": 1.0, "theta_rise": 0.5}
+    assert single_of(choice("abc", [-2.0] * 3, [1.0, 1.3, 1.8]), Rounding(1e-4, both)).close == (0, 2)
+
+
+def test_the_end_and_the_prompt_could_be_decided_by_rounding_too() -> None:
+    """The end has a place among the probabilities, and no details; a prompt may be cut at another place."""
+    assert single_of(choice("a", [-2.0, -0.5], [1.0]), FINE) == Single(b"a", (1,))
+    found = choice("ab", [-0.5] * 2 + [-2.0] * 2, [1.5, 1.0, 1.0, 1.0], prompt="pq")
+    assert single_of(found, FINE) == Single(b"ab", (0,)), "what is given is not chosen, however likely"
+
+
+def test_a_byte_that_is_not_among_the_likeliest_is_tied_with_its_equals() -> None:
+    """As where the likeliest are no well-formed text: only what is as likely as the byte itself counts."""
+    likeliest = {"bytes:\\x80": -0.1, "bytes:\\x81": -0.1, "a": -3.0, "b": -3.0001}
+    found = choice("ab", [-2.0] * 2, [1.0, 1.0])
+    found["logprobs"] = {"token_logprobs": [-3.0, -4.0], "top_logprobs": [likeliest, likeliest]}
+    assert single_of(found, FINE).close == (0,)
 
 
 @pytest.mark.parametrize("kind", ["entropy", "counts"])
 def test_answers_unlike_the_single_run_are_counted_and_those_by_rounding_apart(kind: str) -> None:
     """The third byte is tied; at the second one an entropy is at the threshold, which for counts explains nothing."""
-    patching = {"rule": "entropy", "theta": 1.5, "subsets": {}, "entropy_model": kind}
-    models = {"data": [{"id": "model", "patching": patching}]}
+    models = {"data": [{"id": "model", "weights": "float32", "patching": PATCHING | {"entropy_model": kind}}]}
     answer = {"choices": [choice("abc", [-2.0, -2.0, -0.5], [1.0, 1.5, 1.0])]}
+    busy = [httpx.Response(429, json={}, headers={"Retry-After": "0.01"})]
 
     async def run() -> tuple[str, Findings]:
         def answered(request: httpx.Request) -> httpx.Response:
+            if request.method == "POST" and busy:
+                return busy.pop()
             return httpx.Response(200, json=models if request.method == "GET" else answer)
 
         texts = ["abc", "abd", "aXc", "Xbc", "ab"]
         found = Findings(answers=[(QUESTION, text) for text in texts])
         async with httpx.AsyncClient(transport=httpx.MockTransport(answered), base_url="http://test") as client:
-            return await compare(client, None, await threshold(client, None), found), found
+            return await compare(client, None, await rounding_of(client, None), found), found
 
     said, found = asyncio.run(run())
     # "abd" and "ab" differ where bytes are tied, "aXc" where the entropy is at the threshold, "Xbc" before all that.
     assert (found.rounded, found.differing) == ((3, 1) if kind == "entropy" else (2, 2))
     close = 2 if kind == "entropy" else 1
     assert f"{found.differing} unlike the single run, {found.rounded} by rounding alone; {close} of 3 bytes" in said
+    assert not busy, "a server that is busy is asked again"
 
 
 @pytest.mark.parametrize(
@@ -151,6 +183,8 @@ def test_what_cannot_be_asked_is_one_line(words: list[str], line: str, capsys: p
     [
         (httpx.Response(401, json={"error": {"message": "give a key"}}), None, "401: give a key"),
         (httpx.Response(200, text="<html>"), None, "no server of this project"),
+        (httpx.Response(200, json={"data": [{"id": "a"}]}), None, "no server of this version"),
+        (httpx.Response(200, json=[]), None, "no server of this version"),
         (httpx.Response(200, json={"data": [{"id": "a", "patching": {}}, {"id": "b", "patching": {}}]}), None, "a, b"),
         (httpx.Response(200, json={"data": [{"id": "a", "patching": {}}]}), "b", "--model b: there is no such model"),
     ],
@@ -160,7 +194,7 @@ def test_a_server_that_cannot_be_asked_is_named_with_the_reason(
 ) -> None:
     async def run() -> None:
         async with httpx.AsyncClient(transport=httpx.MockTransport(lambda _: answer), base_url="http://x") as client:
-            await threshold(client, model)
+            await rounding_of(client, model)
 
     with pytest.raises(ConfigError, match=re.escape(line)):
         asyncio.run(run())

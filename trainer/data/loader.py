@@ -288,14 +288,15 @@ class PackLoader:
             raise WorkerError(f"no loader worker starts: {cause}; are processes or memory limited (ulimit)?") from None
         try:
             while True:
+                died = None
                 try:
                     message = next(messages)
                 except RuntimeError as error:
                     if "DataLoader worker" not in str(error):
                         raise
-                    raise WorkerError(
-                        f"a loader worker has died: {first_line(error)}; was there memory enough?"
-                    ) from None
+                    died = first_line(error)
+                if died is not None:  # raised out here: as its context that error would keep the workers
+                    raise WorkerError(f"a loader worker has died: {died}; was there memory enough?")
                 for packs in message:
                     if isinstance(packs, Exception):
                         raise packs

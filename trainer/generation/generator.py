@@ -64,6 +64,8 @@ class Generator:
             )
         self.model = convert_weights(model, weights)
         self.dtype = dtype
+        self.weights: str = dtype if weights == "float32" else weights
+        """The format of the model's matrices."""
         self.entropy_model = self._load_entropy_model() if isinstance(model, Blt) else None
         self.statistics = Statistics()
         self.ended: list[Ending | None] = []

@@ -247,10 +247,12 @@ class Service:
             "created": self.created,
             "owned_by": "patchwork",
             "kind": engine.generator.model.settings.kind,
+            "weights": engine.generator.weights,
             "specials": list(engine.specials),
             "patching": {
                 "rule": patching.rule,
                 "theta": patching.theta,
+                "theta_rise": patching.theta_rise,
                 "subsets": dict(patching.thetas),
                 "entropy_model": None if entropy_model is None else entropy_model.settings.kind,
             },

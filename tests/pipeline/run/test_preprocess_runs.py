@@ -238,7 +238,6 @@ def test_the_sample_fits_and_the_rest_is_counted(tmp_path):
     assert texts[1] != texts[2]
 
 
-@pytest.mark.drill
 def test_a_killed_run_is_finished_by_the_same_command(tmp_path):
     corpus = write_jsonl(tmp_path / "a.jsonl", [*some_records(600), {"bad": 1}])
     arguments = [*STATIC, "--split-bytes", 2000]

@@ -284,13 +284,14 @@ def test_an_index_that_does_not_fit_its_rows_names_shard_and_document(dataset: D
         next(iter(packs))
 
 
-def test_a_worker_that_dies_is_one_line(dataset: Dataset) -> None:
-    packs = iter(PackLoader(dataset, LIMITS, G, workers=1))
+def test_a_worker_that_dies_is_one_line_and_ends_the_others(dataset: Dataset) -> None:
+    others = set(multiprocessing.active_children())
+    packs = iter(PackLoader(dataset, LIMITS, G, workers=2))
     next(packs)
-    for worker in multiprocessing.active_children():
-        worker.kill()
+    next(iter(set(multiprocessing.active_children()) - others)).kill()
     with pytest.raises(WorkerError, match="loader worker has died"):
         list(islice(packs, 100))
+    assert set(multiprocessing.active_children()) <= others
 
 
 @pytest.mark.parametrize("error", [EOFError("unexpected EOF"), BlockingIOError(11, "Resource temporarily unavailable")])
