@@ -1,0 +1,1 @@
+"""What a model of bytes learns from one of tokens."""
