@@ -3,10 +3,10 @@
   python -m infra.load_test http://127.0.0.1:8000 --clients 64 --seconds 60
 
 Completions are streamed, with prompts of mixed lengths; clients ask again as soon as they have an answer, or when a 429
-says so. With --check all answers are written greedily and compared with single runs on the server once it is idle: they
-are to be equal up to the first byte that rounding could decide, where the two likeliest bytes, or an entropy and the
-threshold, are nearly equal. The exit code is 1 where a request failed with another status than 429, or an answer
-differed before such a byte.
+says so. With --check all answers are written greedily and compared with single runs on the server once it is idle.
+Rounding can change a byte whose two best candidates are nearly equal, or move a patch whose entropy is close to the
+threshold: an answer that first differs at or after such a byte counts as equal. The exit code is 1 where a request
+failed with another status than 429, or an answer differed for any other reason.
 """
 
 import argparse
