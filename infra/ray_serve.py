@@ -6,6 +6,7 @@ does the same by a file; docs/serving-cluster.md lists its keys.
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,9 @@ from trainer.commands.serve import KEY_VARIABLE, api_keys, at_least, named_model
 LOCAL = ("127.0.0.1", "localhost")
 OBJECT_STORE_BYTES = 256 << 20
 """Requests and answers pass through it for moments."""
+PROXY_START = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60"
+"""Seconds that Ray's controller waits for a process that takes requests, three times, before it makes another. The
+default is 5, in which a busy machine does not even start a process."""
 
 
 def options() -> argparse.ArgumentParser:
@@ -105,6 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
                 with opened_model(path):  # what is wrong with it is said before a cluster is made
                     pass
             listening_socket(arguments.host, arguments.port).close()
+            os.environ.setdefault(*PROXY_START)  # the cluster's processes inherit it
             cpus = settings.max_replicas * int(settings.actor_options["num_cpus"])
             opened.enter_context(make_cluster(max(cpus, usable_cores()), OBJECT_STORE_BYTES))
         else:
@@ -114,7 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             serve.start(http_options={"host": arguments.host, "port": arguments.port})
             serve.run(application(settings), blocking=False)
-        except (RayError, RuntimeError) as error:  # the last line of a remote traceback says what it was
+        except (RayError, RuntimeError, TimeoutError) as error:  # the last line of a remote traceback says what it was
             raise ConfigError(f"Ray Serve did not start: {one_line(str(error).strip().splitlines()[-1])}") from None
         stopped = Event()
         for number in STOPPING:

@@ -40,7 +40,11 @@ class Cluster:
     folder: Path
 
     def replicas(self) -> set[int]:
-        """Processes that hold the model, among those that the command has started."""
+        """Processes that hold the model."""
+        return self.processes(rb"ray::ServeReplica:\w+:Replica")
+
+    def processes(self, title: bytes) -> set[int]:
+        """Processes with titles that begin so, among those that the command has started."""
         parents = {}
         for entry in Path("/proc").glob("[0-9]*"):
             try:
@@ -53,10 +57,10 @@ class Cluster:
             while above and above != self.process.pid:
                 above = parents.get(above)
             try:
-                title = Path(f"/proc/{number}/cmdline").read_bytes()
+                found_title = Path(f"/proc/{number}/cmdline").read_bytes()
             except OSError:
                 continue
-            if above and re.match(rb"ray::ServeReplica:\w+:Replica", title):
+            if above and re.match(title, found_title):
                 found.add(number)
         return found
 
@@ -124,6 +128,12 @@ async def ask(client: httpx.AsyncClient, body: dict[str, Any], answer: Answer) -
                 answer.error = values.get("error")
                 answer.text += "".join(choice["text"] for choice in values.get("choices", ()))
     return answer
+
+
+def test_a_machine_that_starts_processes_slowly_is_waited_for(cluster: Cluster) -> None:
+    (controller,) = cluster.processes(rb"ray::ServeController")
+    environment = Path(f"/proc/{controller}/environ").read_bytes().split(b"\0")
+    assert b"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S=60" in environment
 
 
 def test_of_a_replica_that_is_killed_only_streams_that_have_begun_are_lost(cluster: Cluster) -> None:
