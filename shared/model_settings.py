@@ -8,61 +8,20 @@ from functools import partial
 from operator import eq
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from shared.patching.credit import PatchCredit
 from shared.settings import NamesSpecials, Settings, Unit
+from shared.stack_settings import LONGEST_WINDOW, StackSettings
 from shared.vocabulary import VOCABULARY_SIZE
 
 if TYPE_CHECKING:
     from shared.patching.settings import PatchingSettings
 
 
-MOST_LAYERS, WIDEST, LONGEST_WINDOW = 1024, 1 << 18, 1 << 30
 MOST_ROWS, MOST_SIZES, MOST_QUERIES, MOST_IDS = 1 << 34, 32, 1024, 1 << 24
-"""What no model has more of: settings beyond are refused before anything is built from them. A stack's blocks; the
-width of a layer; bytes of a window; rows of a table, n-gram tables of one function, vectors of a patch, ids."""
-
-
-class StackSettings(Settings):
-    """A stack of pre-norm transformer blocks."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
-
-    width: int = Field(gt=0, le=WIDEST)
-    """D, must be divisible by heads."""
-    layers: Annotated[int, Unit("blocks")] = Field(gt=0, le=MOST_LAYERS)
-    """Depth of the stack."""
-    heads: int = Field(gt=0, le=WIDEST)
-    """H, attention heads of a block."""
-    kv_heads: int | None = Field(default=None, gt=0, le=WIDEST)
-    """Key/value heads (grouped-query attention); None means as many as heads."""
-    feed_forward: int | None = Field(default=None, gt=0, le=8 * WIDEST)
-    """Hidden width of SwiGLU; None means 2/3 * 4 D rounded up to a multiple of 256."""
-    rope_theta: float = Field(default=500_000.0, gt=0, le=1e15)
-    """Base of the wavelengths of rotary positions."""
-    norm_eps: float = Field(default=1e-5, gt=0, le=1)
-    """Added to the mean square in RMS norms."""
-
-    @model_validator(mode="after")
-    def _divisible(self) -> "StackSettings":
-        if self.width % self.heads or (self.width // self.heads) % 2:
-            raise ValueError(f"width {self.width} must be heads ({self.heads}) times an even head width")
-        if self.heads % self.key_value_heads:
-            raise ValueError(f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
-        return self
-
-    @property
-    def key_value_heads(self) -> int:
-        return self.kv_heads or self.heads
-
-    @property
-    def head_width(self) -> int:
-        return self.width // self.heads
-
-    @property
-    def hidden(self) -> int:
-        return self.feed_forward or -(-(8 * self.width // 3) // 256) * 256
+"""What no model has more of: settings beyond are refused before anything is built from them. Rows of a table, n-gram
+tables of one function, vectors of a patch, ids."""
 
 
 Axis = Literal["tokens", "patches"]
@@ -129,6 +88,14 @@ class WholeModel(Settings):
     def stacks(self) -> tuple[PlacedStack, ...]:
         """All stacks of blocks, in the order of a forward pass."""
         return tuple(PlacedStack(f"{name}.blocks", getattr(self, name), axis) for name, axis in self.stack_axes.items())
+
+    @model_validator(mode="after")
+    def _one_window(self) -> "WholeModel":
+        """Where the model's window bounds what a layer sees, the layer has none of its own."""
+        for stack in self.stacks:
+            if stack.settings.windows and stack.axis == "tokens" and getattr(self, "window", None) is not None:
+                raise ValueError(f"{stack.part}: windows of layers are for stacks that see whole documents")
+        return self
 
     @property
     def context(self) -> int | None:

@@ -138,14 +138,14 @@ class BltRows:
         x = self._encode(ids, place, longest)
         table, reads = self._read_patches(ends)
         index = torch.from_numpy(reads.flatten()).to(ids.device)
-        rotation = self._rotations["decoder"].at(place, longest)
+        rotations = self._rotations["decoder"].at(place, longest)
         for layer, block in enumerate(decoder.blocks):
             assert isinstance(block, Block)
             if layer < len(table):
                 cross = decoder.cross[layer]
                 assert isinstance(cross, BytesReadPatches)
                 x = cross.read(x, table[layer].index_select(0, index))
-            x = self._decoder.step(layer, block, x, rotation, place)
+            x = self._decoder.step(layer, block, x, rotations[layer], place)
         self._last = _Advance(ids, ends, reads, table)
         logits: Tensor = model.decoder.logits(x).unflatten(0, ids.shape)
         return logits
@@ -157,11 +157,11 @@ class BltRows:
         if model.settings.ngrams.sizes:
             rows = self._ngrams.rows(self._place.tail, ids)
             x = x + F.embedding_bag(rows, model.ngrams.weight, mode="sum")
-        rotation = self._rotations["encoder"].at(place, longest)
+        rotations = self._rotations["encoder"].at(place, longest)
         kept = []
         for layer, block in enumerate(encoder.blocks):
             assert isinstance(block, Block)
-            x = self._encoder.step(layer, block, x, rotation, place)
+            x = self._encoder.step(layer, block, x, rotations[layer], place)
             if layer >= encoder.first:
                 kept.append(x)
         waiting, count = self._place.waiting, ids.shape[1]

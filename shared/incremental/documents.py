@@ -18,7 +18,7 @@ from shared.incremental.blt import BltRows
 from shared.incremental.hnet import HNetRows
 from shared.incremental.slots import LONGEST_ADVANCE, Slots
 from shared.incremental.stack import Rotations, StackCache
-from shared.layers.blocks import Block, compute_dtype
+from shared.layers.blocks import compute_dtype
 from shared.models.blt import Blt
 from shared.models.entropy_model import EntropyModel, entropy
 from shared.models.hnet import HNet
@@ -53,11 +53,8 @@ class EntropyRows:
             since = torch.maximum(torch.where(ids == NEWLINE, here, 0).cummax(1).values, self._since)
             self._contexts = since
         place = self._slots.place(ids.shape[1], since=since)
-        rotation = self._rotations.at(place, int(self._slots.lengths.max()) + ids.shape[1])
-        x = self.model.embed(ids.flatten())
-        for layer, block in enumerate(self.model.blocks):
-            assert isinstance(block, Block)
-            x = self._cache.step(layer, block, x, rotation, place)
+        rotations = self._rotations.at(place, int(self._slots.lengths.max()) + ids.shape[1])
+        x = self._cache.through(self.model.blocks, self.model.embed(ids.flatten()), rotations, place)
         logits: Tensor = self.model.logits(x).unflatten(0, ids.shape)
         return logits
 

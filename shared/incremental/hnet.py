@@ -15,9 +15,9 @@ from torch import Tensor
 
 from shared.incremental.blt import NgramTail
 from shared.incremental.patches import GrowingPatches
-from shared.incremental.slots import Placement, Slots
+from shared.incremental.slots import Slots
 from shared.incremental.stack import Rotations, StackCache
-from shared.layers.blocks import Block, Stack, compute_dtype
+from shared.layers.blocks import compute_dtype
 from shared.layers.routing import dissimilarity, smoothed
 from shared.layers.weight_formats import cache_dtype
 from shared.model_settings import HNetSettings
@@ -125,7 +125,7 @@ class HNetRows:
         if model.ngrams is not None:
             rows = self._ngrams.rows(self._place.tail, ids)
             x = x + F.embedding_bag(rows, model.ngrams.weight, mode="sum").to(x.dtype)
-        x = model.encoder_norm(_through(model.encoder, self._encoder, x, rotations[0], place))
+        x = model.encoder_norm(self._encoder.through(model.encoder.blocks, x, rotations[0], place))
         keys = model.router.key(x).unflatten(0, ids.shape)
         before = torch.cat([self._place.key[:, None], keys[:, :-1]], 1).flatten(0, 1)
         p = torch.where(place.positions == 0, 1.0, dissimilarity(model.router.query(x), before))
@@ -135,7 +135,7 @@ class HNetRows:
         table, reads = self._read_patches(x, p, ends)
         index = torch.from_numpy(reads).to(ids.device)
         x = model.residual(x) + table.index_select(0, index.flatten()).to(x.dtype)
-        x = _through(model.decoder, self._decoder, x, rotations[1], place)
+        x = self._decoder.through(model.decoder.blocks, x, rotations[1], place)
         self._last = _Advance(ids, boundaries, keys, ends, index, table)
         logits: Tensor = model.logits(x).unflatten(0, ids.shape)
         return logits, ends
@@ -235,11 +235,3 @@ class HNetRows:
             key=torch.cat([one.key, two.key]),
             read=torch.cat([one.read, two.read]),
         )
-
-
-def _through(stack: Stack, cache: StackCache, x: Tensor, rotation: Tensor, place: Placement) -> Tensor:
-    """[R n, D] through all blocks of a stack."""
-    for layer, block in enumerate(stack.blocks):
-        assert isinstance(block, Block)
-        x = cache.step(layer, block, x, rotation, place)
-    return x

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from shared.incremental.slots import Slots
 from shared.incremental.stack import Rotations, StackCache
-from shared.layers.blocks import Block
-from shared.model_settings import StackSettings
+from shared.stack_settings import StackSettings
 
 
 class GrowingPatches:
@@ -52,11 +51,8 @@ class GrowingPatches:
             numbers = (offsets[chosen][:, None] + np.arange(count)).flatten().tolist()
             alone = len(numbers) == len(x)
             place = self._slots.place(count, None if len(chosen) == len(counts) else chosen)
-            rotation = self._rotations.at(place, int(self._slots.lengths.max()) + count)
-            part = x if alone else x[numbers]
-            for layer, block in enumerate(self._blocks):
-                assert isinstance(block, Block)
-                part = self._cache.step(layer, block, part, rotation, place)
+            rotations = self._rotations.at(place, int(self._slots.lengths.max()) + count)
+            part = self._cache.through(self._blocks, x if alone else x[numbers], rotations, place)
             if alone:
                 return part
             out.append(part)

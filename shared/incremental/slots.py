@@ -4,7 +4,7 @@ Shapes: R rows (documents), S slots a row, A rows that advance, n tokens that ea
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -35,6 +35,20 @@ class Placement:
     """U: no slot from this one on is in use."""
     bias: Tensor | None
     """fp32 [A, 1, n, U]: 0 where a token sees a slot, -inf elsewhere. None: every token sees all slots in use."""
+    _narrower: dict[int, "Placement"] = field(default_factory=dict, init=False, compare=False)
+    """Of layers with windows, which several may have alike."""
+
+    def within(self, window: int | None) -> "Placement":
+        """The same for a layer that sees ``window`` positions only, where slots are those of the whole document."""
+        if window is None or window >= self.used:
+            return self
+        if window not in self._narrower:
+            slots = torch.arange(self.used, device=self.positions.device)
+            hidden = self.positions.view(-1, self.tokens)[:, :, None] - slots >= window
+            bias = torch.zeros(hidden.shape, device=hidden.device) if self.bias is None else self.bias[:, 0]
+            bias = bias.masked_fill(hidden, float("-inf"))[:, None]
+            self._narrower[window] = replace(self, bias=bias)
+        return self._narrower[window]
 
 
 class Slots:

@@ -8,30 +8,33 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from shared.incremental.rows import RowTensor
 from shared.incremental.slots import Placement, Slots
 from shared.layers.attention import has_kernel
-from shared.layers.blocks import Block, rotary
-from shared.model_settings import StackSettings
+from shared.layers.blocks import Block
+from shared.layers.rotary import layer_rotations
+from shared.stack_settings import StackSettings
 
 
 class Rotations:
-    """Rotary tables for positions so far: computed once, looked up by every token."""
+    """Rotary tables of a stack's layers for positions so far: computed once, looked up by every token."""
 
     def __init__(self, settings: StackSettings, device: torch.device) -> None:
         self._settings, self._device = settings, device
-        self._table = self._upto(256)
+        self._tables = self._upto(256)
 
-    def _upto(self, count: int) -> Tensor:
-        return rotary(torch.arange(count, device=self._device), self._settings.head_width, self._settings.rope_theta)
+    def _upto(self, count: int) -> list[Tensor]:
+        return layer_rotations(torch.arange(count, device=self._device), self._settings)
 
-    def at(self, place: Placement, longest: int) -> Tensor:
-        """complex64 [A n, C/2]; no position is ``longest`` or more."""
-        while len(self._table) < longest:
-            self._table = self._upto(2 * len(self._table))
-        return self._table.index_select(0, place.positions)
+    def at(self, place: Placement, longest: int) -> list[Tensor]:
+        """Of each layer complex64 [A n, C/2]; no position is ``longest`` or more."""
+        while len(self._tables[0]) < longest:
+            self._tables = self._upto(2 * len(self._tables[0]))
+        found = {id(table): table for table in self._tables}  # layers that are alike share one
+        looked_up = {key: table.index_select(0, place.positions) for key, table in found.items()}
+        return [looked_up[id(table)] for table in self._tables]
 
 
 class StackCache:
@@ -42,11 +45,19 @@ class StackCache:
         rows = len(slots.lengths)
         shape = (rows, slots.capacity, 2, settings.key_value_heads, settings.head_width)
         self._layers = [RowTensor(torch.zeros(shape, dtype=dtype, device=device)) for _ in range(settings.layers)]
+        self._windows = [kind.window for kind in settings.layer_kinds]
+
+    def through(self, blocks: nn.ModuleList, x: Tensor, rotations: Sequence[Tensor], place: Placement) -> Tensor:
+        """[A n, D] through all blocks -> [A n, D]; ``rotations`` of each of them."""
+        for layer, block in enumerate(blocks):
+            assert isinstance(block, Block)
+            x = self.step(layer, block, x, rotations[layer], place)
+        return x
 
     def step(self, layer: int, block: Block, x: Tensor, rotation: Tensor, place: Placement) -> Tensor:
         """[A n, D] through one block, which also sees what is kept of the tokens before: -> [A n, D]."""
         q, k, v = block.project(x, rotation)
-        return block.finish(x, self._attend(layer, q, k, v, place))
+        return block.finish(x, self._attend(layer, q, k, v, place.within(self._windows[layer])))
 
     def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, place: Placement) -> Tensor:
         self._fit()

@@ -10,8 +10,9 @@ from shared.interop.custom_module import class_name, custom_model_type, module_k
 from shared.interop.described import Record
 from shared.interop.names import InteropError
 from shared.io.files.digests import in_short
-from shared.model_settings import BltSettings, CountsSettings, EntropyModelSettings, StackSettings
+from shared.model_settings import BltSettings, CountsSettings, EntropyModelSettings
 from shared.patching.settings import PatchingSettings
+from shared.stack_settings import StackSettings
 from shared.text.chat import END
 from shared.vocabulary import BOE, BOS, EOS, RESERVED, special_id
 

@@ -14,8 +14,8 @@ from shared.interop.described import Foreign, read_json
 from shared.interop.names import HF, InteropError, block_parts
 from shared.interop.transfer import check, shapes
 from shared.model_folder.tensors import TensorFolder
-from shared.model_settings import StackSettings
 from shared.settings import refused_as
+from shared.stack_settings import StackSettings
 
 CONFIG_FILE = "config.json"
 WANTED = {

@@ -12,8 +12,9 @@ from torch import Tensor
 from shared.errors import ModelFileError
 from shared.layers.blocks import blocks
 from shared.model_folder.files import build_model
-from shared.model_settings import AnyModelSettings, BltSettings, EntropyModelSettings, StackSettings
+from shared.model_settings import AnyModelSettings, BltSettings, EntropyModelSettings
 from shared.models.initialise import without_values
+from shared.stack_settings import StackSettings
 
 
 class InteropError(ModelFileError):

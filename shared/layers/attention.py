@@ -4,7 +4,7 @@ Shapes: N positions, H query heads, G key/value heads, C head width, B = BAND, S
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
 
@@ -107,6 +107,15 @@ class AttentionMask:
         seen &= (distance >= 0) & (distance < window)
         bias = torch.zeros(seen.shape, device=device).masked_fill_(~seen, float("-inf"))[:, None]
         return cls(documents, window, before, None, bias)
+
+    def within(self, window: int | None, dtype: torch.dtype) -> "AttentionMask":
+        """The same for a layer that sees ``window`` positions only; None: as much as this mask shows."""
+        if window is None:
+            return self
+        assert self.window is None and self.before is None, "a window inside another"  # noqa: PT018
+        if self.segment_ids is not None or self.longest:
+            return replace(self, window=window)
+        return AttentionMask.of(self.documents, dtype, window)
 
 
 def takes_tiles(device: torch.device) -> bool:

@@ -14,7 +14,7 @@ from shared.layers.attention import takes_tiles
 from shared.layers.blocks import Linear, RMSNorm
 from shared.layers.pooling import segment_max
 from shared.layers.tile_sizes import STRIP, WIDEST_STRIP
-from shared.model_settings import StackSettings
+from shared.stack_settings import StackSettings
 
 
 class CrossAttention(nn.Module):
@@ -26,9 +26,9 @@ class CrossAttention(nn.Module):
         self.scale = self.head_width**-0.5
         self.query_norm = RMSNorm(settings.width, settings.norm_eps)
         self.key_value_norm = RMSNorm(settings.width, settings.norm_eps)
-        self.query = Linear(settings.width, settings.width)
+        self.query = Linear(settings.width, settings.attended_width)
         self.key_value = Linear(settings.width, *[self.kv_heads * self.head_width] * 2)
-        self.output = Linear(settings.width, settings.width)
+        self.output = Linear(settings.attended_width, settings.width)
 
     def _queries(self, x: Tensor) -> Tensor:
         """[..., D] -> fp32 [..., H, C]."""

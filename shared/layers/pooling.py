@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.layers.blocks import Linear, RMSNorm
-from shared.model_settings import StackSettings
+from shared.stack_settings import StackSettings
 
 
 class MaxPooling(nn.Module):

@@ -78,18 +78,23 @@ def _check(weight: Tensor, weight_format: WeightFormat) -> None:
 class _Converted(nn.Module):
     """What `Linear` offers, forwards only."""
 
-    def __init__(self, outputs: tuple[int, ...]) -> None:
+    def __init__(self, layer: Linear) -> None:
         super().__init__()
-        self.outputs = outputs
+        self.outputs = layer.outputs
+        self._bias = None if layer.bias is None else layer.bias.detach().float()
 
     def forward(self, x: Tensor) -> Tensor:
         """fp32 [..., I] -> fp32 [..., O]."""
-        projected: Tensor = self._product(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+        product = self._product(x.flatten(0, -2))
+        if self._bias is not None:
+            product += self._bias
+        projected: Tensor = product.unflatten(0, x.shape[:-1])
         return projected
 
     def onto(self, base: Tensor, x: Tensor, times: float = 1) -> Tensor:
         """times * base [N, O] + the projection of x [N, I]."""
-        return self._product(x).add_(base, alpha=times)
+        product = self._product(x).add_(base, alpha=times)
+        return product if self._bias is None else product.add_(self._bias)
 
     def _product(self, x: Tensor) -> Tensor:
         """fp32 [N, I] -> fp32 [N, O]."""
@@ -100,7 +105,7 @@ class _Bfloat16Linear(_Converted):
     """A matrix rounded to bfloat16, in the order in which the library reads it."""
 
     def __init__(self, layer: Linear) -> None:
-        super().__init__(layer.outputs)
+        super().__init__(layer)
         weight = layer.weight.detach().to(torch.bfloat16)
         self._matrix = torch.ops.mkldnn._reorder_linear_weight(weight)
 
@@ -113,7 +118,7 @@ class _Int8Linear(_Converted):
     """A matrix of integers with a scale for each output; activations get one for each position as they come."""
 
     def __init__(self, layer: Linear) -> None:
-        super().__init__(layer.outputs)
+        super().__init__(layer)
         weight = layer.weight.detach().float()
         self._scales = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / _LARGEST
         integers = (weight / self._scales[:, None]).round().to(torch.int8)

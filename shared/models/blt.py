@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from shared.layers.attention import AttentionMask
 from shared.layers.batch import Patches, Segments
-from shared.layers.blocks import Embedding, Linear, RMSNorm, blocks, rotary
+from shared.layers.blocks import Embedding, Linear, RMSNorm, blocks, through_blocks
 from shared.layers.cross_attention import BytesReadPatches, PatchesReadBytes
 from shared.layers.ngrams import NgramEmbedding
 from shared.layers.pooling import POOLINGS
+from shared.layers.rotary import layer_rotations
 from shared.model_settings import BltSettings
 
 
@@ -45,10 +46,10 @@ class LocalEncoder(nn.Module):
         stack = self.settings.encoder
         x = self.embedding(ids)
         x = x + ngrams.to(x.dtype)
-        rotation = rotary(documents.positions, stack.head_width, stack.rope_theta)
+        rotations = layer_rotations(documents.positions, stack)
         mask = AttentionMask.of(documents, x.dtype, self.settings.window)
         vectors = None
-        for layer, block in enumerate(self.blocks):
+        for layer, (block, rotation) in enumerate(zip(self.blocks, rotations)):
             x = block(x, rotation, mask)
             if layer < self.first:
                 continue
@@ -77,9 +78,9 @@ class LocalDecoder(nn.Module):
         """Byte states [T, D] and global states [P, D_global] -> logits fp32 [T, V]."""
         stack = self.settings.decoder
         vectors = self.patch_projection(global_states).unflatten(-1, (self.settings.queries, stack.width))
-        rotation = rotary(documents.positions, stack.head_width, stack.rope_theta)
+        rotations = layer_rotations(documents.positions, stack)
         mask = AttentionMask.of(documents, x.dtype, self.settings.window)
-        for layer, block in enumerate(self.blocks):
+        for layer, (block, rotation) in enumerate(zip(self.blocks, rotations)):
             if layer < len(self.cross):
                 x = self.cross[layer](x, vectors, patches.of_decoder)
             x = block(x, rotation, mask)
@@ -105,11 +106,8 @@ class GlobalTransformer(nn.Module):
         x = vectors.flatten(1)
         if self.input_projection is not None:
             x = self.input_projection(x)
-        rotation = rotary(documents.positions, self.settings.head_width, self.settings.rope_theta)
         mask = AttentionMask.of(documents, x.dtype)
-        for block in self.blocks:
-            x = block(x, rotation, mask)
-        return x
+        return through_blocks(self.blocks, self.settings, x, documents.positions, mask)
 
 
 class Blt(nn.Module):

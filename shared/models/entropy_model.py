@@ -11,6 +11,7 @@ from torch import Tensor
 from shared.layers.attention import AttentionMask, segment_ids
 from shared.layers.batch import Segments
 from shared.layers.blocks import Block, compute_dtype
+from shared.layers.rotary import layer_rotations
 from shared.layers.tile_sizes import carried_length
 from shared.model_settings import EntropyModelSettings
 from shared.models.transformer import FlatTransformer
@@ -41,10 +42,10 @@ class EntropyModel(FlatTransformer):
         Equal to one long stream: exact for a document of any length, in bounded memory.
         """
         context_ids = self.context_ids(ids, documents)
-        x, rotation = self.embed(ids), self.rotation(documents)
+        x, rotations = self.embed(ids), layer_rotations(documents.positions, self.settings)
         mask = AttentionMask.of(documents, x.dtype, self.settings.window, context_ids, carry.context_ids)
         keys, values = [], []
-        for block, k, v in zip(self.blocks, carry.keys, carry.values):
+        for block, rotation, k, v in zip(self.blocks, rotations, carry.keys, carry.values):
             assert isinstance(block, Block)
             x, k, v = block.forward_with_cache(x, rotation, mask, k, v)
             keys.append(k)

@@ -8,7 +8,8 @@ it is linear in its `Workload`: that of many packs is the sum of theirs.
 Shapes: S documents, T tokens, P patches, K vectors a patch, D width, H heads, G key/value heads, C head width.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from shared.layers.tile_sizes import BAND, STRIP, WHOLE, WIDEST_STRIP, carried_length
-from shared.model_settings import AnyModelSettings, BltSettings, HNetSettings, MegaByteSettings, StackSettings
+from shared.model_settings import AnyModelSettings, BltSettings, HNetSettings, MegaByteSettings
+from shared.stack_settings import StackSettings
 
 Recompute = Literal["none", "selective", "full"]
 """What blocks compute again in the backward pass: nothing; the product of gate and up; everything."""
@@ -35,6 +37,8 @@ class Workload:
     """The same for one global layer."""
     patch_reads: int = 0
     """Tokens and patches that meet in one layer of the decoder's cross-attention."""
+    windowed_pairs: int = 0
+    """Queries and keys that meet in those layers together that have a window of their own; one stack has them."""
 
     def __add__(self, other: "Workload") -> "Workload":
         return Workload(*(a + b for a, b in zip(vars(self).values(), vars(other).values())))
@@ -44,7 +48,8 @@ def useful_workload(settings: AnyModelSettings, tokens: ArrayLike, patches: Arra
     """The workload of documents with so many ``tokens`` [S] and ``patches`` [S] (none for models without patches)."""
     count, pairs = _total(tokens), causal_pairs(_contexts(settings, tokens), settings.window)
     reads = count if isinstance(settings, BltSettings) else 0
-    return Workload(count, _total(patches), pairs, causal_pairs(patches), reads)
+    windowed = _windowed_pairs(settings, tokens, patches, causal_pairs)
+    return Workload(count, _total(patches), pairs, causal_pairs(patches), reads, windowed)
 
 
 def text_workload(settings: AnyModelSettings, tokens: ArrayLike, patches: ArrayLike) -> Workload:
@@ -87,7 +92,20 @@ def executed_workload(
         return useful
     token_pairs, patch_pairs = tiled_pairs(_contexts(settings, tokens), settings.window), tiled_pairs(patches)
     reads = useful.patch_reads if of_decoder is None else strip_reads(of_decoder)
-    return Workload(useful.tokens, useful.patches, token_pairs, patch_pairs, reads)
+    windowed = _windowed_pairs(settings, tokens, patches, tiled_pairs)
+    return Workload(useful.tokens, useful.patches, token_pairs, patch_pairs, reads, windowed)
+
+
+def _windowed_pairs(
+    settings: AnyModelSettings, tokens: ArrayLike, patches: ArrayLike, pairs: Callable[[ArrayLike, int], int]
+) -> int:
+    """Of the layers that have a window of their own, as ``pairs`` counts those of one."""
+    found = 0
+    for placed in settings.stacks:
+        for window, count in Counter(kind.window for kind in placed.settings.layer_kinds).items():
+            if window is not None:
+                found += count * pairs(patches if placed.axis == "patches" else tokens, window)
+    return found
 
 
 def _contexts(settings: AnyModelSettings, tokens: ArrayLike) -> np.ndarray:
@@ -168,7 +186,9 @@ def forward_flops(settings: AnyModelSettings, work: Workload) -> Flops:
     for placed, (part, stack, positions) in zip(settings.stacks, stacks(settings, work)):
         pairs = work.patch_pairs if placed.axis == "patches" else work.token_pairs
         products[part] = positions * block_products(stack) * stack.layers
-        attention[part] = pairs * 4 * stack.width * stack.layers
+        windows = sum(kind.window is not None for kind in stack.layer_kinds)
+        pairs = pairs * (stack.layers - windows) + (work.windowed_pairs if windows else 0)
+        attention[part] = pairs * 4 * stack.attended_width
     if isinstance(settings, HNetSettings):
         # Queries, keys and the way past the patches, for each token; into and out of the global width, for each patch.
         products["router"] = work.tokens * 4 * settings.width**2
@@ -201,8 +221,8 @@ def _with_crosses(settings: BltSettings, work: Workload, blocks: Flops) -> Flops
     }
     attention = {
         # Each token meets the K queries of its one patch.
-        "encoder_cross": work.tokens * queries * 4 * encoder.width * encoder_crosses + pooled,
-        "decoder_cross": work.patch_reads * queries * 4 * decoder.width * decoder_crosses,
+        "encoder_cross": work.tokens * queries * 4 * encoder.attended_width * encoder_crosses + pooled,
+        "decoder_cross": work.patch_reads * queries * 4 * decoder.attended_width * decoder_crosses,
     }
     order = ("ngrams", "encoder", "encoder_cross", "global", "decoder_cross", "decoder", "head")
     products, attention = {**blocks.products, **products}, {**blocks.attention, **attention}
@@ -217,7 +237,7 @@ def block_products(stack: StackSettings) -> int:
 
 def _cross_products(stack: StackSettings, queries: int, keys: int) -> int:
     """Of one cross-attention: query and output for so many queries, key and value for so many keys."""
-    return 4 * stack.width * (queries * stack.width + keys * stack.key_value_heads * stack.head_width)
+    return 4 * stack.width * (queries * stack.attended_width + keys * stack.key_value_heads * stack.head_width)
 
 
 def training_flops(settings: AnyModelSettings, work: Workload) -> Flops:

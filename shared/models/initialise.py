@@ -18,9 +18,9 @@ what a seed means: another number gives other initial values."""
 def initial_value(name: str, shape: Sequence[int], seed: int) -> Tensor:
     """The initial value of one parameter, fp32 on the CPU.
 
-    Vectors (norms) are ones. Matrices and embeddings [outputs, width] are normal with sigma = width^-0.5, truncated at
-    3 sigma, as in the reference. N-gram tables get a quarter of that: their sum must not drown the byte's local
-    embedding, all the more as most rows are rarely trained.
+    Vectors are ones (norms) or zeros (biases). Matrices and embeddings [outputs, width] are normal with sigma =
+    width^-0.5, truncated at 3 sigma, as in the reference. N-gram tables get a quarter of that: their sum must not drown
+    the byte's local embedding, all the more as most rows are rarely trained.
     """
     value = torch.empty(*shape)
     set_initial_rows(value, name, shape, seed)
@@ -34,7 +34,7 @@ def set_initial_rows(local: Tensor, name: str, shape: Sequence[int], seed: int, 
     not drawn.
     """
     if len(shape) == 1:
-        local.fill_(1.0)
+        local.fill_(0.0 if name.endswith(".bias") else 1.0)
         return
     sigma = shape[-1] ** -0.5
     if name.split(".")[-2:] == ["ngrams", "weight"]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from shared.layers.attention import AttentionMask
 from shared.layers.batch import Segments
-from shared.layers.blocks import Embedding, Linear, RMSNorm, blocks, rotary
+from shared.layers.blocks import Embedding, Linear, RMSNorm, blocks, through_blocks
 from shared.layers.ngrams import ngram_tables, with_ngrams
 from shared.model_settings import EntropyModelSettings, FlatSettings
 from shared.vocabulary import VOCABULARY_SIZE, without_named
@@ -29,11 +29,8 @@ class FlatTransformer(nn.Module):
     def forward(self, ids: Tensor, documents: Segments) -> Tensor:
         """ids int64 [T] -> logits fp32 [T, V]; documents do not see one another."""
         x = with_ngrams(self.embed(ids), self.ngrams, self._known(ids), documents)
-        rotation = self.rotation(documents)
         mask = AttentionMask.of(documents, x.dtype, self.settings.window, self.context_ids(ids, documents))
-        for block in self.blocks:
-            x = block(x, rotation, mask)
-        return self.logits(x)
+        return self.logits(through_blocks(self.blocks, self.settings, x, documents.positions, mask))
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids int64 [N] -> [N, D]."""
@@ -48,10 +45,6 @@ class FlatTransformer(nn.Module):
     def context_ids(self, ids: Tensor, documents: Segments) -> Tensor | None:
         """int64 [T], `stretches` finer than the documents within which attention stays; None: there are none."""
         return None
-
-    def rotation(self, documents: Segments) -> Tensor:
-        """complex64 [T, C/2], the turn of each position."""
-        return rotary(documents.positions, self.settings.head_width, self.settings.rope_theta)
 
     def logits(self, x: Tensor) -> Tensor:
         """[N, D] after the last block -> fp32 [N, V]."""

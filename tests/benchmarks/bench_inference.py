@@ -27,11 +27,12 @@ from transformers import StoppingCriteria
 
 from shared.incremental import DecodingState
 from shared.layers.weight_formats import WeightFormat, convert_weights
-from shared.model_settings import BltSettings, StackSettings
+from shared.model_settings import BltSettings
 from shared.models.blt import Blt
 from shared.models.entropy_model import EntropyModel
 from shared.models.initialise import initialise
 from shared.patching import PatchingSettings
+from shared.stack_settings import StackSettings
 from shared.vocabulary import BOS, EOS, byte_tokens
 from trainer.generation.batch import Batch, Prompt
 from trainer.generation.row import Row

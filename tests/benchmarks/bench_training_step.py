@@ -32,12 +32,14 @@ from training_example import (
 )
 
 from shared.layers.attention import AttentionMask, attention
-from shared.layers.blocks import Block, compute_dtype, rotary
+from shared.layers.blocks import Block, compute_dtype
 from shared.layers.cross_attention import BytesReadPatches, PatchesReadBytes
 from shared.layers.fused_ops import apply_rotary, swiglu
-from shared.model_settings import BltSettings, StackSettings
+from shared.layers.rotary import rotary
+from shared.model_settings import BltSettings
 from shared.models.blt import Blt
 from shared.models.flops import training_flops, useful_workload
+from shared.stack_settings import StackSettings
 
 FEW_PATCHES = 64.0
 """Bytes a patch, so that the global model has next to nothing to do."""
@@ -87,7 +89,7 @@ def parts(model: Blt, given: Example) -> list[Part]:
         what: str, block: Block, stack: StackSettings, n: int, count: int, window: int | None
     ) -> list[Part]:
         documents = batch.documents if window else patches.documents
-        rotation = rotary(documents.positions, stack.head_width, stack.rope_theta)
+        rotation = rotary(documents.positions, stack)
         mask = AttentionMask.of(documents, dtype, window)
         heads, groups, width = stack.heads, stack.key_value_heads, stack.head_width
         shapes = [(n, heads, width), (n, groups, width), (n, groups, width)]

@@ -19,12 +19,12 @@ from shared.model_settings import (
     MegaByteSettings,
     NgramSettings,
     SpaceByteSettings,
-    StackSettings,
 )
 from shared.models.blt import Blt
 from shared.models.entropy_model import EntropyModel
 from shared.models.initialise import initialise
 from shared.patching import PatchingSettings, patch_lengths
+from shared.stack_settings import StackSettings
 from shared.vocabulary import IGNORED_LABEL, document_tokens
 
 SPACE = PatchingSettings(rule="space", max_length=16)

@@ -15,8 +15,9 @@ from shared.io.display.progress import Progress
 from shared.io.files.atomic import write_atomic
 from shared.io.files.outputs import whole_folder
 from shared.model_folder.files import build_model
-from shared.model_settings import BltSettings, StackSettings
+from shared.model_settings import BltSettings
 from shared.models.initialise import initial_value, without_values
+from shared.stack_settings import StackSettings
 from trainer.interchange.folders import write_model
 from trainer.settings import TrainSettings
 from trainer.settings.recipe import check_recipe, read_recipe, set_key, with_places

@@ -14,7 +14,8 @@ from math import prod
 from typing import Literal
 
 from shared.layers.tile_sizes import STRIP, WIDEST_STRIP
-from shared.model_settings import AnyModelSettings, BltSettings, HNetSettings, MegaByteSettings, StackSettings
+from shared.model_settings import AnyModelSettings, BltSettings, HNetSettings, MegaByteSettings
+from shared.stack_settings import StackSettings
 from trainer.memory.parameters import TABLES, Shape, parameter_shapes
 from trainer.memory.parts import Memory, logits_bytes, unsharded_elements
 from trainer.optim.name_patterns import by_pattern
@@ -198,22 +199,24 @@ def _axes(settings: AnyModelSettings, given: Pass) -> list[tuple[StackSettings, 
 
 def _stack(stack: StackSettings, positions: int, given: Pass, recompute: Kept) -> int:
     """All blocks of a stack, and the rotations that they share."""
-    rotations = positions * FLOAT * stack.head_width
+    kinds = {(kind.rotated, kind.scaled) for kind in stack.layer_kinds}
+    rotations = positions * FLOAT * stack.head_width * len(kinds)
     return rotations + stack.layers * positions * _block(stack, given, recompute)
 
 
 def _block(stack: StackSettings, given: Pass, recompute: Kept) -> int:
     """Bytes a position that one block keeps, its input among them."""
-    width, keys = stack.width, stack.key_value_heads * stack.head_width
+    width, attended, keys = stack.width, stack.attended_width, stack.key_value_heads * stack.head_width
     if recompute == "full":
         return given.width * width
     # For each head the logarithm of its sum of weights, where the kernel keeps it.
     sums = 0 if given.tiled else FLOAT * stack.heads
-    heads = width + 2 * keys
+    heads = attended + 2 * keys
     if recompute == "selective":
-        return given.width * (3 * width + heads) + sums
-    # Input, its norm, attention, the sum between the halves, its norm; heads before and after they are turned.
-    kept = 5 * width + heads + (width + keys)
+        return given.width * (2 * width + attended + heads) + sums
+    # Input, its norm, attention, the sum between the halves, its norm; heads before and after they are turned, and
+    # once more where they are normed. Norms that stand after keep as many, what goes into them.
+    kept = 4 * width + attended + heads + (attended + keys) + (heads if stack.qk_norm != "none" else 0)
     # Gate and up, and their product; by the plain formula also what the gate becomes.
     kept += (3 if given.tiled else 4) * stack.hidden
     return given.width * kept + sums + 2 * FLOAT
@@ -221,23 +224,23 @@ def _block(stack: StackSettings, given: Pass, recompute: Kept) -> int:
 
 def _patches_read_bytes(stack: StackSettings, queries: int, given: Pass) -> int:
     """Encoder side: the K queries of each byte's patch beside the byte's key and value, all [T, ..., D] in fp32."""
-    width, heads = stack.width, stack.heads
-    by_token = given.width * width + FLOAT * (2 * width + queries * (width + heads))
+    width, attended, heads = stack.width, stack.attended_width, stack.heads
+    by_token = given.width * width + FLOAT * (2 * attended + queries * (attended + heads))
     # Vectors, their norm, weighted sums over their total, and that as the output's projection takes it.
-    by_patch = queries * width * (2 * given.width + FLOAT + given.width)
+    by_patch = queries * (width * 2 * given.width + attended * (FLOAT + given.width))
     return given.tokens * by_token + given.patches * by_patch
 
 
 def _bytes_read_patches(stack: StackSettings, queries: int, given: Pass) -> int:
     """Decoder side: the norm of each byte, its query, what it reads and what comes of it."""
-    width, heads = stack.width, stack.heads
+    width, attended, heads = stack.width, stack.attended_width, stack.heads
     by_patch = queries * width * given.width
     if given.tiled and given.strip_patches <= WIDEST_STRIP:
         # Keys and values of a strip, and a weight for each token and each vector of the strip.
-        strips = given.strip_patches * queries * (2 * width / STRIP + heads)
-        by_token = given.width * 2 * width + FLOAT * (width + strips)
+        strips = given.strip_patches * queries * (2 * attended / STRIP + heads)
+        by_token = given.width * (width + attended) + FLOAT * (attended + strips)
     else:
-        by_token = given.width * 2 * width + FLOAT * (width + 2 * queries * width + queries * heads)
+        by_token = given.width * (width + attended) + FLOAT * (attended + queries * (2 * attended + heads))
     return round(given.tokens * by_token) + given.patches * by_patch
 
 

@@ -12,8 +12,8 @@ from shared.model_settings import (
     HNetSettings,
     MegaByteSettings,
     SpaceByteSettings,
-    StackSettings,
 )
+from shared.stack_settings import Projection, StackSettings
 
 Shape = tuple[int, ...]
 
@@ -113,14 +113,26 @@ def _tables(settings: AnyModelSettings) -> Iterator[tuple[str, Shape]]:
 
 
 def _blocks(prefix: str, stack: StackSettings) -> Iterator[tuple[str, Shape]]:
-    width, hidden = stack.width, stack.hidden
+    width, hidden, keys = stack.width, stack.hidden, stack.key_value_heads * stack.head_width
     for layer in range(stack.layers):
         yield f"{prefix}.{layer}.attention_norm.weight", (width,)
-        yield f"{prefix}.{layer}.qkv.weight", ((stack.heads + 2 * stack.key_value_heads) * stack.head_width, width)
-        yield f"{prefix}.{layer}.attention_output.weight", (width, width)
+        yield from _projection(f"{prefix}.{layer}", "qkv", stack, stack.attended_width + 2 * keys, width)
+        if stack.qk_norm != "none":
+            whole = stack.qk_norm == "width"
+            yield f"{prefix}.{layer}.qk_norm.query.weight", (stack.attended_width if whole else stack.head_width,)
+            yield f"{prefix}.{layer}.qk_norm.key.weight", (keys if whole else stack.head_width,)
+        yield from _projection(f"{prefix}.{layer}", "attention_output", stack, width, stack.attended_width)
         yield f"{prefix}.{layer}.feed_forward_norm.weight", (width,)
-        yield f"{prefix}.{layer}.gate_up.weight", (2 * hidden, width)
-        yield f"{prefix}.{layer}.down.weight", (width, hidden)
+        yield from _projection(f"{prefix}.{layer}", "gate_up", stack, 2 * hidden, width)
+        yield from _projection(f"{prefix}.{layer}", "down", stack, width, hidden)
+
+
+def _projection(
+    prefix: str, name: Projection, stack: StackSettings, outputs: int, inputs: int
+) -> Iterator[tuple[str, Shape]]:
+    yield f"{prefix}.{name}.weight", (outputs, inputs)
+    if name in stack.biases:
+        yield f"{prefix}.{name}.bias", (outputs,)
 
 
 def _crosses(prefix: str, stack: StackSettings, count: int) -> Iterator[tuple[str, Shape]]:
@@ -128,6 +140,6 @@ def _crosses(prefix: str, stack: StackSettings, count: int) -> Iterator[tuple[st
     for layer in range(count):
         yield f"{prefix}.{layer}.query_norm.weight", (width,)
         yield f"{prefix}.{layer}.key_value_norm.weight", (width,)
-        yield f"{prefix}.{layer}.query.weight", (width, width)
+        yield f"{prefix}.{layer}.query.weight", (stack.attended_width, width)
         yield f"{prefix}.{layer}.key_value.weight", (2 * stack.key_value_heads * stack.head_width, width)
-        yield f"{prefix}.{layer}.output.weight", (width, width)
+        yield f"{prefix}.{layer}.output.weight", (width, stack.attended_width)

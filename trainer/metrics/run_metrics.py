@@ -46,7 +46,11 @@ class FlopsCounter:
 
     def add(self, packs: Sequence[Pack], found: RoutingCounts = NO_ROUTING) -> None:
         """Add packs of one rank, in which the model itself has ``found`` patches, if it does."""
-        self._useful += Workload(patches=int(found.patches), patch_pairs=int(found.pairs))
+        # Pairs are counted where patches are found, for layers that see whole documents; others see no more.
+        windows = sum(kind.window is not None for stack in self._model.stacks for kind in stack.settings.layer_kinds)
+        self._useful += Workload(
+            patches=int(found.patches), patch_pairs=int(found.pairs), windowed_pairs=windows * int(found.pairs)
+        )
         for pack in packs:
             of_bytes = pack.patch_lengths is not None and pack.subword_ids is None
             patches = pack.in_patches if of_bytes else np.zeros(0, np.int64)

@@ -10,14 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.io.display.quantities import quantity
-from shared.model_settings import (
-    AnyModelSettings,
-    BltSettings,
-    EntropyModelSettings,
-    HNetSettings,
-    StackSettings,
-    StoredSettings,
-)
+from shared.model_settings import AnyModelSettings, BltSettings, EntropyModelSettings, HNetSettings, StoredSettings
+from shared.stack_settings import StackSettings
 
 PART = 256
 """Tokens of a prompt that are read at once, LONGEST_ADVANCE of `shared.incremental`."""

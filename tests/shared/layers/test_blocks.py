@@ -7,10 +7,11 @@ from helpers.rounding import ROUNDING, assert_equal_but_rounded, in_fp64
 
 from shared.layers.attention import AttentionMask
 from shared.layers.batch import segments
-from shared.layers.blocks import Block, RMSNorm, rotary
+from shared.layers.blocks import Block, RMSNorm
 from shared.layers.fused_ops import rotate
-from shared.model_settings import StackSettings
+from shared.layers.rotary import rotary
 from shared.models.initialise import initial_value, initialise, set_initial_rows
+from shared.stack_settings import StackSettings
 
 STACK = StackSettings(width=32, layers=1, heads=4, kv_heads=2, feed_forward=48)
 
@@ -36,7 +37,7 @@ def test_rms_norm_divides_by_the_root_mean_square_and_computes_in_fp32() -> None
 def test_rotary_turns_neighbouring_pairs_by_the_angle_of_their_position() -> None:
     positions = torch.tensor([0, 1, 5, 300])
     x = torch.randn(4, 2, 6)
-    found = rotate(x, rotary(positions, 6, 100.0))
+    found = rotate(x, rotary(positions, StackSettings(width=12, layers=1, heads=2, rope_theta=100.0)))
     for row, position in enumerate(positions.tolist()):
         for pair in range(3):
             angle = position * 100.0 ** (-2 * pair / 6)
@@ -48,9 +49,9 @@ def test_rotary_turns_neighbouring_pairs_by_the_angle_of_their_position() -> Non
 
 def test_rotary_is_exact_at_positions_that_fp32_cannot_count() -> None:
     far = 2**40 + 1
-    found = rotary(torch.tensor([far]), 8, 10_000.0)[0, 0]
+    found = rotary(torch.tensor([far]), STACK)[0, 0]
     assert abs(found.real.item() - np.cos(np.float64(far))) <= 2 * ROUNDING
-    assert not torch.equal(rotary(torch.tensor([far]), 8, 1e4), rotary(torch.tensor([far + 1]), 8, 1e4))
+    assert not torch.equal(rotary(torch.tensor([far]), STACK), rotary(torch.tensor([far + 1]), STACK))
 
 
 @pytest.mark.numerics
@@ -58,7 +59,7 @@ def test_a_block_in_bf16_keeps_its_dtype_and_agrees_with_fp32() -> None:
     block = Block(STACK)
     initialise(block, 0)
     documents = segments([70, 30])
-    x, rotation = torch.randn(100, 32), rotary(documents.positions, 8, 1e4)
+    x, rotation = torch.randn(100, 32), rotary(documents.positions, STACK)
     exact = block(x, rotation, AttentionMask.of(documents, x.dtype, 64))
     half = block.bfloat16()(x.bfloat16(), rotation, AttentionMask.of(documents, torch.bfloat16, 64))
     assert half.dtype == torch.bfloat16

@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from shared.layers import fused_ops as pointwise
-from shared.layers.blocks import rotary
 from shared.layers.fused_ops import apply_rotary, rms_norm, swiglu
+from shared.layers.rotary import rotary
+from shared.stack_settings import StackSettings
 
+STACK = StackSettings(width=32, layers=1, heads=4, kv_heads=2)
 Chain = Callable[..., Tensor | tuple[Tensor, ...]]
 
 
@@ -28,7 +30,7 @@ def test_gradients_by_hand_are_those_of_finite_differences() -> None:
 CHAINS: dict[str, tuple[Chain, list[tuple[int, ...]]]] = {
     "norm": (lambda x, w: rms_norm(x, w, 1e-5), [(50, 3, 16), (16,)]),
     "gate": (swiglu, [(50, 24)]),
-    "apply_rotary": (lambda x: apply_rotary(x, rotary(torch.arange(7, 57), 8, 1e4), 4, 2), [(50, 8, 8)]),
+    "apply_rotary": (lambda x: apply_rotary(x, rotary(torch.arange(7, 57), STACK), 4, 2), [(50, 8, 8)]),
 }
 
 

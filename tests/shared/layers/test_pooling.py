@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from shared.interop.hf_config import check_representable
 from shared.interop.names import InteropError
 from shared.layers.pooling import POOLINGS, AttentionPooling, MaxPooling
-from shared.model_settings import StackSettings
+from shared.stack_settings import StackSettings
 
 STACK = StackSettings(width=8, layers=1, heads=2)
 OF_TOKEN = torch.tensor([0, 0, 0, 1, 3, 3])

@@ -15,10 +15,10 @@ from torch.utils.checkpoint import checkpoint
 
 from shared.layers.batch import Patches, segments
 from shared.layers.cross_attention import BytesReadPatches, CrossAttention, PatchesReadBytes
-from shared.model_settings import StackSettings
 from shared.models.blt import Blt
 from shared.models.initialise import initialise
 from shared.patching import PatchingSettings
+from shared.stack_settings import StackSettings
 
 STATIC = PatchingSettings(rule="static", stride=4)
 LOCAL = {"width": 32, "heads": 4, "feed_forward": 40}

@@ -28,7 +28,7 @@ from shared.layers import tiled_attention as tiles
 from shared.layers.batch import Batch
 from shared.layers.cross_attention import _strips
 from shared.layers.tile_sizes import STRIP, WIDEST_STRIP
-from shared.model_settings import BltSettings, StackSettings
+from shared.model_settings import BltSettings
 from shared.models.flops import (
     Workload,
     causal_pairs,
@@ -45,6 +45,7 @@ from shared.models.flops import (
 )
 from shared.models.hnet import RoutedLogits
 from shared.patching import PatchingSettings
+from shared.stack_settings import StackSettings
 
 TEXTS = [b"patches are where the next byte is hard to guess", b"", b"a short one", b"x" * 150]
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=8)

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from shared.layers.attention import AttentionMask
 from shared.layers.batch import segments
-from shared.layers.blocks import rotary
+from shared.layers.blocks import through_blocks
 from shared.model_folder.files import load_model, load_state
 from shared.model_settings import BltSettings
 from shared.models.blt import Blt
@@ -89,12 +89,9 @@ def llama_states(model: LlamaForCausalLM, x: Tensor) -> Tensor:
 def our_states(model: Blt, x: Tensor, lengths: list[int]) -> Tensor:
     """The same of the blocks of the global transformer, several documents side by side."""
     stack, documents = model.settings.global_, segments(lengths)
-    rotation = rotary(documents.positions, stack.head_width, stack.rope_theta)
     mask = AttentionMask.of(documents, x.dtype)
     with torch.no_grad():
-        for block in model.global_.blocks:
-            x = block(x, rotation, mask)
-    return x
+        return through_blocks(model.global_.blocks, stack, x, documents.positions, mask)
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])

@@ -16,10 +16,11 @@ from helpers.tiny_runs import STACK
 
 from shared.errors import ConfigError
 from shared.model_folder.files import build_model, save_model
-from shared.model_settings import HNetSettings, StackSettings
+from shared.model_settings import HNetSettings
 from shared.models.blt import Blt
 from shared.models.initialise import initialise
 from shared.patching import PatchingSettings
+from shared.stack_settings import StackSettings
 from shared.text.chat import Turn
 from trainer.generation.batch import Prompt
 from trainer.generation.generator import Generator

@@ -8,7 +8,8 @@ import torch
 from helpers.serving import chat_model
 
 from shared.incremental import LONGEST_ADVANCE, DecodingState
-from shared.model_settings import BltSettings, EntropyModelSettings, HNetSettings, StackSettings
+from shared.model_settings import BltSettings, EntropyModelSettings, HNetSettings
+from shared.stack_settings import StackSettings
 from shared.vocabulary import BOS, OFFSET
 from trainer.generation.generator import Generator
 from trainer.serving.engine import state_size
