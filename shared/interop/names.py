@@ -55,6 +55,10 @@ class Spelling:
     down: str
     block_norms: tuple[str, str]
     """Before attention, before the feed-forward part."""
+    norms_after: tuple[str, str] | None
+    """The same where they stand after; None: there are no such blocks."""
+    qk_norms: tuple[str, str] | None
+    """Of queries and keys in self-attention."""
     cross_norms: tuple[str, str]
     """Of the queries, of the keys and values."""
 
@@ -74,6 +78,8 @@ HF = Spelling(
     gate_up=("gate_proj", "up_proj"),
     down="down_proj",
     block_norms=("input_layernorm", "post_attention_layernorm"),
+    norms_after=("post_attention_layernorm", "post_feedforward_layernorm"),
+    qk_norms=("q_norm", "k_norm"),
     cross_norms=("q_norm", "k_norm"),
 )
 REFERENCE = Spelling(
@@ -91,6 +97,8 @@ REFERENCE = Spelling(
     gate_up=("w1", "w3"),
     down="w2",
     block_norms=("attention_norm", "ffn_norm"),
+    norms_after=None,
+    qk_norms=None,
     cross_norms=("cross_attn_norm_q", "cross_attn_norm_kv"),
 )
 
@@ -147,12 +155,13 @@ def _parts(state: Mapping[str, Tensor], names: Iterable[Name]) -> list[Part]:
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     found = []
     for ours, theirs, rows in names:
-        height, *rest = shapes.pop(f"{ours}.weight")
-        start = 0
-        for name, count in zip(theirs, rows or [height // len(theirs)] * len(theirs)):
-            found.append(Part(f"{name}.weight", f"{ours}.weight", start, (count, *rest)))
-            start += count
-        assert start == height, ours
+        for kind in ("weight", "bias") if f"{ours}.bias" in shapes else ("weight",):
+            height, *rest = shapes.pop(f"{ours}.{kind}")
+            start = 0
+            for name, count in zip(theirs, rows or [height // len(theirs)] * len(theirs)):
+                found.append(Part(f"{name}.{kind}", f"{ours}.{kind}", start, (count, *rest)))
+                start += count
+            assert start == height, ours
     if shapes:
         raise InteropError(f"a model of these settings has tensors without a name there: {', '.join(sorted(shapes))}")
     return found
@@ -192,13 +201,19 @@ def _blt(settings: BltSettings, spelling: Spelling) -> Iterator[Name]:
 
 
 def _blocks(ours: str, theirs: str, stack: StackSettings, spelling: Spelling) -> Iterator[Name]:
+    norms = spelling.norms_after if stack.norm == "after" else spelling.block_norms
+    if norms is None or (stack.qk_norm != "none" and spelling.qk_norms is None):
+        raise InteropError(f"blocks with {', '.join(stack.unlike_llama)}: there are none there")
     for layer in range(stack.layers):
         here, there = f"{ours}blocks.{layer}", f"{theirs}layers.{layer}"
         attention, feed_forward = f"{there}.{spelling.attention}", f"{there}.{spelling.feed_forward}"
-        yield f"{here}.attention_norm", (f"{there}.{spelling.block_norms[0]}",), None
+        yield f"{here}.attention_norm", (f"{there}.{norms[0]}",), None
         yield f"{here}.qkv", tuple(f"{attention}.{x}" for x in spelling.qkv), _qkv_rows(stack)
+        if stack.qk_norm != "none" and spelling.qk_norms is not None:
+            for name, there_norm in zip(("query", "key"), spelling.qk_norms):
+                yield f"{here}.qk_norm.{name}", (f"{attention}.{there_norm}",), None
         yield f"{here}.attention_output", (f"{attention}.{spelling.output}",), None
-        yield f"{here}.feed_forward_norm", (f"{there}.{spelling.block_norms[1]}",), None
+        yield f"{here}.feed_forward_norm", (f"{there}.{norms[1]}",), None
         yield f"{here}.gate_up", tuple(f"{feed_forward}.{x}" for x in spelling.gate_up), None
         yield f"{here}.down", (f"{feed_forward}.{spelling.down}",), None
 
@@ -214,4 +229,4 @@ def _crosses(ours: str, theirs: str, stack: StackSettings, count: int, spelling:
 
 
 def _qkv_rows(stack: StackSettings) -> tuple[int, ...]:
-    return (stack.width, *[stack.key_value_heads * stack.head_width] * 2)
+    return (stack.attended_width, *[stack.key_value_heads * stack.head_width] * 2)
