@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.block_examples import OTHER_BLOCKS
+from helpers.interop_examples import unlike_fresh
 from helpers.model_examples import (
     between,
     blt,
@@ -59,6 +61,10 @@ MODELS = {
     "no n-grams, two functions elsewhere": blt_settings(ngrams={"sizes": ()}),
     "learned pooling": blt_settings(pooling="attention"),
     "two hash functions": blt_settings(ngrams={"sizes": (3, 8), "rows": 211, "functions": 2}),
+}
+MODELS |= {
+    f"blocks {name}": blt_settings(**{"global": {"width": 48, "layers": 3, "heads": 2, "feed_forward": 56} | changes})
+    for name, changes in OTHER_BLOCKS.items()
 }
 
 
@@ -148,6 +154,8 @@ def test_logits_on_a_thousand_random_prefixes_are_those_of_full_recomputation(ru
 @pytest.mark.parametrize("model", MODELS)
 def test_pieces_of_any_length_and_tokens_taken_back_change_nothing(model: str) -> None:
     big, scoring_model = blt(MODELS[model]).eval(), entropy_model(entropy_settings(heads=4, kv_heads=2)).eval()
+    if model.startswith("blocks"):
+        unlike_fresh(big, seed=5)  # fresh biases are 0
     whole = Whole(big, scoring_model, "entropy", random_text(700, seed=3))
     grown(DecodingState(big, whole.rule, scoring_model), whole, seed=4)
 

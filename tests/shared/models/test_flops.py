@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.block_examples import OTHER_BLOCKS
 from helpers.model_examples import (
     any_model,
     blt,
@@ -59,6 +60,14 @@ BLTS = {
     "mean": blt_settings(pooling="mean"),
     "learned pooling": blt_settings(pooling="attention"),
     "cross-attention in one decoder layer": blt_settings(decoder_cross_all_layers=False, queries=3),
+    "narrow local heads": blt_settings(
+        encoder={"width": 32, "layers": 1, "heads": 2, "head_dim": 6, "feed_forward": 40},
+        decoder={"width": 32, "layers": 2, "heads": 3, "head_dim": 4, "feed_forward": 40},
+    ),
+}
+BLTS |= {
+    f"blocks {name}": blt_settings(**{"global": {"width": 48, "layers": 2, "heads": 2} | changes})
+    for name, changes in OTHER_BLOCKS.items()
 }
 
 
@@ -149,6 +158,18 @@ def test_products_of_other_models_of_patches_are_exactly_those_that_torch_counts
     assert list(forward.products) == parts.split()
     assert sum(forward.products.values()) == linear(counts)
     assert sum(training_flops(settings, work).products.values()) == linear(both)
+
+
+def test_layers_with_a_window_meet_fewer_keys_than_the_others() -> None:
+    lengths, windows = [1, 40, 7], (8, 0, 5)
+    stack = {"width": 48, "layers": 4, "heads": 2, "head_dim": 10, "windows": windows}
+    met = sum(min(place + 1, window or 99) for window in (8, 0, 5, 8) for n in lengths for place in range(n))
+    for settings, work in (
+        (blt_settings(**{"global": stack}), lambda settings: useful_workload(settings, [100], lengths)),
+        (flat_settings(**stack), lambda settings: useful_workload(settings, lengths)),
+    ):
+        flops = forward_flops(settings, work(settings))
+        assert flops.attention["global" if "global" in flops.attention else "blocks"] == met * 4 * 20
 
 
 def test_products_of_hnet_are_those_that_torch_counts_with_all_room_taken():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.block_examples import OTHER_BLOCKS
 from helpers.tiny_runs import NONE, STATIC, tiny_data, tiny_recipe, tiny_settings, toml
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -125,6 +126,15 @@ def test_parameters_are_those_of_the_model(name):
     assert [count(unit) for unit in units_of(settings.model, dense)] == expected
 
 
+MODELS |= {
+    f"blocks {name}": {"global": {"width": 128, "layers": 2, "heads": 4} | changes}
+    for name, changes in OTHER_BLOCKS.items()
+}
+MODELS["narrow local heads"] = {
+    "encoder": LOCAL | {"heads": 2, "head_dim": 10},
+    "decoder": LOCAL | {"heads": 2, "head_dim": 10, "layers": 2},
+    "global": {"width": 128, "layers": 2, "heads": 4},
+}
 UNPATCHED = ("entropy", "flat", "flat with tables", "hnet", "hnet with tables")
 
 VARIANTS = {
@@ -140,6 +150,8 @@ VARIANTS = {
     "megabyte with tables": {"optimizer": {"lr": 1e-3, "rates": {"ngrams": 0}}},
     "spacebyte with tables": {"parallel": {"offload": True}},
     "hnet": {},
+    "blocks as in OLMo 3": {"optimizer": {"lr": 1e-3, "matrices": "muon"}},
+    "blocks as in Qwen 2, all biases": {"optimizer": {"lr": 1e-3, "matrices": "muon"}},
 }
 
 
