@@ -20,14 +20,13 @@ FACTOR = "factor"
 def decayed_names(model: nn.Module) -> set[str]:
     """Names of the parameters that are decayed.
 
-    Those are weight matrices that multiply activations. Norm weights and embedding tables (bytes, n-grams) are not:
-    a row that no batch touches would fade away by decay alone.
+    Those are weight matrices that multiply activations. Norm weights and biases are not, nor are embedding tables
+    (bytes, n-grams): a row that no batch touches would fade away by decay alone.
     """
     return {
-        f"{prefix}.{name}" if prefix else name
+        f"{prefix}.weight" if prefix else "weight"
         for prefix, module in model.named_modules()
         if isinstance(module, nn.Linear)
-        for name, _ in module.named_parameters(recurse=False)
     }
 
 

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.block_examples import OTHER_BLOCKS
 from helpers.interop_examples import unlike_fresh
 from helpers.model_examples import (
     between,
@@ -19,6 +18,7 @@ from helpers.model_examples import (
     random_text,
 )
 from helpers.rounding import assert_equal_but_rounded, in_fp64
+from helpers.stack_examples import OTHER_BLOCKS
 from torch import Tensor
 
 from shared.incremental import LONGEST_ADVANCE, DecodingState

@@ -28,9 +28,9 @@ def converted(layer: Linear, weight_format: WeightFormat) -> nn.Module:
     return convert_weights(nn.Sequential(layer), weight_format, smallest=0)[0]
 
 
-def layer(inputs: int = 96, outputs: int = 40) -> Linear:
+def layer(inputs: int = 96, outputs: int = 40, bias: bool = False) -> Linear:
     torch.manual_seed(1)
-    made = Linear(inputs, outputs)
+    made = Linear(inputs, outputs, bias=bias)
     with torch.no_grad():
         made.weight[3] *= 100  # outputs have scales of their own
     return made
@@ -62,6 +62,17 @@ def test_an_int8_product_is_that_of_integers_with_a_scale_for_each_row_and_outpu
     integers = (x / of_x[:, None]).round().double() @ (plain.weight / of_weight[:, None]).round().double().t()
     found = converted(plain, "int8")(x)
     torch.testing.assert_close(found.double(), integers * of_x[:, None] * of_weight, rtol=1e-6, atol=0)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("weight_format", FORMATS)
+def test_a_bias_is_added_as_it_is(weight_format: WeightFormat) -> None:
+    plain, x = layer(bias=True), some_rows(3)
+    assert plain.bias.abs().min() > 0
+    product, without = converted(plain, weight_format), converted(layer(), weight_format)
+    torch.testing.assert_close(product(x) - plain.bias, without(x), rtol=1e-5, atol=1e-5)
+    base = some_rows(3, 40)
+    torch.testing.assert_close(product.onto(base, x, times=2), 2 * base + product(x))
 
 
 @torch.inference_mode()

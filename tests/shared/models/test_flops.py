@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.block_examples import OTHER_BLOCKS
 from helpers.model_examples import (
     any_model,
     blt,
@@ -20,6 +19,7 @@ from helpers.model_examples import (
     routed_pack,
     spacebyte_settings,
 )
+from helpers.stack_examples import OTHER_BLOCKS
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn

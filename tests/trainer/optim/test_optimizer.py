@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers.model_examples import blt_settings
 from helpers.tiny_runs import tiny_settings
 
 from shared.errors import ConfigError
@@ -29,6 +30,18 @@ def test_norms_and_tables_are_not_decayed_and_every_matrix_is() -> None:
     assert "encoder.embedding.weight" in kept
     assert all("norm" in name for name in kept - {"ngrams.weight", "encoder.embedding.weight"})
     assert {"decoder.head.weight", "global_.blocks.0.qkv.weight", "encoder.patch_projection.weight"} <= decayed
+
+
+def test_neither_are_biases_and_norms_of_queries_and_keys() -> None:
+    stack = {"width": 32, "layers": 1, "heads": 2, "qk_norm": "head", "biases": ["qkv", "down"]}
+    model = Blt(blt_settings(**{"global": stack}))
+    initialise(model, 0)
+    kept = {name for name, _ in model.named_parameters() if name.startswith("global_.blocks")} - decayed_names(model)
+    names = ("attention_norm.weight", "feed_forward_norm.weight", "qk_norm.query.weight", "qk_norm.key.weight")
+    assert kept == {f"global_.blocks.0.{name}" for name in (*names, "qkv.bias", "down.bias")}
+    block = model.global_.blocks[0]
+    assert not block.qkv.bias.any()
+    assert (block.qk_norm.query.weight == 1).all()
 
 
 RATES = {"global_.blocks": 0.1, "global_.blocks.0.down": 0.5, "encoder": 0.0, "ngrams.weight": 2.0}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.block_examples import OTHER_BLOCKS
+from helpers.stack_examples import OTHER_BLOCKS
 from helpers.tiny_runs import NONE, STATIC, tiny_data, tiny_recipe, tiny_settings, toml
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
