@@ -4,8 +4,8 @@ import re
 from typing import Any
 
 import pytest
-from helpers.block_examples import OTHER_BLOCKS
 from helpers.model_examples import blt_settings, entropy_settings, flat_settings, megabyte_settings
+from helpers.stack_examples import OTHER_BLOCKS
 from pydantic import ValidationError
 
 from shared.stack_settings import LayerKind, StackSettings
