@@ -19,6 +19,7 @@ COMMANDS = {
     "export-hf": "a model folder as one that transformers loads",
     "import-hf": "a folder of transformers, or of the released reference, as a model folder",
     "import-llama": "a model to train from a recipe, with the blocks of a Llama as its global transformer",
+    "merge-weights": "a model from models without training: weighted means, what post-training changed",
 }
 
 

@@ -91,17 +91,17 @@ def save_model(
         write_tensors(made / WEIGHTS_FILE, plan, lambda name: weights[name])
         (made / CONFIG_FILE).write_text(canonical_settings(settings))
         if entropy_model is not None:
-            _copy(Path(entropy_model), made / ENTROPY_MODEL_FOLDER)
+            copy_folder(Path(entropy_model), made / ENTROPY_MODEL_FOLDER)
         if tokenizer is not None:
-            _copy(Path(tokenizer), made / TOKENIZER_FOLDER)
+            copy_folder(Path(tokenizer), made / TOKENIZER_FOLDER)
 
 
-def _copy(source: Path, target: Path) -> None:
+def copy_folder(source: Path, target: Path) -> None:
     """Copy a folder; the first file that cannot be is the error, which `shutil.copytree` would put into a list."""
     target.mkdir()
     for path in sorted(source.iterdir()):
         if path.is_dir():
-            _copy(path, target / path.name)
+            copy_folder(path, target / path.name)
         else:
             shutil.copyfile(path, target / path.name)
 

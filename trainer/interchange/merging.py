@@ -1,0 +1,160 @@
+"""Models from models, without training: weighted means of parameters, and what post-training changed in a token model.
+
+The second is what makes a byteified model follow instructions without training it to (Ilharco et al. 2023, arXiv
+2212.04089; used so by Bolmo, arXiv 2512.15586): its global blocks began as those of a token model, and the difference
+between a post-trained token model and that one is added to them.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from shared.interop.token_models import TokenModelBlocks, block_settings
+from torch import Tensor
+
+from shared.errors import ConfigError
+from shared.io.display.progress import Progress
+from shared.io.files.digests import differences, file_sha256, in_short
+from shared.io.files.outputs import whole_folder
+from shared.model_folder.files import copy_folder
+from shared.model_folder.identity import ENTROPY_MODEL_FOLDER, TOKENIZER_FOLDER, load_settings, model_sha256
+from shared.model_folder.tensors import TensorFolder
+from shared.model_settings import AnyModelSettings
+from shared.stack_settings import StackSettings
+from trainer.interchange.byteify import IMPORTED
+from trainer.interchange.folders import write_model
+from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, model_identity, save_identity
+
+AT_ONCE = 1 << 22
+"""Numbers of a tensor that are added up together, in fp64."""
+
+
+@dataclass(frozen=True)
+class PostTraining:
+    """What post-training changed in a token model."""
+
+    post_trained: Path
+    base: Path
+    """Folders of transformers: the token model after it, and before."""
+    scale: float = 1.0
+    """How much of the difference is added."""
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What was made."""
+
+    parameters: int
+    changed: int
+    """Of these in the blocks that a token model's difference was added to."""
+
+
+def merge_weights(
+    models: Sequence[Path], weights: Sequence[float], out: Path, post_training: PostTraining | None, line: Progress
+) -> Merged:
+    """Write OUT as a model folder with the weighted mean of model folders, one part of a tensor in memory at a time.
+
+    Args:
+        weights: of each model; their sum is 1, and they may be negative.
+        post_training: added to the global blocks of the result.
+
+    Raises ConfigError where models do not fit together, InteropError or ModelFileError for token models that do not fit
+    the global blocks, FileExistsError when OUT is there.
+    """
+    if len(weights) != len(models):
+        raise ConfigError(f"--weights: {len(weights)} for {len(models)} models")
+    if not math.isclose(total := math.fsum(weights), 1.0, abs_tol=1e-6):
+        raise ConfigError(f"--weights: their sum is {total:g}, not 1")
+    settings, identity = _alike(models)
+    sources = [TensorFolder(model) for model in models]
+    change = None if post_training is None else Difference(post_training, settings, models[0])
+
+    def produce(name: str) -> Iterator[Tensor]:
+        parts = [source.read(name) for source in sources]
+        rows = max(1, AT_ONCE // max(1, math.prod(parts[0].shape[1:])))
+        factors = list(weights)
+        if change is not None and name in change.names:
+            parts += change.read(name)
+            factors += [change.scale, -change.scale]
+        for begin in range(0, len(parts[0]), rows):
+            own = slice(begin, begin + rows)
+            total = torch.zeros(parts[0][own].shape, dtype=torch.float64)
+            for factor, part in zip(factors, parts):
+                total.add_(part[own], alpha=factor)
+            yield total.float()
+
+    plan = [(name, sources[0].shape(name), torch.float32) for name in sources[0].names()]
+    with whole_folder(out) as folder:
+        write_model(folder, settings, (plan, produce), line)
+        for inside in (ENTROPY_MODEL_FOLDER, TOKENIZER_FOLDER):
+            if (models[0] / inside).is_dir():
+                copy_folder(models[0] / inside, folder / inside)
+        if identity is not None:
+            made = {"models": [[model_sha256(model), weight] for model, weight in zip(models, weights)]}
+            made |= {} if change is None else {"post_training": change.described}
+            save_identity(identity.model_copy(update={"config": {"merged": made}}), folder / IDENTITY_NAME)
+    sizes = {name: math.prod(shape) for name, shape, _ in plan}
+    return Merged(sum(sizes.values()), sum(sizes[name] for name in change.names) if change is not None else 0)
+
+
+class Difference:
+    """What post-training changed in the blocks of a token model, under the names of a model's global blocks."""
+
+    def __init__(self, chosen: PostTraining, settings: AnyModelSettings, model: Path) -> None:
+        """Raises ConfigError where the blocks are not like those of the model, InteropError, ModelFileError."""
+        wanted = next((stack.settings for stack in settings.stacks if stack.name == IMPORTED), None)
+        if wanted is None:
+            raise ConfigError(f"{model} is of kind {settings.kind!r} and has no {IMPORTED} to add to")
+        self.scale = chosen.scale
+        self._sides = []
+        for folder in (chosen.post_trained, chosen.base):
+            # How positions are stretched is no parameter, and may differ between the two.
+            own, _ = block_settings(folder, unscaled=True)
+            ours, theirs = (_without_scaling(stack) for stack in (wanted, own))
+            if lines := differences(ours, theirs):
+                raise ConfigError(f"the blocks of {folder} are not like {IMPORTED} of {model} ({in_short(lines)})")
+            self._sides.append(TokenModelBlocks(folder, own))
+        self.names = {f"{IMPORTED.removesuffix('blocks')}{name}" for name in self._sides[0].names()}
+        self.described = {
+            "post_trained": _sha256_of(chosen.post_trained),
+            "base": _sha256_of(chosen.base),
+            "scale": chosen.scale,
+        }
+
+    def read(self, name: str) -> list[Tensor]:
+        """The tensor of a name after post-training and before, in its dtype there."""
+        return [torch.cat(list(side.read(name.removeprefix("global_.")))) for side in self._sides]
+
+
+def _without_scaling(stack: StackSettings) -> dict[str, Any]:
+    return stack.model_dump(mode="json", exclude={"rope_scaling"})
+
+
+def _sha256_of(folder: Path) -> dict[str, str]:
+    """Of the files of its tensors, by name."""
+    return {path.name: file_sha256(path) for path in TensorFolder(folder).files()}
+
+
+def _alike(models: Sequence[Path]) -> tuple[AnyModelSettings, ModelIdentity | None]:
+    """The settings of all, and what the first says about itself (None of one that is not trained yet).
+
+    Raises ConfigError, naming the keys, where they are not of one kind and size or find patches in other ways.
+    """
+    settings = load_settings(models[0])
+    identities = [model_identity(model) if (model / IDENTITY_NAME).is_file() else None for model in models]
+    for model, identity in zip(models[1:], identities[1:]):
+        own = load_settings(model)
+        if lines := differences(settings.model_dump(mode="json"), own.model_dump(mode="json")):
+            raise ConfigError(f"{model} is not a model like {models[0]} ({in_short(lines)})")
+        first = identities[0]
+        if (first is None) != (identity is None):
+            raise ConfigError(f"of {models[0]} and {model} only one says how its patches are found")
+        if first is not None and identity is not None:
+            keys = {"patching", "entropy_model"}
+            ours, theirs = (each.model_dump(mode="json", include=keys) for each in (first, identity))
+            if lines := differences(ours, theirs):
+                raise ConfigError(f"{model} finds its patches otherwise than {models[0]} ({in_short(lines)})")
+    return settings, identities[0]
