@@ -3,7 +3,7 @@
 Examples:
   python -m trainer merge-weights runs/a runs/b --out runs/mean
   python -m trainer merge-weights runs/a runs/b --weights 0.7 0.3 --out runs/between
-  python -m trainer merge-weights runs/byteified-run --post-trained Olmo-3-7B-Instruct --base Olmo-3-7B --out runs/instruct
+  python -m trainer merge-weights runs/byteified --post-trained Olmo-3-7B-Instruct --base Olmo-3-7B --out runs/instruct
 """
 
 import argparse

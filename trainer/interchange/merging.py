@@ -147,7 +147,7 @@ def _alike(models: Sequence[Path]) -> tuple[AnyModelSettings, ModelIdentity | No
     identities = [model_identity(model) if (model / IDENTITY_NAME).is_file() else None for model in models]
     for model, identity in zip(models[1:], identities[1:]):
         own = load_settings(model)
-        if lines := differences(settings.model_dump(mode="json"), own.model_dump(mode="json")):
+        if lines := differences(*(each.model_dump(mode="json", by_alias=True) for each in (settings, own))):
             raise ConfigError(f"{model} is not a model like {models[0]} ({in_short(lines)})")
         first = identities[0]
         if (first is None) != (identity is None):

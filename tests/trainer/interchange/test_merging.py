@@ -161,7 +161,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path, byteified: Path, capsys: pyt
     assert "their sum is 0.9, not 1" in refusal(capsys, out, one, one, "--weights", 0.4, 0.5)
     assert "3 for 2 models" in refusal(capsys, out, one, one, "--weights", 1, 1, -1)
     assert "wide is not a model like" in (line := refusal(capsys, out, one, tmp_path / "wide"))
-    assert "global.width: 48, 64" in line
+    assert "global.width: recorded 48, now 64" in line
     assert "other finds its patches otherwise" in refusal(capsys, out, one, tmp_path / "other")
     state, settings = load_state(byteified)
     save_model(state, settings, tmp_path / "trained")
