@@ -205,12 +205,13 @@ def block_settings(folder: Path, unscaled: bool = False) -> tuple[StackSettings,
     path = folder / CONFIG_FILE
     values = read_json(path)
     try:
-        return _block_settings(values, unscaled)
+        return settings_of_config(values, unscaled)
     except InteropError as error:
         raise InteropError(f"{path}: {error}") from None
 
 
-def _block_settings(values: Mapping[str, Any], unscaled: bool) -> tuple[StackSettings, str]:
+def settings_of_config(values: Mapping[str, Any], unscaled: bool = False) -> tuple[StackSettings, str]:
+    """The same of what a config.json holds; errors do not name the file."""
     with refused_as(InteropError):
         plain = _Config.model_validate(values)
     family = _family(plain)
@@ -222,10 +223,12 @@ def _block_settings(values: Mapping[str, Any], unscaled: bool) -> tuple[StackSet
     windows = _windows(config, family, rotated)
     theta, scaling = _rotary(config, family, windows, unscaled)
     keys = [projections for key, projections in family.bias_keys.items() if getattr(config, key)]
+    sizes = {ours: getattr(config, theirs) for ours, theirs in WANTED.items()}
+    nested: dict[str, Any] = {"rope_scaling": scaling}  # validated with the rest, so that messages begin with its name
     with refused_as(InteropError):
         stack = StackSettings(
-            **{ours: getattr(config, theirs) for ours, theirs in WANTED.items()},
-            **{"rope_scaling": scaling},  # validated with the rest, so that messages begin with its name
+            **sizes,
+            **nested,
             kv_heads=config.num_key_value_heads,
             head_dim=_head_dim(config),
             rope_theta=theta,

@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from shared.interop.names import InteropError
-from shared.interop.token_models import block_settings, shortest
+from shared.interop.token_models import settings_of_config, shortest
 from shared.layers.attention import AttentionMask
 from shared.layers.batch import segments
 from shared.layers.blocks import through_blocks
@@ -598,18 +598,17 @@ MINIMAL: dict[str, Any] = {
 }
 
 
-def settings_of(folder: Path, model_type: str, unscaled: bool = False, **values: Any) -> StackSettings:
+def settings_of(model_type: str, unscaled: bool = False, **values: Any) -> StackSettings:
     """What a config.json of these keys alone means."""
-    (folder / "config.json").write_text(json.dumps(MINIMAL | {"model_type": model_type} | values))
-    return block_settings(folder, unscaled)[0]
+    return settings_of_config(MINIMAL | {"model_type": model_type} | values, unscaled)[0]
 
 
 @pytest.mark.parametrize(("model_type", "changes", "words"), LAYER_REFUSALS, ids=[case[2] for case in LAYER_REFUSALS])
 def test_layers_and_scalings_that_a_family_cannot_have_are_refused(
-    tmp_path: Path, model_type: str, changes: dict[str, Any], words: str
+    model_type: str, changes: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(InteropError, match=words):
-        settings_of(tmp_path, model_type, **changes)
+        settings_of(model_type, **changes)
 
 
 def test_scaled_positions_can_be_taken_as_unscaled(tmp_path: Path, recipe: Path) -> None:
@@ -620,7 +619,7 @@ def test_scaled_positions_can_be_taken_as_unscaled(tmp_path: Path, recipe: Path)
     x = torch.randn(20, WIDTH)
     assert torch.equal(our_states(ours[0], x, [20]), our_states(ours[1], x, [20]))
     linear = {"rope_type": "linear", "factor": 2.0}
-    assert settings_of(tmp_path, "llama", unscaled=True, rope_parameters=linear).rope_scaling is None
+    assert settings_of("llama", unscaled=True, rope_parameters=linear).rope_scaling is None
 
 
 OLD_YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
@@ -645,11 +644,11 @@ OLD_YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 5
     ],
 )
 def test_rotary_positions_of_old_and_short_configs_are_those_of_transformers(
-    tmp_path: Path, model_type: str, values: dict[str, Any]
+    model_type: str, values: dict[str, Any]
 ) -> None:
     """Wavelengths and strength of full layers, and what is left out, as its configuration classes have it."""
     sizes = {"num_attention_heads": 32, "hidden_size": 256, "vocab_size": 8, "pad_token_id": None}
-    stack = settings_of(tmp_path, model_type, **sizes | values)
+    stack = settings_of(model_type, **sizes | values)
     config = AutoConfig.for_model(model_type, **MINIMAL | sizes | json.loads(json.dumps(values)))
     assert stack.norm_eps == config.rms_norm_eps
     assert stack.key_value_heads == config.num_key_value_heads
