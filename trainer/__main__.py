@@ -18,7 +18,7 @@ COMMANDS = {
     "report": "curves and facts of runs as a page for a browser, also of runs under way",
     "export-hf": "a model folder as one that transformers loads",
     "import-hf": "a folder of transformers, or of the released reference, as a model folder",
-    "import-llama": "a model to train from a recipe, with the blocks of a Llama as its global transformer",
+    "byteify": "a model to train from a recipe, with the blocks of a Llama, Qwen, OLMo or another in the middle",
     "merge-weights": "a model from models without training: weighted means, what post-training changed",
 }
 

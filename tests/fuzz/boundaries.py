@@ -174,17 +174,17 @@ BOUNDARIES = (
         (f.export_hf,),
     ),
     Boundary(
-        "llama folder",
-        ("shared/interop/llama.py", "trainer/commands/import_llama.py"),
-        f.made_llama,
+        "token model folder",
+        ("shared/interop/token_models.py", "trainer/commands/byteify.py"),
+        f.made_token_model,
         m.one_of(
             [
-                (3, m.at("llama/*.json", m.spoil_json)),
-                (2, m.at("llama/*.safetensors", m.spoil_safetensors)),
-                (1, lambda rng, folder: m.spoil_folder(rng, folder / "llama")),
+                (3, m.at("token-model/*.json", m.spoil_json)),
+                (2, m.at("token-model/*.safetensors", m.spoil_safetensors)),
+                (1, lambda rng, folder: m.spoil_folder(rng, folder / "token-model")),
             ]
         ),
-        (f.import_llama,),
+        (f.byteify,),
     ),
     Boundary(
         "checkpoint",

@@ -108,26 +108,29 @@ def import_hf(folder: Path) -> int:
     return run(trainer, "import-hf", "hf", "out")
 
 
-def made_llama(folder: Path) -> None:
+def made_token_model(folder: Path) -> None:
+    """With windows, and rotary settings of each kind of layers."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import Olmo3Config, Olmo3ForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(
+    config = Olmo3Config(
         hidden_size=32,
-        num_hidden_layers=1,
+        num_hidden_layers=2,
+        layer_types=["sliding_attention", "full_attention"],
+        sliding_window=8,
         num_attention_heads=2,
         num_key_value_heads=2,
         intermediate_size=32,
         vocab_size=50,
     )
-    LlamaForCausalLM(config).save_pretrained(folder / "llama")
+    Olmo3ForCausalLM(config).save_pretrained(folder / "token-model")
     model = tiny_recipe(Path("x"), Path("y"))["model"] | {"global": STACK}
     (folder / "recipe.toml").write_text(toml(tiny_recipe(Path("nodata"), Path("out"), model=model)))
 
 
-def import_llama(folder: Path) -> int:
-    return run(trainer, "import-llama", "llama", "recipe.toml", "out")
+def byteify(folder: Path) -> int:
+    return run(trainer, "byteify", "token-model", "out", "--recipe", "recipe.toml")
 
 
 def made_reference(folder: Path) -> None:

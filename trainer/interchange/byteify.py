@@ -1,4 +1,4 @@
-"""From a Llama and a recipe to a model folder to start from: its blocks in the middle, everything else new."""
+"""From a token model and a recipe to a model folder to start from: its blocks in the middle, everything else new."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from tomli_w import dumps as to_toml
 from torch import Tensor
 
 from shared.errors import ConfigError
-from shared.interop.llama import LlamaBlocks, llama_stack
+from shared.interop.token_models import TokenModelBlocks, block_settings
 from shared.io.display.progress import Progress
 from shared.io.files.atomic import write_atomic
 from shared.io.files.outputs import whole_folder
@@ -24,7 +24,7 @@ from trainer.settings.recipe import check_recipe, read_recipe, set_key, with_pla
 
 RECIPE_FILE = "recipe.toml"
 IMPORTED = "global_.blocks"
-"""Beginning of the names of what comes from the Llama."""
+"""Beginning of the names of what comes from the token model."""
 IMPORTED_RATE = 0.1
 """Share of the learning rate that the imported part begins with (as in the paper)."""
 
@@ -34,29 +34,31 @@ class Byteified:
     """What was made."""
 
     stack: StackSettings
+    architecture: str
+    """The class of the token model."""
     imported: int
-    """Parameters from the Llama."""
+    """Parameters from it."""
     new: int
     """Parameters that were drawn from the seed."""
     left_out: list[str]
-    """The Llama's tensors that have no place."""
+    """Its tensors that have no place."""
 
 
 def byteify(
-    llama: Path, out: Path, recipe: Path, overrides: Sequence[str], unscaled: bool, line: Progress
+    source: Path, out: Path, recipe: Path, overrides: Sequence[str], unscaled: bool, line: Progress
 ) -> Byteified:
-    """Write OUT as a model folder with a Llama's blocks as its global transformer, and OUT/recipe.toml to train it.
+    """Write OUT as a model folder around the blocks of a token model, and OUT/recipe.toml to train it.
 
-    One tensor at a time is in memory. Parameters that are not the Llama's are those that a run of the recipe without a
-    start would begin with.
+    One tensor at a time is in memory. Other parameters are those that a run of the recipe without a start would begin
+    with.
 
-    Raises ConfigError for a recipe that does not fit, InteropError or ModelFileError for a Llama that does not,
+    Raises ConfigError for a recipe that does not fit, InteropError or ModelFileError for a token model that does not,
     FileExistsError when OUT is there.
     """
-    stack = llama_stack(llama, unscaled)
+    stack, architecture = block_settings(source, unscaled)
     values, settings = new_recipe(recipe, overrides, stack, out)
     assert isinstance(settings.model, BltSettings)
-    blocks = LlamaBlocks(llama, stack)
+    blocks = TokenModelBlocks(source, stack)
     with without_values():
         shapes = {name: tensor.shape for name, tensor in build_model(settings.model).state_dict().items()}
     imported = {f"global_.{name}" for name in blocks.names()}
@@ -69,28 +71,31 @@ def byteify(
     plan = [(name, shape, torch.float32) for name, shape in shapes.items()]
     with whole_folder(out) as folder:
         write_model(folder, settings.model, (plan, produce), line)
-        write_atomic(folder / RECIPE_FILE, f"# {recipe} around the blocks of {llama}\n{to_toml(values)}")
+        write_atomic(folder / RECIPE_FILE, f"# {recipe} around the blocks of {source}\n{to_toml(values)}")
     taken = sum(shapes[name].numel() for name in imported)
     new = sum(shape.numel() for shape in shapes.values()) - taken
-    return Byteified(stack, taken, new, blocks.left_out())
+    return Byteified(stack, architecture, taken, new, blocks.left_out())
 
 
 def new_recipe(
     recipe: Path, overrides: Sequence[str], stack: StackSettings, out: Path
 ) -> tuple[dict[str, Any], TrainSettings]:
-    """The recipe with the Llama's shape, the start and the slower rate; as it will be written, and checked.
+    """The recipe with the blocks' settings, the start and the slower rate; as it will be written, and checked.
 
     Where the data is and where the run goes may be missing: they are given when it is trained.
     """
     for option in overrides:
         if option.startswith("--model.global"):
-            raise ConfigError(f"{option.partition('=')[0]}: the global transformer has the shape of the Llama")
+            raise ConfigError(f"{option.partition('=')[0]}: the global transformer has the shape of the token model")
     values = read_recipe(recipe, overrides, TrainSettings)
     model = values.get("model")
     if not isinstance(model, dict) or model.get("kind") != "blt":
         raise ConfigError(f"{recipe}: model.kind must be 'blt': no other model has a global transformer")
     model.pop("global_", None)  # the section's other name
-    set_key(values, ("model", "global"), stack.model_dump(exclude_none=True), "model.global")
+    section = stack.model_dump(exclude_none=True)
+    if stack.rope_scaling is not None:  # each kind has keys that others have no use for
+        section["rope_scaling"] = stack.rope_scaling.model_dump(exclude_defaults=True)
+    set_key(values, ("model", "global"), section, "model.global")
     set_key(values, ("start", "model"), str(out.absolute()), "start.model")
     settings = check_recipe(with_places(values), TrainSettings, recipe, overrides)
     set_key(values, ("optimizer", "rates"), {IMPORTED: IMPORTED_RATE} | settings.optimizer.rates, "optimizer.rates")

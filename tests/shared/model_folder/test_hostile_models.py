@@ -15,10 +15,10 @@ from helpers.model_examples import blt, blt_settings, entropy_model, entropy_set
 from shared.errors import ModelFileError
 from shared.interop.hf_config import hf_config
 from shared.interop.hf_reading import read_hf_config
-from shared.interop.llama import llama_stack
 from shared.interop.names import InteropError
 from shared.interop.opening import open_foreign
 from shared.interop.reference import open_reference
+from shared.interop.token_models import settings_of_config
 from shared.interop.writing import write_hf_folder
 from shared.model_folder.files import load_model
 from shared.model_folder.identity import load_settings, model_sha256, pack_model
@@ -246,9 +246,24 @@ def test_a_hf_config_of_more_layers_than_tensors_builds_nothing(whole: Path, tmp
         open_foreign(tmp_path)
 
 
-LLAMA = {
+YARN = {
+    "rope_theta": 10_000.0,
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 512,
+    "attention_factor": None,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "truncate": True,
+    "partial_rotary_factor": 1.0,
+}
+TOKEN_MODEL = {
     "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
+    "architectures": None,
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -260,21 +275,44 @@ LLAMA = {
     "pretraining_tp": 1,
     "attention_bias": False,
     "mlp_bias": False,
-    "rope_parameters": {"rope_theta": 10_000.0, "rope_type": "default", "partial_rotary_factor": 1.0},
+    "sliding_window": 8,
+    "use_sliding_window": True,
+    "max_window_layers": 1,
+    "layer_types": None,
+    "no_rope_layers": None,
+    "no_rope_layer_interval": 4,
+    "max_position_embeddings": 2048,
+    "original_max_position_embeddings": None,
+    "rope_theta": 10_000.0,
+    "partial_rotary_factor": 1.0,
+    "rope_parameters": YARN,
     "rope_scaling": None,
     "quantization_config": None,
 }
 
 
-def test_no_value_of_a_llama_config_is_a_traceback(tmp_path: Path) -> None:
-    path = tmp_path / "config.json"
-    for key in all_keys(LLAMA):
-        for value in [*NO_NUMBERS, 2.0**1023]:
-            values = json.loads(json.dumps(LLAMA))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"rope_parameters": YARN | {"rope_type": "llama3"}},
+        {"model_type": "mistral", "rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"model_type": "qwen3"},
+        {"model_type": "olmo3", "rope_parameters": {"full_attention": YARN, "sliding_attention": YARN}},
+        {"model_type": "olmo3", "rope_parameters": None, "rope_scaling": YARN},
+        {"model_type": "smollm3", "no_rope_layers": [1, 0], "layer_types": ["full_attention", "sliding_attention"]},
+    ],
+    ids=["llama", "llama3", "mistral", "qwen3", "olmo3", "old olmo3", "smollm3"],
+)
+def test_no_value_of_a_token_models_config_is_a_traceback(changes: dict[str, Any]) -> None:
+    config = TOKEN_MODEL | changes
+    assert settings_of_config(config)[0].layers == 2
+    for key in all_keys(config):
+        for value in [*NO_NUMBERS, 2.0**1023, 2.0**-1070]:
+            values = json.loads(json.dumps(config))
             set_at(values, key, value)
-            path.write_text(json.dumps(values))
             try:
-                stack = llama_stack(tmp_path)
+                stack, _ = settings_of_config(values)
             except InteropError:
                 continue
             assert stack.layers == 2

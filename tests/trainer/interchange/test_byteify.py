@@ -1,10 +1,12 @@
-"""A model around a Llama: its blocks compute what Llama's compute, and learn at a tenth of the rate."""
+"""A model around the blocks of a token model: they compute what its layers do, and learn at a tenth of the rate."""
 
 import json
+import math
 import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +15,45 @@ import torch
 from helpers.tiny_runs import STACK, STATIC, losses, quiet_environment, tiny_data, tiny_recipe, toml, torchrun
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    Olmo3Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
 
+from shared.interop.names import InteropError
+from shared.interop.token_models import settings_of_config, shortest
 from shared.layers.attention import AttentionMask
 from shared.layers.batch import segments
 from shared.layers.blocks import through_blocks
+from shared.layers.rotary import rotary
 from shared.model_folder.files import load_model, load_state
 from shared.model_settings import BltSettings
 from shared.models.blt import Blt
 from shared.models.initialise import initial_value
+from shared.stack_settings import RopeScaling, StackSettings
 from trainer.__main__ import main as trainer
+from trainer.commands.byteify import unlike_llama
 from trainer.main import main
 
 WIDTH, LAYERS, HEADS = 64, 3, 4
 
 
-def save_llama(folder: Path, shard_size: str = "1GB", **changes: Any) -> LlamaForCausalLM:
-    """A random Llama, large weights so that every part matters, in a folder as transformers writes it."""
+def save_teacher(
+    folder: Path, config_class: type[PreTrainedConfig], shard_size: str = "1GB", **changes: Any
+) -> PreTrainedModel:
+    """A random token model, large weights so that every part matters, in a folder as transformers writes it."""
     torch.manual_seed(0)
-    config = LlamaConfig(
+    config = config_class(
         **{
             "hidden_size": WIDTH,
             "num_hidden_layers": LAYERS,
@@ -39,18 +61,27 @@ def save_llama(folder: Path, shard_size: str = "1GB", **changes: Any) -> LlamaFo
             "num_key_value_heads": HEADS,
             "intermediate_size": 80,
             "vocab_size": 50,
+            "pad_token_id": None,
+            "bos_token_id": None,
+            "eos_token_id": None,
             "rms_norm_eps": 1e-6,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1234.0},
             "initializer_range": 0.15,
             **changes,
         }
     )
-    model = LlamaForCausalLM(config).eval()
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     for name, parameter in model.named_parameters():
         if "norm" in name:
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
+        elif name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
     model.save_pretrained(folder, max_shard_size=shard_size)
     return model
+
+
+def save_llama(folder: Path, shard_size: str = "1GB", **changes: Any) -> PreTrainedModel:
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 1234.0}}
+    return save_teacher(folder, LlamaConfig, shard_size, **rope | changes)
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +100,14 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def imported(folder: Path, out: Path, recipe: Path, *options: str) -> Blt:
-    assert trainer(["import-llama", str(folder), str(out), "--recipe", str(recipe), *options]) == 0
+    assert trainer(["byteify", str(folder), str(out), "--recipe", str(recipe), *options]) == 0
     model = load_model(out)
     assert isinstance(model, Blt)
     return model
 
 
-def llama_states(model: LlamaForCausalLM, x: Tensor) -> Tensor:
-    """What comes out of the last of Llama's layers, before its norm."""
+def teacher_states(model: PreTrainedModel, x: Tensor) -> Tensor:
+    """What comes out of the last of the layers, before the norm that follows them."""
     found = []
     hook = model.model.layers[-1].register_forward_hook(lambda _, __, out: found.append(out))
     with torch.no_grad():
@@ -86,12 +117,18 @@ def llama_states(model: LlamaForCausalLM, x: Tensor) -> Tensor:
     return (out[0] if isinstance(out, tuple) else out)[0]
 
 
-def our_states(model: Blt, x: Tensor, lengths: list[int]) -> Tensor:
-    """The same of the blocks of the global transformer, several documents side by side."""
-    stack, documents = model.settings.global_, segments(lengths)
+def our_states(model: Blt, x: Tensor, lengths: list[int], **changes: Any) -> Tensor:
+    """The same of the blocks of the global transformer, several documents side by side; with other settings."""
+    stack, documents = model.settings.global_.model_copy(update=changes), segments(lengths)
     mask = AttentionMask.of(documents, x.dtype)
     with torch.no_grad():
         return through_blocks(model.global_.blocks, stack, x, documents.positions, mask)
+
+
+def distance(ours: Tensor, theirs: Tensor) -> float:
+    """The largest relative difference, of all numbers together and of any one."""
+    worst = max((ours - theirs).norm() / theirs.norm(), (ours - theirs).abs().max() / theirs.abs().max())
+    return float(worst)
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
@@ -106,10 +143,154 @@ def test_blocks_compute_what_llamas_layers_compute(
     x = torch.randn(sum(lengths), WIDTH)
     ours = our_states(model, x, lengths).split(lengths)
     for part, states in zip(x.split(lengths), ours, strict=True):
-        theirs = llama_states(llama, part)
-        assert (states - theirs).norm() <= 1e-5 * theirs.norm()
-        assert (states - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+        assert distance(states, teacher_states(llama, part)) <= 1e-5
         assert (states - part).norm() > 0.5 * part.norm(), "the blocks must do something"
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 24, "rope_theta": 500.0}
+DEFAULT = {"rope_type": "default", "rope_theta": 500.0}
+OLMO = {"norm": "after", "qk_norm": "width"}
+TEACHERS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any], dict[str, Any]]] = {
+    "llama 2": (LlamaConfig, {"num_key_value_heads": 4}, {"rope_theta": 10_000.0}),
+    "llama 3": (
+        LlamaConfig,
+        {"rope_parameters": LLAMA3, "tie_word_embeddings": True, "max_position_embeddings": 256},
+        {
+            "rope_theta": 500.0,
+            "rope_scaling": {"kind": "llama3", "factor": 8.0, "trained_length": 32, "low": 1.0, "high": 4.0},
+        },
+    ),
+    "llama with biases": (
+        LlamaConfig,
+        {"attention_bias": True, "mlp_bias": True},
+        {"biases": ("qkv", "attention_output", "gate_up", "down")},
+    ),
+    "linear": (
+        LlamaConfig,
+        {"rope_parameters": {"rope_type": "linear", "factor": 3.0}},
+        {"rope_scaling": {"kind": "linear", "factor": 3.0}},
+    ),
+    "yarn, all keys": (
+        LlamaConfig,
+        {
+            "rope_parameters": YARN
+            | {"beta_fast": 8.0, "beta_slow": 0.5, "mscale": 1.5, "mscale_all_dim": 0.5, "truncate": False}
+        },
+        {"rope_scaling": {"low": 0.5, "high": 8.0, "rounded": False, "trained_length": 24}},
+    ),
+    "yarn, given strength": (
+        LlamaConfig,
+        {"rope_parameters": YARN | {"attention_factor": 1.5}, "head_dim": 32},
+        {"rope_scaling": {"strength": 1.5, "low": 1.0, "high": 32.0, "rounded": True}, "head_dim": 32},
+    ),
+    "smollm 2": (LlamaConfig, {"num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True}, {}),
+    "mistral with a window": (MistralConfig, {"sliding_window": 5}, {"windows": (5,)}),
+    "mistral with wide heads": (MistralConfig, {"sliding_window": None, "head_dim": 32}, {"head_dim": 32}),
+    "qwen2": (Qwen2Config, {"tie_word_embeddings": True}, {"biases": ("qkv",)}),
+    "qwen2 with windows": (
+        Qwen2Config,
+        {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 3},
+        {"biases": ("qkv",), "windows": (0, 0, 0, 7)},
+    ),
+    "qwen3": (Qwen3Config, {"head_dim": 24}, {"head_dim": 24, "qk_norm": "head"}),
+    "qwen3 with biases": (
+        Qwen3Config,
+        {"head_dim": 16, "attention_bias": True},
+        {"qk_norm": "head", "biases": ("qkv", "attention_output")},
+    ),
+    "olmo2": (Olmo2Config, {}, OLMO),
+    "olmo2 with biases": (Olmo2Config, {"attention_bias": True}, OLMO | {"biases": ("qkv", "attention_output")}),
+    "olmo3": (
+        Olmo3Config,
+        {"sliding_window": 6, "rope_parameters": {"full_attention": YARN, "sliding_attention": DEFAULT}},
+        OLMO
+        | {
+            "windows": (6, 6, 6, 0),
+            "rope_scaling": {"kind": "yarn", "factor": 4.0, "strength": 0.1 * math.log(4) + 1, "windowed": False},
+        },
+    ),
+    "olmo3, layers of its own": (
+        Olmo3Config,
+        {
+            "sliding_window": 6,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "rope_parameters": {"full_attention": YARN, "sliding_attention": YARN},
+        },
+        OLMO | {"windows": (6, 0), "rope_theta": 500.0, "rope_scaling": {"windowed": True}},
+    ),
+    "olmo3, defaults": (Olmo3Config, {"sliding_window": 6}, OLMO | {"windows": (6, 6, 6, 0), "rope_theta": 500_000.0}),
+    "smollm3": (SmolLM3Config, {}, {"rotated": (True, True, True, False), "rope_theta": 2e6}),
+    "smollm3 with windows": (
+        SmolLM3Config,
+        {"no_rope_layers": [1, 0, 1, 0], "use_sliding_window": True, "sliding_window": 6},
+        {"rotated": (True, False), "windows": (0, 6)},
+    ),
+}
+
+
+def saved_teacher(folder: Path, name: str) -> PreTrainedModel:
+    config_class, changes, _ = TEACHERS[name]
+    return save_teacher(folder, config_class, **{"num_hidden_layers": 4, "num_key_value_heads": 2} | changes)
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_blocks_of_every_family_compute_what_its_layers_compute(tmp_path: Path, recipe: Path, name: str) -> None:
+    """Texts longer than the windows, and each setting and each order of rows is one without which they do not."""
+    teacher = saved_teacher(tmp_path / "teacher", name)
+    model = imported(tmp_path / "teacher", tmp_path / "out", recipe)
+    stack, lengths = model.settings.global_, [1, 23, 60]
+    x = torch.randn(sum(lengths), WIDTH)
+    with torch.no_grad():
+        theirs = torch.cat([teacher_states(teacher, part) for part in x.split(lengths)])
+    assert distance(our_states(model, x, lengths), theirs) <= 1e-5
+
+    expected = TEACHERS[name][2]
+    assert set(stack.unlike_llama) == expected.keys() - {"rope_theta"}
+    for key, value in expected.items():
+        found = getattr(stack, key)
+        shown = {part: getattr(found, part) for part in value} if isinstance(value, dict) else found
+        assert shown == (pytest.approx(value) if isinstance(value, dict) else value)
+    for key in {"rope_scaling", "rotated", "windows"} & set(stack.unlike_llama):
+        changed = our_states(model, x, lengths, **{key: StackSettings.model_fields[key].default})
+        assert distance(changed, theirs) > 1e-3, key
+    for tensor, spoilt in spoilt_tensors(model):
+        kept = tensor.clone()
+        with torch.no_grad():
+            tensor.copy_(spoilt)
+            assert distance(our_states(model, x, lengths), theirs) > 1e-3
+            tensor.copy_(kept)
+
+
+def spoilt_tensors(model: Blt) -> Iterator[tuple[Tensor, Tensor]]:
+    """Tensors of a block with rotary positions, and what would be there if one step were left out."""
+    stack = model.settings.global_
+    block = model.global_.blocks[0]
+    queries, keys = stack.attended_width, stack.key_value_heads * stack.head_width
+    rows = {"queries": slice(0, queries), "keys": slice(queries, queries + keys)}
+    for tensor in (part for part in (block.qkv.weight, block.qkv.bias) if part is not None):
+        for where in rows.values():
+            spoilt = tensor.detach().clone()
+            spoilt[where] = halves_from_pairs(spoilt[where], stack.head_width)
+            yield tensor, spoilt
+    if block.qk_norm is not None:
+        for norm in (block.qk_norm.query, block.qk_norm.key):
+            yield norm.weight, halves_from_pairs(norm.weight.detach(), stack.head_width)
+    for name, parameter in block.named_parameters():
+        if name.endswith("bias"):
+            yield parameter, torch.zeros_like(parameter)
+
+
+def halves_from_pairs(rows: Tensor, head_width: int) -> Tensor:
+    """The order that the teacher has."""
+    return rows.unflatten(0, (-1, head_width // 2, 2)).transpose(1, 2).flatten(0, 2)
 
 
 def test_the_whole_global_transformer_is_llamas_where_widths_need_no_projection(tmp_path: Path, recipe: Path) -> None:
@@ -119,7 +300,7 @@ def test_the_whole_global_transformer_is_llamas_where_widths_need_no_projection(
     vectors = torch.randn(50, 2, WIDTH // 2)
     with torch.no_grad():
         ours = model.global_(vectors, segments([50]))
-    theirs = llama_states(llama, vectors.flatten(1))
+    theirs = teacher_states(llama, vectors.flatten(1))
     assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
 
 
@@ -216,6 +397,59 @@ def test_it_trains_from_its_recipe_and_the_imported_part_moves_by_a_tenth(
             assert torch.equal(slow, full), name
 
 
+def test_blocks_unlike_llamas_are_said_written_and_trained(
+    tmp_path: Path, recipe: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved_teacher(tmp_path / "teacher", "olmo3")
+    imported(tmp_path / "teacher", tmp_path / "out", recipe)
+    said = capsys.readouterr().out
+    assert (
+        "global_.blocks: 4 of width 64, 4 heads, 2 of keys and values; norms after, q/k norms (width), "
+        "windows 6 6 6 0, yarn x 4 (layers without window); 111.5 k parameters of Olmo3ForCausalLM\n"
+    ) in said
+    written = tomllib.loads((tmp_path / "out" / "recipe.toml").read_text())["model"]["global"]
+    assert written == {
+        "width": 64,
+        "layers": 4,
+        "heads": 4,
+        "kv_heads": 2,
+        "feed_forward": 80,
+        "rope_theta": 500.0,
+        "rope_scaling": {
+            "kind": "yarn",
+            "factor": 4.0,
+            "trained_length": 24,
+            "high": 32.0,
+            "strength": 0.1 * math.log(4) + 1,
+            "windowed": False,
+        },
+        "windows": [6, 6, 6, 0],
+        "norm": "after",
+        "qk_norm": "width",
+        "norm_eps": 1e-6,
+    }
+    before = load_state(tmp_path / "out")[0]
+    places = ["--data.path", str(data), "--run.out", str(tmp_path / "run"), "--run.steps", "1"]
+    assert main([str(tmp_path / "out" / "recipe.toml"), *places]) == 0
+    after, settings = load_state(tmp_path / "run" / "model")
+    assert settings == load_state(tmp_path / "out")[1]
+    assert all((after[name] != tensor).any() for name, tensor in before.items())
+
+
+@pytest.mark.parametrize(
+    ("stack", "words"),
+    [
+        ({}, ""),
+        ({"head_dim": 32, "biases": ("qkv", "down")}, "biases (qkv, down)"),
+        ({"rotated": (True, True, False)}, "13 of 40 without rotary positions"),
+        ({"windows": (0,) * 39 + (512,)}, "windows 512 in 1 of 40 layers"),
+        ({"rope_scaling": RopeScaling(kind="linear", factor=2.5), "qk_norm": "head"}, "q/k norms (head), linear x 2.5"),
+    ],
+)
+def test_what_blocks_do_unlike_llamas_is_said_in_words(stack: dict[str, Any], words: str) -> None:
+    assert unlike_llama(StackSettings(width=64, layers=40, heads=4, **stack)) == words
+
+
 @pytest.mark.drill
 def test_two_ranks_train_it_from_its_recipe(tmp_path: Path, recipe: Path, data: Path) -> None:
     save_llama(tmp_path / "llama", num_key_value_heads=2)
@@ -265,22 +499,58 @@ def test_a_llama_is_taken_over_in_a_fraction_of_its_size(tmp_path: Path, recipe:
 
 
 CONFIG_REFUSALS: list[tuple[dict[str, Any], str]] = [
-    ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0}}, r"scaled \(llama3\).*--unscaled"),
-    ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, r"scaled \(linear\)"),
-    ({"attention_bias": True}, "attention_bias is set"),
-    ({"mlp_bias": True}, "mlp_bias is set"),
-    ({"head_dim": 32}, "head_dim is 32, heads here have hidden_size / num_attention_heads = 16"),
-    ({"model_type": "mistral", "architectures": ["MistralForCausalLM"]}, "this is MistralForCausalLM"),
+    ({"rope_parameters": {"rope_type": "dynamic", "factor": 8.0}}, r"scaled \(dynamic\).*--unscaled"),
+    ({"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0]}}, r"scaled \(longrope\).*--unscaled"),
+    ({"rope_parameters": None, "rope_scaling": {"type": "su"}}, r"scaled \(su\).*--unscaled"),
+    ({"rope_parameters": {"rope_type": "linear"}}, "factor is missing"),
+    ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor is missing"),
+    ({"rope_parameters": {"rope_type": "linear", "factor": -1.0}}, r"rope_scaling\.factor.* greater than 0"),
+    ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "beta_slow": 40}}, "low 40 must be less than high 32"),
+    ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "only Olmo3ForCausalLM has"),
+    ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+    ({"partial_rotary_factor": 0.25}, "partial_rotary_factor"),
+    ({"rope_parameters": {"rope_type": "default", "rope_theta": "1e4"}}, r"rope_parameters\.rope_theta.*number"),
+    ({"attention_bias": True}, r"self_attn\.q_proj\.bias.* is missing"),
+    ({"mlp_bias": True}, r"mlp\.gate_proj\.bias.* is missing"),
+    ({"head_dim": 32}, r"q_proj.weight has shape \[64, 64\].* \[128, 64\]"),
+    ({"head_dim": 15}, "head_dim 15 must be even"),
+    ({"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}, "this is MixtralForCausalLM, only.*Qwen3For"),
+    ({"model_type": "qwen3_moe", "architectures": None}, "this is qwen3_moe"),
+    ({"model_type": "mistral"}, "this is LlamaForCausalLM"),
     ({"architectures": ["LlamaForSequenceClassification"]}, "this is LlamaForSequenceClassification"),
+    ({"model_type": "qwen3", "architectures": None, "head_dim": 16}, r"q_norm\.weight.* is missing"),
     ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
     ({"pretraining_tp": 2}, "pretraining_tp is 2"),
     ({"hidden_act": "gelu"}, "hidden_act is gelu"),
-    ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
-    ({"num_attention_heads": 5}, "width 64 must be heads"),
+    ({"num_attention_heads": 5, "head_dim": None}, "width 64 must be heads"),
     ({"intermediate_size": None}, "intermediate_size is missing"),
     ({"num_key_value_heads": 2}, r"k_proj.weight has shape \[64, 64\].* \[32, 64\]"),
     ({"num_hidden_layers": 4}, r"model\.layers\.3\.input_layernorm\.weight.* is missing"),
     ({"num_hidden_layers": 2}, r"model\.layers\.2\..* is not part of"),
+    ({"num_hidden_layers": 10**9}, "num_hidden_layers.*less than or equal to 1024"),
+    ({"layer_types": ["sliding_attention"] * 3}, "all layers of LlamaForCausalLM are alike"),
+]
+LAYER_REFUSALS: list[tuple[str, dict[str, Any], str]] = [
+    ("qwen2", {"layer_types": ["linear_attention"] * 3}, "layer_types has linear_attention"),
+    ("qwen2", {"layer_types": ["full_attention"] * 4}, "layer_types is about 4 layers, there are 3"),
+    ("qwen2", {"layer_types": ["sliding_attention"] * 3}, "use_sliding_window is not set"),
+    ("qwen3", {"use_sliding_window": True, "max_window_layers": None}, "max_window_layers is missing"),
+    ("qwen3", {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 0}, "sliding_window is 0"),
+    ("mistral", {"sliding_window": 8, "layer_types": ["full_attention"] * 3}, "all layers of Mistral.* are alike"),
+    ("mistral", {"sliding_window": 2.5}, "sliding_window.*integer"),
+    ("olmo3", {"sliding_window": None}, "sliding_window is missing"),
+    ("olmo3", {"num_hidden_layers": 4, "rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "theta differs"),
+    ("olmo3", {"rope_parameters": {"rope_theta": 1e4}}, "rope_parameters has rope_theta beside"),
+    (
+        "olmo3",
+        {"num_hidden_layers": 4, "rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
+        "scaling of sliding_attention is another",
+    ),
+    ("olmo3", {"rope_parameters": {"full_attention": YARN | {"truncate": False}}}, "truncate is false"),
+    ("olmo3", {"rope_scaling": {"full_attention": YARN}}, "which are of rope_parameters"),
+    ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers is about 2 layers, there are 3"),
+    ("smollm3", {"no_rope_layer_interval": 0}, "no_rope_layer_interval is 0"),
+    ("smollm3", {"layer_types": ["sliding_attention"] * 3, "sliding_window": 4}, "use_sliding_window is not set"),
 ]
 
 
@@ -292,10 +562,10 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refusal(capsys: pytest.CaptureFixture[str], folder: Path, out: Path, recipe: Path, *options: str) -> str:
-    """The one line that import-llama says; it leaves nothing behind."""
+    """The one line that byteify says; it leaves nothing behind."""
     before = sorted(out.parent.iterdir())
     capsys.readouterr()
-    assert trainer(["import-llama", str(folder), str(out), "--recipe", str(recipe), *options]) == 2
+    assert trainer(["byteify", str(folder), str(out), "--recipe", str(recipe), *options]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert sorted(out.parent.iterdir()) == before
     return line
@@ -320,13 +590,83 @@ def test_what_our_blocks_cannot_compute_is_refused_with_the_reason(
     assert re.search(words, line), line
 
 
+MINIMAL: dict[str, Any] = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "intermediate_size": 80,
+}
+
+
+def settings_of(model_type: str, unscaled: bool = False, **values: Any) -> StackSettings:
+    """What a config.json of these keys alone means."""
+    return settings_of_config(MINIMAL | {"model_type": model_type} | values, unscaled)[0]
+
+
+@pytest.mark.parametrize(("model_type", "changes", "words"), LAYER_REFUSALS, ids=[case[2] for case in LAYER_REFUSALS])
+def test_layers_and_scalings_that_a_family_cannot_have_are_refused(
+    model_type: str, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InteropError, match=words):
+        settings_of(model_type, **changes)
+
+
 def test_scaled_positions_can_be_taken_as_unscaled(tmp_path: Path, recipe: Path) -> None:
     save_llama(tmp_path / "plain")
-    scaled = {"rope_type": "linear", "rope_theta": 1234.0, "factor": 2.0}
+    scaled = {"rope_type": "dynamic", "rope_theta": 1234.0, "factor": 2.0}
     save_llama(tmp_path / "scaled", rope_parameters=scaled)
     ours = [imported(tmp_path / name, tmp_path / f"from-{name}", recipe, "--unscaled") for name in ("plain", "scaled")]
     x = torch.randn(20, WIDTH)
     assert torch.equal(our_states(ours[0], x, [20]), our_states(ours[1], x, [20]))
+    linear = {"rope_type": "linear", "factor": 2.0}
+    assert settings_of("llama", unscaled=True, rope_parameters=linear).rope_scaling is None
+
+
+OLD_YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "values"),
+    [
+        ("llama", {"rope_theta": 777.0, "rope_scaling": None}),
+        ("llama", {"rope_theta": 777.0, "rope_scaling": {"type": "linear", "factor": 2.0}}),
+        ("llama", {"rope_theta": 777.0, "rope_scaling": LLAMA3}),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_theta": 55.0}}),
+        ("llama", {"rope_theta": 777.0, "rope_parameters": {"rope_type": "default"}}),
+        ("mistral", {"head_dim": 32}),
+        ("mistral", {"rope_scaling": OLD_YARN, "original_max_position_embeddings": 128}),
+        ("qwen2", {"rope_theta": 1e6, "rope_scaling": {"type": "yarn", "factor": 4.0}}),
+        ("qwen2", {"rope_scaling": {"type": "yarn", "factor": None, "original_max_position_embeddings": 4096}}),
+        ("qwen3", {"rope_theta": 1e6, "rope_scaling": OLD_YARN | {"beta_fast": 16, "mscale": 2.0}}),
+        ("olmo2", {"rope_theta": 5e5, "rope_scaling": OLD_YARN | {"attention_factor": 1.25}}),
+        ("olmo3", {"rope_theta": 5e5, "rope_scaling": OLD_YARN | {"rope_type": "yarn"}, "num_hidden_layers": 8}),
+        ("smollm3", {"rope_theta": 5e6, "rope_scaling": OLD_YARN | {"mscale": 2.0, "mscale_all_dim": 1.0}}),
+    ],
+)
+def test_rotary_positions_of_old_and_short_configs_are_those_of_transformers(
+    model_type: str, values: dict[str, Any]
+) -> None:
+    """Wavelengths and strength of full layers, and what is left out, as its configuration classes have it."""
+    sizes = {"num_attention_heads": 32, "hidden_size": 256, "vocab_size": 8, "pad_token_id": None}
+    stack = settings_of(model_type, **sizes | values)
+    config = AutoConfig.for_model(model_type, **MINIMAL | sizes | json.loads(json.dumps(values)))
+    assert stack.norm_eps == config.rms_norm_eps
+    assert stack.key_value_heads == config.num_key_value_heads
+    assert stack.head_width == getattr(config, "head_dim", 256 // 32)
+    theirs = AutoModel.from_config(config).rotary_emb
+    prefix = "full_attention_" if model_type == "olmo3" else ""
+    (turned,) = rotary(torch.ones(1, dtype=torch.int64), stack, stack.rope_scaling is not None)
+    frequencies = getattr(theirs, f"{prefix}inv_freq")
+    strength = getattr(theirs, f"{prefix}attention_scaling")
+    torch.testing.assert_close(turned, torch.polar(torch.full_like(frequencies, strength), frequencies))
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [("aaaa", "a"), ("aaab", "aaab"), ("aaabaaab", "aaab"), ("abababa", "ab"), ("aaba", "aab"), ("abc", "abc")],
+)
+def test_layers_are_written_in_the_shortest_form(values: str, wanted: str) -> None:
+    assert "".join(shortest(values)) == wanted
 
 
 def test_settings_of_old_folders_are_read(llama_folder: Path, tmp_path: Path, recipe: Path) -> None:
@@ -372,7 +712,7 @@ def test_recipes_and_folders_that_do_not_fit_are_refused(
     (taken / "file").touch()
     assert "is not empty" in refusal(capsys, llama_folder, taken, recipe)
     out = tmp_path / "out"
-    assert "has the shape of the Llama" in refusal(capsys, llama_folder, out, recipe, "--model.global.width", "8")
+    assert "has the shape of the token model" in refusal(capsys, llama_folder, out, recipe, "--model.global.width", "8")
     assert "--model.quarries: unknown key" in refusal(capsys, llama_folder, out, recipe, "--model.quarries", "3")
     assert "no such recipe" in refusal(capsys, llama_folder, out, tmp_path / "none.toml")
     entropy = tmp_path / "entropy.toml"

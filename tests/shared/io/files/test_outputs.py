@@ -135,7 +135,7 @@ def test_each_command_that_writes_a_file_refuses_foreign_ones_before_it_works(
         (trainer, "lm-eval", here, "--tasks", "x", "--json", foreign),
         (trainer, "export-hf", here, folder),
         (trainer, "import-hf", here, folder),
-        (trainer, "import-llama", here, folder, "--recipe", here),
+        (trainer, "byteify", here, folder, "--recipe", here),
     ):
         assert main([str(part) for part in arguments]) != 0
         said = capsys.readouterr().err
