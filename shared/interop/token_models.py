@@ -429,11 +429,15 @@ def _strength(rope: _Rope, factor: float) -> float:
 class TokenModelBlocks:
     """The tensors of a token model's blocks under our names, read when they are asked for."""
 
-    def __init__(self, folder: Path, stack: StackSettings) -> None:
-        """Raises ModelFileError, naming the first tensor that is missing, left over or of another shape."""
+    def __init__(self, folder: Path, unscaled: bool = False) -> None:
+        """``unscaled``: take a model with scaled rotary positions as if they were not scaled.
+
+        Raises InteropError with the reason when our blocks cannot compute the same, ModelFileError naming the first
+        tensor that is missing, left over or of another shape.
+        """
+        self.stack, self.architecture = block_settings(folder, unscaled)
         self._tensors = TensorFolder(folder)
-        self._stack = stack
-        found = block_parts(stack, "model.", HF)  # named as the blocks of `BltForCausalLM` are
+        found = block_parts(self.stack, "model.", HF)  # named as the blocks of `BltForCausalLM` are
         self._places: dict[str, list[str]] = {}
         for part in found:
             self._places.setdefault(part.ours, []).append(part.theirs)
@@ -452,7 +456,7 @@ class TokenModelBlocks:
         for theirs in self._places[name]:
             tensor = self._tensors.read(theirs)
             if theirs.rsplit(".", 2)[1] in TURNED:
-                tensor = pairs_from_halves(tensor, self._stack.head_width)
+                tensor = pairs_from_halves(tensor, self.stack.head_width)
             yield tensor
 
 

@@ -2,7 +2,8 @@
 
 MODEL is a folder of transformers: config.json and safetensors, one file or several. Taken are LlamaForCausalLM (Llama 2
 and 3, SmolLM 1 and 2), MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Olmo2ForCausalLM, Olmo3ForCausalLM and
-SmolLM3ForCausalLM. What the blocks here cannot compute is refused with the reason.
+SmolLM3ForCausalLM. What the blocks here cannot compute is refused with the reason. MODEL may also be a model folder or
+run of this trainer of kind flat, over subwords or bytes.
 
 Example:
   python -m trainer byteify Llama-3.2-1B runs/byteified --recipe trainer/recipes/blt-1b.toml
@@ -25,7 +26,10 @@ SHOWN_WINDOWS = 8
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of byteify."""
     parser.add_argument(
-        "token_model", type=Path, metavar="MODEL", help="folder of a token model (config.json, safetensors)"
+        "token_model",
+        type=Path,
+        metavar="MODEL",
+        help="folder of a token model (config.json, safetensors), or a run of one",
     )
     parser.add_argument(
         "out", type=Path, metavar="OUT", help="folder to write: a model folder, and recipe.toml to train it"

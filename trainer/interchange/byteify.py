@@ -3,19 +3,23 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from tomli_w import dumps as to_toml
 from torch import Tensor
 
 from shared.errors import ConfigError
-from shared.interop.token_models import TokenModelBlocks, block_settings
+from shared.interop.described import read_json
+from shared.interop.token_models import TokenModelBlocks
 from shared.io.display.progress import Progress
 from shared.io.files.atomic import write_atomic
 from shared.io.files.outputs import whole_folder
+from shared.io.files.path_kinds import model_folder_at
 from shared.model_folder.files import build_model
-from shared.model_settings import BltSettings
+from shared.model_folder.identity import CONFIG_FILE, load_settings
+from shared.model_folder.tensors import TensorFolder
+from shared.model_settings import BltSettings, FlatSettings
 from shared.models.initialise import initial_value, without_values
 from shared.stack_settings import StackSettings
 from trainer.interchange.folders import write_model
@@ -27,6 +31,63 @@ IMPORTED = "global_.blocks"
 """Beginning of the names of what comes from the token model."""
 IMPORTED_RATE = 0.1
 """Share of the learning rate that the imported part begins with (as in the paper)."""
+
+
+class Blocks(Protocol):
+    """The blocks of a token model, under our names."""
+
+    stack: StackSettings
+    architecture: str
+    """What the model is: the name of its class."""
+
+    def names(self) -> list[str]:
+        """Beginning with "blocks."."""
+        ...
+
+    def left_out(self) -> list[str]:
+        """Tensors of the model that have no place here."""
+        ...
+
+    def read(self, name: str) -> Iterable[Tensor]:
+        """Consecutive rows of a tensor."""
+        ...
+
+
+def blocks_of(folder: Path, unscaled: bool = False) -> Blocks:
+    """Those of a folder of transformers, or of a model folder or finished run of ours of kind flat.
+
+    Raises InteropError, ModelFileError or ConfigError where there is none that can be taken over.
+    """
+    folder = model_folder_at(folder)
+    if "kind" in read_json(folder / CONFIG_FILE):
+        return FlatBlocks(folder)
+    return TokenModelBlocks(folder, unscaled)
+
+
+class FlatBlocks:
+    """Of a transformer over bytes or subwords that was trained here."""
+
+    architecture = "a flat model"
+
+    def __init__(self, folder: Path) -> None:
+        """Raises ConfigError for models of other kinds, ModelFileError."""
+        settings = load_settings(folder)
+        if not isinstance(settings, FlatSettings):
+            raise ConfigError(f"{folder} is a model of kind {settings.kind!r}; only blocks of kind 'flat' can be taken")
+        values = settings.model_dump(include=set(StackSettings.model_fields), exclude_none=True)
+        if settings.window is not None:
+            values["windows"] = [settings.window]
+        self.stack = StackSettings.model_validate(values)
+        self._tensors = TensorFolder(folder)
+
+    def names(self) -> list[str]:
+        return [name for name in self._tensors.names() if name.startswith("blocks.")]
+
+    def left_out(self) -> list[str]:
+        return [name for name in self._tensors.names() if not name.startswith("blocks.")]
+
+    def read(self, name: str) -> Iterable[Tensor]:
+        return [self._tensors.read(name)]
 
 
 @dataclass(frozen=True)
@@ -55,10 +116,9 @@ def byteify(
     Raises ConfigError for a recipe that does not fit, InteropError or ModelFileError for a token model that does not,
     FileExistsError when OUT is there.
     """
-    stack, architecture = block_settings(source, unscaled)
-    values, settings = new_recipe(recipe, overrides, stack, out)
+    blocks = blocks_of(source, unscaled)
+    values, settings = new_recipe(recipe, overrides, blocks.stack, out)
     assert isinstance(settings.model, BltSettings)
-    blocks = TokenModelBlocks(source, stack)
     with without_values():
         shapes = {name: tensor.shape for name, tensor in build_model(settings.model).state_dict().items()}
     imported = {f"global_.{name}" for name in blocks.names()}
@@ -74,7 +134,7 @@ def byteify(
         write_atomic(folder / RECIPE_FILE, f"# {recipe} around the blocks of {source}\n{to_toml(values)}")
     taken = sum(shapes[name].numel() for name in imported)
     new = sum(shape.numel() for shape in shapes.values()) - taken
-    return Byteified(stack, architecture, taken, new, blocks.left_out())
+    return Byteified(blocks.stack, blocks.architecture, taken, new, blocks.left_out())
 
 
 def new_recipe(

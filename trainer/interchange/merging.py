@@ -6,26 +6,28 @@ between a post-trained token model and that one is added to them.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from shared.interop.token_models import TokenModelBlocks, block_settings
 from torch import Tensor
 
-from shared.errors import ConfigError
+from shared.errors import ConfigError, ModelFileError
 from shared.io.display.progress import Progress
 from shared.io.files.digests import differences, file_sha256, in_short
 from shared.io.files.outputs import whole_folder
+from shared.io.files.path_kinds import model_folder_at
 from shared.model_folder.files import copy_folder
 from shared.model_folder.identity import ENTROPY_MODEL_FOLDER, TOKENIZER_FOLDER, load_settings, model_sha256
-from shared.model_folder.tensors import TensorFolder
+from shared.model_folder.tensor_header import check_shapes
+from shared.model_folder.tensors import Entry, TensorFolder
 from shared.model_settings import AnyModelSettings
 from shared.stack_settings import StackSettings
-from trainer.interchange.byteify import IMPORTED
+from trainer.interchange.byteify import IMPORTED, blocks_of
 from trainer.interchange.folders import write_model
+from trainer.memory.parameters import parameter_shapes
 from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, model_identity, save_identity
 
 AT_ONCE = 1 << 22
@@ -69,10 +71,12 @@ def merge_weights(
     if not math.isclose(total := math.fsum(weights), 1.0, abs_tol=1e-6):
         raise ConfigError(f"--weights: their sum is {total:g}, not 1")
     settings, identity = _alike(models)
-    sources = [TensorFolder(model) for model in models]
+    sources, shapes = [TensorFolder(model) for model in models], parameter_shapes(settings)
+    for model, source in zip(models, sources):
+        check_shapes({name: source.shape(name) for name in source.names()}, shapes, ModelFileError, f"{model}: ")
     change = None if post_training is None else Difference(post_training, settings, models[0])
 
-    def produce(name: str) -> Iterator[Tensor]:
+    def produce(name: str) -> Iterable[Tensor]:
         parts = [source.read(name) for source in sources]
         rows = max(1, AT_ONCE // max(1, math.prod(parts[0].shape[1:])))
         factors = list(weights)
@@ -86,17 +90,17 @@ def merge_weights(
                 total.add_(part[own], alpha=factor)
             yield total.float()
 
-    plan = [(name, sources[0].shape(name), torch.float32) for name in sources[0].names()]
+    plan: list[Entry] = [(name, shape, torch.float32) for name, shape in shapes.items()]
     with whole_folder(out) as folder:
         write_model(folder, settings, (plan, produce), line)
         for inside in (ENTROPY_MODEL_FOLDER, TOKENIZER_FOLDER):
             if (models[0] / inside).is_dir():
                 copy_folder(models[0] / inside, folder / inside)
         if identity is not None:
-            made = {"models": [[model_sha256(model), weight] for model, weight in zip(models, weights)]}
+            made: dict[str, Any] = {"models": [[model_sha256(model), weight] for model, weight in zip(models, weights)]}
             made |= {} if change is None else {"post_training": change.described}
             save_identity(identity.model_copy(update={"config": {"merged": made}}), folder / IDENTITY_NAME)
-    sizes = {name: math.prod(shape) for name, shape, _ in plan}
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     return Merged(sum(sizes.values()), sum(sizes[name] for name in change.names) if change is not None else 0)
 
 
@@ -112,11 +116,11 @@ class Difference:
         self._sides = []
         for folder in (chosen.post_trained, chosen.base):
             # How positions are stretched is no parameter, and may differ between the two.
-            own, _ = block_settings(folder, unscaled=True)
-            ours, theirs = (_without_scaling(stack) for stack in (wanted, own))
-            if lines := differences(ours, theirs):
+            side = blocks_of(folder, unscaled=True)
+            stacks = [_without_scaling(stack) for stack in (wanted, side.stack)]
+            if lines := differences(*stacks):
                 raise ConfigError(f"the blocks of {folder} are not like {IMPORTED} of {model} ({in_short(lines)})")
-            self._sides.append(TokenModelBlocks(folder, own))
+            self._sides.append(side)
         self.names = {f"{IMPORTED.removesuffix('blocks')}{name}" for name in self._sides[0].names()}
         self.described = {
             "post_trained": _sha256_of(chosen.post_trained),
@@ -135,7 +139,7 @@ def _without_scaling(stack: StackSettings) -> dict[str, Any]:
 
 def _sha256_of(folder: Path) -> dict[str, str]:
     """Of the files of its tensors, by name."""
-    return {path.name: file_sha256(path) for path in TensorFolder(folder).files()}
+    return {path.name: file_sha256(path) for path in TensorFolder(model_folder_at(folder)).files()}
 
 
 def _alike(models: Sequence[Path]) -> tuple[AnyModelSettings, ModelIdentity | None]:
@@ -147,14 +151,15 @@ def _alike(models: Sequence[Path]) -> tuple[AnyModelSettings, ModelIdentity | No
     identities = [model_identity(model) if (model / IDENTITY_NAME).is_file() else None for model in models]
     for model, identity in zip(models[1:], identities[1:]):
         own = load_settings(model)
-        if lines := differences(*(each.model_dump(mode="json", by_alias=True) for each in (settings, own))):
+        kinds = [each.model_dump(mode="json", by_alias=True) for each in (settings, own)]
+        if lines := differences(*kinds):
             raise ConfigError(f"{model} is not a model like {models[0]} ({in_short(lines)})")
         first = identities[0]
         if (first is None) != (identity is None):
             raise ConfigError(f"of {models[0]} and {model} only one says how its patches are found")
         if first is not None and identity is not None:
             keys = {"patching", "entropy_model"}
-            ours, theirs = (each.model_dump(mode="json", include=keys) for each in (first, identity))
-            if lines := differences(ours, theirs):
+            found = [each.model_dump(mode="json", include=keys) for each in (first, identity)]
+            if lines := differences(*found):
                 raise ConfigError(f"{model} finds its patches otherwise than {models[0]} ({in_short(lines)})")
     return settings, identities[0]

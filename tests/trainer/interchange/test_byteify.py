@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.model_examples import any_model, hnet_settings
 from helpers.tiny_runs import STACK, STATIC, losses, quiet_environment, tiny_data, tiny_recipe, toml, torchrun
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -36,13 +37,14 @@ from shared.layers.attention import AttentionMask
 from shared.layers.batch import segments
 from shared.layers.blocks import through_blocks
 from shared.layers.rotary import rotary
-from shared.model_folder.files import load_model, load_state
-from shared.model_settings import BltSettings
+from shared.model_folder.files import load_model, load_state, save_model
+from shared.model_settings import BltSettings, FlatSettings
 from shared.models.blt import Blt
 from shared.models.initialise import initial_value
 from shared.stack_settings import RopeScaling, StackSettings
 from trainer.__main__ import main as trainer
 from trainer.commands.byteify import unlike_llama
+from trainer.interchange.byteify import blocks_of
 from trainer.main import main
 
 WIDTH, LAYERS, HEADS = 64, 3, 4
@@ -329,6 +331,31 @@ def grouped(tmp_path: Path, recipe: Path) -> Path:
 def written(grouped: Path) -> dict[str, Any]:
     """The recipe to go on with."""
     return tomllib.loads((grouped / "recipe.toml").read_text())
+
+
+@pytest.mark.parametrize("window", [None, 7])
+def test_blocks_of_a_flat_model_of_ours_can_be_taken_too(tmp_path: Path, recipe: Path, window: int | None) -> None:
+    """Over subwords, as a run leaves it; its window is one of all layers."""
+    stack = {"width": 64, "layers": 2, "heads": 4, "feed_forward": 80, "rotated": [True, False]}
+    settings = FlatSettings.model_validate(stack | {"vocabulary": 300, "window": window})
+    flat = any_model(settings, seed=3)
+    save_model(flat, settings, tmp_path / "run" / "model")
+    model = imported(tmp_path / "run", tmp_path / "out", recipe)
+    assert model.settings.global_.windows == ((7,) if window else ())
+    lengths = [1, 37]
+    x, documents = torch.randn(38, WIDTH), segments(lengths)
+    with torch.no_grad():
+        mask = AttentionMask.of(documents, x.dtype, window)
+        theirs = through_blocks(flat.blocks, settings, x, documents.positions, mask)
+    torch.testing.assert_close(our_states(model, x, lengths), theirs)
+    left_out = blocks_of(tmp_path / "run").left_out()
+    assert left_out == ["embedding.weight", "head.weight", "norm.weight"]
+
+
+def test_no_other_kind_of_ours_can(tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model(any_model(hnet_settings()), hnet_settings(), tmp_path / "hnet")
+    line = refusal(capsys, tmp_path / "hnet", tmp_path / "out", recipe)
+    assert "is a model of kind 'hnet'; only blocks of kind 'flat' can be taken" in line
 
 
 @pytest.mark.usefixtures("capsys", "grouped")
