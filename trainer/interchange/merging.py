@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from shared.errors import ConfigError, ModelFileError
@@ -24,7 +25,6 @@ from shared.model_folder.identity import ENTROPY_MODEL_FOLDER, TOKENIZER_FOLDER,
 from shared.model_folder.tensor_header import check_shapes
 from shared.model_folder.tensors import Entry, TensorFolder
 from shared.model_settings import AnyModelSettings
-from shared.stack_settings import StackSettings
 from trainer.interchange.byteify import IMPORTED, blocks_of
 from trainer.interchange.folders import write_model
 from trainer.memory.parameters import parameter_shapes
@@ -117,9 +117,8 @@ class Difference:
         for folder in (chosen.post_trained, chosen.base):
             # How positions are stretched is no parameter, and may differ between the two.
             side = blocks_of(folder, unscaled=True)
-            stacks = [_without_scaling(stack) for stack in (wanted, side.stack)]
-            if lines := differences(*stacks):
-                raise ConfigError(f"the blocks of {folder} are not like {IMPORTED} of {model} ({in_short(lines)})")
+            if found := _differences(wanted, side.stack, exclude={"rope_scaling"}):
+                raise ConfigError(f"the blocks of {folder} are not like {IMPORTED} of {model} ({found})")
             self._sides.append(side)
         self.names = {f"{IMPORTED.removesuffix('blocks')}{name}" for name in self._sides[0].names()}
         self.described = {
@@ -133,8 +132,10 @@ class Difference:
         return [torch.cat(list(side.read(name.removeprefix("global_.")))) for side in self._sides]
 
 
-def _without_scaling(stack: StackSettings) -> dict[str, Any]:
-    return stack.model_dump(mode="json", exclude={"rope_scaling"})
+def _differences(one: BaseModel, two: BaseModel, **chosen: Any) -> str:
+    """On which keys two differ, ``chosen`` as of model_dump; empty where on none."""
+    kinds = [each.model_dump(mode="json", by_alias=True, **chosen) for each in (one, two)]
+    return in_short(differences(kinds[0], kinds[1]))
 
 
 def _sha256_of(folder: Path) -> dict[str, str]:
@@ -151,15 +152,12 @@ def _alike(models: Sequence[Path]) -> tuple[AnyModelSettings, ModelIdentity | No
     identities = [model_identity(model) if (model / IDENTITY_NAME).is_file() else None for model in models]
     for model, identity in zip(models[1:], identities[1:]):
         own = load_settings(model)
-        kinds = [each.model_dump(mode="json", by_alias=True) for each in (settings, own)]
-        if lines := differences(*kinds):
-            raise ConfigError(f"{model} is not a model like {models[0]} ({in_short(lines)})")
+        if found := _differences(settings, own):
+            raise ConfigError(f"{model} is not a model like {models[0]} ({found})")
         first = identities[0]
         if (first is None) != (identity is None):
             raise ConfigError(f"of {models[0]} and {model} only one says how its patches are found")
         if first is not None and identity is not None:
-            keys = {"patching", "entropy_model"}
-            found = [each.model_dump(mode="json", include=keys) for each in (first, identity)]
-            if lines := differences(*found):
-                raise ConfigError(f"{model} finds its patches otherwise than {models[0]} ({in_short(lines)})")
+            if found := _differences(first, identity, include={"patching", "entropy_model"}):
+                raise ConfigError(f"{model} finds its patches otherwise than {models[0]} ({found})")
     return settings, identities[0]
