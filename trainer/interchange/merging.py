@@ -157,7 +157,6 @@ def _alike(models: Sequence[Path]) -> tuple[AnyModelSettings, ModelIdentity | No
         first = identities[0]
         if (first is None) != (identity is None):
             raise ConfigError(f"of {models[0]} and {model} only one says how its patches are found")
-        if first is not None and identity is not None:
-            if found := _differences(first, identity, include={"patching", "entropy_model"}):
-                raise ConfigError(f"{model} finds its patches otherwise than {models[0]} ({found})")
+        if first and identity and (found := _differences(first, identity, include={"patching", "entropy_model"})):
+            raise ConfigError(f"{model} finds its patches otherwise than {models[0]} ({found})")
     return settings, identities[0]
