@@ -264,7 +264,7 @@ def _reason_against(config: _Config) -> str | None:
         return f"{missing[0]} is missing"
     if config.quantization_config:
         return "its weights are quantised; take the folder that they were made from"
-    if (config.pretraining_tp or 1) > 1:
+    if config.model_type == "llama" and (config.pretraining_tp or 1) > 1:  # classes of others do not read it
         return f"pretraining_tp is {config.pretraining_tp}, its sums are those of slices; only 1 can be taken over"
     if config.hidden_act not in ("silu", "swish"):
         return f"hidden_act is {config.hidden_act}, blocks here have silu"

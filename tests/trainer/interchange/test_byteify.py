@@ -254,12 +254,7 @@ def test_blocks_of_every_family_compute_what_its_layers_compute(tmp_path: Path, 
         theirs = torch.cat([teacher_states(teacher, part) for part in x.split(lengths)])
     assert distance(our_states(model, x, lengths), theirs) <= 1e-5
 
-    expected = TEACHERS[name][2]
-    assert set(stack.unlike_llama) == expected.keys() - {"rope_theta"}
-    for key, value in expected.items():
-        found = getattr(stack, key)
-        shown = {part: getattr(found, part) for part in value} if isinstance(value, dict) else found
-        assert shown == (pytest.approx(value) if isinstance(value, dict) else value)
+    has_settings(stack, TEACHERS[name][2])
     for key in {"rope_scaling", "rotated", "windows"} & set(stack.unlike_llama):
         changed = our_states(model, x, lengths, **{key: StackSettings.model_fields[key].default})
         assert distance(changed, theirs) > 1e-3, key
@@ -269,6 +264,15 @@ def test_blocks_of_every_family_compute_what_its_layers_compute(tmp_path: Path, 
             tensor.copy_(spoilt)
             assert distance(our_states(model, x, lengths), theirs) > 1e-3
             tensor.copy_(kept)
+
+
+def has_settings(stack: StackSettings, expected: dict[str, Any]) -> None:
+    """Fail unless a stack has these settings, and is otherwise like Llama's."""
+    assert set(stack.unlike_llama) == expected.keys() - {"rope_theta", "norm_eps", "kv_heads"}
+    for key, value in expected.items():
+        found = getattr(stack, key)
+        shown = {part: getattr(found, part) for part in value} if isinstance(value, dict) else found
+        assert shown == (pytest.approx(value) if isinstance(value, dict) else value)
 
 
 def spoilt_tensors(model: Blt) -> Iterator[tuple[Tensor, Tensor]]:
@@ -686,6 +690,119 @@ def test_rotary_positions_of_old_and_short_configs_are_those_of_transformers(
     frequencies = getattr(theirs, f"{prefix}inv_freq")
     strength = getattr(theirs, f"{prefix}attention_scaling")
     torch.testing.assert_close(turned, torch.polar(torch.full_like(frequencies, strength), frequencies))
+
+
+PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "Llama 3.2": (
+        {
+            "model_type": "llama",
+            "num_key_value_heads": 1,
+            "attention_bias": False,
+            "head_dim": 16,
+            "max_position_embeddings": 131072,
+            "mlp_bias": False,
+            "pretraining_tp": 1,
+            "rms_norm_eps": 1e-05,
+            "rope_scaling": {
+                "factor": 32.0,
+                "high_freq_factor": 4.0,
+                "low_freq_factor": 1.0,
+                "original_max_position_embeddings": 8192,
+                "rope_type": "llama3",
+            },
+            "rope_theta": 500000.0,
+            "tie_word_embeddings": True,
+        },
+        {
+            "rope_scaling": {"kind": "llama3", "factor": 32.0, "trained_length": 8192, "low": 1.0, "high": 4.0},
+            "norm_eps": 1e-05,
+        },
+    ),
+    "Mistral 7B 0.1": (
+        {"model_type": "mistral", "num_key_value_heads": 2, "rms_norm_eps": 1e-05, "sliding_window": 4096},
+        {"rope_theta": 1e4, "norm_eps": 1e-05, "windows": (4096,)},
+    ),
+    "Qwen 2.5": (
+        {
+            "model_type": "qwen2",
+            "num_key_value_heads": 2,
+            "max_window_layers": 28,
+            "rms_norm_eps": 1e-06,
+            "rope_theta": 1000000.0,
+            "sliding_window": 131072,
+            "use_mrope": False,
+            "use_sliding_window": False,
+        },
+        {"rope_theta": 1e6, "biases": ("qkv",)},
+    ),
+    "Qwen 3": (
+        {
+            "model_type": "qwen3",
+            "attention_bias": False,
+            "head_dim": 128,
+            "max_window_layers": 28,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-06,
+            "rope_scaling": None,
+            "rope_theta": 1000000,
+            "sliding_window": None,
+            "use_sliding_window": False,
+        },
+        {"rope_theta": 1e6, "head_dim": 128, "qk_norm": "head"},
+    ),
+    "OLMo 2": (
+        {"model_type": "olmo2", "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 500000},
+        OLMO | {"kv_heads": None},
+    ),
+    "OLMo 3": (
+        {
+            "model_type": "olmo3",
+            "layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"] * 2,
+            "num_hidden_layers": 8,
+            "rms_norm_eps": 1e-06,
+            "rope_scaling": {
+                "attention_factor": 1.2079441541679836,
+                "beta_fast": 32,
+                "beta_slow": 1,
+                "factor": 8.0,
+                "original_max_position_embeddings": 8192,
+                "rope_type": "yarn",
+            },
+            "rope_theta": 500000,
+            "sliding_window": 4096,
+        },
+        OLMO
+        | {
+            "windows": (4096, 4096, 4096, 0),
+            "rope_scaling": {"strength": 1.2079441541679836, "trained_length": 8192, "windowed": False},
+        },
+    ),
+    "SmolLM 3": (
+        {
+            "model_type": "smollm3",
+            "layer_types": ["full_attention"] * 8,
+            "max_window_layers": 28,
+            "no_rope_layer_interval": 4,
+            "no_rope_layers": [1, 1, 1, 0] * 2,
+            "num_hidden_layers": 8,
+            "num_key_value_heads": 2,
+            "pretraining_tp": 2,
+            "rope_scaling": None,
+            "rope_theta": 5000000.0,
+            "sliding_window": None,
+            "use_sliding_window": False,
+        },
+        {"rope_theta": 5e6, "rotated": (True, True, True, False)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_configs_as_families_publish_them_mean_these_settings(name: str) -> None:
+    """Keys and spellings are theirs; sizes are small."""
+    values, expected = PUBLISHED[name]
+    stack = settings_of(**values)
+    has_settings(stack, expected)
 
 
 @pytest.mark.parametrize(
