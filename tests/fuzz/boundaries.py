@@ -175,7 +175,7 @@ BOUNDARIES = (
     ),
     Boundary(
         "token model folder",
-        ("shared/interop/token_models.py", "trainer/commands/byteify.py"),
+        ("shared/interop/token_models.py", "trainer/interchange/byteify.py", "trainer/commands/byteify.py"),
         f.made_token_model,
         m.one_of(
             [

@@ -9,7 +9,7 @@ import torch
 from tomli_w import dumps as to_toml
 from torch import Tensor
 
-from shared.errors import ConfigError
+from shared.errors import ConfigError, ModelFileError
 from shared.interop.described import read_json
 from shared.interop.token_models import TokenModelBlocks
 from shared.io.display.progress import Progress
@@ -18,11 +18,13 @@ from shared.io.files.outputs import whole_folder
 from shared.io.files.path_kinds import model_folder_at
 from shared.model_folder.files import build_model
 from shared.model_folder.identity import CONFIG_FILE, load_settings
+from shared.model_folder.tensor_header import check_shapes
 from shared.model_folder.tensors import TensorFolder
 from shared.model_settings import BltSettings, FlatSettings
 from shared.models.initialise import initial_value, without_values
 from shared.stack_settings import StackSettings
 from trainer.interchange.folders import write_model
+from trainer.memory.parameters import parameter_shapes
 from trainer.settings import TrainSettings
 from trainer.settings.recipe import check_recipe, read_recipe, set_key, with_places
 
@@ -79,6 +81,8 @@ class FlatBlocks:
             values["windows"] = [settings.window]
         self.stack = StackSettings.model_validate(values)
         self._tensors = TensorFolder(folder)
+        shapes = {name: self._tensors.shape(name) for name in self._tensors.names()}
+        check_shapes(shapes, parameter_shapes(settings), ModelFileError, f"{folder}: ")
 
     def names(self) -> list[str]:
         return [name for name in self._tensors.names() if name.startswith("blocks.")]

@@ -356,6 +356,18 @@ def test_blocks_of_a_flat_model_of_ours_can_be_taken_too(tmp_path: Path, recipe:
     assert left_out == ["embedding.weight", "head.weight", "norm.weight"]
 
 
+def test_a_flat_model_without_one_of_its_tensors_is_refused(
+    tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = FlatSettings(width=64, layers=2, heads=4)
+    state = any_model(settings).state_dict()
+    save_model(state, settings, tmp_path / "flat")
+    del state["blocks.1.down.weight"]
+    save_file(state, tmp_path / "flat/model.safetensors")
+    line = refusal(capsys, tmp_path / "flat", tmp_path / "out", recipe)
+    assert "tensor blocks.1.down.weight [64, 256] is missing" in line
+
+
 def test_no_other_kind_of_ours_can(tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_model(any_model(hnet_settings()), hnet_settings(), tmp_path / "hnet")
     line = refusal(capsys, tmp_path / "hnet", tmp_path / "out", recipe)

@@ -136,6 +136,7 @@ def test_each_command_that_writes_a_file_refuses_foreign_ones_before_it_works(
         (trainer, "export-hf", here, folder),
         (trainer, "import-hf", here, folder),
         (trainer, "byteify", here, folder, "--recipe", here),
+        (trainer, "merge-weights", here, "--out", folder),
     ):
         assert main([str(part) for part in arguments]) != 0
         said = capsys.readouterr().err
