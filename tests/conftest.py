@@ -13,8 +13,9 @@ from hypothesis import settings
 
 surroundings.normalise()
 
-# The same examples in every run, so that a change is what makes a test fail; `make test-all` draws others each time.
-settings.register_profile("same", derandomize=True, database=None, deadline=None)
+# The same examples in every run, so that a change is what makes a test fail; `make test-all` draws others each time, and
+# twice as many.
+settings.register_profile("same", derandomize=True, database=None, deadline=None, max_examples=50)
 settings.register_profile("other", database=None, deadline=None, print_blob=True)
 settings.load_profile("same")
 

@@ -147,14 +147,14 @@ def test_scored_and_stored_entropies_are_counted_with_the_bytes_that_close_posit
 
 
 def test_memory_does_not_grow_with_the_documents(tmp_path: Path) -> None:
-    """Entropies of the larger dataset would fill 12 MB, and those of its longest document 4."""
+    """Entropies of the larger dataset would fill 3 MB, and those of its longest document 1."""
     peaks = {}
     for count in (2, 12):
         random = np.random.default_rng(1)
         rows = []
         for number in range(count):
-            values = dequantise(quantise((random.random(2**18 + 1) * 5).astype(np.float32)))
-            rows.append(Row(f"{number}", "prose", bytes(2**18), 0, None, values))
+            values = dequantise(quantise((random.random(2**16 + 1) * 5).astype(np.float32)))
+            rows.append(Row(f"{number}", "prose", bytes(2**16), 0, None, values))
         save_dataset(tmp_path / f"{count}", [rows], PatchingSettings(rule="none"), "arrow", "float32")
         del rows, values
         entropies = StoredEntropies(documents_of(open_dataset(tmp_path / f"{count}")))

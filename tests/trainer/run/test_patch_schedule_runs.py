@@ -120,11 +120,11 @@ def stopped(whole: Path, out: Path, step: int) -> Path:
     return out
 
 
-@pytest.mark.parametrize("step", [1, 4, 6, 9])
+@pytest.mark.parametrize("step", [1, 6])
 def test_a_run_resumed_inside_a_phase_and_at_its_change_is_bit_for_bit_the_whole_one(
     recipe: Path, whole: Path, tmp_path: Path, step: int
 ) -> None:
-    """6 and 9 steps end a phase; the next one begins with the first step after the stop."""
+    """6 steps end a phase; the next one begins with the first step after the stop."""
     assert read_state(whole / f"checkpoints/step-{step:08d}").cursor.phase == (step - 1) // 3
     out = stopped(whole, tmp_path / "run", step)
     options = ("--data.workers", str(step % 2), "--checkpoint.every", str(STEPS))
