@@ -13,8 +13,8 @@ from hypothesis import settings
 
 surroundings.normalise()
 
-# The same examples in every run, so that a change is what makes a test fail; `make test-all` draws others each time, and
-# twice as many.
+# The same examples in every run, so that a change is what makes a test fail; `make test-all` draws others each time,
+# and twice as many.
 settings.register_profile("same", derandomize=True, database=None, deadline=None, max_examples=50)
 settings.register_profile("other", database=None, deadline=None, print_blob=True)
 settings.load_profile("same")
@@ -67,6 +67,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """From here on, without what has been collected."""
+    """From here on, without what has been collected, and rarely: modules that tests import would be looked through."""
     gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
     gc.enable()

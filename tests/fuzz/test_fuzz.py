@@ -17,7 +17,7 @@ from fuzz import Fuzzer, main
 from sandbox import run_case
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICK_CASES = 4
+QUICK_CASES = 2
 """Of each boundary; `make test-all` runs 20,000 in all."""
 
 

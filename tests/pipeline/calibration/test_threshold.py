@@ -66,7 +66,7 @@ def test_each_group_gets_the_nearest_threshold_there_is(tmp_path: Path, draft: P
             assert isinstance(theta, float)
             assert (theta * FINE).is_integer()
             distance = abs(size_of(own, draft.with_theta(theta, draft.grid)) - target)
-            others = (theta + np.r_[-300:301:60, -2, -1, 1, 2] / FINE).tolist()
+            others = (theta + np.r_[-300:301:150, -2, -1, 1, 2] / FINE).tolist()
             best = min(abs(size_of(own, draft.with_theta(other, draft.grid)) - target) for other in others)
             # Beyond a minimum length the size is not quite monotone in theta, so a neighbour may be better by a little.
             assert distance <= max(best, 1e-4 * target) + (0 if draft.min_length == 1 else 0.05)

@@ -152,7 +152,7 @@ def test_the_browser_cuts_exactly_as_the_library_does(tmp_path: Path, browser: B
     save_dataset(tmp_path / "data", [rows], patching, sidecar=sidecar)
     load(browser, page_of(tmp_path / "data", "--documents", "20"))
     random = np.random.default_rng(5)
-    chosen = [random_settings(random, sidecar, rows) for _ in range(60 if sidecar == "uint8" else 90)]
+    chosen = [random_settings(random, sidecar, rows) for _ in range(30 if sidecar == "uint8" else 45)]
     sent = json.dumps([one.model_dump() for one in chosen])
     found = browser.evaluate(
         f"{sent}.map((one) => opened.map((entry) => [entry.id, Array.from(cutAgain(entry, one))]))"

@@ -23,7 +23,7 @@ from shared.models.hnet import HNet, RoutedLogits
 
 SETTINGS = hnet_settings()
 MODELS = {"plain": SETTINGS, "with tables": hnet_settings(ngrams={"sizes": (2, 4), "rows": 101})}
-TEXTS = [random_text(90, 0), b"", random_text(130, 1), b"a", b"abcd", b"abc", b"two words", random_text(31, 2)]
+TEXTS = [random_text(50, 0), b"", random_text(80, 1), b"a", b"abcd", b"abc", b"two words", random_text(31, 2)]
 
 
 def routed(model: HNet, batch: Batch) -> RoutedLogits:

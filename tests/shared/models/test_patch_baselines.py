@@ -39,7 +39,7 @@ MODELS = {
     "megabyte with tables": (megabyte_settings(ngrams={"sizes": (2, 6), "rows": 101}), static(4)),
     "spacebyte with tables": (spacebyte_settings(ngrams={"sizes": (3, 4), "rows": 101, "functions": 2}), SPACE),
 }
-TEXTS = [random_text(90, 0), b"", random_text(130, 1), b"a", b"abcd", b"abc", b"two words", random_text(31, 2)]
+TEXTS = [random_text(50, 0), b"", random_text(80, 1), b"a", b"abcd", b"abc", b"two words", random_text(31, 2)]
 
 
 @pytest.mark.parametrize("name", MODELS)
