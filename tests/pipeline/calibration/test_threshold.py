@@ -31,7 +31,7 @@ def some_rows(count: int = 30) -> list[Row]:
     random = np.random.default_rng(7)
     return [
         document(
-            f"{n}", ("code", "math", "prose")[names[n]], random.bytes(int(random.integers(40, 900))), EXACT, 3 + n % 3
+            f"{n}", ("code", "math", "prose")[names[n]], random.bytes(int(random.integers(40, 500))), EXACT, 3 + n % 3
         )
         for n in range(count)
     ]

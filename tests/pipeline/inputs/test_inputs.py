@@ -25,10 +25,9 @@ from hypothesis import strategies as st
 from pipeline.inputs.foreign_folders import current_snapshot, is_our_run
 from pipeline.inputs.globs import Glob, split_glob
 from pipeline.inputs.listing import NAMED_BEFORE, list_inputs
-from pipeline.read import read_split, storage
+from pipeline.read import read_split, storage, streams
 from pipeline.read.forward import Forward
 from pipeline.read.source import check_unchanged
-from pipeline.read import streams
 from pipeline.read.streams import JUDGED_FROM, DamagedStream
 from pipeline.run.driver import make_plan
 from pipeline.settings import PipelineError, ReadSettings

@@ -118,7 +118,6 @@ def parts(content: bytes, cut: int, chunk: int, damage: str | None = None):
     st.integers(1, 12),
     st.integers(1, 7),
 )
-@settings(max_examples=300, deadline=None)
 def test_byte_ranges_share_the_content_and_none_begins_inside_a_line(content, cut, chunk):
     taken = [(part, b"".join(part)) for part in parts(content, cut, chunk)]
     assert b"".join(data for _, data in taken) == content
@@ -136,7 +135,6 @@ def test_byte_ranges_share_the_content_and_none_begins_inside_a_line(content, cu
     st.integers(1, 12),
     st.integers(1, 7),
 )
-@settings(max_examples=200, deadline=None)
 def test_lines_of_ranges_have_offsets_of_the_file_and_numbers_of_the_range(content, cut, chunk):
     found, before = [], 0
     for part in parts(content, cut, chunk):

@@ -153,7 +153,6 @@ def test_memory_for_a_selection_does_not_grow_with_the_texts(tmp_path, monkeypat
     st.lists(st.tuples(st.integers(0, 20) | st.integers(2**48, 2**48 + 9), st.integers(1, 9)), max_size=40),
     st.integers(0, 200),
 )
-@settings(max_examples=150)
 def test_the_sample_is_the_largest_that_fits(records: list[tuple[int, int]], limit: int) -> None:
     def kept(threshold: int) -> int:
         return sum(size for value, size in records if value < threshold)

@@ -36,7 +36,7 @@ def tokens(length: int, seed: int) -> np.ndarray:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", MODELS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     length=st.one_of(st.integers(0, 70), st.integers(0, 900)),
     before=st.lists(st.one_of(st.integers(0, 66), st.integers(0, 600)), max_size=4),

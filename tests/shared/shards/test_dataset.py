@@ -33,7 +33,7 @@ from shared.shards.formats import arrow, tar
 from shared.shards.open import open_dataset
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(row_lists(), row_lists())
 def test_what_was_written_is_read_back(one: list[Row], two: list[Row]) -> None:
     for format in FORMATS:
@@ -46,7 +46,7 @@ def test_what_was_written_is_read_back(one: list[Row], two: list[Row]) -> None:
                 np.testing.assert_array_equal(ours.entropies, theirs.entropies)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(row_lists(), row_lists())
 def test_the_index_describes_the_rows_in_their_order(one: list[Row], two: list[Row]) -> None:
     rows = [*by_subset(one), *by_subset(two)]

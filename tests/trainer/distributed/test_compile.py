@@ -41,7 +41,9 @@ def gradient_of(model: nn.Module, batch: Batch) -> Tensor:
 OFTEN = {("none", "aot_eager", "entropy"): (), ("selective", "aot_eager", "entropy"): ()}
 OFTEN |= {("selective", "aot_eager", "blt"): pytest.mark.drill}
 CASES = [
-    pytest.param(name, backend, how, id=f"{how}-{backend}-{name}", marks=OFTEN.get((how, backend, name), pytest.mark.slow))
+    pytest.param(
+        name, backend, how, id=f"{how}-{backend}-{name}", marks=OFTEN.get((how, backend, name), pytest.mark.slow)
+    )
     for how, backend, name in product(("none", "selective", "full"), ("aot_eager", "inductor"), MODELS)
 ]
 

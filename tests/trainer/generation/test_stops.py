@@ -3,7 +3,7 @@
 import tracemalloc
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.generation.row import Stops
@@ -33,7 +33,6 @@ def pushed(text: bytes, search: Stops) -> tuple[bytes, bool]:
     return shown, False
 
 
-@settings(deadline=None, max_examples=300)
 @given(TEXT, STOPS)
 def test_the_text_before_the_stop_that_ends_first_is_shown(text: bytes, stops: list[bytes]) -> None:
     search = Stops(stops)
@@ -43,7 +42,6 @@ def test_the_text_before_the_stop_that_ends_first_is_shown(text: bytes, stops: l
     assert shown + search.held == text[:end]
 
 
-@settings(deadline=None, max_examples=300)
 @given(TEXT, STOPS)
 def test_just_what_may_begin_a_stop_is_held_back(text: bytes, stops: list[bytes]) -> None:
     search = Stops(stops)
