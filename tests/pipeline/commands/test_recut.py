@@ -79,7 +79,7 @@ def test_a_dry_run_says_what_recut_makes_and_writes_nothing(place, tmp_path, cap
 
 def test_whole_characters_are_kept_from_cut_to_cut_until_they_are_turned_off(place: Path, tmp_path: Path) -> None:
     options = ("--theta", 1.7, "--whole-characters", "--max-length", 64)
-    assert run("recut", place / "uint8", "--out", tmp_path / "whole", *options, "--workers", 2) == 0
+    assert run("recut", place / "uint8", "--out", tmp_path / "whole", *options) == 0
     assert run("recut", tmp_path / "whole", "--out", tmp_path / "space", "--rule", "space") == 0
     assert open_dataset(tmp_path / "space" / "train").manifest.identity.patching.whole_characters
     assert run("recut", tmp_path / "whole", "--out", tmp_path / "none", "--rule", "none") == 0

@@ -89,7 +89,7 @@ def test_each_file_is_in_the_plan_or_counted_as_skipped(made, out):
 
 
 def test_small_splits_come_to_the_same(tmp_path):
-    made = make_corpus(tmp_path / "in", 5 * len(MAKERS), seed=5)
+    made = make_corpus(tmp_path / "in", 2 * len(MAKERS), seed=5)
     read(tmp_path / "in", tmp_path / "small", "--split-bytes", 4000)
     read(tmp_path / "in", tmp_path / "large")
     assert stored(tmp_path / "small") == stored(tmp_path / "large")
