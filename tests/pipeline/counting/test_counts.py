@@ -197,7 +197,7 @@ def test_neither_does_ray(tmp_path, corpus):
     assert model_sha256(tmp_path / "m") == SHA256
 
 
-@pytest.mark.parametrize(("entries", "few_enough"), [(300, False), (2000, False), (30_000, True)])
+@pytest.mark.parametrize(("entries", "few_enough"), [(600, False), (2000, False), (30_000, True)])
 def test_neither_does_memory(tmp_path, corpus, entries, few_enough, monkeypatch):
     monkeypatch.setattr(Counting, "entries", lambda *_: entries)
     monkeypatch.setattr(pairs, "TOGETHER", 2**15)
