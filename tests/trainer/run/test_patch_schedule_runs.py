@@ -283,8 +283,17 @@ def by_thetas(place: Path) -> dict[str, Any]:
     return {"patch_schedule": schedule, "patch_sizes": None}
 
 
-@pytest.mark.parametrize("length", [{"steps": 40}, {"bytes": 17_000}])
-@pytest.mark.parametrize("kind", ["uint8", "long", "characters", "cut"])
+@pytest.mark.parametrize(
+    ("kind", "length"),
+    [
+        ("uint8", {"steps": 40}),
+        ("uint8", {"bytes": 17_000}),
+        ("long", {"steps": 40}),
+        ("long", {"bytes": 17_000}),
+        ("characters", {"bytes": 17_000}),
+        ("cut", {"bytes": 17_000}),
+    ],
+)
 def test_a_plan_has_the_flops_bytes_and_steps_of_the_packs_that_are_trained_on(
     of_kinds: Path, tmp_path: Path, kind: str, length: dict[str, int]
 ) -> None:
