@@ -13,9 +13,10 @@ from hypothesis import settings
 
 surroundings.normalise()
 
-# The same examples in every run, so that a change is what makes a test fail; `make test-all` draws others each time.
-settings.register_profile("same", derandomize=True, database=None, deadline=None)
-settings.register_profile("other", database=None, deadline=None, print_blob=True)
+# The same examples in every run, so that a change is what makes a test fail; `make test-all` draws others each time,
+# and six times as many.
+settings.register_profile("same", derandomize=True, database=None, deadline=None, max_examples=50)
+settings.register_profile("other", database=None, deadline=None, print_blob=True, max_examples=300)
 settings.load_profile("same")
 
 

@@ -6,6 +6,7 @@ Prints cases per second and every failure with the command that repeats it; the 
 """
 
 import argparse
+import hashlib
 import multiprocessing
 import pkgutil
 import random
@@ -79,9 +80,19 @@ class Fuzzer:
             place.mkdir(parents=True)
             boundary.make(place)
 
-    def valid(self, boundary: Boundary) -> Iterator[tuple[str, str | None, str]]:
-        """Every action on the valid artefact: its name, its problem if there is one, and what it printed."""
+    def valid(
+        self, boundary: Boundary, done: set[tuple[bytes, Action]] | None = None
+    ) -> Iterator[tuple[str, str | None, str]]:
+        """Every action on the valid artefact: its name, its problem if there is one, and what it printed.
+
+        What is in ``done`` has been tried on the same bytes, and is left out; what is tried is added.
+        """
+        digest = _digest(self._folder / "valid" / boundary.name)
         for number, action in enumerate(boundary.actions):
+            if done is not None and (digest, action) in done:
+                continue
+            if done is not None:
+                done.add((digest, action))
             place = self._copy(boundary, f"{boundary.name}-valid-{number}")
             outcome = run_case(place / "in", [partial(_checked, action)], (), action in WRITES)
             yield action.__name__, outcome.problem, outcome.words
@@ -116,6 +127,12 @@ def _checked(action: Action, folder: Path) -> None:
     code = action(folder)
     if code not in (None, 0):
         raise AssertionError(f"the valid artefact is refused: exit code {code}")
+
+
+def _digest(folder: Path) -> bytes:
+    """Of names and contents."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return hashlib.sha256(repr([(str(p.relative_to(folder)), p.read_bytes()) for p in files]).encode()).digest()
 
 
 def _listing(folder: Path) -> list[tuple[str, int, int, bytes]]:

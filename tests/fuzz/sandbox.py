@@ -5,6 +5,7 @@ outside its folder, starts a process, unpickles, or prints control characters.
 """
 
 import ctypes
+import gc
 import io
 import os
 import re
@@ -114,6 +115,7 @@ def _in_child(
     folder: Path, actions: Sequence[Callable[[Path], object]], allowed: tuple[type, ...], writes: bool, writer: int
 ) -> NoReturn:
     printed, said, problem, words, watching = io.StringIO(), io.StringIO(), "", "", [True]
+    gc.freeze()  # what our parent has left to be freed may wait for its threads, which are not here
     try:
         os.chdir(folder)
         (folder / "tmp").mkdir(exist_ok=True)

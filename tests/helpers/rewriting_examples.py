@@ -12,7 +12,7 @@ from shared.model_folder.files import build_model, save_model
 from shared.model_settings import EntropyModelSettings
 from shared.models.initialise import initialise
 
-SCORED = ("--executor", "inline", "--workers", "1", "--stream-length", "512", "--threads", "1", "--split-bytes", "1500")
+SCORED = ("--executor", "inline", "--workers", "1", "--stream-length", "512", "--threads", "1", "--split-bytes", "2500")
 
 
 REWRITING = {"recut", "merge", "split", "convert"}

@@ -30,7 +30,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("source")
     for number in range(2):
         write_jsonl(folder / f"{number}.jsonl", some_records(20))
-    assert preprocess(folder, "--out", folder.parent / "out", *STATIC, "--split-bytes", 5000) == 0
+    assert preprocess(folder, "--out", folder.parent / "out", *STATIC, "--split-bytes", 8000) == 0
     write_jsonl(folder / "0.jsonl", some_records(12, words=9))
     assert preprocess(folder / "0.jsonl", "--out", folder.parent / "out-other", *STATIC) == 0
     return folder.parent / "out"

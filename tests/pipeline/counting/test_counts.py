@@ -136,7 +136,7 @@ def test_the_logarithm_has_the_same_bits_everywhere(disabled):
 
 
 @pytest.mark.parametrize(
-    ("order", "contexts", "least", "newline_reset", "documents"), [(5, 10**6, 1, False, 20), (3, 40, 2, True, 60)]
+    ("order", "contexts", "least", "newline_reset", "documents"), [(5, 10**6, 1, False, 7), (3, 40, 2, True, 60)]
 )
 def test_a_table_is_that_of_the_definition(tmp_path, order, contexts, least, newline_reset, documents):
     own = texts(documents)
@@ -173,7 +173,7 @@ def test_the_bytes_are_those_of_every_other_machine(table):
     assert model_sha256(table) == SHA256
 
 
-@pytest.mark.parametrize(("workers", "split_bytes"), [(2, 2**20), (4, 2**12)])
+@pytest.mark.parametrize(("workers", "split_bytes"), [(2, 2**20), (3, 2**13)])
 def test_workers_and_splits_change_nothing(tmp_path, corpus, table, workers, split_bytes):
     options = ("--workers", workers, "--split-bytes", split_bytes, "--least", 2)
     assert count(corpus, "--out", tmp_path / "m", *options) == 0
@@ -197,7 +197,7 @@ def test_neither_does_ray(tmp_path, corpus):
     assert model_sha256(tmp_path / "m") == SHA256
 
 
-@pytest.mark.parametrize(("entries", "few_enough"), [(300, False), (2000, False), (30_000, True)])
+@pytest.mark.parametrize(("entries", "few_enough"), [(600, False), (2000, False), (30_000, True)])
 def test_neither_does_memory(tmp_path, corpus, entries, few_enough, monkeypatch):
     monkeypatch.setattr(Counting, "entries", lambda *_: entries)
     monkeypatch.setattr(pairs, "TOGETHER", 2**15)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.inspect.content_types import TYPES, WINDOW, content_types, window_starts
@@ -47,7 +47,6 @@ def test_formulas_beyond_ascii_are_mathematics_and_bytes_beyond_utf8_are_binary(
     assert names(b"\xed\xa0\x80\xf8\x88\x80\x80\x80\xc0\xaf") == ["binary"]  # a surrogate, five bytes, overlong
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.lists(st.one_of(st.binary(max_size=700), st.text(max_size=300).map(str.encode)), max_size=6))
 def test_windows_cover_documents_and_no_document_changes_another(documents: list[bytes]) -> None:
     alone = [name for document in documents if document for name in names(document)]

@@ -2,7 +2,7 @@
 
 import pytest
 from helpers.input_trees import one_by_one
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.read.formats import jsonl
@@ -144,7 +144,6 @@ OPTIONS = [
 ]
 
 
-@settings(max_examples=300, deadline=None)
 @given(
     st.lists(st.sampled_from(LINES[:3]) | st.sampled_from(LINES), max_size=8),
     st.sampled_from(OPTIONS),

@@ -63,8 +63,8 @@ def test_zero_padding_at_the_end_is_no_damage(tmp_path, kind):
 def test_a_chunk_of_a_highly_compressed_file_stays_small(tmp_path):
     path = tmp_path / "f"
     for kind in KINDS:
-        path.write_bytes(packed(kind, bytes(20 * CHUNK)))
-        assert read(path, kind) == (bytes(20 * CHUNK), None)
+        path.write_bytes(packed(kind, bytes(7 * CHUNK)))
+        assert read(path, kind) == (bytes(7 * CHUNK), None)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -118,7 +118,6 @@ def parts(content: bytes, cut: int, chunk: int, damage: str | None = None):
     st.integers(1, 12),
     st.integers(1, 7),
 )
-@settings(max_examples=300, deadline=None)
 def test_byte_ranges_share_the_content_and_none_begins_inside_a_line(content, cut, chunk):
     taken = [(part, b"".join(part)) for part in parts(content, cut, chunk)]
     assert b"".join(data for _, data in taken) == content
@@ -136,7 +135,6 @@ def test_byte_ranges_share_the_content_and_none_begins_inside_a_line(content, cu
     st.integers(1, 12),
     st.integers(1, 7),
 )
-@settings(max_examples=200, deadline=None)
 def test_lines_of_ranges_have_offsets_of_the_file_and_numbers_of_the_range(content, cut, chunk):
     found, before = [], 0
     for part in parts(content, cut, chunk):

@@ -21,7 +21,7 @@ from shared.shards.open import find_datasets
 def dataset(tmp_path_factory) -> Path:
     """Twenty shards that take a while."""
     folder = tmp_path_factory.mktemp("rewriting") / "in"
-    text = b"".join(b"%d of many words, " % n for n in range(60_000))
+    text = b"".join(b"%d of many words, " % n for n in range(30_000))
     shards = [[document(f"{n}", "prose", text[n:], BYTE)] for n in range(20)]
     save_dataset(folder, shards, BYTE)
     return folder

@@ -492,11 +492,21 @@ def test_an_input_with_other_texts_than_were_surveyed_is_an_error(tmp_path, now)
     assert not list((job.out / "train").glob("*"))
 
 
+DEDUPLICATED = (*OPTIONS, "--workers", 1, "--dedup")
+
+
+@pytest.fixture(scope="module")
+def deduplicated(tmp_path_factory) -> dict[str, str]:
+    """What an undisturbed run leaves."""
+    folder = tmp_path_factory.mktemp("deduplicated")
+    assert preprocess(make_corpus(folder / "in"), "--out", folder / "out", *DEDUPLICATED) == 0
+    return shard_hashes(folder / "out")
+
+
 @pytest.mark.parametrize("name", ["survey", "statuses"])
 @pytest.mark.parametrize("damage", ["cut", "empty", "gone"])
-def test_a_damaged_selection_is_named_with_what_repairs_it(corpus, tmp_path, capsys, name, damage):
-    out, options = tmp_path / "out", (*OPTIONS, "--workers", 1, "--dedup")
-    assert preprocess(corpus, "--out", tmp_path / "quiet", *options) == 0
+def test_a_damaged_selection_is_named_with_what_repairs_it(corpus, deduplicated, tmp_path, capsys, name, damage):
+    out, options = tmp_path / "out", DEDUPLICATED
     from pipeline.run import driver as driving
 
     real = driving.select
@@ -521,7 +531,7 @@ def test_a_damaged_selection_is_named_with_what_repairs_it(corpus, tmp_path, cap
     for file in (out / "selection").iterdir():
         file.unlink()
     assert preprocess(corpus, "--out", out, *options) == 0
-    assert shard_hashes(out) == shard_hashes(tmp_path / "quiet")
+    assert shard_hashes(out) == deduplicated
     assert counts(out)["duplicates"] == 12 * 4
 
 

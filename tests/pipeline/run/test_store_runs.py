@@ -37,7 +37,7 @@ OPTIONS = (*STATIC, "--split-bytes", 5000, "--subset-column", "lang")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
     for number in range(2):
-        write_jsonl(folder / f"{number}.jsonl", some_records(30))
+        write_jsonl(folder / f"{number}.jsonl", some_records(16))
     (folder / "bad.jsonl").write_text('{"text": 1}\n{"text": ""}\n{"text": "fine"}\n')
     return folder
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.records import Place, Record, Records
@@ -40,7 +40,6 @@ def each_row(found: Iterable[tuple[Any, Rows]]) -> list[tuple[Row, bool]]:
     st.booleans(),
     st.sets(st.integers(1, 59), max_size=5),
 )
-@settings(max_examples=400, deadline=None)
 def test_parts_are_the_document(text, longest, stride, patched, scored, cuts):
     patching = PatchingSettings(rule="static", stride=stride) if patched else PatchingSettings(rule="none")
     entropies = np.arange(len(text) + 1, dtype=np.float32) if scored else None

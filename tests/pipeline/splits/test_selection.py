@@ -127,20 +127,20 @@ def test_statuses_are_those_that_follow_from_looking_at_all_texts_at_once(splits
 
 @pytest.mark.parametrize("hashes", ["all equal", "all different"])
 def test_memory_for_a_selection_does_not_grow_with_the_texts(tmp_path, monkeypatch, hashes):
-    monkeypatch.setattr("pipeline.splits.selection.COMPARED", 2**12)
+    monkeypatch.setattr("pipeline.splits.selection.COMPARED", 2**11)
     rng = np.random.default_rng(0)
 
     def peak(splits: int) -> int:
         out = tmp_path / f"{splits}"
         (out / "selection").mkdir(parents=True)
         for number in range(splits):
-            survey = np.zeros(2**11, SURVEY)
+            survey = np.zeros(2**10, SURVEY)
             if hashes == "all different":
-                survey["content"] = rng.integers(0, 2**63, (2**11, 2))
-            survey["bytes"], survey["place"] = 1, rng.integers(0, 2**63, 2**11)
+                survey["content"] = rng.integers(0, 2**63, (2**10, 2))
+            survey["bytes"], survey["place"] = 1, rng.integers(0, 2**63, 2**10)
             np.save(out / "selection" / f"{number:07d}.survey.npy", survey)
         tracemalloc.start()
-        select(out, splits, ReadSettings(dedup=True, sample_bytes=2**13))
+        select(out, splits, ReadSettings(dedup=True, sample_bytes=2**12))
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return most
@@ -153,7 +153,6 @@ def test_memory_for_a_selection_does_not_grow_with_the_texts(tmp_path, monkeypat
     st.lists(st.tuples(st.integers(0, 20) | st.integers(2**48, 2**48 + 9), st.integers(1, 9)), max_size=40),
     st.integers(0, 200),
 )
-@settings(max_examples=150)
 def test_the_sample_is_the_largest_that_fits(records: list[tuple[int, int]], limit: int) -> None:
     def kept(threshold: int) -> int:
         return sum(size for value, size in records if value < threshold)

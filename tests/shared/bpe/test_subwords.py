@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.subword_examples import LINES, WORDS, train_tokenizer
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -51,7 +51,6 @@ def tokens(folder: Path) -> dict[int, bytes]:
 
 
 @given(text=TEXTS)
-@settings(max_examples=300, deadline=None)
 def test_the_lengths_of_tokens_sum_to_any_text_and_its_ids_are_found_from_them_alone(
     encoder, tokens, text: bytes
 ) -> None:
@@ -79,7 +78,6 @@ def test_an_invalid_byte_is_a_token_and_what_is_valid_around_it_is_encoded_as_ev
 
 
 @given(data=st.data(), text=TEXTS)
-@settings(max_examples=200, deadline=None)
 def test_a_text_in_chunks_has_the_tokens_of_the_whole(encoder, data, text: bytes) -> None:
     tokens = document_tokens(text)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(tokens) - 1), max_size=4)))  # EOS comes with the last chunk

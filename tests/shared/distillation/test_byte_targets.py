@@ -35,7 +35,7 @@ def by_definition(logp: np.ndarray, tokens: list[bytes | None], known: bytes) ->
     return found - np.logaddexp.reduce(found)
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(15))
 @pytest.mark.parametrize("spread", [1.0, 300.0])
 def test_every_row_is_the_definition_and_a_tokens_rows_multiply_to_its_probability(seed: int, spread: float) -> None:
     tokens = vocabulary(seed)

@@ -55,7 +55,7 @@ def model_of(name: str, seed: int = 0) -> HNet:
 @pytest.mark.parametrize("name", MODELS)
 def test_every_prefix_has_the_logits_and_boundaries_of_full_recomputation(name: str) -> None:
     model = model_of(name)
-    text = random_text(150, seed=1)
+    text = random_text(100, seed=1)
     whole = Whole(model, text)
     documents = DecodingState(model, UNPATCHED)
     starts, entropies = documents.read(whole.ids[:1].numpy())

@@ -23,7 +23,7 @@ from shared.models.hnet import HNet, RoutedLogits
 
 SETTINGS = hnet_settings()
 MODELS = {"plain": SETTINGS, "with tables": hnet_settings(ngrams={"sizes": (2, 4), "rows": 101})}
-TEXTS = [random_text(90, 0), b"", random_text(130, 1), b"a", b"abcd", b"abc", b"two words", random_text(31, 2)]
+TEXTS = [random_text(50, 0), b"", random_text(80, 1), b"a", b"abcd", b"abc", b"two words", random_text(31, 2)]
 
 
 def routed(model: HNet, batch: Batch) -> RoutedLogits:
@@ -32,7 +32,7 @@ def routed(model: HNet, batch: Batch) -> RoutedLogits:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_no_logit_and_no_boundary_depends_on_a_later_byte(name):
-    model, text = any_model(MODELS[name]), random_text(90, 0)
+    model, text = any_model(MODELS[name]), random_text(50, 0)
     batch = routed_pack([text], SETTINGS)
     with torch.no_grad():
         found = routed(model, batch)

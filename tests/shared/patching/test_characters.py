@@ -4,7 +4,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -54,13 +54,11 @@ def pieces(text: str, **keys) -> list[str]:
     return [body[begin - 1 : end - 1].decode() for begin, end in pairwise(ends)]
 
 
-@settings(max_examples=250, deadline=None)
 @given(ANY_TEXT, patchings(), st.integers(0, 99))
 def test_no_patch_starts_inside_a_character(text: str, patching: PatchingSettings, seed: int) -> None:
     assert not inside_characters(text) & set(starts(document_tokens(text.encode()), patching, seed).tolist())
 
 
-@settings(max_examples=250, deadline=None)
 @given(ANY_BYTES, patchings(), st.integers(0, 99), st.data())
 def test_any_bytes_with_special_ids_anywhere_stay_within_max_length(
     text: bytes, patching: PatchingSettings, seed: int, data: st.DataObject
@@ -129,7 +127,6 @@ def test_closed_positions_worked_by_hand(text: bytes, places: list[int]) -> None
     assert closed(text) == places
 
 
-@settings(max_examples=250, deadline=None)
 @given(ANY_BYTES | ANY_TEXT.map(str.encode), st.integers(0, 3), st.lists(st.integers(0, 80), max_size=3))
 def test_what_is_awaited_all_at_once_is_what_is_awaited_byte_by_byte(
     text: bytes, awaited: int, specials: list[int]

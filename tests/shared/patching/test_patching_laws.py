@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.patching import PatchingSettings, PatchStream, patch_lengths
@@ -62,7 +62,6 @@ def starts(tokens: np.ndarray, patching: PatchingSettings) -> np.ndarray:
     return np.cumsum(lengths.astype(np.int64)) - lengths
 
 
-@settings(max_examples=200, deadline=None)
 @given(documents(), patchings())
 def test_streaming_finds_the_stored_boundaries(
     document: tuple[np.ndarray, np.ndarray], patching: PatchingSettings
@@ -76,7 +75,6 @@ def test_streaming_finds_the_stored_boundaries(
     assert found == starts(tokens, patching).tolist()
 
 
-@settings(max_examples=200, deadline=None)
 @given(documents(), patchings())
 def test_lengths_cover_all_tokens_within_their_limits(
     document: tuple[np.ndarray, np.ndarray], patching: PatchingSettings
@@ -94,7 +92,6 @@ def test_lengths_cover_all_tokens_within_their_limits(
     assert set(ends) <= set(after_special)  # only a special id makes a patch shorter than the minimum
 
 
-@settings(max_examples=200, deadline=None)
 @given(documents(), patchings(), st.data())
 def test_flipping_a_token_never_moves_a_start_at_or_before_it(
     document: tuple[np.ndarray, np.ndarray], patching: PatchingSettings, data: st.DataObject
@@ -107,7 +104,6 @@ def test_flipping_a_token_never_moves_a_start_at_or_before_it(
     assert before[before <= position].tolist() == after[after <= position].tolist()
 
 
-@settings(max_examples=100, deadline=None)
 @given(documents(), patchings(), st.data())
 def test_boundaries_of_a_prefix_are_a_prefix_of_the_boundaries(
     document: tuple[np.ndarray, np.ndarray], patching: PatchingSettings, data: st.DataObject
@@ -141,7 +137,6 @@ def test_a_sidecar_value_counts_the_grid_values_below(values: list[float]) -> No
     np.testing.assert_array_equal(quantise(around), np.searchsorted(GRID, around, side="left"))
 
 
-@settings(max_examples=300, deadline=None)
 @given(documents(), patchings(), st.data())
 def test_a_document_in_chunks_has_the_lengths_of_the_whole(
     document: tuple[np.ndarray, np.ndarray], patching: PatchingSettings, data: st.DataObject
@@ -162,7 +157,6 @@ def test_a_document_in_chunks_has_the_lengths_of_the_whole(
     np.testing.assert_array_equal(lengths, patch_lengths(tokens, patching, entropies))
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.lists(documents(), min_size=1, max_size=6), patchings(), st.data())
 def test_documents_together_have_the_lengths_of_each_alone(
     given_documents: list[tuple[np.ndarray, np.ndarray]], patching: PatchingSettings, data: st.DataObject

@@ -33,7 +33,7 @@ from shared.shards.formats import arrow, tar
 from shared.shards.open import open_dataset
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(row_lists(), row_lists())
 def test_what_was_written_is_read_back(one: list[Row], two: list[Row]) -> None:
     for format in FORMATS:
@@ -46,7 +46,7 @@ def test_what_was_written_is_read_back(one: list[Row], two: list[Row]) -> None:
                 np.testing.assert_array_equal(ours.entropies, theirs.entropies)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(row_lists(), row_lists())
 def test_the_index_describes_the_rows_in_their_order(one: list[Row], two: list[Row]) -> None:
     rows = [*by_subset(one), *by_subset(two)]
@@ -124,7 +124,7 @@ def test_one_flipped_byte_anywhere_is_found(tmp_path: Path, format, companion: s
     make_dataset(tmp_path, [[document("a", "x", b"abc" * 30)]], format, "uint8")
     path = tmp_path / (open_dataset(tmp_path).shard(0).name + companion)
     whole = path.read_bytes()
-    for position in range(0, len(whole), max(1, len(whole) // 60)):
+    for position in range(0, len(whole), max(1, len(whole) // 30)):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
         with pytest.raises(DatasetError, match=f"{path.name} is damaged"):
             list(open_dataset(tmp_path).rows(entropies=True))

@@ -29,7 +29,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(row_lists())
 def test_the_same_rows_give_the_same_bytes_in_every_file(rows: list[Row]) -> None:
     for format in FORMATS:
@@ -45,7 +45,7 @@ def test_the_same_rows_give_the_same_bytes_in_every_file(rows: list[Row]) -> Non
             assert first.sidecar_sha256 == hashlib.sha256(files[f"{first.name}.entropy"]).hexdigest()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(row_lists())
 def test_both_formats_have_the_same_batches_figures_and_content(rows: list[Row]) -> None:
     with tempfile.TemporaryDirectory() as name:
@@ -145,7 +145,7 @@ def test_rows_of_one_subset_stay_as_they_come(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(row_lists(), st.integers(1, 6), st.integers(1, 6))
 def test_bytes_do_not_depend_on_which_rows_come_together(rows: list[Row], some: int, others: int) -> None:
     ended = list(with_last(rows))
@@ -163,7 +163,7 @@ def test_bytes_do_not_depend_on_which_rows_come_together(rows: list[Row], some: 
         assert found[0] == found[1]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(row_lists())
 def test_the_rows_of_a_subset_in_a_batch_are_consecutive_and_in_their_order(rows: list[Row]) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:

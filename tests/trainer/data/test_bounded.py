@@ -114,6 +114,6 @@ def test_a_cursor_does_not_grow_with_shards(folders: dict[int, Path]) -> None:
 
 
 def test_a_subset_costs_a_loader_a_few_kilobytes(tmp_path: Path) -> None:
-    few, many = 50, 550
+    few, many = 50, 250
     held = [held_bytes(linked_dataset(tmp_path / str(subsets), 4, subsets)) for subsets in (few, many)]
     assert (held[1] - held[0]) / (many - few) < 3000

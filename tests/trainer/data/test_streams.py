@@ -27,7 +27,7 @@ def stream(
     return draw(open_streams(source, speeds, seed, begins), count).references
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(tables(), st.integers(0, 2**63 - 1), st.sampled_from([0, streams.FEW_RUNS]))
 def test_every_document_of_a_subset_is_in_each_pass_once(source: Tables, seed: int, few: int) -> None:
     """Whichever way groups are found."""
@@ -40,7 +40,7 @@ def test_every_document_of_a_subset_is_in_each_pass_once(source: Tables, seed: i
                 assert sorted(which.tolist()) == wanted
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(tables())
 def test_groups_are_found_alike_from_runs_and_from_shards(source: Tables) -> None:
     found = []
@@ -51,7 +51,7 @@ def test_groups_are_found_alike_from_runs_and_from_shards(source: Tables) -> Non
     assert found[0] == found[1]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(tables(), st.data())
 def test_a_position_is_all_that_a_stream_needs_to_go_on(source: Tables, data: st.DataObject) -> None:
     length = 3 * len(source.references(0))
@@ -61,7 +61,7 @@ def test_a_position_is_all_that_a_stream_needs_to_go_on(source: Tables, data: st
     assert stream(source, 0, length - start, 1, begun).tolist() == whole.references[start:].tolist()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(tables(), st.integers(1, 200))
 def test_a_merged_order_takes_each_stream_in_its_own(source: Tables, block: int) -> None:
     """However it is cut into pieces."""

@@ -38,11 +38,16 @@ def gradient_of(model: nn.Module, batch: Batch) -> Tensor:
 
 
 # The blocks of a BLT without recomputing are compiled with several P_max below, too.
-OFTEN = {("none", "aot_eager", "entropy"), ("selective", "aot_eager", "entropy"), ("selective", "aot_eager", "blt")}
+OFTEN: dict[tuple[str, str, str], Any] = {
+    ("none", "aot_eager", "entropy"): (),
+    ("selective", "aot_eager", "entropy"): (),
+    ("selective", "aot_eager", "blt"): pytest.mark.drill,
+}
 CASES = [
-    pytest.param(name, backend, how, id=f"{how}-{backend}-{name}", marks=() if often else pytest.mark.slow)
+    pytest.param(
+        name, backend, how, id=f"{how}-{backend}-{name}", marks=OFTEN.get((how, backend, name), pytest.mark.slow)
+    )
     for how, backend, name in product(("none", "selective", "full"), ("aot_eager", "inductor"), MODELS)
-    for often in [(how, backend, name) in OFTEN]
 ]
 
 

@@ -69,6 +69,7 @@ def test_torchrun_says_nothing_of_a_signal_that_the_ranks_have_reported():
     assert not api.logger.isEnabledFor(logging.WARNING)
 
 
+@pytest.mark.drill
 def test_an_error_of_the_ranks_is_one_line(tmp_path):
     command = [sys.executable, str(ROOT / "trainer/launch.py"), "--standalone", "--nproc-per-node", "2"]
     command += [str(ROOT / "trainer/main.py"), str(ROOT / "trainer/recipes/entropy-small.toml")]

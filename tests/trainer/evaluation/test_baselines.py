@@ -44,7 +44,7 @@ def splits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Dataset]:
     return make_dataset(folder / "train", [parts]), make_dataset(folder / "validation", [[*rows[50:], odd]])
 
 
-@pytest.mark.parametrize("chunk", [2**24, 37])
+@pytest.mark.parametrize("chunk", [2**24, 199])
 def test_the_order_2_model_is_interpolated_witten_bell(
     splits: tuple[Dataset, Dataset], chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,7 +48,7 @@ RULES = {
 }
 
 
-def random_texts(count: int = 24) -> list[bytes]:
+def random_texts(count: int = 12) -> list[bytes]:
     """Words, newlines and bytes that are no UTF-8; an empty text among them."""
     rng = np.random.default_rng(3)
     alphabet = np.frombuffer(b"abcdefgh    \n\xc3\xa4\xff", np.uint8)

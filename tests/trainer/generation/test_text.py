@@ -21,7 +21,6 @@ def pieces_of(data: bytes, starts: set[int] | None = None, prompt: int = 0) -> l
     ]
 
 
-@settings(deadline=None, max_examples=300)
 @given(ANY)
 def test_no_half_character_is_shown_and_what_is_not_utf8_is_replaced(data: bytes) -> None:
     assert "".join(text_of(pieces_of(data))) == data.decode("utf-8", "replace")

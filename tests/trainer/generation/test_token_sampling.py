@@ -96,7 +96,7 @@ def test_only_what_is_allowed_is_chosen_and_the_logits_stay_as_they_are(
 def test_tokens_are_drawn_as_often_as_they_are_probable(top_k: int | None) -> None:
     logits = np.full(VOCABULARY_SIZE, -np.inf, np.float32)
     logits[50:70] = np.random.default_rng(4).normal(size=20)
-    draws, count = Uniforms(11), 20_000
+    draws, count = Uniforms(11), 10_000
     sampling = SamplingSettings(temperature=0.7, top_k=top_k)
     counts = np.zeros(VOCABULARY_SIZE)
     for index in range(count):

@@ -23,7 +23,6 @@ def is_prefix_of_utf8(data: bytes) -> bool:
     return True
 
 
-@settings(deadline=None, max_examples=300)
 @given(ANY)
 def test_a_byte_is_accepted_where_pythons_strict_decoder_accepts_it(data: bytes) -> None:
     state = Utf8State()

@@ -159,7 +159,7 @@ VARIANTS = {
 def test_memory_is_what_the_dry_run_measures(name, patched, unpatched):
     """All parts of real tensors; what is kept for the backward pass within a tenth, as the packs' patches are odd."""
     folder = unpatched if name in UNPATCHED else patched
-    sections = {"data": {"packs": 1, "tokens": 1024}, **VARIANTS[name]}
+    sections = {"data": {"packs": 1, "tokens": 512}, **VARIANTS[name]}
     settings = recipe(name, folder, **sections)
     limits = limits_for(settings.model, open_dataset(folder / "train").manifest, settings.data.tokens)
     with started(settings.run) as world:

@@ -28,8 +28,8 @@ def single(folder: Path) -> Alone:
 
 
 def test_a_signal_ends_it_when_what_is_written_is_finished(folder: Path, single: Alone) -> None:
-    seed = next(seed for seed in range(100) if len(single("end", sampled(200, seed=seed))) == 200)
-    asked = {"prompt": "end", "max_tokens": 200, "seed": seed, "stream": True}
+    seed = next(seed for seed in range(100) if len(single("end", sampled(80, seed=seed))) == 80)
+    asked = {"prompt": "end", "max_tokens": 80, "seed": seed, "stream": True}
     headers = {"Authorization": "Bearer secret"}
     with served_process(folder, "--verbose", PATCHWORK_API_KEY="secret") as (process, url):
         assert httpx.get(f"{url}/v1/models", trust_env=False).status_code == 401
@@ -44,7 +44,7 @@ def test_a_signal_ends_it_when_what_is_written_is_finished(folder: Path, single:
         said = process.stderr.read()
         assert process.wait(PATIENCE) == 0
     chunks = [json.loads(line[6:]) for line in text.decode().strip().split("\n\n")[:-1]]
-    pieces = single("end", sampled(200, seed=seed))
+    pieces = single("end", sampled(80, seed=seed))
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == text_of(pieces).decode("utf-8", "replace")
     assert "POST /v1/completions 200" in said
     assert "secret" not in said

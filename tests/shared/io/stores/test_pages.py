@@ -91,9 +91,9 @@ class Pages:
 
 def test_a_list_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
     """300 bytes a file at most, as of files on disks."""
-    few, many, peaks = 3_000, 6_000, list[int]()
-    monkeypatch.setattr(plan_files, "_ROWS_AT_ONCE", 2**9)  # of which there is a fixed number
-    monkeypatch.setattr(listed_files, "_AT_ONCE", 2**9)
+    few, many, peaks = 2_000, 4_000, list[int]()
+    monkeypatch.setattr(plan_files, "_ROWS_AT_ONCE", 2**8)  # of which there is a fixed number
+    monkeypatch.setattr(listed_files, "_AT_ONCE", 2**8)
     for files in (few, many):
         gc.collect()
         monkeypatch.setattr(finding, "file_system", lambda url, files=files: (Pages(files), "bucket/in"))
