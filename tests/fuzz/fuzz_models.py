@@ -119,6 +119,8 @@ def made_token_model(folder: Path) -> None:
         num_hidden_layers=2,
         layer_types=["sliding_attention", "full_attention"],
         sliding_window=8,
+        pad_token_id=None,
+        eos_token_id=None,
         num_attention_heads=2,
         num_key_value_heads=2,
         intermediate_size=32,
