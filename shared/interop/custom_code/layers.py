@@ -62,9 +62,10 @@ class Step:
         scaling = stack.get("rope_scaling")
         if scaling and in_turn(stack, "windows", layer, 0) and not scaling["windowed"]:
             scaling = None
-        key = head_width(stack), stack["rope_theta"], *(scaling or {}).values()
+        width, theta = head_width(stack), stack["rope_theta"]
+        key = width, theta, *(scaling or {}).values()
         if key not in self.rotations:
-            self.rotations[key] = rotations(self.positions, *key[:2], scaling)
+            self.rotations[key] = rotations(self.positions, width, theta, scaling)
         return self.rotations[key]
 
 
