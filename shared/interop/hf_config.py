@@ -8,7 +8,7 @@ from typing import Any
 
 from shared.interop.custom_module import class_name, custom_model_type, module_kind
 from shared.interop.described import Record
-from shared.interop.names import InteropError
+from shared.interop.names import InteropError, check_blocks
 from shared.io.files.digests import in_short
 from shared.model_settings import BltSettings, CountsSettings, EntropyModelSettings
 from shared.patching.settings import PatchingSettings
@@ -24,6 +24,7 @@ _IDS = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": RESERVED}
 
 def check_representable(settings: BltSettings, patcher: EntropyModelSettings | CountsSettings | None = None) -> None:
     """Raise InteropError with the reason when `BltForCausalLM` cannot compute what these settings say."""
+    check_blocks(settings, "transformers' own class")
     if settings.encoder_cross_all_layers and settings.encoder.layers > 1:
         raise InteropError(
             "encoder_cross_all_layers with several layers: transformers starts the patch vectors anew in each layer"
@@ -38,7 +39,10 @@ def check_representable(settings: BltSettings, patcher: EntropyModelSettings | C
         )
     if isinstance(patcher, CountsSettings):
         raise InteropError("an entropy model that counts: transformers finds patches with a transformer alone")
-    if patcher is not None and patcher.newline_reset:
+    if patcher is None:
+        return
+    check_blocks(patcher, "transformers' own class")
+    if patcher.newline_reset:
         raise InteropError("an entropy model with newline_reset: transformers never resets its context")
 
 

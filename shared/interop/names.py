@@ -56,7 +56,7 @@ class Spelling:
     block_norms: tuple[str, str]
     """Before attention, before the feed-forward part."""
     norms_after: tuple[str, str] | None
-    """The same where they stand after; None: there are no such blocks."""
+    """The same where they stand after; None: there are no blocks but those of Llama."""
     qk_norms: tuple[str, str] | None
     """Of queries and keys in self-attention."""
     cross_norms: tuple[str, str]
@@ -110,11 +110,21 @@ Name = tuple[str, tuple[str, ...], tuple[int, ...] | None]
 def parts(settings: BltSettings | EntropyModelSettings, spelling: Spelling) -> list[Part]:
     """All of a model's tensors in their spelling; those of one of ours stand together, in the order of its rows.
 
-    Raises InteropError where the spelling has no name for one.
+    Raises InteropError where the spelling has no name for one, or the layout no such blocks.
     """
+    if spelling.norms_after is None:
+        check_blocks(settings, "the reference")
     with without_values():
         state = build_model(settings).state_dict()
     return _parts(state, _names(settings, spelling))
+
+
+def check_blocks(settings: BltSettings | EntropyModelSettings, who: str) -> None:
+    """Raise InteropError, naming stack and settings, for blocks unlike those of Llama: ``who`` has no others."""
+    for stack in settings.stacks:
+        if found := stack.settings.unlike_llama:
+            part = "entropy model" if isinstance(settings, EntropyModelSettings) else stack.part
+            raise InteropError(f"{part} with {', '.join(found)}: {who} has no blocks but those of Llama")
 
 
 def folder_parts(settings: AnyModelSettings) -> list[Part]:
@@ -202,8 +212,7 @@ def _blt(settings: BltSettings, spelling: Spelling) -> Iterator[Name]:
 
 def _blocks(ours: str, theirs: str, stack: StackSettings, spelling: Spelling) -> Iterator[Name]:
     norms = spelling.norms_after if stack.norm == "after" else spelling.block_norms
-    if norms is None or (stack.qk_norm != "none" and spelling.qk_norms is None):
-        raise InteropError(f"blocks with {', '.join(stack.unlike_llama)}: there are none there")
+    assert norms is not None, "`check_blocks` refuses them"
     for layer in range(stack.layers):
         here, there = f"{ours}blocks.{layer}", f"{theirs}layers.{layer}"
         attention, feed_forward = f"{there}.{spelling.attention}", f"{there}.{spelling.feed_forward}"

@@ -98,6 +98,7 @@ class _Blt(Foreign):
     cross_attn_window_decoder: int | None = None
     downsampling_by_pooling: str | None = None
     encoder_enable_byte_ngrams: bool | None = None
+    use_rope: bool | None = None
 
 
 class _EntropyModel(Foreign):
@@ -159,6 +160,7 @@ def _blt(values: _Blt, source: TensorSource) -> BltSettings:
         ("cross_attn_window_decoder", {None}),
         ("downsampling_by_pooling", {None, "max"}),
         ("encoder_enable_byte_ngrams", {None, False}),
+        ("use_rope", {None, True}),
     ):
         if (found := getattr(values, key)) not in wanted:
             raise InteropError(f"{key} {found!r} is not supported")
@@ -206,7 +208,10 @@ def _patching(places: list[dict[str, Any]], theta: float | None, path: Path) -> 
 def _stack(source: TensorSource, prefix: str, heads: int, rope_theta: float, norm_eps: float) -> dict[str, Any]:
     layer = f"{prefix}layers.0."
     attention = f"{layer}{REFERENCE.attention}."
-    width = _matrix(source, f"{attention}{REFERENCE.qkv[0]}.weight")[1]
+    queries = f"{attention}{REFERENCE.qkv[0]}.weight"
+    query_rows, width = _matrix(source, queries)
+    if query_rows != width:
+        raise InteropError(f"tensor {queries} has {query_rows} rows of {width}: heads must fill the width (head_dim)")
     key_rows = _matrix(source, f"{attention}{REFERENCE.qkv[1]}.weight")[0]
     return {
         "width": width,

@@ -38,11 +38,13 @@ def script_text(script: str, length: int, seed: int) -> bytes:
 
 
 def unlike_fresh(model: nn.Module, seed: int) -> None:
-    """Weights of unit gain, and norms away from 1, so that forgetting one shows; entropies spread wide."""
+    """Weights of unit gain, norms away from 1, biases from 0, so that forgetting one shows; entropies spread wide."""
     draws = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             mean, sigma = (1.0, 0.2) if parameter.ndim == 1 else (0.0, parameter.shape[-1] ** -0.5)
+            if name.endswith("bias"):
+                mean, sigma = 0.0, 0.5
             parameter.normal_(mean, sigma * (2 if name == "head.weight" else 1), generator=draws)
 
 

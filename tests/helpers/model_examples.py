@@ -1,6 +1,7 @@
 """Small models and packs that the tests of the models share."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +43,20 @@ def flat_settings(**changes: object) -> FlatSettings:
 
 LOCAL = {"width": 32, "layers": 2, "heads": 4, "feed_forward": 40}
 GLOBAL = {"width": 48, "layers": 2, "heads": 2, "feed_forward": 56}
+
+YARN = {"kind": "yarn", "factor": 8, "trained_length": 64, "high": 8, "strength": 1.2, "windowed": False}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "OLMo 3": {"layers": 3, "norm": "after", "qk_norm": "width", "windows": (5, 5, 0), "rope_scaling": YARN},
+    "Qwen 3": {"heads": 4, "kv_heads": 2, "head_dim": 16, "qk_norm": "head"},
+    "Qwen 2": {"kv_heads": 1, "biases": ("qkv",), "rope_scaling": {"kind": "linear", "factor": 4}},
+    "SmolLM 3": {
+        "layers": 3,
+        "rotated": (True, False),
+        "rope_scaling": {"kind": "llama3", "factor": 8, "trained_length": 64},
+    },
+}
+"""What blocks of these families have unlike those of Llama, small enough that short texts show it."""
+FAMILIES = {name: GLOBAL | {"rope_theta": 10_000.0} | changes for name, changes in FAMILIES.items()}
 
 
 def megabyte_settings(**changes: object) -> MegaByteSettings:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from shared.interop.custom_code.boundaries import Boundaries, RuleConfig, RuleModel
 from shared.interop.custom_code.causal_lm import PatchworkForCausalLM
-from shared.interop.custom_code.layers import KeyValues, RMSNorm, Step, blocks, through_block
+from shared.interop.custom_code.layers import KeyValues, RMSNorm, Step, blocks, head_width, through_block
 from shared.interop.custom_code.ngrams import following, ngrams, reach
 from shared.interop.custom_code.patches import PatchCache, last_ended, through_patches
 from shared.interop.custom_code.pooling import Pooling, weighted
@@ -35,10 +35,11 @@ class CrossAttention(nn.Module):
         width, self.heads = stack["width"], stack["heads"]
         self.groups = stack["kv_heads"] or self.heads
         self.q_norm, self.k_norm = RMSNorm(width, stack["norm_eps"]), RMSNorm(width, stack["norm_eps"])
-        self.q_proj = nn.Linear(width, width, bias=False)
-        self.k_proj = nn.Linear(width, self.groups * width // self.heads, bias=False)
-        self.v_proj = nn.Linear(width, self.groups * width // self.heads, bias=False)
-        self.o_proj = nn.Linear(width, width, bias=False)
+        queries, keys = (heads * head_width(stack) for heads in (self.heads, self.groups))
+        self.q_proj = nn.Linear(width, queries, bias=False)
+        self.k_proj = nn.Linear(width, keys, bias=False)
+        self.v_proj = nn.Linear(width, keys, bias=False)
+        self.o_proj = nn.Linear(queries, width, bias=False)
 
     def queries(self, x: Tensor) -> Tensor:
         """[..., D] -> fp32 [..., H, C]."""

@@ -1,4 +1,6 @@
-"""The classes that folders of other kinds than byte latent transformers carry give what our models give."""
+"""The classes that folders carry give what our models give: of other kinds than byte latent transformers, and of blocks
+of other families than Llama's.
+"""
 
 import copy
 import sys
@@ -14,8 +16,12 @@ import torch.nn.functional as F
 from helpers.custom_classes import modules_below, opened, padded
 from helpers.interop_examples import unlike_fresh, unmeasured
 from helpers.model_examples import (
+    FAMILIES,
+    LOCAL,
+    YARN,
     any_model,
     between,
+    blt_settings,
     entropy_model,
     entropy_settings,
     flat_settings,
@@ -31,6 +37,7 @@ from torch import Tensor
 from shared.interop.custom_module import class_name, custom_model_type, file_name, module_kind, module_text
 from shared.interop.described import Record
 from shared.interop.names import HF, folder_parts
+from shared.interop.opening import open_foreign
 from shared.interop.writing import write_hf_folder
 from shared.layers.batch import Batch
 from shared.layers.routing import ratio_loss
@@ -51,16 +58,37 @@ TABLES = {"sizes": (2, 3, 5), "rows": 101, "functions": 2}
 FLAT = {
     "flat": (flat_settings(), UNPATCHED),
     "flat, tables": (flat_settings(ngrams=TABLES, window=20, kv_heads=1), UNPATCHED),
+    "flat, layers unlike each other": (
+        flat_settings(
+            **FAMILIES["OLMo 3"]
+            | {
+                "windows": (9, 0),
+                "rotated": (True, True, False),
+                "rope_scaling": YARN | {"windowed": True, "rounded": False},
+                "biases": ("attention_output", "down", "gate_up"),
+            }
+        ),
+        UNPATCHED,
+    ),
     "entropy": (entropy_settings(newline_reset=True), UNPATCHED),
 }
 GROUPED = {"width": 32, "layers": 1, "heads": 4, "kv_heads": 2, "feed_forward": 40}
 HNET = {
     "hnet": (hnet_settings(), UNPATCHED),
     "hnet, tables": (
-        hnet_settings(ngrams=TABLES, credit=30, credit_bytes=1, max_length=31, encoder=GROUPED),
+        hnet_settings(
+            ngrams=TABLES,
+            credit=30,
+            credit_bytes=1,
+            max_length=31,
+            encoder=GROUPED,
+            **{"global": FAMILIES["OLMo 3"] | {"biases": ("qkv",)}},
+        ),
         UNPATCHED,
     ),
 }
+INNER = {"head_dim": 12, "qk_norm": "head", "biases": ("qkv",), "rotated": (True, False)}
+"""What the entropy model has unlike a Llama."""
 BY_ENTROPY = PatchingSettings(rule="entropy", theta=1.0, min_length=2, max_length=24)
 """With a threshold between two entropies in its place."""
 PATCHED = {
@@ -72,7 +100,20 @@ PATCHED = {
     "spacebyte": (spacebyte_settings(), PatchingSettings(rule="space", max_length=16)),
     "spacebyte, tables": (spacebyte_settings(ngrams=TABLES, before=GROUPED), BY_ENTROPY),
 }
-MODELS: dict[str, tuple[AnyModelSettings, PatchingSettings]] = FLAT | HNET | PATCHED
+WIDER = LOCAL | {"kv_heads": 2, "head_dim": 12}
+LOCALS = {"encoder": WIDER | {"qk_norm": "head"}, "decoder": WIDER | {"norm": "after", "rotated": (False, True)}}
+"""Whose cross-attention has heads of that width, too."""
+BLT = {
+    f"blt, {name}": (
+        blt_settings(
+            **{"global": stack},
+            **(LOCALS if name == "Qwen 3" else {}),
+        ),
+        BY_ENTROPY if name == "Qwen 2" else PatchingSettings(rule="space", max_length=16),
+    )
+    for name, stack in FAMILIES.items()
+}
+MODELS: dict[str, tuple[AnyModelSettings, PatchingSettings]] = FLAT | HNET | PATCHED | BLT
 SURE = 2e-5
 """How far p of a router has to be from 1/2 for a boundary to be the same whatever is rounded."""
 
@@ -121,7 +162,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     unlike_fresh(model, seed=1)
     small, identity = None, None
     if rule.needs_entropy:
-        small = entropy_model(entropy_settings(newline_reset=True)).eval()
+        small = entropy_model(entropy_settings(newline_reset=True, **INNER)).eval()
         unlike_fresh(small, seed=2)
         save_model(small, small.settings, folder / "entropy_model")
         found = np.concatenate([entropies_of(small, text(60, seed)) for seed in range(9)])
@@ -261,6 +302,17 @@ def test_a_model_that_was_saved_there_is_the_same_when_it_is_opened_again(both: 
     assert type(again).__name__ == class_name(kind)
     with torch.no_grad():
         assert torch.equal(again(ids[None]).logits, both.theirs(ids[None]).logits)
+
+
+def test_settings_and_weights_come_back_bit_for_bit(both: Both) -> None:
+    found = open_foreign(both.folder)
+    assert found.described.model == both.model.settings
+    for contents, model in ((found.model, both.model), (found.entropy_model, both.entropy_model)):
+        assert (contents is None) == (model is None)
+        if isinstance(contents, tuple) and model is not None:
+            state, (plan, produce) = model.state_dict(), contents
+            assert {name for name, _, _ in plan} == state.keys()
+            assert all(torch.equal(torch.cat(list(produce(name))), tensor) for name, tensor in state.items())
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from helpers.counted_models import counted_folder
 from helpers.custom_classes import modules_below, opened, padded
 from helpers.hf_states import to_hf_state
 from helpers.interop_examples import WORDS, models, random_settings, rule_between, script_text, unmeasured, written
-from helpers.model_examples import between, blt_logits, chat_tokens, pack
+from helpers.model_examples import FAMILIES, between, blt_logits, chat_tokens, pack
 from helpers.rounding import assert_equal_but_rounded, in_fp64
 from helpers.whole_texts import entropies_of
 
@@ -51,6 +51,7 @@ OWN_ALONE = {
     "counts by lines": ({"pooling": "mean"}, "counts by lines", {"rule": "monotonic"}),
     "words": ({"ngrams": {"sizes": ()}, "pooling": "attention"}, None, {"rule": "space"}),
     "lines": ({"pooling": "max"}, {"newline_reset": True}, {"rule": "entropy_rise", "theta_rise": 0.05}),
+    "blocks": ({"global": FAMILIES["OLMo 3"]}, {"qk_norm": "head", "rotated": (True, False)}, {"rule": "entropy"}),
     "every layer": ({"encoder_cross_all_layers": True}, {}, {"rule": "entropy", "whole_characters": True}),
 }
 ALONE = 20

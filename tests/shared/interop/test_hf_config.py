@@ -9,14 +9,14 @@ import pytest
 import torch
 from helpers.hf_states import from_hf_state, to_hf_state
 from helpers.interop_examples import models, random_settings, unmeasured
-from helpers.model_examples import blt_settings, entropy_settings
+from helpers.model_examples import GLOBAL, LOCAL, YARN, blt_settings, entropy_settings
 
 from shared.bpe.vocabulary import byte_symbols
 from shared.interop.described import Record
-from shared.interop.hf_config import check_rule, generation_config, hf_config
+from shared.interop.hf_config import check_rule, generation_config, hf_config, objection
 from shared.interop.hf_reading import read_hf_config
 from shared.interop.hf_tokenizer import tokenizer_json
-from shared.interop.names import HF, InteropError, parts
+from shared.interop.names import HF, REFERENCE, InteropError, parts
 from shared.model_settings import BltSettings, EntropyModelSettings
 from shared.patching import PatchingSettings
 from shared.patching.settings import LONGEST_PATCH
@@ -240,6 +240,43 @@ def test_what_transformers_cannot_hold_is_refused_with_the_reason() -> None:
     ):
         with pytest.raises(InteropError, match=words):
             check_rule(PatchingSettings.model_validate(rule))
+
+
+UNLIKE: dict[str, dict[str, Any]] = {
+    "rope_scaling": {"rope_scaling": {"kind": "linear", "factor": 2}},
+    "rotated": {"rotated": (True, False)},
+    "windows": {"windows": (5,)},
+    "norm": {"norm": "after"},
+    "qk_norm": {"qk_norm": "head"},
+    "biases": {"biases": ("down",)},
+    "head_dim": {"head_dim": 12},
+    "rope_scaling, windows, qk_norm": {"rope_scaling": YARN, "windows": (5, 0), "qk_norm": "width"},
+}
+
+
+@pytest.mark.parametrize("names", UNLIKE)
+def test_blocks_unlike_those_of_llama_are_refused_by_stack_and_setting(names: str) -> None:
+    changes = UNLIKE[names]
+    local = {key: value for key, value in changes.items() if key != "windows"}  # which are the model's there
+    model = blt_settings(**{"global": GLOBAL | changes})
+    refused: list[tuple[BltSettings | EntropyModelSettings, str]] = [(model, f"global with {names}")]
+    if local:
+        refused.append((blt_settings(decoder=LOCAL | local), f"decoder with {', '.join(local)}"))
+        refused.append((entropy_settings(**local), f"entropy model with {', '.join(local)}"))
+    for settings, words in refused:
+        given = (settings, None) if isinstance(settings, BltSettings) else (blt_settings(), settings)
+        with pytest.raises(InteropError, match=f"^{words}: transformers' own class has no blocks but those of Llama"):
+            hf_config(*given)
+        with pytest.raises(InteropError, match=f"^{words}: the reference has no blocks but those of Llama"):
+            parts(settings, REFERENCE)
+    patching = PatchingSettings(rule="entropy", theta=1.0)
+    record = Record(model=model, entropy_model=None, patching=patching, entropy_model_identity=None)
+    assert f"global with {names}: " in (objection(record) or "")
+
+
+def test_a_head_width_that_fills_the_width_is_that_of_llama() -> None:
+    given = blt_settings(**{"global": GLOBAL | {"head_dim": 24}})
+    assert hf_config(given) == hf_config(blt_settings(**{"global": GLOBAL}))
 
 
 def test_weights_of_another_shape_are_refused_by_name() -> None:

@@ -168,6 +168,10 @@ def edit(path: Path, change: dict[str, Any]) -> None:
     path.write_text(json.dumps(values))
 
 
+def put(path: Path, name: str, tensor: torch.Tensor) -> None:
+    safetensors.torch.save_file(safetensors.torch.load_file(path) | {name: tensor}, path)
+
+
 def without(path: Path, key: str) -> None:
     values = json.loads(path.read_text())
     for table in values.values():
@@ -197,6 +201,7 @@ def test_the_references_rules_are_taken_with_its_first_starts(tmp_path: Path, na
     assert open_foreign(tmp_path).described.patching == wanted
 
 
+QUERIES = "global_transformer.layers.0.attention.wq"
 UNSUPPORTED = {
     "no heads": (lambda f: without(f / "config.json", "n_heads_global"), "config.json: n_heads_global is missing"),
     "no window": (
@@ -222,6 +227,18 @@ UNSUPPORTED = {
     "another pooling": (
         lambda f: edit(f / "config.json", {"downsampling_by_pooling": "mean"}),
         "downsampling_by_pooling 'mean' is not supported",
+    ),
+    "local models without rotary positions": (
+        lambda f: edit(f / "config.json", {"use_rope": False}),
+        "use_rope False is not supported",
+    ),
+    "a bias": (
+        lambda f: put(f / "model.safetensors", f"{QUERIES}.bias", torch.ones(16)),
+        rf"{QUERIES}\.bias is not part",
+    ),
+    "heads of a width of their own": (
+        lambda f: put(f / "model.safetensors", f"{QUERIES}.weight", torch.ones(64, 48)),
+        rf"{QUERIES}\.weight has 64 rows of 48: heads must fill the width",
     ),
     "heads that do not fit": (
         lambda f: edit(f / "config.json", {"n_heads_local_encoder": 5, "cross_attn_nheads": None}),

@@ -16,7 +16,7 @@ import torch
 from helpers.counted_models import counted_folder
 from helpers.custom_classes import modules_below, opened
 from helpers.model_folders import entropy_model_folder, entropy_rule, identity_of, model_folder
-from helpers.tiny_runs import STATIC, metric_lines, quiet_environment, tiny_data, tiny_settings
+from helpers.tiny_runs import STACK, STATIC, metric_lines, quiet_environment, tiny_data, tiny_settings
 from helpers.tiny_runs import run as trained
 
 from shared.incremental import DecodingState
@@ -28,6 +28,7 @@ from shared.model_settings import EntropyModelSettings
 from shared.patching import PatchingSettings
 from shared.shards.manifest import EntropyModelIdentity, load_manifest
 from shared.shards.open import open_dataset
+from shared.stack_settings import StackSettings
 from shared.text.chat import Turn, prompt_tokens
 from shared.vocabulary import BOE, BOS, EOS, RESERVED, token_bytes
 from trainer.__main__ import main
@@ -310,10 +311,22 @@ def changed_model(folder: Path, rule: PatchingSettings, entropy_model: Path, **m
     return folder
 
 
-def reset_entropy_model(folder: Path) -> Path:
-    settings = EntropyModelSettings(width=16, layers=1, heads=1, window=64, newline_reset=True)
+def entropy_model_of(folder: Path, **changes: Any) -> Path:
+    settings = EntropyModelSettings.model_validate({"width": 16, "layers": 1, "heads": 1, "window": 64} | changes)
     save_model(build_model(settings), settings, folder)
     return folder
+
+
+BLOCKS = {
+    "rope_scaling": {"kind": "yarn", "factor": 4.0, "high": 32.0, "strength": 1.1386, "windowed": False},
+    "rotated": (True, False),
+    "windows": (2, 0),
+    "norm": "after",
+    "qk_norm": "width",
+    "biases": ("qkv", "attention_output", "gate_up", "down"),
+    "head_dim": 6,
+}
+"""All that blocks may have unlike Llama's."""
 
 
 def opened_alone(tmp_path: Path, entropy_model: Path, rule: PatchingSettings) -> Iterator[tuple[Path, str]]:
@@ -327,7 +340,13 @@ def opened_alone(tmp_path: Path, entropy_model: Path, rule: PatchingSettings) ->
     yield model_folder(tmp_path / "whole", whole, entropy_model), "whole_characters"
     tables = tiny_settings(Path("x"), Path("y")).model.ngrams.model_copy(update={"sizes": ()})
     yield changed_model(tmp_path / "no-ngrams", rule, entropy_model, ngrams=tables), "no n-gram embeddings"
-    reset = model_folder(tmp_path / "reset", rule, reset_entropy_model(tmp_path / "reset-patcher"))
+    blocks = StackSettings.model_validate(STACK | BLOCKS)
+    unlike = f"global with {', '.join(blocks.unlike_llama)}: transformers' own class has no blocks but those of Llama"
+    yield changed_model(tmp_path / "blocks", rule, entropy_model, global_=blocks), unlike
+    local = {key: value for key, value in BLOCKS.items() if key != "windows"}
+    patcher = entropy_model_of(tmp_path / "blocks-patcher", **local)
+    yield model_folder(tmp_path / "inner-blocks", rule, patcher), "entropy model with rope_scaling, rotated, norm"
+    reset = model_folder(tmp_path / "reset", rule, entropy_model_of(tmp_path / "reset-patcher", newline_reset=True))
     yield reset, "an entropy model with newline_reset"
     counts = counted_folder(tmp_path / "table", [b"some text, and some more of it"])
     counted = model_folder(tmp_path / "counted", rule, counts)
