@@ -112,6 +112,8 @@ class StackSettings(Settings):
             raise ValueError(f"width {self.width} must be heads ({self.heads}) times an even head width")
         if self.heads % self.key_value_heads:
             raise ValueError(f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
+        if self.rope_scaling is not None and self.rope_scaling.kind == "yarn" and self.rope_theta <= 1:
+            raise ValueError(f"rope_theta {self.rope_theta:g} must be above 1 with rope_scaling of kind 'yarn'")
         if len(set(self.biases)) < len(self.biases):
             raise ValueError(f"biases names one projection twice: {', '.join(self.biases)}")
         return self

@@ -59,7 +59,8 @@ PREPARATIONS = {
         python - <<'PROGRAM'
         from transformers import LlamaConfig, LlamaForCausalLM
         shape = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=300)
-        LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained("runs/llama")
+        for folder in ("runs/llama", "runs/llama-chat"):
+            LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(folder)
         PROGRAM
         """,
     ),

@@ -52,6 +52,7 @@ YARN = {"kind": "yarn", "factor": 4.0}
         ({"rope_scaling": YARN | {"low": 32.0, "high": 1.0}}, "low 32 must be less than high 1"),
         ({"rope_scaling": YARN | {"kind": "llama3", "strength": 1.1}}, "strength is of kind 'yarn'"),
         ({"rope_scaling": YARN | {"kind": "dynamic"}}, "kind"),
+        ({"rope_scaling": YARN, "rope_theta": 1.0}, "rope_theta 1 must be above 1 with rope_scaling of kind 'yarn'"),
         ({"rope_scaling": YARN | {"factor": float("nan")}}, "factor"),
     ],
 )
