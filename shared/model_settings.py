@@ -236,6 +236,11 @@ class BltSettings(NamesSpecials, WholeModel):
             raise ValueError(f"encoder width {self.encoder.width} and decoder width {self.decoder.width} must be equal")
         if self.pooling != "cross" and self.encoder_cross_all_layers:
             raise ValueError(f"pooling {self.pooling!r} has no cross-attention for encoder_cross_all_layers")
+        if self.pooling == "attention" and self.encoder.width % self.encoder.heads:
+            raise ValueError(
+                f"pooling 'attention' needs an encoder width {self.encoder.width} of heads {self.encoder.heads} times a "
+                "whole number"
+            )
         if self.vocabulary != VOCABULARY_SIZE + len(self.specials):
             raise ValueError(
                 f"vocabulary {self.vocabulary} must be {VOCABULARY_SIZE} and one for each of specials; leave it out"

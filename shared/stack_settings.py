@@ -151,6 +151,13 @@ class StackSettings(Settings):
     @property
     def unlike_llama(self) -> list[str]:
         """The settings by which its blocks are not those of a Llama whose heads fill its width."""
-        names = ["rope_scaling", "rotated", "windows", "norm", "qk_norm", "biases"]
-        found = [name for name in names if getattr(self, name) != StackSettings.model_fields[name].default]
-        return found + (["head_dim"] if self.attended_width != self.width else [])
+        unlike = {
+            "rope_scaling": self.rope_scaling is not None,
+            "rotated": not all(self.rotated),
+            "windows": any(self.windows),
+            "norm": self.norm != "before",
+            "qk_norm": self.qk_norm != "none",
+            "biases": bool(self.biases),
+            "head_dim": self.attended_width != self.width,
+        }
+        return [name for name, is_unlike in unlike.items() if is_unlike]

@@ -25,6 +25,11 @@ def test_other_stacks_come_back_from_their_description(name: str) -> None:
     assert set(stack.unlike_llama) == set(OTHER_BLOCKS[name]) - {"kv_heads"}
 
 
+def test_settings_that_change_nothing_leave_blocks_like_llamas() -> None:
+    values = PLAIN | {"windows": [0], "rotated": [True, True], "head_dim": 8}
+    assert StackSettings.model_validate(values).unlike_llama == []
+
+
 def test_layers_take_turns() -> None:
     scaling = {"kind": "linear", "factor": 2.0, "windowed": False}
     values = {"layers": 5, "windows": [7, 0], "rotated": [True, True, False], "rope_scaling": scaling}
@@ -59,6 +64,13 @@ YARN = {"kind": "yarn", "factor": 4.0}
 def test_what_no_block_can_be_is_refused(values: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=re.compile(words)):
         StackSettings.model_validate(PLAIN | values)
+
+
+def test_learned_pooling_shares_the_width_among_its_heads() -> None:
+    encoder = {"width": 32, "layers": 1, "heads": 3, "head_dim": 6}
+    assert blt_settings(encoder=encoder).encoder.attended_width == 18
+    with pytest.raises(ValidationError, match="pooling 'attention' needs an encoder width 32 of heads 3 times"):
+        blt_settings(encoder=encoder, pooling="attention")
 
 
 def test_where_the_model_has_a_window_its_layers_have_none() -> None:
