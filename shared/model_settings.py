@@ -238,8 +238,8 @@ class BltSettings(NamesSpecials, WholeModel):
             raise ValueError(f"pooling {self.pooling!r} has no cross-attention for encoder_cross_all_layers")
         if self.pooling == "attention" and self.encoder.width % self.encoder.heads:
             raise ValueError(
-                f"pooling 'attention' needs an encoder width {self.encoder.width} of heads {self.encoder.heads} times a "
-                "whole number"
+                f"pooling 'attention' needs an encoder width {self.encoder.width} of heads {self.encoder.heads} times "
+                "a whole number"
             )
         if self.vocabulary != VOCABULARY_SIZE + len(self.specials):
             raise ValueError(
