@@ -10,7 +10,7 @@ from pathlib import Path
 
 from shared.io.display.terminal import show
 from shared.io.files.outputs import check_folder
-from trainer.commands.running import add_model, add_subset, nats, opened_model, whole
+from trainer.commands.running import add_model, add_subset, finite, opened_model, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write, for AutoModelForCausalLM")
     one = parser.add_mutually_exclusive_group()
-    one.add_argument("--theta", type=nats, metavar="NATS", help="patching threshold instead of the recorded one")
+    one.add_argument("--theta", type=finite, metavar="NATS", help="patching threshold instead of the recorded one")
     add_subset(one)
     parser.add_argument(
         "--dtype",

@@ -11,7 +11,7 @@ from shared.io.display.terminal import show
 from shared.io.files.outputs import check_folder
 from shared.model_settings import BltSettings, EntropyModelSettings
 from shared.patching.settings import LONGEST_PATCH
-from trainer.commands.running import nats, whole
+from trainer.commands.running import finite, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="the reference's entropy model, if not in FOLDER/entropy_model",
     )
-    parser.add_argument("--theta", type=nats, metavar="NATS", help="patching threshold instead of the recorded one")
+    parser.add_argument("--theta", type=finite, metavar="NATS", help="patching threshold instead of the recorded one")
     parser.add_argument(
         "--max-length",
         type=whole(1, LONGEST_PATCH),

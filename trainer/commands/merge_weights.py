@@ -7,14 +7,13 @@ Examples:
 """
 
 import argparse
-import math
 from contextlib import ExitStack
 from pathlib import Path
 
 from shared.errors import ConfigError
 from shared.io.display.terminal import show
 from shared.io.files.outputs import check_folder
-from trainer.commands.running import opened_model
+from trainer.commands.running import finite, opened_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,14 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     post.add_argument("--post-trained", type=Path, metavar="DIR", help="folder of the token model after post-training")
     post.add_argument("--base", type=Path, metavar="DIR", help="folder of the same before: the one that was byteified")
     post.add_argument("--scale", type=finite, default=1.0, metavar="X", help="share of the difference (default: 1)")
-
-
-def finite(text: str) -> float:
-    """The type of numbers."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text} is not a number")
-    return value
 
 
 def run(arguments: argparse.Namespace) -> int:

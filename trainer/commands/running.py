@@ -62,12 +62,15 @@ def whole(least: int, most: int = sys.maxsize) -> Callable[[str], int]:
     return whole_number
 
 
-def nats(text: str) -> float:
-    """The type of an option that takes a threshold."""
+def finite(text: str) -> float:
+    """The type of an option that takes any number."""
     value = float(text)
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{value} is not a number of nats")
+        raise argparse.ArgumentTypeError(f"{value} is not a finite number")
     return value
+
+
+finite.__name__ = "number"  # as argparse calls it in errors
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
