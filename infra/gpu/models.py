@@ -1,6 +1,7 @@
 """The models and batches of the rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,14 +33,27 @@ def text(length: int, seed: int) -> bytes:
     return found.tobytes()
 
 
-def small_blt(kv_heads: int | None = None) -> Blt:
-    """A model of every part, with heads of the sizes that kernels take."""
+OTHER_BLOCKS: dict[str, dict[str, Any]] = {
+    "norms after, windows, yarn": {
+        "norm": "after",
+        "qk_norm": "width",
+        "windows": [20, 0],
+        "rope_scaling": {"kind": "yarn", "factor": 4.0, "high": 32.0, "strength": 1.14, "windowed": False},
+    },
+    "head norms, biases": {"qk_norm": "head", "biases": ["qkv", "down"], "head_dim": 32, "kv_heads": 2},
+}
+"""Global blocks unlike those of Llama: together they have what kernels and masks meet."""
+
+
+def small_blt(kv_heads: int | None = None, blocks: Mapping[str, Any] | None = None) -> Blt:
+    """A model of every part, with heads of the sizes that kernels take; ``blocks``: what is other in the global."""
     local = {"width": 128, "heads": 4, "kv_heads": kv_heads, "feed_forward": 256}
     settings = BltSettings.model_validate(
         {
             "ngrams": {"sizes": (3, 4, 5), "rows": 503},
             "encoder": local | {"layers": 1},
-            "global": {"width": 256, "layers": 2, "heads": 4, "kv_heads": kv_heads, "feed_forward": 512},
+            "global": {"width": 256, "layers": 2, "heads": 4, "kv_heads": kv_heads, "feed_forward": 512}
+            | dict(blocks or {}),
             "decoder": local | {"layers": 2},
             "window": 64,
         }

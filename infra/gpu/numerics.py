@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from infra.gpu.bench import Bench
-from infra.gpu.models import LENGTHS, gradients, logits_of, pack, small_blt, small_entropy_model, text
+from infra.gpu.models import LENGTHS, OTHER_BLOCKS, gradients, logits_of, pack, small_blt, small_entropy_model, text
 from shared.incremental import DecodingState
 from shared.layers.batch import segments
 from shared.models.blt import Blt
@@ -63,20 +63,21 @@ def parity(bench: Bench) -> None:
     texts = [text(length, seed=length) for length in LENGTHS]
     batch = pack(texts, sum(LENGTHS) + 64, sum(LENGTHS))
     moved = batch.to(bench.device)
-    for kv_heads in (None, 2):
-        heads = "" if kv_heads is None else ", shared key heads"
-        here = small_blt(kv_heads)
+    models = {"": small_blt(), ", shared key heads": small_blt(2)}
+    models |= {f", {name}": small_blt(blocks=changes) for name, changes in OTHER_BLOCKS.items()}
+    for kind, here in models.items():
         with torch.no_grad():
             wanted = logits_of(here, batch)
         of_here = gradients(here, batch)
         for dtype in (torch.float32, torch.bfloat16):
-            name = f"{str(dtype).removeprefix('torch.')}{heads}"
+            name = f"{str(dtype).removeprefix('torch.')}{kind}"
             there = copy.deepcopy(here).to(bench.device, dtype)
             with torch.no_grad():
                 compare(bench, f"forward, {name}", logits_of(there, moved), wanted, dtype)
             compare_gradients(bench, f"gradients, {name}", gradients(there, moved), of_here, dtype)
     scoring_parity(bench, texts)
-    growing_parity(bench)
+    for blocks in (None, *OTHER_BLOCKS):
+        growing_parity(bench, blocks)
 
 
 def scoring_parity(bench: Bench, texts: list[bytes]) -> None:
@@ -91,9 +92,13 @@ def scoring_parity(bench: Bench, texts: list[bytes]) -> None:
             compare(bench, what, torch.from_numpy(found), torch.from_numpy(wanted), getattr(torch, dtype))
 
 
-def growing_parity(bench: Bench) -> None:
-    """Documents that grow against the same model over the whole document."""
-    model, entropy_model = small_blt().to(bench.device).eval(), small_entropy_model().to(bench.device).eval()
+def growing_parity(bench: Bench, blocks: str | None) -> None:
+    """Documents that grow against the same model over the whole document, with other global blocks if any are named."""
+    changes = None if blocks is None else OTHER_BLOCKS[blocks]
+    model, entropy_model = (
+        small_blt(blocks=changes).to(bench.device).eval(),
+        small_entropy_model().to(bench.device).eval(),
+    )
     tokens = document_tokens(text(300, seed=1))
     ids = torch.from_numpy(tokens[:-1].astype(np.int64)).to(bench.device)
     with torch.inference_mode():
@@ -110,6 +115,7 @@ def growing_parity(bench: Bench) -> None:
             documents.accept([len(piece)])
         wanted = whole_logits(model, ids, starts)
         name = str(dtype).removeprefix("torch.")
+        name += "" if blocks is None else f", {blocks}"
         compare(bench, f"growing documents, {name}", torch.cat(found), wanted, dtype)
 
 
