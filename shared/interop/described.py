@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from shared.interop.names import InteropError
 from shared.io.files.json_reader import read_json as read_bounded_json
+from shared.io.files.path_kinds import what_is
 from shared.model_settings import AnyModelSettings, CountsSettings, EntropyModelSettings, ModelSettings
 from shared.patching.settings import PatchingSettings
 from shared.settings import Settings
@@ -27,8 +28,13 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = read_bounded_json(path, finite=False)  # so that a schema names the key
     except FileNotFoundError:
-        missing = f"{path} is missing" if path.parent.is_dir() else f"{path.parent} does not exist"
-        raise InteropError(missing) from None
+        if path.parent.is_dir():
+            raise InteropError(f"{path} is missing: {path.parent} {what_is(path.parent)}") from None
+        raise InteropError(
+            f"{path.parent} does not exist; of a model on the hub make a folder first: hf download NAME --local-dir DIR"
+        ) from None
+    except NotADirectoryError:
+        raise InteropError(f"{path.parent} is a file; give the folder that it lies in") from None
     except OSError as error:
         raise InteropError(f"{path} cannot be read ({error.strerror})") from None
     except ValueError as error:

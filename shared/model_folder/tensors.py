@@ -21,6 +21,8 @@ from shared.model_folder.identity import WEIGHTS_FILE
 from shared.model_folder.tensor_header import MOST_HEADER_BYTES, file_header, made_header
 
 INDEX_FILE = WEIGHTS_FILE + ".index.json"
+PICKLED_FILE = "pytorch_model.bin"
+"""What folders of before safetensors have."""
 BLOCK_BYTES = 1 << 24
 """Bytes of a tensor that are in memory at a time when one is written: safetensors' own writer takes whole models."""
 
@@ -98,6 +100,8 @@ class TensorFolder:
         path = self.path / WEIGHTS_FILE if self.path.is_dir() else self.path
         if not path.is_file():
             either = f"neither {WEIGHTS_FILE} nor {INDEX_FILE} is there"
+            if (self.path / PICKLED_FILE).exists():
+                either += f"; {PICKLED_FILE} is not read, as it may run code: let transformers save the model anew"
             wanted = either if self.path.is_dir() else "there is no such file"
             raise ModelFileError(f"{self.path}: {wanted}")
         return dict.fromkeys(self._open(path).keys(), path)

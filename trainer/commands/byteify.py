@@ -17,6 +17,7 @@ from pathlib import Path
 from shared.io.display.terminal import show
 from shared.io.files.outputs import check_folder
 from shared.stack_settings import StackSettings
+from trainer.commands.running import opened_token_model
 
 TAKES_OVERRIDES = True
 SHOWN_WINDOWS = 8
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "token_model",
         type=Path,
         metavar="MODEL",
-        help="folder of a token model (config.json, safetensors), or a run of one",
+        help="folder of a token model (config.json, safetensors); or model folder, run or checkpoint of kind flat",
     )
     parser.add_argument(
         "out", type=Path, metavar="OUT", help="folder to write: a model folder, and recipe.toml to train it"
@@ -53,16 +54,20 @@ def run(arguments: argparse.Namespace) -> int:
     check_folder(arguments.out)
     from shared.io.display.progress import Progress
     from shared.io.display.quantities import quantity
-    from trainer.interchange.byteify import IMPORTED, RECIPE_FILE, byteify
+    from trainer.interchange.byteify import IMPORTED, byteify
+    from trainer.provenance.identity import START_RECIPE
 
+    places = ("--data.path", "DATA"), ("--run.out", "RUN")
     line = Progress(silent=False, every_seconds=15.0)
     out = arguments.out
-    made = byteify(arguments.token_model, out, arguments.recipe, arguments.overrides, arguments.unscaled, line)
+    with opened_token_model(arguments.token_model) as source:
+        made = byteify(source, out, arguments.recipe, arguments.overrides, arguments.unscaled, line)
     own = f"{quantity(made.imported).rstrip()} parameters of {made.architecture}"
     show(f"{IMPORTED}: {'; '.join(part for part in (size(made.stack), unlike_llama(made.stack), own) if part)}")
     show(f"new: {quantity(made.new).rstrip()} parameters of the local models and the n-gram tables")
     show(f"left out: {', '.join(made.left_out) or 'nothing'}")
-    show(f"train it: torchrun trainer/main.py {out / RECIPE_FILE} --data.path DATA --run.out RUN")
+    missing = [f"{key} {value}" for key, value in places if key not in " ".join(arguments.overrides)]
+    show(f"train it: {' '.join(['torchrun trainer/main.py', str(out / START_RECIPE), *missing])}")
     return 0
 
 

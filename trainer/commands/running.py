@@ -11,7 +11,7 @@ from pathlib import Path
 
 from shared.errors import ConfigError
 from shared.io.display.log import LOG
-from shared.io.files.path_kinds import model_folder_at
+from shared.io.files.path_kinds import model_folder_at, what_is
 from shared.model_folder.identity import WEIGHTS_FILE, load_settings
 from trainer.provenance.identity import IDENTITY_NAME, MOST_THREADS, model_identity
 from trainer.provenance.thresholds import default_note, known_subset
@@ -144,6 +144,16 @@ def opened_model(path: Path) -> Iterator[Path]:
     with model_at(path) as folder:
         load_settings(folder)
         yield folder
+
+
+@contextmanager
+def opened_token_model(path: Path) -> Iterator[Path]:
+    """A folder of transformers as it is, or what `opened_model` makes of a path of ours."""
+    if what_is(path) in ("is a run", "is a checkpoint of a run"):
+        with opened_model(path) as folder:
+            yield folder
+    else:
+        yield path
 
 
 @dataclass(frozen=True)

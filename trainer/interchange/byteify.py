@@ -25,12 +25,17 @@ from shared.models.initialise import initial_value, without_values
 from shared.stack_settings import StackSettings
 from trainer.interchange.folders import write_model
 from trainer.memory.parameters import parameter_shapes
+from trainer.provenance.identity import START_RECIPE
 from trainer.settings import TrainSettings
 from trainer.settings.recipe import check_recipe, read_recipe, set_key, with_places
 
-RECIPE_FILE = "recipe.toml"
 IMPORTED = "global_.blocks"
 """Beginning of the names of what comes from the token model."""
+GIVEN = {
+    "--model.global": "the global transformer has the shape of the token model",
+    "--start.": "a run of the new recipe starts from the folder that is written",
+}
+"""Keys that cannot be given, and why."""
 IMPORTED_RATE = 0.1
 """Share of the learning rate that the imported part begins with (as in the paper)."""
 
@@ -135,7 +140,7 @@ def byteify(
     plan = [(name, shape, torch.float32) for name, shape in shapes.items()]
     with whole_folder(out) as folder:
         write_model(folder, settings.model, (plan, produce), line)
-        write_atomic(folder / RECIPE_FILE, f"# {recipe} around the blocks of {source}\n{to_toml(values)}")
+        write_atomic(folder / START_RECIPE, f"# {recipe} around the blocks of {source}\n{to_toml(values)}")
     taken = sum(shapes[name].numel() for name in imported)
     new = sum(shape.numel() for shape in shapes.values()) - taken
     return Byteified(blocks.stack, blocks.architecture, taken, new, blocks.left_out())
@@ -149,8 +154,9 @@ def new_recipe(
     Where the data is and where the run goes may be missing: they are given when it is trained.
     """
     for option in overrides:
-        if option.startswith("--model.global"):
-            raise ConfigError(f"{option.partition('=')[0]}: the global transformer has the shape of the token model")
+        for key, reason in GIVEN.items():
+            if option.startswith(key):
+                raise ConfigError(f"{option.partition('=')[0]}: {reason}")
     values = read_recipe(recipe, overrides, TrainSettings)
     model = values.get("model")
     if not isinstance(model, dict) or model.get("kind") != "blt":

@@ -30,6 +30,8 @@ from trainer.interchange.folders import write_model
 from trainer.memory.parameters import parameter_shapes
 from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, model_identity, save_identity
 
+ROUNDED = 1e-3
+"""How far from 1 the sum of weights may be: thirds are typed with a few digits."""
 AT_ONCE = 1 << 22
 """Numbers of a tensor that are added up together, in fp64."""
 
@@ -60,16 +62,17 @@ def merge_weights(
     """Write OUT as a model folder with the weighted mean of model folders, one part of a tensor in memory at a time.
 
     Args:
-        weights: of each model; their sum is 1, and they may be negative.
+        weights: of each model; they may be negative, and their sum is 1, to which rounded ones are brought.
         post_training: added to the global blocks of the result.
 
-    Raises ConfigError where models do not fit together, InteropError or ModelFileError for token models that do not fit
-    the global blocks, FileExistsError when OUT is there.
+    Raises ConfigError where models do not fit together, IdentityError for one that is not trained yet, InteropError or
+    ModelFileError for token models that do not fit the global blocks, FileExistsError when OUT is there.
     """
     if len(weights) != len(models):
-        raise ConfigError(f"--weights: {len(weights)} for {len(models)} models")
-    if not math.isclose(total := math.fsum(weights), 1.0, abs_tol=1e-6):
-        raise ConfigError(f"--weights: their sum is {total:g}, not 1")
+        raise ConfigError(f"--weights: there are {len(weights)}, and {len(models)} models; one for each")
+    if abs((total := math.fsum(weights)) - 1) > ROUNDED:
+        raise ConfigError(f"--weights: their sum is {total:g}, not 1; without --weights all are equal")
+    weights = [weight / total for weight in weights]
     settings, identity = _alike(models)
     sources, shapes = [TensorFolder(model) for model in models], parameter_shapes(settings)
     for model, source in zip(models, sources):
@@ -96,10 +99,9 @@ def merge_weights(
         for inside in (ENTROPY_MODEL_FOLDER, TOKENIZER_FOLDER):
             if (models[0] / inside).is_dir():
                 copy_folder(models[0] / inside, folder / inside)
-        if identity is not None:
-            made: dict[str, Any] = {"models": [[model_sha256(model), weight] for model, weight in zip(models, weights)]}
-            made |= {} if change is None else {"post_training": change.described}
-            save_identity(identity.model_copy(update={"config": {"merged": made}}), folder / IDENTITY_NAME)
+        made: dict[str, Any] = {"models": [[model_sha256(model), weight] for model, weight in zip(models, weights)]}
+        made |= {} if change is None else {"post_training": change.described}
+        save_identity(identity.model_copy(update={"config": {"merged": made}}), folder / IDENTITY_NAME)
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     return Merged(sum(sizes.values()), sum(sizes[name] for name in change.names) if change is not None else 0)
 
@@ -135,7 +137,7 @@ class Difference:
 def _differences(one: BaseModel, two: BaseModel, **chosen: Any) -> str:
     """On which keys two differ, ``chosen`` as of model_dump; empty where on none."""
     kinds = [each.model_dump(mode="json", by_alias=True, **chosen) for each in (one, two)]
-    return in_short(differences(kinds[0], kinds[1]))
+    return in_short(differences(kinds[0], kinds[1], sides=("there", "here")))
 
 
 def _sha256_of(folder: Path) -> dict[str, str]:
@@ -143,20 +145,16 @@ def _sha256_of(folder: Path) -> dict[str, str]:
     return {path.name: file_sha256(path) for path in TensorFolder(model_folder_at(folder)).files()}
 
 
-def _alike(models: Sequence[Path]) -> tuple[AnyModelSettings, ModelIdentity | None]:
-    """The settings of all, and what the first says about itself (None of one that is not trained yet).
+def _alike(models: Sequence[Path]) -> tuple[AnyModelSettings, ModelIdentity]:
+    """The settings of all, and what the first says about itself.
 
-    Raises ConfigError, naming the keys, where they are not of one kind and size or find patches in other ways.
+    Raises ConfigError, naming the keys, where they are not of one kind and size or find patches in other ways,
+    IdentityError for one that is not trained yet.
     """
-    settings = load_settings(models[0])
-    identities = [model_identity(model) if (model / IDENTITY_NAME).is_file() else None for model in models]
-    for model, identity in zip(models[1:], identities[1:]):
-        own = load_settings(model)
-        if found := _differences(settings, own):
+    settings, identity = load_settings(models[0]), model_identity(models[0])
+    for model in models[1:]:
+        if found := _differences(settings, load_settings(model)):
             raise ConfigError(f"{model} is not a model like {models[0]} ({found})")
-        first = identities[0]
-        if (first is None) != (identity is None):
-            raise ConfigError(f"of {models[0]} and {model} only one says how its patches are found")
-        if first and identity and (found := _differences(first, identity, include={"patching", "entropy_model"})):
+        if found := _differences(identity, model_identity(model), include={"patching", "entropy_model"}):
             raise ConfigError(f"{model} finds its patches otherwise than {models[0]} ({found})")
-    return settings, identities[0]
+    return settings, identity

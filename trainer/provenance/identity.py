@@ -20,6 +20,8 @@ from trainer.settings import TrainSettings, identity_dict
 
 IDENTITY_NAME = "identity.json"
 RESOLVED_NAME = "config.json"
+START_RECIPE = "recipe.toml"
+"""Beside a model that is there to begin a run with, and has no identity: how."""
 FORMAT_VERSION: Literal[2] = 2
 """Of identities of runs and models; version 1 called the entropy model a patcher."""
 LENGTHS = ("config.run.steps:", "config.run.bytes:")
@@ -145,6 +147,8 @@ def load_identity(path: Path, schema: type[I]) -> I:
 
 def model_identity(folder: Path) -> ModelIdentity:
     """Of a model folder. Raises IdentityError."""
+    if not (folder / IDENTITY_NAME).exists() and (folder / START_RECIPE).exists():
+        raise IdentityError(f"{folder} has not been trained yet: torchrun trainer/main.py {folder / START_RECIPE}")
     return load_identity(folder / IDENTITY_NAME, ModelIdentity)
 
 

@@ -7,6 +7,7 @@ text; costs per byte change with it. Free of torch.
 import math
 from pathlib import Path
 
+from shared.patching.settings import ENTROPY_RULES
 from shared.shards.dataset import Dataset
 from trainer.data.mixture import Mixture
 from trainer.provenance.identity import IDENTITY_NAME, model_identity
@@ -29,8 +30,10 @@ def patch_size_warning(model: Path, dataset: Dataset | Mixture, size: float | No
         return None
     if dataset.manifest.identity.specials:
         advice = "special ids end patches, so those of chats are shorter with the trained threshold, the one to use"
-    else:
+    elif dataset.manifest.identity.patching.rule in ENTROPY_RULES:
         advice = "`python -m pipeline calibrate` finds the threshold that gives such patches"
+    else:
+        advice = "the text is another, as this rule has no threshold to change"
     return (
         f"note: patches of {dataset.where} have {found:.2f} bytes on average, those that {model} was trained on had "
         f"{trained:.2f}; {advice}"

@@ -25,15 +25,20 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def differences(recorded: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
-    """The keys on which two identities differ, one readable line each."""
+def differences(
+    recorded: dict[str, Any],
+    wanted: dict[str, Any],
+    prefix: str = "",
+    sides: tuple[str, str] = ("recorded", "now"),
+) -> list[str]:
+    """The keys on which two identities differ, one readable line each; ``sides``: what the two are called."""
     lines = []
     for key in sorted(recorded.keys() | wanted.keys()):
         old, new, name = recorded.get(key), wanted.get(key), f"{prefix}{key}"
         if isinstance(old, dict) and isinstance(new, dict):
-            lines += differences(old, new, f"{name}.")
+            lines += differences(old, new, f"{name}.", sides)
         elif old != new:
-            lines.append(f"{name}: recorded {_shown(old)}, now {_shown(new)}")
+            lines.append(f"{name}: {sides[0]} {_shown(old)}, {sides[1]} {_shown(new)}")
     return lines
 
 
