@@ -93,7 +93,7 @@ class WholeModel(Settings):
     def _one_window(self) -> "WholeModel":
         """Where the model's window bounds what a layer sees, the layer has none of its own."""
         for stack in self.stacks:
-            if stack.settings.windows and stack.axis == "tokens" and getattr(self, "window", None) is not None:
+            if any(stack.settings.windows) and stack.axis == "tokens" and getattr(self, "window", None) is not None:
                 raise ValueError(f"{stack.part}: windows of layers are for stacks that see whole documents")
         return self
 

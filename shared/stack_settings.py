@@ -139,6 +139,17 @@ class StackSettings(Settings):
         return self.feed_forward or -(-(8 * self.width // 3) // 256) * 256
 
     @property
+    def products(self) -> dict[Projection, tuple[int, int]]:
+        """Inputs and outputs of each product of a block."""
+        keys = self.key_value_heads * self.head_width
+        return {
+            "qkv": (self.width, self.attended_width + 2 * keys),
+            "attention_output": (self.attended_width, self.width),
+            "gate_up": (self.width, 2 * self.hidden),
+            "down": (self.hidden, self.width),
+        }
+
+    @property
     def layer_kinds(self) -> list[LayerKind]:
         """What each layer does, in their order."""
         return [self._layer_kind(layer) for layer in range(self.layers)]

@@ -115,7 +115,8 @@ class AttentionMask:
         assert self.window is None and self.before is None, "a window inside another"  # noqa: PT018
         if self.segment_ids is not None or self.longest:
             return replace(self, window=window)
-        return AttentionMask.of(self.documents, dtype, window)
+        # Bands are as wide as the window, however short the documents are.
+        return self if window >= max(self.documents.lengths) else AttentionMask.of(self.documents, dtype, window)
 
 
 def takes_tiles(device: torch.device) -> bool:

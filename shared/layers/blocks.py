@@ -47,8 +47,9 @@ class Linear(nn.Linear):
 
     def onto(self, base: Tensor, x: Tensor, times: float = 1) -> Tensor:
         """times * base [N, outputs] + the projection of x [N, inputs], added while it is computed."""
-        found = torch.addmm(base, x, self.weight.to(x.dtype).t(), beta=times)
-        return found if self.bias is None else found + self.bias.to(x.dtype)
+        if self.bias is not None:  # before the product, so that what the product gives is all that need be kept
+            base, times = torch.add(self.bias.to(x.dtype), base, alpha=times), 1
+        return torch.addmm(base, x, self.weight.to(x.dtype).t(), beta=times)
 
 
 class Embedding(nn.Embedding):

@@ -21,7 +21,7 @@ from shared.model_settings import AnyModelSettings, BltSettings, HNetSettings, M
 from shared.stack_settings import StackSettings
 
 Recompute = Literal["none", "selective", "full"]
-"""What blocks compute again in the backward pass: nothing; the product of gate and up; everything."""
+"""What blocks compute again in the backward pass: nothing; wide products, and what is pointwise; everything."""
 
 
 @dataclass(frozen=True)
@@ -231,8 +231,19 @@ def _with_crosses(settings: BltSettings, work: Workload, blocks: Flops) -> Flops
 
 def block_products(stack: StackSettings) -> int:
     """Of one block for one position: queries, keys and values, output, gate and up, down."""
-    heads = (2 * stack.heads + 2 * stack.key_value_heads) * stack.head_width
-    return 2 * stack.width * (heads + 3 * stack.hidden)
+    return sum(2 * inputs * outputs for inputs, outputs in stack.products.values())
+
+
+WIDEST = 3
+"""Outputs for each input of a product that selective recomputation keeps: queries, keys and values of as many heads."""
+
+
+def too_wide(inputs: int, outputs: int) -> bool:
+    """Whether selective recomputation computes a product again: that of gate and up as a rule.
+
+    Told from the two numbers: which product it is would be one more thing that compiled code depends on.
+    """
+    return outputs > WIDEST * inputs
 
 
 def _cross_products(stack: StackSettings, queries: int, keys: int) -> int:
@@ -250,14 +261,15 @@ def executed_training_flops(settings: AnyModelSettings, work: Workload, recomput
     """Of forward and backward as they are computed, for an executed workload.
 
     Self-attention keeps no scores: its backward pass computes them again, five products for the forward pass's two.
-    With ``recompute`` blocks do more a second time.
+    With ``recompute`` blocks do more a second time: with "selective" the products that are `too_wide`.
     """
     forward, again = forward_flops(settings, work), recompute == "full"
     blocks = {part for part, _, _ in stacks(settings, work)}
     products = {part: count * (3 + again * (part in blocks)) for part, count in forward.products.items()}
     if recompute == "selective":
         for part, stack, positions in stacks(settings, work):
-            products[part] += positions * stack.layers * 4 * stack.width * stack.hidden
+            again_products = sum(2 * a * b for a, b in stack.products.values() if too_wide(a, b))
+            products[part] += positions * stack.layers * again_products
     attention = {
         part: count * (7 + 2 * again) // 2 if part in blocks else 3 * count for part, count in forward.attention.items()
     }

@@ -82,4 +82,5 @@ def test_where_the_model_has_a_window_its_layers_have_none() -> None:
     for settings in (entropy_settings, flat_settings):
         with pytest.raises(ValidationError, match=f"blocks: {words}"):
             settings(windows=[4], window=9)
+    assert flat_settings(windows=[0], window=9).window == 9
     assert flat_settings(windows=[4]).layer_kinds[0].window == 4

@@ -64,13 +64,13 @@ def whole(least: int, most: int = sys.maxsize) -> Callable[[str], int]:
 
 def finite(text: str) -> float:
     """The type of an option that takes any number."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{value} is not a finite number")
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
     return value
-
-
-finite.__name__ = "number"  # as argparse calls it in errors
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

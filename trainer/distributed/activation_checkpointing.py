@@ -13,6 +13,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from shared.layers.attention import AttentionMask
 from shared.layers.blocks import Block
+from shared.models.flops import too_wide
 
 ATTENTION = frozenset(
     {
@@ -26,9 +27,6 @@ ATTENTION = frozenset(
 """Operators of self-attention: tiles on CPUs, the kernel for documents of many lengths, and what fp32 takes on CUDA."""
 
 PRODUCTS = frozenset({"aten::mm", "aten::addmm", "aten::_scaled_mm"})
-
-WIDEST = 3
-"""Outputs for each input of a product that is kept: queries, keys and values of all heads have as many."""
 
 
 def recompute(block: Block, how: Literal["selective", "full"]) -> None:
@@ -54,19 +52,16 @@ def policy(context: Any, operator: Any, *inputs: Any, **_: Any) -> CheckpointPol
     """Keep attention, and the products of matrices that are not too wide; compute all else again.
 
     Too wide is that of gate and up in the feed-forward part: a seventh of a training step's products, and a third of
-    what there is to keep. What is pointwise takes little time and most of the rest.
+    what there is to keep; with wide heads that of queries, keys and values, too. What is pointwise takes little time
+    and most of the rest.
     """
     name = operator.name()
-    if name in ATTENTION or (name in PRODUCTS and not too_wide(inputs)):
+    if name in ATTENTION or (name in PRODUCTS and not too_wide(*_right_factor(inputs))):
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def too_wide(inputs: tuple[Any, ...]) -> bool:
-    """Whether a product has more than WIDEST outputs for each input.
-
-    Told from the right factor, [inputs, outputs], the last tensor that is a matrix: a number that belongs to the block
-    would be one more that compiled code depends on.
-    """
+def _right_factor(inputs: tuple[Any, ...]) -> tuple[int, int]:
+    """Inputs and outputs of a product: the sizes of its right factor, the last tensor that is a matrix."""
     right = [part for part in inputs if isinstance(part, torch.Tensor) and part.ndim == 2][-1]
-    return right.shape[1] > WIDEST * right.shape[0]
+    return right.shape[0], right.shape[1]

@@ -14,7 +14,7 @@ from shared.interop.described import read_json
 from shared.interop.token_models import TokenModelBlocks
 from shared.io.display.progress import Progress
 from shared.io.files.atomic import write_atomic
-from shared.io.files.outputs import whole_folder
+from shared.io.files.outputs import check_apart, whole_folder
 from shared.io.files.path_kinds import model_folder_at
 from shared.model_folder.files import build_model
 from shared.model_folder.identity import CONFIG_FILE, load_settings
@@ -23,7 +23,7 @@ from shared.model_folder.tensors import TensorFolder
 from shared.model_settings import BltSettings, FlatSettings
 from shared.models.initialise import initial_value, without_values
 from shared.stack_settings import StackSettings
-from trainer.interchange.folders import write_model
+from trainer.interchange.folders import finite, write_model
 from trainer.memory.parameters import parameter_shapes
 from trainer.provenance.identity import START_RECIPE
 from trainer.settings import TrainSettings
@@ -66,8 +66,9 @@ def blocks_of(folder: Path, unscaled: bool = False) -> Blocks:
     Raises InteropError, ModelFileError or ConfigError where there is none that can be taken over.
     """
     folder = model_folder_at(folder)
-    if "kind" in read_json(folder / CONFIG_FILE):
-        return FlatBlocks(folder)
+    config = read_json(folder / CONFIG_FILE)
+    if "kind" in config and "model_type" not in config:
+        return FlatBlocks(folder, unscaled)
     return TokenModelBlocks(folder, unscaled)
 
 
@@ -76,12 +77,14 @@ class FlatBlocks:
 
     architecture = "a flat model"
 
-    def __init__(self, folder: Path) -> None:
-        """Raises ConfigError for models of other kinds, ModelFileError."""
+    def __init__(self, folder: Path, unscaled: bool) -> None:
+        """``unscaled`` as of `TokenModelBlocks`. Raises ConfigError for models of other kinds, ModelFileError."""
         settings = load_settings(folder)
         if not isinstance(settings, FlatSettings):
             raise ConfigError(f"{folder} is a model of kind {settings.kind!r}; only blocks of kind 'flat' can be taken")
         values = settings.model_dump(include=set(StackSettings.model_fields), exclude_none=True)
+        if unscaled:
+            values.pop("rope_scaling", None)
         if settings.window is not None:
             values["windows"] = [settings.window]
         self.stack = StackSettings.model_validate(values)
@@ -138,8 +141,9 @@ def byteify(
         return initial_value(name, shapes[name], settings.run.seed)
 
     plan = [(name, shape, torch.float32) for name, shape in shapes.items()]
+    check_apart(out, [source])
     with whole_folder(out) as folder:
-        write_model(folder, settings.model, (plan, produce), line)
+        write_model(folder, settings.model, finite((plan, produce), f"{source}: "), line)
         write_atomic(folder / START_RECIPE, f"# {recipe} around the blocks of {source}\n{to_toml(values)}")
     taken = sum(shapes[name].numel() for name in imported)
     new = sum(shape.numel() for shape in shapes.values()) - taken
@@ -160,7 +164,9 @@ def new_recipe(
     values = read_recipe(recipe, overrides, TrainSettings)
     model = values.get("model")
     if not isinstance(model, dict) or model.get("kind") != "blt":
-        raise ConfigError(f"{recipe}: model.kind must be 'blt': no other model has a global transformer")
+        raise ConfigError(
+            f"{recipe}: model.kind must be 'blt': only byte latent transformers are made from token models"
+        )
     model.pop("global_", None)  # the section's other name
     section = stack.model_dump(exclude_none=True)
     if stack.rope_scaling is not None:  # each kind has keys that others have no use for

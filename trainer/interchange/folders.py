@@ -12,7 +12,7 @@ from torch import Tensor
 
 from shared.bpe.folder import copy_tokenizer
 from shared.counts.files import write_counts
-from shared.errors import ConfigError, IdentityError
+from shared.errors import ConfigError, IdentityError, ModelFileError
 from shared.interop.described import Described, Record
 from shared.interop.hf_config import check_one_threshold, objection
 from shared.interop.model_card import CardFigures
@@ -272,6 +272,21 @@ def with_progress(contents: Contents, line: Progress) -> Contents:
         return produce(name)
 
     return plan, shown
+
+
+def finite(contents: Contents, where: str) -> Contents:
+    """The same in fp32; ModelFileError, beginning ``where``, at the first tensor with NaN or infinity."""
+    plan, produce = contents
+
+    def checked(name: str) -> Iterable[Tensor]:
+        made = produce(name)
+        for part in (made,) if isinstance(made, Tensor) else made:
+            part = part.float()
+            if not part.isfinite().all():
+                raise ModelFileError(f"{where}tensor {name} would have values that are no finite numbers")
+            yield part
+
+    return plan, checked
 
 
 def write_model(folder: Path, settings: AnyModelSettings, contents: Contents, line: Progress) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from shared.errors import ConfigError, ModelFileError
 from shared.io.display.progress import Progress
 from shared.io.files.digests import differences, file_sha256, in_short
-from shared.io.files.outputs import whole_folder
+from shared.io.files.outputs import check_apart, whole_folder
 from shared.io.files.path_kinds import model_folder_at
 from shared.model_folder.files import copy_folder
 from shared.model_folder.identity import ENTROPY_MODEL_FOLDER, TOKENIZER_FOLDER, load_settings, model_sha256
@@ -26,7 +26,7 @@ from shared.model_folder.tensor_header import check_shapes
 from shared.model_folder.tensors import Entry, TensorFolder
 from shared.model_settings import AnyModelSettings
 from trainer.interchange.byteify import IMPORTED, blocks_of
-from trainer.interchange.folders import write_model
+from trainer.interchange.folders import finite, write_model
 from trainer.memory.parameters import parameter_shapes
 from trainer.provenance.identity import IDENTITY_NAME, ModelIdentity, model_identity, save_identity
 
@@ -94,8 +94,9 @@ def merge_weights(
             yield total.float()
 
     plan: list[Entry] = [(name, shape, torch.float32) for name, shape in shapes.items()]
+    check_apart(out, models)
     with whole_folder(out) as folder:
-        write_model(folder, settings, (plan, produce), line)
+        write_model(folder, settings, finite((plan, produce), "of these models "), line)
         for inside in (ENTROPY_MODEL_FOLDER, TOKENIZER_FOLDER):
             if (models[0] / inside).is_dir():
                 copy_folder(models[0] / inside, folder / inside)

@@ -15,6 +15,7 @@ from typing import Literal
 
 from shared.layers.tile_sizes import STRIP, WIDEST_STRIP
 from shared.model_settings import AnyModelSettings, BltSettings, HNetSettings, MegaByteSettings
+from shared.models.flops import too_wide
 from shared.stack_settings import StackSettings
 from trainer.memory.parameters import TABLES, Shape, parameter_shapes
 from trainer.memory.parts import Memory, logits_bytes, unsharded_elements
@@ -213,7 +214,10 @@ def _block(stack: StackSettings, given: Pass, recompute: Kept) -> int:
     sums = 0 if given.tiled else FLOAT * stack.heads
     heads = attended + 2 * keys
     if recompute == "selective":
-        return given.width * (2 * width + attended + heads) + sums
+        kept = {name: outputs for name, (inputs, outputs) in stack.products.items() if not too_wide(inputs, outputs)}
+        if stack.norm == "before":
+            kept.pop("down", None)  # added to what it is added to, it is the next block's input
+        return given.width * (width + attended + sum(kept.values())) + sums
     # Input, its norm, attention, the sum between the halves, its norm; heads before and after they are turned, and
     # once more where they are normed. Norms that stand after keep as many, what goes into them.
     kept = 4 * width + attended + heads + (attended + keys) + (heads if stack.qk_norm != "none" else 0)

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from argparse import ArgumentParser, Namespace, _ArgumentGroup
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,6 +205,13 @@ def _open_stream(path: Path) -> int:
         else:
             os.set_blocking(descriptor, True)
             return descriptor
+
+
+def check_apart(out: Path, sources: Iterable[Path]) -> None:
+    """Raise OutputError where ``out`` lies in what is read for it."""
+    for source in sources:
+        if out.resolve().is_relative_to(source.resolve()):
+            raise OutputError(f"{out} lies in {source}, which is read; give another folder")
 
 
 @contextmanager

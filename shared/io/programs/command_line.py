@@ -1,6 +1,7 @@
 """What the command lines of both programs have in common: commands, help, one line for errors, log levels."""
 
 import argparse
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -55,6 +56,10 @@ def location_option(text: str) -> Path | str:
     return location
 
 
+NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
+"""What is a value and no option: argparse of Python 3.11 knows none with an exponent."""
+
+
 class Parser(argparse.ArgumentParser):
     """The options of a command, none of them abbreviated."""
 
@@ -62,6 +67,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             prog=prog, description=description, epilog=epilog, formatter_class=_Formatter, allow_abbrev=False
         )
+        self._negative_number_matcher = NEGATIVE_NUMBER
         self.register("type", Path, path_option)
         self.register("type", location_of, location_option)
 

@@ -368,6 +368,32 @@ def test_a_flat_model_without_one_of_its_tensors_is_refused(
     assert "tensor blocks.1.down.weight [64, 256] is missing" in line
 
 
+def test_scaled_positions_of_a_flat_model_can_be_taken_as_unscaled(tmp_path: Path, recipe: Path) -> None:
+    scaling = {"kind": "linear", "factor": 2.0}
+    settings = FlatSettings.model_validate({"width": 64, "layers": 2, "heads": 4, "rope_scaling": scaling})
+    save_model(any_model(settings), settings, tmp_path / "flat")
+    assert imported(tmp_path / "flat", tmp_path / "scaled", recipe).settings.global_.rope_scaling is not None
+    unscaled = imported(tmp_path / "flat", tmp_path / "unscaled", recipe, "--unscaled")
+    assert unscaled.settings.global_.rope_scaling is None
+
+
+def test_values_that_are_no_finite_numbers_are_refused(
+    tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = FlatSettings(width=64, layers=1, heads=4)
+    state = any_model(settings).state_dict()
+    state["blocks.0.down.weight"][3, 5] = float("inf")
+    save_model(state, settings, tmp_path / "flat")
+    line = refusal(capsys, tmp_path / "flat", tmp_path / "out", recipe)
+    assert "flat: tensor global_.blocks.0.down.weight would have values that are no finite numbers" in line
+
+
+def test_where_the_run_starts_is_not_given(tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_llama(tmp_path / "llama")
+    line = refusal(capsys, tmp_path / "llama", tmp_path / "out", recipe, "--start.model", "x")
+    assert "--start.model: a run of the new recipe starts from the folder that is written" in line
+
+
 def test_no_other_kind_of_ours_can(tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_model(any_model(hnet_settings()), hnet_settings(), tmp_path / "hnet")
     line = refusal(capsys, tmp_path / "hnet", tmp_path / "out", recipe)

@@ -171,6 +171,12 @@ def test_what_does_not_fit_is_named(tmp_path: Path, byteified: Path, capsys: pyt
     assert "other finds its patches otherwise" in refusal(capsys, out, one, tmp_path / "other")
     untrained = refusal(capsys, out, byteified, tmp_path / "byteified")
     assert f"has not been trained yet: torchrun trainer/main.py {tmp_path / 'byteified/recipe.toml'}" in untrained
+    with_nan = {name: tensor.fill_(torch.nan) for name, tensor in load_state(one)[0].items()}
+    save_model(with_nan, blt_settings(), tmp_path / "diverged")
+    save_identity(identity_of(SPACES), tmp_path / "diverged" / IDENTITY_NAME)
+    line = refusal(capsys, out, one, tmp_path / "diverged")
+    assert "of these models tensor decoder.blocks.0.attention_norm.weight would have values that are no finite" in line
+    assert "lies in" in refusal(capsys, one / "entropy_model", one)
     base = ["--post-trained", tmp_path / "base", "--base", tmp_path / "base"]
     assert "of kind 'flat' and has no global_.blocks" in refusal(capsys, out, tmp_path / "flat", *base)
     assert "are not like global_.blocks of" in refusal(capsys, out, one, *base)

@@ -135,7 +135,20 @@ MODELS["narrow local heads"] = {
     "decoder": LOCAL | {"heads": 2, "head_dim": 10, "layers": 2},
     "global": {"width": 128, "layers": 2, "heads": 4},
 }
-UNPATCHED = ("entropy", "flat", "flat with tables", "hnet", "hnet with tables")
+FLAT = {"kind": "flat", "width": 64, "layers": 4, "heads": 4, "feed_forward": 128}
+MODELS |= {
+    "selective, norms after": FLAT | {"norm": "after", "qk_norm": "width"},
+    "selective, wide heads": FLAT | {"head_dim": 32},
+    "selective, narrow heads": FLAT | {"head_dim": 4, "kv_heads": 1, "feed_forward": 80},
+}
+UNPATCHED = (
+    *(name for name in MODELS if name.startswith("selective")),
+    "entropy",
+    "flat",
+    "flat with tables",
+    "hnet",
+    "hnet with tables",
+)
 
 VARIANTS = {
     "projected": {},
@@ -151,7 +164,10 @@ VARIANTS = {
     "spacebyte with tables": {"parallel": {"offload": True}},
     "hnet": {},
     "blocks as in OLMo 3": {"optimizer": {"lr": 1e-3, "matrices": "muon"}},
-    "blocks as in Qwen 2, all biases": {"optimizer": {"lr": 1e-3, "matrices": "muon"}},
+    "blocks as in Qwen 2, all biases": {"parallel": {"activation_checkpointing": "selective"}},
+    "selective, norms after": {"parallel": {"activation_checkpointing": "selective"}},
+    "selective, wide heads": {"parallel": {"activation_checkpointing": "selective"}},
+    "selective, narrow heads": {"parallel": {"activation_checkpointing": "selective"}},
 }
 
 
